@@ -20,7 +20,7 @@ from training.data.dataset import build
 from training.drafting.funnel import Funnel, duration, funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, profile, read_tables
-from training.drafting.suggest import Feature, Toml, suggest
+from training.drafting.suggest import Feature, suggest, toml, toml_key
 from training.evaluation.leakage import suspects
 
 POPULAR = {"gauge": "current number", "rate": "no pair of event kinds gives a current number"}
@@ -56,12 +56,12 @@ def draft(log: Path, name: str | None = None) -> Draft:
     if found:
         leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
         columns = [
-            dataclasses.replace(c, type=None, why=leaky[c.field]) if c.field in leaky else c for c in columns
+            dataclasses.replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns
         ]
         features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
     text = _text(name, log, tables, events, columns, features)
     read_surface(text, f"draft of {log}")
-    notes = [f"{c.field} is left out: {c.why}" for c in columns if c.type is None]
+    notes = [f"{c.path} is left out: {c.why}" for c in columns if c.type is None]
     notes += [f"the feature {f} is left out: {why}" for f, why in found.items() if f in pairs]
     return Draft(text, tuple(notes))
 
@@ -109,7 +109,7 @@ def _text(
         f"# {num_exposures:,} exposures of {num_rows:,} candidates, {first} to {last}.",
         "# This is a draft: review it, above all the label and what is known at the time of a ranking.",
         f"name = {json.dumps(name)}",
-        f"events = {Toml.of(declared)}",
+        f"events = {toml(declared)}",
         "",
         "# What to predict. The kinds of event, and the share of shown candidates that they follow:",
     ]
@@ -124,8 +124,8 @@ def _text(
     spec = {"event": label.kind, "within": duration(label.within_ms)}
     popular = next(f for f in features if f.popular)
     lines += [
-        f"label = {Toml.of(spec)}  # {events.window_reason}",
-        f"popular = {Toml.of(popular.name)}  # {POPULAR[str(popular.spec['kind'])]}",
+        f"label = {toml(spec)}  # {events.window_reason}",
+        f"popular = {toml(popular.name)}  # {POPULAR[str(popular.spec['kind'])]}",
     ]
     for owner in OWNERS:
         own = [c for c in columns if c.owner == owner]
@@ -139,7 +139,7 @@ def _text(
             lines += [f"# {f.section}"] if not section else ["", f"# {f.section}"]
             section = f.section
         comment = f"  # {f.comment}" if f.comment else ""
-        lines.append(f"{Toml.key(f.name)} = {Toml.of(f.spec)}{comment}")
+        lines.append(f"{toml_key(f.name)} = {toml(f.spec)}{comment}")
     return "\n".join(lines) + "\n"
 
 
@@ -162,4 +162,4 @@ def _field(c: Column) -> str:
     remarks += [c.why] if c.why else []
     spec: object = {"type": "set", "max": c.max_size} if c.type == "set" else c.type
     comment = f"  # {', '.join(remarks)}" if remarks else ""
-    return f"{Toml.key(c.name)} = {Toml.of(spec)}{comment}"
+    return f"{toml_key(c.name)} = {toml(spec)}{comment}"

@@ -54,9 +54,9 @@ class EventStats:
     # Positives as a share of all shown candidates.
     rate: float
     # Kinds that come before it on the share FOLLOWS_SHARE of its rows.
-    after: tuple[str, ...] = ()
+    after: tuple[str, ...]
     # Reason why it cannot be the label; empty if it can.
-    why_not: str = ""
+    why_not: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Funnel:
     """Shown candidates and the events on them. N rows, one for each shown candidate.
 
     `exposure` [N] are rows of the exposures table, `candidate` [N] and `viewer` codes, with
-    `viewer` by exposure and −1 for null. `covered` is the share of the label's delays within its
+    `viewer` by exposure and 0 for null. `covered` is the share of the label's delays within its
     window. `gauge` are the kinds that raise and lower a current number, if there is such a pair.
     """
 
@@ -128,31 +128,35 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     event_ms = event_times(exposures, events)
     owners = Owners(
         candidate,
-        request[exposure] + 1,
-        viewer[exposure] + 1,
+        request[exposure],
+        viewer[exposure],
         event_candidate,
-        event_request + 1,
-        event_viewer + 1,
+        event_request,
+        event_viewer,
         event_ms,
     )
     row, delay = _followed(owners, kinds, shown_ms)
     is_on = {kind: (row >= 0) & (kinds == kind) for kind in sorted(set(kinds))}
     num_shown = len(np.unique(row[is_on[IMPRESSION]])) if IMPRESSION in is_on else len(exposure)
     longest = WINDOW_SHARE * (max(shown_ms.max(), event_ms.max()) - shown_ms.min())
+    firsts = {kind: _first(row[on], delay[on], len(exposure)) for kind, on in is_on.items()}
+    downs = _downs(list(is_on))
     event_stats = {}
     for kind, on in is_on.items():
         window = _window(delay[on], longest)
-        rows = np.unique(row[on & (delay <= window)])
-        rate = len(rows) / max(num_shown, 1)
-        event_stats[kind] = EventStats(kind, int((kinds == kind).sum()), window, len(rows), rate)
-    firsts = {kind: _first(row[on], delay[on], len(exposure)) for kind, on in is_on.items()}
-    downs = _downs(list(is_on))
-    for kind, one in event_stats.items():
-        why = _why_not(kind, one, downs)
+        positives = len(np.unique(row[on & (delay <= window)]))
         after = tuple(
             o for o in is_on if o not in (kind, IMPRESSION) and _comes_after(firsts[kind], firsts[o])
         )
-        event_stats[kind] = EventStats(**{**vars(one), "after": after, "why_not": why})
+        event_stats[kind] = EventStats(
+            kind,
+            int((kinds == kind).sum()),
+            window,
+            positives,
+            positives / max(num_shown, 1),
+            after,
+            _why_not(kind, positives, downs),
+        )
     label = _label(event_stats)
     covered = float(np.mean(delay[is_on[label]] <= event_stats[label].within_ms))
     gauge = next(((up, down) for down, up in downs.items()), None)
@@ -205,14 +209,14 @@ def _downs(kinds: list[str]) -> dict[str, str]:
     return found
 
 
-def _why_not(kind: str, one: EventStats, downs: dict[str, str]) -> str:
+def _why_not(kind: str, positives: int, downs: dict[str, str]) -> str:
     if kind == IMPRESSION:
         return "records what was on screen"
     if kind in downs:
         return f"undoes a {downs[kind]}"
     if kind in REJECTS:
         return "rejects the candidate"
-    return "" if one.positives else "follows no exposure that showed its candidate"
+    return "" if positives else "follows no exposure that showed its candidate"
 
 
 def _label(event_stats: dict[str, EventStats]) -> str:

@@ -39,22 +39,17 @@ def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Fu
 def ages_ms(c: Column, tables: dict[str, pa.Table], events: Funnel) -> F64:
     """Return `[N]` the time from a column's value to each row's exposure in ms; NaN if missing."""
     if c.owner == "context":
-        return np.asarray(events.shown_ms - _numbers(c)[events.exposure], np.float64)
+        return np.asarray(events.shown_ms - c.numbers[events.exposure], np.float64)
     table = tables[f"{c.owner}s"]
     shown = pc.list_flatten(tables["exposures"]["candidates"]) if c.owner == "candidate" else None
     wanted = tables["exposures"]["viewer"] if shown is None else shown
     own, code = codes_of(table["id"], wanted)
-    # The last element stands for code −1, a null id.
-    values = np.full(max(own.max(), code.max()) + 2, np.nan)
+    # Code 0 stands for a null id.
+    values = np.full(max(own.max(), code.max()) + 1, np.nan)
     # If an id has several rows, the last one counts.
-    values[own] = _numbers(c)
+    values[own] = c.numbers
     of_row = values[code] if shown is not None else values[code][events.exposure]
     return np.asarray(events.shown_ms - of_row, np.float64)
-
-
-def _numbers(c: Column) -> F64:
-    assert c.numbers is not None
-    return c.numbers
 
 
 def _ahead(age_ms: F64) -> str:
@@ -81,7 +76,7 @@ def _is_total(c: Column, table: pa.Table, totals: dict[str, Counter[str]]) -> st
         return ""
     given = [
         (name, value)
-        for name, value in zip(table["id"].to_pylist(), _numbers(c).tolist(), strict=True)
+        for name, value in zip(table["id"].to_pylist(), c.numbers.tolist(), strict=True)
         if name in totals[IMPRESSION] and value == value
     ]
     if len(given) < ENOUGH_IDS:
