@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
@@ -22,7 +21,7 @@ from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
 from serve.model.scorers import load_scorer
 from training.bench.reference import module_of, trained_classifier
-from training.network.export import OPSET, build, golden
+from training.network.export import OPSET, build, golden, one_thread_session
 from training.network.model import Model
 from training.network.network import Network, NetworkConfig
 
@@ -110,9 +109,7 @@ def _exported(module: torch.nn.Module, num_inputs: int) -> Any:
             # The newer exporter needs a further package.
             dynamo=False,
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    return one_thread_session(file.getvalue())
 
 
 def references(parent: Path) -> dict[str, Path]:

@@ -26,7 +26,7 @@ from serve.features.surface import PositionBias
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from training.evaluation.slates import auc
 from training.fit.flat import flat
-from training.network.inputs import EVALUATION_BATCH, Inputs
+from training.network.inputs import Inputs
 from training.network.layers import GhostBatchNorm
 from training.network.network import Network, NetworkConfig
 from training.network.position_bias import Bias
@@ -276,10 +276,8 @@ class _Fit:
         self.network.eval()
         num_rows = len(self.valid)
         logit = torch.zeros(num_rows, device=self.valid.x.device)
-        begin, end = (num_rows * rank // self.world for rank in (self.rank, self.rank + 1))
-        for start in range(begin, end, EVALUATION_BATCH):
-            part = slice(start, min(start + EVALUATION_BATCH, end))
-            logit[part] = self.network.logit(self.valid.x[part])
+        mine = slice(*(num_rows * rank // self.world for rank in (self.rank, self.rank + 1)))
+        logit[mine] = self.network.logit(self.valid.x[mine])
         logit = self.bias(self._sum(logit).double(), self.valid.position)
         label = self.valid.label.double()
         return binary_cross_entropy_with_logits(logit, label).item(), auc(

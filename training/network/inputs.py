@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serve.model.encoder import Encoder
-from training.network.network import Network, NetworkConfig
+from training.network.network import EVALUATION_BATCH, Network, NetworkConfig
 
 # Numbers, hot columns and indices of rows, as `Encoder.encode` returns them.
 Encoded = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
-# Rows in one forward pass without gradients. The limit bounds memory and does not change results.
-EVALUATION_BATCH = 16_384
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from torch import Tensor
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
-from training.network.inputs import EVALUATION_BATCH
-from training.network.network import Network, NetworkConfig
+from training.network.network import EVALUATION_BATCH, Network, NetworkConfig
 
 # Identity map: the probability is the sigmoid of the network's logit.
 UNCALIBRATED = Calibration(1.0, 0.0)

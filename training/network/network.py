@@ -14,6 +14,9 @@ from serve.model.encoder import CLIP, Encoder
 from training.network.tabnet import NetworkConfig as NetworkConfig
 from training.network.tabnet import TabNet
 
+# Rows in one forward pass without gradients. The limit bounds memory and does not change results.
+EVALUATION_BATCH = 16_384
+
 
 class Network(nn.Module):
     """TabNet with one output on the columns of `encoder.input_names`.
@@ -71,5 +74,4 @@ class Network(nn.Module):
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit [R] of x [R, D0 + K1], in eval mode and without gradients."""
         assert not self.training
-        logit: Tensor = self.tabnet(x)[0]
-        return logit
+        return torch.cat([self.tabnet(part)[0] for part in torch.split(x, EVALUATION_BATCH)])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from serve.model.encoder import Encoder
 from training.fit.loop import Diverged, FitConfig, run
-from training.network.inputs import EVALUATION_BATCH, Inputs
+from training.network.inputs import Inputs
 from training.network.network import Network
 from training.network.position_bias import Bias
 from training.search.trial import device, needs
@@ -90,6 +90,5 @@ def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32]
     network.tabnet.load_state_dict(state.last)
     bias = Bias(config.position_bias)
     bias.load_state_dict(state.bias)
-    logit = torch.cat([network.logit(x) for x in torch.split(rows.x, EVALUATION_BATCH)])
     with torch.no_grad():
-        return np.asarray(bias(logit, rows.position).numpy(), np.float32)
+        return np.asarray(bias(network.logit(rows.x), rows.position).numpy(), np.float32)

@@ -26,6 +26,7 @@ TITLES: dict[Kind, str] = {
     "logistic": "logistic regression",
     "popular": "popular",
 }
+MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,7 @@ class Leaderboard:
         front = {entry.name for entry in _front(self.tried())}
         return [
             {
-                "name": entry.name,
-                "kind": entry.kind,
-                "valid_logloss": entry.valid_logloss,
-                "valid_auc": entry.valid_auc,
-                "valid_ndcg": entry.valid_ndcg,
-                "us_per_candidate": entry.us_per_candidate,
+                **{name: getattr(entry, name) for name in MEASURES},
                 "fits": entry.fits(max_us),
                 "front": entry.name in front,
                 "epochs": entry.point.get("epochs"),

@@ -9,17 +9,16 @@ from typing import Any
 from serve.features.surface import Surface
 from serve.model.artifact import Artifact, current
 from training.evaluation.leakage import suspects
-from training.fit.loop import Diverged, FitConfig
+from training.fit.loop import Diverged
 from training.fit.publish import check_surface
 from training.fit.trainer import ray_session
-from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast
 from training.search.cost import Costs, us_per_candidate
 from training.search.incumbent import configuration, followed, reasons, take_place
 from training.search.leaderboard import BoardEntry, Leaderboard, compete
 from training.search.progress import SearchProgress
-from training.search.run import SearchRun, SearchSettings
-from training.search.task import Task
+from training.search.run import SearchRun
+from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
 from training.search.trials import check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, headline
@@ -48,16 +47,7 @@ def search(
         check_surface(models, surface.name)
     with Clock(out, settings.budget_s) as clock:
         progress.report("reading the log and computing features")
-        base = FitConfig(seed=settings.seed, position_bias=surface.position_bias)
-        task = Task.read(
-            surface,
-            log,
-            base,
-            max_us=max_us,
-            num_teachers=settings.num_teachers,
-            days=settings.days,
-            progress=progress.share,
-        )
+        task = Task.read(surface, log, settings, progress.share)
         clock.claim(task.identity, restart=settings.restart)
         board = Leaderboard(out / "leaderboard.jsonl")
         follows = clock.setdefault("follows", current(models)) if models else None
@@ -65,7 +55,7 @@ def search(
         suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
         for suspect in suspected:
             progress.report(suspect)
-        winner, manifest = _find(task, board, clock, last, settings.max_trials, progress)
+        winner, manifest = _find(task, board, clock, last, progress)
         why_not = [*reasons(manifest), *suspected]
         published = models is not None and not why_not
         promoted = False
@@ -94,34 +84,25 @@ def search(
 
 
 def _find(
-    task: Task,
-    board: Leaderboard,
-    clock: Clock,
-    last: Artifact | None,
-    max_trials: int | None,
-    progress: SearchProgress,
+    task: Task, board: Leaderboard, clock: Clock, last: Artifact | None, progress: SearchProgress
 ) -> tuple[BoardEntry, Mapping[str, Any]]:
     """Run rivals, trials and the final training; return the winner and its manifest.
 
     `last` is the incumbent.
     """
-
-    def measured(network: NetworkConfig) -> float:
-        matrix = task.valid.matrix
-        return us_per_candidate(task.encoder, network, matrix.numeric, matrix.category)
-
-    costs = Costs(measured, board.entries)
-    check_cost(costs, task.max_us)
+    max_us = task.settings.max_us
+    costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.entries)
+    check_cost(costs, max_us)
     compete(board, task.encoder, task.parts["training"], task.valid, progress.report)
     first = configuration(last.manifest, task.base, progress.report) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])
-        forecast = Forecast(board, num_rows, num_test, task.num_teachers, num_at_once())
+        forecast = Forecast(board, num_rows, num_test, task.settings.num_teachers, num_at_once())
         run = SearchRun(task, board, clock, forecast, progress)
-        run_trials(run, costs, first, max_trials)
-        ranking = board.ranking(task.max_us)
+        run_trials(run, costs, first)
+        ranking = board.ranking(max_us)
         for winner in ranking:
-            progress.report(headline(board, winner, task.max_us))
+            progress.report(headline(board, winner, max_us))
             try:
                 return winner, finish(run, winner, last)
             except Diverged as error:

@@ -21,28 +21,26 @@ from training.evaluation.metrics import measure
 from training.evaluation.slates import Slates, auc
 from training.fit.loop import FitConfig, State, run
 from training.network.calibrate import fit_platt
-from training.network.inputs import EVALUATION_BATCH, Inputs
+from training.network.inputs import Inputs
 from training.network.network import Network
 from training.search.budget import work
 from training.search.space import Space
+
+SLATES = "slates.npy"
 
 
 @dataclass(frozen=True)
 class Job:
     """Shared input of all trials of a search.
 
-    Workers map the rows `train` and `valid` in `folder` into memory, as `Inputs.save` wrote them.
+    Workers map the rows `train` and `valid` in `folder` into memory, as `Inputs.save` wrote them. The
+    file `SLATES` beside them holds the slate numbers [N] of the validation rows.
     """
 
     folder: Path
     # Encoder as JSON.
     encoder: str
     base: FitConfig
-
-    @property
-    def slates(self) -> Path:
-        """Return the path of the slate numbers [N] of the validation rows."""
-        return self.folder / "slates.npy"
 
 
 def run_trial(point: Mapping[str, Any], job: Job) -> None:
@@ -60,7 +58,7 @@ def run_trial(point: Mapping[str, Any], job: Job) -> None:
 
     try:
         state = run(train, valid, encoder, config, after_epoch=after_epoch, device=device())
-        ray.tune.report(referee.verdict(state, np.load(job.slates)))
+        ray.tune.report(referee.verdict(state, np.load(job.folder / SLATES)))
     # Any error is reported on the leaderboard and ends only this trial.
     except Exception as error:
         what = "" if isinstance(error, TabrankError) else f"{type(error).__name__}: "
@@ -120,8 +118,7 @@ class Referee:
 
     def _logit(self, state: State) -> NDArray[np.float64]:
         self._network.tabnet.load_state_dict(state.last)
-        parts = [self._network.logit(x) for x in torch.split(self._valid.x, EVALUATION_BATCH)]
-        return torch.cat(parts).double().numpy()
+        return self._network.logit(self._valid.x).double().numpy()
 
     def _without_position(self, logit: NDArray[np.float64]) -> tuple[float, float | None, Calibration]:
         """Return (logloss, AUC, calibration) of calibrated logits.

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from ray import tune
@@ -21,7 +20,7 @@ from training.search.run import Deadline, SearchRun
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import sample
-from training.search.trial import Job, needs, num_at_once, run_trial
+from training.search.trial import SLATES, Job, needs, num_at_once, run_trial
 
 # Training rows of a trial for each second of the budget. More rows would leave too few trials.
 ROWS_PER_S = 500
@@ -39,7 +38,7 @@ SETTINGS = {
 }
 
 
-def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig], max_trials: int | None) -> None:
+def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None:
     """Train networks until the winner's training needs the rest of the budget; try `first` first.
 
     Raises:
@@ -49,20 +48,20 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig], max_tri
     # Keep the size of the first call whatever the later budget, so that trials are comparable.
     most = clock.setdefault("trial_rows", max(MIN_TRIAL_ROWS, int(clock.budget_s * ROWS_PER_S)))
     rows, valid = sample(task.parts["training"], most), task.valid
-    deadline = Deadline(run, len(rows), len(valid), max_trials)
-    if not deadline.is_over():
+    deadline = Deadline(run, len(rows), len(valid))
+    if not deadline.stop_all():
         study = _study(run, deadline, costs, first, len(rows))
         job = Job(board.path.parent.resolve() / "trials", task.encoder.to_json(), task.base)
         for name, part in (("train", rows), ("valid", valid)):
             encode_rows(task.encoder, part).save(job.folder, name)
-        np.save(job.slates, valid.slate)
+        np.save(job.folder / SLATES, valid.slate)
         run.progress.searching(clock.budget_s)
         try:
             _tuner(job, study, deadline).fit()
         finally:
             run.progress.searched()
             shutil.rmtree(job.folder, ignore_errors=True)
-    _check_winner(board, task.max_us)
+    _check_winner(board, task.settings.max_us)
 
 
 def check_cost(costs: Costs, max_us: float | None) -> None:
@@ -104,7 +103,7 @@ def _study(
         board,
         first=[*first, *_known_good(task.base, num_rows)],
         cost=costs,
-        max_us=task.max_us,
+        max_us=task.settings.max_us,
         rate=float(task.valid.label.mean()),
         in_time=deadline.in_time,
         on_entry=on_entry,
@@ -142,24 +141,6 @@ def _tuner(job: Job, study: Study, deadline: Deadline) -> tune.Tuner:
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="run", storage_path=str(job.folder / "tune"), stop=_Stopper(deadline), verbose=0
+            name="run", storage_path=str(job.folder / "tune"), stop=deadline, verbose=0
         ),
     )
-
-
-class _Stopper(tune.Stopper):  # type: ignore[misc]
-    """Adapter from `Deadline` to Ray Tune's stopper."""
-
-    def __init__(self, deadline: Deadline) -> None:
-        self._deadline = deadline
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune stores a copy of its configuration, which nobody reads.
-        return {}
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never stop a single trial: the scheduler does."""
-        return False
-
-    def stop_all(self) -> bool:
-        return self._deadline.is_over()

@@ -46,7 +46,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     stands_for = {
         "winner": winner.name,
         "config": winner.point,
-        "asked_teachers": task.num_teachers,
+        "asked_teachers": task.settings.num_teachers,
         "follows": last.version if last else None,
     }
     made = _made(out / "artifact", stands_for)
@@ -60,10 +60,10 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     calibration = _calibration(task, winner, size.num_teachers)
     run.progress.report("measuring it on the test rows, beside its rivals")
     search = {
-        "headline": headline(run.board, winner, task.max_us),
+        "headline": headline(run.board, winner, task.settings.max_us),
         "budget_s": run.clock.budget_s,
-        "leaderboard": run.board.table(task.max_us),
-        "max_us_per_candidate": task.max_us,
+        "leaderboard": run.board.table(task.settings.max_us),
+        "max_us_per_candidate": task.settings.max_us,
         "test_looks": run.clock.increment(TEST_LOOKS),
         **stands_for,
     }
