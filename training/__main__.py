@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -152,7 +151,7 @@ def fit(
 
     from training.fit.fit import fit as run
     from training.fit.loop import FitConfig
-    from training.fit.progress import progress_on
+    from training.fit.progress import Progress
 
     config = replace(FitConfig(), seed=seed, num_workers=workers)
     if epochs is not None:
@@ -166,7 +165,7 @@ def fit(
             storage=storage,
             memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
             prepared_share=share,
-            progress=progress_on(sys.stderr),
+            progress=Progress(),
         )
     for suspect in manifest["suspects"]:
         print_progress(suspect)

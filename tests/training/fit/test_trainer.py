@@ -33,7 +33,7 @@ from training.data import stream as spill
 from training.fit.loop import FitConfig
 from training.network.inputs import Inputs
 from training.network.network import NetworkConfig
-from training.fit.progress import Lines
+from training.fit.progress import Progress
 from training.fit.trainer import ray_session, train
 
 spill.ROWS_PER_FILE = 2_000
@@ -66,7 +66,7 @@ with ray_session():
         try:
             storage = folder / name.removesuffix(" again")
             given = spilled(rows, storage / "rows") if name.startswith("streamed") else rows
-            lines = Lines(sys.stderr)
+            lines = Progress(sys.stderr)
             answer = train(given, more, encoder, runs[name], storage=storage, progress=lines)
         except TabrankError as error:
             print(json.dumps({"name": name, "error": str(error)}))
@@ -285,10 +285,10 @@ def test_only_checkpoints_are_left_of_a_run(story):
 
 
 def test_progress_off_a_terminal_is_one_line_per_epoch():
-    from training.fit.progress import progress_on
+    from training.fit.progress import Progress
 
     stream = io.StringIO()
-    progress = progress_on(stream)
+    progress = Progress(stream)
     progress.start(3)
     line = {"epoch": 1, "train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
     progress.epoch(line | {"seconds": 2.0})
@@ -302,14 +302,14 @@ def test_progress_off_a_terminal_is_one_line_per_epoch():
 
 
 def test_progress_on_a_terminal_is_a_bar_with_the_logloss():
-    from training.fit.progress import progress_on
+    from training.fit.progress import Progress
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     stream = Terminal()
-    progress = progress_on(stream)
+    progress = Progress(stream)
     progress.start(3)
     line = {"train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
     progress.epoch(line | {"epoch": 1, "seconds": 2.0})
@@ -345,7 +345,7 @@ def test_a_state_outlives_books_that_were_cut_in_a_write(tmp_path):
 
 
 def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uninterrupted):
-    from training.fit.progress import Lines
+    from training.fit.progress import Progress
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
@@ -354,7 +354,7 @@ def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uni
     kept.parent.mkdir(parents=True)
     shutil.copy2(nearly, kept)
     stream = io.StringIO()
-    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Progress(stream))
     assert epochs_of(stream.getvalue().splitlines()) == [CONFIG.epochs - 1, CONFIG.epochs]
     ours, theirs = (
         [line["valid_logloss"] for line in history] for history in (answer.history, uninterrupted.history)
@@ -373,7 +373,7 @@ def test_the_fingerprint_covers_all_that_a_result_depends_on():
 
 
 def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted):
-    from training.fit.progress import Lines
+    from training.fit.progress import Progress
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
@@ -384,7 +384,7 @@ def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_pa
     for name, part in sets.items():
         part.save(folder / "inputs", name)
     stream = io.StringIO()
-    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Progress(stream))
     assert epochs_of(stream.getvalue().splitlines()) == []
     assert answer.history == uninterrupted.history
     assert not (folder / "inputs").exists()
