@@ -100,14 +100,13 @@ def surface(
     drafted = draft(log, name)
     for note in drafted.notes:
         print_progress(note)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(drafted.text, encoding="utf-8")
-        text = f"{out}: review it, then fit with --surface {out}"
-    else:
-        text = drafted.text
     result = {"surface": drafted.text, "notes": drafted.notes, "out": None if out is None else str(out)}
-    answer(result, as_json, text)
+    if out is None:
+        answer(result, as_json, drafted.text)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(drafted.text, encoding="utf-8")
+    answer(result, as_json, f"{out}: review it, then fit with --surface {out}")
 
 
 @app.command()
@@ -193,7 +192,7 @@ def evaluate(
     from training.evaluation.evaluate import evaluate as run
 
     with ProgressBar("evaluate") as progress:
-        result = run(artifact_of(model), history, log, baselines=baselines, progress=progress)
+        result = run(model, history, log, baselines=baselines, progress=progress)
     if result["rows_seen_in_training"]:
         print_progress(
             f"{result['rows_seen_in_training']} rows are from the model's training time, so these figures are too "
@@ -216,7 +215,8 @@ def replay(
         str | None, typer.Option(help="Name or TOML file. Default: the model's, else the service's.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="The artifact that is served; compare with its evaluation.")
+        Path | None,
+        typer.Option(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),
     ] = None,
     history: Annotated[
         Path | None, typer.Option(help="With --model: the log that filled the service's store.")
@@ -235,15 +235,7 @@ def replay(
     from training.audit.http_replay import replay as run
 
     with ProgressBar("replay") as progress:
-        result = run(
-            log,
-            url,
-            surface=surface,
-            model=None if model is None else artifact_of(model),
-            history=history,
-            out=out,
-            progress=progress,
-        )
+        result = run(log, url, surface=surface, model=model, history=history, out=out, progress=progress)
     lines = [
         f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['requests_per_s']:.0f} requests/s, "
         + ", ".join(f"{n} {rung}" for rung, n in result["by_rung"].items()),
@@ -261,7 +253,8 @@ def audit(
     surface: SurfaceName,
     log: LogFolder,
     model: Annotated[
-        Path | None, typer.Option(help="An artifact: compare its scores too, and report drift.")
+        Path | None,
+        typer.Option(callback=artifact_of, help="An artifact: compare its scores too, and report drift."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -280,9 +273,7 @@ def audit(
     from training.audit.audit import table
 
     with ProgressBar("audit") as progress:
-        result = run(
-            log, load_surface(surface), None if model is None else artifact_of(model), progress=progress
-        )
+        result = run(log, load_surface(surface), model, progress=progress)
     answer(result, as_json, table(result), held=result["held"])
 
 
@@ -295,7 +286,7 @@ def report(
     """Write a model's report and card again, from the evaluation that the artifact stores."""
     from training.evaluation.report import regenerate
 
-    regenerate(artifact_of(model), out)
+    regenerate(model, out)
     answer({"out": str(out)}, as_json, f"{out / 'report.html'}, {out / 'MODEL_CARD.md'}")
 
 
@@ -310,7 +301,6 @@ def publish(
     from serve.model.artifact import load
     from training.fit.publish import publish as run
 
-    model = artifact_of(model)
     version = run(model, models, make_current=promote)
     gate = load(models / version).manifest.get("gate")
     if gate and not gate["beats"]:

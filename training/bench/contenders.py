@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
 
-from serve.model.artifact import Artifact, new_version, save
+from serve.model.artifact import FILES, Artifact, new_version, save
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
 from serve.model.scorers import load_scorer
@@ -129,14 +129,8 @@ def references(parent: Path) -> dict[str, Path]:
     calibration = Calibration(0.9, -0.1)
     for name, config in REFERENCES.items():
         network = _random_network(encoder, config, numeric, category)
-        files = {
-            **build(network, encoder, calibration),
-            "golden.safetensors": golden(network, calibration, numeric, category, 512),
-            "surface.toml": b"",
-            "evaluation.json": b"{}",
-            "report.html": b"",
-            "MODEL_CARD.md": b"",
-        }
+        files = dict.fromkeys(FILES, b"") | build(network, encoder, calibration)
+        files["golden.safetensors"] = golden(network, calibration, numeric, category, 512)
         manifest = {
             "version": new_version(time.time()),
             "network": dataclasses.asdict(config),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import statistics
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -69,21 +70,15 @@ def bench_fit(
         "plain": lambda seeded: _plain(train, valid, seeded),
         "ours": lambda seeded: run(train, valid, ENCODER, seeded).history[-1]["valid_logloss"],
     }
-    all_threads = {"": 1} | ({f", {threads} threads": threads} if threads > 1 else {})
-    ways = {
-        f"{name}{words}": functools.partial(_on, num, way)
-        for name, way in ways.items()
-        for words, num in all_threads.items()
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    logloss: dict[str, list[float]] = {name: [] for name in ways}
+    speeds, logloss = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     try:
-        for number in range(rounds):
-            for name, way in ways.items():
-                progress(f"bench fit: round {number + 1} of {rounds}, {name}")
-                taken_from = time.perf_counter()
-                logloss[name].append(way(replace(config, seed=number)))
-                speeds[name].append(steps * config.batch_size / (time.perf_counter() - taken_from))
+        for number, way, num in itertools.product(range(rounds), ways, sorted({1, threads})):
+            name = way if num == 1 else f"{way}, {num} threads"
+            progress(f"bench fit: round {number + 1} of {rounds}, {name}")
+            torch.set_num_threads(num)
+            taken_from = time.perf_counter()
+            logloss[name].append(ways[way](replace(config, seed=number)))
+            speeds[name].append(steps * config.batch_size / (time.perf_counter() - taken_from))
     finally:
         torch.set_num_threads(threads)
     speed = {name: statistics.median(found) for name, found in speeds.items()}
@@ -109,11 +104,6 @@ def table(result: Mapping[str, Any]) -> str:
         f"  ours is {result['ratio_vs_fit']:.1f} times as fast as fit, each at its better number of threads"
     )
     return "\n".join(lines)
-
-
-def _on(num_threads: int, way: Callable[[FitConfig], float], config: FitConfig) -> float:
-    torch.set_num_threads(num_threads)
-    return way(config)
 
 
 def _best(speed: Mapping[str, float], start: str) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -18,14 +18,13 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve.contract.errors import TabrankError
 from serve.features.surface import PositionBias
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from training.evaluation.slates import auc
-from training.fit.flat import flat
 from training.network.inputs import Inputs
 from training.network.layers import GhostBatchNorm
 from training.network.network import Network, NetworkConfig
@@ -200,16 +199,12 @@ class _Fit:
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GhostBatchNorm)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
         groups: list[dict[str, Any]] = [
-            {"params": flat(p for p in self.network.parameters() if p.requires_grad)},
-            {"params": flat(self.bias.parameters()), "weight_decay": 0.0},
+            {"params": _flat(p for p in self.network.parameters() if p.requires_grad)},
+            {"params": _flat(self.bias.parameters()), "weight_decay": 0.0},
         ]
-        self.parameters: list[torch.nn.Parameter] = [p for group in groups for p in group["params"]]
-        self.optimiser = torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        self.optimiser = torch.optim.AdamW(groups, **rates, fused=True)
         for key, value in state.optimiser.items():
             number, name = key.split(".")
             self.optimiser.state[self.parameters[int(number)]][name] = value.to(device)
@@ -220,18 +215,19 @@ class _Fit:
         self.network.train()
         losses = [self._step(rows, dropped, step) for step, (rows, dropped) in self._batches(epoch)]
         train_logloss = self._sum(torch.stack(losses).double().mean()).item() / self.world
-        self._average_statistics()
+        for name, buffer in self.network.tabnet.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                self._average(buffer)
         valid_logloss, valid_auc = self._evaluate()
-        self._record(
-            {
-                "epoch": epoch,
-                "train_logloss": train_logloss,
-                "valid_logloss": valid_logloss,
-                "valid_auc": valid_auc,
-                "learning_rate": self.optimiser.param_groups[0]["lr"],
-                "seconds": time.perf_counter() - started,
-            }
-        )
+        line: Epoch = {
+            "epoch": epoch,
+            "train_logloss": train_logloss,
+            "valid_logloss": valid_logloss,
+            "valid_auc": valid_auc,
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - started,
+        }
+        self._record(line)
 
     def _batches(self, epoch: int) -> Iterator[tuple[int, tuple[Inputs, Tensor]]]:
         """Yield (step, (this rank's rows, mask bool [b, K] of the categories to drop)) of an epoch.
@@ -263,7 +259,7 @@ class _Fit:
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
         for parameter in self.parameters:
             self._average(parameter.grad)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         # All ranks raise at once, because the gradient is already averaged.
         if not torch.isfinite(norm):
             raise Diverged(f"fit: the gradient became {norm}; lower learning_rate {rate:.3g}")
@@ -301,11 +297,6 @@ class _Fit:
         }
         state.stopped = epoch == self.config.epochs or epoch - state.best_epoch >= self.config.patience
 
-    def _average_statistics(self) -> None:
-        for name, buffer in self.network.tabnet.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                self._average(buffer)
-
     def _average(self, value: Tensor | None) -> None:
         """Replace a value by its mean over all ranks, in place."""
         if self.world > 1 and value is not None:
@@ -327,6 +318,27 @@ def learning_rate(step: int, num_steps: int, config: FitConfig) -> float:
         return config.learning_rate * (step + 1) / (warm + 1)
     falling = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(num_steps - 1 - warm, 1)))
     return config.learning_rate * (config.final_rate + (1 - config.final_rate) * falling)
+
+
+def _flat(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return one parameter [all elements] in place of the given ones, in order; [] for none.
+
+    An optimiser step is then one call. Each given parameter becomes a view of its part, and its
+    gradient a view of the gradient's part. A backward pass therefore adds to the whole gradient, and
+    a step on the whole changes every part. Never set a gradient to None.
+    """
+    parts = list(parameters)
+    if not parts:
+        return []
+    value = torch.cat([part.detach().reshape(-1) for part in parts])
+    gradient = torch.zeros_like(value)
+    sizes = [part.numel() for part in parts]
+    pieces = zip(parts, value.split_with_sizes(sizes), gradient.split_with_sizes(sizes), strict=True)
+    for part, of_value, of_gradient in pieces:
+        part.data, part.grad = of_value.view_as(part), of_gradient.view_as(part)
+    whole = nn.Parameter(value)
+    whole.grad = gradient
+    return [whole]
 
 
 def _batch(num_rows: int, world: int, config: FitConfig) -> int:

@@ -94,7 +94,7 @@ def _start_ray(temporary: str) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
-        num_cpus=_num_cores(),
+        num_cpus=len(os.sched_getaffinity(0)),
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -249,7 +249,12 @@ def _finished(folder: Path) -> State | None:
     """
     if not folder.exists():
         return None
-    newest = max(_states(folder), key=lambda state: len(state.history), default=None)
+    whole = []
+    for path in (*folder.glob(f"*/{STATE}"), *folder.glob(RESUMED)):
+        # Skip a torn file.
+        with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):
+            whole.append(State.load(path))
+    newest = max(whole, key=lambda state: len(state.history), default=None)
     if newest is not None and newest.stopped:
         return newest
     try:
@@ -261,14 +266,6 @@ def _finished(folder: Path) -> State | None:
             folder.mkdir()
             newest.save(folder / RESUMED)
     return None
-
-
-def _states(folder: Path) -> Iterator[State]:
-    """Yield every whole state in a run's folder."""
-    for path in (*folder.glob(f"*/{STATE}"), *folder.glob(RESUMED)):
-        # Skip a torn file.
-        with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):
-            yield State.load(path)
 
 
 def _fingerprint(
@@ -319,7 +316,3 @@ def _check_room(num_workers: int, kind: str) -> None:
         raise TabrankError(
             f"fit: num_workers {num_workers} is more than the {room} {kind}s that Ray has; lower it"
         )
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from serve.contract.errors import TabrankError
 from training.bench.syn import PAPER, bench_syn, draw, exponent, table, train_scorer
 from training.evaluation.slates import auc
 from training.fit.loop import FitConfig
@@ -119,8 +118,3 @@ def test_the_table_has_a_line_for_each_set_and_marks_a_low_one(result):
     good = table({"sets": {"syn1": fine}, "held": True, "seconds": 1.0})
     assert "too low" not in good
     assert good.splitlines()[-1].startswith("holds")
-
-
-def test_an_unknown_set_is_named_with_those_that_there_are():
-    with pytest.raises(TabrankError, match="'syn7' must be one of syn1, syn2"):
-        bench_syn(sets=("syn7",))
