@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -103,16 +104,9 @@ def _seconds(contenders: Mapping[str, Contender], rounds: int) -> dict[str, floa
     num_runs = {}
     for name, contender in contenders.items():
         contender.run()
-        num_runs[name] = max(1, int(ROUND_S / _timed(contender, 1)))
+        num_runs[name] = max(1, int(ROUND_S / timeit(contender.run, number=1)))
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            taken[name].append(_timed(contender, num_runs[name]))
+            taken[name].append(timeit(contender.run, number=num_runs[name]) / num_runs[name])
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
-
-
-def _timed(contender: Contender, num_runs: int) -> float:
-    begun = time.perf_counter()
-    for _ in range(num_runs):
-        contender.run()
-    return (time.perf_counter() - begun) / num_runs

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -239,12 +240,5 @@ def _compute(
 
 def _earlier(keys: I64, times: I64) -> I64:
     """Count, for each (key, time), the other entries of that key at a strictly earlier time."""
-    order = np.lexsort((times, keys))
-    changes = np.diff(keys[order], prepend=-1) != 0
-    starts = np.maximum.accumulate(np.where(changes, np.arange(len(keys)), 0))
-    # Entries of one key and time all count from the first of them.
-    is_new_time = changes | (np.diff(times[order], prepend=-1) != 0)
-    firsts = np.maximum.accumulate(np.where(is_new_time, np.arange(len(keys)), 0))
-    earlier = np.empty(len(keys), np.int64)
-    earlier[order] = firsts - starts
-    return earlier
+    first = pd.Series(times).groupby(keys).rank(method="min")
+    return first.to_numpy().astype(np.int64) - 1

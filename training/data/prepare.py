@@ -45,7 +45,6 @@ class Prepared:
     # Training rows, evenly spaced from the first to the last.
     sample: Matrix
     encoder: Encoder
-    num_train: int
     # Times of the first and the last training row.
     span_ms: tuple[int, int]
     counts: dict[str, int]
@@ -105,13 +104,7 @@ def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress
     # Copy, so that the validation rows do not keep the training rows' features in memory.
     held = valid.take(np.arange(len(valid)))
     return Prepared(
-        encode_rows(encoder, train),
-        held,
-        take_evenly(train.matrix),
-        encoder,
-        len(train),
-        span_ms,
-        train.counts,
+        encode_rows(encoder, train), held, take_evenly(train.matrix), encoder, span_ms, train.counts
     )
 
 
@@ -162,7 +155,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
         spill.add(rows)
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
-    return Prepared(spill.streamed(), held, take_evenly(matrix), encoder, num_train, span_ms, plan.counts)
+    return Prepared(spill.streamed(), held, take_evenly(matrix), encoder, span_ms, plan.counts)
 
 
 def encode_rows(encoder: Encoder, data: Dataset) -> Inputs:

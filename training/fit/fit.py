@@ -78,7 +78,7 @@ def fit(
         rivals={},
         about={"history": trained.history, "best_epoch": trained.best_epoch},
         manifest={
-            "rows": prepared.num_train,
+            "rows": len(prepared.train),
             "counts": prepared.counts,
             "span_ms": prepared.span_ms,
             # The validation rows chose the epoch and the calibration.

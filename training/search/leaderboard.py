@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,8 @@ from training.data.dataset import Dataset
 from training.evaluation.metrics import calibrated, measure
 from training.evaluation.rivals import RIVALS, us_per_candidate
 from training.evaluation.slates import Slates
+from training.evaluation.verdict import TITLES
 
-Kind = Literal["tabnet", "lightgbm", "logistic", "popular"]
-TITLES: dict[Kind, str] = {
-    "tabnet": "TabNet",
-    "lightgbm": "LightGBM",
-    "logistic": "logistic regression",
-    "popular": "popular",
-}
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
 
 
@@ -34,7 +28,8 @@ class BoardEntry:
     """Result of one model on the validation rows."""
 
     name: str
-    kind: Kind
+    # "tabnet", "popular", or a kind of `RIVALS`.
+    kind: str
     # Logloss after the last epoch; None if the training failed.
     valid_logloss: float | None
     valid_auc: float | None = None
@@ -99,7 +94,7 @@ class Leaderboard:
         """Return the entries of networks, in the order in which their trials ended."""
         return [entry for entry in self.entries if entry.kind == "tabnet"]
 
-    def of(self, kind: Kind) -> BoardEntry | None:
+    def of(self, kind: str) -> BoardEntry | None:
         """Return the first entry of a kind."""
         return next((entry for entry in self.entries if entry.kind == kind), None)
 
@@ -156,8 +151,7 @@ def compete(
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular)
         board.add(_entry("popular", slates, chance, us_per_candidate=0.0))
-    for name, make in RIVALS.items():
-        kind = cast(Kind, name)
+    for kind, make in RIVALS.items():
         if board.of(kind) is None:
             report(f"training {TITLES[kind]}")
             started_s = time.perf_counter()
@@ -168,7 +162,7 @@ def compete(
             board.add(_entry(kind, slates, chance, us_per_candidate=us, **cost))
 
 
-def _entry(kind: Kind, slates: Slates, chance: NDArray[np.float64], **cost: Any) -> BoardEntry:
+def _entry(kind: str, slates: Slates, chance: NDArray[np.float64], **cost: Any) -> BoardEntry:
     found = measure(slates, chance, is_probability=True)
     measured: dict[str, Any] = {"valid_auc": found["auc"], "valid_ndcg": found["ndcg@10"]}
     return BoardEntry(TITLES[kind], kind, found["logloss"], **measured, **cost)

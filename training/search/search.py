@@ -17,10 +17,9 @@ from training.search.cost import Costs, us_per_candidate
 from training.search.incumbent import configuration, followed, reasons, take_place
 from training.search.leaderboard import BoardEntry, Leaderboard, compete
 from training.search.progress import SearchProgress
-from training.search.run import SearchRun
 from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
-from training.search.trials import check_cost, run_trials
+from training.search.trials import SearchRun, check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, headline
 
 

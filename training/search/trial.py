@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +25,20 @@ from training.network.network import Network
 from training.search.budget import work
 from training.search.space import Space
 
+# Slate numbers [N] of the validation rows, in the folder of the trials' rows.
 SLATES = "slates.npy"
 
 
-@dataclass(frozen=True)
-class Job:
-    """Shared input of all trials of a search.
+def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitConfig) -> None:
+    """Train the network of a point and report its validation logloss after each epoch.
 
-    Workers map the rows `train` and `valid` in `folder` into memory, as `Inputs.save` wrote them. The
-    file `SLATES` beside them holds the slate numbers [N] of the validation rows.
+    The rows `train` and `valid` of `Inputs.save` in `folder` are mapped into memory, so that all
+    trials share them. `encoder` is JSON; `base` holds the settings that no trial changes.
     """
-
-    folder: Path
-    # Encoder as JSON.
-    encoder: str
-    base: FitConfig
-
-
-def run_trial(point: Mapping[str, Any], job: Job) -> None:
-    """Train the network of a point and report its validation logloss after each epoch."""
     torch.set_num_threads(1)
-    encoder = Encoder.from_json(job.encoder)
-    config = Space.config(point, job.base)
-    train, valid = (Inputs.map(job.folder, name) for name in ("train", "valid"))
-    referee = Referee(encoder, config, len(train), valid)
+    known, config = Encoder.from_json(encoder), Space.config(point, base)
+    train, valid = (Inputs.map(folder, name) for name in ("train", "valid"))
+    referee = Referee(known, config, len(train), valid)
 
     def after_epoch(state: State) -> None:
         # The last epoch is reported below, with all measures.
@@ -57,8 +46,8 @@ def run_trial(point: Mapping[str, Any], job: Job) -> None:
             ray.tune.report(referee.report(state))
 
     try:
-        state = run(train, valid, encoder, config, after_epoch=after_epoch, device=device())
-        ray.tune.report(referee.verdict(state, np.load(job.folder / SLATES)))
+        state = run(train, valid, known, config, after_epoch=after_epoch, device=device())
+        ray.tune.report(referee.verdict(state, np.load(folder / SLATES)))
     # Any error is reported on the leaderboard and ends only this trial.
     except Exception as error:
         what = "" if isinstance(error, TabrankError) else f"{type(error).__name__}: "

@@ -1,11 +1,17 @@
-"""Trials of a search: train networks in parallel on Ray Tune until the time is up."""
+"""Trials of a search: train networks in parallel on Ray Tune until the time is up.
+
+`SearchRun` holds what the trials and the final training of one call share.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 from ray import tune
@@ -14,13 +20,14 @@ from ray.tune.schedulers import ASHAScheduler
 from serve.contract.errors import TabrankError
 from training.data.prepare import encode_rows
 from training.fit.loop import FitConfig
+from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
 from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.run import Deadline, SearchRun
+from training.search.progress import SearchProgress
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
-from training.search.task import sample
-from training.search.trial import SLATES, Job, needs, num_at_once, run_trial
+from training.search.task import Task, sample
+from training.search.trial import SLATES, needs, num_at_once, run_trial
 
 # Training rows of a trial for each second of the budget. More rows would leave too few trials.
 ROWS_PER_S = 500
@@ -28,6 +35,8 @@ ROWS_PER_S = 500
 MIN_TRIAL_ROWS = 15_000
 # Try stronger weight decay first below this number of rows.
 FEW_ROWS = 100_000
+# End the trials after this many failures. Fewer may be the fault of single points of the space.
+MAX_FAILED_TRIALS = 5
 # Environment variables for Ray Tune. A value that is already set takes precedence.
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -36,6 +45,71 @@ SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """One call of a search, for its trials and its final training."""
+
+    task: Task
+    board: Leaderboard
+    clock: Clock
+    forecast: Forecast
+    progress: SearchProgress
+
+    def winner(self) -> BoardEntry | None:
+        """Return the best finished network within the cost so far."""
+        return self.board.winner(self.task.settings.max_us)
+
+
+class Deadline(tune.Stopper):  # type: ignore[misc]
+    """End of the trials: reserves the time that the winner's training and evaluation need."""
+
+    def __init__(self, run: SearchRun, num_train: int, num_valid: int) -> None:
+        """Create a deadline; `num_train` and `num_valid` count the rows of a trial."""
+        self._run = run
+        self._num_train, self._num_valid = num_train, num_valid
+        # Reserve at most half of the time after reading and rivals, to leave the other for trials.
+        self._max_end_s = max(run.clock.budget_s - run.clock.running(), 0.0) / 2
+
+    def left_s(self) -> float:
+        """Return the seconds left for trials."""
+        winner = self._run.winner()
+        if winner is None:
+            return self._run.clock.left()
+        training = self._run.forecast.within(winner, self._max_end_s)
+        return self._run.clock.left() - self._run.forecast.seconds(winner, training)
+
+    def in_time(self, config: FitConfig) -> bool:
+        """Return whether a new trial would end in time, judged by the trials before it.
+
+        Always allow trials while none has won.
+        """
+        paces = [row_s(entry) for entry in self._run.board.tried() if entry.rows]
+        if self._run.winner() is None or not paces:
+            return True
+        return work(config.epochs, self._num_train, self._num_valid) * median(paces) <= self.left_s()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune stores a copy of its configuration, which nobody reads.
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never stop a single trial: the scheduler does."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether to end the trials.
+
+        Without a finished trial, continue until one finishes or `MAX_FAILED_TRIALS` fail.
+        """
+        self._run.progress.elapsed(self._run.clock.spent())
+        tried, most = self._run.board.tried(), self._run.task.settings.max_trials
+        is_late = self.left_s() <= 0 or (most is not None and len(tried) >= most)
+        failed = [entry for entry in tried if entry.failed]
+        if len(failed) >= MAX_FAILED_TRIALS and (is_late or len(failed) == len(tried)):
+            return True
+        return is_late and any(entry.finished for entry in tried)
 
 
 def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None:
@@ -51,16 +125,16 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
     deadline = Deadline(run, len(rows), len(valid))
     if not deadline.stop_all():
         study = _study(run, deadline, costs, first, len(rows))
-        job = Job(board.path.parent.resolve() / "trials", task.encoder.to_json(), task.base)
+        folder = board.path.parent.resolve() / "trials"
         for name, part in (("train", rows), ("valid", valid)):
-            encode_rows(task.encoder, part).save(job.folder, name)
-        np.save(job.folder / SLATES, valid.slate)
+            encode_rows(task.encoder, part).save(folder, name)
+        np.save(folder / SLATES, valid.slate)
         run.progress.searching(clock.budget_s)
         try:
-            _tuner(job, study, deadline).fit()
+            _tuner(task, folder, study, deadline).fit()
         finally:
             run.progress.searched()
-            shutil.rmtree(job.folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
     _check_winner(board, task.settings.max_us)
 
 
@@ -120,11 +194,12 @@ def _known_good(base: FitConfig, num_rows: int) -> list[FitConfig]:
     return [base, replace(base, network=SMALLEST)]
 
 
-def _tuner(job: Job, study: Study, deadline: Deadline) -> tune.Tuner:
+def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    trainable = tune.with_parameters(run_trial, folder=folder, encoder=task.encoder.to_json(), base=task.base)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, job=job), needs()),
+        tune.with_resources(trainable, needs()),
         tune_config=tune.TuneConfig(
             search_alg=study,
             # Stop the worse half of the trials at a quarter and at half of their schedule.
@@ -140,7 +215,5 @@ def _tuner(job: Job, study: Study, deadline: Deadline) -> tune.Tuner:
             max_concurrent_trials=num_at_once(),
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(
-            name="run", storage_path=str(job.folder / "tune"), stop=deadline, verbose=0
-        ),
+        run_config=tune.RunConfig(name="run", storage_path=str(folder / "tune"), stop=deadline, verbose=0),
     )

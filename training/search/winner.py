@@ -25,9 +25,9 @@ from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import distilled
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
-from training.search.run import SearchRun
 from training.search.space import Space
 from training.search.task import Task
+from training.search.trials import SearchRun
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"

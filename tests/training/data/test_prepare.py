@@ -63,7 +63,7 @@ def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_p
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as disk:
         assert isinstance(disk.train, Streamed)
         assert len(disk.train.sizes) > 3
-        assert disk.num_train == len(disk.train) == memory.num_train
+        assert len(disk.train) == len(memory.train)
         assert disk.encoder == memory.encoder
         assert disk.counts == memory.counts
         ready = memory.train
@@ -99,7 +99,7 @@ def test_the_encoder_of_a_spilled_log_is_fitted_to_a_sample(
 ):
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as whole:
         pass
-    monkeypatch.setattr(preparing, "MAX_SAMPLE", whole.num_train // 2)
+    monkeypatch.setattr(preparing, "MAX_SAMPLE", len(whole.train) // 2)
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as sampled:
         mean = {column.name: column.mean for column in sampled.encoder.numeric}
     assert sampled.encoder != whole.encoder

@@ -10,8 +10,8 @@ from training.fit.loop import FitConfig
 from training.search.budget import Forecast
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
-from training.search.run import MAX_FAILED_TRIALS, Deadline, SearchRun
 from training.search.task import SearchSettings
+from training.search.trials import MAX_FAILED_TRIALS, Deadline, SearchRun
 
 # The trial takes 10 s for 100,000 row passes; the winner trains on 200,000 rows.
 TRIAL = BoardEntry(
