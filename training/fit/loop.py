@@ -203,8 +203,9 @@ class _Fit:
             {"params": _flat(self.bias.parameters()), "weight_decay": 0.0},
         ]
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-        rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-        self.optimiser = torch.optim.AdamW(groups, **rates, fused=True)
+        self.optimiser = torch.optim.AdamW(
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         for key, value in state.optimiser.items():
             number, name = key.split(".")
             self.optimiser.state[self.parameters[int(number)]][name] = value.to(device)

@@ -52,7 +52,7 @@ def _least(rows: F64, target: F64, fixed: F64 | float = 0.0) -> F64:
     def hessian(w: F64) -> F64:
         p = expit(w @ rows + fixed)
         # The ridge keeps the matrix regular where all logits are equal.
-        return (rows * (p * (1.0 - p))) @ rows.T + 1e-12 * len(target) * np.eye(len(rows))
+        return np.asarray((rows * (p * (1.0 - p))) @ rows.T + 1e-12 * len(target) * np.eye(len(rows)))
 
     mean = target.mean()
     start = np.array([*np.zeros(len(rows) - 1), np.log(mean / (1.0 - mean))])

@@ -309,7 +309,7 @@ def _sparsemax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Martins and Astudillo 2016, "From Softmax to Sparsemax".
     """
-    threshold, step = logits.mean(0), -1.0 / len(logits)
+    threshold, step = logits.mean(0), logits.new_tensor(-1.0 / len(logits))
     excess, support = torch.empty_like(logits), torch.empty_like(logits)
     for _ in range(_passes("sparsemax", logits)):
         threshold += step
