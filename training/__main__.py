@@ -146,15 +146,11 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train, calibrate and write an artifact; the last tenth of the log by time validates."""
-    from dataclasses import replace
-
     from training.fit.fit import fit as run
     from training.fit.loop import FitConfig
     from training.fit.progress import Progress
 
-    config = replace(FitConfig(), seed=seed, num_workers=workers)
-    if epochs is not None:
-        config = replace(config, epochs=epochs)
+    config = FitConfig(seed=seed, num_workers=workers, **({} if epochs is None else {"epochs": epochs}))
     with ProgressBar("features") as share:
         manifest = run(
             load_surface(surface),

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder, NumericColumn
 from serve.operate.host.machine import describe_machine
-from training.evaluation.slates import auc
 from training.fit.loop import FitConfig, run
 from training.network.inputs import Inputs, inputs
 from training.network.model import Model
@@ -145,8 +145,8 @@ def bench_syn(
             rng = np.random.default_rng([seed, list(PAPER).index(name)])
             train, test = draw(name, num_train, rng), draw(name, num_test, rng)
             score = train_scorer(train, replace(config, seed=seed))(test.x)
-            aucs.append(_auc(score, test))
-            bayes.append(_auc(test.probability, test))
+            aucs.append(float(roc_auc_score(test.label, score)))
+            bayes.append(float(roc_auc_score(test.label, test.probability)))
         mean = statistics.fmean(aucs)
         results[name] = {
             "auc": mean,
@@ -185,14 +185,8 @@ def train_scorer(rows: Drawn, config: FitConfig) -> Callable[[F64], F64]:
     cut = len(rows.x) - len(rows.x) // 10
     train, valid = (_inputs(rows.x[part], rows.label[part]) for part in (slice(cut), slice(cut, None)))
     state = run(train, valid, ENCODER, config)
-    model = Model.of(ENCODER, config.network, state.best if config.restore_best else state.last)
+    model = Model.of(ENCODER, config.network, state.kept(config))
     return lambda x: model.logits(Matrix(x.astype(np.float32), np.zeros((len(x), 0), np.uint64)))
-
-
-def _auc(score: F64, rows: Drawn) -> float:
-    area = auc(rows.label, score)
-    assert area is not None, f"{len(rows.label)} rows, all of one label"
-    return area
 
 
 def _inputs(x: F64, label: NDArray[np.float32]) -> Inputs:

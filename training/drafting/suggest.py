@@ -106,13 +106,10 @@ def _useless(c: Column) -> str:
     return f"{c.distinct:,} values are too many for a feature, and no other feature uses them"
 
 
-def _name(c: Column) -> str:
-    return f"viewer_{c.name}" if c.owner == "viewer" else c.name
-
-
 def _own(c: Column, tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
     """Yield the feature of a single column, if its type has one."""
-    section, name = CONTEXT if c.owner == "context" else ATTRIBUTES, _name(c)
+    section = CONTEXT if c.owner == "context" else ATTRIBUTES
+    name = f"viewer_{c.name}" if c.owner == "viewer" else c.name
     spec: Spec = {"field": c.path}
     if c.distinct <= 1 and c.type != "set":
         return

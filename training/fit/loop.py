@@ -121,6 +121,16 @@ class State:
     # The position bias's state dict after the last epoch.
     bias: dict[str, Tensor] = field(default_factory=dict)
 
+    def kept(self, config: FitConfig) -> dict[str, Tensor]:
+        """Return the state dict of the TabNet that the run keeps."""
+        return self.best if config.restore_best else self.last
+
+    def bias_of(self, config: FitConfig) -> Bias:
+        """Return the position bias as learned."""
+        bias = Bias(config.position_bias)
+        bias.load_state_dict(self.bias)
+        return bias
+
     def save(self, path: Path) -> None:
         """Write the state to a new file."""
         parts = {"last": self.last, "best": self.best, "optimiser": self.optimiser, "bias": self.bias}

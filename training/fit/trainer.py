@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,14 @@ import torch
 from ray._private import ray_constants
 from ray.train.torch import TorchTrainer, get_device
 from safetensors import SafetensorError
-from torch import Tensor
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
 from training.data.stream import Streamed
-from training.fit.loop import Epoch, FitConfig, State, run
+from training.fit.loop import FitConfig, State, run
 from training.fit.progress import Progress
 from training.network.inputs import Inputs
 from training.network.model import one_thread
-from training.network.position_bias import Bias
 
 # Ray reads these from the environment; a value that is set already takes precedence.
 SETTINGS = {
@@ -49,17 +47,6 @@ STATE, PROGRESS, RESUMED = "state.safetensors", "progress.jsonl", "resumed.safet
 # Layout of a State's tensors: part of the fingerprint, so that a run never resumes from a
 # checkpoint with another layout.
 _LAYOUT = b"moments of one tensor"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Result of `train`: the TabNet's state dict and the history of the run."""
-
-    weights: dict[str, Tensor]
-    history: list[Epoch]
-    best_epoch: int
-    # Position, from 0, that half of the viewers examine; None where position is ignored.
-    position_tau: float | None
 
 
 @contextlib.contextmanager
@@ -116,7 +103,7 @@ def train(
     *,
     storage: Path,
     progress: Progress,
-) -> Trained:
+) -> State:
     """Train on `config.num_workers` Ray workers (0: in this process, without checkpoints).
 
     A killed run resumes after its last epoch if it is called again with the same rows, encoder,
@@ -148,10 +135,7 @@ def train(
             _sweep(folder)
     # A driver that was killed at the very end has left its inputs too.
     shutil.rmtree(folder / "inputs", ignore_errors=True)
-    weights = state.best if config.restore_best else state.last
-    bias = Bias(config.position_bias)
-    bias.load_state_dict(state.bias)
-    return Trained(weights, state.history, state.best_epoch, bias.tau)
+    return state
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from training.evaluation.verdict import difference
 from training.fit.loop import FitConfig
 from training.fit.publish import publish
 from training.network.network import NetworkConfig
+from training.search.leaderboard import known
 
 # Receives a line of progress.
 Report = Callable[[str], None]
@@ -42,16 +42,11 @@ def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) 
     """
     own = {name: getattr(base, name) for name in ("seed", "num_workers", "position_bias")}
     try:
-        network = NetworkConfig(**_known(NetworkConfig, manifest["network"]))
-        return [FitConfig(**{**_known(FitConfig, manifest["fit"]), **own, "network": network})]
+        network = NetworkConfig(**known(NetworkConfig, manifest["network"]))
+        return [FitConfig(**{**known(FitConfig, manifest["fit"]), **own, "network": network})]
     except (TabrankError, TypeError, ValueError) as error:
         report(f"the search does not start from {manifest['version']}, trained by another release: {error}")
         return []
-
-
-def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
 
 
 def reasons(manifest: Mapping[str, Any]) -> list[str]:

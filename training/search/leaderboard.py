@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,7 @@ class Leaderboard:
                 with path.open("r+b") as file:
                     file.truncate(sum(len(line) + 1 for line in whole))
             # Another release may have written fields that this one does not have.
-            known = {f.name for f in fields(BoardEntry)}
-            made = (json.loads(line) for line in whole)
-            self.entries = [BoardEntry(**{k: v for k, v in line.items() if k in known}) for line in made]
+            self.entries = [BoardEntry(**known(BoardEntry, json.loads(line))) for line in whole]
 
     def add(self, entry: BoardEntry) -> None:
         """Append an entry and fsync the file."""
@@ -124,6 +122,12 @@ class Leaderboard:
             }
             for entry in sorted(finished, key=_logloss)
         ]
+
+
+def known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are fields of the dataclass `kind`."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _logloss(entry: BoardEntry) -> float:

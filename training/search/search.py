@@ -75,7 +75,7 @@ def search(
         "published": published,
         "promoted": promoted,
         "trials": len(board.tried()),
-        "test_looks": clock.get_count(TEST_LOOKS),
+        "test_looks": clock.setdefault(TEST_LOOKS, 0),
         "rows": {name: len(part) for name, part in task.parts.items()},
         "seconds": round(clock.spent(), 1),
         "leaderboard": board.table(max_us),

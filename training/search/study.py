@@ -93,13 +93,14 @@ class Study(Searcher):  # type: ignore[misc]
         result = result or {}
         logloss = result.get("valid_logloss")
         if error or logloss is None or not math.isfinite(logloss):
-            entry = self._entry(trial, us, None, failed=result.get("failed", "its process died"))
+            logloss, rest = None, {"failed": result.get("failed", "its process died")}
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             known = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "calibration")
             rest = {name: result[name] for name in known if name in result}
-            entry = self._entry(trial, us, float(logloss), **rest)
-            self._study.tell(trial, (float(logloss), us))
+            self._study.tell(trial, (logloss, us))
+        name = f"TabNet {len(self._leaderboard.tried()) + 1}"
+        entry = BoardEntry(name, "tabnet", logloss, us_per_candidate=us, point=dict(trial.params), **rest)
         self._leaderboard.add(entry)
         self._on_entry(entry)
 
@@ -109,10 +110,6 @@ class Study(Searcher):  # type: ignore[misc]
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing, see `__getstate__`."""
-
-    def _entry(self, trial: optuna.trial.Trial, us: float, logloss: float | None, **rest: Any) -> BoardEntry:
-        name = f"TabNet {len(self._leaderboard.tried()) + 1}"
-        return BoardEntry(name, "tabnet", logloss, us_per_candidate=us, point=dict(trial.params), **rest)
 
     def _remember(self, entry: BoardEntry) -> None:
         """Report a trial of an earlier call to Optuna."""

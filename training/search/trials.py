@@ -171,27 +171,19 @@ def _study(
         clock.save(over=False)
         run.progress.trial(entry, run.winner(), deadline.left_s())
 
+    # Also try the default network first, and the smallest one.
+    default = replace(task.base, weight_decay=0.3) if num_rows < FEW_ROWS else task.base
     return Study(
         Space(num_rows),
         task.base,
         board,
-        first=[*first, *_known_good(task.base, num_rows)],
+        first=[*first, default, replace(default, network=SMALLEST)],
         cost=costs,
         max_us=task.settings.max_us,
         rate=float(task.valid.label.mean()),
         in_time=deadline.in_time,
         on_entry=on_entry,
     )
-
-
-def _known_good(base: FitConfig, num_rows: int) -> list[FitConfig]:
-    """Return the first points to try: the default network and the smallest one.
-
-    A small training set needs stronger weight decay.
-    """
-    if num_rows < FEW_ROWS:
-        base = replace(base, weight_decay=0.3)
-    return [base, replace(base, network=SMALLEST)]
 
 
 def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:

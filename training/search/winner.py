@@ -18,8 +18,8 @@ from training.data.prepare import encode_rows, take_evenly
 from training.evaluation.evaluate import score
 from training.evaluation.rivals import RIVALS
 from training.fit.fit import save
-from training.fit.loop import FitConfig
-from training.fit.trainer import Trained, train
+from training.fit.loop import FitConfig, State
+from training.fit.trainer import train
 from training.network.model import UNCALIBRATED, Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import distilled
@@ -56,7 +56,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     rows = task.before.take(slice(len(task.before) - size.num_rows, None))
     encoder, test = task.encoder_of(rows), task.parts["test"]
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
-    trained = _trained(run, winner, size, config, rows, encoder)
+    state = _trained(run, winner, size, config, rows, encoder)
     calibration = _calibration(task, winner, size.num_teachers)
     run.progress.report("measuring it on the test rows, beside its rivals")
     search = {
@@ -72,7 +72,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     manifest = save(
         draft,
         task.schema,
-        Model.of(encoder, config.network, trained.weights, calibration),
+        Model.of(encoder, config.network, state.kept(config), calibration),
         config,
         test,
         "test",
@@ -84,7 +84,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
             "span_ms": [int(rows.ts_ms[0]), int(rows.ts_ms[-1])],
             "seen_until_ms": int(rows.ts_ms[-1]),
             "counts": task.data.counts,
-            "position_tau": trained.position_tau,
+            "position_tau": state.bias_of(config).tau,
             "teachers": size.num_teachers,
         },
         begun=started_s,
@@ -129,7 +129,7 @@ def _trained(
     config: FitConfig,
     data: Dataset,
     encoder: Encoder,
-) -> Trained:
+) -> State:
     """Train the winner's network on `data` and its teachers' labels.
 
     The search's folder holds the checkpoints with which a killed training resumes.

@@ -71,7 +71,7 @@ with ray_session():
         except TabrankError as error:
             print(json.dumps({"name": name, "error": str(error)}))
             continue
-        weights = {name: float(array.sum()) for name, array in answer.weights.items()}
+        weights = {name: float(array.sum()) for name, array in answer.kept(runs[name]).items()}
         result = {"history": answer.history, "best_epoch": answer.best_epoch, "weights": weights}
         print(json.dumps({"name": name, **result}), flush=True)
 """
