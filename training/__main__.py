@@ -150,7 +150,8 @@ def fit(
     from training.fit.loop import FitConfig
     from training.fit.progress import Progress
 
-    config = FitConfig(seed=seed, num_workers=workers, **({} if epochs is None else {"epochs": epochs}))
+    epochs = FitConfig.epochs if epochs is None else epochs
+    config = FitConfig(epochs=epochs, seed=seed, num_workers=workers)
     with ProgressBar("features") as share:
         manifest = run(
             load_surface(surface),

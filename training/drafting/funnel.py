@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import UNITS_MS
 from serve.features.slots import IMPRESSION
 from serve.log.replay import event_times
 from training.data.labels import Owners
@@ -80,13 +81,10 @@ class Funnel:
     @property
     def window_reason(self) -> str:
         """Return the reason for the length of the label's window."""
-        return (
-            "the window holds 99 % of its delays"
-            if self.covered >= COVERED_SHARE
-            else (
-                f"the window holds {self.covered:.0%} of its delays; with a longer one too few rows would have a label"
-            )
-        )
+        if self.covered >= COVERED_SHARE:
+            return "the window holds 99 % of its delays"
+        share = f"{self.covered:.0%} of its delays"
+        return f"the window holds {share}; with a longer one too few rows would have a label"
 
     @property
     def span_ms(self) -> int:
@@ -101,9 +99,9 @@ def round_up_ms(duration_ms: float) -> int:
 
 def duration(duration_ms: int) -> str:
     """Format a duration as a surface writes it."""
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
-        if duration_ms % size == 0:
-            return f"{duration_ms // size}{unit}"
+    for unit in "dhm":
+        if duration_ms % UNITS_MS[unit] == 0:
+            return f"{duration_ms // UNITS_MS[unit]}{unit}"
     return f"{duration_ms / 1000:g}s"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
@@ -99,13 +100,10 @@ def export(folded: Folded, exact: bool) -> bytes:
         )
         if num_columns
     ]
-    probability, residual = forward(ops, folded, "numeric", "hot", "index", exact=exact)
-    ops.name(probability, "probability")
-    ops.name(residual, "residual")
-    outputs = [
-        helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["rows"]),
-        helper.make_tensor_value_info("residual", TensorProto.FLOAT, ["rows"]),
-    ]
+    names = ("probability", "residual")
+    values = forward(ops, folded, "numeric", "hot", "index", exact=exact)
+    ops.nodes += [helper.make_node("Identity", [v], [name]) for v, name in zip(values, names, strict=True)]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows"]) for name in names]
     graph = helper.make_graph(ops.nodes, "tabnet", inputs, outputs, ops.initializers)
     model = helper.make_model(
         graph, producer_name="tabrank", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
@@ -134,41 +132,34 @@ def _evenly(array: NDArray[Any], num_rows: int) -> NDArray[Any]:
     return np.ascontiguousarray(array[at])
 
 
-def _operator(name: str) -> Callable[..., str]:
-    """Return a method that adds a node of this operator on its inputs."""
-
-    def add_node(ops: _OnnxOps, *inputs: str) -> str:
-        return ops._node(name, *inputs)
-
-    return add_node
-
-
 class _OnnxOps:
     """Operations of `serve.model.graph.forward` as ONNX nodes; a value is its node's name."""
-
-    add = _operator("Add")
-    sub = _operator("Sub")
-    mul = _operator("Mul")
-    div = _operator("Div")
-    matmul = _operator("MatMul")
-    linear = _operator("Gemm")
-    relu = _operator("Relu")
-    sigmoid = _operator("Sigmoid")
-    sqrt = _operator("Sqrt")
-    abs = _operator("Abs")
-    log = _operator("Log")
-    is_nan = _operator("IsNaN")
-    less_equal = _operator("LessOrEqual")
-    where = _operator("Where")
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def name(self, value: str, name: str) -> None:
-        """Name a value as an output of the graph."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
+    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        output = f"n{len(self.nodes)}"
+        outputs = [output, f"{output}_at"] if operator == "TopK" else [output]
+        self.nodes.append(helper.make_node(operator, list(inputs), outputs, **attributes))
+        return output
+
+    add = partialmethod(_node, "Add")
+    sub = partialmethod(_node, "Sub")
+    mul = partialmethod(_node, "Mul")
+    div = partialmethod(_node, "Div")
+    matmul = partialmethod(_node, "MatMul")
+    linear = partialmethod(_node, "Gemm")
+    relu = partialmethod(_node, "Relu")
+    sigmoid = partialmethod(_node, "Sigmoid")
+    sqrt = partialmethod(_node, "Sqrt")
+    abs = partialmethod(_node, "Abs")
+    log = partialmethod(_node, "Log")
+    is_nan = partialmethod(_node, "IsNaN")
+    less_equal = partialmethod(_node, "LessOrEqual")
+    where = partialmethod(_node, "Where")
 
     def constant(self, array: NDArray[Any]) -> str:
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -216,9 +207,3 @@ class _OnnxOps:
 
     def _integers(self, values: Sequence[int]) -> str:
         return self.constant(np.array(values, np.int64))
-
-    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        output = f"n{len(self.nodes)}"
-        outputs = [output, f"{output}_at"] if operator == "TopK" else [output]
-        self.nodes.append(helper.make_node(operator, list(inputs), outputs, **attributes))
-        return output

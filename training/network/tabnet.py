@@ -170,7 +170,7 @@ class DecisionSteps(nn.Module):
             if logarithm is not None:
                 negative_entropy += torch.dot(mask.view(-1), logarithm.view(-1))
         tape.save(total)
-        tape.update_statistics()
+        tape.update_statistics(x.shape[1] // tape.num_batches)
         return (self.factor * self.final_mapping.weight @ total)[0], negative_entropy
 
     def _steps(self, x: Tensor, tape: Tape) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
