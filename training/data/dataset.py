@@ -57,11 +57,6 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.label)
 
-    @property
-    def candidate(self) -> list[str]:
-        """Return the candidate id of each row [N] as strings; too large for millions of rows."""
-        return [str(self.candidate_ids[i]) for i in self.shown]
-
     def take(self, rows: I64 | slice) -> Dataset:
         """Return the rows of these numbers; rows of a slice are a view."""
         arrays: dict[str, Any] = {name: array[rows] for name, array in self.arrays().items()}

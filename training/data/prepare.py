@@ -120,15 +120,14 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     at = num_slates = num_positive = 0
     (folder / "raw").mkdir(parents=True)
     for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
-        early = np.flatnonzero(part.ts_ms < cut_ms - surface.label.within_ms)
-        late = np.flatnonzero(part.ts_ms >= cut_ms)
-        if len(late):
-            kept = part.take(late)
+        num_early, late = np.searchsorted(part.ts_ms, (cut_ms - surface.label.within_ms, cut_ms))
+        if late < len(part):
+            kept = part.take(slice(late, None))
             slates = num_slates + np.cumsum(np.diff(kept.slate, prepend=-1) != 0) - 1
             valid.append(kept.take(np.flatnonzero(slates % every == 0)))
             num_slates = int(slates[-1]) + 1
-        if len(early):
-            kept = part.take(early)
+        if num_early:
+            kept = part.take(slice(num_early))
             low, high = np.searchsorted(wanted, (at, at + len(kept)))
             sample.append(kept.matrix.rows(wanted[low:high] - at))
             raw.append(folder / "raw" / f"{number}.npz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -133,14 +134,11 @@ def _text(
             continue
         lines += ["", f"[{owner}]", *(_field(c) for c in own)]
     lines += ["", "[features]"]
-    section = ""
-    for f in features:
-        if f.section != section:
-            lines += [f"# {f.section}"] if not section else ["", f"# {f.section}"]
-            section = f.section
-        comment = f"  # {f.comment}" if f.comment else ""
-        lines.append(f"{toml_key(f.name)} = {toml(f.spec)}{comment}")
-    return "\n".join(lines) + "\n"
+    parts = [
+        [f"# {section}", *(f"{toml_key(f.name)} = {toml(f.spec)}{_comment(f.comment)}" for f in own)]
+        for section, own in itertools.groupby(features, key=lambda f: f.section)
+    ]
+    return "\n".join([*lines, "\n\n".join(map("\n".join, parts))]) + "\n"
 
 
 def _name(log: Path) -> str:
@@ -161,5 +159,8 @@ def _field(c: Column) -> str:
     remarks += [f"{c.missing:.0%} missing"] if c.missing >= 0.005 else []
     remarks += [c.why] if c.why else []
     spec: object = {"type": "set", "max": c.max_size} if c.type == "set" else c.type
-    comment = f"  # {', '.join(remarks)}" if remarks else ""
-    return f"{toml_key(c.name)} = {toml(spec)}{comment}"
+    return f"{toml_key(c.name)} = {toml(spec)}{_comment(', '.join(remarks))}"
+
+
+def _comment(text: str) -> str:
+    return f"  # {text}" if text else ""

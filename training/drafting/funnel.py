@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import UNITS_MS
-from serve.features.slots import IMPRESSION
+from serve.features.slots import I64, IMPRESSION
 from serve.log.replay import event_times
 from training.data.labels import Owners
-from training.drafting.profile import I64, codes_of
+from training.drafting.profile import codes_of
 
 # Windows are rounded up to one of these durations.
 ROUND_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
@@ -124,15 +124,8 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
         events = events.append_column("request_id", pa.nulls(len(events), pa.string()))
     request, event_request = codes_of(exposures["request_id"], events["request_id"])
     event_ms = event_times(exposures, events)
-    owners = Owners(
-        candidate,
-        request[exposure],
-        viewer[exposure],
-        event_candidate,
-        event_request,
-        event_viewer,
-        event_ms,
-    )
+    shown_by = request[exposure], viewer[exposure]
+    owners = Owners(candidate, *shown_by, event_candidate, event_request, event_viewer, event_ms)
     row, delay = _followed(owners, kinds, shown_ms)
     is_on = {kind: (row >= 0) & (kinds == kind) for kind in sorted(set(kinds))}
     num_shown = len(np.unique(row[is_on[IMPRESSION]])) if IMPRESSION in is_on else len(exposure)
@@ -143,18 +136,12 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     for kind, on in is_on.items():
         window = _window(delay[on], longest)
         positives = len(np.unique(row[on & (delay <= window)]))
+        rate, why_not = positives / max(num_shown, 1), _why_not(kind, positives, downs)
         after = tuple(
             o for o in is_on if o not in (kind, IMPRESSION) and _comes_after(firsts[kind], firsts[o])
         )
-        event_stats[kind] = EventStats(
-            kind,
-            int((kinds == kind).sum()),
-            window,
-            positives,
-            positives / max(num_shown, 1),
-            after,
-            _why_not(kind, positives, downs),
-        )
+        num = int((kinds == kind).sum())
+        event_stats[kind] = EventStats(kind, num, window, positives, rate, after, why_not)
     label = _label(event_stats)
     covered = float(np.mean(delay[is_on[label]] <= event_stats[label].within_ms))
     gauge = next(((up, down) for down, up in downs.items()), None)

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.features.slots import I64
 from serve.features.surface import FieldType
 from serve.log.reader import TABLES, read_table
 from serve.log.replay import Codes
 
-I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 # Names that the log itself uses.
 OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"

@@ -17,13 +17,6 @@ class SearchProgress(Progress):
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
         self._best = ""
-        self._shared = 0.0
-
-    def share(self, share: float) -> None:
-        """Print the share of the features that is computed, at every quarter."""
-        if share - self._shared >= 0.25:
-            self._shared = share
-            self.report(f"features {share:.0%}")
 
     def start(self, epochs: int) -> None:
         """Start the winner's training."""

@@ -21,6 +21,7 @@ from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
 from training.search.trials import SearchRun, check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, headline
+from training.terminal import ProgressBar
 
 
 def search(
@@ -46,7 +47,8 @@ def search(
         check_surface(models, surface.name)
     with Clock(out, settings.budget_s) as clock:
         progress.report("reading the log and computing features")
-        task = Task.read(surface, log, settings, progress.share)
+        with ProgressBar("features") as share:
+            task = Task.read(surface, log, settings, share)
         clock.claim(task.identity, restart=settings.restart)
         board = Leaderboard(out / "leaderboard.jsonl")
         follows = clock.setdefault("follows", current(models)) if models else None
@@ -56,10 +58,9 @@ def search(
             progress.report(suspect)
         winner, manifest = _find(task, board, clock, last, progress)
         why_not = [*reasons(manifest), *suspected]
-        published = models is not None and not why_not
-        promoted = False
-        if models is not None and published:
-            promoted = take_place(out / "artifact", models, follows, progress.report)
+        published = promoted = False
+        if models is not None and not why_not:
+            published, promoted = True, take_place(out / "artifact", models, follows, progress.report)
         clock.save(over=True)
     return {
         "headline": headline(board, winner, max_us),
