@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
 
+from serve.features.matrix import Matrix
 from serve.model.artifact import FILES, Artifact, new_version, save
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
@@ -129,8 +130,8 @@ def references(parent: Path) -> dict[str, Path]:
     calibration = Calibration(0.9, -0.1)
     for name, config in REFERENCES.items():
         network = _random_network(encoder, config, numeric, category)
-        files = dict.fromkeys(FILES, b"") | build(network, encoder, calibration)
-        files["golden.safetensors"] = golden(network, calibration, numeric, category, 512)
+        files = dict.fromkeys(FILES, b"") | build(network, calibration)
+        files["golden.safetensors"] = golden(network, calibration, Matrix(numeric, category), 512)
         manifest = {
             "version": new_version(time.time()),
             "network": dataclasses.asdict(config),

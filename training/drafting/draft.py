@@ -53,14 +53,14 @@ def draft(log: Path, name: str | None = None) -> Draft:
     name = name or _name(log)
     features, columns = suggest(columns, tables, events)
     pairs = {f.name for f in features if len(f.fields) == 2}
-    found = _leaks(log, _text(name, log, tables, events, columns, features), features)
+    found = _leaks(log, _text(name, log, events, columns, features), features)
     if found:
         leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
         columns = [
             dataclasses.replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns
         ]
         features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
-    text = _text(name, log, tables, events, columns, features)
+    text = _text(name, log, events, columns, features)
     read_surface(text, f"draft of {log}")
     notes = [f"{c.path} is left out: {c.why}" for c in columns if c.type is None]
     notes += [f"the feature {f} is left out: {why}" for f, why in found.items() if f in pairs]
@@ -90,19 +90,12 @@ def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
     }
 
 
-def _text(
-    name: str,
-    log: Path,
-    tables: dict[str, pa.Table],
-    events: Funnel,
-    columns: list[Column],
-    features: list[Feature],
-) -> str:
+def _text(name: str, log: Path, events: Funnel, columns: list[Column], features: list[Feature]) -> str:
     first, last = (
         np.datetime64(int(ms), "ms").astype("datetime64[s]")
         for ms in (events.shown_ms.min(), events.shown_ms.max())
     )
-    num_exposures, num_rows = len(tables["exposures"]), len(events.exposure)
+    num_exposures, num_rows = len(events.viewer), len(events.exposure)
     label = events.event_stats[events.label]
     declared = sorted(events.event_stats, key=lambda kind: (-events.event_stats[kind].num, kind))
     lines = [

@@ -136,12 +136,10 @@ def save(
         **manifest,
         "seconds": round(time.perf_counter() - begun, 1),
     }
-    files = build_files(model.network, model.encoder, model.calibration)
+    files = build_files(model.network, model.calibration)
     files["surface.toml"] = surface.text.encode()
     files["evaluation.json"] = json.dumps(evaluation, indent=1, allow_nan=False).encode()
-    files["golden.safetensors"] = golden(
-        model.network, model.calibration, held.matrix.numeric, held.matrix.category
-    )
+    files["golden.safetensors"] = golden(model.network, model.calibration, held.matrix)
     files["MODEL_CARD.md"] = model_card(whole, evaluation).encode()
     files["report.html"] = report_page(whole, evaluation).encode()
     save_artifact(out, files, whole)

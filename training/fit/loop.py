@@ -168,7 +168,7 @@ def run(
     state = state or State()
     if not state.stopped:
         train = train.to(device) if isinstance(train, Inputs) else train
-        fit = _Fit(train, valid.to(device), encoder, config, state, device)
+        fit = _Fit(train, valid.to(device), encoder, config, state)
         for epoch in range(len(state.history) + 1, config.epochs + 1):
             fit.train_epoch(epoch)
             after_epoch(state)
@@ -181,18 +181,12 @@ class _Fit:
     """One run on one rank: network, optimiser and the rank's part of the rows."""
 
     def __init__(
-        self,
-        train: Source,
-        valid: Inputs,
-        encoder: Encoder,
-        config: FitConfig,
-        state: State,
-        device: torch.device,
+        self, train: Source, valid: Inputs, encoder: Encoder, config: FitConfig, state: State
     ) -> None:
         self.train, self.valid, self.config, self.state = train, valid, config, state
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.num_single = len(encoder.single)
-        self.device = device
+        self.device = device = valid.x.device
         self.batch = _batch(len(train), self.world, config)
         if len(valid) == 0:
             raise TabrankError("fit: there are no validation rows; give a longer log")
@@ -282,7 +276,7 @@ class _Fit:
         """Return (logloss, AUC) of the validation rows, equal on all ranks; each scores a part."""
         self.network.eval()
         num_rows = len(self.valid)
-        logit = torch.zeros(num_rows, device=self.valid.x.device)
+        logit = torch.zeros(num_rows, device=self.device)
         mine = slice(*(num_rows * rank // self.world for rank in (self.rank, self.rank + 1)))
         logit[mine] = self.network.logit(self.valid.x[mine])
         logit = self.bias(self._sum(logit).double(), self.valid.position)

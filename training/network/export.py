@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save as save_safetensors
 
 from serve.contract.errors import TabrankError
-from serve.model.encoder import Encoder
+from serve.features.matrix import Matrix
 from serve.model.folding import fold
 from serve.model.graph import Calibration, Folded, forward
 from serve.model.ops import LARGE
@@ -34,29 +34,23 @@ _NUM_TRIED = 1024
 _TOLERANCE = 2e-6
 
 
-def build(network: Network, encoder: Encoder, calibration: Calibration) -> dict[str, bytes]:
+def build(network: Network, calibration: Calibration) -> dict[str, bytes]:
     """Return the files that the network contributes to an artifact, by name.
 
     `serve.model.artifact.save` writes them.
     """
     weights = _weights(network)
-    folded = fold(weights, encoder, asdict(network.config), calibration)
+    folded = fold(weights, network.encoder, asdict(network.config), calibration)
     return {
         "weights.safetensors": save_safetensors(weights),
-        "encoder.json": encoder.to_json().encode(),
+        "encoder.json": network.encoder.to_json().encode(),
         "model.onnx": export(folded, exact=False),
         "model_sorting.onnx": export(folded, exact=True),
     }
 
 
 @torch.no_grad()
-def golden(
-    network: Network,
-    calibration: Calibration,
-    numeric: NDArray[np.float32],
-    category: NDArray[np.uint64],
-    num_rows: int = 64,
-) -> bytes:
+def golden(network: Network, calibration: Calibration, matrix: Matrix, num_rows: int = 64) -> bytes:
     """Return `golden.safetensors`: evenly spaced rows with the trained network's scores.
 
     The first row is all missing. Deep networks amplify rounding, on single rows beyond the
@@ -65,7 +59,7 @@ def golden(
     Raises:
         TabrankError: if the inference graph differs from the trained network on most rows.
     """
-    numeric, category = _evenly(numeric, _NUM_TRIED), _evenly(category, _NUM_TRIED)
+    numeric, category = (_evenly(part, _NUM_TRIED) for part in (matrix.numeric, matrix.category))
     numeric[:1], category[:1] = np.nan, 0
     parts = [torch.from_numpy(part) for part in network.encoder.encode(numeric, category)]
     logit = network.logit(network.inputs(*parts))
