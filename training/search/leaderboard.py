@@ -161,9 +161,9 @@ def compete(
             started_s = time.perf_counter()
             rival = make(encoder, train)
             chance = rival(valid.matrix)
-            cost: dict[str, float] = {"seconds": time.perf_counter() - started_s, "rows": float(len(train))}
-            us = us_per_candidate(rival, valid.matrix)
-            board.add(_entry(kind, slates, chance, us_per_candidate=us, **cost))
+            cost = {"seconds": time.perf_counter() - started_s, "rows": float(len(train))}
+            cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
+            board.add(_entry(kind, slates, chance, **cost))
 
 
 def _entry(kind: str, slates: Slates, chance: NDArray[np.float64], **cost: Any) -> BoardEntry:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.reader import read_log
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, DatasetPlan
+from training.data.dataset import Dataset, DatasetPlan, Progress
 from training.data.encoding import category_strings, fit_encoder
 from training.data.prepare import available_bytes, row_bytes, split_by_time
 from training.fit.loop import FitConfig
@@ -64,13 +63,7 @@ class Task:
     settings: SearchSettings
 
     @classmethod
-    def read(
-        cls,
-        surface: Surface,
-        log: Path,
-        settings: SearchSettings,
-        progress: Callable[[float], None] = lambda share: None,
-    ) -> Task:
+    def read(cls, surface: Surface, log: Path, settings: SearchSettings, progress: Progress) -> Task:
         """Read the task from a log.
 
         Raises:
