@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load as load_safetensors
 
+from serve.features.matrix import Matrix
 from serve.model.artifact import load as load_artifact
 from serve.operate.host.machine import describe_machine
 from training.bench.contenders import Contender, Contenders, references
@@ -80,11 +81,11 @@ def _measure(folder: Path, sizes: tuple[int, ...], rounds: int) -> dict[str, Any
     encoder = artifact.encoder
     rows = load_safetensors(artifact.read("golden.safetensors"))
     at = np.random.default_rng(0).integers(0, len(rows["score"]), max(sizes))
-    numeric, category = rows["numeric"][at], rows["category"][at]
+    matrix = Matrix(rows["numeric"][at], rows["category"][at])
     contenders = Contenders(artifact)
     speeds, difference = {}, {}
     for size in sizes:
-        ready = contenders.on(numeric[:size], category[:size])
+        ready = contenders.on(matrix.rows(slice(size)))
         speeds[str(size)] = {name: size / s for name, s in _seconds(ready, rounds).items()}
         found = {name: contender.probability(contender.run()) for name, contender in ready.items()}
         difference = {name: float(np.abs(p - found["ours"]).max()) for name, p in found.items()}

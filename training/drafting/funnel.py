@@ -186,12 +186,8 @@ def _comes_after(first: NDArray[np.float64], other: NDArray[np.float64]) -> bool
 
 def _downs(kinds: list[str]) -> dict[str, str]:
     """Return the kinds that undo another one, by name: `leave` of `join`, `unlike` of `like`."""
-    found = {}
-    for up in kinds:
-        for down in (*UNDO_KINDS.get(up, ()), f"un{up}"):
-            if down in kinds:
-                found[down] = up
-    return found
+    pairs = ((up, down) for up in kinds for down in (*UNDO_KINDS.get(up, ()), f"un{up}"))
+    return {down: up for up, down in pairs if down in kinds}
 
 
 def _why_not(kind: str, positives: int, downs: dict[str, str]) -> str:

@@ -133,8 +133,8 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write the state to a new file."""
-        parts = {"last": self.last, "best": self.best, "optimiser": self.optimiser, "bias": self.bias}
-        tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
+        parts = ("last", "best", "optimiser", "bias")
+        tensors = {f"{part}/{name}": t for part in parts for name, t in getattr(self, part).items()}
         about = {"history": self.history, "best_epoch": self.best_epoch, "stopped": self.stopped}
         save_file(tensors, path, metadata={"state": json.dumps(about)})
 

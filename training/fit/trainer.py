@@ -162,7 +162,13 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed |
     with session:
         use_gpu = torch.cuda.is_available()
         if config.num_workers:
-            _check_room(config.num_workers, "GPU" if use_gpu else "CPU")
+            # Ray would wait for more workers than it has resources for.
+            kind = "GPU" if use_gpu else "CPU"
+            room = int(ray.cluster_resources().get(kind, 0))
+            if config.num_workers > room:
+                raise TabrankError(
+                    f"fit: num_workers {config.num_workers} is more than the {room} {kind}s that Ray has; lower it"
+                )
         trainer = _Trainer(
             _work,
             train_loop_config=job,
@@ -291,12 +297,3 @@ def _following(path: Path, progress: Progress) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
-
-
-def _check_room(num_workers: int, kind: str) -> None:
-    """Refuse more workers than Ray has resources for, because Ray would wait for them."""
-    room = int(ray.cluster_resources().get(kind, 0))
-    if num_workers > room:
-        raise TabrankError(
-            f"fit: num_workers {num_workers} is more than the {room} {kind}s that Ray has; lower it"
-        )

@@ -62,8 +62,7 @@ class Model:
         with one_thread():
             for start in range(0, len(matrix.numeric), EVALUATION_BATCH):
                 part = matrix.rows(slice(start, start + EVALUATION_BATCH))
-                parts = self.encoder.encode(part.numeric, part.category)
-                chunks.append(self.network.logit(self.network.inputs(*map(torch.from_numpy, parts))))
+                chunks.append(self.network.logit(self.network.inputs_of(part)))
         return torch.cat(chunks).numpy().astype(np.float64)
 
     def probability(self, matrix: Matrix) -> NDArray[np.float64]:

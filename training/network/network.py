@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from serve.contract.errors import TabrankError
+from serve.features.matrix import Matrix
 from serve.model.encoder import CLIP, Encoder
 from training.network.tabnet import NetworkConfig as NetworkConfig
 from training.network.tabnet import TabNet
@@ -61,6 +62,10 @@ class Network(nn.Module):
         value = torch.where(missing, self.mean, torch.where(self.logged, logged, numeric))
         value = torch.clamp((value - self.mean) * self.scale, -CLIP, CLIP)
         return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
+
+    def inputs_of(self, matrix: Matrix) -> Tensor:
+        """Encode and transform rows of features to x f32 [R, D0 + K1]."""
+        return self.inputs(*map(torch.from_numpy, self.encoder.encode(matrix.numeric, matrix.category)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x [R, D0 + K1] to (logit [R], sparsity).

@@ -205,7 +205,10 @@ class DecisionSteps(nn.Module):
             by_decision = torch.ops.aten.threshold_backward(by_total, decision, 0)
             by_seen = transformer.backward(_join(by_decision, by_hidden), tape)
             by_shared.addcmul_(by_seen, seen)
-            by_chosen = self._sum_by_column(by_seen.mul_(shared_out), len(chosen))
+            by_chosen = by_seen.mul_(shared_out)
+            if self._spread is not None:
+                # Sum over the inputs [D, R] of each column: [G, R].
+                by_chosen = torch.zeros_like(chosen).index_add_(0, self._spread, by_chosen)
             # The next step's prior is (gamma - chosen) · prior.
             if by_prior is not None:
                 by_chosen -= by_prior if prior is None else by_prior * prior
@@ -217,12 +220,6 @@ class DecisionSteps(nn.Module):
         by_x = self.encoder.initial_splitter.backward(_join(torch.zeros_like(by_total), by_hidden), tape)
         tape.sum_norms()
         return by_x.add_(by_shared if self._share is None else by_shared.mul_(self._share))
-
-    def _sum_by_column(self, by_seen: Tensor, num_columns: int) -> Tensor:
-        """Sum over the inputs [D, R] of each column; return [G, R]."""
-        if self._spread is None:
-            return by_seen
-        return by_seen.new_zeros(num_columns, by_seen.shape[1]).index_add_(0, self._spread, by_seen)
 
 
 class _Encoder(nn.Module):
