@@ -53,16 +53,9 @@ def simulate(
     from training.world.simulate import simulate as run
 
     os.umask(PRIVATE)
+    end_ms = None if end is None else milliseconds(end, "--end")
     with ProgressBar("simulate") as progress:
-        summary = run(
-            out,
-            rows=rows,
-            viewers=viewers,
-            days=days,
-            seed=seed,
-            end_ms=None if end is None else milliseconds(end, "--end"),
-            progress=progress,
-        )
+        summary = run(out, rows=rows, viewers=viewers, days=days, seed=seed, end_ms=end_ms, progress=progress)
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
     answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 

@@ -20,8 +20,7 @@ from serve.model.encoder import Encoder, NumericColumn, SingleColumn
 from serve.operate.host.machine import describe_machine
 from training.bench.reference import classifier, module_of
 from training.fit.loop import FitConfig, learning_rate, run
-from training.network.inputs import Inputs, inputs
-from training.network.network import EVALUATION_BATCH, Network, NetworkConfig
+from training.network.network import EVALUATION_BATCH, Inputs, Network, NetworkConfig, inputs
 
 CONFIG = FitConfig(
     NetworkConfig(width=16, n_steps=3, n_independent=2, n_shared=2, virtual_batch_size=256),

@@ -23,9 +23,8 @@ from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder, NumericColumn
 from serve.operate.host.machine import describe_machine
 from training.fit.loop import FitConfig, run
-from training.network.inputs import Inputs, inputs
 from training.network.model import Model
-from training.network.network import NetworkConfig
+from training.network.network import Inputs, NetworkConfig, inputs
 
 F64 = NDArray[np.float64]
 

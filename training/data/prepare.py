@@ -23,7 +23,7 @@ from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Spill, Streamed
-from training.network.inputs import Inputs, inputs
+from training.network.network import Inputs, inputs
 
 # Validate on the last tenth of the log by time.
 VALIDATION_SHARE = 0.1

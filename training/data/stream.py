@@ -16,7 +16,7 @@ import torch
 from numpy.random import default_rng
 from numpy.typing import NDArray
 
-from training.network.inputs import Inputs
+from training.network.network import Inputs
 
 # Rows in one file, which a reader holds in memory as a whole.
 ROWS_PER_FILE = 65_536

@@ -25,9 +25,8 @@ from serve.contract.errors import TabrankError
 from serve.features.surface import PositionBias
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from training.evaluation.slates import auc
-from training.network.inputs import Inputs
 from training.network.layers import GhostBatchNorm
-from training.network.network import Network, NetworkConfig
+from training.network.network import Inputs, Network, NetworkConfig
 from training.network.position_bias import Bias
 
 

@@ -29,8 +29,8 @@ from serve.model.encoder import Encoder
 from training.data.stream import Streamed
 from training.fit.loop import FitConfig, State, run
 from training.fit.progress import Progress
-from training.network.inputs import Inputs
 from training.network.model import one_thread
+from training.network.network import Inputs
 
 # Ray reads these from the environment; a value that is set already takes precedence.
 SETTINGS = {

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from serve.model.encoder import Encoder
 from training.fit.loop import Diverged, FitConfig, run
-from training.network.inputs import Inputs
-from training.network.network import Network
+from training.network.network import Inputs, Network
 from training.search.trial import device, needs
 
 # Share of the teachers' mean in a distilled label; the rest is the observed label.

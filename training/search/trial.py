@@ -20,8 +20,7 @@ from training.evaluation.metrics import measure
 from training.evaluation.slates import Slates, auc
 from training.fit.loop import FitConfig, State, run
 from training.network.calibrate import fit_platt
-from training.network.inputs import Inputs
-from training.network.network import Network
+from training.network.network import Inputs, Network
 from training.search.budget import work
 from training.search.space import Space
 

@@ -15,7 +15,7 @@ from training.data import stream as spilling
 from training.data.dataset import Dataset
 from training.data.prepare import prepare, split_by_time
 from training.data.stream import Spill, Streamed
-from training.network.inputs import Inputs
+from training.network.network import Inputs
 
 REPEATS = 40
 

@@ -16,8 +16,7 @@ from serve.contract.errors import TabrankError
 from serve.model.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from training.evaluation.slates import auc
 from training.fit.loop import Diverged, FitConfig, State, learning_rate, run
-from training.network.inputs import Inputs, inputs
-from training.network.network import Network, NetworkConfig
+from training.network.network import Inputs, Network, NetworkConfig, inputs
 from training.network.position_bias import START, Bias
 
 ENCODER = Encoder(

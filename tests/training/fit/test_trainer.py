@@ -18,9 +18,8 @@ import torch
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn
 from training.data import stream as spill
 from training.fit.loop import FitConfig, State, run
-from training.network.inputs import Inputs, inputs
 from training.network.model import one_thread
-from training.network.network import NetworkConfig
+from training.network.network import Inputs, NetworkConfig, inputs
 
 pytestmark = pytest.mark.integration
 
@@ -31,8 +30,7 @@ from serve.model.encoder import Encoder
 from serve.contract.errors import TabrankError
 from training.data import stream as spill
 from training.fit.loop import FitConfig
-from training.network.inputs import Inputs
-from training.network.network import NetworkConfig
+from training.network.network import Inputs, NetworkConfig
 from training.fit.progress import Progress
 from training.fit.trainer import ray_session, train
 

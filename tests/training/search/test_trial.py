@@ -10,8 +10,7 @@ import torch
 
 from serve.model.encoder import Encoder, NumericColumn
 from training.fit.loop import FitConfig, run
-from training.network.inputs import Inputs, inputs
-from training.network.network import NetworkConfig
+from training.network.network import Inputs, NetworkConfig, inputs
 from training.search.trial import Referee
 
 ENCODER = Encoder(numeric=(NumericColumn("a"), NumericColumn("b")), single=(), multi=())
