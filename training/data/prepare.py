@@ -26,8 +26,7 @@ from training.data.stream import Spill, Streamed
 from training.network.network import Inputs, inputs
 
 # Validate on the last tenth of the log by time.
-VALIDATION_SHARE = 0.1
-SHARES = {"training": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}
+SHARES = {"training": 0.9, "validation": 0.1}
 # Bound the validation rows of a spilled log, which stay in memory.
 MAX_VALIDATION = 500_000
 # Bound the rows from which the encoder of a spilled log is fitted.

@@ -21,7 +21,7 @@ from training.data.dataset import build
 from training.drafting.funnel import Funnel, duration, funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, profile, read_tables
-from training.drafting.suggest import Feature, suggest, toml, toml_key
+from training.drafting.suggest import STATEFUL, Feature, suggest, toml, toml_key
 from training.evaluation.leakage import suspects
 
 POPULAR = {"gauge": "current number", "rate": "no pair of event kinds gives a current number"}
@@ -70,7 +70,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
 def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
     """Return {feature: reason} of stateless features that leak the label, on sampled exposures."""
     surface = read_surface(text)
-    stateless = {f.name for f in features if f.fields and not f.state} | {surface.popular}
+    stateless = {f.name for f in features if f.fields and f.spec["kind"] not in STATEFUL} | {surface.popular}
     kept = {name: kind for name, kind in surface.features.items() if name in stateless}
     schema = Schema(dataclasses.replace(surface, features=kept))
     table = read_log(log, surface)

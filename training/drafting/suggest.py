@@ -46,6 +46,10 @@ ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER = (
 )
 
 
+# Kinds that keep state of events.
+STATEFUL = ("count", "gauge", "rate", "affinity")
+
+
 @dataclass(frozen=True)
 class Feature:
     """Suggested feature: its spec as in the TOML, a comment, and the fields that it reads."""
@@ -56,11 +60,6 @@ class Feature:
     comment: str = ""
     fields: tuple[str, ...] = ()
     popular: bool = False
-
-    @property
-    def state(self) -> bool:
-        """Return whether the feature keeps state of events."""
-        return self.spec["kind"] in ("count", "gauge", "rate", "affinity")
 
 
 def toml(value: object) -> str:

@@ -236,16 +236,16 @@ class _Encoder(nn.Module):
 
         self.initial_splitter = transformer()
         factor = self.initial_splitter.factor
-        self.feat_transformers, self.att_transformers = nn.ModuleList(), nn.ModuleList()
-        self.steps: list[tuple[Attention, Transformer]] = []
-        for _ in range(config.n_steps):
-            following = transformer()
-            attention = Attention(
-                nn.Linear(config.width, num_columns, bias=False), momentum, factor, config.mask_type
-            )
-            self.feat_transformers.append(following)
-            self.att_transformers.append(attention)
-            self.steps.append((attention, following))
+
+        def attention() -> Attention:
+            fc = nn.Linear(config.width, num_columns, bias=False)
+            return Attention(fc, momentum, factor, config.mask_type)
+
+        # pytorch_tabnet draws the weights of a step in this order, and lists its parts so.
+        parts = [(transformer(), attention()) for _ in range(config.n_steps)]
+        self.feat_transformers = nn.ModuleList(following for following, _ in parts)
+        self.att_transformers = nn.ModuleList(chooser for _, chooser in parts)
+        self.steps = [(chooser, following) for following, chooser in parts]
 
 
 class _Differentiable(torch.autograd.Function):
