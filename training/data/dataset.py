@@ -137,12 +137,10 @@ class DatasetPlan:
             replay.shown, np.repeat(replay.exposure_ms, np.diff(replay.first))
         ).astype(np.int32)
         self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
-        num_positive = int((self._positive & self._is_row).sum())
-        num_before = int(replay.before_snapshot[self._skipped :].sum())
         self.counts = labels.counts | {
             "rows": len(self),
-            "positive": num_positive,
-            "before_snapshot": num_before,
+            "positive": int((self._positive & self._is_row).sum()),
+            "before_snapshot": int(replay.before_snapshot[self._skipped :].sum()),
         }
 
     def __len__(self) -> int:
@@ -223,7 +221,7 @@ def recompute_features(
 def _compute(
     features: Features, replay: Replay, contexts: pa.Array, exposures: I64, pairs: I64, lengths: list[int]
 ) -> Matrix:
-    """Return the features of `pairs`, `lengths` of them for each of the exposures, at this state."""
+    """Return the features of `pairs` at this state, `lengths` of them for each exposure."""
     return features.compute(
         replay.state.viewers.table[replay.exposure_viewer[exposures]],
         replay.candidates(pairs),

@@ -130,13 +130,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
             low, high = np.searchsorted(wanted, (at, at + len(kept)))
             sample.append(kept.matrix.rows(wanted[low:high] - at))
             raw.append(folder / "raw" / f"{number}.npz")
-            np.savez(
-                raw[-1],
-                numeric=kept.matrix.numeric,
-                category=kept.matrix.category,
-                label=kept.label,
-                position=kept.position,
-            )
+            np.savez(raw[-1], **vars(kept.matrix), label=kept.label, position=kept.position)
             at += len(kept)
             num_positive += int(kept.label.sum())
     held = concat(valid)

@@ -54,12 +54,11 @@ def draft(log: Path, name: str | None = None) -> Draft:
     features, columns = suggest(columns, tables, events)
     pairs = {f.name for f in features if len(f.fields) == 2}
     found = _leaks(log, _text(name, log, events, columns, features), features)
-    if found:
-        leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
-        columns = [
-            dataclasses.replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns
-        ]
-        features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
+    leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
+    columns = [
+        dataclasses.replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns
+    ]
+    features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
     text = _text(name, log, events, columns, features)
     read_surface(text, f"draft of {log}")
     notes = [f"{c.path} is left out: {c.why}" for c in columns if c.type is None]

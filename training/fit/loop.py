@@ -328,8 +328,8 @@ def _flat(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Return one parameter [all elements] in place of the given ones, in order; [] for none.
 
     An optimiser step is then one call. Each given parameter becomes a view of its part, and its
-    gradient a view of the gradient's part. A backward pass therefore adds to the whole gradient, and
-    a step on the whole changes every part. Never set a gradient to None.
+    gradient a view of the gradient's part. A backward pass therefore adds to the whole gradient,
+    and a step on the whole changes every part. Never set a gradient to None.
     """
     parts = list(parameters)
     if not parts:

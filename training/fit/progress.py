@@ -13,7 +13,7 @@ from training.fit.loop import Epoch
 
 
 class Progress:
-    """Printer of a training's epochs; `stream` defaults to stderr, because stdout holds the answer."""
+    """Printer of a training's epochs; `stream` defaults to stderr: stdout holds the answer."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -50,7 +50,7 @@ class Progress:
             self._update("failed" if best_epoch is None else f"best epoch {best_epoch}")
         elif best_epoch is not None:
             self.report(f"best epoch {best_epoch}")
-        self._close()
+        self.close()
 
     def _open(self, name: str, total: float, progress: ProgressColumn, text: str = "") -> None:
         """Show a bar if the stream is a terminal."""
@@ -65,8 +65,8 @@ class Progress:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=completed, text=text)
 
-    def _close(self) -> None:
-        """Leave the bar on the screen and release the terminal."""
+    def close(self) -> None:
+        """Leave the bar, if any, on the screen and release the terminal."""
         if self._bar:
             self._bar.stop()
             self._bar = None

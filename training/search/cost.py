@@ -35,12 +35,11 @@ def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix) ->
     weights = {name: value.numpy() for name, value in network.tabnet.state_dict().items()}
     folded = fold(weights, encoder, asdict(config), Calibration(1.0, 0.0))
     session = one_thread_session(export(folded, exact=False))
-    names = [node.name for node in session.get_inputs()]
 
     def score(matrix: Matrix) -> NDArray[np.float64]:
-        encoded = encoder.encode(matrix.numeric, matrix.category)
-        feeds = dict(zip(("numeric", "hot", "index"), encoded, strict=True))
-        found: NDArray[np.float64] = session.run(["probability"], {name: feeds[name] for name in names})[0]
+        parts = zip(("numeric", "hot", "index"), encoder.encode(matrix.numeric, matrix.category), strict=True)
+        feeds = {name: array for name, array in parts if array.shape[1]}
+        found: NDArray[np.float64] = session.run(["probability"], feeds)[0]
         return found
 
     return measured(score, matrix)

@@ -32,10 +32,10 @@ def distilled(
     num_teachers: int,
     report: Callable[[str], None],
 ) -> Inputs:
-    """Return `rows` with their labels mixed with the mean of `num_teachers` networks trained on them.
+    """Return `rows`, their labels mixed with the mean of `num_teachers` networks trained on them.
 
-    `folder` holds them as `train`, and `valid`, both of `Inputs.save`. The predictions of each teacher
-    are stored beside them, so that a killed search can resume. Ray must be running.
+    `folder` holds them as `train`, and `valid`, both of `Inputs.save`. The predictions of each
+    teacher are stored beside them, so that a killed search can resume. Ray must be running.
     """
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)

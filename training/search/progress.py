@@ -51,7 +51,3 @@ class SearchProgress(Progress):
         line = f"{entry.name}: {what}, {entry.us_per_candidate:.1f} µs, {how}"
         line += f"; {self._best}" if self._best else ""
         self.report(f"{line}; {max(left_s, 0) / 60:.1f} min left")
-
-    def searched(self) -> None:
-        """End the trials and remove the bar."""
-        self._close()

@@ -133,7 +133,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         try:
             _tuner(task, folder, study, deadline).fit()
         finally:
-            run.progress.searched()
+            run.progress.close()
             shutil.rmtree(folder, ignore_errors=True)
     _check_winner(board, task.settings.max_us)
 

@@ -56,11 +56,11 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     encoder, test = task.encoder_of(rows), task.parts["test"]
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
     state = _trained(run, winner, size, config, rows, encoder)
-    # A mean of teachers is less confident than each of them, so the network that it teaches needs no
-    # calibration: that of a single network made it worse (RankLens, rows later than all training:
-    # ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064). A network with position-bias
-    # removal answers for the first position, and calibration, fitted on unseen validation rows,
-    # brings it back to the shown positions.
+    # A mean of teachers is less confident than each of them, so the network that it teaches needs
+    # no calibration: that of a single network made it worse (RankLens, rows later than all
+    # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064). A network with
+    # position-bias removal answers for the first position, and calibration, fitted on unseen
+    # validation rows, brings it back to the shown positions.
     is_taught = size.num_teachers and task.base.position_bias == "ignored"
     assert winner.calibration is not None
     calibration = UNCALIBRATED if is_taught else Calibration(*winner.calibration)
