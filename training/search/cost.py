@@ -37,7 +37,8 @@ def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix) ->
     session = one_thread_session(export(folded, exact=False))
 
     def score(matrix: Matrix) -> NDArray[np.float64]:
-        parts = zip(("numeric", "hot", "index"), encoder.encode(matrix.numeric, matrix.category), strict=True)
+        arrays: tuple[NDArray[Any], ...] = encoder.encode(matrix.numeric, matrix.category)
+        parts = zip(("numeric", "hot", "index"), arrays, strict=True)
         feeds = {name: array for name, array in parts if array.shape[1]}
         found: NDArray[np.float64] = session.run(["probability"], feeds)[0]
         return found
