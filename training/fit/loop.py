@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -26,7 +26,7 @@ from serve.features.surface import PositionBias
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from training.evaluation.slates import auc
 from training.network.layers import GhostBatchNorm
-from training.network.network import Inputs, Network, NetworkConfig
+from training.network.network import Inputs, Network, NetworkConfig, flat
 from training.network.position_bias import Bias
 
 
@@ -202,8 +202,8 @@ class _Fit:
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GhostBatchNorm)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
         groups: list[dict[str, Any]] = [
-            {"params": _flat(p for p in self.network.parameters() if p.requires_grad)},
-            {"params": _flat(self.bias.parameters()), "weight_decay": 0.0},
+            {"params": flat(p for p in self.network.parameters() if p.requires_grad)},
+            {"params": flat(self.bias.parameters()), "weight_decay": 0.0},
         ]
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.optimiser = torch.optim.AdamW(
@@ -322,27 +322,6 @@ def learning_rate(step: int, num_steps: int, config: FitConfig) -> float:
         return config.learning_rate * (step + 1) / (warm + 1)
     falling = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(num_steps - 1 - warm, 1)))
     return config.learning_rate * (config.final_rate + (1 - config.final_rate) * falling)
-
-
-def _flat(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Return one parameter [all elements] in place of the given ones, in order; [] for none.
-
-    An optimiser step is then one call. Each given parameter becomes a view of its part, and its
-    gradient a view of the gradient's part. A backward pass therefore adds to the whole gradient,
-    and a step on the whole changes every part. Never set a gradient to None.
-    """
-    parts = list(parameters)
-    if not parts:
-        return []
-    value = torch.cat([part.detach().reshape(-1) for part in parts])
-    gradient = torch.zeros_like(value)
-    sizes = [part.numel() for part in parts]
-    pieces = zip(parts, value.split_with_sizes(sizes), gradient.split_with_sizes(sizes), strict=True)
-    for part, of_value, of_gradient in pieces:
-        part.data, part.grad = of_value.view_as(part), of_gradient.view_as(part)
-    whole = nn.Parameter(value)
-    whole.grad = gradient
-    return [whole]
 
 
 def _batch(num_rows: int, world: int, config: FitConfig) -> int:
