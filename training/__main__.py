@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -54,16 +53,9 @@ def simulate(
     from training.world.simulate import simulate as run
 
     os.umask(PRIVATE)
+    end_ms = None if end is None else milliseconds(end, "--end")
     with ProgressBar("simulate") as progress:
-        summary = run(
-            out,
-            rows=rows,
-            viewers=viewers,
-            days=days,
-            seed=seed,
-            end_ms=None if end is None else milliseconds(end, "--end"),
-            progress=progress,
-        )
+        summary = run(out, rows=rows, viewers=viewers, days=days, seed=seed, end_ms=end_ms, progress=progress)
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
     answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 
@@ -101,14 +93,13 @@ def surface(
     drafted = draft(log, name)
     for note in drafted.notes:
         print_progress(note)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(drafted.text, encoding="utf-8")
-        text = f"{out}: review it, then fit with --surface {out}"
-    else:
-        text = drafted.text
     result = {"surface": drafted.text, "notes": drafted.notes, "out": None if out is None else str(out)}
-    answer(result, as_json, text)
+    if out is None:
+        answer(result, as_json, drafted.text)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(drafted.text, encoding="utf-8")
+    answer(result, as_json, f"{out}: review it, then fit with --surface {out}")
 
 
 @app.command()
@@ -148,15 +139,12 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train, calibrate and write an artifact; the last tenth of the log by time validates."""
-    from dataclasses import replace
-
     from training.fit.fit import fit as run
     from training.fit.loop import FitConfig
-    from training.fit.progress import progress_on
+    from training.fit.progress import Progress
 
-    config = replace(FitConfig(), seed=seed, num_workers=workers)
-    if epochs is not None:
-        config = replace(config, epochs=epochs)
+    epochs = FitConfig.epochs if epochs is None else epochs
+    config = FitConfig(epochs=epochs, seed=seed, num_workers=workers)
     with ProgressBar("features") as share:
         manifest = run(
             load_surface(surface),
@@ -166,7 +154,7 @@ def fit(
             storage=storage,
             memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
             prepared_share=share,
-            progress=progress_on(sys.stderr),
+            progress=Progress(),
         )
     for suspect in manifest["suspects"]:
         print_progress(suspect)
@@ -194,7 +182,7 @@ def evaluate(
     from training.evaluation.evaluate import evaluate as run
 
     with ProgressBar("evaluate") as progress:
-        result = run(artifact_of(model), history, log, baselines=baselines, progress=progress)
+        result = run(model, history, log, baselines=baselines, progress=progress)
     if result["rows_seen_in_training"]:
         print_progress(
             f"{result['rows_seen_in_training']} rows are from the model's training time, so these figures are too "
@@ -217,7 +205,8 @@ def replay(
         str | None, typer.Option(help="Name or TOML file. Default: the model's, else the service's.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="The artifact that is served; compare with its evaluation.")
+        Path | None,
+        typer.Option(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),
     ] = None,
     history: Annotated[
         Path | None, typer.Option(help="With --model: the log that filled the service's store.")
@@ -236,15 +225,7 @@ def replay(
     from training.audit.http_replay import replay as run
 
     with ProgressBar("replay") as progress:
-        result = run(
-            log,
-            url,
-            surface=surface,
-            model=None if model is None else artifact_of(model),
-            history=history,
-            out=out,
-            progress=progress,
-        )
+        result = run(log, url, surface=surface, model=model, history=history, out=out, progress=progress)
     lines = [
         f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['requests_per_s']:.0f} requests/s, "
         + ", ".join(f"{n} {rung}" for rung, n in result["by_rung"].items()),
@@ -262,7 +243,8 @@ def audit(
     surface: SurfaceName,
     log: LogFolder,
     model: Annotated[
-        Path | None, typer.Option(help="An artifact: compare its scores too, and report drift.")
+        Path | None,
+        typer.Option(callback=artifact_of, help="An artifact: compare its scores too, and report drift."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -281,9 +263,7 @@ def audit(
     from training.audit.audit import table
 
     with ProgressBar("audit") as progress:
-        result = run(
-            log, load_surface(surface), None if model is None else artifact_of(model), progress=progress
-        )
+        result = run(log, load_surface(surface), model, progress=progress)
     answer(result, as_json, table(result), held=result["held"])
 
 
@@ -296,7 +276,7 @@ def report(
     """Write a model's report and card again, from the evaluation that the artifact stores."""
     from training.evaluation.report import regenerate
 
-    regenerate(artifact_of(model), out)
+    regenerate(model, out)
     answer({"out": str(out)}, as_json, f"{out / 'report.html'}, {out / 'MODEL_CARD.md'}")
 
 
@@ -311,7 +291,6 @@ def publish(
     from serve.model.artifact import load
     from training.fit.publish import publish as run
 
-    model = artifact_of(model)
     version = run(model, models, make_current=promote)
     gate = load(models / version).manifest.get("gate")
     if gate and not gate["beats"]:

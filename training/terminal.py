@@ -13,10 +13,19 @@ import typer
 SurfaceName = Annotated[str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")]
 LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and order; equal seeds give equal models.")]
-Model = Annotated[Path, typer.Option(help="An artifact, or the folder of a search.")]
 Models = Annotated[Path, typer.Option(help="The folder of published artifacts.")]
 PUBLISHED = Path("var/models")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def artifact_of(model: Path | None) -> Path | None:
+    """Return the artifact that an option names: the path itself, or that of a search's folder."""
+    if model is None or (model / "manifest.json").exists() or not (model / "artifact").is_dir():
+        return model
+    return model / "artifact"
+
+
+Model = Annotated[Path, typer.Option(callback=artifact_of, help="An artifact, or the folder of a search.")]
 
 
 def answer(result: dict[str, Any], as_json: bool, text: str, *, held: bool = True) -> None:
@@ -61,9 +70,3 @@ class ProgressBar:
         elif int(share * 10) > self._tenths:
             self._tenths = int(share * 10)
             sys.stderr.write(f"{self._what} {self._tenths * 10} %\n")
-
-
-def artifact_of(model: Path) -> Path:
-    """Return the artifact that a path names: itself, or that of a search's folder."""
-    found = model / "artifact"
-    return found if found.is_dir() and not (model / "manifest.json").exists() else model

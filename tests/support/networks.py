@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from serve.features.matrix import Matrix
 from serve.model.artifact import save
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
@@ -161,8 +162,8 @@ def artifact_files(
     """Return files and manifest of an artifact, for `serve.model.artifact.save`."""
     numeric, category = random_rows(rng, network.encoder, 2 * num_golden)
     files = {
-        **build(network, network.encoder, CALIBRATION),
-        "golden.safetensors": golden(network, CALIBRATION, numeric, category, num_golden),
+        **build(network, CALIBRATION),
+        "golden.safetensors": golden(network, CALIBRATION, Matrix(numeric, category), num_golden),
         "surface.toml": b"",
         "evaluation.json": b"{}",
         "report.html": b"",

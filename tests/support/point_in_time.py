@@ -53,6 +53,11 @@ def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:
     return _differences(given, expected)
 
 
+def shown_ids(data: Dataset) -> list[str]:
+    """Return the id of the candidate of each row."""
+    return [str(data.candidate_ids[i]) for i in data.shown]
+
+
 def _held_before(table: pa.Table, cut_ms: int) -> pa.Table:
     return table.filter(pc.fill_null(pc.less(table["ts_ms"], cut_ms), True))
 
@@ -67,7 +72,10 @@ def _closed(exposures: pa.Table, end_ms: int) -> pa.Table:
 def _differences(given: Dataset, expected: Dataset) -> dict[str, float]:
     """Return the differences by feature, over the rows that both data sets have."""
     here, there = (
-        {(data.request_ids[s], c): i for i, (s, c) in enumerate(zip(data.slate, data.candidate, strict=True))}
+        {
+            (data.request_ids[s], c): i
+            for i, (s, c) in enumerate(zip(data.slate, shown_ids(data), strict=True))
+        }
         for data in (given, expected)
     )
     pairs = [(here[key], i) for key, i in there.items() if key in here]

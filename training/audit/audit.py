@@ -24,8 +24,7 @@ from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
-from training.data.dataset import Progress
-from training.data.feature_replay import recompute_features
+from training.data.dataset import Progress, recompute_features
 from training.evaluation.drift import STATISTICS, drift, reading
 from training.evaluation.evaluate import score
 

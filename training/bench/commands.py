@@ -54,7 +54,9 @@ def syn(
 
 @bench.command("world")
 def world(
-    model: Annotated[Path, typer.Option(help="An artifact of `spaces`, or the folder of a search.")],
+    model: Annotated[
+        Path, typer.Option(callback=artifact_of, help="An artifact of `spaces`, or the folder of a search.")
+    ],
     world: Annotated[Path, typer.Option(help="The whole simulated log, with its truth.parquet.")],
     history: Annotated[Path, typer.Option(help="The part that the model was trained on, as split wrote it.")],
     log: Annotated[Path, typer.Option(help="The other part, to measure on.")],
@@ -67,5 +69,5 @@ def world(
     from training.bench.world import bench_world, table
 
     with ProgressBar("bench world") as progress:
-        result = bench_world(artifact_of(model), world, history, log, progress=progress)
+        result = bench_world(model, world, history, log, progress=progress)
     answer(result, as_json, table(result), held=result["held"])

@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_safetensors
+from safetensors.torch import load as load_safetensors
 
-from serve.model.artifact import Artifact, new_version, save
+from serve.features.matrix import Matrix
+from serve.model.artifact import FILES, Artifact, new_version, save
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
 from serve.model.scorers import load_scorer
 from training.bench.reference import module_of, trained_classifier
-from training.network.export import OPSET, build, golden
+from training.network.export import OPSET, build, golden, one_thread_session
+from training.network.model import Model
 from training.network.network import Network, NetworkConfig
 
-F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-U64 = NDArray[np.uint64]
 
 # Networks to measure without an artifact; cost does not depend on the weights.
 REFERENCES = {
@@ -48,10 +47,9 @@ class Contenders:
     """All ways to score one artifact, each on one thread."""
 
     def __init__(self, artifact: Artifact) -> None:
-        self._network = Network(artifact.encoder, NetworkConfig(**artifact.manifest["network"]))
-        state = load_safetensors(artifact.read("weights.safetensors"))
-        self._network.tabnet.load_state_dict({name: torch.from_numpy(w) for name, w in state.items()})
-        self._network.eval()
+        config = NetworkConfig(**artifact.manifest["network"])
+        weights = load_safetensors(artifact.read("weights.safetensors"))
+        self._network = Model.of(artifact.encoder, config, weights).network
         self._classifier = trained_classifier(self._network)
         self._module = module_of(self._network)
         self._exported = _exported(self._module, len(artifact.encoder.input_names))
@@ -59,16 +57,15 @@ class Contenders:
         self._ours_torch = load_scorer(artifact.path, "torch", "cpu")
         self._calibration = Calibration(**artifact.manifest["calibration"])
 
-    def on(self, numeric: F32, category: U64) -> dict[str, Contender]:
-        """Return the contenders by name, ready to score these rows of the matrix.
+    def on(self, matrix: Matrix) -> dict[str, Contender]:
+        """Return the contenders by name, ready to score these rows.
 
         `predict_proba`: pytorch_tabnet's classifier; `eager`: its module on tensors; `exported`:
         that module as torch's ONNX exporter writes it. These three start from the network's inputs.
         `ours_torch` and `ours`, the service's scorers on the CPU, start from the matrix.
         """
-        parts = self._network.encoder.encode(numeric, category)
-        tensor = self._network.inputs(*(torch.from_numpy(part) for part in parts))
-        x = tensor.numpy()
+        tensor = self._network.inputs_of(matrix)
+        x, rows = tensor.numpy(), (matrix.numeric, matrix.category)
 
         @torch.no_grad()
         def eager() -> torch.Tensor:
@@ -79,15 +76,15 @@ class Contenders:
             "predict_proba": Contender(lambda: self._classifier.predict_proba(x), self._of_classes),
             "eager": Contender(eager, self._of_logit),
             "exported": Contender(lambda: self._exported.run(["logit"], {"x": x})[0][:, 0], self._of_logit),
-            "ours_torch": Contender(lambda: self._ours_torch.score(numeric, category), np.asarray),
-            "ours": Contender(lambda: self._ours.score(numeric, category), np.asarray),
+            "ours_torch": Contender(lambda: self._ours_torch.score(*rows), np.asarray),
+            "ours": Contender(lambda: self._ours.score(*rows), np.asarray),
         }
 
     def _of_logit(self, logit: Any) -> F64:
         logit = np.asarray(logit, np.float64)
         return np.asarray(1.0 / (1.0 + np.exp(-(self._calibration.a * logit + self._calibration.b))))
 
-    def _of_classes(self, share: F32) -> F64:
+    def _of_classes(self, share: NDArray[np.float32]) -> F64:
         with np.errstate(divide="ignore"):
             return self._of_logit(np.log(share[:, 1]) - np.log(share[:, 0]))
 
@@ -110,9 +107,7 @@ def _exported(module: torch.nn.Module, num_inputs: int) -> Any:
             # The newer exporter needs a further package.
             dynamo=False,
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    return one_thread_session(file.getvalue())
 
 
 def references(parent: Path) -> dict[str, Path]:
@@ -129,17 +124,11 @@ def references(parent: Path) -> dict[str, Path]:
     hashes = [np.array([0, 1, *map(entry_hash, vocabulary)], np.uint64) for vocabulary in vocabularies]
     # Hash 1 stands for an unseen category.
     category = np.stack([rng.choice(known, len(numeric)) for known in hashes], axis=1)
-    calibration = Calibration(0.9, -0.1)
+    matrix, calibration = Matrix(numeric, category), Calibration(0.9, -0.1)
     for name, config in REFERENCES.items():
-        network = _random_network(encoder, config, numeric, category)
-        files = {
-            **build(network, encoder, calibration),
-            "golden.safetensors": golden(network, calibration, numeric, category, 512),
-            "surface.toml": b"",
-            "evaluation.json": b"{}",
-            "report.html": b"",
-            "MODEL_CARD.md": b"",
-        }
+        network = _random_network(encoder, config, matrix)
+        files = dict.fromkeys(FILES, b"") | build(network, calibration)
+        files["golden.safetensors"] = golden(network, calibration, matrix, 512)
         manifest = {
             "version": new_version(time.time()),
             "network": dataclasses.asdict(config),
@@ -150,11 +139,11 @@ def references(parent: Path) -> dict[str, Path]:
 
 
 @torch.no_grad()
-def _random_network(encoder: Encoder, config: NetworkConfig, numeric: F32, category: U64) -> Network:
+def _random_network(encoder: Encoder, config: NetworkConfig, matrix: Matrix) -> Network:
     """Return a network whose batch norms have seen these rows: its activations are realistic."""
     torch.manual_seed(0)
     network = Network(encoder, dataclasses.replace(config, momentum=0.3))
-    x = network.inputs(*(torch.from_numpy(part) for part in encoder.encode(numeric, category)))
+    x = network.inputs_of(matrix)
     for _ in range(4):
         network(x)
     return network.eval()

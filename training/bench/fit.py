@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import statistics
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,8 +20,7 @@ from serve.model.encoder import Encoder, NumericColumn, SingleColumn
 from serve.operate.host.machine import describe_machine
 from training.bench.reference import classifier, module_of
 from training.fit.loop import FitConfig, learning_rate, run
-from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
-from training.network.network import Network, NetworkConfig
+from training.network.network import EVALUATION_BATCH, Inputs, Network, NetworkConfig, inputs
 
 CONFIG = FitConfig(
     NetworkConfig(width=16, n_steps=3, n_independent=2, n_shared=2, virtual_batch_size=256),
@@ -69,21 +69,15 @@ def bench_fit(
         "plain": lambda seeded: _plain(train, valid, seeded),
         "ours": lambda seeded: run(train, valid, ENCODER, seeded).history[-1]["valid_logloss"],
     }
-    all_threads = {"": 1} | ({f", {threads} threads": threads} if threads > 1 else {})
-    ways = {
-        f"{name}{words}": functools.partial(_on, num, way)
-        for name, way in ways.items()
-        for words, num in all_threads.items()
-    }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    logloss: dict[str, list[float]] = {name: [] for name in ways}
+    speeds, logloss = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     try:
-        for number in range(rounds):
-            for name, way in ways.items():
-                progress(f"bench fit: round {number + 1} of {rounds}, {name}")
-                taken_from = time.perf_counter()
-                logloss[name].append(way(replace(config, seed=number)))
-                speeds[name].append(steps * config.batch_size / (time.perf_counter() - taken_from))
+        for number, way, num in itertools.product(range(rounds), ways, sorted({1, threads})):
+            name = way if num == 1 else f"{way}, {num} threads"
+            progress(f"bench fit: round {number + 1} of {rounds}, {name}")
+            torch.set_num_threads(num)
+            taken_from = time.perf_counter()
+            logloss[name].append(ways[way](replace(config, seed=number)))
+            speeds[name].append(steps * config.batch_size / (time.perf_counter() - taken_from))
     finally:
         torch.set_num_threads(threads)
     speed = {name: statistics.median(found) for name, found in speeds.items()}
@@ -111,11 +105,6 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _on(num_threads: int, way: Callable[[FitConfig], float], config: FitConfig) -> float:
-    torch.set_num_threads(num_threads)
-    return way(config)
-
-
 def _best(speed: Mapping[str, float], start: str) -> float:
     return max(value for name, value in speed.items() if name.startswith(start))
 
@@ -132,7 +121,7 @@ def _made(num_rows: int, seed: int) -> Inputs:
     logit += 1.5 * (index[:, 0] % 2) + numeric[:, 3] * (index[:, 1] % 3 - 1)
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     hot, position = np.zeros((num_rows, 0), np.float32), np.zeros(num_rows, np.int64)
-    return inputs(EncodedRows(numeric, hot, index, label, position), ENCODER, CONFIG.network)
+    return inputs(ENCODER, (numeric, hot, index), label, position)
 
 
 def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:

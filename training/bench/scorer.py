@@ -7,12 +7,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import load as load_safetensors
 
+from serve.features.matrix import Matrix
 from serve.model.artifact import load as load_artifact
 from serve.operate.host.machine import describe_machine
 from training.bench.contenders import Contender, Contenders, references
@@ -79,11 +81,11 @@ def _measure(folder: Path, sizes: tuple[int, ...], rounds: int) -> dict[str, Any
     encoder = artifact.encoder
     rows = load_safetensors(artifact.read("golden.safetensors"))
     at = np.random.default_rng(0).integers(0, len(rows["score"]), max(sizes))
-    numeric, category = rows["numeric"][at], rows["category"][at]
+    matrix = Matrix(rows["numeric"][at], rows["category"][at])
     contenders = Contenders(artifact)
     speeds, difference = {}, {}
     for size in sizes:
-        ready = contenders.on(numeric[:size], category[:size])
+        ready = contenders.on(matrix.rows(slice(size)))
         speeds[str(size)] = {name: size / s for name, s in _seconds(ready, rounds).items()}
         found = {name: contender.probability(contender.run()) for name, contender in ready.items()}
         difference = {name: float(np.abs(p - found["ours"]).max()) for name, p in found.items()}
@@ -103,16 +105,9 @@ def _seconds(contenders: Mapping[str, Contender], rounds: int) -> dict[str, floa
     num_runs = {}
     for name, contender in contenders.items():
         contender.run()
-        num_runs[name] = max(1, int(ROUND_S / _timed(contender, 1)))
+        num_runs[name] = max(1, int(ROUND_S / timeit(contender.run, number=1)))
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            taken[name].append(_timed(contender, num_runs[name]))
+            taken[name].append(timeit(contender.run, number=num_runs[name]) / num_runs[name])
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
-
-
-def _timed(contender: Contender, num_runs: int) -> float:
-    begun = time.perf_counter()
-    for _ in range(num_runs):
-        contender.run()
-    return (time.perf_counter() - begun) / num_runs

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
-from serve.contract.errors import TabrankError
+from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder, NumericColumn
 from serve.operate.host.machine import describe_machine
-from training.evaluation.slates import auc
 from training.fit.loop import FitConfig, run
-from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
-from training.network.network import Network, NetworkConfig
+from training.network.model import Model
+from training.network.network import Inputs, NetworkConfig, inputs
 
 F64 = NDArray[np.float64]
 
@@ -132,9 +132,6 @@ def bench_syn(
         each `auc` (mean over seeds), `aucs` (by seed), `paper`, `difference` (from the paper),
         `bayes` (AUC of the true probability on the same rows), `seconds` and `held`.
     """
-    unknown = [name for name in sets if name not in PAPER]
-    if unknown:
-        raise TabrankError(f"bench syn: set {unknown[0]!r} must be one of {', '.join(PAPER)}")
     begun = time.perf_counter()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -147,8 +144,8 @@ def bench_syn(
             rng = np.random.default_rng([seed, list(PAPER).index(name)])
             train, test = draw(name, num_train, rng), draw(name, num_test, rng)
             score = train_scorer(train, replace(config, seed=seed))(test.x)
-            aucs.append(_auc(score, test))
-            bayes.append(_auc(torch.from_numpy(test.probability), test))
+            aucs.append(float(roc_auc_score(test.label, score)))
+            bayes.append(float(roc_auc_score(test.label, test.probability)))
         mean = statistics.fmean(aucs)
         results[name] = {
             "auc": mean,
@@ -179,38 +176,19 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{verdict} at most {SLACK} below the paper ({result['seconds']:.0f} s)"])
 
 
-def train_scorer(rows: Drawn, config: FitConfig) -> Callable[[F64], torch.Tensor]:
+def train_scorer(rows: Drawn, config: FitConfig) -> Callable[[F64], F64]:
     """Train on all but the last tenth of `rows`, which validates; return the scorer.
 
     The scorer maps x [R, 11] to logit [R].
     """
-    ready = _inputs(rows.x, rows.label, config)
-    cut = len(ready) - len(ready) // 10
-    train, valid = (
-        Inputs(ready.x[part], ready.label[part], ready.position[part])
-        for part in (slice(cut), slice(cut, None))
-    )
+    cut = len(rows.x) - len(rows.x) // 10
+    train, valid = (_inputs(rows.x[part], rows.label[part]) for part in (slice(cut), slice(cut, None)))
     state = run(train, valid, ENCODER, config)
-    network = Network(ENCODER, config.network)
-    network.tabnet.load_state_dict(state.best if config.restore_best else state.last)
-    network.eval()
-
-    def score(x: F64) -> torch.Tensor:
-        ready = _inputs(x, np.zeros(len(x), np.float32), config)
-        parts = [ready.x[start : start + EVALUATION_BATCH] for start in range(0, len(x), EVALUATION_BATCH)]
-        return torch.cat([network.logit(part) for part in parts])
-
-    return score
+    model = Model.of(ENCODER, config.network, state.kept(config))
+    return lambda x: model.logits(Matrix(x.astype(np.float32), np.zeros((len(x), 0), np.uint64)))
 
 
-def _auc(score: torch.Tensor, rows: Drawn) -> float:
-    area = auc(rows.label, score.numpy())
-    assert area is not None, f"{len(rows.label)} rows, all of one label"
-    return area
-
-
-def _inputs(x: F64, label: NDArray[np.float32], config: FitConfig) -> Inputs:
-    num_rows = len(x)
-    none = np.zeros((num_rows, 0), np.float32), np.zeros((num_rows, 0), np.int64)
-    rows = EncodedRows(x.astype(np.float32), *none, label, np.zeros(num_rows, np.int64))
-    return inputs(rows, ENCODER, config.network)
+def _inputs(x: F64, label: NDArray[np.float32]) -> Inputs:
+    none = np.zeros((len(x), 0))
+    encoded = x.astype(np.float32), none.astype(np.float32), none.astype(np.int64)
+    return inputs(ENCODER, encoded, label, np.zeros(len(x), np.int64))

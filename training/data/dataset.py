@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
@@ -56,21 +57,14 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.label)
 
-    @property
-    def candidate(self) -> list[str]:
-        """Return the candidate id of each row [N] as strings; too large for millions of rows."""
-        return [str(self.candidate_ids[i]) for i in self.shown]
-
     def take(self, rows: I64 | slice) -> Dataset:
         """Return the rows of these numbers; rows of a slice are a view."""
-        return self._each(lambda get: get(self)[rows])
+        arrays: dict[str, Any] = {name: array[rows] for name, array in self.arrays().items()}
+        return replace(self, matrix=self.matrix.rows(rows), **arrays)
 
-    def _each(self, made: Callable[[_Get], NDArray[Any]]) -> Dataset:
-        """Replace each array by row with `made(get)`; `get` reads that array of a dataset."""
-        matrix = Matrix(made(lambda d: d.matrix.numeric), made(lambda d: d.matrix.category))
-        names = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
-        arrays: dict[str, Any] = {name: made(attrgetter(name)) for name in names}
-        return replace(self, matrix=matrix, **arrays)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays [N] by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
 
 def category_parts(columns: Columns) -> Iterator[tuple[str, slice]]:
@@ -81,12 +75,13 @@ def category_parts(columns: Columns) -> Iterator[tuple[str, slice]]:
         at += width
 
 
-_Get = Callable[[Dataset], NDArray[Any]]
-
-
 def concat(parts: Sequence[Dataset]) -> Dataset:
     """Concatenate parts of one log into one dataset."""
-    return parts[0]._each(lambda get: np.concatenate([get(part) for part in parts]))
+    matrix = Matrix.stacked([part.matrix for part in parts])
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].arrays()
+    }
+    return replace(parts[0], matrix=matrix, **arrays)
 
 
 def build(
@@ -112,7 +107,6 @@ class DatasetPlan:
     """
 
     def __init__(self, schema: Schema, log: Log, *, history: Log | None = None) -> None:
-        self._schema = schema
         self._features = Features(schema)
         self._skipped = len(history.exposures) if history else 0
         whole = concat_logs([history, log]) if history else log
@@ -143,12 +137,10 @@ class DatasetPlan:
             replay.shown, np.repeat(replay.exposure_ms, np.diff(replay.first))
         ).astype(np.int32)
         self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
-        num_positive = int((self._positive & self._is_row).sum())
-        num_before = int(replay.before_snapshot[self._skipped :].sum())
         self.counts = labels.counts | {
             "rows": len(self),
-            "positive": num_positive,
-            "before_snapshot": num_before,
+            "positive": int((self._positive & self._is_row).sum()),
+            "before_snapshot": int(replay.before_snapshot[self._skipped :].sum()),
         }
 
     def __len__(self) -> int:
@@ -185,13 +177,8 @@ class DatasetPlan:
             if not len(pairs):
                 continue
             replay.advance_to(sees)
-            matrix = self._features.compute(
-                replay.state.viewers.table[replay.exposure_viewer[exposures]],
-                replay.candidates(pairs),
-                self._schema.context_rows([self._contexts[int(i)].as_py() or {} for i in exposures]),
-                np.repeat(np.arange(len(exposures)), [len(part) for part in taken]),
-                replay.exposure_ms[exposures],
-            )
+            lengths = [len(part) for part in taken]
+            matrix = _compute(self._features, replay, self._contexts, exposures, pairs, lengths)
             part = slice(at, at + len(pairs))
             numeric[part], category[part], rows[part] = matrix.numeric, matrix.category, pairs
             at += len(pairs)
@@ -216,14 +203,35 @@ class DatasetPlan:
         )
 
 
+def recompute_features(
+    features: Features, log: Log, replay: Replay, exposures: I64
+) -> Iterator[tuple[int, Matrix]]:
+    """Yield (index in the log, features of the candidates as shown) for each of the exposures.
+
+    Exposures come in the order of the state that they saw. The replay only moves forward, so it can
+    be used once.
+    """
+    contexts = log.exposures["context"].combine_chunks()
+    for i in exposures[np.argsort(replay.sees[exposures], kind="stable")].tolist():
+        replay.advance_to(int(replay.sees[i]))
+        shown = np.arange(replay.first[i], replay.first[i + 1])
+        yield i, _compute(features, replay, contexts, np.array([i]), shown, [len(shown)])
+
+
+def _compute(
+    features: Features, replay: Replay, contexts: pa.Array, exposures: I64, pairs: I64, lengths: list[int]
+) -> Matrix:
+    """Return the features of `pairs` at this state, `lengths` of them for each exposure."""
+    return features.compute(
+        replay.state.viewers.table[replay.exposure_viewer[exposures]],
+        replay.candidates(pairs),
+        features.schema.context_rows([contexts[int(i)].as_py() or {} for i in exposures]),
+        np.repeat(np.arange(len(exposures)), lengths),
+        replay.exposure_ms[exposures],
+    )
+
+
 def _earlier(keys: I64, times: I64) -> I64:
     """Count, for each (key, time), the other entries of that key at a strictly earlier time."""
-    order = np.lexsort((times, keys))
-    changes = np.diff(keys[order], prepend=-1) != 0
-    starts = np.maximum.accumulate(np.where(changes, np.arange(len(keys)), 0))
-    # Entries of one key and time all count from the first of them.
-    is_new_time = changes | (np.diff(times[order], prepend=-1) != 0)
-    firsts = np.maximum.accumulate(np.where(is_new_time, np.arange(len(keys)), 0))
-    earlier = np.empty(len(keys), np.int64)
-    earlier[order] = firsts - starts
-    return earlier
+    first = pd.Series(times).groupby(keys).rank(method="min")
+    return first.to_numpy().astype(np.int64) - 1

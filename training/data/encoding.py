@@ -14,6 +14,7 @@ from serve.features.matrix import Columns, Matrix
 from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, vocabulary_entry
+from training.data.dataset import category_parts
 
 # Treat a category of fewer rows as unseen: its embedding would be noise.
 MIN_ROWS = 20
@@ -31,16 +32,15 @@ def fit_encoder(surface: Surface, columns: Columns, matrix: Matrix, strings: Map
     numeric = [
         _numeric(name, kinds[name].transform, matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)
     ]
+    parts = {name: matrix.category[:, part] for name, part in category_parts(columns)}
     single = []
-    for k, name in enumerate(columns.single):
-        vocabulary = _vocabulary(matrix.category[:, k], strings, MAX_VOCABULARY)
+    for name in columns.single:
+        vocabulary = _vocabulary(parts[name], strings, MAX_VOCABULARY)
         size = min(MAX_EMBEDDING, 1 + int(np.sqrt(len(vocabulary))))
         single.append(SingleColumn(name, vocabulary, size))
-    multi, at = [], len(columns.single)
-    for name, width in columns.multi:
-        vocabulary = _vocabulary(matrix.category[:, at : at + width], strings, MAX_HOT)
-        multi.append(MultiColumn(name, width, vocabulary))
-        at += width
+    multi = [
+        MultiColumn(name, width, _vocabulary(parts[name], strings, MAX_HOT)) for name, width in columns.multi
+    ]
     return Encoder(tuple(numeric), tuple(single), tuple(multi))
 
 

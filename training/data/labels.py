@@ -6,9 +6,9 @@ P shown candidates, of all exposures end to end, as in `Replay.shown`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from serve.features.rows import EVER_MS
@@ -100,6 +100,7 @@ class Owners:
 
         The index is −1 if there is no match, or if it is longer ago than the window.
         """
+        num_candidates = 1 + max(self.shown.max(initial=0), self.event_candidate.max(initial=0))
         named = self.event_request[events] > 0
         at = np.full(len(events), -1)
         for chosen, owner, event_owner in (
@@ -109,33 +110,17 @@ class Owners:
             mine = events[chosen]
             # Exposures without a viewer can only be matched by request.
             known = owner[shown] > 0
-            keys = np.where(known, self._key(owner[shown], self.shown[shown]), -1)
-            wanted = self._key(event_owner[mine], self.event_candidate[mine])
+            keys = np.where(known, owner[shown] * num_candidates + self.shown[shown], -1)
+            wanted = event_owner[mine] * num_candidates + self.event_candidate[mine]
             at[chosen] = _last(keys, since_ms, wanted, self.event_ms[mine], within_ms)
         return at
-
-    def _key(self, owner: I64, candidate: I64) -> I64:
-        return owner * self._num_candidates + candidate
-
-    @cached_property
-    def _num_candidates(self) -> int:
-        return 1 + int(max(self.shown.max(initial=0), self.event_candidate.max(initial=0)))
 
 
 def _last(keys: I64, times: I64, key: I64, time: I64, within: int) -> I64:
     """Find, for each (key, time), the index of that key's latest time at or before, or −1."""
-    order = np.lexsort((times, keys))
-    everything = np.concatenate([keys[order], key])
-    stamps = np.concatenate([times[order], time])
-    # Sort an exposure before an event of the same time.
-    is_query = np.repeat([False, True], [len(keys), len(key)])
-    merged = np.lexsort((is_query, stamps, everything))
-    before = np.cumsum(~is_query[merged]) - 1
+    shown = pd.DataFrame({"key": keys, "ms": times, "at": np.arange(len(keys))})
+    wanted = pd.DataFrame({"key": key, "ms": time}).sort_values("ms", kind="stable")
+    found = pd.merge_asof(wanted, shown.sort_values("ms", kind="stable"), on="ms", by="key", tolerance=within)
     at = np.empty(len(key), np.int64)
-    queries = is_query[merged]
-    at[merged[queries] - len(keys)] = before[queries]
-    # Index −1 selects the last entry; `fits` drops it.
-    found = order[at] if len(order) else at
-    fits = at >= 0
-    fits[fits] &= (keys[found[fits]] == key[fits]) & (time[fits] - times[found[fits]] <= within)
-    return np.where(fits, found, -1)
+    at[wanted.index] = found["at"].fillna(-1)
+    return at

@@ -21,15 +21,12 @@ from serve.features.surface import Surface
 from serve.log.reader import Log, read_log
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat
-from training.data.disk_rows import Spill
 from training.data.encoding import category_strings, fit_encoder
-from training.data.stream import Streamed
-from training.network.inputs import EncodedRows, inputs
-from training.network.network import NetworkConfig
+from training.data.stream import Spill, Streamed
+from training.network.network import Inputs, inputs
 
 # Validate on the last tenth of the log by time.
-VALIDATION_SHARE = 0.1
-SHARES = {"training": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}
+SHARES = {"training": 0.9, "validation": 0.1}
 # Bound the validation rows of a spilled log, which stay in memory.
 MAX_VALIDATION = 500_000
 # Bound the rows from which the encoder of a spilled log is fitted.
@@ -42,12 +39,11 @@ ROWS_PER_PART = 131_072
 class Prepared:
     """Training rows for `training.fit.trainer.train`, and validation rows in memory."""
 
-    train: EncodedRows | Streamed
+    train: Inputs | Streamed
     valid: Dataset
     # Training rows, evenly spaced from the first to the last.
     sample: Matrix
     encoder: Encoder
-    num_train: int
     # Times of the first and the last training row.
     span_ms: tuple[int, int]
     counts: dict[str, int]
@@ -76,21 +72,17 @@ def prepare(
     # Remove what a killed fit has left.
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        yield _prepare(surface, log, folder, memory_bytes or available_bytes() // 2, progress)
+        table = read_log(log, surface)
+        plan = DatasetPlan(Schema(surface), table)
+        if len(plan) * row_bytes(plan) <= (memory_bytes or available_bytes() // 2):
+            prepared = _in_memory(surface, table, plan, progress)
+        else:
+            prepared = _spilled(surface, table, plan, folder, progress)
+        del table, plan
+        pa.default_memory_pool().release_unused()
+        yield prepared
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _prepare(surface: Surface, path: Path, folder: Path, memory_bytes: int, progress: Progress) -> Prepared:
-    log = read_log(path, surface)
-    plan = DatasetPlan(Schema(surface), log)
-    if len(plan) * row_bytes(plan) <= memory_bytes:
-        prepared = _in_memory(surface, log, plan, progress)
-    else:
-        prepared = _spilled(surface, log, plan, folder, progress)
-    del log, plan
-    pa.default_memory_pool().release_unused()
-    return prepared
 
 
 # Training rows kept to describe their distribution: enough for shares accurate to 0.002.
@@ -111,13 +103,7 @@ def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress
     # Copy, so that the validation rows do not keep the training rows' features in memory.
     held = valid.take(np.arange(len(valid)))
     return Prepared(
-        encode_rows(encoder, train),
-        held,
-        take_evenly(train.matrix),
-        encoder,
-        len(train),
-        span_ms,
-        train.counts,
+        encode_rows(encoder, train), held, take_evenly(train.matrix), encoder, span_ms, train.counts
     )
 
 
@@ -133,25 +119,18 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     at = num_slates = num_positive = 0
     (folder / "raw").mkdir(parents=True)
     for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
-        early = np.flatnonzero(part.ts_ms < cut_ms - surface.label.within_ms)
-        late = np.flatnonzero(part.ts_ms >= cut_ms)
-        if len(late):
-            kept = part.take(late)
+        num_early, late = np.searchsorted(part.ts_ms, (cut_ms - surface.label.within_ms, cut_ms))
+        if late < len(part):
+            kept = part.take(slice(late, None))
             slates = num_slates + np.cumsum(np.diff(kept.slate, prepend=-1) != 0) - 1
             valid.append(kept.take(np.flatnonzero(slates % every == 0)))
             num_slates = int(slates[-1]) + 1
-        if len(early):
-            kept = part.take(early)
+        if num_early:
+            kept = part.take(slice(num_early))
             low, high = np.searchsorted(wanted, (at, at + len(kept)))
             sample.append(kept.matrix.rows(wanted[low:high] - at))
             raw.append(folder / "raw" / f"{number}.npz")
-            np.savez(
-                raw[-1],
-                numeric=kept.matrix.numeric,
-                category=kept.matrix.category,
-                label=kept.label,
-                position=kept.position,
-            )
+            np.savez(raw[-1], **vars(kept.matrix), label=kept.label, position=kept.position)
             at += len(kept)
             num_positive += int(kept.label.sum())
     held = concat(valid)
@@ -162,21 +141,19 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     spill = Spill(folder / "inputs", num_train, len(encoder.input_names))
     for number, path in enumerate(raw):
         with np.load(path) as part:
-            rows = EncodedRows(
-                *encoder.encode(part["numeric"], part["category"]), part["label"], part["position"]
-            )
+            encoded = encoder.encode(part["numeric"], part["category"])
+            rows = inputs(encoder, encoded, part["label"], part["position"])
         path.unlink()
-        ready = inputs(rows, encoder, NetworkConfig())
-        spill.add(ready.x.numpy(), rows.label, rows.position)
+        spill.add(rows)
         progress(0.9 + 0.1 * (number + 1) / len(raw))
-    train = Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
-    return Prepared(train, held, take_evenly(matrix), encoder, num_train, span_ms, plan.counts)
+    return Prepared(spill.streamed(), held, take_evenly(matrix), encoder, span_ms, plan.counts)
 
 
-def encode_rows(encoder: Encoder, data: Dataset) -> EncodedRows:
+def encode_rows(encoder: Encoder, data: Dataset) -> Inputs:
     """Return the rows of a dataset as the training loop reads them."""
-    return EncodedRows(*encoder.encode(data.matrix.numeric, data.matrix.category), data.label, data.position)
+    encoded = encoder.encode(data.matrix.numeric, data.matrix.category)
+    return inputs(encoder, encoded, data.label, data.position)
 
 
 def split_by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:

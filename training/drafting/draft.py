@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from training.data.dataset import build
 from training.drafting.funnel import Funnel, duration, funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, profile, read_tables
-from training.drafting.suggest import Feature, Toml, suggest
+from training.drafting.suggest import STATEFUL, Feature, suggest, toml, toml_key
 from training.evaluation.leakage import suspects
 
 POPULAR = {"gauge": "current number", "rate": "no pair of event kinds gives a current number"}
@@ -52,16 +53,15 @@ def draft(log: Path, name: str | None = None) -> Draft:
     name = name or _name(log)
     features, columns = suggest(columns, tables, events)
     pairs = {f.name for f in features if len(f.fields) == 2}
-    found = _leaks(log, _text(name, log, tables, events, columns, features), features)
-    if found:
-        leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
-        columns = [
-            dataclasses.replace(c, type=None, why=leaky[c.field]) if c.field in leaky else c for c in columns
-        ]
-        features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
-    text = _text(name, log, tables, events, columns, features)
+    found = _leaks(log, _text(name, log, events, columns, features), features)
+    leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
+    columns = [
+        dataclasses.replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns
+    ]
+    features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
+    text = _text(name, log, events, columns, features)
     read_surface(text, f"draft of {log}")
-    notes = [f"{c.field} is left out: {c.why}" for c in columns if c.type is None]
+    notes = [f"{c.path} is left out: {c.why}" for c in columns if c.type is None]
     notes += [f"the feature {f} is left out: {why}" for f, why in found.items() if f in pairs]
     return Draft(text, tuple(notes))
 
@@ -69,7 +69,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
 def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
     """Return {feature: reason} of stateless features that leak the label, on sampled exposures."""
     surface = read_surface(text)
-    stateless = {f.name for f in features if f.fields and not f.state} | {surface.popular}
+    stateless = {f.name for f in features if f.fields and f.spec["kind"] not in STATEFUL} | {surface.popular}
     kept = {name: kind for name, kind in surface.features.items() if name in stateless}
     schema = Schema(dataclasses.replace(surface, features=kept))
     table = read_log(log, surface)
@@ -89,19 +89,12 @@ def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
     }
 
 
-def _text(
-    name: str,
-    log: Path,
-    tables: dict[str, pa.Table],
-    events: Funnel,
-    columns: list[Column],
-    features: list[Feature],
-) -> str:
+def _text(name: str, log: Path, events: Funnel, columns: list[Column], features: list[Feature]) -> str:
     first, last = (
         np.datetime64(int(ms), "ms").astype("datetime64[s]")
         for ms in (events.shown_ms.min(), events.shown_ms.max())
     )
-    num_exposures, num_rows = len(tables["exposures"]), len(events.exposure)
+    num_exposures, num_rows = len(events.viewer), len(events.exposure)
     label = events.event_stats[events.label]
     declared = sorted(events.event_stats, key=lambda kind: (-events.event_stats[kind].num, kind))
     lines = [
@@ -109,7 +102,7 @@ def _text(
         f"# {num_exposures:,} exposures of {num_rows:,} candidates, {first} to {last}.",
         "# This is a draft: review it, above all the label and what is known at the time of a ranking.",
         f"name = {json.dumps(name)}",
-        f"events = {Toml.of(declared)}",
+        f"events = {toml(declared)}",
         "",
         "# What to predict. The kinds of event, and the share of shown candidates that they follow:",
     ]
@@ -124,8 +117,8 @@ def _text(
     spec = {"event": label.kind, "within": duration(label.within_ms)}
     popular = next(f for f in features if f.popular)
     lines += [
-        f"label = {Toml.of(spec)}  # {events.window_reason}",
-        f"popular = {Toml.of(popular.name)}  # {POPULAR[str(popular.spec['kind'])]}",
+        f"label = {toml(spec)}  # {events.window_reason}",
+        f"popular = {toml(popular.name)}  # {POPULAR[str(popular.spec['kind'])]}",
     ]
     for owner in OWNERS:
         own = [c for c in columns if c.owner == owner]
@@ -133,14 +126,11 @@ def _text(
             continue
         lines += ["", f"[{owner}]", *(_field(c) for c in own)]
     lines += ["", "[features]"]
-    section = ""
-    for f in features:
-        if f.section != section:
-            lines += [f"# {f.section}"] if not section else ["", f"# {f.section}"]
-            section = f.section
-        comment = f"  # {f.comment}" if f.comment else ""
-        lines.append(f"{Toml.key(f.name)} = {Toml.of(f.spec)}{comment}")
-    return "\n".join(lines) + "\n"
+    parts = [
+        [f"# {section}", *(f"{toml_key(f.name)} = {toml(f.spec)}{_comment(f.comment)}" for f in own)]
+        for section, own in itertools.groupby(features, key=lambda f: f.section)
+    ]
+    return "\n".join([*lines, "\n\n".join(map("\n".join, parts))]) + "\n"
 
 
 def _name(log: Path) -> str:
@@ -161,5 +151,8 @@ def _field(c: Column) -> str:
     remarks += [f"{c.missing:.0%} missing"] if c.missing >= 0.005 else []
     remarks += [c.why] if c.why else []
     spec: object = {"type": "set", "max": c.max_size} if c.type == "set" else c.type
-    comment = f"  # {', '.join(remarks)}" if remarks else ""
-    return f"{Toml.key(c.name)} = {Toml.of(spec)}{comment}"
+    return f"{toml_key(c.name)} = {toml(spec)}{_comment(', '.join(remarks))}"
+
+
+def _comment(text: str) -> str:
+    return f"  # {text}" if text else ""

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.features.slots import IMPRESSION
+from serve.contract.validation import UNITS_MS
+from serve.features.slots import I64, IMPRESSION
 from serve.log.replay import event_times
 from training.data.labels import Owners
-from training.drafting.profile import I64, codes_of
+from training.drafting.profile import codes_of
 
 # Windows are rounded up to one of these durations.
 ROUND_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
@@ -54,9 +55,9 @@ class EventStats:
     # Positives as a share of all shown candidates.
     rate: float
     # Kinds that come before it on the share FOLLOWS_SHARE of its rows.
-    after: tuple[str, ...] = ()
+    after: tuple[str, ...]
     # Reason why it cannot be the label; empty if it can.
-    why_not: str = ""
+    why_not: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Funnel:
     """Shown candidates and the events on them. N rows, one for each shown candidate.
 
     `exposure` [N] are rows of the exposures table, `candidate` [N] and `viewer` codes, with
-    `viewer` by exposure and −1 for null. `covered` is the share of the label's delays within its
+    `viewer` by exposure and 0 for null. `covered` is the share of the label's delays within its
     window. `gauge` are the kinds that raise and lower a current number, if there is such a pair.
     """
 
@@ -80,13 +81,10 @@ class Funnel:
     @property
     def window_reason(self) -> str:
         """Return the reason for the length of the label's window."""
-        return (
-            "the window holds 99 % of its delays"
-            if self.covered >= COVERED_SHARE
-            else (
-                f"the window holds {self.covered:.0%} of its delays; with a longer one too few rows would have a label"
-            )
-        )
+        if self.covered >= COVERED_SHARE:
+            return "the window holds 99 % of its delays"
+        share = f"{self.covered:.0%} of its delays"
+        return f"the window holds {share}; with a longer one too few rows would have a label"
 
     @property
     def span_ms(self) -> int:
@@ -101,9 +99,9 @@ def round_up_ms(duration_ms: float) -> int:
 
 def duration(duration_ms: int) -> str:
     """Format a duration as a surface writes it."""
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
-        if duration_ms % size == 0:
-            return f"{duration_ms // size}{unit}"
+    for unit in "dhm":
+        if duration_ms % UNITS_MS[unit] == 0:
+            return f"{duration_ms // UNITS_MS[unit]}{unit}"
     return f"{duration_ms / 1000:g}s"
 
 
@@ -126,33 +124,24 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
         events = events.append_column("request_id", pa.nulls(len(events), pa.string()))
     request, event_request = codes_of(exposures["request_id"], events["request_id"])
     event_ms = event_times(exposures, events)
-    owners = Owners(
-        candidate,
-        request[exposure] + 1,
-        viewer[exposure] + 1,
-        event_candidate,
-        event_request + 1,
-        event_viewer + 1,
-        event_ms,
-    )
+    shown_by = request[exposure], viewer[exposure]
+    owners = Owners(candidate, *shown_by, event_candidate, event_request, event_viewer, event_ms)
     row, delay = _followed(owners, kinds, shown_ms)
     is_on = {kind: (row >= 0) & (kinds == kind) for kind in sorted(set(kinds))}
     num_shown = len(np.unique(row[is_on[IMPRESSION]])) if IMPRESSION in is_on else len(exposure)
     longest = WINDOW_SHARE * (max(shown_ms.max(), event_ms.max()) - shown_ms.min())
+    firsts = {kind: _first(row[on], delay[on], len(exposure)) for kind, on in is_on.items()}
+    downs = _downs(list(is_on))
     event_stats = {}
     for kind, on in is_on.items():
         window = _window(delay[on], longest)
-        rows = np.unique(row[on & (delay <= window)])
-        rate = len(rows) / max(num_shown, 1)
-        event_stats[kind] = EventStats(kind, int((kinds == kind).sum()), window, len(rows), rate)
-    firsts = {kind: _first(row[on], delay[on], len(exposure)) for kind, on in is_on.items()}
-    downs = _downs(list(is_on))
-    for kind, one in event_stats.items():
-        why = _why_not(kind, one, downs)
+        positives = len(np.unique(row[on & (delay <= window)]))
+        rate, why_not = positives / max(num_shown, 1), _why_not(kind, positives, downs)
         after = tuple(
             o for o in is_on if o not in (kind, IMPRESSION) and _comes_after(firsts[kind], firsts[o])
         )
-        event_stats[kind] = EventStats(**{**vars(one), "after": after, "why_not": why})
+        num = int((kinds == kind).sum())
+        event_stats[kind] = EventStats(kind, num, window, positives, rate, after, why_not)
     label = _label(event_stats)
     covered = float(np.mean(delay[is_on[label]] <= event_stats[label].within_ms))
     gauge = next(((up, down) for down, up in downs.items()), None)
@@ -197,22 +186,18 @@ def _comes_after(first: NDArray[np.float64], other: NDArray[np.float64]) -> bool
 
 def _downs(kinds: list[str]) -> dict[str, str]:
     """Return the kinds that undo another one, by name: `leave` of `join`, `unlike` of `like`."""
-    found = {}
-    for up in kinds:
-        for down in (*UNDO_KINDS.get(up, ()), f"un{up}"):
-            if down in kinds:
-                found[down] = up
-    return found
+    pairs = ((up, down) for up in kinds for down in (*UNDO_KINDS.get(up, ()), f"un{up}"))
+    return {down: up for up, down in pairs if down in kinds}
 
 
-def _why_not(kind: str, one: EventStats, downs: dict[str, str]) -> str:
+def _why_not(kind: str, positives: int, downs: dict[str, str]) -> str:
     if kind == IMPRESSION:
         return "records what was on screen"
     if kind in downs:
         return f"undoes a {downs[kind]}"
     if kind in REJECTS:
         return "rejects the candidate"
-    return "" if one.positives else "follows no exposure that showed its candidate"
+    return "" if positives else "follows no exposure that showed its candidate"
 
 
 def _label(event_stats: dict[str, EventStats]) -> str:

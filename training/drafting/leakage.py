@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from serve.features.slots import IMPRESSION
+from serve.features.slots import I64, IMPRESSION
 from training.drafting.funnel import Funnel
 from training.drafting.profile import Column, codes_of
 
@@ -39,22 +38,17 @@ def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Fu
 def ages_ms(c: Column, tables: dict[str, pa.Table], events: Funnel) -> F64:
     """Return `[N]` the time from a column's value to each row's exposure in ms; NaN if missing."""
     if c.owner == "context":
-        return np.asarray(events.shown_ms - _numbers(c)[events.exposure], np.float64)
+        return np.asarray(events.shown_ms - c.numbers[events.exposure], np.float64)
     table = tables[f"{c.owner}s"]
     shown = pc.list_flatten(tables["exposures"]["candidates"]) if c.owner == "candidate" else None
     wanted = tables["exposures"]["viewer"] if shown is None else shown
     own, code = codes_of(table["id"], wanted)
-    # The last element stands for code −1, a null id.
-    values = np.full(max(own.max(), code.max()) + 2, np.nan)
+    # Code 0 stands for a null id.
+    values = np.full(max(own.max(), code.max()) + 1, np.nan)
     # If an id has several rows, the last one counts.
-    values[own] = _numbers(c)
+    values[own] = c.numbers
     of_row = values[code] if shown is not None else values[code][events.exposure]
     return np.asarray(events.shown_ms - of_row, np.float64)
-
-
-def _numbers(c: Column) -> F64:
-    assert c.numbers is not None
-    return c.numbers
 
 
 def _ahead(age_ms: F64) -> str:
@@ -65,30 +59,29 @@ def _ahead(age_ms: F64) -> str:
     return f"lies after {ahead:.0%} of the rankings; values that are written later need a ts_ms in their row"
 
 
-def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, Counter[str]]:
-    """Return {event kind: {id: number of events in the whole log}}."""
+def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, I64]:
+    """Return, by event kind, the events in the whole log on each row of the owner's table."""
     events, exposures = tables["events"], tables["exposures"]
-    totals = {}
-    for kind in pc.unique(events["kind"]).to_pylist():
-        totals[kind] = Counter(events.filter(pc.equal(events["kind"], kind))[owner].to_pylist())
     shown = exposures["viewer"] if owner == "viewer" else pc.list_flatten(exposures["candidates"])
-    return totals | {IMPRESSION: Counter(shown.to_pylist())}
+    own, on_event, seen = codes_of(tables[f"{owner}s"]["id"], events[owner], shown)
+    kinds = np.array(events["kind"].to_pylist(), object)
+    size = own.max() + 1
+    totals = {
+        kind: np.bincount(on_event[kinds == kind], minlength=size)[own] for kind in dict.fromkeys(kinds)
+    }
+    return totals | {IMPRESSION: np.bincount(seen, minlength=size)[own]}
 
 
-def _is_total(c: Column, table: pa.Table, totals: dict[str, Counter[str]]) -> str:
+def _is_total(c: Column, table: pa.Table, totals: dict[str, I64]) -> str:
     if "ts_ms" in table.column_names and table["ts_ms"].null_count < len(table):
         # Rows with a time are safe: the replay applies each at its time.
         return ""
-    given = [
-        (name, value)
-        for name, value in zip(table["id"].to_pylist(), _numbers(c).tolist(), strict=True)
-        if name in totals[IMPRESSION] and value == value
-    ]
-    if len(given) < ENOUGH_IDS:
+    given = (totals[IMPRESSION] > 0) & ~np.isnan(c.numbers)
+    if given.sum() < ENOUGH_IDS:
         return ""
-    values = rankdata([value for _, value in given])
+    values = rankdata(c.numbers[given])
     for kind, total in totals.items():
-        counts = rankdata([total[name] for name, _ in given])
+        counts = rankdata(total[given])
         if min(np.ptp(values), np.ptp(counts)) > 0 and np.corrcoef(values, counts)[0, 1] >= TOTAL_CORRELATION:
             return f"grows with the number of {kind} events in the whole log; give its rows a ts_ms"
     return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.features.slots import I64
 from serve.features.surface import FieldType
 from serve.log.reader import TABLES, read_table
+from serve.log.replay import Codes
 
-I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 # Names that the log itself uses.
 OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"
@@ -60,10 +61,10 @@ class Column:
     # Nearly every row has its own value.
     is_text: bool = False
     # Values of a number or time by row; NaN if missing.
-    numbers: F64 | None = None
+    numbers: F64 = field(default_factory=lambda: np.empty(0))
 
     @property
-    def field(self) -> str:
+    def path(self) -> str:
         """Return the name by which features refer to the column."""
         return f"{self.owner}.{self.name}"
 
@@ -118,12 +119,8 @@ def _is_list(given: pa.DataType) -> bool:
 
 
 def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
-    """Encode the strings of all columns with one vocabulary, as codes from 0; null is −1."""
-    flat = [column.cast(pa.string()) for column in columns]
-    chunks = [chunk for column in flat for chunk in column.chunks]
-    encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
-    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return list(np.split(codes, np.cumsum([len(column) for column in flat])[:-1]))
+    """Encode the strings of all columns with one vocabulary, as codes from 1; null is 0."""
+    return Codes(*(column.cast(pa.string()) for column in columns)).columns
 
 
 def profile(tables: dict[str, pa.Table]) -> list[Column]:

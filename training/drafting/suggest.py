@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +46,10 @@ ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER = (
 )
 
 
+# Kinds that keep state of events.
+STATEFUL = ("count", "gauge", "rate", "affinity")
+
+
 @dataclass(frozen=True)
 class Feature:
     """Suggested feature: its spec as in the TOML, a comment, and the fields that it reads."""
@@ -56,68 +61,40 @@ class Feature:
     fields: tuple[str, ...] = ()
     popular: bool = False
 
-    @property
-    def state(self) -> bool:
-        """Return whether the feature keeps state of events."""
-        return self.spec["kind"] in ("count", "gauge", "rate", "affinity")
+
+def toml(value: object) -> str:
+    """Return a string, number, list or inline table as TOML on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{toml_key(k)} = {toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-class Toml:
-    """Writer of values and keys as TOML on one line."""
-
-    @staticmethod
-    def of(value: object) -> str:
-        """Return a string, number, list or inline table."""
-        if isinstance(value, dict):
-            return "{ " + ", ".join(f"{Toml.key(k)} = {Toml.of(v)}" for k, v in value.items()) + " }"
-        if isinstance(value, list):
-            return "[" + ", ".join(map(Toml.of, value)) + "]"
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-    @staticmethod
-    def key(name: str) -> str:
-        """Return a bare key if the name allows it, else a quoted one."""
-        return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else Toml.of(name)
-
-
-@dataclass
-class _Suggestions:
-    found: list[Feature] = field(default_factory=list)
-
-    def add(
-        self,
-        section: str,
-        name: str,
-        spec: Spec,
-        comment: str = "",
-        *,
-        fields: tuple[str, ...] = (),
-        popular: bool = False,
-    ) -> None:
-        """Add a feature; append a number to a name that is taken."""
-        taken = {f.name for f in self.found}
-        names = (name if i == 1 else f"{name}_{i}" for i in itertools.count(1))
-        free = next(n for n in names if n not in taken)
-        self.found.append(Feature(section, free, spec, comment, fields, popular))
+def toml_key(name: str) -> str:
+    """Return a bare key if the name allows it, else a quoted one."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml(name)
 
 
 def suggest(
     columns: list[Column], tables: dict[str, pa.Table], events: Funnel
 ) -> tuple[list[Feature], list[Column]]:
     """Return the features, and the columns; those that no feature uses lose their type."""
-    out = _Suggestions()
     usable = [c for c in columns if c.type]
-    for c in usable:
-        _own(out, c, tables, events)
-    _pairs(out, usable)
-    _candidate(out, events)
-    _viewer(out, usable, events)
-    used = {name for one in out.found for name in one.fields}
+    own = (feature for c in usable for feature in _own(c, tables, events))
+    found: dict[str, Feature] = {}
+    for feature in (*own, *_pairs(usable), *_candidate(events), *_viewer(usable, events)):
+        # Append a number to a name that is taken.
+        names = (feature.name if i == 1 else f"{feature.name}_{i}" for i in itertools.count(1))
+        free = next(name for name in names if name not in found)
+        found[free] = dataclasses.replace(feature, name=free)
+    used = {name for feature in found.values() for name in feature.fields}
     columns = [
-        dataclasses.replace(c, type=None, why=_useless(c)) if c.type and c.field not in used else c
+        dataclasses.replace(c, type=None, why=_useless(c)) if c.type and c.path not in used else c
         for c in columns
     ]
-    return sorted(out.found, key=lambda f: (ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER).index(f.section)), columns
+    sections = (ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER)
+    return sorted(found.values(), key=lambda feature: sections.index(feature.section)), columns
 
 
 def _useless(c: Column) -> str:
@@ -128,21 +105,18 @@ def _useless(c: Column) -> str:
     return f"{c.distinct:,} values are too many for a feature, and no other feature uses them"
 
 
-def _name(c: Column) -> str:
-    return f"viewer_{c.name}" if c.owner == "viewer" else c.name
-
-
-def _own(out: _Suggestions, c: Column, tables: dict[str, pa.Table], events: Funnel) -> None:
-    """Add the feature of a single column, if its type has one."""
-    section, name = CONTEXT if c.owner == "context" else ATTRIBUTES, _name(c)
-    spec: Spec = {"field": c.field}
+def _own(c: Column, tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
+    """Yield the feature of a single column, if its type has one."""
+    section = CONTEXT if c.owner == "context" else ATTRIBUTES
+    name = f"viewer_{c.name}" if c.owner == "viewer" else c.name
+    spec: Spec = {"field": c.path}
     if c.distinct <= 1 and c.type != "set":
         return
     if c.type == "time":
         age_s = np.maximum(ages_ms(c, tables, events), 0) / 1000
         spec = {"kind": "age", **spec, **_transform(age_s)}
         name = f"{name.removesuffix('_ms')}_age_s"
-    elif c.type == "number" and c.numbers is not None:
+    elif c.type == "number":
         kind = "context" if c.owner == "context" else "number"
         spec = {"kind": kind, **spec, **_transform(c.numbers)}
     elif c.type == "category" and c.distinct <= MAX_CATEGORIES and not c.is_text:
@@ -151,7 +125,7 @@ def _own(out: _Suggestions, c: Column, tables: dict[str, pa.Table], events: Funn
         spec = {"kind": "multi_category", **spec}
     else:
         return
-    out.add(section, name, spec, fields=(c.field,))
+    yield Feature(section, name, spec, fields=(c.path,))
 
 
 def _transform(numbers: F64) -> Spec:
@@ -164,8 +138,8 @@ def _transform(numbers: F64) -> Spec:
     return {"transform": "log1p"} if before > HEAVY_TAIL and after < before else {}
 
 
-def _pairs(out: _Suggestions, columns: list[Column]) -> None:
-    """Add `match` and `member` features of fields that viewers and candidates share."""
+def _pairs(columns: list[Column]) -> Iterator[Feature]:
+    """Yield `match` and `member` features of fields that viewers and candidates share."""
     theirs = [c for c in columns if c.owner == "candidate" and c.type == "category"]
     for v in (c for c in columns if c.owner == "viewer"):
         for c in theirs:
@@ -176,8 +150,8 @@ def _pairs(out: _Suggestions, columns: list[Column]) -> None:
             kind, name = "member", f"{c.name}_in_{v.name}"
             if v.type == "category":
                 kind, name = "match", f"same_{c.name}" if c.name == v.name else f"{v.name}_is_{c.name}"
-            spec: Spec = {"kind": kind, "viewer": v.field, "candidate": c.field}
-            out.add(ATTRIBUTES, name, spec, f"they share {both:,} values", fields=(v.field, c.field))
+            spec: Spec = {"kind": kind, "viewer": v.path, "candidate": c.path}
+            yield Feature(ATTRIBUTES, name, spec, f"they share {both:,} values", (v.path, c.path))
 
 
 def _counted(events: Funnel) -> list[str]:
@@ -205,8 +179,8 @@ def _count(entity: str, kind: str, half: Spec) -> Spec:
     return {"kind": "count", "entity": entity, "event": kind, **half, "transform": "log1p"}
 
 
-def _candidate(out: _Suggestions, events: Funnel) -> None:
-    """Add gauge, counts and rates of candidates; half-lives follow how long they are shown."""
+def _candidate(events: Funnel) -> Iterator[Feature]:
+    """Yield gauge, counts and rates of candidates; half-lives follow how long they are shown."""
     num_shown = np.bincount(events.candidate)
     first, last = np.full(len(num_shown), np.inf), np.full(len(num_shown), -np.inf)
     np.minimum.at(first, events.candidate, events.shown_ms)
@@ -222,31 +196,31 @@ def _candidate(out: _Suggestions, events: Funnel) -> None:
     if events.gauge:
         up, down = events.gauge
         spec: Spec = {"kind": "gauge", "entity": "candidate", "up": up, "down": down, "transform": "log1p"}
-        out.add(CANDIDATE, f"{up}_now", spec, popular=True)
+        yield Feature(CANDIDATE, f"{up}_now", spec, popular=True)
     for kind in _counted(events) if come_back else [events.label]:
         popular = kind == events.label and not events.gauge
-        out.add(CANDIDATE, f"{kind}_rate", _rate("candidate", events, kind, slow), why, popular=popular)
+        yield Feature(CANDIDATE, f"{kind}_rate", _rate("candidate", events, kind, slow), why, popular=popular)
         why = ""
     if come_back:
         why = "a fifth of that, to follow a candidate's rise and fall" if is_short else ""
         for kind in (*_counted(events)[:2], IMPRESSION):
             name = f"recent_{kind}" if is_short else f"num_{kind}"
-            out.add(CANDIDATE, name, _count("candidate", kind, fast), why)
+            yield Feature(CANDIDATE, name, _count("candidate", kind, fast), why)
             why = ""
 
 
-def _viewer(out: _Suggestions, columns: list[Column], events: Funnel) -> None:
-    """Add counts, rates and affinities of viewers, if viewers come back."""
-    known = events.viewer[events.viewer >= 0]
+def _viewer(columns: list[Column], events: Funnel) -> Iterator[Feature]:
+    """Yield counts, rates and affinities of viewers, if viewers come back."""
+    known = events.viewer[events.viewer > 0]
     if len(known) < COME_BACK * max(len(np.unique(known)), 1):
         return
     half_ms = int(np.clip(round_up_ms(events.span_ms), 7 * DAY_MS, 90 * DAY_MS))
     half: Spec = {"half_life": duration(half_ms)}
     label, before = events.label, _counted(events)[1:2]
     why = "the span of the log, but 7 to 90 days"
-    out.add(VIEWER, f"viewer_{label}_rate", _rate("viewer", events, label, half), why)
+    yield Feature(VIEWER, f"viewer_{label}_rate", _rate("viewer", events, label, half), why)
     for kind in (label, IMPRESSION):
-        out.add(VIEWER, f"viewer_num_{kind}", _count("viewer", kind, half))
+        yield Feature(VIEWER, f"viewer_num_{kind}", _count("viewer", kind, half))
     for c in columns:
         is_known = c.owner == "candidate" and c.type in ("category", "set")
         if not is_known or c.distinct < 2 or c.is_text:
@@ -256,6 +230,6 @@ def _viewer(out: _Suggestions, columns: list[Column], events: Funnel) -> None:
         # With few values, a more frequent kind of event shows taste sooner than a rare label.
         for kind in [label, *before] if c.distinct <= WIDE_AFFINITY else [label]:
             prior = _prior(events, kind, 0.5)
-            spec: Spec = {"kind": "affinity", "event": kind, "over": IMPRESSION, "field": c.field}
+            spec: Spec = {"kind": "affinity", "event": kind, "over": IMPRESSION, "field": c.path}
             spec |= {**half, "prior": prior, "keep": keep}
-            out.add(VIEWER, f"{c.name}_{kind}_affinity", spec, why, fields=(c.field,))
+            yield Feature(VIEWER, f"{c.name}_{kind}_affinity", spec, why, (c.path,))

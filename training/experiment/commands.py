@@ -89,7 +89,7 @@ def offline(
     from training.experiment.offline.estimate import text
 
     with ProgressBar("offline") as progress:
-        result = run(log, artifact_of(model), event=event, positions=positions, progress=progress)
+        result = run(log, model, event=event, positions=positions, progress=progress)
     answer(result, as_json, text(result))
 
 

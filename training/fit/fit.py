@@ -64,8 +64,8 @@ def fit(
         with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=prepared_share) as prepared:
             encoder, held = prepared.encoder, prepared.valid
             valid = encode_rows(encoder, held)
-            trained = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
-    model = Model.of(encoder, config.network, trained.weights)
+            state = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
+    model = Model.of(encoder, config.network, state.kept(config))
     model = dataclasses.replace(model, calibration=fit_platt(model.logits(held.matrix), held.label))
     return save(
         out,
@@ -76,14 +76,14 @@ def fit(
         "validation",
         seen=prepared.sample,
         rivals={},
-        about={"history": trained.history, "best_epoch": trained.best_epoch},
+        about={"history": state.history, "best_epoch": state.best_epoch},
         manifest={
-            "rows": prepared.num_train,
+            "rows": len(prepared.train),
             "counts": prepared.counts,
             "span_ms": prepared.span_ms,
             # The validation rows chose the epoch and the calibration.
             "seen_until_ms": int(held.ts_ms[-1]),
-            "position_tau": trained.position_tau,
+            "position_tau": state.bias_of(config).tau,
         },
         begun=begun,
     )
@@ -136,12 +136,10 @@ def save(
         **manifest,
         "seconds": round(time.perf_counter() - begun, 1),
     }
-    files = build_files(model.network, model.encoder, model.calibration)
+    files = build_files(model.network, model.calibration)
     files["surface.toml"] = surface.text.encode()
     files["evaluation.json"] = json.dumps(evaluation, indent=1, allow_nan=False).encode()
-    files["golden.safetensors"] = golden(
-        model.network, model.calibration, held.matrix.numeric, held.matrix.category
-    )
+    files["golden.safetensors"] = golden(model.network, model.calibration, held.matrix)
     files["MODEL_CARD.md"] = model_card(whole, evaluation).encode()
     files["report.html"] = report_page(whole, evaluation).encode()
     save_artifact(out, files, whole)

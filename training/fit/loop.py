@@ -18,17 +18,15 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve.contract.errors import TabrankError
 from serve.features.surface import PositionBias
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from training.evaluation.slates import auc
-from training.fit.flat import flat
-from training.network.inputs import EVALUATION_BATCH, Inputs
 from training.network.layers import GhostBatchNorm
-from training.network.network import Network, NetworkConfig
+from training.network.network import Inputs, Network, NetworkConfig, flat
 from training.network.position_bias import Bias
 
 
@@ -122,10 +120,20 @@ class State:
     # The position bias's state dict after the last epoch.
     bias: dict[str, Tensor] = field(default_factory=dict)
 
+    def kept(self, config: FitConfig) -> dict[str, Tensor]:
+        """Return the state dict of the TabNet that the run keeps."""
+        return self.best if config.restore_best else self.last
+
+    def bias_of(self, config: FitConfig) -> Bias:
+        """Return the position bias as learned."""
+        bias = Bias(config.position_bias)
+        bias.load_state_dict(self.bias)
+        return bias
+
     def save(self, path: Path) -> None:
         """Write the state to a new file."""
-        parts = {"last": self.last, "best": self.best, "optimiser": self.optimiser, "bias": self.bias}
-        tensors = {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
+        parts = ("last", "best", "optimiser", "bias")
+        tensors = {f"{part}/{name}": t for part in parts for name, t in getattr(self, part).items()}
         about = {"history": self.history, "best_epoch": self.best_epoch, "stopped": self.stopped}
         save_file(tensors, path, metadata={"state": json.dumps(about)})
 
@@ -159,7 +167,7 @@ def run(
     state = state or State()
     if not state.stopped:
         train = train.to(device) if isinstance(train, Inputs) else train
-        fit = _Fit(train, valid.to(device), encoder, config, state, device)
+        fit = _Fit(train, valid.to(device), encoder, config, state)
         for epoch in range(len(state.history) + 1, config.epochs + 1):
             fit.train_epoch(epoch)
             after_epoch(state)
@@ -172,18 +180,12 @@ class _Fit:
     """One run on one rank: network, optimiser and the rank's part of the rows."""
 
     def __init__(
-        self,
-        train: Source,
-        valid: Inputs,
-        encoder: Encoder,
-        config: FitConfig,
-        state: State,
-        device: torch.device,
+        self, train: Source, valid: Inputs, encoder: Encoder, config: FitConfig, state: State
     ) -> None:
         self.train, self.valid, self.config, self.state = train, valid, config, state
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.num_single = len(encoder.single)
-        self.device = device
+        self.device = device = valid.x.device
         self.batch = _batch(len(train), self.world, config)
         if len(valid) == 0:
             raise TabrankError("fit: there are no validation rows; give a longer log")
@@ -203,12 +205,9 @@ class _Fit:
             {"params": flat(p for p in self.network.parameters() if p.requires_grad)},
             {"params": flat(self.bias.parameters()), "weight_decay": 0.0},
         ]
-        self.parameters: list[torch.nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.optimiser = torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         for key, value in state.optimiser.items():
             number, name = key.split(".")
@@ -220,18 +219,19 @@ class _Fit:
         self.network.train()
         losses = [self._step(rows, dropped, step) for step, (rows, dropped) in self._batches(epoch)]
         train_logloss = self._sum(torch.stack(losses).double().mean()).item() / self.world
-        self._average_statistics()
+        for name, buffer in self.network.tabnet.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                self._average(buffer)
         valid_logloss, valid_auc = self._evaluate()
-        self._record(
-            {
-                "epoch": epoch,
-                "train_logloss": train_logloss,
-                "valid_logloss": valid_logloss,
-                "valid_auc": valid_auc,
-                "learning_rate": self.optimiser.param_groups[0]["lr"],
-                "seconds": time.perf_counter() - started,
-            }
-        )
+        line: Epoch = {
+            "epoch": epoch,
+            "train_logloss": train_logloss,
+            "valid_logloss": valid_logloss,
+            "valid_auc": valid_auc,
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - started,
+        }
+        self._record(line)
 
     def _batches(self, epoch: int) -> Iterator[tuple[int, tuple[Inputs, Tensor]]]:
         """Yield (step, (this rank's rows, mask bool [b, K] of the categories to drop)) of an epoch.
@@ -263,7 +263,7 @@ class _Fit:
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
         for parameter in self.parameters:
             self._average(parameter.grad)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         # All ranks raise at once, because the gradient is already averaged.
         if not torch.isfinite(norm):
             raise Diverged(f"fit: the gradient became {norm}; lower learning_rate {rate:.3g}")
@@ -275,11 +275,9 @@ class _Fit:
         """Return (logloss, AUC) of the validation rows, equal on all ranks; each scores a part."""
         self.network.eval()
         num_rows = len(self.valid)
-        logit = torch.zeros(num_rows, device=self.valid.x.device)
-        begin, end = (num_rows * rank // self.world for rank in (self.rank, self.rank + 1))
-        for start in range(begin, end, EVALUATION_BATCH):
-            part = slice(start, min(start + EVALUATION_BATCH, end))
-            logit[part] = self.network.logit(self.valid.x[part])
+        logit = torch.zeros(num_rows, device=self.device)
+        mine = slice(*(num_rows * rank // self.world for rank in (self.rank, self.rank + 1)))
+        logit[mine] = self.network.logit(self.valid.x[mine])
         logit = self.bias(self._sum(logit).double(), self.valid.position)
         label = self.valid.label.double()
         return binary_cross_entropy_with_logits(logit, label).item(), auc(
@@ -302,11 +300,6 @@ class _Fit:
             for name, value in self.optimiser.state[parameter].items()
         }
         state.stopped = epoch == self.config.epochs or epoch - state.best_epoch >= self.config.patience
-
-    def _average_statistics(self) -> None:
-        for name, buffer in self.network.tabnet.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                self._average(buffer)
 
     def _average(self, value: Tensor | None) -> None:
         """Replace a value by its mean over all ranks, in place."""

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from numpy.typing import NDArray
 from ray._private import ray_constants
 from ray.train.torch import TorchTrainer, get_device
 from safetensors import SafetensorError
@@ -28,11 +27,10 @@ from safetensors import SafetensorError
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
 from training.data.stream import Streamed
-from training.fit.loop import Epoch, FitConfig, State, run
+from training.fit.loop import FitConfig, State, run
 from training.fit.progress import Progress
-from training.network.inputs import EncodedRows, Inputs, inputs
 from training.network.model import one_thread
-from training.network.position_bias import Bias
+from training.network.network import Inputs
 
 # Ray reads these from the environment; a value that is set already takes precedence.
 SETTINGS = {
@@ -49,17 +47,6 @@ STATE, PROGRESS, RESUMED = "state.safetensors", "progress.jsonl", "resumed.safet
 # Layout of a State's tensors: part of the fingerprint, so that a run never resumes from a
 # checkpoint with another layout.
 _LAYOUT = b"moments of one tensor"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Result of `train`: the TabNet's state dict and the history of the run."""
-
-    weights: dict[str, NDArray[Any]]
-    history: list[Epoch]
-    best_epoch: int
-    # Position, from 0, that half of the viewers examine; None where position is ignored.
-    position_tau: float | None
 
 
 @contextlib.contextmanager
@@ -94,7 +81,7 @@ def _start_ray(temporary: str) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
-        num_cpus=_num_cores(),
+        num_cpus=len(os.sched_getaffinity(0)),
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -109,14 +96,14 @@ def _start_ray(temporary: str) -> None:
 
 
 def train(
-    train: EncodedRows | Streamed,
-    valid: EncodedRows,
+    train: Inputs | Streamed,
+    valid: Inputs,
     encoder: Encoder,
     config: FitConfig,
     *,
     storage: Path,
     progress: Progress,
-) -> Trained:
+) -> State:
     """Train on `config.num_workers` Ray workers (0: in this process, without checkpoints).
 
     A killed run resumes after its last epoch if it is called again with the same rows, encoder,
@@ -130,15 +117,12 @@ def train(
         ray.train.TrainingFailedError: if workers die more than twice.
     """
     streamed = train if isinstance(train, Streamed) else None
-    sets = {"valid": inputs(valid, encoder, config.network)}
-    if not isinstance(train, Streamed):
-        sets["train"] = inputs(train, encoder, config.network)
+    sets = {"valid": valid} if isinstance(train, Streamed) else {"valid": valid, "train": train}
     folder = storage.resolve() / f"fit-{_fingerprint(sets, encoder, config, streamed)}"
     state = _finished(folder)
     if state is None:
         for name, part in sets.items():
             part.save(folder / "inputs", name)
-        del sets
         progress.start(config.epochs)
         try:
             with _following(folder / PROGRESS, progress):
@@ -151,15 +135,7 @@ def train(
             _sweep(folder)
     # A driver that was killed at the very end has left its inputs too.
     shutil.rmtree(folder / "inputs", ignore_errors=True)
-    weights = state.best if config.restore_best else state.last
-    bias = Bias(config.position_bias)
-    bias.load_state_dict(state.bias)
-    return Trained(
-        {name: tensor.numpy() for name, tensor in weights.items()},
-        state.history,
-        state.best_epoch,
-        bias.tau,
-    )
+    return state
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -186,7 +162,13 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed |
     with session:
         use_gpu = torch.cuda.is_available()
         if config.num_workers:
-            _check_room(config.num_workers, "GPU" if use_gpu else "CPU")
+            # Ray would wait for more workers than it has resources for.
+            kind = "GPU" if use_gpu else "CPU"
+            room = int(ray.cluster_resources().get(kind, 0))
+            if config.num_workers > room:
+                raise TabrankError(
+                    f"fit: num_workers {config.num_workers} is more than the {room} {kind}s that Ray has; lower it"
+                )
         trainer = _Trainer(
             _work,
             train_loop_config=job,
@@ -257,7 +239,12 @@ def _finished(folder: Path) -> State | None:
     """
     if not folder.exists():
         return None
-    newest = max(_states(folder), key=lambda state: len(state.history), default=None)
+    whole = []
+    for path in (*folder.glob(f"*/{STATE}"), *folder.glob(RESUMED)):
+        # Skip a torn file.
+        with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):
+            whole.append(State.load(path))
+    newest = max(whole, key=lambda state: len(state.history), default=None)
     if newest is not None and newest.stopped:
         return newest
     try:
@@ -269,14 +256,6 @@ def _finished(folder: Path) -> State | None:
             folder.mkdir()
             newest.save(folder / RESUMED)
     return None
-
-
-def _states(folder: Path) -> Iterator[State]:
-    """Yield every whole state in a run's folder."""
-    for path in (*folder.glob(f"*/{STATE}"), *folder.glob(RESUMED)):
-        # Skip a torn file.
-        with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):
-            yield State.load(path)
 
 
 def _fingerprint(
@@ -318,16 +297,3 @@ def _following(path: Path, progress: Progress) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
-
-
-def _check_room(num_workers: int, kind: str) -> None:
-    """Refuse more workers than Ray has resources for, because Ray would wait for them."""
-    room = int(ray.cluster_resources().get(kind, 0))
-    if num_workers > room:
-        raise TabrankError(
-            f"fit: num_workers {num_workers} is more than the {room} {kind}s that Ray has; lower it"
-        )
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save as save_safetensors
 
 from serve.contract.errors import TabrankError
-from serve.model.encoder import Encoder
+from serve.features.matrix import Matrix
 from serve.model.folding import fold
 from serve.model.graph import Calibration, Folded, forward
 from serve.model.ops import LARGE
@@ -32,29 +34,23 @@ _NUM_TRIED = 1024
 _TOLERANCE = 2e-6
 
 
-def build(network: Network, encoder: Encoder, calibration: Calibration) -> dict[str, bytes]:
+def build(network: Network, calibration: Calibration) -> dict[str, bytes]:
     """Return the files that the network contributes to an artifact, by name.
 
     `serve.model.artifact.save` writes them.
     """
     weights = _weights(network)
-    folded = fold(weights, encoder, asdict(network.config), calibration)
+    folded = fold(weights, network.encoder, asdict(network.config), calibration)
     return {
         "weights.safetensors": save_safetensors(weights),
-        "encoder.json": encoder.to_json().encode(),
+        "encoder.json": network.encoder.to_json().encode(),
         "model.onnx": export(folded, exact=False),
         "model_sorting.onnx": export(folded, exact=True),
     }
 
 
 @torch.no_grad()
-def golden(
-    network: Network,
-    calibration: Calibration,
-    numeric: NDArray[np.float32],
-    category: NDArray[np.uint64],
-    num_rows: int = 64,
-) -> bytes:
+def golden(network: Network, calibration: Calibration, matrix: Matrix, num_rows: int = 64) -> bytes:
     """Return `golden.safetensors`: evenly spaced rows with the trained network's scores.
 
     The first row is all missing. Deep networks amplify rounding, on single rows beyond the
@@ -63,7 +59,7 @@ def golden(
     Raises:
         TabrankError: if the inference graph differs from the trained network on most rows.
     """
-    numeric, category = _evenly(numeric, _NUM_TRIED), _evenly(category, _NUM_TRIED)
+    numeric, category = (_evenly(part, _NUM_TRIED) for part in (matrix.numeric, matrix.category))
     numeric[:1], category[:1] = np.nan, 0
     parts = [torch.from_numpy(part) for part in network.encoder.encode(numeric, category)]
     logit = network.logit(network.inputs(*parts))
@@ -98,13 +94,10 @@ def export(folded: Folded, exact: bool) -> bytes:
         )
         if num_columns
     ]
-    probability, residual = forward(ops, folded, "numeric", "hot", "index", exact=exact)
-    ops.name(probability, "probability")
-    ops.name(residual, "residual")
-    outputs = [
-        helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["rows"]),
-        helper.make_tensor_value_info("residual", TensorProto.FLOAT, ["rows"]),
-    ]
+    names = ("probability", "residual")
+    values = forward(ops, folded, "numeric", "hot", "index", exact=exact)
+    ops.nodes += [helper.make_node("Identity", [v], [name]) for v, name in zip(values, names, strict=True)]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows"]) for name in names]
     graph = helper.make_graph(ops.nodes, "tabnet", inputs, outputs, ops.initializers)
     model = helper.make_model(
         graph, producer_name="tabrank", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
@@ -112,6 +105,14 @@ def export(folded: Folded, exact: bool) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     serialised: bytes = model.SerializeToString()
     return serialised
+
+
+def one_thread_session(model: bytes) -> Any:
+    """Return a session of ONNX Runtime that scores with this graph on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _weights(network: Network) -> dict[str, NDArray[Any]]:
@@ -125,41 +126,34 @@ def _evenly(array: NDArray[Any], num_rows: int) -> NDArray[Any]:
     return np.ascontiguousarray(array[at])
 
 
-def _operator(name: str) -> Callable[..., str]:
-    """Return a method that adds a node of this operator on its inputs."""
-
-    def add_node(ops: _OnnxOps, *inputs: str) -> str:
-        return ops._node(name, *inputs)
-
-    return add_node
-
-
 class _OnnxOps:
     """Operations of `serve.model.graph.forward` as ONNX nodes; a value is its node's name."""
-
-    add = _operator("Add")
-    sub = _operator("Sub")
-    mul = _operator("Mul")
-    div = _operator("Div")
-    matmul = _operator("MatMul")
-    linear = _operator("Gemm")
-    relu = _operator("Relu")
-    sigmoid = _operator("Sigmoid")
-    sqrt = _operator("Sqrt")
-    abs = _operator("Abs")
-    log = _operator("Log")
-    is_nan = _operator("IsNaN")
-    less_equal = _operator("LessOrEqual")
-    where = _operator("Where")
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def name(self, value: str, name: str) -> None:
-        """Name a value as an output of the graph."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
+    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        output = f"n{len(self.nodes)}"
+        outputs = [output, f"{output}_at"] if operator == "TopK" else [output]
+        self.nodes.append(helper.make_node(operator, list(inputs), outputs, **attributes))
+        return output
+
+    add = partialmethod(_node, "Add")
+    sub = partialmethod(_node, "Sub")
+    mul = partialmethod(_node, "Mul")
+    div = partialmethod(_node, "Div")
+    matmul = partialmethod(_node, "MatMul")
+    linear = partialmethod(_node, "Gemm")
+    relu = partialmethod(_node, "Relu")
+    sigmoid = partialmethod(_node, "Sigmoid")
+    sqrt = partialmethod(_node, "Sqrt")
+    abs = partialmethod(_node, "Abs")
+    log = partialmethod(_node, "Log")
+    is_nan = partialmethod(_node, "IsNaN")
+    less_equal = partialmethod(_node, "LessOrEqual")
+    where = partialmethod(_node, "Where")
 
     def constant(self, array: NDArray[Any]) -> str:
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -207,9 +201,3 @@ class _OnnxOps:
 
     def _integers(self, values: Sequence[int]) -> str:
         return self.constant(np.array(values, np.int64))
-
-    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        output = f"n{len(self.nodes)}"
-        outputs = [output, f"{output}_at"] if operator == "TopK" else [output]
-        self.nodes.append(helper.make_node(operator, list(inputs), outputs, **attributes))
-        return output

@@ -38,10 +38,11 @@ class Tape:
     def __init__(self, num_batches: int, *, training: bool) -> None:
         self.num_batches, self.training = num_batches, training
         self.gradients: dict[Tensor, Tensor] = {}
+        # Norms with the means and biased variances [C, B, 1] of their virtual batches.
+        self.statistics: list[tuple[Any, Tensor, Tensor]] = []
+        # Norms with the gradients [C · B] of weight and bias, by virtual batch.
+        self.norm_gradients: list[tuple[Any, Tensor, Tensor]] = []
         self._saved: list[tuple[Any, ...]] = []
-        self._statistics: list[tuple[Any, Tensor, Tensor]] = []
-        self._unbiased = 1.0
-        self._norm_gradients: list[tuple[Any, Tensor, Tensor]] = []
 
     def save(self, *values: Any) -> None:
         """Save values for the backward pass; save nothing outside of training."""
@@ -52,24 +53,20 @@ class Tape:
         """Remove and return the values that were saved last."""
         return self._saved.pop()
 
-    def add_statistics(self, norm: Any, mean: Tensor, variance: Tensor, num_rows: int) -> None:
-        """Add a norm's mean and biased variance [C, B, 1] of virtual batches of `num_rows`."""
-        self._statistics.append((norm, mean, variance))
-        self._unbiased = num_rows / (num_rows - 1)
-
-    def update_statistics(self) -> None:
+    def update_statistics(self, num_rows: int) -> None:
         """Update the running statistics of the norms, all of one momentum m, in a few calls.
 
-        B updates r ← (1 - m) r + m s[b] give (1 - m)^B r + Σ m (1 - m)^(B-1-b) s[b].
+        B updates r ← (1 - m) r + m s[b] give (1 - m)^B r + Σ m (1 - m)^(B-1-b) s[b]. A virtual
+        batch has `num_rows` rows.
         """
-        if not self._statistics:
+        if not self.statistics:
             return
-        norms, means, variances = zip(*self._statistics, strict=True)
+        norms, means, variances = zip(*self.statistics, strict=True)
         momentum = norms[0].momentum
         running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
         weights = _weights(momentum, self.num_batches, running[0].dtype, running[0].device)
         seen = (torch.cat(means + variances)[:, :, 0] * weights).sum(1)
-        seen[len(seen) // 2 :] *= self._unbiased
+        seen[len(seen) // 2 :] *= num_rows / (num_rows - 1)
         torch._foreach_mul_(running, (1 - momentum) ** self.num_batches)
         torch._foreach_add_(running, seen.split_with_sizes([len(buffer) for buffer in running]))
         torch._foreach_add_([norm.num_batches_tracked for norm in norms], self.num_batches)
@@ -81,13 +78,9 @@ class Tape:
         else:
             self.gradients[weight] = (left @ right).mul_(factor)
 
-    def add_norm(self, norm: Any, by_weight: Tensor, by_bias: Tensor) -> None:
-        """Add the gradients [C · B] of a norm's weight and bias, by virtual batch."""
-        self._norm_gradients.append((norm, by_weight, by_bias))
-
     def sum_norms(self) -> None:
-        """Sum the gradients of `add_norm` over the virtual batches, in a few calls."""
-        norms, by_weight, by_bias = zip(*self._norm_gradients, strict=True)
+        """Sum the gradients of the norms over the virtual batches, in a few calls."""
+        norms, by_weight, by_bias = zip(*self.norm_gradients, strict=True)
         parameters = [norm.weight for norm in norms] + [norm.bias for norm in norms]
         total = torch.cat(by_weight + by_bias).view(-1, self.num_batches).sum(1)
         self.gradients.update(
@@ -139,7 +132,7 @@ class NormedLinear(nn.Module):
         scale = (variance + norm.eps).rsqrt_()
         normed: Tensor = centred * (norm.weight[:, None, None] * scale)
         normed += norm.bias[:, None, None]
-        tape.add_statistics(norm, mean, variance, num_rows)
+        tape.statistics.append((norm, mean, variance))
         tape.save(x, weight, centred, scale)
         return normed.view(len(weight), -1)
 
@@ -168,7 +161,7 @@ class NormedLinear(nn.Module):
         by_z = by_z.view(channels, -1)
         if times != 1.0:
             by_weight, by_bias = by_weight * times, by_bias * times
-        tape.add_norm(norm, by_weight, by_bias)
+        tape.norm_gradients.append((norm, by_weight, by_bias))
         tape.add(self.fc.weight, by_z, x.T, self.factor)
         return weight.T @ by_z if onto is None else onto.addmm_(weight.T, by_z)
 
@@ -291,15 +284,16 @@ def _entmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Peters, Niculae and Martins 2019, "Sparse Sequence-to-Sequence Models".
     """
-    num_columns = len(logits)
     logits = logits * 0.5
-    threshold = logits.mean(0) - num_columns**-0.5
+    threshold, step = logits.mean(0), -(len(logits) ** -0.5)
     excess, square = torch.empty_like(logits), torch.empty_like(logits)
     for _ in range(_passes("entmax", logits)):
+        threshold += step
         torch.sub(logits, threshold, out=excess).relu_()
         total = torch.mul(excess, excess, out=square).sum(0)
-        threshold += (total - total.sqrt()) / excess.sum(0)
-    torch.sub(logits, threshold, out=excess).relu_()
+        step = (total - total.sqrt()) / excess.sum(0)
+    # Take the last step from the excess: a threshold far from 0 would round it.
+    excess.sub_(step).relu_()
     return torch.mul(excess, excess, out=square), excess
 
 
@@ -308,13 +302,15 @@ def _sparsemax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Martins and Astudillo 2016, "From Softmax to Sparsemax".
     """
-    threshold = logits.mean(0) - 1.0 / len(logits)
+    threshold, step = logits.mean(0), logits.new_tensor(-1.0 / len(logits))
     excess, support = torch.empty_like(logits), torch.empty_like(logits)
     for _ in range(_passes("sparsemax", logits)):
+        threshold += step
         torch.sub(logits, threshold, out=excess).relu_()
         torch.sign(excess, out=support)
-        threshold += (excess.sum(0) - 1.0) / support.sum(0)
-    torch.sub(logits, threshold, out=excess).relu_()
+        step = (excess.sum(0) - 1.0) / support.sum(0)
+    # As in `_entmax`; a step that rounding turned back must not reach other columns.
+    excess.addcmul_(support, step, value=-1.0).relu_()
     return excess, torch.sign(excess, out=support)
 
 

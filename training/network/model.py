@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
-from training.network.inputs import EVALUATION_BATCH
-from training.network.network import Network, NetworkConfig
+from training.network.network import EVALUATION_BATCH, Network, NetworkConfig
 
 # Identity map: the probability is the sigmoid of the network's logit.
 UNCALIBRATED = Calibration(1.0, 0.0)
@@ -48,12 +48,12 @@ class Model:
         cls,
         encoder: Encoder,
         config: NetworkConfig,
-        weights: Mapping[str, NDArray[np.generic]],
+        weights: Mapping[str, Tensor],
         calibration: Calibration = UNCALIBRATED,
     ) -> Model:
         """Build the model from the TabNet's state dict `weights`."""
         network = Network(encoder, config)
-        network.tabnet.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()})
+        network.tabnet.load_state_dict(weights)
         return cls(encoder, network.eval(), calibration)
 
     def logits(self, matrix: Matrix) -> NDArray[np.float64]:
@@ -62,8 +62,7 @@ class Model:
         with one_thread():
             for start in range(0, len(matrix.numeric), EVALUATION_BATCH):
                 part = matrix.rows(slice(start, start + EVALUATION_BATCH))
-                parts = self.encoder.encode(part.numeric, part.category)
-                chunks.append(self.network.logit(self.network.inputs(*map(torch.from_numpy, parts))))
+                chunks.append(self.network.logit(self.network.inputs_of(part)))
         return torch.cat(chunks).numpy().astype(np.float64)
 
     def probability(self, matrix: Matrix) -> NDArray[np.float64]:

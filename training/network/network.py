@@ -1,4 +1,4 @@
-"""Trainable network: TabNet on the inputs of an encoder.
+"""Trainable network: TabNet on the inputs of an encoder, and rows of these inputs.
 
 Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
 columns, D0 = F + I + V.
@@ -6,13 +6,25 @@ columns, D0 = F + I + V.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from serve.contract.errors import TabrankError
+from serve.features.matrix import Matrix
 from serve.model.encoder import CLIP, Encoder
 from training.network.tabnet import NetworkConfig as NetworkConfig
 from training.network.tabnet import TabNet
+
+# Numbers, hot columns and indices of rows, as `Encoder.encode` returns them.
+Encoded = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+# Rows in one forward pass without gradients. The limit bounds memory and does not change results.
+EVALUATION_BATCH = 16_384
 
 
 class Network(nn.Module):
@@ -59,6 +71,10 @@ class Network(nn.Module):
         value = torch.clamp((value - self.mean) * self.scale, -CLIP, CLIP)
         return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
 
+    def inputs_of(self, matrix: Matrix) -> Tensor:
+        """Encode and transform rows of features to x f32 [R, D0 + K1]."""
+        return self.inputs(*map(torch.from_numpy, self.encoder.encode(matrix.numeric, matrix.category)))
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x [R, D0 + K1] to (logit [R], sparsity).
 
@@ -71,5 +87,78 @@ class Network(nn.Module):
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit [R] of x [R, D0 + K1], in eval mode and without gradients."""
         assert not self.training
-        logit: Tensor = self.tabnet(x)[0]
-        return logit
+        return torch.cat([self.tabnet(part)[0] for part in torch.split(x, EVALUATION_BATCH)])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows in memory as the training loop reads them; `Network.forward` takes x f32 [N, D]."""
+
+    x: Tensor
+    # f32 [N], 0 or 1; a probability in between where the label is the prediction of another model.
+    label: Tensor
+    # i64 [N], the position in the slate at which the row was shown, from 0.
+    position: Tensor
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def to(self, device: torch.device) -> Inputs:
+        """Return the same rows on `device`."""
+        return Inputs(self.x.to(device), self.label.to(device), self.position.to(device))
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write the rows to files that `map` reads; create the folder if it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for what, tensor in vars(self).items():
+            np.save(folder / f"{name}-{what}.npy", tensor.numpy())
+
+    @classmethod
+    def map(cls, folder: Path, name: str) -> Inputs:
+        """Map the files of `save` into memory; processes share the pages."""
+        # Mode "c" makes the pages writable, which torch requires.
+        paths = {f.name: folder / f"{name}-{f.name}.npy" for f in fields(cls)}
+        return cls(**{what: torch.from_numpy(np.load(path, mmap_mode="c")) for what, path in paths.items()})
+
+    def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
+        """Yield the batches of one rank in random order, as `Source.batches` defines it.
+
+        The order is drawn for all ranks, so it does not depend on their number.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for start in range(0, len(self) - size + 1, size):
+            rows = order[start : start + size][mine].to(self.x.device)
+            yield Inputs(*(t.index_select(0, rows) for t in (self.x, self.label, self.position)))
+
+
+def inputs(
+    encoder: Encoder, encoded: Encoded, label: NDArray[np.float32], position: NDArray[np.int64]
+) -> Inputs:
+    """Transform all rows once, so that an epoch only selects rows from the result."""
+    network = Network(encoder, NetworkConfig())
+    x = torch.empty(len(label), len(encoder.input_names))
+    for start in range(0, len(label), EVALUATION_BATCH):
+        part = slice(start, start + EVALUATION_BATCH)
+        x[part] = network.inputs(*(torch.from_numpy(array[part]) for array in encoded))
+    return Inputs(x, torch.from_numpy(label), torch.from_numpy(position))
+
+
+def flat(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return one parameter [all elements] in place of the given ones, in order; [] for none.
+
+    An optimiser step is then one call. Each given parameter becomes a view of its part, and its
+    gradient a view of the gradient's part. A backward pass therefore adds to the whole gradient,
+    and a step on the whole changes every part. Never set a gradient to None.
+    """
+    parts = list(parameters)
+    if not parts:
+        return []
+    value = torch.cat([part.detach().reshape(-1) for part in parts])
+    gradient = torch.zeros_like(value)
+    sizes = [part.numel() for part in parts]
+    pieces = zip(parts, value.split_with_sizes(sizes), gradient.split_with_sizes(sizes), strict=True)
+    for part, of_value, of_gradient in pieces:
+        part.data, part.grad = of_value.view_as(part), of_gradient.view_as(part)
+    whole = nn.Parameter(value)
+    whole.grad = gradient
+    return [whole]

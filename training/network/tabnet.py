@@ -170,7 +170,7 @@ class DecisionSteps(nn.Module):
             if logarithm is not None:
                 negative_entropy += torch.dot(mask.view(-1), logarithm.view(-1))
         tape.save(total)
-        tape.update_statistics()
+        tape.update_statistics(x.shape[1] // tape.num_batches)
         return (self.factor * self.final_mapping.weight @ total)[0], negative_entropy
 
     def _steps(self, x: Tensor, tape: Tape) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
@@ -205,7 +205,10 @@ class DecisionSteps(nn.Module):
             by_decision = torch.ops.aten.threshold_backward(by_total, decision, 0)
             by_seen = transformer.backward(_join(by_decision, by_hidden), tape)
             by_shared.addcmul_(by_seen, seen)
-            by_chosen = self._sum_by_column(by_seen.mul_(shared_out), len(chosen))
+            by_chosen = by_seen.mul_(shared_out)
+            if self._spread is not None:
+                # Sum over the inputs [D, R] of each column: [G, R].
+                by_chosen = torch.zeros_like(chosen).index_add_(0, self._spread, by_chosen)
             # The next step's prior is (gamma - chosen) · prior.
             if by_prior is not None:
                 by_chosen -= by_prior if prior is None else by_prior * prior
@@ -217,12 +220,6 @@ class DecisionSteps(nn.Module):
         by_x = self.encoder.initial_splitter.backward(_join(torch.zeros_like(by_total), by_hidden), tape)
         tape.sum_norms()
         return by_x.add_(by_shared if self._share is None else by_shared.mul_(self._share))
-
-    def _sum_by_column(self, by_seen: Tensor, num_columns: int) -> Tensor:
-        """Sum over the inputs [D, R] of each column; return [G, R]."""
-        if self._spread is None:
-            return by_seen
-        return by_seen.new_zeros(num_columns, by_seen.shape[1]).index_add_(0, self._spread, by_seen)
 
 
 class _Encoder(nn.Module):
@@ -239,16 +236,16 @@ class _Encoder(nn.Module):
 
         self.initial_splitter = transformer()
         factor = self.initial_splitter.factor
-        self.feat_transformers, self.att_transformers = nn.ModuleList(), nn.ModuleList()
-        self.steps: list[tuple[Attention, Transformer]] = []
-        for _ in range(config.n_steps):
-            following = transformer()
-            attention = Attention(
-                nn.Linear(config.width, num_columns, bias=False), momentum, factor, config.mask_type
-            )
-            self.feat_transformers.append(following)
-            self.att_transformers.append(attention)
-            self.steps.append((attention, following))
+
+        def attention() -> Attention:
+            fc = nn.Linear(config.width, num_columns, bias=False)
+            return Attention(fc, momentum, factor, config.mask_type)
+
+        # pytorch_tabnet draws the weights of a step in this order, and lists its parts so.
+        parts = [(transformer(), attention()) for _ in range(config.n_steps)]
+        self.feat_transformers = nn.ModuleList(following for following, _ in parts)
+        self.att_transformers = nn.ModuleList(chooser for _, chooser in parts)
+        self.steps = [(chooser, following) for following, chooser in parts]
 
 
 class _Differentiable(torch.autograd.Function):

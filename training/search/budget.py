@@ -109,14 +109,9 @@ class Clock:
         return kept
 
     def increment(self, name: str) -> int:
-        """Increment the counter of this name over all calls, and return it."""
-        self._state[name] = self.get_count(name) + 1
-        self.save(over=False)
-        return self.get_count(name)
-
-    def get_count(self, name: str) -> int:
-        """Return the counter of this name."""
-        return int(self._state.get(name, 0))
+        """Increment the value that `setdefault` stores, 0 at first, over all calls; return it."""
+        self._state[name] = self.setdefault(name, 0) + 1
+        return self.setdefault(name, 0)
 
     def spent(self) -> float:
         """Return the seconds that all calls have spent, this one included."""
@@ -244,7 +239,5 @@ def _smaller(whole: FinalTraining) -> Iterator[FinalTraining]:
         yield replace(whole, num_teachers=num_teachers)
     for epochs in range(whole.epochs - 1, 0, -1):
         yield FinalTraining(0, epochs, whole.num_rows)
-    num_rows = whole.num_rows // 2
-    while num_rows > 0:
-        yield FinalTraining(0, 1, num_rows)
-        num_rows //= 2
+    for halvings in range(1, whole.num_rows.bit_length()):
+        yield FinalTraining(0, 1, whole.num_rows >> halvings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,17 +68,13 @@ def refresh(
 
 def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
     """Search with the settings `given`, and print the answer."""
+    from training.evaluation.verdict import difference
     from training.search.progress import SearchProgress
-    from training.search.run import SearchSettings
     from training.search.search import search as run
+    from training.search.task import SearchSettings
 
     settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
-    _answer_search(run(load_surface(surface), log, out, settings, SearchProgress(sys.stderr)), as_json)
-
-
-def _answer_search(found: dict[str, Any], as_json: bool) -> None:
-    from training.evaluation.verdict import difference
-
+    found = run(load_surface(surface), log, out, settings, SearchProgress())
     lines = [found["headline"]]
     for entry in found["leaderboard"][:10]:
         us = "–" if entry["us_per_candidate"] is None else f"{entry['us_per_candidate']:.1f} µs"

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ from serve.model.encoder import Encoder
 from serve.model.folding import fold
 from serve.model.graph import Calibration
 from training.evaluation.rivals import us_per_candidate as measured
-from training.network.export import export
+from training.network.export import export, one_thread_session
 from training.network.network import Network, NetworkConfig
 from training.search.leaderboard import BoardEntry
 
@@ -24,41 +23,27 @@ from training.search.leaderboard import BoardEntry
 SHAPE = ("width", "n_steps", "mask_type", "n_independent", "n_shared")
 
 
-def us_per_candidate(
-    encoder: Encoder,
-    config: NetworkConfig,
-    numeric: NDArray[np.float32],
-    category: NDArray[np.uint64],
-) -> float:
-    """Measure the µs a candidate of a network of this shape, on one thread.
+def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix) -> float:
+    """Measure the µs a candidate of a network of this shape, on one thread, with these rows.
 
-    The rows are numeric [R, F] and category [R, K]. The time covers look-ups, network and
-    calibration. The weights are random, because the cost of the graph does not depend on them.
+    The time covers look-ups, network and calibration. The weights are random, because the cost of
+    the graph does not depend on them.
     """
-    session = _session(encoder, config)
-    names = [node.name for node in session.get_inputs()]
-
-    def score(matrix: Matrix) -> NDArray[np.float64]:
-        encoded = encoder.encode(matrix.numeric, matrix.category)
-        feeds = dict(zip(("numeric", "hot", "index"), encoded, strict=True))
-        found: NDArray[np.float64] = session.run(["probability"], {name: feeds[name] for name in names})[0]
-        return found
-
-    return measured(score, Matrix(numeric, category))
-
-
-def _session(encoder: Encoder, config: NetworkConfig) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Network(encoder, config).eval()
     weights = {name: value.numpy() for name, value in network.tabnet.state_dict().items()}
     folded = fold(weights, encoder, asdict(config), Calibration(1.0, 0.0))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        export(folded, exact=False), options, providers=["CPUExecutionProvider"]
-    )
+    session = one_thread_session(export(folded, exact=False))
+
+    def score(matrix: Matrix) -> NDArray[np.float64]:
+        arrays: tuple[NDArray[Any], ...] = encoder.encode(matrix.numeric, matrix.category)
+        parts = zip(("numeric", "hot", "index"), arrays, strict=True)
+        feeds = {name: array for name, array in parts if array.shape[1]}
+        found: NDArray[np.float64] = session.run(["probability"], feeds)[0]
+        return found
+
+    return measured(score, matrix)
 
 
 class Costs:

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from serve.model.encoder import Encoder
 from training.fit.loop import Diverged, FitConfig, run
-from training.network.inputs import EVALUATION_BATCH, Inputs
-from training.network.network import Network
-from training.network.position_bias import Bias
+from training.network.network import Inputs, Network
 from training.search.trial import device, needs
 
 # Share of the teachers' mean in a distilled label; the rest is the observed label.
@@ -27,30 +25,26 @@ TEACHER_SHARE = 0.7
 
 
 def distilled(
-    label: NDArray[np.float32],
+    rows: Inputs,
     folder: Path,
     encoder: Encoder,
     config: FitConfig,
     num_teachers: int,
     report: Callable[[str], None],
-) -> NDArray[np.float32]:
-    """Return labels [N]: `label` mixed with the mean of `num_teachers` networks trained on it.
+) -> Inputs:
+    """Return `rows`, their labels mixed with the mean of `num_teachers` networks trained on them.
 
-    `folder` holds the rows `train` and `valid` of `Inputs.save`. The predictions of each teacher
-    are stored beside them, so that a killed search can resume. Ray must be running.
+    `folder` holds them as `train`, and `valid`, both of `Inputs.save`. The predictions of each
+    teacher are stored beside them, so that a killed search can resume. Ray must be running.
     """
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
-    logits: dict[int, NDArray[np.float32]] = {}
-    pending = {}
-    for number in range(1, num_teachers + 1):
-        path = _path(folder, number)
-        if path.exists():
-            logits[number] = np.load(path)
-        else:
-            pending[teach.remote(folder, encoder.to_json(), replace(config, seed=config.seed + number))] = (
-                number
-            )
+    paths = {number: folder / f"teacher-{number}.npy" for number in range(1, num_teachers + 1)}
+    pending = {
+        teach.remote(folder, encoder.to_json(), replace(config, seed=config.seed + number)): number
+        for number, path in paths.items()
+        if not path.exists()
+    }
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
         number = pending.pop(done)
@@ -58,19 +52,17 @@ def distilled(
         if logit is None:
             report(f"teacher {number} diverged and is left out")
             continue
-        logits[number] = logit
-        partial = _path(folder, number).with_suffix(".partial.npy")
-        np.save(partial, logits[number])
-        partial.replace(_path(folder, number))
-        report(f"teacher {len(logits)}/{num_teachers} is trained")
+        partial = paths[number].with_suffix(".partial.npy")
+        np.save(partial, logit)
+        partial.replace(paths[number])
+        num_trained = sum(path.exists() for path in paths.values())
+        report(f"teacher {num_trained}/{num_teachers} is trained")
+    logits = [np.load(path) for path in paths.values() if path.exists()]
     if not logits:
-        return label
-    mean = np.mean(list(logits.values()), axis=0)
-    return np.asarray(TEACHER_SHARE / (1.0 + np.exp(-mean)) + (1.0 - TEACHER_SHARE) * label, np.float32)
-
-
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"teacher-{number}.npy"
+        return rows
+    mean = np.mean(logits, axis=0)
+    label = TEACHER_SHARE / (1.0 + np.exp(-mean)) + (1.0 - TEACHER_SHARE) * rows.label.numpy()
+    return replace(rows, label=torch.from_numpy(np.asarray(label, np.float32)))
 
 
 def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32] | None:
@@ -87,8 +79,5 @@ def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32]
         return None
     network = Network(encoder, config.network).eval()
     network.tabnet.load_state_dict(state.last)
-    bias = Bias(config.position_bias)
-    bias.load_state_dict(state.bias)
-    logit = torch.cat([network.logit(x) for x in torch.split(rows.x, EVALUATION_BATCH)])
     with torch.no_grad():
-        return np.asarray(bias(logit, rows.position).numpy(), np.float32)
+        return np.asarray(state.bias_of(config)(network.logit(rows.x), rows.position).numpy(), np.float32)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,9 @@ from training.data.dataset import Dataset
 from training.evaluation.metrics import calibrated, measure
 from training.evaluation.rivals import RIVALS, us_per_candidate
 from training.evaluation.slates import Slates
+from training.evaluation.verdict import TITLES
 
-Kind = Literal["tabnet", "lightgbm", "logistic", "popular"]
-TITLES: dict[Kind, str] = {
-    "tabnet": "TabNet",
-    "lightgbm": "LightGBM",
-    "logistic": "logistic regression",
-    "popular": "popular",
-}
+MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,8 @@ class BoardEntry:
     """Result of one model on the validation rows."""
 
     name: str
-    kind: Kind
+    # "tabnet", "popular", or a kind of `RIVALS`.
+    kind: str
     # Logloss after the last epoch; None if the training failed.
     valid_logloss: float | None
     valid_auc: float | None = None
@@ -82,9 +78,7 @@ class Leaderboard:
                 with path.open("r+b") as file:
                     file.truncate(sum(len(line) + 1 for line in whole))
             # Another release may have written fields that this one does not have.
-            known = {f.name for f in fields(BoardEntry)}
-            made = (json.loads(line) for line in whole)
-            self.entries = [BoardEntry(**{k: v for k, v in line.items() if k in known}) for line in made]
+            self.entries = [BoardEntry(**known(BoardEntry, json.loads(line))) for line in whole]
 
     def add(self, entry: BoardEntry) -> None:
         """Append an entry and fsync the file."""
@@ -98,7 +92,7 @@ class Leaderboard:
         """Return the entries of networks, in the order in which their trials ended."""
         return [entry for entry in self.entries if entry.kind == "tabnet"]
 
-    def of(self, kind: Kind) -> BoardEntry | None:
+    def of(self, kind: str) -> BoardEntry | None:
         """Return the first entry of a kind."""
         return next((entry for entry in self.entries if entry.kind == kind), None)
 
@@ -120,12 +114,7 @@ class Leaderboard:
         front = {entry.name for entry in _front(self.tried())}
         return [
             {
-                "name": entry.name,
-                "kind": entry.kind,
-                "valid_logloss": entry.valid_logloss,
-                "valid_auc": entry.valid_auc,
-                "valid_ndcg": entry.valid_ndcg,
-                "us_per_candidate": entry.us_per_candidate,
+                **{name: getattr(entry, name) for name in MEASURES},
                 "fits": entry.fits(max_us),
                 "front": entry.name in front,
                 "epochs": entry.point.get("epochs"),
@@ -133,6 +122,12 @@ class Leaderboard:
             }
             for entry in sorted(finished, key=_logloss)
         ]
+
+
+def known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are fields of the dataclass `kind`."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _logloss(entry: BoardEntry) -> float:
@@ -160,19 +155,18 @@ def compete(
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular)
         board.add(_entry("popular", slates, chance, us_per_candidate=0.0))
-    for name, make in RIVALS.items():
-        kind = cast(Kind, name)
+    for kind, make in RIVALS.items():
         if board.of(kind) is None:
             report(f"training {TITLES[kind]}")
             started_s = time.perf_counter()
             rival = make(encoder, train)
             chance = rival(valid.matrix)
-            cost: dict[str, float] = {"seconds": time.perf_counter() - started_s, "rows": float(len(train))}
-            us = us_per_candidate(rival, valid.matrix)
-            board.add(_entry(kind, slates, chance, us_per_candidate=us, **cost))
+            cost = {"seconds": time.perf_counter() - started_s, "rows": float(len(train))}
+            cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
+            board.add(_entry(kind, slates, chance, **cost))
 
 
-def _entry(kind: Kind, slates: Slates, chance: NDArray[np.float64], **cost: Any) -> BoardEntry:
+def _entry(kind: str, slates: Slates, chance: NDArray[np.float64], **cost: Any) -> BoardEntry:
     found = measure(slates, chance, is_probability=True)
     measured: dict[str, Any] = {"valid_auc": found["auc"], "valid_ndcg": found["ndcg@10"]}
     return BoardEntry(TITLES[kind], kind, found["logloss"], **measured, **cost)

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import TaskProgressColumn
 
 from training.fit.loop import Epoch
+from training.fit.progress import Progress
 from training.search.leaderboard import BoardEntry
 
 
-class SearchProgress:
-    """Printer of steps and trials; `stream` defaults to stderr, because stdout holds the answer."""
+class SearchProgress(Progress):
+    """Printer of a search's steps and trials, and of the epochs of the winner's training."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._bar: Bar | None = None
+        super().__init__(stream)
         self._best = ""
-        self._epochs = 0
-        self._shared = 0.0
-
-    def report(self, text: str) -> None:
-        """Print a line."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def share(self, share: float) -> None:
-        """Print the share of the features that is computed, at every quarter."""
-        if share - self._shared >= 0.25:
-            self._shared = share
-            self.report(f"features {share:.0%}")
 
     def start(self, epochs: int) -> None:
         """Start the winner's training."""
@@ -49,17 +31,11 @@ class SearchProgress:
 
     def searching(self, budget_s: float) -> None:
         """Start the trials; on a terminal, show a bar of `budget_s` that `elapsed` moves."""
-        if self._stream.isatty():
-            columns = (TextColumn("search"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            console = Console(file=self._stream)
-            self._bar = Bar(*columns, TextColumn("{task.fields[best]}"), console=console)
-            self._bar.add_task("search", total=budget_s, best="")
-            self._bar.start()
+        self._open("search", budget_s, TaskProgressColumn())
 
     def elapsed(self, seconds: float) -> None:
         """Update the bar with the seconds spent."""
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=seconds, best=self._best)
+        self._update(self._best, seconds)
 
     def trial(self, entry: BoardEntry, best: BoardEntry | None, left_s: float) -> None:
         """Print the result of a trial and the best one so far."""
@@ -75,9 +51,3 @@ class SearchProgress:
         line = f"{entry.name}: {what}, {entry.us_per_candidate:.1f} µs, {how}"
         line += f"; {self._best}" if self._best else ""
         self.report(f"{line}; {max(left_s, 0) / 60:.1f} min left")
-
-    def searched(self) -> None:
-        """End the trials and remove the bar."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None

@@ -1,28 +1,36 @@
-"""Search: find the best network for a log within a time budget and a serving cost."""
+"""Search: find the best network for a log within a time budget and a serving cost.
+
+The incumbent is the current model at the start of a search; the winner may replace it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from serve.features.surface import Surface
-from serve.model.artifact import Artifact, current
+from serve.contract.errors import TabrankError
+from serve.features.surface import Surface, read_surface
+from serve.model.artifact import Artifact, current, load
 from training.evaluation.leakage import suspects
+from training.evaluation.paired import is_behind
+from training.evaluation.verdict import difference
 from training.fit.loop import Diverged, FitConfig
-from training.fit.publish import check_surface
+from training.fit.publish import check_surface, publish
 from training.fit.trainer import ray_session
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast
 from training.search.cost import Costs, us_per_candidate
-from training.search.incumbent import configuration, followed, reasons, take_place
-from training.search.leaderboard import BoardEntry, Leaderboard, compete
+from training.search.leaderboard import BoardEntry, Leaderboard, compete, known
 from training.search.progress import SearchProgress
-from training.search.run import SearchRun, SearchSettings
-from training.search.task import Task
+from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
-from training.search.trials import check_cost, run_trials
+from training.search.trials import SearchRun, check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, headline
+from training.terminal import ProgressBar
+
+# Receives a line of progress.
+Report = Callable[[str], None]
 
 
 def search(
@@ -48,16 +56,8 @@ def search(
         check_surface(models, surface.name)
     with Clock(out, settings.budget_s) as clock:
         progress.report("reading the log and computing features")
-        base = FitConfig(seed=settings.seed, position_bias=surface.position_bias)
-        task = Task.read(
-            surface,
-            log,
-            base,
-            max_us=max_us,
-            num_teachers=settings.num_teachers,
-            days=settings.days,
-            progress=progress.share,
-        )
+        with ProgressBar("features") as share:
+            task = Task.read(surface, log, settings, share)
         clock.claim(task.identity, restart=settings.restart)
         board = Leaderboard(out / "leaderboard.jsonl")
         follows = clock.setdefault("follows", current(models)) if models else None
@@ -65,12 +65,11 @@ def search(
         suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
         for suspect in suspected:
             progress.report(suspect)
-        winner, manifest = _find(task, board, clock, last, settings.max_trials, progress)
+        winner, manifest = _find(task, board, clock, last, progress)
         why_not = [*reasons(manifest), *suspected]
-        published = models is not None and not why_not
-        promoted = False
-        if models is not None and published:
-            promoted = take_place(out / "artifact", models, follows, progress.report)
+        published = promoted = False
+        if models is not None and not why_not:
+            published, promoted = True, take_place(out / "artifact", models, follows, progress.report)
         clock.save(over=True)
     return {
         "headline": headline(board, winner, max_us),
@@ -86,7 +85,7 @@ def search(
         "published": published,
         "promoted": promoted,
         "trials": len(board.tried()),
-        "test_looks": clock.get_count(TEST_LOOKS),
+        "test_looks": clock.setdefault(TEST_LOOKS, 0),
         "rows": {name: len(part) for name, part in task.parts.items()},
         "seconds": round(clock.spent(), 1),
         "leaderboard": board.table(max_us),
@@ -94,34 +93,25 @@ def search(
 
 
 def _find(
-    task: Task,
-    board: Leaderboard,
-    clock: Clock,
-    last: Artifact | None,
-    max_trials: int | None,
-    progress: SearchProgress,
+    task: Task, board: Leaderboard, clock: Clock, last: Artifact | None, progress: SearchProgress
 ) -> tuple[BoardEntry, Mapping[str, Any]]:
     """Run rivals, trials and the final training; return the winner and its manifest.
 
     `last` is the incumbent.
     """
-
-    def measured(network: NetworkConfig) -> float:
-        matrix = task.valid.matrix
-        return us_per_candidate(task.encoder, network, matrix.numeric, matrix.category)
-
-    costs = Costs(measured, board.entries)
-    check_cost(costs, task.max_us)
+    max_us = task.settings.max_us
+    costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.entries)
+    check_cost(costs, max_us)
     compete(board, task.encoder, task.parts["training"], task.valid, progress.report)
     first = configuration(last.manifest, task.base, progress.report) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])
-        forecast = Forecast(board, num_rows, num_test, task.num_teachers, num_at_once())
+        forecast = Forecast(board, num_rows, num_test, task.settings.num_teachers, num_at_once())
         run = SearchRun(task, board, clock, forecast, progress)
-        run_trials(run, costs, first, max_trials)
-        ranking = board.ranking(task.max_us)
+        run_trials(run, costs, first)
+        ranking = board.ranking(max_us)
         for winner in ranking:
-            progress.report(headline(board, winner, task.max_us))
+            progress.report(headline(board, winner, max_us))
             try:
                 return winner, finish(run, winner, last)
             except Diverged as error:
@@ -129,3 +119,60 @@ def _find(
                     raise
                 progress.report(f"{winner.name} failed on all rows, the next best follows: {error}")
     raise AssertionError("run_trials answers with a network, or not at all")
+
+
+def followed(models: Path, version: str, surface: Surface, report: Report) -> Artifact | None:
+    """Load the model of a version, or return None if it was trained for another surface."""
+    artifact = load(models / version)
+    if artifact.manifest.get("surface_fingerprint") == surface.fingerprint:
+        return artifact
+    theirs = read_surface(artifact.read("surface.toml").decode(), f"{models / version}/surface.toml")
+    parts = ("events", "label", "popular", "fields", "features", "position_bias")
+    differs = [part for part in parts if getattr(surface, part) != getattr(theirs, part)]
+    report(
+        f"the current model {version} was trained for another version of the surface, which differs in "
+        f"{', '.join(differs) or 'its TOML text'}: it is not compared"
+    )
+    return None
+
+
+def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) -> list[FitConfig]:
+    """Return the configuration that a model was trained with, except its seed and workers.
+
+    Ignore the settings that this release does not have. Return [] if the rest is not valid here.
+    """
+    own = {name: getattr(base, name) for name in ("seed", "num_workers", "position_bias")}
+    try:
+        network = NetworkConfig(**known(NetworkConfig, manifest["network"]))
+        return [FitConfig(**{**known(FitConfig, manifest["fit"]), **own, "network": network})]
+    except (TabrankError, TypeError, ValueError) as error:
+        report(f"the search does not start from {manifest['version']}, trained by another release: {error}")
+        return []
+
+
+def reasons(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the reasons why a winner does not pass; an empty list if it passes."""
+    found = []
+    pair, beats = manifest["paired"]["model-popular"], manifest["gate"]["beats"]
+    if not beats:
+        reason = "it does not beat popular by two standard errors"
+        reason = reason if beats is False else "the test rows cannot say whether it beats popular"
+        found.append(f"{reason}: {difference(pair, pair['gate']['by'])}")
+    pair = manifest["paired"].get("model-current")
+    if pair and is_behind(pair):
+        found.append(f"the current model beats it: {difference(pair, pair['gate']['by'])}")
+    return found
+
+
+def take_place(artifact: Path, models: Path, follows: str | None, report: Report) -> bool:
+    """Publish a winner; return whether it is now the current model.
+
+    The winner becomes current only if `follows` still is. A version that a person made current
+    while the search ran stays current.
+    """
+    now = current(models)
+    takes = now in (follows, load(artifact).version)
+    version = publish(artifact, models, make_current=takes)
+    if not takes:
+        report(f"{models}: {now} was made current during the search and stays current; published {version}")
+    return takes

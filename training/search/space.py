@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -19,17 +19,6 @@ ROW_PASSES = (300_000, 3_000_000)
 
 # The cheapest network of the space.
 SMALLEST = NetworkConfig(width=8, n_steps=1, n_independent=1, n_shared=1)
-
-_NETWORK = (
-    "width",
-    "n_steps",
-    "gamma",
-    "mask_type",
-    "n_independent",
-    "n_shared",
-    "lambda_sparse",
-    "momentum",
-)
 
 
 class Space:
@@ -65,9 +54,9 @@ class Space:
     @staticmethod
     def config(point: Mapping[str, Any], base: FitConfig) -> FitConfig:
         """Return `base` with the settings of a point."""
-        network = {name: point[name] for name in (*_NETWORK, "virtual_batch_size")}
+        network = {field.name: point[field.name] for field in fields(NetworkConfig)}
         rest = {name: value for name, value in point.items() if name not in network}
-        return replace(base, **rest, network=replace(base.network, **network), patience=rest["epochs"])
+        return replace(base, **rest, network=NetworkConfig(**network), patience=rest["epochs"])
 
     def point(self, config: FitConfig) -> dict[str, Any]:
         """Return the point of the space nearest to a configuration."""

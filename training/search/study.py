@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -53,7 +52,6 @@ class Study(Searcher):  # type: ignore[misc]
         self._space, self._base, self._leaderboard = space, base, leaderboard
         self._cost, self._max_us, self._in_time, self._on_entry = cost, max_us, in_time, on_entry
         self._worst = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
-        self._cheapest = replace(base, network=SMALLEST)
         self._running: dict[str, tuple[optuna.trial.Trial, float]] = {}
         past = leaderboard.tried()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -69,32 +67,23 @@ class Study(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the next point to train, or `FINISHED` if none fits cost and time."""
-        for _ in range(MAX_SUGGESTIONS):
+        for number in range(MAX_SUGGESTIONS + 1):
+            if number == MAX_SUGGESTIONS:
+                # Little of the space is affordable: take the cheapest network with new optimiser
+                # settings.
+                self._study.enqueue_trial({name: getattr(SMALLEST, name) for name in SHAPE})
             trial = self._study.ask(self._space.distributions)
-            if self._fits(trial) and self._starts(trial_id, trial):
+            config = self._space.config(trial.params, self._base)
+            us = self._cost(config.network)
+            if self._max_us is not None and us > self._max_us:
+                self._study.tell(trial, (self._worst, us))
+            elif not self._in_time(config):
+                # Lack of time says nothing about the quality of the point.
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            else:
+                self._running[trial_id] = (trial, us)
                 return dict(trial.params)
-        # Little of the space is affordable: take the cheapest network with new optimiser settings.
-        self._study.enqueue_trial({n: v for n, v in self._space.point(self._cheapest).items() if n in SHAPE})
-        trial = self._study.ask(self._space.distributions)
-        if self._fits(trial) and self._starts(trial_id, trial):
-            return dict(trial.params)
         return str(Searcher.FINISHED)
-
-    def _fits(self, trial: optuna.trial.Trial) -> bool:
-        us = self._cost(self._space.config(trial.params, self._base).network)
-        if self._max_us is None or us <= self._max_us:
-            return True
-        self._study.tell(trial, (self._worst, us))
-        return False
-
-    def _starts(self, trial_id: str, trial: optuna.trial.Trial) -> bool:
-        config = self._space.config(trial.params, self._base)
-        if self._in_time(config):
-            self._running[trial_id] = (trial, self._cost(config.network))
-            return True
-        # Lack of time says nothing about the quality of the point.
-        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return False
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -104,32 +93,23 @@ class Study(Searcher):  # type: ignore[misc]
         result = result or {}
         logloss = result.get("valid_logloss")
         if error or logloss is None or not math.isfinite(logloss):
-            entry = self._entry(trial, us, None, failed=result.get("failed", "its process died"))
+            logloss, rest = None, {"failed": result.get("failed", "its process died")}
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             known = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "calibration")
             rest = {name: result[name] for name in known if name in result}
-            entry = self._entry(trial, us, float(logloss), **rest)
-            self._study.tell(trial, (float(logloss), us))
+            self._study.tell(trial, (logloss, us))
+        name = f"TabNet {len(self._leaderboard.tried()) + 1}"
+        entry = BoardEntry(name, "tabnet", logloss, us_per_candidate=us, point=dict(trial.params), **rest)
         self._leaderboard.add(entry)
         self._on_entry(entry)
 
-    def get_state(self) -> dict[str, Any]:
-        """Return no state: a search resumes from the leaderboard, and nothing is unpickled."""
-        return {}
-
     def __getstate__(self) -> dict[str, Any]:
+        # A search resumes from the leaderboard, and nothing is unpickled.
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing, see `get_state`."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing, see `get_state`."""
-
-    def _entry(self, trial: optuna.trial.Trial, us: float, logloss: float | None, **rest: Any) -> BoardEntry:
-        name = f"TabNet {len(self._leaderboard.tried()) + 1}"
-        return BoardEntry(name, "tabnet", logloss, us_per_candidate=us, point=dict(trial.params), **rest)
+        """Save nothing, see `__getstate__`."""
 
     def _remember(self, entry: BoardEntry) -> None:
         """Report a trial of an earlier call to Optuna."""

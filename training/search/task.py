@@ -1,9 +1,9 @@
-"""Input of a search: the log's rows split by time, and what all its models share."""
+"""Input of a search: its settings, the log's rows split by time, and what all models share."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.reader import read_log
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, DatasetPlan
+from training.data.dataset import Dataset, DatasetPlan, Progress
 from training.data.encoding import category_strings, fit_encoder
 from training.data.prepare import available_bytes, row_bytes, split_by_time
 from training.fit.loop import FitConfig
@@ -28,6 +28,31 @@ MAX_VALID_ROWS = 200_000
 
 
 @dataclass(frozen=True)
+class SearchSettings:
+    """Bounds of a search; `budget_s` and `max_trials` bound all its calls together."""
+
+    budget_s: float
+    # Largest serving cost of the winner, in µs a candidate.
+    max_us: float | None = None
+    # The mean of so many networks like the winner, with other seeds, teaches the one written.
+    num_teachers: int = 0
+    seed: int = 0
+    # Drop rows older than that before the log's end; their events still build the state.
+    days: float | None = None
+    # Published artifacts: start from the current one, and publish a winner that passes.
+    models: Path | None = None
+    # Start again if the folder holds a search that has ended, or one of other rows.
+    restart: bool = False
+    max_trials: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_us is not None and not 0 < self.max_us < math.inf:
+            raise TabrankError(f"--max-us-per-candidate {self.max_us:g}: must be a finite number above 0")
+        if self.days is not None and not self.days > 0:
+            raise TabrankError(f"--days {self.days:g}: must be above 0")
+
+
+@dataclass(frozen=True)
 class Task:
     """Rows of a log and settings of a search; `base` holds the settings that no trial changes."""
 
@@ -35,30 +60,15 @@ class Task:
     data: Dataset
     strings: dict[int, str]
     base: FitConfig
-    # Largest serving cost of the winner, in µs a candidate.
-    max_us: float | None
-    # Networks of the winner's kind whose mean teaches the one that is written.
-    num_teachers: int = 0
+    settings: SearchSettings
 
     @classmethod
-    def read(
-        cls,
-        surface: Surface,
-        log: Path,
-        base: FitConfig,
-        *,
-        max_us: float | None,
-        num_teachers: int,
-        days: float | None,
-        progress: Callable[[float], None] = lambda share: None,
-    ) -> Task:
-        """Read the task from a log, limited to the rows of its newest `days` if given.
+    def read(cls, surface: Surface, log: Path, settings: SearchSettings, progress: Progress) -> Task:
+        """Read the task from a log.
 
         Raises:
             TabrankError: the log is bad or too short, or its rows do not fit in memory.
         """
-        if days is not None and not days > 0:
-            raise TabrankError(f"--days {days:g}: must be above 0")
         table, schema = read_log(log, surface), Schema(surface)
         plan = DatasetPlan(schema, table)
         need, have = len(plan) * row_bytes(plan), available_bytes()
@@ -68,11 +78,11 @@ class Task:
                 f"{have / 2**30:.1f} GiB are free; search in a part of the log, or use `fit`"
             )
         (data,) = plan.parts(len(plan), progress)
-        if days is not None:
-            data = data.take(
-                slice(int(np.searchsorted(data.ts_ms, data.ts_ms[-1] - days * UNITS_MS["d"])), None)
-            )
-        return cls(schema, data, category_strings(surface, table), base, max_us, num_teachers)
+        if settings.days is not None:
+            begins_ms = data.ts_ms[-1] - settings.days * UNITS_MS["d"]
+            data = data.take(slice(int(np.searchsorted(data.ts_ms, begins_ms)), None))
+        base = FitConfig(seed=settings.seed, position_bias=surface.position_bias)
+        return cls(schema, data, category_strings(surface, table), base, settings)
 
     @cached_property
     def parts(self) -> dict[str, Dataset]:

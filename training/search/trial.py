@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +20,24 @@ from training.evaluation.metrics import measure
 from training.evaluation.slates import Slates, auc
 from training.fit.loop import FitConfig, State, run
 from training.network.calibrate import fit_platt
-from training.network.inputs import EVALUATION_BATCH, EncodedRows, Inputs, inputs
-from training.network.network import Network
+from training.network.network import Inputs, Network
 from training.search.budget import work
 from training.search.space import Space
 
-
-@dataclass(frozen=True)
-class Job:
-    """Shared input of all trials of a search; workers map the rows in `folder` into memory."""
-
-    folder: Path
-    # Encoder as JSON.
-    encoder: str
-    base: FitConfig
-
-    def save(self, name: str, rows: EncodedRows) -> None:
-        """Write the rows `train` or `valid` for `Inputs.map`."""
-        inputs(rows, Encoder.from_json(self.encoder), self.base.network).save(self.folder, name)
-
-    @property
-    def slates(self) -> Path:
-        """Return the path of the slate numbers [N] of the validation rows."""
-        return self.folder / "slates.npy"
+# Slate numbers [N] of the validation rows, in the folder of the trials' rows.
+SLATES = "slates.npy"
 
 
-def run_trial(point: Mapping[str, Any], job: Job) -> None:
-    """Train the network of a point and report its validation logloss after each epoch."""
+def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitConfig) -> None:
+    """Train the network of a point and report its validation logloss after each epoch.
+
+    The rows `train` and `valid` of `Inputs.save` in `folder` are mapped into memory, so that all
+    trials share them. `encoder` is JSON; `base` holds the settings that no trial changes.
+    """
     torch.set_num_threads(1)
-    encoder = Encoder.from_json(job.encoder)
-    config = Space.config(point, job.base)
-    train, valid = (Inputs.map(job.folder, name) for name in ("train", "valid"))
-    referee = Referee(encoder, config, len(train), valid)
+    known, config = Encoder.from_json(encoder), Space.config(point, base)
+    train, valid = (Inputs.map(folder, name) for name in ("train", "valid"))
+    referee = Referee(known, config, len(train), valid)
 
     def after_epoch(state: State) -> None:
         # The last epoch is reported below, with all measures.
@@ -60,8 +45,8 @@ def run_trial(point: Mapping[str, Any], job: Job) -> None:
             ray.tune.report(referee.report(state))
 
     try:
-        state = run(train, valid, encoder, config, after_epoch=after_epoch, device=device())
-        ray.tune.report(referee.verdict(state, np.load(job.slates)))
+        state = run(train, valid, known, config, after_epoch=after_epoch, device=device())
+        ray.tune.report(referee.verdict(state, np.load(folder / SLATES)))
     # Any error is reported on the leaderboard and ends only this trial.
     except Exception as error:
         what = "" if isinstance(error, TabrankError) else f"{type(error).__name__}: "
@@ -121,8 +106,7 @@ class Referee:
 
     def _logit(self, state: State) -> NDArray[np.float64]:
         self._network.tabnet.load_state_dict(state.last)
-        parts = [self._network.logit(x) for x in torch.split(self._valid.x, EVALUATION_BATCH)]
-        return torch.cat(parts).double().numpy()
+        return self._network.logit(self._valid.x).double().numpy()
 
     def _without_position(self, logit: NDArray[np.float64]) -> tuple[float, float | None, Calibration]:
         """Return (logloss, AUC, calibration) of calibrated logits.

@@ -1,11 +1,16 @@
-"""Trials of a search: train networks in parallel on Ray Tune until the time is up."""
+"""Trials of a search: train networks in parallel on Ray Tune until the time is up.
+
+`SearchRun` holds what the trials and the final training of one call share.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,13 +20,14 @@ from ray.tune.schedulers import ASHAScheduler
 from serve.contract.errors import TabrankError
 from training.data.prepare import encode_rows
 from training.fit.loop import FitConfig
+from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
 from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.run import Deadline, SearchRun
+from training.search.progress import SearchProgress
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
-from training.search.task import sample
-from training.search.trial import Job, needs, num_at_once, run_trial
+from training.search.task import Task, sample
+from training.search.trial import SLATES, needs, num_at_once, run_trial
 
 # Training rows of a trial for each second of the budget. More rows would leave too few trials.
 ROWS_PER_S = 500
@@ -29,6 +35,8 @@ ROWS_PER_S = 500
 MIN_TRIAL_ROWS = 15_000
 # Try stronger weight decay first below this number of rows.
 FEW_ROWS = 100_000
+# End the trials after this many failures. Fewer may be the fault of single points of the space.
+MAX_FAILED_TRIALS = 5
 # Environment variables for Ray Tune. A value that is already set takes precedence.
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -39,7 +47,72 @@ SETTINGS = {
 }
 
 
-def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig], max_trials: int | None) -> None:
+@dataclass(frozen=True)
+class SearchRun:
+    """One call of a search, for its trials and its final training."""
+
+    task: Task
+    board: Leaderboard
+    clock: Clock
+    forecast: Forecast
+    progress: SearchProgress
+
+    def winner(self) -> BoardEntry | None:
+        """Return the best finished network within the cost so far."""
+        return self.board.winner(self.task.settings.max_us)
+
+
+class Deadline(tune.Stopper):  # type: ignore[misc]
+    """End of the trials: reserves the time that the winner's training and evaluation need."""
+
+    def __init__(self, run: SearchRun, num_train: int, num_valid: int) -> None:
+        """Create a deadline; `num_train` and `num_valid` count the rows of a trial."""
+        self._run = run
+        self._num_train, self._num_valid = num_train, num_valid
+        # Reserve at most half of the time after reading and rivals, to leave the other for trials.
+        self._max_end_s = max(run.clock.budget_s - run.clock.running(), 0.0) / 2
+
+    def left_s(self) -> float:
+        """Return the seconds left for trials."""
+        winner = self._run.winner()
+        if winner is None:
+            return self._run.clock.left()
+        training = self._run.forecast.within(winner, self._max_end_s)
+        return self._run.clock.left() - self._run.forecast.seconds(winner, training)
+
+    def in_time(self, config: FitConfig) -> bool:
+        """Return whether a new trial would end in time, judged by the trials before it.
+
+        Always allow trials while none has won.
+        """
+        paces = [row_s(entry) for entry in self._run.board.tried() if entry.rows]
+        if self._run.winner() is None or not paces:
+            return True
+        return work(config.epochs, self._num_train, self._num_valid) * median(paces) <= self.left_s()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune stores a copy of its configuration, which nobody reads.
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never stop a single trial: the scheduler does."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether to end the trials.
+
+        Without a finished trial, continue until one finishes or `MAX_FAILED_TRIALS` fail.
+        """
+        self._run.progress.elapsed(self._run.clock.spent())
+        tried, most = self._run.board.tried(), self._run.task.settings.max_trials
+        is_late = self.left_s() <= 0 or (most is not None and len(tried) >= most)
+        failed = [entry for entry in tried if entry.failed]
+        if len(failed) >= MAX_FAILED_TRIALS and (is_late or len(failed) == len(tried)):
+            return True
+        return is_late and any(entry.finished for entry in tried)
+
+
+def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None:
     """Train networks until the winner's training needs the rest of the budget; try `first` first.
 
     Raises:
@@ -49,20 +122,20 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig], max_tri
     # Keep the size of the first call whatever the later budget, so that trials are comparable.
     most = clock.setdefault("trial_rows", max(MIN_TRIAL_ROWS, int(clock.budget_s * ROWS_PER_S)))
     rows, valid = sample(task.parts["training"], most), task.valid
-    deadline = Deadline(run, len(rows), len(valid), max_trials)
-    if not deadline.is_over():
+    deadline = Deadline(run, len(rows), len(valid))
+    if not deadline.stop_all():
         study = _study(run, deadline, costs, first, len(rows))
-        job = Job(board.path.parent.resolve() / "trials", task.encoder.to_json(), task.base)
+        folder = board.path.parent.resolve() / "trials"
         for name, part in (("train", rows), ("valid", valid)):
-            job.save(name, encode_rows(task.encoder, part))
-        np.save(job.slates, valid.slate)
+            encode_rows(task.encoder, part).save(folder, name)
+        np.save(folder / SLATES, valid.slate)
         run.progress.searching(clock.budget_s)
         try:
-            _tuner(job, study, deadline).fit()
+            _tuner(task, folder, study, deadline).fit()
         finally:
-            run.progress.searched()
-            shutil.rmtree(job.folder, ignore_errors=True)
-    _check_winner(board, task.max_us)
+            run.progress.close()
+            shutil.rmtree(folder, ignore_errors=True)
+    _check_winner(board, task.settings.max_us)
 
 
 def check_cost(costs: Costs, max_us: float | None) -> None:
@@ -98,34 +171,27 @@ def _study(
         clock.save(over=False)
         run.progress.trial(entry, run.winner(), deadline.left_s())
 
+    # Also try the default network first, and the smallest one.
+    default = replace(task.base, weight_decay=0.3) if num_rows < FEW_ROWS else task.base
     return Study(
         Space(num_rows),
         task.base,
         board,
-        first=[*first, *_known_good(task.base, num_rows)],
+        first=[*first, default, replace(default, network=SMALLEST)],
         cost=costs,
-        max_us=task.max_us,
+        max_us=task.settings.max_us,
         rate=float(task.valid.label.mean()),
         in_time=deadline.in_time,
         on_entry=on_entry,
     )
 
 
-def _known_good(base: FitConfig, num_rows: int) -> list[FitConfig]:
-    """Return the first points to try: the default network and the smallest one.
-
-    A small training set needs stronger weight decay.
-    """
-    if num_rows < FEW_ROWS:
-        base = replace(base, weight_decay=0.3)
-    return [base, replace(base, network=SMALLEST)]
-
-
-def _tuner(job: Job, study: Study, deadline: Deadline) -> tune.Tuner:
+def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    trainable = tune.with_parameters(run_trial, folder=folder, encoder=task.encoder.to_json(), base=task.base)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, job=job), needs()),
+        tune.with_resources(trainable, needs()),
         tune_config=tune.TuneConfig(
             search_alg=study,
             # Stop the worse half of the trials at a quarter and at half of their schedule.
@@ -141,25 +207,5 @@ def _tuner(job: Job, study: Study, deadline: Deadline) -> tune.Tuner:
             max_concurrent_trials=num_at_once(),
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(
-            name="run", storage_path=str(job.folder / "tune"), stop=_Stopper(deadline), verbose=0
-        ),
+        run_config=tune.RunConfig(name="run", storage_path=str(folder / "tune"), stop=deadline, verbose=0),
     )
-
-
-class _Stopper(tune.Stopper):  # type: ignore[misc]
-    """Adapter from `Deadline` to Ray Tune's stopper."""
-
-    def __init__(self, deadline: Deadline) -> None:
-        self._deadline = deadline
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune stores a copy of its configuration, which nobody reads.
-        return {}
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never stop a single trial: the scheduler does."""
-        return False
-
-    def stop_all(self) -> bool:
-        return self._deadline.is_over()

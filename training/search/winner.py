@@ -18,17 +18,15 @@ from training.data.prepare import encode_rows, take_evenly
 from training.evaluation.evaluate import score
 from training.evaluation.rivals import RIVALS
 from training.fit.fit import save
-from training.fit.loop import FitConfig
-from training.fit.trainer import Trained, train
-from training.network.inputs import inputs
+from training.fit.loop import FitConfig, State
+from training.fit.trainer import train
 from training.network.model import UNCALIBRATED, Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import distilled
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
-from training.search.run import SearchRun
 from training.search.space import Space
-from training.search.task import Task
+from training.search.trials import SearchRun
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
@@ -47,7 +45,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     stands_for = {
         "winner": winner.name,
         "config": winner.point,
-        "asked_teachers": task.num_teachers,
+        "asked_teachers": task.settings.num_teachers,
         "follows": last.version if last else None,
     }
     made = _made(out / "artifact", stands_for)
@@ -57,14 +55,21 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     rows = task.before.take(slice(len(task.before) - size.num_rows, None))
     encoder, test = task.encoder_of(rows), task.parts["test"]
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
-    trained = _trained(run, winner, size, config, rows, encoder)
-    calibration = _calibration(task, winner, size.num_teachers)
+    state = _trained(run, winner, size, config, rows, encoder)
+    # A mean of teachers is less confident than each of them, so the network that it teaches needs
+    # no calibration: that of a single network made it worse (RankLens, rows later than all
+    # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064). A network with
+    # position-bias removal answers for the first position, and calibration, fitted on unseen
+    # validation rows, brings it back to the shown positions.
+    is_taught = size.num_teachers and task.base.position_bias == "ignored"
+    assert winner.calibration is not None
+    calibration = UNCALIBRATED if is_taught else Calibration(*winner.calibration)
     run.progress.report("measuring it on the test rows, beside its rivals")
     search = {
-        "headline": headline(run.board, winner, task.max_us),
+        "headline": headline(run.board, winner, task.settings.max_us),
         "budget_s": run.clock.budget_s,
-        "leaderboard": run.board.table(task.max_us),
-        "max_us_per_candidate": task.max_us,
+        "leaderboard": run.board.table(task.settings.max_us),
+        "max_us_per_candidate": task.settings.max_us,
         "test_looks": run.clock.increment(TEST_LOOKS),
         **stands_for,
     }
@@ -73,7 +78,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     manifest = save(
         draft,
         task.schema,
-        Model.of(encoder, config.network, trained.weights, calibration),
+        Model.of(encoder, config.network, state.kept(config), calibration),
         config,
         test,
         "test",
@@ -85,7 +90,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
             "span_ms": [int(rows.ts_ms[0]), int(rows.ts_ms[-1])],
             "seen_until_ms": int(rows.ts_ms[-1]),
             "counts": task.data.counts,
-            "position_tau": trained.position_tau,
+            "position_tau": state.bias_of(config).tau,
             "teachers": size.num_teachers,
         },
         begun=started_s,
@@ -130,7 +135,7 @@ def _trained(
     config: FitConfig,
     data: Dataset,
     encoder: Encoder,
-) -> Trained:
+) -> State:
     """Train the winner's network on `data` and its teachers' labels.
 
     The search's folder holds the checkpoints with which a killed training resumes.
@@ -143,10 +148,9 @@ def _trained(
     rows, last_rows = encode_rows(encoder, data), encode_rows(encoder, watched)
     if size.num_teachers:
         folder = storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}"
-        for name, part in (("train", rows), ("valid", last_rows)):
-            inputs(part, encoder, config.network).save(folder, name)
-        label = distilled(rows.label, folder, encoder, config, size.num_teachers, run.progress.report)
-        rows = replace(rows, label=label)
+        rows.save(folder, "train")
+        last_rows.save(folder, "valid")
+        rows = distilled(rows, folder, encoder, config, size.num_teachers, run.progress.report)
     return train(rows, last_rows, encoder, config, storage=storage, progress=run.progress)
 
 
@@ -160,21 +164,6 @@ def _rival_scores(
     elif last is not None:
         progress.report(f"the current model {last.version} was trained on some test rows: it is not compared")
     return scores
-
-
-def _calibration(task: Task, winner: BoardEntry, num_teachers: int) -> Calibration:
-    """Return the calibration of the winner's trial, fitted on unseen validation rows, or none.
-
-    A mean of teachers is less confident than each of them, so the network that it teaches needs
-    no calibration: that of a single network made it worse (RankLens, rows later than all
-    training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064). A network with
-    position-bias removal answers for the first position, and calibration brings it back to the
-    shown positions.
-    """
-    if num_teachers and task.base.position_bias == "ignored":
-        return UNCALIBRATED
-    assert winner.calibration is not None
-    return Calibration(*winner.calibration)
 
 
 def _is_earlier(last: Artifact, first_ms: int) -> bool:

@@ -37,8 +37,7 @@ class Measured:
         strings = category_strings(schema.surface, past)
         encoder = fit_encoder(schema.surface, train.columns, train.matrix, strings)
         config = FitConfig(NetworkConfig(width=2, n_steps=1))
-        weights = {k: v.numpy() for k, v in Network(encoder, config.network).tabnet.state_dict().items()}
-        model = Model.of(encoder, config.network, weights)
+        model = Model.of(encoder, config.network, Network(encoder, config.network).tabnet.state_dict())
         save(
             folder / "m",
             schema,

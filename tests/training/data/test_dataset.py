@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
+from point_in_time import shown_ids
 from tiny import tables
 
 from serve.contract.errors import TabrankError
@@ -18,7 +19,7 @@ from training.data.split import split
 
 def rows(data):
     return {
-        (data.request_ids[s], c): y for s, c, y in zip(data.slate, data.candidate, data.label, strict=True)
+        (data.request_ids[s], c): y for s, c, y in zip(data.slate, shown_ids(data), data.label, strict=True)
     }
 
 
@@ -217,7 +218,7 @@ def test_a_row_has_its_position_and_counts_of_earlier_exposures(log_folder, surf
     seen = {
         (data.request_ids[s], c): (int(p), int(v), int(n))
         for s, c, p, v, n in zip(
-            data.slate, data.candidate, data.position, data.viewer_seen, data.candidate_seen, strict=True
+            data.slate, shown_ids(data), data.position, data.viewer_seen, data.candidate_seen, strict=True
         )
     }
     assert seen["r1", "c"] == (2, 0, 0)

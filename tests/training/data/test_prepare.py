@@ -4,19 +4,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from point_in_time import shown_ids
 from tiny import tables
 
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Matrix
 from serve.log.writer import write_log
-from training.data import disk_rows as spilling
 from training.data import prepare as preparing
+from training.data import stream as spilling
 from training.data.dataset import Dataset
-from training.data.disk_rows import Spill, read
 from training.data.prepare import prepare, split_by_time
-from training.data.stream import Streamed
-from training.network.inputs import Inputs, inputs
-from training.network.network import NetworkConfig
+from training.data.stream import Spill, Streamed
+from training.network.network import Inputs
 
 REPEATS = 40
 
@@ -55,7 +54,7 @@ def sorted_rows(x, label, position):
 
 def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inputs:
     """Return the batches of `Streamed.batches`, end to end, without Ray."""
-    rows = np.concatenate([read(job) for job in train._jobs(size, slice(begin, end), seed)])
+    rows = np.concatenate([train.read(*file, size, slice(begin, end), seed) for file in train.files(seed)])
     return Inputs(*(torch.tensor(rows[name]) for name in ("x", "label", "position")))
 
 
@@ -65,16 +64,16 @@ def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_p
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as disk:
         assert isinstance(disk.train, Streamed)
         assert len(disk.train.sizes) > 3
-        assert disk.num_train == len(disk.train) == memory.num_train
+        assert len(disk.train) == len(memory.train)
         assert disk.encoder == memory.encoder
         assert disk.counts == memory.counts
-        ready = inputs(memory.train, memory.encoder, NetworkConfig())
+        ready = memory.train
         given = batches(disk.train, 1, 0, 1, seed=5)
         np.testing.assert_array_equal(
             sorted_rows(given.x, given.label, given.position),
             sorted_rows(ready.x, ready.label, ready.position),
         )
-        assert disk.valid.candidate == memory.valid.candidate
+        assert shown_ids(disk.valid) == shown_ids(memory.valid)
         assert disk.valid.ts_ms.tolist() == memory.valid.ts_ms.tolist()
         np.testing.assert_array_equal(disk.valid.matrix.numeric, memory.valid.matrix.numeric)
         folder = disk.train.folder
@@ -101,7 +100,7 @@ def test_the_encoder_of_a_spilled_log_is_fitted_to_a_sample(
 ):
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as whole:
         pass
-    monkeypatch.setattr(preparing, "MAX_SAMPLE", whole.num_train // 2)
+    monkeypatch.setattr(preparing, "MAX_SAMPLE", len(whole.train) // 2)
     with prepare(surface, long_log, tmp_path, memory_bytes=1) as sampled:
         mean = {column.name: column.mean for column in sampled.encoder.numeric}
     assert sampled.encoder != whole.encoder
@@ -136,14 +135,15 @@ def streamed(tmp_path, monkeypatch) -> Streamed:
     monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
     spill = Spill(tmp_path / "spill", 1_000, 1)
     for part in np.split(np.arange(1_000), [300, 301, 900]):
-        spill.add(part[:, None].astype(np.float32), (part % 2).astype(np.float32), part)
-    return Streamed(spill.folder, spill.sizes, spill.width, spill.digest)
+        x, label = part[:, None].astype(np.float32), (part % 2).astype(np.float32)
+        spill.add(Inputs(*map(torch.from_numpy, (x, label, part))))
+    return spill.streamed()
 
 
 def test_files_hold_a_random_share_of_all_rows(streamed):
     assert streamed.sizes == (63,) * 8 + (62,) * 8
-    for job in streamed._jobs(1, slice(0, 1), 0):
-        rows = read(job)
+    for file in streamed.files(0):
+        rows = streamed.read(*file, 1, slice(0, 1), 0)
         assert 350 < rows["position"].mean() < 650
         assert (rows["x"][:, 0] == rows["position"]).all()
         assert (rows["label"] == rows["position"] % 2).all()

@@ -4,6 +4,7 @@ import gzip
 
 import pyarrow.parquet as pq
 import pytest
+from point_in_time import shown_ids
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
@@ -77,7 +78,7 @@ def test_the_log_fits_the_shipped_surface_and_has_its_labels(tmp_path, source):
     data = build(Schema(surface), read_log(tmp_path / "log", surface))
     labels = {
         (data.request_ids[s], c): int(y)
-        for s, c, y in zip(data.slate, data.candidate, data.label, strict=True)
+        for s, c, y in zip(data.slate, shown_ids(data), data.label, strict=True)
     }
     assert labels == {("7", "10"): 0, ("7", "20"): 1, ("7", "99"): 0, ("8", "30"): 1, ("8", "10"): 0}
 

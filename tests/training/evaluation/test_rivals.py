@@ -81,5 +81,4 @@ def test_a_rivals_scores_are_probabilities_whatever_the_numbers():
 
 
 def test_the_cost_of_a_network_is_known_before_it_is_trained():
-    rows = dataset(500, 1).matrix
-    assert us_per_candidate(ENCODER, NetworkConfig(width=8, n_steps=1), rows.numeric, rows.category) > 0
+    assert us_per_candidate(ENCODER, NetworkConfig(width=8, n_steps=1), dataset(500, 1).matrix) > 0

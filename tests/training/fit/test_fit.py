@@ -15,7 +15,7 @@ from training.evaluation.drift import CHANGED, STATISTICS, drift
 from training.evaluation.evaluate import evaluate, score
 from training.fit.fit import fit
 from training.fit.loop import FitConfig
-from training.fit.progress import progress_on
+from training.fit.progress import Progress
 from training.network.network import NetworkConfig
 from training.search.winner import _is_earlier
 
@@ -28,7 +28,7 @@ def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fit")
     write_shop(folder / "log", slates=1_000)
     surface = read_surface(draft(folder / "log").text)
-    fit(surface, folder / "log", folder / "model", CONFIG, progress=progress_on())
+    fit(surface, folder / "log", folder / "model", CONFIG, progress=Progress())
     return folder / "log", folder / "model", surface
 
 

@@ -16,8 +16,7 @@ from serve.contract.errors import TabrankError
 from serve.model.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from training.evaluation.slates import auc
 from training.fit.loop import Diverged, FitConfig, State, learning_rate, run
-from training.network.inputs import EncodedRows, Inputs, inputs
-from training.network.network import Network, NetworkConfig
+from training.network.network import Inputs, Network, NetworkConfig, inputs
 from training.network.position_bias import START, Bias
 
 ENCODER = Encoder(
@@ -54,9 +53,7 @@ def made(num_rows: int, seed: int) -> Inputs:
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     numeric[rng.random(num_rows) < 0.1, 0] = np.nan
     hot = rng.integers(0, 2, size=(num_rows, 2)).astype(np.float32)
-    return inputs(
-        EncodedRows(numeric, hot, index, label, np.zeros(num_rows, np.int64)), ENCODER, CONFIG.network
-    )
+    return inputs(ENCODER, (numeric, hot, index), label, np.zeros(num_rows, np.int64))
 
 
 def first(rows: Inputs, num_rows: int) -> Inputs:

@@ -14,44 +14,37 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn
-from training.data import disk_rows as spill
-from training.data.stream import Streamed
+from training.data import stream as spill
 from training.fit.loop import FitConfig, State, run
-from training.network.inputs import EncodedRows, Inputs, inputs
 from training.network.model import one_thread
-from training.network.network import NetworkConfig
+from training.network.network import Inputs, NetworkConfig, inputs
 
 pytestmark = pytest.mark.integration
 
 DRIVER = """
 import dataclasses, json, shutil, sys
 from pathlib import Path
-from safetensors.numpy import load_file
 from serve.model.encoder import Encoder
 from serve.contract.errors import TabrankError
-from training.data import disk_rows as spill
+from training.data import stream as spill
 from training.fit.loop import FitConfig
-from training.network.inputs import EncodedRows, inputs
-from training.network.network import NetworkConfig
-from training.data.stream import Streamed
-from training.fit.progress import Lines
+from training.network.network import Inputs, NetworkConfig
+from training.fit.progress import Progress
 from training.fit.trainer import ray_session, train
 
 spill.ROWS_PER_FILE = 2_000
 
 def spilled(rows, folder):
     shutil.rmtree(folder, ignore_errors=True)
-    ready = inputs(rows, encoder, whole.network)
-    out = spill.Spill(folder, len(ready), ready.x.shape[1])
-    out.add(ready.x.numpy(), rows.label, rows.position)
-    return Streamed(out.folder, out.sizes, out.width, out.digest)
+    out = spill.Spill(folder, len(rows), rows.x.shape[1])
+    out.add(rows)
+    return out.streamed()
 
 folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
 encoder = Encoder.from_json((folder / "encoder").read_text())
-rows, more = (EncodedRows(**load_file(folder / name)) for name in ("train", "valid"))
+rows, more = (Inputs.map(folder, name) for name in ("train", "valid"))
 about = json.loads((folder / "config").read_text())
 whole = FitConfig(NetworkConfig(**about.pop("network")), **about)
 short = dataclasses.replace(whole, epochs=2)
@@ -71,12 +64,12 @@ with ray_session():
         try:
             storage = folder / name.removesuffix(" again")
             given = spilled(rows, storage / "rows") if name.startswith("streamed") else rows
-            lines = Lines(sys.stderr)
+            lines = Progress(sys.stderr)
             answer = train(given, more, encoder, runs[name], storage=storage, progress=lines)
         except TabrankError as error:
             print(json.dumps({"name": name, "error": str(error)}))
             continue
-        weights = {name: float(array.sum()) for name, array in answer.weights.items()}
+        weights = {name: float(array.sum()) for name, array in answer.kept(runs[name]).items()}
         result = {"history": answer.history, "best_epoch": answer.best_epoch, "weights": weights}
         print(json.dumps({"name": name, **result}), flush=True)
 """
@@ -87,13 +80,13 @@ CONFIG = FitConfig(
 )
 
 
-def made(num_rows: int, seed: int) -> EncodedRows:
+def made(num_rows: int, seed: int) -> Inputs:
     rng = np.random.default_rng(seed)
     numeric = rng.normal(size=(num_rows, 2)).astype(np.float32)
     logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) - 1
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     hot, index = np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1))
-    return EncodedRows(numeric, hot, index, label, np.zeros(num_rows, np.int64))
+    return inputs(ENCODER, (numeric, hot, index), label, np.zeros(num_rows, np.int64))
 
 
 TRAIN, VALID = made(16_000, 1), made(1_000, 2)
@@ -102,7 +95,7 @@ TRAIN, VALID = made(16_000, 1), made(1_000, 2)
 def write_case(folder: Path) -> None:
     """Record the progress lines of a `Driver`."""
     for name, rows in (("train", TRAIN), ("valid", VALID)):
-        save_file(vars(rows), folder / name)
+        rows.save(folder, name)
     (folder / "encoder").write_text(ENCODER.to_json())
     config = vars(CONFIG) | {"network": vars(CONFIG.network)}
     (folder / "config").write_text(json.dumps(config))
@@ -200,9 +193,8 @@ def uninterrupted(nearly) -> State:
         if len(state.history) == CONFIG.epochs - 2:
             state.save(nearly)
 
-    train, valid = (inputs(rows, ENCODER, CONFIG.network) for rows in (TRAIN, VALID))
     with one_thread():
-        return run(train, valid, ENCODER, CONFIG, after_epoch=keep)
+        return run(TRAIN, VALID, ENCODER, CONFIG, after_epoch=keep)
 
 
 def epochs_of(lines: list[str]) -> list[int]:
@@ -254,15 +246,15 @@ class Pass:
     def __init__(self, rows: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spill, "ROWS_PER_FILE", 2_000)
         out = spill.Spill(folder, len(rows), rows.x.shape[1])
-        out.add(rows.x.numpy(), rows.label.numpy(), np.arange(len(rows)))
-        self.rows, self.streamed = rows, Streamed(out.folder, out.sizes, out.width, out.digest)
+        out.add(replace(rows, position=torch.arange(len(rows))))
+        self.rows, self.streamed = rows, out.streamed()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        jobs = self.streamed._jobs(size, slice(0, size), seed)
-        order = torch.from_numpy(np.concatenate([spill.read(job)["position"] for job in jobs]))
+        files = [self.streamed.read(*file, size, slice(0, size), seed) for file in self.streamed.files(seed)]
+        order = torch.from_numpy(np.concatenate(files)["position"].astype(np.int64))
         for start in range(0, len(order), size):
             rows = order[start : start + size][mine]
             yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.position[rows])
@@ -270,11 +262,9 @@ class Pass:
 
 @pytest.mark.proof
 def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(two_workers, tmp_path, monkeypatch):
-    train, valid = (inputs(rows, ENCODER, CONFIG.network) for rows in (TRAIN, VALID))
+    rows = Pass(TRAIN, tmp_path / "rows", monkeypatch)
     with one_thread():
-        memory = run(
-            Pass(train, tmp_path / "rows", monkeypatch), valid, ENCODER, replace(CONFIG, epochs=2)
-        ).history
+        memory = run(rows, VALID, ENCODER, replace(CONFIG, epochs=2)).history
     history = two_workers.answers["streamed alone"]["history"]
     for name in ("train_logloss", "valid_logloss"):
         assert [line[name] for line in history] == pytest.approx([line[name] for line in memory], abs=1e-5)
@@ -299,10 +289,10 @@ def test_only_checkpoints_are_left_of_a_run(story):
 
 
 def test_progress_off_a_terminal_is_one_line_per_epoch():
-    from training.fit.progress import progress_on
+    from training.fit.progress import Progress
 
     stream = io.StringIO()
-    progress = progress_on(stream)
+    progress = Progress(stream)
     progress.start(3)
     line = {"epoch": 1, "train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
     progress.epoch(line | {"seconds": 2.0})
@@ -316,14 +306,14 @@ def test_progress_off_a_terminal_is_one_line_per_epoch():
 
 
 def test_progress_on_a_terminal_is_a_bar_with_the_logloss():
-    from training.fit.progress import progress_on
+    from training.fit.progress import Progress
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     stream = Terminal()
-    progress = progress_on(stream)
+    progress = Progress(stream)
     progress.start(3)
     line = {"train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
     progress.epoch(line | {"epoch": 1, "seconds": 2.0})
@@ -359,16 +349,16 @@ def test_a_state_outlives_books_that_were_cut_in_a_write(tmp_path):
 
 
 def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uninterrupted):
-    from training.fit.progress import Lines
+    from training.fit.progress import Progress
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
-    sets = {"valid": inputs(VALID, ENCODER, CONFIG.network), "train": inputs(TRAIN, ENCODER, CONFIG.network)}
+    sets = {"valid": VALID, "train": TRAIN}
     kept = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}" / "checkpoint_1" / "state.safetensors"
     kept.parent.mkdir(parents=True)
     shutil.copy2(nearly, kept)
     stream = io.StringIO()
-    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Progress(stream))
     assert epochs_of(stream.getvalue().splitlines()) == [CONFIG.epochs - 1, CONFIG.epochs]
     ours, theirs = (
         [line["valid_logloss"] for line in history] for history in (answer.history, uninterrupted.history)
@@ -379,8 +369,7 @@ def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uni
 def test_the_fingerprint_covers_all_that_a_result_depends_on():
     from training.fit.trainer import _fingerprint
 
-    sets = {"train": inputs(VALID, ENCODER, CONFIG.network)}
-    other = {"train": inputs(made(1_000, 3), ENCODER, CONFIG.network)}
+    sets, other = {"train": VALID}, {"train": made(1_000, 3)}
     same = _fingerprint(sets, ENCODER, CONFIG)
     assert _fingerprint(sets, ENCODER, replace(CONFIG, num_workers=2)) == same
     assert _fingerprint(sets, ENCODER, replace(CONFIG, seed=1)) != same
@@ -388,18 +377,18 @@ def test_the_fingerprint_covers_all_that_a_result_depends_on():
 
 
 def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted):
-    from training.fit.progress import Lines
+    from training.fit.progress import Progress
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
-    sets = {"valid": inputs(VALID, ENCODER, CONFIG.network), "train": inputs(TRAIN, ENCODER, CONFIG.network)}
+    sets = {"valid": VALID, "train": TRAIN}
     folder = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}"
     (folder / "checkpoint_1").mkdir(parents=True)
     uninterrupted.save(folder / "checkpoint_1" / "state.safetensors")
     for name, part in sets.items():
         part.save(folder / "inputs", name)
     stream = io.StringIO()
-    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Lines(stream))
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Progress(stream))
     assert epochs_of(stream.getvalue().splitlines()) == []
     assert answer.history == uninterrupted.history
     assert not (folder / "inputs").exists()

@@ -20,6 +20,7 @@ from networks import (
 from safetensors.numpy import load as load_safetensors
 
 from serve.contract.errors import TabrankError
+from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from serve.model.folding import fold
 from serve.model.graph import forward
@@ -63,21 +64,21 @@ def test_the_exported_graphs_score_as_the_trained_network_does(seed: int) -> Non
 def test_inputs_without_columns_are_left_out() -> None:
     for seed, names in enumerate((["numeric"], ["index"], ["hot"], ["numeric", "hot", "index"])):
         _, network = sample(seed)
-        model = onnx.load_from_string(build(network, network.encoder, CALIBRATION)["model.onnx"])
+        model = onnx.load_from_string(build(network, CALIBRATION)["model.onnx"])
         assert [value.name for value in model.graph.input] == names
         assert [value.name for value in model.graph.output] == ["probability", "residual"]
 
 
 def test_a_network_makes_the_same_files_each_time() -> None:
     _, network = sample(4)
-    first, second = (build(network, network.encoder, CALIBRATION) for _ in range(2))
+    first, second = (build(network, CALIBRATION) for _ in range(2))
     assert set(first) == {"weights.safetensors", "encoder.json", "model.onnx", "model_sorting.onnx"}
     assert first == second
 
 
 def test_the_files_hold_the_trained_weights_and_the_encoder() -> None:
     _, network = sample(4)
-    files = build(network, network.encoder, CALIBRATION)
+    files = build(network, CALIBRATION)
     state = load_safetensors(files["weights.safetensors"])
     assert state.keys() == network.tabnet.state_dict().keys()
     for name, value in weights(network).items():
@@ -90,7 +91,7 @@ def test_only_the_sorting_graph_sorts_and_neither_refers_to_other_files() -> Non
     encoder = random_encoder(rng, 3, 1, 0)
     for mask_type in ("entmax", "sparsemax"):
         network = random_network(rng, encoder, NetworkConfig(mask_type=mask_type))
-        files = build(network, encoder, CALIBRATION)
+        files = build(network, CALIBRATION)
         for name, sorts in (("model.onnx", False), ("model_sorting.onnx", True)):
             model = onnx.load_from_string(files[name])
             assert ("TopK" in {node.op_type for node in model.graph.node}) is sorts
@@ -101,7 +102,7 @@ def test_golden_rows_have_the_networks_scores_and_begin_with_all_missing() -> No
     rng, network = sample(4)
     numeric, category = random_rows(rng, network.encoder, 300)
     kept = numeric.copy()
-    rows = load_safetensors(golden(network, CALIBRATION, numeric, category, 20))
+    rows = load_safetensors(golden(network, CALIBRATION, Matrix(numeric, category), 20))
     assert len(rows["score"]) == 20
     assert np.isnan(rows["numeric"][0]).all()
     assert not rows["category"][0].any()
@@ -114,7 +115,7 @@ def test_a_graph_that_differs_from_the_network_makes_no_golden_rows(monkeypatch:
     rng, network = sample(4)
     monkeypatch.setattr("serve.model.folding._BATCH_NORM_EPSILON", 0.1)
     with pytest.raises(TabrankError, match="differs from the trained network"):
-        golden(network, CALIBRATION, *random_rows(rng, network.encoder, 300))
+        golden(network, CALIBRATION, Matrix(*random_rows(rng, network.encoder, 300)))
 
 
 def test_rows_whose_score_is_mostly_rounding_are_no_golden_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,5 +127,5 @@ def test_rows_whose_score_is_mostly_rounding_are_no_golden_rows(monkeypatch: pyt
     rng, network = sample(4)
     numeric, category = random_rows(rng, network.encoder, 30)
     monkeypatch.setattr("training.network.export.forward", unstable)
-    rows = load_safetensors(golden(network, CALIBRATION, numeric, category, 30))
+    rows = load_safetensors(golden(network, CALIBRATION, Matrix(numeric, category), 30))
     np.testing.assert_array_equal(rows["numeric"], np.delete(numeric, np.arange(0, 30, 3), axis=0))

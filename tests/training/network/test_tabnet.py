@@ -102,9 +102,10 @@ def test_columns_without_categories_need_no_spread(mask_type: Any) -> None:
 @pytest.mark.parametrize("mask_type", ["entmax", "sparsemax"])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
 def test_masks_of_many_columns_sum_to_one_in_float32(mask_type: Any, scale: float) -> None:
+    """Scoring sorts every row whose sum is further from 1 than that."""
     logits = scale * torch.randn(200, 500, generator=torch.Generator().manual_seed(1))
     chosen, _ = MASKS[mask_type](logits)
-    torch.testing.assert_close(chosen.sum(0), torch.ones(500), rtol=0, atol=1e-4)
+    torch.testing.assert_close(chosen.sum(0), torch.ones(500), rtol=0, atol=1e-6)
     assert chosen.min() >= 0
 
 

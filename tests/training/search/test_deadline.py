@@ -10,7 +10,8 @@ from training.fit.loop import FitConfig
 from training.search.budget import Forecast
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
-from training.search.run import MAX_FAILED_TRIALS, Deadline, SearchRun
+from training.search.task import SearchSettings
+from training.search.trials import MAX_FAILED_TRIALS, Deadline, SearchRun
 
 # The trial takes 10 s for 100,000 row passes; the winner trains on 200,000 rows.
 TRIAL = BoardEntry(
@@ -43,10 +44,10 @@ def search(tmp_path) -> SimpleNamespace:
     def forecast(num_rows=200_000, num_teachers=4) -> Forecast:
         return Forecast(board, num_rows, num_test=20_000, num_teachers=num_teachers, num_at_once=2)
 
-    def deadline(made=None, *, max_us=None, **options) -> Deadline:
-        task, progress = SimpleNamespace(max_us=max_us), SearchProgress(io.StringIO())
-        run = SearchRun(task, board, clock, made or forecast(), progress)
-        return Deadline(run, **({"num_train": 20_000, "num_valid": 0} | options))
+    def deadline(made=None, **bounds) -> Deadline:
+        task = SimpleNamespace(settings=SearchSettings(clock.budget_s, **bounds))
+        run = SearchRun(task, board, clock, made or forecast(), SearchProgress(io.StringIO()))
+        return Deadline(run, num_train=20_000, num_valid=0)
 
     return SimpleNamespace(clock=clock, board=board, forecast=forecast, deadline=deadline)
 
@@ -105,9 +106,9 @@ def test_trials_go_on_until_what_is_left_is_needed_for_the_end(search):
     assert needed < 140
     deadline = search.deadline(forecast)
     search.clock.spent_s = 300 - needed - 0.1
-    assert not deadline.is_over()
+    assert not deadline.stop_all()
     search.clock.spent_s = 300 - needed + 0.1
-    assert deadline.is_over()
+    assert deadline.stop_all()
 
 
 def test_the_final_training_takes_at_most_half_of_the_time(search):
@@ -134,24 +135,24 @@ def test_a_trial_that_would_not_end_in_time_is_not_begun(search):
 def test_a_search_needs_a_finished_trial_or_enough_failures_to_end(search):
     deadline = search.deadline()
     search.clock.spent_s = 1000.0
-    assert not deadline.is_over()
+    assert not deadline.stop_all()
     search.board.add(replace(TRIAL, share=0.5))
     for _ in range(MAX_FAILED_TRIALS):
-        assert not deadline.is_over()
+        assert not deadline.stop_all()
         search.board.add(replace(TRIAL, valid_logloss=None, failed="it diverged"))
-    assert deadline.is_over()
+    assert deadline.stop_all()
 
 
 def test_a_search_of_which_nothing_fits_the_cost_ends_with_its_budget(search):
     search.board.add(TRIAL)
     deadline = search.deadline(max_us=1.0)
-    assert not deadline.is_over()
+    assert not deadline.stop_all()
     search.clock.spent_s = 301.0
-    assert deadline.is_over()
+    assert deadline.stop_all()
 
 
 def test_so_many_trials_end_a_search_before_its_time(search):
     deadline = search.deadline(max_trials=1)
-    assert not deadline.is_over()
+    assert not deadline.stop_all()
     search.board.add(TRIAL)
-    assert deadline.is_over()
+    assert deadline.stop_all()

@@ -9,7 +9,7 @@ from serve.features.surface import Surface, read_surface
 from serve.model.artifact import CURRENT, FILES, current, point, save
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
-from training.search.incumbent import configuration, followed, reasons, take_place
+from training.search.search import configuration, followed, reasons, take_place
 
 BETTER = {"ndcg@10": 0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": True}}
 WORSE = {"ndcg@10": -0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": False}}

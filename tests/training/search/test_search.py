@@ -29,7 +29,7 @@ import json, sys
 from pathlib import Path
 from serve.features.surface import load_surface
 from training.search.progress import SearchProgress
-from training.search.run import SearchSettings
+from training.search.task import SearchSettings
 from training.search.search import search
 
 given = {"num_teachers": 1, "models": Path("models"), "max_us": float(sys.argv[1])}

@@ -10,16 +10,15 @@ import torch
 
 from serve.model.encoder import Encoder, NumericColumn
 from training.fit.loop import FitConfig, run
-from training.network.inputs import EncodedRows, Inputs, inputs
-from training.network.network import NetworkConfig
-from training.search.trial import Job, Referee
+from training.network.network import Inputs, NetworkConfig, inputs
+from training.search.trial import Referee
 
 ENCODER = Encoder(numeric=(NumericColumn("a"), NumericColumn("b")), single=(), multi=())
 NETWORK = NetworkConfig(width=8, n_steps=1, n_independent=1, n_shared=1, virtual_batch_size=64)
 CONFIG = FitConfig(NETWORK, epochs=3, batch_size=128, patience=3)
 
 
-def shown(num_rows: int, seed: int) -> EncodedRows:
+def shown(num_rows: int, seed: int) -> Inputs:
     """Rows whose label depends on the position and on the first column."""
     rng = np.random.default_rng(seed)
     numeric = rng.normal(size=(num_rows, 2)).astype(np.float32)
@@ -27,17 +26,13 @@ def shown(num_rows: int, seed: int) -> EncodedRows:
     chance = 1 / (1 + np.exp(-2 * numeric[:, 0])) / (1 + position / 5)
     label = (rng.random(num_rows) < chance).astype(np.float32)
     none = np.zeros((num_rows, 0))
-    return EncodedRows(numeric, none.astype(np.float32), none.astype(np.int64), label, position)
-
-
-def ready(rows: EncodedRows) -> Inputs:
-    return inputs(rows, ENCODER, NETWORK)
+    return inputs(ENCODER, (numeric, none.astype(np.float32), none.astype(np.int64)), label, position)
 
 
 @pytest.mark.parametrize("position_bias", ["ignored", "examined"])
 def test_stopped_and_finished_trials_have_one_measure_without_position(position_bias):
     config = replace(CONFIG, position_bias=position_bias)
-    train, valid = ready(shown(2_000, seed=1)), ready(shown(1_000, seed=2))
+    train, valid = shown(2_000, seed=1), shown(1_000, seed=2)
     moved = replace(valid, position=torch.zeros_like(valid.position))
     referee = Referee(ENCODER, config, len(train), valid)
     blind = Referee(ENCODER, config, len(train), moved)
@@ -61,15 +56,15 @@ def test_stopped_and_finished_trials_have_one_measure_without_position(position_
 
 
 def test_the_work_of_a_trial_counts_epochs_and_part_of_the_validation():
-    train, valid = ready(shown(500, seed=1)), ready(shown(100, seed=2))
+    train, valid = shown(500, seed=1), shown(100, seed=2)
     referee, work = Referee(ENCODER, CONFIG, len(train), valid), []
     run(train, valid, ENCODER, CONFIG, after_epoch=lambda state: work.append(referee.report(state)["rows"]))
     assert work == [525, 1050, 1575]
 
 
 def test_a_jobs_rows_are_mapped_as_they_were_saved(tmp_path):
-    rows, job = shown(50, seed=3), Job(tmp_path / "trials", ENCODER.to_json(), CONFIG)
-    job.save("train", rows)
-    mapped, made = Inputs.map(job.folder, "train"), ready(rows)
+    rows = shown(50, seed=3)
+    rows.save(tmp_path / "trials", "train")
+    mapped = Inputs.map(tmp_path / "trials", "train")
     for name in ("x", "label", "position"):
-        assert torch.equal(getattr(mapped, name), getattr(made, name))
+        assert torch.equal(getattr(mapped, name), getattr(rows, name))

@@ -25,8 +25,7 @@ from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.ranking.exploration import log_weight, pick_probability
-from training.data.dataset import Progress
-from training.data.feature_replay import recompute_features
+from training.data.dataset import Progress, recompute_features
 from training.data.labels import Owners
 from training.evaluation.evaluate import score
 from training.experiment.offline.counterfactual import Drawn
