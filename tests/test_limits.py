@@ -18,7 +18,7 @@ from serve.http import app as edge
 from serve.http import body_reader as bodies
 from serve.ingest import flushing, intake, waiting
 from serve.ingest import writer as ingest
-from serve.log import compaction, journal, snapshots
+from serve.log import compaction, snapshots
 from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
@@ -187,7 +187,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{INGEST}::test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written",
     ),
     "a read of the journal": (
-        (journal.AT_ONCE,),
+        (records.ENTRIES_AT_ONCE,),
         "test_limits.py::test_the_journal_is_read_a_few_commits_at_a_time",
     ),
     "records before the log is written": (
@@ -262,5 +262,5 @@ def test_the_journal_is_read_a_few_commits_at_a_time():
             reads.append(num)
             return [commit for commit in commits if commit[0] > after][:num]
 
-    assert [seq for seq, _ in journal.entries(Store())] == list(range(1, 30))
-    assert set(reads) == {journal.AT_ONCE}
+    assert [seq for seq, _ in records.entries(Store())] == list(range(1, 30))
+    assert set(reads) == {records.ENTRIES_AT_ONCE}

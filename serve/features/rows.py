@@ -159,28 +159,20 @@ class RowTable:
         self._buckets.changed(name)
         return row
 
-    def put(self, name: str, packed: bytes) -> None:
-        """Replace the row of an id by a packed row."""
-        row = self.add(name)
-        self.table[row] = np.frombuffer(packed, self.table.dtype)[0]
-
     def apply(self, changed: Mapping[str, bytes]) -> None:
         """Apply the changes that a store reports: packed rows by id, b"" for a removed id.
 
         A row of another size is damaged, so its id is removed.
         """
         if not {0, self.table.itemsize}.issuperset(map(len, changed.values())):
-            changed = {name: row if self.is_sound(row) else b"" for name, row in changed.items()}
+            size = self.table.itemsize
+            changed = {name: row if len(row) == size else b"" for name, row in changed.items()}
         put = [self.add(name) for name, packed in changed.items() if packed]
         if put:
             self.table[put] = np.frombuffer(b"".join(changed.values()), self.table.dtype)
         for name, packed in changed.items():
             if not packed:
                 self.drop(name)
-
-    def is_sound(self, packed: bytes) -> bool:
-        """Return whether a packed row has the size of a row; a damaged row may not."""
-        return len(packed) == self.table.itemsize
 
     def drop(self, name: str) -> None:
         """Remove an id; a later id may reuse its row."""

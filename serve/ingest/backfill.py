@@ -8,7 +8,7 @@ from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
-from serve.log.journal import entries, numbered
+from serve.log.events import entries, numbered
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.snapshots import numbers

@@ -7,8 +7,7 @@ from itertools import groupby, takewhile
 from operator import itemgetter
 
 from serve.features.slots import I64
-from serve.log.events import JournalEntry
-from serve.log.journal import entries
+from serve.log.events import JournalEntry, entries
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep

@@ -25,8 +25,7 @@ from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
 from serve.ingest.intake import MAX_LIVE, Group, Intake
 from serve.ingest.waiting import COMMIT_ROW_BYTES, PendingCall, groups
-from serve.log.events import IngestResult, JournalEntry, Record, pack_entry
-from serve.log.journal import entries
+from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
 from serve.log.retention import Retention
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers

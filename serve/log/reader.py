@@ -32,6 +32,13 @@ ARROW: Mapping[FieldType, pa.DataType] = {
     "set": pa.list_(pa.string()),
     "time": pa.int64(),
 }
+# Types that are read as each type, besides null.
+CASTABLE = {
+    pa.string(): (pa.types.is_string, pa.types.is_large_string),
+    pa.int64(): (pa.types.is_integer,),
+    pa.float64(): (pa.types.is_floating, pa.types.is_integer),
+    pa.bool_(): (pa.types.is_boolean,),
+}
 WANTED = {
     pa.string(): "strings",
     pa.int64(): "whole numbers (milliseconds since 1970)",
@@ -324,16 +331,10 @@ class _Reader:
 
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
-    if wanted == pa.string():
-        return bool(pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_null(given))
-    if wanted == pa.int64():
-        return bool(pa.types.is_integer(given) or pa.types.is_null(given))
-    if wanted == pa.float64():
-        return bool(pa.types.is_floating(given) or pa.types.is_integer(given) or pa.types.is_null(given))
-    if wanted == pa.bool_():
-        return bool(pa.types.is_boolean(given) or pa.types.is_null(given))
     if pa.types.is_null(given):
         return True
+    if wanted in CASTABLE:
+        return any(is_kind(given) for is_kind in CASTABLE[wanted])
     is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
     return is_list and _fits(given.value_type, pa.string())
 

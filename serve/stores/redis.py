@@ -18,7 +18,7 @@ from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
 from serve.stores.redis_client import connect, where
 from serve.stores.redis_dump import CHUNK, RedisDump, scan
-from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, Script
+from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
 T = TypeVar("T")
 log = logging.getLogger("tabrank")
@@ -264,12 +264,12 @@ class RedisStore:
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the store at {self._where} cannot be used: {error}") from error
 
-    def _run(self, server: redis.Redis, script: Script, *arguments: object) -> Any:
+    def _run(self, server: redis.Redis, script: str, *arguments: object) -> Any:
         try:
-            return server.execute_command("EVALSHA", script.sha, 1, self._prefix, *arguments)
+            return server.execute_command("EVALSHA", digest(script), 1, self._prefix, *arguments)
         # A restarted server has no cached scripts.
         except redis.exceptions.NoScriptError:
-            return server.execute_command("EVAL", script.text, 1, self._prefix, *arguments)
+            return server.execute_command("EVAL", script, 1, self._prefix, *arguments)
 
     def _present(self, found: Any) -> Any:
         """Return the answer of a command; an empty one means that the store does not exist."""

@@ -20,7 +20,7 @@ from serve.contract.records import Event
 from serve.features.rows import Schema
 from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, ingester
-from serve.log.journal import entries
+from serve.log.events import entries
 
 
 @pytest.fixture
