@@ -20,13 +20,12 @@ from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
-from serve.ingest import flushing, intake
+from serve.ingest import intake
 from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
-from serve.ingest.intake import MAX_LIVE, Group, Intake
-from serve.ingest.waiting import COMMIT_ROW_BYTES, PendingCall, groups
+from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, PendingCall, groups
 from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
-from serve.log.retention import Retention
+from serve.log.retention import Retention, flush_journal
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
 from serve.log.throttle import CpuThrottle
@@ -144,7 +143,7 @@ class Ingester:
         num_waiting, waiting_bytes = self._num_waiting + len(records), self._waiting_bytes + num_bytes
         if num_waiting > MAX_WAITING or waiting_bytes > MAX_WAITING_BYTES:
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
-        if self._unflushed[1] > 2 * flushing.MAX_UNFLUSHED_BYTES:
+        if self._unflushed[1] > 2 * intake.MAX_UNFLUSHED_BYTES:
             raise Busy("the journal is full because the log cannot be written: see the replica log of Ingest")
         done: asyncio.Future[IngestResult] = asyncio.get_running_loop().create_future()
         self._waiting.append(PendingCall(records, num_bytes, done))
@@ -235,7 +234,7 @@ class Ingester:
     def _commit_once(self, group: Sequence[PendingCall]) -> list[IngestResult]:
         store = self._opened()
         received_ms = self._clock()
-        admitted = Group(self._holds(flushing.MAX_UNFLUSHED, flushing.MAX_UNFLUSHED_BYTES))
+        admitted = Group(self._holds(intake.MAX_UNFLUSHED, intake.MAX_UNFLUSHED_BYTES))
         taken = [self._intake.admit(call.records, admitted, received_ms) for call in group]
         self.counts.update(admitted.counts)
         records = admitted.records
@@ -325,7 +324,7 @@ class Ingester:
                 # Trim nothing, to raise WriterFenced if another writer took over.
                 store.trim(0)
                 # `_logged` belongs to this opening of the store; a takeover replaces it meanwhile.
-                flushing.flush_journal(store, self._segments, self._logged, step)
+                flush_journal(store, self._segments, self._logged, step)
                 if retention:
                     store.trim(0)
                     self._retention.enforce(store, self._now_ms, step)

@@ -28,7 +28,7 @@ from serve.stores.protocol import Store
 
 # Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes.
 MAX_CALL_BYTES = 3 * 1024 * 1024
-# Journal entries read at once: an entry has up to 4 MiB (`serve.ingest.waiting.COMMIT_BYTES`), so a
+# Journal entries read at once: an entry has up to 4 MiB (`serve.ingest.intake.COMMIT_BYTES`), so a
 # read takes at most 32 MiB.
 ENTRIES_AT_ONCE = 8
 # Kinds of the keys that `key` returns.

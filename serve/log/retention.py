@@ -1,22 +1,52 @@
-"""Retention: merge, snapshot and delete the files of the served log."""
+"""Retention: write the journal to the served log; merge, snapshot and delete the log's files."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from serve.features.slots import I64
 from serve.log.compaction import compact
+from serve.log.events import JournalEntry, entries
 from serve.log.reader import TABLES
-from serve.log.segments import last_seq, segments
-from serve.log.snapshots import Snapshot, set_truncation_point, snapshots, truncation_point, write
+from serve.log.segments import Segments, last_seq, segments
+from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
 # Snapshots within the retention time: the log keeps at most a quarter more than configured.
 SNAPSHOTS = 4
+# Most entries of one segment: a minute of commits.
+SEGMENT_ENTRIES = 600
+# Most bytes of a segment's entries, packed as in the journal.
+SEGMENT_BYTES = 256 << 20
+
+
+def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep) -> None:
+    """Write the journal's entries as segments, trim them, and add number and bytes to `logged`."""
+    cuts, end = numbers(served.folder), store.seq()
+    # Stop at the last entry that exists now: new entries would otherwise keep the loop running.
+    waiting = takewhile(lambda entry: entry[0] <= end, entries(store))
+    for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
+        last, num, num_bytes = served.write((entry for _, entry in part), step)
+        store.trim(last)
+        logged += (num, num_bytes)
+
+
+def _placed(
+    entries: Iterable[tuple[int, JournalEntry]], cuts: Sequence[int]
+) -> Iterator[tuple[object, tuple[int, JournalEntry]]]:
+    """Yield each entry with the key of its segment; a segment never spans a snapshot."""
+    num_bytes = 0
+    for place, (last, entry) in enumerate(entries):
+        num_bytes += entry.num_bytes
+        side = sum(cut < last for cut in cuts)
+        yield (side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)
 
 
 class Retention:

@@ -137,7 +137,7 @@ def test_more_bytes_than_may_wait_are_refused_at_once(service):
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("waiting.COMMIT_BYTES", 450), ("writer.COMMIT_ROW_BYTES", 3_000)]
+    ("bound", "value"), [("intake.COMMIT_BYTES", 450), ("writer.COMMIT_ROW_BYTES", 3_000)]
 )
 def test_what_has_gathered_is_committed_in_pieces_of_bounded_size(service, monkeypatch, bound, value):
     monkeypatch.setattr(f"serve.ingest.{bound}", value)
@@ -351,7 +351,7 @@ def test_numbers_that_only_json_can_hold_are_logged_or_refused(service):
 
 
 def test_a_segment_holds_a_bounded_number_of_bytes(service, monkeypatch):
-    monkeypatch.setattr("serve.ingest.flushing.SEGMENT_BYTES", 200)
+    monkeypatch.setattr("serve.log.retention.SEGMENT_BYTES", 200)
 
     async def scenario(service):
         roll, service.ingester.flush_journal = service.ingester.flush_journal, lambda: None
@@ -420,7 +420,7 @@ def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service,
 
     async def scenario(service):
         await service.events(event("e9"))
-        monkeypatch.setattr("serve.ingest.flushing.MAX_UNFLUSHED_BYTES", 10)
+        monkeypatch.setattr("serve.ingest.intake.MAX_UNFLUSHED_BYTES", 10)
         refused = await service.post("/v1/events", {"records": [event("e10")]})
         (service.folder / "served" / "events").unlink()
         await asyncio.to_thread(service.ingester.flush_journal)
@@ -433,7 +433,7 @@ def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service,
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("flushing.MAX_UNFLUSHED", 3), ("flushing.MAX_UNFLUSHED_BYTES", 1_200)]
+    ("bound", "value"), [("intake.MAX_UNFLUSHED", 3), ("intake.MAX_UNFLUSHED_BYTES", 1_200)]
 )
 def test_a_journal_not_written_to_the_log_takes_events_but_not_exposures(service, monkeypatch, bound, value):
     monkeypatch.setattr(f"serve.ingest.{bound}", value)
