@@ -58,7 +58,7 @@ class Scorer:
         `serve.model.scorer_cache` describes the format. Runs on the event loop: a replica scores
         one batch at a time.
         """
-        return self._models.score_timed(version, payload)
+        return self._models.score(version, payload)
 
     async def load(self, version: str) -> None:
         """Load a version while batches are scored."""

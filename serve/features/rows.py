@@ -57,17 +57,9 @@ class Schema:
             "viewer": tuple(surface.fields["viewer"]),
             "candidate": (*surface.fields["candidate"], "ends_ms"),
         }
-        self.viewer = np.dtype(
-            [*self._attributes("viewer"), self._stated("viewer"), *self._sums("viewer"), *self._maps()]
-        )
-        self.candidate = np.dtype(
-            [
-                *self._attributes("candidate"),
-                ("ends_ms", "<i8"),
-                self._stated("candidate"),
-                *self._sums("candidate"),
-            ]
-        )
+        self.viewer = np.dtype([*self._attributes("viewer"), *self._state("viewer"), *self._maps()])
+        ends = ("ends_ms", "<i8")
+        self.candidate = np.dtype([*self._attributes("candidate"), ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
         layout = repr((self.viewer.descr, self.candidate.descr, self.sums, self.maps))
         self.fingerprint = hashlib.sha256(layout.encode()).hexdigest()
@@ -79,12 +71,9 @@ class Schema:
             for name, f in self.surface.fields[owner].items()
         ]
 
-    def _stated(self, entity: Entity) -> Any:
-        return "stated_ms", "<i8", (len(self.stated[entity]),)
-
-    def _sums(self, entity: Entity) -> list[Any]:
-        n = len(self.sums[entity])
-        return [("sums", "<f8", (n,)), ("sums_ms", "<i8", (n,))]
+    def _state(self, entity: Entity) -> list[Any]:
+        num_stated, n = len(self.stated[entity]), len(self.sums[entity])
+        return [("stated_ms", "<i8", (num_stated,)), ("sums", "<f8", (n,)), ("sums_ms", "<i8", (n,))]
 
     def _maps(self) -> list[Any]:
         return [
@@ -203,10 +192,11 @@ class Interactions(NamedTuple):
     def only(self, event: int) -> Interactions:
         """Return the records of one event."""
         chosen = self.event == event
-        candidates = self.candidates[np.repeat(chosen, self.lengths)]
-        return Interactions(
-            self.event[chosen], self.viewer[chosen], self.ts_ms[chosen], self.lengths[chosen], candidates
-        )
+        return self._part(chosen, np.repeat(chosen, self.lengths))
+
+    def _part(self, records: Any, candidates: Any) -> Interactions:
+        """Return some records and their candidates."""
+        return Interactions(*(column[records] for column in self[:4]), self.candidates[candidates])
 
     def parts(self) -> Iterator[Interactions]:
         """Yield parts that are fast to apply at once.
@@ -223,11 +213,8 @@ class Interactions(NamedTuple):
             changes = np.diff((ends + RECORD_COST * cuts[1:]) // MAX_CANDIDATES_AT_ONCE, prepend=0, append=-1)
             cuts = np.concatenate([[0], changes[1:].nonzero()[0] + 1])
         for begin, end in pairwise(cuts.tolist()):
-            part = slice(begin, end)
-            candidates = self.candidates[ends[begin] - self.lengths[begin] : ends[end - 1]]
-            yield Interactions(
-                self.event[part], self.viewer[part], self.ts_ms[part], self.lengths[part], candidates
-            )
+            candidates = slice(ends[begin] - self.lengths[begin], ends[end - 1])
+            yield self._part(slice(begin, end), candidates)
 
 
 class State:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -22,13 +23,14 @@ from typing import Any
 from serve.contract.errors import ArtifactRefused, TabrankError, nearest
 from serve.contract.validation import json_value
 from serve.log.atomic_files import draft_of, sync, write_whole
-from serve.model.checksums import CHECKSUM_KEY, has_valid_checksum, with_checksum
 from serve.model.encoder import Encoder
 
 FORMAT = 2
 # The previous format, whose manifests have no checksum of their own.
 NO_CHECKSUM = 1
 MANIFEST = "manifest.json"
+# The last key of a manifest; its value is the SHA-256 of all bytes before it.
+CHECKSUM_KEY = "seal"
 CURRENT = "CURRENT"
 CANARY = "CANARY"
 FILES = (
@@ -233,7 +235,7 @@ def _checked(folder: Path, content: bytes) -> dict[str, Any]:
         raise ArtifactRefused(
             f"{where}: format {found!r} is unknown, this release reads formats {NO_CHECKSUM} and {FORMAT}; fit again"
         )
-    if not (has_valid_checksum(content) if found == FORMAT else CHECKSUM_KEY not in manifest):
+    if not (_has_valid_checksum(content) if found == FORMAT else CHECKSUM_KEY not in manifest):
         raise ArtifactRefused(
             f"{where}: is not the file that was written (its sha256 differs from {CHECKSUM_KEY!r}); copy the artifact "
             "again, or publish another"
@@ -289,3 +291,19 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         sync(folder.parent)
     except OSError as error:
         raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
+
+
+def with_checksum(manifest: Mapping[str, Any]) -> bytes:
+    """Return the manifest as JSON, with its checksum as the last key."""
+    body = json.dumps(manifest, indent=1, allow_nan=False).encode().removesuffix(b"\n}")
+    return body + _end(body)
+
+
+def _has_valid_checksum(content: bytes) -> bool:
+    """Return True if `content` is, to the byte, an output of `with_checksum`."""
+    body = content[: -len(_end(b""))]
+    return content == body + _end(body)
+
+
+def _end(body: bytes) -> bytes:
+    return f',\n "{CHECKSUM_KEY}": "{hashlib.sha256(body).hexdigest()}"\n}}'.encode()

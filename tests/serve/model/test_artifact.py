@@ -25,8 +25,8 @@ from serve.model.artifact import (
     publish,
     save,
     versions,
+    with_checksum,
 )
-from serve.model.checksums import with_checksum
 from serve.model.encoder import Encoder, NumericColumn
 
 OLD, NEW = "20260102T030405Z-0a1b", "20260102T030406Z-0000"
