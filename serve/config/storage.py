@@ -19,11 +19,7 @@ STORE_FORMS = "use lmdb:PATH on one machine, redis://HOST:PORT/DB on any number"
 def check_storage(findings: Findings, steps: Steps, args: AppArgs, base: Path, num_nodes: int) -> None:
     """Refuse locations of store, models and log that up to `num_nodes` nodes cannot share."""
     kind, _, where = args.store.partition(":")
-    if kind == "memory":
-        findings.refuse(
-            (*steps, "store"), f"memory: exists in one process, and the service has several; {STORE_FORMS}"
-        )
-    elif kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
+    if kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
         hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else suggest(kind, STORES)
         findings.refuse(
             (*steps, "store"), f"{shown(args.store)!r} is not the address of a store; {hint}; {STORE_FORMS}"

@@ -24,10 +24,6 @@ def load(
     Journal entries that are not in the log yet are applied too, and stay in the journal until the
     service has logged them. Returns the numbers of viewers and candidates.
     """
-    if store_url.startswith("memory:"):
-        raise TabrankError(
-            f"--store: {store_url!r} ends with this command; name lmdb:PATH or redis://HOST:PORT/DB"
-        )
     schema = Schema(surface)
     records = read_log(log, surface)
     replay = Replay(schema, records)
