@@ -60,60 +60,35 @@ class Tally(NamedTuple):
     num_unflushed: int
 
 
-def ingester(
-    args: AppArgs,
-    base: Path,
-    on_tally: Callable[[Tally], None] = lambda tally: None,
-    *,
-    max_live: int = MAX_LIVE,
-    clock: WallClock | None = None,
-) -> Ingester:
-    """Return the writer of one application's store and log."""
-    surface = args.load_surface(base)
-    schema = Schema(surface)
-    opened = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
-    return Ingester(
-        schema,
-        lambda writable: opened(writable=writable),
-        Segments(base / args.log, surface),
-        Retention(base / args.log, schema.fingerprint, args.keep_log_days * UNITS_MS["d"]),
-        on_tally,
-        clock=clock or WallClock(),
-        event_clock=args.clock == "event",
-        max_live=max_live,
-    )
-
-
 class Ingester:
-    """Writer that gathers records and commits state, number and journal every `COMMIT_EVERY_S`.
+    """Writer of one application's store and log: gathers records, commits every `COMMIT_EVERY_S`.
 
-    `open_store(writable)` opens the store. A fenced writer takes a new epoch and reads the live
+    A commit holds state, number and journal. A fenced writer takes a new epoch and reads the live
     table again before its next commit, so the two writers of a rollout, or a running `serve load`,
     never mix their rows. With the event clock a record keeps its own time, and commits do not wait.
     """
 
     def __init__(
         self,
-        schema: Schema,
-        open_store: Callable[[bool], Store],
-        segments: Segments,
-        retention: Retention,
+        args: AppArgs,
+        base: Path,
         on_tally: Callable[[Tally], None] = lambda tally: None,
         *,
-        clock: WallClock,
-        event_clock: bool = False,
         max_live: int = MAX_LIVE,
+        clock: WallClock | None = None,
     ) -> None:
-        self._schema = schema
-        self._open_store = open_store
-        self._segments = segments
-        self._retention = retention
-        self._clock = clock
+        surface = args.load_surface(base)
+        self._schema = schema = Schema(surface)
+        self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
+        self._segments = Segments(base / args.log, surface)
+        keep_ms = args.keep_log_days * UNITS_MS["d"]
+        self._retention = Retention(self._segments.folder, schema.fingerprint, keep_ms)
+        self._clock = clock or WallClock()
         self._num_steps = 0
-        self._event_clock = event_clock
+        self._event_clock = args.clock == "event"
         self._max_records = max(1, COMMIT_ROW_BYTES // max(1, schema.viewer.itemsize))
         self._store: Store | None = None
-        self._intake = Intake(schema, event_clock=event_clock, max_live=max_live)
+        self._intake = Intake(schema, event_clock=self._event_clock, max_live=max_live)
         self._seq = 0
         self._latest_record_ms = 0
         self._waiting: list[PendingCall] = []
@@ -270,7 +245,7 @@ class Ingester:
             known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
             if known:
                 self._refuse_empty_store(known)
-            store = self._open_store(True)
+            store = self._open_store(writable=True)
             try:
                 store.take_epoch()
                 changes = store.read([], 0)[1]
@@ -294,7 +269,7 @@ class Ingester:
 
     def _refuse_empty_store(self, known: int) -> None:
         """Raise StoreUnavailable if the store is missing or empty though records exist."""
-        store = self._open_store(False)
+        store = self._open_store(writable=False)
         try:
             if not store.seq():
                 raise StoreUnavailable(

@@ -196,7 +196,7 @@ class Segments:
         fields = [getattr(record, "fields", {}) for _, _, record in rows]
         declared = self._surface.fields[owner].items()
         columns = {
-            name: pa.array([_plain(values.get(name), field.type) for values in fields], ARROW[field.type])
+            name: pa.array([values.get(name) for values in fields], ARROW[field.type])
             for name, field in declared
         }
         removed = [isinstance(record, Forget | Ended) for _, _, record in rows]
@@ -320,7 +320,3 @@ def _lists(lengths: Sequence[int], values: pa.Array) -> pa.Array:
 def _matrices(parts: Sequence[bytes | None], dtype: Any) -> pa.Array:
     arrays = [None if part is None else np.frombuffer(part, dtype) for part in parts]
     return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)))
-
-
-def _plain(value: Any, kind: str) -> Any:
-    return int(value) if kind == "time" and value is not None else value

@@ -61,15 +61,8 @@ class LmdbStore:
     @contextmanager
     def dump(self) -> Iterator[Dump]:
         """See `Store`. It is one read transaction: the file grows by the commits made meanwhile."""
-        failed: OSError | None = None
         with self._read() as (opened, txn):
-            try:
-                yield Dump(_number(txn, opened, b"seq"), _rows(txn, opened))
-            # An OSError of the caller must not pass through `_read`, which would blame the store.
-            except OSError as error:
-                failed = error
-        if failed is not None:
-            raise failed
+            yield Dump(_number(txn, opened, b"seq"), _rows(txn, opened))
 
     def take_epoch(self) -> int:
         """See `Store`."""

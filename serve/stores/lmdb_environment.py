@@ -172,7 +172,8 @@ class Environment:
             self._num_uses += 1
         try:
             yield opened
-        except (lmdb.Error, OSError) as error:
+        # An OSError is the caller's: it must not blame the store.
+        except lmdb.Error as error:
             # After some failed writes LMDB refuses all later ones, so the next use reopens it.
             opened.forget()
             raise _unavailable(self.folder, error) from error

@@ -19,7 +19,7 @@ from serve.contract.errors import StoreUnavailable
 from serve.contract.records import Event
 from serve.features.rows import Schema
 from serve.ingest.backfill import load
-from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, ingester
+from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import entries
 
 
@@ -67,7 +67,7 @@ def test_journal_entries_reach_the_log_despite_a_load_of_the_store(service, log_
 
 def test_two_writers_take_turns_and_lose_nothing(service):
     async def scenario(service):
-        other = ingester(service.args, service.folder)
+        other = Ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
         for i in range(4):
             await service.events(event(f"mine{i}", ts_ms=51_000 + i))
@@ -318,7 +318,7 @@ def test_event_ids_survive_a_restart_after_any_number_of_rankings(service, monke
 def test_a_fenced_writer_does_not_write_the_log_last(service):
     async def scenario(service):
         await service.events(event("e9"))
-        other = ingester(service.args, service.folder)
+        other = Ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
         await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)], 100)
         await asyncio.to_thread(other.flush_journal)
@@ -376,7 +376,7 @@ def test_a_surface_of_viewers_without_any_state_takes_events(tmp_path):
     )
 
     async def scenario():
-        writer = ingester(service.args, tmp_path)
+        writer = Ingester(service.args, tmp_path)
         taking = asyncio.ensure_future(writer.take([Event("e1", "ann", "a", "join", ts_ms=1)], 100))
         await asyncio.sleep(0)
         await writer.commit_waiting()
