@@ -122,21 +122,17 @@ redis.call('HSET', meta, 'seq', seq)
     + "return found"
 )
 
-# Prepare a replacing commit. Arguments: token. Returns token, epoch, number, a new generation,
-# floor, ids of live candidates, and ids of removed candidates with their numbers.
+# Prepare a replacing commit. Arguments: token. Returns token, epoch, number and a new generation.
 STAGE = (
     _FOUND
     + """
-local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 found[4] = redis.call('HINCRBY', meta, 'generations', 1)
-found[5] = redis.call('HGET', meta, 'floor')
-found[6] = redis.call('HKEYS', at .. 'rows')
-found[7] = redis.call('ZRANGE', at .. 'removed', 0, -1, 'WITHSCORES')
 return found
 """
 )
 
-# Switch to a new generation. Arguments: token, number, journal entry, generation, floor.
+# Switch to a new generation: readers then have to read everything again. Arguments: token, number,
+# journal entry, generation.
 REPLACE = (
     _FOUND
     + """
@@ -144,7 +140,7 @@ if tonumber(ARGV[2]) <= tonumber(found[3]) then return found end
 local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 redis.call('UNLINK', at .. 'rows', at .. 'order', at .. 'removed')
 if ARGV[3] ~= '' then redis.call('XADD', p .. 'journal', ARGV[2] .. '-0', 'e', ARGV[3]) end
-redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[4], 'floor', ARGV[5])
+redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[4], 'floor', ARGV[2])
 """
     + _SHOW
     + "return found"

@@ -77,13 +77,14 @@ class MemoryStore:
             check_seq(seq, rows.seq)
             if replace:
                 rows.viewers.clear()
+                rows.candidates.clear()
+                rows.floor = seq
             for id_, row in viewers.items():
                 if row:
                     rows.viewers[id_] = row
                 else:
                     rows.viewers.pop(id_, None)
-            unnamed = dict.fromkeys(rows.candidates, b"") if replace else {}
-            for id_, row in {**unnamed, **candidates}.items():
+            for id_, row in candidates.items():
                 if row or rows.candidates.get(id_, (0, b""))[1]:
                     rows.candidates.pop(id_, None)
                     rows.candidates[id_] = (seq, row)
