@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,15 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, PackedRows, Slot, Sum
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Entries of one map of each viewer, `[B, K]`, decayed to now; key 0 marks an empty place."""
-
-    keys: U64
-    event: F64
-    over: F64
 
 
 class Batch:
@@ -97,11 +87,12 @@ class Batch:
             decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
         return decayed
 
-    def map(self, slot: Map) -> Entries:
-        """Return a map of each request's viewer, decayed to now."""
+    def map(self, slot: Map) -> tuple[U64, F64, F64]:
+        """Return keys, `event` and `over` of a map of each request's viewer, `[B, K]` each.
+
+        The sums are decayed to now; key 0 marks an empty place.
+        """
         i, viewers = self._place[slot], self._rows["viewer"]
         age_ms = np.maximum(self.request_ms[:, None] - viewers[f"map{i}_ms"], 0)
         decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
-        return Entries(
-            viewers[f"map{i}_keys"], viewers[f"map{i}_event"] * decay, viewers[f"map{i}_over"] * decay
-        )
+        return viewers[f"map{i}_keys"], viewers[f"map{i}_event"] * decay, viewers[f"map{i}_over"] * decay

@@ -275,16 +275,16 @@ class Affinity(Kind):
     def value(self, batch: Batch) -> F64:
         """Return `[R]`: the prior's rate without an entry, NaN without a value of the candidate."""
         p = self.prior
-        entries = batch.map(*self.slots)
+        keys, event, over = batch.map(*self.slots)
         # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
-        gain = (entries.event - p.rate * entries.over) / (entries.over + p.weight)
+        gain = (event - p.rate * over) / (over + p.weight)
         values = batch.hashes(self.field)
         if values.ndim == 1:
-            return np.where(values == 0, np.nan, p.rate + batch.found(entries.keys, gain, values))
+            return np.where(values == 0, np.nan, p.rate + batch.found(keys, gain, values))
         num_values = (values != 0).sum(axis=1)
         total = np.zeros(len(values))
         for m in range(values.shape[1]):
-            total += batch.found(entries.keys, gain, values[:, m])
+            total += batch.found(keys, gain, values[:, m])
         return np.where(num_values == 0, np.nan, p.rate + total / np.maximum(num_values, 1))
 
 

@@ -17,7 +17,7 @@ from serve.contract.hashing import hash64
 from serve.features.affinity_maps import Pairs, Parts, apply_to_map
 from serve.features.decayed_counters import Effect
 from serve.features.id_index import Buckets
-from serve.features.slots import I64, IMPRESSION, Entity, Map, PackedRows, Slot, Sum
+from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, Map, PackedRows, Slot, Sum
 from serve.features.surface import Field, Surface
 
 # Apply fewer records than this one by one: they are mostly of one viewer, so rounds are slower.
@@ -40,8 +40,8 @@ class Schema:
         slots = list(dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots))
         self.maps: tuple[Map, ...] = tuple(s for s in slots if isinstance(s, Map))
         self.sums: dict[Entity, tuple[Sum, ...]] = {
-            "viewer": tuple(s for s in slots if isinstance(s, Sum) and s.entity == "viewer"),
-            "candidate": tuple(s for s in slots if isinstance(s, Sum) and s.entity == "candidate"),
+            entity: tuple(s for s in slots if isinstance(s, Sum) and s.entity == entity)
+            for entity in ENTITIES
         }
         groups: tuple[tuple[Slot, ...], ...] = (self.maps, *self.sums.values())
         self.place = {slot: i for group in groups for i, slot in enumerate(group)}
@@ -196,7 +196,8 @@ class Interactions(NamedTuple):
 
     def _part(self, records: Any, candidates: Any) -> Interactions:
         """Return some records and their candidates."""
-        return Interactions(*(column[records] for column in self[:4]), self.candidates[candidates])
+        columns = (column[records] for column in self[:4])
+        return Interactions._make((*columns, self.candidates[candidates]))
 
     def parts(self) -> Iterator[Interactions]:
         """Yield parts that are fast to apply at once.

@@ -232,13 +232,16 @@ class _Reader:
             return self
         if column not in self.raw.column_names:
             raise TabrankError(f"{self.path}: the column {column!r} is missing; it holds {_words(wanted)}")
-        values = self._cast(column, wanted)
+        values = self._cast(column, self.raw[column], wanted)
         if not nullable:
             self._refuse(column, pc.is_null(values), "is empty; every row needs a value")
         if wanted == pa.string():
             self._refuse(column, pc.equal(values, ""), "is an empty string; use null where there is none")
         if wanted == pa.list_(pa.string()):
-            self._refuse_in_lists(column, values, nullable)
+            lists = values.combine_chunks()
+            bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
+            rows = pc.list_parent_indices(lists)
+            self._refuse(column, bad, "a list holds null or an empty string", rows)
         if wanted == pa.float64():
             self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
         if column == "ts_ms":
@@ -276,19 +279,15 @@ class _Reader:
                 "holds a candidate twice; each may be shown once in a ranking"
             )
 
-    def _cast(self, column: str, wanted: pa.DataType) -> pa.ChunkedArray:
-        values = self.raw[column]
+    def _cast(self, column: str, values: Any, wanted: pa.DataType) -> Any:
         if pa.types.is_struct(wanted):
-            return self._context(column, wanted)
+            return self._context(column, values.combine_chunks(), wanted)
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
         if not _fits(values.type, wanted):
             raise TabrankError(
                 f"{self.path}: column {column!r} holds {values.type}; it must hold {_words(wanted)}"
             )
-        return self._as(column, values, wanted)
-
-    def _as(self, column: str, values: Any, wanted: pa.DataType) -> Any:
         try:
             return values.cast(wanted)
         except pa.ArrowException as error:
@@ -297,37 +296,26 @@ class _Reader:
                 f"{self.path}: column {column!r} cannot be read as {_words(wanted)}: {reason}"
             ) from None
 
-    def _context(self, column: str, wanted: pa.StructType) -> pa.ChunkedArray:
-        values = self.raw[column].combine_chunks()
-        if not (pa.types.is_struct(values.type) or pa.types.is_null(values.type)):
+    def _context(self, column: str, values: Any, wanted: pa.StructType) -> pa.ChunkedArray:
+        """Return structs of all declared fields, null where the column has no such field."""
+        is_null = pa.types.is_null(values.type)
+        if not (is_null or pa.types.is_struct(values.type)):
             raise TabrankError(f"{self.path}: column {column!r} holds {values.type}; it must hold a struct")
         children = []
         for part in wanted:
-            index = -1 if pa.types.is_null(values.type) else values.type.get_field_index(part.name)
+            index = -1 if is_null else values.type.get_field_index(part.name)
             child = pa.nulls(len(values), part.type) if index < 0 else pc.struct_field(values, index)
-            if not (pa.types.is_null(child.type) or _fits(child.type, part.type)):
-                raise TabrankError(
-                    f"{self.path}: column '{column}.{part.name}' holds {child.type}; it must hold {_words(part.type)}"
-                )
-            children.append(self._as(f"{column}.{part.name}", child, part.type))
+            children.append(self._cast(f"{column}.{part.name}", child, part.type))
         if not children:
             return pa.chunked_array([pa.nulls(len(values), wanted)])
         return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])
 
-    def _refuse(self, column: str, bad: pa.ChunkedArray, why: str) -> None:
-        row = pc.index(pc.fill_null(bad, False), True).as_py()
-        if row >= 0:
-            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
-
-    def _refuse_in_lists(self, column: str, lists: pa.ChunkedArray, nullable: bool) -> None:
-        lists = lists.combine_chunks()
-        bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
-        at = pc.index(bad, True).as_py()
+    def _refuse(self, column: str, bad: Any, why: str, rows: Any = None) -> None:
+        """Refuse the first bad value; of members of lists, `rows` are the rows."""
+        at = pc.index(pc.fill_null(bad, False), True).as_py()
         if at >= 0:
-            row = pc.list_parent_indices(lists)[at].as_py()
-            raise TabrankError(
-                f"{self.path}: column {column!r}, row {row}: a list holds null or an empty string"
-            )
+            row = at if rows is None else rows[at].as_py()
+            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
 
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:

@@ -184,8 +184,9 @@ class Segments:
         return {"id": pa.array(ids, pa.string())} | self._upserts("viewer", rows)
 
     def _candidates(self, rows: list[Numbered]) -> Columns:
-        ends = [getattr(record, "ends_ms", None) for _, _, record in rows]
-        columns = _columns(rows, id=pa.string()) | self._upserts("candidate", rows)
+        records = [record for _, _, record in rows]
+        ends = [getattr(record, "ends_ms", None) for record in records]
+        columns = _columns(records, id=pa.string()) | self._upserts("candidate", rows)
         return columns | {"ends_ms": pa.array(ends, pa.int64())}
 
     def _upserts(self, owner: str, rows: list[Numbered]) -> Columns:
@@ -193,15 +194,16 @@ class Segments:
 
         `stated` names the fields that a row sets; `removed` marks the removal of an id.
         """
-        fields = [getattr(record, "fields", {}) for _, _, record in rows]
+        records = [record for _, _, record in rows]
+        fields = [getattr(record, "fields", {}) for record in records]
         declared = self._surface.fields[owner].items()
         columns = {
             name: pa.array([values.get(name) for values in fields], ARROW[field.type])
             for name, field in declared
         }
-        removed = [isinstance(record, Forget | Ended) for _, _, record in rows]
+        removed = [isinstance(record, Forget | Ended) for record in records]
         return columns | {
-            **_columns(rows, ts_ms=pa.int64()),
+            **_columns(records, ts_ms=pa.int64()),
             "stated": pa.array([list(values) for values in fields], STRINGS),
             "removed": pa.array(removed, pa.bool_()),
             **_numbers(rows),
@@ -214,18 +216,18 @@ class Segments:
         scores = np.frombuffer(b"".join(record.scores for record in records), np.float32)
         stated = [json.dumps(record.stated) if record.stated else None for record in records]
         names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic")
-        columns = _columns(rows, **dict.fromkeys(names, pa.string()))
+        columns = _columns(records, **dict.fromkeys(names, pa.string()))
         if context := self._surface.fields["context"].items():
             fields = [(name, ARROW[field.type]) for name, field in context]
-            columns |= _columns(rows, context=pa.struct(fields))
+            columns |= _columns(records, context=pa.struct(fields))
         return columns | {
-            **_columns(rows, ts_ms=pa.int64()),
+            **_columns(records, ts_ms=pa.int64()),
             "candidates": _lists(lengths, shown),
             "scores": _lists(lengths, pa.array(scores, from_pandas=True)),
-            **_columns(rows, share=pa.float64(), latency_ms=pa.float32(), degraded=STRINGS),
-            **_columns(rows, propensity=pa.list_(pa.float64())),
+            **_columns(records, share=pa.float64(), latency_ms=pa.float32(), degraded=STRINGS),
+            **_columns(records, propensity=pa.list_(pa.float64())),
             "stated": pa.array(stated, pa.string()),
-            **_columns(rows, seen_seq=pa.int64()),
+            **_columns(records, seen_seq=pa.int64()),
             "numeric": _matrices([record.numeric for record in records], np.float32),
             "category": _matrices([record.category for record in records], np.uint64),
             **_numbers(rows),
@@ -276,16 +278,17 @@ def last_seq(path: Path) -> int:
     return max(int(group.statistics.max) for group in groups)
 
 
-def _columns(rows: list[Numbered], **kinds: pa.DataType) -> Columns:
+def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:
     """Return a column of each of these attributes of the records."""
     return {
-        name: pa.array([getattr(record, name) for _, _, record in rows], kind) for name, kind in kinds.items()
+        name: pa.array([getattr(record, name) for record in records], kind) for name, kind in kinds.items()
     }
 
 
 def _events(rows: list[Numbered]) -> Columns:
     names = ("id", "viewer", "candidate", "kind", "request_id")
-    columns = _columns(rows, **dict.fromkeys(names, pa.string()), ts_ms=pa.int64(), value=pa.float64())
+    strings = dict.fromkeys(names, pa.string())
+    columns = _columns([record for _, _, record in rows], **strings, ts_ms=pa.int64(), value=pa.float64())
     return columns | _numbers(rows)
 
 

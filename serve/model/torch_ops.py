@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,11 +41,8 @@ class TorchOps:
     log = staticmethod(torch.log)
     is_nan = staticmethod(torch.isnan)
     less_equal = staticmethod(operator.le)
-    concat = staticmethod(torch.cat)
     transpose = staticmethod(torch.t)
     to_float = staticmethod(Tensor.float)
-    where = staticmethod(torch.where)
-    clip = staticmethod(torch.clamp)
 
     def linear(self, weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         """Weight · x + bias."""
@@ -54,6 +52,10 @@ class TorchOps:
         """1.0 where a > 0, else 0.0."""
         return (a > 0).float()
 
+    def clip(self, a: Tensor, low: float, high: float) -> Tensor:
+        """A, limited to the range from `low` to `high`."""
+        return torch.clamp(a, low, high)
+
     def max(self, a: Tensor) -> Tensor:
         """The maximum over the columns."""
         return torch.amax(a, dim=0, keepdim=True)
@@ -61,6 +63,14 @@ class TorchOps:
     def sort(self, a: Tensor) -> Tensor:
         """Sorted over the columns, descending."""
         return torch.sort(a, dim=0, descending=True).values
+
+    def where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """A where the condition holds, else b."""
+        return torch.where(condition, a, b)
+
+    def concat(self, parts: Sequence[Tensor]) -> Tensor:
+        """Concatenation along the columns."""
+        return torch.cat(list(parts), dim=0)
 
     def take(self, a: Tensor, columns: NDArray[Any]) -> Tensor:
         """The given columns, in that order."""
