@@ -192,12 +192,10 @@ class Interactions(NamedTuple):
     def only(self, event: int) -> Interactions:
         """Return the records of one event."""
         chosen = self.event == event
-        return self._part(chosen, np.repeat(chosen, self.lengths))
-
-    def _part(self, records: Any, candidates: Any) -> Interactions:
-        """Return some records and their candidates."""
-        columns = (column[records] for column in self[:4])
-        return Interactions._make((*columns, self.candidates[candidates]))
+        candidates = self.candidates[np.repeat(chosen, self.lengths)]
+        return Interactions(
+            self.event[chosen], self.viewer[chosen], self.ts_ms[chosen], self.lengths[chosen], candidates
+        )
 
     def parts(self) -> Iterator[Interactions]:
         """Yield parts that are fast to apply at once.
@@ -214,8 +212,11 @@ class Interactions(NamedTuple):
             changes = np.diff((ends + RECORD_COST * cuts[1:]) // MAX_CANDIDATES_AT_ONCE, prepend=0, append=-1)
             cuts = np.concatenate([[0], changes[1:].nonzero()[0] + 1])
         for begin, end in pairwise(cuts.tolist()):
-            candidates = slice(ends[begin] - self.lengths[begin], ends[end - 1])
-            yield self._part(slice(begin, end), candidates)
+            part = slice(begin, end)
+            candidates = self.candidates[ends[begin] - self.lengths[begin] : ends[end - 1]]
+            yield Interactions(
+                self.event[part], self.viewer[part], self.ts_ms[part], self.lengths[part], candidates
+            )
 
 
 class State:
