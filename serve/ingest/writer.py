@@ -25,7 +25,7 @@ from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
 from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, PendingCall, groups
 from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
-from serve.log.retention import Retention, flush_journal
+from serve.log.retention import enforce_retention, flush_journal
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
 from serve.log.throttle import CpuThrottle
@@ -82,7 +82,7 @@ class Ingester:
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
         self._segments = Segments(base / args.log, surface)
         keep_ms = args.keep_log_days * UNITS_MS["d"]
-        self._retention = Retention(self._segments.folder, schema.fingerprint, keep_ms)
+        self._retain = partial(enforce_retention, self._segments.folder, schema.fingerprint, keep_ms)
         self._clock = clock or WallClock()
         self._num_steps = 0
         self._event_clock = args.clock == "event"
@@ -302,7 +302,7 @@ class Ingester:
                 flush_journal(store, self._segments, self._logged, step)
                 if retention:
                     store.trim(0)
-                    self._retention.enforce(store, self._now_ms, step)
+                    self._retain(store, self._now_ms, step)
         # The other writer does the work.
         except WriterFenced:
             return

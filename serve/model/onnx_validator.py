@@ -25,7 +25,8 @@ OPERATORS = {
 ITEM_BYTES = {1: 4, 7: 8}
 
 # Wire types of protocol buffers.
-VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
+VARINT, BYTES = 0, 2
+FIXED_BYTES = {1: 8, 5: 4}
 Value = int | memoryview
 
 
@@ -134,8 +135,8 @@ def _fields(content: memoryview) -> Iterator[tuple[int, Value]]:
             continue
         if wire == BYTES:
             size, at = _varint(content, at)
-        elif wire in (EIGHT, FOUR):
-            size = 8 if wire == EIGHT else 4
+        elif wire in FIXED_BYTES:
+            size = FIXED_BYTES[wire]
         else:
             raise ValueError("is not an ONNX file")
         if size > end - at:
