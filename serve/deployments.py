@@ -20,7 +20,7 @@ from serve.contract.errors import ArtifactRefused, TabrankError, TooLarge
 from serve.contract.logs import join_ray
 from serve.http.app import Edge
 from serve.http.auth import Authenticator
-from serve.ingest.writer import ingester
+from serve.ingest.writer import Ingester
 from serve.log.atomic_files import PRIVATE
 from serve.log.events import IngestResult, unpack
 from serve.model.scorer_cache import ModelHolder
@@ -60,7 +60,7 @@ class Scorer:
         `serve.model.scorer_cache` describes the format. Runs on the event loop: a replica scores
         one batch at a time.
         """
-        return self._models.score_timed(version, payload)
+        return self._models.score(version, payload)
 
     async def load(self, version: str) -> None:
         """Load a version while batches are scored."""
@@ -150,7 +150,7 @@ class Ingest:
         # `serve up` sets the umask; the `ray start` of a rendered cluster does not.
         os.umask(PRIVATE)
         self._metrics = IngestMetrics(_application())
-        self._ingester = ingester(args, Path(base), self._metrics.tick)
+        self._ingester = Ingester(args, Path(base), self._metrics.tick)
         self._releases = ModelRegistry(Path(base) / args.models, by="service")
         self._running: asyncio.Task[None] | None = None
 

@@ -16,9 +16,9 @@ from serve.contract import records as contract_records
 from serve.contract.metric_catalog import METRICS
 from serve.http import app as edge
 from serve.http import body_reader as bodies
-from serve.ingest import flushing, intake, waiting
+from serve.ingest import intake
 from serve.ingest import writer as ingest
-from serve.log import compaction, journal, snapshots
+from serve.log import compaction, retention, snapshots
 from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
@@ -159,7 +159,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{INGEST}::test_more_bytes_than_may_wait_are_refused_at_once",
     ),
     "one commit": (
-        (mib(waiting.COMMIT_BYTES), mib(waiting.COMMIT_ROW_BYTES)),
+        (mib(intake.COMMIT_BYTES), mib(intake.COMMIT_ROW_BYTES)),
         f"{INGEST}::test_what_has_gathered_is_committed_in_pieces_of_bounded_size",
     ),
     "candidates of the live table": (
@@ -179,15 +179,15 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/ingest/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",
     ),
     "records in the journal, not in the log": (
-        (flushing.MAX_UNFLUSHED, mib(flushing.MAX_UNFLUSHED_BYTES)),
+        (intake.MAX_UNFLUSHED, mib(intake.MAX_UNFLUSHED_BYTES)),
         f"{INGEST}::test_a_journal_not_written_to_the_log_takes_events_but_not_exposures",
     ),
     "all records in the journal": (
-        (mib(2 * flushing.MAX_UNFLUSHED_BYTES),),
+        (mib(2 * intake.MAX_UNFLUSHED_BYTES),),
         f"{INGEST}::test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written",
     ),
     "a read of the journal": (
-        (journal.AT_ONCE,),
+        (records.ENTRIES_AT_ONCE,),
         "test_limits.py::test_the_journal_is_read_a_few_commits_at_a_time",
     ),
     "records before the log is written": (
@@ -195,7 +195,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{INGEST}::test_a_full_journal_is_rolled_before_its_minute",
     ),
     "a segment": (
-        (flushing.SEGMENT_ENTRIES, mib(flushing.SEGMENT_BYTES)),
+        (retention.SEGMENT_ENTRIES, mib(retention.SEGMENT_BYTES)),
         f"{INGEST}::test_a_segment_holds_a_bounded_number_of_bytes",
     ),
     "a row group of a segment": (
@@ -262,5 +262,5 @@ def test_the_journal_is_read_a_few_commits_at_a_time():
             reads.append(num)
             return [commit for commit in commits if commit[0] > after][:num]
 
-    assert [seq for seq, _ in journal.entries(Store())] == list(range(1, 30))
-    assert set(reads) == {journal.AT_ONCE}
+    assert [seq for seq, _ in records.entries(Store())] == list(range(1, 30))
+    assert set(reads) == {records.ENTRIES_AT_ONCE}

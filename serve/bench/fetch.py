@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from serve.bench.synthetic import NOW_MS, RowMaker, candidate_id, viewer_id
@@ -30,6 +29,7 @@ from serve.ranking.ranker import Query, Ranker
 from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
+STORE = "lmdb"
 ROUNDS = 15
 # Requests of a cell in each round, but at least 8 batches.
 _REQUESTS_A_ROUND = 150
@@ -52,7 +52,6 @@ class Sizes:
 class _Cell:
     """One point of the measurement; `batch_us` holds the time of each batch."""
 
-    store: str
     viewers: int
     candidates: int
     batch: int
@@ -64,6 +63,7 @@ class _Cell:
         batch_us = point.pop("batch_us")
         p50, p99 = (float(np.percentile(batch_us, q)) for q in (50, 99))
         return {
+            "store": STORE,
             **point,
             "p50_us": round(p50 / self.batch, 1),
             "p99_us": round(p99 / self.batch, 1),
@@ -78,9 +78,9 @@ def bench_fetch(
     rounds: int = ROUNDS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure the time from admitted requests to their feature matrix, on LMDB and in memory.
+    """Measure the time from admitted requests to their feature matrix, on LMDB.
 
-    Each request has its own viewer and slate, drawn at random. The cells of a store are measured in
+    Each request has its own viewer and slate, drawn at random. The cells are measured in
     alternating rounds, so that fluctuations of the machine affect all of them.
 
     Returns:
@@ -89,12 +89,12 @@ def bench_fetch(
         - `cells`, and `sweep` (slates of other lengths, without batches): lists of `store`,
           `viewers`, `candidates`, `batch`, `slate`, `p50_us` and `p99_us` of a request,
           `us_per_candidate`, and the number of `batches` timed;
-        - `ratios`: for each store and batch, the p50 with the most `viewers` over that with the
+        - `ratios`: for each batch, the p50 with the most `viewers` over that with the
           fewest, and likewise for live `candidates`, with the other size at its middle; `flat` is
           true if both are at most 1.5.
 
     Raises:
-        TabrankError: the disk or the memory has no room for the viewers.
+        TabrankError: the disk has no room for the viewers.
     """
     begun = time.perf_counter()
     surface = load_surface("spaces")
@@ -102,23 +102,19 @@ def bench_fetch(
     _require_room(sizes, schema)
     progress("making the candidate tables")
     tables = {n: RowMaker(schema, seed=n).live_table(n) for n in sizes.candidates}
-    cells: list[_Cell] = []
-    sweep: list[_Cell] = []
-    for kind in ("lmdb", "memory"):
-        points = itertools.product(sizes.viewers, sizes.candidates, sizes.batches)
-        matrix = [_Cell(kind, *point, sizes.slate) for point in points]
-        middle = _middle(sizes.viewers), _middle(sizes.candidates)
-        slates = [_Cell(kind, *middle, 1, n) for n in sizes.slates if kind == "lmdb"]
-        with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
-            stores = {}
-            for n in sizes.viewers:
-                progress(f"{kind}: making {n} viewers")
-                stores[n] = _filled(kind, Path(temporary) / str(n), schema, n)
-            progress(f"{kind}: measuring")
-            asyncio.run(_measure(matrix + slates, schema, stores, tables, rounds))
-            for store in stores.values():
-                store.close()
-        cells, sweep = cells + matrix, sweep + slates
+    sides = product(sizes.viewers, sizes.candidates, sizes.batches)
+    cells = [_Cell(*side, sizes.slate) for side in sides]
+    middle = _middle(sizes.viewers), _middle(sizes.candidates)
+    sweep = [_Cell(*middle, 1, n) for n in sizes.slates]
+    with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
+        stores = {}
+        for n in sizes.viewers:
+            progress(f"{STORE}: making {n} viewers")
+            stores[n] = _filled(Path(temporary) / str(n), schema, n)
+        progress(f"{STORE}: measuring")
+        asyncio.run(_measure(cells + sweep, schema, stores, tables, rounds))
+        for store in stores.values():
+            store.close()
     return {
         "machine": describe_machine(),
         "seconds": round(time.perf_counter() - begun, 1),
@@ -152,24 +148,19 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _require_room(sizes: Sizes, schema: Schema) -> None:
     num_rows, row_bytes = sum(sizes.viewers), schema.viewer.itemsize
-    # LMDB stores a row of this size on pages of its own; memory adds its id and a dict entry.
-    on_disk = num_rows * (_PAGE_BYTES * -(-row_bytes // _PAGE_BYTES) + 100)
-    in_memory = num_rows * (row_bytes + 300)
+    # LMDB stores a row of this size on pages of its own.
+    need = num_rows * (_PAGE_BYTES * -(-row_bytes // _PAGE_BYTES) + 100)
     folder = tempfile.gettempdir()
-    for where, have, need, remedy in (
-        (folder, shutil.disk_usage(folder).free, on_disk, "set TMPDIR to a folder with more"),
-        ("memory", psutil.virtual_memory().available, in_memory, "run it on a machine with more"),
-    ):
-        if have < need:
-            raise TabrankError(
-                f"bench fetch: {num_rows} viewers need {need / 1e9:.1f} GB in {where}, which has "
-                f"{have / 1e9:.1f} GB free; {remedy}"
-            )
+    have = shutil.disk_usage(folder).free
+    if have < need:
+        raise TabrankError(
+            f"bench fetch: {num_rows} viewers need {need / 1e9:.1f} GB in {folder}, which has "
+            f"{have / 1e9:.1f} GB free; set TMPDIR to a folder with more"
+        )
 
 
-def _filled(kind: str, folder: Path, schema: Schema, num_viewers: int) -> Store:
-    url = f"lmdb:{folder}" if kind == "lmdb" else "memory:"
-    store = open_store(url, "spaces", schema.fingerprint, base=folder, writable=True)
+def _filled(folder: Path, schema: Schema, num_viewers: int) -> Store:
+    store = open_store(f"{STORE}:{folder}", "spaces", schema.fingerprint, base=folder, writable=True)
     RowMaker(schema, seed=num_viewers).fill_store(store, num_viewers)
     return store
 
@@ -223,19 +214,21 @@ def _query(cell: _Cell, draw: random.Random) -> Query:
 
 
 def _ratios(cells: Sequence[_Cell], sizes: Sizes) -> list[dict[str, Any]]:
-    p50 = {(c.store, c.viewers, c.candidates, c.batch): float(np.median(c.batch_us)) for c in cells}
+    p50 = {(c.viewers, c.candidates, c.batch): float(np.median(c.batch_us)) for c in cells}
     v, c = _middle(sizes.viewers), _middle(sizes.candidates)
     ratios = []
-    for store, batch in dict.fromkeys((cell.store, cell.batch) for cell in cells):
-        viewers = p50[store, sizes.viewers[-1], c, batch] / p50[store, sizes.viewers[0], c, batch]
-        candidates = p50[store, v, sizes.candidates[-1], batch] / p50[store, v, sizes.candidates[0], batch]
-        found = {
-            "store": store,
-            "batch": batch,
-            "viewers": round(viewers, 3),
-            "candidates": round(candidates, 3),
-        }
-        ratios.append(found | {"flat": max(viewers, candidates) <= _MOST_FLAT})
+    for b in sizes.batches:
+        viewers = p50[sizes.viewers[-1], c, b] / p50[sizes.viewers[0], c, b]
+        candidates = p50[v, sizes.candidates[-1], b] / p50[v, sizes.candidates[0], b]
+        ratios.append(
+            {
+                "store": STORE,
+                "batch": b,
+                "viewers": round(viewers, 3),
+                "candidates": round(candidates, 3),
+                "flat": max(viewers, candidates) <= _MOST_FLAT,
+            }
+        )
     return ratios
 
 

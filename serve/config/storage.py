@@ -28,8 +28,6 @@ def check_storage(at: Node, args: AppArgs, base: Path, num_nodes: int) -> None:
 def _wrong_store(store: str, num_nodes: int) -> str:
     """Return the error in the address of a store, with its remedy; empty if there is none."""
     kind, _, where = store.partition(":")
-    if kind == "memory":
-        return f"memory: exists in one process, and the service has several; {STORE_FORMS}"
     if kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
         hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else suggest(kind, STORES)
         return f"{shown(store)!r} is not the address of a store; {hint}; {STORE_FORMS}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,43 +12,26 @@ from numpy.typing import NDArray
 from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, PackedRows, Slot, Sum
 
 
-class Layout(Protocol):
-    """Positions of sums and maps in packed rows; implemented by `serve.features.rows.Schema`."""
-
-    @property
-    def place(self) -> Mapping[Slot, int]:
-        """Index of each slot among the sums of its entity, or among the maps."""
-
-    @property
-    def rates(self) -> Mapping[Entity, F64]:
-        """Halvings per millisecond of each sum, `[S]`."""
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Entries of one map of each viewer, `[B, K]`, decayed to now; key 0 marks an empty place."""
-
-    keys: U64
-    event: F64
-    over: F64
-
-
 class Batch:
     """Rows of a batch of B requests with R candidates; methods return `[R]` or `[R, M]`.
 
+    `place` is the index of each slot among the sums of its entity, or among the maps, of the packed
+    rows; `rates` `[S]` are the halvings per millisecond of each entity's sums.
     Viewer values are computed once a request and then spread over the request's rows.
     """
 
     def __init__(
         self,
-        schema: Layout,
+        place: Mapping[Slot, int],
+        rates: Mapping[Entity, F64],
         viewers: PackedRows,
         candidates: PackedRows,
         context: PackedRows,
         request_of_row: I64,
         now_ms: I64,
     ) -> None:
-        self.schema = schema
+        self._place = place
+        self._rates = rates
         self.request_of_row = request_of_row
         self.request_ms = now_ms  # [B]
         self.now_ms = now_ms[request_of_row]  # [R]
@@ -89,7 +71,7 @@ class Batch:
 
     def sums(self, slot: Sum) -> F64:
         """Return a sum, decayed to now, `[R]`."""
-        value = self._decayed[slot.entity][self.schema.place[slot]]
+        value = self._decayed[slot.entity][self._place[slot]]
         return value if slot.entity == "candidate" else self._spread(value)
 
     @cached_property
@@ -97,7 +79,7 @@ class Batch:
         """Decayed sums: `[S, B]` of viewers, `[S, R]` of candidates."""
         now = {"viewer": self.request_ms, "candidate": self.now_ms}
         decayed: dict[Entity, F64] = {}
-        for entity, rates in self.schema.rates.items():
+        for entity, rates in self._rates.items():
             # Transpose to [S, rows]: NumPy's inner loop then runs over many rows, not a few sums.
             sums, sums_ms = (np.ascontiguousarray(self._rows[entity][part].T) for part in ("sums", "sums_ms"))
             # A sum from a clock that runs ahead must not grow.
@@ -105,11 +87,12 @@ class Batch:
             decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
         return decayed
 
-    def map(self, slot: Map) -> Entries:
-        """Return a map of each request's viewer, decayed to now."""
-        i, viewers = self.schema.place[slot], self._rows["viewer"]
+    def map(self, slot: Map) -> tuple[U64, F64, F64]:
+        """Return keys, `event` and `over` of a map of each request's viewer, `[B, K]` each.
+
+        The sums are decayed to now; key 0 marks an empty place.
+        """
+        i, viewers = self._place[slot], self._rows["viewer"]
         age_ms = np.maximum(self.request_ms[:, None] - viewers[f"map{i}_ms"], 0)
         decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
-        return Entries(
-            viewers[f"map{i}_keys"], viewers[f"map{i}_event"] * decay, viewers[f"map{i}_over"] * decay
-        )
+        return viewers[f"map{i}_keys"], viewers[f"map{i}_event"] * decay, viewers[f"map{i}_over"] * decay

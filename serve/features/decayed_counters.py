@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, Sum
-
-I64 = NDArray[np.int64]
+from serve.features.slots import F64, I64, Sum
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 
 import numpy as np
-from numpy.typing import NDArray
 
-I64 = NDArray[np.int64]
+from serve.features.slots import I64
 
 # Places in a bucket: one cache line of hashes.
 _WIDTH = 8

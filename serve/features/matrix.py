@@ -98,7 +98,8 @@ class Features:
             request_of_row: `[R]`, the index of each row's request.
             now_ms: `[B]`, the time of each request.
         """
-        batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
+        schema = self.schema
+        batch = Batch(schema.place, schema.rates, viewers, candidates, context, request_of_row, now_ms)
         num_rows = len(request_of_row)
         numeric = np.empty((num_rows, len(self._numeric)), np.float32)
         for j, kind in enumerate(self._numeric.values()):
@@ -117,7 +118,7 @@ class Features:
         self, candidates: PackedRows, context: PackedRows, request_of_row: I64, now_ms: I64
     ) -> NDArray[np.float32]:
         """Return `[R]` the popularity feature as in `compute`, without rows of viewers."""
-        viewers = self.schema.blank("viewer", len(now_ms))
-        batch = Batch(self.schema, viewers, candidates, context, request_of_row, now_ms)
-        name = self.schema.surface.popular
-        return np.asarray(self._numeric[name].value(batch), np.float32)
+        schema = self.schema
+        viewers = schema.blank("viewer", len(now_ms))
+        batch = Batch(schema.place, schema.rates, viewers, candidates, context, request_of_row, now_ms)
+        return np.asarray(self._numeric[schema.surface.popular].value(batch), np.float32)

@@ -17,7 +17,7 @@ from serve.contract.hashing import hash64
 from serve.features.affinity_maps import Pairs, Parts, apply_to_map
 from serve.features.decayed_counters import Effect
 from serve.features.id_index import Buckets
-from serve.features.slots import I64, IMPRESSION, Entity, Map, PackedRows, Slot, Sum
+from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, Map, PackedRows, Slot, Sum
 from serve.features.surface import Field, Surface
 
 # Apply fewer records than this one by one: they are mostly of one viewer, so rounds are slower.
@@ -40,8 +40,8 @@ class Schema:
         slots = list(dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots))
         self.maps: tuple[Map, ...] = tuple(s for s in slots if isinstance(s, Map))
         self.sums: dict[Entity, tuple[Sum, ...]] = {
-            "viewer": tuple(s for s in slots if isinstance(s, Sum) and s.entity == "viewer"),
-            "candidate": tuple(s for s in slots if isinstance(s, Sum) and s.entity == "candidate"),
+            entity: tuple(s for s in slots if isinstance(s, Sum) and s.entity == entity)
+            for entity in ENTITIES
         }
         groups: tuple[tuple[Slot, ...], ...] = (self.maps, *self.sums.values())
         self.place = {slot: i for group in groups for i, slot in enumerate(group)}
@@ -57,17 +57,9 @@ class Schema:
             "viewer": tuple(surface.fields["viewer"]),
             "candidate": (*surface.fields["candidate"], "ends_ms"),
         }
-        self.viewer = np.dtype(
-            [*self._attributes("viewer"), self._stated("viewer"), *self._sums("viewer"), *self._maps()]
-        )
-        self.candidate = np.dtype(
-            [
-                *self._attributes("candidate"),
-                ("ends_ms", "<i8"),
-                self._stated("candidate"),
-                *self._sums("candidate"),
-            ]
-        )
+        self.viewer = np.dtype([*self._attributes("viewer"), *self._state("viewer"), *self._maps()])
+        ends = ("ends_ms", "<i8")
+        self.candidate = np.dtype([*self._attributes("candidate"), ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
         layout = repr((self.viewer.descr, self.candidate.descr, self.sums, self.maps))
         self.fingerprint = hashlib.sha256(layout.encode()).hexdigest()
@@ -79,12 +71,9 @@ class Schema:
             for name, f in self.surface.fields[owner].items()
         ]
 
-    def _stated(self, entity: Entity) -> Any:
-        return "stated_ms", "<i8", (len(self.stated[entity]),)
-
-    def _sums(self, entity: Entity) -> list[Any]:
-        n = len(self.sums[entity])
-        return [("sums", "<f8", (n,)), ("sums_ms", "<i8", (n,))]
+    def _state(self, entity: Entity) -> list[Any]:
+        num_stated, n = len(self.stated[entity]), len(self.sums[entity])
+        return [("stated_ms", "<i8", (num_stated,)), ("sums", "<f8", (n,)), ("sums_ms", "<i8", (n,))]
 
     def _maps(self) -> list[Any]:
         return [
@@ -159,28 +148,20 @@ class RowTable:
         self._buckets.changed(name)
         return row
 
-    def put(self, name: str, packed: bytes) -> None:
-        """Replace the row of an id by a packed row."""
-        row = self.add(name)
-        self.table[row] = np.frombuffer(packed, self.table.dtype)[0]
-
     def apply(self, changed: Mapping[str, bytes]) -> None:
         """Apply the changes that a store reports: packed rows by id, b"" for a removed id.
 
         A row of another size is damaged, so its id is removed.
         """
         if not {0, self.table.itemsize}.issuperset(map(len, changed.values())):
-            changed = {name: row if self.is_sound(row) else b"" for name, row in changed.items()}
+            size = self.table.itemsize
+            changed = {name: row if len(row) == size else b"" for name, row in changed.items()}
         put = [self.add(name) for name, packed in changed.items() if packed]
         if put:
             self.table[put] = np.frombuffer(b"".join(changed.values()), self.table.dtype)
         for name, packed in changed.items():
             if not packed:
                 self.drop(name)
-
-    def is_sound(self, packed: bytes) -> bool:
-        """Return whether a packed row has the size of a row; a damaged row may not."""
-        return len(packed) == self.table.itemsize
 
     def drop(self, name: str) -> None:
         """Remove an id; a later id may reuse its row."""

@@ -13,6 +13,7 @@ PackedRows = NDArray[np.void]
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]
 Entity = Literal["viewer", "candidate"]
+ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 # The owners of fields.
 OWNERS = ("viewer", "candidate", "context")
 # The event that every surface has.

@@ -18,8 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 from serve.contract.errors import TabrankError, unknown_key
 from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
 from serve.contract.validation import duration_ms, unknown_value
-from serve.features.definitions import KINDS, Kind
-from serve.features.options import DURATION_SCHEMA
+from serve.features.definitions import DURATION_SCHEMA, KINDS, Kind
 from serve.features.slots import IMPRESSION, OWNERS
 
 SHIPPED = Path(__file__).parents[1] / "surfaces"

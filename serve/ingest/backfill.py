@@ -8,7 +8,7 @@ from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
-from serve.log.journal import entries, numbered
+from serve.log.events import entries, numbered
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.snapshots import numbers
@@ -24,10 +24,6 @@ def load(
     Journal entries that are not in the log yet are applied too, and stay in the journal until the
     service has logged them. Returns the numbers of viewers and candidates.
     """
-    if store_url.startswith("memory:"):
-        raise TabrankError(
-            f"--store: {store_url!r} ends with this command; name lmdb:PATH or redis://HOST:PORT/DB"
-        )
     schema = Schema(surface)
     records = read_log(log, surface)
     replay = Replay(schema, records)

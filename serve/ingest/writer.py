@@ -20,14 +20,12 @@ from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
-from serve.ingest import flushing, intake
+from serve.ingest import intake
 from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
-from serve.ingest.intake import MAX_LIVE, Group, Intake
-from serve.ingest.waiting import COMMIT_ROW_BYTES, PendingCall, groups
-from serve.log.events import IngestResult, JournalEntry, Record, pack_entry
-from serve.log.journal import entries
-from serve.log.retention import Retention
+from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, PendingCall, groups
+from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
+from serve.log.retention import enforce_retention, flush_journal
 from serve.log.segments import Segments
 from serve.log.snapshots import numbers
 from serve.log.throttle import CpuThrottle
@@ -62,60 +60,35 @@ class Tally(NamedTuple):
     num_unflushed: int
 
 
-def ingester(
-    args: AppArgs,
-    base: Path,
-    on_tally: Callable[[Tally], None] = lambda tally: None,
-    *,
-    max_live: int = MAX_LIVE,
-    clock: WallClock | None = None,
-) -> Ingester:
-    """Return the writer of one application's store and log."""
-    surface = args.load_surface(base)
-    schema = Schema(surface)
-    opened = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
-    return Ingester(
-        schema,
-        lambda writable: opened(writable=writable),
-        Segments(base / args.log, surface),
-        Retention(base / args.log, schema.fingerprint, args.keep_log_days * UNITS_MS["d"]),
-        on_tally,
-        clock=clock or WallClock(),
-        event_clock=args.clock == "event",
-        max_live=max_live,
-    )
-
-
 class Ingester:
-    """Writer that gathers records and commits state, number and journal every `COMMIT_EVERY_S`.
+    """Writer of one application's store and log: gathers records, commits every `COMMIT_EVERY_S`.
 
-    `open_store(writable)` opens the store. A fenced writer takes a new epoch and reads the live
+    A commit holds state, number and journal. A fenced writer takes a new epoch and reads the live
     table again before its next commit, so the two writers of a rollout, or a running `serve load`,
     never mix their rows. With the event clock a record keeps its own time, and commits do not wait.
     """
 
     def __init__(
         self,
-        schema: Schema,
-        open_store: Callable[[bool], Store],
-        segments: Segments,
-        retention: Retention,
+        args: AppArgs,
+        base: Path,
         on_tally: Callable[[Tally], None] = lambda tally: None,
         *,
-        clock: WallClock,
-        event_clock: bool = False,
         max_live: int = MAX_LIVE,
+        clock: WallClock | None = None,
     ) -> None:
-        self._schema = schema
-        self._open_store = open_store
-        self._segments = segments
-        self._retention = retention
-        self._clock = clock
+        surface = args.load_surface(base)
+        self._schema = schema = Schema(surface)
+        self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
+        self._segments = Segments(base / args.log, surface)
+        keep_ms = args.keep_log_days * UNITS_MS["d"]
+        self._retain = partial(enforce_retention, self._segments.folder, schema.fingerprint, keep_ms)
+        self._clock = clock or WallClock()
         self._num_steps = 0
-        self._event_clock = event_clock
+        self._event_clock = args.clock == "event"
         self._max_records = max(1, COMMIT_ROW_BYTES // max(1, schema.viewer.itemsize))
         self._store: Store | None = None
-        self._intake = Intake(schema, event_clock=event_clock, max_live=max_live)
+        self._intake = Intake(schema, event_clock=self._event_clock, max_live=max_live)
         self._seq = 0
         self._latest_record_ms = 0
         self._waiting: list[PendingCall] = []
@@ -145,7 +118,7 @@ class Ingester:
         num_waiting, waiting_bytes = self._num_waiting + len(records), self._waiting_bytes + num_bytes
         if num_waiting > MAX_WAITING or waiting_bytes > MAX_WAITING_BYTES:
             raise Busy(f"{self._num_waiting} records are waiting; retry in a second")
-        if self._unflushed[1] > 2 * flushing.MAX_UNFLUSHED_BYTES:
+        if self._unflushed[1] > 2 * intake.MAX_UNFLUSHED_BYTES:
             raise Busy("the journal is full because the log cannot be written: see the replica log of Ingest")
         done: asyncio.Future[IngestResult] = asyncio.get_running_loop().create_future()
         self._waiting.append(PendingCall(records, num_bytes, done))
@@ -236,7 +209,7 @@ class Ingester:
     def _commit_once(self, group: Sequence[PendingCall]) -> list[IngestResult]:
         store = self._opened()
         received_ms = self._clock()
-        admitted = Group(self._holds(flushing.MAX_UNFLUSHED, flushing.MAX_UNFLUSHED_BYTES))
+        admitted = Group(self._holds(intake.MAX_UNFLUSHED, intake.MAX_UNFLUSHED_BYTES))
         taken = [self._intake.admit(call.records, admitted, received_ms) for call in group]
         self.counts.update(admitted.counts)
         records = admitted.records
@@ -272,7 +245,7 @@ class Ingester:
             known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
             if known:
                 self._refuse_empty_store(known)
-            store = self._open_store(True)
+            store = self._open_store(writable=True)
             try:
                 store.take_epoch()
                 changes = store.read([], 0)[1]
@@ -296,7 +269,7 @@ class Ingester:
 
     def _refuse_empty_store(self, known: int) -> None:
         """Raise StoreUnavailable if the store is missing or empty though records exist."""
-        store = self._open_store(False)
+        store = self._open_store(writable=False)
         try:
             if not store.seq():
                 raise StoreUnavailable(
@@ -326,10 +299,10 @@ class Ingester:
                 # Trim nothing, to raise WriterFenced if another writer took over.
                 store.trim(0)
                 # `_logged` belongs to this opening of the store; a takeover replaces it meanwhile.
-                flushing.flush_journal(store, self._segments, self._logged, step)
+                flush_journal(store, self._segments, self._logged, step)
                 if retention:
                     store.trim(0)
-                    self._retention.enforce(store, self._now_ms, step)
+                    self._retain(store, self._now_ms, step)
         # The other writer does the work.
         except WriterFenced:
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +21,11 @@ PRIVATE = 0o077
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically and durably."""
     draft = path.with_name(f".{path.name}.partial")
-    draft.write_bytes(content)
-    put(draft, path)
+    try:
+        draft.write_bytes(content)
+        put(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def put(draft: Path, path: Path) -> None:
@@ -51,12 +56,15 @@ def draft_of(out: Path, mode: int = 0o777) -> Iterator[Path]:
     """
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.*.partial"):
+    host = socket.gethostname().replace(".", "-") or "localhost"
+    for stale in out.parent.glob(f".*.{glob.escape(host)}.*.partial"):
         pid = stale.name.split(".")[-2]
-        # The draft of a killed writer.
+        # The draft of a killed writer on this machine.
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(stale, ignore_errors=True)
-    draft = out.parent / f".{out.name}.{os.getpid()}.partial"
+    draft = out.parent / f".{out.name}.{host}.{os.getpid()}.partial"
+    # A killed writer may have had our process id: ids repeat when a container restarts.
+    shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(mode)
     try:
         yield draft

@@ -9,9 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.log.atomic_files import put
 from serve.log.reader import TABLES
-from serve.log.segments import last_seq, segments
+from serve.log.segments import draft_segment, last_seq, segments
 from serve.log.throttle import OnStep
 
 # Approximate size of a merged segment.
@@ -84,15 +83,10 @@ def _merge(paths: Sequence[Path], step: OnStep) -> None:
     for schema, same in groupby(parts, key=pq.read_schema):
         first, *others = same
         if others:
-            draft = first.with_name(f".{first.name}.partial")
-            try:
-                with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
-                    for table in _tables([first, *others], schema):
-                        writer.write_table(table)
-                        step()
-                put(draft, first)
-            finally:
-                draft.unlink(missing_ok=True)
+            with draft_segment(first, schema) as writer:
+                for table in _tables([first, *others], schema):
+                    writer.write_table(table)
+                    step()
             for path in others:
                 path.unlink()
 

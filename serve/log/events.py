@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -24,9 +24,13 @@ from serve.contract.records import (
 from serve.features.field_values import bounded
 from serve.features.slots import Entity
 from serve.features.surface import Surface
+from serve.stores.protocol import Store
 
 # Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes.
 MAX_CALL_BYTES = 3 * 1024 * 1024
+# Journal entries read at once: an entry has up to 4 MiB (`serve.ingest.intake.COMMIT_BYTES`), so a
+# read takes at most 32 MiB.
+ENTRIES_AT_ONCE = 8
 # Kinds of the keys that `key` returns.
 EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES = b"e", b"x", b"v", b"c"
 
@@ -187,11 +191,21 @@ def pack_entry(entry: JournalEntry) -> bytes:
     return _encoder.encode(entry)
 
 
-def unpack_entry(payload: bytes) -> JournalEntry:
-    """Unpack an entry of the journal."""
-    entry = _entry.decode(payload)
-    entry.num_bytes = len(payload)
-    return entry
+def entries(store: Store, after: int = 0) -> Iterator[tuple[int, JournalEntry]]:
+    """Yield (number of the last record, entry) of a store's journal for entries above `after`.
+
+    These commits are durable but not yet in the log. Few of them are in memory at once.
+    """
+    while packed := store.journal(after, ENTRIES_AT_ONCE):
+        for after, payload in packed:
+            entry = _entry.decode(payload)
+            entry.num_bytes = len(payload)
+            yield after, entry
+
+
+def numbered(last: int, entry: JournalEntry) -> Iterator[tuple[int, Record]]:
+    """Yield an entry's records with their numbers, up to `last`, the entry's own."""
+    yield from enumerate(entry.records, last - len(entry.records) + 1)
 
 
 def remembered_key(record: Record) -> bytes | None:

@@ -32,6 +32,13 @@ ARROW: Mapping[FieldType, pa.DataType] = {
     "set": pa.list_(pa.string()),
     "time": pa.int64(),
 }
+# Types that are read as each type, besides null.
+CASTABLE = {
+    pa.string(): (pa.types.is_string, pa.types.is_large_string),
+    pa.int64(): (pa.types.is_integer,),
+    pa.float64(): (pa.types.is_floating, pa.types.is_integer),
+    pa.bool_(): (pa.types.is_boolean,),
+}
 WANTED = {
     pa.string(): "strings",
     pa.int64(): "whole numbers (milliseconds since 1970)",
@@ -225,13 +232,16 @@ class _Reader:
             return self
         if column not in self.raw.column_names:
             raise TabrankError(f"{self.path}: the column {column!r} is missing; it holds {_words(wanted)}")
-        values = self._cast(column, wanted)
+        values = self._cast(column, self.raw[column], wanted)
         if not nullable:
             self._refuse(column, pc.is_null(values), "is empty; every row needs a value")
         if wanted == pa.string():
             self._refuse(column, pc.equal(values, ""), "is an empty string; use null where there is none")
         if wanted == pa.list_(pa.string()):
-            self._refuse_in_lists(column, values, nullable)
+            lists = values.combine_chunks()
+            bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
+            rows = pc.list_parent_indices(lists)
+            self._refuse(column, bad, "a list holds null or an empty string", rows)
         if wanted == pa.float64():
             self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
         if column == "ts_ms":
@@ -269,19 +279,15 @@ class _Reader:
                 "holds a candidate twice; each may be shown once in a ranking"
             )
 
-    def _cast(self, column: str, wanted: pa.DataType) -> pa.ChunkedArray:
-        values = self.raw[column]
+    def _cast(self, column: str, values: Any, wanted: pa.DataType) -> Any:
         if pa.types.is_struct(wanted):
-            return self._context(column, wanted)
+            return self._context(column, values.combine_chunks(), wanted)
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
         if not _fits(values.type, wanted):
             raise TabrankError(
                 f"{self.path}: column {column!r} holds {values.type}; it must hold {_words(wanted)}"
             )
-        return self._as(column, values, wanted)
-
-    def _as(self, column: str, values: Any, wanted: pa.DataType) -> Any:
         try:
             return values.cast(wanted)
         except pa.ArrowException as error:
@@ -290,50 +296,33 @@ class _Reader:
                 f"{self.path}: column {column!r} cannot be read as {_words(wanted)}: {reason}"
             ) from None
 
-    def _context(self, column: str, wanted: pa.StructType) -> pa.ChunkedArray:
-        values = self.raw[column].combine_chunks()
-        if not (pa.types.is_struct(values.type) or pa.types.is_null(values.type)):
+    def _context(self, column: str, values: Any, wanted: pa.StructType) -> pa.ChunkedArray:
+        """Return structs of all declared fields, null where the column has no such field."""
+        is_null = pa.types.is_null(values.type)
+        if not (is_null or pa.types.is_struct(values.type)):
             raise TabrankError(f"{self.path}: column {column!r} holds {values.type}; it must hold a struct")
         children = []
         for part in wanted:
-            index = -1 if pa.types.is_null(values.type) else values.type.get_field_index(part.name)
+            index = -1 if is_null else values.type.get_field_index(part.name)
             child = pa.nulls(len(values), part.type) if index < 0 else pc.struct_field(values, index)
-            if not (pa.types.is_null(child.type) or _fits(child.type, part.type)):
-                raise TabrankError(
-                    f"{self.path}: column '{column}.{part.name}' holds {child.type}; it must hold {_words(part.type)}"
-                )
-            children.append(self._as(f"{column}.{part.name}", child, part.type))
+            children.append(self._cast(f"{column}.{part.name}", child, part.type))
         if not children:
             return pa.chunked_array([pa.nulls(len(values), wanted)])
         return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])
 
-    def _refuse(self, column: str, bad: pa.ChunkedArray, why: str) -> None:
-        row = pc.index(pc.fill_null(bad, False), True).as_py()
-        if row >= 0:
-            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
-
-    def _refuse_in_lists(self, column: str, lists: pa.ChunkedArray, nullable: bool) -> None:
-        lists = lists.combine_chunks()
-        bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
-        at = pc.index(bad, True).as_py()
+    def _refuse(self, column: str, bad: Any, why: str, rows: Any = None) -> None:
+        """Refuse the first bad value; of members of lists, `rows` are the rows."""
+        at = pc.index(pc.fill_null(bad, False), True).as_py()
         if at >= 0:
-            row = pc.list_parent_indices(lists)[at].as_py()
-            raise TabrankError(
-                f"{self.path}: column {column!r}, row {row}: a list holds null or an empty string"
-            )
+            row = at if rows is None else rows[at].as_py()
+            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
 
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
-    if wanted == pa.string():
-        return bool(pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_null(given))
-    if wanted == pa.int64():
-        return bool(pa.types.is_integer(given) or pa.types.is_null(given))
-    if wanted == pa.float64():
-        return bool(pa.types.is_floating(given) or pa.types.is_integer(given) or pa.types.is_null(given))
-    if wanted == pa.bool_():
-        return bool(pa.types.is_boolean(given) or pa.types.is_null(given))
     if pa.types.is_null(given):
         return True
+    if wanted in CASTABLE:
+        return any(is_kind(given) for is_kind in CASTABLE[wanted])
     is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
     return is_list and _fits(given.value_type, pa.string())
 

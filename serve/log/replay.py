@@ -14,13 +14,12 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import json_value, typed
 from serve.features.field_values import plain
 from serve.features.rows import EVER_MS, NEVER_MS, Interactions, Schema, State, encode
-from serve.features.slots import I64, IMPRESSION, Entity, PackedRows
+from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
 from serve.log.reader import Log
 from serve.log.snapshots import Snapshot, start
 
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
-ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 
 
 # A record that changes the state: its place in its table, and of an exposure or event, its viewer

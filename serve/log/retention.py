@@ -1,78 +1,103 @@
-"""Retention: merge, snapshot and delete the files of the served log."""
+"""Retention: write the journal to the served log; merge, snapshot and delete the log's files."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from serve.features.slots import I64
 from serve.log.compaction import compact
+from serve.log.events import JournalEntry, entries
 from serve.log.reader import TABLES
-from serve.log.segments import last_seq, segments
-from serve.log.snapshots import Snapshot, set_truncation_point, snapshots, truncation_point, write
+from serve.log.segments import Segments, last_seq, segments
+from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
 # Snapshots within the retention time: the log keeps at most a quarter more than configured.
 SNAPSHOTS = 4
+# Most entries of one segment: a minute of commits.
+SEGMENT_ENTRIES = 600
+# Most bytes of a segment's entries, packed as in the journal.
+SEGMENT_BYTES = 256 << 20
 
 
-class Retention:
-    """Retention of one served log: records are kept for `keep_ms`; 0 keeps all."""
+def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep) -> None:
+    """Write the journal's entries as segments, trim them, and add number and bytes to `logged`."""
+    cuts, end = numbers(served.folder), store.seq()
+    # Stop at the last entry that exists now: new entries would otherwise keep the loop running.
+    waiting = takewhile(lambda entry: entry[0] <= end, entries(store))
+    for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
+        last, num, num_bytes = served.write((entry for _, entry in part), step)
+        store.trim(last)
+        logged += (num, num_bytes)
 
-    def __init__(self, folder: Path, fingerprint: str, keep_ms: int) -> None:
-        self._folder = folder
-        self._fingerprint = fingerprint
-        self._keep_ms = keep_ms
 
-    def enforce(self, store: Store, clock: Callable[[], int], step: OnStep = lambda: True) -> None:
-        """Merge segments, write a snapshot if one is due, and delete expired records.
+def _placed(
+    entries: Iterable[tuple[int, JournalEntry]], cuts: Sequence[int]
+) -> Iterator[tuple[object, tuple[int, JournalEntry]]]:
+    """Yield each entry with the key of its segment; a segment never spans a snapshot."""
+    num_bytes = 0
+    for place, (last, entry) in enumerate(entries):
+        num_bytes += entry.num_bytes
+        side = sum(cut < last for cut in cuts)
+        yield (side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)
 
-        Only the writer with the current fencing epoch may call it. `clock` is the service's clock
-        in ms. `step` is called after each part of the work and may end it.
 
-        Raises:
-            OSError, pa.ArrowException, StoreUnavailable, TabrankError: the work failed; the log can
-                still be replayed.
-        """
-        taken = snapshots(self._folder)
-        compact(self._folder, [snapshot.seq for snapshot in taken], step)
-        if self._keep_ms and self._is_due(taken, clock()):
-            write(self._folder, store, self._fingerprint, clock, step)
-        if self._keep_ms:
-            self._delete([s for s in taken if clock() - s.ts_ms >= self._keep_ms])
+def enforce_retention(
+    folder: Path,
+    fingerprint: str,
+    keep_ms: int,
+    store: Store,
+    clock: Callable[[], int],
+    step: OnStep = lambda: True,
+) -> None:
+    """Merge segments of a log, write a snapshot if one is due, and delete records after `keep_ms`.
 
-    def _is_due(self, taken: list[Snapshot], now_ms: int) -> bool:
-        since_ms = taken[-1].ts_ms if taken else self._first_ms()
-        if taken and taken[-1].fingerprint != self._fingerprint:
-            # The state schema changed: the sooner it has a snapshot, the more can be replayed.
-            return True
-        return since_ms is not None and now_ms - since_ms >= self._keep_ms / SNAPSHOTS
+    Only the writer with the current fencing epoch may call it. 0 keeps all records. `clock` is the
+    service's clock in ms. `step` is called after each part of the work and may end it.
 
-    def _first_ms(self) -> int | None:
-        """Return the time of the log's first record, or None."""
-        firsts = (segments(self._folder, name)[:1] for name in TABLES)
-        times = [
-            pq.read_table(path, columns=["ts_ms"])["ts_ms"][0].as_py() for (path,) in filter(None, firsts)
-        ]
-        return min(times, default=None)
+    Raises:
+        OSError, pa.ArrowException, StoreUnavailable, TabrankError: the work failed; the log can
+            still be replayed.
+    """
+    taken = snapshots(folder)
+    compact(folder, [snapshot.seq for snapshot in taken], step)
+    if not keep_ms:
+        return
+    since_ms = taken[-1].ts_ms if taken else _first_ms(folder)
+    is_due = since_ms is not None and clock() - since_ms >= keep_ms / SNAPSHOTS
+    # If the state schema changed: the sooner it has a snapshot, the more can be replayed.
+    if is_due or (taken and taken[-1].fingerprint != fingerprint):
+        write(folder, store, fingerprint, clock, step)
+    if old := [snapshot for snapshot in taken if clock() - snapshot.ts_ms >= keep_ms]:
+        _delete(folder, old)
 
-    def _delete(self, old: list[Snapshot]) -> None:
-        """Delete the records that the newest expired snapshot contains."""
-        if not old:
-            return
-        *before, horizon = old
-        if truncation_point(self._folder) < horizon.seq:
-            horizon.verify()
-            # From now on a replay starts with this snapshot, whichever older records remain.
-            set_truncation_point(self._folder, horizon.seq)
-        for name in TABLES:
-            paths = segments(self._folder, name)
-            # Keep the last segment: each table of a log needs rows.
-            for path in paths[:-1]:
-                if int(path.stem) <= horizon.seq and last_seq(path) <= horizon.seq:
-                    path.unlink()
-        for snapshot in before:
-            shutil.rmtree(snapshot.path)
+
+def _first_ms(folder: Path) -> int | None:
+    """Return the time of the log's first record, or None."""
+    firsts = (segments(folder, name)[:1] for name in TABLES)
+    times = [pq.read_table(path, columns=["ts_ms"])["ts_ms"][0].as_py() for (path,) in filter(None, firsts)]
+    return min(times, default=None)
+
+
+def _delete(folder: Path, old: list[Snapshot]) -> None:
+    """Delete the records that the newest expired snapshot contains."""
+    *before, horizon = old
+    if truncation_point(folder) < horizon.seq:
+        horizon.verify()
+        # From now on a replay starts with this snapshot, whichever older records remain.
+        set_truncation_point(folder, horizon.seq)
+    for name in TABLES:
+        paths = segments(folder, name)
+        # Keep the last segment: each table of a log needs rows.
+        for path in paths[:-1]:
+            if int(path.stem) <= horizon.seq and last_seq(path) <= horizon.seq:
+                path.unlink()
+    for snapshot in before:
+        shutil.rmtree(snapshot.path)

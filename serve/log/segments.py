@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -21,14 +20,24 @@ from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
 from serve.features.surface import Surface
 from serve.log.atomic_files import put
-from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
-from serve.log.journal import numbered
+from serve.log.events import (
+    CANDIDATES,
+    EVENT_IDS,
+    EXPOSURE_IDS,
+    VIEWERS,
+    Ended,
+    Exposure,
+    JournalEntry,
+    key,
+    numbered,
+)
 from serve.log.reader import ARROW, UNREADABLE
 from serve.log.throttle import OnStep
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
+Columns = dict[str, pa.Array]
 # Digits of a segment's name.
 DIGITS = 20
 # Write a row group once memory holds this many records plus their candidates, or this many bytes of
@@ -67,21 +76,20 @@ class Segments:
         """
         first = last = num = num_bytes = 0
         with ExitStack() as drafts:
-            segment: dict[str, _Draft] = {}
+            segment: dict[str, pq.ParquetWriter] = {}
             for records, size in _parts(entries, step):
                 first, last = first or records[0][0], records[-1][0]
                 num, num_bytes = num + len(records), num_bytes + size
-                for name, kinds, columns in self._tables():
+                # The stack completes them in the opposite order: events come last.
+                for name, kinds, columns in reversed(self._tables()):
                     rows = [row for row in records if isinstance(row[2], kinds)]
                     if rows:
                         table = pa.table(columns(rows))
                         if name not in segment:
                             path = self.folder / name / f"{first:0{DIGITS}d}.parquet"
-                            segment[name] = drafts.enter_context(_Draft(path, table.schema))
-                        segment[name].write(table)
+                            segment[name] = drafts.enter_context(draft_segment(path, table.schema))
+                        segment[name].write_table(table)
                 step()
-            for draft in segment.values():
-                draft.put()
         return last, num, num_bytes
 
     @contextmanager
@@ -163,7 +171,7 @@ class Segments:
                 self.damaged.add(path)
                 log.error("%s. Until then a resent event of this segment counts twice", error)
 
-    def _tables(self) -> tuple[tuple[str, tuple[type, ...], Callable[[list[Numbered]], dict[str, Any]]], ...]:
+    def _tables(self) -> tuple[tuple[str, tuple[type, ...], Callable[[list[Numbered]], Columns]], ...]:
         return (
             ("viewers", (Viewer, Forget), self._viewers),
             ("candidates", (Candidate, Ended), self._candidates),
@@ -171,95 +179,73 @@ class Segments:
             ("events", (Event,), _events),
         )
 
-    def _viewers(self, rows: list[Numbered]) -> dict[str, Any]:
+    def _viewers(self, rows: list[Numbered]) -> Columns:
         ids = [record.viewer if isinstance(record, Forget) else record.id for _, _, record in rows]
         return {"id": pa.array(ids, pa.string())} | self._upserts("viewer", rows)
 
-    def _candidates(self, rows: list[Numbered]) -> dict[str, Any]:
-        ends = [getattr(record, "ends_ms", None) for _, _, record in rows]
-        return (
-            {"id": pa.array([record.id for _, _, record in rows], pa.string())}
-            | self._upserts("candidate", rows)
-            | {"ends_ms": pa.array(ends, pa.int64())}
-        )
+    def _candidates(self, rows: list[Numbered]) -> Columns:
+        records = [record for _, _, record in rows]
+        ends = [getattr(record, "ends_ms", None) for record in records]
+        columns = _columns(records, id=pa.string()) | self._upserts("candidate", rows)
+        return columns | {"ends_ms": pa.array(ends, pa.int64())}
 
-    def _upserts(self, owner: str, rows: list[Numbered]) -> dict[str, Any]:
+    def _upserts(self, owner: str, rows: list[Numbered]) -> Columns:
         """Return the columns of attribute changes.
 
         `stated` names the fields that a row sets; `removed` marks the removal of an id.
         """
-        fields = [getattr(record, "fields", {}) for _, _, record in rows]
+        records = [record for _, _, record in rows]
+        fields = [getattr(record, "fields", {}) for record in records]
         declared = self._surface.fields[owner].items()
         columns = {
-            name: pa.array([_plain(values.get(name), field.type) for values in fields], ARROW[field.type])
+            name: pa.array([values.get(name) for values in fields], ARROW[field.type])
             for name, field in declared
         }
-        removed = [isinstance(record, Forget | Ended) for _, _, record in rows]
+        removed = [isinstance(record, Forget | Ended) for record in records]
         return columns | {
-            "ts_ms": pa.array([record.ts_ms for _, _, record in rows], pa.int64()),
+            **_columns(records, ts_ms=pa.int64()),
             "stated": pa.array([list(values) for values in fields], STRINGS),
             "removed": pa.array(removed, pa.bool_()),
             **_numbers(rows),
         }
 
-    def _exposures(self, rows: list[Numbered]) -> dict[str, Any]:
+    def _exposures(self, rows: list[Numbered]) -> Columns:
         records: list[Exposure] = [record for _, _, record in rows]
-        context = self._surface.fields["context"].items()
-        fields = [(name, ARROW[field.type]) for name, field in context]
         lengths = [len(record.candidates) for record in records]
         shown = pa.array(list(chain.from_iterable(record.candidates for record in records)), pa.string())
-        columns = {
-            name: pa.array([getattr(record, name) for record in records], pa.string())
-            for name in ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic")
-        }
-        if fields:
-            columns["context"] = pa.array([record.context for record in records], pa.struct(fields))
-        stated = [json.dumps(record.stated) if record.stated else None for record in records]
         scores = np.frombuffer(b"".join(record.scores for record in records), np.float32)
+        stated = [json.dumps(record.stated) if record.stated else None for record in records]
+        names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic")
+        columns = _columns(records, **dict.fromkeys(names, pa.string()))
+        if context := self._surface.fields["context"].items():
+            fields = [(name, ARROW[field.type]) for name, field in context]
+            columns |= _columns(records, context=pa.struct(fields))
         return columns | {
-            "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
+            **_columns(records, ts_ms=pa.int64()),
             "candidates": _lists(lengths, shown),
             "scores": _lists(lengths, pa.array(scores, from_pandas=True)),
-            "share": pa.array([record.share for record in records], pa.float64()),
-            "latency_ms": pa.array([record.latency_ms for record in records], pa.float32()),
-            "degraded": pa.array([record.degraded for record in records], STRINGS),
-            "propensity": pa.array([record.propensity for record in records], pa.list_(pa.float64())),
+            **_columns(records, share=pa.float64(), latency_ms=pa.float32(), degraded=STRINGS),
+            **_columns(records, propensity=pa.list_(pa.float64())),
             "stated": pa.array(stated, pa.string()),
-            "seen_seq": pa.array([record.seen_seq for record in records], pa.int64()),
+            **_columns(records, seen_seq=pa.int64()),
             "numeric": _matrices([record.numeric for record in records], np.float32),
             "category": _matrices([record.category for record in records], np.uint64),
             **_numbers(rows),
         }
 
 
-class _Draft:
-    """Segment under a temporary name; on exit it is deleted unless `put` renamed it."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            self._writer = pq.ParquetWriter(self._draft, schema, compression="zstd")
+@contextmanager
+def draft_segment(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Yield the writer of a segment, which gets its name when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+            yield writer
+        put(draft, path)
+    finally:
         # Even a full disk may have created the file.
-        except BaseException:
-            self._draft.unlink(missing_ok=True)
-            raise
-        self.write = self._writer.write_table
-
-    def __enter__(self) -> _Draft:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._writer.close()
-        finally:
-            self._draft.unlink(missing_ok=True)
-
-    def put(self) -> None:
-        """Complete the file and rename it to the segment's name."""
-        self._writer.close()
-        put(self._draft, self._path)
+        draft.unlink(missing_ok=True)
 
 
 def segments(log: Path, table: str) -> list[Path]:
@@ -292,17 +278,18 @@ def last_seq(path: Path) -> int:
     return max(int(group.statistics.max) for group in groups)
 
 
-def _events(rows: list[Numbered]) -> dict[str, Any]:
-    records: list[Event] = [record for _, _, record in rows]
-    columns = {
-        name: pa.array([getattr(record, name) for record in records], pa.string())
-        for name in ("id", "viewer", "candidate", "kind", "request_id")
+def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:
+    """Return a column of each of these attributes of the records."""
+    return {
+        name: pa.array([getattr(record, name) for record in records], kind) for name, kind in kinds.items()
     }
-    return columns | {
-        "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
-        "value": pa.array([record.value for record in records], pa.float64()),
-        **_numbers(rows),
-    }
+
+
+def _events(rows: list[Numbered]) -> Columns:
+    names = ("id", "viewer", "candidate", "kind", "request_id")
+    strings = dict.fromkeys(names, pa.string())
+    columns = _columns([record for _, _, record in rows], **strings, ts_ms=pa.int64(), value=pa.float64())
+    return columns | _numbers(rows)
 
 
 def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterator[tuple[list[Numbered], int]]:
@@ -321,7 +308,7 @@ def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterato
         yield part, num_bytes
 
 
-def _numbers(rows: list[Numbered]) -> dict[str, Any]:
+def _numbers(rows: list[Numbered]) -> Columns:
     return {
         "seq": pa.array([seq for seq, _, _ in rows], pa.int64()),
         "received_ms": pa.array([received_ms for _, received_ms, _ in rows], pa.int64()),
@@ -336,7 +323,3 @@ def _lists(lengths: Sequence[int], values: pa.Array) -> pa.Array:
 def _matrices(parts: Sequence[bytes | None], dtype: Any) -> pa.Array:
     arrays = [None if part is None else np.frombuffer(part, dtype) for part in parts]
     return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)))
-
-
-def _plain(value: Any, kind: str) -> Any:
-    return int(value) if kind == "time" and value is not None else value

@@ -6,14 +6,12 @@ is plain data: JSON, TOML, safetensors, ONNX and text; nothing in it is ever unp
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
-import shutil
-import socket
 import stat
 import time
 from collections.abc import Mapping
@@ -22,18 +20,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from serve.contract.errors import ArtifactRefused, TabrankError, nearest
 from serve.contract.validation import json_value
-from serve.log.atomic_files import put, sync
-from serve.model.checksums import CHECKSUM_KEY, has_valid_checksum, with_checksum
+from serve.log.atomic_files import draft_of, sync, write_whole
 from serve.model.encoder import Encoder
 
 FORMAT = 2
 # The previous format, whose manifests have no checksum of their own.
 NO_CHECKSUM = 1
 MANIFEST = "manifest.json"
+# The last key of a manifest; its value is the SHA-256 of all bytes before it.
+CHECKSUM_KEY = "seal"
 CURRENT = "CURRENT"
 CANARY = "CANARY"
 FILES = (
@@ -55,7 +52,6 @@ MAX_POINTER_BYTES = 256
 MAX_JSON_BYTES = 32 << 20
 
 _VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
-_PARTIAL = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.partial")
 
 
 @dataclass(frozen=True)
@@ -186,13 +182,9 @@ def point(models: Path, pointer: str, version: str) -> None:
         TabrankError: the version is not published; the message has the nearest one.
     """
     require(models, version, f"models {models}")
-    _sweep(models)
-    temporary = models / f".{pointer}.{_host()}.{os.getpid()}.partial"
     try:
-        temporary.write_text(f"{version}\n")
-        put(temporary, models / pointer)
+        write_whole(models / pointer, f"{version}\n".encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise TabrankError(f"models {models}: {pointer} cannot be written: {error}") from error
 
 
@@ -243,7 +235,7 @@ def _checked(folder: Path, content: bytes) -> dict[str, Any]:
         raise ArtifactRefused(
             f"{where}: format {found!r} is unknown, this release reads formats {NO_CHECKSUM} and {FORMAT}; fit again"
         )
-    if not (has_valid_checksum(content) if found == FORMAT else CHECKSUM_KEY not in manifest):
+    if not (_has_valid_checksum(content) if found == FORMAT else CHECKSUM_KEY not in manifest):
         raise ArtifactRefused(
             f"{where}: is not the file that was written (its sha256 differs from {CHECKSUM_KEY!r}); copy the artifact "
             "again, or publish another"
@@ -290,37 +282,28 @@ def _read_plain(path: Path, max_bytes: int) -> bytes:
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    if folder.exists() or folder.is_symlink():
-        raise TabrankError(f"artifact {folder}: exists already; give another name or remove it")
-    _sweep(folder.parent)
-    partial = folder.parent / f".{folder.name}.{_host()}.{os.getpid()}.partial"
-    # Remove the folder of a killed writer with our process id: ids repeat when a container
-    # restarts.
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        with draft_of(folder) as draft:
+            for name, content in files.items():
+                (draft / name).write_bytes(content)
+                sync(draft / name)
+            sync(draft)
+        sync(folder.parent)
     except OSError as error:
         raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
-    try:
-        for name, content in files.items():
-            (partial / name).write_bytes(content)
-            sync(partial / name)
-        put(partial, folder)
-    except OSError as error:
-        raise TabrankError(f"artifact {folder}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sweep(parent: Path) -> None:
-    """Remove the temporary files of killed writers on this machine."""
-    for entry in parent.glob(".*.partial"):
-        match = _PARTIAL.fullmatch(entry.name)
-        if match and match["host"] == _host() and not psutil.pid_exists(int(match["pid"])):
-            shutil.rmtree(entry, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                entry.unlink(missing_ok=True)
+def with_checksum(manifest: Mapping[str, Any]) -> bytes:
+    """Return the manifest as JSON, with its checksum as the last key."""
+    body = json.dumps(manifest, indent=1, allow_nan=False).encode().removesuffix(b"\n}")
+    return body + _end(body)
 
 
-def _host() -> str:
-    return socket.gethostname().replace(".", "-") or "localhost"
+def _has_valid_checksum(content: bytes) -> bool:
+    """Return True if `content` is, to the byte, an output of `with_checksum`."""
+    body = content[: -len(_end(b""))]
+    return content == body + _end(body)
+
+
+def _end(body: bytes) -> bytes:
+    return f',\n "{CHECKSUM_KEY}": "{hashlib.sha256(body).hexdigest()}"\n}}'.encode()

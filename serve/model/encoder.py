@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import StrictBool, StrictFloat, StrictInt
 
-from serve.contract.errors import TabrankError, unknown_key
+from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
-from serve.contract.validation import json_value
+from serve.contract.typed_reader import STRICT, read
+from serve.contract.validation import json_value, table
 from serve.features.matrix import Columns
 
 CLIP = 8.0
@@ -64,17 +66,14 @@ class NumericColumn:
     values.
     """
 
+    __pydantic_config__ = STRICT
     name: str
     transform: Literal["none", "log1p"] = "none"
-    mean: float = 0.0
-    std: float = 1.0
-    indicator: bool = False
+    mean: StrictFloat = 0.0
+    std: StrictFloat = 1.0
+    indicator: StrictBool = False
 
     def __post_init__(self) -> None:
-        if self.transform not in ("none", "log1p"):
-            raise TabrankError(
-                f"encoder: column {self.name!r}: transform {self.transform!r} is neither none nor log1p"
-            )
         if not (abs(self.mean) < 1e30 and 1e-30 < self.std < 1e30):
             raise TabrankError(
                 f"encoder: column {self.name!r}: mean {self.mean} must be finite, std {self.std} finite and "
@@ -86,9 +85,10 @@ class NumericColumn:
 class SingleColumn:
     """One category per row: index in `vocabulary` (most frequent first), `embedding` dimensions."""
 
+    __pydantic_config__ = STRICT
     name: str
     vocabulary: tuple[str, ...]
-    embedding: int = 1
+    embedding: StrictInt = 1
 
     def __post_init__(self) -> None:
         _entry_by_hash(self.name, self.vocabulary)
@@ -100,8 +100,9 @@ class SingleColumn:
 class MultiColumn:
     """Up to `width` categories per row; becomes one 0/1 column per vocabulary entry."""
 
+    __pydantic_config__ = STRICT
     name: str
-    width: int
+    width: StrictInt
     vocabulary: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -116,6 +117,7 @@ class MultiColumn:
 class Encoder:
     """The columns of one artifact, in the order of the features."""
 
+    __pydantic_config__ = STRICT
     numeric: tuple[NumericColumn, ...]
     single: tuple[SingleColumn, ...] = ()
     multi: tuple[MultiColumn, ...] = ()
@@ -206,13 +208,8 @@ class Encoder:
     @classmethod
     def from_json(cls, text: str | bytes) -> Encoder:
         """Parse the output of `to_json`; raise TabrankError for anything else."""
-        raw = json_value(text, "encoder")
-        known: dict[str, type] = {"numeric": NumericColumn, "single": SingleColumn, "multi": MultiColumn}
-        if not isinstance(raw, dict) or not all(isinstance(raw.get(key), list) for key in known):
-            raise TabrankError(f"encoder: must be an object with the lists {', '.join(known)}")
-        for key in raw.keys() - known.keys():
-            raise TabrankError(unknown_key("encoder", key, known))
-        return cls(**{key: tuple(_column(kind, item) for item in raw[key]) for key, kind in known.items()})
+        raw = table(json_value(text, "encoder"), "encoder", required=("numeric", "single", "multi"))
+        return read(cls, raw, "encoder")
 
 
 class _HashTable(NamedTuple):
@@ -277,25 +274,9 @@ def _entry_by_hash(name: str, vocabulary: Iterable[str]) -> dict[int, str]:
     """Return the entries by their hashes; raise TabrankError unless each has a hash of its own."""
     seen: dict[int, str] = {}
     for entry in vocabulary:
-        if not isinstance(entry, str):
-            raise TabrankError(f"encoder: column {name!r}: vocabulary entry {entry!r} is not a string")
         hashed = entry_hash(entry)
         if hashed == 0 or hashed in seen:
             clash = f"hashes like {seen[hashed]!r}" if hashed else "hashes to 0, which means missing"
             raise TabrankError(f"encoder: column {name!r}: vocabulary entry {entry!r} {clash}")
         seen[hashed] = entry
     return seen
-
-
-def _column(kind: type, item: Any) -> Any:
-    names = [field.name for field in fields(kind)]
-    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-        raise TabrankError(f"encoder: a {kind.__name__} must be an object with a name, got {item!r}")
-    where = f"encoder: column {item['name']!r}"
-    for key in item.keys() - set(names):
-        raise TabrankError(unknown_key(where, key, names))
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in item.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise TabrankError(f"{where}: {error}") from error

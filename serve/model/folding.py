@@ -61,9 +61,6 @@ class _Weights:
             raise TabrankError(f"network: weight {name!r} is not finite; the training diverged, fit again")
         return value
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._weights
-
     def batch_norm(self, name: str) -> tuple[F64, F64]:
         """Return (scale, shift) of a batch norm in eval mode."""
         scale = self[f"{name}.weight"] / np.sqrt(self[f"{name}.running_var"] + _BATCH_NORM_EPSILON)

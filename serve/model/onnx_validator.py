@@ -25,34 +25,36 @@ OPERATORS = {
 ITEM_BYTES = {1: 4, 7: 8}
 
 # Wire types of protocol buffers.
-VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
+VARINT, BYTES = 0, 2
+FIXED_BYTES = {1: 8, 5: 4}
 Value = int | memoryview
 
 
 class _Message(NamedTuple):
-    """The allowed fields of a message by number: the name, and the type if it is a message."""
+    """The allowed fields of a message by number, and of these the ones that are messages."""
 
     name: str
-    fields: Mapping[int, tuple[str, _Message | None]]
+    fields: Mapping[int, str]
+    inner: Mapping[str, _Message] = {}
 
 
-def _message(kind: str, /, **fields: int | tuple[int, _Message]) -> _Message:
-    numbered = {
-        (field if isinstance(field, int) else field[0]): (key, None if isinstance(field, int) else field[1])
-        for key, field in fields.items()
-    }
-    return _Message(kind, numbered)
-
-
-_TENSOR = _message("tensor", dims=1, data_type=2, name=8, raw_data=9)
-_ATTRIBUTE = _message("attribute", name=1, f=2, i=3, ints=8, type=20)
-_NODE = _message("node", input=1, output=2, name=3, op_type=4, attribute=(5, _ATTRIBUTE))
-_VALUE = _message("value", name=1, type=2)
-_GRAPH = _message(
-    "graph", node=(1, _NODE), name=2, initializer=(5, _TENSOR), input=(11, _VALUE), output=(12, _VALUE)
+_TENSOR = _Message("tensor", {1: "dims", 2: "data_type", 8: "name", 9: "raw_data"})
+_ATTRIBUTE = _Message("attribute", {1: "name", 2: "f", 3: "i", 8: "ints", 20: "type"})
+_NODE = _Message(
+    "node", {1: "input", 2: "output", 3: "name", 4: "op_type", 5: "attribute"}, {"attribute": _ATTRIBUTE}
 )
-_OPSET = _message("opset", domain=1, version=2)
-_MODEL = _message("model", ir_version=1, producer_name=2, graph=(7, _GRAPH), opset_import=(8, _OPSET))
+_VALUE = _Message("value", {1: "name", 2: "type"})
+_GRAPH = _Message(
+    "graph",
+    {1: "node", 2: "name", 5: "initializer", 11: "input", 12: "output"},
+    {"node": _NODE, "initializer": _TENSOR, "input": _VALUE, "output": _VALUE},
+)
+_OPSET = _Message("opset", {1: "domain", 2: "version"})
+_MODEL = _Message(
+    "model",
+    {1: "ir_version", 2: "producer_name", 7: "graph", 8: "opset_import"},
+    {"graph": _GRAPH, "opset_import": _OPSET},
+)
 
 
 def validate(content: bytes) -> None:
@@ -83,7 +85,7 @@ Check = Callable[[_Message, Mapping[str, list[Value]]], None]
 
 def _walk(content: memoryview, message: _Message, check: Check, left: Iterator[int]) -> None:
     """Check a message and everything in it; `left` counts the fields that are still allowed."""
-    found: dict[str, list[Value]] = {name: [] for name, _ in message.fields.values()}
+    found: dict[str, list[Value]] = {name: [] for name in message.fields.values()}
     for number, value in _fields(content):
         if next(left, None) is None:
             raise ValueError(f"has more than {MAX_FIELDS:,} fields")
@@ -91,12 +93,12 @@ def _walk(content: memoryview, message: _Message, check: Check, left: Iterator[i
             raise ValueError(
                 f"has a {message.name} with the unsupported field {number}, which may refer to other data or code"
             )
-        name, inner = message.fields[number]
+        name = message.fields[number]
         found[name].append(value)
-        if inner is not None:
+        if name in message.inner:
             if isinstance(value, int):
                 raise ValueError(f"has a {name} that is a number")
-            _walk(value, inner, check, left)
+            _walk(value, message.inner[name], check, left)
     check(message, found)
 
 
@@ -133,8 +135,8 @@ def _fields(content: memoryview) -> Iterator[tuple[int, Value]]:
             continue
         if wire == BYTES:
             size, at = _varint(content, at)
-        elif wire in (EIGHT, FOUR):
-            size = 8 if wire == EIGHT else 4
+        elif wire in FIXED_BYTES:
+            size = FIXED_BYTES[wire]
         else:
             raise ValueError("is not an ONNX file")
         if size > end - at:

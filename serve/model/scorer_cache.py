@@ -68,27 +68,22 @@ class ModelHolder:
             self.load(version)
 
     def score(self, version: str, payload: bytes) -> bytes:
-        """Return float32 probabilities `[R]` of the matrix in `payload`, as bytes.
+        """Return float32 probabilities `[R]` of the matrix in `payload`, with the time, as `timed`.
 
         Raises:
             ArtifactRefused: the version cannot be loaded.
             ScoringFailed: the version cannot score these rows.
         """
         self.load(version)
+        begun = time.perf_counter()
         matrix = Matrix.from_bytes(payload)
         try:
             scores = self._held[version].score(matrix.numeric, matrix.category)
         # Any exception is the version's fault, not an outage.
         except Exception as error:
             raise ScoringFailed(f"version {version}: {type(error).__name__}: {error}") from error
-        return np.ascontiguousarray(scores, np.float32).tobytes()
-
-    def score_timed(self, version: str, payload: bytes) -> bytes:
-        """Score like `score`, and append the scoring time as `timed` does."""
-        self.load(version)
-        begun = time.perf_counter()
-        scores = self.score(version, payload)
-        return timed(scores, (time.perf_counter() - begun) * 1e3)
+        packed = np.ascontiguousarray(scores, np.float32).tobytes()
+        return timed(packed, (time.perf_counter() - begun) * 1e3)
 
     def _loaded(self, version: str) -> Scorer:
         return load_scorer(self._models / version, self._backend)

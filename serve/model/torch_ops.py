@@ -41,6 +41,8 @@ class TorchOps:
     log = staticmethod(torch.log)
     is_nan = staticmethod(torch.isnan)
     less_equal = staticmethod(operator.le)
+    transpose = staticmethod(torch.t)
+    to_float = staticmethod(Tensor.float)
 
     def linear(self, weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         """Weight · x + bias."""
@@ -65,14 +67,6 @@ class TorchOps:
     def where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """A where the condition holds, else b."""
         return torch.where(condition, a, b)
-
-    def to_float(self, condition: Tensor) -> Tensor:
-        """1.0 or 0.0."""
-        return condition.float()
-
-    def transpose(self, a: Tensor) -> Tensor:
-        """[columns, R] ↔ [R, columns]."""
-        return a.t()
 
     def concat(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenation along the columns."""

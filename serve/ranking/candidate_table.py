@@ -60,8 +60,7 @@ class CandidateTable:
         # The store was replaced, or dropped the changes since `seq`: read all of it.
         if changes.seq < self.seq:
             packed, changes = self._store.read(viewers, 0)
-            for name in list(self.rows.index):
-                self.rows.drop(name)
+            self.rows = RowTable(self.rows.schema, "candidate")
         self.rows.apply(changes.rows)
         self.seq = changes.seq
         return packed

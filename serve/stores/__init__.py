@@ -1,4 +1,4 @@
-"""Stores of packed rows with one writer and many readers: memory, LMDB and Redis.
+"""Stores of packed rows with one writer and many readers: LMDB and Redis.
 
 It may import `features` and below.
 """

@@ -5,21 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from serve.contract.errors import StoreUnavailable, TabrankError
+from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
 from serve.stores.lmdb import LmdbStore
-from serve.stores.memory import MemoryStore, Rows
-from serve.stores.protocol import LOAD, Store
-
-_named: dict[tuple[str, str, str], Rows] = {}
+from serve.stores.protocol import Store
 
 
 def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable: bool) -> Store:
     """Open the store of one surface and state fingerprint; a writer creates a missing store.
 
-    `url` is `lmdb:PATH` (relative to `base`, with one folder per surface and fingerprint),
-    `redis://USER:PASSWORD@HOST:PORT/DB` (`rediss:` for TLS), `memory:` (a new store each time) or
-    `memory:NAME` (shared within this process).
+    `url` is `lmdb:PATH` (relative to `base`, with one folder per surface and fingerprint) or
+    `redis://USER:PASSWORD@HOST:PORT/DB` (`rediss:` for TLS).
 
     Raises:
         StoreUnavailable: a reader asks for a store that does not exist.
@@ -31,16 +27,7 @@ def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable
         return LmdbStore(base / where / f"{surface}-{fingerprint[:12]}", writable=writable)
     if kind in ("redis", "rediss") and where.startswith("//"):
         return _redis(url, f"{surface}-{fingerprint[:12]}", writable)
-    if kind == "memory" and not where:
-        return MemoryStore(writable=writable)
-    if kind == "memory":
-        key = (where, surface, fingerprint)
-        if not writable and key not in _named:
-            raise StoreUnavailable(f"there is no store at {url} in this process; fill it with {LOAD}")
-        return MemoryStore(_named.setdefault(key, Rows()), writable=writable)
-    raise TabrankError(
-        f"store: {shown(url)!r} is not an address; use lmdb:PATH, redis://HOST:PORT/DB or memory:"
-    )
+    raise TabrankError(f"store: {shown(url)!r} is not an address; use lmdb:PATH or redis://HOST:PORT/DB")
 
 
 def shown(url: str) -> str:

@@ -61,15 +61,8 @@ class LmdbStore:
     @contextmanager
     def dump(self) -> Iterator[Dump]:
         """See `Store`. It is one read transaction: the file grows by the commits made meanwhile."""
-        failed: OSError | None = None
         with self._read() as (opened, txn):
-            try:
-                yield Dump(_number(txn, opened, b"seq"), _rows(txn, opened))
-            # An OSError of the caller must not pass through `_read`, which would blame the store.
-            except OSError as error:
-                failed = error
-        if failed is not None:
-            raise failed
+            yield Dump(_number(txn, opened, b"seq"), _rows(txn, opened))
 
     def take_epoch(self) -> int:
         """See `Store`."""
@@ -86,8 +79,10 @@ class LmdbStore:
         """See `Store`. The commit is durable when the call returns."""
         with self._write() as (opened, txn):
             check_seq(seq, _number(txn, opened, b"seq"))
-            _write_viewers(txn, opened, viewers, replace)
-            _write_candidates(txn, opened, seq, candidates, replace)
+            if replace:
+                _clear(txn, opened, seq)
+            _write_viewers(txn, opened, viewers)
+            _write_candidates(txn, opened, seq, candidates)
             if journal:
                 txn.put(_pack(seq), journal, db=opened.journal, append=True)
             txn.put(b"seq", _pack(seq), db=opened.meta)
@@ -150,21 +145,26 @@ def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, byte
                 yield "candidate", id_, row
 
 
-def _write_viewers(txn: Any, opened: OpenEnvironment, viewers: Packed, replace: bool) -> None:
-    if replace:
-        txn.drop(opened.viewers, delete=False)
+def _clear(txn: Any, opened: OpenEnvironment, seq: int) -> None:
+    """Remove all rows; readers then have to read everything again."""
+    for database in (opened.viewers, opened.candidates, opened.changes):
+        txn.drop(database, delete=False)
+    txn.put(b"removed", _pack(0), db=opened.meta)
+    txn.put(b"floor", _pack(seq), db=opened.meta)
+
+
+def _write_viewers(txn: Any, opened: OpenEnvironment, viewers: Packed) -> None:
     _put_sorted(txn, opened.viewers, (_pack_viewer(id_, row) for id_, row in viewers.items() if row))
     for id_, row in viewers.items():
         if not row:
             txn.delete(_key(id_), db=opened.viewers)
 
 
-def _write_candidates(txn: Any, opened: OpenEnvironment, seq: int, candidates: Packed, replace: bool) -> None:
+def _write_candidates(txn: Any, opened: OpenEnvironment, seq: int, candidates: Packed) -> None:
     num_removed = _number(txn, opened, b"removed")
     changed: list[tuple[bytes, bytes]] = []
     pointers: list[tuple[bytes, bytes]] = []
-    unnamed = dict.fromkeys(_known(txn, opened), b"") if replace else {}
-    for id_, row in {**unnamed, **candidates}.items():
+    for id_, row in candidates.items():
         key = _key(id_)
         pointer = txn.get(key, None, opened.candidates)
         old = b"" if pointer is None else _unpack_change(txn.get(pointer + key, b"", opened.changes))[1]
@@ -180,11 +180,6 @@ def _write_candidates(txn: Any, opened: OpenEnvironment, seq: int, candidates: P
     if num_removed > MAX_REMOVED:
         num_removed = _forget_removed(txn, opened, num_removed, seq)
     txn.put(b"removed", _pack(num_removed), db=opened.meta)
-
-
-def _known(txn: Any, opened: OpenEnvironment) -> list[str]:
-    with txn.cursor(opened.changes) as cursor:
-        return [_unpack_change(value)[0] for value in cursor.iternext(keys=False, values=True)]
 
 
 def _forget_removed(txn: Any, opened: OpenEnvironment, num_removed: int, newest: int) -> int:

@@ -8,8 +8,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,56 +33,67 @@ DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.V
 DISK_FULL = tuple(map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EDQUOT)))
 
 
-@dataclass
 class OpenEnvironment:
-    """Open environment with the handles of its databases and its files."""
+    """Open LMDB environment: its id, the handles of its databases, and its files.
 
-    env: Any
-    files: Files
-    writable: bool
-    meta: Any = None
-    viewers: Any = None
-    candidates: Any = None
-    changes: Any = None
-    journal: Any = None
-    id: bytes = b""
-
-    def whole(self) -> bool:
-        """Return whether its files are the opened ones, neither truncated nor overwritten."""
-        return self.files.are_same()
-
-    def close(self) -> None:
-        """Close the environment and its files."""
-        self.files.lengthen_lock()
-        self.env.close()
-        self.files.close()
-
-
-class Files:
-    """Files of an environment, which LMDB maps: a read past the end of one raises SIGBUS.
-
-    They are checked before every read, which takes 7 µs. A file that is truncated during a read
-    still ends the process.
+    LMDB maps the files, and a read past the end of one raises SIGBUS. They are therefore checked
+    before every use, which takes 7 µs. A file that is truncated during a read still ends the
+    process.
     """
 
-    def __init__(self, folder: Path, page_bytes: int) -> None:
-        paths = [folder / "data.mdb", folder / "lock.mdb"]
+    def __init__(self, folder: Path, *, writable: bool) -> None:
+        self.writable = writable
+        self.env = lmdb.open(
+            str(folder),
+            map_size=MAP_SIZE,
+            max_dbs=len(DATABASES),
+            max_readers=MAX_READERS,
+            max_spare_txns=1,
+            readonly=not writable,
+            create=False,
+            mode=0o600,
+        )
+        self._descriptors: list[int] = []
+        self._first: list[os.stat_result] = []
+        try:
+            self._open_files(folder)
+            self.env.reader_check()
+            if writable:
+                _create_databases(self.env)
+            self._open_databases(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_files(self, folder: Path) -> None:
+        page_bytes = self.env.stat()["psize"]
         # A read-only disk has no lock file.
-        self._paths = [str(path) for path in paths if path.exists()]
+        self._paths = [str(path) for path in (folder / "data.mdb", folder / "lock.mdb") if path.exists()]
         # Close these after LMDB's own: POSIX releases the locks on a file when any descriptor of it
         # is closed.
         self._descriptors = [os.open(path, os.O_RDONLY) for path in self._paths]
         self._places = [(0, _MAGIC_AT), (0, page_bytes + _MAGIC_AT), (1, 0)][: len(self._paths) + 1]
         self._first = self._seen = [os.stat(path) for path in self._paths]
         self._magic = self._read_magic()
+        missing_bytes = (self.env.info()["last_pgno"] + 1) * page_bytes - self._seen[0].st_size
+        if missing_bytes > MAX_UNWRITTEN_PAGES * page_bytes:
+            raise StoreUnavailable(_damaged(folder, f"data.mdb was cut short by {missing_bytes} bytes"))
 
-    @property
-    def num_bytes(self) -> int:
-        """Return the size of the data file at its last check."""
-        return self._seen[0].st_size
+    def _open_databases(self, folder: Path) -> None:
+        # Open without a read transaction of our own: when py-lmdb resets a transaction for reuse,
+        # LMDB closes the databases opened in it.
+        self.meta = self.env.open_db(b"meta", create=False)
+        with self.env.begin() as txn:
+            self.id, written = (txn.get(name, b"", self.meta) for name in (b"id", b"format"))
+        if written != FORMAT:
+            raise StoreUnavailable(
+                f"the store at {folder} has format {written!r}, not {FORMAT!r}; delete that folder and run {LOAD} again"
+            )
+        handles = [self.env.open_db(name, create=False) for name in DATABASES[1:]]
+        self.viewers, self.candidates, self.changes, self.journal = handles
 
-    def are_same(self) -> bool:
-        """Return whether the files are the same as at the last check."""
+    def is_whole(self) -> bool:
+        """Return whether its files are the opened ones, neither truncated nor overwritten."""
         try:
             found = [os.stat(path) for path in self._paths]
             magic = self._read_magic()
@@ -99,16 +109,16 @@ class Files:
         """Make the next check report a change."""
         self._magic = b""
 
-    def lengthen_lock(self) -> None:
-        """Restore the length of a truncated lock file: LMDB writes to it when it closes."""
+    def close(self) -> None:
+        """Close the environment and its files; LMDB writes to the lock file when it closes."""
+        # Restore the length of a truncated lock file first.
         with suppress(OSError):
-            for path, before in zip(self._paths[1:], self._first[1:], strict=True):
+            for before in self._first[1:]:
+                path = self._paths[1]
                 now = os.stat(path)
                 if os.path.samestat(now, before) and now.st_size < before.st_size:
                     os.truncate(path, before.st_size)
-
-    def close(self) -> None:
-        """Close the descriptors."""
+        self.env.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
 
@@ -162,12 +172,13 @@ class Environment:
             self._num_uses += 1
         try:
             yield opened
-        except (lmdb.Error, OSError) as error:
+        # An OSError is the caller's: it must not blame the store.
+        except lmdb.Error as error:
             # After some failed writes LMDB refuses all later ones, so the next use reopens it.
-            opened.files.forget()
+            opened.forget()
             raise _unavailable(self.folder, error) from error
         except UnicodeDecodeError as error:
-            opened.files.forget()
+            opened.forget()
             raise StoreUnavailable(_damaged(self.folder, f"an id is not text: {error}")) from error
         finally:
             with self._changed:
@@ -178,7 +189,7 @@ class Environment:
         while store in self._stores:
             writable = any(self._stores.values())
             opened = self._opened
-            if opened is not None and opened.whole() and (opened.writable or not writable):
+            if opened is not None and opened.is_whole() and (opened.writable or not writable):
                 return opened
             if self._num_uses:
                 self._changed.wait()
@@ -205,34 +216,11 @@ def environment(folder: Path) -> Environment:
 
 def _open(folder: Path, *, writable: bool, create: bool) -> OpenEnvironment:
     try:
-        with ExitStack() as undo:
-            if create:
-                folder.mkdir(parents=True, exist_ok=True)
-            elif not (folder / "data.mdb").exists():
-                raise StoreUnavailable(_absent(folder))
-            env = lmdb.open(
-                str(folder),
-                map_size=MAP_SIZE,
-                max_dbs=len(DATABASES),
-                max_readers=MAX_READERS,
-                max_spare_txns=1,
-                readonly=not writable,
-                create=False,
-                mode=0o600,
-            )
-            undo.callback(env.close)
-            page_bytes = env.stat()["psize"]
-            files = Files(folder, page_bytes)
-            undo.callback(files.close)
-            missing_bytes = (env.info()["last_pgno"] + 1) * page_bytes - files.num_bytes
-            if missing_bytes > MAX_UNWRITTEN_PAGES * page_bytes:
-                raise StoreUnavailable(_damaged(folder, f"data.mdb was cut short by {missing_bytes} bytes"))
-            env.reader_check()
-            if writable:
-                _create_databases(env)
-            opened = _open_databases(OpenEnvironment(env, files, writable), folder)
-            undo.pop_all()
-            return opened
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not (folder / "data.mdb").exists():
+            raise StoreUnavailable(_absent(folder))
+        return OpenEnvironment(folder, writable=writable)
     except lmdb.NotFoundError:
         raise StoreUnavailable(_absent(folder)) from None
     except (lmdb.Error, OSError) as error:
@@ -249,20 +237,6 @@ def _create_databases(env: Any) -> None:
             txn.put(b"format", FORMAT, db=meta)
 
 
-def _open_databases(opened: OpenEnvironment, folder: Path) -> OpenEnvironment:
-    env = opened.env
-    # Open without a read transaction of our own: when py-lmdb resets a transaction for reuse, LMDB
-    # closes the databases opened in it.
-    opened.meta = env.open_db(b"meta", create=False)
-    with env.begin() as txn:
-        opened.id, written = (txn.get(name, b"", opened.meta) for name in (b"id", b"format"))
-    if written != FORMAT:
-        raise StoreUnavailable(_other_format(folder, written))
-    handles = [env.open_db(name, create=False) for name in DATABASES[1:]]
-    opened.viewers, opened.candidates, opened.changes, opened.journal = handles
-    return opened
-
-
 def _absent(folder: Path) -> str:
     surface = folder.name.rpartition("-")[0]
     others = [data.parent.name for data in folder.parent.glob("*/data.mdb")]
@@ -273,10 +247,6 @@ def _absent(folder: Path) -> str:
             f"({', '.join(others)}, not {folder.name}); run {LOAD} again"
         )
     return f"there is no store at {folder}; make it with {LOAD}"
-
-
-def _other_format(folder: Path, written: bytes) -> str:
-    return f"the store at {folder} has format {written!r}, not {FORMAT!r}; delete that folder and run {LOAD} again"
 
 
 def _damaged(folder: Path, what: object) -> str:

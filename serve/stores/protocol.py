@@ -28,8 +28,8 @@ class Changes:
     store's number at the time of the read; pass it to the next read.
 
     `seq` is 0, **below the requested number**, and `rows` is empty when the store cannot answer
-    from the requested number: it was replaced, or forgot removals since. Then drop all rows and
-    read from 0.
+    from the requested number: the store or all its rows were replaced, or it forgot removals since.
+    Then drop all rows and read from 0.
     """
 
     seq: int
@@ -85,7 +85,7 @@ class Store(Protocol):
     ) -> None:
         """Write rows, number and journal entry atomically.
 
-        A row of b"" removes its id. With `replace`, every id that is not named is removed too. A
+        A row of b"" removes its id. With `replace`, the rows become all there are. A
         `journal` that is not empty is kept as one entry under `seq` until it is trimmed. Replacing
         the rows keeps the journal: its entries are acknowledged and may be stored nowhere else.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
 from serve.stores.redis_client import connect, where
 from serve.stores.redis_dump import CHUNK, RedisDump, scan
-from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, Script
+from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
 T = TypeVar("T")
 log = logging.getLogger("tabrank")
@@ -227,7 +227,7 @@ class RedisStore:
         token, _ = self._epoch.held()
         found = self._run(server, STAGE, token)
         self._check(found, seq)
-        generation, floor, live, removed = found[3:]
+        generation = found[3]
         at = b"%s%d:" % (self._prefix, generation)
 
         def write(pairs: Iterable[tuple[object, object]], *command: object) -> None:
@@ -237,11 +237,8 @@ class RedisStore:
         write(((at + b"v:" + _encode(id_), row) for id_, row in viewers.items() if row), "MSET")
         rows = {_encode(id_): row for id_, row in candidates.items() if row}
         write(rows.items(), "HSET", at + b"rows")
-        numbers, floor = _removals(live, removed, rows, seq, int(floor))
-        order = numbers | dict.fromkeys(rows, seq)
-        write(((number, id_) for id_, number in order.items()), "ZADD", at + b"order")
-        write(((number, id_) for id_, number in numbers.items()), "ZADD", at + b"removed")
-        self._check(self._run(server, REPLACE, token, seq, journal, generation, floor), seq)
+        write(((seq, id_) for id_ in rows), "ZADD", at + b"order")
+        self._check(self._run(server, REPLACE, token, seq, journal, generation), seq)
         try:
             self._delete_before(server, generation)
         # The commit is complete; the next replacing commit deletes the old rows.
@@ -264,12 +261,12 @@ class RedisStore:
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the store at {self._where} cannot be used: {error}") from error
 
-    def _run(self, server: redis.Redis, script: Script, *arguments: object) -> Any:
+    def _run(self, server: redis.Redis, script: str, *arguments: object) -> Any:
         try:
-            return server.execute_command("EVALSHA", script.sha, 1, self._prefix, *arguments)
+            return server.execute_command("EVALSHA", digest(script), 1, self._prefix, *arguments)
         # A restarted server has no cached scripts.
         except redis.exceptions.NoScriptError:
-            return server.execute_command("EVAL", script.text, 1, self._prefix, *arguments)
+            return server.execute_command("EVAL", script, 1, self._prefix, *arguments)
 
     def _present(self, found: Any) -> Any:
         """Return the answer of a command; an empty one means that the store does not exist."""
@@ -277,34 +274,12 @@ class RedisStore:
             raise StoreUnavailable(f"there is no store {self._name} at {self._where}; make it with {LOAD}")
         return found
 
-    def _check(self, found: Any, seq: int | None = None) -> int:
-        """Check a script's answer of token, epoch and number; return the number.
-
-        Raises as `commit` does.
-        """
+    def _check(self, found: Any, seq: int | None = None) -> None:
+        """Check a script's answer of token, epoch and number; raise as `commit` does."""
         token, epoch, stored = self._present(found)[:3]
         self._epoch.check(token, int(epoch))
         if seq is not None:
             check_seq(seq, int(stored))
-        return int(stored)
-
-
-def _removals(
-    live: Iterable[bytes], removed: Sequence[bytes], named: Collection[bytes], seq: int, floor: int
-) -> tuple[dict[bytes, int], int]:
-    """Return the numbers of removed candidates after all but `named` are removed, and the floor.
-
-    Only as many removals are kept as a store remembers.
-    """
-    before = zip(removed[::2], removed[1::2], strict=True)
-    numbers = {id_: int(float(number)) for id_, number in before if id_ not in named}
-    numbers |= {id_: seq for id_ in live if id_ not in named}
-    if len(numbers) > MAX_REMOVED:
-        for id_, number in list(numbers.items())[: len(numbers) - MAX_REMOVED // 2]:
-            if number < seq:
-                del numbers[id_]
-                floor = number
-    return numbers, floor
 
 
 def _flat(rows: Packed) -> Iterator[bytes]:

@@ -9,18 +9,13 @@ commit, its number is greater; the caller sees from the answer whether they wrot
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from functools import cache
 
 
-@dataclass(frozen=True)
-class Script:
-    """Lua script and its SHA-1, by which a server runs a cached script."""
-
-    text: str
-    sha: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode()).hexdigest())
+@cache
+def digest(script: str) -> str:
+    """Return the SHA-1 of a script, by which a server runs a cached one."""
+    return hashlib.sha1(script.encode()).hexdigest()
 
 
 _FOUND = """
@@ -36,7 +31,7 @@ redis.call('SET', p .. 'now', table.concat(now, ' '))
 """
 
 # Create a store. Arguments: id, format.
-CREATE = Script(
+CREATE = (
     """
 local p, meta = KEYS[1], KEYS[1] .. 'meta'
 if redis.call('HSETNX', meta, 'id', ARGV[1]) == 0 then return end
@@ -47,17 +42,17 @@ redis.call('HSET', meta, 'generation', 1, 'generations', 1)
 )
 
 # Take the next fencing epoch. Arguments: token. Returns the epoch.
-TAKE_EPOCH = Script("""
+TAKE_EPOCH = """
 local meta = KEYS[1] .. 'meta'
 if redis.call('HEXISTS', meta, 'id') == 0 then return false end
 redis.call('HSET', meta, 'lease', ARGV[1])
 return redis.call('HINCRBY', meta, 'epoch', 1)
-""")
+"""
 
 # Read viewers and changed candidates. Arguments: number, id of the known store or '', ids of
 # viewers. Returns id, number, rows of viewers, ids of candidates, rows of candidates.
 # Lua's `unpack` is limited to some 8,000 values, hence the blocks of 4,000.
-READ = Script("""
+READ = """
 local p = KEYS[1]
 local fields = redis.call('HMGET', p .. 'meta', 'id', 'generation', 'seq', 'floor')
 local id, generation, seq, floor = unpack(fields)
@@ -82,11 +77,11 @@ end
 if since == tonumber(seq) then return {id, seq, viewers, {}, {}} end
 local names = redis.call('ZRANGEBYSCORE', at .. 'order', '(' .. ARGV[1], '+inf')
 return {id, seq, viewers, names, get({}, 'HMGET', at .. 'rows', names)}
-""")
+"""
 
 # Commit changed rows. Arguments: token, number, journal entry, most removals to remember, number of
 # the viewers' arguments, then ids and rows. Returns token, epoch and number.
-COMMIT = Script(
+COMMIT = (
     _FOUND
     + """
 local seq = ARGV[2]
@@ -127,36 +122,32 @@ redis.call('HSET', meta, 'seq', seq)
     + "return found"
 )
 
-# Prepare a replacing commit. Arguments: token. Returns token, epoch, number, a new generation,
-# floor, ids of live candidates, and ids of removed candidates with their numbers.
-STAGE = Script(
+# Prepare a replacing commit. Arguments: token. Returns token, epoch, number and a new generation.
+STAGE = (
     _FOUND
     + """
-local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 found[4] = redis.call('HINCRBY', meta, 'generations', 1)
-found[5] = redis.call('HGET', meta, 'floor')
-found[6] = redis.call('HKEYS', at .. 'rows')
-found[7] = redis.call('ZRANGE', at .. 'removed', 0, -1, 'WITHSCORES')
 return found
 """
 )
 
-# Switch to a new generation. Arguments: token, number, journal entry, generation, floor.
-REPLACE = Script(
+# Switch to a new generation: readers then have to read everything again. Arguments: token, number,
+# journal entry, generation.
+REPLACE = (
     _FOUND
     + """
 if tonumber(ARGV[2]) <= tonumber(found[3]) then return found end
 local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 redis.call('UNLINK', at .. 'rows', at .. 'order', at .. 'removed')
 if ARGV[3] ~= '' then redis.call('XADD', p .. 'journal', ARGV[2] .. '-0', 'e', ARGV[3]) end
-redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[4], 'floor', ARGV[5])
+redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[4], 'floor', ARGV[2])
 """
     + _SHOW
     + "return found"
 )
 
 # Trim the journal. Arguments: token, number of the first entry to keep.
-TRIM = Script(
+TRIM = (
     _FOUND
     + """
 redis.call('XTRIM', p .. 'journal', 'MINID', ARGV[2] .. '-0')

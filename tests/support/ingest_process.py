@@ -20,7 +20,7 @@ retention.SNAPSHOTS = 1_000_000
 
 async def main(folder: Path, store: str) -> None:
     """Take payloads until stdin ends, then stop in order."""
-    ingester = ingest.ingester(AppArgs("tiny.toml", store, log="log"), folder)
+    ingester = ingest.Ingester(AppArgs("tiny.toml", store, log="log"), folder)
     running = asyncio.create_task(ingester.run())
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(

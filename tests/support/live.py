@@ -18,7 +18,7 @@ from serve.features.matrix import Matrix
 from serve.features.surface import load_surface
 from serve.http.app import Edge
 from serve.ingest.backfill import load
-from serve.ingest.writer import MAX_LIVE, ingester
+from serve.ingest.writer import MAX_LIVE, Ingester
 from serve.log.events import unpack
 from serve.ranking.service import FeatureFetcher
 from serve.ranking.telemetry import Metrics
@@ -58,7 +58,7 @@ class Live:
     @asynccontextmanager
     async def running(self):
         """Run the service until the block ends; then commit and flush the rest."""
-        self.ingester = ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
+        self.ingester = Ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
         fetcher = FeatureFetcher(
             self.args, self.folder, self.score, self.load, self._take, self.metrics, self._roll_back
         )

@@ -40,7 +40,7 @@ def stored_rows(schema, store):
     rows = {"viewer": RowTable(schema, "viewer"), "candidate": RowTable(schema, "candidate")}
     with store.dump() as dump:
         for entity, name, row in dump.rows:
-            rows[entity].put(name, row)
+            rows[entity].apply({name: row})
     store.close()
     return rows["viewer"], rows["candidate"]
 

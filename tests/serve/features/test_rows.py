@@ -107,7 +107,7 @@ def test_rows_survive_packing():
     state = fresh()
     see(state, "join", 1, 2, 7)
     copy = RowTable(SCHEMA, "candidate")
-    copy.put("b", state.candidates.table[2].tobytes())
+    copy.apply({"b": state.candidates.table[2].tobytes()})
     assert copy.table[copy.index["b"]].tobytes() == state.candidates.table[2].tobytes()
 
 

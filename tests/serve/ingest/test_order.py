@@ -15,7 +15,7 @@ from served import assert_same_state, stored_rows
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.rows import Schema, encode
 from serve.ingest.clock import WallClock
-from serve.ingest.writer import ingester
+from serve.ingest.writer import Ingester
 from serve.log.events import Exposure
 from serve.log.reader import read_log
 from serve.log.replay import Replay
@@ -164,7 +164,7 @@ class Writer:
         self.start()
 
     def start(self):
-        self.ingester = ingester(self.args, self.folder, clock=self.machine.clock())
+        self.ingester = Ingester(self.args, self.folder, clock=self.machine.clock())
 
     async def take(self, *records):
         """Commit the records of one call; return its result."""
@@ -260,7 +260,7 @@ def test_a_step_of_the_clock_is_counted(tmp_path):
     tallies = []
 
     async def scenario():
-        writer.ingester = ingester(writer.args, tmp_path, tallies.append, clock=writer.machine.clock())
+        writer.ingester = Ingester(writer.args, tmp_path, tallies.append, clock=writer.machine.clock())
         running = asyncio.ensure_future(writer.ingester.run())
         writer.machine.wall_s += 3_600
         await writer.ingester.take([Event("e1", "ann", "a", "join")], 100)

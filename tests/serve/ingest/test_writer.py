@@ -19,8 +19,8 @@ from serve.contract.errors import StoreUnavailable
 from serve.contract.records import Event
 from serve.features.rows import Schema
 from serve.ingest.backfill import load
-from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, ingester
-from serve.log.journal import entries
+from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
+from serve.log.events import entries
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_journal_entries_reach_the_log_despite_a_load_of_the_store(service, log_
 
 def test_two_writers_take_turns_and_lose_nothing(service):
     async def scenario(service):
-        other = ingester(service.args, service.folder)
+        other = Ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
         for i in range(4):
             await service.events(event(f"mine{i}", ts_ms=51_000 + i))
@@ -137,7 +137,7 @@ def test_more_bytes_than_may_wait_are_refused_at_once(service):
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("waiting.COMMIT_BYTES", 450), ("writer.COMMIT_ROW_BYTES", 3_000)]
+    ("bound", "value"), [("intake.COMMIT_BYTES", 450), ("writer.COMMIT_ROW_BYTES", 3_000)]
 )
 def test_what_has_gathered_is_committed_in_pieces_of_bounded_size(service, monkeypatch, bound, value):
     monkeypatch.setattr(f"serve.ingest.{bound}", value)
@@ -318,7 +318,7 @@ def test_event_ids_survive_a_restart_after_any_number_of_rankings(service, monke
 def test_a_fenced_writer_does_not_write_the_log_last(service):
     async def scenario(service):
         await service.events(event("e9"))
-        other = ingester(service.args, service.folder)
+        other = Ingester(service.args, service.folder)
         running = asyncio.create_task(other.run())
         await other.take([Event("e10", "bob", "a", "join", ts_ms=51_000)], 100)
         await asyncio.to_thread(other.flush_journal)
@@ -351,7 +351,7 @@ def test_numbers_that_only_json_can_hold_are_logged_or_refused(service):
 
 
 def test_a_segment_holds_a_bounded_number_of_bytes(service, monkeypatch):
-    monkeypatch.setattr("serve.ingest.flushing.SEGMENT_BYTES", 200)
+    monkeypatch.setattr("serve.log.retention.SEGMENT_BYTES", 200)
 
     async def scenario(service):
         roll, service.ingester.flush_journal = service.ingester.flush_journal, lambda: None
@@ -376,7 +376,7 @@ def test_a_surface_of_viewers_without_any_state_takes_events(tmp_path):
     )
 
     async def scenario():
-        writer = ingester(service.args, tmp_path)
+        writer = Ingester(service.args, tmp_path)
         taking = asyncio.ensure_future(writer.take([Event("e1", "ann", "a", "join", ts_ms=1)], 100))
         await asyncio.sleep(0)
         await writer.commit_waiting()
@@ -420,7 +420,7 @@ def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service,
 
     async def scenario(service):
         await service.events(event("e9"))
-        monkeypatch.setattr("serve.ingest.flushing.MAX_UNFLUSHED_BYTES", 10)
+        monkeypatch.setattr("serve.ingest.intake.MAX_UNFLUSHED_BYTES", 10)
         refused = await service.post("/v1/events", {"records": [event("e10")]})
         (service.folder / "served" / "events").unlink()
         await asyncio.to_thread(service.ingester.flush_journal)
@@ -433,7 +433,7 @@ def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service,
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("flushing.MAX_UNFLUSHED", 3), ("flushing.MAX_UNFLUSHED_BYTES", 1_200)]
+    ("bound", "value"), [("intake.MAX_UNFLUSHED", 3), ("intake.MAX_UNFLUSHED_BYTES", 1_200)]
 )
 def test_a_journal_not_written_to_the_log_takes_events_but_not_exposures(service, monkeypatch, bound, value):
     monkeypatch.setattr(f"serve.ingest.{bound}", value)

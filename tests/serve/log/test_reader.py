@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -153,7 +154,8 @@ def test_only_drafts_of_dead_writers_are_deleted(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )
-    dead, living = (tmp_path / f".log.{pid}.partial" for pid in (done.stdout.strip(), os.getppid()))
+    host = socket.gethostname().replace(".", "-")
+    dead, living = (tmp_path / f".log.{host}.{pid}.partial" for pid in (done.stdout.strip(), os.getppid()))
     dead.mkdir()
     living.mkdir()
     write_log(tmp_path / "log", tables())

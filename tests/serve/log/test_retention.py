@@ -25,7 +25,7 @@ from serve.features.surface import read_surface
 from serve.ingest.backfill import load
 from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
-from serve.log.retention import Retention
+from serve.log.retention import enforce_retention
 from serve.log.snapshots import snapshots, truncation_point
 from serve.log.writer import write_log
 from training.audit.audit import audit
@@ -45,10 +45,10 @@ class Kept(Logging):
         self.args = dataclasses.replace(self.args, keep_log_days=0)
 
     def tend(self, now_ms, keep_days=KEEP_DAYS, wanted=lambda: True):
-        retention = Retention(self.folder / "log", Schema(self.surface).fingerprint, int(keep_days * DAY_MS))
+        fingerprint, keep_ms = Schema(self.surface).fingerprint, int(keep_days * DAY_MS)
         store = self.store()
         try:
-            retention.enforce(store, lambda: now_ms, wanted)
+            enforce_retention(self.folder / "log", fingerprint, keep_ms, store, lambda: now_ms, wanted)
         finally:
             store.close()
 

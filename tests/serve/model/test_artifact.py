@@ -25,8 +25,8 @@ from serve.model.artifact import (
     publish,
     save,
     versions,
+    with_checksum,
 )
-from serve.model.checksums import with_checksum
 from serve.model.encoder import Encoder, NumericColumn
 
 OLD, NEW = "20260102T030405Z-0a1b", "20260102T030406Z-0000"
@@ -278,14 +278,14 @@ def test_a_failing_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TabrankError, match="cannot be written"):
+    with pytest.raises(TabrankError, match="is a file; name another folder"):
         write(tmp_path / "file" / "a")
 
 
 def test_a_killed_writer_leaves_nothing_after_the_next(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; import serve.model.artifact as a\n"
-        "a.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "a.sync = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"a.save(Path(sys.argv[1]), {{name: b'' for name in a.FILES}}, {{'version': {OLD!r}}})"
     )
     process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)

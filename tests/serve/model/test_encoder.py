@@ -138,17 +138,18 @@ def test_columns_of_another_surface_are_refused_by_name() -> None:
     [
         ({"numeric": [{"name": "a", "std": 0.0}]}, "'a': mean 0.0 must be finite, std 0.0"),
         ({"numeric": [{"name": "a", "mean": float("nan")}]}, "NaN is not a JSON number"),
-        ({"numeric": [{"name": "a", "transform": "log"}]}, "transform 'log' is neither"),
+        ({"numeric": [{"name": "a", "transform": "log"}]}, "transform: unknown value 'log'"),
         ({"numeric": [{"name": "a", "stdd": 1.0}]}, "unknown key 'stdd'; did you mean 'std'"),
-        ({"numeric": [{"std": 1.0}]}, "must be an object with a name"),
-        ({"single": [{"name": "s"}]}, "'s'.*vocabulary"),
+        ({"numeric": [{"std": 1.0}]}, "numeric.0: the key 'name' is missing"),
+        ({"numeric": [{"name": "a", "mean": "1"}]}, "numeric.0.mean"),
+        ({"single": [{"name": "s"}]}, "single.0: the key 'vocabulary' is missing"),
         ({"single": [{"name": "s", "vocabulary": ["x", "x"]}]}, "'x' hashes like 'x'"),
         ({"single": [{"name": "s", "vocabulary": ["#0000000000000000"]}]}, "hashes to 0"),
-        ({"single": [{"name": "s", "vocabulary": [1]}]}, "1 is not a string"),
+        ({"single": [{"name": "s", "vocabulary": [1]}]}, "1 must be a string"),
         ({"single": [{"name": "s", "vocabulary": [], "embedding": 0}]}, "embedding 0"),
         ({"multi": [{"name": "m", "width": 0, "vocabulary": []}]}, "width 0"),
         ({"multy": []}, "unknown key 'multy'; did you mean 'multi'"),
-        ({"multi": 3}, "must be an object with the lists"),
+        ({"multi": 3}, "multi: 3 must be a list"),
     ],
 )
 def test_a_damaged_encoder_is_refused_by_column_and_value(change: dict[str, object], message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from serve.ranking.loop_lag import LoopLag
+from serve.ranking.admission import LoopLag
 
 BUSY_S = 0.02
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from memory_store import MemoryStore
 from networks import random_network, write_artifact
 
 from serve.config.settings import Arm
@@ -23,7 +24,6 @@ from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColum
 from serve.model.scorers import OnnxScorer, TorchScorer
 from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.ranker import Query, Ranker, Slate
-from serve.stores.memory import MemoryStore
 from training.network.network import NetworkConfig
 
 MODEL = "20260101T000000Z-abcd"

@@ -149,6 +149,22 @@ def test_the_top_ten_is_compared_within_each_request():
     assert top_kept(ScorePair(new, old, 1.0, 1.0, request)) == (1.0, 2)
 
 
+def test_a_shift_keeps_the_top_ten_where_float32_makes_near_scores_equal_or_swaps_them():
+    odds = np.linspace(-1.0, -3.0, 20)
+    # Places ten and eleven differ by one unit of precision; the first of the two comes later.
+    odds[[9, 10]] = np.float32(-1.9) - 2e-7 * np.arange(2)[::-1]
+    old = probability(odds)
+    assert old[10] > old[9]
+    request = np.zeros(20, np.int64)
+    equal, swapped, apart = probability(odds + 6.0), probability(odds + 6.0), probability(odds + 6.0)
+    swapped[9] += np.spacing(swapped[9])
+    apart[9] += 1e-5
+    assert equal[9] == equal[10]
+    assert top_kept(ScorePair(equal, old, 1.0, 1.0, request)) == (1.0, 1)
+    assert top_kept(ScorePair(swapped, old, 1.0, 1.0, request)) == (1.0, 1)
+    assert top_kept(ScorePair(apart, old, 1.0, 1.0, request)) == (0.9, 1)
+
+
 def test_sums_go_through_a_page_of_metrics_and_back():
     sums = ScoreSums()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Store in the memory of this process, for tests."""
+"""Reference store in the memory of this process: what the contract suite expects of every store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from serve.contract.errors import StoreUnavailable
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import MAX_REMOVED, Changes, Dump, Packed
+from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
 
 
 @dataclass
@@ -77,13 +77,14 @@ class MemoryStore:
             check_seq(seq, rows.seq)
             if replace:
                 rows.viewers.clear()
+                rows.candidates.clear()
+                rows.floor = seq
             for id_, row in viewers.items():
                 if row:
                     rows.viewers[id_] = row
                 else:
                     rows.viewers.pop(id_, None)
-            unnamed = dict.fromkeys(rows.candidates, b"") if replace else {}
-            for id_, row in {**unnamed, **candidates}.items():
+            for id_, row in candidates.items():
                 if row or rows.candidates.get(id_, (0, b""))[1]:
                     rows.candidates.pop(id_, None)
                     rows.candidates[id_] = (seq, row)
@@ -124,3 +125,13 @@ def _forget(rows: Rows, newest: int) -> None:
             if seq < newest:
                 del rows.candidates[id_]
                 rows.floor = seq
+
+
+_named: dict[str, Rows] = {}
+
+
+def open_memory(name: str, *, writable: bool) -> MemoryStore:
+    """Open the store of a name, shared within this process; a writer creates a missing store."""
+    if not writable and name not in _named:
+        raise StoreUnavailable(f"there is no store {name} in this process; fill it with {LOAD}")
+    return MemoryStore(_named.setdefault(name, Rows()), writable=writable)
