@@ -14,17 +14,21 @@ import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
+from serve.operate.diff.field import unshared
 from serve.operate.diff.running import SETTLE_S, application_of, cause, plain_nodes
 from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
 from serve.operate.host.state import route, status_code
 from serve.operate.status.restarts import Restarts
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
 
 STATUS_PERIOD_S = 1.0
 # Ray's setting: the interval at which a process reports its counters.
@@ -135,7 +139,6 @@ class Supervisor:
     def _connect(self, address: str) -> None:
         import ray
         from ray.serve._private.api import serve_start
-        from ray.serve.schema import ServeDeploySchema
 
         ray.init(address, namespace="serve", log_to_driver=False)
         self._node = self._run.node()
@@ -143,7 +146,7 @@ class Supervisor:
         # After ray.init(), which installs its own handler.
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGHUP, self._on_hangup)
-        schema = ServeDeploySchema.model_validate(dict(self._config.serve))
+        schema = parsed(self._config.serve)
         # `serve run` does the same: Serve has no public call that takes a file.
         self._client = serve_start(
             http_options=schema.http_options.model_dump(),
@@ -156,10 +159,8 @@ class Supervisor:
 
     def _deploy(self, config: Config) -> None:
         """Pass the file to Serve and wait until it answers; raise TabrankError with the reason."""
-        from ray.serve.schema import ServeDeploySchema
-
         self._save(stage="deploying the application")
-        schema = ServeDeploySchema.model_validate(dict(config.serve))
+        schema = parsed(config.serve)
         # For the controller and the proxies; each application takes it from its own document.
         if schema.logging_config:
             self._client.update_global_logging_config(schema.logging_config)
@@ -278,6 +279,14 @@ class Supervisor:
             serve.shutdown()
             ray.shutdown()
         self._run.end()
+
+
+def parsed(document: Mapping[str, Any]) -> ServeDeploySchema:
+    """Return a Serve document as Ray's own model."""
+    from ray.serve.schema import ServeDeploySchema
+
+    # The validator of `gang_scheduling_config` puts an object into its input.
+    return ServeDeploySchema.model_validate(unshared(document))
 
 
 def settled(applications: Mapping[str, Mapping[str, Any]]) -> bool:

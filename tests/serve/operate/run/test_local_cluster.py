@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from serve.config.application import OUR_APPLICATION
 from serve.contract.errors import TabrankError
@@ -24,7 +25,7 @@ from serve.operate.diff.running import LocalService
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
 from serve.operate.host.state import route, status, status_code
 from serve.operate.run.local_cluster import NEVER, down, up
-from serve.operate.run.supervisor import reason, settled
+from serve.operate.run.supervisor import parsed, reason, settled
 from serve.operate.status.restarts import ENDED
 from serve.operate.status.scrape import read_pages
 from serve.operate.status.screen import render
@@ -258,6 +259,14 @@ def test_a_deploy_is_done_once_no_old_replica_is_left():
     assert not settled(application(RUNNING=2, STOPPING=1))
     assert not settled({"tab": application(RUNNING=1)["tab"] | {"status": "DEPLOYING"}})
     assert not settled({})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_file_that_ray_has_parsed_can_still_be_written():
+    gang = {"name": "Front", "num_replicas": 2, "gang_scheduling_config": {"gang_size": 2}}
+    document = {"applications": [{"name": "tab", "import_path": "shop:build", "deployments": [gang]}]}
+    assert parsed(document).applications[0].deployments[0].name == "Front"
+    assert yaml.safe_dump(document)
 
 
 @pytest.mark.parametrize(
