@@ -53,6 +53,25 @@ def ray_levels() -> dict[Level, list[str]]:
     return levels
 
 
+def ray_defaults(model: type[BaseModel] = ServeDeploySchema, level: Level = ()) -> dict[Level, Any]:
+    """Return Ray's default of each field of a Serve config that has a plain one."""
+    if level == (*DEPLOYMENT, "ray_actor_options"):
+        # Ray takes these as they are written, and adds one CPU where none is.
+        return {level: {}, (*level, "num_cpus"): 1}
+    # Ray has no value for these options where the file has none.
+    unset = DeploymentSchema.model_fields if level == DEPLOYMENT else ()
+    defaults: dict[Level, Any] = dict.fromkeys((*level, name) for name in unset)
+    for name, field in (DeploymentConfig if level == DEPLOYMENT else model).model_fields.items():
+        value = field.get_default(call_default_factory=True)
+        value = value.model_dump() if isinstance(value, BaseModel) else value
+        if isinstance(value, bool | int | float | str | dict | list | None):
+            defaults[*level, name] = value
+    for name, field in model.model_fields.items():
+        for part in filter(_is_model, _parts(field.annotation)):
+            defaults |= ray_defaults(part, (*level, name))
+    return defaults
+
+
 def check_values(root: Node) -> None:
     """Refuse the values that one of Ray's models refuses, now or when it deploys."""
     _check(root, {key: value for key, value in root.value.items() if key != "nodes"}, ServeDeploySchema)
@@ -60,6 +79,11 @@ def check_values(root: Node) -> None:
 
 def size(at: Node, deployment: Mapping[str, Any]) -> Size:
     """Return the size of a valid deployment, with Ray's defaults filled in."""
+    return read(Size, {**with_defaults(deployment), "at": at}, "")
+
+
+def with_defaults(deployment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a valid deployment, and those that `Size` adds, with Ray's defaults."""
     options = deployment.get("ray_actor_options", {})
     # Serve's own default is one CPU.
     num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]
@@ -70,16 +94,14 @@ def size(at: Node, deployment: Mapping[str, Any]) -> Size:
     alike = {"min_replicas": fixed, "max_replicas": fixed}
     unscaled = dict.fromkeys(("target_ongoing_requests", "metrics_interval_s", "look_back_period_s"))
     scaling = _scaling(deployment)
-    values = {
+    return {
         **defaults,
         **deployment,
         **(alike | unscaled if scaling is None else _defaults(AutoscalingConfig) | scaling),
-        "at": at,
         "num_cpus": sum(float(bundle.get("CPU", 0)) for bundle in bundles),
         "num_gpus": sum(float(bundle.get("GPU", 0)) for bundle in bundles),
         "num_bundles": len(bundles),
     }
-    return read(Size, values, "")
 
 
 def _defaults(model: type[BaseModel]) -> dict[str, Any]:

@@ -1,28 +1,15 @@
-"""Predict what a change of `cluster.yaml` does to the running replicas, with Ray's own code.
+"""Declared table: what a change of each field of `cluster.yaml` does to the running service.
 
-This module keeps no list of options. Ray builds the targets of the old and the new document, as its
-controller does. Its `DeploymentVersion` and code version then decide whether replicas are replaced,
-reconfigured or left alone.
+`tests/serve/operate/diff/test_consequences.py` makes the change of each field on a running service
+and reads in Serve's own log what Serve did, so a row that another version of Ray contradicts fails.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
 
-from serve.contract.errors import TabrankError
-from serve.operate.diff.field import unshared
-
-if TYPE_CHECKING:
-    from ray.serve._private.deployment_info import DeploymentInfo
-
-# Serve reads these keys once, at its start. Everything else in the file can be deployed in place.
-FIXED_KEYS = ("proxy_location", "http_options", "grpc_options", "controller_options", "tracing_config")
-# The options that may name code to import, by deployment; "" stands for the application itself.
-_Code = dict[str, dict[str, Any]]
+from serve.config.known_keys import APPLICATION, DEPLOYMENT
+from serve.operate.diff.field import Path
 
 
 class Consequence(IntEnum):
@@ -51,181 +38,88 @@ SENTENCES = {
     Consequence.DELETED: "application deleted",
     Consequence.RESTART: "Serve restart",
 }
+SCALING: Path = (*DEPLOYMENT, "autoscaling_config")
+ACTOR: Path = (*DEPLOYMENT, "ray_actor_options")
+# Ray uses 1 where the file has none. Its hash differs from that of a 1 in the file, which is 1.0.
+NUM_CPUS: Path = (*ACTOR, "num_cpus")
+# To or from this value, `num_replicas` turns autoscaling on or off, and replicas report their load.
+AUTO: Path = (*DEPLOYMENT, "num_replicas=auto")
+# The fields of each level, separated by spaces. A field covers what is below it, except where that
+# is a level of its own here.
+TABLE = {
+    (): {
+        # Serve reads these once, at its start. `folder` is that of the file.
+        Consequence.RESTART: "proxy_location http_options grpc_options controller_options tracing_config "
+        "folder",
+        # Of the controller, the proxies, and each deployment that has none.
+        Consequence.IN_PLACE: "logging_config",
+        Consequence.NOTHING: "target_capacity nodes",
+    },
+    APPLICATION: {
+        # Ray's code version of an application is a hash of these. `deployments` is their order.
+        Consequence.REBUILT: "import_path args runtime_env autoscaling_policy deployments",
+        # Of the ingress, and of each deployment that has no `logging_config`.
+        Consequence.IN_PLACE: "route_prefix logging_config",
+        # Allows or refuses calls of the controller.
+        Consequence.NOTHING: "external_scaler_enabled",
+    },
+    DEPLOYMENT: {
+        Consequence.RESTART: "gang_scheduling_config",
+        # These are in the code version too. It has the list of all policies, which has an entry for
+        # each `autoscaling_config`.
+        Consequence.REBUILT: "request_router_config deployment_actors autoscaling_config",
+        # Replicas get these when they are created.
+        Consequence.ROLLING: "ray_actor_options max_replicas_per_node placement_group_bundles "
+        "placement_group_strategy placement_group_bundle_label_selector",
+        # Serve passes these to the running replicas, or the controller keeps them with each.
+        Consequence.IN_PLACE: "user_config max_ongoing_requests logging_config backpressure_config "
+        "graceful_shutdown_wait_loop_s graceful_shutdown_timeout_s health_check_period_s "
+        f"health_check_timeout_s {AUTO[-1]}",
+        # The controller and the callers read these when they need them.
+        Consequence.NOTHING: "num_replicas max_queued_requests rolling_update_percentage max_surge_percent",
+    },
+    SCALING: {
+        Consequence.REBUILT: "policy",
+        Consequence.IN_PLACE: "metrics_interval_s look_back_period_s",
+        Consequence.NOTHING: "min_replicas max_replicas initial_replicas target_ongoing_requests "
+        "aggregation_function upscale_delay_s downscale_delay_s downscale_to_zero_delay_s "
+        "upscaling_factor downscaling_factor smoothing_factor upscale_smoothing_factor "
+        "downscale_smoothing_factor",
+    },
+}
+FIELDS = {
+    (*level, field): consequence
+    for level, rows in TABLE.items()
+    for consequence, names in rows.items()
+    for field in names.split()
+}
+# Ray does not look for changes of these. It applies them with the next change of the deployment.
+IGNORED_ALONE = (
+    "max_replicas_per_node",
+    "placement_group_bundles",
+    "placement_group_strategy",
+    "placement_group_bundle_label_selector",
+)
+# Printed beside the consequence.
+NOTES = {
+    ("folder",): "relative paths start there",
+    ("target_capacity",): "scales all replica bounds: some replicas may start or stop",
+    ("nodes",): "on this machine; to change a cluster's nodes, render and launch it again",
+    DEPLOYMENT: "another order of deployments with different options",
+    # The controller fails on running replicas that belong to no gang.
+    (*DEPLOYMENT, "gang_scheduling_config"): "Ray 2.60 cannot change it in place",
+    (*SCALING, "initial_replicas"): "Ray sets the number of replicas to it now and at each later change of "
+    "this deployment",
+}
+# For a field that the table does not have, such as one of another version of Ray.
+UNKNOWN = "an unknown field, so the worst is assumed"
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Deployments of an application and its ingress, which the file alone does not say."""
-
-    deployments: tuple[str, ...] = ()
-    ingress: str | None = None
-
-
-class Targets:
-    """Target state of a document: Serve's start options, and applications as Ray sees them.
-
-    An option that the document leaves out has Ray's default here: options that the application's
-    code sets cannot be seen.
-    """
-
-    def __init__(self, document: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
-        from ray.serve.schema import ServeDeploySchema
-
-        given = unshared(document)
-        code = {app["name"]: _take_code(app) for app in given.get("applications", ())}
-        self.schema = ServeDeploySchema.model_validate(given)
-        self.start = {key: _plain(getattr(self.schema, key)) for key in FIXED_KEYS}
-        self.logging = _plain(self.schema.logging_config)
-        self.applications: dict[str, Application] = {}
-        for app in self.schema.applications:
-            if app.logging_config is None:
-                # The controller does the same.
-                app.logging_config = self.schema.logging_config
-            shape = shapes.get(app.name, Shape())
-            self.applications[app.name] = Application(app, code[app.name], shape)
-
-    def consequences(self, later: Targets, application: str) -> dict[str, Consequence]:
-        """Return the consequence for each deployment of an application that both targets have."""
-        old, new = self.applications[application], later.applications[application]
-        if old.code_version != new.code_version:
-            return dict.fromkeys({**old.infos, **new.infos}, Consequence.REBUILT)
-        return {name: _consequence(info, new.infos[name]) for name, info in old.infos.items()}
-
-    def worst(self, later: Targets) -> Consequence:
-        """Return the worst consequence of moving to `later`."""
-        if self.start != later.start:
-            return Consequence.RESTART
-        worst = [Consequence.IN_PLACE if self.logging != later.logging else Consequence.NOTHING]
-        for name in self.applications:
-            gone = name not in later.applications
-            worst += [Consequence.DELETED] if gone else self.consequences(later, name).values()
-        if set(later.applications) - set(self.applications):
-            worst.append(Consequence.ADDED)
-        return max(worst)
-
-    def same(self, later: Targets) -> bool:
-        """Return whether both targets are equal, so that the documents differ in wording only."""
-        return (
-            self.worst(later) == Consequence.NOTHING
-            and self.schema.target_capacity == later.schema.target_capacity
-            and self.applications == later.applications
-        )
-
-    def owner(self, path: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
-        """Return the object that holds a field's value, and the rest of the path in it."""
-        if path[0] != "applications":
-            return self.schema, path
-        app = self.applications.get(path[1])
-        if app is None or len(path) < 3:
-            return ..., ()
-        if path[2] != "deployments" or len(path) < 5:
-            return app.schema, path[2:]
-        info = app.infos[path[3]]
-        inside = hasattr(info.deployment_config, path[4])
-        return info.deployment_config if inside else info.replica_config, path[4:]
-
-    def ignored_by_ray(self, later: Targets, application: str, deployment: str) -> bool:
-        """Return whether Ray takes a deployment for unchanged though it needs a restart."""
-        infos = [targets.applications[application].infos[deployment] for targets in (self, later)]
-        before, after = map(_version, infos)
-        return not infos[0].config_changed(infos[1]) and bool(before.requires_actor_restart(after))
-
-
-class Application:
-    """Code version of an application, and Ray's `DeploymentInfo` of each of its deployments."""
-
-    def __init__(self, app: Any, code: _Code, shape: Shape) -> None:
-        from ray.serve._private.application_state import override_deployment_info
-
-        self.schema = app
-        self.code_version = _code_version(app, code)
-        names = dict.fromkeys([*(deployment.name for deployment in app.deployments), *shape.deployments])
-        built = {name: _built(name, self.code_version) for name in names}
-        try:
-            self.infos: dict[str, DeploymentInfo] = override_deployment_info(built, app)
-        except (TypeError, ValueError) as error:
-            raise TabrankError(f"applications[{app.name}]: {str(error).splitlines()[0]}") from None
-        for name, info in self.infos.items():
-            # The controller sets both when it applies the target.
-            if app.logging_config and info.deployment_config.logging_config is None:
-                info.deployment_config.logging_config = app.logging_config.model_dump()
-            if name == shape.ingress:
-                info.route_prefix = app.route_prefix
-
-    @functools.cached_property
-    def _effect(self) -> tuple[Any, ...]:
-        app = self.schema
-        infos = {
-            name: (
-                info.deployment_config.model_dump(exclude={"user_configured_option_names"}),
-                {k: v for k, v in vars(info.replica_config).items() if not k.startswith("serialized")},
-            )
-            for name, info in self.infos.items()
-        }
-        return self.code_version, app.external_scaler_enabled, app.route_prefix, infos
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Application) and self._effect == other._effect
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _consequence(old: DeploymentInfo, new: DeploymentInfo) -> Consequence:
-    # `DeploymentState.deploy` makes this check first. The check ignores placement groups and
-    # max_replicas_per_node: where nothing else changes, Ray does nothing.
-    if not old.config_changed(new) and old.route_prefix == new.route_prefix:
-        return Consequence.NOTHING
-    before, after = _version(old), _version(new)
-    if before.requires_actor_restart(after):
-        return Consequence.ROLLING
-    return Consequence.NOTHING if before == after else Consequence.IN_PLACE
-
-
-def _version(info: DeploymentInfo) -> Any:
-    from ray.serve._private.deployment_state import DeploymentTargetState
-
-    return DeploymentTargetState.create(info, 1).version
-
-
-def _built(name: str, code_version: str) -> DeploymentInfo:
-    """Return a deployment whose code sets no option."""
-    from ray.serve._private.config import ReplicaConfig
-    from ray.serve._private.deployment_info import DeploymentInfo
-
-    config = _bare_config().model_copy(update={"version": code_version})
-    return DeploymentInfo(config, ReplicaConfig.create(name), 0, "", name, code_version)
-
-
-@functools.cache
-def _bare_config() -> Any:
-    from ray.serve._private.config import DeploymentConfig
-
-    # Cached because it pickles a class on each call, which takes 10 ms.
-    return DeploymentConfig()
-
-
-def _take_code(app: dict[str, Any]) -> _Code:
-    """Remove and return the keys that make Ray import code; only the code version needs them."""
-    taken: _Code = {"": {"autoscaling_policy": app.pop("autoscaling_policy", None)}}
-    for deployment in app.get("deployments") or ():
-        keys = [key for key in ("request_router_config", "deployment_actors") if key in deployment]
-        taken[deployment["name"]] = {key: deployment.pop(key) for key in keys}
-        scaling = deployment.get("autoscaling_config")
-        if isinstance(scaling, Mapping):
-            taken[deployment["name"]]["autoscaling_config"] = dict(scaling)
-            deployment["autoscaling_config"] = {k: v for k, v in scaling.items() if k != "policy"}
-    return taken
-
-
-def _code_version(app: Any, code: _Code) -> str:
-    from ray.serve._private.deploy_utils import get_app_code_version
-
-    whole = app.model_copy(deep=True)
-    for target, name in ((whole, ""), *((deployment, deployment.name) for deployment in whole.deployments)):
-        for key, value in code[name].items():
-            setattr(target, key, value)
-    return str(get_app_code_version(whole))
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump() if hasattr(value, "model_dump") else value
+def row_of(field: Path) -> tuple[Consequence, str]:
+    """Return the consequence of a change of a field, which its keys name, and a note."""
+    for depth in range(len(field), 0, -1):
+        known = field[:depth]
+        if known in FIELDS and (depth == len(field) or known not in TABLE):
+            return FIELDS[known], NOTES.get(known, "")
+    below = field[: len(APPLICATION)] == APPLICATION
+    return Consequence.REBUILT if below else Consequence.RESTART, UNKNOWN

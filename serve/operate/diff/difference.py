@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
-from serve.config.application import OUR_APPLICATION, OUR_INGRESS
+from serve.config.application import OUR_APPLICATION
+from serve.config.known_keys import APPLICATION, DEPLOYMENT, LIVE
 from serve.config.settings import AppArgs, UserConfig
-from serve.contract.errors import TabrankError
-from serve.operate.diff.consequence import Consequence, Shape, Targets
-from serve.operate.diff.field import Absent, Path, differing, get, replaced, text
+from serve.operate.diff.consequence import (
+    ACTOR,
+    AUTO,
+    FIELDS,
+    IGNORED_ALONE,
+    NUM_CPUS,
+    SCALING,
+    TABLE,
+    Consequence,
+    row_of,
+)
+from serve.operate.diff.field import Path, differing, get, level_of, text, unshared
 
 Document = Mapping[str, Any]
 # Characters of a value in the list of changes, so that old and new value fit on one line.
 MAX_SHOWN = 60
 USER = re.compile(r"^(rediss?://)\S*@")
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
-NODES = "on this machine; to change a cluster's nodes, render and launch it again"
 GAP = "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
-IGNORED_BY_RAY = "Ray ignores it until another option of this deployment changes too"
+IGNORED = "Ray ignores it until another option of this deployment changes too"
+MAY_RESTART = "or a rolling restart, if Ray has ignored an option of placement so far"
+TOUCHING = (Consequence.IN_PLACE, Consequence.ROLLING, Consequence.REBUILT)
 AT_WORST = {
     Consequence.REBUILT: ": a rolling restart of all its replicas",
     Consequence.RESTART: ": a gap in service",
@@ -32,31 +42,52 @@ AT_WORST = {
 
 
 @dataclass(frozen=True)
-class Change:
-    """One field that differs, and the consequence of changing this field alone."""
+class Shape:
+    """Deployments of an application and its ingress, which the file alone does not say."""
 
-    path: str
+    deployments: tuple[str, ...] = ()
+    ingress: str | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One field that differs; `old` and `new` are ... where a document leaves the field out."""
+
+    path: Path
     old: Any
     new: Any
+    # The default of the field, or ... if it is not known.
+    default: Any
     consequence: Consequence
-    note: str = ""
-    # The deployments that the change affects, as application/deployment.
-    touched: tuple[str, ...] = ()
+    note: str
+    # The deployments whose options it is part of, as application/deployment.
+    reached: tuple[str, ...]
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """Return the deployments that the change reconfigures or restarts."""
+        return self.reached if self.consequence in TOUCHING else ()
 
     def plain(self) -> dict[str, Any]:
         """Return the change for JSON, without absent values but with their known defaults."""
-        sides: dict[str, Any] = {"path": self.path}
+        sides: dict[str, Any] = {"path": text(self.path)}
         for side, value in (("old", self.old), ("new", self.new)):
-            if not isinstance(value, Absent):
+            if value is not ...:
                 sides[side] = value
-            elif value.default is not ...:
-                sides[f"{side}_default"] = value.default
+            elif self.default is not ...:
+                sides[f"{side}_default"] = self.default
         effect = {
             "consequence": self.consequence.name.lower(),
             "touched": list(self.touched),
             "note": self.note,
         }
         return sides | effect
+
+    def lines(self) -> list[str]:
+        """Return the lines to print."""
+        sides = " → ".join(shown(value, self.default) for value in (self.old, self.new))
+        note = f" ({self.note})" if self.note else ""
+        return [f"{text(self.path)}: {sides}", f"    {self.consequence.sentence}{note}"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +96,11 @@ class Difference:
 
     changes: tuple[Change, ...]
     deployments: Mapping[str, Mapping[str, tuple[Consequence, str]]]
-    worst: Consequence
+
+    @property
+    def worst(self) -> Consequence:
+        """Return the worst consequence of all changes."""
+        return max((change.consequence for change in self.changes), default=Consequence.NOTHING)
 
     def plain(self) -> dict[str, Any]:
         """Return the difference for JSON."""
@@ -82,10 +117,7 @@ class Difference:
         """Return the lines to print: changes, affected deployments, worst consequence."""
         if not self.changes:
             return ["no differences"]
-        listed = []
-        for change in self.changes:
-            listed.append(f"{change.path}: {shown(change.old)} → {shown(change.new)}")
-            listed.append(f"    {change.consequence.sentence}{f' ({change.note})' if change.note else ''}")
+        listed = [line for change in self.changes for line in change.lines()]
         touched = [
             f"{app}/{name}: {effect.sentence}{f'; {note}' if note else ''}"
             for app, by_name in self.deployments.items()
@@ -97,69 +129,155 @@ class Difference:
 
 
 def compare(
-    old: Document,
-    new: Document,
-    shapes: Mapping[str, Shape] | None = None,
-    nodes: tuple[Document, Document] = ({}, {}),
+    old: Document, new: Document, shapes: Mapping[str, Shape], *, is_recorded: bool = True
 ) -> Difference:
-    """Return the difference between two Serve documents and between their pools of `nodes`.
+    """Return the difference between the running document and another one.
 
     `shapes` gives the deployments of the running applications, which their documents may not list.
+    `is_recorded` is whether `old` went through `in_force`; if not, Ray may have ignored some of it.
     """
-    for path in list(differing(old, new)):
-        # Writing out a default changes nothing, but Serve would pass it on as a change.
-        if _same_setting(path, old, new):
-            old = replaced(old, path, get(new, path))
-    shapes = _shapes((old, new), shapes or {})
-    with _quiet():
-        before, after = Targets(old, shapes), Targets(new, shapes)
-        changes = [
-            change
-            for path in differing(old, new)
-            if (change := _change(path, (old, new), (before, after), shapes)) is not None
+    with warnings.catch_warnings():
+        # Ray warns of its own declarations of fields.
+        warnings.simplefilter("ignore")
+        return _Comparison(old, new, shapes, is_recorded).difference()
+
+
+def in_force(old: Document, new: Document, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Return what Ray runs after a deploy of `new`: `old` in the options that Ray ignored."""
+    running: dict[str, Any] = unshared(new)
+    for change in compare(old, running, shapes).changes:
+        if change.note == IGNORED:
+            option = change.path[:5]
+            get(running, option[:4])[option[4]] = get(old, option)
+    return running
+
+
+class _Comparison:
+    """Comparison of two documents.
+
+    An option that a document leaves out has its default here: options that the application's code
+    sets cannot be seen.
+    """
+
+    def __init__(self, old: Document, new: Document, shapes: Mapping[str, Shape], is_recorded: bool) -> None:
+        self._old, self._new, self._is_recorded = old, new, is_recorded
+        in_both = {app["name"] for app in old.get("applications", ())}
+        in_both &= {app["name"] for app in new["applications"]}
+        self._shapes = {app: shape for app, shape in shapes.items() if app in in_both}
+
+    def difference(self) -> Difference:
+        """Return the difference, its changes in the order of the file."""
+        changes = [self._change(path) for path in differing(self._old, self._new, self._effect)]
+        rebuilt = {change.path[1] for change in changes if change.consequence == Consequence.REBUILT}
+        reordered = [app for app in self._shapes if app not in rebuilt and self._is_reordered(app)]
+        changes += [self._change((*APPLICATION, app, "deployments")) for app in reordered]
+        applied = {one for change in changes if self._is_applied(change) for one in change.reached}
+        for i, change in enumerate(changes):
+            if _is_option(change.path) and not applied.issuperset(change.reached):
+                changes[i] = replace(change, consequence=Consequence.NOTHING, note=IGNORED)
+        deployments = {
+            app: {name: self._together(changes, app, name) for name in shape.deployments}
+            for app, shape in self._shapes.items()
+        }
+        return Difference(tuple(changes), deployments)
+
+    def _change(self, path: Path) -> Change:
+        """Return the change of a field, as if Ray ignored none."""
+        (old, new), (consequence, note) = self._sides(path), row_of(level_of(path))
+        if path[:-1] == APPLICATION:
+            consequence, note = Consequence.ADDED if old is ... else Consequence.DELETED, ""
+        elif level_of(path) == DEPLOYMENT:
+            old, new = ([deployment["name"] for deployment in side] for side in (old, new))
+        elif _is_option(path) and path[-1] in BOUNDS:
+            note = _moves(*(_bounds(side, path) for side in (self._old, self._new)))
+            if "auto" in (old, new) and not any(self._sides((*path[:4], SCALING[-1]), None)):
+                consequence, _ = row_of(AUTO)
+        reached = [
+            (app, name)
+            for app, shape in self._shapes.items()
+            for name in shape.deployments
+            if self._reaches(path, consequence, app, name)
         ]
-        worst = before.worst(after)
-    if worst > max((change.consequence for change in changes), default=Consequence.NOTHING):
-        # For example another order of deployments: the code version covers the list of policies.
-        changes.append(Change("the document", "as it runs", "as written", worst, "all of it together"))
-    changes += [
-        Change(f"nodes.{text(path)}", get(nodes[0], path), get(nodes[1], path), Consequence.NOTHING, NODES)
-        for path in differing(*nodes)
-    ]
-    return Difference(tuple(changes), _touched(before, after), worst)
+        if consequence < Consequence.ROLLING and any(self._may_restart(*one) for one in reached):
+            note = f"{note}; {MAY_RESTART}" if note else MAY_RESTART
+        sides = without_user(old), without_user(new), self._default(path)
+        return Change(path, *sides, consequence, note, tuple(map("/".join, reached)))
+
+    def _sides(self, path: Path, missing: Any = ...) -> tuple[Any, Any]:
+        """Return the values at a path in both documents."""
+        return get(self._old, path, missing), get(self._new, path, missing)
+
+    def _effect(self, path: Path, value: Any) -> Any:
+        """Return a value as Ray compares it, or ... where none is known."""
+        level = level_of(path)
+        is_hashed = row_of(level)[0] == Consequence.REBUILT
+        if value is ...:
+            # The default of `num_cpus` is not as good as a written 1.
+            if level == NUM_CPUS or (is_hashed and level in FIELDS and level[:-1] != APPLICATION):
+                value = None
+            elif level in FIELDS or not is_hashed:
+                value = self._default(path)
+        if level in TABLE or value is ... or isinstance(value, Mapping):
+            return value
+        # Ray hashes the text of these: 1, 1.0 and true differ.
+        is_hashed |= level[:3] == LIVE or level[:4] == (*ACTOR, "resources")
+        return json.dumps(value, sort_keys=True, default=str) if is_hashed else value
+
+    def _default(self, path: Path) -> Any:
+        if path[4:5] == SCALING[-1:] and "auto" in self._sides((*path[:4], "num_replicas")):
+            # Ray has other defaults then.
+            return ...
+        is_ours = get(self._new, (*path[:2], "import_path")) == OUR_APPLICATION
+        return _defaults(is_ours).get(level_of(path), ...)
+
+    def _reaches(self, path: Path, consequence: Consequence, app: str, name: str) -> bool:
+        """Return whether a change is part of the options of a deployment."""
+        if path[:-1] == APPLICATION:
+            return self._new.get("target_capacity") is not None
+        if path[0] == "logging_config":
+            return self._inherits(app) and self._inherits(app, "deployments", name)
+        if path[:2] != (*APPLICATION, app):
+            return path == ("target_capacity",)
+        if path[2] == "logging_config":
+            return self._inherits(app, "deployments", name)
+        is_ingress = path[2] == "route_prefix" and name == self._shapes[app].ingress
+        return consequence == Consequence.REBUILT or is_ingress or (_is_option(path) and path[3] == name)
+
+    def _inherits(self, *path: str) -> bool:
+        return get(self._new, (*APPLICATION, *path, "logging_config"), None) is None
+
+    def _is_applied(self, change: Change) -> bool:
+        """Return whether Ray compares what has changed, or an option is new or gone."""
+        if change.consequence == Consequence.REBUILT or not _is_option(change.path):
+            return True
+        before, after = self._sides(change.path[:4], {})
+        return before.keys() != after.keys() or _compared(before) != _compared(after)
+
+    def _may_restart(self, app: str, name: str) -> bool:
+        options = get(self._old, (*APPLICATION, app, "deployments", name), {})
+        return not self._is_recorded and not options.keys().isdisjoint(IGNORED_ALONE)
+
+    def _is_reordered(self, app: str) -> bool:
+        """Return whether the order of deployments changes the application's code version."""
+        before, after = map(_code_options, self._sides((*APPLICATION, app, "deployments"), []))
+        return before != after
+
+    def _together(self, changes: list[Change], app: str, name: str) -> tuple[Consequence, str]:
+        """Return the consequence of all changes for a deployment, and a note."""
+        effects = [change.consequence for change in changes if f"{app}/{name}" in change.touched]
+        worst = max(effects, default=Consequence.NOTHING)
+        path = (*APPLICATION, app, "deployments", name)
+        surge = get(self._new, (*path, "max_surge_percent"), 0)
+        is_gap = worst >= Consequence.ROLLING and surge == 0 and _bounds(self._new, path)[0] == 1
+        return worst, GAP if is_gap else ""
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, default: Any = ...) -> str:
     """Return a value as the list of changes shows it."""
-    if isinstance(value, Absent):
-        return "(not set)" if value.default is ... else f"(default {shown(value.default)})"
+    if value is ...:
+        return "(not set)" if default is ... else f"(default {shown(default)})"
     line = "none" if value is None else json.dumps(value, default=str, ensure_ascii=False)
     return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 1] + "…"
-
-
-def _change(
-    path: Path,
-    documents: tuple[Document, Document],
-    ends: tuple[Targets, Targets],
-    shapes: Mapping[str, Shape],
-) -> Change | None:
-    """Return the change of one field, or None if it has no effect (a default written out)."""
-    before, after = _alone(path, documents, ends, shapes)
-    if before.same(after):
-        return None
-    was, now = (get(document, path) for document in documents)
-    was, now = without_user(was), without_user(now)
-    for value, targets, document in ((was, before, documents[0]), (now, after, documents[1])):
-        if isinstance(value, Absent):
-            value.default = _default(path, targets, document)
-    touched = [
-        f"{app}/{name}"
-        for app, by_name in _touched(before, after).items()
-        for name, (effect, _) in by_name.items()
-        if effect != Consequence.NOTHING
-    ]
-    note = _note(path, (before, after), ends)
-    return Change(text(path), was, now, before.worst(after), note, tuple(touched))
 
 
 def without_user(value: Any) -> Any:
@@ -171,47 +289,49 @@ def without_user(value: Any) -> Any:
     return USER.sub(r"\1", value) if isinstance(value, str) else value
 
 
-def _alone(
-    path: Path,
-    documents: tuple[Document, Document],
-    ends: tuple[Targets, Targets],
-    shapes: Mapping[str, Shape],
-) -> tuple[Targets, Targets]:
-    """Return two targets that differ in this field alone, or in as little beside it as possible.
+@cache
+def _defaults(is_ours: bool) -> dict[Path, Any]:
+    """Return the default of each field that has a plain one; for our application its own too."""
+    # Importing Ray takes a second.
+    from serve.config.ray_schema import ray_defaults
 
-    Ray may refuse the change of one field alone, such as a minimum above the old maximum. Then the
-    field is changed last.
-    """
-    old, new = documents
-    for step in (path[:depth] for depth in range(len(path), 0, -1)):
-        with contextlib.suppress(ValueError, TabrankError):
-            return ends[0], Targets(replaced(old, step, get(new, step)), shapes)
-        with contextlib.suppress(ValueError, TabrankError):
-            return Targets(replaced(new, step, get(old, step)), shapes), ends[1]
-    return ends
+    owners: Any = {LIVE: UserConfig, (*APPLICATION, "args"): AppArgs} if is_ours else {}
+    ours: dict[Path, Any] = {
+        (*level, field.name): {} if field.default == () else field.default
+        for level, owner in owners.items()
+        for field in fields(owner)
+        if isinstance(field.default, bool | int | float | str | tuple | None)
+    }
+    return {**ray_defaults(), **({LIVE: {}} if is_ours else {}), **ours}
 
 
-def _note(path: Path, alone: tuple[Targets, Targets], ends: tuple[Targets, Targets]) -> str:
-    if path[0] == "target_capacity":
-        return "scales all replica bounds: some replicas may start or stop"
-    if len(path) < 5 or path[2] != "deployments":
-        return ""
-    app, name, last = path[1], path[3], path[-1]
-    if alone[0].ignored_by_ray(alone[1], app, name):
-        return IGNORED_BY_RAY
-    if last == "initial_replicas":
-        return "Ray sets the number of replicas to it now and at each later change of this deployment"
-    if last in BOUNDS:
-        return _moves(*(_bounds(targets, app, name) for targets in ends))
-    return ""
+def _is_option(path: Path) -> bool:
+    """Return whether a path leads into the options of a deployment."""
+    return path[2:3] == ("deployments",) and len(path) > 4
 
 
-def _bounds(targets: Targets, app: str, name: str) -> tuple[int, int]:
-    config = targets.applications[app].infos[name].deployment_config
-    scaling = config.autoscaling_config
-    if scaling is None:
-        return config.num_replicas, config.num_replicas
-    return scaling.min_replicas, scaling.max_replicas
+def _compared(deployment: Document) -> dict[str, Any]:
+    """Return the options of a deployment that Ray compares, as it does."""
+    options = {key: value for key, value in deployment.items() if key not in IGNORED_ALONE}
+    if ACTOR[-1] in options:
+        options[ACTOR[-1]] = {NUM_CPUS[-1]: 1, **options[ACTOR[-1]]}
+    return options
+
+
+def _code_options(deployments: list[Any]) -> list[list[Any]]:
+    """Return the lists of options that are part of Ray's code version of an application."""
+    scaling, *others = (
+        [one[key] for one in deployments if one.get(key) is not None]
+        for key in (SCALING[-1], "request_router_config", "deployment_actors")
+    )
+    return [[one.get("policy") for one in scaling], *others]
+
+
+def _bounds(document: Document, path: Path) -> tuple[int, int]:
+    from serve.config.ray_schema import with_defaults
+
+    found = with_defaults(get(document, path[:4], {}))
+    return found["min_replicas"], found["max_replicas"]
 
 
 def _moves(old: tuple[int, int], new: tuple[int, int]) -> str:
@@ -222,86 +342,3 @@ def _moves(old: tuple[int, int], new: tuple[int, int]) -> str:
     less = "stops the excess" if new[1] < old[1] else "may stop replicas" if new[0] < old[0] else ""
     spans = [f"{low}" if low == high else f"{low} to {high}" for low, high in (old, new)]
     return f"replicas {spans[0]} → {spans[1]}: {' and '.join(filter(None, (more, less)))}"
-
-
-def _touched(before: Targets, after: Targets) -> dict[str, dict[str, tuple[Consequence, str]]]:
-    touched: dict[str, dict[str, tuple[Consequence, str]]] = {}
-    for app in before.applications:
-        if app in after.applications:
-            found = before.consequences(after, app)
-            touched[app] = {name: (effect, _gap(effect, after, app, name)) for name, effect in found.items()}
-    return touched
-
-
-def _gap(effect: Consequence, after: Targets, app: str, name: str) -> str:
-    if effect not in (Consequence.ROLLING, Consequence.REBUILT):
-        return ""
-    surge = after.applications[app].infos[name].deployment_config.max_surge_percent
-    return GAP if surge == 0 and _bounds(after, app, name)[0] == 1 else ""
-
-
-def _shapes(documents: tuple[Document, Document], known: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return each application's known deployments and ingress; files usually list it first."""
-    shapes: dict[str, Shape] = {}
-    for document in documents:
-        for app in document.get("applications") or ():
-            name = app["name"]
-            ours = Shape((OUR_INGRESS, "Scorer", "Ingest"), OUR_INGRESS)
-            fallback = ours if app["import_path"] == OUR_APPLICATION else Shape()
-            shape = shapes.get(name, known.get(name, fallback))
-            listed = [deployment["name"] for deployment in app.get("deployments") or ()]
-            names = tuple(dict.fromkeys([*shape.deployments, *listed]))
-            shapes[name] = Shape(names, shape.ingress or next(iter(names), None))
-    return shapes
-
-
-def _same_setting(path: Path, old: Document, new: Document) -> bool:
-    """Return whether a live setting differs only because one document writes the default out."""
-    was, now = (get(document, path) for document in (old, new))
-    # One document has no `user_config` at all.
-    if path[-1:] == ("user_config",):
-        given = now if isinstance(was, Absent) else was
-        return isinstance(given, Mapping) and all(_same_setting((*path, key), old, new) for key in given)
-    default = _our_default(path, new)
-    if path[-2:-1] != ("user_config",) or default is ...:
-        return False
-    return bool((default if was == Absent() else was) == (default if now == Absent() else now))
-
-
-def _our_default(path: Path, document: Document) -> Any:
-    """Return the default of a live setting or argument of ours, or ... without a plain value."""
-    if get(document, (*path[:2], "import_path")) != OUR_APPLICATION:
-        return ...
-    owner: Any = {("deployments", OUR_INGRESS, "user_config"): UserConfig, ("args",): AppArgs}.get(path[2:-1])
-    for field in fields(owner) if owner else ():
-        if field.name == path[-1] and isinstance(field.default, bool | int | float | str | None):
-            return field.default
-        if field.name == path[-1] and field.default == ():
-            return {}
-    return ...
-
-
-def _default(path: Path, targets: Targets, document: Document) -> Any:
-    """Return the value of a field that a document leaves out, or ... where it is not known."""
-    default = _our_default(path, document)
-    if default is not ...:
-        return default
-    value, keys = targets.owner(path)
-    for key in keys:
-        value = value.get(key, ...) if isinstance(value, Mapping) else getattr(value, key, ...)
-    if hasattr(value, "model_dump"):
-        value = value.model_dump()
-    return value if isinstance(value, bool | int | float | str | dict | list | None) else ...
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Ray's warnings about its field declarations and about each target it builds."""
-    log = logging.getLogger("ray.serve")
-    was, log.disabled = log.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled = was

@@ -1,8 +1,8 @@
-"""Read and replace fields of a Serve config document by path; list items go by their names."""
+"""Read fields of a Serve config document by path; list items go by their names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 # Keys from the root down; in the lists of applications and of deployments, the items' names.
@@ -11,20 +11,11 @@ Path = tuple[str, ...]
 NAMED = {1: "applications", 3: "deployments"}
 
 
-class Absent:
-    """Value of a field that a document leaves out, with its default where that is known."""
+def differing(old: Any, new: Any, effect: Callable[[Path, Any], Any], path: Path = ()) -> Iterator[Path]:
+    """Yield the paths of the fields that differ, as deep as both sides have tables.
 
-    def __init__(self, default: Any = ...) -> None:
-        self.default = default
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Absent)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def differing(old: Any, new: Any, path: Path = ()) -> Iterator[Path]:
-    """Yield the paths of the fields that differ, as deep as both sides have tables."""
+    `effect` returns a value as it is compared; it gets ... for a field that is left out.
+    """
     if path and NAMED.get(len(path)) == path[-1]:
         old, new = _by_name(old), _by_name(new)
         # A deployment that is not listed exists with no options.
@@ -36,36 +27,20 @@ def differing(old: Any, new: Any, path: Path = ()) -> Iterator[Path]:
         return
     for key in {**old, **new}:
         if not (key == "name" and len(path) - 1 in NAMED):
-            yield from differing(old.get(key, Absent()), new.get(key, Absent()), (*path, str(key)))
+            below = (*path, str(key))
+            yield from differing(*(effect(below, side.get(key, ...)) for side in (old, new)), effect, below)
 
 
-def get(document: Mapping[str, Any], path: Path) -> Any:
-    """Return the value at a path, or `Absent`."""
+def get(document: Mapping[str, Any], path: Path, missing: Any = ...) -> Any:
+    """Return the value at a path, or `missing` where the document leaves the field out."""
     value: Any = document
     for depth, key in enumerate(path):
         if NAMED.get(depth) == path[depth - 1]:
             value = _by_name(value)
-        value = value.get(key, Absent()) if isinstance(value, Mapping) else Absent()
+        if not isinstance(value, Mapping) or key not in value:
+            return missing
+        value = value[key]
     return value
-
-
-def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """Return the document with another value at a path; `Absent` removes the field."""
-    changed: dict[str, Any] = unshared(document)
-    here: Any = changed
-    for depth, key in enumerate(path[:-1], 1):
-        missing: Any = [] if NAMED.get(depth) == key else {}
-        here = _item(here, key) if isinstance(here, list) else _entered(here, key, missing)
-    last = path[-1]
-    if isinstance(here, list):
-        here[:] = [item for item in here if item["name"] != last]
-        if not isinstance(value, Absent):
-            here.append(unshared(value))
-    elif isinstance(value, Absent):
-        here.pop(last, None)
-    else:
-        here[last] = unshared(value)
-    return changed
 
 
 def unshared(value: Any) -> Any:
@@ -73,6 +48,11 @@ def unshared(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: unshared(item) for key, item in value.items()}
     return [unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def level_of(path: Path) -> Path:
+    """Return the keys of a path without the names of applications and deployments."""
+    return tuple(key for depth, key in enumerate(path) if NAMED.get(depth) != path[depth - 1])
 
 
 def text(path: Path) -> str:
@@ -85,15 +65,3 @@ def text(path: Path) -> str:
 
 def _by_name(items: Any) -> dict[str, Any]:
     return {item["name"]: item for item in items} if isinstance(items, list) else {}
-
-
-def _entered(table: dict[str, Any], key: str, missing: Any) -> Any:
-    if table.get(key) is None:
-        table[key] = missing
-    return table[key]
-
-
-def _item(items: list[Any], name: str) -> Any:
-    if name not in _by_name(items):
-        items.append({"name": name})
-    return _by_name(items)[name]

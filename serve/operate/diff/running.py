@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import signal
 import time
@@ -16,29 +17,34 @@ from urllib.parse import urlsplit
 
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
-from serve.operate.diff.consequence import Consequence, Shape
-from serve.operate.diff.difference import Change, Difference, compare
-from serve.operate.diff.field import unshared
+from serve.operate.diff.difference import Difference, Shape, compare
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.state import RUN, up_command
 
 Progress = Callable[[str], None]
 # Serve's control loop runs every 0.1 s and may report the old state for some iterations.
 SETTLE_S = 1.0
+# The frames of a traceback, with their lines of code, and the class of an error of ours.
+FRAMES = re.compile(r'^  File ".*\n(?: .*\n)*', re.MULTILINE)
+OURS = re.compile(r"^serve\.[\w.]+: ")
 # The keys that Serve's details report of a document, beside its applications.
 REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
+# The folder of the file, beside the fields of the file.
+FOLDER = "folder"
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
 
 
 class RunningService(ABC):
-    """Running service: its Serve `document`, and its pools of `nodes` or None if unknown."""
+    """Running service: its `document`, and the `path` of the file that it was read from."""
 
     where: str
+    path: Path
     document: dict[str, Any]
-    nodes: dict[str, Any] | None
     shapes: dict[str, Shape]
     not_compared: tuple[str, ...] = ()
+    # Whether `document` has the old values of options that Ray ignored.
+    is_recorded = True
     # The reason why the last deploy failed, or empty. The comparison is with the deploy before it.
     error = ""
     # The file of a deploy under way and its start. The comparison is with the deploy before it.
@@ -46,12 +52,16 @@ class RunningService(ABC):
 
     def difference(self, config: Config) -> Difference:
         """Return the difference between the running service and the file."""
-        nodes = ({}, {}) if self.nodes is None else (self.nodes, plain_nodes(config))
-        return compare(self.document, self.comparable(config.serve), self.shapes, nodes)
+        document = self.comparable(config)
+        return compare(self.document, document, self.shapes, is_recorded=self.is_recorded)
 
-    def comparable(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of a document that can be compared with the running service."""
-        return dict(document)
+    def config(self, document: Mapping[str, Any]) -> Config:
+        """Return a document as if it were read from the running file, to deploy it."""
+        return config_of(self.path, {key: value for key, value in document.items() if key != FOLDER})
+
+    @abstractmethod
+    def comparable(self, config: Config) -> dict[str, Any]:
+        """Return the content of a file that can be compared with the running service."""
 
     @abstractmethod
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
@@ -61,10 +71,6 @@ class RunningService(ABC):
     def restart_command(self, config: Path) -> str:
         """Return the command that restarts Serve with this file."""
 
-    @abstractmethod
-    def config(self, document: Mapping[str, Any]) -> Config:
-        """Return a document as if it were read from the running file, to deploy it."""
-
 
 class LocalService(RunningService):
     """Service that `python -m serve up` started in a run folder."""
@@ -73,40 +79,25 @@ class LocalService(RunningService):
         service = run.service()
         if not run.supervisors() or service.get("state") not in ("ready", "deploying"):
             raise TabrankError(f"{run.path}: {UNWATCHED if run.node() else NOTHING_RUNS}")
-        self._run, self._service = run, service
+        self._run, self.path = run, Path(service["config"])
         deployed = run.deployed()
         if not deployed:
-            again = up_command(Path(service["config"]), run)
+            again = up_command(self.path, run)
             raise TabrankError(
                 f"{run.path}: the service was started by an earlier version; restart it with: {again}"
             )
         self.where, self.url, self.error = str(run.path), str(service["url"]), str(service.get("error", ""))
         self.under_way = service.get("deploying")
-        self.nodes = deployed.pop("nodes", {})
-        self.document = deployed
-        self.shapes = {
-            name: Shape(tuple(app["deployments"]), app.get("ingress"))
-            for name, app in service.get("applications", {}).items()
-        }
+        self.document = {"nodes": {}, **deployed, FOLDER: str(self.path.parent)}
+        self.shapes = shapes_of(service.get("applications", {}))
 
-    def difference(self, config: Config) -> Difference:
-        """Return the difference; another folder is one too, since relative paths start there."""
-        found = super().difference(config)
-        home = Path(self._service["config"]).parent
-        if home == config.path.parent:
-            return found
-        moved = Change(
-            "folder", str(home), str(config.path.parent), Consequence.RESTART, "relative paths start there"
-        )
-        return Difference((*found.changes, moved), found.deployments, Consequence.RESTART)
+    def comparable(self, config: Config) -> dict[str, Any]:
+        """Return the content of a file, with its pools and its folder."""
+        return {**config.serve, "nodes": plain_nodes(config), FOLDER: str(config.path.parent)}
 
     def restart_command(self, config: Path) -> str:
         """Return the command `up`, which restarts Serve where it has to."""
         return up_command(config, self._run)
-
-    def config(self, document: Mapping[str, Any]) -> Config:
-        """Return a document as if it were read from the running file, to deploy it."""
-        return Config(Path(self._service["config"]), document, self.nodes or {}, "")
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
         """Have the supervisor deploy in place, and wait until it has done so."""
@@ -119,9 +110,11 @@ class RemoteService(RunningService):
 
     # Serve's details do not contain these. They report a top-level logging_config per application.
     not_compared = ("nodes", "logging_config", "tracing_config", "controller_options")
+    # They have the file that was deployed.
+    is_recorded = False
 
     def __init__(self, address: str, client: Any = None) -> None:
-        self.where, self.nodes = address, None
+        self.where, self.path = address, Path(address)
         with _sentences(address):
             from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
@@ -141,24 +134,21 @@ class RemoteService(RunningService):
         reported = {key: self.details.get(key) for key in REPORTED_KEYS}
         self.document = {key: value for key, value in reported.items() if value is not None}
         self.document["applications"] = [app["deployed_app_config"] for app in applications.values()]
-        self.shapes = {name: shape_of(app) for name, app in applications.items()}
+        self.shapes = shapes_of({name: application_of(app) for name, app in applications.items()})
 
     def restart_command(self, config: Path) -> str:
         """Return the restart with Ray's own commands."""
         address = shlex.quote(self.where)
         return f"serve shutdown --address {address} && serve deploy --address {address} {shlex.quote(str(config))}"
 
-    def config(self, document: Mapping[str, Any]) -> Config:
-        """Return a document to deploy; no file belongs to it."""
-        return Config(Path(self.where), document, {}, "")
-
-    def comparable(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of a document that can be compared with the running service."""
-        given: dict[str, Any] = unshared({k: v for k, v in document.items() if k not in self.not_compared})
-        if document.get("logging_config"):
-            for app in given["applications"]:
-                if app.get("logging_config") is None:
-                    app["logging_config"] = document["logging_config"]
+    def comparable(self, config: Config) -> dict[str, Any]:
+        """Return what the dashboard would report of a file."""
+        given = {key: value for key, value in config.serve.items() if key not in self.not_compared}
+        logging = config.serve.get("logging_config")
+        given["applications"] = [
+            {**app, "logging_config": logging} if logging and app.get("logging_config") is None else app
+            for app in given["applications"]
+        ]
         return given
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
@@ -168,18 +158,13 @@ class RemoteService(RunningService):
         with _sentences(self.where):
             self.client.deploy_applications(dict(config.serve))
         time.sleep(SETTLE_S)
-        names = {app["name"] for app in config.serve["applications"]}
+        wanted = {app["name"]: "RUNNING" for app in config.serve["applications"]}
         while True:
             applications = self._details()["applications"]
-            failed = [a for a in applications.values() if a["status"] in ("DEPLOY_FAILED", "UNHEALTHY")]
-            if failed:
-                messages = [failed[0]["message"], *(d["message"] for d in failed[0]["deployments"].values())]
-                raise TabrankError(f"application {failed[0]['name']!r} cannot be deployed: {cause(messages)}")
-            if (
-                {name for name, app in applications.items() if app["status"] == "RUNNING"}
-                == names
-                == {*applications}
-            ):
+            for name, app in applications.items():
+                if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
+            if {name: app["status"] for name, app in applications.items()} == wanted:
                 return
             if time.monotonic() > deadline:
                 raise TabrankError(f"{self.where}: not every application runs after {timeout_s:g} s")
@@ -224,15 +209,20 @@ def find(run: Path | None, address: str | None) -> RunningService:
     return RemoteService(address) if address and run is None else LocalService(RunFolder.of(run or RUN))
 
 
+def config_of(path: Path, document: Mapping[str, Any], sha256: str = "") -> Config:
+    """Return a document, with its pools, as if it were read from a file."""
+    serve = {key: value for key, value in document.items() if key != "nodes"}
+    return Config(path, serve, document.get("nodes", {}), sha256)
+
+
 def plain_nodes(config: Config) -> dict[str, Any]:
     """Return the pools of `nodes` as the file has them."""
     return {name: pool if isinstance(pool, dict) else asdict(pool) for name, pool in config.nodes.items()}
 
 
-def shape_of(app: Mapping[str, Any]) -> Shape:
-    """Return the deployments of an application and its ingress, from Serve's details."""
-    topology = app.get("deployment_topology") or {}
-    return Shape(tuple(app["deployments"]), topology.get("ingress_deployment"))
+def shapes_of(applications: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return the deployments and the ingress of each application of `service.json`."""
+    return {name: Shape(tuple(app["deployments"]), app.get("ingress")) for name, app in applications.items()}
 
 
 def application_of(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,19 +241,24 @@ def application_of(details: Mapping[str, Any]) -> dict[str, Any]:
         "status": details["status"],
         "route_prefix": details["route_prefix"],
         "import_path": (details.get("deployed_app_config") or {}).get("import_path"),
-        "ingress": shape_of(details).ingress,
+        "ingress": (details.get("deployment_topology") or {}).get("ingress_deployment"),
         "deployments": deployments,
     }
 
 
+def messages_of(details: Mapping[str, Any]) -> list[str]:
+    """Return the messages of an application and of its deployments, from Serve's details."""
+    return [details["message"], *(deployment["message"] for deployment in details["deployments"].values())]
+
+
 def cause(messages: list[str]) -> str:
-    """Return the line with the cause, from Serve's messages with their tracebacks."""
-    lines = [line for message in messages for line in message.splitlines() if line.strip()]
-    outer = [line for line in lines if not line.startswith(" ")]
+    """Return the message of the error, without traceback, from Serve's messages."""
+    given = [message.strip() for message in messages if message.strip()]
+    raised = [message for message in given if FRAMES.search(message)]
+    if not given:
+        return "Serve gives no reason"
     # Our own errors are sentences; the name of their class adds nothing.
-    return (
-        outer[-1].removeprefix("serve.contract.errors.TabrankError: ") if outer else "Serve gives no reason"
-    )
+    return OURS.sub("", FRAMES.split((raised or given)[-1])[-1])
 
 
 def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: Progress) -> None:

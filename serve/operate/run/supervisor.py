@@ -20,8 +20,17 @@ import psutil
 
 from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
+from serve.operate.diff.difference import in_force
 from serve.operate.diff.field import unshared
-from serve.operate.diff.running import SETTLE_S, application_of, cause, plain_nodes
+from serve.operate.diff.running import (
+    SETTLE_S,
+    application_of,
+    cause,
+    config_of,
+    messages_of,
+    plain_nodes,
+    shapes_of,
+)
 from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
 from serve.operate.host.state import route, status_code
@@ -87,7 +96,7 @@ class Supervisor:
     def attached(cls, run: RunFolder) -> Supervisor:
         """Return a supervisor for a running service that has none; a failure ends nothing."""
         service, document = run.service(), run.deployed()
-        config = _config(service["config"], document, service["config_sha256"])
+        config = config_of(Path(service["config"]), document, service["config_sha256"])
         supervisor = cls(config, run, service["haproxy"])
         # The state stays `deploying` after an interrupted deploy, and `error` stays after a failed
         # one. In both cases `up` deploys again, because Serve may have that deploy's document.
@@ -179,7 +188,9 @@ class Supervisor:
             if alive_since and time.monotonic() - alive_since > READY_WAIT_S:
                 break
             self._pause()
-        self._deployed, self._is_unsaved = {**config.serve, "nodes": plain_nodes(config)}, True
+        document = {**config.serve, "nodes": plain_nodes(config)}
+        self._deployed = in_force(self._deployed, document, shapes_of(self._service["applications"]))
+        self._is_unsaved = True
         self._save(config=str(config.path), config_sha256=config.sha256, stage="serving")
 
     def _watch(self) -> None:
@@ -231,7 +242,7 @@ class Supervisor:
         wanted = self._run.wanted()
         if not wanted:
             return read(self._config.path)
-        return _config(wanted["config"], wanted["document"], wanted["sha256"])
+        return config_of(Path(wanted["config"]), wanted["document"], wanted["sha256"])
 
     def _applications(self) -> dict[str, Any]:
         """Read Serve's state for the next write; raise TabrankError if a deploy failed."""
@@ -241,10 +252,9 @@ class Supervisor:
         self._service["applications"] = applications
         for name, app in details.items():
             if app["status"] == "DEPLOY_FAILED":
-                messages = [app["message"], *(value["message"] for value in app["deployments"].values())]
                 if is_new:
-                    _log("\n".join(messages))
-                raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages)}")
+                    _log("\n".join(messages_of(app)))
+                raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
         return applications
 
     def _save(self, **changes: Any) -> None:
@@ -296,12 +306,6 @@ def settled(applications: Mapping[str, Mapping[str, Any]]) -> bool:
         and not any("STOPPING" in one["replicas"] for one in app["deployments"].values())
         for app in applications.values()
     )
-
-
-def _config(path: str, document: Mapping[str, Any], sha256: str) -> Config:
-    """Return a document of the run folder, with its pools, as if it were read from its file."""
-    serve = {key: value for key, value in document.items() if key != "nodes"}
-    return Config(Path(path), serve, document.get("nodes", {}), sha256)
 
 
 def reason(error: Exception) -> str:

@@ -1,16 +1,28 @@
-"""Check each row of the table of consequences on a running service."""
+"""Make the change of each row of the table of consequences on a running service.
+
+One deploy makes changes of several rows, each in a deployment or an application of its own.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import socket
+import time
 import urllib.request
+from collections import ChainMap
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import pytest
 import yaml
+from documents import replaced
 
+from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff
-from serve.operate.diff.field import Absent, replaced
+from serve.operate.diff.consequence import FIELDS, IGNORED_ALONE, Consequence
+from serve.operate.diff.field import get, level_of
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import status
 from serve.operate.run.local_cluster import down, up
@@ -18,32 +30,40 @@ from serve.operate.run.local_cluster import down, up
 pytestmark = pytest.mark.integration
 APPLICATION = """
 import json, os
+import ray
 from ray import serve
 
 @serve.deployment
-class Back:
-    def label(self):
-        return os.environ.get("LABEL")
-
-@serve.deployment
-class Front:
-    def __init__(self, word, back):
-        self.word, self.back, self.knob = word, back, None
+class Part:
+    def __init__(self, word="", parts=()):
+        self.word, self.parts, self.knob = word, parts, None
 
     def reconfigure(self, user_config):
         self.knob = user_config["knob"]
 
+    def knob_of(self):
+        return self.knob
+
     async def __call__(self, request):
-        return {"word": self.word, "knob": self.knob, "label": await self.back.label.remote()}
+        knobs = [await part.knob_of.remote() for part in self.parts]
+        return {"word": self.word, "label": os.environ.get("LABEL"), "knobs": [self.knob, *knobs]}
 
 def build(args):
-    return Front.bind(args["word"], Back.bind())
+    parts = [Part.options(name=name).bind() for name in args.get("parts", ())]
+    return Part.options(name="Front").bind(args["word"], parts)
 
 def other(args):
     return build(args)
 
 def policy(context):
     return context.current_num_replicas, {}
+
+def policies(contexts):
+    return {name: context.current_num_replicas for name, context in contexts.items()}, {}
+
+@ray.remote(num_cpus=0)
+class Helper:
+    pass
 """
 QUICK = {
     "graceful_shutdown_wait_loop_s": 0.05,
@@ -51,8 +71,116 @@ QUICK = {
     "max_surge_percent": 100,
     "ray_actor_options": {"num_cpus": 0.1},
 }
-SHOP = "applications/shop"
-FRONT, BACK = f"{SHOP}/deployments/Front", f"{SHOP}/deployments/Back"
+SCALING = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2, "downscale_delay_s": 600}
+SHOP, OTHER, THIRD, LAB = (f"applications/{name}" for name in ("shop", "other", "third", "lab"))
+# The changes of each application or deployment, one after the other. One deploy makes the next
+# change of every list. Changes that touch nothing are made together: that nothing is touched
+# verifies each of them.
+CHANGES: dict[str, list[dict[str, Any]]] = {
+    SHOP: [
+        # The order: Front comes last.
+        {"deployments": "Front"},
+        {"deployments/Back/autoscaling_config": ...},
+        {"autoscaling_policy": {"policy_function": "shop:policies"}},
+    ],
+    OTHER: [
+        {"args/word": "four"},
+        {"import_path": "shop:other"},
+        {"runtime_env": {"env_vars": {"LABEL": "x"}}},
+        {"deployments/Front/request_router_config": {"initial_backoff_s": 0.1}},
+        {"deployments/Front/deployment_actors": [{"name": "helper", "actor_class": "shop:Helper"}]},
+        {"deployments/Front/autoscaling_config/policy": {"policy_function": "shop:policy"}},
+    ],
+    THIRD: [
+        {"external_scaler_enabled": True},
+        {"route_prefix": "/another"},
+        {"logging_config": {"log_level": "DEBUG"}},
+    ],
+    f"{LAB}/deployments/Front": [
+        {
+            "autoscaling_config/min_replicas": 0,
+            "autoscaling_config/initial_replicas": 2,
+            "autoscaling_config/max_replicas": 3,
+            "autoscaling_config/target_ongoing_requests": 3,
+            "autoscaling_config/aggregation_function": "max",
+            "autoscaling_config/upscale_delay_s": 9,
+            "autoscaling_config/downscale_delay_s": 500,
+            "autoscaling_config/downscale_to_zero_delay_s": 900,
+            "autoscaling_config/upscaling_factor": 0.9,
+            "autoscaling_config/downscaling_factor": 0.9,
+            "autoscaling_config/smoothing_factor": 0.9,
+            "autoscaling_config/upscale_smoothing_factor": 0.9,
+            "autoscaling_config/downscale_smoothing_factor": 0.9,
+        },
+        {"autoscaling_config/look_back_period_s": 12},
+        {"autoscaling_config/metrics_interval_s": 5},
+        {"graceful_shutdown_timeout_s": 2},
+        {"health_check_timeout_s": 20},
+        {"health_check_period_s": 5},
+    ],
+    f"{LAB}/deployments/Plain": [
+        {
+            "num_replicas": 2,
+            "max_queued_requests": 50,
+            "rolling_update_percentage": 0.5,
+            "max_surge_percent": 50,
+        },
+        {"user_config/knob": 2},
+        {"max_ongoing_requests": 50},
+        {"logging_config/log_level": "DEBUG"},
+        {"backpressure_config": {"status_code": 429}},
+    ],
+    f"{LAB}/deployments/Bundled": [
+        {"placement_group_bundles": [{"CPU": 0.1}]},
+        {"placement_group_strategy": "SPREAD"},
+        {"placement_group_bundle_label_selector": [{"pool": "!other"}]},
+        {
+            "placement_group_bundles": [{"CPU": 0.2}],
+            "placement_group_strategy": "PACK",
+            "placement_group_bundle_label_selector": [{"pool": "!another"}],
+        },
+    ],
+    f"{LAB}/deployments/Spread": [
+        {"max_replicas_per_node": 8},
+        {"max_replicas_per_node": 9},
+        {"ray_actor_options/num_cpus": 0.2},
+        {"graceful_shutdown_wait_loop_s": 0.1},
+        {"num_replicas": "auto"},
+    ],
+}
+# These reach every application.
+GLOBAL = [
+    {"target_capacity": 100, "nodes": {"head": {"num_cpus": 2, "min_nodes": 1, "max_nodes": 1}}},
+    {"logging_config": {"enable_access_log": False}},
+]
+# The changes that need a restart of Serve, beside another folder.
+RESTARTS = {
+    "proxy_location": "EveryNode",
+    "http_options/port": 8001,
+    "grpc_options/port": 9001,
+    "controller_options/runtime_env": {"env_vars": {"A": "b"}},
+    "tracing_config/enabled": True,
+    f"{THIRD}/deployments/Front/gang_scheduling_config": ...,
+}
+# What Serve's controller logs of a deployment. A later line outweighs an earlier one.
+LOGGED = {
+    "applied": r"Deploying new version of Deployment\(name='(\w+)', app='(\w+)'\)",
+    "updated": r"Updating \d+ replicas of Deployment\(name='(\w+)', app='(\w+)'\)",
+    "restarted": r"Stopping \d+ replicas of Deployment\(name='(\w+)', app='(\w+)'\) with outdated versions",
+}
+EFFECTS = {
+    Consequence.IN_PLACE: "updated",
+    Consequence.ROLLING: "restarted",
+    Consequence.REBUILT: "restarted",
+}
+
+
+def application(name, *parts, **options):
+    """Return an application of Front and some parts."""
+    deployments = [QUICK | {"name": part, "user_config": {"knob": 1}} for part in ("Front", *parts)]
+    args = {"word": "one", "parts": list(parts)}
+    app = {"name": name, "route_prefix": f"/{name}", "import_path": "shop:build", "args": args}
+    return app | {"deployments": deployments} | options
 
 
 class Service:
@@ -63,27 +191,30 @@ class Service:
             self.port = server.getsockname()[1]
         self.folder = folder
         (folder / "shop.py").write_text(APPLICATION)
-        scaling = {
-            "min_replicas": 1,
-            "max_replicas": 2,
-            "target_ongoing_requests": 2,
-            "downscale_delay_s": 600,
-        }
-        front = QUICK | {"name": "Front", "user_config": {"knob": 1}, "autoscaling_config": scaling}
-        shop = {
-            "name": "shop",
-            "route_prefix": "/",
-            "import_path": "shop:build",
-            "args": {"word": "one"},
-            "deployments": [front, QUICK | {"name": "Back"}],
-        }
         self.document = {
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": self.port},
-            "applications": [shop],
+            "applications": [
+                application("shop", "Back", route_prefix="/"),
+                application("other"),
+                application("third"),
+                application("lab", "Plain", "Bundled", "Spread"),
+            ],
         }
+        for place in (
+            f"{SHOP}/deployments/Front",
+            f"{SHOP}/deployments/Back",
+            f"{OTHER}/deployments/Front",
+            f"{LAB}/deployments/Front",
+        ):
+            self.document = changed(self.document, f"{place}/autoscaling_config", SCALING)
+        # The order of deployments with equal policies would not matter.
+        policy = f"{SHOP}/deployments/Back/autoscaling_config/policy"
+        self.document = changed(self.document, policy, {"policy_function": "shop:policy"})
+        gang = f"{THIRD}/deployments/Front/gang_scheduling_config"
+        self.document = changed(self.document, gang, {"gang_size": 1})
         self.write(self.document)
-        up(self.file, run_dir=self.run, haproxy=False)
+        up(self.file, run_dir=self.run, haproxy=False, timeout_s=240)
 
     @property
     def file(self):
@@ -100,9 +231,9 @@ class Service:
         """Return what `diff` finds after these changes of the file and, with `apply`, deploys."""
         document = self.document
         for path, value in changes.items():
-            document = replaced(document, tuple(path.split("/")), value)
+            document = changed(document, path, value)
         self.write(document)
-        result, lines, held = diff(self.file, self.run, None, apply, 60, lambda line: None)
+        result, lines, held = diff(self.file, self.run, None, apply, 120, lambda line: None)
         if apply:
             self.document = document
         else:
@@ -110,12 +241,31 @@ class Service:
         return result, lines, held
 
     def ids(self):
-        """Return the ids of the running replicas, by deployment."""
-        deployments = status(self.run)["applications"]["shop"]["deployments"]
-        return {name: set(deployment["ids"]) for name, deployment in deployments.items()}
+        """Return the ids of the running replicas, by application and deployment."""
+        return {
+            (app, name): set(deployment["ids"])
+            for app, found in status(self.run)["applications"].items()
+            for name, deployment in found["deployments"].items()
+        }
 
-    def answer(self):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=5) as response:
+    def controller_log(self):
+        """Return what Serve's controller has logged so far."""
+        (path,) = RunFolder.of(self.run).replica_logs.glob("controller_[0-9]*.log")
+        return path.read_text()
+
+    def effects(self, seen, expected):
+        """Return what Serve did since `seen` characters of its log, once that has all expected."""
+        deadline = time.monotonic() + 10
+        effects = {}
+        while not effects.items() >= expected.items() and time.monotonic() < deadline:
+            log = self.controller_log()[seen:]
+            for effect, line in LOGGED.items():
+                effects |= {(app, name): effect for name, app in re.findall(line, log)}
+            time.sleep(0.05)
+        return effects
+
+    def answer(self, route):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{route}", timeout=5) as response:
             return json.loads(response.read())
 
 
@@ -131,112 +281,154 @@ def service(tmp_path_factory):
             down(folder / "run")
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected", "new"),
-    [
-        (
-            {
-                f"{FRONT}/autoscaling_config/max_replicas": 3,
-                f"{FRONT}/autoscaling_config/downscale_delay_s": 300,
-                f"{BACK}/max_queued_requests": 50,
-                f"{BACK}/max_surge_percent": 50,
-                f"{BACK}/num_replicas": 2,
-            },
-            "nothing",
-            # One replica is added, and the running one stays.
-            {"Back": 1},
-        ),
-        (
-            {
-                f"{FRONT}/user_config/knob": 2,
-                f"{FRONT}/autoscaling_config/look_back_period_s": 12,
-                f"{FRONT}/max_ongoing_requests": 50,
-                f"{FRONT}/backpressure_config": {"status_code": 429},
-                f"{BACK}/health_check_period_s": 5,
-                f"{BACK}/graceful_shutdown_timeout_s": 2,
-                f"{BACK}/logging_config/log_level": "DEBUG",
-                "logging_config/enable_access_log": False,
-            },
-            "in_place",
-            {},
-        ),
-        ({f"{FRONT}/ray_actor_options/num_cpus": 0.2}, "rolling", {"Front": 1}),
-        ({f"{SHOP}/route_prefix": "/shop"}, "in_place", {}),
-        ({f"{SHOP}/route_prefix": "/"}, "in_place", {}),
-        ({f"{FRONT}/max_replicas_per_node": 8}, "rolling", {"Front": 1}),
-        # Ray ignores this change.
-        ({f"{FRONT}/max_replicas_per_node": 9}, "nothing", {}),
-        ({f"{BACK}/num_replicas": Absent()}, "nothing", {}),
-        ({f"{BACK}/autoscaling_config": {"max_replicas": 2}}, "rebuilt", {"Front": 1, "Back": 1}),
-        ({f"{SHOP}/args/word": "two"}, "rebuilt", {"Front": 1, "Back": 1}),
-        ({f"{SHOP}/import_path": "shop:other"}, "rebuilt", {"Front": 1, "Back": 1}),
-        (
-            {f"{FRONT}/autoscaling_config/policy": {"policy_function": "shop:policy"}},
-            "rebuilt",
-            {"Front": 1, "Back": 1},
-        ),
-        ({f"{SHOP}/runtime_env": {"env_vars": {"LABEL": "x"}}}, "rebuilt", {"Front": 1, "Back": 1}),
-        ({f"{FRONT}/autoscaling_config/initial_replicas": 2}, "nothing", {"Front": 1}),
-    ],
-    ids=lambda value: (
-        "+".join(path.rpartition("/")[2] for path in value) if isinstance(value, dict) else str(value)
-    ),
-)
-def test_replicas_do_what_the_difference_says(service, changes, expected, new):
-    before = service.ids()
-    result, _, held = service.differ(changes)
-    after = service.ids()
-    assert (result["consequence"], result["applied"], held) == (expected, True, True)
-    assert {change["consequence"] for change in result["changes"]} == {expected}
-    started = {name: len(after[name] - before[name]) for name in after if after[name] - before[name]}
-    assert started == new
-    if expected != "nothing":
-        kept = {name for name in after if after[name] & before[name]}
-        assert kept == set(after) - set(new)
-    assert service.differ({})[2]
+def changed(document, path, value):
+    """Return the document with another value at a path, or the named deployment as the last one."""
+    steps = tuple(path.split("/"))
+    if steps[2:] == ("deployments",):
+        deployments = sorted(get(document, steps), key=lambda deployment: deployment["name"] == value)
+        return replaced(document, steps, deployments)
+    return replaced(document, steps, value)
 
 
-def test_the_running_replicas_have_the_settings_of_the_file(service):
-    assert service.answer() == {"word": "two", "knob": 2, "label": "x"}
+@dataclass
+class Deploy:
+    """One deploy: the paths that it changed, the difference, and what Serve did."""
+
+    paths: list[str]
+    result: dict[str, Any]
+    effects: dict[tuple[str, str], str]
+    before: dict[tuple[str, str], set[str]]
+    after: dict[tuple[str, str], set[str]]
+
+    def found(self, path):
+        """Return the change that `diff` reported of a path, above or below it."""
+        steps = [re.sub(r"\W+", "/", change["path"]).strip("/") for change in self.result["changes"]]
+        (change,) = (
+            change
+            for change, step in zip(self.result["changes"], steps, strict=True)
+            if f"{path}/".startswith(f"{step}/") or f"{step}/".startswith(f"{path}/")
+        )
+        return change
 
 
-def test_an_application_comes_and_goes_and_the_other_is_not_touched(service):
-    other = {
-        "name": "other",
-        "route_prefix": "/other",
-        "import_path": "shop:build",
-        "args": {"word": "three"},
+def predicted(result):
+    """Return the effects that `diff` predicts, by application and deployment."""
+    by_deployment = {
+        (app, name): EFFECTS.get(Consequence[effect.upper()])
+        for app, by_name in result["deployments"].items()
+        for name, effect in by_name.items()
     }
-    other["deployments"] = [QUICK | {"name": "Front", "user_config": {"knob": 3}}, QUICK | {"name": "Back"}]
+    return {name: effect for name, effect in by_deployment.items() if effect}
+
+
+@pytest.fixture(scope="module")
+def deploys(service):
+    """Make all changes of the table; return the deploys."""
+    found = []
+    for changes in rounds():
+        before, seen = service.ids(), len(service.controller_log())
+        result, _, held = service.differ(changes)
+        assert (result["applied"], held) == (True, True)
+        effects = service.effects(seen, predicted(result))
+        found.append(Deploy(list(changes), result, effects, before, service.ids()))
+    return found
+
+
+def field_of(path, value):
+    """Return the field of the table whose row covers a change of a path."""
+    level = level_of(tuple(path.split("/")))
+    if value == "auto":
+        return (*level[:-1], f"{level[-1]}=auto")
+    return next(level[:depth] for depth in range(len(level), 0, -1) if level[:depth] in FIELDS)
+
+
+def rounds():
+    """Return the changes of each deploy, with their full paths."""
+    lists = [
+        [{f"{place}/{field}": value for field, value in changes.items()} for changes in steps]
+        for place, steps in CHANGES.items()
+    ]
+    return [*(dict(ChainMap(*step)) for step in zip_longest(*lists, fillvalue={})), *GLOBAL]
+
+
+EXAMPLES: dict[tuple[str, ...], list[str]] = {}
+for step in rounds():
+    for path, value in step.items():
+        EXAMPLES.setdefault(field_of(path, value), []).append(path)
+IN_PLACE = [field for field, consequence in FIELDS.items() if consequence < Consequence.RESTART]
+
+
+@pytest.mark.parametrize("field", IN_PLACE, ids=".".join)
+def test_serve_does_what_the_row_says(deploys, field):
+    made = [deploy for deploy in deploys if set(deploy.paths) & set(EXAMPLES[field])]
+    assert len(made) == len(EXAMPLES[field])
+    for number, (deploy, path) in enumerate(zip(made, EXAMPLES[field], strict=True)):
+        change = deploy.found(path)
+        is_ignored = field[-1] in IGNORED_ALONE and number > 0
+        expected = Consequence.NOTHING if is_ignored else FIELDS[field]
+        assert change["consequence"] == expected.name.lower()
+        touched = {tuple(name.split("/")) for name in change["touched"]}
+        effect = EFFECTS.get(expected)
+        assert {name for name in touched if deploy.effects.get(name) == effect} == touched
+        if is_ignored:
+            steps = path.split("/")
+            assert (steps[1], steps[3]) not in deploy.effects
+
+
+def test_nothing_else_is_reconfigured_or_restarted(deploys):
+    for deploy in deploys:
+        observed = {name: effect for name, effect in deploy.effects.items() if effect != "applied"}
+        assert observed == predicted(deploy.result)
+        for name, ids in deploy.before.items():
+            kept = ids & deploy.after[name]
+            assert kept == (set() if observed.get(name) == "restarted" else ids), name
+
+
+def test_each_row_has_an_example():
+    restarts = {field_of(path, value) for path, value in RESTARTS.items()}
+    assert set(EXAMPLES) | restarts | {("folder",)} == set(FIELDS)
+
+
+def test_the_running_replicas_have_the_settings_of_the_file(service, deploys):
+    assert service.answer("/other") == {"word": "four", "label": "x", "knobs": [1]}
+    assert service.answer("/lab")["knobs"] == [1, 2, 1, 1]
+    assert service.answer("/another")["word"] == "one"
+
+
+def test_an_application_comes_and_goes_and_the_others_are_not_touched(service):
     before = service.ids()
-    assert service.differ({"applications/other": other})[0]["consequence"] == "added"
-    assert set(status(service.run)["applications"]) == {"shop", "other"}
-    assert service.differ({"applications/other": Absent()})[0]["consequence"] == "deleted"
-    assert set(status(service.run)["applications"]) == {"shop"}
+    added, *_ = service.differ({"applications/fourth": application("fourth")})
+    assert added["consequence"] == "added"
+    assert service.answer("/fourth")["word"] == "one"
+    deleted, *_ = service.differ({"applications/fourth": ...})
+    assert deleted["consequence"] == "deleted"
     assert service.ids() == before
 
 
-def test_a_change_that_needs_a_restart_of_serve_is_refused_in_place(service):
-    before, deployed = service.ids(), RunFolder.of(service.run).deployed()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+@pytest.mark.parametrize("path", RESTARTS)
+def test_a_setting_that_serve_reads_at_its_start_is_refused_in_place(service, path):
+    before, deployed, log = service.ids(), RunFolder.of(service.run).deployed(), service.controller_log()
     document = service.document
-    result, lines, held = service.differ({"http_options/port": port, f"{FRONT}/user_config/knob": 4})
+    result, lines, held = service.differ({path: RESTARTS[path], f"{SHOP}/args/word": "five"})
     service.document = document
     service.write(document)
     assert (result["consequence"], result["applied"], held) == ("restart", False, False)
     assert lines[-1].startswith("refused: Serve reads this setting only at its start")
     assert (service.ids(), RunFolder.of(service.run).deployed()) == (before, deployed)
-    for path, value in (("proxy_location", "EveryNode"), ("grpc_options/port", 9001)):
-        assert service.differ({path: value}, apply=False)[0]["consequence"] == "restart"
+    assert not re.search(LOGGED["applied"], service.controller_log()[len(log) :])
+
+
+def test_the_same_file_in_another_folder_needs_a_restart(service, tmp_path):
+    moved = tmp_path / "cluster.yaml"
+    moved.write_text(service.file.read_text())
+    result, *_ = diff(moved, service.run, None, False, 60, lambda line: None)
+    assert {change["path"]: change["consequence"] for change in result["changes"]} == {"folder": "restart"}
 
 
 def test_a_failed_deploy_reports_the_reason_and_leaves_the_service(service):
-    from serve.contract.errors import TabrankError
-
     document = service.document
     with pytest.raises(TabrankError, match="no_such"):
-        service.differ({f"{SHOP}/import_path": "shop:no_such"})
+        service.differ({f"{OTHER}/import_path": "shop:no_such"})
     service.document = document
     service.write(document)
     result, lines, _ = service.differ({}, apply=False)
@@ -245,4 +437,4 @@ def test_a_failed_deploy_reports_the_reason_and_leaves_the_service(service):
     # Deploying the unchanged file brings the service back.
     assert service.differ({})[0]["applied"]
     assert service.differ({}, apply=False)[0]["error"] == ""
-    assert service.answer()["word"] == "two"
+    assert service.answer("/other")["word"] == "four"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
+from documents import replaced
 
+from serve.config.application import DEPLOYMENTS, OUR_INGRESS
 from serve.contract.errors import TabrankError
+from serve.operate.diff import difference
 from serve.operate.diff.apply import switched
-from serve.operate.diff.consequence import Consequence, Shape
-from serve.operate.diff.difference import compare
-from serve.operate.diff.field import replaced, text
+from serve.operate.diff.consequence import FIELDS, UNKNOWN, Consequence, row_of
+from serve.operate.diff.difference import Shape
+from serve.operate.diff.field import text
 
 DOCUMENT = {
     "http_options": {"host": "127.0.0.1", "port": 8000},
@@ -35,11 +39,16 @@ DOCUMENT = {
         }
     ],
 }
+SHAPES = {"shop": Shape(("Front", "Back"), "Front"), "spaces": Shape(DEPLOYMENTS, OUR_INGRESS)}
 OURS = {"applications": [{"name": "spaces", "import_path": "serve.app:build", "args": {"surface": "spaces"}}]}
 
 
 def changed(path, value, document=DOCUMENT):
     return replaced(document, tuple(path.split("/")), value)
+
+
+def compare(old, new, shapes=SHAPES):
+    return difference.compare(old, new, shapes)
 
 
 def compared(path, value):
@@ -85,7 +94,7 @@ def test_each_change_does_what_the_table_says_whatever_else_changes():
     document = DOCUMENT
     for path, value, *_ in TABLE:
         document = changed(path, value, document)
-    found = {change.path: change for change in compare(DOCUMENT, document).changes}
+    found = {text(change.path): change for change in compare(DOCUMENT, document).changes}
     assert len(found) == len(TABLE)
     for path, _, does, touched in TABLE:
         where = text(tuple(path.split("/")))
@@ -96,7 +105,10 @@ def test_each_change_does_what_the_table_says_whatever_else_changes():
 
 def test_a_logging_config_reaches_every_deployment_that_has_none():
     (change,) = compared("logging_config/log_level", "DEBUG").changes
-    assert (change.consequence, change.touched) == (Consequence.IN_PLACE, ("shop/Front", "shop/Back"))
+    assert (change.consequence, change.touched) == (
+        Consequence.IN_PLACE,
+        ("shop/Front", "shop/Back"),
+    )
 
 
 def test_placement_groups_are_rolled_out():
@@ -170,9 +182,7 @@ def test_a_min_above_the_old_max_is_judged_after_the_max():
     new = changed(f"{FRONT}/autoscaling_config/max_replicas", 5)
     new = changed(f"{FRONT}/autoscaling_config/min_replicas", 3, new)
     new = changed(f"{FRONT}/autoscaling_config/look_back_period_s", 7, new)
-    found = {
-        change.path.rpartition(".")[2]: change.consequence.name for change in compare(DOCUMENT, new).changes
-    }
+    found = {change.path[-1]: change.consequence.name for change in compare(DOCUMENT, new).changes}
     assert found == {"min_replicas": "NOTHING", "max_replicas": "NOTHING", "look_back_period_s": "IN_PLACE"}
 
 
@@ -183,11 +193,10 @@ def test_a_change_that_ray_ignores_takes_effect_with_the_next_one():
     both = compare(
         DOCUMENT, changed(f"{FRONT}/user_config/knob", 2, changed(f"{FRONT}/max_replicas_per_node", 3))
     )
-    assert both.worst == Consequence.ROLLING
-    assert both.lines()[-4:-2] == [
-        'the document: "as it runs" → "as written"',
-        "    rolling restart (all of it together)",
-    ]
+    assert {change.path[4]: change.consequence.name for change in both.changes} == {
+        "max_replicas_per_node": "ROLLING",
+        "user_config": "IN_PLACE",
+    }
 
 
 def test_a_restart_of_the_only_replica_without_surge_is_called_a_gap():
@@ -220,8 +229,8 @@ def test_a_deployment_missing_in_the_file_is_rebuilt_with_its_application():
 
 def test_pools_of_nodes_touch_nothing():
     old, new = ({"workers": {"num_cpus": 8, "min_nodes": 0, "max_nodes": most}} for most in (1, 4))
-    (change,) = compare(DOCUMENT, DOCUMENT, nodes=(old, new)).changes
-    assert (change.path, change.old, change.new) == ("nodes.workers.max_nodes", 1, 4)
+    (change,) = compare({**DOCUMENT, "nodes": old}, {**DOCUMENT, "nodes": new}).changes
+    assert (text(change.path), change.old, change.new) == ("nodes.workers.max_nodes", 1, 4)
     assert change.consequence == Consequence.NOTHING
 
 
@@ -260,3 +269,80 @@ def test_a_password_in_the_store_is_not_shown():
             found = compare(before, after)
             assert found.changes
             assert "hunter" not in repr(found.plain()) + "".join(found.lines())
+
+
+def test_the_table_has_a_row_for_each_field_that_ray_knows_and_no_other():
+    with warnings.catch_warnings():
+        # Ray warns of its own declarations of fields.
+        warnings.simplefilter("ignore")
+        from serve.config.ray_schema import ray_levels
+    fields = {(*level, key) for level, keys in ray_levels().items() for key in keys}
+    unknown = {field for field in fields if row_of(field)[1] == UNKNOWN}
+    # A name is not a setting, and the list of applications has a row for each of its fields.
+    assert unknown == {("applications",), ("applications", "name"), ("applications", "deployments", "name")}
+    assert {field for field in FIELDS if field not in fields} == {
+        ("nodes",),
+        ("folder",),
+        ("applications", "deployments", "num_replicas=auto"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("new_option", "restart"),
+        (f"{SHOP}/new_option", "rebuilt"),
+        (f"{BACK}/new_option", "rebuilt"),
+        (f"{FRONT}/autoscaling_config/new_option", "rebuilt"),
+    ],
+)
+def test_an_unknown_field_is_assumed_to_do_the_worst_and_says_so(path, expected):
+    (change,) = compared(path, 1).changes
+    assert (change.consequence.name.lower(), change.note) == (expected, UNKNOWN)
+
+
+def test_an_option_that_ray_ignored_restarts_the_deployment_with_the_next_change():
+    ignored = changed(f"{FRONT}/max_replicas_per_node", 3)
+    running = difference.in_force(DOCUMENT, ignored, SHAPES)
+    assert running == DOCUMENT
+    for path, value in ((f"{FRONT}/max_ongoing_requests", 9), ("target_capacity", 50)):
+        found = compare(running, changed(path, value, ignored))
+        assert found.deployments["shop"]["Front"][0] == Consequence.ROLLING, path
+        assert difference.in_force(running, changed(path, value, ignored), SHAPES) == changed(
+            path, value, ignored
+        )
+    # Ray does not apply it with a change of another deployment.
+    found = compare(running, changed(f"{BACK}/max_queued_requests", 9, ignored))
+    assert [change.consequence for change in found.changes] == [Consequence.NOTHING] * 2
+
+
+def test_a_written_default_of_num_cpus_restarts_replicas_once_ray_applies_it():
+    empty = changed(f"{FRONT}/ray_actor_options", {})
+    written = changed(f"{FRONT}/ray_actor_options", {"num_cpus": 1})
+    assert compared(f"{BACK}/ray_actor_options", {"num_cpus": 1}).worst == Consequence.ROLLING
+    (alone,) = compare(empty, written).changes
+    assert (alone.consequence, alone.note) == (Consequence.NOTHING, difference.IGNORED)
+    assert difference.in_force(empty, written, SHAPES) == empty
+    assert compare(empty, changed(f"{FRONT}/max_surge_percent", 0, written)).worst == Consequence.ROLLING
+
+
+def test_ray_hashes_the_text_of_numbers_and_compares_their_values():
+    truth = changed(f"{FRONT}/user_config/knob", True)
+    assert compare(DOCUMENT, truth).changes[0].note == difference.IGNORED
+    assert compare(DOCUMENT, changed(f"{FRONT}/max_surge_percent", 0, truth)).worst == Consequence.IN_PLACE
+    assert compared(f"{SHOP}/args/days", 1.0).worst == Consequence.REBUILT
+    assert compared(f"{FRONT}/autoscaling_config/upscale_delay_s", 3.0).changes == ()
+
+
+def test_where_ignored_options_are_not_recorded_a_change_may_restart():
+    new = changed(f"{FRONT}/user_config/knob", 2, changed(f"{BACK}/num_replicas", 3))
+    found = difference.compare(DOCUMENT, new, SHAPES, is_recorded=False)
+    assert [change.note for change in found.changes] == [
+        difference.MAY_RESTART,
+        "replicas 2 → 3: starts replicas",
+    ]
+
+
+def test_num_replicas_auto_reconfigures_where_it_turns_autoscaling_on():
+    assert compared(f"{BACK}/num_replicas", "auto").worst == Consequence.IN_PLACE
+    assert compared(f"{FRONT}/num_replicas", "auto").worst == Consequence.NOTHING

@@ -13,7 +13,8 @@ from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff, popular, switched
 from serve.operate.diff.consequence import Consequence
-from serve.operate.diff.running import RemoteService, find
+from serve.operate.diff.field import text
+from serve.operate.diff.running import RemoteService, cause, find
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, up_command
 from serve.operate.status.vitals import killed_in
@@ -97,7 +98,7 @@ def test_a_changed_file_is_put_and_waited_for():
     file = {**FILE, "logging_config": {"enable_access_log": True}}
     running = RemoteService(URL, dashboard)
     found = running.difference(config(file))
-    assert [(change.path, change.consequence) for change in found.changes] == [
+    assert [(text(change.path), change.consequence) for change in found.changes] == [
         ("applications[spaces].logging_config.enable_access_log", Consequence.IN_PLACE)
     ]
     running.deploy(config(file), 5.0, lambda line: None)
@@ -121,7 +122,7 @@ def test_the_kill_switch_of_a_cluster_is_set_by_putting_its_document():
     running.deploy(running.config(switched(running.document, True)), 5.0, lambda line: None)
     assert killed_in(RemoteService(URL, dashboard).document) == ["spaces"]
     (change,) = RemoteService(URL, dashboard).difference(config(FILE)).changes
-    assert (change.path.rpartition(".")[2], change.old) == ("kill_switch", True)
+    assert (change.path[-1], change.old) == ("kill_switch", True)
 
 
 class Fixed(RemoteService):
@@ -185,3 +186,28 @@ def test_where_nothing_runs_the_remedy_is_named(tmp_path):
         RemoteService(URL, Dashboard({**FILE, "applications": []}))
     with pytest.raises(TabrankError, match=r"--address localhost:8265: name the dashboard, such as http://"):
         find(None, "localhost:8265")
+
+
+TRACEBACK = """The deployment failed to start 3 times in a row. Error:
+ray::ServeReplica:spaces:Scorer.initialize() (pid=1, ip=127.0.0.1)
+  File "/srv/serve/app.py", line 1, in __init__
+    raise Invalid(problems)
+          ^^^^^^^^^^^^^^^^^
+"""
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([f"{TRACEBACK}serve.contract.errors.TabrankError: no store"], "no store"),
+        (
+            [f"{TRACEBACK}serve.contract.typed_reader.Invalid: args:\n  days: expected a number\nand more\n"],
+            "args:\n  days: expected a number\nand more",
+        ),
+        ([f"{TRACEBACK}ValueError: it cannot", "Updating 1 replica."], "ValueError: it cannot"),
+        (["", "it has no room", " "], "it has no room"),
+        ([""], "Serve gives no reason"),
+    ],
+)
+def test_the_cause_is_the_whole_message_without_traceback_and_class_of_ours(messages, expected):
+    assert cause(messages) == expected

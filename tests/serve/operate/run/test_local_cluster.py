@@ -19,8 +19,7 @@ import yaml
 
 from serve.config.application import OUR_APPLICATION
 from serve.contract.errors import TabrankError
-from serve.operate.diff.consequence import Consequence
-from serve.operate.diff.difference import Difference, compare
+from serve.operate.diff.difference import compare
 from serve.operate.diff.running import LocalService
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
 from serve.operate.host.state import route, status, status_code
@@ -237,8 +236,7 @@ def test_down_of_a_missing_folder_reports_it_and_creates_none(tmp_path):
 
 
 def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch):
-    nothing = compare({"applications": []}, {"applications": []})
-    restart = Difference(nothing.changes, nothing.deployments, Consequence.RESTART)
+    restart = compare({"applications": []}, {"applications": [], "http_options": {"port": 1}}, {})
     monkeypatch.setattr("serve.operate.run.local_cluster._difference", lambda config, run: restart)
     RunFolder.of(tmp_path / "run").path.mkdir()
     RunFolder.of(tmp_path / "run").write(
