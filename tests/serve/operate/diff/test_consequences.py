@@ -72,34 +72,39 @@ QUICK = {
     "ray_actor_options": {"num_cpus": 0.1},
 }
 SCALING = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2, "downscale_delay_s": 600}
-SHOP, OTHER, THIRD, LAB = (f"applications/{name}" for name in ("shop", "other", "third", "lab"))
+SHOP, OTHER, FOURTH = (f"applications/{name}" for name in ("shop", "other", "fourth"))
+
+
+def application(name, *parts, **options):
+    """Return an application of Front and some parts."""
+    deployments = [QUICK | {"name": part, "user_config": {"knob": 1}} for part in ("Front", *parts)]
+    args = {"word": "one", "parts": list(parts)}
+    app = {"name": name, "route_prefix": f"/{name}", "import_path": "shop:build", "args": args}
+    return app | {"deployments": deployments} | options
+
+
 # The changes of each application or deployment, one after the other. One deploy makes the next
 # change of every list. Changes that touch nothing are made together: that nothing is touched
 # verifies each of them.
 CHANGES: dict[str, list[dict[str, Any]]] = {
+    # These reach every application.
+    "": [
+        *({} for _ in range(7)),
+        {"target_capacity": 100, "nodes": {"head": {"num_cpus": 2, "min_nodes": 1, "max_nodes": 1}}},
+        {"logging_config": {"enable_access_log": False}},
+    ],
     SHOP: [
         # The order: Front comes last.
         {"deployments": "Front"},
-        {"deployments/Back/autoscaling_config": ...},
-        {"autoscaling_policy": {"policy_function": "shop:policies"}},
-    ],
-    OTHER: [
-        {"args/word": "four"},
-        {"import_path": "shop:other"},
-        {"runtime_env": {"env_vars": {"LABEL": "x"}}},
-        {"deployments/Front/request_router_config": {"initial_backoff_s": 0.1}},
-        {"deployments/Front/deployment_actors": [{"name": "helper", "actor_class": "shop:Helper"}]},
-        {"deployments/Front/autoscaling_config/policy": {"policy_function": "shop:policy"}},
-    ],
-    THIRD: [
-        {"external_scaler_enabled": True},
+        *({} for _ in range(6)),
         {"route_prefix": "/another"},
         {"logging_config": {"log_level": "DEBUG"}},
     ],
-    f"{LAB}/deployments/Front": [
+    f"{SHOP}/deployments/Front": [
+        {},
         {
             "autoscaling_config/min_replicas": 0,
-            "autoscaling_config/initial_replicas": 2,
+            "autoscaling_config/initial_replicas": 1,
             "autoscaling_config/max_replicas": 3,
             "autoscaling_config/target_ongoing_requests": 3,
             "autoscaling_config/aggregation_function": "max",
@@ -118,41 +123,54 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {"health_check_timeout_s": 20},
         {"health_check_period_s": 5},
     ],
-    f"{LAB}/deployments/Plain": [
-        {
-            "num_replicas": 2,
-            "max_queued_requests": 50,
-            "rolling_update_percentage": 0.5,
-            "max_surge_percent": 50,
-        },
+    f"{SHOP}/deployments/Back": [
+        {},
+        {"max_replicas_per_node": 8},
+        {"max_replicas_per_node": 9},
+        # Ray applies the number of replicas per node with it.
+        {"ray_actor_options/num_cpus": 0.2},
         {"user_config/knob": 2},
         {"max_ongoing_requests": 50},
-        {"logging_config/log_level": "DEBUG"},
         {"backpressure_config": {"status_code": 429}},
+        {"graceful_shutdown_wait_loop_s": 0.1},
     ],
-    f"{LAB}/deployments/Bundled": [
+    f"{SHOP}/deployments/Bundled": [
+        {},
         {"placement_group_bundles": [{"CPU": 0.1}]},
         {"placement_group_strategy": "SPREAD"},
         {"placement_group_bundle_label_selector": [{"pool": "!other"}]},
+        {"num_replicas": "auto"},
+        {"logging_config/log_level": "WARNING"},
+        # Ray applies these with `target_capacity`.
         {
             "placement_group_bundles": [{"CPU": 0.2}],
             "placement_group_strategy": "PACK",
             "placement_group_bundle_label_selector": [{"pool": "!another"}],
         },
     ],
-    f"{LAB}/deployments/Spread": [
-        {"max_replicas_per_node": 8},
-        {"max_replicas_per_node": 9},
-        {"ray_actor_options/num_cpus": 0.2},
-        {"graceful_shutdown_wait_loop_s": 0.1},
-        {"num_replicas": "auto"},
+    OTHER: [
+        {"args/word": "four"},
+        {"import_path": "shop:other"},
+        {"runtime_env": {"env_vars": {"LABEL": "x"}}},
+        {"deployments/Front/request_router_config": {"initial_backoff_s": 0.1}},
+        {"deployments/Front/deployment_actors": [{"name": "helper", "actor_class": "shop:Helper"}]},
+        {"deployments/Front/autoscaling_config/policy": {"policy_function": "shop:policy"}},
+        {"deployments/Front/autoscaling_config": ...},
+        {"autoscaling_policy": {"policy_function": "shop:policies"}},
+    ],
+    FOURTH: [
+        *({}, {}, {}),
+        {"": application("fourth")},
+        {
+            "external_scaler_enabled": True,
+            "deployments/Front/num_replicas": 2,
+            "deployments/Front/max_queued_requests": 50,
+            "deployments/Front/rolling_update_percentage": 0.5,
+            "deployments/Front/max_surge_percent": 50,
+        },
+        {"": ...},
     ],
 }
-# These reach every application.
-GLOBAL = [
-    {"target_capacity": 100, "nodes": {"head": {"num_cpus": 2, "min_nodes": 1, "max_nodes": 1}}},
-    {"logging_config": {"enable_access_log": False}},
-]
 # The changes that need a restart of Serve, beside another folder.
 RESTARTS = {
     "proxy_location": "EveryNode",
@@ -160,7 +178,7 @@ RESTARTS = {
     "grpc_options/port": 9001,
     "controller_options/runtime_env": {"env_vars": {"A": "b"}},
     "tracing_config/enabled": True,
-    f"{THIRD}/deployments/Front/gang_scheduling_config": ...,
+    f"{OTHER}/deployments/Front/gang_scheduling_config": {"gang_size": 1},
 }
 # What Serve's controller logs of a deployment. A later line outweighs an earlier one.
 LOGGED = {
@@ -175,14 +193,6 @@ EFFECTS = {
 }
 
 
-def application(name, *parts, **options):
-    """Return an application of Front and some parts."""
-    deployments = [QUICK | {"name": part, "user_config": {"knob": 1}} for part in ("Front", *parts)]
-    args = {"word": "one", "parts": list(parts)}
-    app = {"name": name, "route_prefix": f"/{name}", "import_path": "shop:build", "args": args}
-    return app | {"deployments": deployments} | options
-
-
 class Service:
     """The service, its document, and its running replicas."""
 
@@ -195,24 +205,16 @@ class Service:
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": self.port},
             "applications": [
-                application("shop", "Back", route_prefix="/"),
+                application("shop", "Back", "Bundled", route_prefix="/"),
                 application("other"),
-                application("third"),
-                application("lab", "Plain", "Bundled", "Spread"),
             ],
         }
-        for place in (
-            f"{SHOP}/deployments/Front",
-            f"{SHOP}/deployments/Back",
-            f"{OTHER}/deployments/Front",
-            f"{LAB}/deployments/Front",
-        ):
+        for place in (f"{SHOP}/deployments/Front", f"{OTHER}/deployments/Front"):
             self.document = changed(self.document, f"{place}/autoscaling_config", SCALING)
-        # The order of deployments with equal policies would not matter.
-        policy = f"{SHOP}/deployments/Back/autoscaling_config/policy"
-        self.document = changed(self.document, policy, {"policy_function": "shop:policy"})
-        gang = f"{THIRD}/deployments/Front/gang_scheduling_config"
-        self.document = changed(self.document, gang, {"gang_size": 1})
+        # The order of deployments with equal options would not matter.
+        for name, backoff_s in (("Front", 0.1), ("Back", 0.2)):
+            router = f"{SHOP}/deployments/{name}/request_router_config"
+            self.document = changed(self.document, router, {"initial_backoff_s": backoff_s})
         self.write(self.document)
         up(self.file, run_dir=self.run, haproxy=False, timeout_s=240)
 
@@ -345,15 +347,17 @@ def field_of(path, value):
 def rounds():
     """Return the changes of each deploy, with their full paths."""
     lists = [
-        [{f"{place}/{field}": value for field, value in changes.items()} for changes in steps]
+        [{f"{place}/{field}".strip("/"): value for field, value in changes.items()} for changes in steps]
         for place, steps in CHANGES.items()
     ]
-    return [*(dict(ChainMap(*step)) for step in zip_longest(*lists, fillvalue={})), *GLOBAL]
+    return [dict(ChainMap(*step)) for step in zip_longest(*lists, fillvalue={})]
 
 
 EXAMPLES: dict[tuple[str, ...], list[str]] = {}
 for step in rounds():
     for path, value in step.items():
+        if path == FOURTH:
+            continue
         EXAMPLES.setdefault(field_of(path, value), []).append(path)
 IN_PLACE = [field for field, consequence in FIELDS.items() if consequence < Consequence.RESTART]
 
@@ -380,7 +384,7 @@ def test_nothing_else_is_reconfigured_or_restarted(deploys):
         observed = {name: effect for name, effect in deploy.effects.items() if effect != "applied"}
         assert observed == predicted(deploy.result)
         for name, ids in deploy.before.items():
-            kept = ids & deploy.after[name]
+            kept = ids & deploy.after.get(name, ids)
             assert kept == (set() if observed.get(name) == "restarted" else ids), name
 
 
@@ -391,28 +395,24 @@ def test_each_row_has_an_example():
 
 def test_the_running_replicas_have_the_settings_of_the_file(service, deploys):
     assert service.answer("/other") == {"word": "four", "label": "x", "knobs": [1]}
-    assert service.answer("/lab")["knobs"] == [1, 2, 1, 1]
-    assert service.answer("/another")["word"] == "one"
+    assert service.answer("/another") == {"word": "one", "label": None, "knobs": [1, 2, 1]}
 
 
-def test_an_application_comes_and_goes_and_the_others_are_not_touched(service):
-    before = service.ids()
-    added, *_ = service.differ({"applications/fourth": application("fourth")})
-    assert added["consequence"] == "added"
-    assert service.answer("/fourth")["word"] == "one"
-    deleted, *_ = service.differ({"applications/fourth": ...})
-    assert deleted["consequence"] == "deleted"
-    assert service.ids() == before
+def test_an_application_comes_and_goes(service, deploys):
+    came, went = (deploy for deploy in deploys if FOURTH in deploy.paths)
+    assert (came.found(FOURTH)["consequence"], went.found(FOURTH)["consequence"]) == ("added", "deleted")
+    assert ("fourth", "Front") in came.after.keys() - came.before.keys()
+    assert {app for app, _ in went.after} == set(status(service.run)["applications"]) == {"shop", "other"}
 
 
-@pytest.mark.parametrize("path", RESTARTS)
-def test_a_setting_that_serve_reads_at_its_start_is_refused_in_place(service, path):
+def test_settings_that_serve_reads_at_its_start_are_refused_in_place(service):
     before, deployed, log = service.ids(), RunFolder.of(service.run).deployed(), service.controller_log()
     document = service.document
-    result, lines, held = service.differ({path: RESTARTS[path], f"{SHOP}/args/word": "five"})
+    result, lines, held = service.differ({**RESTARTS, f"{SHOP}/args/word": "five"})
     service.document = document
     service.write(document)
     assert (result["consequence"], result["applied"], held) == ("restart", False, False)
+    assert [change["consequence"] for change in result["changes"]].count("restart") == len(RESTARTS)
     assert lines[-1].startswith("refused: Serve reads this setting only at its start")
     assert (service.ids(), RunFolder.of(service.run).deployed()) == (before, deployed)
     assert not re.search(LOGGED["applied"], service.controller_log()[len(log) :])
@@ -428,7 +428,7 @@ def test_the_same_file_in_another_folder_needs_a_restart(service, tmp_path):
 def test_a_failed_deploy_reports_the_reason_and_leaves_the_service(service):
     document = service.document
     with pytest.raises(TabrankError, match="no_such"):
-        service.differ({f"{OTHER}/import_path": "shop:no_such"})
+        service.differ({f"{SHOP}/import_path": "shop:no_such"})
     service.document = document
     service.write(document)
     result, lines, _ = service.differ({}, apply=False)
@@ -437,4 +437,4 @@ def test_a_failed_deploy_reports_the_reason_and_leaves_the_service(service):
     # Deploying the unchanged file brings the service back.
     assert service.differ({})[0]["applied"]
     assert service.differ({}, apply=False)[0]["error"] == ""
-    assert service.answer("/other")["word"] == "four"
+    assert service.answer("/another")["word"] == "one"
