@@ -28,7 +28,8 @@ def differing(old: Any, new: Any, effect: Callable[[Path, Any], Any], path: Path
     for key in {**old, **new}:
         if not (key == "name" and len(path) - 1 in NAMED):
             below = (*path, str(key))
-            yield from differing(*(effect(below, side.get(key, ...)) for side in (old, new)), effect, below)
+            was, now = (effect(below, side.get(key, ...)) for side in (old, new))
+            yield from differing(was, now, effect, below)
 
 
 def get(document: Mapping[str, Any], path: Path, missing: Any = ...) -> Any:
