@@ -257,8 +257,12 @@ def cause(messages: list[str]) -> str:
     raised = [message for message in given if FRAMES.search(message)]
     if not given:
         return "Serve gives no reason"
+    if raised:
+        message = FRAMES.split(raised[-1])[-1]
+    else:
+        message = [line for line in given[-1].splitlines() if not line.startswith(" ")][-1]
     # Our own errors are sentences; the name of their class adds nothing.
-    return OURS.sub("", FRAMES.split((raised or given)[-1])[-1])
+    return OURS.sub("", message)
 
 
 def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: Progress) -> None:
