@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
-from serve.operate.diff.difference import Difference, Shape, compare
+from serve.operate.diff.difference import Difference, Shape, compare, in_force
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.state import RUN, up_command
 
@@ -218,6 +218,12 @@ def config_of(path: Path, document: Mapping[str, Any], sha256: str = "") -> Conf
 def plain_nodes(config: Config) -> dict[str, Any]:
     """Return the pools of `nodes` as the file has them."""
     return {name: pool if isinstance(pool, dict) else asdict(pool) for name, pool in config.nodes.items()}
+
+
+def deployed_by(config: Config, before: Mapping[str, Any], applications: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document that runs after a deploy of a file, with its pools."""
+    document = {**config.serve, "nodes": plain_nodes(config)}
+    return in_force(before, document, shapes_of(applications))
 
 
 def shapes_of(applications: Mapping[str, Any]) -> dict[str, Shape]:

@@ -20,17 +20,8 @@ import psutil
 
 from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
-from serve.operate.diff.difference import in_force
 from serve.operate.diff.field import unshared
-from serve.operate.diff.running import (
-    SETTLE_S,
-    application_of,
-    cause,
-    config_of,
-    messages_of,
-    plain_nodes,
-    shapes_of,
-)
+from serve.operate.diff.running import SETTLE_S, application_of, cause, config_of, deployed_by, messages_of
 from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
 from serve.operate.host.state import route, status_code
@@ -188,8 +179,7 @@ class Supervisor:
             if alive_since and time.monotonic() - alive_since > READY_WAIT_S:
                 break
             self._pause()
-        document = {**config.serve, "nodes": plain_nodes(config)}
-        self._deployed = in_force(self._deployed, document, shapes_of(self._service["applications"]))
+        self._deployed = deployed_by(config, self._deployed, self._service["applications"])
         self._is_unsaved = True
         self._save(config=str(config.path), config_sha256=config.sha256, stage="serving")
 
