@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ServeDeploySchema
 
 # Keys from the root down; in the lists of applications and of deployments, the items' names.
 Path = tuple[str, ...]
@@ -49,6 +52,14 @@ def unshared(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: unshared(item) for key, item in value.items()}
     return [unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def parsed(document: Mapping[str, Any]) -> ServeDeploySchema:
+    """Return a Serve document as Ray's own model."""
+    from ray.serve.schema import ServeDeploySchema
+
+    # The validator of `gang_scheduling_config` puts an object into its input.
+    return ServeDeploySchema.model_validate(unshared(document))
 
 
 def level_of(path: Path) -> Path:

@@ -14,21 +14,18 @@ import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
-from serve.operate.diff.field import unshared
+from serve.operate.diff.field import parsed
 from serve.operate.diff.running import SETTLE_S, application_of, cause, config_of, deployed_by, messages_of
 from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
 from serve.operate.host.state import route, status_code
 from serve.operate.status.restarts import Restarts
-
-if TYPE_CHECKING:
-    from ray.serve.schema import ServeDeploySchema
 
 STATUS_PERIOD_S = 1.0
 # Ray's setting: the interval at which a process reports its counters.
@@ -279,14 +276,6 @@ class Supervisor:
             serve.shutdown()
             ray.shutdown()
         self._run.end()
-
-
-def parsed(document: Mapping[str, Any]) -> ServeDeploySchema:
-    """Return a Serve document as Ray's own model."""
-    from ray.serve.schema import ServeDeploySchema
-
-    # The validator of `gang_scheduling_config` puts an object into its input.
-    return ServeDeploySchema.model_validate(unshared(document))
 
 
 def settled(applications: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -20,11 +20,12 @@ import yaml
 from serve.config.application import OUR_APPLICATION
 from serve.contract.errors import TabrankError
 from serve.operate.diff.difference import compare
+from serve.operate.diff.field import parsed
 from serve.operate.diff.running import LocalService
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
 from serve.operate.host.state import route, status, status_code
 from serve.operate.run.local_cluster import NEVER, down, up
-from serve.operate.run.supervisor import parsed, reason, settled
+from serve.operate.run.supervisor import reason, settled
 from serve.operate.status.restarts import ENDED
 from serve.operate.status.scrape import read_pages
 from serve.operate.status.screen import render
