@@ -84,10 +84,9 @@ class Calls(Generic[Ranking, Sent]):
         headers = {**self._headers, **named}
         timeout_s = self._timeout_s if timeout_s is None else _timeout(timeout_s)
         content = msgspec.json.encode(body)
-        called: Ranking = self._run(
-            Exchange(self._url, RANK, content, headers, timeout_s, _ranking, self._retries, id_, True)
-        )
-        return called
+        exchange = Exchange(self._url, RANK, content, headers, timeout_s, _ranking, self._retries, id_, True)
+        ranking: Ranking = self._run(exchange)
+        return ranking
 
     def send(
         self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
@@ -99,10 +98,9 @@ class Calls(Generic[Ranking, Sent]):
         """
         timeout_s = SEND_TIMEOUT_S if timeout_s is None else _timeout(timeout_s)
         body = msgspec.json.encode({"records": list(records)})
-        called: Sent = self._run(
-            Exchange(self._url, EVENTS, body, self._headers, timeout_s, _events, self._retries)
-        )
-        return called
+        exchange = Exchange(self._url, EVENTS, body, self._headers, timeout_s, _events, self._retries)
+        sent: Sent = self._run(exchange)
+        return sent
 
     def _open(self) -> None:
         """Open the connections to `self._url`."""

@@ -7,9 +7,10 @@ import importlib
 import os
 import ssl
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import wraps
 from types import ModuleType
-from typing import Any, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from serve.client.calls import Calls
 from serve.client.exchange import Exchange
@@ -18,6 +19,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer
 from serve.contract.records import EventsAnswer
 
+P = ParamSpec("P")
 T = TypeVar("T")
 # Close idle connections before the service does, after 90 s.
 IDLE_S = 60.0
@@ -62,8 +64,24 @@ class Client(Calls[RankAnswer, EventsAnswer]):
             return _lost(self._httpx, error)
 
 
-class AsyncClient(Calls[Coroutine[Any, Any, RankAnswer], Coroutine[Any, Any, EventsAnswer]]):
-    """Client for asyncio, otherwise like `Client`; await its calls."""
+def _awaited(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Return a coroutine function that makes the call, and so starts its timeout, once awaited."""
+
+    @wraps(call)
+    async def awaited(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await call(*args, **kwargs)
+
+    return awaited
+
+
+AsyncCalls = Calls[Coroutine[Any, Any, RankAnswer], Coroutine[Any, Any, EventsAnswer]]
+
+
+class AsyncClient(AsyncCalls):
+    """Client for asyncio, otherwise like `Client`; a call's timeout starts once awaited."""
+
+    rank = _awaited(AsyncCalls.rank)
+    send = _awaited(AsyncCalls.send)
 
     def _open(self) -> None:
         self._httpx = _httpx()

@@ -116,9 +116,10 @@ class Exchange(Generic[T]):
             detail = f"a proxy before {self.url} answered {reply.code} in its place: {text}"
             raise Unreachable(detail, self.request_id)
         problem = Problem(responses.get(reply.code, "unknown status").lower(), reply.code, text)
-        # The body may not be a valid problem document; then the error quotes it.
-        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
-            problem = msgspec.json.decode(reply.body, type=Problem) if reply.is_problem else problem
+        if reply.is_problem:
+            # The error quotes a body that is not a valid problem document.
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                problem = msgspec.json.decode(reply.body, type=Problem)
         raise Refused(
             reply.code,
             problem.title,

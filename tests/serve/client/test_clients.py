@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import subprocess
 import sys
@@ -129,6 +130,21 @@ def test_a_service_that_hangs_costs_the_timeout_and_no_more(call):
         call(server.url, lambda client: client.rank("ann", ["a"], request_id="r9"), timeout_s=0.05)
     assert time.monotonic() - begun < 0.5
     assert caught.value.request_id == "r9"
+
+
+def test_the_timeout_of_an_asyncio_call_starts_when_it_is_awaited():
+    assert inspect.iscoroutinefunction(AsyncClient.rank)
+    assert inspect.iscoroutinefunction(AsyncClient.send)
+
+    async def run(url):
+        async with AsyncClient(url) as client:
+            coroutines = [client.rank("ann", ["a"], timeout_s=0.2), client.send([EVENT], timeout_s=0.2)]
+            await asyncio.sleep(0.25)
+            return [await coroutine for coroutine in coroutines]
+
+    with scripted(RANKED, TAKEN) as server:
+        ranked, sent = asyncio.run(run(server.url))
+    assert (ranked.rung, sent.accepted) == ("full", 1)
 
 
 def test_an_answer_that_comes_byte_by_byte_costs_the_timeout_and_no_more(call):
