@@ -83,9 +83,10 @@ def psi(old: I64, new: I64) -> float:
 def top_kept(pair: ScorePair) -> tuple[float, int]:
     """Return the share of the old top ten that stays, summed over requests of more than ten rows.
 
-    A row stays if its new score is among the first ten of its request, or equals the tenth up to
-    rounding: a shift of all scores keeps each order, but float32 can make two near ones equal or
-    swap them. The second value is the number of those requests.
+    A row stays if its new score is among the first ten of its request. A shift of all scores keeps
+    their order, but float32 can make two near ones equal or swap them: so a row also stays whose
+    old score equals the old eleventh, and whose new score the new tenth, up to rounding.
+    The second value is the number of those requests.
     """
     _, request = np.unique(pair.request_of_row, return_inverse=True)
     length = np.bincount(request)
@@ -93,10 +94,9 @@ def top_kept(pair: ScorePair) -> tuple[float, int]:
     if not is_long.any():
         return 0.0, 0
     old, new = (_places(scores, request, length) for scores in (pair.old, pair.new))
-    tenth = np.zeros(len(length), np.float32)
-    tenth[request[new == TOP - 1]] = pair.new[new == TOP - 1]
-    stays = (new < TOP) | (pair.new >= tenth[request] * (1 - ROUNDING))
-    kept = np.bincount(request, (old < TOP) & stays) / TOP
+    old_eleventh, new_tenth = _at(TOP, old, pair.old, request), _at(TOP - 1, new, pair.new, request)
+    is_tie = (pair.old <= old_eleventh * (1 + ROUNDING)) & (pair.new >= new_tenth * (1 - ROUNDING))
+    kept = np.bincount(request, (old < TOP) & ((new < TOP) | is_tie)) / TOP
     return float(kept[is_long].sum()), int(is_long.sum())
 
 
@@ -108,6 +108,14 @@ def _places(scores: F32, request: I64, length: I64) -> I64:
     places = np.empty(len(scores), np.int64)
     places[order] = np.arange(len(scores)) - begins[request[order]]
     return places
+
+
+def _at(place: int, places: I64, scores: F32, request: I64) -> F32:
+    """Return `[R]`: the score at a place of the row's request; NaN where it has fewer rows."""
+    found = np.full(int(request.max()) + 1, np.nan, np.float32)
+    is_there = places == place
+    found[request[is_there]] = scores[is_there]
+    return found[request]
 
 
 class ScoreSums(defaultdict[str, float]):

@@ -165,6 +165,21 @@ def test_a_shift_keeps_the_top_ten_where_float32_makes_near_scores_equal_or_swap
     assert top_kept(ScorePair(apart, old, 1.0, 1.0, request)) == (0.9, 1)
 
 
+def test_tied_new_scores_keep_the_top_ten_only_where_the_old_scores_were_tied():
+    old = np.linspace(1.0, 0.1, 40, dtype=np.float32)
+    request, constant = np.zeros(40, np.int64), np.full(40, 0.3, np.float32)
+    assert top_kept(ScorePair(constant, old[::-1], 1.0, 1.0, request)) == (0.0, 1)
+    assert top_kept(ScorePair(constant, constant, 1.0, 1.0, request)) == (1.0, 1)
+    # Two of the old top ten equal the eleventh.
+    tied = old.copy()
+    tied[8:11] = tied[9]
+    assert top_kept(ScorePair(constant, tied[::-1], 1.0, 1.0, request)) == (0.2, 1)
+    shuffled = RNG.permuted(np.tile(old, (200, 1)), axis=1).ravel()
+    many = ScorePair(np.full(8_000, 0.3, np.float32), shuffled, 1.0, 1.0, np.repeat(np.arange(200), 40))
+    kept, num_requests = top_kept(many)
+    assert kept / num_requests == pytest.approx(0.25, abs=0.03), "what is left to chance"
+
+
 def test_sums_go_through_a_page_of_metrics_and_back():
     sums = ScoreSums()
     for _ in range(3):
