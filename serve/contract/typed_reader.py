@@ -38,6 +38,8 @@ TYPE_ERRORS = {
     "bool_type": bool,
     "dataclass_type": dict,
     "dict_type": dict,
+    "float_type": float,
+    "int_type": int,
     "list_type": list,
     "string_type": str,
     "tuple_type": list,
@@ -68,16 +70,17 @@ def read(
     where: str,
     join: str = ".",
     context: Mapping[str, Any] | None = None,
+    most: int | None = None,
 ) -> Model:
     """Return the values as an instance of a dataclass; validators may read the `context`.
 
     Raises:
-        Invalid: naming each path, joined to `where`, the value and the remedy.
+        Invalid: naming each path, joined to `where`, the value and the remedy; the first `most`.
     """
     try:
         return cast(Model, _adapter(cast(Any, model)).validate_python(values, context=context))
     except ValidationError as error:
-        problems = [_problem(model, one) for one in error.errors()]
+        problems = [_problem(model, one) for one in error.errors(include_url=False)[:most]]
         raise Invalid(where, _causes(problems), join) from None
 
 

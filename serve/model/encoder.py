@@ -9,19 +9,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import StrictBool, StrictFloat, StrictInt
+from pydantic import FailFast, StrictBool, StrictFloat, StrictInt
 
 from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
 from serve.contract.typed_reader import STRICT, read
-from serve.contract.validation import json_value, table
+from serve.contract.validation import json_value
 from serve.features.matrix import Columns
+
+Item = TypeVar("Item")
+# A damaged file may have any number of wrong entries: report the first of a list.
+Many = Annotated[tuple[Item, ...], FailFast()]
+MAX_PROBLEMS = 3
+# Characters of a message: a wrong name or value may be as long as the file.
+MAX_MESSAGE = 1_000
 
 CLIP = 8.0
 """Clip standardised numbers to ±CLIP, so that one extreme value cannot dominate the network."""
@@ -87,7 +94,7 @@ class SingleColumn:
 
     __pydantic_config__ = STRICT
     name: str
-    vocabulary: tuple[str, ...]
+    vocabulary: Many[str]
     embedding: StrictInt = 1
 
     def __post_init__(self) -> None:
@@ -103,7 +110,7 @@ class MultiColumn:
     __pydantic_config__ = STRICT
     name: str
     width: StrictInt
-    vocabulary: tuple[str, ...]
+    vocabulary: Many[str]
 
     def __post_init__(self) -> None:
         _entry_by_hash(self.name, self.vocabulary)
@@ -118,9 +125,9 @@ class Encoder:
     """The columns of one artifact, in the order of the features."""
 
     __pydantic_config__ = STRICT
-    numeric: tuple[NumericColumn, ...]
-    single: tuple[SingleColumn, ...] = ()
-    multi: tuple[MultiColumn, ...] = ()
+    numeric: Many[NumericColumn]
+    single: Many[SingleColumn] = ()
+    multi: Many[MultiColumn] = ()
 
     @cached_property
     def indicators(self) -> tuple[int, ...]:
@@ -208,8 +215,14 @@ class Encoder:
     @classmethod
     def from_json(cls, text: str | bytes) -> Encoder:
         """Parse the output of `to_json`; raise TabrankError for anything else."""
-        raw = table(json_value(text, "encoder"), "encoder", required=("numeric", "single", "multi"))
-        return read(cls, raw, "encoder")
+        raw = json_value(text, "encoder")
+        names = [field.name for field in fields(cls)]
+        if not isinstance(raw, dict) or not all(isinstance(raw.get(name), list) for name in names):
+            raise TabrankError(f"encoder: must be an object with the lists {', '.join(names)}")
+        try:
+            return read(cls, raw, "encoder", most=MAX_PROBLEMS)
+        except TabrankError as error:
+            raise TabrankError(str(error)[:MAX_MESSAGE]) from None
 
 
 class _HashTable(NamedTuple):

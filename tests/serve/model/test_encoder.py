@@ -12,6 +12,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
 from serve.features.matrix import Columns
 from serve.model.encoder import (
+    MAX_MESSAGE,
     Encoder,
     MultiColumn,
     NumericColumn,
@@ -141,7 +142,8 @@ def test_columns_of_another_surface_are_refused_by_name() -> None:
         ({"numeric": [{"name": "a", "transform": "log"}]}, "transform: unknown value 'log'"),
         ({"numeric": [{"name": "a", "stdd": 1.0}]}, "unknown key 'stdd'; did you mean 'std'"),
         ({"numeric": [{"std": 1.0}]}, "numeric.0: the key 'name' is missing"),
-        ({"numeric": [{"name": "a", "mean": "1"}]}, "numeric.0.mean"),
+        ({"numeric": [{"name": "a", "mean": "1"}]}, "numeric.0.mean: '1' must be a number"),
+        ({"single": [{"name": "s", "vocabulary": [], "embedding": 1.5}]}, "1.5 must be a whole number"),
         ({"single": [{"name": "s"}]}, "single.0: the key 'vocabulary' is missing"),
         ({"single": [{"name": "s", "vocabulary": ["x", "x"]}]}, "'x' hashes like 'x'"),
         ({"single": [{"name": "s", "vocabulary": ["#0000000000000000"]}]}, "hashes to 0"),
@@ -149,7 +151,7 @@ def test_columns_of_another_surface_are_refused_by_name() -> None:
         ({"single": [{"name": "s", "vocabulary": [], "embedding": 0}]}, "embedding 0"),
         ({"multi": [{"name": "m", "width": 0, "vocabulary": []}]}, "width 0"),
         ({"multy": []}, "unknown key 'multy'; did you mean 'multi'"),
-        ({"multi": 3}, "multi: 3 must be a list"),
+        ({"multi": 3}, "encoder: must be an object with the lists numeric, single, multi"),
     ],
 )
 def test_a_damaged_encoder_is_refused_by_column_and_value(change: dict[str, object], message: str) -> None:
@@ -158,3 +160,20 @@ def test_a_damaged_encoder_is_refused_by_column_and_value(change: dict[str, obje
         Encoder.from_json(json.dumps(raw))
     with pytest.raises(TabrankError, match="not JSON"):
         Encoder.from_json("{")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"single": [{"name": "s", "vocabulary": [1] * 200_000}]},
+        {"numeric": [{}] * 200_000},
+        {"numeric": [{"name": "a"} | {f"key{i}": 0 for i in range(50_000)}]},
+        {"numeric": [{"name": ["x"] * 100_000}]},
+        {"single": [{"name": "s" * 600_000, "vocabulary": ["x", "x"]}]},
+    ],
+    ids=["entries", "columns", "keys", "value", "name"],
+)
+def test_the_refusal_of_a_large_damaged_encoder_is_short(change: dict[str, object]) -> None:
+    with pytest.raises(TabrankError, match="encoder") as caught:
+        Encoder.from_json(json.dumps({"numeric": [], "single": [], "multi": [], **change}))
+    assert len(str(caught.value)) <= MAX_MESSAGE
