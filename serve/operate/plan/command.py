@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from serve.config.reader import read
@@ -17,6 +18,8 @@ from serve.operate.plan.service import FETCH, SCORER, read_service
 from serve.operate.plan.simulation import simulate
 from serve.operate.plan.trace import read_trace
 
+# The first seed makes the plan; the others show how much of it is chance.
+NUM_SEEDS = 3
 # A trace of a day takes minutes.
 PROGRESS_EVERY_S = 3.0
 
@@ -53,14 +56,17 @@ def plan(
             )
         check_timeline(trace, path, [each.name for each in service.scaled])
     progress(f"simulating {trace.num_requests:,} requests in {trace.end_s - trace.t_s[0]:g} s")
-    outcome = simulate(service, costs, trace, seed, progress_of(progress))
+    report_share = progress_of(progress)
+    outcome, *others = [
+        simulate(service, costs, trace, seed + i, partial(report_share, i)) for i in range(NUM_SEEDS)
+    ]
     report = {
         "config": str(config.path),
         "config_sha256": config.sha256,
         "trace": str(path),
         "costs": asdict(costs),
         "seed": seed,
-        **make_report(outcome, compare(outcome) if timeline else None),
+        **make_report(outcome, others, compare(outcome) if timeline else None),
     }
     if out is not None:
         write_plan(out, report, outcome, progress)
@@ -69,15 +75,18 @@ def plan(
 
 def progress_of(
     log: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-) -> Callable[[float], None]:
-    """Return a callback that logs the finished share at most every `PROGRESS_EVERY_S`."""
+) -> Callable[[int, float], None]:
+    """Return the callback to which each of `NUM_SEEDS` simulations reports its finished share.
+
+    It logs the share of all at most every `PROGRESS_EVERY_S`.
+    """
     logged_s = clock()
 
-    def report(share: float) -> None:
+    def report(i: int, share: float) -> None:
         nonlocal logged_s
         now_s = clock()
         if now_s - logged_s >= PROGRESS_EVERY_S:
             logged_s = now_s
-            log(f"{share:.0%} simulated")
+            log(f"{(i + share) / NUM_SEEDS:.0%} simulated")
 
     return report

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from serve.config.pools import HEAD
 from serve.operate.plan.outcome import BUSY, ONGOING, UNPLACED, WANTED, Outcome
-from serve.operate.plan.trace import NODES
+from serve.operate.plan.trace import NODES, TIME
 
 # The share of full answers that a load test requires: with fewer, the load is past the knee.
 MIN_FULL_SHARE = 0.999
 
 
-def warnings_of(outcome: Outcome) -> list[str]:
-    """Return the warnings of a plan, each with the key to change."""
+def warnings_of(outcome: Outcome, others: Sequence[Outcome]) -> list[str]:
+    """Return the warnings of a plan, each with the key to change.
+
+    `others` are plans of the same load with other arrivals.
+    """
     checks = (_hidden, _past_knee, _at_limit, _flapping, _short_of_nodes, _short_of_cores)
-    return [warning for check in checks for warning in check(outcome)]
+    return [*(warning for check in checks for warning in check(outcome)), *_chance([outcome, *others])]
 
 
 def _hidden(outcome: Outcome) -> Iterator[str]:
@@ -97,4 +100,22 @@ def _short_of_cores(outcome: Outcome) -> Iterator[str]:
             yield (
                 f"for {short} s the replicas on the first node use more than its {head_cores} cores: the simulation "
                 f"gives each replica a core of its own, so the real service scales less there"
+            )
+
+
+def _chance(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Warn where plans of one load, with different arrivals, differ by more than a replica."""
+    for deployment in outcomes[0].service.scaled:
+        spreads = [(0.0, "")]
+        for phase in outcomes[0].trace.phases():
+            during = phase.covers(outcomes[0].counts[TIME])
+            # A phase may be shorter than a second.
+            if during.any():
+                means = [float(each.running(deployment.name)[during].mean()) for each in outcomes]
+                spreads.append((max(means) - min(means), phase.name))
+        spread, when = max(spreads)
+        if spread > 1:
+            yield (
+                f"{deployment.name}: with other arrivals of the same load the plan differs by {spread:.1f} replicas "
+                f"on average at {when}: it depends on chance there, so do not rely on it"
             )

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ LEGEND = (
 )
 
 
-def make_report(outcome: Outcome, comparison: dict[str, Any] | None) -> Report:
+def make_report(outcome: Outcome, others: Sequence[Outcome], comparison: dict[str, Any] | None) -> Report:
     """Return what plan.json and `--json` report of a simulation, beside its inputs.
 
-    Latencies assume a core for each replica.
+    `others` are plans of the same load with other arrivals. Latencies assume one core per replica.
     """
     begin_s, end_s = outcome.trace.t_s[0], outcome.trace.end_s
     return {
@@ -37,7 +37,7 @@ def make_report(outcome: Outcome, comparison: dict[str, Any] | None) -> Report:
         "nodes": _counts(outcome.running(NODES)),
         "answers": outcome.answers(begin_s, end_s),
         "phases": [_phase(outcome, phase) for phase in outcome.trace.phases()],
-        "warnings": warnings_of(outcome),
+        "warnings": warnings_of(outcome, others),
         "comparison": comparison,
         "machine": describe_machine(),
     }

@@ -89,10 +89,10 @@ def simulate(*arguments):
     return simulate(*arguments)
 
 
-def warnings(outcome):
+def warnings(outcome, *others):
     from serve.operate.plan.plan_warnings import warnings_of
 
-    return warnings_of(outcome)
+    return warnings_of(outcome, others)
 
 
 def wanted(outcome, name="Scorer"):
@@ -145,6 +145,21 @@ def test_the_same_seed_gives_the_same_plan():
     }
     answered_s = [list(each.ledger.answered_s) for each in (first, again, other)]
     assert answered_s[0] == answered_s[1] != answered_s[2]
+
+
+def test_a_plan_that_other_arrivals_change_is_not_to_be_relied_on():
+    # The last phase has no count of its own.
+    outcome = simulate(service(), COSTS, Trace((0, 5, 9.8, 10), (20, 30, 20, 20)))
+    counts = outcome.running("Scorer")
+    late = outcome.counts["t_s"] >= 5
+    near, far = (
+        replace(outcome, counts=outcome.counts | {"Scorer_replicas": counts + more * late})
+        for more in (1.0, 2.5)
+    )
+    assert not warnings(outcome, near, near)
+    (warning,) = warnings(outcome, near, far)
+    assert warning.startswith("Scorer: with other arrivals of the same load the plan differs by 2.5 replicas")
+    assert "on average at 5–9.8 s: it depends on chance there" in warning
 
 
 def test_a_custom_policy_decides_in_place_of_rays():
@@ -467,9 +482,29 @@ def test_a_long_plan_reports_its_progress_every_few_seconds():
 
     now_s, messages = iter((0, 1, 3, 5, 6)), []
     progress = progress_of(messages.append, lambda: next(now_s))
-    for share in (0.05, 0.25, 0.5, 0.62):
-        progress(share)
-    assert messages == ["25% simulated", "62% simulated"]
+    for i, share in ((0, 0.1), (0, 0.75), (1, 0.5), (2, 0.25)):
+        progress(i, share)
+    assert messages == ["25% simulated", "75% simulated"]
+
+
+def test_the_seeds_after_the_plans_only_warn(tmp_path, monkeypatch):
+    from serve.operate.plan import command
+
+    seeds = []
+
+    def simulated(service, costs, trace, seed, progress):
+        seeds.append(seed)
+        outcome = simulate(service, costs, trace, seed, progress)
+        counts = outcome.running("Scorer") + 2 * (seed == 9)
+        return replace(outcome, counts=outcome.counts | {"Scorer_replicas": counts})
+
+    monkeypatch.setattr(command, "simulate", simulated)
+    trace = tmp_path / "trace.csv"
+    trace.write_text("t_s,offered_rps\n0,10\n2,10\n")
+    report = command.plan(Path(cluster(tmp_path)[0]), trace, seed=7)
+    assert (report["seed"], seeds) == (7, [7, 8, 9])
+    assert report["deployments"]["Scorer"]["max"] == 1
+    assert "the plan differs by 2.0 replicas" in report["warnings"][-1]
 
 
 def test_a_simulation_reports_its_finished_share():
