@@ -29,7 +29,6 @@ LONGEST_FIRST = (
     "tests/test_live_loop.py",
     "tests/serve/http/test_exposure.py",
     "tests/serve/rollout/test_rollout_served.py",
-    "tests/serve/operate/run/test_memory_pressure.py",
     "tests/loadtest/scenarios/test_run.py",
     "tests/loadtest/scenarios/test_freshness.py",
 )

@@ -180,7 +180,7 @@ def test_a_continued_world_keeps_its_spaces_and_its_past(home):
 def test_exploration_estimates_the_reward_of_the_served_artifact(home, tmp_path):
     drawing = Arm("tabnet", "current", 0.5, explore=1.0)
     with served_by(home, tmp_path, drawing, POPULAR).listening() as url:
-        days = ("--days", 0.5, "--rankings", 1_500, "--seed", 4)
+        days = ("--days", 0.5, "--rankings", 900, "--seed", 4)
         command("experiment", "simulate", "--log", home / "a", "--url", url, *days)
     found = command(
         "experiment", "offline", "--log", tmp_path / "a", "--model", home / "model", "--event", "click"

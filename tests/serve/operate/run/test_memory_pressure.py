@@ -48,6 +48,7 @@ def serving(run):
 
 
 @pytest.mark.integration
+@pytest.mark.proof
 @pytest.mark.usefixtures("full_machine")
 def test_a_full_machine_kills_no_process_and_fails_no_request(tmp_path):
     config, port = sleeper(tmp_path)
