@@ -43,10 +43,12 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
 def _check_candidates(request: RankRequest, surface: Surface) -> None:
     ids = candidate_ids(request)
     if len(set(ids)) != len(ids):
-        first = {name: i for i, name in reversed([*enumerate(ids)])}
-        i = next(i for i, name in enumerate(ids) if first[name] != i)
-        detail = f"duplicate candidate {quoted(ids[i])}; list each once"
-        raise RequestError(422, "invalid request", detail, f"/candidates/{i}")
+        seen: set[str] = set()
+        for i, name in enumerate(ids):
+            if name in seen:
+                detail = f"duplicate candidate {quoted(name)}; list each once"
+                raise RequestError(422, "invalid request", detail, f"/candidates/{i}")
+            seen.add(name)
     if ids is request.candidates:
         return
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
