@@ -18,6 +18,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PLACE = attrgetter("line", "column")
 # Keys and indices from the root to a value.
 Steps = tuple[Any, ...]
+Nodes = tuple[yaml.Node, ...]
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 MAX_BYTES = 256 << 10
 # Limit the values, counting each alias as its content. Our own file has about 150.
@@ -124,7 +125,7 @@ class Document:
     def _finding(self, steps: Steps, detail: str, mark: yaml.Mark) -> Finding:
         return Finding(str(self.path), mark.line + 1, mark.column + 1, show(steps), detail)
 
-    def _walk(self, node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...], is_noted: bool) -> None:
+    def _walk(self, node: yaml.Node, steps: Steps, above: Nodes, is_noted: bool) -> None:
         """Note what YAML allows but a configuration must not, and with `is_noted` the places."""
         self._num_values += 1
         if self._num_values > MAX_VALUES:
@@ -147,9 +148,7 @@ class Document:
         if isinstance(node, yaml.MappingNode):
             self._walk_mapping(node, steps, (*above, node), is_noted)
 
-    def _walk_mapping(
-        self, node: yaml.MappingNode, steps: Steps, above: tuple[yaml.Node, ...], is_noted: bool
-    ) -> None:
+    def _walk_mapping(self, node: yaml.MappingNode, steps: Steps, above: Nodes, is_noted: bool) -> None:
         names = set()
         # Own keys come first: merged ones do not override them, nor those that were merged before.
         for key, child in sorted(node.value, key=lambda pair: pair[0].tag == MERGE):
