@@ -67,6 +67,12 @@ def test_only_torch_is_pinned_without_a_hash_and_no_build_of_it_is_chosen():
 
 def test_make_install_uses_only_the_lock_and_builds_no_source():
     recipe = (ROOT / "Makefile").read_text()
-    assert "--require-hashes --no-deps --only-binary :all: --requirement lock.txt" in recipe
+    strict = "--require-hashes --no-deps --only-binary :all: --requirement"
+    assert f"\nLOCKED := {strict} lock.txt\n" in recipe
+    (by_uv,) = re.findall(r"^\t\S+/uv pip install.*", recipe.replace("\\\n", ""), re.MULTILINE)
+    by_uv, by_pip = by_uv.split("||")
+    assert by_uv.endswith(" $(LOCKED) ")
+    assert "$(PIP) $(LOCKED);" in by_pip
+    assert f"$(PIP) {strict} .venv/uv.txt\n" in recipe
     assert "--no-deps --no-build-isolation --editable ." in recipe
     assert "pip check" in recipe

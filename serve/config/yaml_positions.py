@@ -6,7 +6,7 @@ import codecs
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,6 +18,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PLACE = attrgetter("line", "column")
 # Keys and indices from the root to a value.
 Steps = tuple[Any, ...]
+Nodes = tuple[yaml.Node, ...]
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 MAX_BYTES = 256 << 10
 # Limit the values, counting each alias as its content. Our own file has about 150.
@@ -58,6 +59,13 @@ class ConfigRefused(TabrankError):
         self.warnings = warnings or []
 
 
+class Place(NamedTuple):
+    """Position of a key and of its value; of a list's item, its own twice."""
+
+    key: yaml.Mark
+    value: yaml.Mark
+
+
 class Document:
     """A YAML mapping with positions, and the findings about it.
 
@@ -73,15 +81,14 @@ class Document:
         if len(raw) > MAX_BYTES:
             detail = f"it has {len(raw):,} bytes, more than {MAX_BYTES:,}; is this a Ray Serve config file?"
             raise ConfigRefused([Finding(str(path), 1, 1, "", detail)])
-        # The position of each key and value, by path.
-        self._places: dict[Steps, tuple[yaml.Mark, yaml.Mark]] = {}
+        self._places: dict[Steps, Place] = {}
         self.refused: list[tuple[Steps, Finding]] = []
         self.warnings: list[Finding] = []
         self._num_values = 0
         try:
             root = yaml.compose(raw, LOADER)
             if root:
-                self._walk(root, (), ())
+                self._walk(root, (), (), True)
             self.value: dict[str, Any] = _constructed(root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
@@ -112,13 +119,14 @@ class Document:
         near = steps
         while near not in self._places:
             near = near[:-1]
-        return self._finding(steps, detail, self._places[near][0 if key and near == steps else 1])
+        place = self._places[near]
+        return self._finding(steps, detail, place.key if key and near == steps else place.value)
 
     def _finding(self, steps: Steps, detail: str, mark: yaml.Mark) -> Finding:
         return Finding(str(self.path), mark.line + 1, mark.column + 1, show(steps), detail)
 
-    def _walk(self, node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
-        """Note the places below a node, and what YAML allows but a configuration must not."""
+    def _walk(self, node: yaml.Node, steps: Steps, above: Nodes, is_noted: bool) -> None:
+        """Note what YAML allows but a configuration must not, and with `is_noted` the places."""
         self._num_values += 1
         if self._num_values > MAX_VALUES:
             raise _invalid(node, f"more than {MAX_VALUES:,} values, with each alias counted as its content")
@@ -132,17 +140,18 @@ class Document:
         if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
             detail = f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
             self.refused.append((steps, self._finding(steps, detail, node.start_mark)))
-        self._places.setdefault(steps, (node.start_mark, node.start_mark))
+        if is_noted:
+            self._places.setdefault(steps, Place(node.start_mark, node.start_mark))
         if isinstance(node, yaml.SequenceNode):
             for i, child in enumerate(node.value):
-                self._walk(child, (*steps, i), (*above, node))
+                self._walk(child, (*steps, i), (*above, node), is_noted)
         if isinstance(node, yaml.MappingNode):
-            self._walk_mapping(node, steps, (*above, node))
+            self._walk_mapping(node, steps, (*above, node), is_noted)
 
-    def _walk_mapping(self, node: yaml.MappingNode, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
+    def _walk_mapping(self, node: yaml.MappingNode, steps: Steps, above: Nodes, is_noted: bool) -> None:
         names = set()
-        # Merged keys come first, and are overridden.
-        for key, child in sorted(node.value, key=lambda pair: pair[0].tag != MERGE):
+        # Own keys come first: merged ones do not override them, nor those that were merged before.
+        for key, child in sorted(node.value, key=lambda pair: pair[0].tag == MERGE):
             if not isinstance(key, yaml.ScalarNode):
                 raise _invalid(key, "a mapping or list as a key; is this a template that was not rendered?")
             is_merge = key.tag == MERGE
@@ -155,12 +164,14 @@ class Document:
             if detail:
                 self.refused.append((here, self._finding(here, detail, key.start_mark)))
             names.add((key.tag, key.value))
-            if not is_merge:
-                self._places[here] = key.start_mark, child.start_mark
-            # Of several mappings that are merged, the first has precedence.
-            several = is_merge and isinstance(child, yaml.SequenceNode)
-            for merged in reversed(child.value) if several else [child]:
-                self._walk(merged, here, above)
+            if is_merge:
+                for merged in child.value if isinstance(child, yaml.SequenceNode) else [child]:
+                    self._walk(merged, steps, above, is_noted)
+            else:
+                is_new = is_noted and here not in self._places
+                if is_new:
+                    self._places[here] = Place(key.start_mark, child.start_mark)
+                self._walk(child, here, above, is_new)
 
 
 def show(steps: Steps) -> str:

@@ -30,23 +30,23 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
     for name, value in request.context.items():
         pointer = below("/context", name)
         request.context[name] = bounded(surface.fields["context"], name, value, pointer)
-    if event_clock != (request.now_ms is not None):
-        need = (
-            "is missing; the event clock needs it"
-            if event_clock
-            else "is only for the event clock; leave it out"
-        )
-        raise RequestError(422, "invalid request", f"now_ms {need}", "/now_ms")
+    if event_clock and request.now_ms is None:
+        raise RequestError(422, "invalid request", "now_ms is missing; the event clock needs it", "/now_ms")
+    if not event_clock and request.now_ms is not None:
+        detail = "now_ms is only for the event clock; leave it out"
+        raise RequestError(422, "invalid request", detail, "/now_ms")
     return request
 
 
 def _check_candidates(request: RankRequest, surface: Surface) -> None:
     ids = candidate_ids(request)
     if len(set(ids)) != len(ids):
-        first = {name: i for i, name in reversed([*enumerate(ids)])}
-        i = next(i for i, name in enumerate(ids) if first[name] != i)
-        detail = f"duplicate candidate {quoted(ids[i])}; list each once"
-        raise RequestError(422, "invalid request", detail, f"/candidates/{i}")
+        seen: set[str] = set()
+        for i, name in enumerate(ids):
+            if name in seen:
+                detail = f"duplicate candidate {quoted(name)}; list each once"
+                raise RequestError(422, "invalid request", detail, f"/candidates/{i}")
+            seen.add(name)
     if ids is request.candidates:
         return
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}

@@ -12,7 +12,7 @@ from serve.log.events import entries, numbered
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.snapshots import numbers
-from serve.stores.factory import open_store, shown
+from serve.stores.factory import check_address, open_store, shown
 from serve.stores.protocol import Store
 
 
@@ -24,6 +24,7 @@ def load(
     Journal entries that are not in the log yet are applied too, and stay in the journal until the
     service has logged them. Returns the numbers of viewers and candidates.
     """
+    check_address(store_url, base)
     schema = Schema(surface)
     records = read_log(log, surface)
     replay = Replay(schema, records)

@@ -240,8 +240,7 @@ class _Reader:
         if wanted == pa.list_(pa.string()):
             lists = values.combine_chunks()
             bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
-            rows = pc.list_parent_indices(lists)
-            self._refuse(column, bad, "a list holds null or an empty string", rows)
+            self._refuse(column, bad, "a list holds null or an empty string", lists)
         if wanted == pa.float64():
             self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
         if column == "ts_ms":
@@ -310,11 +309,11 @@ class _Reader:
             return pa.chunked_array([pa.nulls(len(values), wanted)])
         return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])
 
-    def _refuse(self, column: str, bad: Any, why: str, rows: Any = None) -> None:
-        """Refuse the first bad value; of members of lists, `rows` are the rows."""
+    def _refuse(self, column: str, bad: Any, why: str, lists: Any = None) -> None:
+        """Refuse the first bad value, or the first bad member of the `lists`."""
         at = pc.index(pc.fill_null(bad, False), True).as_py()
         if at >= 0:
-            row = at if rows is None else rows[at].as_py()
+            row = at if lists is None else pc.list_parent_indices(lists)[at].as_py()
             raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
 
 

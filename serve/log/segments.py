@@ -80,7 +80,7 @@ class Segments:
             for records, size in _parts(entries, step):
                 first, last = first or records[0][0], records[-1][0]
                 num, num_bytes = num + len(records), num_bytes + size
-                # The stack completes them in the opposite order: events come last.
+                # The stack completes drafts in the opposite order: of one part, events last.
                 for name, kinds, columns in reversed(self._tables()):
                     rows = [row for row in records if isinstance(row[2], kinds)]
                     if rows:

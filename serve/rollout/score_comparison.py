@@ -113,8 +113,7 @@ def _places(scores: F32, request: I64, length: I64) -> I64:
 def _at(place: int, places: I64, scores: F32, request: I64) -> F32:
     """Return `[R]`: the score at a place of the row's request; NaN where it has fewer rows."""
     found = np.full(int(request.max()) + 1, np.nan, np.float32)
-    is_there = places == place
-    found[request[is_there]] = scores[is_there]
+    found[request[places == place]] = scores[places == place]
     return found[request]
 
 

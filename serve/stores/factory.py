@@ -21,13 +21,21 @@ def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable
         StoreUnavailable: a reader asks for a store that does not exist.
         TabrankError: the address has another form.
     """
+    check_address(url, base)
+    name = f"{surface}-{fingerprint[:12]}"
+    kind, _, where = url.partition(":")
+    if kind == "lmdb":
+        return LmdbStore(base / where / name, writable=writable)
+    return _redis(url, name, writable)
+
+
+def check_address(url: str, base: Path) -> None:
+    """Raise TabrankError unless `url` has the form of an address; call it before long work."""
     kind, _, where = url.partition(":")
     if kind == "lmdb" and where:
         refuse_file(base / where)
-        return LmdbStore(base / where / f"{surface}-{fingerprint[:12]}", writable=writable)
-    if kind in ("redis", "rediss") and where.startswith("//"):
-        return _redis(url, f"{surface}-{fingerprint[:12]}", writable)
-    raise TabrankError(f"store: {shown(url)!r} is not an address; use lmdb:PATH or redis://HOST:PORT/DB")
+    elif kind not in ("redis", "rediss") or not where.startswith("//"):
+        raise TabrankError(f"store: {shown(url)!r} is not an address; use lmdb:PATH or redis://HOST:PORT/DB")
 
 
 def shown(url: str) -> str:

@@ -85,9 +85,10 @@ class Store(Protocol):
     ) -> None:
         """Write rows, number and journal entry atomically.
 
-        A row of b"" removes its id. With `replace`, the rows become all there are. A
-        `journal` that is not empty is kept as one entry under `seq` until it is trimmed. Replacing
-        the rows keeps the journal: its entries are acknowledged and may be stored nowhere else.
+        A row of b"" removes its id. With `replace`, these rows replace all others; readers start
+        again from 0. A `journal` that is not empty is kept as one entry under `seq` until it is
+        trimmed. Replacing the rows keeps the journal: its entries are acknowledged and may be
+        stored nowhere else.
 
         Raises:
             WriterFenced: another writer took a newer fencing epoch; this is checked atomically with

@@ -19,7 +19,6 @@ FRESHNESS, REASONS = "ray_tabrank_freshness_ms", "ray_tabrank_degraded_total"
 REPLICA = "WorkerId"
 # Limits how long `status` waits for rates, so that the command stays interactive.
 MAX_READ_S = 6.0
-QUANTILES = (0.5, 0.9, 0.99)
 
 # A metric's name and its labels.
 Series = tuple[str, frozenset[tuple[str, str]]]
@@ -93,7 +92,9 @@ class PageHistory:
         numbers = {
             "seconds": after.at_s - before.at_s,
             "rate_rps": self._rate_rps(),
-            **{f"p{100 * quantile:.0f}_ms": _quantile(within, quantile) for quantile in QUANTILES},
+            "p50_ms": _quantile(within, 0.5),
+            "p90_ms": _quantile(within, 0.9),
+            "p99_ms": _quantile(within, 0.99),
             "freshness_ms": max(ages, default=None),
         }
         return {

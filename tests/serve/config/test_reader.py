@@ -4,6 +4,7 @@ import pytest
 
 from serve.config.reader import read
 from serve.config.settings import UserConfig
+from serve.config.yaml_positions import Document
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import levels
 
@@ -227,6 +228,36 @@ def test_the_keys_of_an_experiment_are_frozen():
 def test_an_anchor_that_is_merged_and_overridden_is_no_repeated_key(tmp_path):
     text = GOOD.replace("{whatever: 1}", "{base: &b {k: 1}, deep: &d {<<: *b, k: 2}, other: {<<: *d}}")
     assert read(written(tmp_path, text)).port == 8123
+
+
+MERGED = """\
+base: &b {p: {q: 1}, t: {u: 2}}
+more: &m {p: {s: 3}, w: 4}
+deep: &d {<<: *b, t: 5}
+here:
+  <<: [*d, *m]
+  p: {v: 6}
+first: {<<: [*b, *m]}
+"""
+
+
+def test_places_are_those_of_own_keys_and_of_the_mapping_merged_first():
+    document = Document(Path("cluster.yaml"), MERGED.encode())
+
+    def place(path):
+        found = document.finding(tuple(path.split(".")), "")
+        return found.line, found.column
+
+    assert (place("here.p.v"), place("here.w")) == ((6, 10), (2, 25))
+    assert place("here.p.q") == place("here.p.s") == (6, 6), "the own `p` hides what was merged"
+    assert place("here.t") == place("here.t.u") == (3, 22)
+    assert (place("first.p.q"), place("first.p.s")) == ((1, 18), (1, 14))
+
+
+def test_an_error_in_a_block_that_is_also_merged_has_the_path_of_the_block():
+    text = b"x: {base: &b {at: {date: 2026-01-01}}, <<: *b}\ny: {<<: *b, at: 1}\n"
+    (problem,) = Document(Path("cluster.yaml"), text).refusals
+    assert (problem.line, problem.path) == (1, "x.base.at.date")
 
 
 def test_a_template_that_was_not_rendered_is_refused_in_a_sentence(tmp_path):

@@ -45,6 +45,17 @@ def test_a_log_and_a_store_filled_from_it_are_their_users_alone(tmp_path, monkey
     assert len(written) > 8
 
 
+def test_the_address_of_a_store_is_refused_before_the_log_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    for store, message in (
+        ("lmbd:store", "'lmbd:store' is not an address"),
+        (f"lmdb:{tmp_path}/file", "is a file; name another folder"),
+    ):
+        done = CliRunner().invoke(app, ["load", "--log", str(tmp_path / "none"), "--store", store])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert message in done.stderr
+
+
 def test_a_table_may_be_a_folder_of_segments(tmp_path, surface):
     parts = tables()
     write_log(tmp_path / "log", parts)
