@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from loadtest.measure.cluster import look_at_folder, within
+from loadtest.measure.cluster import look_at_folder
+from loadtest.measure.polling import within
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import failures
 from loadtest.scenarios.scaling.service import CANDIDATES, Proof, capacity_rps, load_service
