@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -188,6 +189,22 @@ def test_a_path_without_bandit_logs_is_refused_with_the_remedy(tmp_path):
     for path in (tmp_path, tmp_path / "file", tmp_path / "missing"):
         with pytest.raises(TabrankError, match=r"pip download obp==0\.4\.1 --no-deps"):
             open_bandit(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_wheel_with_a_damaged_member_is_refused_with_the_remedy(tmp_path, method):
+    folder, path = write_bandit(tmp_path / "folder"), tmp_path / "obp.whl"
+    with zipfile.ZipFile(path, "w", method) as wheel:
+        for file in sorted(folder.rglob("*.csv")):
+            wheel.write(file, f"obd/{file.relative_to(folder)}")
+    assert open_bandit(path)["agree"] == 6
+    content = bytearray(path.read_bytes())
+    content[2_000:2_100] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(
+        TabrankError, match=r"all\.csv in .*obp\.whl is damaged; get it with `pip download obp"
+    ):
+        open_bandit(path)
 
 
 @pytest.fixture(scope="module")
