@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from loadtest.errors import INTERRUPTED
 from loadtest.measure.verdict import EXIT_CODES
 from loadtest.report.report import Report
 from serve.contract.errors import TabrankError
@@ -43,6 +44,9 @@ def run_scenario(
             invalid = {"verdict": "void", "reasons": [reason]}
             print(json.dumps(of | invalid if of else {"error": reason}))
         print_progress(str(error))
+        raise typer.Exit(EXIT_CODES["void"]) from None
+    except KeyboardInterrupt:
+        print_progress(INTERRUPTED)
         raise typer.Exit(EXIT_CODES["void"]) from None
     print(json.dumps(report) if as_json else summed_up(report))
     if folder.exists():
