@@ -292,8 +292,8 @@ def _entmax(logits: Tensor) -> tuple[Tensor, Tensor]:
         torch.sub(logits, threshold, out=excess).relu_()
         total = torch.mul(excess, excess, out=square).sum(0)
         step = (total - total.sqrt()) / excess.sum(0)
-    # Take the last step from the excess: a threshold far from 0 would round it. A step that rounding
-    # turned back must not reach other columns.
+    # Take the last step from the excess: a threshold far from 0 would round it. A step that
+    # rounding turned back must not reach other columns.
     excess.addcmul_(torch.sign(excess, out=square), step, value=-1.0).relu_()
     return torch.mul(excess, excess, out=square), excess
 

@@ -81,13 +81,13 @@ class Study(Searcher):  # type: ignore[misc]
         us = self._cost(config.network)
         if self._max_us is not None and us > self._max_us:
             self._study.tell(trial, (self._worst, us))
-            return None
-        if not self._in_time(config):
+        elif not self._in_time(config):
             # Lack of time says nothing about the quality of the point.
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return None
-        self._running[trial_id] = (trial, us)
-        return dict(trial.params)
+        else:
+            self._running[trial_id] = (trial, us)
+            return dict(trial.params)
+        return None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
