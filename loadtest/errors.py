@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from serve.contract.errors import TabrankError
 
+# Message of a run that Ctrl-C or SIGTERM ended.
+INTERRUPTED = "interrupted: no verdict, and no report is written"
+
 
 class LoadtestError(TabrankError):
     """The run is impossible (exit 2). The message names the field, the value and the remedy."""

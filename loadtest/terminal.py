@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from loadtest.errors import INTERRUPTED
 from loadtest.measure.verdict import EXIT_CODES
 from loadtest.report.report import Report
 from serve.contract.errors import TabrankError
@@ -38,12 +39,14 @@ def run_scenario(
             _refuse_existing(folder)
         report = measured(folder)
     except TabrankError as error:
+        # `Commands` prints the error and exits with 2.
         if as_json:
             reason = str(error)
             invalid = {"verdict": "void", "reasons": [reason]}
             print(json.dumps(of | invalid if of else {"error": reason}))
-        print_progress(str(error))
-        raise typer.Exit(EXIT_CODES["void"]) from None
+        raise
+    except KeyboardInterrupt:
+        raise TabrankError(INTERRUPTED) from None
     print(json.dumps(report) if as_json else summed_up(report))
     if folder.exists():
         print_progress(f"report: {folder / 'report.html'}")

@@ -49,7 +49,10 @@ def read_ids(path: Path) -> Ids:
         content = path.read_bytes()
     except OSError as error:
         raise LoadtestError(f"{where}: cannot be read ({error.strerror})") from None
-    given = table(json_value(content, where), where, KEYS)
+    given = json_value(content, where)
+    if not isinstance(given, dict):
+        raise LoadtestError(f'{where}: must hold an object, {{"viewers": [...], "candidates": [...]}}')
+    table(given, where, KEYS)
     for key in KEYS:
         values = given.get(key)
         if not isinstance(values, list) or not values:

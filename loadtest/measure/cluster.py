@@ -1,17 +1,12 @@
-"""Count replicas and nodes during a load, from the run folder of `serve up` or Ray's dashboard.
-
-Also wait for a condition, or look at something periodically while a block runs.
-"""
+"""Count replicas and nodes during a load, from the run folder of `serve up` or Ray's dashboard."""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +22,6 @@ NODES = "/api/v0/nodes?detail=true&limit=10000"
 PERIOD_S = 1.0
 UNREADABLE_ERRORS = (LoadtestError, OSError, ValueError, KeyError, TypeError, AttributeError)
 """Errors of reading a cluster without Serve, or while Serve starts or stops."""
-POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -170,32 +164,3 @@ def deployments(applications: Mapping[str, Any]) -> list[tuple[str, Any]]:
         for application, found in applications.items()
         for name, deployment in found["deployments"].items()
     ]
-
-
-def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
-    """Return the seconds until `holds` is true, or None. It counts as false while it raises."""
-    begun = time.monotonic()
-    while (took := time.monotonic() - begun) < limit_s:
-        with contextlib.suppress(*UNREADABLE_ERRORS):
-            if holds():
-                return round(took, 1)
-        time.sleep(POLL_S)
-    return None
-
-
-@contextlib.contextmanager
-def repeated(look: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `look` periodically, in a thread, while the block runs."""
-    over = threading.Event()
-
-    def run() -> None:
-        while not over.wait(period_s):
-            look()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

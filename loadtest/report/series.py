@@ -47,8 +47,13 @@ def overload_summary(report: Report) -> str:
 
 def run_line(run: Report) -> str:
     """Return one run as a line for a terminal."""
-    cells = (f"{name} {cell}" for name, cell in overload_cells(run).items())
-    return f"  {run['times']:g}x: {'; '.join(cells)}"
+    rungs = ", ".join(f"{rps:.0f} {name}" for name, rps in run["goodput_by_rung_rps"].items()) or "nothing"
+    back = "not back to normal" if run["back_s"] is None else f"back to normal after {run['back_s']} s"
+    return (
+        f"  {run['times']:g}x: {run['verdict']}; goodput {run['goodput_share']:.1%} of the knee ({rungs} /s), "
+        f"p99 {milliseconds(run['p99_ms'])}, {run['refused']:,} refused (p99 {milliseconds(run['refused_p99_ms'])}), "
+        f"{listed(run['failures']) or 'none failed'}; {back}; generator late {run['generator_late_ms_p99']:.1f} ms"
+    )
 
 
 def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
@@ -63,7 +68,7 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
         f"{report['deadline_ms']:g} ms of their due time."
     )
     reasons = [reason for run in report["runs"] for reason in run["reasons"]]
-    rows = [overload_cells(run) for run in runs]
+    rows = [_overload_cells(run, run is report["control"]) for run in runs]
     body = [
         paragraph(lead),
         bullets(reasons),
@@ -73,11 +78,11 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     write_report(folder, report, f"Overload: {report['verdict']}", body, OVERLOAD_FOOTER)
 
 
-def overload_cells(run: Report) -> dict[str, str]:
+def _overload_cells(run: Report, control: bool) -> dict[str, str]:
     """Return the cells of a run by the names of their columns."""
     rungs = ", ".join(f"{name} {rps:,.0f}" for name, rps in run["goodput_by_rung_rps"].items())
     return {
-        "offered": f"{run['times']:g}×" + (", no load shedding" if "run" in run else ""),
+        "offered": f"{run['times']:g}×" + (", no load shedding" if control else ""),
         "requests/s": f"{run['offered_rps']:,.0f}",
         "goodput of the knee": f"{run['goodput_share']:.1%}",
         "by rung, /s": rungs,
@@ -188,6 +193,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
+    head = ("fault", "allowed", "measured", "held")
     rows = [
         (
             one["what"],
@@ -197,7 +203,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
         )
         for one in report["faults"]
     ]
-    body = [table(("fault", "allowed", "measured", "held"), rows)]
+    body = [table(head, rows)]
     for found in report["faults"]:
         if found["fault"] in lines:
             plot = load_and_cluster(lines[found["fault"]], slo)
@@ -205,7 +211,11 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     footer = CHAOS_FOOTER.format(
         knee=f"{report['knee_rps'] or 0:,.0f}", timeout=f"{report['client_timeout_s'] * 1000:g}"
     )
-    write_report(folder, report, f"Chaos: {report['verdict']}", body, footer)
+    # The table for a document, with the short names of the faults.
+    named = [(one["fault"], *row[1:]) for one, row in zip(report["faults"], rows, strict=True)]
+    markdown = [" | ".join(row) for row in (head, ["---"] * len(head), *named)]
+    more = {"table.md": "".join(f"| {line} |\n" for line in markdown)}
+    write_report(folder, report, f"Chaos: {report['verdict']}", body, footer, more)
 
 
 def _after(value: float | None) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.commands import die_with_parent, run_command
+from loadtest.errors import INTERRUPTED
 from loadtest.report.report import SAME_CORES, Report, figures, number, table, write_report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
@@ -50,7 +51,7 @@ def main() -> int:
     except TabrankError as error:
         print(f"\n{error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\ninterrupted: no verdict", file=sys.stderr)
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
     except Exception:
         traceback.print_exc()
     return 2

@@ -14,8 +14,9 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import read_service, repeated
+from loadtest.measure.cluster import read_service
 from loadtest.measure.measure import Requests, measure, rounded_numbers
+from loadtest.measure.polling import repeated
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import Verdict, failures, verdict_on

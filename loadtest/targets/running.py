@@ -121,7 +121,7 @@ def gained(before: Page, after: Page, name: str, **labels: str) -> float:
     return total(after, name, **labels) - total(before, name, **labels)
 
 
-def within(before: Page, after: Page, name: str, share: float) -> float | None:
+def bound_of_share(before: Page, after: Page, name: str, share: float) -> float | None:
     """Return the least bound `le` that covers a share of a cumulative histogram's increase.
 
     None: the histogram did not increase.

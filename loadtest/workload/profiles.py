@@ -149,7 +149,9 @@ def _build(kind: type[_Config], where: str, values: Mapping[str, Any], **given: 
 
 
 def _check(name: str, value: float, holds: bool, rule: str) -> None:
-    if not (holds and math.isfinite(value)):
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    if not holds:
         raise ValueError(f"{name} is {value!r}; {rule}")
 
 

@@ -87,8 +87,9 @@ def replay(
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
     # The answered scores of the dataset's rows, [N].
     scores: F64 = played[first[data.slate] + data.position]
+    result = _measures(data, scores)
     far = None if artifact is None else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix))))
-    result = _measures(data, scores) | {
+    result |= {
         "surface": ours.name,
         "model": described["model"],
         "rankings": len(log.exposures),

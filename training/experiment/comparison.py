@@ -101,8 +101,8 @@ def days_needed(
 ) -> int | None:
     """Return the days until `wanted` viewers have come, or None if unknown.
 
-    The rate is that of new viewers on the last seven of the whole days. It is unknown if `wanted`
-    is None or no new viewers come.
+    The rate is that of new viewers on the last seven of the whole days, or of all days if none is
+    whole. It is unknown if `wanted` is None or no new viewers come.
     """
     ours = people.rows(arms)
     if wanted is None:

@@ -31,11 +31,11 @@ I64 = NDArray[np.int64]
 class Panel:
     """Viewers by the arm of their first exposure in the window, in order of that exposure.
 
-    `arm` [V] are names, `first_day` [V] the day of the first exposure, `in_first_24h` [V] whether
-    it was within 24 hours of the first exposure of all. `viewer` [C] are indices into V, `sums` [C]
-    a number for each viewer-day with an exposure. `before` [V] are sums over the pre-period, 0 for
-    new viewers, and empty if all are new. `num_crossing` counts viewers with exposures in a second
-    arm, and `num_unattributed` events without an exposure.
+    `arm` [V] are names or codes, `first_day` [V] the day of the first exposure, `in_first_24h` [V]
+    whether it was within 24 hours of the first exposure of all. `viewer` [C] are indices into V,
+    `sums` [C] a number for each viewer-day with an exposure. `before` [V] are sums over the
+    pre-period, 0 for new viewers, and empty if all are new. `num_crossing` counts viewers with
+    exposures in a second arm, and `num_unattributed` events without an exposure.
     """
 
     arm: NDArray[Any]

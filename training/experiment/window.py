@@ -110,7 +110,7 @@ def _pre_period_end(exposures: pd.DataFrame, start_ms: int) -> tuple[int, tuple[
     for name, theirs in early.groupby("experiment", observed=True):
         first = theirs.drop_duplicates("viewer").set_index("viewer")["arm"]
         # Pearson's χ² test on the viewers of both experiments.
-        table = pd.crosstab(first.astype(str), arm_of.reindex(first.index))
+        table = pd.crosstab(first.astype(str).fillna(""), arm_of.reindex(first.index))
         if min(table.shape) > 1 and chi2_contingency(table, correction=False).pvalue < DEPENDENT_P:
             alike[str(name)] = int(theirs["ts_ms"].iloc[0])
     return min([end_ms, *alike.values()]), tuple(sorted(alike))

@@ -292,8 +292,9 @@ def _entmax(logits: Tensor) -> tuple[Tensor, Tensor]:
         torch.sub(logits, threshold, out=excess).relu_()
         total = torch.mul(excess, excess, out=square).sum(0)
         step = (total - total.sqrt()) / excess.sum(0)
-    # Take the last step from the excess: a threshold far from 0 would round it.
-    excess.sub_(step).relu_()
+    # Take the last step from the excess: a threshold far from 0 would round it. A step that
+    # rounding turned back must not reach other columns.
+    excess.addcmul_(torch.sign(excess, out=square), step, value=-1.0).relu_()
     return torch.mul(excess, excess, out=square), excess
 
 
@@ -309,7 +310,7 @@ def _sparsemax(logits: Tensor) -> tuple[Tensor, Tensor]:
         torch.sub(logits, threshold, out=excess).relu_()
         torch.sign(excess, out=support)
         step = (excess.sum(0) - 1.0) / support.sum(0)
-    # As in `_entmax`; a step that rounding turned back must not reach other columns.
+    # As in `_entmax`.
     excess.addcmul_(support, step, value=-1.0).relu_()
     return excess, torch.sign(excess, out=support)
 

@@ -67,23 +67,27 @@ class Study(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the next point to train, or `FINISHED` if none fits cost and time."""
-        for number in range(MAX_SUGGESTIONS + 1):
-            if number == MAX_SUGGESTIONS:
-                # Little of the space is affordable: take the cheapest network with new optimiser
-                # settings.
-                self._study.enqueue_trial({name: getattr(SMALLEST, name) for name in SHAPE})
-            trial = self._study.ask(self._space.distributions)
-            config = self._space.config(trial.params, self._base)
-            us = self._cost(config.network)
-            if self._max_us is not None and us > self._max_us:
-                self._study.tell(trial, (self._worst, us))
-            elif not self._in_time(config):
-                # Lack of time says nothing about the quality of the point.
-                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            else:
-                self._running[trial_id] = (trial, us)
-                return dict(trial.params)
-        return str(Searcher.FINISHED)
+        for _ in range(MAX_SUGGESTIONS):
+            if point := self._ask(trial_id):
+                return point
+        # Little of the space is affordable: take the cheapest network with new optimiser settings.
+        self._study.enqueue_trial({name: getattr(SMALLEST, name) for name in SHAPE})
+        return self._ask(trial_id) or str(Searcher.FINISHED)
+
+    def _ask(self, trial_id: str) -> dict[str, Any] | None:
+        """Return Optuna's next point, which then runs, or None if it does not fit cost and time."""
+        trial = self._study.ask(self._space.distributions)
+        config = self._space.config(trial.params, self._base)
+        us = self._cost(config.network)
+        if self._max_us is not None and us > self._max_us:
+            self._study.tell(trial, (self._worst, us))
+        elif not self._in_time(config):
+            # Lack of time says nothing about the quality of the point.
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            self._running[trial_id] = (trial, us)
+            return dict(trial.params)
+        return None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

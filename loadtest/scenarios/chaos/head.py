@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import deployments, within
+from loadtest.measure.cluster import deployments
+from loadtest.measure.polling import within
 from loadtest.measure.service import MODEL_PATH, ask
 from loadtest.scenarios.chaos.fault import Allowed, Fault
 from loadtest.targets.processes import marked
@@ -83,6 +84,10 @@ class OnTwoNodes(Target):
             name: dict(Counter(one["state"] for one in deployment["replicas"]))
             for name, deployment in deployments(self.nodes.cluster.applications())
         }
+
+    def deploy(self, document: Mapping[str, Any]) -> None:
+        """Deploy with `serve deploy`."""
+        self.nodes.deploy(document)
 
 
 class HeadGone(Fault):

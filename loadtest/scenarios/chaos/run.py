@@ -12,7 +12,8 @@ from pathlib import Path
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import ClusterSample, read_service, repeated, within
+from loadtest.measure.cluster import ClusterSample, read_service
+from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, part_verdict
 from loadtest.report.report import Report

@@ -16,7 +16,7 @@ import psutil
 
 from loadtest.commands import die_with_parent, last_lines, run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import within
+from loadtest.measure.polling import within
 from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
 from loadtest.targets.running import REPLICA, Target, gained
 from loadtest.targets.services import Document, free_port

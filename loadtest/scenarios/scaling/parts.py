@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from loadtest.measure.cluster import look_at_folder, within
+from loadtest.measure.cluster import look_at_folder
+from loadtest.measure.polling import within
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import failures
 from loadtest.scenarios.scaling.service import CANDIDATES, Proof, capacity_rps, load_service
@@ -185,9 +186,9 @@ def prove_replicas(
         for number in range(2 * cycles):
             until_s = begun + (number + 1) * hold_s
             replicas = FEW if number % 2 else MANY
-            seconds = _change(target, replicas, hold_s)
-            changes.append({"replicas": replicas, "seconds": seconds})
-            emit(f"  {replicas} of each: {'not in time' if seconds is None else f'after {seconds:g} s'}")
+            took_s = _change(target, replicas, hold_s)
+            changes.append({"replicas": replicas, "seconds": took_s})
+            emit(f"  {replicas} of each: {'not in time' if took_s is None else f'after {took_s:g} s'}")
             time.sleep(max(0.0, until_s - time.monotonic()))
 
     report, moments = load_service(

@@ -28,7 +28,7 @@ def test_ids_are_read_from_a_file_each_once(tmp_path):
     ("content", "message"),
     [
         ("{", "not JSON"),
-        ([], "[] must be a table"),
+        ([], 'must hold an object, {"viewers": [...], "candidates": [...]}'),
         ({"viewer": ["v"], "candidates": ["c"]}, "unknown key 'viewer'; did you mean 'viewers'?"),
         ({"candidates": ["c"]}, "'viewers' must be a list of at least one id"),
         ({"viewers": [], "candidates": ["c"]}, "'viewers' must be a list of at least one id"),

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios import topic_story
+from loadtest.scenarios import demo, topic_story
 from loadtest.scenarios.demo import claims
 from loadtest.scenarios.topic_story import NEW_SPACE, TopicStory
 
@@ -147,3 +147,17 @@ def reported(seconds):
 def test_the_report_says_how_soon_it_rose():
     assert reported(0.312) == "place 20 → 3 within 0.31 s; for a control viewer 9 → 9"
     assert reported(None) == "place 20 → 3; for a control viewer 9 → 9"
+
+
+def test_an_interrupted_demo_stops_its_service_and_says_so(monkeypatch, tmp_path, capsys):
+    def cut():
+        raise KeyboardInterrupt
+
+    commands = []
+    monkeypatch.setattr(demo, "DEMO", tmp_path)
+    monkeypatch.setattr(demo, "die_with_parent", lambda: None)
+    monkeypatch.setattr(demo, "_run", lambda *command: commands.append(command[:2]))
+    monkeypatch.setattr(demo, "_demo", cut)
+    assert demo.main() == 2
+    assert commands == [("serve", "down")]
+    assert capsys.readouterr().err == "\ninterrupted: no verdict, and no report is written\n"

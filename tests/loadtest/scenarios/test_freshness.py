@@ -192,7 +192,7 @@ def test_an_interrupted_run_ends_its_probes_too(live_stub, tmp_path):
     command = ("freshness", "--url", live_stub.url, *with_ids(tmp_path), *load)
     code, _, messages = interrupted(tmp_path, lambda: len(live_stub.requests) >= 40, *command)
     assert code == 2
-    assert messages.strip().splitlines()[-1] == "interrupted; the command did not finish"
+    assert messages.strip().splitlines()[-1] == "interrupted: no verdict, and no report is written"
     candidates = [record for record in live_stub.records if record["type"] == "candidate"]
     assert {r["id"] for r in candidates if "ends_ms" not in r} == {
         r["id"] for r in candidates if "ends_ms" in r

@@ -9,6 +9,7 @@ import yaml
 from offers import BROKEN, FALLBACK, REFUSED, Offering
 
 from loadtest.errors import LoadtestError
+from loadtest.report.series import run_line, write_overload
 from loadtest.scenarios.overload import (
     OverloadPlan,
     describe,
@@ -119,3 +120,23 @@ def test_the_control_is_the_shipped_file_without_load_shedding():
 def test_what_holds_is_held_against_a_control_that_must_not(control, verdict):
     assert verdict_of([{"verdict": "held"}], control) == verdict
     assert verdict_of([{"verdict": "not held"}], control) == "not held"
+
+
+def test_a_line_opens_with_multiple_and_verdict_and_names_what_did_not_happen():
+    numbers = found(overloaded())
+    assert run_line(numbers | {"verdict": "held"}) == (
+        "  2x: held; goodput 150.0% of the knee (100 full, 50 fallback /s), p99 10.0 ms, 500 refused (p99 2.0 ms), "
+        "none failed; back to normal after 0 s; generator late 0.5 ms"
+    )
+    line = run_line(found(Offering(20, rate_rps=200).between(2, 20, BROKEN)) | {"verdict": "not held"})
+    assert line.startswith("  2x: not held; goodput 0.0% of the knee (nothing /s), p99 not reached")
+    assert "2000 HTTP 500; not back to normal;" in line
+
+
+def test_the_page_marks_the_control_alone(tmp_path):
+    run = found(overloaded()) | {"verdict": "held", "reasons": []}
+    report = {"verdict": "void", "knee_rps": KNEE_RPS, "deadline_ms": 100.0, "machine": {}, "runs": [run]}
+    for number, control in enumerate(({"run": True, **run}, {"run": False, "reason": "no core"})):
+        write_overload(tmp_path / str(number), report | {"control": control}, {}, SLO)
+        page = (tmp_path / str(number) / "report.html").read_text()
+        assert ("<td>2×</td>" in page, "<td>2×, no load shedding</td>" in page) == (True, number == 0)

@@ -181,7 +181,7 @@ def test_an_interrupted_run_has_no_verdict_and_leaves_nothing(stub, tmp_path):
     command = ("run", "--url", stub.url, *with_ids(tmp_path), "--rps", "50")
     code, _, messages = interrupted(tmp_path, lambda: len(stub.requests) >= 20, *command)
     assert code == 2
-    assert messages.strip().splitlines()[-1] == "interrupted; the command did not finish"
+    assert messages.strip().splitlines()[-1] == "interrupted: no verdict, and no report is written"
     assert not (tmp_path / "var").exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtest.targets.running import read_page, total, within
+from loadtest.targets.running import bound_of_share, read_page, total
 from serve.operate.status.scrape import Page, parse
 
 PAGE = """# HELP ray_tabrank_x_total What it is.
@@ -28,11 +28,11 @@ def test_a_metric_is_summed_over_the_rows_with_the_labels():
 
 def test_the_bound_within_which_a_share_of_the_gain_lies():
     page = parse(PAGE, 0.0)
-    assert within(NOTHING, page, "ray_tabrank_ms_total", 0.9) == 5
-    assert within(NOTHING, page, "ray_tabrank_ms_total", 0.99) == 10
-    assert within(NOTHING, page, "ray_tabrank_ms_total", 1.0) == float("inf")
-    assert within(page, page, "ray_tabrank_ms_total", 0.99) is None
-    assert within(NOTHING, page, "ray_tabrank_none", 0.99) is None
+    assert bound_of_share(NOTHING, page, "ray_tabrank_ms_total", 0.9) == 5
+    assert bound_of_share(NOTHING, page, "ray_tabrank_ms_total", 0.99) == 10
+    assert bound_of_share(NOTHING, page, "ray_tabrank_ms_total", 1.0) == float("inf")
+    assert bound_of_share(page, page, "ray_tabrank_ms_total", 0.99) is None
+    assert bound_of_share(NOTHING, page, "ray_tabrank_none", 0.99) is None
 
 
 def test_where_no_page_answers_there_is_nothing_on_it():

@@ -98,6 +98,14 @@ def test_a_bad_profile_is_refused_in_one_sentence(tmp_path, text, message):
     assert str(path) in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["headline", "step"])
+@pytest.mark.parametrize("key", ["target_rps", "duration_s", "warmup_s"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_option_that_is_not_finite_is_refused(name, key, value):
+    with pytest.raises(LoadtestError, match=f"profile {name}: {key} is {value}; it must be a number"):
+        load_profile(name, **{key: value})
+
+
 def test_a_missing_file_is_refused_by_its_name():
     with pytest.raises(LoadtestError, match=r"gone\.toml: cannot be read"):
         load_profile("gone.toml")

@@ -130,9 +130,11 @@ def test_rankings_that_the_model_did_not_make_do_not_hold(home, tmp_path):
     assert 0 < found["unscored_rows"] < found["rows"]
 
 
-def test_where_nothing_is_scored_there_is_nothing_to_measure(home, tmp_path):
+@pytest.mark.parametrize("compared", [False, True])
+def test_where_nothing_is_scored_there_is_nothing_to_measure(home, tmp_path, compared):
+    with_model = ("--model", home / "model", "--history", home / "a") if compared else ()
     experiment = Experiment("launch", "s", (Arm("popular", "popular", 1.0),))
     with Service(home, tmp_path, experiment=experiment).listening() as url:
         assert "the service scored no candidate" in command(
-            "replay", "--log", home / "b", "--url", url, code=2
+            "replay", "--log", home / "b", "--url", url, *with_model, code=2
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -190,6 +191,22 @@ def test_a_path_without_bandit_logs_is_refused_with_the_remedy(tmp_path):
             open_bandit(path)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_wheel_with_a_damaged_member_is_refused_with_the_remedy(tmp_path, method):
+    folder, path = write_bandit(tmp_path / "folder"), tmp_path / "obp.whl"
+    with zipfile.ZipFile(path, "w", method) as wheel:
+        for file in sorted(folder.rglob("*.csv")):
+            wheel.write(file, f"obd/{file.relative_to(folder)}")
+    assert open_bandit(path)["agree"] == 6
+    content = bytearray(path.read_bytes())
+    content[2_000:2_100] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(
+        TabrankError, match=r"all\.csv in .*obp\.whl is damaged; get it with `pip download obp"
+    ):
+        open_bandit(path)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A log with drawn orders and an untrained artifact."""
@@ -263,6 +280,17 @@ def test_known_viewers_outside_experiments_are_dropped_anonymous_stay(home, tmp_
     found = explored(folder, load(home / "model"), read_surface(TOML), "join")
     assert found.left_out["outside"] == 40
     assert len(found.drawn) == 360
+
+
+def test_the_scores_do_not_depend_on_the_rows_of_a_batch(home, monkeypatch):
+    given = home / "log", load(home / "model"), read_surface(TOML), "join"
+    whole = explored(*given).score
+    for rows_at_once in (1, 7 * len(SHOWN)):
+        monkeypatch.setattr("training.experiment.offline.explored.ROWS_AT_ONCE", rows_at_once)
+        shares = []
+        np.testing.assert_allclose(explored(*given, shares.append).score, whole, rtol=1e-5)
+        assert len(shares) == -(-len(whole) // max(1, rows_at_once // len(SHOWN)))
+        assert shares[-1] == 1.0
 
 
 def test_a_clipped_weight_does_not_depend_on_examination(world, monkeypatch):

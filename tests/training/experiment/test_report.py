@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from serve.contract.errors import TabrankError
 from training.__main__ import app
+from training.experiment.comparison import days_needed
 from training.experiment.confidence_sequence import factor
 from training.experiment.declared import Declared, declared
 from training.experiment.page import text
@@ -105,6 +107,17 @@ def test_the_interval_of_any_look_uses_the_first_24_hours(tmp_path):
     effect, always = clicks["effect"], clicks["always_valid"]
     wide = (always["high"] - always["low"]) / (effect["high"] - effect["low"])
     assert wide == pytest.approx(factor(60, 7 * 24) / norm.isf(0.025))
+
+
+def test_the_days_needed_are_by_the_whole_days_or_by_all_if_none_is_whole(tmp_path):
+    came = [("popular", 1), ("model", 2), ("model", 3), ("popular", 25)]
+    log = write_rows(tmp_path / "log", [shown(f"v{i}", hours, arm) for i, (arm, hours) in enumerate(came)])
+    people = panel_of(log)
+    days = partial(days_needed, people, ("popular", "model"))
+    assert days(10, [False, True]) == 6
+    assert days(10, [True, False]) == 2
+    assert days(10, [False, False]) == days(10, [True, True]) == 3
+    assert (days(4, [False, True]), days(None, [False, True])) == (0, None)
 
 
 def test_days_are_those_of_the_time_zone(tmp_path):
@@ -199,6 +212,18 @@ def test_an_earlier_experiment_with_the_same_salt_does_not_adjust(tmp_path):
     assert (result["window"]["dealt_alike"], result["viewers_seen_before"]) == (["rehearsal"], 0)
     assert 0.25 < clicks_of(result)["effect"]["relative_low"] < 0.4
     assert "rehearsal assigned viewers as this experiment does (the same salt)" in text(result)
+
+
+def test_an_earlier_experiment_without_a_named_arm_counts_too(tmp_path):
+    """An exposure of it without an arm, from another writer of the log, is one more arm."""
+    rows = []
+    for i in range(60):
+        arm = ("popular", "model")[i % 2]
+        before = "a" if arm == "popular" else None
+        rows += [shown(f"v{i}", i / 100, before, experiment="rehearsal"), shown(f"v{i}", 24 + i / 100, arm)]
+    exposures = read_exposures(write_rows(tmp_path / "log", rows), "launch").rows
+    found = window(exposures, LAUNCH, "UTC")
+    assert (found.assigned_alike, found.before_ms) == (("rehearsal",), START_MS)
 
 
 def test_an_earlier_experiment_with_another_salt_adjusts(tmp_path):

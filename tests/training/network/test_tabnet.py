@@ -109,6 +109,19 @@ def test_masks_of_many_columns_sum_to_one_in_float32(mask_type: Any, scale: floa
     assert chosen.min() >= 0
 
 
+@pytest.mark.parametrize("mask_type", ["entmax", "sparsemax"])
+@pytest.mark.parametrize("num_columns", [5, 20, 80, 300])
+def test_float32_selects_no_column_that_float64_leaves_out(mask_type: Any, num_columns: int) -> None:
+    """Rounding may choose a column within 1e-5 of the least one that is selected, and no other."""
+    logits = torch.randn(num_columns, 20_000, generator=torch.Generator().manual_seed(num_columns))
+    exact, _ = MASKS[mask_type](logits.double())
+    chosen, _ = MASKS[mask_type](logits)
+    least = torch.where(exact > 0, logits, torch.inf).amin(0)
+    is_out = (exact == 0) & (logits < least - 1e-5)
+    assert is_out.any()
+    assert not chosen[is_out].any()
+
+
 def test_gradients_of_two_passes_under_way_add_up() -> None:
     """The network keeps no state of a pass."""
     torch.manual_seed(0)

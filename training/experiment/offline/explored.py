@@ -24,17 +24,17 @@ from serve.features.surface import Surface
 from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
+from serve.model.scorers import load_scorer
 from serve.ranking.exploration import log_weight, pick_probability
 from training.data.dataset import Progress, recompute_features
 from training.data.labels import Owners
-from training.evaluation.evaluate import score
 from training.experiment.offline.counterfactual import Drawn
 from training.experiment.offline.placements import F64
 
 # Largest relative deviation of a logged propensity from the one that the logged scores give.
 TOLERANCE = 1e-3
-# Score the features of so many exposures at once, to bound the memory.
-AT_ONCE = 1_024
+# Score at most so many rows at once, or one exposure, to bound the memory.
+ROWS_AT_ONCE = 4_096
 CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 
 COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
@@ -115,12 +115,16 @@ def explored(
     new = np.full(is_shown.shape, np.nan)
     number = {i: n for n, i in enumerate(rows.tolist())}
     recomputed = recompute_features(features, log, replay, rows)
-    for done in range(0, len(rows), AT_ONCE):
-        numbers, matrices = zip(*((number[i], each) for i, each in islice(recomputed, AT_ONCE)), strict=True)
-        scores = np.split(score(artifact.path, Matrix.stacked(matrices)), lengths[[*numbers]].cumsum()[:-1])
-        for n, values in zip(numbers, scores, strict=True):
+    scorer, done = load_scorer(artifact.path, "onnx"), 0
+    at_once = max(1, ROWS_AT_ONCE // int(lengths.max()))
+    while batch := list(islice(recomputed, at_once)):
+        numbers = [number[i] for i, _ in batch]
+        matrix = Matrix.stacked([each for _, each in batch])
+        scores = scorer.score(matrix.numeric, matrix.category)
+        for n, values in zip(numbers, np.split(scores, lengths[numbers].cumsum()[:-1]), strict=True):
             new[n, : len(values)] = values
-        progress(min((done + AT_ONCE) / len(rows), 1.0))
+        done += len(batch)
+        progress(done / len(rows))
     made_until_ms = artifact.manifest.get("seen_until_ms", 0)
     return Explored(
         Drawn(

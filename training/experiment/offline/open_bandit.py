@@ -19,6 +19,7 @@ Letters: N rows of the weighted log, M of the other, K items.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,8 +148,11 @@ def _read(path: Path, policy: str, campaign: str) -> BanditLog:
         raise TabrankError(f"--obp: {path} is neither a wheel nor a folder; {remedy}") from None
     if not files:
         raise TabrankError(f"--obp: {path} holds no {name} of the Open Bandit Dataset; {remedy}")
-    with files[0].open("rb") as file:
-        table = pd.read_csv(file, usecols=lambda column: column in COLUMNS)
+    try:
+        with files[0].open("rb") as file:
+            table = pd.read_csv(file, usecols=lambda column: column in COLUMNS)
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError):
+        raise TabrankError(f"--obp: {name} in {path} is damaged; {remedy}") from None
     if set(table.columns) != COLUMNS:
         missing = ", ".join(sorted(COLUMNS - set(table.columns)))
         raise TabrankError(f"--obp: {name} in {path} lacks {missing}; {remedy}")

@@ -14,8 +14,8 @@ from typing import Any
 from serve.config.settings import CURRENT, POPULAR
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
-from serve.features.rows import Schema
-from serve.features.surface import load_surface
+from serve.features.rows import Schema, State
+from serve.features.surface import Surface, load_surface
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
@@ -71,19 +71,18 @@ def simulate(
         with progress("the days before") as share:
             simulator = SimulatorState.after(log, days, seed, share)
         visits = simulator.visits(rankings, seed)
-        # Read the log before the service continues it.
-        replay = None if artifact is None else Replay(Schema(surface), read_log(log, surface))
+        # Read the log before the service continues it, and keep only the state, which is that of
+        # `serve load`: a simulated log declares all its ids.
+        state = None if artifact is None else _state_after(log, surface)
         started_s = time.perf_counter()
         with progress("experiment") as share:
             served = drive(deepcopy(simulator), visits, Remote(service), seed, share)
         seconds = time.perf_counter() - started_s
     result = _result(served, arms, service, seconds, simulator) | {"alone": None}
-    if replay is not None:
-        # The state that `serve load` stores: a simulated log declares all its ids.
-        replay.finish()
+    if state is not None:
         alone: dict[str, Any] = {}
         for arm, scorer in scorers.items():
-            in_process = InProcessArm(arm, deepcopy(replay.state), scorer)
+            in_process = InProcessArm(arm, deepcopy(state), scorer)
             with progress(f"{arm} alone") as share:
                 alone |= by_arm(drive(deepcopy(simulator), visits, in_process, seed, share))
         result["alone"] = {"arms": alone, "effect": effects(alone, result["control"])}
@@ -102,6 +101,12 @@ def _refuse_impossible(days: float, rankings: int, seed: int) -> None:
         raise TabrankError(f"--rankings {rankings}: must be at least 1")
     if seed < 0:
         raise TabrankError(f"--seed {seed}: must be a whole number from 0 up")
+
+
+def _state_after(log: Path, surface: Surface) -> State:
+    replay = Replay(Schema(surface), read_log(log, surface))
+    replay.finish()
+    return replay.state
 
 
 def _arms(described: Mapping[str, Any], url: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import yaml
 from asking import asking, wait_for
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import within
+from loadtest.measure.polling import within
 from loadtest.scenarios.chaos.head import Recovered
 from loadtest.targets.processes import marked
 from loadtest.targets.services import free_port

@@ -1,0 +1,41 @@
+"""Wait for a condition, or look at something periodically while a block runs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from loadtest.measure.cluster import UNREADABLE_ERRORS
+
+POLL_S = 0.1
+
+
+def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
+    """Return the seconds until `holds` is true, or None. It counts as false while it raises."""
+    begun = time.monotonic()
+    while (took := time.monotonic() - begun) < limit_s:
+        with contextlib.suppress(*UNREADABLE_ERRORS):
+            if holds():
+                return round(took, 1)
+        time.sleep(POLL_S)
+    return None
+
+
+@contextlib.contextmanager
+def repeated(look: Callable[[], None], period_s: float) -> Iterator[None]:
+    """Call `look` periodically, in a thread, while the block runs."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(period_s):
+            look()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
