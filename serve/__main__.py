@@ -186,7 +186,7 @@ def load(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fill the store by replaying a log."""
+    """Fill the store by replaying a log; stop a service that writes to it first."""
     from serve.features.surface import load_surface
     from serve.ingest.backfill import load as fill
     from serve.stores.factory import shown

@@ -61,7 +61,8 @@ class Batch:
     def found(self, keys: U64, worth: F64, values: U64) -> F64:
         """Look up each row's value `[R]` in its viewer's keys `[B, K]`; return the worth `[R]`.
 
-        The result is 0 where no key equals the value. A viewer's keys are distinct, except for 0.
+        The result is 0 where no key equals the value. A viewer's keys are distinct, except for 0:
+        an empty place, which a missing value equals, so its worth must be 0.
         """
         hits = np.flatnonzero(self._spread(keys) == values[:, None])
         rows, places = np.divmod(hits, keys.shape[1])
