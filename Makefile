@@ -25,11 +25,12 @@ $(STAMP): pyproject.toml lock.txt constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
 	  echo '$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@# Build nothing from source: build dependencies have no hash here.
-	@# uv compiles no bytecode and unpacks on all processors: the installation takes about 35 s, not
-	@# 118. It does not read pip's configuration: if the index is known only from there, pip goes on.
+	@# uv unpacks and compiles on all processors. Where PYTHONDONTWRITEBYTECODE is set, as in many
+	@# containers, each process would compile Ray again, and Serve's proxies would start too slowly.
+	@# uv does not read pip's configuration: if the index is known only from there, pip goes on.
 	@sed -n '/^uv==/,/[^\\]$$/p' lock.txt > .venv/uv.txt
 	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement .venv/uv.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $(LOCKED) || { \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(LOCKED) || { \
 	  echo 'uv cannot install the lock; pip does' >&2; $(PIP) $(LOCKED); }
 	$(PIP) --no-require-hashes --constraint constraints.txt --constraint lock.txt torch
 	$(PIP) --no-deps --no-build-isolation --editable .

@@ -422,6 +422,7 @@ def test_up_after_a_kill_of_all_but_haproxy_starts_again(folder, port):
 
 
 @pytest.mark.integration
+@pytest.mark.proof
 def test_an_application_that_cannot_start_reports_why_and_is_cleaned_up(folder, port, monkeypatch):
     # Ray starts a replica three times, with longer and longer waits.
     monkeypatch.setenv("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")
