@@ -10,6 +10,8 @@ EXPERIMENT := var/experiment
 # Ray turns token authentication on by itself in some settings: so set the mode explicitly.
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Containers often set this; each of many processes would then compile the same packages.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install demo experiment up down observe test proofs check ranklens dist audit lock fmt
 .DEFAULT_GOAL := help
@@ -25,14 +27,16 @@ $(STAMP): pyproject.toml lock.txt constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
 	  echo '$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@# Build nothing from source: build dependencies have no hash here.
-	@# uv unpacks and compiles on all processors. Where PYTHONDONTWRITEBYTECODE is set, as in many
-	@# containers, each process would compile Ray again, and Serve's proxies would start too slowly.
-	@# uv does not read pip's configuration: if the index is known only from there, pip goes on.
+	@# uv unpacks on all processors. It does not read pip's configuration: if the index is known only
+	@# from there, pip goes on.
 	@sed -n '/^uv==/,/[^\\]$$/p' lock.txt > .venv/uv.txt
 	$(PIP) --require-hashes --no-deps --only-binary :all: --requirement .venv/uv.txt
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(LOCKED) || { \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(LOCKED) || { \
 	  echo 'uv cannot install the lock; pip does' >&2; $(PIP) $(LOCKED); }
-	$(PIP) --no-require-hashes --constraint constraints.txt --constraint lock.txt torch
+	@# uv compiles nothing. Several processes of Ray start at once, and those that had to compile it
+	@# first would start too slowly.
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib/python3*/site-packages/ray
+	$(PIP) --no-compile --no-require-hashes --constraint constraints.txt --constraint lock.txt torch
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m pip check
 	@touch $@

@@ -71,7 +71,6 @@ def test_make_install_uses_only_the_lock_and_builds_no_source():
     assert f"\nLOCKED := {strict} lock.txt\n" in recipe
     (by_uv,) = re.findall(r"^\t\S+/uv pip install.*", recipe.replace("\\\n", ""), re.MULTILINE)
     by_uv, by_pip = by_uv.split("||")
-    assert " --compile-bytecode " in by_uv
     assert by_uv.endswith(" $(LOCKED) ")
     assert "$(PIP) $(LOCKED);" in by_pip
     assert f"$(PIP) {strict} .venv/uv.txt\n" in recipe
