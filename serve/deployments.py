@@ -83,8 +83,13 @@ class FeatureFetch:
             scores: bytes = await _answer(score.remote(version, payload))
             return scores
 
+        # A replica of FeatureFetch has no GPU.
+        near = ModelHolder(Path(base) / args.models, args.backend) if args.backend == "onnx" else None
+
         async def load_model(version: str) -> None:
             await scorer.load.remote(version)
+            if near is not None:
+                await near.prepare(version)
             # A replica that hangs, or that starts later, loads the version at its first batch.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(OTHERS_S):
@@ -99,7 +104,7 @@ class FeatureFetch:
 
         metrics = RankMetrics(_application())
         self._fetcher = FeatureFetcher(
-            args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back
+            args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back, near
         )
         # Until Serve's controller reports the address.
         self._keys = Authenticator(host=EVERY_ADDRESS)

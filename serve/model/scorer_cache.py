@@ -17,6 +17,8 @@ from serve.features.matrix import Matrix
 from serve.model.artifact import CANARY, CURRENT, pointed
 from serve.model.scorers import Backend, Scorer, load_scorer
 
+# Errors that are the version's fault; other errors are an outage.
+ITS_OWN = (ArtifactRefused, ScoringFailed)
 # Scoring time in ms, appended to the scores.
 TAIL = struct.Struct("<f")
 # Most versions that arms may name.
@@ -51,6 +53,10 @@ class ModelHolder:
         if version not in self._held:
             self._hold(version, self._loaded(version))
         self._held.move_to_end(version)
+
+    def holds(self, version: str) -> bool:
+        """Return True if a version is loaded."""
+        return version in self._held
 
     async def prepare(self, version: str) -> None:
         """Load a version in a thread while others score; reading and verifying takes 0.1 s."""

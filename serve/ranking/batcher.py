@@ -56,6 +56,8 @@ class Batcher(Generic[Item, Answer]):
         self._took_s: deque[float] = deque(maxlen=8)
         self._patience: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        # True until the next iteration of the event loop starts a batch.
+        self._is_starting = False
 
     @property
     def is_idle(self) -> bool:
@@ -77,9 +79,14 @@ class Batcher(Generic[Item, Answer]):
         alarm = loop.call_at(deadline, _expire, waiting.answer)
         self._queue.append(waiting)
         self._waiting_size += size
-        self._fill_slots()
-        if waiting.is_queued and self._patience is None:
-            self._patience = loop.call_later(PATIENCE_S, self._out_of_patience)
+        if self._tasks:
+            self._fill_slots()
+            if waiting.is_queued and self._patience is None:
+                self._patience = loop.call_later(PATIENCE_S, self._out_of_patience)
+        elif not self._is_starting:
+            # Start with all requests that this iteration reads, not with the first of them alone.
+            self._is_starting = True
+            loop.call_soon(self._start)
         try:
             return await waiting.answer
         finally:
@@ -91,6 +98,10 @@ class Batcher(Generic[Item, Answer]):
         if len(self._tasks) < self.slots:
             return 0.0
         return self._waiting_size / self.cap * min(self._took_s, default=0.0) / self.slots
+
+    def _start(self) -> None:
+        self._is_starting = False
+        self._fill_slots()
 
     def _fill_slots(self) -> None:
         while self._queue and not self._queue[0].is_queued:

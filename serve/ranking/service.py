@@ -20,12 +20,14 @@ from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.log.events import MAX_CALL_BYTES, IngestResult
 from serve.model.artifact import Artifact, require
+from serve.model.scorer_cache import ModelHolder
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
 from serve.ranking.batcher import Batcher
 from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.circuit_breaker import CircuitBreaker
 from serve.ranking.exposure_buffer import ExposureBuffer
+from serve.ranking.near_scoring import NearScoring
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
@@ -44,6 +46,7 @@ class FeatureFetcher:
     `call_scorer(version, matrix)` returns float32 probabilities. `load_model(version)` returns once
     a scorer has loaded that version and raises if the artifact is refused. `ingest` takes events
     and exposures. `roll_back(version, verdict)` asks the single writer to roll a version back.
+    `near` holds the versions that this process scores itself, if it may.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class FeatureFetcher:
         ingest: TakeRecords,
         metrics: Metrics | None = None,
         roll_back: RollBack = no_rollback,
+        near: ModelHolder | None = None,
     ) -> None:
         self.args = args
         self.base = base
@@ -70,6 +74,8 @@ class FeatureFetcher:
         async def call(version: str, payload: bytes) -> bytes:
             return await breakers[version](version, payload)
 
+        score = call if near is None else NearScoring(call, near)
+
         open_reader = partial(
             open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
         )
@@ -78,7 +84,7 @@ class FeatureFetcher:
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self.models = ActiveModels(base / args.models, features.columns, load_model)
-        self.rollout = RolloutMonitor(self.models, call, lambda: self._scored.is_idle, roll_back, self.warn)
+        self.rollout = RolloutMonitor(self.models, score, lambda: self._scored.is_idle, roll_back, self.warn)
         self.ranker = Ranker(features, self.live, self.rollout.score, self.warn, self.metrics.batch)
         self.exposure_buffer = ExposureBuffer(ingest, self.warn)
         self.admission = Admission()

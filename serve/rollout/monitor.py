@@ -16,9 +16,8 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from serve.config.settings import CANARY, Shadow
-from serve.contract.errors import ArtifactRefused, ScoringFailed
 from serve.features.matrix import Matrix
-from serve.model.scorer_cache import untimed
+from serve.model.scorer_cache import ITS_OWN, untimed
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.guard import Trial, Verdict
 from serve.rollout.score_comparison import F32, I64, ScorePair, ScoreSums
@@ -34,8 +33,6 @@ RESCORE_S = 2.0
 # Report bad versions once a second, and wait at most 3 s for the writer.
 REPORT_EVERY_S = 1.0
 REPORT_TIMEOUT_S = 3.0
-# Errors that are the version's fault; other errors are an outage.
-ITS_OWN = (ArtifactRefused, ScoringFailed)
 
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 RollBack = Callable[[str, Verdict], Awaitable[None]]

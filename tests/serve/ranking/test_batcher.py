@@ -87,7 +87,7 @@ async def test_a_batch_is_capped_by_size_and_a_larger_item_goes_alone(work, batc
     await asyncio.sleep(0.005)
     work.gate.set()
     await asyncio.gather(*tasks)
-    assert work.batches == [[0], [1, 2], [3], [4], [5]]
+    assert work.batches == [[0, 1, 2], [3], [4], [5]]
 
 
 @with_batcher(slots=2, cap=1)
