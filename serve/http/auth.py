@@ -15,6 +15,8 @@ from serve.contract.errors import RequestError
 
 # A key that was idle may send one second's worth of requests at once.
 BURST_S = 1.0
+# A ranking counts once for each 100 candidates that it has: it costs in proportion to them.
+CANDIDATES_A_REQUEST = 100
 LOOPBACK = "127.0.0.1"
 NO_KEYS = (
     "this service is reachable from other machines but has no API keys, so it refuses every request: add callers to "
@@ -71,6 +73,16 @@ class Authenticator:
         self._count(key)
         return key
 
+    def charge(self, key: ApiKey, num_candidates: int) -> None:
+        """Charge a key, which was admitted with one request, for the candidates of its ranking.
+
+        A key in debt is refused unread until its rate has paid for them.
+        """
+        more = max(num_candidates / CANDIDATES_A_REQUEST - 1.0, 0.0)
+        # The key may have been removed since it was admitted.
+        if key.sha256 in self._due_s:
+            self._due_s[key.sha256] += more * self.num_replicas / key.requests_per_s
+
     def _learn(self, keys: tuple[ApiKey, ...]) -> None:
         self._known = keys
         self._by_hash = {key.sha256: key for key in keys}
@@ -83,7 +95,8 @@ class Authenticator:
             raise RequestError(
                 429,
                 "too many requests",
-                f"the key {key.name!r} may send {key.requests_per_s:g} requests per second",
+                f"the key {key.name!r} may send {key.requests_per_s:g} requests per second, and a ranking counts "
+                f"once for each {CANDIDATES_A_REQUEST} candidates",
                 retry_after_s=math.ceil(due_s - now_s),
             )
         self._due_s[key.sha256] = due_s + self.num_replicas / key.requests_per_s

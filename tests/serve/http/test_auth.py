@@ -49,6 +49,22 @@ def test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s(num_replicas
     assert admitted(keys, known, 10.0, 0.01, clock) == pytest.approx(expected + 10 / num_replicas, abs=2)
 
 
+def test_a_ranking_counts_once_for_each_hundred_candidates():
+    clock, key = Clock(), key_of(b"secret", 1.0)
+    keys = Authenticator(clock=clock)
+    for num_candidates, due_in_s in ((55, 1.0), (100, 1.0), (1_000, 10.0)):
+        clock.now_s += 1_000.0
+        keys.admit((key,), b"secret")
+        clock.now_s += 0.999
+        keys.charge(key, num_candidates)
+        if due_in_s > 1.0:
+            with pytest.raises(RequestError) as error:
+                keys.admit((key,), b"secret")
+            assert error.value.retry_after_s == due_in_s - 1.0
+        else:
+            keys.admit((key,), b"secret")
+
+
 def test_a_change_of_keys_forgives_no_debt():
     clock = Clock()
     keys = Authenticator(clock=clock)
