@@ -64,6 +64,10 @@ _BUSY_HEAD = [
 ]
 
 
+class _Unread(Exception):
+    """A ranking is refused before its body is read."""
+
+
 class Edge:
     """ASGI application around one `FeatureFetcher`."""
 
@@ -92,18 +96,18 @@ class Edge:
             # Before a handshake is accepted, this answers 403. Ray's proxy fails without a code.
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            if scope["path"].endswith(RANK) and self._fetcher.admission.refuses():
-                return await self.busy(send, begun)
-            return await self._http(scope, receive, send)
+            return await self._http(scope, receive, send, begun)
         return 0
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> int:
+    async def _http(self, scope: Scope, receive: Receive, send: Send, begun: float) -> int:
         headers = dict(scope["headers"])
         request_id = None
         try:
             _require_few(scope["headers"])
             request_id = _request_id(headers)
             kind, body = await self._route(scope, headers, request_id, receive)
+        except _Unread:
+            return await self.busy(send, begun)
         except RequestError as error:
             if error.status == 413:
                 send = self._lingering(receive, send)
@@ -165,6 +169,8 @@ class Edge:
             key = self._keys.admit(keys, headers.get(b"x-api-key"), host)
         if path == RANK:
             _require(method, "POST", path)
+            if self._fetcher.admission.refuses(key.name if key else ""):
+                raise _Unread
             return JSON, await self._rank(headers, key, request_id, receive)
         if path == EVENTS:
             _require(method, "POST", path)
@@ -185,9 +191,11 @@ class Edge:
         deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
         body = await self._bodies.read(headers, receive, MAX_BODY_BYTES)
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
+        if key is not None:
+            self._keys.charge(key, len(request.candidates))
         if request.request_id is None:
             request.request_id = request_id
-        answer = await fetcher.rank(request, deadline_ms, arm)
+        answer = await fetcher.rank(request, deadline_ms, arm, key.name if key else "")
         encoded = self._encoder.encode(answer)
         if TRACEPARENT in headers:
             self._trace(headers, answer)

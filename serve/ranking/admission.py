@@ -1,12 +1,14 @@
-"""Admission control of one replica: refuse, shed part of, or score a request, and by when."""
+"""Admission control of one replica: score, answer by popularity or refuse a request; by when."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from math import ceil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from serve.ranking.load_shedding import TICK_S, LoadShedder
+from serve.ranking.load_shedding import REMEMBER_S, TICK_S, LoadShedder
 
 # Keep 5 ms of each deadline for encoding and sending the answer.
 ANSWER_MARGIN_S = 0.005
@@ -28,7 +30,6 @@ class LoopLag:
         self._is_followed = False
         # True if a request was handled in this iteration.
         self._is_busy = False
-        self._longest_s = 0.0
         self._before_cpu_s = 0.0
         self._began_cpu_s = 0.0
 
@@ -52,11 +53,6 @@ class LoopLag:
         """Duration of the last whole iteration: the expected delay of the next callback."""
         return self._began_s - self._before_s
 
-    def take_longest_s(self) -> float:
-        """Return the longest iteration since the last call."""
-        longest_s, self._longest_s = self._longest_s, 0.0
-        return longest_s
-
     def _follow(self) -> None:
         """Schedule `_next` as the first callback of the next iteration."""
         self._is_followed, self._is_busy = True, False
@@ -64,7 +60,6 @@ class LoopLag:
 
     def _next(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        self._longest_s = max(self._longest_s, now_s - self._began_s)
         self._before_s, self._began_s = self._began_s, now_s
         self._before_cpu_s, self._began_cpu_s = self._began_cpu_s, time.thread_time()
         self._is_followed = False
@@ -73,21 +68,62 @@ class LoopLag:
 
 
 class Admission:
-    """Follow the load of one replica; `load_shedder` decides what the next request gets."""
+    """Follow the load of one replica and its callers; `load_shedder` adapts the limits."""
 
     def __init__(self) -> None:
         self.load_shedder = LoadShedder()
         self._lag = LoopLag()
         self._deadline_s = 0.1
+        # True if every request gets the popular order.
+        self._is_closed = False
+        # Candidates that wait for their scores, by caller, and when each caller was last seen.
+        self._waiting: defaultdict[str, int] = defaultdict(int)
+        self._seen_s: dict[str, float] = {}
 
-    def configure(self, *, enabled: bool, deadline_ms: int) -> None:
-        """Apply new live settings; `deadline_ms` applies to requests without a deadline."""
+    def configure(self, *, enabled: bool, deadline_ms: int, most: int, kill_switch: bool) -> None:
+        """Apply new live settings; `deadline_ms` applies to requests without a deadline.
+
+        `most` is the most candidates that may wait for their scores without any load.
+        """
+        self._is_closed = kill_switch
         self.load_shedder.enabled = enabled
+        self.load_shedder.most = most
         self._deadline_s = deadline_ms / 1e3
 
-    def refuses(self) -> bool:
-        """Return True to refuse the current ranking before any work is done for it."""
-        return self.load_shedder.refuses(self._lag.worked_s(), self._deadline_s)
+    def refuses(self, caller: str) -> bool:
+        """Return True to refuse the current ranking unread."""
+        work_s = self._lag.worked_s()
+        self._seen_s[caller] = asyncio.get_running_loop().time()
+        if self._has_room(caller, 1, work_s):
+            return False
+        return self.load_shedder.refuses(work_s, self._deadline_s)
+
+    def _has_room(self, caller: str, num_candidates: int, work_s: float) -> bool:
+        """Return True if a caller's candidates fit into its part of the limit.
+
+        All callers have equal parts. One request always fits, however large it is, but with the
+        kill switch none does.
+        """
+        if self._is_closed or self.load_shedder.delays(work_s, self._deadline_s):
+            return False
+        waiting = self._waiting[caller]
+        part = self.load_shedder.limit / max(len(self._seen_s), 1)
+        return not waiting or waiting + num_candidates <= part
+
+    @contextmanager
+    def scoring(self, caller: str, num_candidates: int) -> Iterator[bool]:
+        """Hold a caller's room while its candidates wait for scores; False if there is none."""
+        has_room = self._has_room(caller, num_candidates, self._lag.worked_s())
+        if not has_room:
+            if not self._is_closed:
+                self.load_shedder.exceeded()
+            yield False
+            return
+        self._waiting[caller] += num_candidates
+        try:
+            yield True
+        finally:
+            self._waiting[caller] -= num_candidates
 
     def waited_s(self) -> float:
         """Return an upper bound on the time the current request queued before its handler."""
@@ -103,27 +139,25 @@ class Admission:
         within_s = self._deadline_s if deadline_ms is None else deadline_ms / 1e3
         return asyncio.get_running_loop().time() + within_s - waited_s - ANSWER_MARGIN_S - self._lag.last_s
 
-    def num_scored(self, num_candidates: int, waited_s: float) -> int:
-        """Return how many of a request's candidates the model scores."""
-        return ceil(self.load_shedder.share(waited_s, self._deadline_s) * num_candidates)
+    def scored(self, arrived_s: float) -> None:
+        """Record a request answered with its scores; `arrived_s` is on the event loop's clock."""
+        self.load_shedder.scored(asyncio.get_running_loop().time() - arrived_s)
 
-    def scored(self, begun_s: float) -> None:
-        """Record a request answered with its scores; `begun_s` is the loop's time at the start."""
-        self.load_shedder.scored(asyncio.get_running_loop().time() - begun_s)
-
-    def late(self, begun_s: float, deadline: float) -> None:
+    def late(self, arrived_s: float, deadline: float) -> None:
         """Record a request answered without scores because its deadline passed.
 
         The batcher may have given the request up before the deadline.
         """
-        self.load_shedder.late(deadline - begun_s, self._deadline_s)
+        self.load_shedder.late(deadline - arrived_s, self._deadline_s)
 
     async def run(self) -> None:
-        """Update the load-shedding level every `TICK_S`, until cancelled."""
+        """Adapt the limits every `TICK_S`, until cancelled."""
         loop = asyncio.get_running_loop()
         before_s = loop.time()
         while True:
             await asyncio.sleep(TICK_S)
             now_s = loop.time()
-            self.load_shedder.tick(now_s - before_s, self._lag.take_longest_s(), self._deadline_s)
+            self.load_shedder.tick(now_s - before_s, self._deadline_s)
+            self._seen_s = {name: at_s for name, at_s in self._seen_s.items() if now_s - at_s < REMEMBER_S}
+            self._waiting = defaultdict(int, {name: n for name, n in self._waiting.items() if n})
             before_s = now_s

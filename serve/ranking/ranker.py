@@ -133,11 +133,11 @@ class Ranker:
         self.on_batch(len(matrix.numeric), stage_ms)
         return _slates(batch, score, popularity, matrix, stage_ms)
 
-    def popular(self, query: Query, reason: str) -> Slate:
-        """Return the popular order from the candidate table, for a query that cannot be scored."""
-        batch = self._look_up([query], {}, [reason])
-        unscored = np.full(len(query.candidates), np.nan, np.float32)
-        return _slates(batch, unscored, self._popularity(batch), None, NOTHING_DONE)[0]
+    def popular(self, queries: Sequence[Query], reason: str) -> list[Slate]:
+        """Return the popular order from the candidate table, for queries that are not scored."""
+        batch = self._look_up(queries, {}, [reason] * len(queries))
+        unscored = np.full(len(batch.numbers), np.nan, np.float32)
+        return _slates(batch, unscored, self._popularity(batch), None, NOTHING_DONE)
 
     def _hydrate(self, queries: Sequence[Query]) -> _Batch:
         """Read the viewers from the store, then look up the candidates of the same commit."""

@@ -35,6 +35,8 @@ from serve.rollout.active_models import ActiveModels, LoadModel, stated_versions
 from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
 from serve.stores.factory import open_store
 
+# Size of a batch that gets the popular order, in batches that are scored; it makes no features.
+EXCESS = 8
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 # Takes packed records and returns once they are durable.
 TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
@@ -91,6 +93,9 @@ class FeatureFetcher:
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
+        # Together, the requests in excess of one event-loop iteration cost a quarter. None may wait
+        # for another iteration: each brings as many again.
+        self._excess: Batcher[Query, Slate] = Batcher(self._popular, slots=1, cap=EXCESS * 1760)
 
     @property
     def model(self) -> Artifact | None:
@@ -106,13 +111,18 @@ class FeatureFetcher:
         for where, version in stated_versions(config).items():
             require(self.base / self.args.models, version, where)
         self.config = config
-        self.admission.configure(
-            enabled=config.ladder and not self.event_clock, deadline_ms=config.deadline_ms
-        )
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
+        self._excess.cap = EXCESS * self._scored.cap
+        self.admission.configure(
+            enabled=config.ladder and not self.event_clock,
+            deadline_ms=config.deadline_ms,
+            # The batches in progress, and one that gathers.
+            most=(config.slots + 1) * self._scored.cap,
+            kill_switch=config.kill_switch,
+        )
 
     async def reconfigure(self, config: UserConfig) -> None:
         """Apply new live settings while rankings go on; load the versions that they name first.
@@ -130,20 +140,25 @@ class FeatureFetcher:
         self.configure(config)
 
     async def rank(
-        self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None
+        self,
+        request: RankRequest,
+        deadline_ms: int | None = None,
+        arm: Arm | None = None,
+        caller: str = "",
     ) -> RankAnswer:
         """Rank one request: the model's order, or at the deadline the popular order.
 
-        `arm` replaces the assigned arm; the ranking then counts for no experiment.
+        `arm` replaces the assigned arm; the ranking then counts for no experiment. Callers share
+        the replica in equal parts.
         """
         begun = time.perf_counter()
         waited_s = self.admission.waited_s()
         deadline = self.admission.deadline(waited_s, deadline_ms)
-        query = self._admit(request, arm, waited_s)
+        query = self._admit(request, arm)
         # With the event clock, a ranking sees records with an earlier time, not with an equal one.
         if self.event_clock:
             await self.exposure_buffer.flush(before_ms=query.now_ms)
-        slate = self._mark_stale(await self._slate(query, deadline))
+        slate = self._mark_stale(await self._slate(query, waited_s, deadline, caller))
         total_ms = (time.perf_counter() - begun) * 1e3
         self.metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
@@ -159,26 +174,27 @@ class FeatureFetcher:
             freshness_ms=self.freshness_ms,
         )
 
-    async def _slate(self, query: Query, deadline: float) -> Slate:
-        if self.config.kill_switch:
-            return self.ranker.popular(query, "kill_switch")
-        if not query.num_scored and query.candidates:
-            return self.ranker.popular(query, "overload")
-        begun_s = asyncio.get_running_loop().time()
-        batcher = self._scored if query.arm.by_model else self._unscored
-        try:
-            slate = await batcher.submit(query, query.num_scored, deadline)
-            if slate.model is not None:
-                self.admission.scored(begun_s)
-            return slate
-        except TimeoutError:
-            if query.arm.by_model:
-                self.admission.late(begun_s, deadline)
-            return self.ranker.popular(query, "deadline")
-        # An internal error, or an error of another request in the batch.
-        except Exception as error:
-            self.warn("scorer_unavailable", error, query.request_id)
-            return self.ranker.popular(query, "scorer_unavailable")
+    async def _slate(self, query: Query, waited_s: float, deadline: float, caller: str) -> Slate:
+        arrived_s = asyncio.get_running_loop().time() - waited_s
+        with self.admission.scoring(caller, query.num_scored) as has_room:
+            ranking = self._scored if query.arm.by_model else self._unscored
+            batcher = ranking if has_room else self._excess
+            try:
+                slate = await batcher.submit(query, query.num_scored, deadline)
+                if has_room:
+                    self.admission.scored(arrived_s)
+                return slate
+            except TimeoutError:
+                reason = "deadline"
+                self.admission.late(arrived_s, deadline)
+            # An internal error, or an error of another request in the batch.
+            except Exception as error:
+                reason = "scorer_unavailable"
+                self.warn(reason, error, query.request_id)
+        return self.ranker.popular([query], reason)[0]
+
+    async def _popular(self, queries: list[Query]) -> list[Slate]:
+        return self.ranker.popular(queries, "kill_switch" if self.config.kill_switch else "overload")
 
     @property
     def event_clock(self) -> bool:
@@ -193,14 +209,13 @@ class FeatureFetcher:
         rung = "partial" if slate.rung == "full" else slate.rung
         return msgspec.structs.replace(slate, rung=rung, degraded=(*slate.degraded, "stale_features"))
 
-    def _admit(self, request: RankRequest, arm: Arm | None, waited_s: float) -> Query:
+    def _admit(self, request: RankRequest, arm: Arm | None) -> Query:
         now_ms = request.now_ms if request.now_ms is not None else int(time.time() * 1e3)
         if arm is None:
             arm, experiment = assign(self.config.experiment, request.viewer, now_ms)
         else:
             experiment = None
         ids = candidate_ids(request)
-        num_scored = min(self.admission.num_scored(len(ids), waited_s), self._fit_a_call)
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -216,7 +231,7 @@ class FeatureFetcher:
             traffic=request.traffic,
             keep_matrix=request.explain or random.random() < self.config.log_features,
             explore=arm.explore > 0 and random.random() < arm.explore,
-            num_scored=num_scored if arm.by_model else len(ids),
+            num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
         )
 
     @property

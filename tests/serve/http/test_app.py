@@ -398,41 +398,38 @@ def test_past_its_deadline_a_request_gets_the_popular_order(service):
     assert (response.json()["rung"], response.json()["degraded"]) == ("fallback", ["deadline"])
 
 
-def test_under_load_only_the_most_popular_candidates_are_scored(tmp_path, log_folder):
-    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    popular = order(service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}, headers={}).json())
-    service.fetcher.admission.load_shedder.level = 0.5  # of three candidates the model gets two
-    whole = service.scorer.answer
-    sizes = []
+def test_of_two_requests_with_room_for_one_the_second_gets_the_popular_order(service):
+    shedder = service.fetcher.admission.load_shedder
+    shedder.enabled, shedder.most = True, 4
+
+    async def scenario():
+        await refresh(service.fetcher)
+        async with service.client() as client:
+            asked = [client.post("/v1/rank", json=body(), headers={}) for _ in range(2)]
+            return [response.json() for response in await asyncio.gather(*asked)]
+
+    first, second = asyncio.run(scenario())
+    assert (first["rung"], first["model"]) == ("full", MODEL)
+    assert (second["rung"], second["degraded"], second["model"]) == ("fallback", ["overload"], None)
+    assert service.ask(body()).json()["rung"] == "full"
+
+
+def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service):
+    service.fetcher._fit_a_call = 2
+    whole, sizes = service.scorer.answer, []
     service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
-    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
+    answer = service.ask(body()).json()
     assert (answer["rung"], answer["degraded"], answer["model"]) == ("partial", ["overload"], MODEL)
     assert sizes == [2]
     scores = [ranked["score"] for ranked in answer["ranking"]]
     assert scores[:2] == sorted(scores[:2], reverse=True)
     assert scores[2] is None
-    assert sorted(order(answer)) == sorted(popular)
-
-
-def test_under_load_too_a_score_that_is_no_number_is_told(tmp_path, log_folder):
-    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.load_shedder.level = 0.5
     service.scorer.answer = lambda price: np.array([np.nan, 0.5])
-    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
-    assert (answer["rung"], answer["degraded"]) == ("partial", ["overload", "non_finite_score"])
+    assert service.ask(body()).json()["degraded"] == ["overload", "non_finite_score"]
 
 
-def test_under_more_load_the_order_is_the_popular_one_at_once(tmp_path, log_folder):
-    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.load_shedder.level = 2.0
-    answer = service.ask({"viewer": "ann", "candidates": ["a", "b", "d"]}).json()
-    assert (answer["rung"], answer["degraded"], answer["model"]) == ("fallback", ["overload"], None)
-    assert service.scorer.calls == 0
-
-
-def test_what_comes_too_late_to_be_answered_is_refused_unread(tmp_path, log_folder):
-    service = Service(tmp_path, log_folder, arm=MODEL, clock="wall")
-    service.fetcher.admission.load_shedder.refuses = lambda waited_s, deadline_s: True
+def test_what_comes_too_late_to_be_answered_is_refused_unread(service):
+    service.fetcher.admission.refuses = lambda caller: True
     took_ms = []
     service.fetcher.metrics.refused = took_ms.append
     refused = service.ask(raw=b"not even JSON")

@@ -40,14 +40,12 @@ def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
         loop.call_soon(lambda: waits.append(lag.waited_s()))
         await both
         await asyncio.sleep(0)
-        return waits, works, lag.take_longest_s(), lag.take_longest_s()
+        return waits, works
 
-    (first, second, third), works, longest, again = asyncio.run(scenario())
+    (first, second, third), works = asyncio.run(scenario())
     assert first == 0.0
     assert BUSY_S <= second < third
     assert third >= 2 * BUSY_S
-    assert longest >= 2 * BUSY_S
-    assert again < longest
     assert max(works) < BUSY_S
 
 
