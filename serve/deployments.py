@@ -71,9 +71,19 @@ class Scorer:
 @serve.deployment(user_config={})
 @serve.ingress()
 class FeatureFetch:
-    """HTTP ingress: admits, batches, computes features, calls `Scorer`, answers, and records."""
+    """HTTP ingress: admits, batches, computes features, calls `Scorer`, answers, and records.
 
-    def __init__(self, args: AppArgs, base: str, scorer: DeploymentHandle, ingest: DeploymentHandle) -> None:
+    With `is_near`, this process scores small batches itself.
+    """
+
+    def __init__(
+        self,
+        args: AppArgs,
+        base: str,
+        scorer: DeploymentHandle,
+        ingest: DeploymentHandle,
+        is_near: bool = True,
+    ) -> None:
         join_ray(_application())
         # Make the handles once.
         score = scorer.options(method_name="score", **PICKLED)
@@ -83,8 +93,10 @@ class FeatureFetch:
             scores: bytes = await _answer(score.remote(version, payload))
             return scores
 
-        # A replica of FeatureFetch has no GPU.
-        near = ModelHolder(Path(base) / args.models, args.backend) if args.backend == "onnx" else None
+        near = None
+        # With the other backend the model is on a GPU, which this process has not.
+        if is_near and args.backend == "onnx":
+            near = ModelHolder(Path(base) / args.models, args.backend)
 
         async def load_model(version: str) -> None:
             await scorer.load.remote(version)

@@ -68,4 +68,5 @@ def build(args: dict[str, Any]) -> Application:
     settings = AppArgs.from_mapping({key: value for key, value in args.items() if key not in names})
     scorer = Throttled.bind(settings, base, pace)  # type: ignore[attr-defined]
     ingest = Ingest.bind(settings, base)  # type: ignore[attr-defined]
-    return FeatureFetch.bind(settings, base, scorer, ingest)  # type: ignore[attr-defined]
+    # Scored beside the features, small batches would have no pace.
+    return FeatureFetch.bind(settings, base, scorer, ingest, is_near=False)  # type: ignore[attr-defined]

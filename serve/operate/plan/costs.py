@@ -24,6 +24,7 @@ class FetchCosts:
     __pydantic_config__ = STRICT
     us_per_request: Cost
     ms_per_batch: Cost
+    near_candidates: Annotated[int, Between(0, 1_000_000)]
     start_s: Cost
 
 
@@ -60,6 +61,10 @@ class Costs:
     fetch: Annotated[FetchCosts, Field(alias="FeatureFetch")]
     scorer: Annotated[ScorerCosts, Field(alias="Scorer")]
     nodes: NodeCosts
+
+    def scoring_s(self, num_candidates: int) -> float:
+        """Return the mean time to score a batch."""
+        return self.scorer.ms_per_batch / 1e3 + self.scorer.us_per_candidate * num_candidates / 1e6
 
     def draw_s(self, seconds: float, rng: random.Random) -> float:
         """Return a random duration of a batch with this mean, from a gamma distribution."""

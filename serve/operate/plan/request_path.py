@@ -35,8 +35,7 @@ class ScorerReplica(Replica):
 
     async def score(self, num_candidates: int) -> None:
         """Score a batch; a caller that gives up before it begins costs nothing."""
-        costs = self._costs.scorer
-        mean_s = costs.ms_per_batch / 1e3 + costs.us_per_candidate * num_candidates / 1e6
+        mean_s = self._costs.scoring_s(num_candidates)
         async with self._lock:
             # A batch whose caller has given up meanwhile is scored to its end.
             await self._core.work(0.0)
@@ -186,9 +185,13 @@ class FetchReplica(Replica):
         ledger.state[request], ledger.answered_s[request] = outcome, self._loop.time()
 
     async def _score(self, batch: list[int]) -> list[int]:
-        """Compute the features of a batch and call the Scorer; cancelling gives the call up."""
-        costs = self._context.costs
-        await self._core.work(costs.draw_s(costs.fetch.ms_per_batch / 1e3, self._context.rng))
+        """Compute the features of a batch and score it; cancelling gives a call of the Scorer up."""
+        costs, rng = self._context.costs, self._context.rng
+        num_candidates = len(batch) * costs.candidates
+        await self._core.work(costs.draw_s(costs.fetch.ms_per_batch / 1e3, rng))
+        if num_candidates <= costs.fetch.near_candidates:
+            await self._core.work(costs.draw_s(costs.scoring_s(num_candidates), rng))
+            return batch
         self._num_queued_calls += 1
         try:
             scorer = await self._router.acquire()
@@ -197,7 +200,7 @@ class FetchReplica(Replica):
         self._num_calls[scorer] += 1
         try:
             await asyncio.sleep(costs.scorer.ms_per_call / 1e3)
-            await scorer.score(len(batch) * costs.candidates)
+            await scorer.score(num_candidates)
         finally:
             self._num_calls[scorer] -= 1
             self._router.release(scorer)

@@ -40,6 +40,7 @@ COSTS = replace(
     COSTS,
     candidates=50,
     spread=0.0,
+    fetch=replace(COSTS.fetch, near_candidates=0),
     scorer=replace(COSTS.scorer, ms_per_batch=2.0, us_per_candidate=160.0, start_s=3.0),
     nodes=replace(COSTS.nodes, start_s=20.0, idle_timeout_s=30.0),
 )
@@ -102,6 +103,12 @@ def wanted(outcome, name="Scorer"):
 def changes(counts):
     """Return (second, count) at the start and at each change."""
     return [(i, count) for i, count in enumerate(counts) if i == 0 or counts[i - 1] != count]
+
+
+def test_small_batches_are_scored_beside_their_features_and_call_no_scorer():
+    near = replace(COSTS, fetch=replace(COSTS.fetch, near_candidates=100))
+    alone, pairs = (simulate(service(), costs, Trace((0, 5), (20, 20))) for costs in (near, COSTS))
+    assert alone.counts["Scorer_ongoing"].max() < pairs.counts["Scorer_ongoing"].max()
 
 
 def test_a_constant_load_below_the_target_never_scales():
@@ -375,7 +382,8 @@ def cluster(folder, **scorer):
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(document))
     costs = folder / "costs.toml"
-    costs.write_text(SHIPPED.read_text().replace("us_per_candidate = 2.0", "us_per_candidate = 160"))
+    slow = SHIPPED.read_text().replace("us_per_candidate = 2.0", "us_per_candidate = 160")
+    costs.write_text(slow.replace("near_candidates = 440", "near_candidates = 0"))
     return [str(path), "--costs", str(costs)]
 
 
