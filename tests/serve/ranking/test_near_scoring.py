@@ -10,7 +10,7 @@ import pytest
 from serve.contract.errors import ScoringFailed
 from serve.features.matrix import Matrix
 from serve.model.scorer_cache import timed, untimed
-from serve.ranking.near_scoring import NearScoring
+from serve.ranking.near_scoring import LAST_CALLS, NearScoring
 
 MS_PER_ROW = 0.01
 
@@ -76,7 +76,7 @@ def test_the_shortest_of_the_last_calls_counts():
     near = near_scoring(calls)
     score(near, 10, 400)
     calls.overhead_ms = 20.0
-    assert score(near, *[400] * 15, 150) == [0.75] * 16
+    assert score(near, *[400] * (LAST_CALLS - 1), 150) == [0.75] * LAST_CALLS
     assert score(near, 400, 1_100) == [0.25, 0.75]
 
 
