@@ -365,7 +365,7 @@ def test_costs_are_read_strictly(tmp_path, change, message):
 
 def test_the_shipped_file_can_be_planned():
     shipped = read_service(read(SHIPPED_CLUSTER))
-    assert shipped.fetch.needs == {"CPU": 0.5}
+    assert shipped.fetch.needs == {"CPU": 0.25}
     assert [other.name for other in shipped.others] == ["Ingest"]
     assert shipped.model_share == 1.0
     outcome = simulate(shipped, load_costs(), Trace((0, 2), (900, 900)))
