@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -333,6 +334,7 @@ class UserConfig:
         return keys
 
 
+@lru_cache(64)
 def is_loopback(host: str) -> bool:
     """Return True if only this machine can reach the address."""
     try:
