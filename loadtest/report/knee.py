@@ -38,7 +38,9 @@ def knee_summary(report: Report) -> str:
         f"knee: {number(report['knee_rps'])} req/s of {report['candidates']} candidates, "
         f"{number(report['candidates_per_s'])} candidates/s scored by the model\n"
         f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])}  p99 {_ms(report['p99_ms'])}, "
-        f"{_share(report['full_share'])} full"
+        f"{_share(report['full_share'])} full\n"
+        f"  confirming steps, lowest first: p99 {_each_ms(report['confirming_p99_ms'])}; "
+        f"{_each_share(report['confirming_full_share'])} full"
     )
 
 
@@ -55,6 +57,11 @@ def compare_summary(report: Report) -> str:
         for name, found in report["services"].items()
     ]
     return "\n".join([*lines, _ratios(report)])
+
+
+def ascending(values: Iterable[float | None]) -> list[float | None]:
+    """Return the values from the lowest to the highest; None, which was not reached, is last."""
+    return sorted(values, key=lambda value: float("inf") if value is None else value)
 
 
 def step_line(step: Report) -> str:
@@ -85,6 +92,8 @@ def _numbers(services: Mapping[str, Report]) -> str:
         ("p90 at the knee", "p90_ms", _ms),
         ("p99 at the knee", "p99_ms", _ms),
         ("full answers from a model", "full_share", _share),
+        ("p99 of each confirming step", "confirming_p99_ms", _each_ms),
+        ("full answers of each confirming step", "confirming_full_share", _each_share),
         ("seconds to the first full answer", "start_s", number),
         ("memory when idle, MiB", "memory_mib", number),
         ("processes", "num_processes", number),
@@ -125,5 +134,13 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3%}"
 
 
+def _each_ms(values: Iterable[float | None]) -> str:
+    return ", ".join(map(_ms, values)) or "–"
+
+
+def _each_share(values: Iterable[float]) -> str:
+    return ", ".join(map(_share, values)) or "–"
+
+
 FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; latency counts from the due time of a request.
-The knee is the highest rate that held its limits in a last, longer step."""
+The knee is the highest rate that held its limits in two of three last, longer steps."""

@@ -16,7 +16,7 @@ from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.measure import measure, rounded
 from loadtest.measure.verdict import judge
-from loadtest.report.knee import knee_verdict, step_line, write_compare, write_knee
+from loadtest.report.knee import ascending, knee_verdict, step_line, write_compare, write_knee
 from loadtest.report.report import Report
 from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
 from loadtest.targets.processes import started
@@ -121,6 +121,8 @@ class Bench:
         return {
             "knee_rps": at.rate_rps if at else None,
             **{name: getattr(at, name) if at else None for name in numbers},
+            "confirming_p99_ms": ascending(step.p99_ms for step in knee.confirming),
+            "confirming_full_share": ascending(step.full_share for step in knee.confirming),
             **asdict(footprint),
             "steps": [asdict(step) for step in knee.steps],
         }
@@ -148,8 +150,9 @@ class Bench:
     def step(
         self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase
     ) -> KneeStep:
-        """Run one step of a search, with the load from a separate process."""
-        load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
+        """Run one step of a search, with the load from another process; a warm-up rises from 0."""
+        blocks = [Block(warmup_s), Block(seconds, 0.0 if phase == "warm-up" else 1.0)]
+        load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, blocks)
         measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
         verdict, reasons = judge(measured, self.slo)
         kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates

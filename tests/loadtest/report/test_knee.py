@@ -10,6 +10,7 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.report.knee import (
+    ascending,
     compare_summary,
     knee_summary,
     knee_verdict,
@@ -41,7 +42,9 @@ def found(knee_rps):
         else dict.fromkeys(("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms"))
     )
     footprint = {"start_s": 9.1, "memory_mib": 900, "num_processes": 12, "processes": ["raylet"]}
-    return {"knee_rps": knee_rps, **confirmed, **footprint, "steps": steps}
+    spread = {"confirming_p99_ms": [28.0, 30.0, None], "confirming_full_share": [0.998, 1.0, 1.0]}
+    confirming = spread if knee_rps else {key: [] for key in spread}
+    return {"knee_rps": knee_rps, **confirmed, **confirming, **footprint, "steps": steps}
 
 
 def comparison():
@@ -84,6 +87,16 @@ def test_a_service_without_a_knee_is_reported_too(tmp_path):
     services["services"]["idiomatic"] = found(None)
     write_compare(tmp_path / "both", services)
     assert "– times idiomatic" in compare_summary(services)
+
+
+def test_the_spread_of_the_confirmation_is_in_the_page_and_in_the_last_line(tmp_path):
+    report = {**found(450.0), "config": "cluster.yaml", **CONDITIONS}
+    write_knee(tmp_path / "out", report)
+    page = (tmp_path / "out" / "report.html").read_text()
+    for shown in ("28.0 ms, 30.0 ms, –", "99.800%, 100.000%, 100.000%"):
+        assert shown in page
+        assert shown in knee_summary(report).splitlines()[-1]
+    assert ascending([30.0, None, 28.0]) == [28.0, 30.0, None]
 
 
 def test_the_summaries_name_what_was_found():
