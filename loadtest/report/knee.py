@@ -39,8 +39,7 @@ def knee_summary(report: Report) -> str:
         f"{number(report['candidates_per_s'])} candidates/s scored by the model\n"
         f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])}  p99 {_ms(report['p99_ms'])}, "
         f"{_share(report['full_share'])} full\n"
-        f"  confirming steps, lowest first: p99 {_each_ms(report['confirming_p99_ms'])}; "
-        f"{_each_share(report['confirming_full_share'])} full"
+        f"  confirming steps, from the lowest p99 to the highest: {_each(report['confirming'])}"
     )
 
 
@@ -57,11 +56,6 @@ def compare_summary(report: Report) -> str:
         for name, found in report["services"].items()
     ]
     return "\n".join([*lines, _ratios(report)])
-
-
-def ascending(values: Iterable[float | None]) -> list[float | None]:
-    """Return the values from the lowest to the highest; None, which was not reached, is last."""
-    return sorted(values, key=lambda value: float("inf") if value is None else value)
 
 
 def step_line(step: Report) -> str:
@@ -92,8 +86,7 @@ def _numbers(services: Mapping[str, Report]) -> str:
         ("p90 at the knee", "p90_ms", _ms),
         ("p99 at the knee", "p99_ms", _ms),
         ("full answers from a model", "full_share", _share),
-        ("p99 of each confirming step", "confirming_p99_ms", _each_ms),
-        ("full answers of each confirming step", "confirming_full_share", _each_share),
+        ("p99 and full answers of each confirming step", "confirming", _each),
         ("seconds to the first full answer", "start_s", number),
         ("memory when idle, MiB", "memory_mib", number),
         ("processes", "num_processes", number),
@@ -134,12 +127,8 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3%}"
 
 
-def _each_ms(values: Iterable[float | None]) -> str:
-    return ", ".join(map(_ms, values)) or "–"
-
-
-def _each_share(values: Iterable[float]) -> str:
-    return ", ".join(map(_share, values)) or "–"
+def _each(steps: Iterable[Report]) -> str:
+    return ", ".join(f"{_ms(step['p99_ms'])} with {_share(step['full_share'])}" for step in steps) or "–"
 
 
 FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; latency counts from the due time of a request.

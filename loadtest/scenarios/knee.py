@@ -16,7 +16,7 @@ from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.measure import measure, rounded
 from loadtest.measure.verdict import judge
-from loadtest.report.knee import ascending, knee_verdict, step_line, write_compare, write_knee
+from loadtest.report.knee import knee_verdict, step_line, write_compare, write_knee
 from loadtest.report.report import Report
 from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
 from loadtest.targets.processes import started
@@ -118,11 +118,12 @@ class Bench:
             knee = find_knee(partial(self.step, service.url), plan)
         numbers = ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
         at = knee.confirmed
+        # A p99 of None was not reached.
+        confirming = sorted(knee.confirming, key=lambda step: step.p99_ms or float("inf"))
         return {
             "knee_rps": at.rate_rps if at else None,
             **{name: getattr(at, name) if at else None for name in numbers},
-            "confirming_p99_ms": ascending(step.p99_ms for step in knee.confirming),
-            "confirming_full_share": ascending(step.full_share for step in knee.confirming),
+            "confirming": [{"p99_ms": step.p99_ms, "full_share": step.full_share} for step in confirming],
             **asdict(footprint),
             "steps": [asdict(step) for step in knee.steps],
         }

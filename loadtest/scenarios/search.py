@@ -171,8 +171,7 @@ class _Search:
             rate_rps = round(rate_rps * factor, 1)
             if rate_rps < plan.lowest_rps:
                 break
-            steps: list[KneeStep] = []
-            num_held, most = 0, plan.confirm_steps // 2 + 1
+            steps, num_held, most = list[KneeStep](), 0, plan.confirm_steps // 2 + 1
             while max(num_held, len(steps) - num_held) < most:
                 steps.append(self._step(rate_rps, plan.step_warmup_s, plan.confirm_s, "confirm"))
                 num_held += steps[-1].verdict == "held"
