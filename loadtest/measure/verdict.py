@@ -35,14 +35,12 @@ def judge(measured: Measurement, slo: Slo) -> tuple[Verdict, list[str]]:
     return verdict_on(broken, measured.generator_late_ms_p99, slo.generator_late_ms_p99)
 
 
-def verdict_on(
-    broken: list[str], late_ms: float, limit_ms: float, remedy: str = REMEDY
-) -> tuple[Verdict, list[str]]:
+def verdict_on(broken: list[str], late_ms: float, limit_ms: float) -> tuple[Verdict, list[str]]:
     """Return the verdict and its reasons, from broken limits and the generator's p99 lateness."""
     if late_ms > limit_ms:
         late = (
             f"the load generator itself was late: it sent 1 % of the requests more than {late_ms:.1f} ms after "
-            f"they were due (limit {limit_ms:g} ms); {remedy}"
+            f"they were due (limit {limit_ms:g} ms); {REMEDY}"
         )
         return "void", [late, *broken]
     return ("not held" if broken else "held"), broken

@@ -38,7 +38,8 @@ def knee_summary(report: Report) -> str:
         f"knee: {number(report['knee_rps'])} req/s of {report['candidates']} candidates, "
         f"{number(report['candidates_per_s'])} candidates/s scored by the model\n"
         f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])}  p99 {_ms(report['p99_ms'])}, "
-        f"{_share(report['full_share'])} full"
+        f"{_share(report['full_share'])} full\n"
+        f"  confirming steps, from the lowest p99 to the highest: {_each(report['confirming'])}"
     )
 
 
@@ -85,6 +86,7 @@ def _numbers(services: Mapping[str, Report]) -> str:
         ("p90 at the knee", "p90_ms", _ms),
         ("p99 at the knee", "p99_ms", _ms),
         ("full answers from a model", "full_share", _share),
+        ("p99 and full answers of each confirming step", "confirming", _each),
         ("seconds to the first full answer", "start_s", number),
         ("memory when idle, MiB", "memory_mib", number),
         ("processes", "num_processes", number),
@@ -125,5 +127,9 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3%}"
 
 
+def _each(steps: Iterable[Report]) -> str:
+    return ", ".join(f"{_ms(step['p99_ms'])} with {_share(step['full_share'])}" for step in steps) or "–"
+
+
 FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; latency counts from the due time of a request.
-The knee is the highest rate that held its limits in a last, longer step."""
+The knee is the highest rate that held its limits in two of three last, longer steps."""

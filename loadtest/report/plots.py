@@ -23,6 +23,7 @@ from loadtest.workload.profiles import Slo
 
 # Lines differ by their dashes, also in grey.
 LINES = cycler(linestyle=["-", "--", "-", ":"], color=["0.55", "0.3", "0.0", "0.0"])
+GREYS = ("0.2", "0.5", "0.75", "0.95")
 STYLE: dict[Any, Any] = {
     "axes.prop_cycle": LINES,
     "svg.fonttype": "none",
@@ -151,6 +152,15 @@ def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
     _draw_limits(axes, slo)
+    axes.legend(loc="upper left")
+    return figure
+
+
+@plot
+def answers_against_load(times: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Figure:
+    """Plot up to four named shares of the knee, stacked, at ascending multiples of the knee."""
+    figure, axes = _axes("multiple of the knee offered", "shares of the knee")
+    axes.stackplot(times, *shares.values(), labels=list(shares), colors=GREYS, edgecolor="black")
     axes.legend(loc="upper left")
     return figure
 

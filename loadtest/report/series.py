@@ -17,6 +17,7 @@ from loadtest.report.report import (
     Report,
     bullets,
     figures,
+    number,
     paragraph,
     table,
     with_reasons,
@@ -34,7 +35,7 @@ HELD = {True: "held", False: "not held", None: "not run"}
 
 def overload_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
-    head = f"{report['verdict']}: knee {report['knee_rps']:,.0f} req/s, service and generator on a core each"
+    head = f"{report['verdict']}: {_knees(report)}, service and generator on a core each"
     lines = [head, *(with_reasons(run_line(run), run["reasons"]) for run in report["runs"])]
     control = report["control"]
     if not control["run"]:
@@ -50,22 +51,35 @@ def run_line(run: Report) -> str:
     rungs = ", ".join(f"{rps:.0f} {name}" for name, rps in run["goodput_by_rung_rps"].items()) or "nothing"
     back = "not back to normal" if run["back_s"] is None else f"back to normal after {run['back_s']} s"
     return (
-        f"  {run['times']:g}x: {run['verdict']}; goodput {run['goodput_share']:.1%} of the knee ({rungs} /s), "
-        f"p99 {milliseconds(run['p99_ms'])}, {run['refused']:,} refused (p99 {milliseconds(run['refused_p99_ms'])}), "
-        f"{listed(run['failures']) or 'none failed'}; {back}; generator late {run['generator_late_ms_p99']:.1f} ms"
+        f"  {run_title(run)}: {run['verdict']}; of the knee {run['full_of_knee']:.1%} full, goodput "
+        f"{run['goodput_share']:.1%} ({rungs} /s); {run['weak_seconds']} weak seconds, p99 "
+        f"{milliseconds(run['p99_ms'])}, {run['refused']:,} refused (p99 {milliseconds(run['refused_p99_ms'])}), "
+        f"{listed(run['failures']) or 'none failed'}; {back}; generator late in {run['seconds_late']} seconds"
     )
+
+
+def run_title(run: Report) -> str:
+    """Return the load of a run: `2×`, or `5 bursts of 2×`."""
+    return (f"{run['bursts']} bursts of " if run["bursts"] else "") + f"{run['times']:g}×"
+
+
+def _knees(report: Report) -> str:
+    """Return the knee with the measured ones: `knee 900 requests/s (before 950, after 900)`."""
+    before, after = (number(report[f"knee_{when}_rps"]) for when in ("before", "after"))
+    return f"knee {number(report['knee_rps'])} requests/s (before {before}, after {after})"
 
 
 def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder, complete or not at all."""
     from loadtest.report.plots import load_and_cluster  # matplotlib
 
-    plots = {title: load_and_cluster(moments, slo) for title, moments in lines.items()}
+    plots = {"Answers against load": _answers_against_load(report)}
+    plots |= {title: load_and_cluster(moments, slo) for title, moments in lines.items()}
     runs = [*report["runs"], *([report["control"]] if report["control"]["run"] else [])]
     lead = (
-        f"The knee is {report['knee_rps']:,.0f} requests/s, measured with the same pinning: the service on one "
-        "core, the load generator on another. Goodput counts answers of any rung within "
-        f"{report['deadline_ms']:g} ms of their due time."
+        f"With the service on one core and the load generator on another: {_knees(report)}; the lower counts. "
+        f"Goodput counts answers of any rung within {report['deadline_ms']:g} ms of their due time. A weak second "
+        "has less than half of the mean rate of full answers. Seconds with a late generator do not count."
     )
     reasons = [reason for run in report["runs"] for reason in run["reasons"]]
     rows = [_overload_cells(run, run is report["control"]) for run in runs]
@@ -78,12 +92,25 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     write_report(folder, report, f"Overload: {report['verdict']}", body, OVERLOAD_FOOTER)
 
 
+def _answers_against_load(report: Report) -> str:
+    """Plot the answers and refusals of the runs without bursts, as shares of the knee."""
+    from loadtest.report.plots import answers_against_load  # matplotlib
+
+    runs = sorted((run for run in report["runs"] if not run["bursts"]), key=lambda run: run["times"])
+    rates = [run["goodput_by_rung_rps"] | {"refused": run["refused_rps"]} for run in runs]
+    names = ("full", "partial", "fallback", "refused")
+    shares = {name: [rate.get(name, 0.0) / report["knee_rps"] for rate in rates] for name in names}
+    return answers_against_load([run["times"] for run in runs], shares)
+
+
 def _overload_cells(run: Report, control: bool) -> dict[str, str]:
     """Return the cells of a run by the names of their columns."""
     rungs = ", ".join(f"{name} {rps:,.0f}" for name, rps in run["goodput_by_rung_rps"].items())
     return {
-        "offered": f"{run['times']:g}×" + (", no load shedding" if control else ""),
+        "offered": run_title(run) + (", no load shedding" if control else ""),
         "requests/s": f"{run['offered_rps']:,.0f}",
+        "full of the knee": f"{run['full_of_knee']:.1%}",
+        "weak seconds": str(run["weak_seconds"]),
         "goodput of the knee": f"{run['goodput_share']:.1%}",
         "by rung, /s": rungs,
         "p99 of answers": milliseconds(run["p99_ms"]),
@@ -93,7 +120,7 @@ def _overload_cells(run: Report, control: bool) -> dict[str, str]:
         "not sent": f"{run['not_sent']:,}",
         "failed": listed(run["failures"]) or "none",
         "normal after": "–" if run["back_s"] is None else f"{run['back_s']} s",
-        "generator late, p99": milliseconds(run["generator_late_ms_p99"]),
+        "generator late, p99": f"{run['generator_late_ms_p99']:.1f} ms, {run['seconds_late']} late seconds",
         "verdict": run["verdict"],
     }
 

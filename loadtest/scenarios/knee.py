@@ -118,9 +118,12 @@ class Bench:
             knee = find_knee(partial(self.step, service.url), plan)
         numbers = ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
         at = knee.confirmed
+        # A p99 of None was not reached.
+        confirming = sorted(knee.confirming, key=lambda step: step.p99_ms or float("inf"))
         return {
             "knee_rps": at.rate_rps if at else None,
             **{name: getattr(at, name) if at else None for name in numbers},
+            "confirming": [{"p99_ms": step.p99_ms, "full_share": step.full_share} for step in confirming],
             **asdict(footprint),
             "steps": [asdict(step) for step in knee.steps],
         }
@@ -148,8 +151,9 @@ class Bench:
     def step(
         self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase
     ) -> KneeStep:
-        """Run one step of a search, with the load from a separate process."""
-        load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
+        """Run one step of a search, with the load from another process; a warm-up rises from 0."""
+        blocks = [Block(warmup_s), Block(seconds, 0.0 if phase == "warm-up" else 1.0)]
+        load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, blocks)
         measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
         verdict, reasons = judge(measured, self.slo)
         kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates

@@ -1,6 +1,6 @@
 """`loadtest overload`: pin service and generator to a core each, find the knee, then exceed it.
 
-The numbers of a run are goodput by rung, refusals, failures and recovery time.
+The numbers of a run and the verdict on them are in overload_verdict.py.
 """
 
 from __future__ import annotations
@@ -8,35 +8,33 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.dispatcher import NOT_SENT
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
-from loadtest.measure.measure import Requests, percentile, rounded_numbers
-from loadtest.measure.timeline import Moment, is_normal, recovered_s, timeline
-from loadtest.measure.verdict import Verdict, listed, overall, verdict_on
-from loadtest.report.report import Report
-from loadtest.report.series import run_line, write_overload
+from loadtest.measure.timeline import Moment, timeline
+from loadtest.measure.verdict import Verdict, overall
+from loadtest.report.report import Report, number
+from loadtest.report.series import run_line, run_title, write_overload
 from loadtest.scenarios.knee import Bench
-from loadtest.scenarios.search import KneePlan, KneeStep
+from loadtest.scenarios.overload_verdict import Overload, describe, with_verdict
+from loadtest.scenarios.search import KneePlan, KneeStep, confirm_knee
 from loadtest.targets.processes import started
 from loadtest.targets.running import Target, bound_of_share, gained, read_page
 from loadtest.targets.services import Document, deployments_of, tabrank
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.profiles import Block, Phase, Slo
 
 CANDIDATES = 55
+# The warm-up reaches the first rate: one slow step there would halve the rates of the search.
 SEARCH = KneePlan(
-    start_rps=300.0, resolution=1.06, warm_up_s=8.0, step_s=6.0, confirm_s=15.0, budget_s=75.0, rest_s=2.0
+    start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15.0, step_s=6.0, budget_s=75.0
 )
+# After the overload the knee is confirmed in shorter steps.
+AFTER = replace(SEARCH, confirm_s=8.0)
 CONTROL_TIMES = 2.0
 # Long enough for the collapse without load shedding: the system's own queues fill sooner.
 CONTROL_S = 20.0
@@ -44,27 +42,8 @@ CONTROL_S = 20.0
 REFUSED_MS = "ray_tabrank_refused_ms_total"
 # The metrics page is refreshed every two seconds.
 PAGE_S = 4.5
-REFUSED = "HTTP 429"
-# (Multiple of the knee, least goodput as a share of the knee) up to that multiple.
-GOODPUT = ((2.0, 0.9), (float("inf"), 0.7))
-# Limit of the time that a replica takes to refuse a request.
-REFUSAL_MS = 10.0
-BACK_S = 5.0
-
-
-@dataclass(frozen=True)
-class OverloadPlan:
-    """Seconds at 60 % of the knee, at a multiple of it, and at 60 % again, without pauses."""
-
-    seconds: float = 60.0
-    before_s: float = 5.0
-    after_s: float = 15.0
-    normal: float = 0.6
-
-    def blocks(self, times: float) -> list[Block]:
-        """Return the blocks of the load; its rate is the knee."""
-        level = ((self.before_s, self.normal), (self.seconds, times), (self.after_s, self.normal))
-        return [Block(seconds, factor, factor) for seconds, factor in level]
+Ran = tuple[Callable[[float], Report], list[Moment]]
+"""(knee → judged numbers of a run, its timeline)"""
 
 
 @dataclass(frozen=True)
@@ -76,43 +55,42 @@ class Offering:
     deadline_ms: float
     knee_rps: float
 
-    def run(
-        self, times: float, plan: OverloadPlan, metrics_url: str | None = None
-    ) -> tuple[Report, list[Moment]]:
-        """Offer a multiple of the knee; return the judged numbers and the timeline.
+    def run(self, load: Overload, metrics_url: str | None = None) -> Ran:
+        """Offer multiples of the knee; return the judged numbers as a function of the knee.
 
         The refusals, as the replicas report them, count only with the URL of the metrics page.
         """
-        blocks = plan.blocks(times)
-        load = OfferedLoad(self.target.url, self.bench.bodies, self.bench.candidates, self.knee_rps, blocks)
-        before = read_page(metrics_url or "")
-        requests = offered(load).requests
-        found = describe(requests, times, self.knee_rps, self.deadline_ms, plan, self.bench.slo)
+        bench, before = self.bench, read_page(metrics_url or "")
+        offer = OfferedLoad(self.target.url, bench.bodies, bench.candidates, self.knee_rps, load.blocks)
+        requests, counted = offered(offer).requests, {}
         if metrics_url is not None:
             time.sleep(PAGE_S)
             after = read_page(metrics_url)
-            found |= {
+            counted = {
                 "refused_counted": gained(before, after, REFUSED_MS, le="+Inf"),
                 "refused_in_replica_p99_ms": bound_of_share(before, after, REFUSED_MS, 0.99),
             }
-        verdict, reasons = judge(found, self.bench.slo)
-        run = {"verdict": verdict, "reasons": reasons, **found}
-        self.bench.emit(run_line(run))
-        return run, timeline(requests, load.seconds, [])
+
+        def at(knee_rps: float) -> Report:
+            found = describe(load, requests, knee_rps, self.deadline_ms, bench.slo)
+            return with_verdict({**found, **counted}, bench.slo)
+
+        bench.emit(run_line(at(self.knee_rps)))
+        return at, timeline(requests, offer.seconds, [])
 
 
 def run_overload(
     work: Workspace,
     config: Path,
-    times: Sequence[float],
-    plan: OverloadPlan,
+    loads: Sequence[Overload],
     out: Path,
     emit: Progress,
     known_rps: float | None = None,
 ) -> Report:
     """Start the service on its core, find its knee, overload it; repeat without load shedding.
 
-    `known_rps`: the knee, if it was measured before.
+    The knee is the lower one of those before and after the loads, or `known_rps`, if it was
+    measured before.
 
     Raises:
         LoadtestError: if the input, the workspace, the service or a lack of cores prevents it.
@@ -125,21 +103,33 @@ def run_overload(
         emit(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
         with _pinned(cores[0]), started(service, work, bench.bodies[0], CANDIDATES):
             os.sched_setaffinity(0, {cores[1]})
-            knee_rps, steps = known_rps, list[KneeStep]()
-            if knee_rps is None:
-                knee_rps, steps = bench.require_knee(service.url, SEARCH, "use a faster machine")
-                emit(f"knee with this pinning: {knee_rps:g} req/s")
-            offering = Offering(target, bench, _deadline_ms(target.document()), knee_rps)
+            before_rps, after_rps, steps = known_rps, known_rps, list[KneeStep]()
+            if before_rps is None:
+                before_rps, steps = bench.require_knee(service.url, SEARCH, "use a faster machine")
+                emit(f"knee with this pinning: {before_rps:g} req/s")
+            else:
+                bench.step(service.url, SEARCH.warm_up_rps, 0.0, SEARCH.warm_up_s, "warm-up")
+            offering = Offering(target, bench, _deadline_ms(target.document()), before_rps)
             metrics_url = read_service(target.run).get("metrics_url", "")
-            found = [offering.run(factor, plan, metrics_url) for factor in times]
-            control, moments = _control(offering, plan)
-    runs = [one for one, _ in found]
-    lines = {f"{one['times']:g} times the knee": line for one, line in found}
-    lines |= {"the control": moments} if moments else {}
-    verdict = verdict_of(runs, control)
+            ran = [offering.run(load, metrics_url) for load in loads]
+            if known_rps is None:
+                again = confirm_knee(partial(bench.step, service.url), AFTER, before_rps)
+                steps += again.steps
+                after_rps = again.confirmed.rate_rps if again.confirmed else None
+                emit(f"knee after the overload: {number(after_rps)} req/s")
+            control, ran_without = _control(offering, loads[0].seconds)
+    knee_rps = min(before_rps, after_rps or before_rps)
+    runs = [at(knee_rps) for at, _ in ran]
+    lines = {run_title(run): moments for run, (_, moments) in zip(runs, ran, strict=True)}
+    if ran_without:
+        at, lines["the control"] = ran_without
+        control |= at(knee_rps)
+    verdict = overall([verdict_of(runs, control), "held" if after_rps else "not held"])
     report = {
         "verdict": verdict,
         "knee_rps": knee_rps,
+        "knee_before_rps": before_rps,
+        "knee_after_rps": after_rps,
         "deadline_ms": offering.deadline_ms,
         "runs": runs,
         "control": control,
@@ -153,21 +143,19 @@ def run_overload(
 
 
 def read_times(given: str) -> list[float]:
-    """Return `2,3` as numbers.
+    """Return `1.2,2,3` as numbers.
 
     Raises:
         LoadtestError: for anything else.
     """
-    try:
+    with contextlib.suppress(ValueError):
         times = [float(each) for each in given.split(",")]
-    except ValueError:
-        times = []
-    if not times or not all(1 < each <= 10 for each in times):
-        raise LoadtestError(f"--times {given}: must be numbers above 1 and up to 10, such as 2,3")
-    return times
+        if all(0.5 <= each <= 10 for each in times):
+            return times
+    raise LoadtestError(f"--times {given}: must be numbers from 0.5 to 10, such as 1.2,2,3")
 
 
-def _control(offering: Offering, plan: OverloadPlan) -> tuple[Report, list[Moment]]:
+def _control(offering: Offering, seconds: float) -> tuple[Report, Ran | None]:
     """Repeat the overload without load shedding, as a control: it must not hold."""
     bench, document = offering.bench, offering.target.document()
     bench.emit("control run without load shedding")
@@ -177,10 +165,8 @@ def _control(offering: Offering, plan: OverloadPlan) -> tuple[Report, list[Momen
     except LoadtestError as error:
         reason = str(error).splitlines()[-1].strip()
         bench.emit(f"  not run: {reason}")
-        return {"run": False, "reason": reason}, []
-    shorter = replace(plan, seconds=min(plan.seconds, CONTROL_S))
-    found, moments = offering.run(CONTROL_TIMES, shorter)
-    return {"run": True, **found}, moments
+        return {"run": False, "reason": reason}, None
+    return {"run": True}, offering.run(Overload(CONTROL_TIMES, min(seconds, CONTROL_S)))
 
 
 def verdict_of(runs: Sequence[Report], control: Report) -> Verdict:
@@ -221,62 +207,3 @@ def _pinned(core: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, had)
-
-
-def describe(
-    requests: Requests, times: float, knee_rps: float, deadline_ms: float, plan: OverloadPlan, slo: Slo
-) -> Report:
-    """Return the numbers of one run; latencies count from the due time of a request."""
-    begins_s, ends_s = plan.before_s, plan.before_s + plan.seconds
-    after = Phase(ends_s, ends_s + plan.after_s, "after")
-    due = requests.where((requests.at_s >= begins_s) & (requests.at_s < ends_s))
-    ended = due.named_counts()
-    in_time = due.where(due.ok & (due.latency_ms <= deadline_ms)).named_counts()
-    rungs = {name: number / plan.seconds for name, number in in_time.items()}
-    goodput_rps = sum(rungs.values())
-    is_refused = np.array([outcome.name == REFUSED for outcome in due.outcomes], dtype=bool)
-    refused = due.latency_ms[is_refused[due.codes]]
-    found = {
-        "times": times,
-        "offered_rps": len(due.ok) / plan.seconds,
-        "goodput_rps": goodput_rps,
-        "goodput_share": goodput_rps / knee_rps,
-        "goodput_by_rung_rps": rungs,
-        "answers": int(due.ok.sum()),
-        "answers_late": int((due.latency_ms[due.ok] > deadline_ms).sum()),
-        **{f"p{share * 100:g}_ms": percentile(due.latency_ms[due.ok], share) for share in (0.5, 0.9, 0.99)},
-        "refused": len(refused),
-        "refused_p50_ms": percentile(refused, 0.5),
-        "refused_p99_ms": percentile(refused, 0.99),
-        "http_5xx": sum(n for name, n in ended.items() if name.startswith("HTTP 5")),
-        "not_sent": ended[NOT_SENT.name],
-        "failures": {o.name: n for o, n in due.counts().items() if not o.ok and o.name != REFUSED},
-        "generator_late_ms_p99": percentile(due.late_ms, 0.99) or 0.0,
-        "back_s": recovered_s(requests, after, partial(is_normal, slo=slo)),
-    }
-    return rounded_numbers(found)
-
-
-def judge(found: Mapping[str, Any], slo: Slo) -> tuple[Verdict, list[str]]:
-    """Compare a run with the limits; void if the load generator was late."""
-    remedy = f"{found['offered_rps']:.0f} requests/s are more than its core can send"
-    late_ms, limit_ms = found["generator_late_ms_p99"], slo.generator_late_ms_p99
-    return verdict_on(list(_broken(found, slo)), late_ms, limit_ms, remedy)
-
-
-def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
-    wanted = next(share for times, share in GOODPUT if found["times"] <= times)
-    if found["goodput_share"] < wanted:
-        yield f"goodput is {found['goodput_share']:.1%} of the knee, but at least {wanted:.0%} are needed"
-    if found["p99_ms"] is None or found["p99_ms"] > slo.p99_ms:
-        no_answer = found["p99_ms"] is None
-        p99 = "no request was answered" if no_answer else f"the p99 of answers is {found['p99_ms']:.1f} ms"
-        yield f"{p99} (limit {slo.p99_ms:g} ms)"
-    if found["failures"]:
-        yield f"requests failed without a refusal: {listed(found['failures'])}"
-    replica_ms = found.get("refused_in_replica_p99_ms")
-    if replica_ms is not None and replica_ms > REFUSAL_MS:
-        yield f"the p99 of refusals in the replica is {replica_ms:g} ms (limit {REFUSAL_MS:g} ms)"
-    if found["back_s"] is None or found["back_s"] > BACK_S:
-        back = "not normal again" if found["back_s"] is None else f"normal again {found['back_s']} s"
-        yield f"the service was {back} after the overload (limit {BACK_S:g} s)"

@@ -26,13 +26,15 @@ class KneePlan:
     highest_rps: float = 10_000.0
     # The search ends when the rates that held and did not hold are within this factor.
     resolution: float = 1.045
-    # Warm up code, caches and connections before the first judged step.
-    warm_up_rps: float = 50.0
+    # Warm up code, caches and connections before the first judged step; the rate rises to this.
+    warm_up_rps: float = 100.0
     warm_up_s: float = 10.0
     look_s: float = 2.0
     step_warmup_s: float = 2.0
     step_s: float = 8.0
-    confirm_s: float = 20.0
+    confirm_s: float = 12.0
+    # A rate is confirmed when most of this many steps hold: near the knee chance decides one step.
+    confirm_steps: int = 3
     # Factors to lower a rate that is not confirmed, in order.
     step_down: tuple[float, ...] = (0.95, 0.95, 0.95, 0.95, 0.9, 0.8, 0.6)
     # Pause after a step that did not hold, so that its queues do not affect the next step.
@@ -69,10 +71,15 @@ class KneeStep:
 
 @dataclass(frozen=True)
 class Knee:
-    """Step that confirmed the knee (None: no rate held), and all steps before it."""
+    """All steps of a search, and those that confirmed the knee (none: no rate held)."""
 
-    confirmed: KneeStep | None
+    confirming: list[KneeStep]
     steps: list[KneeStep]
+
+    @property
+    def confirmed(self) -> KneeStep | None:
+        """Return the last step at the knee, which held."""
+        return self.confirming[-1] if self.confirming else None
 
 
 Measure = Callable[[float, float, float, SearchPhase], KneeStep]
@@ -85,7 +92,7 @@ def find_knee(
     clock: Callable[[], float] = time.monotonic,
     rest: Callable[[float], None] = time.sleep,
 ) -> Knee:
-    """Double the rate until the service falls behind, bisect, and confirm with a longer step."""
+    """Double the rate until the service falls behind, bisect, and confirm with longer steps."""
     begun = clock()
     search = _Search(measure, plan, rest)
     measure(plan.warm_up_rps, 0.0, plan.warm_up_s, "warm-up")
@@ -96,7 +103,15 @@ def find_knee(
             held_rps = middle_rps
         else:
             failed_rps = middle_rps
-    return Knee(search.confirmed(held_rps), search.steps)
+    return Knee(search.confirming(held_rps), search.steps)
+
+
+def confirm_knee(
+    measure: Measure, plan: KneePlan, rate_rps: float, rest: Callable[[float], None] = time.sleep
+) -> Knee:
+    """Confirm a rate that held before, or find the next lower one that holds."""
+    search = _Search(measure, plan, rest)
+    return Knee(search.confirming(rate_rps), search.steps)
 
 
 class _Search:
@@ -149,17 +164,20 @@ class _Search:
             step = self._step(rate_rps, plan.step_warmup_s, plan.step_s, "again")
         return step.verdict == "held"
 
-    def confirmed(self, rate_rps: float) -> KneeStep | None:
-        """Return the longer step that holds, at this rate or the next lower one, or None."""
+    def confirming(self, rate_rps: float) -> list[KneeStep]:
+        """Return the longer steps at this rate, or at the next lower one at which most hold."""
         plan = self._plan
         for factor in (1.0, *plan.step_down):
             rate_rps = round(rate_rps * factor, 1)
             if rate_rps < plan.lowest_rps:
                 break
-            step = self._step(rate_rps, plan.step_warmup_s, plan.confirm_s, "confirm")
-            if step.verdict == "held":
-                return step
-        return None
+            steps, num_held, most = list[KneeStep](), 0, plan.confirm_steps // 2 + 1
+            while max(num_held, len(steps) - num_held) < most:
+                steps.append(self._step(rate_rps, plan.step_warmup_s, plan.confirm_s, "confirm"))
+                num_held += steps[-1].verdict == "held"
+            if num_held == most:
+                return steps
+        return []
 
     def _step(self, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase) -> KneeStep:
         if self.steps and self.steps[-1].verdict != "held":

@@ -41,7 +41,9 @@ def found(knee_rps):
         else dict.fromkeys(("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms"))
     )
     footprint = {"start_s": 9.1, "memory_mib": 900, "num_processes": 12, "processes": ["raylet"]}
-    return {"knee_rps": knee_rps, **confirmed, **footprint, "steps": steps}
+    spread = [{"p99_ms": 28.0, "full_share": 0.9998}, {"p99_ms": None, "full_share": 1.0}]
+    confirming = {"confirming": spread if knee_rps else []}
+    return {"knee_rps": knee_rps, **confirmed, **confirming, **footprint, "steps": steps}
 
 
 def comparison():
@@ -84,6 +86,15 @@ def test_a_service_without_a_knee_is_reported_too(tmp_path):
     services["services"]["idiomatic"] = found(None)
     write_compare(tmp_path / "both", services)
     assert "– times idiomatic" in compare_summary(services)
+
+
+def test_the_spread_of_the_confirmation_is_in_the_page_and_in_the_last_line(tmp_path):
+    report = {**found(450.0), "config": "cluster.yaml", **CONDITIONS}
+    write_knee(tmp_path / "out", report)
+    page = (tmp_path / "out" / "report.html").read_text()
+    shown = "28.0 ms with 99.980%, – with 100.000%"
+    assert shown in page
+    assert knee_summary(report).splitlines()[-1].endswith(shown)
 
 
 def test_the_summaries_name_what_was_found():

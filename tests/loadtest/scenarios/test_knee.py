@@ -68,7 +68,7 @@ def test_knee_measures_the_shipped_service_and_leaves_nothing_running(bench, ben
     assert set(report) >= NUMBERS | {"steps", "machine", "seconds", "slo", "candidates"}
     assert report["knee_rps"] == 20
     assert report["candidates_per_s"] == pytest.approx(20 * 55, rel=0.3)
-    assert [step["phase"] for step in report["steps"]] == ["look", "look", "search", "confirm"]
+    assert [step["phase"] for step in report["steps"]] == ["look", "look", "search", "confirm", "confirm"]
     assert "raylet" in report["processes"]
     assert left(bench_work) == []
 

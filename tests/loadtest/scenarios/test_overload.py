@@ -9,94 +9,202 @@ import yaml
 from offers import BROKEN, FALLBACK, REFUSED, Offering
 
 from loadtest.errors import LoadtestError
-from loadtest.report.series import run_line, write_overload
-from loadtest.scenarios.overload import (
-    OverloadPlan,
-    describe,
-    disable_load_shedding,
-    judge,
-    read_times,
-    verdict_of,
-)
+from loadtest.measure.timeline import timeline
+from loadtest.report.series import overload_summary, run_line, write_overload
+from loadtest.scenarios.overload import disable_load_shedding, read_times, verdict_of
+from loadtest.scenarios.overload_verdict import Overload, describe, with_verdict
 from loadtest.workload.profiles import load_slo
 from serve.config.settings import UserConfig
 
-PLAN = OverloadPlan(seconds=10.0, before_s=2.0, after_s=8.0)
+# 20 s of overload, from second 2.
+PLAN = {"seconds": 20.0, "begins_s": [2.0], "after_s": 8.0}
+BURSTS = Overload.short(4)
 SLO = load_slo()
 KNEE_RPS = 100.0
 CLUSTER = Path(__file__).parents[3] / "cluster.yaml"
 
 
-def found(offering, times=2.0):
-    return describe(offering.requests, times, KNEE_RPS, 100.0, PLAN, SLO)
+def found(offering, times=2.0, knee_rps=KNEE_RPS):
+    return describe(Overload(times, **PLAN), offering.requests, knee_rps, 100.0, SLO)
 
 
-def overloaded():
-    """Twice the knee: half is answered, three quarters of that in full, the rest is refused."""
-    offering = Offering(20, rate_rps=200).between(2, 12, REFUSED, latency_ms=2.0, every=2)
-    return offering.between(4, 9, FALLBACK, every=2)
+def reasons(offering, times=2.0, knee_rps=KNEE_RPS, **changes):
+    return with_verdict(found(offering, times, knee_rps) | changes, SLO)["reasons"]
+
+
+def overloaded(rate_rps=200):
+    """Load of 30 s with an overload; half is scored, half gets the popular order."""
+    return Offering(30, rate_rps=rate_rps).between(2, 22, FALLBACK, every=2)
+
+
+def bursting(begins_s=BURSTS.begins_s):
+    """Load of 63 s whose bursts are answered by popularity; its rate does not matter."""
+    offering = Offering(63, rate_rps=20)
+    for at_s in begins_s:
+        offering.between(at_s, at_s + 3, FALLBACK)
+    return offering
+
+
+def burst_reasons(offering):
+    return with_verdict(describe(BURSTS, offering.requests, KNEE_RPS, 100.0, SLO), SLO)["reasons"]
 
 
 def test_goodput_is_told_by_rung_and_as_a_share_of_the_knee():
-    offering = Offering(20, rate_rps=200).between(2, 12, REFUSED, latency_ms=2.0, every=2)
-    offering.between(2, 12, FALLBACK, every=4)
+    offering = Offering(30, rate_rps=200).between(2, 22, REFUSED, latency_ms=2.0, every=2)
+    offering.between(2, 22, FALLBACK, every=4)
     numbers = found(offering)
     assert numbers["goodput_by_rung_rps"] == {"full": 100.0, "fallback": 50.0}
-    assert numbers["goodput_share"] == 1.5
-    assert (numbers["refused"], numbers["refused_p99_ms"]) == (500, 2.0)
-    assert judge(numbers, SLO) == ("held", [])
+    assert (numbers["goodput_share"], numbers["full_of_knee"], numbers["full_share"]) == (1.5, 1.0, 0.5)
+    assert (numbers["refused"], numbers["refused_p99_ms"], numbers["refused_share"]) == (1000, 2.0, 0.25)
+    assert with_verdict(numbers, SLO)["verdict"] == "held"
 
 
 def test_an_answer_after_its_deadline_is_no_goodput():
-    numbers = found(Offering(20, rate_rps=200).between(2, 12, latency_ms=100.5))
+    numbers = found(Offering(30, rate_rps=200).between(2, 22, latency_ms=100.5))
     assert numbers["goodput_rps"] == 0
-    assert numbers["answers_late"] == numbers["answers"] == 2000
-    verdict, reasons = judge(numbers, SLO)
-    assert verdict == "not held"
-    assert reasons[0] == "goodput is 0.0% of the knee, but at least 90% are needed"
-    assert "p99 of answers is 100.5 ms" in reasons[1]
+    assert numbers["answers_late"] == numbers["answers"] == 4000
+    assert with_verdict(numbers, SLO)["reasons"] == [
+        "answers of any rung, of the knee: 0.0% (at least 120.0%)",
+        "p99 of answers: 100.5 ms (limit 100 ms)",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("times", "every", "verdict"), [(2.0, 5, "not held"), (3.0, 5, "held"), (3.0, 4, "not held")]
+    ("times", "least"), [(1.0, 0.75), (1.2, 0.75), (1.5, 0.5), (2.0, 0.5), (2.5, 0.3), (3.0, 0.3), (8.0, 0.3)]
 )
-def test_less_is_needed_the_more_is_offered(times, every, verdict):
-    offering = Offering(20, rate_rps=100).between(2, 12, REFUSED, every=every)
-    if every == 4:
-        offering.between(2, 4, REFUSED)
-    assert judge(found(offering, times), SLO)[0] == verdict
+def test_fewer_full_answers_are_needed_the_more_is_offered(times, least):
+    """100 of 200 requests/s get full answers, which are the least share of a knee or just less."""
+    for knee_rps, holds in ((100 / least - 1, True), (100 / least + 1, False)):
+        broken = [
+            line for line in reasons(overloaded(), times, knee_rps) if "full answers, of the knee" in line
+        ]
+        assert bool(broken) is not holds
+    assert broken[0].endswith(f"(at least {least:.1%})")
+
+
+@pytest.mark.parametrize(("times", "every", "held"), [(0.9, 201, True), (0.9, 199, False), (1.0, 199, True)])
+def test_below_the_knee_nearly_all_answers_are_full(times, every, held):
+    offering = Offering(30, rate_rps=100).between(2, 22, FALLBACK, every=every)
+    if every == 199:
+        offering.between(2, 2.02, FALLBACK)
+    broken = reasons(offering, times)
+    assert bool(broken) is not held
+    assert held or broken == ["full answers, of the requests: 99.4% (at least 99.5%)"]
+
+
+@pytest.mark.parametrize(
+    ("times", "rate_rps", "held"), [(2.0, 120, True), (2.0, 119, False), (1.9, 119, True), (3.0, 119, False)]
+)
+def test_from_twice_the_knee_on_more_is_answered_than_the_knee(times, rate_rps, held):
+    broken = reasons(overloaded(rate_rps), times)
+    assert broken == ([] if held else ["answers of any rung, of the knee: 119.0% (at least 120.0%)"])
+
+
+@pytest.mark.parametrize(("times", "every", "held"), [(1.2, 20, True), (1.2, 19, False), (1.3, 19, True)])
+def test_little_is_refused_slightly_above_the_knee(times, every, held):
+    broken = reasons(Offering(30, rate_rps=100).between(2, 22, REFUSED, every=every), times)
+    assert broken == ([] if held else ["refusals, of the requests: 5.3% (at most 5.0%)"])
+
+
+@pytest.mark.parametrize(
+    ("weak_s", "reason"),
+    [
+        ([4], None),
+        ([4, 8], "seconds with less than half of the mean rate of full answers: 10.0% (at most 5.0%)"),
+        ([4, 5], "two seconds in a row have less than half of the full answers"),
+    ],
+)
+def test_full_answers_do_not_come_and_go(weak_s, reason):
+    offering = overloaded()
+    for second in weak_s:
+        # 20 of 100 full answers are left.
+        offering.between(second, second + 0.8, FALLBACK)
+    broken = reasons(offering)
+    assert broken[:1] == ([reason] if reason else [])
+    assert found(offering)["weak_seconds"] == len(weak_s)
 
 
 def test_a_request_that_fails_without_being_refused_is_not_allowed():
     numbers = found(overloaded().between(5, 5.01, BROKEN))
     assert numbers["http_5xx"] == 2
-    assert judge(numbers, SLO) == ("not held", ["requests failed without a refusal: 2 HTTP 500"])
+    assert with_verdict(numbers, SLO)["reasons"] == ["requests failed without a refusal: 2 HTTP 500"]
 
 
-def test_a_late_generator_says_nothing_of_the_service():
-    numbers = found(overloaded().between(2, 12, late_ms=30.0))
-    verdict, reasons = judge(numbers, SLO)
-    assert verdict == "void"
-    assert "more than 30.0 ms after" in reasons[0]
+def test_seconds_with_a_late_generator_do_not_count():
+    """Two of twenty are bad in every way."""
+    offering = overloaded().between(5, 7, BROKEN, late_ms=30.0)
+    numbers = found(offering)
+    assert (numbers["seconds"], numbers["seconds_late"], numbers["offered_rps"]) == (20, 2, 200)
+    assert with_verdict(numbers, SLO)["verdict"] == "held"
+
+
+@pytest.mark.parametrize("late_s", [3, 20])
+def test_a_generator_that_is_often_late_says_nothing_of_the_service(late_s):
+    judged = with_verdict(found(overloaded().between(2, 2 + late_s, late_ms=30.0)), SLO)
+    assert judged["verdict"] == "void"
+    assert judged["reasons"][0] == f"the load generator was late in {late_s} of 20 seconds"
 
 
 @pytest.mark.parametrize(
-    ("until_s", "back_s", "verdict"), [(12, 0, "held"), (15, 3, "held"), (18, None, "not held")]
+    ("until_s", "every", "back_s", "reason"),
+    [
+        (22, 1, 0, None),
+        (24, 1, 2, None),
+        (25, 1, 3, "full answers were back 3 s after the overload (limit 2 s)"),
+        (25, 100, 0, None),
+        (25, 60, 3, "full answers were back 3 s after the overload (limit 2 s)"),
+        (30, 1, None, "full answers were back not after the overload (limit 2 s)"),
+    ],
 )
-def test_it_must_be_normal_again_soon(until_s, back_s, verdict):
-    numbers = found(overloaded().between(12, until_s, FALLBACK))
-    assert numbers["back_s"] == back_s
-    assert judge(numbers, SLO)[0] == verdict
+def test_full_answers_are_back_soon(until_s, every, back_s, reason):
+    offering = overloaded().between(22, until_s, FALLBACK, every=every)
+    assert found(offering)["back_s"] == back_s
+    assert reasons(offering) == ([reason] if reason else [])
+
+
+def test_a_late_second_after_the_overload_does_not_count():
+    assert reasons(overloaded().between(22, 25, FALLBACK).between(22, 23, FALLBACK, late_ms=30.0)) == []
 
 
 def test_refusals_that_take_long_in_the_replica_are_not_allowed():
-    numbers = found(overloaded()) | {"refused_in_replica_p99_ms": 15.0}
-    assert judge(numbers, SLO)[1] == ["the p99 of refusals in the replica is 15 ms (limit 10 ms)"]
+    assert reasons(overloaded(), refused_in_replica_p99_ms=10.0) == []
+    broken = reasons(overloaded(), refused_in_replica_p99_ms=15.0)
+    assert broken == ["the p99 of refusals in the replica is 15 ms (limit 10 ms)"]
 
 
-def test_times_are_numbers_above_one():
-    assert read_times("2,3.5") == [2.0, 3.5]
-    for given in ("", "2,x", "1", "20"):
+def test_each_burst_has_its_own_fifteen_seconds():
+    assert Overload.short(4) == BURSTS
+    assert len({begins_s % 15 for begins_s in BURSTS.begins_s}) > 1
+    for index, begins_s in enumerate(BURSTS.begins_s):
+        assert 15 * index + 2 <= begins_s <= 15 * (index + 1) - 3 - 4
+    levels = [(block.factor, block.seconds) for block in BURSTS.blocks]
+    assert [seconds for factor, seconds in levels if factor == 2.0] == [3.0] * 4
+    assert {factor for factor, _ in levels} == {0.7, 2.0}
+
+
+def test_full_answers_may_be_missing_in_bursts_alone():
+    assert burst_reasons(bursting()) == []
+    second = BURSTS.begins_s[1]
+    # The first second after the burst too.
+    assert burst_reasons(bursting().between(second, second + 4, FALLBACK)) == []
+    broken = burst_reasons(bursting().between(second, second + 5, FALLBACK))
+    assert broken == ["two seconds in a row have less than half of the full answers"]
+    assert burst_reasons(bursting().between(second, second + 1, BROKEN)) == [
+        "requests failed without a refusal: 20 HTTP 500"
+    ]
+
+
+def test_full_answers_are_back_soon_after_the_first_burst():
+    first = BURSTS.begins_s[0]
+    # One answer in four: less than 99 % are full, but more than half.
+    for seconds, held in ((2, True), (3, False)):
+        broken = burst_reasons(bursting().between(first + 3, first + 3 + seconds, FALLBACK, every=4))
+        assert broken == ([] if held else ["full answers were back 3 s after the overload (limit 2 s)"])
+
+
+def test_times_are_numbers_from_a_half_to_ten():
+    assert read_times("0.5,2,3.5") == [0.5, 2.0, 3.5]
+    for given in ("", "2,x", "0.4", "20", "2,nan"):
         with pytest.raises(LoadtestError, match="--times"):
             read_times(given)
 
@@ -123,20 +231,45 @@ def test_what_holds_is_held_against_a_control_that_must_not(control, verdict):
 
 
 def test_a_line_opens_with_multiple_and_verdict_and_names_what_did_not_happen():
-    numbers = found(overloaded())
-    assert run_line(numbers | {"verdict": "held"}) == (
-        "  2x: held; goodput 150.0% of the knee (100 full, 50 fallback /s), p99 10.0 ms, 500 refused (p99 2.0 ms), "
-        "none failed; back to normal after 0 s; generator late 0.5 ms"
+    offering = Offering(30, rate_rps=200).between(2, 22, REFUSED, latency_ms=2.0, every=4)
+    assert run_line(with_verdict(found(offering), SLO)) == (
+        "  2×: held; of the knee 150.0% full, goodput 150.0% (150 full /s); 0 weak seconds, p99 10.0 ms, "
+        "1,000 refused (p99 2.0 ms), none failed; back to normal after 0 s; generator late in 0 seconds"
     )
-    line = run_line(found(Offering(20, rate_rps=200).between(2, 20, BROKEN)) | {"verdict": "not held"})
-    assert line.startswith("  2x: not held; goodput 0.0% of the knee (nothing /s), p99 not reached")
-    assert "2000 HTTP 500; not back to normal;" in line
+    line = run_line(with_verdict(found(Offering(30, rate_rps=200).between(2, 30, BROKEN)), SLO))
+    assert line.startswith("  2×: not held; of the knee 0.0% full, goodput 0.0% (nothing /s); ")
+    assert "4000 HTTP 500; not back to normal;" in line
+    bursts = describe(BURSTS, bursting().requests, KNEE_RPS, 100.0, SLO)
+    assert run_line(with_verdict(bursts, SLO)).startswith("  4 bursts of 2×: held; ")
 
 
-def test_the_page_marks_the_control_alone(tmp_path):
-    run = found(overloaded()) | {"verdict": "held", "reasons": []}
-    report = {"verdict": "void", "knee_rps": KNEE_RPS, "deadline_ms": 100.0, "machine": {}, "runs": [run]}
-    for number, control in enumerate(({"run": True, **run}, {"run": False, "reason": "no core"})):
+@pytest.fixture
+def report():
+    runs = [with_verdict(found(overloaded(), times), SLO) for times in (3.0, 1.2, 2.0)]
+    runs.append(with_verdict(describe(BURSTS, bursting().requests, KNEE_RPS, 100.0, SLO), SLO))
+    knees = {"knee_rps": 100.0, "knee_before_rps": 110.0, "knee_after_rps": 100.0}
+    control = {"run": True, **runs[2]}
+    return {"verdict": "void", **knees, "deadline_ms": 100.0, "machine": {}, "runs": runs, "control": control}
+
+
+def test_the_page_marks_the_control_alone(tmp_path, report):
+    for number, control in enumerate((report["control"], {"run": False, "reason": "no core"})):
         write_overload(tmp_path / str(number), report | {"control": control}, {}, SLO)
         page = (tmp_path / str(number) / "report.html").read_text()
         assert ("<td>2×</td>" in page, "<td>2×, no load shedding</td>" in page) == (True, number == 0)
+
+
+def test_the_page_shows_the_answers_against_the_load_and_each_timeline(tmp_path, report):
+    lines = {"2×": timeline(overloaded().requests, 30, [])}
+    write_overload(tmp_path / "out", report, lines, SLO)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") == 2
+    for name in ("full", "partial", "fallback", "refused", "multiple of the knee offered"):
+        assert f">{name}<" in page
+
+
+def test_both_knees_are_told(tmp_path, report):
+    knees = "knee 100 requests/s (before 110, after 100)"
+    assert overload_summary(report).startswith(f"void: {knees}, ")
+    write_overload(tmp_path / "out", report, {}, SLO)
+    assert knees in (tmp_path / "out" / "report.html").read_text()

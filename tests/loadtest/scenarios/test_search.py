@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.scenarios.search import KneePlan, KneeStep, find_knee
+from loadtest.scenarios.search import KneePlan, KneeStep, confirm_knee, find_knee
 
 PLAN = KneePlan()
 
@@ -108,25 +108,44 @@ def test_a_step_with_a_late_generator_does_not_hold_and_stays_marked():
     assert {step.verdict for step in found.steps if step.rate_rps >= 2_000} == {"void"}
 
 
-def test_a_rate_that_does_not_hold_for_longer_is_lowered_until_one_does():
+@pytest.mark.parametrize(
+    ("broken", "verdicts", "factor"),
+    [
+        ([], ["held", "held"], 1.0),
+        ([1], ["held", "not held", "held"], 1.0),
+        ([0], ["not held", "held", "held"], 1.0),
+        ([0, 1], ["not held", "not held", "held", "held"], 0.95),
+        ([0, 2], ["not held", "held", "not held", "held", "held"], 0.95),
+    ],
+)
+def test_a_rate_is_confirmed_in_two_of_three_longer_steps_or_lowered(broken, verdicts, factor):
     plain = Model(1_000)
-    plain.search()
-    # Break the first two confirmations.
-    unlucky = Model(1_000, hiccups=[len(plain.steps_run) - 1, len(plain.steps_run)])
-    found = unlucky.search()
+    num_confirming = len(plain.search().confirming)
+    first = len(plain.steps_run) - num_confirming
+    found = Model(1_000, hiccups=[first + each for each in broken]).search()
     confirming = [step for step in found.steps if step.phase == "confirm"]
-    assert [step.verdict for step in confirming] == ["not held", "not held", "held"]
-    first, second, third = (step.rate_rps for step in confirming)
-    assert (second / first, third / second) == (pytest.approx(0.95, abs=1e-3), pytest.approx(0.95, abs=1e-3))
-    assert found.confirmed is confirming[-1]
+    assert [step.verdict for step in confirming] == verdicts
+    assert found.confirmed.rate_rps / confirming[0].rate_rps == pytest.approx(factor, abs=1e-3)
+    assert found.confirming == [step for step in confirming if step.rate_rps == found.confirmed.rate_rps]
 
 
 def test_what_never_holds_for_longer_has_no_knee():
     plain = Model(1_000)
     plain.search()
-    found = Model(1_000, hiccups=range(len(plain.steps_run) - 1, 100)).search()
+    found = Model(1_000, hiccups=range(len(plain.steps_run) - 2, 100)).search()
     assert found.confirmed is None
-    assert len([step for step in found.steps if step.phase == "confirm"]) == 1 + len(PLAN.step_down)
+    assert len([step for step in found.steps if step.phase == "confirm"]) == 2 * (1 + len(PLAN.step_down))
+
+
+def test_a_knee_is_confirmed_again_at_its_rate_or_below():
+    model = Model(1_000)
+    assert [
+        confirm_knee(model.measure, PLAN, rate, model.rest).confirmed.rate_rps for rate in (990, 1_040)
+    ] == [
+        990,
+        988,
+    ]
+    assert {phase for *_, phase in model.steps_run} == {"confirm"}
 
 
 def test_a_rate_far_above_the_knee_is_left_after_a_look():
@@ -153,7 +172,7 @@ def test_a_look_that_met_what_an_overload_left_is_repeated():
 def test_when_the_budget_is_spent_what_held_is_confirmed():
     found = Model(1_000).search(KneePlan(budget_s=30))
     judged = [(step.rate_rps, step.phase) for step in found.steps if step.phase != "look"]
-    assert judged == [(600, "search"), (600, "confirm")]
+    assert judged == [(600, "search"), (600, "confirm"), (600, "confirm")]
     assert found.confirmed.rate_rps == 600
 
 
