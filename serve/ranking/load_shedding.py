@@ -3,7 +3,7 @@
 `limit` is the number of candidates that may wait for their scores at once. Like the limiters of
 Envoy and of Netflix's concurrency-limits, it adapts to what this machine can do: 20 times a second
 it falls while the latency of scored requests is above its target, and rises below it. A full limit
-keeps the scorers busy; by Little's law it holds the latency as well.
+keeps the scorers busy, and bounds the latency as well (Little 1961).
 
 A request beyond the limit, or behind too much work of this process, is in excess. It gets the
 popular order, which costs about half as much, or is refused unread. At most as many get the popular
@@ -58,7 +58,7 @@ class LoadShedder:
 
     @property
     def level(self) -> float:
-        """Return 0 if all is scored: the lost share of the limit, and the share of the excess refused."""
+        """Return the lost share of the limit, plus the refused share of the excess."""
         return (1.0 - self._share) + self._refused_share
 
     def delays(self, work_s: float, deadline_s: float) -> bool:

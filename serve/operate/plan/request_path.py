@@ -185,7 +185,7 @@ class FetchReplica(Replica):
         ledger.state[request], ledger.answered_s[request] = outcome, self._loop.time()
 
     async def _score(self, batch: list[int]) -> list[int]:
-        """Compute the features of a batch and score it; cancelling gives a call of the Scorer up."""
+        """Compute the features of a batch and score it; cancelling gives up a call of Scorer."""
         costs, rng = self._context.costs, self._context.rng
         num_candidates = len(batch) * costs.candidates
         await self._core.work(costs.draw_s(costs.fetch.ms_per_batch / 1e3, rng))

@@ -66,7 +66,7 @@ def test_no_more_requests_in_excess_are_answered_than_are_scored():
 
 @pytest.mark.parametrize("capacity_rps", [200, 1_500, 20_000])
 def test_the_limit_finds_the_speed_of_any_machine_within_two_seconds(capacity_rps):
-    """The latency of a full queue is its length over the rate, by Little's law."""
+    """The latency of a full queue is its length over the rate, as Little found."""
     shedder, candidates = LoadShedder(96 * 55), 55
     limits = []
     for _ in range(100):
