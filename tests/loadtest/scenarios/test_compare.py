@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from loadtests import left
 
 from loadtest.measure.measure import Requests
 from loadtest.measure.service import Outcome
+from loadtest.scenarios import compare
 from loadtest.scenarios.compare import LOADS, alternate, compare_verdict, describe, ratio, window_numbers
 from loadtest.scenarios.knee import Bench
-from loadtest.targets.services import TargetService
+from loadtest.targets import processes
+from loadtest.targets.services import TargetService, free_port
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import load_slo
 
 BODY = json.dumps({"viewer": "ann", "candidates": ["a"]}).encode()
 FULL, SHED = Outcome("full", ok=True, full=True), Outcome("HTTP 429", ok=False)
+# Small service that answers rankings of 55 candidates in full.
+SERVER = """
+import http.server, json, sys
+body = json.dumps({"rung": "full", "model": "m", "ranking": [{"score": 0.5}] * 55}).encode()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.wfile.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
 CLOSED, OPEN = LOADS["closed loop × 8"], LOADS["open loop, 10/s"]
 
 
@@ -74,6 +90,32 @@ def test_a_service_that_does_not_keep_up_is_measured_once(stub, tmp_path):
     assert all("does not keep up" in line for line in lines)
     assert found["services"]["tabrank"]["ended"] == {"full": 50, "reduced": 50}
     assert found["ratios"]["rps"] is None
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monkeypatch):
+    def small(name):
+        port = free_port()
+        return TargetService(name, port, (sys.executable, "-c", SERVER, str(port)), dict(os.environ))
+
+    for name in ("fastapi", "idiomatic", "tabrank"):
+        monkeypatch.setattr(compare, name, lambda *_, name=name: small(name))
+    monkeypatch.setattr(compare, "LOADS", {"closed loop × 2": {"connections": 2, "rate_rps": 0.0}})
+    monkeypatch.setattr(compare, "WARM_UP_S", 1)
+    monkeypatch.setattr(processes, "SETTLE_S", 0.0)
+    running = []
+    report = compare.run_compare(
+        bench_work, tmp_path / "out", lambda _: running.append(left(bench_work)), 2, 1
+    )
+    assert len(running[-1]) == 3
+    assert left(bench_work) == []
+    assert (report["verdict"], report["reasons"]) == ("held", [])
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    for found in report["loads"]["closed loop × 2"]["services"].values():
+        assert len(found["windows"]) == 2
+        assert found["cpu_us"]["all"] == found["cpu_us"]["rest"] > 0
+        assert found["rps"] > 10
 
 
 def test_a_second_with_a_late_generator_is_excluded_and_counted():
