@@ -1,4 +1,4 @@
-"""Open-loop dispatcher: each request gets a greenlet when it is due, independent of the others.
+"""Dispatcher. Open loop: each request gets a greenlet when it is due, independent of the others.
 
 Measured on 2 cores, with the service under load on the same machine and 55 candidates per request:
 at 900 requests per second this process takes 0.16 to 0.2 of a core. It sends 4,000 per second
@@ -35,7 +35,7 @@ PLAIN_S = 10.0
 
 
 class Dispatcher:
-    """Open-loop dispatcher; it passes the end of each request to `on_end`, in order.
+    """Dispatcher of requests; it passes the end of each request to `on_end`, in order.
 
     `exchange` sends a request and returns the status and body of its answer; it raises OSError or
     HTTPParseError if there is none. `read` returns the outcome of an answer, and its number of
@@ -68,6 +68,23 @@ class Dispatcher:
                 late_ms = self._since_ms(at_s)
                 self._on_end(Ended(at_s, late_ms, late_ms, NOT_SENT, 0, 0))
         self._drain()
+
+    def run_closed(self, connections: int, seconds: float, requests: Iterable[bytes]) -> None:
+        """Keep so many requests open for these seconds, then wait for all answers.
+
+        Each request follows the answer to another one at once; it is due when it is sent.
+        """
+        self._begins = perf_counter()
+        numbered = enumerate(requests)
+
+        def send_next() -> None:
+            for number, request in numbered:
+                if (at_s := perf_counter() - self._begins) >= seconds:
+                    break
+                self._due[number] = at_s
+                self._send(number, at_s, request)
+
+        gevent.joinall([gevent.spawn(send_next) for _ in range(connections)], raise_error=True)
 
     def _send(self, number: int, at_s: float, request: bytes) -> None:
         late_ms = self._since_ms(at_s)

@@ -1,4 +1,4 @@
-"""Offer an open-loop load from a separate process, and collect the end of each request."""
+"""Offer a load from a separate process, and collect the end of each request."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class OfferedLoad:
     """Load to offer: each block is a number of seconds at a factor of the rate.
 
     `retry`: retry failed requests once, as the shipped client does. `timeout_s`: timeout of a
-    request.
+    request. With `connections`, the load is a closed loop on this many and ignores rates: each
+    connection sends the next request when an answer is complete.
     """
 
     url: str
@@ -54,6 +55,7 @@ class OfferedLoad:
     blocks: Sequence[Block]
     retry: bool = False
     timeout_s: float = TIMEOUT_S
+    connections: int = 0
 
     @property
     def seconds(self) -> float:

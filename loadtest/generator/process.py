@@ -1,4 +1,4 @@
-"""Open-loop load generator as a separate process, started by `loadtest.generator.offer`.
+"""Load generator as a separate process, started by `loadtest.generator.offer`.
 
 Run it as `python -m loadtest.generator.process FOLDER`.
 
@@ -12,7 +12,7 @@ import gc
 import pickle
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import cycle, takewhile
 from pathlib import Path
@@ -41,25 +41,27 @@ def main(folder: Path) -> None:
         exchange = Retrying(connections, load.timeout_s, failures.append).exchange
     read = partial(read_answer, num_candidates=load.num_candidates)
     dispatcher = Dispatcher(exchange, read, record.keep)
-    requests = cycle([connections.prepare(body) for body in load.bodies])
+    requests = _until_stopped(cycle([connections.prepare(body) for body in load.bodies]))
     gc.collect()
     gc.freeze()
-    times_s = _until_stopped(load)
     # The parent compares this time with its own time.monotonic(), which is the same clock.
     begun = perf_counter()
     print(begun, flush=True)
-    dispatcher.run(times_s, requests)
+    if load.connections:
+        dispatcher.run_closed(load.connections, load.seconds, requests)
+    else:
+        dispatcher.run(arrivals(lambda: load.rate_rps, load.blocks, np.random.default_rng(SEED)), requests)
     connections.close()
     failed_at_s = np.array([failure.at_s - begun for failure in failures])
     result = OfferResult(record.requests(), failed_at_s, [failure.kind for failure in failures])
     (folder / RESULT).write_bytes(pickle.dumps(result))
 
 
-def _until_stopped(load: OfferedLoad) -> Iterator[float]:
+def _until_stopped(requests: Iterable[bytes]) -> Iterator[bytes]:
+    """Return the requests up to SIGTERM."""
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
-    times_s = arrivals(lambda: load.rate_rps, load.blocks, np.random.default_rng(SEED))
-    return takewhile(lambda _: not stopped, times_s)
+    return takewhile(lambda _: not stopped, requests)
 
 
 if __name__ == "__main__":

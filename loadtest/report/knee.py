@@ -1,12 +1,12 @@
-"""Reports of `knee` and `compare`: report.json and a page with a plot of latency against rate."""
+"""Report of `knee`: report.json and a page with a plot of latency against rate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from loadtest.measure.verdict import Verdict
-from loadtest.report.report import SAME_CORES, Report, figures, number, paragraph, table, write_report
+from loadtest.report.report import SAME_CORES, Report, figures, number, table, write_report
 from loadtest.workload.profiles import Slo
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "again": "repeat", "confirm": "confirmation"}
@@ -14,20 +14,13 @@ PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "again": "repeat",
 
 def write_knee(folder: Path, report: Report) -> None:
     """Write the report of one service."""
+    from loadtest.report.plots import latency_against_rate  # matplotlib
+
     lines = {name: _points(report, f"{name}_ms") for name in ("p50", "p90", "p99")}
     title = f"The knee: {number(report['knee_rps'])} requests a second of {report['candidates']} candidates"
-    body = [_numbers({"tabrank": report}), _figure(lines, report), figures({"Steps": _steps(report)})]
-    write_report(folder, report, title, body, FOOTER)
-
-
-def write_compare(folder: Path, report: Report) -> None:
-    """Write the report of the three services."""
-    services: Mapping[str, Report] = report["services"]
-    lines = {f"{name}, p99": _points(found, "p99_ms") for name, found in services.items()}
-    body = [_numbers(services), paragraph(f"{_ratios(report)}."), _figure(lines, report)]
-    body += [figures({f"Steps of {name}": _steps(found)}) for name, found in services.items()]
-    title = "Three services on one machine, with the same model and requests"
-    write_report(folder, report, title, body, FOOTER)
+    plot = latency_against_rate(lines, Slo(**report["slo"]))
+    parts = figures({"Latency against rate": plot, "Steps": _steps(report)})
+    write_report(folder, report, title, [_numbers(report), parts], FOOTER)
 
 
 def knee_summary(report: Report) -> str:
@@ -48,16 +41,6 @@ def knee_verdict(knees: Iterable[float | None]) -> Verdict:
     return "not held" if None in knees else "held"
 
 
-def compare_summary(report: Report) -> str:
-    """Return the report as a few lines for a terminal."""
-    lines = [
-        f"{name:10}  knee {number(found['knee_rps']):>7} req/s  p99 {_ms(found['p99_ms']):>9}  "
-        f"{found['memory_mib']:>5} MiB  {found['num_processes']:>3} processes  start {found['start_s']:g} s"
-        for name, found in report["services"].items()
-    ]
-    return "\n".join([*lines, _ratios(report)])
-
-
 def step_line(step: Report) -> str:
     """Return one step as a line for a terminal."""
     phase = PHASES[step["phase"]]
@@ -72,13 +55,7 @@ def _points(report: Report, key: str) -> list[tuple[float, float | None]]:
     return list({step["rate_rps"]: (step["rate_rps"], step[key]) for step in report["steps"]}.values())
 
 
-def _figure(lines: Mapping[str, Sequence[tuple[float, float | None]]], report: Report) -> str:
-    from loadtest.report.plots import latency_against_rate  # matplotlib
-
-    return figures({"Latency against rate": latency_against_rate(lines, Slo(**report["slo"]))})
-
-
-def _numbers(services: Mapping[str, Report]) -> str:
+def _numbers(report: Report) -> str:
     shown = (
         ("knee, requests a second", "knee_rps", number),
         ("candidates a second, scored by the model", "candidates_per_s", number),
@@ -91,8 +68,7 @@ def _numbers(services: Mapping[str, Report]) -> str:
         ("memory when idle, MiB", "memory_mib", number),
         ("processes", "num_processes", number),
     )
-    rows = [[title, *(show(found[key]) for found in services.values())] for title, key, show in shown]
-    return table(["", *services], rows)
+    return table(["", "tabrank"], [[title, show(report[key])] for title, key, show in shown])
 
 
 def _steps(report: Report) -> str:
@@ -111,12 +87,6 @@ def _steps(report: Report) -> str:
         for step in report["steps"]
     ]
     return table(head, rows)
-
-
-def _ratios(report: Report) -> str:
-    rivals = [name.removeprefix("ratio_") for name in report if name.startswith("ratio_")]
-    ratios = (f"{number(report[f'ratio_{name}'], 2)} times {name}" for name in rivals)
-    return f"tabrank's knee is {' and '.join(ratios)}"
 
 
 def _ms(value: float | None) -> str:

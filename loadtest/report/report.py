@@ -111,6 +111,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "plain
     return f'<table class="{kind}">\n' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as aligned lines for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def indented(numbers: Mapping[str, Any]) -> list[Row]:
     """Return indented table rows of numbers by kind, for use below their sum."""
     return [(f"\u2003{kind}", f"{number:,}", "") for kind, number in numbers.items()]

@@ -18,7 +18,7 @@ from typing import Any
 
 from loadtest.commands import die_with_parent, run_command
 from loadtest.errors import INTERRUPTED
-from loadtest.report.report import SAME_CORES, Report, figures, number, table, write_report
+from loadtest.report.report import SAME_CORES, Report, columns, figures, number, table, write_report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
 from loadtest.targets.workspace import exclusive
@@ -211,8 +211,7 @@ def write_reports(report: Report, folder: Path) -> str:
     whole = f"<pre>{html.escape(json.dumps(report, indent=1))}</pre>"
     body = [table(head, rows), f"<ul>{''.join(links)}</ul>", figures({"report.json": whole})]
     write_report(folder, report, "tabrank: claims and measurements", body, SAME_CORES, new=False)
-    widths = [max(map(len, column)) for column in zip(*claimed, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in claimed)
+    return columns(claimed)
 
 
 def claims(report: Report) -> list[tuple[str, str, str]]:

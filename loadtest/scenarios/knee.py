@@ -1,12 +1,9 @@
-"""`loadtest knee` and `compare`: the highest rate at which a service meets its SLO.
-
-Each service of a benchmark gets the same requests, limits and search.
-"""
+"""`loadtest knee`: the highest rate at which a service meets its SLO."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,22 +13,16 @@ from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.measure import measure, rounded
 from loadtest.measure.verdict import judge
-from loadtest.report.knee import knee_verdict, step_line, write_compare, write_knee
+from loadtest.report.knee import knee_verdict, step_line, write_knee
 from loadtest.report.report import Report
 from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
 from loadtest.targets.processes import started
-from loadtest.targets.services import TargetService, fastapi, idiomatic, tabrank
+from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Block, Profile, Slo, load_slo
 from serve.operate.host.machine import describe_machine
 
 PLAN = KneePlan()
-# Limit of the whole comparison, without making the workspace. Each search gets an equal share.
-LIMIT_S = 570.0
-# Part of a share for the start and end of the service, the last search step and the confirmation.
-AROUND_S = 75.0
-CANDIDATES = 55
-CONFIG = Path("cluster.yaml")
 # Least share of the offered requests with a full answer in the measured seconds.
 KEPT_UP = 0.9
 
@@ -52,31 +43,6 @@ def run_knee(
     verdict = knee_verdict([found["knee_rps"]])
     report = {"verdict": verdict, **found, "config": str(config), **bench.circumstances()}
     write_knee(out, report)
-    return report
-
-
-def run_compare(work: Workspace, out: Path, emit: Progress, plan: KneePlan = PLAN) -> Report:
-    """Measure the three services one after the other, and write the report to `out`.
-
-    Nothing of a service is left when the next one starts.
-
-    Raises:
-        LoadtestError: if a service cannot be measured.
-    """
-    with work.locked():
-        three = (idiomatic(work), fastapi(work), tabrank(work, CONFIG))
-        bench = Bench.prepared(work, CANDIDATES, emit)
-        share = replace(plan, budget_s=min(plan.budget_s, LIMIT_S / len(three) - AROUND_S))
-        services = {service.name: bench.knee_of(service, share) for service in three}
-    knees = {name: found["knee_rps"] for name, found in services.items()}
-    ours = knees["tabrank"]
-    ratios = {
-        f"ratio_{name}": round(ours / knees[name], 3) if ours and knees[name] else None
-        for name in ("idiomatic", "fastapi")
-    }
-    verdict = knee_verdict(knees.values())
-    report = {"verdict": verdict, "knee_rps": knees, **ratios, "services": services, **bench.circumstances()}
-    write_compare(out, report)
     return report
 
 

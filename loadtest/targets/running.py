@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ from serve.operate.status.scrape import Page, read_pages
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
 REPLICA = "ray::ServeReplica:spaces:"
 IDLE = "ray::IDLE"
+# Part of a command line that names a group of processes: a deployment or a program.
+GROUP = re.compile(rf"(?<={REPLICA})\w+|\bhaproxy\b|spawn_main")
+PROGRAMS = {"haproxy": "HAProxy", "spawn_main": "uvicorn worker"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,19 @@ def title(process: psutil.Process) -> str:
         if line:
             return line[0] if line[0].startswith("ray::") else os.path.basename(line[0])
     return ""
+
+
+def cpu_by_process(marker: str) -> Counter[tuple[str, int]]:
+    """Return the CPU time in µs of each process of a service, by group and process id.
+
+    Groups are deployments, HAProxy, uvicorn worker and rest.
+    """
+    found = Counter[tuple[str, int]]()
+    for process in marked(marker):
+        with contextlib.suppress(psutil.Error):
+            group = next(iter(GROUP.findall(" ".join(process.cmdline()))), "rest")
+            found[PROGRAMS.get(group, group), process.pid] = round(sum(process.cpu_times()[:2]) * 1e6)
+    return found
 
 
 def send_signal(process: psutil.Process, number: signal.Signals) -> None:

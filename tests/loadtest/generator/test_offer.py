@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -41,6 +42,33 @@ def test_a_step_of_a_search_counts_what_comes_after_its_warm_up(stub):
     assert (step.errors, step.full_share) == (0, 1.0)
     assert step.kept_up
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize(("connections", "rps"), [(1, 10), (8, 80)])
+def test_a_closed_loop_sends_the_next_request_when_an_answer_is_complete(stub, connections, rps):
+    stub.wait_s = 0.1
+    load = OfferedLoad(stub.url, [BODY], 1, 0.0, [Block(1.0)], connections=connections)
+    requests = offered(load).requests
+    assert requests.ok.all()
+    assert rps / 2 < len(requests.ok) <= rps + connections
+    assert stub.num_connections == connections
+    assert requests.at_s.max() < 1.0
+    assert requests.latency_ms.min() > 99.0
+    assert requests.late_ms.max() < 100.0
+
+
+def test_a_closed_loop_goes_on_after_failures(stub):
+    stub.status, stub.share_bad, stub.wait_s = 503, 0.5, 0.01
+    requests = offered(OfferedLoad(stub.url, [BODY], 1, 0.0, [Block(1.0)], connections=2)).requests
+    assert requests.named_counts()["HTTP 503"] >= 10
+
+
+def test_a_closed_loop_that_is_stopped_tells_what_it_sent(stub):
+    stub.wait_s = 0.01
+    with offering(OfferedLoad(stub.url, [BODY], 1, 0.0, [Block(60.0)], connections=2)) as offer:
+        time.sleep(0.3)
+        offer.stop()
+        assert 0 < len(offer.result().requests.ok) < 1_000
 
 
 def test_a_load_that_is_stopped_tells_what_it_sent(stub):

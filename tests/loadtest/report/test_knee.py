@@ -1,4 +1,4 @@
-"""Tests of the reports of `knee` and `compare`: keys, page and summary."""
+"""Tests of the report of `knee`: keys, page and summary."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.report.knee import (
-    compare_summary,
     knee_summary,
     knee_verdict,
     step_line,
-    write_compare,
     write_knee,
 )
 from loadtest.scenarios.knee import run_knee
@@ -46,17 +44,6 @@ def found(knee_rps):
     return {"knee_rps": knee_rps, **confirmed, **confirming, **footprint, "steps": steps}
 
 
-def comparison():
-    services = {"idiomatic": found(50.0), "fastapi": found(1000.0), "tabrank": found(1500.0)}
-    return {
-        "knee_rps": {name: one["knee_rps"] for name, one in services.items()},
-        "ratio_idiomatic": 30.0,
-        "ratio_fastapi": 1.5,
-        "services": services,
-        **CONDITIONS,
-    }
-
-
 def test_the_folder_of_a_knee_holds_the_report_and_a_page_of_its_own(tmp_path):
     report = {**found(450.0), "config": "cluster.yaml", **CONDITIONS}
     write_knee(tmp_path / "out", report)
@@ -70,22 +57,10 @@ def test_the_folder_of_a_knee_holds_the_report_and_a_page_of_its_own(tmp_path):
     assert {link for link in links if "w3.org" not in link} == {"report.json"}
 
 
-def test_the_folder_of_a_comparison_holds_every_service_and_the_ratios(tmp_path):
-    write_compare(tmp_path / "out", comparison())
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert all(f"Steps of {name}" in page for name in ("idiomatic", "fastapi", "tabrank"))
-    assert all(f"{name}, p99" in page for name in ("idiomatic", "fastapi", "tabrank"))
-    assert "30.00 times idiomatic and 1.50 times fastapi" in page
-
-
 def test_a_service_without_a_knee_is_reported_too(tmp_path):
     report = {**found(None), "config": "cluster.yaml", **CONDITIONS}
     write_knee(tmp_path / "out", report)
     assert "the lowest tried was 10 req/s" in knee_summary(report)
-    services = comparison() | {"ratio_idiomatic": None}
-    services["services"]["idiomatic"] = found(None)
-    write_compare(tmp_path / "both", services)
-    assert "– times idiomatic" in compare_summary(services)
 
 
 def test_the_spread_of_the_confirmation_is_in_the_page_and_in_the_last_line(tmp_path):
@@ -97,9 +72,8 @@ def test_the_spread_of_the_confirmation_is_in_the_page_and_in_the_last_line(tmp_
     assert knee_summary(report).splitlines()[-1].endswith(shown)
 
 
-def test_the_summaries_name_what_was_found():
+def test_the_summary_names_what_was_found():
     assert "knee: 450 req/s of 55 candidates" in knee_summary({**found(450.0), **CONDITIONS})
-    assert "tabrank     knee   1,500 req/s" in compare_summary(comparison())
 
 
 def test_a_step_is_one_line():

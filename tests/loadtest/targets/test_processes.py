@@ -12,7 +12,8 @@ from loadtests import left
 
 from loadtest.errors import LoadtestError
 from loadtest.targets import processes
-from loadtest.targets.processes import started
+from loadtest.targets.processes import marker_of, started
+from loadtest.targets.running import cpu_by_process
 from loadtest.targets.services import TargetService, free_port
 from loadtest.targets.workspace import Workspace
 
@@ -53,6 +54,14 @@ def test_every_process_of_a_service_is_counted_and_ended(work):
         assert footprint.memory_mib > 5
         assert footprint.start_s >= 0
     assert left(work) == []
+
+
+def test_cpu_time_is_counted_by_process(work):
+    busy = "import sys; sys.argv.append('ray::ServeReplica:spaces:Scorer')" + textwrap.dedent(SERVER)
+    with started(service(busy), work, BODY, 1):
+        found = cpu_by_process(marker_of(work, service(busy)))
+    assert sorted(group for group, _ in found) == ["Scorer", "rest"]
+    assert all(0 <= used_us < 60e6 for used_us in found.values())
 
 
 def test_a_service_is_ended_when_what_measures_it_fails(work):

@@ -1,0 +1,169 @@
+"""`loadtest compare`: three services run at once and take turns under the same loads.
+
+So a change of the machine's own speed affects all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from loadtest.generator.offer import OfferedLoad, offering
+from loadtest.measure.measure import Requests, percentile, rounded_numbers
+from loadtest.measure.timeline import timeline
+from loadtest.measure.verdict import REMEDY, Verdict
+from loadtest.report.compare import NUMBERS, window_line, write_compare
+from loadtest.report.report import Report
+from loadtest.scenarios.knee import KEPT_UP, Bench
+from loadtest.targets.processes import START_S, await_full_answer, marker_of, started
+from loadtest.targets.running import cpu_by_process
+from loadtest.targets.services import TargetService, fastapi, idiomatic, tabrank
+from loadtest.targets.workspace import Progress, Workspace
+from loadtest.workload.profiles import Block
+
+CANDIDATES = 55
+CONFIG = Path("cluster.yaml")
+# Loads by name: closed loops on so many connections, and open loops.
+LOADS: dict[str, Report] = {
+    **{f"closed loop × {number}": {"connections": number, "rate_rps": 0.0} for number in (1, 8, 32, 64)},
+    **{f"open loop, {rate}/s": {"connections": 0, "rate_rps": float(rate)} for rate in (10, 100, 900)},
+}
+WARM_UP, WARM_UP_S = LOADS["closed loop × 8"], 5
+# A ratio whose highest value exceeds its lowest by this factor says nothing.
+MOST_SPREAD = 1.5
+# The comparison is void if the generator was late in a larger share of the open-loop seconds.
+MOST_LATE = 0.1
+
+
+def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds: int) -> Report:
+    """Start the three services, let them take turns, stop them, and write the report to `out`.
+
+    At each load, each service is measured once per round, for so many seconds.
+
+    Raises:
+        LoadtestError: if a service does not start, or does not recover from a load.
+    """
+    with work.locked(), ExitStack() as running:
+        services = (fastapi(work), idiomatic(work), tabrank(work, CONFIG))
+        bench = Bench.prepared(work, CANDIDATES, emit)
+        footprints = {}
+        for service in services:
+            emit(f"{service.name}: starting")
+            start = started(service, work, bench.bodies[0], CANDIDATES)
+            footprints[service.name] = asdict(running.enter_context(start))
+        for service in services:
+            _offer(bench, service, WARM_UP, WARM_UP_S)
+        loads = {at: alternate(bench, services, at, rounds, seconds) for at in LOADS}
+    verdict, reasons = compare_verdict(loads)
+    numbers = {"rounds": rounds, "window_s": seconds, "services": footprints, "loads": loads}
+    report = {"verdict": verdict, "reasons": reasons, **numbers, **bench.circumstances()}
+    write_compare(out, report)
+    return report
+
+
+def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: int, seconds: int) -> Report:
+    """Offer the load of this name to the running services in turns, and return its numbers.
+
+    The order of the services rotates from round to round. A service that does not keep up with a
+    rate in its first window gets no further window at it.
+
+    Raises:
+        LoadtestError: if a service gives no full answer after a window.
+    """
+    windows: dict[str, list[Report]] = {service.name: [] for service in services}
+    for first in (number % len(services) for number in range(rounds)):
+        for service in (*services[first:], *services[:first]):
+            past = windows[service.name]
+            if not past or past[0]["kept_up"]:
+                past.append(_offer(bench, service, LOADS[at], seconds))
+                bench.emit(f"  {at}, {window_line(service.name, past[-1])}")
+                # Its queues must not affect the next window.
+                await_full_answer(service.name, service.url, bench.bodies[0], bench.candidates, START_S)
+    ratios = {key: ratio(windows["tabrank"], windows["fastapi"], key) for key in NUMBERS}
+    found = {name: describe(measured) for name, measured in windows.items()}
+    return {**LOADS[at], "services": found, "ratios": ratios}
+
+
+def _offer(bench: Bench, service: TargetService, load: Report, seconds: int) -> Report:
+    marker, blocks, used_us = marker_of(bench.work, service), [Block(seconds)], Counter[str]()
+    with offering(OfferedLoad(service.url, bench.bodies, bench.candidates, blocks=blocks, **load)) as offer:
+        before = cpu_by_process(marker)
+        requests = offer.result().requests
+        cpu_us = cpu_by_process(marker) - before
+    for (group, _), used in cpu_us.items():
+        used_us[group] += used
+    return window_numbers(requests, load, seconds, bench.slo.generator_late_ms_p99) | {"cpu_used_us": used_us}
+
+
+def window_numbers(requests: Requests, load: Report, seconds: int, late_limit_ms: float) -> Report:
+    """Return the numbers of one window: `rps` of full answers in time, and latencies in ms.
+
+    They exclude the seconds in which the generator's p99 lateness exceeds the limit (`late_s` of
+    them), and are None if no other is left; a latency is None too if failures prevent its
+    percentile. `kept_up` and `ended`, the number of requests by outcome, cover all seconds.
+    """
+    moments = timeline(requests, seconds, [])
+    late = [moment.t_s for moment in moments if (moment.late_ms_p99 or 0.0) > late_limit_ms]
+    due = requests.where(~np.isin(np.floor(requests.at_s), late))
+    in_time, counted = (part.where(part.ended_s < seconds).named_counts()["full"] for part in (requests, due))
+    found = {
+        "seconds": seconds,
+        "late_s": len(late),
+        "kept_up": bool(load["connections"]) or in_time >= KEPT_UP * len(requests.ok),
+        "rps": counted / (seconds - len(late)) if len(late) < seconds else None,
+        "p50_ms": percentile(due.latency_ms, 0.5, due.ok),
+        "p99_ms": percentile(due.latency_ms, 0.99, due.ok),
+        "ended": dict(requests.named_counts()),
+    }
+    return rounded_numbers(found)
+
+
+def describe(windows: Sequence[Report]) -> Report:
+    """Return medians and sums over a service's windows; CPU in µs per full answer, by process."""
+    ended, cpu_us = (_summed(windows, key) for key in ("ended", "cpu_used_us"))
+    cpu_us["all"] = cpu_us.total()
+    found = {
+        key: [window[key] for window in windows if window["late_s"] < window["seconds"]] for key in NUMBERS
+    }
+    numbers = {
+        "kept_up": windows[0]["kept_up"],
+        **{key: median(each) if each and None not in each else None for key, each in found.items()},
+        "late_s": sum(window["late_s"] for window in windows),
+        "ended": dict(ended),
+        "cpu_us": {group: used_us / max(1, ended["full"]) for group, used_us in cpu_us.most_common()},
+    }
+    return rounded_numbers(numbers) | {"windows": windows}
+
+
+def _summed(windows: Sequence[Report], key: str) -> Counter[str]:
+    return sum((Counter(window[key]) for window in windows), Counter[str]())
+
+
+def ratio(ours: Sequence[Report], rivals: Sequence[Report], key: str) -> Report | None:
+    """Return our number divided by the rival's in the same round: median, lowest and highest.
+
+    None: one of the two did not keep up, or has no such number in any round.
+    """
+    found = [a[key] / b[key] for a, b in zip(ours, rivals, strict=False) if a[key] and b[key]]
+    if not found or not (ours[0]["kept_up"] and rivals[0]["kept_up"]):
+        return None
+    spread = {"median": median(found), "lowest": min(found), "highest": max(found)}
+    return rounded_numbers(spread) | {"meaningless": max(found) > MOST_SPREAD * min(found)}
+
+
+def compare_verdict(loads: Mapping[str, Report]) -> tuple[Verdict, list[str]]:
+    """Return held unless a service was not measured; void if the generator was late."""
+    every = [(at, *named) for at, load in loads.items() for named in load["services"].items()]
+    reasons = [f"{name} was not measured at {at}" for at, name, f in every if f["kept_up"] and not f["rps"]]
+    windows = [window for at, _, found in every if loads[at]["rate_rps"] for window in found["windows"]]
+    late_s, open_s = (sum(window[key] for window in windows) for key in ("late_s", "seconds"))
+    if late_s > MOST_LATE * open_s:
+        late = f"the load generator was late in {late_s} of {open_s} open-loop seconds; {REMEDY}"
+        return "void", [late, *reasons]
+    return ("not held" if reasons else "held"), reasons

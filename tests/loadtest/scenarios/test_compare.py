@@ -1,0 +1,166 @@
+"""Tests of `compare`: turns against stubs of services, and their ratios and verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from loadtests import left
+
+from loadtest.measure.measure import Requests
+from loadtest.measure.service import Outcome
+from loadtest.scenarios import compare
+from loadtest.scenarios.compare import LOADS, alternate, compare_verdict, describe, ratio, window_numbers
+from loadtest.scenarios.knee import Bench
+from loadtest.targets import processes
+from loadtest.targets.services import TargetService, free_port
+from loadtest.targets.workspace import Workspace
+from loadtest.workload.profiles import load_slo
+
+BODY = json.dumps({"viewer": "ann", "candidates": ["a"]}).encode()
+FULL, SHED = Outcome("full", ok=True, full=True), Outcome("HTTP 429", ok=False)
+# Small service that answers rankings of 55 candidates in full.
+SERVER = """
+import http.server, json, sys
+body = json.dumps({"rung": "full", "model": "m", "ranking": [{"score": 0.5}] * 55}).encode()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.wfile.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+CLOSED, OPEN = LOADS["closed loop × 8"], LOADS["open loop, 10/s"]
+
+
+def requests(num, late_ms=0.0, seconds=2, num_shed=0):
+    """Return requests at even times, answered after 5 ms; the late ones are due in second 0."""
+    at_s = np.arange(num) * seconds / num
+    codes = np.where(np.arange(num) < num - num_shed, 0, 1)
+    late = np.where(at_s < 1, late_ms, 0.0)
+    latency_ms = np.full(num, 5.0) + late
+    return Requests(at_s, late, latency_ms, codes == 0, np.ones(num, int), [FULL, SHED], codes)
+
+
+def window(rps, kept_up=True, late_s=0):
+    cpu_us = {"Scorer": 300, "rest": 100}
+    number = {"rps": rps, "p50_ms": 5.0, "p99_ms": 9.0}
+    return {
+        "seconds": 2,
+        "late_s": late_s,
+        "kept_up": kept_up,
+        "ended": {"full": 4},
+        "cpu_used_us": cpu_us,
+        **number,
+    }
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+@pytest.mark.parametrize("at", ["closed loop × 1", "open loop, 10/s"])
+def test_each_service_is_measured_in_rotating_order(stub, tmp_path, at):
+    stub.wait_s = 0.1
+    lines = []
+    bench = Bench(Workspace(tmp_path), 1, load_slo(), [BODY], lines.append, 0.0)
+    bench = replace(bench, slo=replace(bench.slo, generator_late_ms_p99=1000.0))
+    services = [TargetService(name, stub.port, (), {}) for name in ("fastapi", "tabrank")]
+    found = alternate(bench, services, at, 2, 1)
+    order = [line.partition(":")[0].split()[-1] for line in lines]
+    assert order == ["fastapi", "tabrank", "tabrank", "fastapi"]
+    for name in ("fastapi", "tabrank"):
+        assert found["services"][name]["rps"] == pytest.approx(8.0, abs=4.0)
+        assert 99.0 < found["services"][name]["p50_ms"] < 300.0
+    assert found["ratios"]["rps"]["median"] == pytest.approx(1.0, abs=0.5)
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_a_service_that_does_not_keep_up_is_measured_once(stub, tmp_path):
+    stub.rung = "reduced"
+    stub.share_bad = 0.5
+    lines = []
+    bench = Bench(Workspace(tmp_path), 1, load_slo(), [BODY], lines.append, 0.0)
+    services = [TargetService(name, stub.port, (), {}) for name in ("fastapi", "tabrank")]
+    found = alternate(bench, services, "open loop, 100/s", 3, 1)
+    assert len(lines) == 2
+    assert all("does not keep up" in line for line in lines)
+    assert found["services"]["tabrank"]["ended"] == {"full": 50, "reduced": 50}
+    assert found["ratios"]["rps"] is None
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monkeypatch):
+    def small(name):
+        port = free_port()
+        return TargetService(name, port, (sys.executable, "-c", SERVER, str(port)), dict(os.environ))
+
+    for name in ("fastapi", "idiomatic", "tabrank"):
+        monkeypatch.setattr(compare, name, lambda *_, name=name: small(name))
+    monkeypatch.setattr(compare, "LOADS", {"closed loop × 2": {"connections": 2, "rate_rps": 0.0}})
+    monkeypatch.setattr(compare, "WARM_UP_S", 1)
+    monkeypatch.setattr(processes, "SETTLE_S", 0.0)
+    running = []
+    report = compare.run_compare(
+        bench_work, tmp_path / "out", lambda _: running.append(left(bench_work)), 2, 1
+    )
+    assert len(running[-1]) == 3
+    assert left(bench_work) == []
+    assert (report["verdict"], report["reasons"]) == ("held", [])
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    for found in report["loads"]["closed loop × 2"]["services"].values():
+        assert len(found["windows"]) == 2
+        assert found["cpu_us"]["all"] == found["cpu_us"]["rest"] > 0
+        assert found["rps"] > 10
+
+
+def test_a_second_with_a_late_generator_is_excluded_and_counted():
+    found = window_numbers(requests(200, late_ms=50.0), OPEN, 2, 10.0)
+    assert (found["late_s"], found["rps"], found["p50_ms"]) == (1, 100.0, 5.0)
+    assert found["ended"] == {"full": 200}
+    never = window_numbers(requests(10, late_ms=2_000.0, seconds=1), OPEN, 1, 10.0)
+    assert not never["kept_up"]
+    assert (never["late_s"], never["rps"], never["p99_ms"]) == (1, None, None)
+
+
+def test_only_full_answers_in_time_count_as_kept_up():
+    assert window_numbers(requests(200, num_shed=20), OPEN, 2, 10.0)["kept_up"]
+    behind = window_numbers(requests(200, num_shed=22), OPEN, 2, 10.0)
+    assert (behind["kept_up"], behind["rps"]) == (False, 89.0)
+    assert window_numbers(requests(200, num_shed=22), CLOSED, 2, 10.0)["kept_up"]
+
+
+def test_numbers_of_a_service_are_medians_and_cpu_per_full_answer():
+    found = describe([window(100.0), window(130.0), window(None, late_s=2), window(110.0)])
+    assert (found["rps"], found["late_s"], found["ended"]) == (110.0, 2, {"full": 16})
+    assert found["cpu_us"] == {"all": 100.0, "Scorer": 75.0, "rest": 25.0}
+    assert describe([window(None)])["rps"] is None
+
+
+def test_a_ratio_is_taken_round_by_round_and_means_nothing_if_it_varies_too_much():
+    ours = [window(150.0), window(300.0), window(160.0)]
+    even = ratio(ours, [window(100.0), window(200.0), window(100.0)], "rps")
+    assert even == {"median": 1.5, "lowest": 1.5, "highest": 1.6, "meaningless": False}
+    assert ratio(ours, [window(100.0)] * 3, "rps")["meaningless"]
+    assert ratio(ours, [window(100.0, kept_up=False)], "rps") is None
+    assert ratio(ours, [window(None)] * 3, "rps") is None
+
+
+def test_the_verdict_depends_on_full_answers_and_on_the_generator():
+    def at(load, *windows):
+        return {**load, "services": {"tabrank": describe(windows)}}
+
+    good = {"closed loop × 8": at(CLOSED, window(90.0)), "open loop, 10/s": at(OPEN, window(10.0))}
+    assert compare_verdict(good) == ("held", [])
+    verdict, reasons = compare_verdict(good | {"closed loop × 1": at(CLOSED, window(0.0))})
+    assert (verdict, reasons) == ("not held", ["tabrank was not measured at closed loop × 1"])
+    behind = at(OPEN, window(None, kept_up=False))
+    assert compare_verdict(good | {"open loop, 900/s": behind}) == ("held", [])
+    late = at(OPEN, window(10.0), window(10.0, late_s=1))
+    verdict, reasons = compare_verdict(good | {"open loop, 10/s": late})
+    assert verdict == "void"
+    assert "late in 1 of 4 open-loop seconds" in reasons[0]
