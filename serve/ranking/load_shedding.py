@@ -18,9 +18,11 @@ from statistics import fmean
 # Target for the mean latency of scored requests, as a share of the deadline. The p99 is about twice
 # the mean.
 TARGET_LATENCY = 0.45
-# A request behind this much CPU time, as a share of the deadline, is in excess; behind the second,
+# A request behind this much CPU time, as a share of the deadline, is in excess; behind so much more,
 # it is refused. A ranking waits for about four iterations of the event loop, so these bound one.
-MOST_WORK, MOST_WORK_IN_EXCESS = 0.15, 0.25
+MOST_WORK, MORE_WORK = 0.15, 0.1
+# While the limit is whole, one long iteration is forgiven.
+FORGIVEN_WORK = 0.3
 # Each request that is scored lets one in excess be answered, at most this many in a row.
 MOST_CREDIT = 100
 # Use the least pressure of the last three ticks, as CoDel does (Nichols and Jacobson 2012): a burst
@@ -61,13 +63,17 @@ class LoadShedder:
         """Return the lost share of the limit, plus the refused share of the excess."""
         return (1.0 - self._share) + self._refused_share
 
+    @property
+    def _most_work(self) -> float:
+        return FORGIVEN_WORK if self._share == 1.0 else MOST_WORK
+
     def delays(self, work_s: float, deadline_s: float) -> bool:
         """Return True if a request behind `work_s` of CPU time is in excess, whatever the limit."""
-        return self.enabled and work_s > MOST_WORK * deadline_s
+        return self.enabled and work_s > self._most_work * deadline_s
 
     def refuses(self, work_s: float, deadline_s: float) -> bool:
         """Return True to refuse a request in excess that is behind `work_s` of CPU time."""
-        too_much = work_s > MOST_WORK_IN_EXCESS * deadline_s
+        too_much = work_s > (self._most_work + MORE_WORK) * deadline_s
         is_refused = self.enabled and (too_much or self._credit < 1)
         self._num_excess += 1
         self._num_refused += is_refused

@@ -77,7 +77,7 @@ def test_what_is_behind_much_work_is_in_excess():
         def rooms():
             with admission.scoring("", 1) as at_once:
                 pass
-            until_s = time.thread_time() + 0.02
+            until_s = time.thread_time() + 0.04
             while time.thread_time() < until_s:
                 pass
             with admission.scoring("", 1) as behind:

@@ -41,12 +41,21 @@ def test_slow_answers_lower_the_limit_to_its_floor_and_quick_ones_restore_it():
 
 
 def test_a_request_behind_much_work_is_in_excess_and_behind_more_refused():
-    shedder = LoadShedder(MOST)
+    shedder = after(4 * TICK_S, scored_s=0.06)
+    assert shedder.limit < MOST
     assert shedder.delays(0.016, DEADLINE_S)
     assert not shedder.refuses(0.016, DEADLINE_S), "there is the popular order yet"
     assert shedder.refuses(0.026, DEADLINE_S)
-    after(TICK_S, shedder)
-    assert shedder.level == 0.5, "one of two in excess was refused"
+    after(TICK_S, shedder, scored_s=0.06)
+    assert shedder.level == pytest.approx(1.0 - shedder.limit / MOST + 0.5), "one of two was refused"
+
+
+def test_while_the_limit_is_whole_one_long_iteration_is_forgiven():
+    shedder = LoadShedder(MOST)
+    assert not shedder.delays(0.029, DEADLINE_S)
+    assert shedder.delays(0.031, DEADLINE_S)
+    assert not shedder.refuses(0.039, DEADLINE_S)
+    assert shedder.refuses(0.041, DEADLINE_S)
 
 
 def test_no_more_requests_in_excess_are_answered_than_are_scored():
