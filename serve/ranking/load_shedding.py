@@ -18,8 +18,8 @@ from statistics import fmean
 # Target for the mean latency of scored requests, as a share of the deadline. The p99 is about twice
 # the mean.
 TARGET_LATENCY = 0.45
-# A request behind this much CPU time, as a share of the deadline, is in excess; behind so much more,
-# it is refused. A ranking waits for about four iterations of the event loop, so these bound one.
+# A request behind this much CPU time, as a share of the deadline, is in excess; behind so much
+# more, it is refused. A ranking waits for about four iterations of the event loop.
 MOST_WORK, MORE_WORK = 0.15, 0.1
 # While the limit is whole, one long iteration is forgiven.
 FORGIVEN_WORK = 0.3
