@@ -35,6 +35,8 @@ SEARCH = KneePlan(
 )
 # After the overload the knee is confirmed in shorter steps.
 AFTER = replace(SEARCH, confirm_s=8.0)
+# Least knee after the overloads, as a share of that before: a machine's speed varies by a third.
+LEAST_KNEE = 0.6
 CONTROL_TIMES = 2.0
 # Long enough for the collapse without load shedding: the system's own queues fill sooner.
 CONTROL_S = 20.0
@@ -124,7 +126,8 @@ def run_overload(
     if ran_without:
         at, lines["the control"] = ran_without
         control |= at(knee_rps)
-    verdict = overall([verdict_of(runs, control), "held" if after_rps else "not held"])
+    kept = after_rps is not None and after_rps >= LEAST_KNEE * before_rps
+    verdict = overall([verdict_of(runs, control), "held" if kept else "not held"])
     report = {
         "verdict": verdict,
         "knee_rps": knee_rps,
@@ -171,10 +174,8 @@ def _control(offering: Offering, seconds: float) -> tuple[Report, Ran | None]:
 
 def verdict_of(runs: Sequence[Report], control: Report) -> Verdict:
     """Return the verdict on all runs; the control must not hold, and is void if it did not run."""
-    if not control["run"]:
-        collapsed: Verdict = "void"
-    else:
-        collapsed = "not held" if control["verdict"] == "held" else "held"
+    opposite: dict[str, Verdict] = {"held": "not held", "not held": "held"}
+    collapsed = opposite.get(control["verdict"], "void") if control["run"] else "void"
     return overall([*(run["verdict"] for run in runs), collapsed])
 
 

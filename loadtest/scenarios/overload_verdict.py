@@ -11,7 +11,7 @@ import numpy as np
 
 from loadtest.generator.dispatcher import NOT_SENT
 from loadtest.measure.measure import Requests, milliseconds, percentile, rounded_numbers
-from loadtest.measure.timeline import timeline
+from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, listed
 from loadtest.report.report import Report
 from loadtest.workload.profiles import Block, Slo
@@ -89,7 +89,6 @@ def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: f
     full_rps = sum(one.full_rps for one in counted) / seconds
     steady = [one for one in counted if not (load.bursts and load.exceeds(one.t_s))]
     weak_s = [o.t_s for o in steady if o.full_rps < WEAK * (o.offered_rps if load.bursts else full_rps)]
-    after = [o for o in moments if o.t_s >= load.begins_s[0] + load.seconds and o.t_s not in late_s]
     return {
         "times": load.times,
         "bursts": load.bursts,
@@ -116,10 +115,22 @@ def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: f
         "not_sent": ended[NOT_SENT.name],
         "failures": {o.name: n for o, n in due.counts().items() if not o.ok and o.name != REFUSED},
         "generator_late_ms_p99": percentile(due.late_ms, 0.99) or 0.0,
-        "back_s": next(
-            (i for i, one in enumerate(after) if one.full_rps >= BACK_SHARE * one.offered_rps), None
-        ),
+        "back_s": _back_s(load, [one for one in moments if one.t_s not in late_s]),
     }
+
+
+def _back_s(load: Overload, moments: Sequence[Moment]) -> int | None:
+    """Return the longest time (s) after an overload until three seconds in a row are full."""
+    longest_s = 0
+    for begins_s, until_s in pairwise([*load.begins_s, END]):
+        ends_s = begins_s + load.seconds
+        after = [one for one in moments if ends_s <= one.t_s < until_s]
+        is_full = [one.full_rps >= BACK_SHARE * one.offered_rps for one in after]
+        back_s = [int(one.t_s - ends_s) for i, one in enumerate(after) if all(is_full[i : i + 3])]
+        if not back_s:
+            return None
+        longest_s = max(longest_s, back_s[0])
+    return longest_s
 
 
 def with_verdict(found: Report, slo: Slo) -> Report:

@@ -221,7 +221,8 @@ class ApiKey:
 
     Attributes:
         sha256: SHA-256 of the key, as `python -m serve key` prints it.
-        requests_per_s: Requests per second that the caller may send.
+        requests_per_s: Requests per second that the caller may send; a ranking counts once for
+            each 100 candidates.
         may_choose_arm: The caller may send X-Arm, for testers.
     """
 
@@ -298,8 +299,8 @@ class UserConfig:
         stale_after_ms: Above this age of the features, answers report `stale_features`.
         log_features: Share of rankings whose feature matrix is logged, for the audit.
         kill_switch: Answer every ranking with the popular order; arms stay assigned.
-        `ladder`: Load shedding: score less, and finally answer fewer requests, so that the p99
-            holds.
+        `ladder`: Load shedding: popular order or 429 for what exceeds the capacity, so that the
+            p99 holds.
         api_keys: Keys of the callers, by name. Without keys, requests from this machine need none.
         shadow: A second version that also scores some batches, after their answers.
         guard: When a canary, or a recently promoted version, is rolled back automatically.

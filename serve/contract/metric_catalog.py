@@ -71,7 +71,7 @@ FRESHNESS = Metric(
 KILL_SWITCH = Metric("tabrank_kill_switch", "1 while a replica answers all in popular order.", is_gauge=True)
 LEVEL = Metric(
     "tabrank_ladder_level",
-    "Load shedding of a replica: above 0 answers are partial, from 1 to 2 a growing share is fallback.",
+    "Load shedding of a replica: the lost share of its limit, plus the refused share of the excess.",
     is_gauge=True,
 )
 REFUSED = Metric(

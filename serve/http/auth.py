@@ -83,6 +83,11 @@ class Authenticator:
         if key.sha256 in self._due_s:
             self._due_s[key.sha256] += more * self.num_replicas / key.requests_per_s
 
+    def refund(self, key: ApiKey) -> None:
+        """Take back the charge of a request that the service could not answer."""
+        if key.sha256 in self._due_s:
+            self._due_s[key.sha256] -= self.num_replicas / key.requests_per_s
+
     def _learn(self, keys: tuple[ApiKey, ...]) -> None:
         self._known = keys
         self._by_hash = {key.sha256: key for key in keys}

@@ -55,8 +55,11 @@ class ModelHolder:
         self._held.move_to_end(version)
 
     def holds(self, version: str) -> bool:
-        """Return True if a version is loaded."""
-        return version in self._held
+        """Return True if a version is loaded, and keep it longest."""
+        if version not in self._held:
+            return False
+        self._held.move_to_end(version)
+        return True
 
     async def prepare(self, version: str) -> None:
         """Load a version in a thread while others score; reading and verifying takes 0.1 s."""

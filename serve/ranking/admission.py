@@ -76,7 +76,10 @@ class Admission:
         self._deadline_s = 0.1
         # True if every request gets the popular order.
         self._is_closed = False
-        # Candidates that wait for their scores, by caller, and when each caller was last seen.
+        # Candidates of the last request, as the estimate for the next, which is unread.
+        self._last_size = 1
+        # Candidates that wait for their scores, in all and by caller; when each was last seen.
+        self._num_waiting = 0
         self._waiting: defaultdict[str, int] = defaultdict(int)
         self._seen_s: dict[str, float] = {}
 
@@ -94,25 +97,26 @@ class Admission:
         """Return True to refuse the current ranking unread."""
         work_s = self._lag.worked_s()
         self._seen_s[caller] = asyncio.get_running_loop().time()
-        if self._has_room(caller, 1, work_s):
+        if self._has_room(caller, self._last_size, work_s):
             return False
-        return self.load_shedder.refuses(work_s, self._deadline_s)
+        return self.load_shedder.refuses(work_s, self._deadline_s, on_credit=not self._is_closed)
 
     def _has_room(self, caller: str, num_candidates: int, work_s: float) -> bool:
-        """Return True if a caller's candidates fit into its part of the limit.
+        """Return True if a caller's candidates fit the limit, or the caller's part of it.
 
-        All callers have equal parts. One request always fits, however large it is, but with the
-        kill switch none does.
+        All callers have equal parts. One request of each always fits, however large it is, but with
+        the kill switch none does.
         """
         if self._is_closed or self.load_shedder.delays(work_s, self._deadline_s):
             return False
-        waiting = self._waiting[caller]
-        part = self.load_shedder.limit / max(len(self._seen_s), 1)
-        return not waiting or waiting + num_candidates <= part
+        limit, waiting = self.load_shedder.limit, self._waiting[caller]
+        part = limit / max(len(self._seen_s), 1)
+        return not waiting or self._num_waiting + num_candidates <= limit or waiting + num_candidates <= part
 
     @contextmanager
     def scoring(self, caller: str, num_candidates: int) -> Iterator[bool]:
         """Hold a caller's room while its candidates wait for scores; False if there is none."""
+        self._last_size = num_candidates
         has_room = self._has_room(caller, num_candidates, self._lag.worked_s())
         if not has_room:
             if not self._is_closed:
@@ -120,10 +124,12 @@ class Admission:
             yield False
             return
         self._waiting[caller] += num_candidates
+        self._num_waiting += num_candidates
         try:
             yield True
         finally:
             self._waiting[caller] -= num_candidates
+            self._num_waiting -= num_candidates
 
     def waited_s(self) -> float:
         """Return an upper bound on the time the current request queued before its handler."""

@@ -81,8 +81,7 @@ class Batcher(Generic[Item, Answer]):
         self._waiting_size += size
         if self._tasks:
             self._fill_slots()
-            if waiting.is_queued and self._patience is None:
-                self._patience = loop.call_later(PATIENCE_S, self._out_of_patience)
+            self._await_patience()
         elif not self._is_starting:
             # Start with all requests that this iteration reads, not with the first of them alone.
             self._is_starting = True
@@ -102,6 +101,7 @@ class Batcher(Generic[Item, Answer]):
     def _start(self) -> None:
         self._is_starting = False
         self._fill_slots()
+        self._await_patience()
 
     def _fill_slots(self) -> None:
         while self._queue and not self._queue[0].is_queued:
@@ -126,7 +126,10 @@ class Batcher(Generic[Item, Answer]):
     def _out_of_patience(self) -> None:
         self._patience = None
         self._fill_slots()
-        if self._queue:
+        self._await_patience()
+
+    def _await_patience(self) -> None:
+        if self._queue and self._patience is None:
             self._patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._out_of_patience)
 
     def _leaves_queue(self, waiting: _Waiting[Item, Answer]) -> None:

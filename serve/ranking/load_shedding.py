@@ -1,4 +1,4 @@
-"""Load shedding: score as many requests as are answered in time, and only those in excess less.
+"""Load shedding: limit the candidates that wait for scores; give the excess less than scores.
 
 `limit` is the number of candidates that may wait for their scores at once. Like the limiters of
 Envoy and of Netflix's concurrency-limits, it adapts to what this machine can do: 20 times a second
@@ -6,8 +6,8 @@ it falls while the latency of scored requests is above its target, and rises bel
 keeps the scorers busy, and bounds the latency as well (Little 1961).
 
 A request beyond the limit, or behind too much work of this process, is in excess. It gets the
-popular order, which costs about half as much, or is refused unread. At most as many get the popular
-order as are scored, so that the model keeps most of the CPU time.
+popular order, or is refused unread. At most as many get the popular order as are scored: they cost
+half as much, so the model keeps most of the CPU time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TARGET_LATENCY = 0.45
 # A request behind this much CPU time, as a share of the deadline, is in excess; behind so much
 # more, it is refused. A ranking waits for about four iterations of the event loop.
 MOST_WORK, MORE_WORK = 0.15, 0.1
-# While the limit is whole, one long iteration is forgiven.
+# While the limit is whole, long iterations are forgiven.
 FORGIVEN_WORK = 0.3
 # Each request that is scored lets one in excess be answered, at most this many in a row.
 MOST_CREDIT = 100
@@ -51,7 +51,7 @@ class LoadShedder:
         self._num_excess = self._num_refused = 0
         self._refused_share = 0.0
         self._credit = MOST_CREDIT
-        self._slow: deque[float] = deque(maxlen=TICKS)
+        self._pressures: deque[float] = deque(maxlen=TICKS)
 
     @property
     def limit(self) -> float:
@@ -71,17 +71,20 @@ class LoadShedder:
         """Return True if a request behind `work_s` of CPU time is in excess, whatever the limit."""
         return self.enabled and work_s > self._most_work * deadline_s
 
-    def refuses(self, work_s: float, deadline_s: float) -> bool:
-        """Return True to refuse a request in excess that is behind `work_s` of CPU time."""
+    def refuses(self, work_s: float, deadline_s: float, *, on_credit: bool) -> bool:
+        """Return True to refuse a request in excess that is behind `work_s` of CPU time.
+
+        `on_credit`: its answer is paid for by one that was scored.
+        """
         too_much = work_s > (self._most_work + MORE_WORK) * deadline_s
-        is_refused = self.enabled and (too_much or self._credit < 1)
+        is_refused = self.enabled and (too_much or (on_credit and self._credit < 1))
         self._num_excess += 1
         self._num_refused += is_refused
         return is_refused
 
     def exceeded(self) -> None:
         """Record a request in excess that gets the popular order."""
-        self._credit -= 1
+        self._credit = max(self._credit - 1, 0)
 
     def scored(self, latency_s: float) -> None:
         """Record the latency of a ranking that was answered with its scores."""
@@ -100,8 +103,8 @@ class LoadShedder:
     def tick(self, since_s: float, deadline_s: float) -> None:
         """Adapt the limit, `since_s` after the last time."""
         mean_s = fmean(self._scored_s) if self._scored_s else 0.0
-        self._slow.append(mean_s / (TARGET_LATENCY * deadline_s))
-        pressure = min(self._slow)
+        self._pressures.append(mean_s / (TARGET_LATENCY * deadline_s))
+        pressure = min(self._pressures)
         if pressure > 1.0:
             self._share *= max(1.0 - LOSE_PER_S * since_s * (min(pressure, 2.0) - 1.0), 0.0)
         else:

@@ -7,10 +7,11 @@ one. Larger batches go to Scorer, so that this process computes the features of 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 
-from serve.model.scorer_cache import ITS_OWN, ModelHolder, untimed
+from serve.contract.logs import SeldomWarning
+from serve.model.scorer_cache import ITS_OWN, MAX_VERSIONS, ModelHolder, untimed
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
 # About half of a call's time without the scoring is spent in this process. A batch that is scored
@@ -22,47 +23,69 @@ LAST_SCORED, LAST_CALLS = 16, 512
 
 
 class NearScoring:
-    """Score a batch here if that is cheaper than the call, or if the call fails."""
+    """Score a batch here if that is cheaper than the call, or if the call fails.
+
+    `may(version)` tells whether this process may score a version at all.
+    """
 
     def __init__(
-        self, call: Call, models: ModelHolder, clock: Callable[[], float] = time.perf_counter
+        self,
+        call: Call,
+        models: ModelHolder,
+        may: Callable[[str], bool],
+        warn: SeldomWarning,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._call = call
         self._clock = clock
         self._models = models
+        self._may = may
+        self._warn = warn
         self._overheads_ms: deque[float] = deque(maxlen=LAST_CALLS)
         self._least_overhead_ms = 0.0
-        self._ms_per_row: deque[float] = deque(maxlen=LAST_SCORED)
+        # Times per row, by version and the binary logarithm of the rows: a batch has a fixed cost.
+        self._ms_per_row: dict[str, defaultdict[int, deque[float]]] = {}
 
     async def __call__(self, version: str, payload: bytes) -> bytes:
         """Return the scores of a packed matrix and the time they took, as Scorer does.
 
         Raises:
-            Exception: the exception of the call, where the version is not loaded here.
+            Exception: the exception of the call, where the version may not be scored here.
         """
         num_rows = int.from_bytes(payload[:8], "little")
-        is_here = self._models.holds(version)
-        here_ms = num_rows * min(self._ms_per_row, default=0.0)
-        if is_here and here_ms <= SHARE_HERE * self._least_overhead_ms:
-            return self._score(version, payload, num_rows)
+        times = self._times(version)[num_rows.bit_length()]
+        here_ms = num_rows * min(times, default=float("inf"))
+        if here_ms <= SHARE_HERE * self._least_overhead_ms and self._is_here(version):
+            return self._timed(self._models.score(version, payload), num_rows, times)
         begun = self._clock()
         try:
-            answer = await self._call(version, payload)
+            answer = self._timed(await self._call(version, payload), num_rows, times)
         except ITS_OWN:
             raise
-        except Exception:
-            if not is_here:
+        except Exception as error:
+            if not self._is_here(version):
                 raise
-            return self._score(version, payload, num_rows)
+            self._warn("scored without Scorer", error)
+            return self._models.score(version, payload)
         _, took_ms = untimed(answer, num_rows)
         if took_ms is not None:
             self._overheads_ms.append((self._clock() - begun) * 1e3 - took_ms)
             self._least_overhead_ms = min(self._overheads_ms)
         return answer
 
-    def _score(self, version: str, payload: bytes, num_rows: int) -> bytes:
-        answer = self._models.score(version, payload)
+    def _is_here(self, version: str) -> bool:
+        return self._may(version) and self._models.holds(version)
+
+    def _times(self, version: str) -> defaultdict[int, deque[float]]:
+        if version not in self._ms_per_row:
+            # Versions come and go.
+            if len(self._ms_per_row) > MAX_VERSIONS:
+                self._ms_per_row.clear()
+            self._ms_per_row[version] = defaultdict(lambda: deque(maxlen=LAST_SCORED))
+        return self._ms_per_row[version]
+
+    def _timed(self, answer: bytes, num_rows: int, times: deque[float]) -> bytes:
         _, took_ms = untimed(answer, num_rows)
         if took_ms is not None and num_rows:
-            self._ms_per_row.append(took_ms / num_rows)
+            times.append(took_ms / num_rows)
         return answer

@@ -35,8 +35,9 @@ from serve.rollout.active_models import ActiveModels, LoadModel, stated_versions
 from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
 from serve.stores.factory import open_store
 
-# Size of a batch that gets the popular order, in batches that are scored; it makes no features.
-EXCESS = 8
+# A batch that gets the popular order may have the size of so many that are scored: it makes no
+# features.
+EXCESS_BATCHES = 8
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 # Takes packed records and returns once they are durable.
 TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
@@ -76,7 +77,10 @@ class FeatureFetcher:
         async def call(version: str, payload: bytes) -> bytes:
             return await breakers[version](version, payload)
 
-        score = call if near is None else NearScoring(call, near)
+        # A version on trial may be slow, or end its process.
+        score = call
+        if near is not None:
+            score = NearScoring(call, near, lambda version: self.models.trial(version) is None, self.warn)
 
         open_reader = partial(
             open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
@@ -93,9 +97,9 @@ class FeatureFetcher:
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
-        # Together, the requests in excess of one event-loop iteration cost a quarter. None may wait
-        # for another iteration: each brings as many again.
-        self._excess: Batcher[Query, Slate] = Batcher(self._popular, slots=1, cap=EXCESS * 1760)
+        # In batches of 16 a popular order takes a quarter of the time that it takes alone. None may
+        # wait for another iteration of the event loop: each brings as many again.
+        self._excess: Batcher[Query, Slate] = Batcher(self._popular, slots=1, cap=EXCESS_BATCHES * 1760)
 
     @property
     def model(self) -> Artifact | None:
@@ -115,7 +119,7 @@ class FeatureFetcher:
         self.models.limits = config.guard
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
-        self._excess.cap = EXCESS * self._scored.cap
+        self._excess.cap = EXCESS_BATCHES * self._scored.cap
         self.admission.configure(
             enabled=config.ladder and not self.event_clock,
             deadline_ms=config.deadline_ms,
@@ -176,21 +180,25 @@ class FeatureFetcher:
 
     async def _slate(self, query: Query, waited_s: float, deadline: float, caller: str) -> Slate:
         arrived_s = asyncio.get_running_loop().time() - waited_s
+        if not query.arm.by_model and not self.config.kill_switch:
+            return await self._answered(self._unscored, query, deadline)
         with self.admission.scoring(caller, query.num_scored) as has_room:
-            ranking = self._scored if query.arm.by_model else self._unscored
-            batcher = ranking if has_room else self._excess
-            try:
-                slate = await batcher.submit(query, query.num_scored, deadline)
-                if has_room:
-                    self.admission.scored(arrived_s)
-                return slate
-            except TimeoutError:
-                reason = "deadline"
-                self.admission.late(arrived_s, deadline)
-            # An internal error, or an error of another request in the batch.
-            except Exception as error:
-                reason = "scorer_unavailable"
-                self.warn(reason, error, query.request_id)
+            slate = await self._answered(self._scored if has_room else self._excess, query, deadline)
+        if slate.model is not None:
+            self.admission.scored(arrived_s)
+        elif has_room and slate.degraded == ("deadline",):
+            self.admission.late(arrived_s, deadline)
+        return slate
+
+    async def _answered(self, batcher: Batcher[Query, Slate], query: Query, deadline: float) -> Slate:
+        try:
+            return await batcher.submit(query, query.num_scored, deadline)
+        except TimeoutError:
+            reason = "kill_switch" if self.config.kill_switch else "deadline"
+        # An internal error, or an error of another request in the batch.
+        except Exception as error:
+            reason = "scorer_unavailable"
+            self.warn(reason, error, query.request_id)
         return self.ranker.popular([query], reason)[0]
 
     async def _popular(self, queries: list[Query]) -> list[Slate]:

@@ -83,11 +83,11 @@ ONE_MACHINE = {
     # within the machine takes less than 0.1 ms. Without `http-request`, a client that sends one
     # byte of its headers a minute would hold a connection for ever.
     "RAY_SERVE_HAPROXY_RETRY_ON": f"{RETRY_ON}\n    timeout connect 50ms\n    timeout http-request 5s"
-    "\n    timeout check 4s",
-    # One check may take 4 s, instead of three 1 s each. On a busy machine three in a row were late,
-    # HAProxy gave the only replica up, and all requests went through Ray's Python proxy: a tenth as
-    # fast, and its work delayed the next checks as well.
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "1",
+    "\n    timeout check 2s",
+    # Two checks may take 2 s each, instead of three 1 s. On a busy machine three in a row were
+    # late, HAProxy gave the only replica up, and all requests went through Ray's Python proxy. It
+    # is a tenth as fast, and its work delayed the next checks as well.
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "2",
     # HAProxy beside the replicas sees a change after the window above, so that a rollout need not
     # wait 30 s per step.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",

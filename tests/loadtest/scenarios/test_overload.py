@@ -162,8 +162,15 @@ def test_full_answers_are_back_soon(until_s, every, back_s, reason):
     assert reasons(offering) == ([reason] if reason else [])
 
 
-def test_a_late_second_after_the_overload_does_not_count():
-    assert reasons(overloaded().between(22, 25, FALLBACK).between(22, 23, FALLBACK, late_ms=30.0)) == []
+def test_a_late_second_after_the_overload_passes_but_does_not_count():
+    late = overloaded().between(22, 25, FALLBACK).between(22, 23, FALLBACK, late_ms=30.0)
+    assert reasons(late) == ["full answers were back 3 s after the overload (limit 2 s)"]
+    assert reasons(overloaded().between(22, 23, FALLBACK, late_ms=30.0)) == []
+
+
+def test_answers_that_are_full_for_a_second_are_not_back():
+    offering = overloaded().between(22, 23, FALLBACK).between(24, 25, FALLBACK)
+    assert found(offering)["back_s"] == 3
 
 
 def test_refusals_that_take_long_in_the_replica_are_not_allowed():
@@ -194,11 +201,12 @@ def test_full_answers_may_be_missing_in_bursts_alone():
     ]
 
 
-def test_full_answers_are_back_soon_after_the_first_burst():
-    first = BURSTS.begins_s[0]
+@pytest.mark.parametrize("burst", [0, 2])
+def test_full_answers_are_back_soon_after_each_burst(burst):
+    begins_s = BURSTS.begins_s[burst]
     # One answer in four: less than 99 % are full, but more than half.
     for seconds, held in ((2, True), (3, False)):
-        broken = burst_reasons(bursting().between(first + 3, first + 3 + seconds, FALLBACK, every=4))
+        broken = burst_reasons(bursting().between(begins_s + 3, begins_s + 3 + seconds, FALLBACK, every=4))
         assert broken == ([] if held else ["full answers were back 3 s after the overload (limit 2 s)"])
 
 

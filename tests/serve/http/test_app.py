@@ -414,6 +414,68 @@ def test_of_two_requests_with_room_for_one_the_second_gets_the_popular_order(ser
     assert service.ask(body()).json()["rung"] == "full"
 
 
+def test_a_ranking_counts_once_for_each_hundred_candidates_and_callers_share_the_replica(service):
+    keys = tuple(ApiKey(name, hashlib.sha256(name.encode()).hexdigest(), 1.0) for name in ("a", "b"))
+    service.fetcher.config = replace(service.fetcher.config, api_keys=keys)
+    many = body(candidates=[f"c{i}" for i in range(300)])
+
+    async def scenario():
+        await refresh(service.fetcher)
+        async with service.client() as client:
+
+            async def ask(name):
+                return (await client.post("/v1/rank", json=many, headers={"x-api-key": name})).status_code
+
+            return [await ask("a"), await ask("a"), await ask("b")]
+
+    assert asyncio.run(scenario()) == [200, 429, 200]
+    assert set(service.fetcher.admission._seen_s) == {"a", "b"}
+
+
+def test_a_refusal_does_not_count_against_the_key(service):
+    keys = (ApiKey("a", hashlib.sha256(b"a").hexdigest(), 1.0),)
+    service.fetcher.config = replace(service.fetcher.config, api_keys=keys)
+    edge = Edge(service.fetcher)
+    asked = []
+
+    async def scenario():
+        await refresh(service.fetcher)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(edge), base_url="http://localhost"
+        ) as client:
+            for refuses in (True, True, False):
+                service.fetcher.admission.refuses = lambda caller, refuses=refuses: refuses
+                asked.append(await client.post("/v1/rank", json=body(), headers={"x-api-key": "a"}))
+
+    asyncio.run(scenario())
+    assert [response.status_code for response in asked] == [429, 429, 200]
+
+
+class NearModels(FakeScorer):
+    """Models of the FeatureFetch process itself."""
+
+    def holds(self, version):
+        return version == MODEL
+
+    def score(self, version, payload):
+        self.calls += 1
+        price = np.expm1(np.log1p(Matrix.from_bytes(payload).numeric[:, 0]))
+        return self.answer(price).astype(np.float32).tobytes()
+
+
+def test_where_the_scorer_fails_the_process_scores_itself(tmp_path, service):
+    near, scorer = NearModels(), service.scorer
+    scorer.error = ConnectionError("gone")
+    before = service.fetcher
+    service.fetcher = FeatureFetcher(
+        before.args, tmp_path, scorer.score, scorer.load, service.ingest, near=near
+    )
+    service.fetcher.configure(before.config)
+    answer = service.ask(body()).json()
+    assert (answer["rung"], order(answer)) == ("full", ["b", "d", "a"])
+    assert (scorer.calls, near.calls) == (1, 1)
+
+
 def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service):
     service.fetcher._fit_a_call = 2
     whole, sizes = service.scorer.answer, []

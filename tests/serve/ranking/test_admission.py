@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 
 from serve.ranking.admission import ANSWER_MARGIN_S, Admission
 from serve.ranking.load_shedding import MOST_CREDIT
@@ -66,10 +67,11 @@ def test_callers_have_equal_parts_and_one_cannot_take_the_others():
         assert not admission.refuses("greedy")
         assert not admission.refuses("modest")
         scoring = admission.scoring
-        with scoring("greedy", 50) as one, scoring("greedy", 50) as two, scoring("modest", 50) as modest:
-            return one, two, modest
+        greedy, modest = partial(scoring, "greedy"), partial(scoring, "modest")
+        with greedy(60) as one, greedy(40) as two, greedy(10) as three, modest(25) as a, modest(25) as b:
+            return one, two, three, a, b
 
-    assert scenario(body) == (True, False, True)
+    assert scenario(body) == (True, True, False, True, True), "what the others leave is free"
 
 
 def test_what_is_behind_much_work_is_in_excess():
@@ -90,10 +92,11 @@ def test_what_is_behind_much_work_is_in_excess():
 
 def test_without_room_a_request_is_refused_once_as_many_were_answered_as_scored():
     async def body(admission):
-        with admission.scoring("", 100):
+        with admission.scoring("", 60):
             answered = 0
             while not admission.refuses(""):
-                with admission.scoring("", 10) as has_room:
+                # There is room for 40 yet.
+                with admission.scoring("", 50) as has_room:
                     assert not has_room
                 answered += 1
                 await asyncio.sleep(0)
@@ -104,8 +107,10 @@ def test_without_room_a_request_is_refused_once_as_many_were_answered_as_scored(
 
 def test_with_the_kill_switch_none_is_scored_and_all_are_answered():
     async def body(admission):
+        for _ in range(MOST_CREDIT):
+            admission.load_shedder.exceeded()
         configure(admission, most=100, kill_switch=True)
-        for _ in range(2 * MOST_CREDIT):
+        for _ in range(10):
             if admission.refuses(""):
                 return "refused"
             with admission.scoring("", 10) as has_room:

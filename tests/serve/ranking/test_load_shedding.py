@@ -44,33 +44,36 @@ def test_a_request_behind_much_work_is_in_excess_and_behind_more_refused():
     shedder = after(4 * TICK_S, scored_s=0.06)
     assert shedder.limit < MOST
     assert shedder.delays(0.016, DEADLINE_S)
-    assert not shedder.refuses(0.016, DEADLINE_S), "there is the popular order yet"
-    assert shedder.refuses(0.026, DEADLINE_S)
+    assert not shedder.refuses(0.016, DEADLINE_S, on_credit=True), "there is the popular order yet"
+    assert shedder.refuses(0.026, DEADLINE_S, on_credit=True)
     after(TICK_S, shedder, scored_s=0.06)
     assert shedder.level == pytest.approx(1.0 - shedder.limit / MOST + 0.5), "one of two was refused"
 
 
-def test_while_the_limit_is_whole_one_long_iteration_is_forgiven():
+def test_while_the_limit_is_whole_long_iterations_are_forgiven():
     shedder = LoadShedder(MOST)
     assert not shedder.delays(0.029, DEADLINE_S)
     assert shedder.delays(0.031, DEADLINE_S)
-    assert not shedder.refuses(0.039, DEADLINE_S)
-    assert shedder.refuses(0.041, DEADLINE_S)
+    assert not shedder.refuses(0.039, DEADLINE_S, on_credit=False)
+    assert shedder.refuses(0.041, DEADLINE_S, on_credit=False)
 
 
 def test_no_more_requests_in_excess_are_answered_than_are_scored():
     def num_answered():
         num = 0
-        while not shedder.refuses(0.0, DEADLINE_S):
+        while not shedder.refuses(0.0, DEADLINE_S, on_credit=True):
             shedder.exceeded()
             num += 1
         return num
 
     shedder = LoadShedder(MOST)
     assert num_answered() == MOST_CREDIT
+    # Answers that were not asked for beforehand leave no debt.
+    shedder.exceeded()
     for _ in range(7):
         shedder.scored(0.005)
     assert num_answered() == 7
+    assert not shedder.refuses(0.0, DEADLINE_S, on_credit=False)
 
 
 @pytest.mark.parametrize("capacity_rps", [200, 1_500, 20_000])
@@ -108,4 +111,4 @@ def test_switched_off_it_does_nothing():
     after(5.0, shedder, scored_s=0.2)
     assert shedder.limit == float("inf")
     assert not shedder.delays(9.0, DEADLINE_S)
-    assert not shedder.refuses(9.0, DEADLINE_S)
+    assert not shedder.refuses(9.0, DEADLINE_S, on_credit=True)

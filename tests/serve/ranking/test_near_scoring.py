@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from serve.contract.errors import ScoringFailed
+from serve.contract.logs import SeldomWarning
 from serve.features.matrix import Matrix
 from serve.model.scorer_cache import timed, untimed
 from serve.ranking.near_scoring import LAST_CALLS, NearScoring
 
-MS_PER_ROW = 0.01
+MS_PER_ROW, MS_PER_BATCH = 0.01, 0.2
 
 
 class Models:
-    """Holds version `held`; a row takes MS_PER_ROW by its own account."""
+    """Holds version `held`; by its own account a batch takes MS_PER_BATCH and MS_PER_ROW a row."""
 
     def __init__(self):
         self.sizes = []
@@ -27,28 +28,30 @@ class Models:
     def score(self, version, payload):
         num_rows = len(Matrix.from_bytes(payload).numeric)
         self.sizes.append(num_rows)
-        return timed(np.full(num_rows, 0.25, np.float32).tobytes(), num_rows * MS_PER_ROW)
+        return scored(0.25, num_rows)
 
 
 class Calls:
     """Deployment that takes `overhead_ms` beside the scoring, or raises `error`."""
 
-    def __init__(self, overhead_ms=4.0, error=None):
+    def __init__(self, overhead_ms=10.0, error=None):
         self.overhead_ms, self.error = overhead_ms, error
-        self.sizes = []
         self.now_s = 0.0
 
     async def __call__(self, version, payload):
         num_rows = len(Matrix.from_bytes(payload).numeric)
-        self.sizes.append(num_rows)
         if self.error is not None:
             raise self.error
-        self.now_s += self.overhead_ms / 1e3
-        return timed(np.full(num_rows, 0.75, np.float32).tobytes(), 0.0)
+        self.now_s += (self.overhead_ms + MS_PER_BATCH + num_rows * MS_PER_ROW) / 1e3
+        return scored(0.75, num_rows)
 
 
-def near_scoring(calls):
-    return NearScoring(calls, Models(), lambda: calls.now_s)
+def scored(score, num_rows):
+    return timed(np.full(num_rows, score, np.float32).tobytes(), MS_PER_BATCH + num_rows * MS_PER_ROW)
+
+
+def near_scoring(calls, models=None, may=lambda version: True):
+    return NearScoring(calls, models or Models(), may, SeldomWarning(), lambda: calls.now_s)
 
 
 def payload(num_rows):
@@ -64,39 +67,45 @@ def score(near, *sizes, version="held"):
     return asyncio.run(scenario())
 
 
-def test_small_batches_are_scored_here_and_large_ones_there_once_a_call_was_timed():
-    calls = Calls()
-    near = near_scoring(calls)
-    # Here 200 rows take 2 ms, half of a call.
-    assert score(near, 10, 10, 10, 150, 400, 10) == [0.25, 0.75, 0.25, 0.25, 0.75, 0.25]
+def test_a_batch_is_scored_here_once_a_call_of_its_size_took_more_than_twice_as_long():
+    near = near_scoring(Calls())
+    # Here 400 rows take 4.2 ms, less than half of a call, and 600 rows take 6.2.
+    assert score(near, 400, 400, 300, 600, 600, 600) == [0.75, 0.25, 0.25, 0.75, 0.75, 0.75]
+
+
+def test_batches_of_one_row_say_nothing_of_larger_ones():
+    near = near_scoring(Calls())
+    assert score(near, *[1] * 20, 400, 400) == [0.75, *[0.25] * 19, 0.75, 0.25]
 
 
 def test_the_shortest_of_the_last_calls_counts():
     calls = Calls(overhead_ms=1.0)
     near = near_scoring(calls)
-    score(near, 10, 400)
+    score(near, 400)
     calls.overhead_ms = 20.0
-    assert score(near, *[400] * (LAST_CALLS - 1), 150) == [0.75] * LAST_CALLS
-    assert score(near, 400, 1_100) == [0.25, 0.75]
+    assert score(near, *[400] * (LAST_CALLS - 1)) == [0.75] * (LAST_CALLS - 1)
+    assert score(near, 400, 400) == [0.75, 0.25]
 
 
-def test_a_version_that_is_not_loaded_here_is_always_called():
-    models, calls = Models(), Calls(overhead_ms=0.0)
-    assert score(NearScoring(calls, models), 1, 1, 1, version="other") == [0.75] * 3
+@pytest.mark.parametrize(("version", "may"), [("other", True), ("held", False)])
+def test_a_version_that_is_not_loaded_here_or_on_trial_is_always_called(version, may):
+    models = Models()
+    near = near_scoring(Calls(), models, lambda version: may)
+    assert score(near, 1, 1, 1, version=version) == [0.75] * 3
     assert models.sizes == []
 
 
-def test_where_the_deployment_is_gone_all_batches_are_scored_here():
-    near = NearScoring(Calls(error=ConnectionError("gone")), Models())
+def test_where_the_deployment_is_gone_all_batches_are_scored_here_with_a_warning(caplog):
+    near = near_scoring(Calls(error=ConnectionError("gone")))
     assert score(near, 1, 1_760) == [0.25, 0.25]
+    assert "scored without Scorer: ConnectionError: gone" in caplog.text
     with pytest.raises(ConnectionError):
         score(near, 1, version="other")
 
 
 def test_an_error_of_the_version_itself_is_not_repeated_here():
     models = Models()
-    near = NearScoring(Calls(error=ScoringFailed("bad")), models)
-    score(near, 1)
+    near = near_scoring(Calls(error=ScoringFailed("bad")), models)
     with pytest.raises(ScoringFailed):
         score(near, 1)
-    assert models.sizes == [1]
+    assert models.sizes == []
