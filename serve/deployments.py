@@ -93,10 +93,9 @@ class FeatureFetch:
             scores: bytes = await _answer(score.remote(version, payload))
             return scores
 
-        near = None
-        # With the other backend the model is on a GPU, which this process has not.
-        if is_near and args.backend == "onnx":
-            near = ModelHolder(Path(base) / args.models, args.backend)
+        # With the other backend the model is on a GPU, which this process does not have.
+        is_near = is_near and args.backend == "onnx"
+        near = ModelHolder(Path(base) / args.models, args.backend) if is_near else None
 
         async def load_model(version: str) -> None:
             await scorer.load.remote(version)

@@ -71,7 +71,7 @@ FRESHNESS = Metric(
 KILL_SWITCH = Metric("tabrank_kill_switch", "1 while a replica answers all in popular order.", is_gauge=True)
 LEVEL = Metric(
     "tabrank_ladder_level",
-    "Load shedding of a replica: the lost share of its limit, plus the refused share of the excess.",
+    "Load shedding of a replica: the lost share of the limit of waiting candidates.",
     is_gauge=True,
 )
 REFUSED = Metric(

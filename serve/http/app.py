@@ -20,7 +20,7 @@ from serve.contract.logs import of_request
 from serve.contract.messages import quoted
 from serve.contract.rankings import MAX_BODY_BYTES, Problem, RankAnswer
 from serve.contract.records import MAX_EVENTS_BODY_BYTES
-from serve.http.auth import Authenticator
+from serve.http.auth import CANDIDATES_A_REQUEST, Authenticator
 from serve.http.body_reader import BodyReader, Receive
 from serve.http.decoding import decode_request
 from serve.http.introspection import description, readiness
@@ -171,7 +171,7 @@ class Edge:
             _require(method, "POST", path)
             if self._fetcher.admission.refuses(key.name if key else ""):
                 if key is not None:
-                    self._keys.refund(key)
+                    self._keys.charge(key, -1)
                 raise _Unread
             return JSON, await self._rank(headers, key, request_id, receive)
         if path == EVENTS:
@@ -194,7 +194,7 @@ class Edge:
         body = await self._bodies.read(headers, receive, MAX_BODY_BYTES)
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
         if key is not None:
-            self._keys.charge(key, len(request.candidates))
+            self._keys.charge(key, max(len(request.candidates) / CANDIDATES_A_REQUEST - 1, 0))
         if request.request_id is None:
             request.request_id = request_id
         answer = await fetcher.rank(request, deadline_ms, arm, key.name if key else "")

@@ -73,20 +73,14 @@ class Authenticator:
         self._count(key)
         return key
 
-    def charge(self, key: ApiKey, num_candidates: int) -> None:
-        """Charge a key, which was admitted with one request, for the candidates of its ranking.
+    def charge(self, key: ApiKey, num_requests: float) -> None:
+        """Charge a key, which was admitted with one request, for more; negative to take it back.
 
         A key in debt is refused unread until its rate has paid for them.
         """
-        more = max(num_candidates / CANDIDATES_A_REQUEST - 1.0, 0.0)
         # The key may have been removed since it was admitted.
         if key.sha256 in self._due_s:
-            self._due_s[key.sha256] += more * self.num_replicas / key.requests_per_s
-
-    def refund(self, key: ApiKey) -> None:
-        """Take back the charge of a request that the service could not answer."""
-        if key.sha256 in self._due_s:
-            self._due_s[key.sha256] -= self.num_replicas / key.requests_per_s
+            self._due_s[key.sha256] += num_requests * self.num_replicas / key.requests_per_s
 
     def _learn(self, keys: tuple[ApiKey, ...]) -> None:
         self._known = keys

@@ -119,8 +119,7 @@ class Admission:
         self._last_size = num_candidates
         has_room = self._has_room(caller, num_candidates, self._lag.worked_s())
         if not has_room:
-            if not self._is_closed:
-                self.load_shedder.exceeded()
+            self.load_shedder.exceeded()
             yield False
             return
         self._waiting[caller] += num_candidates

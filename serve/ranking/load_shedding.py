@@ -46,10 +46,8 @@ class LoadShedder:
         self.enabled = True
         self.most = most
         self._share = 1.0
-        # Latencies, requests in excess and refused ones since the last tick.
+        # Latencies since the last tick.
         self._scored_s: list[float] = []
-        self._num_excess = self._num_refused = 0
-        self._refused_share = 0.0
         self._credit = MOST_CREDIT
         self._pressures: deque[float] = deque(maxlen=TICKS)
 
@@ -60,8 +58,8 @@ class LoadShedder:
 
     @property
     def level(self) -> float:
-        """Return the lost share of the limit, plus the refused share of the excess."""
-        return (1.0 - self._share) + self._refused_share
+        """Return the lost share of the limit, from 0 to 1."""
+        return 1.0 - self._share
 
     @property
     def _most_work(self) -> float:
@@ -77,10 +75,7 @@ class LoadShedder:
         `on_credit`: its answer is paid for by one that was scored.
         """
         too_much = work_s > (self._most_work + MORE_WORK) * deadline_s
-        is_refused = self.enabled and (too_much or (on_credit and self._credit < 1))
-        self._num_excess += 1
-        self._num_refused += is_refused
-        return is_refused
+        return self.enabled and (too_much or (on_credit and self._credit < 1))
 
     def exceeded(self) -> None:
         """Record a request in excess that gets the popular order."""
@@ -110,6 +105,4 @@ class LoadShedder:
         else:
             self._share = min(self._share + REGAIN_PER_S * since_s, 1.0)
         self._share = max(self._share, MIN_SHARE)
-        self._refused_share = self._num_refused / max(self._num_excess, 1)
         self._scored_s.clear()
-        self._num_excess = self._num_refused = 0

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 
 from serve.contract.logs import SeldomWarning
-from serve.model.scorer_cache import ITS_OWN, MAX_VERSIONS, ModelHolder, untimed
+from serve.model.scorer_cache import ITS_OWN, ModelHolder, untimed
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
 # About half of a call's time without the scoring is spent in this process. A batch that is scored
@@ -20,6 +20,8 @@ SHARE_HERE = 0.5
 # Take the least of the last times: the others contain queues, and work of other processes. Under a
 # high load nearly all calls do, so remember many of them.
 LAST_SCORED, LAST_CALLS = 16, 512
+# Versions times sizes that are remembered.
+MOST_TIMED = 128
 
 
 class NearScoring:
@@ -44,7 +46,9 @@ class NearScoring:
         self._overheads_ms: deque[float] = deque(maxlen=LAST_CALLS)
         self._least_overhead_ms = 0.0
         # Times per row, by version and the binary logarithm of the rows: a batch has a fixed cost.
-        self._ms_per_row: dict[str, defaultdict[int, deque[float]]] = {}
+        self._ms_per_row: defaultdict[tuple[str, int], deque[float]] = defaultdict(
+            lambda: deque(maxlen=LAST_SCORED)
+        )
 
     async def __call__(self, version: str, payload: bytes) -> bytes:
         """Return the scores of a packed matrix and the time they took, as Scorer does.
@@ -53,7 +57,10 @@ class NearScoring:
             Exception: the exception of the call, where the version may not be scored here.
         """
         num_rows = int.from_bytes(payload[:8], "little")
-        times = self._times(version)[num_rows.bit_length()]
+        # Versions come and go.
+        if len(self._ms_per_row) > MOST_TIMED:
+            self._ms_per_row.clear()
+        times = self._ms_per_row[version, num_rows.bit_length()]
         here_ms = num_rows * min(times, default=float("inf"))
         if here_ms <= SHARE_HERE * self._least_overhead_ms and self._is_here(version):
             return self._timed(self._models.score(version, payload), num_rows, times)
@@ -75,14 +82,6 @@ class NearScoring:
 
     def _is_here(self, version: str) -> bool:
         return self._may(version) and self._models.holds(version)
-
-    def _times(self, version: str) -> defaultdict[int, deque[float]]:
-        if version not in self._ms_per_row:
-            # Versions come and go.
-            if len(self._ms_per_row) > MAX_VERSIONS:
-                self._ms_per_row.clear()
-            self._ms_per_row[version] = defaultdict(lambda: deque(maxlen=LAST_SCORED))
-        return self._ms_per_row[version]
 
     def _timed(self, answer: bytes, num_rows: int, times: deque[float]) -> bytes:
         _, took_ms = untimed(answer, num_rows)

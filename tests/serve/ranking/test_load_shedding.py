@@ -46,8 +46,6 @@ def test_a_request_behind_much_work_is_in_excess_and_behind_more_refused():
     assert shedder.delays(0.016, DEADLINE_S)
     assert not shedder.refuses(0.016, DEADLINE_S, on_credit=True), "there is the popular order yet"
     assert shedder.refuses(0.026, DEADLINE_S, on_credit=True)
-    after(TICK_S, shedder, scored_s=0.06)
-    assert shedder.level == pytest.approx(1.0 - shedder.limit / MOST + 0.5), "one of two was refused"
 
 
 def test_while_the_limit_is_whole_long_iterations_are_forgiven():
