@@ -147,7 +147,8 @@ def refuse_unwritable(folder: Path) -> None:
     """Raise `TabrankError` if nothing can be created at a path; call it before long work."""
     try:
         above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
+        # On Linux the file never has a name, so a kill leaves nothing.
+        tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         raise TabrankError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
 
