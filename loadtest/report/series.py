@@ -40,8 +40,8 @@ def overload_summary(report: Report) -> str:
     control = report["control"]
     if not control["run"]:
         return "\n".join([*lines, f"  the control was not run: {control['reason']}"])
-    holds = control["verdict"] == "held"
-    effect = "it holds too, so load shedding is not the cause" if holds else "it collapses"
+    effects = {"held": "it holds too, so load shedding is not the cause", "not held": "it collapses"}
+    effect = effects.get(control["verdict"], "nothing is known")
     lines += [f"  without load shedding {effect}:", with_reasons(run_line(control), control["reasons"])]
     return "\n".join(lines)
 

@@ -118,7 +118,7 @@ def run_overload(
                 again = confirm_knee(partial(bench.step, service.url), AFTER, before_rps)
                 steps += again.steps
                 after_rps = again.confirmed.rate_rps if again.confirmed else None
-                emit(f"knee after the overload: {number(after_rps)} req/s")
+                emit(f"knee after the overload: {number(after_rps)} req/s ({LEAST_KNEE:.0%} needed)")
             control, ran_without = _control(offering, loads[0].seconds)
     knee_rps = min(before_rps, after_rps or before_rps)
     runs = [at(knee_rps) for at, _ in ran]
@@ -126,8 +126,8 @@ def run_overload(
     if ran_without:
         at, lines["the control"] = ran_without
         control |= at(knee_rps)
-    kept = after_rps is not None and after_rps >= LEAST_KNEE * before_rps
-    verdict = overall([verdict_of(runs, control), "held" if kept else "not held"])
+    kept: Verdict = "held" if (after_rps or 0.0) >= LEAST_KNEE * before_rps else "not held"
+    verdict = overall([verdict_of(runs, control), kept])
     report = {
         "verdict": verdict,
         "knee_rps": knee_rps,

@@ -221,8 +221,8 @@ class ApiKey:
 
     Attributes:
         sha256: SHA-256 of the key, as `python -m serve key` prints it.
-        requests_per_s: Requests per second that the caller may send; a ranking counts once for
-            each 100 candidates.
+        requests_per_s: Requests per second that the caller may send; a ranking counts as its
+            candidates / 100, but at least 1.
         may_choose_arm: The caller may send X-Arm, for testers.
     """
 

@@ -170,8 +170,7 @@ class Edge:
         if path == RANK:
             _require(method, "POST", path)
             if self._fetcher.admission.refuses(key.name if key else ""):
-                if key is not None:
-                    self._keys.charge(key, -1)
+                self._keys.charge(key, -1)
                 raise _Unread
             return JSON, await self._rank(headers, key, request_id, receive)
         if path == EVENTS:
@@ -193,8 +192,7 @@ class Edge:
         deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
         body = await self._bodies.read(headers, receive, MAX_BODY_BYTES)
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
-        if key is not None:
-            self._keys.charge(key, max(len(request.candidates) / CANDIDATES_A_REQUEST - 1, 0))
+        self._keys.charge(key, max(len(request.candidates) / CANDIDATES_A_REQUEST - 1, 0))
         if request.request_id is None:
             request.request_id = request_id
         answer = await fetcher.rank(request, deadline_ms, arm, key.name if key else "")

@@ -15,7 +15,7 @@ from serve.contract.errors import RequestError
 
 # A key that was idle may send one second's worth of requests at once.
 BURST_S = 1.0
-# A ranking counts once for each 100 candidates that it has: it costs in proportion to them.
+# A ranking counts as its candidates / 100, but at least 1: it costs in proportion to them.
 CANDIDATES_A_REQUEST = 100
 LOOPBACK = "127.0.0.1"
 NO_KEYS = (
@@ -73,13 +73,13 @@ class Authenticator:
         self._count(key)
         return key
 
-    def charge(self, key: ApiKey, num_requests: float) -> None:
+    def charge(self, key: ApiKey | None, num_requests: float) -> None:
         """Charge a key, which was admitted with one request, for more; negative to take it back.
 
         A key in debt is refused unread until its rate has paid for them.
         """
         # The key may have been removed since it was admitted.
-        if key.sha256 in self._due_s:
+        if key is not None and key.sha256 in self._due_s:
             self._due_s[key.sha256] += num_requests * self.num_replicas / key.requests_per_s
 
     def _learn(self, keys: tuple[ApiKey, ...]) -> None:
@@ -95,7 +95,7 @@ class Authenticator:
                 429,
                 "too many requests",
                 f"the key {key.name!r} may send {key.requests_per_s:g} requests per second, and a ranking counts "
-                f"once for each {CANDIDATES_A_REQUEST} candidates",
+                f"as its candidates / {CANDIDATES_A_REQUEST}, but at least 1",
                 retry_after_s=math.ceil(due_s - now_s),
             )
         self._due_s[key.sha256] = due_s + self.num_replicas / key.requests_per_s

@@ -78,8 +78,7 @@ class Admission:
         self._is_closed = False
         # Candidates of the last request, as the estimate for the next, which is unread.
         self._last_size = 1
-        # Candidates that wait for their scores, in all and by caller; when each was last seen.
-        self._num_waiting = 0
+        # Candidates that wait for their scores, by caller; when each was last seen.
         self._waiting: defaultdict[str, int] = defaultdict(int)
         self._seen_s: dict[str, float] = {}
 
@@ -104,14 +103,14 @@ class Admission:
     def _has_room(self, caller: str, num_candidates: int, work_s: float) -> bool:
         """Return True if a caller's candidates fit the limit, or the caller's part of it.
 
-        All callers have equal parts. One request of each always fits, however large it is, but with
-        the kill switch none does.
+        All callers have equal parts, and one request of each fits, however large it is. None does
+        with the kill switch, or behind too much CPU work.
         """
         if self._is_closed or self.load_shedder.delays(work_s, self._deadline_s):
             return False
         limit, waiting = self.load_shedder.limit, self._waiting[caller]
-        part = limit / max(len(self._seen_s), 1)
-        return not waiting or self._num_waiting + num_candidates <= limit or waiting + num_candidates <= part
+        free = max(limit / max(len(self._seen_s), 1) - waiting, limit - sum(self._waiting.values()))
+        return not waiting or num_candidates <= free
 
     @contextmanager
     def scoring(self, caller: str, num_candidates: int) -> Iterator[bool]:
@@ -119,16 +118,15 @@ class Admission:
         self._last_size = num_candidates
         has_room = self._has_room(caller, num_candidates, self._lag.worked_s())
         if not has_room:
-            self.load_shedder.exceeded()
+            if not self._is_closed:
+                self.load_shedder.exceeded()
             yield False
             return
         self._waiting[caller] += num_candidates
-        self._num_waiting += num_candidates
         try:
             yield True
         finally:
             self._waiting[caller] -= num_candidates
-            self._num_waiting -= num_candidates
 
     def waited_s(self) -> float:
         """Return an upper bound on the time the current request queued before its handler."""
@@ -144,9 +142,9 @@ class Admission:
         within_s = self._deadline_s if deadline_ms is None else deadline_ms / 1e3
         return asyncio.get_running_loop().time() + within_s - waited_s - ANSWER_MARGIN_S - self._lag.last_s
 
-    def scored(self, arrived_s: float) -> None:
-        """Record a request answered with its scores; `arrived_s` is on the event loop's clock."""
-        self.load_shedder.scored(asyncio.get_running_loop().time() - arrived_s)
+    def answered(self, arrived_s: float, *, is_scored: bool) -> None:
+        """Record a request within the limit; `arrived_s` is on the event loop's clock."""
+        self.load_shedder.answered(asyncio.get_running_loop().time() - arrived_s, is_scored=is_scored)
 
     def late(self, arrived_s: float, deadline: float) -> None:
         """Record a request answered without scores because its deadline passed.

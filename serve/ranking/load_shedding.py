@@ -6,8 +6,8 @@ it falls while the latency of scored requests is above its target, and rises bel
 keeps the scorers busy, and bounds the latency as well (Little 1961).
 
 A request beyond the limit, or behind too much work of this process, is in excess. It gets the
-popular order, or is refused unread. At most as many get the popular order as are scored: they cost
-half as much, so the model keeps most of the CPU time.
+popular order, or is refused unread. At most as many get the popular order as are answered within
+the limit: they cost half as much, so the model keeps most of the CPU time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TARGET_LATENCY = 0.45
 MOST_WORK, MORE_WORK = 0.15, 0.1
 # While the limit is whole, long iterations are forgiven.
 FORGIVEN_WORK = 0.3
-# Each request that is scored lets one in excess be answered, at most this many in a row.
+# Each request within the limit lets one in excess be answered, at most this many in a row.
 MOST_CREDIT = 100
 # Use the least pressure of the last three ticks, as CoDel does (Nichols and Jacobson 2012): a burst
 # passes by itself, a standing queue does not.
@@ -59,7 +59,7 @@ class LoadShedder:
     @property
     def level(self) -> float:
         """Return the lost share of the limit, from 0 to 1."""
-        return 1.0 - self._share
+        return 1.0 - self._share if self.enabled else 0.0
 
     @property
     def _most_work(self) -> float:
@@ -72,7 +72,7 @@ class LoadShedder:
     def refuses(self, work_s: float, deadline_s: float, *, on_credit: bool) -> bool:
         """Return True to refuse a request in excess that is behind `work_s` of CPU time.
 
-        `on_credit`: its answer is paid for by one that was scored.
+        `on_credit`: its answer is paid for by one within the limit.
         """
         too_much = work_s > (self._most_work + MORE_WORK) * deadline_s
         return self.enabled and (too_much or (on_credit and self._credit < 1))
@@ -81,9 +81,10 @@ class LoadShedder:
         """Record a request in excess that gets the popular order."""
         self._credit = max(self._credit - 1, 0)
 
-    def scored(self, latency_s: float) -> None:
-        """Record the latency of a ranking that was answered with its scores."""
-        self._scored_s.append(latency_s)
+    def answered(self, latency_s: float, *, is_scored: bool) -> None:
+        """Record the latency of a ranking within the limit; without scores it says nothing."""
+        if is_scored:
+            self._scored_s.append(latency_s)
         self._credit = min(self._credit + 1, MOST_CREDIT)
 
     def late(self, after_s: float, deadline_s: float) -> None:

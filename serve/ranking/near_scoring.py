@@ -73,6 +73,7 @@ class NearScoring:
             if not self._is_here(version):
                 raise
             self._warn("scored without Scorer", error)
+            # Not timed, so that batches keep trying the call.
             return self._models.score(version, payload)
         _, took_ms = untimed(answer, num_rows)
         if took_ms is not None:

@@ -59,7 +59,7 @@ class Query(msgspec.Struct, frozen=True):
     keep_matrix: bool
     # Draw the order at random from the scores.
     explore: bool
-    # Most candidates that the model scores; under load, the most popular ones.
+    # Most candidates that the model scores: the most popular ones, if a call takes fewer.
     num_scored: int
 
 

@@ -35,8 +35,7 @@ from serve.rollout.active_models import ActiveModels, LoadModel, stated_versions
 from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
 from serve.stores.factory import open_store
 
-# A batch that gets the popular order may have the size of so many that are scored: it makes no
-# features.
+# A popular-order batch may be this many times as large as a scored one: it computes no features.
 EXCESS_BATCHES = 8
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 # Takes packed records and returns once they are durable.
@@ -90,7 +89,9 @@ class FeatureFetcher:
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self.models = ActiveModels(base / args.models, features.columns, load_model)
-        self.rollout = RolloutMonitor(self.models, score, lambda: self._scored.is_idle, roll_back, self.warn)
+        self.rollout = RolloutMonitor(
+            self.models, score, lambda: self._scored.is_idle, roll_back, self.warn, call
+        )
         self.ranker = Ranker(features, self.live, self.rollout.score, self.warn, self.metrics.batch)
         self.exposure_buffer = ExposureBuffer(ingest, self.warn)
         self.admission = Admission()
@@ -98,7 +99,7 @@ class FeatureFetcher:
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
         # In batches of 16 a popular order takes a quarter of the time that it takes alone. None may
-        # wait for another iteration of the event loop: each brings as many again.
+        # wait for another iteration of the event loop: each brings new requests.
         self._excess: Batcher[Query, Slate] = Batcher(self._popular, slots=1, cap=EXCESS_BATCHES * 1760)
 
     @property
@@ -184,10 +185,10 @@ class FeatureFetcher:
             return await self._answered(self._unscored, query, deadline)
         with self.admission.scoring(caller, query.num_scored) as has_room:
             slate = await self._answered(self._scored if has_room else self._excess, query, deadline)
-        if slate.model is not None:
-            self.admission.scored(arrived_s)
-        elif has_room and slate.degraded == ("deadline",):
+        if has_room and slate.degraded == ("deadline",):
             self.admission.late(arrived_s, deadline)
+        elif has_room:
+            self.admission.answered(arrived_s, is_scored=slate.model is not None)
         return slate
 
     async def _answered(self, batcher: Batcher[Query, Slate], query: Query, deadline: float) -> Slate:

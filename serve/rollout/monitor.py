@@ -65,7 +65,8 @@ class RolloutMonitor:
     """Score batches, and compare new versions with the versions that they replace.
 
     `roll_back(version, verdict)` reports to the single writer. It is called again until no pointer
-    names the version.
+    names the version. `rescore` scores a sample again where versions on trial are scored, so that
+    their times compare; `call_scorer` by default.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RolloutMonitor:
         is_idle: Callable[[], bool],
         roll_back: RollBack,
         warn: Warn,
+        rescore: CallScorer | None = None,
     ) -> None:
         # A second version for a share of the current version's batches, a live setting.
         self.shadow: Shadow | None = None
@@ -82,6 +84,7 @@ class RolloutMonitor:
         self.sums: defaultdict[tuple[str, str], ScoreSums] = defaultdict(ScoreSums)
         self._models = models
         self._call = call_scorer
+        self._rescore = rescore or call_scorer
         self._is_idle = is_idle
         self._roll_back = roll_back
         self._warn = warn
@@ -116,7 +119,7 @@ class RolloutMonitor:
         """Score a batch, observe it for the trial, and offer it to a second version."""
         trial = batch.trial
         try:
-            scores, took_ms = await self._timed(batch.version, batch)
+            scores, took_ms = await self._timed(self._call, batch.version, batch)
         except ITS_OWN as error:
             if trial is not None:
                 trial.failed(error, time.monotonic())
@@ -129,10 +132,10 @@ class RolloutMonitor:
             self._judge(trial)
         return scores
 
-    async def _timed(self, version: str, batch: _Batch) -> tuple[F32, float]:
+    async def _timed(self, call: CallScorer, version: str, batch: _Batch) -> tuple[F32, float]:
         """Return the scores of a batch and the time they took, in ms."""
         begun = time.perf_counter()
-        answer = await self._call(version, batch.payload)
+        answer = await call(version, batch.payload)
         scores, took_ms = untimed(answer, len(batch.request_of_row))
         return scores, (time.perf_counter() - begun) * 1e3 if took_ms is None else took_ms
 
@@ -190,7 +193,7 @@ class RolloutMonitor:
         """Score a sample again and compare the scores."""
         batch = sample.batch
         async with asyncio.timeout(RESCORE_S):
-            scores, took_ms = await self._timed(sample.again, batch)
+            scores, took_ms = await self._timed(self._rescore, sample.again, batch)
         # Of a trial, the sample has the new version's scores; of a shadow, the current version's.
         if batch.trial is not None:
             versions = (batch.version, sample.again)

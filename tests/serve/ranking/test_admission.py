@@ -129,7 +129,7 @@ def test_slow_answers_lower_the_limit(monkeypatch):
         running, loop = asyncio.create_task(admission.run()), asyncio.get_running_loop()
         async with asyncio.timeout(5):
             while admission.load_shedder.limit > 50:
-                admission.scored(loop.time() - 5.0)
+                admission.answered(loop.time() - 5.0, is_scored=True)
                 await asyncio.sleep(0)
         running.cancel()
         with suppress(asyncio.CancelledError):

@@ -15,7 +15,7 @@ def after(seconds, shedder=None, scored_s=0.005):
     shedder = shedder or LoadShedder(MOST)
     for _ in range(round(seconds / TICK_S)):
         if scored_s:
-            shedder.scored(scored_s)
+            shedder.answered(scored_s, is_scored=True)
         shedder.tick(TICK_S, DEADLINE_S)
     return shedder
 
@@ -69,7 +69,7 @@ def test_no_more_requests_in_excess_are_answered_than_are_scored():
     # Answers that were not asked for beforehand leave no debt.
     shedder.exceeded()
     for _ in range(7):
-        shedder.scored(0.005)
+        shedder.answered(0.005, is_scored=True)
     assert num_answered() == 7
     assert not shedder.refuses(0.0, DEADLINE_S, on_credit=False)
 
@@ -87,12 +87,23 @@ def test_the_limit_finds_the_speed_of_any_machine_within_two_seconds(capacity_rp
     assert 0.7 * fits < min(settled) <= max(settled) < 1.3 * fits
 
 
+def test_answers_without_scores_are_no_latency_but_earn_credit():
+    shedder = LoadShedder(MOST)
+    for _ in range(MOST_CREDIT):
+        shedder.exceeded()
+    for _ in range(10):
+        shedder.answered(0.08, is_scored=False)
+        shedder.tick(TICK_S, DEADLINE_S)
+    assert shedder.limit == MOST
+    assert not shedder.refuses(0.0, DEADLINE_S, on_credit=True)
+
+
 def test_what_had_too_little_time_hides_no_load_and_makes_none():
     def limit(latency_s, late_s):
         shedder = LoadShedder(MOST)
         for _ in range(10):
             if latency_s:
-                shedder.scored(latency_s)
+                shedder.answered(latency_s, is_scored=True)
             for _ in range(9):
                 shedder.late(late_s, DEADLINE_S)
             shedder.tick(TICK_S, DEADLINE_S)
@@ -107,6 +118,6 @@ def test_switched_off_it_does_nothing():
     shedder = LoadShedder(MOST)
     shedder.enabled = False
     after(5.0, shedder, scored_s=0.2)
-    assert shedder.limit == float("inf")
+    assert (shedder.limit, shedder.level) == (float("inf"), 0.0)
     assert not shedder.delays(9.0, DEADLINE_S)
     assert not shedder.refuses(9.0, DEADLINE_S, on_credit=True)
