@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from serve.config.settings import AppArgs
+from serve.contract.errors import StoreUnavailable
 from serve.ingest import writer as ingest
 from serve.log import compaction, retention
 from serve.log.events import unpack
@@ -28,7 +30,12 @@ async def main(folder: Path, store: str) -> None:
     )
 
     async def answer(payload: bytes) -> None:
-        taken = await ingester.take(unpack(payload), len(payload))
+        # A caller sends records again until they are acknowledged: a stalled Redis takes above 1 s.
+        while True:
+            with suppress(StoreUnavailable):
+                taken = await ingester.take(unpack(payload), len(payload))
+                break
+            await asyncio.sleep(0.1)
         sys.stdout.buffer.write(struct.pack("<I", taken.duplicates))
         sys.stdout.buffer.flush()
 
