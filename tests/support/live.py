@@ -44,9 +44,9 @@ class Live:
         # Receiver of the replica's measurements.
         self.metrics = Metrics()
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
-        self.config = UserConfig(
-            Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **{"log_features": 1.0} | config
-        )
+        # The clients and the loading of models share this thread, so its CPU work is no load.
+        settings = {"log_features": 1.0, "ladder": False} | config
+        self.config = UserConfig(Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **settings)
 
     async def score(self, version, payload):
         """Return the scorer's answer."""
