@@ -44,7 +44,7 @@ class Live:
         # Receiver of the replica's measurements.
         self.metrics = Metrics()
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
-        # The clients and the loading of models share this thread, so its CPU work is no load.
+        # Clients and the loading of models share this thread: its CPU work says nothing of load.
         settings = {"log_features": 1.0, "ladder": False} | config
         self.config = UserConfig(Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **settings)
 
