@@ -67,7 +67,7 @@ class Overload:
         return [Block(seconds, factor, factor) for seconds, factor in [*levels, (self.after_s, self.normal)]]
 
     def exceeds(self, second: int) -> bool:
-        """Return whether the whole second is overloaded."""
+        """Return True if the whole second is overloaded."""
         return any(begins_s <= second <= begins_s + self.seconds - 1 for begins_s in self.begins_s)
 
 

@@ -154,7 +154,7 @@ class FeatureFetcher:
         """Rank one request: the model's order, or at the deadline the popular order.
 
         `arm` replaces the assigned arm; the ranking then counts for no experiment. Callers share
-        the replica in equal parts.
+        the limit of load shedding in equal parts.
         """
         begun = time.perf_counter()
         waited_s = self.admission.waited_s()
