@@ -95,15 +95,15 @@ check: install ## Format, lint, prose, types and the fast tests; two minutes, st
 	@found=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$found"; exit 1; }
 	@# One OpenMP thread a worker: on two cores, those of LightGBM spin for each other, and one
 	@# fixture takes 12 s instead of 2.
-	@OMP_THREAD_LIMIT=1 $(BIN)/pytest -q -n 2 -m 'not integration'
+	@OMP_THREAD_LIMIT=1 $(BIN)/pytest -q -n 2 -m 'not integration and not gpu'
 
 test: check ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
 	@# Two files at a time: a test that starts Ray leaves the processors idle for a third of its time.
-	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'integration and not proof'
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'integration and not proof and not gpu'
 
 proofs: install ## The long proofs: demo, kills, fuzzing, searches, scaling (20 minutes).
-	@$(BIN)/pytest -q -n 2 -m 'proof and no_ray'
-	@$(BIN)/pytest -q -m 'proof and not no_ray'
+	@$(BIN)/pytest -q -n 2 -m 'proof and no_ray and not gpu'
+	@$(BIN)/pytest -q -m 'proof and not no_ray and not gpu'
 
 ranklens: install ## Fetch RankLens (github.com/metarank/ranklens, CC BY-SA 4.0) by SHA-256.
 	@$(BIN)/python tests/support/fetch_ranklens.py var/ranklens

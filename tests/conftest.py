@@ -35,9 +35,19 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Move the longest files to the front; the order within a file stays."""
+    """Skip tests of a GPU without one; move the longest files to the front, each in its order."""
+    if (on_gpu := [item for item in items if "gpu" in item.keywords]) and not has_gpu():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip("torch finds no CUDA device: run it on a machine with a GPU"))
     places = {config.rootpath / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def has_gpu() -> bool:
+    """Return whether torch finds a CUDA device. Few files need torch, so it is imported here."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="session")

@@ -23,13 +23,18 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from serve.contract.errors import ArtifactRefused, TabrankError
-from serve.model.artifact import load
+from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder, NumericColumn
 from serve.model.scorers import OnnxScorer, Scorer, TorchScorer, load_scorer
 from training.network.network import Network, NetworkConfig
 
-BACKENDS: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+Place = tuple[Literal["onnx", "torch"], str | None]
+"""Backend, and torch's device."""
+PLACES: tuple[Place, ...] = (("onnx", None), ("torch", "cpu"))
+CPU = [pytest.param(place, id=place[0]) for place in PLACES]
+GPU = pytest.param(("torch", "cuda"), id="gpu", marks=pytest.mark.gpu)
+on_cpu = pytest.mark.parametrize("place", CPU)
+everywhere = pytest.mark.parametrize("place", [*CPU, GPU])
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,12 @@ def rows(network: Network, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     return random_rows(np.random.default_rng(7), network.encoder, num_rows)
 
 
+def unverified(artifact: Artifact, place: Place) -> Scorer:
+    """A scorer that has not scored the golden rows."""
+    backend, device = place
+    return OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, device)
+
+
 def write_attending(folder: Path, logits: np.ndarray, config: NetworkConfig) -> tuple[Path, Network]:
     """An artifact whose masks have these logits [G] for every row."""
     rng = np.random.default_rng(8)
@@ -62,11 +73,9 @@ def write_attending(folder: Path, logits: np.ndarray, config: NetworkConfig) -> 
     return write_artifact(folder, network, rng), network
 
 
-@each_backend
-def test_both_backends_score_as_the_trained_network(
-    backend: Literal["onnx", "torch"], network: Network, folder: Path
-) -> None:
-    scorer = load_scorer(folder, backend)
+@everywhere
+def test_both_backends_score_as_the_trained_network(place: Place, network: Network, folder: Path) -> None:
+    scorer = load_scorer(folder, *place)
     for num_rows in (1, 55, 440):
         numeric, category = rows(network, num_rows)
         found = scorer.score(numeric, category)
@@ -74,16 +83,14 @@ def test_both_backends_score_as_the_trained_network(
         np.testing.assert_allclose(found, trained_scores(network, numeric, category), rtol=0, atol=1e-5)
 
 
-@each_backend
-def test_no_rows_have_no_scores(backend: Literal["onnx", "torch"], network: Network, folder: Path) -> None:
-    assert load_scorer(folder, backend).score(*rows(network, 0)).shape == (0,)
+@everywhere
+def test_no_rows_have_no_scores(place: Place, network: Network, folder: Path) -> None:
+    assert load_scorer(folder, *place).score(*rows(network, 0)).shape == (0,)
 
 
-@each_backend
-def test_a_row_scores_alike_whatever_is_beside_it(
-    backend: Literal["onnx", "torch"], network: Network, folder: Path
-) -> None:
-    scorer = load_scorer(folder, backend)
+@everywhere
+def test_a_row_scores_alike_whatever_is_beside_it(place: Place, network: Network, folder: Path) -> None:
+    scorer = load_scorer(folder, *place)
     numeric, category = rows(network, 40)
     clean = scorer.score(numeric, category)
     numeric[3], numeric[4], numeric[5] = np.inf, -np.inf, np.nan
@@ -94,23 +101,19 @@ def test_a_row_scores_alike_whatever_is_beside_it(
     np.testing.assert_allclose(scorer.score(numeric[3:4], category[3:4]), dirty[3:4], atol=1e-6)
 
 
-@each_backend
-def test_rows_that_may_not_be_written_to_are_scored(
-    backend: Literal["onnx", "torch"], network: Network, folder: Path
-) -> None:
+@everywhere
+def test_rows_that_may_not_be_written_to_are_scored(place: Place, network: Network, folder: Path) -> None:
     numeric, category = rows(network, 5)
     numeric.flags.writeable = category.flags.writeable = False
-    assert load_scorer(folder, backend).score(numeric, category).shape == (5,)
+    assert load_scorer(folder, *place).score(numeric, category).shape == (5,)
 
 
-@each_backend
-def test_a_batch_that_the_passes_do_not_settle_is_rerun_with_a_sort(
-    backend: Literal["onnx", "torch"], tmp_path: Path
-) -> None:
+@on_cpu
+def test_a_batch_that_the_passes_do_not_settle_is_rerun_with_a_sort(place: Place, tmp_path: Path) -> None:
     config = NetworkConfig(mask_type="sparsemax", n_steps=1)
     folder, network = write_attending(tmp_path / "a", geometric_logits(10)[0], config)
     artifact = load(folder)
-    scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, "cpu")
+    scorer = unverified(artifact, place)
     numeric, category = rows(network, 30)
     found = scorer.score(numeric, category)
     assert scorer.num_reruns == 1
@@ -118,10 +121,10 @@ def test_a_batch_that_the_passes_do_not_settle_is_rerun_with_a_sort(
     np.testing.assert_allclose(found, trained_scores(network, numeric, category), atol=1e-6)
 
 
-@each_backend
+@on_cpu
 @pytest.mark.parametrize("mask_type", ["sparsemax", "entmax"])
 def test_a_row_that_the_passes_do_not_settle_changes_no_bit_of_the_others(
-    backend: Literal["onnx", "torch"],
+    place: Place,
     mask_type: Literal["sparsemax", "entmax"],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,7 +134,7 @@ def test_a_row_that_the_passes_do_not_settle_changes_no_bit_of_the_others(
     rng = np.random.default_rng(11)
     network = random_network(rng, random_encoder(rng, 8, 1, 1), NetworkConfig(n_steps=1, mask_type=mask_type))
     artifact = load(write_artifact(tmp_path / "a", network, rng))
-    scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, "cpu")
+    scorer = unverified(artifact, place)
     numeric, category = random_rows(rng, network.encoder, 400)
     alone = np.array([_settles(scorer, numeric[i : i + 1], category[i : i + 1]) for i in range(400)])
     settled, unsettled = np.flatnonzero(alone)[:50], np.flatnonzero(~alone)[:1]
@@ -146,47 +149,47 @@ def test_a_row_that_the_passes_do_not_settle_changes_no_bit_of_the_others(
     assert dirty[50] == scorer.score_sorting(numeric[after], category[after])[50]
 
 
-def _settles(scorer: OnnxScorer | TorchScorer, numeric: np.ndarray, category: np.ndarray) -> bool:
+def _settles(scorer: Scorer, numeric: np.ndarray, category: np.ndarray) -> bool:
     num_reruns = scorer.num_reruns
     scorer.score(numeric, category)
     return scorer.num_reruns == num_reruns
 
 
-@each_backend
+@everywhere
 @pytest.mark.parametrize("mask_type", ["sparsemax", "entmax"])
 @pytest.mark.parametrize("size", [0.0, 1e4, 1e30, -1e4, -1e30])
 def test_adversarial_logits_score_as_the_trained_network_does(
-    backend: Literal["onnx", "torch"], tmp_path: Path, mask_type: Literal["sparsemax", "entmax"], size: float
+    place: Place, tmp_path: Path, mask_type: Literal["sparsemax", "entmax"], size: float
 ) -> None:
     config = NetworkConfig(mask_type=mask_type, n_steps=2)
     folder, network = write_attending(tmp_path / "a", np.eye(40)[3] * size, config)
     numeric, category = rows(network, 30)
     numeric[0] = np.nan
-    found = load_scorer(folder, backend).score(numeric, category)
+    found = load_scorer(folder, *place).score(numeric, category)
     np.testing.assert_allclose(found, trained_scores(network, numeric, category), rtol=0, atol=1e-5)
 
 
-@each_backend
-def test_ordinary_batches_are_not_rerun(
-    backend: Literal["onnx", "torch"], network: Network, folder: Path
-) -> None:
+@on_cpu
+def test_ordinary_batches_are_not_rerun(place: Place, network: Network, folder: Path) -> None:
     artifact = load(folder)
-    scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, "cpu")
+    scorer = unverified(artifact, place)
     scorer.score(*rows(network, 2_000))
     assert scorer.num_reruns == 0
 
 
+@everywhere
 @pytest.mark.parametrize("seed", range(6))
-def test_any_shape_of_network_makes_an_artifact_that_both_backends_accept(tmp_path: Path, seed: int) -> None:
+def test_any_shape_of_network_makes_an_artifact_that_both_backends_accept(
+    place: Place, tmp_path: Path, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     encoder = random_encoder(rng, *((2, 0, 0), (0, 1, 0), (0, 0, 1), (4, 3, 0), (0, 2, 1), (6, 2, 2))[seed])
     network = random_network(rng, encoder, random_config(rng, ("entmax", "sparsemax")[seed % 2]))
     write_artifact(tmp_path / "a", network, rng)
     numeric, category = random_rows(rng, encoder, 30)
     want, allowed = trained_scores(network, numeric, category), tolerance(network, numeric, category)
-    for backend in BACKENDS:
-        scorer: Scorer = load_scorer(tmp_path / "a", backend)
-        np.testing.assert_allclose(scorer.score(numeric, category), want, rtol=0, atol=allowed)
+    found = load_scorer(tmp_path / "a", *place).score(numeric, category)
+    np.testing.assert_allclose(found, want, rtol=0, atol=allowed)
 
 
 def test_a_matrix_of_another_surface_is_refused(network: Network, folder: Path) -> None:
@@ -202,16 +205,16 @@ def refused(tmp_path: Path, network: Network, changed: dict[str, bytes], backend
     return str(error.value)
 
 
-@each_backend
+@on_cpu
 def test_golden_scores_that_differ_refuse_the_artifact(
-    backend: Literal["onnx", "torch"], tmp_path: Path, network: Network, folder: Path
+    place: Place, tmp_path: Path, network: Network, folder: Path
 ) -> None:
     golden = load_safetensors((folder / "golden.safetensors").read_bytes())
     for wrong in (golden["score"][4] + 3e-5, np.float32(np.nan)):
         score = golden["score"].copy()
         score[4] = wrong
         changed = {"golden.safetensors": save_safetensors({**golden, "score": score})}
-        message = refused(tmp_path / f"{wrong}", network, changed, backend)
+        message = refused(tmp_path / f"{wrong}", network, changed, place[0])
         assert "row 4 scores" in message
         assert "1 of 16 rows" in message
 
@@ -299,6 +302,6 @@ def test_an_altered_file_is_refused_before_it_is_scored(tmp_path: Path, network:
     content = bytearray((folder / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "model.onnx").write_bytes(content)
-    for backend in BACKENDS:
+    for place in PLACES:
         with pytest.raises(ArtifactRefused, match=r"model\.onnx is not the file"):
-            load_scorer(folder, backend)
+            load_scorer(folder, *place)

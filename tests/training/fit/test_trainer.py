@@ -52,6 +52,7 @@ runs = {
     "whole": whole,
     "whole again": whole,
     "two workers": dataclasses.replace(short, num_workers=2),
+    "one worker": short,
     "in this process": dataclasses.replace(short, num_workers=0),
     "too many workers": dataclasses.replace(short, num_workers=99),
     # Two workers hold both CPUs of a small machine.
@@ -238,6 +239,18 @@ def test_two_workers_come_to_the_end_of_the_same_run(two_workers):
     both, alone = (two_workers.answers[name]["history"] for name in ("two workers", "in this process"))
     assert [line["epoch"] for line in both] == [line["epoch"] for line in alone] == [1, 2]
     assert [line["learning_rate"] for line in both] == [line["learning_rate"] for line in alone]
+
+
+@pytest.mark.gpu
+def test_workers_on_gpus_come_to_the_losses_of_the_cpu(tmp_path):
+    """Ray Train gives each worker a GPU, and torch connects them by NCCL."""
+    write_case(tmp_path)
+    name = "two workers" if torch.cuda.device_count() > 1 else "one worker"
+    history = Driver(tmp_path, name).answers()[name]["history"]
+    with one_thread():
+        alone = run(TRAIN, VALID, ENCODER, replace(CONFIG, epochs=2)).history
+    for line in ("train_logloss", "valid_logloss"):
+        assert [epoch[line] for epoch in history] == pytest.approx([epoch[line] for epoch in alone], abs=0.05)
 
 
 class Pass:
