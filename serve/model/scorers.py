@@ -138,9 +138,18 @@ def load_scorer(folder: Path, backend: Literal["onnx", "torch"], device: str | N
 _INPUTS = ("numeric", "hot", "index")
 
 
-def _session(artifact: Artifact, name: str) -> Any:
+def one_thread_session(model: bytes) -> Any:
+    """Return a session of ONNX Runtime that scores with this graph on one CPU thread."""
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A fallback would print.
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+def _session(artifact: Artifact, name: str) -> Any:
     model = artifact.read(name)
     try:
         validate(model)
@@ -148,17 +157,8 @@ def _session(artifact: Artifact, name: str) -> Any:
         raise ArtifactRefused(
             f"artifact {artifact.path}: {name} is not a supported graph: it {error}; export it again"
         ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(
-            model,
-            options,
-            providers=["CPUExecutionProvider"],
-            enable_fallback=0,  # which prints
-        )
+        session = one_thread_session(model)
     # ONNX Runtime's errors have no common base class.
     except Exception as error:
         raise ArtifactRefused(f"artifact {artifact.path}: {name} cannot be loaded: {error}") from error

@@ -15,14 +15,18 @@ bench = typer.Typer(no_args_is_help=True)
 @bench.command("scorer")
 def scorer(
     model: Annotated[
-        Path | None, typer.Option(help="An artifact. Default: two networks of 40 features, random weights.")
+        Path | None, typer.Option(help="An artifact. Default: networks of 40 features, random weights.")
     ] = None,
+    device: Annotated[str, typer.Option(help="Device of torch: cpu, or cuda for a GPU.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure candidates/s on one core: pytorch_tabnet, eager and exported network, and ours."""
+    """Measure candidates/s on one core: pytorch_tabnet, eager and exported network, and ours.
+
+    With --device cuda, torch scores on the GPU, and ONNX Runtime still on one core.
+    """
     from training.bench.scorer import bench_scorer, table
 
-    result = bench_scorer(model, progress=print_progress)
+    result = bench_scorer(model, device=device, progress=print_progress)
     answer(result, as_json, table(result))
 
 

@@ -20,9 +20,9 @@ from serve.features.matrix import Matrix
 from serve.model.artifact import FILES, Artifact, new_version, save
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
-from serve.model.scorers import load_scorer
+from serve.model.scorers import load_scorer, one_thread_session
 from training.bench.reference import module_of, trained_classifier
-from training.network.export import OPSET, build, golden, one_thread_session
+from training.network.export import OPSET, build, golden
 from training.network.model import Model
 from training.network.network import Network, NetworkConfig
 
@@ -32,6 +32,7 @@ F64 = NDArray[np.float64]
 REFERENCES = {
     "random-sparsemax-16x4": NetworkConfig(width=16, n_steps=4, mask_type="sparsemax"),
     "random-entmax-16x2": NetworkConfig(width=16, n_steps=2, mask_type="entmax"),
+    "random-entmax-64x5": NetworkConfig(width=64, n_steps=5, mask_type="entmax"),
 }
 
 
@@ -44,17 +45,16 @@ class Contender:
 
 
 class Contenders:
-    """All ways to score one artifact, each on one thread."""
+    """All ways to score one artifact: those of torch on `device`, each on one thread of the CPU."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, device: str = "cpu") -> None:
         config = NetworkConfig(**artifact.manifest["network"])
         weights = load_safetensors(artifact.read("weights.safetensors"))
         self._network = Model.of(artifact.encoder, config, weights).network
-        self._classifier = trained_classifier(self._network)
-        self._module = module_of(self._network)
-        self._exported = _exported(self._module, len(artifact.encoder.input_names))
+        self._classifier = trained_classifier(self._network, device)
+        self._exported = _exported(module_of(self._network), len(artifact.encoder.input_names))
         self._ours = load_scorer(artifact.path, "onnx")
-        self._ours_torch = load_scorer(artifact.path, "torch", "cpu")
+        self._ours_torch = load_scorer(artifact.path, "torch", device)
         self._calibration = Calibration(**artifact.manifest["calibration"])
 
     def on(self, matrix: Matrix) -> dict[str, Contender]:
@@ -62,15 +62,16 @@ class Contenders:
 
         `predict_proba`: pytorch_tabnet's classifier; `eager`: its module on tensors; `exported`:
         that module as torch's ONNX exporter writes it. These three start from the network's inputs.
-        `ours_torch` and `ours`, the service's scorers on the CPU, start from the matrix.
+        `ours_torch` and `ours`, the service's scorers, start from the matrix. `exported` and `ours`
+        need ONNX Runtime and so the CPU. All start and end in the CPU's memory.
         """
         tensor = self._network.inputs_of(matrix)
         x, rows = tensor.numpy(), (matrix.numeric, matrix.category)
 
         @torch.no_grad()
         def eager() -> torch.Tensor:
-            logit: torch.Tensor = self._module(tensor)[0]
-            return logit[:, 0]
+            logits: torch.Tensor = self._classifier.network(tensor.to(self._classifier.device))[0]
+            return logits[:, 1].cpu()
 
         return {
             "predict_proba": Contender(lambda: self._classifier.predict_proba(x), self._of_classes),

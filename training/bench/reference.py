@@ -23,23 +23,22 @@ with warnings.catch_warnings():
 
 def classifier(encoder: Encoder, config: NetworkConfig, **more: Any) -> Any:
     """Return an untrained `TabNetClassifier` of this shape; `more` are further arguments."""
-    return TabNetClassifier(**_shape(encoder, config), device_name="cpu", verbose=0, **more)
+    return TabNetClassifier(**_shape(encoder, config), verbose=0, **{"device_name": "cpu", **more})
 
 
-def trained_classifier(network: Network) -> Any:
-    """Return a classifier with the trained network.
+def trained_classifier(network: Network, device: str) -> Any:
+    """Return a classifier with the trained network, to score on a device.
 
     Its softmax over (0, logit) is the sigmoid of the logit.
     """
-    found = classifier(
-        network.encoder, network.config, input_dim=len(network.encoder.input_names), output_dim=2
-    )
+    shape = {"input_dim": len(network.encoder.input_names), "output_dim": 2}
+    found = classifier(network.encoder, network.config, device_name=device, **shape)
     found.virtual_batch_size = network.config.virtual_batch_size
     found._set_network()
     state = dict(network.tabnet.state_dict())
     last = "tabnet.final_mapping.weight"
     state[last] = torch.cat([torch.zeros_like(state[last]), state[last]])
-    found.network.load_state_dict(state)
+    found.network.eval().load_state_dict(state)
     return found
 
 

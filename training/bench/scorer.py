@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load as load_safetensors
 
+from serve.contract.errors import TabrankError
 from serve.features.matrix import Matrix
 from serve.model.artifact import load as load_artifact
 from serve.operate.host.machine import describe_machine
@@ -32,19 +33,32 @@ ROUND_S = 0.03
 def bench_scorer(
     model: Path | None = None,
     *,
+    device: str = "cpu",
     sizes: tuple[int, ...] = SIZES,
     rounds: int = ROUNDS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure candidates/s, on one thread, of the ways to score `model` (default: `REFERENCES`).
+    """Measure candidates/s of the ways to score `model` (default: `REFERENCES`).
+
+    They have one thread of the CPU each, and those of torch also the device.
 
     Returns:
-        `machine`, `seconds`, `models` (one result each), and the keys of the first result: `model`,
-        `network`, `features`, `columns` (of the network), `rows` (size → contender → candidates/s),
-        `ratio_vs_predict_proba` (ours at 440 rows, or else at the largest size) and
-        `max_difference` (of each contender's probabilities from ours, over all rows). The
-        contenders are those of `Contenders.on`.
+        `machine`, `device`, `seconds`, `models` (one result each), and the keys of the first
+        result: `model`, `network`, `features`, `columns` (of the network), `rows` (size →
+        contender → candidates/s), `ratio_vs_predict_proba` (ours on the device, at 440 rows or
+        else at the largest size) and `max_difference` (of each contender's probabilities from ours,
+        over all rows). The contenders are those of `Contenders.on`.
+
+    Raises:
+        TabrankError: torch has no such device.
     """
+    if device not in ("cpu", "cuda"):
+        raise TabrankError(f"--device {device}: must be cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TabrankError(
+            "--device cuda: torch finds no CUDA device; install a GPU's driver and a CUDA build of torch, or "
+            "measure on cpu"
+        )
     begun = time.perf_counter()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
@@ -52,9 +66,10 @@ def bench_scorer(
         results = []
         for name, folder in folders.items():
             progress(f"bench scorer: {name}")
-            results.append({"model": name, **_measure(folder, sizes, rounds)})
+            results.append({"model": name, **_measure(folder, device, sizes, rounds)})
     return {
         "machine": describe_machine(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "seconds": round(time.perf_counter() - begun, 1),
         **results[0],
         "models": results,
@@ -66,7 +81,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = []
     for found in result["models"]:
         lines.append(
-            f"{found['model']}: {found['columns']} columns; candidates/s on one core at "
+            f"{found['model']}: {found['columns']} columns; candidates/s on {result['device']}, one core, at "
             f"{' / '.join(found['rows'])} rows, and the largest difference from ours"
         )
         for name, difference in found["max_difference"].items():
@@ -76,13 +91,13 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measure(folder: Path, sizes: tuple[int, ...], rounds: int) -> dict[str, Any]:
+def _measure(folder: Path, device: str, sizes: tuple[int, ...], rounds: int) -> dict[str, Any]:
     artifact = load_artifact(folder)
     encoder = artifact.encoder
     rows = load_safetensors(artifact.read("golden.safetensors"))
     at = np.random.default_rng(0).integers(0, len(rows["score"]), max(sizes))
     matrix = Matrix(rows["numeric"][at], rows["category"][at])
-    contenders = Contenders(artifact)
+    contenders = Contenders(artifact, device)
     speeds, difference = {}, {}
     for size in sizes:
         ready = contenders.on(matrix.rows(slice(size)))
@@ -95,7 +110,8 @@ def _measure(folder: Path, sizes: tuple[int, ...], rounds: int) -> dict[str, Any
         "features": len(encoder.numeric) + len(encoder.single) + len(encoder.multi),
         "columns": len(encoder.input_names),
         "rows": speeds,
-        "ratio_vs_predict_proba": checked["ours"] / checked["predict_proba"],
+        "ratio_vs_predict_proba": checked["ours" if device == "cpu" else "ours_torch"]
+        / checked["predict_proba"],
         "max_difference": difference,
     }
 

@@ -14,8 +14,9 @@ from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from serve.model.folding import fold
 from serve.model.graph import Calibration
+from serve.model.scorers import one_thread_session
 from training.evaluation.rivals import us_per_candidate as measured
-from training.network.export import export, one_thread_session
+from training.network.export import export
 from training.network.network import Network, NetworkConfig
 from training.search.leaderboard import BoardEntry
 
