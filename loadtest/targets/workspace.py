@@ -9,8 +9,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
+from loadtest.workload.profiles import MAX_CANDIDATES
 from serve.log.atomic_files import draft_of
 
 # A model's speed does not depend on the number of epochs.
@@ -33,7 +37,7 @@ class Workspace:
     @property
     def data(self) -> Path:
         """Return the folder of log, models and store; its name contains their parameters."""
-        return self.path / f"spaces-{ROWS}x{VIEWERS}-store{STORE_FORMAT}"
+        return self.path / f"spaces-{ROWS}x{VIEWERS}x{MAX_CANDIDATES}-store{STORE_FORMAT}"
 
     @property
     def log(self) -> Path:
@@ -67,12 +71,24 @@ class Workspace:
             size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
             # The log ends now, so that the rooms that are live at its end are live for the service.
             run("training", "simulate", "--out", log, *size, "--end", "now", log=output)
+            _keep_live(draft / "log" / "candidates.parquet", MAX_CANDIDATES)
             emit("fitting a model")
             fit = ("--surface", "spaces", "--log", log, "--out", model, "--epochs", str(EPOCHS))
             run("training", "fit", *fit, log=output)
             emit("publishing the model and filling the store")
             run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
             run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
+
+
+def _keep_live(file: Path, num: int) -> None:
+    """Drop the latest ends from the candidates of a log, so that at least `num` are live.
+
+    The model scores no ended candidate, and of the simulated ones some 300 are live at a time.
+    """
+    rows = pq.read_table(file)
+    ends = np.flatnonzero(rows["ends_ms"].is_valid())
+    num_missing = max(0, num - len(rows["id"].unique()) + len(ends))
+    pq.write_table(rows.take(np.delete(np.arange(len(rows)), ends[len(ends) - num_missing :])), file)
 
 
 @contextmanager

@@ -5,18 +5,22 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.targets.workspace import ROWS, STORE_FORMAT, VIEWERS, Workspace
+from loadtest.workload.profiles import MAX_CANDIDATES
 from serve.stores.lmdb_environment import FORMAT
 
 
 class Commands:
-    """Fake commands that make a folder for every --out, --models and --store."""
+    """Fake commands that make a folder for every --out, --models and --store, and candidates."""
 
-    def __init__(self, fail=None):
-        self.fail = fail
+    def __init__(self, fail=None, num_live=300):
+        self.fail, self.num_live = fail, num_live
         self.names = []
 
     def __call__(self, package, *arguments, log):
@@ -26,6 +30,15 @@ class Commands:
         for option, value in pairwise(arguments):
             if option in ("--out", "--models", "--store"):
                 Path(value.removeprefix("lmdb:")).mkdir()
+            if (option, arguments[0]) == ("--out", "simulate"):
+                self.write_candidates(Path(value) / "candidates.parquet")
+
+    def write_candidates(self, file, num=1_500):
+        ids = [f"s{i}" for i in range(num)]
+        ends = range(num, 2 * num - self.num_live)
+        ends_ms = pa.array([None] * num + list(ends), pa.int64())
+        ts_ms = [*range(num), *ends]
+        pq.write_table(pa.table({"id": ids + ids[: len(ends)], "ts_ms": ts_ms, "ends_ms": ends_ms}), file)
 
 
 @pytest.fixture
@@ -42,6 +55,15 @@ def test_what_is_missing_is_made_and_said(work):
     assert sorted(path.name for path in work.data.iterdir()) == ["log", "model", "models", "store"]
     assert f"{VIEWERS:,} viewers" in lines[0]
     assert str(ROWS) in work.data.name
+
+
+@pytest.mark.parametrize("num_live", [300, 1_400])
+def test_the_largest_request_finds_enough_live_candidates(work, num_live):
+    work.prepare(lambda line: None, Commands(num_live=num_live))
+    rows = pq.read_table(work.log / "candidates.parquet")
+    ended = rows.filter(rows["ends_ms"].is_valid())
+    assert len(pc.unique(rows["id"])) - len(ended) == max(num_live, MAX_CANDIDATES)
+    assert ended["id"].to_pylist() == [f"s{i}" for i in range(len(ended))]
 
 
 def test_what_is_there_is_used_again(work):
