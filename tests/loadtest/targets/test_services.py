@@ -8,8 +8,15 @@ import pytest
 import yaml
 
 from loadtest.errors import LoadtestError
-from loadtest.targets.services import fastapi, idiomatic, tabrank
+from loadtest.generator.bodies import make_bodies
+from loadtest.generator.ids import read_log_ids
+from loadtest.measure.polling import within
+from loadtest.measure.service import PATH, ask, read_answer
+from loadtest.targets.processes import started
+from loadtest.targets.running import Target
+from loadtest.targets.services import deployments_of, fastapi, idiomatic, tabrank
 from loadtest.targets.workspace import Workspace
+from loadtest.workload.profiles import load_profile
 from serve.contract.errors import TabrankError
 
 SHIPPED = Path(__file__).parents[3] / "cluster.yaml"
@@ -89,3 +96,30 @@ def test_each_service_has_a_port_of_its_own_on_this_machine(work):
     services = [tabrank(work, SHIPPED), fastapi(work), idiomatic(work)]
     assert len({service.port for service in services}) == 3
     assert all(service.url.startswith("http://127.0.0.1:") for service in services)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "num_gpus",
+    [pytest.param(0, marks=pytest.mark.proof, id="no gpu"), pytest.param(0.25, marks=pytest.mark.gpu)],
+)
+def test_two_scorers_of_the_torch_backend_share_a_gpu(bench_work, tmp_path, num_gpus):
+    document = yaml.safe_load(SHIPPED.read_text())
+    document["applications"][0]["args"]["backend"] = "torch"
+    # A first batch of torch takes its time.
+    deployments_of(document)["FeatureFetch"]["user_config"]["deadline_ms"] = 4_000
+    scorer = deployments_of(document)["Scorer"]
+    scorer["ray_actor_options"] |= {"num_gpus": num_gpus}
+    scorer["autoscaling_config"] |= {"min_replicas": 2}
+    document["nodes"]["head"] |= {"num_gpus": 1} if num_gpus else {}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+    [body] = make_bodies(read_log_ids(bench_work.log, 55), load_profile("headline"), num=1)
+    with bench_work.locked():
+        service = tabrank(bench_work, tmp_path / "mine.yaml")
+        target = Target.of(bench_work, service)
+        with started(service, bench_work, body, 55):
+            wanted = {"Scorer": 2, "FeatureFetch": 1, "Ingest": 1}
+            assert within(60, lambda: target.at_full_strength(wanted)) is not None
+            for _ in range(20):
+                outcome, num_scored = read_answer(*ask(service.url, PATH, body), 55)
+                assert (outcome.full, num_scored) == (True, 55)
