@@ -38,7 +38,7 @@ def arms(application):
     return application["deployments"][0]["user_config"]["experiment"]["arms"]
 
 
-def test_only_addresses_and_shares_of_the_file_are_changed(work):
+def test_only_addresses_shares_and_the_most_replicas_of_the_file_are_changed(work):
     service = tabrank(work, SHIPPED)
     shipped, used = (yaml.safe_load(path.read_text()) for path in (SHIPPED, work.path / "cluster.yaml"))
     application = used["applications"][0]
@@ -46,6 +46,9 @@ def test_only_addresses_and_shares_of_the_file_are_changed(work):
     assert application["args"].pop("models") == f"{work.data.name}/models"
     assert application["args"].pop("log") == "served"
     assert used["http_options"].pop("port") == service.port
+    for deployment in shipped["applications"][0]["deployments"]:
+        if scaling := deployment.get("autoscaling_config"):
+            scaling["max_replicas"] = scaling["min_replicas"]
     for key in ("store", "models", "log"):
         del shipped["applications"][0]["args"][key]
     del shipped["http_options"]["port"]
