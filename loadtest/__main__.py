@@ -238,7 +238,7 @@ def overload(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Overload the service on its own core, then repeat without load shedding. About 9 minutes.
+    """Overload the service on its own core, then repeat without load shedding. About 15 minutes.
 
     The service runs on one core and the load generator on another; the knee is the lower one of two
     measured before and after with the same CPU pinning. Limits: full answers a second of 75 % of

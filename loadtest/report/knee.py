@@ -9,7 +9,7 @@ from loadtest.measure.verdict import Verdict
 from loadtest.report.report import SAME_CORES, Report, figures, number, table, write_report
 from loadtest.workload.profiles import Slo
 
-PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "again": "repeat", "confirm": "confirmation"}
+PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
 
 
 def write_knee(folder: Path, report: Report) -> None:

@@ -123,14 +123,12 @@ class Bench:
         measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
         verdict, reasons = judge(measured, self.slo)
         kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
-        in_time = measured.p90_ms is not None and measured.p90_ms <= self.slo.p90_ms
         numbers = ("p50_ms", "p90_ms", "p99_ms", "errors", "generator_late_ms_p99")
         step = KneeStep(
             rate_rps=rate_rps,
             verdict=verdict,
             reasons=reasons,
             kept_up=kept_up,
-            doubtful=verdict != "held" and kept_up and in_time,
             rps=round(measured.rps, 1),
             candidates_per_s=round(measured.candidates_per_s, 1),
             full_share=round(measured.full_share, 6),

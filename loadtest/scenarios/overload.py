@@ -31,7 +31,7 @@ from loadtest.targets.workspace import Progress, Workspace
 CANDIDATES = 55
 # The warm-up reaches the first rate: one slow step there would halve the rates of the search.
 SEARCH = KneePlan(
-    start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15.0, step_s=6.0, budget_s=75.0
+    start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15.0, step_s=6.0, budget_s=100.0
 )
 # After the overload the knee is confirmed in shorter steps.
 AFTER = replace(SEARCH, confirm_s=8.0)

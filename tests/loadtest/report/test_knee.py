@@ -25,9 +25,7 @@ CONDITIONS = {"candidates": 55, "slo": asdict(load_slo()), "machine": describe_m
 
 
 def step(rate_rps, p99_ms, verdict="held", **changes):
-    made = KneeStep(
-        rate_rps, verdict, [], True, False, rate_rps, 55 * rate_rps, 1.0, 5.0, 9.0, p99_ms, 0, 1.0
-    )
+    made = KneeStep(rate_rps, verdict, [], True, rate_rps, 55 * rate_rps, 1.0, 5.0, 9.0, p99_ms, 0, 1.0)
     return {**asdict(made), **changes}
 
 
@@ -78,8 +76,10 @@ def test_the_summary_names_what_was_found():
 
 def test_a_step_is_one_line():
     assert step_line(step(300.0, 12.0)) == "  300 req/s: held, p50 5.0 ms, p90 9.0 ms, p99 12.0 ms"
-    late = step(300.0, None, "void", reasons=["the generator was late"], phase="again")
-    assert step_line(late).endswith("(repeat): void, p50 5.0 ms, p90 9.0 ms, p99 – (the generator was late)")
+    late = step(300.0, None, "void", reasons=["the generator was late"], phase="confirm")
+    assert step_line(late).endswith(
+        "(confirmation): void, p50 5.0 ms, p90 9.0 ms, p99 – (the generator was late)"
+    )
     assert step_line(step(50.0, 9.9, phase="warm-up")).startswith("  50 req/s (warm-up): p50")
 
 

@@ -35,7 +35,6 @@ class Model:
             verdict="void" if late else "held" if held else "not held",
             reasons=[] if held and not late else ["as the model says"],
             kept_up=kept_up,
-            doubtful=(kept_up and not held) or late,
             rps=rate_rps,
             candidates_per_s=55 * rate_rps,
             full_share=1.0 if kept_up else 0.5,
@@ -80,11 +79,11 @@ def test_what_is_within_reach_but_slow_is_halved_until_it_holds():
 
         def measure(self, *how):
             step = super().measure(*how)
-            return replace(step, kept_up=step.rate_rps <= 2_000, doubtful=False)
+            return replace(step, kept_up=step.rate_rps <= 2_000)
 
     found = Slow(200).search()
     judged = [step.rate_rps for step in found.steps if step.phase == "search"]
-    assert judged[:5] == [1200, 600, 300, 150, 212.1]
+    assert list(dict.fromkeys(judged))[:5] == [1200, 600, 300, 150, 212.1]
     assert found.confirmed.rate_rps == pytest.approx(200, rel=0.05)
 
 
@@ -98,7 +97,7 @@ def test_where_no_rate_holds_there_is_no_knee():
 def test_a_hiccup_is_tried_again_and_costs_nothing():
     found = Model(1_000, hiccups=[0]).search()
     judged = [(step.rate_rps, step.phase, step.verdict) for step in found.steps if step.phase != "look"]
-    assert judged[:2] == [(600, "search", "not held"), (600, "again", "held")]
+    assert judged[:2] == [(600, "search", "not held"), (600, "search", "held")]
     assert found.confirmed.rate_rps > 950
 
 
