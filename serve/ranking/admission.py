@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 from serve.ranking.load_shedding import REMEMBER_S, TICK_S, LoadShedder
 
-# Keep 5 ms of each deadline for encoding and sending the answer.
-ANSWER_MARGIN_S = 0.005
+# Share of a deadline that is kept for computing, sending and forwarding the popular order: where
+# scores are late, all of these are slow.
+ANSWER_SHARE = 0.25
 
 
 class LoopLag:
@@ -140,7 +141,8 @@ class Admission:
             deadline_ms: the request's own deadline; None for the configured one.
         """
         within_s = self._deadline_s if deadline_ms is None else deadline_ms / 1e3
-        return asyncio.get_running_loop().time() + within_s - waited_s - ANSWER_MARGIN_S - self._lag.last_s
+        scores_s = (1.0 - ANSWER_SHARE) * within_s
+        return asyncio.get_running_loop().time() + scores_s - waited_s - self._lag.last_s
 
     def answered(self, arrived_s: float, *, is_scored: bool) -> None:
         """Record a request within the limit; `arrived_s` is on the event loop's clock."""

@@ -16,13 +16,13 @@ from collections import deque
 from statistics import fmean
 
 # Target for the mean latency of scored requests, as a share of the deadline. The p99 is about twice
-# the mean.
-TARGET_LATENCY = 0.45
+# the mean, and sending takes longer too.
+TARGET_LATENCY = 0.3
 # A request behind this much CPU time, as a share of the deadline, is in excess; behind so much
 # more, it is refused. A ranking waits for about four iterations of the event loop.
-MOST_WORK, MORE_WORK = 0.15, 0.1
+MOST_WORK, MORE_WORK = 0.1, 0.07
 # While the limit is whole, long iterations are forgiven.
-FORGIVEN_WORK = 0.3
+FORGIVEN_WORK = 0.2
 # Each request within the limit lets one in excess be answered, at most this many in a row.
 MOST_CREDIT = 100
 # Use the least pressure of the last three ticks, as CoDel does (Nichols and Jacobson 2012): a burst
