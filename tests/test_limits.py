@@ -113,7 +113,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         (messages.MAX_QUOTED,),
         f"{EDGE}::test_echoed_input_is_short_and_without_control_characters",
     ),
-    "time of a ranking": ((), f"{EDGE}::test_past_its_deadline_a_request_gets_the_popular_order"),
+    "time to a ranking's scores": ((), f"{EDGE}::test_past_its_deadline_a_request_gets_the_popular_order"),
     "batches under way": (
         (),
         "serve/ranking/test_batcher.py::test_no_more_batches_are_under_way_than_there_are_slots",

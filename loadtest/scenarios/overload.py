@@ -35,7 +35,7 @@ SEARCH = KneePlan(
 )
 # After the overload the knee is confirmed in shorter steps.
 AFTER = replace(SEARCH, confirm_s=8.0)
-# Least knee after the overloads, as a share of that before: a machine's speed varies by a third.
+# Least knee after the overloads, as a share of that before: a shared machine's speed varies.
 LEAST_KNEE = 0.6
 CONTROL_TIMES = 2.0
 # Long enough for the collapse without load shedding: the system's own queues fill sooner.

@@ -143,16 +143,15 @@ class _Search:
         """Return whether the service keeps up for a moment, in one of two tries.
 
         The first try may meet the effects of an earlier overload. Short tries avoid long steps far
-        above the knee: in an overload of ten seconds an autoscaled service starts replicas, which
-        then share the cores with the measured ones.
+        above the knee, whose queues would affect the next step.
         """
         return any(self._step(rate_rps, 0.0, self._plan.look_s, "look").kept_up for _ in range(2))
 
     def holds(self, rate_rps: float) -> bool:
         """Return whether a rate meets its limits, in one of two tries.
 
-        One stall of a machine that is shared breaks a try: 100 ms of eight seconds break its p99,
-        and a second of it breaks its p90 and has refusals.
+        Other programs on the machine may stall a try: 100 ms of eight seconds exceed the limit of
+        the p99, and a second exceeds that of the p90 and causes refusals.
         """
         if not self.within_reach(rate_rps):
             return False

@@ -45,7 +45,7 @@ class TargetService:
 def tabrank(work: Workspace, config: Path) -> TargetService:
     """Return the service of a `cluster.yaml`, with the workspace's data and the model arm at 100 %.
 
-    It keeps `min_replicas`: a replica that starts takes the CPU that is measured.
+    It keeps `min_replicas`: a replica that starts would take CPU from the measured ones.
 
     Raises:
         LoadtestError: if the file is not a usable `cluster.yaml`.
@@ -74,7 +74,7 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     document["http_options"] = {**document.get("http_options", {}), "host": "127.0.0.1", "port": port}
     for deployment in application.get("deployments", []):
         if isinstance(scaling := deployment.get("autoscaling_config"), dict):
-            scaling["max_replicas"] = scaling.get("min_replicas", 1)
+            scaling["max_replicas"] = max(1, scaling.get("min_replicas", 1))
         _assign_all_to_model(config, deployment.get("user_config") or {})
     file, run = work.path.resolve() / "cluster.yaml", str(work.path.resolve() / "run")
     write_document(file, document)

@@ -292,8 +292,8 @@ class UserConfig:
 
     Attributes:
         experiment: Arms, shares and what the report needs.
-        deadline_ms: For requests without a deadline. At its deadline, a request gets the popular
-            order.
+        deadline_ms: For requests without a deadline. Without scores at 75 % of its deadline, a
+            request gets the popular order.
         batch_candidates: Most candidates in a batch.
         slots: Batches in progress at once.
         stale_after_ms: Above this age of the features, answers report `stale_features`.

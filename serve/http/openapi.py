@@ -89,7 +89,7 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
         REFUSED,
         operationId="rank",
         parameters=[
-            _header("X-Deadline-Ms", DEADLINE_MS, "After it, the answer is the popular order."),
+            _header("X-Deadline-Ms", DEADLINE_MS, "Without scores at 75 % of it, the popular order."),
             given,
             _header("X-Arm", {"type": "string"}, "For tests: rank with this arm; counts for no experiment."),
         ],

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from serve.ranking.load_shedding import REMEMBER_S, TICK_S, LoadShedder
 
-# Share of a deadline that is kept for computing, sending and forwarding the popular order: where
-# scores are late, all of these are slow.
+# Keep this share of each deadline for computing, sending and forwarding the popular order: when
+# scores are late, these are slow too.
 ANSWER_SHARE = 0.25
 
 

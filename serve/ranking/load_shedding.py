@@ -16,7 +16,7 @@ from collections import deque
 from statistics import fmean
 
 # Target for the mean latency of scored requests, as a share of the deadline. The p99 is about twice
-# the mean, and sending takes longer too.
+# the mean, and sending the answer comes on top.
 TARGET_LATENCY = 0.3
 # A request behind this much CPU time, as a share of the deadline, is in excess; behind so much
 # more, it is refused. A ranking waits for about four iterations of the event loop.

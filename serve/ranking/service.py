@@ -151,7 +151,7 @@ class FeatureFetcher:
         arm: Arm | None = None,
         caller: str = "",
     ) -> RankAnswer:
-        """Rank one request: the model's order, or at the deadline the popular order.
+        """Rank one request: the model's order, or without scores in time the popular order.
 
         `arm` replaces the assigned arm; the ranking then counts for no experiment. Callers share
         the limit of load shedding in equal parts.

@@ -61,7 +61,8 @@ class Contenders:
         """Return the contenders by name, ready to score these rows.
 
         `predict_proba`: pytorch_tabnet's classifier; `eager`: its module on tensors; `exported`:
-        that module as torch's ONNX exporter writes it. These three start from the network's inputs.
+        the network with one output, as torch's ONNX exporter writes it. These three start from the
+        network's inputs.
         `ours_torch` and `ours`, the service's scorers, start from the matrix. `exported` and `ours`
         need ONNX Runtime and so the CPU. All start and end in the CPU's memory.
         """

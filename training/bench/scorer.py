@@ -50,7 +50,7 @@ def bench_scorer(
         over all rows). The contenders are those of `Contenders.on`.
 
     Raises:
-        TabrankError: torch has no such device.
+        TabrankError: the device is neither cpu nor cuda, or torch has no CUDA device.
     """
     if device not in ("cpu", "cuda"):
         raise TabrankError(f"--device {device}: must be cpu or cuda")

@@ -15,7 +15,7 @@ from serve.operate.plan.trace import Trace, count_column
 WANTED, ONGOING = "_wanted", "_ongoing"
 # Columns without a deployment: replicas without room on a node, and processor seconds so far.
 UNPLACED, BUSY = "unplaced", "busy_s"
-# LATE: answered in popular order at the deadline. OPEN: not answered when the simulation ended.
+# LATE: no scores in time, answered in popular order. OPEN: not answered when the simulation ended.
 OPEN, FULL, LATE, REFUSED = range(4)
 F64 = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ class Outcome:
     def answers(self, begin_s: float, end_s: float) -> dict[str, Any]:
         """Return the answers to the requests that arrived in this time, rounded for a report.
 
-        `late_share` were answered in popular order at the deadline. Simulated latencies are an
+        `late_share` had no scores at 75 % of the deadline. Simulated latencies are an
         indication, not a promise, and None where nothing was answered.
         """
         part = slice(*np.searchsorted(self.ledger.arrived_s, [begin_s, end_s]))

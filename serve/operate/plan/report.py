@@ -20,7 +20,7 @@ from serve.operate.plan.trace import NODES, RATE, REPLICAS, TIME, Phase, shown
 
 Report = dict[str, Any]
 LEGEND = (
-    "late: answered in popular order at the deadline, which starts when a replica accepts the request; "
+    "late: no scores at 75 % of the deadline, which starts when a replica accepts the request; "
     "p99 includes the wait before that. Load shedding is not simulated"
 )
 
