@@ -71,5 +71,5 @@ def test_a_version_that_makes_room_frees_its_memory_on_the_gpu(models, tmp_path)
         shutil.copytree(folder / NEW, tmp_path / version)
         holder.score(version, payload)
         used.append(torch.cuda.memory_allocated())
-    assert 0 < used[0]
+    assert used[0] > 0
     assert used[-1] <= 1.1 * used[MAX_MODELS]
