@@ -155,7 +155,7 @@ def knee(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Start the service and find the highest rate that holds the shipped SLO. About 4 minutes.
+    """Start the service and find the highest rate that holds the shipped SLO. About 5 minutes.
 
     The load is open-loop.
 
