@@ -24,9 +24,10 @@ def main(url: str) -> None:
         print(client.send(sent))
         # A change reaches the rankings within a second.
         time.sleep(1.0)
-        # Test traffic is logged, and training ignores it. The candidates and the event
-        # are real records: do not run this on a production service.
-        answer = client.rank("example-viewer", list(rooms), traffic="test")
+        # Live traffic counts each candidate in the answer, `limit` of them, as an impression.
+        # Test traffic counts none, and training ignores it. The candidates and the event are real
+        # records: do not run this on a production service.
+        answer = client.rank("example-viewer", list(rooms), limit=2, traffic="test")
         for ranked in answer.ranking:
             print(ranked.position, ranked.candidate, ranked.score)
         # The id makes a retry harmless; the request_id says which ranking showed the room.

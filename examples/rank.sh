@@ -22,10 +22,11 @@ post /v1/events '{"records": [
 # A change reaches the rankings within a second.
 sleep 1
 
-# Test traffic is logged, and training ignores it. The candidates and the event are real records: do
-# not run this on a production service.
+# Live traffic counts each candidate in the answer, `limit` of them, as an impression. Test traffic
+# counts none, and training ignores it. The candidates and the event are real records: do not run
+# this on a production service.
 post /v1/rank '{"viewer": "example-viewer", "candidates": ["example-jazz", "example-news"],
-    "request_id": "'"$ranking"'", "traffic": "test"}'
+    "limit": 2, "request_id": "'"$ranking"'", "traffic": "test"}'
 
 # The id makes a retry harmless; the request_id says which ranking showed the room.
 post /v1/events '{"records": [

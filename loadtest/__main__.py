@@ -77,7 +77,8 @@ def run(
 
     def measured(folder: Path) -> Report:
         load = load_profile(profile, target_rps=rps, duration_s=duration, warmup_s=warmup)
-        return run_profile(load, load_slo(slo), url, find_ids(ids, log, load.candidates), cluster, folder)
+        used, load = find_ids(ids, log, load, print_progress)
+        return run_profile(load, load_slo(slo), url, used, cluster, folder)
 
     run_scenario(Path(profile).stem, out, measured, findings, as_json, of={"profile": profile, "url": url})
 
@@ -113,8 +114,9 @@ def freshness(
     def measured(folder: Path) -> Report:
         profile = load_profile("headline", target_rps=rate, duration_s=duration, warmup_s=warmup)
         kinds = None if ids else read_log_kinds(log)
+        used, profile = find_ids(ids, log, profile, print_progress)
         plan = FreshnessPlan(profile, events, probes)
-        return run_freshness(plan, url, find_ids(ids, log, profile.candidates), kinds, load_slo(slo), folder)
+        return run_freshness(plan, url, used, kinds, load_slo(slo), folder)
 
     run_scenario("freshness", out, measured, freshness_findings, as_json, of={"url": url})
 
@@ -141,8 +143,8 @@ def slow(
     from loadtest.scenarios.slow import run_slow, slow_summary
 
     def measured(_: Path) -> Report:
-        profile = load_profile("headline", target_rps=rps)
-        return run_slow(profile, url, find_ids(ids, log, profile.candidates), clients, pairs)
+        used, profile = find_ids(ids, log, load_profile("headline", target_rps=rps), print_progress)
+        return run_slow(profile, url, used, clients, pairs)
 
     run_scenario("slow", None, measured, slow_summary, as_json, writes=False)
 
@@ -316,8 +318,7 @@ def soak(
     from loadtest.scenarios.soak import run_soak, soak_profile
 
     def measured(folder: Path) -> Report:
-        profile = soak_profile(rate, minutes * 60)
-        used = find_ids(ids, log, profile.candidates)
+        used, profile = find_ids(ids, log, soak_profile(rate, minutes * 60), print_progress)
         return run_soak(profile, url, used, cluster, folder, print_progress)
 
     run_scenario("soak", out, measured, soak_findings, as_json, of={"url": url})

@@ -158,7 +158,7 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
     try:
         profile = load_profile(options.profile or "headline", target_rps=options.rps)
         file = Path(options.ids) if options.ids else None
-        ids = find_ids(file, Path(options.log), profile.candidates)
+        ids, profile = find_ids(file, Path(options.log), profile, partial(print, file=sys.stderr))
         bodies = make_bodies(ids, profile)
     except TabrankError as error:
         sys.exit(str(error))

@@ -52,7 +52,7 @@ def up(
 
     os.umask(PRIVATE)
     service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_progress)
-    for reason in service["degraded"]:
+    for reason in service["degraded"] + service["advice"]:
         _progress(f"warning: {reason}")
     done = "nothing to change" if service["action"] == "none" else service["action"]
     answer(service, as_json, f"{done}: {service['url']} answers ({service['seconds']} s)")
@@ -193,7 +193,7 @@ def load(
 
     os.umask(PRIVATE)
     until_ms = None if until is None else milliseconds(until, "--until")
-    counts = fill(load_surface(surface), log, store, Path.cwd(), until_ms)
+    counts = fill(load_surface(surface), log, store, Path.cwd(), until_ms, _progress, named=surface)
     answer(counts, as_json, f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates")
 
 

@@ -115,7 +115,7 @@ class FeatureFetch:
 
         metrics = RankMetrics(_application())
         self._fetcher = FeatureFetcher(
-            args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back, near
+            args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back, near, _application()
         )
         # Until Serve's controller reports the address.
         self._keys = Authenticator(host=EVERY_ADDRESS)
@@ -140,6 +140,7 @@ class FeatureFetch:
             await self._fetcher.reconfigure(UserConfig.from_mapping(user_config))
         except TabrankError as error:
             logging.getLogger("tabrank").error("new settings refused, the current ones stay: %s", error)
+            self._fetcher.settings_error = error
 
     async def check_health(self) -> None:
         """Raise if the background work has stopped; Ray then restarts the replica."""

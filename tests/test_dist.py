@@ -32,6 +32,13 @@ def test_archives_of_the_tracked_files_are_accepted(tmp_path):
     check_contents(*archives(tmp_path, files), set(files))
 
 
+def test_the_wheel_holds_a_copy_of_cluster_yaml(tmp_path):
+    files = {"cluster.yaml", "serve/app.py"}
+    wheel, sdist = archives(tmp_path, files)
+    with pytest.raises(SystemExit, match=r"x\.whl lacks serve/cluster\.yaml"):
+        check_contents(wheel, sdist, files)
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [

@@ -63,3 +63,12 @@ def test_the_readme_fits_its_lines():
 def test_the_documents_together_fit_their_words():
     words = {document.name: len(document.read_text().split()) for document in SHORT}
     assert sum(words.values()) <= MAX_WORDS, words
+
+
+def test_every_example_of_a_ranking_says_how_many_are_shown():
+    texts = [
+        path.read_text() for path in (*SHORT, *(ROOT / "examples").rglob("*.*")) if path.suffix != ".pyc"
+    ]
+    asked = re.findall(r"\.rank\([^\n]*|\{\"viewer\"[^}]*\}", "\n".join(texts))
+    assert len(asked) >= 4
+    assert [ranking for ranking in asked if "limit" not in ranking] == []

@@ -29,11 +29,11 @@ for movie in METADATA:
     movie |= {"budget": 9, "runtime": 106, "genres": [{"id": 35, "name": "Comedy"}]}
     movie |= {"tmdbPopularity": 11.6, "tmdbVoteAverage": 6.3, "tmdbVoteCount": 529, "overview": "…"}
 RANKINGS = [
-    {"id": 1, "ts": 12, "user": "late", "shown": [5, 7], "liked": []},
-    {"id": 2, "ts": 10, "user": "first", "shown": [7, 5, 9], "liked": [5, 9]},
-    {"id": 3, "ts": 11, "user": "second", "shown": [5, 7], "liked": [7]},
-    {"id": 4, "ts": 11, "user": "first", "shown": [9, 7], "liked": []},
-    {"id": 5, "ts": 11, "user": "third", "shown": [9, 5], "liked": []},
+    {"id": 1, "ts": 1_700_000_012, "user": "late", "shown": [5, 7], "liked": []},
+    {"id": 2, "ts": 1_700_000_010, "user": "first", "shown": [7, 5, 9], "liked": [5, 9]},
+    {"id": 3, "ts": 1_700_000_011, "user": "second", "shown": [5, 7], "liked": [7]},
+    {"id": 4, "ts": 1_700_000_011, "user": "first", "shown": [9, 7], "liked": []},
+    {"id": 5, "ts": 1_700_000_011, "user": "third", "shown": [9, 5], "liked": []},
 ]
 
 
@@ -45,11 +45,11 @@ def test_the_files_hold_the_first_rankings_by_time_and_fit_the_importer(tmp_path
     convert(packed(METADATA), packed(RANKINGS), tmp_path / "source")
     impressions = pd.read_csv(tmp_path / "source/impressions.csv.gz")
     assert impressions.to_csv(index=False).split()[1:6] == [
-        "0,10000,0,0,7,0",
-        "0,10000,0,1,5,1",
-        "0,10000,0,2,9,1",
-        "1,11000,1,0,5,0",
-        "1,11000,1,1,7,1",
+        "0,1700000010000,0,0,7,0",
+        "0,1700000010000,0,1,5,1",
+        "0,1700000010000,0,2,9,1",
+        "1,1700000011000,1,0,5,0",
+        "1,1700000011000,1,1,7,1",
     ]
     assert impressions.user.tolist() == [0] * 3 + [1] * 2 + [0] * 2 + [2] * 2
     items = pd.read_csv(tmp_path / "source/items.csv.gz", keep_default_na=False)

@@ -14,9 +14,10 @@ from serve.contract import messages
 from serve.contract import rankings as api
 from serve.contract import records as contract_records
 from serve.contract.metric_catalog import METRICS
+from serve.features.slots import PLACES
 from serve.http import app as edge
 from serve.http import body_reader as bodies
-from serve.ingest import intake
+from serve.ingest import expiry, intake
 from serve.ingest import writer as ingest
 from serve.log import compaction, retention, snapshots
 from serve.log import events as records
@@ -173,6 +174,14 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "ids by which a repeat is known": (
         (intake.WINDOW,),
         f"{INGEST}::test_event_ids_survive_a_restart_after_any_number_of_rankings",
+    ),
+    "the store": (
+        (f"{expiry.MAX_STORE_BYTES >> 30} GiB",),
+        "serve/ingest/test_expiry.py::test_a_full_store_forgets_those_not_seen_for_longest",
+    ),
+    "candidates at which a gauge counts a viewer": (
+        (PLACES,),
+        "serve/features/test_presences.py::test_a_viewer_counts_at_the_last_candidates_only",
     ),
     "removals by which a late record is known": (
         (intake.WINDOW,),

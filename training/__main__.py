@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from serve.contract.commands import Commands
-from serve.contract.validation import milliseconds, num_bytes, one_of
+from serve.contract.validation import milliseconds, num_bytes
 from serve.features.surface import load_surface
 from serve.log.atomic_files import PRIVATE
 from training.bench.commands import bench
+from training.data.commands import imports
 from training.experiment.commands import experiment
 from training.search.commands import refresh, search
 from training.terminal import (
@@ -21,6 +23,7 @@ from training.terminal import (
     LogFolder,
     Model,
     Models,
+    NewLog,
     ProgressBar,
     Seed,
     SurfaceName,
@@ -33,13 +36,14 @@ from training.terminal import (
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
 )
+app.add_typer(imports, name="import")
 app.add_typer(bench, name="bench", help="Measure speed, and quality against known truths.")
 app.add_typer(experiment, name="experiment", help="Analyse experiments, and check whether to trust them.")
 
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Option(help="The log to write; must not exist.")],
+    out: NewLog,
     rows: Annotated[int, typer.Option(help="Exposed candidates, about 55 an exposure.")] = 1_000_000,
     viewers: Annotated[int | None, typer.Option(help="Viewers. Default: one for each 12 exposures.")] = None,
     days: Annotated[float, typer.Option(help="Simulated days.")] = 2.0,
@@ -60,32 +64,25 @@ def simulate(
     answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 
 
-@app.command("import")
-def import_(
-    name: Annotated[str, typer.Argument(help="The data set: ranklens.")],
-    source: Annotated[Path, typer.Option(help="The folder of the data set.")],
-    out: Annotated[Path, typer.Option(help="The log to write; must not exist.")],
-    as_json: Json = False,
-) -> None:
-    """Convert a public data set to a canonical log."""
-    from training.data.ranklens import import_ranklens
-
-    one_of(name, ("ranklens",), "import")
-    counts = import_ranklens(source, out)
-    answer(counts, as_json, f"{out}: " + ", ".join(f"{n} {table}" for table, n in counts.items()))
-
-
 @app.command()
 def surface(
     log: LogFolder,
     out: Annotated[
-        Path | None, typer.Option(help="The TOML file to write; must not exist. Default: stdout.")
+        Path | None,
+        typer.Option(
+            help="The new folder for surface.toml, its cluster.yaml and a request.json, or a .toml file for the "
+            "surface alone. Default: stdout."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The surface's name. Default: the log folder's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draft the surface of a log: fields, label, features and popularity, each with its reason."""
+    """Draft the surface of a log and its application, each choice with its reason.
+
+    The draft has the fields, label, features and popularity; the application needs no edit.
+    """
     from serve.contract.validation import refuse_existing
+    from training.drafting.application import write_application
     from training.drafting.draft import draft
 
     if out is not None:
@@ -96,10 +93,14 @@ def surface(
     result = {"surface": drafted.text, "notes": drafted.notes, "out": None if out is None else str(out)}
     if out is None:
         answer(result, as_json, drafted.text)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(drafted.text, encoding="utf-8")
-    answer(result, as_json, f"{out}: review it, then fit with --surface {out}")
+    elif out.suffix == ".toml":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(drafted.text, encoding="utf-8")
+        answer(result, as_json, f"{out}: review it, then fit with --surface {out}")
+    else:
+        commands = write_application(drafted, log, out)
+        lines = [f"{out / 'surface.toml'}: review it, above all the label; then", *commands]
+        answer(result | {"commands": commands}, as_json, "\n  ".join(lines))
 
 
 @app.command()
@@ -125,7 +126,7 @@ def fit(
     log: LogFolder,
     out: Annotated[Path, typer.Option(help="The artifact to write; must not exist.")],
     seed: Seed = 0,
-    epochs: Annotated[int | None, typer.Option(help="Maximum passes over the rows.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Maximum passes; default by the rows.")] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -138,26 +139,28 @@ def fit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train, calibrate and write an artifact; the last tenth of the log by time validates."""
-    from training.fit.fit import fit as run
-    from training.fit.loop import FitConfig
-    from training.fit.progress import Progress
+    """Train, calibrate and write an artifact; the last tenth of the log by time validates.
 
-    epochs = FitConfig.epochs if epochs is None else epochs
-    config = FitConfig(epochs=epochs, seed=seed, num_workers=workers)
+    Batch, epochs and weight decay follow the number of rows. Says when `search` would do better.
+    """
+    from training.fit.fit import fit as run
+    from training.fit.progress import Progress
+    from training.fit.sizing import sized
+
+    given = {"seed": seed, "num_workers": workers} | ({} if epochs is None else {"epochs": epochs})
     with ProgressBar("features") as share:
         manifest = run(
             load_surface(surface),
             log,
             out,
-            config,
+            partial(sized, **given),
             storage=storage,
             memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
             prepared_share=share,
             progress=Progress(),
         )
-    for suspect in manifest["suspects"]:
-        print_progress(suspect)
+    for line in (*manifest["suspects"], *manifest["advice"]):
+        print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation auc {ours['auc']:.4f}, "
     line += f"logloss {ours['logloss']:.4f}, ndcg@10 {decimal(ours['ndcg@10'])} (popular {decimal(theirs['ndcg@10'])})"

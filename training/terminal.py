@@ -12,6 +12,7 @@ import typer
 
 SurfaceName = Annotated[str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")]
 LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
+NewLog = Annotated[Path, typer.Option(help="The log to write; must not exist.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and order; equal seeds give equal models.")]
 Models = Annotated[Path, typer.Option(help="The folder of published artifacts.")]
 PUBLISHED = Path("var/models")

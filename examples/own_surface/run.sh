@@ -9,24 +9,20 @@ rm -rf "$root/var/own-surface"
 mkdir -p "$root/var/own-surface"
 cd "$root/var/own-surface"
 
-# Your data: four tables. Replace both scripts by an export of your own.
-python "$here/make_csv.py" csv
-python "$here/csv_to_log.py" csv log
+# Your data, a row for each candidate shown. Replace the script by an export of your own.
+python "$here/make_csv.py" rows.csv
+python -m training import csv --source rows.csv --out log --viewer customer --candidate pastry \
+    --time at --event order
 
-# A draft of the surface, with its reasons: review it. `training search` finds better networks.
-python -m training surface --log log --name bakery --out bakery.toml
-python -m training fit --surface bakery.toml --log log --out model --epochs 3
-python -m training publish --model model --models models
+# A draft of the surface and its cluster.yaml: review it. `training search` finds better networks.
+python -m training surface --log log --name bakery --out my
+python -m training fit --surface my/surface.toml --log log --out model --epochs 3
+python -m training publish --model model --models my/models
 
-# The shipped cluster.yaml with this surface, its store, models and log.
-python -m serve load --surface bakery.toml --log log --store lmdb:store
-sed -e 's/surface: spaces/surface: bakery.toml/' -e 's#lmdb:var/store#lmdb:store#' \
-    -e 's#models: var/models#models: models#' -e 's#log: var/log#log: log#' "$root/cluster.yaml" >cluster.yaml
-python -m serve check
+python -m serve load --surface my/surface.toml --log log --store lmdb:my/store
 trap 'python -m serve down' EXIT
-python -m serve up
+python -m serve up my/cluster.yaml
 
 curl --silent --show-error --fail-with-body --header 'Content-Type: application/json' \
-    --data '{"viewer": "v1", "candidates": ["p1", "p2", "p3", "p4", "p5"], "traffic": "test"}' \
-    http://127.0.0.1:8000/v1/rank
+    --data @my/request.json http://127.0.0.1:8000/v1/rank
 echo

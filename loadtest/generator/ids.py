@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from loadtest.errors import LoadtestError
+from loadtest.workload.profiles import Profile
 from serve.contract.validation import json_value, table
+from serve.log.conversion import converted
 
 # Limit of POST /v1/rank.
 MAX_ID_LENGTH = 256
@@ -29,13 +31,22 @@ class Ids:
     contexts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def find_ids(file: Path | None, log: Path, num_candidates: int) -> Ids:
-    """Return the ids of a file if there is one, otherwise of a log.
+def find_ids(
+    file: Path | None, log: Path, profile: Profile, emit: Callable[[str], None]
+) -> tuple[Ids, Profile]:
+    """Return the ids of a file if there is one, otherwise of a log, and the profile for them.
+
+    If there are fewer candidates than a request of the profile has, its requests have all of them,
+    which `emit` receives as a sentence.
 
     Raises:
         TabrankError: as `read_ids` and `read_log_ids`.
     """
-    return read_ids(file) if file else read_log_ids(log, num_candidates)
+    ids = read_ids(file) if file else read_log_ids(log, profile.candidates)
+    num = len(ids.candidates)
+    if num < profile.candidates:
+        emit(f"{file or log} has {num} candidates: a request has these instead of {profile.candidates}")
+    return ids, replace(profile, candidates=min(num, profile.candidates))
 
 
 def read_ids(path: Path) -> Ids:
@@ -70,7 +81,7 @@ def read_ids(path: Path) -> Ids:
 def read_log_ids(log: Path, num_candidates: int) -> Ids:
     """Return the ids of a log: viewers of its exposures, and candidates live at its end.
 
-    If fewer than `num_candidates` are live, the last ended ones are added.
+    If fewer than `num_candidates` are live, the last ended ones are added, as far as there are any.
 
     Raises:
         LoadtestError: if there is no such log, it lacks a column, or it is too small.
@@ -119,11 +130,8 @@ def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
     )
     ids: list[str] = order["id"].to_pylist()
     num_live = len(ids) - int(pc.sum(ended).as_py() or 0)
-    if len(ids) < num_candidates:
-        raise LoadtestError(
-            f"--log {log}: holds {len(ids)} candidates, but a request needs {num_candidates}; "
-            "name a larger log, or a profile with fewer candidates"
-        )
+    if not ids:
+        raise LoadtestError(f"--log {log}: holds no candidates; name a log that does")
     return ids[: max(num_live, num_candidates)]
 
 
@@ -157,6 +165,6 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
             kind = data.schema.field(name).type
             if pa.types.is_dictionary(kind):
                 columns[name] = ds.field(name).cast(kind.value_type)
-        return data.to_table(columns=columns)
+        return converted(data.to_table(columns=columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

@@ -55,7 +55,7 @@ def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emi
     probe(url, bodies[0])
     service = processes_of(cluster, url)
     emit(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are sampled")
-    load = OfferedLoad(url, bodies, CANDIDATES, rate_rps, [Block(warmup_s), Block(seconds)])
+    load = OfferedLoad(url, bodies, profile.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
     seen: list[Footprint] = []
 
     def look() -> None:

@@ -48,6 +48,7 @@ class RowMaker:
 
     def _viewers(self, num_rows: int) -> PackedRows:
         rows = self._schema.blank("viewer", num_rows)
+        rows["seen_ms"] = NOW_MS
         self._fill(rows, "viewer")
         for i, m in enumerate(self._schema.maps):
             rows[f"map{i}_keys"] = self._distinct(m.field.name, num_rows, m.keep)

@@ -65,6 +65,9 @@ class Calls(Generic[Ranking, Sent]):
     ) -> Ranking:
         """Rank `candidates` for `viewer`; None is an anonymous viewer.
 
+        Each candidate in the answer counts as an impression, unless the surface has `impression`
+        events: set `limit` to the number that the viewer sees. Test traffic counts none.
+
         Raises:
             ClientError: `Refused`, `TimedOut` or `Unreachable`.
         """

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serve.config.diagnoses import LIST, Service
 from serve.config.diagnostics import Node
 from serve.config.known_keys import suggest
 from serve.config.settings import CANARY, AppArgs, UserConfig, is_loopback
@@ -69,7 +70,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     args = args_at.read(AppArgs, given, "name a shipped surface, such as spaces")
     if args is None:
         return
-    check_storage(args_at, args, base, file.num_nodes)
+    check_storage(args_at, args, file.num_nodes)
     log = Path(os.path.normpath(base / args.log))
     # Each writer numbers its records from 1, and the files are named by the numbers.
     if (owner := file.owners.setdefault(log, here)) != here:
@@ -89,6 +90,11 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     if surface is not None:
         _check_batch(live["batch_candidates"], knobs, surface)
     _check_versions(live, knobs, base / args.models)
+    # The files of a cluster may not be mounted here.
+    if surface is not None and file.num_nodes <= 1 and args_at.is_sound:
+        features = Features(Schema(surface))
+        for found in Service(args, base, features, knobs, str(application["name"].value)).of_files():
+            args_at[LIST[found.name]["arg"]].warn(str(found))
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
         _check_sizes(named, args, knobs, file.timeout_s)

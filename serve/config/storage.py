@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from serve.config.diagnostics import Node
@@ -15,14 +14,12 @@ STORES = ("lmdb", "redis", "rediss")
 STORE_FORMS = "use lmdb:PATH on one machine, redis://HOST:PORT/DB on any number"
 
 
-def check_storage(at: Node, args: AppArgs, base: Path, num_nodes: int) -> None:
+def check_storage(at: Node, args: AppArgs, num_nodes: int) -> None:
     """Refuse locations of store, models and log that up to `num_nodes` nodes cannot share."""
     if wrong := _wrong_store(args.store, num_nodes):
         at["store"].refuse(wrong)
     for key, folder in (("models", args.models), ("log", args.log)):
         _check_folder(at[key], folder, num_nodes)
-    if num_nodes <= 1 and not (base / args.models).exists() and "://" not in args.models:
-        at["models"].warn(f"there is no folder {args.models!r} yet: rankings are popular until then")
 
 
 def _wrong_store(store: str, num_nodes: int) -> str:

@@ -45,12 +45,24 @@ class StoreUnavailable(TabrankError):
     """The store cannot be read or written: rankings continue, records are refused."""
 
 
+class StoreMissing(StoreUnavailable):
+    """No store of this surface and state exists; `others` are the stores that exist beside it."""
+
+    def __init__(self, message: str, others: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.others = others
+
+
 class ScorerUnavailable(TabrankError):
     """The circuit breaker of the scorer is open; rankings continue without it."""
 
 
 class WriterFenced(TabrankError):
     """Another writer took a newer fencing epoch; the store refuses this writer's commits."""
+
+
+class StateMismatch(TabrankError):
+    """A model was trained on another state than the service keeps."""
 
 
 class ArtifactRefused(TabrankError):

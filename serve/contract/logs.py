@@ -28,17 +28,23 @@ class SeldomWarning:
     """Log failures, at most one in ten seconds for each reason: a whole service can fail alike."""
 
     def __init__(self) -> None:
-        # Monotonic time of the last warning for each reason.
-        self._warned_s: dict[str, float] = {}
+        # Monotonic time and error of the last warning for each reason.
+        self._warned: dict[str, tuple[float, Exception]] = {}
 
     def __call__(self, reason: str, error: Exception, request_id: str | None = None) -> None:
         """Log a failure with its request id."""
         now_s = time.monotonic()
-        if now_s - self._warned_s.get(reason, float("-inf")) >= WARN_EVERY_S:
-            self._warned_s[reason] = now_s
+        if reason not in self._warned or now_s - self._warned[reason][0] >= WARN_EVERY_S:
+            self._warned[reason] = now_s, error
             logging.getLogger(SERVICE_LOGGER).warning(
                 "%s: %s: %s", reason, type(error).__name__, error, extra=of_request(request_id)
             )
+
+    def recent(self, reason: str) -> Exception | None:
+        """Return the failure that was logged for a reason in the last ten seconds, or None."""
+        warned_s, error = self._warned.get(reason, (float("-inf"), None))
+        # A failure that lasts is logged again within a second after that.
+        return error if time.monotonic() - warned_s < WARN_EVERY_S + 1 else None
 
 
 class OneLine(logging.Filter):

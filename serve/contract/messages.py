@@ -32,6 +32,8 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
         detail = f"unknown field {quoted(unknown[1])}{nearest(unknown[1], known)}"
     elif len(detail) > MAX_DETAIL:
         detail = f"{detail[:MAX_DETAIL]}…"
+    elif pointer.endswith("_ms"):
+        detail = f"{detail}: whole milliseconds since 1970; multiply seconds by 1000, divide nanoseconds by 1000000"
     return RequestError(422, "invalid request", detail, pointer)
 
 

@@ -91,7 +91,8 @@ REJECTED = Metric("tabrank_records_rejected", "Records of `/v1/events` that were
 RECORDS = Metric(
     "tabrank_records",
     "Records that Ingest accepted (event, exposure, viewer, candidate, forget, ended) and did not accept "
-    "(duplicate, rejected, late, exposure_dropped); also roll_failed, time_ahead, clock_step, segment_damaged.",
+    "(duplicate, rejected, late, exposure_dropped); also expired, roll_failed, time_ahead, "
+    "clock_step, segment_damaged.",
     ("kind",),
 )
 EVENT_LAG = Metric(
@@ -106,6 +107,9 @@ UNROLLED = Metric(
     "tabrank_unrolled_records",
     "Durable records that are in the journal and not yet in the log.",
     is_gauge=True,
+)
+STORE = Metric(
+    "tabrank_store_bytes", "Size of the store; of Redis, all of the server's memory.", is_gauge=True
 )
 PAIRS = Metric(
     "tabrank_pairs",

@@ -19,6 +19,12 @@ MAX_NUMBER = 1e30
 MAX_MS = 2**53
 # Enough for 1,000 ids of the greatest length, with room for fields.
 MAX_BODY_BYTES = 2 * 1024 * 1024
+# Descriptions for the OpenAPI document.
+LIMIT = (
+    "Items to return, as many as the viewer sees; default all. Each counts as an impression, unless the "
+    "surface has `impression` events."
+)
+TRAFFIC = "Test traffic counts no impressions, and training ignores it."
 
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
@@ -51,13 +57,13 @@ class RankRequest(Struct, forbid_unknown_fields=True):
         list[Id | StatedCandidate],
         Meta(max_length=MAX_CANDIDATES, description="Items to rank; each id once."),
     ]
-    limit: Annotated[int, Meta(ge=1, le=MAX_MS, description="Items to return; default all.")] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_MS, description=LIMIT)] | None = None
     context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
     request_id: Annotated[
         Id | None, Meta(description="Overrides X-Request-Id; generated if neither is given.")
     ] = None
     explain: Annotated[bool, Meta(description="Return each candidate's feature values.")] = False
-    traffic: Annotated[Literal["live", "test"], Meta(description="Training ignores test traffic.")] = "live"
+    traffic: Annotated[Literal["live", "test"], Meta(description=TRAFFIC)] = "live"
     now_ms: (
         Annotated[int, Meta(ge=0, le=2**53, description="Time of the ranking; only with the event clock.")]
         | None

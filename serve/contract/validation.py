@@ -23,6 +23,15 @@ TYPE_NAMES = {
     float: "a number",
     bool: "true or false",
 }
+# Refuse times that are of 1985 to 2128 in another unit: from each of these on, up to ten times it.
+# Milliseconds like that are of January and February 1970, or after the year 17,000.
+OTHER_UNITS = (
+    (5 * 10**8, "looks like seconds; multiply by 1000"),
+    (5 * 10**14, "looks like microseconds; divide by 1000"),
+    (5 * 10**17, "looks like nanoseconds; divide by 1000000"),
+)
+# Nearly every time in milliseconds is in this range.
+PLAIN_MS = (10 * OTHER_UNITS[0][0], OTHER_UNITS[1][0])
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -120,6 +129,12 @@ def duration_ms(value: object, where: str) -> float:
     return duration
 
 
+def duration(ms: float) -> str:
+    """Format a duration as a surface writes it."""
+    unit = next((unit for unit in "dhm" if ms % UNITS_MS[unit] == 0), "s")
+    return f"{ms / UNITS_MS[unit]:g}{unit}"
+
+
 def num_bytes(text: str, where: str) -> int:
     """Return a size, written as a number and a unit of 1,024 (512M, 4G), in bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])", text)
@@ -153,12 +168,19 @@ def refuse_unwritable(folder: Path) -> None:
         raise TabrankError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
 
 
+def other_unit(time: int) -> str:
+    """Return the unit that a time looks like instead of milliseconds, with the factor, or ""."""
+    return next((why for first, why in OTHER_UNITS if first <= time < 10 * first), "")
+
+
 def milliseconds(text: str, where: str) -> int:
     """Return a time in milliseconds since 1970.
 
     `text` is ISO 8601 (UTC if it has no zone), milliseconds since 1970, or `now`.
     """
     if text.isascii() and text.isdigit():
+        if why := other_unit(int(text)):
+            raise TabrankError(f"{where}: {text} {why}")
         return int(text)
     try:
         time = datetime.now(UTC) if text == "now" else datetime.fromisoformat(text)

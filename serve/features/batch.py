@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Entity, FieldRef, Map, PackedRows, Slot, Sum
+from serve.features.slots import F64, I64, STEPS, U64, Entity, FieldRef, Map, PackedRows, Presence, Slot, Sum
 
 
 class Batch:
     """Rows of a batch of B requests with R candidates; methods return `[R]` or `[R, M]`.
 
-    `place` is the index of each slot among the sums of its entity, or among the maps, of the packed
-    rows; `rates` `[S]` are the halvings per millisecond of each entity's sums.
+    `place` is the index of each slot among the sums of its entity, the maps or the presences of the
+    packed rows; `rates` `[S]` are the halvings per millisecond of each entity's sums.
     Viewer values are computed once a request and then spread over the request's rows.
     """
 
@@ -64,7 +64,8 @@ class Batch:
         The result is 0 where no key equals the value. A viewer's keys are distinct, except for 0:
         an empty place, which a missing value equals, so its worth must be 0.
         """
-        hits = np.flatnonzero(self._spread(keys) == values[:, None])
+        # The keys of a single request need no copy for each row.
+        hits = np.flatnonzero((keys if len(keys) == 1 else self._spread(keys)) == values[:, None])
         rows, places = np.divmod(hits, keys.shape[1])
         found = np.zeros(len(values))
         found[rows] = worth[self.request_of_row[rows], places]
@@ -87,6 +88,22 @@ class Batch:
             age_ms = np.maximum(now[entity] - sums_ms, 0)
             decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
         return decayed
+
+    def presence(self, slot: Presence, entity: Entity) -> NDArray[Any]:
+        """Return the number of viewers at each candidate, or of candidates of its viewer, `[R]`."""
+        name, rows, step_ms = f"presence{self._place[slot]}", self._rows[entity], slot.step_ms
+        if entity == "viewer":
+            marks, now = rows[name + "_marks"], self.request_ms // step_ms
+            is_there = (marks & 1) * (now[:, None] - (marks >> 1) // step_ms < STEPS)
+            return self._spread(is_there.sum(axis=1))
+        # The newest step is ahead of a clock that is behind.
+        age = np.maximum(self.now_ms // step_ms - rows[name + "_newest"], 0)
+        # A lookup in the bytes of the rows takes half the time of one by row and column.
+        fields: Any = rows.dtype.fields
+        first, width = fields[name + "_left"][1] // 4, rows.itemsize // 4
+        at = np.arange(first, first + len(rows) * width, width) + np.minimum(age, STEPS)
+        left: NDArray[np.int32] = rows.view(np.int32).take(at)
+        return left
 
     def map(self, slot: Map) -> tuple[U64, F64, F64]:
         """Return keys, `event` and `over` of a map of each request's viewer, `[B, K]` each.

@@ -17,19 +17,16 @@ from serve.features.slots import F64, I64, Sum
 
 @dataclass(frozen=True)
 class Effect:
-    """Columns that an event changes in the sums of one entity, and their increments, `[S]`."""
+    """Columns that an event changes in the sums of one entity, and their rates of decay, `[S]`."""
 
     columns: I64
-    weights: F64
     rates: F64
 
     @classmethod
     def of(cls, event: str, sums: Sequence[Sum]) -> Effect | None:
         """Return the effect of an event on these sums; None if it changes none of them."""
-        weights = np.array([sum(w for name, w in s.weights if name == event) for s in sums])
-        columns = weights.nonzero()[0]
-        rates = np.array([1.0 / s.half_life_ms for s in sums])
-        return cls(columns, weights[columns], rates[columns]) if len(columns) else None
+        columns = np.array([i for i, s in enumerate(sums) if s.event == event], np.int64)
+        return cls(columns, np.array([1.0 / sums[i].half_life_ms for i in columns])) if len(columns) else None
 
     def add(self, table: Any, rows: I64, ts_ms: I64, times: I64 | None = None) -> None:
         """Add the event to each row `[n]` at `ts_ms` `[n]`, `times` `[n]` times; skip row 0."""
@@ -38,7 +35,6 @@ class Effect:
             rows, ts_ms, times = rows[known], ts_ms[known], None if times is None else times[known]
             if not len(rows):
                 return
-        weights = self.weights if times is None else self.weights * times[:, None]
         cells: Any = self.columns
         group: I64 | slice = slice(None)
         if len(rows) == 1:
@@ -51,7 +47,9 @@ class Effect:
         old_ms = table["sums_ms"][cells]
         new_ms = np.maximum(old_ms, last_ms)
         # A late event counts at its own time, so it is added in decayed form.
-        arrived = weights * np.exp2((ts_ms - new_ms[group]) * self.rates)
+        arrived = np.exp2((ts_ms - new_ms[group]) * self.rates)
+        if times is not None:
+            arrived = arrived * times[:, None]
         if isinstance(group, np.ndarray):
             arrived = _summed(arrived, group, len(new_ms))
         table["sums"][cells] = table["sums"][cells] * np.exp2((old_ms - new_ms) * self.rates) + arrived

@@ -18,9 +18,9 @@ from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from serve.contract.errors import TabrankError, unknown_key
 from serve.contract.typed_reader import STRICT, Between, checked_by
-from serve.contract.validation import duration_ms, one_of, typed
+from serve.contract.validation import UNITS_MS, duration_ms, one_of, typed
 from serve.features.batch import Batch
-from serve.features.slots import F64, IMPRESSION, OWNERS, U64, Entity, FieldRef, Map, Slot, Sum
+from serve.features.slots import F64, IMPRESSION, OWNERS, U64, Entity, FieldRef, Map, Presence, Slot, Sum
 
 Transform = Literal["none", "log1p"]
 
@@ -72,6 +72,8 @@ def _event(value: object, parts: Mapping[str, Any], key: str) -> str:
 
 DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?[smhd]$"})
 Event = Annotated[str, declared(_event)]
+STAY = Field(alias="max_stay", json_schema_extra={"default": "4h"})
+MaxStay = Annotated[float, checked_by(duration_ms), STAY, DURATION_SCHEMA]
 HalfLife = Annotated[float, checked_by(duration_ms), Field(alias="half_life"), DURATION_SCHEMA]
 
 
@@ -196,7 +198,7 @@ class Count(Kind):
     @cached_property
     def slots(self) -> tuple[Sum]:
         """One decayed sum."""
-        return (Sum(self.entity, ((self.event, 1.0),), self.half_life_ms),)
+        return (Sum(self.entity, self.event, self.half_life_ms),)
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, ≥ 0."""
@@ -205,24 +207,27 @@ class Count(Kind):
 
 @dataclass(frozen=True)
 class Gauge(Kind):
-    """Current level: `up` events minus `down` events, at least 0.
+    """Number of viewers at a candidate, or of a viewer's candidates, from `up` until `down`.
 
-    Example: joins − leaves is the size of the audience.
+    Each viewer counts once at a candidate, and at the last 8 candidates only; one without an id
+    does not count. `max_stay` after the last `up`, or up to a seventh earlier, the viewer no longer
+    counts, for `down` events get lost. Example: join and leave give the audience of a room.
     """
 
     entity: Entity
     up: Event
     down: Event
+    max_stay_ms: MaxStay = 4.0 * UNITS_MS["h"]
     transform: Transform = "none"
 
     @cached_property
-    def slots(self) -> tuple[Sum]:
-        """One sum that does not decay."""
-        return (Sum(self.entity, ((self.up, 1.0), (self.down, -1.0))),)
+    def slots(self) -> tuple[Presence]:
+        """One presence, which gauges of viewers and of candidates share."""
+        return (Presence(self.up, self.down, self.max_stay_ms),)
 
-    def value(self, batch: Batch) -> F64:
+    def value(self, batch: Batch) -> NDArray[Any]:
         """Return `[R]`, ≥ 0."""
-        return np.maximum(batch.sums(*self.slots), 0.0)
+        return batch.presence(*self.slots, self.entity)
 
 
 @dataclass(frozen=True)
@@ -242,8 +247,8 @@ class Rate(Kind):
     @cached_property
     def slots(self) -> tuple[Sum, Sum]:
         """The decayed sums of `event` and `over`."""
-        event = Sum(self.entity, ((self.event, 1.0),), self.half_life_ms)
-        return event, replace(event, weights=((self.over, 1.0),))
+        event = Sum(self.entity, self.event, self.half_life_ms)
+        return event, replace(event, event=self.over)
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`; the prior's rate where neither event occurred."""

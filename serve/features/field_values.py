@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from serve.contract.errors import RequestError
 from serve.contract.messages import nearest, quoted
 from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_MS, MAX_NUMBER, MAX_SET_MEMBERS
+from serve.contract.validation import other_unit
 from serve.features.surface import Field
 
 _WANTED = {
     "number": f"a number up to {MAX_NUMBER:g}",
-    "time": "a number of milliseconds",
+    "time": "a number of milliseconds since 1970 (divide nanoseconds by 1000000)",
     "category": "a string",
     "set": "strings",
 }
@@ -47,9 +48,13 @@ def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) 
     Logs may hold longer values, so they are read with `plain`.
 
     Raises:
-        RequestError: the surface has no such field, or the value does not fit it, or is too long.
+        RequestError: the surface has no such field, or the value does not fit it, is too long, or
+            is a time in another unit.
     """
     value = plain(known, name, value, pointer)
+    # Only a time is a whole number.
+    if type(value) is int:
+        check_unit(value, pointer)
     members = value if isinstance(value, list) else [value]
     if len(members) > MAX_SET_MEMBERS:
         detail = f"{name!r} has {len(members)} members; a set may have {MAX_SET_MEMBERS}: send fewer"
@@ -63,3 +68,15 @@ def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) 
             )
             raise RequestError(422, "invalid request", detail, at)
     return value
+
+
+def check_unit(time: int, pointer: str) -> None:
+    """Refuse a client's time that is not in milliseconds since 1970.
+
+    Raises:
+        RequestError: with the unit that it looks like, and the factor.
+    """
+    if why := other_unit(time):
+        raise RequestError(
+            422, "invalid request", f"{time} {why}: times are in milliseconds since 1970", pointer
+        )

@@ -17,7 +17,8 @@ from serve.contract.hashing import hash64
 from serve.features.affinity_maps import Pairs, Parts, apply_to_map
 from serve.features.decayed_counters import Effect
 from serve.features.id_index import Buckets
-from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, Map, PackedRows, Slot, Sum
+from serve.features.presences import Presences, presence_fields
+from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, Map, PackedRows, Presence, Slot, Sum
 from serve.features.surface import Field, Surface
 
 # Apply fewer records than this one by one: they are mostly of one viewer, so rounds are slower.
@@ -33,17 +34,18 @@ NEVER_MS = np.iinfo(np.int64).max
 
 
 class Schema:
-    """Layout of a surface's rows, with the sums and maps in them."""
+    """Layout of a surface's rows, with the sums, maps and presences in them."""
 
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
         slots = list(dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots))
         self.maps: tuple[Map, ...] = tuple(s for s in slots if isinstance(s, Map))
+        self.presences: tuple[Presence, ...] = tuple(s for s in slots if isinstance(s, Presence))
         self.sums: dict[Entity, tuple[Sum, ...]] = {
             entity: tuple(s for s in slots if isinstance(s, Sum) and s.entity == entity)
             for entity in ENTITIES
         }
-        groups: tuple[tuple[Slot, ...], ...] = (self.maps, *self.sums.values())
+        groups: tuple[tuple[Slot, ...], ...] = (self.maps, self.presences, *self.sums.values())
         self.place = {slot: i for group in groups for i, slot in enumerate(group)}
         # An infinite half-life gives the rate 0, so the factor exp2(0) = 1.
         self.rates = {e: np.array([1.0 / s.half_life_ms for s in sums]) for e, sums in self.sums.items()}
@@ -57,11 +59,12 @@ class Schema:
             "viewer": tuple(surface.fields["viewer"]),
             "candidate": (*surface.fields["candidate"], "ends_ms"),
         }
-        self.viewer = np.dtype([*self._attributes("viewer"), *self._state("viewer"), *self._maps()])
+        seen = ("seen_ms", "<i8")
+        self.viewer = np.dtype([*self._attributes("viewer"), seen, *self._state("viewer"), *self._maps()])
         ends = ("ends_ms", "<i8")
         self.candidate = np.dtype([*self._attributes("candidate"), ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
-        layout = repr((self.viewer.descr, self.candidate.descr, self.sums, self.maps))
+        layout = repr((self.viewer.descr, self.candidate.descr, self.sums, self.maps, self.presences))
         self.fingerprint = hashlib.sha256(layout.encode()).hexdigest()
 
     def _attributes(self, owner: str) -> list[Any]:
@@ -73,7 +76,8 @@ class Schema:
 
     def _state(self, entity: Entity) -> list[Any]:
         num_stated, n = len(self.stated[entity]), len(self.sums[entity])
-        return [("stated_ms", "<i8", (num_stated,)), ("sums", "<f8", (n,)), ("sums_ms", "<i8", (n,))]
+        state = [("stated_ms", "<i8", (num_stated,)), ("sums", "<f8", (n,)), ("sums_ms", "<i8", (n,))]
+        return state + presence_fields(self.presences, entity)
 
     def _maps(self) -> list[Any]:
         return [
@@ -123,6 +127,8 @@ class RowTable:
         self.ids: list[str | None] = [None]
         self._free: list[int] = []
         self._buckets = Buckets(self.index)
+        # Row numbers by the hash of the id, once they are needed.
+        self._by_hash: dict[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -130,6 +136,12 @@ class RowTable:
     def find(self, ids: Sequence[str | None]) -> I64:
         """Return the row number of each id, 0 for an unknown id."""
         return self._buckets.find(ids)
+
+    def find_hash(self, hashed: int) -> int:
+        """Return the row number of the id with this hash, 0 for an unknown id."""
+        if self._by_hash is None:
+            self._by_hash = {hash64(name): row for name, row in self.index.items()}
+        return self._by_hash.get(hashed, 0)
 
     def add(self, name: str) -> int:
         """Return the row number of an id; an unknown id gets a blank row."""
@@ -145,6 +157,8 @@ class RowTable:
             if row == len(self.table):
                 self.table = np.concatenate([self.table, self.schema.blank(self.entity, row)])
         self.index[name] = row
+        if self._by_hash is not None:
+            self._by_hash[hash64(name)] = row
         self._buckets.changed(name)
         return row
 
@@ -170,6 +184,8 @@ class RowTable:
             self.table[row] = self.schema.blank(self.entity)[0]
             self.ids[row] = None
             self._free.append(row)
+            if self._by_hash is not None:
+                del self._by_hash[hash64(name)]
             self._buckets.changed(name)
 
 
@@ -220,12 +236,23 @@ class Interactions(NamedTuple):
 
 
 class State:
-    """Rows of all viewers and candidates of a surface; it changes only by records, in order."""
+    """Rows of all viewers and candidates of a surface; it changes only by records, in order.
+
+    `left` holds the candidates whose rows have changed without a record of theirs, because a viewer
+    left them: the viewer came to others or was forgotten.
+    """
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.viewers = RowTable(schema, "viewer")
         self.candidates = RowTable(schema, "candidate")
+        self.left: dict[str, None] = {}
+
+    def forget(self, row: int) -> None:
+        """Make the row of a viewer blank; the viewer leaves all candidates."""
+        for slot in self._presences():
+            self._leave(slot.leave(row))
+        self.viewers.table[row] = self.schema.blank("viewer")[0]
 
     def upsert(
         self,
@@ -245,6 +272,8 @@ class State:
         rows = self.viewers if entity == "viewer" else self.candidates
         row = rows.add(name)
         declared, stated_ms = self.schema.surface.fields[entity], rows.table["stated_ms"][row]
+        if entity == "viewer":
+            self._see(row, NEVER_MS if ts_ms == EVER_MS else ts_ms)
         end = {} if ends_ms is None else {"ends_ms": ends_ms}
         for key, value in {**fields, **end}.items():
             place = self.schema.stated[entity].index(key)
@@ -255,10 +284,18 @@ class State:
     def observe(self, run: Interactions) -> None:
         """Apply records; the result equals that of one at a time, except for rounding of sums."""
         for part in run.parts():
+            self._see(part.viewer, part.ts_ms)
             present = set(part.event.tolist())
             for event in present:
                 self._observe_sums(event, part if len(present) == 1 else part.only(event))
             self._observe_maps(present, part)
+            self._observe_presences(present, part)
+
+    def _see(self, viewers: I64 | int, ts_ms: I64 | int) -> None:
+        """Keep the time of each viewer's last record, by which the row expires."""
+        seen_ms = self.viewers.table["seen_ms"]
+        np.maximum.at(seen_ms, viewers, ts_ms)
+        seen_ms[0] = 0
 
     def _observe_sums(self, event: int, run: Interactions) -> None:
         """Apply the records of one event to the sums, all at once because sums commute."""
@@ -279,3 +316,24 @@ class State:
                 parts = Parts.of(self.viewers.table, i)
                 hit, counted = run.event == event, run.event == over
                 apply_to_map(m, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
+
+    def _observe_presences(self, present: set[int], run: Interactions) -> None:
+        for slot, p in zip(self._presences(), self.schema.presences, strict=True):
+            up, down = self.schema.number[p.up], self.schema.number[p.down]
+            if up in present or down in present:
+                event, viewer, ts_ms = (
+                    np.repeat(values, run.lengths) for values in (run.event, run.viewer, run.ts_ms)
+                )
+                moves = ((event == up) | (event == down)) & (viewer > 0) & (run.candidates > 0)
+                columns = (viewer, run.candidates, ts_ms, event == up)
+                for who, candidate, at_ms, comes in zip(*(c[moves].tolist() for c in columns), strict=True):
+                    key = hash64(self.candidates.ids[candidate] or "")
+                    if left := slot.move(who, candidate, key, at_ms, comes):
+                        self._leave([left])
+
+    def _presences(self) -> list[Presences]:
+        tables = self.viewers.table, self.candidates.table, self.candidates.find_hash
+        return [Presences(p, i, *tables) for i, p in enumerate(self.schema.presences)]
+
+    def _leave(self, candidates: Sequence[int]) -> None:
+        self.left.update((name, None) for row in candidates if (name := self.candidates.ids[row]) is not None)

@@ -7,7 +7,7 @@ import msgspec
 from serve.contract.errors import RequestError
 from serve.contract.messages import below, invalid, malformed, quoted
 from serve.contract.rankings import RankRequest, StatedCandidate, candidate_ids
-from serve.features.field_values import bounded
+from serve.features.field_values import bounded, check_unit
 from serve.features.surface import Surface
 
 _decoder = msgspec.json.Decoder(RankRequest)
@@ -35,6 +35,8 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
     if not event_clock and request.now_ms is not None:
         detail = "now_ms is only for the event clock; leave it out"
         raise RequestError(422, "invalid request", detail, "/now_ms")
+    if request.now_ms is not None:
+        check_unit(request.now_ms, "/now_ms")
     return request
 
 

@@ -13,7 +13,7 @@ from serve.ranking.service import FeatureFetcher
 
 
 def readiness(fetcher: FeatureFetcher) -> dict[str, Any]:
-    """Return the body of `/readyz`: the state of the store, the model and the candidate table."""
+    """Return the body of `/readyz`: the state of store, model and candidates, and what is wrong."""
     freshness_ms = fetcher.freshness_ms
     is_fresh = freshness_ms is not None and freshness_ms <= fetcher.config.stale_after_ms
     return {
@@ -22,6 +22,7 @@ def readiness(fetcher: FeatureFetcher) -> dict[str, Any]:
         "store": "fresh" if is_fresh else "unavailable",
         "model": fetcher.model.version if fetcher.model else None,
         "freshness_ms": freshness_ms,
+        "diagnoses": list(fetcher.diagnoses()),
     }
 
 

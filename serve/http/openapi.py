@@ -111,7 +111,7 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
             "/v1/events": {"post": events},
             "/v1/model": status("The model in use, its features and the limits", ("401", "403", "429")),
             "/livez": status("Liveness of the process"),
-            "/readyz": status("State of the store, the model and the candidate table"),
+            "/readyz": status("State of the store, the model and the candidate table, and what is wrong"),
             "/openapi.json": status("This document"),
             "/docs": {"get": operation("This document, as HTML", page, {})},
         },

@@ -55,7 +55,9 @@ class RecordApplier:
             self._state.upsert("candidate", record.id, record.fields, record.ends_ms, **times)
             self.candidates[record.id] = None
         elif isinstance(record, Forget):
-            self._state.viewers.drop(record.viewer)
+            if row := self._state.viewers.index.get(record.viewer):
+                self._state.forget(row)
+                self._state.viewers.drop(record.viewer)
             self.viewers[record.viewer] = None
         elif isinstance(record, Ended):
             self._state.candidates.drop(record.id)
@@ -76,6 +78,7 @@ class RecordApplier:
             changed[rows] = True
             names = map(self._state.candidates.ids.__getitem__, changed.nonzero()[0].tolist())
             self.candidates.update((name, None) for name in names if name is not None)
+        self.candidates.update(self._state.left)
 
 
 def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from serve.config.diagnoses import Service
+from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import TabrankError, WriterFenced
+from serve.features.matrix import Features
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
 from serve.log.events import entries, numbered
-from serve.log.reader import read_log
+from serve.log.reader import read_joined
 from serve.log.replay import Replay
 from serve.log.snapshots import numbers
 from serve.stores.factory import check_address, open_store, shown
@@ -17,16 +24,24 @@ from serve.stores.protocol import Store
 
 
 def load(
-    surface: Surface, log: Path, store_url: str, base: Path, until_ms: int | None = None
-) -> dict[str, int]:
+    surface: Surface,
+    log: Path,
+    store_url: str,
+    base: Path,
+    until_ms: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    named: str | None = None,
+) -> dict[str, Any]:
     """Replay `log`, all of it or up to `until_ms`, and replace the store's rows atomically.
 
     Journal entries that are not in the log yet are applied too, and stay in the journal until the
-    service has logged them. Returns the numbers of viewers and candidates.
+    service has logged them. Returns the numbers of viewers and candidates, and the `diagnoses`,
+    whose remedies name the surface as `named`. `report` is called with these and with what the log
+    joins.
     """
     check_address(store_url, base)
     schema = Schema(surface)
-    records = read_log(log, surface)
+    records = read_joined(log, surface, report)
     replay = Replay(schema, records)
     if until_ms is None:
         replay.finish()
@@ -49,8 +64,17 @@ def load(
         if until_ms is None:
             _apply_journal(store, state, records.last_seq)
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
+        log_seq = max([records.last_seq, *numbers(log)])
+        # The share of each kind of reference that joins, where rows are needed for it.
+        coverage = {
+            name: join.found / join.given
+            for name, join in vars(records.joins).items()
+            if join.given and surface.fields.get(name.removesuffix("s"), True)
+        }
+        note = {"log": str(log.resolve()), "log_seq": log_seq, "coverage": coverage}
+        store.annotate(json.dumps(note).encode())
         # Commit above every number of the log: later rankings have seen all of it.
-        store.commit(max(store.seq(), records.last_seq, *numbers(log)) + 1, viewers, candidates, replace=True)
+        store.commit(max(store.seq(), log_seq) + 1, viewers, candidates, replace=True)
     except WriterFenced:
         raise TabrankError(
             f"--store {shown(store_url)}: a running service writes to it; stop it first "
@@ -58,7 +82,11 @@ def load(
         ) from None
     finally:
         store.close()
-    return {"viewers": len(viewers), "candidates": len(candidates)}
+    args = AppArgs(named or surface.name, store_url, log=str(log))
+    found = list(Service(args, base, Features(schema), UserConfig()).of_stored())
+    for diagnosis in found:
+        report(f"warning: {diagnosis}")
+    return {"viewers": len(viewers), "candidates": len(candidates), "diagnoses": list(map(asdict, found))}
 
 
 def _as_served(replay: Replay) -> State:

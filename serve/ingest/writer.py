@@ -23,6 +23,7 @@ from serve.features.slots import I64
 from serve.ingest import intake
 from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
+from serve.ingest.expiry import ViewerExpiry
 from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, PendingCall, groups
 from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
 from serve.log.retention import enforce_retention, flush_journal
@@ -50,14 +51,15 @@ MAX_WAITING_BYTES = 32 << 20
 class Tally(NamedTuple):
     """Counts and durations since the last tally, and the records that the log still lacks.
 
-    `counts` are by kind. `event_lags_ms` run from an event's own time until it was durable,
-    `commits_ms` from a call until its records were durable.
+    `counts` are by kind, `store_bytes` is the store's size. `event_lags_ms` run from an event's own
+    time until it was durable, `commits_ms` from a call until its records were durable.
     """
 
     counts: Counter[str]
     event_lags_ms: list[float]
     commits_ms: list[float]
     num_unflushed: int
+    store_bytes: int
 
 
 class Ingester:
@@ -82,6 +84,7 @@ class Ingester:
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
         self._segments = Segments(base / args.log, surface)
         keep_ms = args.keep_log_days * UNITS_MS["d"]
+        self._expiry = ViewerExpiry(schema, args.keep_viewers_days * UNITS_MS["d"])
         self._retain = partial(enforce_retention, self._segments.folder, schema.fingerprint, keep_ms)
         self._clock = clock or WallClock()
         self._num_steps = 0
@@ -155,7 +158,8 @@ class Ingester:
         self._clock()
         self.counts["clock_step"] += self._clock.num_steps - self._num_steps
         self._num_steps = self._clock.num_steps
-        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, int(self._unflushed[0]))
+        sizes = int(self._unflushed[0]), self._expiry.store_bytes
+        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, *sizes)
         self.counts, self._event_lags_ms, self._commits_ms = Counter(), [], []
         return tally
 
@@ -211,11 +215,13 @@ class Ingester:
         received_ms = self._clock()
         admitted = Group(self._holds(intake.MAX_UNFLUSHED, intake.MAX_UNFLUSHED_BYTES))
         taken = [self._intake.admit(call.records, admitted, received_ms) for call in group]
-        self.counts.update(admitted.counts)
         records = admitted.records
         last_ms = max((record.ts_ms or 0 for record in records), default=0)
         self._latest_record_ms = max(self._latest_record_ms, last_ms)
-        self._intake.end(admitted, last_ms if self._event_clock else received_ms)
+        now_ms = last_ms if self._event_clock else received_ms
+        self._intake.end(admitted, now_ms)
+        self._expiry.expire(store, admitted, now_ms)
+        self.counts.update(admitted.counts)
         if records:
             seq = self._seq + len(records)
             try:
@@ -232,8 +238,8 @@ class Ingester:
             self._journaled += (len(records), len(journal))
         self._intake.remember(admitted.keys)
         self.counts.update(type(record).__name__.lower() for record in records)
-        now_ms = time.time() * 1e3
-        self._event_lags_ms += [now_ms - (e.ts_ms or 0) for e in records if isinstance(e, Event)]
+        wall_ms = time.time() * 1e3
+        self._event_lags_ms += [wall_ms - (e.ts_ms or 0) for e in records if isinstance(e, Event)]
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
         self.counts["rejected"] += sum(len(answer.rejected) for answer in taken)
         return taken

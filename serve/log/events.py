@@ -21,7 +21,8 @@ from serve.contract.records import (
     Rejected,
     Viewer,
 )
-from serve.features.field_values import bounded
+from serve.contract.validation import PLAIN_MS
+from serve.features.field_values import bounded, check_unit
 from serve.features.slots import Entity
 from serve.features.surface import Surface
 from serve.stores.protocol import Store
@@ -31,6 +32,8 @@ MAX_CALL_BYTES = 3 * 1024 * 1024
 # Journal entries read at once: an entry has up to 4 MiB (`serve.ingest.intake.COMMIT_BYTES`), so a
 # read takes at most 32 MiB.
 ENTRIES_AT_ONCE = 8
+# Times in this range are in milliseconds: a quick check for each record.
+EARLIEST_MS, LATEST_MS = PLAIN_MS
 # Kinds of the keys that `key` returns.
 EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES = b"e", b"x", b"v", b"c"
 
@@ -149,17 +152,22 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientR
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         kind = KINDS.get(_kind(raw), Event)
         raise invalid(str(error), {"": kind.__struct_fields__}) from None
-    if isinstance(record, Event) and record.kind not in surface.events:
-        names = ", ".join(surface.events)
-        hint = nearest(record.kind, surface.events)
-        detail = f"{quoted(record.kind)} is not an event of the surface{hint}; its events are {names}"
-        raise RequestError(422, "invalid record", detail, "/kind")
-    if isinstance(record, Viewer | Candidate):
+    if isinstance(record, Event):
+        if record.kind not in surface.events:
+            names = ", ".join(surface.events)
+            hint = nearest(record.kind, surface.events)
+            detail = f"{quoted(record.kind)} is not an event of the surface{hint}; its events are {names}"
+            raise RequestError(422, "invalid record", detail, "/kind")
+    elif not isinstance(record, Forget):
         owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
         for name, value in record.fields.items():
             record.fields[name] = bounded(surface.fields[owner], name, value, below("/fields", name))
+        if isinstance(record, Candidate) and record.ends_ms:
+            check_unit(record.ends_ms, "/ends_ms")
     if event_clock and record.ts_ms is None:
         raise RequestError(422, "invalid record", "ts_ms is missing; the event clock needs it", "/ts_ms")
+    if record.ts_ms and not EARLIEST_MS <= record.ts_ms < LATEST_MS:
+        check_unit(record.ts_ms, "/ts_ms")
     return record
 
 

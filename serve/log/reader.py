@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +13,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import MAX_MS
-from serve.features.slots import IMPRESSION
+from serve.features.slots import ENTITIES, IMPRESSION
 from serve.features.surface import FieldType, Surface
+from serve.log.conversion import converted
+from serve.log.join_coverage import JoinCoverage, check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
+from serve.log.table_reader import FEW_OLD_TIMES, TableReader
 
 # Attempts to read a table whose segments are merged meanwhile, before it counts as unreadable.
 READS = 10
@@ -32,25 +33,11 @@ ARROW: Mapping[FieldType, pa.DataType] = {
     "set": pa.list_(pa.string()),
     "time": pa.int64(),
 }
-# Types that are read as each type, besides null.
-CASTABLE = {
-    pa.string(): (pa.types.is_string, pa.types.is_large_string),
-    pa.int64(): (pa.types.is_integer,),
-    pa.float64(): (pa.types.is_floating, pa.types.is_integer),
-    pa.bool_(): (pa.types.is_boolean,),
-}
-WANTED = {
-    pa.string(): "strings",
-    pa.int64(): "whole numbers (milliseconds since 1970)",
-    pa.float64(): "numbers",
-    pa.list_(pa.string()): "lists of strings",
-    pa.bool_(): "true or false",
-}
 
 
 @dataclass(frozen=True)
 class Log:
-    """Four tables in canonical types, with counts of repeated, unknown and test records.
+    """Four tables in canonical types, with counts of repeated and test records.
 
     `exposures.context` and the fields of viewers and candidates are those of the surface. A log of
     a service also has numbers: `seq` of each record, and `seen_seq` of the last record that a
@@ -65,6 +52,8 @@ class Log:
     events: pa.Table
     counts: dict[str, int] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
+    # Of the log with its test traffic, if `read_joined` read it.
+    joins: JoinCoverage | None = None
 
     @property
     def ends_ms(self) -> int:
@@ -83,28 +72,62 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     Raises:
         TabrankError: the log is invalid; the message names file, column, row (from 0) and remedy.
     """
+    return _clean(_read_log(folder, surface), test_traffic)
+
+
+def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -> Log:
+    """Read a log to train on or to fill a store from; report what it joins and repeats.
+
+    Raises:
+        TabrankError: the log is invalid, or nothing in it joins.
+    """
+    log = _read_log(folder, surface)
+    # Most viewers and candidates of a truncated log are in its snapshots alone.
+    fields = dict.fromkeys(ENTITIES) if log.snapshots else surface.fields
+    joins = check_joins(folder, {name: getattr(log, name) for name in TABLES}, fields, report)
+    return replace(_clean(log, False), joins=joins)
+
+
+def _read_log(folder: Path, surface: Surface) -> Log:
     fields = surface.fields
-    viewers = _Reader(folder, "viewers").required("id", pa.string()).optional("ts_ms", pa.int64())
-    candidates = _Reader(folder, "candidates").required("id", pa.string()).optional("ts_ms", pa.int64())
-    candidates.optional("ends_ms", pa.int64())
-    for reader, owner in ((viewers, "viewer"), (candidates, "candidate")):
+    readers = _own_columns(folder)
+    for owner in ENTITIES:
+        reader = readers[f"{owner}s"]
         for name, declared in fields[owner].items():
             reader.required(name, ARROW[declared.type], nullable=True)
+            if declared.type == "time":
+                reader.refuse_units(name, reader.columns[name], tolerated=FEW_OLD_TIMES)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
         reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
-    exposures = _Reader(folder, "exposures").required("request_id", pa.string()).required("ts_ms", pa.int64())
-    exposures.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
+    exposures = readers["exposures"]
     context = pa.struct([(name, ARROW[declared.type]) for name, declared in fields["context"].items()])
     exposures.optional("context", context).optional("traffic", pa.string()).optional("stated", pa.string())
     exposures.optional("seq", pa.int64()).optional("seen_seq", pa.int64())
-    events = _Reader(folder, "events").required("id", pa.string()).required("ts_ms", pa.int64())
-    events.required("viewer", pa.string(), nullable=True).required("candidate", pa.string())
-    events.required("kind", pa.string()).optional("request_id", pa.string()).optional("seq", pa.int64())
-    exposures.no_repeats("candidates")
-    events.one_of("kind", (*surface.events, IMPRESSION))
-    log = Log(viewers.table, candidates.table, exposures.table, events.table)
+    readers["events"].optional("seq", pa.int64()).one_of("kind", (*surface.events, IMPRESSION))
+    log = Log(**{name: reader.table for name, reader in readers.items()})
     # Read the snapshots after the tables: they cover records deleted while the tables were read.
-    return _clean(replace(log, snapshots=replay_snapshots(folder)), test_traffic)
+    return replace(log, snapshots=replay_snapshots(folder))
+
+
+def read_columns(folder: Path) -> dict[str, pa.Table]:
+    """Return the four tables with all their columns, those of every log validated."""
+    readers = _own_columns(folder)
+    return {name: reader.raw if reader.raw.num_columns else reader.table for name, reader in readers.items()}
+
+
+def _own_columns(folder: Path) -> dict[str, TableReader]:
+    """Read the columns that a log has whatever its surface."""
+    readers = {name: TableReader(*read_table(folder, name)) for name in TABLES}
+    for name in ("viewers", "candidates"):
+        readers[name].required("id", pa.string()).optional("ts_ms", pa.int64())
+    readers["candidates"].optional("ends_ms", pa.int64())
+    exposures = readers["exposures"].required("request_id", pa.string()).required("ts_ms", pa.int64())
+    exposures.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
+    exposures.no_repeats("candidates")
+    events = readers["events"].required("id", pa.string()).required("ts_ms", pa.int64())
+    events.required("viewer", pa.string(), nullable=True).required("candidate", pa.string())
+    events.required("kind", pa.string()).optional("request_id", pa.string())
+    return readers
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:
@@ -122,10 +145,6 @@ def _clean(log: Log, test_traffic: bool) -> Log:
     events, counts["repeated_events"] = _once(log.events, "id")
     viewers, candidates = _unrepeated(log.viewers), _unrepeated(log.candidates)
     counts["repeated_rows"] = len(log.viewers) + len(log.candidates) - len(viewers) - len(candidates)
-    shown = pc.list_flatten(exposures["candidates"])
-    counts["unknown_candidates"] = int(pc.sum(pc.invert(pc.is_in(shown, log.candidates["id"]))).as_py() or 0)
-    unknown = pc.invert(pc.is_in(exposures["viewer"], log.viewers["id"]))
-    counts["unknown_viewers"] = int(pc.sum(unknown).as_py() or 0)
     return replace(
         log, viewers=viewers, candidates=candidates, exposures=exposures, events=events, counts=counts
     )
@@ -159,7 +178,9 @@ def concat_logs(logs: Iterable[Log]) -> Log:
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:
     """Return the path of a table and its rows: a file, a folder of segments, or both concatenated.
 
-    `columns` selects columns; those that do not exist are left out.
+    `columns` selects columns; those that do not exist are left out. Whole numbers as ids, datetimes
+    and booleans are converted, which the column's metadata states (`serve.log.conversion`). The
+    table of viewers may be missing if no exposure names one.
 
     Raises:
         TabrankError: the table is missing, not readable, or has no rows.
@@ -168,8 +189,8 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
         raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
     paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
     if not paths:
-        if name in MAY_BE_EMPTY and (folder / "exposures").is_dir():
-            # The service that wrote the log received no record of this kind.
+        # The service that wrote the log received no record of this kind, or nobody is known.
+        if (name in MAY_BE_EMPTY and (folder / "exposures").is_dir()) or _is_anonymous(folder, name):
             return folder / name, pa.table({})
         raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
     parts = []
@@ -210,121 +231,13 @@ def _read_once(path: Path, columns: Sequence[str] | None) -> pa.Table:
             tables.append(pa.Table.from_batches(file.iter_batches(columns=schema.names), schema))
             # The strings of a damaged file may not be UTF-8.
             tables[-1].validate(full=True)
+            tables[-1] = converted(tables[-1])
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
-class _Reader:
-    """Reader of one table that validates and casts one column at a time."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path, self.raw = read_table(folder, name)
-        self.columns: dict[str, pa.ChunkedArray] = {}
-
-    @property
-    def table(self) -> pa.Table:
-        """Return the columns read so far."""
-        return pa.table(self.columns)
-
-    def required(self, column: str, wanted: pa.DataType, *, nullable: bool = False) -> _Reader:
-        """Read a required column; nulls are refused unless `nullable`."""
-        if not self.raw.num_columns:
-            self.columns[column] = pa.chunked_array([], wanted)
-            return self
-        if column not in self.raw.column_names:
-            raise TabrankError(f"{self.path}: the column {column!r} is missing; it holds {_words(wanted)}")
-        values = self._cast(column, self.raw[column], wanted)
-        if not nullable:
-            self._refuse(column, pc.is_null(values), "is empty; every row needs a value")
-        if wanted == pa.string():
-            self._refuse(column, pc.equal(values, ""), "is an empty string; use null where there is none")
-        if wanted == pa.list_(pa.string()):
-            lists = values.combine_chunks()
-            bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
-            self._refuse(column, bad, "a list holds null or an empty string", lists)
-        if wanted == pa.float64():
-            self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
-        if column == "ts_ms":
-            bad = pc.or_(pc.less(values, 0), pc.greater(values, MAX_MS))
-            self._refuse(column, bad, f"is not from 0 to {MAX_MS}, milliseconds since 1970")
-        self.columns[column] = values
-        return self
-
-    def optional(self, column: str, wanted: pa.DataType) -> _Reader:
-        """Read a column if it exists; otherwise fill it with nulls."""
-        if column in self.raw.column_names or not self.raw.num_columns:
-            return self.required(column, wanted, nullable=True)
-        self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])
-        return self
-
-    def one_of(self, column: str, known: Iterable[str]) -> None:
-        """Refuse a row whose value is not among the known ones."""
-        names = sorted(set(known))
-        bad = pc.invert(pc.is_in(self.columns[column], pa.array(names)))
-        self._refuse(column, bad, f"is not an event of the surface; its events are {', '.join(names)}")
-
-    def no_repeats(self, column: str) -> None:
-        """Refuse a list that holds a value twice."""
-        lists = self.columns[column].combine_chunks()
-        codes = (
-            pc.list_flatten(lists).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        )
-        rows = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
-        pairs = rows * (codes.max(initial=0) + 1) + codes
-        order = np.argsort(pairs, kind="stable")
-        twice = order[1:][pairs[order][1:] == pairs[order][:-1]]
-        if len(twice):
-            raise TabrankError(
-                f"{self.path}: column {column!r}, row {rows[twice].min()}: "
-                "holds a candidate twice; each may be shown once in a ranking"
-            )
-
-    def _cast(self, column: str, values: Any, wanted: pa.DataType) -> Any:
-        if pa.types.is_struct(wanted):
-            return self._context(column, values.combine_chunks(), wanted)
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        if not _fits(values.type, wanted):
-            raise TabrankError(
-                f"{self.path}: column {column!r} holds {values.type}; it must hold {_words(wanted)}"
-            )
-        try:
-            return values.cast(wanted)
-        except pa.ArrowException as error:
-            reason = str(error).splitlines()[0]
-            raise TabrankError(
-                f"{self.path}: column {column!r} cannot be read as {_words(wanted)}: {reason}"
-            ) from None
-
-    def _context(self, column: str, values: Any, wanted: pa.StructType) -> pa.ChunkedArray:
-        """Return structs of all declared fields, null where the column has no such field."""
-        is_null = pa.types.is_null(values.type)
-        if not (is_null or pa.types.is_struct(values.type)):
-            raise TabrankError(f"{self.path}: column {column!r} holds {values.type}; it must hold a struct")
-        children = []
-        for part in wanted:
-            index = -1 if is_null else values.type.get_field_index(part.name)
-            child = pa.nulls(len(values), part.type) if index < 0 else pc.struct_field(values, index)
-            children.append(self._cast(f"{column}.{part.name}", child, part.type))
-        if not children:
-            return pa.chunked_array([pa.nulls(len(values), wanted)])
-        return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])
-
-    def _refuse(self, column: str, bad: Any, why: str, lists: Any = None) -> None:
-        """Refuse the first bad value, or the first bad member of the `lists`."""
-        at = pc.index(pc.fill_null(bad, False), True).as_py()
-        if at >= 0:
-            row = at if lists is None else pc.list_parent_indices(lists)[at].as_py()
-            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
-
-
-def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
-    if pa.types.is_null(given):
-        return True
-    if wanted in CASTABLE:
-        return any(is_kind(given) for is_kind in CASTABLE[wanted])
-    is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
-    return is_list and _fits(given.value_type, pa.string())
-
-
-def _words(wanted: pa.DataType) -> str:
-    return WANTED.get(wanted, str(wanted))
+def _is_anonymous(folder: Path, name: str) -> bool:
+    """Return True if this is the table of viewers, and no exposure names a viewer."""
+    if name != "viewers" or not (folder / "exposures.parquet").exists():
+        return False
+    _, exposures = read_table(folder, "exposures", ("viewer",))
+    return bool(exposures.num_columns and exposures["viewer"].null_count == len(exposures))

@@ -281,7 +281,9 @@ class Replay:
         ts_ms, received_ms, entity, name, ends_ms, fields = self._upserts[number]
         rows = self.state.viewers if entity == "viewer" else self.state.candidates
         row = rows.index[name]
-        if fields is None:
+        if fields is None and entity == "viewer":
+            self.state.forget(row)
+        elif fields is None:
             rows.table[row] = self.state.schema.blank(entity)[0]
         else:
             self.state.upsert(entity, name, fields, ends_ms, ts_ms=ts_ms, received_ms=received_ms)

@@ -20,6 +20,8 @@ SEND_EVERY_S = 0.05
 # With the event clock, rankings flush older exposures. Send the rest after 2 s without a ranking.
 IDLE_S = 2.0
 RETRY_S = 0.5
+# Reason of the warnings while calls of Ingest fail.
+WAITING = "exposures wait for Ingest"
 # Give a call up after 30 s: Ray does not always notice that Ingest's machine is gone.
 SEND_TIMEOUT_S = 30.0
 # Limit one call by its exposures, too: one commit takes them all.
@@ -92,13 +94,13 @@ class ExposureBuffer:
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await self._send(pack([held.packed for held in part]))
                 except TooLarge as error:
-                    self._warn("exposures wait for Ingest", error)
+                    self._warn(WAITING, error)
                     if len(part) > 1:
                         num = len(part) // 2
                         continue
                     self.num_too_large += 1
                 except Exception as error:
-                    self._warn("exposures wait for Ingest", error)
+                    self._warn(WAITING, error)
                     return False
                 self._drop(part)
                 num = min(2 * num, MAX_SENT)

@@ -21,8 +21,8 @@ from serve.contract.errors import StoreUnavailable
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import encode
 from serve.features.slots import I64, PackedRows
-from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.exploration import draw
+from serve.stores.candidate_table import CandidateTable
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -6,12 +6,14 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from serve.config.diagnoses import Diagnosis, Service, diagnosis, last_number
 from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import TabrankError
 from serve.contract.logs import SeldomWarning
@@ -24,19 +26,19 @@ from serve.model.scorer_cache import ModelHolder
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
 from serve.ranking.batcher import Batcher
-from serve.ranking.candidate_table import CandidateTable
 from serve.ranking.circuit_breaker import CircuitBreaker
-from serve.ranking.exposure_buffer import ExposureBuffer
+from serve.ranking.exposure_buffer import WAITING, ExposureBuffer
 from serve.ranking.near_scoring import NearScoring
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
 from serve.rollout.active_models import ActiveModels, LoadModel, stated_versions
 from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
-from serve.stores.factory import open_store
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
 EXCESS_BATCHES = 8
+# Reasons of warnings that mean degraded answers or lost records while they last.
+FAILING = ("scorer_unavailable", "events_unavailable", WAITING)
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 # Takes packed records and returns once they are durable.
 TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
@@ -48,7 +50,8 @@ class FeatureFetcher:
     `call_scorer(version, matrix)` returns float32 probabilities. `load_model(version)` returns once
     a scorer has loaded that version and raises if the artifact is refused. `ingest` takes events
     and exposures. `roll_back(version, verdict)` asks the single writer to roll a version back.
-    `near` holds the versions that this process scores itself, if it may.
+    `near` holds the versions that this process scores itself, if it may. `application` is the name
+    of the Serve application.
     """
 
     def __init__(
@@ -61,9 +64,14 @@ class FeatureFetcher:
         metrics: Metrics | None = None,
         roll_back: RollBack = no_rollback,
         near: ModelHolder | None = None,
+        application: str = "",
     ) -> None:
         self.args = args
         self.base = base
+        # Why the last settings were refused.
+        self.settings_error: TabrankError | None = None
+        # What is wrong with the store, as of a few seconds ago.
+        self._of_store: list[Diagnosis] = []
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self.config = UserConfig()
@@ -81,14 +89,12 @@ class FeatureFetcher:
         if near is not None:
             score = NearScoring(call, near, lambda version: self.models.trial(version) is None, self.warn)
 
-        open_reader = partial(
-            open_store, args.store, self.surface.name, self.schema.fingerprint, base=base, writable=False
-        )
-        self.live = CandidateTable(self.schema, open_reader)
         features = Features(self.schema)
+        self._declared = Service(args, base, features, self.config, application)
+        self.live = self._declared.open()
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
-        self.models = ActiveModels(base / args.models, features.columns, load_model)
+        self.models = ActiveModels(base / args.models, features, load_model)
         self.rollout = RolloutMonitor(
             self.models, score, lambda: self._scored.is_idle, roll_back, self.warn, call
         )
@@ -115,7 +121,7 @@ class FeatureFetcher:
         """
         for where, version in stated_versions(config).items():
             require(self.base / self.args.models, version, where)
-        self.config = config
+        self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
         self._scored.slots = config.slots
@@ -242,6 +248,31 @@ class FeatureFetcher:
             explore=arm.explore > 0 and random.random() < arm.explore,
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
         )
+
+    def diagnose_store(self) -> None:
+        """Diagnose the store beside the log; this takes too long for the event loop."""
+        log_seq = last_number(self.base / self.args.log)
+        self._of_store = list(self._declared.of_store(self.live, log_seq))
+
+    def diagnoses(self) -> Iterator[Diagnosis]:
+        """Yield what is wrong with the service, as far as this replica knows."""
+        models, config = self.models, self.config
+        declared = replace(self._declared, config=config)
+        if config.kill_switch:
+            yield diagnosis("kill_switch")
+        if self.settings_error:
+            yield declared.of_error("settings_refused", self.settings_error)
+        yield from self._of_store
+        age_s = self.exposure_buffer.age_s
+        if age_s * 1e3 > config.stale_after_ms and not self.event_clock:
+            yield diagnosis("stale_features", age_s=age_s)
+        for reason in FAILING:
+            if failure := self.warn.recent(reason):
+                yield declared.of_error("failing", failure, reason=reason)
+        for version, error in models.failures.items():
+            yield declared.of_version(version, error)
+        yield from declared.of_arms(a for a in config.experiment.arms if models.version_for(a) is None)
+        yield from declared.of_names()
 
     @property
     def freshness_ms(self) -> float | None:

@@ -10,6 +10,8 @@ from serve.ranking.telemetry import Moment
 
 # Pull the candidate table this often if no ranking does.
 REFRESH_S = 0.2
+# Diagnose the store this often: it scans the candidates and reads the footers of four files.
+DIAGNOSE_S = 5.0
 
 
 async def keep_up(fetcher: FeatureFetcher) -> None:
@@ -22,6 +24,7 @@ async def keep_up(fetcher: FeatureFetcher) -> None:
         tasks.create_task(_follow_forever(fetcher))
         tasks.create_task(fetcher.exposure_buffer.run(IDLE_S if fetcher.event_clock else 0.0))
         tasks.create_task(fetcher.admission.run())
+        tasks.create_task(_diagnose_forever(fetcher))
         tasks.create_task(fetcher.rollout.run())
         while True:
             _pull(fetcher)
@@ -29,10 +32,25 @@ async def keep_up(fetcher: FeatureFetcher) -> None:
             await asyncio.sleep(REFRESH_S)
 
 
+async def _diagnose_forever(fetcher: FeatureFetcher) -> None:
+    while True:
+        await asyncio.sleep(DIAGNOSE_S)
+        await _diagnose(fetcher)
+
+
 async def refresh(fetcher: FeatureFetcher) -> None:
-    """Update the candidate table and follow the model pointers once; failures are logged."""
+    """Update and diagnose the candidate table, and follow the model pointers; log failures."""
     _pull(fetcher)
+    await _diagnose(fetcher)
     await _follow(fetcher)
+
+
+async def _diagnose(fetcher: FeatureFetcher) -> None:
+    try:
+        await asyncio.to_thread(fetcher.diagnose_store)
+    # A diagnosis that fails must stop no ranking.
+    except Exception as error:
+        fetcher.warn("not_diagnosed", error)
 
 
 async def _follow_forever(fetcher: FeatureFetcher) -> None:

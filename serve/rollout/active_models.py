@@ -12,8 +12,9 @@ from serve.config.settings import CANARY as CANARY_SCORER
 from serve.config.settings import CURRENT as CURRENT_SCORER
 from serve.config.settings import Arm, Limits, UserConfig
 from serve.contract.errors import TabrankError
-from serve.features.matrix import Columns
-from serve.model.artifact import CANARY, CURRENT, Artifact, load, pointed, versions
+from serve.features.matrix import Features
+from serve.model.artifact import CANARY, CURRENT, Artifact, pointed, versions
+from serve.model.compatibility import load_for
 from serve.rollout.guard import Trial, Verdict
 from serve.rollout.history import CachedHistory
 from serve.rollout.version_state import State, Version
@@ -39,7 +40,7 @@ def stated_versions(config: UserConfig) -> dict[str, str]:
 class ActiveModels:
     """Artifacts of a models folder, each verified and loaded by a scorer before it ranks."""
 
-    def __init__(self, folder: Path, columns: Columns, load_model: LoadModel) -> None:
+    def __init__(self, folder: Path, features: Features, load_model: LoadModel) -> None:
         self.current: Artifact | None = None
         self.canary: Artifact | None = None
         self._versions: dict[str, Version] = {}
@@ -47,7 +48,9 @@ class ActiveModels:
         self._pointers: dict[str, str | None] = {CURRENT: None, CANARY: None}
         self.limits = Limits()
         self._folder = folder
-        self._columns = columns
+        self._features = features
+        # Errors of the versions that are wanted and not loaded, by version.
+        self.failures: dict[str, Exception] = {}
         self._load_model = load_model
         self._history = CachedHistory(folder)
 
@@ -91,6 +94,9 @@ class ActiveModels:
         self._release(wanted)
         for name in sorted(wanted):
             await self._load(self._version(name), failed)
+        wanted.update(filter(None, self._pointers.values()))
+        kept = {name for name in wanted if self.artifact(name) is None}
+        self.failures = {name: error for name, error in self.failures.items() if name in kept}
         self._take_up()
         self._update_trials()
         if failed:
@@ -131,13 +137,13 @@ class ActiveModels:
         if version.artifact is not None or version.state is State.REFUSED:
             return
         try:
-            artifact = load(self._folder / version.name)
-            artifact.encoder.check(self._columns)
+            artifact = load_for(self._folder / version.name, self._features)
             async with asyncio.timeout(LOAD_S):
                 await self._load_model(version.name)
             version.hold(artifact)
         except Exception as error:
             failed.append(error)
+            self.failures[version.name] = error
             if isinstance(error, TabrankError):
                 version.refuse(error)
 

@@ -11,7 +11,8 @@ from typing import IO, Any, Literal
 
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.contract.validation import refuse_file
-from serve.model.artifact import CANARY, CURRENT, load, point, pointed, require, unpoint, versions
+from serve.model.artifact import CANARY, CURRENT, load, point, pointed, unpoint, versions
+from serve.model.compatibility import require_promotable
 from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
 
 LOCK = ".lock"
@@ -51,10 +52,11 @@ class ModelRegistry:
         """Make a published version the current one, and end its canary; return the version before.
 
         Raises:
-            TabrankError: the version is not published, or the folder cannot be written.
+            TabrankError: the version is not published or of another state, or the folder cannot be
+                written.
         """
         with self._locked():
-            require(self.models, version, f"models {self.models}")
+            require_promotable(self.models, version)
             was = self.current
             if was != version or version in self._history.read().rolled_back:
                 self._record("promote", version, version)
@@ -67,10 +69,11 @@ class ModelRegistry:
         """Make a published version the canary, which ranks for arms with the scorer `canary`.
 
         Raises:
-            TabrankError: the version is not published or is current, or no version is current.
+            TabrankError: the version is not published, of another state, or current, or no version
+                is current.
         """
         with self._locked():
-            require(self.models, version, f"models {self.models}")
+            require_promotable(self.models, version)
             if self.current is None:
                 raise TabrankError(
                     f"models {self.models}: a canary needs a current version to fall back to; promote one first"

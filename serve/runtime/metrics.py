@@ -108,12 +108,21 @@ class IngestMetrics:
 
     def __init__(self, application: str) -> None:
         buffer = self._buffer = _Buffer(application)
-        known = ("exposure_dropped", "roll_failed", "late", "time_ahead", "clock_step", "segment_damaged")
+        known = (
+            "exposure_dropped",
+            "roll_failed",
+            "late",
+            "expired",
+            "time_ahead",
+            "clock_step",
+            "segment_damaged",
+        )
         self._records = buffer.sums(catalog.RECORDS, known)
         self._rollbacks = buffer.sums(catalog.ROLLBACKS, get_args(Kind))
         self._lag = buffer.sums(catalog.EVENT_LAG)
         self._commit = buffer.sums(catalog.COMMIT)
         self._unrolled = buffer.gauge(catalog.UNROLLED)
+        self._store = buffer.gauge(catalog.STORE)
 
     def rolled_back(self, kind: Kind) -> None:
         """Count a rollback."""
@@ -130,6 +139,7 @@ class IngestMetrics:
             self._commit.observe(took_ms)
         if self._buffer.is_due():
             self._unrolled(tally.num_unflushed, {})
+            self._store(tally.store_bytes, {})
             self._buffer.flush()
 
 

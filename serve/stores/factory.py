@@ -22,11 +22,16 @@ def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable
         TabrankError: the address has another form.
     """
     check_address(url, base)
-    name = f"{surface}-{fingerprint[:12]}"
+    name = name_of(surface, fingerprint)
     kind, _, where = url.partition(":")
     if kind == "lmdb":
         return LmdbStore(base / where / name, writable=writable)
     return _redis(url, name, writable)
+
+
+def name_of(surface: str, fingerprint: str) -> str:
+    """Return the name under which an address keeps the store of a surface and its state."""
+    return f"{surface}-{fingerprint[:12]}"
 
 
 def check_address(url: str, base: Path) -> None:

@@ -25,7 +25,7 @@ class LmdbStore:
 
     Databases:
 
-    - `meta`: number, epoch, store id, format
+    - `meta`: number, epoch, store id, format, note
     - `viewers`: key → row; if the key is a digest, the id precedes the row
     - `changes`: number + key → id and row, one entry per candidate, with row b"" for a removed one
     - `candidates`: key → number of its change
@@ -50,6 +50,26 @@ class LmdbStore:
         with self._read() as (opened, txn):
             viewers = [_viewer(txn, opened, key) for key in keys]
             return viewers, self._changes(opened, txn, since)
+
+    def note(self) -> bytes:
+        """See `Store`."""
+        with self._read() as (opened, txn):
+            return bytes(txn.get(b"note", b"", opened.meta))
+
+    def viewers(self, cursor: bytes, limit: int) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """See `Store`."""
+        with self._read() as (opened, txn), txn.cursor(opened.viewers) as at:
+            found = at.set_range(cursor) if cursor else at.first()
+            rows = list(islice(at, limit)) if found else []
+            return at.key() + b"\0" if len(rows) == limit else b"", [_unpack_viewer(*row) for row in rows]
+
+    def num_bytes(self) -> int:
+        """See `Store`."""
+        with self._read() as (opened, txn):
+            databases = (opened.viewers, opened.candidates, opened.changes, opened.journal)
+            pages = [txn.stat(database) for database in databases]
+            names = ("branch_pages", "leaf_pages", "overflow_pages")
+            return sum(page["psize"] * page[name] for page in pages for name in names)
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See `Store`."""
@@ -86,6 +106,11 @@ class LmdbStore:
             if journal:
                 txn.put(_pack(seq), journal, db=opened.journal, append=True)
             txn.put(b"seq", _pack(seq), db=opened.meta)
+
+    def annotate(self, note: bytes) -> None:
+        """See `Store`."""
+        with self._write() as (opened, txn):
+            txn.put(b"note", note, db=opened.meta)
 
     def trim(self, through: int) -> None:
         """See `Store`."""
@@ -134,10 +159,7 @@ def _viewer(txn: Any, opened: OpenEnvironment, key: bytes) -> bytes | None:
 def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, bytes]]:
     with txn.cursor(opened.viewers) as cursor:
         for key, value in cursor:
-            if key.startswith(DIGEST):
-                yield ("viewer", *_unpack_change(value))
-            else:
-                yield "viewer", key.decode("utf-8", "surrogatepass"), value
+            yield ("viewer", *_unpack_viewer(key, value))
     with txn.cursor(opened.changes) as cursor:
         for value in cursor.iternext(keys=False, values=True):
             id_, row = _unpack_change(value)
@@ -235,6 +257,10 @@ def _key(id_: str) -> bytes:
 def _pack_viewer(id_: str, row: bytes) -> tuple[bytes, bytes]:
     key = _key(id_)
     return key, _pack_change(id_, row) if key.startswith(DIGEST) else row
+
+
+def _unpack_viewer(key: bytes, value: bytes) -> tuple[str, bytes]:
+    return _unpack_change(value) if key.startswith(DIGEST) else (key.decode("utf-8", "surrogatepass"), value)
 
 
 def _pack_change(id_: str, row: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 import lmdb
 
-from serve.contract.errors import StoreUnavailable
+from serve.contract.errors import StoreMissing, StoreUnavailable
 from serve.stores.protocol import LOAD
 
 # Bytes of mapped address space, which limit a store's size. The file takes only the bytes written.
@@ -219,10 +219,10 @@ def _open(folder: Path, *, writable: bool, create: bool) -> OpenEnvironment:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
         elif not (folder / "data.mdb").exists():
-            raise StoreUnavailable(_absent(folder))
+            raise _absent(folder)
         return OpenEnvironment(folder, writable=writable)
     except lmdb.NotFoundError:
-        raise StoreUnavailable(_absent(folder)) from None
+        raise _absent(folder) from None
     except (lmdb.Error, OSError) as error:
         raise _unavailable(folder, error) from error
 
@@ -237,16 +237,10 @@ def _create_databases(env: Any) -> None:
             txn.put(b"format", FORMAT, db=meta)
 
 
-def _absent(folder: Path) -> str:
-    surface = folder.name.rpartition("-")[0]
-    others = [data.parent.name for data in folder.parent.glob("*/data.mdb")]
-    others = sorted(name for name in others if name.rpartition("-")[0] == surface and name != folder.name)
-    if others:
-        return (
-            f"the store in {folder.parent} holds another state schema "
-            f"({', '.join(others)}, not {folder.name}); run {LOAD} again"
-        )
-    return f"there is no store at {folder}; make it with {LOAD}"
+def _absent(folder: Path) -> StoreMissing:
+    others = sorted(data.parent.name for data in folder.parent.glob("*/data.mdb") if data.parent != folder)
+    beside = f" (there is {', '.join(others)})" if others else ""
+    return StoreMissing(f"there is no store at {folder}{beside}; make it with {LOAD}", tuple(others))
 
 
 def _damaged(folder: Path, what: object) -> str:

@@ -62,6 +62,19 @@ class Store(Protocol):
         one. The second holds the candidates changed after the number `since`; 0 requests all.
         """
 
+    def note(self) -> bytes:
+        """Return the note of `annotate`; b"" without one."""
+
+    def viewers(self, cursor: bytes, limit: int) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """Return about `limit` viewers with their rows, and the cursor of those that follow.
+
+        b"" is the cursor of the first viewers, and follows the last. A pass returns each viewer
+        that exists during all of it, some of them twice.
+        """
+
+    def num_bytes(self) -> int:
+        """Return the bytes that the store takes; of a server, those of all its content."""
+
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """Return the first `limit` journal entries with a number above `after`, in order."""
 
@@ -96,6 +109,12 @@ class Store(Protocol):
             ValueError: `seq` is not greater than the stored number.
             RuntimeError: the store was opened for reading, or this handle never took an epoch.
             StoreUnavailable: nothing was written, or the answer was lost; `seq()` shows which.
+        """
+
+    def annotate(self, note: bytes) -> None:
+        """Keep a note about the rows, in place of the one before; call it before a commit.
+
+        Raises as `commit` does.
         """
 
     def trim(self, through: int) -> None:

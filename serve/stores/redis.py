@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import redis
 
-from serve.contract.errors import StoreUnavailable
+from serve.contract.errors import StoreMissing, StoreUnavailable
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
 from serve.stores.redis_client import connect, where
-from serve.stores.redis_dump import CHUNK, RedisDump, scan
+from serve.stores.redis_dump import CHUNK, RedisDump, scan, scan_on
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
 T = TypeVar("T")
@@ -31,8 +31,8 @@ class RedisStore:
     Every key begins with `tabrank:{name}:`, so that a cluster keeps the keys on one node. G is the
     generation, which changes when the whole content is replaced:
 
-    - `meta`: a hash of id, format, epoch, `lease` (the writer's token), seq, floor, generation, and
-      the last generation assigned
+    - `meta`: a hash of id, format, epoch, `lease` (the writer's token), seq, floor, generation, the
+      last generation assigned, and the note
     - `now`: generation, seq and id again as one value, so that an MGET of viewers includes them
     - `journal`: a stream whose ids are the numbers
     - `G:v:ID`: a viewer's row
@@ -84,6 +84,29 @@ class RedisStore:
                 if id_ == self._id and int(seq) == since:
                     return rows, Changes(since, {})
             return self._read(server, ids, since)
+
+    def note(self) -> bytes:
+        """See `Store`."""
+        with self._server() as server:
+            return bytes(server.execute_command("HGET", self._meta, b"note") or b"")
+
+    def viewers(self, cursor: bytes, limit: int) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """See `Store`. The cursor is that of SCAN, which counts all keys of the server."""
+        with self._server() as server:
+            prefix = self._prefix + self._mget(server, [])[0][0] + b":v:"
+            following, keys = scan_on(server, prefix, b"*", cursor, limit)
+            rows = server.execute_command("MGET", *keys) if keys else []
+        found = zip(keys, rows, strict=True)
+        return following, [(_decode(key[len(prefix) :]), row) for key, row in found if row]
+
+    def num_bytes(self) -> int:
+        """See `Store`."""
+        with self._server() as server:
+            try:
+                return int(server.execute_command("INFO", "memory")["used_memory"])
+            # Some servers forbid INFO.
+            except redis.ResponseError:
+                return 0
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See `Store`."""
@@ -152,6 +175,13 @@ class RedisStore:
             self._check(found, seq)
             for dump in self._dumps:
                 dump.now[1] = b"%d" % seq
+
+    def annotate(self, note: bytes) -> None:
+        """See `Store`."""
+        with self._writing, self._server() as server:
+            # Trims nothing, but checks the store and the epoch.
+            self._check(self._run(server, TRIM, self._epoch.held()[0], 0))
+            server.execute_command("HSET", self._meta, b"note", note)
 
     def trim(self, through: int) -> None:
         """See `Store`."""
@@ -271,7 +301,7 @@ class RedisStore:
     def _present(self, found: Any) -> Any:
         """Return the answer of a command; an empty one means that the store does not exist."""
         if not found:
-            raise StoreUnavailable(f"there is no store {self._name} at {self._where}; make it with {LOAD}")
+            raise StoreMissing(f"there is no store {self._name} at {self._where}; make it with {LOAD}")
         return found
 
     def _check(self, found: Any, seq: int | None = None) -> None:

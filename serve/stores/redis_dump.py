@@ -14,13 +14,21 @@ CHUNK = 1000
 
 def scan(server: redis.Redis, prefix: bytes, rest: bytes) -> Iterator[list[bytes]]:
     """Yield the keys that begin with `prefix` and go on like the pattern `rest`, some at a time."""
-    pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + rest
-    cursor: int | bytes = 0
+    cursor = b""
     while True:
-        cursor, keys = server.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", CHUNK)
+        cursor, keys = scan_on(server, prefix, rest, cursor, CHUNK)
         yield keys
-        if not int(cursor):
+        if not cursor:
             return
+
+
+def scan_on(
+    server: redis.Redis, prefix: bytes, rest: bytes, cursor: bytes, count: int
+) -> tuple[bytes, list[bytes]]:
+    """Return the next cursor and some keys; b"" is the cursor of the first and after the last."""
+    pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + rest
+    cursor, keys = server.execute_command("SCAN", cursor or 0, "MATCH", pattern, "COUNT", count)
+    return b"%d" % int(cursor) if int(cursor) else b"", keys
 
 
 @dataclass(eq=False)

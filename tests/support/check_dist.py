@@ -22,7 +22,8 @@ COMMANDS = (
     ("serve", "check"),
     ("serve", "render", "azure", "--image", "IMAGE"),
     ("training", "simulate", "--out", "log", "--rows", "2000", "--days", "0.1"),
-    ("training", "surface", "--log", "log"),
+    ("training", "surface", "--log", "log", "--out", "my"),
+    ("serve", "check", "my/cluster.yaml"),
 )
 
 
@@ -37,7 +38,8 @@ def check_contents(wheel: Path, sdist: Path, tracked: set[str]) -> None:
     """Compare both archives with the files that git tracks."""
     with zipfile.ZipFile(wheel) as file:
         found = {name for name in file.namelist() if ".dist-info/" not in name}
-    compare(wheel, found, {name for name in tracked if name.split("/")[0] in PACKAGES})
+    shipped = {f"serve/{name}" for name in tracked & {"cluster.yaml"}}
+    compare(wheel, found, {name for name in tracked if name.split("/")[0] in PACKAGES} | shipped)
     with tarfile.open(sdist) as file:
         found = {member.name.split("/", 1)[1] for member in file.getmembers() if member.isfile()}
     compare(sdist, found, tracked | {"PKG-INFO"})

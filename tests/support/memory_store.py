@@ -24,6 +24,7 @@ class Rows:
     seq: int = 0
     epoch: int = 0
     floor: int = 0
+    note: bytes = b""
     viewers: dict[str, bytes] = field(default_factory=dict)
     candidates: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     journal: dict[int, bytes] = field(default_factory=dict)
@@ -46,6 +47,22 @@ class MemoryStore:
         """See `Store`."""
         with self._locked() as rows:
             return [rows.viewers.get(id_) for id_ in ids], _changes(rows, since)
+
+    def note(self) -> bytes:
+        """See `Store`."""
+        with self._locked() as rows:
+            return rows.note
+
+    def viewers(self, cursor: bytes, limit: int) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """See `Store`."""
+        with self._locked() as rows:
+            rest = [item for item in sorted(rows.viewers.items()) if _key(item[0]) > cursor]
+        return _key(rest[limit - 1][0]) if len(rest) > limit else b"", rest[:limit]
+
+    def num_bytes(self) -> int:
+        """See `Store`."""
+        with self._locked() as rows:
+            return sum(map(len, rows.viewers.values()))
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See `Store`."""
@@ -93,6 +110,12 @@ class MemoryStore:
                 rows.journal[seq] = journal
             rows.seq = seq
 
+    def annotate(self, note: bytes) -> None:
+        """See `Store`."""
+        with self._locked() as rows:
+            self._epoch.check(b"", rows.epoch)
+            rows.note = note
+
     def trim(self, through: int) -> None:
         """See `Store`."""
         with self._locked() as rows:
@@ -110,6 +133,10 @@ class MemoryStore:
             raise StoreUnavailable("the memory store is closed; open it again")
         with self._rows.lock:
             yield self._rows
+
+
+def _key(id_: str) -> bytes:
+    return id_.encode("utf-32-be", "surrogatepass")
 
 
 def _changes(rows: Rows, since: int) -> Changes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
+from serve.log.reader import TABLES
 from serve.log.writer import write_log
 
 TRAITS = {"colour": 6, "cut": 5, "fabric": 8, "season": 4, "fit": 3}
@@ -64,3 +67,18 @@ def write_shop(folder: Path, *, slates: int = 4_000, seed: int = 0) -> None:
             ),
         },
     )
+
+
+def write_flat_shop(path: Path, *, slates: int) -> None:
+    """Write the shop as rows of a CSV: ids of whole numbers, a datetime, and the likes."""
+    log = path.with_name("flat-shop")
+    write_shop(log, slates=slates)
+    viewers, candidates, exposures, events = (pd.read_parquet(log / f"{name}.parquet") for name in TABLES)
+    rows = exposures.explode("candidates").rename(columns={"candidates": "id"})
+    kept = set(zip(events["viewer"], events["candidate"], strict=True))
+    rows["liked"] = [int(pair in kept) for pair in zip(rows["viewer"], rows["id"], strict=True)]
+    rows = rows.merge(candidates, on="id").merge(viewers.rename(columns={"id": "viewer"}), on="viewer")
+    rows["user"], rows["item"] = (rows[name].str[1:].astype(int) for name in ("viewer", "id"))
+    rows["ts_ms"] += time.time_ns() // 1_000_000 - rows["ts_ms"].max()
+    rows["at"] = pd.to_datetime(rows["ts_ms"], unit="ms").dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    rows.drop(columns=["viewer", "id", "ts_ms", "request_id"]).to_csv(path, index=False)

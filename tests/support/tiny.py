@@ -84,7 +84,7 @@ def tables() -> dict[str, pa.Table]:
             {
                 "id": ["e1", "e2", "e3", "e4", "e5"],
                 "ts_ms": pa.array([11_000, 12_000, 21_000, 45_000, 60_000], pa.int64()),
-                "viewer": ["ann", "ann", "bob", "ann", "bob"],
+                "viewer": ["ann", "ann", "bob", "ann", "ann"],
                 "candidate": ["a", "a", "d", "b", "a"],
                 "kind": ["click", "join", "join", "join", "leave"],
                 "request_id": pa.array(["r1", "r1", None, None, None], pa.string()),

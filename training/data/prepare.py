@@ -18,12 +18,13 @@ from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.slots import I64
 from serve.features.surface import Surface
-from serve.log.reader import Log, read_log
+from serve.log.reader import Log, read_joined
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Spill, Streamed
 from training.network.network import Inputs, inputs
+from training.terminal import print_progress
 
 # Validate on the last tenth of the log by time.
 SHARES = {"training": 0.9, "validation": 0.1}
@@ -72,7 +73,7 @@ def prepare(
     # Remove what a killed fit has left.
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        table = read_log(log, surface)
+        table = read_joined(log, surface, print_progress)
         plan = DatasetPlan(Schema(surface), table)
         if len(plan) * row_bytes(plan) <= (memory_bytes or available_bytes() // 2):
             prepared = _in_memory(surface, table, plan, progress)

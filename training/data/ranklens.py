@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.log.writer import write_log
+from training.data.flat import FlatColumns, flat_tables
 
 SETS = ("genres", "tags", "actors")
 NUMBERS = ("popularity", "vote_avg", "vote_cnt", "budget", "runtime", "release_date")
+IMPRESSIONS = FlatColumns("item", "ts_ms", ("click",), "user", "ranking", "position")
 
 
 def import_ranklens(source: Path, out: Path) -> dict[str, int]:
@@ -25,60 +28,30 @@ def import_ranklens(source: Path, out: Path) -> dict[str, int]:
         TabrankError: if a file or a column is missing.
     """
     refuse_existing(out)
-    impressions = _read(
-        source / "impressions.csv.gz", ["ranking", "ts_ms", "user", "position", "item", "click"]
-    )
-    items = _read(source / "items.csv.gz", ["item", *NUMBERS, *SETS, "director"])
-    impressions = impressions.sort_values(["ts_ms", "ranking", "position"], kind="stable")
-    shown = impressions.astype({"item": str, "user": str, "ranking": str})
-    slates = shown.groupby("ranking", sort=False).agg(
-        ts_ms=("ts_ms", "first"), user=("user", "first"), item=("item", list)
-    )
-    clicks = shown[shown.click == 1]
+    impressions, about = source / "impressions.csv.gz", source / "items.csv.gz"
+    for path in (impressions, about):
+        if not path.is_file():
+            raise TabrankError(f"{path}: missing; --source names its folder")
+    items = pd.read_csv(about)
+    if missing := [name for name in ("item", *NUMBERS, *SETS, "director") if name not in items]:
+        raise TabrankError(
+            f"{about}: the column {missing[0]!r} is missing; it has {', '.join(items.columns)}"
+        )
+    tables, _ = flat_tables(impressions, IMPRESSIONS)
+    events = tables["events"]
+    late = pc.add(events["ts_ms"], 5_000)
+    tables["events"] = events.set_column(events.column_names.index("ts_ms"), "ts_ms", late)
     movies = items.assign(item=items.item.astype(str)).set_index("item")
-    movies = movies.reindex(movies.index.union(pd.Index(shown.item.unique()), sort=False))
-    tables = {
-        "viewers": pa.table({"id": pa.array(slates.user.unique(), pa.string())}),
-        "candidates": pa.table(
-            {"id": pa.array(movies.index, pa.string())}
-            | {name: pa.array(movies[name], pa.float64(), from_pandas=True) for name in NUMBERS}
-            | {name: pa.array([_parts(v) for v in movies[name]], pa.list_(pa.string())) for name in SETS}
-            | {"director": pa.array(movies.director, pa.string(), from_pandas=True)}
-        ),
-        "exposures": pa.table(
-            {
-                "request_id": pa.array(slates.index, pa.string()),
-                "ts_ms": pa.array(slates.ts_ms, pa.int64()),
-                "viewer": pa.array(slates.user, pa.string()),
-                "candidates": pa.array(slates.item, pa.list_(pa.string())),
-            }
-        ),
-        "events": pa.table(
-            {
-                "id": pa.array(clicks.ranking + "-" + clicks.item, pa.string()),
-                "ts_ms": pa.array(clicks.ts_ms + 5_000, pa.int64()),
-                "viewer": pa.array(clicks.user, pa.string()),
-                "candidate": pa.array(clicks.item, pa.string()),
-                "kind": pa.array(["click"] * len(clicks), pa.string()),
-                "request_id": pa.array(clicks.ranking, pa.string()),
-            }
-        ),
-    }
+    movies = movies.reindex(movies.index.union(tables["candidates"]["id"].to_pylist(), sort=False))
+    tables["candidates"] = pa.table(
+        {"id": pa.array(movies.index, pa.string())}
+        | {name: pa.array(movies[name], pa.float64(), from_pandas=True) for name in NUMBERS}
+        | {name: pa.array([_parts(v) for v in movies[name]], pa.list_(pa.string())) for name in SETS}
+        | {"director": pa.array(movies.director, pa.string(), from_pandas=True)}
+    )
     write_log(out, tables)
     return {name: len(table) for name, table in tables.items()}
 
 
 def _parts(value: object) -> list[str] | None:
     return value.split("|") if isinstance(value, str) else None
-
-
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    if not path.is_file():
-        raise TabrankError(
-            f"{path}: missing; --source names the folder that holds impressions.csv.gz and items.csv.gz"
-        )
-    table = pd.read_csv(path)
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise TabrankError(f"{path}: the column {missing[0]!r} is missing; it has {', '.join(table.columns)}")
-    return table

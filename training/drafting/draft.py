@@ -8,20 +8,23 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serve.contract.rankings import MAX_CANDIDATES
+from serve.contract.validation import duration
 from serve.features.rows import Schema
 from serve.features.slots import IMPRESSION, OWNERS
-from serve.features.surface import read_surface
+from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
 from training.data.dataset import build
-from training.drafting.funnel import Funnel, duration, funnel
+from training.drafting.funnel import Funnel, funnel
 from training.drafting.leakage import without_leaks
-from training.drafting.profile import Column, profile, read_tables
-from training.drafting.suggest import STATEFUL, Feature, suggest, toml, toml_key
+from training.drafting.profile import Column, conversions, profile, read_tables
+from training.drafting.suggest import STATEFUL, TOO_WIDE, Feature, suggest, toml, toml_key
 from training.evaluation.leakage import suspects
 
 POPULAR = {"gauge": "current number", "rate": "no pair of event kinds gives a current number"}
@@ -31,10 +34,15 @@ PROBE_ROWS = 100_000
 
 @dataclass(frozen=True)
 class Draft:
-    """Drafted TOML, to be reviewed before use; `notes` list what was left out and why."""
+    """Drafted TOML, to be reviewed before use.
+
+    `notes` list what was converted, and what was left out and why. `request` is a ranking of the
+    log's last exposure, as `POST /v1/rank` takes it.
+    """
 
     text: str
     notes: tuple[str, ...]
+    request: dict[str, Any]
 
 
 def draft(log: Path, name: str | None = None) -> Draft:
@@ -60,10 +68,21 @@ def draft(log: Path, name: str | None = None) -> Draft:
     ]
     features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
     text = _text(name, log, events, columns, features)
-    read_surface(text, f"draft of {log}")
-    notes = [f"{c.path} is left out: {c.why}" for c in columns if c.type is None]
+    surface = read_surface(text, f"draft of {log}")
+    notes = conversions(tables)
+    notes += [f"{c.path} is left out: {c.why}" for c in columns if c.type is None]
+    notes += [f"{c.path}: {c.distinct:,} values are {TOO_WIDE}" for c in columns if TOO_WIDE in c.why]
+    notes += [f"{c.path} {c.why}" for c in columns if c.why.endswith("for a time")]
     notes += [f"the feature {f} is left out: {why}" for f, why in found.items() if f in pairs]
-    return Draft(text, tuple(notes))
+    return Draft(text, tuple(notes), _request(surface, tables["exposures"]))
+
+
+def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
+    has_any = pc.greater(pc.list_value_length(exposures["candidates"]), 0).fill_null(False)
+    (last,) = exposures.slice(np.argmax(np.where(has_any, exposures["ts_ms"], -1)), 1).to_pylist()
+    context = {k: v for k, v in (last.get("context") or {}).items() if k in surface.context and v is not None}
+    request = {"viewer": last["viewer"], "candidates": last["candidates"][:MAX_CANDIDATES], "limit": 10}
+    return request | ({"context": context} if context else {}) | {"explain": True, "traffic": "test"}
 
 
 def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import UNITS_MS
 from serve.features.slots import I64, IMPRESSION
 from serve.log.replay import event_times
 from training.data.labels import Owners
@@ -21,6 +20,8 @@ ROUND_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_
 ROUND_MS = (*(1_000 * s for s in ROUND_S), *(86_400_000 * d for d in (2, 3, 7, 14, 30, 60, 90, 180, 365)))
 # A window covers at least this share of an event kind's delays.
 COVERED_SHARE = 0.99
+# Window of a kind whose events all have the time of their exposure: the log does not hold delays.
+UNKNOWN_DELAY_MS = 1_800_000
 # A window is at most this share of the log's span: the rows of the last window have no label.
 WINDOW_SHARE = 0.2
 # A kind is a later step than another that comes before it on at least this share of its rows.
@@ -66,7 +67,8 @@ class Funnel:
 
     `exposure` [N] are rows of the exposures table, `candidate` [N] and `viewer` codes, with
     `viewer` by exposure and 0 for null. `covered` is the share of the label's delays within its
-    window. `gauge` are the kinds that raise and lower a current number, if there is such a pair.
+    window, None if all are 0. `gauge` are the kinds that raise and lower a current
+    number, if there is such a pair.
     """
 
     exposure: I64
@@ -75,12 +77,14 @@ class Funnel:
     viewer: I64
     event_stats: dict[str, EventStats]
     label: str
-    covered: float
+    covered: float | None
     gauge: tuple[str, str] | None
 
     @property
     def window_reason(self) -> str:
         """Return the reason for the length of the label's window."""
+        if self.covered is None:
+            return "a guess: its events have the time of the exposure"
         if self.covered >= COVERED_SHARE:
             return "the window holds 99 % of its delays"
         share = f"{self.covered:.0%} of its delays"
@@ -95,14 +99,6 @@ class Funnel:
 def round_up_ms(duration_ms: float) -> int:
     """Return the smallest round duration of at least `duration_ms`."""
     return next((n for n in ROUND_MS if n >= duration_ms), ROUND_MS[-1])
-
-
-def duration(duration_ms: int) -> str:
-    """Format a duration as a surface writes it."""
-    for unit in "dhm":
-        if duration_ms % UNITS_MS[unit] == 0:
-            return f"{duration_ms // UNITS_MS[unit]}{unit}"
-    return f"{duration_ms / 1000:g}s"
 
 
 def funnel(tables: dict[str, pa.Table]) -> Funnel:
@@ -143,7 +139,8 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
         num = int((kinds == kind).sum())
         event_stats[kind] = EventStats(kind, num, window, positives, rate, after, why_not)
     label = _label(event_stats)
-    covered = float(np.mean(delay[is_on[label]] <= event_stats[label].within_ms))
+    delays = delay[is_on[label]]
+    covered = float(np.mean(delays <= event_stats[label].within_ms)) if delays.any() else None
     gauge = next(((up, down) for down, up in downs.items()), None)
     return Funnel(exposure, candidate, shown_ms, viewer, event_stats, label, covered, gauge)
 
@@ -169,7 +166,10 @@ def _followed(owners: Owners, kinds: NDArray[np.object_], shown_ms: I64) -> tupl
 
 def _window(delay: I64, longest: float) -> int:
     fits = [n for n in ROUND_MS if n <= longest] or [ROUND_MS[0]]
-    return min(round_up_ms(float(np.quantile(delay, COVERED_SHARE))), fits[-1]) if len(delay) else fits[0]
+    if not len(delay):
+        return fits[0]
+    covering = float(np.quantile(delay, COVERED_SHARE)) if delay.any() else UNKNOWN_DELAY_MS
+    return min(round_up_ms(covering), fits[-1])
 
 
 def _first(row: I64, delay: I64, num_rows: int) -> NDArray[np.float64]:

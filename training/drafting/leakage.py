@@ -65,7 +65,7 @@ def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, I64]:
     shown = exposures["viewer"] if owner == "viewer" else pc.list_flatten(exposures["candidates"])
     own, on_event, seen = codes_of(tables[f"{owner}s"]["id"], events[owner], shown)
     kinds = np.array(events["kind"].to_pylist(), object)
-    size = own.max() + 1
+    size = own.max(initial=0) + 1
     totals = {
         kind: np.bincount(on_event[kinds == kind], minlength=size)[own] for kind in dict.fromkeys(kinds)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,16 +13,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.features.slots import I64
+from serve.contract.validation import other_unit
+from serve.features.slots import ENTITIES, I64, Entity
 from serve.features.surface import FieldType
-from serve.log.reader import TABLES, read_table
+from serve.log.conversion import CONVERSION
+from serve.log.join_coverage import check_joins
+from serve.log.reader import read_columns
 from serve.log.replay import Codes
+from training.data.flat import EPOCH_MS
+from training.terminal import print_progress
 
 F64 = NDArray[np.float64]
 # Names that the log itself uses.
 OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"
-# A whole number between 1999 and 2103 in ms is a time and not a count.
-EPOCH_MS = (9.4e11, 4.2e12)
+# Columns of each entity's table besides its fields.
+OWN: Mapping[Entity, set[str]] = {"viewer": {"id", "ts_ms"}, "candidate": {"id", "ts_ms", "ends_ms"}}
 # From this share of distinct values on, a column holds ids or free text, which do not recur.
 FREE_TEXT_SHARE = 0.9
 # With fewer rows, do not call a column free text.
@@ -30,14 +36,6 @@ FEW_ROWS = 50
 FEW_CODES = 20
 # Keep sets of up to 16 values whole; cut longer ones at their 99th percentile, or at 64.
 FEW_IN_SET, MAX_IN_SET = 16, 64
-STRING, INTEGER, STRINGS = "strings", "whole numbers", "lists of strings"
-REQUIRED = {
-    "viewers": {"id": STRING},
-    "candidates": {"id": STRING},
-    "exposures": {"request_id": STRING, "ts_ms": INTEGER, "viewer": STRING, "candidates": STRINGS},
-    "events": {"id": STRING, "ts_ms": INTEGER, "viewer": STRING, "candidate": STRING, "kind": STRING},
-}
-MAY_BE_NULL = {("exposures", "viewer"), ("events", "viewer")}
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,15 @@ class Column:
 def read_tables(folder: Path) -> dict[str, pa.Table]:
     """Read the four tables with all their columns, without repeated requests and test traffic.
 
+    Prints what the log joins and repeats.
+
     Raises:
-        TabrankError: a column is missing or has the wrong type; names table and column.
+        TabrankError: a column is missing or wrong, or nothing joins; names table and column.
     """
-    tables = {name: _read(folder, name) for name in TABLES}
+    tables = read_columns(folder)
+    check_joins(
+        folder, tables, {o: set(tables[f"{o}s"].column_names) - OWN[o] for o in ENTITIES}, print_progress
+    )
     exposures = tables["exposures"]
     if "traffic" in exposures.column_names:
         exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
@@ -84,28 +87,6 @@ def read_tables(folder: Path) -> dict[str, pa.Table]:
     first = np.sort(np.unique(codes_of(exposures["request_id"])[0], return_index=True)[1])
     tables["exposures"] = exposures.take(first) if len(first) < len(exposures) else exposures
     return tables
-
-
-def _read(folder: Path, name: str) -> pa.Table:
-    path, table = read_table(folder, name)
-    for column, words in REQUIRED[name].items():
-        if column not in table.column_names:
-            raise TabrankError(f"{path}: the column {column!r} is missing; it must hold {words}")
-        values = table[column]
-        if not _holds(values.type, words):
-            raise TabrankError(f"{path}: column {column!r} holds {values.type}; it must hold {words}")
-        if values.null_count and (name, column) not in MAY_BE_NULL:
-            row = pc.index(pc.is_null(values), True).as_py()
-            raise TabrankError(f"{path}: column {column!r}, row {row}: is null; every row needs a value")
-    return table
-
-
-def _holds(given: pa.DataType, words: str) -> bool:
-    if words == INTEGER:
-        return bool(pa.types.is_integer(given))
-    if words == STRINGS:
-        return bool(_is_list(given) and (_is_text(given.value_type) or pa.types.is_null(given.value_type)))
-    return bool(_is_text(given) or pa.types.is_null(given))
 
 
 def _is_text(given: pa.DataType) -> bool:
@@ -126,22 +107,37 @@ def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
 def profile(tables: dict[str, pa.Table]) -> list[Column]:
     """Return every column of viewers and candidates that a surface may use, then the context's."""
     found = []
-    for owner in ("viewer", "candidate"):
+    for owner in ENTITIES:
         table = tables[f"{owner}s"]
-        own = {"id", "ts_ms"} | ({"ends_ms"} if owner == "candidate" else set())
         num_ids = len(pc.unique(table["id"]))
-        found += [_column(owner, n, table[n], num_ids) for n in table.column_names if n not in own]
+        found += [_column(owner, f, table[f.name], num_ids) for f in table.schema if f.name not in OWN[owner]]
     exposures = tables["exposures"]
     if "context" in exposures.column_names and pa.types.is_struct(exposures["context"].type):
         context = exposures["context"]
         for i, part in enumerate(context.type):
-            found.append(_column("context", part.name, pc.struct_field(context, i), len(exposures)))
+            found.append(_column("context", part, pc.struct_field(context, i), len(exposures)))
     return found
 
 
-def _column(owner: str, name: str, values: pa.ChunkedArray, num_ids: int) -> Column:
+def conversions(tables: dict[str, pa.Table]) -> list[str]:
+    """Return how the reader converted columns: a sentence for each conversion, with its columns."""
+    columns: dict[str, list[str]] = {}
+    for name, table in tables.items():
+        for outer in table.schema:
+            for of in outer.type if pa.types.is_struct(outer.type) else [outer]:
+                if words := _conversion(of):
+                    columns.setdefault(words, []).append(f"{name}.{of.name}")
+    return [f"{', '.join(names)}: {words}" for words, names in columns.items()]
+
+
+def _conversion(of: pa.Field) -> str:
+    """Return how the reader converted a column, or an empty string."""
+    return str((of.metadata or {}).get(CONVERSION, b"").decode())
+
+
+def _column(owner: str, of: pa.Field, values: pa.ChunkedArray, num_ids: int) -> Column:
     missing = values.null_count / len(values)
-    kind = values.type
+    name, kind = of.name, values.type
     if not name or re.fullmatch(OWN_COLUMNS, name):
         return Column(owner, name, None, "the log itself uses this name; rename the column")
     if missing == 1:
@@ -151,14 +147,9 @@ def _column(owner: str, name: str, values: pa.ChunkedArray, num_ids: int) -> Col
     if _is_list(kind) and _is_text(kind.value_type) and not pa.types.is_dictionary(kind.value_type):
         return _set(owner, name, values, missing)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return _number(owner, name, values, missing)
-    hints = {
-        pa.types.is_boolean: "write it as 0 and 1 for a number, or as strings for a category",
-        pa.types.is_temporal: "write it as whole milliseconds since 1970 for a time",
-        pa.types.is_decimal: "write it as floats for a number",
-    }
-    hint = next((words for test, words in hints.items() if test(kind)), "no field type supports it")
-    return Column(owner, name, None, f"holds {kind}; {hint}")
+        return _number(owner, name, values, missing, _conversion(of))
+    hint = "; write it as floats for a number" if pa.types.is_decimal(kind) else ""
+    return Column(owner, name, None, f"no field type supports {kind}{hint}")
 
 
 def _category(owner: str, name: str, values: pa.ChunkedArray, missing: float, num_ids: int) -> Column:
@@ -183,7 +174,7 @@ def _set(owner: str, name: str, values: pa.ChunkedArray, missing: float) -> Colu
     return Column(owner, name, "set", remark, missing, len(distinct), max_size, values=frozenset(distinct))
 
 
-def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float) -> Column:
+def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float, remark: str) -> Column:
     is_whole = pa.types.is_integer(values.type)
     numbers = values.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
     if np.isinf(numbers).any():
@@ -191,8 +182,11 @@ def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float) -> C
         raise TabrankError(f"{owner}.{name}, row {row}: is infinite; use null for a missing number")
     given = numbers[~np.isnan(numbers)]
     distinct = len(np.unique(given))
-    is_time = is_whole and np.mean((given > EPOCH_MS[0]) & (given < EPOCH_MS[1])) >= 0.99
-    remark = ""
+    # A whole number in this range is a time and not a count. Datetimes may be earlier.
+    in_range = (given > EPOCH_MS[0]) & (given < EPOCH_MS[1])
+    is_time = is_whole and (remark or np.mean(in_range) >= 0.99)
     if is_whole and not is_time and distinct <= FEW_CODES:
         remark = "if these are codes, write them as strings for a category"
+    if distinct and not is_time and (why := other_unit(int(np.median(given)))):
+        remark = f"{why} for a time"
     return Column(owner, name, "time" if is_time else "number", remark, missing, distinct, numbers=numbers)

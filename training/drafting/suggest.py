@@ -14,8 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import skew
 
+from serve.contract.validation import duration
 from serve.features.slots import IMPRESSION
-from training.drafting.funnel import Funnel, duration, round_up_ms
+from training.drafting.funnel import Funnel, round_up_ms
 from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
 
@@ -25,6 +26,7 @@ Spec = dict[str, object]
 MAX_CATEGORIES = 1_000
 # Largest vocabulary of a set as 0/1 columns.
 MAX_HOT = 100
+TOO_WIDE = "too many for a feature of their own; the features that compare or count them use them"
 # Values of a category that a viewer's affinity keeps; a set keeps twice as many.
 WIDE_AFFINITY = 64
 # Two fields have the same meaning if they share this part of the smaller set of values.
@@ -89,12 +91,17 @@ def suggest(
         free = next(name for name in names if name not in found)
         found[free] = dataclasses.replace(feature, name=free)
     used = {name for feature in found.values() for name in feature.fields}
-    columns = [
-        dataclasses.replace(c, type=None, why=_useless(c)) if c.type and c.path not in used else c
-        for c in columns
-    ]
+    columns = [_judged(c, used) for c in columns]
     sections = (ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER)
     return sorted(found.values(), key=lambda feature: sections.index(feature.section)), columns
+
+
+def _judged(c: Column, used: set[str]) -> Column:
+    """Return the column, without its type if no feature uses it, or with a remark if it is wide."""
+    if c.type and c.path not in used:
+        return dataclasses.replace(c, type=None, why=_useless(c))
+    is_wide = c.distinct > {"category": MAX_CATEGORIES, "set": MAX_HOT}.get(c.type or "", c.distinct)
+    return dataclasses.replace(c, why=", ".join(filter(None, (c.why, TOO_WIDE)))) if is_wide else c
 
 
 def _useless(c: Column) -> str:

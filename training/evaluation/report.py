@@ -107,7 +107,8 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     search = f"\n{evaluation['search']['headline']}\n" if evaluation.get("search") else ""
     trained = f" ({verdict.span(*manifest['span_ms'])})" if "span_ms" in manifest else ""
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
-    suspects = "".join(f"- {suspect}\n" for suspect in manifest.get("suspects", []))
+    noted = [*manifest.get("suspects", []), *manifest.get("advice", [])]
+    suspects = "".join(f"- {line}\n" for line in noted)
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
     return f"""# Model card: {manifest["surface"]} {manifest["version"]}
 {search}
@@ -156,8 +157,8 @@ def _rows(manifest: Mapping[str, Any]) -> str:
 
 
 def _calibration(manifest: Mapping[str, Any]) -> str:
-    if manifest.get("teachers"):
-        return f"none of its own: distilled from the mean of {manifest['teachers']} networks that differ by seed."
+    if manifest.get("teachers") and manifest["fit"]["position_bias"] == "ignored":
+        return f"none of its own: distilled from {manifest['teachers']} teachers, LightGBM among them."
     text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on the"
     if manifest.get("measured_on") == "test":
         return f"{text} validation rows, for a network that had not been trained on them."

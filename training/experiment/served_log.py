@@ -118,7 +118,9 @@ def _read_once(log: Path, name: str) -> pd.DataFrame:
             for column in REQUIRED[name]:
                 if column not in file.physical_schema.names:
                     raise TabrankError(f"{file.path}: the column {column!r} is missing")
-            parts += map(_compact, file.to_batches(schema))
+            # Keep the unit of datetimes.
+            own = schema.set(schema.get_field_index("ts_ms"), file.physical_schema.field("ts_ms"))
+            parts += map(_compact, file.to_batches(own))
     table: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
     return table
 
@@ -129,6 +131,8 @@ def _compact(batch: pa.RecordBatch) -> pa.Table:
     for name, column in columns.items():
         if name in IDS:
             columns[name] = hashed(column)
+        elif pa.types.is_temporal(column.type):
+            columns[name] = column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
         elif pa.types.is_list(column.type):
             joined = pc.binary_join(column, " and ")
             columns[name] = pc.if_else(pc.equal(joined, ""), None, joined).dictionary_encode()

@@ -26,6 +26,7 @@ from training.evaluation.leakage import suspects
 from training.evaluation.report import model_card, report_page
 from training.fit.loop import FitConfig
 from training.fit.progress import Progress
+from training.fit.sizing import advice
 from training.fit.trainer import train
 from training.network.calibrate import fit_platt
 from training.network.export import build as build_files
@@ -37,7 +38,7 @@ def fit(
     surface: Surface,
     log: Path,
     out: Path,
-    config: FitConfig,
+    configure: Callable[[int], FitConfig],
     *,
     storage: Path | None = None,
     memory_bytes: int | None = None,
@@ -46,10 +47,11 @@ def fit(
 ) -> dict[str, Any]:
     """Train on `log`, calibrate and measure on its last tenth by time, and write an artifact.
 
-    Returns the manifest. `storage` keeps checkpoints from which a killed fit resumes; None means a
-    temporary folder. Rows that would take more than `memory_bytes` (default: half of the free
-    memory) are streamed from there. `prepared_share` is called with the share of features computed,
-    and `progress` with each epoch.
+    Returns the manifest. `configure` returns the settings for a number of training rows, as
+    `training.fit.sizing.sized` does. `storage` keeps checkpoints from which a killed fit resumes;
+    None means a temporary folder. Rows that would take more than `memory_bytes` (default: half of
+    the free memory) are streamed from there. `prepared_share` is called with the share of features
+    computed, and `progress` with each epoch.
 
     Raises:
         TabrankError: for an invalid log, too little data, or an `out` that exists.
@@ -58,15 +60,16 @@ def fit(
     if storage is not None:
         refuse_file(storage)
     begun = time.perf_counter()
-    config = dataclasses.replace(config, position_bias=surface.position_bias)
     with tempfile.TemporaryDirectory(prefix="tabrank-fit-") as temporary:
         storage = storage or Path(temporary)
         with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=prepared_share) as prepared:
-            encoder, held = prepared.encoder, prepared.valid
+            encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
+            config = dataclasses.replace(configure(num_rows), position_bias=surface.position_bias)
             valid = encode_rows(encoder, held)
             state = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
     model = Model.of(encoder, config.network, state.kept(config))
     model = dataclasses.replace(model, calibration=fit_platt(model.logits(held.matrix), held.label))
+    num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
     return save(
         out,
         Schema(surface),
@@ -78,7 +81,9 @@ def fit(
         rivals={},
         about={"history": state.history, "best_epoch": state.best_epoch},
         manifest={
-            "rows": len(prepared.train),
+            "rows": num_rows,
+            "parameters": num_parameters,
+            "advice": advice(state, config, num_rows, num_parameters),
             "counts": prepared.counts,
             "span_ms": prepared.span_ms,
             # The validation rows chose the epoch and the calibration.

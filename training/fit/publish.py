@@ -8,6 +8,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
 from serve.model.artifact import current, load
 from serve.model.artifact import publish as copy
+from serve.model.compatibility import check_own_state
 from serve.model.scorers import load_scorer
 from serve.rollout.registry import ModelRegistry
 
@@ -17,9 +18,11 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
 
     Raises:
         ArtifactRefused: if the artifact is incomplete, or its scores differ from its golden rows.
-        TabrankError: if `models` is not a folder, or its current model is of another surface.
+        TabrankError: if `models` is not a folder, or its current model is of another surface;
+            StateMismatch if the model was trained on another state than this release keeps.
     """
     load_scorer(model, "onnx")
+    check_own_state(model)
     check_surface(models, str(load(model).manifest["surface"]))
     version = copy(model, models)
     if make_current:

@@ -17,7 +17,7 @@ MostUs = Annotated[
     typer.Option("--max-us-per-candidate", help="Largest scoring time in µs, on one core of this machine."),
 ]
 Teachers = Annotated[
-    int, typer.Option(min=0, help="Number of networks whose mean teaches the published one; 0: none.")
+    int, typer.Option(min=0, help="Networks that teach the published one, beside LightGBM; 0: no teacher.")
 ]
 
 
@@ -88,6 +88,9 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
         f"{difference(pair, pair['gate']['by'])}"
     )
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
+    if given["models"] and not found["passed"]:
+        publish = f"python -m training publish --model {out} --models {given['models']}"
+        lines.append(f"not published: the service ranks by popularity, unless you run {publish}")
     if found["test_looks"] > 1:
         lines.append(f"the test rows were used {found['test_looks']} times: measures on them are optimistic")
     if found["published"]:

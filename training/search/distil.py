@@ -6,7 +6,7 @@ each of them. One network trained on that mean keeps most of the gain at the cos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +30,13 @@ def distilled(
     encoder: Encoder,
     config: FitConfig,
     num_teachers: int,
+    rival: NDArray[np.float64] | None,
     report: Callable[[str], None],
 ) -> Inputs:
     """Return `rows`, their labels mixed with the mean of `num_teachers` networks trained on them.
 
-    `folder` holds them as `train`, and `valid`, both of `Inputs.save`. The predictions of each
+    The mean counts half if there is a `rival`, the probabilities `[N]` of another model. `folder`
+    holds the rows as `train`, and `valid`, both of `Inputs.save`. The predictions of each
     teacher are stored beside them, so that a killed search can resume. Ray must be running.
     """
     resources = needs()
@@ -57,11 +59,16 @@ def distilled(
         partial.replace(paths[number])
         num_trained = sum(path.exists() for path in paths.values())
         report(f"teacher {num_trained}/{num_teachers} is trained")
-    logits = [np.load(path) for path in paths.values() if path.exists()]
-    if not logits:
+    return mixed(rows, [np.load(path) for path in paths.values() if path.exists()], rival)
+
+
+def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np.float64] | None) -> Inputs:
+    """Return `rows`, their labels mixed with the teachers': networks' logits, a rival's, [N]."""
+    taught = [1.0 / (1.0 + np.exp(-np.mean(logits, axis=0)))] if logits else []
+    taught += [rival] if rival is not None else []
+    if not taught:
         return rows
-    mean = np.mean(logits, axis=0)
-    label = TEACHER_SHARE / (1.0 + np.exp(-mean)) + (1.0 - TEACHER_SHARE) * rows.label.numpy()
+    label = TEACHER_SHARE * np.mean(taught, axis=0) + (1.0 - TEACHER_SHARE) * rows.label.numpy()
     return replace(rows, label=torch.from_numpy(np.asarray(label, np.float32)))
 
 

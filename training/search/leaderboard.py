@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.metrics import calibrated, measure
-from training.evaluation.rivals import RIVALS, us_per_candidate
+from training.evaluation.rivals import RIVALS, tuned, us_per_candidate
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 
+# Receives a line of progress.
+Report = Callable[[str], None]
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
 
 
@@ -145,11 +147,12 @@ def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
 
 
 def compete(
-    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, report: Callable[[str], None]
+    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, report: Report, tuning_s: float
 ) -> None:
     """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
 
-    Popular is calibrated on the validation rows themselves, which favours it.
+    Popular is calibrated on the validation rows themselves, which favours it. The tuning of
+    LightGBM may take `tuning_s`.
     """
     slates = Slates(valid.label, valid.slate)
     if board.of("popular") is None:
@@ -158,15 +161,16 @@ def compete(
     for kind, make in RIVALS.items():
         if board.of(kind) is None:
             report(f"training {TITLES[kind]}")
+            point = tuned(encoder, train, tuning_s) if kind == "lightgbm" else {}
             started_s = time.perf_counter()
-            rival = make(encoder, train)
+            rival = make(encoder, train, **point)
             chance = rival(valid.matrix)
             cost = {"seconds": time.perf_counter() - started_s, "rows": float(len(train))}
             cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
-            board.add(_entry(kind, slates, chance, **cost))
+            board.add(_entry(kind, slates, chance, **cost, point=point))
 
 
-def _entry(kind: str, slates: Slates, chance: NDArray[np.float64], **cost: Any) -> BoardEntry:
+def _entry(kind: str, slates: Slates, chance: NDArray[np.float64], **about: Any) -> BoardEntry:
     found = measure(slates, chance, is_probability=True)
     measured: dict[str, Any] = {"valid_auc": found["auc"], "valid_ndcg": found["ndcg@10"]}
-    return BoardEntry(TITLES[kind], kind, found["logloss"], **measured, **cost)
+    return BoardEntry(TITLES[kind], kind, found["logloss"], **measured, **about)

@@ -5,7 +5,7 @@ The incumbent is the current model at the start of a search; the winner may repl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from training.fit.trainer import ray_session
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast
 from training.search.cost import Costs, us_per_candidate
-from training.search.leaderboard import BoardEntry, Leaderboard, compete, known
+from training.search.leaderboard import BoardEntry, Leaderboard, Report, compete, known
 from training.search.progress import SearchProgress
 from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
@@ -29,8 +29,8 @@ from training.search.trials import SearchRun, check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, headline
 from training.terminal import ProgressBar
 
-# Receives a line of progress.
-Report = Callable[[str], None]
+# Share of the budget in which the tuning of LightGBM may begin a try.
+TUNING_SHARE = 0.05
 
 
 def search(
@@ -102,7 +102,8 @@ def _find(
     max_us = task.settings.max_us
     costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.entries)
     check_cost(costs, max_us)
-    compete(board, task.encoder, task.parts["training"], task.valid, progress.report)
+    train, tuning_s = task.parts["training"], TUNING_SHARE * clock.budget_s
+    compete(board, task.encoder, train, task.valid, progress.report, tuning_s)
     first = configuration(last.manifest, task.base, progress.report) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])

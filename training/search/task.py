@@ -14,12 +14,13 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import Schema
 from serve.features.surface import Surface
-from serve.log.reader import read_log
+from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress
 from training.data.encoding import category_strings, fit_encoder
 from training.data.prepare import available_bytes, row_bytes, split_by_time
 from training.fit.loop import FitConfig
+from training.terminal import print_progress
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
@@ -69,7 +70,7 @@ class Task:
         Raises:
             TabrankError: the log is bad or too short, or its rows do not fit in memory.
         """
-        table, schema = read_log(log, surface), Schema(surface)
+        table, schema = read_joined(log, surface, print_progress), Schema(surface)
         plan = DatasetPlan(schema, table)
         need, have = len(plan) * row_bytes(plan), available_bytes()
         if need > have:

@@ -20,6 +20,8 @@ from ray.tune.schedulers import ASHAScheduler
 from serve.contract.errors import TabrankError
 from training.data.prepare import encode_rows
 from training.fit.loop import FitConfig
+from training.fit.sizing import sized
+from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
 from training.search.leaderboard import BoardEntry, Leaderboard
@@ -33,8 +35,6 @@ from training.search.trial import SLATES, needs, num_at_once, run_trial
 ROWS_PER_S = 500
 # Give each trial at least this many rows, however small the budget.
 MIN_TRIAL_ROWS = 15_000
-# Try stronger weight decay first below this number of rows.
-FEW_ROWS = 100_000
 # End the trials after this many failures. Fewer may be the fault of single points of the space.
 MAX_FAILED_TRIALS = 5
 # Environment variables for Ray Tune. A value that is already set takes precedence.
@@ -171,13 +171,13 @@ def _study(
         clock.save(over=False)
         run.progress.trial(entry, run.winner(), deadline.left_s())
 
-    # Also try the default network first, and the smallest one.
-    default = replace(task.base, weight_decay=0.3) if num_rows < FEW_ROWS else task.base
+    # Also try the network of `fit` first, and a larger one.
+    default = sized(num_rows, seed=task.base.seed, position_bias=task.base.position_bias)
     return Study(
         Space(num_rows),
         task.base,
         board,
-        first=[*first, default, replace(default, network=SMALLEST)],
+        first=[*first, default, replace(default, network=NetworkConfig())],
         cost=costs,
         max_us=task.settings.max_us,
         rate=float(task.valid.label.mean()),

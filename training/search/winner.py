@@ -10,13 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
 from training.data.dataset import Dataset
 from training.data.prepare import encode_rows, take_evenly
 from training.evaluation.evaluate import score
-from training.evaluation.rivals import RIVALS
+from training.evaluation.rivals import RIVALS, Rival
 from training.fit.fit import save
 from training.fit.loop import FitConfig, State
 from training.fit.trainer import train
@@ -55,13 +58,17 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     rows = task.before.take(slice(len(task.before) - size.num_rows, None))
     encoder, test = task.encoder_of(rows), task.parts["test"]
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
-    state = _trained(run, winner, size, config, rows, encoder)
+    known = [entry for entry in run.board.entries if entry.kind in RIVALS]
+    rivals = {entry.kind: RIVALS[entry.kind](encoder, rows, **entry.point) for entry in known}
+    # LightGBM knows no position, so its labels would teach that a position has no effect.
+    is_taught = task.settings.num_teachers > 0 and config.position_bias == "ignored"
+    rival = rivals["lightgbm"](rows.matrix) if is_taught else None
+    state = _trained(run, winner, size, config, rows, encoder, rival)
     # A mean of teachers is less confident than each of them, so the network that it teaches needs
     # no calibration: that of a single network made it worse (RankLens, rows later than all
     # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064). A network with
     # position-bias removal answers for the first position, and calibration, fitted on unseen
     # validation rows, brings it back to the shown positions.
-    is_taught = size.num_teachers and task.base.position_bias == "ignored"
     assert winner.calibration is not None
     calibration = UNCALIBRATED if is_taught else Calibration(*winner.calibration)
     run.progress.report("measuring it on the test rows, beside its rivals")
@@ -83,7 +90,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         test,
         "test",
         seen=take_evenly(rows.matrix),
-        rivals=_rival_scores(encoder, rows, test, last, run.progress),
+        rivals=_rival_scores(rivals, test, last, run.progress),
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={
             "rows": len(rows),
@@ -91,7 +98,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
             "seen_until_ms": int(rows.ts_ms[-1]),
             "counts": task.data.counts,
             "position_tau": state.bias_of(config).tau,
-            "teachers": size.num_teachers,
+            "teachers": size.num_teachers + is_taught,
         },
         begun=started_s,
     )
@@ -135,8 +142,9 @@ def _trained(
     config: FitConfig,
     data: Dataset,
     encoder: Encoder,
+    rival: NDArray[np.float64] | None,
 ) -> State:
-    """Train the winner's network on `data` and its teachers' labels.
+    """Train the winner's network on `data` and its teachers' labels, those of a `rival` included.
 
     The search's folder holds the checkpoints with which a killed training resumes.
     """
@@ -146,19 +154,19 @@ def _trained(
     storage = run.clock.out / "fit"
     watched = data.take(slice(int(len(data) * (1 - MONITORED_SHARE)), None))
     rows, last_rows = encode_rows(encoder, data), encode_rows(encoder, watched)
-    if size.num_teachers:
+    if size.num_teachers or rival is not None:
         folder = storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}"
         rows.save(folder, "train")
         last_rows.save(folder, "valid")
-        rows = distilled(rows, folder, encoder, config, size.num_teachers, run.progress.report)
+        rows = distilled(rows, folder, encoder, config, size.num_teachers, rival, run.progress.report)
     return train(rows, last_rows, encoder, config, storage=storage, progress=run.progress)
 
 
 def _rival_scores(
-    encoder: Encoder, rows: Dataset, test: Dataset, last: Artifact | None, progress: SearchProgress
+    rivals: Mapping[str, Rival], test: Dataset, last: Artifact | None, progress: SearchProgress
 ) -> dict[str, Any]:
-    """Return the scores of the test rows by rivals trained on `rows`, and by the incumbent."""
-    scores: dict[str, Any] = {kind: make(encoder, rows)(test.matrix) for kind, make in RIVALS.items()}
+    """Return the scores of the test rows by the rivals, and by the incumbent."""
+    scores: dict[str, Any] = {kind: rival(test.matrix) for kind, rival in rivals.items()}
     if last is not None and _is_earlier(last, test.ts_ms[0]):
         scores["current"] = score(last.path, test.matrix)
     elif last is not None:

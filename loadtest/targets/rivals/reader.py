@@ -21,7 +21,7 @@ from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.model.artifact import current
 from serve.model.scorers import Scorer, load_scorer
-from serve.ranking.candidate_table import CandidateTable
+from serve.stores.candidate_table import CandidateTable
 from serve.stores.factory import open_store
 
 # Environment variable with the folder of store and models.

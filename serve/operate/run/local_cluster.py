@@ -25,7 +25,7 @@ from serve.operate.diff.running import LocalService, Progress, follow, request_d
 from serve.operate.host.environment import environment
 from serve.operate.host.run_folder import GRACE_S, NODE, SUPERVISE, RunFolder
 from serve.operate.host.state import route, status, status_code
-from serve.operate.status.vitals import answers_of, degraded_by
+from serve.operate.status.vitals import answers_of, diagnosed
 
 NEVER = "never started"
 
@@ -45,8 +45,8 @@ def up(
     without a gap. Processes that a killed start of this folder left behind are ended first.
 
     Return the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
-    over" or "none"), `changes` and `degraded`: the reasons why it would not rank as the file says,
-    such as a missing model.
+    over" or "none"), `changes`, `degraded` (why it would not rank as the file says, such as a
+    missing model) and `advice`.
 
     Raise TabrankError with the reason. A failed start is cleaned up; after a failed deploy or
     takeover the service goes on as before.
@@ -59,8 +59,8 @@ def up(
     with run.locked(timeout_s):
         action, changes = _act(config, run, haproxy, timeout_s, progress)
         service = {**run.service(), "action": action, "changes": changes}
-        degraded = degraded_by(answers_of(service), run.deployed())
-    return {**service, "degraded": degraded, "seconds": round(time.monotonic() - begin, 1)}
+        found = diagnosed(answers_of(service))
+    return {**service, **found, "seconds": round(time.monotonic() - begin, 1)}
 
 
 def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from serve.operate.status.scrape import PageHistory
 NOTHING = "–"
 WIDTH = 110
 # The state before the first read.
-UNSEEN: dict[str, Any] = {"state": "unknown", "degraded": []}
+UNSEEN: dict[str, Any] = {"state": "unknown", "degraded": [], "advice": []}
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -71,7 +71,7 @@ def _head(found: Mapping[str, Any]) -> Text:
         text.append(f"  {found['memory_mib']} MiB in {found['processes']} processes", style="dim")
     for reason in found["degraded"]:
         text.append(f"\ndegraded: {reason}", style="yellow")
-    for reason in found.get("waits") or ():
+    for reason in (*found.get("advice", ()), *(found.get("waits") or ())):
         text.append(f"\n{reason}", style="yellow")
     if found.get("error"):
         text.append(f"\nlast error: {found['error']}", style="red")

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from serve.config.application import OUR_APPLICATION, OUR_INGRESS
-from serve.config.settings import HEURISTICS
+from serve.config.application import OUR_APPLICATION
+from serve.config.diagnoses import LIST
 from serve.contract.errors import TabrankError
 from serve.operate.diff.running import RemoteService, cause
 from serve.operate.host.run_folder import RunFolder
@@ -31,19 +31,18 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     """
     waits: list[str] = []
     if address and run is None:
-        running = RemoteService(address)
-        service, document = running.service(), running.document
+        service = RemoteService(address).service()
     else:
         folder = RunFolder.of(run or RUN)
-        service, document = status(run or RUN), folder.deployed()
+        service = status(run or RUN)
         waits = waiting(service, folder.wanted().get("document", {}), datetime.now(UTC))
         waits += filter(None, [service.get("unwatched")])
     answers = answers_of(service) if service["state"] in ("ready", "deploying", "unwatched") else {}
     return {
         **service,
-        "degraded": degraded_by(answers, document),
+        **diagnosed(answers),
         "waits": waits,
-        "kill_switch": killed_in(document),
+        "kill_switch": [name for name, answer in answers.items() if "kill_switch" in _names(answer)],
         "surfaces": answers,
         "traffic": _traffic(service, history),
     }
@@ -91,24 +90,19 @@ def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def degraded_by(answers: Mapping[str, Mapping[str, Any]], document: Mapping[str, Any]) -> list[str]:
-    """Return why rankings differ from the file, a sentence each; `document` is Serve's document."""
-    reasons = []
+def diagnosed(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the diagnoses in the answers of `answers_of`, a text each with its application.
+
+    `degraded` has those because of which rankings differ from the file, `advice` the others.
+    """
+    found: dict[str, list[str]] = {"degraded": [], "advice": []}
     for name, answer in answers.items():
         if not answer:
-            reasons.append(f"{name}: no answer to /readyz")
-            continue
-        if answer.get("store") != "fresh":
-            reasons.append(f"{name}: no fresh features: the store is {answer.get('store')}")
-        arms = (answer.get("experiment") or {}).get("arms") or []
-        without = [a["name"] for a in arms if a["scorer"] not in HEURISTICS and a["share"] and not a["model"]]
-        if without:
-            reasons.append(f"{name}: no model for {', '.join(without)}: these get the popular order")
-        given = _settings(document, name).get("experiment", {}).get("arms")
-        if given and arms and _assignment(given) != _assignment({arm["name"]: arm for arm in arms}):
-            # For example an artifact fails its golden rows: the replica keeps its earlier arms.
-            reasons.append(f"{name}: a replica refused the arms of the file; its log has the reason")
-    return reasons + [f"{name}: the kill switch is on" for name in killed_in(document)]
+            found["degraded"].append(f"{name}: no answer to /readyz")
+        for one in answer.get("diagnoses", ()):
+            kind = "advice" if LIST.get(one["name"], {}).get("advice") else "degraded"
+            found[kind].append(f"{name}: {one['cause']} {one['remedy']}")
+    return found
 
 
 def waiting(service: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) -> list[str]:
@@ -135,31 +129,19 @@ def waiting(service: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime
     return lines
 
 
-def killed_in(document: Mapping[str, Any]) -> list[str]:
-    """Return our applications whose kill switch is on in a document."""
-    names = [app["name"] for app in document.get("applications", ())]
-    return [name for name in names if _settings(document, name).get("kill_switch")]
+def _names(answer: Mapping[str, Any]) -> list[str]:
+    """Return the names of the diagnoses in an answer of `answers_of`."""
+    return [one["name"] for one in answer.get("diagnoses", ())]
 
 
-def _settings(document: Mapping[str, Any], application: str) -> dict[str, Any]:
-    """Return the live settings of one of our applications."""
-    return _deployment(document, application, OUR_INGRESS, OUR_APPLICATION).get("user_config") or {}
-
-
-def _deployment(
-    document: Mapping[str, Any], application: str, name: str, import_path: str | None = None
-) -> dict[str, Any]:
-    """Return the options of a deployment, empty for another `import_path` than the given one."""
+def _deployment(document: Mapping[str, Any], application: str, name: str) -> dict[str, Any]:
+    """Return the options of a deployment; empty if the document has none."""
     for app in document.get("applications", ()):
-        if app["name"] == application and import_path in (None, app.get("import_path")):
+        if app["name"] == application:
             for deployment in app.get("deployments") or ():
                 if deployment["name"] == name:
                     return dict(deployment)
     return {}
-
-
-def _assignment(arms: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-    return {name: (arm["scorer"], float(arm["share"])) for name, arm in arms.items()}
 
 
 def _get(url: str) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.ids import read_ids, read_log_ids, read_log_kinds
+from loadtest.generator.bodies import make_bodies
+from loadtest.generator.ids import find_ids, read_ids, read_log_ids, read_log_kinds
+from loadtest.workload.profiles import load_profile
 from serve.contract.errors import TabrankError
 
 
@@ -120,13 +124,33 @@ def test_tables_may_be_folders_of_segments_and_dictionaries(tmp_path):
     [
         ({"exposures": {"ts_ms": pa.array([1], pa.int64())}}, "the column 'viewer' is missing"),
         ({"exposures": {**EXPOSURES, "viewer": pa.nulls(5, pa.string())}}, "its exposures have no viewer"),
-        ({"candidates": {"id": ["a"]}}, "holds 1 candidates, but a request needs 5"),
+        ({"candidates": {"id": pa.array([], pa.string())}}, "holds no candidates"),
     ],
 )
 def test_a_log_that_cannot_be_used_is_refused(tmp_path, change, message):
     with pytest.raises(LoadtestError) as refused:
         read_log_ids(log_of(tmp_path, **change), 5)
     assert message in str(refused.value)
+
+
+def test_requests_have_all_candidates_of_a_log_with_fewer_which_is_said(tmp_path):
+    said = []
+    ids, profile = find_ids(None, log_of(tmp_path), load_profile("headline"), said.append)
+    assert (len(ids.candidates), profile.candidates) == (5, 5)
+    assert said == [f"{tmp_path / 'log'} has 5 candidates: a request has these instead of 55"]
+    bodies = [json.loads(body) for body in make_bodies(ids, profile, num=3)]
+    assert {len(body["candidates"]) for body in bodies} == {5}
+    one, fewer = find_ids(None, tmp_path / "log", replace(profile, candidates=2), said.append)
+    assert (fewer.candidates, len(said), one.viewers) == (2, 1, ids.viewers)
+
+
+def test_whole_numbers_datetimes_and_booleans_are_read_as_requests_have_them(tmp_path):
+    at = pa.array([1_700_000_000_000] * 2, pa.timestamp("ms"))
+    context = pa.array([{"is_new": True, "since": date(1970, 1, 2)}] * 2)
+    exposures = {"ts_ms": at, "viewer": [7, 8], "context": context}
+    ids = read_log_ids(log_of(tmp_path, exposures, {"id": [1, 2], "ends_ms": at}), 2)
+    assert (ids.viewers, sorted(ids.candidates)) == (["7", "8"], ["1", "2"])
+    assert ids.contexts["7"] == {"is_new": 1.0, "since": 86_400_000}
 
 
 def test_no_log_and_no_parquet_are_refused(tmp_path):

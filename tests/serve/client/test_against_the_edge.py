@@ -29,22 +29,25 @@ def test_the_code_of_its_document_runs(live):
     with live.listening() as url:
         exec(compile(code.replace("http://127.0.0.1:8000", url), "docs/client.md", "exec"), names)
     assert names["answer"].rung == "full"
-    assert sorted(names["order"]) == ["a", "b", "c"]
+    assert sorted(names["order"]) == ["a", "b"]
 
 
 def test_every_kind_of_record_is_taken_and_what_is_not_says_why(live):
     records = [
         Event("e1", "ann", "a", "join"),
         Viewer("ann", {"language": "fr"}),
-        Candidate("new", {"topic": "jazz", "tags": ["x"]}, ends_ms=2**52),
+        Candidate("new", {"topic": "jazz", "tags": ["x"]}, ends_ms=2**53),
         Forget("bob"),
         Event("e2", "ann", "a", "jump"),
+        Event("e3", "ann", "a", "join", ts_ms=1_764_000_000),
     ]
     with live.listening() as url, Client(url) as client:
         taken = client.send(records)
         again = client.send(records[:1])
         ranked = client.rank("ann", ["new", "never"], request_id="r1", timeout_s=2.0)
-    assert (taken.accepted, [rejected.pointer for rejected in taken.rejected]) == (4, ["/records/4/kind"])
+    pointers = [rejected.pointer for rejected in taken.rejected]
+    assert (taken.accepted, pointers) == (4, ["/records/4/kind", "/records/5/ts_ms"])
+    assert "looks like seconds; multiply by 1000" in taken.rejected[1].detail
     assert (again.accepted, again.duplicates) == (0, 1)
     assert (ranked.request_id, ranked.unknown_candidates) == ("r1", ["never"])
 

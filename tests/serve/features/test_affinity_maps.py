@@ -125,10 +125,10 @@ def test_runs_leave_the_sums_of_their_records(records, length):
         state.observe(run_of(SCHEMA, records[begin : begin + length]))
     for rows, size in ((state.viewers, VIEWERS), (state.candidates, CANDIDATES)):
         for j, slot in enumerate(SCHEMA.sums[rows.entity]):
-            wanted, weights = np.zeros(size + 1), dict(slot.weights)
+            wanted = np.zeros(size + 1)
             for event, viewer, candidates, ts_ms in records:
                 for row in candidates if rows is state.candidates else [viewer] * len(candidates):
-                    wanted[row] += weights.get(event, 0.0) * 2.0 ** ((ts_ms - now_ms) / slot.half_life_ms)
+                    wanted[row] += (event == slot.event) * 2.0 ** ((ts_ms - now_ms) / slot.half_life_ms)
             wanted[0] = 0.0
             age_ms = now_ms - rows.table["sums_ms"][: size + 1, j]
             found = rows.table["sums"][: size + 1, j] * 2.0 ** (-age_ms / slot.half_life_ms)

@@ -835,6 +835,9 @@ def test_the_documents_and_probes_answer(service):
         "/openapi.json",
         "/docs",
     }
+    fields = document["components"]["schemas"]["RankRequest"]["properties"]
+    assert "impression" in json.dumps(fields["limit"])
+    assert "no impressions" in fields["traffic"]["description"]
     assert "RankRequest" in service.ask(path="/docs", method="GET").text
     assert service.ask(path="/livez", method="GET").json() == {"live": True}
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4

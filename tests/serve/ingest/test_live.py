@@ -22,12 +22,29 @@ def explained(service, **more):
 def test_an_event_is_in_the_features_of_the_next_ranking(service):
     async def scenario(service):
         before = await explained(service)
-        answer = await service.events(event("e9"))
+        answer = await service.events(event("e9", viewer="cyd"))
         return before, answer, await explained(service, now_ms=52_000)
 
     before, answer, after = service.run(scenario)
     assert answer == {"accepted": 1, "duplicates": 0, "rejected": []}
     assert features(after, "a")["audience"] == features(before, "a")["audience"] + 1
+
+
+def test_an_audience_is_those_who_are_there_however_often_they_say_so(service):
+    async def scenario(service):
+        room = {"type": "candidate", "id": "new", "ts_ms": 50_000, "fields": {"topic": "jazz"}}
+        await service.events(room)
+        answers = [await service.events(*(event(f"l{i}", "leave", "new") for i in range(2_000)))]
+        answers.append(await service.events(*(event(f"j{i}", "join", "new", f"v{i}") for i in range(500))))
+        many = (event(f"m{i}", "join", "new", "eve", 52_000 + i) for i in range(2_000))
+        answers.append(await service.events(*many))
+        now = await explained(service, candidates=["new"], now_ms=60_000)
+        gone = await explained(service, candidates=["new"], now_ms=60_000 + 4 * 3_600_000, request_id="r2")
+        return answers, features(now, "new")["audience"], features(gone, "new")["audience"]
+
+    answers, now, gone = service.run(scenario)
+    assert [answer["accepted"] for answer in answers] == [2_000, 500, 2_000]
+    assert (now, gone) == (501, 0)
 
 
 def test_a_ranking_counts_as_an_impression_of_what_it_showed(service):

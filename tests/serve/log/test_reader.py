@@ -6,13 +6,16 @@ import subprocess
 import sys
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.contract.errors import TabrankError
-from serve.log.reader import read_log
+from serve.features.surface import read_surface
+from serve.log.reader import read_columns, read_log
 from serve.log.writer import write_log
 
 
@@ -23,7 +26,6 @@ def with_column(table, name, values):
 def test_a_log_is_read_and_its_oddities_counted(log_folder, surface):
     log = read_log(log_folder, surface)
     assert (len(log.exposures), len(log.events)) == (3, 5)
-    assert log.counts["unknown_candidates"] == 1
     assert log.ends_ms == 60_000
 
 
@@ -56,6 +58,38 @@ def test_the_address_of_a_store_is_refused_before_the_log_is_read(tmp_path):
         assert message in done.stderr
 
 
+def test_other_types_are_converted_and_fit_the_segments_of_a_service(tmp_path):
+    surface = read_surface(
+        TOML.replace('price = { type = "number", request_time = true }', 'price = "number"')
+    )
+    parts = tables()
+    segment = parts["candidates"].filter(pc.equal(parts["candidates"]["id"], "d"))
+    segment = segment.set_column(0, "id", pa.array(["4"]))
+    first = parts["candidates"].slice(0, 3)
+    for name, values in (
+        ("id", pa.array([1, 2, 3], pa.int16())),
+        ("price", pa.array([True, None, False])),
+        ("started_ms", pa.array([0, 5_000_000, None], pa.timestamp("us", "Asia/Tokyo"))),
+    ):
+        first = with_column(first, name, values)
+    parts["candidates"] = first
+    shown = pa.array([[1, 2, 3], [1, 4], [2, 1]], pa.list_(pa.int64()))
+    parts["exposures"] = with_column(parts["exposures"], "candidates", shown)
+    at = pa.array([10, 20, 40], pa.timestamp("s"))
+    parts["exposures"] = with_column(parts["exposures"], "ts_ms", at)
+    parts["events"] = with_column(parts["events"], "candidate", pa.array([1, 1, 4, 2, 1]))
+    write_log(tmp_path / "log", parts)
+    (tmp_path / "log/candidates").mkdir()
+    pq.write_table(segment, tmp_path / "log/candidates/0.parquet")
+    log = read_log(tmp_path / "log", surface)
+    assert log.candidates["id"].to_pylist() == ["1", "2", "3", "4"]
+    assert log.candidates["price"].to_pylist() == [1.0, None, 0.0, 4.0]
+    assert log.candidates["started_ms"].to_pylist() == [0, 5_000, None, 15_000]
+    assert log.exposures["ts_ms"].to_pylist() == [10_000, 20_000, 40_000]
+    assert log.exposures["candidates"].to_pylist()[1] == ["1", "4"]
+    assert log.events["candidate"].to_pylist() == ["1", "1", "4", "2", "1"]
+
+
 def test_a_table_may_be_a_folder_of_segments(tmp_path, surface):
     parts = tables()
     write_log(tmp_path / "log", parts)
@@ -78,7 +112,62 @@ def test_test_traffic_and_repeats_are_left_out_and_counted(tmp_path, surface):
     assert len(read_log(tmp_path / "log", surface, test_traffic=True).exposures) == 3
 
 
+LONG = "x" * 257
+SECONDS, MICROS, NANOS = 1_764_000_000, 1_764_000_000_000_000, 1_764_000_000_000_000_000
+WRONG = [
+    *(
+        (
+            name,
+            lambda t, c=column: with_column(t, c, pa.array([LONG] * len(t))),
+            f"column '{column}', row 0: an id",
+        )
+        for name, column in (
+            ("viewers", "id"),
+            ("candidates", "id"),
+            ("exposures", "request_id"),
+            ("exposures", "viewer"),
+            ("events", "id"),
+            ("events", "viewer"),
+            ("events", "candidate"),
+            ("events", "request_id"),
+        )
+    ),
+    (
+        "exposures",
+        lambda t: with_column(t, "candidates", pa.array([["a"], ["b", LONG], ["c"]])),
+        "column 'candidates', row 1: an id has over 256 characters, which the service refuses; shorten it",
+    ),
+    *(
+        (
+            name,
+            lambda t, c=column, ms=time: with_column(t, c, pa.array([1_000] * (len(t) - 1) + [ms])),
+            f"column '{column}', row {row}: a time looks like {why}",
+        )
+        for name, column, row in (
+            ("exposures", "ts_ms", 2),
+            ("events", "ts_ms", 4),
+            ("candidates", "ts_ms", 3),
+            ("candidates", "ends_ms", 3),
+        )
+        for time, why in (
+            (SECONDS, "seconds; multiply by 1000"),
+            (MICROS, "microseconds; divide by 1000"),
+            (NANOS, "nanoseconds; divide by 1000000"),
+        )
+    ),
+    (
+        "viewers",
+        lambda t: t.append_column("ts_ms", pa.array([None, SECONDS], pa.int64())),
+        "column 'ts_ms', row 1: a time looks like seconds",
+    ),
+    (
+        "candidates",
+        lambda t: with_column(t, "started_ms", pa.array([0, SECONDS, SECONDS + 1, None])),
+        "column 'started_ms', row 1: a time looks like seconds; multiply by 1000",
+    ),
+]
 BROKEN = [
+    *WRONG,
     (
         "events",
         lambda t: t.drop_columns("kind"),
@@ -138,6 +227,36 @@ def test_a_bad_log_is_refused_with_file_column_row_and_remedy(tmp_path, surface,
         read_log(tmp_path / "log", surface)
     assert said in str(error.value)
     assert str(tmp_path / "log" / name) in str(error.value)
+
+
+def test_a_few_times_of_february_1970_are_taken(tmp_path, surface):
+    parts = tables()
+    started_ms = pa.array([None, SECONDS, 5, NANOS // 1_000_000])
+    parts["candidates"] = with_column(parts["candidates"], "started_ms", started_ms)
+    write_log(tmp_path / "log", parts)
+    assert read_log(tmp_path / "log", surface).candidates["started_ms"].to_pylist()[1] == SECONDS
+
+
+def test_a_time_of_the_context_in_another_unit_is_refused(tmp_path):
+    parts = tables()
+    context = pa.array([{"opened_ms": MICROS}] * 3)
+    parts["exposures"] = with_column(parts["exposures"], "context", context)
+    write_log(tmp_path / "log", parts)
+    surface = read_surface(TOML.replace("[context]\n", "[context]\nopened_ms = 'time'\n"))
+    with pytest.raises(
+        TabrankError, match=r"column .context\.opened_ms., row 0: a time looks like microseconds"
+    ):
+        read_log(tmp_path / "log", surface)
+
+
+@pytest.mark.parametrize(("name", "spoil", "said"), [w for w in WRONG if "started_ms" not in w[2]])
+def test_a_draft_refuses_wrong_ids_and_times_too(tmp_path, name, spoil, said):
+    parts = tables()
+    parts[name] = spoil(parts[name])
+    write_log(tmp_path / "log", parts)
+    with pytest.raises(TabrankError) as error:
+        read_columns(tmp_path / "log")
+    assert said in str(error.value)
 
 
 def test_what_is_no_parquet_and_what_is_not_there_are_refused(tmp_path, surface):

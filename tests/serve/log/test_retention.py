@@ -34,7 +34,13 @@ from training.data.split import split
 
 DAY_MS = 86_400_000
 DAYS = 16
+# Times of the first two months of 1970 look like seconds.
+FIRST_DAY = 100
 KEEP_DAYS = 8
+
+
+def at(day):
+    return (FIRST_DAY + day) * DAY_MS
 
 
 class Kept(Logging):
@@ -65,7 +71,7 @@ async def a_day(service, day):
     """Record a day's rankings and events, a new candidate, and sometimes a forgotten viewer."""
     rng = np.random.default_rng(day)
     ids = ["a", "b", "d", "zz", f"new{day - 1}", f"new{day}"]
-    now_ms = 50_000 + day * DAY_MS
+    now_ms = 50_000 + at(day)
     fields = {"topic": "jazz", "tags": ["x", "y"], "started_ms": now_ms}
     await service.events({"type": "candidate", "id": f"new{day}", "ts_ms": now_ms, "fields": fields})
     for i in range(6):
@@ -133,7 +139,7 @@ def test_what_lies_before_the_horizon_is_deleted_and_nothing_else(service):
     seq = horizon(service)
     first, *_ = taken = snapshots(service.folder / "log")
     assert first.seq == seq
-    ages = [DAYS - snapshot.ts_ms / DAY_MS for snapshot in taken]
+    ages = [(at(DAYS) - snapshot.ts_ms) / DAY_MS for snapshot in taken]
     assert KEEP_DAYS - 0.1 < ages[0] < KEEP_DAYS * 1.25 + 1.1
     assert all(1.9 < older - newer < 3.1 for older, newer in pairwise(ages))
     for name in ("candidates", "exposures", "events"):
@@ -149,8 +155,8 @@ def test_what_lies_before_the_horizon_is_deleted_and_nothing_else(service):
 
 def test_the_last_segment_of_a_table_stays(service):
     assert len(service.segments("viewers")) >= 1
-    service.tend((DAYS + 40) * DAY_MS)
-    service.tend((DAYS + 80) * DAY_MS)
+    service.tend(at(DAYS + 40))
+    service.tend(at(DAYS + 80))
     assert [len(service.segments(name)) for name in TABLES] == [1] * 4
     replay = service.replay()
     replay.finish()
@@ -159,7 +165,7 @@ def test_the_last_segment_of_a_table_stays(service):
 
 def test_what_is_kept_for_ever_has_no_snapshot(service, tmp_path):
     before = service.files()
-    service.tend((DAYS + 40) * DAY_MS, keep_days=0)
+    service.tend(at(DAYS + 40), keep_days=0)
     assert service.files() == before
 
 
@@ -170,7 +176,7 @@ def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
     assert len(service.segments("exposures")) == 1
     monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 100)
     service.run(lambda service: a_day(service, DAYS + 1))
-    service.tend((DAYS + 3) * DAY_MS)
+    service.tend(at(DAYS + 3))
     assert horizon(service) > min(service.segments("exposures"))
     assert len(service.segments("exposures")) == 2
     replay = service.replay()
@@ -184,7 +190,7 @@ def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     exposures = set(service.log().exposures["request_id"].to_pylist())
     # A snapshot is due.
     monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)
-    now_ms = (DAYS + 3) * DAY_MS
+    now_ms = at(DAYS + 3)
 
     def end(*args):
         raise OSError("the end")
@@ -223,9 +229,9 @@ def test_a_service_that_stops_leaves_no_half_a_snapshot(service, monkeypatch):
     monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)
     monkeypatch.setattr(serve.log.snapshots, "AT_ONCE", 2)
     before = service.files()
-    service.tend(DAYS * DAY_MS + 500_000, wanted=lambda: False)
+    service.tend(at(DAYS) + 500_000, wanted=lambda: False)
     assert service.files() == before
-    service.tend(DAYS * DAY_MS + 500_000)
+    service.tend(at(DAYS) + 500_000)
     assert len(service.files()) == len(before) + 3
 
 
@@ -313,7 +319,7 @@ def test_numbers_go_on_above_a_snapshots_where_the_store_was_lost(service, monke
 
     async def more(service):
         await a_day(service, DAYS + 1)
-        await asyncio.to_thread(service.tend, (DAYS + 2) * DAY_MS)
+        await asyncio.to_thread(service.tend, at(DAYS + 2))
         # The service ends before it has written out the journal.
         store, service.ingester._store = service.ingester._store, None
         store.close()
@@ -358,7 +364,7 @@ def test_a_running_service_writes_snapshots_and_deletes_what_is_too_old(tmp_path
 
 def test_files_of_other_names_are_left_alone(service):
     (service.folder / "log" / "events.parquet").rename(service.folder / "log" / "events" / "part-0.parquet")
-    service.tend((DAYS + 80) * DAY_MS)
+    service.tend(at(DAYS + 80))
     assert (service.folder / "log" / "events" / "part-0.parquet").exists()
     replay = service.replay()
     replay.finish()
@@ -372,8 +378,8 @@ def test_an_audit_holds_and_counts_what_it_cannot_compare(service):
     num_before = found["before_snapshot"]
     assert num_before == replay.before_snapshot.sum() - len(tables()["exposures"])
     # All records are expired; one snapshot is written.
-    service.tend((DAYS + 80) * DAY_MS)
-    service.tend((DAYS + 160) * DAY_MS)
+    service.tend(at(DAYS + 80))
+    service.tend(at(DAYS + 160))
     with pytest.raises(TabrankError, match="ranked before the snapshot"):
         audit(log, service.surface)
 

@@ -17,8 +17,8 @@ import pytest
 from live import Live, event, features
 
 from serve.ingest.backfill import load
-from serve.ranking.candidate_table import RETRY_S
 from serve.ranking.record_intake import TAKE_S
+from serve.stores.candidate_table import RETRY_S
 from serve.stores.lmdb_environment import environment
 from serve.stores.redis_client import TIMEOUT_S
 
@@ -76,7 +76,7 @@ class Client:
     async def send_forever(self):
         while True:
             id_ = f"e{len(self.acknowledged):04}"
-            sent = self.service.post("/v1/events", {"records": [event(id_, ts_ms=None)]})
+            sent = self.service.post("/v1/events", {"records": [event(id_, viewer=id_, ts_ms=None)]})
             response, took_s = await timed(sent)
             if response.status_code == 200:
                 answer = response.json()
@@ -113,7 +113,7 @@ def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redi
                 waits_s = service.fetcher.exposure_buffer.age_s
                 await asyncio.to_thread(empty_redis_server.start)
                 await until_well(service)
-        await service.events(event("last", ts_ms=None))
+        await service.events(event("last", viewer="last", ts_ms=None))
         return client, waits_s, await audience(service) - before
 
     client, waits_s, num_joined = on_redis.run(scenario)

@@ -120,7 +120,7 @@ def test_a_replica_that_starts_on_a_broken_version_ranks_with_a_good_one(models,
             raise ArtifactRefused("golden.safetensors: row 3 scores otherwise")
 
     async def followed():
-        replica = ActiveModels(models, Features(Schema(read_surface(TOML))).columns, load)
+        replica = ActiveModels(models, Features(Schema(read_surface(TOML))), load)
         for _ in range(2):
             with contextlib.suppress(ArtifactRefused):
                 await replica.follow(UserConfig())

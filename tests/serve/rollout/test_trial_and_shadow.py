@@ -31,7 +31,7 @@ def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons(tmp_path):
         publish_stub(tmp_path, TOML, version)
     ModelRegistry(tmp_path).promote(OLD)
     ModelRegistry(tmp_path).start_canary(NEW)
-    models = ActiveModels(tmp_path, Features(Schema(read_surface(TOML))).columns, ready)
+    models = ActiveModels(tmp_path, Features(Schema(read_surface(TOML))), ready)
     warned = []
 
     async def call(version, payload):

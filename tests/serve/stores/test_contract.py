@@ -135,6 +135,40 @@ def test_an_empty_row_removes_and_readers_learn_of_it(open_: Open) -> None:
     assert read_changes(store, 0) == Changes(3, {"y": b"1", "x": b"3"})
 
 
+def test_a_pass_over_the_viewers_meets_each_of_them(open_: Open) -> None:
+    store = open_()
+    store.commit(1, {}, {"x": b"1"})
+    assert store.viewers(b"", 10) == (b"", [])
+    rows = {id_: b"row of " + id_.encode("utf-8", "surrogatepass") for id_ in VIEWERS}
+    store.commit(2, rows, {})
+    met: dict[str, bytes] = {}
+    cursor, number = b"", 2
+    while True:
+        cursor, found = store.viewers(cursor, 100)
+        met |= dict(found)
+        if not cursor:
+            break
+        # Removing what it met, and adding others, does not disturb the pass.
+        number += 1
+        store.commit(
+            number, {**dict.fromkeys((id_ for id_, _ in found[:50]), b""), f"new {number}": b"n"}, {}
+        )
+    assert met.items() >= rows.items()
+
+
+def test_a_store_grows_with_its_rows_and_reuses_the_space_of_removed_ones(open_: Open) -> None:
+    store = open_()
+    # Redis counts its own memory, so the rows must be more than its noise.
+    rows = {f"viewer {number}": bytes(2_500) for number in range(4_000)}
+    before = store.num_bytes()
+    store.commit(1, rows, {})
+    full = store.num_bytes()
+    assert full - before >= 2_500 * 4_000
+    store.commit(2, dict.fromkeys(rows, b""), {})
+    store.commit(3, {name + "again": row for name, row in rows.items()}, {})
+    assert store.num_bytes() <= full * 1.2
+
+
 def test_removing_what_is_not_there_changes_nothing(open_: Open) -> None:
     store = open_()
     store.commit(1, {}, {"x": b"1"})
@@ -191,6 +225,21 @@ def test_rows_of_any_size_come_back_as_they_were(open_: Open) -> None:
     store.commit(1, rows, rows)
     assert read_viewers(store, list(rows)) == list(rows.values())
     assert read_changes(store, 0).rows == rows
+
+
+def test_a_note_is_kept_until_the_next_one(open_: Open) -> None:
+    store = open_()
+    assert store.note() == b""
+    store.annotate(b"one")
+    store.commit(1, {"ann": b"1"}, {}, replace=True)
+    assert open_(writable=False).note() == b"one"
+    store.annotate(b"another")
+    assert store.note() == b"another"
+    with pytest.raises(RuntimeError, match="writable=True"):
+        open_(writable=False).annotate(b"x")
+    open_()
+    with pytest.raises(WriterFenced):
+        store.annotate(b"x")
 
 
 def test_a_reader_follows_the_writer(open_: Open) -> None:

@@ -18,7 +18,7 @@ import lmdb
 import pytest
 from reading import read_changes, read_viewers
 
-from serve.contract.errors import StoreUnavailable, WriterFenced
+from serve.contract.errors import StoreMissing, StoreUnavailable, WriterFenced
 from serve.stores.factory import open_store
 from serve.stores.lmdb import LmdbStore
 from serve.stores.lmdb_environment import MAP_SIZE
@@ -432,20 +432,16 @@ def test_an_epoch_outlives_its_process(folder: Path) -> None:
     store.close()
 
 
-def test_a_store_of_another_state_schema_is_named(tmp_path: Path) -> None:
+def test_the_stores_beside_a_missing_one_are_named(tmp_path: Path) -> None:
     def open_as(surface: str, fingerprint: str, writable: bool) -> None:
         open_store("lmdb:store", surface, fingerprint, base=tmp_path, writable=writable).close()
 
     open_as("spaces", "a" * 64, writable=True)
-    with pytest.raises(StoreUnavailable, match="holds another state schema") as unavailable:
-        open_as("spaces", "b" * 64, writable=False)
-    assert "spaces-aaaaaaaaaaaa, not spaces-bbbbbbbbbbbb" in str(unavailable.value)
-    assert "run `python -m serve load --log LOG` again" in str(unavailable.value)
     open_as("spaces-eu", "a" * 64, writable=True)
-    with pytest.raises(StoreUnavailable, match="there is no store at"):
-        open_as("other", "a" * 64, writable=False)
-    with pytest.raises(StoreUnavailable, match=r"\(spaces-aaaaaaaaaaaa, not"):
+    with pytest.raises(StoreMissing, match="make it with `python -m serve load --log LOG`") as missing:
         open_as("spaces", "b" * 64, writable=False)
+    assert missing.value.others == ("spaces-aaaaaaaaaaaa", "spaces-eu-aaaaaaaaaaaa")
+    assert "spaces-bbbbbbbbbbbb (there is spaces-aaaaaaaaaaaa, spaces-eu-aaaaaaaaaaaa)" in str(missing.value)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

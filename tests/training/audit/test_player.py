@@ -76,7 +76,7 @@ def test_records_carry_all_their_fields(tmp_path, surface):
     assert first[4]["ends_ms"] == 30_000
     stated = {"host": "jon", "topic": "jazz", "price": 3.0}
     assert first[4]["fields"] == {**stated, "language": None, "tags": None, "started_ms": None}
-    ids = {"id": "e5", "viewer": "bob", "candidate": "a"}
+    ids = {"id": "e5", "viewer": "ann", "candidate": "a"}
     assert last[-1] == {"type": "event", **ids, "kind": "leave", "ts_ms": 60_000}
 
 

@@ -14,13 +14,13 @@ from training.data.dataset import build
 from training.data.ranklens import import_ranklens
 
 IMPRESSIONS = """ranking,ts_ms,user,position,item,click
-8,9000,2,1,10,0
-8,9000,2,0,30,1
-7,1000,1,0,10,0
-7,1000,1,1,20,1
-7,1000,1,2,99,0
-6,90000,2,0,20,0
-6,90000,2,1,10,0
+8,1700000009000,2,1,10,0
+8,1700000009000,2,0,30,1
+7,1700000001000,1,0,10,0
+7,1700000001000,1,1,20,1
+7,1700000001000,1,2,99,0
+6,1700000090000,2,0,20,0
+6,1700000090000,2,1,10,0
 """
 ITEMS = """item,popularity,vote_avg,vote_cnt,budget,runtime,release_date,genres,tags,actors,director
 10,1.5,6.0,100,1000,90,819590400,drama|crime,old,ann|bob,eve
@@ -47,9 +47,9 @@ def imported(tmp_path, source):
 
 def test_a_ranking_becomes_an_exposure_and_exposures_are_sorted_by_time(imported):
     assert imported["exposures"] == [
-        {"request_id": "7", "ts_ms": 1_000, "viewer": "1", "candidates": ["10", "20", "99"]},
-        {"request_id": "8", "ts_ms": 9_000, "viewer": "2", "candidates": ["30", "10"]},
-        {"request_id": "6", "ts_ms": 90_000, "viewer": "2", "candidates": ["20", "10"]},
+        {"request_id": "7", "ts_ms": 1_700_000_001_000, "viewer": "1", "candidates": ["10", "20", "99"]},
+        {"request_id": "8", "ts_ms": 1_700_000_009_000, "viewer": "2", "candidates": ["30", "10"]},
+        {"request_id": "6", "ts_ms": 1_700_000_090_000, "viewer": "2", "candidates": ["20", "10"]},
     ]
 
 
@@ -57,8 +57,8 @@ def test_a_click_is_an_event_five_seconds_after_its_slate(imported):
     assert [
         (e["request_id"], e["viewer"], e["candidate"], e["ts_ms"], e["kind"]) for e in imported["events"]
     ] == [
-        ("7", "1", "20", 6_000, "click"),
-        ("8", "2", "30", 14_000, "click"),
+        ("7", "1", "20", 1_700_000_006_000, "click"),
+        ("8", "2", "30", 1_700_000_014_000, "click"),
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_missing_file_and_a_missing_column_are_named(tmp_path, source):
     ):
         import_ranklens(source, tmp_path / "log")
     (source / "impressions.csv.gz").unlink()
-    with pytest.raises(TabrankError, match=r"impressions.csv.gz: missing; --source names the folder"):
+    with pytest.raises(TabrankError, match=r"impressions.csv.gz: missing; --source names its folder"):
         import_ranklens(source, tmp_path / "log")
     assert not (tmp_path / "log").exists()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -143,12 +144,87 @@ def test_types_follow_the_columns_and_every_column_left_out_says_why(market_log)
         "price": "number",
         "stars": "number",
         "listed": "time",
+        "is_new": "number",
     }
     assert 'price = { kind = "number", field = "candidate.price", transform = "log1p" }' in result.text
     assert "if these are codes, write them as strings" in result.text
     notes = " ".join(result.notes)
-    assert "candidate.is_new is left out: holds bool" in notes
+    assert "candidates.is_new: true is read as 1, false as 0" in notes
     assert "candidate.title is left out: nearly every row has its own" in notes
+
+
+def test_a_field_of_seconds_is_named_with_the_factor(tmp_path):
+    listed = START_MS // 1000 - 3_600 * (np.arange(NUM) % 700)
+    write_log(tmp_path / "log", market(listed=listed.tolist()))
+    result = draft(tmp_path / "log", "market")
+    assert "candidate.listed looks like seconds; multiply by 1000 for a time" in result.notes
+
+
+def test_ids_of_whole_numbers_and_datetimes_are_taken_and_said(tmp_path):
+    parts = market(listed=pa.array([datetime(1990, 1, 1 + i % 20, tzinfo=UTC) for i in range(NUM)]))
+    number = pa.array(range(NUM))
+    for table, column in (("viewers", "id"), ("candidates", "id"), ("exposures", "viewer")):
+        at = parts[table].column_names.index(column)
+        parts[table] = parts[table].set_column(at, column, number)
+    parts["exposures"] = parts["exposures"].set_column(3, "candidates", pa.array([[i] for i in range(NUM)]))
+    for column in ("viewer", "candidate"):
+        values = pa.array([int(v[1:]) for v in parts["events"][column].to_pylist()])
+        at = parts["events"].column_names.index(column)
+        parts["events"] = parts["events"].set_column(at, column, values)
+    write_log(tmp_path / "log", parts)
+    result = draft(tmp_path / "log")
+    surface = read_surface(result.text)
+    assert surface.fields["candidate"]["listed"].type == "time"
+    ids, dates, _ = result.notes[:3]
+    assert ids.startswith("viewers.id, candidates.id, exposures.viewer, exposures.candidates, events.viewer")
+    assert dates.startswith("candidates.listed: datetimes are read as milliseconds")
+    assert len(build(Schema(surface), read_log(tmp_path / "log", surface))) > NUM * 0.9
+    assert result.request["candidates"] == [str(NUM - 1)]
+
+
+def test_a_log_in_which_nobody_is_known_needs_no_viewers(tmp_path):
+    parts = market()
+    del parts["viewers"]
+    write_log(tmp_path / "named", parts)
+    with pytest.raises(TabrankError, match=r"viewers.parquet is missing"):
+        draft(tmp_path / "named")
+    # Events then name their request.
+    requests = pa.array([f"r{c[1:]}" for c in parts["events"]["candidate"].to_pylist()])
+    parts["events"] = parts["events"].append_column("request_id", requests)
+    for table in ("exposures", "events"):
+        nobody = pa.nulls(len(parts[table]), pa.string())
+        parts[table] = parts[table].set_column(2, "viewer", nobody)
+    write_log(tmp_path / "log", parts)
+    surface, data, _ = read(tmp_path / "log")
+    assert not surface.fields["viewer"]
+    assert data.label.mean() == pytest.approx(0.6, abs=0.01)
+
+
+def test_a_category_of_many_values_is_named_whether_a_feature_uses_it_or_not(tmp_path):
+    rng = np.random.default_rng(2)
+    parts = market(seller=[f"s{i % 1_050}" for i in range(NUM)])
+    viewers = [f"u{i % 300}" for i in range(NUM)]
+    parts["exposures"] = parts["exposures"].set_column(2, "viewer", [viewers])
+    of = [viewers[int(c[1:])] for c in parts["events"]["candidate"].to_pylist()]
+    parts["events"] = parts["events"].set_column(2, "viewer", [of])
+    parts["viewers"] = pa.table({"id": [f"u{i}" for i in range(4_000)]}).append_column(
+        "town", pa.array([f"t{i}" for i in rng.permutation(4_000) // 2])
+    )
+    write_log(tmp_path / "log", parts)
+    notes = " ".join(draft(tmp_path / "log").notes)
+    assert "viewer.town is left out: 2,000 values are too many for a feature" in notes
+    assert "candidate.seller: 1,050 values are too many for a feature of their own" in notes
+
+
+def test_without_delays_the_window_is_a_guess_and_said_to_be_one(tmp_path):
+    parts = market()
+    at = parts["events"].column_names.index("ts_ms")
+    shown_ms = {f"o{i}": START_MS + 60_000 * i for i in range(NUM)}
+    times = pa.array([shown_ms[c] for c in parts["events"]["candidate"].to_pylist()])
+    parts["events"] = parts["events"].set_column(at, "ts_ms", times)
+    write_log(tmp_path / "log", parts)
+    text = draft(tmp_path / "log").text
+    assert 'within = "30m" }  # a guess: its events have the time of the exposure' in text
 
 
 def test_fields_that_know_the_future_are_left_out_with_the_reason(tmp_path):
@@ -225,7 +301,7 @@ def test_odd_names_are_quoted(tmp_path):
         (
             "events",
             lambda t: t.set_column(3, "candidate", pa.array(["nothing"] * len(t))),
-            r"events: column 'kind': no kind of event follows an exposure",
+            r"none of 1,800 events join an exposure: viewer 'u0', candidate 'nothing' on one side",
         ),
         ("viewers", lambda t: t.slice(0, 0), r"viewers.parquet: has no rows"),
     ],

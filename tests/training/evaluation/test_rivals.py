@@ -6,7 +6,7 @@ import pytest
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from training.data.dataset import Dataset
-from training.evaluation.rivals import RIVALS
+from training.evaluation.rivals import LEAVES, MAX_TREES, RIVALS, lightgbm, tuned
 from training.network.network import NetworkConfig
 from training.search.cost import us_per_candidate
 from training.search.leaderboard import Leaderboard, compete
@@ -49,7 +49,7 @@ def dataset(num_rows: int, seed: int) -> Dataset:
 @pytest.fixture(scope="module")
 def board(tmp_path_factory) -> Leaderboard:
     board = Leaderboard(tmp_path_factory.mktemp("rivals") / "leaderboard.jsonl")
-    compete(board, ENCODER, dataset(6_000, 1), dataset(2_000, 2), lambda text: None)
+    compete(board, ENCODER, dataset(6_000, 1), dataset(2_000, 2), lambda text: None, tuning_s=60.0)
     return board
 
 
@@ -67,8 +67,23 @@ def test_every_rival_has_a_cost(board):
 
 def test_rivals_that_are_on_the_leaderboard_are_not_trained_again(board):
     before = list(board.entries)
-    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), lambda text: None)
+    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), lambda text: None, tuning_s=60.0)
     assert board.entries == before
+
+
+def test_the_leaderboard_holds_the_settings_that_tuning_found(board):
+    train, test = dataset(6_000, 1), dataset(500, 2)
+    found = tuned(ENCODER, train)
+    assert board.of("lightgbm").point == found
+    assert found["num_leaves"] in LEAVES
+    assert 1 <= found["num_iterations"] < MAX_TREES
+    again, fewer = lightgbm(ENCODER, train, **found), lightgbm(ENCODER, train, num_leaves=7, num_iterations=1)
+    assert np.array_equal(again(test.matrix), lightgbm(ENCODER, train)(test.matrix))
+    assert not np.array_equal(again(test.matrix), fewer(test.matrix))
+
+
+def test_tuning_begins_no_try_after_its_time():
+    assert tuned(ENCODER, dataset(2_000, 1), seconds=0.0)["num_leaves"] == LEAVES[0]
 
 
 def test_a_rivals_scores_are_probabilities_whatever_the_numbers():

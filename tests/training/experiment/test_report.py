@@ -140,6 +140,15 @@ def test_an_exposure_that_the_log_holds_twice_counts_once(tmp_path):
     assert read_exposures(log, "launch").num_repeated == 1
 
 
+def test_a_log_before_the_service_may_have_datetimes_and_ids_of_whole_numbers(tmp_path):
+    log = write_rows(tmp_path / "log", [{"ts_ms": START_MS, "viewer": "7", "arm": "model"}])
+    at = pa.array([START_MS * 1_000 - 5_000], pa.timestamp("us"))
+    pq.write_table(pa.table({"request_id": [1], "ts_ms": at, "viewer": [7]}), log / "exposures.parquet")
+    rows = read_exposures(log, "launch").rows
+    assert rows["ts_ms"].tolist() == [START_MS - 5, START_MS]
+    assert rows["viewer"].nunique() == 1
+
+
 def test_who_is_anonymous_or_a_test_is_left_out_and_counted(tmp_path):
     log = write_rows(
         tmp_path / "log",

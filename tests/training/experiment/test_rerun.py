@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import closing
 
 import numpy as np
@@ -31,7 +31,7 @@ TABNET, POPULAR = Arm("tabnet", "current", 0.5), Arm("popular", "popular", 0.5)
 def home(tmp_path_factory):
     """Folder with a simulated log and an artifact for it."""
     home = tmp_path_factory.mktemp("experiment")
-    simulate(home / "a", rows=3_300, viewers=40, days=0.1)
+    simulate(home / "a", rows=3_300, viewers=400, days=0.1)
     write_model(home / "model", home / "a")
     return home
 
@@ -78,15 +78,16 @@ def test_the_popular_arm_shows_the_largest_audience_first(done):
     _, out, log = done
     arms = {row["request_id"]: row["arm"] for row in pq.read_table(out / "truth.parquet").to_pylist()}
     events = sorted((e for e in log.events.to_pylist() if e["kind"] != "click"), key=lambda e: e["ts_ms"])
-    audience, at, compared = Counter(), 0, 0
+    audience, at, compared = defaultdict(set), 0, 0
     for row in log.exposures.to_pylist():
         while at < len(events) and events[at]["ts_ms"] < row["ts_ms"]:
-            audience[events[at]["candidate"]] += 1 if events[at]["kind"] == "join" else -1
+            viewers = audience[events[at]["candidate"]]
+            (viewers.add if events[at]["kind"] == "join" else viewers.discard)(events[at]["viewer"])
             at += 1
         if arms.get(row["request_id"]) == "popular":
-            keys = [(-audience[name], -int(name[1:])) for name in row["candidates"]]
+            keys = [(-len(audience[name]), -int(name[1:])) for name in row["candidates"]]
             assert keys == sorted(keys)
-            compared += max(audience[name] for name in row["candidates"]) > 0
+            compared += max(len(audience[name]) for name in row["candidates"]) > 0
     assert compared > 10
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from shop import write_shop
@@ -16,10 +17,15 @@ from training.evaluation.evaluate import evaluate, score
 from training.fit.fit import fit
 from training.fit.loop import FitConfig
 from training.fit.progress import Progress
-from training.network.network import NetworkConfig
+from training.network.network import Network, NetworkConfig
 from training.search.winner import _is_earlier
 
 CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
+
+
+def configured(num_rows: int) -> FitConfig:
+    """Return settings that depend on the number of rows."""
+    return replace(CONFIG, batch_size=num_rows // 4)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +34,19 @@ def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fit")
     write_shop(folder / "log", slates=1_000)
     surface = read_surface(draft(folder / "log").text)
-    fit(surface, folder / "log", folder / "model", CONFIG, progress=Progress())
+    fit(surface, folder / "log", folder / "model", configured, progress=Progress())
     return folder / "log", folder / "model", surface
+
+
+def test_the_manifest_records_the_settings_for_its_rows_and_what_a_search_would_gain(fitted):
+    _, model, _ = fitted
+    manifest = load(model).manifest
+    assert manifest["fit"]["batch_size"] == manifest["rows"] // 4
+    network = Network(load(model).encoder, CONFIG.network)
+    assert manifest["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    (reason,) = manifest["advice"]
+    assert f"{manifest['rows']:,} training rows" in reason
+    assert reason in load(model).read("MODEL_CARD.md").decode()
 
 
 def test_rows_that_chose_the_epoch_and_the_calibration_count_as_seen(fitted):

@@ -13,7 +13,7 @@ import pytest
 
 from serve.contract.errors import TabrankError
 from serve.features.surface import load_surface
-from serve.log.reader import read_log
+from serve.log.reader import read_joined
 from training.world.simulate import simulate
 from training.world.world import World
 
@@ -112,7 +112,13 @@ def test_the_tables_have_the_types_of_the_canonical_log(log):
 
 
 def test_the_log_reader_accepts_it_and_finds_no_unknown_id(log):
-    assert set(read_log(log.folder, load_surface("spaces")).counts.values()) == {0}
+    said = []
+    read = read_joined(log.folder, load_surface("spaces"), said.append)
+    assert set(read.counts.values()) == {0}
+    for join in vars(read.joins).values():
+        assert join.found == join.given > 0
+    # Nothing is said of duplicates.
+    assert len(said) == 1
 
 
 def test_the_summary_counts_what_was_written(log):
@@ -338,7 +344,9 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
 def test_the_request_beside_the_log_names_what_is_live_at_its_end(log):
     request = json.loads((log.folder / "request.json").read_text())
     ids = pq.read_table(log.folder / "candidates.parquet")["id"].to_pylist()
-    assert len(request["candidates"]) == 5
+    assert len(request["candidates"]) == request["limit"] == 5
+    # The README tries it on a service, which must not train on it.
+    assert request["traffic"] == "test"
     assert set(request["candidates"]) <= set(ids)
     (event,) = json.loads((log.folder / "event.json").read_text())["records"]
     assert (event["viewer"], event["candidate"]) == (request["viewer"], request["candidates"][-1])

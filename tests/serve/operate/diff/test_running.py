@@ -17,7 +17,6 @@ from serve.operate.diff.field import text
 from serve.operate.diff.running import RemoteService, cause, find
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, up_command
-from serve.operate.status.vitals import killed_in
 
 URL = "http://127.0.0.1:8265"
 APP = {
@@ -120,7 +119,8 @@ def test_the_kill_switch_of_a_cluster_is_set_by_putting_its_document():
     dashboard = Dashboard()
     running = RemoteService(URL, dashboard)
     running.deploy(running.config(switched(running.document, True)), 5.0, lambda line: None)
-    assert killed_in(RemoteService(URL, dashboard).document) == ["spaces"]
+    document = RemoteService(URL, dashboard).document
+    assert document == switched(document, True) != switched(document, False)
     (change,) = RemoteService(URL, dashboard).difference(config(FILE)).changes
     assert (change.path[-1], change.old) == ("kill_switch", True)
 

@@ -1,7 +1,7 @@
 from datetime import UTC, datetime
 
 from serve.operate.status.screen import keep_showing, render
-from serve.operate.status.vitals import degraded_by, killed_in, waiting
+from serve.operate.status.vitals import diagnosed, waiting
 
 READY = {
     "store": "fresh",
@@ -124,44 +124,26 @@ def test_ctrl_c_before_the_first_screen_ends_the_command(monkeypatch):
     assert keep_showing(None, None, 2.0, False)["state"] == "unknown"
 
 
-def test_a_service_without_a_model_is_degraded():
-    without = {
-        **READY,
-        "experiment": {"arms": [{"name": "model", "scorer": "current", "share": 1, "model": None}]},
+def test_diagnoses_degrade_the_service_unless_they_are_advice():
+    found = [
+        {"name": "no_store", "cause": "There is no store.", "remedy": "Fill it."},
+        {"name": "other_names", "cause": "It has names of another.", "remedy": "Rename."},
+        {"name": "of_a_later_release", "cause": "It is so.", "remedy": "Do this."},
+    ]
+    assert diagnosed({"spaces": READY | {"diagnoses": found}, "ours": {}, "earlier": READY}) == {
+        "degraded": [
+            "spaces: There is no store. Fill it.",
+            "spaces: It is so. Do this.",
+            "ours: no answer to /readyz",
+        ],
+        "advice": ["spaces: It has names of another. Rename."],
     }
-    assert degraded_by({"spaces": READY}, {}) == []
-    assert degraded_by({"spaces": without}, {}) == ["spaces: no model for model: these get the popular order"]
-    assert degraded_by({"spaces": {**READY, "store": "unavailable"}}, {}) == [
-        "spaces: no fresh features: the store is unavailable"
-    ]
-    assert degraded_by({"spaces": {}}, deployed(kill_switch=True)) == [
-        "spaces: no answer to /readyz",
-        "spaces: the kill switch is on",
-    ]
-
-
-def test_an_arm_without_viewers_needs_no_model():
-    arms = [{"name": "new", "scorer": "current", "share": 0.0, "model": None}, READY["experiment"]["arms"][1]]
-    assert degraded_by({"spaces": {**READY, "experiment": {"arms": arms}}}, {}) == []
+    lines = render(FOUND | diagnosed({"spaces": READY | {"diagnoses": found}})).splitlines()
+    assert "degraded: spaces: There is no store. Fill it." in lines
+    assert "spaces: It has names of another. Rename." in lines
 
 
 def deployed(**settings):
     ingress = {"name": "FeatureFetch", "user_config": settings}
     app = {"name": "spaces", "import_path": "serve.app:build", "deployments": [ingress]}
     return {"applications": [app]}
-
-
-def test_arms_that_a_replica_refused_are_reported():
-    arms = {"model": {"scorer": "current", "share": 0.75}, "popular": {"scorer": "popular", "share": 0.25}}
-    assert degraded_by({"spaces": READY}, deployed(experiment={"arms": arms})) == []
-    arms["model"]["scorer"] = "20260201T120000Z-ab12"
-    assert degraded_by({"spaces": READY}, deployed(experiment={"arms": arms})) == [
-        "spaces: a replica refused the arms of the file; its log has the reason"
-    ]
-
-
-def test_the_kill_switch_is_read_from_the_deployed_document():
-    document = deployed(kill_switch=True)
-    assert killed_in(document) == ["spaces"]
-    document["applications"][0]["import_path"] = "other:app"
-    assert killed_in(document) == killed_in(deployed(kill_switch=False)) == killed_in({}) == []

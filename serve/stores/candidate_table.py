@@ -29,8 +29,11 @@ class CandidateTable:
         self._store: Store | None = None
         # Monotonic time of the last successful read.
         self._read: float | None = None
-        # Monotonic time of the next attempt, and the error of the last one.
-        self._failed: tuple[float, str] | None = None
+        # The store's note at the last time that all rows were read.
+        self.note = b""
+        # The error of the last read if it failed, and the monotonic time of the next attempt.
+        self.error: StoreUnavailable | None = None
+        self._retry_s = 0.0
 
     def read(self, viewers: Sequence[str]) -> list[bytes | None]:
         """Return the packed rows of `viewers`, and update `rows` to the same commit.
@@ -42,24 +45,26 @@ class CandidateTable:
                 `rows` stays as it was.
         """
         begun = time.monotonic()
-        if self._failed is not None and begun < self._failed[0]:
-            raise StoreUnavailable(self._failed[1])
+        if self.error is not None and begun < self._retry_s:
+            raise StoreUnavailable(str(self.error))
         try:
             packed = self._read_store(viewers)
         except StoreUnavailable as error:
             now = time.monotonic()
-            self._failed = (now + max(RETRY_S, PATIENCE * (now - begun)), str(error))
+            self.error, self._retry_s = error, now + max(RETRY_S, PATIENCE * (now - begun))
             raise
-        self._failed, self._read = None, time.monotonic()
+        self.error, self._read = None, time.monotonic()
         return [None if row is None or len(row) != self._viewer_bytes else row for row in packed]
 
     def _read_store(self, viewers: Sequence[str]) -> list[bytes | None]:
         if self._store is None:
             self._store = self._open_store()
+            self.note = self._store.note()
         packed, changes = self._store.read(viewers, self.seq)
         # The store was replaced, or dropped the changes since `seq`: read all of it.
         if changes.seq < self.seq:
             packed, changes = self._store.read(viewers, 0)
+            self.note = self._store.note()
             self.rows = RowTable(self.rows.schema, "candidate")
         self.rows.apply(changes.rows)
         self.seq = changes.seq

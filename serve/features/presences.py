@@ -1,0 +1,81 @@
+"""Updates of which viewers are at which candidates; `slots.Presence` states the rule.
+
+A viewer's row holds the newest record of each of some candidates, as a `mark`: 2 · ts_ms, plus 1
+if the viewer was there after it. A candidate's row holds the newest step in which a viewer came,
+and how many viewers are left 0, 1, … and `STEPS` steps after it, so that readers look up a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.features.slots import I64, PLACES, STEPS, U64, Entity, PackedRows, Presence
+
+
+def presence_fields(slots: Sequence[Presence], entity: Entity) -> list[Any]:
+    """Return the fields of these slots in a row."""
+    viewer = (("keys", "<u8", (PLACES,)), ("marks", "<i8", (PLACES,)))
+    candidate = (("newest", "<i8", ()), ("left", "<i4", (STEPS + 1,)))
+    parts = viewer if entity == "viewer" else candidate
+    return [(f"presence{i}_{name}", *kind) for i in range(len(slots)) for name, *kind in parts]
+
+
+class Presences:
+    """One slot of state in the tables of viewers and candidates.
+
+    `find` returns the row of a candidate by the hash of its id, 0 for an unknown one.
+    """
+
+    def __init__(
+        self, slot: Presence, i: int, viewers: PackedRows, candidates: PackedRows, find: Callable[[int], int]
+    ) -> None:
+        self._step_ms = slot.step_ms
+        self._keys: U64 = viewers[f"presence{i}_keys"]
+        self._marks: I64 = viewers[f"presence{i}_marks"]
+        self._newest: I64 = candidates[f"presence{i}_newest"]
+        self._left: NDArray[np.int32] = candidates[f"presence{i}_left"]
+        self._find = find
+
+    def move(self, viewer: int, candidate: int, key: int, ts_ms: int, comes: bool) -> int:
+        """Apply one record; return the row of another candidate that the viewer left, or 0."""
+        keys, marks = self._keys[viewer].tolist(), self._marks[viewer].tolist()
+        mark = 2 * ts_ms + comes
+        if key in keys:
+            at = keys.index(key)
+            is_late = marks[at] >> 1 > ts_ms
+        else:
+            at = min(range(len(marks)), key=lambda place: (marks[place] & 1, marks[place]))
+            is_late = marks[at] & 1 and not (comes and mark >= marks[at])
+        if is_late:
+            return 0
+        left = self._find(keys[at]) if marks[at] & 1 and keys[at] != key else 0
+        if marks[at] & 1:
+            self._count(candidate if keys[at] == key else left, marks[at] >> 1, -1)
+        if comes:
+            self._count(candidate, ts_ms, 1)
+        self._keys[viewer, at], self._marks[viewer, at] = key, mark
+        return left
+
+    def leave(self, viewer: int) -> list[int]:
+        """Take a viewer out of all candidates, and return their rows."""
+        there = self._marks[viewer] & 1 > 0
+        left = [self._find(key) for key in self._keys[viewer][there].tolist()]
+        for candidate, mark in zip(left, self._marks[viewer][there].tolist(), strict=True):
+            self._count(candidate, mark >> 1, -1)
+        return left
+
+    def _count(self, candidate: int, ts_ms: int, change: int) -> None:
+        step, newest = ts_ms // self._step_ms, int(self._newest[candidate])
+        left = self._left[candidate].tolist()
+        if change > 0 and step > newest:
+            left = left[step - newest :] + [0] * min(step - newest, STEPS + 1)
+            self._newest[candidate] = newest = step
+        # The number of steps for which the viewer is still there.
+        end = STEPS - (newest - step)
+        # A candidate that was removed and came again does not know the viewers of its first time.
+        if 0 < end <= STEPS and (change > 0 or left[end - 1] > left[end]):
+            self._left[candidate] = [number + change for number in left[:end]] + left[end:]

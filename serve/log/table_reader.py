@@ -1,0 +1,166 @@
+"""Strict reader of one table of a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serve.contract.errors import TabrankError
+from serve.contract.rankings import MAX_ID_CHARACTERS, MAX_MS
+from serve.contract.validation import OTHER_UNITS
+from serve.log.conversion import IDS
+
+# Take a field in which so few times look like another unit: they may be of early 1970.
+FEW_OLD_TIMES = 0.5
+# Types that are read as each type, besides null.
+CASTABLE = {
+    pa.string(): (pa.types.is_string, pa.types.is_large_string),
+    pa.int64(): (pa.types.is_integer,),
+    pa.float64(): (pa.types.is_floating, pa.types.is_integer),
+    pa.bool_(): (pa.types.is_boolean,),
+}
+WANTED = {
+    pa.string(): "strings",
+    pa.int64(): "whole numbers (milliseconds since 1970)",
+    pa.float64(): "numbers",
+    pa.list_(pa.string()): "lists of strings",
+    pa.bool_(): "true or false",
+}
+
+
+class TableReader:
+    """Reader of one table that validates and casts one column at a time."""
+
+    def __init__(self, path: Path, raw: pa.Table) -> None:
+        self.path, self.raw = path, raw
+        self.columns: dict[str, pa.ChunkedArray] = {}
+
+    @property
+    def table(self) -> pa.Table:
+        """Return the columns read so far."""
+        return pa.table(self.columns)
+
+    def required(self, column: str, wanted: pa.DataType, *, nullable: bool = False) -> TableReader:
+        """Read a required column; nulls are refused unless `nullable`."""
+        if not self.raw.num_columns:
+            self.columns[column] = pa.chunked_array([], wanted)
+            return self
+        if column not in self.raw.column_names:
+            raise TabrankError(f"{self.path}: the column {column!r} is missing; it holds {_words(wanted)}")
+        values = self._cast(column, self.raw[column], wanted)
+        if not nullable:
+            self._refuse(column, pc.is_null(values), "is empty; every row needs a value")
+        if wanted == pa.string():
+            self._refuse(column, pc.equal(values, ""), "is an empty string; use null where there is none")
+        if wanted == pa.list_(pa.string()):
+            lists = values.combine_chunks()
+            bad = pc.fill_null(pc.equal(pc.list_flatten(lists), ""), True)
+            self._refuse(column, bad, "a list holds null or an empty string", lists)
+        if wanted == pa.float64():
+            self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
+        if column in IDS:
+            ids = values if wanted == pa.string() else pc.list_flatten(lists)
+            bad = pc.greater(pc.utf8_length(ids), MAX_ID_CHARACTERS)
+            why = f"an id has over {MAX_ID_CHARACTERS} characters, which the service refuses; shorten it"
+            self._refuse(column, bad, why, None if wanted == pa.string() else lists)
+        if column in ("ts_ms", "ends_ms"):
+            self.refuse_units(column, values)
+        if column == "ts_ms":
+            bad = pc.or_(pc.less(values, 0), pc.greater(values, MAX_MS))
+            self._refuse(column, bad, f"is not from 0 to {MAX_MS}, milliseconds since 1970")
+        self.columns[column] = values
+        return self
+
+    def optional(self, column: str, wanted: pa.DataType) -> TableReader:
+        """Read a column if it exists; otherwise fill it with nulls."""
+        if column in self.raw.column_names or not self.raw.num_columns:
+            return self.required(column, wanted, nullable=True)
+        self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])
+        return self
+
+    def one_of(self, column: str, known: Iterable[str]) -> None:
+        """Refuse a row whose value is not among the known ones."""
+        names = sorted(set(known))
+        bad = pc.invert(pc.is_in(self.columns[column], pa.array(names)))
+        self._refuse(column, bad, f"is not an event of the surface; its events are {', '.join(names)}")
+
+    def refuse_units(self, column: str, times: Any, tolerated: float = 0.0) -> None:
+        """Refuse times if more than the share `tolerated` looks like another unit."""
+        for first, why in OTHER_UNITS:
+            bad = pc.and_(pc.greater_equal(times, first), pc.less(times, 10 * first))
+            if (pc.mean(bad).as_py() or 0.0) > tolerated:
+                self._refuse(column, bad, f"a time {why}")
+
+    def no_repeats(self, column: str) -> None:
+        """Refuse a list that holds a value twice."""
+        lists = self.columns[column].combine_chunks()
+        codes = (
+            pc.list_flatten(lists).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        )
+        rows = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+        pairs = rows * (codes.max(initial=0) + 1) + codes
+        order = np.argsort(pairs, kind="stable")
+        twice = order[1:][pairs[order][1:] == pairs[order][:-1]]
+        if len(twice):
+            raise TabrankError(
+                f"{self.path}: column {column!r}, row {rows[twice].min()}: "
+                "holds a candidate twice; each may be shown once in a ranking"
+            )
+
+    def _cast(self, column: str, values: Any, wanted: pa.DataType) -> Any:
+        if pa.types.is_struct(wanted):
+            return self._context(column, values.combine_chunks(), wanted)
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if not _fits(values.type, wanted):
+            raise TabrankError(
+                f"{self.path}: column {column!r} holds {values.type}; it must hold {_words(wanted)}"
+            )
+        try:
+            return values.cast(wanted)
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise TabrankError(
+                f"{self.path}: column {column!r} cannot be read as {_words(wanted)}: {reason}"
+            ) from None
+
+    def _context(self, column: str, values: Any, wanted: pa.StructType) -> pa.ChunkedArray:
+        """Return structs of all declared fields, null where the column has no such field."""
+        is_null = pa.types.is_null(values.type)
+        if not (is_null or pa.types.is_struct(values.type)):
+            raise TabrankError(f"{self.path}: column {column!r} holds {values.type}; it must hold a struct")
+        children = []
+        for part in wanted:
+            index = -1 if is_null else values.type.get_field_index(part.name)
+            child = pa.nulls(len(values), part.type) if index < 0 else pc.struct_field(values, index)
+            children.append(self._cast(f"{column}.{part.name}", child, part.type))
+            if part.type == pa.int64():
+                self.refuse_units(f"{column}.{part.name}", children[-1], FEW_OLD_TIMES)
+        if not children:
+            return pa.chunked_array([pa.nulls(len(values), wanted)])
+        return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])
+
+    def _refuse(self, column: str, bad: Any, why: str, lists: Any = None) -> None:
+        """Refuse the first bad value, or the first bad member of the `lists`."""
+        at = pc.index(pc.fill_null(bad, False), True).as_py()
+        if at >= 0:
+            row = at if lists is None else pc.list_parent_indices(lists)[at].as_py()
+            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
+
+
+def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_null(given):
+        return True
+    if wanted in CASTABLE:
+        return any(is_kind(given) for is_kind in CASTABLE[wanted])
+    is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
+    return is_list and _fits(given.value_type, pa.string())
+
+
+def _words(wanted: pa.DataType) -> str:
+    return WANTED.get(wanted, str(wanted))

@@ -1,0 +1,51 @@
+"""Compatibility of an artifact with the state and the features of a surface."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from serve.contract.errors import ArtifactRefused, StateMismatch
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.model.artifact import Artifact, load, require
+
+
+def load_for(folder: Path, features: Features) -> Artifact:
+    """Load an artifact that is to rank with these features.
+
+    Raises:
+        StateMismatch: it was trained on another state.
+        TabrankError: it was trained on other columns, or as `load`.
+    """
+    artifact = load(folder)
+    _check_state(artifact, features.schema)
+    artifact.encoder.check(features.columns)
+    return artifact
+
+
+def check_own_state(folder: Path) -> None:
+    """Raise StateMismatch if this release keeps another state for the artifact's own surface."""
+    artifact = load(folder)
+    if "state_fingerprint" in artifact.manifest:
+        text = artifact.read("surface.toml").decode()
+        _check_state(artifact, Schema(read_surface(text, str(folder / "surface.toml"))))
+
+
+def require_promotable(models: Path, version: str) -> None:
+    """Raise TabrankError unless a version is published and of the state of this release."""
+    require(models, version, f"models {models}")
+    # Replicas refuse a broken artifact, and go on with the one before.
+    with suppress(ArtifactRefused):
+        check_own_state(models / version)
+
+
+def _check_state(artifact: Artifact, schema: Schema) -> None:
+    # Manifests of the first releases do not name the state.
+    trained = artifact.manifest.get("state_fingerprint", schema.fingerprint)
+    if trained != schema.fingerprint:
+        raise StateMismatch(
+            f"it was trained on the state {trained[:12]}, and the surface {schema.surface.name} has the state "
+            f"{schema.fingerprint[:12]} (fields, events, half-lives); fit a model with this surface and publish it"
+        )

@@ -1,0 +1,336 @@
+"""Each diagnosis is provoked, and `check`, `load`, `/readyz`, `up` and `status` say the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import yaml
+from stub import MODEL, publish_stub
+from tiny import TOML, tables
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.config.diagnoses import EMPTY_HALF_LIVES, LIST, last_number
+from serve.config.settings import AppArgs, UserConfig
+from serve.contract.errors import ScorerUnavailable, StateMismatch, TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.http.app import Edge
+from serve.log.events import IngestResult
+from serve.log.writer import write_log
+from serve.model.artifact import CURRENT, FILES, load, point, save
+from serve.operate.status.vitals import diagnosed
+from serve.ranking.service import FeatureFetcher
+from serve.ranking.upkeep import keep_up, refresh
+from serve.rollout.registry import ModelRegistry
+from training.fit.publish import publish
+
+ROOT = Path(__file__).resolve().parents[3]
+STATE = Schema(read_surface(TOML)).fingerprint
+OTHER_TOML = TOML.replace('half_life = "10s"', 'half_life = "20s"')
+OTHER_STATE = Schema(read_surface(OTHER_TOML)).fingerprint
+NEW = "20260102T000000Z-000b"
+DAY_MS = 86_400_000
+
+
+class Home:
+    """Folder of a service of the small surface that nothing is wrong with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+        self.document, (self.application,) = document, document["applications"]
+        self.application |= {"name": "tiny", "args": {"surface": "tiny.toml", "store": "lmdb:store"}}
+        self.args = self.application["args"]
+        self.args |= {"models": "models", "log": "log", "clock": "wall"}
+        self.settings = self.application["deployments"][0]["user_config"]
+        self.settings["experiment"]["name"] = "ours"
+        (folder / "tiny.toml").write_text(TOML)
+        publish_stub(folder / "models", TOML)
+        point(folder / "models", CURRENT, MODEL)
+        self.write_log()
+        self.load()
+
+    def write_log(self, days: int = 0, viewers: tuple[str, ...] = ("ann", "bob")) -> None:
+        """Write the small log as if it ended a minute and so many days ago."""
+        log, shift_ms = tables(), int(time.time() * 1e3) - 120_000 - days * DAY_MS
+        for name, column in (("candidates", "ts_ms"), ("exposures", "ts_ms"), ("events", "ts_ms")):
+            at = log[name].column_names.index(column)
+            log[name] = log[name].set_column(at, column, pc.add(log[name][column], shift_ms))
+        log["viewers"] = log["viewers"].set_column(0, "id", pa.array(viewers))
+        shutil.rmtree(self.folder / "log", ignore_errors=True)
+        write_log(self.folder / "log", log)
+
+    def load(self) -> list[dict]:
+        words = ["load", "--log", self.args["log"], "--surface", "tiny.toml", "--store", "lmdb:store"]
+        done = CliRunner().invoke(app, [*words, "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)["diagnoses"]
+        assert all(f"warning: {one['cause']} {one['remedy']}\n" in done.stderr for one in found)
+        return found
+
+    def check(self) -> list[str]:
+        (self.folder / "cluster.yaml").write_text(yaml.safe_dump(self.document))
+        done = CliRunner().invoke(app, ["check", "cluster.yaml", "--json"])
+        result = json.loads(done.stdout)
+        assert result["problems"] == []
+        return [one["detail"] for one in result["warnings"] if "applications[0].args" in one["path"]]
+
+    async def readyz(self, meanwhile=None) -> list[dict]:
+        """Return the diagnoses of a replica; `meanwhile` does something with it before."""
+
+        async def score(version, payload):
+            raise ScorerUnavailable("no scorer answers; wait for one")
+
+        async def load_model(version):
+            pass
+
+        async def ingest(payload):
+            return IngestResult()
+
+        args = AppArgs(**self.args)
+        fetcher = FeatureFetcher(
+            args, self.folder, score, load_model, ingest, application=self.application["name"]
+        )
+        fetcher.configure(UserConfig.from_mapping(self.settings))
+        await refresh(fetcher)
+        running = asyncio.create_task(keep_up(fetcher))
+        transport = httpx.ASGITransport(Edge(fetcher))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            await asyncio.sleep(0.3)
+            if meanwhile is not None:
+                await meanwhile(fetcher, client)
+            answer = (await client.get("/readyz")).json()
+        running.cancel()
+        fetcher.live.close()
+        # What `up` and `status` make of it.
+        shown = diagnosed({"tiny": answer})
+        texts = [f"tiny: {text(one)}" for one in answer["diagnoses"]]
+        assert sorted(shown["degraded"] + shown["advice"]) == sorted(texts)
+        return answer["diagnoses"]
+
+
+def text(one: dict) -> str:
+    return f"{one['cause']} {one['remedy']}"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Home(tmp_path)
+
+
+def no_store(home):
+    home.args["store"] = "lmdb:store2"
+
+
+def other_state(home):
+    (home.folder / "tiny.toml").write_text(OTHER_TOML)
+
+
+def other_surface(home):
+    (home.folder / "tiny.toml").write_text(TOML.replace('"tiny"', '"mine"'))
+    home.application["name"] = "mine"
+
+
+def damaged_store(home):
+    (data,) = home.folder.glob("store/*/data.mdb")
+    data.write_bytes(b"x" * 8192)
+
+
+def old_log(home):
+    home.write_log(days=400)
+
+
+def another_log(home):
+    home.args["log"] = "var/log"
+
+
+def log_ahead(home):
+    snapshot = home.folder / "log/snapshots" / f"{500:020d}"
+    snapshot.mkdir(parents=True)
+    (snapshot / "meta.json").write_text("{}")
+
+
+def log_behind(home):
+    log_ahead(home)
+    home.load()
+    (home.folder / "log/snapshots").rename(home.folder / "gone")
+
+
+def few_viewers(home):
+    home.write_log(viewers=("bob", "eve"))
+
+
+def no_model(home):
+    (home.folder / "models" / CURRENT).unlink()
+
+
+def model_of_another_state(home):
+    promote_made_for(home, OTHER_STATE)
+
+
+def broken_model(home):
+    (home.folder / "models" / MODEL / "golden.safetensors").write_bytes(b"else")
+
+
+def names_of_another(home):
+    home.application["name"] = "spaces"
+    home.settings["experiment"] |= {"name": "launch", "primary": "clicks"}
+    (home.folder / "tiny.toml").write_text(TOML.replace('["click", "join"', '["join"'))
+
+
+def promote_made_for(home, state: str, **files: bytes) -> None:
+    """Publish and promote a model that was trained on a state."""
+    made = load(home.folder / "models" / MODEL)
+    contents = {name: made.read(name) for name in FILES} | {"surface.toml": TOML.encode()} | files
+    manifest = {"version": NEW, "surface": "tiny", "state_fingerprint": state}
+    save(home.folder / "models" / NEW, contents, manifest)
+    point(home.folder / "models", CURRENT, NEW)
+
+
+# Each fault, the name of its diagnosis, words of the text, and whether `load` can know it.
+FAULTS = [
+    (no_store, "no_store", "no store at lmdb:store2", False),
+    (other_state, "other_store", f"holds tiny-{STATE[:12]}, not tiny-{OTHER_STATE[:12]}", False),
+    (other_surface, "other_store", f"holds tiny-{STATE[:12]}, not mine-", False),
+    (damaged_store, "store_unavailable", "delete that folder and run", False),
+    (old_log, "old_records", "400 days old, which empties joins (half-life 10s), topic_affinity", True),
+    (another_log, "other_log", "from the log log, but args.log is var/log", False),
+    (log_ahead, "log_ahead", "up to number 500, the store only up to 1:", False),
+    (log_behind, "log_behind", "ends at number 0, but the store was filled from it up to 500", False),
+    (few_viewers, "join_coverage", "only 33% of viewers join", True),
+    (no_model, "no_model", "get the popular order: model.", False),
+    (model_of_another_state, "model_of_another_state", "fit a model with this surface", False),
+    (broken_model, "model_refused", "golden.safetensors is not the file that was written", False),
+    (
+        names_of_another,
+        "other_names",
+        "clicks (no event click), name: spaces, experiment.name: launch",
+        False,
+    ),
+]
+RUNNING_ONLY = {"kill_switch", "settings_refused", "stale_features", "failing", "model_not_loaded"}
+
+
+def test_nothing_is_wrong_with_a_whole_service(home):
+    assert home.load() == home.check() == asyncio.run(home.readyz()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "words", "loadable"), FAULTS, ids=[fault.__name__ for fault, *_ in FAULTS]
+)
+def test_a_fault_is_named_everywhere_in_the_same_words(home, fault, name, words, loadable):
+    fault(home)
+    if loadable:
+        (loaded,) = home.load()
+    ready = asyncio.run(home.readyz())
+    (found,) = [one for one in ready if one["name"] == name]
+    assert words.casefold() in text(found).casefold()
+    checked = home.check()
+    assert text(found) in checked
+    assert not loadable or loaded == found
+    # One fault has one diagnosis, but without a model a broken one leaves none before it.
+    assert {one["name"] for one in ready} - {name} <= {"no_model"}
+
+
+def test_every_diagnosis_of_the_list_is_provoked():
+    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY == set(LIST)
+
+
+def test_the_event_clock_and_a_log_of_today_have_no_old_records(home):
+    home.write_log(days=400)
+    home.load()
+    home.args["clock"] = "event"
+    assert home.check() == []
+    home.args["clock"] = "wall"
+    assert len(home.check()) == 1
+
+
+def test_only_features_that_nothing_is_left_of_are_named(home):
+    home.write_log(days=2)
+    day_s = EMPTY_HALF_LIVES * 86_400
+    toml = TOML.replace('"10s"', '"1d"').replace('half_life = "1h"', f'half_life = "{day_s}s"')
+    (home.folder / "tiny.toml").write_text(toml)
+    assert home.load() == []
+    home.write_log(days=8)
+    (found,) = home.load()
+    assert found["cause"] == "The newest record is 8 days old, which empties joins (half-life 1d)."
+
+
+def test_a_replica_reports_what_only_a_running_service_can_know(home):
+    async def scenario(fetcher, client):
+        body = {"viewer": "ann", "candidates": ["a", "b"]}
+        await client.post("/v1/rank", json=body)
+        fetcher.settings_error = TabrankError("arm x: version 'y' is not published; publish it")
+        fetcher.models.failures["z"] = TimeoutError()
+        fetcher.config = replace(fetcher.config, kill_switch=True, stale_after_ms=0)
+        fetcher.exposure_buffer._send = never
+        await client.post("/v1/rank", json=body)
+        await asyncio.sleep(0.05)
+
+    async def never(payload):
+        await asyncio.sleep(60)
+
+    found = {one["name"]: one for one in asyncio.run(home.readyz(scenario))}
+    assert set(found) == RUNNING_ONLY
+    assert text(found["failing"]).endswith("(scorer_unavailable): no scorer answers. Wait for one.")
+    assert "Version z is not loaded yet: TimeoutError." in found["model_not_loaded"]["cause"]
+    assert found["settings_refused"]["remedy"] == "Publish it."
+
+
+def test_new_settings_end_the_report_of_refused_ones(home):
+    async def scenario(fetcher, client):
+        fetcher.settings_error = TabrankError("no")
+        fetcher.configure(fetcher.config)
+
+    assert asyncio.run(home.readyz(scenario)) == []
+
+
+def test_a_model_of_another_state_is_refused_and_the_one_before_ranks(home):
+    ModelRegistry(home.folder / "models").promote(MODEL)
+
+    async def scenario(fetcher, client):
+        assert fetcher.model.version == MODEL
+        promote_made_for(home, OTHER_STATE)
+        await asyncio.sleep(0.5)
+        assert fetcher.model.version == MODEL
+
+    (found,) = asyncio.run(home.readyz(scenario))
+    assert found["name"] == "model_of_another_state"
+
+
+def test_a_model_of_the_same_state_ranks(home):
+    promote_made_for(home, STATE)
+    assert asyncio.run(home.readyz()) == home.check() == []
+
+
+def test_a_model_of_another_state_is_neither_published_nor_promoted(home, monkeypatch):
+    models = home.folder / "models"
+    promote_made_for(home, OTHER_STATE)
+    point(models, CURRENT, MODEL)
+    registry = ModelRegistry(models)
+    for change in (registry.promote, registry.start_canary):
+        with pytest.raises(StateMismatch, match="fit a model with this surface and publish it"):
+            change(NEW)
+    assert (registry.current, registry.canary) == (MODEL, None)
+    monkeypatch.setattr("training.fit.publish.load_scorer", lambda folder, backend: None)
+    with pytest.raises(StateMismatch):
+        publish(models / NEW, home.folder / "others")
+    assert not (home.folder / "others").exists()
+
+
+def test_the_number_of_a_log_that_cannot_be_read_is_unknown(tmp_path):
+    assert last_number(tmp_path / "nowhere") == 0
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / f"{7:020d}.parquet").write_bytes(b"x")
+    assert last_number(tmp_path) is None

@@ -1,0 +1,185 @@
+"""Gauges count each viewer once at a candidate, drop who stays too long, and stay above 0."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TOML, run_of
+
+from serve.features.matrix import Features
+from serve.features.rows import Schema, State
+from serve.features.slots import PLACES, STEPS
+from serve.features.surface import read_surface
+
+OURS = 'rooms = { kind = "gauge", entity = "viewer", up = "join", down = "leave", max_stay = "70s" }\n'
+SURFACE = read_surface(TOML.replace('down = "leave" }', 'down = "leave", max_stay = "70s" }\n' + OURS))
+SCHEMA = Schema(SURFACE)
+STAY_MS, STEP_MS = 70_000, 70_000 // STEPS
+CANDIDATES = 12
+
+
+class Tab:
+    """State of twelve candidates and their audiences."""
+
+    def __init__(self, num_viewers):
+        self.state = State(SCHEMA)
+        self.viewers = [self.state.viewers.add(f"v{i}") for i in range(num_viewers)]
+        for i in range(CANDIDATES):
+            self.state.upsert("candidate", f"c{i}", {})
+
+    def observe(self, *records):
+        """Apply (event, viewer's row, candidate's row, ts_ms) at once."""
+        self.state.observe(run_of(SCHEMA, [(event, v, [c], ts_ms) for event, v, c, ts_ms in records]))
+
+    def gauges(self, now_ms):
+        """Return the audience of each candidate, and the number of rooms of each viewer."""
+        viewers, rows = np.array([0, *self.viewers]), np.arange(1, CANDIDATES + 1)
+        each = [np.repeat(np.arange(len(viewers)), CANDIDATES), np.full(len(viewers), now_ms)]
+        tables = self.state.viewers.table[viewers], self.state.candidates.table[np.tile(rows, len(viewers))]
+        matrix = Features(SCHEMA).compute(*tables, SCHEMA.context_rows([{}] * len(viewers)), *each)
+        named = dict(zip(Features(SCHEMA).columns.numeric, matrix.numeric.T, strict=True))
+        audience, rooms = (named[name].reshape(len(viewers), CANDIDATES) for name in ("audience", "rooms"))
+        return audience[0].tolist(), rooms[1:, 0].tolist()
+
+    def audience(self, now_ms, candidate=1):
+        return self.gauges(now_ms)[0][candidate - 1]
+
+
+def test_leaves_of_one_viewer_take_nothing_from_those_who_join():
+    tab = Tab(500)
+    for i in range(2_000):
+        tab.observe(("leave", 1, 1, i))
+    tab.observe(*(("join", viewer, 1, 3_000) for viewer in tab.viewers))
+    assert tab.audience(3_000) == 500
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_viewer_who_joins_ten_thousand_times_is_one(at_once):
+    tab = Tab(1)
+    joins = [("join", 1, 1, i) for i in range(10_000)]
+    for part in [joins] if at_once else [[join] for join in joins]:
+        tab.observe(*part)
+    assert tab.gauges(10_000) == ([1] + [0] * 11, [1])
+
+
+def test_who_never_leaves_is_gone_after_the_longest_stay():
+    tab = Tab(20)
+    tab.observe(*(("join", viewer, 1, 1_000 * viewer) for viewer in tab.viewers))
+    assert tab.audience(20_000) == 20
+    assert tab.audience(1_000 + STAY_MS - STEP_MS) == 20
+    assert tab.audience(20_000 + STAY_MS) == 0
+    # A further join begins the stay again.
+    tab.observe(("join", 7, 1, 70_000))
+    assert tab.gauges(20_000 + STAY_MS) == ([1] + [0] * 11, [0] * 6 + [1] + [0] * 13)
+    tab.observe(("leave", 7, 1, 20_000 + STAY_MS))
+    assert tab.audience(20_000 + STAY_MS) == 0
+
+
+def test_a_stay_lasts_four_hours_by_default():
+    default, stated = (
+        Schema(read_surface(TOML.replace('down = "leave" }', f'down = "leave"{stay} }}')))
+        for stay in ("", ', max_stay = "4h"')
+    )
+    assert default.fingerprint == stated.fingerprint != SCHEMA.fingerprint
+
+
+def test_viewers_without_an_id_do_not_count():
+    tab = Tab(1)
+    tab.observe(("join", 0, 1, 0), ("join", 1, 0, 0), ("leave", 0, 1, 0))
+    assert tab.gauges(0) == ([0] * 12, [0])
+    assert tab.state.candidates.table[0].tobytes() == SCHEMA.blank("candidate").tobytes()
+
+
+def test_a_viewer_counts_at_the_last_candidates_only():
+    tab = Tab(1)
+    for candidate in range(1, CANDIDATES + 1):
+        tab.observe(("join", 1, candidate, candidate))
+    assert tab.gauges(100) == ([0] * (CANDIDATES - PLACES) + [1] * PLACES, [PLACES])
+    # The store needs the rows that changed without a record of theirs.
+    assert set(tab.state.left) >= {f"c{i}" for i in range(CANDIDATES - PLACES)}
+    # A viewer who comes back is not counted twice.
+    tab.observe(("join", 1, 1, 200), ("leave", 1, 12, 200))
+    assert sum(tab.gauges(200)[0]) == PLACES - 1
+
+
+def test_a_stay_that_ended_gives_its_place_to_the_next():
+    tab = Tab(1)
+    for candidate in range(1, CANDIDATES + 1):
+        tab.observe(("join", 1, candidate, 10 * candidate), ("leave", 1, candidate, 10 * candidate + 5))
+    tab.observe(*(("join", 1, candidate, 1_000) for candidate in range(1, PLACES + 1)))
+    assert tab.gauges(1_000) == ([1] * PLACES + [0] * (CANDIDATES - PLACES), [PLACES])
+
+
+def test_a_forgotten_viewer_leaves():
+    tab = Tab(2)
+    for _ in range(100):
+        tab.observe(("join", 1, 1, 0), ("join", 2, 1, 0), ("join", 1, 2, 0))
+        tab.state.forget(1)
+    assert tab.gauges(0) == ([1] + [0] * 11, [0, 1])
+    assert tab.state.viewers.table[1].tobytes() == SCHEMA.blank("viewer").tobytes()
+
+
+def test_the_viewers_of_a_removed_candidate_are_not_those_of_its_successor():
+    tab = Tab(2)
+    tab.observe(("join", 1, 1, 0), ("join", 2, 1, 0))
+    tab.state.candidates.drop("c0")
+    tab.state.upsert("candidate", "c0", {})
+    tab.observe(("leave", 1, 1, 1))
+    assert tab.audience(1) == 0
+    tab.observe(("join", 2, 1, 2))
+    assert tab.audience(2) == 1
+
+
+def records(num_candidates):
+    return st.lists(
+        st.tuples(
+            st.sampled_from(["join", "join", "leave", "click"]),
+            st.integers(0, 4),
+            st.integers(0, num_candidates),
+            st.integers(0, 40).map(lambda n: n * STEP_MS // 3) | st.integers(0, 3 * STAY_MS),
+        ),
+        max_size=60,
+    )
+
+
+@given(records(PLACES), st.randoms(), st.integers(1, 60))
+@settings(deadline=None, max_examples=100)
+def test_the_last_word_of_each_viewer_holds_in_whatever_order_it_comes(moves, random, length):
+    now_ms, latest = 3 * STAY_MS, {}
+    # Of equal times the later arrival holds: let no two be equal.
+    moves = list({ts_ms: (event, v, c, ts_ms) for event, v, c, ts_ms in moves}.values())
+    for event, v, c, ts_ms in moves:
+        if v and c and event != "click":
+            latest[v, c] = max(latest.get((v, c), (-1, "")), (ts_ms, event))
+    wanted = [0] * CANDIDATES
+    for (_, c), (ts_ms, event) in latest.items():
+        wanted[c - 1] += event == "join" and now_ms // STEP_MS - ts_ms // STEP_MS < STEPS
+    retried = moves + random.sample(moves, len(moves) // 2)
+    random.shuffle(retried)
+    tab = Tab(4)
+    for begin in range(0, len(retried), length):
+        tab.observe(*retried[begin : begin + length])
+    assert tab.gauges(now_ms)[0] == wanted
+
+
+@given(records(CANDIDATES), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 60))
+@settings(deadline=None, max_examples=100)
+def test_an_audience_is_never_negative_nor_larger_than_its_viewers(moves, forgotten, length):
+    tab, at_once = Tab(4), Tab(4)
+    came, cuts = set(), sorted(forgotten)
+    for event, v, c, ts_ms in moves:
+        tab.observe((event, v, c, ts_ms))
+        came |= {(v, c)} if v and c and event == "join" else set()
+        for now_ms in (ts_ms, ts_ms + STAY_MS // 2):
+            audiences, rooms = tab.gauges(now_ms)
+            for number, audience in enumerate(audiences, start=1):
+                assert 0 <= audience <= sum(c == number for _, c in came)
+            assert max(rooms) <= PLACES
+    for begin in range(0, len(moves), length):
+        at_once.observe(*moves[begin : begin + length])
+    for row in cuts:
+        tab.state.forget(row)
+        at_once.state.forget(row)
+    assert tab.gauges(3 * STAY_MS) == at_once.gauges(3 * STAY_MS)

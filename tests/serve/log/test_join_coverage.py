@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import STRINGS, TOML, tables
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log import join_coverage as module
+from serve.log.join_coverage import join_coverage
+from serve.log.reader import read_joined, read_log
+from serve.log.replay import Replay
+from serve.log.writer import write_log
+from training.data.labels import Owners
+
+SURFACE = read_surface(TOML)
+
+
+def renamed(table, **columns):
+    """Return the table with other ids: each value with a prefix."""
+    for name, prefix in columns.items():
+        values = [v if v is None else f"{prefix}{v}" for v in table[name].to_pylist()]
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+    return table
+
+
+def counted(joins):
+    return {name: (join.found, join.given) for name, join in vars(joins).items()}
+
+
+def test_every_join_is_counted_and_said_in_one_line(log_folder):
+    said = []
+    log = read_joined(log_folder, SURFACE, said.append)
+    # Candidate zz is unknown.
+    assert counted(log.joins) == {"viewers": (3, 3), "candidates": (7, 8), "events": (5, 5)}
+    assert said == [
+        f"{log_folder}: 100.0% of 3 exposures with a viewer find it in viewers, 87.5% of 8 shown candidates are in "
+        "candidates, 100.0% of 5 events join an exposure"
+    ]
+
+
+def test_every_kind_of_duplicate_is_counted_and_said_in_one_line(tmp_path):
+    parts = tables()
+    again = parts["events"].slice(1, 1)
+    parts["events"] = pa.concat_tables([parts["events"], parts["events"].slice(0, 2), renamed(again, id="x")])
+    parts["exposures"] = pa.concat_tables([parts["exposures"], parts["exposures"].slice(2, 1)])
+    parts["candidates"] = pa.concat_tables([parts["candidates"], parts["candidates"].slice(3, 1)])
+    parts["viewers"] = pa.concat_tables([parts["viewers"], parts["viewers"]])
+    write_log(tmp_path / "log", parts)
+    said = []
+    read_joined(tmp_path / "log", SURFACE, said.append)
+    assert said[1:] == [
+        f"{tmp_path / 'log'}: 1 exposures repeat a request_id (dropped), 2 events repeat an id (dropped), 1 events "
+        "repeat viewer, candidate, kind and time (kept), 3 rows of viewers and candidates repeat an id and time "
+        "(the last one holds)"
+    ]
+
+
+NOTHING = [
+    (
+        "viewers",
+        {"id": "user-"},
+        "none of 3 exposures with a viewer find it in viewers: viewer 'ann' on one side, id 'user-ann' on the other; "
+        "write the same ids in both tables",
+    ),
+    (
+        "candidates",
+        {"id": "0"},
+        "none of 8 shown candidates are in candidates: candidate 'a' on one side, id '0a' on the other",
+    ),
+    (
+        "events",
+        {"candidate": "x"},
+        "none of 5 events join an exposure: request_id 'r1', viewer 'ann', candidate 'xa' on one side, request_id "
+        "'r1', viewer 'ann', candidates \"['a', 'b', 'c']\" on the other; an event needs its exposure's request_id",
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "columns", "message"), NOTHING)
+def test_a_log_in_which_nothing_joins_is_refused_by_load(tmp_path, monkeypatch, table, columns, message):
+    parts = tables()
+    parts[table] = renamed(parts[table], **columns)
+    write_log(tmp_path / "log", parts)
+    (tmp_path / "tiny.toml").write_text(TOML)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(
+        app, ["load", "--log", "log", "--surface", "tiny.toml", "--store", "lmdb:store"]
+    )
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_viewers_without_fields_need_no_row(tmp_path):
+    parts = tables()
+    parts["viewers"] = renamed(parts["viewers"].select(["id"]), id="other-")
+    fields = {name: kind for name, kind in SURFACE.features.items() if "viewer" not in str(kind)}
+    write_log(tmp_path / "log", parts)
+    surface = dataclasses.replace(SURFACE, viewer={}, features=fields)
+    assert read_joined(tmp_path / "log", surface, print).joins.viewers.found == 0
+
+
+def test_anonymous_exposures_and_events_are_no_mismatch(tmp_path):
+    parts = tables()
+    nobody = pa.nulls(3, pa.string())
+    parts["exposures"] = parts["exposures"].set_column(2, "viewer", nobody)
+    parts["events"] = parts["events"].set_column(2, "viewer", pa.nulls(5, pa.string()))
+    write_log(tmp_path / "log", parts)
+    log = read_joined(tmp_path / "log", SURFACE, print)
+    # The two events of request r1 are left.
+    assert counted(log.joins) == {"viewers": (0, 0), "candidates": (7, 8), "events": (2, 2)}
+
+
+def test_events_of_test_traffic_join_it(tmp_path):
+    parts = tables()
+    parts["exposures"] = parts["exposures"].append_column("traffic", pa.array(["test", "live", "live"]))
+    parts["events"] = parts["events"].slice(0, 2)
+    write_log(tmp_path / "log", parts)
+    log = read_joined(tmp_path / "log", SURFACE, print)
+    assert log.joins.events.found == 2
+
+
+IDS = st.sampled_from(["u", "v", None])
+TIMES = st.integers(0, 40)
+SHOWN = st.lists(st.sampled_from("abc"), unique=True, max_size=3)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(TIMES, IDS, SHOWN), min_size=1, max_size=8),
+    st.lists(
+        st.tuples(TIMES, IDS, st.sampled_from("abcd"), st.sampled_from(["r0", "r1", "r9", None])), max_size=8
+    ),
+    st.integers(1, 9),
+)
+def test_events_join_as_in_training(tmp_path_factory, exposures, events, at_once):
+    text = pa.string()
+    parts = tables() | {
+        "exposures": pa.table(
+            {
+                "request_id": [f"r{i}" for i in range(len(exposures))],
+                "ts_ms": pa.array([e[0] for e in exposures], pa.int64()),
+                "viewer": pa.array([e[1] for e in exposures], text),
+                "candidates": pa.array([e[2] for e in exposures], STRINGS),
+            }
+        ),
+        "events": pa.table(
+            {
+                "id": pa.array([f"e{i}" for i in range(len(events))], text),
+                "ts_ms": pa.array([e[0] for e in events], pa.int64()),
+                "viewer": pa.array([e[1] for e in events], text),
+                "candidate": pa.array([e[2] for e in events], text),
+                "kind": pa.array(["join"] * len(events), text),
+                "request_id": pa.array([e[3] for e in events], text),
+            }
+        ),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "EXPOSURES_AT_ONCE", at_once)
+        found = join_coverage(parts).events.found
+    if not events:
+        assert found == 0
+        return
+    folder = tmp_path_factory.mktemp("log") / "log"
+    write_log(folder, parts)
+    log = read_log(folder, SURFACE)
+    replay = Replay(Schema(SURFACE), log)
+    owners = Owners.in_replay(replay, log)
+    at = owners.of(
+        np.arange(len(events)),
+        np.arange(len(replay.shown)),
+        replay.exposure_ms.repeat(replay.first[1:] - replay.first[:-1]),
+    )
+    assert found == (at >= 0).sum()

@@ -1,0 +1,126 @@
+"""Faults of a running service: `/readyz`, `status`, `up` and `check` name them alike."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pyarrow.compute as pc
+import pytest
+import yaml
+from stub import MODEL, publish_stub
+from tiny import TOML, tables
+
+from serve.config.reader import read
+from serve.log.writer import write_log
+from serve.model.artifact import CURRENT, FILES, load, save
+from serve.operate.run.local_cluster import up
+from serve.operate.status.scrape import PageHistory
+from serve.operate.status.vitals import look
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[1]
+WITHIN_S = 10.0
+OF_ANOTHER_STATE, ANOTHER = "20260102T000000Z-000b", "20260103T000000Z-000c"
+
+
+def run(*arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, "-m", "serve", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    return done
+
+
+@pytest.fixture
+def home(tmp_path):
+    """Folder of the small surface with a log of a year ago; nothing is loaded or published yet."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    document["http_options"]["port"] = port
+    application = document["applications"][0]
+    application |= {"name": "tiny"}
+    application["args"] = {"surface": "tiny.toml", "store": "lmdb:store", "models": "models", "log": "log"}
+    application["deployments"][0]["user_config"]["experiment"]["name"] = "ours"
+    (tmp_path / "tiny.toml").write_text(TOML)
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document))
+    log, shift_ms = tables(), int(time.time() * 1e3) - 400 * 86_400_000
+    for name, column in (("candidates", "ts_ms"), ("exposures", "ts_ms"), ("events", "ts_ms")):
+        at = log[name].column_names.index(column)
+        log[name] = log[name].set_column(at, column, pc.add(log[name][column], shift_ms))
+    write_log(tmp_path / "log", log)
+    publish_stub(tmp_path / "made", TOML)
+    made = load(tmp_path / "made" / MODEL)
+    contents = {name: made.read(name) for name in FILES}
+    for version in (OF_ANOTHER_STATE, ANOTHER):
+        manifest = {"version": version, "surface": "tiny", "state_fingerprint": "0" * 64}
+        save(tmp_path / "models" / version, contents, manifest)
+    yield tmp_path
+    run("down", cwd=tmp_path)
+
+
+def named_everywhere(home: Path, name: str, *, in_file: bool = True) -> str:
+    """Return the text of a diagnosis once `/readyz`, `status`, `up` and `check` all have it."""
+    url = json.loads((home / "var/run/service.json").read_text())["url"]
+    until = time.monotonic() + WITHIN_S
+    while True:
+        answer = httpx.get(f"{url}/readyz", timeout=5).json()
+        found = [one for one in answer["diagnoses"] if one["name"] == name]
+        if found or time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    assert found, answer
+    text = f"{found[0]['cause']} {found[0]['remedy']}"
+    assert f"tiny: {text}" in look(home / "var/run", None, PageHistory(1.0))["degraded"]
+    again = up(home / "cluster.yaml", timeout_s=30)
+    assert again["action"] == "none"
+    assert f"tiny: {text}" in again["degraded"]
+    assert time.monotonic() < until
+    details = [warning.detail for warning in read(home / "cluster.yaml").warnings]
+    assert (text in details) == in_file
+    return text
+
+
+@contextmanager
+def away(path: Path):
+    path.rename(path.with_name("away"))
+    yield
+    path.with_name("away").rename(path)
+
+
+def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(home):
+    loaded = run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
+    assert "The newest record is 399 days old, which empties joins (half-life 10s)" in loaded.stderr
+    started = run("up", "--timeout", "180", cwd=home)
+    # The old log is announced before the first ranking.
+    old = named_everywhere(home, "old_records")
+    assert f"warning: {old}\n" in loaded.stderr
+    assert f"warning: tiny: {old}\n" in started.stderr
+    assert "These arms have no model" in named_everywhere(home, "no_model")
+    (home / "models" / CURRENT).write_text(f"{OF_ANOTHER_STATE}\n")
+    assert "trained on the state 000000000000" in named_everywhere(home, "model_of_another_state")
+    with away(home / "store"):
+        assert "no store at lmdb:store" in named_everywhere(home, "no_store")
+    snapshot = home / "log/snapshots" / f"{500:020d}"
+    snapshot.mkdir(parents=True)
+    (snapshot / "meta.json").write_text("{}")
+    assert "up to number 500" in named_everywhere(home, "log_ahead")
+    # The file names a version that is published and that replicas refuse.
+    file = home / "cluster.yaml"
+    whole = file.read_text()
+    file.write_text(whole.replace("scorer: current", f"scorer: {ANOTHER}"))
+    assert up(file, timeout_s=60)["action"] == "deployed"
+    named_everywhere(home, "settings_refused", in_file=False)
+    file.write_text(whole)
+    assert up(file, timeout_s=60)["action"] == "deployed"
+    run("popular", cwd=home)
+    url = json.loads((home / "var/run/service.json").read_text())["url"]
+    assert "kill_switch" in [one["name"] for one in httpx.get(f"{url}/readyz").json()["diagnoses"]]
+    assert look(home / "var/run", None, PageHistory(1.0))["kill_switch"] == ["tiny"]

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import gzip
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log.reader import TABLES, read_log
+from training.__main__ import app
+from training.data.dataset import build
+from training.data.flat import FlatColumns, import_flat
+from training.drafting.draft import draft
+
+ROWS = """,when,who,what,rank,did,price,member,weekday,score
+0,2026-01-01T10:00:00+01:00,7,100,2,0,1.5,True,Thu,0.1
+1,2026-01-01T10:00:00+01:00,7,200,1,1,2.5,True,Thu,0.2
+2,2026-01-01T10:00:20+01:00,7,200,1,0,2.5,True,Fri,0.3
+3,2026-01-01T09:00:00+00:00,8,100,1,1,1.5,False,Thu,0.4
+4,2026-01-01T09:00:00+00:00,8,300,2,,,False,Thu,0.5
+5,2026-01-01T09:00:00+00:00,8,300,3,1,,False,Thu,0.6
+6,2026-01-01T09:00:00+00:00,,100,1,0,1.5,,Thu,0.7
+"""
+START_MS = 1_767_258_000_000
+COLUMNS = FlatColumns("what", "when", ("did",), "who")
+
+
+def write(path, text=ROWS):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def imported(tmp_path, columns=COLUMNS, text=ROWS):
+    found = import_flat(write(tmp_path / "rows.csv", text), tmp_path / "log", columns)
+    paths = [tmp_path / "log" / f"{name}.parquet" for name in TABLES]
+    return found, {path.stem: pq.read_table(path).to_pylist() for path in paths if path.exists()}
+
+
+def slates(tables):
+    return [(e["ts_ms"] - START_MS, e["viewer"], e["candidates"]) for e in tables["exposures"]]
+
+
+def test_the_rows_of_a_viewer_at_one_time_are_a_slate(tmp_path):
+    found, tables = imported(tmp_path)
+    assert slates(tables) == [
+        (0, "7", ["100", "200"]),
+        (0, "8", ["100", "300"]),
+        (0, None, ["100"]),
+        (20_000, "7", ["200"]),
+    ]
+    assert found["slates"] == "the rows of the same who at the same when"
+    assert found["repeated_rows"] == 1
+    request = {e["request_id"]: (e["viewer"], e["candidates"]) for e in tables["exposures"]}
+    acts = [(e["viewer"], e["candidate"], e["kind"], e["ts_ms"] - START_MS) for e in tables["events"]]
+    assert acts == [("7", "200", "did", 0), ("8", "100", "did", 0), ("8", "300", "did", 0)]
+    assert all(e["candidate"] in request[e["request_id"]][1] for e in tables["events"])
+
+
+def test_a_window_a_slate_column_and_positions_are_followed(tmp_path):
+    within = FlatColumns("what", "when", ("did",), "who", position="rank", window_ms=30_000)
+    found, tables = imported(tmp_path / "a", within)
+    assert slates(tables)[0] == (0, "7", ["200", "100"])
+    assert [len(ids) for *_, ids in slates(tables)] == [2, 2, 1]
+    assert found["slates"] == "the rows of the same who within 30 s, by when"
+    named = FlatColumns("what", "when", ("did",), slate="weekday")
+    found, tables = imported(tmp_path / "b", named)
+    assert slates(tables) == [(0, None, ["100", "200", "300"]), (20_000, None, ["200"])]
+    assert {e["request_id"] for e in tables["exposures"]} == {"Thu", "Fri"}
+    assert "viewers" not in tables
+
+
+def test_columns_go_to_their_owner_or_are_left_out_by_name(tmp_path):
+    found, tables = imported(tmp_path)
+    assert found["fields"] == {"candidates": ["price"], "viewers": ["member"], "context": ["weekday"]}
+    assert found["left_out"] == ["", "rank", "score"]
+    assert tables["candidates"] == [
+        {"id": "100", "price": 1.5},
+        {"id": "200", "price": 2.5},
+        {"id": "300", "price": None},
+    ]
+    assert tables["viewers"] == [{"id": "7", "member": True}, {"id": "8", "member": False}]
+    assert [e["context"]["weekday"] for e in tables["exposures"]] == ["Thu", "Thu", "Thu", "Fri"]
+
+
+def test_an_event_column_may_name_the_act(tmp_path):
+    text = ROWS.replace(",1,1,", ",1,buy,").replace(",1,0,", ",1,,").replace(",2,0,", ",2,,")
+    _, tables = imported(tmp_path, text=text.replace(",3,1,", ",3,view,"))
+    assert [e["kind"] for e in tables["events"]] == ["buy", "buy", "view"]
+
+
+def test_unknown_viewers_of_one_millisecond_are_not_one_slate(tmp_path):
+    rows = "when,what,did,sort\n2026-01-01 09:00:00.0001,1,0,a\n2026-01-01 09:00:00.0002,2,1,b\n"
+    _, tables = imported(tmp_path, FlatColumns("what", "when", ("did",)), rows)
+    assert slates(tables) == [(0, None, ["1"]), (0, None, ["2"])]
+    assert [event["request_id"] for event in tables["events"]] == [tables["exposures"][1]["request_id"]]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
+    per_s = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[unit]
+    frame = pd.read_csv(write(tmp_path / "rows.csv"))
+    frame["when"] = [START_MS // 1_000 * per_s] * len(frame)
+    # Pandas turns whole numbers with gaps into floats.
+    frame.to_parquet(tmp_path / "rows.parquet")
+    import_flat(tmp_path / "rows.parquet", tmp_path / "log", COLUMNS)
+    exposures = pq.read_table(tmp_path / "log/exposures.parquet")
+    assert set(exposures["ts_ms"].to_pylist()) == {START_MS}
+    assert set(exposures["viewer"].to_pylist()) == {"7", "8", None}
+
+
+@pytest.mark.parametrize(
+    ("columns", "text", "message"),
+    [
+        (
+            FlatColumns("item", "when", ("did",)),
+            ROWS,
+            "--candidate: 'item' is not one of its columns, , when",
+        ),
+        (
+            FlatColumns("what", "weekday", ("did",)),
+            ROWS,
+            "--time: 'weekday' holds string, such as Thu; a time is",
+        ),
+        (FlatColumns("what", "rank", ("did",)), ROWS, "--time: 'rank' holds int64, such as 2; a time is"),
+        (FlatColumns("what", "when", ("rank",)), ROWS, "--event: 'rank' holds other values than 0 and 1"),
+        (FlatColumns("what", "when", ("did",), slate="who"), ROWS, "--slate: 'who' is empty in a row"),
+        (
+            FlatColumns("what", "when", ("did",), "who", "weekday"),
+            ROWS,
+            "'weekday' has a value with rows of two",
+        ),
+        (COLUMNS, ROWS.replace(",1,1,", ",1,0,").replace(",3,1,", ",3,0,"), "no row has an event"),
+        (COLUMNS, ROWS.split("\n")[0] + "\n", "has no rows"),
+        (COLUMNS, ROWS + "1,2\n", "not readable as CSV or Parquet: CSV parse error"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, columns, text, message):
+    with pytest.raises(TabrankError) as refused:
+        import_flat(write(tmp_path / "rows.csv", text), tmp_path / "log", columns)
+    assert message in str(refused.value)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_flat_file_becomes_a_log_that_drafts_and_builds(tmp_path):
+    rows = [",".join(["at", "user", "item", "size", "new", "since", "liked"])]
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    for i in range(2_000):
+        for item in range(3):
+            number = (7 * i + item * 5) % 40
+            since, liked = (at - timedelta(days=number)).date(), (number + i) % 4 == 0
+            rows.append(
+                f"{at + timedelta(minutes=i)},{i % 50},{number},{number**2},{number % 2 == 0},{since},{liked}"
+            )
+    source = write(tmp_path / "rows.csv.gz", "\n".join(rows))
+    given = ["--time", "at", "--viewer", "user", "--candidate", "item", "--event", "liked"]
+    command = ["import", "csv", "--source", str(source), "--out", str(tmp_path / "log"), *given]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    assert "events (liked)" in done.stdout
+    assert "2,000 slates of 3.0 candidates: the rows of the same user at the same at" in done.stdout
+    surface = read_surface(draft(tmp_path / "log").text)
+    types = {name: field.type for name, field in surface.fields["candidate"].items()}
+    assert types == {"size": "number", "new": "number", "since": "time"}
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    assert data.counts["positive"] > 1_000
+    assert len(pd.read_parquet(tmp_path / "log/exposures.parquet")) == 2_000
+    assert pq.read_schema(tmp_path / "log/candidates.parquet").field("new").type == pa.bool_()

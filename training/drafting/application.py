@@ -1,0 +1,68 @@
+"""Draft of a surface's application: the shipped `cluster.yaml` with its own names and paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+from serve.features.surface import SHIPPED, Surface, read_surface
+from serve.log.atomic_files import draft_of
+from training.drafting.draft import Draft
+
+# Metric of an experiment by the label's event. Every log has the default.
+PRIMARY, DEFAULT_PRIMARY = {"join": "join_rate", "click": "clicks"}, "active_days"
+# Address in the shipped file.
+URL = "http://127.0.0.1:8000"
+
+
+def write_application(drafted: Draft, log: Path, out: Path) -> list[str]:
+    """Write the new folder `out`: surface.toml, its cluster.yaml, and request.json of a ranking.
+
+    Returns the commands from there to the ranking. The service will keep its store and models in
+    the folder, and append to `log`.
+
+    Raises:
+        TabrankError: `out` exists or cannot be created.
+    """
+    # The request names a viewer, and the store will hold them all.
+    with draft_of(out, mode=0o700) as folder:
+        (folder / "surface.toml").write_text(drafted.text, encoding="utf-8")
+        (folder / "cluster.yaml").write_text(_cluster(read_surface(drafted.text), log, out), encoding="utf-8")
+        (folder / "request.json").write_text(json.dumps(drafted.request, indent=1) + "\n", encoding="utf-8")
+    given = ["--surface", f"{out}/surface.toml", "--log", str(log)]
+    commands = [
+        ["training", "search", *given, "--out", f"{out}/search", "--models", f"{out}/models"],
+        ["serve", "load", *given, "--store", f"lmdb:{out}/store"],
+        ["serve", "up", f"{out}/cluster.yaml"],
+    ]
+    ask = (
+        f"curl -s {URL}/v1/rank -H 'Content-Type: application/json' -d {shlex.quote(f'@{out}/request.json')}"
+    )
+    return [*(f"python -m {shlex.join(command)}" for command in commands), ask]
+
+
+def _cluster(surface: Surface, log: Path, out: Path) -> str:
+    """Return the shipped cluster.yaml for this surface; its comments and other settings stay."""
+    package = SHIPPED.parent
+    # An installed package holds a copy of the file.
+    shipped = next(path for path in (package, package.parent) if (path / "cluster.yaml").is_file())
+    text = (shipped / "cluster.yaml").read_text(encoding="utf-8")
+    # JSON strings are valid YAML, whatever they hold.
+    name = json.dumps(surface.name)
+    log_path = json.dumps(os.path.relpath(log.resolve(), out.resolve()), ensure_ascii=False)
+    for old, new in (
+        ("$schema=serve", f"$schema={os.path.relpath(package, out)}"),
+        ("- name: spaces\n", f"- name: {name}\n"),
+        ("surface: spaces\n", "surface: surface.toml\n"),
+        ("store: lmdb:var/store\n", "store: lmdb:store\n"),
+        ("models: var/models\n", "models: models\n"),
+        ("log: var/log\n", f"log: {log_path}\n"),
+        ("name: launch\n", f"name: {name}\n"),
+        ("salt: launch\n", f"salt: {name}\n"),
+        ("primary: join_rate\n", f"primary: {PRIMARY.get(surface.label.event, DEFAULT_PRIMARY)}\n"),
+    ):
+        assert text.count(old) == 1, f"cluster.yaml: {old!r}"
+        text = text.replace(old, new)
+    return text
