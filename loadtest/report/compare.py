@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loadtest.measure.verdict import listed
-from loadtest.report.report import SAME_CORES, Report, bullets, columns, number, table, write_report
+from loadtest.report.report import SAME_CORES, Report, number, write_report
+from serve.report.page import bullets, table
+from serve.report.rows import columns
 
 NUMBERS = {"rps": "requests/s", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
 HEAD = ("load", "service", *NUMBERS.values(), "not in full", "late s", "CPU µs a full answer")
@@ -18,7 +20,7 @@ def write_compare(folder: Path, report: Report) -> None:
     Raises:
         TabrankError: if `folder` exists.
     """
-    body = [table(HEAD, _rows(report)), bullets(_notes(report))]
+    body = [table([HEAD, *_rows(report)]), bullets(_notes(report))]
     write_report(folder, report, _title(report), body, FOOTER)
 
 

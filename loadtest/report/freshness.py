@@ -12,7 +12,8 @@ import numpy as np
 
 from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
 from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
-from loadtest.report.report import SAME_CORES, Findings, Report, csv_text, indented, write_report
+from loadtest.report.report import SAME_CORES, Findings, Report, indented, write_report
+from serve.report.rows import csv_text
 
 
 def freshness_numbers(probes: Mapping[str, Requests]) -> Report:

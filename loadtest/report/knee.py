@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loadtest.measure.verdict import Verdict
-from loadtest.report.report import SAME_CORES, Report, figures, number, table, write_report
+from loadtest.report.report import SAME_CORES, Report, number, write_report
 from loadtest.workload.profiles import Slo
+from serve.report.page import figures, table
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
 
@@ -68,7 +69,7 @@ def _numbers(report: Report) -> str:
         ("memory when idle, MiB", "memory_mib", number),
         ("processes", "num_processes", number),
     )
-    return table(["", "tabrank"], [[title, show(report[key])] for title, key, show in shown])
+    return table([["", "tabrank"], *([title, show(report[key])] for title, key, show in shown)])
 
 
 def _steps(report: Report) -> str:
@@ -86,7 +87,7 @@ def _steps(report: Report) -> str:
         )
         for step in report["steps"]
     ]
-    return table(head, rows)
+    return table([head, *rows])
 
 
 def _ms(value: float | None) -> str:

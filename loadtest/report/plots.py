@@ -1,52 +1,24 @@
 """Plots as SVG: load, latency and freshness of a run, and latency against rate of a search.
 
-They are readable in grey: lines differ by their dashes, and limits are dotted and labelled.
+Limits are dotted and labelled.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
-from typing import Any, ParamSpec
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from loadtest.measure.measure import Floats, Requests
 from loadtest.measure.timeline import Moment
 from loadtest.workload.profiles import Slo
+from serve.report.svg import LINES, plot
 
-# Lines differ by their dashes, also in grey.
-LINES = cycler(linestyle=["-", "--", "-", ":"], color=["0.55", "0.3", "0.0", "0.0"])
 GREYS = ("0.2", "0.5", "0.75", "0.95")
-STYLE: dict[Any, Any] = {
-    "axes.prop_cycle": LINES,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tabrank",
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-}
-P = ParamSpec("P")
-
-
-def plot(draw: Callable[P, Figure]) -> Callable[P, str]:
-    """Make a function that draws a figure return it as SVG, in the common style."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **named: P.kwargs) -> str:
-        with matplotlib.rc_context(STYLE):
-            out = io.StringIO()
-            draw(*args, **named).savefig(out, format="svg", metadata={"Date": None})
-        svg = out.getvalue()
-        return svg[svg.index("<svg") :]
-
-    return drawn
 
 
 @plot

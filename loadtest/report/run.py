@@ -14,9 +14,10 @@ from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import Requests, measure, milliseconds, rounded
 from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows, timeline
 from loadtest.measure.verdict import judge
-from loadtest.report.report import SAME_CORES, Findings, Report, csv_text, indented, write_report
+from loadtest.report.report import SAME_CORES, Findings, Report, indented, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.operate.host.machine import describe_machine
+from serve.report.rows import csv_text
 
 
 def report_run(

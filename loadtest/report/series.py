@@ -12,18 +12,10 @@ from pathlib import Path
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import listed
-from loadtest.report.report import (
-    SAME_CORES,
-    Report,
-    bullets,
-    figures,
-    number,
-    paragraph,
-    table,
-    with_reasons,
-    write_report,
-)
+from loadtest.report.report import SAME_CORES, Report, number, with_reasons, write_report
 from loadtest.workload.profiles import Slo, load_slo
+from serve.report.page import bullets, figures, paragraph, table
+from serve.report.rows import markdown
 
 PART_TITLES = {
     "replicas": "Replicas 1 → 3 → 1 under load: no request may fail",
@@ -86,7 +78,7 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     body = [
         paragraph(lead),
         bullets(reasons),
-        table(list(rows[0]), [list(row.values()) for row in rows]),
+        table([list(rows[0]), *(list(row.values()) for row in rows)]),
         figures(plots),
     ]
     write_report(folder, report, f"Overload: {report['verdict']}", body, OVERLOAD_FOOTER)
@@ -230,7 +222,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
         )
         for one in report["faults"]
     ]
-    body = [table(head, rows)]
+    body = [table([head, *rows])]
     for found in report["faults"]:
         if found["fault"] in lines:
             plot = load_and_cluster(lines[found["fault"]], slo)
@@ -240,8 +232,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     )
     # The table for a document, with the short names of the faults.
     named = [(one["fault"], *row[1:]) for one, row in zip(report["faults"], rows, strict=True)]
-    markdown = [" | ".join(row) for row in (head, ["---"] * len(head), *named)]
-    more = {"table.md": "".join(f"| {line} |\n" for line in markdown)}
+    more = {"table.md": markdown([head, *named]) + "\n"}
     write_report(folder, report, f"Chaos: {report['verdict']}", body, footer, more)
 
 

@@ -18,12 +18,14 @@ from typing import Any
 
 from loadtest.commands import die_with_parent, run_command
 from loadtest.errors import INTERRUPTED
-from loadtest.report.report import SAME_CORES, Report, columns, figures, number, table, write_report
+from loadtest.report.report import SAME_CORES, Report, number, write_report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
 from loadtest.targets.workspace import exclusive
 from serve.contract.errors import TabrankError
 from serve.operate.host.machine import describe_machine
+from serve.report.page import figures, table
+from serve.report.rows import columns
 
 DEMO = Path("var/demo")
 LOG, MODEL, RUN = f"{DEMO}/log", f"{DEMO}/model", f"{DEMO}/run"
@@ -202,16 +204,16 @@ def show(line: str) -> None:
 
 def write_reports(report: Report, folder: Path) -> str:
     """Write `report.json` and `report.html` into `folder`; return the table as text."""
-    head, *rows = claimed = claims(report)
+    rows = claims(report)
     links = [
         f'<li><a href="{target}">{html.escape(what)}</a></li>'
         for target, what in LINKS.items()
         if (folder / target).exists()
     ]
     whole = f"<pre>{html.escape(json.dumps(report, indent=1))}</pre>"
-    body = [table(head, rows), f"<ul>{''.join(links)}</ul>", figures({"report.json": whole})]
+    body = [table(rows), f"<ul>{''.join(links)}</ul>", figures({"report.json": whole})]
     write_report(folder, report, "tabrank: claims and measurements", body, SAME_CORES, new=False)
-    return columns(claimed)
+    return columns(rows)
 
 
 def claims(report: Report) -> list[tuple[str, str, str]]:

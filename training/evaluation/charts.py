@@ -1,11 +1,7 @@
-"""Plot the charts of a model's report as SVG readable in grey: lines differ by dashes and marks.
-
-The same data gives the same bytes.
-"""
+"""Plot the charts of a model's report as SVG readable in grey: lines differ by dashes and marks."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tabrank",
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-}
+from serve.report.svg import STYLE, as_svg
+
 DASHES = (("-", "0.0"), ("--", "0.35"), (":", "0.0"), ("-.", "0.5"))
 MOST_FEATURES = 20
 MOST_SLICES = 30
@@ -156,11 +147,3 @@ def new_axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Figure, Axes
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         yield figure, axes
-
-
-def as_svg(figure: Figure) -> str:
-    """Return the figure as inline SVG."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    svg = out.getvalue()
-    return svg[svg.index("<svg") :]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import TabrankError
 from serve.model.artifact import load
+from serve.report.page import captioned, table, whole_page
+from serve.report.rows import markdown
 from training.evaluation import charts, verdict
-from training.evaluation.page import as_figure, as_table, whole_page
 
 CAPTIONS = {
     "pareto": "Lower and further left is better. No network is both cheaper and better than one on the front. "
@@ -65,7 +66,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         parts += ["<h2>Search</h2>", _figure("pareto", charts.pareto(search))]
         parts += [
             "<h3>Leaderboard: the best 20 on the validation rows</h3>",
-            as_table(verdict.leaderboard(search)),
+            table(verdict.leaderboard(search), "numbers"),
         ]
         # Artifacts of earlier releases have no count of looks.
         looks = search.get("test_looks", 1)
@@ -76,9 +77,9 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         f"<p>{evaluation['rows']:,} {_rows(manifest)}, {evaluation['positives']:,} of them positive, "
         f"{evaluation['slates']:,} slates with an order to get right; {span}. In brackets: 95 % intervals by a "
         "bootstrap over viewers.</p>",
-        as_table(verdict.measures(evaluation)),
+        table(verdict.measures(evaluation), "numbers"),
         "<h3>Side by side on the same rows</h3>",
-        as_table(verdict.differences(evaluation)),
+        table(verdict.differences(evaluation), "numbers"),
         "<p>± one standard error, with viewers as clusters; for logloss, below 0 is better. Popular has "
         "probabilities from a calibration fitted on these same rows, which favours it.</p>",
     ]
@@ -95,7 +96,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     parts += ["<h2>Slices</h2>"]
     if verdict.worst(evaluation["slices"]):
         parts += [_figure("slices", charts.slices(evaluation["slices"]))]
-    parts += [as_table(verdict.slices(evaluation["slices"])), "<p>A dash: too few rows.</p>"]
+    parts += [table(verdict.slices(evaluation["slices"]), "numbers"), "<p>A dash: too few rows.</p>"]
     return whole_page(title, parts)
 
 
@@ -132,15 +133,15 @@ to select who may be shown.
 
 ## How good it is
 
-{_markdown(verdict.measures(evaluation))}
+{markdown(verdict.measures(evaluation))}
 
 In brackets: 95 % intervals by a bootstrap over viewers.
 
-{_markdown(verdict.differences(evaluation))}
+{markdown(verdict.differences(evaluation))}
 
 ## Where it gains least over popular
 
-{_markdown(worst) if len(worst) > 1 else "No slice has enough slates to be compared."}
+{markdown(worst) if len(worst) > 1 else "No slice has enough slates to be compared."}
 
 {unmeasured} of {len(evaluation["slices"])} slices have too few rows to measure.
 
@@ -166,10 +167,4 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
 
 
 def _figure(name: str, svg: str) -> str:
-    return as_figure(svg, CAPTIONS[name])
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return captioned(svg, CAPTIONS[name])

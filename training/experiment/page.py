@@ -8,8 +8,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from training.evaluation.charts import DASHES, as_svg, new_axes
-from training.evaluation.page import as_figure, as_table, paragraph, whole_page
+from serve.report.page import captioned, paragraph, table, whole_page
+from serve.report.rows import columns
+from serve.report.svg import as_svg
+from training.evaluation.charts import DASHES, new_axes
 from training.experiment.metrics import METRICS
 from training.experiment.verdict import sized, span
 
@@ -30,8 +32,8 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    for rows in (result["claims"], _metrics(result), _guardrails(result)):
-        lines += _lined(rows)
+    for rows in filter(None, (result["claims"], _metrics(result), _guardrails(result))):
+        lines += ["", columns(rows), ""]
     return "\n".join(lines + notes(result))
 
 
@@ -42,12 +44,12 @@ def page(result: Report) -> str:
     parts = [f"<p class=lead><b>{html.escape(result['verdict'])}</b>: {html.escape(why)}</p>"]
     parts += [f"<p><b>Warning</b>: {html.escape(warning)}.</p>" for warning in result["warnings"]]
     if result["claims"]:
-        parts += ["<h2>Claims of the original and effects here</h2>", as_table(result["claims"])]
+        parts += ["<h2>Claims of the original and effects here</h2>", table(result["claims"], "numbers")]
         parts.append(paragraph(f"Here: {result['treatment']} against {result['control']}, fixed horizon."))
     parts += ["<h2>Sample ratio</h2>", *(paragraph(f"{line}.") for line in sample_ratio(result))]
     if result["metrics"]:
-        parts += ["<h2>Metrics</h2>", as_table(_metrics(result)), paragraph(HOW_TO_READ)]
-    parts += ["<h2>Definitions</h2>", as_table(_definitions(result))]
+        parts += ["<h2>Metrics</h2>", table(_metrics(result), "numbers"), paragraph(HOW_TO_READ)]
+    parts += ["<h2>Definitions</h2>", table(_definitions(result), "numbers")]
     parts += [paragraph(f"{line}.") for line in notes(result)]
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     if shown:
@@ -55,11 +57,11 @@ def page(result: Report) -> str:
     for metric in shown:
         if metric["days"]:
             curve = _cumulative_chart(metric, days)
-            parts.append(as_figure(curve, f"{metric['title']}, cumulative by day."))
+            parts.append(captioned(curve, f"{metric['title']}, cumulative by day."))
     caption = "Viewers with an exposure on the day; the first and last day may be partial."
-    parts.append(as_figure(_viewers_chart(result["daily_viewers"], days), caption))
+    parts.append(captioned(_viewers_chart(result["daily_viewers"], days), caption))
     not_logged = result["not_in_the_log"]
-    parts += ["<h2>Guardrails</h2>", as_table(_guardrails(result))]
+    parts += ["<h2>Guardrails</h2>", table(_guardrails(result), "numbers")]
     parts.append(paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."))
     return whole_page(f"Experiment {result['experiment']}: {result['verdict']}", parts)
 
@@ -180,14 +182,6 @@ def _guardrails(result: Report) -> list[list[str]]:
         by = ", ".join(one["model"] for one in result["ranked_by"][arm]) or NOTHING
         rows.append([arm, by, f"{line['exposures']:,}", *took, *shares, why])
     return rows
-
-
-def _lined(rows: Sequence[Sequence[str]]) -> list[str]:
-    if not rows:
-        return []
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return ["", *lines, ""]
 
 
 def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:

@@ -1,53 +1,38 @@
-"""Draw a plan as an SVG: offered load, Ray's counts, replicas and nodes over time.
-
-The plot is readable in grey. matplotlib comes with the extra `loadtest`.
-"""
+"""Draw a plan as an SVG: offered load, Ray's counts, replicas and nodes over time."""
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from serve.operate.plan.outcome import ONGOING, WANTED, Outcome
 from serve.operate.plan.trace import NODES, TIME, count_column
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "tabrank",
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-}
+from serve.report.svg import plot
 
 
-def draw(outcome: Outcome, with_real: bool) -> str:
-    """Return the plot as SVG; `with_real` dots a real run's counts beside the planned ones."""
+@plot
+def draw(outcome: Outcome, with_real: bool) -> Figure:
+    """Draw the plot; `with_real` dots a real run's counts beside the planned ones."""
     scaled = outcome.service.targets
     at_s = outcome.counts[TIME]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 2.0 * (2 + len(scaled)) + 0.4), layout="constrained")
-        load, *rows, nodes = figure.subplots(2 + len(scaled), 1, sharex=True)
-        _steps(load, at_s, [outcome.trace.rate_rps(at) for at in at_s], "req/s offered", "-", "0.0")
-        load.set_ylabel("req/s")
-        load.set_ylim(bottom=0)
-        for axes, (deployment, target) in zip(rows, scaled, strict=True):
-            ongoing = outcome.counts[f"{deployment.name}{ONGOING}"] / target
-            _steps(axes, at_s, ongoing, "ongoing / target", "-", "0.65")
-            _steps(axes, at_s, outcome.counts[f"{deployment.name}{WANTED}"], "wanted", "--", "0.3")
-            _counts(axes, outcome, with_real, deployment.name, "running")
-        _counts(nodes, outcome, with_real, NODES, NODES)
-        nodes.set_xlabel("second of the trace")
-        for axes in (load, *rows, nodes):
-            axes.legend(loc="upper left", ncols=4)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    svg = out.getvalue()
-    return svg[svg.index("<svg") :]
+    figure = Figure(figsize=(8.5, 2.0 * (2 + len(scaled)) + 0.4), layout="constrained")
+    load, *rows, nodes = figure.subplots(2 + len(scaled), 1, sharex=True)
+    _steps(load, at_s, [outcome.trace.rate_rps(at) for at in at_s], "req/s offered", "-", "0.0")
+    load.set_ylabel("req/s")
+    load.set_ylim(bottom=0)
+    for axes, (deployment, target) in zip(rows, scaled, strict=True):
+        ongoing = outcome.counts[f"{deployment.name}{ONGOING}"] / target
+        _steps(axes, at_s, ongoing, "ongoing / target", "-", "0.65")
+        _steps(axes, at_s, outcome.counts[f"{deployment.name}{WANTED}"], "wanted", "--", "0.3")
+        _counts(axes, outcome, with_real, deployment.name, "running")
+    _counts(nodes, outcome, with_real, NODES, NODES)
+    nodes.set_xlabel("second of the trace")
+    for axes in (load, *rows, nodes):
+        axes.legend(loc="upper left", ncols=4)
+    return figure
 
 
 def _counts(axes: Axes, outcome: Outcome, with_real: bool, name: str, label: str) -> None:

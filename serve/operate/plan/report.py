@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +15,11 @@ from serve.operate.host.machine import describe_machine
 from serve.operate.plan.outcome import F64, ONGOING, WANTED, Outcome
 from serve.operate.plan.plan_warnings import warnings_of
 from serve.operate.plan.trace import NODES, RATE, REPLICAS, TIME, Phase, shown
+from serve.report.page import footer, paragraph, whole_page
+from serve.report.rows import columns, csv_text
 
 Report = dict[str, Any]
+METHOD = "Ray's own scaling code over a simulation of the service."
 LEGEND = (
     "late: no scores at 75 % of the deadline, which starts when a replica accepts the request; "
     "p99 includes the wait before that. Load shedding is not simulated"
@@ -85,9 +86,8 @@ def table(report: Report) -> str:
         shares = [f"{phase[name]:.1%}" for name in ("late_share", "refused_share")]
         numbers = [*replicas, str(phase[NODES]), *shares, _text(phase["p99_ms"])]
         rows.append([phase["phase"], f"{phase[RATE]:,.0f}", *numbers])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        *("  ".join(map(str.rjust, row, widths)) for row in rows),
+        columns(rows, str.rjust),
         f"{LEGEND}.",
         "",
         *(
@@ -141,12 +141,14 @@ def write_plan(folder: Path, report: Report, outcome: Outcome, progress: Callabl
             "no plot: matplotlib is missing; install the extra loadtest: pip install 'tabrank[loadtest]'"
         )
         figure = "<p>No plot: matplotlib is in the extra <code>loadtest</code>.</p>"
-    page = PAGE.format(
-        config=html.escape(report["config"]),
-        trace=html.escape(report["trace"]),
-        figure=figure,
-        table=html.escape(table(report)),
-        machine=html.escape(", ".join(f"{key} {value}" for key, value in report["machine"].items())),
+    page = whole_page(
+        f"Plan of {report['trace']}",
+        [
+            paragraph(f"Replicas and nodes for {report['config']}: {METHOD}"),
+            figure,
+            f"<pre>{html.escape(table(report))}</pre>",
+            footer(report["machine"], ".", ("plan.json", "plan.csv")),
+        ],
     )
     with draft_of(folder) as draft:
         (draft / "plan.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -159,38 +161,12 @@ def to_csv(outcome: Outcome) -> str:
     """Return a row per second: a load test's columns, and Ray's wanted and ongoing counts."""
     names = outcome.deployments
     answer_columns = ("p50_ms", "p99_ms", "late_share", "refused_share")
-    columns = [f"{name}{suffix}" for suffix in (REPLICAS, WANTED, ONGOING) for name in names]
-    columns = [name for name in (*columns, NODES) if name in outcome.counts]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([TIME, RATE, *answer_columns, *columns])
+    count_columns = [f"{name}{suffix}" for suffix in (REPLICAS, WANTED, ONGOING) for name in names]
+    count_columns = [name for name in (*count_columns, NODES) if name in outcome.counts]
+    rows = []
     for i, at_s in enumerate(outcome.counts[TIME].tolist()):
         answers = outcome.answers(at_s, at_s + 1)
-        writer.writerow(
-            [
-                shown(at_s),
-                f"{outcome.trace.rate_rps(at_s):g}",
-                *("" if answers[name] is None else f"{answers[name]:g}" for name in answer_columns),
-                *(shown(outcome.counts[name][i]) for name in columns),
-            ]
-        )
-    return out.getvalue()
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Plan of {trace}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; }}
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-pre {{ overflow-x: auto; font-size: .85rem; }}
-svg {{ width: 100%; height: auto; }}
-footer {{ color: #555; font-size: .85rem; margin-top: 2rem; }}
-</style>
-<h1>Plan of {trace}</h1>
-<p>Replicas and nodes for {config}: Ray's own scaling code over a simulation of the service.</p>
-{figure}
-<pre>{table}</pre>
-<footer>{machine}. <a href="plan.json">plan.json</a>, <a href="plan.csv">plan.csv</a>.</footer>
-</html>
-"""
+        numbers = ("" if answers[name] is None else f"{answers[name]:g}" for name in answer_columns)
+        counts = (shown(outcome.counts[name][i]) for name in count_columns)
+        rows.append([shown(at_s), f"{outcome.trace.rate_rps(at_s):g}", *numbers, *counts])
+    return csv_text([TIME, RATE, *answer_columns, *count_columns], rows)

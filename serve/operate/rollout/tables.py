@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.contract.logs import escaped
 from serve.contract.metric_catalog import PAIRS
 from serve.operate.status.scrape import Page
+from serve.report.rows import columns
 from serve.rollout.score_comparison import ScoreSums
 
 NOTHING = "–"
@@ -29,15 +30,15 @@ def versions(found: Sequence[Mapping[str, Any]]) -> str:
         )
         for each in found
     ]
-    return _aligned(("version", "state", "made", "metrics", "reason"), rows) if rows else ""
+    return columns([("version", "state", "made", "metrics", "reason"), *rows]) if rows else ""
 
 
 def shifts(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of score shifts, a line for each pair of versions."""
-    columns = ("rows", "mean_score", "mean_shift", "psi", "top10_kept", "latency_ratio")
-    rows = [(each["new"], each["old"], *(_number(each[name]) for name in columns)) for each in found]
+    measured = ("rows", "mean_score", "mean_shift", "psi", "top10_kept", "latency_ratio")
+    rows = [(each["new"], each["old"], *(_number(each[name]) for name in measured)) for each in found]
     heads = ("new", "old", "rows", "mean score", "mean shift", "PSI", "top 10 kept", "time, new/old")
-    return _aligned(heads, rows) if rows else ""
+    return columns([heads, *rows]) if rows else ""
 
 
 def read_shifts(page: Page) -> list[dict[str, Any]]:
@@ -62,12 +63,3 @@ def _number(value: float | int | None) -> str:
     if value is None:
         return NOTHING
     return str(value) if isinstance(value, int) else f"{value:.4f}"
-
-
-def _aligned(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
