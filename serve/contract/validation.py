@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
@@ -116,6 +117,17 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]} is not a JSON number, or exceeds a float")
     return value
+
+
+def toml_table(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TabrankError(f"{path}: cannot be read ({error.strerror}); name a TOML file") from None
+    # Also of text that is not UTF-8.
+    except (ValueError, RecursionError) as error:
+        raise TabrankError(f"{path}: invalid TOML: {error}") from None
 
 
 def duration_ms(value: object, where: str) -> float:

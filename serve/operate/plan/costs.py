@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import STRICT, Between, read
+from serve.contract.validation import toml_table
 
 SHIPPED = Path(__file__).with_name("costs.toml")
 Cost = Annotated[float, Between(0, 1e6)]
@@ -79,12 +78,4 @@ def load_costs(path: Path = SHIPPED) -> Costs:
 
     Raise TabrankError naming the file, the key, the value and the remedy.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TabrankError(
-            f"{path}: {error.strerror or 'unreadable'}; name a TOML file with the keys of {SHIPPED}"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TabrankError(f"{path}: invalid TOML: {error}") from None
-    return read(Costs, values, str(path), ": ")
+    return read(Costs, toml_table(path), str(path), ": ")

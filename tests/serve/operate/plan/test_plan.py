@@ -465,7 +465,7 @@ def test_load_past_the_knee_is_reported_with_what_is_not_simulated():
         (["--trace", "trace.csv", "--compare", "trace.csv"], "give either --trace, a CSV"),
         (["--trace", "none.csv"], "none.csv: No such file"),
         (["--compare", "trace.csv"], "the column Scorer_replicas is missing or empty"),
-        (["--trace", "trace.csv", "--costs", "none.toml"], "none.toml: No such file"),
+        (["--trace", "trace.csv", "--costs", "none.toml"], "none.toml: cannot be read (No such file"),
         (["--trace", "trace.csv", "--out", "/proc/plan"], "/proc/plan: cannot be written"),
     ],
 )
