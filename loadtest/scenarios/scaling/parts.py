@@ -18,7 +18,7 @@ from loadtest.measure.cluster import look_at_folder
 from loadtest.measure.polling import within
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import failures
-from loadtest.scenarios.scaling.service import CANDIDATES, Proof, capacity_rps, load_service
+from loadtest.scenarios.scaling.service import CANDIDATES, FEW, SCALED, Proof, capacity_rps, load_service
 from loadtest.targets.fake_cluster import fake_cluster
 from loadtest.targets.processes import await_full_answer
 from loadtest.targets.running import Target
@@ -31,10 +31,7 @@ LOAD = 0.6
 WITHIN_S = 10.0
 # Scale down earlier than the doubled load ends, so that a policy that removes the added replica too
 # early is detected.
-AUTOSCALING = {
-    "FeatureFetch": {"min_replicas": 1, "max_replicas": 1},
-    "Scorer": {"min_replicas": 1, "max_replicas": 4, "downscale_delay_s": 15},
-}
+AUTOSCALING = {"max_replicas": 4, "downscale_delay_s": 15}
 # The head has room for one Scorer. The second needs a worker, which has room for one.
 NUM_CPUS = {"FeatureFetch": 0.3, "Scorer": 0.6, "Ingest": 0.0}
 NODES = {
@@ -44,9 +41,7 @@ NODES = {
 # Ray removes a node without a replica after this time.
 IDLE_S = 5.0
 ANSWER_S = 60.0
-FEW, MANY = 1, 3
-SCALED = ("FeatureFetch", "Scorer")
-FIXED = {name: {"min_replicas": FEW, "max_replicas": FEW} for name in SCALED}
+MANY = 3
 SETTLE_S = 1.0
 
 
@@ -80,9 +75,7 @@ def prove_step(target: Target, bodies: Sequence[bytes], out: Path, emit: Progres
     """Double the load of the running service, lower it; return the times of replicas and p99."""
     profile = _profile("step", STEP_PLAN, 10.0, emit)
     report, moments = load_service(profile, target.url, bodies, partial(look_at_folder, target.run), out)
-    found = judge_step(report, moments, STEP_PLAN)
-    emit(f"  replicas {_after(found['replicas_up_s'])}, p99 {_after(found['p99_recovered_s'])} the step")
-    return found, moments
+    return judge_step(report, moments, STEP_PLAN), moments
 
 
 def prove_nodes(target: Target, bodies: Sequence[bytes], out: Path, emit: Progress) -> Proof:
@@ -96,10 +89,7 @@ def prove_nodes(target: Target, bodies: Sequence[bytes], out: Path, emit: Progre
         await_full_answer("a fake node", target.url, bodies[0], CANDIDATES, ANSWER_S)
         profile = _profile("nodes", NODES_PLAN, 5.0, emit)
         report, moments = load_service(profile, target.url, bodies, cluster.rest.look, out)
-    found = judge_nodes(report, moments, NODES_PLAN)
-    added, removed = (_after(found[key]) for key in ("node_up_s", "node_gone_s"))
-    emit(f"  node added {added} the step, removed {removed} its end")
-    return found, moments
+    return judge_nodes(report, moments, NODES_PLAN), moments
 
 
 def _profile(name: str, plan: StepPlan, warmup_s: float, emit: Progress) -> Profile:
@@ -133,7 +123,8 @@ def judge_step(report: Mapping[str, Any], moments: Sequence[Moment], plan: StepP
         reasons.append(f"replicas changed before the step: {found['replicas_before']}")
     for name, key in (("more replicas ran", "replicas_up_s"), ("the p99 recovered", "p99_recovered_s")):
         if found[key] is None or found[key] > WITHIN_S:
-            reasons.append(f"{name} {_after(found[key])} the step (limit {WITHIN_S:g} s)")
+            after = "never" if found[key] is None else f"{found[key]:g} s"
+            reasons.append(f"{name} {after} after the step (limit {WITHIN_S:g} s)")
     since_up = [number for at_s, number in held if more and at_s >= more[0]]
     if any(later < earlier for earlier, later in pairwise(since_up)):
         reasons.append("a replica was removed while the load was still doubled")
@@ -217,7 +208,3 @@ def _change(target: Target, number: int, limit_s: float) -> float | None:
     target.deploy(document)
     took = within(begun + limit_s - time.monotonic(), lambda: target.at_full_strength(wanted))
     return None if took is None else round(time.monotonic() - begun, 1)
-
-
-def _after(seconds: float | None) -> str:
-    return "never after" if seconds is None else f"{seconds:g} s after"

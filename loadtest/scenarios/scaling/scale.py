@@ -9,7 +9,7 @@ from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import overall, part_verdict
 from loadtest.report.report import Report
-from loadtest.report.series import write_scale
+from loadtest.report.series import describe_part, write_scale
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.scaling import parts
 from loadtest.scenarios.scaling.service import CANDIDATES, PACE, capacity_rps, throttled
@@ -18,7 +18,7 @@ from loadtest.targets.running import Target
 from loadtest.targets.workspace import Progress, Workspace
 from serve.log.atomic_files import draft_of
 
-AUTOSCALING = {"replicas": parts.FIXED, "step": parts.AUTOSCALING, "nodes": parts.AUTOSCALING}
+AUTOSCALING = {"replicas": {}, "step": parts.AUTOSCALING, "nodes": parts.AUTOSCALING}
 PARTS = tuple(AUTOSCALING)
 
 
@@ -53,15 +53,16 @@ def run_scale(
             target = Target.of(work, service)
             if name == "nodes":
                 found[name], lines[name] = parts.prove_nodes(target, bench.bodies, part, emit)
-                continue
-            emit("starting the service with the throttled Scorer")
-            with started(service, work, bench.bodies[0], CANDIDATES) as footprint:
-                emit(f"{service.url} answers after {footprint.start_s} s")
-                found[name], lines[name] = (
-                    parts.prove_replicas(target, bench.bodies, cycles, hold_s, part, emit)
-                    if name == "replicas"
-                    else parts.prove_step(target, bench.bodies, part, emit)
-                )
+            else:
+                emit("starting the service with the throttled Scorer")
+                with started(service, work, bench.bodies[0], CANDIDATES) as footprint:
+                    emit(f"{service.url} answers after {footprint.start_s} s")
+                    found[name], lines[name] = (
+                        parts.prove_replicas(target, bench.bodies, cycles, hold_s, part, emit)
+                        if name == "replicas"
+                        else parts.prove_step(target, bench.bodies, part, emit)
+                    )
+            emit(f"  {describe_part(name, found[name])}")
         report = {
             "verdict": overall(map(part_verdict, found.values())),
             "parts": found,

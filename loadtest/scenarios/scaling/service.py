@@ -23,6 +23,9 @@ PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
 CANDIDATES = 55
 # Requests per full batch. The Scorer is six times slower than the real one, so batches are smaller.
 REQUESTS = 8
+# The deployments that scale, and the replicas that each starts with.
+SCALED = ("FeatureFetch", "Scorer")
+FEW = 1
 Proof = tuple[Report, Sequence[Moment]]
 """Numbers and verdict of a part of the test, and its timeline."""
 
@@ -33,10 +36,10 @@ def capacity_rps() -> float:
     return REQUESTS / batch_s
 
 
-def throttled(work: Workspace, config: Path, autoscaling: Mapping[str, Mapping[str, Any]]) -> TargetService:
-    """Return a throttled service of a `cluster.yaml`, with overrides of `autoscaling_config`.
+def throttled(work: Workspace, config: Path, scorer: Mapping[str, Any]) -> TargetService:
+    """Return a throttled service of a `cluster.yaml`, with one replica of each deployment.
 
-    `autoscaling` holds the overrides by deployment.
+    `scorer` overrides the `autoscaling_config` of the Scorer.
 
     Raises:
         LoadtestError: if the file is not a usable `cluster.yaml`.
@@ -46,11 +49,12 @@ def throttled(work: Workspace, config: Path, autoscaling: Mapping[str, Mapping[s
         document["applications"][0]["import_path"] = APPLICATION
         document["applications"][0]["args"] |= PACE
         declared = deployments_of(document)
-        for name, changes in autoscaling.items():
+        for name in SCALED:
             given = declared.get(name, {}).get("autoscaling_config")
             if not isinstance(given, dict):
                 raise LoadtestError(f"--config {config}: {name} has no autoscaling_config; add one")
-            given |= changes
+            given |= {"min_replicas": FEW, "max_replicas": FEW}
+        declared["Scorer"]["autoscaling_config"] |= scorer
         for deployment in declared.values():
             # Small CPU shares, for placement only: two cores must have room for three replicas of
             # each.

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.scaling.parts import FIXED
+from loadtest.scenarios.scaling.parts import AUTOSCALING
 from loadtest.scenarios.scaling.scale import PARTS, run_scale
 from loadtest.scenarios.scaling.service import APPLICATION, throttled
 from loadtest.targets.workspace import Workspace
@@ -17,11 +17,11 @@ SHIPPED = Path(__file__).parents[4] / "cluster.yaml"
 
 
 def test_the_measured_file_is_the_given_one_with_the_throttled_scorer(tmp_path):
-    throttled(Workspace(tmp_path), SHIPPED, FIXED)
+    throttled(Workspace(tmp_path), SHIPPED, AUTOSCALING)
     (application,) = yaml.safe_load((tmp_path / "cluster.yaml").read_text())["applications"]
     shipped = yaml.safe_load(SHIPPED.read_text())["applications"][0]["deployments"][1]["autoscaling_config"]
     assert application["import_path"] == APPLICATION
-    assert application["deployments"][1]["autoscaling_config"] == shipped | FIXED["Scorer"]
+    assert application["deployments"][1]["autoscaling_config"] == shipped | {"min_replicas": 1} | AUTOSCALING
 
 
 def test_a_deployment_that_does_not_scale_is_refused(tmp_path):
@@ -30,7 +30,7 @@ def test_a_deployment_that_does_not_scale_is_refused(tmp_path):
     config = tmp_path / "fixed.yaml"
     config.write_text(yaml.safe_dump(document))
     with pytest.raises(LoadtestError, match=r"fixed\.yaml: Scorer has no autoscaling_config"):
-        throttled(Workspace(tmp_path), config, FIXED)
+        throttled(Workspace(tmp_path), config, {})
 
 
 @pytest.mark.parametrize("part", PARTS)
