@@ -13,37 +13,38 @@ from serve.operate.diff.field import Path
 
 
 class Consequence(IntEnum):
-    """Effect of a change on the running service, the mildest first."""
+    """Effect of a change on the running service, the mildest first, with its wording for people."""
 
-    NOTHING = 0
-    IN_PLACE = 1
-    ADDED = 2
-    ROLLING = 3
-    REBUILT = 4
-    DELETED = 5
-    RESTART = 6
+    NOTHING = 0, "nothing touched"
+    IN_PLACE = 1, "reconfigured in place"
+    ADDED = 2, "application added"
+    ROLLING = 3, "rolling restart"
+    REBUILT = 4, "application rebuilt"
+    DELETED = 5, "application deleted"
+    RESTART = 6, "Serve restart"
 
-    @property
-    def sentence(self) -> str:
-        """Return the wording in the list of changes."""
-        return SENTENCES[self]
+    sentence: str
+
+    def __new__(cls, rank: int, sentence: str) -> Consequence:
+        """Make a member that compares by its rank."""
+        member = int.__new__(cls, rank)
+        member._value_, member.sentence = rank, sentence
+        return member
 
 
-SENTENCES = {
-    Consequence.NOTHING: "nothing touched",
-    Consequence.IN_PLACE: "reconfigured in place",
-    Consequence.ADDED: "application added",
-    Consequence.ROLLING: "rolling restart",
-    Consequence.REBUILT: "application rebuilt",
-    Consequence.DELETED: "application deleted",
-    Consequence.RESTART: "Serve restart",
-}
 SCALING: Path = (*DEPLOYMENT, "autoscaling_config")
 ACTOR: Path = (*DEPLOYMENT, "ray_actor_options")
 # Ray uses 1 where the file has none. Its hash differs from that of a 1 in the file, which is 1.0.
 NUM_CPUS: Path = (*ACTOR, "num_cpus")
 # To or from this value, `num_replicas` turns autoscaling on or off, and replicas report their load.
 AUTO: Path = (*DEPLOYMENT, "num_replicas=auto")
+# Ray does not look for changes of these. It applies them with the next change of the deployment.
+IGNORED_ALONE = (
+    "max_replicas_per_node",
+    "placement_group_bundles",
+    "placement_group_strategy",
+    "placement_group_bundle_label_selector",
+)
 # The fields of each level, separated by spaces. A field covers what is below it, except where that
 # is a level of its own here.
 TABLE = {
@@ -69,8 +70,7 @@ TABLE = {
         # each `autoscaling_config`.
         Consequence.REBUILT: "request_router_config deployment_actors autoscaling_config",
         # Replicas get these when they are created.
-        Consequence.ROLLING: "ray_actor_options max_replicas_per_node placement_group_bundles "
-        "placement_group_strategy placement_group_bundle_label_selector",
+        Consequence.ROLLING: f"ray_actor_options {' '.join(IGNORED_ALONE)}",
         # Serve passes these to the running replicas, or the controller keeps them with each.
         Consequence.IN_PLACE: "user_config max_ongoing_requests logging_config backpressure_config "
         "graceful_shutdown_wait_loop_s graceful_shutdown_timeout_s health_check_period_s "
@@ -93,13 +93,6 @@ FIELDS = {
     for consequence, names in rows.items()
     for field in names.split()
 }
-# Ray does not look for changes of these. It applies them with the next change of the deployment.
-IGNORED_ALONE = (
-    "max_replicas_per_node",
-    "placement_group_bundles",
-    "placement_group_strategy",
-    "placement_group_bundle_label_selector",
-)
 # Printed beside the consequence.
 NOTES = {
     ("folder",): "relative paths start there",
