@@ -64,9 +64,7 @@ class Ranking:
     async def rank(self, request: RankRequest) -> dict[str, Any]:
         """Rank one request."""
         begun = time.perf_counter()
-        matrix, ended = self._reader.read(
-            request.viewer, request.candidates, request.context, int(time.time() * 1e3)
-        )
+        matrix, ended = self._reader.read(request)
         version, scores = await self._scorer.score.remote(matrix)
         return answer(request, version, order(scores, ended), begun)
 

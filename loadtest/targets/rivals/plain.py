@@ -43,8 +43,6 @@ async def rank(request: RankRequest, http: Request) -> dict[str, Any]:
     """Rank one request."""
     begun = time.perf_counter()
     state = http.app.state
-    matrix, ended = state.reader.read(
-        request.viewer, request.candidates, request.context, int(time.time() * 1e3)
-    )
+    matrix, ended = state.reader.read(request)
     scores = state.scorer.score(matrix.numeric, matrix.category)
     return answer(request, state.version, order(scores, ended), begun)

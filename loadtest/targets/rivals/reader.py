@@ -8,14 +8,14 @@ around it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.targets.rivals.bodies import RankRequest
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
@@ -43,20 +43,19 @@ class Reader:
         # Read now, so that the first request does not wait for the whole table.
         self._live.read([])
 
-    def read(
-        self, viewer: str | None, candidates: Sequence[str], context: Mapping[str, Any], now_ms: int
-    ) -> tuple[Matrix, NDArray[np.bool_]]:
+    def read(self, request: RankRequest) -> tuple[Matrix, NDArray[np.bool_]]:
         """Return the matrix [C] of one request, and a mask [C] of its ended candidates."""
+        viewer, now_ms = request.viewer, int(time.time() * 1e3)
         packed = next(iter(self._live.read([] if viewer is None else [viewer])), None)
-        rows = self._live.rows.table.take(self._live.rows.find(candidates))
+        rows = self._live.rows.table.take(self._live.rows.find(request.candidates))
         viewers = (
             self._schema.blank("viewer") if packed is None else np.frombuffer(packed, self._schema.viewer)
         )
         matrix = self._features.compute(
             viewers,
             rows,
-            self._schema.context_rows([context]),
-            np.zeros(len(candidates), np.int64),
+            self._schema.context_rows([request.context]),
+            np.zeros(len(rows), np.int64),
             np.array([now_ms], np.int64),
         )
         return matrix, rows["ends_ms"] <= now_ms

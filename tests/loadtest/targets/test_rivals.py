@@ -187,7 +187,7 @@ def test_what_changes_in_the_store_is_seen_at_the_next_read(bench_work):
     [name, *_] = read_log_ids(bench_work.log, 55).candidates
 
     def has_ended():
-        return reader.read(None, [name], {}, int(NOW_S * 1e3))[1].tolist()
+        return reader.read(RankRequest(viewer=None, candidates=[name]))[1].tolist()
 
     store = open_store("lmdb:store", "spaces", schema.fingerprint, base=bench_work.data, writable=True)
     store.take_epoch()
