@@ -116,7 +116,9 @@ def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]
     A latency of None, which was not reached, breaks the line.
     """
     figure, axes = _axes("requests a second offered", "ms from the scheduled start")
-    _draw_lines(axes, lines)
+    for name, points in lines.items():
+        at = sorted(points, key=lambda point: point[0])
+        axes.plot([x for x, _ in at], _floats(y for _, y in at), marker=".", label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
@@ -166,31 +168,12 @@ def memory_and_files(at_s: Sequence[float], memory_mib: Sequence[float], files: 
     return figure
 
 
-@plot
-def cost_against(x: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Plot a line of (size, µs per request) points for each name, with a logarithmic size axis."""
-    figure, axes = _axes(x, "µs a request (median)")
-    _draw_lines(axes, lines)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:,g}")
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
-    axes.legend(loc="upper left", ncols=2)
-    return figure
-
-
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.5, 2.9), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes
-
-
-def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> None:
-    """Draw a line through the points of each name; None breaks it."""
-    for name, points in lines.items():
-        at = sorted(points, key=lambda point: point[0])
-        axes.plot([x for x, _ in at], _floats(y for _, y in at), marker=".", label=name)
 
 
 def _draw_limits(axes: Axes, slo: Slo) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtest.report.performance import write_plots
+from plot_performance import write_plots
 
 
 def cell(viewers, candidates, batch, slate=55):

@@ -1,20 +1,19 @@
-"""Plots of docs/performance.md, from the output of a benchmark:
+"""Write the plots of docs/performance.md, from the output of a benchmark:
 
 python -m serve bench fetch --json > fetch.json
-python -m loadtest.report.performance fetch.json docs/plots
+python tests/support/plot_performance.py fetch.json docs/plots
 """
-
-from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
 
-from loadtest.report.plots import cost_against
-from loadtest.report.report import Report
+from matplotlib.figure import Figure
+
+from serve.report.svg import plot
 
 
-def write_plots(fetch: Report, folder: Path) -> list[Path]:
+def write_plots(fetch, folder):
     """Write the three plots as SVG and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep = {"alone": [(cell["slate"], cell["p50_us"]) for cell in fetch["sweep"]]}
@@ -28,8 +27,24 @@ def write_plots(fetch: Report, folder: Path) -> list[Path]:
     return [folder / name for name in found]
 
 
-def _cells(fetch: Report, along: str, fixed: str, value: int) -> dict[str, list[tuple[float, float]]]:
-    lines: dict[str, list[tuple[float, float]]] = {}
+@plot
+def cost_against(x, lines):
+    """Plot a line of (size, µs per request) points for each name, with a logarithmic size axis."""
+    figure = Figure(figsize=(8.5, 2.9), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker=".", label=name)
+    axes.set_xlabel(x)
+    axes.set_ylabel("µs a request (median)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+    axes.legend(loc="upper left", ncols=2)
+    return figure
+
+
+def _cells(fetch, along, fixed, value):
+    lines = {}
     for cell in fetch["cells"]:
         if cell["store"] == "lmdb" and cell[fixed] == value:
             name = "alone" if cell["batch"] == 1 else f"in batches of {cell['batch']}"
