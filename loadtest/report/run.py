@@ -29,13 +29,24 @@ def report_run(
     out: Path,
     locust_html: str | None = None,
 ) -> tuple[Report, Sequence[Moment]]:
-    """Judge the requests of a load and write its report to `out`.
+    """Judge the requests of a load and write its report to the new folder `out`, or nothing.
 
     Return it, and the timeline of the measurement.
+
+    Raises:
+        TabrankError: if `out` exists.
     """
     moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
     report = make_report(profile, url, slo, requests, moments)
-    write_run(out, report, requests, slo, locust_html, moments)
+    files = {
+        "requests.csv": requests_csv(moments),
+        "timeline.csv": timeline_csv(moments),
+        **({"locust.html": locust_html} if locust_html is not None else {}),
+    }
+    found = findings(report)
+    body = found.body(_run_plots(report, requests, slo, moments))
+    footer = RUN_FOOTER if locust_html is None else RUN_FOOTER + LOCUST
+    write_report(out, report, found.title, body, footer, files)
     return report, [moment for moment in moments if moment.t_s >= 0]
 
 
@@ -60,19 +71,7 @@ def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moment
     }
 
 
-def write_run(
-    folder: Path,
-    report: Report,
-    requests: Requests,
-    slo: Slo,
-    locust_html: str | None,
-    moments: list[Moment],
-) -> None:
-    """Write the report folder, complete or not at all.
-
-    Raises:
-        TabrankError: if `folder` exists.
-    """
+def _run_plots(report: Report, requests: Requests, slo: Slo, moments: list[Moment]) -> dict[str, str]:
     # Import late: matplotlib is slow to import.
     from loadtest.report.plots import distribution, load_and_cluster
 
@@ -83,18 +82,10 @@ def write_run(
         f"p99 ≤ {slo.p99_ms:g} ms": (slo.p99_ms, 0.01),
     }
     axes = ("ms from the scheduled start", "share of requests not yet answered")
-    plots = {
+    return {
         _timeline_title(report): load_and_cluster(moments, slo),
         "Latency distribution": distribution(*axes, lines, marks),
     }
-    files = {
-        "requests.csv": requests_csv(moments),
-        "timeline.csv": timeline_csv(moments),
-        **({"locust.html": locust_html} if locust_html is not None else {}),
-    }
-    found = findings(report)
-    footer = RUN_FOOTER if locust_html is None else RUN_FOOTER + LOCUST
-    write_report(folder, report, found.title, found.body(plots), footer, files)
 
 
 def requests_csv(moments: Sequence[Moment]) -> str:

@@ -13,7 +13,7 @@ from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import Outcome
 from loadtest.measure.timeline import timeline
-from loadtest.report.run import findings, make_report, write_run
+from loadtest.report.run import findings, make_report, report_run
 from loadtest.workload.profiles import load_profile, load_slo
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
@@ -32,18 +32,30 @@ KEYS = {
 FULL = Outcome("full", True, True)
 
 
-def made(outcome=FULL, samples=()):
+URL = "http://127.0.0.1:8000"
+
+
+def ended(outcome=FULL):
     log = RequestLog()
     for at_s in np.linspace(-1, 2.99, 400):
         log.add(float(at_s), 0.5, 10.0 + 5 * float(at_s), outcome, 55)
-    requests = log.requests()
-    moments = timeline(requests, PROFILE.duration_s, samples, PROFILE.warmup_s)
-    report = make_report(PROFILE, "http://127.0.0.1:8000", SLO, requests, moments)
-    return report, requests, moments
+    return log.requests()
+
+
+def made():
+    requests = ended()
+    moments = timeline(requests, PROFILE.duration_s, [], PROFILE.warmup_s)
+    return make_report(PROFILE, URL, SLO, requests, moments)
+
+
+def written(folder, outcome=FULL, samples=()):
+    """Return the report of a run, and the page in its folder."""
+    report, _ = report_run(PROFILE, SLO, URL, ended(outcome), samples, folder, "<html>locust</html>")
+    return report, (folder / "report.html").read_text()
 
 
 def test_the_report_has_exactly_its_documented_keys():
-    report, _, _ = made()
+    report = made()
     assert set(report) == KEYS
     assert set(report["machine"]) == {"cpu", "cores", "memory_gib", "python", "platform"}
     # fmt: off
@@ -54,9 +66,8 @@ def test_the_report_has_exactly_its_documented_keys():
 
 
 def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
-    report, requests, moments = made()
     folder = tmp_path / "new" / "run"
-    write_run(folder, report, requests, SLO, "<html>locust</html>", moments)
+    report, page = written(folder)
     # fmt: off
     assert sorted(path.name for path in folder.iterdir()) == [
         "locust.html", "report.html", "report.json", "requests.csv", "timeline.csv"
@@ -64,7 +75,6 @@ def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
     # fmt: on
     assert list(folder.parent.iterdir()) == [folder]
     assert json.loads((folder / "report.json").read_text()) == report
-    page = (folder / "report.html").read_text()
     assert page.count("<svg") == 2
     assert "headline: held" in page
     assert "without replicas and nodes" in page
@@ -76,20 +86,17 @@ def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
 
 
 def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
-    report, requests, moments = made(Outcome("HTTP 503 <b>", False))
+    report, page = written(tmp_path / "run", Outcome("HTTP 503 <b>", False))
     assert report["p50_ms"] is None
     assert "p50: not reached" in str(findings(report))
-    write_run(tmp_path / "run", report, requests, SLO, "", moments)
-    page = (tmp_path / "run" / "report.html").read_text()
     assert "not reached" in page
     assert "HTTP 503 &lt;b&gt;" in page
     assert "<b>" not in page
 
 
 def test_a_report_is_never_overwritten(tmp_path):
-    report, requests, moments = made()
     with pytest.raises(TabrankError, match="exists already"):
-        write_run(tmp_path, report, requests, SLO, "", moments)
+        written(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
@@ -100,7 +107,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
 
 
 def test_the_summary_says_verdict_rate_and_limits():
-    report, _, _ = made()
+    report = made()
     lines = str(findings(report)).splitlines()
     assert lines[:3] == [
         "Load test headline: held, 3 s at http://127.0.0.1:8000",
@@ -111,14 +118,12 @@ def test_the_summary_says_verdict_rate_and_limits():
 
 
 def test_what_was_watched_is_drawn_with_its_replicas(tmp_path):
-    report, requests, moments = made(samples=[ClusterSample(0.5, {"Scorer": 2}, 1)])
-    write_run(tmp_path / "run", report, requests, SLO, "", moments)
-    page = (tmp_path / "run" / "report.html").read_text()
+    _, page = written(tmp_path / "run", samples=[ClusterSample(0.5, {"Scorer": 2}, 1)])
     assert "Scorer replicas" in page
     assert "without replicas and nodes" not in page
 
 
 def test_a_level_run_is_told_without_phases():
-    report, _, _ = made()
+    report = made()
     assert (len(report["phases"]), report["steps"]) == (1, [])
     assert "×1" not in str(findings(report))
