@@ -104,11 +104,6 @@ def replica_states(folder: Path) -> dict[str, dict[str, int]]:
     return {name: deployment["replicas"] for name, deployment in deployments(applications)}
 
 
-def all_running(states: Mapping[str, Mapping[str, int]], wanted: Mapping[str, int]) -> bool:
-    """Return whether exactly these replicas run and none is starting or stopping."""
-    return all(states.get(name) == {"RUNNING": number} for name, number in wanted.items())
-
-
 def look_at_folder(folder: Path) -> tuple[Mapping[str, int], int | None]:
     """Return the running replicas by deployment, and the number of nodes."""
     nodes = read_service(folder).get("nodes")

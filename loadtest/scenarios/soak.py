@@ -22,13 +22,11 @@ from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import Verdict, failures, verdict_on
 from loadtest.report.report import Report
 from loadtest.report.run import Footprint, write_soak
-from loadtest.targets.processes import processes_with
+from loadtest.targets.processes import of_cluster
 from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import Block, Profile, Slo, load_slo
 from serve.operate.host.machine import describe_machine
 
-# Environment variable of each process of a service that `serve up` started.
-CLUSTER = "TABRANK_CLUSTER"
 CANDIDATES = 55
 WARMUP_S = 30.0
 # Share of the samples that is ignored, while caches and heaps fill.
@@ -122,7 +120,7 @@ def processes_of(run: Path, url: str) -> list[psutil.Process]:
         raise LoadtestError(
             f"--cluster {run}: holds no service at {url}; name the run folder of its `serve up`"
         )
-    found = processes_with(CLUSTER, service["cluster_id"])
+    found = of_cluster(service["cluster_id"])
     if not found:
         raise LoadtestError(f"--cluster {run}: its service has no readable process; check its user")
     return found

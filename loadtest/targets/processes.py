@@ -18,6 +18,8 @@ from loadtest.errors import LoadtestError
 from loadtest.measure.service import PATH, ask, read_answer
 from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Workspace
+from serve.operate.host.run_folder import MARKER as CLUSTER
+from serve.operate.host.run_folder import processes_with
 
 # Environment variable of every process of a measured service.
 MARKER = "TABRANK_LOADTEST"
@@ -142,15 +144,9 @@ def marked(marker: str) -> list[psutil.Process]:
     return processes_with(MARKER, marker)
 
 
-def processes_with(name: str, value: str) -> list[psutil.Process]:
-    """Return the live processes whose environment has this value of the variable."""
-    found = []
-    for process in psutil.process_iter():
-        # Processes of other users, and processes that end meanwhile, are not readable.
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+def of_cluster(cluster_id: str) -> list[psutil.Process]:
+    """Return the live processes of a service that `serve up` started."""
+    return processes_with(CLUSTER, cluster_id)
 
 
 def _footprint(marker: str, start_s: float) -> Footprint:

@@ -16,7 +16,7 @@ import psutil
 
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import all_running, replica_states
+from loadtest.measure.cluster import replica_states
 from loadtest.targets.processes import marked, marker_of
 from loadtest.targets.services import Document, TargetService, read_document, write_document
 from loadtest.targets.workspace import Workspace
@@ -65,10 +65,6 @@ class Target:
             raise LoadtestError(f"the service has no process {role}; check that it is up")
         return found[0]
 
-    def replica(self, deployment: str) -> psutil.Process:
-        """Return the process of the oldest replica of a deployment."""
-        return self.one(REPLICA + deployment)
-
     def roles(self) -> Counter[str]:
         """Count its processes by title, without idle ones."""
         names = Counter(title(process).partition(".")[0] for process in marked(self.marker))
@@ -80,7 +76,8 @@ class Target:
 
     def at_full_strength(self, wanted: Mapping[str, int]) -> bool:
         """Return whether exactly these replicas run and none is starting or stopping."""
-        return all_running(self.replicas(), wanted)
+        states = self.replicas()
+        return all(states.get(name) == {"RUNNING": number} for name, number in wanted.items())
 
     def document(self) -> Document:
         """Return its parsed `cluster.yaml`."""

@@ -58,7 +58,7 @@ class Flood(Fault):
     def inject(self, target: Target) -> None:
         """Send the requests; rejected ones are not repeated."""
         self._url, until = target.url, time.monotonic() + FLOOD_S
-        self._sizes = [target.replica(self.deployment).memory_info().rss]
+        self._sizes = [target.one(REPLICA + self.deployment).memory_info().rss]
 
         def send(number: int) -> None:
             if time.monotonic() > until:

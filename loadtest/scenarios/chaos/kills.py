@@ -109,7 +109,7 @@ class RunDiskFull(Unwatched):
     def aim(self, target: Target) -> None:
         """Find the supervisor and the oldest Scorer."""
         super().aim(target)
-        self._scorer = target.replica("Scorer")
+        self._scorer = target.one(REPLICA + "Scorer")
 
     def inject(self, target: Target) -> None:
         """Limit the size of the supervisor's files, then kill the Scorer."""

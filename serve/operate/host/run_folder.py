@@ -198,13 +198,7 @@ class RunFolder:
 
     def processes(self) -> list[psutil.Process]:
         """Return each living process of this run's cluster."""
-        found = []
-        for process in psutil.process_iter():
-            # Processes of other users, and those that end meanwhile, cannot be read.
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(MARKER) == self.cluster_id and process.pid != os.getpid():
-                    found.append(process)
-        return found
+        return processes_with(MARKER, self.cluster_id)
 
     def supervisors(self) -> list[psutil.Process]:
         """Return the supervisor, if it lives."""
@@ -260,6 +254,17 @@ class RunFolder:
                         raise TabrankError(f"{self.path}: another up or down runs; retry later") from None
                     time.sleep(POLL_S)
             yield
+
+
+def processes_with(name: str, value: str) -> list[psutil.Process]:
+    """Return the other living processes whose environment has this value of a variable."""
+    found = []
+    for process in psutil.process_iter():
+        # Processes of other users, and those that end meanwhile, cannot be read.
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(name) == value and process.pid != os.getpid():
+                found.append(process)
+    return found
 
 
 def _name(process: psutil.Process) -> str:

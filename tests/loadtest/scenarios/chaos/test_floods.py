@@ -54,7 +54,7 @@ def service():
 
 def target(url="", *processes):
     found = [psutil.Process(pid) for pid in processes]
-    return SimpleNamespace(url=url, find=lambda role: found, replica=lambda deployment: found[0])
+    return SimpleNamespace(url=url, find=lambda role: found, one=lambda role: found[0])
 
 
 def test_the_largest_ranking_is_accepted_and_its_exposures_exceed_a_call():

@@ -19,7 +19,7 @@ from loadtest.targets.running import Target
 class Folder(Target):
     """Run folder without a service; the file `scorer` holds the id of its Scorer process."""
 
-    def replica(self, deployment):
+    def one(self, role):
         return psutil.Process(int((self.folder / "scorer").read_text()))
 
 
