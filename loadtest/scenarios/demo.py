@@ -21,8 +21,8 @@ from loadtest.errors import INTERRUPTED
 from loadtest.report.report import SAME_CORES, Report, number, write_report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
-from loadtest.targets.workspace import exclusive
 from serve.contract.errors import TabrankError
+from serve.log.atomic_files import exclusive
 from serve.operate.host.machine import describe_machine
 from serve.report.page import figures, table
 from serve.report.rows import columns
@@ -45,7 +45,7 @@ def main() -> int:
     """Run the demo; return 0 if it held, 1 if load or new Space did not, 2 without a verdict."""
     die_with_parent()
     try:
-        with exclusive(DEMO, f"another demo is running in {DEMO}; wait for its end, or stop it"):
+        with exclusive(DEMO / "lock", f"another demo is running in {DEMO}; wait for its end, or stop it"):
             try:
                 return _demo()
             finally:

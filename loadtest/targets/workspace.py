@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from loadtest.commands import run_command
-from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import MAX_CANDIDATES
-from serve.log.atomic_files import draft_of
+from serve.log.atomic_files import draft_of, exclusive
 
 # A model's speed does not depend on the number of epochs.
 ROWS, EPOCHS = 300_000, 2
@@ -55,10 +53,10 @@ class Workspace:
         The folder is created if it is missing.
 
         Raises:
-            LoadtestError: if another benchmark holds it, or it cannot be created.
+            TabrankError: if another benchmark holds it, or it cannot be created.
         """
         busy = f"--work {self.path}: another benchmark uses it; wait for its end, or name another folder"
-        return exclusive(self.path, busy)
+        return exclusive(self.path / "lock", busy)
 
     def prepare(self, emit: Progress, run: RunCommand = run_command) -> None:
         """Make missing data in a draft folder, and rename it once it is complete."""
@@ -89,26 +87,3 @@ def _keep_live(file: Path, num: int) -> None:
     ends = np.flatnonzero(rows["ends_ms"].is_valid())
     num_missing = max(0, num - len(rows["id"].unique()) + len(ends))
     pq.write_table(rows.take(np.delete(np.arange(len(rows)), ends[len(ends) - num_missing :])), file)
-
-
-@contextmanager
-def exclusive(folder: Path, busy: str) -> Iterator[None]:
-    """Hold the lock of a folder, which is created if it is missing.
-
-    Raises:
-        LoadtestError: with the message `busy`, if another process holds it, or if the folder cannot
-            be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise LoadtestError(
-            f"{folder}: cannot be written to ({error.strerror}); name another folder"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LoadtestError(busy) from None
-        yield

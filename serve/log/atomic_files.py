@@ -1,21 +1,26 @@
-"""Atomic writes: files and folders get their name only once they are complete."""
+"""Atomic writes: files and folders get their name only once they are complete; and file locks."""
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 
 # Umask of processes that write viewers' data, and of their children: files 0600, folders 0700.
 PRIVATE = 0o077
+# Look this often whether a lock is free.
+LOOK_S = 0.01
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -71,3 +76,33 @@ def draft_of(out: Path, mode: int = 0o777) -> Iterator[Path]:
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(lock: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a file, which is created with its folder; it ends with the process.
+
+    Raises:
+        TabrankError: with the message `busy`, if another process holds it for `wait_s`, or if the
+            folder cannot be written to.
+    """
+    until = time.monotonic() + wait_s
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise TabrankError(
+            f"{lock.parent}: cannot be written to ({error.strerror}); name another folder"
+        ) from None
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TabrankError(busy) from None
+                time.sleep(LOOK_S)
+            except OSError as error:
+                raise TabrankError(f"{lock}: cannot be locked ({error.strerror})") from None
+        yield

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.contract.validation import refuse_file
+from serve.log.atomic_files import exclusive
 from serve.model.artifact import CANARY, CURRENT, load, point, pointed, unpoint, versions
 from serve.model.compatibility import require_promotable
 from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
@@ -154,7 +154,7 @@ class ModelRegistry:
         return found
 
     def _pointed(self, pointer: str) -> str | None:
-        with contextlib.suppress(ArtifactRefused):
+        with suppress(ArtifactRefused):
             return pointed(self.models, pointer)
         return None
 
@@ -167,35 +167,13 @@ class ModelRegistry:
         except OSError as error:
             raise TabrankError(f"models {self.models}: HISTORY cannot be written: {error}") from error
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         """Hold the writer lock, across machines on a shared file system; TabrankError if taken."""
         refuse_file(self.models)
         if not self.models.is_dir():
             raise TabrankError(f"models {self.models}: the folder does not exist; publish an artifact first")
-        try:
-            file = (self.models / LOCK).open("w")
-        except OSError as error:
-            raise TabrankError(f"models {self.models}: cannot be written: {error}") from error
-        with file:
-            # Closing the file releases the lock.
-            self._lock(file)
-            yield
-
-    def _lock(self, file: IO[str]) -> None:
-        end = time.monotonic() + LOCK_S
-        while True:
-            try:
-                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise TabrankError(
-                        f"models {self.models}: another process has been changing it for {LOCK_S:g} s; retry, or "
-                        f"end the process that holds {LOCK}"
-                    ) from None
-                time.sleep(0.01)
-            except OSError as error:
-                raise TabrankError(f"models {self.models}: cannot be locked: {error}") from error
+        busy = f"models {self.models}: another process has been changing it for {LOCK_S:g} s"
+        return exclusive(self.models / LOCK, f"{busy}; retry, or end the process that holds {LOCK}", LOCK_S)
 
 
 def _made(version: str) -> str:

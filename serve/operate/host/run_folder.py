@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ import yaml
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
+from serve.log.atomic_files import exclusive
 
 MARKER = "TABRANK_CLUSTER"
 # Ray opens its folder to every user, so it lies inside a private folder of ours.
@@ -239,21 +240,10 @@ class RunFolder:
                 raise TabrankError(f"process {left[0].pid} cannot be ended; end it, then try again")
         return killed
 
-    @contextlib.contextmanager
-    def locked(self, timeout_s: float) -> Iterator[None]:
+    def locked(self, timeout_s: float) -> contextlib.AbstractContextManager[None]:
         """Hold the folder's lock, so that two commands do not start and stop one service."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        deadline = time.monotonic() + timeout_s
-        with (self.path / "lock").open("w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise TabrankError(f"{self.path}: another up or down runs; retry later") from None
-                    time.sleep(POLL_S)
-            yield
+        return exclusive(self.path / "lock", f"{self.path}: another up or down runs; retry later", timeout_s)
 
 
 def processes_with(name: str, value: str) -> list[psutil.Process]:

@@ -13,6 +13,7 @@ import pytest
 from loadtest.errors import LoadtestError
 from loadtest.targets.workspace import ROWS, STORE_FORMAT, VIEWERS, Workspace
 from loadtest.workload.profiles import MAX_CANDIDATES
+from serve.contract.errors import TabrankError
 from serve.stores.lmdb_environment import FORMAT
 
 
@@ -102,11 +103,11 @@ def test_what_else_lies_in_the_folder_stays(work):
 
 
 def test_two_benchmarks_do_not_share_a_folder(work):
-    with pytest.raises(LoadtestError, match="another benchmark uses it"), work.locked():
+    with pytest.raises(TabrankError, match="another benchmark uses it"), work.locked():
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LoadtestError, match="cannot be written to"), Workspace(tmp_path / "file").locked():
+    with pytest.raises(TabrankError, match="cannot be written to"), Workspace(tmp_path / "file").locked():
         pass
