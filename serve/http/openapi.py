@@ -20,11 +20,8 @@ from serve.contract.rankings import (
 )
 from serve.contract.records import EventsAnswer, EventsRequest
 from serve.features.surface import Surface
+from serve.report.page import whole_page
 
-STYLE = (
-    "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}"
-    "pre{background:#f4f4f4;padding:1em;overflow:auto}"
-)
 ANY = {
     "400": "Malformed JSON or header.",
     "405": "Wrong method; Allow names the right one.",
@@ -136,9 +133,7 @@ def docs_page(document: dict[str, Any]) -> str:
             )
     for name, schema in document["components"]["schemas"].items():
         parts.append(f"<h3>{name}</h3><pre>{html.escape(json.dumps(schema, indent=2))}</pre>")
-    title = html.escape(document["info"]["title"])
-    head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-    return f"{head}<h1>{title}</h1>{''.join(parts)}"
+    return whole_page(document["info"]["title"], parts)
 
 
 def _published(schemas: Any) -> Any:
