@@ -165,11 +165,8 @@ def environment(config: Config, run: RunFolder, temp: Path, haproxy: bool) -> di
     stats, haproxy_metrics, fallback, metrics = free_ports(4)
     if haproxy:
         _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
-        tunable = {**FAST, **ONE_MACHINE}
-        forced = {
-            **HAPROXY,
-            **haproxy_places(temp / "h", stats, haproxy_metrics, fallback),
-        }
+        tunable = FAST | ONE_MACHINE
+        forced = HAPROXY | haproxy_places(temp / "h", stats, haproxy_metrics, fallback)
     else:
         tunable = {}
         # Throughput mode would force the HAProxy ingress, which the plain proxy replaces.
@@ -201,14 +198,8 @@ def rendered_environment(home: str) -> dict[str, str]:
     `home` is the folder of its `cluster.yaml`. The ports are Ray's defaults, since each machine is
     one node. The token comes from outside, never from a rendered file.
     """
-    return {
-        **HAPROXY,
-        **FAST,
-        **SEVERAL_MACHINES,
-        **EVERYWHERE,
-        "RAY_AUTH_MODE": "token",
-        "TABRANK_HOME": home,
-    }
+    settings = HAPROXY | FAST | SEVERAL_MACHINES | EVERYWHERE
+    return settings | {"RAY_AUTH_MODE": "token", "TABRANK_HOME": home}
 
 
 def import_folders(config: Config) -> list[str]:
