@@ -15,6 +15,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, cycle, repeat
@@ -74,15 +75,12 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
     def dispatch(self) -> None:
         """Send the environment's load, then stop."""
         load: LocustLoad = self.environment.load
-        connections = Connections(self.host)
         read = partial(read_answer, num_candidates=load.profile.candidates)
-        dispatcher = Dispatcher(connections.exchange, read, self._ended)
-        requests = cycle([connections.prepare(body) for body in load.bodies])
         rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
-        try:
+        with closing(Connections(self.host)) as connections:
+            dispatcher = Dispatcher(connections.exchange, read, self._ended)
+            requests = cycle([connections.prepare(body) for body in load.bodies])
             dispatcher.run(arrivals(self._share_rps, load.blocks, rng), requests)
-        finally:
-            connections.close()
         raise StopUser
 
     def _share_rps(self) -> float:

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -64,21 +65,19 @@ def ask(
     """
     host, port = read_address(url)
     kind = http.client.HTTPSConnection if url.startswith("https:") else http.client.HTTPConnection
-    connection = kind(host, port, timeout=TIMEOUT_S)
+    whole = urlsplit(url).path.rstrip("/") + path
+    method = "GET" if body is None else "POST"
+    kind_of_body = {"Content-Type": "application/json"} if body else {}
     try:
-        whole = urlsplit(url).path.rstrip("/") + path
-        method = "GET" if body is None else "POST"
-        kind_of_body = {"Content-Type": "application/json"} if body else {}
-        connection.request(method, whole, body, {**kind_of_body, **key_header(), **(headers or {})})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        with closing(kind(host, port, timeout=TIMEOUT_S)) as connection:
+            connection.request(method, whole, body, {**kind_of_body, **key_header(), **(headers or {})})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise LoadtestError(
             f"--url {url}: no service answers there ({error or type(error).__name__}); "
             "start one with `python -m serve up`, or name another with --url"
         ) from None
-    finally:
-        connection.close()
 
 
 def key_header() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -149,16 +150,11 @@ def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
 
 def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: RequestLog) -> None:
     keep = partial(posts.keep, zero_s=plan.profile.warmup_s)
-    connections = Connections(url, EVENTS_PATH)
     read = partial(read_acknowledgement, num_records=plan.batch)
-    dispatcher = Dispatcher(connections.exchange, read, keep)
-    times_s = arrivals(
-        lambda: plan.events_per_s / plan.batch, plan.profile.blocks, np.random.default_rng(SEED)
-    )
-    try:
-        dispatcher.run(times_s, map(connections.prepare, bodies))
-    finally:
-        connections.close()
+    posts_per_s = plan.events_per_s / plan.batch
+    times_s = arrivals(lambda: posts_per_s, plan.profile.blocks, np.random.default_rng(SEED))
+    with closing(Connections(url, EVENTS_PATH)) as connections:
+        Dispatcher(connections.exchange, read, keep).run(times_s, map(connections.prepare, bodies))
 
 
 def _clean_up(url: str, prober: Prober) -> list[str]:
