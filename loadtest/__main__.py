@@ -16,16 +16,9 @@ from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_scenario
 from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo
-from serve.contract.commands import Commands
+from serve.contract.commands import command_line
 
-app = typer.Typer(
-    cls=Commands,
-    help=__doc__,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = command_line(__doc__, rich_markup_mode=None)
 
 LOG, WORK, CONFIG = Path("var/log"), Path("var/bench"), Path("cluster.yaml")
 Url = Annotated[str, typer.Option(help="URL of the running service, which keeps the posted records")]

@@ -17,20 +17,18 @@ from serve.contract.commands import (
     RUN,
     Address,
     AnyRunFolder,
-    Commands,
     ConfigFile,
     Json,
     RunFolder,
     answer,
+    command_line,
 )
 from serve.contract.validation import milliseconds
 from serve.log.atomic_files import PRIVATE
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
-)
+app = command_line(__doc__)
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 app.add_typer(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from serve.contract.commands import Commands
+from serve.contract.commands import command_line
 from serve.contract.validation import milliseconds, num_bytes
 from serve.features.surface import load_surface
 from serve.log.atomic_files import PRIVATE
@@ -33,9 +33,7 @@ from training.terminal import (
     print_progress,
 )
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
-)
+app = command_line(__doc__)
 app.add_typer(imports, name="import")
 app.add_typer(bench, name="bench", help="Measure speed, and quality against known truths.")
 app.add_typer(experiment, name="experiment", help="Analyse experiments, and check whether to trust them.")

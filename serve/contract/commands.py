@@ -62,6 +62,18 @@ class Commands(TyperGroup):
         raise typer.Exit(2)
 
 
+def command_line(about: str | None, **options: Any) -> typer.Typer:
+    """Return the command line of a package, whose docstring is its help."""
+    return typer.Typer(
+        cls=Commands,
+        help=about,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        **options,
+    )
+
+
 def answer(result: dict[str, Any], as_json: bool, text: str) -> None:
     """Print the result of a command on stdout."""
     print(json.dumps(result) if as_json else text)
