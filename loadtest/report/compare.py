@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loadtest.measure.verdict import listed
-from loadtest.report.report import SAME_CORES, Report, number, write_report
+from loadtest.report.report import SAME_CORES, Report, write_report
 from serve.report.page import bullets, table
-from serve.report.rows import columns
+from serve.report.rows import columns, number
 
 NUMBERS = {"rps": "requests/s", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
 HEAD = ("load", "service", *NUMBERS.values(), "not in full", "late s", "CPU µs a full answer")
@@ -31,7 +31,7 @@ def compare_summary(report: Report) -> str:
 
 def window_line(name: str, window: Report) -> str:
     """Return one window of a service as a line for a terminal."""
-    numbers = ", ".join(f"{label} {number(window[key], 1)}" for key, label in NUMBERS.items())
+    numbers = ", ".join(f"{label} {number(window[key], ',.1f')}" for key, label in NUMBERS.items())
     return f"{_named(name, window)}: {numbers}"
 
 
@@ -47,7 +47,7 @@ def _title(report: Report) -> str:
 def _rows(report: Report) -> Iterator[tuple[str, ...]]:
     for at, load in report["loads"].items():
         for name, found in load["services"].items():
-            numbers = (number(found[key], 1) for key in NUMBERS)
+            numbers = (number(found[key], ",.1f") for key in NUMBERS)
             others = listed({end: times for end, times in found["ended"].items() if end != "full"})
             cpu = ", ".join(f"{group} {us:,.0f}" for group, us in found["cpu_us"].items())
             yield at, _named(name, found), *numbers, others or "0", str(found["late_s"]), cpu

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loadtest.measure.verdict import Verdict
-from loadtest.report.report import SAME_CORES, Report, number, write_report
+from loadtest.report.report import SAME_CORES, Report, write_report
 from loadtest.workload.profiles import Slo
 from serve.report.page import figures, table
+from serve.report.rows import number
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
 

@@ -65,11 +65,6 @@ class Findings:
         return [paragraph(self.lead), bullets(self.notes), numbers, figures(plots)]
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    """Format a number with thousands separators; None is a dash."""
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
 def with_reasons(line: str, reasons: Iterable[str]) -> str:
     """Return a line for a terminal with reasons below it."""
     return "\n".join([line, *(f"    - {reason}" for reason in reasons)])

@@ -17,7 +17,7 @@ from loadtest.measure.verdict import judge
 from loadtest.report.report import SAME_CORES, Findings, Report, indented, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.operate.host.machine import describe_machine
-from serve.report.rows import csv_text
+from serve.report.rows import csv_text, number
 
 
 def report_run(
@@ -183,7 +183,7 @@ def soak_findings(report: Report) -> Findings:
     thirds = " → ".join(milliseconds(value) for value in report["p99_ms"])
     drift = f"at most {report['criteria']['p99_drift']:+.0%}"
     rows = [
-        ("p99 of each third", f"{thirds} ({_share(report['p99_drift'])})", drift),
+        ("p99 of each third", f"{thirds} ({number(report['p99_drift'], '+.1%')})", drift),
         ("private resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
         ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
         ("requests that failed", f"{report['errors']} of {report['requests']:,}", "none"),
@@ -199,11 +199,7 @@ def _at_most(report: Report) -> str:
 
 def _grown(report: Report, values: str, share: str, unit: str) -> str:
     shown = " → ".join(f"{value:,.0f}" for value in report[values])
-    return f"{shown}{unit} ({_share(report[share])})"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.1%}"
+    return f"{shown}{unit} ({number(report[share], '+.1%')})"
 
 
 RUN_FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);

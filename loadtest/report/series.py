@@ -12,10 +12,10 @@ from pathlib import Path
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import listed
-from loadtest.report.report import SAME_CORES, Report, number, with_reasons, write_report
+from loadtest.report.report import SAME_CORES, Report, with_reasons, write_report
 from loadtest.workload.profiles import Slo, load_slo
 from serve.report.page import bullets, figures, paragraph, table
-from serve.report.rows import markdown
+from serve.report.rows import markdown, number
 
 PART_TITLES = {
     "replicas": "Replicas 1 → 3 → 1 under load: no request may fail",

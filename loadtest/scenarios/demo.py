@@ -18,14 +18,14 @@ from typing import Any
 
 from loadtest.commands import die_with_parent, run_command
 from loadtest.errors import INTERRUPTED
-from loadtest.report.report import SAME_CORES, Report, number, write_report
+from loadtest.report.report import SAME_CORES, Report, write_report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
 from serve.contract.errors import TabrankError
 from serve.log.atomic_files import exclusive
 from serve.operate.host.machine import describe_machine
 from serve.report.page import figures, table
-from serve.report.rows import columns
+from serve.report.rows import columns, number
 
 DEMO = Path("var/demo")
 LOG, MODEL, RUN = f"{DEMO}/log", f"{DEMO}/model", f"{DEMO}/run"
@@ -227,11 +227,11 @@ def claims(report: Report) -> list[tuple[str, str, str]]:
         (
             "queries",
             "900 /s",
-            f"{number(load.get('rps'), 0)} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}",
+            f"{number(load.get('rps'))} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}",
         ),
-        ("candidates", "50,000 /s", f"{number(load.get('candidates_per_s'), 0)} /s scored by the model"),
-        ("p90", "< 50 ms", f"{number(load.get('p90_ms'), 1)} ms"),
-        ("p99", "< 100 ms", f"{number(load.get('p99_ms'), 1)} ms"),
+        ("candidates", "50,000 /s", f"{number(load.get('candidates_per_s'))} /s scored by the model"),
+        ("p90", "< 50 ms", f"{number(load.get('p90_ms'), '.1f')} ms"),
+        ("p99", "< 100 ms", f"{number(load.get('p99_ms'), '.1f')} ms"),
         ("errors", "–", errors),
         (
             "against most popular",

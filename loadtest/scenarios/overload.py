@@ -18,7 +18,7 @@ from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall
-from loadtest.report.report import Report, number
+from loadtest.report.report import Report
 from loadtest.report.series import run_line, run_title, write_overload
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.overload_verdict import Overload, describe, with_verdict
@@ -27,6 +27,7 @@ from loadtest.targets.processes import started
 from loadtest.targets.running import Target, bound_of_share, gained, read_page
 from loadtest.targets.services import Document, deployments_of, tabrank
 from loadtest.targets.workspace import Progress, Workspace
+from serve.report.rows import number
 
 CANDIDATES = 55
 # The warm-up reaches the first rate: one slow step there would halve the rates of the search.

@@ -1,4 +1,4 @@
-"""Write rows of cells as text: aligned for a terminal, or as CSV."""
+"""Write cells as text, and rows of cells: aligned for a terminal, as CSV or as Markdown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+
+def number(value: float | None, spec: str = ",.0f") -> str:
+    """Format a number, by default whole and with thousands separators; None is a dash."""
+    return "–" if value is None else format(value, spec)
 
 
 def columns(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] = str.ljust) -> str:

@@ -16,7 +16,7 @@ from serve.operate.plan.outcome import F64, ONGOING, WANTED, Outcome
 from serve.operate.plan.plan_warnings import warnings_of
 from serve.operate.plan.trace import NODES, RATE, REPLICAS, TIME, Phase, shown
 from serve.report.page import footer, paragraph, whole_page
-from serve.report.rows import columns, csv_text
+from serve.report.rows import columns, csv_text, number
 
 Report = dict[str, Any]
 METHOD = "Ray's own scaling code over a simulation of the service."
@@ -82,9 +82,9 @@ def table(report: Report) -> str:
     rows = [["", "req/s", *(f"{name} mean/max" for name in names), NODES, "late", "refused", "p99 ms"]]
     for phase in report["phases"]:
         counts = [phase["replicas"][name] for name in names]
-        replicas = [f"{_text(each['mean'])} / {each['max']}" for each in counts]
+        replicas = [f"{number(each['mean'], '.1f')} / {each['max']}" for each in counts]
         shares = [f"{phase[name]:.1%}" for name in ("late_share", "refused_share")]
-        numbers = [*replicas, str(phase[NODES]), *shares, _text(phase["p99_ms"])]
+        numbers = [*replicas, str(phase[NODES]), *shares, number(phase["p99_ms"], ".1f")]
         rows.append([phase["phase"], f"{phase[RATE]:,.0f}", *numbers])
     lines = [
         columns(rows, str.rjust),
@@ -98,17 +98,13 @@ def table(report: Report) -> str:
         f"nodes: {nodes['min']} to {nodes['max']}, {nodes['seconds']:,} node-seconds",
         f"{answers['requests']:,} requests in {report['seconds']:g} s: {answers['late_share']:.2%} answered in "
         f"popular order at their deadline, {answers['refused_share']:.2%} refused; "
-        f"p99 {_text(answers['p99_ms'])} ms (simulated)",
+        f"p99 {number(answers['p99_ms'], '.1f')} ms (simulated)",
         f"costs: {report['costs']['source']} ({report['costs']['machine']})",
         *(f"warning: {text}" for text in report["warnings"]),
     ]
     if report["comparison"] is not None:
         lines += _comparison_lines(report["comparison"])
     return "\n".join(lines)
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def _comparison_lines(comparison: dict[str, Any]) -> list[str]:

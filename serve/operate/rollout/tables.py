@@ -9,10 +9,9 @@ from typing import Any
 from serve.contract.logs import escaped
 from serve.contract.metric_catalog import PAIRS
 from serve.operate.status.scrape import Page
-from serve.report.rows import columns
+from serve.report.rows import columns, number
 from serve.rollout.score_comparison import ScoreSums
 
-NOTHING = "–"
 # The metrics of an artifact that fit a line.
 METRICS = ("ndcg@10", "auc", "logloss")
 
@@ -60,6 +59,4 @@ def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _number(value: float | int | None) -> str:
-    if value is None:
-        return NOTHING
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
+    return number(value, "d" if isinstance(value, int) else ".4f")
