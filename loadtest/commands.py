@@ -37,14 +37,15 @@ def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] 
         )
         file.write(done.stdout)
     if done.returncode not in accept:
-        raise LoadtestError(f"python -m {package} {arguments[0]} failed:\n  " + "\n  ".join(last_lines(log)))
+        raise failure(f"python -m {package} {arguments[0]} failed", log)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
-def last_lines(log: Path, count: int = 3) -> list[str]:
-    """Return the last lines of an existing log."""
-    return log.read_text(errors="replace").strip().splitlines()[-count:]
+def failure(what: str, log: Path, num_lines: int = 3) -> LoadtestError:
+    """Return the error of a process, with the last lines of its existing log."""
+    last = log.read_text(errors="replace").strip().splitlines()[-num_lines:]
+    return LoadtestError("\n  ".join([f"{what}:", *last]))
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadtest.commands import die_with_parent, last_lines
+from loadtest.commands import die_with_parent, failure
 from loadtest.errors import LoadtestError
 from loadtest.generator.connections import TIMEOUT_S
 from loadtest.measure.measure import Floats, Requests
@@ -87,7 +87,7 @@ class Offer:
         except subprocess.TimeoutExpired:
             raise LoadtestError("the load generator did not end in time") from None
         if not (self.folder / RESULT).exists():
-            raise _failure(self.folder, "failed")
+            raise failure("the load generator failed", self.folder / LOG)
         result: OfferResult = pickle.loads((self.folder / RESULT).read_bytes())
         return result
 
@@ -119,7 +119,7 @@ def offering(load: OfferedLoad) -> Iterator[Offer]:
             try:
                 begun = process.stdout.readline()
                 if not begun:
-                    raise _failure(folder, "did not start")
+                    raise failure("the load generator did not start", folder / LOG)
                 yield Offer(load, folder, process, float(begun))
             finally:
                 process.kill()
@@ -129,7 +129,3 @@ def offered(load: OfferedLoad) -> OfferResult:
     """Offer a load and wait for its end."""
     with offering(load) as offer:
         return offer.result()
-
-
-def _failure(folder: Path, how: str) -> LoadtestError:
-    return LoadtestError(f"the load generator {how}:\n  " + "\n  ".join(last_lines(folder / LOG)))

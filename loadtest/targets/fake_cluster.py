@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loadtest.commands import last_lines
+from loadtest.commands import failure
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import UNREADABLE_ERRORS, Dashboard
 from loadtest.targets.processes import MARKER, POLL_S, end_marked
@@ -195,4 +195,4 @@ def run_logged(command: list[str], environment: Mapping[str, str], log: Path) ->
         late = isinstance(error, subprocess.TimeoutExpired)
         how = f"did not end in {START_S:g} s" if late else "failed"
         name = f"{Path(command[0]).name} {command[1]}"
-        raise LoadtestError(f"{name} {how}:\n  " + "\n  ".join(last_lines(log, 5))) from None
+        raise failure(f"{name} {how}", log, 5) from None

@@ -13,7 +13,7 @@ from functools import partial
 
 import psutil
 
-from loadtest.commands import die_with_parent, last_lines
+from loadtest.commands import die_with_parent, failure
 from loadtest.errors import LoadtestError
 from loadtest.measure.service import PATH, ask, read_answer
 from loadtest.targets.services import TargetService
@@ -66,7 +66,7 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
 
     def check_alive() -> None:
         if process.poll():
-            raise LoadtestError(f"{service.name} did not start:\n  " + "\n  ".join(last_lines(log)))
+            raise failure(f"{service.name} did not start", log)
 
     try:
         hint = f"; see {log}, and remove {work.path} if another version of the code made it"

@@ -14,8 +14,7 @@ from typing import Any
 
 import psutil
 
-from loadtest.commands import die_with_parent, last_lines, run_command
-from loadtest.errors import LoadtestError
+from loadtest.commands import die_with_parent, failure, run_command
 from loadtest.measure.polling import within
 from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
 from loadtest.targets.running import REPLICA, Target, gained
@@ -125,8 +124,7 @@ class RedisKilled(Fault):
                 [program, *place, *kept], stdout=log, stderr=log, preexec_fn=die_with_parent
             )
         if within(START_S, self._answers) is None:
-            last = "\n  ".join(last_lines(self._folder / "server.log"))
-            raise LoadtestError(f"redis did not start:\n  {last}")
+            raise failure("redis did not start", self._folder / "server.log")
 
     def _answers(self) -> bool:
         with socket.create_connection(("127.0.0.1", self._port), 1.0) as client:
