@@ -12,6 +12,7 @@ from pathlib import Path
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import listed
+from loadtest.report.plots import answers_against_load, load_and_cluster
 from loadtest.report.report import SAME_CORES, Report, with_reasons, write_report
 from loadtest.workload.profiles import Slo, load_slo
 from serve.report.page import bullets, figures, paragraph, table
@@ -63,8 +64,6 @@ def _knees(report: Report) -> str:
 
 def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder, complete or not at all."""
-    from loadtest.report.plots import load_and_cluster  # matplotlib
-
     plots = {"Answers against load": _answers_against_load(report)}
     plots |= {title: load_and_cluster(moments, slo) for title, moments in lines.items()}
     runs = [*report["runs"], *([report["control"]] if report["control"]["run"] else [])]
@@ -86,8 +85,6 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
 
 def _answers_against_load(report: Report) -> str:
     """Plot the answers and refusals of the runs without bursts, as shares of the knee."""
-    from loadtest.report.plots import answers_against_load  # matplotlib
-
     runs = sorted((run for run in report["runs"] if not run["bursts"]), key=lambda run: run["times"])
     rates = [run["goodput_by_rung_rps"] | {"refused": run["refused_rps"]} for run in runs]
     names = ("full", "partial", "fallback", "refused")
@@ -119,8 +116,6 @@ def _overload_cells(run: Report, control: bool) -> dict[str, str]:
 
 def write_scale(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]]) -> None:
     """Write the report beside the reports of its parts; `lines` holds their timelines."""
-    from loadtest.report.plots import load_and_cluster  # matplotlib
-
     body = [
         _part(name, part, load_and_cluster(lines[name], load_slo())) for name, part in report["parts"].items()
     ]
@@ -210,8 +205,6 @@ def describe_fault(found: Report) -> str:
 
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder, complete or not at all."""
-    from loadtest.report.plots import load_and_cluster  # matplotlib
-
     head = ("fault", "allowed", "measured", "held")
     rows = [
         (
