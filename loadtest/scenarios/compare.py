@@ -25,9 +25,8 @@ from loadtest.targets.processes import START_S, await_full_answer, marker_of, st
 from loadtest.targets.running import cpu_by_process
 from loadtest.targets.services import TargetService, fastapi, idiomatic, tabrank
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.profiles import Block
+from loadtest.workload.profiles import CANDIDATES, Block
 
-CANDIDATES = 55
 CONFIG = Path("cluster.yaml")
 # Loads by name: closed loops on so many connections, and open loops.
 LOADS: dict[str, Report] = {

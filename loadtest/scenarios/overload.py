@@ -27,9 +27,9 @@ from loadtest.targets.processes import started
 from loadtest.targets.running import Target, bound_of_share, gained, read_page
 from loadtest.targets.services import Document, deployments_of, tabrank
 from loadtest.targets.workspace import Progress, Workspace
+from loadtest.workload.profiles import CANDIDATES
 from serve.report.rows import number
 
-CANDIDATES = 55
 # The warm-up reaches the first rate: one slow step there would halve the rates of the search.
 SEARCH = KneePlan(
     start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15.0, step_s=6.0, budget_s=100.0

@@ -24,10 +24,9 @@ from loadtest.report.report import Report
 from loadtest.report.run import Footprint, write_soak
 from loadtest.targets.processes import of_cluster
 from loadtest.targets.workspace import Progress
-from loadtest.workload.profiles import Block, Profile, Slo, load_slo
+from loadtest.workload.profiles import CANDIDATES, Block, Profile, Slo, load_slo
 from serve.operate.host.machine import describe_machine
 
-CANDIDATES = 55
 WARMUP_S = 30.0
 # Share of the samples that is ignored, while caches and heaps fill.
 WARM_SHARE = 0.2
@@ -65,7 +64,7 @@ def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emi
     with offering(load) as offer, repeated(look, min(5.0, seconds / 12)):
         requests = offer.result().requests.counted_from(warmup_s)
     footprints = [each for each in seen if each.at_s >= 0]
-    report = describe(requests, footprints, seconds, slo)
+    report = describe(requests, footprints, seconds)
     verdict, reasons = judge(report, slo)
     head = {"verdict": verdict, "reasons": reasons, "url": url, "rate_rps": rate_rps}
     report = {**head, **report, "machine": describe_machine()}
@@ -73,7 +72,7 @@ def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emi
     return report
 
 
-def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float, slo: Slo) -> Report:
+def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float) -> Report:
     """Return the numbers of a soak: p99 by thirds, growth of memory and files after the warm-up."""
     thirds = [measure(requests.counted_from(i * seconds / 3), seconds / 3) for i in range(3)]
     whole = measure(requests, seconds)

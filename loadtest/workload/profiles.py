@@ -17,6 +17,8 @@ PROFILES = Path(__file__).parents[1] / "profiles.toml"
 SLO = Path(__file__).parents[1] / "slo.toml"
 # Limit of POST /v1/rank.
 MAX_CANDIDATES = 1000
+# Candidates per request of the scenarios, as in the headline profile.
+CANDIDATES = 55
 Number = Annotated[float, Between(0, 1e6)]
 Positive = Annotated[float, Between(0.001, 1e6)]
 Share = Annotated[float, Between(0, 1)]

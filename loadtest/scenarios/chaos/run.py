@@ -30,7 +30,7 @@ from loadtest.targets.processes import started
 from loadtest.targets.running import Target, read_page
 from loadtest.targets.services import Document, deployments_of, read_document, tabrank, write_document
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.profiles import Block
+from loadtest.workload.profiles import CANDIDATES, Block
 
 # Faults that use the same service follow each other: a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (
@@ -39,7 +39,6 @@ FAULTS: tuple[Fault, ...] = (
     RedisKilled(),
     *HEAD,
 )
-CANDIDATES = 55
 BEFORE_S = 8.0
 LOOK_S = 0.25
 # Time for a service to recover fully before the next fault.

@@ -18,13 +18,13 @@ from loadtest.measure.cluster import look_at_folder
 from loadtest.measure.polling import within
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import failures
-from loadtest.scenarios.scaling.service import CANDIDATES, FEW, SCALED, Proof, capacity_rps, load_service
+from loadtest.scenarios.scaling.service import FEW, SCALED, Proof, capacity_rps, load_service
 from loadtest.targets.fake_cluster import fake_cluster
 from loadtest.targets.processes import await_full_answer
 from loadtest.targets.running import Target
 from loadtest.targets.services import deployments_of, edited
 from loadtest.targets.workspace import Progress
-from loadtest.workload.profiles import Profile, Shape
+from loadtest.workload.profiles import CANDIDATES, Profile, Shape
 
 # Share of the capacity of one Scorer replica; twice that exceeds the capacity.
 LOAD = 0.6

@@ -12,10 +12,11 @@ from loadtest.report.report import Report
 from loadtest.report.series import describe_part, write_scale
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.scaling import parts
-from loadtest.scenarios.scaling.service import CANDIDATES, PACE, capacity_rps, throttled
+from loadtest.scenarios.scaling.service import PACE, capacity_rps, throttled
 from loadtest.targets.processes import started
 from loadtest.targets.running import Target
 from loadtest.targets.workspace import Progress, Workspace
+from loadtest.workload.profiles import CANDIDATES
 from serve.log.atomic_files import draft_of
 
 AUTOSCALING = {"replicas": {}, "step": parts.AUTOSCALING, "nodes": parts.AUTOSCALING}

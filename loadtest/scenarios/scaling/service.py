@@ -15,12 +15,10 @@ from loadtest.report.report import Report
 from loadtest.report.run import report_run
 from loadtest.targets.services import TargetService, deployments_of, edited, tabrank
 from loadtest.targets.workspace import Workspace
-from loadtest.workload.profiles import Profile, load_slo
+from loadtest.workload.profiles import CANDIDATES, Profile, load_slo
 
 APPLICATION = "loadtest.targets.throttled:build"
 PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
-# Candidates per request.
-CANDIDATES = 55
 # Requests per full batch. The Scorer is six times slower than the real one, so batches are smaller.
 REQUESTS = 8
 # The deployments that scale, and the replicas that each starts with.

@@ -17,7 +17,7 @@ def footprints(memory_mib=lambda i: 500.0, files=lambda i: 300):
 
 
 def found(offering=None, seen=None):
-    return describe((offering or Offering(30)).requests, seen or footprints(), 30.0, SLO)
+    return describe((offering or Offering(30)).requests, seen or footprints(), 30.0)
 
 
 def test_a_level_service_holds():

@@ -12,9 +12,10 @@ from loadtest.generator.ids import read_log_ids
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import ONE
 from loadtest.scenarios.chaos.kills import NOTHING, Kill
-from loadtest.scenarios.soak import CANDIDATES, run_soak, soak_profile
+from loadtest.scenarios.soak import run_soak, soak_profile
 from loadtest.targets import processes
 from loadtest.targets.running import CONTROLLER
+from loadtest.workload.profiles import CANDIDATES
 
 pytestmark = [pytest.mark.integration, pytest.mark.proof]
 
