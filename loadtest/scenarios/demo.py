@@ -218,37 +218,25 @@ def write_reports(report: Report, folder: Path) -> str:
 
 def claims(report: Report) -> list[tuple[str, str, str]]:
     """Return rows of (name, claim about the original system, measurement of this run)."""
-    load, train, topic = report["load"], report["train"], report["topic"]
-    paired = train["paired"]
-    gain = "–" if paired["ndcg@10"] is None else f"{paired['ndcg@10']:+.3f} ± {2 * paired['se']:.3f} NDCG@10"
+    load, paired, topic = report["load"], report["train"]["paired"], report["topic"]
+    viewer, control, cores = topic["viewer"], topic["control"], report["machine"]["cores"]
+    rate = f"{number(load.get('rps'))} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}"
     errors = f"{load['errors']}; {load['full_share']:.2%} full answers" if "errors" in load else "–"
+    gain = "–" if paired["ndcg@10"] is None else f"{paired['ndcg@10']:+.3f} ± {2 * paired['se']:.3f} NDCG@10"
+    gain += " on a held-out log; its A/B test: make experiment"
+    rise = f"place {viewer['before']} → {viewer['after']}{_after(topic['seconds'])}; for a control viewer "
+    rise += f"{control['before']} → {control['after']}"
+    adapts = "new Spaces on a topic rise for viewers who engaged with it"
     return [
         ("", "claimed", "measured here"),
-        (
-            "queries",
-            "900 /s",
-            f"{number(load.get('rps'))} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}",
-        ),
+        ("queries", "900 /s", rate),
         ("candidates", "50,000 /s", f"{number(load.get('candidates_per_s'))} /s scored by the model"),
         ("p90", "< 50 ms", f"{number(load.get('p90_ms'), '.1f')} ms"),
         ("p99", "< 100 ms", f"{number(load.get('p99_ms'), '.1f')} ms"),
         ("errors", "–", errors),
-        (
-            "against most popular",
-            "+1.99 % join rate (A/B test)",
-            f"{gain} on a held-out log; its A/B test: make experiment",
-        ),
-        (
-            "adapts to the viewer",
-            "new Spaces on a topic rise for viewers who engaged with it",
-            f"place {topic['viewer']['before']} → {topic['viewer']['after']}{_after(topic['seconds'])}; "
-            f"for a control viewer {topic['control']['before']} → {topic['control']['after']}",
-        ),
-        (
-            "machine",
-            "a fleet on several clouds",
-            f"{report['machine']['cores']} cores, load generator included",
-        ),
+        ("against most popular", "+1.99 % join rate (A/B test)", gain),
+        ("adapts to the viewer", adapts, rise),
+        ("machine", "a fleet on several clouds", f"{cores} cores, load generator included"),
     ]
 
 
