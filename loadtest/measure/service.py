@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loadtest.errors import LoadtestError
+from serve.contract.records import EventsAnswer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PATH = "/v1/rank"
@@ -121,23 +122,8 @@ class _Answer(msgspec.Struct, gc=False):
     ranking: list[_Place]
 
 
-class RejectedRecord(msgspec.Struct, gc=False):
-    """Record that the service rejected, and the reason."""
-
-    pointer: str
-    detail: str
-
-
-class Acknowledgement(msgspec.Struct, gc=False):
-    """Answer of POST /v1/events."""
-
-    accepted: int
-    duplicates: int
-    rejected: list[RejectedRecord]
-
-
 _decode = msgspec.json.Decoder(_Answer).decode
-decode_acknowledgement = msgspec.json.Decoder(Acknowledgement).decode
+decode_acknowledgement = msgspec.json.Decoder(EventsAnswer).decode
 
 
 def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome, int]:
