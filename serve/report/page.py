@@ -33,12 +33,12 @@ footer {{ margin-top: 2rem; }}
 
 
 def whole_page(title: str, parts: Iterable[str]) -> str:
-    """Return a page with a title, which is text, and parts in HTML; empty parts are left out."""
+    """Return a page of a title, which is text, and parts in HTML; empty parts are left out."""
     return PAGE.format(title=html.escape(title), parts="\n".join(filter(None, parts)))
 
 
 def footer(machine: Mapping[str, object], text: str, files: Iterable[str]) -> str:
-    """Return the last part of a page: the machine, a text after it, and links to files beside it."""
+    """Return the end of a page: the machine, a text after it, and links to files beside it."""
     words = ", ".join(f"{key} {value}" for key, value in machine.items()) + text
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
     return f"<footer>{html.escape(words, quote=False)} {links}</footer>"
@@ -56,7 +56,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], kind: str = "plain") -> str:
-    """Return rows of text as a table of a class: `plain`, `numbers` or `measured`; first its head."""
+    """Return rows of text, the first of which is the head, as a table of a class of the style."""
     head, *body = [[html.escape(cell) for cell in row] for row in rows]
     lines = ["".join(f"<th>{cell}</th>" for cell in head)]
     lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in body]
