@@ -166,7 +166,7 @@ def error_kind(error: OSError | HTTPParseError) -> str:
 
 
 class Failure(NamedTuple):
-    """First try that failed, with its time of `perf_counter()`."""
+    """First try that failed, with its time: of `perf_counter()`, or in seconds of the load."""
 
     at_s: float
     kind: str

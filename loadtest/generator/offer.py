@@ -16,8 +16,8 @@ import msgspec
 
 from loadtest.commands import die_with_parent, failure
 from loadtest.errors import LoadtestError
-from loadtest.generator.connections import TIMEOUT_S
-from loadtest.measure.measure import Floats, Requests
+from loadtest.generator.connections import TIMEOUT_S, Failure
+from loadtest.measure.measure import Requests
 from loadtest.workload.profiles import Block
 
 # Files of the load, of its result and of messages, in the folder that both processes share.
@@ -30,13 +30,12 @@ OVERTIME_S = 30.0
 class OfferResult:
     """Result of a load, with times relative to its first second.
 
-    `requests` holds the final outcome of each request. If the load retried, `failed_at_s` and
-    `failed_kinds` describe the first tries that failed.
+    `requests` holds the final outcome of each request, `failed` the first tries that failed, if the
+    load retried.
     """
 
     requests: Requests
-    failed_at_s: Floats
-    failed_kinds: list[str]
+    failed: list[Failure]
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,7 @@ def main(folder: Path) -> None:
     else:
         dispatcher.run(arrivals(lambda: load.rate_rps, load.blocks, np.random.default_rng(SEED)), requests)
     connections.close()
-    failed_at_s = np.array([failure.at_s - begun for failure in failures])
-    result = OfferResult(record.requests(), failed_at_s, [failure.kind for failure in failures])
+    result = OfferResult(record.requests(), [Failure(at_s - begun, kind) for at_s, kind in failures])
     (folder / RESULT).write_bytes(pickle.dumps(result))
 
 

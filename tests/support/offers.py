@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from loadtest.generator.connections import Failure
 from loadtest.generator.offer import OfferResult
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import Outcome
@@ -34,7 +35,7 @@ class Offering:
 
     def failed_first(self, *at_s, kind="connection closed"):
         """Record first tries that failed at these times, with successful second tries."""
-        self.failed += [(at, kind) for at in at_s]
+        self.failed += [Failure(at, kind) for at in at_s]
         return self
 
     @property
@@ -46,9 +47,7 @@ class Offering:
 
     @property
     def offered(self):
-        return OfferResult(
-            self.requests, np.array([at for at, _ in self.failed]), [kind for _, kind in self.failed]
-        )
+        return OfferResult(self.requests, self.failed)
 
 
 def moment(second, replicas=None, nodes=None):

@@ -144,6 +144,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
     """
     requests = offered.requests
     after = requests.where(requests.at_s >= times.begun_s)
+    failed_first = [failure.kind for failure in offered.failed if failure.at_s >= times.begun_s]
     bad = after.at_s[~after.ok] + after.latency_ms[~after.ok] / 1000
     since, healed = (Phase(at_s, times.ends_s, "") for at_s in (times.begun_s, times.healed_s))
     parts = {
@@ -157,9 +158,9 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
         "requests": len(requests.ok),
         "failed": int((~after.ok).sum()),
         "failed_kinds": dict(after.where(~after.ok).named_counts()),
-        "failed_first": int((offered.failed_at_s >= times.begun_s).sum()),
-        "failed_first_kinds": _first_kinds(offered, times.begun_s),
-        "failed_before": int((offered.failed_at_s < times.begun_s).sum()),
+        "failed_first": len(failed_first),
+        "failed_first_kinds": dict(Counter(failed_first)),
+        "failed_before": len(offered.failed) - len(failed_first),
         "in_flight": _in_flight(offered, times),
         "outage_s": max(gap_s, failing_s),
         "strength_s": _strength_s(seen, times),
@@ -194,11 +195,6 @@ def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
 
 def _part(offered: OfferResult, begins_s: float, ends_s: float) -> Measurement:
     return measure(offered.requests.counted_from(begins_s), max(ends_s - begins_s, 1e-9))
-
-
-def _first_kinds(offered: OfferResult, since_s: float) -> dict[str, int]:
-    pairs = zip(offered.failed_at_s.tolist(), offered.failed_kinds, strict=True)
-    return dict(Counter(kind for at_s, kind in pairs if at_s >= since_s))
 
 
 def _in_flight(offered: OfferResult, times: Times) -> int:
