@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal
 
-from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
+import msgspec
+
+from serve.contract.records import (
+    MAX_EVENTS_BODY_BYTES,
+    MAX_RECORDS,
+    Candidate,
+    ClientRecord,
+    Event,
+    Forget,
+    Viewer,
+)
 from serve.features.rows import EVER_MS
 from serve.features.surface import Surface
 from serve.log.reader import Log
@@ -20,7 +29,7 @@ from serve.log.replay import EVENT, UPSERT, event_times
 MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2
 
 # A record's time, `UPSERT` or `EVENT`, and the record as it is sent.
-Timed = tuple[int, int, dict[str, Any]]
+Timed = tuple[int, int, ClientRecord]
 
 
 def replay_requests(log: Log, surface: Surface) -> Iterator[tuple[int | None, bytes]]:
@@ -67,56 +76,44 @@ def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
     first_ms = min(log.exposures["ts_ms"].to_pylist())
     for row in log.viewers.to_pylist():
         ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
-        record = {"ts_ms": max(ts_ms, 0)}
         if not row["removed"]:
-            yield (
-                ts_ms,
-                UPSERT,
-                {"type": "viewer", "id": row["id"], "fields": _fields(row, surface, "viewer")} | record,
-            )
+            yield ts_ms, UPSERT, Viewer(row["id"], _fields(row, surface, "viewer"), max(ts_ms, 0))
         # An earlier forget is already in the store, with what the viewer did since.
         elif ts_ms >= first_ms:
-            yield ts_ms, UPSERT, {"type": "forget", "viewer": row["id"]} | record
+            yield ts_ms, UPSERT, Forget(row["id"], ts_ms)
     for row in log.candidates.to_pylist():
         # The service removes candidates that ended long ago by itself.
-        if row["removed"]:
-            continue
-        ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
-        record = {"type": "candidate", "id": row["id"], "fields": _fields(row, surface, "candidate")}
-        ends = {} if row["ends_ms"] is None else {"ends_ms": row["ends_ms"]}
-        yield ts_ms, UPSERT, record | ends | {"ts_ms": max(ts_ms, 0)}
+        if not row["removed"]:
+            ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
+            fields = _fields(row, surface, "candidate")
+            yield ts_ms, UPSERT, Candidate(row["id"], fields, max(ts_ms, 0), row["ends_ms"])
 
 
 def _fields(
     row: Mapping[str, Any], surface: Surface, owner: Literal["viewer", "candidate"]
 ) -> dict[str, Any]:
-    """Return the fields that a row sets; null for a field that it clears."""
+    """Return the fields that a row sets; None, or NaN, for a field that it clears."""
     names = surface.fields[owner] if row["stated"] is None else row["stated"]
-    return {name: None if _is_nan(row[name]) else row[name] for name in names}
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return {name: row[name] for name in names}
 
 
 def _events(log: Log) -> Iterator[Timed]:
     times = event_times(log.exposures, log.events).tolist()
     for ts_ms, row in zip(times, log.events.to_pylist(), strict=True):
         names = ("id", "viewer", "candidate", "kind", "request_id")
-        record = {name: row[name] for name in names if row[name] is not None or name == "viewer"}
-        yield ts_ms, EVENT, {"type": "event", **record, "ts_ms": ts_ms}
+        yield ts_ms, EVENT, Event(**{name: row[name] for name in names}, ts_ms=ts_ms)
 
 
 def _posts(records: list[Timed]) -> Iterator[tuple[None, bytes]]:
-    encoded = (json.dumps(record, allow_nan=False).encode() for *_, record in records)
-    return ((None, body) for body in posts(encoded))
+    return ((None, body) for body in posts(record for *_, record in records))
 
 
-def posts(records: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the bodies of as few posts of encoded records as the service accepts."""
+def posts(records: Iterable[ClientRecord]) -> Iterator[bytes]:
+    """Yield the bodies of as few posts of the records as the service accepts."""
     parts: list[bytes] = []
     size = 0
-    for record in records:
+    # NaN is encoded as null.
+    for record in map(msgspec.json.encode, records):
         if parts and (size + len(record) > MAX_POST_BYTES or len(parts) == MAX_RECORDS):
             yield _body(parts)
             parts, size = [], 0

@@ -50,7 +50,7 @@ class Remote:
 
     def send(self, records: Sequence[ClientRecord]) -> None:
         """Post the records."""
-        for body in posts(map(msgspec.json.encode, records)):
+        for body in posts(records):
             self._service.post(body)
 
 
