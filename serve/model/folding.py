@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.features.slots import F32, F64, I64
 from serve.model.encoder import Encoder
-from serve.model.graph import F32, I64, Calibration, DecisionStep, Embedding, Folded, GatedLayer
-
-F64 = NDArray[np.float64]
+from serve.model.graph import Calibration, DecisionStep, Embedding, Folded, GatedLayer
 
 _BATCH_NORM_EPSILON = 1e-5
 _HALVING = math.sqrt(0.5)

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from serve.features.slots import F32, F64, I64
 
 TEMPERATURE = 1.0
 """At 1 a candidate's weight is its odds; near 0 the draw is the ranking, far above 1 a shuffle."""

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.features.rows import Schema
+from serve.features.slots import F64
 from serve.features.surface import Surface, load_surface, read_surface
 from serve.log.reader import Log, read_log
 from serve.model.artifact import Artifact
@@ -42,8 +42,6 @@ DEADLINE_MS = 10_000
 TIMEOUT_S = 60.0
 # Attempts to send records that a service cannot accept yet.
 NUM_TRIES = 5
-
-F64 = NDArray[np.float64]
 
 
 def replay(
