@@ -50,9 +50,8 @@ class ModelHolder:
 
     def load(self, version: str) -> None:
         """Load a version; raise ArtifactRefused if it is altered or its golden scores are wrong."""
-        if version not in self._held:
+        if not self.holds(version):
             self._hold(version, self._loaded(version))
-        self._held.move_to_end(version)
 
     def holds(self, version: str) -> bool:
         """Return True if a version is loaded, and keep it longest."""
@@ -64,9 +63,8 @@ class ModelHolder:
     async def prepare(self, version: str) -> None:
         """Load a version in a thread while others score; reading and verifying takes 0.1 s."""
         async with self._loading:
-            if version not in self._held:
+            if not self.holds(version):
                 self._hold(version, await asyncio.to_thread(self._loaded, version))
-            self._held.move_to_end(version)
 
     def load_current(self) -> None:
         """Load the promoted version, if there is one, and the canary unless it is refused."""

@@ -36,7 +36,7 @@ def draw(score: F32, rng: Generator) -> tuple[I64, F64]:
     return np.concatenate([scored[picks], np.flatnonzero(np.isnan(score))]), propensity
 
 
-def log_weight(score: F32) -> F64:
+def log_weight(score: F32 | F64) -> F64:
     """Return the log weight of each score: its log-odds, divided by the temperature."""
     p = np.clip(score.astype(np.float64), NEAREST, 1.0 - NEAREST)
     return np.asarray((np.log(p) - np.log1p(-p)) / TEMPERATURE, np.float64)

@@ -10,7 +10,7 @@ from numpy.random import default_rng
 
 from serve.contract.rankings import RankRequest
 from serve.contract.records import Event
-from training.experiment.rerun.service import RankingService
+from training.experiment.rerun.service import InProcessArm, Remote
 from training.experiment.rerun.simulator_state import SimulatorState
 from training.world.population import Ints
 from training.world.record import VisitLog
@@ -37,7 +37,7 @@ class Served:
 def drive(
     simulator: SimulatorState,
     visits: tuple[Ints, Ints],
-    service: RankingService,
+    service: Remote | InProcessArm,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Served:
@@ -81,7 +81,7 @@ def drive(
     return served
 
 
-def _send(simulator: SimulatorState, before_ms: int, service: RankingService, served: Served) -> None:
+def _send(simulator: SimulatorState, before_ms: int, service: Remote | InProcessArm, served: Served) -> None:
     records = simulator.take(before_ms)
     if records:
         service.send(records)

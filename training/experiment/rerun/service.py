@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,16 +25,6 @@ class Answer(NamedTuple):
     shown: list[str]
     arm: str
     rung: str
-
-
-class RankingService(Protocol):
-    """Service that ranks and receives records."""
-
-    def rank(self, request: RankRequest) -> Answer:
-        """Return a ranking."""
-
-    def send(self, records: Sequence[ClientRecord]) -> None:
-        """Receive records, in order of time."""
 
 
 class Remote:
