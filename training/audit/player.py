@@ -1,4 +1,4 @@
-"""Turn a log into the sequence of HTTP requests that replays it against a service."""
+"""Turn a log into the sequence of requests that replays it against a service."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from serve.contract.rankings import RankRequest, StatedCandidate
 from serve.contract.records import (
     MAX_EVENTS_BODY_BYTES,
     MAX_RECORDS,
@@ -32,42 +33,40 @@ MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2
 Timed = tuple[int, int, ClientRecord]
 
 
-def replay_requests(log: Log, surface: Surface) -> Iterator[tuple[int | None, bytes]]:
-    """Yield the requests that replay a log in order of its time.
+def replay_requests(log: Log, surface: Surface) -> Iterator[tuple[int, RankRequest] | list[ClientRecord]]:
+    """Yield what replays a log in order of its time: rankings, and lists of records to send.
 
-    Each has its exposure's index in the log, or None for records, and its body. Rankings of one
-    time come first, because a ranking does not see records of its own time. Attributes of that time
-    follow in separate requests, so that they exist when the rankings count as impressions; its
-    events come last, as in `serve.log.replay`.
+    A ranking has its exposure's index in the log. Rankings of one time come first, because a
+    ranking does not see records of its own time. Attributes of that time follow in a separate list,
+    so that they exist when the rankings count as impressions; its events come last, as in
+    `serve.log.replay`.
     """
     records = sorted([*_upserts(log, surface), *_events(log)], key=itemgetter(0, 1))
     at = 0
     for now_ms, exposures in groupby(_rankings(log), key=itemgetter(0)):
         now = bisect_left(records, now_ms, at, key=itemgetter(0))
-        yield from _posts(records[at:now])
-        for _, exposure, body in exposures:
-            yield exposure, json.dumps(body, allow_nan=False).encode()
+        yield [record for *_, record in records[at:now]]
+        for _, exposure, request in exposures:
+            yield exposure, request
         at = bisect_right(records, (now_ms, UPSERT), now, key=itemgetter(0, 1))
-        yield from _posts(records[now:at])
-    yield from _posts(records[at:])
+        yield [record for *_, record in records[now:at]]
+    yield [record for *_, record in records[at:]]
 
 
-def _rankings(log: Log) -> list[tuple[int, int, dict[str, Any]]]:
-    """Return time, index in the log and body of each exposure, in order of time."""
+def _rankings(log: Log) -> list[tuple[int, int, RankRequest]]:
+    """Return time, index in the log and request of each exposure, in order of time."""
     rankings = []
     for exposure, row in enumerate(log.exposures.to_pylist()):
         stated = json.loads(row["stated"]) if row["stated"] else {}
-        body = {
-            "request_id": row["request_id"],
-            "now_ms": row["ts_ms"],
-            "viewer": row["viewer"],
-            "candidates": [
-                {"candidate": name, "fields": stated[name]} if name in stated else name
-                for name in row["candidates"]
-            ],
-            "context": {name: value for name, value in (row["context"] or {}).items() if value is not None},
-        }
-        rankings.append((row["ts_ms"], exposure, body))
+        context = (row["context"] or {}).items()
+        request = RankRequest(
+            row["viewer"],
+            [StatedCandidate(name, stated[name]) if name in stated else name for name in row["candidates"]],
+            context={name: value for name, value in context if value is not None},
+            request_id=row["request_id"],
+            now_ms=row["ts_ms"],
+        )
+        rankings.append((row["ts_ms"], exposure, request))
     return sorted(rankings, key=itemgetter(0, 1))
 
 
@@ -102,10 +101,6 @@ def _events(log: Log) -> Iterator[Timed]:
     for ts_ms, row in zip(times, log.events.to_pylist(), strict=True):
         names = ("id", "viewer", "candidate", "kind", "request_id")
         yield ts_ms, EVENT, Event(**{name: row[name] for name in names}, ts_ms=ts_ms)
-
-
-def _posts(records: list[Timed]) -> Iterator[tuple[None, bytes]]:
-    return ((None, body) for body in posts(record for *_, record in records))
 
 
 def posts(records: Iterable[ClientRecord]) -> Iterator[bytes]:

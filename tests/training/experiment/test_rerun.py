@@ -20,7 +20,7 @@ from serve.model.scorers import load_scorer
 from training.__main__ import app
 from training.audit.http_replay import ReplayClient
 from training.experiment.rerun.drive import drive
-from training.experiment.rerun.service import InProcessArm, Remote
+from training.experiment.rerun.service import InProcessArm
 from training.experiment.rerun.simulator_state import SimulatorState
 from training.experiment.rerun.truth import effects
 from training.world.simulate import simulate
@@ -126,7 +126,7 @@ def test_an_arm_in_process_ranks_as_a_service_of_that_arm_does(home, tmp_path, a
     visits = simulators[0].visits(RANKINGS, 0)
     service = served_by(home, tmp_path, Arm(arm.name, arm.scorer, 1.0))
     with service.listening() as url, closing(ReplayClient(url)) as client:
-        theirs = drive(simulators[0], visits, Remote(client), 0)
+        theirs = drive(simulators[0], visits, client, 0)
     replay = Replay(Schema(SURFACE), read_log(home / "a", SURFACE))
     replay.finish()
     scorer = load_scorer(home / "model", "onnx") if arm is TABNET else None

@@ -23,7 +23,7 @@ from serve.model.artifact import load as load_artifact
 from serve.model.scorers import Scorer, load_scorer
 from training.audit.http_replay import ReplayClient, check_service
 from training.experiment.rerun.drive import Served, drive
-from training.experiment.rerun.service import InProcessArm, Remote
+from training.experiment.rerun.service import InProcessArm
 from training.experiment.rerun.simulator_state import SimulatorState
 from training.experiment.rerun.truth import by_arm, effects, write_truth
 
@@ -74,7 +74,7 @@ def simulate(
         state = None if artifact is None else _state_after(log, surface)
         started_s = time.perf_counter()
         with progress("experiment") as share:
-            served = drive(deepcopy(simulator), visits, Remote(service), seed, share)
+            served = drive(deepcopy(simulator), visits, service, seed, share)
         seconds = time.perf_counter() - started_s
     result = _result(served, arms, service, seconds, simulator) | {"alone": None}
     if state is not None:
