@@ -101,16 +101,9 @@ def save(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) 
         TabrankError: `folder` exists, a file is missing or unknown, the version is not one of
             `new_version`, or the disk refuses.
     """
-    for name in sorted(set(FILES) ^ set(files)):
-        raise TabrankError(
-            f"artifact {folder}: {name} is {'missing' if name in FILES else 'not a known file'}"
-        )
-    if not _VERSION.fullmatch(str(manifest.get("version"))):
-        raise TabrankError(
-            f"artifact {folder}: version {manifest.get('version')!r} is not like {new_version(0)}"
-        )
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     text = with_checksum({**manifest, "format": FORMAT, "files": hashes})
+    _checked(folder, text)
     _write_folder(folder, {**files, MANIFEST: text})
 
 

@@ -75,7 +75,7 @@ def offline(
         str | None, typer.Option(help="Event to count as reward; default the event of the label.")
     ] = None,
     positions: Annotated[
-        int | None, typer.Option(help="Count rewards at this many first positions; default all.")
+        int | None, typer.Option(min=1, help="Count rewards at this many first positions; default all.")
     ] = None,
     as_json: Json = False,
 ) -> None:

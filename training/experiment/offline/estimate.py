@@ -83,8 +83,6 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     Raises:
         TabrankError: there are too few events, or too few effective events.
     """
-    if positions is not None and positions < 1:
-        raise TabrankError(f"--positions {positions}: must be at least 1; leave it out for all positions")
     num_places = min(positions or drawn.weight.shape[1], drawn.weight.shape[1])
     bins = Bins(drawn.weight.shape[1])
     known = Counterfactual(drawn, bins, place_counts(drawn.weight, bins, np.random.default_rng(SEED)))
