@@ -156,11 +156,7 @@ def _session(artifact: Artifact, name: str) -> Any:
         raise ArtifactRefused(
             f"artifact {artifact.path}: {name} is not a supported graph: it {error}; export it again"
         ) from error
-    try:
-        session = one_thread_session(model)
-    # ONNX Runtime's errors have no common base class.
-    except Exception as error:
-        raise ArtifactRefused(f"artifact {artifact.path}: {name} cannot be loaded: {error}") from error
+    session = one_thread_session(model)
     unknown = {value.name for value in session.get_inputs()} - set(_INPUTS)
     if unknown or [value.name for value in session.get_outputs()] != ["probability", "residual"]:
         raise ArtifactRefused(f"artifact {artifact.path}: {name} is not a supported graph; export it again")

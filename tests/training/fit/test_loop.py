@@ -235,10 +235,7 @@ def test_a_handful_of_rows_is_enough_to_run(train, valid):
     [
         ("epochs", 0),
         ("batch_size", 1),
-        ("learning_rate", 0.0),
-        ("category_dropout", 1.0),
         ("num_workers", -1),
-        ("position_bias", "shown"),
     ],
 )
 def test_a_senseless_setting_is_refused_by_name_and_value(name, value):
