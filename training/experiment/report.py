@@ -145,14 +145,12 @@ def _compared(
             f"{declaration.name}: only the arm {listed} has a share or served anybody; give a second arm a share "
             "above 0 in user_config.experiment.arms, and let it serve"
         )
-    if control is None and declaration.popular not in arms:
-        raise TabrankError(
-            f"--control: name the arm to compare with, because no arm of {declaration.name} ranks by popularity; "
-            f"its arms are {listed}"
-        )
     control = control or declaration.popular
     if control not in arms:
-        raise TabrankError(f"--control {control}: not an arm of {declaration.name}; its arms are {listed}")
+        raise TabrankError(
+            f"--control {control}: not an arm of {declaration.name}; name the one to compare with; "
+            f"its arms are {listed}"
+        )
     others = [arm for arm in arms if arm != control]
     if treatment is None and len(others) == 1:
         treatment = others[0]

@@ -309,7 +309,7 @@ def test_a_log_may_hold_many_models_and_earlier_experiments(tmp_path):
 
 def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
-    with pytest.raises(TabrankError, match="--control: name the arm to compare with"):
+    with pytest.raises(TabrankError, match="name the one to compare with; its arms are new, old"):
         report(log, LAUNCH)
     assert report(log, LAUNCH, control="old")["treatment"] == "new"
 
