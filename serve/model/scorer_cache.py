@@ -32,11 +32,10 @@ def timed(scores: bytes, took_ms: float) -> bytes:
     return scores + TAIL.pack(took_ms)
 
 
-def untimed(answer: bytes, num_rows: int) -> tuple[NDArray[np.float32], float | None]:
-    """Split an answer for `num_rows` rows into scores and time; None if it has no time."""
-    if len(answer) == 4 * num_rows + TAIL.size:
-        return np.frombuffer(answer, np.float32, num_rows), float(TAIL.unpack_from(answer, 4 * num_rows)[0])
-    return np.frombuffer(answer, np.float32), None
+def untimed(answer: bytes, num_rows: int) -> tuple[NDArray[np.float32], float]:
+    """Split an answer for `num_rows` rows into scores and time; raise struct.error for another."""
+    (took_ms,) = TAIL.unpack(answer[4 * num_rows :])
+    return np.frombuffer(answer, np.float32, num_rows), took_ms
 
 
 class ModelHolder:
