@@ -178,8 +178,6 @@ class _Fit:
         self.num_single = len(encoder.single)
         self.device = device = valid.x.device
         self.batch = _batch(len(train), self.world, config)
-        if len(valid) == 0:
-            raise TabrankError("fit: there are no validation rows; give a longer log")
         self.num_steps = len(train) // (self.batch * self.world)
         torch.manual_seed(config.seed)
         self.network = Network(encoder, config.network).to(device)
