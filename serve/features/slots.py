@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 PackedRows = NDArray[np.void]
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]

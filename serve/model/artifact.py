@@ -101,16 +101,9 @@ def save(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) 
         TabrankError: `folder` exists, a file is missing or unknown, the version is not one of
             `new_version`, or the disk refuses.
     """
-    for name in sorted(set(FILES) ^ set(files)):
-        raise TabrankError(
-            f"artifact {folder}: {name} is {'missing' if name in FILES else 'not a known file'}"
-        )
-    if not _VERSION.fullmatch(str(manifest.get("version"))):
-        raise TabrankError(
-            f"artifact {folder}: version {manifest.get('version')!r} is not like {new_version(0)}"
-        )
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     text = with_checksum({**manifest, "format": FORMAT, "files": hashes})
+    _checked(folder, text)
     _write_folder(folder, {**files, MANIFEST: text})
 
 
@@ -209,13 +202,9 @@ def pointed(models: Path, pointer: str) -> str | None:
         ArtifactRefused: the pointer does not hold a version.
     """
     try:
-        content = _read_plain(models / pointer, MAX_POINTER_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
+        content = _read_plain(models / pointer, MAX_POINTER_BYTES, f"models {models}: {pointer}")
+    except FileNotFoundError:
         return None
-    except OSError as error:
-        raise ArtifactRefused(f"models {models}: {pointer} cannot be read: {error}") from error
-    except ValueError as error:
-        raise ArtifactRefused(f"models {models}: {pointer} {error}; promote a version again") from None
     text = content.decode("utf-8", "replace").strip()
     if not _VERSION.fullmatch(text):
         raise ArtifactRefused(
@@ -251,34 +240,38 @@ def _checked(folder: Path, content: bytes) -> dict[str, Any]:
 
 def _read(folder: Path, name: str) -> bytes:
     max_bytes = MAX_JSON_BYTES if name.endswith(".json") else MAX_FILE_BYTES
+    where = f"artifact {folder}: {name}"
     try:
-        return _read_plain(folder / name, max_bytes)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ArtifactRefused(f"artifact {folder}: {name} is missing; is this an artifact?") from error
-    except OSError as error:
-        raise ArtifactRefused(f"artifact {folder}: {name} cannot be read: {error}") from error
-    except ValueError as error:
-        raise ArtifactRefused(f"artifact {folder}: {name} {error}") from None
+        return _read_plain(folder / name, max_bytes, where)
+    except FileNotFoundError as error:
+        raise ArtifactRefused(f"{where} is missing; is this an artifact?") from error
 
 
-def _read_plain(path: Path, max_bytes: int) -> bytes:
-    """Read a file; raise ValueError if it is a link, a folder, a pipe, or too large."""
-    not_plain = ValueError("is not a plain file; copy it without links")
+def _read_plain(path: Path, max_bytes: int, where: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ArtifactRefused: with `where`, if it is a link, a folder, a pipe, too large, or unreadable.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        # A link or a socket.
-        raise (not_plain if error.errno in (errno.ELOOP, errno.ENXIO) else error) from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise not_plain
-        if status.st_size > max_bytes:
-            raise ValueError(f"has {status.st_size:,} bytes, more than {max_bytes:,}; is it a model's?")
-        with open(descriptor, "rb", closefd=False) as file:
+        with open(path, "rb", opener=_open_plain) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.ENXIO, "not a file")
+            if status.st_size > max_bytes:
+                raise ArtifactRefused(f"{where} has {status.st_size:,} bytes, more than {max_bytes:,}")
             return file.read(max_bytes)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise FileNotFoundError from error
+        is_other = error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR)
+        why = "is not a plain file; copy it without links" if is_other else f"cannot be read: {error}"
+        raise ArtifactRefused(f"{where} {why}") from error
+
+
+def _open_plain(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

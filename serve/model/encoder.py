@@ -15,11 +15,11 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import FailFast, StrictBool, StrictFloat, StrictInt
+from pydantic import FailFast, StrictBool, StrictFloat
 
 from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
-from serve.contract.typed_reader import STRICT, read
+from serve.contract.typed_reader import STRICT, Between, read
 from serve.contract.validation import json_value
 from serve.features.matrix import Columns
 
@@ -38,6 +38,8 @@ MISSING, UNSEEN, FIRST_SEEN = 0, 1, 2
 
 MAX_WIDTH = 256
 """Largest width of a multi-valued column, as for a surface's sets."""
+MAX_EMBEDDING = 10_000
+"""Most dimensions of an embedding; training chooses at most 8."""
 MAX_STEPS = 64
 """Most steps from a hash's place in the table to its key. Five are rare; crafted collisions take
 thousands."""
@@ -95,12 +97,10 @@ class SingleColumn:
     __pydantic_config__ = STRICT
     name: str
     vocabulary: Many[str]
-    embedding: StrictInt = 1
+    embedding: Annotated[int, Between(1, MAX_EMBEDDING)] = 1
 
     def __post_init__(self) -> None:
         _entry_by_hash(self.name, self.vocabulary)
-        if self.embedding < 1:
-            raise TabrankError(f"encoder: column {self.name!r}: embedding {self.embedding} must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,11 @@ class MultiColumn:
 
     __pydantic_config__ = STRICT
     name: str
-    width: StrictInt
+    width: Annotated[int, Between(1, MAX_WIDTH)]
     vocabulary: Many[str]
 
     def __post_init__(self) -> None:
         _entry_by_hash(self.name, self.vocabulary)
-        if not 1 <= self.width <= MAX_WIDTH:
-            raise TabrankError(
-                f"encoder: column {self.name!r}: width {self.width} must be from 1 to {MAX_WIDTH}"
-            )
 
 
 @dataclass(frozen=True)

@@ -13,40 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.features.slots import F32, F64, I64
 from serve.model.encoder import Encoder
-from serve.model.graph import F32, I64, Calibration, DecisionStep, Embedding, Folded, GatedLayer
-
-F64 = NDArray[np.float64]
+from serve.model.graph import Calibration, DecisionStep, Embedding, Folded, GatedLayer
 
 _BATCH_NORM_EPSILON = 1e-5
 _HALVING = math.sqrt(0.5)
 """TabNet scales each residual sum by this factor, to keep the variance."""
-
-
-def fold(
-    weights: Mapping[str, NDArray[Any]], encoder: Encoder, config: Mapping[str, Any], calibration: Calibration
-) -> Folded:
-    """Fold a TabNet's state dict, in float64.
-
-    Batch norms are folded into the adjacent linear layers and the embedding tables; TabNet's
-    residual scale into the following layers; the two halves of the hidden units and the halved
-    logits of entmax into padded and scaled matrices; the calibration into the output.
-
-    Args:
-        weights: the state dict of `training.network.network.Network.tabnet`.
-        encoder: the columns that the network was trained on.
-        config: the fields of `training.network.network.NetworkConfig`.
-        calibration: fitted on the network's logits.
-
-    Raises:
-        TabrankError: a weight is missing or not finite.
-    """
-    try:
-        return _fold(_Weights(weights), encoder, config, calibration)
-    except KeyError as error:
-        raise TabrankError(
-            f"network: {error.args[0]!r} is missing; was it exported by this release?"
-        ) from error
 
 
 class _Weights:
@@ -56,6 +29,8 @@ class _Weights:
         self._weights = weights
 
     def __getitem__(self, name: str) -> F64:
+        if name not in self._weights:
+            raise TabrankError(f"network: {name!r} is missing; was it exported by this release?")
         value = np.asarray(self._weights[name], np.float64)
         if not np.isfinite(value).all():
             raise TabrankError(f"network: weight {name!r} is not finite; the training diverged, fit again")
@@ -98,8 +73,25 @@ def _places(encoder: Encoder) -> _Places:
     return _Places(numbers, dense, same_size, chosen, np.repeat(first, widths) + within, widths)
 
 
-def _fold(weights: _Weights, encoder: Encoder, config: Mapping[str, Any], calibration: Calibration) -> Folded:
-    at, width = _places(encoder), int(config["width"])
+def fold(
+    state: Mapping[str, NDArray[Any]], encoder: Encoder, config: Mapping[str, Any], calibration: Calibration
+) -> Folded:
+    """Fold a TabNet's state dict, in float64.
+
+    Batch norms are folded into the adjacent linear layers and the embedding tables; TabNet's
+    residual scale into the following layers; the two halves of the hidden units and the halved
+    logits of entmax into padded and scaled matrices; the calibration into the output.
+
+    Args:
+        state: the state dict of `training.network.network.Network.tabnet`.
+        encoder: the columns that the network was trained on.
+        config: the fields of `training.network.network.NetworkConfig`.
+        calibration: fitted on the network's logits.
+
+    Raises:
+        TabrankError: a weight is missing or not finite.
+    """
+    weights, at, width = _Weights(state), _places(encoder), int(config["width"])
     numbers = [encoder.numeric[i] for i in at.numbers]
     num_logged = sum(column.transform == "log1p" for column in numbers)
     scale, shift = weights.batch_norm("tabnet.encoder.initial_bn")

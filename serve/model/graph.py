@@ -19,17 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from serve.contract.errors import TabrankError
+from serve.features.slots import F32, I64
 from serve.model.encoder import CLIP
 from serve.model.masks import MaskType, mask
 from serve.model.ops import LARGE, Ops
 
 T = TypeVar("T")
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

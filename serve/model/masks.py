@@ -31,12 +31,11 @@ from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from serve.features.slots import F32
 from serve.model.ops import Ops
 
 T = TypeVar("T")
-F32 = NDArray[np.float32]
 MaskType = Literal["sparsemax", "entmax"]
 
 

@@ -32,11 +32,10 @@ def timed(scores: bytes, took_ms: float) -> bytes:
     return scores + TAIL.pack(took_ms)
 
 
-def untimed(answer: bytes, num_rows: int) -> tuple[NDArray[np.float32], float | None]:
-    """Split an answer for `num_rows` rows into scores and time; None if it has no time."""
-    if len(answer) == 4 * num_rows + TAIL.size:
-        return np.frombuffer(answer, np.float32, num_rows), float(TAIL.unpack_from(answer, 4 * num_rows)[0])
-    return np.frombuffer(answer, np.float32), None
+def untimed(answer: bytes, num_rows: int) -> tuple[NDArray[np.float32], float]:
+    """Split an answer for `num_rows` rows into scores and time; raise struct.error for another."""
+    (took_ms,) = TAIL.unpack(answer[4 * num_rows :])
+    return np.frombuffer(answer, np.float32, num_rows), took_ms
 
 
 class ModelHolder:
@@ -50,9 +49,8 @@ class ModelHolder:
 
     def load(self, version: str) -> None:
         """Load a version; raise ArtifactRefused if it is altered or its golden scores are wrong."""
-        if version not in self._held:
+        if not self.holds(version):
             self._hold(version, self._loaded(version))
-        self._held.move_to_end(version)
 
     def holds(self, version: str) -> bool:
         """Return True if a version is loaded, and keep it longest."""
@@ -64,9 +62,8 @@ class ModelHolder:
     async def prepare(self, version: str) -> None:
         """Load a version in a thread while others score; reading and verifying takes 0.1 s."""
         async with self._loading:
-            if version not in self._held:
+            if not self.holds(version):
                 self._hold(version, await asyncio.to_thread(self._loaded, version))
-            self._held.move_to_end(version)
 
     def load_current(self) -> None:
         """Load the promoted version, if there is one, and the canary unless it is refused."""

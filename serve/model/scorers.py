@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from serve.contract.errors import ArtifactRefused
+from serve.features.slots import F32, I64, U64
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.folding import fold
@@ -21,9 +22,7 @@ from serve.model.graph import Calibration, forward
 from serve.model.onnx_validator import validate
 
 Backend = Literal["onnx", "torch"]
-F32 = NDArray[np.float32]
-U64 = NDArray[np.uint64]
-Encoded = tuple[F32, F32, NDArray[np.int64]]
+Encoded = tuple[F32, F32, I64]
 
 TOLERANCE = 1e-5
 """Largest difference of a golden score from the trained network's."""
@@ -157,11 +156,7 @@ def _session(artifact: Artifact, name: str) -> Any:
         raise ArtifactRefused(
             f"artifact {artifact.path}: {name} is not a supported graph: it {error}; export it again"
         ) from error
-    try:
-        session = one_thread_session(model)
-    # ONNX Runtime's errors have no common base class.
-    except Exception as error:
-        raise ArtifactRefused(f"artifact {artifact.path}: {name} cannot be loaded: {error}") from error
+    session = one_thread_session(model)
     unknown = {value.name for value in session.get_inputs()} - set(_INPUTS)
     if unknown or [value.name for value in session.get_outputs()] != ["probability", "residual"]:
         raise ArtifactRefused(f"artifact {artifact.path}: {name} is not a supported graph; export it again")

@@ -81,7 +81,6 @@ class Batcher(Generic[Item, Answer]):
         self._waiting_size += size
         if self._tasks:
             self._fill_slots()
-            self._await_patience()
         elif not self._is_starting:
             # Start with all requests that this iteration reads, not with the first of them alone.
             self._is_starting = True
@@ -101,7 +100,6 @@ class Batcher(Generic[Item, Answer]):
     def _start(self) -> None:
         self._is_starting = False
         self._fill_slots()
-        self._await_patience()
 
     def _fill_slots(self) -> None:
         while self._queue and not self._queue[0].is_queued:
@@ -114,6 +112,8 @@ class Batcher(Generic[Item, Answer]):
                 task = loop.create_task(self._run(batch), context=contextvars.Context())
                 self._tasks.add(task)
                 task.add_done_callback(self._finished)
+        if self._queue and self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._out_of_patience)
 
     def _may_leave(self) -> bool:
         if not self._tasks:
@@ -126,11 +126,6 @@ class Batcher(Generic[Item, Answer]):
     def _out_of_patience(self) -> None:
         self._patience = None
         self._fill_slots()
-        self._await_patience()
-
-    def _await_patience(self) -> None:
-        if self._queue and self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._out_of_patience)
 
     def _leaves_queue(self, waiting: _Waiting[Item, Answer]) -> None:
         # Skip items that a batch took, that expired, or whose client disconnected.

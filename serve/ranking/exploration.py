@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
+from serve.features.slots import F32, F64, I64
 
 TEMPERATURE = 1.0
 """At 1 a candidate's weight is its odds; near 0 the draw is the ranking, far above 1 a shuffle."""
@@ -39,7 +36,7 @@ def draw(score: F32, rng: Generator) -> tuple[I64, F64]:
     return np.concatenate([scored[picks], np.flatnonzero(np.isnan(score))]), propensity
 
 
-def log_weight(score: F32) -> F64:
+def log_weight(score: F32 | F64) -> F64:
     """Return the log weight of each score: its log-odds, divided by the temperature."""
     p = np.clip(score.astype(np.float64), NEAREST, 1.0 - NEAREST)
     return np.asarray((np.log(p) - np.log1p(-p)) / TEMPERATURE, np.float64)

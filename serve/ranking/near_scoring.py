@@ -76,9 +76,8 @@ class NearScoring:
             # Not timed, so that batches keep trying the call.
             return self._models.score(version, payload)
         _, took_ms = untimed(answer, num_rows)
-        if took_ms is not None:
-            self._overheads_ms.append((self._clock() - begun) * 1e3 - took_ms)
-            self._least_overhead_ms = min(self._overheads_ms)
+        self._overheads_ms.append((self._clock() - begun) * 1e3 - took_ms)
+        self._least_overhead_ms = min(self._overheads_ms)
         return answer
 
     def _is_here(self, version: str) -> bool:
@@ -86,6 +85,6 @@ class NearScoring:
 
     def _timed(self, answer: bytes, num_rows: int, times: deque[float]) -> bytes:
         _, took_ms = untimed(answer, num_rows)
-        if took_ms is not None and num_rows:
+        if num_rows:
             times.append(took_ms / num_rows)
         return answer

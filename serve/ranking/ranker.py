@@ -14,19 +14,15 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.config.settings import NOOP, SHUFFLE, Arm
 from serve.contract.errors import StoreUnavailable
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import encode
-from serve.features.slots import I64, PackedRows
+from serve.features.slots import F32, F64, I64, Bools, PackedRows
 from serve.ranking.exploration import draw
 from serve.stores.candidate_table import CandidateTable
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 # (version, rows, request of each row) → scores.
 Score = Callable[[str, Matrix, I64], Awaitable[F32]]
 NOTHING_DONE = {"features": 0.0, "score": 0.0}

@@ -119,25 +119,18 @@ class RolloutMonitor:
         """Score a batch, observe it for the trial, and offer it to a second version."""
         trial = batch.trial
         try:
-            scores, took_ms = await self._timed(self._call, batch.version, batch)
+            answer = await self._call(batch.version, batch.payload)
+            scores, took_ms = untimed(answer, len(batch.request_of_row))
         except ITS_OWN as error:
             if trial is not None:
                 trial.failed(error, time.monotonic())
                 self._judge(trial)
             raise
-        if len(scores) == len(batch.request_of_row):
-            self._offer(batch, scores, took_ms)
+        self._offer(batch, scores, took_ms)
         if trial is not None:
             trial.scored(scores, time.monotonic())
             self._judge(trial)
         return scores
-
-    async def _timed(self, call: CallScorer, version: str, batch: _Batch) -> tuple[F32, float]:
-        """Return the scores of a batch and the time they took, in ms."""
-        begun = time.perf_counter()
-        answer = await call(version, batch.payload)
-        scores, took_ms = untimed(answer, len(batch.request_of_row))
-        return scores, (time.perf_counter() - begun) * 1e3 if took_ms is None else took_ms
 
     def _offer(self, batch: _Batch, scores: F32, took_ms: float) -> None:
         """Offer a batch to a second version: at most one waits, and a trial replaces a shadow."""
@@ -193,7 +186,8 @@ class RolloutMonitor:
         """Score a sample again and compare the scores."""
         batch = sample.batch
         async with asyncio.timeout(RESCORE_S):
-            scores, took_ms = await self._timed(self._rescore, sample.again, batch)
+            answer = await self._rescore(sample.again, batch.payload)
+            scores, took_ms = untimed(answer, len(batch.request_of_row))
         # Of a trial, the sample has the new version's scores; of a shadow, the current version's.
         if batch.trial is not None:
             versions = (batch.version, sample.again)

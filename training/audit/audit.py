@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
+from serve.features.slots import F32, F64
 from serve.features.surface import Surface
 from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
@@ -34,9 +34,6 @@ TOLERANCE = 1e-6
 # Largest accepted difference of a score, as for golden rows.
 SCORE_TOLERANCE = 1e-5
 COLUMNS = ("seq", "model", "scores", "numeric", "category")
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -121,15 +118,14 @@ def audit(
     return result
 
 
-def difference(served: NDArray[np.floating], ours: NDArray[np.floating]) -> F64:
+def difference(served: F32, ours: F32) -> F64:
     """Return |served − ours| / max(1, |ours|).
 
     Missing equals missing and is infinitely far from a number.
     """
-    served, ours = np.asarray(served, np.float64), np.asarray(ours, np.float64)
     same = (served == ours) | (np.isnan(served) & np.isnan(ours))
     with np.errstate(invalid="ignore"):
-        far = np.abs(served - ours) / np.maximum(1.0, np.abs(ours))
+        far = np.abs(served - ours.astype(np.float64)) / np.maximum(1.0, np.abs(ours))
     return np.where(same, 0.0, np.where(np.isnan(far), np.inf, far))
 
 

@@ -11,25 +11,28 @@ import os
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.contract.rankings import Problem, RankAnswer, RankRequest
+from serve.contract.records import ClientRecord, EventsAnswer
 from serve.contract.validation import refuse_existing
 from serve.features.rows import Schema
+from serve.features.slots import F64
 from serve.features.surface import Surface, load_surface, read_surface
 from serve.log.reader import Log, read_log
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
-from training.audit.player import replay_requests
+from training.audit.player import posts, replay_requests
 from training.data.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score
 from training.evaluation.metrics import Contender, mean, probability, row_logloss
@@ -42,8 +45,7 @@ DEADLINE_MS = 10_000
 TIMEOUT_S = 60.0
 # Attempts to send records that a service cannot accept yet.
 NUM_TRIES = 5
-
-F64 = NDArray[np.float64]
+Answer = TypeVar("Answer")
 
 
 def replay(
@@ -127,17 +129,22 @@ class ReplayClient:
         status, body = self._request("GET", "/v1/model", None)
         if status != 200:
             raise TabrankError(f"--url: {self.url}/v1/model answers {status}; is this a tabrank service?")
-        return _json(body, "/v1/model")
+        return _decoded(body, dict[str, Any], "/v1/model")
 
-    def rank(self, body: bytes, request_id: str) -> dict[str, Any]:
+    def rank(self, request: RankRequest) -> RankAnswer:
         """Send a ranking and return its answer."""
-        status, answer = self._request("POST", "/v1/rank", body)
+        what = f"ranking {request.request_id!r}"
+        status, answer = self._request("POST", "/v1/rank", msgspec.json.encode(request))
         if status != 200:
-            raise TabrankError(f"ranking {request_id!r}: the service answers {status}: {_detail(answer)}")
-        return _json(answer, f"ranking {request_id!r}")
+            raise TabrankError(f"{what}: the service answers {status}: {_detail(answer)}")
+        return _decoded(answer, RankAnswer, what)
 
-    def post(self, body: bytes) -> None:
-        """Send records until the service accepts them."""
+    def send(self, records: Sequence[ClientRecord]) -> None:
+        """Send records, in order of time, until the service accepts them."""
+        for body in posts(records):
+            self._post(body)
+
+    def _post(self, body: bytes) -> None:
         for attempt in range(NUM_TRIES):
             status, answer = self._request("POST", "/v1/events", body)
             if status not in (429, 503):
@@ -149,14 +156,14 @@ class ReplayClient:
             raise TabrankError(
                 f"the records from {first} on: the service answers {status}: {_detail(answer)}"
             )
-        found = _json(answer, "records")
-        if found["rejected"]:
-            wrong = found["rejected"][0]
-            number = int(wrong["pointer"].split("/")[2])
-            raise TabrankError(f"the record {json.dumps(records[number])} is rejected: {wrong['detail']}")
-        if found["duplicates"] and not attempt:
+        found = _decoded(answer, EventsAnswer, "records")
+        if found.rejected:
+            wrong = found.rejected[0]
+            number = int(wrong.pointer.split("/")[2])
+            raise TabrankError(f"the record {json.dumps(records[number])} is rejected: {wrong.detail}")
+        if found.duplicates and not attempt:
             raise TabrankError(
-                f"the service already has {found['duplicates']} events of this log; stop it, remove its store and "
+                f"the service already has {found.duplicates} events of this log; stop it, remove its store and "
                 "the log that it wrote, and load the store from the log before this one"
             )
 
@@ -187,20 +194,21 @@ def _play(
     service: ReplayClient, log: Log, surface: Surface, progress: Progress
 ) -> tuple[F64, Counter[str], float]:
     """Return the answered scores `[P]` (NaN if unscored), rankings by rung, and seconds."""
-    names: list[str] = log.exposures["request_id"].to_pylist()
     shown = log.exposures["candidates"].to_pylist()
-    scores: list[list[float]] = [[] for _ in names]
+    scores: list[list[float | None]] = [[] for _ in shown]
     rungs: Counter[str] = Counter()
     begun = time.perf_counter()
-    for exposure, body in replay_requests(log, surface):
-        if exposure is None:
-            service.post(body)
+    for step in replay_requests(log, surface):
+        if isinstance(step, list):
+            service.send(step)
             continue
-        answer = service.rank(body, names[exposure])
-        found = {ranked["candidate"]: ranked["score"] for ranked in answer["ranking"]}
-        scores[exposure] = [np.nan if found[name] is None else found[name] for name in shown[exposure]]
-        rungs[answer["rung"]] += 1
-        progress(rungs.total() / len(names))
+        exposure, request = step
+        answer = service.rank(request)
+        # None becomes NaN.
+        found = {ranked.candidate: ranked.score for ranked in answer.ranking}
+        scores[exposure] = [found[name] for name in shown[exposure]]
+        rungs[answer.rung] += 1
+        progress(rungs.total() / len(shown))
     seconds = time.perf_counter() - begun
     return np.array([value for part in scores for value in part], np.float64), rungs, seconds
 
@@ -271,20 +279,17 @@ def _write(out: Path, result: Mapping[str, Any], log: Log, played: F64) -> None:
     pq.write_table(pa.table(scores), out / "scores.parquet")
 
 
-def _json(body: bytes, what: str) -> dict[str, Any]:
+def _decoded(body: bytes, kind: type[Answer], what: str) -> Answer:
     try:
-        found = json.loads(body)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise TabrankError(f"{what}: the answer is not a JSON object; is this a tabrank service?")
-    return found
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise TabrankError(f"{what}: unknown answer ({error}); is this a tabrank service?") from None
 
 
 def _detail(body: bytes) -> str:
     """Return the detail of a problem response, with its pointer."""
     try:
-        problem = json.loads(body)
-        return f"{problem.get('pointer') or ''} {problem['detail']}".strip()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        problem = msgspec.json.decode(body, type=Problem)
+        return f"{problem.pointer or ''} {problem.detail}".strip()
+    except msgspec.DecodeError:
         return body[:200].decode("utf-8", "replace")

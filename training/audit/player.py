@@ -1,16 +1,26 @@
-"""Turn a log into the sequence of HTTP requests that replays it against a service."""
+"""Turn a log into the sequence of requests that replays it against a service."""
 
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal
 
-from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
+import msgspec
+
+from serve.contract.rankings import RankRequest, StatedCandidate
+from serve.contract.records import (
+    MAX_EVENTS_BODY_BYTES,
+    MAX_RECORDS,
+    Candidate,
+    ClientRecord,
+    Event,
+    Forget,
+    Viewer,
+)
 from serve.features.rows import EVER_MS
 from serve.features.surface import Surface
 from serve.log.reader import Log
@@ -20,45 +30,43 @@ from serve.log.replay import EVENT, UPSERT, event_times
 MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2
 
 # A record's time, `UPSERT` or `EVENT`, and the record as it is sent.
-Timed = tuple[int, int, dict[str, Any]]
+Timed = tuple[int, int, ClientRecord]
 
 
-def replay_requests(log: Log, surface: Surface) -> Iterator[tuple[int | None, bytes]]:
-    """Yield the requests that replay a log in order of its time.
+def replay_requests(log: Log, surface: Surface) -> Iterator[tuple[int, RankRequest] | list[ClientRecord]]:
+    """Yield what replays a log in order of its time: rankings, and lists of records to send.
 
-    Each has its exposure's index in the log, or None for records, and its body. Rankings of one
-    time come first, because a ranking does not see records of its own time. Attributes of that time
-    follow in separate requests, so that they exist when the rankings count as impressions; its
-    events come last, as in `serve.log.replay`.
+    A ranking has its exposure's index in the log. Rankings of one time come first, because a
+    ranking does not see records of its own time. Attributes of that time follow in a separate list,
+    so that they exist when the rankings count as impressions; its events come last, as in
+    `serve.log.replay`.
     """
     records = sorted([*_upserts(log, surface), *_events(log)], key=itemgetter(0, 1))
     at = 0
     for now_ms, exposures in groupby(_rankings(log), key=itemgetter(0)):
         now = bisect_left(records, now_ms, at, key=itemgetter(0))
-        yield from _posts(records[at:now])
-        for _, exposure, body in exposures:
-            yield exposure, json.dumps(body, allow_nan=False).encode()
+        yield [record for *_, record in records[at:now]]
+        for _, exposure, request in exposures:
+            yield exposure, request
         at = bisect_right(records, (now_ms, UPSERT), now, key=itemgetter(0, 1))
-        yield from _posts(records[now:at])
-    yield from _posts(records[at:])
+        yield [record for *_, record in records[now:at]]
+    yield [record for *_, record in records[at:]]
 
 
-def _rankings(log: Log) -> list[tuple[int, int, dict[str, Any]]]:
-    """Return time, index in the log and body of each exposure, in order of time."""
+def _rankings(log: Log) -> list[tuple[int, int, RankRequest]]:
+    """Return time, index in the log and request of each exposure, in order of time."""
     rankings = []
     for exposure, row in enumerate(log.exposures.to_pylist()):
         stated = json.loads(row["stated"]) if row["stated"] else {}
-        body = {
-            "request_id": row["request_id"],
-            "now_ms": row["ts_ms"],
-            "viewer": row["viewer"],
-            "candidates": [
-                {"candidate": name, "fields": stated[name]} if name in stated else name
-                for name in row["candidates"]
-            ],
-            "context": {name: value for name, value in (row["context"] or {}).items() if value is not None},
-        }
-        rankings.append((row["ts_ms"], exposure, body))
+        context = (row["context"] or {}).items()
+        request = RankRequest(
+            row["viewer"],
+            [StatedCandidate(name, stated[name]) if name in stated else name for name in row["candidates"]],
+            context={name: value for name, value in context if value is not None},
+            request_id=row["request_id"],
+            now_ms=row["ts_ms"],
+        )
+        rankings.append((row["ts_ms"], exposure, request))
     return sorted(rankings, key=itemgetter(0, 1))
 
 
@@ -67,56 +75,40 @@ def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
     first_ms = min(log.exposures["ts_ms"].to_pylist())
     for row in log.viewers.to_pylist():
         ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
-        record = {"ts_ms": max(ts_ms, 0)}
         if not row["removed"]:
-            yield (
-                ts_ms,
-                UPSERT,
-                {"type": "viewer", "id": row["id"], "fields": _fields(row, surface, "viewer")} | record,
-            )
+            yield ts_ms, UPSERT, Viewer(row["id"], _fields(row, surface, "viewer"), max(ts_ms, 0))
         # An earlier forget is already in the store, with what the viewer did since.
         elif ts_ms >= first_ms:
-            yield ts_ms, UPSERT, {"type": "forget", "viewer": row["id"]} | record
+            yield ts_ms, UPSERT, Forget(row["id"], ts_ms)
     for row in log.candidates.to_pylist():
         # The service removes candidates that ended long ago by itself.
-        if row["removed"]:
-            continue
-        ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
-        record = {"type": "candidate", "id": row["id"], "fields": _fields(row, surface, "candidate")}
-        ends = {} if row["ends_ms"] is None else {"ends_ms": row["ends_ms"]}
-        yield ts_ms, UPSERT, record | ends | {"ts_ms": max(ts_ms, 0)}
+        if not row["removed"]:
+            ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
+            fields = _fields(row, surface, "candidate")
+            yield ts_ms, UPSERT, Candidate(row["id"], fields, max(ts_ms, 0), row["ends_ms"])
 
 
 def _fields(
     row: Mapping[str, Any], surface: Surface, owner: Literal["viewer", "candidate"]
 ) -> dict[str, Any]:
-    """Return the fields that a row sets; null for a field that it clears."""
+    """Return the fields that a row sets; None, or NaN, for a field that it clears."""
     names = surface.fields[owner] if row["stated"] is None else row["stated"]
-    return {name: None if _is_nan(row[name]) else row[name] for name in names}
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return {name: row[name] for name in names}
 
 
 def _events(log: Log) -> Iterator[Timed]:
     times = event_times(log.exposures, log.events).tolist()
     for ts_ms, row in zip(times, log.events.to_pylist(), strict=True):
         names = ("id", "viewer", "candidate", "kind", "request_id")
-        record = {name: row[name] for name in names if row[name] is not None or name == "viewer"}
-        yield ts_ms, EVENT, {"type": "event", **record, "ts_ms": ts_ms}
+        yield ts_ms, EVENT, Event(**{name: row[name] for name in names}, ts_ms=ts_ms)
 
 
-def _posts(records: list[Timed]) -> Iterator[tuple[None, bytes]]:
-    encoded = (json.dumps(record, allow_nan=False).encode() for *_, record in records)
-    return ((None, body) for body in posts(encoded))
-
-
-def posts(records: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the bodies of as few posts of encoded records as the service accepts."""
+def posts(records: Iterable[ClientRecord]) -> Iterator[bytes]:
+    """Yield the bodies of as few posts of the records as the service accepts."""
     parts: list[bytes] = []
     size = 0
-    for record in records:
+    # NaN is encoded as null.
+    for record in map(msgspec.json.encode, records):
         if parts and (size + len(record) > MAX_POST_BYTES or len(parts) == MAX_RECORDS):
             yield _body(parts)
             parts, size = [], 0

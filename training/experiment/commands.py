@@ -75,7 +75,7 @@ def offline(
         str | None, typer.Option(help="Event to count as reward; default the event of the label.")
     ] = None,
     positions: Annotated[
-        int | None, typer.Option(help="Count rewards at this many first positions; default all.")
+        int | None, typer.Option(min=1, help="Count rewards at this many first positions; default all.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -120,10 +120,10 @@ def simulate(
         Path,
         typer.Option(help="Log that `training simulate` wrote and that filled the store."),
     ],
-    days: Annotated[float, typer.Option(help="Days to simulate.")] = 7.0,
+    days: Annotated[float, typer.Option(min=0.01, max=365, help="Days to simulate.")] = 7.0,
     url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8000",
-    rankings: Annotated[int, typer.Option(help="Number of visits in these days.")] = 50_000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same days.")] = 0,
+    rankings: Annotated[int, typer.Option(min=1, help="Number of visits in these days.")] = 50_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same days.")] = 0,
     model: Annotated[
         Path | None,
         typer.Option(help="Served artifact: also simulate each arm alone, in this process."),

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.reader import parse
-from serve.config.settings import POPULAR, Experiment
+from serve.config.settings import POPULAR, Arm, Experiment
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
 from serve.contract.validation import table
 
 
 @dataclass(frozen=True)
-class Declared:
-    """Declared experiment; None or empty if not declared. Times in ms; shares sum to one."""
+class Declared(Experiment):
+    """Experiment as a file declares it; without a file it has no arms and the default settings."""
 
-    name: str
-    shares: Mapping[str, float] = field(default_factory=dict)
-    scorers: Mapping[str, str] = field(default_factory=dict)
-    start_ms: int | None = None
-    end_ms: int | None = None
-    primary: str | None = None
-    smallest_effect: float = Experiment.smallest_effect
+    salt: str = ""
+    arms: tuple[Arm, ...] = ()
+    # True if the file names the primary metric.
+    has_primary: bool = False
     # Path of the file that declares it.
     source: str | None = None
 
     @property
     def popular(self) -> str:
         """Return the arm that ranks by popularity, to which the others are compared."""
-        named = [arm for arm, scorer in self.scorers.items() if scorer == POPULAR]
+        named = [arm.name for arm in self.arms if arm.scorer == POPULAR]
         return POPULAR if POPULAR in named or not named else named[0]
 
 
@@ -53,16 +50,7 @@ def declared(path: Path, name: str) -> Declared:
     for where, given in _experiments(path, parse(path, raw)):
         if given.get("name") == name:
             experiment = read(Experiment, given, where)
-            return Declared(
-                name,
-                {arm.name: arm.share for arm in experiment.arms},
-                {arm.name: arm.scorer for arm in experiment.arms},
-                experiment.start_ms,
-                experiment.end_ms,
-                experiment.primary if "primary" in given else None,
-                experiment.smallest_effect,
-                str(path),
-            )
+            return Declared(**vars(experiment), has_primary="primary" in given, source=str(path))
     return Declared(name)
 
 

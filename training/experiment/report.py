@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from serve.config.settings import Experiment
 from serve.contract.errors import TabrankError
 from serve.log.atomic_files import draft_of
 from training.experiment.comparison import available, comparisons, days_needed
@@ -82,7 +81,7 @@ def report(
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,
-        "primary_declared": declaration.primary is not None,
+        "primary_declared": declaration.has_primary,
         "smallest_effect": smallest,
         "blocked": bool(why),
         "warnings": _change_warnings(ranked_by),
@@ -139,21 +138,19 @@ def _compared(
     people: Panel, declaration: Declared, control: str | None, treatment: str | None
 ) -> tuple[str, str]:
     """Return the names of the control and the treatment."""
-    arms = sorted(set(people.arm) | {arm for arm, share in declaration.shares.items() if share > 0})
+    arms = sorted(set(people.arm) | {arm.name for arm in declaration.arms if arm.share > 0})
     listed = ", ".join(arms)
     if len(arms) < 2:
         raise TabrankError(
             f"{declaration.name}: only the arm {listed} has a share or served anybody; give a second arm a share "
             "above 0 in user_config.experiment.arms, and let it serve"
         )
-    if control is None and declaration.popular not in arms:
-        raise TabrankError(
-            f"--control: name the arm to compare with, because no arm of {declaration.name} ranks by popularity; "
-            f"its arms are {listed}"
-        )
     control = control or declaration.popular
     if control not in arms:
-        raise TabrankError(f"--control {control}: not an arm of {declaration.name}; its arms are {listed}")
+        raise TabrankError(
+            f"--control {control}: not an arm of {declaration.name}; name the one to compare with; "
+            f"its arms are {listed}"
+        )
     others = [arm for arm in arms if arm != control]
     if treatment is None and len(others) == 1:
         treatment = others[0]
@@ -170,20 +167,21 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
     logged = here.groupby("arm", observed=True)["share"].last().dropna()
     if set(names) <= set(logged.index):
         return {name: float(logged[name]) for name in names}, "the log"
-    if all(declaration.shares.get(name) for name in names):
-        return {name: declaration.shares[name] for name in names}, str(declaration.source)
+    declared = {arm.name: arm.share for arm in declaration.arms}
+    if all(declared.get(name) for name in names):
+        return {name: declared[name] for name in names}, str(declaration.source)
     return dict.fromkeys(names, 1 / len(names)), "no source, assumed equal"
 
 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     """Return the declared primary metric, or by default the join rate or the last available one."""
     known = {metric.name: metric for metric in metrics}
-    if declaration.primary is not None and declaration.primary not in known:
+    if declaration.has_primary and declaration.primary not in known:
         names = ", ".join(known)
         raise TabrankError(
             f"{declaration.source}: primary {declaration.primary!r} is not in this log; use one of {names}"
         )
-    return known[declaration.primary] if declaration.primary else known.get(Experiment.primary) or metrics[-1]
+    return known.get(declaration.primary) or metrics[-1]
 
 
 def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str, Any]:

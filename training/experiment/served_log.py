@@ -1,12 +1,13 @@
 """Served log as data frames: exposures of known viewers, and events.
 
-The log is read in batches. Ids become 64-bit hashes and names become codes, so that an exposure
-takes about 50 bytes whatever the length of its ids. The probability that two of ten million ids
+Ids become 64-bit hashes and names become codes, so that an exposure takes about 50 bytes whatever
+the length of its ids. The probability that two of ten million ids
 collide is 3e-6.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from serve.contract.errors import TabrankError
-from serve.log.reader import MAY_BE_EMPTY, READS
+from serve.log.conversion import IDS
+from serve.log.reader import read_table
+from serve.log.table_reader import TableReader
 
+# Rows whose ids are hashed at once.
+ROWS = 1 << 16
 # Hash of null.
 NO_ID = np.iinfo(np.uint64).max
 # Columns that a table must have, and those that are null if it lacks them.
@@ -30,12 +34,11 @@ OPTIONAL = {
     "exposures": {
         **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic"), pa.string()),
         "share": pa.float64(),
-        "latency_ms": pa.float32(),
+        "latency_ms": pa.float64(),
         "degraded": pa.list_(pa.string()),
     },
     "events": {"kind": pa.string(), "request_id": pa.string()},
 }
-IDS = ("request_id", "id", "viewer", "candidate")
 
 
 @dataclass(frozen=True)
@@ -96,43 +99,27 @@ def _once(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _read(log: Path, name: str) -> pd.DataFrame:
-    """Read a table, again if a segment was merged or deleted meanwhile."""
-    for _ in range(READS):
-        try:
-            return _read_once(log, name)
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0]
-    raise TabrankError(f"the log is not readable as Parquet: {reason}")
-
-
-def _read_once(log: Path, name: str) -> pd.DataFrame:
-    paths = [path for path in (log / f"{name}.parquet", log / name) if path.exists()]
-    if not paths and not (name in MAY_BE_EMPTY and (log / "exposures").is_dir()):
-        raise TabrankError(
-            f"--log {log}: holds no table {name}; give the folder that `log` in cluster.yaml names"
-        )
-    schema = pa.schema(REQUIRED[name] | OPTIONAL[name])
-    parts = [_compact(pa.RecordBatch.from_pylist([], schema))]
-    for path in paths:
-        for file in ds.dataset(path, format="parquet", exclude_invalid_files=False).get_fragments():
-            for column in REQUIRED[name]:
-                if column not in file.physical_schema.names:
-                    raise TabrankError(f"{file.path}: the column {column!r} is missing")
-            # Keep the unit of datetimes.
-            own = schema.set(schema.get_field_index("ts_ms"), file.physical_schema.field("ts_ms"))
-            parts += map(_compact, file.to_batches(own))
-    table: pd.DataFrame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
+    table: pd.DataFrame = pa.concat_tables(_compacted(log, name)).unify_dictionaries().to_pandas()
     return table
 
 
-def _compact(batch: pa.RecordBatch) -> pa.Table:
+def _compacted(log: Path, name: str) -> Iterator[pa.Table]:
+    """Yield the columns of a table, some rows at a time; those that it lacks are null."""
+    reader = TableReader(*read_table(log, name, tuple(REQUIRED[name] | OPTIONAL[name])))
+    for column, kind in REQUIRED[name].items():
+        reader.required(column, kind, nullable=True)
+    for column, kind in OPTIONAL[name].items():
+        reader.optional(column, kind)
+    for at in range(0, len(reader.table) or 1, ROWS):
+        yield _compact(reader.table.slice(at, ROWS))
+
+
+def _compact(table: pa.Table) -> pa.Table:
     """Replace ids by hashes, and names by codes."""
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
     for name, column in columns.items():
         if name in IDS:
             columns[name] = hashed(column)
-        elif pa.types.is_temporal(column.type):
-            columns[name] = column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
         elif pa.types.is_list(column.type):
             joined = pc.binary_join(column, " and ")
             columns[name] = pc.if_else(pc.equal(joined, ""), None, joined).dictionary_encode()

@@ -80,15 +80,6 @@ class FitConfig:
         for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise TabrankError(f"fit: {name} {getattr(self, name)} must be {least} or more")
-        if not 0 < self.learning_rate <= 1:
-            raise TabrankError(f"fit: learning_rate {self.learning_rate} must be above 0 and at most 1")
-        if not self.clip_norm > 0:
-            raise TabrankError(f"fit: clip_norm {self.clip_norm} must be above 0")
-        if self.position_bias not in ("ignored", "examined"):
-            raise TabrankError(f"fit: position_bias {self.position_bias!r} must be ignored or examined")
-        for name in ("warmup", "final_rate", "category_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TabrankError(f"fit: {name} {getattr(self, name)} must be from 0 to below 1")
 
 
 class Epoch(TypedDict):
@@ -187,8 +178,6 @@ class _Fit:
         self.num_single = len(encoder.single)
         self.device = device = valid.x.device
         self.batch = _batch(len(train), self.world, config)
-        if len(valid) == 0:
-            raise TabrankError("fit: there are no validation rows; give a longer log")
         self.num_steps = len(train) // (self.batch * self.world)
         torch.manual_seed(config.seed)
         self.network = Network(encoder, config.network).to(device)

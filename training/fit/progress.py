@@ -16,16 +16,14 @@ class Progress:
     """Printer of a training's epochs; `stream` defaults to stderr: stdout holds the answer."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        self._console = Console(file=stream or sys.stderr)
         self._bar: Bar | None = None
         self._epochs = 0
 
     def report(self, text: str) -> None:
         """Print a line."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=self._stream, flush=True)
+        # Above the bar, if there is one.
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def start(self, epochs: int) -> None:
         """Begin a run of at most `epochs` epochs."""
@@ -54,10 +52,9 @@ class Progress:
 
     def _open(self, name: str, total: float, progress: ProgressColumn, text: str = "") -> None:
         """Show a bar if the stream is a terminal."""
-        if self._stream.isatty():
+        if self._console.is_terminal:
             columns = (TextColumn(name), BarColumn(), progress, TimeRemainingColumn())
-            console = Console(file=self._stream)
-            self._bar = Bar(*columns, TextColumn("{task.fields[text]}"), console=console)
+            self._bar = Bar(*columns, TextColumn("{task.fields[text]}"), console=self._console)
             self._bar.add_task(name, total=total, text=text)
             self._bar.start()
 

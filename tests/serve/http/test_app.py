@@ -25,6 +25,7 @@ from serve.http.tracing import trace_id_of
 from serve.ingest.backfill import load
 from serve.log.events import IngestResult, unpack
 from serve.model.artifact import CURRENT, point
+from serve.model.scorer_cache import timed
 from serve.ranking.assignment import assign
 from serve.ranking.service import FeatureFetcher
 from serve.ranking.upkeep import keep_up, refresh
@@ -48,7 +49,8 @@ class FakeScorer:
         if self.error:
             raise self.error
         matrix = Matrix.from_bytes(payload)
-        return self.answer(np.expm1(np.log1p(matrix.numeric[:, 0]))).astype(np.float32).tobytes()
+        price = np.expm1(np.log1p(matrix.numeric[:, 0]))
+        return timed(self.answer(price).astype(np.float32).tobytes(), 1.0)
 
     async def load(self, version):
         pass
@@ -460,7 +462,7 @@ class NearModels(FakeScorer):
     def score(self, version, payload):
         self.calls += 1
         price = np.expm1(np.log1p(Matrix.from_bytes(payload).numeric[:, 0]))
-        return self.answer(price).astype(np.float32).tobytes()
+        return timed(self.answer(price).astype(np.float32).tobytes(), 1.0)
 
 
 def test_where_the_scorer_fails_the_process_scores_itself(tmp_path, service):

@@ -248,8 +248,8 @@ def test_saving_refuses_what_is_there_already_and_leaves_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("files", "version", "message"),
     [
-        ({k: v for k, v in CONTENT.items() if k != "report.html"}, OLD, r"report\.html is missing"),
-        ({**CONTENT, "notes.txt": b""}, OLD, r"notes\.txt is not a known file"),
+        ({k: v for k, v in CONTENT.items() if k != "report.html"}, OLD, r"it differs in \['report\.html'\]"),
+        ({**CONTENT, "notes.txt": b""}, OLD, r"it differs in \['notes\.txt'\]"),
         (CONTENT, "v1", "version 'v1' is not like"),
     ],
 )

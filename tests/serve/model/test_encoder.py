@@ -148,8 +148,14 @@ def test_columns_of_another_surface_are_refused_by_name() -> None:
         ({"single": [{"name": "s", "vocabulary": ["x", "x"]}]}, "'x' hashes like 'x'"),
         ({"single": [{"name": "s", "vocabulary": ["#0000000000000000"]}]}, "hashes to 0"),
         ({"single": [{"name": "s", "vocabulary": [1]}]}, "1 must be a string"),
-        ({"single": [{"name": "s", "vocabulary": [], "embedding": 0}]}, "embedding 0"),
-        ({"multi": [{"name": "m", "width": 0, "vocabulary": []}]}, "width 0"),
+        (
+            {"single": [{"name": "s", "vocabulary": [], "embedding": 0}]},
+            r"single\.0\.embedding: 0 must be from 1 to",
+        ),
+        (
+            {"multi": [{"name": "m", "width": 0, "vocabulary": []}]},
+            r"multi\.0\.width: 0 must be from 1 to 256",
+        ),
         ({"multy": []}, "unknown key 'multy'; did you mean 'multi'"),
         ({"multi": 3}, "encoder: must be an object with the lists numeric, single, multi"),
     ],

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 from tiny import tables
 
+from serve.contract.rankings import RankRequest, StatedCandidate
 from serve.log.reader import read_log
 from serve.log.writer import write_log
-from training.audit.player import replay_requests
+from training.audit.player import posts, replay_requests
 
 
 def played(folder, surface, **changed):
@@ -20,16 +21,15 @@ def played(folder, surface, **changed):
     """
     write_log(folder / "played", tables() | changed)
     sent = []
-    for exposure, encoded in replay_requests(read_log(folder / "played", surface), surface):
-        body = json.loads(encoded)
-        sent.append(body["records"] if exposure is None else body)
+    for step in replay_requests(read_log(folder / "played", surface), surface):
+        sent += [json.loads(body)["records"] for body in posts(step)] if isinstance(step, list) else step[1:]
     return sent
 
 
 def names(sent):
     """Return rankings by their id, and posts by the ids of their records."""
     return [
-        step["request_id"] if isinstance(step, dict) else [record.get("id") for record in step]
+        step.request_id if isinstance(step, RankRequest) else [record.get("id") for record in step]
         for step in sent
     ]
 
@@ -58,15 +58,15 @@ def test_at_one_time_rankings_come_first_then_attributes_alone_then_events(tmp_p
 def test_a_ranking_request_equals_its_exposure(tmp_path, surface):
     stated = pa.array([json.dumps({"b": {"price": 2.0}}), None, None], pa.string())
     sent = played(tmp_path, surface, exposures=tables()["exposures"].append_column("stated", stated))
-    rankings = [step for step in sent if isinstance(step, dict)]
-    assert rankings[0] == {
-        "request_id": "r1",
-        "now_ms": 10_000,
-        "viewer": "ann",
-        "candidates": ["a", {"candidate": "b", "fields": {"price": 2.0}}, "c"],
-        "context": {"hour": 3.0},
-    }
-    assert [ranking["context"] for ranking in rankings[1:]] == [{}, {}]
+    rankings = [step for step in sent if isinstance(step, RankRequest)]
+    assert rankings[0] == RankRequest(
+        request_id="r1",
+        now_ms=10_000,
+        viewer="ann",
+        candidates=["a", StatedCandidate("b", {"price": 2.0}), "c"],
+        context={"hour": 3.0},
+    )
+    assert [ranking.context for ranking in rankings[1:]] == [{}, {}]
 
 
 def test_records_carry_all_their_fields(tmp_path, surface):

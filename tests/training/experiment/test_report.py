@@ -16,6 +16,7 @@ from scipy.stats import norm
 from served import Logging, busy_hour
 from typer.testing import CliRunner
 
+from serve.config.settings import Arm
 from serve.contract.errors import TabrankError
 from training.__main__ import app
 from training.experiment.comparison import days_needed
@@ -283,7 +284,7 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
 def test_a_default_primary_metric_is_reported(won):
     assert "primary metric, join_rate, is the default" in text(report(won, LAUNCH))
     assert "is the default" not in text(
-        report(won, Declared("launch", primary="clicks", source="cluster.yaml"))
+        report(won, Declared("launch", primary="clicks", has_primary=True, source="cluster.yaml"))
     )
 
 
@@ -308,7 +309,7 @@ def test_a_log_may_hold_many_models_and_earlier_experiments(tmp_path):
 
 def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
-    with pytest.raises(TabrankError, match="--control: name the arm to compare with"):
+    with pytest.raises(TabrankError, match="name the one to compare with; its arms are new, old"):
         report(log, LAUNCH)
     assert report(log, LAUNCH, control="old")["treatment"] == "new"
 
@@ -392,9 +393,8 @@ def test_viewers_who_saw_two_arms_make_it_invalid(tmp_path):
 
 def test_an_arm_without_viewers_makes_it_invalid(tmp_path):
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i, "model") for i in range(5)])
-    declaration = Declared(
-        "launch", {"model": 0.5, "popular": 0.5}, {"popular": "popular"}, source="cluster.yaml"
-    )
+    arms = (Arm("model", "current", 0.5), Arm("popular", "popular", 0.5))
+    declaration = Declared("launch", arms=arms, source="cluster.yaml")
     result = report(log, declaration)
     assert (result["verdict"], result["metrics"]) == ("invalid", [])
     assert "arm 'popular' has 0 viewers" in result["reason"]
@@ -458,7 +458,7 @@ applications:
     )
     read = declared(path, "launch")
     assert (read.popular, read.primary, read.smallest_effect) == ("heuristic", "clicks", 0.05)
-    assert read.shares == {"heuristic": 0.4, "model": 0.6}
+    assert {arm.name: arm.share for arm in read.arms} == {"heuristic": 0.4, "model": 0.6}
     assert read.start_ms == np.datetime64("2026-01-02", "ms").astype(int)
     assert declared(path, "other") == Declared("other")
 

@@ -10,15 +10,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from listening import SURFACE, Service, command, write_model
+from typer.testing import CliRunner
 
 from serve.config.settings import Arm, Experiment
 from serve.features.rows import Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.scorers import load_scorer
+from training.__main__ import app
 from training.audit.http_replay import ReplayClient
 from training.experiment.rerun.drive import drive
-from training.experiment.rerun.service import InProcessArm, Remote
+from training.experiment.rerun.service import InProcessArm
 from training.experiment.rerun.simulator_state import SimulatorState
 from training.experiment.rerun.truth import effects
 from training.world.simulate import simulate
@@ -124,7 +126,7 @@ def test_an_arm_in_process_ranks_as_a_service_of_that_arm_does(home, tmp_path, a
     visits = simulators[0].visits(RANKINGS, 0)
     service = served_by(home, tmp_path, Arm(arm.name, arm.scorer, 1.0))
     with service.listening() as url, closing(ReplayClient(url)) as client:
-        theirs = drive(simulators[0], visits, Remote(client), 0)
+        theirs = drive(simulators[0], visits, client, 0)
     replay = Replay(Schema(SURFACE), read_log(home / "a", SURFACE))
     replay.finish()
     scorer = load_scorer(home / "model", "onnx") if arm is TABNET else None
@@ -150,9 +152,14 @@ def test_invalid_settings_are_refused_with_the_remedy(done, home, tmp_path):
     with served_by(home, tmp_path, TABNET, POPULAR).listening() as url:
         assert "a service has written to it since" in experiment(url, log=served, code=2)
         assert "world.json" in experiment(url, log=tmp_path / "nothing", code=2)
-        assert "--days" in experiment(url, "--days", 0, log=home / "a", code=2)
-        assert "--rankings" in experiment(url, "--rankings", 0, log=home / "a", code=2)
     assert "start the service" in experiment("http://127.0.0.1:9", log=home / "a", code=2)
+
+
+@pytest.mark.parametrize("option", ["--days", "--rankings"])
+def test_an_experiment_of_no_length_is_refused(home, option):
+    given = ("experiment", "simulate", "--log", str(home / "a"), option, "0")
+    done = CliRunner().invoke(app, given)
+    assert (done.exit_code, f"Invalid value for '{option}'" in done.stderr) == (2, True)
 
 
 @pytest.mark.no_ray

@@ -216,11 +216,8 @@ def test_a_gradient_that_is_no_number_ends_the_run(train, valid):
 
 
 def test_too_few_rows_are_refused(train, valid):
-    one, none = first(train, 1), first(train, 0)
     with pytest.raises(TabrankError, match="1 training rows"):
-        run(one, valid, ENCODER, CONFIG)
-    with pytest.raises(TabrankError, match="no validation rows"):
-        run(train, none, ENCODER, CONFIG)
+        run(first(train, 1), valid, ENCODER, CONFIG)
 
 
 def test_a_handful_of_rows_is_enough_to_run(train, valid):
@@ -235,10 +232,7 @@ def test_a_handful_of_rows_is_enough_to_run(train, valid):
     [
         ("epochs", 0),
         ("batch_size", 1),
-        ("learning_rate", 0.0),
-        ("category_dropout", 1.0),
         ("num_workers", -1),
-        ("position_bias", "shown"),
     ],
 )
 def test_a_senseless_setting_is_refused_by_name_and_value(name, value):

@@ -14,6 +14,7 @@ import numpy as np
 from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
 from serve.model.artifact import load as load_artifact
+from serve.ranking.exploration import log_weight
 from training.data.dataset import Progress
 from training.experiment.offline.attraction import attraction, ranked
 from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
@@ -82,13 +83,11 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     Raises:
         TabrankError: there are too few events, or too few effective events.
     """
-    if positions is not None and positions < 1:
-        raise TabrankError(f"--positions {positions}: must be at least 1; leave it out for all positions")
     num_places = min(positions or drawn.weight.shape[1], drawn.weight.shape[1])
     bins = Bins(drawn.weight.shape[1])
     known = Counterfactual(drawn, bins, place_counts(drawn.weight, bins, np.random.default_rng(SEED)))
     places = {"model": ranked(score, known.is_drawn), "served": ranked(drawn.weight, known.is_drawn)}
-    worth = attraction(known, np.stack([drawn.weight, _log_odds(score)], axis=2))
+    worth = attraction(known, np.stack([drawn.weight, log_weight(score)], axis=2))
     sums = {name: known.value(place, worth, num_places) for name, place in places.items()}
     for name, one in sums.items():
         if one.effective < MIN_EFFECTIVE:
@@ -132,11 +131,6 @@ def called(interval: Sequence[float]) -> str:
     """Return the verdict on a difference with this interval."""
     low, high = interval
     return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-
-
-def _log_odds(score: F64) -> F64:
-    p = np.clip(score, 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(p) - np.log1p(-p), np.float64)
 
 
 def _summary(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import one_of
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import Schema
+from serve.features.slots import F32
 from serve.features.surface import Surface
 from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
@@ -38,8 +38,6 @@ ROWS_AT_ONCE = 4_096
 CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 
 COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
-
-F32 = NDArray[np.float32]
 
 
 class _Draw(NamedTuple):

@@ -33,7 +33,7 @@ from training.experiment.offline.counterfactual import ESTIMATORS, MAX_WEIGHT, Z
 from training.experiment.offline.placements import F64, I64
 
 CAMPAIGNS = ("all", "men", "women")
-COLUMNS = {"item_id", "position", "click", "propensity_score"}
+COLUMNS = ("item_id", "position", "click", "propensity_score")
 POLICIES = ("random", "bts")
 # Weight of the mean click rate in an item's rate, in rows, because clicks are rare.
 PRIOR_ROWS = 200.0
@@ -150,12 +150,10 @@ def _read(path: Path, policy: str, campaign: str) -> BanditLog:
         raise TabrankError(f"--obp: {path} holds no {name} of the Open Bandit Dataset; {remedy}")
     try:
         with files[0].open("rb") as file:
-            table = pd.read_csv(file, usecols=lambda column: column in COLUMNS)
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError):
-        raise TabrankError(f"--obp: {name} in {path} is damaged; {remedy}") from None
-    if set(table.columns) != COLUMNS:
-        missing = ", ".join(sorted(COLUMNS - set(table.columns)))
-        raise TabrankError(f"--obp: {name} in {path} lacks {missing}; {remedy}")
+            table = pd.read_csv(file, usecols=COLUMNS)
+    # A damaged file, or one that lacks a column.
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
+        raise TabrankError(f"--obp: {name} in {path} cannot be read ({error}); {remedy}") from None
     position = table["position"].to_numpy(np.int64)
     return BanditLog(
         table["item_id"].to_numpy(np.int64),

@@ -10,7 +10,8 @@ from numpy.random import default_rng
 
 from serve.contract.rankings import RankRequest
 from serve.contract.records import Event
-from training.experiment.rerun.service import RankingService
+from training.audit.http_replay import ReplayClient
+from training.experiment.rerun.service import InProcessArm
 from training.experiment.rerun.simulator_state import SimulatorState
 from training.world.population import Ints
 from training.world.record import VisitLog
@@ -37,7 +38,7 @@ class Served:
 def drive(
     simulator: SimulatorState,
     visits: tuple[Ints, Ints],
-    service: RankingService,
+    service: ReplayClient | InProcessArm,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Served:
@@ -69,7 +70,7 @@ def drive(
                 now_ms=now_ms,
             )
         )
-        shown = np.array([int(name[1:]) for name in answer.shown], np.int64)
+        shown = np.array([int(ranked.candidate[1:]) for ranked in answer.ranking], np.int64)
         response = world.respond(rng, who, shown, now_ms, audience.listeners[shown])
         served.request_id.append(request_id)
         served.arm.append(answer.arm)
@@ -81,7 +82,9 @@ def drive(
     return served
 
 
-def _send(simulator: SimulatorState, before_ms: int, service: RankingService, served: Served) -> None:
+def _send(
+    simulator: SimulatorState, before_ms: int, service: ReplayClient | InProcessArm, served: Served
+) -> None:
     records = simulator.take(before_ms)
     if records:
         service.send(records)

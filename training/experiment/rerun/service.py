@@ -1,57 +1,27 @@
-"""Ranking services for simulated viewers: the running service, or one arm in this process."""
+"""One arm in this process, which ranks for simulated viewers as a service does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
-from serve.contract.rankings import RankRequest, candidate_ids
+from serve.contract.rankings import Ranked, RankRequest, candidate_ids
 from serve.contract.records import ClientRecord
 from serve.features.matrix import Features
 from serve.features.rows import State
 from serve.ingest.apply import RecordApplier
 from serve.log.events import Exposure
 from serve.model.scorers import Scorer
-from training.audit.http_replay import ReplayClient
-from training.audit.player import posts
 
 
 class Answer(NamedTuple):
-    """Ranking with its candidates in order, its arm and its rung."""
+    """The fields of `RankAnswer` that a simulated viewer needs."""
 
-    shown: list[str]
+    ranking: list[Ranked]
     arm: str
     rung: str
-
-
-class RankingService(Protocol):
-    """Service that ranks and receives records."""
-
-    def rank(self, request: RankRequest) -> Answer:
-        """Return a ranking."""
-
-    def send(self, records: Sequence[ClientRecord]) -> None:
-        """Receive records, in order of time."""
-
-
-class Remote:
-    """Client of the service behind a URL, which assigns the viewers to its arms."""
-
-    def __init__(self, service: ReplayClient) -> None:
-        self._service = service
-
-    def rank(self, request: RankRequest) -> Answer:
-        """Request a ranking."""
-        answer = self._service.rank(msgspec.json.encode(request), request.request_id or "")
-        return Answer([r["candidate"] for r in answer["ranking"]], answer["arm"], answer["rung"])
-
-    def send(self, records: Sequence[ClientRecord]) -> None:
-        """Post the records."""
-        for body in posts(map(msgspec.json.encode, records)):
-            self._service.post(body)
 
 
 class InProcessArm:
@@ -79,7 +49,8 @@ class InProcessArm:
         self._changes.apply(
             Exposure(request.request_id or "", now_ms, request.viewer, shown, b"", "", self._arm, "full", 0)
         )
-        return Answer(shown, self._arm, "full")
+        ranking = [Ranked(name, None, position) for position, name in enumerate(shown, 1)]
+        return Answer(ranking, self._arm, "full")
 
     def send(self, records: Sequence[ClientRecord]) -> None:
         """Apply the records."""

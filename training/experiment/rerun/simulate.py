@@ -23,10 +23,9 @@ from serve.model.artifact import load as load_artifact
 from serve.model.scorers import Scorer, load_scorer
 from training.audit.http_replay import ReplayClient, check_service
 from training.experiment.rerun.drive import Served, drive
-from training.experiment.rerun.service import InProcessArm, Remote
-from training.experiment.rerun.simulator_state import QUIET_MS, SimulatorState
+from training.experiment.rerun.service import InProcessArm
+from training.experiment.rerun.simulator_state import SimulatorState
 from training.experiment.rerun.truth import by_arm, effects, write_truth
-from training.world.population import DAY_MS
 
 # Surface of the simulated world.
 SURFACE = "spaces"
@@ -58,7 +57,6 @@ def simulate(
         TabrankError: the log does not exist, the service is not suitable, or it has already
             continued this log.
     """
-    _refuse_impossible(days, rankings, seed)
     if out is not None:
         refuse_existing(out)
     surface = load_surface(SURFACE)
@@ -76,7 +74,7 @@ def simulate(
         state = None if artifact is None else _state_after(log, surface)
         started_s = time.perf_counter()
         with progress("experiment") as share:
-            served = drive(deepcopy(simulator), visits, Remote(service), seed, share)
+            served = drive(deepcopy(simulator), visits, service, seed, share)
         seconds = time.perf_counter() - started_s
     result = _result(served, arms, service, seconds, simulator) | {"alone": None}
     if state is not None:
@@ -92,15 +90,6 @@ def simulate(
         write_truth(out / "truth.parquet", served)
         (out / "truth.json").write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
     return result
-
-
-def _refuse_impossible(days: float, rankings: int, seed: int) -> None:
-    if not 2 * QUIET_MS <= days * DAY_MS <= 365 * DAY_MS:
-        raise TabrankError(f"--days {days}: an experiment lasts from 0.01 to 365 days")
-    if rankings < 1:
-        raise TabrankError(f"--rankings {rankings}: must be at least 1")
-    if seed < 0:
-        raise TabrankError(f"--seed {seed}: must be a whole number from 0 up")
 
 
 def _state_after(log: Path, surface: Surface) -> State:

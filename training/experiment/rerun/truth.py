@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from serve.features.slots import F64
 from training.experiment.rerun.drive import Served
 
-F64 = NDArray[np.float64]
 Effect = dict[str, dict[str, float | None]]
 
 
