@@ -13,11 +13,10 @@ import pyarrow.dataset as ds
 
 from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import Profile
+from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import json_value, table
 from serve.log.conversion import converted
 
-# Limit of POST /v1/rank.
-MAX_ID_LENGTH = 256
 KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"
 
@@ -69,10 +68,10 @@ def read_ids(path: Path) -> Ids:
         if not isinstance(values, list) or not values:
             raise LoadtestError(f"{where}: {key!r} must be a list of at least one id")
         for index, value in enumerate(values):
-            if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH):
+            if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_CHARACTERS):
                 raise LoadtestError(
                     f"{where}: {key}[{index}] is {repr(value)[:60]}; "
-                    f"an id is a string of 1 to {MAX_ID_LENGTH} characters"
+                    f"an id is a string of 1 to {MAX_ID_CHARACTERS} characters"
                 )
     viewers, candidates = (list(dict.fromkeys(given[key])) for key in KEYS)
     return Ids(viewers, candidates)

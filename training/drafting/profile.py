@@ -13,14 +13,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import other_unit
+from serve.contract.validation import RECENT_MS, other_unit
 from serve.features.slots import ENTITIES, I64, Entity
 from serve.features.surface import FieldType
 from serve.log.conversion import CONVERSION
 from serve.log.join_coverage import check_joins
 from serve.log.reader import read_columns
 from serve.log.replay import Codes
-from training.data.flat import EPOCH_MS
 from training.terminal import print_progress
 
 F64 = NDArray[np.float64]
@@ -183,7 +182,7 @@ def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float, rema
     given = numbers[~np.isnan(numbers)]
     distinct = len(np.unique(given))
     # A whole number in this range is a time and not a count. Datetimes may be earlier.
-    in_range = (given > EPOCH_MS[0]) & (given < EPOCH_MS[1])
+    in_range = (given >= RECENT_MS) & (given < 10 * RECENT_MS)
     is_time = is_whole and (remark or np.mean(in_range) >= 0.99)
     if is_whole and not is_time and distinct <= FEW_CODES:
         remark = "if these are codes, write them as strings for a category"
