@@ -159,11 +159,7 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
         for column in needed:
             if column not in data.schema.names:
                 raise LoadtestError(f"{path}: the column {column!r} is missing")
-        columns = {name: ds.field(name) for name in (*needed, *wanted) if name in data.schema.names}
-        for name in columns:
-            kind = data.schema.field(name).type
-            if pa.types.is_dictionary(kind):
-                columns[name] = ds.field(name).cast(kind.value_type)
+        columns = [name for name in (*needed, *wanted) if name in data.schema.names]
         return converted(data.to_table(columns=columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

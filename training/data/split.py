@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
-from serve.log.reader import TABLES, read_table
+from serve.log.reader import read_columns
 from serve.log.snapshots import replay_snapshots, truncation_point
 from serve.log.writer import write_log
 
@@ -24,23 +24,14 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
     beginning of the log go with `before`.
 
     Raises:
-        TabrankError: if `at` leaves a side without exposures, or an output exists.
+        TabrankError: if `at` leaves a side without exposures, the log is invalid, or an output exists.
     """
     if not 0 < at < 1:
         raise TabrankError(f"--at: {at:g} must lie between 0 and 1")
     for out in (before, after):
         refuse_existing(out)
-    tables = {}
-    for name in TABLES:
-        path, tables[name] = read_table(log, name)
-        if name in ("exposures", "events"):
-            column = tables[name]["ts_ms"] if "ts_ms" in tables[name].column_names else None
-            if column is None or not pa.types.is_integer(column.type):
-                raise TabrankError(
-                    f"{path}: the column 'ts_ms' must exist and hold whole numbers (ms since 1970)"
-                )
-            if column.null_count:
-                raise TabrankError(f"{path}: the column 'ts_ms' has empty rows; give every row a time")
+    # A log whose viewers are all unknown has no table of them.
+    tables = {name: table for name, table in read_columns(log).items() if len(table)}
     times = np.sort(tables["exposures"]["ts_ms"].to_numpy())
     cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
     if cut_ms == times[0]:

@@ -88,16 +88,6 @@ def read_tables(folder: Path) -> dict[str, pa.Table]:
     return tables
 
 
-def _is_text(given: pa.DataType) -> bool:
-    if pa.types.is_dictionary(given):
-        given = given.value_type
-    return bool(pa.types.is_string(given) or pa.types.is_large_string(given))
-
-
-def _is_list(given: pa.DataType) -> bool:
-    return bool(pa.types.is_list(given) or pa.types.is_large_list(given))
-
-
 def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
     """Encode the strings of all columns with one vocabulary, as codes from 1; null is 0."""
     return Codes(*(column.cast(pa.string()) for column in columns)).columns
@@ -141,9 +131,9 @@ def _column(owner: str, of: pa.Field, values: pa.ChunkedArray, num_ids: int) -> 
         return Column(owner, name, None, "the log itself uses this name; rename the column")
     if missing == 1:
         return Column(owner, name, None, "every row is null")
-    if _is_text(kind):
-        return _category(owner, name, values.cast(pa.string()), missing, num_ids)
-    if _is_list(kind) and _is_text(kind.value_type) and not pa.types.is_dictionary(kind.value_type):
+    if kind == pa.string():
+        return _category(owner, name, values, missing, num_ids)
+    if kind == pa.list_(pa.string()):
         return _set(owner, name, values, missing)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _number(owner, name, values, missing, _conversion(of))
