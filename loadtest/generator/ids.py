@@ -139,14 +139,10 @@ def _contexts(exposures: pa.Table) -> dict[str, dict[str, Any]]:
     if "context" not in exposures.column_names or not pa.types.is_struct(exposures["context"].type):
         return {}
     exposures = exposures.sort_by("ts_ms")
-    exposures = exposures.append_column("row", pa.array(range(len(exposures)), pa.int64()))
-    last = exposures.take(exposures.group_by("viewer").aggregate([("row", "max")])["row_max"])
-    contexts = {}
-    for viewer, context in zip(last["viewer"].to_pylist(), last["context"].to_pylist(), strict=True):
-        known = {name: value for name, value in (context or {}).items() if value is not None}
-        if known:
-            contexts[viewer] = known
-    return contexts
+    last = {viewer: row for row, viewer in enumerate(exposures["viewer"].to_pylist())}
+    contexts = exposures["context"].take(pa.array(last.values())).to_pylist()
+    known = ({name: value for name, value in (of or {}).items() if value is not None} for of in contexts)
+    return {viewer: context for viewer, context in zip(last, known, strict=True) if context}
 
 
 def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...]) -> pa.Table:

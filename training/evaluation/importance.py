@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
@@ -55,9 +54,7 @@ def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
     total: NDArray[np.float64] = np.zeros(0)
     for start in range(0, len(matrix.numeric), _CHUNK):
         part = matrix.rows(slice(start, start + _CHUNK))
-        encoded = model.encoder.encode(part.numeric, part.category)
-        x = network.inputs(*(torch.from_numpy(array) for array in encoded))
-        explained = network.tabnet.explained(x).double().sum(dim=0).numpy()
+        explained = network.tabnet.explained(network.inputs_of(part)).double().sum(dim=0).numpy()
         total = explained + total if len(total) else explained
     owners = _owners(model.encoder)
     names = list(dict.fromkeys(owners))
