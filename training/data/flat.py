@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing
 from serve.log.writer import write_log
 
 # Infer the types of a CSV from all its rows, up to this many bytes.
-BLOCK_BYTES = 1 << 30
+BLOCKS = pcsv.ReadOptions(block_size=1 << 30)
+# An empty field is missing, of strings too.
+NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
 # Options that name ids, and the column of the log that holds them: each may own fields.
 IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
 # Options of columns that every row must fill.
@@ -120,34 +122,43 @@ def _table(frame: pd.DataFrame, index: str) -> pa.Table:
 def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the file; return its rows, and the ids, time in ms and position of each."""
     try:
-        if source.suffix == ".parquet":
-            table = pq.read_table(source)
-        else:
-            read = pcsv.ReadOptions(block_size=BLOCK_BYTES)
-            table = pcsv.read_csv(source, read, convert_options=pcsv.ConvertOptions(strings_can_be_null=True))
+        is_parquet = source.suffix == ".parquet"
+        table = pq.read_table(source) if is_parquet else pcsv.read_csv(source, BLOCKS, convert_options=NULLS)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise TabrankError(f"{source}: not readable as CSV or Parquet: {reason}") from None
     if not len(table):
         raise TabrankError(f"{source}: has no rows; a log needs at least one")
+    known = table.column_names
+    if twice := {name for name in known if known.count(name) > 1}:
+        raise TabrankError(f"{source}: has two columns {min(twice)!r}; rename one of them")
     log = {"viewer": pa.nulls(len(table), pa.string()), "position": np.arange(len(table))}
     for option, name in columns.given:
         where = f"{source}: --{option}: {name!r}"
-        if table.column_names.count(name) != 1:
-            raise TabrankError(f"{where} is not one of its columns, {', '.join(table.column_names)}")
+        if name not in known:
+            raise TabrankError(f"{where} is not one of its columns, {', '.join(known)}")
         values = table[name]
         if option in FILLED and values.null_count:
             raise TabrankError(f"{where} is empty in a row; every row needs a value")
         if option in IDS:
-            # Pandas writes whole numbers with gaps as floats.
-            whole = values.cast(pa.int64()) if pa.types.is_floating(values.type) else values
-            log[IDS[option]] = whole.cast(pa.string())
+            log[IDS[option]] = _ids(where, values)
         elif option == "time":
             log["ts_ms"] = _times(where, values)
         elif option == "position":
             log[option] = values
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
     return rows, frame if columns.slate else frame.assign(request_id=_slates(frame, columns.window_ms))
+
+
+def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        # Pandas writes whole numbers with gaps as floats.
+        whole = values.cast(pa.int64()) if pa.types.is_floating(values.type) else values
+        return whole.cast(pa.string())
+    except pa.ArrowException:
+        raise TabrankError(
+            f"{where} holds {values.type}, such as {values[0]}; an id is a string or a whole number"
+        ) from None
 
 
 def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -182,17 +193,13 @@ def _owners(rows: pd.DataFrame, log: pd.DataFrame) -> pd.Series[str]:
     num_ids = keys.nunique()
     # Ids of a single row agree with everything, so they come last.
     ranked = num_ids.mask(num_ids == len(log)).sort_values(kind="stable").index
-    owners = {}
-    for name, values in rows.items():
-        given = values.astype(str) if pa.types.is_nested(values.dtype.pyarrow_dtype) else values
-        fits = (
-            key
-            for key in ranked
-            if name not in ("", "id", "ts_ms")
-            and keys[key][values.notna()].notna().all()
-            and given.groupby(keys[key], observed=True).nunique().max() == 1
-        )
-        owners[name] = next(fits, "")
+    owners = dict.fromkeys(rows, "")
+    for key, name in product(reversed(ranked), set(rows) - {"", "id", "ts_ms"}):
+        values = rows[name].dropna()
+        values = values.astype(str) if pa.types.is_nested(values.dtype.pyarrow_dtype) else values
+        of = keys[key][values.index]
+        if of.notna().all() and values.groupby(of, observed=True).nunique().max() == 1:
+            owners[name] = key
     return pd.Series(owners, dtype=object)
 
 
