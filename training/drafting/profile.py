@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import RECENT_MS, other_unit
-from serve.features.slots import ENTITIES, I64, Entity
+from serve.features.slots import ENTITIES, F64, I64, Entity
 from serve.features.surface import FieldType
 from serve.log.conversion import CONVERSION
 from serve.log.join_coverage import check_joins
@@ -22,7 +21,6 @@ from serve.log.reader import read_columns
 from serve.log.replay import Codes
 from training.terminal import print_progress
 
-F64 = NDArray[np.float64]
 # Names that the log itself uses.
 OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"
 # Columns of each entity's table besides its fields.

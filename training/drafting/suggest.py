@@ -11,16 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy.stats import skew
 
 from serve.contract.validation import duration
-from serve.features.slots import IMPRESSION
+from serve.features.slots import F64, IMPRESSION
 from training.drafting.funnel import Funnel, round_up_ms
 from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
 
-F64 = NDArray[np.float64]
 Spec = dict[str, object]
 # Largest vocabulary of a category feature. Columns with more values serve affinities only.
 MAX_CATEGORIES = 1_000

@@ -6,7 +6,6 @@ The same data gives the same bytes.
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -162,9 +161,6 @@ def new_axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Figure, Axes
 def as_svg(figure: Figure) -> str:
     """Return the figure as inline SVG."""
     out = io.StringIO()
-    with warnings.catch_warnings():
-        # Matplotlib's font lacks some letters of the user's names, and the reader's browser has them.
-        warnings.simplefilter("ignore", UserWarning)
-        figure.savefig(out, format="svg", metadata={"Date": None})
+    figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()
     return svg[svg.index("<svg") :]

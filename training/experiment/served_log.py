@@ -18,7 +18,6 @@ import pyarrow.dataset as ds
 
 from serve.contract.errors import TabrankError
 from serve.log.reader import MAY_BE_EMPTY, READS
-from serve.log.table_reader import TableReader
 
 # Hash of null.
 NO_ID = np.iinfo(np.uint64).max
@@ -100,12 +99,9 @@ def _read(log: Path, name: str) -> pd.DataFrame:
     """Read a table, again if a segment was merged or deleted meanwhile."""
     for _ in range(READS):
         try:
-            rows = _read_once(log, name)
+            return _read_once(log, name)
         except (pa.ArrowInvalid, OSError) as error:
             reason = str(error).splitlines()[0]
-            continue
-        TableReader(log / name, pa.table({})).refuse_units("ts_ms", pa.array(rows["ts_ms"]))
-        return rows
     raise TabrankError(f"the log is not readable as Parquet: {reason}")
 
 

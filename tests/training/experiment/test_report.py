@@ -149,12 +149,6 @@ def test_a_log_before_the_service_may_have_datetimes_and_ids_of_whole_numbers(tm
     assert rows["viewer"].nunique() == 1
 
 
-def test_a_log_with_times_in_seconds_is_refused_with_the_factor(tmp_path):
-    log = write_rows(tmp_path / "log", [shown("ann", 1, ts_ms=START_MS // 1_000)])
-    with pytest.raises(TabrankError, match="'ts_ms', row 0: a time looks like seconds; multiply by 1000"):
-        read_exposures(log, "launch")
-
-
 def test_who_is_anonymous_or_a_test_is_left_out_and_counted(tmp_path):
     log = write_rows(
         tmp_path / "log",
