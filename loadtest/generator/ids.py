@@ -19,6 +19,8 @@ from serve.log.conversion import converted
 
 KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"
+# A column that a table lacks.
+NULL = pc.scalar(None)
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ def read_log_ids(log: Path, num_candidates: int) -> Ids:
     if not log.is_dir():
         raise LoadtestError(f"--log {log}: no such folder; name a log folder, or a file of ids with --ids")
     exposures = _table(log, "exposures", ("viewer", "ts_ms"), ("context", "traffic"))
-    if "traffic" in exposures.column_names:
-        exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
+    exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
     exposures = exposures.filter(pc.is_valid(exposures["viewer"]))
     if not len(exposures):
         raise LoadtestError(f"--log {log}: its exposures have no viewer; name a file of ids with --ids")
@@ -117,10 +118,7 @@ def read_log_kinds(log: Path) -> dict[str, int]:
 def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
     rows = _table(log, "candidates", ("id",), ("ends_ms", "ts_ms"))
     # The log may continue after its last exposure.
-    if "ts_ms" in rows.column_names:
-        end_ms = max(end_ms, pc.max(rows["ts_ms"]).as_py() or 0)
-    if "ends_ms" not in rows.column_names:
-        rows = rows.append_column("ends_ms", pa.nulls(len(rows), pa.int64()))
+    end_ms = max(end_ms, pc.max(rows["ts_ms"]).as_py() or 0)
     # A changed candidate has several rows, of which only the last may hold its end.
     ends = rows.group_by("id").aggregate([("ends_ms", "max")])
     ended = pc.fill_null(pc.less_equal(ends["ends_ms_max"], end_ms), False)
@@ -136,7 +134,7 @@ def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
 
 def _contexts(exposures: pa.Table) -> dict[str, dict[str, Any]]:
     """Return the context of each viewer's last exposure, without nulls."""
-    if "context" not in exposures.column_names or not pa.types.is_struct(exposures["context"].type):
+    if not pa.types.is_struct(exposures["context"].type):
         return {}
     exposures = exposures.sort_by("ts_ms")
     last = {viewer: row for row, viewer in enumerate(exposures["viewer"].to_pylist())}
@@ -155,7 +153,8 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
         for column in needed:
             if column not in data.schema.names:
                 raise LoadtestError(f"{path}: the column {column!r} is missing")
-        columns = [name for name in (*needed, *wanted) if name in data.schema.names]
+        known = set(data.schema.names)
+        columns = {name: ds.field(name) if name in known else NULL for name in (*needed, *wanted)}
         return converted(data.to_table(columns=columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

@@ -51,14 +51,13 @@ def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
     Attention to a missing indicator or to the 0/1 columns of a set counts for their feature.
     """
     network = model.network.eval()
-    total: NDArray[np.float64] = np.zeros(0)
-    for start in range(0, len(matrix.numeric), _CHUNK):
-        part = matrix.rows(slice(start, start + _CHUNK))
-        explained = network.tabnet.explained(network.inputs_of(part)).double().sum(dim=0).numpy()
-        total = explained + total if len(total) else explained
+    parts = (matrix.rows(slice(at, at + _CHUNK)) for at in range(0, len(matrix.numeric), _CHUNK))
+    total = sum(network.tabnet.explained(network.inputs_of(part)).double().sum(dim=0) for part in parts)
     owners = _owners(model.encoder)
     names = list(dict.fromkeys(owners))
-    share = np.bincount([names.index(owner) for owner in owners], weights=total, minlength=len(names))
+    share = np.bincount(
+        [names.index(owner) for owner in owners], weights=np.asarray(total), minlength=len(names)
+    )
     share = share / (share.sum() or 1.0)
     return dict(zip(names, share.tolist(), strict=True))
 
