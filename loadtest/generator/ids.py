@@ -19,8 +19,6 @@ from serve.log.conversion import converted
 
 KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"
-# A column that a table lacks.
-NULL = pc.scalar(None)
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,8 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
             if column not in data.schema.names:
                 raise LoadtestError(f"{path}: the column {column!r} is missing")
         known = set(data.schema.names)
-        columns = {name: ds.field(name) if name in known else NULL for name in (*needed, *wanted)}
+        # A column that the table lacks is null.
+        columns = {n: ds.field(n) if n in known else pc.scalar(None) for n in (*needed, *wanted)}
         return converted(data.to_table(columns=columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

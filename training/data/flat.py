@@ -23,8 +23,8 @@ BLOCKS = pcsv.ReadOptions(block_size=1 << 30)
 NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
 # Options that name ids, and the column of the log that holds them: each may own fields.
 IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
-# Options of columns that every row must fill.
-FILLED = ("candidate", "time", "slate")
+# Viewer, time and end of the window, and number of a row.
+Row = tuple[str, float, float, int]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
         if name not in known:
             raise TabrankError(f"{where} is not one of its columns, {', '.join(known)}")
         values = table[name]
-        if option in FILLED and values.null_count:
+        if option in ("candidate", "time", "slate") and values.null_count:
             raise TabrankError(f"{where} is empty in a row; every row needs a value")
         if option in IDS:
             log[IDS[option]] = _ids(where, values)
@@ -182,9 +182,12 @@ def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
     viewer = ordered["viewer"].fillna("")
     # Rows of unknown viewers may be those of several, so no window holds them together.
     until_ms = ordered["ts_ms"] + np.where(viewer == "", 0, window_ms)
+
+    def first_of(first: Row, row: Row) -> Row:
+        return first if row[0] == first[0] and row[1] <= first[2] else row
+
     rows = zip(viewer, ordered["ts_ms"], until_ms, ordered.index, strict=True)
-    firsts = accumulate(rows, lambda first, row: first if row[0] == first[0] and row[1] <= first[2] else row)
-    return pd.Series([f"r{first[3]}" for first in firsts], ordered.index)
+    return pd.Series([f"r{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
 
 
 def _owners(rows: pd.DataFrame, log: pd.DataFrame) -> pd.Series[str]:
@@ -195,7 +198,7 @@ def _owners(rows: pd.DataFrame, log: pd.DataFrame) -> pd.Series[str]:
     ranked = num_ids.mask(num_ids == len(log)).sort_values(kind="stable").index
     owners = dict.fromkeys(rows, "")
     for key, name in product(reversed(ranked), set(rows) - {"", "id", "ts_ms"}):
-        values = rows[name].dropna()
+        values: Any = rows[name].dropna()
         values = values.astype(str) if pa.types.is_nested(values.dtype.pyarrow_dtype) else values
         of = keys[key][values.index]
         if of.notna().all() and values.groupby(of, observed=True).nunique().max() == 1:

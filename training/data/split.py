@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
@@ -45,18 +44,18 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
             f"--at: {at:g} cuts at {cut_ms} ms, before the snapshot at the beginning of the log; "
             "older records were deleted: give a larger share"
         )
-    sides: dict[str, dict[str, pa.Table]] = {"before": {}, "after": {}}
+    early, late = dict(tables), dict(tables)
     for name, table in tables.items():
-        sides["before"][name] = sides["after"][name] = table
         if "ts_ms" in table.column_names:
             is_before = pc.fill_null(pc.less(table["ts_ms"], cut_ms), True)
-            sides["before"][name] = table.filter(is_before)
+            early[name] = table.filter(is_before)
             if name in ("exposures", "events"):
-                sides["after"][name] = table.filter(pc.invert(is_before))
-    write_log(before, sides["before"], snapshots)
+                late[name] = table.filter(pc.invert(is_before))
+    write_log(before, early, snapshots)
     try:
-        write_log(after, sides["after"])
+        write_log(after, late)
     except BaseException:
         shutil.rmtree(before)
         raise
+    sides = {"before": early, "after": late}
     return {f"{side}_{name}": len(table) for side, parts in sides.items() for name, table in parts.items()}

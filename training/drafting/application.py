@@ -14,7 +14,7 @@ from training.drafting.draft import Draft
 # Metric of an experiment that counts the label's event.
 PRIMARY = {"join": "join_rate", "click": "clicks"}
 # Address in the shipped file.
-URL = "http://127.0.0.1:8000"
+URL = "http://127.0.0.1:8000/v1/rank"
 
 
 def write_application(drafted: Draft, log: Path, out: Path) -> list[str]:
@@ -32,15 +32,14 @@ def write_application(drafted: Draft, log: Path, out: Path) -> list[str]:
         (folder / "cluster.yaml").write_text(_cluster(read_surface(drafted.text), log, out), encoding="utf-8")
         (folder / "request.json").write_text(json.dumps(drafted.request, indent=1) + "\n", encoding="utf-8")
     given = ["--surface", f"{out}/surface.toml", "--log", str(log)]
+    python = ["python", "-m"]
     commands = [
-        ["training", "search", *given, "--out", f"{out}/search", "--models", f"{out}/models"],
-        ["serve", "load", *given, "--store", f"lmdb:{out}/store"],
-        ["serve", "up", f"{out}/cluster.yaml"],
+        [*python, "training", "search", *given, "--out", f"{out}/search", "--models", f"{out}/models"],
+        [*python, "serve", "load", *given, "--store", f"lmdb:{out}/store"],
+        [*python, "serve", "up", f"{out}/cluster.yaml"],
+        ["curl", "-s", URL, "-H", "Content-Type: application/json", "-d", f"@{out}/request.json"],
     ]
-    ask = (
-        f"curl -s {URL}/v1/rank -H 'Content-Type: application/json' -d {shlex.quote(f'@{out}/request.json')}"
-    )
-    return [*(f"python -m {shlex.join(command)}" for command in commands), ask]
+    return [*map(shlex.join, commands)]
 
 
 def _cluster(surface: Surface, log: Path, out: Path) -> str:

@@ -63,10 +63,7 @@ def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
 
 
 def by_permutation(
-    score: Scorer,
-    columns: Columns,
-    matrix: Matrix,
-    label: NDArray[np.float32],
+    score: Scorer, columns: Columns, matrix: Matrix, label: NDArray[np.float32]
 ) -> dict[str, dict[str, float | None]]:
     """Return the loss of quality if a feature is permuted over the rows.
 
