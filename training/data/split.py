@@ -23,7 +23,7 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
     beginning of the log go with `before`.
 
     Raises:
-        TabrankError: if `at` leaves a side without exposures, the log is invalid, or an output exists.
+        TabrankError: the log is invalid, `at` leaves a side without exposures, or an output exists.
     """
     if not 0 < at < 1:
         raise TabrankError(f"--at: {at:g} must lie between 0 and 1")
