@@ -13,11 +13,10 @@ import pyarrow.dataset as ds
 
 from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import Profile
+from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import json_value, table
 from serve.log.conversion import converted
 
-# Limit of POST /v1/rank.
-MAX_ID_LENGTH = 256
 KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"
 
@@ -69,10 +68,10 @@ def read_ids(path: Path) -> Ids:
         if not isinstance(values, list) or not values:
             raise LoadtestError(f"{where}: {key!r} must be a list of at least one id")
         for index, value in enumerate(values):
-            if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_LENGTH):
+            if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_CHARACTERS):
                 raise LoadtestError(
                     f"{where}: {key}[{index}] is {repr(value)[:60]}; "
-                    f"an id is a string of 1 to {MAX_ID_LENGTH} characters"
+                    f"an id is a string of 1 to {MAX_ID_CHARACTERS} characters"
                 )
     viewers, candidates = (list(dict.fromkeys(given[key])) for key in KEYS)
     return Ids(viewers, candidates)
@@ -89,8 +88,7 @@ def read_log_ids(log: Path, num_candidates: int) -> Ids:
     if not log.is_dir():
         raise LoadtestError(f"--log {log}: no such folder; name a log folder, or a file of ids with --ids")
     exposures = _table(log, "exposures", ("viewer", "ts_ms"), ("context", "traffic"))
-    if "traffic" in exposures.column_names:
-        exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
+    exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
     exposures = exposures.filter(pc.is_valid(exposures["viewer"]))
     if not len(exposures):
         raise LoadtestError(f"--log {log}: its exposures have no viewer; name a file of ids with --ids")
@@ -118,10 +116,7 @@ def read_log_kinds(log: Path) -> dict[str, int]:
 def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
     rows = _table(log, "candidates", ("id",), ("ends_ms", "ts_ms"))
     # The log may continue after its last exposure.
-    if "ts_ms" in rows.column_names:
-        end_ms = max(end_ms, pc.max(rows["ts_ms"]).as_py() or 0)
-    if "ends_ms" not in rows.column_names:
-        rows = rows.append_column("ends_ms", pa.nulls(len(rows), pa.int64()))
+    end_ms = max(end_ms, pc.max(rows["ts_ms"]).as_py() or 0)
     # A changed candidate has several rows, of which only the last may hold its end.
     ends = rows.group_by("id").aggregate([("ends_ms", "max")])
     ended = pc.fill_null(pc.less_equal(ends["ends_ms_max"], end_ms), False)
@@ -137,17 +132,13 @@ def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
 
 def _contexts(exposures: pa.Table) -> dict[str, dict[str, Any]]:
     """Return the context of each viewer's last exposure, without nulls."""
-    if "context" not in exposures.column_names or not pa.types.is_struct(exposures["context"].type):
+    if not pa.types.is_struct(exposures["context"].type):
         return {}
     exposures = exposures.sort_by("ts_ms")
-    exposures = exposures.append_column("row", pa.array(range(len(exposures)), pa.int64()))
-    last = exposures.take(exposures.group_by("viewer").aggregate([("row", "max")])["row_max"])
-    contexts = {}
-    for viewer, context in zip(last["viewer"].to_pylist(), last["context"].to_pylist(), strict=True):
-        known = {name: value for name, value in (context or {}).items() if value is not None}
-        if known:
-            contexts[viewer] = known
-    return contexts
+    last = {viewer: row for row, viewer in enumerate(exposures["viewer"].to_pylist())}
+    contexts = exposures["context"].take(pa.array(last.values())).to_pylist()
+    known = ({name: value for name, value in (of or {}).items() if value is not None} for of in contexts)
+    return {viewer: context for viewer, context in zip(last, known, strict=True) if context}
 
 
 def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...]) -> pa.Table:
@@ -160,11 +151,9 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
         for column in needed:
             if column not in data.schema.names:
                 raise LoadtestError(f"{path}: the column {column!r} is missing")
-        columns = {name: ds.field(name) for name in (*needed, *wanted) if name in data.schema.names}
-        for name in columns:
-            kind = data.schema.field(name).type
-            if pa.types.is_dictionary(kind):
-                columns[name] = ds.field(name).cast(kind.value_type)
+        known = set(data.schema.names)
+        # A column that the table lacks is null.
+        columns = {n: ds.field(n) if n in known else pc.scalar(None) for n in (*needed, *wanted)}
         return converted(data.to_table(columns=columns))
     except (pa.ArrowInvalid, OSError) as error:
         raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

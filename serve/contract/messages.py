@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from serve.contract.errors import RequestError, did_you_mean
 from serve.contract.rankings import MAX_ID_CHARACTERS
+from serve.contract.validation import MILLISECONDS
 
 # Limit the characters of client input that an answer or a log line repeats.
 MAX_QUOTED = 80
@@ -33,7 +34,7 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
     elif len(detail) > MAX_DETAIL:
         detail = f"{detail[:MAX_DETAIL]}…"
     elif pointer.endswith("_ms"):
-        detail = f"{detail}: whole milliseconds since 1970; multiply seconds by 1000, divide nanoseconds by 1000000"
+        detail = f"{detail}: whole {MILLISECONDS}"
     return RequestError(422, "invalid request", detail, pointer)
 
 

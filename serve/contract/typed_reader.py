@@ -34,16 +34,10 @@ Level = tuple[str, ...]
 STRICT = ConfigDict(extra="forbid")
 # The name of an item of `ByName`. No file has the alias by accident, so an item has no such key.
 ItemName = Annotated[str, Field(alias="<name>", default=""), SkipJsonSchema()]
-TYPE_ERRORS = {
-    "bool_type": bool,
-    "dataclass_type": dict,
-    "dict_type": dict,
-    "float_type": float,
-    "int_type": int,
-    "list_type": list,
-    "string_type": str,
-    "tuple_type": list,
-}
+# By pydantic's kind of error, the type that it wants, in words.
+TYPE_ERRORS = {f"{kind.__name__}_type": words for kind, words in TYPE_NAMES.items()}
+TYPE_ERRORS |= {"string_type": TYPE_NAMES[str], "tuple_type": TYPE_NAMES[list]}
+TYPE_ERRORS |= {"dataclass_type": TYPE_NAMES[dict]}
 
 
 class Problem(NamedTuple):
@@ -179,7 +173,7 @@ def _problem(model: Any, error: Any) -> Problem:
     elif kind == "literal_error":
         detail = unknown_value(given, re.findall(r"'([^']+)'", error["ctx"]["expected"]))
     elif kind in TYPE_ERRORS:
-        detail = f"{given!r} must be {TYPE_NAMES[TYPE_ERRORS[kind]]}"
+        detail = f"{given!r} must be {TYPE_ERRORS[kind]}"
     else:
         detail = error["msg"].removeprefix("Value error, ")
     return Problem(steps, detail)

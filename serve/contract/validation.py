@@ -24,13 +24,17 @@ TYPE_NAMES = {
     float: "a number",
     bool: "true or false",
 }
-# Refuse times that are of 1985 to 2128 in another unit: from each of these on, up to ten times it.
-# Milliseconds like that are of January and February 1970, or after the year 17,000.
+# Times of 1985 to 2128 are from here on in milliseconds, up to ten times it.
+RECENT_MS = 5 * 10**11
+# Refuse such times in another unit: from each of these on, up to ten times it. Milliseconds like
+# that are of January and February 1970, or after the year 17,000.
 OTHER_UNITS = (
-    (5 * 10**8, "looks like seconds; multiply by 1000"),
-    (5 * 10**14, "looks like microseconds; divide by 1000"),
-    (5 * 10**17, "looks like nanoseconds; divide by 1000000"),
+    (RECENT_MS // 10**3, "looks like seconds; multiply by 1000"),
+    (RECENT_MS * 10**3, "looks like microseconds; divide by 1000"),
+    (RECENT_MS * 10**6, "looks like nanoseconds; divide by 1000000"),
 )
+# The sentence about a value that is not known or no time in any unit.
+MILLISECONDS = "milliseconds since 1970 (multiply seconds by 1000, divide nanoseconds by 1000000)"
 # Nearly every time in milliseconds is in this range.
 PLAIN_MS = (10 * OTHER_UNITS[0][0], OTHER_UNITS[1][0])
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}

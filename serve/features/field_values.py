@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from serve.contract.errors import RequestError
 from serve.contract.messages import nearest, quoted
 from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_MS, MAX_NUMBER, MAX_SET_MEMBERS
-from serve.contract.validation import other_unit
+from serve.contract.validation import MILLISECONDS, other_unit
 from serve.features.surface import Field
 
 _WANTED = {
     "number": f"a number up to {MAX_NUMBER:g}",
-    "time": "a number of milliseconds since 1970 (divide nanoseconds by 1000000)",
+    "time": f"a number of {MILLISECONDS}",
     "category": "a string",
     "set": "strings",
 }

@@ -13,7 +13,7 @@ def converted(table: pa.Table) -> pa.Table:
     """Convert ids of whole numbers, datetimes and booleans to the types of a log.
 
     A converted column, or part of a struct, states the conversion in its metadata under
-    `CONVERSION`.
+    `CONVERSION`. Dictionaries, large lists and large strings become plain ones without a word.
     """
     # Arrow casts datetimes of any unit to milliseconds, and only then to whole numbers.
     staged, wanted = (
@@ -25,17 +25,19 @@ def converted(table: pa.Table) -> pa.Table:
 
 def _canonical(field: pa.Field, is_id: bool, time: pa.DataType) -> pa.Field:
     """Return the field as it is converted, with `time` as the type of datetimes."""
-    kind = field.type
+    kind, words = field.type, ""
     if pa.types.is_struct(kind):
         return field.with_type(pa.struct([_canonical(part, False, time) for part in kind]))
-    is_list = pa.types.is_list(kind)
-    if is_id and pa.types.is_integer(kind.value_type if is_list else kind):
-        wanted = pa.list_(pa.string()) if is_list else pa.string()
-        words = 'whole numbers are read as strings, as requests must have them: "17"'
-    elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        wanted, words = time, "datetimes are read as milliseconds since 1970, in UTC if they have no zone"
-    elif pa.types.is_boolean(kind) and field.name != "removed":
-        wanted, words = pa.float64(), "true is read as 1, false as 0"
-    else:
-        return field
-    return field.with_type(wanted).with_metadata({CONVERSION: words})
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    item = kind.value_type if is_list else kind
+    item = item.value_type if pa.types.is_dictionary(item) else item
+    if is_id and pa.types.is_integer(item):
+        item, words = pa.string(), 'whole numbers are read as strings, as requests must have them: "17"'
+    elif pa.types.is_timestamp(item) or pa.types.is_date(item):
+        item, words = time, "datetimes are read as milliseconds since 1970, in UTC if they have no zone"
+    elif pa.types.is_boolean(item) and field.name != "removed":
+        item, words = pa.float64(), "true is read as 1, false as 0"
+    elif pa.types.is_large_string(item):
+        item = pa.string()
+    plain = field.with_type(pa.list_(item) if is_list else item)
+    return plain.with_metadata({CONVERSION: words}) if words else plain

@@ -14,13 +14,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from serve.contract.errors import TabrankError
-from serve.features.rows import Schema
-from serve.features.surface import read_surface
-from serve.log.reader import read_log
-from serve.model.artifact import load as load_artifact
-from training.data.dataset import Dataset, Progress, build
-from training.evaluation.evaluate import score
-from training.evaluation.rivals import lightgbm
+from training.data.dataset import Dataset, Progress
+from training.evaluation.evaluate import scored
 from training.evaluation.slates import sink_non_finite
 
 # Share of the gap between popular and the oracle, on the log's labels, that a model should close.
@@ -44,17 +39,9 @@ def bench_world(
     Raises:
         TabrankError: for an invalid artifact or log, or a world that does not hold the log's truth.
     """
-    artifact = load_artifact(model)
-    surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    schema, past = Schema(surface), read_log(history, surface)
-    data = build(schema, read_log(log, surface), history=past, progress=progress)
+    artifact, _, data, scores = scored(model, history, log, baselines=True, progress=progress)
     chance = _truth(world / "truth.parquet", data)
-    scores: dict[str, NDArray[np.floating]] = {
-        "popular": sink_non_finite(data.popular),
-        "lightgbm": lightgbm(artifact.encoder, build(schema, past))(data.matrix),
-        "model": score(model, data.matrix),
-        "oracle": chance,
-    }
+    scores |= {"popular": sink_non_finite(data.popular), "oracle": chance}
     auc = {
         "log": {name: float(roc_auc_score(data.label, values)) for name, values in scores.items()},
         "truth": {name: _truth_auc(chance, values) for name, values in scores.items()},

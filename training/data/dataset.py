@@ -67,6 +67,11 @@ class Dataset:
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
 
+def evenly(num_rows: int, most: int) -> I64:
+    """Return at most `most` row numbers, evenly spaced from the first to the last."""
+    return np.linspace(0, num_rows - 1, min(most, num_rows)).astype(np.int64)
+
+
 def category_parts(columns: Columns) -> Iterator[tuple[str, slice]]:
     """Yield the name and the category columns of each categorical feature."""
     at = 0

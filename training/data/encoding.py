@@ -46,15 +46,15 @@ def fit_encoder(surface: Surface, columns: Columns, matrix: Matrix, strings: Map
 
 def category_strings(surface: Surface, log: Log) -> dict[int, str]:
     """Map the category hashes of the log back to their strings."""
-    strings: set[str] = set()
+    context = log.exposures["context"]
+    columns = [(f, pc.struct_field(context, i)) for i, f in enumerate(surface.fields["context"].values())]
     for table, owner in ((log.viewers, "viewer"), (log.candidates, "candidate")):
-        for name, declared in surface.fields[owner].items():
-            if declared.type in ("category", "set"):
-                values = pc.list_flatten(table[name]) if declared.type == "set" else table[name]
-                strings.update(pc.unique(values).to_pylist())
-    for i, declared in enumerate(surface.fields["context"].values()):
-        if declared.type == "category":
-            strings.update(pc.unique(pc.struct_field(log.exposures["context"], i)).to_pylist())
+        columns += [(declared, table[name]) for name, declared in surface.fields[owner].items()]
+    strings: set[str] = set()
+    for declared, values in columns:
+        if declared.type in ("category", "set"):
+            flat = pc.list_flatten(values) if declared.type == "set" else values
+            strings.update(pc.unique(flat).to_pylist())
     return {hash64(value): value for value in strings if value is not None}
 
 

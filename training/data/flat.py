@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import refuse_existing
+from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing
 from serve.log.writer import write_log
 
 # Infer the types of a CSV from all its rows, up to this many bytes.
-BLOCK_BYTES = 1 << 30
-# Times from 1999 to 2103 in ms, and the factors from s, ms, µs and ns.
-EPOCH_MS = (9.4e11, 4.2e12)
-FACTORS = (1e3, 1.0, 1e-3, 1e-6)
-# Columns of the rows that name an owner of fields, and the owner.
-OWNERS = {"candidate": "candidates", "viewer": "viewers", "request_id": "context"}
-STRING = pd.ArrowDtype(pa.string())
-F64 = NDArray[np.float64]
+BLOCKS = pcsv.ReadOptions(block_size=1 << 30)
+# An empty field is missing, of strings too.
+NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
+# Options that name ids, and the column of the log that holds them: each may own fields.
+IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
+# Viewer, time and end of the window, and number of a row.
+Row = tuple[str, float, float, int]
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,11 @@ class FlatColumns:
         when = f"within {self.window_ms / 1e3:g} s, by" if self.window_ms else "at the same"
         return f"the rows with the same {self.slate}" if self.slate else f"the rows {whose}{when} {self.time}"
 
-    def given(self) -> Iterator[tuple[str, str]]:
-        """Yield the option and the name of each column."""
-        for option in ("candidate", "time", "viewer", "slate", "position"):
-            if name := getattr(self, option):
-                yield option, name
-        yield from (("event", name) for name in self.events)
+    @property
+    def given(self) -> list[tuple[str, str]]:
+        """Return the option and the name of each column."""
+        one = [(option, getattr(self, option)) for option in (*IDS, "time", "position")]
+        return [pair for pair in one if pair[1]] + [("event", name) for name in self.events]
 
 
 def import_flat(source: Path, out: Path, columns: FlatColumns) -> dict[str, Any]:
@@ -85,133 +82,143 @@ def flat_tables(source: Path, columns: FlatColumns) -> tuple[dict[str, pa.Table]
     """
     rows, log = _read(source, columns)
     # Sort by position, or keep the order of the file.
-    log["request_id"] = rows[columns.slate].astype(STRING) if columns.slate else _slates(log, columns)
-    shown = log.sort_values("place", kind="stable").drop_duplicates(["request_id", "candidate"])
+    shown = log.sort_values("position", kind="stable").drop_duplicates(["request_id", "candidate"])
     slates = shown.groupby("request_id", sort=False)
-    exposures = slates.agg(ts_ms=("ts_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
     if slates["viewer"].nunique(dropna=False).max() > 1:
         raise TabrankError(f"{source}: --slate: {columns.slate!r} has a value with rows of two viewers")
-    exposures = exposures.sort_values("ts_ms", kind="stable").astype({"ts_ms": "int64"})
-    fields, left_out = _divided(rows.drop(columns=[name for _, name in columns.given()]), log)
-    viewers, candidates = (log[name].dropna().unique() for name in ("viewer", "candidate"))
+    exposures = slates.agg(ts_ms=("ts_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
+    exposures = exposures.sort_values("ts_ms", kind="stable")
+    events = _events(source, rows, log, columns)
+    rows = rows.drop(columns=[name for _, name in columns.given])
+    owner = _owners(rows, log)
+    fields = {own: list(owner.index[owner == own]) for own in IDS.values()}
+    about = {own: rows.groupby(log[own])[names].first() for own, names in fields.items()}
     tables = {
-        "viewers": _table(pd.DataFrame(fields["viewer"], viewers), "id"),
-        "candidates": _table(pd.DataFrame(fields["candidate"], candidates), "id"),
+        "viewers": _table(about["viewer"], "id"),
+        "candidates": _table(about["candidate"], "id"),
         "exposures": _table(exposures, "request_id"),
-        "events": _events(source, rows, log, columns),
+        "events": _table(events, "id"),
     }
     if fields["request_id"]:
-        context = _table(pd.DataFrame(fields["request_id"], exposures.index), "id").drop_columns("id")
+        context = _table(about["request_id"].loc[exposures.index], "id").drop_columns("id")
         tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
     return tables, {
-        "kinds": sorted(set(tables["events"]["kind"].to_pylist())),
+        "kinds": sorted(set(events["kind"])),
         "slates": columns.rule,
         "mean_candidates": len(shown) / len(exposures),
         "repeated_rows": len(log) - len(shown),
-        "fields": {OWNERS[owner]: list(found) for owner, found in fields.items()},
-        "left_out": left_out,
+        "fields": dict(zip(("candidates", "viewers", "context"), fields.values(), strict=True)),
+        "left_out": list(owner.index[owner == ""]),
     }
 
 
 def _table(frame: pd.DataFrame, index: str) -> pa.Table:
-    table = pa.Table.from_pandas(frame.rename_axis(index).reset_index(), preserve_index=False)
+    frame = frame.rename_axis(index).reset_index()
+    frame = frame.astype({"ts_ms": "int64"}) if "ts_ms" in frame else frame
     # Its description of pandas' types keeps pandas itself from reading the file.
-    return table.replace_schema_metadata(None)
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
 
 
 def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the file; return its rows, and their viewer, candidate, time and place in the slate."""
+    """Read the file; return its rows, and the ids, time in ms and position of each."""
     try:
-        if source.suffix == ".parquet":
-            table = pq.read_table(source)
-        else:
-            read = pcsv.ReadOptions(block_size=BLOCK_BYTES)
-            table = pcsv.read_csv(source, read, convert_options=pcsv.ConvertOptions(strings_can_be_null=True))
+        is_parquet = source.suffix == ".parquet"
+        table = pq.read_table(source) if is_parquet else pcsv.read_csv(source, BLOCKS, convert_options=NULLS)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise TabrankError(f"{source}: not readable as CSV or Parquet: {reason}") from None
-    known = table.column_names
-    for option, name in columns.given():
-        if known.count(name) != 1:
-            there = ", ".join(known)
-            raise TabrankError(f"{source}: --{option}: {name!r} is not one of its columns, {there}")
-        if option in ("candidate", "time", "slate") and table[name].null_count:
-            raise TabrankError(f"{source}: --{option}: {name!r} is empty in a row; every row needs a value")
     if not len(table):
         raise TabrankError(f"{source}: has no rows; a log needs at least one")
-    rows = table.to_pandas(types_mapper=pd.ArrowDtype)
-    viewer = rows[columns.viewer] if columns.viewer else pd.Series(pd.NA, rows.index)
-    place = rows[columns.position] if columns.position else rows.index
-    log = pd.DataFrame({"viewer": viewer, "candidate": rows[columns.candidate], "place": place})
-    for name in ("viewer", "candidate"):
+    known = table.column_names
+    if twice := {name for name in known if known.count(name) > 1}:
+        raise TabrankError(f"{source}: has two columns {min(twice)!r}; rename one of them")
+    log = {"viewer": pa.nulls(len(table), pa.string()), "position": np.arange(len(table))}
+    for option, name in columns.given:
+        where = f"{source}: --{option}: {name!r}"
+        if name not in known:
+            raise TabrankError(f"{where} is not one of its columns, {', '.join(known)}")
+        values = table[name]
+        if option in ("candidate", "time", "slate") and values.null_count:
+            raise TabrankError(f"{where} is empty in a row; every row needs a value")
+        if option in IDS:
+            log[IDS[option]] = _ids(where, values)
+        elif option == "time":
+            log["ts_ms"] = _times(where, values)
+        elif option == "position":
+            log[option] = values
+    rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
+    return rows, frame if columns.slate else frame.assign(request_id=_slates(frame, columns.window_ms))
+
+
+def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
         # Pandas writes whole numbers with gaps as floats.
-        is_float = pd.api.types.is_float_dtype(log[name])
-        log[name] = (log[name].astype("Int64") if is_float else log[name]).astype(STRING)
-    return rows, log.assign(ts_ms=_times(source, table[columns.time].combine_chunks(), columns.time))
+        whole = values.cast(pa.int64()) if pa.types.is_floating(values.type) else values
+        return whole.cast(pa.string())
+    except pa.ArrowException:
+        raise TabrankError(
+            f"{where} holds {values.type}, such as {values[0]}; an id is a string or a whole number"
+        ) from None
 
 
-def _slates(log: pd.DataFrame, columns: FlatColumns) -> pd.Series[Any]:
-    """Return the request id of each row, by viewer and time."""
-    ordered = log.sort_values(["viewer", "ts_ms"], kind="stable")
-    number, of, until_ms = -1, "", -1.0
-    numbers = []
-    for viewer, at_ms in zip(ordered["viewer"].fillna(""), ordered["ts_ms"], strict=True):
-        if viewer != of or at_ms > until_ms:
-            # Rows of unknown viewers may be those of several, so no window holds them together.
-            number, of, until_ms = number + 1, viewer, at_ms + (columns.window_ms if viewer else 0)
-        numbers.append(f"r{number}")
-    return pd.Series(numbers, ordered.index, STRING)
-
-
-def _divided(rest: pd.DataFrame, log: pd.DataFrame) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the columns of each owner, with a value for each id, and those left out."""
-    num_ids = {owner: log[owner].nunique() for owner in OWNERS}
-    # Ids of a single row agree with everything, so they come last.
-    ranked = sorted(num_ids, key=lambda o: (num_ids[o] == len(log), o == "request_id", num_ids[o]))
-    keys = {owner: log[owner].astype("category") for owner in ranked}
-    fields: dict[str, dict[str, Any]] = {owner: {} for owner in num_ids}
-    left_out = []
-    for name, values in rest.items():
-        given = values.notna()
-        for owner in ranked if given.any() and name not in ("", "id", "ts_ms") else ():
-            groups = values.groupby(keys[owner], observed=True)
-            if keys[owner][given].notna().all() and groups.nunique().max() == 1:
-                fields[owner][str(name)] = groups.first()
-                break
-        else:
-            left_out.append(str(name))
-    return fields, left_out
-
-
-def _events(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatColumns) -> pa.Table:
-    parts = []
-    for name in columns.events:
-        values = rows[name].dropna()
-        is_kind = pd.api.types.is_string_dtype(values)
-        if not (is_kind or values.isin([0, 1]).all()):
-            raise TabrankError(
-                f"{source}: --event: {name!r} holds other values than 0 and 1; it must hold 1 or true where the "
-                "viewer acted, or the kind of event, or nothing"
-            )
-        values = values if is_kind else values[values == 1]
-        parts.append(log.loc[values.index].assign(kind=values if is_kind else name))
-    events = pd.concat(parts).sort_values("ts_ms", kind="stable", ignore_index=True).drop(columns="place")
-    events = events.astype({"ts_ms": "int64"})
-    if events.empty:
-        raise TabrankError(f"{source}: --event: no row has an event, so that nothing can be learned")
-    return _table(events.set_index("e" + events.index.astype(str)), "id")
-
-
-def _times(source: Path, values: pa.Array, name: str) -> F64:
+def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return times in ms since 1970, with fractions: at one ms, several people may look."""
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         return np.asarray(values.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e3
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        numbers = values.cast(pa.float64(), safe=False).to_numpy()
-        for factor in FACTORS:
-            if EPOCH_MS[0] < np.median(numbers) * factor < EPOCH_MS[1]:
-                return np.asarray(numbers * factor)
+        numbers = np.asarray(values, float)
+        for first in (RECENT_MS, *(first for first, _ in OTHER_UNITS)):
+            if first <= np.median(numbers) < 10 * first:
+                return numbers * (RECENT_MS / first)
     raise TabrankError(
-        f"{source}: --time: {name!r} holds {values.type}, such as {values[0]}; a time is ISO 8601 "
+        f"{where} holds {values.type}, such as {values[0]}; a time is ISO 8601 "
         "(2026-01-31T12:00:00Z) or a number of s, ms, µs or ns since 1970"
     )
+
+
+def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
+    """Return a request id for each row, by viewer and time: the number of the slate's first row."""
+    ordered = log.sort_values(["viewer", "ts_ms"], kind="stable")
+    viewer = ordered["viewer"].fillna("")
+    # Rows of unknown viewers may be those of several, so no window holds them together.
+    until_ms = ordered["ts_ms"] + np.where(viewer == "", 0, window_ms)
+
+    def first_of(first: Row, row: Row) -> Row:
+        return first if row[0] == first[0] and row[1] <= first[2] else row
+
+    rows = zip(viewer, ordered["ts_ms"], until_ms, ordered.index, strict=True)
+    return pd.Series([f"r{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
+
+
+def _owners(rows: pd.DataFrame, log: pd.DataFrame) -> pd.Series[str]:
+    """Return the column of ids for each of which the rows agree, by field; "" if there is none."""
+    keys = log[[*IDS.values()]].astype("category")
+    num_ids = keys.nunique()
+    # Ids of a single row agree with everything, so they come last.
+    ranked = num_ids.mask(num_ids == len(log)).sort_values(kind="stable").index
+    owners = dict.fromkeys(rows, "")
+    for key, name in product(reversed(ranked), set(rows) - {"", "id", "ts_ms"}):
+        values: Any = rows[name].dropna()
+        values = values.astype(str) if pa.types.is_nested(values.dtype.pyarrow_dtype) else values
+        of = keys[key][values.index]
+        if of.notna().all() and values.groupby(of, observed=True).nunique().max() == 1:
+            owners[name] = key
+    return pd.Series(owners, dtype=object)
+
+
+def _events(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatColumns) -> pd.DataFrame:
+    parts = []
+    for name in columns.events:
+        kinds = rows[name].dropna()
+        if not pd.api.types.is_string_dtype(kinds):
+            if not kinds.isin([0, 1]).all():
+                raise TabrankError(
+                    f"{source}: --event: {name!r} holds other values than 0 and 1; it must hold 1 or true where the "
+                    "viewer acted, or the kind of event, or nothing"
+                )
+            kinds = pd.Series(name, kinds.index[kinds == 1])
+        parts.append(log.loc[kinds.index].assign(kind=kinds))
+    events = pd.concat(parts).sort_values("ts_ms", kind="stable", ignore_index=True)
+    if events.empty:
+        raise TabrankError(f"{source}: --event: no row has an event, so that nothing can be learned")
+    return events.drop(columns="position").set_index("e" + events.index.astype(str))

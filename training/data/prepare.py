@@ -20,7 +20,7 @@ from serve.features.slots import I64
 from serve.features.surface import Surface
 from serve.log.reader import Log, read_joined
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, DatasetPlan, Progress, concat
+from training.data.dataset import Dataset, DatasetPlan, Progress, concat, evenly
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Spill, Streamed
 from training.network.network import Inputs, inputs
@@ -92,8 +92,7 @@ MAX_ROWS = 50_000
 
 def take_evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
     """Return at most `most` rows, evenly spaced from the first to the last."""
-    at = np.linspace(0, len(matrix.numeric) - 1, min(most, len(matrix.numeric))).astype(np.int64)
-    return matrix.rows(at)
+    return matrix.rows(evenly(len(matrix.numeric), most))
 
 
 def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress) -> Prepared:

@@ -46,12 +46,8 @@ def import_ranklens(source: Path, out: Path) -> dict[str, int]:
     tables["candidates"] = pa.table(
         {"id": pa.array(movies.index, pa.string())}
         | {name: pa.array(movies[name], pa.float64(), from_pandas=True) for name in NUMBERS}
-        | {name: pa.array([_parts(v) for v in movies[name]], pa.list_(pa.string())) for name in SETS}
+        | {name: pc.split_pattern(pa.array(movies[name], pa.string()), "|") for name in SETS}
         | {"director": pa.array(movies.director, pa.string(), from_pandas=True)}
     )
     write_log(out, tables)
     return {name: len(table) for name, table in tables.items()}
-
-
-def _parts(value: object) -> list[str] | None:
-    return value.split("|") if isinstance(value, str) else None

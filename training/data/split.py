@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
-from serve.log.reader import TABLES, read_table
+from serve.log.reader import read_columns
 from serve.log.snapshots import replay_snapshots, truncation_point
 from serve.log.writer import write_log
 
@@ -24,23 +23,14 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
     beginning of the log go with `before`.
 
     Raises:
-        TabrankError: if `at` leaves a side without exposures, or an output exists.
+        TabrankError: the log is invalid, `at` leaves a side without exposures, or an output exists.
     """
     if not 0 < at < 1:
         raise TabrankError(f"--at: {at:g} must lie between 0 and 1")
     for out in (before, after):
         refuse_existing(out)
-    tables = {}
-    for name in TABLES:
-        path, tables[name] = read_table(log, name)
-        if name in ("exposures", "events"):
-            column = tables[name]["ts_ms"] if "ts_ms" in tables[name].column_names else None
-            if column is None or not pa.types.is_integer(column.type):
-                raise TabrankError(
-                    f"{path}: the column 'ts_ms' must exist and hold whole numbers (ms since 1970)"
-                )
-            if column.null_count:
-                raise TabrankError(f"{path}: the column 'ts_ms' has empty rows; give every row a time")
+    # A log whose viewers are all unknown has no table of them.
+    tables = {name: table for name, table in read_columns(log).items() if len(table)}
     times = np.sort(tables["exposures"]["ts_ms"].to_numpy())
     cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
     if cut_ms == times[0]:
@@ -54,18 +44,18 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
             f"--at: {at:g} cuts at {cut_ms} ms, before the snapshot at the beginning of the log; "
             "older records were deleted: give a larger share"
         )
-    sides: dict[str, dict[str, pa.Table]] = {"before": {}, "after": {}}
+    early, late = dict(tables), dict(tables)
     for name, table in tables.items():
-        sides["before"][name] = sides["after"][name] = table
         if "ts_ms" in table.column_names:
             is_before = pc.fill_null(pc.less(table["ts_ms"], cut_ms), True)
-            sides["before"][name] = table.filter(is_before)
+            early[name] = table.filter(is_before)
             if name in ("exposures", "events"):
-                sides["after"][name] = table.filter(pc.invert(is_before))
-    write_log(before, sides["before"], snapshots)
+                late[name] = table.filter(pc.invert(is_before))
+    write_log(before, early, snapshots)
     try:
-        write_log(after, sides["after"])
+        write_log(after, late)
     except BaseException:
         shutil.rmtree(before)
         raise
+    sides = {"before": early, "after": late}
     return {f"{side}_{name}": len(table) for side, parts in sides.items() for name, table in parts.items()}

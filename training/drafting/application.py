@@ -11,10 +11,10 @@ from serve.features.surface import SHIPPED, Surface, read_surface
 from serve.log.atomic_files import draft_of
 from training.drafting.draft import Draft
 
-# Metric of an experiment by the label's event. Every log has the default.
-PRIMARY, DEFAULT_PRIMARY = {"join": "join_rate", "click": "clicks"}, "active_days"
+# Metric of an experiment that counts the label's event.
+PRIMARY = {"join": "join_rate", "click": "clicks"}
 # Address in the shipped file.
-URL = "http://127.0.0.1:8000"
+URL = "http://127.0.0.1:8000/v1/rank"
 
 
 def write_application(drafted: Draft, log: Path, out: Path) -> list[str]:
@@ -32,15 +32,14 @@ def write_application(drafted: Draft, log: Path, out: Path) -> list[str]:
         (folder / "cluster.yaml").write_text(_cluster(read_surface(drafted.text), log, out), encoding="utf-8")
         (folder / "request.json").write_text(json.dumps(drafted.request, indent=1) + "\n", encoding="utf-8")
     given = ["--surface", f"{out}/surface.toml", "--log", str(log)]
+    python = ["python", "-m"]
     commands = [
-        ["training", "search", *given, "--out", f"{out}/search", "--models", f"{out}/models"],
-        ["serve", "load", *given, "--store", f"lmdb:{out}/store"],
-        ["serve", "up", f"{out}/cluster.yaml"],
+        [*python, "training", "search", *given, "--out", f"{out}/search", "--models", f"{out}/models"],
+        [*python, "serve", "load", *given, "--store", f"lmdb:{out}/store"],
+        [*python, "serve", "up", f"{out}/cluster.yaml"],
+        ["curl", "-s", URL, "-H", "Content-Type: application/json", "-d", f"@{out}/request.json"],
     ]
-    ask = (
-        f"curl -s {URL}/v1/rank -H 'Content-Type: application/json' -d {shlex.quote(f'@{out}/request.json')}"
-    )
-    return [*(f"python -m {shlex.join(command)}" for command in commands), ask]
+    return [*map(shlex.join, commands)]
 
 
 def _cluster(surface: Surface, log: Path, out: Path) -> str:
@@ -51,6 +50,8 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
     text = (shipped / "cluster.yaml").read_text(encoding="utf-8")
     # JSON strings are valid YAML, whatever they hold.
     name = json.dumps(surface.name)
+    event = surface.label.event
+    primary = PRIMARY.get(event, f"active_days  # every log has it; no metric counts {json.dumps(event)}")
     log_path = json.dumps(os.path.relpath(log.resolve(), out.resolve()), ensure_ascii=False)
     for old, new in (
         ("$schema=serve", f"$schema={os.path.relpath(package, out)}"),
@@ -61,7 +62,7 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
         ("log: var/log\n", f"log: {log_path}\n"),
         ("name: launch\n", f"name: {name}\n"),
         ("salt: launch\n", f"salt: {name}\n"),
-        ("primary: join_rate\n", f"primary: {PRIMARY.get(surface.label.event, DEFAULT_PRIMARY)}\n"),
+        ("primary: join_rate\n", f"primary: {primary}\n"),
     ):
         assert text.count(old) == 1, f"cluster.yaml: {old!r}"
         text = text.replace(old, new)

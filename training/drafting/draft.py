@@ -26,6 +26,7 @@ from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, conversions, profile, read_tables
 from training.drafting.suggest import STATEFUL, TOO_WIDE, Feature, suggest, toml, toml_key
 from training.evaluation.leakage import suspects
+from training.evaluation.verdict import span
 
 POPULAR = {"gauge": "current number", "rate": "no pair of event kinds gives a current number"}
 # Look for leaking fields on about this many rows, so that a draft takes seconds.
@@ -109,16 +110,13 @@ def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
 
 
 def _text(name: str, log: Path, events: Funnel, columns: list[Column], features: list[Feature]) -> str:
-    first, last = (
-        np.datetime64(int(ms), "ms").astype("datetime64[s]")
-        for ms in (events.shown_ms.min(), events.shown_ms.max())
-    )
+    when = span(int(events.shown_ms.min()), int(events.shown_ms.max()))
     num_exposures, num_rows = len(events.viewer), len(events.exposure)
     label = events.event_stats[events.label]
     declared = sorted(events.event_stats, key=lambda kind: (-events.event_stats[kind].num, kind))
     lines = [
         f"# Drafted from the log {json.dumps(log.name, ensure_ascii=False)}:",
-        f"# {num_exposures:,} exposures of {num_rows:,} candidates, {first} to {last}.",
+        f"# {num_exposures:,} exposures of {num_rows:,} candidates, {when}.",
         "# This is a draft: review it, above all the label and what is known at the time of a ranking.",
         f"name = {json.dumps(name)}",
         f"events = {toml(declared)}",

@@ -7,14 +7,12 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from serve.features.slots import I64, IMPRESSION
+from serve.features.slots import F64, I64, IMPRESSION
 from training.drafting.funnel import Funnel
 from training.drafting.profile import Column, codes_of
 
-F64 = NDArray[np.float64]
 # A time column must lie before the ranking on this share of the rows; client clocks differ.
 PAST_SHARE = 0.95
 # From this rank correlation with a total of the log's events on, a column is such a total.

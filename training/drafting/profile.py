@@ -10,20 +10,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import other_unit
-from serve.features.slots import ENTITIES, I64, Entity
+from serve.contract.validation import RECENT_MS, other_unit
+from serve.features.slots import ENTITIES, F64, I64, Entity
 from serve.features.surface import FieldType
 from serve.log.conversion import CONVERSION
 from serve.log.join_coverage import check_joins
 from serve.log.reader import read_columns
 from serve.log.replay import Codes
-from training.data.flat import EPOCH_MS
 from training.terminal import print_progress
 
-F64 = NDArray[np.float64]
 # Names that the log itself uses.
 OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"
 # Columns of each entity's table besides its fields.
@@ -89,16 +86,6 @@ def read_tables(folder: Path) -> dict[str, pa.Table]:
     return tables
 
 
-def _is_text(given: pa.DataType) -> bool:
-    if pa.types.is_dictionary(given):
-        given = given.value_type
-    return bool(pa.types.is_string(given) or pa.types.is_large_string(given))
-
-
-def _is_list(given: pa.DataType) -> bool:
-    return bool(pa.types.is_list(given) or pa.types.is_large_list(given))
-
-
 def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
     """Encode the strings of all columns with one vocabulary, as codes from 1; null is 0."""
     return Codes(*(column.cast(pa.string()) for column in columns)).columns
@@ -142,9 +129,9 @@ def _column(owner: str, of: pa.Field, values: pa.ChunkedArray, num_ids: int) -> 
         return Column(owner, name, None, "the log itself uses this name; rename the column")
     if missing == 1:
         return Column(owner, name, None, "every row is null")
-    if _is_text(kind):
-        return _category(owner, name, values.cast(pa.string()), missing, num_ids)
-    if _is_list(kind) and _is_text(kind.value_type) and not pa.types.is_dictionary(kind.value_type):
+    if kind == pa.string():
+        return _category(owner, name, values, missing, num_ids)
+    if kind == pa.list_(pa.string()):
         return _set(owner, name, values, missing)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _number(owner, name, values, missing, _conversion(of))
@@ -183,7 +170,7 @@ def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float, rema
     given = numbers[~np.isnan(numbers)]
     distinct = len(np.unique(given))
     # A whole number in this range is a time and not a count. Datetimes may be earlier.
-    in_range = (given > EPOCH_MS[0]) & (given < EPOCH_MS[1])
+    in_range = (given >= RECENT_MS) & (given < 10 * RECENT_MS)
     is_time = is_whole and (remark or np.mean(in_range) >= 0.99)
     if is_whole and not is_time and distinct <= FEW_CODES:
         remark = "if these are codes, write them as strings for a category"

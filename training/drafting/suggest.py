@@ -10,17 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy.stats import skew
 
 from serve.contract.validation import duration
-from serve.features.slots import IMPRESSION
+from serve.features.slots import F64, IMPRESSION
 from training.drafting.funnel import Funnel, round_up_ms
 from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
 
-F64 = NDArray[np.float64]
 Spec = dict[str, object]
 # Largest vocabulary of a category feature. Columns with more values serve affinities only.
 MAX_CATEGORIES = 1_000
@@ -40,7 +39,7 @@ SHORT_LIVED = 0.25
 # Keep state of viewers from this number of exposures a viewer on.
 COME_BACK = 1.5
 DAY_MS = 86_400_000
-ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER = (
+SECTIONS = ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER = (
     "Attributes.",
     "Context.",
     "Activity around the candidate.",
@@ -92,8 +91,7 @@ def suggest(
         found[free] = dataclasses.replace(feature, name=free)
     used = {name for feature in found.values() for name in feature.fields}
     columns = [_judged(c, used) for c in columns]
-    sections = (ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER)
-    return sorted(found.values(), key=lambda feature: sections.index(feature.section)), columns
+    return sorted(found.values(), key=lambda feature: SECTIONS.index(feature.section)), columns
 
 
 def _judged(c: Column, used: set[str]) -> Column:
@@ -188,13 +186,10 @@ def _count(entity: str, kind: str, half: Spec) -> Spec:
 
 def _candidate(events: Funnel) -> Iterator[Feature]:
     """Yield gauge, counts and rates of candidates; half-lives follow how long they are shown."""
-    num_shown = np.bincount(events.candidate)
-    first, last = np.full(len(num_shown), np.inf), np.full(len(num_shown), -np.inf)
-    np.minimum.at(first, events.candidate, events.shown_ms)
-    np.maximum.at(last, events.candidate, events.shown_ms)
-    come_back = float(num_shown[num_shown > 0].mean()) >= 2
-    lives_ms = (last - first)[num_shown > 1]
-    life_ms = float(np.median(lives_ms)) if len(lives_ms) else 0.0
+    shown = pd.Series(events.shown_ms).groupby(events.candidate)
+    come_back = shown.size().mean() >= 2
+    lives_ms = (shown.max() - shown.min())[shown.size() > 1]
+    life_ms = float(lives_ms.median()) if len(lives_ms) else 0.0
     is_short = 0 < life_ms < SHORT_LIVED * events.span_ms
     slow: Spec = {"half_life": duration(round_up_ms(life_ms))} if is_short else {}
     fast: Spec = {"half_life": duration(round_up_ms(life_ms / 5))} if is_short else {}

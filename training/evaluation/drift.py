@@ -46,9 +46,8 @@ def drift(
     made_from: Mapping[str, Any], columns: Columns, matrix: Matrix, score: NDArray[np.floating]
 ) -> dict[str, Any]:
     """Return the index of each feature and of the scores `[N]` against `statistics` of training."""
-    features = {}
-    for j, name in enumerate(columns.numeric):
-        features[name] = _index(made_from["numeric"][name], matrix.numeric[:, j])
+    known = made_from["numeric"]
+    features = {n: _index(known[n], matrix.numeric[:, j]) for j, n in enumerate(columns.numeric)}
     for name, part in category_parts(columns):
         cells = made_from["category"][name]
         features[name] = psi(np.array(cells["shares"]), _category_shares(cells, matrix.category[:, part]))
@@ -84,8 +83,7 @@ def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:
     present = values[np.isfinite(values)]
     distinct, counts = np.unique(present, return_counts=True)
     most = int(counts.argmax()) if len(counts) else 0
-    is_common = bool(len(counts)) and counts[most] * NUM_CELLS >= len(values)
-    common = float(distinct[most]) if is_common else None
+    common = float(distinct[most]) if len(counts) and counts[most] * NUM_CELLS >= len(values) else None
     rest = present if common is None else present[present != np.float32(common)]
     edges: Sequence[float] = []
     if len(rest):

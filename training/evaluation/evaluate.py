@@ -15,6 +15,7 @@ from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
+from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
@@ -90,10 +91,28 @@ def assess(
 def evaluate(
     model: Path, history: Path | None, log: Path, *, baselines: bool, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
-    """Return the result of `assess` for `model`, `popular` and, with `baselines`, `lightgbm`.
+    """Return the result of `assess` for the contenders of `scored` and `popular`.
 
-    The rows are those of `log`. The state starts from `history` and moves with the log. LightGBM is
-    trained on `history`'s rows with the same features.
+    Raises:
+        TabrankError: as `scored`.
+    """
+    artifact, surface, data, scores = scored(model, history, log, baselines=baselines, progress=progress)
+    return {
+        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest.get("seen_until_ms", 0)).sum()),
+        "version": artifact.version,
+        "surface": surface.name,
+        "counts": data.counts,
+        **assess(data, scores, surface, encoder=artifact.encoder),
+    }
+
+
+def scored(
+    model: Path, history: Path | None, log: Path, *, baselines: bool, progress: Progress
+) -> tuple[Artifact, Surface, Dataset, dict[str, Values]]:
+    """Return an artifact, its surface, and the rows of `log` with scores `[N]` by name.
+
+    The scores are those of `model` and, with `baselines`, of `lightgbm`, trained on `history`'s
+    rows with the same features. The state starts from `history` and moves with the log.
 
     Raises:
         TabrankError: for an invalid artifact or log, and for `baselines` without a history.
@@ -108,13 +127,7 @@ def evaluate(
     scores: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and past is not None:
         scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past))(data.matrix)
-    return {
-        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest.get("seen_until_ms", 0)).sum()),
-        "version": artifact.version,
-        "surface": surface.name,
-        "counts": data.counts,
-        **assess(data, scores, surface, encoder=artifact.encoder),
-    }
+    return artifact, surface, data, scores
 
 
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
@@ -52,25 +51,19 @@ def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
     Attention to a missing indicator or to the 0/1 columns of a set counts for their feature.
     """
     network = model.network.eval()
-    total: NDArray[np.float64] = np.zeros(0)
-    for start in range(0, len(matrix.numeric), _CHUNK):
-        part = matrix.rows(slice(start, start + _CHUNK))
-        encoded = model.encoder.encode(part.numeric, part.category)
-        x = network.inputs(*(torch.from_numpy(array) for array in encoded))
-        explained = network.tabnet.explained(x).double().sum(dim=0).numpy()
-        total = explained + total if len(total) else explained
+    parts = (matrix.rows(slice(at, at + _CHUNK)) for at in range(0, len(matrix.numeric), _CHUNK))
+    total = sum(network.tabnet.explained(network.inputs_of(part)).double().sum(dim=0) for part in parts)
     owners = _owners(model.encoder)
     names = list(dict.fromkeys(owners))
-    share = np.bincount([names.index(owner) for owner in owners], weights=total, minlength=len(names))
+    share = np.bincount(
+        [names.index(owner) for owner in owners], weights=np.asarray(total), minlength=len(names)
+    )
     share = share / (share.sum() or 1.0)
     return dict(zip(names, share.tolist(), strict=True))
 
 
 def by_permutation(
-    score: Scorer,
-    columns: Columns,
-    matrix: Matrix,
-    label: NDArray[np.float32],
+    score: Scorer, columns: Columns, matrix: Matrix, label: NDArray[np.float32]
 ) -> dict[str, dict[str, float | None]]:
     """Return the loss of quality if a feature is permuted over the rows.
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.features.matrix import Matrix
-from serve.model.encoder import CLIP, Encoder
-from training.data.dataset import Dataset
+from serve.model.encoder import Encoder
+from training.data.dataset import Dataset, evenly
+from training.network.network import Network, NetworkConfig
 
 LIGHTGBM = {"objective": "binary", "learning_rate": 0.05, "num_threads": 2, "seed": 0, "verbose": -1}
 # Smooth, because logs are small and noisy. Fix the algorithm, which speed would choose, to repeat
@@ -44,7 +45,7 @@ def tuned(encoder: Encoder, train: Dataset, seconds: float = math.inf) -> dict[s
     import lightgbm as trees
 
     begun_s = time.monotonic()
-    rows = train.take(_evenly(len(train)))
+    rows = train.take(evenly(len(train), MOST_ROWS))
     cut = len(rows) * 7 // 8
     early, late = (_inputs(encoder, rows.take(part)) for part in (slice(cut), slice(cut, None)))
     late.set_reference(early)
@@ -82,29 +83,20 @@ def _columns(encoder: Encoder, matrix: Matrix) -> NDArray[np.float32]:
     return np.concatenate([numeric, hot, index.astype(np.float32)], axis=1)
 
 
-def _evenly(num_rows: int) -> NDArray[np.int64]:
-    """Return at most `MOST_ROWS` row numbers, evenly spaced from the first to the last."""
-    return np.linspace(0, num_rows - 1, min(MOST_ROWS, num_rows)).astype(np.int64)
-
-
 def logistic(encoder: Encoder, train: Dataset) -> Rival:
-    """Train logistic regression (L2) on standardised numbers and one-hot categories."""
+    """Train logistic regression (L2) on the network's inputs, with one-hot categories."""
     from sklearn.linear_model import LogisticRegression
 
-    mean = np.array([c.mean for c in encoder.numeric])
-    std = np.array([c.std for c in encoder.numeric])
-    logged = np.array([c.transform == "log1p" for c in encoder.numeric], bool)
+    network = Network(encoder, NetworkConfig())
+    num_plain = len(encoder.input_names) - len(encoder.single)
 
     def columns(matrix: Matrix) -> NDArray[np.float32]:
-        numeric, hot, index = encoder.encode(matrix.numeric, matrix.category)
-        value = np.where(logged, np.sign(numeric) * np.log1p(np.abs(numeric)), numeric)
-        value = np.clip((value - mean) / std, -CLIP, CLIP)
-        missing = np.isnan(value)
-        parts = [np.where(missing, 0.0, value), missing[:, encoder.indicators], hot]
-        parts += [np.eye(size)[index[:, k]] for k, size in enumerate(encoder.cardinalities) if size <= 256]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        x = network.inputs_of(matrix).numpy()
+        index = x[:, num_plain:].astype(np.int64)
+        one_hot = [np.eye(n)[index[:, k]] for k, n in enumerate(encoder.cardinalities) if n <= 256]
+        return np.concatenate([x[:, :num_plain], *one_hot], axis=1).astype(np.float32)
 
-    rows = _evenly(len(train))
+    rows = evenly(len(train), MOST_ROWS)
     model = LogisticRegression(max_iter=300)
     with warnings.catch_warnings():
         # Ignore the warning that the last digit has not converged.

@@ -23,12 +23,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import number, one_of, whole
 from training.network.layers import Attention, Tape, Transformer, draw_weights, gated_linear
 
 # Momentum of the batch norm over the network's inputs. With 0.01, as in pytorch_tabnet, its
 # statistics lag by hundreds of steps: after six epochs of 16,000 rows the validation logloss was
 # 0.41, and 0.27 with 0.1.
 INPUT_MOMENTUM = 0.1
+# Largest whole number of a configuration.
+MOST = 2**31
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,13 @@ class NetworkConfig:
     lambda_sparse: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.mask_type not in ("entmax", "sparsemax"):
-            raise TabrankError(f"network: mask_type {self.mask_type!r} must be entmax or sparsemax")
-        for name, least in (("width", 1), ("n_steps", 1), ("virtual_batch_size", 2)):
-            if getattr(self, name) < least:
-                raise TabrankError(f"network: {name} {getattr(self, name)} must be {least} or more")
-        if min(self.n_independent, self.n_shared) < 0 or self.n_independent + self.n_shared == 0:
-            raise TabrankError(
-                f"network: n_independent {self.n_independent} and n_shared {self.n_shared} must not be "
-                "negative nor both 0"
-            )
-        if not self.gamma >= 1.0:
-            raise TabrankError(f"network: gamma {self.gamma} must be 1 or more")
+        one_of(self.mask_type, ("entmax", "sparsemax"), "network: mask_type")
+        least = {"width": 1, "n_steps": 1, "n_independent": 0, "n_shared": 0, "virtual_batch_size": 2}
+        for name, low in least.items():
+            whole(getattr(self, name), f"network: {name}", low, MOST)
+        if self.n_independent + self.n_shared == 0:
+            raise TabrankError("network: n_independent and n_shared are both 0; give one of them 1 or more")
+        number(self.gamma, "network: gamma", 1.0, math.inf)
 
 
 class TabNet(nn.Module):

@@ -48,22 +48,18 @@ class Clock:
         self._started_s = time.monotonic()
         self._state: dict[str, Any] = {"spent_s": 0.0}
         refuse_file(out)
-        self._lock = _locked(out)
-        try:
+        with contextlib.ExitStack() as held:
+            lock = held.enter_context(_locked(out))
+            held.callback(Path(lock.name).unlink, missing_ok=True)
             self._read()
-        except BaseException:
-            self._unlock()
-            raise
+            # Nothing was raised: hold the lock until `__exit__`.
+            self._held = held.pop_all()
 
     def __enter__(self) -> Clock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._unlock()
-
-    def _unlock(self) -> None:
-        Path(self._lock.name).unlink(missing_ok=True)
-        self._lock.close()
+        self._held.close()
 
     def _read(self) -> None:
         if (self.out / FILE).exists():

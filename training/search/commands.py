@@ -68,7 +68,7 @@ def refresh(
 
 def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
     """Search with the settings `given`, and print the answer."""
-    from training.evaluation.verdict import difference
+    from training.evaluation.verdict import difference, leaderboard
     from training.search.progress import SearchProgress
     from training.search.search import search as run
     from training.search.task import SearchSettings
@@ -76,12 +76,8 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
     settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
     found = run(load_surface(surface), log, out, settings, SearchProgress())
     lines = [found["headline"]]
-    for entry in found["leaderboard"][:10]:
-        us = "–" if entry["us_per_candidate"] is None else f"{entry['us_per_candidate']:.1f} µs"
-        lines.append(
-            f"  {entry['name']:<20} logloss {decimal(entry['valid_logloss'])}  auc {decimal(entry['valid_auc'])}  "
-            f"ndcg@10 {decimal(entry['valid_ndcg'])}  {us}{'' if entry['fits'] else '  over the cost'}"
-        )
+    for name, *cells, _ in leaderboard(found, most=10):
+        lines.append(f"  {name:<20}" + "".join(f"{cell:>15}" for cell in cells))
     pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]
     lines.append(
         f"on the test rows: auc {decimal(ours['auc'])}, ndcg@10 {decimal(ours['ndcg@10'])}; against popular "

@@ -41,8 +41,7 @@ def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix) ->
         arrays: tuple[NDArray[Any], ...] = encoder.encode(matrix.numeric, matrix.category)
         parts = zip(("numeric", "hot", "index"), arrays, strict=True)
         feeds = {name: array for name, array in parts if array.shape[1]}
-        found: NDArray[np.float64] = session.run(["probability"], feeds)[0]
-        return found
+        return np.asarray(session.run(["probability"], feeds)[0])
 
     return measured(score, matrix)
 

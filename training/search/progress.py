@@ -48,6 +48,6 @@ class SearchProgress(Progress):
             how += "" if entry.finished else f" at {entry.share:.0%} of its epochs, stopped"
         if best is not None:
             self._best = f"best {best.valid_logloss:.4f} ({best.name})"
-        line = f"{entry.name}: {what}, {entry.us_per_candidate:.1f} µs, {how}"
-        line += f"; {self._best}" if self._best else ""
-        self.report(f"{line}; {max(left_s, 0) / 60:.1f} min left")
+        found = f"{entry.name}: {what}, {entry.us_per_candidate:.1f} µs, {how}"
+        left = f"{max(left_s, 0) / 60:.1f} min left"
+        self.report("; ".join(filter(None, (found, self._best, left))))

@@ -16,7 +16,7 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, DatasetPlan, Progress
+from training.data.dataset import Dataset, DatasetPlan, Progress, evenly
 from training.data.encoding import category_strings, fit_encoder
 from training.data.prepare import available_bytes, row_bytes, split_by_time
 from training.fit.loop import FitConfig
@@ -126,5 +126,5 @@ def sample(data: Dataset, most: int) -> Dataset:
     if len(data) <= most:
         return data
     slates = np.unique(data.slate)
-    kept = slates[np.linspace(0, len(slates) - 1, max(1, len(slates) * most // len(data))).astype(np.int64)]
+    kept = slates[evenly(len(slates), max(1, len(slates) * most // len(data)))]
     return data.take(np.flatnonzero(np.isin(data.slate, kept)))

@@ -167,17 +167,13 @@ def _rival_scores(
 ) -> dict[str, Any]:
     """Return the scores of the test rows by the rivals, and by the incumbent."""
     scores: dict[str, Any] = {kind: rival(test.matrix) for kind, rival in rivals.items()}
-    if last is not None and _is_earlier(last, test.ts_ms[0]):
+    # Manifests of the first releases do not say which rows the model has seen.
+    seen_until_ms = np.inf if last is None else last.manifest.get("seen_until_ms", np.inf)
+    if last is not None and seen_until_ms < test.ts_ms[0]:
         scores["current"] = score(last.path, test.matrix)
     elif last is not None:
         progress.report(f"the current model {last.version} was trained on some test rows: it is not compared")
     return scores
-
-
-def _is_earlier(last: Artifact, first_ms: int) -> bool:
-    """Return whether all training rows of a model are before `first_ms`, by its manifest."""
-    seen_until_ms = last.manifest.get("seen_until_ms")
-    return seen_until_ms is not None and int(seen_until_ms) < first_ms
 
 
 def headline(board: Leaderboard, winner: BoardEntry, max_us: float | None) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import refuse_existing
+from serve.contract.validation import number, refuse_existing, whole
 from serve.log.writer import write_log
 from training.world.population import DAY_MS
 from training.world.provenance import Provenance
@@ -32,6 +32,9 @@ from training.world.world import SLATE
 START_MS = 1_767_571_200_000
 VISITS_PER_VIEWER = 12
 REQUESTED = 5
+# Bounds of rows, viewers and seeds, and of days: from two seconds to a century.
+MOST = 10**12
+DAYS = (0.00002, 36_500)
 
 
 def simulate(
@@ -54,7 +57,10 @@ def simulate(
     Raises:
         TabrankError: if `out` exists, or an argument cannot be simulated.
     """
-    _refuse_impossible(rows=rows, viewers=viewers, days=days, seed=seed)
+    whole(rows, "--rows", 1, MOST)
+    whole(1 if viewers is None else viewers, "--viewers", 1, MOST)
+    whole(seed, "--seed", 0, MOST)
+    number(days, "--days", *DAYS)
     refuse_existing(out)
     began_s = time.perf_counter()
     num_exposures = math.ceil(rows / SLATE)
@@ -99,14 +105,3 @@ def simulate(
         "join_rate": num_events["join"] / num_rows,
         "seconds": time.perf_counter() - began_s,
     }
-
-
-def _refuse_impossible(*, rows: int, viewers: int | None, days: float, seed: int) -> None:
-    if rows < 1:
-        raise TabrankError(f"--rows {rows}: nothing to simulate; give at least 1 exposed candidate")
-    if viewers is not None and viewers < 1:
-        raise TabrankError(f"--viewers {viewers}: must be at least 1; give more, or omit the option")
-    if not (math.isfinite(days) and days * DAY_MS >= 1_000):
-        raise TabrankError(f"--days {days}: no time for a visit; give a span above 0, such as 0.5 or 2")
-    if seed < 0:
-        raise TabrankError(f"--seed {seed}: must be a whole number from 0 up")

@@ -73,11 +73,12 @@ def test_other_types_are_converted_and_fit_the_segments_of_a_service(tmp_path):
     ):
         first = with_column(first, name, values)
     parts["candidates"] = first
-    shown = pa.array([[1, 2, 3], [1, 4], [2, 1]], pa.list_(pa.int64()))
+    shown = pa.array([[1, 2, 3], [1, 4], [2, 1]], pa.large_list(pa.int64()))
     parts["exposures"] = with_column(parts["exposures"], "candidates", shown)
     at = pa.array([10, 20, 40], pa.timestamp("s"))
     parts["exposures"] = with_column(parts["exposures"], "ts_ms", at)
-    parts["events"] = with_column(parts["events"], "candidate", pa.array([1, 1, 4, 2, 1]))
+    acted = pa.array([1, 1, 4, 2, 1]).dictionary_encode()
+    parts["events"] = with_column(parts["events"], "candidate", acted)
     write_log(tmp_path / "log", parts)
     (tmp_path / "log/candidates").mkdir()
     pq.write_table(segment, tmp_path / "log/candidates/0.parquet")

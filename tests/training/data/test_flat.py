@@ -102,6 +102,15 @@ def test_unknown_viewers_of_one_millisecond_are_not_one_slate(tmp_path):
     assert [event["request_id"] for event in tables["events"]] == [tables["exposures"][1]["request_id"]]
 
 
+def test_a_parquet_file_may_hold_sets(tmp_path):
+    rows = {"at": pa.array([START_MS] * 4), "who": [1, 1, 2, 2], "what": [5, 6, 5, 6], "did": [0, 1, 0, 0]}
+    rows["tags"] = [["a", "b"], ["c"], ["a", "b"], ["c"]]
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    import_flat(tmp_path / "rows.parquet", tmp_path / "log", FlatColumns("what", "at", ("did",), "who"))
+    candidates = pq.read_table(tmp_path / "log/candidates.parquet").to_pylist()
+    assert candidates == [{"id": "5", "tags": ["a", "b"]}, {"id": "6", "tags": ["c"]}]
+
+
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
     per_s = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[unit]
@@ -138,6 +147,12 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
         ),
         (COLUMNS, ROWS.replace(",1,1,", ",1,0,").replace(",3,1,", ",3,0,"), "no row has an event"),
         (COLUMNS, ROWS.split("\n")[0] + "\n", "has no rows"),
+        (COLUMNS, ROWS.replace("member", "price"), "has two columns 'price'; rename one of them"),
+        (
+            FlatColumns("score", "when", ("did",)),
+            ROWS,
+            "--candidate: 'score' holds double, such as 0.1; an id is",
+        ),
         (COLUMNS, ROWS + "1,2\n", "not readable as CSV or Parquet: CSV parse error"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from tiny import tables
 
 from serve.contract.errors import TabrankError
-from serve.log.reader import TABLES
+from serve.log.reader import TABLES, read_log
 from serve.log.writer import write_log
 from training.data.split import split
 
@@ -58,6 +58,17 @@ def test_columns_that_no_surface_declares_go_along(tmp_path):
     assert before["events"]["note"].to_pylist() + after["events"]["note"].to_pylist() == list("vwxyz")
 
 
+def test_a_log_without_known_viewers_is_split_into_readable_ones(tmp_path, surface):
+    parts = tables()
+    for name in ("exposures", "events"):
+        at = parts[name].column_names.index("viewer")
+        parts[name] = parts[name].set_column(at, "viewer", pa.nulls(len(parts[name]), pa.string()))
+    del parts["viewers"]
+    write_log(tmp_path / "log", parts)
+    split(tmp_path / "log", 0.5, tmp_path / "a", tmp_path / "b")
+    assert [len(read_log(tmp_path / side, surface).exposures) for side in ("a", "b")] == [1, 2]
+
+
 def test_nothing_is_left_behind_where_the_second_side_cannot_be_written(tmp_path, log_folder, monkeypatch):
     import training.data.split
 
@@ -76,12 +87,17 @@ def test_nothing_is_left_behind_where_the_second_side_cannot_be_written(tmp_path
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
-        ("events", lambda t: t.drop_columns("ts_ms"), "events.parquet: the column 'ts_ms' must exist"),
+        ("events", lambda t: t.drop_columns("ts_ms"), "events.parquet: the column 'ts_ms' is missing"),
         ("exposures", lambda t: t.slice(0, 0), "exposures.parquet: has no rows"),
         (
             "events",
             lambda t: t.set_column(1, "ts_ms", pa.array([1, 2, 3, 4, None], pa.int64())),
-            "events.parquet: the column 'ts_ms' has empty rows",
+            "events.parquet: column 'ts_ms', row 4: is empty",
+        ),
+        (
+            "exposures",
+            lambda t: t.set_column(1, "ts_ms", pa.array([1_764_000_000 + i for i in range(3)])),
+            "exposures.parquet: column 'ts_ms', row 0: a time looks like seconds; multiply by 1000",
         ),
     ],
 )

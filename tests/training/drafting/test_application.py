@@ -51,6 +51,9 @@ def test_the_drafted_application_is_accepted_and_has_paths_beside_it(folder):
         "active_days",
     )
     assert load_surface(str(folder / "my/surface.toml")).name == "the-log"
+    # No metric of an experiment counts the label, which the file says.
+    text = (folder / "my/cluster.yaml").read_text()
+    assert 'primary: active_days  # every log has it; no metric counts "keep"\n' in text
 
 
 def test_it_carries_no_name_of_another_surface_and_every_other_setting(folder):

@@ -114,14 +114,14 @@ def test_scoring_finds_masks_that_need_many_passes(mask_type: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mask_type": "softmax"}, "mask_type 'softmax' must be"),
-        ({"width": 0}, "width 0 must be 1 or more"),
-        ({"n_steps": 0}, "n_steps 0 must be 1 or more"),
-        ({"virtual_batch_size": 1}, "virtual_batch_size 1 must be 2 or more"),
-        ({"n_shared": 0, "n_independent": 0}, "nor both 0"),
-        ({"n_shared": -1}, "must not be negative"),
-        ({"gamma": 0.9}, r"gamma 0\.9 must be 1 or more"),
-        ({"gamma": float("nan")}, "gamma nan"),
+        ({"mask_type": "softmax"}, "mask_type: unknown value 'softmax'"),
+        ({"width": 0}, "width: 0 must be from 1"),
+        ({"n_steps": 0}, "n_steps: 0 must be from 1"),
+        ({"virtual_batch_size": 1}, "virtual_batch_size: 1 must be from 2"),
+        ({"n_shared": 0, "n_independent": 0}, "are both 0"),
+        ({"n_shared": -1}, "n_shared: -1 must be from 0"),
+        ({"gamma": 0.9}, r"gamma: 0\.9 must be from 1"),
+        ({"gamma": float("nan")}, "gamma: nan must be"),
     ],
 )
 def test_an_invalid_network_is_refused_by_field_and_value(fields: dict[str, object], message: str) -> None:

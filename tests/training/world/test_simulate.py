@@ -320,7 +320,7 @@ def test_progress_rises_to_one(tmp_path):
     ],
 )
 def test_an_impossible_argument_is_refused_by_name(tmp_path, argument, value):
-    with pytest.raises(TabrankError, match=rf"--{argument} {value}: .+;? "):
+    with pytest.raises(TabrankError, match=rf"--{argument}: {value:g} must be from"):
         run(tmp_path / "log", **{argument: value})
     assert list(tmp_path.iterdir()) == []
 
