@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serve.config.settings import AppArgs
 from serve.contract import messages
 from serve.contract import rankings as api
 from serve.contract import records as contract_records
@@ -17,13 +18,14 @@ from serve.contract.metric_catalog import METRICS
 from serve.features.slots import PLACES
 from serve.http import app as edge
 from serve.http import body_reader as bodies
-from serve.ingest import expiry, intake
+from serve.ingest import intake
 from serve.ingest import writer as ingest
 from serve.log import compaction, retention, snapshots
 from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
 from serve.ranking import exposure_buffer, record_intake
+from serve.stores.lmdb_environment import MAP_SIZE
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text())["applications"][0]["deployments"][0]
@@ -176,8 +178,12 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{INGEST}::test_event_ids_survive_a_restart_after_any_number_of_rankings",
     ),
     "the store": (
-        (f"{expiry.MAX_STORE_BYTES >> 30} GiB",),
-        "serve/ingest/test_expiry.py::test_a_full_store_forgets_those_not_seen_for_longest",
+        (mib(MAP_SIZE), AppArgs("").keep_viewers_days),
+        "serve/stores/test_lmdb.py::test_a_full_store_says_so_and_is_opened_afresh",
+    ),
+    "a viewer's events of a kind at a candidate": (
+        (intake.MAX_REPEATS, intake.REPEATS_MS // 60_000),
+        f"{INGEST}::test_one_viewer_moves_a_count_by_twenty_in_ten_minutes",
     ),
     "candidates at which a gauge counts a viewer": (
         (PLACES,),

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.ids import Ids
@@ -39,15 +38,9 @@ def make_bodies(ids: Ids, profile: Profile, num: int = NUM_BODIES, seed: int = S
             f"{profile.name} needs {profile.candidates}; supply more candidates, or use a profile with fewer"
         )
     rng = np.random.default_rng(seed)
-    weights = zipf_weights(len(ids.viewers), profile.viewer_skew)
+    weights = np.arange(1, len(ids.viewers) + 1, dtype=np.float64) ** -profile.viewer_skew
     drawn = rng.choice(len(ids.viewers), size=num, p=weights / weights.sum())
     return [_body(ids, ids.viewers[viewer], profile.candidates, rng) for viewer in drawn]
-
-
-def zipf_weights(num: int, skew: float) -> NDArray[np.float64]:
-    """Return the weights 1 / k^skew, of shape [num]."""
-    weights: NDArray[np.float64] = np.arange(1, num + 1, dtype=np.float64) ** -skew
-    return weights
 
 
 def _body(ids: Ids, viewer: str, num_candidates: int, rng: np.random.Generator) -> bytes:
@@ -68,21 +61,21 @@ def pack(records: Iterable[Record]) -> bytes:
 
 
 def viewer_events(
-    ids: Ids, kinds: Mapping[str, int], viewer_skew: float, run: str, batch: int = BATCH, seed: int = SEED
+    ids: Ids, kinds: Mapping[str, int], run: str, batch: int = BATCH, seed: int = SEED
 ) -> Iterator[bytes]:
     """Yield request bodies of `batch` events each, endlessly.
 
     Event ids are unique across bodies and runs. Kinds are drawn by their counts in `kinds`, viewers
-    as for rankings, and candidates uniformly. Events have no `ts_ms`: they happen when they arrive.
+    and candidates uniformly: the service refuses the 21st event of a kind in ten minutes of one
+    viewer at one candidate. Events have no `ts_ms`: they happen when they arrive.
     """
     rng = np.random.default_rng(seed)
     names = list(kinds)
-    kind_shares = _cumulated(np.array([kinds[name] for name in names], dtype=np.float64))
-    viewer_shares = _cumulated(zipf_weights(len(ids.viewers), viewer_skew))
+    shares = np.array(list(kinds.values())) / sum(kinds.values())
     for number in count():
         drawn = zip(
-            np.searchsorted(kind_shares, rng.random(batch), side="right").tolist(),
-            np.searchsorted(viewer_shares, rng.random(batch), side="right").tolist(),
+            rng.choice(len(names), size=batch, p=shares).tolist(),
+            rng.integers(len(ids.viewers), size=batch).tolist(),
             rng.integers(len(ids.candidates), size=batch).tolist(),
             strict=True,
         )
@@ -106,8 +99,3 @@ def candidate(name: str, ends_ms: int | None = None) -> Record:
 def forget(viewer: str) -> Record:
     """Return the record that deletes all data of a viewer."""
     return {"type": "forget", "viewer": viewer}
-
-
-def _cumulated(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = np.cumsum(weights) / weights.sum()
-    return shares

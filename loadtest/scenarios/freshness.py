@@ -83,7 +83,7 @@ def run_freshness(
         warmup_s, probing = plan.profile.warmup_s, [Block(plan.profile.duration_s)]
         # Random times: regular ones might always meet the same part of the service's cycle.
         random = arrivals(lambda: plan.probes_per_s, probing, np.random.default_rng([SEED, 1]))
-        stream = viewer_events(ids, kinds, plan.profile.viewer_skew, prober.run_id, plan.batch)
+        stream = viewer_events(ids, kinds, prober.run_id, plan.batch)
         background = [
             lambda: _post_events(url, plan, stream, posts),
             lambda: prober.run((warmup_s + at_s for at_s in random), warmup_s),

@@ -89,8 +89,8 @@ class AppArgs:
         backend: What scores: onnx on the CPU, or torch, which pays off with a GPU only.
         clock: `event` takes the time from requests, for replays and tests.
         keep_log_days: Delete older segments and keep a snapshot in their place; 0 keeps all.
-        keep_viewers_days: Forget a viewer so long after the last record, by the log's times; 0
-            keeps all.
+        keep_viewers_days: Forget a viewer so long after the last record arrived, or after `serve
+            load`; 0 keeps all.
     """
 
     __pydantic_config__ = STRICT
@@ -101,7 +101,7 @@ class AppArgs:
     backend: Backend = "onnx"
     clock: Clock = "wall"
     keep_log_days: Annotated[int, Between(0, 36_500)] = 30
-    keep_viewers_days: Annotated[int, Between(0, 36_500)] = 0
+    keep_viewers_days: Annotated[int, Between(0, 36_500)] = 90
 
     def load_surface(self, base: Path) -> Surface:
         """Load the surface: a shipped one, or a TOML file beside `cluster.yaml`."""

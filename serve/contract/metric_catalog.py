@@ -108,9 +108,7 @@ UNROLLED = Metric(
     "Durable records that are in the journal and not yet in the log.",
     is_gauge=True,
 )
-STORE = Metric(
-    "tabrank_store_bytes", "Size of the store; of Redis, all of the server's memory.", is_gauge=True
-)
+STORE = Metric("tabrank_store_bytes", "Size of the store; of Redis, the memory of its server.", is_gauge=True)
 PAIRS = Metric(
     "tabrank_pairs",
     "Sums over rows scored both by a new version (shadow, canary or fresh) and by the version it would replace; "

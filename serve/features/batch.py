@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,51 +13,35 @@ from numpy.typing import NDArray
 from serve.features.slots import F64, I64, STEPS, U64, Entity, FieldRef, Map, PackedRows, Presence, Slot, Sum
 
 
+@dataclass(eq=False)
 class Batch:
     """Rows of a batch of B requests with R candidates; methods return `[R]` or `[R, M]`.
 
     `place` is the index of each slot among the sums of its entity, the maps or the presences of the
-    packed rows; `rates` `[S]` are the halvings per millisecond of each entity's sums.
-    Viewer values are computed once a request and then spread over the request's rows.
+    packed rows; `rates` `[S]` are the halvings per millisecond of each entity's sums. `viewer`,
+    `context` and the time `request_ms` are `[B]`, `candidate` and `request_of_row` `[R]`. Viewer
+    values are computed once a request and then spread over the request's rows.
     """
 
-    def __init__(
-        self,
-        place: Mapping[Slot, int],
-        rates: Mapping[Entity, F64],
-        viewers: PackedRows,
-        candidates: PackedRows,
-        context: PackedRows,
-        request_of_row: I64,
-        now_ms: I64,
-    ) -> None:
-        self._place = place
-        self._rates = rates
-        self.request_of_row = request_of_row
-        self.request_ms = now_ms  # [B]
-        self.now_ms = now_ms[request_of_row]  # [R]
-        self._rows = {"viewer": viewers, "candidate": candidates, "context": context}
+    place: Mapping[Slot, int]
+    rates: Mapping[Entity, F64]
+    viewer: PackedRows
+    candidate: PackedRows
+    context: PackedRows
+    request_of_row: I64
+    request_ms: I64
 
-    def _field(self, ref: FieldRef) -> NDArray[Any]:
-        values = self._rows[ref.owner][ref.name]
+    def __post_init__(self) -> None:
+        self.now_ms = self._spread(self.request_ms)  # [R]
+
+    def field(self, ref: FieldRef) -> NDArray[Any]:
+        """Return the numbers or times of a field `[R]`, or its hashes `[R]`, of a set `[R, M]`."""
+        values = getattr(self, ref.owner)[ref.name]
         return values if ref.owner == "candidate" else self._spread(values)
 
     def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
         """Spread `[B, ...]`, one value a request, to `[R, ...]`, one a row."""
         return values.take(self.request_of_row, axis=0)
-
-    def numbers(self, ref: FieldRef) -> F64:
-        """Return the values of a number or time field, `[R]`."""
-        return self._field(ref)
-
-    def hashes(self, ref: FieldRef) -> U64:
-        """Return the hashes of a category field `[R]`, or of a set field `[R, M]`."""
-        return self._field(ref)
-
-    def viewer_set(self, ref: FieldRef) -> U64:
-        """Return the hashes of a set field of each request's viewer, `[B, M]`."""
-        values: U64 = self._rows["viewer"][ref.name]
-        return values
 
     def found(self, keys: U64, worth: F64, values: U64) -> F64:
         """Look up each row's value `[R]` in its viewer's keys `[B, K]`; return the worth `[R]`.
@@ -73,7 +58,7 @@ class Batch:
 
     def sums(self, slot: Sum) -> F64:
         """Return a sum, decayed to now, `[R]`."""
-        value = self._decayed[slot.entity][self._place[slot]]
+        value = self._decayed[slot.entity][self.place[slot]]
         return value if slot.entity == "candidate" else self._spread(value)
 
     @cached_property
@@ -81,9 +66,11 @@ class Batch:
         """Decayed sums: `[S, B]` of viewers, `[S, R]` of candidates."""
         now = {"viewer": self.request_ms, "candidate": self.now_ms}
         decayed: dict[Entity, F64] = {}
-        for entity, rates in self._rates.items():
+        for entity, rates in self.rates.items():
             # Transpose to [S, rows]: NumPy's inner loop then runs over many rows, not a few sums.
-            sums, sums_ms = (np.ascontiguousarray(self._rows[entity][part].T) for part in ("sums", "sums_ms"))
+            sums, sums_ms = (
+                np.ascontiguousarray(getattr(self, entity)[part].T) for part in ("sums", "sums_ms")
+            )
             # A sum from a clock that runs ahead must not grow.
             age_ms = np.maximum(now[entity] - sums_ms, 0)
             decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
@@ -91,10 +78,10 @@ class Batch:
 
     def presence(self, slot: Presence, entity: Entity) -> NDArray[Any]:
         """Return the number of viewers at each candidate, or of candidates of its viewer, `[R]`."""
-        name, rows, step_ms = f"presence{self._place[slot]}", self._rows[entity], slot.step_ms
+        name, rows, step_ms = f"presence{self.place[slot]}", getattr(self, entity), slot.step_ms
         if entity == "viewer":
             marks, now = rows[name + "_marks"], self.request_ms // step_ms
-            is_there = (marks & 1) * (now[:, None] - (marks >> 1) // step_ms < STEPS)
+            is_there = (marks & 1) * (np.abs(now[:, None] - (marks >> 1) // step_ms) < STEPS)
             return self._spread(is_there.sum(axis=1))
         # The newest step is ahead of a clock that is behind.
         age = np.maximum(self.now_ms // step_ms - rows[name + "_newest"], 0)
@@ -110,7 +97,7 @@ class Batch:
 
         The sums are decayed to now; key 0 marks an empty place.
         """
-        i, viewers = self._place[slot], self._rows["viewer"]
+        i, viewers = self.place[slot], self.viewer
         age_ms = np.maximum(self.request_ms[:, None] - viewers[f"map{i}_ms"], 0)
         decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
         return viewers[f"map{i}_keys"], viewers[f"map{i}_event"] * decay, viewers[f"map{i}_over"] * decay

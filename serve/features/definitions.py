@@ -111,7 +111,7 @@ class Number(Kind):
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, NaN where missing."""
-        return batch.numbers(self.field)
+        return batch.field(self.field)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Category(Kind):
 
     def value(self, batch: Batch) -> U64:
         """Return `[R]`, 0 where missing."""
-        return batch.hashes(self.field)
+        return batch.field(self.field)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class MultiCategory(Kind):
 
     def value(self, batch: Batch) -> U64:
         """Return `[R, M]`."""
-        return batch.hashes(self.field)
+        return batch.field(self.field)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ class Age(Kind):
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, NaN where the start is missing."""
-        return np.maximum(batch.now_ms - batch.numbers(self.field), 0.0) / 1000.0
+        age_ms: F64 = batch.now_ms - batch.field(self.field)
+        return np.maximum(age_ms, 0.0) / 1000.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Match(Kind):
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, NaN where either category is missing."""
-        ours, theirs = batch.hashes(self.viewer), batch.hashes(self.candidate)
+        ours, theirs = batch.field(self.viewer), batch.field(self.candidate)
         return np.where((ours == 0) | (theirs == 0), np.nan, (ours == theirs).astype(np.float64))
 
 
@@ -181,8 +182,9 @@ class Member(Kind):
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, NaN where the candidate's category is missing; 0 for an empty set."""
-        theirs = batch.hashes(self.candidate)
-        ours = batch.viewer_set(self.viewer)
+        theirs = batch.field(self.candidate)
+        # [B, M]
+        ours = batch.viewer[self.viewer.name]
         return np.where(theirs == 0, np.nan, batch.found(ours, np.ones(ours.shape), theirs))
 
 
@@ -283,7 +285,7 @@ class Affinity(Kind):
         keys, event, over = batch.map(*self.slots)
         # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
         gain = (event - p.rate * over) / (over + p.weight)
-        values = batch.hashes(self.field)
+        values = batch.field(self.field)
         if values.ndim == 1:
             return np.where(values == 0, np.nan, p.rate + batch.found(keys, gain, values))
         num_values = (values != 0).sum(axis=1)

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from serve.features.slots import I64, PLACES, STEPS, U64, Entity, PackedRows, Presence
 
+# A time this many steps ahead of a later record's comes from a wrong clock.
+FAR = STEPS * STEPS
+
 
 def presence_fields(slots: Sequence[Presence], entity: Entity) -> list[Any]:
     """Return the fields of these slots in a row."""
@@ -46,7 +49,7 @@ class Presences:
         mark = 2 * ts_ms + comes
         if key in keys:
             at = keys.index(key)
-            is_late = marks[at] >> 1 > ts_ms
+            is_late = 0 < (marks[at] >> 1) - ts_ms < FAR * self._step_ms
         else:
             at = min(range(len(marks)), key=lambda place: (marks[place] & 1, marks[place]))
             is_late = marks[at] & 1 and not (comes and mark >= marks[at])
@@ -70,9 +73,10 @@ class Presences:
 
     def _count(self, candidate: int, ts_ms: int, change: int) -> None:
         step, newest = ts_ms // self._step_ms, int(self._newest[candidate])
-        left = self._left[candidate].tolist()
-        if change > 0 and step > newest:
-            left = left[step - newest :] + [0] * min(step - newest, STEPS + 1)
+        left, moved = self._left[candidate].tolist(), abs(step - newest)
+        # A single viewer who is far ahead of the next came at a wrong time.
+        if change > 0 and (step > newest or (moved >= FAR and left[0] < 2)):
+            left = left[moved:] + [0] * min(moved, STEPS + 1)
             self._newest[candidate] = newest = step
         # The number of steps for which the viewer is still there.
         end = STEPS - (newest - step)

@@ -162,6 +162,11 @@ class RowTable:
         self._buckets.changed(name)
         return row
 
+    def see(self, now_ms: int) -> None:
+        """Keep the time at which all viewers of the table were seen, by which their rows expire."""
+        seen_ms = self.table["seen_ms"][1 : len(self.ids)]
+        np.maximum(seen_ms, now_ms, out=seen_ms)
+
     def apply(self, changed: Mapping[str, bytes]) -> None:
         """Apply the changes that a store reports: packed rows by id, b"" for a removed id.
 
@@ -209,9 +214,7 @@ class Interactions(NamedTuple):
         """Return the records of one event."""
         chosen = self.event == event
         candidates = self.candidates[np.repeat(chosen, self.lengths)]
-        return Interactions(
-            self.event[chosen], self.viewer[chosen], self.ts_ms[chosen], self.lengths[chosen], candidates
-        )
+        return Interactions._make([*(values[chosen] for values in self[:4]), candidates])
 
     def parts(self) -> Iterator[Interactions]:
         """Yield parts that are fast to apply at once.
@@ -230,29 +233,22 @@ class Interactions(NamedTuple):
         for begin, end in pairwise(cuts.tolist()):
             part = slice(begin, end)
             candidates = self.candidates[ends[begin] - self.lengths[begin] : ends[end - 1]]
-            yield Interactions(
-                self.event[part], self.viewer[part], self.ts_ms[part], self.lengths[part], candidates
-            )
+            yield Interactions._make([*(values[part] for values in self[:4]), candidates])
 
 
 class State:
-    """Rows of all viewers and candidates of a surface; it changes only by records, in order.
-
-    `left` holds the candidates whose rows have changed without a record of theirs, because a viewer
-    left them: the viewer came to others or was forgotten.
-    """
+    """Rows of all viewers and candidates of a surface; it changes only by records, in order."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.viewers = RowTable(schema, "viewer")
         self.candidates = RowTable(schema, "candidate")
-        self.left: dict[str, None] = {}
 
-    def forget(self, row: int) -> None:
-        """Make the row of a viewer blank; the viewer leaves all candidates."""
-        for slot in self._presences():
-            self._leave(slot.leave(row))
+    def forget(self, row: int) -> list[int]:
+        """Make a viewer's row blank; return the rows of the candidates that the viewer leaves."""
+        left = [candidate for slot in self._presences() for candidate in slot.leave(row)]
         self.viewers.table[row] = self.schema.blank("viewer")[0]
+        return left
 
     def upsert(
         self,
@@ -272,8 +268,6 @@ class State:
         rows = self.viewers if entity == "viewer" else self.candidates
         row = rows.add(name)
         declared, stated_ms = self.schema.surface.fields[entity], rows.table["stated_ms"][row]
-        if entity == "viewer":
-            self._see(row, NEVER_MS if ts_ms == EVER_MS else ts_ms)
         end = {} if ends_ms is None else {"ends_ms": ends_ms}
         for key, value in {**fields, **end}.items():
             place = self.schema.stated[entity].index(key)
@@ -281,21 +275,19 @@ class State:
                 rows.table[key][row] = encode(declared[key], value) if key in declared else value
                 stated_ms[place] = ts_ms
 
-    def observe(self, run: Interactions) -> None:
-        """Apply records; the result equals that of one at a time, except for rounding of sums."""
+    def observe(self, run: Interactions) -> list[int]:
+        """Apply records; the result equals that of one at a time, except for rounding of sums.
+
+        Returns the rows of candidates that viewers left because they came to too many others.
+        """
+        left: list[int] = []
         for part in run.parts():
-            self._see(part.viewer, part.ts_ms)
             present = set(part.event.tolist())
             for event in present:
                 self._observe_sums(event, part if len(present) == 1 else part.only(event))
             self._observe_maps(present, part)
-            self._observe_presences(present, part)
-
-    def _see(self, viewers: I64 | int, ts_ms: I64 | int) -> None:
-        """Keep the time of each viewer's last record, by which the row expires."""
-        seen_ms = self.viewers.table["seen_ms"]
-        np.maximum.at(seen_ms, viewers, ts_ms)
-        seen_ms[0] = 0
+            left += self._observe_presences(present, part)
+        return left
 
     def _observe_sums(self, event: int, run: Interactions) -> None:
         """Apply the records of one event to the sums, all at once because sums commute."""
@@ -317,7 +309,7 @@ class State:
                 hit, counted = run.event == event, run.event == over
                 apply_to_map(m, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
 
-    def _observe_presences(self, present: set[int], run: Interactions) -> None:
+    def _observe_presences(self, present: set[int], run: Interactions) -> Iterator[int]:
         for slot, p in zip(self._presences(), self.schema.presences, strict=True):
             up, down = self.schema.number[p.up], self.schema.number[p.down]
             if up in present or down in present:
@@ -329,11 +321,8 @@ class State:
                 for who, candidate, at_ms, comes in zip(*(c[moves].tolist() for c in columns), strict=True):
                     key = hash64(self.candidates.ids[candidate] or "")
                     if left := slot.move(who, candidate, key, at_ms, comes):
-                        self._leave([left])
+                        yield left
 
     def _presences(self) -> list[Presences]:
         tables = self.viewers.table, self.candidates.table, self.candidates.find_hash
         return [Presences(p, i, *tables) for i, p in enumerate(self.schema.presences)]
-
-    def _leave(self, candidates: Sequence[int]) -> None:
-        self.left.update((name, None) for row in candidates if (name := self.candidates.ids[row]) is not None)

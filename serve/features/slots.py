@@ -72,6 +72,10 @@ class Presence:
     the one that comes later. A viewer is kept for `PLACES` candidates: a further `up` ends the stay
     that began first, and takes the place of a stay that has ended, if there is one. A stay ends
     `max_stay_ms` after its last `up`, or up to a step earlier.
+
+    A time over seven stays ahead of the next record's, from a wrong clock, does not count: one such
+    viewer hides those who came before from a candidate's number, and the next `up` mends it. Two
+    or more hide those who come until the clock has reached them.
     """
 
     up: str

@@ -10,14 +10,16 @@ import numpy as np
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.rows import NEVER_MS, Interactions, RowTable, State
 from serve.features.slots import IMPRESSION
-from serve.log.events import Ended, Exposure, Record, viewer_of
+from serve.log.events import Ended, Exposure, JournalEntry, Record, viewer_of
 from serve.stores.protocol import Store
 
 
 class RecordApplier:
     """Applier of records that batches exposures and events and collects the changed ids.
 
-    A batch ends at a record that changes attributes. Call `observe` after the last record.
+    A batch ends at a record that changes attributes. Call `observe` after the last record. A
+    candidate changes without a record of its own when a viewer leaves it for others, or is
+    forgotten.
     """
 
     def __init__(self, state: State) -> None:
@@ -56,7 +58,7 @@ class RecordApplier:
             self.candidates[record.id] = None
         elif isinstance(record, Forget):
             if row := self._state.viewers.index.get(record.viewer):
-                self._state.forget(row)
+                self._add_changed(self._state.forget(row))
                 self._state.viewers.drop(record.viewer)
             self.viewers[record.viewer] = None
         elif isinstance(record, Ended):
@@ -71,14 +73,16 @@ class RecordApplier:
             numbers = [self._state.schema.number[event] for event in events]
             lengths = np.array([len(candidates) for candidates in shown])
             rows = self._state.candidates.find(list(chain.from_iterable(shown)))
-            self._state.observe(
+            left = self._state.observe(
                 Interactions(np.array(numbers), np.array(viewers), np.array(times), lengths, rows)
             )
             changed = np.zeros(len(self._state.candidates.ids), bool)
-            changed[rows] = True
-            names = map(self._state.candidates.ids.__getitem__, changed.nonzero()[0].tolist())
-            self.candidates.update((name, None) for name in names if name is not None)
-        self.candidates.update(self._state.left)
+            changed[rows] = changed[left] = True
+            self._add_changed(changed.nonzero()[0].tolist())
+
+    def _add_changed(self, rows: Iterable[int]) -> None:
+        names = map(self._state.candidates.ids.__getitem__, rows)
+        self.candidates.update((name, None) for name in names if name is not None)
 
 
 def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
@@ -94,22 +98,21 @@ def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def apply_records(
-    candidates: RowTable, store: Store, seq: int, records: Sequence[Record], received_ms: int
+    candidates: RowTable, store: Store, seq: int, entry: JournalEntry, now_ms: int
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Apply records in order to the live table, and to their viewers' rows as stored at `seq`.
 
-    Returns the packed rows of the changed viewers and of the changed candidates.
+    The viewers are then seen at `now_ms` of the service's clock. Returns the packed rows of the
+    changed viewers and of the changed candidates.
     """
     state = State(candidates.schema)
     state.candidates = candidates
-    names = list(dict.fromkeys(name for name in map(viewer_of, records) if name is not None))
+    names = list(dict.fromkeys(name for name in map(viewer_of, entry.records) if name is not None))
     rows = store.read(names, seq)[0]
     state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
     changes = RecordApplier(state)
-    for record in records:
-        changes.apply(record, received_ms)
+    for record in entry.records:
+        changes.apply(record, entry.received_ms)
     changes.observe()
-    return (
-        packed(state.viewers, changes.viewers),
-        packed(state.candidates, changes.candidates),
-    )
+    state.viewers.see(now_ms)
+    return packed(state.viewers, changes.viewers), packed(state.candidates, changes.candidates)

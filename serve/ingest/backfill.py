@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -63,6 +64,8 @@ def load(
         store.take_epoch()
         if until_ms is None:
             _apply_journal(store, state, records.last_seq)
+        # An old log must not lose its viewers before `keep_viewers_days` have passed.
+        state.viewers.see(int(time.time() * 1e3))
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
         log_seq = max([records.last_seq, *numbers(log)])
         # The share of each kind of reference that joins, where rows are needed for it.
@@ -72,9 +75,9 @@ def load(
             if join.given and surface.fields.get(name.removesuffix("s"), True)
         }
         note = {"log": str(log.resolve()), "log_seq": log_seq, "coverage": coverage}
-        store.annotate(json.dumps(note).encode())
         # Commit above every number of the log: later rankings have seen all of it.
-        store.commit(max(store.seq(), log_seq) + 1, viewers, candidates, replace=True)
+        seq = max(store.seq(), log_seq) + 1
+        store.replace(seq, viewers, candidates, json.dumps(note).encode())
     except WriterFenced:
         raise TabrankError(
             f"--store {shown(store_url)}: a running service writes to it; stop it first "

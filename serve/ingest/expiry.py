@@ -1,54 +1,63 @@
-"""Expiry of viewers: those not seen for long are forgotten, some with each commit."""
+"""Expiry of viewers: those not seen for long are forgotten, some at a time."""
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
+from serve.contract.errors import StoreUnavailable
+from serve.contract.logs import SeldomWarning
 from serve.contract.records import Forget
-from serve.features.rows import NEVER_MS, Schema
+from serve.features.rows import Schema
 from serve.ingest.intake import Group
 from serve.log.events import viewer_of
 from serve.stores.protocol import Store
 
-# Where viewers expire, those not seen for longest are forgotten beyond this size of the store. It
-# is half of the largest LMDB store.
-MAX_STORE_BYTES = 32 << 30
-# Viewers that a commit examines, and one more for each of its records. Of a full store it examines
-# two for each, and forgets half of them: more than its records can add.
-EXAMINED = 64
+# Examine viewers once this many records have come since the last time, or this long after it.
+EVERY_RECORDS, EVERY_S = 1_000, 1.0
+# Examine two viewers for each record, but at least `LEAST`: a store of viewers who come once then
+# has at most twice the rows of those who came in time. In a commit they are at most `MOST`, which
+# take some ms to read and 0.1 s to forget; the next commits examine the rest.
+LEAST, MOST = 64, 2_048
 
 
 class ViewerExpiry:
     """Round through a store's viewers that forgets those without a record for `keep_ms`.
 
-    0 keeps all. A viewer whom the log's table names without a time stays. `store_bytes` is the
-    store's size at the last commit.
+    0 keeps all. A commit forgets at most `most` viewers. `store_bytes` is the store's size when
+    viewers were last examined.
     """
 
-    def __init__(self, schema: Schema, keep_ms: int) -> None:
-        self._schema, self._keep_ms = schema, keep_ms
+    def __init__(self, schema: Schema, keep_ms: int, most: int) -> None:
+        self._schema, self._keep_ms, self._most = schema, keep_ms, min(most, MOST)
         self._cursor = b""
+        # Viewers that are due to be examined, and when some were.
+        self._due, self._examined_s = 0, -EVERY_S
+        self._warn = SeldomWarning()
         self.store_bytes = 0
 
     def expire(self, store: Store, group: Group, now_ms: int) -> None:
         """Add records that forget the next expired viewers; none of a viewer in the group."""
-        self.store_bytes = store.num_bytes()
-        if not self._keep_ms:
+        self._due += 2 * len(group.records)
+        now_s = time.monotonic()
+        if self._due < 2 * EVERY_RECORDS and now_s - self._examined_s < EVERY_S:
             return
-        is_full = self.store_bytes > MAX_STORE_BYTES
-        limit = EXAMINED + (1 + is_full) * len(group.records)
+        limit = min(max(self._due, LEAST), self._most)
+        self._due, self._examined_s = max(self._due - limit, 0), now_s
+        try:
+            if self._keep_ms:
+                self._examine(store, limit, group, now_ms)
+            self.store_bytes = store.num_bytes()
+        except StoreUnavailable as error:
+            self._warn("viewers do not expire", error)
+
+    def _examine(self, store: Store, limit: int, group: Group, now_ms: int) -> None:
         self._cursor, found = store.viewers(self._cursor, limit)
-        size = self._schema.viewer.itemsize
-        found = [(name, row) for name, row in found if len(row) == size]
-        rows = np.frombuffer(b"".join(row for _, row in found), self._schema.viewer)
-        seen_ms = rows["seen_ms"]
+        present, size = set(map(viewer_of, group.records)), self._schema.viewer.itemsize
+        rows = {name: row for name, row in found if len(row) == size and name not in present}
+        seen = np.frombuffer(b"".join(rows.values()), self._schema.viewer)["seen_ms"].tolist()
         before_ms = now_ms - self._keep_ms
-        timed_ms = seen_ms[seen_ms < NEVER_MS]
-        if is_full and len(timed_ms):
-            before_ms = max(before_ms, int(np.median(timed_ms)) + 1)
-        present = set(map(viewer_of, group.records))
-        for place in np.flatnonzero(seen_ms < before_ms).tolist():
-            if (name := found[place][0]) not in present:
-                present.add(name)
-                group.records.append(Forget(name, int(seen_ms[place])))
-                group.counts["expired"] += 1
+        expired = [Forget(name, ms) for name, ms in zip(rows, seen, strict=True) if ms < before_ms]
+        group.records += expired
+        group.counts["expired"] += len(expired)

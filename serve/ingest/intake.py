@@ -38,6 +38,10 @@ WINDOW = 1_000_000
 REMOVED_MS = UNITS_MS["d"]
 # Keep a candidate this long after its end, for late records.
 ENDED_MS = 3_600_000
+# Take this many events of one viewer, candidate and kind in a window of this time.
+MAX_REPEATS, REPEATS_MS = 20, 600_000
+# Counters of these events. Two share one with a probability of 2e-7, and are then limited together.
+NUM_COUNTERS = 1 << 22
 # Count a record whose time is further ahead: its sender's clock is wrong.
 AHEAD_MS = 1_000
 # Candidates removed from the live table in one commit.
@@ -99,6 +103,8 @@ class Intake:
         self._keys: dict[bytes, dict[bytes, int]] = {
             window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
         }
+        # The window of the counters of events; another value resets them.
+        self.window, self._counters = -1, bytearray()
 
     def admit(self, records: Iterable[Record], group: Group, received_ms: int) -> IngestResult:
         """Set the times of records, and add the new, timely ones that have room to the group."""
@@ -123,6 +129,11 @@ class Intake:
                     f"the live table is full ({self._max_live} candidates); end some first: "
                     "a candidate leaves it an hour after its end"
                 )
+            elif isinstance(record, Event) and self._is_repeated(record, received_ms):
+                taken.rejected[place] = (
+                    f"the viewer has {MAX_REPEATS} {record.kind!r} events of this candidate in ten minutes: "
+                    "further ones do not count; send an action once"
+                )
             else:
                 group.records.append(record)
                 if name is not None:
@@ -146,6 +157,20 @@ class Intake:
                 return False
             group.new.add(candidate)
         return True
+
+    def _is_repeated(self, event: Event, received_ms: int) -> bool:
+        """Return whether the event is one too many; count it otherwise.
+
+        The event clock, which is for replays, has no such limit.
+        """
+        if event.viewer is None or self._event_clock:
+            return False
+        if received_ms // REPEATS_MS != self.window:
+            self.window, self._counters = received_ms // REPEATS_MS, bytearray(NUM_COUNTERS)
+        # A client cannot choose events that share a counter: the key of `hash` is secret.
+        at = hash((event.viewer, event.candidate, event.kind)) % NUM_COUNTERS
+        self._counters[at] = min(self._counters[at], MAX_REPEATS) + 1
+        return self._counters[at] > MAX_REPEATS
 
     def remember(self, keys: Mapping[bytes, int]) -> None:
         """Remember keys with their times, and forget the oldest beyond `WINDOW` of each kind."""

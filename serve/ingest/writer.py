@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from serve.log.segments import Segments
 from serve.log.snapshots import numbers
 from serve.log.throttle import CpuThrottle
 from serve.stores.factory import open_store
-from serve.stores.protocol import Store
+from serve.stores.protocol import LOAD, Store
 
 log = logging.getLogger("tabrank")
 # Gather records this long for one commit, and so for one sync of the disk.
@@ -84,12 +84,13 @@ class Ingester:
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
         self._segments = Segments(base / args.log, surface)
         keep_ms = args.keep_log_days * UNITS_MS["d"]
-        self._expiry = ViewerExpiry(schema, args.keep_viewers_days * UNITS_MS["d"])
         self._retain = partial(enforce_retention, self._segments.folder, schema.fingerprint, keep_ms)
         self._clock = clock or WallClock()
         self._num_steps = 0
         self._event_clock = args.clock == "event"
-        self._max_records = max(1, COMMIT_ROW_BYTES // max(1, schema.viewer.itemsize))
+        # Half of the viewers' rows in a commit are for viewers that expire.
+        self._max_records = max(1, COMMIT_ROW_BYTES // 2 // schema.viewer.itemsize)
+        self._expiry = ViewerExpiry(schema, args.keep_viewers_days * UNITS_MS["d"], self._max_records)
         self._store: Store | None = None
         self._intake = Intake(schema, event_clock=self._event_clock, max_live=max_live)
         self._seq = 0
@@ -220,15 +221,14 @@ class Ingester:
         self._latest_record_ms = max(self._latest_record_ms, last_ms)
         now_ms = last_ms if self._event_clock else received_ms
         self._intake.end(admitted, now_ms)
+        admitted.counts.update(type(record).__name__.lower() for record in records)
         self._expiry.expire(store, admitted, now_ms)
-        self.counts.update(admitted.counts)
         if records:
             seq = self._seq + len(records)
             try:
-                viewers, candidates = apply_records(
-                    self._intake.candidates, store, self._seq, records, received_ms
-                )
-                journal = pack_entry(JournalEntry(received_ms, records))
+                entry = JournalEntry(received_ms, records)
+                viewers, candidates = apply_records(self._intake.candidates, store, self._seq, entry, now_ms)
+                journal = pack_entry(entry)
                 store.commit(seq, viewers, candidates, journal=journal)
             except BaseException:
                 # The live table holds uncommitted changes: read it again.
@@ -237,7 +237,7 @@ class Ingester:
             self._seq = seq
             self._journaled += (len(records), len(journal))
         self._intake.remember(admitted.keys)
-        self.counts.update(type(record).__name__.lower() for record in records)
+        self.counts.update(admitted.counts)
         wall_ms = time.time() * 1e3
         self._event_lags_ms += [wall_ms - (e.ts_ms or 0) for e in records if isinstance(e, Event)]
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
@@ -255,6 +255,8 @@ class Ingester:
             try:
                 store.take_epoch()
                 changes = store.read([], 0)[1]
+                # The events of a commit that failed do not count.
+                self._intake.window = -1
                 self._intake.candidates = RowTable(self._schema, "candidate")
                 self._intake.candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._intake.remember(dict.fromkeys(self._segments.recent_keys(intake.WINDOW, self._seq), 0))
@@ -275,15 +277,12 @@ class Ingester:
 
     def _refuse_empty_store(self, known: int) -> None:
         """Raise StoreUnavailable if the store is missing or empty though records exist."""
-        store = self._open_store(writable=False)
-        try:
+        with closing(self._open_store(writable=False)) as store:
             if not store.seq():
                 raise StoreUnavailable(
                     f"the store is empty, but {self._segments.folder} has records up to number {known}; "
-                    "fill it with `python -m serve load --log LOG`"
+                    f"fill it with {LOAD}"
                 )
-        finally:
-            store.close()
 
     def _close(self) -> None:
         store, self._store = self._store, None

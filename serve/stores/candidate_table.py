@@ -59,11 +59,12 @@ class CandidateTable:
     def _read_store(self, viewers: Sequence[str]) -> list[bytes | None]:
         if self._store is None:
             self._store = self._open_store()
-            self.note = self._store.note()
-        packed, changes = self._store.read(viewers, self.seq)
+        since = self.seq
+        packed, changes = self._store.read(viewers, since)
         # The store was replaced, or dropped the changes since `seq`: read all of it.
-        if changes.seq < self.seq:
-            packed, changes = self._store.read(viewers, 0)
+        if changes.seq < since:
+            packed, changes = self._store.read(viewers, since := 0)
+        if not since:
             self.note = self._store.note()
             self.rows = RowTable(self.rows.schema, "candidate")
         self.rows.apply(changes.rows)

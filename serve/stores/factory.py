@@ -26,7 +26,14 @@ def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable
     kind, _, where = url.partition(":")
     if kind == "lmdb":
         return LmdbStore(base / where / name, writable=writable)
-    return _redis(url, name, writable)
+    try:
+        from serve.stores.redis import RedisStore
+    except ModuleNotFoundError as error:
+        raise TabrankError(
+            f"store: {shown(url)!r} needs the package {error.name}; "
+            "run `python -m pip install 'tabrank[redis]'`"
+        ) from None
+    return RedisStore(url, name, writable=writable)
 
 
 def name_of(surface: str, fingerprint: str) -> str:
@@ -46,14 +53,3 @@ def check_address(url: str, base: Path) -> None:
 def shown(url: str) -> str:
     """Return the address for messages: without user, password and options."""
     return url if url.startswith("lmdb:") else re.sub(r":(//)?.*@", r":\1", url).partition("?")[0]
-
-
-def _redis(url: str, name: str, writable: bool) -> Store:
-    try:
-        from serve.stores.redis import RedisStore
-    except ModuleNotFoundError as error:
-        raise TabrankError(
-            f"store: {shown(url)!r} needs the package {error.name}; "
-            "run `python -m pip install 'tabrank[redis]'`"
-        ) from None
-    return RedisStore(url, name, writable=writable)

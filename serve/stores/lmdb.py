@@ -93,24 +93,21 @@ class LmdbStore:
                 txn.put(b"epoch", _pack(epoch), db=opened.meta)
             return self._epoch.take(opened.id, epoch)
 
-    def commit(
-        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
-    ) -> None:
+    def commit(self, seq: int, viewers: Packed, candidates: Packed, journal: bytes = b"") -> None:
         """See `Store`. The commit is durable when the call returns."""
-        with self._write() as (opened, txn):
-            check_seq(seq, _number(txn, opened, b"seq"))
-            if replace:
-                _clear(txn, opened, seq)
-            _write_viewers(txn, opened, viewers)
-            _write_candidates(txn, opened, seq, candidates)
+        with self._write(seq) as (opened, txn):
+            _write_rows(txn, opened, seq, viewers, candidates)
             if journal:
                 txn.put(_pack(seq), journal, db=opened.journal, append=True)
-            txn.put(b"seq", _pack(seq), db=opened.meta)
 
-    def annotate(self, note: bytes) -> None:
-        """See `Store`."""
-        with self._write() as (opened, txn):
-            txn.put(b"note", note, db=opened.meta)
+    def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
+        """See `Store`. The commit is durable when the call returns."""
+        with self._write(seq) as (opened, txn):
+            for database in (opened.viewers, opened.candidates, opened.changes):
+                txn.drop(database, delete=False)
+            for name, value in ((b"removed", _pack(0)), (b"floor", _pack(seq)), (b"note", note)):
+                txn.put(name, value, db=opened.meta)
+            _write_rows(txn, opened, seq, viewers, candidates)
 
     def trim(self, through: int) -> None:
         """See `Store`."""
@@ -131,10 +128,13 @@ class LmdbStore:
             yield opened, txn
 
     @contextmanager
-    def _write(self) -> Iterator[tuple[OpenEnvironment, Any]]:
+    def _write(self, seq: int | None = None) -> Iterator[tuple[OpenEnvironment, Any]]:
         self._epoch.held()
         with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
             self._epoch.check(opened.id, _number(txn, opened, b"epoch"))
+            if seq is not None:
+                check_seq(seq, _number(txn, opened, b"seq"))
+                txn.put(b"seq", _pack(seq), db=opened.meta)
             yield opened, txn
 
     def _changes(self, opened: OpenEnvironment, txn: Any, since: int) -> Changes:
@@ -167,22 +167,11 @@ def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, byte
                 yield "candidate", id_, row
 
 
-def _clear(txn: Any, opened: OpenEnvironment, seq: int) -> None:
-    """Remove all rows; readers then have to read everything again."""
-    for database in (opened.viewers, opened.candidates, opened.changes):
-        txn.drop(database, delete=False)
-    txn.put(b"removed", _pack(0), db=opened.meta)
-    txn.put(b"floor", _pack(seq), db=opened.meta)
-
-
-def _write_viewers(txn: Any, opened: OpenEnvironment, viewers: Packed) -> None:
+def _write_rows(txn: Any, opened: OpenEnvironment, seq: int, viewers: Packed, candidates: Packed) -> None:
     _put_sorted(txn, opened.viewers, (_pack_viewer(id_, row) for id_, row in viewers.items() if row))
     for id_, row in viewers.items():
         if not row:
             txn.delete(_key(id_), db=opened.viewers)
-
-
-def _write_candidates(txn: Any, opened: OpenEnvironment, seq: int, candidates: Packed) -> None:
     num_removed = _number(txn, opened, b"removed")
     changed: list[tuple[bytes, bytes]] = []
     pointers: list[tuple[bytes, bytes]] = []

@@ -63,7 +63,7 @@ class Store(Protocol):
         """
 
     def note(self) -> bytes:
-        """Return the note of `annotate`; b"" without one."""
+        """Return the note about the rows of the last `replace`; b"" without one."""
 
     def viewers(self, cursor: bytes, limit: int) -> tuple[bytes, list[tuple[str, bytes]]]:
         """Return about `limit` viewers with their rows, and the cursor of those that follow.
@@ -93,15 +93,11 @@ class Store(Protocol):
         `WriterFenced`. Raises RuntimeError on a store opened for reading.
         """
 
-    def commit(
-        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
-    ) -> None:
+    def commit(self, seq: int, viewers: Packed, candidates: Packed, journal: bytes = b"") -> None:
         """Write rows, number and journal entry atomically.
 
-        A row of b"" removes its id. With `replace`, these rows replace all others; readers start
-        again from 0. A `journal` that is not empty is kept as one entry under `seq` until it is
-        trimmed. Replacing the rows keeps the journal: its entries are acknowledged and may be
-        stored nowhere else.
+        A row of b"" removes its id. A `journal` that is not empty is kept as one entry under `seq`
+        until it is trimmed.
 
         Raises:
             WriterFenced: another writer took a newer fencing epoch; this is checked atomically with
@@ -111,10 +107,11 @@ class Store(Protocol):
             StoreUnavailable: nothing was written, or the answer was lost; `seq()` shows which.
         """
 
-    def annotate(self, note: bytes) -> None:
-        """Keep a note about the rows, in place of the one before; call it before a commit.
+    def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
+        """Replace all rows by these, and the note about them, atomically; readers start from 0.
 
-        Raises as `commit` does.
+        The journal stays: its entries are acknowledged and may be stored nowhere else. Raises as
+        `commit` does.
         """
 
     def trim(self, through: int) -> None:

@@ -7,8 +7,8 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any
 
 import redis
 
@@ -17,10 +17,9 @@ from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
 from serve.stores.redis_client import connect, where
-from serve.stores.redis_dump import CHUNK, RedisDump, scan, scan_on
+from serve.stores.redis_dump import CHUNK, RedisDump, chunks, pattern
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
-T = TypeVar("T")
 log = logging.getLogger("tabrank")
 FORMAT = b"1"
 
@@ -40,8 +39,8 @@ class RedisStore:
     - `G:order`, `G:removed`: numbers of all changes and of removals (sorted sets)
 
     A commit is one atomic script; up to some ten thousand rows it stays below the timeout. A
-    replacing commit writes chunks into a new generation, and one script then switches to it. The
-    next replacing commit deletes the rows that an interrupted one left.
+    replacement writes chunks into a new generation, and one script then switches to it. The next
+    replacement deletes the rows that an interrupted one left.
 
     Durability depends on the server. With `appendonly yes` and `appendfsync always` a commit is on
     disk when the call returns. With `everysec` a crash of the machine loses the last one or two
@@ -94,19 +93,16 @@ class RedisStore:
         """See `Store`. The cursor is that of SCAN, which counts all keys of the server."""
         with self._server() as server:
             prefix = self._prefix + self._mget(server, [])[0][0] + b":v:"
-            following, keys = scan_on(server, prefix, b"*", cursor, limit)
+            following, keys = server.scan(int(cursor or 0), pattern(prefix, b"*"), limit)
             rows = server.execute_command("MGET", *keys) if keys else []
         found = zip(keys, rows, strict=True)
-        return following, [(_decode(key[len(prefix) :]), row) for key, row in found if row]
+        next_cursor = b"%d" % following if following else b""
+        return next_cursor, [(_decode(key[len(prefix) :]), row) for key, row in found if row]
 
     def num_bytes(self) -> int:
         """See `Store`."""
         with self._server() as server:
-            try:
-                return int(server.execute_command("INFO", "memory")["used_memory"])
-            # Some servers forbid INFO.
-            except redis.ResponseError:
-                return 0
+            return int(server.execute_command("INFO", "memory").get("used_memory", 0))
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See `Store`."""
@@ -159,14 +155,9 @@ class RedisStore:
         with self._writing, self._server() as server:
             return self._epoch.take(token, int(self._present(self._run(server, TAKE_EPOCH, token))))
 
-    def commit(
-        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
-    ) -> None:
+    def commit(self, seq: int, viewers: Packed, candidates: Packed, journal: bytes = b"") -> None:
         """See `Store`. The server's settings determine the durability."""
         with self._writing, self._server() as server:
-            if replace:
-                self._replace(server, seq, viewers, candidates, journal)
-                return
             token, _ = self._epoch.held()
             for dump in self._dumps:
                 dump.keep(server, map(_encode, viewers))
@@ -176,12 +167,29 @@ class RedisStore:
             for dump in self._dumps:
                 dump.now[1] = b"%d" % seq
 
-    def annotate(self, note: bytes) -> None:
-        """See `Store`."""
+    def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
+        """See `Store`. The server's settings determine the durability."""
         with self._writing, self._server() as server:
-            # Trims nothing, but checks the store and the epoch.
-            self._check(self._run(server, TRIM, self._epoch.held()[0], 0))
-            server.execute_command("HSET", self._meta, b"note", note)
+            token, _ = self._epoch.held()
+            found = self._run(server, STAGE, token)
+            self._check(found, seq)
+            generation = found[3]
+            at = b"%s%d:" % (self._prefix, generation)
+
+            def write(pairs: Iterable[tuple[object, object]], *command: object) -> None:
+                for chunk in chunks(pairs):
+                    server.execute_command(*command, *chain.from_iterable(chunk))
+
+            write(((at + b"v:" + _encode(id_), row) for id_, row in viewers.items() if row), "MSET")
+            rows = {_encode(id_): row for id_, row in candidates.items() if row}
+            write(rows.items(), "HSET", at + b"rows")
+            write(((seq, id_) for id_ in rows), "ZADD", at + b"order")
+            self._check(self._run(server, REPLACE, token, seq, generation, note), seq)
+            try:
+                self._delete_before(server, generation)
+            # The new rows are in use; the next replacement deletes the old ones.
+            except (redis.RedisError, OSError) as error:
+                log.warning("the old rows of the store at %s are not deleted yet: %s", self._where, error)
 
     def trim(self, through: int) -> None:
         """See `Store`."""
@@ -251,33 +259,9 @@ class RedisStore:
                 f"{self._prefix.decode()}* and run {LOAD} again"
             )
 
-    def _replace(
-        self, server: redis.Redis, seq: int, viewers: Packed, candidates: Packed, journal: bytes
-    ) -> None:
-        token, _ = self._epoch.held()
-        found = self._run(server, STAGE, token)
-        self._check(found, seq)
-        generation = found[3]
-        at = b"%s%d:" % (self._prefix, generation)
-
-        def write(pairs: Iterable[tuple[object, object]], *command: object) -> None:
-            for chunk in _chunks(pairs):
-                server.execute_command(*command, *chain.from_iterable(chunk))
-
-        write(((at + b"v:" + _encode(id_), row) for id_, row in viewers.items() if row), "MSET")
-        rows = {_encode(id_): row for id_, row in candidates.items() if row}
-        write(rows.items(), "HSET", at + b"rows")
-        write(((seq, id_) for id_ in rows), "ZADD", at + b"order")
-        self._check(self._run(server, REPLACE, token, seq, journal, generation), seq)
-        try:
-            self._delete_before(server, generation)
-        # The commit is complete; the next replacing commit deletes the old rows.
-        except (redis.RedisError, OSError) as error:
-            log.warning("the old rows of the store at %s are not deleted yet: %s", self._where, error)
-
     def _delete_before(self, server: redis.Redis, generation: int) -> None:
         """Delete the viewers of earlier generations, but not of later ones, which may be in use."""
-        for keys in scan(server, self._prefix, b"[0-9]*:*"):
+        for keys in chunks(server.scan_iter(pattern(self._prefix, b"[0-9]*:*"), CHUNK)):
             old = [key for key in keys if int(key[len(self._prefix) :].partition(b":")[0]) < generation]
             if old:
                 server.execute_command("UNLINK", *old)
@@ -316,12 +300,6 @@ def _flat(rows: Packed) -> Iterator[bytes]:
     for id_, row in rows.items():
         yield _encode(id_)
         yield row
-
-
-def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    rest = iter(items)
-    while chunk := list(islice(rest, CHUNK)):
-        yield chunk
 
 
 def _encode(id_: str) -> bytes:

@@ -5,30 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
 
 import redis
 
+T = TypeVar("T")
 # Rows and keys that one command reads, writes or deletes.
 CHUNK = 1000
 
 
-def scan(server: redis.Redis, prefix: bytes, rest: bytes) -> Iterator[list[bytes]]:
-    """Yield the keys that begin with `prefix` and go on like the pattern `rest`, some at a time."""
-    cursor = b""
-    while True:
-        cursor, keys = scan_on(server, prefix, rest, cursor, CHUNK)
-        yield keys
-        if not cursor:
-            return
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """Yield the items, `CHUNK` at a time."""
+    rest = iter(items)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
 
 
-def scan_on(
-    server: redis.Redis, prefix: bytes, rest: bytes, cursor: bytes, count: int
-) -> tuple[bytes, list[bytes]]:
-    """Return the next cursor and some keys; b"" is the cursor of the first and after the last."""
-    pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + rest
-    cursor, keys = server.execute_command("SCAN", cursor or 0, "MATCH", pattern, "COUNT", count)
-    return b"%d" % int(cursor) if int(cursor) else b"", keys
+def pattern(prefix: bytes, rest: bytes) -> bytes:
+    """Return the pattern of the keys that begin with `prefix` and go on like the pattern `rest`."""
+    return re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + rest
 
 
 @dataclass(eq=False)
@@ -56,7 +52,7 @@ class RedisDump:
 
     def rows(self, server: redis.Redis) -> Iterator[tuple[bytes, bytes]]:
         """Yield the ids and rows that SCAN finds, each once."""
-        for found in scan(server, self.prefix, b"*"):
+        for found in chunks(server.scan_iter(pattern(self.prefix, b"*"), CHUNK)):
             keys = [key for key in dict.fromkeys(found) if key not in self._yielded]
             self._yielded.update(keys)
             rows = server.execute_command("MGET", *keys) if keys else []

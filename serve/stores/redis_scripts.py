@@ -122,7 +122,7 @@ redis.call('HSET', meta, 'seq', seq)
     + "return found"
 )
 
-# Prepare a replacing commit. Arguments: token. Returns token, epoch, number and a new generation.
+# Prepare a replacement. Arguments: token. Returns token, epoch, number and a new generation.
 STAGE = (
     _FOUND
     + """
@@ -132,15 +132,14 @@ return found
 )
 
 # Switch to a new generation: readers then have to read everything again. Arguments: token, number,
-# journal entry, generation.
+# generation, note.
 REPLACE = (
     _FOUND
     + """
 if tonumber(ARGV[2]) <= tonumber(found[3]) then return found end
 local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 redis.call('UNLINK', at .. 'rows', at .. 'order', at .. 'removed')
-if ARGV[3] ~= '' then redis.call('XADD', p .. 'journal', ARGV[2] .. '-0', 'e', ARGV[3]) end
-redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[4], 'floor', ARGV[2])
+redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[3], 'floor', ARGV[2], 'note', ARGV[4])
 """
     + _SHOW
     + "return found"

@@ -85,17 +85,24 @@ class MemoryStore:
             rows.epoch += 1
             return self._epoch.take(b"", rows.epoch)
 
-    def commit(
-        self, seq: int, viewers: Packed, candidates: Packed, *, replace: bool = False, journal: bytes = b""
-    ) -> None:
+    def commit(self, seq: int, viewers: Packed, candidates: Packed, journal: bytes = b"") -> None:
         """See `Store`."""
+        self._commit(seq, viewers, candidates, journal, None)
+
+    def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
+        """See `Store`."""
+        self._commit(seq, viewers, candidates, b"", note)
+
+    def _commit(
+        self, seq: int, viewers: Packed, candidates: Packed, journal: bytes, note: bytes | None
+    ) -> None:
         with self._locked() as rows:
             self._epoch.check(b"", rows.epoch)
             check_seq(seq, rows.seq)
-            if replace:
+            if note is not None:
                 rows.viewers.clear()
                 rows.candidates.clear()
-                rows.floor = seq
+                rows.floor, rows.note = seq, note
             for id_, row in viewers.items():
                 if row:
                     rows.viewers[id_] = row
@@ -109,12 +116,6 @@ class MemoryStore:
             if journal:
                 rows.journal[seq] = journal
             rows.seq = seq
-
-    def annotate(self, note: bytes) -> None:
-        """See `Store`."""
-        with self._locked() as rows:
-            self._epoch.check(b"", rows.epoch)
-            rows.note = note
 
     def trim(self, through: int) -> None:
         """See `Store`."""

@@ -1,10 +1,10 @@
-"""Read viewers or changes alone from a store, whose only read returns both."""
+"""Read viewers or changes alone from a store, whose only read returns both; write either way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serve.stores.protocol import Changes, Store
+from serve.stores.protocol import Changes, Packed, Store
 
 
 def read_viewers(store: Store, ids: Sequence[str]) -> list[bytes | None]:
@@ -15,3 +15,10 @@ def read_viewers(store: Store, ids: Sequence[str]) -> list[bytes | None]:
 def read_changes(store: Store, since: int) -> Changes:
     """Return the candidates that changed after `since`."""
     return store.read([], since)[1]
+
+
+def write(
+    store: Store, seq: int, viewers: Packed, candidates: Packed, *, replace: bool, extra: bytes = b""
+) -> None:
+    """Commit rows with a journal entry `extra`, or replace all rows, with `extra` as their note."""
+    (store.replace if replace else store.commit)(seq, viewers, candidates, extra)

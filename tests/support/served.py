@@ -94,7 +94,8 @@ def assert_same_state(stored, replay, tolerance=1e-9):
         known = replay.known[ours.entity]
         assert set(ours.index) == {name for name, row in theirs.index.items() if known[row]}
         for name, row in ours.index.items():
-            for field in ours.table.dtype.names:
+            # A viewer is seen when a record comes or a store is loaded: a replay is neither.
+            for field in set(ours.table.dtype.names) - {"seen_ms"}:
                 replayed = theirs.table[field][theirs.index[name]]
                 np.testing.assert_allclose(
                     ours.table[field][row].astype(float),

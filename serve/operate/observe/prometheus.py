@@ -76,16 +76,14 @@ def run_prometheus(
         f"--web.listen-address={HOST}:{port}",
         "--log.level=warn",
     ]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+            yield process
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
             process.kill()
-            process.wait()
 
 
 def configuration(data: Path, every_s: float) -> dict[str, Any]:

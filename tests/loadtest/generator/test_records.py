@@ -15,7 +15,7 @@ IDS = Ids([f"v{i}" for i in range(50)], [f"c{i}" for i in range(9)])
 
 
 def drawn(run="r", num=300, **changes):
-    options = {"kinds": {"click": 3, "join": 1}, "viewer_skew": 1.0, "batch": 10, **changes}
+    options = {"kinds": {"click": 3, "join": 1}, "batch": 10, **changes}
     bodies = list(islice(viewer_events(IDS, run=run, **options), num))
     return [json.loads(body)["records"] for body in bodies]
 
@@ -39,11 +39,10 @@ def test_kinds_viewers_and_candidates_are_drawn_as_they_are_in_a_log():
     records = [record for batch in drawn() for record in batch]
     kinds = Counter(record["kind"] for record in records)
     assert kinds["click"] / kinds["join"] == pytest.approx(3, rel=0.15)
-    viewers = Counter(record["viewer"] for record in records)
-    assert viewers["v0"] / viewers["v1"] == pytest.approx(2, rel=0.3)
-    candidates = Counter(record["candidate"] for record in records)
-    assert set(candidates) == set(IDS.candidates)
-    assert max(candidates.values()) < 2 * min(candidates.values())
+    for field, known in (("viewer", IDS.viewers), ("candidate", IDS.candidates)):
+        num = Counter(record[field] for record in records)
+        assert set(num) == set(known)
+        assert max(num.values()) < 3 * min(num.values())
 
 
 def test_the_other_records_say_what_the_api_takes():

@@ -30,8 +30,8 @@ class Tab:
             self.state.upsert("candidate", f"c{i}", {})
 
     def observe(self, *records):
-        """Apply (event, viewer's row, candidate's row, ts_ms) at once."""
-        self.state.observe(run_of(SCHEMA, [(event, v, [c], ts_ms) for event, v, c, ts_ms in records]))
+        """Apply (event, viewer's row, candidate's row, ts_ms) at once; return the rows left."""
+        return self.state.observe(run_of(SCHEMA, [(event, v, [c], ts_ms) for event, v, c, ts_ms in records]))
 
     def gauges(self, now_ms):
         """Return the audience of each candidate, and the number of rooms of each viewer."""
@@ -77,6 +77,28 @@ def test_who_never_leaves_is_gone_after_the_longest_stay():
     assert tab.audience(20_000 + STAY_MS) == 0
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("ahead", ["alone", "one of them"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_join_ten_years_ahead_hides_nobody_who_comes_after_it(ahead, first, at_once):
+    tab, now_ms = Tab(501), 1_800_000_000_000
+    before = [] if first else [("join", viewer, 1, now_ms - 100) for viewer in range(2, 10)]
+    far = ("join", 501 if ahead == "alone" else 7, 1, now_ms + 10 * 365 * 86_400_000)
+    moves = [*before, far, *(("join", viewer, 1, now_ms + viewer) for viewer in range(1, 501))]
+    for part in [moves] if at_once else [[move] for move in moves]:
+        tab.observe(*part)
+    assert tab.audience(now_ms + 500) == 500
+    tab.observe(*(("leave", viewer, 1, now_ms + 1_000) for viewer in range(1, 501)))
+    assert tab.gauges(now_ms + 1_000) == ([0] * 12, [0] * 501)
+
+
+def test_late_joins_of_one_viewer_hide_one_at_most():
+    tab, now_ms = Tab(20), 1_800_000_000_000
+    tab.observe(*(("join", viewer, 1, now_ms) for viewer in range(1, 20)))
+    tab.observe(*(("join", 20, 1, now_ms - 10**10 + i * 10**6) for i in range(1_000)))
+    assert tab.audience(now_ms) == 19
+
+
 def test_a_stay_lasts_four_hours_by_default():
     default, stated = (
         Schema(read_surface(TOML.replace('down = "leave" }', f'down = "leave"{stay} }}')))
@@ -94,11 +116,10 @@ def test_viewers_without_an_id_do_not_count():
 
 def test_a_viewer_counts_at_the_last_candidates_only():
     tab = Tab(1)
-    for candidate in range(1, CANDIDATES + 1):
-        tab.observe(("join", 1, candidate, candidate))
-    assert tab.gauges(100) == ([0] * (CANDIDATES - PLACES) + [1] * PLACES, [PLACES])
+    left = [tab.observe(("join", 1, candidate, candidate)) for candidate in range(1, CANDIDATES + 1)]
     # The store needs the rows that changed without a record of theirs.
-    assert set(tab.state.left) >= {f"c{i}" for i in range(CANDIDATES - PLACES)}
+    assert left == [[]] * PLACES + [[row] for row in range(1, CANDIDATES - PLACES + 1)]
+    assert tab.gauges(100) == ([0] * (CANDIDATES - PLACES) + [1] * PLACES, [PLACES])
     # A viewer who comes back is not counted twice.
     tab.observe(("join", 1, 1, 200), ("leave", 1, 12, 200))
     assert sum(tab.gauges(200)[0]) == PLACES - 1
@@ -116,7 +137,7 @@ def test_a_forgotten_viewer_leaves():
     tab = Tab(2)
     for _ in range(100):
         tab.observe(("join", 1, 1, 0), ("join", 2, 1, 0), ("join", 1, 2, 0))
-        tab.state.forget(1)
+        assert sorted(tab.state.forget(1)) == [1, 2]
     assert tab.gauges(0) == ([1] + [0] * 11, [0, 1])
     assert tab.state.viewers.table[1].tobytes() == SCHEMA.blank("viewer").tobytes()
 

@@ -1,17 +1,20 @@
-"""Viewers not seen for long are forgotten, and a store that is full forgets the oldest first."""
+"""Viewers not seen for long are forgotten, some at a time."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from dataclasses import replace
 
 import pytest
 from live import Live, event
 from served import assert_same_state, stored_rows
 
+from serve.contract.errors import StoreUnavailable
 from serve.contract.records import Event, Forget, Viewer
 from serve.features.rows import Schema
-from serve.ingest import expiry
+from serve.ingest import expiry, writer
 from serve.ingest.writer import Ingester
 from serve.log.reader import read_log
 from serve.log.replay import Replay
@@ -27,7 +30,7 @@ class Visits:
         self.live = Live(folder, log_folder)
         self.folder = folder
         self.args = replace(self.live.args, log="log", keep_viewers_days=days)
-        self.counts = {}
+        self.counts, self.sizes = {}, []
 
     def run(self, *calls):
         """Commit each call's records by itself, then write the log."""
@@ -39,6 +42,7 @@ class Visits:
                 await asyncio.sleep(0)
                 await ingester.commit_waiting()
                 assert (await taking).rejected == {}
+                self.sizes.append(ingester._expiry.store_bytes)
             self.counts = ingester.counts
             ingester.stop()
             await ingester.run()
@@ -58,7 +62,9 @@ def visit(viewer, ts_ms, kind="click"):
 
 
 @pytest.fixture
-def visits(tmp_path, log_folder):
+def visits(tmp_path, log_folder, monkeypatch):
+    # Examine viewers in each commit.
+    monkeypatch.setattr(expiry, "EVERY_S", 0.0)
     return Visits(tmp_path, log_folder)
 
 
@@ -70,9 +76,83 @@ def test_a_viewer_is_forgotten_so_long_after_the_last_record(visits):
         [visit("fay", 91 * DAY_MS)],
         [visit("fay", 91 * DAY_MS + 1)],
     )
-    # The log's own table names ann and bob without a time.
+    # The log that filled the store has ann and bob.
     assert known == {"ann", "bob", "dan", "fay"}
-    assert visits.counts["expired"] == 2
+    assert (visits.counts["expired"], visits.counts["forget"]) == (2, 0)
+
+
+def test_a_record_with_an_old_time_counts_as_seen_when_it_comes(visits):
+    old = Viewer("cyd", {"language": "en"}, ts_ms=DAY_MS)
+    assert visits.run([old, visit("dan", 200 * DAY_MS)], [visit("dan", 201 * DAY_MS)]) >= {"cyd"}
+
+
+def test_an_old_log_loses_nobody_before_the_days_since_its_load_have_passed(visits):
+    now_ms = int(time.time() * 1e3)
+    assert visits.run([visit("cyd", now_ms + 89 * DAY_MS)], [visit("cyd", now_ms + 89 * DAY_MS + 1)]) == {
+        "ann",
+        "bob",
+        "cyd",
+    }
+    assert visits.run([visit("cyd", now_ms + 91 * DAY_MS)], [visit("cyd", now_ms + 91 * DAY_MS + 1)]) == {
+        "cyd"
+    }
+
+
+def test_viewers_are_examined_now_and_then(visits, monkeypatch):
+    monkeypatch.setattr(expiry, "EVERY_S", 3_600.0)
+    known = visits.run([visit("cyd", DAY_MS)], *([visit("dan", 100 * DAY_MS + i)] for i in range(5)))
+    assert known >= {"cyd", "dan"}
+    assert len(set(visits.sizes)) == 1, "measured once, with the first commit"
+    monkeypatch.setattr(expiry, "EVERY_RECORDS", 3)
+    known = visits.run(*([visit("dan", 101 * DAY_MS + i)] for i in range(5)))
+    assert "cyd" not in known
+
+
+@pytest.mark.parametrize("most", [1_000, 20])
+def test_viewers_who_come_once_stay_for_the_days_and_no_longer(visits, monkeypatch, most):
+    monkeypatch.setattr(expiry, "EVERY_S", 3_600.0)
+    monkeypatch.setattr(expiry, "EVERY_RECORDS", 100)
+    monkeypatch.setattr(expiry, "MOST", most)
+    visits.args = replace(visits.args, keep_viewers_days=5)
+    # Ids in any order: a store may keep its rows by them.
+    first = [[f"{hash((day, i)) % 10**9}-{day // 10}" for i in range(10)] for day in range(1_000)]
+    known = visits.run(
+        *([visit(name, (1_000 + int(name.rpartition("-")[2])) * DAY_MS) for name in some] for some in first)
+    )
+    days = [int(name.rpartition("-")[2]) for name in known if name[0].isdigit()]
+    assert sum(day >= 95 for day in days) == 500
+    # At most as many rows again wait for the end of a round.
+    assert len(days) <= 1_000
+
+
+@pytest.mark.parametrize("method", ["viewers", "num_bytes"])
+def test_a_store_that_cannot_be_examined_takes_records(visits, monkeypatch, caplog, method):
+    def refuse(*arguments):
+        raise StoreUnavailable("SCAN is forbidden")
+
+    class Strict:
+        def __init__(self, store):
+            self._store = store
+
+        def __getattr__(self, name):
+            return refuse if name == method else getattr(self._store, name)
+
+    opened = writer.open_store
+    monkeypatch.setattr(writer, "open_store", lambda *args, **options: Strict(opened(*args, **options)))
+    with caplog.at_level(logging.WARNING, "tabrank"):
+        known = visits.run([visit("cyd", DAY_MS)], *([visit("dan", 100 * DAY_MS + i)] for i in range(20)))
+    assert ("cyd" in known) == (method == "viewers")
+    assert [record.message for record in caplog.records] == [
+        "viewers do not expire: StoreUnavailable: SCAN is forbidden"
+    ]
+
+
+def test_a_commit_forgets_no_more_viewers_than_it_may_have_rows(visits, monkeypatch):
+    size = Schema(visits.live.surface).viewer.itemsize
+    monkeypatch.setattr(writer, "COMMIT_ROW_BYTES", 2 * 3 * size)
+    known = visits.run(*([visit(f"v{i}", DAY_MS)] for i in range(9)), [visit("w", 100 * DAY_MS)])
+    num_forgotten = 9 - len([name for name in known if name[0] == "v"])
+    assert 1 <= num_forgotten == visits.counts["expired"] <= 3
 
 
 def test_zero_days_keep_all(tmp_path, log_folder):
@@ -94,36 +174,6 @@ def test_a_forgotten_viewer_who_comes_again_is_new(visits):
     assert (row["seen_ms"], row["presence0_marks"].any()) == (100 * DAY_MS, False)
 
 
-def test_a_full_store_forgets_those_not_seen_for_longest(visits, monkeypatch):
-    monkeypatch.setattr(expiry, "EXAMINED", 20)
-    sizes, kept = [], None
-
-    async def scenario():
-        nonlocal kept
-        ingester = Ingester(visits.args, visits.folder)
-        monkeypatch.setattr(expiry, "MAX_STORE_BYTES", 1 << 20)
-        for day in range(60):
-            # Ids in any order: a store may keep its rows by them.
-            records = [visit(f"{hash((day, i)) % 10**9}-{day}", day * 1_000) for i in range(100)]
-            records.append(visit("daily", day * 1_000))
-            await_it = asyncio.ensure_future(ingester.take(records, 10_000))
-            await asyncio.sleep(0)
-            await ingester.commit_waiting()
-            await await_it
-            ingester.flush_journal()
-            sizes.append(ingester._expiry.store_bytes)
-        ingester.stop()
-        await ingester.run()
-
-    asyncio.run(scenario())
-    assert max(sizes) < 1.5 * (1 << 20)
-    known = visits.run([visit("last", 60_000)])
-    assert {"ann", "bob", "daily"} <= known
-    days = [int(name.rpartition("-")[2]) for name in known if name[0].isdigit()]
-    # Those who stay came late: of all who came, half came after day 30.
-    assert sum(day >= 30 for day in days) > 0.8 * len(days)
-
-
 def test_what_is_forgotten_is_logged_for_replays(visits):
     visits.run([visit("cyd", DAY_MS)], [visit("dan", 100 * DAY_MS)])
     log = read_log(visits.folder / "log", visits.live.surface)
@@ -131,9 +181,10 @@ def test_what_is_forgotten_is_logged_for_replays(visits):
     assert removed == ["cyd"]
 
 
-def test_rankings_see_an_expired_viewer_as_unknown(tmp_path, log_folder):
+def test_rankings_see_an_expired_viewer_as_unknown(tmp_path, log_folder, monkeypatch):
+    monkeypatch.setattr(expiry, "EVERY_S", 0.0)
     service = Live(tmp_path, log_folder)
-    service.args = replace(service.args, keep_viewers_days=90)
+    assert service.args.keep_viewers_days == 90
 
     async def scenario(service):
         await service.events(event("e1", viewer="cyd", ts_ms=DAY_MS))

@@ -16,8 +16,9 @@ import serve.ingest.writer
 import serve.log.compaction
 import serve.log.segments
 from serve.contract.errors import StoreUnavailable
-from serve.contract.records import Event
+from serve.contract.records import Candidate, Event
 from serve.features.rows import Schema
+from serve.features.slots import Sum
 from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import entries
@@ -185,6 +186,81 @@ def test_a_full_table_rejects_a_new_candidate_by_name(tmp_path, log_folder):
     assert unknown == ["m"]
     assert (room["accepted"], room["rejected"]) == (1, [])
     assert served(service, "candidates")["id"].to_pylist().count("m") == 1, "what was rejected is not logged"
+
+
+class Taking:
+    """Writer with a wall clock that the test sets; no viewer is known to it before."""
+
+    num_steps = 0
+
+    def __init__(self, service):
+        self.now_ms = 1_800_000_000_000
+        args = replace(service.args, clock="wall")
+        self.ingester = Ingester(args, service.folder, clock=self)
+
+    def __call__(self):
+        return self.now_ms
+
+    async def take(self, *records):
+        """Commit the records, and return the result."""
+        taking = asyncio.ensure_future(self.ingester.take(records, 100 * len(records)))
+        await asyncio.sleep(0)
+        await self.ingester.commit_waiting()
+        return await taking
+
+    def counts(self, name):
+        """Return the joins of a candidate, and its audience."""
+        rows = self.ingester._intake.candidates
+        row = rows.table[rows.index[name]]
+        joins = rows.schema.sums["candidate"].index(Sum("candidate", "join"))
+        return row["sums"][joins], row["presence0_left"][0]
+
+
+def test_one_viewer_moves_a_count_by_twenty_in_ten_minutes(service):
+    writer = Taking(service)
+
+    def joins(viewer, num, since=0):
+        names = (f"{viewer} {writer.now_ms} {i}" for i in range(since, since + num))
+        return [Event(name, viewer, "n", "join") for name in names]
+
+    async def scenario():
+        await writer.take(Candidate("n", {}), Candidate("m", {}))
+        for window in (1, 2):
+            many = [await writer.take(*joins("ann", 2_000, 2_000 * i)) for i in range(5)]
+            assert [len(result.rejected) for result in many] == [1_980, *[2_000] * 4]
+            assert writer.counts("n") == (20 * window, 1)
+            writer.now_ms += 600_000
+        assert (
+            many[0]
+            .rejected[20]
+            .startswith("the viewer has 20 'join' events of this candidate in ten minutes")
+        )
+        assert writer.ingester.counts["rejected"] == 2 * 9_980
+        # Others, other candidates, other kinds and viewers without an id have their own numbers.
+        await writer.take(*joins("ann", 30), *joins("bob", 30), *joins(None, 30))
+        assert writer.counts("n") == (40 + 20 + 20 + 30, 2)
+        others = [Event("c", "ann", "n", "click"), Event("m", "ann", "m", "join")]
+        assert (await writer.take(*others)).rejected == {}
+
+    asyncio.run(scenario())
+
+
+def test_events_of_a_commit_that_failed_do_not_use_up_the_number(service, monkeypatch):
+    writer = Taking(service)
+
+    async def scenario():
+        await writer.take(Candidate("n", {}))
+        with monkeypatch.context() as patch:
+            patch.setattr("serve.stores.lmdb.LmdbStore.commit", refuse)
+            for _ in range(25):
+                with pytest.raises(StoreUnavailable):
+                    await writer.take(Event("e1", "ann", "n", "join"))
+        assert (await writer.take(Event("e1", "ann", "n", "join"))).rejected == {}
+
+    def refuse(*arguments, **more):
+        raise StoreUnavailable("no")
+
+    asyncio.run(scenario())
 
 
 def test_numbers_go_on_after_a_restart(service):

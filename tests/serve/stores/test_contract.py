@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_store import open_memory
-from reading import read_changes, read_viewers
+from reading import read_changes, read_viewers, write
 from redis_server import RedisServer
 
 from serve.contract.errors import StoreUnavailable, TabrankError, WriterFenced
@@ -182,14 +182,14 @@ def test_replace_removes_all_that_is_not_named_and_readers_start_again(open_: Op
     store = open_()
     store.commit(1, {"ann": b"1", "bob": b"1"}, {"x": b"1", "y": b"1", "z": b"1"})
     store.commit(2, {}, {"z": b""})
-    store.commit(3, {"bob": b"3", "eve": b"3", "ann": b""}, {"y": b"3"}, replace=True)
+    store.replace(3, {"bob": b"3", "eve": b"3", "ann": b""}, {"y": b"3"})
     assert read_viewers(store, ["ann", "bob", "eve"]) == [None, b"3", b"3"]
     assert read_changes(store, 2) == Changes(0, {})
     assert read_changes(store, 3) == Changes(3, {})
     assert read_changes(store, 0) == Changes(3, {"y": b"3"})
     store.commit(4, {}, {"z": b"4"})
     assert read_changes(store, 3) == Changes(4, {"z": b"4"})
-    store.commit(5, {}, {}, replace=True)
+    store.replace(5, {}, {})
     assert read_viewers(store, ["bob"]) == [None]
     assert [read_changes(store, since) for since in (4, 0)] == [Changes(0, {}), Changes(5, {})]
 
@@ -199,7 +199,7 @@ def test_a_number_that_is_not_greater_is_refused_and_nothing_written(open_: Open
     store = open_()
     store.commit(5, {"ann": b"1"}, {"x": b"1"})
     with pytest.raises(ValueError, match=f"seq: {seq} is not after the stored 5"):
-        store.commit(seq, {"ann": b"2"}, {"x": b"2", "y": b"2"}, replace=True)
+        store.replace(seq, {"ann": b"2"}, {"x": b"2", "y": b"2"})
     assert store.seq() == 5
     assert read_viewers(store, ["ann"]) == [b"1"]
     assert read_changes(store, 0) == Changes(5, {"x": b"1"})
@@ -227,19 +227,21 @@ def test_rows_of_any_size_come_back_as_they_were(open_: Open) -> None:
     assert read_changes(store, 0).rows == rows
 
 
-def test_a_note_is_kept_until_the_next_one(open_: Open) -> None:
+def test_a_note_is_that_of_the_last_replacement(open_: Open) -> None:
     store = open_()
     assert store.note() == b""
-    store.annotate(b"one")
-    store.commit(1, {"ann": b"1"}, {}, replace=True)
+    store.replace(1, {"ann": b"1"}, {}, note=b"one")
+    store.commit(2, {"ann": b"2"}, {})
     assert open_(writable=False).note() == b"one"
-    store.annotate(b"another")
+    with pytest.raises(ValueError, match="seq"):
+        store.replace(2, {}, {}, note=b"refused")
+    assert store.note() == b"one"
+    store.replace(3, {}, {}, note=b"another")
     assert store.note() == b"another"
-    with pytest.raises(RuntimeError, match="writable=True"):
-        open_(writable=False).annotate(b"x")
     open_()
     with pytest.raises(WriterFenced):
-        store.annotate(b"x")
+        store.replace(4, {}, {}, note=b"x")
+    assert store.note() == b"another"
 
 
 def test_a_reader_follows_the_writer(open_: Open) -> None:
@@ -277,9 +279,9 @@ def test_a_store_opened_for_reading_cannot_commit(open_: Open) -> None:
 
 def test_a_handle_without_an_epoch_cannot_write(open_: Open) -> None:
     store = open_(fenced=False)
-    for write in (lambda: store.commit(1, {"ann": b"1"}, {}), lambda: store.trim(0)):
+    for refused in (lambda: store.commit(1, {"ann": b"1"}, {}), lambda: store.trim(0)):
         with pytest.raises(RuntimeError, match=r"take_epoch\(\)"):
-            write()
+            refused()
     assert (store.seq(), read_viewers(store, ["ann"])) == (0, [None])
     with pytest.raises(RuntimeError, match="writable=True"):
         open_(writable=False).take_epoch()
@@ -288,7 +290,7 @@ def test_a_handle_without_an_epoch_cannot_write(open_: Open) -> None:
 def test_each_writer_gets_the_next_epoch(open_: Open) -> None:
     first, second = open_(fenced=False), open_(fenced=False)
     assert [first.take_epoch(), second.take_epoch(), first.take_epoch()] == [1, 2, 3]
-    first.commit(1, {}, {}, replace=True)
+    first.replace(1, {}, {})
     assert open_(fenced=False).take_epoch() == 4, "no commit resets it"
     assert open_(fenced=False, surface="spaces-2").take_epoch() == 1
 
@@ -299,17 +301,17 @@ def test_a_fenced_writer_cannot_write(open_: Open, replace: bool) -> None:
     first.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
     second = open_()
     writes = (
-        lambda: first.commit(2, {"ann": b"2", "bob": b"2"}, {"x": b"2"}, replace=replace, journal=b"two"),
+        lambda: write(first, 2, {"ann": b"2", "bob": b"2"}, {"x": b"2"}, replace=replace, extra=b"two"),
         lambda: first.trim(1),
     )
-    for write in writes:
+    for refused in writes:
         with pytest.raises(WriterFenced, match="its epoch is 2, this one's was 1"):
-            write()
+            refused()
     assert second.read(["ann", "bob"], 0) == ([b"1", None], Changes(1, {"x": b"1"}))
     assert second.journal(0, 10) == [(1, b"one")]
-    second.commit(2, {"ann": b"3"}, {}, replace=replace)
+    write(second, 2, {"ann": b"3"}, {}, replace=replace)
     with pytest.raises(WriterFenced):
-        first.commit(3, {"ann": b"4"}, {}, replace=replace)
+        write(first, 3, {"ann": b"4"}, {}, replace=replace)
     first.take_epoch()
     first.commit(3, {"ann": b"5"}, {})
     with pytest.raises(WriterFenced, match="its epoch is 3, this one's was 2"):
@@ -356,11 +358,11 @@ def test_the_journal_keeps_entries_until_they_are_trimmed(open_: Open) -> None:
 def test_the_journal_outlives_the_rows_that_are_replaced(open_: Open) -> None:
     store = open_()
     store.commit(1, {}, {}, journal=b"one")
-    store.commit(2, {}, {}, journal=b"two", replace=True)
-    store.commit(3, {}, {}, replace=True)
+    store.commit(2, {}, {}, journal=b"two")
+    store.replace(3, {}, {})
     assert store.journal(0, 10) == [(1, b"one"), (2, b"two")]
     store.trim(1)
-    store.commit(4, {}, {}, journal=b"four", replace=True)
+    store.commit(4, {}, {}, journal=b"four")
     assert store.journal(0, 10) == [(2, b"two"), (4, b"four")]
 
 
@@ -369,8 +371,8 @@ def test_a_refused_commit_leaves_the_journal_as_it_was(open_: Open) -> None:
     store.commit(5, {}, {}, journal=b"five")
     for replace in (False, True):
         with pytest.raises(ValueError, match="seq: 5 is not after"):
-            store.commit(5, {}, {}, journal=b"again", replace=replace)
-    assert store.journal(0, 10) == [(5, b"five")]
+            write(store, 5, {}, {}, replace=replace, extra=b"again")
+    assert (store.journal(0, 10), store.note()) == ([(5, b"five")], b"")
 
 
 def dumped(store: Store) -> tuple[int, list[tuple[str, str, bytes]]]:
@@ -387,7 +389,7 @@ def test_a_dump_has_every_row_of_the_newest_commit(open_: Open) -> None:
     expected += [("viewer", id_, b"1") for id_ in VIEWERS if id_ not in ("a", "è" * 256)]
     expected += [("viewer", id_, b"2") for id_ in ("a", "b", "è" * 256)]
     assert dumped(store) == dumped(open_(writable=False)) == (2, sorted(expected))
-    store.commit(3, {"eve": b"3"}, {}, replace=True)
+    store.replace(3, {"eve": b"3"}, {})
     assert dumped(store) == (3, [("viewer", "eve", b"3")])
 
 
@@ -414,7 +416,7 @@ def test_a_dump_never_passes_what_another_wrote_meanwhile_as_its_own(open_: Open
     with contextlib.suppress(StoreUnavailable), store.dump() as dump:
         rows = [next(dump.rows)]
         other.take_epoch()
-        other.commit(2, {"eve": b"2"}, {}, replace=True)
+        other.replace(2, {"eve": b"2"}, {})
         rows += dump.rows
         assert (dump.seq, sorted(rows)) == expected
     assert dumped(other) == (2, [("viewer", "eve", b"2")])
@@ -486,7 +488,7 @@ def test_replacing_forgets_all_removals_and_later_ones_are_remembered(open_: Ope
     ids = [f"room {number}" for number in range(MAX_REMOVED)]
     store.commit(1, {}, dict.fromkeys([*ids, "stays"], b"1"))
     store.commit(2, {}, dict.fromkeys(ids[:100], b""))
-    store.commit(3, {}, dict.fromkeys([*ids, "stays"], b"3"), replace=True)
+    store.replace(3, {}, dict.fromkeys([*ids, "stays"], b"3"))
     assert read_changes(store, 2) == Changes(0, {})
     assert read_changes(store, 0) == Changes(3, dict.fromkeys([*ids, "stays"], b"3"))
     store.commit(4, {}, dict.fromkeys(ids, b""))
@@ -516,7 +518,7 @@ def test_readers_in_threads_see_whole_commits(open_: Open) -> None:
         thread.start()
     for seq in range(1, 40):
         rows = dict.fromkeys(ids, str(seq).encode())
-        store.commit(seq, rows, rows, replace=seq % 5 == 0)
+        write(store, seq, rows, rows, replace=seq % 5 == 0)
     done.set()
     for thread in threads:
         thread.join()
@@ -540,7 +542,7 @@ def test_a_reader_that_pulls_changes_holds_what_was_committed(
     seq = seen = 0
     for step, changed_viewers, changed_candidates, replace, pulls in commits:
         seq += step
-        store.commit(seq, changed_viewers, changed_candidates, replace=replace)
+        write(store, seq, changed_viewers, changed_candidates, replace=replace)
         for model, changed in ((viewers, changed_viewers), (candidates, changed_candidates)):
             if replace:
                 model.clear()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import redis
-from reading import read_changes, read_viewers
+from reading import read_changes, read_viewers, write
 from redis_server import MISSING, RedisServer, find_server
 from tiny import TOML
 from typer.testing import CliRunner
@@ -90,9 +90,12 @@ def test_a_server_that_is_gone_is_unavailable_until_it_is_back(
         lambda: read_changes(reader, 1),
         lambda: reader.read(["ann"], 0),
         lambda: reader.journal(0, 1),
+        lambda: reader.viewers(b"", 1),
+        reader.num_bytes,
+        reader.note,
         store.take_epoch,
         lambda: store.commit(2, {}, {}),
-        lambda: store.commit(2, {}, {}, replace=True),
+        lambda: store.replace(2, {}, {}),
         lambda: store.trim(1),
         lambda: RedisStore(server.url, NAME, writable=False),
     )
@@ -105,6 +108,19 @@ def test_a_server_that_is_gone_is_unavailable_until_it_is_back(
     store.commit(2, {"ann": b"2"}, {})
     assert read_viewers(reader, ["ann"]) == [b"2"]
     reader.close()
+
+
+@needs_server
+def test_what_a_server_forbids_is_unavailable(
+    client: redis.Redis, server: RedisServer, store: RedisStore
+) -> None:
+    client.acl_setuser("most", enabled=True, nopass=True, keys="*", commands=["+@all", "-scan", "-info"])
+    limited = RedisStore(server.url.replace("//", "//most:any@"), NAME, writable=False)
+    for call in (lambda: limited.viewers(b"", 1), limited.num_bytes):
+        with pytest.raises(StoreUnavailable, match="no permissions"):
+            call()
+    assert read_viewers(limited, ["ann"]) == [b"1"]
+    limited.close()
 
 
 @needs_server
@@ -128,7 +144,7 @@ def test_a_killed_server_has_every_commit_that_it_acknowledged(
     server: RedisServer, store: RedisStore
 ) -> None:
     ids = [str(number) for number in range(100)]
-    store.commit(3, {}, {}, replace=True, journal=b"3")
+    store.commit(3, {}, {}, journal=b"3")
     acknowledged = 3
 
     def commit_forever() -> None:
@@ -137,7 +153,7 @@ def test_a_killed_server_has_every_commit_that_it_acknowledged(
             while True:
                 seq = acknowledged + 1
                 rows = dict.fromkeys(ids, str(seq).encode() * 100)
-                store.commit(seq, rows, rows, replace=seq % 3 == 0, journal=str(seq).encode())
+                write(store, seq, rows, rows, replace=seq % 3 == 0, extra=str(seq).encode())
                 acknowledged = seq
         except StoreUnavailable:
             pass
@@ -159,8 +175,10 @@ def test_a_killed_server_has_every_commit_that_it_acknowledged(
         assert changes.seq in (acknowledged, acknowledged + 1)
         row = str(changes.seq).encode() * 100
         assert (set(rows), {changes.rows[id_] for id_ in ids}) == ({row}, {row})
-        entries = [(1, b"one"), *((seq, str(seq).encode()) for seq in range(3, changes.seq + 1))]
-        assert store.journal(0, changes.seq) == entries
+        replaced = [seq for seq in range(4, changes.seq + 1) if seq % 3 == 0]
+        kept = [seq for seq in range(3, changes.seq + 1) if seq not in replaced]
+        assert store.journal(0, changes.seq) == [(1, b"one"), *((seq, str(seq).encode()) for seq in kept)]
+        assert store.note() == b"".join(str(seq).encode() for seq in replaced[-1:])
         acknowledged = changes.seq
 
 
@@ -191,7 +209,7 @@ def test_threads_share_one_handle(store: RedisStore) -> None:
         thread.start()
     for seq in range(2, 60):
         row = str(seq).encode()
-        store.commit(seq, {"ann": row}, {"x": row}, replace=seq % 2 == 0)
+        write(store, seq, {"ann": row}, {"x": row}, replace=seq % 2 == 0)
     for thread in threads:
         thread.join()
     assert failed == []
@@ -220,7 +238,7 @@ def test_replacing_a_store_larger_than_one_chunk_leaves_no_old_rows(
     for seq in (2, 3):
         viewers = {f"viewer {number}": b"%d" % seq for number in range(2 * CHUNK + 1)}
         candidates = {f"room {number}": b"%d" % seq for number in range(2 * CHUNK + 2)}
-        store.commit(seq, viewers, candidates, replace=True)
+        store.replace(seq, viewers, candidates)
         assert read_viewers(reader, ["ann", *viewers]) == [None, *viewers.values()]
         assert read_changes(reader, 1) == Changes(0, {})
         assert read_changes(reader, 0) == Changes(seq, candidates)
@@ -243,11 +261,11 @@ def test_an_interrupted_replacement_keeps_the_content_and_is_cleaned_up(
     run: Any = store._run
     monkeypatch.setattr(store, "_run", broken)
     with pytest.raises(StoreUnavailable, match="cut off"):
-        store.commit(2, {"bob": b"2"}, {"y": b"2"}, replace=True, journal=b"two")
+        store.replace(2, {"bob": b"2"}, {"y": b"2"}, b"two")
     assert holds_the_first_commit(store)
     assert len(client.keys("*:v:*")) == 2
     monkeypatch.undo()
-    store.commit(2, {"bob": b"3"}, {"y": b"3"}, replace=True)
+    store.replace(2, {"bob": b"3"}, {"y": b"3"})
     assert store.read(["ann", "bob"], 1) == ([None, b"3"], Changes(0, {}))
     assert len(client.keys("*:v:*")) == 1
 
@@ -266,7 +284,7 @@ def test_an_epoch_taken_during_a_replacing_commit_fences_it(
 
     monkeypatch.setattr(store, "_run", taken_meanwhile)
     with pytest.raises(WriterFenced):
-        store.commit(2, {"bob": b"2"}, {"y": b"2"}, replace=True, journal=b"two")
+        store.replace(2, {"bob": b"2"}, {"y": b"2"}, b"two")
     assert holds_the_first_commit(store)
     second.close()
 
@@ -277,7 +295,7 @@ def test_a_server_without_memory_refuses_a_commit_whole(store: RedisStore, clien
     try:
         for replace in (False, True):
             with pytest.raises(StoreUnavailable, match="memory"):
-                store.commit(2, {"ann": b"2", "bob": b"2"}, {"x": b"2"}, journal=b"two", replace=replace)
+                write(store, 2, {"ann": b"2", "bob": b"2"}, {"x": b"2"}, replace=replace, extra=b"two")
             assert holds_the_first_commit(store)
     finally:
         client.config_set("maxmemory", "0")
@@ -299,7 +317,7 @@ def test_an_emptied_server_has_no_store_and_its_writer_begins_none(
         lambda: reader.journal(0, 1),
         store.take_epoch,
         lambda: store.commit(8, {"ann": b"8"}, {}),
-        lambda: store.commit(8, {"ann": b"8"}, {}, replace=True),
+        lambda: store.replace(8, {"ann": b"8"}, {}),
         lambda: store.trim(8),
     )
     for call in calls:
