@@ -68,7 +68,7 @@ def load(
         # The share of each kind of reference that joins, where rows are needed for it.
         coverage = {
             name: join.found / join.given
-            for name, join in vars(records.joins).items()
+            for name, join in records.joins.items()
             if join.given and surface.fields.get(name.removesuffix("s"), True)
         }
         note = {"log": str(log.resolve()), "log_seq": log_seq, "coverage": coverage}
