@@ -41,6 +41,8 @@ def load(
     """
     check_address(store_url, base)
     schema = Schema(surface)
+    args = AppArgs(named or surface.name, store_url, log=str(log))
+    service = Service(args, base, Features(schema), UserConfig())
     records = read_joined(log, surface, report)
     replay = Replay(schema, records)
     if until_ms is None:
@@ -65,13 +67,12 @@ def load(
             _apply_journal(store, state, records.last_seq)
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
         log_seq = max([records.last_seq, *numbers(log)])
-        # The share of each kind of reference that joins, where rows are needed for it.
-        coverage = {
-            name: join.found / join.given
-            for name, join in records.joins.items()
-            if join.given and surface.fields.get(name.removesuffix("s"), True)
+        note = {
+            "log": service.log_paths(),
+            "log_seq": log_seq,
+            "ends_ms": min(filter(None, (records.ends_ms, until_ms))),
+            "coverage": {name: join.found / join.given for name, join in records.joins.items() if join.given},
         }
-        note = {"log": str(log.resolve()), "log_seq": log_seq, "coverage": coverage}
         store.annotate(json.dumps(note).encode())
         # Commit above every number of the log: later rankings have seen all of it.
         store.commit(max(store.seq(), log_seq) + 1, viewers, candidates, replace=True)
@@ -82,8 +83,7 @@ def load(
         ) from None
     finally:
         store.close()
-    args = AppArgs(named or surface.name, store_url, log=str(log))
-    found = list(Service(args, base, Features(schema), UserConfig()).of_stored())
+    found = list(service.of_stored())
     for diagnosis in found:
         report(f"warning: {diagnosis}")
     return {"viewers": len(viewers), "candidates": len(candidates), "diagnoses": list(map(asdict, found))}
