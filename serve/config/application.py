@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 from serve.config.diagnoses import LIST, Service
 from serve.config.diagnostics import Node
 from serve.config.known_keys import suggest
-from serve.config.settings import CANARY, AppArgs, UserConfig, is_loopback
+from serve.config.settings import AppArgs, UserConfig, is_loopback
 from serve.config.sizes import Size
 from serve.config.storage import check_storage
 from serve.config.yaml_positions import show
@@ -126,15 +127,11 @@ def _check_name(deployment: Node, name: str) -> None:
 
 def _check_versions(live: Node, knobs: UserConfig, models: Path) -> None:
     """Refuse arms and a shadow whose version is not published."""
-    arms = live["experiment"]["arms"]
-    named = [(arms[arm]["scorer"], version) for arm, version in knobs.experiment.versions.items()]
-    if knobs.shadow is not None and knobs.shadow.version != CANARY:
-        named.append((live["shadow"]["version"], knobs.shadow.version))
-    for at, version in named:
+    for path, version in knobs.versions.items():
         try:
             require(models, version, "")
         except TabrankError as error:
-            at.refuse(str(error).removeprefix(": "))
+            reduce(Node.__getitem__, path, live).refuse(str(error).removeprefix(": "))
 
 
 def _check_batch(at: Node, knobs: UserConfig, surface: Surface) -> None:

@@ -8,9 +8,8 @@ import os
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import StateMismatch, StoreMissing, StoreUnavailable, TabrankError
 from serve.contract.validation import UNITS_MS, duration
 from serve.features.matrix import Features
-from serve.model.artifact import current
+from serve.model.artifact import CANARY, CURRENT, pointed
 from serve.model.compatibility import load_for
-from serve.stores.candidate_table import CandidateTable
 from serve.stores.factory import name_of, open_store, shown
+from serve.stores.protocol import LOAD, Store
 
 # The causes and remedies of all diagnoses, by name.
 LIST: Mapping[str, Mapping[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
@@ -47,11 +46,6 @@ class Diagnosis:
         return f"{self.cause} {self.remedy}"
 
 
-def diagnosis(name: str, /, **facts: object) -> Diagnosis:
-    """Return a diagnosis of the list, filled with the facts that its sentences name."""
-    return Diagnosis(name, *(LIST[name][part].format(**facts) for part in ("cause", "remedy")))
-
-
 @dataclass(frozen=True)
 class Service:
     """An application as its file declares it; paths are relative to `base`."""
@@ -64,37 +58,56 @@ class Service:
 
     def of_files(self) -> Iterator[Diagnosis]:
         """Diagnose what names, models and an embedded store show without a running service."""
-        models, version = self.base / self.args.models, None
-        with suppress(TabrankError):
-            version = current(models)
+        models, pointers = self.base / self.args.models, {}
+        for pointer in (CURRENT, CANARY):
+            with suppress(TabrankError):
+                pointers[pointer] = pointed(models, pointer)
+        stated = set(self.config.versions.values())
+        for name in sorted(filter(None, stated.union(pointers.values()))):
+            # Versions that are not published are refused elsewhere.
+            if (models / name).is_dir():
+                try:
+                    load_for(models / name, self.features)
+                except TabrankError as error:
+                    yield self.of_version(name, error)
         arms = self.config.experiment.arms
-        # Versions that are not published are refused elsewhere.
-        stated = {arm.scorer for arm in arms if arm.by_model and (models / arm.scorer).is_dir()}
-        for name in sorted(filter(None, {*stated, version})):
-            try:
-                load_for(models / name, self.features)
-            except TabrankError as error:
-                yield self.of_version(name, error)
-        yield from self.of_arms(arm for arm in arms if not version and arm.scorer not in stated)
+        yield from self.of_arms(a for a in arms if not pointers.get(CURRENT) and a.scorer not in stated)
         yield from self.of_names()
         if self.args.store.startswith("lmdb:"):
             yield from self.of_stored()
 
     def of_stored(self) -> Iterator[Diagnosis]:
-        """Diagnose the store as a replica would read it now."""
-        # Before the store: the log is never ahead of a store that is read later.
-        log_seq, table = last_number(self.base / self.args.log), self.open()
-        with suppress(StoreUnavailable):
-            table.read([])
-        table.close()
-        yield from self.of_store(table, log_seq)
+        """Diagnose the store as a replica would find it now."""
+        log_end = self.log_end()
+        try:
+            with closing(self.open()) as store:
+                seq, note = store.seq(), store.note()
+        except StoreUnavailable as error:
+            yield self.of_unavailable(error)
+        else:
+            yield from self.of_store(seq, note, log_end)
 
-    def open(self) -> CandidateTable:
-        """Return a reader of the store, which it opens at the first read."""
+    def open(self) -> Store:
+        """Open the store for reading."""
         schema = self.features.schema
         name, state = schema.surface.name, schema.fingerprint
-        reader = partial(open_store, self.args.store, name, state, base=self.base, writable=False)
-        return CandidateTable(schema, reader)
+        return open_store(self.args.store, name, state, base=self.base, writable=False)
+
+    def log_end(self) -> tuple[int, int] | None:
+        """Return the number of the log's last record, and its arrival in ms; None if unreadable."""
+        # It imports pyarrow, which most commands do without.
+        from serve.log.segments import log_end
+
+        # Of the newest segments, one may be damaged, or merged meanwhile.
+        with suppress(TabrankError, OSError):
+            return log_end(self.base / self.args.log)
+        return None
+
+    def log_paths(self) -> list[str]:
+        """Return the log's absolute path, and that from the store, which is the same after a move."""
+        log, (kind, _, where) = (self.base / self.args.log).resolve(), self.args.store.partition(":")
+        beside = self.base / where if kind == "lmdb" else self.base
+        return [str(log), os.path.relpath(log, beside.resolve())]
 
     def of_version(self, version: str, error: Exception) -> Diagnosis:
         """Return the diagnosis of a version that cannot rank."""
@@ -105,7 +118,7 @@ class Service:
     def of_arms(self, without: Iterable[Arm]) -> Iterator[Diagnosis]:
         """Diagnose arms without a model if they need one and have viewers."""
         if names := [arm.name for arm in without if arm.by_model and arm.share]:
-            yield diagnosis("no_model", arms=", ".join(names), models=self.args.models)
+            yield self.of("no_model", arms=", ".join(names))
 
     def of_names(self) -> Iterator[Diagnosis]:
         """Diagnose names and metrics that belong to another surface."""
@@ -116,48 +129,46 @@ class Service:
             given = {"name": self.application, "experiment.name": experiment.name}
             names += [f"{key}: {name}" for key, name in given.items() if name in SHIPPED_NAMES]
         if names:
-            yield diagnosis("other_names", surface=surface.name, names=", ".join(names))
+            yield self.of("other_names", surface=surface.name, names=", ".join(names))
 
-    def of_store(self, table: CandidateTable, log_seq: int | None) -> Iterator[Diagnosis]:
-        """Diagnose a store as its reader found it, beside a log that ended at `log_seq` before.
+    def of_unavailable(self, error: StoreUnavailable) -> Diagnosis:
+        """Return the diagnosis of a store that cannot be read."""
+        if not isinstance(error, StoreMissing):
+            return self.of_error("store_unavailable", error)
+        schema, others = self.features.schema, ", ".join(error.others)
+        name = name_of(schema.surface.name, schema.fingerprint)
+        return self.of("other_store" if others else "no_store", name=name, others=others)
 
-        None: the end of the log is unknown.
+    def of_store(self, seq: int, note: bytes, log_end: tuple[int, int] | None) -> Iterator[Diagnosis]:
+        """Diagnose a store by its number and note, and the `log_end` as it was read before these.
+
+        A log that is ahead of its store holds records that the store never had: a store commits a
+        record before the log gets it. Only until the next commit can this be told, because the
+        writer numbers its records from the end of the log. The time of the newest record is that of
+        the log that filled the store, or of the last flush to the log.
         """
-        schema, args, log = self.features.schema, self.args, str((self.base / self.args.log).resolve())
-        load = f"python -m serve load --surface {args.surface} --log {args.log} --store {shown(args.store)}"
-        facts = {"log": args.log, "log_seq": log_seq, "store": shown(args.store), "load": load}
-        # The event loop may replace it meanwhile.
-        error = table.error
-        if isinstance(error, StoreMissing):
-            name, others = name_of(schema.surface.name, schema.fingerprint), ", ".join(error.others)
-            yield diagnosis("other_store" if others else "no_store", name=name, others=others, **facts)
-            return
-        if error is not None:
-            yield self.of_error("store_unavailable", error)
-            return
-        newest_ms = max(int(table.rows.table[name].max(initial=0)) for name in ("sums_ms", "stated_ms"))
+        log_seq, newest_ms = log_end or (None, 0)
+        filled = json.loads(note or b"{}")
+        newest_ms = max(newest_ms, filled.get("ends_ms", 0))
         age_ms = time.time() * 1e3 - newest_ms
         days = int(age_ms // UNITS_MS["d"])
         emptied = [
             f"{name} (half-life {duration(half_life_ms)})"
-            for name, kind in schema.surface.features.items()
+            for name, kind in self.features.schema.surface.features.items()
             if (half_life_ms := getattr(kind, "half_life_ms", math.inf)) * EMPTY_HALF_LIVES < age_ms
         ]
-        if newest_ms and days and emptied and args.clock == "wall":
-            yield diagnosis("old_records", days=days, features=", ".join(emptied))
-        note = json.loads(table.note or b"{}")
-        if note.get("log", log) != log:
-            source = note["log"].removeprefix(f"{self.base.resolve()}{os.sep}")
-            yield diagnosis("other_log", source=source, **facts)
-        elif log_seq is None:
-            pass
-        elif log_seq > table.seq:
-            yield diagnosis("log_ahead", seq=table.seq, **facts)
-        elif log_seq < note.get("log_seq", 0):
-            yield diagnosis("log_behind", loaded_seq=note["log_seq"], **facts)
-        coverage = note.get("coverage", {}).items()
+        if newest_ms and days and emptied and self.args.clock == "wall":
+            yield self.of("old_records", days=days, features=", ".join(emptied))
+        if not set(filled.get("log", self.log_paths())).intersection(self.log_paths()):
+            source = filled["log"][0].removeprefix(f"{self.base.resolve()}{os.sep}")
+            yield self.of("other_log", source=source)
+        elif log_seq is not None and log_seq > seq:
+            yield self.of("log_ahead", log_seq=log_seq, seq=seq)
+        elif log_seq is not None and log_seq < filled.get("log_seq", 0):
+            yield self.of("log_behind", log_seq=log_seq, loaded_seq=filled["log_seq"])
+        coverage = filled.get("coverage", {}).items()
         if low := [f"{share:.0%} of {name}" for name, share in coverage if share < MIN_COVERAGE]:
-            yield diagnosis("join_coverage", shares=", ".join(low), **facts)
+            yield self.of("join_coverage", shares=", ".join(low))
 
     def of_error(self, name: str, error: Exception, **facts: object) -> Diagnosis:
         """Return the diagnosis of an error whose text is the cause and, after `; `, the remedy."""
@@ -165,18 +176,13 @@ class Service:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         cause, _, remedy = lines[-1].replace(f"{self.base}{os.sep}", "").partition("; ")
         remedy = remedy or "see docs/runbook.md"
-        return diagnosis(name, error=cause, remedy=remedy[0].upper() + remedy[1:], **facts)
+        return self.of(name, error=cause, remedy=remedy[0].upper() + remedy[1:], **facts)
 
-
-def last_number(log: Path) -> int | None:
-    """Return the number of the last record in a log; 0 if it has none, None if it is unreadable."""
-    # These import pyarrow, which the path of a request does without.
-    from serve.log.reader import TABLES
-    from serve.log.segments import last_seq, segments
-    from serve.log.snapshots import numbers
-
-    # A damaged segment has no last number.
-    with suppress(TabrankError, OSError, StopIteration, AttributeError):
-        newest = [path for table in TABLES for path in segments(log, table)[-1:]]
-        return max([0, *map(last_seq, newest), *numbers(log)])
-    return None
+    def of(self, name: str, /, **facts: object) -> Diagnosis:
+        """Return a diagnosis of the list, filled with the facts that its sentences name."""
+        args, store = self.args, shown(self.args.store)
+        facts |= {"log": args.log, "store": store, "models": args.models}
+        load = LOAD.replace("--log LOG", f"--surface {args.surface} --log {args.log} --store {store}")
+        one = LIST[name]
+        cause, remedy = (one[part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy"))
+        return Diagnosis(name, cause, remedy)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
@@ -30,7 +30,6 @@ Clock = Literal["wall", "event"]
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 # Metrics of an experiment's report.
 Metric = Literal["active_days", "join_rate", "clicks", "joins", "minutes"]
-METRICS = get_args(Metric)
 POPULAR, CURRENT, CANARY, SHUFFLE, NOOP = "popular", "current", "canary", "shuffle", "noop"
 HEURISTICS = (POPULAR, SHUFFLE, NOOP)
 SCORERS = (CURRENT, CANARY, *HEURISTICS)
@@ -182,11 +181,6 @@ class Experiment:
     primary: Metric = "join_rate"
     smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """The versions that arms name, by arm."""
-        return {arm.name: arm.scorer for arm in self.arms if VERSION.fullmatch(arm.scorer)}
-
     def runs(self, now_ms: int) -> bool:
         """Return True if viewers take part at this time."""
         return (self.start_ms is None or self.start_ms <= now_ms) and (
@@ -326,6 +320,14 @@ class UserConfig:
     def from_mapping(cls, values: Mapping[str, Any], where: str = "user_config") -> UserConfig:
         """Read strictly; raise TabrankError with key, value and remedy."""
         return read(cls, values, where)
+
+    @property
+    def versions(self) -> dict[tuple[str, ...], str]:
+        """The versions that arms and shadow name, by the path of the key."""
+        named = {("experiment", "arms", arm.name, "scorer"): arm.scorer for arm in self.experiment.arms}
+        if self.shadow is not None:
+            named["shadow", "version"] = self.shadow.version
+        return {path: version for path, version in named.items() if VERSION.fullmatch(version)}
 
     @field_validator("api_keys")
     @classmethod

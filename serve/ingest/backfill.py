@@ -42,6 +42,8 @@ def load(
     """
     check_address(store_url, base)
     schema = Schema(surface)
+    args = AppArgs(named or surface.name, store_url, log=str(log))
+    service = Service(args, base, Features(schema), UserConfig())
     records = read_joined(log, surface, report)
     replay = Replay(schema, records)
     if until_ms is None:
@@ -68,13 +70,12 @@ def load(
         state.viewers.see(int(time.time() * 1e3))
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
         log_seq = max([records.last_seq, *numbers(log)])
-        # The share of each kind of reference that joins, where rows are needed for it.
-        coverage = {
-            name: join.found / join.given
-            for name, join in vars(records.joins).items()
-            if join.given and surface.fields.get(name.removesuffix("s"), True)
+        note = {
+            "log": service.log_paths(),
+            "log_seq": log_seq,
+            "ends_ms": min(filter(None, (records.ends_ms, until_ms))),
+            "coverage": {name: join.found / join.given for name, join in records.joins.items() if join.given},
         }
-        note = {"log": str(log.resolve()), "log_seq": log_seq, "coverage": coverage}
         # Commit above every number of the log: later rankings have seen all of it.
         seq = max(store.seq(), log_seq) + 1
         store.replace(seq, viewers, candidates, json.dumps(note).encode())
@@ -85,8 +86,7 @@ def load(
         ) from None
     finally:
         store.close()
-    args = AppArgs(named or surface.name, store_url, log=str(log))
-    found = list(Service(args, base, Features(schema), UserConfig()).of_stored())
+    found = list(service.of_stored())
     for diagnosis in found:
         report(f"warning: {diagnosis}")
     return {"viewers": len(viewers), "candidates": len(candidates), "diagnoses": list(map(asdict, found))}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.log.reader import TABLES
-from serve.log.segments import draft_segment, last_seq, segments
+from serve.log.segments import draft_segment, last_record, segments
 from serve.log.throttle import OnStep
 
 # Approximate size of a merged segment.
@@ -72,7 +72,7 @@ def _merge(paths: Sequence[Path], step: OnStep) -> None:
     held = 0
     parts: list[Path] = []
     for path in paths:
-        last = last_seq(path)
+        last, _ = last_record(path)
         # A leftover of an interrupted compaction.
         if last <= held:
             path.unlink()

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.messages import quoted
-from serve.features.slots import I64
+from serve.features.rows import NEVER_MS
 
-# Limit the memory for shown candidates: a million at once where an exposure has 55.
-EXPOSURES_AT_ONCE = 16_384
-OWNERS = ("request_id", "viewer")
-NEVER_MS = np.iinfo(np.int64).max
-EVENT = ("viewer", "candidate", "kind", "ts_ms")
-SAME_IDS = "write the same ids in both tables"
-# Of each join: its words, and the remedy if nothing joins.
+# Limit the memory for shown candidates: 3.6 million at once where an exposure has 55.
+EXPOSURES_AT_ONCE = 65_536
 JOINS = {
-    "viewers": ("exposures with a viewer find it in viewers", SAME_IDS),
-    "candidates": ("shown candidates are in candidates", SAME_IDS),
-    "events": (
-        "events join an exposure",
-        "an event needs its exposure's request_id, or a viewer and candidate of an earlier exposure",
-    ),
+    "viewers": "exposures with a viewer find it in viewers",
+    "candidates": "shown candidates are in candidates",
+    "events": "events join an exposure",
 }
+# Remedies if nothing joins.
+SAME_IDS = "write the same ids in both tables"
+SAME_EXPOSURE = "an event needs its exposure's request_id, or a viewer and candidate of an earlier exposure"
 
 
-@dataclass(frozen=True)
-class Join:
+class Join(NamedTuple):
     """`found` of `given` references name a row; `missing` describes the first that does not.
 
     `known` describes a row that could be named. Both are empty if there is none.
@@ -46,38 +38,32 @@ class Join:
     known: str
 
 
-@dataclass(frozen=True)
-class JoinCoverage:
-    """Joins of a log: of exposures' viewers, shown candidates and events, as JOINS describes them.
+def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Join]:
+    """Return the joins of a log's four tables, by their keys in JOINS.
 
     An event joins as in training: by its `request_id` and candidate, or else by its viewer and a
     candidate that an earlier exposure showed to that viewer. An event with neither does not count.
     """
-
-    viewers: Join
-    candidates: Join
-    events: Join
-
-
-def join_coverage(tables: Mapping[str, pa.Table]) -> JoinCoverage:
-    """Return the joins of a log's four tables."""
     exposures, events = tables["exposures"], tables["events"]
     if "request_id" not in events.column_names:
         events = events.append_column("request_id", pa.nulls(len(events), pa.string()))
     events = events.filter(pc.or_(pc.is_valid(events["request_id"]), pc.is_valid(events["viewer"])))
-    viewers = exposures.select(["viewer"]).filter(pc.is_valid(exposures["viewer"]))
+    has_request = pc.is_valid(events["request_id"]).to_numpy()
+    is_found = np.zeros(len(events), bool)
+    for owner, is_of in (("request_id", has_request), ("viewer", ~has_request)):
+        is_found[is_of] = _joined(exposures, events.filter(pa.array(is_of)), owner)
     shown = pa.table({"candidate": pc.list_flatten(exposures["candidates"])})
-    given, known = events.select([*OWNERS, "candidate"]), exposures.select([*OWNERS, "candidates"])
-    return JoinCoverage(
-        _named(viewers, tables["viewers"]),
-        _named(shown, tables["candidates"]),
-        _join(pa.array(_joined(exposures, events)), given, known),
-    )
+    owners = ["request_id", "viewer"]
+    given, known = events.select([*owners, "candidate"]), exposures.select([*owners, "candidates"])
+    return {
+        "viewers": _named(exposures.select(["viewer"]).drop_null(), tables["viewers"]),
+        "candidates": _named(shown, tables["candidates"]),
+        "events": _join(pa.array(is_found), given, known),
+    }
 
 
 def _named(given: pa.Table, known: pa.Table) -> Join:
-    is_found = pc.is_in(given[0].cast(pa.string()), known["id"].cast(pa.string()))
-    return _join(is_found, given, known.select(["id"]))
+    return _join(pc.is_in(given[0].cast("string"), known["id"].cast("string")), given, known.select(["id"]))
 
 
 def _join(is_found: Any, given: pa.Table, known: pa.Table) -> Join:
@@ -92,85 +78,75 @@ def _first(table: pa.Table) -> str:
     return ", ".join(f"{name} {quoted(str(value))}" for name, value in row.items() if value is not None)
 
 
-def check_joins(
-    log: Path,
-    tables: Mapping[str, pa.Table],
-    fields: Mapping[Any, Any],
-    report: Callable[[str], None],
-) -> JoinCoverage:
-    """Return the joins of a log's tables; report them in one line and duplicates in another.
+def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:
+    """Return for each event whether an exposure of its `owner` showed its candidate in time."""
+    owners, candidates = (pc.unique(events[name].cast("string")) for name in (owner, "candidate"))
+    # One more than the candidates: an unknown one, −1, meets no pair of the owner before.
+    base = len(candidates) + 1
+    keys = _codes(events[owner], owners) * base + _codes(events["candidate"], candidates)
+    pairs, pair = np.unique(keys, return_inverse=True)
+    first_ms = np.full(len(pairs), NEVER_MS)
+    exposures = exposures.append_column("owner", pa.array(_codes(exposures[owner], owners)))
+    for begin in range(0, len(exposures) if len(pairs) else 0, EXPOSURES_AT_ONCE):
+        part = exposures.slice(begin, EXPOSURES_AT_ONCE).filter(pc.field("owner") >= 0)
+        lists = part["candidates"].combine_chunks()
+        row = pc.list_parent_indices(lists).to_numpy()
+        keys = part["owner"].to_numpy()[row] * base + _codes(pc.list_flatten(lists), candidates)
+        at = np.minimum(np.searchsorted(pairs, keys), len(pairs) - 1)
+        is_hit = pairs[at] == keys
+        np.minimum.at(first_ms, at[is_hit], part["ts_ms"].to_numpy()[row[is_hit]])
+    # An event counts no earlier than the exposure that it names.
+    until_ms = NEVER_MS - 1 if owner == "request_id" else events["ts_ms"].to_numpy()
+    return first_ms[pair] <= until_ms
 
-    `fields` are those that a surface reads: a viewer or candidate without fields needs no row.
+
+def _codes(values: Any, known: Any) -> Any:
+    """Return the place of each string among the known ones, or −1."""
+    return np.asarray(pc.fill_null(pc.index_in(values.cast("string"), known), -1).to_numpy(), np.int64)
+
+
+def check_joins(
+    log: Path, tables: Mapping[str, pa.Table], fields: Mapping[Any, Any], report: Callable[[str], None]
+) -> dict[str, Join]:
+    """Report the joins of a log's tables in one line, and duplicates in another.
+
+    Returns the joins that matter: of `fields`, those that a surface reads, a viewer or candidate
+    without fields needs no row.
 
     Raises:
         TabrankError: nothing joins; with ids of both sides.
     """
-    joins, shares = join_coverage(tables), []
-    for name, join in vars(joins).items():
-        what, remedy = JOINS[name]
-        if join.given and join.known and not join.found and fields.get(name.removesuffix("s"), True):
+    joins = join_coverage(tables)
+    needed = {name: join for name, join in joins.items() if fields.get(name.removesuffix("s"), True)}
+    for name, join in needed.items():
+        if join.given and join.known and not join.found:
             raise TabrankError(
-                f"{log}: none of {join.given:,} {what}: {join.missing} on one side, {join.known} on the other; {remedy}"
+                f"{log}: none of {join.given:,} {JOINS[name]}: {join.missing} on one side, {join.known} on the other; "
+                f"{SAME_EXPOSURE if name == 'events' else SAME_IDS}"
             )
-        shares.append(f"{join.found / max(1, join.given):.1%} of {join.given:,} {what}")
-    report(f"{log}: {', '.join(shares)}")
-    if repeated := duplicates(tables):
-        report(f"{log}: {repeated}")
-    return joins
+    shares = (f"{n / max(1, of):.1%} of {of:,} {JOINS[name]}" for name, (n, of, *_) in joins.items())
+    for counts in (shares, _duplicates(tables)):
+        if line := ", ".join(counts):
+            report(f"{log}: {line}")
+    return needed
 
 
-def duplicates(tables: Mapping[str, pa.Table]) -> str:
-    """Return in one line what a log's tables hold twice, "" if nothing."""
-    events = tables["events"]
+def _duplicates(tables: Mapping[str, pa.Table]) -> Iterator[str]:
+    """Return what a log's tables hold twice, with the number of rows."""
+    events, event = tables["events"], ("viewer", "candidate", "kind", "ts_ms")
     known = events.filter(pc.is_valid(events["viewer"]))
-    rows = (tables["viewers"], tables["candidates"])
     counts = {
         "exposures repeat a request_id (dropped)": _repeats(tables["exposures"], "request_id"),
         "events repeat an id (dropped)": _repeats(events, "id"),
-        "events repeat viewer, candidate, kind and time (kept)": _repeats(known, *EVENT)
-        - _repeats(known, *EVENT, "id"),
+        "events repeat viewer, candidate, kind and time (kept)": _repeats(known, *event)
+        - _repeats(known, *event, "id"),
         "rows of viewers and candidates repeat an id and time (the last one holds)": sum(
-            _repeats(table, "id", "ts_ms", "seq") for table in rows
+            _repeats(tables[name], "id", "ts_ms", "seq") for name in ("viewers", "candidates")
         ),
     }
-    return ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
+    return (f"{number:,} {what}" for what, number in counts.items() if number)
 
 
 def _repeats(table: pa.Table, *columns: str) -> int:
     key = table.select([name for name in columns if name in table.column_names])
     return len(table) - len(key.group_by(key.column_names).aggregate([]))
-
-
-def _joined(exposures: pa.Table, events: pa.Table) -> NDArray[np.bool_]:
-    """Return for each event whether it joins an exposure."""
-    has_request = pc.is_valid(events["request_id"]).to_numpy()
-    # An event counts no earlier than the exposure that it names.
-    until_ms = np.where(has_request, NEVER_MS - 1, events["ts_ms"].to_numpy())
-    shown_ms = np.where(has_request, *(_first_shown_ms(exposures, events, o) for o in OWNERS))
-    return np.asarray(shown_ms <= until_ms)
-
-
-def _first_shown_ms(exposures: pa.Table, events: pa.Table, owner: str) -> I64:
-    """Return when each event's candidate was first shown to its `owner`, or NEVER_MS."""
-    owners, candidates = (pc.unique(events[name].drop_null()) for name in (owner, "candidate"))
-    pairs, pair = np.unique(
-        _codes(events[owner], owners) * len(candidates) + _codes(events["candidate"], candidates),
-        return_inverse=True,
-    )
-    first_ms = np.full(len(pairs), NEVER_MS)
-    for begin in range(0, len(exposures) if len(pairs) else 0, EXPOSURES_AT_ONCE):
-        part = exposures.slice(begin, EXPOSURES_AT_ONCE)
-        lists = part["candidates"].combine_chunks()
-        rows = pc.list_parent_indices(lists).to_numpy()
-        owned, shown = _codes(part[owner], owners)[rows], _codes(pc.list_flatten(lists), candidates)
-        keys = np.where((owned < 0) | (shown < 0), -1, owned * len(candidates) + shown)
-        at = np.minimum(np.searchsorted(pairs, keys), len(pairs) - 1)
-        is_hit = (pairs[at] == keys) & (keys >= 0)
-        np.minimum.at(first_ms, at[is_hit], part["ts_ms"].to_numpy()[rows[is_hit]])
-    return np.asarray(first_ms[pair], np.int64)
-
-
-def _codes(values: Any, known: Any) -> I64:
-    """Return the place of each string among the known ones, or −1."""
-    places = pc.index_in(values.cast(pa.string()), known.cast(pa.string()))
-    return np.asarray(pc.fill_null(places, -1).to_numpy(), np.int64)

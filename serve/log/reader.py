@@ -16,7 +16,7 @@ from serve.contract.errors import TabrankError
 from serve.features.slots import ENTITIES, IMPRESSION
 from serve.features.surface import FieldType, Surface
 from serve.log.conversion import converted
-from serve.log.join_coverage import JoinCoverage, check_joins
+from serve.log.join_coverage import Join, check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import FEW_OLD_TIMES, TableReader
 
@@ -52,8 +52,8 @@ class Log:
     events: pa.Table
     counts: dict[str, int] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
-    # Of the log with its test traffic, if `read_joined` read it.
-    joins: JoinCoverage | None = None
+    # Of the log with its test traffic, where `read_joined` read it: see `check_joins`.
+    joins: Mapping[str, Join] = field(default_factory=dict)
 
     @property
     def ends_ms(self) -> int:

@@ -14,7 +14,7 @@ from serve.features.slots import I64
 from serve.log.compaction import compact
 from serve.log.events import JournalEntry, entries
 from serve.log.reader import TABLES
-from serve.log.segments import Segments, last_seq, segments
+from serve.log.segments import Segments, last_record, segments
 from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
@@ -97,7 +97,7 @@ def _delete(folder: Path, old: list[Snapshot]) -> None:
         paths = segments(folder, name)
         # Keep the last segment: each table of a log needs rows.
         for path in paths[:-1]:
-            if int(path.stem) <= horizon.seq and last_seq(path) <= horizon.seq:
+            if int(path.stem) <= horizon.seq and last_record(path)[0] <= horizon.seq:
                 path.unlink()
     for snapshot in before:
         shutil.rmtree(snapshot.path)

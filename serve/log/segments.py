@@ -31,7 +31,8 @@ from serve.log.events import (
     key,
     numbered,
 )
-from serve.log.reader import ARROW, UNREADABLE
+from serve.log.reader import ARROW, TABLES, UNREADABLE
+from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 
 log = logging.getLogger("tabrank")
@@ -149,18 +150,16 @@ class Segments:
                 yield int(path.stem), table
 
     def last_seq(self) -> int:
-        """Return the number of the last record in any segment, 0 without segments.
+        """Return the number of the log's last record or snapshot, 0 without any.
 
         A damaged segment is added to `damaged` and counts with a number above all its records.
         """
-        last = 0
-        for name, _, _ in self._tables():
-            for path in segments(self.folder, name)[-1:]:
-                bound = int(path.stem) + MAX_SPAN
-                with self._unless_damaged(path):
-                    bound = last_seq(path)
-                last = max(last, bound)
-        return last
+        return log_end(self.folder, self._last)[0]
+
+    def _last(self, path: Path) -> tuple[int, int]:
+        with self._unless_damaged(path):
+            return last_record(path)
+        return int(path.stem) + MAX_SPAN, 0
 
     @contextmanager
     def _unless_damaged(self, path: Path) -> Iterator[None]:
@@ -269,13 +268,27 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def last_seq(path: Path) -> int:
-    """Return the greatest record number in a segment, from its footer."""
+def last_record(path: Path) -> tuple[int, int]:
+    """Return the number of a segment's last record, and its arrival in ms, from the footer."""
     with _readable(path):
         metadata = pq.read_metadata(path)
-    column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "seq")
-    groups = (metadata.row_group(i).column(column) for i in range(metadata.num_row_groups))
-    return max(int(group.statistics.max) for group in groups)
+    group = metadata.row_group(metadata.num_row_groups - 1)
+    last = {column["path_in_schema"]: column["statistics"] for column in group.to_dict()["columns"]}
+    return last["seq"]["max"], last["received_ms"]["max"]
+
+
+def log_end(log: Path, last: Callable[[Path], tuple[int, int]] = last_record) -> tuple[int, int]:
+    """Return the number of a log's last record or snapshot, and the last arrival in ms; 0 for none.
+
+    `last` reads a segment.
+
+    Raises:
+        TabrankError, OSError: a newest segment is damaged, or was merged meanwhile.
+    """
+    newest = (path for table in TABLES for path in segments(log, table)[-1:])
+    ends = [(0, 0), *map(last, newest), *((number, 0) for number in numbers(log))]
+    number, arrived_ms = map(max, zip(*ends, strict=True))
+    return number, arrived_ms
 
 
 def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from serve.config.diagnoses import Diagnosis, Service, diagnosis, last_number
+from serve.config.diagnoses import Diagnosis, Service
 from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import TabrankError
 from serve.contract.logs import SeldomWarning
@@ -32,8 +32,9 @@ from serve.ranking.near_scoring import NearScoring
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
-from serve.rollout.active_models import ActiveModels, LoadModel, stated_versions
+from serve.rollout.active_models import ActiveModels, LoadModel
 from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
+from serve.stores.candidate_table import CandidateTable
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
 EXCESS_BATCHES = 8
@@ -90,8 +91,8 @@ class FeatureFetcher:
             score = NearScoring(call, near, lambda version: self.models.trial(version) is None, self.warn)
 
         features = Features(self.schema)
-        self._declared = Service(args, base, features, self.config, application)
-        self.live = self._declared.open()
+        self.declared = Service(args, base, features, self.config, application)
+        self.live = CandidateTable(self.schema, self.declared.open)
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self.models = ActiveModels(base / args.models, features, load_model)
@@ -119,8 +120,8 @@ class FeatureFetcher:
         Raises:
             TabrankError: an arm names a version that is not published; the settings do not change.
         """
-        for where, version in stated_versions(config).items():
-            require(self.base / self.args.models, version, where)
+        for path, version in config.versions.items():
+            require(self.base / self.args.models, version, ".".join(("user_config", *path)))
         self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
@@ -249,23 +250,25 @@ class FeatureFetcher:
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
         )
 
-    def diagnose_store(self) -> None:
-        """Diagnose the store beside the log; this takes too long for the event loop."""
-        log_seq = last_number(self.base / self.args.log)
-        self._of_store = list(self._declared.of_store(self.live, log_seq))
+    def diagnose_store(self, log_end: tuple[int, int] | None) -> None:
+        """Diagnose the store as it was last read, after the end of the log was."""
+        if self.live.error is not None:
+            self._of_store = [self.declared.of_unavailable(self.live.error)]
+        else:
+            self._of_store = list(self.declared.of_store(self.live.seq, self.live.note, log_end))
 
     def diagnoses(self) -> Iterator[Diagnosis]:
         """Yield what is wrong with the service, as far as this replica knows."""
         models, config = self.models, self.config
-        declared = replace(self._declared, config=config)
+        declared = replace(self.declared, config=config)
         if config.kill_switch:
-            yield diagnosis("kill_switch")
+            yield declared.of("kill_switch")
         if self.settings_error:
             yield declared.of_error("settings_refused", self.settings_error)
         yield from self._of_store
         age_s = self.exposure_buffer.age_s
         if age_s * 1e3 > config.stale_after_ms and not self.event_clock:
-            yield diagnosis("stale_features", age_s=age_s)
+            yield declared.of("stale_features", age_s=age_s)
         for reason in FAILING:
             if failure := self.warn.recent(reason):
                 yield declared.of_error("failing", failure, reason=reason)

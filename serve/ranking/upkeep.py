@@ -10,7 +10,7 @@ from serve.ranking.telemetry import Moment
 
 # Pull the candidate table this often if no ranking does.
 REFRESH_S = 0.2
-# Diagnose the store this often: it scans the candidates and reads the footers of four files.
+# Diagnose the store this often: it reads the footers of four files.
 DIAGNOSE_S = 5.0
 
 
@@ -40,14 +40,15 @@ async def _diagnose_forever(fetcher: FeatureFetcher) -> None:
 
 async def refresh(fetcher: FeatureFetcher) -> None:
     """Update and diagnose the candidate table, and follow the model pointers; log failures."""
-    _pull(fetcher)
     await _diagnose(fetcher)
     await _follow(fetcher)
 
 
 async def _diagnose(fetcher: FeatureFetcher) -> None:
     try:
-        await asyncio.to_thread(fetcher.diagnose_store)
+        log_end = await asyncio.to_thread(fetcher.declared.log_end)
+        _pull(fetcher)
+        fetcher.diagnose_store(log_end)
     # A diagnosis that fails must stop no ranking.
     except Exception as error:
         fetcher.warn("not_diagnosed", error)

@@ -28,15 +28,6 @@ LoadModel = Callable[[str], Awaitable[None]]
 UNKNOWN = Version("")
 
 
-def stated_versions(config: UserConfig) -> dict[str, str]:
-    """Return the versions that the live settings name, by key."""
-    arms = config.experiment.versions
-    found = {f"user_config.experiment.arms.{arm}.scorer": version for arm, version in arms.items()}
-    if config.shadow is not None and config.shadow.version != CANARY_SCORER:
-        found["user_config.shadow.version"] = config.shadow.version
-    return found
-
-
 class ActiveModels:
     """Artifacts of a models folder, each verified and loaded by a scorer before it ranks."""
 
@@ -89,7 +80,7 @@ class ActiveModels:
         failed: list[Exception] = []
         self._pointers = {pointer: self._pointed(pointer, failed) for pointer in self._pointers}
         self._follow_history(failed)
-        stated = stated_versions(config).values()
+        stated = config.versions.values()
         wanted = set(filter(None, (*self._usable(), *self._incumbents().values(), *stated)))
         self._release(wanted)
         for name in sorted(wanted):

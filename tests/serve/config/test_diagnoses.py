@@ -19,16 +19,19 @@ from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.config.diagnoses import EMPTY_HALF_LIVES, LIST, last_number
+from serve.config.diagnoses import EMPTY_HALF_LIVES, LIST
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import ScorerUnavailable, StateMismatch, TabrankError
+from serve.contract.records import Event
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.http.app import Edge
+from serve.ingest.writer import Ingester
 from serve.log.events import IngestResult
 from serve.log.writer import write_log
-from serve.model.artifact import CURRENT, FILES, load, point, save
+from serve.model.artifact import CANARY, CURRENT, FILES, load, point, save, unpoint
 from serve.operate.status.vitals import diagnosed
+from serve.ranking import upkeep
 from serve.ranking.service import FeatureFetcher
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
@@ -179,6 +182,22 @@ def model_of_another_state(home):
     promote_made_for(home, OTHER_STATE)
 
 
+def canary_of_another_state(home):
+    promote_made_for(home, OTHER_STATE, CANARY)
+
+
+def arm_of_another_state(home):
+    canary_of_another_state(home)
+    unpoint(home.folder / "models", CANARY)
+    home.settings["experiment"]["arms"]["model"]["scorer"] = NEW
+
+
+def shadow_of_another_state(home):
+    canary_of_another_state(home)
+    unpoint(home.folder / "models", CANARY)
+    home.settings["shadow"] = {"version": NEW, "share": 1.0}
+
+
 def broken_model(home):
     (home.folder / "models" / MODEL / "golden.safetensors").write_bytes(b"else")
 
@@ -189,21 +208,22 @@ def names_of_another(home):
     (home.folder / "tiny.toml").write_text(TOML.replace('["click", "join"', '["join"'))
 
 
-def promote_made_for(home, state: str, **files: bytes) -> None:
-    """Publish and promote a model that was trained on a state."""
+def promote_made_for(home, state: str, pointer: str = CURRENT) -> None:
+    """Publish a model that was trained on a state, and let a pointer name it."""
     made = load(home.folder / "models" / MODEL)
-    contents = {name: made.read(name) for name in FILES} | {"surface.toml": TOML.encode()} | files
+    contents = {name: made.read(name) for name in FILES} | {"surface.toml": TOML.encode()}
     manifest = {"version": NEW, "surface": "tiny", "state_fingerprint": state}
     save(home.folder / "models" / NEW, contents, manifest)
-    point(home.folder / "models", CURRENT, NEW)
+    point(home.folder / "models", pointer, NEW)
 
 
+LOAD = "`python -m serve load --surface tiny.toml --log log --store lmdb:store`"
 # Each fault, the name of its diagnosis, words of the text, and whether `load` can know it.
 FAULTS = [
     (no_store, "no_store", "no store at lmdb:store2", False),
     (other_state, "other_store", f"holds tiny-{STATE[:12]}, not tiny-{OTHER_STATE[:12]}", False),
     (other_surface, "other_store", f"holds tiny-{STATE[:12]}, not mine-", False),
-    (damaged_store, "store_unavailable", "delete that folder and run", False),
+    (damaged_store, "store_unavailable", f"delete that folder and run {LOAD}.", False),
     (old_log, "old_records", "400 days old, which empties joins (half-life 10s), topic_affinity", True),
     (another_log, "other_log", "from the log log, but args.log is var/log", False),
     (log_ahead, "log_ahead", "up to number 500, the store only up to 1:", False),
@@ -211,6 +231,9 @@ FAULTS = [
     (few_viewers, "join_coverage", "only 33% of viewers join", True),
     (no_model, "no_model", "get the popular order: model.", False),
     (model_of_another_state, "model_of_another_state", "fit a model with this surface", False),
+    (canary_of_another_state, "model_of_another_state", f"Version {NEW} is refused", False),
+    (arm_of_another_state, "model_of_another_state", f"Version {NEW} is refused", False),
+    (shadow_of_another_state, "model_of_another_state", f"Version {NEW} is refused", False),
     (broken_model, "model_refused", "golden.safetensors is not the file that was written", False),
     (
         names_of_another,
@@ -329,8 +352,70 @@ def test_a_model_of_another_state_is_neither_published_nor_promoted(home, monkey
     assert not (home.folder / "others").exists()
 
 
-def test_the_number_of_a_log_that_cannot_be_read_is_unknown(tmp_path):
-    assert last_number(tmp_path / "nowhere") == 0
-    (tmp_path / "events").mkdir()
-    (tmp_path / "events" / f"{7:020d}.parquet").write_bytes(b"x")
-    assert last_number(tmp_path) is None
+def test_a_log_that_cannot_be_read_has_no_end_to_compare(home):
+    log_behind(home)
+    assert len(home.check()) == 1
+    (home.folder / "log/events").mkdir()
+    (home.folder / "log/events" / f"{7:020d}.parquet").write_bytes(b"x")
+    assert home.check() == asyncio.run(home.readyz()) == []
+
+
+async def taken(home) -> None:
+    """Let the writer commit an event of now and flush it to the log."""
+    writer = Ingester(AppArgs(**home.args), home.folder)
+    running = asyncio.create_task(writer.run())
+    now_ms = int(time.time() * 1e3)
+    await writer.take([Event(f"e{now_ms}", "ann", "a", "click", now_ms)], 100)
+    writer.stop()
+    await running
+
+
+@pytest.mark.parametrize("clock", ["wall", "event"])
+def test_a_log_that_grows_with_its_store_is_not_ahead(home, monkeypatch, clock):
+    home.args["clock"] = clock
+    # The replica reads the store only before a diagnosis.
+    monkeypatch.setattr(upkeep, "REFRESH_S", 60)
+    monkeypatch.setattr(upkeep, "DIAGNOSE_S", 0.01)
+
+    async def scenario(fetcher, client):
+        for _ in range(3):
+            seq = fetcher.live.seq
+            await taken(home)
+            await asyncio.sleep(0.1)
+            assert fetcher.live.seq > seq
+            assert list(fetcher.diagnoses()) == []
+
+    assert asyncio.run(home.readyz(scenario)) == home.check() == asyncio.run(home.readyz()) == []
+
+
+def test_a_store_of_a_backup_is_behind_its_log_until_the_next_commit(home):
+    shutil.copytree(home.folder / "store", home.folder / "backup")
+    asyncio.run(taken(home))
+    shutil.rmtree(home.folder / "store")
+    (home.folder / "backup").rename(home.folder / "store")
+    (found,) = asyncio.run(home.readyz())
+    assert found["name"] == "log_ahead"
+    assert home.check() == [text(found)]
+    asyncio.run(taken(home))
+    assert home.check() == []
+
+
+def test_a_service_that_has_moved_has_the_same_log(home, monkeypatch):
+    moved = home.folder.with_name("moved")
+    home.folder.rename(moved)
+    home.folder = moved
+    monkeypatch.chdir(moved)
+    assert home.check() == asyncio.run(home.readyz()) == []
+
+
+def test_a_record_of_today_ends_the_warning_of_an_old_log(home):
+    home.write_log(days=400)
+    home.load()
+    assert len(home.check()) == 1
+    asyncio.run(taken(home))
+    assert home.check() == asyncio.run(home.readyz()) == []
+
+
+def test_what_changes_no_ranking_is_advice():
+    advice = {name for name, one in LIST.items() if one.get("advice")}
+    assert advice == {"other_names", "other_log", "log_behind", "join_coverage"}

@@ -32,7 +32,7 @@ def renamed(table, **columns):
 
 
 def counted(joins):
-    return {name: (join.found, join.given) for name, join in vars(joins).items()}
+    return {name: (join.found, join.given) for name, join in joins.items()}
 
 
 def test_every_join_is_counted_and_said_in_one_line(log_folder):
@@ -105,7 +105,7 @@ def test_viewers_without_fields_need_no_row(tmp_path):
     fields = {name: kind for name, kind in SURFACE.features.items() if "viewer" not in str(kind)}
     write_log(tmp_path / "log", parts)
     surface = dataclasses.replace(SURFACE, viewer={}, features=fields)
-    assert read_joined(tmp_path / "log", surface, print).joins.viewers.found == 0
+    assert "viewers" not in read_joined(tmp_path / "log", surface, print).joins
 
 
 def test_anonymous_exposures_and_events_are_no_mismatch(tmp_path):
@@ -125,7 +125,7 @@ def test_events_of_test_traffic_join_it(tmp_path):
     parts["events"] = parts["events"].slice(0, 2)
     write_log(tmp_path / "log", parts)
     log = read_joined(tmp_path / "log", SURFACE, print)
-    assert log.joins.events.found == 2
+    assert log.joins["events"].found == 2
 
 
 IDS = st.sampled_from(["u", "v", None])
@@ -165,7 +165,7 @@ def test_events_join_as_in_training(tmp_path_factory, exposures, events, at_once
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "EXPOSURES_AT_ONCE", at_once)
-        found = join_coverage(parts).events.found
+        found = join_coverage(parts)["events"].found
     if not events:
         assert found == 0
         return
