@@ -9,12 +9,16 @@ from dataclasses import replace
 
 import pytest
 from live import Live, event
+from memory_store import MemoryStore
 from served import assert_same_state, stored_rows
+from tiny import TOML
 
 from serve.contract.errors import StoreUnavailable
 from serve.contract.records import Event, Forget, Viewer
 from serve.features.rows import Schema
+from serve.features.surface import read_surface
 from serve.ingest import expiry, writer
+from serve.ingest.intake import Group
 from serve.ingest.writer import Ingester
 from serve.log.reader import read_log
 from serve.log.replay import Replay
@@ -109,17 +113,24 @@ def test_viewers_are_examined_now_and_then(visits, monkeypatch):
 
 
 @pytest.mark.parametrize("most", [1_000, 20])
-def test_viewers_who_come_once_stay_for_the_days_and_no_longer(visits, monkeypatch, most):
+def test_viewers_who_come_once_stay_for_the_days_and_no_longer(monkeypatch, most):
     monkeypatch.setattr(expiry, "EVERY_S", 3_600.0)
     monkeypatch.setattr(expiry, "EVERY_RECORDS", 100)
-    monkeypatch.setattr(expiry, "MOST", most)
-    visits.args = replace(visits.args, keep_viewers_days=5)
-    # Ids in any order: a store may keep its rows by them.
-    first = [[f"{hash((day, i)) % 10**9}-{day // 10}" for i in range(10)] for day in range(1_000)]
-    known = visits.run(
-        *([visit(name, (1_000 + int(name.rpartition("-")[2])) * DAY_MS) for name in some] for some in first)
-    )
-    days = [int(name.rpartition("-")[2]) for name in known if name[0].isdigit()]
+    schema, store = Schema(read_surface(TOML)), MemoryStore()
+    store.take_epoch()
+    expires, kept = expiry.ViewerExpiry(schema, 5 * DAY_MS, most), schema.blank("viewer")
+    # A hundred viewers a day in ten commits, with ids in any order: a store keeps its rows by them.
+    for number in range(1_000):
+        day = number // 10
+        kept["seen_ms"] = day * DAY_MS
+        names = [f"{hash((number, i)) % 10**9}-{day}" for i in range(10)]
+        group = Group(False, [visit(name, day * DAY_MS) for name in names])
+        expires.expire(store, group, day * DAY_MS)
+        rows = {
+            record.viewer: b"" if isinstance(record, Forget) else kept.tobytes() for record in group.records
+        }
+        store.commit(number + 1, rows, {})
+    days = [int(name.rpartition("-")[2]) for name, _ in store.viewers(b"", 10_000)[1]]
     assert sum(day >= 95 for day in days) == 500
     # At most as many rows again wait for the end of a round.
     assert len(days) <= 1_000
