@@ -227,18 +227,7 @@ class RunFolder:
                 with contextlib.suppress(psutil.Error):
                     process.terminate()
             psutil.wait_procs(asked, timeout=STOP_S)
-        killed = []
-        deadline = time.monotonic() + GRACE_S
-        # Repeated, because a dying parent may have just started a child.
-        while left := self.processes():
-            for process in left:
-                killed.append(_name(process))
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, timeout=2.0)
-            if time.monotonic() > deadline:
-                raise TabrankError(f"process {left[0].pid} cannot be ended; end it, then try again")
-        return killed
+        return kill(self.processes)
 
     def locked(self, timeout_s: float) -> contextlib.AbstractContextManager[None]:
         """Hold the folder's lock, so that two commands do not start and stop one service."""
@@ -255,6 +244,25 @@ def processes_with(name: str, value: str) -> list[psutil.Process]:
             if process.environ().get(name) == value and process.pid != os.getpid():
                 found.append(process)
     return found
+
+
+def kill(find: Callable[[], list[psutil.Process]]) -> list[str]:
+    """Kill processes by id until none is found; return their names.
+
+    Raise TabrankError if one of them cannot be ended.
+    """
+    killed = []
+    deadline = time.monotonic() + GRACE_S
+    # Repeated, because a dying parent may have just started a child.
+    while left := find():
+        for process in left:
+            killed.append(_name(process))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=2.0)
+        if time.monotonic() > deadline:
+            raise TabrankError(f"process {left[0].pid} cannot be ended; end it, then try again")
+    return killed
 
 
 def _name(process: psutil.Process) -> str:
