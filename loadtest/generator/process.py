@@ -20,12 +20,12 @@ from time import perf_counter
 
 import numpy as np
 
-from loadtest.generator.bodies import SEED
 from loadtest.generator.connections import Connections, Failure, Retrying
 from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
 from loadtest.generator.offer import LOAD, RESULT, OfferedLoad, OfferResult
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import read_answer
+from loadtest.workload.profiles import SEED
 
 
 def main(folder: Path) -> None:
