@@ -28,12 +28,12 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner
 
-from loadtest.generator.bodies import SEED, make_bodies
+from loadtest.generator.bodies import make_bodies
 from loadtest.generator.connections import Connections
 from loadtest.generator.dispatcher import Dispatcher, arrivals
 from loadtest.generator.ids import find_ids
 from loadtest.measure.service import PATH, Ended, read_answer
-from loadtest.workload.profiles import Block, Profile, blocks, load_profile, load_slo
+from loadtest.workload.profiles import SEED, Block, Profile, blocks, load_profile, load_slo
 from serve.contract.errors import TabrankError
 
 BLOCK_S = 10.0

@@ -14,10 +14,9 @@ import numpy as np
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.ids import Ids
-from loadtest.workload.profiles import Profile
+from loadtest.workload.profiles import SEED, Profile
 
 NUM_BODIES = 4096
-SEED = 20
 # At 500 events per second this makes 50 posts, which cost this process almost no CPU.
 BATCH = 10
 Record = dict[str, Any]

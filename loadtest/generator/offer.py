@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from loadtest.commands import die_with_parent, failure
 from loadtest.errors import LoadtestError
 from loadtest.generator.connections import TIMEOUT_S, Failure
@@ -21,7 +19,7 @@ from loadtest.measure.measure import Requests
 from loadtest.workload.profiles import Block
 
 # Files of the load, of its result and of messages, in the folder that both processes share.
-LOAD, RESULT, LOG = "load.msgpack", "result.pickle", "generator.log"
+LOAD, RESULT, LOG = "load.pickle", "result.pickle", "generator.log"
 # Time for the last answers, and to write the results.
 OVERTIME_S = 30.0
 
@@ -100,7 +98,7 @@ def offering(load: OfferedLoad) -> Iterator[Offer]:
     """
     with tempfile.TemporaryDirectory(prefix="tabrank-load-") as name:
         folder = Path(name)
-        (folder / LOAD).write_bytes(msgspec.msgpack.encode(load))
+        (folder / LOAD).write_bytes(pickle.dumps(load))
         command = [sys.executable, "-m", "loadtest.generator.process", name]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with (

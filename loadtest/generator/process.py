@@ -18,20 +18,19 @@ from itertools import cycle, takewhile
 from pathlib import Path
 from time import perf_counter
 
-import msgspec
 import numpy as np
 
-from loadtest.generator.bodies import SEED
 from loadtest.generator.connections import Connections, Failure, Retrying
 from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
 from loadtest.generator.offer import LOAD, RESULT, OfferedLoad, OfferResult
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import read_answer
+from loadtest.workload.profiles import SEED
 
 
 def main(folder: Path) -> None:
     """Offer the folder's load until its end or SIGTERM; write the result beside it."""
-    load = msgspec.msgpack.decode((folder / LOAD).read_bytes(), type=OfferedLoad)
+    load: OfferedLoad = pickle.loads((folder / LOAD).read_bytes())
     allow_open_files()
     failures: list[Failure] = []
     record = RequestLog()

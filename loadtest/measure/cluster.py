@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,27 +42,18 @@ Look = Callable[[], tuple[Mapping[str, int], int | None]]
 """Reader of a cluster that returns running replicas by deployment, and the number of nodes."""
 
 
-@dataclass
-class Watch:
-    """Sampler of a cluster: once a second during the warm-up of a run and its `seconds`."""
+def watch(look: Look, warmup_s: float, seconds: float, samples: list[ClusterSample]) -> None:
+    """Add a sample of a cluster once a second during the warm-up of a run and its `seconds`.
 
-    look: Look
-    warmup_s: float
-    seconds: float
-    samples: list[ClusterSample] = field(default_factory=list)
-
-    def __call__(self) -> None:
-        """Sample until the run is over; skip the moments at which the cluster is unreadable."""
-        begun, number = perf_counter(), 0
-        while (at_s := number * PERIOD_S) <= self.warmup_s + self.seconds:
-            time.sleep(max(0.0, begun + at_s - perf_counter()))
-            try:
-                replicas, nodes = self.look()
-            except UNREADABLE_ERRORS:
-                replicas = {}
+    Moments at which the cluster is unreadable are skipped.
+    """
+    begun = perf_counter()
+    for number in range(int((warmup_s + seconds) / PERIOD_S) + 1):
+        time.sleep(max(0.0, begun + number * PERIOD_S - perf_counter()))
+        with suppress(*UNREADABLE_ERRORS):
+            replicas, nodes = look()
             if replicas:
-                self.samples.append(ClusterSample(perf_counter() - begun - self.warmup_s, replicas, nodes))
-            number += 1
+                samples.append(ClusterSample(perf_counter() - begun - warmup_s, replicas, nodes))
 
 
 def find_cluster(named: str | None, url: str) -> Look | None:

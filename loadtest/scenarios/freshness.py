@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.bodies import BATCH, SEED, candidate, event, forget, make_bodies, pack, viewer_events
+from loadtest.generator.bodies import BATCH, candidate, event, forget, make_bodies, pack, viewer_events
 from loadtest.generator.connections import Connections
 from loadtest.generator.dispatcher import Dispatcher, arrivals
 from loadtest.generator.ids import Ids
@@ -37,7 +37,7 @@ from loadtest.report.freshness import (
     write_freshness,
 )
 from loadtest.report.report import Report
-from loadtest.workload.profiles import Block, Profile, Slo
+from loadtest.workload.profiles import SEED, Block, Profile, Slo
 from serve.operate.host.machine import describe_machine
 
 CLEAN_UP_BATCH = 500

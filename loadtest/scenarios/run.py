@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
-from loadtest.measure.cluster import Watch, find_cluster
+from loadtest.measure.cluster import ClusterSample, find_cluster, watch
 from loadtest.measure.service import probe
 from loadtest.report.report import Report
 from loadtest.report.run import report_run
@@ -24,11 +25,11 @@ def run_profile(profile: Profile, slo: Slo, url: str, ids: Ids, cluster: str | N
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
     look = find_cluster(cluster, url)
-    watch = Watch(look, profile.warmup_s, profile.duration_s) if look else None
+    samples: list[ClusterSample] = []
+    looking = [partial(watch, look, profile.warmup_s, profile.duration_s, samples)] if look else []
     # Import late: the module patches the standard library for gevent.
     from loadtest.scenarios.locust_run import run_load
 
-    requests, page = run_load(profile, url, bodies, [watch] if watch else [])
-    samples = watch.samples if watch else []
+    requests, page = run_load(profile, url, bodies, looking)
     report, _ = report_run(profile, slo, url, requests, samples, out, page)
     return report

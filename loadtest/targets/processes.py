@@ -19,7 +19,7 @@ from loadtest.measure.service import PATH, ask, read_answer
 from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Workspace
 from serve.operate.host.run_folder import MARKER as CLUSTER
-from serve.operate.host.run_folder import processes_with
+from serve.operate.host.run_folder import kill, memory_mib, name_of, processes_with
 
 # Environment variable of every process of a measured service.
 MARKER = "TABRANK_LOADTEST"
@@ -131,12 +131,7 @@ def marker_of(work: Workspace, service: TargetService) -> str:
 
 def end_marked(marker: str) -> None:
     """End by id every process whose environment has this MARKER."""
-    # Repeat: a dying parent may have just started a child.
-    while left := marked(marker):
-        for one in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(left, timeout=2.0)
+    kill(partial(marked, marker))
 
 
 def marked(marker: str) -> list[psutil.Process]:
@@ -150,9 +145,6 @@ def of_cluster(cluster_id: str) -> list[psutil.Process]:
 
 
 def _footprint(marker: str, start_s: float) -> Footprint:
-    memory, names = 0, []
-    for process in marked(marker):
-        with contextlib.suppress(psutil.Error):
-            memory += process.memory_full_info().pss
-            names.append(process.name())
-    return Footprint(start_s, memory >> 20, len(names), sorted(names))
+    processes = marked(marker)
+    names = sorted(filter(None, map(name_of, processes)))
+    return Footprint(start_s, memory_mib(processes), len(names), names)

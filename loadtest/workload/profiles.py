@@ -19,6 +19,8 @@ SLO = Path(__file__).parents[1] / "slo.toml"
 MAX_CANDIDATES = 1000
 # Candidates per request of the scenarios, as in the headline profile.
 CANDIDATES = 55
+# Seed of all random draws, so that two runs send the same.
+SEED = 20
 Number = Annotated[float, Between(0, 1e6)]
 Positive = Annotated[float, Between(0.001, 1e6)]
 Share = Annotated[float, Between(0, 1)]

@@ -20,6 +20,7 @@ from serve.contract.rankings import (
 )
 from serve.contract.records import EventsAnswer, EventsRequest
 from serve.features.surface import Surface
+from serve.ranking.admission import SCORES_DUE
 from serve.report.page import whole_page
 
 ANY = {
@@ -80,13 +81,14 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
         answered = _content(summary, {"type": "object"})
         return {"get": operation(summary, answered, {code: REFUSED[code] for code in refused})}
 
+    late = f"Without scores at {100 * SCORES_DUE:g} % of it, the popular order."
     rank = operation(
         "Rank live candidates for a viewer",
         _content("The ranking.", answer),
         REFUSED,
         operationId="rank",
         parameters=[
-            _header("X-Deadline-Ms", DEADLINE_MS, "Without scores at 75 % of it, the popular order."),
+            _header("X-Deadline-Ms", DEADLINE_MS, late),
             given,
             _header("X-Arm", {"type": "string"}, "For tests: rank with this arm; counts for no experiment."),
         ],

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 from serve.ranking.load_shedding import REMEMBER_S, TICK_S, LoadShedder
 
-# Keep this share of each deadline for computing, sending and forwarding the popular order: when
-# scores are late, these are slow too.
-ANSWER_SHARE = 0.25
+# The share of each deadline by which the scores must have come. The rest is for computing, sending
+# and forwarding the popular order: when scores are late, these are slow too.
+SCORES_DUE = 0.75
 
 
 class LoopLag:
@@ -141,7 +141,7 @@ class Admission:
             deadline_ms: the request's own deadline; None for the configured one.
         """
         within_s = self._deadline_s if deadline_ms is None else deadline_ms / 1e3
-        scores_s = (1.0 - ANSWER_SHARE) * within_s
+        scores_s = SCORES_DUE * within_s
         return asyncio.get_running_loop().time() + scores_s - waited_s - self._lag.last_s
 
     def answered(self, arrived_s: float, *, is_scored: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import Look, Watch
+from loadtest.measure.cluster import ClusterSample, Look, watch
 from loadtest.measure.timeline import Moment
 from loadtest.report.report import Report
 from loadtest.report.run import report_run
@@ -78,9 +78,10 @@ def load_service(
         LoadtestError: if the generator failed.
     """
     load = OfferedLoad(url, bodies, profile.candidates, profile.target_rps, profile.blocks)
-    watch = Watch(look, profile.warmup_s, profile.duration_s)
+    samples: list[ClusterSample] = []
+    times = (profile.warmup_s, profile.duration_s)
     with offering(load) as offer:
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, args=(look, *times, samples), daemon=True).start()
         meanwhile()
         requests = offer.result().requests.counted_from(profile.warmup_s)
-    return report_run(profile, load_slo(), url, requests, watch.samples, out)
+    return report_run(profile, load_slo(), url, requests, samples, out)

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -212,7 +212,7 @@ class RunFolder:
 
     def node(self) -> list[psutil.Process]:
         """Return the Ray node's processes; without one of them the service ends."""
-        return [process for process in self.processes() if _name(process) in NODE]
+        return [process for process in self.processes() if name_of(process) in NODE]
 
     def end(self) -> list[str]:
         """End each process of the cluster by its id; return the names of killed processes.
@@ -220,25 +220,14 @@ class RunFolder:
         Raise TabrankError if one of them cannot be ended.
         """
         # The raylet goes first: it ends its workers. The GCS goes last: the others need it to end.
-        others = {_name(process) for process in self.processes()} - {*NODE}
+        others = {name_of(process) for process in self.processes()} - {*NODE}
         for names in ({RAYLET}, others, {GCS}):
-            asked = [process for process in self.processes() if _name(process) in names]
+            asked = [process for process in self.processes() if name_of(process) in names]
             for process in asked:
                 with contextlib.suppress(psutil.Error):
                     process.terminate()
             psutil.wait_procs(asked, timeout=STOP_S)
-        killed = []
-        deadline = time.monotonic() + GRACE_S
-        # Repeated, because a dying parent may have just started a child.
-        while left := self.processes():
-            for process in left:
-                killed.append(_name(process))
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, timeout=2.0)
-            if time.monotonic() > deadline:
-                raise TabrankError(f"process {left[0].pid} cannot be ended; end it, then try again")
-        return killed
+        return kill(self.processes)
 
     def locked(self, timeout_s: float) -> contextlib.AbstractContextManager[None]:
         """Hold the folder's lock, so that two commands do not start and stop one service."""
@@ -257,7 +246,36 @@ def processes_with(name: str, value: str) -> list[psutil.Process]:
     return found
 
 
-def _name(process: psutil.Process) -> str:
+def kill(find: Callable[[], list[psutil.Process]]) -> list[str]:
+    """Kill processes by id until none is found; return their names.
+
+    Raise TabrankError if one of them cannot be ended.
+    """
+    killed = []
+    deadline = time.monotonic() + GRACE_S
+    # Repeated, because a dying parent may have just started a child.
+    while left := find():
+        for process in left:
+            killed.append(name_of(process))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=2.0)
+        if time.monotonic() > deadline:
+            raise TabrankError(f"process {left[0].pid} cannot be ended; end it, then try again")
+    return killed
+
+
+def name_of(process: psutil.Process) -> str:
+    """Return the name of a process; empty if it has ended."""
     with contextlib.suppress(psutil.Error):
         return process.name()
     return ""
+
+
+def memory_mib(processes: Iterable[psutil.Process]) -> int:
+    """Return the memory of living processes; a page that they share counts once."""
+    num_bytes = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            num_bytes += process.memory_full_info().pss
+    return num_bytes >> 20

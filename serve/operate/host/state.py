@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import math
 import shlex
@@ -13,10 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import psutil
-
 from serve.config.application import OUR_APPLICATION
-from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.run_folder import RunFolder, memory_mib
 
 RUN = Path("var/run")
 # A local address needs no proxy.
@@ -92,12 +89,8 @@ def status(run_dir: Path) -> dict[str, Any]:
             for name, app in service.get("applications", {}).items()
             if unwatched
         }
-    memory = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            # The proportional share counts a page shared by processes once.
-            memory += process.memory_full_info().pss
-    found = {"state": state, "unwatched": unwatched, "processes": len(processes), "memory_mib": memory >> 20}
+    memory = memory_mib(processes)
+    found = {"state": state, "unwatched": unwatched, "processes": len(processes), "memory_mib": memory}
     logs = run.replica_logs
     return {**service, **found, "log": str(run.log), "replica_logs": logs and str(logs), **kept}
 

@@ -58,7 +58,7 @@ class Outcome:
     def answers(self, begin_s: float, end_s: float) -> dict[str, Any]:
         """Return the answers to the requests that arrived in this time, rounded for a report.
 
-        `late_share` had no scores at 75 % of the deadline. Simulated latencies are an
+        `late_share` had no scores when these were due. Simulated latencies are an
         indication, not a promise, and None where nothing was answered.
         """
         part = slice(*np.searchsorted(self.ledger.arrived_s, [begin_s, end_s]))

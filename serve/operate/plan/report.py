@@ -15,13 +15,14 @@ from serve.operate.host.machine import describe_machine
 from serve.operate.plan.outcome import F64, ONGOING, WANTED, Outcome
 from serve.operate.plan.plan_warnings import warnings_of
 from serve.operate.plan.trace import NODES, RATE, REPLICAS, TIME, Phase, shown
+from serve.ranking.admission import SCORES_DUE
 from serve.report.page import footer, paragraph, whole_page
 from serve.report.rows import columns, csv_text, number
 
 Report = dict[str, Any]
 METHOD = "Ray's own scaling code over a simulation of the service."
 LEGEND = (
-    "late: no scores at 75 % of the deadline, which starts when a replica accepts the request; "
+    f"late: no scores at {100 * SCORES_DUE:g} % of the deadline, which starts when a replica accepts the request; "
     "p99 includes the wait before that. Load shedding is not simulated"
 )
 

@@ -10,7 +10,7 @@ from serve.operate.plan.fleet import Core, Replica, SimulationContext
 from serve.operate.plan.outcome import FULL, LATE, REFUSED
 from serve.operate.plan.policy import COUNT_FACTOR, QUEUED, RUNNING, Series
 from serve.operate.plan.service import FETCH, SCORER
-from serve.ranking.admission import ANSWER_SHARE
+from serve.ranking.admission import SCORES_DUE
 from serve.ranking.batcher import Batcher
 
 # Replicas do not report in step: each begins at a random time within half a second.
@@ -87,7 +87,7 @@ class FetchReplica(Replica):
         self._core = Core(context)
         self._batcher = Batcher(self._score, slots=service.slots, cap=service.batch_candidates)
         self._half_request_s = context.costs.fetch.us_per_request / 2e6
-        self._patience_s = (1.0 - ANSWER_SHARE) * service.deadline_s
+        self._patience_s = SCORES_DUE * service.deadline_s
         # Requests that wait for a place.
         self._queue: deque[int] = deque()
         # Requests with a place, which Ray counts at an ingress.

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import Watch, find_cluster
+from loadtest.measure.cluster import find_cluster, watch
 
 SERVICE = {
     "url": "http://127.0.0.1:8000",
@@ -115,7 +115,7 @@ def test_a_watch_looks_through_the_whole_run_and_past_what_cannot_be_seen(monkey
             raise found
         return found
 
-    watch = Watch(look, warmup_s=0.05, seconds=0.1)
-    watch()
-    assert [sample.replicas["Scorer"] for sample in watch.samples] == [1, 2, 2]
-    assert -0.06 < watch.samples[0].at_s < 0 < watch.samples[-1].at_s
+    samples = []
+    watch(look, 0.05, 0.1, samples)
+    assert [sample.replicas["Scorer"] for sample in samples] == [1, 2, 2]
+    assert -0.06 < samples[0].at_s < 0 < samples[-1].at_s

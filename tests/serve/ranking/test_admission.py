@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from functools import partial
 
-from serve.ranking.admission import ANSWER_SHARE, Admission
+from serve.ranking.admission import SCORES_DUE, Admission
 from serve.ranking.load_shedding import MOST_CREDIT
 
 
@@ -27,9 +27,9 @@ def test_a_deadline_counts_from_when_the_request_came():
         ]
 
     own, waited, named = asyncio.run(scenario())
-    assert (1 - ANSWER_SHARE) * 0.2 <= own < 0.2
+    assert SCORES_DUE * 0.2 <= own < 0.2
     assert 0.001 < own - waited < 0.031
-    assert (1 - ANSWER_SHARE) * 0.05 <= named < 0.05
+    assert SCORES_DUE * 0.05 <= named < 0.05
 
 
 def scenario(body):
