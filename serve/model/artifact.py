@@ -260,7 +260,8 @@ def _read_plain(path: Path, max_bytes: int, where: str) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.ENXIO, "not a file")
             if status.st_size > max_bytes:
-                raise ArtifactRefused(f"{where} has {status.st_size:,} bytes, more than {max_bytes:,}")
+                size = f"{status.st_size:,} bytes, more than {max_bytes:,}"
+                raise ArtifactRefused(f"{where} has {size}; is it a model's?")
             return file.read(max_bytes)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
