@@ -69,10 +69,9 @@ class Artifact:
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder of the columns; raises ArtifactRefused if it cannot be read."""
+        content = self.read("encoder.json")
         try:
-            return Encoder.from_json(self.read("encoder.json"))
-        except ArtifactRefused:
-            raise
+            return Encoder.from_json(content)
         except TabrankError as error:
             raise ArtifactRefused(f"artifact {self.path}: encoder.json: {error}") from error
 
