@@ -69,10 +69,9 @@ class Artifact:
     @cached_property
     def encoder(self) -> Encoder:
         """The encoder of the columns; raises ArtifactRefused if it cannot be read."""
+        content = self.read("encoder.json")
         try:
-            return Encoder.from_json(self.read("encoder.json"))
-        except ArtifactRefused:
-            raise
+            return Encoder.from_json(content)
         except TabrankError as error:
             raise ArtifactRefused(f"artifact {self.path}: encoder.json: {error}") from error
 
@@ -260,7 +259,8 @@ def _read_plain(path: Path, max_bytes: int, where: str) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.ENXIO, "not a file")
             if status.st_size > max_bytes:
-                raise ArtifactRefused(f"{where} has {status.st_size:,} bytes, more than {max_bytes:,}")
+                size = f"{status.st_size:,} bytes, more than {max_bytes:,}"
+                raise ArtifactRefused(f"{where} has {size}; is it a model's?")
             return file.read(max_bytes)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):

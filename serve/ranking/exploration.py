@@ -12,8 +12,6 @@ from numpy.random import Generator
 
 from serve.features.slots import F32, F64, I64
 
-TEMPERATURE = 1.0
-"""At 1 a candidate's weight is its odds; near 0 the draw is the ranking, far above 1 a shuffle."""
 NEAREST = 1e-6
 """Clip scores to [1e-6, 1 − 1e-6] in a draw, so that no candidate is surely first or last."""
 
@@ -37,9 +35,9 @@ def draw(score: F32, rng: Generator) -> tuple[I64, F64]:
 
 
 def log_weight(score: F32 | F64) -> F64:
-    """Return the log weight of each score: its log-odds, divided by the temperature."""
+    """Return the log weight of each score: its log-odds."""
     p = np.clip(score.astype(np.float64), NEAREST, 1.0 - NEAREST)
-    return np.asarray((np.log(p) - np.log1p(-p)) / TEMPERATURE, np.float64)
+    return np.asarray(np.log(p) - np.log1p(-p), np.float64)
 
 
 def pick_probability(weight: F64) -> F64:

@@ -282,7 +282,7 @@ def _write(out: Path, result: Mapping[str, Any], log: Log, played: F64) -> None:
 def _decoded(body: bytes, kind: type[Answer], what: str) -> Answer:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise TabrankError(f"{what}: unknown answer ({error}); is this a tabrank service?") from None
 
 
@@ -291,5 +291,5 @@ def _detail(body: bytes) -> str:
     try:
         problem = msgspec.json.decode(body, type=Problem)
         return f"{problem.pointer or ''} {problem.detail}".strip()
-    except msgspec.DecodeError:
+    except ValueError:
         return body[:200].decode("utf-8", "replace")

@@ -11,16 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from serve.contract import records as wire
 from serve.contract.rankings import RankRequest, StatedCandidate
-from serve.contract.records import (
-    MAX_EVENTS_BODY_BYTES,
-    MAX_RECORDS,
-    Candidate,
-    ClientRecord,
-    Event,
-    Forget,
-    Viewer,
-)
+from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS, ClientRecord
 from serve.features.rows import EVER_MS
 from serve.features.surface import Surface
 from serve.log.reader import Log
@@ -76,16 +69,16 @@ def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
     for row in log.viewers.to_pylist():
         ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
         if not row["removed"]:
-            yield ts_ms, UPSERT, Viewer(row["id"], _fields(row, surface, "viewer"), max(ts_ms, 0))
+            yield ts_ms, UPSERT, wire.Viewer(row["id"], _fields(row, surface, "viewer"), max(ts_ms, 0))
         # An earlier forget is already in the store, with what the viewer did since.
         elif ts_ms >= first_ms:
-            yield ts_ms, UPSERT, Forget(row["id"], ts_ms)
+            yield ts_ms, UPSERT, wire.Forget(row["id"], ts_ms)
     for row in log.candidates.to_pylist():
         # The service removes candidates that ended long ago by itself.
         if not row["removed"]:
             ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
             fields = _fields(row, surface, "candidate")
-            yield ts_ms, UPSERT, Candidate(row["id"], fields, max(ts_ms, 0), row["ends_ms"])
+            yield ts_ms, UPSERT, wire.Candidate(row["id"], fields, max(ts_ms, 0), row["ends_ms"])
 
 
 def _fields(
@@ -100,7 +93,7 @@ def _events(log: Log) -> Iterator[Timed]:
     times = event_times(log.exposures, log.events).tolist()
     for ts_ms, row in zip(times, log.events.to_pylist(), strict=True):
         names = ("id", "viewer", "candidate", "kind", "request_id")
-        yield ts_ms, EVENT, Event(**{name: row[name] for name in names}, ts_ms=ts_ms)
+        yield ts_ms, EVENT, wire.Event(**{name: row[name] for name in names}, ts_ms=ts_ms)
 
 
 def posts(records: Iterable[ClientRecord]) -> Iterator[bytes]:

@@ -60,11 +60,10 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Validate the statistics on simulated viewers; exit code 1 if a check fails."""
-    from training.experiment.validation import table
-    from training.experiment.validation import validate as run
+    from training.experiment import validation
 
-    result = run(runs, seed=seed, progress=print_progress)
-    answer(result, as_json, table(result), held=result["held"])
+    result = validation.validate(runs, seed=seed, progress=print_progress)
+    answer(result, as_json, validation.table(result), held=result["held"])
 
 
 @experiment.command("offline")
@@ -85,12 +84,11 @@ def offline(
     all three exit with 0. The reward at a position is its examination times the attraction of the
     candidate.
     """
-    from training.experiment.offline.estimate import offline as run
-    from training.experiment.offline.estimate import text
+    from training.experiment.offline import estimate
 
     with ProgressBar("offline") as progress:
-        result = run(log, model, event=event, positions=positions, progress=progress)
-    answer(result, as_json, text(result))
+        result = estimate.offline(log, model, event=event, positions=positions, progress=progress)
+    answer(result, as_json, estimate.text(result))
 
 
 @experiment.command("offline-check")

@@ -1,8 +1,8 @@
 """Served log as data frames: exposures of known viewers, and events.
 
 Ids become 64-bit hashes and names become codes, so that an exposure takes about 50 bytes whatever
-the length of its ids. The probability that two of ten million ids
-collide is 3e-6.
+the length of its ids. The strings of one table are in memory while it is read. The probability that
+two of ten million ids collide is 3e-6.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _compacted(log: Path, name: str) -> Iterator[pa.Table]:
     """Yield the columns of a table, some rows at a time; those that it lacks are null."""
     reader = TableReader(*read_table(log, name, tuple(REQUIRED[name] | OPTIONAL[name])))
     for column, kind in REQUIRED[name].items():
-        reader.required(column, kind, nullable=True)
+        reader.required(column, kind, nullable=column == "viewer")
     for column, kind in OPTIONAL[name].items():
         reader.optional(column, kind)
     for at in range(0, len(reader.table) or 1, ROWS):

@@ -15,8 +15,7 @@ from serve.contract.validation import refuse_existing, refuse_file
 from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.surface import Surface
-from serve.model.artifact import new_version
-from serve.model.artifact import save as save_artifact
+from serve.model import artifact
 from training.data.dataset import Dataset
 from training.data.prepare import encode_rows, prepare
 from training.evaluation.drift import STATISTICS, statistics
@@ -28,9 +27,8 @@ from training.fit.loop import FitConfig
 from training.fit.progress import Progress
 from training.fit.sizing import advice
 from training.fit.trainer import train
+from training.network import export
 from training.network.calibrate import fit_platt
-from training.network.export import build as build_files
-from training.network.export import golden
 from training.network.model import Model
 
 
@@ -123,7 +121,7 @@ def save(
         **about,
     }
     whole: dict[str, Any] = {
-        "version": new_version(time.time()),
+        "version": artifact.new_version(time.time()),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "surface": surface.name,
         "surface_fingerprint": surface.fingerprint,
@@ -141,13 +139,13 @@ def save(
         **manifest,
         "seconds": round(time.perf_counter() - begun, 1),
     }
-    files = build_files(model.network, model.calibration)
+    files = export.build(model.network, model.calibration)
     files["surface.toml"] = surface.text.encode()
     files["evaluation.json"] = json.dumps(evaluation, indent=1, allow_nan=False).encode()
-    files["golden.safetensors"] = golden(model.network, model.calibration, held.matrix)
+    files["golden.safetensors"] = export.golden(model.network, model.calibration, held.matrix)
     files["MODEL_CARD.md"] = model_card(whole, evaluation).encode()
     files["report.html"] = report_page(whole, evaluation).encode()
-    save_artifact(out, files, whole)
+    artifact.save(out, files, whole)
     return whole
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
-from serve.model.artifact import current, load
-from serve.model.artifact import publish as copy
+from serve.model import artifact
 from serve.model.compatibility import check_own_state
 from serve.model.scorers import load_scorer
 from serve.rollout.registry import ModelRegistry
@@ -23,8 +22,8 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
     """
     load_scorer(model, "onnx")
     check_own_state(model)
-    check_surface(models, str(load(model).manifest["surface"]))
-    version = copy(model, models)
+    check_surface(models, str(artifact.load(model).manifest["surface"]))
+    version = artifact.publish(model, models)
     if make_current:
         ModelRegistry(models).promote(version)
     return version
@@ -33,10 +32,10 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
 def check_surface(models: Path, surface: str) -> None:
     """Raise TabrankError if `models` is a file, or its current model is of another surface."""
     refuse_file(models)
-    version = current(models)
+    version = artifact.current(models)
     if version is None:
         return
-    other = load(models / version).manifest.get("surface")
+    other = artifact.load(models / version).manifest.get("surface")
     if other != surface:
         raise TabrankError(
             f"{models}: its current model is of the surface {other!r}, not {surface!r}; "

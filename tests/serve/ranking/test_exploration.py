@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.ranking.exploration import NEAREST, TEMPERATURE, draw, log_weight, pick_probability
+from serve.ranking.exploration import NEAREST, draw, log_weight, pick_probability
 
 SCORES = st.lists(st.one_of(st.floats(0.0, 1.0, width=32), st.just(float("nan"))), max_size=40)
 
@@ -31,7 +31,7 @@ def test_every_candidate_has_one_place_and_the_unscored_come_last(scores, seed):
 def test_a_pick_is_as_probable_as_its_odds_among_those_that_are_left(scores, seed):
     score, order, propensity = drawn(scores, seed)
     p = np.clip(score[order].astype(np.float64), NEAREST, 1 - NEAREST)
-    odds = (p / (1 - p)) ** (1 / TEMPERATURE)
+    odds = p / (1 - p)
     for k in np.flatnonzero(~np.isnan(odds)):
         assert propensity[k] == pytest.approx(odds[k] / np.nansum(odds[k:]), rel=1e-6)
         assert 0.0 < propensity[k] <= 1.0

@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 
 from training.data.dataset import Progress
+from training.experiment.offline import open_bandit
 from training.experiment.offline.attraction import attraction, ranked
 from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Estimate
 from training.experiment.offline.estimate import called
-from training.experiment.offline.open_bandit import open_bandit
-from training.experiment.offline.open_bandit import text as open_bandit_text
 from training.experiment.offline.placements import Bins, place_counts
 from training.experiment.offline.test_world import NUM_CANDIDATES, WorldSample, sample, true_values
 
@@ -44,7 +43,7 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
     Raises:
         TabrankError: `obp` does not hold the Open Bandit Dataset.
     """
-    real = None if obp is None else open_bandit(obp)
+    real = None if obp is None else open_bandit.open_bandit(obp)
     truth = true_values()
     rows: list[dict[str, Any]] = []
     for number in range(runs):
@@ -124,5 +123,5 @@ def text(result: Mapping[str, Any]) -> str:
                 f"{apart:>12}{better:15.1%}{worse:7.1%}"
             )
     if result["open_bandit"] is not None:
-        lines.append(open_bandit_text(result["open_bandit"]))
+        lines.append(open_bandit.text(result["open_bandit"]))
     return "\n".join([*lines, "held" if result["held"] else "NOT held"])

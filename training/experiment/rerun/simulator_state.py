@@ -62,9 +62,6 @@ class SimulatorState:
         simulator = cls(provenance, world, audience)
         for row in _since(tables["candidates"], provenance.end_ms):
             about = {name: row.pop(name) for name in ("id", "ts_ms", "ends_ms")}
-            # Leave out the default, as a client does.
-            if about["ends_ms"] is None:
-                del about["ends_ms"]
             simulator.add(Candidate(fields=row, **about))
         for row in _since(tables["events"], provenance.end_ms):
             simulator.add(Event(**row))
