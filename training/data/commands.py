@@ -65,6 +65,6 @@ def csv(
     if repeated := found["repeated_rows"]:
         lines.append(f"{repeated:,} rows repeat a candidate of their slate, which is shown once")
     lines += [f"fields of {owner}: {', '.join(names)}" for owner, names in found["fields"].items() if names]
-    if names := [name or "(no name)" for name in found["left_out"]]:
-        lines.append(f"left out, with several values for a candidate, viewer and slate: {', '.join(names)}")
+    if names := ", ".join(name or "(no name)" for name in found["left_out"]):
+        lines.append(f"left out (empty, a name of the log, or several values for each id): {names}")
     answer(found, as_json, "\n".join(lines))
