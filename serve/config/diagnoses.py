@@ -62,14 +62,13 @@ class Service:
         for pointer in (CURRENT, CANARY):
             with suppress(TabrankError):
                 pointers[pointer] = pointed(models, pointer)
-        stated = set(self.config.versions.values())
+        # Versions that are not published are refused elsewhere.
+        stated = {name for name in self.config.versions.values() if (models / name).is_dir()}
         for name in sorted(filter(None, stated.union(pointers.values()))):
-            # Versions that are not published are refused elsewhere.
-            if (models / name).is_dir():
-                try:
-                    load_for(models / name, self.features)
-                except TabrankError as error:
-                    yield self.of_version(name, error)
+            try:
+                load_for(models / name, self.features)
+            except TabrankError as error:
+                yield self.of_version(name, error)
         arms = self.config.experiment.arms
         yield from self.of_arms(a for a in arms if not pointers.get(CURRENT) and a.scorer not in stated)
         yield from self.of_names()
@@ -183,6 +182,5 @@ class Service:
         args, store = self.args, shown(self.args.store)
         facts |= {"log": args.log, "store": store, "models": args.models}
         load = LOAD.replace("--log LOG", f"--surface {args.surface} --log {args.log} --store {store}")
-        one = LIST[name]
-        cause, remedy = (one[part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy"))
+        cause, remedy = (LIST[name][part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy"))
         return Diagnosis(name, cause, remedy)

@@ -71,7 +71,7 @@ def load(
             "log": service.log_paths(),
             "log_seq": log_seq,
             "ends_ms": min(filter(None, (records.ends_ms, until_ms))),
-            "coverage": {name: join.found / join.given for name, join in records.joins.items() if join.given},
+            "coverage": records.coverage,
         }
         store.annotate(json.dumps(note).encode())
         # Commit above every number of the log: later rankings have seen all of it.
