@@ -103,7 +103,7 @@ class Service:
         return None
 
     def log_paths(self) -> list[str]:
-        """Return the log's absolute path, and that from the store, which is the same after a move."""
+        """Return the log's absolute path, and its path from the store, which survives a move."""
         log, (kind, _, where) = (self.base / self.args.log).resolve(), self.args.store.partition(":")
         beside = self.base / where if kind == "lmdb" else self.base
         return [str(log), os.path.relpath(log, beside.resolve())]

@@ -53,7 +53,7 @@ class Log:
     events: pa.Table
     counts: dict[str, int] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
-    # Shares that `check_joins` returned, of the log with its test traffic; if `read_joined` read it.
+    # What `check_joins` returned for the log with its test traffic, if `read_joined` read it.
     coverage: Mapping[str, float] = field(default_factory=dict)
 
     @property
