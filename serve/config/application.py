@@ -67,8 +67,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
             f"user_config.api_keys of {OUR_INGRESS} (`python -m serve key` creates a key), or set 127.0.0.1"
         )
     args_at, here = application["args"], show(application.steps)
-    given = application.value.get("args", {})
-    args = args_at.read(AppArgs, given, "name a shipped surface, such as spaces")
+    args = args_at.read(AppArgs, application.value.get("args", {}), "name a shipped surface, such as spaces")
     if args is None:
         return
     check_storage(args_at, args, file.num_nodes)

@@ -62,14 +62,13 @@ class Service:
         for pointer in (CURRENT, CANARY):
             with suppress(TabrankError):
                 pointers[pointer] = pointed(models, pointer)
-        stated = set(self.config.versions.values())
+        # Versions that are not published are refused elsewhere.
+        stated = {name for name in self.config.versions.values() if (models / name).is_dir()}
         for name in sorted(filter(None, stated.union(pointers.values()))):
-            # Versions that are not published are refused elsewhere.
-            if (models / name).is_dir():
-                try:
-                    load_for(models / name, self.features)
-                except TabrankError as error:
-                    yield self.of_version(name, error)
+            try:
+                load_for(models / name, self.features)
+            except TabrankError as error:
+                yield self.of_version(name, error)
         arms = self.config.experiment.arms
         yield from self.of_arms(a for a in arms if not pointers.get(CURRENT) and a.scorer not in stated)
         yield from self.of_names()
@@ -104,7 +103,7 @@ class Service:
         return None
 
     def log_paths(self) -> list[str]:
-        """Return the log's absolute path, and that from the store, which is the same after a move."""
+        """Return the log's absolute path, and its path from the store, which survives a move."""
         log, (kind, _, where) = (self.base / self.args.log).resolve(), self.args.store.partition(":")
         beside = self.base / where if kind == "lmdb" else self.base
         return [str(log), os.path.relpath(log, beside.resolve())]
@@ -183,6 +182,5 @@ class Service:
         args, store = self.args, shown(self.args.store)
         facts |= {"log": args.log, "store": store, "models": args.models}
         load = LOAD.replace("--log LOG", f"--surface {args.surface} --log {args.log} --store {store}")
-        one = LIST[name]
-        cause, remedy = (one[part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy"))
+        cause, remedy = (LIST[name][part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy"))
         return Diagnosis(name, cause, remedy)

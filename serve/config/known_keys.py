@@ -17,10 +17,7 @@ CHOSEN = ("nodes", "arms", "api_keys")
 APPLICATION: Level = ("applications",)
 DEPLOYMENT: Level = ("applications", "deployments")
 LIVE: Level = (*DEPLOYMENT, "user_config")
-OURS: Levels = {
-    **levels(AppArgs, (*APPLICATION, "args")),
-    **levels(UserConfig, LIVE),
-}
+OURS: Levels = {**levels(AppArgs, (*APPLICATION, "args")), **levels(UserConfig, LIVE)}
 POOLS: Levels = levels(NodePool, ("nodes", "*"))
 PLACES = {
     (): "at the top of the file",

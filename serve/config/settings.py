@@ -25,11 +25,8 @@ from serve.features.surface import Surface, load_surface
 from serve.model.scorer_cache import MAX_VERSIONS
 from serve.model.scorers import Backend
 
-Clock = Literal["wall", "event"]
 # Name of an artifact's version.
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
-# Metrics of an experiment's report.
-Metric = Literal["active_days", "join_rate", "clicks", "joins", "minutes"]
 POPULAR, CURRENT, CANARY, SHUFFLE, NOOP = "popular", "current", "canary", "shuffle", "noop"
 HEURISTICS = (POPULAR, SHUFFLE, NOOP)
 SCORERS = (CURRENT, CANARY, *HEURISTICS)
@@ -98,7 +95,7 @@ class AppArgs:
     models: str = "var/models"
     log: str = "var/log"
     backend: Backend = "onnx"
-    clock: Clock = "wall"
+    clock: Literal["wall", "event"] = "wall"
     keep_log_days: Annotated[int, Between(0, 36_500)] = 30
     keep_viewers_days: Annotated[int, Between(0, 36_500)] = 90
 
@@ -178,7 +175,7 @@ class Experiment:
     holdout: Annotated[float, Between(0, 0.5)] = 0.0
     start_ms: Annotated[Time, Field(alias="start")] = None
     end_ms: Annotated[Time, Field(alias="end")] = None
-    primary: Metric = "join_rate"
+    primary: Literal["active_days", "join_rate", "clicks", "joins", "minutes"] = "join_rate"
     smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
 
     def runs(self, now_ms: int) -> bool:
@@ -324,7 +321,9 @@ class UserConfig:
     @property
     def versions(self) -> dict[tuple[str, ...], str]:
         """The versions that arms and shadow name, by the path of the key."""
-        named = {("experiment", "arms", arm.name, "scorer"): arm.scorer for arm in self.experiment.arms}
+        named: dict[tuple[str, ...], str] = {
+            ("experiment", "arms", arm.name, "scorer"): arm.scorer for arm in self.experiment.arms
+        }
         if self.shadow is not None:
             named["shadow", "version"] = self.shadow.version
         return {path: version for path, version in named.items() if VERSION.fullmatch(version)}

@@ -74,7 +74,7 @@ def load(
             "log": service.log_paths(),
             "log_seq": log_seq,
             "ends_ms": min(filter(None, (records.ends_ms, until_ms))),
-            "coverage": {name: join.found / join.given for name, join in records.joins.items() if join.given},
+            "coverage": records.coverage,
         }
         # Commit above every number of the log: later rankings have seen all of it.
         seq = max(store.seq(), log_seq) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,19 +26,11 @@ SAME_IDS = "write the same ids in both tables"
 SAME_EXPOSURE = "an event needs its exposure's request_id, or a viewer and candidate of an earlier exposure"
 
 
-class Join(NamedTuple):
-    """`found` of `given` references name a row; `missing` describes the first that does not.
-
-    `known` describes a row that could be named. Both are empty if there is none.
-    """
-
-    found: int
-    given: int
-    missing: str
-    known: str
+# Of a join: how many references name a row, the references, and the rows.
+Counted = tuple[int, pa.Table, pa.Table]
 
 
-def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Join]:
+def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
     """Return the joins of a log's four tables, by their keys in JOINS.
 
     An event joins as in training: by its `request_id` and candidate, or else by its viewer and a
@@ -58,23 +50,18 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Join]:
     return {
         "viewers": _named(exposures.select(["viewer"]).drop_null(), tables["viewers"]),
         "candidates": _named(shown, tables["candidates"]),
-        "events": _join(pa.array(is_found), given, known),
+        "events": (int(is_found.sum()), given, known),
     }
 
 
-def _named(given: pa.Table, known: pa.Table) -> Join:
-    return _join(pc.is_in(given[0].cast("string"), known["id"].cast("string")), given, known.select(["id"]))
-
-
-def _join(is_found: Any, given: pa.Table, known: pa.Table) -> Join:
-    at = pc.index(is_found, False).as_py()
-    missing = _first(given.slice(at)) if at >= 0 else ""
-    return Join(pc.sum(is_found).as_py() or 0, len(given), missing, _first(known))
+def _named(given: pa.Table, known: pa.Table) -> Counted:
+    is_found = pc.is_in(given[0].cast("string"), known["id"].cast("string"))
+    return pc.sum(is_found).as_py() or 0, given, known.select(["id"])
 
 
 def _first(table: pa.Table) -> str:
-    """Return the ids in a table's first row, or ""."""
-    (row,) = table.slice(0, 1).to_pylist() or [{}]
+    """Return the ids in a table's first row."""
+    (row,) = table.slice(0, 1).to_pylist()
     return ", ".join(f"{name} {quoted(str(value))}" for name, value in row.items() if value is not None)
 
 
@@ -107,28 +94,29 @@ def _codes(values: Any, known: Any) -> Any:
 
 def check_joins(
     log: Path, tables: Mapping[str, pa.Table], fields: Mapping[Any, Any], report: Callable[[str], None]
-) -> dict[str, Join]:
+) -> dict[str, float]:
     """Report the joins of a log's tables in one line, and duplicates in another.
 
-    Returns the joins that matter: of `fields`, those that a surface reads, a viewer or candidate
-    without fields needs no row.
+    Returns the share of each join that matters and has references. `fields` are those that a
+    surface reads: a viewer or candidate without fields needs no row.
 
     Raises:
         TabrankError: nothing joins; with ids of both sides.
     """
-    joins = join_coverage(tables)
-    needed = {name: join for name, join in joins.items() if fields.get(name.removesuffix("s"), True)}
-    for name, join in needed.items():
-        if join.given and join.known and not join.found:
-            raise TabrankError(
-                f"{log}: none of {join.given:,} {JOINS[name]}: {join.missing} on one side, {join.known} on the other; "
-                f"{SAME_EXPOSURE if name == 'events' else SAME_IDS}"
-            )
-    shares = (f"{n / max(1, of):.1%} of {of:,} {JOINS[name]}" for name, (n, of, *_) in joins.items())
+    coverage, shares = {}, []
+    for name, (found, given, known) in join_coverage(tables).items():
+        share, what = found / max(1, len(given)), f"{len(given):,} {JOINS[name]}"
+        shares.append(f"{share:.1%} of {what}")
+        if len(given) and fields.get(name.removesuffix("s"), True):
+            coverage[name] = share
+            if len(known) and not found:
+                sides = f"{_first(given)} on one side, {_first(known)} on the other"
+                remedy = SAME_EXPOSURE if name == "events" else SAME_IDS
+                raise TabrankError(f"{log}: none of {what}: {sides}; {remedy}")
     for counts in (shares, _duplicates(tables)):
         if line := ", ".join(counts):
             report(f"{log}: {line}")
-    return needed
+    return coverage
 
 
 def _duplicates(tables: Mapping[str, pa.Table]) -> Iterator[str]:

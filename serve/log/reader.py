@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from serve.contract.errors import TabrankError
 from serve.features.slots import ENTITIES, IMPRESSION
 from serve.features.surface import FieldType, Surface
 from serve.log.conversion import converted
-from serve.log.join_coverage import Join, check_joins
+from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import FEW_OLD_TIMES, TableReader
 
@@ -52,8 +53,8 @@ class Log:
     events: pa.Table
     counts: dict[str, int] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
-    # Of the log with its test traffic, where `read_joined` read it: see `check_joins`.
-    joins: Mapping[str, Join] = field(default_factory=dict)
+    # What `check_joins` returned for the log with its test traffic, if `read_joined` read it.
+    coverage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ends_ms(self) -> int:
@@ -84,8 +85,8 @@ def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -
     log = _read_log(folder, surface)
     # Most viewers and candidates of a truncated log are in its snapshots alone.
     fields = dict.fromkeys(ENTITIES) if log.snapshots else surface.fields
-    joins = check_joins(folder, {name: getattr(log, name) for name in TABLES}, fields, report)
-    return replace(_clean(log, False), joins=joins)
+    coverage = check_joins(folder, {name: getattr(log, name) for name in TABLES}, fields, report)
+    return replace(_clean(log, False), coverage=coverage)
 
 
 def _read_log(folder: Path, surface: Surface) -> Log:
@@ -131,7 +132,6 @@ def _own_columns(folder: Path) -> dict[str, TableReader]:
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:
-    counts = {}
     exposures = log.exposures
     if not test_traffic:
         live = pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True)
@@ -140,7 +140,7 @@ def _clean(log: Log, test_traffic: bool) -> Log:
             raise TabrankError(
                 'every exposure of the log is test traffic (traffic = "test"); use a log with live traffic'
             )
-    counts["test_exposures"] = len(log.exposures) - len(exposures)
+    counts = {"test_exposures": len(log.exposures) - len(exposures)}
     exposures, counts["repeated_exposures"] = _once(exposures, "request_id")
     events, counts["repeated_events"] = _once(log.events, "id")
     viewers, candidates = _unrepeated(log.viewers), _unrepeated(log.candidates)
@@ -153,10 +153,8 @@ def _clean(log: Log, test_traffic: bool) -> Log:
 def _unrepeated(table: pa.Table) -> pa.Table:
     """Drop rows with a repeated number: segments being merged hold some records twice."""
     numbers = pc.fill_null(table["seq"], 0).to_numpy()
-    given = np.flatnonzero(numbers)
-    rows = np.ones(len(table), bool)
-    rows[given] = False
-    rows[given[np.unique(numbers[given], return_index=True)[1]]] = True
+    rows = numbers == 0
+    rows[np.unique(numbers, return_index=True)[1]] = True
     return table if rows.all() else table.filter(pa.array(rows))
 
 
@@ -168,9 +166,8 @@ def _once(table: pa.Table, column: str) -> tuple[pa.Table, int]:
     return table.take(first) if num_repeated else table, num_repeated
 
 
-def concat_logs(logs: Iterable[Log]) -> Log:
+def concat_logs(logs: Sequence[Log]) -> Log:
     """Concatenate logs; the snapshots are those of the first log that has any."""
-    logs = list(logs)
     merged = {name: pa.concat_tables([getattr(log, name) for log in logs]) for name in TABLES}
     return Log(**merged, snapshots=next((log.snapshots for log in logs if log.snapshots), ()))
 
@@ -211,10 +208,8 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
 def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
     """Read a file or a folder of segments; retry if segments are merged or deleted meanwhile."""
     for _ in range(READS - 1):
-        try:
+        with suppress(*UNREADABLE):
             return _read_once(path, columns)
-        except UNREADABLE:
-            continue
     return _read_once(path, columns)
 
 

@@ -43,8 +43,7 @@ class Codes:
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
-    flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def event_times(exposures: pa.Table, events: pa.Table) -> I64:
@@ -187,22 +186,16 @@ class Replay:
                 self.known[entity][at] = True
 
     def _read_upserts(self, entity: Entity, table: pa.Table) -> list[_Upsert]:
-        names = self.state.schema.surface.fields[entity]
-        columns = {name: table[name].to_pylist() for name in names}
-        rows = zip(*columns.values(), strict=True) if columns else iter([()] * len(table))
-        times = pc.fill_null(table["ts_ms"], EVER_MS).to_pylist()
-        received = pc.fill_null(table["received_ms"], NEVER_MS).to_pylist()
-        ends = table["ends_ms"].to_pylist() if entity == "candidate" else [None] * len(table)
-        changes = zip(table["stated"].to_pylist(), table["removed"].to_pylist(), strict=True)
+        declared = self.state.schema.surface.fields[entity]
         upserts = []
-        for t, received_ms, name, end, row, (stated, removed) in zip(
-            times, received, table["id"].to_pylist(), ends, rows, changes, strict=True
-        ):
-            fields = dict(zip(names, row, strict=True))
-            if stated is not None:
+        for batch in table.to_batches():
+            for row in batch.to_pylist():
+                ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
+                received_ms = NEVER_MS if row["received_ms"] is None else row["received_ms"]
                 # Leave out fields that the surface no longer declares.
-                fields = {field: fields[field] for field in stated if field in fields}
-            upserts.append(_Upsert(t, received_ms, entity, name, end, None if removed else fields))
+                stated = declared if row["stated"] is None else row["stated"]
+                fields = None if row["removed"] else {name: row[name] for name in stated if name in declared}
+                upserts.append(_Upsert(ts_ms, received_ms, entity, row["id"], row.get("ends_ms"), fields))
         return upserts
 
     def _ordered(self, log: Log) -> NDArray[np.void]:

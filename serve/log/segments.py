@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,8 @@ class Segments:
         A damaged segment is skipped and added to `damaged`.
         """
         for path in reversed(segments(self.folder, name)):
-            table = None
             with self._unless_damaged(path), _readable(path):
-                table = pq.read_table(path, columns=columns)
-            if table is not None:
-                yield int(path.stem), table
+                yield int(path.stem), pq.read_table(path, columns=columns)
 
     def last_seq(self) -> int:
         """Return the number of the log's last record or snapshot, 0 without any.
@@ -172,21 +170,15 @@ class Segments:
 
     def _tables(self) -> tuple[tuple[str, tuple[type, ...], Callable[[list[Numbered]], Columns]], ...]:
         return (
-            ("viewers", (Viewer, Forget), self._viewers),
+            ("viewers", (Viewer, Forget), partial(self._upserts, "viewer")),
             ("candidates", (Candidate, Ended), self._candidates),
             ("exposures", (Exposure,), self._exposures),
             ("events", (Event,), _events),
         )
 
-    def _viewers(self, rows: list[Numbered]) -> Columns:
-        ids = [record.viewer if isinstance(record, Forget) else record.id for _, _, record in rows]
-        return {"id": pa.array(ids, pa.string())} | self._upserts("viewer", rows)
-
     def _candidates(self, rows: list[Numbered]) -> Columns:
-        records = [record for _, _, record in rows]
-        ends = [getattr(record, "ends_ms", None) for record in records]
-        columns = _columns(records, id=pa.string()) | self._upserts("candidate", rows)
-        return columns | {"ends_ms": pa.array(ends, pa.int64())}
+        ends = [getattr(record, "ends_ms", None) for _, _, record in rows]
+        return self._upserts("candidate", rows) | {"ends_ms": pa.array(ends, pa.int64())}
 
     def _upserts(self, owner: str, rows: list[Numbered]) -> Columns:
         """Return the columns of attribute changes.
@@ -195,10 +187,10 @@ class Segments:
         """
         records = [record for _, _, record in rows]
         fields = [getattr(record, "fields", {}) for record in records]
-        declared = self._surface.fields[owner].items()
-        columns = {
+        ids = [record.viewer if isinstance(record, Forget) else record.id for record in records]
+        columns = {"id": pa.array(ids, pa.string())} | {
             name: pa.array([values.get(name) for values in fields], ARROW[field.type])
-            for name, field in declared
+            for name, field in self._surface.fields[owner].items()
         }
         removed = [isinstance(record, Forget | Ended) for record in records]
         return columns | {
@@ -299,8 +291,7 @@ def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:
 
 
 def _events(rows: list[Numbered]) -> Columns:
-    names = ("id", "viewer", "candidate", "kind", "request_id")
-    strings = dict.fromkeys(names, pa.string())
+    strings = dict.fromkeys(("id", "viewer", "candidate", "kind", "request_id"), pa.string())
     columns = _columns([record for _, _, record in rows], **strings, ts_ms=pa.int64(), value=pa.float64())
     return columns | _numbers(rows)
 

@@ -51,7 +51,9 @@ class TableReader:
             self.columns[column] = pa.chunked_array([], wanted)
             return self
         if column not in self.raw.column_names:
-            raise TabrankError(f"{self.path}: the column {column!r} is missing; it holds {_words(wanted)}")
+            raise TabrankError(
+                f"{self.path}: the column {column!r} is missing; it holds {WANTED.get(wanted, wanted)}"
+            )
         values = self._cast(column, self.raw[column], wanted)
         if not nullable:
             self._refuse(column, pc.is_null(values), "is empty; every row needs a value")
@@ -99,16 +101,13 @@ class TableReader:
     def no_repeats(self, column: str) -> None:
         """Refuse a list that holds a value twice."""
         lists = self.columns[column].combine_chunks()
-        codes = (
-            pc.list_flatten(lists).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        )
-        rows = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
-        pairs = rows * (codes.max(initial=0) + 1) + codes
-        order = np.argsort(pairs, kind="stable")
-        twice = order[1:][pairs[order][1:] == pairs[order][:-1]]
+        codes = pc.list_flatten(lists).dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        base = int(codes.max(initial=0)) + 1
+        pairs = np.sort(pc.list_parent_indices(lists).to_numpy().astype(np.int64) * base + codes)
+        twice = pairs[1:][pairs[1:] == pairs[:-1]]
         if len(twice):
             raise TabrankError(
-                f"{self.path}: column {column!r}, row {rows[twice].min()}: "
+                f"{self.path}: column {column!r}, row {twice[0] // base}: "
                 "holds a candidate twice; each may be shown once in a ranking"
             )
 
@@ -119,14 +118,14 @@ class TableReader:
             values = values.cast(values.type.value_type)
         if not _fits(values.type, wanted):
             raise TabrankError(
-                f"{self.path}: column {column!r} holds {values.type}; it must hold {_words(wanted)}"
+                f"{self.path}: column {column!r} holds {values.type}; it must hold {WANTED.get(wanted, wanted)}"
             )
         try:
             return values.cast(wanted)
         except pa.ArrowException as error:
             reason = str(error).splitlines()[0]
             raise TabrankError(
-                f"{self.path}: column {column!r} cannot be read as {_words(wanted)}: {reason}"
+                f"{self.path}: column {column!r} cannot be read as {WANTED.get(wanted, wanted)}: {reason}"
             ) from None
 
     def _context(self, column: str, values: Any, wanted: pa.StructType) -> pa.ChunkedArray:
@@ -160,7 +159,3 @@ def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
         return any(is_kind(given) for is_kind in CASTABLE[wanted])
     is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
     return is_list and _fits(given.value_type, pa.string())
-
-
-def _words(wanted: pa.DataType) -> str:
-    return WANTED.get(wanted, str(wanted))

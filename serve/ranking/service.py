@@ -33,14 +33,13 @@ from serve.ranking.ranker import Query, Ranker, Slate
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
 from serve.rollout.active_models import ActiveModels, LoadModel
-from serve.rollout.monitor import RollBack, RolloutMonitor, no_rollback
+from serve.rollout.monitor import CallScorer, RollBack, RolloutMonitor, no_rollback
 from serve.stores.candidate_table import CandidateTable
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
 EXCESS_BATCHES = 8
 # Reasons of warnings that mean degraded answers or lost records while they last.
 FAILING = ("scorer_unavailable", "events_unavailable", WAITING)
-CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 # Takes packed records and returns once they are durable.
 TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 
@@ -152,11 +151,7 @@ class FeatureFetcher:
         self.configure(config)
 
     async def rank(
-        self,
-        request: RankRequest,
-        deadline_ms: int | None = None,
-        arm: Arm | None = None,
-        caller: str = "",
+        self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None, caller: str = ""
     ) -> RankAnswer:
         """Rank one request: the model's order, or without scores in time the popular order.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from serve.ranking.exposure_buffer import IDLE_S
 from serve.ranking.service import FeatureFetcher
@@ -13,6 +14,8 @@ REFRESH_S = 0.2
 # Diagnose the store this often: it reads the footers of four files.
 DIAGNOSE_S = 5.0
 
+Step = Callable[[FeatureFetcher], Awaitable[None]]
+
 
 async def keep_up(fetcher: FeatureFetcher) -> None:
     """Keep table and models fresh, control load and send exposures, until cancelled.
@@ -21,21 +24,31 @@ async def keep_up(fetcher: FeatureFetcher) -> None:
     internal error in one task ends all of them and is raised, so that the replica restarts.
     """
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_follow_forever(fetcher))
         tasks.create_task(fetcher.exposure_buffer.run(IDLE_S if fetcher.event_clock else 0.0))
         tasks.create_task(fetcher.admission.run())
-        tasks.create_task(_diagnose_forever(fetcher))
         tasks.create_task(fetcher.rollout.run())
-        while True:
-            _pull(fetcher)
-            fetcher.metrics.tick(_moment(fetcher))
-            await asyncio.sleep(REFRESH_S)
+        for step, every_s in ((_update, REFRESH_S), (_follow, REFRESH_S), (_diagnose, DIAGNOSE_S)):
+            tasks.create_task(_repeat(step, fetcher, every_s))
 
 
-async def _diagnose_forever(fetcher: FeatureFetcher) -> None:
+async def _repeat(step: Step, fetcher: FeatureFetcher, every_s: float) -> None:
     while True:
-        await asyncio.sleep(DIAGNOSE_S)
-        await _diagnose(fetcher)
+        await step(fetcher)
+        await asyncio.sleep(every_s)
+
+
+async def _update(fetcher: FeatureFetcher) -> None:
+    _pull(fetcher)
+    moment = Moment(
+        fetcher.freshness_ms,
+        fetcher.exposure_buffer.num_dropped,
+        fetcher.exposure_buffer.num_too_large,
+        fetcher.config.kill_switch,
+        fetcher.model.version if fetcher.model else None,
+        fetcher.admission.load_shedder.level,
+        fetcher.rollout.take_sums(),
+    )
+    fetcher.metrics.tick(moment)
 
 
 async def refresh(fetcher: FeatureFetcher) -> None:
@@ -54,12 +67,6 @@ async def _diagnose(fetcher: FeatureFetcher) -> None:
         fetcher.warn("not_diagnosed", error)
 
 
-async def _follow_forever(fetcher: FeatureFetcher) -> None:
-    while True:
-        await _follow(fetcher)
-        await asyncio.sleep(REFRESH_S)
-
-
 def _pull(fetcher: FeatureFetcher) -> None:
     """Update the candidate table from the store."""
     try:
@@ -76,15 +83,3 @@ async def _follow(fetcher: FeatureFetcher) -> None:
     except Exception as error:
         fetcher.warn("model_refused", error)
     await fetcher.rollout.report()
-
-
-def _moment(fetcher: FeatureFetcher) -> Moment:
-    return Moment(
-        fetcher.freshness_ms,
-        fetcher.exposure_buffer.num_dropped,
-        fetcher.exposure_buffer.num_too_large,
-        fetcher.config.kill_switch,
-        fetcher.model.version if fetcher.model else None,
-        fetcher.admission.load_shedder.level,
-        fetcher.rollout.take_sums(),
-    )

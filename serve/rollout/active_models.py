@@ -85,9 +85,8 @@ class ActiveModels:
         self._release(wanted)
         for name in sorted(wanted):
             await self._load(self._version(name), failed)
-        wanted.update(filter(None, self._pointers.values()))
-        kept = {name for name in wanted if self.artifact(name) is None}
-        self.failures = {name: error for name, error in self.failures.items() if name in kept}
+        lacking = {name for name in (*wanted, *self._pointers.values()) if self.artifact(name) is None}
+        self.failures = {name: error for name, error in self.failures.items() if name in lacking}
         self._take_up()
         self._update_trials()
         if failed:

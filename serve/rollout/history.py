@@ -121,17 +121,11 @@ class CachedHistory:
         self._history = History()
 
     def read(self) -> History:
-        """Return the history; about 2 µs without a change. On a read error, return the last one."""
+        """Return the history; some µs without a change. On a read error, return the last one."""
         with contextlib.suppress(OSError):
-            seen = self._stamp()
+            found = self._path.stat() if self._path.exists() else None
+            seen = found and (found.st_ino, found.st_mtime_ns)
             if seen != self._seen:
                 self._history = read(self._path.parent)
                 self._seen = seen
         return self._history
-
-    def _stamp(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.stat()
-        except FileNotFoundError:
-            return None
-        return found.st_ino, found.st_mtime_ns

@@ -126,11 +126,7 @@ class ModelRegistry:
         """Return all published versions, newest first, with state, reason, metrics and time."""
         history, published = self._history.read(), versions(self.models)
         current = self.current
-        roles = {
-            history.previous(current, published): "previous",
-            self.canary: "canary",
-            current: "current",
-        }
+        roles = {history.previous(current, published): "previous", self.canary: "canary", current: "current"}
         found = []
         for version in reversed(published):
             metrics: dict[str, Any] = {}
@@ -141,16 +137,8 @@ class ModelRegistry:
                 metrics = dict(load(self.models / version).manifest.get("metrics") or {})
             except ArtifactRefused as error:
                 state, reason = "refused", str(error)
-            found.append(
-                {
-                    "version": version,
-                    "state": state,
-                    "reason": reason,
-                    "made": _made(version),
-                    "current": version == current,
-                    "metrics": metrics,
-                }
-            )
+            row = {"version": version, "state": state, "reason": reason, "made": _made(version)}
+            found.append(row | {"current": version == current, "metrics": metrics})
         return found
 
     def _pointed(self, pointer: str) -> str | None:
@@ -178,5 +166,4 @@ class ModelRegistry:
 
 def _made(version: str) -> str:
     """Return when a version was made, as ISO 8601, from its name."""
-    t = version.partition("-")[0]
-    return f"{t[:4]}-{t[4:6]}-{t[6:8]}T{t[9:11]}:{t[11:13]}:{t[13:15]}Z"
+    return f"{version[:4]}-{version[4:6]}-{version[6:11]}:{version[11:13]}:{version[13:16]}"

@@ -92,9 +92,7 @@ class PageHistory:
         numbers = {
             "seconds": after.at_s - before.at_s,
             "rate_rps": self._rate_rps(),
-            "p50_ms": _quantile(within, 0.5),
-            "p90_ms": _quantile(within, 0.9),
-            "p99_ms": _quantile(within, 0.99),
+            **{f"p{percent}_ms": _quantile(within, percent / 100) for percent in (50, 90, 99)},
             "freshness_ms": max(ages, default=None),
         }
         return {

@@ -31,15 +31,11 @@ def renamed(table, **columns):
     return table
 
 
-def counted(joins):
-    return {name: (join.found, join.given) for name, join in joins.items()}
-
-
 def test_every_join_is_counted_and_said_in_one_line(log_folder):
     said = []
     log = read_joined(log_folder, SURFACE, said.append)
     # Candidate zz is unknown.
-    assert counted(log.joins) == {"viewers": (3, 3), "candidates": (7, 8), "events": (5, 5)}
+    assert log.coverage == {"viewers": 1, "candidates": 7 / 8, "events": 1}
     assert said == [
         f"{log_folder}: 100.0% of 3 exposures with a viewer find it in viewers, 87.5% of 8 shown candidates are in "
         "candidates, 100.0% of 5 events join an exposure"
@@ -105,7 +101,9 @@ def test_viewers_without_fields_need_no_row(tmp_path):
     fields = {name: kind for name, kind in SURFACE.features.items() if "viewer" not in str(kind)}
     write_log(tmp_path / "log", parts)
     surface = dataclasses.replace(SURFACE, viewer={}, features=fields)
-    assert "viewers" not in read_joined(tmp_path / "log", surface, print).joins
+    said = []
+    assert "viewers" not in read_joined(tmp_path / "log", surface, said.append).coverage
+    assert "0.0% of 3 exposures" in said[0]
 
 
 def test_anonymous_exposures_and_events_are_no_mismatch(tmp_path):
@@ -114,9 +112,11 @@ def test_anonymous_exposures_and_events_are_no_mismatch(tmp_path):
     parts["exposures"] = parts["exposures"].set_column(2, "viewer", nobody)
     parts["events"] = parts["events"].set_column(2, "viewer", pa.nulls(5, pa.string()))
     write_log(tmp_path / "log", parts)
-    log = read_joined(tmp_path / "log", SURFACE, print)
+    said = []
+    log = read_joined(tmp_path / "log", SURFACE, said.append)
+    assert log.coverage == {"candidates": 7 / 8, "events": 1}
     # The two events of request r1 are left.
-    assert counted(log.joins) == {"viewers": (0, 0), "candidates": (7, 8), "events": (2, 2)}
+    assert said[0].endswith("100.0% of 2 events join an exposure")
 
 
 def test_events_of_test_traffic_join_it(tmp_path):
@@ -124,8 +124,7 @@ def test_events_of_test_traffic_join_it(tmp_path):
     parts["exposures"] = parts["exposures"].append_column("traffic", pa.array(["test", "live", "live"]))
     parts["events"] = parts["events"].slice(0, 2)
     write_log(tmp_path / "log", parts)
-    log = read_joined(tmp_path / "log", SURFACE, print)
-    assert log.joins["events"].found == 2
+    assert read_joined(tmp_path / "log", SURFACE, print).coverage["events"] == 1
 
 
 IDS = st.sampled_from(["u", "v", None])
@@ -165,7 +164,7 @@ def test_events_join_as_in_training(tmp_path_factory, exposures, events, at_once
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "EXPOSURES_AT_ONCE", at_once)
-        found = join_coverage(parts)["events"].found
+        found = join_coverage(parts)["events"][0]
     if not events:
         assert found == 0
         return
