@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from serve.contract.commands import command_line
+from serve.contract.commands import Json, answer, command_line
 from serve.contract.validation import milliseconds, num_bytes
 from serve.features.surface import load_surface
 from serve.log.atomic_files import PRIVATE
@@ -19,7 +19,6 @@ from training.experiment.commands import experiment
 from training.search.commands import refresh, search
 from training.terminal import (
     PUBLISHED,
-    Json,
     LogFolder,
     Model,
     Models,
@@ -27,7 +26,6 @@ from training.terminal import (
     ProgressBar,
     Seed,
     SurfaceName,
-    answer,
     artifact_of,
     decimal,
     print_progress,

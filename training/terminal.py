@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,7 +15,6 @@ NewLog = Annotated[Path, typer.Option(help="The log to write; must not exist.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and order; equal seeds give equal models.")]
 Models = Annotated[Path, typer.Option(help="The folder of published artifacts.")]
 PUBLISHED = Path("var/models")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def artifact_of(model: Path | None) -> Path | None:
@@ -27,13 +25,6 @@ def artifact_of(model: Path | None) -> Path | None:
 
 
 Model = Annotated[Path, typer.Option(callback=artifact_of, help="An artifact, or the folder of a search.")]
-
-
-def answer(result: dict[str, Any], as_json: bool, text: str, *, held: bool = True) -> None:
-    """Print a command's result on stdout, one JSON object or text; exit with 1 if not `held`."""
-    print(json.dumps(result, allow_nan=False) if as_json else text)
-    if not held:
-        raise typer.Exit(1)
 
 
 def print_progress(message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -180,7 +181,10 @@ class Service:
     def of(self, name: str, /, **facts: object) -> Diagnosis:
         """Return a diagnosis of the list, filled with the facts that its sentences name."""
         args, store = self.args, shown(self.args.store)
-        facts |= {"log": args.log, "store": store, "models": args.models}
-        load = LOAD.replace("--log LOG", f"--surface {args.surface} --log {args.log} --store {store}")
+        # Paths are relative to the folder of the declaration, wherever a user reads the remedy.
+        go = f"cd {shlex.quote(str(self.base.resolve()))} && "
+        facts |= {"log": args.log, "store": store, "models": args.models, "go": go}
+        load = LOAD.replace("python", f"{go}python")
+        load = load.replace("--log LOG", f"--surface {args.surface} --log {args.log} --store {store}")
         cause, remedy = (LIST[name][part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy"))
         return Diagnosis(name, cause, remedy)

@@ -74,6 +74,8 @@ def command_line(about: str | None, **options: Any) -> typer.Typer:
     )
 
 
-def answer(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """Print the result of a command on stdout."""
-    print(json.dumps(result) if as_json else text)
+def answer(result: dict[str, Any], as_json: bool, text: str, *, held: bool = True) -> None:
+    """Print a command's result on stdout, one JSON object or text; exit with 1 if not `held`."""
+    print(json.dumps(result, allow_nan=False) if as_json else text)
+    if not held:
+        raise typer.Exit(1)

@@ -28,7 +28,6 @@ from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, Pendi
 from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
 from serve.log.retention import enforce_retention, flush_journal
 from serve.log.segments import Segments
-from serve.log.snapshots import numbers
 from serve.log.throttle import CpuThrottle
 from serve.stores.factory import open_store
 from serve.stores.protocol import LOAD, Store
@@ -248,7 +247,7 @@ class Ingester:
         """Return the store; open it first if needed, take an epoch, and read live table and ids."""
         if self._store is None:
             self._segments.damaged.clear()
-            known = max(self._seq, self._segments.last_seq(), *numbers(self._segments.folder))
+            known = max(self._seq, self._segments.last_seq())
             if known:
                 self._refuse_empty_store(known)
             store = self._open_store(writable=True)

@@ -6,6 +6,7 @@ They are readable in grey: lines differ by their dashes. matplotlib comes with t
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
@@ -40,6 +41,9 @@ def plot(draw: Callable[P, Figure]) -> Callable[P, str]:
 def as_svg(figure: Figure) -> str:
     """Return a figure as SVG; call it in the style in which the figure was drawn."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        # The browser has the glyphs that matplotlib's font lacks.
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()
     return svg[svg.index("<svg") :]

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from training.terminal import Json, ProgressBar, answer, artifact_of, print_progress
+from serve.contract.commands import Json, answer
+from training.terminal import ProgressBar, artifact_of, print_progress
 
 bench = typer.Typer(no_args_is_help=True)
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from serve.contract.commands import Json, answer
 from serve.contract.validation import duration_ms
-from training.terminal import Json, NewLog, answer
+from training.terminal import NewLog
 
 imports = typer.Typer(no_args_is_help=True, help="Convert other data to a canonical log.")
 

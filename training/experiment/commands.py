@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from serve.contract.commands import Commands
-from training.terminal import Json, LogFolder, Model, ProgressBar, answer, artifact_of, print_progress
+from serve.contract.commands import Commands, Json, answer
+from training.terminal import LogFolder, Model, ProgressBar, artifact_of, print_progress
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
 CONFIG = Path("cluster.yaml")

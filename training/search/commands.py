@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from serve.contract.commands import Json, answer
 from serve.contract.validation import duration_ms
 from serve.features.surface import load_surface
-from training.terminal import PUBLISHED, Json, LogFolder, Models, Seed, SurfaceName, answer, decimal
+from training.terminal import PUBLISHED, LogFolder, Models, Seed, SurfaceName, decimal
 
 Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
 MostUs = Annotated[

@@ -217,13 +217,13 @@ def promote_made_for(home, state: str, pointer: str = CURRENT) -> None:
     point(home.folder / "models", pointer, NEW)
 
 
-LOAD = "`python -m serve load --surface tiny.toml --log log --store lmdb:store`"
+LOAD = "python -m serve load --surface tiny.toml --log log --store lmdb:store`"
 # Each fault, the name of its diagnosis, words of the text, and whether `load` can know it.
 FAULTS = [
     (no_store, "no_store", "no store at lmdb:store2", False),
     (other_state, "other_store", f"holds tiny-{STATE[:12]}, not tiny-{OTHER_STATE[:12]}", False),
     (other_surface, "other_store", f"holds tiny-{STATE[:12]}, not mine-", False),
-    (damaged_store, "store_unavailable", f"delete that folder and run {LOAD}.", False),
+    (damaged_store, "store_unavailable", f"&& {LOAD}.", False),
     (old_log, "old_records", "400 days old, which empties joins (half-life 10s), topic_affinity", True),
     (another_log, "other_log", "from the log log, but args.log is var/log", False),
     (log_ahead, "log_ahead", "up to number 500, the store only up to 1:", False),
