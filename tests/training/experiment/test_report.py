@@ -150,6 +150,13 @@ def test_a_log_before_the_service_may_have_datetimes_and_ids_of_whole_numbers(tm
     assert rows["viewer"].nunique() == 1
 
 
+def test_a_log_in_seconds_is_refused_with_the_factor(tmp_path):
+    log = write_rows(tmp_path / "log", [{"ts_ms": START_MS // 1_000, "viewer": "ann", "arm": "model"}])
+    done = run("report", "--log", log, "--experiment", "launch")
+    assert done.exit_code == 2
+    assert "looks like seconds; multiply by 1000" in done.stderr
+
+
 def test_who_is_anonymous_or_a_test_is_left_out_and_counted(tmp_path):
     log = write_rows(
         tmp_path / "log",
