@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 
-from serve.config.diagnoses import LIST, Service
+from serve.config.diagnoses import DIAGNOSES, Service
 from serve.config.diagnostics import Node
 from serve.config.known_keys import suggest
 from serve.config.settings import AppArgs, UserConfig, is_loopback
@@ -94,7 +94,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     if surface is not None and file.num_nodes <= 1 and args_at.is_sound:
         features = Features(Schema(surface))
         for found in Service(args, base, features, knobs, str(application["name"].value)).of_files():
-            args_at[LIST[found.name]["arg"]].warn(str(found))
+            args_at[DIAGNOSES[found.name]["arg"]].warn(str(found))
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
         _check_sizes(named, args, knobs, file.timeout_s)

@@ -24,7 +24,7 @@ from serve.stores.factory import name_of, open_store, shown
 from serve.stores.protocol import LOAD, Store
 
 # The causes and remedies of all diagnoses, by name.
-LIST: Mapping[str, Mapping[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+DIAGNOSES: Mapping[str, Mapping[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 # A decayed sum is empty after this many half-lives: less than 1 % is left.
 EMPTY_HALF_LIVES = 7
 # Below this share the ids of two tables hardly fit each other.
@@ -61,8 +61,10 @@ class Service:
         """Diagnose what names, models and an embedded store show without a running service."""
         models, pointers = self.base / self.args.models, {}
         for pointer in (CURRENT, CANARY):
-            with suppress(TabrankError):
+            try:
                 pointers[pointer] = pointed(models, pointer)
+            except TabrankError as error:
+                yield self.of_version(pointer, error)
         # Versions that are not published are refused elsewhere.
         stated = {name for name in self.config.versions.values() if (models / name).is_dir()}
         for name in sorted(filter(None, stated.union(pointers.values()))):
@@ -104,10 +106,13 @@ class Service:
         return None
 
     def log_paths(self) -> list[str]:
-        """Return the log's absolute path, and its path from the store, which survives a move."""
+        """Return the log's absolute path and, if the store has one, that from there.
+
+        The latter survives a move.
+        """
         log, (kind, _, where) = (self.base / self.args.log).resolve(), self.args.store.partition(":")
-        beside = self.base / where if kind == "lmdb" else self.base
-        return [str(log), os.path.relpath(log, beside.resolve())]
+        beside = [os.path.relpath(log, (self.base / where).resolve())] if kind == "lmdb" else []
+        return [str(log), *beside]
 
     def of_version(self, version: str, error: Exception) -> Diagnosis:
         """Return the diagnosis of a version that cannot rank."""
@@ -153,9 +158,10 @@ class Service:
         age_ms = time.time() * 1e3 - newest_ms
         days = int(age_ms // UNITS_MS["d"])
         emptied = [
-            f"{name} (half-life {duration(half_life_ms)})"
+            f"{name} ({what} {duration(time_ms)})"
             for name, kind in self.features.schema.surface.features.items()
-            if (half_life_ms := getattr(kind, "half_life_ms", math.inf)) * EMPTY_HALF_LIVES < age_ms
+            for what, times in (("half-life", EMPTY_HALF_LIVES), ("max_stay", 1))
+            if (time_ms := getattr(kind, f"{what.replace('-', '_')}_ms", math.inf)) * times < age_ms
         ]
         if newest_ms and days and emptied and self.args.clock == "wall":
             yield self.of("old_records", days=days, features=", ".join(emptied))
@@ -182,9 +188,11 @@ class Service:
         """Return a diagnosis of the list, filled with the facts that its sentences name."""
         args, store = self.args, shown(self.args.store)
         # Paths are relative to the folder of the declaration, wherever a user reads the remedy.
-        go = f"cd {shlex.quote(str(self.base.resolve()))} && "
-        facts |= {"log": args.log, "store": store, "models": args.models, "go": go}
-        load = LOAD.replace("python", f"{go}python")
-        load = load.replace("--log LOG", f"--surface {args.surface} --log {args.log} --store {store}")
-        cause, remedy = (LIST[name][part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy"))
+        python = f"cd {shlex.quote(str(self.base.resolve()))} && python"
+        facts |= {"log": args.log, "store": store, "models": shlex.quote(args.models), "python": python}
+        given = shlex.join(["--surface", args.surface, "--log", args.log, "--store", store])
+        load = LOAD.replace("python", python).replace("--log LOG", given)
+        cause, remedy = (
+            DIAGNOSES[name][part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy")
+        )
         return Diagnosis(name, cause, remedy)

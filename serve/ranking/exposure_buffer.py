@@ -94,7 +94,7 @@ class ExposureBuffer:
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await self._send(pack([held.packed for held in part]))
                 except TooLarge as error:
-                    self._warn(WAITING, error)
+                    self._warn("exposures are too large for a call", error)
                     if len(part) > 1:
                         num = len(part) // 2
                         continue

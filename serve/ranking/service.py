@@ -38,8 +38,9 @@ from serve.stores.candidate_table import CandidateTable
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
 EXCESS_BATCHES = 8
+NOT_DIAGNOSED = "not_diagnosed"
 # Reasons of warnings that mean degraded answers or lost records while they last.
-FAILING = ("scorer_unavailable", "events_unavailable", WAITING)
+FAILING = ("scorer_unavailable", "events_unavailable", WAITING, NOT_DIAGNOSED)
 # Takes packed records and returns once they are durable.
 TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 

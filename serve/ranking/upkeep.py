@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from serve.ranking.exposure_buffer import IDLE_S
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import NOT_DIAGNOSED, FeatureFetcher
 from serve.ranking.telemetry import Moment
 
 # Pull the candidate table this often if no ranking does.
@@ -64,7 +64,7 @@ async def _diagnose(fetcher: FeatureFetcher) -> None:
         fetcher.diagnose_store(log_end)
     # A diagnosis that fails must stop no ranking.
     except Exception as error:
-        fetcher.warn("not_diagnosed", error)
+        fetcher.warn(NOT_DIAGNOSED, error)
 
 
 def _pull(fetcher: FeatureFetcher) -> None:

@@ -78,6 +78,7 @@ class ActiveModels:
             Exception: a version could not be loaded now; the other versions are loaded.
         """
         failed: list[Exception] = []
+        self.failures = {name: error for name, error in self.failures.items() if name not in self._pointers}
         self._pointers = {pointer: self._pointed(pointer, failed) for pointer in self._pointers}
         self._follow_history(failed)
         stated = config.versions.values()
@@ -86,6 +87,7 @@ class ActiveModels:
         for name in sorted(wanted):
             await self._load(self._version(name), failed)
         lacking = {name for name in (*wanted, *self._pointers.values()) if self.artifact(name) is None}
+        lacking |= {pointer for pointer, name in self._pointers.items() if name is None}
         self.failures = {name: error for name, error in self.failures.items() if name in lacking}
         self._take_up()
         self._update_trials()
@@ -188,4 +190,5 @@ class ActiveModels:
             return pointed(self._folder, pointer)
         except TabrankError as error:
             failed.append(error)
+            self.failures[pointer] = error
             return None

@@ -107,9 +107,9 @@ def _traffic(found: Mapping[str, Any]) -> Table:
         table.add_row(f"{name}: model", answer.get("model") or NOTHING)
         table.add_row(f"{name}: arms", _arms(answer.get("experiment"), traffic.get("arms") or {}))
     table.add_row("restarts", _restarts(found.get("restarts")))
-    table.add_row(
-        "kill switch", ", ".join(f"on for {name}" for name in found.get("kill_switch") or ()) or "off"
-    )
+    switched = found.get("kill_switch")
+    on = NOTHING if switched is None else ", ".join(f"on for {name}" for name in switched) or "off"
+    table.add_row("kill switch", on)
     return table
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION
-from serve.config.diagnoses import LIST
+from serve.config.diagnoses import DIAGNOSES
 from serve.contract.errors import TabrankError
 from serve.operate.diff.running import RemoteService, cause
 from serve.operate.host.run_folder import RunFolder
@@ -42,7 +42,7 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
         **service,
         **diagnosed(answers),
         "waits": waits,
-        "kill_switch": [name for name, answer in answers.items() if "kill_switch" in _names(answer)],
+        "kill_switch": _switched(answers),
         "surfaces": answers,
         "traffic": _traffic(service, history),
     }
@@ -86,7 +86,8 @@ def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if app.get("import_path") == OUR_APPLICATION:
             base = service["url"] + (app.get("route_prefix") or "/").rstrip("/")
             ready, model = _get(base + "/readyz"), _get(base + "/v1/model")
-            found[name] = {**ready, "experiment": model.get("experiment")} if ready else {}
+            # An error has a body too.
+            found[name] = {**ready, "experiment": model.get("experiment")} if "store" in ready else {}
     return found
 
 
@@ -100,7 +101,7 @@ def diagnosed(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
         if not answer:
             found["degraded"].append(f"{name}: no answer to /readyz")
         for one in answer.get("diagnoses", ()):
-            kind = "advice" if LIST.get(one["name"], {}).get("advice") else "degraded"
+            kind = "advice" if DIAGNOSES.get(one["name"], {}).get("advice") else "degraded"
             found[kind].append(f"{name}: {one['cause']} {one['remedy']}")
     return found
 
@@ -129,9 +130,10 @@ def waiting(service: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime
     return lines
 
 
-def _names(answer: Mapping[str, Any]) -> list[str]:
-    """Return the names of the diagnoses in an answer of `answers_of`."""
-    return [one["name"] for one in answer.get("diagnoses", ())]
+def _switched(answers: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
+    """Return the applications whose kill switch is on; None if one of them did not answer."""
+    names = {name: [one["name"] for one in answer.get("diagnoses", ())] for name, answer in answers.items()}
+    return [name for name in names if "kill_switch" in names[name]] if all(answers.values()) else None
 
 
 def _deployment(document: Mapping[str, Any], application: str, name: str) -> dict[str, Any]:

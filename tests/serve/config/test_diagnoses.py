@@ -19,7 +19,7 @@ from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.config.diagnoses import EMPTY_HALF_LIVES, LIST
+from serve.config.diagnoses import DIAGNOSES, EMPTY_HALF_LIVES
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import ScorerUnavailable, StateMismatch, TabrankError
 from serve.contract.records import Event
@@ -224,7 +224,12 @@ FAULTS = [
     (other_state, "other_store", f"holds tiny-{STATE[:12]}, not tiny-{OTHER_STATE[:12]}", False),
     (other_surface, "other_store", f"holds tiny-{STATE[:12]}, not mine-", False),
     (damaged_store, "store_unavailable", f"&& {LOAD}.", False),
-    (old_log, "old_records", "400 days old, which empties joins (half-life 10s), topic_affinity", True),
+    (
+        old_log,
+        "old_records",
+        "400 days old, which empties audience (max_stay 4h), joins (half-life 10s)",
+        True,
+    ),
     (another_log, "other_log", "from the log log, but args.log is var/log", False),
     (log_ahead, "log_ahead", "up to number 500, the store only up to 1:", False),
     (log_behind, "log_behind", "ends at number 0, but the store was filled from it up to 500", False),
@@ -267,7 +272,7 @@ def test_a_fault_is_named_everywhere_in_the_same_words(home, fault, name, words,
 
 
 def test_every_diagnosis_of_the_list_is_provoked():
-    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY == set(LIST)
+    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY == set(DIAGNOSES)
 
 
 def test_the_event_clock_and_a_log_of_today_have_no_old_records(home):
@@ -283,11 +288,14 @@ def test_only_features_that_nothing_is_left_of_are_named(home):
     home.write_log(days=2)
     day_s = EMPTY_HALF_LIVES * 86_400
     toml = TOML.replace('"10s"', '"1d"').replace('half_life = "1h"', f'half_life = "{day_s}s"')
-    (home.folder / "tiny.toml").write_text(toml)
+    (home.folder / "tiny.toml").write_text(toml.replace('down = "leave"', 'down = "leave", max_stay = "3d"'))
     assert home.load() == []
     home.write_log(days=8)
     (found,) = home.load()
-    assert found["cause"] == "The newest record is 8 days old, which empties joins (half-life 1d)."
+    assert (
+        found["cause"]
+        == "The newest record is 8 days old, which empties audience (max_stay 3d), joins (half-life 1d)."
+    )
 
 
 def test_a_replica_reports_what_only_a_running_service_can_know(home):
@@ -417,5 +425,5 @@ def test_a_record_of_today_ends_the_warning_of_an_old_log(home):
 
 
 def test_what_changes_no_ranking_is_advice():
-    advice = {name for name, one in LIST.items() if one.get("advice")}
+    advice = {name for name, one in DIAGNOSES.items() if one.get("advice")}
     assert advice == {"other_names", "other_log", "log_behind", "join_coverage"}

@@ -62,7 +62,8 @@ class Client:
         ids = [f"e{number}-{i}" for i in range(BATCH)]
         now_ms = 60_000 + number
         records = [
-            Event(id_, self._draw.choice(["ann", "bob"]), self._draw.choice("abcd"), "join", now_ms)
+            # Of one viewer and candidate, only 20 count in ten minutes.
+            Event(id_, f"v{self._draw.randrange(1_000)}", self._draw.choice("abcd"), "join", now_ms)
             for id_ in ids
         ]
         records.append(Exposure(f"x{number}", now_ms, "ann", ["a", "b"], b"\0" * 8, "e", "m", "full", 0))
