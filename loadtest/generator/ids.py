@@ -15,7 +15,7 @@ from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import Profile
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import json_value, table
-from serve.log.conversion import converted
+from serve.log.conversion import IDS, converted
 
 KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"
@@ -154,6 +154,6 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
         known = set(data.schema.names)
         # A column that the table lacks is null.
         columns = {n: ds.field(n) if n in known else pc.scalar(None) for n in (*needed, *wanted)}
-        return converted(data.to_table(columns=columns))
+        return converted(data.to_table(columns=columns), IDS[name])
     except (pa.ArrowInvalid, OSError) as error:
         raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from serve.contract.errors import RequestError
 from serve.contract.messages import nearest, quoted
 from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_MS, MAX_NUMBER, MAX_SET_MEMBERS
-from serve.contract.validation import MILLISECONDS, other_unit
+from serve.contract.validation import MILLISECONDS, PLAIN_MS, other_unit
 from serve.features.surface import Field
 
+# The seconds of 2020 to 2034. One value does not show its unit, and a birth date may be of 1970:
+# refuse only those of 19 to 24 January.
+RECENT_SECONDS = range(1_577_836_800, 2_051_222_400)
 _WANTED = {
     "number": f"a number up to {MAX_NUMBER:g}",
     "time": f"a number of {MILLISECONDS}",
@@ -53,7 +56,7 @@ def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) 
     """
     value = plain(known, name, value, pointer)
     # Only a time is a whole number.
-    if type(value) is int:
+    if type(value) is int and (value in RECENT_SECONDS or value >= PLAIN_MS[0]):
         check_unit(value, pointer)
     members = value if isinstance(value, list) else [value]
     if len(members) > MAX_SET_MEMBERS:

@@ -69,15 +69,16 @@ def load(
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         state.viewers.see(int(time.time() * 1e3))
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
-        log_seq = max([records.last_seq, *numbers(log)])
+        # A flat log may hold numbers, but only segments and snapshots count as its end.
+        log_seq, _ = service.log_end() or (0, 0)
         note = {
             "log": service.log_paths(),
             "log_seq": log_seq,
-            "ends_ms": min(filter(None, (records.ends_ms, until_ms))),
+            "ends_ms": records.ends_ms if until_ms is None else min(records.ends_ms, until_ms),
             "coverage": records.coverage,
         }
         # Commit above every number of the log: later rankings have seen all of it.
-        seq = max(store.seq(), log_seq) + 1
+        seq = max([store.seq(), records.last_seq, *numbers(log)]) + 1
         store.replace(seq, viewers, candidates, json.dumps(note).encode())
     except WriterFenced:
         raise TabrankError(

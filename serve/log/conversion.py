@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import pyarrow as pa
 
-# Key in the metadata of a converted column: the conversion in words.
-CONVERSION = b"conversion"
-IDS = ("id", "request_id", "viewer", "candidate", "candidates")
+# Keys in the metadata of a converted column: the conversion in words, and the type before it.
+CONVERSION, GIVEN_TYPE = b"conversion", b"given_type"
+# Columns of ids in each table. In another table, a column of the same name is a field.
+IDS = {
+    "viewers": ("id",),
+    "candidates": ("id",),
+    "exposures": ("request_id", "viewer", "candidates"),
+    "events": ("id", "request_id", "viewer", "candidate"),
+}
 
 
-def converted(table: pa.Table) -> pa.Table:
+def converted(table: pa.Table, ids: Container[str]) -> pa.Table:
     """Convert ids of whole numbers, datetimes and booleans to the types of a log.
 
-    A converted column, or part of a struct, states the conversion in its metadata under
-    `CONVERSION`. Dictionaries, large lists and large strings become plain ones without a word.
+    `ids` names the columns of ids. A converted column, or part of a struct, states in its metadata
+    the conversion under `CONVERSION`, and its former type under `GIVEN_TYPE`. Dictionaries, large
+    lists and large strings become plain ones without a word.
     """
     # Arrow casts datetimes of any unit to milliseconds, and only then to whole numbers.
     staged, wanted = (
-        pa.schema([_canonical(field, field.name in IDS, time) for field in table.schema])
+        pa.schema([_canonical(field, field.name in ids, time) for field in table.schema])
         for time in (pa.timestamp("ms"), pa.int64())
     )
     return table if wanted == table.schema else table.cast(staged, safe=False).cast(wanted)
@@ -40,4 +49,4 @@ def _canonical(field: pa.Field, is_id: bool, time: pa.DataType) -> pa.Field:
     elif pa.types.is_large_string(item):
         item = pa.string()
     plain = field.with_type(pa.list_(item) if is_list else item)
-    return plain.with_metadata({CONVERSION: words}) if words else plain
+    return plain.with_metadata({CONVERSION: words, GIVEN_TYPE: str(kind)}) if words else plain

@@ -95,16 +95,22 @@ def _codes(values: Any, known: Any) -> Any:
 def check_joins(
     log: Path, tables: Mapping[str, pa.Table], fields: Mapping[Any, Any], report: Callable[[str], None]
 ) -> dict[str, float]:
-    """Report the joins of a log's tables in one line, and duplicates in another.
+    """Report the joins of a log's tables in one line; duplicates and lone events in another.
 
     Returns the share of each join that matters and has references. `fields` are those that a
     surface reads: a viewer or candidate without fields needs no row.
 
     Raises:
-        TabrankError: nothing joins; with ids of both sides.
+        TabrankError: nothing joins, with ids of both sides; or no event could join.
     """
     coverage, shares = {}, []
-    for name, (found, given, known) in join_coverage(tables).items():
+    joins, num_events = join_coverage(tables), len(tables["events"])
+    num_unowned = num_events - len(joins["events"][1])
+    if num_events and num_unowned == num_events:
+        raise TabrankError(
+            f"{log}: none of {num_events:,} events has a request_id or a viewer; {SAME_EXPOSURE}"
+        )
+    for name, (found, given, known) in joins.items():
         share, what = found / max(1, len(given)), f"{len(given):,} {JOINS[name]}"
         shares.append(f"{share:.1%} of {what}")
         if len(given) and fields.get(name.removesuffix("s"), True):
@@ -113,17 +119,18 @@ def check_joins(
                 sides = f"{_first(given)} on one side, {_first(known)} on the other"
                 remedy = SAME_EXPOSURE if name == "events" else SAME_IDS
                 raise TabrankError(f"{log}: none of {what}: {sides}; {remedy}")
-    for counts in (shares, _duplicates(tables)):
+    for counts in (shares, _oddities(tables, num_unowned)):
         if line := ", ".join(counts):
             report(f"{log}: {line}")
     return coverage
 
 
-def _duplicates(tables: Mapping[str, pa.Table]) -> Iterator[str]:
-    """Return what a log's tables hold twice, with the number of rows."""
+def _oddities(tables: Mapping[str, pa.Table], num_unowned: int) -> Iterator[str]:
+    """Return what a log's tables hold twice, and its lone events, with the number of rows."""
     events, event = tables["events"], ("viewer", "candidate", "kind", "ts_ms")
     known = events.filter(pc.is_valid(events["viewer"]))
     counts = {
+        "events have neither request_id nor viewer": num_unowned,
         "exposures repeat a request_id (dropped)": _repeats(tables["exposures"], "request_id"),
         "events repeat an id (dropped)": _repeats(events, "id"),
         "events repeat viewer, candidate, kind and time (kept)": _repeats(known, *event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.features.slots import ENTITIES, IMPRESSION
 from serve.features.surface import FieldType, Surface
-from serve.log.conversion import converted
+from serve.log.conversion import IDS, converted
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
-from serve.log.table_reader import FEW_OLD_TIMES, TableReader
+from serve.log.table_reader import MAX_OLD_SHARE, TableReader
 
 # Attempts to read a table whose segments are merged meanwhile, before it counts as unreadable.
 READS = 10
@@ -97,7 +97,7 @@ def _read_log(folder: Path, surface: Surface) -> Log:
         for name, declared in fields[owner].items():
             reader.required(name, ARROW[declared.type], nullable=True)
             if declared.type == "time":
-                reader.refuse_units(name, reader.columns[name], tolerated=FEW_OLD_TIMES)
+                reader.refuse_units(name, reader.columns[name], tolerated=MAX_OLD_SHARE)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
         reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
     exposures = readers["exposures"]
@@ -118,7 +118,7 @@ def read_columns(folder: Path) -> dict[str, pa.Table]:
 
 def _own_columns(folder: Path) -> dict[str, TableReader]:
     """Read the columns that a log has whatever its surface."""
-    readers = {name: TableReader(*read_table(folder, name)) for name in TABLES}
+    readers = {name: TableReader(*read_table(folder, name), IDS[name]) for name in TABLES}
     for name in ("viewers", "candidates"):
         readers[name].required("id", pa.string()).optional("ts_ms", pa.int64())
     readers["candidates"].optional("ends_ms", pa.int64())
@@ -193,7 +193,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     parts = []
     for path in paths:
         try:
-            parts.append(_read(path, columns))
+            parts.append(_read(path, IDS[name], columns))
         except UNREADABLE as error:
             raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
     try:
@@ -205,15 +205,15 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     return paths[0], table
 
 
-def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
+def _read(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
     """Read a file or a folder of segments; retry if segments are merged or deleted meanwhile."""
     for _ in range(READS - 1):
         with suppress(*UNREADABLE):
-            return _read_once(path, columns)
-    return _read_once(path, columns)
+            return _read_once(path, ids, columns)
+    return _read_once(path, ids, columns)
 
 
-def _read_once(path: Path, columns: Sequence[str] | None) -> pa.Table:
+def _read_once(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
     tables = []
     for name in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
         # Read the segments one by one: a dataset uses the columns of the first segment for all, but
@@ -226,7 +226,7 @@ def _read_once(path: Path, columns: Sequence[str] | None) -> pa.Table:
             tables.append(pa.Table.from_batches(file.iter_batches(columns=schema.names), schema))
             # The strings of a damaged file may not be UTF-8.
             tables[-1].validate(full=True)
-            tables[-1] = converted(tables[-1])
+            tables[-1] = converted(tables[-1], ids)
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 

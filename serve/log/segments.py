@@ -261,11 +261,22 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def last_record(path: Path) -> tuple[int, int]:
-    """Return the number of a segment's last record, and its arrival in ms, from the footer."""
+    """Return the number of a segment's last record, and its arrival in ms, from the footer.
+
+    Raises:
+        TabrankError: the file is damaged, or no segment.
+    """
     with _readable(path):
         metadata = pq.read_metadata(path)
-    group = metadata.row_group(metadata.num_row_groups - 1)
-    last = {column["path_in_schema"]: column["statistics"] for column in group.to_dict()["columns"]}
+    num_groups = metadata.num_row_groups
+    columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
+    last = {column["path_in_schema"]: column["statistics"] or {} for column in columns}
+    for name in ("seq", "received_ms"):
+        if last.get(name, {}).get("max") is None:
+            raise TabrankError(
+                f"{path}: not written by a service: its footer has no largest {name!r}; rename the file, because a "
+                f"name of {DIGITS} digits means a segment of a service"
+            )
     return last["seq"]["max"], last["received_ms"]["max"]
 
 

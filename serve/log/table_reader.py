@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS, MAX_MS
 from serve.contract.validation import OTHER_UNITS
-from serve.log.conversion import IDS
+from serve.log.conversion import GIVEN_TYPE
 
-# Take a field in which so few times look like another unit: they may be of early 1970.
-FEW_OLD_TIMES = 0.5
+# Refuse a time field if a larger share of its times looks like another unit. A smaller one may be
+# true times of early 1970, as birth dates are.
+MAX_OLD_SHARE = 0.5
 # Types that are read as each type, besides null.
 CASTABLE = {
-    pa.string(): (pa.types.is_string, pa.types.is_large_string),
+    pa.string(): (pa.types.is_string,),
     pa.int64(): (pa.types.is_integer,),
     pa.float64(): (pa.types.is_floating, pa.types.is_integer),
     pa.bool_(): (pa.types.is_boolean,),
@@ -34,10 +35,13 @@ WANTED = {
 
 
 class TableReader:
-    """Reader of one table that validates and casts one column at a time."""
+    """Reader of one table, as `converted`, that validates and casts one column at a time.
 
-    def __init__(self, path: Path, raw: pa.Table) -> None:
-        self.path, self.raw = path, raw
+    `ids` names the columns of ids.
+    """
+
+    def __init__(self, path: Path, raw: pa.Table, ids: Container[str]) -> None:
+        self.path, self.raw, self.ids = path, raw, ids
         self.columns: dict[str, pa.ChunkedArray] = {}
 
     @property
@@ -54,7 +58,7 @@ class TableReader:
             raise TabrankError(
                 f"{self.path}: the column {column!r} is missing; it holds {WANTED.get(wanted, wanted)}"
             )
-        values = self._cast(column, self.raw[column], wanted)
+        values = self._cast(self.raw.schema.field(column), column, self.raw[column], wanted)
         if not nullable:
             self._refuse(column, pc.is_null(values), "is empty; every row needs a value")
         if wanted == pa.string():
@@ -65,7 +69,7 @@ class TableReader:
             self._refuse(column, bad, "a list holds null or an empty string", lists)
         if wanted == pa.float64():
             self._refuse(column, pc.is_inf(values), "is infinite; use null where there is no number")
-        if column in IDS:
+        if column in self.ids:
             ids = values if wanted == pa.string() else pc.list_flatten(lists)
             bad = pc.greater(pc.utf8_length(ids), MAX_ID_CHARACTERS)
             why = f"an id has over {MAX_ID_CHARACTERS} characters, which the service refuses; shorten it"
@@ -111,14 +115,17 @@ class TableReader:
                 "holds a candidate twice; each may be shown once in a ranking"
             )
 
-    def _cast(self, column: str, values: Any, wanted: pa.DataType) -> Any:
+    def _cast(self, given: pa.Field, column: str, values: Any, wanted: pa.DataType) -> Any:
+        """Return the values of the column `given`, called `column` in messages, as `wanted`."""
         if pa.types.is_struct(wanted):
             return self._context(column, values.combine_chunks(), wanted)
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
         if not _fits(values.type, wanted):
+            holds = (given.metadata or {}).get(GIVEN_TYPE, str(values.type).encode()).decode()
+            item = getattr(values.type, "value_type", values.type)
+            is_float_id = column in self.ids and pa.types.is_floating(item)
+            remedy = "; cast it to strings or whole numbers (Int64 in pandas)" * is_float_id
             raise TabrankError(
-                f"{self.path}: column {column!r} holds {values.type}; it must hold {WANTED.get(wanted, wanted)}"
+                f"{self.path}: column {column!r} holds {holds}; it must hold {WANTED.get(wanted, wanted)}{remedy}"
             )
         try:
             return values.cast(wanted)
@@ -137,9 +144,10 @@ class TableReader:
         for part in wanted:
             index = -1 if is_null else values.type.get_field_index(part.name)
             child = pa.nulls(len(values), part.type) if index < 0 else pc.struct_field(values, index)
-            children.append(self._cast(f"{column}.{part.name}", child, part.type))
+            given = part if index < 0 else values.type.field(index)
+            children.append(self._cast(given, f"{column}.{part.name}", child, part.type))
             if part.type == pa.int64():
-                self.refuse_units(f"{column}.{part.name}", children[-1], FEW_OLD_TIMES)
+                self.refuse_units(f"{column}.{part.name}", children[-1], MAX_OLD_SHARE)
         if not children:
             return pa.chunked_array([pa.nulls(len(values), wanted)])
         return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(wanted))])
@@ -157,5 +165,4 @@ def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
         return True
     if wanted in CASTABLE:
         return any(is_kind(given) for is_kind in CASTABLE[wanted])
-    is_list = pa.types.is_list(given) or pa.types.is_large_list(given)
-    return is_list and _fits(given.value_type, pa.string())
+    return pa.types.is_list(given) and _fits(given.value_type, pa.string())

@@ -7,7 +7,7 @@ two of ten million ids collide is 3e-6.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,20 +105,20 @@ def _read(log: Path, name: str) -> pd.DataFrame:
 
 def _compacted(log: Path, name: str) -> Iterator[pa.Table]:
     """Yield the columns of a table, some rows at a time; those that it lacks are null."""
-    reader = TableReader(*read_table(log, name, tuple(REQUIRED[name] | OPTIONAL[name])))
+    reader = TableReader(*read_table(log, name, tuple(REQUIRED[name] | OPTIONAL[name])), IDS[name])
     for column, kind in REQUIRED[name].items():
         reader.required(column, kind, nullable=column == "viewer")
     for column, kind in OPTIONAL[name].items():
         reader.optional(column, kind)
     for at in range(0, len(reader.table) or 1, ROWS):
-        yield _compact(reader.table.slice(at, ROWS))
+        yield _compact(reader.table.slice(at, ROWS), IDS[name])
 
 
-def _compact(table: pa.Table) -> pa.Table:
+def _compact(table: pa.Table, ids: Container[str]) -> pa.Table:
     """Replace ids by hashes, and names by codes."""
     columns = {name: table[name].combine_chunks() for name in table.column_names}
     for name, column in columns.items():
-        if name in IDS:
+        if name in ids:
             columns[name] = hashed(column)
         elif pa.types.is_list(column.type):
             joined = pc.binary_join(column, " and ")

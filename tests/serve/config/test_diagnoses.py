@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from stub import MODEL, publish_stub
@@ -35,6 +36,7 @@ from serve.ranking import upkeep
 from serve.ranking.service import FeatureFetcher
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
+from training.data.split import split
 from training.fit.publish import publish
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -366,6 +368,18 @@ def test_a_log_that_cannot_be_read_has_no_end_to_compare(home):
     (home.folder / "log/events").mkdir()
     (home.folder / "log/events" / f"{7:020d}.parquet").write_bytes(b"x")
     assert home.check() == asyncio.run(home.readyz()) == []
+
+
+def test_a_flat_log_with_numbers_is_not_behind_its_store(home):
+    log = home.folder / "log"
+    asyncio.run(taken(home))
+    split(log, 0.5, home.folder / "before", home.folder / "after")
+    shutil.rmtree(log)
+    (home.folder / "after").rename(log)
+    assert pc.max(pq.read_table(log / "events.parquet")["seq"]).as_py() > 0
+    assert home.load() == home.check() == []
+    asyncio.run(taken(home))
+    assert home.check() == []
 
 
 async def taken(home) -> None:

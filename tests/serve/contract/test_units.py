@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import example, given
@@ -73,6 +74,21 @@ def test_a_request_or_record_with_a_time_in_another_unit_is_refused_with_the_fac
             at, detail = rejected(event_clock, **record)
             assert at == f"/records/0{pointer}"
             assert why in detail
+
+
+@pytest.mark.parametrize("born_ms", [days * 86_400_000 for days in (6, 18, 24, 57)])
+def test_a_field_may_be_a_birth_date_of_early_1970(born_ms):
+    assert rank(context={"opened_ms": born_ms}).context == {"opened_ms": born_ms}
+    record = {"type": "candidate", "id": "a", "fields": {"started_ms": born_ms}}
+    good, refused = decode_batch(json.dumps({"records": [record]}).encode(), SURFACE, event_clock=False)
+    assert (good[0].fields, refused) == ({"started_ms": born_ms}, [])
+
+
+@pytest.mark.parametrize("year", [2020, 2034])
+def test_a_field_in_seconds_of_these_years_is_refused(year):
+    last_s = int(datetime(year, 12, 31, tzinfo=UTC).timestamp())
+    with pytest.raises(RequestError, match="looks like seconds; multiply by 1000"):
+        rank(context={"opened_ms": last_s})
 
 
 def test_a_time_as_python_gives_it_is_refused_with_the_factor():

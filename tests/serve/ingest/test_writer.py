@@ -8,9 +8,11 @@ import shutil
 import time
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from live import Live, event
+from tiny import tables
 
 import serve.ingest.writer
 import serve.log.compaction
@@ -22,6 +24,7 @@ from serve.features.slots import Sum
 from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import entries
+from serve.log.writer import write_log
 
 
 @pytest.fixture
@@ -363,6 +366,15 @@ def test_a_load_keeps_what_waits_in_the_journal_in_the_state(service, log_folder
 
     before, loaded = service.run(scenario)
     assert audience(loaded) == audience(before) + 1
+
+
+def test_a_log_of_which_all_times_are_0_is_loaded(tmp_path, surface):
+    log = tables()
+    for name in ("exposures", "events"):
+        log[name] = log[name].set_column(1, "ts_ms", pa.array([0] * len(log[name])))
+    write_log(tmp_path / "zeros", log)
+    filled = load(surface, tmp_path / "zeros", "lmdb:store", tmp_path)
+    assert (filled["viewers"], filled["diagnoses"]) == (2, [])
 
 
 def test_a_restarted_writer_does_not_make_a_lost_store_anew(service):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny import TOML
@@ -16,7 +17,7 @@ from serve.log.atomic_files import put
 from serve.log.compaction import compact
 from serve.log.events import Exposure, JournalEntry
 from serve.log.reader import TABLES, read_log, read_table
-from serve.log.segments import Segments
+from serve.log.segments import Segments, log_end
 
 # Fewer than in production, because each segment is synced to disk.
 MIN_SEGMENTS = 6
@@ -47,6 +48,19 @@ def files(segments, table="events"):
 
 def rows(segments):
     return {name: pq.read_table(segments.folder / name) for name in TABLES}
+
+
+@pytest.mark.parametrize("columns", [{"seq": [None]}, {"seq": [1]}, {"received_ms": [1]}])
+def test_a_foreign_file_with_the_name_of_a_segment_is_refused(segments, columns):
+    write(segments, 1)
+    path = segments.folder / "events" / f"{9:020d}.parquet"
+    pq.write_table(pa.table({"id": ["e"], **columns}), path)
+    with pytest.raises(TabrankError, match=r"0009\.parquet: not written by a service: .*; rename the file"):
+        log_end(segments.folder)
+    assert segments.last_seq() > 9
+    assert segments.damaged == {path}
+    path.rename(path.with_name("more.parquet"))
+    assert log_end(segments.folder) == (4, 0)
 
 
 def test_many_segments_become_one_with_the_same_records(segments):

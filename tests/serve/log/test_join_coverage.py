@@ -11,6 +11,7 @@ from tiny import STRINGS, TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
+from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log import join_coverage as module
@@ -117,6 +118,18 @@ def test_anonymous_exposures_and_events_are_no_mismatch(tmp_path):
     assert log.coverage == {"candidates": 7 / 8, "events": 1}
     # The two events of request r1 are left.
     assert said[0].endswith("100.0% of 2 events join an exposure")
+    assert said[1:] == [f"{tmp_path / 'log'}: 3 events have neither request_id nor viewer"]
+
+
+@pytest.mark.parametrize("has_column", [True, False])
+def test_events_without_request_id_and_viewer_alone_are_refused(tmp_path, has_column):
+    parts = tables()
+    nobody = pa.nulls(5, pa.string())
+    events = parts["events"].set_column(2, "viewer", nobody).drop_columns("request_id")
+    parts["events"] = events.append_column("request_id", nobody) if has_column else events
+    write_log(tmp_path / "log", parts)
+    with pytest.raises(TabrankError, match="none of 5 events has a request_id or a viewer; an event needs"):
+        read_joined(tmp_path / "log", SURFACE, print)
 
 
 def test_events_of_test_traffic_join_it(tmp_path):

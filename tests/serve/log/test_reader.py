@@ -213,6 +213,16 @@ BROKEN = [
     ),
     (
         "exposures",
+        lambda t: with_column(t, "viewer", pa.array([17.0, None, 18.0])),
+        "'viewer' holds double; it must hold strings; cast it to strings or whole numbers (Int64 in pandas)",
+    ),
+    (
+        "candidates",
+        lambda t: with_column(t, "topic", pa.array([True, False, True, None])),
+        "column 'topic' holds bool; it must hold strings",
+    ),
+    (
+        "exposures",
         lambda t: with_column(t, "context", pa.array([{"hour": "x"}] * 3)),
         "column 'context.hour' holds string; it must hold numbers",
     ),
@@ -230,12 +240,32 @@ def test_a_bad_log_is_refused_with_file_column_row_and_remedy(tmp_path, surface,
     assert str(tmp_path / "log" / name) in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["viewer", "candidate", "candidates", "request_id"])
+def test_a_field_named_as_an_id_of_another_table_is_a_field(tmp_path, name):
+    parts = tables()
+    fields = {"number": [1, 2, 3, 4], "category": [LONG, "b", "c", "d"], "set": [[LONG], [], ["c"], None]}
+    for kind, values in fields.items():
+        surface = read_surface(TOML.replace("[candidate]\n", f"[candidate]\n{name} = '{kind}'\n"))
+        log = parts | {"candidates": parts["candidates"].append_column(name, pa.array(values))}
+        write_log(tmp_path / kind, log)
+        assert read_log(tmp_path / kind, surface).candidates[name].to_pylist() == values
+
+
 def test_a_few_times_of_february_1970_are_taken(tmp_path, surface):
     parts = tables()
     started_ms = pa.array([None, SECONDS, 5, NANOS // 1_000_000])
     parts["candidates"] = with_column(parts["candidates"], "started_ms", started_ms)
     write_log(tmp_path / "log", parts)
     assert read_log(tmp_path / "log", surface).candidates["started_ms"].to_pylist()[1] == SECONDS
+
+
+def test_a_message_about_a_field_of_the_context_names_the_type_in_the_file(tmp_path):
+    parts = tables()
+    parts["exposures"] = with_column(parts["exposures"], "context", pa.array([{"device": True}] * 3))
+    write_log(tmp_path / "log", parts)
+    surface = read_surface(TOML.replace("[context]\n", "[context]\ndevice = 'category'\n"))
+    with pytest.raises(TabrankError, match=r"column 'context\.device' holds bool; it must hold strings"):
+        read_log(tmp_path / "log", surface)
 
 
 def test_a_time_of_the_context_in_another_unit_is_refused(tmp_path):
