@@ -149,12 +149,13 @@ class Service:
 
         A log that is ahead of its store holds records that the store never had: a store commits a
         record before the log gets it. Only until the next commit can this be told, because the
-        writer numbers its records from the end of the log. The time of the newest record is that of
-        the log that filled the store, or of the last flush to the log.
+        writer numbers its records from the end of the log. The features are as old as the log that
+        filled the store, until the service has logged records for half a day.
         """
-        log_seq, newest_ms = log_end or (None, 0)
+        log_seq, flushed_ms = log_end or (None, 0)
         filled = json.loads(note or b"{}")
-        newest_ms = max(newest_ms, filled.get("ends_ms", 0))
+        is_live = flushed_ms - filled.get("filled_ms", 0) >= UNITS_MS["d"] / 2
+        newest_ms = flushed_ms if is_live else filled.get("ends_ms", 0)
         age_ms = time.time() * 1e3 - newest_ms
         days = int(age_ms // UNITS_MS["d"])
         emptied = [

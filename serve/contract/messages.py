@@ -30,11 +30,14 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
     if unknown:
         known = fields[max((at for at in fields if pointer.startswith(at)), key=len)]
         pointer = below(pointer, unknown[1])
-        detail = f"unknown field {quoted(unknown[1])}{nearest(unknown[1], known)}"
+        hint = nearest(unknown[1], known) or f"; the fields are {', '.join(known)}"
+        detail = f"unknown field {quoted(unknown[1])}{hint}"
     elif len(detail) > MAX_DETAIL:
         detail = f"{detail[:MAX_DETAIL]}…"
     elif pointer.endswith("_ms"):
         detail = f"{detail}: whole {MILLISECONDS}"
+    elif detail.startswith("Expected `str") and detail.endswith("got `int`"):
+        detail = f'{detail}; write it in quotes: "17"'
     return RequestError(422, "invalid request", detail, pointer)
 
 

@@ -67,13 +67,15 @@ def load(
         if until_ms is None:
             _apply_journal(store, state, records.last_seq)
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
-        state.viewers.see(int(time.time() * 1e3))
+        now_ms = int(time.time() * 1e3)
+        state.viewers.see(now_ms)
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
         # A flat log may hold numbers, but only segments and snapshots count as its end.
         log_seq, _ = service.log_end() or (0, 0)
         note = {
             "log": service.log_paths(),
             "log_seq": log_seq,
+            "filled_ms": now_ms,
             "ends_ms": records.ends_ms if until_ms is None else min(records.ends_ms, until_ms),
             "coverage": records.coverage,
         }

@@ -263,9 +263,10 @@ class FeatureFetcher:
             yield declared.of_error("settings_refused", self.settings_error)
         yield from self._of_store
         age_s = self.exposure_buffer.age_s
-        if age_s * 1e3 > config.stale_after_ms and not self.event_clock:
+        # Without a store, these follow from that.
+        if age_s * 1e3 > config.stale_after_ms and not self.event_clock and not self.live.error:
             yield declared.of("stale_features", age_s=age_s)
-        for reason in FAILING:
+        for reason in FAILING if not self.live.error else (NOT_DIAGNOSED,):
             if failure := self.warn.recent(reason):
                 yield declared.of_error("failing", failure, reason=reason)
         for version, error in models.failures.items():

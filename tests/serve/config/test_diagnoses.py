@@ -296,7 +296,7 @@ def test_only_features_that_nothing_is_left_of_are_named(home):
     (found,) = home.load()
     assert (
         found["cause"]
-        == "The newest record is 8 days old, which empties audience (max_stay 3d), joins (half-life 1d)."
+        == "Before the live records, the newest is 8 days old, which empties audience (max_stay 3d), joins (half-life 1d)."
     )
 
 
@@ -430,10 +430,15 @@ def test_a_service_that_has_moved_has_the_same_log(home, monkeypatch):
     assert home.check() == asyncio.run(home.readyz()) == []
 
 
-def test_a_record_of_today_ends_the_warning_of_an_old_log(home):
+def test_half_a_day_of_live_records_ends_the_warning_of_an_old_log(home, monkeypatch):
     home.write_log(days=400)
     home.load()
+    asyncio.run(taken(home))
     assert len(home.check()) == 1
+    before_s = time.time() - DAY_MS / 2_000 - 60
+    with monkeypatch.context() as earlier:
+        earlier.setattr(time, "time", lambda: before_s)
+        home.load()
     asyncio.run(taken(home))
     assert home.check() == asyncio.run(home.readyz()) == []
 
