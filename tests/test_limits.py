@@ -182,7 +182,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/stores/test_lmdb.py::test_a_full_store_says_so_and_is_opened_afresh",
     ),
     "a viewer's events of a kind at a candidate": (
-        (intake.MAX_REPEATS, intake.REPEATS_MS // 60_000),
+        (intake.MAX_REPEATS, intake.REPEATS_MS // 60_000, intake.MAX_ARRIVED),
         f"{INGEST}::test_one_viewer_moves_a_count_by_twenty_in_ten_minutes",
     ),
     "candidates at which a gauge counts a viewer": (

@@ -85,8 +85,8 @@ class AppArgs:
         backend: What scores: onnx on the CPU, or torch, which pays off with a GPU only.
         clock: `event` takes the time from requests, for replays and tests.
         keep_log_days: Delete older segments and keep a snapshot in their place; 0 keeps all.
-        keep_viewers_days: Forget a viewer so long after the last record arrived, or after `serve
-            load`; 0 keeps all.
+        keep_viewers_days: While records arrive, forget a viewer so long after its last one, or
+            after `serve load`; 0 keeps all.
     """
 
     __pydantic_config__ = STRICT

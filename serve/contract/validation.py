@@ -33,7 +33,8 @@ OTHER_UNITS = (
     (RECENT_MS * 10**3, "looks like microseconds; divide by 1000"),
     (RECENT_MS * 10**6, "looks like nanoseconds; divide by 1000000"),
 )
-# The sentence about a value that is not known or no time in any unit.
+# What a time must be, for errors about a value that is not a whole number or too large. Fractions
+# are often in seconds, very large numbers in nanoseconds.
 MILLISECONDS = "milliseconds since 1970 (multiply seconds by 1000, divide nanoseconds by 1000000)"
 # Nearly every time in milliseconds is in this range.
 PLAIN_MS = (10 * OTHER_UNITS[0][0], OTHER_UNITS[1][0])

@@ -71,7 +71,8 @@ class Presence:
     Of two records of a viewer and a candidate the one with the later time holds; of equal times,
     the one that comes later. A viewer is kept for `PLACES` candidates: a further `up` ends the stay
     that began first, and takes the place of a stay that has ended, if there is one. A stay ends
-    `max_stay_ms` after its last `up`, or up to a step earlier.
+    `max_stay_ms` after its last `up`, or up to a step earlier. A removed candidate that is added
+    again has no viewers until the next `up`.
 
     A time over seven stays ahead of the next record's, from a wrong clock, does not count: one such
     viewer hides those who came before from a candidate's number, and the next `up` mends it. Two

@@ -117,8 +117,9 @@ class Surface:
         label: Event to predict.
         features: Inputs of the model.
         popular: The numeric feature that orders by popularity. A viewer with an id moves a gauge by
-            1, and another feature by 20 events of each kind in ten minutes; without an id, and by
-            the impressions of answers, without limit.
+            1. On the wall clock, such a viewer moves another feature by at most 20 events of each
+            kind in a fixed window of ten minutes, and by 200 that arrive in one. Impressions and
+            viewers without an id have no such limit.
         position_bias: `examined` corrects for later positions being examined less, in training;
             serving does not use positions.
     """

@@ -38,8 +38,11 @@ WINDOW = 1_000_000
 REMOVED_MS = UNITS_MS["d"]
 # Keep a candidate this long after its end, for late records.
 ENDED_MS = 3_600_000
-# Take this many events of one viewer, candidate and kind in a window of this time.
+# Of one viewer, candidate and kind, take this many events with times in the same fixed window. Late
+# events come together, so of all that arrive in such a window, take ten times as many: this bounds
+# what a client moves whose times are wrong.
 MAX_REPEATS, REPEATS_MS = 20, 600_000
+MAX_ARRIVED = 10 * MAX_REPEATS
 # Counters of these events. Two share one with a probability of 2e-7, and are then limited together.
 NUM_COUNTERS = 1 << 22
 # Count a record whose time is further ahead: its sender's clock is wrong.
@@ -103,7 +106,7 @@ class Intake:
         self._keys: dict[bytes, dict[bytes, int]] = {
             window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
         }
-        # The window of the counters of events; another value resets them.
+        # The window of arrival of the events that the counters count; another value resets them.
         self.window, self._counters = -1, bytearray()
 
     def admit(self, records: Iterable[Record], group: Group, received_ms: int) -> IngestResult:
@@ -131,8 +134,9 @@ class Intake:
                 )
             elif isinstance(record, Event) and self._is_repeated(record, received_ms):
                 taken.rejected[place] = (
-                    f"the viewer has {MAX_REPEATS} {record.kind!r} events of this candidate in ten minutes: "
-                    "further ones do not count; send an action once"
+                    f"the viewer has {MAX_REPEATS} {record.kind!r} events of this candidate in ten minutes, "
+                    f"or {MAX_ARRIVED} that came in ten minutes: further ones do not count; "
+                    "send an action once"
                 )
             else:
                 group.records.append(record)
@@ -168,9 +172,14 @@ class Intake:
         if received_ms // REPEATS_MS != self.window:
             self.window, self._counters = received_ms // REPEATS_MS, bytearray(NUM_COUNTERS)
         # A client cannot choose events that share a counter: the key of `hash` is secret.
-        at = hash((event.viewer, event.candidate, event.kind)) % NUM_COUNTERS
-        self._counters[at] = min(self._counters[at], MAX_REPEATS) + 1
-        return self._counters[at] > MAX_REPEATS
+        kind = (event.viewer, event.candidate, event.kind)
+        at = hash((*kind, (event.ts_ms or 0) // REPEATS_MS)) % NUM_COUNTERS
+        arrived = hash(kind) % NUM_COUNTERS
+        if self._counters[at] >= MAX_REPEATS or self._counters[arrived] >= MAX_ARRIVED:
+            return True
+        self._counters[at] += 1
+        self._counters[arrived] += 1
+        return False
 
     def remember(self, keys: Mapping[bytes, int]) -> None:
         """Remember keys with their times, and forget the oldest beyond `WINDOW` of each kind."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from serve.config.settings import AppArgs
-from serve.contract.errors import Busy, StoreUnavailable, WriterFenced
+from serve.contract.errors import Busy, StoreUnavailable, TabrankError, WriterFenced
 from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import RowTable, Schema
@@ -134,6 +134,7 @@ class Ingester:
         upkeep: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         upkeep.set_result(None)
         tried_s = 0.0
+        await asyncio.to_thread(self._measure)
         while not self._stopping:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
@@ -152,6 +153,11 @@ class Ingester:
         await self.commit_waiting()
         await asyncio.to_thread(self.flush_journal)
         self._close()
+
+    def _measure(self) -> None:
+        """Measure the store, if there is one: the first commit, which opens it, may be far off."""
+        with suppress(TabrankError), closing(self._open_store(writable=False)) as store:
+            self._expiry.store_bytes = store.num_bytes()
 
     def _tally(self) -> Tally:
         # Read the clock every second, so that it notices a step of the system clock soon.

@@ -43,6 +43,11 @@ class Tab:
         audience, rooms = (named[name].reshape(len(viewers), CANDIDATES) for name in ("audience", "rooms"))
         return audience[0].tolist(), rooms[1:, 0].tolist()
 
+    def renew(self, candidate):
+        """Remove a candidate, and add it again."""
+        self.state.candidates.drop(f"c{candidate - 1}")
+        self.state.upsert("candidate", f"c{candidate - 1}", {})
+
     def audience(self, now_ms, candidate=1):
         return self.gauges(now_ms)[0][candidate - 1]
 
@@ -145,12 +150,50 @@ def test_a_forgotten_viewer_leaves():
 def test_the_viewers_of_a_removed_candidate_are_not_those_of_its_successor():
     tab = Tab(2)
     tab.observe(("join", 1, 1, 0), ("join", 2, 1, 0))
-    tab.state.candidates.drop("c0")
-    tab.state.upsert("candidate", "c0", {})
+    tab.renew(1)
     tab.observe(("leave", 1, 1, 1))
     assert tab.audience(1) == 0
     tab.observe(("join", 2, 1, 2))
     assert tab.audience(2) == 1
+
+
+@pytest.mark.parametrize("pause_ms", [1, STEP_MS, STAY_MS])
+def test_all_who_come_back_to_a_candidate_that_comes_back_count(pause_ms):
+    tab = Tab(12)
+    tab.observe(*(("join", viewer, 1, 100) for viewer in tab.viewers))
+    tab.renew(1)
+    again_ms = 100 + pause_ms
+    tab.observe(*(("join", viewer, 1, again_ms) for viewer in range(1, 11)))
+    assert tab.audience(again_ms) == 10
+    # Two of the first time leave late, or are forgotten.
+    tab.observe(("leave", 11, 1, again_ms))
+    tab.state.forget(12)
+    assert tab.audience(again_ms) == 10
+    tab.observe(*(("leave", viewer, 1, again_ms + 1) for viewer in range(1, 11)))
+    assert tab.audience(again_ms + 1) == 0
+
+
+def test_a_viewer_pushed_out_of_a_candidate_that_came_back_takes_nobody_along():
+    tab = Tab(2)
+    tab.observe(("join", 1, 1, 0))
+    tab.renew(1)
+    tab.observe(("join", 2, 1, 1), *(("join", 1, 1 + i, 1 + i) for i in range(1, PLACES + 1)))
+    assert tab.audience(100) == 1
+
+
+def test_a_viewer_hidden_by_a_wrong_time_takes_nobody_along():
+    tab, now_ms = Tab(3), 1_800_000_000_000
+    tab.observe(("join", 1, 1, now_ms), ("join", 2, 1, 2 * now_ms), ("join", 3, 1, now_ms + 1))
+    tab.observe(("leave", 1, 1, now_ms + 2))
+    assert tab.audience(now_ms + 2) == 1
+
+
+def test_an_audience_is_not_negative_after_two_that_began_at_one_time():
+    tab = Tab(2)
+    tab.observe(("join", 1, 1, 100))
+    tab.renew(1)
+    tab.observe(("join", 2, 1, 100), ("leave", 1, 1, 101), ("leave", 2, 1, 101))
+    assert tab.audience(101) == 0
 
 
 def records(num_candidates):
@@ -163,6 +206,29 @@ def records(num_candidates):
         ),
         max_size=60,
     )
+
+
+MOVES = st.tuples(
+    st.sampled_from(["join", "join", "leave", "renew"]), st.integers(1, 4), st.integers(-STEP_MS, STEP_MS)
+)
+
+
+@given(st.lists(MOVES, min_size=8, max_size=30))
+@settings(deadline=None, max_examples=200)
+def test_a_candidate_counts_those_who_came_since_it_was_added_last(moves):
+    tab, latest, times, now_ms = Tab(4), {}, set(), STAY_MS
+    for event, viewer, step_ms in moves:
+        now_ms += step_ms
+        if event == "renew":
+            tab.renew(1)
+            latest = {viewer: (ts_ms, "gone") for viewer, (ts_ms, _) in latest.items()}
+        # Counts that begin at the same time are not told apart.
+        elif now_ms not in times:
+            times.add(now_ms)
+            tab.observe((event, viewer, 1, now_ms))
+            latest[viewer] = max(latest.get(viewer, (0, "")), (now_ms, event))
+    newest, there = max(times, default=0), [ts_ms for ts_ms, event in latest.values() if event == "join"]
+    assert tab.audience(newest) == sum(newest // STEP_MS - ts_ms // STEP_MS < STEPS for ts_ms in there)
 
 
 @given(records(PLACES), st.randoms(), st.integers(1, 60))

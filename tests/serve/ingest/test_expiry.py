@@ -112,6 +112,21 @@ def test_viewers_are_examined_now_and_then(visits, monkeypatch):
     assert "cyd" not in known
 
 
+def test_the_store_is_measured_before_records_come(visits):
+    visits.run([visit("cyd", DAY_MS)])
+
+    async def size(**args):
+        ingester = Ingester(replace(visits.args, **args), visits.folder)
+        running = asyncio.ensure_future(ingester.run())
+        ingester.stop()
+        await running
+        return ingester._expiry.store_bytes
+
+    assert asyncio.run(size()) > 0
+    # Where there is no store yet, records make one.
+    assert asyncio.run(size(store="lmdb:another")) == 0
+
+
 @pytest.mark.parametrize("most", [1_000, 20])
 def test_viewers_who_come_once_stay_for_the_days_and_no_longer(monkeypatch, most):
     monkeypatch.setattr(expiry, "EVERY_S", 3_600.0)

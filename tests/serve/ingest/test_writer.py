@@ -248,6 +248,29 @@ def test_one_viewer_moves_a_count_by_twenty_in_ten_minutes(service):
     asyncio.run(scenario())
 
 
+def test_late_events_count_by_their_own_times(service):
+    writer = Taking(service)
+
+    def clicks(name, num, apart_ms):
+        first_ms = writer.now_ms - num * apart_ms
+        return [Event(f"{name} {i}", "ann", "n", "click", first_ms + i * apart_ms) for i in range(num)]
+
+    async def scenario():
+        await writer.take(Candidate("n", {}))
+        day = await writer.take(*clicks("half an hour apart", 48, 1_800_000))
+        assert day.rejected == {}
+        at_once = await writer.take(*clicks("at once", 30, 1))
+        assert len(at_once.rejected) == 10
+        # Of any times, no more than 200 in ten minutes count.
+        many = await writer.take(*clicks("an hour apart", 1_000, 3_600_000))
+        assert len(many.rejected) == 1_000 - (200 - 48 - 20)
+        assert "or 200 that came in ten minutes" in many.rejected[999]
+        writer.now_ms += 600_000
+        assert (await writer.take(*clicks("in the next window", 200, 1_800_000))).rejected == {}
+
+    asyncio.run(scenario())
+
+
 def test_events_of_a_commit_that_failed_do_not_use_up_the_number(service, monkeypatch):
     writer = Taking(service)
 
