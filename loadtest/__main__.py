@@ -15,8 +15,9 @@ from loadtest.report.run import findings
 from loadtest.scenarios.run import run_profile
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_scenario
-from loadtest.workload.profiles import MAX_CANDIDATES, load_profile, load_slo
+from loadtest.workload.profiles import load_profile, load_slo
 from serve.contract.commands import command_line
+from serve.contract.rankings import MAX_CANDIDATES
 
 app = command_line(__doc__, rich_markup_mode=None)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from loadtest.commands import run_command
-from loadtest.workload.profiles import MAX_CANDIDATES
+from serve.contract.rankings import MAX_CANDIDATES
 from serve.log.atomic_files import draft_of, exclusive
 
 # A model's speed does not depend on the number of epochs.

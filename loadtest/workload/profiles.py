@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from loadtest.errors import LoadtestError
+from serve.contract.rankings import MAX_CANDIDATES
 from serve.contract.typed_reader import STRICT, Between, ItemName, read
 from serve.contract.validation import toml_table
 
 PROFILES = Path(__file__).parents[1] / "profiles.toml"
 SLO = Path(__file__).parents[1] / "slo.toml"
-# Limit of POST /v1/rank.
-MAX_CANDIDATES = 1000
 # Candidates per request of the scenarios, as in the headline profile.
 CANDIDATES = 55
 # Seed of all random draws, so that two runs send the same.

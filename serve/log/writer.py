@@ -23,5 +23,16 @@ def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Sna
         for name, table in tables.items():
             path = draft / f"{name}.parquet"
             path.touch(mode=0o600)
-            pq.write_table(table, path, compression="zstd")
+            # Leave out pandas' description of its types, which keeps pandas from reading the file.
+            pq.write_table(table.cast(pa.schema(map(_stored, table.schema))), path, compression="zstd")
         copy(snapshots, draft)
+
+
+def _stored(field: pa.Field) -> pa.Field:
+    """Drop how the reader converted a column: what is written has the new type.
+
+    Keep it of datetimes, because it alone tells those before 1985 from other whole numbers.
+    """
+    if pa.types.is_struct(field.type):
+        return field.with_type(pa.struct([_stored(part) for part in field.type]))
+    return field if field.type == pa.int64() else field.remove_metadata()

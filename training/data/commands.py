@@ -49,6 +49,9 @@ def csv(
     Rows are one slate if they have the same --slate; by default, the same viewer and time; with
     --window, a viewer's rows within it. A column that has one value for each candidate becomes a
     field of candidates, else of viewers, else of the slate's context; others are left out.
+
+    Ids are the text of a CSV: 007 is not 7. An empty field is missing; in columns without ids, NA,
+    N/A, #N/A, NaN, nan, NULL, null and n/a are too.
     """
     from training.data.flat import FlatColumns, import_flat
 
@@ -67,5 +70,5 @@ def csv(
         lines.append(f"{repeated:,} rows repeat a candidate of their slate, which is shown once")
     lines += [f"fields of {owner}: {', '.join(names)}" for owner, names in found["fields"].items() if names]
     if names := ", ".join(name or "(no name)" for name in found["left_out"]):
-        lines.append(f"left out (empty, a name of the log, or several values for each id): {names}")
+        lines.append(f"left out (empty, a name of the log, or no id of several rows determines it): {names}")
     answer(found, as_json, "\n".join(lines))

@@ -10,17 +10,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
+from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing
 from serve.log.writer import write_log
 
 # Infer the types of a CSV from all its rows, up to this many bytes.
 BLOCKS = pcsv.ReadOptions(block_size=1 << 30)
-# An empty field is missing, of strings too.
+# An empty field is missing, of strings too, and so are NA, N/A, #N/A, NaN, nan, NULL, null and n/a.
 NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
+# Names that the log, or the state built from it, uses itself: no field may have one.
+OWN_COLUMNS = (
+    r"|id|request_id|viewer|candidates?|ts_ms|ends_ms|received_ms|seq|seen_seq|removed|stated|traffic"
+    r"|seen_ms|stated_ms|sums|sums_ms|(map|presence)\d+_.*"
+)
+# Words by which a column of events says that there was one, or none. A column of strings names the
+# kinds, so it must not say the latter.
+YES, NO = ["1", "1.0", "true"], ["", "0", "0.0", "f", "false", "n", "no", "none"]
 # Options that name ids, and the column of the log that holds them: each may own fields.
 IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
 # Viewer, time and end of the window, and number of a row.
@@ -42,6 +52,10 @@ class FlatColumns:
     slate: str | None = None
     position: str | None = None
     window_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.window_ms and (self.slate or not self.viewer):
+            raise TabrankError("--window: applies to the rows of a viewer; name --viewer, and no --slate")
 
     @property
     def rule(self) -> str:
@@ -74,8 +88,8 @@ def flat_tables(source: Path, columns: FlatColumns) -> tuple[dict[str, pa.Table]
     """Return the tables of the log of a CSV or Parquet file, and what became of rows and columns.
 
     A column that no option names goes to the candidates, the viewers or the context of rankings: to
-    the one with the fewest ids for each of which its rows agree. A candidate that comes again in a
-    slate is shown once.
+    the one with the fewest ids for each of which its rows agree, unless each id has one row. A
+    candidate that comes again in a slate is shown once.
 
     Raises:
         TabrankError: the file cannot be read, or a column is missing or does not fit.
@@ -115,21 +129,21 @@ def flat_tables(source: Path, columns: FlatColumns) -> tuple[dict[str, pa.Table]
 def _table(frame: pd.DataFrame, index: str) -> pa.Table:
     frame = frame.rename_axis(index).reset_index()
     frame = frame.astype({"ts_ms": "int64"}) if "ts_ms" in frame else frame
-    # Its description of pandas' types keeps pandas itself from reading the file.
-    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the file; return its rows, and the ids, time in ms and position of each."""
     try:
-        is_parquet = source.suffix == ".parquet"
-        table = pq.read_table(source) if is_parquet else pcsv.read_csv(source, BLOCKS, convert_options=NULLS)
+        table = pq.read_table(source) if source.suffix == ".parquet" else _read_csv(source, columns)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise TabrankError(f"{source}: not readable as CSV or Parquet: {reason}") from None
+        raise TabrankError(
+            f"{source}: not readable as CSV or Parquet: {str(error).splitlines()[0]}"
+        ) from None
     if not len(table):
         raise TabrankError(f"{source}: has no rows; a log needs at least one")
-    known = table.column_names
+    kinds = [(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in table.schema]
+    table, known = table.cast(pa.schema(kinds)), table.column_names
     if twice := {name for name in known if known.count(name) > 1}:
         raise TabrankError(f"{source}: has two columns {min(twice)!r}; rename one of them")
     log = {"viewer": pa.nulls(len(table), pa.string()), "position": np.arange(len(table))}
@@ -138,8 +152,8 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
         if name not in known:
             raise TabrankError(f"{where} is not one of its columns, {', '.join(known)}")
         values = table[name]
-        if option in ("candidate", "time", "slate") and values.null_count:
-            raise TabrankError(f"{where} is empty in a row; every row needs a value")
+        if option in ("candidate", "time", "slate"):
+            _refuse(where, pc.is_null(values, nan_is_null=True), "is empty; every row needs a value")
         if option in IDS:
             log[IDS[option]] = _ids(where, values)
         elif option == "time":
@@ -150,15 +164,42 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     return rows, frame if columns.slate else frame.assign(request_id=_slates(frame, columns.window_ms))
 
 
+def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
+    """Read a CSV; its ids are the text that it holds: 007 is not 7, and NA is a name."""
+    table = pcsv.read_csv(source, BLOCKS, convert_options=NULLS)
+    texts = {n: pa.string() for option, n in columns.given if option in IDS and n in table.column_names}
+    # The words of a missing value hold for all columns of a reading, so ids need their own.
+    as_text = pcsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
+    as_text.include_columns = [*texts]
+    ids = pcsv.read_csv(source, BLOCKS, convert_options=as_text)
+    for name in texts:
+        table = table.set_column(table.column_names.index(name), name, ids[name])
+    return table
+
+
+def _refuse(where: str, bad: pa.ChunkedArray, why: str) -> None:
+    """Refuse the first bad row."""
+    if (row := pc.index(bad, True).as_py()) >= 0:
+        raise TabrankError(f"{where}, row {row}: {why}")
+
+
+def _misfit(where: str, values: pa.ChunkedArray, what: str) -> TabrankError:
+    return TabrankError(f"{where} holds {values.type}, such as {values[0]}; {what}")
+
+
 def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
-        # Pandas writes whole numbers with gaps as floats.
+        # Pandas writes whole numbers with gaps as floats: 7.0.
         whole = values.cast(pa.int64()) if pa.types.is_floating(values.type) else values
-        return whole.cast(pa.string())
+        ids = whole.cast(pa.string())
+        if pc.all(pc.match_substring_regex(ids, r"^\d+\.0$"), min_count=1).as_py():
+            ids = pc.replace_substring_regex(ids, r"\.0$", "")
+        _refuse(where, pc.equal(ids, ""), "is an empty string; use null where there is none")
+        why = f"an id has over {MAX_ID_CHARACTERS} characters, the most in a request; shorten it"
+        _refuse(where, pc.greater(pc.utf8_length(ids), MAX_ID_CHARACTERS), why)
+        return ids
     except pa.ArrowException:
-        raise TabrankError(
-            f"{where} holds {values.type}, such as {values[0]}; an id is a string or a whole number"
-        ) from None
+        raise _misfit(where, values, "an id is a string or a whole number") from None
 
 
 def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -169,11 +210,11 @@ def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
         numbers = np.asarray(values, float)
         for first in (RECENT_MS, *(first for first, _ in OTHER_UNITS)):
             if first <= np.median(numbers) < 10 * first:
+                why = "is not of 1985 to 2128 in the unit of most rows; correct it or drop the row"
+                _refuse(where, pc.or_(pc.less(values, first), pc.greater_equal(values, 10 * first)), why)
                 return numbers * (RECENT_MS / first)
-    raise TabrankError(
-        f"{where} holds {values.type}, such as {values[0]}; a time is ISO 8601 "
-        "(2026-01-31T12:00:00Z) or a number of s, ms, µs or ns since 1970"
-    )
+    what = "a time is ISO 8601 (2026-01-31T12:00:00Z) or a number of s, ms, µs or ns since 1970"
+    raise _misfit(where, values, what)
 
 
 def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
@@ -194,10 +235,10 @@ def _owners(rows: pd.DataFrame, log: pd.DataFrame) -> pd.Series[str]:
     """Return the column of ids for each of which the rows agree, by field; "" if there is none."""
     keys = log[[*IDS.values()]].astype("category")
     num_ids = keys.nunique()
-    # Ids of a single row agree with everything, so they come last.
-    ranked = num_ids.mask(num_ids == len(log)).sort_values(kind="stable").index
+    # Ids of a single row agree with everything, even with what came after the ranking.
+    ranked = num_ids[num_ids < keys.count()].sort_values(kind="stable").index
     owners = dict.fromkeys(rows, "")
-    for key, name in product(reversed(ranked), set(rows) - {"", "id", "ts_ms"}):
+    for key, name in product(reversed(ranked), rows.columns[~rows.columns.str.fullmatch(OWN_COLUMNS)]):
         values: Any = rows[name].dropna()
         values = values.astype(str) if pa.types.is_nested(values.dtype.pyarrow_dtype) else values
         of = keys[key][values.index]
@@ -210,13 +251,12 @@ def _events(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatCo
     parts = []
     for name in columns.events:
         kinds = rows[name].dropna()
-        if not pd.api.types.is_string_dtype(kinds):
-            if not kinds.isin([0, 1]).all():
-                raise TabrankError(
-                    f"{source}: --event: {name!r} holds other values than 0 and 1; it must hold 1 or true where the "
-                    "viewer acted, or the kind of event, or nothing"
-                )
-            kinds = pd.Series(name, kinds.index[kinds == 1])
+        is_text, words = pd.api.types.is_string_dtype(kinds), kinds.astype(str).str.strip().str.lower()
+        bad = kinds[words.isin(NO) if is_text else ~words.isin([*NO, *YES])]
+        if len(bad):
+            why = "write 1, true or the kind of event where the viewer acted, and nothing elsewhere"
+            raise TabrankError(f"{source}: --event: {name!r} holds {bad.iloc[0]!r:.40}; {why}")
+        kinds = kinds if is_text else pd.Series(name, kinds.index[words.isin(YES)])
         parts.append(log.loc[kinds.index].assign(kind=kinds))
     events = pd.concat(parts).sort_values("ts_ms", kind="stable", ignore_index=True)
     if events.empty:

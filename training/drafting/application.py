@@ -7,12 +7,11 @@ import os
 import shlex
 from pathlib import Path
 
+from serve.config.diagnoses import COUNTED
 from serve.features.surface import SHIPPED, Surface, read_surface
 from serve.log.atomic_files import draft_of
 from training.drafting.draft import Draft
 
-# Metric of an experiment that counts the label's event.
-PRIMARY = {"join": "join_rate", "click": "clicks"}
 # Address in the shipped file.
 URL = "http://127.0.0.1:8000/v1/rank"
 
@@ -51,7 +50,8 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
     # JSON strings are valid YAML, whatever they hold.
     name = json.dumps(surface.name)
     event = surface.label.event
-    primary = PRIMARY.get(event, f"active_days  # every log has it; no metric counts {json.dumps(event)}")
+    none = f"active_days  # every log has it; no metric counts {json.dumps(event)}"
+    primary = next((metric for metric, events in COUNTED.items() if events == {event}), none)
     log_path = json.dumps(os.path.relpath(log.resolve(), out.resolve()), ensure_ascii=False)
     for old, new in (
         ("$schema=serve", f"$schema={os.path.relpath(package, out)}"),

@@ -19,10 +19,9 @@ from serve.log.conversion import CONVERSION
 from serve.log.join_coverage import check_joins
 from serve.log.reader import read_columns
 from serve.log.replay import Codes
+from training.data.flat import OWN_COLUMNS
 from training.terminal import print_progress
 
-# Names that the log itself uses.
-OWN_COLUMNS = r"id|ts_ms|ends_ms|sums|sums_ms|map\d+_.*"
 # Columns of each entity's table besides its fields.
 OWN: Mapping[Entity, set[str]] = {"viewer": {"id", "ts_ms"}, "candidate": {"id", "ts_ms", "ends_ms"}}
 # From this share of distinct values on, a column holds ids or free text, which do not recur.
@@ -125,8 +124,8 @@ def _conversion(of: pa.Field) -> str:
 def _column(owner: str, of: pa.Field, values: pa.ChunkedArray, num_ids: int) -> Column:
     missing = values.null_count / len(values)
     name, kind = of.name, values.type
-    if not name or re.fullmatch(OWN_COLUMNS, name):
-        return Column(owner, name, None, "the log itself uses this name; rename the column")
+    if re.fullmatch(OWN_COLUMNS, name):
+        return Column(owner, name, None, "the log itself uses this name; rename the column if it is your own")
     if missing == 1:
         return Column(owner, name, None, "every row is null")
     if kind == pa.string():

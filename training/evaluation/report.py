@@ -159,7 +159,7 @@ def _rows(manifest: Mapping[str, Any]) -> str:
 
 def _calibration(manifest: Mapping[str, Any]) -> str:
     if manifest.get("teachers") and manifest["fit"]["position_bias"] == "ignored":
-        return f"none of its own: distilled from {manifest['teachers']} teachers, LightGBM among them."
+        return f"none of its own: distilled from {manifest['teachers']} teachers."
     text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on the"
     if manifest.get("measured_on") == "test":
         return f"{text} validation rows, for a network that had not been trained on them."

@@ -27,7 +27,8 @@ def sized(num_rows: int, **given: Any) -> FitConfig:
     epochs = min(max(STEPS * batch // max(num_rows, 1), EPOCHS[0]), EPOCHS[1])
     config = replace(FitConfig(NetworkConfig(width=8, n_steps=1), epochs, batch_size=batch), **given)
     num_steps = max(num_rows / config.batch_size, 1.0)
-    decay = 1.0 / (config.learning_rate * num_steps * MEMORY_EPOCHS)
+    # Bound it as a search does: with few rows, each step would erase the weights.
+    decay = min(1.0 / (config.learning_rate * num_steps * MEMORY_EPOCHS), 1.0)
     return replace(config, weight_decay=given.get("weight_decay", decay))
 
 

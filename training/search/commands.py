@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from serve.contract.commands import Json, answer
 from serve.contract.validation import duration_ms
 from serve.features.surface import load_surface
+from serve.model.artifact import current
 from training.terminal import PUBLISHED, LogFolder, Models, Seed, SurfaceName, decimal
 
 Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
@@ -40,9 +42,8 @@ def search(
 
     The winner is written to OUT/artifact, its report to OUT/artifact/report.html.
     """
-    _search(
-        surface, log, out, budget, as_json, max_us=max_us, num_teachers=teachers, models=models, seed=seed
-    )
+    given = {"max_us": max_us, "num_teachers": teachers, "models": models, "seed": seed}
+    _search(surface, log, out, budget, as_json, **given)
 
 
 def refresh(
@@ -67,6 +68,15 @@ def refresh(
     _search(surface, log, out, budget, as_json, **given, restart=True)
 
 
+def not_published(out: Path, models: Path) -> str:
+    """Return what ranks in place of a winner that did not pass."""
+    publish = shlex.join(
+        ["python", "-m", "training", "publish", "--model", str(out), "--models", str(models)]
+    )
+    popular = f"the service ranks by popularity, unless you run {publish}"
+    return f"not published: {'the current model stays' if current(models) else popular}"
+
+
 def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
     """Search with the settings `given`, and print the answer."""
     from training.evaluation.verdict import difference, leaderboard
@@ -86,13 +96,11 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
     )
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
     if given["models"] and not found["passed"]:
-        publish = f"python -m training publish --model {out} --models {given['models']}"
-        lines.append(f"not published: the service ranks by popularity, unless you run {publish}")
+        lines.append(not_published(out, given["models"]))
     if found["test_looks"] > 1:
         lines.append(f"the test rows were used {found['test_looks']} times: measures on them are optimistic")
     if found["published"]:
-        lines.append(
-            f"{found['version']} is published{' and current' if found['promoted'] else ', not current'}"
-        )
+        standing = " and current" if found["promoted"] else ", not current"
+        lines.append(f"{found['version']} is published{standing}")
     lines.append(found["artifact"])
     answer(found, as_json, "\n".join(lines), held=found["passed"])

@@ -73,10 +73,9 @@ class Leaderboard:
         self.path = path
         self.entries: list[BoardEntry] = []
         if path.exists():
-            lines = path.read_bytes().split(b"\n")
             # A killed search leaves an incomplete line behind the last line break.
-            whole = lines[:-1]
-            if lines[-1]:
+            *whole, rest = path.read_bytes().split(b"\n")
+            if rest:
                 with path.open("r+b") as file:
                     file.truncate(sum(len(line) + 1 for line in whole))
             # Another release may have written fields that this one does not have.
@@ -100,7 +99,7 @@ class Leaderboard:
 
     def ranking(self, max_us: float | None) -> list[BoardEntry]:
         """Return the finished networks within the cost, lowest validation logloss first."""
-        return sorted((e for e in self.tried() if e.finished and e.fits(max_us)), key=_logloss)
+        return sorted((e for e in self.tried() if e.finished and e.fits(max_us)), key=lambda e: e.logloss)
 
     def winner(self, max_us: float | None) -> BoardEntry | None:
         """Return the best network of the ranking."""
@@ -108,7 +107,7 @@ class Leaderboard:
 
     def best_rival(self) -> BoardEntry:
         """Return the rival with the lowest validation logloss."""
-        return min((entry for entry in self.entries if entry.kind != "tabnet"), key=_logloss)
+        return min((entry for entry in self.entries if entry.kind != "tabnet"), key=lambda e: e.logloss)
 
     def table(self, max_us: float | None) -> list[dict[str, Any]]:
         """Return the finished models as rows for the report, the best first."""
@@ -122,7 +121,7 @@ class Leaderboard:
                 "epochs": entry.point.get("epochs"),
                 "config": entry.point,
             }
-            for entry in sorted(finished, key=_logloss)
+            for entry in sorted(finished, key=lambda e: e.logloss)
         ]
 
 
@@ -132,16 +131,12 @@ def known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
 
 
-def _logloss(entry: BoardEntry) -> float:
-    return entry.logloss
-
-
 def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
     """Return the Pareto front of validation logloss and serving cost, the cheapest first."""
     front: list[BoardEntry] = []
     ready = [entry for entry in entries if entry.finished and entry.us_per_candidate is not None]
-    for entry in sorted(ready, key=lambda e: (e.us_per_candidate or 0.0, _logloss(e))):
-        if not front or _logloss(entry) < _logloss(front[-1]):
+    for entry in sorted(ready, key=lambda e: (e.us_per_candidate or 0.0, e.logloss)):
+        if not front or entry.logloss < front[-1].logloss:
             front.append(entry)
     return front
 
@@ -156,8 +151,7 @@ def compete(
     """
     slates = Slates(valid.label, valid.slate)
     if board.of("popular") is None:
-        chance = calibrated(valid.label, valid.popular)
-        board.add(_entry("popular", slates, chance, us_per_candidate=0.0))
+        board.add(_entry("popular", slates, calibrated(valid.label, valid.popular), us_per_candidate=0.0))
     for kind, make in RIVALS.items():
         if board.of(kind) is None:
             report(f"training {TITLES[kind]}")

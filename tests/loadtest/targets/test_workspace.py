@@ -12,8 +12,8 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.targets.workspace import ROWS, STORE_FORMAT, VIEWERS, Workspace
-from loadtest.workload.profiles import MAX_CANDIDATES
 from serve.contract.errors import TabrankError
+from serve.contract.rankings import MAX_CANDIDATES
 from serve.stores.lmdb_environment import FORMAT
 
 

@@ -138,8 +138,8 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
             "--time: 'weekday' holds string, such as Thu; a time is",
         ),
         (FlatColumns("what", "rank", ("did",)), ROWS, "--time: 'rank' holds int64, such as 2; a time is"),
-        (FlatColumns("what", "when", ("rank",)), ROWS, "--event: 'rank' holds other values than 0 and 1"),
-        (FlatColumns("what", "when", ("did",), slate="who"), ROWS, "--slate: 'who' is empty in a row"),
+        (FlatColumns("what", "when", ("rank",)), ROWS, "--event: 'rank' holds 2; write 1, true"),
+        (FlatColumns("what", "when", ("did",), slate="who"), ROWS, "--slate: 'who', row 6: is empty"),
         (
             FlatColumns("what", "when", ("did",), "who", "weekday"),
             ROWS,
@@ -149,10 +149,11 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
         (COLUMNS, ROWS.split("\n")[0] + "\n", "has no rows"),
         (COLUMNS, ROWS.replace("member", "price"), "has two columns 'price'; rename one of them"),
         (
-            FlatColumns("score", "when", ("did",)),
-            ROWS,
-            "--candidate: 'score' holds double, such as 0.1; an id is",
+            COLUMNS,
+            ROWS.replace(",1,1,", ",1,yes,").replace(",1,0,", ",1, No ,").replace(",2,0,", ",2,,"),
+            "'did' holds ' No '; write 1, true",
         ),
+        (COLUMNS, ROWS.replace(",100,1,1,", f",{'1' * 257},1,1,"), "'what', row 3: an id has over 256"),
         (COLUMNS, ROWS + "1,2\n", "not readable as CSV or Parquet: CSV parse error"),
     ],
 )
@@ -161,6 +162,80 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, colum
         import_flat(write(tmp_path / "rows.csv", text), tmp_path / "log", columns)
     assert message in str(refused.value)
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("who", ["a", "", "b"], "--viewer: 'who', row 1: is an empty string; use null"),
+        ("what", [0.1, 0.2, 0.3], "--candidate: 'what' holds double, such as 0.1; an id is"),
+        ("when", [START_MS, START_MS, -1], "--time: 'when', row 2: is not of 1985 to 2128 in the unit"),
+        ("when", [0, START_MS, START_MS], "--time: 'when', row 0: is not of 1985 to 2128 in the unit"),
+        ("when", pa.array([START_MS, float("nan"), START_MS]), "row 1: is empty; every row needs a value"),
+        ("did", [["buy"], None, []], "--event: 'did' holds ['buy']; write 1, true or the kind"),
+        ("did", ["buy", "", None], "--event: 'did' holds ''; write 1, true or the kind"),
+    ],
+)
+def test_a_column_of_parquet_that_does_not_fit_is_refused_with_its_row(tmp_path, name, values, message):
+    rows = {"when": [START_MS] * 3, "who": ["a", "a", None], "what": [5, 6, 7], "did": [0, 1, 0]}
+    pq.write_table(pa.table(rows | {name: values}), tmp_path / "rows.parquet")
+    with pytest.raises(TabrankError) as refused:
+        import_flat(tmp_path / "rows.parquet", tmp_path / "log", COLUMNS)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["did", None, None]).dictionary_encode(),
+        pa.array([True, None, False]),
+        pa.array([1.0, None, 0.0]),
+    ],
+)
+def test_events_of_any_plain_type_are_taken(tmp_path, values):
+    rows = {"when": [START_MS] * 3, "who": pa.array(["a", "a", None]).dictionary_encode(), "what": [5, 6, 7]}
+    pq.write_table(pa.table(rows | {"did": values}), tmp_path / "rows.parquet")
+    import_flat(tmp_path / "rows.parquet", tmp_path / "log", COLUMNS)
+    (event,) = pq.read_table(tmp_path / "log/events.parquet").to_pylist()
+    assert (event["viewer"], event["candidate"], event["kind"]) == ("a", "5", "did")
+
+
+def test_ids_are_the_text_of_a_csv(tmp_path):
+    rows = [
+        "when,who,what,did,size",
+        f"{START_MS},007,NA,1,2",
+        f"{START_MS},7,nan,0,NA",
+        f"{START_MS},,1e5,0,3",
+    ]
+    _, tables = imported(tmp_path / "a", text="\n".join(rows))
+    assert slates(tables) == [(0, "007", ["NA"]), (0, "7", ["nan"]), (0, None, ["1e5"])]
+    # Pandas writes whole numbers with gaps as floats.
+    _, tables = imported(tmp_path / "b", text=f"when,who,what,did\n{START_MS},7.0,5,1\n{START_MS},,5,1\n")
+    assert slates(tables) == [(0, "7", ["5"]), (0, None, ["5"])]
+
+
+def test_names_of_the_log_itself_are_left_out(tmp_path):
+    rows = [
+        f"{START_MS + i},{i},{item},1,{i},true,{START_MS},live,{item}" for i in range(3) for item in (1, 2)
+    ]
+    text = "\n".join(["when,who,what,did,seq,removed,ends_ms,traffic,size", *rows])
+    found, tables = imported(tmp_path, text=text)
+    assert found["left_out"] == ["seq", "removed", "ends_ms", "traffic"]
+    assert tables["candidates"] == [{"id": "1", "size": 1}, {"id": "2", "size": 2}]
+    assert tables["viewers"] == [{"id": "0"}, {"id": "1"}, {"id": "2"}]
+
+
+def test_what_came_after_is_no_context_of_slates_of_one_row(tmp_path):
+    rows = [f"{START_MS + i},{i % 2},{i % 3},{i % 2},{i * i % 5}" for i in range(12)]
+    found, tables = imported(tmp_path, text="\n".join(["when,who,what,did,paid", *rows]))
+    assert found["left_out"] == ["paid"]
+    assert "context" not in tables["exposures"][0]
+
+
+@pytest.mark.parametrize("given", [{}, {"viewer": "who", "slate": "weekday"}])
+def test_a_window_that_would_be_ignored_is_refused(given):
+    with pytest.raises(TabrankError, match="--window: applies to the rows of a viewer; name --viewer"):
+        FlatColumns("what", "when", ("did",), **given, window_ms=30_000)
 
 
 def test_a_flat_file_becomes_a_log_that_drafts_and_builds(tmp_path):

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from shop import write_shop
 from tiny import tables
 
 from serve.contract.errors import TabrankError
+from serve.features.surface import read_surface
 from serve.log.reader import TABLES, read_log
 from serve.log.writer import write_log
 from training.data.split import split
+from training.drafting.draft import draft
 
 
 def halves(tmp_path, log_folder, at=0.5):
@@ -117,3 +122,27 @@ def test_a_missing_and_an_unreadable_table_are_named(tmp_path, log_folder):
     (log_folder / "viewers.parquet").unlink()
     with pytest.raises(TabrankError, match=r"viewers.parquet is missing"):
         split(log_folder, 0.5, tmp_path / "a", tmp_path / "b")
+
+
+def test_a_draft_of_a_part_does_not_repeat_the_conversions_of_the_whole(tmp_path):
+    write_shop(tmp_path / "log", slates=300)
+    path = tmp_path / "log/viewers.parquet"
+    viewers = pq.read_table(path)
+    born = [datetime(1950 + i % 60, 1, 1, tzinfo=UTC) for i in range(len(viewers))]
+    is_member = pa.array([i % 3 == 0 for i in range(len(viewers))])
+    pq.write_table(viewers.append_column("born", [born]).append_column("is_member", is_member), path)
+    exposures = pq.read_table(path.with_name("exposures.parquet"))
+    context = pa.array([{"is_mobile": i % 2 == 0} for i in range(len(exposures))])
+    pq.write_table(exposures.append_column("context", context), path.with_name("exposures.parquet"))
+    split(tmp_path / "log", 0.8, tmp_path / "a", tmp_path / "b")
+    whole, part = draft(tmp_path / "log"), draft(tmp_path / "a")
+    assert sum("true is read as 1" in note for note in whole.notes) == 1
+    assert not any("true is read as 1" in note for note in part.notes)
+    # Times before 1985 stay times.
+    types = read_surface(part.text).fields["viewer"] | read_surface(part.text).fields["context"]
+    assert {name: field.type for name, field in types.items()} == {
+        "born": "time",
+        "is_member": "number",
+        "region": "category",
+        "is_mobile": "number",
+    }

@@ -5,6 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from shop import write_shop
@@ -54,6 +56,18 @@ def test_the_drafted_application_is_accepted_and_has_paths_beside_it(folder):
     # No metric of an experiment counts the label, which the file says.
     text = (folder / "my/cluster.yaml").read_text()
     assert 'primary: active_days  # every log has it; no metric counts "keep"\n' in text
+
+
+@pytest.mark.parametrize(("event", "primary"), [("join", "join_rate"), ("click", "clicks")])
+def test_the_experiment_counts_the_label_where_a_metric_does(tmp_path, event, primary):
+    write_shop(tmp_path / "the log", slates=300)
+    path = tmp_path / "the log/events.parquet"
+    events = pq.read_table(path)
+    kinds = pa.array([event] * len(events))
+    pq.write_table(events.set_column(events.column_names.index("kind"), "kind", kinds), path)
+    draft(tmp_path, "--out", f"{tmp_path}/my")
+    (application,) = read(tmp_path / "my/cluster.yaml").serve["applications"]
+    assert application["deployments"][0]["user_config"]["experiment"]["primary"] == primary
 
 
 def test_it_carries_no_name_of_another_surface_and_every_other_setting(folder):

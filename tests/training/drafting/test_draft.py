@@ -153,6 +153,16 @@ def test_types_follow_the_columns_and_every_column_left_out_says_why(market_log)
     assert "candidate.title is left out: nearly every row has its own" in notes
 
 
+def test_columns_named_as_the_logs_own_are_left_out_with_the_reason(tmp_path):
+    own = {name: pa.array(np.arange(NUM) % 7) for name in ("seen_seq", "seen_ms", "presence0_x", "traffic")}
+    write_log(tmp_path / "log", market(**own))
+    notes = draft(tmp_path / "log", "market").notes
+    for name in own:
+        assert f"candidate.{name} is left out: the log itself uses this name; rename the column" in " ".join(
+            notes
+        )
+
+
 def test_a_field_of_seconds_is_named_with_the_factor(tmp_path):
     listed = START_MS // 1000 - 3_600 * (np.arange(NUM) % 700)
     write_log(tmp_path / "log", market(listed=listed.tolist()))

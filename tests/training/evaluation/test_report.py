@@ -85,6 +85,11 @@ def test_the_card_describes_the_model_and_its_worst_slices(evaluation):
     assert "slightly optimistic" in model_card({**MANIFEST, "measured_on": "validation"}, evaluation)
 
 
+def test_the_card_names_teachers_as_searches_of_any_release_count_them(evaluation):
+    taught = MANIFEST | {"teachers": 3, "fit": {"position_bias": "ignored"}}
+    assert "none of its own: distilled from 3 teachers.\n" in model_card(taught, evaluation)
+
+
 def test_both_can_be_made_again_from_the_artifact_byte_for_byte(tmp_path, evaluation):
     rng = np.random.default_rng(0)
     network = random_network(rng, random_encoder(rng, 2, 1, 0), NetworkConfig(width=4))

@@ -4,6 +4,7 @@ import pytest
 
 from training.fit.loop import FitConfig, State
 from training.fit.sizing import advice, sized
+from training.search.space import Space
 
 
 def history(*losses: float) -> State:
@@ -19,7 +20,7 @@ def test_fewer_rows_get_smaller_batches_and_more_epochs():
     assert found[1].epochs > found[-1].epochs
 
 
-@pytest.mark.parametrize("num_rows", [5_000, 80_000, 5_000_000])
+@pytest.mark.parametrize("num_rows", [40_000, 80_000, 5_000_000])
 def test_weight_decay_forgets_in_the_same_number_of_epochs(num_rows):
     for given in ({}, {"batch_size": 512}, {"learning_rate": 0.01}):
         config = sized(num_rows, **given)
@@ -30,6 +31,11 @@ def test_weight_decay_forgets_in_the_same_number_of_epochs(num_rows):
             * 1_000_000
             / sized(1_000_000).batch_size
         )
+
+
+def test_the_weight_decay_of_few_rows_is_bounded_as_that_of_a_search():
+    most = Space(5_000).distributions["weight_decay"].high
+    assert [sized(num_rows).weight_decay for num_rows in (1, 128, 500, 5_000)] == [most] * 4
 
 
 def test_given_settings_take_precedence():

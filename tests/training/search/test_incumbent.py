@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from serve.features.surface import Surface, read_surface
 from serve.model.artifact import CURRENT, FILES, current, point, save
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
+from training.search.commands import not_published
 from training.search.search import configuration, followed, reasons, take_place
 
 BETTER = {"ndcg@10": 0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": True}}
@@ -59,6 +61,14 @@ def test_a_model_of_another_surface_is_not_followed_and_the_reason_printed(model
     other = replace(other, position_bias="examined")
     assert followed(models, OLD, other, messages.append) is None
     assert "differs in position_bias: it is not compared" in messages[0]
+
+
+def test_a_winner_that_is_not_published_leaves_what_is_current(models, tmp_path):
+    assert not_published(tmp_path / "out", models) == "not published: the current model stays"
+    text = not_published(tmp_path / "my out", tmp_path / "none")
+    assert "the service ranks by popularity" in text
+    command = shlex.split(text.partition("unless you run ")[2])
+    assert command[3:] == ["publish", "--model", f"{tmp_path}/my out", "--models", f"{tmp_path}/none"]
 
 
 def test_every_reason_is_named():
