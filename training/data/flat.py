@@ -136,9 +136,12 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     """Read the file; return its rows, and the ids, time in ms and position of each."""
     try:
         table = pq.read_table(source) if source.suffix == ".parquet" else _read_csv(source, columns)
+    except FileNotFoundError:
+        raise TabrankError(f"{source}: no such file") from None
     except (pa.ArrowException, OSError) as error:
+        why = str(error).splitlines()[0]
         raise TabrankError(
-            f"{source}: not readable as CSV or Parquet: {str(error).splitlines()[0]}"
+            f"{source}: not readable as Parquet, or as CSV with commas and decimal points: {why}"
         ) from None
     if not len(table):
         raise TabrankError(f"{source}: has no rows; a log needs at least one")
@@ -228,7 +231,7 @@ def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
         return first if row[0] == first[0] and row[1] <= first[2] else row
 
     rows = zip(viewer, ordered["ts_ms"], until_ms, ordered.index, strict=True)
-    return pd.Series([f"r{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
+    return pd.Series([f"import-{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
 
 
 def _owners(rows: pd.DataFrame, log: pd.DataFrame) -> pd.Series[str]:
@@ -261,4 +264,5 @@ def _events(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatCo
     events = pd.concat(parts).sort_values("ts_ms", kind="stable", ignore_index=True)
     if events.empty:
         raise TabrankError(f"{source}: --event: no row has an event, so that nothing can be learned")
-    return events.drop(columns="position").set_index("e" + events.index.astype(str))
+    # The ids of later events from clients must differ.
+    return events.drop(columns="position").set_index("import-" + events.index.astype(str))

@@ -154,7 +154,7 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
             "'did' holds ' No '; write 1, true",
         ),
         (COLUMNS, ROWS.replace(",100,1,1,", f",{'1' * 257},1,1,"), "'what', row 3: an id has over 256"),
-        (COLUMNS, ROWS + "1,2\n", "not readable as CSV or Parquet: CSV parse error"),
+        (COLUMNS, ROWS + "1,2\n", "or as CSV with commas and decimal points: CSV parse error"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, columns, text, message):
