@@ -28,7 +28,7 @@ DIAGNOSES: Mapping[str, Mapping[str, Any]] = tomllib.loads(Path(__file__).with_s
 # A decayed sum is empty after this many half-lives: less than 1 % is left.
 EMPTY_HALF_LIVES = 7
 # Below this share the ids of two tables do not fit each other.
-MIN_COVERAGE = 0.9
+MIN_COVERAGE = 0.8
 # Events that a metric of an experiment counts.
 COUNTED = {"join_rate": {"join"}, "joins": {"join"}, "minutes": {"join", "leave"}, "clicks": {"click"}}
 # Surface, and so application, and experiment of the shipped `cluster.yaml`.

@@ -169,8 +169,10 @@ def poison_for(dtype: np.dtype[Any], draw: random.Random) -> Any:
     base = dtype.base
     if base.kind == "f":
         return draw.choice(EXTREMES)
+    if base.kind == "u":
+        return draw.getrandbits(8 * base.itemsize)
     # In a shorter number, such a time is any number.
-    return np.int64(draw.choice(EXTREME_MS)).astype(base) if base.kind == "i" else draw.getrandbits(64)
+    return np.int64(draw.choice(EXTREME_MS)).astype(base)
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
