@@ -149,22 +149,23 @@ class Service:
 
         A log that is ahead of its store holds records that the store never had: a store commits a
         record before the log gets it. Only until the next commit can this be told, because the
-        writer numbers its records from the end of the log. The features are as old as the log that
-        filled the store, until the service has logged records for half a day.
+        writer numbers its records from the end of the log. A feature is as old as the log that
+        filled the store, until the service has logged records for half a day, or for the feature's
+        half-life or `max_stay` if that is shorter.
         """
         log_seq, flushed_ms = log_end or (None, 0)
         filled = json.loads(note or b"{}")
-        is_live = flushed_ms - filled.get("filled_ms", 0) >= UNITS_MS["d"] / 2
-        newest_ms = flushed_ms if is_live else filled.get("ends_ms", 0)
-        age_ms = time.time() * 1e3 - newest_ms
-        days = int(age_ms // UNITS_MS["d"])
-        emptied = [
-            f"{name} ({what} {duration(time_ms)})"
-            for name, kind in self.features.schema.surface.features.items()
-            for what, times in (("half-life", EMPTY_HALF_LIVES), ("max_stay", 1))
-            if (time_ms := getattr(kind, f"{what.replace('-', '_')}_ms", math.inf)) * times < age_ms
-        ]
-        if newest_ms and days and emptied and self.args.clock == "wall":
+        live_ms, now_ms, day_ms = flushed_ms - filled.get("filled_ms", 0), time.time() * 1e3, UNITS_MS["d"]
+        emptied, newest_ms = [], now_ms
+        for name, kind in self.features.schema.surface.features.items():
+            for what, times in (("half-life", EMPTY_HALF_LIVES), ("max_stay", 1)):
+                time_ms = getattr(kind, f"{what.replace('-', '_')}_ms", math.inf)
+                since_ms = flushed_ms if live_ms >= min(time_ms, day_ms / 2) else filled.get("ends_ms", 0)
+                if now_ms - since_ms > max(time_ms * times, day_ms):
+                    emptied.append(f"{name} ({what} {duration(time_ms)})")
+                    newest_ms = since_ms
+        days = int((now_ms - newest_ms) // day_ms)
+        if newest_ms and emptied and self.args.clock == "wall":
             yield self.of("old_records", days=days, features=", ".join(emptied))
         if not set(filled.get("log", self.log_paths())).intersection(self.log_paths()):
             source = filled["log"][0].removeprefix(f"{self.base.resolve()}{os.sep}")

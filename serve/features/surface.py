@@ -51,7 +51,8 @@ class Field:
 
 
 def _check_field_name(name: str, where: str) -> str:
-    if re.fullmatch(r"id|ts_ms|ends_ms|seen_ms|stated_ms|sums|sums_ms|(map|presence)\d+_.*", name):
+    own = r"id|(ts|ends|seen|stated|received|sums)_ms|seq|stated|removed|sums|(map|presence)\d+_.*"
+    if re.fullmatch(own, name):
         raise TabrankError(f"{where}: the name {name!r} is reserved for the log; choose another")
     return name
 

@@ -44,7 +44,7 @@ def load(
     schema = Schema(surface)
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = Service(args, base, Features(schema), UserConfig())
-    records = read_joined(log, surface, report)
+    records = read_joined(log, surface, report, is_trained_on=False)
     replay = Replay(schema, records)
     if until_ms is None:
         replay.finish()

@@ -93,7 +93,12 @@ def _codes(values: Any, known: Any) -> Any:
 
 
 def check_joins(
-    log: Path, tables: Mapping[str, pa.Table], fields: Mapping[Any, Any], report: Callable[[str], None]
+    log: Path,
+    tables: Mapping[str, pa.Table],
+    fields: Mapping[Any, Any],
+    report: Callable[[str], None],
+    *,
+    is_trained_on: bool = True,
 ) -> dict[str, float]:
     """Report the joins of a log's tables in one line; duplicates and lone events in another.
 
@@ -101,12 +106,13 @@ def check_joins(
     surface reads: a viewer or candidate without fields needs no row.
 
     Raises:
-        TabrankError: nothing joins, with ids of both sides; or no event could join.
+        TabrankError: nothing joins, with ids of both sides; or no event could join, and the log
+            `is_trained_on`.
     """
     coverage, shares = {}, []
     joins, num_events = join_coverage(tables), len(tables["events"])
     num_unowned = num_events - len(joins["events"][1])
-    if num_events and num_unowned == num_events:
+    if is_trained_on and num_events and num_unowned == num_events:
         raise TabrankError(
             f"{log}: none of {num_events:,} events has a request_id or a viewer; {SAME_EXPOSURE}"
         )

@@ -76,7 +76,9 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     return _clean(_read_log(folder, surface), test_traffic)
 
 
-def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -> Log:
+def read_joined(
+    folder: Path, surface: Surface, report: Callable[[str], None], *, is_trained_on: bool = True
+) -> Log:
     """Read a log to train on or to fill a store from; report what it joins and repeats.
 
     Raises:
@@ -85,7 +87,8 @@ def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -
     log = _read_log(folder, surface)
     # Most viewers and candidates of a truncated log are in its snapshots alone.
     fields = dict.fromkeys(ENTITIES) if log.snapshots else surface.fields
-    coverage = check_joins(folder, {name: getattr(log, name) for name in TABLES}, fields, report)
+    tables = {name: getattr(log, name) for name in TABLES}
+    coverage = check_joins(folder, tables, fields, report, is_trained_on=is_trained_on)
     return replace(_clean(log, False), coverage=coverage)
 
 
@@ -94,10 +97,12 @@ def _read_log(folder: Path, surface: Surface) -> Log:
     readers = _own_columns(folder)
     for owner in ENTITIES:
         reader = readers[f"{owner}s"]
+        # A service has judged each value when it took it.
+        tolerated = 1.0 if "received_ms" in reader.raw.column_names else MAX_OLD_SHARE
         for name, declared in fields[owner].items():
             reader.required(name, ARROW[declared.type], nullable=True)
             if declared.type == "time":
-                reader.refuse_units(name, reader.columns[name], tolerated=MAX_OLD_SHARE)
+                reader.refuse_units(name, reader.columns[name], tolerated=tolerated)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
         reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
     exposures = readers["exposures"]

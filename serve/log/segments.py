@@ -49,6 +49,7 @@ AT_ONCE_BYTES = 16 << 20
 STRINGS = pa.list_(pa.string())
 # Most numbers assumed in a segment that cannot be read: years of records at 10,000 a second.
 MAX_SPAN = 1 << 40
+MAX_SEQ = 1 << 62
 
 
 class Segments:
@@ -241,7 +242,9 @@ def draft_segment(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 def segments(log: Path, table: str) -> list[Path]:
     """Return a table's segments in order; files with other names are ignored."""
-    return sorted((log / table).glob(f"{'[0-9]' * DIGITS}.parquet"))
+    named = (log / table).glob(f"{'[0-9]' * DIGITS}.parquet")
+    # A file named by a time of 20 digits is foreign.
+    return sorted(path for path in named if int(path.stem) < MAX_SEQ)
 
 
 @contextmanager
@@ -272,7 +275,7 @@ def last_record(path: Path) -> tuple[int, int]:
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
     last = {column["path_in_schema"]: column["statistics"] or {} for column in columns}
     for name in ("seq", "received_ms"):
-        if last.get(name, {}).get("max") is None:
+        if not isinstance(last.get(name, {}).get("max"), int):
             raise TabrankError(
                 f"{path}: not written by a service: its footer has no largest {name!r}; rename the file, because a "
                 f"name of {DIGITS} digits means a segment of a service"

@@ -40,7 +40,8 @@ from serve.stores.candidate_table import CandidateTable
 EXCESS_BATCHES = 8
 NOT_DIAGNOSED = "not_diagnosed"
 # Reasons of warnings that mean degraded answers or lost records while they last.
-FAILING = ("scorer_unavailable", "events_unavailable", WAITING, NOT_DIAGNOSED)
+FAILING_INGEST = ("events_unavailable", WAITING)
+FAILING = ("scorer_unavailable", *FAILING_INGEST, NOT_DIAGNOSED)
 # Takes packed records and returns once they are durable.
 TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 
@@ -263,11 +264,13 @@ class FeatureFetcher:
             yield declared.of_error("settings_refused", self.settings_error)
         yield from self._of_store
         age_s = self.exposure_buffer.age_s
-        # Without a store, these follow from that.
-        if age_s * 1e3 > config.stale_after_ms and not self.event_clock and not self.live.error:
+        has_store = self.live.error is None
+        # What Ingest cannot do without a store follows from that.
+        if has_store and age_s * 1e3 > config.stale_after_ms and not self.event_clock:
             yield declared.of("stale_features", age_s=age_s)
-        for reason in FAILING if not self.live.error else (NOT_DIAGNOSED,):
-            if failure := self.warn.recent(reason):
+        for reason in FAILING:
+            failure = self.warn.recent(reason)
+            if failure and (has_store or reason not in FAILING_INGEST):
                 yield declared.of_error("failing", failure, reason=reason)
         for version, error in models.failures.items():
             yield declared.of_version(version, error)

@@ -31,6 +31,7 @@ OWN_COLUMNS = (
 # Words by which a column of events says that there was one, or none. A column of strings names the
 # kinds, so it must not say the latter.
 YES, NO = ["1", "1.0", "true"], ["", "0", "0.0", "f", "false", "n", "no", "none"]
+WRONG_TIME = "is not of 1985 to 2128 in the unit of most rows; correct it or drop the row"
 # Options that name ids, and the column of the log that holds them: each may own fields.
 IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
 # Viewer, time and end of the window, and number of a row.
@@ -176,7 +177,11 @@ def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
     as_text.include_columns = [*texts]
     ids = pcsv.read_csv(source, BLOCKS, convert_options=as_text)
     for name in texts:
-        table = table.set_column(table.column_names.index(name), name, ids[name])
+        text = ids[name]
+        # Who is called NULL is nobody, while a candidate may well be called NA.
+        is_word = pc.is_in(text, pa.array(NULLS.null_values))
+        text = pc.if_else(is_word, None, text) if name == columns.viewer else text
+        table = table.set_column(table.column_names.index(name), name, text)
     return table
 
 
@@ -195,7 +200,7 @@ def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
         # Pandas writes whole numbers with gaps as floats: 7.0.
         whole = values.cast(pa.int64()) if pa.types.is_floating(values.type) else values
         ids = whole.cast(pa.string())
-        if pc.all(pc.match_substring_regex(ids, r"^\d+\.0$"), min_count=1).as_py():
+        if pc.all(pc.match_substring_regex(ids, r"^-?\d+\.0$"), min_count=1).as_py():
             ids = pc.replace_substring_regex(ids, r"\.0$", "")
         _refuse(where, pc.equal(ids, ""), "is an empty string; use null where there is none")
         why = f"an id has over {MAX_ID_CHARACTERS} characters, the most in a request; shorten it"
@@ -208,13 +213,15 @@ def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
 def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return times in ms since 1970, with fractions: at one ms, several people may look."""
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        return np.asarray(values.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e3
+        times = np.asarray(values.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e3
+        _refuse(where, pa.chunked_array([(times < RECENT_MS) | (times >= 10 * RECENT_MS)]), WRONG_TIME)
+        return times
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = np.asarray(values, float)
         for first in (RECENT_MS, *(first for first, _ in OTHER_UNITS)):
             if first <= np.median(numbers) < 10 * first:
-                why = "is not of 1985 to 2128 in the unit of most rows; correct it or drop the row"
-                _refuse(where, pc.or_(pc.less(values, first), pc.greater_equal(values, 10 * first)), why)
+                bad = pc.or_(pc.less(values, first), pc.greater_equal(values, 10 * first))
+                _refuse(where, bad, WRONG_TIME)
                 return numbers * (RECENT_MS / first)
     what = "a time is ISO 8601 (2026-01-31T12:00:00Z) or a number of s, ms, µs or ns since 1970"
     raise _misfit(where, values, what)

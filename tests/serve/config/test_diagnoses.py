@@ -20,10 +20,11 @@ from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.config.diagnoses import DIAGNOSES, EMPTY_HALF_LIVES
+from serve.config.diagnoses import DIAGNOSES, EMPTY_HALF_LIVES, Service
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import ScorerUnavailable, StateMismatch, TabrankError
 from serve.contract.records import Event
+from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.http.app import Edge
@@ -295,8 +296,24 @@ def test_only_features_that_nothing_is_left_of_are_named(home):
     home.write_log(days=8)
     (found,) = home.load()
     assert found["cause"].endswith(
-        "the newest is 8 days old, which empties audience (max_stay 3d), joins (half-life 1d)."
+        "are at least 8 days old, which empties audience (max_stay 3d), joins (half-life 1d)."
     )
+
+
+@pytest.mark.parametrize("pointer", [CURRENT, CANARY])
+def test_a_pointer_that_cannot_be_read_is_named(home, pointer):
+    (home.folder / "models" / pointer).write_text("no version\n")
+    (found,) = [one for one in asyncio.run(home.readyz()) if one["name"] == "model_refused"]
+    assert f"Version {pointer} is refused" in found["cause"]
+    assert text(found) in home.check()
+
+
+@pytest.mark.parametrize(("share", "is_low"), [(0.79, True), (0.81, False)])
+def test_less_than_four_fifths_is_a_low_coverage(home, share, is_low):
+    note = json.dumps({"coverage": {"viewers": share}}).encode()
+    schema = Schema(read_surface(TOML))
+    service = Service(AppArgs(**home.args), home.folder, Features(schema), UserConfig())
+    assert [one.name for one in service.of_store(1, note, None)] == ["join_coverage"] * is_low
 
 
 def test_a_replica_reports_what_only_a_running_service_can_know(home):

@@ -50,6 +50,7 @@ def test_a_surface_is_read_from_a_path(tmp_path):
         ('price = { type = "number"', 'price = { type = "nummer"', "did you mean 'number'?"),
         ('field = "candidate.started_ms"', 'field = "candidate.price"', "it must be time"),
         ('language = "category"\nfollows', 'id = "category"\nfollows', "reserved for the log"),
+        ('language = "category"\nfollows', 'received_ms = "time"\nfollows', "reserved for the log"),
         ('name = "tiny"', 'name = "Tiny!"', "lower-case"),
         ('name = "tiny"', 'nme = "tiny"', "unknown key 'nme'; did you mean 'name'?"),
         ('name = "tiny"', "name = [", "not valid TOML"),

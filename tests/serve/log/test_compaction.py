@@ -59,7 +59,7 @@ def test_a_foreign_file_with_the_name_of_a_segment_is_refused(segments, columns)
         log_end(segments.folder)
     assert segments.last_seq() > 9
     assert segments.damaged == {path}
-    path.rename(path.with_name("more.parquet"))
+    path.rename(path.with_name("20260101000000000000.parquet"))
     assert log_end(segments.folder) == (4, 0)
 
 

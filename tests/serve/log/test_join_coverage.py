@@ -130,6 +130,8 @@ def test_events_without_request_id_and_viewer_alone_are_refused(tmp_path, has_co
     write_log(tmp_path / "log", parts)
     with pytest.raises(TabrankError, match="none of 5 events has a request_id or a viewer; an event needs"):
         read_joined(tmp_path / "log", SURFACE, print)
+    # They count for candidates, so a store takes them.
+    assert len(read_joined(tmp_path / "log", SURFACE, print, is_trained_on=False).events) == 5
 
 
 def test_events_of_test_traffic_join_it(tmp_path):

@@ -170,6 +170,7 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, colum
         ("who", ["a", "", "b"], "--viewer: 'who', row 1: is an empty string; use null"),
         ("what", [0.1, 0.2, 0.3], "--candidate: 'what' holds double, such as 0.1; an id is"),
         ("when", [START_MS, START_MS, -1], "--time: 'when', row 2: is not of 1985 to 2128 in the unit"),
+        ("when", pa.array([0, START_MS, START_MS], pa.timestamp("ms")), "row 0: is not of 1985 to 2128"),
         ("when", [0, START_MS, START_MS], "--time: 'when', row 0: is not of 1985 to 2128 in the unit"),
         ("when", pa.array([START_MS, float("nan"), START_MS]), "row 1: is empty; every row needs a value"),
         ("did", [["buy"], None, []], "--event: 'did' holds ['buy']; write 1, true or the kind"),
@@ -206,9 +207,10 @@ def test_ids_are_the_text_of_a_csv(tmp_path):
         f"{START_MS},007,NA,1,2",
         f"{START_MS},7,nan,0,NA",
         f"{START_MS},,1e5,0,3",
+        f"{START_MS},NULL,b,0,3",
     ]
     _, tables = imported(tmp_path / "a", text="\n".join(rows))
-    assert slates(tables) == [(0, "007", ["NA"]), (0, "7", ["nan"]), (0, None, ["1e5"])]
+    assert slates(tables) == [(0, "007", ["NA"]), (0, "7", ["nan"]), (0, None, ["1e5", "b"])]
     # Pandas writes whole numbers with gaps as floats.
     _, tables = imported(tmp_path / "b", text=f"when,who,what,did\n{START_MS},7.0,5,1\n{START_MS},,5,1\n")
     assert slates(tables) == [(0, "7", ["5"]), (0, None, ["5"])]

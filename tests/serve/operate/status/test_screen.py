@@ -1,5 +1,6 @@
 from datetime import UTC, datetime
 
+from serve.operate.status import vitals
 from serve.operate.status.screen import keep_showing, render
 from serve.operate.status.vitals import diagnosed, waiting
 
@@ -83,6 +84,18 @@ def test_an_unknown_value_is_a_dash_and_problems_come_first():
     words = [" ".join(line.split()) for line in lines]
     assert {"rankings/s –", "rungs –", "nodes –", "kill switch on for spaces"} <= set(words)
     assert render({"state": "stopped", "degraded": [], "kill_switch": []}) == "stopped"
+
+
+def test_an_error_of_readyz_is_no_answer_and_leaves_the_kill_switch_unknown(monkeypatch):
+    monkeypatch.setattr(vitals, "_get", lambda url: {"status": 500, "title": "internal error"})
+    app = {"import_path": vitals.OUR_APPLICATION, "route_prefix": "/"}
+    answers = vitals.answers_of({"url": "http://x", "applications": {"spaces": app}})
+    assert vitals.diagnosed(answers)["degraded"] == ["spaces: no answer to /readyz"]
+    monkeypatch.setattr(
+        vitals, "status", lambda run: {"state": "ready", "url": "http://x", "applications": {"spaces": app}}
+    )
+    monkeypatch.setattr(vitals, "_traffic", lambda service, history: None)
+    assert vitals.look(None, None)["kill_switch"] is None
 
 
 def test_a_waiting_deploy_shows_its_file_and_reason_and_the_logs_come_last():
