@@ -166,6 +166,8 @@ class Experiment:
         primary: The metric that decides.
         smallest_effect: Relative change of the primary metric below which a difference does not
             matter. The original system measured +1.96 % and +1.99 %.
+        min_days: Whole days (24 hours) before a report says won or lost.
+        min_exposures: Exposures of both arms before a report says won or lost.
     """
 
     __pydantic_config__ = STRICT
@@ -177,6 +179,8 @@ class Experiment:
     end_ms: Annotated[Time, Field(alias="end")] = None
     primary: Literal["active_days", "join_rate", "clicks", "joins", "minutes"] = "join_rate"
     smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
+    min_days: Annotated[int, Between(0, 365)] = 2
+    min_exposures: Annotated[int, Between(0, 1_000_000_000)] = 500
 
     def runs(self, now_ms: int) -> bool:
         """Return True if viewers take part at this time."""
