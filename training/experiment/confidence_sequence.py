@@ -23,6 +23,7 @@ Bonferroni's inequality at most 5 % of experiments have an error in any of twent
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from scipy.optimize import brentq
 from scipy.special import lambertw
@@ -78,7 +79,7 @@ def needed_at_a_look(needed: float, best_at: float) -> int:
     return math.ceil(float(brentq(missing, needed, 10 * max(needed, best_at))))
 
 
-def always_valid(effect: Effect, num_viewers: int, best_at: float) -> dict[str, float | None]:
+def always_valid(effect: Effect, num_viewers: int, best_at: float) -> dict[str, Any]:
     """Return the interval and `p` of a look after so many viewers of both arms."""
     wide = factor(num_viewers, best_at)
     half, log_se = wide * effect.se, effect.log_se

@@ -57,17 +57,15 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         return []
     rung, took_ms = here["rung"], here["latency_ms"]
     slow_ms = float(took_ms[here["arm"].isin(arms)].quantile(0.99))
-    shares = {
+    shares: dict[str, tuple[str, Any]] = {
         "fallback": ("answers by fallback", rung == FALLBACK),
         "degraded": ("answers not by rung full", rung.notna() & (rung != "full")),
         "slow": (f"answers slower than {slow_ms:.1f} ms, the p99 of both arms", took_ms > slow_ms),
     }
     # The panel numbers viewers in the same order.
     viewer = pd.factorize(here["viewer"])[0]
-    sums = {
-        name: np.bincount(viewer, is_one, len(people.arm)).astype(np.float64)
-        for name, (_, is_one) in {**shares, "exposures": ("", np.ones(len(here)))}.items()
-    }
+    counted = {"exposures": None} | {name: is_one for name, (_, is_one) in shares.items()}
+    sums = {name: np.bincount(viewer, is_one).astype(np.float64) for name, is_one in counted.items()}
     control, treatment = (arm_of(sums, mine) for mine in flags)
     num_viewers, best_at = control.count() + treatment.count(), best_after(people, arms)
     rows = []
