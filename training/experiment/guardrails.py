@@ -16,7 +16,6 @@ from training.experiment.confidence_sequence import always_valid
 from training.experiment.metrics import Metric
 from training.experiment.panel import Panel
 from training.experiment.statistics import compare
-from training.experiment.verdict import deciding
 
 # Rung of answers that no model ranked, in any arm.
 FALLBACK = "fallback"
@@ -72,13 +71,16 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
     for name, (title, _) in shares.items():
         metric = Metric(name, title, "share of exposures", title, name, below="exposures")
         effect = compare(metric, control, treatment, adjusted=False)
+        base, share = (arm.mean(name) / arm.mean("exposures") for arm in (control, treatment))
         if effect is not None:
-            fixed = {key: getattr(effect, key) for key in ("low", "high", "p")}
-            both = {"effect": fixed, "always_valid": always_valid(effect, num_viewers, best_at)}
-            interval, _ = deciding(both, ended)
-            row = {key: getattr(effect, key) for key in ("control", "treatment", "difference")}
-            row |= {key: interval[key] for key in ("low", "high", "p")}
-            rows.append({"name": name, "title": title, **row})
+            deciding = vars(effect) if ended else always_valid(effect, num_viewers, best_at)
+        elif base != share:
+            # All answers of one arm and none of the other: nothing varies.
+            deciding = {"low": share - base, "high": share - base, "p": 0.0}
+        else:
+            continue
+        row = {"name": name, "title": title, "control": base, "treatment": share, "difference": share - base}
+        rows.append(row | {key: deciding[key] for key in ("low", "high", "p")})
     return rows
 
 

@@ -341,11 +341,11 @@ def test_a_different_share_of_fallbacks_is_flagged_with_its_interval(tmp_path):
             for i in range(2_000)
         ]
         for i, row in enumerate(rows):
-            if i % every[i % 2] == i % 2:
+            if every[i % 2] and i // 2 % every[i % 2] == 0:
                 row |= {"rung": "fallback", "degraded": ["deadline"]}
         return write_rows(tmp_path / name, rows)
 
-    uneven = report(log_of("uneven", (100, 20)), LAUNCH)
+    uneven = report(log_of("uneven", (50, 10)), LAUNCH)
     (warning,) = uneven["warnings"]
     assert warning.startswith(
         "the arms were degraded unevenly: answers by fallback are 10.00% of 'model' and 2.00%"
@@ -353,7 +353,10 @@ def test_a_different_share_of_fallbacks_is_flagged_with_its_interval(tmp_path):
     assert f"warning: {warning}" in text(uneven)
     tested = {row["name"]: row for row in uneven["guardrail_tests"]}
     assert 0 < tested["fallback"]["low"] < 0.08 < tested["fallback"]["high"]
-    even = report(log_of("even", (50, 50)), LAUNCH)
+    # No answer of the model at all: neither arm varies.
+    (warning,) = report(log_of("none", (0, 1)), LAUNCH)["warnings"]
+    assert "answers by fallback are 100.00% of 'model' and 0.00% of 'popular'" in warning
+    even = report(log_of("even", (25, 25)), LAUNCH)
     assert even["warnings"] == []
     (row,) = [row for row in even["guardrail_tests"] if row["name"] == "fallback"]
     assert row["low"] < 0 < row["high"]
