@@ -164,8 +164,9 @@ class Experiment:
         start: ISO 8601 in quotes. Nobody takes part before.
         end: ISO 8601 in quotes. Nobody takes part from then on.
         primary: The metric that decides.
-        smallest_effect: Relative change of the primary metric below which a difference does not
-            matter. The original system measured +1.96 % and +1.99 %.
+        smallest_effect: Smallest relative change of the primary metric that matters.
+        min_days: Whole days (24 hours) before a report says won or lost.
+        min_exposures: Exposures of both arms before a report says won or lost.
     """
 
     __pydantic_config__ = STRICT
@@ -177,12 +178,12 @@ class Experiment:
     end_ms: Annotated[Time, Field(alias="end")] = None
     primary: Literal["active_days", "join_rate", "clicks", "joins", "minutes"] = "join_rate"
     smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
+    min_days: Annotated[int, Between(0, 365)] = 2
+    min_exposures: Annotated[int, Between(0, 1_000_000_000)] = 500
 
     def runs(self, now_ms: int) -> bool:
         """Return True if viewers take part at this time."""
-        return (self.start_ms is None or self.start_ms <= now_ms) and (
-            self.end_ms is None or now_ms < self.end_ms
-        )
+        return (self.start_ms or 0) <= now_ms and (self.end_ms is None or now_ms < self.end_ms)
 
     @field_validator("arms")
     @classmethod

@@ -37,6 +37,7 @@ def write_experiment(
     crossing=0,
     earlier=None,
     seed=0,
+    name="launch",
 ):
     """Write a log of viewers who come on random days.
 
@@ -71,7 +72,7 @@ def write_experiment(
         "seq": np.arange(1, num + 1),
         "viewer": who,
         "ts_ms": ts_ms,
-        "experiment": pa.array(np.where(started, "launch", "rehearsal"), mask=~assigned),
+        "experiment": pa.array(np.where(started, name, "rehearsal"), mask=~assigned),
         "arm": pa.array(np.array(ARMS)[arm], mask=~assigned),
         "share": pa.array(shares, mask=~assigned),
         "rung": np.where(np.arange(num) % 50 == 0, "fallback", "full"),

@@ -27,13 +27,19 @@ def report(
     treatment: Annotated[
         str | None, typer.Option(help="Arm to evaluate; required if several remain.")
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out exposures from this time on (ISO 8601): an end, but not a declared one.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.json and report.html; must not exist.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Analyse an experiment: won, lost, no difference shown, or invalid (exit code 1)."""
-    from serve.contract.validation import refuse_existing
+    from serve.contract.validation import milliseconds, refuse_existing
     from training.experiment.declared import Declared, declared
     from training.experiment.page import text
     from training.experiment.report import report as run
@@ -41,13 +47,14 @@ def report(
 
     if out is not None:
         refuse_existing(out)
+    until_ms = None if until is None else milliseconds(until, "--until")
     at = config or CONFIG
     is_there = config is not None or at.is_file()
     declaration = declared(at, name) if is_there else Declared(name)
     if declaration.source is None:
         why = f"{at} declares no experiment {name!r}" if is_there else f"{at} does not exist"
         print_progress(f"{why}: using the log alone, with defaults")
-    result = run(log, declaration, timezone=timezone, control=control, treatment=treatment)
+    result = run(log, declaration, timezone=timezone, control=control, treatment=treatment, until_ms=until_ms)
     if out is not None:
         write_report(out, result)
     answer(result, as_json, text(result), held=result["verdict"] != "invalid")

@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 from tea_tasting.aggr import Aggregates
 
-from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
+from training.experiment.confidence_sequence import (
+    DAYS,
+    always_valid,
+    any_look_p,
+    level,
+    needed_at_a_look,
+)
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import F64, Panel
 from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
@@ -40,12 +46,12 @@ def comparisons(
 
     `arms` are control and treatment, `ratio` the treatment's share over the
     control's, `smallest_effect` a relative effect. Power refers to the deciding interval: the
-    fixed-horizon one if the experiment has `ended`, the one of any look before.
+    fixed-horizon one if the experiment has `ended`, the one of any look before; so do p-values.
     """
     totals = people.totals()
-    control, treatment = (_of(totals, people.arm == arm) for arm in arms)
-    best_at = _best_at(people, arms)
-    effects, rows = {}, []
+    control, treatment = (arm_of(totals, people.arm == arm) for arm in arms)
+    best_at = best_after(people, arms)
+    p, rows = {}, []
     for metric in metrics:
         adjusted = explains(metric, control, treatment)
         effect = compare(metric, control, treatment, adjusted=adjusted)
@@ -53,24 +59,26 @@ def comparisons(
         rows.append(row)
         if effect is None:
             continue
-        effects[metric.name] = effect
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
         design: dict[str, Any] = {"ratio": ratio, "adjusted": adjusted}
         now = design if ended else {**design, "alpha": level(both.count(), best_at)}
+        valid = always_valid(effect, both.count(), best_at)
+        p[metric.name] = effect.p if ended else valid["p"]
         needed = solve("n_obs", metric, both, effect=smallest_effect, **design)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
-            "effect": _row(effect),
-            "always_valid": always_valid(effect, both.count(), best_at),
-            "unadjusted": None if plain is None else _row(plain),
+            "effect": _row(effect, p[metric.name]),
+            "always_valid": valid,
+            "unadjusted": plain
+            and _row(plain, plain.p if ended else any_look_p(plain, both.count(), best_at)),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
             "power": solve("power", metric, both, effect=smallest_effect, **now),
             "detectable": solve("rel_effect_size", metric, both, **now),
             "viewers_needed": needed and (int(needed) if ended else needed_at_a_look(needed, best_at)),
         }
-    corrected, days = holm(effects), daily(people, arms, metrics)
+    corrected, days = holm(p), daily(people, arms, metrics)
     for row, curve in zip(rows, days, strict=True):
         if row["effect"]:
             row["effect"]["p_holm"] = corrected[row["name"]]
@@ -79,20 +87,23 @@ def comparisons(
 
 
 def daily(people: Panel, arms: tuple[Any, Any], metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
-    """Return for each metric its cumulative effect by day, for the days on which it is defined."""
-    best_at = _best_at(people, arms)
+    """Return for each metric its cumulative effect by day, for the days on which it is defined.
+
+    The p-values are those of any look.
+    """
+    best_at = best_after(people, arms)
     curves: list[list[dict[str, Any]]] = [[] for _ in metrics]
     for day, sums in people.by_day():
         here = [(people.arm == arm) & (people.first_day <= day) for arm in arms]
         if min(int(flags.sum()) for flags in here) < 2:
             continue
-        control, treatment = (_of({**sums, **people.before}, flags) for flags in here)
+        control, treatment = (arm_of({**sums, **people.before}, flags) for flags in here)
         for metric, curve in zip(metrics, curves, strict=True):
             adjusted = explains(metric, control, treatment)
             effect = compare(metric, control, treatment, adjusted=adjusted)
             if effect is not None:
                 valid = always_valid(effect, control.count() + treatment.count(), best_at)
-                curve.append({"day": day, **_row(effect), "always_valid": valid})
+                curve.append({"day": day, **_row(effect, valid["p"]), "always_valid": valid})
     return curves
 
 
@@ -115,15 +126,16 @@ def days_needed(
     return math.ceil(missing / rate) if rate > 0 else None
 
 
-def _best_at(people: Panel, arms: tuple[Any, Any]) -> int:
+def best_after(people: Panel, arms: tuple[Any, Any]) -> int:
     """Return the number of viewers at which the interval of any look is narrowest."""
     return DAYS * max(1, int((people.rows(arms) & people.in_first_24h).sum()))
 
 
-def _of(sums: Mapping[str, F64], flags: Any) -> Aggregates:
+def arm_of(sums: Mapping[str, F64], flags: Any) -> Aggregates:
+    """Return the aggregates of the viewers with these flags [V]."""
     return aggregates({name: values[flags] for name, values in sums.items()})
 
 
-def _row(effect: Effect) -> dict[str, Any]:
-    names = ("difference", "low", "high", "relative", "relative_low", "relative_high", "p")
-    return {name: getattr(effect, name) for name in names}
+def _row(effect: Effect, p: float) -> dict[str, Any]:
+    names = ("difference", "low", "high", "relative", "relative_low", "relative_high")
+    return {name: getattr(effect, name) for name in names} | {"p": p}

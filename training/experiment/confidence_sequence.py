@@ -23,6 +23,7 @@ Bonferroni's inequality at most 5 % of experiments have an error in any of twent
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from scipy.optimize import brentq
 from scipy.special import lambertw
@@ -36,10 +37,24 @@ DAYS = 7
 
 def factor(num_viewers: float, best_at: float) -> float:
     """Return the half-width of the interval in standard errors."""
-    # t ρ² at `best_at`.
-    narrowest = -lambertw(-(ALPHA**2) / math.e, -1).real - 1
-    time = narrowest * num_viewers / best_at
+    time = _time(num_viewers, best_at)
     return math.sqrt(2 * (time + 1) / time * math.log(math.sqrt(time + 1) / ALPHA))
+
+
+def any_look_p(effect: Effect, num_viewers: float, best_at: float) -> float:
+    """Return the p-value of a look: the smallest α whose interval excludes 0.
+
+    Without an effect it is below α at any look of at most a share α of experiments. With z standard
+    errors it is √(tρ² + 1) · exp(−z² tρ² / (2 (tρ² + 1))), the theorem's interval solved for α.
+    """
+    time = _time(num_viewers, best_at)
+    z = effect.difference / effect.se
+    return min(1.0, math.sqrt(time + 1) * math.exp(-z * z * time / (2 * (time + 1))))
+
+
+def _time(num_viewers: float, best_at: float) -> float:
+    """Return t ρ² after so many viewers."""
+    return float((-lambertw(-(ALPHA**2) / math.e, -1).real - 1) * num_viewers / best_at)
 
 
 def level(num_viewers: int, best_at: float) -> float:
@@ -64,8 +79,8 @@ def needed_at_a_look(needed: float, best_at: float) -> int:
     return math.ceil(float(brentq(missing, needed, 10 * max(needed, best_at))))
 
 
-def always_valid(effect: Effect, num_viewers: int, best_at: float) -> dict[str, float | None]:
-    """Return the interval of a look after so many viewers of both arms, and the relative one."""
+def always_valid(effect: Effect, num_viewers: int, best_at: float) -> dict[str, Any]:
+    """Return the interval and `p` of a look after so many viewers of both arms."""
     wide = factor(num_viewers, best_at)
     half, log_se = wide * effect.se, effect.log_se
     low = high = None
@@ -73,4 +88,5 @@ def always_valid(effect: Effect, num_viewers: int, best_at: float) -> dict[str, 
         ratio, times = 1 + effect.relative, math.exp(wide * log_se)
         low, high = ratio / times - 1, ratio * times - 1
     interval = {"low": effect.difference - half, "high": effect.difference + half}
-    return interval | {"relative_low": low, "relative_high": high}
+    p = any_look_p(effect, num_viewers, best_at)
+    return interval | {"relative_low": low, "relative_high": high, "p": p}

@@ -12,6 +12,7 @@ from serve.report.page import captioned, paragraph, table, whole_page
 from serve.report.rows import columns
 from serve.report.svg import as_svg
 from training.evaluation.charts import DASHES, new_axes
+from training.experiment.guardrails import spread
 from training.experiment.metrics import METRICS
 from training.experiment.verdict import sized, span
 
@@ -23,7 +24,8 @@ HOW_TO_READ = (
     "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
     "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The "
     "fixed-horizon interval holds for one look at a time set in advance; the interval of any look may be read "
-    "daily. p (Holm) is corrected for the number of metrics. Formulas and sources: docs/experiments.md."
+    "daily, and so may the p-values until the declared end. p (Holm) is corrected for the number of metrics. "
+    "Formulas and sources: docs/experiments.md."
 )
 
 
@@ -32,7 +34,8 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    for rows in filter(None, (result["claims"], _metrics(result), _guardrails(result))):
+    tables = result["claims"], _metrics(result), _guardrails(result), _guardrail_tests(result)
+    for rows in filter(None, tables):
         lines += ["", columns(rows), ""]
     return "\n".join(lines + notes(result))
 
@@ -45,7 +48,7 @@ def page(result: Report) -> str:
     parts += [f"<p><b>Warning</b>: {html.escape(warning)}.</p>" for warning in result["warnings"]]
     if result["claims"]:
         parts += ["<h2>Claims of the original and effects here</h2>", table(result["claims"], "numbers")]
-        parts.append(paragraph(f"Here: {result['treatment']} against {result['control']}, fixed horizon."))
+        parts.append(paragraph(f"Here: {result['treatment']} against {result['control']}."))
     parts += ["<h2>Sample ratio</h2>", *(paragraph(f"{line}.") for line in sample_ratio(result))]
     if result["metrics"]:
         parts += ["<h2>Metrics</h2>", table(_metrics(result), "numbers"), paragraph(HOW_TO_READ)]
@@ -61,7 +64,8 @@ def page(result: Report) -> str:
     caption = "Viewers with an exposure on the day; the first and last day may be partial."
     parts.append(captioned(_viewers_chart(result["daily_viewers"], days), caption))
     not_logged = result["not_in_the_log"]
-    parts += ["<h2>Guardrails</h2>", table(_guardrails(result), "numbers")]
+    guardrails = filter(None, (_guardrails(result), _guardrail_tests(result)))
+    parts += ["<h2>Guardrails</h2>", *(table(rows, "numbers") for rows in guardrails)]
     parts.append(paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."))
     return whole_page(f"Experiment {result['experiment']}: {result['verdict']}", parts)
 
@@ -93,13 +97,11 @@ def notes(result: Report) -> list[str]:
         f"{window['start']} to {window['last_exposure']}: {len(window['days'])} calendar days in {window['timezone']}"
         + (f", partial: {' and '.join(window['partial_days'])}" if window["partial_days"] else "")
     ]
+    if window["closed"]:
+        lines.append(f"The window ends before {window['end']}: {window['closed']}")
     if window["exposures_left_out"]:
-        why = (
-            "before the arms' shares last changed"
-            if window["shares_changed"]
-            else "outside the declared time"
-        )
-        lines.append(f"{window['exposures_left_out']:,} exposures {why} are left out")
+        why = ", before the arms' shares last changed or after it," if window["shares_changed"] else ""
+        lines.append(f"{window['exposures_left_out']:,} exposures outside the window{why} are left out")
     if window["declared_in"] is None:
         lines.append(
             "No declaration was found: the experiment starts with its first exposure and has no end; "
@@ -135,8 +137,9 @@ def notes(result: Report) -> list[str]:
 def _metrics(result: Report) -> list[list[str]]:
     if not result["metrics"]:
         return []
-    head = ["metric", result["control"], result["treatment"], "difference", "relative, 95 %"]
-    head += ["95 % at any look", "not adjusted", "variance removed", "p", "p (Holm)"]
+    head = ["metric", result["control"], result["treatment"], "difference", "relative, 95 % fixed horizon"]
+    p = "p, declared end" if result["window"]["ended"] else "p, any look"
+    head += ["95 % at any look", "not adjusted", "variance removed", p, "p (Holm)"]
     rows = [[*head, f"power at {result['smallest_effect']:.1%}", "detectable"]]
     for metric in result["metrics"]:
         effect = metric["effect"]
@@ -182,6 +185,15 @@ def _guardrails(result: Report) -> list[list[str]]:
         by = ", ".join(one["model"] for one in result["ranked_by"][arm]) or NOTHING
         rows.append([arm, by, f"{line['exposures']:,}", *took, *shares, why])
     return rows
+
+
+def _guardrail_tests(result: Report) -> list[list[str]]:
+    when = "at the declared end" if result["window"]["ended"] else "at any look"
+    rows = [["share of exposures", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]]
+    for row in result["guardrail_tests"]:
+        shares = [f"{row[arm]:.3%}" for arm in ("control", "treatment")]
+        rows.append([row["title"], *shares, spread(row), f"{row['p']:.2g}"])
+    return rows if len(rows) > 1 else []
 
 
 def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from training.experiment.served_log import NO_ID
-from training.experiment.window import Window
+from training.experiment.window import DAY_MS, Window
 
 CLICK, JOIN, LEAVE = "click", "join", "leave"
 # Sums over exposures, and over events.
@@ -22,7 +22,7 @@ SUMS = ("exposures", "active_days", "clicks", "joins", "minutes")
 EVENT_SUMS = ["clicks", "joins", "minutes"]
 # Suffix of the names of sums over the pre-period.
 BEFORE = "_before"
-MINUTE_MS, DAY_MS = 60_000.0, 86_400_000
+MINUTE_MS = 60_000.0
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
@@ -97,7 +97,7 @@ def panel(exposures: pd.DataFrame, events: pd.DataFrame, window: Window) -> Pane
     sums = {"exposures": num_exposures.astype(np.float64), "active_days": np.ones(len(keys))}
     for name in EVENT_SUMS:
         sums[name] = np.bincount(row[fits], events[name][fits], len(keys))
-    before, num_seen_before = _before(exposures, events, viewers, window.before_ms)
+    before, num_seen_before = _before(exposures, events, viewers, window)
     return Panel(
         arm,
         window.day(first["ts_ms"]),
@@ -133,14 +133,15 @@ def _rows(requests: pd.Series[Any], cell: I64, named: pd.Series[Any]) -> I64:
 
 
 def _before(
-    exposures: pd.DataFrame, events: pd.DataFrame, viewers: pd.Index[Any], before_ms: int
+    exposures: pd.DataFrame, events: pd.DataFrame, viewers: pd.Index[Any], window: Window
 ) -> tuple[dict[str, F64], int]:
     """Return the viewers' sums over the pre-period, and how many viewers have an exposure in it."""
-    early = exposures[(exposures["ts_ms"] < before_ms) & exposures["viewer"].isin(viewers)]
+    early = exposures[(exposures["ts_ms"] < window.before_ms) & exposures["viewer"].isin(viewers)]
     if early.empty:
         return {}, 0
-    days = (early["ts_ms"] // DAY_MS).groupby(early["viewer"])
-    past = events[events["ts_ms"] < before_ms].groupby("viewer")[EVENT_SUMS].sum()
+    local = pd.to_datetime(early["ts_ms"], unit="ms", utc=True).dt.tz_convert(window.timezone)
+    days = local.dt.normalize().groupby(early["viewer"])
+    past = events[events["ts_ms"] < window.before_ms].groupby("viewer")[EVENT_SUMS].sum()
     sums = past.assign(exposures=0).reindex(viewers, fill_value=0)
     sums["exposures"] = days.size().reindex(viewers, fill_value=0)
     sums["active_days"] = days.nunique().reindex(viewers, fill_value=0)

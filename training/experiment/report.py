@@ -12,18 +12,20 @@ import pandas as pd
 
 from serve.contract.errors import TabrankError
 from serve.log.atomic_files import draft_of
+from training.experiment import guardrails
 from training.experiment.comparison import available, comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import sample_ratio
-from training.experiment.verdict import Verdict, claims, faults, outlook, verdict
+from training.experiment.verdict import Verdict, claims, faults, outlook, too_early, verdict
 from training.experiment.window import Window, partial_days, utc, window
+from training.world.provenance import WORLD
 
-# Rung of answers that no model ranked, in any arm.
-FALLBACK = "fallback"
 NO_MODEL = "no model"
+# Name of the experiment of `make experiment`, which reruns the original one in a simulated world.
+RERUN = "original"
 NOT_IN_THE_LOG = (
     "refused and failed requests leave no exposure and have no arm: Ray Serve's own metrics count them; "
     "the metric ray_tabrank_latency_ms_total (labels experiment, arm, le) holds the current latencies"
@@ -37,10 +39,13 @@ def report(
     timezone: str = "UTC",
     control: str | None = None,
     treatment: str | None = None,
+    until_ms: int | None = None,
 ) -> dict[str, Any]:
-    """Analyse an experiment and return the content of report.json.
+    """Analyse an experiment before `until_ms` and return the content of report.json.
 
-    The control defaults to the arm that ranks by popularity, the treatment to the only other arm.
+    A window that ends before the declared end is judged as at any look, because the data may have
+    chosen its end. The control defaults to the arm that ranks by popularity, the treatment to the
+    only other arm.
 
     Raises:
         TabrankError: the log holds no exposure of the experiment, or it is unclear which arms to
@@ -48,7 +53,7 @@ def report(
     """
     exposures, events = read_exposures(log, declaration.name), read_events(log)
     rows = exposures.rows
-    span = window(rows, declaration, timezone)
+    span = window(rows, declaration, timezone, until_ms)
     people = panel(rows, events, span)
     here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
     arms = _compared(people, declaration, control, treatment)
@@ -57,7 +62,10 @@ def report(
     split = _sample_ratio(people, shares, source, ratio)
     why = faults(split["viewers"], shares, split["p"], split["crossing_share"])
     last_ms = max(int(table["ts_ms"].max()) for table in (rows, events) if len(table))
-    ended = declaration.end_ms is not None and last_ms >= declaration.end_ms
+    ended = declaration.end_ms is not None and last_ms >= declaration.end_ms and span.closed is None
+    num_exposures = int(here["arm"].isin(arms).sum())
+    num_days = span.whole_days(span.end_ms if ended else span.last_ms)
+    early = too_early(declaration, num_days, num_exposures)
     metrics = available(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
@@ -71,22 +79,29 @@ def report(
         whole = [day not in partial_days(span) for day in span.days]
         wanted = row.get("viewers_needed")
         days = days_needed(people, arms, wanted, whole) if result == "no difference shown" else 0
+        if early:
+            result, reason = "no difference shown", f"too early: {reason}"
+            missing = declaration.min_days - num_days
+            days = None if days is None else max(days, missing)
+    instead = early or (span.closed and f"no further days come: {span.closed}")
     ranked_by = _treatments(here, arms)
+    tested = guardrails.tests(here, people, arms, ended=ended)
     return {
         "experiment": declaration.name,
         "verdict": result,
         "reason": reason,
         "days_needed": days,
-        "outlook": outlook(result, days, smallest, ended),
+        "outlook": outlook(result, days, smallest, ended, instead),
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,
         "primary_declared": declaration.has_primary,
         "smallest_effect": smallest,
         "blocked": bool(why),
-        "warnings": _change_warnings(ranked_by),
+        "warnings": _change_warnings(ranked_by) + guardrails.warnings(tested, arms),
         "ranked_by": ranked_by,
-        "window": _window(span, rows, declaration) | {"ended": ended},
+        "window": _window(span, rows, declaration)
+        | {"ended": ended, "whole_days": num_days, "exposures": num_exposures},
         "sample_ratio": split,
         "left_out": {
             "test_exposures": exposures.num_test,
@@ -98,11 +113,16 @@ def report(
         "viewers_seen_before": people.num_seen_before,
         "metrics": compared,
         "untold": [metric.title for metric in METRICS if metric not in metrics],
-        "claims": [] if why else claims(compared),
+        "claims": claims(compared, ended) if _is_rerun(log, declaration) and not why else [],
         "daily_viewers": _daily_viewers(people, arms, len(span.days)),
-        "guardrails": _guardrails(here, arms),
+        "guardrails": guardrails.by_arm(here, arms),
+        "guardrail_tests": tested,
         "not_in_the_log": NOT_IN_THE_LOG,
     }
+
+
+def _is_rerun(log: Path, declaration: Declared) -> bool:
+    return declaration.name == RERUN and (log / WORLD).is_file()
 
 
 def _sample_ratio(people: Panel, shares: dict[str, float], source: str, ratio: float) -> dict[str, Any]:
@@ -194,6 +214,7 @@ def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str
         "partial_days": partial_days(span),
         "declared_in": declaration.source,
         "shares_changed": span.changed,
+        "closed": span.closed,
         "exposures_left_out": int((rows["ours"] & ~span.holds(rows["ts_ms"])).sum()),
         "before": utc(span.before_ms),
         "dealt_alike": list(span.assigned_alike),
@@ -206,7 +227,7 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
     Each has its number of `exposures`, and the times of the first and the last. Fallbacks are
     left out. The log does not record which order an arm without a model used.
     """
-    ranked = here[here["rung"] != FALLBACK]
+    ranked = here[here["rung"] != guardrails.FALLBACK]
     ranked_by = {}
     for name in names:
         ours = ranked[ranked["arm"] == name]
@@ -250,25 +271,3 @@ def _daily_viewers(people: Panel, arms: tuple[str, str], num_days: int) -> dict[
     """Return the number of viewers with an exposure on each day, by arm."""
     of_cell = people.arm[people.viewer]
     return {name: np.bincount(people.day[of_cell == name], minlength=num_days).tolist() for name in arms}
-
-
-def _guardrails(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
-    """Return by arm the exposures, shares of rungs and reasons, and latencies in ms."""
-    by_arm = {}
-    for name in arms:
-        mine = here[here["arm"] == name]
-        num = max(len(mine), 1)
-        rungs, reasons = (
-            (mine[column].value_counts(sort=False) / num).to_dict() for column in ("rung", "degraded")
-        )
-        took_ms = mine["latency_ms"].dropna()
-        p50_ms, p99_ms = np.percentile(took_ms, (50, 99)).tolist() if len(took_ms) else (None, None)
-        by_arm[name] = {
-            "exposures": len(mine),
-            "rungs": rungs,
-            "degraded_share": 1.0 - rungs.get("full", 0.0) if len(mine) and rungs else None,
-            "reasons": {why: share for why, share in reasons.items() if share},
-            "p50_ms": p50_ms,
-            "p99_ms": p99_ms,
-        }
-    return by_arm

@@ -3,7 +3,7 @@
 Viewers are the unit of randomisation, and therefore the unit of analysis of every metric.
 Computed by tea-tasting: Welch's test; the delta method for ratios (Deng, Knoblich and Lu 2018,
 section 3); CUPED, also for ratios (Deng, Xu, Kohavi and Walker 2013, sections 3.2 and 4.1);
-relative effects by the delta method on the logarithm; power; sample ratio; Holm's correction.
+relative effects by the delta method on the logarithm; power; sample ratio.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import norm
-from tea_tasting import RatioOfMeans, SampleRatio, adjust_fwer
+from tea_tasting import RatioOfMeans, SampleRatio
 from tea_tasting.aggr import Aggregates
-from tea_tasting.experiment import ExperimentResult
-from tea_tasting.metrics.mean import MeanResult
 
 from training.experiment.metrics import Metric
 from training.experiment.panel import BEFORE, F64
@@ -46,7 +44,6 @@ class Effect:
     relative: float | None
     relative_low: float | None
     relative_high: float | None
-    result: MeanResult
 
     @property
     def se(self) -> float:
@@ -106,21 +103,21 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
         ratio,
         low,
         high,
-        result,
     )
 
 
-def holm(effects: Mapping[str, Effect]) -> dict[str, float]:
-    """Return the p-values with Holm's correction over all metrics (Holm 1979).
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Return p-values with Holm's correction for their number (Holm 1979).
 
-    The probability of any false positive is at most α.
+    The probability of any false positive is at most α. It stays so at any look if each p-value is
+    valid at any look, because the proof needs only the union bound.
     """
-    if not effects:
-        return {}
-    results = ExperimentResult({name: effect.result for name, effect in effects.items()})
-    corrected = adjust_fwer(results, alpha=ALPHA, arbitrary_dependence=True, method="bonferroni")
-    (comparison,) = corrected.values()
-    return {cast(str, name): float(result["pvalue_adj"]) for name, result in comparison.items()}
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
+        corrected[name] = largest
+    return corrected
 
 
 def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:

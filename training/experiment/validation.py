@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from tea_tasting.aggr import Aggregates
 from training.experiment.comparison import daily
 from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import BEFORE, F64, SUMS, Panel
-from training.experiment.statistics import Effect, aggregates, compare, sample_ratio
-from training.experiment.verdict import SRM_P
+from training.experiment.statistics import ALPHA, Effect, aggregates, compare, holm, sample_ratio
+from training.experiment.verdict import SRM_P, verdict
 
 # Viewers of both arms in a run.
 VIEWERS = 4_000
@@ -68,19 +68,45 @@ def same_arms(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
 def daily_looks(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
     """Measure the false positives of daily looks in A/A experiments.
 
-    Once with new viewers on each day, as the theorem assumes, and once with returning viewers.
+    Once with new viewers on each day, as the theorem assumes, and once with returning viewers and
+    all metrics.
     """
     for back, who in ((0.0, "new viewers each day"), (0.4, "viewers who return")):
-        fixed = always = 0
+        fixed = always = wrong = 0
         for _ in range(runs):
-            (looks,) = daily(simulated_panel(rng, back), (0, 1), [DIFFERENCE])
-            fixed += any(look["p"] < 0.05 for look in looks)
+            curves = daily(simulated_panel(rng, back), (0, 1), METRICS if back else [DIFFERENCE])
+            looks = curves[METRICS.index(DIFFERENCE) if back else 0]
             valid = [look["always_valid"] for look in looks]
-            always += any(not interval["low"] <= 0.0 <= interval["high"] for interval in valid)
+            fixed += any(map(_excludes_zero, looks))
+            always += any(map(_excludes_zero, valid))
+            wrong += bool(back) and any(decides(curves, day) for day in range(LOOKS))
         yield _line(f"{LOOKS} daily looks, {who}: false positives, any look", always / runs, 0.0, 0.05)
         if not back:
             name = f"{LOOKS} daily looks, {who}: false positives, fixed horizon"
             yield _line(name, fixed / runs, 0.15, 1.0)
+        else:
+            name = f"{LOOKS} daily looks, {len(METRICS)} metrics: won, lost or p (Holm) < 0.05 at any look"
+            yield _line(name, wrong / runs, 0.0, 0.064)
+
+
+def decides(curves: Sequence[Sequence[dict[str, Any]]], day: int) -> bool:
+    """Return True if the report of a day before the declared end shows an effect.
+
+    `curves` has the looks of each metric. An effect is a verdict by the join rate, or a p-value
+    below 5 % after Holm's correction for all metrics.
+    """
+    looks = {
+        m.name: look for m, curve in zip(METRICS, curves, strict=True) for look in curve if look["day"] == day
+    }
+    if any(p < ALPHA for p in holm({name: look["p"] for name, look in looks.items()}).values()):
+        return True
+    look = looks.get(RATIO.name)
+    row = {"title": RATIO.title, "effect": look, "always_valid": look and look["always_valid"]}
+    return verdict(row, 1e-9, ended=False)[0] != "no difference shown"
+
+
+def _excludes_zero(interval: Mapping[str, Any]) -> bool:
+    return not interval["low"] <= 0.0 <= interval["high"]
 
 
 def coverage(rng: Generator, runs: int) -> Iterator[dict[str, Any]]:
@@ -170,17 +196,17 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
     days = np.arange(LOOKS)
     here = (days == first[:, None]) | ((days > first[:, None]) & (rng.random((VIEWERS, LOOKS)) < back))
     viewer, day = np.nonzero(here)
-    num = len(viewer)
     exposures = 1.0 + rng.poisson(eager[viewer]).astype(np.float64)
-    clicks = rng.poisson(exposures * eager[viewer] * CLICK_RATE).astype(np.float64)
+    clicks, joins = (
+        rng.poisson(exposures * eager[viewer] * rate).astype(np.float64) for rate in (CLICK_RATE, JOIN_RATE)
+    )
     return Panel(
         rng.integers(0, 2, VIEWERS),
         first,
         first == 0,
         viewer,
         day,
-        dict.fromkeys(SUMS, np.zeros(num))
-        | {"exposures": exposures, "active_days": np.ones(num), "clicks": clicks},
+        dict(zip(SUMS, (exposures, np.ones(len(viewer)), clicks, joins, rng.gamma(joins)), strict=True)),
         {},
     )
 

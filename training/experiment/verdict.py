@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from serve.config.settings import Experiment
+
 Verdict = Literal["won", "lost", "no difference shown", "invalid"]
 # Below this p-value of the sample ratio test, an experiment is invalid.
 SRM_P = 0.001
@@ -36,6 +38,16 @@ def faults(
     return found
 
 
+def too_early(declaration: Experiment, num_days: int, num_exposures: int) -> str | None:
+    """Return why the run is too short for a verdict, or None."""
+    if num_days >= declaration.min_days and num_exposures >= declaration.min_exposures:
+        return None
+    return (
+        f"a verdict needs {declaration.min_days} whole days and {declaration.min_exposures:,} exposures "
+        f"(min_days, min_exposures), and these are {num_days} and {num_exposures:,}"
+    )
+
+
 def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -> tuple[Verdict, str]:
     """Return the verdict on the primary metric, with its reason.
 
@@ -45,8 +57,7 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     title, effect = metric["title"], metric["effect"]
     if effect is None:
         return "no difference shown", f"{title} does not vary in either arm"
-    interval = effect if ended else metric["always_valid"]
-    which = "at the declared end" if ended else "at any look"
+    interval, which = deciding(metric, ended)
     low, high = interval["low"], interval["high"]
     reason = f"{title} {sized(effect['relative'], effect['difference'])} {span(interval)}, 95 % {which}"
     if low > 0:
@@ -59,8 +70,17 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     return "no difference shown", reason
 
 
-def outlook(verdict: Verdict, days: int | None, smallest_effect: float, ended: bool) -> str:
-    """Describe the data that a decision still needs."""
+def deciding(metric: Mapping[str, Any], ended: bool) -> tuple[Mapping[str, Any], str]:
+    """Return the interval that decides, and when it holds."""
+    return (metric["effect"], "at the declared end") if ended else (metric["always_valid"], "at any look")
+
+
+def outlook(
+    verdict: Verdict, days: int | None, smallest_effect: float, ended: bool, instead: str | None
+) -> str:
+    """Describe the data that a decision still needs; `instead` is what matters more than days."""
+    if verdict == "no difference shown" and instead:
+        return instead
     if verdict != "no difference shown":
         return "no further days are needed" if verdict in ("won", "lost") else "more days do not help"
     size = f"an effect of {smallest_effect:.1%} shows with 80 % probability"
@@ -82,13 +102,17 @@ def span(interval: Mapping[str, Any]) -> str:
     return f"[{interval['relative_low']:+.2%}, {interval['relative_high']:+.2%}]"
 
 
-def claims(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+def claims(metrics: Sequence[Mapping[str, Any]], ended: bool) -> list[tuple[str, str, str]]:
     """Return rows that compare the claims of the original case study with the effects here."""
-    rows = [("", "claimed of the original", "here, with 95 % interval")]
+    which = "at the declared end" if ended else "at any look"
+    rows = [("", "claimed of the original", f"here, 95 % {which}")]
     for metric in metrics:
         if metric["claimed"]:
             name, value = metric["claimed"]
             effect = metric["effect"]
-            here = f"{sized(effect['relative'], effect['difference'])} {span(effect)}" if effect else "–"
+            here = "–"
+            if effect:
+                interval, _ = deciding(metric, ended)
+                here = f"{sized(effect['relative'], effect['difference'])} {span(interval)}"
             rows.append((f"{name} ({metric['unit']})", f"{value:+.2%}", here))
     return rows

@@ -1,4 +1,4 @@
-"""Window of analysis: from an experiment's start or last change of shares on, by calendar days.
+"""Window of analysis: the last time of constant shares in which several arms had viewers, by day.
 
 Before it is the pre-period, the time in which none of the arms can have changed behaviour. CUPED
 adjusts by the viewers' behaviour in that time. A covariate that the treatment has changed would
@@ -23,13 +23,17 @@ from training.experiment.declared import Declared
 DEPENDENT_P = 0.001
 # An arm with this share has all viewers; the margin covers rounding.
 ALL_VIEWERS = 1.0 - 1e-9
+# Replicas take up new shares within seconds of each other. Ignore old shares for this long after.
+TAKEN_UP_MS = 60_000
+DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
 class Window:
     """Time of analysis, from `start_ms` to before `end_ms`.
 
-    `end_ms` is the declared end or the midnight after the last exposure.
+    `end_ms` is the declared end, the midnight after the last exposure, or an earlier end for the
+    reason `closed`.
 
     `midnights_ms` are the starts of its days, the first one before `start_ms`. The last exposure
     was at `last_ms`. No arm can have changed what happened before `before_ms`, which serves only
@@ -43,6 +47,7 @@ class Window:
     before_ms: int
     assigned_alike: tuple[str, ...]
     changed: bool
+    closed: str | None
     midnights_ms: tuple[int, ...]
     timezone: str
 
@@ -56,40 +61,78 @@ class Window:
         """Return [N] the number of each time's day, from 0."""
         return np.searchsorted(self.midnights_ms, ts_ms, side="right") - 1
 
+    def whole_days(self, end_ms: int) -> int:
+        """Return the times 24 hours from the start to an end; 95 % of a day is whole."""
+        return int((end_ms - self.start_ms) / DAY_MS + 0.05)
+
     def holds(self, ts_ms: pd.Series[int]) -> pd.Series[bool]:
         """Return flags [N] of the times in the window."""
         return ts_ms.between(self.start_ms, self.end_ms, inclusive="left")
 
 
-def window(exposures: pd.DataFrame, declaration: Declared, timezone: str) -> Window:
-    """Return the window of an experiment.
+def window(
+    exposures: pd.DataFrame, declaration: Declared, timezone: str, until_ms: int | None = None
+) -> Window:
+    """Return the window of an experiment, which ends before `until_ms`.
 
-    `exposures` are in order of time and include other experiments. The window begins after the
-    last exposure with a share that differs from its arm's latest one.
+    `exposures` are in order of time and include other experiments. Exposures of an arm with all
+    viewers are not in the window. It begins after the last of these that others follow, and after
+    the last exposure with a share that differs from its arm's latest one. It ends when one arm has
+    all viewers again, as after a winner is shipped.
 
     Raises:
         TabrankError: the time zone is unknown, or no exposure is in the window.
     """
     ours = exposures[exposures["ours"]]
-    bounds_ms = declaration.start_ms or 0, declaration.end_ms or np.inf
+    ends: list[tuple[str | None, float]] = [(None, declaration.end_ms or np.inf)]
+    if until_ms is not None:
+        ends.append(("--until", until_ms))
+    bounds_ms = declaration.start_ms or 0, min(end_ms for _, end_ms in ends)
     ours = ours[ours["ts_ms"].between(*bounds_ms, inclusive="left")]
     if ours.empty:
+        where = declaration.source if until_ms is None else "--until"
         raise TabrankError(
-            f"the log holds no exposure of {declaration.name} between its start and end in {declaration.source}"
+            f"the log holds no exposure of {declaration.name} between its start and end in {where}"
         )
-    latest = ours.groupby("arm", observed=True)["share"].transform("last")
-    stale_ms = ours["ts_ms"][(ours["share"] - latest).abs() > 1e-9]
-    changed = not stale_ms.empty
-    start_ms = int(stale_ms.max() + 1 if changed else declaration.start_ms or ours["ts_ms"].min())
-    last_ms = int(ours["ts_ms"].max())
-    if last_ms < start_ms:
+    is_alone = ours["share"] >= ALL_VIEWERS
+    alone_ms, ours = ours["ts_ms"][is_alone], ours[~is_alone]
+    if ours.empty:
+        raise TabrankError(
+            f"{declaration.name}: one arm had all viewers at any time; give a second arm a share above 0 in "
+            "user_config.experiment.arms, and let it serve"
+        )
+    changed_ms, shipped_ms = _last_stretch(ours, alone_ms)
+    start_ms = changed_ms or declaration.start_ms or int(ours["ts_ms"].iloc[0])
+    if shipped_ms is not None:
+        ends.append(("one arm has all viewers from then on", shipped_ms))
+    closed, bound_ms = min(ends, key=lambda end: end[1])
+    ours_ms = ours["ts_ms"][ours["ts_ms"].between(start_ms, bound_ms, inclusive="left")]
+    if ours_ms.empty:
         raise TabrankError(
             f"the arms' shares of {declaration.name} changed at the log's last exposure; wait for later ones"
         )
+    last_ms = int(ours_ms.iloc[-1])
     *midnights, next_midnight = _midnights(start_ms, last_ms, timezone)
-    end_ms = min(next_midnight, declaration.end_ms or next_midnight)
+    end_ms = int(min(next_midnight, bound_ms))
     before_ms, alike = _pre_period_end(exposures, start_ms)
-    return Window(start_ms, last_ms, end_ms, before_ms, alike, changed, tuple(midnights), timezone)
+    changed = changed_ms is not None
+    return Window(start_ms, last_ms, end_ms, before_ms, alike, changed, closed, tuple(midnights), timezone)
+
+
+def _last_stretch(shared: pd.DataFrame, alone_ms: pd.Series[int]) -> tuple[int | None, int | None]:
+    """Return when the shares were last changed, and when one arm got all viewers after that.
+
+    `shared` are the exposures at shares below 1, `alone_ms` the times of those at a share of 1.
+    Each is None if it did not happen.
+    """
+    latest = shared.groupby("arm", observed=True)["share"].transform("last")
+    last_ms = shared["ts_ms"].iloc[-1]
+    is_shipped = bool(alone_ms.max() > last_ms)
+    earlier_ms = alone_ms[alone_ms < last_ms - is_shipped * TAKEN_UP_MS]
+    stale_ms = pd.concat([shared["ts_ms"][(shared["share"] - latest).abs() > 1e-9], earlier_ms])
+    changed_ms = None if stale_ms.empty else int(stale_ms.max()) + 1
+    shipped_ms = int(alone_ms[alone_ms >= (changed_ms or 0)].min()) if is_shipped else None
+    return changed_ms, shipped_ms
 
 
 def _pre_period_end(exposures: pd.DataFrame, start_ms: int) -> tuple[int, tuple[str, ...]]:

@@ -216,7 +216,8 @@ def test_a_key_that_comes_twice_is_refused_with_its_line(tmp_path):
 def test_the_keys_of_an_experiment_are_frozen():
     known = levels(UserConfig)
     assert known["experiment",] == [
-        "name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect",
+        "name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect", "min_days",
+        "min_exposures",
     ]  # fmt: skip
     assert known["experiment", "arms", "*"] == ["scorer", "share", "explore"]
     assert known["api_keys", "*"] == ["sha256", "requests_per_s", "may_choose_arm"]

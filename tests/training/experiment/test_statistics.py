@@ -11,9 +11,9 @@ from scipy.stats import norm, ttest_ind
 from serve.config.settings import Experiment
 from training.experiment import validation
 from training.experiment.comparison import comparisons
-from training.experiment.confidence_sequence import always_valid, factor
+from training.experiment.confidence_sequence import always_valid, any_look_p, factor
 from training.experiment.metrics import METRICS
-from training.experiment.statistics import aggregates, compare, solve
+from training.experiment.statistics import Effect, aggregates, compare, holm, solve
 
 CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
 
@@ -24,6 +24,33 @@ def test_the_interval_of_any_look_is_narrowest_at_best_at():
     # Bonferroni's bound for twenty looks.
     assert 20 * 2 * norm.sf(wide[2]) < 0.05
     assert wide[2] < factor(21_000, 7_000) < 1.04 * wide[2]
+
+
+def test_the_p_value_of_any_look_is_005_where_the_interval_touches_zero():
+    for num in (500, 7_000, 90_000):
+        se = 0.1
+        wide = factor(num, 7_000) * se
+        half = norm.isf(0.025) * se
+        effect = Effect(1.0, 1.0 + wide, wide, wide - half, wide + half, 0.0, None, None, None)
+        assert always_valid(effect, num, 7_000)["low"] == pytest.approx(0.0, abs=1e-12)
+        assert any_look_p(effect, num, 7_000) == pytest.approx(0.05)
+
+
+def test_holms_correction_is_that_of_the_paper():
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9}) == pytest.approx(
+        {"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.9}
+    )
+    assert holm({}) == {}
+
+
+def test_the_validation_sees_an_effect_that_the_report_would_show():
+    """Fixed-horizon p-values, as any look had before, would be counted."""
+    people = validation.simulated_panel(np.random.default_rng(1), 0.4)
+    curves = validation.daily(people, (0, 1), METRICS)
+    assert not validation.decides(curves, 13)
+    for look in curves[2]:
+        look["p"] = 0.005
+    assert validation.decides(curves, 13)
 
 
 def test_aggregates_of_two_parts_add_up():
@@ -114,7 +141,7 @@ def test_a_few_runs_of_the_validation_hold():
 def test_the_validation_holds():
     result = validation.validate(300, seed=1)
     assert result["held"], validation.table(result)
-    assert len(result["checks"]) == 14
+    assert len(result["checks"]) == 15
 
 
 def test_an_experiment_may_declare_exactly_the_metrics_of_the_report():

@@ -1,0 +1,101 @@
+"""Guardrails of an experiment: degraded and slow answers by arm, with a test of each difference.
+
+Letters: N exposures, V viewers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from training.experiment.comparison import arm_of, best_after
+from training.experiment.confidence_sequence import always_valid
+from training.experiment.metrics import Metric
+from training.experiment.panel import Panel
+from training.experiment.statistics import compare
+
+# Rung of answers that no model ranked, in any arm.
+FALLBACK = "fallback"
+# Warn of a difference in degraded answers below this p-value, which is rarely due to chance.
+FLAG_P = 0.01
+
+
+def by_arm(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
+    """Return by arm the exposures, shares of rungs and reasons, and latencies in ms."""
+    found = {}
+    for name in arms:
+        mine = here[here["arm"] == name]
+        num = max(len(mine), 1)
+        rungs, reasons = (
+            (mine[column].value_counts(sort=False) / num).to_dict() for column in ("rung", "degraded")
+        )
+        took_ms = mine["latency_ms"].dropna()
+        p50_ms, p99_ms = np.percentile(took_ms, (50, 99)).tolist() if len(took_ms) else (None, None)
+        found[name] = {
+            "exposures": len(mine),
+            "rungs": rungs,
+            "degraded_share": 1.0 - rungs.get("full", 0.0) if len(mine) and rungs else None,
+            "reasons": {why: share for why, share in reasons.items() if share},
+            "p50_ms": p50_ms,
+            "p99_ms": p99_ms,
+        }
+    return found
+
+
+def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bool) -> list[dict[str, Any]]:
+    """Return the shares of fallback, degraded and slow answers, with interval and test.
+
+    `here` [N] are the exposures of the panel `people`. A share that does not vary has no test.
+    Viewers are the unit of the variance. Slow answers are those above the p99 of both arms.
+    """
+    flags = [people.arm == arm for arm in arms]
+    if min(int(mine.sum()) for mine in flags) < 2:
+        return []
+    rung, took_ms = here["rung"], here["latency_ms"]
+    slow_ms = float(took_ms[here["arm"].isin(arms)].quantile(0.99))
+    shares: dict[str, tuple[str, Any]] = {
+        "fallback": ("answers by fallback", rung == FALLBACK),
+        "degraded": ("answers not by rung full", rung.notna() & (rung != "full")),
+        "slow": (f"answers slower than {slow_ms:.1f} ms, the p99 of both arms", took_ms > slow_ms),
+    }
+    # The panel numbers viewers in the same order.
+    viewer = pd.factorize(here["viewer"])[0]
+    counted = {"exposures": None} | {name: is_one for name, (_, is_one) in shares.items()}
+    sums = {name: np.bincount(viewer, is_one).astype(np.float64) for name, is_one in counted.items()}
+    control, treatment = (arm_of(sums, mine) for mine in flags)
+    num_viewers, best_at = control.count() + treatment.count(), best_after(people, arms)
+    rows = []
+    for name, (title, _) in shares.items():
+        metric = Metric(name, title, "share of exposures", title, name, below="exposures")
+        effect = compare(metric, control, treatment, adjusted=False)
+        base, share = (arm.mean(name) / arm.mean("exposures") for arm in (control, treatment))
+        if effect is not None:
+            deciding = vars(effect) if ended else always_valid(effect, num_viewers, best_at)
+        elif base != share:
+            # All answers of one arm and none of the other: nothing varies.
+            deciding = {"low": share - base, "high": share - base, "p": 0.0}
+        else:
+            continue
+        row = {"name": name, "title": title, "control": base, "treatment": share, "difference": share - base}
+        rows.append(row | {key: deciding[key] for key in ("low", "high", "p")})
+    return rows
+
+
+def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list[str]:
+    """Return a warning if the arms were degraded unevenly."""
+    for row in tested:
+        if row["name"] != "slow" and row["p"] < FLAG_P:
+            return [
+                f"the arms were degraded unevenly: {row['title']} are {row['treatment']:.2%} of {arms[1]!r} and "
+                f"{row['control']:.2%} of {arms[0]!r} ({spread(row)}, p = {row['p']:.2g}); the effect includes "
+                "this, so mend the cause (degraded by, below) and start the experiment anew"
+            ]
+    return []
+
+
+def spread(row: Mapping[str, Any]) -> str:
+    """Format a difference of shares with its 95 % interval."""
+    return f"{row['difference']:+.2%} [{row['low']:+.2%}, {row['high']:+.2%}]"
