@@ -1,4 +1,4 @@
-"""Test the end of a search: which rows measure its winner, and what may replace the current model."""
+"""Test the end of a search: the rows that measure its winner, and what may replace the model."""
 
 from __future__ import annotations
 
