@@ -179,6 +179,7 @@ def evaluate(
 ) -> None:
     """Measure an artifact on a log, beside `popular` on the same rows."""
     from training.evaluation.evaluate import evaluate as run
+    from training.evaluation.verdict import difference, order
 
     with ProgressBar("evaluate") as progress:
         result = run(model, history, log, baselines=baselines, progress=progress)
@@ -187,12 +188,12 @@ def evaluate(
             f"{result['rows_seen_in_training']} rows are from the model's training time, so these figures are too "
             "optimistic; split the log first, and train on the earlier part"
         )
-    lines = [f"{result['rows']} rows, {result['slates']} slates"]
+    lines = [f"{result['rows']} rows, {order(result)}"]
     for name in ("model", "popular", "lightgbm"):
         if name in result:
             lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
     for name, pair in result["paired"].items():
-        lines.append(f"{name}: ndcg@10 {decimal(pair['ndcg@10'])}, standard error {decimal(pair['se'])}")
+        lines.append(f"{name}: {difference(pair)}")
     answer(result, as_json, "\n".join(lines))
 
 

@@ -65,7 +65,7 @@ def evaluation(surface: Surface) -> dict[str, Any]:
     names = [*data.columns.numeric, *data.columns.single]
     board = [
         {
-            "name": f"trial {i}",
+            "name": f"<trial {i}>",
             "kind": "tabnet",
             "valid_logloss": 0.5 - 0.01 * i,
             "valid_auc": 0.7,
@@ -74,7 +74,7 @@ def evaluation(surface: Surface) -> dict[str, Any]:
             "fits": i < 4,
             "front": i != 2,
             "epochs": 3,
-            "config": {"width": 8 * i, "learning_rate": 0.0123456},
+            "config": {"width": 8 * i, "n_steps": 2, "mask_type": "entmax", "learning_rate": 0.0123456},
         }
         for i in range(1, 6)
     ]
@@ -86,7 +86,8 @@ def evaluation(surface: Surface) -> dict[str, Any]:
         "best_epoch": 3,
         "importance": [{"feature": n, "masks": 1 / len(names), "auc": 0.01, "logloss": 0.02} for n in names],
         "search": {
-            "headline": "LightGBM leads <the leaderboard>.",
+            "winner": board[2]["name"],
+            "config": board[2]["config"],
             "budget_s": 900.0,
             "max_us_per_candidate": 4.5,
             "leaderboard": board,

@@ -22,7 +22,7 @@ from serve.model.scorers import load_scorer
 from training.data.dataset import Dataset, Progress, build
 from training.evaluation.bootstrap import Bootstrap
 from training.evaluation.metrics import Contender, Values, calibrated, deciles, mean, reliability
-from training.evaluation.paired import paired
+from training.evaluation.paired import MARGIN, bounds, paired
 from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
@@ -32,20 +32,27 @@ CHUNK = 4_096
 
 
 def assess(
-    data: Dataset, scores: Mapping[str, Values], surface: Surface, *, encoder: Encoder | None = None
+    data: Dataset,
+    scores: Mapping[str, Values],
+    surface: Surface,
+    *,
+    encoder: Encoder | None = None,
+    margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Measure each contender on the rows of `data`; return plain data for JSON.
 
     Null stands for a measure that the rows do not define. `scores` `[N]` are by name: `model`, and
     rivals whose scores are probabilities too; `popular` is added from the data. The result holds
 
-    * `rows`, `slates` (that can be ranked), `positives`, `span_ms` [first, last], and the task:
-      `label`, `popular_feature` and `features` ({name: kind}).
+    * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
+      NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
+      `popular_feature` and `features` ({name: kind}).
     * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`).
       `popular` has `calibrated_logloss` too, after a calibration that favours it
       (`training.evaluation.metrics.calibrated`).
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
     * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with `popular` calibrated.
+      With `current` among the scores, its pair has `rows`, `margin` and their `bounds`.
     * `curves`: `reliability` of the model; `lift` and `gain` as {name: [...]} of all contenders.
     * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
     """
@@ -62,6 +69,7 @@ def assess(
     result: dict[str, Any] = {
         "rows": len(data),
         "slates": int(slates.rankable.sum()),
+        "all_positive": int((slates.rankable & ~slates.mixed).sum()),
         "positives": int(data.label.sum(dtype=np.float64)),
         "span_ms": [int(data.ts_ms.min()), int(data.ts_ms.max())],
         "label": {"event": surface.label.event, "within_ms": surface.label.within_ms},
@@ -77,6 +85,10 @@ def assess(
         if name != "model":
             rival = fair if name == "popular" else contender
             result["paired"][f"model-{name}"] = paired(contenders["model"], rival, bootstrap)
+    if pair := result["paired"].get("model-current"):
+        rate = result["positives"] / len(data)
+        limits = bounds(pair, result["model"], result["current"], rate, margin)
+        pair |= {"rows": len(data), "margin": margin, "bounds": limits}
     result["popular"]["calibrated_logloss"] = None if fair.loss is None else mean(fair.loss)
     curves = {name: deciles(data.label, contender.score) for name, contender in contenders.items()}
     result["curves"] = {

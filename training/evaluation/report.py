@@ -59,13 +59,14 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     """Return `report.html`: self-contained, readable in grey, without empty sections."""
     title = f"{manifest['surface']} {manifest['version']}"
     search, curves = evaluation.get("search"), evaluation["curves"]
-    lead = [search["headline"]] if search else []
+    lead = [verdict.headline(evaluation)] if search else []
     lead.append(f"On the {_rows(manifest)}: {verdict.verdict(evaluation)}")
     parts = [f"<p class=lead>{html.escape(text)}</p>" for text in lead]
     if search:
         parts += ["<h2>Search</h2>", _figure("pareto", charts.pareto(search))]
         parts += [
             "<h3>Leaderboard: the best 20 on the validation rows</h3>",
+            "<p>These rows chose the winner, so its figures on them are optimistic.</p>",
             table(verdict.leaderboard(search), "numbers"),
         ]
         # Artifacts of earlier releases have no count of looks.
@@ -75,8 +76,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     parts += [
         "<h2>Measures</h2>",
         f"<p>{evaluation['rows']:,} {_rows(manifest)}, {evaluation['positives']:,} of them positive, "
-        f"{evaluation['slates']:,} slates with an order to get right; {span}. In brackets: 95 % intervals by a "
-        "bootstrap over viewers.</p>",
+        f"{verdict.order(evaluation)}; {span}. In brackets: 95 % intervals by a bootstrap over viewers.</p>",
         table(verdict.measures(evaluation), "numbers"),
         "<h3>Side by side on the same rows</h3>",
         table(verdict.differences(evaluation), "numbers"),
@@ -105,7 +105,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     rows, label = _rows(manifest), evaluation["label"]
     network = ", ".join(f"{key} {value}" for key, value in manifest["network"].items())
     features = ", ".join(f"{name} ({kind})" for name, kind in evaluation["features"].items())
-    search = f"\n{evaluation['search']['headline']}\n" if evaluation.get("search") else ""
+    search = f"\n{verdict.headline(evaluation)}\n" if evaluation.get("search") else ""
     trained = f" ({verdict.span(*manifest['span_ms'])})" if "span_ms" in manifest else ""
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
     noted = [*manifest.get("suspects", []), *manifest.get("advice", [])]
@@ -135,7 +135,7 @@ to select who may be shown.
 
 {markdown(verdict.measures(evaluation))}
 
-In brackets: 95 % intervals by a bootstrap over viewers.
+Of {verdict.order(evaluation)}. In brackets: 95 % intervals by a bootstrap over viewers.
 
 {markdown(verdict.differences(evaluation))}
 

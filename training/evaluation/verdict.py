@@ -39,13 +39,64 @@ def verdict(evaluation: Evaluation) -> str:
     pair = evaluation["paired"]["model-popular"]
     outcomes = {True: "The model beats popular", False: "The model does not beat popular"}
     text = outcomes.get(pair["gate"]["beats"], "These rows do not show whether the model beats popular")
-    text += f": {difference(pair, pair['gate']['by'])}."
+    text += f": {difference(pair)}."
     rivals = [name for name in evaluation["contenders"] if name not in ("model", "popular")]
     for name in rivals:
         other = evaluation["paired"][f"model-{name}"]
-        if is_behind(other):
-            text += f" {TITLES.get(name, name)} beats the model: {difference(other, other['gate']['by'])}."
+        if "bounds" in other:
+            text += f" {_sentence(standing(other))}."
+        elif is_behind(other):
+            text += f" {TITLES.get(name, name)} beats the model: {difference(other)}."
     return text
+
+
+def holds(pair: Mapping[str, Any]) -> bool:
+    """Return whether the model is within all its bounds against the current model."""
+    return all(bound["holds"] for bound in pair["bounds"])
+
+
+def standing(pair: Mapping[str, Any]) -> str:
+    """Return whether the model is not worse than the current one, and the exceeded bounds."""
+    what = f"on {pair['rows']:,} rows that neither has seen, the model is"
+    what += " not" if holds(pair) else " perhaps"
+    what += f" worse than the current model by more than {100 * pair['margin']:.3g} %"
+    exceeded = [
+        f"{MEASURES[bound['measure']]} up to {decimal(bound['worse'])} worse, {bound['allowed']:.4f} allowed"
+        for bound in pair["bounds"]
+        if not bound["holds"]
+    ]
+    return f"{what}: {'; '.join([difference(pair), *exceeded])}"
+
+
+def headline(evaluation: Evaluation) -> str:
+    """Return a sentence about a search's winner and the best of its rivals on the test rows."""
+    search, by = evaluation["search"], evaluation["paired"]["model-popular"]["gate"]["by"]
+    point = search["config"]
+    us = next(line["us_per_candidate"] for line in search["leaderboard"] if line["name"] == search["winner"])
+    name = f"{search['winner']} ({point['width']} wide, {point['n_steps']} steps, {point['mask_type']}, "
+    name += f"{us:.1f} µs a candidate)"
+    sign = 1 if by == "ndcg@10" else -1
+    found = {TITLES.get(key, key): evaluation[key][by] for key in evaluation["contenders"]}
+    known = [(sign * value, title) for title, value in found.items() if value is not None]
+    rows = f"the {evaluation['rows']:,} test rows"
+    if found["model"] is None or len(known) < 2:
+        return f"{name} won the search; {rows} do not define {MEASURES[by]}."
+    ours = known.pop(0)[0], name
+    (first, ahead), (second, behind) = sorted([ours, max(known)], key=lambda side: -side[0])
+    text = (
+        f"{ahead} is ahead on {rows}: {MEASURES[by]} {abs(first):.4f} against {abs(second):.4f} of {behind}."
+    )
+    return _sentence(text)
+
+
+def order(evaluation: Evaluation) -> str:
+    """Return how many slates the measures of order come from, and what they leave out."""
+    # Evaluations of earlier releases do not count the slates without a negative.
+    certain = evaluation.get("all_positive", 0)
+    text = (
+        f"{evaluation['slates']:,} slates with a positive and another candidate, the only ones with an order"
+    )
+    return text + (f"; {certain:,} of them are all positive, NDCG 1 in any order" if certain else "")
 
 
 def measures(evaluation: Evaluation) -> Rows:
@@ -116,13 +167,19 @@ def span(first_ms: int, last_ms: int) -> str:
     ) + " UTC"  # fmt: skip
 
 
-def difference(pair: Mapping[str, Any], by: str) -> str:
-    """Return the difference in `ndcg@10` or `logloss` as text, with its standard error."""
-    value, error = (pair["ndcg@10"], pair["se"]) if by == "ndcg@10" else (pair["logloss"], pair["logloss_se"])
-    name = "NDCG@10" if by == "ndcg@10" else "logloss (lower is better)"
+def difference(pair: Mapping[str, Any]) -> str:
+    """Return the difference in the measure of the gate as text, with its standard error."""
+    name, value, error = "NDCG@10", pair["ndcg@10"], pair["se"]
+    if pair["gate"]["by"] == "logloss":
+        name = "logloss (lower is better; it decides because most slates have one candidate)"
+        value, error = pair["logloss"], pair["logloss_se"]
     if value is None:
         return f"too few viewers have slates that define the difference in {name}"
     return f"{name} {value:+.4f}, standard error {error:.4f}, paired, viewers as clusters"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _with_interval(evaluation: Evaluation, name: str, key: str) -> str:

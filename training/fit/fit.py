@@ -22,6 +22,7 @@ from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
 from training.evaluation.leakage import suspects
+from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
 from training.fit.loop import FitConfig
 from training.fit.progress import Progress
@@ -105,17 +106,19 @@ def save(
     about: Mapping[str, Any],
     manifest: Mapping[str, Any],
     begun: float,
+    margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Measure a model on the rows of `held`, the `part` of the log, and write it as an artifact.
 
     Returns the manifest. `seen` are training rows, whose distributions the artifact keeps for later
-    comparison (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name.
+    comparison (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name;
+    a model must not be worse than `current` among them by `margin` (`training.evaluation.paired`).
     `about` goes into `evaluation.json` and `manifest` into the manifest unchanged.
     """
     surface = schema.surface
     scores = {"model": model.probability(held.matrix), **rivals}
     evaluation = {
-        **assess(held, scores, surface, encoder=model.encoder),
+        **assess(held, scores, surface, encoder=model.encoder, margin=margin),
         "importance": importance(model, held),
         STATISTICS: statistics(held.columns, seen, model.probability(seen)),
         **about,

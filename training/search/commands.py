@@ -22,6 +22,9 @@ MostUs = Annotated[
 Teachers = Annotated[
     int, typer.Option(min=0, help="Networks that teach the published one, beside LightGBM; 0: no teacher.")
 ]
+Margin = Annotated[
+    float, typer.Option(help="Share of the current model's measures by which the winner may be worse.")
+]
 
 
 def search(
@@ -35,6 +38,7 @@ def search(
         Path | None,
         typer.Option(help="Start from the current model in this folder; publish the winner if it passes."),
     ] = None,
+    margin: Margin = 0.01,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -42,8 +46,8 @@ def search(
 
     The winner is written to OUT/artifact, its report to OUT/artifact/report.html.
     """
-    given = {"max_us": max_us, "num_teachers": teachers, "models": models, "seed": seed}
-    _search(surface, log, out, budget, as_json, **given)
+    given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
+    _search(surface, log, out, budget, as_json, **given, seed=seed)
 
 
 def refresh(
@@ -54,6 +58,7 @@ def refresh(
     max_us: MostUs = None,
     teachers: Teachers = 4,
     models: Models = PUBLISHED,
+    margin: Margin = 0.01,
     out: Annotated[Path, typer.Option(help="Folder of the search; replaces a finished one.")] = Path(
         "var/refresh"
     ),
@@ -61,11 +66,11 @@ def refresh(
 ) -> None:
     """Search from the current model on and publish the winner; exit code 1 if it does not pass.
 
-    A winner passes if it beats popular by two standard errors and the current model does not beat
-    it by two.
+    A winner passes if it beats popular by two standard errors and, on rows that neither has seen,
+    is not worse than the current model by more than the margin, with a standard error to spare.
     """
-    given = {"max_us": max_us, "num_teachers": teachers, "models": models, "days": days}
-    _search(surface, log, out, budget, as_json, **given, restart=True)
+    given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
+    _search(surface, log, out, budget, as_json, **given, days=days, restart=True)
 
 
 def not_published(out: Path, models: Path) -> str:
@@ -79,28 +84,31 @@ def not_published(out: Path, models: Path) -> str:
 
 def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
     """Search with the settings `given`, and print the answer."""
-    from training.evaluation.verdict import difference, leaderboard
+    from training.evaluation.verdict import difference, leaderboard, standing
     from training.search.progress import SearchProgress
     from training.search.search import search as run
     from training.search.task import SearchSettings
 
     settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
     found = run(load_surface(surface), log, out, settings, SearchProgress())
-    lines = [found["headline"]]
+    lines = [found["headline"], "on the validation rows, which chose the winner:"]
     for name, *cells, _ in leaderboard(found, most=10):
         lines.append(f"  {name:<20}" + "".join(f"{cell:>15}" for cell in cells))
     pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]
+    by = pair["gate"]["by"]
     lines.append(
-        f"on the test rows: auc {decimal(ours['auc'])}, ndcg@10 {decimal(ours['ndcg@10'])}; against popular "
-        f"{difference(pair, pair['gate']['by'])}"
+        f"on the test rows: auc {decimal(ours['auc'])}, {by} {decimal(ours[by])}; against popular "
+        f"{difference(pair)}"
     )
+    last = found["paired"].get("model-current")
+    if last and standing(last) not in found["reasons"]:
+        lines.append(standing(last))
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
     if given["models"] and not found["passed"]:
         lines.append(not_published(out, given["models"]))
     if found["test_looks"] > 1:
         lines.append(f"the test rows were used {found['test_looks']} times: measures on them are optimistic")
     if found["published"]:
-        standing = " and current" if found["promoted"] else ", not current"
-        lines.append(f"{found['version']} is published{standing}")
+        lines.append(f"{found['version']} is published{' and' if found['promoted'] else ', not'} current")
     lines.append(found["artifact"])
     answer(found, as_json, "\n".join(lines), held=found["passed"])

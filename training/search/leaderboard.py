@@ -105,10 +105,6 @@ class Leaderboard:
         """Return the best network of the ranking."""
         return next(iter(self.ranking(max_us)), None)
 
-    def best_rival(self) -> BoardEntry:
-        """Return the rival with the lowest validation logloss."""
-        return min((entry for entry in self.entries if entry.kind != "tabnet"), key=lambda e: e.logloss)
-
     def table(self, max_us: float | None) -> list[dict[str, Any]]:
         """Return the finished models as rows for the report, the best first."""
         finished = [entry for entry in self.entries if entry.finished]

@@ -5,16 +5,19 @@ The incumbent is the current model at the start of a search; the winner may repl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import TabrankError
-from serve.features.surface import Surface, read_surface
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.features.surface import Surface
 from serve.model.artifact import Artifact, current, load
+from serve.model.compatibility import load_for
 from training.evaluation.leakage import suspects
-from training.evaluation.paired import is_behind
-from training.evaluation.verdict import difference
+from training.evaluation.verdict import difference, headline, holds, standing
 from training.fit.loop import Diverged, FitConfig
 from training.fit.publish import check_surface, publish
 from training.fit.trainer import ray_session
@@ -26,7 +29,7 @@ from training.search.progress import SearchProgress
 from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
 from training.search.trials import SearchRun, check_cost, run_trials
-from training.search.winner import TEST_LOOKS, finish, headline
+from training.search.winner import TEST_LOOKS, finish, is_enough, unseen
 from training.terminal import ProgressBar
 
 # Share of the budget in which the tuning of LightGBM may begin a try.
@@ -43,7 +46,8 @@ def search(
 
     With `settings.models`, the search starts from their current model's configuration. A winner
     that passes is published there and promoted. It passes if it beats popular by two standard
-    errors, the current model does not beat it by two, and no feature looks like target leakage. The
+    errors, is not worse than the current model by more than `settings.margin` on rows that neither
+    has seen (`training.evaluation.paired.bounds`), and no feature looks like target leakage. The
     answer's `reasons` say why it does not pass. If another model was made current during the
     search, the winner is published and not promoted.
 
@@ -61,7 +65,9 @@ def search(
         clock.claim(task.identity, restart=settings.restart)
         board = Leaderboard(out / "leaderboard.jsonl")
         follows = clock.setdefault("follows", current(models)) if models else None
-        last = followed(models, follows, surface, progress.report) if models and follows else None
+        last = followed(models, follows, task.schema, progress.report) if models and follows else None
+        if last and not is_enough(unseen(task.parts["test"], last)):
+            progress.report(f"too few rows are newer than {last.version} has seen: nothing will replace it")
         suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
         for suspect in suspected:
             progress.report(suspect)
@@ -72,7 +78,7 @@ def search(
             published, promoted = True, take_place(out / "artifact", models, follows, progress.report)
         clock.save(over=True)
     return {
-        "headline": headline(board, winner, max_us),
+        "headline": headline(json.loads(load(out / "artifact").read("evaluation.json"))),
         "winner": winner.name,
         "config": winner.point,
         "us_per_candidate": winner.us_per_candidate,
@@ -112,7 +118,7 @@ def _find(
         run_trials(run, costs, first)
         ranking = board.ranking(max_us)
         for winner in ranking:
-            progress.report(headline(board, winner, max_us))
+            progress.report(f"{winner.name} leads the networks: validation logloss {winner.logloss:.4f}")
             try:
                 return winner, finish(run, winner, last)
             except Diverged as error:
@@ -122,19 +128,13 @@ def _find(
     raise AssertionError("run_trials answers with a network, or not at all")
 
 
-def followed(models: Path, version: str, surface: Surface, report: Report) -> Artifact | None:
-    """Load the model of a version, or return None if it was trained for another surface."""
-    artifact = load(models / version)
-    if artifact.manifest.get("surface_fingerprint") == surface.fingerprint:
-        return artifact
-    theirs = read_surface(artifact.read("surface.toml").decode(), f"{models / version}/surface.toml")
-    parts = ("events", "label", "popular", "fields", "features", "position_bias")
-    differs = [part for part in parts if getattr(surface, part) != getattr(theirs, part)]
-    report(
-        f"the current model {version} was trained for another version of the surface, which differs in "
-        f"{', '.join(differs) or 'its TOML text'}: it is not compared"
-    )
-    return None
+def followed(models: Path, version: str, schema: Schema, report: Report) -> Artifact | None:
+    """Load the model of a version, or return None if the service cannot rank with it either."""
+    try:
+        return load_for(models / version, Features(schema))
+    except TabrankError as error:
+        report(f"the current model {version} cannot rank with this surface and is not compared: {error}")
+        return None
 
 
 def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) -> list[FitConfig]:
@@ -158,10 +158,16 @@ def reasons(manifest: Mapping[str, Any]) -> list[str]:
     if not beats:
         reason = "it does not beat popular by two standard errors"
         reason = reason if beats is False else "the test rows cannot say whether it beats popular"
-        found.append(f"{reason}: {difference(pair, pair['gate']['by'])}")
-    pair = manifest["paired"].get("model-current")
-    if pair and is_behind(pair):
-        found.append(f"the current model beats it: {difference(pair, pair['gate']['by'])}")
+        found.append(f"{reason}: {difference(pair)}")
+    pair, incumbent = manifest["paired"].get("model-current"), manifest.get("incumbent")
+    if pair and not holds(pair):
+        found.append(standing(pair))
+    if incumbent and not pair:
+        found.append(
+            f"only {incumbent['unseen_rows']:,} of {incumbent['test_rows']:,} test rows are newer than the "
+            f"current model {incumbent['version']} has seen, too few to compare: wait for newer rows, or run "
+            "`python -m training publish` by hand"
+        )
     return found
 
 

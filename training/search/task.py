@@ -19,6 +19,7 @@ from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress, evenly
 from training.data.encoding import category_strings, fit_encoder
 from training.data.prepare import available_bytes, row_bytes, split_by_time
+from training.evaluation.paired import MARGIN
 from training.fit.loop import FitConfig
 from training.terminal import print_progress
 
@@ -42,6 +43,8 @@ class SearchSettings:
     days: float | None = None
     # Published artifacts: start from the current one, and publish a winner that passes.
     models: Path | None = None
+    # Share of the current model's measures by which the winner may be worse.
+    margin: float = MARGIN
     # Start again if the folder holds a search that has ended, or one of other rows.
     restart: bool = False
     max_trials: int | None = None
@@ -51,6 +54,8 @@ class SearchSettings:
             raise TabrankError(f"--max-us-per-candidate {self.max_us:g}: must be a finite number above 0")
         if self.days is not None and not self.days > 0:
             raise TabrankError(f"--days {self.days:g}: must be above 0")
+        if not 0 <= self.margin < 1:
+            raise TabrankError(f"--margin {self.margin:g}: must be a share from 0 to below 1, such as 0.01")
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,22 @@ from training.fit.trainer import train
 from training.network.model import UNCALIBRATED, Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import distilled
-from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.progress import SearchProgress
+from training.search.leaderboard import BoardEntry
 from training.search.space import Space
 from training.search.trials import SearchRun
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
+# Compare with the incumbent only if so many viewers have a positive: a standard error from fewer
+# clusters is too small (Cameron and Miller 2015, section VI).
+MIN_VIEWERS = 30
 
 
 def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping[str, Any]:
     """Write the winner to the search's folder, unless it is there already; return the manifest.
 
-    `last` is the incumbent; it is evaluated too if all its training rows are earlier.
+    `last` is the incumbent. All measures are of the test rows that it has not seen either, unless
+    these are too few to compare (`is_enough`): then they are of all test rows, without `last`.
 
     Raises:
         Diverged: the training diverges on these rows.
@@ -50,13 +53,18 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         "config": winner.point,
         "asked_teachers": task.settings.num_teachers,
         "follows": last.version if last else None,
+        "margin": task.settings.margin,
     }
     made = _made(out / "artifact", stands_for)
     if made is not None:
         return made
     size = _size(run, winner)
     rows = task.before.take(slice(len(task.before) - size.num_rows, None))
-    encoder, test = task.encoder_of(rows), task.parts["test"]
+    encoder, test, incumbent = task.encoder_of(rows), task.parts["test"], None
+    if last:
+        newer = unseen(test, last)
+        incumbent = {"version": last.version, "unseen_rows": len(newer), "test_rows": len(test)}
+        test, last = (newer, last) if is_enough(newer) else (test, None)
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
     known = [entry for entry in run.board.entries if entry.kind in RIVALS]
     rivals = {entry.kind: RIVALS[entry.kind](encoder, rows, **entry.point) for entry in known}
@@ -73,7 +81,6 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     calibration = UNCALIBRATED if is_taught else Calibration(*winner.calibration)
     run.progress.report("measuring it on the test rows, beside its rivals")
     search = {
-        "headline": headline(run.board, winner, task.settings.max_us),
         "budget_s": run.clock.budget_s,
         "leaderboard": run.board.table(task.settings.max_us),
         "max_us_per_candidate": task.settings.max_us,
@@ -90,7 +97,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         test,
         "test",
         seen=take_evenly(rows.matrix),
-        rivals=_rival_scores(rivals, test, last, run.progress),
+        rivals=_rival_scores(rivals, test, last),
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={
             "rows": len(rows),
@@ -99,8 +106,10 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
             "counts": task.data.counts,
             "position_tau": state.bias_of(config).tau,
             "teachers": size.num_teachers + is_taught,
+            "incumbent": incumbent,
         },
         begun=started_s,
+        margin=task.settings.margin,
     )
     shutil.rmtree(out / "artifact", ignore_errors=True)
     draft.rename(out / "artifact")
@@ -162,33 +171,19 @@ def _trained(
     return train(rows, last_rows, encoder, config, storage=storage, progress=run.progress)
 
 
-def _rival_scores(
-    rivals: Mapping[str, Rival], test: Dataset, last: Artifact | None, progress: SearchProgress
-) -> dict[str, Any]:
+def _rival_scores(rivals: Mapping[str, Rival], test: Dataset, last: Artifact | None) -> dict[str, Any]:
     """Return the scores of the test rows by the rivals, and by the incumbent."""
     scores: dict[str, Any] = {kind: rival(test.matrix) for kind, rival in rivals.items()}
+    return scores | ({"current": score(last.path, test.matrix)} if last else {})
+
+
+def unseen(test: Dataset, last: Artifact) -> Dataset:
+    """Return the test rows that are newer than all rows that the incumbent has seen."""
     # Manifests of the first releases do not say which rows the model has seen.
-    seen_until_ms = np.inf if last is None else last.manifest.get("seen_until_ms", np.inf)
-    if last is not None and seen_until_ms < test.ts_ms[0]:
-        scores["current"] = score(last.path, test.matrix)
-    elif last is not None:
-        progress.report(f"the current model {last.version} was trained on some test rows: it is not compared")
-    return scores
+    seen_until_ms = last.manifest.get("seen_until_ms", np.inf)
+    return test.take(slice(int(np.searchsorted(test.ts_ms, seen_until_ms, side="right")), None))
 
 
-def headline(board: Leaderboard, winner: BoardEntry, max_us: float | None) -> str:
-    """Return a sentence about the leader of the leaderboard, network or rival."""
-    best = board.best_rival()
-    within = f" within {max_us:g} µs a candidate" if max_us is not None else ""
-    point = winner.point
-    ours = f"{winner.name} ({point['width']} wide, {point['n_steps']} steps, {point['mask_type']}"
-    ours += f", {winner.us_per_candidate:.1f} µs a candidate)"
-    if best.logloss < winner.logloss:
-        return (
-            f"{best.name} leads the leaderboard: validation logloss {best.logloss:.4f} against "
-            f"{winner.logloss:.4f} of the best network{within}, {ours}."
-        )
-    return (
-        f"{ours} leads the leaderboard: validation logloss {winner.logloss:.4f} against "
-        f"{best.logloss:.4f} of the best rival, {best.name}."
-    )
+def is_enough(rows: Dataset) -> bool:
+    """Return whether enough viewers have a positive to compare two models on these rows."""
+    return len(np.unique(rows.viewer[rows.label > 0])) >= MIN_VIEWERS

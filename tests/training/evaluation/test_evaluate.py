@@ -41,6 +41,18 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
     assert found["curves"]["gain"]["model"][3] > found["curves"]["gain"]["popular"][3]
 
 
+def test_the_current_model_is_compared_for_not_being_better(data, surface):
+    scores = {"model": truth(data), "current": np.clip(0.9 * truth(data) ** 2, 0, 1)}
+    found = assess(data, scores, surface, margin=0.02)
+    pair = json.loads(json.dumps(found["paired"]["model-current"]))
+    assert (pair["rows"], pair["margin"]) == (len(data), 0.02)
+    assert [bound["measure"] for bound in pair["bounds"]] == ["logloss", "ece", "ndcg@10"]
+    assert all(bound["holds"] for bound in pair["bounds"])
+    other = assess(data, {"model": scores["current"], "current": scores["model"]}, surface)
+    assert [bound["holds"] for bound in other["paired"]["model-current"]["bounds"]] == [False, False, True]
+    assert "bounds" not in found["paired"]["model-popular"]
+
+
 def test_the_answer_is_plain_data_whatever_is_not_defined(data, surface):
     # Keep slates of one candidate.
     rows = np.flatnonzero(data.position == 0)

@@ -13,7 +13,7 @@ from page import Page
 from serve.contract.errors import TabrankError
 from serve.model.artifact import save
 from training.evaluation.report import model_card, regenerate, report_page
-from training.evaluation.verdict import verdict
+from training.evaluation.verdict import headline, verdict
 from training.network.network import NetworkConfig
 
 MANIFEST = {
@@ -48,12 +48,44 @@ def test_the_page_is_whole_in_itself_and_fits_a_phone(page):
 
 
 def test_the_searchs_headline_comes_first_escaped_then_the_verdict(page, evaluation):
-    headline = page.index("LightGBM leads &lt;the leaderboard&gt;.")
-    assert headline < page.index("The model beats popular") < page.index("<h2>")
+    first = page.index("&lt;trial 3&gt; (24 wide, 2 steps, entmax, 4.0 µs a candidate)")
+    assert first < page.index("The model beats popular") < page.index("<h2>")
     without = {
         key: value for key, value in evaluation.items() if key not in ("search", "history", "importance")
     }
     assert Page(report_page(MANIFEST, without)).tags.count("svg") == 4
+
+
+def test_the_headline_is_of_the_test_rows_and_names_who_is_ahead(evaluation):
+    changed = copy.deepcopy(evaluation)
+    ours, theirs = evaluation["model"]["ndcg@10"], evaluation["lightgbm"]["ndcg@10"]
+    assert ours == theirs
+    tail = f" is ahead on the 2,400 test rows: NDCG@10 {ours:.4f} against {ours:.4f} of LightGBM."
+    assert headline(evaluation).endswith(tail)
+    changed["lightgbm"]["ndcg@10"] = 0.9
+    assert headline(changed).startswith("LightGBM is ahead on the 2,400 test rows: NDCG@10 0.9000 against 0.")
+    changed["paired"]["model-popular"]["gate"]["by"] = "logloss"
+    for name, loss in (("model", 0.4), ("lightgbm", 0.5), ("popular", None)):
+        changed[name]["logloss"] = loss
+    assert headline(changed).startswith("<trial 3> (24 wide")
+    assert headline(changed).endswith(": logloss 0.4000 against 0.5000 of LightGBM.")
+    changed["model"]["logloss"] = None
+    assert headline(changed).endswith("won the search; the 2,400 test rows do not define logloss.")
+
+
+def test_the_verdict_says_whether_the_current_model_may_go(evaluation):
+    changed = copy.deepcopy(evaluation)
+    bound = {"measure": "ndcg@10", "worse": 0.002, "allowed": 0.004, "holds": True}
+    pair = changed["paired"]["model-popular"] | {"rows": 1_200, "margin": 0.01, "bounds": [bound]}
+    changed["paired"]["model-current"] = pair
+    changed["contenders"].append("current")
+    passed = (
+        "On 1,200 rows that neither has seen, the model is not worse than the current model by more than 1 %"
+    )
+    assert passed in verdict(changed)
+    bound.update({"worse": 0.006, "holds": False})
+    assert "the model is perhaps worse than the current model by more than 1 %: NDCG@10 +" in verdict(changed)
+    assert "NDCG@10 up to 0.0060 worse, 0.0040 allowed." in verdict(changed)
 
 
 def test_the_verdict_compares_the_model_with_popular_and_its_rivals(evaluation):
@@ -67,6 +99,10 @@ def test_the_verdict_compares_the_model_with_popular_and_its_rivals(evaluation):
     assert "LightGBM" not in verdict(changed)
     pair.update({"logloss": None, "gate": {"by": "logloss", "beats": None}})
     assert verdict(changed).startswith("These rows do not show whether the model beats popular")
+    pair.update({"logloss": -0.1})
+    assert "logloss (lower is better; it decides because most slates have one candidate) -0.1" in verdict(
+        changed
+    )
 
 
 def test_the_card_describes_the_model_and_its_worst_slices(evaluation):

@@ -3,15 +3,24 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from assessed import dataset
+from networks import artifact_files, random_network
 
-from serve.features.surface import Surface, read_surface
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import Surface
 from serve.model.artifact import CURRENT, FILES, current, point, save
+from training.data.encoding import fit_encoder
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
 from training.search.commands import not_published
 from training.search.search import configuration, followed, reasons, take_place
+from training.search.task import SearchSettings
+from training.search.winner import MIN_VIEWERS, is_enough, unseen
 
 BETTER = {"ndcg@10": 0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": True}}
 WORSE = {"ndcg@10": -0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": False}}
@@ -53,14 +62,45 @@ def test_what_was_made_current_while_the_search_ran_stays_so(models, tmp_path, s
     assert f"{CHOSEN} was made current during the search" in messages[0]
 
 
-def test_a_model_of_another_surface_is_not_followed_and_the_reason_printed(models, surface):
-    messages = []
-    assert followed(models, OLD, surface, messages.append).version == OLD
+def test_the_current_model_is_followed_unless_the_service_could_not_rank_with_it(tmp_path, surface):
+    data, rng, messages = dataset(surface), np.random.default_rng(0), []
+    encoder = fit_encoder(surface, data.columns, data.matrix, {})
+    files, about = artifact_files(random_network(rng, encoder, NetworkConfig(width=4)), rng)
+    about |= {"version": OLD, "state_fingerprint": Schema(surface).fingerprint}
+    save(tmp_path / OLD, files, about)
+    assert followed(tmp_path, OLD, Schema(surface), messages.append).version == OLD
+    # Another label or another removal of position bias leaves the columns as they are.
+    other = Schema(replace(surface, position_bias="examined"))
+    assert followed(tmp_path, OLD, other, messages.append).version == OLD
     assert messages == []
-    other = read_surface(surface.text, "tiny.toml")
-    other = replace(other, position_bias="examined")
-    assert followed(models, OLD, other, messages.append) is None
-    assert "differs in position_bias: it is not compared" in messages[0]
+    fewer = {name: kind for name, kind in surface.features.items() if name != "topic_affinity"}
+    assert followed(tmp_path, OLD, Schema(replace(surface, features=fewer)), messages.append) is None
+    assert f"the current model {OLD} cannot rank with this surface and is not compared" in messages[0]
+
+
+def test_only_rows_after_all_that_the_current_model_has_seen_compare_it(surface):
+    data = dataset(surface)
+
+    def newer(**about):
+        return unseen(data, SimpleNamespace(manifest=about))
+
+    half_ms = int(data.ts_ms[len(data) // 2])
+    rows = newer(seen_until_ms=half_ms)
+    assert (rows.ts_ms > half_ms).all()
+    assert len(rows) == (data.ts_ms > half_ms).sum() > 0
+    assert is_enough(rows)
+    assert len(newer(seen_until_ms=int(data.ts_ms[-1]))) == 0
+    # A manifest of the first releases.
+    assert len(newer()) == 0
+    assert not is_enough(newer())
+    few = data.take(np.flatnonzero(data.viewer < MIN_VIEWERS - 1))
+    assert len(few) > 100
+    assert not is_enough(few)
+
+
+def test_a_margin_that_is_not_a_share_is_refused():
+    with pytest.raises(TabrankError, match=r"--margin 5: must be a share from 0 to below 1"):
+        SearchSettings(60.0, margin=5.0)
 
 
 def test_a_winner_that_is_not_published_leaves_what_is_current(models, tmp_path):
@@ -74,9 +114,17 @@ def test_a_winner_that_is_not_published_leaves_what_is_current(models, tmp_path)
 def test_every_reason_is_named():
     gate, none = BETTER["gate"], WORSE["gate"] | {"beats": None}
     assert reasons({"paired": {"model-popular": BETTER}, "gate": gate}) == []
-    assert reasons({"paired": {"model-popular": BETTER, "model-current": BETTER}, "gate": gate}) == []
-    (behind,) = reasons({"paired": {"model-popular": BETTER, "model-current": WORSE}, "gate": gate})
-    assert behind.startswith("the current model beats it: NDCG@10 -0.0200")
+    bound = {"measure": "ndcg@10", "worse": 0.028, "allowed": 0.004, "holds": False}
+    worse = WORSE | {"rows": 900, "margin": 0.01, "bounds": [bound]}
+    better = worse | {"bounds": [bound | {"holds": True}]}
+    assert reasons({"paired": {"model-popular": BETTER, "model-current": better}, "gate": gate}) == []
+    (behind,) = reasons({"paired": {"model-popular": BETTER, "model-current": worse}, "gate": gate})
+    assert "on 900 rows that neither has seen" in behind
+    assert "NDCG@10 up to 0.0280 worse, 0.0040 allowed" in behind
+    incumbent = {"version": OLD, "unseen_rows": 0, "test_rows": 4_000}
+    (blind,) = reasons({"paired": {"model-popular": BETTER}, "gate": gate, "incumbent": incumbent})
+    assert blind.startswith(f"only 0 of 4,000 test rows are newer than the current model {OLD} has seen")
+    assert "wait for newer rows, or run `python -m training publish` by hand" in blind
     (lost,) = reasons({"paired": {"model-popular": WORSE}, "gate": WORSE["gate"]})
     assert lost.startswith("it does not beat popular by two standard errors: NDCG@10 -0.0200")
     (unknown,) = reasons({"paired": {"model-popular": BETTER}, "gate": none})

@@ -49,7 +49,6 @@ def test_the_winner_is_the_best_finished_network_that_fits_its_cost(board):
     assert board.winner(5.0).name == "TabNet 1"
     assert board.winner(None).name == "dear"
     assert board.winner(1.0) is None
-    assert board.best_rival().name == "rival"
 
 
 def test_no_trial_that_is_added_makes_the_best_so_far_worse(board):

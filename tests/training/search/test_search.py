@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -139,10 +140,9 @@ def test_the_winner_stores_the_distributions_of_its_training_rows(story):
 
 def test_the_report_opens_with_the_leader_and_the_exit_code_is_the_gate(story):
     assert story.code == (0 if story.found["passed"] else 1)
-    leader = story.found["leaderboard"][0]["name"]
-    assert story.found["headline"].startswith(leader)
+    assert "is ahead on the" in story.found["headline"]
     page = (story.folder / "out" / "artifact" / "report.html").read_text()
-    assert story.found["headline"].split(":")[0] in page
+    assert story.found["headline"] in html.unescape(page)
     assert story.published == (story.found["version"] if story.found["passed"] else None)
 
 
@@ -159,8 +159,8 @@ def test_a_refresh_starts_from_the_current_model_and_may_replace_it(story):
     point = next(entry.point for entry in story.entries if entry.name == story.found["winner"])
     assert any(entry.point["learning_rate"] == point["learning_rate"] for entry in tried)
     assert "the budget is too small" in story.refresh_stderr
-    # Compare with the current model only if none of the test rows was in its training.
-    assert "model-current" in refreshed["paired"] or "not compared" in story.refresh_stderr
+    # The rows after the first search's training rows are new to both models.
+    assert 0 < refreshed["paired"]["model-current"]["rows"] <= refreshed["rows"]["test"]
     is_followed = refreshed["published"]
     assert current(story.folder / "models") == (refreshed["version"] if is_followed else version)
 

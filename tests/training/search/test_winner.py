@@ -1,0 +1,72 @@
+"""Test the end of a search: the rows that measure its winner, and what may replace the model."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from shop import write_shop
+
+from serve.features.surface import read_surface
+from serve.model.artifact import load
+from training.drafting.draft import draft
+from training.evaluation.report import regenerate
+from training.fit.fit import fit
+from training.fit.loop import FitConfig
+from training.fit.progress import Progress
+from training.network.network import NetworkConfig
+from training.search.budget import Clock, Forecast
+from training.search.leaderboard import BoardEntry, Leaderboard
+from training.search.progress import SearchProgress
+from training.search.search import reasons
+from training.search.space import Space
+from training.search.task import SearchSettings, Task
+from training.search.trials import SearchRun
+from training.search.winner import finish
+
+CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a folder with a model of a log, and a search's task on the same log."""
+    folder = tmp_path_factory.mktemp("winner")
+    write_shop(folder / "log", slates=1_000)
+    surface = read_surface(draft(folder / "log").text)
+    fit(surface, folder / "log", folder / "model", lambda num: CONFIG, progress=Progress(io.StringIO()))
+    task = Task.read(surface, folder / "log", SearchSettings(600.0, models=folder), lambda share: None)
+    return folder, replace(task, base=replace(task.base, num_workers=0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_winner_is_measured_on_the_rows_that_the_current_model_has_not_seen(made, share, tmp_path):
+    folder, task = made
+    test, last = task.parts["test"], load(folder / "model")
+    seen_until_ms = int(np.quantile(test.ts_ms, share)) if share else int(test.ts_ms[0]) - 1
+    last = replace(last, manifest={**last.manifest, "seen_until_ms": seen_until_ms})
+    with Clock(tmp_path / "out", 600.0) as clock:
+        clock.claim(task.identity, restart=False)
+        board = Leaderboard(tmp_path / "out" / "leaderboard.jsonl")
+        point = Space(len(task.before)).point(CONFIG) | {"epochs": 1}
+        board.add(
+            BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, point=point, calibration=[1, 0])
+        )
+        forecast = Forecast(board, len(task.before), len(test), 0, 1)
+        run = SearchRun(task, board, clock, forecast, SearchProgress(io.StringIO()))
+        manifest = finish(run, board.entries[0], last)
+    num_unseen = int((test.ts_ms > seen_until_ms).sum())
+    assert manifest["incumbent"] == {
+        "version": last.version,
+        "unseen_rows": num_unseen,
+        "test_rows": len(test),
+    }
+    if share < 1:
+        assert manifest["test_rows"] == manifest["paired"]["model-current"]["rows"] == num_unseen
+    else:
+        assert manifest["test_rows"] == len(test)
+        assert "wait for newer rows" in reasons(manifest)[-1]
+    regenerate(tmp_path / "out" / "artifact", tmp_path / "again")
+    page = (tmp_path / "again" / "report.html").read_text()
+    assert (f"On {num_unseen:,} rows that neither has seen, the model is" in page) == (share < 1)
