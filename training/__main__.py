@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -47,6 +47,9 @@ def simulate(
         str | None, typer.Option(help="End of the log: an ISO time or now. Default: a fixed day.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same log.")] = 0,
+    examination: Annotated[
+        Literal["decay", "steps", "none"], typer.Option(help="How attention falls with position.")
+    ] = "decay",
     as_json: Json = False,
 ) -> None:
     """Write a log of the simulated world of `spaces`."""
@@ -55,7 +58,8 @@ def simulate(
     os.umask(PRIVATE)
     end_ms = None if end is None else milliseconds(end, "--end")
     with ProgressBar("simulate") as progress:
-        summary = run(out, rows=rows, viewers=viewers, days=days, seed=seed, end_ms=end_ms, progress=progress)
+        given = {"rows": rows, "viewers": viewers, "days": days, "seed": seed, "end_ms": end_ms}
+        summary = run(out, **given, examination=examination, progress=progress)
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
     answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
@@ -13,20 +14,21 @@ from numpy.random import Generator, SeedSequence, default_rng
 from serve.contract.errors import TabrankError
 from training.world.population import Ints
 from training.world.record import VisitLog
-from training.world.world import Audience, World
+from training.world.world import Audience, Examination, World
 
 WORLD = "world.json"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Seed, number of viewers and exposures, and time span of a simulated log."""
+    """Seed, number of viewers and exposures, time span and examination of a simulated log."""
 
     seed: int
     viewers: int
     exposures: int
     start_ms: int
     end_ms: int
+    examination: Examination = "decay"
 
     @classmethod
     def read(cls, log: Path) -> Provenance:
@@ -37,7 +39,11 @@ class Provenance:
         """
         try:
             values = json.loads((log / WORLD).read_text(encoding="utf-8"))
-            return cls(**{field.name: int(values[field.name]) for field in fields(cls)})
+            law = values.get("examination", "decay")
+            if law not in get_args(Examination):
+                raise ValueError(law)
+            numbers = {f.name: int(values[f.name]) for f in fields(cls) if f.name != "examination"}
+            return cls(**numbers, examination=law)
         except (OSError, ValueError, KeyError, TypeError):
             raise TabrankError(
                 f"--log: {log} has no {WORLD}, so its world is unknown; name a log that "
@@ -46,11 +52,16 @@ class Provenance:
 
     def write(self, log: Path) -> None:
         """Write the provenance beside the log's tables."""
-        (log / WORLD).write_text(json.dumps(asdict(self)), encoding="utf-8")
+        values = asdict(self)
+        # Logs of the default law have the bytes that they had before there were others.
+        if self.examination == "decay":
+            del values["examination"]
+        (log / WORLD).write_text(json.dumps(values), encoding="utf-8")
 
     def world(self) -> World:
         """Return the world at its beginning."""
-        return World(seed=self.seed, viewers=self.viewers, start_ms=self.start_ms, end_ms=self.end_ms)
+        span = {"start_ms": self.start_ms, "end_ms": self.end_ms}
+        return World(seed=self.seed, viewers=self.viewers, **span, law=self.examination)
 
     def visits(self, world: World) -> tuple[Ints, Ints]:
         """Return the visits' times, in order, and their viewers."""

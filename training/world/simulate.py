@@ -26,7 +26,7 @@ from serve.log.writer import write_log
 from training.world.population import DAY_MS
 from training.world.provenance import Provenance
 from training.world.record import KINDS, log_tables
-from training.world.world import SLATE
+from training.world.world import SLATE, Examination
 
 # 2026-01-05T00:00:00Z, a Monday.
 START_MS = 1_767_571_200_000
@@ -45,6 +45,7 @@ def simulate(
     days: float,
     seed: int = 0,
     end_ms: int | None = None,
+    examination: Examination = "decay",
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Simulate `days` of the world with at least `rows` exposed candidates; write the log `out`.
@@ -67,7 +68,7 @@ def simulate(
     num_viewers = viewers or max(1, round(num_exposures / VISITS_PER_VIEWER))
     start_ms = START_MS if end_ms is None else end_ms - round(days * DAY_MS)
     end_ms = start_ms + round(days * DAY_MS)
-    provenance = Provenance(seed, num_viewers, num_exposures, start_ms, end_ms)
+    provenance = Provenance(seed, num_viewers, num_exposures, start_ms, end_ms, examination)
     world = provenance.world()
     ts_ms, viewer = provenance.visits(world)
     record, _ = provenance.simulate_visits(world, progress)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
@@ -26,11 +27,16 @@ from training.world.population import (
 )
 
 Flags = NDArray[np.bool_]
+# How examination falls with position: as 1 / (1 + position / 12), in steps, or not at all.
+Examination = Literal["decay", "steps", "none"]
 
 # Candidates in an exposure, if that many are live.
 SLATE = 55
 # Candidates in it that come from the most popular of all languages.
 NUM_POPULAR = 12
+# First positions, from 0, of the steps of examination, and the probability at each step.
+STEPS = (0, 6, 14)
+STEP_EXAMINATION = (0.95, 0.35, 0.12)
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,12 @@ class Response:
 class World:
     """Population and process; the same seed, viewers and span give the same world."""
 
-    def __init__(self, *, seed: int, viewers: int, start_ms: int, end_ms: int) -> None:
+    def __init__(
+        self, *, seed: int, viewers: int, start_ms: int, end_ms: int, law: Examination = "decay"
+    ) -> None:
         streams = [default_rng(child) for child in SeedSequence(seed).spawn(4)]
         self.process = Process()
+        self.law = law
         self.start_ms = start_ms
         self.end_ms = end_ms
         popularity = topics_by_language(streams[0])
@@ -163,7 +172,12 @@ class World:
 
     def examination(self, num: int) -> Floats:
         """Return the probability that a viewer examines each of the first `num` positions."""
-        return np.asarray(1.0 / (1.0 + np.arange(num) / self.process.examination), dtype=np.float64)
+        position = np.arange(num)
+        if self.law == "steps":
+            return np.array(STEP_EXAMINATION)[np.searchsorted(STEPS, position, side="right") - 1]
+        if self.law == "none":
+            return np.ones(num)
+        return np.asarray(1.0 / (1.0 + position / self.process.examination), dtype=np.float64)
 
     def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Ints) -> Response:
         """Draw a viewer's response to Spaces shown in this order; `audience` is [R].

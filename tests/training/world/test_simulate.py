@@ -14,6 +14,7 @@ import pytest
 from serve.contract.errors import TabrankError
 from serve.features.surface import load_surface
 from serve.log.reader import read_joined
+from training.world.provenance import Provenance
 from training.world.simulate import simulate
 from training.world.world import World
 
@@ -79,8 +80,8 @@ class Simulated:
         return {(e["request_id"], e["candidate"]): e["ts_ms"] for e in self.events if e["kind"] == kind}
 
 
-def run(out: Path, *, rows=ROWS, viewers=None, days=DAYS, seed=0, progress=lambda share: None) -> Simulated:
-    return Simulated(out, simulate(out, rows=rows, viewers=viewers, days=days, seed=seed, progress=progress))
+def run(out: Path, *, rows=ROWS, viewers=None, days=DAYS, progress=lambda share: None, **given) -> Simulated:
+    return Simulated(out, simulate(out, rows=rows, viewers=viewers, days=days, progress=progress, **given))
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,17 @@ def test_the_truth_is_aligned_and_the_joins_agree_with_it(log):
         for part in (p >= 0, p > np.median(p), p <= np.median(p), examination > 0.5, examination <= 0.5):
             noise = np.sqrt((p * (1 - p))[part].sum())
             assert abs(happened[part].sum() - p[part].sum()) < 4 * noise
+
+
+@pytest.mark.parametrize(
+    ("law", "at_0_5_6_13_14"), [("steps", [0.95, 0.95, 0.35, 0.35, 0.12]), ("none", [1] * 5)]
+)
+def test_examination_follows_the_law_given_and_goes_on_with_it(tmp_path, law, at_0_5_6_13_14):
+    found = run(tmp_path / law, rows=3_000, examination=law)
+    shown = [row["examination"] for row in found.truth]
+    assert all(row[: len(shown[0])] == shown[0] for row in shown if len(row) >= len(shown[0]))
+    assert np.array(shown[0])[[0, 5, 6, 13, 14]] == pytest.approx(at_0_5_6_13_14)
+    assert Provenance.read(found.folder).world().law == law
 
 
 def test_the_truth_is_the_process_with_tastes_that_follow_joins(log):
