@@ -1,4 +1,4 @@
 """Evaluate models: measures, intervals, slices, drift, leakage and reports.
 
-Imports `data`, `network`, `world`, `terminal`, `serve`.
+Imports `examination`, `data`, `network`, `world`, `terminal`, `serve`.
 """

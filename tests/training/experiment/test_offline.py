@@ -21,14 +21,14 @@ from serve.features.surface import read_surface
 from serve.model.artifact import load
 from serve.ranking.exploration import pick_probability
 from training.__main__ import app
-from training.experiment.offline.attraction import ranked
+from training.evaluation.attraction import ranked
+from training.evaluation.counterfactual import Counterfactual, Drawn
+from training.examination.placements import Bins, place_counts
 from training.experiment.offline.check import check
-from training.experiment.offline.counterfactual import Counterfactual, Drawn
 from training.experiment.offline.estimate import compare, text
 from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
 from training.experiment.offline.open_bandit import open_bandit
-from training.experiment.offline.placements import Bins, place_counts
 from training.experiment.offline.test_world import NUM_CANDIDATES, examination, sample
 
 
@@ -298,7 +298,7 @@ def test_the_scores_do_not_depend_on_the_rows_of_a_batch(home, monkeypatch):
 
 
 def test_a_clipped_weight_does_not_depend_on_examination(world, monkeypatch):
-    monkeypatch.setattr("training.experiment.offline.counterfactual.MAX_WEIGHT", 1e-6)
+    monkeypatch.setattr("training.evaluation.counterfactual.MAX_WEIGHT", 1e-6)
     bins = Bins(NUM_CANDIDATES)
     counts = place_counts(world.drawn.weight, bins, np.random.default_rng(1))
     known = Counterfactual(world.drawn, bins, counts)

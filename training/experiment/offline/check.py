@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from training.data.dataset import Progress
+from training.evaluation.attraction import attraction, ranked
+from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Estimate
+from training.examination.placements import Bins, place_counts
 from training.experiment.offline import open_bandit
-from training.experiment.offline.attraction import attraction, ranked
-from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Estimate
 from training.experiment.offline.estimate import called
-from training.experiment.offline.placements import Bins, place_counts
 from training.experiment.offline.test_world import NUM_CANDIDATES, WorldSample, sample, true_values
 
 NUM_VIEWERS = 300

@@ -16,11 +16,11 @@ from serve.features.surface import read_surface
 from serve.model.artifact import load as load_artifact
 from serve.ranking.exploration import log_weight
 from training.data.dataset import Progress
-from training.experiment.offline.attraction import attraction, ranked
-from training.experiment.offline.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
+from training.evaluation.attraction import attraction, ranked
+from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
+from training.examination.placements import F64, Bins, place_counts
 from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
-from training.experiment.offline.placements import F64, Bins, place_counts
 
 VERDICT_BY = "dr"
 # With fewer effective events, the interval itself is not reliable.

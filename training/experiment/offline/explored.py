@@ -28,8 +28,8 @@ from serve.model.scorers import load_scorer
 from serve.ranking.exploration import log_weight, pick_probability
 from training.data.dataset import Progress, recompute_features
 from training.data.labels import Owners
-from training.experiment.offline.counterfactual import Drawn
-from training.experiment.offline.placements import F64
+from training.evaluation.counterfactual import Drawn
+from training.examination.placements import F64
 
 # Largest relative deviation of a logged propensity from the one that the logged scores give.
 TOLERANCE = 1e-3

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import Generator
 
-from training.experiment.offline.counterfactual import Drawn, Estimate
-from training.experiment.offline.placements import F64, Bins, drawn_orders
+from training.evaluation.counterfactual import Drawn, Estimate
+from training.examination.placements import F64, Bins, drawn_orders
 
 
 def effect_of_above(drawn: Drawn, bins: Bins, rng: Generator) -> Estimate | None:

@@ -29,8 +29,8 @@ import pandas as pd
 from scipy.stats import sem
 
 from serve.contract.errors import TabrankError
-from training.experiment.offline.counterfactual import ESTIMATORS, MAX_WEIGHT, Z95, Sums
-from training.experiment.offline.placements import F64, I64
+from training.evaluation.counterfactual import ESTIMATORS, MAX_WEIGHT, Z95, Sums
+from training.examination.placements import F64, I64
 
 CAMPAIGNS = ("all", "men", "women")
 COLUMNS = ("item_id", "position", "click", "propensity_score")

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.random import Generator
 
 from serve.ranking.exploration import log_weight
-from training.experiment.offline.counterfactual import Drawn
-from training.experiment.offline.placements import F64
+from training.evaluation.counterfactual import Drawn
+from training.examination.placements import F64
 
 NUM_CANDIDATES = 12
 PER_VIEWER = 3

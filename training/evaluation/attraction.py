@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.linear_model import PoissonRegressor
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from training.experiment.offline.counterfactual import Counterfactual
-from training.experiment.offline.placements import F64, I64, Flags
+from training.evaluation.counterfactual import Counterfactual
+from training.examination.placements import F64, I64, Flags
 
 # Predict each fold of viewers with a model of the other one.
 NUM_FOLDS = 2

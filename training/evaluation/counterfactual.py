@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.evaluation.paired import mean_and_error
-from training.experiment.offline.examination import Curve, fit_curve
-from training.experiment.offline.placements import F64, I64, Bins, Counts, Flags
+from training.examination.curve import Curve, fit_curve
+from training.examination.placements import F64, I64, Bins, Counts, Flags
 
 # Clip weights at this value, which bounds the variance; the report holds the share clipped.
 MAX_WEIGHT = 50.0

@@ -1,4 +1,4 @@
-"""Examination curve: the probability that each position is examined, from randomised orders.
+"""Curve of examination: the probability that each position is examined, from randomised orders.
 
 Under examination × attraction, an event at position k has probability θ(k)·a, where `a` depends
 only on the candidate. Given that a drawn candidate got its event, its position has the
@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.preprocessing import SplineTransformer
 
 from serve.contract.errors import TabrankError
-from training.experiment.offline.placements import F64, I64, Bins, Counts
+from training.examination.placements import F64, I64, Bins, Counts
 
 NUM_KNOTS = 4
 # Penalty of a squared parameter in events, so that a position without events has a unique solution.

@@ -1,0 +1,48 @@
+"""Examination of each position, as training removes it, evaluation restores it and manifests keep it.
+
+P(label) of a candidate shown at a position is its score, P(label | looked at), times the
+examination of the position (position-based model, Craswell et al. 2008, "An experimental comparison
+of click position-bias models"). Scores absorb the examination of the first position, so it is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+# From exposures in randomised order, from the log as shown, or not removed.
+Source = Literal["explored", "learned", "ignored"]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Examination by position, from 0; positions after the last one have its value.
+
+    Attributes:
+        source: Where it comes from; `ignored` is 1 at each position.
+        theta: Examination of each position, of the first one 1.
+        error: Standard error of its logarithm at each position.
+        events: Label events that it was estimated from.
+    """
+
+    source: Source = "ignored"
+    theta: Sequence[float] = (1.0,)
+    error: Sequence[float] = (0.0,)
+    events: int = 0
+
+    def at(self, position: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the examination of positions i64 [N], [N]."""
+        return np.asarray(self.theta, np.float64)[np.minimum(position, len(self.theta) - 1)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry `examination` of a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Examination:
+        """Return that of a manifest; those of earlier releases have none, and it is ignored."""
+        return cls(**manifest.get("examination", {}))
