@@ -1,4 +1,4 @@
-"""Examination of each position, as training removes it, evaluation restores it and manifests keep it.
+"""Examination of each position: training removes it, evaluation restores it, manifests keep it.
 
 P(label) of a candidate shown at a position is its score, P(label | looked at), times the
 examination of the position (position-based model, Craswell et al. 2008, "An experimental comparison

@@ -14,7 +14,7 @@ from numpy.random import Generator, SeedSequence, default_rng
 from serve.contract.errors import TabrankError
 from training.world.population import Ints
 from training.world.record import VisitLog
-from training.world.world import Audience, Examination, World
+from training.world.world import Audience, ExaminationCurve, World
 
 WORLD = "world.json"
 
@@ -28,7 +28,7 @@ class Provenance:
     exposures: int
     start_ms: int
     end_ms: int
-    examination: Examination = "decay"
+    examination: ExaminationCurve = "decay"
 
     @classmethod
     def read(cls, log: Path) -> Provenance:
@@ -39,11 +39,11 @@ class Provenance:
         """
         try:
             values = json.loads((log / WORLD).read_text(encoding="utf-8"))
-            law = values.get("examination", "decay")
-            if law not in get_args(Examination):
-                raise ValueError(law)
+            curve = values.get("examination", "decay")
+            if curve not in get_args(ExaminationCurve):
+                raise ValueError(curve)
             numbers = {f.name: int(values[f.name]) for f in fields(cls) if f.name != "examination"}
-            return cls(**numbers, examination=law)
+            return cls(**numbers, examination=curve)
         except (OSError, ValueError, KeyError, TypeError):
             raise TabrankError(
                 f"--log: {log} has no {WORLD}, so its world is unknown; name a log that "
@@ -53,7 +53,7 @@ class Provenance:
     def write(self, log: Path) -> None:
         """Write the provenance beside the log's tables."""
         values = asdict(self)
-        # Logs of the default law have the bytes that they had before there were others.
+        # Logs of the default curve have the bytes that they had before there were others.
         if self.examination == "decay":
             del values["examination"]
         (log / WORLD).write_text(json.dumps(values), encoding="utf-8")
@@ -61,7 +61,7 @@ class Provenance:
     def world(self) -> World:
         """Return the world at its beginning."""
         span = {"start_ms": self.start_ms, "end_ms": self.end_ms}
-        return World(seed=self.seed, viewers=self.viewers, **span, law=self.examination)
+        return World(seed=self.seed, viewers=self.viewers, **span, curve=self.examination)
 
     def visits(self, world: World) -> tuple[Ints, Ints]:
         """Return the visits' times, in order, and their viewers."""

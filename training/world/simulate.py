@@ -26,7 +26,7 @@ from serve.log.writer import write_log
 from training.world.population import DAY_MS
 from training.world.provenance import Provenance
 from training.world.record import KINDS, log_tables
-from training.world.world import SLATE, Examination
+from training.world.world import SLATE, ExaminationCurve
 
 # 2026-01-05T00:00:00Z, a Monday.
 START_MS = 1_767_571_200_000
@@ -45,7 +45,7 @@ def simulate(
     days: float,
     seed: int = 0,
     end_ms: int | None = None,
-    examination: Examination = "decay",
+    examination: ExaminationCurve = "decay",
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Simulate `days` of the world with at least `rows` exposed candidates; write the log `out`.

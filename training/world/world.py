@@ -28,7 +28,7 @@ from training.world.population import (
 
 Flags = NDArray[np.bool_]
 # How examination falls with position: as 1 / (1 + position / 12), in steps, or not at all.
-Examination = Literal["decay", "steps", "none"]
+ExaminationCurve = Literal["decay", "steps", "none"]
 
 # Candidates in an exposure, if that many are live.
 SLATE = 55
@@ -89,11 +89,11 @@ class World:
     """Population and process; the same seed, viewers and span give the same world."""
 
     def __init__(
-        self, *, seed: int, viewers: int, start_ms: int, end_ms: int, law: Examination = "decay"
+        self, *, seed: int, viewers: int, start_ms: int, end_ms: int, curve: ExaminationCurve = "decay"
     ) -> None:
         streams = [default_rng(child) for child in SeedSequence(seed).spawn(4)]
         self.process = Process()
-        self.law = law
+        self.curve = curve
         self.start_ms = start_ms
         self.end_ms = end_ms
         popularity = topics_by_language(streams[0])
@@ -173,9 +173,9 @@ class World:
     def examination(self, num: int) -> Floats:
         """Return the probability that a viewer examines each of the first `num` positions."""
         position = np.arange(num)
-        if self.law == "steps":
+        if self.curve == "steps":
             return np.array(STEP_EXAMINATION)[np.searchsorted(STEPS, position, side="right") - 1]
-        if self.law == "none":
+        if self.curve == "none":
             return np.ones(num)
         return np.asarray(1.0 / (1.0 + position / self.process.examination), dtype=np.float64)
 

@@ -239,14 +239,14 @@ def test_the_truth_is_aligned_and_the_joins_agree_with_it(log):
 
 
 @pytest.mark.parametrize(
-    ("law", "at_0_5_6_13_14"), [("steps", [0.95, 0.95, 0.35, 0.35, 0.12]), ("none", [1] * 5)]
+    ("curve", "at_0_5_6_13_14"), [("steps", [0.95, 0.95, 0.35, 0.35, 0.12]), ("none", [1] * 5)]
 )
-def test_examination_follows_the_law_given_and_goes_on_with_it(tmp_path, law, at_0_5_6_13_14):
-    found = run(tmp_path / law, rows=3_000, examination=law)
+def test_examination_follows_the_curve_given_and_goes_on_with_it(tmp_path, curve, at_0_5_6_13_14):
+    found = run(tmp_path / curve, rows=3_000, examination=curve)
     shown = [row["examination"] for row in found.truth]
     assert all(row[: len(shown[0])] == shown[0] for row in shown if len(row) >= len(shown[0]))
     assert np.array(shown[0])[[0, 5, 6, 13, 14]] == pytest.approx(at_0_5_6_13_14)
-    assert Provenance.read(found.folder).world().law == law
+    assert Provenance.read(found.folder).world().curve == curve
 
 
 def test_the_truth_is_the_process_with_tastes_that_follow_joins(log):
