@@ -58,8 +58,16 @@ def simulate(
     os.umask(PRIVATE)
     end_ms = None if end is None else milliseconds(end, "--end")
     with ProgressBar("simulate") as progress:
-        given = {"rows": rows, "viewers": viewers, "days": days, "seed": seed, "end_ms": end_ms}
-        summary = run(out, **given, examination=examination, progress=progress)
+        summary = run(
+            out,
+            rows=rows,
+            viewers=viewers,
+            days=days,
+            seed=seed,
+            end_ms=end_ms,
+            examination=examination,
+            progress=progress,
+        )
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
     answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 
