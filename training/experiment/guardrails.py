@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import fisher_exact
 
 from training.experiment.comparison import arm_of, best_after
 from training.experiment.confidence_sequence import always_valid
@@ -19,8 +20,10 @@ from training.experiment.statistics import compare
 
 # Rung of answers that no model ranked, in any arm.
 FALLBACK = "fallback"
-# Warn of a difference in degraded answers below this p-value, which is rarely due to chance.
+# Warn of a difference in degraded answers below this p-value, which is rarely due to chance, and
+# if all of its interval is beyond this share of the answers: only an arm with a model can lack it.
 FLAG_P = 0.01
+FLAG_SHARE = 0.005
 
 
 def by_arm(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
@@ -75,8 +78,9 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         if effect is not None:
             deciding = vars(effect) if ended else always_valid(effect, num_viewers, best_at)
         elif base != share:
-            # All answers of one arm and none of the other: nothing varies.
-            deciding = {"low": share - base, "high": share - base, "p": 0.0}
+            # All answers of one arm and none of the other: nothing varies. Fisher's exact test.
+            p = float(fisher_exact([[treatment.count(), 0], [0, control.count()]]).pvalue)
+            deciding = {"low": share - base, "high": share - base, "p": p}
         else:
             continue
         row = {"name": name, "title": title, "control": base, "treatment": share, "difference": share - base}
@@ -87,11 +91,12 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
 def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list[str]:
     """Return a warning if the arms were degraded unevenly."""
     for row in tested:
-        if row["name"] != "slow" and row["p"] < FLAG_P:
+        is_large = max(row["low"], -row["high"]) > FLAG_SHARE
+        if row["name"] != "slow" and row["p"] < FLAG_P and is_large:
             return [
                 f"the arms were degraded unevenly: {row['title']} are {row['treatment']:.2%} of {arms[1]!r} and "
                 f"{row['control']:.2%} of {arms[0]!r} ({spread(row)}, p = {row['p']:.2g}); the effect includes "
-                "this, so mend the cause (degraded by, below) and start the experiment anew"
+                "this (degraded by, below, has the reasons)"
             ]
     return []
 

@@ -100,8 +100,15 @@ def notes(result: Report) -> list[str]:
     if window["closed"]:
         lines.append(f"The window ends before {window['end']}: {window['closed']}")
     if window["exposures_left_out"]:
-        why = ", before the arms' shares last changed or after it," if window["shares_changed"] else ""
-        lines.append(f"{window['exposures_left_out']:,} exposures outside the window{why} are left out")
+        lines.append(
+            f"{window['exposures_left_out']:,} exposures before {window['start']} or from {window['end']} on are left "
+            "out"
+            + (
+                f": the arms' shares were different before; --until {window['start']} analyses that time"
+                if window["shares_changed"]
+                else ""
+            )
+        )
     if window["declared_in"] is None:
         lines.append(
             "No declaration was found: the experiment starts with its first exposure and has no end; "

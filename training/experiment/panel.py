@@ -140,7 +140,8 @@ def _before(
     if early.empty:
         return {}, 0
     local = pd.to_datetime(early["ts_ms"], unit="ms", utc=True).dt.tz_convert(window.timezone)
-    days = local.dt.normalize().groupby(early["viewer"])
+    # Without its zone, because a day may have no midnight there, or two.
+    days = local.dt.tz_localize(None).dt.normalize().groupby(early["viewer"])
     past = events[events["ts_ms"] < window.before_ms].groupby("viewer")[EVENT_SUMS].sum()
     sums = past.assign(exposures=0).reindex(viewers, fill_value=0)
     sums["exposures"] = days.size().reindex(viewers, fill_value=0)

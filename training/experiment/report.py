@@ -20,7 +20,7 @@ from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import sample_ratio
 from training.experiment.verdict import Verdict, claims, faults, outlook, too_early, verdict
-from training.experiment.window import Window, partial_days, utc, window
+from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
 from training.world.provenance import WORLD
 
 NO_MODEL = "no model"
@@ -80,10 +80,10 @@ def report(
         wanted = row.get("viewers_needed")
         days = days_needed(people, arms, wanted, whole) if result == "no difference shown" else 0
         if early:
-            result, reason = "no difference shown", f"too early: {reason}"
+            result, reason = "no difference shown", f"too early: {reason}; {early}"
             missing = declaration.min_days - num_days
-            days = None if days is None else max(days, missing)
-    instead = early or (span.closed and f"no further days come: {span.closed}")
+            days = None if days is None or num_exposures < declaration.min_exposures else max(days, missing)
+    closed = span.closed or ("the declared end has passed" if ended and early else None)
     ranked_by = _treatments(here, arms)
     tested = guardrails.tests(here, people, arms, ended=ended)
     return {
@@ -91,7 +91,7 @@ def report(
         "verdict": result,
         "reason": reason,
         "days_needed": days,
-        "outlook": outlook(result, days, smallest, ended, instead),
+        "outlook": outlook(result, days, smallest, ended, closed),
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,
@@ -158,7 +158,9 @@ def _compared(
     people: Panel, declaration: Declared, control: str | None, treatment: str | None
 ) -> tuple[str, str]:
     """Return the names of the control and the treatment."""
-    arms = sorted(set(people.arm) | {arm.name for arm in declaration.arms if arm.share > 0})
+    # An arm with all viewers is a winner that was shipped.
+    asked = {arm.name for arm in declaration.arms if 0 < arm.share < ALL_VIEWERS}
+    arms = sorted(set(people.arm) | asked)
     listed = ", ".join(arms)
     if len(arms) < 2:
         raise TabrankError(

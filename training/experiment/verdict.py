@@ -40,12 +40,14 @@ def faults(
 
 def too_early(declaration: Experiment, num_days: int, num_exposures: int) -> str | None:
     """Return why the run is too short for a verdict, or None."""
-    if num_days >= declaration.min_days and num_exposures >= declaration.min_exposures:
-        return None
-    return (
-        f"a verdict needs {declaration.min_days} whole days and {declaration.min_exposures:,} exposures "
-        f"(min_days, min_exposures), and these are {num_days} and {num_exposures:,}"
-    )
+    missing = []
+    if num_days < declaration.min_days:
+        missing.append(f"{declaration.min_days} whole days (min_days), and these are {num_days}")
+    if num_exposures < declaration.min_exposures:
+        missing.append(
+            f"{declaration.min_exposures:,} exposures (min_exposures), and these are {num_exposures:,}"
+        )
+    return f"a verdict needs {'; and '.join(missing)}" if missing else None
 
 
 def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -> tuple[Verdict, str]:
@@ -76,11 +78,11 @@ def deciding(metric: Mapping[str, Any], ended: bool) -> tuple[Mapping[str, Any],
 
 
 def outlook(
-    verdict: Verdict, days: int | None, smallest_effect: float, ended: bool, instead: str | None
+    verdict: Verdict, days: int | None, smallest_effect: float, ended: bool, closed: str | None
 ) -> str:
-    """Describe the data that a decision still needs; `instead` is what matters more than days."""
-    if verdict == "no difference shown" and instead:
-        return instead
+    """Describe the data that a decision still needs; `closed` is why no more come."""
+    if verdict == "no difference shown" and closed:
+        return f"no further days come: {closed}"
     if verdict != "no difference shown":
         return "no further days are needed" if verdict in ("won", "lost") else "more days do not help"
     size = f"an effect of {smallest_effect:.1%} shows with 80 % probability"

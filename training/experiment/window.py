@@ -23,8 +23,10 @@ from training.experiment.declared import Declared
 DEPENDENT_P = 0.001
 # An arm with this share has all viewers; the margin covers rounding.
 ALL_VIEWERS = 1.0 - 1e-9
-# Replicas take up new shares within seconds of each other. Ignore old shares for this long after.
+# Replicas take up new shares within seconds of each other. Ignore old shares for this long after,
+# and later ones while they are below this share of all exposures since.
 TAKEN_UP_MS = 60_000
+STRAGGLERS = 0.01
 DAY_MS = 86_400_000
 
 
@@ -35,13 +37,14 @@ class Window:
     `end_ms` is the declared end, the midnight after the last exposure, or an earlier end for the
     reason `closed`.
 
-    `midnights_ms` are the starts of its days, the first one before `start_ms`. The last exposure
-    was at `last_ms`. No arm can have changed what happened before `before_ms`, which serves only
+    `midnights_ms` are the starts of its days, the first one before `start_ms`. Its exposures are
+    from `first_ms` to `last_ms`. No arm can have changed what happened before `before_ms`, which serves only
     for adjustment. `assigned_alike` are earlier experiments with a dependent assignment, which
     are therefore not before it. `changed` says that the shares were different before the window.
     """
 
     start_ms: int
+    first_ms: int
     last_ms: int
     end_ms: int
     before_ms: int
@@ -62,8 +65,8 @@ class Window:
         return np.searchsorted(self.midnights_ms, ts_ms, side="right") - 1
 
     def whole_days(self, end_ms: int) -> int:
-        """Return the times 24 hours from the start to an end; 95 % of a day is whole."""
-        return int((end_ms - self.start_ms) / DAY_MS + 0.05)
+        """Return the times 24 hours from the first exposure to an end; 95 % of a day is whole."""
+        return int((end_ms - self.first_ms) / DAY_MS + 0.05)
 
     def holds(self, ts_ms: pd.Series[int]) -> pd.Series[bool]:
         """Return flags [N] of the times in the window."""
@@ -73,7 +76,7 @@ class Window:
 def window(
     exposures: pd.DataFrame, declaration: Declared, timezone: str, until_ms: int | None = None
 ) -> Window:
-    """Return the window of an experiment, which ends before `until_ms`.
+    """Return the window of an experiment, which ends before `until_ms` if exposures follow that.
 
     `exposures` are in order of time and include other experiments. Exposures of an arm with all
     viewers are not in the window. It begins after the last of these that others follow, and after
@@ -85,20 +88,21 @@ def window(
     """
     ours = exposures[exposures["ours"]]
     ends: list[tuple[str | None, float]] = [(None, declaration.end_ms or np.inf)]
-    if until_ms is not None:
+    if until_ms is not None and until_ms <= exposures["ts_ms"].max():
         ends.append(("--until", until_ms))
     bounds_ms = declaration.start_ms or 0, min(end_ms for _, end_ms in ends)
     ours = ours[ours["ts_ms"].between(*bounds_ms, inclusive="left")]
     if ours.empty:
-        where = declaration.source if until_ms is None else "--until"
-        raise TabrankError(
-            f"the log holds no exposure of {declaration.name} between its start and end in {where}"
-        )
+        bounds = [f"from {utc(bounds_ms[0])} (start in {declaration.source})"] * bool(declaration.start_ms)
+        if np.isfinite(bounds_ms[1]):
+            which = min(ends, key=lambda end: end[1])[0] or f"end in {declaration.source}"
+            bounds.append(f"before {utc(int(bounds_ms[1]))} ({which})")
+        raise TabrankError(f"the log holds no exposure of {declaration.name} {' '.join(bounds)}".rstrip())
     is_alone = ours["share"] >= ALL_VIEWERS
     alone_ms, ours = ours["ts_ms"][is_alone], ours[~is_alone]
     if ours.empty:
         raise TabrankError(
-            f"{declaration.name}: one arm had all viewers at any time; give a second arm a share above 0 in "
+            f"{declaration.name}: one arm had all viewers at all times; give a second arm a share above 0 in "
             "user_config.experiment.arms, and let it serve"
         )
     changed_ms, shipped_ms = _last_stretch(ours, alone_ms)
@@ -109,14 +113,16 @@ def window(
     ours_ms = ours["ts_ms"][ours["ts_ms"].between(start_ms, bound_ms, inclusive="left")]
     if ours_ms.empty:
         raise TabrankError(
-            f"the arms' shares of {declaration.name} changed at the log's last exposure; wait for later ones"
+            f"the arms' shares of {declaration.name} changed at the log's last exposure; wait for later ones, or "
+            "analyse an earlier time with --until"
         )
     last_ms = int(ours_ms.iloc[-1])
     *midnights, next_midnight = _midnights(start_ms, last_ms, timezone)
     end_ms = int(min(next_midnight, bound_ms))
     before_ms, alike = _pre_period_end(exposures, start_ms)
     changed = changed_ms is not None
-    return Window(start_ms, last_ms, end_ms, before_ms, alike, changed, closed, tuple(midnights), timezone)
+    first_ms, days = int(ours_ms.iloc[0]), tuple(midnights)
+    return Window(start_ms, first_ms, last_ms, end_ms, before_ms, alike, changed, closed, days, timezone)
 
 
 def _last_stretch(shared: pd.DataFrame, alone_ms: pd.Series[int]) -> tuple[int | None, int | None]:
@@ -126,7 +132,11 @@ def _last_stretch(shared: pd.DataFrame, alone_ms: pd.Series[int]) -> tuple[int |
     Each is None if it did not happen.
     """
     latest = shared.groupby("arm", observed=True)["share"].transform("last")
-    last_ms = shared["ts_ms"].iloc[-1]
+    # Exposures from each shared one on, and the shared ones of them.
+    since = len(alone_ms) - np.searchsorted(alone_ms, shared["ts_ms"])
+    num_shared = np.arange(len(shared), 0, -1)
+    is_common = num_shared >= STRAGGLERS * (since + num_shared)
+    last_ms = shared["ts_ms"][is_common if is_common.any() else slice(None)].iloc[-1]
     is_shipped = bool(alone_ms.max() > last_ms)
     earlier_ms = alone_ms[alone_ms < last_ms - is_shipped * TAKEN_UP_MS]
     stale_ms = pd.concat([shared["ts_ms"][(shared["share"] - latest).abs() > 1e-9], earlier_ms])
