@@ -38,9 +38,10 @@ class Window:
     reason `closed`.
 
     `midnights_ms` are the starts of its days, the first one before `start_ms`. Its exposures are
-    from `first_ms` to `last_ms`. No arm can have changed what happened before `before_ms`, which serves only
-    for adjustment. `assigned_alike` are earlier experiments with a dependent assignment, which
-    are therefore not before it. `changed` says that the shares were different before the window.
+    from `first_ms` to `last_ms`. No arm can have changed what happened before `before_ms`, which
+    serves only for adjustment. `assigned_alike` are earlier experiments with a dependent
+    assignment, which are therefore not before it. `changed` says that the shares were different
+    before the window.
     """
 
     start_ms: int
