@@ -129,8 +129,8 @@ def test_an_arm_in_process_ranks_as_a_service_of_that_arm_does(home, tmp_path, a
         theirs = drive(simulators[0], visits, client, 0)
     replay = Replay(Schema(SURFACE), read_log(home / "a", SURFACE))
     replay.finish()
-    scorer = load_scorer(home / "model", "onnx") if arm is TABNET else None
-    ours = drive(simulators[1], visits, InProcessArm(arm.name, replay.state, scorer), 0)
+    score = load_scorer(home / "model", "onnx").score if arm is TABNET else None
+    ours = drive(simulators[1], visits, InProcessArm(arm.name, replay.state, score), 0)
     assert ours.record.flat("joined").sum() > 5
     for mine, yours in zip(ours.record.shown, theirs.record.shown, strict=True):
         assert mine.tolist() == yours.tolist()
