@@ -17,7 +17,7 @@ Weight = Annotated[float, Between(-1e6, 1e6)]
 
 @dataclass(frozen=True)
 class Baseline:
-    """Rule over numeric features, as they are computed; it has either `sort` or `weights`.
+    """Rule over numeric features before their transform; it has either `sort` or `weights`.
 
     Attributes:
         sort: Features, the most important one first. Higher values come first, missing ones last.

@@ -66,7 +66,7 @@ def simulate(
         described = service.describe()
         check_service(described, surface, artifact, url)
         arms = _arms(described, url)
-        scores = {} if artifact is None else {arm["name"]: _score(arm, artifact, surface) for arm in arms}
+        scores = {} if artifact is None else {arm["name"]: score_of(arm, artifact, surface) for arm in arms}
         with progress("the days before") as share:
             simulator = SimulatorState.after(log, days, seed, share)
         visits = simulator.visits(rankings, seed)
@@ -114,7 +114,8 @@ def _arms(described: Mapping[str, Any], url: str) -> list[dict[str, Any]]:
     return arms
 
 
-def _score(arm: Mapping[str, Any], artifact: Artifact, surface: Surface) -> Score | None:
+def score_of(arm: Mapping[str, Any], artifact: Artifact, surface: Surface) -> Score | None:
+    """Return what scores for an arm that ranks alone; None for the popular arm."""
     if arm["scorer"] == POPULAR:
         return None
     if arm["scorer"] in (CURRENT, artifact.version):
