@@ -21,7 +21,7 @@ class Baseline:
 
     Attributes:
         sort: Features, the most important one first. Higher values come first, missing ones last.
-        weights: Weight of each feature in a sum. Higher sums come first; a missing value counts as 0.
+        weights: Weight of each feature in a sum. Higher sums come first; a missing value is 0.
     """
 
     __pydantic_config__ = STRICT
