@@ -189,7 +189,7 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure an artifact on a log, beside `popular` on the same rows."""
+    """Measure an artifact on a log, beside `popular` and the baseline on the same rows."""
     from training.evaluation.evaluate import evaluate as run
     from training.evaluation.verdict import difference, order
 
@@ -201,7 +201,7 @@ def evaluate(
             "optimistic; split the log first, and train on the earlier part"
         )
     lines = [f"{result['rows']} rows, {order(result)}"]
-    for name in ("model", "popular", "lightgbm"):
+    for name in ("model", "popular", "baseline", "lightgbm"):
         if name in result:
             lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
     for name, pair in result["paired"].items():

@@ -11,11 +11,12 @@ from pathlib import Path
 from serve.config.diagnoses import DIAGNOSES, Service
 from serve.config.diagnostics import Node
 from serve.config.known_keys import suggest
-from serve.config.settings import AppArgs, UserConfig, is_loopback
+from serve.config.settings import BASELINE, AppArgs, UserConfig, is_loopback
 from serve.config.sizes import Size
 from serve.config.storage import check_storage
 from serve.config.yaml_positions import show
 from serve.contract.errors import TabrankError
+from serve.features.baseline import NO_RULE
 from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.surface import SHIPPED, Surface
@@ -89,6 +90,9 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
         return
     if surface is not None:
         _check_batch(live["batch_candidates"], knobs, surface)
+        for arm in knobs.experiment.arms:
+            if arm.scorer == BASELINE and surface.baseline is None:
+                live["experiment"]["arms"][arm.name]["scorer"].refuse(NO_RULE)
     _check_versions(live, knobs, base / args.models)
     # The files of a cluster may not be mounted here.
     if surface is not None and file.num_nodes <= 1 and args_at.is_sound:

@@ -27,8 +27,8 @@ from serve.model.scorers import Backend
 
 # Name of an artifact's version.
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
-POPULAR, CURRENT, CANARY, SHUFFLE, NOOP = "popular", "current", "canary", "shuffle", "noop"
-HEURISTICS = (POPULAR, SHUFFLE, NOOP)
+CURRENT, CANARY = "current", "canary"
+HEURISTICS = POPULAR, BASELINE, SHUFFLE, NOOP = ("popular", "baseline", "shuffle", "noop")
 SCORERS = (CURRENT, CANARY, *HEURISTICS)
 # The arm of the viewers who take part in no experiment.
 HOLDOUT = "holdout"
@@ -114,8 +114,8 @@ class Arm:
     """One side of an experiment: a scorer by name, and its share of viewers.
 
     Attributes:
-        scorer: popular, shuffle, noop, current, canary (current without a canary), or an artifact's
-            version.
+        scorer: popular, baseline (the surface's), shuffle, noop, current, canary (current without a
+            canary), or an artifact's version.
         share: Share of the viewers.
         explore: Share of rankings whose order is drawn, for `training experiment offline`.
     """

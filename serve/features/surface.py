@@ -18,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 from serve.contract.errors import TabrankError, unknown_key
 from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
 from serve.contract.validation import duration_ms, unknown_value
+from serve.features.baseline import Baseline
 from serve.features.definitions import DURATION_SCHEMA, KINDS, Kind
 from serve.features.slots import IMPRESSION, OWNERS
 
@@ -85,6 +86,13 @@ def _read_features(values: object, info: ValidationInfo) -> dict[str, Kind]:
     return features
 
 
+def _misnamed(feature: str, features: Mapping[str, Kind]) -> str:
+    """Return why a name is not that of a numeric feature; empty if it is."""
+    if feature not in features:
+        return unknown_value(feature, features)
+    return f"{feature!r} is a category; name a numeric feature" if features[feature].categorical else ""
+
+
 Fields = Mapping[
     Annotated[str, checked_by(_check_field_name)],
     Annotated[Field, BeforeValidator(_spelled_out, json_schema_input_type=FieldType | Field)],
@@ -121,6 +129,7 @@ class Surface:
             1. On the wall clock, such a viewer moves another feature by at most 20 events of each
             kind in a fixed window of ten minutes, and by 200 that arrive in one. Impressions and
             viewers without an id have no such limit.
+        baseline: A rule to compare the model with, and to serve as the scorer `baseline` of an arm.
         position_bias: `examined` corrects for later positions being examined less, in training;
             serving does not use positions.
     """
@@ -137,6 +146,7 @@ class Surface:
         PlainValidator(_read_features, json_schema_input_type=dict[str, Any]),
     ]
     popular: str
+    baseline: Baseline | None = None
     position_bias: PositionBias = "ignored"
     # The TOML as written; artifacts contain it.
     text: Annotated[str, pydantic.Field(alias=TEXT_KEY), SkipJsonSchema()]
@@ -148,7 +158,10 @@ class Surface:
 
     @property
     def fingerprint(self) -> str:
-        """Return a hash of the declaration; comments and the order of keys do not change it."""
+        """Return a hash of the declaration that a model depends on.
+
+        Comments, the order of keys and the baseline do not change it.
+        """
         parts = (
             self.name,
             self.events,
@@ -192,12 +205,22 @@ class Surface:
     @field_validator("popular")
     @classmethod
     def _is_numeric(cls, popular: str, info: ValidationInfo) -> str:
-        features = info.data.get("features")
-        if features is not None and popular not in features:
-            raise ValueError(unknown_value(popular, features))
-        if features is not None and features[popular].categorical:
-            raise ValueError(f"{popular!r} is a category; name a numeric feature")
+        if why := _misnamed(popular, info.data.get("features", {popular: Kind()})):
+            raise ValueError(why)
         return popular
+
+    @field_validator("baseline")
+    @classmethod
+    def _is_one_rule(cls, baseline: Baseline | None, info: ValidationInfo) -> Baseline | None:
+        if baseline is None or "features" not in info.data:
+            return baseline
+        if bool(baseline.sort) == bool(baseline.weights):
+            raise ValueError('state either sort = ["FEATURE", ...] or weights = { FEATURE = 1.0, ... }')
+        kind, features = "sort" if baseline.sort else "weights", info.data["features"]
+        named: dict[Any, str] = dict(enumerate(baseline.sort)) or {name: name for name in baseline.weights}
+        if found := [((kind, at), why) for at, name in named.items() if (why := _misnamed(name, features))]:
+            raise refusal(*found)
+        return baseline
 
 
 def load_surface(name_or_path: str) -> Surface:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from serve.config.settings import NOOP, SHUFFLE, Arm
+from serve.config.settings import BASELINE, NOOP, SHUFFLE, Arm
 from serve.contract.errors import StoreUnavailable
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import encode
@@ -123,17 +123,18 @@ class Ranker:
         begun = time.perf_counter()
         batch = self._hydrate(queries)
         rows, matrix, popularity = self._features(batch)
+        worth = self._worth(batch, rows, matrix, popularity)
         computed = time.perf_counter()
         score = await self._scores(batch, rows, matrix)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
         self.on_batch(len(matrix.numeric), stage_ms)
-        return _slates(batch, score, popularity, matrix, stage_ms)
+        return _slates(batch, score, worth, matrix, stage_ms)
 
     def popular(self, queries: Sequence[Query], reason: str) -> list[Slate]:
         """Return the popular order from the candidate table, for queries that are not scored."""
         batch = self._look_up(queries, {}, [reason] * len(queries))
         unscored = np.full(len(batch.numbers), np.nan, np.float32)
-        return _slates(batch, unscored, self._popularity(batch), None, NOTHING_DONE)
+        return _slates(batch, unscored, self._popularity(batch).astype(np.float64), None, NOTHING_DONE)
 
     def _hydrate(self, queries: Sequence[Query]) -> _Batch:
         """Read the viewers from the store, then look up the candidates of the same commit."""
@@ -202,6 +203,24 @@ class Ranker:
             self.features.popularity(batch.candidates, batch.context, batch.request_of_row, batch.now_ms)
         )
 
+    def _worth(self, batch: _Batch, rows: slice | I64, matrix: Matrix, popularity: F32) -> F64:
+        """Return `[R]` the worth that orders unscored rows: by their arm's heuristic or popularity.
+
+        `matrix` holds the features of `rows`, which contain all rows of queries without a model.
+        """
+        worth = popularity.astype(np.float64)
+        by_rule = worth.copy()
+        if any(query.arm.scorer == BASELINE for query in batch.queries):
+            rule = self.features.schema.surface.baseline
+            assert rule is not None, "such settings are refused"
+            by_rule[rows] = rule.score(self.features.columns.numeric, matrix.numeric)
+        for query, part, failed in zip(batch.queries, batch.parts, batch.failed, strict=True):
+            if failed is None and query.arm.scorer == BASELINE:
+                worth[part] = by_rule[part]
+            elif failed is None and query.arm.scorer in WORTHS:
+                worth[part] = WORTHS[query.arm.scorer](popularity[part])
+        return worth
+
     async def _scores(self, batch: _Batch, rows: slice | I64, matrix: Matrix) -> F32:
         """Score `rows`, whose features are `matrix`: `[R]`, NaN where unscored."""
         request_of_row = batch.request_of_row[rows]
@@ -254,27 +273,23 @@ def _by_model(batch: _Batch) -> dict[str, list[int]]:
     return members
 
 
-def _order(batch: _Batch, score: F32, popularity: F32) -> I64:
+def _order(batch: _Batch, score: F32, worth: F64) -> I64:
     """Sort the rows of each query, all at once: scored, unscored by their worth, then ended.
 
     Ties keep the given order.
     """
-    worth = popularity.copy()
-    for query, part, failed in zip(batch.queries, batch.parts, batch.failed, strict=True):
-        if failed is None and query.arm.scorer in WORTHS:
-            worth[part] = WORTHS[query.arm.scorer](worth[part])
     # Sort keys above every score: the negated scores are -1 to 0.
     unscored = np.where(batch.ended, np.float32(2.0), np.float32(1.0))
     return np.lexsort((-worth, np.where(np.isnan(score), unscored, -score), batch.request_of_row))
 
 
 def _slates(
-    batch: _Batch, score: F32, popularity: F32, matrix: Matrix | None, stage_ms: Mapping[str, float]
+    batch: _Batch, score: F32, worth: F64, matrix: Matrix | None, stage_ms: Mapping[str, float]
 ) -> list[Slate]:
     """Order each query's candidates, and state how the order came about."""
     finite = np.isfinite(score)
     score = np.where(finite & ~batch.ended, score, np.float32(np.nan))
-    order = _order(batch, score, popularity)
+    order = _order(batch, score, worth)
     # Without the features of all rows, none are kept.
     whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
     all_known = batch.numbers.all()

@@ -14,10 +14,11 @@ from pathlib import Path
 import msgspec
 
 from serve.config.diagnoses import Diagnosis, Service
-from serve.config.settings import AppArgs, Arm, UserConfig
+from serve.config.settings import BASELINE, AppArgs, Arm, UserConfig
 from serve.contract.errors import TabrankError
 from serve.contract.logs import SeldomWarning
 from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
+from serve.features.baseline import NO_RULE
 from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.log.events import MAX_CALL_BYTES, IngestResult
@@ -119,8 +120,12 @@ class FeatureFetcher:
         """Apply new live settings; running batches are not affected.
 
         Raises:
-            TabrankError: an arm names a version that is not published; the settings do not change.
+            TabrankError: an arm names a version that is not published, or a baseline that the
+                surface does not have; the settings do not change.
         """
+        for arm in config.experiment.arms:
+            if arm.scorer == BASELINE and self.surface.baseline is None:
+                raise TabrankError(f"user_config.experiment.arms.{arm.name}.scorer: {NO_RULE}")
         for path, version in config.versions.items():
             require(self.base / self.args.models, version, ".".join(("user_config", *path)))
         self.config, self.settings_error = config, None
@@ -185,14 +190,16 @@ class FeatureFetcher:
 
     async def _slate(self, query: Query, waited_s: float, deadline: float, caller: str) -> Slate:
         arrived_s = asyncio.get_running_loop().time() - waited_s
-        if not query.arm.by_model and not self.config.kill_switch:
+        by_rule = query.arm.scorer == BASELINE
+        if not (query.arm.by_model or by_rule or self.config.kill_switch):
             return await self._answered(self._unscored, query, deadline)
+        ranking = self._unscored if by_rule else self._scored
         with self.admission.scoring(caller, query.num_scored) as has_room:
-            slate = await self._answered(self._scored if has_room else self._excess, query, deadline)
+            slate = await self._answered(ranking if has_room else self._excess, query, deadline)
         if has_room and slate.degraded == ("deadline",):
             self.admission.late(arrived_s, deadline)
         elif has_room:
-            self.admission.answered(arrived_s, is_scored=slate.model is not None)
+            self.admission.answered(arrived_s, is_scored=slate.rung != "fallback")
         return slate
 
     async def _answered(self, batcher: Batcher[Query, Slate], query: Query, deadline: float) -> Slate:

@@ -25,7 +25,7 @@ LEAST_CLOSED = 0.8
 def bench_world(
     model: Path, world: Path, history: Path, log: Path, *, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
-    """Measure the AUC of `model`, `popular`, `lightgbm` and the `oracle` on the rows of `log`.
+    """Measure the AUC of model, popular, baseline, LightGBM and `oracle` on the rows of `log`.
 
     `lightgbm` is trained on `history`. `history` and `log` are the two sides of a split of `world`.
     The oracle's score is each shown candidate's P(join) if examined, from the world's
@@ -41,6 +41,7 @@ def bench_world(
     """
     artifact, _, data, scores = scored(model, history, log, baselines=True, progress=progress)
     chance = _truth(world / "truth.parquet", data)
+    scores |= {} if data.baseline is None else {"baseline": data.baseline}
     scores |= {"popular": sink_non_finite(data.popular), "oracle": chance}
     auc = {
         "log": {name: float(roc_auc_score(data.label, values)) for name, values in scores.items()},

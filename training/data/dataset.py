@@ -16,9 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.features.baseline import Baseline
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
-from serve.features.slots import I64
+from serve.features.slots import F64, I64
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
@@ -53,9 +54,16 @@ class Dataset:
     request_ids: Sequence[str]
     candidate_ids: Sequence[str | None]
     counts: dict[str, int]
+    # The surface's rule, if it has one.
+    rule: Baseline | None = None
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def baseline(self) -> F64 | None:
+        """Return `[N]` the value by which the baseline sorts; None where the surface has none."""
+        return None if self.rule is None else self.rule.score(self.columns.numeric, self.matrix.numeric)
 
     def take(self, rows: I64 | slice) -> Dataset:
         """Return the rows of these numbers; rows of a slice are a view."""
@@ -205,6 +213,7 @@ class DatasetPlan:
             request_ids=self._request_ids,
             candidate_ids=replay.state.candidates.ids,
             counts=self.counts,
+            rule=self._features.schema.surface.baseline,
         )
 
 

@@ -20,7 +20,7 @@ from serve.features.rows import Schema
 from serve.features.slots import IMPRESSION, OWNERS
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
-from training.data.dataset import build
+from training.data.dataset import Dataset, build
 from training.drafting.funnel import Funnel, funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, conversions, profile, read_tables
@@ -62,13 +62,19 @@ def draft(log: Path, name: str | None = None) -> Draft:
     name = name or _name(log)
     features, columns = suggest(columns, tables, events)
     pairs = {f.name for f in features if len(f.fields) == 2}
-    found = _leaks(log, _text(name, log, events, columns, features), features)
+    data = _probe(log, _text(name, log, events, columns, features), features)
+    popular = next(f.name for f in features if f.popular)
+    found = {
+        s.feature: f"looks like the label, known before the ranking ({s.sign} alone has AUC {s.auc:.3f})"
+        for s in suspects(data)
+        if s.feature != popular
+    }
     leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
     columns = [
         dataclasses.replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns
     ]
     features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
-    text = _text(name, log, events, columns, features)
+    text = _text(name, log, events, columns, features) + _rule(data, features, popular)
     surface = read_surface(text, f"draft of {log}")
     notes = conversions(tables)
     notes += [f"{c.path} is left out: {c.why}" for c in columns if c.type is None]
@@ -86,8 +92,8 @@ def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
     return request | ({"context": context} if context else {}) | {"explain": True, "traffic": "test"}
 
 
-def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
-    """Return {feature: reason} of stateless features that leak the label, on sampled exposures."""
+def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
+    """Return the stateless features and the label of sampled exposures."""
     surface = read_surface(text)
     stateless = {f.name for f in features if f.fields and f.spec["kind"] not in STATEFUL} | {surface.popular}
     kept = {name: kind for name, kind in surface.features.items() if name in stateless}
@@ -102,11 +108,27 @@ def _leaks(log: Path, text: str, features: list[Feature]) -> dict[str, str]:
         exposures=table.exposures.take(np.arange(0, len(table.exposures), step)),
         events=table.events.filter(pc.is_in(table.events["kind"], wanted)),
     )
-    return {
-        s.feature: f"looks like the label, known before the ranking ({s.sign} alone has AUC {s.auc:.3f})"
-        for s in suspects(build(schema, probe))
-        if s.feature != surface.popular
-    }
+    return build(schema, probe)
+
+
+def _rule(data: Dataset, features: list[Feature], popular: str) -> str:
+    """Return the table `[baseline]`: the pairs that raise the label's rate, then popularity.
+
+    A pair raises it if the rates at 1 and at 0 differ by two standard errors of a difference of
+    proportions. The text is empty if no pair does.
+    """
+    rates = []
+    for name in (f.name for f in features if f.spec["kind"] in ("match", "member")):
+        values = data.matrix.numeric[:, data.columns.numeric.index(name)]
+        ones, zeros = (data.label[values == value] for value in (1, 0))
+        if len(ones) and len(zeros):
+            error = data.label.std() * np.sqrt(1 / len(ones) + 1 / len(zeros))
+            rates += [(ones.mean(), name, zeros.mean())] if ones.mean() > zeros.mean() + 2 * error else []
+    rates.sort(reverse=True)
+    lines = [f"# {_plain(name)}: {one:.1%} where it is 1, else {zero:.1%}" for one, name, zero in rates]
+    head = ["", "# A rule to compare the model with: first what raises the label's rate, then popularity."]
+    rule = ["[baseline]", f"sort = {toml([*(name for _, name, _ in rates), popular])}", ""]
+    return "\n".join([*head, *lines, *rule]) if rates else ""
 
 
 def _text(name: str, log: Path, events: Funnel, columns: list[Column], features: list[Feature]) -> str:

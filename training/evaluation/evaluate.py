@@ -1,4 +1,4 @@
-"""Evaluate an artifact on a log, beside `popular` on the same rows."""
+"""Evaluate an artifact on a log, beside `popular` and the baseline on the same rows."""
 
 from __future__ import annotations
 
@@ -42,29 +42,34 @@ def assess(
     """Measure each contender on the rows of `data`; return plain data for JSON.
 
     Null stands for a measure that the rows do not define. `scores` `[N]` are by name: `model`, and
-    rivals whose scores are probabilities too; `popular` is added from the data. The result holds
+    rivals whose scores are probabilities too; `popular`, and the `baseline` of a surface that has
+    one, are added from the data. The result holds
 
     * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
       NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
       `popular_feature` and `features` ({name: kind}).
     * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`).
-      `popular` has `calibrated_logloss` too, after a calibration that favours it
+      `popular` and `baseline` have `calibrated_logloss` too, after a calibration that favours them
       (`training.evaluation.metrics.calibrated`).
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
-    * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with `popular` calibrated.
+    * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with these two calibrated.
       With `current` among the scores, its pair has `rows`, `margin` and their `bounds`.
     * `curves`: `reliability` of the model; `lift` and `gain` as {name: [...]} of all contenders.
     * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
     """
     slates = Slates(data.label, data.slate, data.viewer)
     bootstrap = Bootstrap(slates.cluster)
-    given = {"model": scores["model"], "popular": data.popular, **scores}
+    rules: dict[str, Values] = {"popular": data.popular}
+    rules |= {} if data.baseline is None else {"baseline": data.baseline}
+    given = {"model": scores["model"], **rules, **scores}
     is_rate = isinstance(surface.features[surface.popular], Rate)
     contenders = {
-        name: Contender.of(slates, values, values if name != "popular" or is_rate else None)
+        name: Contender.of(
+            slates, values, values if name not in rules or (name == "popular" and is_rate) else None
+        )
         for name, values in given.items()
     }
-    fair = Contender.of(slates, data.popular, calibrated(data.label, data.popular))
+    fair = {name: Contender.of(slates, rule, calibrated(data.label, rule)) for name, rule in rules.items()}
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {
         "rows": len(data),
@@ -83,13 +88,14 @@ def assess(
         result[name] = contender.measures()
         result["intervals"][name] = contender.intervals(bootstrap)
         if name != "model":
-            rival = fair if name == "popular" else contender
+            rival = fair.get(name, contender)
             result["paired"][f"model-{name}"] = paired(contenders["model"], rival, bootstrap)
     if pair := result["paired"].get("model-current"):
         rate = result["positives"] / len(data)
         limits = bounds(pair, result["model"], result["current"], rate, margin)
         pair |= {"rows": len(data), "margin": margin, "bounds": limits}
-    result["popular"]["calibrated_logloss"] = None if fair.loss is None else mean(fair.loss)
+    for name, rule in fair.items():
+        result[name]["calibrated_logloss"] = None if rule.loss is None else mean(rule.loss)
     curves = {name: deciles(data.label, contender.score) for name, contender in contenders.items()}
     result["curves"] = {
         "reliability": [list(point) for point in reliability(data.label, given["model"])],
@@ -103,7 +109,7 @@ def assess(
 def evaluate(
     model: Path, history: Path | None, log: Path, *, baselines: bool, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
-    """Return the result of `assess` for the contenders of `scored` and `popular`.
+    """Return the result of `assess` for the contenders of `scored`, `popular` and the baseline.
 
     Raises:
         TabrankError: as `scored`.

@@ -13,6 +13,7 @@ TITLES = {
     "model": "model",
     "current": "current model",
     "popular": "popular",
+    "baseline": "baseline rule",
     "lightgbm": "LightGBM",
     "logistic": "logistic regression",
 }

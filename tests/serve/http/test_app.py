@@ -61,8 +61,8 @@ class Service:
 
     root_path = ""
 
-    def __init__(self, tmp_path, log_folder, arm="current", clock="event", **arm_options):
-        (tmp_path / "tiny.toml").write_text(TOML)
+    def __init__(self, tmp_path, log_folder, arm="current", clock="event", toml=TOML, **arm_options):
+        (tmp_path / "tiny.toml").write_text(toml)
         publish_stub(tmp_path / "models", TOML)
         if log_folder:
             load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path)
@@ -178,6 +178,62 @@ def test_the_popular_arm_never_calls_the_scorer(tmp_path, log_folder):
     assert (answer["rung"], answer["model"], answer["degraded"]) == ("full", None, [])
     assert {r["score"] for r in answer["ranking"]} == {None}
     assert service.scorer.calls == 0
+
+
+RULE = '\n[baseline]\nsort = ["follows_host", "same_language", "audience"]\n'
+
+
+@pytest.fixture
+def ruled(tmp_path, log_folder):
+    return Service(tmp_path, log_folder, arm="baseline", toml=TOML + RULE)
+
+
+def test_the_arm_of_the_baseline_ranks_by_the_rule_without_the_scorer(ruled):
+    answer = ruled.ask(body(explain=True)).json()
+    # Ann follows the host of a and d, and d has the larger audience; popular ranks b first.
+    assert order(answer) == ["d", "a", "b"]
+    assert [r["features"]["follows_host"] for r in answer["ranking"]] == [1.0, 1.0, 0.0]
+    assert (answer["rung"], answer["model"], answer["degraded"]) == ("full", None, [])
+    assert {r["score"] for r in answer["ranking"]} == {None}
+    assert order(ruled.ask(body(candidates=["c", "zz", "b", "a"])).json()) == ["a", "b", "zz", "c"]
+    assert ruled.scorer.calls == 0
+
+
+def test_the_baseline_ranks_by_weights_too(tmp_path, log_folder):
+    rule = "[baseline]\nweights = { audience = 1.0, price = -1.0 }\n"
+    service = Service(tmp_path, log_folder, arm="baseline", toml=f"{TOML}\n{rule}")
+    # Audiences 0, 1 and 1, prices 1, none and 4.
+    assert order(service.ask(body()).json()) == ["b", "a", "d"]
+    stated = [{"candidate": "a", "fields": {"price": 5.0}}, "d"]
+    assert order(service.ask(body(viewer=None, candidates=stated)).json()) == ["d", "a"]
+
+
+def test_the_baseline_falls_back_to_the_popular_order_as_a_model_does(ruled):
+    shedder = ruled.fetcher.admission.load_shedder
+    shedder.enabled, shedder.most = True, 4
+
+    async def scenario():
+        await refresh(ruled.fetcher)
+        async with ruled.client() as client:
+            asked = [client.post("/v1/rank", json=body()) for _ in range(2)]
+            return [response.json() for response in await asyncio.gather(*asked)]
+
+    first, second = asyncio.run(scenario())
+    assert (order(first), first["rung"]) == (["d", "a", "b"], "full")
+    assert (order(second), second["degraded"]) == (["b", "d", "a"], ["overload"])
+    ruled.fetcher.configure(replace(ruled.fetcher.config, kill_switch=True))
+    answer = ruled.ask(body()).json()
+    assert (order(answer), answer["degraded"]) == (["b", "d", "a"], ["kill_switch"])
+
+
+def test_without_a_store_the_baseline_does_not_claim_to_be_full(tmp_path):
+    answer = Service(tmp_path, None, arm="baseline", toml=TOML + RULE).ask(body()).json()
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["store_unavailable"])
+
+
+def test_an_arm_of_a_baseline_that_the_surface_lacks_is_refused(tmp_path, log_folder):
+    with pytest.raises(TabrankError, match=r"arms\.model\.scorer: the surface has no \[baseline\]; add one"):
+        Service(tmp_path, log_folder, arm="baseline")
 
 
 def test_an_explored_order_is_drawn_and_its_propensity_logged(tmp_path, log_folder):

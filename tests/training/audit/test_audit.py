@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -21,10 +22,11 @@ from served import Logging, busy_hour
 from tiny import TOML, tables
 from typer.testing import CliRunner
 
+from serve.config.settings import Arm, Experiment
 from serve.contract.hashing import hash64
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import Schema
-from serve.features.surface import read_surface
+from serve.features.surface import load_surface, read_surface
 from serve.log.reader import read_log
 from serve.log.writer import write_log
 from serve.model.artifact import save
@@ -109,6 +111,27 @@ def test_what_was_served_is_what_the_log_gives(home, log):
     columns = Features(Schema(read_surface(TOML))).columns
     assert list(found["features"]) == [*columns.numeric, *columns.single, "tags"]
     assert found["max"] == max(found["features"].values()) <= 1e-6
+
+
+def test_the_log_of_a_baseline_arm_holds_its_features_and_shows_the_order_of_the_rule(tmp_path):
+    write_log(tmp_path / "log", tables())
+    service = Logging(tmp_path, tmp_path / "log")
+    rule = '[baseline]\nsort = ["same_language", "price", "audience"]\n'
+    (tmp_path / "tiny.toml").write_text(f"{TOML}\n{rule}")
+    arms = (Arm("rule", "baseline", 1.0),)
+    service.config = dataclasses.replace(service.config, experiment=Experiment("e", "s", arms))
+    service.run(busy_hour)
+    found = audit(tmp_path, tmp_path / "log")
+    assert (found["held"], found["exposures"]) == (True, 60)
+    surface = load_surface(str(tmp_path / "tiny.toml"))
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    # A candidate that has ended comes last.
+    data = data.take(np.flatnonzero(data.shown != data.candidate_ids.index("c")))
+    served = data.slate >= data.request_ids.index("r0x")
+    same = np.diff(data.slate) == 0
+    falls = np.diff(data.baseline)[same & served[1:]]
+    assert (falls <= 0).all()
+    assert (falls < 0).sum() > 30
 
 
 def test_a_feature_that_differs_is_named_with_its_ranking(home, log):

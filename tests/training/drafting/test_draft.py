@@ -120,6 +120,10 @@ def test_the_draft_of_the_simulated_tab_matches_its_own_surface(spaces):
     rates = [k for k in kinds if isinstance(k, Rate) and k.event == "join"]
     assert all(abs(k.prior.rate - base) < 0.2 * base for k in rates)
     assert "not the label: undoes a join" in text
+    assert surface.baseline is not None
+    *pairs, last = surface.baseline.sort
+    assert [type(surface.features[name]) for name in pairs] == [Member, Match]
+    assert last == surface.popular
 
 
 def test_a_log_without_repeated_ids_and_a_base_rate_above_one_half(market_log):
@@ -133,6 +137,8 @@ def test_a_log_without_repeated_ids_and_a_base_rate_above_one_half(market_log):
     )
     assert "buy" in surface.events
     assert "after view" in text
+    assert any(isinstance(kind, Match) for kind in surface.features.values())
+    assert surface.baseline is None, "shade and color are drawn independently of what is bought"
 
 
 def test_types_follow_the_columns_and_every_column_left_out_says_why(market_log):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from assessed import LANGUAGES, dataset, truth
 
 from serve.contract.hashing import hash64
+from serve.features.baseline import Baseline
 from serve.model.encoder import Encoder, SingleColumn
 from training.evaluation.evaluate import assess
 from training.evaluation.metrics import measure
@@ -39,6 +41,25 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
     )
     assert len(found["curves"]["reliability"]) == 15
     assert found["curves"]["gain"]["model"][3] > found["curves"]["gain"]["popular"][3]
+
+
+def test_a_baseline_has_a_row_and_a_comparison_but_no_probability(data, surface):
+    ruled = dataclasses.replace(data, rule=Baseline(sort=("same_language", "audience")))
+    found = assess(ruled, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
+    assert found["contenders"] == ["model", "popular", "baseline", "lightgbm"]
+    assert found["baseline"]["ndcg@10"] != found["popular"]["ndcg@10"]
+    assert found["baseline"]["logloss"] is None
+    pair = found["paired"]["model-baseline"]
+    assert pair["gate"]["beats"] is True
+    assert pair["logloss"] == pytest.approx(
+        found["model"]["logloss"] - found["baseline"]["calibrated_logloss"]
+    )
+    names = [ruled.columns.numeric.index(name) for name in ("same_language", "audience")]
+    keys = [tuple(row) for row in ruled.matrix.numeric[:, names].tolist()]
+    order = np.argsort(ruled.baseline, kind="stable")
+    assert [keys[i] for i in order] == sorted(keys)
+    # Rows that are taken keep the rule.
+    assert len(ruled.take(np.arange(5)).baseline) == 5
 
 
 def test_the_current_model_is_compared_for_not_being_better(data, surface):

@@ -16,17 +16,19 @@ from serve.config.settings import Arm, Experiment
 from serve.features.rows import Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
-from serve.model.scorers import load_scorer
+from serve.model.artifact import load as load_artifact
 from training.__main__ import app
 from training.audit.http_replay import ReplayClient
 from training.experiment.rerun.drive import drive
 from training.experiment.rerun.service import InProcessArm
+from training.experiment.rerun.simulate import score_of
 from training.experiment.rerun.simulator_state import SimulatorState
 from training.experiment.rerun.truth import effects
 from training.world.simulate import simulate
 
 DAYS, RANKINGS = 0.1, 60
 TABNET, POPULAR = Arm("tabnet", "current", 0.5), Arm("popular", "popular", 0.5)
+RULE = Arm("rule", "baseline", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_each_arm_alone_ranks_all_visits(done):
 
 @pytest.mark.no_ray
 @pytest.mark.integration
-@pytest.mark.parametrize("arm", [TABNET, POPULAR])
+@pytest.mark.parametrize("arm", [TABNET, POPULAR, RULE])
 def test_an_arm_in_process_ranks_as_a_service_of_that_arm_does(home, tmp_path, arm):
     simulators = [SimulatorState.after(home / "a", DAYS, 0) for _ in range(2)]
     visits = simulators[0].visits(RANKINGS, 0)
@@ -129,8 +131,8 @@ def test_an_arm_in_process_ranks_as_a_service_of_that_arm_does(home, tmp_path, a
         theirs = drive(simulators[0], visits, client, 0)
     replay = Replay(Schema(SURFACE), read_log(home / "a", SURFACE))
     replay.finish()
-    scorer = load_scorer(home / "model", "onnx") if arm is TABNET else None
-    ours = drive(simulators[1], visits, InProcessArm(arm.name, replay.state, scorer), 0)
+    score = score_of(vars(arm), load_artifact(home / "model"), SURFACE)
+    ours = drive(simulators[1], visits, InProcessArm(arm.name, replay.state, score), 0)
     assert ours.record.flat("joined").sum() > 5
     for mine, yours in zip(ours.record.shown, theirs.record.shown, strict=True):
         assert mine.tolist() == yours.tolist()

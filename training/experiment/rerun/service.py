@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.contract.rankings import Ranked, RankRequest, candidate_ids
 from serve.contract.records import ClientRecord
 from serve.features.matrix import Features
 from serve.features.rows import State
+from serve.features.slots import F32, U64
 from serve.ingest.apply import RecordApplier
 from serve.log.events import Exposure
-from serve.model.scorers import Scorer
+
+# Numeric features and categories of R rows → their scores `[R]`.
+Score = Callable[[F32, U64], NDArray[np.floating]]
 
 
 class Answer(NamedTuple):
@@ -27,15 +31,15 @@ class Answer(NamedTuple):
 class InProcessArm:
     """One arm for all viewers with its own state: features and order of the service, without HTTP.
 
-    `scorer` is None for the popular arm.
+    `score` is None for the popular arm.
     """
 
-    def __init__(self, arm: str, state: State, scorer: Scorer | None) -> None:
+    def __init__(self, arm: str, state: State, score: Score | None) -> None:
         self._arm = arm
         self._state = state
         self._changes = RecordApplier(state)
         self._features = Features(state.schema)
-        self._scorer = scorer
+        self._score = score
 
     def rank(self, request: RankRequest) -> Answer:
         """Rank as `serve.ranking.ranker` does, and count the exposure as impressions."""
@@ -58,16 +62,16 @@ class InProcessArm:
             self._changes.apply(record)
 
     def _order(self, request: RankRequest, ids: list[str], now_ms: int) -> list[int]:
-        """Order by score if there is a scorer, then by popularity, then as given; best first."""
+        """Order by score if there is one, then by popularity, then as given; best first."""
         state = self._state
         candidates = state.candidates.table.take(state.candidates.find(ids))
         context = state.schema.context_rows([request.context])
         owner, times_ms = np.zeros(len(ids), np.int64), np.array([now_ms])
         popular = self._features.popularity(candidates, context, owner, times_ms)
-        score = np.zeros(len(ids), np.float32)
-        if self._scorer is not None:
+        score: NDArray[np.floating] = np.zeros(len(ids))
+        if self._score is not None:
             viewer = state.viewers.table.take(state.viewers.find([request.viewer or ""]))
             matrix = self._features.compute(viewer, candidates, context, owner, times_ms)
-            score = self._scorer.score(matrix.numeric, matrix.category)
+            score = self._score(matrix.numeric, matrix.category)
         order: list[int] = np.lexsort((-np.nan_to_num(popular, nan=-np.inf), -score)).tolist()
         return order

@@ -11,19 +11,20 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from serve.config.settings import CURRENT, POPULAR
+from serve.config.settings import BASELINE, CURRENT, POPULAR
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
+from serve.features.matrix import Features
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface, load_surface
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
-from serve.model.scorers import Scorer, load_scorer
+from serve.model.scorers import load_scorer
 from training.audit.http_replay import ReplayClient, check_service
 from training.experiment.rerun.drive import Served, drive
-from training.experiment.rerun.service import InProcessArm
+from training.experiment.rerun.service import InProcessArm, Score
 from training.experiment.rerun.simulator_state import SimulatorState
 from training.experiment.rerun.truth import by_arm, effects, write_truth
 
@@ -65,7 +66,7 @@ def simulate(
         described = service.describe()
         check_service(described, surface, artifact, url)
         arms = _arms(described, url)
-        scorers = {} if artifact is None else {arm["name"]: _scorer(arm, artifact) for arm in arms}
+        scores = {} if artifact is None else {arm["name"]: score_of(arm, artifact, surface) for arm in arms}
         with progress("the days before") as share:
             simulator = SimulatorState.after(log, days, seed, share)
         visits = simulator.visits(rankings, seed)
@@ -79,8 +80,8 @@ def simulate(
     result = _result(served, arms, service, seconds, simulator) | {"alone": None}
     if state is not None:
         alone: dict[str, Any] = {}
-        for arm, scorer in scorers.items():
-            in_process = InProcessArm(arm, deepcopy(state), scorer)
+        for arm, score in scores.items():
+            in_process = InProcessArm(arm, deepcopy(state), score)
             with progress(f"{arm} alone") as share:
                 alone |= by_arm(drive(deepcopy(simulator), visits, in_process, seed, share))
         result["alone"] = {"arms": alone, "effect": effects(alone, result["control"])}
@@ -113,11 +114,15 @@ def _arms(described: Mapping[str, Any], url: str) -> list[dict[str, Any]]:
     return arms
 
 
-def _scorer(arm: Mapping[str, Any], artifact: Artifact) -> Scorer | None:
+def score_of(arm: Mapping[str, Any], artifact: Artifact, surface: Surface) -> Score | None:
+    """Return what scores for an arm that ranks alone; None for the popular arm."""
     if arm["scorer"] == POPULAR:
         return None
     if arm["scorer"] in (CURRENT, artifact.version):
-        return load_scorer(artifact.path, "onnx")
+        return load_scorer(artifact.path, "onnx").score
+    if arm["scorer"] == BASELINE and (rule := surface.baseline) is not None:
+        names = Features(Schema(surface)).columns.numeric
+        return lambda numeric, category: rule.score(names, numeric)
     raise TabrankError(
         f"--model: the arm {arm['name']!r} ranks with {arm['scorer']!r}, which is not simulated alone; "
         "leave --model out"
