@@ -185,7 +185,7 @@ def evaluate(
     log: LogFolder,
     history: Annotated[Path | None, typer.Option(help="The log from which the state starts.")] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also measure LightGBM, trained on the history.")
+        bool, typer.Option("--baselines", help="Also measure LightGBM, tuned for 60 s on the history.")
     ] = False,
     as_json: Json = False,
 ) -> None:

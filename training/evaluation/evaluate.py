@@ -26,6 +26,7 @@ from training.evaluation.paired import MARGIN, bounds, paired
 from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
+from training.examination.examination import Examination
 
 # Rows to score at once, which bounds memory.
 CHUNK = 4_096
@@ -129,8 +130,9 @@ def scored(
 ) -> tuple[Artifact, Surface, Dataset, dict[str, Values]]:
     """Return an artifact, its surface, and the rows of `log` with scores `[N]` by name.
 
-    The scores are those of `model` and, with `baselines`, of `lightgbm`, trained on `history`'s
-    rows with the same features. The state starts from `history` and moves with the log.
+    The scores are those of `model` and, with `baselines`, of `lightgbm`, tuned and trained on
+    `history`'s rows with the same features and the model's examination of positions. The state
+    starts from `history` and moves with the log.
 
     Raises:
         TabrankError: for an invalid artifact or log, and for `baselines` without a history.
@@ -144,7 +146,8 @@ def scored(
     data = build(schema, read_log(log, surface), history=past, progress=progress)
     scores: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and past is not None:
-        scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past))(data.matrix)
+        examination = Examination.of(artifact.manifest)
+        scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past), examination)(data.matrix)
     return artifact, surface, data, scores
 
 

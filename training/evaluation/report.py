@@ -71,7 +71,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         ]
         # Artifacts of earlier releases have no count of looks.
         looks = search.get("test_looks", 1)
-        parts += [f"<p>Budget: {search['budget_s'] / 60:g} minutes. Looks at the test rows: {looks}.</p>"]
+        budget = f"{search['budget_s'] / 60:g} minutes, {search.get('tuning_share', 0.05):.0%} for LightGBM"
+        parts += [f"<p>Budget: {budget}. Looks at the test rows: {looks}.</p>"]
     span = verdict.span(*evaluation["span_ms"])
     parts += [
         "<h2>Measures</h2>",

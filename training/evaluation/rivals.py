@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import timeit
 import warnings
@@ -11,71 +10,134 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
+from training.examination.examination import Examination
 from training.network.network import Network, NetworkConfig
 
-LIGHTGBM = {"objective": "binary", "learning_rate": 0.05, "num_threads": 2, "seed": 0, "verbose": -1}
-# Smooth, because logs are small and noisy. Fix the algorithm, which speed would choose, to repeat
-# the trees.
-LIGHTGBM |= {"feature_fraction": 0.5, "min_data_in_leaf": 100, "cat_smooth": 100, "cat_l2": 100}
-LIGHTGBM |= {"force_row_wise": True}
-# Leaves of a tree that `tuned` tries, the likely ones first; early stopping chooses the trees.
-LEAVES = (15, 31, 7, 63)
-# Bound the trees, and those without a better logloss before tuning stops.
-MAX_TREES, PATIENCE = 600, 30
+# Fix the algorithm, which speed would choose, to repeat the trees. Threads of OpenMP wait for one
+# another in a loop: beside other work, two take five times as long as one.
+LIGHTGBM = {"num_threads": 1, "verbose": -1, "force_row_wise": True, "feature_pre_filter": False}
+# Lowest, first and highest value of each setting that tuning tries, on a logarithmic scale. The
+# first are smooth, because logs are small and noisy. Early stopping chooses the trees.
+SPACE: dict[str, Any] = {"num_leaves": (4, 15, 64), "learning_rate": (0.02, 0.05, 0.15)}
+SPACE |= {"feature_fraction": (0.25, 0.5, 0.9), "min_data_in_leaf": (20, 100, 1_000)}
+SPACE |= {"lambda_l2": (0.01, 0.01, 100.0), "cat_smooth": (5.0, 100.0, 500.0), "cat_l2": (5.0, 100.0, 500.0)}
+# Bounds of a try: its trees, and those without a better logloss before it stops.
+STOP = {"num_iterations": 800, "early_stopping_round": 30}
+# Bound of the tries; share of a search's budget, and seconds of `evaluate`, to begin them in.
+MAX_TRIES, TUNING_SHARE, TUNING_S = 30, 0.1, 60.0
+# The rival is the mean of so many models, which differ in their seed.
+NUM_SEEDS = 3
 # Rows for tuning, and for logistic regression: its few dozen weights do not improve with more.
 MOST_ROWS = 300_000
 # Candidates to score at once where a cost is measured: about those of eight requests.
 NUM_ROWS = 440
-NUM_RUNS = 25
-WARM_UPS = 3
+NUM_RUNS, WARM_UPS = 25, 3
+# Bound of a probability, because the logloss of 0 and 1 may be infinite.
+TINY = 1e-6
 
-# P(label) `[R]` of the rows of a matrix.
-Rival = Callable[[Matrix], NDArray[np.float64]]
+F64 = NDArray[np.float64]
+# P(label | looked at) `[R]` of the rows of a matrix.
+Rival = Callable[[Matrix], F64]
 
 
-def tuned(encoder: Encoder, train: Dataset, seconds: float = math.inf) -> dict[str, Any]:
+def tuned(encoder: Encoder, train: Dataset, examination: Examination, seconds: float) -> dict[str, Any]:
     """Return the settings of LightGBM with the lowest logloss on the newest eighth of the rows.
 
-    Tries `LEAVES` in order on at most `MOST_ROWS` rows, and begins none after so many seconds.
+    Tries the first values of `SPACE`, then those that Optuna's sampler (TPE) suggests, on at most
+    `MOST_ROWS` rows. Begins no try after so many seconds, except the first. The same number of
+    tries finds the same settings.
     """
-    import lightgbm as trees
+    import optuna
 
     begun_s = time.monotonic()
     rows = train.take(evenly(len(train), MOST_ROWS))
     cut = len(rows) * 7 // 8
-    early, late = (_inputs(encoder, rows.take(part)) for part in (slice(cut), slice(cut, None)))
-    late.set_reference(early)
-    found: list[tuple[float, int, int]] = []
-    for leaves in LEAVES:
-        if not found or time.monotonic() - begun_s < seconds:
-            settings = LIGHTGBM | {"num_leaves": leaves}
-            stop = [trees.early_stopping(PATIENCE, verbose=False)]
-            model = trees.train(settings, early, MAX_TREES, valid_sets=[late], callbacks=stop)
-            logloss = model.best_score["valid_0"]["binary_logloss"]
-            found.append((logloss, leaves, model.best_iteration))
-    _, leaves, trees = min(found)
-    return {"num_leaves": leaves, "num_iterations": trees}
+    early = _inputs(encoder, rows.take(slice(cut)), examination)
+    late = _inputs(encoder, rows.take(slice(cut, None)), examination, early)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(multivariate=True, seed=0))
+    study.enqueue_trial({name: first for name, (_, first, _) in SPACE.items()})
+    for number in range(MAX_TRIES):
+        if number == 0 or time.monotonic() - begun_s < seconds:
+            trial = study.ask()
+            for name, (low, _, high) in SPACE.items():
+                (trial.suggest_int if isinstance(low, int) else trial.suggest_float)(
+                    name, low, high, log=True
+                )
+            model = _boosted(early, trial.params | STOP, late)
+            trial.set_user_attr("num_iterations", model.best_iteration)
+            study.tell(trial, *model.best_score["valid_0"].values())
+    return study.best_params | study.best_trial.user_attrs
 
 
-def lightgbm(encoder: Encoder, train: Dataset, **settings: Any) -> Rival:
-    """Train gradient-boosted trees (Ke et al. 2017), native categories; `tuned` by default."""
+def lightgbm(encoder: Encoder, train: Dataset, examination: Examination, **settings: Any) -> Rival:
+    """Train gradient-boosted trees (Ke et al. 2017), native categories, and average over seeds.
+
+    `settings` are those of `tuned`, which finds them in `TUNING_S` by default.
+    """
+    settings = settings or tuned(encoder, train, examination, TUNING_S)
+    rows = _inputs(encoder, train, examination)
+    models, start = [_boosted(rows, settings | {"seed": i}) for i in range(NUM_SEEDS)], rows.init_score[0]
+
+    def score(matrix: Matrix) -> F64:
+        columns = _columns(encoder, matrix)
+        raw = [model.predict(columns, raw_score=True, num_threads=1) for model in models]
+        return np.asarray(expit(np.add(raw, start)).mean(axis=0), np.float64)
+
+    return score
+
+
+def _inputs(encoder: Encoder, rows: Dataset, examination: Examination, like: Any = None) -> Any:
+    """Return rows as LightGBM trains on them, with the bins and the start of `like` if given.
+
+    The weight of a row is the examination of its position, which LightGBM's own objective never
+    sees: it drops weights that are all 1.
+    """
     import lightgbm as trees
 
-    model = trees.train(LIGHTGBM | (settings or tuned(encoder, train)), _inputs(encoder, train))
-    return lambda matrix: np.asarray(model.predict(_columns(encoder, matrix), num_threads=1), np.float64)
-
-
-def _inputs(encoder: Encoder, rows: Dataset) -> Any:
-    """Return rows as LightGBM trains on them."""
-    import lightgbm as trees
-
-    inputs = _columns(encoder, rows.matrix)
+    theta, inputs = examination.at(rows.position), _columns(encoder, rows.matrix)
     categorical = list(range(inputs.shape[1] - len(encoder.single), inputs.shape[1]))
-    return trees.Dataset(inputs, rows.label, categorical_feature=categorical)
+    data = trees.Dataset(inputs, rows.label, like, theta, params=LIGHTGBM, categorical_feature=categorical)
+    # Begin from the logit of the base rate, P(label | looked at) of all rows.
+    start = like.init_score[0] if like else logit(np.clip(rows.label.mean() / theta.mean(), TINY, 0.9))
+    return data.set_init_score(np.full(len(rows), start)).construct()
+
+
+def _boosted(rows: Any, settings: dict[str, Any], late: Any = None) -> Any:
+    """Train a model; early stopping looks at the logloss of `late`."""
+    import lightgbm as trees
+
+    is_plain = rows.get_weight() is None
+    settings = LIGHTGBM | settings | {"objective": "binary" if is_plain else _derivatives}
+    return trees.train(settings, rows, valid_sets=late and [late], feval=None if is_plain else _logloss)
+
+
+def _derivatives(raw: F64, rows: Any) -> tuple[F64, F64]:
+    """Return gradient and Fisher information [N] of the logloss by the logit [N].
+
+    With p = sigmoid(logit) and q = θp they are (1 − p) ((1 − y) q / (1 − q) − y) and
+    (1 − p)² q / (1 − q).
+    """
+    chance, shown = expit(raw), _shown(raw, rows)
+    odds = shown / (1 - shown)
+    return (1 - chance) * np.where(rows.get_label() > 0, -1.0, odds), (1 - chance) ** 2 * odds
+
+
+def _logloss(raw: F64, rows: Any) -> tuple[str, float, bool]:
+    """Return the logloss of the labels as shown, as LightGBM takes a metric."""
+    return "logloss", -float(np.log(np.abs(1 - rows.get_label() - _shown(raw, rows))).mean()), False
+
+
+def _shown(raw: F64, rows: Any) -> F64:
+    """Return P(label) of rows as shown [N] from the logits of P(label | looked at) [N]."""
+    # A set whose weights are all 1 has none.
+    theta = 1.0 if rows.get_weight() is None else rows.get_weight()
+    return np.asarray(np.clip(theta * expit(raw), TINY, 1 - TINY), np.float64)
 
 
 def _columns(encoder: Encoder, matrix: Matrix) -> NDArray[np.float32]:
@@ -83,8 +145,11 @@ def _columns(encoder: Encoder, matrix: Matrix) -> NDArray[np.float32]:
     return np.concatenate([numeric, hot, index.astype(np.float32)], axis=1)
 
 
-def logistic(encoder: Encoder, train: Dataset) -> Rival:
-    """Train logistic regression (L2) on the network's inputs, with one-hot categories."""
+def logistic(encoder: Encoder, train: Dataset, examination: Examination) -> Rival:
+    """Train logistic regression (L2) on the network's inputs, with one-hot categories.
+
+    A negative counts as much as its position is examined, which is exact for rare labels.
+    """
     from sklearn.linear_model import LogisticRegression
 
     network = Network(encoder, NetworkConfig())
@@ -96,16 +161,18 @@ def logistic(encoder: Encoder, train: Dataset) -> Rival:
         one_hot = [np.eye(n)[index[:, k]] for k, n in enumerate(encoder.cardinalities) if n <= 256]
         return np.concatenate([x[:, :num_plain], *one_hot], axis=1).astype(np.float32)
 
-    rows = evenly(len(train), MOST_ROWS)
+    rows = train.take(evenly(len(train), MOST_ROWS))
     model = LogisticRegression(max_iter=300)
-    with warnings.catch_warnings():
-        # Ignore the warning that the last digit has not converged.
-        warnings.simplefilter("ignore")
-        model.fit(columns(train.matrix.rows(rows)), train.label[rows])
+    # Ignore the warning that the last digit has not converged.
+    with warnings.catch_warnings(action="ignore"):
+        model.fit(
+            columns(rows.matrix), rows.label, np.where(rows.label > 0, 1.0, examination.at(rows.position))
+        )
     return lambda matrix: np.asarray(model.predict_proba(columns(matrix))[:, 1], np.float64)
 
 
-# Each takes the encoder and the training rows; `lightgbm` also the settings of `tuned`.
+# Each takes the encoder, the training rows and the examination to remove from their labels;
+# `lightgbm` also the settings of `tuned`.
 RIVALS: dict[str, Callable[..., Rival]] = {"lightgbm": lightgbm, "logistic": logistic}
 
 
@@ -114,7 +181,6 @@ def us_per_candidate(rival: Rival, matrix: Matrix) -> float:
 
     Uses the lower quartile of the runs, because other work of the machine only adds time.
     """
-    at = np.resize(np.arange(len(matrix.numeric)), NUM_ROWS)
-    rows = matrix.rows(at)
+    rows = matrix.rows(np.resize(np.arange(len(matrix.numeric)), NUM_ROWS))
     taken = timeit.repeat(lambda: rival(rows), number=1, repeat=WARM_UPS + NUM_RUNS)
     return float(np.quantile(taken[WARM_UPS:], 0.25) * 1e6 / NUM_ROWS)

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, evenly
 from training.evaluation.metrics import calibrated, measure
-from training.evaluation.rivals import RIVALS, tuned, us_per_candidate
+from training.evaluation.rivals import MOST_ROWS, RIVALS, TUNING_SHARE, tuned, us_per_candidate
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
+from training.examination.examination import Examination
 
 # Receives a line of progress.
 Report = Callable[[str], None]
@@ -138,22 +139,24 @@ def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
 
 
 def compete(
-    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, report: Report, tuning_s: float
+    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, report: Report, budget_s: float
 ) -> None:
     """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
 
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
-    LightGBM may take `tuning_s`.
+    LightGBM may take `TUNING_SHARE` of the budget; rivals train on at most `MOST_ROWS` rows here.
     """
     slates = Slates(valid.label, valid.slate)
     if board.of("popular") is None:
         board.add(_entry("popular", slates, calibrated(valid.label, valid.popular), us_per_candidate=0.0))
+    train, examination = train.take(evenly(len(train), MOST_ROWS)), Examination()
     for kind, make in RIVALS.items():
         if board.of(kind) is None:
-            report(f"training {TITLES[kind]}")
-            point = tuned(encoder, train, tuning_s) if kind == "lightgbm" else {}
+            is_tuned = kind == "lightgbm"
+            report(f"training {TITLES[kind]}" + is_tuned * f", {TUNING_SHARE:.0%} of the budget to tune it")
+            point = tuned(encoder, train, examination, TUNING_SHARE * budget_s) if is_tuned else {}
             started_s = time.perf_counter()
-            rival = make(encoder, train, **point)
+            rival = make(encoder, train, examination, **point)
             chance = rival(valid.matrix)
             cost = {"seconds": time.perf_counter() - started_s, "rows": float(len(train))}
             cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)

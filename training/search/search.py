@@ -32,9 +32,6 @@ from training.search.trials import SearchRun, check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, is_enough, unseen
 from training.terminal import ProgressBar
 
-# Share of the budget in which the tuning of LightGBM may begin a try.
-TUNING_SHARE = 0.05
-
 
 def search(
     surface: Surface, log: Path, out: Path, settings: SearchSettings, progress: SearchProgress
@@ -108,8 +105,7 @@ def _find(
     max_us = task.settings.max_us
     costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.entries)
     check_cost(costs, max_us)
-    train, tuning_s = task.parts["training"], TUNING_SHARE * clock.budget_s
-    compete(board, task.encoder, train, task.valid, progress.report, tuning_s)
+    compete(board, task.encoder, task.parts["training"], task.valid, progress.report, clock.budget_s)
     first = configuration(last.manifest, task.base, progress.report) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])

@@ -19,7 +19,8 @@ from serve.model.graph import Calibration
 from training.data.dataset import Dataset
 from training.data.prepare import encode_rows, take_evenly
 from training.evaluation.evaluate import score
-from training.evaluation.rivals import RIVALS, Rival
+from training.evaluation.rivals import RIVALS, TUNING_SHARE, Rival
+from training.examination.examination import Examination
 from training.fit.fit import save
 from training.fit.loop import FitConfig, State
 from training.fit.trainer import train
@@ -67,7 +68,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         test, last = (newer, last) if is_enough(newer) else (test, None)
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
     known = [entry for entry in run.board.entries if entry.kind in RIVALS]
-    rivals = {entry.kind: RIVALS[entry.kind](encoder, rows, **entry.point) for entry in known}
+    rivals = {entry.kind: RIVALS[entry.kind](encoder, rows, Examination(), **entry.point) for entry in known}
     # LightGBM knows no position, so its labels would teach that a position has no effect.
     is_taught = task.settings.num_teachers > 0 and config.position_bias == "ignored"
     rival = rivals["lightgbm"](rows.matrix) if is_taught else None
@@ -82,6 +83,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     run.progress.report("measuring it on the test rows, beside its rivals")
     search = {
         "budget_s": run.clock.budget_s,
+        "tuning_share": TUNING_SHARE,
         "leaderboard": run.board.table(task.settings.max_us),
         "max_us_per_candidate": task.settings.max_us,
         "test_looks": run.clock.increment(TEST_LOOKS),

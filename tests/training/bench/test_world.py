@@ -59,7 +59,9 @@ class Measured:
         self.found = self.measure()
 
     def measure(self, world: str = "world") -> dict:
-        return bench_world(self.folder / "m", self.folder / world, self.folder / "a", self.folder / "b")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("training.evaluation.rivals.TUNING_S", 0.0)
+            return bench_world(self.folder / "m", self.folder / world, self.folder / "a", self.folder / "b")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss, roc_auc_score
 
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from training.data.dataset import Dataset
-from training.evaluation.rivals import LEAVES, MAX_TREES, RIVALS, lightgbm, tuned
+from training.evaluation.rivals import RIVALS, SPACE, STOP, TUNING_SHARE, lightgbm, tuned
+from training.examination.examination import Examination
 from training.network.network import NetworkConfig
 from training.search.cost import us_per_candidate
 from training.search.leaderboard import Leaderboard, compete
@@ -16,6 +20,8 @@ ENCODER = Encoder(
     (NumericColumn("audience", "log1p", 2.0, 1.0, indicator=True), NumericColumn("age")),
     (SingleColumn("topic", TOPICS, 2),),
 )
+# Each position is looked at as much as the first.
+LOOKED_AT = Examination()
 
 
 def dataset(num_rows: int, seed: int) -> Dataset:
@@ -47,9 +53,14 @@ def dataset(num_rows: int, seed: int) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory) -> Leaderboard:
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory, said) -> Leaderboard:
     board = Leaderboard(tmp_path_factory.mktemp("rivals") / "leaderboard.jsonl")
-    compete(board, ENCODER, dataset(6_000, 1), dataset(2_000, 2), lambda text: None, tuning_s=60.0)
+    compete(board, ENCODER, dataset(6_000, 1), dataset(2_000, 2), said.append, budget_s=0.0)
     return board
 
 
@@ -65,32 +76,87 @@ def test_every_rival_has_a_cost(board):
     assert all(board.of(kind).us_per_candidate > 0 for kind in RIVALS)
 
 
-def test_rivals_that_are_on_the_leaderboard_are_not_trained_again(board):
+def test_rivals_that_are_on_the_leaderboard_are_not_trained_again(board, said):
     before = list(board.entries)
-    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), lambda text: None, tuning_s=60.0)
+    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), said.append, budget_s=0.0)
     assert board.entries == before
 
 
-def test_the_leaderboard_holds_the_settings_that_tuning_found(board):
+def test_the_leaderboard_holds_the_settings_that_tuning_found(board, said):
     train, test = dataset(6_000, 1), dataset(500, 2)
-    found = tuned(ENCODER, train)
+    found = tuned(ENCODER, train, LOOKED_AT, 0.0)
     assert board.of("lightgbm").point == found
-    assert found["num_leaves"] in LEAVES
-    assert 1 <= found["num_iterations"] < MAX_TREES
-    again, fewer = lightgbm(ENCODER, train, **found), lightgbm(ENCODER, train, num_leaves=7, num_iterations=1)
-    assert np.array_equal(again(test.matrix), lightgbm(ENCODER, train)(test.matrix))
-    assert not np.array_equal(again(test.matrix), fewer(test.matrix))
+    assert any(f"LightGBM, {TUNING_SHARE:.0%} of the budget" in text for text in said)
+    again = lightgbm(ENCODER, train, LOOKED_AT, **found)(test.matrix)
+    assert np.array_equal(again, lightgbm(ENCODER, train, LOOKED_AT, **found)(test.matrix))
+    fewer = lightgbm(ENCODER, train, LOOKED_AT, **found | {"num_iterations": 1})
+    assert not np.array_equal(again, fewer(test.matrix))
 
 
-def test_tuning_begins_no_try_after_its_time():
-    assert tuned(ENCODER, dataset(2_000, 1), seconds=0.0)["num_leaves"] == LEAVES[0]
+def test_tuning_begins_no_try_after_its_time_but_for_the_defaults():
+    found = tuned(ENCODER, dataset(2_000, 1), LOOKED_AT, seconds=0.0)
+    trees = found.pop("num_iterations")
+    assert 1 <= trees < STOP["num_iterations"]
+    assert found == {name: first for name, (_, first, _) in SPACE.items()}
+
+
+def test_more_tries_find_better_settings_and_find_them_again(monkeypatch):
+    monkeypatch.setattr("training.evaluation.rivals.MAX_TRIES", 6)
+    train, test = dataset(2_000, 1), dataset(4_000, 2)
+    first, found = (tuned(ENCODER, train, LOOKED_AT, seconds) for seconds in (0.0, 600.0))
+    assert tuned(ENCODER, train, LOOKED_AT, 600.0) == found
+    for name, (low, _, high) in SPACE.items():
+        assert low <= found[name] <= high
+    before, after = (
+        log_loss(test.label, lightgbm(ENCODER, train, LOOKED_AT, **point)(test.matrix))
+        for point in (first, found)
+    )
+    assert after < before
+
+
+def test_the_mean_of_seeds_is_none_of_them(monkeypatch):
+    train, test = dataset(6_000, 1), dataset(2_000, 2)
+    point = {"num_leaves": 15, "num_iterations": 30, "feature_fraction": 0.4}
+    mean = lightgbm(ENCODER, train, LOOKED_AT, **point)(test.matrix)
+    monkeypatch.setattr("training.evaluation.rivals.NUM_SEEDS", 1)
+    one = lightgbm(ENCODER, train, LOOKED_AT, **point)(test.matrix)
+    assert 0 < np.abs(mean - one).max() < 0.2
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_rivals_answer_for_a_candidate_that_is_looked_at(kind):
+    """Tests that the position, which follows from a feature, is removed from the labels."""
+    examination = Examination("learned", tuple(0.75 ** np.arange(8)), (0.0,) * 8, 100)
+    data, truth = dataset(20_000, 1), dataset(20_000, 2)
+    # Older viewers see a candidate lower, and like it as much as others.
+    position = np.clip(data.matrix.numeric[:, 1] // 2, 0, 7).astype(np.int64)
+    looked_at = np.random.default_rng(3).random(len(data)) < examination.at(position)
+    shown = replace(data, position=position, label=data.label * looked_at)
+    point = {"num_leaves": 5, "num_iterations": 50, "learning_rate": 0.1} if kind == "lightgbm" else {}
+    ours, biased = (
+        RIVALS[kind](ENCODER, shown, known, **point)(truth.matrix) for known in (examination, LOOKED_AT)
+    )
+    # Logistic regression removes half of it where labels are as frequent as here.
+    away = {"lightgbm": 0.03, "logistic": 0.12}
+    assert ours.mean() == pytest.approx(truth.label.mean(), abs=away[kind])
+    assert biased.mean() < truth.label.mean() - 0.2
+    assert log_loss(truth.label, ours) < log_loss(truth.label, biased) - 0.15
+    assert roc_auc_score(truth.label, ours) > roc_auc_score(truth.label, biased) + 0.05
+
+
+def test_tuning_measures_the_labels_as_shown():
+    """Tests that a false examination needs other trees than that of the log."""
+    train = dataset(4_000, 1)
+    steep = Examination("learned", tuple(0.2 ** np.arange(8)), (0.0,) * 8, 100)
+    assert tuned(ENCODER, train, steep, 0.0) != tuned(ENCODER, train, LOOKED_AT, 0.0)
 
 
 def test_a_rivals_scores_are_probabilities_whatever_the_numbers():
     train, test = dataset(2_000, 1), dataset(100, 2)
     test.matrix.numeric[0] = [np.float32(3e38), -np.float32(3e38)]
-    for make in RIVALS.values():
-        chance = make(ENCODER, train)(test.matrix)
+    for kind, make in RIVALS.items():
+        point = {"num_iterations": 20} if kind == "lightgbm" else {}
+        chance = make(ENCODER, train, LOOKED_AT, **point)(test.matrix)
         assert chance.shape == (100,)
         assert ((chance >= 0) & (chance <= 1)).all()
 
