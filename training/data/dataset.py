@@ -62,7 +62,7 @@ class Dataset:
 
     @property
     def baseline(self) -> F64 | None:
-        """Return `[N]` the value by which the baseline sorts; None where the surface has none."""
+        """Compute `[N]` the value by which the baseline sorts; None where the surface has none."""
         return None if self.rule is None else self.rule.score(self.columns.numeric, self.matrix.numeric)
 
     def take(self, rows: I64 | slice) -> Dataset:

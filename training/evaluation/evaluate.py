@@ -61,7 +61,8 @@ def assess(
     slates = Slates(data.label, data.slate, data.viewer)
     bootstrap = Bootstrap(slates.cluster)
     rules: dict[str, Values] = {"popular": data.popular}
-    rules |= {} if data.baseline is None else {"baseline": data.baseline}
+    if (baseline := data.baseline) is not None:
+        rules["baseline"] = baseline
     given = {"model": scores["model"], **rules, **scores}
     is_rate = isinstance(surface.features[surface.popular], Rate)
     contenders = {

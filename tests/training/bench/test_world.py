@@ -96,6 +96,7 @@ def test_the_way_goes_from_popular_to_the_oracle(measured):
         closed = measured.found["closed"][against]
         assert (closed["popular"], closed["oracle"]) == (0.0, 1.0)
         assert closed["model"] < closed["lightgbm"]
+        assert 0.0 < closed["baseline"] < 1.0
     assert measured.found["held"] is False
     assert "oracle" in table(measured.found)
 
