@@ -89,6 +89,7 @@ def evaluation(surface: Surface) -> dict[str, Any]:
             "winner": board[2]["name"],
             "config": board[2]["config"],
             "budget_s": 900.0,
+            "tuning_share": 0.1,
             "max_us_per_candidate": 4.5,
             "leaderboard": board,
         },

@@ -69,10 +69,9 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             "<p>These rows chose the winner, so its figures on them are optimistic.</p>",
             table(verdict.leaderboard(search), "numbers"),
         ]
-        # Artifacts of earlier releases have no count of looks.
-        looks = search.get("test_looks", 1)
+        # Artifacts of earlier releases have neither this share nor a count of looks.
         budget = f"{search['budget_s'] / 60:g} minutes, {search.get('tuning_share', 0.05):.0%} for LightGBM"
-        parts += [f"<p>Budget: {budget}. Looks at the test rows: {looks}.</p>"]
+        parts += [f"<p>Budget: {budget}. Looks at the test rows: {search.get('test_looks', 1)}.</p>"]
     span = verdict.span(*evaluation["span_ms"])
     parts += [
         "<h2>Measures</h2>",

@@ -50,6 +50,7 @@ def test_the_page_is_whole_in_itself_and_fits_a_phone(page):
 def test_the_searchs_headline_comes_first_escaped_then_the_verdict(page, evaluation):
     first = page.index("&lt;trial 3&gt; (24 wide, 2 steps, entmax, 4.0 µs a candidate)")
     assert first < page.index("The model beats popular") < page.index("<h2>")
+    assert "Budget: 15 minutes, 10% for LightGBM. Looks at the test rows: 1." in page
     without = {
         key: value for key, value in evaluation.items() if key not in ("search", "history", "importance")
     }

@@ -114,13 +114,20 @@ def test_more_tries_find_better_settings_and_find_them_again(monkeypatch):
     assert after < before
 
 
-def test_the_mean_of_seeds_is_none_of_them(monkeypatch):
+def test_the_rival_is_the_mean_of_as_many_seeds_as_the_rows_allow(monkeypatch):
     train, test = dataset(6_000, 1), dataset(2_000, 2)
     point = {"num_leaves": 15, "num_iterations": 30, "feature_fraction": 0.4}
-    mean = lightgbm(ENCODER, train, LOOKED_AT, **point)(test.matrix)
-    monkeypatch.setattr("training.evaluation.rivals.NUM_SEEDS", 1)
-    one = lightgbm(ENCODER, train, LOOKED_AT, **point)(test.matrix)
+
+    def score() -> np.ndarray:
+        return lightgbm(ENCODER, train, LOOKED_AT, **point)(test.matrix)
+
+    mean = score()
+    monkeypatch.setattr("training.evaluation.rivals.SEED_ROWS", len(train) - 1)
+    one = score()
     assert 0 < np.abs(mean - one).max() < 0.2
+    monkeypatch.undo()
+    monkeypatch.setattr("training.evaluation.rivals.NUM_SEEDS", 1)
+    assert np.array_equal(score(), one)
 
 
 @pytest.mark.parametrize("kind", RIVALS)
