@@ -122,7 +122,8 @@ class Surface:
             kind in a fixed window of ten minutes, and by 200 that arrive in one. Impressions and
             viewers without an id have no such limit.
         position_bias: `examined` corrects for later positions being examined less, in training;
-            serving does not use positions.
+            serving does not use positions. Unset means `examined`, but `ignored` where clients
+            report impressions.
     """
 
     __pydantic_config__ = STRICT
@@ -137,7 +138,7 @@ class Surface:
         PlainValidator(_read_features, json_schema_input_type=dict[str, Any]),
     ]
     popular: str
-    position_bias: PositionBias = "ignored"
+    position_bias: PositionBias | None = None
     # The TOML as written; artifacts contain it.
     text: Annotated[str, pydantic.Field(alias=TEXT_KEY), SkipJsonSchema()]
 
@@ -156,7 +157,7 @@ class Surface:
             self.popular,
             self.fields,
             self.features,
-            self.position_bias,
+            "examined" if self.is_debiased else "ignored",
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -164,6 +165,13 @@ class Surface:
     def impression_events(self) -> bool:
         """Return whether clients report impressions; if not, answered rankings count as seen."""
         return IMPRESSION in self.events
+
+    @property
+    def is_debiased(self) -> bool:
+        """Return whether training removes position bias."""
+        if self.position_bias is None:
+            return not self.impression_events
+        return self.position_bias == "examined"
 
     @field_validator("name")
     @classmethod

@@ -26,6 +26,7 @@ from training.evaluation.paired import MARGIN, bounds, paired
 from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
+from training.examination.examination import IGNORED, Examination
 
 # Rows to score at once, which bounds memory.
 CHUNK = 4_096
@@ -36,13 +37,18 @@ def assess(
     scores: Mapping[str, Values],
     surface: Surface,
     *,
+    examination: Examination = IGNORED,
+    current: Examination = IGNORED,
     encoder: Encoder | None = None,
     margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Measure each contender on the rows of `data`; return plain data for JSON.
 
     Null stands for a measure that the rows do not define. `scores` `[N]` are by name: `model`, and
-    rivals whose scores are probabilities too; `popular` is added from the data. The result holds
+    rivals whose scores are probabilities too; `popular` is added from the data. A score is
+    P(label | looked at). Logloss, RCE, ECE and reliability are of the label as shown: of the score
+    times the `examination` of the row's position, for the contender `current` its own. The result
+    holds
 
     * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
       NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
@@ -60,11 +66,14 @@ def assess(
     bootstrap = Bootstrap(slates.cluster)
     given = {"model": scores["model"], "popular": data.popular, **scores}
     is_rate = isinstance(surface.features[surface.popular], Rate)
+    theta = {name: (current if name == "current" else examination).at(data.position) for name in given}
+    # A rate counts labels as shown.
+    theta["popular"] = np.ones(len(data))
     contenders = {
-        name: Contender.of(slates, values, values if name != "popular" or is_rate else None)
+        name: Contender.of(slates, values, values * theta[name] if name != "popular" or is_rate else None)
         for name, values in given.items()
     }
-    fair = Contender.of(slates, data.popular, calibrated(data.label, data.popular))
+    fair = Contender.of(slates, data.popular, calibrated(data.label, data.popular, theta["model"]))
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {
         "rows": len(data),
@@ -92,7 +101,7 @@ def assess(
     result["popular"]["calibrated_logloss"] = None if fair.loss is None else mean(fair.loss)
     curves = {name: deciles(data.label, contender.score) for name, contender in contenders.items()}
     result["curves"] = {
-        "reliability": [list(point) for point in reliability(data.label, given["model"])],
+        "reliability": [list(point) for point in reliability(data.label, given["model"] * theta["model"])],
         "lift": {name: curve["lift"] for name, curve in curves.items()},
         "gain": {name: curve["gain"] for name, curve in curves.items()},
     }
@@ -114,7 +123,13 @@ def evaluate(
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,
-        **assess(data, scores, surface, encoder=artifact.encoder),
+        **assess(
+            data,
+            scores,
+            surface,
+            examination=Examination.of(artifact.manifest),
+            encoder=artifact.encoder,
+        ),
     }
 
 

@@ -10,15 +10,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
-from training.evaluation.metrics import calibrated, measure
+from training.evaluation.metrics import Contender, Values, calibrated
 from training.evaluation.rivals import RIVALS, tuned, us_per_candidate
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
+from training.examination.examination import Examination
 
 # Receives a line of progress.
 Report = Callable[[str], None]
@@ -138,29 +136,43 @@ def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
 
 
 def compete(
-    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, report: Report, tuning_s: float
+    board: Leaderboard,
+    encoder: Encoder,
+    train: Dataset,
+    valid: Dataset,
+    examination: Examination,
+    report: Report,
+    tuning_s: float,
 ) -> None:
     """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
 
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
     LightGBM may take `tuning_s`.
     """
-    slates = Slates(valid.label, valid.slate)
+    slates, theta = Slates(valid.label, valid.slate), examination.at(valid.position)
     if board.of("popular") is None:
-        board.add(_entry("popular", slates, calibrated(valid.label, valid.popular), us_per_candidate=0.0))
+        board.add(
+            _entry(
+                "popular",
+                slates,
+                valid.popular,
+                calibrated(valid.label, valid.popular, theta),
+                us_per_candidate=0.0,
+            )
+        )
     for kind, make in RIVALS.items():
         if board.of(kind) is None:
             report(f"training {TITLES[kind]}")
             point = tuned(encoder, train, tuning_s) if kind == "lightgbm" else {}
             started_s = time.perf_counter()
             rival = make(encoder, train, **point)
-            chance = rival(valid.matrix)
+            score = rival(valid.matrix)
             cost = {"seconds": time.perf_counter() - started_s, "rows": float(len(train))}
             cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
-            board.add(_entry(kind, slates, chance, **cost, point=point))
+            board.add(_entry(kind, slates, score, score * theta, **cost, point=point))
 
 
-def _entry(kind: str, slates: Slates, chance: NDArray[np.float64], **about: Any) -> BoardEntry:
-    found = measure(slates, chance, is_probability=True)
+def _entry(kind: str, slates: Slates, score: Values, chance: Values, **about: Any) -> BoardEntry:
+    found = Contender.of(slates, score, chance).measures()
     measured: dict[str, Any] = {"valid_auc": found["auc"], "valid_ndcg": found["ndcg@10"]}
     return BoardEntry(TITLES[kind], kind, found["logloss"], **measured, **about)

@@ -7,6 +7,7 @@ from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from training.data.dataset import Dataset
 from training.evaluation.rivals import LEAVES, MAX_TREES, RIVALS, lightgbm, tuned
+from training.examination.examination import Examination
 from training.network.network import NetworkConfig
 from training.search.cost import us_per_candidate
 from training.search.leaderboard import Leaderboard, compete
@@ -49,7 +50,15 @@ def dataset(num_rows: int, seed: int) -> Dataset:
 @pytest.fixture(scope="module")
 def board(tmp_path_factory) -> Leaderboard:
     board = Leaderboard(tmp_path_factory.mktemp("rivals") / "leaderboard.jsonl")
-    compete(board, ENCODER, dataset(6_000, 1), dataset(2_000, 2), lambda text: None, tuning_s=60.0)
+    compete(
+        board,
+        ENCODER,
+        dataset(6_000, 1),
+        dataset(2_000, 2),
+        Examination(),
+        lambda text: None,
+        tuning_s=60.0,
+    )
     return board
 
 
@@ -67,7 +76,7 @@ def test_every_rival_has_a_cost(board):
 
 def test_rivals_that_are_on_the_leaderboard_are_not_trained_again(board):
     before = list(board.entries)
-    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), lambda text: None, tuning_s=60.0)
+    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), Examination(), lambda text: None, tuning_s=60.0)
     assert board.entries == before
 
 
