@@ -138,7 +138,7 @@ def test_rows_have_the_weights_of_their_draw_unless_one_of_its_candidates_is_no_
     np.testing.assert_array_equal(
         drawn(Schema(surface), read_log(log_folder, surface)), [2.0, -1.0, -np.inf, *[np.nan] * 5]
     )
-    cut = drawn(*with_impressions(tmp_path / "log", ("r1", "a", 10_500), ("r1", "b", 10_500)))
+    cut = drawn(*with_impressions(tmp_path / "cut", ("r1", "a", 10_500), ("r1", "b", 10_500)))
     assert np.isnan(cut).tolist() == [True, True]
     assert build(Schema(surface), read_log(log_folder, surface)).weight is None
 
