@@ -24,6 +24,8 @@ from serve.log.replay import Replay
 from training.data.labels import label
 
 Progress = Callable[[float], None]
+# Log weights of drawn exposures, each [C], by their row in the log.
+Weights = Mapping[int, F64]
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,7 @@ class DatasetPlan:
     """
 
     def __init__(
-        self,
-        schema: Schema,
-        log: Log,
-        *,
-        history: Log | None = None,
-        weights: Mapping[int, F64] | None = None,
+        self, schema: Schema, log: Log, *, history: Log | None = None, weights: Weights | None = None
     ) -> None:
         self._features = Features(schema)
         self._skipped = len(history.exposures) if history else 0

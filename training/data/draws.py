@@ -72,5 +72,5 @@ def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
 def drawn_weights(folder: Path, log: Log) -> dict[int, F64]:
     """Return the log weights of each whole draw by its row in the log; −inf where not drawn."""
     draws = read_draws(folder, log)
-    weights = {i: log_weight(draw.score) for i, draw in draws.items() if draw.is_cut is False}
-    return {i: np.where(np.isnan(weight), -np.inf, weight) for i, weight in weights.items()}
+    whole = ((i, log_weight(draw.score)) for i, draw in draws.items() if draw.is_cut is False)
+    return {i: np.where(np.isnan(weight), -np.inf, weight) for i, weight in whole}

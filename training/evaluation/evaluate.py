@@ -118,18 +118,13 @@ def evaluate(
         TabrankError: as `scored`.
     """
     artifact, surface, data, scores = scored(model, history, log, baselines=baselines, progress=progress)
+    examination = Examination.of(artifact.manifest)
     return {
         "rows_seen_in_training": int((data.ts_ms <= artifact.manifest.get("seen_until_ms", 0)).sum()),
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,
-        **assess(
-            data,
-            scores,
-            surface,
-            examination=Examination.of(artifact.manifest),
-            encoder=artifact.encoder,
-        ),
+        **assess(data, scores, surface, examination=examination, encoder=artifact.encoder),
     }
 
 

@@ -40,7 +40,7 @@ def _explored(rows: Dataset) -> Examination | None:
     weight = np.full((len(first), int(rows.position.max(initial=0)) + 1), -np.inf)
     weight[code, rows.position] = rows.weight
     is_event = (rows.label > 0) & np.isfinite(rows.weight)
-    if is_event.sum() < MIN_EVENTS:
+    if is_event.sum() < MIN_EVENTS or not rows.position.any():
         return None
     bins = Bins(weight.shape[1])
     counts = place_counts(weight, bins, np.random.default_rng(0))

@@ -42,11 +42,8 @@ class Examination:
         """Return a line for people: the source, and the examination of some positions."""
         if self.source == "ignored":
             return "position bias: not removed"
-        cells = [
-            f"{self.theta[k - 1]:.2f} ± {self.theta[k - 1] * self.error[k - 1]:.2f} at {k}"
-            for k in (1, 5, 10, 20, 50)
-            if k <= len(self.theta)
-        ]
+        known = list(enumerate(zip(self.theta, self.error, strict=True), 1))
+        cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in (1, 5, 10, 20, 50)]
         text = (
             f"position bias: examination {self.source} from {self.events:,} label events, {', '.join(cells)}"
         )

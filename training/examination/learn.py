@@ -45,14 +45,12 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
 
     def table(values: F64) -> F64:
         """Sum values [N] of each cell and bin, [C, B]."""
-        flat = np.bincount(cell * len(bins) + place, values, NUM_CELLS * 2 * len(bins))
-        return flat.reshape(-1, len(bins)).astype(np.float64)
+        return np.asarray(coo_array((values, (cell, place)), (2 * NUM_CELLS, len(bins))).toarray())
 
     shown, labels, chances = table(np.ones(len(label))), table(label), table(chance)
     density = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1.0)
     basis = np.eye(len(bins))[:, 1:]
-    steps = np.diff(np.eye(len(bins)), axis=0)[:, 1:]
-    prior = SMOOTHNESS * steps.T @ steps
+    prior = SMOOTHNESS * np.diff(basis, axis=0).T @ np.diff(basis, axis=0)
     beta = np.zeros(len(bins) - 1)
     for _ in range(_NUM_STEPS):
         theta = np.exp(basis @ beta)
@@ -70,8 +68,10 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
     rest_of_row = label - theta[place] * chance / examined[cell]
     of_viewer = coo_array((rest_of_row, (viewer, place))).tocsr() @ basis
     of_viewer -= coo_array((rest_of_row, (viewer, cell))).tocsr() @ mean[: cell.max() + 1]
-    influence = of_viewer @ np.linalg.inv(information)
-    return np.append(0.0, beta), np.append(0.0, np.sqrt((influence**2).sum(axis=0)))
+    covariance = np.linalg.inv(information)
+    # Where nothing moves rows of a cell, only the prior holds θ, and the data have no error.
+    variance = np.maximum(((of_viewer @ covariance) ** 2).sum(axis=0), np.diag(covariance))
+    return np.append(0.0, beta), np.append(0.0, np.sqrt(variance))
 
 
 def _from_others(rows: Dataset, encoder: Encoder, viewer: I64) -> tuple[F64, I64]:

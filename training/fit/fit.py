@@ -123,16 +123,9 @@ def save(
     """
     surface = schema.surface
     scores = {"model": model.probability(held.matrix), **rivals}
+    curves = {"examination": examination, "current": current}
     evaluation = {
-        **assess(
-            held,
-            scores,
-            surface,
-            examination=examination,
-            current=current,
-            encoder=model.encoder,
-            margin=margin,
-        ),
+        **assess(held, scores, surface, **curves, encoder=model.encoder, margin=margin),
         "importance": importance(model, held, examination),
         STATISTICS: statistics(held.columns, seen, model.probability(seen)),
         **about,

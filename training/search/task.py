@@ -129,6 +129,9 @@ class Task:
         """Return a digest of surface, rows and seed, which all trials of a search share."""
         data = self.data
         digest = hashlib.sha256(f"{self.schema.surface.fingerprint} {self.base.seed}".encode())
+        # Another examination gives the trials another criterion.
+        if self.examination.source != "ignored":
+            digest.update(repr(self.examination.theta).encode())
         for array in (data.label, data.ts_ms, data.position, data.matrix.numeric, data.matrix.category):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]

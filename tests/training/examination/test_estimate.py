@@ -67,6 +67,15 @@ def test_examination_is_learned_apart_from_popularity(theta: np.ndarray, surface
     assert rate[-1] / rate[0] < 0.4 * found.theta[-1] / theta[-1]
 
 
+def test_an_order_that_nothing_disturbs_shows_nothing_and_says_so(surface: Surface) -> None:
+    rows = shown(TRUE)
+    # The position is known from the features, and no row moves up or down.
+    rows.matrix.numeric[:, 0] = rows.position
+    found = examine(rows, ENCODER, surface)
+    assert min(found.theta) > 0.9
+    assert found.error[-1] > 1
+
+
 def test_a_surface_that_ignores_position_and_a_log_of_few_events_keep_one(surface: Surface) -> None:
     rows = shown(np.ones(WIDTH))
     assert examine(rows, ENCODER, replace(surface, position_bias="ignored")) == Examination()
