@@ -151,6 +151,7 @@ def fit(
 
     Batch, epochs and weight decay follow the number of rows. Says when `search` would do better.
     """
+    from training.examination.examination import Examination
     from training.fit.fit import fit as run
     from training.fit.progress import Progress
     from training.fit.sizing import sized
@@ -167,7 +168,7 @@ def fit(
             prepared_share=share,
             progress=Progress(),
         )
-    for line in (*manifest["suspects"], *manifest["advice"]):
+    for line in (Examination.of(manifest).describe(), *manifest["suspects"], *manifest["advice"]):
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation auc {ours['auc']:.4f}, "

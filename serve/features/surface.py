@@ -131,7 +131,8 @@ class Surface:
             viewers without an id have no such limit.
         baseline: A rule to compare the model with, and to serve as the scorer `baseline` of an arm.
         position_bias: `examined` corrects for later positions being examined less, in training;
-            serving does not use positions.
+            serving does not use positions. Unset means `examined`, but `ignored` where clients
+            report impressions.
     """
 
     __pydantic_config__ = STRICT
@@ -147,7 +148,7 @@ class Surface:
     ]
     popular: str
     baseline: Baseline | None = None
-    position_bias: PositionBias = "ignored"
+    position_bias: PositionBias | None = None
     # The TOML as written; artifacts contain it.
     text: Annotated[str, pydantic.Field(alias=TEXT_KEY), SkipJsonSchema()]
 
@@ -169,7 +170,7 @@ class Surface:
             self.popular,
             self.fields,
             self.features,
-            self.position_bias,
+            "examined" if self.is_debiased else "ignored",
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -177,6 +178,13 @@ class Surface:
     def impression_events(self) -> bool:
         """Return whether clients report impressions; if not, answered rankings count as seen."""
         return IMPRESSION in self.events
+
+    @property
+    def is_debiased(self) -> bool:
+        """Return whether training removes position bias."""
+        if self.position_bias is None:
+            return not self.impression_events
+        return self.position_bias == "examined"
 
     @field_validator("name")
     @classmethod

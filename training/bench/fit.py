@@ -120,8 +120,7 @@ def _made(num_rows: int, seed: int) -> Inputs:
     logit = 2.0 * np.abs(numeric[:, 0]) + numeric[:, 1] - np.maximum(numeric[:, 2], 0.0) - 2.0
     logit += 1.5 * (index[:, 0] % 2) + numeric[:, 3] * (index[:, 1] % 3 - 1)
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
-    hot, position = np.zeros((num_rows, 0), np.float32), np.zeros(num_rows, np.int64)
-    return inputs(ENCODER, (numeric, hot, index), label, position)
+    return inputs(ENCODER, (numeric, np.zeros((num_rows, 0), np.float32), index), label, np.ones(num_rows))
 
 
 def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:

@@ -190,4 +190,4 @@ def train_scorer(rows: Drawn, config: FitConfig) -> Callable[[F64], F64]:
 
 def _inputs(x: F64, label: NDArray[np.float32]) -> Inputs:
     encoded = ENCODER.encode(x.astype(np.float32), np.zeros((len(x), 0), np.uint64))
-    return inputs(ENCODER, encoded, label, np.zeros(len(x), np.int64))
+    return inputs(ENCODER, encoded, label, np.ones(len(x)))

@@ -6,7 +6,7 @@ Shapes: N rows, F numeric and K category columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ from serve.log.replay import Replay
 from training.data.labels import label
 
 Progress = Callable[[float], None]
+# Log weights of drawn exposures, each [C], by their row in the log.
+Weights = Mapping[int, F64]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Dataset:
     counts: dict[str, int]
     # The surface's rule, if it has one.
     rule: Baseline | None = None
+    # [N], the log weight with which the row's place was drawn; −inf for candidates that were not
+    # drawn, NaN for slates without a draw or with a candidate that is not a row. None: no draw.
+    weight: F64 | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -73,6 +78,15 @@ class Dataset:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays [N] by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
+
+def sample(data: Dataset, most: int) -> Dataset:
+    """Return about `most` rows at most: whole slates, evenly spread over time."""
+    if len(data) <= most:
+        return data
+    slates = np.unique(data.slate)
+    kept = slates[evenly(len(slates), max(1, len(slates) * most // len(data)))]
+    return data.take(np.flatnonzero(np.isin(data.slate, kept)))
 
 
 def evenly(num_rows: int, most: int) -> I64:
@@ -113,13 +127,16 @@ def build(
 class DatasetPlan:
     """Rows of a log, known before any feature is computed, and then built part by part.
 
-    Holds about 40 bytes for each row beside the log, and about 140 while it is created.
+    Holds about 40 bytes for each row beside the log, and about 140 while it is created. `weights`
+    are those of `training.data.draws.drawn_weights`.
 
     Raises:
         TabrankError: if no row has a closed label window.
     """
 
-    def __init__(self, schema: Schema, log: Log, *, history: Log | None = None) -> None:
+    def __init__(
+        self, schema: Schema, log: Log, *, history: Log | None = None, weights: Weights | None = None
+    ) -> None:
         self._features = Features(schema)
         self._skipped = len(history.exposures) if history else 0
         whole = concat_logs([history, log]) if history else log
@@ -129,6 +146,11 @@ class DatasetPlan:
         self._positive, self._is_row = labels.positive, labels.is_row
         self._is_row[: replay.first[self._skipped]] = False
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
+        self._weight = np.full(len(replay.shown), np.nan) if weights else None
+        for i, weight in (weights or {}).items():
+            shown = slice(*replay.first[i + self._skipped : i + self._skipped + 2])
+            if self._weight is not None and self._is_row[shown].all():
+                self._weight[shown] = weight
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
         # Replicas of a service may see more or less of the log at one time, so make `sees`
@@ -214,6 +236,7 @@ class DatasetPlan:
             candidate_ids=replay.state.candidates.ids,
             counts=self.counts,
             rule=self._features.schema.surface.baseline,
+            weight=None if self._weight is None else self._weight[rows],
         )
 
 

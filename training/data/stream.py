@@ -26,7 +26,7 @@ BATCHES_AT_ONCE = 16
 
 def _record(width: int) -> np.dtype[np.void]:
     """Return the dtype of one row with D = `width` inputs in a file."""
-    return np.dtype([("x", "<f4", (width,)), ("label", "<f4"), ("position", "<i4")])
+    return np.dtype([("x", "<f4", (width,)), ("label", "<f4"), ("examination", "<f4")])
 
 
 def _name(number: int) -> str:
@@ -97,7 +97,7 @@ class Streamed:
             return {
                 "x": np.ascontiguousarray(rows["x"]),
                 "label": np.ascontiguousarray(rows["label"]),
-                "position": rows["position"].astype(np.int64),
+                "examination": np.ascontiguousarray(rows["examination"]),
             }
 
         files = [{"number": number, "start": start} for number, start in self.files(seed)]
@@ -114,7 +114,7 @@ class Streamed:
         own = mine.stop - mine.start
         for rows in data.iter_batches(batch_size=own * BATCHES_AT_ONCE, batch_format="numpy"):
             # Copy, because arrays from Ray Data lie in the object store and are read-only.
-            parts = [torch.split(torch.tensor(rows[part]), own) for part in ("x", "label", "position")]
+            parts = [torch.split(torch.tensor(rows[part]), own) for part in ("x", "label", "examination")]
             yield from (Inputs(*batch) for batch in zip(*parts, strict=True))
 
     def files(self, seed: int) -> list[tuple[int, int]]:

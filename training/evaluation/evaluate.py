@@ -26,7 +26,7 @@ from training.evaluation.paired import MARGIN, bounds, paired
 from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
-from training.examination.examination import Examination
+from training.examination.examination import IGNORED, Examination
 
 # Rows to score at once, which bounds memory.
 CHUNK = 4_096
@@ -37,6 +37,8 @@ def assess(
     scores: Mapping[str, Values],
     surface: Surface,
     *,
+    examination: Examination = IGNORED,
+    current: Examination = IGNORED,
     encoder: Encoder | None = None,
     margin: float = MARGIN,
 ) -> dict[str, Any]:
@@ -44,7 +46,9 @@ def assess(
 
     Null stands for a measure that the rows do not define. `scores` `[N]` are by name: `model`, and
     rivals whose scores are probabilities too; `popular`, and the `baseline` of a surface that has
-    one, are added from the data. The result holds
+    one, are added from the data. A score is P(label | looked at). Logloss, RCE, ECE and reliability
+    are of the label as shown: of the score times the `examination` of the row's position, for the
+    contender `current` its own. The result holds
 
     * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
       NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
@@ -65,13 +69,21 @@ def assess(
         rules["baseline"] = baseline
     given = {"model": scores["model"], **rules, **scores}
     is_rate = isinstance(surface.features[surface.popular], Rate)
+    theta = {name: (current if name == "current" else examination).at(data.position) for name in given}
+    # A rate counts labels as shown.
+    theta["popular"] = np.ones(len(data))
     contenders = {
         name: Contender.of(
-            slates, values, values if name not in rules or (name == "popular" and is_rate) else None
+            slates,
+            values,
+            values * theta[name] if name not in rules or (name == "popular" and is_rate) else None,
         )
         for name, values in given.items()
     }
-    fair = {name: Contender.of(slates, rule, calibrated(data.label, rule)) for name, rule in rules.items()}
+    shown = theta["model"]
+    fair = {
+        name: Contender.of(slates, rule, calibrated(data.label, rule, shown)) for name, rule in rules.items()
+    }
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {
         "rows": len(data),
@@ -100,7 +112,7 @@ def assess(
         result[name]["calibrated_logloss"] = None if rule.loss is None else mean(rule.loss)
     curves = {name: deciles(data.label, contender.score) for name, contender in contenders.items()}
     result["curves"] = {
-        "reliability": [list(point) for point in reliability(data.label, given["model"])],
+        "reliability": [list(point) for point in reliability(data.label, given["model"] * theta["model"])],
         "lift": {name: curve["lift"] for name, curve in curves.items()},
         "gain": {name: curve["gain"] for name, curve in curves.items()},
     }
@@ -117,12 +129,13 @@ def evaluate(
         TabrankError: as `scored`.
     """
     artifact, surface, data, scores = scored(model, history, log, baselines=baselines, progress=progress)
+    examination = Examination.of(artifact.manifest)
     return {
         "rows_seen_in_training": int((data.ts_ms <= artifact.manifest.get("seen_until_ms", 0)).sum()),
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,
-        **assess(data, scores, surface, encoder=artifact.encoder),
+        **assess(data, scores, surface, examination=examination, encoder=artifact.encoder),
     }
 
 

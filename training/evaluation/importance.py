@@ -16,6 +16,7 @@ from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, category_parts
 from training.evaluation.metrics import mean, probability, row_logloss
 from training.evaluation.slates import auc
+from training.examination.examination import IGNORED, Examination
 from training.network.model import Model
 
 # Rows to measure on: a sample bounds the time.
@@ -27,7 +28,7 @@ _CHUNK = 4_096
 Scorer = Callable[[Matrix], NDArray[np.floating]]
 
 
-def importance(model: Model, data: Dataset) -> list[dict[str, Any]]:
+def importance(model: Model, data: Dataset, examination: Examination = IGNORED) -> list[dict[str, Any]]:
     """Return `feature`, `masks`, `auc`, `logloss` for each feature, the largest loss first.
 
     See `by_masks` and `by_permutation`. At most `MOST_ROWS` rows are used, the same for the same
@@ -38,7 +39,8 @@ def importance(model: Model, data: Dataset) -> list[dict[str, Any]]:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST_ROWS, replace=False))
     matrix = data.matrix.rows(rows)
     masks = by_masks(model, matrix)
-    lost = by_permutation(model.probability, data.columns, matrix, data.label[rows])
+    theta = examination.at(data.position[rows])
+    lost = by_permutation(model.probability, data.columns, matrix, data.label[rows], theta)
     found = [{"feature": name, "masks": masks[name], **lost[name]} for name in lost]
     return sorted(found, key=lambda line: -line["logloss"])
 
@@ -63,16 +65,21 @@ def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
 
 
 def by_permutation(
-    score: Scorer, columns: Columns, matrix: Matrix, label: NDArray[np.float32]
+    score: Scorer,
+    columns: Columns,
+    matrix: Matrix,
+    label: NDArray[np.float32],
+    theta: NDArray[np.float64] | float = 1.0,
 ) -> dict[str, dict[str, float | None]]:
     """Return the loss of quality if a feature is permuted over the rows.
 
     `auc` is the decrease and `logloss` the increase (Breiman 2001; Fisher, Rudin and Dominici
     2019); both are about 0 for a feature that the model does not use. All columns of a feature move
-    together. A feature that others can replace loses little, even if it is informative.
+    together. A feature that others can replace loses little, even if it is informative. The
+    logloss is of labels as shown, with the examination `theta` `[R]` of the rows.
     """
     order = np.random.default_rng(SEED).permutation(len(label))
-    whole = _quality(label, score(matrix))
+    whole = _quality(label, score(matrix), theta)
     none = slice(0)
     places = [(name, slice(i, i + 1), none) for i, name in enumerate(columns.numeric)]
     places += [(name, none, part) for name, part in category_parts(columns)]
@@ -81,7 +88,7 @@ def by_permutation(
         permuted = Matrix(matrix.numeric.copy(), matrix.category.copy())
         permuted.numeric[:, numeric] = matrix.numeric[order, numeric]
         permuted.category[:, category] = matrix.category[order, category]
-        left = _quality(label, score(permuted))
+        left = _quality(label, score(permuted), theta)
         lost[name] = {
             "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
             "logloss": left[1] - whole[1],
@@ -89,8 +96,10 @@ def by_permutation(
     return lost
 
 
-def _quality(label: NDArray[np.float32], chance: NDArray[np.floating]) -> tuple[float | None, float]:
-    return auc(label, chance), mean(row_logloss(label, probability(chance))) or 0.0
+def _quality(
+    label: NDArray[np.float32], score: NDArray[np.floating], theta: NDArray[np.float64] | float
+) -> tuple[float | None, float]:
+    return auc(label, score), mean(row_logloss(label, probability(score * theta))) or 0.0
 
 
 def _owners(encoder: Encoder) -> list[str]:

@@ -109,8 +109,10 @@ def measure(slates: Slates, score: Values, *, is_probability: bool) -> dict[str,
     return Contender.of(slates, score, score if is_probability else None).measures()
 
 
-def calibrated(label: Labels, score: Values) -> F64:
+def calibrated(label: Labels, score: Values, examination: F64 | float = 1.0) -> F64:
     """Map any score to probabilities `[N]`, by Platt's map fitted on the same rows.
+
+    They are of the label as shown, with the `examination` `[N]` of each row's position.
 
     The map uses the labels of these rows, which no contender does: a model that beats it beats the
     score with any calibration. It takes the better fit of the score and its signed log(1 +
@@ -118,8 +120,9 @@ def calibrated(label: Labels, score: Values) -> F64:
     """
 
     def fitted(x: F64) -> F64:
-        platt = fit_platt(x, label)
-        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(platt.a * x + platt.b, -50.0, 50.0))), np.float64)
+        platt = fit_platt(x, label, examination)
+        logit = np.clip(platt.a * x + platt.b, -50.0, 50.0)
+        return np.asarray(examination / (1.0 + np.exp(-logit)), np.float64)
 
     score = sink_non_finite(score)
     chances = fitted(score), fitted(np.sign(score) * np.log1p(np.abs(score)))

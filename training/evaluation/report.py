@@ -13,6 +13,7 @@ from serve.model.artifact import load
 from serve.report.page import captioned, table, whole_page
 from serve.report.rows import markdown
 from training.evaluation import charts, verdict
+from training.examination.examination import Examination
 
 CAPTIONS = {
     "pareto": "Lower and further left is better. No network is both cheaper and better than one on the front. "
@@ -81,7 +82,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "<h3>Side by side on the same rows</h3>",
         table(verdict.differences(evaluation), "numbers"),
         "<p>± one standard error, with viewers as clusters; for logloss, below 0 is better. Popular has "
-        "probabilities from a calibration fitted on these same rows, which favours it.</p>",
+        "probabilities from a calibration fitted on these same rows, which favours it. "
+        f"{html.escape(Examination.of(manifest).describe().capitalize())}.</p>",
     ]
     if evaluation.get("history"):
         curve = charts.learning(evaluation["history"], evaluation["best_epoch"])
@@ -129,6 +131,7 @@ to select who may be shown.
 - **Features**: {features}. Popular sorts by `{evaluation["popular_feature"]}`.
 - **Network**: {network}.
 - **Calibration**: {_calibration(manifest)}
+- **Scores**: P(label) of a candidate that is looked at; {Examination.of(manifest).describe()}.
 - **Made**: {manifest["created"]}, revision {manifest["git"] or "unknown"}, in {manifest["seconds"]} s.
 
 ## How good it is
@@ -158,7 +161,7 @@ def _rows(manifest: Mapping[str, Any]) -> str:
 
 
 def _calibration(manifest: Mapping[str, Any]) -> str:
-    if manifest.get("teachers") and manifest["fit"]["position_bias"] == "ignored":
+    if manifest.get("teachers") and manifest["calibration"] == {"a": 1.0, "b": 0.0}:
         return f"none of its own: distilled from {manifest['teachers']} teachers."
     text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on the"
     if manifest.get("measured_on") == "test":

@@ -38,6 +38,17 @@ class Examination:
         """Return the examination of positions i64 [N], [N]."""
         return np.asarray(self.theta, np.float64)[np.minimum(position, len(self.theta) - 1)]
 
+    def describe(self) -> str:
+        """Return a line for people: the source, and the examination of some positions."""
+        if self.source == "ignored":
+            return "position bias: not removed"
+        known = list(enumerate(zip(self.theta, self.error, strict=True), 1))
+        cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in (1, 5, 10, 20, 50)]
+        text = (
+            f"position bias: examination {self.source} from {self.events:,} label events, {', '.join(cells)}"
+        )
+        return text + ("; an arm's `explore` would measure it" if self.source == "learned" else "")
+
     def to_json(self) -> dict[str, Any]:
         """Return the entry `examination` of a manifest."""
         return asdict(self)
@@ -46,3 +57,6 @@ class Examination:
     def of(cls, manifest: Mapping[str, Any]) -> Examination:
         """Return that of a manifest; those of earlier releases have none, and it is ignored."""
         return cls(**manifest.get("examination", {}))
+
+
+IGNORED = Examination()

@@ -17,14 +17,15 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model import artifact
 from training.data.dataset import Dataset
-from training.data.prepare import encode_rows, prepare
 from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
 from training.evaluation.leakage import suspects
 from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
+from training.examination.examination import IGNORED, Examination
 from training.fit.loop import FitConfig
+from training.fit.prepare import encode_rows, prepare
 from training.fit.progress import Progress
 from training.fit.sizing import advice
 from training.fit.trainer import train
@@ -63,11 +64,12 @@ def fit(
         storage = storage or Path(temporary)
         with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=prepared_share) as prepared:
             encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
-            config = dataclasses.replace(configure(num_rows), position_bias=surface.position_bias)
-            valid = encode_rows(encoder, held)
+            config, examination = configure(num_rows), prepared.examination
+            valid = encode_rows(encoder, held, examination)
             state = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
     model = Model.of(encoder, config.network, state.kept(config))
-    model = dataclasses.replace(model, calibration=fit_platt(model.logits(held.matrix), held.label))
+    calibration = fit_platt(model.logits(held.matrix), held.label, examination.at(held.position))
+    model = dataclasses.replace(model, calibration=calibration)
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
     return save(
         out,
@@ -76,6 +78,7 @@ def fit(
         config,
         held,
         "validation",
+        examination=examination,
         seen=prepared.sample,
         rivals={},
         about={"history": state.history, "best_epoch": state.best_epoch},
@@ -87,7 +90,6 @@ def fit(
             "span_ms": prepared.span_ms,
             # The validation rows chose the epoch and the calibration.
             "seen_until_ms": int(held.ts_ms[-1]),
-            "position_tau": state.bias_of(config).tau,
         },
         begun=begun,
     )
@@ -101,8 +103,10 @@ def save(
     held: Dataset,
     part: str,
     *,
+    examination: Examination = IGNORED,
     seen: Matrix,
     rivals: Mapping[str, Any],
+    current: Examination = IGNORED,
     about: Mapping[str, Any],
     manifest: Mapping[str, Any],
     begun: float,
@@ -113,13 +117,16 @@ def save(
     Returns the manifest. `seen` are training rows, whose distributions the artifact keeps for later
     comparison (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name;
     a model must not be worse than `current` among them by `margin` (`training.evaluation.paired`).
-    `about` goes into `evaluation.json` and `manifest` into the manifest unchanged.
+    Their scores too are P(label | looked at): with `examination`, that of the rows from which they
+    learned; `current` has its own. `about` goes into `evaluation.json` and `manifest` into the
+    manifest unchanged.
     """
     surface = schema.surface
     scores = {"model": model.probability(held.matrix), **rivals}
+    curves = {"examination": examination, "current": current}
     evaluation = {
-        **assess(held, scores, surface, encoder=model.encoder, margin=margin),
-        "importance": importance(model, held),
+        **assess(held, scores, surface, **curves, encoder=model.encoder, margin=margin),
+        "importance": importance(model, held, examination),
         STATISTICS: statistics(held.columns, seen, model.probability(seen)),
         **about,
     }
@@ -137,6 +144,7 @@ def save(
         "network": dataclasses.asdict(config.network),
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
         "calibration": dataclasses.asdict(model.calibration),
+        "examination": examination.to_json(),
         "suspects": [str(suspect) for suspect in suspects(held)],
         "git": git_revision(),
         **manifest,

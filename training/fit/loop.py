@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve.contract.errors import TabrankError
-from serve.features.surface import PositionBias
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from training.evaluation.slates import auc
 from training.network.layers import GhostBatchNorm
 from training.network.network import Inputs, Network, NetworkConfig, flat
-from training.network.position_bias import Bias
+from training.network.position_bias import as_shown
 
 
 class Diverged(TabrankError):
@@ -73,8 +72,6 @@ class FitConfig:
     category_dropout: float = 0.01
     # Keep the weights of the best epoch rather than those of the last.
     restore_best: bool = True
-    # Effect of a row's position on its label, learned beside the network and not exported.
-    position_bias: PositionBias = "ignored"
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("num_workers", 0)):
@@ -106,24 +103,16 @@ class State:
     # The TabNet's state dicts after the last and after the best epoch.
     last: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
-    # AdamW's moments by "<number>.<name>": 0 is the network's flat tensor, 1 the position bias's.
+    # AdamW's moments of the network's flat tensor, by name.
     optimiser: dict[str, Tensor] = field(default_factory=dict)
-    # The position bias's state dict after the last epoch.
-    bias: dict[str, Tensor] = field(default_factory=dict)
 
     def kept(self, config: FitConfig) -> dict[str, Tensor]:
         """Return the state dict of the TabNet that the run keeps."""
         return self.best if config.restore_best else self.last
 
-    def bias_of(self, config: FitConfig) -> Bias:
-        """Return the position bias as learned."""
-        bias = Bias(config.position_bias)
-        bias.load_state_dict(self.bias)
-        return bias
-
     def save(self, path: Path) -> None:
         """Write the state to a new file."""
-        parts = ("last", "best", "optimiser", "bias")
+        parts = ("last", "best", "optimiser")
         tensors = {f"{part}/{name}": t for part in parts for name, t in getattr(self, part).items()}
         about = {"history": self.history, "best_epoch": self.best_epoch, "stopped": self.stopped}
         save_file(tensors, path, metadata={"state": json.dumps(about)})
@@ -183,24 +172,17 @@ class _Fit:
         self.network = Network(encoder, config.network).to(device)
         if state.last:
             self.network.tabnet.load_state_dict(state.last)
-        self.bias = Bias(config.position_bias).to(device)
-        self.bias.load_state_dict(state.bias or self.bias.state_dict())
         if self.world > 1:
             # Statistics of batch norms are averaged once an epoch, not at each step. A ghost batch
             # norm updates its own once a virtual batch: a rank's update stands for all ranks'.
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GhostBatchNorm)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
-        groups: list[dict[str, Any]] = [
-            {"params": flat(p for p in self.network.parameters() if p.requires_grad)},
-            {"params": flat(self.bias.parameters()), "weight_decay": 0.0},
-        ]
-        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        (self.parameter,) = flat(p for p in self.network.parameters() if p.requires_grad)
         self.optimiser = torch.optim.AdamW(
-            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            [self.parameter], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        for key, value in state.optimiser.items():
-            number, name = key.split(".")
-            self.optimiser.state[self.parameters[int(number)]][name] = value.to(device)
+        for name, value in state.optimiser.items():
+            self.optimiser.state[self.parameter][name] = value.to(device)
 
     def train_epoch(self, epoch: int) -> None:
         """Train one pass over the rows, evaluate, and update `state`."""
@@ -246,13 +228,12 @@ class _Fit:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         logit, sparsity = self.network(x)
-        logloss = binary_cross_entropy_with_logits(self.bias(logit, rows.position), label)
+        logloss = binary_cross_entropy_with_logits(as_shown(logit, rows.examination), label)
         # Zero in place: the parameters' gradients are views of the flat gradient.
         self.optimiser.zero_grad(set_to_none=False)
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
-        for parameter in self.parameters:
-            self._average(parameter.grad)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self._average(self.parameter.grad)
+        norm = nn.utils.clip_grad_norm_(self.parameter, self.config.clip_norm)
         # All ranks raise at once, because the gradient is already averaged.
         if not torch.isfinite(norm):
             raise Diverged(f"fit: the gradient became {norm}; lower learning_rate {rate:.3g}")
@@ -267,11 +248,9 @@ class _Fit:
         logit = torch.zeros(num_rows, device=self.device)
         mine = slice(*(num_rows * rank // self.world for rank in (self.rank, self.rank + 1)))
         logit[mine] = self.network.logit(self.valid.x[mine])
-        logit = self.bias(self._sum(logit).double(), self.valid.position)
-        label = self.valid.label.double()
-        return binary_cross_entropy_with_logits(logit, label).item(), auc(
-            label.cpu().numpy(), logit.cpu().numpy()
-        )
+        logit, label = self._sum(logit).double(), self.valid.label.double()
+        logloss = binary_cross_entropy_with_logits(as_shown(logit, self.valid.examination), label)
+        return logloss.item(), auc(label.cpu().numpy(), logit.cpu().numpy())
 
     def _record(self, line: Epoch) -> None:
         """Append an epoch to the state, keep its weights if best, set `stopped` after the last."""
@@ -282,12 +261,8 @@ class _Fit:
         if line["valid_logloss"] < best:
             state.best_epoch = epoch
             state.best = {name: t.clone() for name, t in state.last.items()}
-        state.bias = {name: t.detach().cpu().clone() for name, t in self.bias.state_dict().items()}
-        state.optimiser = {
-            f"{number}.{name}": value.detach().cpu().clone()
-            for number, parameter in enumerate(self.parameters)
-            for name, value in self.optimiser.state[parameter].items()
-        }
+        moments = self.optimiser.state[self.parameter]
+        state.optimiser = {name: value.detach().cpu().clone() for name, value in moments.items()}
         state.stopped = epoch == self.config.epochs or epoch - state.best_epoch >= self.config.patience
 
     def _average(self, value: Tensor | None) -> None:

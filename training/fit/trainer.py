@@ -46,7 +46,7 @@ STATE, PROGRESS, RESUMED = "state.safetensors", "progress.jsonl", "resumed.safet
 
 # Layout of a State's tensors: part of the fingerprint, so that a run never resumes from a
 # checkpoint with another layout.
-_LAYOUT = b"moments of one tensor"
+_LAYOUT = b"moments of one tensor, by name"
 
 
 @contextlib.contextmanager
@@ -268,7 +268,7 @@ def _fingerprint(
     if streamed is not None:
         digest.update(streamed.digest.encode())
     for part in sets.values():
-        for tensor in (part.x, part.label, part.position):
+        for tensor in (part.x, part.label, part.examination):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)
     return digest.hexdigest()[:12]

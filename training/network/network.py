@@ -97,15 +97,15 @@ class Inputs:
     x: Tensor
     # f32 [N], 0 or 1; a probability in between where the label is the prediction of another model.
     label: Tensor
-    # i64 [N], the position in the slate at which the row was shown, from 0.
-    position: Tensor
+    # f32 [N], examination of the position at which the row was shown; 1 where bias is ignored.
+    examination: Tensor
 
     def __len__(self) -> int:
         return len(self.label)
 
     def to(self, device: torch.device) -> Inputs:
         """Return the same rows on `device`."""
-        return Inputs(self.x.to(device), self.label.to(device), self.position.to(device))
+        return Inputs(self.x.to(device), self.label.to(device), self.examination.to(device))
 
     def save(self, folder: Path, name: str) -> None:
         """Write the rows to files that `map` reads; create the folder if it is missing."""
@@ -128,11 +128,11 @@ class Inputs:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         for start in range(0, len(self) - size + 1, size):
             rows = order[start : start + size][mine].to(self.x.device)
-            yield Inputs(*(t.index_select(0, rows) for t in (self.x, self.label, self.position)))
+            yield Inputs(*(t.index_select(0, rows) for t in (self.x, self.label, self.examination)))
 
 
 def inputs(
-    encoder: Encoder, encoded: Encoded, label: NDArray[np.float32], position: NDArray[np.int64]
+    encoder: Encoder, encoded: Encoded, label: NDArray[np.float32], examination: NDArray[np.float64]
 ) -> Inputs:
     """Transform all rows once, so that an epoch only selects rows from the result."""
     network = Network(encoder, NetworkConfig())
@@ -140,7 +140,7 @@ def inputs(
     for start in range(0, len(label), EVALUATION_BATCH):
         part = slice(start, start + EVALUATION_BATCH)
         x[part] = network.inputs(*(torch.from_numpy(array[part]) for array in encoded))
-    return Inputs(x, torch.from_numpy(label), torch.from_numpy(position))
+    return Inputs(x, torch.from_numpy(label), torch.from_numpy(examination).float())
 
 
 def flat(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -35,8 +35,8 @@ def distilled(
 ) -> Inputs:
     """Return `rows`, their labels mixed with the mean of `num_teachers` networks trained on them.
 
-    The mean counts half if there is a `rival`, the probabilities `[N]` of another model. `folder`
-    holds the rows as `train`, and `valid`, both of `Inputs.save`. The predictions of each
+    The mean counts half if there is a `rival`, P(label | looked at) `[N]` of another model.
+    `folder` holds the rows as `train`, and `valid`, both of `Inputs.save`. The predictions of each
     teacher are stored beside them, so that a killed search can resume. Ray must be running.
     """
     resources = needs()
@@ -63,17 +63,22 @@ def distilled(
 
 
 def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np.float64] | None) -> Inputs:
-    """Return `rows`, their labels mixed with the teachers': networks' logits, a rival's, [N]."""
+    """Return `rows`, their labels mixed with the teachers': networks' logits, a rival's, [N].
+
+    Teachers answer P(label | looked at). A label is as shown, so it is mixed with that times the
+    examination of its position.
+    """
     taught = [1.0 / (1.0 + np.exp(-np.mean(logits, axis=0)))] if logits else []
     taught += [rival] if rival is not None else []
     if not taught:
         return rows
-    label = TEACHER_SHARE * np.mean(taught, axis=0) + (1.0 - TEACHER_SHARE) * rows.label.numpy()
+    as_shown = rows.examination.numpy() * np.mean(taught, axis=0)
+    label = TEACHER_SHARE * as_shown + (1.0 - TEACHER_SHARE) * rows.label.numpy()
     return replace(rows, label=torch.from_numpy(np.asarray(label, np.float32)))
 
 
 def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32] | None:
-    """Train a network; return its logits [N] on the training rows at the shown positions.
+    """Train a network; return its logits [N] on the training rows.
 
     Returns None if the training diverges.
     """
@@ -87,4 +92,4 @@ def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32]
     network = Network(encoder, config.network).eval()
     network.tabnet.load_state_dict(state.last)
     with torch.no_grad():
-        return np.asarray(state.bias_of(config)(network.logit(rows.x), rows.position).numpy(), np.float32)
+        return np.asarray(network.logit(rows.x).numpy(), np.float32)

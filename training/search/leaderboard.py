@@ -10,12 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
-from training.evaluation.metrics import calibrated, measure
+from training.evaluation.metrics import Contender, Values, calibrated
 from training.evaluation.rivals import MOST_ROWS, RIVALS, TUNING_SHARE, tuned, us_per_candidate
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
@@ -139,17 +136,24 @@ def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
 
 
 def compete(
-    board: Leaderboard, encoder: Encoder, train: Dataset, valid: Dataset, report: Report, budget_s: float
+    board: Leaderboard,
+    encoder: Encoder,
+    train: Dataset,
+    valid: Dataset,
+    examination: Examination,
+    report: Report,
+    budget_s: float,
 ) -> None:
     """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
 
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
     LightGBM may take `TUNING_SHARE` of the budget; rivals train on at most `MOST_ROWS` rows here.
     """
-    slates = Slates(valid.label, valid.slate)
+    slates, theta = Slates(valid.label, valid.slate), examination.at(valid.position)
     if board.of("popular") is None:
-        board.add(_entry("popular", slates, calibrated(valid.label, valid.popular), us_per_candidate=0.0))
-    rows, examination = train.take(evenly(len(train), MOST_ROWS)), Examination()
+        chance = calibrated(valid.label, valid.popular, theta)
+        board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
+    rows = train.take(evenly(len(train), MOST_ROWS))
     for kind, make in RIVALS.items():
         if board.of(kind) is None:
             is_tuned = kind == "lightgbm"
@@ -157,14 +161,14 @@ def compete(
             point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s) if is_tuned else {}
             began_s = time.perf_counter()
             rival = make(encoder, rows, examination, **point)
-            chance = rival(valid.matrix)
+            score = rival(valid.matrix)
             # Logistic regression takes no longer for more rows.
             cost = {"seconds": time.perf_counter() - began_s, "rows": float(len(rows if is_tuned else train))}
             cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
-            board.add(_entry(kind, slates, chance, **cost, point=point))
+            board.add(_entry(kind, slates, score, score * theta, **cost, point=point))
 
 
-def _entry(kind: str, slates: Slates, chance: NDArray[np.float64], **about: Any) -> BoardEntry:
-    found = measure(slates, chance, is_probability=True)
+def _entry(kind: str, slates: Slates, score: Values, chance: Values, **about: Any) -> BoardEntry:
+    found = Contender.of(slates, score, chance).measures()
     measured: dict[str, Any] = {"valid_auc": found["auc"], "valid_ndcg": found["ndcg@10"]}
     return BoardEntry(TITLES[kind], kind, found["logloss"], **measured, **about)

@@ -103,9 +103,11 @@ def _find(
     `last` is the incumbent.
     """
     max_us = task.settings.max_us
+    progress.report(task.examination.describe())
     costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.entries)
     check_cost(costs, max_us)
-    compete(board, task.encoder, task.parts["training"], task.valid, progress.report, clock.budget_s)
+    train = task.parts["training"]
+    compete(board, task.encoder, train, task.valid, task.examination, progress.report, clock.budget_s)
     first = configuration(last.manifest, task.base, progress.report) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])
@@ -138,7 +140,7 @@ def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) 
 
     Ignore the settings that this release does not have. Return [] if the rest is not valid here.
     """
-    own = {name: getattr(base, name) for name in ("seed", "num_workers", "position_bias")}
+    own = {name: getattr(base, name) for name in ("seed", "num_workers")}
     try:
         network = NetworkConfig(**known(NetworkConfig, manifest["network"]))
         return [FitConfig(**{**known(FitConfig, manifest["fit"]), **own, "network": network})]

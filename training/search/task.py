@@ -16,11 +16,14 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, DatasetPlan, Progress, evenly
+from training.data.dataset import Dataset, DatasetPlan, Progress, sample
+from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder
-from training.data.prepare import available_bytes, row_bytes, split_by_time
 from training.evaluation.paired import MARGIN
+from training.examination.estimate import examine
+from training.examination.examination import Examination
 from training.fit.loop import FitConfig
+from training.fit.prepare import available_bytes, row_bytes, split_by_time
 from training.terminal import print_progress
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
@@ -76,7 +79,7 @@ class Task:
             TabrankError: the log is bad or too short, or its rows do not fit in memory.
         """
         table, schema = read_joined(log, surface, print_progress), Schema(surface)
-        plan = DatasetPlan(schema, table)
+        plan = DatasetPlan(schema, table, weights=drawn_weights(log, table))
         need, have = len(plan) * row_bytes(plan), available_bytes()
         if need > have:
             raise TabrankError(
@@ -87,7 +90,7 @@ class Task:
         if settings.days is not None:
             begins_ms = data.ts_ms[-1] - settings.days * UNITS_MS["d"]
             data = data.take(slice(int(np.searchsorted(data.ts_ms, begins_ms)), None))
-        base = FitConfig(seed=settings.seed, position_bias=surface.position_bias)
+        base = FitConfig(seed=settings.seed)
         return cls(schema, data, category_strings(surface, table), base, settings)
 
     @cached_property
@@ -117,19 +120,18 @@ class Task:
         return fit_encoder(self.schema.surface, rows.columns, rows.matrix, self.strings)
 
     @cached_property
+    def examination(self) -> Examination:
+        """Return the examination of positions, from the training rows, for all models."""
+        return examine(self.parts["training"], self.encoder, self.schema.surface)
+
+    @cached_property
     def identity(self) -> str:
         """Return a digest of surface, rows and seed, which all trials of a search share."""
         data = self.data
         digest = hashlib.sha256(f"{self.schema.surface.fingerprint} {self.base.seed}".encode())
+        # Another examination gives the trials another criterion.
+        if self.examination.source != "ignored":
+            digest.update(repr(self.examination.theta).encode())
         for array in (data.label, data.ts_ms, data.position, data.matrix.numeric, data.matrix.category):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
-
-
-def sample(data: Dataset, most: int) -> Dataset:
-    """Return about `most` rows at most: whole slates, evenly spread over time."""
-    if len(data) <= most:
-        return data
-    slates = np.unique(data.slate)
-    kept = slates[evenly(len(slates), max(1, len(slates) * most // len(data)))]
-    return data.take(np.flatnonzero(np.isin(data.slate, kept)))

@@ -11,13 +11,11 @@ import ray
 import ray.tune
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
-from serve.model.graph import Calibration
 from training.evaluation.metrics import measure
-from training.evaluation.slates import Slates, auc
+from training.evaluation.slates import Slates
 from training.fit.loop import FitConfig, State, run
 from training.network.calibrate import fit_platt
 from training.network.network import Inputs, Network
@@ -71,7 +69,7 @@ def needs() -> dict[str, float]:
 
 
 class Referee:
-    """Evaluator of a trial: measures its network as served, without positions."""
+    """Evaluator of a trial: measures its network on the labels as shown."""
 
     def __init__(self, encoder: Encoder, config: FitConfig, num_train: int, valid: Inputs) -> None:
         self._config, self._num_train, self._valid = config, num_train, valid
@@ -80,41 +78,24 @@ class Referee:
     def report(self, state: State) -> dict[str, Any]:
         """Return validation logloss, AUC and their cost after an epoch."""
         line, done = state.history[-1], len(state.history)
-        logloss, auc = line["valid_logloss"], line["valid_auc"]
-        if self._config.position_bias != "ignored":
-            # The measures of the loop use the positions, which no rival does.
-            logloss, auc, _ = self._without_position(self._logit(state))
         return {
             "percent": 100 * done // self._config.epochs,
             "share": done / self._config.epochs,
-            "valid_logloss": logloss,
-            "valid_auc": auc,
+            "valid_logloss": line["valid_logloss"],
+            "valid_auc": line["valid_auc"],
             "seconds": sum(past["seconds"] for past in state.history),
             "rows": work(done, self._num_train, len(self._valid)),
         }
 
     def verdict(self, state: State, slate: NDArray[np.int64]) -> dict[str, Any]:
         """Return the last report, with NDCG by slates [N], calibration and history."""
-        logit = self._logit(state)
-        _, _, calibration = self._without_position(logit)
-        slates = Slates(self._valid.label.numpy(), slate)
+        self._network.tabnet.load_state_dict(state.last)
+        logit = self._network.logit(self._valid.x).double().numpy()
+        label, examination = self._valid.label.numpy(), self._valid.examination.double().numpy()
+        calibration = fit_platt(logit, label, examination)
+        slates = Slates(label, slate)
         return self.report(state) | {
             "valid_ndcg": measure(slates, logit, is_probability=False)["ndcg@10"],
             "calibration": [calibration.a, calibration.b],
             "history": list(state.history),
         }
-
-    def _logit(self, state: State) -> NDArray[np.float64]:
-        self._network.tabnet.load_state_dict(state.last)
-        return self._network.logit(self._valid.x).double().numpy()
-
-    def _without_position(self, logit: NDArray[np.float64]) -> tuple[float, float | None, Calibration]:
-        """Return (logloss, AUC, calibration) of calibrated logits.
-
-        Without calibration the logits are too high: they hold for the first position.
-        """
-        label = self._valid.label.numpy()
-        calibration = fit_platt(logit, label)
-        shown = calibration.a * logit + calibration.b
-        logloss = binary_cross_entropy_with_logits(torch.from_numpy(shown), self._valid.label.double())
-        return logloss.item(), auc(label, shown), calibration

@@ -18,8 +18,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from serve.contract.errors import TabrankError
-from training.data.prepare import encode_rows
+from training.data.dataset import sample
 from training.fit.loop import FitConfig
+from training.fit.prepare import encode_rows
 from training.fit.sizing import sized
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast, row_s, work
@@ -28,7 +29,7 @@ from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.progress import SearchProgress
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
-from training.search.task import Task, sample
+from training.search.task import Task
 from training.search.trial import SLATES, needs, num_at_once, run_trial
 
 # Training rows of a trial for each second of the budget. More rows would leave too few trials.
@@ -127,7 +128,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         study = _study(run, deadline, costs, first, len(rows))
         folder = board.path.parent.resolve() / "trials"
         for name, part in (("train", rows), ("valid", valid)):
-            encode_rows(task.encoder, part).save(folder, name)
+            encode_rows(task.encoder, part, task.examination).save(folder, name)
         np.save(folder / SLATES, valid.slate)
         run.progress.searching(clock.budget_s)
         try:
@@ -172,7 +173,7 @@ def _study(
         run.progress.trial(entry, run.winner(), deadline.left_s())
 
     # Also try the network of `fit` first, and a larger one.
-    default = sized(num_rows, seed=task.base.seed, position_bias=task.base.position_bias)
+    default = sized(num_rows, seed=task.base.seed)
     return Study(
         Space(num_rows),
         task.base,

@@ -17,12 +17,12 @@ from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
 from training.data.dataset import Dataset
-from training.data.prepare import encode_rows, take_evenly
 from training.evaluation.evaluate import score
 from training.evaluation.rivals import RIVALS, TUNING_SHARE, Rival
 from training.examination.examination import Examination
 from training.fit.fit import save
 from training.fit.loop import FitConfig, State
+from training.fit.prepare import encode_rows, take_evenly
 from training.fit.trainer import train
 from training.network.model import UNCALIBRATED, Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
@@ -68,18 +68,15 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         test, last = (newer, last) if is_enough(newer) else (test, None)
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
     known = [entry for entry in run.board.entries if entry.kind in RIVALS]
-    rivals = {entry.kind: RIVALS[entry.kind](encoder, rows, Examination(), **entry.point) for entry in known}
-    # LightGBM knows no position, so its labels would teach that a position has no effect.
-    is_taught = task.settings.num_teachers > 0 and config.position_bias == "ignored"
-    rival = rivals["lightgbm"](rows.matrix) if is_taught else None
+    rivals = {e.kind: RIVALS[e.kind](encoder, rows, task.examination, **e.point) for e in known}
+    rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
+    num_teachers = size.num_teachers + (rival is not None)
     state = _trained(run, winner, size, config, rows, encoder, rival)
     # A mean of teachers is less confident than each of them, so the network that it teaches needs
     # no calibration: that of a single network made it worse (RankLens, rows later than all
-    # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064). A network with
-    # position-bias removal answers for the first position, and calibration, fitted on unseen
-    # validation rows, brings it back to the shown positions.
+    # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064).
     assert winner.calibration is not None
-    calibration = UNCALIBRATED if is_taught else Calibration(*winner.calibration)
+    calibration = UNCALIBRATED if num_teachers else Calibration(*winner.calibration)
     run.progress.report("measuring it on the test rows, beside its rivals")
     search = {
         "budget_s": run.clock.budget_s,
@@ -98,6 +95,8 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         config,
         test,
         "test",
+        examination=task.examination,
+        current=Examination.of(last.manifest if last else {}),
         seen=take_evenly(rows.matrix),
         rivals=_rival_scores(rivals, test, last),
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
@@ -106,8 +105,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
             "span_ms": [int(rows.ts_ms[0]), int(rows.ts_ms[-1])],
             "seen_until_ms": int(rows.ts_ms[-1]),
             "counts": task.data.counts,
-            "position_tau": state.bias_of(config).tau,
-            "teachers": size.num_teachers + is_taught,
+            "teachers": num_teachers,
             "incumbent": incumbent,
         },
         begun=started_s,
@@ -164,7 +162,7 @@ def _trained(
     )
     storage = run.clock.out / "fit"
     watched = data.take(slice(int(len(data) * (1 - MONITORED_SHARE)), None))
-    rows, last_rows = encode_rows(encoder, data), encode_rows(encoder, watched)
+    rows, last_rows = (encode_rows(encoder, part, run.task.examination) for part in (data, watched))
     if size.num_teachers or rival is not None:
         folder = storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}"
         rows.save(folder, "train")

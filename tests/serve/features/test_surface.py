@@ -79,6 +79,20 @@ def test_every_numeric_kind_has_the_transform_that_training_reads():
     assert {kind.transform for kind in numeric} <= {"none", "log1p"}
 
 
+def test_position_bias_is_removed_unless_clients_report_impressions_or_the_surface_ignores_it():
+    def surface(kind=None, events='["click", "join", "leave"]'):
+        text = TOML.replace('["click", "join", "leave"]', events)
+        return read_surface(f'position_bias = "{kind}"\n{text}' if kind else text)
+
+    reporting = '["click", "join", "leave", "impression"]'
+    assert surface().is_debiased
+    assert not surface("ignored").is_debiased
+    assert not surface(events=reporting).is_debiased
+    assert surface("examined", reporting).is_debiased
+    # A surface that says the same in another way is the same.
+    assert surface("examined").fingerprint == surface().fingerprint != surface("ignored").fingerprint
+
+
 def test_the_state_fingerprint_depends_on_state_and_not_on_features():
     base = Schema(read_surface(TOML)).fingerprint
     assert Schema(read_surface("# a comment\n" + TOML)).fingerprint == base

@@ -125,6 +125,24 @@ def test_client_impressions_decide_what_was_seen(tmp_path):
     assert rows(data) == {("r1", "b"): 0.0}
 
 
+def test_rows_have_the_weights_of_their_draw_unless_one_of_its_candidates_is_no_row(
+    tmp_path, log_folder, surface
+):
+    # r1 shows a, b and c.
+    weights = {0: np.array([2.0, -1.0, -np.inf])}
+
+    def drawn(schema, log):
+        plan = DatasetPlan(schema, log, weights=weights)
+        return next(plan.parts(len(plan))).weight
+
+    np.testing.assert_array_equal(
+        drawn(Schema(surface), read_log(log_folder, surface)), [2.0, -1.0, -np.inf, *[np.nan] * 5]
+    )
+    cut = drawn(*with_impressions(tmp_path / "cut", ("r1", "a", 10_500), ("r1", "b", 10_500)))
+    assert np.isnan(cut).tolist() == [True, True]
+    assert build(Schema(surface), read_log(log_folder, surface)).weight is None
+
+
 def test_the_window_begins_with_the_impression_where_there_is_one(tmp_path):
     """r3 is at 40 s and its b was joined at 45 s; r1 is at 10 s and its a was joined at 12 s."""
     seen = ("r1", "a", 13_000), ("r1", "b", 11_000), ("r3", "b", 44_000)

@@ -10,8 +10,8 @@ import pytest
 from assessed import dataset, truth
 
 from serve.contract.hashing import hash64
-from training.data.prepare import take_evenly
 from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, statistics
+from training.fit.prepare import take_evenly
 
 
 @pytest.fixture(scope="module")

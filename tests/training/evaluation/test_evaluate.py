@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from training.evaluation.evaluate import assess
 from training.evaluation.metrics import measure
 from training.evaluation.slates import Slates
 from training.evaluation.slices import MIN_OF_EACH_LABEL, MIN_ROWS
+from training.examination.examination import Examination
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,27 @@ def test_the_current_model_is_compared_for_not_being_better(data, surface):
     other = assess(data, {"model": scores["current"], "current": scores["model"]}, surface)
     assert [bound["holds"] for bound in other["paired"]["model-current"]["bounds"]] == [False, False, True]
     assert "bounds" not in found["paired"]["model-popular"]
+
+
+def test_labels_as_shown_are_compared_with_scores_times_examination(data, surface):
+    examination = Examination("learned", 1 / (1 + np.arange(6) / 2), np.zeros(6), 100)
+    theta = examination.at(data.position)
+    seen = replace(data, label=data.label * (np.random.default_rng(0).random(len(data)) < theta))
+    scores = {"model": truth(data), "lightgbm": truth(data), "current": truth(data)}
+    given = {"examination": examination, "current": Examination()}
+    found = assess(seen, scores, surface, **given)
+    plain = assess(seen, {"model": truth(data) * theta}, surface)["model"]
+    for name in ("logloss", "ece", "rce"):
+        assert found["model"][name] == found["lightgbm"][name] == pytest.approx(plain[name])
+    # The order is that of the scores, which no position moves.
+    assert (
+        found["model"]["auc"]
+        == measure(Slates(seen.label, data.slate), truth(data), is_probability=True)["auc"]
+    )
+    # The current model ignored position, so its scores are P(label) as shown, and too high here.
+    assert found["current"]["ece"] > found["model"]["ece"] + 0.05
+    popular = assess(seen, scores, surface, examination=examination)["popular"]["calibrated_logloss"]
+    assert popular < assess(seen, scores, surface)["popular"]["calibrated_logloss"]
 
 
 def test_the_answer_is_plain_data_whatever_is_not_defined(data, surface):

@@ -123,7 +123,7 @@ def test_the_card_describes_the_model_and_its_worst_slices(evaluation):
 
 
 def test_the_card_names_teachers_as_searches_of_any_release_count_them(evaluation):
-    taught = MANIFEST | {"teachers": 3, "fit": {"position_bias": "ignored"}}
+    taught = MANIFEST | {"teachers": 3, "calibration": {"a": 1.0, "b": 0.0}}
     assert "none of its own: distilled from 3 teachers.\n" in model_card(taught, evaluation)
 
 

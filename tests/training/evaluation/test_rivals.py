@@ -60,7 +60,15 @@ def said() -> list[str]:
 @pytest.fixture(scope="module")
 def board(tmp_path_factory, said) -> Leaderboard:
     board = Leaderboard(tmp_path_factory.mktemp("rivals") / "leaderboard.jsonl")
-    compete(board, ENCODER, dataset(6_000, 1), dataset(2_000, 2), said.append, budget_s=0.0)
+    compete(
+        board,
+        ENCODER,
+        dataset(6_000, 1),
+        dataset(2_000, 2),
+        Examination(),
+        said.append,
+        budget_s=0.0,
+    )
     return board
 
 
@@ -78,7 +86,7 @@ def test_every_rival_has_a_cost(board):
 
 def test_rivals_that_are_on_the_leaderboard_are_not_trained_again(board, said):
     before = list(board.entries)
-    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), said.append, budget_s=0.0)
+    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), Examination(), said.append, budget_s=0.0)
     assert board.entries == before
 
 

@@ -17,7 +17,7 @@ from serve.model.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, Sin
 from training.evaluation.slates import auc
 from training.fit.loop import Diverged, FitConfig, State, learning_rate, run
 from training.network.network import Inputs, Network, NetworkConfig, inputs
-from training.network.position_bias import START, Bias
+from training.network.position_bias import as_shown
 
 ENCODER = Encoder(
     numeric=(NumericColumn("a", indicator=True), NumericColumn("b"), NumericColumn("c", transform="log1p")),
@@ -53,11 +53,11 @@ def made(num_rows: int, seed: int) -> Inputs:
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     numeric[rng.random(num_rows) < 0.1, 0] = np.nan
     hot = rng.integers(0, 2, size=(num_rows, 2)).astype(np.float32)
-    return inputs(ENCODER, (numeric, hot, index), label, np.zeros(num_rows, np.int64))
+    return inputs(ENCODER, (numeric, hot, index), label, np.ones(num_rows))
 
 
 def first(rows: Inputs, num_rows: int) -> Inputs:
-    return Inputs(rows.x[:num_rows], rows.label[:num_rows], rows.position[:num_rows])
+    return Inputs(rows.x[:num_rows], rows.label[:num_rows], rows.examination[:num_rows])
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def stopped(train, upside_down) -> State:
 
 
 def is_same(left: State, right: State) -> bool:
-    parts = [(getattr(left, part), getattr(right, part)) for part in ("last", "best", "optimiser", "bias")]
+    parts = [(getattr(left, part), getattr(right, part)) for part in ("last", "best", "optimiser")]
     histories = [[line | {"seconds": 0} for line in state.history] for state in (left, right)]
     return (
         histories[0] == histories[1]
@@ -136,9 +136,9 @@ def test_the_moments_of_all_weights_are_one_tensor(trained):
     network = Network(ENCODER, CONFIG.network)
     learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert {name: t.numel() for name, t in trained.optimiser.items()} == {
-        "0.step": 1,
-        "0.exp_avg": learned,
-        "0.exp_avg_sq": learned,
+        "step": 1,
+        "exp_avg": learned,
+        "exp_avg_sq": learned,
     }
 
 
@@ -276,39 +276,43 @@ def shown(num_rows: int, seed: int) -> Inputs:
     """Return rows at positions 0 to 3, examined less often at later positions."""
     rows = made(num_rows, seed)
     rng = np.random.default_rng(seed)
-    position = rng.integers(0, 4, num_rows)
-    looked = rng.random(num_rows) < 1 / (1 + position / TAU)
-    label = rows.label * torch.from_numpy(looked.astype(np.float32))
-    return Inputs(rows.x, label, torch.from_numpy(position))
+    examination = 1 / (1 + rng.integers(0, 4, num_rows) / TAU)
+    looked = torch.from_numpy((rng.random(num_rows) < examination).astype(np.float32))
+    return Inputs(rows.x, rows.label * looked, torch.from_numpy(examination).float())
 
 
-def test_a_bias_by_position_is_learned_beside_the_network():
+def test_a_network_that_knows_the_examination_learns_the_label_of_rows_that_are_looked_at():
     train, valid = shown(6_000, seed=5), shown(2_000, seed=6)
     config = replace(CONFIG, network=replace(CONFIG.network, n_independent=1, n_shared=1))
-    plain = run(train, valid, ENCODER, config)
-    state = run(train, valid, ENCODER, replace(config, position_bias="examined"))
-    assert state.history[-1]["valid_logloss"] < plain.history[-1]["valid_logloss"] - 0.01
-    assert state.last.keys() == plain.last.keys()
-    bias = Bias("examined")
-    bias.load_state_dict(state.bias)
-    assert TAU / 1.5 < bias.tau < TAU * 1.5
+    seen = made(2_000, seed=6)
+    losses = []
+    for examination in (train.examination, torch.ones(len(train))):
+        state = run(replace(train, examination=examination), valid, ENCODER, config)
+        network = Network(ENCODER, config.network).eval()
+        network.tabnet.load_state_dict(state.last)
+        logit = network.logit(seen.x)
+        losses.append(torch.nn.functional.binary_cross_entropy_with_logits(logit, seen.label).item())
+    assert losses[0] < losses[1] - 0.05
 
 
-def test_rows_that_are_all_first_are_trained_as_if_position_were_ignored(valid):
-    train, short = made(1_000, seed=7), replace(CONFIG, epochs=2)
-    plain, biased = (
-        run(train, valid, ENCODER, replace(short, position_bias=kind)) for kind in ("ignored", "examined")
+def test_the_validation_logloss_is_of_labels_as_shown_and_the_auc_of_the_scores(train):
+    valid = shown(1_000, seed=6)
+    state = run(train, valid, ENCODER, replace(CONFIG, epochs=1))
+    network = Network(ENCODER, CONFIG.network).eval()
+    network.tabnet.load_state_dict(state.last)
+    logit = network.logit(valid.x).double()
+    chance = valid.examination.double() * torch.sigmoid(logit)
+    line = state.history[0]
+    assert line["valid_logloss"] == pytest.approx(
+        torch.nn.functional.binary_cross_entropy(chance, valid.label.double()).item()
     )
-    assert plain.bias == {}
-    assert all(torch.equal(plain.last[name], biased.last[name]) for name in plain.last)
-    histories = [[line | {"seconds": 0} for line in state.history] for state in (plain, biased)]
-    assert histories[0] == histories[1]
+    assert line["valid_auc"] == pytest.approx(auc(valid.label.numpy(), logit.numpy()))
 
 
 def test_clipping_bounds_the_first_step_of_all_weights_together(train, valid):
     def moments(clip_norm: float) -> torch.Tensor:
         config = replace(CONFIG, epochs=1, batch_size=3_000, clip_norm=clip_norm)
-        return run(train, valid, ENCODER, config).optimiser["0.exp_avg"]
+        return run(train, valid, ENCODER, config).optimiser["exp_avg"]
 
     # The moments of one step are a tenth of its gradient.
     whole, clipped = moments(1e6), moments(1e-3)
@@ -317,52 +321,24 @@ def test_clipping_bounds_the_first_step_of_all_weights_together(train, valid):
     torch.testing.assert_close(clipped / clipped.norm(), whole / whole.norm(), rtol=1e-3, atol=1e-6)
 
 
-def test_weight_decay_does_not_move_the_position_bias(valid):
-    # All rows are at the first position, and nothing else moves the bias either.
-    train = made(1_000, seed=7)
-    config = replace(CONFIG, epochs=2, weight_decay=0.5, position_bias="examined")
-    bias = Bias("examined")
-    bias.load_state_dict(run(train, valid, ENCODER, config).bias)
-    assert bias.tau == pytest.approx(START)
-
-
-def test_a_run_with_a_position_bias_goes_on_from_a_file_as_if_never_cut(tmp_path):
-    train, valid = shown(1_000, seed=5), shown(500, seed=6)
-    config = replace(CONFIG, epochs=2, position_bias="examined")
-
-    def save_and_cut(state: State) -> None:
-        state.save(tmp_path / "state.safetensors")
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run(train, valid, ENCODER, config, after_epoch=save_and_cut)
-    state = State.load(tmp_path / "state.safetensors")
-    assert is_same(run(train, valid, ENCODER, config, state=state), run(train, valid, ENCODER, config))
-
-
-@pytest.mark.parametrize("value", [-20.0, 0.0, 0.5, 20.0])
-def test_examination_is_a_product_of_chances_and_stays_finite(value):
-    bias = Bias("examined").double()
-    with torch.no_grad():
-        bias.value.fill_(value)
-    logit = torch.tensor([-500.0, -3.0, 0.0, 3.0, 500.0], dtype=torch.float64).repeat(80, 1)
-    logit.requires_grad_()
-    position = torch.arange(80)[:, None].expand(80, 5)
-    found = bias(logit, position)
+@pytest.mark.parametrize("theta", [1.0, 0.999, 0.3, 1e-4])
+def test_examination_is_a_product_of_chances_and_stays_finite(theta):
+    logit = torch.tensor([-500.0, -3.0, 0.0, 3.0, 500.0], dtype=torch.float64, requires_grad=True)
+    found = as_shown(logit, torch.full((5,), theta))
     found.sum().backward()
-    for tensor in (found, logit.grad, bias.value.grad):
-        assert torch.isfinite(tensor).all()
-    chance = torch.sigmoid(found) / torch.sigmoid(logit)  # θ
-    expected = 1 / (1 + torch.arange(80, dtype=torch.float64) / bias.tau)
-    torch.testing.assert_close(chance[:, 1:4], expected[:, None].expand(80, 3), rtol=1e-5, atol=1e-12)
-    assert torch.equal(found[0], logit[0])
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(logit.grad).all()
+    chance = torch.sigmoid(found) / torch.sigmoid(logit)
+    torch.testing.assert_close(chance[1:4], torch.full((3,), theta, dtype=torch.float64), rtol=1e-5, atol=0)
+    if theta == 1:
+        assert torch.equal(found, logit)
 
 
 def test_ranks_share_the_batches_of_one_process_and_read_each_row_once():
     number = torch.arange(1_000)
     rows = Inputs(number[:, None].float(), torch.zeros(1_000), number)
     alone, *ranks = (
-        torch.stack([batch.position for batch in rows.batches(100, mine, seed=7)])
+        torch.stack([batch.examination for batch in rows.batches(100, mine, seed=7)])
         for mine in (slice(0, 100), slice(0, 50), slice(50, 100))
     )
     assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
@@ -415,7 +391,7 @@ rows = load_file(folder / "rows")
 network = NetworkConfig(width=8, n_steps=2, n_independent=2, n_shared=2, virtual_batch_size=64)
 config = FitConfig(network, epochs=3, batch_size=256, category_dropout=0.05)
 encoder = Encoder.from_json((folder / "encoder").read_text())
-parts = ("x", "label", "position")
+parts = ("x", "label", "examination")
 train, valid = (Inputs(*(rows[f"{part} {what}"] for what in parts)) for part in ("train", "valid"))
 state = run(train, valid, encoder, config)
 state.save(folder / str(rank))

@@ -259,7 +259,7 @@ class Pass:
     def __init__(self, rows: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spill, "ROWS_PER_FILE", 2_000)
         out = spill.Spill(folder, len(rows), rows.x.shape[1])
-        out.add(replace(rows, position=torch.arange(len(rows))))
+        out.add(replace(rows, examination=torch.arange(len(rows)).float()))
         self.rows, self.streamed = rows, out.streamed()
 
     def __len__(self) -> int:
@@ -267,10 +267,10 @@ class Pass:
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
         files = [self.streamed.read(*file, size, slice(0, size), seed) for file in self.streamed.files(seed)]
-        order = torch.from_numpy(np.concatenate(files)["position"].astype(np.int64))
+        order = torch.from_numpy(np.concatenate(files)["examination"].astype(np.int64))
         for start in range(0, len(order), size):
             rows = order[start : start + size][mine]
-            yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.position[rows])
+            yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.examination[rows])
 
 
 @pytest.mark.proof

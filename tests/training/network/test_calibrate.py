@@ -27,6 +27,15 @@ def test_the_map_that_drew_the_labels_is_found() -> None:
     assert calibration.b == pytest.approx(-2.0, abs=0.05)
 
 
+def test_the_chance_of_a_candidate_that_is_looked_at_is_found_from_labels_as_shown() -> None:
+    logit, label = drawn(0.6, -0.5, num_rows=50_000)
+    rng = np.random.default_rng(1)
+    examination = rng.choice([1.0, 0.5, 0.1], len(logit))
+    calibration = fit_platt(logit, label & (rng.random(len(logit)) < examination), examination)
+    assert calibration.a == pytest.approx(0.6, abs=0.03)
+    assert calibration.b == pytest.approx(-0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("num_rows", [3, 30, 1_000])
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
 def test_no_other_map_has_less_loss(num_rows: int, scale: float) -> None:

@@ -70,7 +70,7 @@ def test_the_current_model_is_followed_unless_the_service_could_not_rank_with_it
     save(tmp_path / OLD, files, about)
     assert followed(tmp_path, OLD, Schema(surface), messages.append).version == OLD
     # Another label or another removal of position bias leaves the columns as they are.
-    other = Schema(replace(surface, position_bias="examined"))
+    other = Schema(replace(surface, position_bias="ignored"))
     assert followed(tmp_path, OLD, other, messages.append).version == OLD
     assert messages == []
     fewer = {name: kind for name, kind in surface.features.items() if name != "topic_affinity"}

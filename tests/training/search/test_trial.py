@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from serve.model.encoder import Encoder, NumericColumn
 from training.fit.loop import FitConfig, run
-from training.network.network import Inputs, NetworkConfig, inputs
+from training.network.network import Inputs, Network, NetworkConfig, inputs
 from training.search.trial import Referee
 
 ENCODER = Encoder(numeric=(NumericColumn("a"), NumericColumn("b")), single=(), multi=())
@@ -26,33 +24,28 @@ def shown(num_rows: int, seed: int) -> Inputs:
     chance = 1 / (1 + np.exp(-2 * numeric[:, 0])) / (1 + position / 5)
     label = (rng.random(num_rows) < chance).astype(np.float32)
     none = np.zeros((num_rows, 0))
-    return inputs(ENCODER, (numeric, none.astype(np.float32), none.astype(np.int64)), label, position)
+    return inputs(
+        ENCODER, (numeric, none.astype(np.float32), none.astype(np.int64)), label, 1 / (1 + position / 5)
+    )
 
 
-@pytest.mark.parametrize("position_bias", ["ignored", "examined"])
-def test_stopped_and_finished_trials_have_one_measure_without_position(position_bias):
-    config = replace(CONFIG, position_bias=position_bias)
+def test_stopped_and_finished_trials_have_one_measure_with_the_examination_of_positions():
     train, valid = shown(2_000, seed=1), shown(1_000, seed=2)
-    moved = replace(valid, position=torch.zeros_like(valid.position))
-    referee = Referee(ENCODER, config, len(train), valid)
-    blind = Referee(ENCODER, config, len(train), moved)
-    reported, knowing = [], []
-
-    def after_epoch(state):
-        reported.append(referee.report(state))
-        knowing.append(state.history[-1]["valid_logloss"])
-        assert blind.report(state) == reported[-1]
-
-    state = run(train, valid, ENCODER, config, after_epoch=after_epoch)
+    referee = Referee(ENCODER, CONFIG, len(train), valid)
+    reported = []
+    state = run(
+        train, valid, ENCODER, CONFIG, after_epoch=lambda state: reported.append(referee.report(state))
+    )
     verdict = referee.verdict(state, np.arange(1_000) // 10)
     assert {key: verdict[key] for key in reported[-1]} == reported[-1]
     assert (verdict["percent"], verdict["share"], reported[0]["percent"]) == (100, 1.0, 33)
-    losses = [line["valid_logloss"] for line in reported]
-    if position_bias == "ignored":
-        assert losses == knowing
-    else:
-        # The measure of the loop uses the positions.
-        assert all(ours > theirs + 0.01 for ours, theirs in zip(losses[1:], knowing[1:], strict=True))
+    a, b = verdict["calibration"]
+    network = Network(ENCODER, NETWORK).eval()
+    network.tabnet.load_state_dict(state.last)
+    chance = 1 / (1 + np.exp(-(a * network.logit(valid.x).numpy() + b)))
+    # Of candidates that are looked at, more get the label than of those shown.
+    assert (chance * valid.examination.numpy()).mean() == pytest.approx(valid.label.numpy().mean(), abs=0.01)
+    assert chance.mean() > 1.5 * valid.label.numpy().mean()
 
 
 def test_the_work_of_a_trial_counts_epochs_and_part_of_the_validation():
@@ -66,5 +59,5 @@ def test_a_jobs_rows_are_mapped_as_they_were_saved(tmp_path):
     rows = shown(50, seed=3)
     rows.save(tmp_path / "trials", "train")
     mapped = Inputs.map(tmp_path / "trials", "train")
-    for name in ("x", "label", "position"):
+    for name in ("x", "label", "examination"):
         assert torch.equal(getattr(mapped, name), getattr(rows, name))

@@ -9,44 +9,28 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import one_of
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import Schema
-from serve.features.slots import F32
 from serve.features.surface import Surface
-from serve.log.reader import Log, read_log, read_table
+from serve.log.reader import Log, read_log
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.scorers import load_scorer
-from serve.ranking.exploration import log_weight, pick_probability
+from serve.ranking.exploration import log_weight
 from training.data.dataset import Progress, recompute_features
+from training.data.draws import read_draws
 from training.data.labels import Owners
 from training.evaluation.counterfactual import Drawn
 from training.examination.placements import F64
 
-# Largest relative deviation of a logged propensity from the one that the logged scores give.
-TOLERANCE = 1e-3
 # Score at most so many rows at once, or one exposure, to bound the memory.
 ROWS_AT_ONCE = 4_096
 CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
-
-COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
-
-
-class _Draw(NamedTuple):
-    """Log entry of a drawn exposure, in the order shown; `score` is NaN for unscored candidates."""
-
-    score: F32
-    propensity: F64
-    model: str
-    is_outside: bool
 
 
 @dataclass(frozen=True)
@@ -81,7 +65,12 @@ def explored(
     features = Features(Schema(surface))
     artifact.encoder.check(features.columns)
     log = read_log(folder, surface)
-    draws = _draws(folder, log)
+    draws = read_draws(folder, log)
+    if not draws:
+        raise TabrankError(
+            f"{folder}: no exposure has propensities in live traffic, so no order was drawn and another ranking "
+            "cannot be evaluated; set `explore` for the arm in cluster.yaml, and use the log served after that"
+        )
     replay = Replay(features.schema, log)
     open_ms = log.ends_ms - surface.label.within_ms
     why: dict[int, str] = {}
@@ -92,7 +81,12 @@ def explored(
             why[i] = FORGOTTEN
         elif replay.exposure_ms[i] > open_ms:
             why[i] = OPEN
-        elif _is_cut(draw, log.exposures["request_id"][i].as_py(), folder):
+        elif draw.is_cut is None:
+            raise TabrankError(
+                f"{folder}: the propensities of exposure {log.exposures['request_id'][i].as_py()!r} are not those "
+                "of its scores: another release drew the order; use that release, or a log served by this one"
+            )
+        elif draw.is_cut:
             why[i] = CUT
     left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0, OUTSIDE: 0} | Counter(why.values())
     rows = np.array([i for i in draws if i not in why], np.int64)
@@ -135,58 +129,6 @@ def explored(
         left_out,
         dict(Counter(draws[i].model for i in rows.tolist())),
         int((replay.exposure_ms[rows] <= made_until_ms).sum()),
-    )
-
-
-def _draws(folder: Path, log: Log) -> dict[int, _Draw]:
-    """Return the log entries of drawn exposures by their row in the log."""
-    _, table = read_table(folder, "exposures", COLUMNS)
-    if not {"scores", "propensity"} <= set(table.column_names) or not len(
-        table := table.filter(pc.is_valid(table["propensity"]))
-    ):
-        raise TabrankError(
-            f"{folder}: no exposure has propensities, so no order was drawn and another ranking cannot be evaluated; "
-            "set `explore` for the arm in cluster.yaml, and use the log served after that"
-        )
-    at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
-    models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
-    # Known viewers outside experiments include testers under an arm of the X-Arm header, which the
-    # log does not mark. Anonymous viewers are outside experiments too, and stay.
-    outside = [False] * len(table)
-    if {"experiment", "viewer"} <= set(table.column_names):
-        outside = pc.and_(pc.is_null(table["experiment"]), pc.is_valid(table["viewer"])).to_pylist()
-    found: dict[int, _Draw] = {}
-    for row, place in enumerate(at.to_pylist()):
-        # Test traffic has no place, and repeated requests have one already.
-        if place is not None and place not in found:
-            scores, propensity = (
-                table[name][row].values.to_numpy(zero_copy_only=False).astype(np.float64)
-                for name in ("scores", "propensity")
-            )
-            found[place] = _Draw(
-                scores.astype(np.float32), propensity, models[row] or "unknown", outside[row]
-            )
-    if not found:
-        raise TabrankError(
-            f'{folder}: every exposure with propensities is test traffic (traffic = "test"); serve live traffic'
-        )
-    return found
-
-
-def _is_cut(draw: _Draw, request_id: str, folder: Path) -> bool:
-    """Return whether the draw included candidates that were not logged."""
-    score, propensity = draw.score, draw.propensity
-    is_drawn = ~np.isnan(score)
-    if len(score) == len(propensity):
-        logged, ours = propensity[is_drawn], pick_probability(log_weight(score[is_drawn]))
-        if not is_drawn.any() or np.abs(logged / ours - 1.0).max() <= TOLERANCE:
-            return False
-        if is_drawn.all() and logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
-            # Even the last candidate shown had alternatives.
-            return True
-    raise TabrankError(
-        f"{folder}: the propensities of exposure {request_id!r} are not those of its scores: another release "
-        "drew the order; use that release, or a log served by this one"
     )
 
 

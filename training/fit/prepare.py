@@ -21,8 +21,11 @@ from serve.features.surface import Surface
 from serve.log.reader import Log, read_joined
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat, evenly
+from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Spill, Streamed
+from training.examination.estimate import examine
+from training.examination.examination import Examination
 from training.network.network import Inputs, inputs
 from training.terminal import print_progress
 
@@ -45,6 +48,7 @@ class Prepared:
     # Training rows, evenly spaced from the first to the last.
     sample: Matrix
     encoder: Encoder
+    examination: Examination
     # Times of the first and the last training row.
     span_ms: tuple[int, int]
     counts: dict[str, int]
@@ -62,8 +66,8 @@ def prepare(
     """Prepare the rows of a log; the last tenth by time is for validation.
 
     Rows are spilled to a folder in `storage` if they would take more than `memory_bytes` in memory
-    (default: half of the free memory), and deleted when the block ends. The encoder is fitted to
-    all training rows, or to a random sample of spilled ones. With spilled rows at most
+    (default: half of the free memory), and deleted when the block ends. Encoder and examination
+    are fitted to all training rows, or to random slates of spilled ones. With spilled rows at most
     MAX_VALIDATION validation rows are kept, in whole slates.
 
     Raises:
@@ -74,7 +78,7 @@ def prepare(
     shutil.rmtree(folder, ignore_errors=True)
     try:
         table = read_joined(log, surface, print_progress)
-        plan = DatasetPlan(Schema(surface), table)
+        plan = DatasetPlan(Schema(surface), table, weights=drawn_weights(log, table))
         if len(plan) * row_bytes(plan) <= (memory_bytes or available_bytes() // 2):
             prepared = _in_memory(surface, table, plan, progress)
         else:
@@ -99,12 +103,12 @@ def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress
     (data,) = plan.parts(len(plan), progress)
     train, valid = split_by_time(data, SHARES, surface.label.within_ms)
     encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
+    examination = examine(train, encoder, surface)
     span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
     # Copy, so that the validation rows do not keep the training rows' features in memory.
     held = valid.take(np.arange(len(valid)))
-    return Prepared(
-        encode_rows(encoder, train), held, take_evenly(train.matrix), encoder, span_ms, train.counts
-    )
+    rows = encode_rows(encoder, train, examination)
+    return Prepared(rows, held, take_evenly(train.matrix), encoder, examination, span_ms, train.counts)
 
 
 def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progress: Progress) -> Prepared:
@@ -113,10 +117,10 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     cut_ms = plan.ts_ms[cut]
     num_train = int(np.searchsorted(plan.ts_ms, cut_ms - surface.label.within_ms))
     every = -(-(len(plan) - cut) // MAX_VALIDATION)
-    num_sample = min(MAX_SAMPLE, num_train)
-    wanted = np.sort(default_rng(0).permutation(num_train)[:num_sample])
+    # Slates with a lower number are in the sample.
+    chance = default_rng(0).random(len(log.exposures))
     sample, valid, raw = [], [], []
-    at = num_slates = num_positive = 0
+    num_slates = num_positive = 0
     (folder / "raw").mkdir(parents=True)
     for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
         num_early, late = np.searchsorted(part.ts_ms, (cut_ms - surface.label.within_ms, cut_ms))
@@ -127,33 +131,33 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
             num_slates = int(slates[-1]) + 1
         if num_early:
             kept = part.take(slice(num_early))
-            low, high = np.searchsorted(wanted, (at, at + len(kept)))
-            sample.append(kept.matrix.rows(wanted[low:high] - at))
+            sample.append(kept.take(np.flatnonzero(chance[kept.slate] * num_train <= MAX_SAMPLE)))
             raw.append(folder / "raw" / f"{number}.npz")
             np.savez(raw[-1], **vars(kept.matrix), label=kept.label, position=kept.position)
-            at += len(kept)
             num_positive += int(kept.label.sum())
     held = concat(valid)
     _check_labels("training", num_train, num_positive)
     _check_labels("validation", len(held), int(held.label.sum()))
-    matrix = Matrix.stacked(sample)
-    encoder = fit_encoder(surface, plan.columns, matrix, category_strings(surface, log))
+    sampled = concat(sample)
+    encoder = fit_encoder(surface, plan.columns, sampled.matrix, category_strings(surface, log))
+    examination = examine(sampled, encoder, surface)
     spill = Spill(folder / "inputs", num_train, len(encoder.input_names))
     for number, path in enumerate(raw):
         with np.load(path) as part:
             encoded = encoder.encode(part["numeric"], part["category"])
-            rows = inputs(encoder, encoded, part["label"], part["position"])
+            rows = inputs(encoder, encoded, part["label"], examination.at(part["position"]))
         path.unlink()
         spill.add(rows)
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
-    return Prepared(spill.streamed(), held, take_evenly(matrix), encoder, span_ms, plan.counts)
+    seen = take_evenly(sampled.matrix)
+    return Prepared(spill.streamed(), held, seen, encoder, examination, span_ms, plan.counts)
 
 
-def encode_rows(encoder: Encoder, data: Dataset) -> Inputs:
+def encode_rows(encoder: Encoder, data: Dataset, examination: Examination) -> Inputs:
     """Return the rows of a dataset as the training loop reads them."""
     encoded = encoder.encode(data.matrix.numeric, data.matrix.category)
-    return inputs(encoder, encoded, data.label, data.position)
+    return inputs(encoder, encoded, data.label, examination.at(data.position))
 
 
 def split_by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:

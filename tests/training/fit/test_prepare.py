@@ -10,11 +10,11 @@ from tiny import tables
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Matrix
 from serve.log.writer import write_log
-from training.data import prepare as preparing
 from training.data import stream as spilling
 from training.data.dataset import Dataset
-from training.data.prepare import prepare, split_by_time
 from training.data.stream import Spill, Streamed
+from training.fit import prepare as preparing
+from training.fit.prepare import prepare, split_by_time
 from training.network.network import Inputs
 
 REPEATS = 40
@@ -47,15 +47,15 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
 
 
-def sorted_rows(x, label, position):
-    rows = np.column_stack([x, label, position])
+def sorted_rows(x, label, examination):
+    rows = np.column_stack([x, label, examination])
     return rows[np.lexsort(rows.T)]
 
 
 def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inputs:
     """Return the batches of `Streamed.batches`, end to end, without Ray."""
     rows = np.concatenate([train.read(*file, size, slice(begin, end), seed) for file in train.files(seed)])
-    return Inputs(*(torch.tensor(rows[name]) for name in ("x", "label", "position")))
+    return Inputs(*(torch.tensor(rows[name]) for name in ("x", "label", "examination")))
 
 
 def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_path, small_parts):
@@ -70,8 +70,8 @@ def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_p
         ready = memory.train
         given = batches(disk.train, 1, 0, 1, seed=5)
         np.testing.assert_array_equal(
-            sorted_rows(given.x, given.label, given.position),
-            sorted_rows(ready.x, ready.label, ready.position),
+            sorted_rows(given.x, given.label, given.examination),
+            sorted_rows(ready.x, ready.label, ready.examination),
         )
         assert shown_ids(disk.valid) == shown_ids(memory.valid)
         assert disk.valid.ts_ms.tolist() == memory.valid.ts_ms.tolist()
@@ -131,7 +131,7 @@ def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
 
 @pytest.fixture
 def streamed(tmp_path, monkeypatch) -> Streamed:
-    """Write 1,000 rows to 16 files, each row's number in its one input and its position."""
+    """Write 1,000 rows to 16 files, each row's number in its one input and as its examination."""
     monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
     spill = Spill(tmp_path / "spill", 1_000, 1)
     for part in np.split(np.arange(1_000), [300, 301, 900]):
@@ -144,22 +144,24 @@ def test_files_hold_a_random_share_of_all_rows(streamed):
     assert streamed.sizes == (63,) * 8 + (62,) * 8
     for file in streamed.files(0):
         rows = streamed.read(*file, 1, slice(0, 1), 0)
-        assert 350 < rows["position"].mean() < 650
-        assert (rows["x"][:, 0] == rows["position"]).all()
-        assert (rows["label"] == rows["position"] % 2).all()
+        assert 350 < rows["examination"].mean() < 650
+        assert (rows["x"][:, 0] == rows["examination"]).all()
+        assert (rows["label"] == rows["examination"] % 2).all()
 
 
 def test_a_pass_gives_whole_batches_in_an_order_of_its_own(streamed):
     first, again, other = (batches(streamed, 96, 0, 96, seed) for seed in (1, 1, 2))
     assert len(first) == len(other) == 960
-    assert first.position.tolist() == again.position.tolist() != other.position.tolist()
-    assert len(set(first.position.tolist())) == 960
-    assert set(first.position.tolist()) != set(other.position.tolist())
+    assert first.examination.tolist() == again.examination.tolist() != other.examination.tolist()
+    assert len(set(first.examination.tolist())) == 960
+    assert set(first.examination.tolist()) != set(other.examination.tolist())
 
 
 def test_ranks_share_the_batches_that_one_process_would_have(streamed):
-    alone = batches(streamed, 96, 0, 96, seed=3).position.reshape(10, 96)
-    ranks = [batches(streamed, 96, 32 * r, 32 * (r + 1), seed=3).position.reshape(10, 32) for r in range(3)]
+    alone = batches(streamed, 96, 0, 96, seed=3).examination.reshape(10, 96)
+    ranks = [
+        batches(streamed, 96, 32 * r, 32 * (r + 1), seed=3).examination.reshape(10, 32) for r in range(3)
+    ]
     assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
 
 

@@ -1,0 +1,122 @@
+"""Test the examination that is learned from a log as shown, and from drawn orders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from drawn import SHOWN, write_drawn
+
+from serve.features.matrix import Columns, Matrix
+from serve.features.rows import Schema
+from serve.features.surface import Surface
+from serve.log.reader import read_log
+from serve.model.encoder import Encoder, NumericColumn
+from training.data.dataset import Dataset, DatasetPlan
+from training.data.draws import drawn_weights
+from training.data.encoding import category_strings, fit_encoder
+from training.examination.estimate import examine
+from training.examination.examination import Examination
+
+ENCODER = Encoder((NumericColumn("popular"), NumericColumn("quality")), (), ())
+NUM_SLATES, WIDTH = 2_500, 12
+TRUE = 1 / (1 + np.arange(WIDTH) / 4)
+
+
+def shown(theta: np.ndarray, seed: int = 0) -> Dataset:
+    """Return slates ordered by a popularity that is also what makes a label likely."""
+    rng = np.random.default_rng(seed)
+    popular = -np.sort(-rng.normal(size=(NUM_SLATES, WIDTH)) - rng.normal(size=(NUM_SLATES, 1)), axis=1)
+    quality = rng.normal(size=(NUM_SLATES, WIDTH))
+    chance = theta / (1 + np.exp(1.5 - popular - quality))
+    rows = NUM_SLATES * WIDTH
+    slate = np.repeat(np.arange(NUM_SLATES), WIDTH)
+    zeros = np.zeros(rows, np.int64)
+    numeric = np.stack([popular.ravel(), quality.ravel()], axis=1).astype(np.float32)
+    return Dataset(
+        columns=Columns(("popular", "quality"), (), ()),
+        matrix=Matrix(numeric, np.zeros((rows, 0), np.uint64)),
+        label=(rng.random(rows) < chance.ravel()).astype(np.float32),
+        slate=slate,
+        viewer=slate // 3,
+        shown=zeros,
+        ts_ms=slate * 1_000,
+        popular=numeric[:, 0],
+        position=np.tile(np.arange(WIDTH), NUM_SLATES),
+        viewer_seen=zeros,
+        candidate_seen=zeros,
+        request_ids=[],
+        candidate_ids=[],
+        counts={},
+    )
+
+
+@pytest.mark.parametrize("theta", [TRUE, np.ones(WIDTH)], ids=["falling", "none"])
+def test_examination_is_learned_apart_from_popularity(theta: np.ndarray, surface: Surface) -> None:
+    rows = shown(theta)
+    found = examine(rows, ENCODER, surface)
+    assert (found.source, found.events) == ("learned", int(rows.label.sum()))
+    assert found.theta[0] == 1
+    assert (np.diff(found.theta) <= 0).all()
+    assert found.error[0] == 0 < min(found.error[1:])
+    away = np.log(np.array(found.theta[1:]) / theta[1:]) / np.array(found.error[1:])
+    assert np.abs(away).max() < 3.5
+    # The label is far rarer at the last position even where examination does not fall.
+    rate = rows.label.reshape(-1, WIDTH).mean(axis=0)
+    assert rate[-1] / rate[0] < 0.4 * found.theta[-1] / theta[-1]
+
+
+def test_an_order_that_nothing_disturbs_shows_nothing_and_says_so(surface: Surface) -> None:
+    rows = shown(TRUE)
+    # The position is known from the features, and no row moves up or down.
+    rows.matrix.numeric[:, 0] = rows.position
+    found = examine(rows, ENCODER, surface)
+    assert min(found.theta) > 0.9
+    assert found.error[-1] > 1
+
+
+def test_a_surface_that_ignores_position_and_a_log_of_few_events_keep_one(surface: Surface) -> None:
+    rows = shown(np.ones(WIDTH))
+    assert examine(rows, ENCODER, replace(surface, position_bias="ignored")) == Examination()
+    reporting = replace(surface, events=(*surface.events, "impression"))
+    assert examine(rows, ENCODER, reporting) == Examination()
+    assert examine(rows.take(slice(120)), ENCODER, surface) == Examination()
+    first = rows.take(np.flatnonzero(rows.position == 0))
+    assert examine(first, ENCODER, surface) == Examination()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, surface: Surface) -> tuple[Dataset, Encoder]:
+    """Return the rows of a log in drawn order, whose position k is examined in 1 / (1 + k / 2)."""
+    log_folder = write_drawn(tmp_path_factory.mktemp("drawn") / "log", num=800)
+    log = read_log(log_folder, surface)
+    plan = DatasetPlan(Schema(surface), log, weights=drawn_weights(log_folder, log))
+    (rows,) = plan.parts(len(plan))
+    return rows, fit_encoder(surface, rows.columns, rows.matrix, category_strings(surface, log))
+
+
+def test_explored_exposures_give_the_examination_where_the_log_has_them(drawn, surface: Surface) -> None:
+    rows, encoder = drawn
+    found = examine(rows, encoder, surface)
+    assert found.source == "explored"
+    away = np.log(np.array(found.theta[1:]) * (1 + np.arange(1, len(SHOWN)) / 2)) / np.array(found.error[1:])
+    assert np.abs(away).max() < 3
+    assert max(found.error) < 0.3
+
+
+def test_few_explored_exposures_do_not_decide(drawn, surface: Surface) -> None:
+    rows, encoder = drawn
+    assert rows.weight is not None
+    few = replace(rows, weight=np.where(rows.slate < 40, rows.weight, np.nan))
+    assert examine(few, encoder, surface).source == "learned"
+
+
+def test_a_line_for_people_names_the_source_and_positions() -> None:
+    found = Examination("learned", (1.0, 0.9, 0.8, 0.7, 0.5), (0.0, 0.1, 0.1, 0.1, 0.2), 1_234)
+    assert found.describe() == (
+        "position bias: examination learned from 1,234 label events, 1.00 ± 0.00 at 1, 0.50 ± 0.10 at 5; "
+        "an arm's `explore` would measure it"
+    )
+    assert Examination().describe() == "position bias: not removed"
+    assert Examination.of({"examination": found.to_json()}) == found

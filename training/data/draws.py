@@ -1,0 +1,76 @@
+"""Draws: the exposures of a served log whose order was drawn, with the log weights of the draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serve.features.slots import F32, F64
+from serve.log.reader import Log, read_table
+from serve.ranking.exploration import log_weight, pick_probability
+
+# Largest relative deviation of a logged propensity from the one that the logged scores give.
+TOLERANCE = 1e-3
+COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
+
+
+class Draw(NamedTuple):
+    """Log entry of a drawn exposure, in the order shown; `score` is NaN for unscored candidates."""
+
+    score: F32
+    propensity: F64
+    model: str
+    is_outside: bool
+
+    @property
+    def is_cut(self) -> bool | None:
+        """Return whether the draw included candidates that were not logged.
+
+        None if the propensities are not those of the scores: another release drew the order.
+        """
+        score, propensity = self.score, self.propensity
+        is_drawn = ~np.isnan(score)
+        if len(score) == len(propensity):
+            logged, ours = propensity[is_drawn], pick_probability(log_weight(score[is_drawn]))
+            if not is_drawn.any() or np.abs(logged / ours - 1.0).max() <= TOLERANCE:
+                return False
+            if is_drawn.all() and logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
+                # Even the last candidate shown had alternatives.
+                return True
+        return None
+
+
+def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
+    """Return the entries of drawn exposures by their row in the log; {} if no order was drawn."""
+    _, table = read_table(folder, "exposures", COLUMNS)
+    found: dict[int, Draw] = {}
+    if not {"scores", "propensity"} <= set(table.column_names):
+        return found
+    table = table.filter(pc.is_valid(table["propensity"]))
+    at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
+    models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
+    # Known viewers outside experiments include testers under an arm of the X-Arm header, which the
+    # log does not mark. Anonymous viewers are outside experiments too, and stay.
+    outside = [False] * len(table)
+    if {"experiment", "viewer"} <= set(table.column_names):
+        outside = pc.and_(pc.is_null(table["experiment"]), pc.is_valid(table["viewer"])).to_pylist()
+    for row, place in enumerate(at.to_pylist()):
+        # Test traffic has no place, and repeated requests have one already.
+        if place is not None and place not in found:
+            scores, propensity = (
+                table[name][row].values.to_numpy(zero_copy_only=False).astype(np.float64)
+                for name in ("scores", "propensity")
+            )
+            found[place] = Draw(scores.astype(np.float32), propensity, models[row] or "unknown", outside[row])
+    return found
+
+
+def drawn_weights(folder: Path, log: Log) -> dict[int, F64]:
+    """Return the log weights of each whole draw by its row in the log; −inf where not drawn."""
+    draws = read_draws(folder, log)
+    whole = ((i, log_weight(draw.score)) for i, draw in draws.items() if draw.is_cut is False)
+    return {i: np.where(np.isnan(weight), -np.inf, weight) for i, weight in whole}

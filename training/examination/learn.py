@@ -1,0 +1,96 @@
+"""Examination learned from a log as it was shown, not confounded with what the ranking prefers.
+
+P(label) = θ(k)·a(x) for a row of features x at position k. The score for log θ that is efficient
+under Poisson noise, Σ (B(k) − m(x)) (y − θ(k)·a(x)) = 0 with m = E[Bθ | x] / E[θ | x], does not
+move to first order with errors of `a` and `m` (Neyman orthogonality: Chernozhukov, Chetverikov,
+Demirer, Duflo, Hansen, Newey and Robins 2018, "Double/debiased machine learning for treatment and
+structural parameters"). It thus compares rows that the ranking expected at about the same position,
+and that other candidates of their slate moved up or down. LightGBM learns E[y | x] and
+E[log(1 + k) | x] from other viewers' rows. Rows of one cell have about the same expected position,
+and in it the positions have their observed distribution. Hence a = E[y | x] / E[θ | cell].
+Letters: N rows, B bins of positions, P = B − 1 parameters, C cells, V viewers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_array
+
+from serve.features.slots import F64, I64
+from serve.model.encoder import Encoder
+from training.data.dataset import Dataset
+from training.examination.placements import Bins
+
+# Cells of equal count. In more of them rows are more alike, and bins hold fewer.
+NUM_CELLS = 60
+# Precision of the difference of log θ between two bins, so that bins without events are like their
+# neighbours: at 4, a factor e is two standard deviations.
+SMOOTHNESS = 4.0
+TREES = {"learning_rate": 0.1, "num_leaves": 15, "min_data_in_leaf": 100, "feature_fraction": 0.5}
+TREES |= {"cat_smooth": 100, "cat_l2": 100, "num_threads": 1, "seed": 0, "verbose": -1}
+TREES |= {"force_row_wise": True}
+NUM_TREES = 80
+# Newton's method converges in fewer steps.
+_NUM_STEPS = 50
+
+
+def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
+    """Return log θ of each bin and its standard error with viewers as clusters, [B], 0 at bin 0.
+
+    The rows must hold two viewers or more.
+    """
+    place, label = bins.of[rows.position], rows.label.astype(np.float64)
+    viewer = np.unique(rows.viewer, return_inverse=True)[1]
+    chance, cell = _from_others(rows, encoder, viewer)
+
+    def table(values: F64) -> F64:
+        """Sum values [N] of each cell and bin, [C, B]."""
+        return np.asarray(coo_array((values, (cell, place)), (2 * NUM_CELLS, len(bins))).toarray())
+
+    shown, labels, chances = table(np.ones(len(label))), table(label), table(chance)
+    density = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1.0)
+    basis = np.eye(len(bins))[:, 1:]
+    prior = SMOOTHNESS * np.diff(basis, axis=0).T @ np.diff(basis, axis=0)
+    beta = np.zeros(len(bins) - 1)
+    for _ in range(_NUM_STEPS):
+        theta = np.exp(basis @ beta)
+        examined = np.maximum(density @ theta, 1e-9)
+        mean = (density * theta) @ basis / examined[:, None]
+        expected = chances * theta / examined[:, None]
+        rest, per_cell = labels - expected, expected.sum(axis=1)
+        score = basis.T @ rest.sum(axis=0) - mean.T @ rest.sum(axis=1)
+        cross = (expected @ basis).T @ mean
+        information = np.diag(expected.sum(axis=0)[1:]) - cross - cross.T + (mean.T * per_cell) @ mean + prior
+        step = np.linalg.solve(information, score - prior @ beta)
+        beta = beta + step * min(1.0, 1.0 / max(float(np.abs(step).max()), 1e-12))
+        if float(np.abs(step).max()) < 1e-8:
+            break
+    rest_of_row = label - theta[place] * chance / examined[cell]
+    of_viewer = coo_array((rest_of_row, (viewer, place))).tocsr() @ basis
+    of_viewer -= coo_array((rest_of_row, (viewer, cell))).tocsr() @ mean[: cell.max() + 1]
+    covariance = np.linalg.inv(information)
+    # Where nothing moves rows of a cell, only the prior holds θ, and the data have no error.
+    variance = np.maximum(((of_viewer @ covariance) ** 2).sum(axis=0), np.diag(covariance))
+    return np.append(0.0, beta), np.append(0.0, np.sqrt(variance))
+
+
+def _from_others(rows: Dataset, encoder: Encoder, viewer: I64) -> tuple[F64, I64]:
+    """Return E[label | x] and the cell of each row, [N], learned from the other half's viewers."""
+    import lightgbm as trees
+
+    columns = np.concatenate(
+        encoder.encode(rows.matrix.numeric, rows.matrix.category), axis=1, dtype=np.float32
+    )
+    categorical = list(range(columns.shape[1] - len(encoder.single), columns.shape[1]))
+    half = np.random.default_rng(0).permutation(int(viewer.max()) + 1)[viewer] % 2
+    chance, cell = np.empty(len(rows)), np.empty(len(rows), np.int64)
+    for fold in (0, 1):
+        mine, found = half == fold, []
+        for objective, target in (("binary", rows.label), ("regression", np.log1p(rows.position))):
+            given = trees.Dataset(columns[~mine], target[~mine], categorical_feature=categorical)
+            model = trees.train(TREES | {"objective": objective}, given, NUM_TREES)
+            found.append(np.asarray(model.predict(columns[mine], num_threads=1), np.float64))
+        chance[mine], depth = found
+        edges = np.quantile(depth, np.linspace(0, 1, NUM_CELLS + 1)[1:-1])
+        cell[mine] = fold * NUM_CELLS + np.searchsorted(edges, depth)
+    return chance, cell
