@@ -22,12 +22,15 @@ from serve.rollout.score_comparison import cell_counts
 # Join an event this long after its own time, in the order of these times: exposures, impressions
 # and labels come in separate calls. An exposure that comes later than this is left out.
 GRACE_MS = 60_000
-# Limit the memory of what waits: the fuller it is, the fewer viewers count.
+# Limit the memory of what waits: the fuller it is, the fewer viewers count. 64 MiB are 10,000
+# rankings of 55 candidates.
 MAX_BYTES = 64 << 20
-# A viewer's number is below this.
+# Share of it that is filled at once.
+LEAST = 1 / 64
+# Count the viewers with a hash below a share of this.
 ALL = 1 << 16
-# Memory of an exposure without its candidates, of a candidate without its id's characters, and of an
-# event: at least what they take.
+# Memory of an exposure without candidates, of a candidate without the characters of its id, and of
+# an event: at least what they take.
 EXPOSURE_BYTES, CANDIDATE_BYTES, EVENT_BYTES = 2_048, 72, 1_024
 # An event without a request belongs to one of its viewer's last exposures, of this many.
 RECENT = 100
@@ -60,7 +63,7 @@ class LiveQuality:
         self._kinds = (surface.label.event, IMPRESSION)
         # Labels come within a window after an impression, and that within one after the exposure.
         self._span_ms = surface.label.within_ms * (1 + self._by_client)
-        self._models, self._max_bytes, self._num_bytes = models, max_bytes, 0
+        self._models, self._max_bytes, self._num_bytes, self._limit = models, max_bytes, 0, 0.0
         # Examination by position and cells of the training scores; None if they cannot be read.
         self._versions: dict[str, tuple[F64, Mapping[str, Any] | None] | None] = {"": None}
         # When it began, and up to when events are joined.
@@ -75,6 +78,9 @@ class LiveQuality:
     def add(self, records: Iterable[Record], now_ms: int) -> None:
         """Take committed records at `now_ms` of the service's clock, and count what has closed."""
         self._begun_ms = self._begun_ms or now_ms
+        since_ms = next((shown.exposure.ts_ms for shown in self._shown.values()), now_ms)
+        # Fill the memory over the whole label window, so that rankings of all times count.
+        self._limit = self._max_bytes * min(max((now_ms - since_ms) / self._span_ms, LEAST), 1.0)
         for record in records:
             if isinstance(record, Exposure):
                 self._show(record)
@@ -100,7 +106,7 @@ class LiveQuality:
 
     def _counts(self, record: Exposure | Event) -> bool:
         """Return whether the exposure is held, or the viewer counts by the room that is left."""
-        room = 1 - self._num_bytes / self._max_bytes
+        room = 1 - self._num_bytes / self._limit
         return record.request_id in self._shown or hash(record.viewer or record.request_id) % ALL < ALL * room
 
     def _show(self, exposure: Exposure) -> None:
@@ -109,10 +115,9 @@ class LiveQuality:
             return
         bare = replace(exposure, context={}, stated={}, propensity=None, numeric=None, category=None)
         num_bytes = EXPOSURE_BYTES + sum(CANDIDATE_BYTES + len(name) for name in exposure.candidates)
-        shown = _Shown(bare, num_bytes, {}, {})
-        self._shown[exposure.request_id] = shown
+        self._shown[exposure.request_id] = _Shown(bare, num_bytes, {}, {})
         self._requests[exposure.viewer].append(exposure.request_id)
-        self._num_bytes += shown.num_bytes
+        self._num_bytes += num_bytes
 
     def _join(self, ts_ms: int, _: str, event: Event) -> None:
         """Join an event to its request's exposure, or to its viewer's latest of the candidate."""
@@ -135,7 +140,7 @@ class LiveQuality:
 
     def _close(self, shown: _Shown) -> None:
         """Count an exposure, and hold it no longer."""
-        exposure, arm, model = shown.exposure, shown.exposure.arm, shown.exposure.model or ""
+        exposure, names = shown.exposure, shown.exposure.candidates
         del self._shown[exposure.request_id]
         self._requests[exposure.viewer].remove(exposure.request_id)
         if not self._requests[exposure.viewer]:
@@ -143,26 +148,22 @@ class LiveQuality:
         self._num_bytes -= shown.num_bytes
         if exposure.traffic == "test":
             return
-        seen = shown.seen_ms if self._by_client else exposure.candidates
-        self._add(arm, model, candidates=len(seen), labels=len(shown.label_ms))
-        is_seen = np.array([name in seen for name in exposure.candidates], bool)
-        score, version = np.frombuffer(exposure.scores, np.float32), self._version(model)
-        at = np.flatnonzero(is_seen & ~np.isnan(score))
+        key, seen = (exposure.arm, exposure.model or ""), shown.seen_ms if self._by_client else set(names)
+        self._add(*key, candidates=len(seen), labels=len(shown.label_ms))
+        score, version = np.frombuffer(exposure.scores, np.float32), self._version(key[1])
+        at = np.flatnonzero(~np.isnan(score) & [name in seen for name in names])
         if version is None or not len(at):
             return
+        score, label = score[at], np.array([names[k] in shown.label_ms for k in at])
         examination, cells = version
-        label = np.array([exposure.candidates[k] in shown.label_ms for k in at])
-        score, num = score[at], np.count_nonzero(label)
-        expected = float(score @ examination[np.minimum(at, len(examination) - 1)])
-        self._add(
-            arm, model, scored_labels=num, expected_labels=expected, squared_error=(num - expected) ** 2
-        )
+        num, expected = label.sum(), score @ examination[np.minimum(at, len(examination) - 1)]
+        self._add(*key, scored_labels=num, expected_labels=expected, squared_error=(num - expected) ** 2)
         if 0 < num < len(at):
             above = score[label][:, None] - score[~label]
-            self._add(arm, model, auc=((above > 0) + (above == 0) / 2).mean(), auc_rankings=1)
+            self._add(*key, auc=((above > 0) + (above == 0) / 2).mean(), auc_rankings=1)
         for cell, served in enumerate(cell_counts(cells, score).tolist() if cells else ()):
-            self._sums[arm, model, "served_scores", str(cell)] += served
-            self._sums[arm, model, "training_scores", str(cell)] += len(score) * cells["shares"][cell]
+            self._sums[*key, "served_scores", str(cell)] += served
+            self._sums[*key, "training_scores", str(cell)] += len(score) * cells["shares"][cell]
 
     def _version(self, model: str) -> tuple[F64, Mapping[str, Any] | None] | None:
         """Return what an artifact says; raise TabrankError the first time if it cannot be read."""
