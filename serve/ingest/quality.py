@@ -65,7 +65,7 @@ class LiveQuality:
         self._span_ms = surface.label.within_ms * (1 + self._by_client)
         self._models, self._max_bytes, self._num_bytes, self._limit = models, max_bytes, 0, 0.0
         # Examination by position and cells of the training scores; None if they cannot be read.
-        self._versions: dict[str, tuple[F64, Mapping[str, Any] | None] | None] = {"": None}
+        self._versions: dict[str, tuple[F64, Any] | None] = {"": None}
         # When it began, and up to when events are joined.
         self._begun_ms = self._joined_ms = 0
         # Heap of events by time; ids break ties.
@@ -156,7 +156,7 @@ class LiveQuality:
             return
         score, label = score[at], np.array([names[k] in shown.label_ms for k in at])
         examination, cells = version
-        num, expected = label.sum(), score @ examination[np.minimum(at, len(examination) - 1)]
+        num, expected = label.sum(), float(score @ examination[np.minimum(at, len(examination) - 1)])
         self._add(*key, scored_labels=num, expected_labels=expected, squared_error=(num - expected) ** 2)
         if 0 < num < len(at):
             above = score[label][:, None] - score[~label]
@@ -165,7 +165,7 @@ class LiveQuality:
             self._sums[*key, "served_scores", str(cell)] += served
             self._sums[*key, "training_scores", str(cell)] += len(score) * cells["shares"][cell]
 
-    def _version(self, model: str) -> tuple[F64, Mapping[str, Any] | None] | None:
+    def _version(self, model: str) -> tuple[F64, Any] | None:
         """Return what an artifact says; raise TabrankError the first time if it cannot be read."""
         if model not in self._versions:
             self._versions[model] = None
