@@ -18,7 +18,7 @@ from serve.contract.metric_catalog import METRICS
 from serve.features.slots import PLACES
 from serve.http import app as edge
 from serve.http import body_reader as bodies
-from serve.ingest import intake
+from serve.ingest import intake, quality
 from serve.ingest import writer as ingest
 from serve.log import compaction, retention, snapshots
 from serve.log import events as records
@@ -188,6 +188,11 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "candidates at which a gauge counts a viewer": (
         (PLACES,),
         "serve/features/test_presences.py::test_a_viewer_counts_at_the_last_candidates_only",
+    ),
+    "rankings that wait for labels": (
+        (mib(quality.MAX_BYTES),),
+        "serve/ingest/test_quality.py::"
+        "test_what_waits_is_bounded_in_bytes_and_what_is_left_out_is_counted_without_bias",
     ),
     "removals by which a late record is known": (
         (intake.WINDOW,),

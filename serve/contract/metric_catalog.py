@@ -115,6 +115,12 @@ PAIRS = Metric(
     "`python -m serve models shift` reads them.",
     ("new", "old", "measure"),
 )
+QUALITY = Metric(
+    "tabrank_quality",
+    "Sums over rankings whose label window has closed, by the version that scored; `cell` is one of its "
+    "training scores.",
+    ("arm", "model", "measure", "cell"),
+)
 ROLLBACKS = Metric("tabrank_rollbacks", "Versions rolled back, by cause.", ("kind",))
 # Every metric of this module. Each also has the label `application`.
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -16,6 +16,7 @@ import numpy as np
 
 from serve.config.settings import AppArgs
 from serve.contract.errors import Busy, StoreUnavailable, TabrankError, WriterFenced
+from serve.contract.logs import SeldomWarning
 from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import RowTable, Schema
@@ -25,6 +26,7 @@ from serve.ingest.apply import apply_records
 from serve.ingest.clock import WallClock
 from serve.ingest.expiry import ViewerExpiry
 from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, PendingCall, groups
+from serve.ingest.quality import LiveQuality, Sums
 from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
 from serve.log.retention import enforce_retention, flush_journal
 from serve.log.segments import Segments
@@ -51,7 +53,8 @@ class Tally(NamedTuple):
     """Counts and durations since the last tally, and the records that the log still lacks.
 
     `counts` are by kind, `store_bytes` is the store's size. `event_lags_ms` run from an event's own
-    time until it was durable, `commits_ms` from a call until its records were durable.
+    time until it was durable, `commits_ms` from a call until its records were durable. `quality`
+    has the sums of `LiveQuality`.
     """
 
     counts: Counter[str]
@@ -59,6 +62,7 @@ class Tally(NamedTuple):
     commits_ms: list[float]
     num_unflushed: int
     store_bytes: int
+    quality: Sums
 
 
 class Ingester:
@@ -90,6 +94,8 @@ class Ingester:
         # Half of the viewers' rows in a commit are for viewers that expire.
         self._max_records = max(1, COMMIT_ROW_BYTES // 2 // schema.viewer.itemsize)
         self._expiry = ViewerExpiry(schema, args.keep_viewers_days * UNITS_MS["d"], self._max_records)
+        self._quality = LiveQuality(surface, base / args.models)
+        self._warn = SeldomWarning()
         self._store: Store | None = None
         self._intake = Intake(schema, event_clock=self._event_clock, max_live=max_live)
         self._seq = 0
@@ -165,7 +171,7 @@ class Ingester:
         self.counts["clock_step"] += self._clock.num_steps - self._num_steps
         self._num_steps = self._clock.num_steps
         sizes = int(self._unflushed[0]), self._expiry.store_bytes
-        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, *sizes)
+        tally = Tally(self.counts, self._event_lags_ms, self._commits_ms, *sizes, self._quality.take())
         self.counts, self._event_lags_ms, self._commits_ms = Counter(), [], []
         return tally
 
@@ -241,6 +247,11 @@ class Ingester:
                 raise
             self._seq = seq
             self._journaled += (len(records), len(journal))
+            try:
+                self._quality.add(records, now_ms)
+            # The records are durable: whatever fails here, the call has succeeded.
+            except Exception as error:
+                self._warn("live quality is not measured", error)
         self._intake.remember(admitted.keys)
         self.counts.update(admitted.counts)
         wall_ms = time.time() * 1e3

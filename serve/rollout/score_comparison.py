@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,19 @@ def psi(old: I64, new: I64) -> float:
     q = np.bincount(group, new) + 0.5
     p, q = p / p.sum(), q / q.sum()
     return float(((p - q) * np.log(p / q)).sum())
+
+
+def cell_counts(cells: Mapping[str, Any], values: F32) -> I64:
+    """Count missing values, the common value, and values by cell with its upper decile.
+
+    An artifact keeps the `cells` of its training rows (`training.evaluation.drift`).
+    """
+    edges = np.array(cells["deciles"], np.float32)
+    cell = np.searchsorted(edges, values, "left") + 2
+    if cells["common"] is not None:
+        cell[values == np.float32(cells["common"])] = 1
+    cell[np.isnan(values)] = 0
+    return np.bincount(cell, minlength=len(edges) + 3)
 
 
 def top_kept(pair: ScorePair) -> tuple[float, int]:

@@ -104,20 +104,14 @@ class RankMetrics(Metrics):
 
 
 class IngestMetrics:
-    """Metrics of Ingest: records taken, commits and rollbacks."""
+    """Metrics of Ingest: records taken, commits, live quality and rollbacks."""
 
     def __init__(self, application: str) -> None:
         buffer = self._buffer = _Buffer(application)
-        known = (
-            "exposure_dropped",
-            "roll_failed",
-            "late",
-            "expired",
-            "time_ahead",
-            "clock_step",
-            "segment_damaged",
-        )
+        failures = ("exposure_dropped", "roll_failed", "segment_damaged")
+        known = (*failures, "late", "expired", "time_ahead", "clock_step")
         self._records = buffer.sums(catalog.RECORDS, known)
+        self._quality = buffer.sums(catalog.QUALITY)
         self._rollbacks = buffer.sums(catalog.ROLLBACKS, get_args(Kind))
         self._lag = buffer.sums(catalog.EVENT_LAG)
         self._commit = buffer.sums(catalog.COMMIT)
@@ -133,6 +127,8 @@ class IngestMetrics:
         """Count the records taken since the last call; called at least once a second."""
         for kind, count in tally.counts.items():
             self._records.add((kind,), count)
+        for labels, value in tally.quality.items():
+            self._quality.add(labels, value)
         for lag_ms in tally.event_lags_ms:
             self._lag.observe(lag_ms)
         for took_ms in tally.commits_ms:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import entry_hash, vocabulary_entry
+from serve.rollout.score_comparison import cell_counts
 from training.data.dataset import category_parts
 
 # Cells of equal count for a number.
@@ -96,12 +97,7 @@ def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:
 
 def _number_shares(cells: Mapping[str, Any], values: NDArray[np.float32]) -> Shares:
     """Return the shares of missing, of the common value, and of cells with their upper decile."""
-    edges = np.array(cells["deciles"], np.float32)
-    cell = np.searchsorted(edges, values, "left") + 2
-    if cells["common"] is not None:
-        cell[values == np.float32(cells["common"])] = 1
-    cell[np.isnan(values)] = 0
-    return np.bincount(cell, minlength=len(edges) + 3) / max(len(values), 1)
+    return cell_counts(cells, values) / max(len(values), 1)
 
 
 def _index(cells: Mapping[str, Any], values: NDArray[np.float32]) -> float:

@@ -122,13 +122,18 @@ def test_the_age_told_is_the_highest_since_the_last_time(reported, monkeypatch):
 
 def test_records_are_counted_with_how_late_they_came(reported):
     ingest = IngestMetrics("tab")
-    ingest.tick(Tally(Counter(event=2, exposure=3), [90.0, 40_000.0], [120.0], 5, 4_096))
+    ingest.tick(
+        Tally(
+            Counter(event=2, exposure=3), [90.0, 40_000.0], [120.0], 5, 4_096, {("m", "v1", "auc", ""): 1.5}
+        )
+    )
     assert reported["tabrank_records", "event"] == 2
     assert reported["tabrank_records", "exposure_dropped"] == 0
     assert [reported["tabrank_event_lag_ms", le] for le in ("50", "100", "60000", "+Inf")] == [0, 1, 2, 2]
     assert [reported["tabrank_commit_ms", le] for le in ("100", "150", "+Inf")] == [0, 1, 1]
     assert reported["tabrank_unrolled_records",] == 5
     assert reported["tabrank_store_bytes",] == 4_096
+    assert reported["tabrank_quality", "m", "v1", "auc", ""] == 1.5
 
 
 def test_the_table_is_what_the_code_has():

@@ -1,0 +1,224 @@
+"""Live quality: which labels count, what is expected, and what is left out."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from live import Live, event
+from tiny import TOML
+
+from serve.contract.errors import ArtifactRefused
+from serve.contract.records import Event
+from serve.features.surface import read_surface
+from serve.ingest.quality import CANDIDATE_BYTES, EXPOSURE_BYTES, GRACE_MS, LiveQuality
+from serve.log.events import Exposure
+from serve.model.artifact import FILES, save
+
+VERSION = "20260101T000000Z-0001"
+# The label of the small surface is a join within 10 s.
+WITHIN_MS = 10_000
+CLOSED_MS = WITHIN_MS + GRACE_MS
+CELLS = {"common": None, "deciles": [0.2, 0.4], "shares": [0.0, 0.0, 0.5, 0.25, 0.25]}
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A folder with a version whose second position is looked at half as often as the first."""
+    files = dict.fromkeys(FILES, b"") | {
+        "evaluation.json": json.dumps({"statistics": {"score": CELLS}}).encode()
+    }
+    save(tmp_path / VERSION, files, {"version": VERSION, "examination": {"theta": [1.0, 0.5]}})
+    return tmp_path
+
+
+@pytest.fixture
+def quality(models):
+    return LiveQuality(read_surface(TOML), models)
+
+
+def shown(request="r", ts_ms=1_000, viewer="ann", candidates="abc", scores=(0.5, 0.3, 0.1), **more):
+    values = {"experiment": None, "arm": "model", "rung": "full", "seen_seq": 1, "model": VERSION} | more
+    return Exposure(request, ts_ms, viewer, list(candidates), np.float32(scores).tobytes(), **values)
+
+
+def act(candidate, ts_ms, request="r", viewer="ann", kind="join"):
+    return Event(f"{request}{viewer}{candidate}{kind}{ts_ms}", viewer, candidate, kind, ts_ms, request)
+
+
+def sums(quality, arm="model", model=VERSION):
+    """Return the sums of an arm by measure; those of a cell by measure and cell."""
+    found = defaultdict(float)
+    for (of, version, measure, cell), value in quality.take().items():
+        if (of, version) == (arm, model):
+            found[measure + cell] = pytest.approx(value)
+    return found
+
+
+def test_scores_times_examination_are_compared_with_the_labels_of_the_same_candidates(quality):
+    quality.add([shown(), act("a", 2_000), act("a", 3_000), act("c", 4_000)], 5_000)
+    quality.add([], 1_000 + CLOSED_MS - 1)
+    assert sums(quality) == {}
+    quality.add([], 1_000 + CLOSED_MS)
+    found = sums(quality)
+    expected = 0.5 + 0.5 * 0.3 + 0.5 * 0.1
+    assert (found["candidates"], found["labels"], found["scored_labels"]) == (3, 2, 2)
+    assert found["expected_labels"] == expected
+    assert found["squared_error"] == (2 - expected) ** 2
+    # Of two pairs, `a` is above `b` and `c` is not.
+    assert (found["auc"], found["auc_rankings"]) == (0.5, 1)
+    assert [found[f"served_scores{cell}"] for cell in range(5)] == [0, 0, 1, 1, 1]
+    assert [found[f"training_scores{cell}"] for cell in range(5)] == [0, 0, 1.5, 0.75, 0.75]
+
+
+def test_a_label_counts_within_its_window_whenever_and_in_whatever_order_it_comes(quality):
+    on_time, late, early = act("a", 1_000 + WITHIN_MS), act("b", 1_001 + WITHIN_MS), act("c", 999)
+    quality.add([late, early, on_time], 12_000)
+    quality.add([shown()], 12_000)
+    quality.add([], 1_000 + CLOSED_MS)
+    assert sums(quality)["labels"] == 1
+
+
+def test_without_a_request_a_label_belongs_to_the_viewers_latest_exposure_of_the_candidate(quality):
+    exposures = [
+        shown("r1", 1_000, candidates="ab", scores=(0.5, 0.3), arm="first"),
+        shown("r2", 2_000, candidates="ac", scores=(0.5, 0.3), arm="second"),
+        shown("r3", 3_000, candidates="bc", scores=(0.5, 0.3), arm="third"),
+        shown("r4", 3_000, viewer="bob", candidates="a", scores=(0.5,), arm="other"),
+        shown("r5", 3_000, viewer=None, candidates="a", scores=(0.5,), arm="nobody"),
+    ]
+    labels = [act("a", 4_000, None), act("b", 2_500, None), act("a", 4_000, None, viewer=None)]
+    quality.add([*exposures, *labels], 5_000)
+    quality.add([], 3_000 + CLOSED_MS)
+    found = quality.take()
+    by_arm = {
+        arm: found[arm, VERSION, "labels", ""] for arm in ("first", "second", "third", "other", "nobody")
+    }
+    assert by_arm == {"first": 1, "second": 1, "third": 0, "other": 0, "nobody": 0}
+
+
+def test_rankings_without_scores_have_labels_and_no_expectation(quality):
+    nothing = (np.nan,) * 3
+    quality.add(
+        [
+            shown("r1", arm="popular", model=None, scores=nothing),
+            shown("r2", rung="fallback", model=None, scores=nothing),
+            # An ended candidate is last and unscored.
+            shown("r3", scores=(0.5, 0.3, np.nan)),
+            *(act("c", 2_000, request) for request in ("r1", "r2", "r3")),
+        ],
+        5_000,
+    )
+    quality.add([], 1_000 + CLOSED_MS)
+    found = quality.take()
+    for arm, model in (("popular", ""), ("model", "")):
+        assert {key[2] for key in found if key[:2] == (arm, model)} == {"candidates", "labels"}
+        assert found[arm, model, "labels", ""] == 1
+    assert found["model", VERSION, "labels", ""] == 1
+    assert found["model", VERSION, "scored_labels", ""] == 0
+    assert found["model", VERSION, "expected_labels", ""] == pytest.approx(0.65)
+
+
+def test_test_traffic_counts_nowhere(quality):
+    quality.add([shown(traffic="test"), act("a", 2_000)], 5_000)
+    quality.add([], 1_000 + CLOSED_MS)
+    assert quality.take() == {}
+
+
+def test_of_client_impressions_only_what_was_seen_counts_from_then_on(models):
+    quality = LiveQuality(read_surface(TOML.replace('"leave"]', '"leave", "impression"]')), models)
+    # `a` is joined in the window of its impression, `b` after it, and `c` was not seen.
+    quality.add([shown(), act("a", 9_000, kind="impression"), act("b", 2_000, kind="impression")], 9_000)
+    quality.add([act("a", 15_000), act("b", 12_001), act("c", 3_000)], 15_000)
+    quality.add([], 1_000 + WITHIN_MS + CLOSED_MS)
+    found = sums(quality)
+    assert (found["candidates"], found["labels"], found["expected_labels"]) == (2, 1, 0.65)
+
+
+def test_label_events_without_an_exposure_count_once_all_exposures_are_known(quality):
+    quality.add([act("a", 1_000)], 1_000)
+    quality.add([shown(ts_ms=12_000), act("a", 13_000), act("a", 13_000, "other")], 13_000)
+    quality.add([], 13_000 + GRACE_MS)
+    found = sums(quality, "", "")
+    assert (found["label_events"], found["unjoined_events"]) == (2, 1)
+
+
+def test_a_version_that_cannot_be_read_has_labels_alone_and_is_reported_once(quality):
+    quality.add([shown(f"r{i}", model="gone") for i in range(3)], 5_000)
+    with pytest.raises(ArtifactRefused, match="gone"):
+        quality.add([], 1_000 + CLOSED_MS)
+    quality.add([], 1_000 + CLOSED_MS)
+    found = sums(quality, model="gone")
+    assert dict(found) == {"candidates": 9, "labels": 0}
+
+
+def test_an_artifact_without_examination_and_statistics_expects_its_scores(quality, models):
+    files = dict.fromkeys(FILES, b"") | {"evaluation.json": b"{}"}
+    save(models / "20250101T000000Z-0000", files, {"version": "20250101T000000Z-0000"})
+    quality.add([shown(model="20250101T000000Z-0000")], 5_000)
+    quality.add([], 1_000 + CLOSED_MS)
+    found = sums(quality, model="20250101T000000Z-0000")
+    assert found["expected_labels"] == 0.9
+    assert not [name for name in found if "scores" in name]
+
+
+def test_what_waits_is_bounded_in_bytes_and_what_is_left_out_is_counted_without_bias(models):
+    size = EXPOSURE_BYTES + 3 * (CANDIDATE_BYTES + 1)
+    quality = LiveQuality(read_surface(TOML), models, max_bytes=500 * size)
+    closed = []
+    for i in range(4_000):
+        # Each viewer has two exposures; every second viewer joins.
+        viewer, ts_ms = f"v{i // 2}", 1_000 + 100 * i
+        label = [act("a", ts_ms, f"r{i}", viewer)] if i // 2 % 2 else []
+        quality.add([shown(f"r{i}", ts_ms, viewer), *label], ts_ms)
+        assert quality._num_bytes <= 500 * size
+        closed.append(quality.take())
+    quality.add([], ts_ms + CLOSED_MS)
+    assert quality._num_bytes == 0
+    closed.append(quality.take())
+
+    def total(*key, part=closed):
+        return sum(sums.get((*key, ""), 0.0) for sums in part)
+
+    counted = total("model", VERSION, "candidates") / 3
+    assert counted + total("", "", "left_out") == 4_000
+    assert 500 < counted < 3_500
+    assert total("model", VERSION, "labels") / counted == pytest.approx(0.5, abs=0.1)
+    # Rankings of all times count.
+    half = total("model", VERSION, "candidates", part=closed[:2_400]) / 3
+    assert half / counted == pytest.approx(1_700 / 4_000, abs=0.1)
+
+
+def test_an_exposure_whose_labels_may_have_passed_is_left_out(quality):
+    quality.add([], 100_000)
+    quality.add([shown(ts_ms=39_999)], 100_001)
+    quality.add([], 200_000)
+    assert sums(quality, "", "") == {"left_out": 1}
+
+
+def test_the_writer_measures_what_the_service_ranks_and_a_failure_stops_no_record(
+    tmp_path, log_folder, caplog
+):
+    service, tallies = Live(tmp_path, log_folder), []
+    service.on_tally = tallies.append
+
+    async def scenario(service):
+        answer = await service.rank(now_ms=50_000)
+        label = event("e9", viewer="ann", ts_ms=51_000, request_id=answer["request_id"])
+        await service.events(label)
+        await service.rank(now_ms=52_000)
+        # The stub's artifact has no evaluation, which is reported.
+        for i in range(3):
+            await service.rank(now_ms=200_000 + i)
+            await service.events(event(f"later{i}", ts_ms=200_000 + i))
+        return answer
+
+    service.run(scenario)
+    measured = defaultdict(float)
+    for tally in tallies:
+        for (arm, _, measure, _), value in tally.quality.items():
+            measured[arm, measure] += value
+    assert (measured["model", "candidates"], measured["model", "labels"]) == (6, 1)
+    assert caplog.text.count("live quality is not measured") == 1
