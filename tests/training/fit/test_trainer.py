@@ -87,7 +87,7 @@ def made(num_rows: int, seed: int) -> Inputs:
     logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) - 1
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     hot, index = np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1))
-    return inputs(ENCODER, (numeric, hot, index), label, np.zeros(num_rows, np.int64))
+    return inputs(ENCODER, (numeric, hot, index), label, np.ones(num_rows))
 
 
 TRAIN, VALID = made(16_000, 1), made(1_000, 2)
