@@ -171,7 +171,9 @@ def fit(
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation auc {ours['auc']:.4f}, "
-    line += f"logloss {ours['logloss']:.4f}, ndcg@10 {decimal(ours['ndcg@10'])} (popular {decimal(theirs['ndcg@10'])})"
+    line += f"logloss {ours['logloss']:.4f}"
+    for name in ("expected_labels", "ndcg@10"):
+        line += f", {name} {decimal(ours[name])} (popular {decimal(theirs[name])})"
     answer(manifest, as_json, line)
 
 
@@ -191,7 +193,7 @@ def evaluate(
 ) -> None:
     """Measure an artifact on a log, beside `popular` on the same rows."""
     from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.verdict import difference, order
+    from training.evaluation.verdict import difference, order, support
 
     with ProgressBar("evaluate") as progress:
         result = run(model, history, log, baselines=baselines, progress=progress)
@@ -201,11 +203,11 @@ def evaluate(
             "optimistic; split the log first, and train on the earlier part"
         )
     lines = [f"{result['rows']} rows, {order(result)}"]
-    for name in ("model", "popular", "lightgbm"):
-        if name in result:
-            lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
+    for name in result["contenders"]:
+        lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
     for name, pair in result["paired"].items():
         lines.append(f"{name}: {difference(pair)}")
+    lines += support(result)
     answer(result, as_json, "\n".join(lines))
 
 

@@ -21,11 +21,13 @@ from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
 from training.data.dataset import Dataset, Progress, build
 from training.evaluation.bootstrap import Bootstrap
+from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Contender, Values, calibrated, deciles, mean, reliability
 from training.evaluation.paired import MARGIN, bounds, paired
 from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
+from training.examination.examination import Examination
 
 # Rows to score at once, which bounds memory.
 CHUNK = 4_096
@@ -38,6 +40,7 @@ def assess(
     *,
     encoder: Encoder | None = None,
     margin: float = MARGIN,
+    examination: Examination = Examination(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """Measure each contender on the rows of `data`; return plain data for JSON.
 
@@ -47,9 +50,12 @@ def assess(
     * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
       NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
       `popular_feature` and `features` ({name: kind}).
-    * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`).
+    * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`),
+      `expected_labels` first.
       `popular` has `calibrated_logloss` too, after a calibration that favours it
       (`training.evaluation.metrics.calibrated`).
+    * `expected_labels`: `source` (of the examination), `explored_rows`, `effective_events` by name,
+      `reason` (why the rows support no such estimate) and `note`.
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
     * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with `popular` calibrated.
       With `current` among the scores, its pair has `rows`, `margin` and their `bounds`.
@@ -65,6 +71,7 @@ def assess(
         for name, values in given.items()
     }
     fair = Contender.of(slates, data.popular, calibrated(data.label, data.popular))
+    earns = expected_labels(contenders, data.position, examination)
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {
         "rows": len(data),
@@ -76,15 +83,19 @@ def assess(
         "popular_feature": surface.popular,
         "features": {name: kinds[type(kind)] for name, kind in surface.features.items()},
         "contenders": list(contenders),
+        "expected_labels": earns.to_json(),
         "intervals": {},
         "paired": {},
     }
     for name, contender in contenders.items():
-        result[name] = contender.measures()
-        result["intervals"][name] = contender.intervals(bootstrap)
+        value, interval = earns.value(name)
+        result[name] = {"expected_labels": value} | contender.measures()
+        result["intervals"][name] = {"expected_labels": interval} | contender.intervals(bootstrap)
         if name != "model":
             rival = fair if name == "popular" else contender
-            result["paired"][f"model-{name}"] = paired(contenders["model"], rival, bootstrap)
+            result["paired"][f"model-{name}"] = paired(
+                contenders["model"], rival, bootstrap, earns.difference("model", name)
+            )
     if pair := result["paired"].get("model-current"):
         rate = result["positives"] / len(data)
         limits = bounds(pair, result["model"], result["current"], rate, margin)
@@ -114,7 +125,13 @@ def evaluate(
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,
-        **assess(data, scores, surface, encoder=artifact.encoder),
+        **assess(
+            data,
+            scores,
+            surface,
+            encoder=artifact.encoder,
+            examination=Examination.of(artifact.manifest),
+        ),
     }
 
 

@@ -24,6 +24,7 @@ from training.evaluation.importance import importance
 from training.evaluation.leakage import suspects
 from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
+from training.examination.examination import Examination
 from training.fit.loop import FitConfig
 from training.fit.progress import Progress
 from training.fit.sizing import advice
@@ -118,7 +119,14 @@ def save(
     surface = schema.surface
     scores = {"model": model.probability(held.matrix), **rivals}
     evaluation = {
-        **assess(held, scores, surface, encoder=model.encoder, margin=margin),
+        **assess(
+            held,
+            scores,
+            surface,
+            encoder=model.encoder,
+            margin=margin,
+            examination=Examination.of(manifest),
+        ),
         "importance": importance(model, held),
         STATISTICS: statistics(held.columns, seen, model.probability(seen)),
         **about,

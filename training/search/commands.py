@@ -66,8 +66,9 @@ def refresh(
 ) -> None:
     """Search from the current model on and publish the winner; exit code 1 if it does not pass.
 
-    A winner passes if it beats popular by two standard errors and, on rows that neither has seen,
-    is not worse than the current model by more than the margin, with a standard error to spare.
+    A winner passes if it beats popular and the baseline by two standard errors and, on rows that
+    neither has seen, is not worse than the current model by more than the margin, with a standard
+    error to spare.
     """
     given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
     _search(surface, log, out, budget, as_json, **given, days=days, restart=True)
