@@ -69,7 +69,7 @@ def world(
 ) -> None:
     """Measure the share of the gap between popular and the oracle that a model closes.
 
-    The gap is in true label events per exposure; exit code 1 below 60 %. The oracle scores with the
+    The gap is in true label events per exposure; exit code 1 below 65 %. The oracle scores with the
     true probabilities of the simulated world.
     """
     from training.bench.world import bench_world, table

@@ -6,8 +6,7 @@ Letters: N exposures, C candidates, S scorers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from sklearn.linear_model import PoissonRegressor
@@ -35,43 +34,22 @@ def ranked(score: F64, is_drawn: Flags) -> I64:
     return np.where(is_drawn, np.argsort(order, axis=1), np.arange(score.shape[1]))
 
 
-@dataclass(frozen=True)
-class Attraction:
-    """Attraction `value` `[R]` of R candidates, predicted from `columns` `[R, Q]`.
-
-    `folds` hold the rows that a model was trained on, their residuals, and the inverse of its
-    information `[Q, Q]`; it predicts the other rows.
-    """
-
-    value: F64
-    columns: F64
-    folds: Sequence[tuple[Flags, F64, F64]]
-
-    def influence(self, factor: F64) -> F64:
-        """Return the influence `[R]` of each row, through the models, on the sum of factor · value.
-
-        Newey and McFadden 1994, "Large sample estimation and hypothesis testing", section 6.
-        """
-        found = np.zeros(len(factor))
-        for trained, residual, inverse in self.folds:
-            slope = (factor * self.value)[~trained] @ self.columns[~trained]
-            found[trained] += residual * (self.columns[trained] @ (inverse @ slope))
-        return found
-
-
 def attraction(known: Counterfactual, scores: F64) -> F64:
     """Return the attraction `[N, C]` that `modelled` predicts from log odds `[N, C, S]`."""
     drawn, rows = known.drawn, known.is_drawn
     exposure = np.broadcast_to(known.examination, rows.shape)[rows]
     cluster = np.broadcast_to(drawn.cluster[:, None], rows.shape)[rows]
     found = np.zeros(rows.shape)
-    found[rows] = modelled(drawn.reward[rows], exposure, cluster, scores[rows]).value
+    found[rows] = modelled(drawn.reward[rows], exposure, cluster, scores[rows])[0]
     return found
 
 
-def modelled(reward: F64, exposure: F64, cluster: I64, odds: F64) -> Attraction:
-    """Predict the attraction of R candidates from the log odds `[R, S]` of S scorers.
+def modelled(reward: F64, exposure: F64, cluster: I64, odds: F64) -> tuple[F64, Callable[[F64], F64]]:
+    """Predict the attraction `[R]` of R candidates from the log odds `[R, S]` of S scorers.
 
+    The function that follows it returns the influence `[R]` that each row has, through the fitted
+    model, on the sum of its argument `[R]` times the attraction (Newey and McFadden 1994, "Large
+    sample estimation and hypothesis testing", section 6).
     A Poisson regression of the events `reward` `[R]` with the examination as `exposure` `[R]`
     (McCullagh and Nelder 1989, section 6.2), cross-fitted over folds of the viewers `cluster`.
     """
@@ -95,4 +73,12 @@ def modelled(reward: F64, exposure: F64, cluster: I64, odds: F64) -> Attraction:
             information = (whole[trained].T * mean) @ whole[trained]
             information += _L2 * exposure[trained].sum() * np.eye(len(information))
             folds.append((trained, reward[trained] - mean, np.linalg.inv(information)))
-    return Attraction(value, whole, folds)
+
+    def influence(factor: F64) -> F64:
+        found = np.zeros(len(factor))
+        for trained, residual, inverse in folds:
+            slope = (factor * value)[~trained] @ whole[~trained]
+            found[trained] += residual * (whole[trained] @ (inverse @ slope))
+        return found
+
+    return value, influence

@@ -68,8 +68,8 @@ class Estimate:
 
     def minus(self, other: Estimate) -> Estimate:
         """Return the difference of two estimates on the same exposures."""
-        influence = self.influence - other.influence
-        return Estimate(self.value - other.value, influence, self.shift - other.shift)
+        shift = self.shift - other.shift
+        return Estimate(self.value - other.value, self.influence - other.influence, shift)
 
     def error(self, cluster: I64) -> float:
         """Return the standard error over clusters `[N]`, infinite for a single one."""

@@ -54,8 +54,7 @@ def assess(
       `expected_labels` first.
       `popular` has `calibrated_logloss` too, after a calibration that favours it
       (`training.evaluation.metrics.calibrated`).
-    * `expected_labels`: `source` (of the examination), `explored_rows`, `effective_events` by name,
-      `reason` (why the rows support no such estimate) and `note`.
+    * `expected_labels`: that of `training.evaluation.expected_labels`.
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
     * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with `popular` calibrated.
       With `current` among the scores, its pair has `rows`, `margin` and their `bounds`.
@@ -83,7 +82,7 @@ def assess(
         "popular_feature": surface.popular,
         "features": {name: kinds[type(kind)] for name, kind in surface.features.items()},
         "contenders": list(contenders),
-        "expected_labels": earns.to_json(),
+        "expected_labels": earns.about,
         "intervals": {},
         "paired": {},
     }
@@ -93,9 +92,8 @@ def assess(
         result["intervals"][name] = {"expected_labels": interval} | contender.intervals(bootstrap)
         if name != "model":
             rival = fair if name == "popular" else contender
-            result["paired"][f"model-{name}"] = paired(
-                contenders["model"], rival, bootstrap, earns.difference("model", name)
-            )
+            gain = earns.difference("model", name)
+            result["paired"][f"model-{name}"] = paired(contenders["model"], rival, bootstrap, gain)
     if pair := result["paired"].get("model-current"):
         rate = result["positives"] / len(data)
         limits = bounds(pair, result["model"], result["current"], rate, margin)
@@ -120,18 +118,13 @@ def evaluate(
         TabrankError: as `scored`.
     """
     artifact, surface, data, scores = scored(model, history, log, baselines=baselines, progress=progress)
+    looked = Examination.of(artifact.manifest)
     return {
         "rows_seen_in_training": int((data.ts_ms <= artifact.manifest.get("seen_until_ms", 0)).sum()),
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,
-        **assess(
-            data,
-            scores,
-            surface,
-            encoder=artifact.encoder,
-            examination=Examination.of(artifact.manifest),
-        ),
+        **assess(data, scores, surface, encoder=artifact.encoder, examination=looked),
     }
 
 

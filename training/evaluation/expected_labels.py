@@ -10,7 +10,7 @@ off-policy evaluation with shrinkage"). Letters: N rows, P positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,61 +21,42 @@ from training.evaluation.counterfactual import MAX_WEIGHT, MIN_EFFECTIVE, Estima
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import F64, I64, Slates, midranks
 from training.examination.examination import Examination
-from training.examination.placements import NUM_DRAWS, Bins, place_counts
+from training.examination.placements import drawn_orders
 
-# Clip the weights of rows whose order was not drawn at this value.
+# Clip the weights of rows whose order was not drawn at this value. On 30,000 rows of simulated
+# worlds, the differences of two models vary half as much as with full weights, and are off by a
+# third of their error.
 MAX_MOVED = 1.5
 # Standard errors by which the logarithm of examination must differ from 0 at some position.
 FALLS = 2.0
 SEED = 0
-# Count the draws of this many slates at once, to bound the memory.
-_AT_ONCE = 1_000
 _EXPLORE = "set `explore` for an arm in cluster.yaml"
 
 
 @dataclass(frozen=True)
 class ExpectedLabels:
-    """Estimates by contender; without them `reason` says why the rows do not support any.
+    """Estimates by contender, none where the rows do not support them.
 
-    `source` is that of the examination, `explored` the number of rows whose order was drawn, and
-    `effective` the effective number of label events of each contender (Kish 1965).
+    `about` is the entry `expected_labels` of an evaluation: `source` of the examination,
+    `explored_rows` (whose order was drawn), `effective_events` by contender (Kish 1965), `reason`
+    why there are no estimates, and `note` on what would make them better.
     """
 
     cluster: I64
-    source: str
-    estimates: Mapping[str, Estimate] = field(default_factory=dict)
-    effective: Mapping[str, float] = field(default_factory=dict)
-    explored: int = 0
-    reason: str | None = None
+    about: Mapping[str, Any]
+    estimates: Mapping[str, Estimate]
 
     def value(self, name: str) -> tuple[float | None, list[float] | None]:
         """Return the value of a contender and its 95 % interval."""
-        if self.reason:
-            return None, None
-        return self.estimates[name].value, list(self.estimates[name].interval(self.cluster))
-
-    def error(self, name: str) -> float | None:
-        """Return the standard error of the value of a contender."""
-        return None if self.reason else self.estimates[name].error(self.cluster)
+        one = self.estimates.get(name)
+        return (one.value, list(one.interval(self.cluster))) if one else (None, None)
 
     def difference(self, ours: str, theirs: str) -> tuple[float | None, float | None]:
         """Return by how much ours earns more than theirs, and the standard error."""
-        if self.reason:
+        if not self.estimates:
             return None, None
         found = self.estimates[ours].minus(self.estimates[theirs])
         return found.value, found.error(self.cluster)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry `expected_labels` of an evaluation."""
-        is_learned = self.reason is None and self.source == "learned"
-        note = f"examination is learned from orders as shown; to measure it, {_EXPLORE}"
-        return {
-            "source": self.source,
-            "explored_rows": self.explored,
-            "effective_events": dict(self.effective),
-            "reason": self.reason,
-            "note": note if is_learned else None,
-        }
 
 
 def expected_labels(
@@ -90,39 +71,45 @@ def expected_labels(
     are the log weights of the draw of the shown order, NaN for rows that were not drawn.
     """
     slates = next(iter(contenders.values())).slates
-    if reason := _unsupported(slates, examination):
-        return ExpectedLabels(slates.cluster, examination.source, reason=reason)
+    drawn = np.zeros(len(position), bool) if log_weight is None else np.isfinite(log_weight)
+    about: dict[str, Any] = {"source": examination.source, "explored_rows": int(drawn.sum())}
+    about |= {"effective_events": {}, "reason": _unsupported(slates, examination), "note": None}
+    if about["reason"]:
+        return ExpectedLabels(slates.cluster, about, {})
     places = np.arange(position.max() + 1)
-    theta = examination.at(places)
+    theta, label = examination.at(places), slates.label.astype(np.float64)
     # Change of log θ by one standard error at all positions alike.
     off = Examination(theta=examination.error).at(places)
-    looked, looked_off = theta[position], off[position]
-    drawn = np.zeros(len(position), bool) if log_weight is None else np.isfinite(log_weight)
-    most = np.where(drawn, MAX_WEIGHT, MAX_MOVED)
+    looked, most = theta[position], np.where(drawn, MAX_WEIGHT, MAX_MOVED)
     if log_weight is not None:
-        looked[drawn], looked_off[drawn] = _over_draws(slates, position, log_weight, theta, off)
+        looked[drawn] = _over_draws(slates, position, log_weight, theta)
+    # Ranks take the place of probabilities; their log odds have a similar scale.
     odds = [
         log_odds((midranks(one.score) - 0.5) / len(position) if one.chance is None else one.chance)
         for one in contenders.values()
     ]
-    label = slates.label.astype(np.float64)
-    worth = modelled(label, theta[position], slates.cluster[slates.code], np.stack(odds, axis=1))
-    estimates, effective = {}, {}
+    of_viewer = slates.cluster[slates.code]
+    worth, worth_influence = modelled(label, theta[position], of_viewer, np.stack(odds, axis=1))
+    estimates = {}
     for name, contender in contenders.items():
         place = placed(contender, position)
         weight = np.minimum(theta[place] / looked, most)
-        earned = weight * label
-        rest = theta[place] - weight * theta[position]
-        rows = earned + rest * worth.value
+        earned, rest = weight * label, theta[place] - weight * theta[position]
+        rows = earned + rest * worth
         total = slates.total(rows)
         value = float(total.mean())
-        shift = float((rows * (off[place] - looked_off)).sum() / len(slates))
-        estimates[name] = Estimate(value, total - value + slates.total(worth.influence(rest)), shift)
-        effective[name] = float(earned.sum() ** 2 / max((earned**2).sum(), 1e-12))
-    least = min(effective.values())
-    few = f"{least:.0f} effective label events, and {MIN_EFFECTIVE:.0f} are needed: measure more rows"
-    reason = few if least < MIN_EFFECTIVE else None
-    return ExpectedLabels(slates.cluster, examination.source, estimates, effective, int(drawn.sum()), reason)
+        # On average over draws, `off` at the shown position is that of the mean examination.
+        shift = float(rows @ (off[place] - off[position]) / len(slates))
+        estimates[name] = Estimate(value, total - value + slates.total(worth_influence(rest)), shift)
+        about["effective_events"][name] = float(earned.sum() ** 2 / max(earned @ earned, 1e-12))
+    least = min(about["effective_events"].values())
+    if least < MIN_EFFECTIVE:
+        about["reason"] = (
+            f"{least:.0f} effective label events, and {MIN_EFFECTIVE:.0f} are needed: give more rows"
+        )
+    elif examination.source == "learned":
+        about["note"] = f"examination is learned from orders as shown; to measure it, {_EXPLORE}"
+    return ExpectedLabels(slates.cluster, about, {} if about["reason"] else estimates)
 
 
 def placed(contender: Contender, position: I64) -> I64:
@@ -134,36 +121,24 @@ def placed(contender: Contender, position: I64) -> I64:
 
 def _unsupported(slates: Slates, examination: Examination) -> str | None:
     """Return why the rows support no estimate, whatever their labels."""
-    log_theta, error = np.log(examination.theta), np.asarray(examination.error)
     if examination.source == "ignored":
         return (
-            "position bias is ignored, so every order earns the same: unset `position_bias` in the surface, "
-            f"and {_EXPLORE} to measure examination"
+            f"position bias is ignored, so every order earns the same: unset `position_bias`, and {_EXPLORE}"
         )
-    if not (np.abs(log_theta) > FALLS * error).any():
-        return (
-            "examination does not change with position by two standard errors, so no order is shown to earn "
-            f"more: {_EXPLORE} to measure it"
-        )
+    if not (np.abs(np.log(examination.theta)) > FALLS * np.asarray(examination.error)).any():
+        return f"examination is the same at all positions within its error, so every order earns the same: {_EXPLORE}"
     if 2 * int((slates.size >= 2).sum()) < len(slates):
         return "most slates have one candidate, so every order earns the same"
     return None if slates.cluster.any() else "all rows are of one viewer: measure more rows"
 
 
-def _over_draws(slates: Slates, position: I64, log_weight: F64, theta: F64, off: F64) -> tuple[F64, F64]:
-    """Return the mean of θ, and that of `off` weighted by θ, over the draws of each drawn row.
-
-    `theta` and `off` are `[P]`; the results are in the order of the rows.
-    """
-    bins, rng = Bins(len(theta)), np.random.default_rng(SEED)
-    of_bin = np.stack([np.bincount(bins.of, curve) / np.bincount(bins.of) for curve in (theta, theta * off)])
+def _over_draws(slates: Slates, position: I64, log_weight: F64, theta: F64) -> F64:
+    """Return the mean examination over draws of each drawn row, in order; `theta` is `[P]`."""
     rows = np.flatnonzero(np.isfinite(log_weight))
     code = np.unique(slates.code[rows], return_inverse=True)[1]
-    means = np.empty((2, len(rows)))
-    for begin in range(0, int(code.max(initial=-1)) + 1, _AT_ONCE):
-        some = (begin <= code) & (code < begin + _AT_ONCE)
-        cell = code[some] - begin, position[rows[some]]
-        weight = np.full((int(cell[0].max()) + 1, len(theta)), -np.inf)
-        weight[cell] = log_weight[rows[some]]
-        means[:, some] = of_bin @ place_counts(weight, bins, rng)[cell].T / NUM_DRAWS
-    return means[0], means[1] / means[0]
+    weight = np.full((int(code.max(initial=-1)) + 1, len(theta)), -np.inf)
+    weight[code, position[rows]] = log_weight[rows]
+    mean = np.empty_like(weight)
+    for part, order in drawn_orders(weight, np.random.default_rng(SEED)):
+        mean[part] = theta[np.argsort(order, axis=2)].mean(axis=0)
+    return np.asarray(mean[code, position[rows]], np.float64)

@@ -27,10 +27,7 @@ CAPTIONS = {
     "slices": "Right of the dotted line the model orders better than popular. Bars are two standard errors; one "
     "slice in twenty exceeds them by chance.",
 }
-LEGEND = (
-    "Expected labels: label events per exposure that an order would earn, corrected for how often each position is "
-    "looked at. In brackets: 95 % intervals, with viewers as clusters."
-)
+LEGEND = "Expected labels: label events per exposure that an order would earn. In brackets: 95 % intervals."
 ROWS = {"validation": "validation rows", "test": "test rows"}
 
 

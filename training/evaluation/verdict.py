@@ -30,6 +30,11 @@ MEASURES = {
     "rce": "RCE, %",
     "ece": "ECE",
 }
+OUTCOMES: Mapping[bool | None, str] = {
+    True: "The model beats",
+    False: "The model does not beat",
+    None: "These rows do not show whether the model beats",
+}
 # Contenders that a model must beat.
 GATES = ("popular", "baseline")
 COUNTS = ("rows", "slates", "positives")
@@ -44,9 +49,7 @@ def verdict(evaluation: Evaluation) -> str:
     for name in (name for name in evaluation["contenders"] if name != "model"):
         pair, title = evaluation["paired"][f"model-{name}"], TITLES.get(name, name)
         if name in GATES:
-            outcomes = {True: f"The model beats {title}", False: f"The model does not beat {title}"}
-            unknown = f"These rows do not show whether the model beats {title}"
-            parts.append(f"{outcomes.get(pair['gate']['beats'], unknown)}: {difference(pair)}.")
+            parts.append(f"{OUTCOMES[pair['gate']['beats']]} {title}: {difference(pair)}.")
         elif "bounds" in pair:
             parts.append(f"{_sentence(standing(pair))}.")
         elif is_behind(pair):

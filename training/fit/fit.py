@@ -116,17 +116,10 @@ def save(
     a model must not be worse than `current` among them by `margin` (`training.evaluation.paired`).
     `about` goes into `evaluation.json` and `manifest` into the manifest unchanged.
     """
-    surface = schema.surface
+    surface, looked = schema.surface, Examination.of(manifest)
     scores = {"model": model.probability(held.matrix), **rivals}
     evaluation = {
-        **assess(
-            held,
-            scores,
-            surface,
-            encoder=model.encoder,
-            margin=margin,
-            examination=Examination.of(manifest),
-        ),
+        **assess(held, scores, surface, encoder=model.encoder, margin=margin, examination=looked),
         "importance": importance(model, held),
         STATISTICS: statistics(held.columns, seen, model.probability(seen)),
         **about,

@@ -17,7 +17,7 @@ from serve.features.surface import Surface
 from serve.model.artifact import Artifact, current, load
 from serve.model.compatibility import load_for
 from training.evaluation.leakage import suspects
-from training.evaluation.verdict import GATES, TITLES, difference, headline, holds, standing
+from training.evaluation.verdict import GATES, TITLES, difference, headline, holds, standing, support
 from training.fit.loop import Diverged, FitConfig
 from training.fit.publish import check_surface, publish
 from training.fit.trainer import ray_session
@@ -77,8 +77,9 @@ def search(
         if models is not None and not why_not:
             published, promoted = True, take_place(out / "artifact", models, follows, progress.report)
         clock.save(over=True)
+    evaluation = json.loads(load(out / "artifact").read("evaluation.json"))
     return {
-        "headline": headline(json.loads(load(out / "artifact").read("evaluation.json"))),
+        "headline": " ".join([headline(evaluation), *support(evaluation)]),
         "winner": winner.name,
         "config": winner.point,
         "us_per_candidate": winner.us_per_candidate,

@@ -67,16 +67,17 @@ def test_orders_earn_what_they_truly_earn_within_the_error(shown):
         assert value > 5 * error
         low, high = found.value(name)[1]
         assert low < shown.truth(name) < high
-    ours, theirs = (found.value(name)[0] for name in ("noisy", "biased"))
-    # NDCG prefers the order that follows the positions.
-    assert ours < theirs or shown.contenders["biased"].ndcg.mean() > shown.contenders["noisy"].ndcg.mean()
-    assert found.value("oracle")[0] > ours
+    # NDCG prefers the order that agrees more with the positions that were looked at.
+    biased, oracle = (shown.contenders[name].ndcg.mean() for name in ("biased", "oracle"))
+    assert biased > oracle
+    value, error = found.difference("oracle", "biased")
+    assert value > 2 * error
 
 
 def test_the_error_is_the_spread_of_the_estimate():
-    found = [world.found().difference("oracle", "noisy") for world in (Shown(150, i) for i in range(60))]
+    found = [world.found().difference("oracle", "noisy") for world in (Shown(150, i) for i in range(40))]
     value, error = np.array(found).T
-    assert error.mean() == pytest.approx(value.std(), rel=0.25)
+    assert error.mean() == pytest.approx(value.std(), rel=0.3)
 
 
 def test_the_shown_order_earns_the_labels_of_the_log(shown):
@@ -108,7 +109,7 @@ def test_orders_that_were_drawn_are_measured_by_the_draw(is_drawn):
     contenders = {name: Contender.of(slates, one, one) for name, one in chances.items()}
     curve = Examination("explored", tuple(drawn_examination()), (0.0,) * per, 1_000)
     found = expected_labels(contenders, np.tile(np.arange(per), num), curve, weight.ravel())
-    assert found.to_json()["explored_rows"] == np.isfinite(weight).sum()
+    assert found.about["explored_rows"] == np.isfinite(weight).sum()
     for name, sign in (("better", 1), ("worse", -1), ("reversed", -1)):
         value, error = found.difference(name, "logging")
         assert sign * value > 2 * error
@@ -123,7 +124,7 @@ def test_orders_that_were_drawn_are_measured_by_the_draw(is_drawn):
 def test_what_the_rows_cannot_support_is_named(shown):
     reasons = {
         "position bias is ignored, so every order earns the same": shown.found(Examination()),
-        "examination does not change with position": shown.found(
+        "examination is the same at all positions within its error": shown.found(
             Examination("learned", tuple(0.99 * STEPS**0.01), (0.02,) * PER, 200)
         ),
         "effective label events, and 50 are needed": Shown(15).found(),
@@ -133,15 +134,16 @@ def test_what_the_rows_cannot_support_is_named(shown):
     single = {"model": Contender.of(alone, shown.worth, shown.worth)}
     reasons["most slates have one candidate"] = expected_labels(single, shown.position, LEARNED)
     for text, found in reasons.items():
-        assert text in found.reason
+        assert text in found.about["reason"]
         assert found.difference("model", "popular") == (None, None)
         assert found.value("model") == (None, None)
-    assert "set `explore` for an arm in cluster.yaml" in shown.found(Examination()).reason
+    assert "set `explore` for an arm in cluster.yaml" in shown.found(Examination()).about["reason"]
 
 
 def test_where_all_positions_are_looked_at_no_order_is_better():
     flat = Shown(300, theta=np.ones(PER))
-    assert "no order is shown to earn more" in flat.found(replace(LEARNED, theta=(1.0,) * PER)).reason
+    same = flat.found(replace(LEARNED, theta=(1.0,) * PER))
+    assert "so every order earns the same" in same.about["reason"]
     # A curve that is nearly flat, and sure of it: the differences are as small.
     near = flat.found(replace(LEARNED, theta=tuple(1 - 0.001 * np.arange(PER)), error=(0.0001,) * PER))
     value, _ = near.difference("oracle", "popular")
