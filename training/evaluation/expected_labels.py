@@ -83,9 +83,9 @@ def expected_labels(
     looked, most = theta[position], np.where(drawn, MAX_WEIGHT, MAX_MOVED)
     if log_weight is not None:
         looked[drawn] = _over_draws(slates, position, log_weight, theta)
-    # Ranks take the place of probabilities; their log odds have a similar scale.
+    # Ranks take the place of probabilities. A chance may hold the examination, a score does not.
     odds = [
-        log_odds((midranks(one.score) - 0.5) / len(position) if one.chance is None else one.chance)
+        log_odds((midranks(one.score) - 0.5) / len(position) if one.chance is None else one.score)
         for one in contenders.values()
     ]
     of_viewer = slates.cluster[slates.code]

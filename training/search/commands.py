@@ -92,7 +92,7 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
 
     settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
     found = run(load_surface(surface), log, out, settings, SearchProgress())
-    lines = [found["headline"], "on the validation rows, which chose the winner:"]
+    lines = [found["headline"], *found["notes"], "on the validation rows, which chose the winner:"]
     for name, *cells, _ in leaderboard(found, most=10):
         lines.append(f"  {name:<20}" + "".join(f"{cell:>15}" for cell in cells))
     pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]

@@ -79,7 +79,8 @@ def search(
         clock.save(over=True)
     evaluation = json.loads(load(out / "artifact").read("evaluation.json"))
     return {
-        "headline": " ".join([headline(evaluation), *support(evaluation)]),
+        "headline": headline(evaluation),
+        "notes": support(evaluation),
         "winner": winner.name,
         "config": winner.point,
         "us_per_candidate": winner.us_per_candidate,

@@ -85,6 +85,13 @@ def test_the_shown_order_earns_the_labels_of_the_log(shown):
     assert value == pytest.approx(shown.slates.label.sum() / len(shown.slates))
 
 
+def test_chances_as_shown_change_nothing(shown):
+    chance = shown.worth * STEPS[shown.position]
+    contenders = shown.contenders | {"oracle": Contender.of(shown.slates, shown.worth, chance)}
+    again = expected_labels(contenders, shown.position, LEARNED)
+    assert again.value("oracle") == shown.found().value("oracle")
+
+
 def test_an_uncertain_curve_widens_the_error(shown):
     sure = shown.found().difference("oracle", "popular")
     doubtful = replace(LEARNED, error=tuple(0.2 * (STEPS < 1)))
