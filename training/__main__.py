@@ -170,10 +170,10 @@ def fit(
     for line in (*manifest["suspects"], *manifest["advice"]):
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
-    line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation auc {ours['auc']:.4f}, "
-    line += f"logloss {ours['logloss']:.4f}"
+    line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation "
     for name in ("expected_labels", "ndcg@10"):
-        line += f", {name} {decimal(ours[name])} (popular {decimal(theirs[name])})"
+        line += f"{name} {decimal(ours[name])} (popular {decimal(theirs[name])}), "
+    line += f"auc {ours['auc']:.4f}, logloss {ours['logloss']:.4f}"
     answer(manifest, as_json, line)
 
 

@@ -98,7 +98,7 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
     pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]
     by = pair["gate"]["by"]
     lines.append(
-        f"on the test rows: auc {decimal(ours['auc'])}, {by} {decimal(ours[by])}; against popular "
+        f"on the test rows: {by} {decimal(ours[by])}, auc {decimal(ours['auc'])}; against popular "
         f"{difference(pair)}"
     )
     last = found["paired"].get("model-current")

@@ -114,8 +114,14 @@ def test_orders_that_were_drawn_are_measured_by_the_draw(is_drawn):
     )
     chances = {name: 1 / (1 + np.exp(-odds.ravel())) for name, odds in world.odds.items()}
     contenders = {name: Contender.of(slates, one, one) for name, one in chances.items()}
+    position = np.tile(np.arange(per), num)
+    contenders["shown"] = Contender.of(slates, -position, None)
     curve = Examination("explored", tuple(drawn_examination()), (0.0,) * per, 1_000)
-    found = expected_labels(contenders, np.tile(np.arange(per), num), curve, weight.ravel())
+    found = expected_labels(contenders, position, curve, weight.ravel())
+    # The draw tells what the order would earn on average, not in these slates.
+    logged, (low, high) = slates.label.sum() / num, found.value("shown")[1]
+    assert low < logged < high
+    assert abs(found.value("shown")[0] - logged) > 1e-6
     assert found.about["explored_rows"] == np.isfinite(weight).sum()
     for name, sign in (("better", 1), ("worse", -1), ("reversed", -1)):
         value, error = found.difference(name, "logging")
