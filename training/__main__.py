@@ -171,8 +171,10 @@ def fit(
     for line in (Examination.of(manifest).describe(), *manifest["suspects"], *manifest["advice"]):
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
-    line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation auc {ours['auc']:.4f}, "
-    line += f"logloss {ours['logloss']:.4f}, ndcg@10 {decimal(ours['ndcg@10'])} (popular {decimal(theirs['ndcg@10'])})"
+    line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation "
+    for name in ("expected_labels", "ndcg@10"):
+        line += f"{name} {decimal(ours[name])} (popular {decimal(theirs[name])}), "
+    line += f"auc {ours['auc']:.4f}, logloss {ours['logloss']:.4f}"
     answer(manifest, as_json, line)
 
 
@@ -192,7 +194,7 @@ def evaluate(
 ) -> None:
     """Measure an artifact on a log, beside `popular` and the baseline on the same rows."""
     from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.verdict import difference, order
+    from training.evaluation.verdict import difference, order, support
 
     with ProgressBar("evaluate") as progress:
         result = run(model, history, log, baselines=baselines, progress=progress)
@@ -202,11 +204,11 @@ def evaluate(
             "optimistic; split the log first, and train on the earlier part"
         )
     lines = [f"{result['rows']} rows, {order(result)}"]
-    for name in ("model", "popular", "baseline", "lightgbm"):
-        if name in result:
-            lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
+    for name in result["contenders"]:
+        lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
     for name, pair in result["paired"].items():
         lines.append(f"{name}: {difference(pair)}")
+    lines += support(result)
     answer(result, as_json, "\n".join(lines))
 
 

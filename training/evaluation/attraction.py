@@ -6,6 +6,8 @@ Letters: N exposures, C candidates, S scorers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from sklearn.linear_model import PoissonRegressor
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
@@ -33,29 +35,50 @@ def ranked(score: F64, is_drawn: Flags) -> I64:
 
 
 def attraction(known: Counterfactual, scores: F64) -> F64:
-    """Return the predicted attraction `[N, C]` from the log odds `[N, C, S]` of S scorers.
-
-    A Poisson regression of the events with the examination as exposure (McCullagh and Nelder
-    1989, section 6.2), cross-fitted over folds of viewers.
-    """
+    """Return the attraction `[N, C]` that `modelled` predicts from log odds `[N, C, S]`."""
     drawn, rows = known.drawn, known.is_drawn
-    columns = scores[rows]
-    columns = np.clip(np.where(np.isfinite(columns), columns, 0.0), -12.0, 12.0)
+    exposure = np.broadcast_to(known.examination, rows.shape)[rows]
+    cluster = np.broadcast_to(drawn.cluster[:, None], rows.shape)[rows]
+    found = np.zeros(rows.shape)
+    found[rows] = modelled(drawn.reward[rows], exposure, cluster, scores[rows])[0]
+    return found
+
+
+def modelled(reward: F64, exposure: F64, cluster: I64, odds: F64) -> tuple[F64, Callable[[F64], F64]]:
+    """Predict the attraction `[R]` of R candidates from the log odds `[R, S]` of S scorers.
+
+    The function that follows it returns the influence `[R]` that each row has, through the fitted
+    model, on the sum of its argument `[R]` times the attraction (Newey and McFadden 1994, "Large
+    sample estimation and hypothesis testing", section 6).
+    A Poisson regression of the events `reward` `[R]` with the examination as `exposure` `[R]`
+    (McCullagh and Nelder 1989, section 6.2), cross-fitted over folds of the viewers `cluster`.
+    """
+    columns = np.clip(np.where(np.isfinite(odds), odds, 0.0), -12.0, 12.0)
     columns = PolynomialFeatures(2, include_bias=False).fit_transform(columns)
     columns = StandardScaler().fit_transform(columns)
-    exposure = np.broadcast_to(known.examination, rows.shape)[rows]
-    rate = drawn.reward[rows] / exposure
-    cluster = np.broadcast_to(drawn.cluster[:, None], rows.shape)[rows]
+    whole = np.concatenate([columns, np.ones((len(columns), 1))], axis=1)
+    rate = reward / exposure
     number = np.unique(cluster, return_inverse=True)[1]
     fold = np.random.default_rng(0).integers(NUM_FOLDS, size=number.max() + 1)[number]
-    modelled = np.zeros(len(rate))
+    value, folds = np.zeros(len(rate)), []
     for i in range(NUM_FOLDS):
-        others = fold != i
+        trained = fold != i
         # Without any event there is nothing to fit: predict 0, and the estimate becomes IPS.
-        if rate[others].any():
+        if rate[trained].any():
             model = PoissonRegressor(alpha=_L2, solver="newton-cholesky")
-            model.fit(columns[others], rate[others], sample_weight=exposure[others])
-            modelled[~others] = np.minimum(model.predict(columns[~others]), 1.0)
-    found = np.zeros(rows.shape)
-    found[rows] = modelled
-    return found
+            model.fit(columns[trained], rate[trained], sample_weight=exposure[trained])
+            predicted = model.predict(columns)
+            value[~trained] = np.minimum(predicted[~trained], 1.0)
+            mean = (predicted * exposure)[trained]
+            information = (whole[trained].T * mean) @ whole[trained]
+            information += _L2 * exposure[trained].sum() * np.eye(len(information))
+            folds.append((trained, reward[trained] - mean, np.linalg.inv(information)))
+
+    def influence(factor: F64) -> F64:
+        found = np.zeros(len(factor))
+        for trained, residual, inverse in folds:
+            slope = (factor * value)[~trained] @ whole[~trained]
+            found[trained] += residual * (whole[trained] @ (inverse @ slope))
+        return found
+
+    return value, influence

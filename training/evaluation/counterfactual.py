@@ -31,6 +31,8 @@ from training.examination.placements import F64, I64, Bins, Counts, Flags
 
 # Clip weights at this value, which bounds the variance; the report holds the share clipped.
 MAX_WEIGHT = 50.0
+# With fewer effective events, the error itself is not reliable.
+MIN_EFFECTIVE = 50.0
 Z95 = 1.959964
 # Process this many exposures at once, to bound the memory.
 _AT_ONCE = 1_000
@@ -55,19 +57,24 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Value per exposure, with the `influence` `[N]` of each exposure on it, of mean 0."""
+    """Value per exposure, with the `influence` `[N]` of each exposure on it, of mean 0.
+
+    `shift` is its change if a given curve of examination is off by one standard error.
+    """
 
     value: float
     influence: F64
+    shift: float = 0.0
 
     def minus(self, other: Estimate) -> Estimate:
         """Return the difference of two estimates on the same exposures."""
-        return Estimate(self.value - other.value, self.influence - other.influence)
+        shift = self.shift - other.shift
+        return Estimate(self.value - other.value, self.influence - other.influence, shift)
 
     def error(self, cluster: I64) -> float:
         """Return the standard error over clusters `[N]`, infinite for a single one."""
         _, error = mean_and_error(self.influence, cluster)
-        return np.inf if error is None else error
+        return np.inf if error is None else float(np.hypot(error, self.shift))
 
     def interval(self, cluster: I64) -> tuple[float, float]:
         """Return the 95 % interval over clusters `[N]`."""

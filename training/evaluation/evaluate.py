@@ -21,6 +21,7 @@ from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
 from training.data.dataset import Dataset, Progress, build
 from training.evaluation.bootstrap import Bootstrap
+from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Contender, Values, calibrated, deciles, mean, reliability
 from training.evaluation.paired import MARGIN, bounds, paired
 from training.evaluation.rivals import lightgbm
@@ -53,9 +54,11 @@ def assess(
     * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
       NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
       `popular_feature` and `features` ({name: kind}).
-    * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`).
+    * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`),
+      `expected_labels` first.
       `popular` and `baseline` have `calibrated_logloss` too, after a calibration that favours them
       (`training.evaluation.metrics.calibrated`).
+    * `expected_labels`: that of `training.evaluation.expected_labels`.
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
     * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with these two calibrated.
       With `current` among the scores, its pair has `rows`, `margin` and their `bounds`.
@@ -84,6 +87,7 @@ def assess(
     fair = {
         name: Contender.of(slates, rule, calibrated(data.label, rule, shown)) for name, rule in rules.items()
     }
+    earns = expected_labels(contenders, data.position, examination, data.weight)
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {
         "rows": len(data),
@@ -95,15 +99,17 @@ def assess(
         "popular_feature": surface.popular,
         "features": {name: kinds[type(kind)] for name, kind in surface.features.items()},
         "contenders": list(contenders),
+        "expected_labels": earns.about,
         "intervals": {},
         "paired": {},
     }
     for name, contender in contenders.items():
-        result[name] = contender.measures()
-        result["intervals"][name] = contender.intervals(bootstrap)
+        value, interval = earns.value(name)
+        result[name] = {"expected_labels": value} | contender.measures()
+        result["intervals"][name] = {"expected_labels": interval} | contender.intervals(bootstrap)
         if name != "model":
-            rival = fair.get(name, contender)
-            result["paired"][f"model-{name}"] = paired(contenders["model"], rival, bootstrap)
+            rival, gain = fair.get(name, contender), earns.difference("model", name)
+            result["paired"][f"model-{name}"] = paired(contenders["model"], rival, bootstrap, gain)
     if pair := result["paired"].get("model-current"):
         rate = result["positives"] / len(data)
         limits = bounds(pair, result["model"], result["current"], rate, margin)

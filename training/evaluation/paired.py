@@ -1,7 +1,7 @@
 """Paired comparison of two contenders on the same rows: difference, standard error and gates.
 
 `gate` asks for superiority (against popular), `bounds` for non-inferiority (against the current
-model). Both decide by the measure that `gate` names.
+model). Both decide by the measure that `gate` names: expected labels where the rows support them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,22 @@ MARGIN = 0.01
 # simulated world, models that earn 3 % more joins passed in 68 to 90 % of 180 pairs; with two
 # standard errors, in 33 to 70 %. Worse ones passed in 0 to 5 % and in none.
 SPARE = 1.0
+# Name of the standard error of each measure that can decide.
+ERRORS = {"expected_labels": "expected_labels_se", "ndcg@10": "se", "logloss": "logloss_se"}
 # Share of the positive rate by which its ECE may be higher: 15,000 rows give less by chance.
 ECE_SHARE = 0.1
 
 
-def paired(ours: Contender, theirs: Contender, bootstrap: Bootstrap) -> dict[str, Any]:
+def paired(
+    ours: Contender,
+    theirs: Contender,
+    bootstrap: Bootstrap,
+    earns: tuple[float | None, float | None] = (None, None),
+) -> dict[str, Any]:
     """Return by how much `ours` is above `theirs` on the same rows; None where undefined.
 
+    * `expected_labels`: the difference that ours `earns`, with standard error
+      `expected_labels_se` (`training.evaluation.expected_labels`).
     * `ndcg@10`: mean difference over the slates that can be ranked, with standard error `se`.
     * `logloss`: mean difference over the rows, below 0 where ours is better, with standard error
       `logloss_se`. Both errors have viewers as clusters.
@@ -37,7 +46,8 @@ def paired(ours: Contender, theirs: Contender, bootstrap: Bootstrap) -> dict[str
       both.
     * `gate`: the result of `gate`.
     """
-    pair: dict[str, Any] = {"ndcg@10": None, "se": None, "logloss": None, "logloss_se": None}
+    pair: dict[str, Any] = {"expected_labels": earns[0], "expected_labels_se": earns[1]}
+    pair |= {"ndcg@10": None, "se": None, "logloss": None, "logloss_se": None}
     pair |= {"auc": None, "auc_interval": None}
     slates = ours.slates
     pair["ndcg@10"], pair["se"] = mean_and_error(ours.ndcg - theirs.ndcg, slates.cluster[slates.rankable])
@@ -55,10 +65,12 @@ def paired(ours: Contender, theirs: Contender, bootstrap: Bootstrap) -> dict[str
 def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
     """Decide whether ours `beats` theirs by two standard errors, in the measure `by`.
 
-    The measure is NDCG@10, or logloss where most slates have one candidate and so no order. `beats`
-    is None where the rows do not define the difference.
+    The measure is the expected labels where the rows support them; else NDCG@10, or logloss where
+    most slates have one candidate and so no order. `beats` is None where the rows do not define the
+    difference.
     """
     by = "ndcg@10" if 2 * int((slates.size >= 2).sum()) >= len(slates) else "logloss"
+    by = by if pair.get("expected_labels") is None else "expected_labels"
     better, error = _ahead(pair, by)
     return {"by": by, "beats": None if better is None else bool(better > 0 and better >= ENOUGH * error)}
 
@@ -97,9 +109,8 @@ def bounds(
 
 def _ahead(pair: Mapping[str, Any], by: str) -> tuple[float | None, float]:
     """Return by how much ours is better in a measure, and the standard error."""
-    if by == "ndcg@10":
-        return pair["ndcg@10"], pair["se"]
-    return None if pair["logloss"] is None else -pair["logloss"], pair["logloss_se"]
+    value = pair[by]
+    return -value if by == "logloss" and value is not None else value, pair[ERRORS[by]]
 
 
 def mean_and_error(values: F64, cluster: I64) -> tuple[float | None, float | None]:

@@ -28,6 +28,7 @@ CAPTIONS = {
     "slices": "Right of the dotted line the model orders better than popular. Bars are two standard errors; one "
     "slice in twenty exceeds them by chance.",
 }
+LEGEND = "Expected labels: label events per exposure that an order would earn. In brackets: 95 % intervals."
 ROWS = {"validation": "validation rows", "test": "test rows"}
 
 
@@ -77,7 +78,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     parts += [
         "<h2>Measures</h2>",
         f"<p>{evaluation['rows']:,} {_rows(manifest)}, {evaluation['positives']:,} of them positive, "
-        f"{verdict.order(evaluation)}; {span}. In brackets: 95 % intervals by a bootstrap over viewers.</p>",
+        f"{verdict.order(evaluation)}; {span}. {LEGEND}</p>",
         table(verdict.measures(evaluation), "numbers"),
         "<h3>Side by side on the same rows</h3>",
         table(verdict.differences(evaluation), "numbers"),
@@ -138,7 +139,7 @@ to select who may be shown.
 
 {markdown(verdict.measures(evaluation))}
 
-Of {verdict.order(evaluation)}. In brackets: 95 % intervals by a bootstrap over viewers.
+NDCG, MAP and MRR: of {verdict.order(evaluation)}. {LEGEND}
 
 {markdown(verdict.differences(evaluation))}
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from training.evaluation.paired import is_behind
+from training.evaluation.paired import ERRORS, is_behind
 from training.terminal import decimal
 
 TITLES = {
@@ -18,6 +18,7 @@ TITLES = {
     "logistic": "logistic regression",
 }
 MEASURES = {
+    "expected_labels": "expected labels",
     "ndcg@10": "NDCG@10",
     "ndcg@5": "NDCG@5",
     "map": "MAP",
@@ -29,6 +30,13 @@ MEASURES = {
     "rce": "RCE, %",
     "ece": "ECE",
 }
+OUTCOMES: Mapping[bool | None, str] = {
+    True: "The model beats",
+    False: "The model does not beat",
+    None: "These rows do not show whether the model beats",
+}
+# Contenders that a model must beat.
+GATES = ("popular", "baseline")
 COUNTS = ("rows", "slates", "positives")
 SLICE_COLUMNS = ("slice", *COUNTS, "NDCG@10", "popular's", "difference", "AUC", "logloss", "ECE")
 Evaluation = Mapping[str, Any]
@@ -36,19 +44,27 @@ Rows = list[tuple[str, ...]]
 
 
 def verdict(evaluation: Evaluation) -> str:
-    """Return the comparison with popular and with each rival better by two standard errors."""
-    pair = evaluation["paired"]["model-popular"]
-    outcomes = {True: "The model beats popular", False: "The model does not beat popular"}
-    text = outcomes.get(pair["gate"]["beats"], "These rows do not show whether the model beats popular")
-    text += f": {difference(pair)}."
-    rivals = [name for name in evaluation["contenders"] if name not in ("model", "popular")]
-    for name in rivals:
-        other = evaluation["paired"][f"model-{name}"]
-        if "bounds" in other:
-            text += f" {_sentence(standing(other))}."
-        elif is_behind(other):
-            text += f" {TITLES.get(name, name)} beats the model: {difference(other)}."
-    return text
+    """Return the comparison with popular and the baseline, and with each rival that is better."""
+    parts = []
+    for name in (name for name in evaluation["contenders"] if name != "model"):
+        pair, title = evaluation["paired"][f"model-{name}"], TITLES.get(name, name)
+        if name in GATES:
+            parts.append(f"{OUTCOMES[pair['gate']['beats']]} {title}: {difference(pair)}.")
+        elif "bounds" in pair:
+            parts.append(f"{_sentence(standing(pair))}.")
+        elif is_behind(pair):
+            parts.append(f"{_sentence(title)} beats the model: {difference(pair)}.")
+    return " ".join([*parts, *support(evaluation)])
+
+
+def support(evaluation: Evaluation) -> list[str]:
+    """Return why the rows do not support expected labels, or what would improve them, if known."""
+    # Evaluations of earlier releases have none.
+    found = evaluation.get("expected_labels") or {}
+    if found.get("reason"):
+        by = MEASURES[evaluation["paired"]["model-popular"]["gate"]["by"]]
+        return [f"{by} decides and not expected labels: {found['reason']}."]
+    return [f"{_sentence(found['note'])}."] if found.get("note") else []
 
 
 def holds(pair: Mapping[str, Any]) -> bool:
@@ -76,7 +92,7 @@ def headline(evaluation: Evaluation) -> str:
     us = next(line["us_per_candidate"] for line in search["leaderboard"] if line["name"] == search["winner"])
     name = f"{search['winner']} ({point['width']} wide, {point['n_steps']} steps, {point['mask_type']}, "
     name += f"{us:.1f} µs a candidate)"
-    sign = 1 if by == "ndcg@10" else -1
+    sign = -1 if by == "logloss" else 1
     found = {TITLES.get(key, key): evaluation[key][by] for key in evaluation["contenders"]}
     known = [(sign * value, title) for title, value in found.items() if value is not None]
     rows = f"the {evaluation['rows']:,} test rows"
@@ -113,13 +129,14 @@ def measures(evaluation: Evaluation) -> Rows:
 
 def differences(evaluation: Evaluation) -> Rows:
     """Return a header, then a row for each rival: by how much the model is above it."""
-    rows: Rows = [("model above", "NDCG@10", "logloss", "AUC")]
+    rows: Rows = [("model above", "expected labels", "NDCG@10", "logloss", "AUC")]
     for name in evaluation["contenders"]:
         pair = evaluation["paired"].get(f"model-{name}")
         if pair:
             auc = "–" if pair["auc"] is None else f"{pair['auc']:+.4f}{_bounds(pair['auc_interval'], '+')}"
-            cells = [_signed(pair["ndcg@10"], pair["se"]), _signed(pair["logloss"], pair["logloss_se"]), auc]
-            rows.append((TITLES.get(name, name), *cells))
+            # Pairs of earlier releases have no expected labels.
+            cells = [_signed(pair.get(by), pair.get(error)) for by, error in ERRORS.items()]
+            rows.append((TITLES.get(name, name), *cells, auc))
     return rows
 
 
@@ -170,10 +187,12 @@ def span(first_ms: int, last_ms: int) -> str:
 
 def difference(pair: Mapping[str, Any]) -> str:
     """Return the difference in the measure of the gate as text, with its standard error."""
-    name, value, error = "NDCG@10", pair["ndcg@10"], pair["se"]
-    if pair["gate"]["by"] == "logloss":
-        name = "logloss (lower is better; it decides because most slates have one candidate)"
-        value, error = pair["logloss"], pair["logloss_se"]
+    by = pair["gate"]["by"]
+    name, value, error = MEASURES[by], pair[by], pair[ERRORS[by]]
+    if by == "logloss":
+        name += " (lower is better; it decides because most slates have one candidate)"
+    if by == "expected_labels":
+        name += " per exposure"
     if value is None:
         return f"too few viewers have slates that define the difference in {name}"
     return f"{name} {value:+.4f}, standard error {error:.4f}, paired, viewers as clusters"

@@ -66,8 +66,9 @@ def refresh(
 ) -> None:
     """Search from the current model on and publish the winner; exit code 1 if it does not pass.
 
-    A winner passes if it beats popular by two standard errors and, on rows that neither has seen,
-    is not worse than the current model by more than the margin, with a standard error to spare.
+    A winner passes if it beats popular and the baseline by two standard errors and, on rows that
+    neither has seen, is not worse than the current model by more than the margin, with a standard
+    error to spare.
     """
     given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
     _search(surface, log, out, budget, as_json, **given, days=days, restart=True)
@@ -91,13 +92,13 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
 
     settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
     found = run(load_surface(surface), log, out, settings, SearchProgress())
-    lines = [found["headline"], "on the validation rows, which chose the winner:"]
+    lines = [found["headline"], *found["notes"], "on the validation rows, which chose the winner:"]
     for name, *cells, _ in leaderboard(found, most=10):
         lines.append(f"  {name:<20}" + "".join(f"{cell:>15}" for cell in cells))
     pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]
     by = pair["gate"]["by"]
     lines.append(
-        f"on the test rows: auc {decimal(ours['auc'])}, {by} {decimal(ours[by])}; against popular "
+        f"on the test rows: {by} {decimal(ours[by])}, auc {decimal(ours['auc'])}; against popular "
         f"{difference(pair)}"
     )
     last = found["paired"].get("model-current")

@@ -17,7 +17,7 @@ from serve.features.surface import Surface
 from serve.model.artifact import Artifact, current, load
 from serve.model.compatibility import load_for
 from training.evaluation.leakage import suspects
-from training.evaluation.verdict import difference, headline, holds, standing
+from training.evaluation.verdict import GATES, TITLES, difference, headline, holds, standing, support
 from training.fit.loop import Diverged, FitConfig
 from training.fit.publish import check_surface, publish
 from training.fit.trainer import ray_session
@@ -42,11 +42,11 @@ def search(
     were running.
 
     With `settings.models`, the search starts from their current model's configuration. A winner
-    that passes is published there and promoted. It passes if it beats popular by two standard
-    errors, is not worse than the current model by more than `settings.margin` on rows that neither
-    has seen (`training.evaluation.paired.bounds`), and no feature looks like target leakage. The
-    answer's `reasons` say why it does not pass. If another model was made current during the
-    search, the winner is published and not promoted.
+    that passes is published there and promoted. It passes if it beats popular, and the baseline if
+    there is one, by two standard errors, is not worse than the current model by more than
+    `settings.margin` on rows that neither has seen (`training.evaluation.paired.bounds`), and no
+    feature looks like target leakage. The answer's `reasons` say why it does not pass. If another
+    model was made current during the search, the winner is published and not promoted.
 
     Raises:
         TabrankError: the log is bad or has too few rows, `out` belongs to another search, or no
@@ -74,8 +74,10 @@ def search(
         if models is not None and not why_not:
             published, promoted = True, take_place(out / "artifact", models, follows, progress.report)
         clock.save(over=True)
+    evaluation = json.loads(load(out / "artifact").read("evaluation.json"))
     return {
-        "headline": headline(json.loads(load(out / "artifact").read("evaluation.json"))),
+        "headline": headline(evaluation),
+        "notes": support(evaluation),
         "winner": winner.name,
         "config": winner.point,
         "us_per_candidate": winner.us_per_candidate,
@@ -152,11 +154,13 @@ def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) 
 def reasons(manifest: Mapping[str, Any]) -> list[str]:
     """Return the reasons why a winner does not pass; an empty list if it passes."""
     found = []
-    pair, beats = manifest["paired"]["model-popular"], manifest["gate"]["beats"]
-    if not beats:
-        reason = "it does not beat popular by two standard errors"
-        reason = reason if beats is False else "the test rows cannot say whether it beats popular"
-        found.append(f"{reason}: {difference(pair)}")
+    for name in GATES:
+        pair = manifest["paired"].get(f"model-{name}")
+        if pair and not pair["gate"]["beats"]:
+            title, beats = TITLES[name], pair["gate"]["beats"]
+            reason = f"it does not beat {title} by two standard errors"
+            reason = reason if beats is False else f"the test rows cannot say whether it beats {title}"
+            found.append(f"{reason}: {difference(pair)}")
     pair, incumbent = manifest["paired"].get("model-current"), manifest.get("incumbent")
     if pair and not holds(pair):
         found.append(standing(pair))

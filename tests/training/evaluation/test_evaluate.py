@@ -31,7 +31,8 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
     found = assess(data, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
     assert found["contenders"] == ["model", "popular", "lightgbm"]
     assert found["rows"] == len(data)
-    assert found["model"] == measure(Slates(data.label, data.slate), truth(data), is_probability=True)
+    measures = measure(Slates(data.label, data.slate), truth(data), is_probability=True)
+    assert found["model"] == {"expected_labels": None} | measures
     # An audience is not a probability.
     assert found["popular"]["logloss"] is None
     assert found["popular"]["calibrated_logloss"] > found["model"]["logloss"]

@@ -59,12 +59,24 @@ def test_two_standard_errors_are_needed(difference, beats):
     assert gate(lower, apart)["beats"] is beats
 
 
-THEIRS = {"ndcg@10": 0.4, "logloss": 0.2, "ece": 0.01}
+def test_expected_labels_decide_where_the_rows_support_them():
+    ours, theirs = pair_of(1_000, 8, noise=1.5)
+    bootstrap = Bootstrap(ours.slates.cluster)
+    assert paired(theirs, ours, bootstrap, (0.3, 0.1))["gate"] == {"by": "expected_labels", "beats": True}
+    pair = paired(ours, theirs, bootstrap, (0.1, 0.1))
+    assert (pair["expected_labels"], pair["expected_labels_se"]) == (0.1, 0.1)
+    assert pair["gate"] == {"by": "expected_labels", "beats": False}
+    assert exceeded(0.0, 0.019, by="expected_labels") == set()
+    assert exceeded(0.0, 0.021, by="expected_labels") == {"expected_labels"}
+
+
+THEIRS = {"expected_labels": 2.0, "ndcg@10": 0.4, "logloss": 0.2, "ece": 0.01}
 
 
 def exceeded(ahead: float, error: float, *, by="ndcg@10", logloss=0.0, ece=0.0, rate=0.1) -> set[str]:
     """Return the bounds that a newcomer exceeds, which is `ahead` of the current model."""
     pair = {"ndcg@10": ahead, "se": error, "logloss": logloss, "logloss_se": error, "gate": {"by": by}}
+    pair |= {"expected_labels": ahead, "expected_labels_se": error}
     ours = THEIRS | {"ece": THEIRS["ece"] + ece}
     return {bound["measure"] for bound in bounds(pair, ours, THEIRS, rate, MARGIN) if not bound["holds"]}
 
@@ -94,19 +106,21 @@ def test_logloss_decides_without_an_order_and_then_counts_its_error():
 
 
 # Relative standard deviations of the true joins of five refits (seeds) on 150,000 rows of the
-# simulated world, and of the estimated difference of two in NDCG@10 on the last tenth of the rows.
-REFITS, ERROR = 0.004, 0.017
+# simulated world, and of the estimated difference of two on the last tenth of the rows: in NDCG@10,
+# and in expected labels where examination decays and where it falls in steps.
+REFITS, ERRORS = 0.004, (0.017, 0.012, 0.03)
 
 
 @pytest.mark.parametrize("follows", [False, True])
-def test_a_year_of_refits_without_gain_does_not_wear_the_model_down(follows):
+@pytest.mark.parametrize("spread", ERRORS)
+def test_a_year_of_refits_without_gain_does_not_wear_the_model_down(follows, spread):
     """Each night's newcomer is a refit of the same quality, or moves from the current model."""
     rng, num_runs = np.random.default_rng(0), 200
     current, lost = REFITS * rng.normal(size=num_runs), []
     for _ in range(365):
         newcomer = REFITS * rng.normal(size=num_runs) + follows * current
-        seen = newcomer - current + ERROR * rng.normal(size=num_runs)
-        passes = np.array([not exceeded(0.4 * ahead, 0.4 * ERROR) for ahead in seen.tolist()])
+        seen = newcomer - current + spread * rng.normal(size=num_runs)
+        passes = np.array([not exceeded(0.4 * ahead, 0.4 * spread) for ahead in seen.tolist()])
         current = np.where(passes, newcomer, current)
         lost.append(-current)
     assert np.mean(lost) <= 0.005

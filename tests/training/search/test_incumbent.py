@@ -112,22 +112,24 @@ def test_a_winner_that_is_not_published_leaves_what_is_current(models, tmp_path)
 
 
 def test_every_reason_is_named():
-    gate, none = BETTER["gate"], WORSE["gate"] | {"beats": None}
-    assert reasons({"paired": {"model-popular": BETTER}, "gate": gate}) == []
+    assert reasons({"paired": {"model-popular": BETTER}}) == []
     bound = {"measure": "ndcg@10", "worse": 0.028, "allowed": 0.004, "holds": False}
     worse = WORSE | {"rows": 900, "margin": 0.01, "bounds": [bound]}
     better = worse | {"bounds": [bound | {"holds": True}]}
-    assert reasons({"paired": {"model-popular": BETTER, "model-current": better}, "gate": gate}) == []
-    (behind,) = reasons({"paired": {"model-popular": BETTER, "model-current": worse}, "gate": gate})
+    assert reasons({"paired": {"model-popular": BETTER, "model-current": better}}) == []
+    (behind,) = reasons({"paired": {"model-popular": BETTER, "model-current": worse}})
     assert "on 900 rows that neither has seen" in behind
     assert "NDCG@10 up to 0.0280 worse, 0.0040 allowed" in behind
     incumbent = {"version": OLD, "unseen_rows": 0, "test_rows": 4_000}
-    (blind,) = reasons({"paired": {"model-popular": BETTER}, "gate": gate, "incumbent": incumbent})
+    (blind,) = reasons({"paired": {"model-popular": BETTER}, "incumbent": incumbent})
     assert blind.startswith(f"only 0 of 4,000 test rows are newer than the current model {OLD} has seen")
     assert "wait for newer rows, or run `python -m training publish` by hand" in blind
-    (lost,) = reasons({"paired": {"model-popular": WORSE}, "gate": WORSE["gate"]})
+    (lost,) = reasons({"paired": {"model-popular": WORSE}})
     assert lost.startswith("it does not beat popular by two standard errors: NDCG@10 -0.0200")
-    (unknown,) = reasons({"paired": {"model-popular": BETTER}, "gate": none})
+    (ruled,) = reasons({"paired": {"model-popular": BETTER, "model-baseline": WORSE}})
+    assert ruled.startswith("it does not beat the baseline by two standard errors: NDCG@10 -0.0200")
+    unclear = BETTER | {"gate": WORSE["gate"] | {"beats": None}}
+    (unknown,) = reasons({"paired": {"model-popular": unclear}})
     assert "cannot say" in unknown
 
 

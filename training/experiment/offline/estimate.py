@@ -17,14 +17,12 @@ from serve.model.artifact import load as load_artifact
 from serve.ranking.exploration import log_weight
 from training.data.dataset import Progress
 from training.evaluation.attraction import attraction, ranked
-from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Drawn, Estimate
+from training.evaluation.counterfactual import ESTIMATORS, MIN_EFFECTIVE, Counterfactual, Drawn, Estimate
 from training.examination.placements import F64, Bins, place_counts
 from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
 
 VERDICT_BY = "dr"
-# With fewer effective events, the interval itself is not reliable.
-MIN_EFFECTIVE = 50.0
 # Report an effect of the candidates above from this number of standard errors on.
 DOUBTFUL = 3.0
 SHOWN_PLACES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1_000)
