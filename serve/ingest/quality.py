@@ -22,8 +22,8 @@ from serve.rollout.score_comparison import cell_counts
 # Join an event this long after its own time, in the order of these times: exposures, impressions
 # and labels come in separate calls. An exposure that comes later than this is left out.
 GRACE_MS = 60_000
-# Limit the memory of what waits: the fuller it is, the fewer viewers count. 64 MiB are 10,000
-# rankings of 55 candidates.
+# Limit the memory of what waits: the fuller its second half, the fewer viewers count. 64 MiB are
+# 10,000 rankings of 55 candidates.
 MAX_BYTES = 64 << 20
 # Share of it that is filled at once.
 LEAST = 1 / 64
@@ -80,7 +80,8 @@ class LiveQuality:
         self._begun_ms = self._begun_ms or now_ms
         since_ms = next((shown.exposure.ts_ms for shown in self._shown.values()), now_ms)
         # Fill the memory over the whole label window, so that rankings of all times count.
-        self._limit = self._max_bytes * min(max((now_ms - since_ms) / self._span_ms, LEAST), 1.0)
+        age = (now_ms - since_ms) / (self._span_ms + GRACE_MS)
+        self._limit = self._max_bytes * min(max(age, LEAST), 1.0)
         for record in records:
             if isinstance(record, Exposure):
                 self._show(record)
@@ -105,9 +106,10 @@ class LiveQuality:
             self._sums[arm, model, measure, ""] += float(value)
 
     def _counts(self, record: Exposure | Event) -> bool:
-        """Return whether the exposure is held, or the viewer counts by the room that is left."""
-        room = 1 - self._num_bytes / self._limit
-        return record.request_id in self._shown or hash(record.viewer or record.request_id) % ALL < ALL * room
+        """Return whether the viewer counts (all do in the first half), or the exposure is held."""
+        share = 2 - 2 * self._num_bytes / self._limit
+        counts = hash(record.viewer or record.request_id) % ALL < ALL * share
+        return (counts or record.request_id in self._shown) and self._num_bytes < self._max_bytes
 
     def _show(self, exposure: Exposure) -> None:
         if exposure.ts_ms < self._joined_ms or not self._counts(exposure):
