@@ -127,7 +127,7 @@ def _unsupported(slates: Slates, examination: Examination) -> str | None:
         )
     if not (np.abs(np.log(examination.theta)) > FALLS * np.asarray(examination.error)).any():
         return f"examination is the same at all positions within its error, so every order earns the same: {_EXPLORE}"
-    if 2 * int((slates.size >= 2).sum()) < len(slates):
+    if not slates.have_order:
         return "most slates have one candidate, so every order earns the same"
     return None if slates.cluster.any() else "all rows are of one viewer: measure more rows"
 

@@ -69,7 +69,7 @@ def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
     most slates have one candidate and so no order. `beats` is None where the rows do not define the
     difference.
     """
-    by = "ndcg@10" if 2 * int((slates.size >= 2).sum()) >= len(slates) else "logloss"
+    by = "ndcg@10" if slates.have_order else "logloss"
     by = by if pair.get("expected_labels") is None else "expected_labels"
     better, error = _ahead(pair, by)
     return {"by": by, "beats": None if better is None else bool(better > 0 and better >= ENOUGH * error)}

@@ -62,6 +62,11 @@ class Slates:
         return (self.size >= 2) & (self.positives > 0)
 
     @property
+    def have_order(self) -> bool:
+        """Return whether most slates have two or more candidates."""
+        return 2 * int((self.size >= 2).sum()) >= len(self)
+
+    @property
     def mixed(self) -> NDArray[np.bool_]:
         """Mask of the slates with both labels, `[S]`."""
         return (self.positives > 0) & (self.positives < self.size)

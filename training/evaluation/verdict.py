@@ -74,11 +74,16 @@ def holds(pair: Mapping[str, Any]) -> bool:
 
 def standing(pair: Mapping[str, Any]) -> str:
     """Return whether the model is not worse than the current one, and the exceeded bounds."""
-    what = f"on {pair['rows']:,} rows that neither has seen, the model is"
-    what += " not" if holds(pair) else " perhaps"
-    what += f" worse than the current model by more than {100 * pair['margin']:.3g} %"
+    what = f"on {pair['rows']:,} rows that neither has seen, the model "
+    margin = f"{100 * pair['margin']:.3g} %"
+    if holds(pair):
+        what += f"is not worse than the current model by more than {margin}"
+    else:
+        what += f"exceeds a bound against the current model (margin {margin})"
+    # The bound of the deciding measure counts its error, the others do not.
     exceeded = [
-        f"{MEASURES[bound['measure']]} up to {decimal(bound['worse'])} worse, {bound['allowed']:.4f} allowed"
+        f"{MEASURES[bound['measure']]} {'up to ' * (bound['measure'] == pair['gate']['by'])}"
+        f"{decimal(bound['worse'])} worse, {bound['allowed']:.4f} allowed"
         for bound in pair["bounds"]
         if not bound["holds"]
     ]

@@ -62,14 +62,16 @@ def search(
         clock.claim(task.identity, restart=settings.restart)
         board = Leaderboard(out / "leaderboard.jsonl")
         follows = clock.setdefault("follows", current(models)) if models else None
-        last = followed(models, follows, task.schema, progress.report) if models and follows else None
+        last, why_not = followed(models, follows, task.schema) if models and follows else (None, [])
+        for reason in why_not:
+            progress.report(reason)
         if last and not is_enough(unseen(task.parts["test"], last)):
             progress.report(f"too few rows are newer than {last.version} has seen: nothing will replace it")
         suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
         for suspect in suspected:
             progress.report(suspect)
         winner, manifest = _find(task, board, clock, last, progress)
-        why_not = [*reasons(manifest), *suspected]
+        why_not += [*reasons(manifest), *suspected]
         published = promoted = False
         if models is not None and not why_not:
             published, promoted = True, take_place(out / "artifact", models, follows, progress.report)
@@ -128,13 +130,15 @@ def _find(
     raise AssertionError("run_trials answers with a network, or not at all")
 
 
-def followed(models: Path, version: str, schema: Schema, report: Report) -> Artifact | None:
-    """Load the model of a version, or return None if the service cannot rank with it either."""
+def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | None, list[str]]:
+    """Load the model of a version, or return None and why no winner can be compared with it."""
     try:
-        return load_for(models / version, Features(schema))
+        return load_for(models / version, Features(schema)), []
     except TabrankError as error:
-        report(f"the current model {version} cannot rank with this surface and is not compared: {error}")
-        return None
+        return None, [
+            f"the current model {version} cannot rank with this surface, so nothing is compared with it: {error}; "
+            "if the service has this surface, run `python -m training publish` by hand"
+        ]
 
 
 def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) -> list[FitConfig]:

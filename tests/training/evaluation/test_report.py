@@ -85,7 +85,7 @@ def test_the_verdict_says_whether_the_current_model_may_go(evaluation):
     )
     assert passed in verdict(changed)
     bound.update({"worse": 0.006, "holds": False})
-    assert "the model is perhaps worse than the current model by more than 1 %: NDCG@10 +" in verdict(changed)
+    assert "the model exceeds a bound against the current model (margin 1 %): NDCG@10 +" in verdict(changed)
     assert "NDCG@10 up to 0.0060 worse, 0.0040 allowed." in verdict(changed)
 
 

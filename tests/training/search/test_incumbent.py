@@ -62,20 +62,22 @@ def test_what_was_made_current_while_the_search_ran_stays_so(models, tmp_path, s
     assert f"{CHOSEN} was made current during the search" in messages[0]
 
 
-def test_the_current_model_is_followed_unless_the_service_could_not_rank_with_it(tmp_path, surface):
-    data, rng, messages = dataset(surface), np.random.default_rng(0), []
+def test_a_current_model_that_cannot_be_loaded_is_a_reason_not_to_replace_it(tmp_path, surface):
+    data, rng = dataset(surface), np.random.default_rng(0)
     encoder = fit_encoder(surface, data.columns, data.matrix, {})
     files, about = artifact_files(random_network(rng, encoder, NetworkConfig(width=4)), rng)
     about |= {"version": OLD, "state_fingerprint": Schema(surface).fingerprint}
     save(tmp_path / OLD, files, about)
-    assert followed(tmp_path, OLD, Schema(surface), messages.append).version == OLD
+    last, reasons = followed(tmp_path, OLD, Schema(surface))
+    assert (last.version, reasons) == (OLD, [])
     # Another label or another removal of position bias leaves the columns as they are.
     other = Schema(replace(surface, position_bias="ignored"))
-    assert followed(tmp_path, OLD, other, messages.append).version == OLD
-    assert messages == []
+    assert followed(tmp_path, OLD, other)[0].version == OLD
     fewer = {name: kind for name, kind in surface.features.items() if name != "topic_affinity"}
-    assert followed(tmp_path, OLD, Schema(replace(surface, features=fewer)), messages.append) is None
-    assert f"the current model {OLD} cannot rank with this surface and is not compared" in messages[0]
+    last, (reason,) = followed(tmp_path, OLD, Schema(replace(surface, features=fewer)))
+    assert last is None
+    assert f"the current model {OLD} cannot rank with this surface, so nothing is compared" in reason
+    assert "run `python -m training publish` by hand" in reason
 
 
 def test_only_rows_after_all_that_the_current_model_has_seen_compare_it(surface):
@@ -96,6 +98,14 @@ def test_only_rows_after_all_that_the_current_model_has_seen_compare_it(surface)
     few = data.take(np.flatnonzero(data.viewer < MIN_VIEWERS - 1))
     assert len(few) > 100
     assert not is_enough(few)
+    # Enough viewers have a positive, but too few have one beside another candidate.
+    single = np.flatnonzero((data.label > 0) & (data.viewer >= MIN_VIEWERS - 1))
+    single = single[np.unique(data.viewer[single], return_index=True)[1]][:20]
+    rows = np.append(np.flatnonzero(data.viewer < MIN_VIEWERS - 1), single)
+    mixed = data.take(rows)
+    mixed.slate[-len(single) :] = -single
+    assert len(np.unique(mixed.viewer[mixed.label > 0])) >= MIN_VIEWERS
+    assert not is_enough(mixed)
 
 
 def test_a_margin_that_is_not_a_share_is_refused():
