@@ -13,7 +13,7 @@ TITLES = {
     "model": "model",
     "current": "current model",
     "popular": "popular",
-    "baseline": "baseline rule",
+    "baseline": "the baseline",
     "lightgbm": "LightGBM",
     "logistic": "logistic regression",
 }
