@@ -69,4 +69,4 @@ def test_the_winner_is_measured_on_the_rows_that_the_current_model_has_not_seen(
         assert "wait for newer rows" in reasons(manifest)[-1]
     regenerate(tmp_path / "out" / "artifact", tmp_path / "again")
     page = (tmp_path / "again" / "report.html").read_text()
-    assert (f"On {num_unseen:,} rows that neither has seen, the model is" in page) == (share < 1)
+    assert (f"On {num_unseen:,} rows that neither has seen, the model " in page) == (share < 1)
