@@ -175,7 +175,7 @@ def fit(
     for name in ("expected_labels", "ndcg@10"):
         line += f"{name} {decimal(ours[name])} (popular {decimal(theirs[name])}), "
     line += f"auc {ours['auc']:.4f}, logloss {ours['logloss']:.4f}"
-    answer(manifest, as_json, line)
+    answer(manifest, as_json, f"{manifest['verdict']}\n{line}")
 
 
 app.command()(search)
@@ -194,7 +194,7 @@ def evaluate(
 ) -> None:
     """Measure an artifact on a log, beside `popular` and the baseline on the same rows."""
     from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.verdict import difference, order, support
+    from training.evaluation.verdict import difference, order, verdict
 
     with ProgressBar("evaluate") as progress:
         result = run(model, history, log, baselines=baselines, progress=progress)
@@ -203,12 +203,11 @@ def evaluate(
             f"{result['rows_seen_in_training']} rows are from the model's training time, so these figures are too "
             "optimistic; split the log first, and train on the earlier part"
         )
-    lines = [f"{result['rows']} rows, {order(result)}"]
+    lines = [verdict(result), f"{result['rows']} rows, {order(result)}"]
     for name in result["contenders"]:
         lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
     for name, pair in result["paired"].items():
         lines.append(f"{name}: {difference(pair)}")
-    lines += support(result)
     answer(result, as_json, "\n".join(lines))
 
 
@@ -304,12 +303,16 @@ def publish(
 ) -> None:
     """Verify an artifact, copy it to the published ones, and make it the current model."""
     from serve.model.artifact import load
+    from training.evaluation.verdict import GATES, TITLES
     from training.fit.publish import publish as run
 
     version = run(model, models, make_current=promote)
-    gate = load(models / version).manifest.get("gate")
-    if gate and not gate["beats"]:
-        print_progress(f"{version} does not beat popular by two standard errors: see {model / 'report.html'}")
+    paired = load(models / version).manifest.get("paired", {})
+    for name in GATES:
+        if f"model-{name}" in paired and not paired[f"model-{name}"]["gate"]["beats"]:
+            print_progress(
+                f"{version} does not beat {TITLES[name]} by two standard errors: see {model / 'report.html'}"
+            )
     answer(
         {"version": version, "current": promote},
         as_json,

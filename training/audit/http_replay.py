@@ -37,6 +37,7 @@ from training.data.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score
 from training.evaluation.metrics import Contender, mean, probability, row_logloss
 from training.evaluation.slates import Slates
+from training.examination.examination import Examination
 
 # Largest accepted difference between a served score and the evaluation's, as for golden rows.
 TOLERANCE = 1e-5
@@ -89,7 +90,7 @@ def replay(
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
     # The answered scores of the dataset's rows, [N].
     scores: F64 = played[first[data.slate] + data.position]
-    result = _measures(data, scores)
+    result = _measures(data, scores, Examination.of(artifact.manifest if artifact else {}))
     far = None if artifact is None else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix))))
     result |= {
         "surface": ours.name,
@@ -213,8 +214,11 @@ def _play(
     return np.array([value for part in scores for value in part], np.float64), rungs, seconds
 
 
-def _measures(data: Dataset, scores: F64) -> dict[str, Any]:
-    """Measure the answers: unscored rows rank last, as answered; logloss is over scored rows."""
+def _measures(data: Dataset, scores: F64, examination: Examination) -> dict[str, Any]:
+    """Measure the answers: unscored rows rank last, as answered; logloss is over scored rows.
+
+    It is that of the label as shown, as in `evaluate`.
+    """
     scored = ~np.isnan(scores)
     if not scored.any():
         raise TabrankError(
@@ -222,10 +226,11 @@ def _measures(data: Dataset, scores: F64) -> dict[str, Any]:
         )
     slates = Slates(data.label, data.slate, data.viewer)
     contender = Contender.of(slates, scores, None)
+    shown = (scores * examination.at(data.position))[scored]
     return {
         "ndcg@10": mean(contender.ndcg),
         "auc": contender.auc,
-        "logloss": mean(row_logloss(data.label[scored], probability(scores[scored]))),
+        "logloss": mean(row_logloss(data.label[scored], probability(shown))),
         "rows": len(data),
         "slates": int(slates.rankable.sum()),
         "unscored_rows": int((~scored).sum()),

@@ -112,14 +112,21 @@ def concat(parts: Sequence[Dataset]) -> Dataset:
 
 
 def build(
-    schema: Schema, log: Log, *, history: Log | None = None, progress: Progress = lambda share: None
+    schema: Schema,
+    log: Log,
+    *,
+    history: Log | None = None,
+    weights: Weights | None = None,
+    progress: Progress = lambda share: None,
 ) -> Dataset:
     """Build the dataset of `log`; the state starts from `history` if given.
+
+    `weights` are those of `training.data.draws.drawn_weights`.
 
     Raises:
         TabrankError: if no row has a closed label window.
     """
-    plan = DatasetPlan(schema, log, history=history)
+    plan = DatasetPlan(schema, log, history=history, weights=weights)
     (data,) = plan.parts(len(plan), progress)
     return data
 

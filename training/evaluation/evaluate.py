@@ -20,6 +20,7 @@ from serve.model.artifact import load as load_artifact
 from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
 from training.data.dataset import Dataset, Progress, build
+from training.data.draws import drawn_weights
 from training.evaluation.bootstrap import Bootstrap
 from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Contender, Values, calibrated, deciles, mean, reliability
@@ -163,7 +164,8 @@ def scored(
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
     schema = Schema(surface)
     past = read_log(history, surface) if history else None
-    data = build(schema, read_log(log, surface), history=past, progress=progress)
+    rows = read_log(log, surface)
+    data = build(schema, rows, history=past, weights=drawn_weights(log, rows), progress=progress)
     scores: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and past is not None:
         examination = Examination.of(artifact.manifest)

@@ -123,7 +123,8 @@ def _unsupported(slates: Slates, examination: Examination) -> str | None:
     """Return why the rows support no estimate, whatever their labels."""
     if examination.source == "ignored":
         return (
-            f"position bias is ignored, so every order earns the same: unset `position_bias`, and {_EXPLORE}"
+            "the model knows no examination of positions (position_bias ignored, impressions by clients, too few "
+            f"labels, or an earlier release): to know it, {_EXPLORE}"
         )
     if not (np.abs(np.log(examination.theta)) > FALLS * np.asarray(examination.error)).any():
         return f"examination is the same at all positions within its error, so every order earns the same: {_EXPLORE}"

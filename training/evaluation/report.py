@@ -25,10 +25,13 @@ CAPTIONS = {
     "gain": "Share of all positives among the best rows by score: the higher, the better.",
     "importance": "Dark: loss of the model without the feature. Light: the network's attention to the feature. "
     "Features that can replace each other lose little each.",
-    "slices": "Right of the dotted line the model orders better than popular. Bars are two standard errors; one "
-    "slice in twenty exceeds them by chance.",
+    "slices": "Right of the dotted line the model has a higher NDCG@10 than popular, on labels as shown, which "
+    "favour the shown order. Bars are two standard errors; one slice in twenty exceeds them by chance.",
 }
-LEGEND = "Expected labels: label events per exposure that an order would earn. In brackets: 95 % intervals."
+LEGEND = (
+    "Expected labels: label events per exposure that an order would earn. Examination: how often a "
+    "position is looked at, relative to the first; ± one standard error. In brackets: 95 % intervals."
+)
 ROWS = {"validation": "validation rows", "test": "test rows"}
 
 
@@ -114,13 +117,14 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     noted = [*manifest.get("suspects", []), *manifest.get("advice", [])]
     suspects = "".join(f"- {line}\n" for line in noted)
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
+    looked = "" if Examination.of(manifest).source == "ignored" else " that is looked at"
     return f"""# Model card: {manifest["surface"]} {manifest["version"]}
 {search}
 On the {rows}: {verdict.verdict(evaluation)}
 
 ## What it is for
 
-A TabNet that predicts whether a viewer who is shown a candidate will {label["event"]} it within
+A TabNet that predicts whether a viewer will {label["event"]} a candidate{looked} within
 {label["within_ms"] / 1000:g} s. It orders the candidates of one tab. It is not made for decisions about people, nor
 to select who may be shown.
 
@@ -128,11 +132,11 @@ to select who may be shown.
 
 - **Data**: trained on {manifest["rows"]:,} rows{trained}; measured on {evaluation["rows"]:,} {rows}
   ({evaluation["positives"]:,} positive), later in time, {verdict.span(*evaluation["span_ms"])}.
-- **Label**: `{label["event"]}` within {label["within_ms"] / 1000:g} s of the impression.
+- **Label**: `{label["event"]}` within {label["within_ms"] / 1000:g} s of being shown.
 - **Features**: {features}. Popular sorts by `{evaluation["popular_feature"]}`.
 - **Network**: {network}.
 - **Calibration**: {_calibration(manifest)}
-- **Scores**: P(label) of a candidate that is looked at; {Examination.of(manifest).describe()}.
+- **Scores**: P(label) of a candidate{looked}; {Examination.of(manifest).describe()}.
 - **Made**: {manifest["created"]}, revision {manifest["git"] or "unknown"}, in {manifest["seconds"]} s.
 
 ## How good it is

@@ -18,6 +18,10 @@ from training.examination.placements import Bins, place_counts
 MAX_ROWS = 300_000
 # Use explored exposures where the standard error of log θ, the mean over rows, is at most this.
 MAX_ERROR = 0.3
+# They must reach this quantile of all positions.
+DEEP = 0.95
+# A standard error from fewer viewers is too small (Cameron and Miller 2015, section VI).
+MIN_VIEWERS = 30
 
 
 def examine(rows: Dataset, encoder: Encoder, surface: Surface) -> Examination:
@@ -34,14 +38,18 @@ def examine(rows: Dataset, encoder: Encoder, surface: Surface) -> Examination:
 def _explored(rows: Dataset) -> Examination | None:
     if rows.weight is None:
         return None
-    rows = sample(rows.take(np.flatnonzero(~np.isnan(rows.weight))), MAX_ROWS)
-    assert rows.weight is not None
-    first, code = np.unique(rows.slate, return_index=True, return_inverse=True)[1:]
-    weight = np.full((len(first), int(rows.position.max(initial=0)) + 1), -np.inf)
-    weight[code, rows.position] = rows.weight
+    deep = np.quantile(rows.position, DEEP)
+    # Slates without an event on a drawn candidate say nothing.
     is_event = (rows.label > 0) & np.isfinite(rows.weight)
-    if is_event.sum() < MIN_EVENTS or not rows.position.any():
+    rows = sample(rows.take(np.flatnonzero(np.isin(rows.slate, rows.slate[is_event]))), MAX_ROWS)
+    assert rows.weight is not None
+    is_event = (rows.label > 0) & np.isfinite(rows.weight)
+    num_viewers = len(np.unique(rows.viewer))
+    if is_event.sum() < MIN_EVENTS or num_viewers < MIN_VIEWERS or rows.position.max() < max(deep, 1):
         return None
+    first, code = np.unique(rows.slate, return_index=True, return_inverse=True)[1:]
+    weight = np.full((len(first), int(rows.position.max()) + 1), -np.inf)
+    weight[code, rows.position] = rows.weight
     bins = Bins(weight.shape[1])
     counts = place_counts(weight, bins, np.random.default_rng(0))
     exposure, position = code[is_event], rows.position[is_event]
@@ -57,7 +65,7 @@ def _explored(rows: Dataset) -> Examination | None:
 
 def _learned(rows: Dataset, encoder: Encoder) -> Examination:
     num_events = int(rows.label.sum())
-    if num_events < MIN_EVENTS or len(np.unique(rows.viewer)) < 2:
+    if num_events < MIN_EVENTS or len(np.unique(rows.viewer)) < MIN_VIEWERS:
         return Examination()
     bins = Bins(int(rows.position.max()) + 1)
     return _not_increasing("learned", *learn(rows, encoder, bins), bins, num_events)

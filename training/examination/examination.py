@@ -8,7 +8,7 @@ of click position-bias models"). Scores absorb the examination of the first posi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 # From exposures in randomised order, from the log as shown, or not removed.
 Source = Literal["explored", "learned", "ignored"]
+
+# Positions, from 1, of the line for people.
+SHOWN = (2, 5, 10, 20, 50)
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Examination:
     def describe(self) -> str:
         """Return a line for people: the source, and the examination of some positions."""
         if self.source == "ignored":
-            return "position bias: not removed"
+            return "position bias: not removed (ignored, impressions by clients, or too few labels)"
         known = list(enumerate(zip(self.theta, self.error, strict=True), 1))
-        cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in (1, 5, 10, 20, 50)]
+        cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in SHOWN]
         text = (
             f"position bias: examination {self.source} from {self.events:,} label events, {', '.join(cells)}"
         )
@@ -56,7 +59,8 @@ class Examination:
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Examination:
         """Return that of a manifest; those of earlier releases have none, and it is ignored."""
-        return cls(**manifest.get("examination", {}))
+        given = manifest.get("examination", {})
+        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
 
 IGNORED = Examination()

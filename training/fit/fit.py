@@ -23,6 +23,7 @@ from training.evaluation.importance import importance
 from training.evaluation.leakage import suspects
 from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
+from training.evaluation.verdict import verdict
 from training.examination.examination import IGNORED, Examination
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows, prepare
@@ -145,6 +146,7 @@ def save(
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
         "calibration": dataclasses.asdict(model.calibration),
         "examination": examination.to_json(),
+        "verdict": verdict(evaluation),
         "suspects": [str(suspect) for suspect in suspects(held)],
         "git": git_revision(),
         **manifest,

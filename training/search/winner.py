@@ -20,6 +20,7 @@ from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
 from training.evaluation.rivals import RIVALS, TUNING_SHARE, Rival
 from training.evaluation.slates import Slates
+from training.examination.estimate import MIN_VIEWERS
 from training.examination.examination import Examination
 from training.fit.fit import save
 from training.fit.loop import FitConfig, State
@@ -34,9 +35,6 @@ from training.search.trials import SearchRun
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
-# Compare with the incumbent only if so many viewers have a positive that counts: a standard error from fewer
-# clusters is too small (Cameron and Miller 2015, section VI).
-MIN_VIEWERS = 30
 
 
 def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping[str, Any]:
@@ -186,7 +184,7 @@ def unseen(test: Dataset, last: Artifact) -> Dataset:
 
 
 def is_enough(rows: Dataset) -> bool:
-    """Return whether enough viewers have a positive to compare two models on these rows."""
+    """Return whether enough viewers have a positive that counts to compare two models."""
     slates = Slates(rows.label, rows.slate, rows.viewer)
     counts = slates.rankable if slates.have_order else slates.positives > 0
     return len(np.unique(slates.cluster[counts])) >= MIN_VIEWERS

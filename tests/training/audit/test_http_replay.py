@@ -16,6 +16,7 @@ from serve.features.rows import Schema
 from serve.log.snapshots import set_truncation_point, write
 from serve.stores.factory import open_store
 from training.data.split import split
+from training.examination.examination import Examination
 from training.world.simulate import simulate
 
 
@@ -25,7 +26,8 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("replay")
     simulate(home / "log", rows=6_000, viewers=60, days=0.15)
     split(home / "log", 0.4, home / "a", home / "b")
-    write_model(home / "model", home / "a")
+    looked = Examination("learned", (1.0, 0.7, 0.4), (0.0, 0.1, 0.1), 500)
+    write_model(home / "model", home / "a", examination=looked.to_json())
     return home
 
 

@@ -136,7 +136,7 @@ def test_orders_that_were_drawn_are_measured_by_the_draw(is_drawn):
 
 def test_what_the_rows_cannot_support_is_named(shown):
     reasons = {
-        "position bias is ignored, so every order earns the same": shown.found(Examination()),
+        "the model knows no examination of positions (position_bias ignored": shown.found(Examination()),
         "examination is the same at all positions within its error": shown.found(
             Examination("learned", tuple(0.99 * STEPS**0.01), (0.02,) * PER, 200)
         ),
@@ -181,4 +181,4 @@ def test_an_evaluation_decides_by_expected_labels_and_says_so(surface):
     assert "to measure it, set `explore` for an arm" in verdict(found)
     ignored = assess(data, scores, surface)
     assert ignored["paired"]["model-popular"]["gate"]["by"] == "ndcg@10"
-    assert "NDCG@10 decides and not expected labels: position bias is ignored" in verdict(ignored)
+    assert "NDCG@10 decides and not expected labels: the model knows no examination" in verdict(ignored)

@@ -110,13 +110,20 @@ def test_few_explored_exposures_do_not_decide(drawn, surface: Surface) -> None:
     assert rows.weight is not None
     few = replace(rows, weight=np.where(rows.slate < 40, rows.weight, np.nan))
     assert examine(few, encoder, surface).source == "learned"
+    # Drawn orders of two viewers, and shorter ones than most.
+    two = replace(rows, viewer=np.where(np.isnan(rows.weight), rows.viewer, rows.viewer % 2))
+    assert examine(two, encoder, surface) == Examination()
+    whole = np.isin(rows.slate, rows.slate[rows.position >= 3]) & (rows.slate % 2 == 0)
+    short = replace(rows, weight=np.where(whole | (rows.position >= 3), np.nan, rows.weight))
+    assert examine(short, encoder, surface).source == "learned"
 
 
 def test_a_line_for_people_names_the_source_and_positions() -> None:
     found = Examination("learned", (1.0, 0.9, 0.8, 0.7, 0.5), (0.0, 0.1, 0.1, 0.1, 0.2), 1_234)
     assert found.describe() == (
-        "position bias: examination learned from 1,234 label events, 1.00 ± 0.00 at 1, 0.50 ± 0.10 at 5; "
+        "position bias: examination learned from 1,234 label events, 0.90 ± 0.09 at 2, 0.50 ± 0.10 at 5; "
         "an arm's `explore` would measure it"
     )
-    assert Examination().describe() == "position bias: not removed"
-    assert Examination.of({"examination": found.to_json()}) == found
+    assert Examination().describe().startswith("position bias: not removed (")
+    # Another release may write more.
+    assert Examination.of({"examination": found.to_json() | {"more": 1}}) == found

@@ -23,6 +23,7 @@ from serve.ranking.exploration import pick_probability
 from training.__main__ import app
 from training.evaluation.attraction import ranked
 from training.evaluation.counterfactual import Counterfactual, Drawn
+from training.evaluation.evaluate import evaluate
 from training.examination.placements import Bins, place_counts
 from training.experiment.offline.check import check
 from training.experiment.offline.estimate import compare, text
@@ -219,6 +220,11 @@ def offline(home, log, *more, code=0):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == code, (done.stdout, done.stderr)
     return json.loads(done.stdout) if code == 0 else done.stderr.splitlines()[-1]
+
+
+def test_evaluate_knows_the_draws_of_the_log(home):
+    found = evaluate(home / "model", None, home / "log", baselines=False)
+    assert found["expected_labels"]["explored_rows"] == found["rows"] > 1_000
 
 
 def test_an_untrained_artifact_is_called_worse(home):

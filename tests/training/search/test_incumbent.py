@@ -15,12 +15,13 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model.artifact import CURRENT, FILES, current, point, save
 from training.data.encoding import fit_encoder
+from training.examination.estimate import MIN_VIEWERS
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
 from training.search.commands import not_published
 from training.search.search import configuration, followed, reasons, take_place
 from training.search.task import SearchSettings
-from training.search.winner import MIN_VIEWERS, is_enough, unseen
+from training.search.winner import is_enough, unseen
 
 BETTER = {"ndcg@10": 0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": True}}
 WORSE = {"ndcg@10": -0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": False}}
