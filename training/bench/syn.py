@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from serve.features.matrix import Matrix
+from serve.features.slots import F32, F64
 from serve.model.encoder import Encoder, NumericColumn
 from serve.operate.host.machine import describe_machine
 from training.fit.loop import FitConfig, run
 from training.network.model import Model
 from training.network.network import Inputs, NetworkConfig, inputs
-
-F64 = NDArray[np.float64]
 
 NUM_COLUMNS = 11
 # Test AUC of TabNet in its paper, by set.
@@ -82,7 +80,7 @@ class Drawn:
     # [R]
     probability: F64
     # [R]
-    label: NDArray[np.float32]
+    label: F32
 
 
 def exponent(name: str, x: F64) -> F64:
@@ -188,6 +186,6 @@ def train_scorer(rows: Drawn, config: FitConfig) -> Callable[[F64], F64]:
     return lambda x: model.logits(Matrix(x.astype(np.float32), np.zeros((len(x), 0), np.uint64)))
 
 
-def _inputs(x: F64, label: NDArray[np.float32]) -> Inputs:
+def _inputs(x: F64, label: F32) -> Inputs:
     encoded = ENCODER.encode(x.astype(np.float32), np.zeros((len(x), 0), np.uint64))
     return inputs(ENCODER, encoded, label, np.ones(len(x)))

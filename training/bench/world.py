@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from serve.contract.errors import TabrankError
 from training.data.dataset import Dataset, Progress
@@ -46,11 +45,10 @@ def bench_world(
     truth.parquet.
 
     Returns:
-        `rows`; `contenders` as {name: {measure: value}} with `ndcg@10`, `auc` (on the truth: each
-        row counts P as a positive and 1 - P as a negative), `expected_labels` with its 95 %
-        `interval` (by the model's own examination; null if it has none), `label_events` (the true
-        number per exposure that the order earns: the sum of examination times P) and `closed`, the
-        share of the gap from popular to the oracle in it, null where all orders earn the same;
+        `rows`; `contenders` as {name: {measure: value}} with `ndcg@10`, `expected_labels` with its
+        95 % `interval` (by the model's own examination; null if it has none), `label_events` (the
+        true number per exposure that the order earns: the sum of examination times P) and `closed`,
+        the share of the gap from popular to the oracle in it, null where all orders earn the same;
         `rank_correlation` of each of `YARDSTICKS` with `label_events` (Spearman 1904); `reason` why
         the orders are not compared; `held`: the model closes `LEAST_CLOSED`.
 
@@ -62,8 +60,7 @@ def bench_world(
         raise TabrankError(f"--world: {path} is missing; name a log that `training simulate` wrote")
     artifact, _, data, scores = scored(model, history, log, baselines=True, progress=progress)
     chance, theta = _truth(path, data)
-    scores |= {"popular": data.popular} | ({} if data.baseline is None else {"baseline": data.baseline})
-    scores |= {"random": np.random.default_rng(SEED).random(len(data)), "oracle": chance}
+    scores |= data.rules | {"random": np.random.default_rng(SEED).random(len(data)), "oracle": chance}
     slates = Slates(data.label, data.slate, data.viewer)
     contenders = {name: Contender.of(slates, values, None) for name, values in scores.items()}
     earns = expected_labels(contenders, data.position, Examination.of(artifact.manifest), data.weight)
@@ -73,10 +70,10 @@ def bench_world(
     found: dict[str, dict[str, Any]] = {}
     for name, one in contenders.items():
         value, interval = earns.value(name)
-        found[name] = {"ndcg@10": mean(one.ndcg), "auc": _truth_auc(chance, one.score)}
-        found[name] |= {"expected_labels": value, "interval": interval, "label_events": earned[name]}
+        found[name] = {"ndcg@10": mean(one.ndcg), "expected_labels": value, "interval": interval}
         # Ignore a gap of rounding errors.
-        found[name]["closed"] = (earned[name] - earned["popular"]) / gap if gap > 1e-9 else None
+        closed = (earned[name] - earned["popular"]) / gap if gap > 1e-9 else None
+        found[name] |= {"label_events": earned[name], "closed": closed}
     frame = pd.DataFrame(found).T[[*YARDSTICKS, "label_events"]].astype(float).round(9)
     rank = frame.corr("spearman")["label_events"]
     return {
@@ -91,12 +88,12 @@ def bench_world(
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the result as text, a line for each contender."""
-    columns = ("NDCG@10", "AUC, truth", "expected labels", "true label events", "gap closed")
+    columns = ("NDCG@10", "expected labels", "true label events", "gap closed")
     lines = [f"{result['rows']:,} rows".ljust(18) + "".join(f"{name:>20}" for name in columns)]
     for name, one in result["contenders"].items():
-        cells = [decimal(one[by]) for by in ("ndcg@10", "auc", "expected_labels", "label_events")]
+        cells = [decimal(one[by]) for by in ("ndcg@10", "expected_labels", "label_events")]
         if one["interval"]:
-            cells[2] += f" ± {(one['interval'][1] - one['expected_labels']) / Z95:.4f}"
+            cells[1] += f" ± {(one['interval'][1] - one['expected_labels']) / Z95:.4f}"
         cells.append("–" if one["closed"] is None else f"{one['closed']:.0%}")
         lines.append(f"  {name:<16}" + "".join(f"{cell:>20}" for cell in cells))
     rank = ", ".join(f"{by} {decimal(value)}" for by, value in result["rank_correlation"].items())
@@ -118,8 +115,3 @@ def _truth(path: Path, data: Dataset) -> tuple[NDArray[np.float64], NDArray[np.f
     theta = np.zeros(int(data.position.max()) + 1)
     theta[data.position] = pc.list_flatten(truth["examination"]).to_numpy()[rows]
     return chance, theta
-
-
-def _truth_auc(chance: NDArray[np.float64], values: NDArray[np.floating]) -> float:
-    label = np.repeat([1, 0], len(chance))
-    return float(roc_auc_score(label, np.tile(values, 2), sample_weight=np.concatenate([chance, 1 - chance])))

@@ -66,9 +66,12 @@ class Dataset:
         return len(self.label)
 
     @property
-    def baseline(self) -> F64 | None:
-        """Compute `[N]` the value by which the baseline sorts; None where the surface has none."""
-        return None if self.rule is None else self.rule.score(self.columns.numeric, self.matrix.numeric)
+    def rules(self) -> dict[str, NDArray[np.floating]]:
+        """Values `[N]` by which `popular` and, where the surface has one, `baseline` sort."""
+        if self.rule is None:
+            return {"popular": self.popular}
+        baseline = self.rule.score(self.columns.numeric, self.matrix.numeric)
+        return {"popular": self.popular, "baseline": baseline}
 
     def take(self, rows: I64 | slice) -> Dataset:
         """Return the rows of these numbers; rows of a slice are a view."""

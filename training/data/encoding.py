@@ -58,6 +58,12 @@ def category_strings(surface: Surface, log: Log) -> dict[int, str]:
     return {hash64(value): value for value in strings if value is not None}
 
 
+def tree_columns(encoder: Encoder, matrix: Matrix) -> tuple[NDArray[np.float32], list[int]]:
+    """Return the encoded columns `[N, K]` for trees, and the numbers of the categorical ones."""
+    columns = np.concatenate(encoder.encode(matrix.numeric, matrix.category), axis=1, dtype=np.float32)
+    return columns, list(range(columns.shape[1] - len(encoder.single), columns.shape[1]))
+
+
 def _numeric(name: str, transform: Any, values: NDArray[np.float32]) -> NumericColumn:
     present = values[np.isfinite(values)].astype(np.float64)
     if transform == "log1p":

@@ -94,11 +94,7 @@ class Streamed:
 
         def read(file: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
             rows = self.read(int(file["number"][0]), int(file["start"][0]), size, mine, seed)
-            return {
-                "x": np.ascontiguousarray(rows["x"]),
-                "label": np.ascontiguousarray(rows["label"]),
-                "examination": np.ascontiguousarray(rows["examination"]),
-            }
+            return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
 
         files = [{"number": number, "start": start} for number, start in self.files(seed)]
         data = ray.data.from_items(files, override_num_blocks=len(files))

@@ -1,4 +1,4 @@
 """Drafts of surfaces: propose a surface's TOML from a log alone.
 
-Imports `fit`, `evaluation`, `data`, `network`, `world`, `terminal` and `serve`.
+Imports `fit`, `evaluation`, `examination`, `data`, `network`, `world`, `terminal` and `serve`.
 """

@@ -1,7 +1,7 @@
 """Model of the attraction of candidates, and the positions that scores rank them to.
 
-Errors of the model do not bias the doubly robust estimate; a good model narrows its interval.
-Letters: N exposures, C candidates, S scorers.
+Errors of the model bias a doubly robust estimate only where weights are clipped; a good model
+narrows its interval. Letters: N exposures, C candidates, S scorers.
 """
 
 from __future__ import annotations

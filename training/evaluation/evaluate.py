@@ -55,10 +55,9 @@ def assess(
     * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
       NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
       `popular_feature` and `features` ({name: kind}).
-    * `contenders`: the names; under each name its measures (`training.evaluation.metrics.measure`),
-      `expected_labels` first.
-      `popular` and `baseline` have `calibrated_logloss` too, after a calibration that favours them
-      (`training.evaluation.metrics.calibrated`).
+    * `contenders`: the names; under each name its measures (`Contender.measures`),
+      `expected_labels` first. `popular` and `baseline` have `calibrated_logloss` too, after a
+      calibration that favours them (`training.evaluation.metrics.calibrated`).
     * `expected_labels`: that of `training.evaluation.expected_labels`.
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
     * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with these two calibrated.
@@ -68,9 +67,7 @@ def assess(
     """
     slates = Slates(data.label, data.slate, data.viewer)
     bootstrap = Bootstrap(slates.cluster)
-    rules: dict[str, Values] = {"popular": data.popular}
-    if (baseline := data.baseline) is not None:
-        rules["baseline"] = baseline
+    rules = data.rules
     given = {"model": scores["model"], **rules, **scores}
     is_rate = isinstance(surface.features[surface.popular], Rate)
     theta = {name: (current if name == "current" else examination).at(data.position) for name in given}
@@ -120,8 +117,7 @@ def assess(
     curves = {name: deciles(data.label, contender.score) for name, contender in contenders.items()}
     result["curves"] = {
         "reliability": [list(point) for point in reliability(data.label, given["model"] * theta["model"])],
-        "lift": {name: curve["lift"] for name, curve in curves.items()},
-        "gain": {name: curve["gain"] for name, curve in curves.items()},
+        **{part: {name: curve[part] for name, curve in curves.items()} for part in ("lift", "gain")},
     }
     result["slices"] = slices(data, contenders["model"], contenders["popular"], surface, encoder)
     return result

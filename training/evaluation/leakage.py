@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.dataset import Dataset, category_parts
-from training.evaluation.slates import auc
+from training.evaluation.slates import F64, auc
 
-F64 = NDArray[np.float64]
 Sign = Literal["value", "missing"]
 # A column without leakage does not reach this AUC alone.
 SUSPECT_AUC = 0.95

@@ -72,7 +72,12 @@ class Contender:
         return num_positive * (len(self.slates.label) - num_positive)
 
     def measures(self) -> dict[str, float | None]:
-        """Return all measures, as `measure` defines them."""
+        """Return all measures; those of probabilities are None for other scores.
+
+        `ndcg@10`, `ndcg@5`, `map`, `mrr`: means over the slates of two or more candidates with a
+        positive; ties are broken at random with a fixed seed. `slate_auc`: mean over the slates
+        with both labels. `auc`, `logloss` (nats), `ece` and `rce` (%): over all rows.
+        """
         label, ranking = self.slates.label, self.slates.rank(self.order)
         return {
             "ndcg@10": mean(self.ndcg),
@@ -97,16 +102,6 @@ class Contender:
             "slate_auc": _mean_draws(bootstrap, self.slate_auc, slates.mixed),
         }
         return {name: None if drawn is None else interval(drawn) for name, drawn in draws.items()}
-
-
-def measure(slates: Slates, score: Values, *, is_probability: bool) -> dict[str, float | None]:
-    """Return all measures of `score` `[N]`; those of probabilities are None for other scores.
-
-    `ndcg@10`, `ndcg@5`, `map`, `mrr`: means over the slates of two or more candidates with a
-    positive; ties are broken at random with a fixed seed. `slate_auc`: mean over the slates with
-    both labels. `auc`, `logloss` (nats), `ece` and `rce` (%): over all rows.
-    """
-    return Contender.of(slates, score, score if is_probability else None).measures()
 
 
 def calibrated(label: Labels, score: Values, examination: F64 | float = 1.0) -> F64:

@@ -47,8 +47,7 @@ def paired(
     * `gate`: the result of `gate`.
     """
     pair: dict[str, Any] = {"expected_labels": earns[0], "expected_labels_se": earns[1]}
-    pair |= {"ndcg@10": None, "se": None, "logloss": None, "logloss_se": None}
-    pair |= {"auc": None, "auc_interval": None}
+    pair |= dict.fromkeys(("ndcg@10", "se", "logloss", "logloss_se", "auc", "auc_interval"))
     slates = ours.slates
     pair["ndcg@10"], pair["se"] = mean_and_error(ours.ndcg - theirs.ndcg, slates.cluster[slates.rankable])
     if ours.loss is not None and theirs.loss is not None:

@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
+from training.data.encoding import tree_columns
 from training.examination.examination import Examination
 from training.network.network import Network, NetworkConfig
 
@@ -89,7 +90,7 @@ def lightgbm(encoder: Encoder, train: Dataset, examination: Examination, **setti
     models, start = [_boosted(rows, settings | {"seed": seed}) for seed in seeds], rows.init_score[0]
 
     def score(matrix: Matrix) -> F64:
-        columns = _columns(encoder, matrix)
+        columns, _ = tree_columns(encoder, matrix)
         raw = [model.predict(columns, raw_score=True, num_threads=1) for model in models]
         return np.asarray(expit(np.add(raw, start)).mean(axis=0), np.float64)
 
@@ -104,8 +105,8 @@ def _inputs(encoder: Encoder, rows: Dataset, examination: Examination, like: Any
     """
     import lightgbm as trees
 
-    theta, inputs = examination.at(rows.position), _columns(encoder, rows.matrix)
-    categorical = list(range(inputs.shape[1] - len(encoder.single), inputs.shape[1]))
+    inputs, categorical = tree_columns(encoder, rows.matrix)
+    theta = examination.at(rows.position)
     data = trees.Dataset(inputs, rows.label, like, theta, params=LIGHTGBM, categorical_feature=categorical)
     # Begin from the logit of the base rate, P(label | looked at) of all rows.
     start = like.init_score[0] if like else logit(np.clip(rows.label.mean() / theta.mean(), TINY, 0.9))
@@ -142,11 +143,6 @@ def _shown(raw: F64, rows: Any) -> F64:
     # A set whose weights are all 1 has none.
     theta = 1.0 if rows.get_weight() is None else rows.get_weight()
     return np.asarray(np.clip(theta * expit(raw), TINY, 1 - TINY), np.float64)
-
-
-def _columns(encoder: Encoder, matrix: Matrix) -> NDArray[np.float32]:
-    numeric, hot, index = encoder.encode(matrix.numeric, matrix.category)
-    return np.concatenate([numeric, hot, index.astype(np.float32)], axis=1)
 
 
 def logistic(encoder: Encoder, train: Dataset, examination: Examination) -> Rival:

@@ -19,6 +19,7 @@ from scipy.sparse import coo_array
 from serve.features.slots import F64, I64
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
+from training.data.encoding import tree_columns
 from training.examination.placements import Bins
 
 # Cells of equal count. In more of them rows are more alike, and bins hold fewer.
@@ -78,10 +79,7 @@ def _from_others(rows: Dataset, encoder: Encoder, viewer: I64) -> tuple[F64, I64
     """Return E[label | x] and the cell of each row, [N], learned from the other half's viewers."""
     import lightgbm as trees
 
-    columns = np.concatenate(
-        encoder.encode(rows.matrix.numeric, rows.matrix.category), axis=1, dtype=np.float32
-    )
-    categorical = list(range(columns.shape[1] - len(encoder.single), columns.shape[1]))
+    columns, categorical = tree_columns(encoder, rows.matrix)
     half = np.random.default_rng(0).permutation(int(viewer.max()) + 1)[viewer] % 2
     chance, cell = np.empty(len(rows)), np.empty(len(rows), np.int64)
     for fold in (0, 1):

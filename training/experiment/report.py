@@ -85,6 +85,7 @@ def report(
             days = None if days is None or num_exposures < declaration.min_exposures else max(days, missing)
     closed = span.closed or ("the declared end has passed" if ended and early else None)
     ranked_by = _treatments(here, arms)
+    is_rerun = declaration.name == RERUN and (log / WORLD).is_file()
     tested = guardrails.tests(here, people, arms, ended=ended)
     return {
         "experiment": declaration.name,
@@ -113,16 +114,12 @@ def report(
         "viewers_seen_before": people.num_seen_before,
         "metrics": compared,
         "untold": [metric.title for metric in METRICS if metric not in metrics],
-        "claims": claims(compared, ended) if _is_rerun(log, declaration) and not why else [],
+        "claims": claims(compared, ended) if is_rerun and not why else [],
         "daily_viewers": _daily_viewers(people, arms, len(span.days)),
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
         "not_in_the_log": NOT_IN_THE_LOG,
     }
-
-
-def _is_rerun(log: Path, declaration: Declared) -> bool:
-    return declaration.name == RERUN and (log / WORLD).is_file()
 
 
 def _sample_ratio(people: Panel, shares: dict[str, float], source: str, ratio: float) -> dict[str, Any]:

@@ -88,22 +88,13 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
     # An adjusted mean close to 0 has no relative effect.
     except OverflowError:
         result = _test(metric, adjusted=False).analyze_aggregates(control, treatment)
-    if not all(map(math.isfinite, (result.effect_size_ci_lower, result.effect_size_ci_upper, result.pvalue))):
+    interval = result.effect_size_ci_lower, result.effect_size_ci_upper
+    if not all(map(math.isfinite, (*interval, result.pvalue))):
         return None
     relative = result.rel_effect_size, result.rel_effect_size_ci_lower, result.rel_effect_size_ci_upper
     is_relative = result.control > 0 and result.treatment > 0 and all(map(math.isfinite, relative))
-    ratio, low, high = map(float, relative) if is_relative else (None, None, None)
-    return Effect(
-        result.control,
-        result.treatment,
-        result.effect_size,
-        result.effect_size_ci_lower,
-        result.effect_size_ci_upper,
-        result.pvalue,
-        ratio,
-        low,
-        high,
-    )
+    absolute = result.control, result.treatment, result.effect_size, *interval, result.pvalue
+    return Effect(*absolute, *(map(float, relative) if is_relative else (None, None, None)))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
 """Train an artifact from a surface and a log, on Ray Train, and publish it.
 
-Imports `evaluation`, `data`, `network`, `world`, `terminal`, `serve`.
+Imports `evaluation`, `examination`, `data`, `network`, `world`, `terminal`, `serve`.
 """

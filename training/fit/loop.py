@@ -19,14 +19,13 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from training.evaluation.slates import auc
 from training.network.layers import GhostBatchNorm
 from training.network.network import Inputs, Network, NetworkConfig, flat
-from training.network.position_bias import as_shown
 
 
 class Diverged(TabrankError):
@@ -277,6 +276,20 @@ class _Fit:
             value = value.clone()
             dist.all_reduce(value)
         return value
+
+
+def as_shown(logit: Tensor, examination: Tensor) -> Tensor:
+    """Map logits [R] of P(label | looked at) to those of the label as shown, [R].
+
+    P(label as shown) = θ · P(label | looked at), with the `examination` θ [R] of the row's
+    position, above 0 and at most 1: the position-based model of Craswell et al. (2008), "An
+    experimental comparison of click position-bias models". θ is estimated once, before any network
+    is trained (`training.examination`). The network learns the other factor, and only the network
+    is exported: it ranks as if positions had no effect.
+    """
+    # θσ / (1 - θσ) = θ e^logit / (1 + (1 - θ) e^logit)
+    theta = examination.to(logit.dtype)
+    return logit + torch.log(theta) - softplus(logit + torch.log1p(-theta))
 
 
 def learning_rate(step: int, num_steps: int, config: FitConfig) -> float:

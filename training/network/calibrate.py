@@ -22,8 +22,8 @@ def fit_platt(
     """Fit a and b of θ · sigmoid(a · logit + b) to labels 0 or 1 [R] by least logloss.
 
     θ is the `examination` [R] of each row, so the sigmoid is P(label | looked at). The targets are
-    those of Platt (1999), (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2): they keep a and b finite for
-    separable and one-sided rows. Newton's method in a trust region.
+    those of Platt (1999), (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2): where θ is 1, they keep a and
+    b finite for separable and one-sided rows. Newton's method in a trust region.
 
     Raises:
         TabrankError: if there are no rows, or a logit is not finite.

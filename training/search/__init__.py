@@ -1,4 +1,5 @@
 """Architecture search on Ray Tune: the best TabNet within a time budget and a serving cost.
 
-Imports `drafting`, `fit`, `evaluation`, `data`, `network`, `world`, `terminal` and `serve`.
+Imports `drafting`, `fit`, `evaluation`, `examination`, `data`, `network`, `world`, `terminal` and
+`serve`.
 """

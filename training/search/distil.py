@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from serve.model.encoder import Encoder
 from training.fit.loop import Diverged, FitConfig, run
-from training.network.network import Inputs, Network
+from training.network.model import Model
+from training.network.network import Inputs
 from training.search.trial import device, needs
 
 # Share of the teachers' mean in a distilled label; the rest is the observed label.
@@ -89,7 +90,5 @@ def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32]
         state = run(rows, valid, encoder, config, device=device())
     except Diverged:
         return None
-    network = Network(encoder, config.network).eval()
-    network.tabnet.load_state_dict(state.last)
-    with torch.no_grad():
-        return np.asarray(network.logit(rows.x).numpy(), np.float32)
+    network = Model.of(encoder, config.network, state.last).network
+    return np.asarray(network.logit(rows.x).numpy(), np.float32)

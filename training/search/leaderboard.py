@@ -170,5 +170,4 @@ def compete(
 
 def _entry(kind: str, slates: Slates, score: Values, chance: Values, **about: Any) -> BoardEntry:
     found = Contender.of(slates, score, chance).measures()
-    measured: dict[str, Any] = {"valid_auc": found["auc"], "valid_ndcg": found["ndcg@10"]}
-    return BoardEntry(TITLES[kind], kind, found["logloss"], **measured, **about)
+    return BoardEntry(TITLES[kind], kind, found["logloss"], found["auc"], found["ndcg@10"], **about)

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
-from training.evaluation.metrics import measure
+from training.evaluation.metrics import Contender, mean
 from training.evaluation.slates import Slates
 from training.fit.loop import FitConfig, State, run
 from training.network.calibrate import fit_platt
-from training.network.network import Inputs, Network
+from training.network.model import Model
+from training.network.network import Inputs
 from training.search.budget import work
 from training.search.space import Space
 
@@ -35,16 +36,16 @@ def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitCon
     torch.set_num_threads(1)
     known, config = Encoder.from_json(encoder), Space.config(point, base)
     train, valid = (Inputs.map(folder, name) for name in ("train", "valid"))
-    referee = Referee(known, config, len(train), valid)
 
     def after_epoch(state: State) -> None:
         # The last epoch is reported below, with all measures.
         if len(state.history) < config.epochs:
-            ray.tune.report(referee.report(state))
+            ray.tune.report(report(state, config, train, valid))
 
     try:
         state = run(train, valid, known, config, after_epoch=after_epoch, device=device())
-        ray.tune.report(referee.verdict(state, np.load(folder / SLATES)))
+        found = verdict(state, known, config, valid, np.load(folder / SLATES))
+        ray.tune.report(report(state, config, train, valid) | found)
     # Any error is reported on the leaderboard and ends only this trial.
     except Exception as error:
         what = "" if isinstance(error, TabrankError) else f"{type(error).__name__}: "
@@ -68,34 +69,28 @@ def needs() -> dict[str, float]:
     return {"cpu": 1.0} | ({"gpu": gpus / resources["CPU"]} if gpus else {})
 
 
-class Referee:
-    """Evaluator of a trial: measures its network on the labels as shown."""
+def report(state: State, config: FitConfig, train: Inputs, valid: Inputs) -> dict[str, Any]:
+    """Return validation logloss, AUC and their cost after an epoch."""
+    line, done = state.history[-1], len(state.history)
+    return {
+        "percent": 100 * done // config.epochs,
+        "share": done / config.epochs,
+        "valid_logloss": line["valid_logloss"],
+        "valid_auc": line["valid_auc"],
+        "seconds": sum(past["seconds"] for past in state.history),
+        "rows": work(done, len(train), len(valid)),
+    }
 
-    def __init__(self, encoder: Encoder, config: FitConfig, num_train: int, valid: Inputs) -> None:
-        self._config, self._num_train, self._valid = config, num_train, valid
-        self._network = Network(encoder, config.network).eval()
 
-    def report(self, state: State) -> dict[str, Any]:
-        """Return validation logloss, AUC and their cost after an epoch."""
-        line, done = state.history[-1], len(state.history)
-        return {
-            "percent": 100 * done // self._config.epochs,
-            "share": done / self._config.epochs,
-            "valid_logloss": line["valid_logloss"],
-            "valid_auc": line["valid_auc"],
-            "seconds": sum(past["seconds"] for past in state.history),
-            "rows": work(done, self._num_train, len(self._valid)),
-        }
-
-    def verdict(self, state: State, slate: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the last report, with NDCG by slates [N], calibration and history."""
-        self._network.tabnet.load_state_dict(state.last)
-        logit = self._network.logit(self._valid.x).double().numpy()
-        label, examination = self._valid.label.numpy(), self._valid.examination.double().numpy()
-        calibration = fit_platt(logit, label, examination)
-        slates = Slates(label, slate)
-        return self.report(state) | {
-            "valid_ndcg": measure(slates, logit, is_probability=False)["ndcg@10"],
-            "calibration": [calibration.a, calibration.b],
-            "history": list(state.history),
-        }
+def verdict(
+    state: State, encoder: Encoder, config: FitConfig, valid: Inputs, slate: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Return NDCG by slates [N], calibration on the labels as shown, and history of a whole run."""
+    network = Model.of(encoder, config.network, state.last).network
+    logit, label = network.logit(valid.x).double().numpy(), valid.label.numpy()
+    calibration = fit_platt(logit, label, valid.examination.double().numpy())
+    return {
+        "valid_ndcg": mean(Contender.of(Slates(label, slate), logit, None).ndcg),
+        "calibration": [calibration.a, calibration.b],
+        "history": list(state.history),
+    }

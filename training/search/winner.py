@@ -18,7 +18,7 @@ from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
-from training.evaluation.rivals import RIVALS, TUNING_SHARE, Rival
+from training.evaluation.rivals import RIVALS, TUNING_SHARE
 from training.evaluation.slates import Slates
 from training.examination.estimate import MIN_VIEWERS
 from training.examination.examination import Examination
@@ -97,7 +97,8 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         examination=task.examination,
         current=Examination.of(last.manifest if last else {}),
         seen=take_evenly(rows.matrix),
-        rivals=_rival_scores(rivals, test, last),
+        rivals={kind: rival(test.matrix) for kind, rival in rivals.items()}
+        | ({"current": score(last.path, test.matrix)} if last else {}),
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={
             "rows": len(rows),
@@ -168,12 +169,6 @@ def _trained(
         last_rows.save(folder, "valid")
         rows = distilled(rows, folder, encoder, config, size.num_teachers, rival, run.progress.report)
     return train(rows, last_rows, encoder, config, storage=storage, progress=run.progress)
-
-
-def _rival_scores(rivals: Mapping[str, Rival], test: Dataset, last: Artifact | None) -> dict[str, Any]:
-    """Return the scores of the test rows by the rivals, and by the incumbent."""
-    scores: dict[str, Any] = {kind: rival(test.matrix) for kind, rival in rivals.items()}
-    return scores | ({"current": score(last.path, test.matrix)} if last else {})
 
 
 def unseen(test: Dataset, last: Artifact) -> Dataset:

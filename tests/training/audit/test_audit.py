@@ -129,7 +129,7 @@ def test_the_log_of_a_baseline_arm_holds_its_features_and_shows_the_order_of_the
     data = data.take(np.flatnonzero(data.shown != data.candidate_ids.index("c")))
     served = data.slate >= data.request_ids.index("r0x")
     same = np.diff(data.slate) == 0
-    falls = np.diff(data.baseline)[same & served[1:]]
+    falls = np.diff(data.rules["baseline"])[same & served[1:]]
     assert (falls <= 0).all()
     assert (falls < 0).sum() > 30
 

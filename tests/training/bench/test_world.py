@@ -13,7 +13,6 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.log.reader import read_log
-from serve.model.scorers import load_scorer
 from training.bench.world import bench_world, table
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
@@ -94,20 +93,6 @@ def test_the_shown_order_earns_what_the_world_gave_it(measured):
     assert popular["label_events"] == pytest.approx(shown, rel=0.05)
     low, high = popular["interval"]
     assert low < shown < high
-
-
-def test_against_the_truth_each_row_is_both_labels_by_its_chance(measured):
-    rng = np.random.default_rng(0)
-    data, chance = measured.data, measured.chance
-    score = load_scorer(measured.folder / "m", "onnx").score(data.matrix.numeric, data.matrix.category)
-    drawn = []
-    for _ in range(40):
-        label = rng.random(len(chance)) < chance
-        rank = np.argsort(np.argsort(score)) + 1
-        num = label.sum()
-        drawn.append((rank[label].sum() - num * (num + 1) / 2) / (num * (~label).sum()))
-    error = np.std(drawn) / np.sqrt(len(drawn))
-    assert measured.found["contenders"]["model"]["auc"] == pytest.approx(np.mean(drawn), abs=5 * error)
 
 
 def test_the_gap_is_in_true_events_and_the_yardstick_is_compared_with_them(measured):

@@ -12,7 +12,7 @@ from serve.contract.hashing import hash64
 from serve.features.baseline import Baseline
 from serve.model.encoder import Encoder, SingleColumn
 from training.evaluation.evaluate import assess
-from training.evaluation.metrics import measure
+from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates
 from training.evaluation.slices import MIN_OF_EACH_LABEL, MIN_ROWS
 from training.examination.examination import Examination
@@ -31,7 +31,7 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
     found = assess(data, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
     assert found["contenders"] == ["model", "popular", "lightgbm"]
     assert found["rows"] == len(data)
-    measures = measure(Slates(data.label, data.slate), truth(data), is_probability=True)
+    measures = Contender.of(Slates(data.label, data.slate), truth(data), truth(data)).measures()
     assert found["model"] == {"expected_labels": None} | measures
     # An audience is not a probability.
     assert found["popular"]["logloss"] is None
@@ -59,10 +59,10 @@ def test_a_baseline_has_a_row_and_a_comparison_but_no_probability(data, surface)
     )
     names = [ruled.columns.numeric.index(name) for name in ("same_language", "audience")]
     keys = [tuple(row) for row in ruled.matrix.numeric[:, names].tolist()]
-    order = np.argsort(ruled.baseline, kind="stable")
+    order = np.argsort(ruled.rules["baseline"], kind="stable")
     assert [keys[i] for i in order] == sorted(keys)
     # Rows that are taken keep the rule.
-    assert len(ruled.take(np.arange(5)).baseline) == 5
+    assert len(ruled.take(np.arange(5)).rules["baseline"]) == 5
 
 
 def test_the_current_model_is_compared_for_not_being_better(data, surface):
@@ -88,10 +88,7 @@ def test_labels_as_shown_are_compared_with_scores_times_examination(data, surfac
     for name in ("logloss", "ece", "rce"):
         assert found["model"][name] == found["lightgbm"][name] == pytest.approx(plain[name])
     # The order is that of the scores, which no position moves.
-    assert (
-        found["model"]["auc"]
-        == measure(Slates(seen.label, data.slate), truth(data), is_probability=True)["auc"]
-    )
+    assert found["model"]["auc"] == Contender.of(Slates(seen.label, data.slate), truth(data), None).auc
     # The current model ignored position, so its scores are P(label) as shown, and too high here.
     assert found["current"]["ece"] > found["model"]["ece"] + 0.05
     popular = assess(seen, scores, surface, examination=examination)["popular"]["calibrated_logloss"]
@@ -125,7 +122,8 @@ def test_the_parts_of_a_slice_are_measured_among_themselves(data, surface):
     cold, others = part_of(found, "viewer", "cold"), part_of(found, "viewer", "seen")
     assert cold["rows"] + others["rows"] == len(data)
     part = data.viewer_seen == 0
-    alone = measure(Slates(data.label[part], data.slate[part]), truth(data)[part], is_probability=True)
+    chance = truth(data)[part]
+    alone = Contender.of(Slates(data.label[part], data.slate[part]), chance, chance).measures()
     for key in ("auc", "logloss", "ece", "ndcg@10"):
         assert cold["model"][key] == pytest.approx(alone[key])
     difference = cold["model"]["ndcg@10"] - cold["popular"]["ndcg@10"]

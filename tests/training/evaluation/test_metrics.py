@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from training.evaluation.bootstrap import Bootstrap
-from training.evaluation.metrics import Contender, calibrated, deciles, ece, measure, rce, reliability
+from training.evaluation.metrics import Contender, calibrated, deciles, ece, rce, reliability
 from training.evaluation.slates import Slates
 
 
@@ -21,26 +21,25 @@ def rows(num_slates: int = 500, per: int = 6, seed: int = 0):
 
 def test_measures_over_rows_are_those_of_scikit_learn():
     slates, chance = rows()
-    measured = measure(slates, chance.astype(np.float32), is_probability=True)
+    measured = Contender.of(slates, chance.astype(np.float32), chance).measures()
     assert measured["auc"] == pytest.approx(roc_auc_score(slates.label, chance.astype(np.float32)))
     assert measured["logloss"] == pytest.approx(log_loss(slates.label, chance), abs=1e-6)
 
 
 def test_a_score_that_is_no_probability_has_only_measures_of_order():
     slates, chance = rows()
-    measured = measure(slates, 100 * chance, is_probability=False)
+    measured = Contender.of(slates, 100 * chance, None).measures()
     assert [name for name, value in measured.items() if value is None] == ["logloss", "ece", "rce"]
-    assert measured["auc"] == measure(slates, chance, is_probability=True)["auc"]
+    assert measured["auc"] == Contender.of(slates, chance, chance).auc
 
 
 def test_what_one_label_or_slates_of_one_candidate_do_not_define_is_none():
     apart = Slates(np.float32([0, 1, 0]), np.arange(3))
-    measured = measure(apart, np.float64([0.1, 0.5, 0.2]), is_probability=True)
+    measured = Contender.of(apart, *2 * [np.float64([0.1, 0.5, 0.2])]).measures()
     undefined = {name for name, value in measured.items() if value is None}
     assert undefined == {"ndcg@10", "ndcg@5", "map", "mrr", "slate_auc"}
-    one_label = measure(
-        Slates(np.float32([0, 0]), np.int64([0, 0])), np.float64([0.1, 0.2]), is_probability=True
-    )
+    together = Slates(np.float32([0, 0]), np.int64([0, 0]))
+    one_label = Contender.of(together, *2 * [np.float64([0.1, 0.2])]).measures()
     assert {name for name, value in one_label.items() if value is not None} == {"logloss", "ece"}
 
 

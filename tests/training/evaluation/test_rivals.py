@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import lightgbm as trees
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
@@ -9,7 +10,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from training.data.dataset import Dataset
-from training.evaluation.rivals import RIVALS, SPACE, STOP, TUNING_SHARE, lightgbm, tuned
+from training.evaluation.rivals import RIVALS, SPACE, STOP, TUNING_SHARE, _logloss, lightgbm, tuned
 from training.examination.examination import Examination
 from training.network.network import NetworkConfig
 from training.search.cost import us_per_candidate
@@ -159,11 +160,14 @@ def test_rivals_answer_for_a_candidate_that_is_looked_at(kind):
     assert roc_auc_score(truth.label, ours) > roc_auc_score(truth.label, biased) + 0.05
 
 
-def test_tuning_measures_the_labels_as_shown():
-    """Tests that a false examination needs other trees than that of the log."""
-    train = dataset(4_000, 1)
-    steep = Examination("learned", tuple(0.2 ** np.arange(8)), (0.0,) * 8, 100)
-    assert tuned(ENCODER, train, steep, 0.0) != tuned(ENCODER, train, LOOKED_AT, 0.0)
+@pytest.mark.parametrize("theta", [None, 0.2 ** np.arange(8.0)])
+def test_tuning_measures_the_labels_as_shown(theta):
+    label, raw = np.float64([1, 0] * 4), np.linspace(-2, 2, 8)
+    rows = trees.Dataset(np.zeros((8, 1)), label, weight=theta, params={"verbose": -1}).construct()
+    shown = (1.0 if theta is None else theta) / (1 + np.exp(-raw))
+    name, found, is_higher_better = _logloss(raw, rows)
+    assert (name, is_higher_better) == ("logloss", False)
+    assert found == pytest.approx(log_loss(label, shown), rel=1e-4)
 
 
 def test_a_rivals_scores_are_probabilities_whatever_the_numbers():

@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from serve.contract.errors import TabrankError
 from serve.model.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from training.evaluation.slates import auc
-from training.fit.loop import Diverged, FitConfig, State, learning_rate, run
+from training.fit.loop import Diverged, FitConfig, State, as_shown, learning_rate, run
 from training.network.network import Inputs, Network, NetworkConfig, inputs
-from training.network.position_bias import as_shown
 
 ENCODER = Encoder(
     numeric=(NumericColumn("a", indicator=True), NumericColumn("b"), NumericColumn("c", transform="log1p")),

@@ -9,7 +9,7 @@ import torch
 from serve.model.encoder import Encoder, NumericColumn
 from training.fit.loop import FitConfig, run
 from training.network.network import Inputs, Network, NetworkConfig, inputs
-from training.search.trial import Referee
+from training.search.trial import report, verdict
 
 ENCODER = Encoder(numeric=(NumericColumn("a"), NumericColumn("b")), single=(), multi=())
 NETWORK = NetworkConfig(width=8, n_steps=1, n_independent=1, n_shared=1, virtual_batch_size=64)
@@ -31,15 +31,18 @@ def shown(num_rows: int, seed: int) -> Inputs:
 
 def test_stopped_and_finished_trials_have_one_measure_with_the_examination_of_positions():
     train, valid = shown(2_000, seed=1), shown(1_000, seed=2)
-    referee = Referee(ENCODER, CONFIG, len(train), valid)
     reported = []
-    state = run(
-        train, valid, ENCODER, CONFIG, after_epoch=lambda state: reported.append(referee.report(state))
-    )
-    verdict = referee.verdict(state, np.arange(1_000) // 10)
-    assert {key: verdict[key] for key in reported[-1]} == reported[-1]
-    assert (verdict["percent"], verdict["share"], reported[0]["percent"]) == (100, 1.0, 33)
-    a, b = verdict["calibration"]
+
+    def after_epoch(state) -> None:
+        reported.append(report(state, CONFIG, train, valid))
+
+    state = run(train, valid, ENCODER, CONFIG, after_epoch=after_epoch)
+    assert report(state, CONFIG, train, valid) == reported[-1]
+    assert [line["percent"] for line in reported] == [33, 66, 100]
+    found = verdict(state, ENCODER, CONFIG, valid, np.arange(1_000) // 10)
+    assert 0.5 < found["valid_ndcg"] < 1
+    assert len(found["history"]) == 3
+    a, b = found["calibration"]
     network = Network(ENCODER, NETWORK).eval()
     network.tabnet.load_state_dict(state.last)
     chance = 1 / (1 + np.exp(-(a * network.logit(valid.x).numpy() + b)))
@@ -50,8 +53,12 @@ def test_stopped_and_finished_trials_have_one_measure_with_the_examination_of_po
 
 def test_the_work_of_a_trial_counts_epochs_and_part_of_the_validation():
     train, valid = shown(500, seed=1), shown(100, seed=2)
-    referee, work = Referee(ENCODER, CONFIG, len(train), valid), []
-    run(train, valid, ENCODER, CONFIG, after_epoch=lambda state: work.append(referee.report(state)["rows"]))
+    work = []
+
+    def after_epoch(state) -> None:
+        work.append(report(state, CONFIG, train, valid)["rows"])
+
+    run(train, valid, ENCODER, CONFIG, after_epoch=after_epoch)
     assert work == [525, 1050, 1575]
 
 

@@ -59,16 +59,15 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
             "bias": float(found["value"].mean()) - truth[name],
             "called": found["called"].value_counts(normalize=True).sort_index().to_dict(),
         }
-    result: dict[str, Any] = {
+    held = all(_holds(name, one) for how in ESTIMATORS for name, one in simulated[how].items())
+    return {
         "runs": runs,
         "exposures": len(sample(np.random.default_rng(0), NUM_VIEWERS).drawn),
         "truth": truth,
         **simulated,
         "open_bandit": real,
+        "held": held and (real is None or real["held"]),
     }
-    result["held"] = all(_holds(name, one) for how in ESTIMATORS for name, one in simulated[how].items())
-    result["held"] = result["held"] and (real is None or real["held"])
-    return result
 
 
 def _rows(world: WorldSample, truth: Mapping[str, float], seed: int) -> Iterator[dict[str, Any]]:

@@ -65,15 +65,13 @@ def effects(arms: Mapping[str, Mapping[str, Any]], control: str) -> dict[str, Ef
 
 def write_truth(path: Path, served: Served) -> None:
     """Write a row for each exposure, with lists aligned with the logged order of candidates."""
-    means = expected(served)
     columns: dict[str, Any] = {
         "request_id": served.request_id,
         "ts_ms": served.ts_ms,
         "viewer": [f"v{who:07d}" for who in served.viewer.tolist()],
         "arm": served.arm,
         "rung": served.rung,
-        "expected_clicks": means["clicks"],
-        "expected_joins": means["joins"],
+        **{f"expected_{name}": values for name, values in expected(served).items()},
     }
     pq.write_table(pa.table(columns | served.record.truth()), path, compression="zstd")
 
