@@ -48,8 +48,7 @@ class LmdbStore:
         """See `Store`."""
         keys = [_key(id_) for id_ in ids]
         with self._read() as (opened, txn):
-            viewers = [_viewer(txn, opened, key) for key in keys]
-            return viewers, self._changes(opened, txn, since)
+            return [_viewer(txn, opened, key) for key in keys], self._changes(opened, txn, since)
 
     def note(self) -> bytes:
         """See `Store`."""
