@@ -152,7 +152,7 @@ class LiveQuality:
         for shown in islice(reversed(mine.values()), RECENT) if request is None else named:
             # As in training, an event is never before its request: a client's clock may be behind.
             at_ms = max(ts_ms, shown.exposure.ts_ms) if named else ts_ms
-            *_, since_ms, times_ms = shown.times_ms[: 2 + is_label]
+            since_ms, times_ms = shown.times_ms[: 2 + is_label][-2:]
             age_ms = at_ms - since_ms.get(name, at_ms + 1)
             if age_ms >= 0:
                 if is_joined := age_ms <= self._label.within_ms:

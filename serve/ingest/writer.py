@@ -149,9 +149,9 @@ class Ingester:
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
             if not self._event_clock:
                 await asyncio.sleep(COMMIT_EVERY_S)
-            self._on_tally(self._tally())
             is_idle = not self._waiting
             await self.commit_waiting()
+            self._on_tally(self._tally())
             now_s = time.monotonic()
             is_full = self._holds(FLUSH_RECORDS, FLUSH_BYTES) and now_s - tried_s >= RETRY_FLUSH_S
             is_due = is_full or now_s - self._flushed_s >= FLUSH_EVERY_S
