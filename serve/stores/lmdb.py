@@ -73,8 +73,7 @@ class LmdbStore:
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See `Store`."""
         with self._read() as (opened, txn), txn.cursor(opened.journal) as cursor:
-            found = cursor.set_range(_pack(after + 1))
-            entries = islice(cursor.iternext(), limit) if found else ()
+            entries = islice(cursor.iternext(), limit) if cursor.set_range(_pack(after + 1)) else ()
             return [(int.from_bytes(number, "big"), entry) for number, entry in entries]
 
     @contextmanager
