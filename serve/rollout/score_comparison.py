@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from serve.features.slots import F32, I64
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 
 EDGES: F32 = (1 / (1 + np.exp(-np.arange(-8.0, 8.01, 0.25)))).astype(np.float32)
 NUM_BINS = len(EDGES) + 1

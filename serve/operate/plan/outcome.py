@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from serve.features.slots import F64
 from serve.operate.plan.service import PlannedService
 from serve.operate.plan.trace import Trace, count_column
 
@@ -17,6 +17,7 @@ WANTED, ONGOING = "_wanted", "_ongoing"
 UNPLACED, BUSY = "unplaced", "busy_s"
 # LATE: no scores in time, answered in popular order. OPEN: not answered when the simulation ended.
 OPEN, FULL, LATE, REFUSED = range(4)
+F64 = NDArray[np.float64]
 
 
 class Ledger:
