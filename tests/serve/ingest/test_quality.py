@@ -98,7 +98,8 @@ def test_of_one_time_an_impression_comes_before_the_label(models):
 
 def test_a_commit_of_late_records_turns_no_time_back(quality):
     quality.add([shown()], 1_000 + CLOSED_MS - 1)
-    quality.add([shown("late", 500)], 600)
+    quality.add([], 600)
+    quality.add([shown("late", 500)], 700)
     assert sums(quality, "", "") == {"left_out": 1}
 
 
@@ -245,6 +246,18 @@ def test_where_rankings_become_more_or_less_no_label_of_one_that_counts_is_lost(
     assert events > 300
     # Of the last minutes, all count again.
     assert total(closed[-200:], "", "", "left_out") == 0
+
+
+def test_soon_after_more_viewers_count_no_label_of_a_ranking_left_out_is_called_unjoined(models):
+    quality = LiveQuality(read_surface(TOML), models, max_bytes=2 * (EXPOSURE_BYTES + 3 * (ENTRY_BYTES + 1)))
+    quality.add([], 1_000)
+    # All of the viewer are left out, which leaves room for twice as many viewers.
+    quality.add([shown(f"r{i}", 200_000) for i in range(3)], 200_000)
+    quality.add([shown("r4", 200_000), act("a", 200_000, "r1")], 200_000)
+    quality.add([], 200_000 + CLOSED_MS)
+    found = quality.take()
+    assert found["model", VERSION, "candidates", ""] == 3
+    assert {key[2]: num for key, num in found.items() if key[:2] == ("", "")} == {"left_out": 3}
 
 
 def test_impressions_and_labels_take_memory(models):
