@@ -38,8 +38,7 @@ def distribution(
     axes.set_prop_cycle(LINES[3 - len(lines) :])
     for name, (took_ms, total) in lines.items():
         left = 1 - np.arange(1, len(took_ms) + 1) / max(total, 1)
-        shares = np.maximum(left, 0.5 / max(total, 1))
-        axes.step(np.sort(took_ms), shares, where="post", label=name)
+        axes.step(np.sort(took_ms), np.maximum(left, 0.5 / max(total, 1)), where="post", label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for text, at in marks.items():

@@ -138,8 +138,7 @@ def _exported(commands: list[str], home: Path) -> dict[str, str]:
     found = re.search(r"export (.*?); ray start", "\n".join(commands))
     if found is None:
         raise LoadtestError("the rendered file has no `ray start` with exports; see `serve render local`")
-    words = shlex.split(found[1].replace("$HOME", str(home)))
-    return dict(word.split("=", 1) for word in words)
+    return dict(word.split("=", 1) for word in shlex.split(found[1].replace("$HOME", str(home))))
 
 
 def _described(config: Path, folder: Path, markers: Mapping[str, str]) -> tuple[TwoNodes, int]:

@@ -83,8 +83,7 @@ class Calls(Generic[Ranking, Sent]):
             "traffic": traffic,
         }
         # The header names the request to proxies and services that refuse it before they read it.
-        named = {"X-Request-Id": id_} if IN_HEADER.fullmatch(id_) else {}
-        headers = {**self._headers, **named}
+        headers = {**self._headers, **({"X-Request-Id": id_} if IN_HEADER.fullmatch(id_) else {})}
         timeout_s = self._timeout_s if timeout_s is None else _timeout(timeout_s)
         content = msgspec.json.encode(body)
         exchange = Exchange(self._url, RANK, content, headers, timeout_s, _ranking, self._retries, id_, True)

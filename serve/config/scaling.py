@@ -44,9 +44,7 @@ class Steady:
             runs: replicas that run now.
         """
         up, down = math.ceil(wanted - 1e-9), math.ceil(wanted / self._leave - 1e-9)
-        if up > has:
-            return max(has, min(up, GROWTH * max(runs, 1)))
-        return min(has, down)
+        return max(has, min(up, GROWTH * max(runs, 1))) if up > has else min(has, down)
 
 
 # The keys that `policy_kwargs` may have.

@@ -74,7 +74,7 @@ class Ranked(Struct):
     """Candidate with its score and position."""
 
     candidate: str
-    score: Annotated[float | None, Meta(description="P(label), or null if the model did not score.")]
+    score: Annotated[float | None, Meta(description="P(label if looked at), or null if not scored.")]
     position: Annotated[int, Meta(ge=1)]
     features: dict[str, Any] | UnsetType = UNSET
 

@@ -72,8 +72,7 @@ class Batch:
                 np.ascontiguousarray(getattr(self, entity)[part].T) for part in ("sums", "sums_ms")
             )
             # A sum from a clock that runs ahead must not grow.
-            age_ms = np.maximum(now[entity] - sums_ms, 0)
-            decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
+            decayed[entity] = sums * np.exp2(np.maximum(now[entity] - sums_ms, 0) * -rates[:, None])
         return decayed
 
     def presence(self, slot: Presence, entity: Entity) -> NDArray[Any]:

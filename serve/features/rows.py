@@ -88,8 +88,7 @@ class Schema:
 
     def blank(self, entity: Entity, n: int = 1) -> PackedRows:
         """Return `n` rows with all values missing."""
-        dtype = self.viewer if entity == "viewer" else self.candidate
-        rows = np.zeros(n, dtype)
+        rows = np.zeros(n, self.viewer if entity == "viewer" else self.candidate)
         for name, declared in self.surface.fields[entity].items():
             if declared.type in ("number", "time"):
                 rows[name] = np.nan

@@ -260,8 +260,7 @@ def read_surface(text: str, where: str = "surface") -> Surface:
             f"{where}: not a surface: longer than {MAX_CHARACTERS:,} characters, or over {MAX_DOTS} dots in a line"
         )
     try:
-        document = tomllib.loads(text)
-        return read(Surface, {**document, TEXT_KEY: text}, where, ": ")
+        return read(Surface, {**tomllib.loads(text), TEXT_KEY: text}, where, ": ")
     except RecursionError:
         raise TabrankError(f"{where}: not valid TOML: is nested too deeply") from None
     # tomllib raises a plain ValueError for a number with thousands of digits.

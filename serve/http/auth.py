@@ -66,8 +66,7 @@ class Authenticator:
             if not _is_own(asked_host):
                 raise RequestError(403, "forbidden", FOREIGN_HOST)
             return None
-        digest = hashlib.sha256(given or b"").hexdigest()
-        key = self._by_hash.get(digest)
+        key = self._by_hash.get(hashlib.sha256(given or b"").hexdigest())
         if key is None:
             raise RequestError(401, "unauthorized", "X-Api-Key must hold a valid API key")
         self._count(key)

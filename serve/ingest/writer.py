@@ -48,6 +48,9 @@ RETRY_FLUSH_S = 5.0
 MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 32 << 20
 
+# Answers to the calls, and the records that were committed, when.
+_Committed = tuple[list[IngestResult], list[Record], int]
+
 
 class Tally(NamedTuple):
     """Counts and durations since the last tally, and the records that the log still lacks.
@@ -146,9 +149,9 @@ class Ingester:
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
             if not self._event_clock:
                 await asyncio.sleep(COMMIT_EVERY_S)
-            self._on_tally(self._tally())
             is_idle = not self._waiting
             await self.commit_waiting()
+            self._on_tally(self._tally())
             now_s = time.monotonic()
             is_full = self._holds(FLUSH_RECORDS, FLUSH_BYTES) and now_s - tried_s >= RETRY_FLUSH_S
             is_due = is_full or now_s - self._flushed_s >= FLUSH_EVERY_S
@@ -200,7 +203,7 @@ class Ingester:
 
     async def _commit_group(self, group: Sequence[PendingCall]) -> None:
         try:
-            taken = await asyncio.to_thread(self._commit, group)
+            taken, records, now_ms = await asyncio.to_thread(self._commit, group)
         except Exception as error:
             log.warning("%d calls were not committed: %s: %s", len(group), type(error).__name__, error)
             for call in group:
@@ -213,8 +216,13 @@ class Ingester:
             # The caller may have been cancelled.
             if not call.done.done():
                 call.done.set_result(answer)
+        try:
+            await asyncio.to_thread(self._quality.add, records, now_ms)
+        # The records are durable: whatever fails here, the calls have succeeded.
+        except Exception as error:
+            self._warn("live quality is not measured", error)
 
-    def _commit(self, group: Sequence[PendingCall]) -> list[IngestResult]:
+    def _commit(self, group: Sequence[PendingCall]) -> _Committed:
         try:
             return self._commit_once(group)
         # Another writer committed meanwhile: read its state again, and commit after it.
@@ -222,7 +230,7 @@ class Ingester:
             self._close()
             return self._commit_once(group)
 
-    def _commit_once(self, group: Sequence[PendingCall]) -> list[IngestResult]:
+    def _commit_once(self, group: Sequence[PendingCall]) -> _Committed:
         store = self._opened()
         received_ms = self._clock()
         admitted = Group(self._holds(intake.MAX_UNFLUSHED, intake.MAX_UNFLUSHED_BYTES))
@@ -247,18 +255,13 @@ class Ingester:
                 raise
             self._seq = seq
             self._journaled += (len(records), len(journal))
-            try:
-                self._quality.add(records, now_ms)
-            # The records are durable: whatever fails here, the call has succeeded.
-            except Exception as error:
-                self._warn("live quality is not measured", error)
         self._intake.remember(admitted.keys)
         self.counts.update(admitted.counts)
         wall_ms = time.time() * 1e3
         self._event_lags_ms += [wall_ms - (e.ts_ms or 0) for e in records if isinstance(e, Event)]
         self.counts["duplicate"] += sum(answer.duplicates for answer in taken)
         self.counts["rejected"] += sum(len(answer.rejected) for answer in taken)
-        return taken
+        return taken, records, now_ms
 
     def _opened(self) -> Store:
         """Return the store; open it first if needed, take an epoch, and read live table and ids."""

@@ -154,10 +154,9 @@ def _transformed(ops: Ops[T], folded: Folded, numeric: T) -> T:
     if not len(folded.logged):
         return numeric
     logged = ops.take(numeric, folded.logged)
-    size = ops.log(ops.add(ops.abs(logged), ops.scalar(1.0)))
     # ONNX Runtime computes the operator Sign slowly.
     sign = ops.clip(ops.mul(logged, ops.scalar(LARGE)), -1.0, 1.0)
-    value = ops.mul(size, sign)
+    value = ops.mul(ops.log(ops.add(ops.abs(logged), ops.scalar(1.0))), sign)
     return ops.concat([value, ops.take(numeric, folded.plain)]) if len(folded.plain) else value
 
 

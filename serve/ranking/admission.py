@@ -60,8 +60,7 @@ class LoopLag:
         asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        self._before_s, self._began_s = self._began_s, now_s
+        self._before_s, self._began_s = self._began_s, asyncio.get_running_loop().time()
         self._before_cpu_s, self._began_cpu_s = self._began_cpu_s, time.thread_time()
         self._is_followed = False
         if self._is_busy:
@@ -140,8 +139,7 @@ class Admission:
             waited_s: upper bound on the time the request has already queued.
             deadline_ms: the request's own deadline; None for the configured one.
         """
-        within_s = self._deadline_s if deadline_ms is None else deadline_ms / 1e3
-        scores_s = SCORES_DUE * within_s
+        scores_s = SCORES_DUE * (self._deadline_s if deadline_ms is None else deadline_ms / 1e3)
         return asyncio.get_running_loop().time() + scores_s - waited_s - self._lag.last_s
 
     def answered(self, arrived_s: float, *, is_scored: bool) -> None:

@@ -199,7 +199,7 @@ class FeatureFetcher:
         if has_room and slate.degraded == ("deadline",):
             self.admission.late(arrived_s, deadline)
         elif has_room:
-            self.admission.answered(arrived_s, is_scored=slate.rung != "fallback")
+            self.admission.answered(arrived_s, is_scored=slate.model is not None)
         return slate
 
     async def _answered(self, batcher: Batcher[Query, Slate], query: Query, deadline: float) -> Slate:

@@ -48,8 +48,7 @@ class LmdbStore:
         """See `Store`."""
         keys = [_key(id_) for id_ in ids]
         with self._read() as (opened, txn):
-            viewers = [_viewer(txn, opened, key) for key in keys]
-            return viewers, self._changes(opened, txn, since)
+            return [_viewer(txn, opened, key) for key in keys], self._changes(opened, txn, since)
 
     def note(self) -> bytes:
         """See `Store`."""
@@ -74,8 +73,7 @@ class LmdbStore:
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """See `Store`."""
         with self._read() as (opened, txn), txn.cursor(opened.journal) as cursor:
-            found = cursor.set_range(_pack(after + 1))
-            entries = islice(cursor.iternext(), limit) if found else ()
+            entries = islice(cursor.iternext(), limit) if cursor.set_range(_pack(after + 1)) else ()
             return [(int.from_bytes(number, "big"), entry) for number, entry in entries]
 
     @contextmanager

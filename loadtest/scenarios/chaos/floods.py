@@ -112,8 +112,7 @@ class LongStrings(Flood):
         viewers = [
             {"type": "viewer", "id": f"long-{number}-{i}", "fields": fields} for i in range(NUM_RECORDS)
         ]
-        small = [forget("long")] * NUM_SMALL
-        return pack([*viewers, *small, candidate(f"long-{number}")])
+        return pack([*viewers, *[forget("long")] * NUM_SMALL, candidate(f"long-{number}")])
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
         """Return the numbers of a flood, and the number of lost batches."""

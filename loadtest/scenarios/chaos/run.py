@@ -206,8 +206,7 @@ def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) ->
         counts = target.replicas()
         if counts:
             running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
-            whole = target.at_full_strength(fault.replicas)
-            seen.append(ClusterSample(at_s, running, None, whole))
+            seen.append(ClusterSample(at_s, running, None, target.at_full_strength(fault.replicas)))
 
     with offering(load) as offer, repeated(look, LOOK_S):
         fault.aim(target)

@@ -263,10 +263,8 @@ def cause(messages: list[str]) -> str:
     raised = [message for message in given if FRAMES.search(message)]
     if not given:
         return "Serve gives no reason"
-    if raised:
-        message = FRAMES.split(raised[-1])[-1]
-    else:
-        message = [line for line in given[-1].splitlines() if not line.startswith(" ")][-1]
+    lines = [line for line in given[-1].splitlines() if not line.startswith(" ")]
+    message = FRAMES.split(raised[-1])[-1] if raised else lines[-1]
     # Our own errors are sentences; the name of their class adds nothing.
     return OURS.sub("", message)
 

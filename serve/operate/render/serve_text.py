@@ -25,8 +25,7 @@ def serve_text(text: str, changes: Mapping[Path, str]) -> str:
     edits = [*_without_nodes(top, len(text)), *_changed(top, text, changes)]
     for begin, end, new in sorted(edits, reverse=True):
         text = text[:begin] + new + text[end:]
-    lines = [line.rstrip() for line in text.strip().splitlines()]
-    text = "\n".join(lines) + "\n"
+    text = "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
     try:
         yaml.safe_load(text)
     except yaml.YAMLError:

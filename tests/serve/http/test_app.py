@@ -27,6 +27,7 @@ from serve.log.events import IngestResult, unpack
 from serve.model.artifact import CURRENT, point
 from serve.model.scorer_cache import timed
 from serve.ranking.assignment import assign
+from serve.ranking.load_shedding import TICK_S, TICKS
 from serve.ranking.service import FeatureFetcher
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.history import History
@@ -224,6 +225,17 @@ def test_the_baseline_falls_back_to_the_popular_order_as_a_model_does(ruled):
     ruled.fetcher.configure(replace(ruled.fetcher.config, kill_switch=True))
     answer = ruled.ask(body()).json()
     assert (order(answer), answer["degraded"]) == (["b", "d", "a"], ["kill_switch"])
+
+
+def test_fast_answers_of_the_baseline_hide_no_slow_scorer(ruled):
+    shedder = ruled.fetcher.admission.load_shedder
+    shedder.enabled = True
+    for _ in range(TICKS):
+        for _ in range(20):
+            assert ruled.ask(body()).json()["rung"] == "full"
+        shedder.answered(0.08, is_scored=True)
+        shedder.tick(TICK_S, 0.1)
+    assert shedder.level > 0
 
 
 def test_without_a_store_the_baseline_does_not_claim_to_be_full(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -10,10 +11,9 @@ import pytest
 from live import Live, event
 from tiny import TOML
 
-from serve.contract.errors import ArtifactRefused
 from serve.contract.records import Event
 from serve.features.surface import read_surface
-from serve.ingest.quality import CANDIDATE_BYTES, EXPOSURE_BYTES, GRACE_MS, LiveQuality
+from serve.ingest.quality import ENTRY_BYTES, EVENT_BYTES, EXPOSURE_BYTES, GRACE_MS, RETRY_MS, LiveQuality
 from serve.log.events import Exposure
 from serve.model.artifact import FILES, save
 
@@ -70,15 +70,37 @@ def test_scores_times_examination_are_compared_with_the_labels_of_the_same_candi
     # Of two pairs, `a` is above `b` and `c` is not.
     assert (found["auc"], found["auc_rankings"]) == (0.5, 1)
     assert [found[f"served_scores{cell}"] for cell in range(5)] == [0, 0, 1, 1, 1]
-    assert [found[f"training_scores{cell}"] for cell in range(5)] == [0, 0, 1.5, 0.75, 0.75]
 
 
 def test_a_label_counts_within_its_window_whenever_and_in_whatever_order_it_comes(quality):
-    on_time, late, early = act("a", 1_000 + WITHIN_MS), act("b", 1_001 + WITHIN_MS), act("c", 999)
-    quality.add([late, early, on_time], 12_000)
+    on_time, late = act("a", 1_000 + WITHIN_MS), act("b", 1_001 + WITHIN_MS)
+    quality.add([late, on_time], 12_000)
     quality.add([shown()], 12_000)
     quality.add([], 1_000 + CLOSED_MS)
     assert sums(quality)["labels"] == 1
+
+
+def test_a_label_is_never_before_the_request_that_it_names_as_in_training(quality):
+    # The clock of a client is behind.
+    quality.add([shown(), act("a", 0), act("b", 999), act("c", 999, None)], 5_000)
+    quality.add([], 1_000 + CLOSED_MS)
+    assert sums(quality)["labels"] == 2
+
+
+def test_of_one_time_an_impression_comes_before_the_label(models):
+    quality = LiveQuality(read_surface(TOML.replace('"leave"]', '"leave", "impression"]')), models)
+    label = act("a", 2_000)
+    label.id = "0"
+    quality.add([shown(), label, act("a", 2_000, kind="impression")], 5_000)
+    quality.add([], 1_000 + WITHIN_MS + CLOSED_MS)
+    assert sums(quality)["labels"] == 1
+
+
+def test_a_commit_of_late_records_turns_no_time_back(quality):
+    quality.add([shown()], 1_000 + CLOSED_MS - 1)
+    quality.add([], 600)
+    quality.add([shown("late", 500)], 700)
+    assert sums(quality, "", "") == {"left_out": 1}
 
 
 def test_without_a_request_a_label_belongs_to_the_viewers_latest_exposure_of_the_candidate(quality):
@@ -114,7 +136,8 @@ def test_rankings_without_scores_have_labels_and_no_expectation(quality):
     quality.add([], 1_000 + CLOSED_MS)
     found = quality.take()
     for arm, model in (("popular", ""), ("model", "")):
-        assert {key[2] for key in found if key[:2] == (arm, model)} == {"candidates", "labels"}
+        assert {key[2] for key in found if key[:2] == (arm, model)} == {"candidates", "labels", "unreadable"}
+        assert found[arm, model, "unreadable", ""] == 0
         assert found[arm, model, "labels", ""] == 1
     assert found["model", VERSION, "labels", ""] == 1
     assert found["model", VERSION, "scored_labels", ""] == 0
@@ -122,8 +145,10 @@ def test_rankings_without_scores_have_labels_and_no_expectation(quality):
 
 
 def test_test_traffic_counts_nowhere(quality):
-    quality.add([shown(traffic="test"), act("a", 2_000)], 5_000)
-    quality.add([], 1_000 + CLOSED_MS)
+    quality.add([], 1_000)
+    quality.add([shown(ts_ms=20_000, traffic="test"), act("a", 21_000)], 22_000)
+    assert quality._num_bytes == EVENT_BYTES
+    quality.add([], 20_000 + CLOSED_MS)
     assert quality.take() == {}
 
 
@@ -145,13 +170,22 @@ def test_label_events_without_an_exposure_count_once_all_exposures_are_known(qua
     assert (found["label_events"], found["unjoined_events"]) == (2, 1)
 
 
-def test_a_version_that_cannot_be_read_has_labels_alone_and_is_reported_once(quality):
-    quality.add([shown(f"r{i}", model="gone") for i in range(3)], 5_000)
-    with pytest.raises(ArtifactRefused, match="gone"):
-        quality.add([], 1_000 + CLOSED_MS)
-    quality.add([], 1_000 + CLOSED_MS)
-    found = sums(quality, model="gone")
-    assert dict(found) == {"candidates": 9, "labels": 0}
+def test_a_version_that_cannot_be_read_is_counted_and_read_again_after_a_while(quality, models, caplog):
+    later = "20260102T000000Z-0002"
+
+    def closed(requests, ms):
+        """Return the sums of requests of these numbers that close at `ms`."""
+        quality.add([shown(f"r{i}", ms - CLOSED_MS, model=later) for i in requests], ms - CLOSED_MS)
+        quality.add([], ms)
+        return sums(quality, model=later)
+
+    found = closed(range(3), 100_000)
+    assert (found["candidates"], found["unreadable"], found["expected_labels"]) == (9, 3, 0)
+    (models / VERSION).rename(models / later)
+    assert closed([3], 100_000 + RETRY_MS - 1)["unreadable"] == 1
+    assert caplog.text.count("scores are not measured") == 1
+    found = closed([4], 100_000 + RETRY_MS + WITHIN_MS)
+    assert (found["unreadable"], found["expected_labels"]) == (0, 0.7)
 
 
 def test_an_artifact_without_examination_and_statistics_expects_its_scores(quality, models):
@@ -164,31 +198,85 @@ def test_an_artifact_without_examination_and_statistics_expects_its_scores(quali
     assert not [name for name in found if "scores" in name]
 
 
-def test_what_waits_is_bounded_in_bytes_and_what_is_left_out_is_counted_without_bias(models):
-    size = EXPOSURE_BYTES + 3 * (CANDIDATE_BYTES + 1)
-    quality = LiveQuality(read_surface(TOML), models, max_bytes=100 * size)
+def served(quality, times_ms, wrong=0.0):
+    """Serve two exposures to each viewer; each joins of the second, some of a wrong request.
+
+    Return the sums that were taken after each exposure, and after the last has closed.
+    """
     closed = []
-    for i in range(4_000):
-        # Each viewer has two exposures; every second viewer joins.
-        viewer, ts_ms = f"v{i // 2}", 1_000 + 100 * i
-        label = [act("a", ts_ms, f"r{i}", viewer)] if i // 2 % 2 else []
-        quality.add([shown(f"r{i}", ts_ms, viewer), *label], ts_ms)
-        assert quality._num_bytes <= 101 * size
+    for i, ts_ms in enumerate(times_ms):
+        viewer, request = f"v{i // 2}", f"r{i}"
+        named = "unknown" if i % 100 < 100 * wrong else None if i % 8 > 4 else request
+        label = [act("a", ts_ms, named, viewer)] if i % 2 else []
+        quality.add([shown(request, ts_ms, viewer), *label], ts_ms)
+        assert quality._num_bytes <= quality._max_bytes
         closed.append(quality.take())
     quality.add([], ts_ms + CLOSED_MS)
     assert quality._num_bytes == 0
-    closed.append(quality.take())
+    return [*closed, quality.take()]
 
-    def total(*key, part=closed):
-        return sum(sums.get((*key, ""), 0.0) for sums in part)
 
-    counted = total("model", VERSION, "candidates") / 3
-    assert counted + total("", "", "left_out") == 4_000
-    assert 300 < counted < 1_000
-    assert total("model", VERSION, "labels") / counted == pytest.approx(0.5, abs=0.1)
+def total(part, *key):
+    return sum(sums.get((*key, ""), 0.0) for sums in part)
+
+
+def test_what_waits_is_bounded_in_bytes_and_what_is_left_out_is_counted_without_bias(models):
+    size = EXPOSURE_BYTES + 3 * (ENTRY_BYTES + 1)
+    quality = LiveQuality(read_surface(TOML), models, max_bytes=200 * size)
+    closed = served(quality, range(1_000, 401_000, 100))
+    counted = total(closed, "model", VERSION, "candidates") / 3
+    assert counted + total(closed, "", "", "left_out") == 4_000
+    assert 300 < counted < 2_000
+    assert total(closed, "model", VERSION, "labels") / counted == 0.5
     # Rankings of all times count: of the first 70 s, not those of the first 20 s alone.
-    first, rest = (total("model", VERSION, "candidates", part=closed[700:end]) for end in (900, 1_400))
+    first, rest = (total(closed[700:end], "model", VERSION, "candidates") for end in (900, 1_400))
     assert 0.15 < first / rest < 0.5
+
+
+def test_where_rankings_become_more_or_less_no_label_of_one_that_counts_is_lost(models):
+    size = EXPOSURE_BYTES + 3 * (ENTRY_BYTES + 1)
+    quality = LiveQuality(read_surface(TOML), models, max_bytes=200 * size)
+    rate = np.repeat([1.0, 20.0, 1.0], (300, 6_000, 600))
+    closed = served(quality, (1_000 + np.cumsum(1_000 / rate)).astype(int).tolist(), wrong=0.02)
+    counted = total(closed, "model", VERSION, "candidates") / 3
+    # Every second ranking has a label, and 2 % of these name a wrong request.
+    assert total(closed, "model", VERSION, "labels") / counted == pytest.approx(0.49, abs=0.02)
+    unjoined, events = (total(closed, "", "", name) for name in ("unjoined_events", "label_events"))
+    assert 0.005 < unjoined / events < 0.04
+    assert events > 300
+    # Of the last minutes, all count again.
+    assert total(closed[-200:], "", "", "left_out") == 0
+
+
+def test_soon_after_more_viewers_count_no_label_of_a_ranking_left_out_is_called_unjoined(models):
+    quality = LiveQuality(read_surface(TOML), models, max_bytes=2 * (EXPOSURE_BYTES + 3 * (ENTRY_BYTES + 1)))
+    quality.add([], 1_000)
+    # All of the viewer are left out, which leaves room for twice as many viewers.
+    quality.add([shown(f"r{i}", 200_000) for i in range(3)], 200_000)
+    quality.add([shown("r4", 200_000), act("a", 200_000, "r1")], 200_000)
+    quality.add([], 200_000 + CLOSED_MS)
+    found = quality.take()
+    assert found["model", VERSION, "candidates", ""] == 3
+    assert {key[2]: num for key, num in found.items() if key[:2] == ("", "")} == {"left_out": 3}
+
+
+def test_impressions_and_labels_take_memory(models):
+    quality = LiveQuality(read_surface(TOML.replace('"leave"]', '"leave", "impression"]')), models)
+    quality.add([shown()], 1_000)
+    alone = quality._num_bytes
+    quality.add([act("a", 1_001, kind="impression"), act("a", 1_002), act("a", 1_003)], 1_003)
+    quality.add([], 1_003 + GRACE_MS)
+    assert quality._num_bytes == alone + 2 * (ENTRY_BYTES + 1)
+
+
+def test_an_event_costs_little_however_many_candidates_its_viewer_was_shown(quality):
+    names = [f"candidate-{i}" for i in range(1_000)]
+    many = [shown(f"r{i}", 1_000, candidates=names, scores=np.zeros(1_000)) for i in range(100)]
+    quality.add(many, 1_000)
+    quality.add([act(f"other-{i}", 2_000, None) for i in range(1_000)], 2_000)
+    begun_s = time.process_time()
+    quality.add([], 2_000 + GRACE_MS)
+    assert time.process_time() - begun_s < 0.3
 
 
 def test_an_exposure_whose_labels_may_have_passed_is_left_out(quality):
@@ -221,4 +309,4 @@ def test_the_writer_measures_what_the_service_ranks_and_a_failure_stops_no_recor
         for (arm, _, measure, _), value in tally.quality.items():
             measured[arm, measure] += value
     assert (measured["model", "candidates"], measured["model", "labels"]) == (6, 1)
-    assert caplog.text.count("live quality is not measured") == 1
+    assert caplog.text.count("scores are not measured") == 1
