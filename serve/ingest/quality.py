@@ -135,6 +135,10 @@ class LiveQuality:
         for shown in [shown for shown in self._shown.values() if not self._counts(shown.exposure)]:
             self._forget(shown)
             self._add("", "", left_out=1)
+        kept = [each for each in self._events if each[3].request_id in self._shown or self._counts(each[3])]
+        self._num_bytes -= EVENT_BYTES * (len(self._events) - len(kept))
+        heapq.heapify(kept)
+        self._events = kept
 
     def _forget(self, shown: _Shown) -> None:
         request, viewer = shown.exposure.request_id, _viewer(shown.exposure)
@@ -159,10 +163,13 @@ class LiveQuality:
                     self._num_bytes += (ENTRY_BYTES + len(name)) * (name not in times_ms)
                     times_ms[name] = at_ms
                 break
-        # Without a ranking of the viewer that waits, or soon after viewers began to count, an
-        # event's ranking may have been left out, or be of test traffic.
-        if is_label and mine and ts_ms - self._grown_ms >= self._span_ms:
-            self._add("", "", label_events=1, unjoined_events=not is_joined)
+        # Soon after viewers began to count, an event's ranking may have been left out. That of a
+        # viewer without a ranking that waits may also be of test traffic.
+        if is_label and ts_ms - self._grown_ms >= self._span_ms:
+            known = bool(mine or is_joined)
+            self._add(
+                "", "", label_events=known, unjoined_events=known > is_joined, unknown_viewers=not known
+            )
 
     def _close(self, shown: _Shown) -> None:
         """Count an exposure, and hold it no longer."""
@@ -180,6 +187,7 @@ class LiveQuality:
         examination, cells = version
         num, expected = label.sum(), float(score @ examination[np.minimum(at, len(examination) - 1)])
         self._add(*key, scored_labels=num, expected_labels=expected, squared_error=(num - expected) ** 2)
+        self._add(*key, scored_rankings=1)
         if 0 < num < len(at):
             above = score[label][:, None] - score[~label]
             self._add(*key, auc=((above > 0) + (above == 0) / 2).mean(), auc_rankings=1)

@@ -44,8 +44,8 @@ def _explored(rows: Dataset) -> Examination | None:
     rows = sample(rows.take(np.flatnonzero(np.isin(rows.slate, rows.slate[is_event]))), MAX_ROWS)
     assert rows.weight is not None
     is_event = (rows.label > 0) & np.isfinite(rows.weight)
-    num_viewers = len(np.unique(rows.viewer))
-    if is_event.sum() < MIN_EVENTS or num_viewers < MIN_VIEWERS or rows.position.max() < max(deep, 1):
+    num_viewers, drawn = len(np.unique(rows.viewer)), rows.position[np.isfinite(rows.weight)]
+    if is_event.sum() < MIN_EVENTS or num_viewers < MIN_VIEWERS or drawn.max() < max(deep, 1):
         return None
     first, code = np.unique(rows.slate, return_index=True, return_inverse=True)[1:]
     weight = np.full((len(first), int(rows.position.max()) + 1), -np.inf)

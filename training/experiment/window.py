@@ -24,9 +24,9 @@ DEPENDENT_P = 0.001
 # An arm with this share has all viewers; the margin covers rounding.
 ALL_VIEWERS = 1.0 - 1e-9
 # Replicas take up new shares within seconds of each other. Ignore old shares for this long after,
-# and later ones while they are below this share of all exposures since.
+# and later ones while they are so few, or below this share of all exposures since.
 TAKEN_UP_MS = 60_000
-STRAGGLERS = 0.01
+FEW, STRAGGLERS = 30, 0.01
 DAY_MS = 86_400_000
 
 
@@ -136,7 +136,7 @@ def _last_stretch(shared: pd.DataFrame, alone_ms: pd.Series[int]) -> tuple[int |
     # Exposures from each shared one on, and the shared ones of them.
     since = len(alone_ms) - np.searchsorted(alone_ms, shared["ts_ms"])
     num_shared = np.arange(len(shared), 0, -1)
-    is_common = num_shared >= STRAGGLERS * (since + num_shared)
+    is_common = num_shared >= np.maximum(STRAGGLERS * (since + num_shared), FEW)
     last_ms = shared["ts_ms"][is_common if is_common.any() else slice(None)].iloc[-1]
     is_shipped = bool(alone_ms.max() > last_ms)
     earlier_ms = alone_ms[alone_ms < last_ms - is_shipped * TAKEN_UP_MS]

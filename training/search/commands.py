@@ -12,7 +12,7 @@ from serve.contract.commands import Json, answer
 from serve.contract.validation import duration_ms
 from serve.features.surface import load_surface
 from serve.model.artifact import current
-from training.terminal import PUBLISHED, LogFolder, Models, Seed, SurfaceName, decimal
+from training.terminal import PUBLISHED, LogFolder, Models, Seed, SurfaceName
 
 Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
 MostUs = Annotated[
@@ -85,25 +85,16 @@ def not_published(out: Path, models: Path) -> str:
 
 def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
     """Search with the settings `given`, and print the answer."""
-    from training.evaluation.verdict import difference, leaderboard, standing
+    from training.evaluation.verdict import leaderboard
     from training.search.progress import SearchProgress
     from training.search.search import search as run
     from training.search.task import SearchSettings
 
     settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
     found = run(load_surface(surface), log, out, settings, SearchProgress())
-    lines = [found["headline"], *found["notes"], "on the validation rows, which chose the winner:"]
+    lines = [found["headline"], found["verdict"], "on the validation rows, which chose the winner:"]
     for name, *cells, _ in leaderboard(found, most=10):
         lines.append(f"  {name:<20}" + "".join(f"{cell:>15}" for cell in cells))
-    pair, ours = found["paired"]["model-popular"], found["metrics"]["test"]
-    by = pair["gate"]["by"]
-    lines.append(
-        f"on the test rows: {by} {decimal(ours[by])}, auc {decimal(ours['auc'])}; against popular "
-        f"{difference(pair)}"
-    )
-    last = found["paired"].get("model-current")
-    if last and standing(last) not in found["reasons"]:
-        lines.append(standing(last))
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
     if given["models"] and not found["passed"]:
         lines.append(not_published(out, given["models"]))

@@ -17,7 +17,7 @@ from serve.features.surface import Surface
 from serve.model.artifact import Artifact, current, load
 from serve.model.compatibility import load_for
 from training.evaluation.leakage import suspects
-from training.evaluation.verdict import GATES, TITLES, difference, headline, holds, standing, support
+from training.evaluation.verdict import GATES, TITLES, difference, headline, holds, standing, verdict
 from training.fit.loop import Diverged, FitConfig
 from training.fit.publish import check_surface, publish
 from training.fit.trainer import ray_session
@@ -79,7 +79,7 @@ def search(
     evaluation = json.loads(load(out / "artifact").read("evaluation.json"))
     return {
         "headline": headline(evaluation),
-        "notes": support(evaluation),
+        "verdict": verdict(evaluation),
         "winner": winner.name,
         "config": winner.point,
         "us_per_candidate": winner.us_per_candidate,

@@ -144,12 +144,12 @@ def test_rankings_without_scores_have_labels_and_no_expectation(quality):
     assert found["model", VERSION, "expected_labels", ""] == pytest.approx(0.65)
 
 
-def test_test_traffic_counts_nowhere(quality):
+def test_of_test_traffic_only_the_labels_count_as_of_an_unknown_viewer(quality):
     quality.add([], 1_000)
     quality.add([shown(ts_ms=20_000, traffic="test"), act("a", 21_000)], 22_000)
     assert quality._num_bytes == EVENT_BYTES
     quality.add([], 20_000 + CLOSED_MS)
-    assert quality.take() == {}
+    assert {key[2]: num for key, num in quality.take().items() if num} == {"unknown_viewers": 1}
 
 
 def test_of_client_impressions_only_what_was_seen_counts_from_then_on(models):
@@ -165,9 +165,11 @@ def test_of_client_impressions_only_what_was_seen_counts_from_then_on(models):
 def test_label_events_without_an_exposure_count_once_all_exposures_are_known(quality):
     quality.add([act("a", 1_000)], 1_000)
     quality.add([shown(ts_ms=12_000), act("a", 13_000), act("a", 13_000, "other")], 13_000)
+    # Of another prefix than the rankings' viewers.
+    quality.add([act("a", 13_000, "other", viewer="user-ann")], 13_000)
     quality.add([], 13_000 + GRACE_MS)
     found = sums(quality, "", "")
-    assert (found["label_events"], found["unjoined_events"]) == (2, 1)
+    assert (found["label_events"], found["unjoined_events"], found["unknown_viewers"]) == (2, 1, 1)
 
 
 def test_a_version_that_cannot_be_read_is_counted_and_read_again_after_a_while(quality, models, caplog):

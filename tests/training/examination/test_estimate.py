@@ -116,6 +116,9 @@ def test_few_explored_exposures_do_not_decide(drawn, surface: Surface) -> None:
     whole = np.isin(rows.slate, rows.slate[rows.position >= 3]) & (rows.slate % 2 == 0)
     short = replace(rows, weight=np.where(whole | (rows.position >= 3), np.nan, rows.weight))
     assert examine(short, encoder, surface).source == "learned"
+    # Candidates that are never drawn, below the others.
+    fixed = replace(rows, weight=np.where(rows.position >= 3, -np.inf, rows.weight))
+    assert examine(fixed, encoder, surface).source == "learned"
 
 
 def test_a_line_for_people_names_the_source_and_positions() -> None:

@@ -296,7 +296,7 @@ def test_a_time_of_one_arm_alone_parts_two_windows_and_a_late_replica_does_not(t
     span = report(write_rows(tmp_path / "late", arms(0) + alone(10) + late), LAUNCH)["window"]
     assert (span["start"], span["end"]) == (utc(START_MS), utc(START_MS + 10 * HOUR_MS))
     # One drains for a minute and a half while the other serves.
-    for hours in (10.025, 12.5):
+    for hours in (10.025, 12.5, 31.0):
         late = sorted([*alone(10, 200), shown("v1", hours, "popular")], key=lambda row: row["ts_ms"])
         span = report(write_rows(tmp_path / f"{hours}", arms(0, 80) + late), LAUNCH)["window"]
         assert (span["start"], span["end"]) == (utc(START_MS), utc(START_MS + 10 * HOUR_MS))
