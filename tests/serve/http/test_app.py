@@ -109,6 +109,20 @@ def order(answer):
     return [ranked["candidate"] for ranked in answer["ranking"]]
 
 
+def two_with_room_for_one(service):
+    """Return the answers to two requests at one time, with room for the candidates of one."""
+    shedder = service.fetcher.admission.load_shedder
+    shedder.enabled, shedder.most = True, 4
+
+    async def scenario():
+        await refresh(service.fetcher)
+        async with service.client() as client:
+            asked = [client.post("/v1/rank", json=body()) for _ in range(2)]
+            return [response.json() for response in await asyncio.gather(*asked)]
+
+    return asyncio.run(scenario())
+
+
 def test_a_ranking_is_in_the_order_of_its_scores(service):
     answer = service.ask(body()).json()
     assert order(answer) == ["b", "d", "a"]
@@ -210,16 +224,7 @@ def test_the_baseline_ranks_by_weights_too(tmp_path, log_folder):
 
 
 def test_the_baseline_falls_back_to_the_popular_order_as_a_model_does(ruled):
-    shedder = ruled.fetcher.admission.load_shedder
-    shedder.enabled, shedder.most = True, 4
-
-    async def scenario():
-        await refresh(ruled.fetcher)
-        async with ruled.client() as client:
-            asked = [client.post("/v1/rank", json=body()) for _ in range(2)]
-            return [response.json() for response in await asyncio.gather(*asked)]
-
-    first, second = asyncio.run(scenario())
+    first, second = two_with_room_for_one(ruled)
     assert (order(first), first["rung"]) == (["d", "a", "b"], "full")
     assert (order(second), second["degraded"]) == (["b", "d", "a"], ["overload"])
     ruled.fetcher.configure(replace(ruled.fetcher.config, kill_switch=True))
@@ -469,16 +474,7 @@ def test_past_its_deadline_a_request_gets_the_popular_order(service):
 
 
 def test_of_two_requests_with_room_for_one_the_second_gets_the_popular_order(service):
-    shedder = service.fetcher.admission.load_shedder
-    shedder.enabled, shedder.most = True, 4
-
-    async def scenario():
-        await refresh(service.fetcher)
-        async with service.client() as client:
-            asked = [client.post("/v1/rank", json=body(), headers={}) for _ in range(2)]
-            return [response.json() for response in await asyncio.gather(*asked)]
-
-    first, second = asyncio.run(scenario())
+    first, second = two_with_room_for_one(service)
     assert (first["rung"], first["model"]) == ("full", MODEL)
     assert (second["rung"], second["degraded"], second["model"]) == ("fallback", ["overload"], None)
     assert service.ask(body()).json()["rung"] == "full"
