@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -62,4 +63,4 @@ def test_the_wheels_of_this_tree_run_in_environments_of_their_own(tmp_path, caps
     main(tmp_path)
     said = capsys.readouterr().out
     assert "the commands of the wheel run" in said
-    assert "installs 9 distributions" in said
+    assert re.search(r"installs \d distributions, ", said)

@@ -66,16 +66,8 @@ def new_environment(folder: Path) -> Path:
 
 def pip(python: Path) -> list[str]:
     """Return the command that installs into the environment of `python`."""
-    return [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "--disable-pip-version-check",
-        "-q",
-        "install",
-    ]
+    options = ["--python", str(python), "--disable-pip-version-check", "--quiet"]
+    return [sys.executable, "-m", "pip", *options, "install"]
 
 
 def install_client(wheel: Path, folder: Path) -> Path:
@@ -84,19 +76,11 @@ def install_client(wheel: Path, folder: Path) -> Path:
     Returns its Python.
     """
     python = new_environment(folder)
-    offline = [
-        Path(sys.executable).with_name("uv"),
-        "pip",
-        "install",
-        "--offline",
-        "--quiet",
-        "--python",
-        python,
-    ]
+    uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--quiet", "--python", python]
     what = [str(wheel), "--constraint", str(ROOT / "lock.txt")]
     # uv has the packages in its cache if it installed this environment.
-    if subprocess.run([*offline, *what], capture_output=True, check=False).returncode:
-        subprocess.run([*pip(python), *what], check=True)
+    if subprocess.run([*uv, "--offline", *what], capture_output=True, check=False).returncode:
+        subprocess.run([*pip(python), "--no-require-hashes", *what], check=True)
     return python
 
 
