@@ -108,9 +108,10 @@ proofs: install ## The long proofs: demo, kills, fuzzing, searches, scaling (20 
 ranklens: install ## Fetch RankLens (github.com/metarank/ranklens, CC BY-SA 4.0) by SHA-256.
 	@$(BIN)/python tests/support/fetch_ranklens.py var/ranklens
 
-dist: install ## The wheel and the sdist, checked and tried with the packages of .venv.
+dist: install ## The wheel, the sdist and the client's wheel, checked and tried.
 	@rm -rf dist
 	@$(BIN)/python -m hatchling build >/dev/null
+	@cd serve/client && $(CURDIR)/$(BIN)/python -m hatchling build --target wheel --directory $(CURDIR)/dist >/dev/null
 	@$(BIN)/python tests/support/check_dist.py dist
 
 audit: install ## Known weaknesses of the pinned packages; asks the internet, so by hand.

@@ -6,8 +6,7 @@ Start the service with `make up`, then run `.venv/bin/python examples/rank.py [U
 import sys
 import time
 
-from serve.client import Client
-from serve.contract.records import Candidate, Event
+from serve.client import Candidate, Client, Event
 
 
 def main(url: str) -> None:

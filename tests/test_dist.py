@@ -1,8 +1,9 @@
-"""The distributions hold what git tracks, and the wheel runs without the tree."""
+"""The distributions hold what git tracks, and the wheels run without the tree."""
 
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -54,8 +55,12 @@ def test_other_contents_are_refused_by_name(files, problem, tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_the_wheel_of_this_tree_runs_in_an_environment_of_its_own(tmp_path, capsys):
+def test_the_wheels_of_this_tree_run_in_environments_of_their_own(tmp_path, capsys):
     build = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    client = [*build, "--target", "wheel"]
+    subprocess.run(client, cwd=ROOT / "serve/client", check=True, capture_output=True)
     main(tmp_path)
-    assert "the commands of the wheel run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the commands of the wheel run" in said
+    assert re.search(r"installs \d distributions, ", said)

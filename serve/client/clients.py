@@ -123,7 +123,7 @@ def _httpx() -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
-    raise TabrankError("the client needs the package httpx2; run `python -m pip install 'tabrank[client]'`")
+    raise TabrankError("the client needs the package httpx2; run `python -m pip install httpx2`")
 
 
 def _settings(httpx: ModuleType, url: str) -> dict[str, Any]:

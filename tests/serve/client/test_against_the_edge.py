@@ -1,11 +1,9 @@
-"""The client against the service's HTTP application, and the code of docs/client.md."""
+"""The client against the service's HTTP application."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from live import Live
@@ -14,22 +12,11 @@ from serve.client import Client, Refused, TimedOut
 from serve.contract.records import Candidate, Event, Forget, Viewer
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
-DOCUMENT = (Path(__file__).parents[3] / "docs/client.md").read_text()
 
 
 @pytest.fixture
 def live(tmp_path, log_folder):
     return Live(tmp_path, log_folder, clock="wall")
-
-
-def test_the_code_of_its_document_runs(live):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", DOCUMENT, re.S))
-    assert code.count("http://127.0.0.1:8000") == 2
-    names = {}
-    with live.listening() as url:
-        exec(compile(code.replace("http://127.0.0.1:8000", url), "docs/client.md", "exec"), names)
-    assert names["answer"].rung == "full"
-    assert sorted(names["order"]) == ["a", "b"]
 
 
 def test_every_kind_of_record_is_taken_and_what_is_not_says_why(live):

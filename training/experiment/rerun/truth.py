@@ -1,7 +1,7 @@
 """True effect of what was shown: expectations under the data-generating process, without noise.
 
-The expected clicks of an exposure are the sum over its candidates of P(examined) P(click); the
-same holds for joins.
+The expected clicks of an exposure are the sum over its candidates of
+P(examined) P(click | examined); the same holds for joins.
 """
 
 from __future__ import annotations
