@@ -21,7 +21,8 @@ from serve.client.retries import Retries
 TIMEOUT_S = 10.0
 RECEIVE_BYTES = 16384
 Exchange = Callable[[bytes], tuple[int, bytes]]
-OK = 200
+# Answers of rankings, and of records with and without rejected ones.
+OK = (200, 207)
 
 
 class Connections:
@@ -199,7 +200,7 @@ class Retrying:
         until = perf_counter() + self._timeout_s
         self._policy.sent()
         tried = self._tried(request)
-        if isinstance(tried, Reply) and tried.code == OK:
+        if isinstance(tried, Reply) and tried.code in OK:
             return tried.code, tried.body
         now = perf_counter()
         reply = tried if isinstance(tried, Reply) else Lost(str(tried))

@@ -147,7 +147,7 @@ def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome,
 
 def read_acknowledgement(status: int, body: bytes, num_records: int) -> tuple[Outcome, int]:
     """Return the outcome of posted records with new ids, and the number accepted."""
-    if status != 200:
+    if status not in (200, 207):
         return Outcome(f"HTTP {status}", ok=False), 0
     try:
         accepted = decode_acknowledgement(body).accepted

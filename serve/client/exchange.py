@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from serve.client.reply import Lost, Reply
 from serve.client.retries import Retries
 from serve.contract.rankings import Problem
 
+log = logging.getLogger("tabrank.client")
 T = TypeVar("T")
 Clock = Callable[[], float]
 DEADLINE = "X-Deadline-Ms"
@@ -105,12 +107,16 @@ class Exchange(Generic[T]):
             if reply.timed_out:
                 raise TimedOut(f"{self.url} did not answer within {self.timeout_s:g} s", self.request_id)
             raise Unreachable(f"{self.url} cannot be reached: {reply.reason}", self.request_id)
-        if reply.code == HTTPStatus.OK:
+        if reply.code in (HTTPStatus.OK, HTTPStatus.MULTI_STATUS):
             try:
-                return self.decoder.decode(reply.body)
+                answer = self.decoder.decode(reply.body)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 detail = f"{self.url} does not answer as a tabrank service: {error}; is the address right?"
                 raise Unreachable(detail, self.request_id) from None
+            # A caller of `send` may leave its answer unread.
+            if rejected := getattr(answer, "rejected", ()):
+                log.warning("%s rejected %d records; the first: %s", self.url, len(rejected), rejected[0])
+            return answer
         text = reply.body[:MAX_QUOTED].decode("utf-8", "replace").strip() or "empty answer"
         if reply.status is None:
             detail = f"a proxy before {self.url} answered {reply.code} in its place: {text}"

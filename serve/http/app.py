@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -23,8 +23,9 @@ from serve.contract.records import MAX_EVENTS_BODY_BYTES
 from serve.http.auth import CANDIDATES_A_REQUEST, Authenticator
 from serve.http.body_reader import BodyReader, Receive
 from serve.http.decoding import decode_request
-from serve.http.introspection import description, readiness
-from serve.http.openapi import docs_page, openapi
+from serve.http.docs import FILES, KINDS, OF_FILES, OF_PAGE, contents, docs_page
+from serve.http.introspection import Liveness, description, readiness
+from serve.http.openapi import openapi
 from serve.http.tracing import TRACEPARENT, parent_of, record, trace_id_of
 from serve.ranking.assignment import requested_arm
 from serve.ranking.record_intake import take
@@ -38,7 +39,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RANK = "/v1/rank"
 EVENTS = "/v1/events"
 # Paths that need no API key.
-OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs"))
+OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs", *FILES))
 # The limits of HAProxy: 100 headers, of 16 KiB in total.
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
@@ -46,7 +47,6 @@ MAX_HEADER_BYTES = 16 * 1024
 CUT_OFF = (408, 413)
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
-HTML = b"text/html; charset=utf-8"
 # A request id in a header.
 VALID_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
@@ -68,6 +68,15 @@ class _Unread(Exception):
     """A ranking is refused before its body is read."""
 
 
+class _Answer(NamedTuple):
+    """Body of an answer, with its type, its status and its other headers."""
+
+    kind: bytes
+    body: bytes
+    status: int = 200
+    more: Sequence[Header] = ()
+
+
 class Edge:
     """ASGI application around one `FeatureFetcher`."""
 
@@ -78,13 +87,13 @@ class Edge:
         self._encoder = msgspec.json.Encoder()
         document = openapi(fetcher.surface, event_clock=fetcher.event_clock)
         self._openapi = msgspec.json.encode(document)
-        self._docs = docs_page(document).encode()
-        self._get: dict[str, Callable[[], tuple[bytes, bytes]]] = {
-            "/v1/model": lambda: (JSON, self._encoder.encode(description(fetcher))),
-            "/livez": lambda: (JSON, b'{"live":true}'),
-            "/readyz": lambda: (JSON, self._encoder.encode(readiness(fetcher))),
-            "/openapi.json": lambda: (JSON, self._openapi),
-            "/docs": lambda: (HTML, self._docs),
+        self._docs = docs_page(document["info"]["title"])
+        self._get: dict[str, Callable[[], _Answer]] = {
+            "/v1/model": lambda: _Answer(JSON, self._encoder.encode(description(fetcher))),
+            "/livez": lambda: _Answer(JSON, self._encoder.encode(Liveness(True))),
+            "/readyz": lambda: _Answer(JSON, self._encoder.encode(readiness(fetcher))),
+            "/openapi.json": lambda: _Answer(JSON, self._openapi),
+            "/docs": lambda: _Answer(KINDS["html"], self._docs, more=OF_PAGE),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> int:
@@ -105,7 +114,7 @@ class Edge:
         try:
             _require_few(scope["headers"])
             request_id = _request_id(headers)
-            kind, body = await self._route(scope, headers, request_id, receive)
+            answer = await self._route(scope, headers, request_id, receive)
         except _Unread:
             return await self.busy(send, begun)
         except RequestError as error:
@@ -118,7 +127,7 @@ class Edge:
             log.exception("request %s failed", request_id, extra=of_request(request_id, trace_id))
             detail = "internal server error; the log has the details under this request id"
             return await self.refuse(scope, send, RequestError(500, "internal error", detail), request_id)
-        return await _answer(scope, send, 200, kind, body)
+        return await _send(scope, send, answer)
 
     async def busy(self, send: Send, begun: float) -> int:
         """Refuse a request unread and return the status; `begun` is when it was seen.
@@ -145,7 +154,7 @@ class Edge:
     async def refuse(self, scope: Scope, send: Send, error: RequestError, request_id: str | None) -> int:
         """Answer with `application/problem+json` and return the status."""
         problem = Problem(error.title, error.status, error.detail, "about:blank", error.pointer, request_id)
-        more = []
+        more: list[Header] = []
         if error.retry_after_s is not None:
             more.append((b"retry-after", b"%d" % error.retry_after_s))
         if error.allow is not None:
@@ -154,11 +163,12 @@ class Edge:
             more.append((b"www-authenticate", b"X-Api-Key"))
         if error.status in CUT_OFF:
             more.append((b"connection", b"close"))
-        return await _answer(scope, send, error.status, PROBLEM, self._encoder.encode(problem), more)
+        answer = _Answer(PROBLEM, self._encoder.encode(problem), error.status, more)
+        return await _send(scope, send, answer)
 
     async def _route(
         self, scope: Scope, headers: dict[bytes, bytes], request_id: str | None, receive: Receive
-    ) -> tuple[bytes, bytes]:
+    ) -> _Answer:
         path, method = scope["path"], scope["method"]
         # `root_path` is the prefix of the server and of the application's `route_prefix`.
         if root := scope.get("root_path"):
@@ -172,13 +182,13 @@ class Edge:
             if self._fetcher.admission.refuses(key.name if key else ""):
                 self._keys.charge(key, -1)
                 raise _Unread
-            return JSON, await self._rank(headers, key, request_id, receive)
+            return _Answer(JSON, await self._rank(headers, key, request_id, receive))
         if path == EVENTS:
             _require(method, "POST", path)
-            return JSON, await self._events(headers, receive)
-        if path in self._get:
+            return await self._events(headers, receive)
+        if path in self._get or path in FILES:
             _require("GET" if method == "HEAD" else method, "GET", path)
-            return self._get[path]()
+            return self._get[path]() if path in self._get else _resource(path, headers)
         raise RequestError(404, "not found", f"no such path: {quoted(path)}; see /docs for the API")
 
     async def _rank(
@@ -210,19 +220,28 @@ class Edge:
         except Exception as error:
             self._fetcher.warn("span not exported", error, answer.request_id)
 
-    async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> _Answer:
         _require_no_page(headers)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
-        return self._encoder.encode(await take(self._fetcher, body))
+        outcome = await take(self._fetcher, body)
+        # A caller that reads only the status must not take rejected records for accepted ones.
+        status = 207 if outcome.rejected else 200
+        return _Answer(JSON, self._encoder.encode(outcome), status)
 
 
-async def _answer(
-    scope: Scope, send: Send, status: int, kind: bytes, body: bytes, more: Sequence[Header] = ()
-) -> int:
+async def _send(scope: Scope, send: Send, answer: _Answer) -> int:
+    kind, body, status, more = answer
     head = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
     return status
+
+
+def _resource(path: str, headers: dict[bytes, bytes]) -> _Answer:
+    kind, (content, zipped) = KINDS[path.rpartition(".")[2]], contents()[path]
+    if b"gzip" in headers.get(b"accept-encoding", b""):
+        return _Answer(kind, zipped, more=(*OF_FILES, (b"content-encoding", b"gzip")))
+    return _Answer(kind, content, more=OF_FILES)
 
 
 def _require_few(headers: Sequence[Header]) -> None:

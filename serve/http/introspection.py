@@ -1,69 +1,132 @@
-"""Response bodies of `/v1/model` and `/readyz`: what a replica ranks with, and its readiness."""
+"""Response bodies of `/v1/model`, `/readyz` and `/livez`: the model of a replica, and its state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import msgspec
+from msgspec import Meta, Struct
 
+from serve.config.diagnoses import Diagnosis
 from serve.contract.rankings import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARACTERS
 from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
+from serve.features.surface import Label
 from serve.ranking.service import FeatureFetcher
 
+LIMITS = (MAX_CANDIDATES, MAX_ID_CHARACTERS, MAX_BODY_BYTES, MAX_EVENTS_BODY_BYTES, MAX_RECORDS)
+Version = Annotated[str | None, Meta(description="A published version; null for none.")]
 
-def readiness(fetcher: FeatureFetcher) -> dict[str, Any]:
-    """Return the body of `/readyz`: the state of store, model and candidates, and what is wrong."""
+
+class Liveness(Struct):
+    """Answer while the process handles requests."""
+
+    live: Literal[True]
+
+
+class Readiness(Struct):
+    """State of the store, the model and the candidates, and what is wrong."""
+
+    surface: str
+    live_candidates: int
+    store: Literal["fresh", "unavailable"]
+    model: Version
+    freshness_ms: Annotated[
+        float | None, Meta(description="Age of the features; null before the first read.")
+    ]
+    diagnoses: list[Diagnosis]
+
+
+class ArmInUse(Struct):
+    """One side of the experiment; `model` is null without a ready artifact."""
+
+    name: str
+    scorer: str
+    share: float
+    explore: float
+    model: Version
+
+
+class ExperimentInUse(Struct):
+    """The experiment as it is assigned now."""
+
+    name: str
+    start_ms: int | None
+    end_ms: int | None
+    holdout: float
+    arms: list[ArmInUse]
+
+
+class Limits(Struct):
+    """Limits of requests, and the default deadline."""
+
+    candidates: int
+    id_characters: int
+    body_bytes: int
+    events_body_bytes: int
+    records: int
+    deadline_ms: int
+
+
+class Description(Struct):
+    """The model in use, with its features, the experiment and the limits of requests."""
+
+    surface: str
+    surface_fingerprint: str
+    state_fingerprint: str
+    clock: str
+    model: Version
+    canary: Version
+    sha256: Annotated[dict[str, str], Meta(description="Hashes of the model's files.")]
+    metrics: Annotated[dict[str, Any], Meta(description="Metrics of the model's evaluation.")]
+    features: list[str]
+    popular: Annotated[str, Meta(description="The feature that orders by popularity.")]
+    label: Label
+    kill_switch: bool
+    experiment: ExperimentInUse
+    limits: Limits
+
+
+def readiness(fetcher: FeatureFetcher) -> Readiness:
+    """Return the body of `/readyz`."""
     freshness_ms = fetcher.freshness_ms
     is_fresh = freshness_ms is not None and freshness_ms <= fetcher.config.stale_after_ms
-    return {
-        "surface": fetcher.surface.name,
-        "live_candidates": len(fetcher.live.rows),
-        "store": "fresh" if is_fresh else "unavailable",
-        "model": fetcher.model.version if fetcher.model else None,
-        "freshness_ms": freshness_ms,
-        "diagnoses": list(fetcher.diagnoses()),
-    }
+    return Readiness(
+        surface=fetcher.surface.name,
+        live_candidates=len(fetcher.live.rows),
+        store="fresh" if is_fresh else "unavailable",
+        model=fetcher.model.version if fetcher.model else None,
+        freshness_ms=freshness_ms,
+        diagnoses=list(fetcher.diagnoses()),
+    )
 
 
-def description(fetcher: FeatureFetcher) -> dict[str, Any]:
-    """Return the body of `/v1/model`: model, file hashes, features, experiment and limits."""
+def description(fetcher: FeatureFetcher) -> Description:
+    """Return the body of `/v1/model`."""
     surface, model, canary = fetcher.surface, fetcher.model, fetcher.models.canary
     manifest: Mapping[str, Any] = model.manifest if model else {}
     columns = fetcher.ranker.features.columns
-    return {
-        "surface": surface.name,
-        "surface_fingerprint": surface.fingerprint,
-        "state_fingerprint": fetcher.schema.fingerprint,
-        "clock": fetcher.args.clock,
-        "model": model.version if model else None,
-        "canary": canary.version if canary else None,
-        "sha256": manifest.get("files", {}),
-        "metrics": manifest.get("metrics", {}),
-        "features": [*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
-        "popular": surface.popular,
-        "label": {"event": surface.label.event, "within_ms": surface.label.within_ms},
-        "kill_switch": fetcher.config.kill_switch,
-        "experiment": _experiment(fetcher),
-        "limits": {
-            "candidates": MAX_CANDIDATES,
-            "id_characters": MAX_ID_CHARACTERS,
-            "body_bytes": MAX_BODY_BYTES,
-            "events_body_bytes": MAX_EVENTS_BODY_BYTES,
-            "records": MAX_RECORDS,
-            "deadline_ms": fetcher.config.deadline_ms,
-        },
-    }
+    return Description(
+        surface=surface.name,
+        surface_fingerprint=surface.fingerprint,
+        state_fingerprint=fetcher.schema.fingerprint,
+        clock=fetcher.args.clock,
+        model=model.version if model else None,
+        canary=canary.version if canary else None,
+        sha256=manifest.get("files", {}),
+        metrics=manifest.get("metrics", {}),
+        features=[*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
+        popular=surface.popular,
+        label=surface.label,
+        kill_switch=fetcher.config.kill_switch,
+        experiment=_experiment(fetcher),
+        limits=Limits(*LIMITS, fetcher.config.deadline_ms),
+    )
 
 
-def _experiment(fetcher: FeatureFetcher) -> dict[str, Any]:
-    """Return the current experiment; an arm's `model` is None without a ready artifact."""
+def _experiment(fetcher: FeatureFetcher) -> ExperimentInUse:
     experiment = fetcher.config.experiment
-    arms = [msgspec.to_builtins(arm) | {"model": fetcher.models.version_for(arm)} for arm in experiment.arms]
-    return {
-        "name": experiment.name,
-        "start_ms": experiment.start_ms,
-        "end_ms": experiment.end_ms,
-        "holdout": experiment.holdout,
-        "arms": arms,
-    }
+    arms = [
+        ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, fetcher.models.version_for(arm))
+        for arm in experiment.arms
+    ]
+    return ExperimentInUse(experiment.name, experiment.start_ms, experiment.end_ms, experiment.holdout, arms)

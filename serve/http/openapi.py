@@ -1,10 +1,10 @@
-"""OpenAPI document and its HTML page, generated from the types of the request bodies."""
+"""OpenAPI document, generated from the wire types; `api.md` beside it describes the API."""
 
 from __future__ import annotations
 
-import html
-import json
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,9 +20,12 @@ from serve.contract.rankings import (
 )
 from serve.contract.records import EventsAnswer, EventsRequest
 from serve.features.surface import Surface
+from serve.http.examples import examples
+from serve.http.introspection import Description, Liveness, Readiness
 from serve.ranking.admission import SCORES_DUE
-from serve.report.page import whole_page
 
+ABOUT = Path(__file__).with_name("api.md").read_text()
+TYPES = (RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem, Description, Readiness, Liveness)
 ANY = {
     "400": "Malformed JSON or header.",
     "405": "Wrong method; Allow names the right one.",
@@ -39,8 +42,18 @@ REFUSED = {
     "429": "Server overloaded, or rate limit of the key exceeded: retry (Retry-After).",
 }
 NOT_TAKEN = {"503": "Records may not have been stored: retry (Retry-After)."}
+TEXT = {"type": "string"}
 DEADLINE_MS = {"type": "integer", "minimum": 1, "maximum": 60000}
 REQUEST_ID = {"type": "string", "pattern": "^[!-~]{1,256}$"}
+RETRY_AFTER = {"Retry-After": {"required": True, "schema": {"type": "integer"}, "description": "Seconds."}}
+# Headers of answers, by status.
+SENT: dict[str, Any] = {
+    "401": {"WWW-Authenticate": {"required": True, "schema": TEXT}},
+    "405": {"Allow": {"required": True, "schema": TEXT}},
+    "429": RETRY_AFTER,
+    "503": RETRY_AFTER,
+}
+SENT_ALWAYS = {"X-Request-Id": {"schema": REQUEST_ID, "description": "That of the request, else a new one."}}
 VALUES: dict[str, dict[str, Any]] = {
     "number": {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
     "time": {"type": ["number", "null"], "minimum": -MAX_MS, "maximum": MAX_MS},
@@ -51,68 +64,82 @@ VALUES: dict[str, dict[str, Any]] = {
         "items": {"type": "string", "maxLength": MAX_FIELD_CHARACTERS},
     },
 }
-# Names of msgspec's schemas in the document. Generated clients use the published names.
-PUBLISHED = {"StatedCandidate": "serve.api.Candidate", "Candidate": "serve.records.Candidate"}
 # Without configured keys no key is needed.
 KEYS: list[dict[str, list[str]]] = [{"ApiKey": []}, {}]
 
 
 def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of one surface."""
-    schemas, components = _published(
-        msgspec.json.schema_components(
-            [RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem],
-            ref_template="#/components/schemas/{name}",
-        )
-    )
-    request, answer, events_request, events_answer, problem = schemas
+    template = "#/components/schemas/{name}"
+    schemas, components = _for_generators(msgspec.json.schema_components(TYPES, ref_template=template))
+    schema_of = dict(zip(TYPES, schemas, strict=True))
     _sharpen(components, surface, event_clock)
+    shown = examples(surface, event_clock=event_clock)
     given = _header("X-Request-Id", REQUEST_ID, "Returned in the answer.")
 
-    def operation(summary: str, answered: dict[str, Any], refused: dict[str, str], **more: Any) -> Any:
-        content = {"application/problem+json": {"schema": problem}}
-        why = sorted((ANY | refused).items())
-        refusals = {status: {"description": text, "content": content} for status, text in why}
+    def operation(tag: str, name: str, summary: str, answered: Any, refused: Any, **more: Any) -> Any:
+        answers = dict(answered)
+        for status, text in (ANY | refused).items():
+            content = {"schema": schema_of[Problem], "example": _problem(status, text)}
+            answers[status] = {
+                "description": text,
+                "headers": SENT_ALWAYS | SENT.get(status, {}),
+                "content": {"application/problem+json": content},
+            }
         keys = {"security": KEYS} if "401" in refused else {}
-        responses = {"200": answered, **refusals}
-        return {"summary": summary, **keys, "parameters": [given], **more, "responses": responses}
+        about = {"operationId": name, "tags": [tag], "summary": summary, "parameters": [given]}
+        return about | keys | more | {"responses": dict(sorted(answers.items()))}
 
-    def status(summary: str, refused: tuple[str, ...] = ()) -> Any:
-        answered = _content(summary, {"type": "object"})
-        return {"get": operation(summary, answered, {code: REFUSED[code] for code in refused})}
+    def status(name: str, summary: str, schema: Any, refused: tuple[str, ...] = ()) -> Any:
+        why = {code: REFUSED[code] for code in refused}
+        return {"get": operation("service", name, summary, {"200": _content(summary, schema)}, why)}
 
     late = f"Without scores at {100 * SCORES_DUE:g} % of it, the popular order."
     rank = operation(
+        "ranking",
+        "rank",
         "Rank live candidates for a viewer",
-        _content("The ranking.", answer),
+        {"200": _content("The ranking.", schema_of[RankAnswer], shown["rank"]["200"])},
         REFUSED,
-        operationId="rank",
         parameters=[
             _header("X-Deadline-Ms", DEADLINE_MS, late),
             given,
-            _header("X-Arm", {"type": "string"}, "For tests: rank with this arm; counts for no experiment."),
+            _header("X-Arm", TEXT, "For tests: rank with this arm; counts for no experiment."),
         ],
-        requestBody=_body(request),
+        requestBody=_body(schema_of[RankRequest], shown["rank"]["request"]),
     )
+    outcomes = {
+        "200": "Every record was taken, or is a duplicate; accepted records are durable.",
+        "207": "Some or all records were rejected, each with a reason; the accepted ones are durable.",
+    }
     events = operation(
+        "events",
+        "events",
         "Record events of viewers, and changes of viewers and candidates",
-        _content("The outcome of each record; accepted records are durable.", events_answer),
+        {
+            code: _content(text, schema_of[EventsAnswer], shown["events"][code])
+            for code, text in outcomes.items()
+        },
         REFUSED | NOT_TAKEN,
-        operationId="events",
-        requestBody=_body(events_request),
+        description="Records are stored, also when sent from `/docs`, and move the next rankings.",
+        requestBody=_body(schema_of[EventsRequest], shown["events"]["request"]),
     )
-    page = {"description": "An HTML page", "content": {"text/html": {}}}
+    described = "The model in use, its features and the limits"
+    ready = "State of the store, the model and the candidate table, and what is wrong"
+    page = {"description": "An HTML page", "content": {"text/html": {"schema": TEXT}}}
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"tabrank: {surface.name}", "version": _version()},
+        "info": {"title": f"tabrank: {surface.name}", "version": _version(), "description": ABOUT},
+        # The paths lie beside this document, whatever the route prefix.
+        "servers": [{"url": "."}],
         "paths": {
             "/v1/rank": {"post": rank},
             "/v1/events": {"post": events},
-            "/v1/model": status("The model in use, its features and the limits", ("401", "403", "429")),
-            "/livez": status("Liveness of the process"),
-            "/readyz": status("State of the store, the model and the candidate table, and what is wrong"),
-            "/openapi.json": status("This document"),
-            "/docs": {"get": operation("This document, as HTML", page, {})},
+            "/v1/model": status("model", described, schema_of[Description], ("401", "403", "429")),
+            "/livez": status("livez", "Liveness of the process", schema_of[Liveness]),
+            "/readyz": status("readyz", ready, schema_of[Readiness]),
+            "/openapi.json": status("openapi", "This document", {"type": "object"}),
+            "/docs": {"get": operation("service", "docs", "A page to try requests on", {"200": page}, {})},
         },
         "components": {
             "schemas": components,
@@ -121,31 +148,24 @@ def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
     }
 
 
-def docs_page(document: dict[str, Any]) -> str:
-    """Return a self-contained page: no script, and nothing loaded from elsewhere."""
-    parts = []
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            answers = "".join(
-                f"<li><b>{status}</b> {html.escape(response['description'])}</li>"
-                for status, response in operation["responses"].items()
-            )
-            parts.append(
-                f"<h2>{method.upper()} {path}</h2><p>{html.escape(operation['summary'])}</p><ul>{answers}</ul>"
-            )
-    for name, schema in document["components"]["schemas"].items():
-        parts.append(f"<h3>{name}</h3><pre>{html.escape(json.dumps(schema, indent=2))}</pre>")
-    return whole_page(document["info"]["title"], parts)
+def _for_generators(schema: Any) -> Any:
+    """Return msgspec's schemas in the form that generators of clients read.
 
-
-def _published(schemas: Any) -> Any:
-    """Return msgspec's schemas under the names of `PUBLISHED`."""
-    text = json.dumps(schemas)
-    for name, published in PUBLISHED.items():
-        text = text.replace(f'"#/components/schemas/{name}"', f'"#/components/schemas/{published}"')
-        text = text.replace(f'"{name}": {{', f'"{published}": {{')
-        text = text.replace(f'"title": "{name}"', '"title": "Candidate"')
-    return json.loads(text)
+    Enumerations have a type, one of a single value is a constant, and what has a discriminator is
+    `oneOf`. openapi-typescript requires callers to send what has a default, so nothing has one.
+    """
+    if isinstance(schema, list | tuple):
+        return [_for_generators(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: _for_generators(value) for key, value in schema.items() if key != "default"}
+    if "discriminator" in schema:
+        schema["oneOf"] = schema.pop("anyOf")
+    if isinstance(schema.get("enum"), list):
+        schema["type"] = "string" if isinstance(schema["enum"][0], str) else "boolean"
+        if len(schema["enum"]) == 1:
+            schema["const"] = schema.pop("enum")[0]
+    return schema
 
 
 def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) -> None:
@@ -153,9 +173,9 @@ def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) ->
     stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
     for schema, key, fields in (
         ("RankRequest", "context", surface.fields["context"]),
-        ("serve.api.Candidate", "fields", stated),
+        ("StatedCandidate", "fields", stated),
         ("Viewer", "fields", surface.fields["viewer"]),
-        ("serve.records.Candidate", "fields", surface.fields["candidate"]),
+        ("Candidate", "fields", surface.fields["candidate"]),
     ):
         components[schema]["properties"][key] |= {
             "properties": {name: VALUES[field.type] for name, field in fields.items()},
@@ -164,6 +184,9 @@ def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) ->
     request = components["RankRequest"]
     request["properties"]["candidates"]["uniqueItems"] = True
     components["Event"]["properties"]["kind"]["enum"] = list(surface.events)
+    # Later versions may add values, so a client must not refuse one that it does not know.
+    degraded = components["RankAnswer"]["properties"]["degraded"]
+    degraded["items"] = {"type": "string", "x-extensible-enum": degraded["items"]["enum"]}
     if not event_clock:
         del request["properties"]["now_ms"]
         return
@@ -171,12 +194,22 @@ def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) ->
     request["properties"]["now_ms"] = request["properties"]["now_ms"]["anyOf"][0]
 
 
-def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+def _content(description: str, schema: dict[str, Any], shown: Any = None) -> dict[str, Any]:
+    return {"description": description, "headers": SENT_ALWAYS, "content": _json(schema, shown)}
 
 
-def _body(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+def _body(schema: dict[str, Any], shown: Any) -> dict[str, Any]:
+    return {"required": True, "content": _json(schema, shown)}
+
+
+def _json(schema: dict[str, Any], shown: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": schema} | ({"examples": shown} if shown else {})}
+
+
+def _problem(status: str, text: str) -> dict[str, Any]:
+    title, place = HTTPStatus(int(status)).phrase.lower(), "/candidates/2" if status == "422" else None
+    problem = Problem(title, int(status), text, pointer=place, request_id="request-17")
+    return dict(msgspec.to_builtins(problem))
 
 
 def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class LiveStub(Stub):
             for i, record in enumerate(records)
             if record not in good
         ]
-        return 200, {"accepted": len(good), "duplicates": 0, "rejected": refused}
+        return 207 if refused else 200, {"accepted": len(good), "duplicates": 0, "rejected": refused}
 
     def shows(self, name: str) -> bool:
         at = self.known.get(name)

@@ -152,7 +152,7 @@ class ReplayClient:
                 break
             time.sleep(0.5 * (attempt + 1))
         records = json.loads(body)["records"]
-        if status != 200:
+        if status not in (200, 207):
             first = json.dumps(records[0])
             raise TabrankError(
                 f"the records from {first} on: the service answers {status}: {_detail(answer)}"

@@ -50,7 +50,7 @@ def test_records_count_when_they_are_acknowledged():
 
 def test_records_that_are_not_taken_are_an_error_and_the_others_count():
     rejected = [{"pointer": "/records/1", "detail": "no such kind"}]
-    assert read_acknowledgement(200, acknowledged(2, rejected=rejected), 3) == (
+    assert read_acknowledgement(207, acknowledged(2, rejected=rejected), 3) == (
         Outcome("records refused", False),
         2,
     )

@@ -32,7 +32,7 @@ RANKING = {
 RANKED = answer(200, RANKING)
 # HAProxy's answer for a replica that died.
 BARE = answer(500, b"Internal Server Error", "text/plain")
-TAKEN = answer(200, {"accepted": 1, "duplicates": 0, "rejected": [{"pointer": "/records/1", "detail": "no"}]})
+TAKEN = answer(207, {"accepted": 1, "duplicates": 0, "rejected": [{"pointer": "/records/1", "detail": "no"}]})
 EVENT = Event("e1", "ann", "a", "join", ts_ms=5)
 
 
@@ -183,10 +183,11 @@ def test_words_of_a_newer_service_do_no_harm(call):
     assert (got.rung, got.degraded) == ("fuller", ["moonlight"])
 
 
-def test_records_are_sent_again_as_they_were_and_told_apart(call):
+def test_records_are_sent_again_as_they_were_and_told_apart(call, caplog):
     with scripted(problem(503, retry_after=0), TAKEN) as server:
         got = call(server.url, lambda client: client.send([EVENT, {"type": "viewer", "id": "bob"}]))
     assert (got.accepted, got.rejected) == (1, [Rejected("/records/1", "no")])
+    assert "rejected 1 records; the first: Rejected(pointer='/records/1', detail='no')" in caplog.text
     (path, headers, body), (_, _, again) = server.asked
     assert path == "/v1/events"
     assert "x-deadline-ms" not in headers

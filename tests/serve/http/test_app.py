@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -300,7 +301,7 @@ def api_key(name, requests_per_s=1_000.0, **may):
 
 
 def test_all_but_probes_and_documents_need_a_key_and_keys_change_live(service):
-    got = ["/v1/model", "/v1/nothing", "/livez", "/readyz", "/openapi.json", "/docs"]
+    got = ["/v1/model", "/v1/nothing", "/livez", "/readyz", "/openapi.json", "/docs/docs.js"]
 
     async def scenario(key):
         headers = {"x-api-key": key} if key else {}
@@ -904,13 +905,45 @@ def test_the_documents_and_probes_answer(service):
     fields = document["components"]["schemas"]["RankRequest"]["properties"]
     assert "impression" in json.dumps(fields["limit"])
     assert "no impressions" in fields["traffic"]["description"]
-    assert "RankRequest" in service.ask(path="/docs", method="GET").text
     assert service.ask(path="/livez", method="GET").json() == {"live": True}
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
     described = service.ask(path="/v1/model", method="GET").json()
     assert described["limits"]["candidates"] == 1_000
     assert described["clock"] == "event"
     assert "topic_affinity" in described["features"]
+
+
+def test_the_page_of_the_documents_names_files_that_a_browser_may_keep(service):
+    page = service.ask(path="/docs", method="GET")
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
+    # Relative addresses work below any route prefix.
+    addresses = re.findall('(?:src|href)="(docs/[^"?]+)[?]v=[0-9a-f]{8}"', page.text)
+    assert len(addresses) == 4
+    for address in addresses:
+        plain = service.ask(path=f"/{address}", method="GET", headers={"accept-encoding": "identity"})
+        zipped = service.ask(path=f"/{address}", method="GET", headers={"host": "another.example"})
+        assert (plain.status_code, zipped.status_code) == (200, 200)
+        assert plain.content == zipped.content
+        assert "content-encoding" not in plain.headers
+        assert (zipped.headers["content-encoding"], zipped.headers["vary"]) == ("gzip", "accept-encoding")
+        assert int(zipped.headers["content-length"]) < len(plain.content)
+        assert "immutable" in plain.headers["cache-control"]
+    assert service.ask(path="/docs/docs.js", method="HEAD").content == b""
+    assert service.ask(path="/docs/docs.js", method="POST").status_code == 405
+    assert service.ask(path="/docs/app.py", method="GET").status_code == 404
+
+
+def test_a_caller_sees_in_the_status_that_records_were_rejected(service):
+    good = {"type": "event", "id": "e1", "viewer": "ann", "candidate": "a", "kind": "join", "ts_ms": NOW_MS}
+    bad = good | {"kind": "jion"}
+
+    def taken(*records):
+        response = service.ask({"records": records}, path="/v1/events")
+        return response.status_code, response.json()["accepted"], len(response.json()["rejected"])
+
+    assert taken(good) == (200, 1, 0)
+    assert taken(good, bad) == (207, 1, 1)
+    assert taken(bad) == (207, 0, 1)
 
 
 def test_the_live_table_follows_the_store(tmp_path, log_folder, service):

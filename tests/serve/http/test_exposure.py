@@ -120,6 +120,8 @@ def test_keys_are_rotated_in_place(service):
     assert refused.headers["content-type"] == "application/problem+json"
     assert refused.json()["request_id"] == refused.headers["x-request-id"]
     assert httpx.get(f"{url}/livez").status_code == 200
+    script = httpx.get(f"{url}/docs/swagger-ui-bundle.js")
+    assert (script.headers["content-encoding"], len(script.content) > 1_000_000) == ("gzip", True)
     assert start(folder, port, app=OLD, app_2027=NEW)["action"] == "deployed"
     assert [ask(url, key).status_code for key in (OLD[0], NEW[0])] == [200, 200]
     again = start(folder, port, app_2027=NEW)

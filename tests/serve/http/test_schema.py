@@ -41,7 +41,7 @@ def beyond_words(case, response):
     if response.status_code == 422 and ("duplicate candidate" in text or "got `float`" in text):
         return [positive_data_acceptance]
     # The valid records of a batch are accepted, and the others are named.
-    if response.status_code == 200 and case.path == "/v1/events" and response.json()["rejected"]:
+    if response.status_code == 207:
         return [negative_data_rejection]
     # 413 is a refusal, too.
     return [negative_data_rejection] if response.status_code == 413 else []
