@@ -27,6 +27,8 @@ COLOURS: Mapping[str, str] = {
 OTHERS = ("text", "other", "muted", "lightgbm")
 # Significant digits of the data in a page.
 DIGITS = 7
+# Longer lines are thinned, so that hours by the second do not swell a page.
+MOST_VALUES = 1_500
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,20 @@ def plot(
 ) -> str:
     """Return a figure in HTML: title, legend, plot with values on hover, and caption.
 
+    It is empty without values. Of lines with very many, each stretch shows its least and largest.
+
     `height` is of the plot in pixels; its width is the page's. Numbers that a reader needs belong
     in a table too: a plot needs a script.
     """
     free = iter(OTHERS * 9)
     lines = [
-        {
-            **{key: _plain(value) for key, value in vars(one).items() if value is not None},
-            "colour": one.colour or COLOURS.get(one.name.lower()) or next(free),
-        }
+        _thinned({key: _plain(value) for key, value in vars(one).items() if value is not None})
+        | {"colour": one.colour or COLOURS.get(one.name.lower()) or next(free)}
         for one in series
         if len(one.x)
     ]
+    if not lines:
+        return ""
     given = {
         "x": asdict(x),
         "y": asdict(y),
@@ -116,6 +120,21 @@ def plot(
         f'<div class="plot" role="img" aria-label="{label}"><script type="application/json">{text}</script></div>'
         f"{f'<figcaption>{html.escape(caption)}</figcaption>' if caption else ''}</figure>"
     )
+
+
+def _thinned(one: dict[str, Any]) -> dict[str, Any]:
+    """Keep the least and the largest of every few values, so that no peak is lost."""
+    y, every = one["y"], math.ceil(2 * len(one["y"]) / MOST_VALUES)
+    if every <= 2:
+        return one
+    kept: set[int] = set()
+    for i in range(0, len(y), every):
+        part = [j for j in range(i, min(i + every, len(y))) if y[j] is not None] or [i]
+        kept |= {min(part, key=y.__getitem__), max(part, key=y.__getitem__)}
+    return {
+        key: [values[i] for i in sorted(kept)] if isinstance(values, list) else values
+        for key, values in one.items()
+    }
 
 
 def _plain(value: Any) -> Any:

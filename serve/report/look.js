@@ -28,17 +28,18 @@ function rowsOf(series) {
     }));
 }
 
-function channel(name, axis, series) {
-  const common = { field: name, title: axis.title || null };
+function channel(name, given, series) {
+  const common = { field: name, title: given.title || null };
   const values = series.flatMap((one) => one[name]);
   if (typeof values[0] === "string") {
     const categories = [...new Set(values)];
-    return { ...common, type: "nominal", sort: categories, scale: { domain: categories }, axis: { grid: false } };
+    const axis = { grid: false, labelOverlap: name === "x" };
+    return { ...common, type: "nominal", sort: categories, scale: { domain: categories }, axis };
   }
-  const scale = axis.log ? { type: "log", nice: false } : { zero: axis.zero, nice: !axis.domain };
-  if (axis.domain) Object.assign(scale, { domain: axis.domain, clamp: true });
-  const ticks = { format: axis.format };
-  if (axis.whole) ticks.tickMinStep = 1;
+  const scale = given.log ? { type: "log", nice: false } : { zero: given.zero, nice: !given.domain };
+  if (given.domain) Object.assign(scale, { domain: given.domain, clamp: true });
+  const ticks = { format: given.format };
+  if (given.whole) ticks.tickMinStep = 1;
   // Plots below each other align.
   if (name === "y") ticks.minExtent = 44;
   return { ...common, type: "quantitative", scale, axis: ticks };

@@ -162,7 +162,6 @@ def _networks(name: str, lines: Sequence[Mapping[str, Any]], **look: Any) -> Ser
 def _rows(
     title: str, x: str, series: Sequence[Series], limits: Sequence[Limit] = (), *, caption: str, pixels: int
 ) -> str:
-    """Plot a row of some pixels for each category; empty without categories."""
-    num = len({category for one in series for category in one.y})
-    height = pixels * num + 16
-    return plot(title, Axis(x), Axis(""), series, limits, caption=caption, height=height) if num else ""
+    """Plot a row of some pixels for each category."""
+    height = 16 + pixels * len({category for one in series for category in one.y})
+    return plot(title, Axis(x), Axis(""), series, limits, caption=caption, height=height)
