@@ -14,6 +14,12 @@ const THEME = {
   axisX: { grid: false, labelAngle: 0 },
 };
 
+// One colour for one thing on every page; other names take those of OTHERS in turn.
+const COLOURS = {
+  model: "model", popular: "popular", baseline: "baseline", "the baseline": "baseline",
+  lightgbm: "lightgbm", "current model": "other", "logistic regression": "muted",
+};
+const OTHERS = ["text", "other", "muted", "lightgbm"];
 const colour = (name) => `var(--${name})`;
 const DASHES = [6, 4];
 
@@ -162,6 +168,10 @@ function legendOf(series) {
 for (const place of document.querySelectorAll(".plot")) {
   const given = JSON.parse(place.querySelector("script").textContent);
   const { series } = given;
+  let others = 0;
+  for (const one of series) {
+    one.colour ??= COLOURS[one.name.toLowerCase()] ?? OTHERS[others++ % OTHERS.length];
+  }
   // Rows that are named on the axis need no legend.
   if (series.length > 1 && !series.every((one) => one.y.every((row) => row === one.name))) {
     place.before(legendOf(series));
