@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
+Values = Sequence[Any] | NDArray[Any]
 Kind = Literal["line", "step", "points", "bars", "band"]
 # Significant digits of the data in a page.
 DIGITS = 7
@@ -34,7 +37,6 @@ class Axis:
     zero: bool = False
     format: str = ",.4~r"
     whole: bool = False
-    domain: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,11 @@ class Series:
     """
 
     name: str
-    x: Sequence[Any]
-    y: Sequence[Any]
+    x: Values
+    y: Values
     kind: Kind = "line"
-    low: Sequence[Any] | None = None
-    high: Sequence[Any] | None = None
+    low: Values | None = None
+    high: Values | None = None
     colour: str | None = None
     dashed: bool = False
     notes: Sequence[str] | None = None

@@ -42,12 +42,11 @@ function channel(name, given, series) {
     const axis = { grid: false, labelOverlap: name === "x" };
     return { ...common, type: "nominal", sort: categories, scale: { domain: categories }, axis };
   }
-  const scale = given.log ? { type: "log", nice: false } : { zero: given.zero, nice: !given.domain };
-  if (given.domain) Object.assign(scale, { domain: given.domain, clamp: true });
+  const scale = given.log ? { type: "log", nice: false } : { zero: given.zero };
   const ticks = { format: given.format };
   if (given.whole) ticks.tickMinStep = 1;
   // Plots below each other align.
-  if (name === "y") ticks.minExtent = 44;
+  Object.assign(ticks, name === "y" ? { minExtent: 44 } : { tickCount: { expr: "ceil(width / 80)" } });
   return { ...common, type: "quantitative", scale, axis: ticks };
 }
 
@@ -190,7 +189,7 @@ for (const list of document.querySelectorAll("details")) {
   list.addEventListener("toggle", () => dispatchEvent(new Event("resize")));
 }
 addEventListener("beforeprint", () => {
-  for (const list of document.querySelectorAll("details:not(.raw)")) list.open = true;
+  for (const list of document.querySelectorAll("details")) list.open = true;
 });
 
 // The first number of a cell; a cell without one comes last in either direction.

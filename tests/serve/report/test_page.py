@@ -10,7 +10,7 @@ import pytest
 from page import Page
 
 from serve.report.charts import MOST_VALUES, Axis, Limit, Series, plot
-from serve.report.page import banner, bullets, details, footer, raw_json, section, table, tiles, whole_page
+from serve.report.page import banner, bullets, details, footer, paragraph, section, table, tiles, whole_page
 
 TEXT = "<b>&'\"</script>"
 
@@ -25,7 +25,7 @@ def test_texts_are_escaped_and_empty_parts_left_out():
         tiles([(TEXT, TEXT, TEXT)]),
         plot(TEXT, Axis(TEXT), Axis(""), [Series(TEXT, [TEXT], [1])], [Limit(TEXT, y=1)], caption=TEXT),
         section(TEXT, table([(TEXT, "n"), (TEXT, "1")], TEXT), bullets([TEXT])),
-        details(TEXT, raw_json({TEXT: TEXT})),
+        details(TEXT, paragraph(TEXT)),
         footer({"cpu": TEXT}, "", []),
     ]
     page = whole_page(TEXT, parts)
