@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loadtest.measure.verdict import listed
-from loadtest.report.report import SAME_CORES, Report, write_report
-from serve.report.page import bullets, table
+from loadtest.report.report import SAME_CORES, Report, doubts, verdict, write_report
+from serve.report.charts import Axis, Series, plot
+from serve.report.page import figures, table
 from serve.report.rows import columns, number
 
 NUMBERS = {"rps": "requests/s", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
+# Colour of each service.
+COLOURS = {"tabrank": "model", "fastapi": "popular", "idiomatic": "baseline"}
 HEAD = ("load", "service", *NUMBERS.values(), "not in full", "late s", "CPU µs a full answer")
 
 
@@ -20,8 +23,44 @@ def write_compare(folder: Path, report: Report) -> None:
     Raises:
         TabrankError: if `folder` exists.
     """
-    body = [table([HEAD, *_rows(report)]), bullets(_notes(report))]
+    *_, (at, last) = report["loads"].items()
+    held = f"{at}, tabrank to fastapi: {_ratios(last)}"
+    doubt = doubts(report, "All three run at once, and two of them are examples, not tuned services.")
+    claim = "three services measured in turns"
+    body = [
+        verdict(report, claim, held, report["reasons"], doubt),
+        figures({"By load": _plots(report) + table([HEAD, *_rows(report)])}),
+        figures({"tabrank to fastapi": table([("load", *NUMBERS.values()), *_ratio_rows(report)])}),
+    ]
     write_report(folder, report, _title(report), body, FOOTER)
+
+
+def _plots(report: Report) -> str:
+    """Plot each number by load, with a bar for each service."""
+    loads = list(report["loads"])
+    names = list(report["loads"][loads[0]]["services"])
+    series = {
+        key: [
+            Series(
+                name,
+                loads,
+                [report["loads"][at]["services"][name][key] for at in loads],
+                "bars",
+                colour=COLOURS.get(name),
+            )
+            for name in names
+        ]
+        for key in ("rps", "p99_ms")
+    }
+    return "".join(
+        plot(NUMBERS[key], Axis(""), Axis(NUMBERS[key], zero=True), each, height=200)
+        for key, each in series.items()
+    )
+
+
+def _ratio_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    for at, load in report["loads"].items():
+        yield at, *(_ratio(load["ratios"][key]) for key in NUMBERS)
 
 
 def compare_summary(report: Report) -> str:
@@ -57,8 +96,11 @@ def _notes(report: Report) -> Iterator[str]:
     """Yield the reasons, and the ratios at each load."""
     yield from report["reasons"]
     for at, load in report["loads"].items():
-        ratios = (f"{label} {_ratio(load['ratios'][key])}" for key, label in NUMBERS.items())
-        yield f"{at}, tabrank to fastapi: {', '.join(ratios)}"
+        yield f"{at}, tabrank to fastapi: {_ratios(load)}"
+
+
+def _ratios(load: Report) -> str:
+    return ", ".join(f"{label} {_ratio(load['ratios'][key])}" for key, label in NUMBERS.items())
 
 
 def _ratio(found: Report | None) -> str:
