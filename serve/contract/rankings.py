@@ -24,6 +24,9 @@ LIMIT = (
     "Items to return, as many as the viewer sees; default all. Each counts as an impression, unless the "
     "surface has `impression` events."
 )
+REASONS = (
+    "With `explain`: the features that moved the candidate most, largest first; null if none were computed."
+)
 TRAFFIC = "Test traffic counts no impressions, and training ignores it."
 
 Id = Annotated[
@@ -39,6 +42,7 @@ Degraded = Literal[
     "kill_switch",
     "overload",
 ]
+FeatureValue = float | str | list[str] | None
 Rung = Literal["full", "partial", "fallback"]
 
 
@@ -62,12 +66,23 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     request_id: Annotated[
         Id | None, Meta(description="Overrides X-Request-Id; generated if neither is given.")
     ] = None
-    explain: Annotated[bool, Meta(description="Return each candidate's feature values.")] = False
+    explain: Annotated[bool, Meta(description="Return feature values and reasons of candidates.")] = False
     traffic: Annotated[Literal["live", "test"], Meta(description=TRAFFIC)] = "live"
     now_ms: (
         Annotated[int, Meta(ge=0, le=2**53, description="Time of the ranking; only with the event clock.")]
         | None
     ) = None
+
+
+class Reason(Struct):
+    """Feature that moved a candidate, compared with the typical candidate of the same request."""
+
+    feature: str
+    label: Annotated[str, Meta(description="The feature in words for people.")]
+    value: Annotated[FeatureValue, Meta(description="The candidate's value, as in `features`.")]
+    typical: Annotated[FeatureValue, Meta(description="The value of the request's typical candidate.")]
+    unit: Annotated[str | None, Meta(description="The values' unit; yes/no of 1 and 0.")]
+    contribution: Annotated[float, Meta(description="What the value adds to the score, in log-odds.")]
 
 
 class Ranked(Struct):
@@ -77,6 +92,7 @@ class Ranked(Struct):
     score: Annotated[float | None, Meta(description="P(label if looked at), or null if not scored.")]
     position: Annotated[int, Meta(ge=1)]
     features: dict[str, Any] | UnsetType = UNSET
+    reasons: Annotated[list[Reason] | None, Meta(description=REASONS)] | UnsetType = UNSET
 
 
 class Timing(Struct):
