@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded
+from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded, tail
 from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.report.plots import distribution, freshness_over_time
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
@@ -54,9 +54,9 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
     Raises:
         TabrankError: if `folder` exists.
     """
-    lines = {f"new {kind}": (part.latency_ms[part.ok], len(part.ok)) for kind, part in probes.items()}
-    every = np.concatenate([shown_ms for shown_ms, _ in lines.values()])
-    lines["all"] = (every, sum(total for _, total in lines.values()))
+    lines = {f"new {kind}": tail(part.latency_ms[part.ok], len(part.ok)) for kind, part in probes.items()}
+    shown_ms = np.concatenate([part.latency_ms[part.ok] for part in probes.values()])
+    lines["all"] = tail(shown_ms, sum(len(part.ok) for part in probes.values()))
     limit = (f"p99 < {FRESHNESS_LIMIT_MS:g} ms", FRESHNESS_LIMIT_MS, 0.01)
     plots = {
         "Freshness over time": freshness_over_time(probes, FRESHNESS_LIMIT_MS),
@@ -67,7 +67,9 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
         f"the p99 from an event to a ranking that shows it is {milliseconds(report['freshness_ms']['p99'])}"
     )
     polled = "Rankings are polled every 20 ms, so the times are too long by up to 20 ms and one ranking."
-    head = verdict(report, "events show in rankings within a second", held, found.notes, doubts(report, polled))
+    head = verdict(
+        report, "events show in rankings within a second", held, found.notes, doubts(report, polled)
+    )
     body = found.body(head, TILES, plots)
     write_report(folder, report, found.title, body, FOOTER, {"probes.csv": _to_csv(probes)})
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from loadtest.measure.measure import Floats, Requests
+from loadtest.measure.measure import Requests
 from loadtest.measure.timeline import Moment
 from loadtest.workload.profiles import Slo
 from serve.report.charts import Axis, Limit, Series, plot
@@ -17,25 +15,18 @@ SECOND = Axis("second of the measurement")
 PERCENTILES = {"p50": "muted", "p90": "other", "p99": "text"}
 # A longer run is drawn by its worst seconds, so that its page stays small.
 MOST_MOMENTS = 600
-# Points of a distribution; more would not be seen.
-MOST_POINTS = 200
 HEIGHT = 180
+Point = Sequence[float]
 
 
 def distribution(
-    x: str, lines: Mapping[str, tuple[Floats, int]], limits: Sequence[tuple[str, float, float]]
+    x: str, lines: Mapping[str, Sequence[Point]], limits: Sequence[tuple[str, float, float]]
 ) -> str:
-    """Plot the share of a total that took longer than a time, for each name.
+    """Plot the share that took longer than a time, for each name.
 
-    A line is the times of those that came, and the total; a limit is a name, a time and a share.
+    A line is points of `loadtest.measure.measure.tail`; a limit is a name, a time and a share.
     """
-    series = []
-    for name, (took_ms, total) in lines.items():
-        ranks = np.unique(np.geomspace(1, max(len(took_ms), 1), MOST_POINTS).astype(int))
-        # The slowest come first, where the ranks are dense.
-        at = np.sort(took_ms)[::-1][ranks - 1] if len(took_ms) else took_ms
-        left = (total - len(took_ms) + ranks[: len(at)] - 0.5) / max(total, 1)
-        series.append(Series(name, at, left))
+    series = [Series(name, *zip(*points, strict=True)) for name, points in lines.items() if points]
     names, at_ms, shares = zip(*limits, strict=True)
     series.append(
         Series("limit: the line passes below", at_ms, shares, "points", colour="limit", notes=names)
@@ -51,7 +42,7 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
     """
     moments = thinned(moments)
     at = [moment.t_s for moment in moments]
-    warm = [Limit("warm-up", x=at[0], until=0, colour="muted")] if at and at[0] < 0 else []
+    warm = _warm_up(at)
     failed = [moment for moment in moments if moment.failed]
     load = [
         Series("offered", at, [moment.offered_rps for moment in moments], colour="muted", dashed=True),
@@ -71,13 +62,19 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
             )
         axis = Axis("running", zero=True, whole=True)
         parts.append(plot("Replicas and nodes", SECOND, axis, running, warm, height=HEIGHT // 2))
-    latency = [
-        Series(name, at, [getattr(moment, f"{name}_ms") for moment in moments], colour=colour)
-        for name, colour in PERCENTILES.items()
-    ]
-    limits = [*warm, *_limits(slo)]
-    parts.append(plot("Latency", SECOND, Axis("ms", zero=True), latency, limits, height=HEIGHT))
-    return "\n".join(parts)
+    lines = {name: [getattr(moment, f"{name}_ms") for moment in moments] for name in PERCENTILES}
+    return "\n".join([*parts, latency_over_time(at, lines, slo)])
+
+
+def latency_over_time(at_s: Sequence[float], lines: Mapping[str, Sequence[float | None]], slo: Slo) -> str:
+    """Plot the percentiles of each second, with their limits."""
+    series = [Series(name, at_s, values, colour=PERCENTILES[name]) for name, values in lines.items()]
+    limits = [*_warm_up(at_s), *_limits(slo)]
+    return plot("Latency", SECOND, Axis("ms", zero=True), series, limits, height=HEIGHT)
+
+
+def _warm_up(at_s: Sequence[float]) -> list[Limit]:
+    return [Limit("warm-up", x=at_s[0], until=0, colour="muted")] if at_s and at_s[0] < 0 else []
 
 
 def thinned(moments: Sequence[Moment]) -> Sequence[Moment]:

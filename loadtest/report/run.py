@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loadtest.measure.cluster import ClusterSample
-from loadtest.measure.measure import Requests, measure, milliseconds, rounded
+from loadtest.measure.measure import Requests, measure, milliseconds, rounded, tail
 from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows, timeline
 from loadtest.measure.verdict import judge
 from loadtest.report.plots import distribution, load_and_cluster, memory_and_files
@@ -59,7 +59,7 @@ def report_run(
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
     doubt = doubts(report, f"It took {report['seconds']:g} s; drift and leaks need loadtest soak.")
     head = verdict(report, claim, held, report["reasons"], doubt)
-    body = found.body(head, TILES, _run_plots(report, requests, slo, moments))
+    body = found.body(head, TILES, _run_plots(report, slo, moments))
     footer = RUN_FOOTER if locust_html is None else RUN_FOOTER + LOCUST
     write_report(out, report, found.title, body, footer, files)
     return report, [moment for moment in moments if moment.t_s >= 0]
@@ -68,6 +68,7 @@ def report_run(
 def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moments: list[Moment]) -> Report:
     """Return the content of report.json; latencies in ms, null: too many requests failed."""
     measured = measure(requests, profile.duration_s)
+    due = requests.where((requests.at_s >= 0) & (requests.at_s < profile.duration_s))
     word, reasons = judge(measured, slo)
     numbers = {name: rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
     return {
@@ -80,19 +81,23 @@ def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moment
         "reasons": reasons,
         "phases": describe_phases(requests, profile),
         "steps": describe_steps(requests, profile, slo),
+        "latency_tail": tail(due.latency_ms[due.ok], len(due.ok)),
         "watched": bool(moments and moments[0].replicas),
         "slo": asdict(slo),
         "machine": describe_machine(),
     }
 
 
-def _run_plots(report: Report, requests: Requests, slo: Slo, moments: list[Moment]) -> dict[str, str]:
-    due = requests.where((requests.at_s >= 0) & (requests.at_s < report["seconds"]))
-    lines = {"answered": (due.latency_ms[due.ok], len(due.ok))}
+def _run_plots(report: Report, slo: Slo, moments: list[Moment]) -> dict[str, str]:
     return {
         _timeline_title(report): load_and_cluster(moments, slo),
-        "Latency distribution": distribution("ms from the due time", lines, slo.shares()),
+        "Latency distribution": latency_distribution(report, slo),
     }
+
+
+def latency_distribution(report: Report, slo: Slo) -> str:
+    """Plot the share of the requests of a report that took longer than a time, with the limits."""
+    return distribution("ms from the due time", {"answered": report["latency_tail"]}, slo.shares())
 
 
 def requests_csv(moments: Sequence[Moment]) -> str:

@@ -239,7 +239,11 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     doubt = doubts(report, "Each fault was injected once; a second one at the same time is not tested.")
     body = [
         verdict(
-            report, f"{len(run)} faults under load", "each fault within what is allowed for it", reasons, doubt
+            report,
+            f"{len(run)} faults under load",
+            "each fault within what is allowed for it",
+            reasons,
+            doubt,
         ),
         tiles(
             [

@@ -24,7 +24,7 @@ SLO = load_slo()
 KEYS = {
     "profile", "url", "target_rps", "offered_rps", "rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms",
     "p99_ms", "max_ms", "errors", "error_kinds", "rungs", "requests", "generator_late_ms_p99", "verdict", "reasons",
-    "seconds", "slo", "machine", "phases", "steps", "watched",
+    "seconds", "slo", "machine", "phases", "steps", "watched", "latency_tail",
 }
 # fmt: on
 
