@@ -19,7 +19,6 @@ held the SLO, 1 if not, 2 if the generator was late or there was no request.
 from __future__ import annotations
 
 import logging
-import math
 import random
 import sys
 from collections.abc import Callable, Iterable
@@ -30,6 +29,7 @@ from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
+import gevent
 import locust.stats
 import numpy as np
 from locust import FastHttpUser, between, events, task
@@ -134,7 +134,7 @@ class ClosedLoopUser(RankUser):
     def rank(self) -> None:
         """Ask for one ranking and wait for its answer."""
         body = random.choice(self.environment.load.bodies)
-        self._dispatcher.run_closed(1, math.inf, [self._connections.prepare(body)])
+        self._dispatcher.send(self._connections.prepare(body))
 
     def on_stop(self) -> None:
         """Close the connection."""
@@ -275,6 +275,8 @@ class Run:
 def set_up(environment: Any, runner: Any, web_ui: Any = None, **_: Any) -> None:
     """Prepare this process for its tests; exit with 2 if an option is unusable."""
     options, hooks = environment.parsed_options, environment.events
+    # Otherwise `--run-time` would count from before Locust's start, which takes a second.
+    gevent.get_hub().loop.update_now()
     environment.dispatcher_class = OneLoop
     try:
         run = Run(environment, options)

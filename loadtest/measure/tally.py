@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from loadtest.measure.service import Ended, Outcome
 from loadtest.measure.verdict import Verdict, judge
 from loadtest.workload.profiles import Slo
 
-Row = Sequence[object]
+Row = Sequence[Any]
 """Name, ok and full of an outcome, latency and lateness in ms, and the number of such requests."""
 
 
@@ -37,14 +38,14 @@ class Tally:
 
     def take(self) -> list[Row]:
         """Return the counts as rows for another process, and begin anew."""
-        rows = [(*outcome, *took_ms, num) for (outcome, *took_ms), num in self._counts.items()]
+        rows: list[Row] = [(*outcome, *took_ms, num) for (outcome, *took_ms), num in self._counts.items()]
         self.clear()
         return rows
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add the rows that another process took."""
         for name, ok, full, latency_ms, late_ms, num in rows:
-            self._counts[Outcome(name, ok, full), latency_ms, late_ms] += num  # type: ignore[arg-type,index,operator]
+            self._counts[Outcome(name, ok, full), latency_ms, late_ms] += num
 
     def clear(self) -> None:
         """Forget all requests."""

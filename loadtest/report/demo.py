@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from loadtest.measure.verdict import Verdict
-from loadtest.report.plots import latency_over_time
+from loadtest.report.plots import Point, latency_over_time, line
 from loadtest.report.report import SAME_CORES, Report, doubts, verdict, write_report
 from loadtest.report.run import latency_distribution
 from loadtest.workload.profiles import Slo, load_slo
@@ -196,7 +196,7 @@ def _story(topic: Report) -> Iterator[str]:
                 "–" if not moved else f"{'↑' if moved > 0 else '↓'} {abs(moved)}, from {room['was']}",
                 "–" if room["score"] is None else f"{room['score']:.3f}",
                 "; ".join(
-                    f"{reason.contribution:+.2f} {in_words(reason)}" for reason in _reasons_of(room)[:3]
+                    f"{in_words(reason)} {reason.contribution:+.2f}" for reason in _reasons_of(room)[:3]
                 ),
             )
         )
@@ -240,11 +240,11 @@ def _quality(train: Report) -> Iterator[str]:
     )
 
 
-def _reliability(points: Sequence[Sequence[float]]) -> str:
-    top = max((value for point in points for value in point), default=1.0)
+def _reliability(points: Sequence[Point]) -> str:
+    top = max((value or 0.0 for point in points for value in point), default=1.0)
     series = [
         Series("exactly right", [0.0, top], [0.0, top], colour="muted", dashed=True),
-        Series("model", *zip(*points, strict=True), "line") if points else Series("model", [], []),
+        line("model", points),
     ]
     caption = "Each corner is a fifteenth of the rows. Below the dashed line the predictions are too high."
     return plot(

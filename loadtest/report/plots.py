@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from loadtest.measure.measure import Requests
 from loadtest.measure.timeline import Moment
@@ -16,7 +17,8 @@ PERCENTILES = {"p50": "muted", "p90": "other", "p99": "text"}
 # A longer run is drawn by its worst seconds, so that its page stays small.
 MOST_MOMENTS = 600
 HEIGHT = 180
-Point = Sequence[float]
+Point = Sequence[Any]
+"""Values of x and y; y may be None."""
 
 
 def distribution(
@@ -26,13 +28,18 @@ def distribution(
 
     A line is points of `loadtest.measure.measure.tail`; a limit is a name, a time and a share.
     """
-    series = [Series(name, *zip(*points, strict=True)) for name, points in lines.items() if points]
+    series = [line(name, points) for name, points in lines.items()]
     names, at_ms, shares = zip(*limits, strict=True)
     series.append(
         Series("limit: the line passes below", at_ms, shares, "points", colour="limit", notes=names)
     )
     share = Axis("share that took longer", log=True, format=".3~%")
     return plot("", Axis(x, log=True), share, series)
+
+
+def line(name: str, points: Sequence[Point], colour: str | None = None) -> Series:
+    """Return a line through points."""
+    return Series(name, [x for x, _ in points], [y for _, y in points], colour=colour)
 
 
 def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
@@ -87,13 +94,13 @@ def thinned(moments: Sequence[Moment]) -> Sequence[Moment]:
     return [replace(moment, t_s=part[0].t_s) for part, moment in zip(parts, worst, strict=True)]
 
 
-def latency_against_rate(lines: Mapping[str, Sequence[tuple[float, float | None]]], slo: Slo) -> str:
+def latency_against_rate(lines: Mapping[str, Sequence[Point]], slo: Slo) -> str:
     """Plot a line of (rate, latency) points for each name, on logarithmic axes, with the limits.
 
     A latency of None, which was not reached, breaks the line.
     """
     series = [
-        Series(name, *zip(*sorted(points), strict=True), colour=PERCENTILES[name])
+        line(name, sorted(points, key=lambda point: point[0]), PERCENTILES[name])
         for name, points in lines.items()
     ]
     x, y = Axis("requests/s offered", log=True), Axis("ms from the due time", log=True)
@@ -115,10 +122,11 @@ def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
     """Plot a mark for each probe event by its kind, also for one that never showed."""
     series = []
     for (kind, part), colour in zip(probes.items(), ("model", "popular"), strict=True):
-        shown, missed = part.where(part.ok), part.where(~part.ok)
-        series.append(Series(f"new {kind}", shown.at_s, shown.latency_ms, "points", colour=colour))
-        never = [limit_ms] * len(missed.at_s)
-        series.append(Series(f"{kind} never shown", missed.at_s, never, "points", colour="bad"))
+        at_s, took_ms = part.at_s.tolist(), part.latency_ms.tolist()
+        shown = [(at, ms) for at, ms, ok in zip(at_s, took_ms, part.ok, strict=True) if ok]
+        missed = [(at, limit_ms) for at, ok in zip(at_s, part.ok, strict=True) if not ok]
+        series.append(replace(line(f"new {kind}", shown, colour), kind="points"))
+        series.append(replace(line(f"{kind} never shown", missed, "bad"), kind="points"))
     y = Axis("ms from the event to the ranking", zero=True)
     return plot("", SECOND, y, series, [Limit("limit of p99", y=limit_ms)])
 

@@ -107,12 +107,14 @@ def running_url(url: str | None, option: str = "--url") -> str:
     if state == "stopped":
         return DEFAULT_URL
     applications = service.get("applications", {}).values()
-    urls = [
+    urls: list[str] = [
         service["url"] + (app.get("route_prefix") or "/").rstrip("/")
         for app in applications
         if app.get("import_path") == OUR_APPLICATION
     ]
-    if state not in SERVING or not urls:
+    if state in SERVING and not urls:
+        raise LoadtestError(f"{RUN}: the service has no ranking application; name another with {option}")
+    if state not in SERVING:
         raise LoadtestError(
             f"{RUN}: the service is {state}; wait for it or start it with `python -m serve up`, "
             f"or name another with {option}"
