@@ -14,13 +14,165 @@ const THEME = {
   axisX: { grid: false, labelAngle: 0 },
 };
 
+const colour = (name) => `var(--${name})`;
+const DASHES = [6, 4];
+
+// The rows of all series, one object a value: s(eries), x, y, l(ow), h(igh), n(ote).
+function rowsOf(series) {
+  const columns = { x: "x", y: "y", l: "low", h: "high", n: "notes" };
+  return series.flatMap((one) =>
+    one.x.map((_, i) => {
+      const row = { s: one.name };
+      for (const [short, name] of Object.entries(columns)) if (one[name]) row[short] = one[name][i];
+      return row;
+    }));
+}
+
+function channel(name, given, series) {
+  const common = { field: name, title: given.title || null };
+  const values = series.flatMap((one) => one[name]);
+  if (typeof values[0] === "string") {
+    const categories = [...new Set(values)];
+    const axis = { grid: false, labelOverlap: name === "x" };
+    return { ...common, type: "nominal", sort: categories, scale: { domain: categories }, axis };
+  }
+  const scale = given.log ? { type: "log", nice: false } : { zero: given.zero, nice: !given.domain };
+  if (given.domain) Object.assign(scale, { domain: given.domain, clamp: true });
+  const ticks = { format: given.format };
+  if (given.whole) ticks.tickMinStep = 1;
+  // Plots below each other align.
+  if (name === "y") ticks.minExtent = 44;
+  return { ...common, type: "quantitative", scale, axis: ticks };
+}
+
+const only = (...series) => [{ filter: { field: "s", oneOf: series.map((one) => one.name) } }];
+
+const bySeries = (series) => ({
+  field: "s", type: "nominal", legend: null,
+  scale: { domain: series.map((one) => one.name), range: series.map((one) => colour(one.colour)) },
+});
+
+// The layers of one series: its interval first, below its line or points.
+function layersOf(one, axes, along) {
+  const layers = [];
+  const paint = { color: colour(one.colour) };
+  const step = one.kind === "step" ? { interpolate: "step-after" } : {};
+  if (one.low) {
+    const bar = one.kind === "points" || one.kind === "bars";
+    const mark = bar ? { type: "rule", strokeWidth: 2 } : { type: "area", opacity: 0.22, ...step };
+    const ends = { [along]: { ...axes[along], field: "l" }, [`${along}2`]: { field: "h" } };
+    layers.push({ transform: only(one), mark: { ...mark, ...paint }, encoding: { ...axes, ...ends } });
+  }
+  if (one.kind === "line" || one.kind === "step") {
+    const dash = one.dashed ? { strokeDash: DASHES } : {};
+    const mark = { type: "line", strokeWidth: 2, ...paint, ...step, ...dash };
+    layers.push({ transform: only(one), mark, encoding: axes });
+  } else if (one.kind === "points") {
+    const mark = { type: "point", filled: !one.dashed, size: 60, opacity: 1, ...paint };
+    layers.push({ transform: only(one), mark, encoding: axes });
+  }
+  return layers;
+}
+
+// One layer of all series of bars, side by side where there are several.
+function barsOf(series, axes, across) {
+  const encoding = { ...axes, color: bySeries(series) };
+  const names = series.map((one) => one.name);
+  if (names.length > 1) encoding[`${across}Offset`] = { field: "s", sort: names, scale: { domain: names } };
+  return { transform: only(...series), mark: { type: "bar", opacity: 0.85 }, encoding };
+}
+
+function limitOf(limit) {
+  const color = colour(limit.colour);
+  const line = { type: "rule", color, strokeDash: [2, 3], strokeWidth: 1.5 };
+  const words = { type: "text", text: limit.name, color, fontSize: 12, align: "left", baseline: "top", dx: 5 };
+  const top = { x: { datum: limit.x }, y: { value: 0 } };
+  let layers;
+  if (limit.until !== null) {
+    const span = { x: { datum: limit.x }, x2: { datum: limit.until } };
+    layers = [{ mark: { type: "rect", color, opacity: 0.12 }, encoding: span }, { mark: words, encoding: top }];
+  } else if (limit.x !== null) {
+    layers = [{ mark: line, encoding: { x: top.x } }, { mark: words, encoding: top }];
+  } else {
+    const y = { datum: limit.y };
+    const above = { ...words, align: "right", baseline: "bottom", dx: 0, dy: -3 };
+    layers = [{ mark: line, encoding: { y } }, { mark: above, encoding: { y, x: { value: "width" } } }];
+  }
+  return { data: { values: [{}] }, layer: limit.name ? layers : layers.slice(0, 1) };
+}
+
+// Marks the point nearest to the pointer and shows its values.
+function hoverOf(series, given, axes, along) {
+  const tips = [{ field: "s", title: "title" }];
+  for (const name of ["x", "y"]) {
+    const format = axes[name].type === "quantitative" ? { format: given[name].format } : {};
+    if (axes[name].type === "quantitative" || given[name].title) {
+      tips.push({ field: name, title: given[name].title || name, ...format });
+    }
+  }
+  const transform = only(...series);
+  if (series.some((one) => one.low)) {
+    const [low, high] = ["l", "h"].map((end) => `format(datum.${end}, '${given[along].format}')`);
+    transform.push({ calculate: `isValid(datum.l) ? ${low} + ' to ' + ${high} : '–'`, as: "i" });
+    tips.push({ field: "i", title: "interval" });
+  }
+  if (series.some((one) => one.notes)) tips.push({ field: "n", title: "note" });
+  const shown = { condition: { param: "hover", empty: false, value: 1 }, value: 0 };
+  const select = { type: "point", on: "pointerover", clear: "pointerout", nearest: true };
+  return {
+    transform,
+    params: [{ name: "hover", select }],
+    mark: { type: "point", filled: true, size: 90 },
+    encoding: { ...axes, color: bySeries(series), opacity: shown, tooltip: tips },
+  };
+}
+
+function specOf(given) {
+  const { series, limits } = given;
+  const axes = { x: channel("x", given.x, series), y: channel("y", given.y, series) };
+  // Intervals lie along the axis of numbers.
+  const [along, across] = axes.y.type === "nominal" ? ["x", "y"] : ["y", "x"];
+  const bars = series.filter((one) => one.kind === "bars");
+  const layer = limits.filter((limit) => limit.until !== null).map(limitOf);
+  if (bars.length) layer.push(barsOf(bars, axes, across));
+  for (const one of series) layer.push(...layersOf(one, axes, along));
+  layer.push(...limits.filter((limit) => limit.until === null).map(limitOf));
+  const pointed = series.filter((one) => one.kind !== "band");
+  if (pointed.length) layer.push(hoverOf(pointed, given, axes, along));
+  return {
+    width: "container", height: given.height, autosize: { type: "fit-x", contains: "padding" },
+    data: { values: rowsOf(series) }, layer,
+  };
+}
+
+function legendOf(series) {
+  const list = document.createElement("ul");
+  list.className = "legend";
+  for (const one of series) {
+    const key = document.createElement("i");
+    key.className = one.dashed ? `${one.kind} dashed` : one.kind;
+    key.style.color = colour(one.colour);
+    const item = document.createElement("li");
+    item.append(key, one.name);
+    list.append(item);
+  }
+  return list;
+}
+
 for (const place of document.querySelectorAll(".plot")) {
-  const spec = JSON.parse(place.querySelector("script").textContent);
+  const given = JSON.parse(place.querySelector("script").textContent);
+  const { series } = given;
+  // Rows that are named on the axis need no legend.
+  if (series.length > 1 && !series.every((one) => one.y.every((row) => row === one.name))) {
+    place.before(legendOf(series));
+  }
   // The label of the place describes the plot; its numbers are in the page's tables.
   const inside = document.createElement("div");
   inside.setAttribute("aria-hidden", "true");
   place.replaceChildren(inside);
-  vegaEmbed(inside, spec, { actions: false, renderer: "svg", config: THEME, tooltip: { theme: "page" } });
+  vegaEmbed(inside, specOf(given), {
+    actions: false, renderer: "svg", config: THEME, tooltip: { theme: "page" },
+  });
 }
 
 // A plot inside a closed list has no width until the list opens.

@@ -28,8 +28,8 @@ PAGE = """<!doctype html>
 {parts}
 </main>{scripts}</body></html>
 """
-# A cell that begins with a number, perhaps followed by a unit or an interval; no date or version.
-NUMBER = re.compile(r"[-+−±]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%|x)?($|[ ;])", re.IGNORECASE)
+# A cell that begins with a number or an interval, perhaps with a unit; no date or version.
+NUMBER = re.compile(r"\[?[-+−±]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%|x)?($|[ ;,])", re.IGNORECASE)
 MISSING = {"", "–"}
 
 
@@ -81,7 +81,7 @@ def table(rows: Iterable[Sequence[str]], caption: str = "") -> str:
 
     Columns of numbers are aligned right. Without rows below the head the result is empty.
     """
-    head, *body = [[str(cell) for cell in row] for row in rows]
+    head, *body = [*rows] or [()]
     if not body:
         return ""
     kinds = [' class="number"' if _is_numeric(column) else "" for column in zip(*body, strict=True)]

@@ -1,149 +1,167 @@
-"""Plot the charts of a model's report as SVG readable in grey: lines differ by dashes and marks."""
+"""Plots of a model's report. Captions say how to read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from serve.report.charts import Axis, Limit, Series, plot
+from training.evaluation.verdict import MEASURES, TITLES
 
-from serve.report.svg import STYLE, as_svg
-
-DASHES = (("-", "0.0"), ("--", "0.35"), (":", "0.0"), ("-.", "0.5"))
 MOST_FEATURES = 20
 MOST_SLICES = 30
 
 Point = Sequence[float]
 
 
+def contenders(evaluation: Mapping[str, Any], by: str) -> str:
+    """Plot a measure of every contender with its 95 % interval; empty if none is defined."""
+    known = [name for name in evaluation["contenders"] if evaluation[name].get(by) is not None]
+    series = []
+    for name in known:
+        value = evaluation[name][by]
+        low, high = evaluation["intervals"][name].get(by) or (value, value)
+        title = TITLES.get(name, name)
+        series.append(Series(title, [value], [title], "points", low=[low], high=[high]))
+    which = "lower" if by == "logloss" else "higher"
+    caption = (
+        f"The {which}, the better. Bars are 95 % intervals of each alone; on the same rows, differences "
+    )
+    caption += "are surer than overlapping bars suggest: see the table of differences."
+    return _rows(f"{MEASURES[by]} of each", MEASURES[by], series, caption=caption, pixels=34)
+
+
 def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     """Plot training and validation logloss by epoch."""
-    with new_axes("epoch", "logloss") as (figure, axes):
-        epochs = [line["epoch"] for line in history]
-        axes.plot(epochs, [line["train_logloss"] for line in history], "--.", color="0.5", label="training")
-        axes.plot(epochs, [line["valid_logloss"] for line in history], "-o", color="0", label="validation")
-        axes.axvline(best_epoch, color="0.6", linestyle=":", label="best")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
-        return as_svg(figure)
+    epochs = [line["epoch"] for line in history]
+    lines = [
+        Series("training", epochs, [line["train_logloss"] for line in history], colour="muted", dashed=True),
+        Series("validation", epochs, [line["valid_logloss"] for line in history], colour="model"),
+    ]
+    caption = "Where the lines part, the network overfits its training rows."
+    best = [Limit("best", x=best_epoch, colour="muted")]
+    return plot("", Axis("epoch", whole=True), Axis("logloss"), lines, best, caption=caption)
 
 
 def reliability(points: Sequence[Point]) -> str:
     """Plot the observed rate against the predicted, both from 0."""
-    with new_axes("predicted", "observed") as (figure, axes):
-        top = 1.05 * max(max(point) for point in points)
-        axes.plot([0, top], [0, top], "--", color="0.6", label="perfect")
-        axes.plot([p for p, _ in points], [y for _, y in points], "o-", color="0", label="model")
-        axes.legend(loc="upper left")
-        return as_svg(figure)
+    top = max(max(point) for point in points)
+    lines = [
+        Series("perfect", [0, top], [0, top], colour="muted", dashed=True),
+        Series("model", [p for p, _ in points], [rate for _, rate in points]),
+    ]
+    caption = "Each point is a fifteenth of the rows. On the dashed line, predictions equal observed rates; "
+    caption += "below it, predictions are too high."
+    predicted, observed = (Axis(name, zero=True, format=".2~%") for name in ("predicted", "observed"))
+    return plot("", predicted, observed, lines, caption=caption)
 
 
 def lift(model: Sequence[float]) -> str:
     """Plot the rate in each tenth of the rows over the base rate."""
-    with new_axes("tenth of the rows, by score, the highest first", "times the base rate") as (figure, axes):
-        axes.bar(range(1, 11), model, color="0.6", edgecolor="0")
-        axes.axhline(1, color="0", linestyle=":")
-        axes.set_xticks(range(1, 11))
-        return as_svg(figure)
+    x = Axis("tenth of the rows by score, highest first")
+    bars = [Series("model", [str(tenth) for tenth in range(1, 11)], model, "bars")]
+    caption = "Rate in each tenth of the rows, as a multiple of the base rate: the steeper, the better."
+    base = [Limit("base rate", y=1, colour="muted")]
+    return plot("", x, Axis("times the base rate", zero=True), bars, base, caption=caption)
 
 
 def gain(curves: Mapping[str, Sequence[float]]) -> str:
     """Plot the share of positives down to each tenth of the rows, with one line a contender."""
-    with new_axes("% of the rows, by score", "% of the positives") as (figure, axes):
-        at = list(range(0, 101, 10))
-        for i, (name, curve) in enumerate(curves.items()):
-            dash, grey = DASHES[i % len(DASHES)]
-            axes.plot(at, [100 * share for share in curve], dash, color=grey, label=name)
-        axes.plot([0, 100], [0, 100], color="0.8", label="by chance")
-        axes.legend(loc="lower right")
-        return as_svg(figure)
+    at = list(range(0, 101, 10))
+    lines = [
+        Series(TITLES.get(name, name), at, [100 * share for share in curve], dashed=name != "model")
+        for name, curve in curves.items()
+    ]
+    lines.append(Series("by chance", [0, 100], [0, 100], colour="line"))
+    caption = "Share of all positives among the best rows by score: the higher, the better."
+    return plot("", Axis("% of the rows, by score"), Axis("% of the positives"), lines, caption=caption)
 
 
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     """Plot each feature's share of attention and of the permutation loss, two bars a feature."""
     shown = list(lines)[:MOST_FEATURES]
+    names = [line["feature"] for line in shown]
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
-    with new_axes("% of all features", "", height=0.8 + 0.3 * len(shown)) as (figure, axes):
-        at = range(len(shown))
-        left = [100 * max(line["logloss"], 0.0) / lost for line in shown]
-        masks = [100 * line["masks"] for line in shown]
-        axes.barh([i - 0.2 for i in at], left, 0.4, color="0.25", label="logloss lost when permuted")
-        axes.barh(
-            [i + 0.2 for i in at], masks, 0.4, color="0.85", edgecolor="0", label="attention of the masks"
-        )
-        axes.set_yticks(list(at), [line["feature"] for line in shown])
-        axes.invert_yaxis()
-        axes.legend(loc="lower right")
-        return as_svg(figure)
+    left = [100 * max(line["logloss"], 0.0) / lost for line in shown]
+    bars = [
+        Series("logloss lost when permuted", left, names, "bars", colour="model"),
+        Series(
+            "attention of the masks", [100 * line["masks"] for line in shown], names, "bars", colour="muted"
+        ),
+    ]
+    caption = (
+        "Loss of the model without the feature, and the network's attention to the feature. Features that "
+    )
+    caption += "can replace each other lose little each."
+    return _rows("", "% of all features", bars, caption=caption, pixels=30)
 
 
 def slices(parts: Sequence[Mapping[str, Any]]) -> str:
     """Plot the model's NDCG@10 above popular's in each part, with two standard errors."""
     shown = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None][:MOST_SLICES]
-    with new_axes("NDCG@10 above popular's", "", height=0.8 + 0.24 * len(shown)) as (figure, axes):
-        at = list(range(len(shown)))
-        axes.errorbar(
-            [part["paired"]["ndcg@10"] for part in shown],
-            at,
-            xerr=[2 * part["paired"]["se"] for part in shown],
-            fmt="o",
-            color="0",
-            capsize=3,
-        )
-        axes.axvline(0, color="0", linestyle=":")
-        axes.set_yticks(at, [f"{part['by']}: {part['value']}" for part in shown])
-        axes.invert_yaxis()
-        return as_svg(figure)
+    above = [part["paired"]["ndcg@10"] for part in shown]
+    errors = [2 * part["paired"]["se"] for part in shown]
+    points = Series(
+        "model above popular",
+        above,
+        [f"{part['by']}: {part['value']}" for part in shown],
+        "points",
+        low=[value - error for value, error in zip(above, errors, strict=True)],
+        high=[value + error for value, error in zip(above, errors, strict=True)],
+        colour="model",
+    )
+    caption = (
+        "Right of the dotted line the model has a higher NDCG@10 than popular, on labels as shown, which "
+    )
+    caption += (
+        "favour the shown order. Bars are two standard errors; one slice in twenty exceeds them by chance."
+    )
+    equal = [Limit("popular", x=0, colour="popular")]
+    return _rows("", "NDCG@10 above popular's", [points], equal, caption=caption, pixels=22)
 
 
 def pareto(search: Mapping[str, Any]) -> str:
     """Plot cost against validation logloss of all networks tried; rivals are horizontal lines."""
-    board = search["leaderboard"]
-    tried = [
-        line
-        for line in board
-        if line["kind"] == "tabnet" and None not in (line["us_per_candidate"], line["valid_logloss"])
+    board = [line for line in search["leaderboard"] if line["valid_logloss"] is not None]
+    tried = [line for line in board if line["kind"] == "tabnet" and line["us_per_candidate"] is not None]
+    if not tried:
+        return ""
+    tried.sort(key=lambda line: line["us_per_candidate"])
+    fits = [line for line in tried if line["fits"]]
+    winner = min(fits, key=lambda line: line["valid_logloss"], default=None)
+    rest = [line for line in fits if line is not winner]
+    series = [
+        _networks("front", [line for line in tried if line["front"]], kind="line", colour="text"),
+        _networks("network", rest, colour="muted"),
+        _networks(
+            "over the budget", [line for line in tried if not line["fits"]], colour="muted", dashed=True
+        ),
+        _networks("winner", [winner] if winner else [], colour="model"),
     ]
-    with new_axes("µs a candidate, served on one core", "validation logloss", height=3.6) as (figure, axes):
-        for fits, mark, name in ((True, "o", "network"), (False, "x", "network over the budget")):
-            some = [line for line in tried if line["fits"] is fits]
-            if some:
-                axes.plot(*_points(some), mark, color="0.5", label=name, markersize=5)
-        front = sorted((line for line in tried if line["front"]), key=lambda line: line["us_per_candidate"])
-        axes.plot(*_points(front), "-", color="0.3", linewidth=1, label="front")
-        winner = min(
-            (line for line in tried if line["fits"]), key=lambda line: line["valid_logloss"], default=None
-        )
-        if winner:
-            axes.plot(*_points([winner]), "*", color="0", markersize=14, label="winner")
-        if search["max_us_per_candidate"] is not None:
-            axes.axvline(search["max_us_per_candidate"], color="0", linestyle=":", label="budget")
-        rivals = [line for line in board if line["kind"] != "tabnet" and line["valid_logloss"] is not None]
-        for i, line in enumerate(rivals):
-            dash, grey = DASHES[1:][i % 3]
-            axes.axhline(line["valid_logloss"], linestyle=dash, color=grey, linewidth=1, label=line["name"])
-        if tried:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        return as_svg(figure)
+    ends = [tried[0]["us_per_candidate"], tried[-1]["us_per_candidate"]]
+    series += [
+        Series(line["name"], ends, [line["valid_logloss"]] * 2, dashed=True)
+        for line in board
+        if line["kind"] != "tabnet"
+    ]
+    most_us = search["max_us_per_candidate"]
+    budget = [] if most_us is None else [Limit("budget", x=most_us)]
+    caption = (
+        "Lower and further left is better. No network is both cheaper and better than one on the front. "
+    )
+    caption += "Dashed lines are other models, at any cost."
+    x = Axis("µs a candidate, served on one core", log=True)
+    return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
 
 
-def _points(lines: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    return [line["us_per_candidate"] for line in lines], [line["valid_logloss"] for line in lines]
+def _networks(name: str, lines: Sequence[Mapping[str, Any]], **look: Any) -> Series:
+    costs, losses = ([line[key] for line in lines] for key in ("us_per_candidate", "valid_logloss"))
+    return Series(name, costs, losses, **{"kind": "points", **look}, notes=[line["name"] for line in lines])
 
 
-@contextmanager
-def new_axes(x: str, y: str, height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
-    """Yield a figure as wide as a page and its axes; the style holds within the block."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        yield figure, axes
+def _rows(
+    title: str, x: str, series: Sequence[Series], limits: Sequence[Limit] = (), *, caption: str, pixels: int
+) -> str:
+    """Plot a row of some pixels for each category."""
+    height = 16 + pixels * len({category for one in series for category in one.y})
+    return plot(title, Axis(x), Axis(""), series, limits, caption=caption, height=height)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,33 +9,20 @@ from typing import Any
 
 from serve.contract.errors import TabrankError
 from serve.model.artifact import load
-from serve.report.page import captioned, table, whole_page
+from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
 from training.evaluation import charts, verdict
 from training.examination.examination import Examination
 
-CAPTIONS = {
-    "pareto": "Lower and further left is better. No network is both cheaper and better than one on the front. "
-    "The star is the best network within the budget.",
-    "learning": "Where the lines part, the network overfits its training rows.",
-    "reliability": "Each dot is a fifteenth of the rows. On the dashed line, predictions equal observed rates; "
-    "below it, predictions are too high.",
-    "lift": "Rate in each tenth of the rows, as a multiple of the base rate: the steeper, the better.",
-    "gain": "Share of all positives among the best rows by score: the higher, the better.",
-    "importance": "Dark: loss of the model without the feature. Light: the network's attention to the feature. "
-    "Features that can replace each other lose little each.",
-    "slices": "Right of the dotted line the model has a higher NDCG@10 than popular, on labels as shown, which "
-    "favour the shown order. Bars are two standard errors; one slice in twenty exceeds them by chance.",
-}
 LEGEND = (
     "Expected labels: label events per exposure that an order would earn. Examination: how often a "
-    "position is looked at, relative to the first; ± one standard error. In brackets: 95 % intervals."
+    "position is looked at, relative to the first; ± one standard error."
 )
 ROWS = {"validation": "validation rows", "test": "test rows"}
 
 
 def regenerate(model: Path, out: Path) -> None:
-    """Write `report.html` and `MODEL_CARD.md` of an artifact to the folder `out`.
+    """Write `report.html`, `MODEL_CARD.md` and `evaluation.json` of an artifact to the folder `out`.
 
     The files equal those that `fit` wrote.
 
@@ -48,62 +34,98 @@ def regenerate(model: Path, out: Path) -> None:
     evaluation = json.loads(artifact.read("evaluation.json"))
     if "contenders" not in evaluation:
         raise TabrankError(f"--model {model}: stores no evaluation to report on; fit the model again")
-    texts = {
-        "report.html": report_page(artifact.manifest, evaluation),
-        "MODEL_CARD.md": model_card(artifact.manifest, evaluation),
+    files = {
+        # The page links to it.
+        "evaluation.json": artifact.read("evaluation.json"),
+        "report.html": report_page(artifact.manifest, evaluation).encode(),
+        "MODEL_CARD.md": model_card(artifact.manifest, evaluation).encode(),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (out / name).write_bytes(text.encode())
+        for name, content in files.items():
+            (out / name).write_bytes(content)
     except OSError as error:
         raise TabrankError(f"--out {out}: cannot be written: {error}") from error
 
 
 def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """Return `report.html`: self-contained, readable in grey, without empty sections."""
-    title = f"{manifest['surface']} {manifest['version']}"
-    search, curves = evaluation.get("search"), evaluation["curves"]
-    lead = [verdict.headline(evaluation)] if search else []
-    lead.append(f"On the {_rows(manifest)}: {verdict.verdict(evaluation)}")
-    parts = [f"<p class=lead>{html.escape(text)}</p>" for text in lead]
+    """Return `report.html`: the verdict, the picture, then tables, without empty sections."""
+    search, curves, rows = evaluation.get("search"), evaluation["curves"], _rows(manifest)
+    by = evaluation["paired"]["model-popular"]["gate"]["by"]
+    tone, words = verdict.outcome(evaluation)
+    told = [verdict.headline(evaluation)] if search else []
+    parts = [
+        banner(
+            tone,
+            words,
+            f"On the {rows}: {' '.join(verdict.compared(evaluation))}",
+            _doubt(manifest, evaluation),
+        ),
+        tiles(verdict.tiles(evaluation)),
+        charts.contenders(evaluation, by),
+        *map(paragraph, told + verdict.support(evaluation)),
+    ]
     if search:
-        parts += ["<h2>Search</h2>", _figure("pareto", charts.pareto(search))]
-        parts += [
-            "<h3>Leaderboard: the best 20 on the validation rows</h3>",
-            "<p>These rows chose the winner, so its figures on them are optimistic.</p>",
-            table(verdict.leaderboard(search)),
-        ]
         # Artifacts of earlier releases have neither this share nor a count of looks.
         budget = f"{search['budget_s'] / 60:g} minutes, {search.get('tuning_share', 0.05):.0%} for LightGBM"
-        parts += [f"<p>Budget: {budget}. Looks at the test rows: {search.get('test_looks', 1)}.</p>"]
-    span = verdict.span(*evaluation["span_ms"])
+        parts.append(
+            section(
+                "Search",
+                charts.pareto(search),
+                paragraph(f"Budget: {budget}. Looks at the test rows: {search.get('test_looks', 1)}."),
+                details(
+                    "Leaderboard: the best 20 on the validation rows",
+                    table(
+                        verdict.leaderboard(search),
+                        "These rows chose the winner, so its figures on them are optimistic",
+                    ),
+                ),
+            )
+        )
+    measured = (
+        f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
+        f"{verdict.order(evaluation)}; {verdict.span(*evaluation['span_ms'])}."
+    )
+    differences = (
+        "Side by side on the same rows: ± one standard error, with viewers as clusters; for logloss, below 0 is "
+        "better. Popular has probabilities from a calibration fitted on these same rows, which favours it."
+    )
     parts += [
-        "<h2>Measures</h2>",
-        f"<p>{evaluation['rows']:,} {_rows(manifest)}, {evaluation['positives']:,} of them positive, "
-        f"{verdict.order(evaluation)}; {span}. {LEGEND}</p>",
-        table(verdict.measures(evaluation)),
-        "<h3>Side by side on the same rows</h3>",
-        table(verdict.differences(evaluation)),
-        "<p>± one standard error, with viewers as clusters; for logloss, below 0 is better. Popular has "
-        "probabilities from a calibration fitted on these same rows, which favours it. "
-        f"{html.escape(Examination.of(manifest).describe().capitalize())}.</p>",
+        section(
+            "Measures",
+            paragraph(measured),
+            table(verdict.measures(evaluation), "In brackets: 95 % intervals"),
+            table(verdict.differences(evaluation), differences),
+            paragraph(f"{LEGEND} {Examination.of(manifest).describe().capitalize()}."),
+        )
     ]
+    if evaluation.get("importance"):
+        parts.append(section("Features", charts.importance(evaluation["importance"])))
+    sliced = table(verdict.slices(evaluation["slices"]), "A dash: too few rows")
+    parts += [
+        section("Slices", charts.slices(evaluation["slices"]), details("All slices", sliced)),
+        section("Reliability", charts.reliability(curves["reliability"])),
+    ]
+    if curves["lift"]["model"]:
+        parts.append(
+            section("Lift and gain", charts.lift(curves["lift"]["model"]), charts.gain(curves["gain"]))
+        )
     if evaluation.get("history"):
         curve = charts.learning(evaluation["history"], evaluation["best_epoch"])
-        whose = "<p>Of the winning trial; the model itself was then trained on all rows before the test.</p>"
-        parts += ["<h2>Learning</h2>", whose if search else "", _figure("learning", curve)]
-    parts += ["<h2>Reliability</h2>", _figure("reliability", charts.reliability(curves["reliability"]))]
-    if curves["lift"]["model"]:
-        parts += ["<h2>Lift and gain</h2>", _figure("lift", charts.lift(curves["lift"]["model"]))]
-        parts += [_figure("gain", charts.gain(curves["gain"]))]
-    if evaluation.get("importance"):
-        parts += ["<h2>Features</h2>", _figure("importance", charts.importance(evaluation["importance"]))]
-    parts += ["<h2>Slices</h2>"]
-    if verdict.worst(evaluation["slices"]):
-        parts += [_figure("slices", charts.slices(evaluation["slices"]))]
-    parts += [table(verdict.slices(evaluation["slices"])), "<p>A dash: too few rows.</p>"]
-    return whole_page(title, parts)
+        whose = "Of the winning trial; the model itself was then trained on all rows before the test."
+        parts.append(section("Learning", paragraph(whose if search else ""), curve))
+    about = {"made": manifest["created"], "revision": manifest["git"] or "unknown"}
+    parts.append(footer(about, ".", ("evaluation.json", "MODEL_CARD.md")))
+    return whole_page(f"Model {manifest['version']} for {manifest['surface']}", parts)
+
+
+def _doubt(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Return the limits of an evaluation in one sentence or two."""
+    known = "" if manifest.get("measured_on") == "test" else " They also chose its calibration."
+    return (
+        f"These are logged rows of {verdict.span(*evaluation['span_ms'])}, in an order that others chose.{known} "
+        "What viewers do when the model orders their candidates, only an experiment shows."
+    )
 
 
 def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -143,7 +165,7 @@ to select who may be shown.
 
 {markdown(verdict.measures(evaluation))}
 
-NDCG, MAP and MRR: of {verdict.order(evaluation)}. {LEGEND}
+NDCG, MAP and MRR: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 
 {markdown(verdict.differences(evaluation))}
 
@@ -172,7 +194,3 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
     if manifest.get("measured_on") == "test":
         return f"{text} validation rows, for a network that had not been trained on them."
     return f"{text} validation rows. The figures below are of the same rows, so they are slightly optimistic."
-
-
-def _figure(name: str, svg: str) -> str:
-    return captioned(svg, CAPTIONS[name])

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from serve.report.page import Tone
 from training.evaluation.paired import ERRORS, is_behind
 from training.terminal import decimal
 
@@ -43,8 +44,42 @@ Evaluation = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
 
 
+def outcome(evaluation: Evaluation) -> tuple[Tone, str]:
+    """Return the tone and the first words of a report: which gate the model fails, or that it passes."""
+    compared = {
+        name: evaluation["paired"][f"model-{name}"] for name in evaluation["contenders"] if name != "model"
+    }
+    if any("bounds" in pair and not holds(pair) for pair in compared.values()):
+        return "bad", "The model is worse than the current one"
+    found = {TITLES[name]: compared[name]["gate"]["beats"] for name in GATES if name in compared}
+    # The gravest outcome decides.
+    beats: bool | None = False if False in found.values() else None if None in found.values() else True
+    tones: Mapping[bool | None, Tone] = {True: "good", False: "bad", None: "unsure"}
+    return tones[
+        beats
+    ], f"{OUTCOMES[beats]} {' and '.join(title for title, one in found.items() if one is beats)}"
+
+
+def tiles(evaluation: Evaluation) -> Rows:
+    """Return the most important numbers: the difference that decides, and measures beside popular's."""
+    pair, model, popular = (evaluation["paired"]["model-popular"], evaluation["model"], evaluation["popular"])
+    by = pair["gate"]["by"]
+    value, _, error = _signed(pair[by], pair[ERRORS[by]]).partition(" ")
+    first = (f"{MEASURES[by]}: model above popular", value, f"{error}, one standard error" * bool(error))
+    return [first] + [
+        (MEASURES[key], decimal(model[key]), f"popular: {decimal(popular.get(key))}")
+        for key in ("ndcg@10", "auc", "logloss", "ece")
+        if model.get(key) is not None
+    ]
+
+
 def verdict(evaluation: Evaluation) -> str:
     """Return the comparison with popular and the baseline, and with each rival that is better."""
+    return " ".join([*compared(evaluation), *support(evaluation)])
+
+
+def compared(evaluation: Evaluation) -> list[str]:
+    """Return a sentence for each rival that decides, or is better than the model."""
     parts = []
     for name in (name for name in evaluation["contenders"] if name != "model"):
         pair, title = evaluation["paired"][f"model-{name}"], TITLES.get(name, name)
@@ -54,7 +89,7 @@ def verdict(evaluation: Evaluation) -> str:
             parts.append(f"{_sentence(standing(pair))}.")
         elif is_behind(pair):
             parts.append(f"{_sentence(title)} beats the model: {difference(pair)}.")
-    return " ".join([*parts, *support(evaluation)])
+    return parts
 
 
 def support(evaluation: Evaluation) -> list[str]:

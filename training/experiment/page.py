@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-
-from serve.report.page import captioned, paragraph, table, whole_page
+from serve.report.charts import Axis, Limit, Series, plot
+from serve.report.page import (
+    Tone,
+    banner,
+    bullets,
+    details,
+    footer,
+    paragraph,
+    section,
+    table,
+    tiles,
+    whole_page,
+)
 from serve.report.rows import columns
-from serve.report.svg import as_svg
-from training.evaluation.charts import DASHES, new_axes
 from training.experiment.guardrails import spread
 from training.experiment.metrics import METRICS
-from training.experiment.verdict import sized, span
+from training.experiment.verdict import SRM_P, deciding, sized, span
 
 Report = Mapping[str, Any]
 NOTHING = "–"
-# Label at most this many dates on an axis, so that they stay legible.
-MAX_DATES = 20
+# Format of relative effects on an axis.
+PERCENT = "+.3~%"
+TONES: Mapping[str, tuple[Tone, str]] = {
+    "won": ("good", "{treatment} won against {control}"),
+    "lost": ("bad", "{treatment} lost against {control}"),
+    "no difference shown": ("unsure", "no difference shown between {treatment} and {control}"),
+    "invalid": ("bad", "invalid: the arms cannot be compared"),
+}
 HOW_TO_READ = (
     "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
     "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The "
@@ -41,33 +54,69 @@ def text(result: Report) -> str:
 
 
 def page(result: Report) -> str:
-    """Return the self-contained report.html, readable in grey."""
-    days = result["window"]["days"]
-    why = f"{result['reason']}; {result['outlook']}."
-    parts = [f"<p class=lead><b>{html.escape(result['verdict'])}</b>: {html.escape(why)}</p>"]
-    parts += [f"<p><b>Warning</b>: {html.escape(warning)}.</p>" for warning in result["warnings"]]
-    if result["claims"]:
-        parts += ["<h2>Claims of the original and effects here</h2>", table(result["claims"])]
-        parts.append(paragraph(f"Here: {result['treatment']} against {result['control']}."))
-    parts += ["<h2>Sample ratio</h2>", *(paragraph(f"{line}.") for line in sample_ratio(result))]
-    if result["metrics"]:
-        parts += ["<h2>Metrics</h2>", table(_metrics(result)), paragraph(HOW_TO_READ)]
-    parts += ["<h2>Definitions</h2>", table(_definitions(result))]
-    parts += [paragraph(f"{line}.") for line in notes(result)]
+    """Return the self-contained report.html: the verdict, the effects in a picture, then tables."""
+    window, days = result["window"], result["window"]["days"]
+    tone, words = TONES[result["verdict"]]
+    title = f"Experiment {result['experiment']}: {result['treatment']} against {result['control']}"
+    doubt = (
+        "No number here compares the arms, until the cause is found."
+        if result["blocked"]
+        else f"The effect is of the viewers of these {len(days)} days: a first effect may fade, and what viewers of "
+        "one arm do may reach those of the other." + " Viewers are simulated." * bool(result["claims"])
+    )
     shown = [metric for metric in result["metrics"] if metric["effect"]]
-    if shown:
-        parts.append("<h2>Day by day</h2>")
-    for metric in shown:
-        if metric["days"]:
-            curve = _cumulative_chart(metric, days)
-            parts.append(captioned(curve, f"{metric['title']}, cumulative by day."))
-    caption = "Viewers with an exposure on the day; the first and last day may be partial."
-    parts.append(captioned(_viewers_chart(result["daily_viewers"], days), caption))
+    shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
+    first, *others = [_cumulative_chart(metric, days) for metric in shown if metric["days"]] or [""]
+    parts = [
+        banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.", doubt),
+        bullets(f"Warning: {warning}." for warning in result["warnings"]),
+        tiles(_tiles(result)),
+        _effects_chart(shown, result),
+        first,
+        details("Other metrics day by day", *others),
+        section("Claims of the original and effects here", table(result["claims"])),
+        section("Metrics", table(_metrics(result)), paragraph(HOW_TO_READ) if result["metrics"] else ""),
+        details("Definitions", table(_definitions(result))),
+        section("Sample ratio", *(paragraph(f"{line}.") for line in sample_ratio(result))),
+        _viewers_chart(result, days),
+        *(paragraph(f"{line}.") for line in notes(result)),
+    ]
     not_logged = result["not_in_the_log"]
-    guardrails = filter(None, (_guardrails(result), _guardrail_tests(result)))
-    parts += ["<h2>Guardrails</h2>", *(table(rows) for rows in guardrails)]
-    parts.append(paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."))
-    return whole_page(f"Experiment {result['experiment']}: {result['verdict']}", parts)
+    parts += [
+        section(
+            "Guardrails",
+            *map(table, filter(None, (_guardrails(result), _guardrail_tests(result)))),
+            paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."),
+        ),
+        footer(
+            {},
+            f"Shares from {result['sample_ratio']['shares_from']}; days in {window['timezone']}.",
+            ["report.json"],
+        ),
+    ]
+    return whole_page(title, parts)
+
+
+def _tiles(result: Report) -> list[tuple[str, str, str]]:
+    """Return the effect on the primary metric, and how much data there is."""
+    ratio, window = result["sample_ratio"], result["window"]
+    viewers = ratio["viewers"]
+    p = NOTHING if ratio["p"] is None else f"{ratio['p']:.2g}"
+    cells = [
+        (
+            "viewers",
+            f"{sum(viewers.values()):,}",
+            ", ".join(f"{arm} {num:,}" for arm, num in viewers.items()),
+        ),
+        ("whole days", f"{window['whole_days']}", f"{window['exposures']:,} exposures"),
+        ("sample ratio, p", p, f"below {SRM_P:g} the experiment is invalid"),
+    ]
+    for metric in result["metrics"]:
+        if metric["name"] == result["primary_metric"] and metric["effect"]:
+            interval, which = deciding(metric, window["ended"])
+            effect = sized(metric["effect"]["relative"], metric["effect"]["difference"])
+            cells.insert(0, (metric["title"], effect, f"{span(interval)}, 95 % {which}"))
+    return cells
 
 
 def sample_ratio(result: Report) -> list[str]:
@@ -203,35 +252,66 @@ def _guardrail_tests(result: Report) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
+def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
+    """Plot the relative effect on each metric with the deciding interval; empty without effects."""
+    series = []
+    for name, colour, is_first in (("primary metric", "model", True), ("other metrics", "muted", False)):
+        group = [metric for metric in metrics if (metric["name"] == result["primary_metric"]) == is_first]
+        decide = [deciding(metric, result["window"]["ended"])[0] for metric in group]
+        series.append(
+            Series(
+                name,
+                [metric["effect"]["relative"] for metric in group],
+                [metric["title"] for metric in group],
+                "points",
+                low=[interval["relative_low"] for interval in decide],
+                high=[interval["relative_high"] for interval in decide],
+                colour=colour,
+            )
+        )
+    claims = {
+        metric["title"]: metric["claimed"][1] for metric in metrics if result["claims"] and metric["claimed"]
+    }
+    name = "claimed of the original"
+    series.append(Series(name, [*claims.values()], [*claims], "points", colour="limit", dashed=True))
+    return plot(
+        f"Effect of {result['treatment']} against {result['control']}",
+        Axis("relative effect", format=PERCENT),
+        Axis(""),
+        series,
+        [Limit("no effect", x=0, colour="muted")],
+        caption=f"Right of the dotted line, {result['treatment']} is above {result['control']}. Bars are the "
+        "intervals that decide.",
+        height=16 + 40 * len(metrics),
+    )
+
+
 def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:
     """Plot the cumulative effect by day, with both intervals."""
-    relative = all(day["relative_low"] is not None for day in metric["days"])
+    curve = metric["days"]
+    relative = all(day["relative_low"] is not None for day in curve)
     names = ("relative", "relative_low", "relative_high") if relative else ("difference", "low", "high")
-    times = 100 if relative else 1
-    with new_axes("", "effect, %" if relative else f"effect, {metric['unit']}", height=2.6) as (figure, axes):
-        at = [day["day"] for day in metric["days"]]
-        middle, low, high = ([times * day[name] for day in metric["days"]] for name in names)
-        axes.fill_between(at, low, high, color="0.8", label="95 %, fixed horizon")
-        always = [[times * day["always_valid"][name] for day in metric["days"]] for name in names[1:]]
-        for line, label in zip(always, ("95 % at any look", None), strict=True):
-            axes.plot(at, line, "--", color="0.4", label=label)
-        axes.plot(at, middle, "o-", color="0", label="effect of all days so far")
-        axes.axhline(0, color="0", linestyle=":", linewidth=1)
-        _label_days(axes, days)
-        return as_svg(figure)
+    at = [days[day["day"]] for day in curve]
+    middle, low, high = ([day[name] for day in curve] for name in names)
+    least, most = ([day["always_valid"][name] for day in curve] for name in names[1:])
+    series = [
+        Series("95 % at any look", at, least, "band", low=least, high=most, colour="muted"),
+        Series(
+            "effect of all days so far, 95 % fixed horizon", at, middle, low=low, high=high, colour="model"
+        ),
+    ]
+    y = Axis("effect", format=PERCENT) if relative else Axis(f"effect, {metric['unit']}")
+    return plot(
+        f"{metric['title']}, cumulative by day", Axis(""), y, series, [Limit("", y=0, colour="muted")]
+    )
 
 
-def _viewers_chart(daily: Mapping[str, Sequence[int]], days: Sequence[str]) -> str:
+def _viewers_chart(result: Report, days: Sequence[str]) -> str:
     """Plot the viewers with an exposure on each day, by arm."""
-    with new_axes("", "viewers of the day", height=2.4) as (figure, axes):
-        for (arm, counts), (dash, grey) in zip(daily.items(), DASHES, strict=False):
-            axes.plot(range(len(days)), counts, dash, marker="o", color=grey, label=arm)
-        axes.set_ylim(0, 1.1 * max(max(counts) for counts in daily.values()))
-        _label_days(axes, days)
-        return as_svg(figure)
-
-
-def _label_days(axes: Axes, days: Sequence[str]) -> None:
-    every = -(-len(days) // MAX_DATES)
-    axes.set_xticks(range(0, len(days), every), days[::every], rotation=45, ha="right")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    colours = {result["control"]: "popular", result["treatment"]: "model"}
+    lines = [
+        Series(arm, days, counts, colour=colours[arm], dashed=arm == result["control"])
+        for arm, counts in result["daily_viewers"].items()
+    ]
+    caption = "Viewers with an exposure on the day; the first and last day may be partial."
+    return plot("Viewers by day", Axis(""), Axis("viewers of the day", zero=True), lines, caption=caption)

@@ -16,6 +16,7 @@ from training.experiment import guardrails
 from training.experiment.comparison import available, comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.metrics import METRICS, Metric
+from training.experiment.page import page
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import sample_ratio
@@ -143,8 +144,6 @@ def write_report(out: Path, result: Mapping[str, Any]) -> None:
     Raises:
         TabrankError: `out` exists.
     """
-    from training.experiment.page import page  # matplotlib
-
     with draft_of(out) as draft:
         text = json.dumps(result, indent=1, allow_nan=False) + "\n"
         (draft / "report.json").write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ from serve.log.atomic_files import draft_of
 from serve.operate.host.machine import describe_machine
 from serve.operate.plan.outcome import F64, ONGOING, WANTED, Outcome
 from serve.operate.plan.plan_warnings import warnings_of
+from serve.operate.plan.plot import draw
 from serve.operate.plan.trace import NODES, RATE, REPLICAS, TIME, Phase, shown
 from serve.ranking.admission import SCORES_DUE
-from serve.report.page import footer, paragraph, whole_page
+from serve.report.page import Tone, banner, bullets, footer, section, tiles, whole_page
+from serve.report.page import table as tabled
 from serve.report.rows import columns, csv_text, number
 
 Report = dict[str, Any]
-METHOD = "Ray's own scaling code over a simulation of the service."
 LEGEND = (
     f"late: no scores at {100 * SCORES_DUE:g} % of the deadline, which starts when a replica accepts the request; "
     "p99 includes the wait before that. Load shedding is not simulated"
@@ -77,7 +77,13 @@ def _phase(outcome: Outcome, phase: Phase) -> dict[str, Any]:
 
 def table(report: Report) -> str:
     """Return the plan as text for a terminal."""
-    deployments, nodes, answers = report["deployments"], report[NODES], report["answers"]
+    lines = [*_lines(report), *(f"warning: {text}" for text in report["warnings"]), *_compared(report)]
+    return "\n".join([columns(_phases(report), str.rjust), f"{LEGEND}.", "", *lines])
+
+
+def _phases(report: Report) -> list[list[str]]:
+    """Return a header, then a row for each phase."""
+    deployments = report["deployments"]
     names = [name for name, counts in deployments.items() if counts["max"] != counts["min"]]
     names = names or list(deployments)[:2]
     rows = [["", "req/s", *(f"{name} mean/max" for name in names), NODES, "late", "refused", "p99 ms"]]
@@ -87,28 +93,36 @@ def table(report: Report) -> str:
         shares = [f"{phase[name]:.1%}" for name in ("late_share", "refused_share")]
         numbers = [*replicas, str(phase[NODES]), *shares, number(phase["p99_ms"], ".1f")]
         rows.append([phase["phase"], f"{phase[RATE]:,.0f}", *numbers])
-    lines = [
-        columns(rows, str.rjust),
-        f"{LEGEND}.",
-        "",
+    return rows
+
+
+def _lines(report: Report) -> list[str]:
+    nodes = report[NODES]
+    return [
         *(
             f"{name}: {counts['min']} to {counts['max']} replicas, mean {counts['mean']:g}, "
             f"{counts['changes']} changes, {counts['seconds']:,} replica-seconds"
-            for name, counts in deployments.items()
+            for name, counts in report["deployments"].items()
         ),
         f"nodes: {nodes['min']} to {nodes['max']}, {nodes['seconds']:,} node-seconds",
+        _answers(report),
+        f"costs: {report['costs']['source']} ({report['costs']['machine']})",
+    ]
+
+
+def _answers(report: Report) -> str:
+    answers = report["answers"]
+    return (
         f"{answers['requests']:,} requests in {report['seconds']:g} s: {answers['late_share']:.2%} answered in "
         f"popular order at their deadline, {answers['refused_share']:.2%} refused; "
-        f"p99 {number(answers['p99_ms'], '.1f')} ms (simulated)",
-        f"costs: {report['costs']['source']} ({report['costs']['machine']})",
-        *(f"warning: {text}" for text in report["warnings"]),
-    ]
-    if report["comparison"] is not None:
-        lines += _comparison_lines(report["comparison"])
-    return "\n".join(lines)
+        f"p99 {number(answers['p99_ms'], '.1f')} ms (simulated)"
+    )
 
 
-def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
+def _compared(report: Report) -> list[str]:
+    comparison = report["comparison"]
+    if comparison is None:
+        return []
     return [
         f"against the real run: {'HOLDS' if comparison['holds'] else 'DOES NOT HOLD'} (at most one replica off, "
         f"within {comparison['shift_s']:g} s, and nearer than a constant count)",
@@ -129,29 +143,44 @@ def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
 
 def write_plan(folder: Path, report: Report, outcome: Outcome, progress: Callable[[str], None]) -> None:
     """Write the whole folder or nothing."""
-    try:
-        from serve.operate.plan.plot import draw
-
-        figure = draw(outcome, report["comparison"] is not None)
-    except ImportError:
-        progress(
-            "no plot: matplotlib is missing; install the extra loadtest: pip install 'tabrank[loadtest]'"
-        )
-        figure = "<p>No plot: matplotlib is in the extra <code>loadtest</code>.</p>"
-    page = whole_page(
-        f"Plan of {report['trace']}",
-        [
-            paragraph(f"Replicas and nodes for {report['config']}: {METHOD}"),
-            figure,
-            f"<pre>{html.escape(table(report))}</pre>",
-            footer(report["machine"], ".", ("plan.json", "plan.csv")),
-        ],
-    )
     with draft_of(folder) as draft:
         (draft / "plan.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (draft / "plan.csv").write_text(to_csv(outcome), encoding="utf-8")
-        (draft / "report.html").write_text(page, encoding="utf-8")
+        (draft / "report.html").write_text(_page(report, outcome), encoding="utf-8")
     progress(f"{folder}/report.html, plan.json, plan.csv")
+
+
+def _page(report: Report, outcome: Outcome) -> str:
+    """Return report.html: the verdict, the plots, then the phases."""
+    answers, nodes, comparison = report["answers"], report[NODES], report["comparison"]
+    tone: Tone = "unsure" if report["warnings"] else "neutral"
+    words = f"{nodes['min']} to {nodes['max']} nodes carry the load"
+    if comparison is not None:
+        tone = "good" if comparison["holds"] else "bad"
+        words = f"The plan {'holds' if comparison['holds'] else 'does not hold'} against the real run"
+    numbers = [
+        (
+            "p99, simulated",
+            f"{number(answers['p99_ms'], '.1f')} ms",
+            f"p50 {number(answers['p50_ms'], '.1f')} ms",
+        ),
+        ("late", f"{answers['late_share']:.2%}", "answered in popular order at the deadline"),
+        ("refused", f"{answers['refused_share']:.2%}", f"of {answers['requests']:,} requests"),
+        (NODES, f"{nodes['max']}", f"at most; mean {nodes['mean']:g}"),
+    ]
+    doubt = (
+        "It is Ray's own scaling code over a simulation of the service. Load shedding is left out, and each "
+    )
+    doubt += "replica is assumed to have a core."
+    parts = [
+        banner(tone, words, f"{_answers(report)}.", doubt),
+        bullets(f"Warning: {text}" for text in report["warnings"]),
+        tiles(numbers),
+        *draw(outcome, comparison is not None),
+        section("Phases", tabled(_phases(report), LEGEND), bullets(_lines(report) + _compared(report))),
+        footer(report["machine"], ".", ("plan.json", "plan.csv")),
+    ]
+    return whole_page(f"Plan of {report['config']} under {report['trace']}", parts)
 
 
 def to_csv(outcome: Outcome) -> str:

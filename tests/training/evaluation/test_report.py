@@ -13,7 +13,7 @@ from page import Page
 from serve.contract.errors import TabrankError
 from serve.model.artifact import save
 from training.evaluation.report import model_card, regenerate, report_page
-from training.evaluation.verdict import headline, verdict
+from training.evaluation.verdict import headline, outcome, verdict
 from training.network.network import NetworkConfig
 
 MANIFEST = {
@@ -41,20 +41,32 @@ def page(evaluation):
 
 def test_the_page_is_whole_in_itself_and_fits_a_phone(page):
     read = Page(page)
-    assert not read.links
-    assert "src=" not in page and "import(" not in page.split("<main>")[1].split("</main>")[0]
-    assert read.tags.count("svg") == read.tags.count("figcaption") == 7
+    assert read.links == ["evaluation.json", "MODEL_CARD.md"]
+    assert read.tags.count("figure") == read.tags.count("figcaption") == 8
     assert 'name="viewport"' in page
 
 
-def test_the_searchs_headline_comes_first_escaped_then_the_verdict(page, evaluation):
-    first = page.index("&lt;trial 3&gt; (24 wide, 2 steps, entmax, 4.0 µs a candidate)")
-    assert first < page.index("The model beats popular") < page.index("<h2>")
+def test_the_verdict_comes_first_then_the_searchs_headline_escaped(page, evaluation):
+    headline = page.index("&lt;trial 3&gt; (24 wide, 2 steps, entmax, 4.0 µs a candidate)")
+    assert page.index("<strong>The model beats popular</strong>") < headline < page.index("<h2>")
     assert "Budget: 15 minutes, 10% for LightGBM. Looks at the test rows: 1." in page
     without = {
         key: value for key, value in evaluation.items() if key not in ("search", "history", "importance")
     }
-    assert Page(report_page(MANIFEST, without)).tags.count("svg") == 4
+    assert Page(report_page(MANIFEST, without)).tags.count("figure") == 5
+
+
+def test_the_tone_of_the_page_follows_the_gravest_gate(evaluation):
+    changed = copy.deepcopy(evaluation)
+    assert outcome(changed) == ("good", "The model beats popular")
+    changed["contenders"].append("baseline")
+    changed["paired"]["model-baseline"] = {"gate": {"by": "ndcg@10", "beats": None}}
+    assert outcome(changed) == ("unsure", "These rows do not show whether the model beats the baseline")
+    changed["paired"]["model-popular"]["gate"]["beats"] = False
+    assert outcome(changed) == ("bad", "The model does not beat popular")
+    changed["contenders"].append("current")
+    changed["paired"]["model-current"] = {"bounds": [{"holds": False}]}
+    assert outcome(changed) == ("bad", "The model is worse than the current one")
 
 
 def test_the_headline_is_of_the_test_rows_and_names_who_is_ahead(evaluation):
@@ -137,7 +149,7 @@ def test_both_can_be_made_again_from_the_artifact_byte_for_byte(tmp_path, evalua
     files["MODEL_CARD.md"] = model_card(manifest, evaluation).encode()
     save(tmp_path / "a", files, manifest)
     regenerate(tmp_path / "a", tmp_path / "out" / "again")
-    for name in ("report.html", "MODEL_CARD.md"):
+    for name in ("report.html", "MODEL_CARD.md", "evaluation.json"):
         assert (tmp_path / "out" / "again" / name).read_bytes() == files[name]
     files["evaluation.json"] = b"{}"
     save(tmp_path / "b", files, manifest)
