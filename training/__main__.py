@@ -284,7 +284,7 @@ def audit(
 @app.command()
 def report(
     model: Model,
-    out: Annotated[Path, typer.Option(help="The folder for report.html and MODEL_CARD.md.")],
+    out: Annotated[Path, typer.Option(help="The folder for report.html, MODEL_CARD.md and evaluation.json.")],
     as_json: Json = False,
 ) -> None:
     """Write a model's report and card again, from the evaluation that the artifact stores."""

@@ -1,6 +1,7 @@
 """Plots of a page: data and axes in Python, which `look.js` makes a Vega-Lite plot of.
 
 Colours are names of variables of `look.css`, so that they follow the light, dark and print mode.
+`look.js` has the colours of the known names: the same for the same scorer on every page.
 """
 
 from __future__ import annotations
@@ -8,23 +9,15 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
+Values = Sequence[Any] | NDArray[Any]
 Kind = Literal["line", "step", "points", "bars", "band"]
-# One colour for one thing on every page; other names take those of OTHERS in turn.
-COLOURS: Mapping[str, str] = {
-    "model": "model",
-    "popular": "popular",
-    "baseline": "baseline",
-    "the baseline": "baseline",
-    "lightgbm": "lightgbm",
-    "current model": "other",
-    "logistic regression": "muted",
-}
-OTHERS = ("text", "other", "muted", "lightgbm")
 # Significant digits of the data in a page.
 DIGITS = 7
 # Longer lines are thinned, so that hours by the second do not swell a page.
@@ -44,7 +37,6 @@ class Axis:
     zero: bool = False
     format: str = ",.4~r"
     whole: bool = False
-    domain: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,11 +49,11 @@ class Series:
     """
 
     name: str
-    x: Sequence[Any]
-    y: Sequence[Any]
+    x: Values
+    y: Values
     kind: Kind = "line"
-    low: Sequence[Any] | None = None
-    high: Sequence[Any] | None = None
+    low: Values | None = None
+    high: Values | None = None
     colour: str | None = None
     dashed: bool = False
     notes: Sequence[str] | None = None
@@ -95,22 +87,14 @@ def plot(
     `height` is of the plot in pixels; its width is the page's. Numbers that a reader needs belong
     in a table too: a plot needs a script.
     """
-    free = iter(OTHERS * 9)
-    lines = [
+    shown = [
         _thinned({key: _plain(value) for key, value in vars(one).items() if value is not None})
-        | {"colour": one.colour or COLOURS.get(one.name.lower()) or next(free)}
         for one in series
         if len(one.x)
     ]
-    if not lines:
+    if not shown:
         return ""
-    given = {
-        "x": asdict(x),
-        "y": asdict(y),
-        "series": lines,
-        "limits": [asdict(limit) for limit in limits],
-        "height": height,
-    }
+    given = {"x": vars(x), "y": vars(y), "series": shown, "limits": [*map(vars, limits)], "height": height}
     # Within a script element, "<" could end it.
     text = json.dumps(given, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     label = html.escape(f"Plot: {title or caption}")

@@ -14,6 +14,12 @@ const THEME = {
   axisX: { grid: false, labelAngle: 0 },
 };
 
+// One colour for one thing on every page; other names take those of OTHERS in turn.
+const COLOURS = {
+  model: "model", popular: "popular", baseline: "baseline", "the baseline": "baseline",
+  lightgbm: "lightgbm", "current model": "other", "logistic regression": "muted",
+};
+const OTHERS = ["text", "other", "muted", "lightgbm"];
 const colour = (name) => `var(--${name})`;
 const DASHES = [6, 4];
 
@@ -36,12 +42,11 @@ function channel(name, given, series) {
     const axis = { grid: false, labelOverlap: name === "x" };
     return { ...common, type: "nominal", sort: categories, scale: { domain: categories }, axis };
   }
-  const scale = given.log ? { type: "log", nice: false } : { zero: given.zero, nice: !given.domain };
-  if (given.domain) Object.assign(scale, { domain: given.domain, clamp: true });
+  const scale = given.log ? { type: "log", nice: false } : { zero: given.zero };
   const ticks = { format: given.format };
   if (given.whole) ticks.tickMinStep = 1;
   // Plots below each other align.
-  if (name === "y") ticks.minExtent = 44;
+  Object.assign(ticks, name === "y" ? { minExtent: 44 } : { tickCount: { expr: "ceil(width / 80)" } });
   return { ...common, type: "quantitative", scale, axis: ticks };
 }
 
@@ -162,6 +167,10 @@ function legendOf(series) {
 for (const place of document.querySelectorAll(".plot")) {
   const given = JSON.parse(place.querySelector("script").textContent);
   const { series } = given;
+  let others = 0;
+  for (const one of series) {
+    one.colour ??= COLOURS[one.name.toLowerCase()] ?? OTHERS[others++ % OTHERS.length];
+  }
   // Rows that are named on the axis need no legend.
   if (series.length > 1 && !series.every((one) => one.y.every((row) => row === one.name))) {
     place.before(legendOf(series));
@@ -180,7 +189,7 @@ for (const list of document.querySelectorAll("details")) {
   list.addEventListener("toggle", () => dispatchEvent(new Event("resize")));
 }
 addEventListener("beforeprint", () => {
-  for (const list of document.querySelectorAll("details:not(.raw)")) list.open = true;
+  for (const list of document.querySelectorAll("details")) list.open = true;
 });
 
 // The first number of a cell; a cell without one comes last in either direction.

@@ -7,11 +7,10 @@ footer(...)])`, with `plot` of `serve.report.charts`. Parts are HTML; their argu
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Tone = Literal["good", "bad", "unsure", "neutral"]
 SIGNS: Mapping[Tone, str] = {"good": "✓", "bad": "✕", "unsure": "?", "neutral": "i"}
@@ -111,12 +110,6 @@ def details(summary: str, *parts: str) -> str:
     return f"<details><summary>{html.escape(summary)}</summary>\n{body}</details>" if body else ""
 
 
-def raw_json(value: Any) -> str:
-    """Return the JSON of a report whose page has no file beside it, behind a line that opens it."""
-    text = html.escape(json.dumps(value, indent=1), quote=False)
-    return f'<details class="raw"><summary>All numbers as JSON</summary>\n<pre tabindex="0">{text}</pre></details>'
-
-
 def footer(machine: Mapping[str, object], text: str, files: Iterable[str]) -> str:
     """Return the end of a page: the machine, a text after it, and links to files beside it."""
     words = ", ".join(f"{key} {value}" for key, value in machine.items()) + text
@@ -138,11 +131,6 @@ def bullets(lines: Iterable[str]) -> str:
 def figures(plots: Mapping[str, str]) -> str:
     """Return plots, or other parts, below their titles."""
     return "\n".join(section(title, part) for title, part in plots.items())
-
-
-def captioned(svg: str, caption: str) -> str:
-    """Return a plot in SVG above its caption."""
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _is_numeric(column: Sequence[str]) -> bool:

@@ -22,9 +22,9 @@ ROWS = {"validation": "validation rows", "test": "test rows"}
 
 
 def regenerate(model: Path, out: Path) -> None:
-    """Write `report.html`, `MODEL_CARD.md` and `evaluation.json` of an artifact to the folder `out`.
+    """Write an artifact's `report.html`, `MODEL_CARD.md` and `evaluation.json` to the folder `out`.
 
-    The files equal those that `fit` wrote.
+    They equal those that `fit` wrote.
 
     Raises:
         TabrankError: if the artifact is invalid or from an earlier release that stores no such
@@ -53,38 +53,28 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     search, curves, rows = evaluation.get("search"), evaluation["curves"], _rows(manifest)
     by = evaluation["paired"]["model-popular"]["gate"]["by"]
     tone, words = verdict.outcome(evaluation)
-    told = [verdict.headline(evaluation)] if search else []
+    headline = [verdict.headline(evaluation)] if search else []
+    span = verdict.span(*evaluation["span_ms"])
+    known = "" if manifest.get("measured_on") == "test" else " They also chose its calibration."
+    doubt = f"These are logged rows of {span}, in an order that others chose.{known} What viewers do when the model "
+    doubt += "orders their candidates, only an experiment shows."
     parts = [
-        banner(
-            tone,
-            words,
-            f"On the {rows}: {' '.join(verdict.compared(evaluation))}",
-            _doubt(manifest, evaluation),
-        ),
+        banner(tone, words, f"On the {rows}: {' '.join(verdict.compared(evaluation))}", doubt),
         tiles(verdict.tiles(evaluation)),
         charts.contenders(evaluation, by),
-        *map(paragraph, told + verdict.support(evaluation)),
+        *map(paragraph, headline + verdict.support(evaluation)),
     ]
     if search:
         # Artifacts of earlier releases have neither this share nor a count of looks.
-        budget = f"{search['budget_s'] / 60:g} minutes, {search.get('tuning_share', 0.05):.0%} for LightGBM"
-        parts.append(
-            section(
-                "Search",
-                charts.pareto(search),
-                paragraph(f"Budget: {budget}. Looks at the test rows: {search.get('test_looks', 1)}."),
-                details(
-                    "Leaderboard: the best 20 on the validation rows",
-                    table(
-                        verdict.leaderboard(search),
-                        "These rows chose the winner, so its figures on them are optimistic",
-                    ),
-                ),
-            )
-        )
+        budget = f"Budget: {search['budget_s'] / 60:g} minutes, {search.get('tuning_share', 0.05):.0%} for LightGBM. "
+        budget += f"Looks at the test rows: {search.get('test_looks', 1)}."
+        optimistic = "These rows chose the winner, so its figures on them are optimistic"
+        board = table(verdict.leaderboard(search), optimistic)
+        best = details("Leaderboard: the best 20 on the validation rows", board)
+        parts.append(section("Search", charts.pareto(search), paragraph(budget), best))
     measured = (
         f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
-        f"{verdict.order(evaluation)}; {verdict.span(*evaluation['span_ms'])}."
+        f"{verdict.order(evaluation)}; {span}."
     )
     differences = (
         "Side by side on the same rows: ± one standard error, with viewers as clusters; for logloss, below 0 is "
@@ -107,9 +97,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         section("Reliability", charts.reliability(curves["reliability"])),
     ]
     if curves["lift"]["model"]:
-        parts.append(
-            section("Lift and gain", charts.lift(curves["lift"]["model"]), charts.gain(curves["gain"]))
-        )
+        lifted = charts.lift(curves["lift"]["model"])
+        parts.append(section("Lift and gain", lifted, charts.gain(curves["gain"])))
     if evaluation.get("history"):
         curve = charts.learning(evaluation["history"], evaluation["best_epoch"])
         whose = "Of the winning trial; the model itself was then trained on all rows before the test."
@@ -117,15 +106,6 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     about = {"made": manifest["created"], "revision": manifest["git"] or "unknown"}
     parts.append(footer(about, ".", ("evaluation.json", "MODEL_CARD.md")))
     return whole_page(f"Model {manifest['version']} for {manifest['surface']}", parts)
-
-
-def _doubt(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """Return the limits of an evaluation in one sentence or two."""
-    known = "" if manifest.get("measured_on") == "test" else " They also chose its calibration."
-    return (
-        f"These are logged rows of {verdict.span(*evaluation['span_ms'])}, in an order that others chose.{known} "
-        "What viewers do when the model orders their candidates, only an experiment shows."
-    )
 
 
 def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:

@@ -45,23 +45,20 @@ Rows = list[tuple[str, ...]]
 
 
 def outcome(evaluation: Evaluation) -> tuple[Tone, str]:
-    """Return the tone and the first words of a report: which gate the model fails, or that it passes."""
-    compared = {
-        name: evaluation["paired"][f"model-{name}"] for name in evaluation["contenders"] if name != "model"
-    }
-    if any("bounds" in pair and not holds(pair) for pair in compared.values()):
+    """Return the tone and the first words of a report: the gates that decide, and how."""
+    pairs = {name: evaluation["paired"][f"model-{name}"] for name in evaluation["contenders"][1:]}
+    if "bounds" in pairs.get("current", {}) and not holds(pairs["current"]):
         return "bad", "The model is worse than the current one"
-    found = {TITLES[name]: compared[name]["gate"]["beats"] for name in GATES if name in compared}
+    found = {TITLES[name]: pairs[name]["gate"]["beats"] for name in GATES if name in pairs}
     # The gravest outcome decides.
-    beats: bool | None = False if False in found.values() else None if None in found.values() else True
+    beats = min(found.values(), key=(False, None, True).index)
     tones: Mapping[bool | None, Tone] = {True: "good", False: "bad", None: "unsure"}
-    return tones[
-        beats
-    ], f"{OUTCOMES[beats]} {' and '.join(title for title, one in found.items() if one is beats)}"
+    which = " and ".join(title for title, one in found.items() if one is beats)
+    return tones[beats], f"{OUTCOMES[beats]} {which}"
 
 
-def tiles(evaluation: Evaluation) -> Rows:
-    """Return the most important numbers: the difference that decides, and measures beside popular's."""
+def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """Return the most important numbers: the deciding difference, and measures beside popular's."""
     pair, model, popular = (evaluation["paired"]["model-popular"], evaluation["model"], evaluation["popular"])
     by = pair["gate"]["by"]
     value, _, error = _signed(pair[by], pair[ERRORS[by]]).partition(" ")

@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
-from serve.report.page import (
-    Tone,
-    banner,
-    bullets,
-    details,
-    footer,
-    paragraph,
-    section,
-    table,
-    tiles,
-    whole_page,
-)
 from serve.report.rows import columns
 from training.experiment.guardrails import spread
 from training.experiment.metrics import METRICS
@@ -27,7 +16,7 @@ Report = Mapping[str, Any]
 NOTHING = "–"
 # Format of relative effects on an axis.
 PERCENT = "+.3~%"
-TONES: Mapping[str, tuple[Tone, str]] = {
+TONES: Mapping[str, tuple[kit.Tone, str]] = {
     "won": ("good", "{treatment} won against {control}"),
     "lost": ("bad", "{treatment} lost against {control}"),
     "no difference shown": ("unsure", "no difference shown between {treatment} and {control}"),
@@ -55,7 +44,7 @@ def text(result: Report) -> str:
 
 def page(result: Report) -> str:
     """Return the self-contained report.html: the verdict, the effects in a picture, then tables."""
-    window, days = result["window"], result["window"]["days"]
+    days = result["window"]["days"]
     tone, words = TONES[result["verdict"]]
     title = f"Experiment {result['experiment']}: {result['treatment']} against {result['control']}"
     doubt = (
@@ -64,52 +53,43 @@ def page(result: Report) -> str:
         else f"The effect is of the viewers of these {len(days)} days: a first effect may fade, and what viewers of "
         "one arm do may reach those of the other." + " Viewers are simulated." * bool(result["claims"])
     )
+    not_logged = result["not_in_the_log"]
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
     first, *others = [_cumulative_chart(metric, days) for metric in shown if metric["days"]] or [""]
     parts = [
-        banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.", doubt),
-        bullets(f"Warning: {warning}." for warning in result["warnings"]),
-        tiles(_tiles(result)),
+        kit.banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.", doubt),
+        kit.bullets(f"Warning: {warning}." for warning in result["warnings"]),
+        kit.tiles(_tiles(result)),
         _effects_chart(shown, result),
         first,
-        details("Other metrics day by day", *others),
-        section("Claims of the original and effects here", table(result["claims"])),
-        section("Metrics", table(_metrics(result)), paragraph(HOW_TO_READ) if result["metrics"] else ""),
-        details("Definitions", table(_definitions(result))),
-        section("Sample ratio", *(paragraph(f"{line}.") for line in sample_ratio(result))),
+        kit.details("Other metrics day by day", *others),
+        kit.section("Claims of the original and effects here", kit.table(result["claims"])),
+        kit.section(
+            "Metrics", kit.table(_metrics(result)), kit.paragraph(HOW_TO_READ) if result["metrics"] else ""
+        ),
+        kit.details("Definitions", kit.table(_definitions(result))),
+        kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         _viewers_chart(result, days),
-        *(paragraph(f"{line}.") for line in notes(result)),
-    ]
-    not_logged = result["not_in_the_log"]
-    parts += [
-        section(
+        *(kit.paragraph(f"{line}.") for line in notes(result)),
+        kit.section(
             "Guardrails",
-            *map(table, filter(None, (_guardrails(result), _guardrail_tests(result)))),
-            paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."),
+            *map(kit.table, (_guardrails(result), _guardrail_tests(result))),
+            kit.paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."),
         ),
-        footer(
-            {},
-            f"Shares from {result['sample_ratio']['shares_from']}; days in {window['timezone']}.",
-            ["report.json"],
-        ),
+        kit.footer({}, "", ["report.json"]),
     ]
-    return whole_page(title, parts)
+    return kit.whole_page(title, parts)
 
 
 def _tiles(result: Report) -> list[tuple[str, str, str]]:
     """Return the effect on the primary metric, and how much data there is."""
-    ratio, window = result["sample_ratio"], result["window"]
-    viewers = ratio["viewers"]
-    p = NOTHING if ratio["p"] is None else f"{ratio['p']:.2g}"
+    window, p, viewers = result["window"], result["sample_ratio"]["p"], result["sample_ratio"]["viewers"]
+    each = ", ".join(f"{arm} {num:,}" for arm, num in viewers.items())
     cells = [
-        (
-            "viewers",
-            f"{sum(viewers.values()):,}",
-            ", ".join(f"{arm} {num:,}" for arm, num in viewers.items()),
-        ),
+        ("viewers", f"{sum(viewers.values()):,}", each),
         ("whole days", f"{window['whole_days']}", f"{window['exposures']:,} exposures"),
-        ("sample ratio, p", p, f"below {SRM_P:g} the experiment is invalid"),
+        ("sample ratio, p", NOTHING if p is None else f"{p:.2g}", f"below {SRM_P:g} it is invalid"),
     ]
     for metric in result["metrics"]:
         if metric["name"] == result["primary_metric"] and metric["effect"]:
@@ -254,34 +234,27 @@ def _guardrail_tests(result: Report) -> list[list[str]]:
 
 def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
     """Plot the relative effect on each metric with the deciding interval; empty without effects."""
-    series = []
-    for name, colour, is_first in (("primary metric", "model", True), ("other metrics", "muted", False)):
-        group = [metric for metric in metrics if (metric["name"] == result["primary_metric"]) == is_first]
-        decide = [deciding(metric, result["window"]["ended"])[0] for metric in group]
-        series.append(
-            Series(
-                name,
-                [metric["effect"]["relative"] for metric in group],
-                [metric["title"] for metric in group],
-                "points",
-                low=[interval["relative_low"] for interval in decide],
-                high=[interval["relative_high"] for interval in decide],
-                colour=colour,
-            )
-        )
+    titles = [metric["title"] for metric in metrics]
+    decide = [deciding(metric, result["window"]["ended"])[0] for metric in metrics]
+    low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
+    middle = [metric["effect"]["relative"] for metric in metrics]
     claims = {
         metric["title"]: metric["claimed"][1] for metric in metrics if result["claims"] and metric["claimed"]
     }
-    name = "claimed of the original"
-    series.append(Series(name, [*claims.values()], [*claims], "points", colour="limit", dashed=True))
+    series = [
+        Series("here", middle, titles, "points", low=low, high=high, colour="model"),
+        Series(
+            "claimed of the original", [*claims.values()], [*claims], "points", colour="limit", dashed=True
+        ),
+    ]
     return plot(
         f"Effect of {result['treatment']} against {result['control']}",
         Axis("relative effect", format=PERCENT),
         Axis(""),
         series,
         [Limit("no effect", x=0, colour="muted")],
-        caption=f"Right of the dotted line, {result['treatment']} is above {result['control']}. Bars are the "
-        "intervals that decide.",
+        caption=f"Primary metric first. Right of the dotted line, {result['treatment']} is above "
+        f"{result['control']}. Bars are the intervals that decide.",
         height=16 + 40 * len(metrics),
     )
 
