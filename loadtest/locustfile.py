@@ -158,36 +158,14 @@ class OneLoop(UsersDispatcher):  # type: ignore[misc]
         super().new_dispatch(target_user_count, spawn_rate, user_classes)
 
 
-def lateness_watch(limit_ms: float, num_requests: int) -> Callable[[Ended], None]:
-    """Return a function that logs a warning when the dispatcher is late over that many requests.
-
-    The response times are then not those of the service.
-    """
-    late_ms: list[float] = []
-
-    def watch(ended: Ended) -> None:
-        late_ms.append(ended.late_ms)
-        if len(late_ms) >= num_requests:
-            p99_ms = float(np.percentile(late_ms, 99))
-            late_ms.clear()
-            if p99_ms > limit_ms:
-                logging.warning("the load generator is late (p99 %.1f ms): use more --processes", p99_ms)
-
-    return watch
-
-
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_arguments(parser: Any) -> None:
     """Add the tabrank options. Locust's own `--profile` names the load profile."""
     group = parser.add_argument_group("tabrank")
     group.add_argument("--log", default="var/log", help="log folder that supplies viewers and candidates")
     group.add_argument("--ids", default="", help="JSON file of viewers and candidates, instead of a log")
-    group.add_argument(
-        "--rps",
-        type=float,
-        default=0.0,
-        help="OpenLoopUser: requests per second of all workers together, instead of the profile's",
-    )
+    help_rps = "OpenLoopUser: requests per second of all workers together, instead of the profile's"
+    group.add_argument("--rps", type=float, default=0.0, help=help_rps)
     group.add_argument("--slo", default="", help="TOML file of limits that replace the shipped ones")
     # The web UI names both users, so that one can be picked.
     parser.set_defaults(class_picker=True)
@@ -224,11 +202,10 @@ class Run:
         if not isinstance(runner, MasterRunner):
             name = getattr(options, "named_profile", options.profile or "headline")
             profile, bodies = requests_of(name, options.rps, options.ids, options.log)
-            watch = lateness_watch(self._slo.generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
             # The shape repeats until Locust stops the run.
             shaped = chain.from_iterable(repeat(blocks(profile.shape)))
             every = shaped if profile.shape else repeat(Block(BLOCK_S))
-            self._environment.load = LocustLoad(profile, bodies, every, partial(self._end, watch))
+            self._environment.load = LocustLoad(profile, bodies, every, self._tally.keep)
 
     def start(self, **_: Any) -> None:
         """Prepare a test; without a usable load nothing is sent."""
@@ -236,10 +213,6 @@ class Run:
             self.prepare()
         except TabrankError as error:
             logging.error("%s", error)
-
-    def _end(self, watch: Callable[[Ended], None], ended: Ended) -> None:
-        self._tally.keep(ended)
-        watch(ended)
 
     def send(self, data: dict[str, Any], **_: Any) -> None:
         """Add the requests since the last report to a worker's report to its master."""

@@ -8,12 +8,10 @@ from pathlib import Path
 from loadtest.measure.verdict import listed
 from loadtest.report.report import SAME_CORES, Report, doubts, verdict, write_report
 from serve.report.charts import Axis, Series, plot
-from serve.report.page import figures, table
+from serve.report.page import bullets, table
 from serve.report.rows import columns, number
 
 NUMBERS = {"rps": "requests/s", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
-# Colour of each service.
-COLOURS = {"tabrank": "model", "fastapi": "popular", "idiomatic": "baseline"}
 HEAD = ("load", "service", *NUMBERS.values(), "not in full", "late s", "CPU µs a full answer")
 
 
@@ -23,44 +21,22 @@ def write_compare(folder: Path, report: Report) -> None:
     Raises:
         TabrankError: if `folder` exists.
     """
-    *_, (at, last) = report["loads"].items()
-    held = f"{at}, tabrank to fastapi: {_ratios(last)}"
+    *ratios, last = (note for note in _notes(report) if note not in report["reasons"])
     doubt = doubts(report, "All three run at once, and two of them are examples, not tuned services.")
-    claim = "three services measured in turns"
+    loads = report["loads"]
+    answers = {at: {name: one["rps"] for name, one in load["services"].items()} for at, load in loads.items()}
+    # The colours of `look.css` tell the services apart.
+    bars = [
+        Series(name, list(loads), [answers[at][name] for at in loads], "bars", colour=colour)
+        for name, colour in (("fastapi", "popular"), ("idiomatic", "baseline"), ("tabrank", "model"))
+    ]
     body = [
-        verdict(report, claim, held, report["reasons"], doubt),
-        figures({"By load": _plots(report) + table([HEAD, *_rows(report)])}),
-        figures({"tabrank to fastapi": table([("load", *NUMBERS.values()), *_ratio_rows(report)])}),
+        verdict(report, "three services measured in turns", last, report["reasons"], doubt),
+        plot("Full answers", Axis(""), Axis("requests/s", zero=True), bars),
+        table([HEAD, *_rows(report)]),
+        bullets([*ratios, last]),
     ]
     write_report(folder, report, _title(report), body, FOOTER)
-
-
-def _plots(report: Report) -> str:
-    """Plot each number by load, with a bar for each service."""
-    loads = list(report["loads"])
-    names = list(report["loads"][loads[0]]["services"])
-    series = {
-        key: [
-            Series(
-                name,
-                loads,
-                [report["loads"][at]["services"][name][key] for at in loads],
-                "bars",
-                colour=COLOURS.get(name),
-            )
-            for name in names
-        ]
-        for key in ("rps", "p99_ms")
-    }
-    return "".join(
-        plot(NUMBERS[key], Axis(""), Axis(NUMBERS[key], zero=True), each, height=200)
-        for key, each in series.items()
-    )
-
-
-def _ratio_rows(report: Report) -> Iterator[tuple[str, ...]]:
-    for at, load in report["loads"].items():
-        yield at, *(_ratio(load["ratios"][key]) for key in NUMBERS)
 
 
 def compare_summary(report: Report) -> str:
@@ -96,11 +72,8 @@ def _notes(report: Report) -> Iterator[str]:
     """Yield the reasons, and the ratios at each load."""
     yield from report["reasons"]
     for at, load in report["loads"].items():
-        yield f"{at}, tabrank to fastapi: {_ratios(load)}"
-
-
-def _ratios(load: Report) -> str:
-    return ", ".join(f"{label} {_ratio(load['ratios'][key])}" for key, label in NUMBERS.items())
+        ratios = (f"{label} {_ratio(load['ratios'][key])}" for key, label in NUMBERS.items())
+        yield f"{at}, tabrank to fastapi: {', '.join(ratios)}"
 
 
 def _ratio(found: Report | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtest.measure.verdict import Verdict
 from loadtest.report.plots import PERCENTILES, latency_against_rate
-from loadtest.report.report import SAME_CORES, Report, doubts, verdict, write_report
+from loadtest.report.report import SAME_CORES, Report, Row, doubts, verdict, write_report
 from loadtest.workload.profiles import Slo
 from serve.report.page import figures, table, tiles
 from serve.report.rows import number
@@ -26,19 +26,11 @@ def write_knee(folder: Path, report: Report) -> None:
     doubt = doubts(report, "Near the knee chance decides a step: the next search may end some percent off.")
     parts = [
         verdict({**report, "verdict": word}, claim, held, [], doubt),
-        tiles([(name, value, _limits(slo).get(name, "")) for name, value in _numbers(report)[:6]]),
+        tiles(_numbers(report, slo)[:6]),
         figures({"Latency against rate": latency_against_rate(lines, slo), "Steps": _steps(report)}),
-        figures({"All numbers": table([["", "tabrank"], *_numbers(report)])}),
+        figures({"All numbers": table([("", "tabrank", "required"), *_numbers(report, slo)])}),
     ]
     write_report(folder, report, title, parts, FOOTER)
-
-
-def _limits(slo: Slo) -> dict[str, str]:
-    return {
-        "p90 at the knee": f"at most {slo.p90_ms:g} ms",
-        "p99 at the knee": f"at most {slo.p99_ms:g} ms",
-        "full answers from a model": f"at least {slo.min_full_share:.3%}",
-    }
 
 
 def knee_summary(report: Report) -> str:
@@ -73,7 +65,7 @@ def _points(report: Report, key: str) -> list[tuple[float, float | None]]:
     return list({step["rate_rps"]: (step["rate_rps"], step[key]) for step in report["steps"]}.values())
 
 
-def _numbers(report: Report) -> list[tuple[str, str]]:
+def _numbers(report: Report, slo: Slo) -> list[Row]:
     shown = (
         ("knee, requests a second", "knee_rps", number),
         ("candidates a second, scored by the model", "candidates_per_s", number),
@@ -86,7 +78,8 @@ def _numbers(report: Report) -> list[tuple[str, str]]:
         ("memory when idle, MiB", "memory_mib", number),
         ("processes", "num_processes", number),
     )
-    return [(title, show(report[key])) for title, key, show in shown]
+    required = {"p90_ms": f"≤ {slo.p90_ms:g} ms", "p99_ms": f"≤ {slo.p99_ms:g} ms"}
+    return [(title, show(report[key]), required.get(key, "")) for title, key, show in shown]
 
 
 def _steps(report: Report) -> str:

@@ -21,14 +21,8 @@ from serve.operate.host.machine import describe_machine
 from serve.report.rows import csv_text, number
 
 # Numbers at the top of the page.
-TILES = (
-    "requests a second",
-    "candidates a second, scored by the model",
-    "p90",
-    "p99",
-    "errors",
-    "full answers from a model",
-)
+SCORED, FULL = "candidates a second, scored by the model", "full answers from a model"
+TILES = ("requests a second", SCORED, "p90", "p99", "errors", FULL)
 
 
 def report_run(
@@ -134,8 +128,8 @@ def findings(report: Report) -> Findings:
     slo = report["slo"]
     rows = [
         ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
-        ("candidates a second, scored by the model", f"{report['candidates_per_s']:,.0f}", ""),
-        ("full answers from a model", f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
+        (SCORED, f"{report['candidates_per_s']:,.0f}", ""),
+        (FULL, f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
         ("p50", milliseconds(report["p50_ms"]), ""),
         ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
         ("p99", milliseconds(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),

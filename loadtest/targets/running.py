@@ -103,25 +103,16 @@ def running_url(url: str | None, option: str = "--url") -> str:
     if url:
         return url
     service = status(RUN)
-    state = service["state"]
-    if state == "stopped":
+    if (state := service["state"]) == "stopped":
         return DEFAULT_URL
-    applications = service.get("applications", {}).values()
-    urls: list[str] = [
-        service["url"] + (app.get("route_prefix") or "/").rstrip("/")
-        for app in applications
-        if app.get("import_path") == OUR_APPLICATION
-    ]
-    if state in SERVING and not urls:
-        raise LoadtestError(f"{RUN}: the service has no ranking application; name another with {option}")
-    if state not in SERVING:
-        raise LoadtestError(
-            f"{RUN}: the service is {state}; wait for it or start it with `python -m serve up`, "
-            f"or name another with {option}"
-        )
-    if len(urls) > 1:
-        raise LoadtestError(f"{RUN} has several applications; name one with {option}: {', '.join(urls)}")
-    return urls[0]
+    apps = [app for app in service.get("applications", {}).values() if app["import_path"] == OUR_APPLICATION]
+    urls = [service["url"] + (app.get("route_prefix") or "/").rstrip("/") for app in apps]
+    if state in SERVING and len(urls) == 1:
+        return str(urls[0])
+    why = f"has {', '.join(urls) or 'no ranking application'}" if state in SERVING else f"is {state}"
+    raise LoadtestError(
+        f"{RUN}: the service {why}; start one with `python -m serve up`, or name one with {option}"
+    )
 
 
 def title(process: psutil.Process) -> str:

@@ -216,6 +216,7 @@ def test_a_load_without_numbers_and_rankings_without_reasons_are_told(tmp_path):
     write_demo(demo_report(load=gone, headline=gone, topic=topic), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "No verdict: 900 rankings/s" in page
+    assert claim("p99", load=gone) == ("– ms", "– no verdict")
     assert "no service answers." in page
     assert "what moves it most" not in page
 

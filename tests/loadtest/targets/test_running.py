@@ -82,13 +82,9 @@ def test_a_named_url_counts_and_without_a_service_the_default(folder, monkeypatc
 @pytest.mark.parametrize(
     ("state", "routes", "message"),
     [
-        (
-            "failed",
-            ["/"],
-            "var/run: the service is failed; wait for it or start it with `python -m serve up`",
-        ),
-        ("ready", ["/a", "/b"], "name one with --url: http://127.0.0.1:8123/a, http://127.0.0.1:8123/b"),
-        ("ready", [], "var/run: the service has no ranking application; name another with --url"),
+        ("failed", ["/"], "var/run: the service is failed; start one with `python -m serve up`"),
+        ("ready", ["/a", "/b"], "has http://127.0.0.1:8123/a, http://127.0.0.1:8123/b; "),
+        ("ready", [], "has no ranking application; start one"),
     ],
 )
 def test_a_service_that_is_not_one_that_answers_is_refused_with_the_remedy(folder, state, routes, message):
