@@ -120,7 +120,7 @@ class OpenLoopUser(RankUser):
 
 
 class ClosedLoopUser(RankUser):
-    """Waits for its answer, thinks for about a second, and asks again: the number of users counts."""
+    """Waits for its answer, thinks for a second, and asks again: the number of users counts."""
 
     wait_time = between(0.5, 1.5)
 

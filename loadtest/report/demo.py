@@ -144,8 +144,8 @@ def _story(topic: Report) -> Iterator[str]:
     first, last = topic["rankings"]["before"], topic["rankings"]["after"]
     for when, ranking in (("Before the joins", first), ("After the joins", last)):
         new = next(room for room in ranking if room["candidate"] == "new-space")
-        told = sentence(new["position"], _reasons_of(new)) if new["reasons"] else f"Place {new['position']}."
-        yield paragraph(f"{when}, the new room on {topic['topic']}: {told}")
+        why = sentence(new["position"], _reasons_of(new)) if new["reasons"] else f"Place {new['position']}."
+        yield paragraph(f"{when}, the new room on {topic['topic']}: {why}")
     before = {room["position"]: _named(room) for room in first}
     rows = []
     for room in last:

@@ -53,9 +53,9 @@ def verdict(report: Report, claim: str, held: str, reasons: Sequence[str], doubt
     The verdict is on the `claim`; `held` says why where nothing is wrong.
     """
     word: Verdict = report["verdict"]
-    said = f"{'No verdict' if word == 'void' else word.capitalize()}: {claim}"
+    headline = f"{'No verdict' if word == 'void' else word.capitalize()}: {claim}"
     first, *others = reasons or [held]
-    return "\n".join((banner(TONES[word], said, f"{first.rstrip('.')}.", doubt), bullets(others)))
+    return "\n".join((banner(TONES[word], headline, f"{first.rstrip('.')}.", doubt), bullets(others)))
 
 
 def doubts(report: Report, *more: str) -> str:
@@ -80,7 +80,7 @@ class Findings:
         return "\n".join([f"{self.title}, {self.lead}", *numbers, *(f"  - {note}" for note in self.notes)])
 
     def body(self, banner: str, first: Sequence[str], plots: Mapping[str, str]) -> list[str]:
-        """Return the parts of a page: banner, the rows named in `first` as tiles, plots, all rows."""
+        """Return the parts of a page: banner, rows named in `first` as tiles, plots, all rows."""
         named = {name: (name, value, required) for name, value, required in self.rows}
         numbers = table([("", "measured", "required"), *self.rows])
         shown = tiles(named[name] for name in first)

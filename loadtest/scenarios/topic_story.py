@@ -114,7 +114,7 @@ class TopicStory:
         }
 
     def _top(self, answer: dict[str, Any], first: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the first places of a ranking and the new Space, with topics and earlier places."""
+        """Return the first places of a ranking and the new Space, with their earlier places."""
         was = {room["candidate"]: room["position"] for room in first["ranking"]}
         return [
             {
