@@ -90,12 +90,14 @@ function barsOf(series, axes, across) {
 function limitOf(limit) {
   const color = colour(limit.colour);
   const line = { type: "rule", color, strokeDash: [2, 3], strokeWidth: 1.5 };
-  const words = { type: "text", text: limit.name, color, fontSize: 12, align: "left", baseline: "top", dx: 5 };
+  const left = { align: "left", baseline: "top", dx: 5 };
+  const words = { type: "text", text: limit.name, color: "var(--muted)", fontSize: 12, ...left };
   const top = { x: { datum: limit.x }, y: { value: 0 } };
   let layers;
   if (limit.until !== null) {
     const span = { x: { datum: limit.x }, x2: { datum: limit.until } };
-    layers = [{ mark: { type: "rect", color, opacity: 0.12 }, encoding: span }, { mark: words, encoding: top }];
+    const shade = { type: "rect", color, opacity: 0.12 };
+    layers = [{ mark: shade, encoding: span }, { mark: words, encoding: top }];
   } else if (limit.x !== null) {
     layers = [{ mark: line, encoding: { x: top.x } }, { mark: words, encoding: top }];
   } else {
