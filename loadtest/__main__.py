@@ -13,6 +13,7 @@ from loadtest.measure.service import DEFAULT_URL
 from loadtest.report.report import Report
 from loadtest.report.run import findings
 from loadtest.scenarios.run import run_profile
+from loadtest.targets.running import running_url
 from loadtest.targets.workspace import Workspace
 from loadtest.terminal import print_progress, run_scenario
 from loadtest.workload.profiles import load_profile, load_slo
@@ -22,7 +23,13 @@ from serve.contract.rankings import MAX_CANDIDATES
 app = command_line(__doc__, rich_markup_mode=None)
 
 LOG, WORK, CONFIG = Path("var/log"), Path("var/bench"), Path("cluster.yaml")
-Url = Annotated[str, typer.Option(help="URL of the running service, which keeps the posted records")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="URL of the running service, which keeps the posted records",
+        show_default=f"the service of var/run, or {DEFAULT_URL}",
+    ),
+]
 Log = Annotated[Path, typer.Option(help="log folder that supplies viewers, candidates and kinds of events")]
 Ids = Annotated[Path | None, typer.Option(help="JSON file of viewers and candidates, used instead of a log")]
 Work = Annotated[Path, typer.Option(help="folder of the log, model and store; created if it is missing")]
@@ -42,7 +49,7 @@ def run(
     profile: Annotated[
         str, typer.Option(help="headline, modest, step, spike, diurnal, or the path of a .toml profile")
     ] = "headline",
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     slo: SloFile = None,
     log: Log = LOG,
     ids: Ids = None,
@@ -72,14 +79,16 @@ def run(
     def measured(folder: Path) -> Report:
         load = load_profile(profile, target_rps=rps, duration_s=duration, warmup_s=warmup)
         used, load = find_ids(ids, log, load, print_progress)
-        return run_profile(load, load_slo(slo), url, used, cluster, folder)
+        of["url"] = running_url(url)
+        return run_profile(load, load_slo(slo), of["url"], used, cluster, folder)
 
-    run_scenario(Path(profile).stem, out, measured, findings, as_json, of={"profile": profile, "url": url})
+    of: Report = {"profile": profile, "url": url}
+    run_scenario(Path(profile).stem, out, measured, findings, as_json, of=of)
 
 
 @app.command()
 def freshness(
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     log: Log = LOG,
     ids: Ids = None,
     rate: Annotated[float, typer.Option(min=1, max=10_000, help="rankings per second")] = 900,
@@ -110,14 +119,16 @@ def freshness(
         kinds = None if ids else read_log_kinds(log)
         used, profile = find_ids(ids, log, profile, print_progress)
         plan = FreshnessPlan(profile, events, probes)
-        return run_freshness(plan, url, used, kinds, load_slo(slo), folder)
+        of["url"] = running_url(url)
+        return run_freshness(plan, of["url"], used, kinds, load_slo(slo), folder)
 
-    run_scenario("freshness", out, measured, freshness_findings, as_json, of={"url": url})
+    of: Report = {"url": url}
+    run_scenario("freshness", out, measured, freshness_findings, as_json, of=of)
 
 
 @app.command()
 def slow(
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     log: Log = LOG,
     ids: Ids = None,
     rps: Annotated[float, typer.Option(min=50, help="normal requests per second")] = 300,
@@ -138,7 +149,7 @@ def slow(
 
     def measured(_: Path) -> Report:
         used, profile = find_ids(ids, log, load_profile("headline", target_rps=rps), print_progress)
-        return run_slow(profile, url, used, clients, pairs)
+        return run_slow(profile, running_url(url), used, clients, pairs)
 
     run_scenario("slow", None, measured, slow_summary, as_json, writes=False)
 
@@ -289,7 +300,7 @@ def soak(
     rate: Annotated[
         float, typer.Option(min=1, max=10_000, help="requests per second; 70 % of the knee is a good choice")
     ],
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured minutes")] = 10,
     cluster: Annotated[
         Path, typer.Option(help="run folder of `serve up`, to find the processes of the service")
@@ -313,9 +324,11 @@ def soak(
 
     def measured(folder: Path) -> Report:
         used, profile = find_ids(ids, log, soak_profile(rate, minutes * 60), print_progress)
-        return run_soak(profile, url, used, cluster, folder, print_progress)
+        of["url"] = running_url(url)
+        return run_soak(profile, of["url"], used, cluster, folder, print_progress)
 
-    run_scenario("soak", out, measured, soak_findings, as_json, of={"url": url})
+    of: Report = {"url": url}
+    run_scenario("soak", out, measured, soak_findings, as_json, of=of)
 
 
 if __name__ == "__main__":

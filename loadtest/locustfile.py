@@ -1,59 +1,62 @@
-"""Locust integration: the load of a profile as a FastHttpUser.
+"""Locust integration: an open loop and a closed loop of rankings, judged by the SLO.
 
-`python -m loadtest run` runs this class in its own process. It also works with Locust alone:
+`python -m loadtest run` runs OpenLoopUser in its own process. Both users also work with Locust
+alone, and without `-H` they load the service of var/run:
 
-    locust -f loadtest/locustfile.py -H http://127.0.0.1:8000 --headless -t 60s --profile headline
+    locust -f loadtest/locustfile.py --headless -t 60s --profile headline
+    locust -f loadtest/locustfile.py ClosedLoopUser --headless -t 60s --users 50 --spawn-rate 10
 
-With `--processes`, or `--master` and `--worker`, each worker gets one dispatcher and an equal share
-of the rate, whatever `--users` is. Response times count from the scheduled start. Locust groups the
-answers by their rung.
+- OpenLoopUser sends the rate of the profile, however slow the answers are, whatever `--users` is.
+  Response times count from the scheduled start. It is the default of a headless run. Each worker of
+  `--processes`, or of `--master` and `--expect-workers`, has one and an equal share of the rate.
+- ClosedLoopUser waits for its answer, thinks for about a second, and asks again. `--users` and
+  `--spawn-rate` count. It is the default of the web UI, where the user classes can be picked.
+
+Locust groups the answers by their rung. The exit code of a headless run is 0 if all its requests
+held the SLO, 1 if not, 2 if the generator was late or there was no request.
 """
 
 from __future__ import annotations
 
 import logging
-import math
+import random
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
+import gevent
 import locust.stats
 import numpy as np
-from locust import FastHttpUser, LoadTestShape, events, task
+from locust import FastHttpUser, between, events, task
+from locust.dispatch import UsersDispatcher
 from locust.exception import StopUser
-from locust.runners import MasterRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.connections import Connections
 from loadtest.generator.dispatcher import Dispatcher, arrivals
 from loadtest.generator.ids import find_ids
+from loadtest.measure.measure import Measurement, milliseconds
 from loadtest.measure.service import PATH, Ended, read_answer
+from loadtest.measure.tally import Tally, bucket_ms
+from loadtest.measure.verdict import EXIT_CODES, REMEDY, Verdict
+from loadtest.targets.running import running_url
 from loadtest.workload.profiles import SEED, Block, Profile, blocks, load_profile, load_slo
 from serve.contract.errors import TabrankError
 
 BLOCK_S = 10.0
-
-
-def bucket_response_time(ms: float) -> float:
-    """Round a response time up, to 0.1 ms, or to 1 ms above a second.
-
-    It replaces Locust's own buckets, which turn 104.9 ms into 100. With these buckets Locust's
-    counts are exact at a limit in whole milliseconds.
-    """
-    return math.ceil(ms) if ms > 1000 else math.ceil(ms * 10) / 10
-
-
-locust.stats.bucket_response_time = bucket_response_time
+# Locust's own buckets turn 104.9 ms into 100.
+locust.stats.bucket_response_time = bucket_ms
 
 
 @dataclass(frozen=True)
 class LocustLoad:
-    """The load that one Locust process sends, set as `load` of its environment.
+    """The load that one Locust process sends, set as `load` of its environment, or None.
 
     `on_end` is called with each request that ended.
     """
@@ -69,25 +72,19 @@ class RequestError(Exception):
 
 
 class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
-    """Dispatcher of this process as a Locust user: one object sends the load of all users."""
+    """User that asks for rankings of the environment's load and reports each end to Locust."""
 
-    @task  # type: ignore[untyped-decorator]
-    def dispatch(self) -> None:
-        """Send the environment's load, then stop."""
-        load: LocustLoad = self.environment.load
-        read = partial(read_answer, num_candidates=load.profile.candidates)
-        rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
-        with closing(Connections(self.host)) as connections:
-            dispatcher = Dispatcher(connections.exchange, read, self._ended)
-            requests = cycle([connections.prepare(body) for body in load.bodies])
-            dispatcher.run(arrivals(self._share_rps, load.blocks, rng), requests)
-        raise StopUser
+    abstract = True
 
-    def _share_rps(self) -> float:
-        """Return this process's share of the rate among all current dispatchers."""
-        num_dispatchers = getattr(self.environment.parsed_options, "num_dispatchers", 1)
-        rate_rps: float = self.environment.load.profile.target_rps
-        return rate_rps / num_dispatchers
+    def on_start(self) -> None:
+        """Stop at once where there is no load: the web UI has named an unusable one."""
+        if self.environment.load is None:
+            raise StopUser
+
+    def dispatcher(self, connections: Connections) -> Dispatcher:
+        """Return a dispatcher on these connections."""
+        read = partial(read_answer, num_candidates=self.environment.load.profile.candidates)
+        return Dispatcher(connections.exchange, read, self._ended)
 
     def _ended(self, ended: Ended) -> None:
         self.environment.load.on_end(ended)
@@ -102,40 +99,63 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         )
 
 
-def lateness_watch(limit_ms: float, num_requests: int) -> Callable[[Ended], None]:
-    """Return a function that logs a warning when the dispatcher is late over that many requests.
+class OpenLoopUser(RankUser):
+    """Sends the rate of the profile, whatever the number of users: one user a process sends all."""
 
-    The response times are then not those of the service.
+    @task  # type: ignore[untyped-decorator]
+    def dispatch(self) -> None:
+        """Send the environment's load, then stop."""
+        load: LocustLoad = self.environment.load
+        rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
+        with closing(Connections(self.host)) as connections:
+            requests = cycle([connections.prepare(body) for body in load.bodies])
+            self.dispatcher(connections).run(arrivals(self._share_rps, load.blocks, rng), requests)
+        raise StopUser
+
+    def _share_rps(self) -> float:
+        """Return this process's share of the rate among all current dispatchers."""
+        num_dispatchers = getattr(self.environment.parsed_options, "num_dispatchers", 1)
+        rate_rps: float = self.environment.load.profile.target_rps
+        return rate_rps / num_dispatchers
+
+
+class ClosedLoopUser(RankUser):
+    """Waits for its answer, thinks for a second, and asks again: the number of users counts."""
+
+    wait_time = between(0.5, 1.5)
+
+    def on_start(self) -> None:
+        """Prepare the user's own connection."""
+        super().on_start()
+        self._connections = Connections(self.host)
+        self._dispatcher = self.dispatcher(self._connections)
+
+    @task  # type: ignore[untyped-decorator]
+    def rank(self) -> None:
+        """Ask for one ranking and wait for its answer."""
+        body = random.choice(self.environment.load.bodies)
+        self._dispatcher.send(self._connections.prepare(body))
+
+    def on_stop(self) -> None:
+        """Close the connection."""
+        self._connections.close()
+
+
+class OneLoop(UsersDispatcher):  # type: ignore[misc]
+    """Spawns as many closed-loop users as asked for, or one open-loop user a worker; not both.
+
+    The web UI has ticked both classes at first, and asks for a number of users: closed-loop users.
     """
-    late_ms: list[float] = []
 
-    def watch(ended: Ended) -> None:
-        late_ms.append(ended.late_ms)
-        if len(late_ms) >= num_requests:
-            p99_ms = float(np.percentile(late_ms, 99))
-            late_ms.clear()
-            if p99_ms > limit_ms:
-                logging.warning("the load generator is late (p99 %.1f ms): use more --processes", p99_ms)
+    def __init__(self, worker_nodes: list[Any], user_classes: list[type[RankUser]]) -> None:
+        self._open = ClosedLoopUser not in user_classes
+        super().__init__(worker_nodes, [OpenLoopUser if self._open else ClosedLoopUser])
 
-    return watch
-
-
-class OneDispatcherEach(LoadTestShape):  # type: ignore[misc]
-    """Load shape with one user per worker, until `--run-time` or until stopped.
-
-    It also sends the number of dispatchers to the workers, which divide the rate by it.
-    """
-
-    use_common_options = True
-
-    def tick(self) -> tuple[int, float] | None:
-        """Return the number of users, and the number of users to start per second."""
-        options = self.runner.environment.parsed_options
-        if options.run_time and self.get_run_time() >= options.run_time:
-            return None
-        workers = self.runner.worker_count if isinstance(self.runner, MasterRunner) else 1
-        options.num_dispatchers = max(1, workers)
-        return options.num_dispatchers, options.num_dispatchers
+    def new_dispatch(self, target_user_count: int, spawn_rate: float, user_classes: Any = None) -> None:
+        """Set the number of users, and the number to start per second."""
+        if self._open:
+            target_user_count = spawn_rate = len(self._worker_nodes)
+        super().new_dispatch(target_user_count, spawn_rate, user_classes)
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -143,24 +163,115 @@ def add_arguments(parser: Any) -> None:
     """Add the tabrank options. Locust's own `--profile` names the load profile."""
     group = parser.add_argument_group("tabrank")
     group.add_argument("--log", default="var/log", help="log folder that supplies viewers and candidates")
-    group.add_argument("--ids", default=None, help="JSON file of viewers and candidates, instead of a log")
-    group.add_argument("--rps", type=float, default=None, help="requests per second of all workers together")
+    group.add_argument("--ids", default="", help="JSON file of viewers and candidates, instead of a log")
+    help_rps = "OpenLoopUser: requests per second of all workers together, instead of the profile's"
+    group.add_argument("--rps", type=float, default=0.0, help=help_rps)
+    group.add_argument("--slo", default="", help="TOML file of limits that replace the shipped ones")
+    # The web UI names both users, so that one can be picked.
+    parser.set_defaults(class_picker=True)
+
+
+@lru_cache(maxsize=1)
+def requests_of(profile: str, rps: float, ids: str, log: str) -> tuple[Profile, list[bytes]]:
+    """Return the profile and the bodies of its requests; TabrankError if an input is unusable."""
+    loaded = load_profile(profile, target_rps=rps or None)
+    used, loaded = find_ids(Path(ids) if ids else None, Path(log), loaded, partial(print, file=sys.stderr))
+    return loaded, make_bodies(used, loaded)
+
+
+class Run:
+    """Wiring of one Locust process: the load that it sends, and the verdict on what came back."""
+
+    def __init__(self, environment: Any, options: Any) -> None:
+        self._environment, self._options, self._tally = environment, options, Tally()
+        self._slo = load_slo(Path(options.slo) if options.slo else None)
+
+    def prepare(self) -> None:
+        """Build the load from the options, which the web UI may have changed.
+
+        Raises:
+            TabrankError: if an option is unusable.
+        """
+        options, runner = self._options, self._environment.runner
+        self._tally.clear()
+        self._environment.load = None
+        if not isinstance(runner, WorkerRunner):
+            # Workers get these from their master, but not Locust's own `profile`.
+            options.named_profile = options.profile or "headline"
+            options.num_dispatchers = max(1, getattr(runner, "worker_count", 1))
+        if not isinstance(runner, MasterRunner):
+            name = getattr(options, "named_profile", options.profile or "headline")
+            profile, bodies = requests_of(name, options.rps, options.ids, options.log)
+            # The shape repeats until Locust stops the run.
+            shaped = chain.from_iterable(repeat(blocks(profile.shape)))
+            every = shaped if profile.shape else repeat(Block(BLOCK_S))
+            self._environment.load = LocustLoad(profile, bodies, every, self._tally.keep)
+
+    def start(self, **_: Any) -> None:
+        """Prepare a test; without a usable load nothing is sent."""
+        try:
+            self.prepare()
+        except TabrankError as error:
+            logging.error("%s", error)
+
+    def send(self, data: dict[str, Any], **_: Any) -> None:
+        """Add the requests since the last report to a worker's report to its master."""
+        data["ended"] = self._tally.take()
+
+    def receive(self, data: dict[str, Any], **_: Any) -> None:
+        """Add the requests of a worker's report."""
+        self._tally.add(data["ended"])
+
+    def log_verdict(self, **_: Any) -> Verdict:
+        """Log and return the verdict on the test; the web UI shows it among its logs."""
+        measured, verdict, reasons = self._judged()
+        found = ""
+        if measured:
+            found = f", p90 {milliseconds(measured.p90_ms)}, p99 {milliseconds(measured.p99_ms)}"
+            found += f", {measured.errors} of {measured.requests:,} requests failed"
+        logging.info("SLO %s%s", verdict, "; ".join(["", *reasons]) if reasons else found)
+        return verdict
+
+    def end(self, **_: Any) -> None:
+        """Let the process exit by the verdict."""
+        self._environment.process_exit_code = EXIT_CODES[self.log_verdict()]
+
+    def _judged(self) -> tuple[Measurement | None, Verdict, list[str]]:
+        measured, verdict, reasons = self._tally.judged(self._slo)
+        runner = self._environment.runner
+        if verdict == "not held" and (runner.cpu_warning_emitted or runner.worker_cpu_warning_emitted):
+            return measured, "void", [f"Locust needs more than a core; {REMEDY}", *reasons]
+        return measured, verdict, reasons
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
-def prepare(environment: Any, runner: Any, **_: Any) -> None:
-    """Build the load of this process from the command line; a master sends no load."""
-    if isinstance(runner, MasterRunner):
-        return
-    options = environment.parsed_options
+def set_up(environment: Any, runner: Any, web_ui: Any = None, **_: Any) -> None:
+    """Prepare this process for its tests; exit with 2 if an option is unusable."""
+    options, hooks = environment.parsed_options, environment.events
+    # Otherwise `--run-time` would count from before Locust's start, which takes a second.
+    gevent.get_hub().loop.update_now()
+    environment.dispatcher_class = OneLoop
     try:
-        profile = load_profile(options.profile or "headline", target_rps=options.rps)
-        file = Path(options.ids) if options.ids else None
-        ids, profile = find_ids(file, Path(options.log), profile, partial(print, file=sys.stderr))
-        bodies = make_bodies(ids, profile)
+        run = Run(environment, options)
+        run.prepare()
+        if not isinstance(runner, WorkerRunner):
+            environment.host = running_url(environment.host, "--host")
     except TabrankError as error:
-        sys.exit(str(error))
-    watch = lateness_watch(load_slo().generator_late_ms_p99, round(profile.target_rps * BLOCK_S))
-    # The shape repeats until Locust stops the run.
-    shaped = chain.from_iterable(repeat(blocks(profile.shape)))
-    environment.load = LocustLoad(profile, bodies, shaped if profile.shape else repeat(Block(BLOCK_S)), watch)
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    hooks.test_start.add_listener(run.start)
+    if isinstance(runner, WorkerRunner):
+        hooks.report_to_master.add_listener(run.send)
+        return
+    hooks.worker_report.add_listener(run.receive)
+    if options.headless:
+        # Before that, the last reports of workers are missing.
+        hooks.quitting.add_listener(run.end)
+        if not options.user_classes:
+            environment.user_classes = [OpenLoopUser]
+    if web_ui:
+        hooks.test_stop.add_listener(run.log_verdict)
+        logging.info("ClosedLoopUser: %s", ClosedLoopUser.__doc__)
+        logging.info("OpenLoopUser: %s", OpenLoopUser.__doc__)
+    elif options.num_users and ClosedLoopUser not in environment.user_classes:
+        logging.warning("OpenLoopUser ignores --users; name ClosedLoopUser to have so many users")

@@ -86,6 +86,12 @@ class Dispatcher:
 
         gevent.joinall([gevent.spawn(send_next) for _ in range(connections)], raise_error=True)
 
+    def send(self, request: bytes) -> None:
+        """Send one request now, and wait for its answer."""
+        at_s = perf_counter() - self._begins
+        self._due[0] = at_s
+        self._send(0, at_s, request)
+
     def _send(self, number: int, at_s: float, request: bytes) -> None:
         late_ms = self._since_ms(at_s)
         num_bytes = scored = 0

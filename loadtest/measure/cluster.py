@@ -63,7 +63,9 @@ def find_cluster(named: str | None, url: str) -> Look | None:
         LoadtestError: if the named cluster is not readable.
     """
     if named is None:
-        ours = (read_service(DEFAULT_RUN).get("url") or "").rstrip("/") == url.rstrip("/")
+        base = (read_service(DEFAULT_RUN).get("url") or "").rstrip("/")
+        # An application has its own path.
+        ours = bool(base) and f"{url.rstrip('/')}/".startswith(f"{base}/")
         return partial(look_at_folder, DEFAULT_RUN) if ours else None
     if named.startswith(("http://", "https://")):
         look: Look = Dashboard(named, os.environ.get("RAY_AUTH_TOKEN")).look

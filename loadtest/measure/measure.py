@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from loadtest.measure.service import Ended, Outcome
 
 Floats = NDArray[np.float64]
+# Points of a distribution in a report; more would not be seen.
+MOST_POINTS = 80
 
 
 class RequestLog:
@@ -76,8 +78,8 @@ class Requests:
         """Return the end of each request, in seconds."""
         return self.at_s + self.latency_ms / 1000
 
-    def where(self, chosen: NDArray[np.bool_]) -> Requests:
-        """Return the chosen rows."""
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Requests:
+        """Return the chosen rows, by a mask or by their numbers."""
         columns = ("at_s", "late_ms", "latency_ms", "ok", "scored", "codes")
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
@@ -112,6 +114,17 @@ def percentile(latency_ms: Floats, share: float, ok: NDArray[np.bool_] | None = 
     if not 1 <= rank <= len(answered):
         return None
     return float(np.partition(answered, rank - 1)[rank - 1])
+
+
+def tail(latency_ms: Floats, total: int) -> list[list[float]]:
+    """Return points (ms, share of a `total` that took longer), from the slowest answer down.
+
+    They are at most `MOST_POINTS`, dense where answers are slow. Those that never came took longer.
+    """
+    ranks = np.unique(np.geomspace(1, max(len(latency_ms), 1), MOST_POINTS).astype(int))[: len(latency_ms)]
+    at_ms = np.sort(latency_ms)[::-1][ranks - 1]
+    left = (total - len(latency_ms) + ranks - 0.5) / max(total, 1)
+    return [[round(float(ms), 3), float(f"{share:.4g}")] for ms, share in zip(at_ms, left, strict=True)]
 
 
 @dataclass(frozen=True)

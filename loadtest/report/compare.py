@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loadtest.measure.verdict import listed
-from loadtest.report.report import SAME_CORES, Report, write_report
+from loadtest.report.report import SAME_CORES, Report, doubts, verdict, write_report
+from serve.report.charts import Axis, Series, plot
 from serve.report.page import bullets, table
 from serve.report.rows import columns, number
 
@@ -20,7 +21,21 @@ def write_compare(folder: Path, report: Report) -> None:
     Raises:
         TabrankError: if `folder` exists.
     """
-    body = [table([HEAD, *_rows(report)]), bullets(_notes(report))]
+    *ratios, last = (note for note in _notes(report) if note not in report["reasons"])
+    doubt = doubts(report, "All three run at once, and two of them are examples, not tuned services.")
+    loads = report["loads"]
+    answers = {at: {name: one["rps"] for name, one in load["services"].items()} for at, load in loads.items()}
+    # The colours of `look.css` tell the services apart.
+    bars = [
+        Series(name, list(loads), [answers[at][name] for at in loads], "bars", colour=colour)
+        for name, colour in (("fastapi", "popular"), ("idiomatic", "baseline"), ("tabrank", "model"))
+    ]
+    body = [
+        verdict(report, "three services measured in turns", last, report["reasons"], doubt),
+        plot("Full answers", Axis(""), Axis("requests/s", zero=True), bars),
+        table([HEAD, *_rows(report)]),
+        bullets([*ratios, last]),
+    ]
     write_report(folder, report, _title(report), body, FOOTER)
 
 

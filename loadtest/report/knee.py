@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loadtest.measure.verdict import Verdict
-from loadtest.report.report import SAME_CORES, Report, write_report
+from loadtest.report.plots import PERCENTILES, latency_against_rate
+from loadtest.report.report import SAME_CORES, Report, Row, doubts, verdict, write_report
 from loadtest.workload.profiles import Slo
-from serve.report.page import figures, table
+from serve.report.page import figures, table, tiles
 from serve.report.rows import number
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
@@ -16,13 +17,20 @@ PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confir
 
 def write_knee(folder: Path, report: Report) -> None:
     """Write the report of one service."""
-    from loadtest.report.plots import latency_against_rate  # matplotlib
-
-    lines = {name: _points(report, f"{name}_ms") for name in ("p50", "p90", "p99")}
-    title = f"The knee: {number(report['knee_rps'])} requests a second of {report['candidates']} candidates"
-    plot = latency_against_rate(lines, Slo(**report["slo"]))
-    parts = figures({"Latency against rate": plot, "Steps": _steps(report)})
-    write_report(folder, report, title, [_numbers(report), parts], FOOTER)
+    lines = {name: _points(report, f"{name}_ms") for name in PERCENTILES}
+    slo, knee = Slo(**report["slo"]), number(report["knee_rps"])
+    title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
+    word: Verdict = knee_verdict([report["knee_rps"]])
+    held = f"The highest rate that held its limits in two of three last steps; p99 {_ms(report['p99_ms'])}"
+    claim = f"a knee at {knee} requests/s" if word == "held" else "a rate within the limits"
+    doubt = doubts(report, "Near the knee chance decides a step: the next search may end some percent off.")
+    parts = [
+        verdict({**report, "verdict": word}, claim, held, [], doubt),
+        tiles(_numbers(report, slo)[:6]),
+        figures({"Latency against rate": latency_against_rate(lines, slo), "Steps": _steps(report)}),
+        figures({"All numbers": table([("", "tabrank", "required"), *_numbers(report, slo)])}),
+    ]
+    write_report(folder, report, title, parts, FOOTER)
 
 
 def knee_summary(report: Report) -> str:
@@ -57,7 +65,7 @@ def _points(report: Report, key: str) -> list[tuple[float, float | None]]:
     return list({step["rate_rps"]: (step["rate_rps"], step[key]) for step in report["steps"]}.values())
 
 
-def _numbers(report: Report) -> str:
+def _numbers(report: Report, slo: Slo) -> list[Row]:
     shown = (
         ("knee, requests a second", "knee_rps", number),
         ("candidates a second, scored by the model", "candidates_per_s", number),
@@ -70,7 +78,8 @@ def _numbers(report: Report) -> str:
         ("memory when idle, MiB", "memory_mib", number),
         ("processes", "num_processes", number),
     )
-    return table([["", "tabrank"], *([title, show(report[key])] for title, key, show in shown)])
+    required = {"p90_ms": f"≤ {slo.p90_ms:g} ms", "p99_ms": f"≤ {slo.p99_ms:g} ms"}
+    return [(title, show(report[key]), required.get(key, "")) for title, key, show in shown]
 
 
 def _steps(report: Report) -> str:

@@ -10,14 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from loadtest.measure.verdict import Verdict
 from serve.log.atomic_files import draft_of, write_whole
-from serve.report.page import bullets, figures, footer, paragraph, table, whole_page
+from serve.report.page import Tone, banner, bullets, figures, footer, paragraph, table, tiles, whole_page
 
 Report = dict[str, Any]
 Row = tuple[str, str, str]
 """Name of a number, its measured value, and what is required."""
 # Follows the machine in a footer.
 SAME_CORES = ", the load generator on the same cores. "
+TONES: Mapping[Verdict, Tone] = {"held": "good", "not held": "bad", "void": "unsure"}
 
 
 def write_report(
@@ -45,6 +47,24 @@ def write_report(
             write_whole(target / name, text.encode())
 
 
+def verdict(report: Report, claim: str, held: str, reasons: Sequence[str], doubt: str) -> str:
+    """Return the banner of a report, and below it the reasons after the first.
+
+    The verdict is on the `claim`; `held` says why where nothing is wrong.
+    """
+    word: Verdict = report["verdict"]
+    headline = f"{'No verdict' if word == 'void' else word.capitalize()}: {claim}"
+    first, *others = reasons or [held]
+    return "\n".join((banner(TONES[word], headline, f"{first.rstrip('.')}.", doubt), bullets(others)))
+
+
+def doubts(report: Report, *more: str) -> str:
+    """Return the limits of any measurement here, and more of them, as sentences."""
+    cores = report["machine"]["cores"]
+    shared = f"One run on one machine with {cores} cores, which the load generator shares with the service."
+    return " ".join((shared, *more))
+
+
 @dataclass(frozen=True)
 class Findings:
     """Findings on one load, for the terminal and for the page; `notes` are sentences."""
@@ -59,10 +79,12 @@ class Findings:
         numbers = [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
         return "\n".join([f"{self.title}, {self.lead}", *numbers, *(f"  - {note}" for note in self.notes)])
 
-    def body(self, plots: Mapping[str, str]) -> list[str]:
-        """Return them and plots as parts of a page."""
+    def body(self, banner: str, first: Sequence[str], plots: Mapping[str, str]) -> list[str]:
+        """Return the parts of a page: banner, rows named in `first` as tiles, plots, all rows."""
+        named = {name: (name, value, required) for name, value, required in self.rows}
         numbers = table([("", "measured", "required"), *self.rows])
-        return [paragraph(self.lead), bullets(self.notes), numbers, figures(plots)]
+        shown = tiles(named[name] for name in first)
+        return [banner, shown, figures(plots), figures({"All numbers": paragraph(self.lead) + numbers})]
 
 
 def with_reasons(line: str, reasons: Iterable[str]) -> str:

@@ -11,13 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loadtest.measure.cluster import ClusterSample
-from loadtest.measure.measure import Requests, measure, milliseconds, rounded
+from loadtest.measure.measure import Requests, measure, milliseconds, rounded, tail
 from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows, timeline
 from loadtest.measure.verdict import judge
-from loadtest.report.report import SAME_CORES, Findings, Report, indented, write_report
+from loadtest.report.plots import distribution, load_and_cluster, memory_and_files
+from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.operate.host.machine import describe_machine
 from serve.report.rows import csv_text, number
+
+# Numbers at the top of the page.
+SCORED, FULL = "candidates a second, scored by the model", "full answers from a model"
+TILES = ("requests a second", SCORED, "p90", "p99", "errors", FULL)
 
 
 def report_run(
@@ -44,7 +49,11 @@ def report_run(
         **({"locust.html": locust_html} if locust_html is not None else {}),
     }
     found = findings(report)
-    body = found.body(_run_plots(report, requests, slo, moments))
+    claim = f"{profile.offered_rps:,.0f} requests/s within the limits"
+    held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
+    doubt = doubts(report, f"It took {report['seconds']:g} s; drift and leaks need loadtest soak.")
+    head = verdict(report, claim, held, report["reasons"], doubt)
+    body = found.body(head, TILES, _run_plots(report, slo, moments))
     footer = RUN_FOOTER if locust_html is None else RUN_FOOTER + LOCUST
     write_report(out, report, found.title, body, footer, files)
     return report, [moment for moment in moments if moment.t_s >= 0]
@@ -53,7 +62,8 @@ def report_run(
 def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moments: list[Moment]) -> Report:
     """Return the content of report.json; latencies in ms, null: too many requests failed."""
     measured = measure(requests, profile.duration_s)
-    verdict, reasons = judge(measured, slo)
+    due = requests.where((requests.at_s >= 0) & (requests.at_s < profile.duration_s))
+    word, reasons = judge(measured, slo)
     numbers = {name: rounded(value) for name, value in asdict(measured).items() if name != "heuristic"}
     return {
         "profile": profile.name,
@@ -61,31 +71,27 @@ def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moment
         "target_rps": profile.target_rps,
         "offered_rps": rounded(profile.offered_rps),
         **numbers,
-        "verdict": verdict,
+        "verdict": word,
         "reasons": reasons,
         "phases": describe_phases(requests, profile),
         "steps": describe_steps(requests, profile, slo),
+        "latency_tail": tail(due.latency_ms[due.ok], len(due.ok)),
         "watched": bool(moments and moments[0].replicas),
         "slo": asdict(slo),
         "machine": describe_machine(),
     }
 
 
-def _run_plots(report: Report, requests: Requests, slo: Slo, moments: list[Moment]) -> dict[str, str]:
-    # Import late: matplotlib is slow to import.
-    from loadtest.report.plots import distribution, load_and_cluster
-
-    due = requests.where((requests.at_s >= 0) & (requests.at_s < report["seconds"]))
-    lines = {"answered": (due.latency_ms[due.ok], len(due.ok))}
-    marks = {
-        f"p90 ≤ {slo.p90_ms:g} ms": (slo.p90_ms, 0.1),
-        f"p99 ≤ {slo.p99_ms:g} ms": (slo.p99_ms, 0.01),
-    }
-    axes = ("ms from the scheduled start", "share of requests not yet answered")
+def _run_plots(report: Report, slo: Slo, moments: list[Moment]) -> dict[str, str]:
     return {
         _timeline_title(report): load_and_cluster(moments, slo),
-        "Latency distribution": distribution(*axes, lines, marks),
+        "Latency distribution": latency_distribution(report, slo),
     }
+
+
+def latency_distribution(report: Report, slo: Slo) -> str:
+    """Plot the share of the requests of a report that took longer than a time, with the limits."""
+    return distribution("ms from the due time", {"answered": report["latency_tail"]}, slo.shares())
 
 
 def requests_csv(moments: Sequence[Moment]) -> str:
@@ -122,8 +128,8 @@ def findings(report: Report) -> Findings:
     slo = report["slo"]
     rows = [
         ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
-        ("candidates a second, scored by the model", f"{report['candidates_per_s']:,.0f}", ""),
-        ("full answers from a model", f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
+        (SCORED, f"{report['candidates_per_s']:,.0f}", ""),
+        (FULL, f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
         ("p50", milliseconds(report["p50_ms"]), ""),
         ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
         ("p99", milliseconds(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
@@ -164,8 +170,6 @@ def write_soak(
     folder: Path, report: Report, moments: Sequence[Moment], footprints: Sequence[Footprint], slo: Slo
 ) -> None:
     """Write the report folder, complete or not at all."""
-    from loadtest.report.plots import load_and_cluster, memory_and_files  # matplotlib
-
     at_s = [each.at_s for each in footprints]
     plots = {
         "Load and latency": load_and_cluster(moments, slo),
@@ -175,7 +179,11 @@ def write_soak(
     }
     files = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
     found = soak_findings(report)
-    write_report(folder, report, found.title, found.body(plots), SOAK_FOOTER, files)
+    claim = f"{report['rate_rps']:,.0f} requests/s for {report['seconds'] / 60:,.3g} minutes"
+    doubt = doubts(report, "A leak that needs longer than this run does not show.")
+    head = verdict(report, claim, "no drift and no leak beyond the limits", report["reasons"], doubt)
+    body = found.body(head, [name for name, *_ in found.rows], plots)
+    write_report(folder, report, found.title, body, SOAK_FOOTER, files)
 
 
 def soak_findings(report: Report) -> Findings:

@@ -13,9 +13,9 @@ from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import listed
 from loadtest.report.plots import answers_against_load, load_and_cluster
-from loadtest.report.report import SAME_CORES, Report, with_reasons, write_report
+from loadtest.report.report import SAME_CORES, Report, doubts, verdict, with_reasons, write_report
 from loadtest.workload.profiles import Slo, load_slo
-from serve.report.page import bullets, figures, paragraph, table
+from serve.report.page import bullets, figures, paragraph, table, tiles
 from serve.report.rows import markdown, number
 
 PART_TITLES = {
@@ -64,8 +64,6 @@ def _knees(report: Report) -> str:
 
 def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder, complete or not at all."""
-    plots = {"Answers against load": _answers_against_load(report)}
-    plots |= {title: load_and_cluster(moments, slo) for title, moments in lines.items()}
     runs = [*report["runs"], *([report["control"]] if report["control"]["run"] else [])]
     lead = (
         f"With the service on one core and the load generator on another: {_knees(report)}; the lower counts. "
@@ -74,11 +72,15 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     )
     reasons = [reason for run in report["runs"] for reason in run["reasons"]]
     rows = [_overload_cells(run, run is report["control"]) for run in runs]
+    full = [(run["offered"], run["full of the knee"], "full answers, of the knee") for run in rows]
+    doubt = "One machine: one core for the service and one for the load generator. A fleet has more parts."
     body = [
+        verdict(report, "under overload the model still answers", "All runs held", reasons, doubt),
+        tiles([("knee", f"{number(report['knee_rps'])} /s", "the lower of two"), *full]),
+        figures({"Answers against load": _answers_against_load(report)}),
         paragraph(lead),
-        bullets(reasons),
         table([list(rows[0]), *(list(row.values()) for row in rows)]),
-        figures(plots),
+        figures({title: load_and_cluster(moments, slo) for title, moments in lines.items()}),
     ]
     write_report(folder, report, f"Overload: {report['verdict']}", body, OVERLOAD_FOOTER)
 
@@ -89,7 +91,7 @@ def _answers_against_load(report: Report) -> str:
     rates = [run["goodput_by_rung_rps"] | {"refused": run["refused_rps"]} for run in runs]
     names = ("full", "partial", "fallback", "refused")
     shares = {name: [rate.get(name, 0.0) / report["knee_rps"] for rate in rates] for name in names}
-    return answers_against_load([run["times"] for run in runs], shares)
+    return answers_against_load([run_title(run) for run in runs], shares)
 
 
 def _overload_cells(run: Report, control: bool) -> dict[str, str]:
@@ -116,8 +118,14 @@ def _overload_cells(run: Report, control: bool) -> dict[str, str]:
 
 def write_scale(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]]) -> None:
     """Write the report beside the reports of its parts; `lines` holds their timelines."""
+    parts, slo = report["parts"], load_slo()
+    reasons = [f"{name}: {reason}" for name, part in parts.items() for reason in part["reasons"]]
+    held = "; ".join(f"{name}: {describe_part(name, part).partition(';')[0]}" for name, part in parts.items())
+    doubt = "The Scorer is throttled and the nodes are fake, all on one machine: new machines start slower."
     body = [
-        _part(name, part, load_and_cluster(lines[name], load_slo())) for name, part in report["parts"].items()
+        verdict(report, "replicas and nodes follow the load", held, reasons, doubt),
+        tiles([(name, HELD[part["held"]], describe_part(name, part)) for name, part in parts.items()]),
+        *(_part(name, part, load_and_cluster(lines[name], slo)) for name, part in parts.items()),
     ]
     footer = SCALE_FOOTER.format(**report["pace"])
     write_report(folder, report, f"Scaling: {report['verdict']}", body, footer, new=False)
@@ -215,7 +223,20 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
         )
         for one in report["faults"]
     ]
-    body = [table([head, *rows])]
+    run = [one for one in report["faults"] if one["held"] is not None]
+    reasons = [f"{one['fault']}: {reason}" for one in run for reason in one["reasons"]]
+    failed, sent = (sum(one.get(key, 0) for one in run) for key in ("failed", "requests"))
+    numbers = [
+        ("faults held", f"{sum(one['held'] for one in run)} of {len(run)}", ""),
+        ("requests that failed", f"{failed:,} of {sent:,}", "after one retry"),
+        ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it"),
+    ]
+    doubt = doubts(report, "Each fault was injected once; a second one at the same time is not tested.")
+    body = [
+        verdict(report, "faults under load", "each within what is allowed for it", reasons, doubt),
+        tiles(numbers),
+        table([head, *rows]),
+    ]
     for found in report["faults"]:
         if found["fault"] in lines:
             plot = load_and_cluster(lines[found["fault"]], slo)

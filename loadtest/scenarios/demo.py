@@ -5,27 +5,24 @@ Its report compares claims about the original system with measurements.
 
 from __future__ import annotations
 
-import html
-import json
 import os
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from loadtest.commands import die_with_parent, run_command
 from loadtest.errors import INTERRUPTED
-from loadtest.report.report import SAME_CORES, Report, write_report
+from loadtest.measure.verdict import EXIT_CODES
+from loadtest.report.demo import MEASURES, demo_verdict, write_demo
+from loadtest.report.report import Report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
 from serve.contract.errors import TabrankError
 from serve.log.atomic_files import exclusive
 from serve.operate.host.machine import describe_machine
-from serve.report.page import figures, table
-from serve.report.rows import columns, number
+from serve.report.rows import number
 
 DEMO = Path("var/demo")
 LOG, MODEL, RUN = f"{DEMO}/log", f"{DEMO}/model", f"{DEMO}/run"
@@ -33,12 +30,6 @@ LOG, MODEL, RUN = f"{DEMO}/log", f"{DEMO}/model", f"{DEMO}/run"
 TRAIN, TEST = f"{DEMO}/train", f"{DEMO}/test"
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6
 LOAD_S = 30
-LINKS = {
-    "load-headline/report.html": "The load test at 900 req/s",
-    "load-modest/report.html": "The load test at 300 req/s, which decides where 900 did not hold",
-    "model/report.html": "The model's report",
-    "model/MODEL_CARD.md": "The model's card",
-}
 
 
 def main() -> int:
@@ -82,9 +73,13 @@ def _demo() -> int:
         "machine": describe_machine(),
         "seconds": round(time.monotonic() - begun, 1),
     }
-    show("\n" + write_reports(report, DEMO))
+    show("\n" + write_demo(report, DEMO))
     show(f"\nFull report: {DEMO / 'report.html'} ({report['seconds']} s)")
-    return _judge(topic, loads[-1])
+    if not topic["rose"]:
+        show(f"The new Space did not rise for the viewer within {RISES_S:g} s: the demo does not hold.")
+    elif loads[-1]["verdict"] == "void":
+        show("Invalid load measurement: the machine was too busy. The other results stand.")
+    return EXIT_CODES[demo_verdict(report)]
 
 
 def _simulate() -> None:
@@ -104,18 +99,24 @@ def _train() -> Report:
     fit = ("--surface", "spaces", "--log", TRAIN, "--out", MODEL, "--epochs", str(EPOCHS))
     fitted = _run("training", "fit", *fit)
     judged = _run("training", "evaluate", "--model", MODEL, "--history", TRAIN, "--log", TEST)
-    ours, theirs = judged["model"], judged["popular"]
-    show(
-        f"     {fitted['rows']:,} rows in {fitted['seconds']} s. "
-        f"On the last 20 %: AUC {ours['auc']:.3f} (popular {theirs['auc']:.3f}),"
-    )
-    show(f"     NDCG@10 {ours['ndcg@10']:.3f} (popular {theirs['ndcg@10']:.3f}).")
+    ours = judged["model"]
+    measures = {key: {name: judged[name][key] for name in ("model", "popular")} for key in (*MEASURES, "auc")}
+    show(f"     {fitted['rows']:,} rows in {fitted['seconds']} s. On the last 20 %:")
+    for key, title in (*MEASURES.items(), ("auc", "AUC")):
+        model, popular = (number(measures[key][name], ".3f") for name in ("model", "popular"))
+        show(f"     {title}: {model} (popular {popular})")
     train = {
         "rows": fitted["rows"],
         "seconds": fitted["seconds"],
         "auc": ours["auc"],
         "logloss": ours["logloss"],
-        "ndcg@10": {"model": ours["ndcg@10"], "popular": theirs["ndcg@10"]},
+        "ndcg@10": measures["ndcg@10"],
+        "measures": measures,
+        "intervals": {
+            key: {name: judged["intervals"][name][key] for name in measures[key]} for key in MEASURES
+        },
+        "reliability": judged["curves"]["reliability"],
+        "test_rows": judged["rows"],
         "paired": judged["paired"]["model-popular"],
     }
     return {"train": train, "git": fitted["git"]}
@@ -142,7 +143,9 @@ def _rank(story: TopicStory, url: str) -> Report:
     show("4/6  Rank candidates.")
     answer = story.rank(url, story.viewer)
     top, num = answer["ranking"][0], len(answer["ranking"])
-    show(f"     Viewer {story.viewer}: {top['candidate']} first of {num}, P(join) {top['score']:.3f}.")
+    show(
+        f"     Viewer {story.viewer}: {top['candidate']} first of {num}, P(join | looked at) {top['score']:.3f}."
+    )
     return answer
 
 
@@ -183,16 +186,6 @@ def _load(profile: str, url: str) -> Report:
     return load
 
 
-def _judge(topic: Mapping[str, Any], load: Mapping[str, Any]) -> int:
-    """Return the exit code of the demo."""
-    if not topic["rose"]:
-        show(f"The new Space did not rise for the viewer within {RISES_S:g} s: the demo does not hold.")
-        return 1
-    if load["verdict"] == "void":
-        show("Invalid load measurement: the machine was too busy. The other results stand.")
-    return {"held": 0, "not held": 1}.get(load["verdict"], 2)
-
-
 def _run(package: str, *arguments: str, accept: tuple[int, ...] = (0,)) -> Report:
     return run_command(package, *arguments, log=DEMO / "demo.log", accept=accept)
 
@@ -200,48 +193,6 @@ def _run(package: str, *arguments: str, accept: tuple[int, ...] = (0,)) -> Repor
 def show(line: str) -> None:
     """Print one line of the demo."""
     print(line, flush=True)
-
-
-def write_reports(report: Report, folder: Path) -> str:
-    """Write `report.json` and `report.html` into `folder`; return the table as text."""
-    rows = claims(report)
-    links = [
-        f'<li><a href="{target}">{html.escape(what)}</a></li>'
-        for target, what in LINKS.items()
-        if (folder / target).exists()
-    ]
-    whole = f"<pre>{html.escape(json.dumps(report, indent=1))}</pre>"
-    body = [table(rows), f"<ul>{''.join(links)}</ul>", figures({"report.json": whole})]
-    write_report(folder, report, "tabrank: claims and measurements", body, SAME_CORES, new=False)
-    return columns(rows)
-
-
-def claims(report: Report) -> list[tuple[str, str, str]]:
-    """Return rows of (name, claim about the original system, measurement of this run)."""
-    load, paired, topic = report["load"], report["train"]["paired"], report["topic"]
-    viewer, control, cores = topic["viewer"], topic["control"], report["machine"]["cores"]
-    rate = f"{number(load.get('rps'))} /s of {load.get('target_rps', 0):g} offered, {load['verdict']}"
-    errors = f"{load['errors']}; {load['full_share']:.2%} full answers" if "errors" in load else "–"
-    gain = "–" if paired["ndcg@10"] is None else f"{paired['ndcg@10']:+.3f} ± {2 * paired['se']:.3f} NDCG@10"
-    gain += " on a held-out log; its A/B test: make experiment"
-    rise = f"place {viewer['before']} → {viewer['after']}{_after(topic['seconds'])}; for a control viewer "
-    rise += f"{control['before']} → {control['after']}"
-    adapts = "new Spaces on a topic rise for viewers who engaged with it"
-    return [
-        ("", "claimed", "measured here"),
-        ("queries", "900 /s", rate),
-        ("candidates", "50,000 /s", f"{number(load.get('candidates_per_s'))} /s scored by the model"),
-        ("p90", "< 50 ms", f"{number(load.get('p90_ms'), '.1f')} ms"),
-        ("p99", "< 100 ms", f"{number(load.get('p99_ms'), '.1f')} ms"),
-        ("errors", "–", errors),
-        ("against most popular", "+1.99 % join rate (A/B test)", gain),
-        ("adapts to the viewer", adapts, rise),
-        ("machine", "a fleet on several clouds", f"{cores} cores, load generator included"),
-    ]
-
-
-def _after(seconds: float | None) -> str:
-    return "" if seconds is None else f" within {seconds:.2f} s"
 
 
 if __name__ == "__main__":

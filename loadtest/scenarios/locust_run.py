@@ -16,7 +16,7 @@ from locust.env import Environment
 from locust.html import get_html_report
 
 from loadtest.generator.dispatcher import allow_open_files, show_progress
-from loadtest.locustfile import LocustLoad, RankUser
+from loadtest.locustfile import LocustLoad, OpenLoopUser
 from loadtest.measure.measure import RequestLog, Requests
 from loadtest.workload.profiles import Profile
 
@@ -34,7 +34,7 @@ def run_load(
     allow_open_files()
     log = RequestLog()
 
-    environment = Environment(user_classes=[RankUser], host=url)
+    environment = Environment(user_classes=[OpenLoopUser], host=url)
     environment.load = LocustLoad(profile, bodies, profile.blocks, partial(log.keep, zero_s=profile.warmup_s))
     runner = environment.create_local_runner()
     helpers = [

@@ -23,6 +23,8 @@ RECENT_MS = 30 * 60_000
 COMMON_TOPICS = 8
 NEW_SPACE = "new-space"
 NUM_RIVALS = 54
+# Places of the rankings in the report.
+NUM_TOP = 8
 # Age of the new Space at the start. In its first seconds its age alone would change its place.
 OPENED_MS = 60_000
 # The demo holds only if the new Space rises within this time.
@@ -72,6 +74,7 @@ class TopicStory:
         not_fields = ("id", "ts_ms", "ends_ms")
         self._fields = {k: value for k, value in new.items() if value is not None and k not in not_fields}
         rivals = sorted(live, key=lambda room: bool(room["language"] == language))[-NUM_RIVALS:]
+        self._topics = {name: room["topic"] for name, room in rooms.items()}
         self._slate = [NEW_SPACE, *(room["id"] for room in rivals)]
 
     def open(self, url: str) -> None:
@@ -91,11 +94,13 @@ class TopicStory:
 
         `seconds`: time from the acknowledgement of the joins to the first ranking in which the
         Space rose; None if it did not rise within WAIT_S. `rose`: it rose within RISES_S, and more
-        than for the control viewer.
+        than for the control viewer. `rankings`: the viewer's first places before and after.
         """
-        before = {who: self.place(url, who) for who in (self.viewer, self.control)}
+        first = self.rank(url, self.viewer, explain=True)
+        before = {self.viewer: place_in(first), self.control: self.place(url, self.control)}
         self.post(url, self.engagements())
         seconds, after = self._await_rise(url, before[self.viewer])
+        last = self.rank(url, self.viewer, explain=True)
         control_after = self.place(url, self.control)
         risen, control_risen = before[self.viewer] - after, before[self.control] - control_after
         return {
@@ -105,7 +110,21 @@ class TopicStory:
             # The age of a room alone may change its place by one, for each viewer.
             "rose": seconds is not None and seconds <= RISES_S and risen > max(control_risen, 0),
             "seconds": seconds,
+            "rankings": {"before": self._top(first, first), "after": self._top(last, first)},
         }
+
+    def _top(self, answer: dict[str, Any], first: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the first places of a ranking and the new Space, with their earlier places."""
+        was = {room["candidate"]: room["position"] for room in first["ranking"]}
+        return [
+            {
+                **{key: room.get(key) for key in ("candidate", "position", "score", "reasons")},
+                "topic": self._topics.get(room["candidate"], self.topic),
+                "was": was[room["candidate"]],
+            }
+            for room in answer["ranking"]
+            if room["position"] <= NUM_TOP or room["candidate"] == NEW_SPACE
+        ]
 
     def engagements(self) -> list[Record]:
         """Return a click and a join for each Space, as viewers open a room before they join it."""
@@ -125,9 +144,9 @@ class TopicStory:
                 f"the service rejected the demo's events: {refused.pointer}: {refused.detail}"
             )
 
-    def rank(self, url: str, viewer: str) -> dict[str, Any]:
+    def rank(self, url: str, viewer: str, *, explain: bool = False) -> dict[str, Any]:
         """Return the service's answer for the demo's slate."""
-        request = {"viewer": viewer, "candidates": self._slate, "traffic": "test"}
+        request = {"viewer": viewer, "candidates": self._slate, "traffic": "test", "explain": explain}
         status, body = ask(url, PATH, json.dumps(request).encode(), DEADLINE)
         if status != 200:
             raise LoadtestError(f"the service did not rank: {status} {detail_of(body)}; see {self._run}")
@@ -140,8 +159,7 @@ class TopicStory:
 
     def place(self, url: str, viewer: str) -> int:
         """Return the position of the new Space for a viewer."""
-        ranking = self.rank(url, viewer)["ranking"]
-        return next(int(r["position"]) for r in ranking if r["candidate"] == NEW_SPACE)
+        return place_in(self.rank(url, viewer))
 
     def _await_rise(self, url: str, before: int) -> tuple[float | None, int]:
         """Return the seconds until the Space ranks before place `before`, and its place then."""
@@ -149,3 +167,8 @@ class TopicStory:
         while (place := self.place(url, self.viewer)) >= before and time.monotonic() - begun <= WAIT_S:
             time.sleep(POLL_S)
         return (round(time.monotonic() - begun, 3) if place < before else None), place
+
+
+def place_in(answer: dict[str, Any]) -> int:
+    """Return the position of the new Space in an answer."""
+    return next(int(room["position"]) for room in answer["ranking"] if room["candidate"] == NEW_SPACE)

@@ -17,14 +17,19 @@ import psutil
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import replica_states
+from loadtest.measure.service import DEFAULT_URL
 from loadtest.targets.processes import marked, marker_of
 from loadtest.targets.services import Document, TargetService, read_document, write_document
 from loadtest.targets.workspace import Workspace
+from serve.config.application import OUR_APPLICATION
+from serve.operate.host.state import RUN, UNWATCHED, status
 from serve.operate.status.scrape import Page, read_pages
 
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
 REPLICA = "ray::ServeReplica:spaces:"
 IDLE = "ray::IDLE"
+# States of a service that answers.
+SERVING = ("ready", "deploying", UNWATCHED)
 # Part of a command line that names a group of processes: a deployment or a program.
 GROUP = re.compile(rf"(?<={REPLICA})\w+|\bhaproxy\b|spawn_main")
 PROGRAMS = {"haproxy": "HAProxy", "spawn_main": "uvicorn worker"}
@@ -87,6 +92,27 @@ class Target:
         """Deploy a changed document in place."""
         write_document(self.file, document)
         run_command("serve", "up", str(self.file), "--run", str(self.run), log=self.folder / "deploy.log")
+
+
+def running_url(url: str | None, option: str = "--url") -> str:
+    """Return a named URL, or else the one of the service in `var/run`, or else the default one.
+
+    Raises:
+        LoadtestError: if the service there does not run, or has several of our applications.
+    """
+    if url:
+        return url
+    service = status(RUN)
+    if (state := service["state"]) == "stopped":
+        return DEFAULT_URL
+    apps = [app for app in service.get("applications", {}).values() if app["import_path"] == OUR_APPLICATION]
+    urls = [service["url"] + (app.get("route_prefix") or "/").rstrip("/") for app in apps]
+    if state in SERVING and len(urls) == 1:
+        return str(urls[0])
+    why = f"has {', '.join(urls) or 'no ranking application'}" if state in SERVING else f"is {state}"
+    raise LoadtestError(
+        f"{RUN}: the service {why}; start one with `python -m serve up`, or name one with {option}"
+    )
 
 
 def title(process: psutil.Process) -> str:

@@ -79,6 +79,11 @@ class Slo:
     min_full_share: Share
     generator_late_ms_p99: Number
 
+    def shares(self) -> list[tuple[str, float, float]]:
+        """Return each limit of latency: name, ms, and the share that may take longer."""
+        limits = ((90, self.p90_ms), (99, self.p99_ms))
+        return [(f"p{share} ≤ {ms:g} ms", ms, 1 - share / 100) for share, ms in limits]
+
 
 def load_profile(name: str, **changes: float | None) -> Profile:
     """Return a shipped profile by its name or a profile from a `*.toml` path, with overrides.

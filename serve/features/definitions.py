@@ -8,7 +8,7 @@ an entity.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,12 +17,25 @@ from numpy.typing import NDArray
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from serve.contract.errors import TabrankError, unknown_key
+from serve.contract.reasons import YES_NO
 from serve.contract.typed_reader import STRICT, Between, checked_by
 from serve.contract.validation import UNITS_MS, duration_ms, one_of, typed
 from serve.features.batch import Batch
 from serve.features.slots import F64, IMPRESSION, OWNERS, U64, Entity, FieldRef, Map, Presence, Slot, Sum
 
 Transform = Literal["none", "log1p"]
+# A label is one line of a screen, and an answer may hold thousands.
+MAX_WORDS = 80
+
+
+def _words(value: object, where: str) -> str:
+    text = typed(value, str, where)
+    if not text.strip() or len(text) > MAX_WORDS or not text.isprintable():
+        raise TabrankError(f"{where}: {text!r} must be words on one line, 1 to {MAX_WORDS} characters")
+    return str(text)
+
+
+Words = Annotated[str, checked_by(_words), Field(json_schema_extra={"maxLength": MAX_WORDS})]
 
 
 def declared(check: Callable[..., Any]) -> PlainValidator:
@@ -86,11 +99,33 @@ class Prior:
     weight: Annotated[float, Between(0.01, 1e6)]
 
 
+@dataclass(frozen=True)
 class Kind:
-    """Feature kind; its value is numeric `[R]`, or category hashes `[R]` or `[R, M]`."""
+    """Feature kind; its value is numeric `[R]`, or category hashes `[R]` or `[R, M]`.
+
+    Attributes:
+        describe: The feature in words for people, as reasons of a ranking state it.
+        unit: The unit of its values; `yes/no` of 1 and 0.
+    """
 
     __pydantic_config__ = STRICT
     categorical: ClassVar[bool] = False
+    # The words of a feature without `describe`, from its options.
+    template: ClassVar[str] = "{field}"
+    # Neither equality nor a fingerprint depends on these.
+    describe: Words = field(default="", repr=False, compare=False, kw_only=True)
+    unit: Words = field(default="", repr=False, compare=False, kw_only=True)
+
+    @property
+    def label(self) -> str:
+        """The feature in words: `describe`, or words from its options."""
+        return self.describe or self.worded(vars(self))
+
+    @classmethod
+    def worded(cls, options: Mapping[str, object]) -> str:
+        """Return words for a feature with these options; fields are written owner.name."""
+        text = cls.template.format(**options).replace("candidate.", "").replace("context.", "")
+        return text.replace("viewer.", "viewer's ").replace("_", " ").removesuffix(" ms")
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -149,6 +184,8 @@ class Context(Number):
 class Age(Kind):
     """Seconds since a candidate's start; 0 where the start is in the future."""
 
+    template = "time since {field}"
+    unit: Words = field(default="s", repr=False, compare=False, kw_only=True)
     field: Annotated[FieldRef, field_of("time")]
     transform: Transform = "none"
 
@@ -162,6 +199,8 @@ class Age(Kind):
 class Match(Kind):
     """1 where viewer and candidate have the same category, else 0."""
 
+    template = "{candidate} equals {viewer}"
+    unit: Words = field(default=YES_NO, repr=False, compare=False, kw_only=True)
     viewer: Annotated[FieldRef, field_of("category")]
     candidate: Annotated[FieldRef, field_of("category")]
     transform: ClassVar[Transform] = "none"
@@ -176,6 +215,8 @@ class Match(Kind):
 class Member(Kind):
     """1 where the candidate's category is in the viewer's set, else 0."""
 
+    template = "{candidate} is among {viewer}"
+    unit: Words = field(default=YES_NO, repr=False, compare=False, kw_only=True)
     viewer: Annotated[FieldRef, field_of("set")]
     candidate: Annotated[FieldRef, field_of("category")]
     transform: ClassVar[Transform] = "none"
@@ -192,6 +233,7 @@ class Member(Kind):
 class Count(Kind):
     """Number of the viewer's or candidate's events, decayed with `half_life`."""
 
+    template = "{event} events of the {entity}"
     entity: Entity
     event: Event
     half_life_ms: HalfLife = np.inf
@@ -216,6 +258,7 @@ class Gauge(Kind):
     counts, for `down` events get lost. Example: join and leave give the audience of a room.
     """
 
+    template = "between {up} and {down} now"
     entity: Entity
     up: Event
     down: Event
@@ -239,6 +282,7 @@ class Rate(Kind):
     This is the posterior mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
     """
 
+    template = "{event} per {over} of the {entity}"
     entity: Entity
     event: Event
     over: Event
@@ -266,6 +310,7 @@ class Affinity(Kind):
     For a multi-valued field it is the mean over the candidate's values.
     """
 
+    template = "viewer's {event} per {over} at the same {field}"
     event: Event
     over: Event
     field: Annotated[FieldRef, field_of("category", "set")]

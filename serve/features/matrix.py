@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ class Columns:
     multi: tuple[tuple[str, int], ...]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The features: numeric ones, single categories, sets."""
+        return (*self.numeric, *self.single, *(name for name, _ in self.multi))
+
+    @property
     def num_category(self) -> int:
         """Return the number of category columns; a set counts with its width."""
         return len(self.single) + sum(width for _, width in self.multi)
@@ -32,6 +37,13 @@ class Columns:
     def row_bytes(self) -> int:
         """Return the size of a candidate's row in a call of Scorer."""
         return 4 * len(self.numeric) + 8 * self.num_category
+
+    def category_parts(self) -> Iterator[tuple[str, slice]]:
+        """Yield the name and the category columns of each categorical feature."""
+        at = 0
+        for name, width in (*((name, 1) for name in self.single), *self.multi):
+            yield name, slice(at, at + width)
+            at += width
 
 
 @dataclass(frozen=True)

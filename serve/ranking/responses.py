@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from serve.contract.rankings import RankAnswer, Ranked, Timing
+import numpy as np
+
+from serve.contract.rankings import RankAnswer, Ranked, Reason, Timing
 from serve.features.matrix import Columns, Matrix
+from serve.features.surface import Surface
 from serve.log.events import Exposure
 from serve.model.encoder import Encoder
 from serve.ranking.ranker import Slate
+from serve.ranking.reasons import Explained
+
+MAX_REASONS = 5
 
 
 def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None) -> dict[str, Any]:
@@ -26,26 +32,48 @@ def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None)
     def word(name: str, hashed: int) -> str | None:
         return None if hashed == 0 else known.get(name, {}).get(hashed, f"#{hashed:016x}")
 
-    numbers = (float(value) for value in matrix.numeric[row])
+    # The shortest number that is the same float32.
+    numbers = (float(str(value)) for value in matrix.numeric[row])
     values: dict[str, Any] = {
         name: value if value == value else None for name, value in zip(columns.numeric, numbers, strict=True)
     }
-    hashes = [int(value) for value in matrix.category[row]]
-    for k, name in enumerate(columns.single):
-        values[name] = word(name, hashes[k])
-    at = len(columns.single)
-    for name, width in columns.multi:
-        values[name] = [word(name, hashed) for hashed in hashes[at : at + width] if hashed]
-        at += width
+    hashes = matrix.category[row].tolist()
+    for name, part in columns.category_parts():
+        words = [word(name, hashed) for hashed in hashes[part]]
+        values[name] = words[0] if name in columns.single else [each for each in words if each is not None]
     return values
+
+
+def add_reasons(
+    ranked: Sequence[Ranked],
+    explained: Explained,
+    surface: Surface,
+    columns: Columns,
+    encoder: Encoder | None,
+) -> None:
+    """Add their reasons to the explained candidates, which are the first and have their features."""
+    typical = explain(columns, explained.typical, 0, encoder)
+    largest = np.argsort(-np.abs(explained.contributions), axis=1, kind="stable")[:, :MAX_REASONS]
+    sizes = np.take_along_axis(explained.contributions, largest, axis=1)
+    # NaN sorts last, and is no reason either.
+    for each, features, log_odds in zip(ranked, largest.tolist(), sizes.tolist(), strict=False):
+        each.reasons = []
+        for feature, contribution in zip(features, log_odds, strict=True):
+            name = columns.names[feature]
+            if abs(contribution) > 0.0:
+                kind, value = surface.features[name], each.features[name]  # type: ignore[index]
+                each.reasons.append(
+                    Reason(name, kind.label, value, typical[name], kind.unit or None, contribution)
+                )
 
 
 def answer(
     slate: Slate,
     shown: Sequence[str],
-    surface: str,
+    surface: Surface,
     columns: Columns,
     encoder: Encoder | None,
+    explained: Explained | None,
     *,
     total_ms: float,
     freshness_ms: float | None,
@@ -57,12 +85,14 @@ def answer(
     ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
     if query.explain and slate.matrix is not None:
         for each, i in zip(ranked, order, strict=True):
-            each.features = explain(columns, slate.matrix, i, encoder)
+            each.features, each.reasons = explain(columns, slate.matrix, i, encoder), None
+        if explained is not None:
+            add_reasons(ranked, explained, surface, columns, encoder)
     queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
     timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
     return RankAnswer(
         request_id=query.request_id,
-        surface=surface,
+        surface=surface.name,
         experiment=query.experiment,
         arm=query.arm.name,
         model=slate.model,

@@ -31,6 +31,7 @@ from serve.ranking.circuit_breaker import CircuitBreaker
 from serve.ranking.exposure_buffer import WAITING, ExposureBuffer
 from serve.ranking.near_scoring import NearScoring
 from serve.ranking.ranker import Query, Ranker, Slate
+from serve.ranking.reasons import Explained, explain
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
 from serve.rollout.active_models import ActiveModels, LoadModel
@@ -82,11 +83,7 @@ class FeatureFetcher:
         self.metrics = metrics or Metrics()
         self.warn = SeldomWarning()
 
-        breakers: defaultdict[str, CircuitBreaker] = defaultdict(partial(CircuitBreaker, call_scorer))
-
-        async def call(version: str, payload: bytes) -> bytes:
-            return await breakers[version](version, payload)
-
+        call = _guarded(call_scorer)
         # A version on trial may be slow, or end its process.
         score = call
         if near is not None:
@@ -102,6 +99,8 @@ class FeatureFetcher:
             self.models, score, lambda: self._scored.is_idle, roll_back, self.warn, call
         )
         self.ranker = Ranker(features, self.live, self.rollout.score, self.warn, self.metrics.batch)
+        # What fails for reasons alone must not end the scoring of rankings.
+        self._score_alone = _guarded(call_scorer)
         self.exposure_buffer = ExposureBuffer(ingest, self.warn)
         self.admission = Admission()
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
@@ -181,12 +180,26 @@ class FeatureFetcher:
         return answer(
             slate,
             shown,
-            self.surface.name,
+            self.surface,
             self.ranker.features.columns,
             artifact.encoder if artifact else None,
+            await self._explained(slate, len(shown), deadline),
             total_ms=total_ms,
             freshness_ms=self.freshness_ms,
         )
+
+    async def _explained(self, slate: Slate, num_shown: int, deadline: float) -> Explained | None:
+        """Return the reasons, if they are asked for and come in time."""
+        # Load shedding drops reasons before scores.
+        if not slate.query.explain or self.admission.load_shedder.level:
+            return None
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await explain(slate, self.ranker.features.columns, self._score_alone, num_shown)
+        # A ranking without reasons is still a ranking.
+        except Exception as error:
+            self.warn("no reasons", error, slate.query.request_id)
+            return None
 
     async def _slate(self, query: Query, waited_s: float, deadline: float, caller: str) -> Slate:
         arrived_s = asyncio.get_running_loop().time() - waited_s
@@ -289,3 +302,13 @@ class FeatureFetcher:
         """Return the age of the features: of the last table read or the oldest unsent exposure."""
         age_s = self.live.age_s
         return None if age_s is None else round(max(age_s, self.exposure_buffer.age_s) * 1e3, 1)
+
+
+def _guarded(call_scorer: CallScorer) -> CallScorer:
+    """Return the call with a circuit breaker for each version."""
+    breakers: defaultdict[str, CircuitBreaker] = defaultdict(partial(CircuitBreaker, call_scorer))
+
+    async def call(version: str, payload: bytes) -> bytes:
+        return await breakers[version](version, payload)
+
+    return call

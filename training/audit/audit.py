@@ -81,8 +81,8 @@ def audit(
         )
     columns = features.columns
     # Name of each column; a set has several columns.
-    names = [*columns.numeric, *columns.single]
-    names += [name for name, width in columns.multi for _ in range(width)]
+    parts = columns.category_parts()
+    names = [*columns.numeric, *(name for name, part in parts for _ in range(part.start, part.stop))]
     # Largest difference of each feature, with its exposure and row.
     most = dict.fromkeys(names, (0.0, 0, 0))
     at = {one.exposure: one.matrix for one in served}

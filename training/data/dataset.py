@@ -97,14 +97,6 @@ def evenly(num_rows: int, most: int) -> I64:
     return np.linspace(0, num_rows - 1, min(most, num_rows)).astype(np.int64)
 
 
-def category_parts(columns: Columns) -> Iterator[tuple[str, slice]]:
-    """Yield the name and the category columns of each categorical feature."""
-    at = 0
-    for name, width in (*((name, 1) for name in columns.single), *columns.multi):
-        yield name, slice(at, at + width)
-        at += width
-
-
 def concat(parts: Sequence[Dataset]) -> Dataset:
     """Concatenate parts of one log into one dataset."""
     matrix = Matrix.stacked([part.matrix for part in parts])

@@ -14,7 +14,6 @@ from serve.features.matrix import Columns, Matrix
 from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, vocabulary_entry
-from training.data.dataset import category_parts
 
 # Treat a category of fewer rows as unseen: its embedding would be noise.
 MIN_ROWS = 20
@@ -32,7 +31,7 @@ def fit_encoder(surface: Surface, columns: Columns, matrix: Matrix, strings: Map
     numeric = [
         _numeric(name, kinds[name].transform, matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)
     ]
-    parts = {name: matrix.category[:, part] for name, part in category_parts(columns)}
+    parts = {name: matrix.category[:, part] for name, part in columns.category_parts()}
     single = []
     for name in columns.single:
         vocabulary = _vocabulary(parts[name], strings, MAX_VOCABULARY)

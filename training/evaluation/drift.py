@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import entry_hash, vocabulary_entry
 from serve.rollout.score_comparison import cell_counts
-from training.data.dataset import category_parts
 
 # Cells of equal count for a number.
 NUM_CELLS = 10
@@ -38,7 +37,7 @@ def statistics(columns: Columns, matrix: Matrix, score: NDArray[np.floating]) ->
     return {
         "rows": len(score),
         "numeric": {name: _numbers(matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)},
-        "category": {name: _categories(matrix.category[:, part]) for name, part in category_parts(columns)},
+        "category": {name: _categories(matrix.category[:, part]) for name, part in columns.category_parts()},
         "score": _numbers(np.asarray(score, np.float32)),
     }
 
@@ -49,7 +48,7 @@ def drift(
     """Return the index of each feature and of the scores `[N]` against `statistics` of training."""
     known = made_from["numeric"]
     features = {n: _index(known[n], matrix.numeric[:, j]) for j, n in enumerate(columns.numeric)}
-    for name, part in category_parts(columns):
+    for name, part in columns.category_parts():
         cells = made_from["category"][name]
         features[name] = psi(np.array(cells["shares"]), _category_shares(cells, matrix.category[:, part]))
     return {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, category_parts
+from training.data.dataset import Dataset
 from training.evaluation.metrics import mean, probability, row_logloss
 from training.evaluation.slates import auc
 from training.examination.examination import IGNORED, Examination
@@ -82,7 +82,7 @@ def by_permutation(
     whole = _quality(label, score(matrix), theta)
     none = slice(0)
     places = [(name, slice(i, i + 1), none) for i, name in enumerate(columns.numeric)]
-    places += [(name, none, part) for name, part in category_parts(columns)]
+    places += [(name, none, part) for name, part in columns.category_parts()]
     lost: dict[str, dict[str, float | None]] = {}
     for name, numeric, category in places:
         permuted = Matrix(matrix.numeric.copy(), matrix.category.copy())

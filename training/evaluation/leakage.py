@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Dataset, category_parts
+from training.data.dataset import Dataset
 from training.evaluation.slates import F64, auc
 
 Sign = Literal["value", "missing"]
@@ -60,7 +60,7 @@ def suspects(data: Dataset) -> list[Suspect]:
     for j, name in enumerate(data.columns.numeric):
         values = data.matrix.numeric[rows, j].astype(np.float64)
         found += _judge(name, values, np.isfinite(values), label)
-    for name, part in category_parts(data.columns):
+    for name, part in data.columns.category_parts():
         hashes = data.matrix.category[rows, part]
         found += _judge(name, _rates(hashes, label, fold), (hashes != 0).any(axis=1), label)
     return sorted(found, key=lambda suspect: -abs(suspect.auc - 0.5))

@@ -48,11 +48,10 @@ def test_the_folder_of_a_knee_holds_the_report_and_a_page_of_its_own(tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     page = (tmp_path / "out" / "report.html").read_text()
     assert "The knee: 450 requests a second" in page
-    assert page.count("<svg") == 1
+    assert page.count('class="plot"') == 1
     assert all(f">{name}<" in page for name in ("p50", "p90", "p99"))
     assert "p99 &lt;b&gt;" in page
-    links = set(re.findall(r'(?:src|href)="([^"#]+)"', page))
-    assert {link for link in links if "w3.org" not in link} == {"report.json"}
+    assert re.findall(r'(?:src|href)="([^"#]+)"', page.partition("<script>")[0]) == ["report.json"]
 
 
 def test_a_service_without_a_knee_is_reported_too(tmp_path):

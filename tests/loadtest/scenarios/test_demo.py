@@ -7,10 +7,11 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from demo_report import demo_report, load_report
 
 from loadtest.errors import LoadtestError
+from loadtest.report.demo import claims, demo_verdict, write_demo
 from loadtest.scenarios import demo, topic_story
-from loadtest.scenarios.demo import claims
 from loadtest.scenarios.topic_story import NEW_SPACE, TopicStory
 
 TOPICS = ("music", "music", "music", "chess", "chess")
@@ -136,17 +137,88 @@ def test_events_that_are_not_taken_end_the_demo(live_stub, ranks):
         ranks("a")
 
 
-def reported(seconds):
-    topic = {"viewer": {"before": 20, "after": 3}, "control": {"before": 9, "after": 9}, "seconds": seconds}
-    load = {"verdict": "held", "target_rps": 900}
-    train = {"paired": {"ndcg@10": None}}
-    rows = claims({"load": load, "train": train, "topic": topic, "machine": {"cores": 2}})
-    return next(here for what, _, here in rows if what == "adapts to the viewer")
+def test_the_viewers_first_places_are_recorded_before_and_after(live_stub, ranks):
+    rankings = ranks("a")["rankings"]
+    before, after = rankings["before"], rankings["after"]
+    assert [room["position"] for room in before[:8]] == [*range(1, 9)]
+    assert before[-1]["candidate"] == NEW_SPACE
+    assert (after[0]["candidate"], after[0]["was"]) == (NEW_SPACE, before[-1]["position"])
+    assert after[0]["topic"] == "chess"
+    # This service gives no reasons.
+    assert {room["reasons"] for room in after} == {None}
+    explained = [request["explain"] for request in live_stub.requests]
+    assert explained.count(True) == 2
+
+
+def claim(name, **changes):
+    return next(row[2:] for row in claims(demo_report(**changes)) if row[0] == name)
 
 
 def test_the_report_says_how_soon_it_rose():
-    assert reported(0.312) == "place 20 → 3 within 0.31 s; for a control viewer 9 → 9"
-    assert reported(None) == "place 20 → 3; for a control viewer 9 → 9"
+    topic = demo_report()["topic"]
+    told = "place 20 → 3{}; for a control viewer 9 → 9"
+    assert claim("adapts to the viewer") == (told.format(" within 0.31 s"), "✓ yes")
+    late = topic | {"seconds": None, "rose": False}
+    assert claim("adapts to the viewer", topic=late) == (told.format(""), "✗ no")
+
+
+def test_a_claim_on_popular_holds_beyond_two_standard_errors():
+    found = "+0.031 ± {} joins per ranking, logged rankings"
+    assert claim("against most popular") == (found.format("0.008"), "✓ yes")
+    train = demo_report()["train"]
+    wide = train | {"paired": train["paired"] | {"expected_labels_se": 0.02}}
+    assert claim("against most popular", train=wide) == (found.format("0.040"), "✗ no")
+    none = train | {"paired": {"ndcg@10": None}}
+    assert claim("against most popular", train=none) == ("–", "– not compared")
+
+
+def test_a_lower_rate_does_not_hold_the_claimed_one(tmp_path):
+    modest = load_report(target_rps=300.0, rps=300.0, candidates_per_s=16_500.0)
+    failed = load_report("not held", reasons=["p99 is 200.0 ms, above 100 ms"])
+    report = demo_report(load=modest, headline=failed)
+    assert claim("rankings", load=modest) == ("300 /s of 300 offered, held", "✗ no")
+    write_demo(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Held: 300 rankings/s in time" in page
+    assert "900 rankings/s did not hold on this machine" in page
+
+
+def test_a_demo_holds_only_if_the_room_rose_and_the_load_held():
+    assert demo_verdict(demo_report()) == "held"
+    assert demo_verdict(demo_report(load=load_report("void"))) == "void"
+    sank = demo_report()["topic"] | {"rose": False}
+    assert demo_verdict(demo_report(topic=sank, load=load_report("void"))) == "not held"
+
+
+def test_the_report_tells_the_story_with_short_numbers(tmp_path):
+    table = write_demo(demo_report(), tmp_path)
+    assert "joins per ranking" in table
+    page = (tmp_path / "report.html").read_text().partition("<script>")[0]
+    for told in (
+        "Held: 900 rankings/s in time",
+        "one machine with",
+        "joined rooms on this topic (0.31, typical 0.05) +0.83",
+        "↑ 17, from 20",
+        "P(join | looked at)",
+        "± 0.008",
+        "make experiment",
+    ):
+        assert told in page, told
+    assert "0.0500000" not in page
+    assert page.index("Claimed and found") < page.index("Latency under load") < page.index("against popular")
+
+
+def test_a_load_without_numbers_and_rankings_without_reasons_are_told(tmp_path):
+    gone = {"profile": "headline", "url": "x", "verdict": "void", "reasons": ["no service answers"]}
+    topic = demo_report()["topic"]
+    plain = [room | {"reasons": None} for room in topic["rankings"]["after"]]
+    topic = topic | {"rankings": {"before": plain, "after": plain}}
+    write_demo(demo_report(load=gone, headline=gone, topic=topic), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "No verdict: 900 rankings/s" in page
+    assert claim("p99", load=gone) == ("– ms", "– no verdict")
+    assert "no service answers." in page
+    assert "what moves it most" not in page
 
 
 def test_an_interrupted_demo_stops_its_service_and_says_so(monkeypatch, tmp_path, capsys):

@@ -7,6 +7,9 @@ import json
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -185,27 +188,86 @@ def test_an_interrupted_run_has_no_verdict_and_leaves_nothing(stub, tmp_path):
     assert not (tmp_path / "var").exists()
 
 
+LOCUST = [str(Path(sys.executable).with_name("locust")), "-f", str(ROOT / "loadtest" / "locustfile.py")]
+
+
 def locust(stub, folder, *more):
     """Run the locustfile with Locust alone."""
-    command = [str(Path(sys.executable).with_name("locust")), "-f", str(ROOT / "loadtest" / "locustfile.py")]
-    command += ["--host", stub.url, "--headless", *more]
+    command = [*LOCUST, "--host", stub.url, "--headless", *more]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=60)
 
 
 def test_the_locustfile_divides_the_rate_among_workers(stub, tmp_path):
     stub.wait_s = 0.105
     load = ("--processes", "2", "-t", "4s", "--profile", "modest", *with_ids(tmp_path), "--rps", "100")
-    done = locust(stub, tmp_path, *load, "--json", "--only-summary", "--loglevel", "ERROR")
-    assert done.returncode == 0, done.stderr
+    limits = slo(tmp_path, p90_ms=50)
+    done = locust(stub, tmp_path, *load, *limits, "--json", "--only-summary", "--loglevel", "ERROR")
+    # The p90 is 105 ms.
+    assert done.returncode == 1, done.stderr
     # The workers print an empty list each.
     [entry] = json.loads(done.stdout[done.stdout.index("[\n") :])
     assert entry["name"] == "/v1/rank full"
-    assert 200 < entry["num_requests"] < 450
+    assert 100 < entry["num_requests"] < 450
     # Locust's own histogram would report 100 or 110.
     assert any(100 < float(ms) < 110 for ms in entry["response_times"])
 
 
 def test_the_locustfile_refuses_ids_that_it_cannot_use(stub, tmp_path):
     done = locust(stub, tmp_path, "--ids", "none.json", "-t", "2s")
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "none.json: cannot be read" in done.stderr
+
+
+def test_closed_loop_users_wait_for_their_answers_and_exit_by_the_slo(stub, tmp_path):
+    load = ("ClosedLoopUser", "-t", "3s", "-u", "8", "-r", "8", *with_ids(tmp_path), *slo(tmp_path))
+    done = locust(stub, tmp_path, *load)
+    assert done.returncode == 0, done.stderr
+    assert "SLO held, p90" in done.stderr
+    assert stub.num_connections == 8
+    # Each user asks at once, and then after 0.5 to 1.5 s each time.
+    assert 2 * 8 <= len(stub.requests) <= 6 * 8
+    stub.status = 503
+    done = locust(stub, tmp_path, *load)
+    assert done.returncode == 1, done.stderr
+    assert "HTTP 503" in done.stderr
+
+
+def test_the_web_ui_names_both_users_and_starts_as_many_as_asked_for(stub, tmp_path):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = [*LOCUST, "--host", stub.url, "--web-host", "127.0.0.1", "--web-port", str(port)]
+    command += [*with_ids(tmp_path), *slo(tmp_path)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=log)
+    web = f"http://127.0.0.1:{port}"
+    try:
+        page = asked(web)
+        assert '"show_userclass_picker": true' in page
+        assert '"available_user_classes": ["ClosedLoopUser", "OpenLoopUser"]' in page
+        # As the form sends it at first: both are ticked.
+        form = "user_classes=ClosedLoopUser&user_classes=OpenLoopUser&user_count=6&spawn_rate=6"
+        assert json.loads(asked(f"{web}/swarm", form.encode()))["success"]
+        until = time.monotonic() + 20
+        while stub.num_connections < 6 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert json.loads(asked(f"{web}/stats/requests"))["user_count"] == 6
+        asked(f"{web}/stop", b"")
+    finally:
+        process.terminate()
+        process.wait(20)
+    told = (tmp_path / "log").read_text()
+    assert "OpenLoopUser: Sends the rate of the profile" in told
+    assert "SLO held" in told
+
+
+def asked(url, form=None):
+    """Return the body that Locust's web UI answers, once it is up."""
+    until = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(url, form, timeout=5) as answer:
+                return answer.read().decode()
+        except urllib.error.URLError:
+            assert time.monotonic() < until
+            time.sleep(0.1)

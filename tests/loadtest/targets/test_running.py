@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from loadtest.targets.running import bound_of_share, read_page, total
+import json
+
+import pytest
+
+from loadtest.errors import LoadtestError
+from loadtest.measure.cluster import find_cluster
+from loadtest.targets.running import bound_of_share, read_page, running_url, total
 from serve.operate.status.scrape import Page, parse
 
 PAGE = """# HELP ray_tabrank_x_total What it is.
@@ -38,3 +44,51 @@ def test_the_bound_within_which_a_share_of_the_gain_lies():
 def test_where_no_page_answers_there_is_nothing_on_it():
     assert read_page("http://127.0.0.1:1/metrics").values == {}
     assert read_page("").values == {}
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Write the state of var/run of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("serve.operate.host.run_folder.RunFolder.supervisors", lambda self: [1])
+
+    def write(state, *routes):
+        app = {"import_path": "serve.app:build", "deployments": {"Scorer": {"replicas": {"RUNNING": 1}}}}
+        apps = {f"app{i}": {**app, "route_prefix": route} for i, route in enumerate(routes)}
+        (tmp_path / "var/run").mkdir(parents=True)
+        service = {"state": state, "url": "http://127.0.0.1:8123", "applications": apps}
+        (tmp_path / "var/run/service.json").write_text(json.dumps(service))
+
+    return write
+
+
+@pytest.mark.parametrize("route", ["/", "/spaces"])
+def test_the_service_of_var_run_is_found(folder, route):
+    folder("ready", route)
+    url = running_url(None)
+    assert url == "http://127.0.0.1:8123" + route.rstrip("/")
+    # Its replicas are counted too.
+    assert find_cluster(None, url) is not None
+    assert find_cluster(None, "http://127.0.0.1:81234") is None
+
+
+def test_a_named_url_counts_and_without_a_service_the_default(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert running_url(None) == "http://127.0.0.1:8000"
+    folder("ready", "/")
+    assert running_url("http://other:1") == "http://other:1"
+
+
+@pytest.mark.parametrize(
+    ("state", "routes", "message"),
+    [
+        ("failed", ["/"], "var/run: the service is failed; start one with `python -m serve up`"),
+        ("ready", ["/a", "/b"], "has http://127.0.0.1:8123/a, http://127.0.0.1:8123/b; "),
+        ("ready", [], "has no ranking application; start one"),
+    ],
+)
+def test_a_service_that_is_not_one_that_answers_is_refused_with_the_remedy(folder, state, routes, message):
+    folder(state, *routes)
+    with pytest.raises(LoadtestError) as error:
+        running_url(None)
+    assert message in str(error.value)

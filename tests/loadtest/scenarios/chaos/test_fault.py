@@ -143,7 +143,7 @@ def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp
         "verdict": "not held",
         "knee_rps": None,
         "client_timeout_s": 0.25,
-        "machine": {},
+        "machine": {"cores": 2},
         "seconds": 1.0,
     }
     report |= {"faults": [result]}
