@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from serve.contract.rankings import FeatureValue, Reason
 
-ORDINALS = ("First", "Second", "Third")
+ORDINALS = {1: "First", 2: "Second", 3: "Third"}
 # Unit of features that are 1 or 0.
 YES_NO = "yes/no"
 
@@ -17,12 +17,11 @@ def sentence(position: int, reasons: Sequence[Reason]) -> str:
     Example: "First. In favour: joined this host's rooms (0.31, typical 0.05). Against: people in
     the room (3 people, typical 12)."
     """
-    place = ORDINALS[position - 1] if position <= len(ORDINALS) else f"Position {position}"
-    parts = [place]
+    parts = [ORDINALS.get(position, f"Position {position}")]
     for side, sign in (("In favour", 1), ("Against", -1)):
         if own := [in_words(reason) for reason in reasons if sign * reason.contribution > 0]:
             parts.append(f"{side}: {'; '.join(own)}")
-    return ". ".join(parts if len(parts) > 1 else [place, "Nothing sets it apart"]) + "."
+    return ". ".join(parts if len(parts) > 1 else [*parts, "Nothing sets it apart"]) + "."
 
 
 def in_words(reason: Reason) -> str:

@@ -28,9 +28,14 @@ Transform = Literal["none", "log1p"]
 MAX_WORDS = 80
 
 
+def is_words(text: str) -> bool:
+    """Return True if a label or a unit may be this text."""
+    return bool(text.strip()) and len(text) <= MAX_WORDS and text.isprintable()
+
+
 def _words(value: object, where: str) -> str:
     text = typed(value, str, where)
-    if not text.strip() or len(text) > MAX_WORDS or not text.isprintable():
+    if not is_words(text):
         raise TabrankError(f"{where}: {text!r} must be words on one line, 1 to {MAX_WORDS} characters")
     return str(text)
 
@@ -340,7 +345,7 @@ class Affinity(Kind):
         return np.where(num_values == 0, np.nan, p.rate + total / np.maximum(num_values, 1))
 
 
-KINDS: dict[str, type] = {
+KINDS: dict[str, type[Kind]] = {
     "number": Number,
     "category": Category,
     "multi_category": MultiCategory,

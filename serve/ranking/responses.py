@@ -55,16 +55,14 @@ def add_reasons(
     typical = explain(columns, explained.typical, 0, encoder)
     largest = np.argsort(-np.abs(explained.contributions), axis=1, kind="stable")[:, :MAX_REASONS]
     sizes = np.take_along_axis(explained.contributions, largest, axis=1)
-    # NaN sorts last, and is no reason either.
     for each, features, log_odds in zip(ranked, largest.tolist(), sizes.tolist(), strict=False):
-        each.reasons = []
+        each.reasons = None if log_odds[0] != log_odds[0] else []
         for feature, contribution in zip(features, log_odds, strict=True):
-            name = columns.names[feature]
-            if abs(contribution) > 0.0:
+            if each.reasons is not None and contribution:
+                name = columns.names[feature]
                 kind, value = surface.features[name], each.features[name]  # type: ignore[index]
-                each.reasons.append(
-                    Reason(name, kind.label, value, typical[name], kind.unit or None, contribution)
-                )
+                unit = kind.unit or None
+                each.reasons.append(Reason(name, kind.label, value, typical[name], unit, contribution))
 
 
 def answer(

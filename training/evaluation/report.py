@@ -13,6 +13,7 @@ from serve.model.artifact import load
 from serve.report.page import captioned, table, whole_page
 from serve.report.rows import markdown
 from training.evaluation import charts, verdict
+from training.evaluation.moves import moves
 from training.examination.examination import Examination
 
 CAPTIONS = {
@@ -98,7 +99,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         parts += ["<h2>Lift and gain</h2>", _figure("lift", charts.lift(curves["lift"]["model"]))]
         parts += [_figure("gain", charts.gain(curves["gain"]))]
     if evaluation.get("importance"):
-        parts += ["<h2>Features</h2>", _figure("importance", charts.importance(evaluation["importance"]))]
+        parts += ["<h2>Features</h2>", f"<p>{html.escape(moves(evaluation))}</p>"]
+        parts += [_figure("importance", charts.importance(evaluation["importance"]))]
     parts += ["<h2>Slices</h2>"]
     if verdict.worst(evaluation["slices"]):
         parts += [_figure("slices", charts.slices(evaluation["slices"]))]
@@ -146,6 +148,10 @@ to select who may be shown.
 NDCG, MAP and MRR: of {verdict.order(evaluation)}. {LEGEND}
 
 {markdown(verdict.differences(evaluation))}
+
+## What moves a ranking
+
+{moves(evaluation)}
 
 ## Where it gains least over popular
 
