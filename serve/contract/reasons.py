@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from serve.contract.rankings import FeatureValue, Reason
 
 ORDINALS = {1: "First", 2: "Second", 3: "Third"}
+# A sentence leaves out contributions below this share of the largest.
+WORTH_WORDS = 0.1
 # Unit of features that are 1 or 0.
 YES_NO = "yes/no"
 
@@ -18,8 +20,9 @@ def sentence(position: int, reasons: Sequence[Reason]) -> str:
     the room (3 people, typical 12)."
     """
     parts = [ORDINALS.get(position, f"Position {position}")]
+    least = WORTH_WORDS * max((abs(reason.contribution) for reason in reasons), default=0.0)
     for side, sign in (("In favour", 1), ("Against", -1)):
-        if own := [in_words(reason) for reason in reasons if sign * reason.contribution > 0]:
+        if own := [in_words(reason) for reason in reasons if sign * reason.contribution >= least]:
             parts.append(f"{side}: {'; '.join(own)}")
     return ". ".join(parts if len(parts) > 1 else [*parts, "Nothing sets it apart"]) + "."
 

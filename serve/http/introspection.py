@@ -40,7 +40,7 @@ def description(fetcher: FeatureFetcher) -> dict[str, Any]:
         "canary": canary.version if canary else None,
         "sha256": manifest.get("files", {}),
         "metrics": manifest.get("metrics", {}),
-        "features": columns.names,
+        "features": [*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
         "popular": surface.popular,
         "label": {"event": surface.label.event, "within_ms": surface.label.within_ms},
         "kill_switch": fetcher.config.kill_switch,

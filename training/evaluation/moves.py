@@ -17,16 +17,16 @@ def moves(evaluation: Mapping[str, Any]) -> str:
         return "No importance of features was measured."
     # Evaluations of earlier releases have neither labels nor directions.
     labels = evaluation.get("labels", {})
-    parts = [f"{labels.get(line['feature'], line['feature'])} ({_way(line.get('rises'))})" for line in lines]
+    parts = [f"{labels.get(line['feature'], line['feature'])} ({way(line.get('rises'))})" for line in lines]
     return (
         f"What moves a score most: {'; '.join(parts)}. The order is that of the logloss lost if a feature's values "
-        "are shuffled over these rows. This is no statement about causes."
+        "are shuffled over these rows. They describe the model, not causes."
     )
 
 
-def _way(rises: float | None) -> str:
+def way(rises: float | None) -> str:
+    """Return which way a score goes as a value rises, by the share of changes that go together."""
     if rises is None:
         return "by value"
-    if SAME_WAY > rises > 1 - SAME_WAY:
-        return "either way, by the other features"
-    return "raises it" if rises >= SAME_WAY else "lowers it"
+    named = {rises >= SAME_WAY: "raises it", rises <= 1 - SAME_WAY: "lowers it"}
+    return named.get(True, "either way, by the other features")

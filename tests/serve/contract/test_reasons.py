@@ -15,6 +15,8 @@ def test_a_sentence_names_what_speaks_for_a_position_and_what_against_it():
         "Against: people in the room (1,235 people, typical 18.2)."
     )
     assert sentence(4, [AUDIENCE]).startswith("Position 4. Against: people")
+    small = Reason("age", "age", 3.0, 4.0, "s", 0.05)
+    assert sentence(1, [HOST, small]) == "First. In favour: joined this host's rooms (2.1 joins, typical 0)."
     assert sentence(2, []) == "Second. Nothing sets it apart."
 
 

@@ -37,7 +37,7 @@ def log_odds(matrix: Matrix):
 
 
 class Scorer:
-    """Scorer of known weights that records the rows of its calls; `trouble` comes before reasons."""
+    """Scorer of known weights that records its calls; `trouble` comes before reasons."""
 
     def __init__(self):
         self.calls = []

@@ -1,4 +1,4 @@
-"""Reasons of a fitted model against exact Shapley values, with the typical candidate as reference."""
+"""Reasons of a fitted model against exact Shapley values, the typical candidate as reference."""
 
 from __future__ import annotations
 
