@@ -24,9 +24,7 @@ LIMIT = (
     "Items to return, as many as the viewer sees; default all. Each counts as an impression, unless the "
     "surface has `impression` events."
 )
-REASONS = (
-    "With `explain`: the features that moved the candidate most, largest first; null if none were computed."
-)
+REASONS = "With `explain`: what moved the candidate most, largest first; null if not computed."
 TRAFFIC = "Test traffic counts no impressions, and training ignores it."
 
 Id = Annotated[

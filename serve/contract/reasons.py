@@ -29,18 +29,16 @@ def sentence(position: int, reasons: Sequence[Reason]) -> str:
 
 def in_words(reason: Reason) -> str:
     """Return one reason: its label, the value and the typical value."""
-    value = _worded(reason.value, reason.unit)
     unit = "" if reason.unit in (None, YES_NO) or reason.value is None else f" {reason.unit}"
-    return f"{reason.label} ({value}{unit}, typical {_worded(reason.typical, reason.unit)})"
+    value, typical = (_worded(each, reason.unit) for each in (reason.value, reason.typical))
+    return f"{reason.label} ({value}{unit}, typical {typical})"
 
 
 def _worded(value: FeatureValue, unit: str | None) -> str:
     if value is None:
         return "missing"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | list):
+        return ", ".join([value] if isinstance(value, str) else value) or "none"
     if unit == YES_NO:
         return "yes" if value else "no"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

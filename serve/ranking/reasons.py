@@ -56,8 +56,8 @@ async def explain(
     if slate.model is None or slate.matrix is None or not len(scored):
         return None
     typical = typical_row(columns, slate.matrix.rows(scored))
-    shown = slate.order[: min(num_shown, MAX_EXPLAINED)]
-    shown = shown[np.isfinite(slate.score[shown])]
+    # Candidates without a score are last.
+    shown = slate.order[: min(num_shown, MAX_EXPLAINED, len(scored))]
     given = slate.matrix.rows(shown)
     differs = _differences(columns, given, typical)
     candidate, feature = np.nonzero(differs)

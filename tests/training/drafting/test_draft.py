@@ -295,7 +295,7 @@ def test_a_total_of_the_whole_log_is_left_out_unless_its_rows_are_dated(tmp_path
 def test_odd_names_are_quoted(tmp_path):
     parts = market()
     parts["candidates"] = parts["candidates"].rename_columns(
-        ["id", 'co "l" or', "two\nlines", "x" * 81, *parts["candidates"].column_names[4:]]
+        ["id", 'co "l" or', "two\nlines", "title", "x" * 81, *parts["candidates"].column_names[5:]]
     )
     parts["events"] = parts["events"].set_column(
         4, "kind", pa.array([k if k == "buy" else "vu à #1" for k in parts["events"]["kind"].to_pylist()])
