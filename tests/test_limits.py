@@ -24,7 +24,7 @@ from serve.log import compaction, retention, snapshots
 from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
-from serve.ranking import exposure_buffer, record_intake
+from serve.ranking import exposure_buffer, reasons, record_intake
 from serve.stores.lmdb_environment import MAP_SIZE
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +128,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "a single ranking in a call of Scorer": (
         (mib(records.MAX_CALL_BYTES),),
         f"{EDGE}::test_a_call_of_the_scorer_is_capped_in_bytes",
+    ),
+    "candidates with reasons (`explain`)": (
+        (reasons.MAX_EXPLAINED, reasons.MAX_ROWS, mib(records.MAX_CALL_BYTES)),
+        "serve/ranking/test_reasons.py::test_many_candidates_or_wide_rows_leave_the_last_unexplained",
     ),
     "exposures in a call of Ingest": (
         (exposure_buffer.MAX_SENT, mib(records.MAX_CALL_BYTES)),

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from serve.contract.rankings import FeatureValue, Reason
 
-ORDINALS = ("First", "Second", "Third")
+ORDINALS = {1: "First", 2: "Second", 3: "Third"}
+# A sentence leaves out contributions below this share of the largest.
+WORTH_WORDS = 0.1
 # Unit of features that are 1 or 0.
 YES_NO = "yes/no"
 
@@ -17,28 +19,26 @@ def sentence(position: int, reasons: Sequence[Reason]) -> str:
     Example: "First. In favour: joined this host's rooms (0.31, typical 0.05). Against: people in
     the room (3 people, typical 12)."
     """
-    place = ORDINALS[position - 1] if position <= len(ORDINALS) else f"Position {position}"
-    parts = [place]
+    parts = [ORDINALS.get(position, f"Position {position}")]
+    least = WORTH_WORDS * max((abs(reason.contribution) for reason in reasons), default=0.0)
     for side, sign in (("In favour", 1), ("Against", -1)):
-        if own := [in_words(reason) for reason in reasons if sign * reason.contribution > 0]:
+        if own := [in_words(reason) for reason in reasons if sign * reason.contribution >= least]:
             parts.append(f"{side}: {'; '.join(own)}")
-    return ". ".join(parts if len(parts) > 1 else [place, "Nothing sets it apart"]) + "."
+    return ". ".join(parts if len(parts) > 1 else [*parts, "Nothing sets it apart"]) + "."
 
 
 def in_words(reason: Reason) -> str:
     """Return one reason: its label, the value and the typical value."""
-    value = _worded(reason.value, reason.unit)
     unit = "" if reason.unit in (None, YES_NO) or reason.value is None else f" {reason.unit}"
-    return f"{reason.label} ({value}{unit}, typical {_worded(reason.typical, reason.unit)})"
+    value, typical = (_worded(each, reason.unit) for each in (reason.value, reason.typical))
+    return f"{reason.label} ({value}{unit}, typical {typical})"
 
 
 def _worded(value: FeatureValue, unit: str | None) -> str:
     if value is None:
         return "missing"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | list):
+        return ", ".join([value] if isinstance(value, str) else value) or "none"
     if unit == YES_NO:
         return "yes" if value else "no"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

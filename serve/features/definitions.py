@@ -22,20 +22,9 @@ from serve.contract.typed_reader import STRICT, Between, checked_by
 from serve.contract.validation import UNITS_MS, duration_ms, one_of, typed
 from serve.features.batch import Batch
 from serve.features.slots import F64, IMPRESSION, OWNERS, U64, Entity, FieldRef, Map, Presence, Slot, Sum
+from serve.features.words import MAX_WORDS, Words
 
 Transform = Literal["none", "log1p"]
-# A label is one line of a screen, and an answer may hold thousands.
-MAX_WORDS = 80
-
-
-def _words(value: object, where: str) -> str:
-    text = typed(value, str, where)
-    if not text.strip() or len(text) > MAX_WORDS or not text.isprintable():
-        raise TabrankError(f"{where}: {text!r} must be words on one line, 1 to {MAX_WORDS} characters")
-    return str(text)
-
-
-Words = Annotated[str, checked_by(_words), Field(json_schema_extra={"maxLength": MAX_WORDS})]
 
 
 def declared(check: Callable[..., Any]) -> PlainValidator:
@@ -123,9 +112,10 @@ class Kind:
 
     @classmethod
     def worded(cls, options: Mapping[str, object]) -> str:
-        """Return words for a feature with these options; fields are written owner.name."""
+        """Return `Words` for a feature with these options; fields are written owner.name."""
         text = cls.template.format(**options).replace("candidate.", "").replace("context.", "")
-        return text.replace("viewer.", "viewer's ").replace("_", " ").removesuffix(" ms")
+        text = text.replace("viewer.", "viewer's ").replace("_", " ").removesuffix(" ms")
+        return "".join(filter(str.isprintable, text))[:MAX_WORDS].strip() or "unnamed"
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -340,7 +330,7 @@ class Affinity(Kind):
         return np.where(num_values == 0, np.nan, p.rate + total / np.maximum(num_values, 1))
 
 
-KINDS: dict[str, type] = {
+KINDS: dict[str, type[Kind]] = {
     "number": Number,
     "category": Category,
     "multi_category": MultiCategory,

@@ -24,11 +24,6 @@ class Columns:
     multi: tuple[tuple[str, int], ...]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The features: numeric ones, single categories, sets."""
-        return (*self.numeric, *self.single, *(name for name, _ in self.multi))
-
-    @property
     def num_category(self) -> int:
         """Return the number of category columns; a set counts with its width."""
         return len(self.single) + sum(width for _, width in self.multi)

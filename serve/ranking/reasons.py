@@ -2,7 +2,9 @@
 
 Occlusion (Zeiler and Fergus 2014) from both ends: the mean of what a candidate loses in log-odds if
 a feature takes the typical value, and of what the typical candidate gains from the candidate's
-value. These are the last and the first step of the orders that a Shapley value averages (1953).
+value. These are the last and the first step of the orders that a Shapley value averages (1953);
+they give it exactly if features interact in pairs only. What they leave of the difference between
+the two candidates is divided among the features in proportion to their steps.
 
 Shapes: C scored candidates, of which E are explained; N features; P pairs of a candidate and a
 feature in which it is not typical; F numeric and K category columns.
@@ -32,9 +34,10 @@ DIGITS = 4
 
 
 class Explained(NamedTuple):
-    """Contributions `[E, N]` in log-odds of an answer's first candidates; NaN where a score is.
+    """Contributions `[E, N]` in log-odds of an answer's first candidates.
 
-    `typical` is the row of the typical candidate.
+    Those of a candidate sum to its difference from the typical one, whose row is `typical`; they
+    are NaN where a score is.
     """
 
     typical: Matrix
@@ -52,53 +55,24 @@ async def explain(
     scored = np.flatnonzero(np.isfinite(slate.score))
     if slate.model is None or slate.matrix is None or not len(scored):
         return None
-    shown = slate.order[: min(num_shown, MAX_EXPLAINED)]
-    shown = np.searchsorted(scored, shown[np.isfinite(slate.score[shown])])
-    occlusion = Occlusion(columns, slate.matrix.rows(scored), slate.score[scored], shown)
-    answer = await call(slate.model, occlusion.rows.to_bytes())
-    return occlusion.explained(untimed(answer, len(occlusion.rows.numeric))[0])
-
-
-class Occlusion:
-    """Rows that explain candidates, each once, and the contributions that follow from their scores.
-
-    `matrix` holds the scored candidates, `score` `[C]` their scores, and `shown` the candidates to
-    explain, best first; those whose rows exceed `MAX_ROWS` or a call's bytes are left out.
-    """
-
-    def __init__(self, columns: Columns, matrix: Matrix, score: F32, shown: I64) -> None:
-        self._typical = typical = typical_row(columns, matrix)
-        given = matrix.rows(shown)
-        differs = (given.numeric != typical.numeric) & ~(np.isnan(given.numeric) & np.isnan(typical.numeric))
-        starts = [part.start for _, part in columns.category_parts()]
-        if starts:
-            is_other = np.logical_or.reduceat(given.category != typical.category, starts, axis=1)
-            differs = np.concatenate([differs, is_other], axis=1)
-        # The typical row, and two for each pair.
-        fits = 1 + 2 * differs.sum(axis=1).cumsum() <= min(MAX_ROWS, MAX_CALL_BYTES // columns.row_bytes)
-        # [E, N]
-        self._differs = differs[fits]
-        candidate, feature = np.nonzero(self._differs)
-        self._odds = _log_odds(score[shown[candidate]])
-        # The feature of each column: [P, F] and [P, K] flag the pair's own.
-        num_numeric = len(columns.numeric)
-        owners = num_numeric - 1 + np.searchsorted(starts, np.arange(columns.num_category), "right")
-        own = feature[:, None] == np.arange(num_numeric), feature[:, None] == owners
-        given = given.rows(candidate)
-        rows = Matrix.stacked([typical, _mixed(given, typical, *own), _mixed(typical, given, *own)])
-        # Many candidates share a value.
-        packed = np.concatenate([rows.category.view(np.uint8), rows.numeric.view(np.uint8)], axis=1)
-        whole = packed.view(f"V{columns.row_bytes}").ravel()
-        _, first, self._places = np.unique(whole, return_index=True, return_inverse=True)
-        self.rows = rows.rows(first)
-
-    def explained(self, scores: F32) -> Explained:
-        """Return the contributions, given the scores of `rows`."""
-        odds = _log_odds(scores)[self._places]
-        without, only = np.split(odds[1:], 2)
-        contributions = np.zeros(self._differs.shape)
-        contributions[self._differs] = np.round((self._odds - without + only - odds[0]) / 2, DIGITS)
-        return Explained(self._typical, contributions)
+    typical = typical_row(columns, slate.matrix.rows(scored))
+    # Candidates without a score are last.
+    shown = slate.order[: min(num_shown, MAX_EXPLAINED, len(scored))]
+    given = slate.matrix.rows(shown)
+    differs = _differences(columns, given, typical)
+    candidate, feature = np.nonzero(differs)
+    rows, places = _rows(columns, given.rows(candidate), feature, typical)
+    answer = await call(slate.model, rows.to_bytes())
+    odds = _log_odds(untimed(answer, len(rows.numeric))[0])[places]
+    without, only = np.split(odds[1:], 2)
+    whole = _log_odds(slate.score[shown[: len(differs)]])
+    # [2, E, N]: without the candidate's value, and with it alone.
+    steps = np.zeros((2, *differs.shape))
+    steps[:, differs] = whole[candidate] - without, only - odds[0]
+    contributions, share = steps.mean(axis=0), np.abs(steps).sum(axis=0)
+    rest = whole - odds[0] - contributions.sum(axis=1)
+    contributions += share * (rest / np.maximum(share.sum(axis=1), SMALLEST))[:, None]
+    return Explained(typical, np.round(contributions, DIGITS))
 
 
 def typical_row(columns: Columns, matrix: Matrix) -> Matrix:
@@ -116,11 +90,42 @@ def typical_row(columns: Columns, matrix: Matrix) -> Matrix:
     return Matrix(ordered[middle, np.arange(len(middle))][None], category)
 
 
-def _mixed(base: Matrix, other: Matrix, numeric: Bools, category: Bools) -> Matrix:
-    """Return rows of `base` with the flagged columns of `other`."""
-    return Matrix(
-        np.where(numeric, other.numeric, base.numeric), np.where(category, other.category, base.category)
-    )
+def _differences(columns: Columns, given: Matrix, typical: Matrix) -> Bools:
+    """Return `[E, N]` where the given candidates are not typical.
+
+    The last candidates are left out if their rows exceed `MAX_ROWS` or the bytes of a call.
+    """
+    differs = (given.numeric != typical.numeric) & ~(np.isnan(given.numeric) & np.isnan(typical.numeric))
+    starts = np.array([part.start for _, part in columns.category_parts()], np.intp)
+    is_other = np.logical_or.reduceat(given.category != typical.category, starts, axis=1)
+    differs = np.concatenate([differs, is_other], axis=1)
+    # The typical row, and two for each pair.
+    num_rows = 1 + 2 * differs.sum(axis=1).cumsum()
+    fitting: Bools = differs[num_rows <= min(MAX_ROWS, MAX_CALL_BYTES // columns.row_bytes)]
+    return fitting
+
+
+def _rows(columns: Columns, given: Matrix, feature: I64, typical: Matrix) -> tuple[Matrix, I64]:
+    """Return distinct rows, and the place among them of the row of each purpose `[1 + 2 P]`.
+
+    These are the typical row, the candidate of each pair with the typical value of its feature, and
+    the typical row with the candidate's value.
+    """
+    starts = [part.start for _, part in columns.category_parts()]
+    owners = np.searchsorted(starts, np.arange(columns.num_category), "right") - 1
+    # [P, F] and [P, K]: the columns of the pair's feature.
+    numeric = feature[:, None] == np.arange(len(columns.numeric))
+    category = feature[:, None] == owners + len(columns.numeric)
+    wanted = [typical]
+    for base, other in ((given, typical), (typical, given)):
+        numbers = np.where(numeric, other.numeric, base.numeric)
+        wanted.append(Matrix(numbers, np.where(category, other.category, base.category)))
+    rows = Matrix.stacked(wanted)
+    # Many candidates share a value.
+    packed = np.concatenate([rows.category.view(np.uint8), rows.numeric.view(np.uint8)], axis=1)
+    whole = packed.view(f"V{columns.row_bytes}").ravel()
+    _, first, places = np.unique(whole, return_index=True, return_inverse=True)
+    return rows.rows(first), places
 
 
 def _log_odds(scores: F32) -> F64:

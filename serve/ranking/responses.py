@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from serve.contract.rankings import RankAnswer, Ranked, Reason, Timing
+from serve.features.definitions import Kind
 from serve.features.matrix import Columns, Matrix
+from serve.features.slots import F64
 from serve.features.surface import Surface
 from serve.log.events import Exposure
 from serve.model.encoder import Encoder
@@ -45,26 +47,22 @@ def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None)
 
 
 def add_reasons(
-    ranked: Sequence[Ranked],
-    explained: Explained,
-    surface: Surface,
-    columns: Columns,
-    encoder: Encoder | None,
+    ranked: Sequence[Ranked], contributions: F64, typical: Mapping[str, Any], kinds: Mapping[str, Kind]
 ) -> None:
-    """Add their reasons to the explained candidates, which are the first and have their features."""
-    typical = explain(columns, explained.typical, 0, encoder)
-    largest = np.argsort(-np.abs(explained.contributions), axis=1, kind="stable")[:, :MAX_REASONS]
-    sizes = np.take_along_axis(explained.contributions, largest, axis=1)
-    # NaN sorts last, and is no reason either.
+    """Add the reasons of the explained candidates, which are the first and have their features.
+
+    `contributions` `[E, N]` are of the features in the order of `typical`, their typical values.
+    """
+    names = list(typical)
+    largest = np.argsort(-np.abs(contributions), axis=1, kind="stable")[:, :MAX_REASONS]
+    sizes = np.take_along_axis(contributions, largest, axis=1)
     for each, features, log_odds in zip(ranked, largest.tolist(), sizes.tolist(), strict=False):
-        each.reasons = []
-        for feature, contribution in zip(features, log_odds, strict=True):
-            name = columns.names[feature]
-            if abs(contribution) > 0.0:
-                kind, value = surface.features[name], each.features[name]  # type: ignore[index]
-                each.reasons.append(
-                    Reason(name, kind.label, value, typical[name], kind.unit or None, contribution)
-                )
+        each.reasons = None if log_odds[0] != log_odds[0] else []
+        for name, contribution in zip(map(names.__getitem__, features), log_odds, strict=True):
+            if each.reasons is not None and contribution:
+                value, kind = each.features[name], kinds[name]  # type: ignore[index]
+                unit = kind.unit or None
+                each.reasons.append(Reason(name, kind.label, value, typical[name], unit, contribution))
 
 
 def answer(
@@ -87,7 +85,8 @@ def answer(
         for each, i in zip(ranked, order, strict=True):
             each.features, each.reasons = explain(columns, slate.matrix, i, encoder), None
         if explained is not None:
-            add_reasons(ranked, explained, surface, columns, encoder)
+            typical = explain(columns, explained.typical, 0, encoder)
+            add_reasons(ranked, explained.contributions, typical, surface.features)
     queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
     timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
     return RankAnswer(

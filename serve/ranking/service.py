@@ -83,11 +83,15 @@ class FeatureFetcher:
         self.metrics = metrics or Metrics()
         self.warn = SeldomWarning()
 
-        call = _guarded(call_scorer)
-        # A version on trial may be slow, or end its process.
-        score = call
+        # What fails for reasons alone must not end the scoring of rankings.
+        call, alone = _guarded(call_scorer), _guarded(call_scorer)
+        score, self._score_alone = call, alone
         if near is not None:
-            score = NearScoring(call, near, lambda version: self.models.trial(version) is None, self.warn)
+            # A version on trial may be slow, or end its process.
+            score, self._score_alone = (
+                NearScoring(each, near, lambda version: self.models.trial(version) is None, self.warn)
+                for each in (call, alone)
+            )
 
         features = Features(self.schema)
         self.declared = Service(args, base, features, self.config, application)
@@ -99,8 +103,6 @@ class FeatureFetcher:
             self.models, score, lambda: self._scored.is_idle, roll_back, self.warn, call
         )
         self.ranker = Ranker(features, self.live, self.rollout.score, self.warn, self.metrics.batch)
-        # What fails for reasons alone must not end the scoring of rankings.
-        self._score_alone = _guarded(call_scorer)
         self.exposure_buffer = ExposureBuffer(ingest, self.warn)
         self.admission = Admission()
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
@@ -191,15 +193,14 @@ class FeatureFetcher:
     async def _explained(self, slate: Slate, num_shown: int, deadline: float) -> Explained | None:
         """Return the reasons, if they are asked for and come in time."""
         # Load shedding drops reasons before scores.
-        if not slate.query.explain or self.admission.load_shedder.level:
-            return None
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await explain(slate, self.ranker.features.columns, self._score_alone, num_shown)
-        # A ranking without reasons is still a ranking.
-        except Exception as error:
-            self.warn("no reasons", error, slate.query.request_id)
-            return None
+        if slate.query.explain and not self.admission.load_shedder.level:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await explain(slate, self.ranker.features.columns, self._score_alone, num_shown)
+            # A ranking without reasons is still a ranking.
+            except Exception as error:
+                self.warn("no reasons", error, slate.query.request_id)
+        return None
 
     async def _slate(self, query: Query, waited_s: float, deadline: float, caller: str) -> Slate:
         arrived_s = asyncio.get_running_loop().time() - waited_s

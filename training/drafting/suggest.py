@@ -15,6 +15,7 @@ import pyarrow as pa
 from scipy.stats import skew
 
 from serve.contract.validation import duration
+from serve.features.definitions import KINDS
 from serve.features.slots import F64, IMPRESSION
 from training.drafting.funnel import Funnel, round_up_ms
 from training.drafting.leakage import ages_ms
@@ -88,7 +89,8 @@ def suggest(
         # Append a number to a name that is taken.
         names = (feature.name if i == 1 else f"{feature.name}_{i}" for i in itertools.count(1))
         free = next(name for name in names if name not in found)
-        found[free] = dataclasses.replace(feature, name=free)
+        words = KINDS[str(feature.spec["kind"])].worded(feature.spec)
+        found[free] = dataclasses.replace(feature, name=free, spec={**feature.spec, "describe": words})
     used = {name for feature in found.values() for name in feature.fields}
     columns = [_judged(c, used) for c in columns]
     return sorted(found.values(), key=lambda feature: SECTIONS.index(feature.section)), columns

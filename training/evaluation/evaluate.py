@@ -54,7 +54,7 @@ def assess(
 
     * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
       NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
-      `popular_feature` and `features` ({name: kind}).
+      `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
     * `contenders`: the names; under each name its measures (`Contender.measures`),
       `expected_labels` first. `popular` and `baseline` have `calibrated_logloss` too, after a
       calibration that favours them (`training.evaluation.metrics.calibrated`).
@@ -96,6 +96,7 @@ def assess(
         "label": {"event": surface.label.event, "within_ms": surface.label.within_ms},
         "popular_feature": surface.popular,
         "features": {name: kinds[type(kind)] for name, kind in surface.features.items()},
+        "labels": {name: kind.label for name, kind in surface.features.items()},
         "contenders": list(contenders),
         "expected_labels": earns.about,
         "intervals": {},

@@ -29,7 +29,7 @@ Scorer = Callable[[Matrix], NDArray[np.floating]]
 
 
 def importance(model: Model, data: Dataset, examination: Examination = IGNORED) -> list[dict[str, Any]]:
-    """Return `feature`, `masks`, `auc`, `logloss` for each feature, the largest loss first.
+    """Return `feature`, `masks`, `auc`, `logloss`, `rises` of each feature, the largest loss first.
 
     See `by_masks` and `by_permutation`. At most `MOST_ROWS` rows are used, the same for the same
     data.
@@ -76,10 +76,12 @@ def by_permutation(
     `auc` is the decrease and `logloss` the increase (Breiman 2001; Fisher, Rudin and Dominici
     2019); both are about 0 for a feature that the model does not use. All columns of a feature move
     together. A feature that others can replace loses little, even if it is informative. The
-    logloss is of labels as shown, with the examination `theta` `[R]` of the rows.
+    logloss is of labels as shown, with the examination `theta` `[R]` of the rows. `rises` is the
+    share of changed scores that moved the way a number did; None for categories.
     """
     order = np.random.default_rng(SEED).permutation(len(label))
-    whole = _quality(label, score(matrix), theta)
+    scores = score(matrix)
+    whole = _quality(label, scores, theta)
     none = slice(0)
     places = [(name, slice(i, i + 1), none) for i, name in enumerate(columns.numeric)]
     places += [(name, none, part) for name, part in columns.category_parts()]
@@ -88,10 +90,15 @@ def by_permutation(
         permuted = Matrix(matrix.numeric.copy(), matrix.category.copy())
         permuted.numeric[:, numeric] = matrix.numeric[order, numeric]
         permuted.category[:, category] = matrix.category[order, category]
-        left = _quality(label, score(permuted), theta)
+        changed = score(permuted)
+        left = _quality(label, changed, theta)
+        # Empty for a category.
+        way = (permuted.numeric - matrix.numeric)[:, numeric] * np.sign(changed - scores)[:, None]
+        way = way[np.isfinite(way) & (way != 0)]
         lost[name] = {
             "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
             "logloss": left[1] - whole[1],
+            "rises": float((way > 0).mean()) if len(way) else None,
         }
     return lost
 

@@ -12,6 +12,7 @@ from serve.model.artifact import load
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
 from training.evaluation import charts, verdict
+from training.evaluation.moves import moves
 from training.examination.examination import Examination
 
 LEGEND = (
@@ -90,7 +91,9 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         )
     ]
     if evaluation.get("importance"):
-        parts.append(section("Features", charts.importance(evaluation["importance"])))
+        parts.append(
+            section("Features", paragraph(moves(evaluation)), charts.importance(evaluation["importance"]))
+        )
     sliced = table(verdict.slices(evaluation["slices"]), "A dash: too few rows")
     parts += [
         section("Slices", charts.slices(evaluation["slices"]), details("All slices", sliced)),
@@ -148,6 +151,10 @@ to select who may be shown.
 NDCG, MAP and MRR: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 
 {markdown(verdict.differences(evaluation))}
+
+## What moves a ranking
+
+{moves(evaluation)}
 
 ## Where it gains least over popular
 

@@ -52,6 +52,11 @@ def test_a_surface_is_read_from_a_path(tmp_path):
         ('language = "category"\nfollows', 'id = "category"\nfollows', "reserved for the log"),
         ('language = "category"\nfollows', 'received_ms = "time"\nfollows', "reserved for the log"),
         ('name = "tiny"', 'name = "Tiny!"', "lower-case"),
+        ('kind = "age"', 'kind = "age", descibe = "x"', "did you mean 'describe'?"),
+        ('kind = "age"', 'kind = "age", describe = " "', "features.age_s.describe: ' ' must be words on one"),
+        ('kind = "age"', 'kind = "age", unit = "a\\nb"', r"features.age_s.unit: 'a\nb' must be words on one"),
+        ('kind = "age"', f'kind = "age", describe = "{"x" * 81}"', "1 to 80 characters"),
+        ('kind = "age"', 'kind = "age", unit = 3', "features.age_s.unit: 3 must be a string"),
         ('name = "tiny"', 'nme = "tiny"', "unknown key 'nme'; did you mean 'name'?"),
         ('name = "tiny"', "name = [", "not valid TOML"),
         ('entity = "candidate", event', "event", "the key 'entity' is missing"),
@@ -98,6 +103,45 @@ def test_the_state_fingerprint_depends_on_state_and_not_on_features():
     assert Schema(read_surface("# a comment\n" + TOML)).fingerprint == base
     assert Schema(read_surface(TOML.replace('transform = "log1p"', 'transform = "none"'))).fingerprint == base
     assert Schema(read_surface(TOML.replace('half_life = "10s"', 'half_life = "20s"'))).fingerprint != base
+
+
+def test_words_for_people_change_neither_features_nor_fingerprints():
+    base = read_surface(TOML)
+    worded = read_surface(
+        TOML.replace('kind = "rate"', 'describe = "how often joined", unit = "%", kind = "rate"')
+    )
+    assert (worded.features["join_rate"].label, worded.features["join_rate"].unit) == (
+        "how often joined",
+        "%",
+    )
+    assert worded.features == base.features
+    assert worded.fingerprint == base.fingerprint
+    assert Schema(worded).fingerprint == Schema(base).fingerprint
+
+
+def test_a_feature_without_words_gets_them_from_its_kind_and_fields():
+    features = read_surface(TOML).features
+    assert {
+        name: features[name].label for name in ("price", "viewer_language", "age_s", "same_language")
+    } == {
+        "price": "price",
+        "viewer_language": "viewer's language",
+        "age_s": "time since started",
+        "same_language": "language equals viewer's language",
+    }
+    assert features["follows_host"].label == "host is among viewer's follows"
+    assert features["joins"].label == "join events of the candidate"
+    assert features["topic_affinity"].label == "viewer's join per impression at the same topic"
+    assert (features["age_s"].unit, features["same_language"].unit, features["price"].unit) == (
+        "s",
+        "yes/no",
+        "",
+    )
+
+
+@pytest.mark.parametrize("name", ["spaces", "ranklens"])
+def test_every_feature_of_a_shipped_surface_has_words(name):
+    assert all(kind.describe for kind in load_surface(name).features.values())
 
 
 @pytest.mark.parametrize("name", ["spaces", "ranklens"])

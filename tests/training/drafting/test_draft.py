@@ -152,7 +152,8 @@ def test_types_follow_the_columns_and_every_column_left_out_says_why(market_log)
         "listed": "time",
         "is_new": "number",
     }
-    assert 'price = { kind = "number", field = "candidate.price", transform = "log1p" }' in result.text
+    spec = '{ kind = "number", field = "candidate.price", transform = "log1p", describe = "price" }'
+    assert f"price = {spec}" in result.text
     assert "if these are codes, write them as strings" in result.text
     notes = " ".join(result.notes)
     assert "candidates.is_new: true is read as 1, false as 0" in notes
@@ -294,7 +295,7 @@ def test_a_total_of_the_whole_log_is_left_out_unless_its_rows_are_dated(tmp_path
 def test_odd_names_are_quoted(tmp_path):
     parts = market()
     parts["candidates"] = parts["candidates"].rename_columns(
-        ["id", 'co "l" or', *parts["candidates"].column_names[2:]]
+        ["id", 'co "l" or', "two\nlines", "title", "x" * 81, *parts["candidates"].column_names[5:]]
     )
     parts["events"] = parts["events"].set_column(
         4, "kind", pa.array([k if k == "buy" else "vu à #1" for k in parts["events"]["kind"].to_pylist()])
@@ -303,6 +304,10 @@ def test_odd_names_are_quoted(tmp_path):
     surface, data, _ = read(tmp_path / "log")
     assert "vu à #1" in surface.events
     assert 'co "l" or' in data.columns.single
+    # Words for people are one line of a screen.
+    words = {name: feature.describe for name, feature in surface.features.items()}
+    assert (words['co "l" or'], words["two\nlines"]) == ('co "l" or', "twolines")
+    assert words["x" * 81].startswith("x" * 80)
 
 
 @pytest.mark.parametrize(

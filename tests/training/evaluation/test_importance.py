@@ -23,7 +23,22 @@ def test_what_the_score_does_not_use_is_not_missed(surface):
     assert lost["topic_affinity"]["auc"] > lost["audience"]["auc"] > 0.02
     assert lost["topic_affinity"]["logloss"] > lost["audience"]["logloss"] > 0.02
     rest = [lost[name] for name in lost if name not in ("topic_affinity", "audience")]
-    assert all(line == {"auc": 0, "logloss": 0} for line in rest)
+    assert all(line == {"auc": 0, "logloss": 0, "rises": None} for line in rest)
+
+
+def test_the_direction_is_the_share_of_changes_that_move_the_score_with_the_value():
+    rng = np.random.default_rng(0)
+    rows = Matrix(rng.normal(size=(400, 3)).astype(np.float32), np.zeros((400, 0), np.uint64))
+    rows.numeric[:40, 0] = np.nan
+    label = (rng.random(400) < 0.5).astype(np.float32)
+
+    def score(matrix):
+        up, down, either = np.nan_to_num(matrix.numeric).T
+        return 1 / (1 + np.exp(down - up - either * (np.arange(400) % 2 - 0.5)))
+
+    lost = by_permutation(score, Columns(("up", "down", "either"), (), ()), rows, label)
+    assert (lost["up"]["rises"], lost["down"]["rises"]) == (1.0, 0.0)
+    assert 0.3 < lost["either"]["rises"] < 0.7
 
 
 def test_the_columns_of_a_set_are_permuted_together():

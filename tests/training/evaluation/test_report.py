@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import html
 import json
 
 import numpy as np
@@ -132,6 +133,26 @@ def test_the_card_describes_the_model_and_its_worst_slices(evaluation):
     # The model was measured on test rows.
     assert "slightly optimistic" not in card
     assert "slightly optimistic" in model_card({**MANIFEST, "measured_on": "validation"}, evaluation)
+
+
+def test_the_card_and_the_report_say_what_moves_a_ranking(evaluation):
+    lines = [
+        {"feature": "audience", "masks": 0.5, "auc": 0.1, "logloss": 0.3, "rises": 0.9},
+        {"feature": "age_s", "masks": 0.2, "auc": 0.1, "logloss": 0.2, "rises": 0.1},
+        {"feature": "price", "masks": 0.2, "auc": 0.1, "logloss": 0.1, "rises": 0.5},
+        {"feature": "<b>", "masks": 0.1, "auc": 0.1, "logloss": 0.05},
+        {"feature": "useless", "masks": 0.0, "auc": 0.0, "logloss": -0.01, "rises": 1.0},
+    ]
+    changed = {**evaluation, "importance": lines, "labels": {"audience": "people in the room"}}
+    said = (
+        "What moves a score most: people in the room (raises it); age_s (lowers it); "
+        "price (either way, by the other features); <b> (by value)."
+    )
+    assert said in model_card(MANIFEST, changed)
+    assert html.escape(said) in report_page(MANIFEST, changed)
+    unmeasured = {key: value for key, value in evaluation.items() if key not in ("importance", "labels")}
+    assert "No importance of features was measured." in model_card(MANIFEST, unmeasured)
+    assert evaluation["labels"]["follows_host"] == "host is among viewer's follows"
 
 
 def test_the_card_names_teachers_as_searches_of_any_release_count_them(evaluation):

@@ -1,0 +1,32 @@
+"""Say in plain sentences which features move the scores of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MOST_FEATURES = 5
+# A feature has a direction if so large a share of its changes moves the score that way.
+SAME_WAY = 0.75
+
+
+def moves(evaluation: Mapping[str, Any]) -> str:
+    """Return what moves a score most, from the permutation importance of an evaluation."""
+    lines = [line for line in evaluation.get("importance") or () if line["logloss"] > 0][:MOST_FEATURES]
+    if not lines:
+        return "No importance of features was measured."
+    # Evaluations of earlier releases have neither labels nor directions.
+    labels = evaluation.get("labels", {})
+    parts = [f"{labels.get(line['feature'], line['feature'])} ({way(line.get('rises'))})" for line in lines]
+    return (
+        f"What moves a score most: {'; '.join(parts)}. The order is that of the logloss lost if a feature's values "
+        "are shuffled over these rows. They describe the model, not causes."
+    )
+
+
+def way(rises: float | None) -> str:
+    """Return which way a score goes as a value rises, by the share of changes that go together."""
+    if rises is None:
+        return "by value"
+    named = {rises >= SAME_WAY: "raises it", rises <= 1 - SAME_WAY: "lowers it"}
+    return named.get(True, "either way, by the other features")
