@@ -241,10 +241,10 @@ def test_a_sampled_trace_gets_its_spans_and_log_lines_are_objects(home, url):
         time.sleep(0.2)
         spans = _lines(run.path / "spans", "*.jsonl")
         names = {span["name"]: span for span in spans if span["context"]["trace_id"] == f"0x{trace_id}"}
-    assert set(names) == {"rank", "queue", "features", "score"}
-    assert names["rank"]["parent_id"] == "0xb7ad6b7169203331"
-    assert names["rank"]["attributes"]["request_id"] == answer["request_id"]
-    assert names["score"]["parent_id"] == names["rank"]["context"]["span_id"]
+    assert set(names) == {"POST /v1/rank", "queue", "features", "score"}
+    assert names["POST /v1/rank"]["parent_id"] == "0xb7ad6b7169203331"
+    assert names["POST /v1/rank"]["attributes"]["request_id"] == answer["request_id"]
+    assert names["score"]["parent_id"] == names["POST /v1/rank"]["context"]["span_id"]
     lines = _lines(run.temp / "r/session_latest/logs/serve", "replica_spaces_FeatureFetch_*.log")
     (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
     fields = model["application"], model["deployment"], model["levelname"]

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from serve.contract.metric_catalog import Metric
 
 APPLICATION = "application"
-# Ray's label of the process; without it two replicas of a node would have the same series.
-PROCESS = "WorkerId"
+# Without this label two replicas of a node would have the same series. Ray names it `WorkerId`,
+# which `promtool check metrics` refuses.
+PROCESS = "worker_id"
 # A call that takes longer is worth less than the next one.
 CALL_TIMEOUT_S = 5.0
 log = logging.getLogger("tabrank")
 Labels = tuple[str, ...]
-Send = Callable[["Iterable[Histogram]"], None]
+Send = Callable[["Iterable[Histogram]"], Any]
 
 
 class Histogram:
@@ -32,23 +35,21 @@ class Histogram:
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
-        self._bounds = metric.bounds
         # By labels: the number of observations in each bucket, and the sum of the observations.
-        self.series: dict[Labels, tuple[list[int], list[float]]] = {}
+        self.series: defaultdict[Labels, tuple[list[int], list[float]]]
+        self.series = defaultdict(lambda: ([0] * (len(metric.bounds) + 1), [0.0]))
 
     def observe(self, value: float, labels: Labels = ()) -> None:
         """Add an observation, in the unit of the metric."""
-        series = self.series.get(labels)
-        if series is None:
-            series = self.series[labels] = ([0] * (len(self._bounds) + 1), [0.0])
-        series[0][bisect_left(self._bounds, value)] += 1
-        series[1][0] += value
+        counts, total = self.series[labels]
+        counts[bisect_left(self.metric.bounds, value)] += 1
+        total[0] += value
 
 
 def agent(application: str) -> tuple[Send, float]:
     """Return a function that sends histograms to this node's agent, and its interval in seconds.
 
-    The function returns at once. It logs the first failed call.
+    The function returns at once, with the call as a future, and logs a failed call.
     """
     import ray
     from ray._common.network_utils import build_address
@@ -59,21 +60,23 @@ def agent(application: str) -> tuple[Send, float]:
     node, process = worker.global_worker.node, ray.get_runtime_context().get_worker_id()
     channel = init_grpc_channel(build_address(node.node_ip_address, node.metrics_agent_port))
     call = reporter_pb2_grpc.ReporterServiceStub(channel).ReportOCMetrics
-    failed = False
 
-    def done(future: Any) -> None:
-        nonlocal failed
-        if future.exception() is not None and not failed:
-            failed = True
-            log.warning("histograms are missing from the metrics page: %s", future.exception())
-
-    def send(histograms: Iterable[Histogram]) -> None:
+    def send(histograms: Iterable[Histogram]) -> Any:
         metrics = [_encoded(histogram, application, process) for histogram in histograms if histogram.series]
         request = reporter_pb2.ReportOCMetricsRequest(metrics=metrics, worker_id=bytes.fromhex(process))
-        call.future(request, timeout=CALL_TIMEOUT_S).add_done_callback(done)
+        future = call.future(request, timeout=CALL_TIMEOUT_S)
+        future.add_done_callback(lambda done: _warn(done.code().name))
+        return future
 
     # The interval at which Ray sends the counters.
     return send, max(1.0, ray._config.metrics_report_interval_ms() / 1e3)
+
+
+@cache
+def _warn(code: str) -> None:
+    """Log once that calls fail."""
+    if code != "OK":
+        log.warning("histograms are missing from the metrics page: Ray's agent answers %s", code)
 
 
 def _encoded(histogram: Histogram, application: str, process: str) -> Any:

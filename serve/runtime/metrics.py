@@ -185,28 +185,16 @@ class _Sums:
     def __init__(self, metric: Metric, application: str, known: Iterable[Labels]) -> None:
         self._labels = metric.labels
         self._record = recorder(metric, application)
-        self._gathered: defaultdict[Labels, float] = defaultdict(float)
-        self._begun: set[Labels] = set()
-        for labels in known if metric.labels else [()]:
-            self._begin(labels)
+        begun = known if metric.labels else [()]
+        self._gathered: defaultdict[Labels, float] = defaultdict(float, dict.fromkeys(begun, 0.0))
 
     def add(self, labels: Labels, count: float = 1) -> None:
         self._gathered[labels] += count
 
     def flush(self) -> None:
         for labels, count in self._gathered.items():
-            self._begin(labels)
-            if count:
-                self._set(count, labels)
+            self._record(count, dict(zip(self._labels, labels, strict=True)))
         self._gathered.clear()
-
-    def _begin(self, labels: Labels) -> None:
-        if labels not in self._begun:
-            self._begun.add(labels)
-            self._set(0, labels)
-
-    def _set(self, value: float, labels: Labels) -> None:
-        self._record(value, dict(zip(self._labels, labels, strict=True)))
 
 
 def recorder(metric: Metric, application: str) -> Record:
