@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -224,7 +225,15 @@ def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
         time.sleep(3.0)
         traffic("while")
         assert without_series(port, required_expressions(), seconds=30) == []
-    page = urlsplit(run.service()["metrics_url"])
+    address = run.service()["metrics_url"]
+    ours = re.findall(r"^(?:# \w+ )?ray_tabrank_.*\n", httpx.get(address).text, re.M)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input="".join(ours), capture_output=True, text=True, check=False
+    )
+    # The labels that Ray adds to counters and gauges are in camel case.
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "camelCase" not in line]
+    assert (complaints, len(ours) > 300) == ([], True)
+    page = urlsplit(address)
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.laddr.port == page.port and not c.raddr]
     assert {address.ip for address in listening} == {"127.0.0.1"}
 
