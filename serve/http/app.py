@@ -173,7 +173,7 @@ class Edge:
         return await _answer(scope, send, error.status, PROBLEM, self._encoder.encode(problem), more)
 
     async def _route(
-        self, scope: Scope, headers: Headers, request_id: str | None, receive: Receive
+        self, scope: Scope, headers: dict[bytes, bytes], request_id: str | None, receive: Receive
     ) -> tuple[bytes, bytes]:
         path, method = _path(scope), scope["method"]
         key = None
@@ -224,7 +224,7 @@ class Edge:
         except Exception as error:
             self._fetcher.warn("span not exported", error, request_id)
 
-    async def _events(self, headers: Headers, receive: Receive) -> bytes:
+    async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         _require_no_page(headers)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
         return self._encoder.encode(await take(self._fetcher, body))
