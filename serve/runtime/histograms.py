@@ -27,7 +27,6 @@ PROCESS = "worker_id"
 CALL_TIMEOUT_S = 5.0
 log = logging.getLogger("tabrank")
 Labels = tuple[str, ...]
-Send = Callable[["Iterable[Histogram]"], Any]
 
 
 class Histogram:
@@ -46,7 +45,7 @@ class Histogram:
         total[0] += value
 
 
-def agent(application: str) -> tuple[Send, float]:
+def agent(application: str) -> tuple[Callable[[Iterable[Histogram]], Any], float]:
     """Return a function that sends histograms to this node's agent, and its interval in seconds.
 
     The function returns at once, with the call as a future, and logs a failed call.
@@ -81,13 +80,12 @@ def _warn(code: str) -> None:
 
 def _encoded(histogram: Histogram, application: str, process: str) -> Any:
     """Return the histogram in the format of OpenCensus: `count` observations in each bucket."""
-    from ray.core.generated.metrics_pb2 import Metric as Encoded
-    from ray.core.generated.metrics_pb2 import MetricDescriptor
+    from ray.core.generated import metrics_pb2
 
-    metric, encoded = histogram.metric, Encoded()
+    metric, encoded = histogram.metric, metrics_pb2.Metric()
     descriptor = encoded.metric_descriptor
     descriptor.name, descriptor.description = metric.name, metric.what
-    descriptor.type = MetricDescriptor.CUMULATIVE_DISTRIBUTION
+    descriptor.type = metrics_pb2.MetricDescriptor.CUMULATIVE_DISTRIBUTION
     for key in (APPLICATION, *metric.labels, PROCESS):
         descriptor.label_keys.add(key=key)
     for labels, (counts, (total,)) in histogram.series.items():

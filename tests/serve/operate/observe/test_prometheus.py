@@ -196,7 +196,9 @@ def test_a_port_in_use_is_refused(run, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with (
-            pytest.raises(TabrankError, match=rf"--port: {port} is in use .*make observe PORT={port - 1}$"),
+            pytest.raises(
+                TabrankError, match=rf"--port: {port} is in use; .*make observe PORT={port - 1}\)$"
+            ),
             run_prometheus(run, tmp_path, port),
         ):
             pass
