@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet
 LOCKED := --require-hashes --no-deps --only-binary :all: --requirement lock.txt
 STAMP := .venv/.installed
 EXPERIMENT := var/experiment
+PORT := 9090
 # Ray turns token authentication on by itself in some settings: so set the mode explicitly.
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -70,8 +71,8 @@ down: ## Stop it, and whatever a demo or a benchmark left.
 	@test ! -d $(EXPERIMENT)/run || $(BIN)/python -m serve down --run $(EXPERIMENT)/run
 	@test ! -d var/bench/run || $(BIN)/python -m serve down --run var/bench/run
 
-observe: install ## A local Prometheus on the running service, with alerts, until Ctrl-C.
-	@$(BIN)/python -m serve observe
+observe: install ## A local Prometheus on the service, with alerts, until Ctrl-C; PORT=9090.
+	@$(BIN)/python -m serve observe --port $(PORT)
 
 var/log: | install
 	@echo 'There is no log yet: making a small one of the simulated world.'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -224,7 +225,15 @@ def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
         time.sleep(3.0)
         traffic("while")
         assert without_series(port, required_expressions(), seconds=30) == []
-    page = urlsplit(run.service()["metrics_url"])
+    address = run.service()["metrics_url"]
+    ours = re.findall(r"^(?:# \w+ )?ray_tabrank_.*\n", httpx.get(address).text, re.M)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input="".join(ours), capture_output=True, text=True, check=False
+    )
+    # The labels that Ray adds to counters and gauges are in camel case.
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "camelCase" not in line]
+    assert (complaints, len(ours) > 300) == ([], True)
+    page = urlsplit(address)
     listening = [c.laddr for c in psutil.net_connections("tcp") if c.laddr.port == page.port and not c.raddr]
     assert {address.ip for address in listening} == {"127.0.0.1"}
 
@@ -241,10 +250,10 @@ def test_a_sampled_trace_gets_its_spans_and_log_lines_are_objects(home, url):
         time.sleep(0.2)
         spans = _lines(run.path / "spans", "*.jsonl")
         names = {span["name"]: span for span in spans if span["context"]["trace_id"] == f"0x{trace_id}"}
-    assert set(names) == {"rank", "queue", "features", "score"}
-    assert names["rank"]["parent_id"] == "0xb7ad6b7169203331"
-    assert names["rank"]["attributes"]["request_id"] == answer["request_id"]
-    assert names["score"]["parent_id"] == names["rank"]["context"]["span_id"]
+    assert set(names) == {"POST /v1/rank", "queue", "features", "score"}
+    assert names["POST /v1/rank"]["parent_id"] == "0xb7ad6b7169203331"
+    assert names["POST /v1/rank"]["attributes"]["request_id"] == answer["request_id"]
+    assert names["score"]["parent_id"] == names["POST /v1/rank"]["context"]["span_id"]
     lines = _lines(run.temp / "r/session_latest/logs/serve", "replica_spaces_FeatureFetch_*.log")
     (model,) = [line for line in lines if line["message"].startswith("ranking with model")]
     fields = model["application"], model["deployment"], model["levelname"]

@@ -18,7 +18,7 @@ from serve.config.settings import ApiKey
 from serve.contract.errors import RequestError
 from serve.contract.logs import of_request
 from serve.contract.messages import quoted
-from serve.contract.rankings import MAX_BODY_BYTES, Problem, RankAnswer
+from serve.contract.rankings import MAX_BODY_BYTES, Problem
 from serve.contract.records import MAX_EVENTS_BODY_BYTES
 from serve.http.auth import CANDIDATES_A_REQUEST, Authenticator
 from serve.http.body_reader import BodyReader, Receive
@@ -26,7 +26,7 @@ from serve.http.decoding import decode_request
 from serve.http.docs import FILES, KINDS, OF_FILES, OF_PAGE, contents, docs_page
 from serve.http.introspection import Liveness, description, readiness
 from serve.http.openapi import openapi
-from serve.http.tracing import TRACEPARENT, parent_of, record, trace_id_of
+from serve.http.tracing import TRACEPARENT, parent_of, record, record_failed, trace_id_of
 from serve.ranking.assignment import requested_arm
 from serve.ranking.record_intake import take
 from serve.ranking.service import FeatureFetcher
@@ -34,6 +34,7 @@ from serve.ranking.service import FeatureFetcher
 log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
 Header = tuple[bytes, bytes]
+Headers = dict[bytes, bytes]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 RANK = "/v1/rank"
@@ -47,6 +48,8 @@ MAX_HEADER_BYTES = 16 * 1024
 CUT_OFF = (408, 413)
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
+# Methods that metrics name; every other one is `_OTHER`, as in OpenTelemetry's conventions.
+METHODS: Final = frozenset(("GET", "HEAD", "POST"))
 # A request id in a header.
 VALID_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
@@ -95,6 +98,7 @@ class Edge:
             "/openapi.json": lambda: _Answer(JSON, self._openapi),
             "/docs": lambda: _Answer(KINDS["html"], self._docs, more=OF_PAGE),
         }
+        self._routes = frozenset((RANK, EVENTS, *self._get))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer one ASGI scope; return the HTTP status, 0 if the scope has none."""
@@ -105,10 +109,22 @@ class Edge:
             # Before a handshake is accepted, this answers 403. Ray's proxy fails without a code.
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            return await self._http(scope, receive, send, begun)
+            try:
+                return self._answered(scope, await self._http(scope, receive, send), begun)
+            except _Unread:
+                return await self.busy(scope, send, begun)
         return 0
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send, begun: float) -> int:
+    def _answered(self, scope: Scope, status: int, begun: float) -> int:
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+        path = _path(scope)
+        route, seconds = path if path in self._routes else "", time.perf_counter() - begun
+        self._fetcher.metrics.answered(method, route, status, seconds)
+        if status >= 400 and (method, route) == ("POST", RANK):
+            self._trace(dict(scope["headers"]), lambda parent: record_failed(parent, scope, status, seconds))
+        return status
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> int:
         headers = dict(scope["headers"])
         request_id = None
         try:
@@ -116,7 +132,7 @@ class Edge:
             request_id = _request_id(headers)
             answer = await self._route(scope, headers, request_id, receive)
         except _Unread:
-            return await self.busy(send, begun)
+            raise
         except RequestError as error:
             if error.status == 413:
                 send = self._lingering(receive, send)
@@ -129,7 +145,7 @@ class Edge:
             return await self.refuse(scope, send, RequestError(500, "internal error", detail), request_id)
         return await _send(scope, send, answer)
 
-    async def busy(self, send: Send, begun: float) -> int:
+    async def busy(self, scope: Scope, send: Send, begun: float) -> int:
         """Refuse a request unread and return the status; `begun` is when it was seen.
 
         A refusal costs 60 µs including the server, a ranking 300 µs.
@@ -137,7 +153,7 @@ class Edge:
         await send({"type": "http.response.start", "status": 429, "headers": [*_BUSY_HEAD]})
         await send({"type": "http.response.body", "body": _BUSY})
         self._fetcher.metrics.refused((time.perf_counter() - begun) * 1e3)
-        return 429
+        return self._answered(scope, 429, begun)
 
     def _lingering(self, receive: Receive, send: Send) -> Send:
         """Return a `send` that reads the rest of the request's body before it ends the answer."""
@@ -169,10 +185,7 @@ class Edge:
     async def _route(
         self, scope: Scope, headers: dict[bytes, bytes], request_id: str | None, receive: Receive
     ) -> _Answer:
-        path, method = scope["path"], scope["method"]
-        # `root_path` is the prefix of the server and of the application's `route_prefix`.
-        if root := scope.get("root_path"):
-            path = path.removeprefix(root)
+        path, method = _path(scope), scope["method"]
         key = None
         if path not in OPEN:
             keys, host = self._fetcher.config.api_keys, headers.get(b"host", b"")
@@ -182,7 +195,7 @@ class Edge:
             if self._fetcher.admission.refuses(key.name if key else ""):
                 self._keys.charge(key, -1)
                 raise _Unread
-            return _Answer(JSON, await self._rank(headers, key, request_id, receive))
+            return _Answer(JSON, await self._rank(scope, headers, key, request_id, receive))
         if path == EVENTS:
             _require(method, "POST", path)
             return await self._events(headers, receive)
@@ -192,7 +205,7 @@ class Edge:
         raise RequestError(404, "not found", f"no such path: {quoted(path)}; see /docs for the API")
 
     async def _rank(
-        self, headers: dict[bytes, bytes], key: ApiKey | None, request_id: str | None, receive: Receive
+        self, scope: Scope, headers: Headers, key: ApiKey | None, request_id: str | None, receive: Receive
     ) -> bytes:
         _require_no_page(headers)
         fetcher = self._fetcher
@@ -207,18 +220,19 @@ class Edge:
             request.request_id = request_id
         answer = await fetcher.rank(request, deadline_ms, arm, key.name if key else "")
         encoded = self._encoder.encode(answer)
-        if TRACEPARENT in headers:
-            self._trace(headers, answer)
+        self._trace(headers, lambda parent: record(parent, scope, answer), answer.request_id)
         return encoded
 
-    def _trace(self, headers: dict[bytes, bytes], answer: RankAnswer) -> None:
-        """Export the ranking's spans if sampled; a failing exporter never fails a request."""
+    def _trace(self, headers: Headers, export: Callable[[Any], None], request_id: str | None = None) -> None:
+        """Export a ranking's spans if sampled; a failing exporter never fails a request."""
+        if TRACEPARENT not in headers:
+            return
         try:
             parent = parent_of(headers)
             if parent is not None:
-                record(parent, answer)
+                export(parent)
         except Exception as error:
-            self._fetcher.warn("span not exported", error, answer.request_id)
+            self._fetcher.warn("span not exported", error, request_id)
 
     async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> _Answer:
         _require_no_page(headers)
@@ -227,6 +241,12 @@ class Edge:
         # A caller that reads only the status must not take rejected records for accepted ones.
         status = 207 if outcome.rejected else 200
         return _Answer(JSON, self._encoder.encode(outcome), status)
+
+
+def _path(scope: Scope) -> str:
+    """Return the path below the prefix of the server and of the application's `route_prefix`."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 async def _send(scope: Scope, send: Send, answer: _Answer) -> int:
@@ -253,7 +273,7 @@ def _require_few(headers: Sequence[Header]) -> None:
         raise RequestError(431, "headers too large", detail)
 
 
-def _request_id(headers: dict[bytes, bytes]) -> str | None:
+def _request_id(headers: Headers) -> str | None:
     given = headers.get(b"x-request-id")
     if given is None:
         return None
@@ -272,7 +292,7 @@ def _deadline_ms(given: bytes | None) -> int | None:
     return int(given)
 
 
-def _require_no_page(headers: dict[bytes, bytes]) -> None:
+def _require_no_page(headers: Headers) -> None:
     """Refuse requests that browsers send for any web page: HTML forms and foreign origins."""
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != JSON:

@@ -2,7 +2,9 @@
 
 Rankings bypass Ray's tracing (`serve.runtime.fast_path`). Their spans are created here after the
 answer, from the answer's timing, so a request without the header pays only a dictionary lookup.
-Spans go to the exporter that Ray's `tracing_config` names; this module provides two.
+Spans go to the exporter that Ray's `tracing_config` names; this module provides two. Names follow
+OpenTelemetry's conventions for HTTP servers and feature flags (semantic conventions 1.44): an
+experiment is a flag, and its arm the variant.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ TRACEPARENT = b"traceparent"
 # Environment variable with the folder where `python -m serve up` keeps its files.
 RUN_FOLDER = "TABRANK_RUN"
 STAGES = ("queue", "features", "score")
+# Name of the tracer of Ray's provider. Without a `tracing_config` it discards the spans.
+TRACER = "tabrank"
 
 
 def parent_of(headers: Mapping[bytes, bytes]) -> Any:
@@ -43,22 +47,46 @@ def trace_id_of(parent: Any) -> str:
     return format_trace_id(get_current_span(parent).get_span_context().trace_id)
 
 
-def record(parent: Any, answer: RankAnswer) -> None:
+def record(parent: Any, scope: Mapping[str, Any], answer: RankAnswer) -> None:
     """Export the spans of an answered ranking: one for the request, and one for each stage."""
-    from opentelemetry.trace import SpanKind, get_tracer, set_span_in_context
+    from opentelemetry.trace import get_tracer, set_span_in_context
 
-    # The tracer of Ray's provider. Without a `tracing_config` it discards the spans.
-    tracer = get_tracer("tabrank")
     timing, ended_ns = answer.timing_ms, time.time_ns()
     begun_ns = ended_ns - _ns(timing.total)
-    span = tracer.start_span("rank", parent, SpanKind.SERVER, _attributes(answer), start_time=begun_ns)
-    within = set_span_in_context(span)
+    span = _started(parent, scope, 200, begun_ns, _attributes(answer))
+    if answer.experiment is not None:
+        flag = {"key": answer.experiment, "result.variant": answer.arm, "provider.name": "tabrank"}
+        named = {f"feature_flag.{name}": value for name, value in flag.items()}
+        span.add_event("feature_flag.evaluation", named, begun_ns)
+    within, tracer = set_span_in_context(span), get_tracer(TRACER)
     # The stages follow each other; rounding and encoding count as queue.
     for stage in STAGES:
         until_ns = begun_ns + _ns(getattr(timing, stage))
         tracer.start_span(stage, within, start_time=begun_ns).end(until_ns)
         begun_ns = until_ns
     span.end(ended_ns)
+
+
+def record_failed(parent: Any, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+    """Export the span of a ranking that was refused, or that failed (5xx)."""
+    from opentelemetry.trace import StatusCode
+
+    error, ended_ns = ({"error.type": str(status)} if status >= 500 else {}), time.time_ns()
+    span = _started(parent, scope, status, ended_ns - _ns(seconds * 1e3), error)
+    if error:
+        span.set_status(StatusCode.ERROR)
+    span.end(ended_ns)
+
+
+def _started(parent: Any, scope: Mapping[str, Any], status: int, begun_ns: int, more: dict[str, Any]) -> Any:
+    """Return the span of a request."""
+    from opentelemetry.trace import SpanKind, get_tracer
+
+    method, path = scope["method"], scope["path"]
+    http = {"http.request.method": method, "http.route": path, "http.response.status_code": status}
+    attributes = {**http, "url.path": path, "url.scheme": scope.get("scheme", "http"), **more}
+    name, kind = f"{method} {path}", SpanKind.SERVER
+    return get_tracer(TRACER).start_span(name, parent, kind, attributes, start_time=begun_ns)
 
 
 def _ns(milliseconds: float) -> int:

@@ -61,7 +61,8 @@ def run_prometheus(
     if binary is None:
         raise TabrankError(MISSING)
     with contextlib.suppress(ConnectionRefusedError), socket.create_connection((HOST, port), timeout=1.0):
-        raise TabrankError(f"--port: {port} is in use on {HOST}; choose another")
+        other = port + 1 if port <= 9090 else port - 1
+        raise TabrankError(f"--port: {port} is in use; try --port {other} (make observe PORT={other})")
     refuse_file(data)
     refuse_unwritable(data)
     data = data.resolve()

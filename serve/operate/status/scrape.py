@@ -13,8 +13,8 @@ from typing import Any
 from serve.operate.host.state import get
 
 PREFIX = "ray_tabrank_"
-RANKINGS, LATENCY = "ray_tabrank_rankings_total", "ray_tabrank_latency_ms_total"
-FRESHNESS, REASONS = "ray_tabrank_freshness_ms", "ray_tabrank_degraded_total"
+RANKINGS, LATENCY = "ray_tabrank_rankings_total", "ray_tabrank_latency_seconds_bucket"
+FRESHNESS, REASONS = "ray_tabrank_freshness_seconds", "ray_tabrank_degraded_total"
 # Ray's label of the process.
 REPLICA = "WorkerId"
 # Limits how long `status` waits for rates, so that the command stays interactive.
@@ -88,11 +88,11 @@ class PageHistory:
         rungs = _grown(before, after, RANKINGS, "rung")
         total = sum(rungs.values())
         within = _grown(before, after, LATENCY, "le")
-        ages = [value for (name, _), value in after.values.items() if name == FRESHNESS]
+        ages = [value * 1e3 for (name, _), value in after.values.items() if name == FRESHNESS]
         numbers = {
             "seconds": after.at_s - before.at_s,
             "rate_rps": self._rate_rps(),
-            **{f"p{percent}_ms": _quantile(within, percent / 100) for percent in (50, 90, 99)},
+            **{f"p{percent}_ms": _quantile_ms(within, percent / 100) for percent in (50, 90, 99)},
             "freshness_ms": max(ages, default=None),
         }
         return {
@@ -133,17 +133,17 @@ def _shares(counts: Mapping[str, float], total: float) -> dict[str, float]:
     return {key: count / total for key, count in sorted(counts.items())} if total else {}
 
 
-def _quantile(within: Mapping[str, float], quantile: float) -> float | None:
+def _quantile_ms(within: Mapping[str, float], quantile: float) -> float | None:
     """Return a quantile as Prometheus' histogram_quantile does: linear between the bounds.
 
     A quantile above the last bound is reported as that bound.
     """
-    from serve.contract.metric_catalog import BOUNDS_MS
+    from serve.contract.metric_catalog import BOUNDS_S
 
     if not within.get("+Inf"):
         return None
     # A series appears with its first count, so that a missing bound has none.
-    bounds = [(float(bound), within.get(str(bound), 0.0)) for bound in (*BOUNDS_MS, "+Inf")]
+    bounds = [(float(bound) * 1e3, within.get(bound, 0.0)) for bound in (*map(str, BOUNDS_S), "+Inf")]
     wanted = quantile * bounds[-1][1]
     for (low, below), (high, count) in itertools.pairwise([(0.0, 0.0), *bounds]):
         if count >= wanted:

@@ -854,7 +854,7 @@ def test_the_kill_switch_is_turned_back_in_place(service):
 def test_a_trace_that_the_caller_samples_hears_of_its_ranking(service, monkeypatch):
     heard = []
     monkeypatch.setattr(
-        "serve.http.app.record", lambda parent, answer: heard.append((trace_id_of(parent), answer))
+        "serve.http.app.record", lambda parent, scope, answer: heard.append((trace_id_of(parent), answer))
     )
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     for flags in ("01", "00"):
@@ -864,8 +864,42 @@ def test_a_trace_that_the_caller_samples_hears_of_its_ranking(service, monkeypat
     assert (heard_id, answer.request_id) == (trace_id, "01")
 
 
+def test_a_refused_ranking_leaves_a_span_if_its_caller_samples(service, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        "serve.http.app.record_failed",
+        lambda parent, scope, status, seconds: heard.append((scope["path"], status)),
+    )
+    header = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    assert service.ask({"viewer": 7}, headers=header).status_code == 422
+    assert service.ask({"viewer": 7}).status_code == 422
+    assert heard == [("/v1/rank", 422)]
+
+
+def test_every_request_is_timed_by_method_route_and_status(service, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        service.fetcher.metrics, "answered", lambda *labels_and_seconds: heard.append(labels_and_seconds)
+    )
+
+    async def asked():
+        await refresh(service.fetcher)
+        async with service.client() as client:
+            await client.post("/v1/rank", json=body())
+            await client.get("/readyz")
+            await client.request("BREW", "/v1/secret/../x")
+
+    asyncio.run(asked())
+    assert [labels for *labels, _ in heard] == [
+        ["POST", "/v1/rank", 200],
+        ["GET", "/readyz", 200],
+        ["_OTHER", "", 404],
+    ]
+    assert all(0 < seconds < 10 for *_, seconds in heard)
+
+
 def test_an_exporter_that_raises_fails_no_ranking_and_is_logged_once(service, monkeypatch, caplog):
-    def broken(parent, answer):
+    def broken(parent, scope, answer):
         raise RuntimeError("the collector is gone")
 
     monkeypatch.setattr("serve.http.app.record", broken)

@@ -9,18 +9,22 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import feature_flag_attributes
+from opentelemetry.semconv.attributes import error_attributes, http_attributes, url_attributes
+from opentelemetry.trace import SpanKind
 
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer, Timing
-from serve.http.tracing import RUN_FOLDER, parent_of, record, to_file, to_otlp, trace_id_of
+from serve.http.tracing import RUN_FOLDER, parent_of, record, record_failed, to_file, to_otlp, trace_id_of
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE}-{SPAN}-01"
+SCOPE = {"method": "POST", "path": "/v1/rank", "scheme": "http"}
 
 
-def answered():
+def answered(experiment=None):
     timing = Timing(queue=1.0, features=2.0, score=3.0, total=6.0)
-    return RankAnswer("r1", "tiny", None, "model", "v1", "full", [], False, [], 5.0, timing, [])
+    return RankAnswer("r1", "tiny", experiment, "model", "v1", "full", [], False, [], 5.0, timing, [])
 
 
 @pytest.fixture
@@ -33,9 +37,9 @@ def spans(monkeypatch):
 
 
 def test_a_ranking_is_a_span_under_the_caller_s_with_one_for_each_stage(spans):
-    record(parent_of({b"traceparent": SAMPLED.encode()}), answered())
+    record(parent_of({b"traceparent": SAMPLED.encode()}), SCOPE, answered())
     by_name = {span.name: span for span in spans()}
-    rank = by_name.pop("rank")
+    rank = by_name.pop("POST /v1/rank")
     assert rank.parent.span_id == int(SPAN, 16)
     assert (rank.attributes["request_id"], rank.attributes["rung"]) == ("r1", "full")
     assert list(by_name) == ["queue", "features", "score"]
@@ -45,6 +49,43 @@ def test_a_ranking_is_a_span_under_the_caller_s_with_one_for_each_stage(spans):
     assert took_ms == {"queue": 1, "features": 2, "score": 3}
     assert by_name["features"].start_time == by_name["queue"].end_time
     assert rank.start_time == by_name["queue"].start_time
+
+
+def test_names_follow_the_conventions_for_http_servers_and_feature_flags(spans):
+    record(parent_of({b"traceparent": SAMPLED.encode()}), SCOPE, answered("launch"))
+    rank = next(span for span in spans() if span.kind == SpanKind.SERVER)
+    http = {
+        http_attributes.HTTP_REQUEST_METHOD: "POST",
+        http_attributes.HTTP_ROUTE: "/v1/rank",
+        http_attributes.HTTP_RESPONSE_STATUS_CODE: 200,
+        url_attributes.URL_PATH: "/v1/rank",
+        url_attributes.URL_SCHEME: "http",
+    }
+    assert http.items() <= rank.attributes.items()
+    assert error_attributes.ERROR_TYPE not in rank.attributes
+    (evaluation,) = rank.events
+    assert evaluation.name == "feature_flag.evaluation"
+    assert dict(evaluation.attributes) == {
+        feature_flag_attributes.FEATURE_FLAG_KEY: "launch",
+        feature_flag_attributes.FEATURE_FLAG_RESULT_VARIANT: "model",
+        feature_flag_attributes.FEATURE_FLAG_PROVIDER_NAME: "tabrank",
+    }
+    assert evaluation.timestamp == rank.start_time
+
+
+def test_outside_an_experiment_no_flag_is_evaluated(spans):
+    record(parent_of({b"traceparent": SAMPLED.encode()}), SCOPE, answered())
+    assert not any(span.events for span in spans())
+
+
+@pytest.mark.parametrize(("status", "error"), [(429, None), (422, None), (500, "500"), (503, "503")])
+def test_a_failed_ranking_is_a_span_and_a_server_error_an_error(spans, status, error):
+    record_failed(parent_of({b"traceparent": SAMPLED.encode()}), SCOPE, status, 0.25)
+    (span,) = spans()
+    assert span.attributes[http_attributes.HTTP_RESPONSE_STATUS_CODE] == status
+    assert span.attributes.get(error_attributes.ERROR_TYPE) == error
+    assert span.status.is_ok == (error is None)
+    assert (span.end_time - span.start_time) / 1e9 == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +117,7 @@ def test_spans_go_to_a_file_of_the_run_folder_a_line_each(tmp_path, monkeypatch)
     for processor in to_file():
         provider.add_span_processor(processor)
     monkeypatch.setattr(opentelemetry.trace, "get_tracer", provider.get_tracer)
-    record(parent_of({b"traceparent": SAMPLED.encode()}), answered())
+    record(parent_of({b"traceparent": SAMPLED.encode()}), SCOPE, answered())
     provider.shutdown()
     (path,) = (tmp_path / "spans").iterdir()
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -24,7 +24,13 @@ class Answering(Edge):
 
     def __init__(self, status=200):
         self.refused_ms = []
-        self._fetcher = SimpleNamespace(metrics=SimpleNamespace(refused=self.refused_ms.append))
+        self.answered = []
+        self._fetcher = SimpleNamespace(
+            metrics=SimpleNamespace(
+                refused=self.refused_ms.append, answered=lambda *made: self.answered.append(made[:3])
+            )
+        )
+        self._routes = frozenset(("/v1/rank",))
         self.status = status
         self.gate = asyncio.Event()
         self.root_path = None
@@ -168,6 +174,7 @@ def test_without_a_free_slot_a_request_is_refused_unread_and_counted():
         assert headers[b"content-type"] == b"application/problem+json"
         assert json.loads(body["body"])["title"] == "busy"
         assert (replica.rays_way, replica._metrics_manager.ongoing, replica._semaphore.free) == ([], 1, 0)
+        assert replica._user_callable_asgi_app.answered == [("POST", "/v1/rank", 429)]
         replica._user_callable_asgi_app.gate.set()
         await first
         way._replica._flush()
@@ -271,18 +278,18 @@ def test_rays_counters_get_every_ranking_and_its_histograms_some(monkeypatch):
         way = fast_path(replica)
         # Ray clears the counter at each of its reports.
         replica._metrics_manager._cached_ingress_request_counter.clear()
-        for _ in range(40):
+        for _ in range(80):
             await ask(way, ranking())
         replica._user_callable_asgi_app.status = 422
         for _ in range(3):
             await ask(way, ranking())
         await asyncio.sleep(0.05)
         metrics = replica._metrics_manager
-        assert metrics._cached_request_counter == {"/": 43}
+        assert metrics._cached_request_counter == {"/": 83}
         (http,) = metrics._cached_ingress_request_counter.values()
         by_status = {dict(tags)["status_code"]: count for tags, count in http.items()}
-        assert by_status == {"200": 40, "422": 3}
-        assert len(metrics.observed["http"]) == len(metrics.observed["deployment"]) == 40 // 16 + 1 + 1
+        assert by_status == {"200": 80, "422": 3}
+        assert len(metrics.observed["http"]) == len(metrics.observed["deployment"]) == 80 // 64 + 1 + 1
 
     asyncio.run(scenario())
 
