@@ -50,7 +50,6 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start the service of a `cluster.yaml`, or deploy its changes; return once it answers."""
-    from serve.operate.host.run_folder import RunFolder as Folder
     from serve.operate.run.local_cluster import up as start
 
     os.umask(PRIVATE)
@@ -59,9 +58,6 @@ def up(
     )
     for reason in service["degraded"] + service["advice"]:
         _progress(f"warning: {reason}")
-    if dashboard:
-        token = Folder.of(run).token
-        _progress(f"Ray's dashboard: {service['dashboard_url']}; it asks for the token in {token}")
     done = "nothing to change" if service["action"] == "none" else service["action"]
     answer(service, as_json, f"{done}: {service['url']} answers ({service['seconds']} s)")
 
@@ -104,10 +100,7 @@ def status(
         found = keep_showing(run, address, every, as_json)
     else:
         found = look(run, address)
-        if as_json:
-            answer(found, as_json, "")
-        else:
-            show(found)
+        show(found, as_json)
     if found["state"] != "ready" or found["degraded"]:
         raise typer.Exit(1)
 

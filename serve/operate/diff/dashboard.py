@@ -7,7 +7,7 @@ from typing import Any
 
 
 def nodes(client: Any) -> list[dict[str, Any]]:
-    """Return the nodes as in `service.json`, as far as they are reported; the status can do without."""
+    """Return the nodes as in `service.json`, as far as they are reported."""
     targets = _get(client, "/api/prometheus/sd") or [{}]
     # A node's page comes before those of the dashboard and the autoscaler at the same address.
     pages = {page.rpartition(":")[0]: page for page in reversed(targets[0].get("targets", ()))}
@@ -23,12 +23,12 @@ def nodes(client: Any) -> list[dict[str, Any]]:
 
 
 def actors(client: Any) -> list[dict[str, Any]]:
-    """Return Ray's table of actors, dead ones included, in the form of `ray._private.state.actors`."""
+    """Return Ray's table of actors, dead ones included, in the form of Ray's `state.actors`."""
     from google.protobuf.json_format import ParseDict
     from ray.core.generated.common_pb2 import ActorDeathCause
 
     # One interface reports when an actor ended, the other one why.
-    ends = _get(client, "/logical/actors", "data", "actors") or {}
+    ends = _get(client, "/logical/actors?nocache=1", "data", "actors") or {}
     rows = _get(client, "/api/v0/actors?detail=1&limit=10000", "data", "result", "result") or ()
     return [
         {
@@ -45,7 +45,7 @@ def actors(client: Any) -> list[dict[str, Any]]:
 
 
 def _get(client: Any, path: str, *keys: str) -> Any:
-    """Return a part of an answer of the dashboard, or None."""
+    """Return a part of an answer of the dashboard, or None: the status can do without."""
     with contextlib.suppress(Exception):
         answer = client._do_request("GET", path).json()
         for key in keys:

@@ -30,8 +30,8 @@ def added(changes: list[dict[str, str]], what: str) -> list[dict[str, str]]:
 def described(
     file: Path, before: Mapping[str, Any], after: Mapping[str, Any], applications: Mapping[str, Any]
 ) -> str:
-    """Return what a deploy changed: the kill switch, or the file and its first fields, without values."""
-    changes = compare({"nodes": {}, **before}, after, shapes_of(applications)).changes
+    """Return what a deploy changed: the kill switch, or the file's first fields without values."""
+    changes = compare(before, after, shapes_of(applications)).changes
     if changes and all(change.path[-1] == SWITCH for change in changes):
         return f"kill switch {'on' if changes[0].new is True else 'off'}"
     # An application's own keys follow its name; a deployment's follow its own.

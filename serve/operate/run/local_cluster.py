@@ -65,6 +65,8 @@ def up(
         action, changes = _act(config, run, haproxy, dashboard, timeout_s, progress)
         service = {**run.service(), "action": action, "changes": changes}
         found = diagnosed(answers_of(service))
+    if dashboard:
+        progress(f"Ray's dashboard: {service['dashboard_url']}; it asks for the token in {run.token}")
     return {**service, **found, "seconds": round(time.monotonic() - begin, 1)}
 
 

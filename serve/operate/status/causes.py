@@ -14,17 +14,18 @@ from serve.operate.host.state import RUN, up_command
 
 # A replica that finds room on a node starts within this time.
 STARTS_WITHIN = timedelta(seconds=10)
-# The objective allows 0.1 % of failed, refused or not full rankings. At 14.4 times as many, as in the
-# alerts that page, a month's budget is spent in two days.
+# The objective allows 0.1 % of failed, refused or not full rankings. At 14.4 times as many, as in
+# the alerts that page, a month's budget is spent in two days.
 MAX_SHARE = 14.4 * 0.001
-# A few seconds hold few requests of a quiet service: one or two of them say little, unless most fail.
+# A few seconds hold few requests of a quiet service: one or two of them say little, unless most
+# fail.
 MIN_FAILED, MOST = 3, 0.5
 # As in TabrankStaleFeatures, TabrankMemory and TabrankRestarts.
 MAX_FRESHNESS_MS, MAX_MEMORY_SHARE = 5_000.0, 0.9
 MAX_RESTARTS, RESTARTS_WITHIN = 2, timedelta(minutes=30)
 # These states serve nobody.
 DOWN = {"stopped": "not_running", "starting": "starting", "failed": "ended", "dead": "ended"}
-# Replicas that are missing while Serve changes their number are no fault.
+# Serve starts and stops replicas in these states, so that missing ones are normal.
 CHANGING = ("UPSCALING", "DOWNSCALING", "UPDATING")
 # A stale table and fallbacks follow from these.
 OF_STORE = ("no_store", "other_store", "store_unavailable", "stale_features")
@@ -94,7 +95,7 @@ def waiting(found: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) 
 
 
 def _of_state(found: Mapping[str, Any]) -> Iterator[Cause]:
-    """Yield what the state itself says: nobody is served, unsupervised, or the last deploy failed."""
+    """Yield what the state says: nobody is served, unsupervised, or the last deploy failed."""
     state, error = found["state"], (found.get("error") or "").rstrip(".")
     run = RunFolder.of(Path(found["run"] or RUN))
     facts = {"run": run.path, "up": up_command(Path(found.get("config", "cluster.yaml")), run)}
@@ -117,7 +118,8 @@ def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
         running, status = replicas.pop("RUNNING", 0), deployment["status"]
         if running < (target or 0) or status in ("UNHEALTHY", "DEPLOY_FAILED"):
             others = "".join(f", {count} {state.lower()}" for state, count in sorted(replicas.items()))
-            message = deployment.get("message")
+            # Keep the first sentence of "A health check failed. This deployment will be UNHEALTHY".
+            message = deployment.get("message", "").partition(" This deployment will")[0]
             why = f": {message_of([message]).rstrip('.')}" if message and status not in CHANGING else ""
             facts = {"running": running, "target": target, "others": others, "why": why}
             changes = status in CHANGING
@@ -145,10 +147,10 @@ def _of_traffic(found: Mapping[str, Any], named: list[str]) -> Iterator[Cause]:
         yield _named("overloaded", "", refused=refused, shed=shed)
     failed = traffic.get("error_share") or 0.0
     if _matters(failed, requests):
-        yield _named("errors", "", share=failed, kinds=_shares(traffic["errors"]))
+        yield _named("errors", "", share=failed, kinds=shown(traffic["errors"]))
     not_full = sum(share for rung, share in (traffic.get("rungs") or {}).items() if rung != "full")
     if _matters(not_full, rankings) and "kill_switch" not in named:
-        yield _named("not_full", "", share=not_full, reasons=_shares(reasons) or "without a reason")
+        yield _named("not_full", "", share=not_full, reasons=shown(reasons) or "without a reason")
 
 
 def _matters(share: float, requests: int) -> bool:
@@ -190,5 +192,6 @@ def _options(document: Mapping[str, Any], application: str, name: str) -> Mappin
     return {}
 
 
-def _shares(shares: Mapping[str, float]) -> str:
+def shown(shares: Mapping[str, float]) -> str:
+    """Return shares by name as words."""
     return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())

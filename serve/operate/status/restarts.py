@@ -20,7 +20,7 @@ class Restarts:
     def found(
         self, actors: Iterable[Mapping[str, Any]], applications: Mapping[str, Any]
     ) -> dict[str, dict[str, Any]]:
-        """Return `count`, `last` (the reason), `at` and `times` by controller, proxy and deployment.
+        """Return `count`, `last` (the reason), `at`, `times` by controller, proxy and deployment.
 
         `times` has the last ten that are known. A deployment goes by APPLICATION/DEPLOYMENT.
 

@@ -1,4 +1,4 @@
-"""Read the service's Prometheus pages; derive rate, latency, rungs, errors and memory between reads."""
+"""Read the service's Prometheus pages; derive rates, latency, shares and memory from them."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class PageHistory:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no page of a node had a series that is read here."""
+        """True if no page of a node had a series that is read here."""
         return all(name == ANSWERS for page in self._pages for name, _ in page.values)
 
     def memory(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from serve.operate.status.causes import shown
 from serve.operate.status.scrape import PageHistory
 
 # Shown for an unknown value.
@@ -37,11 +38,13 @@ UNSEEN: dict[str, Any] = {
 Row = tuple[str, str, str]
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """Print the screen: wrapped and coloured on a terminal, else one line an item."""
+def show(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print JSON, or the screen: on a terminal wrapped and coloured, else a line for each item."""
     console = Console()
-    width = console.width if console.is_terminal else None
-    console.print(screen(found, width), soft_wrap=True)
+    if as_json:
+        print(json.dumps(found, allow_nan=False), flush=True)
+    else:
+        console.print(screen(found, console.width if console.is_terminal else None), soft_wrap=True)
 
 
 def render(found: Mapping[str, Any], width: int | None = None) -> str:
@@ -57,12 +60,10 @@ def keep_showing(run: Path | None, address: str | None, every_s: float, as_json:
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         found = look(run, address)
         while True:
-            if as_json:
-                print(json.dumps(found), flush=True)
-            elif live.is_started and live.console.is_terminal:
+            if live.console.is_terminal and not as_json:
                 live.update(screen(found, live.console.width), refresh=True)
             else:
-                print(render(found), flush=True)
+                show(found, as_json)
             time.sleep(every_s)
             found = look(run, address, history)
     return found
@@ -73,8 +74,7 @@ def screen(found: Mapping[str, Any], width: int | None) -> Text:
     lines: list[Text] = []
     for label, text, style in _rows(found):
         first, *more = _wrapped(text, width and max(width - LABEL, 20))
-        shown = label if lines else f"{label:<{LABEL - 1}}"
-        lines.append(Text.assemble((f"{shown:<{LABEL}}", style or "dim"), (first, style)))
+        lines.append(Text.assemble((f"{label:<{LABEL}}", style or "dim"), (first, style)))
         lines += [Text(" " * LABEL + line, style=style) for line in more]
     return Text("\n", overflow="fold").join(lines)
 
@@ -111,9 +111,9 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
 def _of_traffic(found: Mapping[str, Any], traffic: Mapping[str, Any], faults: set[str]) -> Iterator[Row]:
     latency = [f"{name} {_number(traffic.get(f'{name}_ms'))}" for name in ("p50", "p90", "p99")]
     yield "rankings", f"{_number(traffic.get('rate_rps'))}/s; {', '.join(latency)} ms", ""
-    reasons = f"; degraded by {_shares(traffic['reasons'])}" if traffic.get("reasons") else ""
-    yield "answers", _shares(traffic.get("rungs")) + reasons, _red(faults & {"not_full"})
-    kinds = f" ({_shares(traffic['errors'])})" if traffic.get("errors") else ""
+    reasons = f"; degraded by {shown(traffic['reasons'])}" if traffic.get("reasons") else ""
+    yield "answers", (shown(traffic.get("rungs") or {}) or NOTHING) + reasons, _red(faults & {"not_full"})
+    kinds = f" ({shown(traffic['errors'])})" if traffic.get("errors") else ""
     errors = (
         f"{_share(traffic.get('error_share'))} failed{kinds}, {_share(traffic.get('refused_share'))} refused"
     )
@@ -178,7 +178,7 @@ def _wrapped(text: str, width: int | None) -> list[str]:
 
 
 def _replicas(deployment: Mapping[str, Any]) -> str:
-    """Return the counts of a deployment's replicas by state, and its status if it is not healthy."""
+    """Return the counts of a deployment's replicas by state, and its status unless healthy."""
     replicas, target = dict(deployment["replicas"]), deployment.get("target")
     status = deployment["status"].lower()
     if status == "unknown":
@@ -211,7 +211,3 @@ def _number(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1%}"
-
-
-def _shares(shares: Mapping[str, float] | None) -> str:
-    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items()) if shares else NOTHING

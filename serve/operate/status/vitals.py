@@ -25,8 +25,6 @@ from serve.rollout import history as releases
 API_KEY = "TABRANK_API_KEY"
 # What changed is of interest this long, the newest of it.
 CHANGES_WITHIN, MAX_CHANGES = timedelta(hours=1), 20
-# The words for the actions of a models folder's history.
-ACTIONS = {"promote": "promoted", "rollback": "rolled back", "canary": "canary", "end": "end of the canary"}
 
 
 def look(run: Path | None, address: str | None, history: PageHistory | None = None) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> lis
 def _released(entry: releases.HistoryEntry) -> dict[str, str]:
     at = datetime.fromtimestamp(entry.at_ms / 1e3, UTC).isoformat(timespec="seconds")
     reason = f": {entry.reason}" if entry.reason else ""
-    return {"at": at, "what": f"model {entry.version}: {ACTIONS[entry.action]} by the {entry.by}{reason}"}
+    return {"at": at, "what": f"{entry.action} {entry.version} by the {entry.by}{reason}"}
 
 
 def _switched(answers: Mapping[str, Mapping[str, Any]]) -> list[str] | None:

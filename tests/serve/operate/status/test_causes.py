@@ -214,7 +214,7 @@ def test_diagnoses_of_the_replicas_come_before_what_follows_from_them(stub):
 
 def test_a_replica_that_restarts_is_named_and_scaling_is_advice(stub):
     deployments = stub.service["applications"]["spaces"]["deployments"]
-    message = "A replica's health check failed."
+    message = "A replica's health check failed. This deployment will be UNHEALTHY until it recovers."
     deployments["FeatureFetch"] = deployment(1, 2, "UNHEALTHY", message, STARTING=1)
     stub.service["restarts"] = {
         "spaces/FeatureFetch": {
@@ -227,7 +227,7 @@ def test_a_replica_that_restarts_is_named_and_scaling_is_advice(stub):
     found = stub.look()
     assert named(found) == {
         "replicas_missing": "1 of 2 replicas run, 1 starting: A replica's health check failed.",
-        "restarted": "Restarted 3 times within half an hour, last because its process ended.",
+        "restarted": "Restarts within half an hour: 3, the last because its process ended.",
     }
     assert {one["where"] for one in found["causes"]} == {"spaces/FeatureFetch"}
     assert [one["what"] for one in found["changes"]] == [
@@ -289,9 +289,9 @@ def test_the_changes_of_the_last_hour_come_newest_first(stub):
         {"at": ago(minutes=10), "what": "kill switch on"},
     ]
     assert [one["what"] for one in stub.look()["changes"]] == [
-        "model 20260101T000000Z-000a: rolled back by the service: scores drift",
+        "rollback 20260101T000000Z-000a by the service: scores drift",
         "kill switch on",
-        "model 20260101T000000Z-000a: promoted by the command",
+        "promote 20260101T000000Z-000a by the command",
     ]
 
 

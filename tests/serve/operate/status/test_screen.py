@@ -79,7 +79,7 @@ FOUND = {
         for minute, what in (
             (20, "kill switch off"),
             (15, "kill switch on"),
-            (10, "model 20260131T120000Z-ab12: promoted by the command"),
+            (10, "promote 20260131T120000Z-ab12 by the command"),
             ("05", "deployed cluster.yaml: FeatureFetch.user_config.deadline_ms"),
             ("01", "started with cluster.yaml"),
         )
@@ -104,7 +104,7 @@ restarts  controller 1 (its process ended)
           spaces/Scorer 2 (its process ended at 2026-01-31T12:00:00+00:00)
 last hour 12:20 kill switch off
           12:15 kill switch on
-          12:10 model 20260131T120000Z-ab12: promoted by the command
+          12:10 promote 20260131T120000Z-ab12 by the command
           and 2 more (--json)
 logs      /srv/tabrank/var/run/supervisor.log; of replicas
           /tmp/tabrank-x1y2z3/r/session_latest/logs/serve
@@ -154,7 +154,7 @@ def test_a_degraded_service_begins_with_what_to_do_and_keeps_the_command_in_one_
 
 
 def test_on_a_pipe_the_first_line_is_whole_and_nothing_is_coloured(capsys):
-    show(DEGRADED)
+    show(DEGRADED, False)
     first = capsys.readouterr().out.splitlines()[0]
     assert first == (
         "degraded  spaces: There is no store at lmdb:var/store: rankings have no scores, and events are refused."
@@ -167,7 +167,7 @@ def test_the_colour_is_green_only_if_the_service_is_healthy(monkeypatch):
         out = io.StringIO()
         console = Console(file=out, force_terminal=True, width=80, _environ={"TERM": "xterm", **env})
         monkeypatch.setattr(module, "Console", lambda: console)
-        show(found)
+        show(found, False)
         return out.getvalue()
 
     assert coloured(FOUND).startswith("\x1b[1;32mhealthy")
