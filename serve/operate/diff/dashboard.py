@@ -24,7 +24,7 @@ def nodes(client: Any) -> list[dict[str, Any]]:
 
 def actors(client: Any) -> list[dict[str, Any]]:
     """Return Ray's table of actors, dead ones included, in the form of Ray's `state.actors`."""
-    from google.protobuf.json_format import ParseDict
+    from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
     from ray.core.generated.common_pb2 import ActorDeathCause
 
     # One interface reports when an actor ended, the other one why.

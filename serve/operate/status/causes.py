@@ -98,7 +98,10 @@ def _of_state(found: Mapping[str, Any]) -> Iterator[Cause]:
     """Yield what the state says: nobody is served, unsupervised, or the last deploy failed."""
     state, error = found["state"], (found.get("error") or "").rstrip(".")
     run = RunFolder.of(Path(found["run"] or RUN))
-    facts = {"run": run.path, "up": up_command(Path(found.get("config", "cluster.yaml")), run)}
+    facts: dict[str, Any] = {
+        "run": run.path,
+        "up": up_command(Path(found.get("config", "cluster.yaml")), run),
+    }
     if state in DOWN:
         ended = error or "its processes are gone"
         log = found.get("log", run.log)
@@ -121,7 +124,12 @@ def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
             # Keep the first sentence of "A health check failed. This deployment will be UNHEALTHY".
             message = deployment.get("message", "").partition(" This deployment will")[0]
             why = f": {message_of([message]).rstrip('.')}" if message and status not in CHANGING else ""
-            facts = {"running": running, "target": target, "others": others, "why": why}
+            facts: dict[str, Any] = {
+                "running": running,
+                "target": target or "?",
+                "others": others,
+                "why": why,
+            }
             changes = status in CHANGING
             yield _named("replicas_missing", f"{app}/{name}", advice=changes, **facts)
     for name, one in (found.get("restarts") or {}).items():

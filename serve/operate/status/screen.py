@@ -180,7 +180,7 @@ def _wrapped(text: str, width: int | None) -> list[str]:
 def _replicas(deployment: Mapping[str, Any]) -> str:
     """Return the counts of a deployment's replicas by state, and its status unless healthy."""
     replicas, target = dict(deployment["replicas"]), deployment.get("target")
-    status = deployment["status"].lower()
+    status = str(deployment["status"]).lower()
     if status == "unknown":
         return status
     counts = [f"{replicas.pop('RUNNING', 0)}/{NOTHING if target is None else target} running"]
