@@ -66,6 +66,12 @@ def health(found: Mapping[str, Any]) -> dict[str, Any]:
     return {"state": state, "line": first["text"], "remedy": first["remedy"], "runbook": first["runbook"]}
 
 
+def line(one: Mapping[str, Any]) -> str:
+    """Return a cause and its remedy in one line."""
+    where = f"{one['where']}: " if one["where"] else ""
+    return f"{where}{one['text']} {one['remedy']}"
+
+
 def of_answers(answers: Mapping[str, Mapping[str, Any]]) -> list[Cause]:
     """Return the diagnoses in each application's /readyz, which is empty where it is silent."""
     found = [_named("no_answer", name) for name, answer in answers.items() if not answer]

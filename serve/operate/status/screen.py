@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from serve.operate.status.causes import shown
+from serve.operate.status.causes import line, shown
 from serve.operate.status.scrape import PageHistory
 
 # Shown for an unknown value.
@@ -75,7 +75,7 @@ def screen(found: Mapping[str, Any], width: int | None) -> Text:
     for label, text, style in _rows(found):
         first, *more = _wrapped(text, width and max(width - LABEL, 20))
         lines.append(Text.assemble((f"{label:<{LABEL}}", style or "dim"), (first, style)))
-        lines += [Text(" " * LABEL + line, style=style) for line in more]
+        lines += [Text(" " * LABEL + rest, style=style) for rest in more]
     return Text("\n", overflow="fold").join(lines)
 
 
@@ -84,9 +84,9 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
     causes = found.get("causes", [])
     faults = [one for one in causes if not one["advice"]]
     runbook = f" ({found['health']['runbook']})" if found["health"]["runbook"] else ""
-    yield state, "".join(map(_words, faults[:1])) + runbook or "nothing to do", COLOURS[state]
-    yield from (("and", _words(one), "red") for one in faults[1:])
-    yield from (("advice", _words(one), "yellow") for one in causes if one["advice"])
+    yield state, "".join(map(line, faults[:1])) + runbook or "nothing to do", COLOURS[state]
+    yield from (("and", line(one), "red") for one in faults[1:])
+    yield from (("advice", line(one), "yellow") for one in causes if one["advice"])
     traffic = found.get("traffic") or {}
     if at := found.get("at"):
         clock = f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M:%S} UTC"
@@ -156,11 +156,6 @@ def _of_processes(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def _several(label: str, texts: list[str]) -> Iterator[Row]:
     yield from ((label if not place else "", text, "") for place, text in enumerate(texts))
-
-
-def _words(one: Mapping[str, Any]) -> str:
-    where = f"{one['where']}: " if one["where"] else ""
-    return f"{where}{one['text']} {one['remedy']}"
 
 
 def _wrapped(text: str, width: int | None) -> list[str]:

@@ -16,13 +16,15 @@ from serve.operate.diff.dashboard import actors
 from serve.operate.diff.running import RemoteService
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, get, status
-from serve.operate.status.causes import DOWN, causes, health, of_answers
+from serve.operate.status.causes import DOWN, causes, health, line, of_answers
 from serve.operate.status.restarts import Restarts
 from serve.operate.status.scrape import PageHistory, read_pages
 from serve.rollout import history as releases
 
 # The variable with a key. Without it, the /v1/model of a service with keys is unknown.
 API_KEY = "TABRANK_API_KEY"
+# In these states it may answer; "unhealthy" is what a dashboard reports.
+ANSWERING = ("ready", "deploying", "unwatched", "unhealthy")
 # What changed is of interest this long, the newest of it.
 CHANGES_WITHIN, MAX_CHANGES = timedelta(hours=1), 20
 
@@ -44,7 +46,7 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     else:
         run = run or RUN
         service, wanted = status(run), RunFolder.of(run).wanted().get("document", {})
-    answers = answers_of(service) if service["state"] in ("ready", "deploying", "unwatched") else {}
+    answers = answers_of(service) if service["state"] in ANSWERING else {}
     pages = _pages(service)
     if history is None or not pages:
         history = PageHistory(service.get("metrics_every_s", 10.0))
@@ -62,7 +64,7 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
         "changes": _changes(service, run, now),
     }
     found["causes"] = causes(found, wanted, now, pages[0] if pages and history.is_empty else "")
-    waits = [_line(one) for one in found["causes"] if one["name"] in ("deploying", "not_starting")]
+    waits = [line(one) for one in found["causes"] if one["name"] in ("deploying", "not_starting")]
     waits += filter(None, [service.get("unwatched")])
     return {**found, **_by_kind(found["causes"]), "health": health(found), "waits": waits}
 
@@ -112,13 +114,8 @@ def diagnosed(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 def _by_kind(named: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"degraded": [], "advice": []}
     for one in named:
-        found["advice" if one["advice"] else "degraded"].append(_line(one))
+        found["advice" if one["advice"] else "degraded"].append(line(one))
     return found
-
-
-def _line(one: Mapping[str, Any]) -> str:
-    where = f"{one['where']}: " if one["where"] else ""
-    return f"{where}{one['text']} {one['remedy']}"
 
 
 def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> list[dict[str, str]]:
