@@ -78,7 +78,10 @@ def named_everywhere(home: Path, name: str, *, in_file: bool = True) -> str:
         time.sleep(0.1)
     assert found, answer
     text = f"{found[0]['cause']} {found[0]['remedy']}"
-    assert f"tiny: {text}" in look(home / "var/run", None, PageHistory(1.0))["degraded"]
+    state = look(home / "var/run", None, PageHistory(1.0))
+    assert f"tiny: {text}" in state["degraded"]
+    assert name in [one["name"] for one in state["causes"]]
+    assert state["health"]["state"] == "degraded"
     again = up(home / "cluster.yaml", timeout_s=30)
     assert again["action"] == "none"
     assert f"tiny: {text}" in again["degraded"]
@@ -123,4 +126,5 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
     run("popular", cwd=home)
     url = json.loads((home / "var/run/service.json").read_text())["url"]
     assert "kill_switch" in [one["name"] for one in httpx.get(f"{url}/readyz").json()["diagnoses"]]
-    assert look(home / "var/run", None, PageHistory(1.0))["kill_switch"] == ["tiny"]
+    state = look(home / "var/run", None, PageHistory(1.0))
+    assert (state["kill_switch"], state["changes"][0]["what"]) == (["tiny"], "kill switch on")

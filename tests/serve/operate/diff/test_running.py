@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -13,10 +14,12 @@ from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff, popular, switched
 from serve.operate.diff.consequence import Consequence
+from serve.operate.diff.dashboard import actors, nodes
 from serve.operate.diff.field import text
 from serve.operate.diff.running import RemoteService, cause, find
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, up_command
+from serve.operate.status.restarts import MEMORY, Restarts
 
 URL = "http://127.0.0.1:8265"
 APP = {
@@ -68,9 +71,30 @@ class Dashboard:
             "message": "ValueError: it cannot" if status == "DEPLOY_FAILED" else "",
             "route_prefix": "/",
             "deployed_app_config": app,
+            "last_deployed_time_s": 60.0,
             "deployments": {"FeatureFetch": deployment},
             "deployment_topology": {"ingress_deployment": "FeatureFetch"},
         }
+
+    def _do_request(self, method, path):
+        nodes = {
+            "result": [{"node_id": "n", "node_ip": "10.0.0.1", "state": "ALIVE", "labels": {"pool": "p"}}]
+        }
+        answers = {
+            "/api/prometheus/sd": [{"targets": ["10.0.0.1:8080", "10.0.0.1:44217"]}],
+            "/api/v0/nodes": {"data": {"result": nodes}},
+            "/api/v0/actors": {"data": {"result": {"result": [self.dead]}}},
+            "/logical/actors": {"data": {"actors": {"ab": {"endTime": 30_000}}}},
+        }
+        return SimpleNamespace(json=lambda: answers[path.partition("?")[0]])
+
+    dead: ClassVar = {
+        "actor_id": "ab",
+        "name": "SERVE_REPLICA::spaces#Scorer#x",
+        "state": "DEAD",
+        "num_restarts": "0",
+        "death_cause": {"oom_context": {"error_message": "low on memory"}},
+    }
 
     def deploy_applications(self, document):
         self.put.append(document)
@@ -174,9 +198,19 @@ def test_an_interrupted_switch_says_that_it_may_be_on(monkeypatch):
 
 def test_the_screen_gets_the_content_of_a_dashboard():
     service = RemoteService(URL, Dashboard()).service()
-    assert (service["state"], service["url"], service["nodes"]) == ("ready", "http://127.0.0.1:9000", [])
+    assert (service["state"], service["url"]) == ("ready", "http://127.0.0.1:9000")
+    node = {"id": "n", "pool": "p", "alive": True, "metrics_url": "http://10.0.0.1:8080/metrics"}
+    assert service["nodes"] == [node]
+    assert service["changes"] == [{"at": "1970-01-01T00:01:00+00:00", "what": "deployed spaces"}]
     app = service["applications"]["spaces"]["deployments"]["FeatureFetch"]
     assert (app["target"], app["replicas"], app["ids"]) == (2, {"RUNNING": 1, "STARTING": 1}, ["a", "b"])
+
+
+def test_restarts_at_a_dashboard_have_their_reasons_and_a_silent_one_none():
+    found = Restarts().found(actors(Dashboard()), {})
+    at = "1970-01-01T00:00:30+00:00"
+    assert found == {"spaces/Scorer": {"count": 1, "last": MEMORY, "at": at, "times": [at]}}
+    assert actors(object()) == nodes(object()) == []
 
 
 def test_where_nothing_runs_the_remedy_is_named(tmp_path):

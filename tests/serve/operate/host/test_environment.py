@@ -9,6 +9,7 @@ import pytest
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import (
+    DASHBOARD_PORT,
     FAST,
     HAPROXY,
     METRICS_PORT,
@@ -33,6 +34,18 @@ def test_every_process_carries_the_marker_and_keeps_it(tmp_path):
     env = built(tmp_path)
     assert env[MARKER] == RunFolder.of(tmp_path).cluster_id
     assert env["SPT_NOENV"] == "1"
+
+
+def test_ray_opens_its_dashboard_on_request_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv(DASHBOARD_PORT, "1")
+    assert DASHBOARD_PORT not in built(tmp_path)
+    folder = RunFolder.of(tmp_path)
+    env = environment(Config(tmp_path / "cluster.yaml", {}, {}, ""), folder, tmp_path / "temp", True, True)
+    assert int(env[DASHBOARD_PORT]) > 1
+    folder.save_token(env["RAY_AUTH_TOKEN"])
+    assert folder.token.stat().st_mode & 0o777 == 0o600
+    folder.remove_state()
+    assert not folder.token.exists()
 
 
 def test_paths_count_from_the_folder_of_the_file(tmp_path):
