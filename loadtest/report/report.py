@@ -61,7 +61,7 @@ class Findings:
 
     def body(self, plots: Mapping[str, str]) -> list[str]:
         """Return them and plots as parts of a page."""
-        numbers = table([("", "measured", "required"), *self.rows], "measured")
+        numbers = table([("", "measured", "required"), *self.rows])
         return [paragraph(self.lead), bullets(self.notes), numbers, figures(plots)]
 
 

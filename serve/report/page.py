@@ -1,40 +1,120 @@
-"""Write a report as one self-contained HTML page of texts, tables and figures."""
+"""Write a report as one self-contained HTML page: verdict, figures, plots, sortable tables.
+
+A page of this kit is `whole_page(title, [banner(...), tiles(...), plot(...), table(...),
+footer(...)])`, with `plot` of `serve.report.charts`. Parts are HTML; their arguments are text.
+"""
 
 from __future__ import annotations
 
 import html
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+Tone = Literal["good", "bad", "unsure", "neutral"]
+SIGNS: Mapping[Tone, str] = {"good": "✓", "bad": "✕", "unsure": "?", "neutral": "i"}
+HERE = Path(__file__).parent
+VEGA = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; }}
-body {{ max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
-div, pre {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; }}
-th, td {{ border-bottom: 1px solid #ccc; }}
-.measured :nth-child(2) {{ text-align: right; padding-right: 2rem; font-variant-numeric: tabular-nums; }}
-.numbers {{ font-size: .85rem; }}
-.numbers :not(:first-child, :last-child:nth-child(8)) {{ text-align: right; }}
-h2 {{ font-size: 1.05rem; margin-top: 2rem; }}
-svg {{ width: 100%; height: auto; }}
-figure {{ margin: 0; }}
-pre {{ background: #f4f4f4; padding: 1em; font-size: .85rem; }}
-figcaption, footer {{ color: #555; font-size: .85rem; }}
-footer {{ margin-top: 2rem; }}
-.lead {{ font-size: 1.15em; }}
-</style>
+{style}</style></head>
+<body><main>
 <h1>{title}</h1>
 {parts}
-</html>
+</main>{scripts}</body></html>
 """
+# A cell that begins with a number, perhaps followed by a unit or an interval; no date or version.
+NUMBER = re.compile(r"[-+−±]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%|x)?($|[ ;])", re.IGNORECASE)
+MISSING = {"", "–"}
 
 
 def whole_page(title: str, parts: Iterable[str]) -> str:
-    """Return a page of a title, which is text, and parts in HTML; empty parts are left out."""
-    return PAGE.format(title=html.escape(title), parts="\n".join(filter(None, parts)))
+    """Return a page of a title, which is text, and parts in HTML; empty parts are left out.
+
+    Vega is embedded only where a part has a plot, and the script of tables only where it is used.
+    """
+    body = "\n".join(filter(None, parts))
+    has_plot = 'class="plot"' in body
+    names = [*(f"assets/{name}" for name in VEGA if has_plot)]
+    names += ["look.js"] if has_plot or "<table" in body else []
+    scripts = "\n".join(f"<script>{(HERE / name).read_text(encoding='utf-8')}</script>" for name in names)
+    style = (HERE / "look.css").read_text(encoding="utf-8")
+    return PAGE.format(title=html.escape(title), style=style, parts=body, scripts=scripts)
+
+
+def banner(tone: Tone, verdict: str, reason: str, doubt: str) -> str:
+    """Return the first part of a page: verdict in a few words, its reason, and its limits.
+
+    `tone` is shown by colour and by shape; `verdict` has to say the same in words. `doubt` is a
+    sentence on what the report does not say, or how its numbers might mislead.
+    """
+    doubt = f'<p class="doubt"><b>What this does not say:</b> {html.escape(doubt)}</p>' if doubt else ""
+    return (
+        f'<section class="verdict {tone}" aria-label="Verdict"><span class="sign" aria-hidden="true">'
+        f"{SIGNS[tone]}</span><strong>{html.escape(verdict)}</strong><p>{html.escape(reason)}</p>{doubt}</section>"
+    )
+
+
+def tiles(numbers: Iterable[tuple[str, str, str]]) -> str:
+    """Return a row of the most important numbers: (label, value with its unit, note or limit)."""
+    cells = "".join(
+        f'<div><dt>{html.escape(label)}</dt><dd class="value">{html.escape(value)}</dd>'
+        f'<dd class="note">{html.escape(note)}</dd></div>'
+        for label, value, note in numbers
+    )
+    return f'<dl class="tiles">{cells}</dl>' if cells else ""
+
+
+def section(title: str, *parts: str) -> str:
+    """Return parts below a title; empty if all parts are."""
+    body = "\n".join(filter(None, parts))
+    return f"<h2>{html.escape(title)}</h2>\n{body}" if body else ""
+
+
+def table(rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """Return rows of text, the first of which is the head, as a table that sorts by its columns.
+
+    Columns of numbers are aligned right. Without rows below the head the result is empty.
+    """
+    head, *body = [[str(cell) for cell in row] for row in rows]
+    if not body:
+        return ""
+    kinds = [' class="number"' if _is_numeric(column) else "" for column in zip(*body, strict=True)]
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        return "".join(
+            f"<{tag if cell else 'td'}{kind}>{html.escape(cell)}</{tag[:2] if cell else 'td'}>"
+            for kind, cell in zip(kinds, cells, strict=True)
+        )
+
+    # A region that scrolls is reachable by keyboard, and needs a name.
+    label = html.escape(caption or f"Table: {', '.join(filter(None, head))}", quote=True)
+    return "\n".join(
+        [
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table class="sortable">',
+            f"<caption>{html.escape(caption)}</caption>" if caption else "",
+            f"<thead><tr>{line('th scope=col', head)}</tr></thead><tbody>",
+            *(f"<tr>{line('td', row)}</tr>" for row in body),
+            "</tbody></table></div>",
+        ]
+    )
+
+
+def details(summary: str, *parts: str) -> str:
+    """Return parts behind a line that opens them."""
+    body = "\n".join(filter(None, parts))
+    return f"<details><summary>{html.escape(summary)}</summary>\n{body}</details>" if body else ""
+
+
+def raw_json(value: Any) -> str:
+    """Return the JSON of a report whose page has no file beside it, behind a line that opens it."""
+    text = html.escape(json.dumps(value, indent=1), quote=False)
+    return f'<details class="raw"><summary>All numbers as JSON</summary>\n<pre tabindex="0">{text}</pre></details>'
 
 
 def footer(machine: Mapping[str, object], text: str, files: Iterable[str]) -> str:
@@ -45,8 +125,8 @@ def footer(machine: Mapping[str, object], text: str, files: Iterable[str]) -> st
 
 
 def paragraph(text: str) -> str:
-    """Return text as a paragraph."""
-    return f"<p>{html.escape(text)}</p>"
+    """Return text as a paragraph; empty if the text is."""
+    return f"<p>{html.escape(text)}</p>" if text else ""
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -55,20 +135,16 @@ def bullets(lines: Iterable[str]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def table(rows: Iterable[Sequence[str]], kind: str = "plain") -> str:
-    """Return rows of text, the first of which is the head, as a table of a class of the style."""
-    head, *body = [[html.escape(cell) for cell in row] for row in rows]
-    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
-    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in body]
-    lines = [f"<tr>{line}</tr>" for line in lines]
-    return "\n".join([f'<div><table class="{kind}">', *lines, "</table></div>"])
-
-
 def figures(plots: Mapping[str, str]) -> str:
-    """Return plots (SVG), or other parts, below their titles."""
-    return "\n".join(f"<h2>{html.escape(title)}</h2>\n{svg}" for title, svg in plots.items())
+    """Return plots, or other parts, below their titles."""
+    return "\n".join(section(title, part) for title, part in plots.items())
 
 
 def captioned(svg: str, caption: str) -> str:
-    """Return a plot above its caption."""
+    """Return a plot in SVG above its caption."""
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _is_numeric(column: Sequence[str]) -> bool:
+    known = [cell.strip() for cell in column if cell.strip() not in MISSING]
+    return bool(known) and all(NUMBER.match(cell) for cell in known)

@@ -72,7 +72,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         parts += [
             "<h3>Leaderboard: the best 20 on the validation rows</h3>",
             "<p>These rows chose the winner, so its figures on them are optimistic.</p>",
-            table(verdict.leaderboard(search), "numbers"),
+            table(verdict.leaderboard(search)),
         ]
         # Artifacts of earlier releases have neither this share nor a count of looks.
         budget = f"{search['budget_s'] / 60:g} minutes, {search.get('tuning_share', 0.05):.0%} for LightGBM"
@@ -82,9 +82,9 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "<h2>Measures</h2>",
         f"<p>{evaluation['rows']:,} {_rows(manifest)}, {evaluation['positives']:,} of them positive, "
         f"{verdict.order(evaluation)}; {span}. {LEGEND}</p>",
-        table(verdict.measures(evaluation), "numbers"),
+        table(verdict.measures(evaluation)),
         "<h3>Side by side on the same rows</h3>",
-        table(verdict.differences(evaluation), "numbers"),
+        table(verdict.differences(evaluation)),
         "<p>± one standard error, with viewers as clusters; for logloss, below 0 is better. Popular has "
         "probabilities from a calibration fitted on these same rows, which favours it. "
         f"{html.escape(Examination.of(manifest).describe().capitalize())}.</p>",
@@ -102,7 +102,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     parts += ["<h2>Slices</h2>"]
     if verdict.worst(evaluation["slices"]):
         parts += [_figure("slices", charts.slices(evaluation["slices"]))]
-    parts += [table(verdict.slices(evaluation["slices"]), "numbers"), "<p>A dash: too few rows.</p>"]
+    parts += [table(verdict.slices(evaluation["slices"])), "<p>A dash: too few rows.</p>"]
     return whole_page(title, parts)
 
 

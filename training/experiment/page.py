@@ -47,12 +47,12 @@ def page(result: Report) -> str:
     parts = [f"<p class=lead><b>{html.escape(result['verdict'])}</b>: {html.escape(why)}</p>"]
     parts += [f"<p><b>Warning</b>: {html.escape(warning)}.</p>" for warning in result["warnings"]]
     if result["claims"]:
-        parts += ["<h2>Claims of the original and effects here</h2>", table(result["claims"], "numbers")]
+        parts += ["<h2>Claims of the original and effects here</h2>", table(result["claims"])]
         parts.append(paragraph(f"Here: {result['treatment']} against {result['control']}."))
     parts += ["<h2>Sample ratio</h2>", *(paragraph(f"{line}.") for line in sample_ratio(result))]
     if result["metrics"]:
-        parts += ["<h2>Metrics</h2>", table(_metrics(result), "numbers"), paragraph(HOW_TO_READ)]
-    parts += ["<h2>Definitions</h2>", table(_definitions(result), "numbers")]
+        parts += ["<h2>Metrics</h2>", table(_metrics(result)), paragraph(HOW_TO_READ)]
+    parts += ["<h2>Definitions</h2>", table(_definitions(result))]
     parts += [paragraph(f"{line}.") for line in notes(result)]
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     if shown:
@@ -65,7 +65,7 @@ def page(result: Report) -> str:
     parts.append(captioned(_viewers_chart(result["daily_viewers"], days), caption))
     not_logged = result["not_in_the_log"]
     guardrails = filter(None, (_guardrails(result), _guardrail_tests(result)))
-    parts += ["<h2>Guardrails</h2>", *(table(rows, "numbers") for rows in guardrails)]
+    parts += ["<h2>Guardrails</h2>", *(table(rows) for rows in guardrails)]
     parts.append(paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."))
     return whole_page(f"Experiment {result['experiment']}: {result['verdict']}", parts)
 
