@@ -24,7 +24,7 @@ from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.overload_verdict import Overload, describe, with_verdict
 from loadtest.scenarios.search import KneePlan, KneeStep, confirm_knee
 from loadtest.targets.processes import started
-from loadtest.targets.running import Target, bound_of_share, gained, read_page
+from loadtest.targets.running import Target, bound_of_share_ms, gained, read_page
 from loadtest.targets.services import Document, deployments_of, tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES
@@ -42,7 +42,7 @@ CONTROL_TIMES = 2.0
 # Long enough for the collapse without load shedding: the system's own queues fill sooner.
 CONTROL_S = 20.0
 # Histogram of the duration of refusals.
-REFUSED_MS = "ray_tabrank_refused_ms_total"
+REFUSED = "ray_tabrank_refused_seconds"
 # The metrics page is refreshed every two seconds.
 PAGE_S = 4.5
 Ran = tuple[Callable[[float], Report], list[Moment]]
@@ -70,8 +70,8 @@ class Offering:
             time.sleep(PAGE_S)
             after = read_page(metrics_url)
             counted = {
-                "refused_counted": gained(before, after, REFUSED_MS, le="+Inf"),
-                "refused_in_replica_p99_ms": bound_of_share(before, after, REFUSED_MS, 0.99),
+                "refused_counted": gained(before, after, f"{REFUSED}_count"),
+                "refused_in_replica_p99_ms": bound_of_share_ms(before, after, f"{REFUSED}_bucket", 0.99),
             }
 
         def at(knee_rps: float) -> Report:

@@ -135,8 +135,8 @@ def gained(before: Page, after: Page, name: str, **labels: str) -> float:
     return total(after, name, **labels) - total(before, name, **labels)
 
 
-def bound_of_share(before: Page, after: Page, name: str, share: float) -> float | None:
-    """Return the least bound `le` that covers a share of a cumulative histogram's increase.
+def bound_of_share_ms(before: Page, after: Page, name: str, share: float) -> float | None:
+    """Return the least bound `le` that covers a share of the increase of a histogram in seconds.
 
     None: the histogram did not increase.
     """
@@ -145,4 +145,4 @@ def bound_of_share(before: Page, after: Page, name: str, share: float) -> float 
     most = max(gains.values(), default=0.0)
     if most <= 0:
         return None
-    return min(float(le) for le, count in gains.items() if count >= share * most)
+    return min(float(le) for le, count in gains.items() if count >= share * most) * 1e3

@@ -10,7 +10,7 @@ import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from serve.stores.protocol import LOAD, Store
 
 # The causes and remedies of all diagnoses, by name.
 DIAGNOSES: Mapping[str, Mapping[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+# The page with the anchors of the list.
+RUNBOOK = "docs/runbook.md"
 # A decayed sum is empty after this many half-lives: less than 1 % is left.
 EMPTY_HALF_LIVES = 7
 # Below this share the ids of two tables do not fit each other.
@@ -45,6 +47,11 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return f"{self.cause} {self.remedy}"
+
+
+def diagnosis(name: str, /, **facts: object) -> Diagnosis:
+    """Return a diagnosis of the list, filled with the facts that its sentences name."""
+    return Diagnosis(name, *(DIAGNOSES[name][part].format(**facts) for part in ("cause", "remedy")))
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,5 @@ class Service:
         facts |= {"log": args.log, "store": store, "models": shlex.quote(args.models), "python": python}
         given = shlex.join(["--surface", args.surface, "--log", args.log, "--store", store])
         load = LOAD.replace("python", python).replace("--log LOG", given)
-        cause, remedy = (
-            DIAGNOSES[name][part].format(**facts).replace(LOAD, load) for part in ("cause", "remedy")
-        )
-        return Diagnosis(name, cause, remedy)
+        found = diagnosis(name, **facts)
+        return replace(found, cause=found.cause.replace(LOAD, load), remedy=found.remedy.replace(LOAD, load))

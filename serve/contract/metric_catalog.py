@@ -7,25 +7,28 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-# Upper bounds of histogram buckets; one bucket above the last, +Inf, is added.
-BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000)
-LAG_BOUNDS_MS = (50, 100, 150, 200, 300, 500, 750, 1_000, 2_000, 5_000, 10_000, 60_000, 600_000, 3_600_000)
+# Upper bounds of histogram buckets; one bucket above the last, +Inf, is added. They are floats, so
+# that `str(bound)` is the value of the label `le`.
+BOUNDS_S = (
+    *(0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04),
+    *(0.05, 0.06, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0),
+)
+LAG_BOUNDS_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3_600.0)
 # Candidates; a shipped batch holds at most 1,760.
-BATCH_BOUNDS = (1, 10, 30, 60, 120, 240, 480, 960, 1_760, 3_520)
+BATCH_BOUNDS = (1.0, 10.0, 30.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1_760.0, 3_520.0)
 
 
 class Metric(NamedTuple):
     """Name, description and labels of one metric.
 
-    Ray adds the prefix `ray_`, and the suffix `_total` unless the metric is a gauge. A histogram
-    consists of counters, cumulative over the label `le` as in Prometheus, so `histogram_quantile`
-    reads it. Ray's own histograms replay each observation in its agent, which takes 40 µs of CPU.
+    Ray adds the prefix `ray_`, and the suffix `_total` to a counter. A histogram has the series
+    `_bucket` (cumulative over the label `le`), `_sum` and `_count`. Times are in seconds.
     """
 
     name: str
     what: str
     labels: tuple[str, ...] = ()
-    bounds: tuple[int, ...] = ()
+    bounds: tuple[float, ...] = ()
     is_gauge: bool = False
 
     @property
@@ -35,8 +38,8 @@ class Metric(NamedTuple):
 
     @property
     def exported(self) -> str:
-        """Return the name under which Prometheus scrapes the metric."""
-        return f"ray_{self.name}" + ("" if self.is_gauge else "_total")
+        """Return the name on the metrics page, without the suffix of a histogram's series."""
+        return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
 RANKINGS = Metric("tabrank_rankings", "Answered rankings.", ("experiment", "arm", "rung"))
@@ -48,25 +51,25 @@ MODEL_RANKINGS = Metric(
 )
 DEGRADED = Metric("tabrank_degraded", "Rankings with a degraded answer, by each reason.", ("reason",))
 LATENCY = Metric(
-    "tabrank_latency_ms",
-    "Rankings answered within `le` ms, from the read body to the answer.",
+    "tabrank_latency_seconds",
+    "Time of a ranking, from the read body to the answer.",
     ("experiment", "arm"),
-    bounds=BOUNDS_MS,
+    bounds=BOUNDS_S,
 )
 QUEUE = Metric(
-    "tabrank_queue_ms",
-    "Rankings that waited up to `le` ms for a batch and the event loop (latency minus `features` and `score`).",
-    bounds=BOUNDS_MS,
+    "tabrank_queue_seconds",
+    "Wait of a ranking for a batch and the event loop (latency minus `features` and `score`).",
+    bounds=BOUNDS_S,
 )
 STAGE = Metric(
-    "tabrank_stage_ms",
-    "Batches whose `features` (fetch and features) or `score` (the call of Scorer) took up to `le` ms.",
+    "tabrank_stage_seconds",
+    "Time of a batch: its `features` (fetch and features) or `score` (the call of Scorer).",
     ("stage",),
-    bounds=BOUNDS_MS,
+    bounds=BOUNDS_S,
 )
-BATCH = Metric("tabrank_batch_candidates", "Batches of up to `le` candidates.", bounds=BATCH_BOUNDS)
+BATCH = Metric("tabrank_batch_candidates", "Candidates of a batch.", bounds=BATCH_BOUNDS)
 FRESHNESS = Metric(
-    "tabrank_freshness_ms", "Greatest age of a replica's features in the last second.", is_gauge=True
+    "tabrank_freshness_seconds", "Greatest age of a replica's features in the last second.", is_gauge=True
 )
 KILL_SWITCH = Metric("tabrank_kill_switch", "1 while a replica answers all in popular order.", is_gauge=True)
 LEVEL = Metric(
@@ -75,9 +78,15 @@ LEVEL = Metric(
     is_gauge=True,
 )
 REFUSED = Metric(
-    "tabrank_refused_ms",
-    "Rankings refused with 429 by a full replica, within `le` ms of their arrival.",
-    bounds=BOUNDS_MS,
+    "tabrank_refused_seconds",
+    "Time from the arrival of a ranking to its refusal with 429 by a full replica.",
+    bounds=BOUNDS_S,
+)
+HTTP = Metric(
+    "tabrank_http_server_request_duration_seconds",
+    "Time of an HTTP request, from its headers to its answer, as OpenTelemetry defines it.",
+    ("http_request_method", "http_route", "http_response_status_code"),
+    bounds=BOUNDS_S,
 )
 MODEL = Metric(
     "tabrank_model_info", "1 for the promoted version that a replica uses.", ("model",), is_gauge=True
@@ -96,12 +105,12 @@ RECORDS = Metric(
     ("kind",),
 )
 EVENT_LAG = Metric(
-    "tabrank_event_lag_ms",
-    "Events that were durable up to `le` ms after their own time; a replica sees them 0.2 s later.",
-    bounds=LAG_BOUNDS_MS,
+    "tabrank_event_lag_seconds",
+    "From an event's own time until it is durable; a replica sees it 0.2 s later.",
+    bounds=LAG_BOUNDS_S,
 )
 COMMIT = Metric(
-    "tabrank_commit_ms", "Calls of Ingest that were durable within `le` ms.", bounds=LAG_BOUNDS_MS
+    "tabrank_commit_seconds", "Time of a call of Ingest until it is durable.", bounds=LAG_BOUNDS_S
 )
 UNROLLED = Metric(
     "tabrank_unrolled_records",

@@ -47,6 +47,8 @@ CUT_OFF = (408, 413)
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 HTML = b"text/html; charset=utf-8"
+# Methods that metrics name; every other one is `_OTHER`, as in OpenTelemetry's conventions.
+METHODS: Final = frozenset(("GET", "HEAD", "POST"))
 # A request id in a header.
 VALID_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
@@ -86,6 +88,7 @@ class Edge:
             "/openapi.json": lambda: (JSON, self._openapi),
             "/docs": lambda: (HTML, self._docs),
         }
+        self._routes = frozenset((RANK, EVENTS, *self._get))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer one ASGI scope; return the HTTP status, 0 if the scope has none."""
@@ -96,8 +99,22 @@ class Edge:
             # Before a handshake is accepted, this answers 403. Ray's proxy fails without a code.
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            return await self._http(scope, receive, send, begun)
+            status = await self._http(scope, receive, send, begun)
+            self._answered(scope, status, begun)
+            return status
         return 0
+
+    async def busy(self, scope: Scope, send: Send, begun: float) -> int:
+        """Refuse a request unread and return the status; `begun` is when it was seen."""
+        status = await self._busy(send, begun)
+        self._answered(scope, status, begun)
+        return status
+
+    def _answered(self, scope: Scope, status: int, begun: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+        path = _path(scope)
+        route = path if path in self._routes else ""
+        self._fetcher.metrics.answered(method, route, status, time.perf_counter() - begun)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send, begun: float) -> int:
         headers = dict(scope["headers"])
@@ -107,7 +124,7 @@ class Edge:
             request_id = _request_id(headers)
             kind, body = await self._route(scope, headers, request_id, receive)
         except _Unread:
-            return await self.busy(send, begun)
+            return await self._busy(send, begun)
         except RequestError as error:
             if error.status == 413:
                 send = self._lingering(receive, send)
@@ -120,11 +137,8 @@ class Edge:
             return await self.refuse(scope, send, RequestError(500, "internal error", detail), request_id)
         return await _answer(scope, send, 200, kind, body)
 
-    async def busy(self, send: Send, begun: float) -> int:
-        """Refuse a request unread and return the status; `begun` is when it was seen.
-
-        A refusal costs 60 µs including the server, a ranking 300 µs.
-        """
+    async def _busy(self, send: Send, begun: float) -> int:
+        """Refuse a request unread: 60 µs including the server, where a ranking costs 300 µs."""
         await send({"type": "http.response.start", "status": 429, "headers": [*_BUSY_HEAD]})
         await send({"type": "http.response.body", "body": _BUSY})
         self._fetcher.metrics.refused((time.perf_counter() - begun) * 1e3)
@@ -159,10 +173,7 @@ class Edge:
     async def _route(
         self, scope: Scope, headers: dict[bytes, bytes], request_id: str | None, receive: Receive
     ) -> tuple[bytes, bytes]:
-        path, method = scope["path"], scope["method"]
-        # `root_path` is the prefix of the server and of the application's `route_prefix`.
-        if root := scope.get("root_path"):
-            path = path.removeprefix(root)
+        path, method = _path(scope), scope["method"]
         key = None
         if path not in OPEN:
             keys, host = self._fetcher.config.api_keys, headers.get(b"host", b"")
@@ -214,6 +225,12 @@ class Edge:
         _require_no_page(headers)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
         return self._encoder.encode(await take(self._fetcher, body))
+
+
+def _path(scope: Scope) -> str:
+    """Return the path below the prefix of the server and of the application's `route_prefix`."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 async def _answer(

@@ -35,6 +35,9 @@ class Metrics:
     def refused(self, latency_ms: float) -> None:
         """Record a ranking that was refused under load."""
 
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Record an answered HTTP request; `route` is empty for an unknown path."""
+
     def rejected(self, num_records: int) -> None:
         """Count records of a batch that were rejected before they reached Ingest."""
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate
 from typing import TYPE_CHECKING, get_args
 
 from serve.contract import metric_catalog as catalog
@@ -14,6 +12,7 @@ from serve.contract.metric_catalog import Metric
 from serve.contract.rankings import Degraded
 from serve.ranking.telemetry import Metrics, Moment
 from serve.rollout.guard import Kind
+from serve.runtime.histograms import APPLICATION, Histogram, Labels, agent
 
 if TYPE_CHECKING:
     from serve.ingest.writer import Tally
@@ -21,10 +20,8 @@ if TYPE_CHECKING:
 
 # A metric call to Ray costs microseconds; once a second it is shared by all rankings since.
 FLUSH_EVERY_S = 1.0
-APPLICATION = "application"
 # The stages of a batch.
 BATCHES = ("features", "score")
-Labels = tuple[str, ...]
 Record = Callable[[float, dict[str, str]], None]
 
 
@@ -37,7 +34,8 @@ class RankMetrics(Metrics):
         self._kill_switch = buffer.gauge(catalog.KILL_SWITCH)
         self._level = buffer.gauge(catalog.LEVEL)
         self._model = buffer.gauge(catalog.MODEL)
-        self._refused = buffer.sums(catalog.REFUSED)
+        self._refused = buffer.histogram(catalog.REFUSED)
+        self._http = buffer.histogram(catalog.HTTP)
         self._rejected = buffer.sums(catalog.REJECTED)
         self._dropped = buffer.sums(catalog.DROPPED)
         self._too_large = buffer.sums(catalog.TOO_LARGE)
@@ -46,10 +44,10 @@ class RankMetrics(Metrics):
         self._by_model = buffer.sums(catalog.MODEL_RANKINGS)
         self._pairs = buffer.sums(catalog.PAIRS)
         self._degraded = buffer.sums(catalog.DEGRADED, get_args(Degraded))
-        self._latency = buffer.sums(catalog.LATENCY)
-        self._queue = buffer.sums(catalog.QUEUE)
-        self._batch = buffer.sums(catalog.BATCH)
-        self._stage = buffer.sums(catalog.STAGE, BATCHES)
+        self._latency = buffer.histogram(catalog.LATENCY)
+        self._queue = buffer.histogram(catalog.QUEUE)
+        self._batch = buffer.histogram(catalog.BATCH)
+        self._stage = buffer.histogram(catalog.STAGE)
         self._oldest_ms = 0.0
         self._flushed = Moment(None, 0, 0, False, None, 0.0)
 
@@ -60,14 +58,18 @@ class RankMetrics(Metrics):
         self._rankings.add((experiment, arm, rung))
         self._candidates.add((experiment, arm, rung), len(query.candidates))
         self._by_model.add((slate.model or "",))
-        self._latency.observe(latency_ms, (experiment, arm))
-        self._queue.observe(latency_ms - stage_ms["features"] - stage_ms["score"])
+        self._latency.observe(latency_ms / 1e3, (experiment, arm))
+        self._queue.observe((latency_ms - stage_ms["features"] - stage_ms["score"]) / 1e3)
         for reason in slate.degraded:
             self._degraded.add((reason,))
 
     def refused(self, latency_ms: float) -> None:
         """Count a refused ranking and its latency."""
-        self._refused.observe(latency_ms)
+        self._refused.observe(latency_ms / 1e3)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Record an answered HTTP request."""
+        self._http.observe(seconds, (method, route, str(status)))
 
     def rejected(self, num_records: int) -> None:
         """Count records of a batch that were rejected before they reached Ingest."""
@@ -77,7 +79,7 @@ class RankMetrics(Metrics):
         """Count a batch and its stage times."""
         self._batch.observe(num_candidates)
         for stage in BATCHES:
-            self._stage.observe(stage_ms[stage], (stage,))
+            self._stage.observe(stage_ms[stage] / 1e3, (stage,))
 
     def tick(self, moment: Moment) -> None:
         """Flush the buffered values to Ray once a second; called several times a second."""
@@ -89,7 +91,7 @@ class RankMetrics(Metrics):
             return
         before, self._flushed = self._flushed, moment
         if moment.freshness_ms is not None:
-            self._freshness(self._oldest_ms, {})
+            self._freshness(self._oldest_ms / 1e3, {})
         self._oldest_ms = 0.0
         self._kill_switch(float(moment.kill_switch), {})
         self._level(moment.level, {})
@@ -113,8 +115,8 @@ class IngestMetrics:
         self._records = buffer.sums(catalog.RECORDS, known)
         self._quality = buffer.sums(catalog.QUALITY)
         self._rollbacks = buffer.sums(catalog.ROLLBACKS, get_args(Kind))
-        self._lag = buffer.sums(catalog.EVENT_LAG)
-        self._commit = buffer.sums(catalog.COMMIT)
+        self._lag = buffer.histogram(catalog.EVENT_LAG)
+        self._commit = buffer.histogram(catalog.COMMIT)
         self._unrolled = buffer.gauge(catalog.UNROLLED)
         self._store = buffer.gauge(catalog.STORE)
 
@@ -130,9 +132,9 @@ class IngestMetrics:
         for labels, value in tally.quality.items():
             self._quality.add(labels, value)
         for lag_ms in tally.event_lags_ms:
-            self._lag.observe(lag_ms)
+            self._lag.observe(lag_ms / 1e3)
         for took_ms in tally.commits_ms:
-            self._commit.observe(took_ms)
+            self._commit.observe(took_ms / 1e3)
         if self._buffer.is_due():
             self._unrolled(tally.num_unflushed, {})
             self._store(tally.store_bytes, {})
@@ -145,75 +147,74 @@ class _Buffer:
     def __init__(self, application: str) -> None:
         self._application = application
         self._sums: list[_Sums] = []
-        self._flushed_s = time.monotonic()
+        self._histograms: list[Histogram] = []
+        self._send, self._send_every_s = agent(application)
+        self._flushed_s = self._sent_s = time.monotonic()
 
     def gauge(self, metric: Metric) -> Record:
-        return recorder(metric, metric.labels, self._application)
+        return recorder(metric, self._application)
 
     def sums(self, metric: Metric, known: Iterable[str] = ()) -> _Sums:
-        """Add a counter or a histogram; `known` are the values of its one label that start at 0."""
+        """Add a counter; `known` are the values of its one label that start at 0."""
         self._sums.append(_Sums(metric, self._application, [(value,) for value in known]))
         return self._sums[-1]
+
+    def histogram(self, metric: Metric) -> Histogram:
+        self._histograms.append(Histogram(metric))
+        return self._histograms[-1]
 
     def is_due(self) -> bool:
         return time.monotonic() - self._flushed_s >= FLUSH_EVERY_S
 
     def flush(self) -> None:
-        self._flushed_s = time.monotonic()
+        self._flushed_s = now_s = time.monotonic()
         for sums in self._sums:
             sums.flush()
+        if now_s - self._sent_s >= self._send_every_s:
+            self._sent_s = now_s
+            self._send(self._histograms)
 
 
 class _Sums:
-    """Counter by labels, or histogram: a counter with a bucket for each bound.
+    """Counter by labels.
 
     Prometheus sees no increase in a first sample, so the `known` labels start at 0, as does a
-    metric without labels. All buckets of a label start together.
+    metric without labels.
     """
 
     def __init__(self, metric: Metric, application: str, known: Iterable[Labels]) -> None:
-        self._labels = (*metric.labels, "le") if metric.bounds else metric.labels
-        self._record = recorder(metric, self._labels, application)
-        self._bounds = metric.bounds
-        self._ends: list[Labels] = (
-            [(str(bound),) for bound in (*metric.bounds, "+Inf")] if metric.bounds else [()]
-        )
+        self._labels = metric.labels
+        self._record = recorder(metric, application)
+        self._gathered: defaultdict[Labels, float] = defaultdict(float)
         self._begun: set[Labels] = set()
-        # By labels, the sum of each bucket.
-        self._gathered: defaultdict[Labels, list[float]] = defaultdict(lambda: [0] * len(self._ends))
         for labels in known if metric.labels else [()]:
             self._begin(labels)
 
     def add(self, labels: Labels, count: float = 1) -> None:
-        self._gathered[labels][0] += count
-
-    def observe(self, value: float, labels: Labels = ()) -> None:
-        self._gathered[labels][bisect_left(self._bounds, value)] += 1
+        self._gathered[labels] += count
 
     def flush(self) -> None:
-        for labels, buckets in self._gathered.items():
+        for labels, count in self._gathered.items():
             self._begin(labels)
-            for end, within in zip(self._ends, accumulate(buckets), strict=True):
-                if within:
-                    self._set(within, labels, end)
+            if count:
+                self._set(count, labels)
         self._gathered.clear()
 
     def _begin(self, labels: Labels) -> None:
         if labels not in self._begun:
             self._begun.add(labels)
-            for end in self._ends:
-                self._set(0, labels, end)
+            self._set(0, labels)
 
-    def _set(self, value: float, labels: Labels, end: Labels) -> None:
-        self._record(value, dict(zip(self._labels, (*labels, *end), strict=True)))
+    def _set(self, value: float, labels: Labels) -> None:
+        self._record(value, dict(zip(self._labels, labels, strict=True)))
 
 
-def recorder(metric: Metric, labels: tuple[str, ...], application: str) -> Record:
+def recorder(metric: Metric, application: str) -> Record:
     """Return a function that sets a gauge, or increments a counter, with labels."""
     from ray.util import metrics
 
     kind = metrics.Gauge if metric.is_gauge else metrics.Counter
-    registered = kind(metric.name, metric.what, (APPLICATION, *labels))
+    registered = kind(metric.name, metric.what, (APPLICATION, *metric.labels))
     # A counter's public method refuses 0.
     record: Record = registered.set_default_tags({APPLICATION: application})._record
     return record

@@ -28,7 +28,7 @@ NO_MODEL = "no model"
 RERUN = "original"
 NOT_IN_THE_LOG = (
     "refused and failed requests leave no exposure and have no arm: Ray Serve's own metrics count them; "
-    "the metric ray_tabrank_latency_ms_total (labels experiment, arm, le) holds the current latencies"
+    "the metric ray_tabrank_latency_seconds (labels experiment, arm, le) holds the current latencies"
 )
 
 

@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
+from serve.operate.diff.dashboard import nodes
 from serve.operate.diff.difference import Difference, Shape, compare, in_force
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.state import RUN, up_command
@@ -182,22 +184,17 @@ class RemoteService(RunningService):
             "url": f"http://{host}:{options.get('port', 8000)}",
             "error": cause(messages) if messages else "",
             "applications": applications,
-            "nodes": self._nodes(),
+            "nodes": nodes(self.client),
+            "changes": self._deploys(),
         }
 
-    def _nodes(self) -> list[dict[str, Any]]:
-        # The nodes come from a separate interface of the dashboard; the status can do without.
-        with contextlib.suppress(Exception):
-            answer = self.client._do_request("GET", "/api/v0/nodes").json()
-            return [
-                {
-                    "id": node["node_id"],
-                    "pool": (node.get("labels") or {}).get("pool", "head"),
-                    "alive": node["state"] == "ALIVE",
-                }
-                for node in answer["data"]["result"]["result"]
-            ]
-        return []
+    def _deploys(self) -> list[dict[str, str]]:
+        times = {name: app.get("last_deployed_time_s") for name, app in self.details["applications"].items()}
+        return [
+            {"at": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"), "what": f"deployed {name}"}
+            for name, at in times.items()
+            if at
+        ]
 
     def _details(self) -> dict[str, Any]:
         with _sentences(self.where):

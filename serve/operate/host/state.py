@@ -8,11 +8,13 @@ import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION
+from serve.config.diagnoses import Diagnosis, diagnosis
 from serve.operate.host.run_folder import RunFolder, memory_mib
 
 RUN = Path("var/run")
@@ -57,14 +59,6 @@ UNWATCHED = "unwatched"
 # A supervisor writes its state once a second. During a deploy it waits for Serve: 30 s for the
 # proxies alone. On a busy machine each step takes some seconds more.
 STALE_S = {"ready": 6.0, "deploying": 60.0}
-GONE = (
-    "the supervisor is gone. The service still answers, and replicas that die are replaced, but changes are not"
-    " deployed, the state of replicas is unknown, and a failure of Ray is not reported. Start a new supervisor: {up}"
-)
-STALE = (
-    "the supervisor has not written its state for {age:.0f} s, so the state of replicas is unknown. If the disk of"
-    " {run} is full, make room there; otherwise look for the reason in {log}"
-)
 
 
 def status(run_dir: Path) -> dict[str, Any]:
@@ -72,7 +66,8 @@ def status(run_dir: Path) -> dict[str, Any]:
 
     Unless `state` is "stopped", the result also has `service.json`, the memory used and the logs.
     `state` is "stopped", "starting", "deploying", "ready", "failed", "unwatched" (it serves, and
-    `unwatched` gives the reason) or "dead" (killed; `down` clears it).
+    `unwatched` gives the reason and the remedy, `supervision` the diagnosis) or "dead" (killed;
+    `down` clears it).
     """
     run = RunFolder.of(run_dir)
     service, processes = run.service(), run.processes()
@@ -82,7 +77,7 @@ def status(run_dir: Path) -> dict[str, Any]:
     unwatched = _unwatched(run, service)
     state = service.get("state", "starting")
     if unwatched:
-        state, unwatched = (UNWATCHED, unwatched) if is_alive(service) else ("dead", "")
+        state, unwatched = (UNWATCHED, unwatched) if is_alive(service) else ("dead", None)
     if unwatched or state in ("failed", "dead"):
         service["applications"] = {
             name: {**app, "deployments": dict.fromkeys(app["deployments"], UNKNOWN)}
@@ -90,19 +85,20 @@ def status(run_dir: Path) -> dict[str, Any]:
             if unwatched
         }
     memory = memory_mib(processes)
-    found = {"state": state, "unwatched": unwatched, "processes": len(processes), "memory_mib": memory}
+    found = {"state": state, "processes": len(processes), "memory_mib": memory}
+    found |= {"unwatched": str(unwatched or ""), "supervision": unwatched and asdict(unwatched)}
     logs = run.replica_logs
     return {**service, **found, "log": str(run.log), "replica_logs": logs and str(logs), **kept}
 
 
-def _unwatched(run: RunFolder, service: Mapping[str, Any]) -> str:
-    """Return why `service.json` no longer describes the service, or empty."""
+def _unwatched(run: RunFolder, service: Mapping[str, Any]) -> Diagnosis | None:
+    """Return why `service.json` no longer describes the service, or None."""
     if not run.supervisors():
-        return GONE.format(up=up_command(Path(service.get("config", "cluster.yaml")), run))
+        return diagnosis("supervisor_gone", up=up_command(Path(service.get("config", "cluster.yaml")), run))
     # A start has its own timeout.
     if (age := run.age_s()) > STALE_S.get(service.get("state", ""), math.inf):
-        return STALE.format(age=age, run=run.path, log=run.log)
-    return ""
+        return diagnosis("supervisor_silent", age=age, run=run.path, log=run.log)
+    return None
 
 
 def is_alive(service: Mapping[str, Any]) -> bool:

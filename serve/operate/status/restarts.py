@@ -20,9 +20,9 @@ class Restarts:
     def found(
         self, actors: Iterable[Mapping[str, Any]], applications: Mapping[str, Any]
     ) -> dict[str, dict[str, Any]]:
-        """Return `count`, `last` (the reason) and `at` by controller, proxy and deployment.
+        """Return `count`, `last` (the reason), `at` and `times` by controller, proxy and deployment.
 
-        A deployment goes by APPLICATION/DEPLOYMENT.
+        `times` has the last ten that are known. A deployment goes by APPLICATION/DEPLOYMENT.
 
         `actors` are rows of Ray's table, `applications` is as in `service.json`.
         """
@@ -39,9 +39,15 @@ class Restarts:
             last = self._reason(actor) if dead else ENDED
             count = actor["NumRestarts"] + (dead and last != "")
             if count and (name := _name(actor["Name"])):
-                before = found.get(name, {"count": 0})
+                before = found.get(name, {"count": 0, "times": []})
                 at = datetime.fromtimestamp(actor["EndTime"] / 1e3, UTC).isoformat(timespec="seconds")
-                found[name] = {"count": before["count"] + count, "last": last, "at": at if dead else None}
+                known = dead and actor["EndTime"]
+                found[name] = {
+                    "count": before["count"] + count,
+                    "last": last,
+                    "at": at if known else None,
+                    "times": [*before["times"], *([at] if known else [])][-10:],
+                }
         return found
 
     def _reason(self, actor: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Read the service's Prometheus pages; derive rate, latency quantiles and rungs between reads."""
+"""Read the service's Prometheus pages; derive rate, latency, rungs, errors and memory between reads."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve.contract import metric_catalog as catalog
 from serve.operate.host.state import get
 
-PREFIX = "ray_tabrank_"
-RANKINGS, LATENCY = "ray_tabrank_rankings_total", "ray_tabrank_latency_ms_total"
-FRESHNESS, REASONS = "ray_tabrank_freshness_ms", "ray_tabrank_degraded_total"
+RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
+FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
+# Requests that reached a replica, by Ray Serve's label `status_code`.
+REQUESTS = "ray_serve_num_http_requests_total"
+# Answers that clients got, by the class of their status in HAProxy's label `code`.
+ANSWERS = "haproxy_frontend_http_responses_total"
+# A node's memory within the limit of its cgroup, of all its processes.
+MEMORY_USED, MEMORY_LIMIT = "ray_node_mem_used", "ray_node_mem_total"
+PREFIXES = ("ray_tabrank_", REQUESTS, ANSWERS, MEMORY_USED, MEMORY_LIMIT + "{")
 # Ray's label of the process.
 REPLICA = "WorkerId"
 # Limits how long `status` waits for rates, so that the command stays interactive.
@@ -42,8 +49,8 @@ def parse(text: str, at_s: float) -> Page:
     """Return our series of Prometheus' text format; a series of several nodes is summed."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    # Parse our series alone, because Ray's own are thousands.
-    ours = "\n".join(line for line in text.splitlines() if line.startswith(PREFIX))
+    # Parse the series that are read alone, because Ray's own are thousands.
+    ours = "\n".join(line for line in text.splitlines() if line.startswith(PREFIXES))
     values: defaultdict[Series, float] = defaultdict(float)
     for family in text_string_to_metric_families(ours + "\n"):
         for sample in family.samples:
@@ -69,7 +76,7 @@ class PageHistory:
 
     def fill(self, urls: list[str]) -> None:
         """Read pages until each replica has reported twice, for at most `MAX_READ_S`."""
-        wait_s = min(2.5 * self.every_s, MAX_READ_S)
+        wait_s = min(2.5 * self.every_s, MAX_READ_S) if urls else 0.0
         deadline = time.monotonic() + wait_s
         self.add(read_pages(urls))
         while time.monotonic() < deadline:
@@ -80,7 +87,9 @@ class PageHistory:
         """Return the traffic for JSON, or None where no page counts rankings.
 
         `rungs`, `reasons` (of degradation) and `arms` are shares of the rankings. `freshness_ms` is
-        the age of the features of the stalest replica. A value that no metric shows is None.
+        the age of the features of the stalest replica. Of the HTTP `requests` within `window_s`,
+        `error_share` failed (5xx; `errors` by status, `no_replica` where HAProxy had none) and
+        `refused_share` got 429. A value that no metric shows is None.
         """
         before, after = self._pages[0], self._pages[-1]
         if not any(name == RANKINGS for name, _ in after.values):
@@ -88,19 +97,56 @@ class PageHistory:
         rungs = _grown(before, after, RANKINGS, "rung")
         total = sum(rungs.values())
         within = _grown(before, after, LATENCY, "le")
-        ages = [value for (name, _), value in after.values.items() if name == FRESHNESS]
+        ages = [value * 1e3 for (name, _), value in after.values.items() if name == FRESHNESS]
         numbers = {
             "seconds": after.at_s - before.at_s,
             "rate_rps": self._rate_rps(),
-            **{f"p{percent}_ms": _quantile(within, percent / 100) for percent in (50, 90, 99)},
+            **{f"p{percent}_ms": _quantile_ms(within, percent / 100) for percent in (50, 90, 99)},
             "freshness_ms": max(ages, default=None),
+            "window_s": after.at_s - before.at_s,
+            "rankings": total,
         }
         return {
             **{key: None if value is None else round(value, 3) for key, value in numbers.items()},
             "rungs": _shares(rungs, total),
             "reasons": _shares(_grown(before, after, REASONS, "reason"), total),
             "arms": _shares(_grown(before, after, RANKINGS, "arm"), total),
+            **self._errors(),
         }
+
+    def _errors(self) -> dict[str, Any]:
+        """Return the shares of the requests that failed or were refused."""
+        before, after = self._pages[0], self._pages[-1]
+        statuses = _grown(before, after, REQUESTS, "status_code")
+        failed = {status: count for status, count in statuses.items() if status.startswith("5")}
+        # Without a replica HAProxy itself answers with 5xx.
+        lost = _grown(before, after, ANSWERS, "code").get("5xx", 0.0) - sum(failed.values())
+        failed |= {"no_replica": lost} if lost > 0 else {}
+        total = sum(statuses.values()) + max(lost, 0.0)
+        return {
+            "requests": round(total),
+            "error_share": sum(failed.values()) / total if total else None,
+            "refused_share": statuses.get("429", 0.0) / total if total else None,
+            "errors": _shares(failed, total),
+        }
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no page of a node had a series that is read here."""
+        return all(name == ANSWERS for page in self._pages for name, _ in page.values)
+
+    def memory(self) -> dict[str, Any]:
+        """Return `used_mib`, `limit_mib` and `node` (its address) of the fullest node, or None."""
+        for page in reversed(self._pages):
+            nodes = [
+                (page.values.get((MEMORY_USED, labels), 0.0), limit, dict(labels).get("ip"))
+                for (name, labels), limit in page.values.items()
+                if name == MEMORY_LIMIT and limit
+            ]
+            if nodes:
+                used, limit, node = max(nodes, key=lambda one: one[0] / one[1])
+                return {"used_mib": round(used) >> 20, "limit_mib": round(limit) >> 20, "node": node}
+        return {"used_mib": None, "limit_mib": None, "node": None}
 
     def _rate_rps(self) -> float:
         """Return the sum of the replicas' rates, each between its first and last moved counter."""
@@ -133,17 +179,15 @@ def _shares(counts: Mapping[str, float], total: float) -> dict[str, float]:
     return {key: count / total for key, count in sorted(counts.items())} if total else {}
 
 
-def _quantile(within: Mapping[str, float], quantile: float) -> float | None:
+def _quantile_ms(within: Mapping[str, float], quantile: float) -> float | None:
     """Return a quantile as Prometheus' histogram_quantile does: linear between the bounds.
 
     A quantile above the last bound is reported as that bound.
     """
-    from serve.contract.metric_catalog import BOUNDS_MS
-
     if not within.get("+Inf"):
         return None
     # A series appears with its first count, so that a missing bound has none.
-    bounds = [(float(bound), within.get(str(bound), 0.0)) for bound in (*BOUNDS_MS, "+Inf")]
+    bounds = [(float(bound) * 1e3, within.get(str(bound), 0.0)) for bound in (*catalog.BOUNDS_S, "+Inf")]
     wanted = quantile * bounds[-1][1]
     for (low, below), (high, count) in itertools.pairwise([(0.0, 0.0), *bounds]):
         if count >= wanted:

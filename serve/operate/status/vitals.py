@@ -5,59 +5,68 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION
-from serve.config.diagnoses import DIAGNOSES
 from serve.contract.errors import TabrankError
-from serve.operate.diff.running import RemoteService, cause
+from serve.operate.diff.dashboard import actors
+from serve.operate.diff.running import RemoteService
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, get, status
+from serve.operate.status.causes import DOWN, causes, health, of_answers
+from serve.operate.status.restarts import Restarts
 from serve.operate.status.scrape import PageHistory, read_pages
+from serve.rollout import history as releases
 
 # The variable with a key. Without it, the /v1/model of a service with keys is unknown.
 API_KEY = "TABRANK_API_KEY"
-# A replica that finds room on a node starts within this time.
-STARTS_WITHIN = timedelta(seconds=10)
+# What changed is of interest this long, the newest of it.
+CHANGES_WITHIN, MAX_CHANGES = timedelta(hours=1), 20
+# The words for the actions of a models folder's history.
+ACTIONS = {"promote": "promoted", "rollback": "rolled back", "canary": "canary", "end": "end of the canary"}
 
 
 def look(run: Path | None, address: str | None, history: PageHistory | None = None) -> dict[str, Any]:
     """Return the state of the running service; unknown values are None.
 
+    `health` has the state of its health, with the first thing to do: the first of `causes`.
     Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added.
+
+    Raises:
+        TabrankError: the dashboard at `address` does not answer, or no application runs there.
     """
-    waits: list[str] = []
+    now, wanted = datetime.now(UTC), {}
     if address and run is None:
-        service = RemoteService(address).service()
+        remote = RemoteService(address)
+        service = remote.service()
+        service["restarts"] = Restarts().found(actors(remote.client), service["applications"])
     else:
-        folder = RunFolder.of(run or RUN)
-        service = status(run or RUN)
-        waits = waiting(service, folder.wanted().get("document", {}), datetime.now(UTC))
-        waits += filter(None, [service.get("unwatched")])
+        run = run or RUN
+        service, wanted = status(run), RunFolder.of(run).wanted().get("document", {})
     answers = answers_of(service) if service["state"] in ("ready", "deploying", "unwatched") else {}
-    return {
-        **service,
-        **diagnosed(answers),
-        "waits": waits,
-        "kill_switch": _switched(answers),
-        "surfaces": answers,
-        "traffic": _traffic(service, history),
-    }
-
-
-def _traffic(service: Mapping[str, Any], history: PageHistory | None) -> dict[str, Any] | None:
     pages = _pages(service)
-    if not pages:
-        return None
-    if history is None:
+    if history is None or not pages:
         history = PageHistory(service.get("metrics_every_s", 10.0))
         history.fill(pages)
     else:
         history.add(read_pages(pages))
-    return history.traffic()
+    found = {
+        **service,
+        "at": now.isoformat(timespec="seconds"),
+        "run": run and str(run),
+        "kill_switch": _switched(answers),
+        "surfaces": answers,
+        "traffic": history.traffic(),
+        "memory": history.memory(),
+        "changes": _changes(service, run, now),
+    }
+    found["causes"] = causes(found, wanted, now, pages[0] if pages and history.is_empty else "")
+    waits = [_line(one) for one in found["causes"] if one["name"] in ("deploying", "not_starting")]
+    waits += filter(None, [service.get("unwatched")])
+    return {**found, **_by_kind(found["causes"]), "health": health(found), "waits": waits}
 
 
 def metrics_pages(run: Path | None, address: str | None) -> list[str]:
@@ -72,8 +81,11 @@ def metrics_pages(run: Path | None, address: str | None) -> list[str]:
 
 
 def _pages(service: Mapping[str, Any]) -> list[str]:
-    nodes = service.get("nodes", ())
-    return [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
+    """Return the pages of the nodes and, last, that of HAProxy; none where nothing is served."""
+    nodes = service.get("nodes", ()) if service["state"] not in DOWN else ()
+    pages = [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
+    haproxy = service.get("haproxy_metrics_url")
+    return [*pages, haproxy] if pages and haproxy else pages
 
 
 def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -96,54 +108,45 @@ def diagnosed(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 
     `degraded` has those because of which rankings differ from the file, `advice` the others.
     """
+    return _by_kind(of_answers(answers))
+
+
+def _by_kind(named: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"degraded": [], "advice": []}
-    for name, answer in answers.items():
-        if not answer:
-            found["degraded"].append(f"{name}: no answer to /readyz")
-        for one in answer.get("diagnoses", ()):
-            kind = "advice" if DIAGNOSES.get(one["name"], {}).get("advice") else "degraded"
-            found[kind].append(f"{name}: {one['cause']} {one['remedy']}")
+    for one in named:
+        found["advice" if one["advice"] else "degraded"].append(_line(one))
     return found
 
 
-def waiting(service: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) -> list[str]:
-    """Return the deploy under way and, after a while, why its replicas do not start; else empty.
+def _line(one: Mapping[str, Any]) -> str:
+    where = f"{one['where']}: " if one["where"] else ""
+    return f"{where}{one['text']} {one['remedy']}"
 
-    `service` has the form of `service.json`, `wanted` is the document that is being deployed.
-    """
-    under_way = service.get("deploying")
-    if service["state"] != "deploying" or not under_way:
-        return []
-    lines = [f"a deploy of {under_way['config']} is under way since {under_way['since']}"]
-    if now - datetime.fromisoformat(under_way["since"]) < STARTS_WITHIN:
-        return lines
-    for app, details in service["applications"].items():
-        for name, deployment in details["deployments"].items():
-            starting = deployment["replicas"].get("STARTING", 0)
-            if starting:
-                options = _deployment(wanted, app, name).get("ray_actor_options") or {}
-                # Serve's default is 1.
-                num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]
-                room = f"no room? {starting} of its replicas wait for {num_cpus:g} CPUs each"
-                reason = cause([deployment["message"]]) if deployment["message"] else room
-                lines.append(f"{app}/{name}: {reason}")
-    return lines
+
+def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> list[dict[str, str]]:
+    """Return what changed in the last hour, newest first: deploys, versions and restarts."""
+    changes = [*service.get("changes", ())]
+    for name, one in (service.get("restarts") or {}).items():
+        changes += [{"at": at, "what": f"{name} restarted: {one['last']}"} for at in one["times"][-1:]]
+        changes += [{"at": at, "what": f"{name} restarted"} for at in one["times"][:-1]]
+    for app in RunFolder.of(run).deployed().get("applications", ()) if run else ():
+        models = Path(service.get("config", "")).parent / (app.get("args") or {}).get("models", "")
+        with contextlib.suppress(OSError):
+            changes += [_released(entry) for entry in releases.read(models).entries[-MAX_CHANGES:]]
+    recent = [one for one in changes if now - datetime.fromisoformat(one["at"]) < CHANGES_WITHIN]
+    return sorted(recent, key=lambda one: one["at"], reverse=True)[:MAX_CHANGES]
+
+
+def _released(entry: releases.HistoryEntry) -> dict[str, str]:
+    at = datetime.fromtimestamp(entry.at_ms / 1e3, UTC).isoformat(timespec="seconds")
+    reason = f": {entry.reason}" if entry.reason else ""
+    return {"at": at, "what": f"model {entry.version}: {ACTIONS[entry.action]} by the {entry.by}{reason}"}
 
 
 def _switched(answers: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
     """Return the applications whose kill switch is on; None if one of them did not answer."""
     names = {name: [one["name"] for one in answer.get("diagnoses", ())] for name, answer in answers.items()}
     return [name for name in names if "kill_switch" in names[name]] if all(answers.values()) else None
-
-
-def _deployment(document: Mapping[str, Any], application: str, name: str) -> dict[str, Any]:
-    """Return the options of a deployment; empty if the document has none."""
-    for app in document.get("applications", ()):
-        if app["name"] == application:
-            for deployment in app.get("deployments") or ():
-                if deployment["name"] == name:
-                    return dict(deployment)
-    return {}
 
 
 def _get(url: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,15 +24,25 @@ def reported(monkeypatch):
     """All values reported to Ray, by metric and labels: a gauge's value, a counter's sum."""
     values: dict[tuple, float] = {}
 
-    def recorder(metric, labels, application):
+    def recorder(metric, application):
         def record(value, tags):
-            assert set(tags) == set(labels)
-            key = (metric.name, *(tags[label] for label in labels))
+            assert set(tags) == set(metric.labels)
+            key = (metric.name, *(tags[label] for label in metric.labels))
             values[key] = value if metric.kind == "gauge" else values.get(key, 0) + value
 
         return record
 
+    def send(histograms):
+        """Keep the series of Prometheus: cumulative buckets and a sum."""
+        for histogram in histograms:
+            for labels, (counts, (total,)) in histogram.series.items():
+                key = (histogram.metric.name, *labels)
+                values[*key, "sum"] = total
+                ends = (*map(str, histogram.metric.bounds), "+Inf")
+                values.update({(*key, le): n for le, n in zip(ends, accumulate(counts), strict=True)})
+
     monkeypatch.setattr(metrics, "recorder", recorder)
+    monkeypatch.setattr(metrics, "agent", lambda application: (send, 0.0))
     monkeypatch.setattr(metrics, "FLUSH_EVERY_S", 0.0)
     return values
 
@@ -69,7 +80,7 @@ def test_rankings_are_counted_by_arm_rung_and_model(reported):
     assert reported["tabrank_degraded", "kill_switch"] == 0
 
 
-def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(reported):
+def test_histograms_are_in_seconds_with_all_buckets_and_a_sum(reported):
     tab = RankMetrics("tab")
     for latency_ms in (12.0, 50.0, 99.0, 5_000.0):
         tab.ranked(slate(), latency_ms)
@@ -79,14 +90,17 @@ def test_buckets_are_cumulative_and_all_of_a_label_s_begin_together(reported):
     tab.rejected(2)
     tab.tick(moment())
     latency = {
-        le: reported["tabrank_latency_ms", "launch", "model", le] for le in ("1", "15", "50", "100", "+Inf")
+        le: reported["tabrank_latency_seconds", "launch", "model", le]
+        for le in ("0.001", "0.015", "0.05", "0.1", "1.0", "+Inf")
     }
-    assert latency == {"1": 0, "15": 1, "50": 2, "100": 3, "+Inf": 4}
+    assert latency == {"0.001": 0, "0.015": 1, "0.05": 2, "0.1": 3, "1.0": 3, "+Inf": 4}
+    assert reported["tabrank_latency_seconds", "launch", "model", "sum"] == pytest.approx(5.161)
     assert reported["tabrank_records_rejected",] == 2
-    assert (reported["tabrank_refused_ms", "1"], reported["tabrank_refused_ms", "5"]) == (1, 2)
-    assert reported["tabrank_queue_ms", "5"] == 1  # 12 ms less the 7 of its batch
-    assert (reported["tabrank_stage_ms", "score", "2"], reported["tabrank_stage_ms", "score", "5"]) == (0, 1)
-    assert (reported["tabrank_batch_candidates", "60"], reported["tabrank_batch_candidates", "120"]) == (0, 1)
+    assert [reported["tabrank_refused_seconds", le] for le in ("0.001", "0.005")] == [1, 2]
+    # 12 ms less the 7 of its batch.
+    assert reported["tabrank_queue_seconds", "0.005"] == 1
+    assert [reported["tabrank_stage_seconds", "score", le] for le in ("0.002", "0.005")] == [0, 1]
+    assert [reported["tabrank_batch_candidates", le] for le in ("60.0", "120.0")] == [0, 1]
 
 
 def test_nothing_is_counted_twice(reported):
@@ -95,7 +109,7 @@ def test_nothing_is_counted_twice(reported):
     for _ in range(3):
         tab.tick(moment(num_dropped=4, num_too_large=2))
     assert reported["tabrank_rankings", "launch", "model", "full"] == 1
-    assert reported["tabrank_latency_ms", "launch", "model", "+Inf"] == 1
+    assert reported["tabrank_latency_seconds", "launch", "model", "+Inf"] == 1
     assert reported["tabrank_exposures_dropped",] == 4
     assert reported["tabrank_exposures_too_large",] == 2
 
@@ -106,7 +120,7 @@ def test_a_version_that_is_replaced_is_in_use_no_more(reported):
     tab.tick(moment(model="v2", kill_switch=True, freshness_ms=None))
     assert (reported["tabrank_model_info", "v1"], reported["tabrank_model_info", "v2"]) == (0, 1)
     assert reported["tabrank_kill_switch",] == 1
-    assert reported["tabrank_freshness_ms",] == 90.0
+    assert reported["tabrank_freshness_seconds",] == 0.09
 
 
 def test_the_age_told_is_the_highest_since_the_last_time(reported, monkeypatch):
@@ -115,9 +129,9 @@ def test_the_age_told_is_the_highest_since_the_last_time(reported, monkeypatch):
     tab.tick(moment(freshness_ms=7_000.0))
     monkeypatch.setattr(metrics, "FLUSH_EVERY_S", 0.0)
     tab.tick(moment())
-    assert reported["tabrank_freshness_ms",] == 7_000.0
+    assert reported["tabrank_freshness_seconds",] == 7.0
     tab.tick(moment())
-    assert reported["tabrank_freshness_ms",] == 90.0
+    assert reported["tabrank_freshness_seconds",] == 0.09
 
 
 def test_records_are_counted_with_how_late_they_came(reported):
@@ -129,8 +143,13 @@ def test_records_are_counted_with_how_late_they_came(reported):
     )
     assert reported["tabrank_records", "event"] == 2
     assert reported["tabrank_records", "exposure_dropped"] == 0
-    assert [reported["tabrank_event_lag_ms", le] for le in ("50", "100", "60000", "+Inf")] == [0, 1, 2, 2]
-    assert [reported["tabrank_commit_ms", le] for le in ("100", "150", "+Inf")] == [0, 1, 1]
+    assert [reported["tabrank_event_lag_seconds", le] for le in ("0.05", "0.1", "60.0", "+Inf")] == [
+        0,
+        1,
+        2,
+        2,
+    ]
+    assert [reported["tabrank_commit_seconds", le] for le in ("0.1", "0.15", "+Inf")] == [0, 1, 1]
     assert reported["tabrank_unrolled_records",] == 5
     assert reported["tabrank_store_bytes",] == 4_096
     assert reported["tabrank_quality", "m", "v1", "auc", ""] == 1.5

@@ -203,7 +203,7 @@ def test_a_model_that_is_better_has_won(won):
     # A join lasts one minute.
     assert metrics["minutes"]["control"] == pytest.approx(metrics["joins"]["control"], rel=0.05)
     # The name is that of Ray's export.
-    assert "ray_tabrank_latency_ms_total" in result["not_in_the_log"]
+    assert "ray_tabrank_latency_seconds" in result["not_in_the_log"]
     of_model = result["guardrails"]["model"]
     assert of_model["degraded_share"] == pytest.approx(0.02, abs=0.01)
     assert of_model["reasons"] == {"deadline": pytest.approx(of_model["degraded_share"])}

@@ -17,6 +17,7 @@ DIED = ActorDeathCause(
 )
 OUT_OF_MEMORY = ActorDeathCause(oom_context=OomContext(error_message="low on memory"))
 SCORER = "SERVE_REPLICA::spaces#Scorer#"
+HALF, MINUTE = "1970-01-01T00:00:30+00:00", "1970-01-01T00:01:00+00:00"
 PROXY = "SERVE_PROXY_ACTOR-2d20"
 
 
@@ -49,9 +50,9 @@ def test_each_part_is_counted_with_its_last_reason_and_time():
         actor("SERVE_CONTROLLER_ACTOR", restarts=21),
     ]
     assert Restarts().found(table, {}) == {
-        "spaces/Scorer": {"count": 2, "last": MEMORY, "at": "1970-01-01T00:01:00+00:00"},
-        "proxy": {"count": 1, "last": ENDED, "at": "1970-01-01T00:00:30+00:00"},
-        "controller": {"count": 21, "last": ENDED, "at": None},
+        "spaces/Scorer": {"count": 2, "last": MEMORY, "at": MINUTE, "times": [HALF, MINUTE]},
+        "proxy": {"count": 1, "last": ENDED, "at": HALF, "times": [HALF]},
+        "controller": {"count": 21, "last": ENDED, "at": None, "times": []},
     }
 
 
@@ -68,7 +69,7 @@ def test_a_stopped_replica_counts_only_if_its_deployment_was_unhealthy(status, e
 def test_a_planned_stop_hides_no_crash_before_it():
     table = [actor(SCORER + "a", DIED, end_s=30), actor(SCORER + "b", KILLED, end_s=60)]
     assert Restarts().found(table, {}) == {
-        "spaces/Scorer": {"count": 1, "last": ENDED, "at": "1970-01-01T00:00:30+00:00"}
+        "spaces/Scorer": {"count": 1, "last": ENDED, "at": HALF, "times": [HALF]}
     }
 
 

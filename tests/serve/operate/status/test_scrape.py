@@ -1,6 +1,6 @@
 import pytest
 
-from serve.contract.metric_catalog import BOUNDS_MS
+from serve.contract.metric_catalog import BOUNDS_S
 from serve.operate.status.scrape import Page, PageHistory, parse
 
 ARM = 'experiment="launch",arm="model"'
@@ -14,11 +14,11 @@ def page(
 ray_tabrank_rankings_total{{WorkerId="{worker}",{ARM},rung="full"}} {answered}
 ray_tabrank_rankings_total{{WorkerId="{worker}",{ARM},rung="fallback"}} {fallback}
 ray_tabrank_degraded_total{{WorkerId="{worker}",reason="no_model"}} {fallback}
-ray_tabrank_freshness_ms{{WorkerId="{worker}"}} 80
+ray_tabrank_freshness_seconds{{WorkerId="{worker}"}} 0.08
 ray_serve_other_total{{WorkerId="{worker}"}} 7
 """
     for bound, count in (within or {}).items():
-        text += f'ray_tabrank_latency_ms_total{{WorkerId="{worker}",{ARM},le="{bound}"}} {count}\n'
+        text += f'ray_tabrank_latency_seconds_bucket{{WorkerId="{worker}",{ARM},le="{bound}"}} {count}\n'
     return parse(text, at_s)
 
 
@@ -48,10 +48,10 @@ def test_replicas_add_up_and_a_new_one_counts_from_zero():
 
 def test_quantiles_lie_between_the_bounds_as_prometheus_has_them():
     before = page(0, 0)
-    within = {"5": 50, "10": 90, **{str(b): 99 for b in BOUNDS_MS if b > 10}, "+Inf": 100}
+    within = {"0.005": 50, "0.01": 90, **{str(b): 99 for b in BOUNDS_S if b > 0.01}, "+Inf": 100}
     found = traffic(before, page(1, 100, within=within))
     assert [found[f"{quantile}_ms"] for quantile in ("p50", "p90", "p99")] == [5.0, 10.0, 15.0]
-    assert traffic(before, page(1, 1, within={"+Inf": 1}))["p50_ms"] == BOUNDS_MS[-1]
+    assert traffic(before, page(1, 1, within={"+Inf": 1}))["p50_ms"] == BOUNDS_S[-1] * 1e3
 
 
 def test_shares_are_of_the_rankings_between_two_pages():

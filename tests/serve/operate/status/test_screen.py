@@ -1,8 +1,4 @@
-from datetime import UTC, datetime
-
-from serve.operate.status import vitals
 from serve.operate.status.screen import keep_showing, render
-from serve.operate.status.vitals import diagnosed, waiting
 
 READY = {
     "store": "fresh",
@@ -86,77 +82,9 @@ def test_an_unknown_value_is_a_dash_and_problems_come_first():
     assert render({"state": "stopped", "degraded": [], "kill_switch": []}) == "stopped"
 
 
-def test_an_error_of_readyz_is_no_answer_and_leaves_the_kill_switch_unknown(monkeypatch):
-    monkeypatch.setattr(vitals, "_get", lambda url: {"status": 500, "title": "internal error"})
-    app = {"import_path": vitals.OUR_APPLICATION, "route_prefix": "/"}
-    answers = vitals.answers_of({"url": "http://x", "applications": {"spaces": app}})
-    assert vitals.diagnosed(answers)["degraded"] == ["spaces: no answer to /readyz"]
-    monkeypatch.setattr(
-        vitals, "status", lambda run: {"state": "ready", "url": "http://x", "applications": {"spaces": app}}
-    )
-    monkeypatch.setattr(vitals, "_traffic", lambda service, history: None)
-    assert vitals.look(None, None)["kill_switch"] is None
-
-
-def test_a_waiting_deploy_shows_its_file_and_reason_and_the_logs_come_last():
-    service = {
-        "state": "deploying",
-        "deploying": {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"},
-        "applications": {
-            "spaces": {
-                "deployments": {
-                    "FeatureFetch": {"replicas": {"RUNNING": 1, "STARTING": 1}, "message": ""},
-                    "Scorer": {"replicas": {"STARTING": 2}, "message": "A replica failed.\nOSError: disk"},
-                    "Ingest": {"replicas": {"RUNNING": 1}, "message": ""},
-                }
-            }
-        },
-    }
-    wanted = deployed()
-    wanted["applications"][0]["deployments"][0]["ray_actor_options"] = {"num_cpus": 64}
-    head = "a deploy of /srv/big.yaml is under way since 2026-01-31T12:00:00+00:00"
-    assert waiting(service, wanted, datetime(2026, 1, 31, 12, 0, 5, tzinfo=UTC)) == [head]
-    waits = waiting(service, wanted, datetime(2026, 1, 31, 12, 1, tzinfo=UTC))
-    assert waits == [
-        head,
-        "spaces/FeatureFetch: no room? 1 of its replicas wait for 64 CPUs each",
-        "spaces/Scorer: OSError: disk",
-    ]
-    assert waiting(service | {"state": "ready"}, wanted, datetime.now(UTC)) == []
-    found = FOUND | {"waits": waits, "log": "/run/supervisor.log", "replica_logs": "/tmp/serve"}
-    lines = render(found).splitlines()
-    assert lines[1:4] == waits
-    assert lines[-1] == "logs   /run/supervisor.log; of replicas /tmp/serve"
-
-
 def test_ctrl_c_before_the_first_screen_ends_the_command(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("serve.operate.status.vitals.look", interrupted)
     assert keep_showing(None, None, 2.0, False)["state"] == "unknown"
-
-
-def test_diagnoses_degrade_the_service_unless_they_are_advice():
-    found = [
-        {"name": "no_store", "cause": "There is no store.", "remedy": "Fill it."},
-        {"name": "other_names", "cause": "It has names of another.", "remedy": "Rename."},
-        {"name": "of_a_later_release", "cause": "It is so.", "remedy": "Do this."},
-    ]
-    assert diagnosed({"spaces": READY | {"diagnoses": found}, "ours": {}, "earlier": READY}) == {
-        "degraded": [
-            "spaces: There is no store. Fill it.",
-            "spaces: It is so. Do this.",
-            "ours: no answer to /readyz",
-        ],
-        "advice": ["spaces: It has names of another. Rename."],
-    }
-    lines = render(FOUND | diagnosed({"spaces": READY | {"diagnoses": found}})).splitlines()
-    assert "degraded: spaces: There is no store. Fill it." in lines
-    assert "spaces: It has names of another. Rename." in lines
-
-
-def deployed(**settings):
-    ingress = {"name": "FeatureFetch", "user_config": settings}
-    app = {"name": "spaces", "import_path": "serve.app:build", "deployments": [ingress]}
-    return {"applications": [app]}

@@ -1,0 +1,194 @@
+"""Causes: what is wrong with a running service, in order, with what to do about each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from serve.config.diagnoses import DIAGNOSES, RUNBOOK, diagnosis
+from serve.operate.diff.running import cause as message_of
+from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.state import RUN, up_command
+
+# A replica that finds room on a node starts within this time.
+STARTS_WITHIN = timedelta(seconds=10)
+# The objective allows 0.1 % of failed, refused or not full rankings. At 14.4 times as many, as in the
+# alerts that page, a month's budget is spent in two days.
+MAX_SHARE = 14.4 * 0.001
+# A few seconds hold few requests of a quiet service: one or two of them say little, unless most fail.
+MIN_FAILED, MOST = 3, 0.5
+# As in TabrankStaleFeatures, TabrankMemory and TabrankRestarts.
+MAX_FRESHNESS_MS, MAX_MEMORY_SHARE = 5_000.0, 0.9
+MAX_RESTARTS, RESTARTS_WITHIN = 2, timedelta(minutes=30)
+# These states serve nobody.
+DOWN = {"stopped": "not_running", "starting": "starting", "failed": "ended", "dead": "ended"}
+# Replicas that are missing while Serve changes their number are no fault.
+CHANGING = ("UPSCALING", "DOWNSCALING", "UPDATING")
+# A stale table and fallbacks follow from these.
+OF_STORE = ("no_store", "other_store", "store_unavailable", "stale_features")
+
+# A cause for JSON: name, where, text, remedy, runbook, advice.
+Cause = dict[str, Any]
+
+
+def causes(found: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime, unread: str) -> list[Cause]:
+    """Return what is wrong with the service of a state: what to mend first is first, advice last.
+
+    `found` is the state as `look` returns it, without causes; `wanted` is the document that is
+    being deployed; `unread` is the URL of a page of metrics if none answers.
+    """
+    named = [*_of_state(found), *_of_replicas(found, now), *waiting(found, wanted, now)]
+    named += of_answers(found["surfaces"])
+    named += _of_traffic(found, [one["name"] for one in named])
+    if unread:
+        # Elsewhere the nodes may be out of reach of this machine.
+        named.append(_named("no_metrics", "", advice=found["run"] is None, url=unread))
+    order = {name: place for place, name in enumerate(DIAGNOSES)}
+    return sorted(named, key=lambda one: (one["advice"], order.get(one["name"], len(order))))
+
+
+def health(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `state` of a service with its `causes`, and the first of them as one line.
+
+    The state is "healthy", "degraded", "down" (nobody is served) or "unknown" (no metrics).
+    """
+    faults = [one for one in found["causes"] if not one["advice"]]
+    if not faults:
+        unknown = any(one["name"] == "no_metrics" for one in found["causes"])
+        state = "unknown" if unknown else "healthy"
+        return {"state": state, "line": state, "remedy": None, "runbook": None}
+    first, silent = faults[0], [one for one in faults if one["name"] == "no_answer"]
+    down = found["state"] in DOWN or (silent and len(silent) == len(found["surfaces"]))
+    state = "down" if down else "unknown" if first["name"] == "no_metrics" else "degraded"
+    return {"state": state, "line": first["text"], "remedy": first["remedy"], "runbook": first["runbook"]}
+
+
+def of_answers(answers: Mapping[str, Mapping[str, Any]]) -> list[Cause]:
+    """Return the diagnoses in each application's /readyz, which is empty where it is silent."""
+    found = [_named("no_answer", name) for name, answer in answers.items() if not answer]
+    return found + [
+        _cause(one["name"], name, one["cause"], one["remedy"])
+        for name, answer in answers.items()
+        for one in answer.get("diagnoses", ())
+    ]
+
+
+def waiting(found: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
+    """Yield the deploy under way and, after a while, why its replicas do not start."""
+    under_way = found.get("deploying")
+    if found["state"] != "deploying" or not under_way:
+        return
+    yield _named("deploying", "", **under_way)
+    if now - datetime.fromisoformat(under_way["since"]) < STARTS_WITHIN:
+        return
+    for app, name, deployment in _deployments(found):
+        if starting := deployment["replicas"].get("STARTING", 0):
+            options = _options(wanted, app, name).get("ray_actor_options") or {}
+            # Serve's default is 1.
+            num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]
+            room = f"no room? {starting} wait for {num_cpus:g} CPUs each"
+            reason = message_of([deployment["message"]]) if deployment["message"] else room
+            yield _named("not_starting", f"{app}/{name}", reason=reason)
+
+
+def _of_state(found: Mapping[str, Any]) -> Iterator[Cause]:
+    """Yield what the state itself says: nobody is served, unsupervised, or the last deploy failed."""
+    state, error = found["state"], (found.get("error") or "").rstrip(".")
+    run = RunFolder.of(Path(found["run"] or RUN))
+    facts = {"run": run.path, "up": up_command(Path(found.get("config", "cluster.yaml")), run)}
+    if state in DOWN:
+        ended = error or "its processes are gone"
+        log = found.get("log", run.log)
+        yield _named(DOWN[state], "", **facts, error=ended, log=log, stage=found.get("stage", "in Ray"))
+    elif supervision := found.get("supervision"):
+        yield _cause(supervision["name"], "", supervision["cause"], supervision["remedy"])
+    elif error and state == "ready" and found["run"]:
+        yield _named("deploy_failed", "", **facts, error=error)
+    elif state != "ready" and not found.get("deploying"):
+        yield _named("not_deployed", "", state=state.replace("_", " "), why=error and f": {error}")
+
+
+def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
+    """Yield the deployments that lack replicas, and the parts that restarted several times."""
+    for app, name, deployment in _deployments(found):
+        replicas, target = dict(deployment["replicas"]), deployment.get("target")
+        running, status = replicas.pop("RUNNING", 0), deployment["status"]
+        if running < (target or 0) or status in ("UNHEALTHY", "DEPLOY_FAILED"):
+            others = "".join(f", {count} {state.lower()}" for state, count in sorted(replicas.items()))
+            message = deployment.get("message")
+            why = f": {message_of([message]).rstrip('.')}" if message and status not in CHANGING else ""
+            facts = {"running": running, "target": target, "others": others, "why": why}
+            changes = status in CHANGING
+            yield _named("replicas_missing", f"{app}/{name}", advice=changes, **facts)
+    for name, one in (found.get("restarts") or {}).items():
+        count = sum(now - datetime.fromisoformat(at) < RESTARTS_WITHIN for at in one.get("times", ()))
+        if count:
+            few = count <= MAX_RESTARTS
+            yield _named("restarted", name, advice=few, count=count, last=one["last"])
+
+
+def _of_traffic(found: Mapping[str, Any], named: list[str]) -> Iterator[Cause]:
+    """Yield what the metrics show, without what follows from the causes that are `named`."""
+    traffic, memory = found.get("traffic") or {}, found["memory"]
+    used, limit = memory["used_mib"], memory["limit_mib"]
+    if limit and used > MAX_MEMORY_SHARE * limit:
+        yield _named("memory_high", memory["node"], used=used, limit=limit, share=used / limit)
+    freshness_ms = traffic.get("freshness_ms") or 0.0
+    if freshness_ms > MAX_FRESHNESS_MS and not {*OF_STORE}.intersection(named):
+        yield _named("features_old", "", age_s=freshness_ms / 1e3)
+    requests, rankings = traffic.get("requests") or 0, traffic.get("rankings") or 0
+    reasons = traffic.get("reasons") or {}
+    refused, shed = traffic.get("refused_share") or 0.0, reasons.get("overload", 0.0)
+    if _matters(refused, requests) or _matters(shed, rankings):
+        yield _named("overloaded", "", refused=refused, shed=shed)
+    failed = traffic.get("error_share") or 0.0
+    if _matters(failed, requests):
+        yield _named("errors", "", share=failed, kinds=_shares(traffic["errors"]))
+    not_full = sum(share for rung, share in (traffic.get("rungs") or {}).items() if rung != "full")
+    if _matters(not_full, rankings) and "kill_switch" not in named:
+        yield _named("not_full", "", share=not_full, reasons=_shares(reasons) or "without a reason")
+
+
+def _matters(share: float, requests: int) -> bool:
+    return share > MAX_SHARE and (share * requests >= MIN_FAILED or share > MOST)
+
+
+def _named(name: str, where: str | None, advice: bool | None = None, **facts: object) -> Cause:
+    """Return a cause of the list, filled with the facts that its sentences name."""
+    found = diagnosis(name, **facts)
+    return _cause(name, where, found.cause, found.remedy, advice)
+
+
+def _cause(name: str, where: str | None, text: str, remedy: str, advice: bool | None = None) -> Cause:
+    known = DIAGNOSES.get(name, {})
+    runbook = known.get("runbook")
+    return {
+        "name": name,
+        "where": where or "",
+        "text": text,
+        "remedy": remedy,
+        "runbook": runbook and f"{RUNBOOK}#{runbook}",
+        "advice": known.get("advice", False) if advice is None else advice,
+    }
+
+
+def _deployments(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for app, details in (found.get("applications") or {}).items():
+        for name, deployment in details["deployments"].items():
+            yield app, name, deployment
+
+
+def _options(document: Mapping[str, Any], application: str, name: str) -> Mapping[str, Any]:
+    """Return the options of a deployment; empty if the document has none."""
+    for app in document.get("applications", ()):
+        if app["name"] == application:
+            for deployment in app.get("deployments") or ():
+                if deployment["name"] == name:
+                    return dict(deployment)
+    return {}
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())

@@ -1,0 +1,353 @@
+"""Each degradation of a running service has its words, its remedy and its place in the runbook."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from serve.config.application import OUR_APPLICATION
+from serve.config.diagnoses import DIAGNOSES
+from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
+from serve.operate.status import vitals
+from serve.operate.status.causes import causes, health
+from serve.operate.status.scrape import PageHistory
+from serve.operate.status.vitals import look
+from serve.rollout.history import HistoryEntry, append
+
+ROOT = Path(__file__).parents[4]
+RUNBOOK = (ROOT / "docs/runbook.md").read_text()
+HEALTHY = {"state": "healthy", "line": "healthy", "remedy": None, "runbook": None}
+MIB = 1 << 20
+NOW = datetime.now(UTC)
+
+
+def ago(**delta: float) -> str:
+    return (NOW - timedelta(**delta)).isoformat(timespec="seconds")
+
+
+def deployment(running: int = 1, target: int = 1, status: str = "HEALTHY", message: str = "", **others: int):
+    states = {"RUNNING": running, **others}
+    return {"status": status, "message": message, "target": target, "replicas": states, "ids": []}
+
+
+class Stub:
+    """Service of a written `service.json`, with pages of its own for health and metrics."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run, self.ready = run, {"store": "fresh", "model": "m", "diagnoses": []}
+        self.counts = {"full": 0.0, "fallback": 0.0, "200": 0.0, "429": 0.0, "503": 0.0, "overload": 0.0}
+        self.freshness_s, self.used_mib, self.lost, self.is_metered = 0.1, 4_000, 0, True
+        self.history = PageHistory(1.0)
+        stub = self
+
+        class Pages(BaseHTTPRequestHandler):
+            def do_GET(self):
+                body = stub.page(self.path)
+                self.send_response(200 if body else 500)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        deployments = {"FeatureFetch": deployment(2, 2), "Scorer": deployment()}
+        app = {"import_path": OUR_APPLICATION, "route_prefix": "/", "deployments": deployments}
+        self.service = {
+            "state": "ready",
+            "url": self.url,
+            "config": str(run.path / "cluster.yaml"),
+            "error": "",
+            "haproxy_metrics_url": f"{self.url}/haproxy",
+            "nodes": [{"id": "a", "pool": "head", "alive": True, "metrics_url": f"{self.url}/metrics"}],
+            "applications": {"spaces": app},
+            "restarts": {},
+            "changes": [],
+        }
+
+    def page(self, path: str) -> bytes:
+        if path in ("/livez", "/readyz", "/v1/model"):
+            return json.dumps(self.ready).encode() if self.ready else b""
+        if path == "/haproxy":
+            return f'haproxy_frontend_http_responses_total{{proxy="x",code="5xx"}} {self.lost}\n'.encode()
+        if not self.is_metered:
+            return b""
+        of = {name: f"{count}\n" for name, count in self.counts.items()}
+        lines = [
+            *(f'ray_tabrank_rankings_total{{WorkerId="w",rung="{r}"}} {of[r]}' for r in ("full", "fallback")),
+            f'ray_tabrank_degraded_total{{WorkerId="w",reason="overload"}} {of["overload"]}',
+            *(
+                f'ray_serve_num_http_requests_total{{application="spaces",status_code="{code}"}} {of[code]}'
+                for code in ("200", "429", "503")
+            ),
+            f'ray_tabrank_freshness_seconds{{WorkerId="w"}} {self.freshness_s}\n',
+            f'ray_node_mem_used{{ip="10.0.0.1"}} {self.used_mib * MIB}\n',
+            f'ray_node_mem_total{{ip="10.0.0.1"}} {8_192 * MIB}\n',
+        ]
+        return "".join(lines).encode()
+
+    def look(self, **grown: float) -> dict:
+        """Return the second of two looks, between which these counters have grown."""
+        self.run.write(self.service)
+        look(self.run.path, None, self.history)
+        for name, count in grown.items():
+            self.counts[name.lstrip("_")] += count
+        return look(self.run.path, None, self.history)
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory):
+    """Run folder with a process that passes for its supervisor."""
+    run = RunFolder.of(tmp_path_factory.mktemp("run"))
+    command = [sys.executable, "-c", "print(flush=True); input()", SUPERVISE]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, env={**os.environ, MARKER: run.cluster_id}) as process:
+        assert process.stdout.readline() == b"\n"
+        yield run
+        process.kill()
+
+
+@pytest.fixture
+def stub(supervised):
+    stub = Stub(supervised)
+    yield stub
+    stub.server.shutdown()
+    stub.server.server_close()
+    supervised.remove_state()
+
+
+def named(found: dict) -> dict[str, str]:
+    """Return the text of each cause by name, after checks that hold for every state."""
+    assert json.loads(json.dumps(found)) == found
+    first = [one for one in found["causes"] if not one["advice"]][:1]
+    for one in first:
+        assert (found["health"]["line"], found["health"]["remedy"]) == (one["text"], one["remedy"])
+    assert found["health"]["state"] in (("degraded", "down", "unknown") if first else ("healthy", "unknown"))
+    return {one["name"]: one["text"] for one in found["causes"]}
+
+
+def test_a_service_that_nothing_is_wrong_with_is_healthy(stub):
+    found = stub.look(full=100, _200=100)
+    assert (found["health"], found["causes"], found["degraded"]) == (HEALTHY, [], [])
+    assert found["memory"] == {"used_mib": 4_000, "limit_mib": 8_192, "node": "10.0.0.1"}
+    assert (found["traffic"]["error_share"], found["traffic"]["errors"]) == (0, {})
+    assert found["traffic"]["window_s"] > 0
+    assert datetime.fromisoformat(found["at"]).tzinfo is not None
+
+
+def test_a_tenth_of_the_answers_in_fallback_is_not_healthy(stub):
+    found = stub.look(full=90, fallback=10, overload=5, _200=100)
+    assert named(found) == {
+        "overloaded": "Overloaded: 0.0% of the requests are refused with 429,"
+        " 5.0% of the rankings have fewer scores.",
+        "not_full": "10.0% of the rankings are not full (overload 5.0%).",
+    }
+    assert found["health"]["runbook"] == "docs/runbook.md#tabrankfailing"
+
+
+def test_errors_and_refusals_are_named_with_their_shares(stub):
+    found = stub.look(full=90, _200=90, _429=5, _503=5)
+    assert named(found) == {
+        "overloaded": "Overloaded: 5.0% of the requests are refused with 429,"
+        " 0.0% of the rankings have fewer scores.",
+        "errors": "5.0% of the requests fail (503 5.0%).",
+    }
+    assert found["traffic"]["errors"] == {"503": 0.05}
+    assert (found["traffic"]["error_share"], found["traffic"]["refused_share"]) == (0.05, 0.05)
+
+
+def test_one_failure_of_a_quiet_service_is_no_fault_and_most_of_them_are(stub):
+    assert named(stub.look(full=20, _200=20, _503=1)) == {}
+    stub.history = PageHistory(1.0)
+    assert named(stub.look(_503=1)) == {"errors": "100.0% of the requests fail (503 100.0%)."}
+
+
+def test_answers_of_haproxy_without_a_replica_are_failures(stub):
+    stub.run.write(stub.service)
+    look(stub.run.path, None, stub.history)
+    stub.lost = 30
+    found = stub.look(full=60, _200=60, _503=10)
+    assert found["traffic"]["errors"] == pytest.approx({"503": 1 / 9, "no_replica": 2 / 9}, abs=1e-3)
+
+
+def test_stale_features_a_full_memory_and_silent_metrics_are_named(stub):
+    stub.freshness_s, stub.used_mib = 12.3, 7_800
+    found = stub.look()
+    assert named(found) == {
+        "memory_high": "Memory is nearly full: 7,800 of 8,192 MiB (95%).",
+        "features_old": "The features of a replica are 12 s old: rankings miss what happened since.",
+    }
+    assert [one["where"] for one in found["causes"]] == ["10.0.0.1", ""]
+    stub.is_metered, stub.history = False, PageHistory(1.0)
+    found = stub.look()
+    assert [*named(found)] == ["no_metrics"]
+    assert (found["health"]["state"], found["memory"]["used_mib"]) == ("unknown", None)
+
+
+def test_diagnoses_of_the_replicas_come_before_what_follows_from_them(stub):
+    stub.ready["diagnoses"] = [
+        {"name": "other_names", "cause": "It has names of another.", "remedy": "Rename."},
+        {"name": "no_model", "cause": "No model.", "remedy": "Publish one."},
+        {"name": "no_store", "cause": "No store.", "remedy": "Fill it."},
+    ]
+    stub.freshness_s = 60.0
+    found = stub.look(fallback=50, _200=50)
+    assert [*named(found)] == ["no_store", "no_model", "not_full", "other_names"]
+    assert found["degraded"][0] == "spaces: No store. Fill it."
+    assert found["advice"] == ["spaces: It has names of another. Rename."]
+    stub.ready, stub.freshness_s, stub.history = None, 0.1, PageHistory(1.0)
+    found = stub.look()
+    assert named(found) == {"no_answer": "The application does not answer `/readyz`."}
+    assert found["health"]["state"] == "down"
+
+
+def test_a_replica_that_restarts_is_named_and_scaling_is_advice(stub):
+    deployments = stub.service["applications"]["spaces"]["deployments"]
+    message = "A replica's health check failed."
+    deployments["FeatureFetch"] = deployment(1, 2, "UNHEALTHY", message, STARTING=1)
+    stub.service["restarts"] = {
+        "spaces/FeatureFetch": {
+            "count": 4,
+            "last": "its process ended",
+            "at": ago(minutes=1),
+            "times": [ago(hours=3), *(ago(minutes=minutes) for minutes in (20, 10, 1))],
+        }
+    }
+    found = stub.look()
+    assert named(found) == {
+        "replicas_missing": "1 of 2 replicas run, 1 starting: A replica's health check failed.",
+        "restarted": "Restarted 3 times within half an hour, last because its process ended.",
+    }
+    assert {one["where"] for one in found["causes"]} == {"spaces/FeatureFetch"}
+    assert [one["what"] for one in found["changes"]] == [
+        "spaces/FeatureFetch restarted: its process ended",
+        *["spaces/FeatureFetch restarted"] * 2,
+    ]
+    deployments["FeatureFetch"] = deployment(1, 2, "UPSCALING", "", STARTING=1)
+    stub.service["restarts"]["spaces/FeatureFetch"]["times"] = [ago(minutes=1)]
+    found = stub.look()
+    assert [*named(found)] == ["replicas_missing", "restarted"]
+    assert found["health"] == HEALTHY
+
+
+def test_deploys_that_run_wait_or_failed_are_named(stub):
+    stub.service |= {"state": "deploying", "deploying": {"config": "/srv/a.yaml", "since": ago(seconds=60)}}
+    stub.service["applications"]["spaces"]["deployments"]["Scorer"] = deployment(0, 1, "UPDATING", STARTING=1)
+    found = stub.look()
+    assert named(found) == {
+        "deploying": f"A deploy of /srv/a.yaml is under way since {ago(seconds=60)}.",
+        "not_starting": "Replicas do not start: no room? 1 wait for 1 CPUs each.",
+        "replicas_missing": "0 of 1 replicas run, 1 starting.",
+    }
+    assert found["waits"][1].startswith("spaces/Scorer: Replicas do not start: no room?")
+    stub.service |= {"state": "ready", "deploying": None, "error": "no such model"}
+    assert named(stub.look())["deploy_failed"] == "The last deploy failed: no such model."
+
+
+def test_a_service_that_does_not_run_is_down_with_the_command_that_starts_it(tmp_path):
+    found = look(tmp_path, None)
+    assert named(found) == {"not_running": f"No service runs in {tmp_path}."}
+    assert found["health"]["state"] == "down"
+    assert found["health"]["remedy"] == f"Start it with `python -m serve up cluster.yaml --run {tmp_path}`."
+    RunFolder.of(tmp_path).write({"state": "failed", "error": "no room", "url": "http://127.0.0.1:1"})
+    assert named(look(tmp_path, None)) == {"ended": "The service has ended: no room."}
+
+
+def test_a_silent_supervisor_leaves_a_service_that_answers(stub):
+    stub.run.write(stub.service)
+    os.utime(stub.run.path / "service.json", (0, 0))
+    found = look(stub.run.path, None, stub.history)
+    assert [*named(found)] == ["supervisor_silent"]
+    assert found["unwatched"].startswith("The supervisor has not written its state for ")
+    assert found["waits"] == [found["unwatched"]]
+
+
+def test_the_changes_of_the_last_hour_come_newest_first(stub):
+    def entry(minutes: float, action: str, by: str, reason: str = "") -> HistoryEntry:
+        at_ms = int((NOW - timedelta(minutes=minutes)).timestamp() * 1e3)
+        return HistoryEntry(at_ms, action, "20260101T000000Z-000a", None, None, by, reason)
+
+    models = stub.run.path / "models"
+    models.mkdir()
+    append(models, entry(90, "promote", "command"))
+    append(models, entry(30, "promote", "command"))
+    append(models, entry(5, "rollback", "service", "scores drift"))
+    stub.run.save_deployed({"applications": [{"name": "spaces", "args": {"models": "models"}}]})
+    stub.service["changes"] = [
+        {"at": ago(hours=2), "what": "started"},
+        {"at": ago(minutes=10), "what": "kill switch on"},
+    ]
+    assert [one["what"] for one in stub.look()["changes"]] == [
+        "model 20260101T000000Z-000a: rolled back by the service: scores drift",
+        "kill switch on",
+        "model 20260101T000000Z-000a: promoted by the command",
+    ]
+
+
+class Cluster:
+    """Fake of `RemoteService`, whose pages of metrics are out of reach."""
+
+    client = None
+
+    def __init__(self, address: str) -> None:
+        self.state = {
+            "state": "unhealthy",
+            "url": "http://127.0.0.1:1",
+            "error": "a replica died",
+            "applications": {},
+            "nodes": [{"alive": True, "pool": "head", "metrics_url": "http://127.0.0.1:1/metrics"}],
+            "changes": [{"at": ago(minutes=1), "what": "deployed spaces"}],
+        }
+
+    def service(self):
+        return self.state
+
+
+def test_a_cluster_at_an_address_is_named_in_the_same_words(monkeypatch):
+    monkeypatch.setattr(vitals, "RemoteService", Cluster)
+    monkeypatch.setattr(vitals, "actors", lambda client: [])
+    found = look(None, "http://head:8265", PageHistory(1.0))
+    assert named(found) == {
+        "not_deployed": "The application is unhealthy: a replica died.",
+        "no_metrics": "No page of metrics answers, so that rates, errors and memory are unknown.",
+    }
+    assert [one["advice"] for one in found["causes"]] == [False, True]
+    assert [one["what"] for one in found["changes"]] == ["deployed spaces"]
+
+
+def test_every_cause_has_a_remedy_and_a_section_of_the_runbook():
+    headings = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", RUNBOOK, re.MULTILINE)
+    }
+    assert {one["runbook"] for one in DIAGNOSES.values()} <= headings
+
+
+def test_an_error_of_readyz_is_no_answer_and_leaves_the_kill_switch_unknown(monkeypatch):
+    monkeypatch.setattr(vitals, "_get", lambda url: {"status": 500, "title": "internal error"})
+    app = {"import_path": vitals.OUR_APPLICATION, "route_prefix": "/", "deployments": {}}
+    service = {"state": "ready", "url": "http://x", "applications": {"spaces": app}}
+    (line,) = vitals.diagnosed(vitals.answers_of(service))["degraded"]
+    assert line.startswith("spaces: The application does not answer `/readyz`.")
+    monkeypatch.setattr(vitals, "status", lambda run: service)
+    assert vitals.look(None, None)["kill_switch"] is None
+
+
+def test_a_diagnosis_of_a_later_release_degrades_the_service():
+    answers = {"spaces": {"diagnoses": [{"name": "of_later", "cause": "It is so.", "remedy": "Do this."}]}}
+    found = {"state": "ready", "run": "run", "error": "", "surfaces": answers, "applications": {}}
+    found |= {"traffic": None, "memory": {"used_mib": None, "limit_mib": None, "node": None}}
+    found["causes"] = causes(found, {}, NOW, "")
+    assert [one["where"] for one in found["causes"]] == ["spaces"]
+    assert health(found) == {"state": "degraded", "line": "It is so.", "remedy": "Do this.", "runbook": None}
