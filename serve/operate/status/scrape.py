@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from serve.contract import metric_catalog as catalog
@@ -47,15 +48,23 @@ def read_pages(urls: Iterable[str]) -> Page:
 
 def parse(text: str, at_s: float) -> Page:
     """Return our series of Prometheus' text format; a series of several nodes is summed."""
+    values: defaultdict[Series, float] = defaultdict(float)
+    for line in text.splitlines():
+        # Ray's own series are thousands.
+        if line.startswith(PREFIXES):
+            series, _, value = line.rpartition(" ")
+            values[_series(series)] += float(value)
+    return Page(at_s, values)
+
+
+@lru_cache(8192)
+def _series(text: str) -> Series:
+    """Return the series of a line without its value; parsed once, as all pages have the same."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    # Parse the series that are read alone, because Ray's own are thousands.
-    ours = "\n".join(line for line in text.splitlines() if line.startswith(PREFIXES))
-    values: defaultdict[Series, float] = defaultdict(float)
-    for family in text_string_to_metric_families(ours + "\n"):
-        for sample in family.samples:
-            values[sample.name, frozenset(sample.labels.items())] += sample.value
-    return Page(at_s, values)
+    (family,) = text_string_to_metric_families(f"{text} 0\n")
+    (sample,) = family.samples
+    return sample.name, frozenset(sample.labels.items())
 
 
 class PageHistory:
