@@ -23,6 +23,7 @@ from serve.contract.commands import (
     answer,
     command_line,
 )
+from serve.contract.errors import TabrankError
 from serve.contract.validation import milliseconds
 from serve.log.atomic_files import PRIVATE
 from serve.operate.render.commands import render
@@ -42,16 +43,25 @@ def up(
     config: ConfigFile = CONFIG,
     run: RunFolder = RUN,
     haproxy: Annotated[bool, typer.Option(help="Use the fast ingress, or Ray's plain proxy.")] = True,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Open Ray's own dashboard on 127.0.0.1; 200 MB.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until the service answers.")] = 120.0,
     as_json: Json = False,
 ) -> None:
     """Start the service of a `cluster.yaml`, or deploy its changes; return once it answers."""
+    from serve.operate.host.run_folder import RunFolder as Folder
     from serve.operate.run.local_cluster import up as start
 
     os.umask(PRIVATE)
-    service = start(config, run_dir=run, haproxy=haproxy, timeout_s=timeout, progress=_progress)
+    service = start(
+        config, run_dir=run, haproxy=haproxy, dashboard=dashboard, timeout_s=timeout, progress=_progress
+    )
     for reason in service["degraded"] + service["advice"]:
         _progress(f"warning: {reason}")
+    if dashboard:
+        token = Folder.of(run).token
+        _progress(f"Ray's dashboard: {service['dashboard_url']}; it asks for the token in {token}")
     done = "nothing to change" if service["action"] == "none" else service["action"]
     answer(service, as_json, f"{done}: {service['url']} answers ({service['seconds']} s)")
 
@@ -69,26 +79,35 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     answer(stopped, as_json, line)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def status(
+    ctx: typer.Context,
     run: AnyRunFolder = None,
     address: Address = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between refreshes.", min=0.5)] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show the running service and how it ranks, on one screen.
+    """Show on one screen what to do first, and how the running service ranks.
 
-    Exit code 0 if it is ready and nothing is degraded, else 1.
+    Exit code 0 if it is ready and nothing is degraded (advice aside), 1 if it is degraded or down,
+    2 if its state cannot be read.
     """
-    from serve.operate.status.screen import keep_showing, render
+    from serve.operate.status.screen import keep_showing, show
     from serve.operate.status.vitals import look
 
+    if ctx.args:
+        raise TabrankError(
+            f"status {ctx.args[0]}: name a run folder, not a file: python -m serve status [--run var/run]"
+        )
     if watch:
         found = keep_showing(run, address, every, as_json)
     else:
         found = look(run, address)
-        answer(found, as_json, render(found))
+        if as_json:
+            answer(found, as_json, "")
+        else:
+            show(found)
     if found["state"] != "ready" or found["degraded"]:
         raise typer.Exit(1)
 

@@ -24,6 +24,9 @@ from serve.operate.host.run_folder import MARKER, RunFolder
 METRICS_PORT = "TABRANK_METRICS_PORT"
 # The port of HAProxy's own page of metrics.
 HAPROXY_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
+# The port of Ray's dashboard, where it is asked for.
+DASHBOARD_PORT = "TABRANK_DASHBOARD_PORT"
+LOCAL = "127.0.0.1"
 PORTS = range(20_000, 30_000)
 
 # Each process that listens calls this first.
@@ -157,12 +160,14 @@ def haproxy_places(sockets: Path, stats: int, metrics: int, fallback: int) -> di
     }
 
 
-def environment(config: Config, run: RunFolder, temp: Path, haproxy: bool) -> dict[str, str]:
+def environment(
+    config: Config, run: RunFolder, temp: Path, haproxy: bool, dashboard: bool = False
+) -> dict[str, str]:
     """Return the environment of each process of this cluster; `temp` is its temporary folder."""
     env = dict(os.environ)
     # It would lead into another cluster.
     env.pop("RAY_ADDRESS", None)
-    stats, haproxy_metrics, fallback, metrics = free_ports(4)
+    stats, haproxy_metrics, fallback, metrics, dashboard_port = free_ports(5)
     if haproxy:
         _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
         tunable = FAST | ONE_MACHINE
@@ -189,6 +194,8 @@ def environment(config: Config, run: RunFolder, temp: Path, haproxy: bool) -> di
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
+    env.pop(DASHBOARD_PORT, None)
+    forced |= {DASHBOARD_PORT: str(dashboard_port)} if dashboard else {}
     return {**tunable, **env, **forced}
 
 

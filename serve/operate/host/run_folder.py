@@ -113,6 +113,15 @@ class RunFolder:
         """Write the supervisor's process id, for systemd."""
         self._replace("supervisor.pid", f"{os.getpid()}\n")
 
+    @property
+    def token(self) -> Path:
+        """Return the path of the token that Ray's dashboard asks for."""
+        return self.path / "dashboard.token"
+
+    def save_token(self, token: str) -> None:
+        """Store the token for this user alone."""
+        self._replace(self.token.name, token)
+
     def age_s(self) -> float:
         """Return the seconds since `service.json` was written."""
         try:
@@ -142,7 +151,7 @@ class RunFolder:
 
     def remove_state(self) -> None:
         """Remove the files that describe a running service."""
-        for name in ("service.json", "deployed.yaml", "wanted.yaml", "supervisor.pid"):
+        for name in ("service.json", "deployed.yaml", "wanted.yaml", "supervisor.pid", self.token.name):
             (self.path / name).unlink(missing_ok=True)
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:

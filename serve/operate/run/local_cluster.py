@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import shutil
 import socket
@@ -35,6 +36,7 @@ def up(
     *,
     run_dir: Path | None = None,
     haproxy: bool = True,
+    dashboard: bool = False,
     timeout_s: float = 120.0,
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
@@ -42,7 +44,8 @@ def up(
 
     A service that already runs with the same file is left alone. A changed file is deployed in
     place, without a restart where Serve allows it. A service without a supervisor gets a new one,
-    without a gap. Processes that a killed start of this folder left behind are ended first.
+    without a gap. Processes that a killed start of this folder left behind are ended first. With
+    `dashboard`, Ray opens its own dashboard on 127.0.0.1.
 
     Return the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
     over" or "none"), `changes`, `degraded` (why it would not rank as the file says, such as a
@@ -57,7 +60,9 @@ def up(
         progress(f"warning: {warning}")
     run = RunFolder.of(run_dir or config.path.parent / "var" / "run")
     with run.locked(timeout_s):
-        action, changes = _act(config, run, haproxy, timeout_s, progress)
+        if dashboard:
+            _refuse_dashboard(run)
+        action, changes = _act(config, run, haproxy, dashboard, timeout_s, progress)
         service = {**run.service(), "action": action, "changes": changes}
         found = diagnosed(answers_of(service))
     return {**service, **found, "seconds": round(time.monotonic() - begin, 1)}
@@ -81,7 +86,7 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
 
 
 def _act(
-    config: Config, run: RunFolder, haproxy: bool, timeout_s: float, progress: Progress
+    config: Config, run: RunFolder, haproxy: bool, dashboard: bool, timeout_s: float, progress: Progress
 ) -> tuple[str, list[Any]]:
     """Bring the service to `config` by the mildest means; return the action and the changes."""
     taken_over = _take_over(run, timeout_s, progress)
@@ -109,7 +114,10 @@ def _act(
     # The folder is private because everyone who can reach HAProxy's admin socket may use it.
     temp = run.make_temp()
     try:
-        _detach(config.path, run, haproxy, environment(config, run, temp, haproxy))
+        env = environment(config, run, temp, haproxy, dashboard)
+        if dashboard:
+            run.save_token(env["RAY_AUTH_TOKEN"])
+        _detach(config.path, run, haproxy, env)
         follow(run, timeout_s, progress, lambda now: now["state"] in ("ready", "failed"))
     except BaseException:
         _clean(run, progress)
@@ -161,6 +169,21 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
         shutil.rmtree(run.temp, ignore_errors=True)
     run.remove_state()
     return killed, kept
+
+
+def _refuse_dashboard(run: RunFolder) -> None:
+    """Raise TabrankError where Ray cannot open its dashboard: it does so at its start alone."""
+    try:
+        importlib.import_module("ray.dashboard.optional_deps")
+    except ImportError as error:
+        raise TabrankError(
+            f"--dashboard: Ray's dashboard needs the package {error.name}; pip install 'ray[default]'"
+        ) from None
+    if run.node() and not run.service().get("dashboard_url"):
+        raise TabrankError(
+            "--dashboard: the service runs without it, and Ray opens it only at its start; first run: "
+            "python -m serve down"
+        )
 
 
 def _refuse_busy_port(config: Config) -> None:

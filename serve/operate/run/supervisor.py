@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
 from serve.operate.diff.field import parsed
 from serve.operate.diff.running import SETTLE_S, application_of, cause, config_of, deployed_by, messages_of
-from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
+from serve.operate.host.environment import DASHBOARD_PORT, HAPROXY_PORT, LOCAL, METRICS_PORT
 from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
 from serve.operate.host.state import route, status_code
+from serve.operate.run.changes import added, described, now
+from serve.operate.run.ray_tables import actors, nodes
 from serve.operate.status.restarts import Restarts
 
 STATUS_PERIOD_S = 1.0
@@ -47,6 +48,7 @@ class Supervisor:
 
     def __init__(self, config: Config, run: RunFolder, haproxy: bool) -> None:
         host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+        dashboard = os.environ.get(DASHBOARD_PORT)
         haproxy_page = f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics" if haproxy else None
         self._config = config
         self._run = run
@@ -67,7 +69,8 @@ class Supervisor:
             "haproxy": haproxy,
             "metrics_url": f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
             "haproxy_metrics_url": haproxy_page,
-            "started": _now(),
+            "dashboard_url": dashboard and f"http://{LOCAL}:{dashboard}",
+            "started": now(),
             "cluster_id": run.cluster_id,
             "config_sha256": "",
             "num_deploys": 0,
@@ -78,6 +81,8 @@ class Supervisor:
             "applications": {},
             "nodes": [],
             "restarts": {},
+            # The last starts, deploys and turns of the kill switch: `at` and `what`.
+            "changes": [],
         }
 
     @classmethod
@@ -90,6 +95,7 @@ class Supervisor:
         # one. In both cases `up` deploys again, because Serve may have that deploy's document.
         supervisor._service |= service | {"pid": os.getpid(), "stage": "serving"}
         supervisor._deployed = document
+        supervisor._note("a new supervisor took over")
         supervisor._connect(service["ray_address"])
         return supervisor
 
@@ -103,7 +109,8 @@ class Supervisor:
             if not self._deployed:
                 self._start()
                 self._deploy(self._config)
-                self._save(state="ready", num_deploys=1, nodes=_nodes())
+                self._note(f"started with {self._config.path.name}")
+                self._save(state="ready", num_deploys=1, nodes=nodes())
             self._watch()
         except Exception as failure:
             error = reason(failure)
@@ -119,10 +126,13 @@ class Supervisor:
         from ray._private.node import Node
         from ray._private.parameter import RayParams
 
-        temp = self._run.temp
+        temp, dashboard = self._run.temp, os.environ.get(DASHBOARD_PORT)
         assert temp is not None, "made before this process is started"
         params = RayParams(
-            include_dashboard=False,
+            include_dashboard=bool(dashboard),
+            dashboard_host=LOCAL,
+            # Without a dashboard Ray ignores its port.
+            dashboard_port=int(dashboard or 0),
             # The service puts nothing into the object store.
             object_store_memory=128 << 20,
             temp_dir=str(temp / RAY),
@@ -195,8 +205,8 @@ class Supervisor:
                 # A failed deploy was already reported to its caller.
                 with contextlib.suppress(TabrankError):
                     self._applications()
-                restarts = self._restarts.found(_actors(), self._service["applications"])
-                self._save(nodes=_nodes(), restarts=restarts)
+                restarts = self._restarts.found(actors(), self._service["applications"])
+                self._save(nodes=nodes(), restarts=restarts)
             except Exception as error:
                 # For example while the controller restarts. `status` reports that the file is old.
                 _log(f"the service's state could not be read: {reason(error)}")
@@ -209,11 +219,13 @@ class Supervisor:
         time.sleep(POLL_S)
 
     def _deploy_again(self) -> None:
-        error = ""
+        error, before = "", self._deployed
         try:
-            under_way = {"config": self._run.wanted().get("config"), "since": _now()}
+            under_way = {"config": self._run.wanted().get("config"), "since": now()}
             self._save(state="deploying", error="", deploying=under_way)
-            self._deploy(self._wanted())
+            config = self._wanted()
+            self._deploy(config)
+            self._note(described(config.path, before, self._deployed, self._service["applications"]))
         except _Superseded:
             # The deploy could not be placed or takes too long, and its caller no longer waits.
             return
@@ -222,6 +234,7 @@ class Supervisor:
             error = reason(failure)
             if status_code(self._service["url"] + route(self._deployed) + "/livez") == 200:
                 error += "; the service goes on with its previous configuration"
+            self._note("a deploy failed")
         self._save(state="ready", error=error, deploying=None, num_deploys=self._service["num_deploys"] + 1)
 
     def _wanted(self) -> Config:
@@ -243,6 +256,10 @@ class Supervisor:
                     _log("\n".join(messages_of(app)))
                 raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
         return applications
+
+    def _note(self, what: str) -> None:
+        """Add to the list of changes, which the next save writes."""
+        self._service["changes"] = added(self._service["changes"], what)
 
     def _save(self, **changes: Any) -> None:
         """Apply changes and write `service.json`; on a full disk the next call tries again."""
@@ -299,32 +316,6 @@ def _log(text: str) -> None:
     """Write a line to the log; a full disk ends nothing."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _nodes() -> list[dict[str, Any]]:
-    """Return the cluster's nodes, dead ones included, with pool label and metrics page."""
-    import ray
-
-    return [
-        {
-            "id": node["NodeID"],
-            "pool": node.get("Labels", {}).get("pool", "head"),
-            "alive": node["Alive"],
-            "metrics_url": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
-        }
-        for node in ray.nodes()
-    ]
-
-
-def _actors() -> list[dict[str, Any]]:
-    """Return Ray's table of actors, dead ones included; the public call needs the dashboard."""
-    from ray._private.state import actors
-
-    return list(actors().values())
 
 
 def supervise(config_path: Path, run: RunFolder, haproxy: bool) -> None:

@@ -1,36 +1,52 @@
-"""Render the screen of `python -m serve status`."""
+"""Render the screen of `python -m serve status`: what to do first, then the numbers."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from serve.operate.status.scrape import PageHistory
 
 # Shown for an unknown value.
 NOTHING = "–"
-WIDTH = 110
+# A command between backticks is one word, so that it can be copied.
+WORD = re.compile(r"`[^`]*`\S*|\S+")
+COLOURS = {"healthy": "bold green", "degraded": "bold red", "down": "bold red", "unknown": "bold yellow"}
+# The width of the labels, and how many changes fit beside the rest on 24 lines.
+LABEL, MAX_CHANGES = 10, 4
 # The state before the first read.
-UNSEEN: dict[str, Any] = {"state": "unknown", "degraded": [], "advice": []}
+UNSEEN: dict[str, Any] = {
+    "state": "unknown",
+    "degraded": [],
+    "advice": [],
+    "health": {"state": "unknown", "line": "unknown", "remedy": None, "runbook": None},
+}
+
+# A label, its text, and their style.
+Row = tuple[str, str, str]
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """Return the screen as plain text."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
-    console.print(screen(found))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+def show(found: Mapping[str, Any]) -> None:
+    """Print the screen: wrapped and coloured on a terminal, else one line an item."""
+    console = Console()
+    width = console.width if console.is_terminal else None
+    console.print(screen(found, width), soft_wrap=True)
+
+
+def render(found: Mapping[str, Any], width: int | None = None) -> str:
+    """Return the screen as plain text; without a width each item is one line."""
+    return screen(found, width).plain
 
 
 def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> dict[str, Any]:
@@ -43,74 +59,133 @@ def keep_showing(run: Path | None, address: str | None, every_s: float, as_json:
         while True:
             if as_json:
                 print(json.dumps(found), flush=True)
+            elif live.is_started and live.console.is_terminal:
+                live.update(screen(found, live.console.width), refresh=True)
             else:
-                live.update(screen(found), refresh=True)
+                print(render(found), flush=True)
             time.sleep(every_s)
             found = look(run, address, history)
     return found
 
 
-def screen(found: Mapping[str, Any]) -> RenderableType:
-    """Return the screen for a state."""
-    parts: list[RenderableType] = [_head(found)]
+def screen(found: Mapping[str, Any], width: int | None) -> Text:
+    """Return the screen for a state, in lines of at most `width` except for long commands."""
+    lines: list[Text] = []
+    for label, text, style in _rows(found):
+        first, *more = _wrapped(text, width and max(width - LABEL, 20))
+        shown = label if lines else f"{label:<{LABEL - 1}}"
+        lines.append(Text.assemble((f"{shown:<{LABEL}}", style or "dim"), (first, style)))
+        lines += [Text(" " * LABEL + line, style=style) for line in more]
+    return Text("\n", overflow="fold").join(lines)
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    state = found["health"]["state"]
+    causes = found.get("causes", [])
+    faults = [one for one in causes if not one["advice"]]
+    runbook = f" ({found['health']['runbook']})" if found["health"]["runbook"] else ""
+    yield state, "".join(map(_words, faults[:1])) + runbook or "nothing to do", COLOURS[state]
+    yield from (("and", _words(one), "red") for one in faults[1:])
+    yield from (("advice", _words(one), "yellow") for one in causes if one["advice"])
+    traffic = found.get("traffic") or {}
+    if at := found.get("at"):
+        clock = f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M:%S} UTC"
+        window_s = traffic.get("window_s")
+        window = f", rates over {window_s:.0f} s" if window_s else ""
+        yield "at", f"{clock}{window}; {found['state']} {found.get('url') or ''}".rstrip(), ""
     if found.get("applications"):
-        parts += [_deployments(found["applications"]), _traffic(found), _nodes(found.get("nodes") or [])]
+        yield from _of_traffic(found, traffic, {one["name"] for one in faults})
+        yield from _of_surfaces(found, traffic)
+        yield from _of_processes(found)
+    changes = [f"{datetime.fromisoformat(one['at']):%H:%M} {one['what']}" for one in found.get("changes", ())]
+    if len(changes) > MAX_CHANGES:
+        changes = [*changes[: MAX_CHANGES - 1], f"and {len(changes) - MAX_CHANGES + 1} more (--json)"]
+    yield from _several("last hour", changes)
     if found.get("log"):
         replicas = f"; of replicas {found['replica_logs']}" if found["replica_logs"] else ""
-        parts.append(Text(f"logs   {found['log']}{replicas}", style="dim"))
-    if found.get("kept_logs"):
-        parts.append(Text(f"logs of the last sessions   {found['kept_logs']}", style="dim"))
-    return Group(*parts)
+        yield "logs", f"{found['log']}{replicas}", "dim"
+    elif found.get("kept_logs"):
+        yield "old logs", found["kept_logs"], "dim"
 
 
-def _head(found: Mapping[str, Any]) -> Text:
-    state = found["state"]
-    text = Text(f"{state}", style="bold green" if state == "ready" and not found["degraded"] else "bold red")
-    text.append(f"  {found.get('url') or ''}", style="default")
-    if found.get("memory_mib"):
-        text.append(f"  {found['memory_mib']} MiB in {found['processes']} processes", style="dim")
-    for reason in found["degraded"]:
-        text.append(f"\ndegraded: {reason}", style="yellow")
-    for reason in (*found.get("advice", ()), *(found.get("waits") or ())):
-        text.append(f"\n{reason}", style="yellow")
-    if found.get("error"):
-        text.append(f"\nlast error: {found['error']}", style="red")
-    return text
-
-
-def _deployments(applications: Mapping[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("application", "deployment", "status", "replicas"):
-        table.add_column(column, no_wrap=True)
-    for name, app in applications.items():
-        for key, deployment in app["deployments"].items():
-            replicas, target = dict(deployment["replicas"]), deployment.get("target")
-            counts = [f"{replicas.pop('RUNNING', 0)}/{NOTHING if target is None else target} running"]
-            counts += [f"{count} {state.lower()}" for state, count in sorted(replicas.items())]
-            known = deployment["status"] != "UNKNOWN"
-            table.add_row(name, key, deployment["status"].lower(), ", ".join(counts) if known else NOTHING)
-            name = ""
-    return table
-
-
-def _traffic(found: Mapping[str, Any]) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    traffic = found.get("traffic") or {}
+def _of_traffic(found: Mapping[str, Any], traffic: Mapping[str, Any], faults: set[str]) -> Iterator[Row]:
     latency = [f"{name} {_number(traffic.get(f'{name}_ms'))}" for name in ("p50", "p90", "p99")]
-    table.add_row("rankings/s", _number(traffic.get("rate_rps")))
-    table.add_row("latency ms", "  ".join(latency))
-    table.add_row("rungs", _shares(traffic.get("rungs")))
-    table.add_row("degraded by", _shares(traffic.get("reasons")))
-    table.add_row("features, ms old", _number(traffic.get("freshness_ms")))
-    surfaces = found.get("surfaces") or {}
-    for name, answer in surfaces.items():
-        table.add_row(f"{name}: model", answer.get("model") or NOTHING)
-        table.add_row(f"{name}: arms", _arms(answer.get("experiment"), traffic.get("arms") or {}))
-    table.add_row("restarts", _restarts(found.get("restarts")))
+    yield "rankings", f"{_number(traffic.get('rate_rps'))}/s; {', '.join(latency)} ms", ""
+    reasons = f"; degraded by {_shares(traffic['reasons'])}" if traffic.get("reasons") else ""
+    yield "answers", _shares(traffic.get("rungs")) + reasons, _red(faults & {"not_full"})
+    kinds = f" ({_shares(traffic['errors'])})" if traffic.get("errors") else ""
+    errors = (
+        f"{_share(traffic.get('error_share'))} failed{kinds}, {_share(traffic.get('refused_share'))} refused"
+    )
+    yield "errors", errors, _red(faults & {"errors", "overloaded"})
+    old = "features_old", "stale_features"
+    yield "features", f"{_number(traffic.get('freshness_ms'))} ms old", _red(faults.intersection(old))
+    memory = found.get("memory") or {}
+    used, limit, ours = memory.get("used_mib"), memory.get("limit_mib"), found.get("memory_mib")
+    of = f"{used:,} of {limit:,} MiB ({used / limit:.0%}) on {memory['node']}" if limit else NOTHING
+    of += f"; the service {ours:,} MiB in {found['processes']} processes" if ours else ""
+    yield "memory", of, _red(faults & {"memory_high"})
+
+
+def _of_surfaces(found: Mapping[str, Any], traffic: Mapping[str, Any]) -> Iterator[Row]:
+    for name, answer in (found.get("surfaces") or {}).items():
+        arms = _arms(answer.get("experiment"), traffic.get("arms") or {})
+        yield name, f"model {answer.get('model') or NOTHING}", ""
+        yield "", f"arms {arms}", ""
+
+
+def _of_processes(found: Mapping[str, Any]) -> Iterator[Row]:
+    counts = [
+        f"{app}/{name} {_replicas(deployment)}"
+        for app, details in found["applications"].items()
+        for name, deployment in details["deployments"].items()
+    ]
+    yield from _several("replicas", counts)
+    alive = Counter(node["pool"] for node in found.get("nodes") or () if node["alive"])
+    pools = ", ".join(f"{count} {pool}" for pool, count in sorted(alive.items())) or NOTHING
     switched = found.get("kill_switch")
     on = NOTHING if switched is None else ", ".join(f"on for {name}" for name in switched) or "off"
-    table.add_row("kill switch", on)
-    return table
+    yield "nodes", f"{pools}; kill switch {on}", _red(switched)
+    restarts = found.get("restarts")
+    parts = [
+        f"{name} {one['count']} ({one['last']}{' at ' + one['at'] if one['at'] else ''})"
+        for name, one in sorted((restarts or {}).items())
+    ]
+    yield from _several("restarts", parts or [NOTHING if restarts is None else "none"])
+
+
+def _several(label: str, texts: list[str]) -> Iterator[Row]:
+    yield from ((label if not place else "", text, "") for place, text in enumerate(texts))
+
+
+def _words(one: Mapping[str, Any]) -> str:
+    where = f"{one['where']}: " if one["where"] else ""
+    return f"{where}{one['text']} {one['remedy']}"
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    """Return the text in lines of at most `width`, if any; a longer word has its own."""
+    if width is None:
+        return [text]
+    lines = [""]
+    for word in WORD.findall(text):
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and len(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _replicas(deployment: Mapping[str, Any]) -> str:
+    """Return the counts of a deployment's replicas by state, and its status if it is not healthy."""
+    replicas, target = dict(deployment["replicas"]), deployment.get("target")
+    status = deployment["status"].lower()
+    if status == "unknown":
+        return status
+    counts = [f"{replicas.pop('RUNNING', 0)}/{NOTHING if target is None else target} running"]
+    counts += [f"{count} {state.lower()}" for state, count in sorted(replicas.items())]
+    return ", ".join(counts) + ("" if status == "healthy" else f" ({status})")
 
 
 def _arms(experiment: Mapping[str, Any] | None, seen: Mapping[str, float]) -> str:
@@ -126,25 +201,16 @@ def _arms(experiment: Mapping[str, Any] | None, seen: Mapping[str, float]) -> st
     return ", ".join([*arms, *held])
 
 
-def _restarts(restarts: Mapping[str, Any] | None) -> str:
-    """Return each part's restarts since the start with the last reason, or – where unknown."""
-    if restarts is None:
-        return NOTHING
-    lines = [
-        f"{name} {one['count']} ({one['last']}{' at ' + one['at'] if one['at'] else ''})"
-        for name, one in sorted(restarts.items())
-    ]
-    return "\n".join(lines) or "none"
-
-
-def _nodes(nodes: Iterable[Mapping[str, Any]]) -> Text:
-    alive = Counter(node["pool"] for node in nodes if node["alive"])
-    pools = ", ".join(f"{count} {pool}" for pool, count in sorted(alive.items()))
-    return Text(f"nodes  {pools or NOTHING}")
+def _red(is_wrong: object) -> str:
+    return "red" if is_wrong else ""
 
 
 def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1%}"
 
 
 def _shares(shares: Mapping[str, float] | None) -> str:

@@ -1,4 +1,18 @@
-from serve.operate.status.screen import keep_showing, render
+"""Golden screens of 80 columns and 24 lines; on a pipe each item is one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.operate.status import screen as module
+from serve.operate.status.screen import keep_showing, render, show
 
 READY = {
     "store": "fresh",
@@ -13,10 +27,16 @@ READY = {
 }
 FOUND = {
     "state": "ready",
+    "health": {"state": "healthy", "line": "healthy", "remedy": None, "runbook": None},
+    "causes": [],
+    "at": "2026-01-31T12:30:05+00:00",
     "url": "http://127.0.0.1:8000",
     "error": "",
     "degraded": [],
     "kill_switch": [],
+    "processes": 14,
+    "memory_mib": 1_415,
+    "memory": {"used_mib": 4_000, "limit_mib": 8_192, "node": "10.0.0.1"},
     "applications": {
         "spaces": {
             "deployments": {
@@ -26,6 +46,7 @@ FOUND = {
                     "replicas": {"RUNNING": 2, "STARTING": 1},
                 },
                 "Scorer": {"status": "HEALTHY", "replicas": {"RUNNING": 1}},
+                "Ingest": {"status": "HEALTHY", "target": 1, "replicas": {"RUNNING": 1}},
             }
         }
     },
@@ -40,46 +61,151 @@ FOUND = {
     ],
     "surfaces": {"spaces": READY},
     "traffic": {
+        "window_s": 5.2,
         "rate_rps": 412.4,
         "p50_ms": 3.21,
         "p90_ms": 12.0,
         "p99_ms": None,
-        "rungs": {"full": 0.98, "fallback": 0.02},
-        "reasons": {"deadline": 0.02},
+        "rungs": {"full": 0.998, "fallback": 0.002},
+        "reasons": {"deadline": 0.002},
         "arms": {"model": 0.74},
         "freshness_ms": 105.0,
+        "error_share": 0.001,
+        "errors": {"503": 0.001},
+        "refused_share": 0.0,
     },
+    "changes": [
+        {"at": f"2026-01-31T12:{minute}:00+00:00", "what": what}
+        for minute, what in (
+            (20, "kill switch off"),
+            (15, "kill switch on"),
+            (10, "model 20260131T120000Z-ab12: promoted by the command"),
+            ("05", "deployed cluster.yaml: FeatureFetch.user_config.deadline_ms"),
+            ("01", "started with cluster.yaml"),
+        )
+    ],
+    "log": "/srv/tabrank/var/run/supervisor.log",
+    "replica_logs": "/tmp/tabrank-x1y2z3/r/session_latest/logs/serve",
+}
+REST = """\
+rankings  412/s; p50 3.2, p90 12.0, p99 – ms
+answers   full 99.8%, fallback 0.2%; degraded by deadline 0.2%
+errors    0.1% failed (503 0.1%), 0.0% refused
+features  105 ms old
+memory    4,000 of 8,192 MiB (49%) on 10.0.0.1; the service 1,415 MiB in 14
+          processes
+spaces    model 20260131T120000Z-ab12
+          arms model 75% (seen 74%), popular 25%, held out 10%
+replicas  spaces/FeatureFetch 2/3 running, 1 starting (upscaling)
+          spaces/Scorer 1/– running
+          spaces/Ingest 1/1 running
+nodes     1 head, 1 workers; kill switch off
+restarts  controller 1 (its process ended)
+          spaces/Scorer 2 (its process ended at 2026-01-31T12:00:00+00:00)
+last hour 12:20 kill switch off
+          12:15 kill switch on
+          12:10 model 20260131T120000Z-ab12: promoted by the command
+          and 2 more (--json)
+logs      /srv/tabrank/var/run/supervisor.log; of replicas
+          /tmp/tabrank-x1y2z3/r/session_latest/logs/serve
+"""
+COMMAND = (
+    "`cd /srv/tabrank && python -m serve load --surface spaces --log var/log --store lmdb:var/store "
+    "--until 2026-01-31`"
+)
+DEGRADED = FOUND | {
+    "health": {"state": "degraded", "line": "", "remedy": "", "runbook": "docs/runbook.md#x"},
+    "causes": [
+        {
+            "name": "no_store",
+            "where": "spaces",
+            "text": "There is no store at lmdb:var/store: rankings have no scores, and events are refused.",
+            "remedy": f"Fill it with {COMMAND}.",
+            "advice": False,
+        },
+        {"name": "not_full", "where": "", "text": "All is lost.", "remedy": "Mend.", "advice": False},
+        {"name": "other_names", "where": "spaces", "text": "Old names.", "remedy": "Rename.", "advice": True},
+    ],
 }
 
 
-def test_the_screen_shows_everything():
-    assert render(FOUND).splitlines() == [
-        "ready  http://127.0.0.1:8000",
-        "application  deployment    status     replicas",
-        "spaces       FeatureFetch  upscaling  2/3 running, 1 starting",
-        "             Scorer        healthy    1/– running",
-        "rankings/s        412",
-        "latency ms        p50 3.2  p90 12.0  p99 –",
-        "rungs             full 98.0%, fallback 2.0%",
-        "degraded by       deadline 2.0%",
-        "features, ms old  105",
-        "spaces: model     20260131T120000Z-ab12",
-        "spaces: arms      model 75% (seen 74%), popular 25%, held out 10%",
-        "restarts          controller 1 (its process ended)",
-        "                  spaces/Scorer 2 (its process ended at 2026-01-31T12:00:00+00:00)",
-        "kill switch       off",
-        "nodes  1 head, 1 workers",
+def test_a_healthy_service_fits_a_terminal_of_80_columns_and_24_lines():
+    head = (
+        "healthy   nothing to do\n"
+        "at        2026-01-31 12:30:05 UTC, rates over 5 s; ready http://127.0.0.1:8000\n"
+    )
+    shown = render(FOUND, 80)
+    assert shown.splitlines() == (head + REST).splitlines()
+    assert len(shown.splitlines()) < 24
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_degraded_service_begins_with_what_to_do_and_keeps_the_command_in_one_line():
+    lines = render(DEGRADED, 80).splitlines()
+    assert lines[:7] == [
+        "degraded  spaces: There is no store at lmdb:var/store: rankings have no scores,",
+        "          and events are refused. Fill it with",
+        f"          {COMMAND}.",
+        "          (docs/runbook.md#x)",
+        "and       All is lost. Mend.",
+        "advice    spaces: Old names. Rename.",
+        "at        2026-01-31 12:30:05 UTC, rates over 5 s; ready http://127.0.0.1:8000",
     ]
 
 
-def test_an_unknown_value_is_a_dash_and_problems_come_first():
-    found = FOUND | {"traffic": None, "surfaces": {"spaces": {}}, "nodes": [], "error": "no such model"}
-    found |= {"degraded": ["spaces: no answer to /readyz"], "kill_switch": ["spaces"]}
-    lines = render(found).splitlines()
-    assert lines[1:3] == ["degraded: spaces: no answer to /readyz", "last error: no such model"]
-    words = [" ".join(line.split()) for line in lines]
-    assert {"rankings/s –", "rungs –", "nodes –", "kill switch on for spaces"} <= set(words)
-    assert render({"state": "stopped", "degraded": [], "kill_switch": []}) == "stopped"
+def test_on_a_pipe_the_first_line_is_whole_and_nothing_is_coloured(capsys):
+    show(DEGRADED)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == (
+        "degraded  spaces: There is no store at lmdb:var/store: rankings have no scores, and events are refused."
+        f" Fill it with {COMMAND}. (docs/runbook.md#x)"
+    )
+
+
+def test_the_colour_is_green_only_if_the_service_is_healthy(monkeypatch):
+    def coloured(found, **env):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=True, width=80, _environ={"TERM": "xterm", **env})
+        monkeypatch.setattr(module, "Console", lambda: console)
+        show(found)
+        return out.getvalue()
+
+    assert coloured(FOUND).startswith("\x1b[1;32mhealthy")
+    assert coloured(DEGRADED).startswith("\x1b[1;31mdegraded")
+    assert "\x1b[31manswers" in coloured(DEGRADED)
+    assert "32m" not in coloured(DEGRADED)
+    assert "3" not in "".join(
+        part.split("m")[0] for part in coloured(DEGRADED, NO_COLOR="1").split("\x1b[")[1:]
+    )
+
+
+def test_an_unknown_value_is_a_dash_and_a_stopped_service_has_no_numbers():
+    found = FOUND | {"traffic": None, "surfaces": {"spaces": {}}, "nodes": [], "kill_switch": None}
+    lines = render(found | {"memory": {"limit_mib": None}, "memory_mib": 0}).splitlines()
+    assert {
+        "rankings  –/s; p50 –, p90 –, p99 – ms",
+        "answers   –",
+        "errors    – failed, – refused",
+        "memory    –",
+        "spaces    model –",
+        "nodes     –; kill switch –",
+    } <= set(lines)
+    health = FOUND["health"] | {"state": "down"}
+    stopped = {"state": "stopped", "health": health, "causes": DEGRADED["causes"][1:2]}
+    assert render(stopped) == "down      All is lost. Mend."
+
+
+def test_a_watched_screen_on_a_pipe_is_printed_at_each_look(monkeypatch, capsys):
+    looks = iter([FOUND, DEGRADED])
+
+    def look(*_):
+        if (found := next(looks, None)) is None:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr("serve.operate.status.vitals.look", look)
+    assert keep_showing(None, None, 0.0, False) == DEGRADED
+    assert capsys.readouterr().out == f"{render(FOUND)}\n{render(DEGRADED)}\n"
 
 
 def test_ctrl_c_before_the_first_screen_ends_the_command(monkeypatch):
@@ -88,3 +214,34 @@ def test_ctrl_c_before_the_first_screen_ends_the_command(monkeypatch):
 
     monkeypatch.setattr("serve.operate.status.vitals.look", interrupted)
     assert keep_showing(None, None, 2.0, False)["state"] == "unknown"
+
+
+@pytest.mark.parametrize(("changed", "code"), [({}, 0), ({"degraded": ["x"]}, 1), ({"state": "stopped"}, 1)])
+def test_the_exit_code_is_0_only_for_a_ready_service_that_is_not_degraded(monkeypatch, changed, code):
+    monkeypatch.setattr("serve.operate.status.vitals.look", lambda *_: FOUND | changed)
+    done = CliRunner().invoke(app, ["status", "--json"])
+    assert (done.exit_code, json.loads(done.stdout)) == (code, FOUND | changed)
+
+
+def test_a_file_is_refused_with_the_right_form():
+    done = CliRunner().invoke(app, ["status", "cluster.yaml"])
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "status cluster.yaml: name a run folder, not a file: python -m serve status [--run var/run]\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["status", "--watch"]])
+def test_a_reader_that_left_gets_no_traceback(monkeypatch, command):
+    monkeypatch.setattr("serve.operate.status.vitals.look", lambda *_: FOUND)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as gone, monkeypatch.context() as patched:
+        errors = io.StringIO()
+        patched.setattr("sys.stdout", gone)
+        patched.setattr("sys.stderr", errors)
+        with pytest.raises(SystemExit) as left:
+            app(command, prog_name="python -m serve")
+        assert (left.value.code, errors.getvalue()) == (1, "")
+        # Its buffer cannot be flushed, so that closing it would fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)

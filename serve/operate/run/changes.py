@@ -1,0 +1,44 @@
+"""Describe what a deploy changed, for the list of changes in `service.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serve.operate.diff.apply import SWITCH
+from serve.operate.diff.difference import compare
+from serve.operate.diff.running import shapes_of
+
+# Enough for an hour in which somebody looks for the right setting.
+MAX_CHANGES = 50
+# The rest of a longer list is counted.
+MAX_FIELDS = 3
+
+
+def now() -> str:
+    """Return this moment in ISO form, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def added(changes: list[dict[str, str]], what: str) -> list[dict[str, str]]:
+    """Return the changes with one more, the newest last; the oldest are dropped."""
+    return [*changes, {"at": now(), "what": what}][-MAX_CHANGES:]
+
+
+def described(
+    file: Path, before: Mapping[str, Any], after: Mapping[str, Any], applications: Mapping[str, Any]
+) -> str:
+    """Return what a deploy changed: the kill switch, or the file and its first fields, without values."""
+    changes = compare({"nodes": {}, **before}, after, shapes_of(applications)).changes
+    if changes and all(change.path[-1] == SWITCH for change in changes):
+        return f"kill switch {'on' if changes[0].new is True else 'off'}"
+    # An application's own keys follow its name; a deployment's follow its own.
+    fields = [
+        ".".join(map(str, change.path[3 if change.path[2:3] == ("deployments",) else 0 :]))
+        for change in changes
+    ]
+    more = [f"{len(fields) - MAX_FIELDS} more"] * (len(fields) > MAX_FIELDS)
+    what = ", ".join([*fields[:MAX_FIELDS], *more]) or "no field differs"
+    return f"deployed {file.name}: {what}"
