@@ -137,10 +137,14 @@ class ModelRegistry:
                 manifest = load(self.models / version).manifest
             except ArtifactRefused as error:
                 state, reason = "refused", str(error)
-            row = {"version": version, "state": state, "reason": reason, "made": _made(version)}
-            measured = {"metrics": dict(manifest.get("metrics") or {})}
-            measured |= {key: manifest.get(key) for key in ("measured_on", "paired")}
-            found.append(row | {"current": version == current} | measured)
+            row: dict[str, Any] = {
+                "version": version,
+                "state": state,
+                "reason": reason,
+                "made": _made(version),
+            }
+            row |= {"current": version == current, "metrics": dict(manifest.get("metrics") or {})}
+            found.append(row | {key: manifest.get(key) for key in ("measured_on", "paired")})
         return found
 
     def _pointed(self, pointer: str) -> str | None:

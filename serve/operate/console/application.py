@@ -81,10 +81,10 @@ def applications(found: Mapping[str, Any], deployed: Mapping[str, Any]) -> list[
     args = {app["name"]: app.get("args") or {} for app in deployed.get("applications", ())}
 
     def application(name: str, route: str) -> Application:
-        folders = [config.parent / args.get(name, {}).get(key, f"var/{key}") for key in ("log", "models")]
+        log, models = (config.parent / args.get(name, {}).get(key, f"var/{key}") for key in ("log", "models"))
         experiment = found.get("surfaces", {}).get(name, {}).get("experiment") or {}
         url = found.get("url", "") + route.rstrip("/")
-        return Application(name, url, config, *folders, experiment.get("name", ""))
+        return Application(name, url, config, log, models, experiment.get("name", ""))
 
     ours = {key: one for key, one in found.get("applications", {}).items() if _is_ours(one)}
     routes = {key: one.get("route_prefix") or "/" for key, one in ours.items()} or {"": "/"}
