@@ -37,6 +37,9 @@ from serve.operate.status.vitals import API_KEY, look, metrics_pages
 HOST, PORT = "127.0.0.1", 8090
 # Longer than any deadline that the service has by default.
 ANSWER_S = 10.0
+# Ray's agent takes some 50 ms of a core for a page of metrics, and rankings wait meanwhile: read the
+# pages at every second look. They are renewed every 2 s, so that a fault is shown within 10 s.
+PAGES_EVERY_S = 2 * EVERY_S
 STATIC = Path(__file__).parent / "static"
 KIT = Path(__file__).parents[2] / "report"
 LIBRARIES = [KIT / "assets" / name for name in ("htm-preact.umd.js", "uPlot.iife.min.js", "uPlot.min.css")]
@@ -177,7 +180,9 @@ class Server(uvicorn.Server):
 def serve(run: Path | None, address: str | None, port: int | None, progress: Callable[[str], None]) -> None:
     """Serve the console on 127.0.0.1 until interrupted; TabrankError where the port is in use."""
     listener = _listener(port)
-    bound, history = listener.getsockname()[1], PageHistory(EVERY_S)
+    bound, history = listener.getsockname()[1], PageHistory(EVERY_S, PAGES_EVERY_S)
+    # The service goes first.
+    os.nice(10)
 
     def state() -> Mapping[str, Any]:
         return look(run, address, history)

@@ -74,9 +74,15 @@ class PageHistory:
     exact only between two moments at which the same replica's counters moved.
     """
 
-    def __init__(self, every_s: float) -> None:
+    def __init__(self, every_s: float, read_every_s: float = 0.0) -> None:
         self.every_s = every_s
+        self._read_every_s = read_every_s
         self._pages: list[Page] = []
+
+    @property
+    def is_due(self) -> bool:
+        """Return True unless the last page was read within the last `read_every_s`."""
+        return not self._pages or time.monotonic() - self._pages[-1].at_s >= self._read_every_s
 
     def add(self, page: Page) -> None:
         """Add a page and drop those that are too old."""

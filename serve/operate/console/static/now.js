@@ -22,7 +22,7 @@ export function Now({ found, gone, points, lost }) {
   }
   return html`
     <${Banner} state=${health.state} line=${health.line} doubt=${doubt(found, traffic, gone)}>
-      ${health.state === "healthy" && html`<p>No fault was found in its state, its answers and its metrics.</p>`}
+      ${health.state === "healthy" && html`<p>Nothing to do: no fault was found in its state, its answers and its metrics.</p>`}
       ${health.remedy && html`<p>${isFirst && first.where ? `${first.where}: ` : ""}<${Words} text=${health.remedy} />
         ${health.runbook && html` See <code>${health.runbook}</code>.`}</p>`}
       ${gone && html`<p>No answer since ${clock(gone.since)}, ${
