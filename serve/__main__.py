@@ -118,7 +118,7 @@ def console(
     address: Address = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Port on 127.0.0.1.  [default: 8090, or a free one]", min=1, max=65535),
+        typer.Option(help="Port on 127.0.0.1; if not given, 8090 or a free one.", min=1, max=65535),
     ] = None,
 ) -> None:
     """Show the service on a read-only web page, with rankings to try, until Ctrl-C."""

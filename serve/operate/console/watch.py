@@ -83,7 +83,7 @@ class Watch:
 
     def _publish(self, found: Mapping[str, Any]) -> None:
         now, gone = datetime.now(UTC), None
-        at = now.isoformat(timespec="seconds")
+        at = now.isoformat(timespec="milliseconds")
         if any(found.get("surfaces", {}).values()):
             self._seen, self._gone_since = at, None
         else:

@@ -85,7 +85,7 @@ def _pages(service: Mapping[str, Any]) -> list[str]:
     nodes = service.get("nodes", ()) if service["state"] not in DOWN else ()
     pages = [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
     haproxy = service.get("haproxy_metrics_url")
-    # HAProxy writes its page in the one thread that forwards requests: ask for the part that is read.
+    # HAProxy writes its page in the thread that forwards requests: ask for what is read.
     return [*pages, f"{haproxy}?scope=frontend"] if pages and haproxy else pages
 
 

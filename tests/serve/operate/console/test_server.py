@@ -180,12 +180,13 @@ def test_a_state_comes_with_its_point_and_health_in_the_words_of_status():
 
 
 def test_a_service_that_is_gone_keeps_the_time_of_its_last_answer_until_it_is_back():
-    states = iter([healthy(), gone(), gone(), healthy()])
-    messages = asyncio.run(read(Watch(lambda: next(states), every_s=0.001), 5))
+    states = iter([healthy(), gone(), gone(), healthy(), gone()])
+    messages = asyncio.run(read(Watch(lambda: next(states), every_s=0.002), 6))
     seen = [(message["found"]["state"], message["gone"]) for message in messages[1:]]
-    assert [state for state, _ in seen] == ["ready", "stopped", "stopped", "ready"]
+    assert [state for state, _ in seen] == ["ready", "stopped", "stopped", "ready", "stopped"]
     assert seen[1][1] == seen[2][1]
-    assert (seen[1][1]["seen"] is None, seen[3][1]) == (False, None)
+    assert (seen[0][1], seen[3][1]) == (None, None)
+    assert seen[1][1]["seen"] < seen[1][1]["since"] < seen[4][1]["seen"] < seen[4][1]["since"]
 
 
 def test_the_history_is_bounded_and_a_new_browser_gets_it():
