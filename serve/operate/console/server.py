@@ -37,7 +37,7 @@ from serve.operate.status.vitals import API_KEY, look, metrics_pages
 HOST, PORT = "127.0.0.1", 8090
 # Longer than any deadline that the service has by default.
 ANSWER_S = 10.0
-# Ray's agent takes some 50 ms of a core for a page of metrics, and rankings wait meanwhile: read
+# Ray's agent takes 66 ms of a core for a page of metrics, and rankings wait meanwhile: read
 # pages at every second look. They are renewed every 2 s, so that a fault is shown within 10 s.
 PAGES_EVERY_S = 2 * EVERY_S
 STATIC = Path(__file__).parent / "static"
