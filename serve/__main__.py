@@ -106,6 +106,23 @@ def status(
 
 
 @app.command()
+def console(
+    run: AnyRunFolder = None,
+    address: Address = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port on 127.0.0.1; if not given, 8090 or a free one.", min=1, max=65535),
+    ] = None,
+) -> None:
+    """Show the service on a read-only web page, with rankings to try, until Ctrl-C."""
+    from serve.operate.console.server import serve
+
+    # Ctrl-C is the normal way to stop it.
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(run, address, port, _progress)
+
+
+@app.command()
 def diff(
     config: ConfigFile = CONFIG,
     run: AnyRunFolder = None,

@@ -69,7 +69,9 @@ def operate(tree):
     """Run the README's commands for operation on the running service."""
     (tree / "load.csv").write_text("t_s,offered_rps\n0,50\n10,100\n")
     for command in OPERATING[:-2]:
-        shell(command.removesuffix(" --watch"), tree)
+        # The console runs until Ctrl-C.
+        ends = "timeout --preserve-status --signal=INT 8 " * command.endswith(" console")
+        shell(ends + command.removesuffix(" --watch"), tree)
     *_, popular, render = OPERATING
     assert shell(render, tree).stdout.startswith("# `ray up` file for azure")
     shell(popular, tree)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -123,22 +123,28 @@ class ModelRegistry:
             return before
 
     def table(self) -> list[dict[str, Any]]:
-        """Return all published versions, newest first, with state, reason, metrics and time."""
+        """Return all published versions, newest first, with state, reason, metrics and rivals."""
         history, published = self._history.read(), versions(self.models)
         current = self.current
         roles = {history.previous(current, published): "previous", self.canary: "canary", current: "current"}
         found = []
         for version in reversed(published):
-            metrics: dict[str, Any] = {}
+            manifest: Mapping[str, Any] = {}
             state, reason = roles.get(version, "published"), ""
             if version in history.rolled_back:
                 state, reason = "rolled back", history.rolled_back[version].reason
             try:
-                metrics = dict(load(self.models / version).manifest.get("metrics") or {})
+                manifest = load(self.models / version).manifest
             except ArtifactRefused as error:
                 state, reason = "refused", str(error)
-            row = {"version": version, "state": state, "reason": reason, "made": _made(version)}
-            found.append(row | {"current": version == current, "metrics": metrics})
+            row: dict[str, Any] = {
+                "version": version,
+                "state": state,
+                "reason": reason,
+                "made": _made(version),
+            }
+            row |= {"current": version == current, "metrics": dict(manifest.get("metrics") or {})}
+            found.append(row | {key: manifest.get(key) for key in ("measured_on", "paired")})
         return found
 
     def _pointed(self, pointer: str) -> str | None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import psutil
+
 from serve.config.application import OUR_APPLICATION
 from serve.config.diagnoses import Diagnosis, diagnosis
 from serve.operate.host.run_folder import RunFolder, memory_mib
@@ -74,7 +76,7 @@ def status(run_dir: Path) -> dict[str, Any]:
     kept = {"kept_logs": str(run.kept_logs)} if run.kept_logs.exists() else {}
     if not service and not processes:
         return {"state": "stopped", **kept}
-    unwatched = _unwatched(run, service)
+    unwatched = _unwatched(run, service, processes)
     state = service.get("state", "starting")
     if unwatched:
         state, unwatched = (UNWATCHED, unwatched) if is_alive(service) else ("dead", None)
@@ -91,9 +93,11 @@ def status(run_dir: Path) -> dict[str, Any]:
     return {**service, **found, "log": str(run.log), "replica_logs": logs and str(logs), **kept}
 
 
-def _unwatched(run: RunFolder, service: Mapping[str, Any]) -> Diagnosis | None:
+def _unwatched(
+    run: RunFolder, service: Mapping[str, Any], processes: list[psutil.Process]
+) -> Diagnosis | None:
     """Return why `service.json` no longer describes the service, or None."""
-    if not run.supervisors():
+    if not run.supervisors(processes):
         return diagnosis("supervisor_gone", up=up_command(Path(service.get("config", "cluster.yaml")), run))
     # A start has its own timeout.
     if (age := run.age_s()) > STALE_S.get(service.get("state", ""), math.inf):

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from serve.contract import metric_catalog as catalog
@@ -47,15 +48,23 @@ def read_pages(urls: Iterable[str]) -> Page:
 
 def parse(text: str, at_s: float) -> Page:
     """Return our series of Prometheus' text format; a series of several nodes is summed."""
+    values: defaultdict[Series, float] = defaultdict(float)
+    for line in text.splitlines():
+        # Ray's own series are thousands.
+        if line.startswith(PREFIXES):
+            series, _, value = line.rpartition(" ")
+            values[_series(series)] += float(value)
+    return Page(at_s, values)
+
+
+@lru_cache(8192)
+def _series(text: str) -> Series:
+    """Return the series of a line without its value; parsed once, as all pages have the same."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    # Parse the series that are read alone, because Ray's own are thousands.
-    ours = "\n".join(line for line in text.splitlines() if line.startswith(PREFIXES))
-    values: defaultdict[Series, float] = defaultdict(float)
-    for family in text_string_to_metric_families(ours + "\n"):
-        for sample in family.samples:
-            values[sample.name, frozenset(sample.labels.items())] += sample.value
-    return Page(at_s, values)
+    (family,) = text_string_to_metric_families(f"{text} 0\n")
+    (sample,) = family.samples
+    return sample.name, frozenset(sample.labels.items())
 
 
 class PageHistory:
@@ -65,9 +74,15 @@ class PageHistory:
     exact only between two moments at which the same replica's counters moved.
     """
 
-    def __init__(self, every_s: float) -> None:
+    def __init__(self, every_s: float, read_every_s: float = 0.0) -> None:
         self.every_s = every_s
+        self._read_every_s = read_every_s
         self._pages: list[Page] = []
+
+    @property
+    def is_due(self) -> bool:
+        """Return True unless the last page was read within the last `read_every_s`."""
+        return not self._pages or time.monotonic() - self._pages[-1].at_s >= self._read_every_s
 
     def add(self, page: Page) -> None:
         """Add a page and drop those that are too old."""

@@ -79,7 +79,7 @@ class Stub:
     def page(self, path: str) -> bytes:
         if path in ("/livez", "/readyz", "/v1/model"):
             return json.dumps(self.ready).encode() if self.ready else b""
-        if path == "/haproxy":
+        if path == "/haproxy?scope=frontend":
             return f'haproxy_frontend_http_responses_total{{proxy="x",code="5xx"}} {self.lost}\n'.encode()
         if not self.is_metered:
             return b""

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from serve.contract.metric_catalog import BOUNDS_S
@@ -63,3 +65,22 @@ def test_shares_are_of_the_rankings_between_two_pages():
 
 def test_pages_without_rankings_give_no_traffic():
     assert traffic(parse("", 0.0), parse("ray_serve_x_total 3\n", 1.0)) is None
+
+
+def test_pages_are_read_again_only_when_they_are_due():
+    rare, always = PageHistory(1.0, read_every_s=60.0), PageHistory(1.0)
+    assert rare.is_due
+    for history in (rare, always):
+        history.add(parse("", time.monotonic()))
+    assert (rare.is_due, always.is_due) == (False, True)
+    rare.add(parse("", time.monotonic() - 60.0))
+    assert rare.is_due
+
+
+def test_a_series_is_parsed_with_its_labels_whatever_its_value_is():
+    text = 'ray_tabrank_x{a="b c",d="}"} 3\nray_tabrank_x{a="b c",d="}"} 1e3\nray_tabrank_y 4\n'
+    found = parse(text, 0.0).values
+    assert found == {
+        ("ray_tabrank_x", frozenset({("a", "b c"), ("d", "}")})): 1003.0,
+        ("ray_tabrank_y", frozenset()): 4.0,
+    }

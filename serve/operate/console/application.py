@@ -1,0 +1,121 @@
+"""Applications of the service: their addresses, folders, models, requests and reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from serve.config.application import OUR_APPLICATION
+from serve.contract.commands import CONFIG
+from serve.rollout import history
+from serve.rollout.registry import ModelRegistry
+
+NUM_CHANGES, NUM_NEWEST = 8, 20
+MAX_BYTES = 8 << 20
+LOGGED = ["ts_ms", "viewer", "candidates", "context"]
+
+
+@dataclass(frozen=True)
+class Application:
+    """One application as its file declares it; `name` is empty where none is known."""
+
+    name: str
+    url: str
+    config: Path
+    log: Path
+    models: Path
+    experiment: str
+
+    def described(self) -> dict[str, Any]:
+        """Return its paths, versions (newest first), last changes, and the experiment's report.
+
+        The report is one that `training experiment report` wrote beside the log, or None.
+        """
+        out, changes = self.log.parent / self.experiment, history.read(self.models).entries
+        reports = (_read(folder / "report.json") for folder in (out, self.log.parent / "report"))
+        ours = (report for report in reports if report.get("experiment") == self.experiment)
+        return {
+            "name": self.name,
+            "experiment": self.experiment,
+            **{key: _shown(getattr(self, key)) for key in ("config", "log", "models")},
+            "out": _shown(out),
+            "versions": ModelRegistry(self.models).table(),
+            "changes": msgspec.to_builtins(changes[: -NUM_CHANGES - 1 : -1]),
+            "report": next(ours, None) if self.experiment else None,
+        }
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Return the newest logged rankings as requests, then the example beside the log.
+
+        Each has `at_ms` (None for the example) and `request`; candidates are those shown, in their
+        order. A log that cannot be read has none.
+        """
+        found = []
+        segments = sorted((self.log / "exposures").glob("*.parquet")) or [self.log / "exposures.parquet"]
+        # The newest segment may be merged with others meanwhile; the next call finds the result.
+        with suppress(OSError, ValueError):
+            for row in _newest(segments[-1]):
+                context = {
+                    key: one for key, one in (row.pop("context", None) or {}).items() if one is not None
+                }
+                request = row | {"limit": len(row["candidates"])} | ({"context": context} if context else {})
+                found.append({"at_ms": request.pop("ts_ms"), "request": request})
+        example = _read(self.log / "request.json")
+        return [*found, {"at_ms": None, "request": example}] if example else found
+
+
+def applications(found: Mapping[str, Any], deployed: Mapping[str, Any]) -> list[Application]:
+    """Return the applications of a state of `vitals.look`, whose running document is `deployed`.
+
+    Where none is known, return one with the folders that a first `serve up` would use.
+    """
+    config = Path(found.get("config", CONFIG)).resolve()
+    args = {app["name"]: app.get("args") or {} for app in deployed.get("applications", ())}
+
+    def application(name: str, route: str) -> Application:
+        log, models = (config.parent / args.get(name, {}).get(key, f"var/{key}") for key in ("log", "models"))
+        experiment = found.get("surfaces", {}).get(name, {}).get("experiment") or {}
+        url = found.get("url", "") + route.rstrip("/")
+        return Application(name, url, config, log, models, experiment.get("name", ""))
+
+    ours = {key: one for key, one in found.get("applications", {}).items() if _is_ours(one)}
+    routes = {key: one.get("route_prefix") or "/" for key, one in ours.items()} or {"": "/"}
+    return [application(name, route) for name, route in routes.items()]
+
+
+def _is_ours(application: Mapping[str, Any]) -> bool:
+    return application.get("import_path") == OUR_APPLICATION
+
+
+def _newest(segment: Path) -> list[dict[str, Any]]:
+    # The other pages of the console do without it.
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(segment) as file:
+        columns = [name for name in LOGGED if name in file.schema_arrow.names]
+        rows = file.read_row_group(file.num_row_groups - 1, columns)
+    newest: list[dict[str, Any]] = rows.slice(max(len(rows) - NUM_NEWEST, 0)).to_pylist()
+    return newest[::-1]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, empty without one."""
+    with suppress(OSError, ValueError):
+        if path.stat().st_size <= MAX_BYTES:
+            content = json.loads(path.read_bytes())
+            return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _shown(path: Path) -> str:
+    """Return a path for a command, relative to the working directory if it lies below."""
+    here = os.path.relpath(path)
+    return shlex.quote(str(path) if here.startswith("..") else here)

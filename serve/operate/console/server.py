@@ -1,0 +1,204 @@
+"""Web server of the console: pages, their data, rankings to try. Nothing changes the service."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.contract.errors import TabrankError
+from serve.contract.rankings import Reason
+from serve.contract.reasons import in_words
+from serve.operate.console.application import Application, applications
+from serve.operate.console.watch import EVERY_S, Watch
+from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.state import DIRECT, RUN
+from serve.operate.rollout.tables import read_shifts
+from serve.operate.status.scrape import PageHistory, read_pages
+from serve.operate.status.vitals import API_KEY, look, metrics_pages
+
+HOST, PORT = "127.0.0.1", 8090
+# Longer than any deadline that the service has by default.
+ANSWER_S = 10.0
+# Ray's agent takes 66 ms of a core for a page of metrics, and rankings wait meanwhile: read
+# pages at every second look. They are renewed every 2 s, so that a fault is shown within 10 s.
+PAGES_EVERY_S = 2 * EVERY_S
+STATIC = Path(__file__).parent / "static"
+KIT = Path(__file__).parents[2] / "report"
+LIBRARIES = [KIT / "assets" / name for name in ("htm-preact.umd.js", "uPlot.iife.min.js", "uPlot.min.css")]
+FILES = {path.name: path for path in (*STATIC.iterdir(), KIT / "look.css", *LIBRARIES)}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class OwnOrigin:
+    """Refuse requests of other web pages: a foreign Host (DNS rebinding) or a foreign Origin."""
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self._app = app
+        self._hosts = (f"{HOST}:{port}", f"localhost:{port}")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI scope, with headers that bind the page to this origin."""
+
+        async def send_bound(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        headers = Request(scope).headers
+        host, origin = headers.get("host"), headers.get("origin")
+        app = self._app
+        if host not in self._hosts or origin not in (None, f"http://{host}"):
+            app = PlainTextResponse(f"this console answers its own page: http://{self._hosts[0]}/\n", 403)
+        await app(scope, receive, send_bound)
+
+
+def console(watch: Watch, run: Path | None, address: str | None, port: int) -> ASGIApp:
+    """Return the console as an ASGI application that listens on `port` of 127.0.0.1."""
+
+    def known() -> list[Application]:
+        is_here = address is None or run is not None
+        return applications(watch.found, RunFolder.of(run or RUN).deployed() if is_here else {})
+
+    def asked(request: Request) -> Application:
+        found, name = known(), request.query_params.get("application")
+        return next((app for app in found if app.name == name), found[0])
+
+    async def file(request: Request) -> Response:
+        path = FILES.get(request.path_params.get("name", "console.html"))
+        return PlainTextResponse("no such page; see /\n", 404) if path is None else FileResponse(path)
+
+    async def stream(request: Request) -> Response:
+        async def lines() -> AsyncIterator[str]:
+            # A browser waits this long, in ms, before it connects again.
+            yield "retry: 1000\n\n"
+            async for message in watch.messages():
+                yield f"data: {json.dumps(message)}\n\n"
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
+
+    def models(request: Request) -> Response:
+        shifts = []
+        # A service that is gone has no metrics; its models are there.
+        with suppress(TabrankError):
+            shifts = read_shifts(read_pages(metrics_pages(run, address)))
+        given = f" --run {shlex.quote(str(run))}" if run else f" --address {address}" if address else ""
+        described = [app.described() for app in known()]
+        return JSONResponse({"applications": described, "shifts": shifts, "options": given})
+
+    def requests(request: Request) -> Response:
+        return JSONResponse({"requests": asked(request).requests()})
+
+    async def rank(request: Request) -> Response:
+        # A form of another page cannot send this type.
+        if request.headers.get("content-type") != "application/json":
+            return JSONResponse({"detail": "send Content-Type: application/json"}, 415)
+        return JSONResponse(*await run_in_threadpool(tried, asked(request).url, await request.body()))
+
+    routes = [
+        Route("/", file),
+        Route("/{name}", file),
+        Route("/data/stream", stream),
+        Route("/data/models", models),
+        Route("/data/requests", requests),
+        Route("/data/rank", rank, methods=["POST"]),
+    ]
+    return OwnOrigin(Starlette(routes=routes), port)
+
+
+def tried(url: str, body: bytes) -> tuple[dict[str, Any], int]:
+    """Rank a request as test traffic with reasons; return the service's answer and its status.
+
+    Each ranked candidate also has its reasons in `words`. The API key of the environment goes to
+    the service and never to the browser.
+    """
+    try:
+        request = dict(json.loads(body))
+    except (ValueError, TypeError, RecursionError) as error:
+        return {"detail": f"a request is a JSON object with viewer and candidates: {error}"}, 400
+    text = json.dumps(request | {"traffic": "test", "explain": True})
+    key = os.environ.get(API_KEY)
+    headers = {"Content-Type": "application/json", **({"X-Api-Key": key} if key else {})}
+    try:
+        asked = urllib.request.Request(f"{url}/v1/rank", text.encode(), headers)
+        with DIRECT.open(asked, timeout=ANSWER_S) as response:
+            status, answer = response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return _problem(error), error.code
+    except (OSError, ValueError):
+        return {"detail": "the service does not answer; start it: python -m serve up"}, 502
+    for ranked in answer["ranking"]:
+        ranked["words"] = [in_words(msgspec.convert(one, Reason)) for one in ranked.get("reasons") or ()]
+    return answer, status
+
+
+def _problem(error: urllib.error.HTTPError) -> dict[str, Any]:
+    with error:
+        try:
+            return dict(json.load(error))
+        except (ValueError, TypeError):
+            return {"detail": f"the service answered {error.code} {error.reason}"}
+
+
+class Server(uvicorn.Server):
+    """Server that ends its streams when it is asked to stop: a browser never does."""
+
+    def __init__(self, app: ASGIApp, watch: Watch) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+        self._watch = watch
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then the server."""
+        self._watch.close()
+        await super().shutdown(sockets)
+
+
+def serve(run: Path | None, address: str | None, port: int | None, progress: Callable[[str], None]) -> None:
+    """Serve the console on 127.0.0.1 until interrupted; TabrankError where the port is in use."""
+    listener = _listener(port)
+    bound, history = listener.getsockname()[1], PageHistory(EVERY_S, PAGES_EVERY_S)
+    # The service goes first.
+    os.nice(10)
+
+    def state() -> Mapping[str, Any]:
+        return look(run, address, history)
+
+    watch = Watch(state)
+    progress(f"console: http://{HOST}:{bound}/ (Ctrl-C ends it, and not the service)")
+    Server(console(watch, run, address, bound), watch).run(sockets=[listener])
+
+
+def _listener(port: int | None) -> socket.socket:
+    """Return a socket on the port; without one, on the usual or else on a free port."""
+    try:
+        return socket.create_server((HOST, port or PORT))
+    except OSError as error:
+        if port is None:
+            return socket.create_server((HOST, 0))
+        raise TabrankError(
+            f"--port: {port} is not free on {HOST} ({error.strerror}); choose another"
+        ) from None

@@ -1,0 +1,107 @@
+// Try: rank a request as test traffic, and see scores and reasons.
+import { clock, DASH, load, number, percent, signed, Table } from "./parts.js";
+
+const { html, useEffect, useState } = htmPreact;
+const MAX_ROWS = 100;
+const EMPTY = JSON.stringify({ viewer: null, candidates: [], limit: 5 }, null, 1);
+// Kept while other pages are open.
+let kept = { text: EMPTY, result: null };
+
+export function Try({ found }) {
+  const names = Object.keys(found?.surfaces ?? {});
+  const [name, setName] = useState(names[0] ?? "");
+  const [samples, setSamples] = useState([]);
+  const [state, setState] = useState({ ...kept, busy: false });
+  const application = name || names[0] || "";
+  const update = (news) => setState((old) => (kept = { ...old, ...news }));
+  const pick = (sample) => sample && update({ text: JSON.stringify(sample.request, null, 1) });
+  useEffect(() => {
+    load(`/data/requests?application=${encodeURIComponent(application)}`).then((found) => {
+      setSamples(found.requests ?? []);
+      if (kept.text === EMPTY) pick(found.requests?.[0]);
+    });
+  }, [application]);
+
+  const request = parsed(state.text);
+  const change = (news) => update({ text: JSON.stringify({ ...request, ...news }, null, 1) });
+  async function rank(event) {
+    event.preventDefault();
+    update({ busy: true });
+    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: state.text };
+    update({ busy: false, result: await load(`/data/rank?application=${encodeURIComponent(application)}`, options) });
+  }
+  return html`<h2>Try a ranking</h2>
+    <p class="hint">It is sent as test traffic: it counts as no impression, and training ignores it.</p>
+    <form onSubmit=${rank}>
+      <div>
+        ${names.length > 1 && html`<label>Application<select value=${application} onChange=${(event) => setName(event.target.value)}>
+          ${names.map((one) => html`<option value=${one}>${one}</option>`)}</select></label>`}
+        <label>Take a logged request<select onChange=${(event) => pick(samples[event.target.value])}>
+          ${samples.length ? null : html`<option>the log holds none</option>`}
+          ${samples.map((one, i) => html`<option value=${i}>${titled(one)}</option>`)}</select></label>
+        <label>Viewer (empty: anonymous)<input disabled=${!request} value=${request?.viewer ?? ""}
+          onChange=${(event) => change({ viewer: event.target.value || null })} /></label>
+        <label>Candidates, by spaces<textarea rows="4" disabled=${!request} value=${ids(request).join(" ")}
+          onChange=${(event) => change({ candidates: event.target.value.split(/[\s,]+/).filter(Boolean) })} /></label>
+      </div>
+      <div>
+        <label>The whole request<textarea rows="11" spellcheck="false" value=${state.text}
+          onInput=${(event) => update({ text: event.target.value })} /></label>
+        ${request ? null : html`<p class="refused" role="alert">This is not JSON of a request: {"viewer": …, "candidates": […]}.</p>`}
+        <div><button class="main" disabled=${!request || state.busy}>Rank</button></div>
+      </div>
+    </form>
+    <div role="status" aria-live="polite">${state.result && html`<${Head} answer=${state.result} />`}</div>
+    ${state.result?.ranking && html`<${Ranking} ranking=${state.result.ranking} />`}`;
+}
+
+function parsed(text) {
+  try {
+    const value = JSON.parse(text);
+    return value && typeof value === "object" && Array.isArray(value.candidates) ? value : null;
+  } catch {
+    return null;
+  }
+}
+
+const ids = (request) => (request?.candidates ?? []).map((one) => one.candidate ?? one);
+
+function titled({ at_ms, request }) {
+  const when = at_ms == null ? "example" : clock(at_ms);
+  return `${when}: ${request.viewer ?? "anonymous"}, ${request.candidates?.length ?? 0} candidates`;
+}
+
+function Head({ answer }) {
+  if (!answer.ranking) {
+    return html`<p class="refused">${answer.detail}${answer.pointer ? ` (at ${answer.pointer})` : ""}</p>`;
+  }
+  const { timing_ms: time } = answer;
+  const degraded = answer.degraded.length ? ` because of ${answer.degraded.join(", ")}` : "";
+  const unknown = answer.unknown_candidates.length ? `; ${answer.unknown_candidates.length} candidates are not known` : "";
+  return html`<h2>Rung: ${answer.rung}${degraded}</h2>
+    <p>${number(time.total)} ms: queue ${number(time.queue)}, features ${number(time.features)}, score ${number(time.score)}.
+      Arm ${answer.arm}, model ${answer.model ?? "none"}; features ${number(answer.freshness_ms)} ms
+      old${answer.unknown_viewer ? "; the viewer is not known" : ""}${unknown}.</p>`;
+}
+
+function Ranking({ ranking }) {
+  const rows = ranking.slice(0, MAX_ROWS).map((one) => [
+    one.position, one.candidate, one.score == null ? DASH : percent(one.score), html`<${Reasons} one=${one} />`,
+    one.features && html`<details><summary>${Object.keys(one.features).length} features</summary>
+      ${Object.entries(one.features).map(([name, value]) => html`<div>${name}: ${shown(value)}</div>`)}</details>`,
+  ]);
+  const more = ranking.length > MAX_ROWS ? `, the first ${MAX_ROWS} of ${ranking.length}` : "";
+  return html`<${Table} caption=${`Ranking${more}. Reasons add to the score, in log-odds, against a typical candidate of the request`}
+    head=${["#position", "candidate", "#score", "reasons", "features"]} rows=${rows} />`;
+}
+
+function Reasons({ one }) {
+  if (!one.reasons?.length) return one.reasons ? "nothing sets it apart" : "not given: no model scored it";
+  return html`<ul class="reasons">${one.reasons.map(({ contribution }, i) => html`
+    <li><b class=${contribution < 0 ? "against" : "for"}>${signed(contribution, 2)}</b> ${one.words[i]}</li>`)}</ul>`;
+}
+
+function shown(value) {
+  if (typeof value === "number" && !Number.isInteger(value)) return Number(value.toPrecision(3));
+  return value == null ? "missing" : Array.isArray(value) ? value.join(", ") || "none" : String(value);
+}

@@ -1,0 +1,113 @@
+"""Read the service for all browsers at once, and keep the numbers of the last ten minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from serve.contract.errors import TabrankError
+
+log = logging.getLogger("tabrank")
+# Replicas report their counters every 2 s; reading more often shows nothing new.
+EVERY_S = 2.0
+HISTORY_S = 600.0
+# A read takes 0.1 s. A longer one is shown as missing, so that a service that hangs is seen in 5 s.
+OVERDUE_S = 2.5
+OVERDUE = "The service has not answered within 2.5 s."
+FAILED = "The console could not read the service; the reason is in the console's own output."
+POINT = ("rate_rps", "p50_ms", "p90_ms", "p99_ms", "refused_share", "error_share")
+
+
+class Watch:
+    """One reader of the service for all browsers; it reads only while a browser listens.
+
+    `look` returns a state as `serve.operate.status.vitals.look` does; it is called in a thread.
+    `found` is the last state.
+    """
+
+    def __init__(self, look: Callable[[], Mapping[str, Any]], every_s: float = EVERY_S) -> None:
+        self.found: Mapping[str, Any] = {}
+        self.points: deque[list[float | None]] = deque(maxlen=round(HISTORY_S / every_s))
+        self._look = look
+        self._every_s = every_s
+        self._queues: set[asyncio.Queue[dict[str, Any] | None]] = set()
+        self._reader: asyncio.Task[None] | None = None
+        self._gone_since: str | None = None
+        self._seen: str | None = None
+
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the kept points, then a message for each read, until `close`.
+
+        A message has `found` (the state), `point` (ms since 1970, the values of `POINT`, and the
+        share of answers that are not full), and `gone` (`since` and `seen`, ISO) while no
+        application answers.
+        """
+        # A browser that does not read gets no more than this, and is then left out.
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(8)
+        self._queues.add(queue)
+        try:
+            yield {"points": list(self.points)}
+            if self._reader is None or self._reader.done():
+                self._reader = asyncio.create_task(self._read())
+            while (message := await queue.get()) is not None:
+                yield message
+        finally:
+            self._queues.discard(queue)
+
+    def close(self) -> None:
+        """End all `messages`."""
+        self._send(None)
+        self._queues.clear()
+
+    async def _read(self) -> None:
+        while self._queues:
+            reading = asyncio.ensure_future(asyncio.to_thread(self._state))
+            if not (await asyncio.wait({reading}, timeout=OVERDUE_S))[0]:
+                self._publish(_unknown(OVERDUE))
+            self._publish(await reading)
+            await asyncio.sleep(self._every_s)
+
+    def _state(self) -> Mapping[str, Any]:
+        try:
+            return self._look()
+        except TabrankError as error:
+            return _unknown(str(error))
+        except Exception:
+            # The reader goes on, and a later read may succeed.
+            log.exception("the service could not be read")
+            return _unknown(FAILED)
+
+    def _publish(self, found: Mapping[str, Any]) -> None:
+        now, gone = datetime.now(UTC), None
+        at = now.isoformat(timespec="milliseconds")
+        if any(found.get("surfaces", {}).values()):
+            self._seen, self._gone_since = at, None
+        else:
+            self._gone_since = self._gone_since or at
+            gone = {"since": self._gone_since, "seen": self._seen}
+        self.found = {"at": at, **found}
+        self.points.append([round(now.timestamp() * 1e3), *_values(found.get("traffic") or {})])
+        self._send({"found": self.found, "gone": gone, "point": self.points[-1]})
+
+    def _send(self, message: dict[str, Any] | None) -> None:
+        for queue in list(self._queues):
+            is_slow = queue.full()
+            if is_slow:
+                queue.get_nowait()
+                self._queues.discard(queue)
+            queue.put_nowait(None if is_slow else message)
+
+
+def _values(traffic: Mapping[str, Any]) -> list[float | None]:
+    """Return a point's values; None where no two pages of metrics can be compared."""
+    is_known, rungs = traffic.get("window_s"), traffic.get("rungs")
+    not_full = 1 - rungs.get("full", 0.0) if rungs else None
+    return [*(traffic.get(key) if is_known else None for key in POINT), not_full]
+
+
+def _unknown(line: str) -> dict[str, Any]:
+    return {"state": "unknown", "health": {"state": "unknown", "line": line, "remedy": None, "runbook": None}}

@@ -1,0 +1,75 @@
+"""Applications of a service, and the requests of a log."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.operate.console.application import NUM_NEWEST, applications
+
+SCHEMA = pa.schema(
+    [
+        ("ts_ms", pa.int64()),
+        ("viewer", pa.string()),
+        ("candidates", pa.list_(pa.string())),
+        ("context", pa.struct([("hour", pa.float64()), ("x", pa.string())])),
+    ]
+)
+
+
+def write(path, times):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"ts_ms": at, "viewer": f"v{at}" if at % 2 else None, "candidates": ["a", "b"]} for at in times]
+    table = pa.Table.from_pylist([row | {"context": {"hour": 3.0, "x": None}} for row in rows], SCHEMA)
+    pq.write_table(table, path)
+
+
+def newest(log):
+    (app,) = applications({}, {})
+    return [(one["at_ms"], one["request"]) for one in dataclasses.replace(app, log=log).requests()]
+
+
+def test_the_newest_rankings_of_the_last_segment_come_first(tmp_path):
+    write(tmp_path / "exposures/00001.parquet", range(5))
+    write(tmp_path / "exposures/00002.parquet", range(100, 200))
+    found = newest(tmp_path)
+    request = {"candidates": ["a", "b"], "limit": 2, "context": {"hour": 3.0}}
+    assert len(found) == NUM_NEWEST
+    assert found[:2] == [(199, request | {"viewer": "v199"}), (198, request | {"viewer": None})]
+
+
+def test_a_log_of_tables_and_its_example_are_read(tmp_path):
+    write(tmp_path / "exposures.parquet", range(3))
+    (tmp_path / "request.json").write_text('{"viewer": "x", "candidates": []}')
+    found = newest(tmp_path)
+    assert [at for at, _ in found] == [2, 1, 0, None]
+    assert found[-1][1] == {"viewer": "x", "candidates": []}
+
+
+def test_a_log_that_cannot_be_read_has_no_requests(tmp_path):
+    assert newest(tmp_path) == []
+    (tmp_path / "exposures.parquet").write_text("not parquet")
+    (tmp_path / "request.json").write_text("[")
+    assert newest(tmp_path) == []
+
+
+def test_applications_have_the_folders_of_their_file_and_their_route(tmp_path):
+    ours = {"import_path": "serve.app:build", "deployments": {}}
+    found = {
+        "url": "http://h:1",
+        "config": str(tmp_path / "my/cluster.yaml"),
+        "applications": {
+            "a": ours | {"route_prefix": "/a"},
+            "b": {"import_path": "x:y"},
+            "c": ours | {"route_prefix": "/"},
+        },
+        "surfaces": {"a": {"experiment": {"name": "launch"}}, "c": {}},
+    }
+    declared = {"applications": [{"name": "a", "args": {"log": "logs", "models": "/m"}}]}
+    first, second = applications(found, declared)
+    assert (first.url, first.experiment) == ("http://h:1/a", "launch")
+    assert (second.url, second.experiment) == ("http://h:1", "")
+    assert (first.log, str(first.models)) == (tmp_path / "my/logs", "/m")
+    assert second.log == tmp_path / "my/var/log"

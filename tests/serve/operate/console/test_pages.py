@@ -1,0 +1,164 @@
+"""The console's three pages in a browser, against a fake service that goes and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from browser import browser, needs_axe, needs_chromium, page_at, violations
+from consoles import MODEL, Service, degraded, gone, healthy, listening
+from screenshots import console
+
+pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
+ROOT = Path(__file__).parents[4]
+# Reads are as frequent as those of `python -m serve console`.
+EVERY_S, WITHIN_S = 2.0, 5.0
+
+
+class Stage:
+    """Fake service whose state a test sets."""
+
+    def __init__(self, service, folder):
+        self.service, self.run, self.state = service, folder / "run", self.healthy
+        # The folders of models and log are beside it.
+        self.config = str(folder / "cluster.yaml")
+
+    def healthy(self):
+        return healthy(url=self.service.url, config=self.config)
+
+    def degraded(self):
+        return degraded(url=self.service.url, config=self.config)
+
+    def look(self):
+        return self.state()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    with Service().running() as service:
+        yield Stage(service, tmp_path_factory.mktemp("console"))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def url(stage):
+    with listening(stage.look, stage.run, every_s=EVERY_S) as url:
+        yield url
+
+
+def words(page, selector):
+    return " ".join(page.inner_text(selector).split())
+
+
+@needs_chromium
+@needs_axe
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_every_page_is_accessible_and_as_wide_as_the_window(chromium, url, stage, width, dark):
+    stage.state = stage.degraded
+    with page_at(chromium, url, width=width, dark=dark) as page:
+        for name, shown in (("now", ".causes"), ("try", "button.main"), ("models", ".command")):
+            page.goto(f"{url}#{name}")
+            page.wait_for_selector(shown)
+            if name == "try":
+                page.get_by_label("The whole request").fill('{"viewer": null, "candidates": ["s1", "s2"]}')
+                page.get_by_role("button", name="Rank").click()
+                page.wait_for_selector(".reasons")
+            assert violations(page) == [], name
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+@needs_chromium
+def test_a_ranking_is_tried_by_keyboard_and_models_are_read(chromium, url, stage):
+    stage.state = stage.healthy
+    with page_at(chromium, url) as page:
+        page.wait_for_selector(".verdict.good")
+        assert page.text_content(".verdict strong") == "healthy"
+        assert "903" in words(page, ".tiles")
+        assert page.locator(".charts canvas").count() == 3
+        page.get_by_role("link", name="Try").focus()
+        page.keyboard.press("Enter")
+        page.get_by_label("The whole request").fill('{"viewer": "ann", "candidates": ["s1", "s2"]}')
+        page.get_by_label("Viewer").fill("bob")
+        page.keyboard.press("Tab")
+        page.get_by_role("button", name="Rank").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".reasons")
+        sent = stage.service.requests[-1][2]
+        assert sent == {"viewer": "bob", "candidates": ["s1", "s2"], "traffic": "test", "explain": True}
+        rows = [" ".join(row.split()) for row in page.locator("tbody tr").all_inner_texts()]
+        assert "+0.83 joined this host's rooms (0.31 joins, typical 0.05)" in rows[0]
+        assert "no model scored it" in rows[1]
+        page.get_by_label("The whole request").fill("{")
+        assert page.get_by_role("button", name="Rank").is_disabled()
+        page.get_by_role("link", name="Models").click()
+        page.wait_for_selector(".command")
+        assert MODEL in words(page, "main")
+        assert "python -m training experiment report" in words(page, "main")
+
+
+@needs_chromium
+def test_a_service_that_goes_is_shown_and_is_back_by_itself(chromium, url, stage):
+    stage.state = stage.healthy
+    with page_at(chromium, url) as page:
+        page.wait_for_selector(".verdict.good")
+        stage.state, went = gone, time.monotonic()
+        page.wait_for_selector(".verdict.bad")
+        assert time.monotonic() - went < WITHIN_S
+        assert words(page, ".verdict strong") == gone()["health"]["line"]
+        assert "No answer since" in words(page, ".verdict")
+        stage.state, back = stage.healthy, time.monotonic()
+        page.wait_for_selector(".verdict.good")
+        assert time.monotonic() - back < WITHIN_S
+
+
+@needs_chromium
+def test_a_console_that_ends_is_shown_and_is_back_and_breaks_no_policy(chromium, stage):
+    stage.state = stage.healthy
+    # Unlike `page_at`, without `bypass_csp`.
+    context = chromium.new_context()
+    page, problems = context.new_page(), []
+    page.on("console", lambda line: problems.append(line.text) if "Policy" in line.text else None)
+    with listening(stage.look, stage.run) as own:
+        page.goto(own)
+        page.wait_for_selector(".tiles")
+    page.wait_for_selector(".verdict.neutral", timeout=10_000)
+    assert "python -m serve console" in words(page, ".verdict")
+    with listening(stage.look, stage.run, port=int(own.rstrip("/").rpartition(":")[2])):
+        page.wait_for_selector(".verdict.good", timeout=WITHIN_S * 1e3)
+    assert problems == []
+    context.close()
+
+
+@needs_chromium
+def test_the_picture_of_the_readme_is_made_here_and_is_small(chromium, tmp_path):
+    console(chromium, tmp_path / "console.png")
+    assert 20_000 < (tmp_path / "console.png").stat().st_size < 150_000
+
+
+def test_without_a_service_the_command_opens_its_page_and_ends_by_ctrl_c_without_a_word(tmp_path):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "serve", "console"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    url = command.stderr.readline().split()[1]
+    with urllib.request.urlopen(f"{url}data/stream", timeout=20) as stream:
+        lines = [stream.readline() for _ in range(5)]
+        assert b"No service runs in" in lines[-1]
+        command.send_signal(signal.SIGINT)
+        _, rest = command.communicate(timeout=10)
+    assert (command.returncode, rest) == (0, "")

@@ -1,0 +1,281 @@
+"""The console's requests: pages, states, refusals of other origins, rankings to try."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from consoles import ANSWER, Service, degraded, gone, healthy
+from msgspec import convert
+from starlette.testclient import TestClient
+from stub import MODEL, publish_stub
+from tiny import TOML
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.contract.errors import TabrankError
+from serve.contract.rankings import RankAnswer
+from serve.operate.console.server import FILES, console, serve
+from serve.operate.console.watch import Watch
+from serve.operate.status.vitals import API_KEY
+from serve.rollout.registry import ModelRegistry
+
+BASE = "http://127.0.0.1:8090"
+JSON = {"content-type": "application/json"}
+
+
+async def read(watch, num):
+    """Return the first messages of a watch."""
+    messages = watch.messages()
+    found = [await anext(messages) for _ in range(num)]
+    await messages.aclose()
+    return found
+
+
+def client(look=None, run=None):
+    """Return a client of a console that, with `look`, has read the service once."""
+    watch = Watch(look or healthy, every_s=0.01)
+    if look:
+        asyncio.run(read(watch, 2))
+    return TestClient(console(watch, run, None, 8090), base_url=BASE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a working directory with a model and an example of a request."""
+    monkeypatch.chdir(tmp_path)
+    publish_stub(tmp_path / "var/models", TOML)
+    ModelRegistry(tmp_path / "var/models").promote(MODEL)
+    (tmp_path / "var/log").mkdir()
+    (tmp_path / "var/log/request.json").write_text(json.dumps({"viewer": "ann", "candidates": ["a"]}))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def service():
+    """Yield a stub that ranks."""
+    with Service().running() as service:
+        yield service
+
+
+@pytest.mark.parametrize("path", ["/", *(f"/{name}" for name in FILES)])
+def test_each_file_has_a_strict_policy_and_no_cors(path):
+    answer = client().get(path)
+    policy = answer.headers["content-security-policy"]
+    assert answer.status_code == 200
+    assert ("script-src 'self';" in policy, "unsafe" in policy) == (True, False)
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("path", ["/", "/data/models", "/data/stream", "/console.js", "/nothing"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:8090"},
+        {"host": "127.0.0.1:8091"},
+        {"host": ""},
+        {"origin": "http://evil.example"},
+        {"origin": "https://127.0.0.1:8090"},
+        {"origin": "http://127.0.0.1:3000"},
+        {"origin": "null"},
+    ],
+)
+def test_another_host_or_origin_is_refused(path, headers):
+    answer = client().get(path, headers=headers)
+    assert (answer.status_code, "this console" in answer.text) == (403, True)
+
+
+def test_localhost_is_this_machine_too():
+    assert client().get("/", headers={"host": "localhost:8090"}).status_code == 200
+
+
+def test_a_page_of_another_origin_cannot_try_rankings_and_nothing_else_is_posted(folder, service):
+    page = client(lambda: healthy(url=service.url))
+    before, body = len(service.requests), b'{"viewer": null, "candidates": []}'
+    foreign = page.post("/data/rank", content=body, headers=JSON | {"origin": "http://evil.example"})
+    form = page.post("/data/rank", content=body, headers={"content-type": "text/plain", "origin": BASE})
+    assert (foreign.status_code, form.status_code) == (403, 415)
+    assert page.put("/data/rank", content=body).status_code == 405
+    assert page.post("/data/models").status_code == 405
+    assert page.get("/%2e%2e/server.py").status_code == 404
+    assert len(service.requests) == before
+
+
+def test_a_tried_ranking_is_test_traffic_with_words_and_the_key_stays_here(folder, service, monkeypatch):
+    monkeypatch.setenv(API_KEY, "secret-key")
+    page = client(lambda: healthy(url=service.url))
+    asked = {"viewer": "ann", "candidates": ["a"], "traffic": "live"}
+    answer = page.post("/data/rank?application=spaces", json=asked, headers={"origin": BASE})
+    path, headers, body = service.requests[-1]
+    assert (path, headers["X-Api-Key"]) == ("/v1/rank", "secret-key")
+    assert body == asked | {"traffic": "test", "explain": True}
+    first, second = answer.json()["ranking"]
+    assert first["words"] == [
+        "joined this host's rooms (0.31 joins, typical 0.05)",
+        "people in the room (0.31 joins, typical 0.05)",
+    ]
+    assert (second["words"], answer.json()["rung"]) == ([], "full")
+    shown = [page.get(path).text for path in ("/", "/data/models", "/data/requests")]
+    assert "secret-key" not in "".join([answer.text, *shown])
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "detail"),
+    [
+        ({"title": "invalid request", "detail": "unknown field", "pointer": "/viewr"}, 422, "unknown field"),
+        ("not a problem", 500, "the service answered 500"),
+    ],
+)
+def test_a_refusal_of_the_service_is_passed_on(folder, answer, status, detail):
+    with Service().running() as refusing:
+        refusing.answer, refusing.status = answer, status
+        tried = client(lambda: healthy(url=refusing.url)).post("/data/rank", json={"candidates": []})
+    assert tried.status_code == status
+    assert tried.json()["detail"].startswith(detail)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"3", b"[" * 100_000, b"\xff"])
+def test_what_is_no_request_is_refused_here(folder, body):
+    tried = client().post("/data/rank", content=body, headers=JSON)
+    assert (tried.status_code, "JSON object" in tried.json()["detail"]) == (400, True)
+
+
+def test_without_a_service_a_ranking_says_how_to_start_it(folder):
+    tried = client(gone).post("/data/rank", json={"viewer": None, "candidates": []})
+    assert (tried.status_code, "serve up" in tried.json()["detail"]) == (502, True)
+
+
+def test_models_and_requests_are_those_of_the_folder_and_need_no_service(folder):
+    page = client(gone, run=folder / "my run")
+    body = page.get("/data/models").json()
+    (found,) = body["applications"]
+    assert (body["options"], body["shifts"]) == (f" --run '{folder}/my run'", [])
+    assert [(one["version"], one["state"]) for one in found["versions"]] == [(MODEL, "current")]
+    assert (found["models"], found["report"], found["changes"][0]["action"]) == (
+        "var/models",
+        None,
+        "promote",
+    )
+    example = {"viewer": "ann", "candidates": ["a"]}
+    assert page.get("/data/requests").json()["requests"] == [{"at_ms": None, "request": example}]
+
+
+def test_a_report_of_the_experiment_beside_the_log_is_found(folder):
+    (folder / "var/launch").mkdir()
+    report, page = folder / "var/launch/report.json", client(healthy)
+    report.write_text(json.dumps({"experiment": "another", "verdict": "won"}))
+    assert page.get("/data/models").json()["applications"][0]["report"] is None
+    report.write_text(json.dumps({"experiment": "launch", "verdict": "won"}))
+    assert page.get("/data/models").json()["applications"][0]["report"]["verdict"] == "won"
+
+
+def test_a_state_comes_with_its_point_and_health_in_the_words_of_status():
+    first, state = asyncio.run(read(Watch(degraded), 2))
+    assert first == {"points": []}
+    assert state["found"]["health"]["line"] == degraded()["causes"][0]["text"]
+    assert state["point"][1:] == [903.0, 5.8, 11.9, 24.6, 0.0, 0.0, pytest.approx(0.002)]
+    assert state["gone"] is None
+
+
+def test_a_service_that_is_gone_keeps_the_time_of_its_last_answer_until_it_is_back():
+    states = iter([healthy(), gone(), gone(), healthy(), gone()])
+    messages = asyncio.run(read(Watch(lambda: next(states), every_s=0.002), 6))
+    seen = [(message["found"]["state"], message["gone"]) for message in messages[1:]]
+    assert [state for state, _ in seen] == ["ready", "stopped", "stopped", "ready", "stopped"]
+    assert seen[1][1] == seen[2][1]
+    assert (seen[0][1], seen[3][1]) == (None, None)
+    assert seen[1][1]["seen"] < seen[1][1]["since"] < seen[4][1]["seen"] < seen[4][1]["since"]
+
+
+def test_the_history_is_bounded_and_a_new_browser_gets_it():
+    watch = Watch(healthy, every_s=60.0)
+    watch.points.extend([float(i)] for i in range(100))
+    (first,) = asyncio.run(read(watch, 1))
+    assert first["points"] == [[float(i)] for i in range(90, 100)]
+
+
+def test_one_reader_serves_all_browsers_and_nothing_is_read_without_one():
+    reads = []
+
+    def look():
+        reads.append(1)
+        return healthy()
+
+    async def scenario():
+        watch = Watch(look, every_s=0.02)
+        await asyncio.gather(*(read(watch, 4) for _ in range(5)))
+        await asyncio.sleep(0.06)
+        num = len(reads)
+        await asyncio.sleep(0.06)
+        return num
+
+    assert 3 <= asyncio.run(scenario()) == len(reads) <= 6
+
+
+def test_a_browser_that_reads_nothing_is_left_out():
+    async def scenario():
+        watch = Watch(healthy, every_s=0.001)
+        slow = watch.messages()
+        await anext(slow)
+        await asyncio.gather(anext(slow), read(watch, 20))
+        return [message async for message in slow]
+
+    assert len(asyncio.run(scenario())) <= 8
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(TabrankError("http://x: does not answer"), "http://x: does not answer"), (KeyError("x"), "own output")],
+)
+def test_a_failed_read_is_a_state_and_the_next_one_counts(error, line):
+    states = iter([error, healthy()])
+
+    def look():
+        state = next(states)
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+    _, failed, good = asyncio.run(read(Watch(look, every_s=0.001), 3))
+    assert (failed["found"]["health"]["state"], good["found"]["health"]["state"]) == ("unknown", "healthy")
+    assert line in failed["found"]["health"]["line"]
+
+
+def test_an_overdue_read_is_shown_as_missing(monkeypatch):
+    monkeypatch.setattr("serve.operate.console.watch.OVERDUE_S", 0.02)
+
+    async def scenario():
+        free, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def look():
+            asyncio.run_coroutine_threadsafe(free.wait(), loop).result()
+            return healthy()
+
+        messages = Watch(look).messages()
+        await anext(messages)
+        overdue = await anext(messages)
+        free.set()
+        after = await anext(messages)
+        await messages.aclose()
+        return overdue, after
+
+    overdue, after = asyncio.run(scenario())
+    assert (overdue["found"]["health"]["state"], overdue["gone"] is None) == ("unknown", False)
+    assert after["found"]["health"]["state"] == "healthy"
+
+
+def test_a_port_in_use_is_refused_in_a_sentence(service):
+    port = service.http.server_port
+    with pytest.raises(TabrankError, match=rf"--port: {port} is not free .* choose another"):
+        serve(None, None, port, print)
+
+
+def test_an_unknown_option_names_the_nearest():
+    done = CliRunner().invoke(app, ["console", "--prot", "1"])
+    assert (done.exit_code, "--port" in done.output) == (2, True)
+
+
+def test_the_answer_of_the_stub_is_one_of_the_contract():
+    assert convert(ANSWER, RankAnswer).ranking[0].reasons[0].contribution == 0.83
