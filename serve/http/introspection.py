@@ -114,7 +114,7 @@ def description(fetcher: FeatureFetcher) -> Description:
         canary=canary.version if canary else None,
         sha256=manifest.get("files", {}),
         metrics=manifest.get("metrics", {}),
-        features=columns.names,
+        features=[*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
         popular=surface.popular,
         label=surface.label,
         kill_switch=fetcher.config.kill_switch,

@@ -202,7 +202,7 @@ def _quantile_ms(within: Mapping[str, float], quantile: float) -> float | None:
     if not within.get("+Inf"):
         return None
     # A series appears with its first count, so that a missing bound has none.
-    bounds = [(float(bound) * 1e3, within.get(str(bound), 0.0)) for bound in (*catalog.BOUNDS_S, "+Inf")]
+    bounds = [(float(bound) * 1e3, within.get(bound, 0.0)) for bound in (*map(str, catalog.BOUNDS_S), "+Inf")]
     wanted = quantile * bounds[-1][1]
     for (low, below), (high, count) in itertools.pairwise([(0.0, 0.0), *bounds]):
         if count >= wanted:
