@@ -130,7 +130,7 @@ def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> lis
             changes += [_released(entry) for entry in releases.read(models).entries[-MAX_CHANGES:]]
     recent = [one for one in changes if now - datetime.fromisoformat(one["at"]) < CHANGES_WITHIN]
     # Of the same second, the one that was noted last comes first.
-    return sorted(recent[::-1], key=lambda one: one["at"], reverse=True)[:MAX_CHANGES]
+    return sorted(recent, key=lambda one: one["at"])[::-1][:MAX_CHANGES]
 
 
 def _released(entry: releases.HistoryEntry) -> dict[str, str]:
