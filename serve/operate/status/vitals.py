@@ -51,7 +51,7 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     if history is None or not pages:
         history = PageHistory(service.get("metrics_every_s", 10.0))
         history.fill(pages)
-    elif history.is_due:
+    else:
         history.add(read_pages(pages))
     found = {
         **service,
@@ -85,8 +85,7 @@ def _pages(service: Mapping[str, Any]) -> list[str]:
     nodes = service.get("nodes", ()) if service["state"] not in DOWN else ()
     pages = [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
     haproxy = service.get("haproxy_metrics_url")
-    # HAProxy writes its page in the thread that forwards requests: ask for what is read.
-    return [*pages, f"{haproxy}?scope=frontend"] if pages and haproxy else pages
+    return [*pages, haproxy] if pages and haproxy else pages
 
 
 def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -129,9 +128,9 @@ def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> lis
         models = Path(service.get("config", "")).parent / (app.get("args") or {}).get("models", "")
         with contextlib.suppress(OSError):
             changes += [_released(entry) for entry in releases.read(models).entries[-MAX_CHANGES:]]
-    recent = [one for one in reversed(changes) if now - datetime.fromisoformat(one["at"]) < CHANGES_WITHIN]
+    recent = [one for one in changes if now - datetime.fromisoformat(one["at"]) < CHANGES_WITHIN]
     # Of the same second, the one that was noted last comes first.
-    return sorted(recent, key=lambda one: one["at"], reverse=True)[:MAX_CHANGES]
+    return sorted(recent, key=lambda one: one["at"])[::-1][:MAX_CHANGES]
 
 
 def _released(entry: releases.HistoryEntry) -> dict[str, str]:
