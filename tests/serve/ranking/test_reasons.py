@@ -147,9 +147,11 @@ def test_reasons_that_fail_cost_neither_the_ranking_nor_the_next_ones(service):
 
     async def scenario(service):
         service.score.trouble = trouble
-        failed = [await service.rank(request_id=f"r{i}", explain=True) for i in range(6)]
+        # Several at once, which a circuit breaker of the rankings would count as failures in a row.
+        failed = await asyncio.gather(*(service.rank(request_id=f"r{i}", explain=True) for i in range(6)))
         return failed, await service.rank(request_id="last")
 
+    service.config = dataclasses.replace(service.config, batch_candidates=6)
     failed, last = service.run(scenario)
     assert [(answer["rung"], answer["model"]) for answer in (*failed, last)] == [("full", MODEL)] * 7
     assert all(each["reasons"] is None and each["features"] for each in failed[0]["ranking"])
@@ -220,6 +222,23 @@ def test_numbers_are_the_shortest_that_are_the_same_float32(service):
     assert unknown["features"]["join_rate"] == 0.1
     (seen,) = ranked(service, candidates=["b"], request_id="r2")
     assert str(seen["features"]["join_rate"]) == str(np.float32(seen["features"]["join_rate"]))
+
+
+def test_rows_that_many_candidates_need_are_scored_once_and_unscored_ones_are_not_typical():
+    columns, calls = Columns(("followed", "price"), (), ()), []
+
+    async def call(version, payload):
+        calls.append(Matrix.from_bytes(payload).numeric)
+        return timed(np.full(len(calls[-1]), 0.5, np.float32).tobytes(), 1.0)
+
+    # Seven candidates with (0, 1), three with (1, 1), and more without a score, unlike them.
+    numeric = np.array([[0, 1]] * 7 + [[1, 1]] * 3 + [[1, 99]] * 15, np.float32)
+    score = np.where(np.arange(25) < 10, 0.5, np.nan)
+    slate = slate_of(Matrix(numeric, np.zeros((25, 0), np.uint64)), score)
+    explained = asyncio.run(explain(slate, columns, call, 25))
+    assert explained.typical.numeric.tolist() == [[0.0, 1.0]]
+    assert explained.contributions.shape == (10, 2)
+    assert sorted(calls[0].tolist()) == [[0.0, 1.0], [1.0, 1.0]]
 
 
 def unlike(num_candidates, columns):
