@@ -51,7 +51,7 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     if history is None or not pages:
         history = PageHistory(service.get("metrics_every_s", 10.0))
         history.fill(pages)
-    else:
+    elif history.is_due:
         history.add(read_pages(pages))
     found = {
         **service,
@@ -85,7 +85,8 @@ def _pages(service: Mapping[str, Any]) -> list[str]:
     nodes = service.get("nodes", ()) if service["state"] not in DOWN else ()
     pages = [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
     haproxy = service.get("haproxy_metrics_url")
-    return [*pages, haproxy] if pages and haproxy else pages
+    # HAProxy writes its page in the thread that forwards requests: ask for what is read.
+    return [*pages, f"{haproxy}?scope=frontend"] if pages and haproxy else pages
 
 
 def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
