@@ -50,7 +50,7 @@ def test_where_no_page_answers_there_is_nothing_on_it():
 def folder(monkeypatch, tmp_path):
     """Write the state of var/run of the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("serve.operate.host.run_folder.RunFolder.supervisors", lambda self: [1])
+    monkeypatch.setattr("serve.operate.host.run_folder.RunFolder.supervisors", lambda *_: [1])
 
     def write(state, *routes):
         app = {"import_path": "serve.app:build", "deployments": {"Scorer": {"replicas": {"RUNNING": 1}}}}
