@@ -9,6 +9,7 @@ from typing import Any
 
 from serve.contract.errors import TabrankError
 from serve.model.artifact import load
+from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
 from training.evaluation import charts, verdict
@@ -97,7 +98,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     sliced = table(verdict.slices(evaluation["slices"]), "A dash: too few rows")
     parts += [
         section("Slices", charts.slices(evaluation["slices"]), details("All slices", sliced)),
-        section("Reliability", charts.reliability(curves["reliability"])),
+        section("Reliability", reliability(curves["reliability"])),
     ]
     if curves["lift"]["model"]:
         lifted = charts.lift(curves["lift"]["model"])
