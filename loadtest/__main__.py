@@ -46,9 +46,7 @@ def commands() -> None:
 
 @app.command()
 def run(
-    profile: Annotated[
-        str, typer.Option(help="headline, modest, step, spike, diurnal or a .toml")
-    ] = "headline",
+    profile: Annotated[str, typer.Option(help="headline, modest, step, spike, diurnal or TOML")] = "headline",
     url: Url = None,
     slo: SloFile = None,
     log: Log = LOG,
@@ -229,9 +227,7 @@ def overload(
     times: Annotated[str, typer.Option(help="offered rates, as multiples of the knee")] = "1.2,2,3",
     seconds: Annotated[float, typer.Option(min=5, max=600, help="seconds of each overload")] = 60,
     bursts: Annotated[int, typer.Option(min=0, max=40, help="bursts of twice the knee, each in 15 s")] = 0,
-    knee: Annotated[
-        float | None, typer.Option(min=1, help="known knee with this pinning, requests/s")
-    ] = None,
+    knee: Annotated[float | None, typer.Option(min=1, help="known knee with this pinning, in req/s")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -286,9 +282,7 @@ def soak(
     rate: Annotated[float, typer.Option(min=1, max=10_000, help="requests per second, say 70 % of the knee")],
     url: Url = None,
     minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured minutes")] = 10,
-    cluster: Annotated[Path, typer.Option(help="run folder, to find the service's processes")] = Path(
-        "var/run"
-    ),
+    cluster: Annotated[Path, typer.Option(help="run folder, to find its processes")] = Path("var/run"),
     log: Log = LOG,
     ids: Ids = None,
     out: Out = None,

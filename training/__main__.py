@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -56,8 +56,8 @@ def simulate(
     os.umask(PRIVATE)
     end_ms = None if end is None else milliseconds(end, "--end")
     with ProgressBar("simulate") as progress:
-        given = {"rows": rows, "viewers": viewers, "days": days, "seed": seed, "examination": examination}
-        summary = run(out, **given, end_ms=end_ms, progress=progress)
+        given: dict[str, Any] = {"rows": rows, "viewers": viewers, "days": days, "examination": examination}
+        summary = run(out, **given, seed=seed, end_ms=end_ms, progress=progress)
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
     answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 
@@ -125,9 +125,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Maximum passes; default by the rows.")] = None,
     memory: Annotated[
         str | None,
-        typer.Option(
-            help="Memory for rows, such as 4G; more stream from disk. Default: half of the free memory."
-        ),
+        typer.Option(help="Memory for rows, such as 4G; more stream from disk. Default: half of the free."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Ray Train workers.")] = 1,
     storage: Annotated[Path | None, typer.Option(help="Folder from which a killed fit resumes.")] = None,
@@ -173,9 +171,7 @@ def evaluate(
     model: Model,
     log: LogFolder,
     history: Annotated[Path | None, typer.Option(help="The log from which the state starts.")] = None,
-    baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also LightGBM, tuned on the history.")
-    ] = False,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also LightGBM, tuned on the past.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure an artifact on a log, beside `popular` and the baseline on the same rows."""
@@ -201,9 +197,7 @@ def evaluate(
 def replay(
     log: LogFolder,
     url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
-    surface: Annotated[
-        str | None, typer.Option(help="Name or file. Default: the model's or service's.")
-    ] = None,
+    surface: Annotated[str | None, typer.Option(help="Name or file. Default: model's or service's.")] = None,
     model: Annotated[
         Path | None,
         typer.Option(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),

@@ -107,9 +107,7 @@ def timeline_csv(moments: Sequence[Moment]) -> str:
     numbers = ("t_s", "offered_rps", "answered_rps", "p50_ms", "p99_ms", "full_share", "failed")
     names = list(moments[0].replicas) if moments else []
     measured = [moment for moment in moments if moment.t_s >= 0]
-    rows = [
-        (*(getattr(one, name) for name in numbers), *one.replicas.values(), one.nodes) for one in measured
-    ]
+    rows = [[*(getattr(m, name) for name in numbers), *m.replicas.values(), m.nodes] for m in measured]
     return csv_text((*numbers, *(f"{name}_replicas" for name in names), "nodes"), rows)
 
 

@@ -223,9 +223,8 @@ def leaderboard(search: Mapping[str, Any], most: int = 20) -> Rows:
 
 def span(first_ms: int, last_ms: int) -> str:
     """Return two times, to the minute."""
-    return " to ".join(
-        time.strftime("%Y-%m-%d %H:%M", time.gmtime(ms / 1000)) for ms in (first_ms, last_ms)
-    ) + " UTC"  # fmt: skip
+    times = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(ms / 1000)) for ms in (first_ms, last_ms))
+    return f"{' to '.join(times)} UTC"
 
 
 def difference(pair: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,9 +66,7 @@ def offline(
     log: LogFolder,
     model: Model,
     event: Annotated[str | None, typer.Option(help="Event to count as reward; default the label's.")] = None,
-    positions: Annotated[
-        int | None, typer.Option(min=1, help="First positions to count; default all.")
-    ] = None,
+    positions: Annotated[int | None, typer.Option(min=1, help="Positions to count; default all.")] = None,
     as_json: Json = False,
 ) -> None:
     """Estimate the reward of an artifact from exposures with a randomised order in a served log.
@@ -87,9 +85,7 @@ def offline(
 @experiment.command("offline-check")
 def offline_check(
     runs: Annotated[int, typer.Option(min=1, help="Simulated logs.")] = 1_000,
-    obp: Annotated[
-        Path | None, typer.Option(help="Open Bandit Dataset: wheel of obp 0.4.1, or its folder.")
-    ] = None,
+    obp: Annotated[Path | None, typer.Option(help="Open Bandit Dataset: obp's wheel, or folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check the offline estimates on simulated and real logs; exit code 1 if they fail.
@@ -111,9 +107,7 @@ def simulate(
     url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8000",
     rankings: Annotated[int, typer.Option(min=1, help="Number of visits in these days.")] = 50_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same days.")] = 0,
-    model: Annotated[
-        Path | None, typer.Option(help="Served artifact: also simulates each arm alone.")
-    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Served artifact: simulates each arm alone too.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for truth.json and truth.parquet.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -126,7 +120,7 @@ def simulate(
     from training.experiment.rerun.simulate import simulate as run
     from training.experiment.rerun.truth import table
 
-    given = {"days": days, "rankings": rankings, "seed": seed, "out": out}
+    given: dict[str, Any] = {"days": days, "rankings": rankings, "seed": seed, "out": out}
     result = run(log, url, **given, model=artifact_of(model), progress=ProgressBar)
     lines = [
         f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['rankings_per_s']:.0f} a second; "

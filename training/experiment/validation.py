@@ -95,9 +95,8 @@ def decides(curves: Sequence[Sequence[dict[str, Any]]], day: int) -> bool:
     `curves` has the looks of each metric. An effect is a verdict by the join rate, or a p-value
     below 5 % after Holm's correction for all metrics.
     """
-    looks = {
-        m.name: look for m, curve in zip(METRICS, curves, strict=True) for look in curve if look["day"] == day
-    }
+    pairs = zip(METRICS, curves, strict=True)
+    looks = {m.name: look for m, curve in pairs for look in curve if look["day"] == day}
     if any(p < ALPHA for p in holm({name: look["p"] for name, look in looks.items()}).values()):
         return True
     look = looks.get(RATIO.name)

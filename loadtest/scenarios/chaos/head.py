@@ -74,9 +74,7 @@ class OnTwoNodes(Target):
         """
         processes = [one for node in self.nodes.environments for one in marked(self.nodes.marker(node))]
         names = Counter(title(process).partition(".")[0] for process in processes)
-        return Counter(
-            {name: number for name, number in names.items() if name in ("haproxy", "gcs_server", "raylet")}
-        )
+        return Counter({name: names[name] for name in ("haproxy", "gcs_server", "raylet") if names[name]})
 
     def replicas(self) -> dict[str, dict[str, int]]:
         """Return the replicas as Serve reports them; empty without a head."""
