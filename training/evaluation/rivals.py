@@ -25,9 +25,15 @@ from training.network.network import Network, NetworkConfig
 LIGHTGBM = {"num_threads": 1, "verbose": -1, "force_row_wise": True, "feature_pre_filter": False}
 # Lowest, first and highest value of each setting that tuning tries, on a logarithmic scale. The
 # first are smooth, because logs are small and noisy. Early stopping chooses the trees.
-SPACE: dict[str, Any] = {"num_leaves": (4, 15, 64), "learning_rate": (0.03, 0.05, 0.15)}
-SPACE |= {"feature_fraction": (0.25, 0.5, 0.9), "min_data_in_leaf": (20, 100, 1_000)}
-SPACE |= {"lambda_l2": (0.01, 0.01, 100.0), "cat_smooth": (5.0, 100.0, 500.0), "cat_l2": (5.0, 100.0, 500.0)}
+SPACE: dict[str, Any] = {
+    "num_leaves": (4, 15, 64),
+    "learning_rate": (0.03, 0.05, 0.15),
+    "feature_fraction": (0.25, 0.5, 0.9),
+    "min_data_in_leaf": (20, 100, 1_000),
+    "lambda_l2": (0.01, 0.01, 100.0),
+    "cat_smooth": (5.0, 100.0, 500.0),
+    "cat_l2": (5.0, 100.0, 500.0),
+}
 # Bounds of a try: its trees, and those without a better logloss before it stops.
 STOP = {"num_iterations": 600, "early_stopping_round": 30}
 # The best of more tries is more a matter of chance: RankLens, tuned by 30 tries instead of 15, has

@@ -199,15 +199,9 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
     clicks, joins = (
         rng.poisson(exposures * eager[viewer] * rate).astype(np.float64) for rate in (CLICK_RATE, JOIN_RATE)
     )
-    return Panel(
-        rng.integers(0, 2, VIEWERS),
-        first,
-        first == 0,
-        viewer,
-        day,
-        dict(zip(SUMS, (exposures, np.ones(len(viewer)), clicks, joins, rng.gamma(joins)), strict=True)),
-        {},
-    )
+    arm, active_days = rng.integers(0, 2, VIEWERS), np.ones(len(viewer))
+    sums = dict(zip(SUMS, (exposures, active_days, clicks, joins, rng.gamma(joins)), strict=True))
+    return Panel(arm, first, first == 0, viewer, day, sums, {})
 
 
 def truth(metric: Metric) -> float:

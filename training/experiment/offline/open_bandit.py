@@ -151,13 +151,9 @@ def _read(path: Path, policy: str, campaign: str) -> BanditLog:
     # A damaged file, or one that lacks a column.
     except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
         raise TabrankError(f"--obp: {name} in {path} cannot be read ({error}); {remedy}") from None
-    position = table["position"].to_numpy(np.int64)
-    return BanditLog(
-        table["item_id"].to_numpy(np.int64),
-        position - position.min(),
-        table["click"].to_numpy(np.float64),
-        table["propensity_score"].to_numpy(np.float64),
-    )
+    item, position = (table[name].to_numpy(np.int64) for name in ("item_id", "position"))
+    click, propensity = (table[name].to_numpy(np.float64) for name in ("click", "propensity_score"))
+    return BanditLog(item, position - position.min(), click, propensity)
 
 
 def text(result: Mapping[str, Any]) -> str:
