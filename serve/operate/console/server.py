@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words
+from serve.http.docs import POLICY
 from serve.operate.console.application import Application, applications
 from serve.operate.console.watch import EVERY_S, Watch
 from serve.operate.host.run_folder import RunFolder
@@ -45,8 +46,7 @@ KIT = Path(__file__).parents[2] / "report"
 LIBRARIES = [KIT / "assets" / name for name in ("htm-preact.umd.js", "uPlot.iife.min.js", "uPlot.min.css")]
 FILES = {path.name: path for path in (*STATIC.iterdir(), KIT / "look.css", *LIBRARIES)}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": POLICY.decode(),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from serve.operate.status.causes import line, shown
+from serve.operate.status.causes import line, shown, unread
 from serve.operate.status.scrape import PageHistory
 
 # Shown for an unknown value.
@@ -26,13 +26,6 @@ WORD = re.compile(r"`[^`]*`\S*|\S+")
 COLOURS = {"healthy": "bold green", "degraded": "bold red", "down": "bold red", "unknown": "bold yellow"}
 # The width of the labels, and how many changes fit beside the rest on 24 lines.
 LABEL, MAX_CHANGES = 10, 4
-# The state before the first read.
-UNSEEN: dict[str, Any] = {
-    "state": "unknown",
-    "degraded": [],
-    "advice": [],
-    "health": {"state": "unknown", "line": "unknown", "remedy": None, "runbook": None},
-}
 
 # A label, its text, and their style.
 Row = tuple[str, str, str]
@@ -56,7 +49,7 @@ def keep_showing(run: Path | None, address: str | None, every_s: float, as_json:
     """Refresh the screen, or print a line of JSON, until Ctrl-C; return the last state."""
     from serve.operate.status.vitals import look
 
-    history, found = PageHistory(every_s), UNSEEN
+    history, found = PageHistory(every_s), unread("unknown")
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         found = look(run, address)
         while True:
