@@ -41,26 +41,16 @@ NUM_CPUS: Path = (*ACTOR, "num_cpus")
 # To or from this value, `num_replicas` turns autoscaling on or off, and replicas report their load.
 AUTO: Path = (*DEPLOYMENT, "num_replicas=auto")
 LEVELS = {"file": (), "application": APPLICATION, "deployment": DEPLOYMENT, "autoscaling_config": SCALING}
-_TABLE = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
+_FILE = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
 FIELDS = {
     (*LEVELS[level], field): Consequence[consequence.upper()]
-    for level, rows in _TABLE.items()
+    for level, rows in _FILE["fields"].items()
     for consequence, fields in rows.items()
     for field in fields
 }
 # Ray does not look for changes of these. It applies them with the next change of the deployment.
-IGNORED_ALONE = tuple(name for name in _TABLE["deployment"]["rolling"] if name != ACTOR[-1])
-# Printed beside the consequence.
-NOTES = {
-    ("folder",): "relative paths start there",
-    ("target_capacity",): "scales all replica bounds: some replicas may start or stop",
-    ("nodes",): "on this machine; to change a cluster's nodes, render and launch it again",
-    DEPLOYMENT: "another order of deployments with different options",
-    # The controller fails on running replicas that belong to no gang.
-    (*DEPLOYMENT, "gang_scheduling_config"): "Ray 2.60 cannot change it in place",
-    (*SCALING, "initial_replicas"): "Ray sets the number of replicas to it now and at each later change of "
-    "this deployment",
-}
+IGNORED_ALONE = tuple(name for name in _FILE["fields"]["deployment"]["rolling"] if name != ACTOR[-1])
+NOTES = {tuple(field.split(".")): note for field, note in _FILE["notes"].items()}
 # For a field that the table does not have, such as one of another version of Ray.
 UNKNOWN = "an unknown field, so the worst is assumed"
 
