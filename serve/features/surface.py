@@ -143,8 +143,7 @@ class Surface:
     context: Fields = field(default_factory=dict)
     label: Label
     features: Annotated[
-        Mapping[str, Kind],
-        PlainValidator(_read_features, json_schema_input_type=dict[str, Any]),
+        Mapping[str, Kind], PlainValidator(_read_features, json_schema_input_type=dict[str, Any])
     ]
     popular: str
     baseline: Baseline | None = None

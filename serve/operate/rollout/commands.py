@@ -84,11 +84,7 @@ def canary(
 
 
 @models.command()
-def shift(
-    run: AnyRunFolder = None,
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
+def shift(run: AnyRunFolder = None, address: Address = None, as_json: Json = False) -> None:
     """Compare the scores of two versions on rows that the running service scored with both.
 
     The pairs come from the shadow (`user_config.shadow`), the canary and a newly promoted version,
