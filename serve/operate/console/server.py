@@ -8,8 +8,9 @@ import shlex
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +184,7 @@ def serve(run: Path | None, address: str | None, port: int | None, progress: Cal
     bound, history = listener.getsockname()[1], PageHistory(EVERY_S, PAGES_EVERY_S)
     # The service goes first.
     os.nice(10)
-
-    def state() -> Mapping[str, Any]:
-        return look(run, address, history)
-
-    watch = Watch(state)
+    watch = Watch(partial(look, run, address, history))
     progress(f"console: http://{HOST}:{bound}/ (Ctrl-C ends it, and not the service)")
     Server(console(watch, run, address, bound), watch).run(sockets=[listener])
 
