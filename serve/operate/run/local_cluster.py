@@ -199,8 +199,9 @@ def _refuse_busy_port(config: Config) -> None:
         holder = "another process"
         with contextlib.suppress(psutil.Error):
             for connection in psutil.net_connections("tcp"):
-                is_known = connection.laddr and connection.pid and connection.status == psutil.CONN_LISTEN
-                if is_known and connection.laddr.port == config.port:
+                if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+                    continue
+                if connection.laddr.port == config.port:
                     holder = f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
         raise TabrankError(f"{place} is in use by {holder}; stop it, or choose another port") from None
 
