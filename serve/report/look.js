@@ -10,8 +10,9 @@ const THEME = {
     labelColor: "var(--muted)", titleColor: "var(--muted)", domainColor: "var(--line)",
     tickColor: "var(--line)", gridColor: "var(--line)", gridOpacity: 0.6, labelFontSize: 12,
     titleFontSize: 12, titleFontWeight: "normal", titlePadding: 8, labelLimit: 220, labelOverlap: true,
+    labelSeparation: 8,
   },
-  axisX: { grid: false, labelAngle: 0 },
+  axisX: { grid: false, labelAngle: 0, labelFlush: false },
 };
 
 // One colour for one thing on every page; other names take those of OTHERS in turn.
@@ -97,7 +98,9 @@ function limitOf(limit) {
   if (limit.until !== null) {
     const span = { x: { datum: limit.x }, x2: { datum: limit.until } };
     const shade = { type: "rect", color, opacity: 0.12 };
-    layers = [{ mark: shade, encoding: span }, { mark: words, encoding: top }];
+    // Above the plot, where no limit of the y axis crosses it.
+    const over = { ...words, baseline: "bottom", dx: 0, dy: -3 };
+    layers = [{ mark: shade, encoding: span }, { mark: over, encoding: top }];
   } else if (limit.x !== null) {
     layers = [{ mark: line, encoding: { x: top.x } }, { mark: words, encoding: top }];
   } else {
@@ -158,6 +161,7 @@ function legendOf(series) {
   for (const one of series) {
     const key = document.createElement("i");
     key.className = one.dashed ? `${one.kind} dashed` : one.kind;
+    if (one.low && ["line", "step"].includes(one.kind)) key.classList.add("ranged");
     key.style.color = colour(one.colour);
     const item = document.createElement("li");
     item.append(key, one.name);

@@ -10,7 +10,7 @@ from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
 from training.experiment.guardrails import spread
 from training.experiment.metrics import METRICS
-from training.experiment.verdict import SRM_P, deciding, sized, span
+from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span
 
 Report = Mapping[str, Any]
 NOTHING = "–"
@@ -24,10 +24,10 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
 }
 HOW_TO_READ = (
     "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
-    "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The "
-    "fixed-horizon interval holds for one look at a time set in advance; the interval of any look may be read "
-    "daily, and so may the p-values until the declared end. p (Holm) is corrected for the number of metrics. "
-    "Formulas and sources: docs/experiments.md."
+    "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The interval of "
+    "one look (fixed horizon) holds at a time set in advance and decides at the declared end; until then decides the "
+    "other, which you may read as often as you like, like the p-values. p (Holm) is corrected for the number of "
+    "metrics. Formulas and sources: docs/experiments.md."
 )
 
 
@@ -36,7 +36,7 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    tables = result["claims"], _metrics(result), _guardrails(result), _guardrail_tests(result)
+    tables = result["claims"], *_metrics(result), _guardrails(result), _guardrail_tests(result)
     for rows in filter(None, tables):
         lines += ["", columns(rows), ""]
     return "\n".join(lines + notes(result))
@@ -46,7 +46,7 @@ def page(result: Report) -> str:
     """Return the self-contained report.html: the verdict, the effects in a picture, then tables."""
     days = result["window"]["days"]
     tone, words = TONES[result["verdict"]]
-    title = f"Experiment {result['experiment']}: {result['treatment']} against {result['control']}"
+    title = f"Experiment '{result['experiment']}': {result['treatment']} against {result['control']}"
     doubt = (
         "No number here compares the arms, until the cause is found."
         if result["blocked"]
@@ -56,17 +56,24 @@ def page(result: Report) -> str:
     not_logged = result["not_in_the_log"]
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
-    how = HOW_TO_READ if result["metrics"] else ""
-    first, *others = [_cumulative_chart(metric, days) for metric in shown if metric["days"]] or [""]
+    ended = result["window"]["ended"]
+    decide = [
+        (metric, deciding(metric, ended)[0]) for metric in shown if metric["name"] != result["primary_metric"]
+    ]
+    same = [metric["title"] for metric, interval in decide if interval["low"] <= 0 <= interval["high"]]
+    still = f" No effect shown: {', '.join(same)}." * bool(same)
+    first, *others = [_cumulative_chart(metric, days, ended) for metric in shown if metric["days"]] or [""]
     parts = [
-        kit.banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.", doubt),
+        kit.banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.{still}", doubt),
         kit.bullets(f"Warning: {warning}." for warning in result["warnings"]),
         kit.tiles(_tiles(result)),
         _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
         kit.section("Claims of the original and effects here", kit.table(result["claims"])),
-        kit.section("Metrics", kit.table(_metrics(result)), kit.paragraph(how)),
+        kit.section(
+            "Metrics", *map(kit.table, _metrics(result)), kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
+        ),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         _viewers_chart(result, days),
@@ -85,16 +92,17 @@ def _tiles(result: Report) -> list[tuple[str, str, str]]:
     """Return the effect on the primary metric, and how much data there is."""
     window, p, viewers = result["window"], result["sample_ratio"]["p"], result["sample_ratio"]["viewers"]
     each = ", ".join(f"{arm} {num:,}" for arm, num in viewers.items())
+    split = NOTHING if p is None else "not as planned" if p < SRM_P else "as planned"
     cells = [
         ("viewers", f"{sum(viewers.values()):,}", each),
         ("whole days", f"{window['whole_days']}", f"{window['exposures']:,} exposures"),
-        ("sample ratio, p", NOTHING if p is None else f"{p:.2g}", f"below {SRM_P:g} it is invalid"),
+        ("split of the viewers", split, f"p {number(p, '.2g')}; invalid below {SRM_P:g}"),
     ]
     for metric in result["metrics"]:
         if metric["name"] == result["primary_metric"] and metric["effect"]:
             interval, which = deciding(metric, window["ended"])
             effect = sized(metric["effect"])
-            cells.insert(0, (metric["title"], effect, f"{span(interval)}, 95 % {which}"))
+            cells.insert(0, (metric["title"], effect, f"95 % interval {span(interval)}, {which}"))
     return cells
 
 
@@ -168,28 +176,36 @@ def notes(result: Report) -> list[str]:
     return lines
 
 
-def _metrics(result: Report) -> list[list[str]]:
-    if not result["metrics"]:
-        return []
-    head = ["metric", result["control"], result["treatment"], "difference", "relative, 95 % fixed horizon"]
-    p = "p, declared end" if result["window"]["ended"] else "p, any look"
-    head += ["95 % at any look", "not adjusted", "variance removed", p, "p (Holm)"]
-    rows = [[*head, f"power at {result['smallest_effect']:.1%}", "detectable"]]
+def _metrics(result: Report) -> list[list[list[str]]]:
+    """Return the effects, and how sure they are: two tables, each as wide as a page; none if blocked."""
+    control, treatment, ended = result["control"], result["treatment"], result["window"]["ended"]
+    head = [
+        "metric",
+        "relative, 95 % however often you look",
+        "relative, 95 % at one look",
+        control,
+        treatment,
+    ]
+    head += [
+        "difference, 95 % at one look",
+        f"p, {'declared end' if ended else 'however often you look'}",
+        "p (Holm)",
+    ]
+    head += [f"power at {result['smallest_effect']:.1%}", "detectable"]
+    rows = [[*head, "not adjusted, 95 % at one look", "variance removed"]]
     for metric in result["metrics"]:
-        effect = metric["effect"]
-        name = metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")
-        if not effect:
-            rows.append([name, *[NOTHING] * 11])
-            continue
-        plain = metric["unadjusted"]
-        cells = [f"{metric[arm]:.4g}" for arm in ("control", "treatment")]
-        cells += [f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"]
-        cells += [f"{sized(effect)} {span(effect)}", span(metric["always_valid"])]
-        cells += [f"{sized(plain)} {span(plain)}" if plain else NOTHING]
-        cells += [number(metric["variance_removed"], ".0%"), f"{effect['p']:.2g}", f"{effect['p_holm']:.2g}"]
-        cells += [number(metric["power"], ".0%"), number(metric["detectable"], ".2%")]
-        rows.append([name, *cells])
-    return rows
+        effect, plain = metric["effect"], metric["unadjusted"]
+        cells = [metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")]
+        if effect:
+            cells += [f"{sized(effect)} {span(interval)}" for interval in (metric["always_valid"], effect)]
+            cells += [f"{metric[arm]:.4g}" for arm in ("control", "treatment")]
+            cells += [f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"]
+            cells += [f"{effect[p]:.2g}" for p in ("p", "p_holm")]
+            cells += [number(metric["power"], ".0%"), number(metric["detectable"], ".2%")]
+            cells += [f"{sized(plain)} {span(plain)}" if plain else NOTHING]
+            cells += [number(metric["variance_removed"], ".0%")]
+        rows.append(cells + [NOTHING] * (len(rows[0]) - len(cells)))
+    return [[row[:6] for row in rows], [[row[0], *row[6:]] for row in rows]] if result["metrics"] else []
 
 
 def _definitions(result: Report) -> list[list[str]]:
@@ -213,7 +229,7 @@ def _guardrails(result: Report) -> list[list[str]]:
 
 
 def _guardrail_tests(result: Report) -> list[list[str]]:
-    when = "at the declared end" if result["window"]["ended"] else "at any look"
+    when = DECIDES[result["window"]["ended"]]
     rows = [["share of exposures", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]]
     for row in result["guardrail_tests"]:
         shares = [f"{row[arm]:.3%}" for arm in ("control", "treatment")]
@@ -240,12 +256,13 @@ def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
         series,
         [Limit("no effect", x=0, colour="muted")],
         caption=f"Primary metric first. Right of the dotted line, {result['treatment']} is above "
-        f"{result['control']}. Bars are the intervals that decide.",
+        f"{result['control']}. Bars are the intervals that decide. An arm is the viewers who get one way of ranking "
+        "(popular: most popular first); an exposure is a ranking shown to a viewer.",
         height=16 + 40 * len(metrics),
     )
 
 
-def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:
+def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: bool) -> str:
     """Plot the cumulative effect by day, with both intervals."""
     curve = metric["days"]
     relative = all(day["relative_low"] is not None for day in curve)
@@ -253,9 +270,14 @@ def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:
     at = [days[day["day"]] for day in curve]
     middle, low, high = ([day[name] for day in curve] for name in names)
     least, most = ([day["always_valid"][name] for day in curve] for name in names[1:])
+    marks = [" (decides)", ""] if ended else ["", " (decides)"]
     series = [
-        Series("95 % at any look", at, least, "band", low=least, high=most, colour="muted"),
-        Series("all days so far, 95 % fixed horizon", at, middle, low=low, high=high, colour="model"),
+        Series(
+            f"95 % however often you look{marks[1]}", at, least, "band", low=least, high=most, colour="muted"
+        ),
+        Series(
+            f"all days so far, 95 % at one look{marks[0]}", at, middle, low=low, high=high, colour="model"
+        ),
     ]
     y = Axis("effect", format=PERCENT) if relative else Axis(f"effect, {metric['unit']}")
     none = Limit("", y=0, colour="muted")
