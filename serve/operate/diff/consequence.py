@@ -1,4 +1,4 @@
-"""Declared table, in `consequence.toml`: what a change of `cluster.yaml` does to the running service.
+"""Declared table, in `consequence.toml`: what a change of `cluster.yaml` does to the service.
 
 `tests/serve/operate/diff/test_consequences.py` makes the change of each field on a running service
 and reads in Serve's own log what Serve did, so a row that another version of Ray contradicts fails.
