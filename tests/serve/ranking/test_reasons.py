@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.events import MAX_CALL_BYTES
 from serve.model.scorer_cache import timed
+from serve.ranking import near_scoring
 from serve.ranking.load_shedding import TICK_S, TICKS
 from serve.ranking.reasons import MAX_EXPLAINED, MAX_ROWS, explain
 from serve.ranking.responses import MAX_REASONS
@@ -57,6 +59,27 @@ def service(tmp_path, log_folder):
     live = Live(tmp_path, log_folder)
     live.score = Scorer()
     return live
+
+
+class Near:
+    """Holder of the version in the replica, with the weights of `Scorer`; `trouble` comes first."""
+
+    def __init__(self, trouble=None):
+        self.sizes = []
+        self.trouble = trouble
+
+    async def prepare(self, version):
+        pass
+
+    def holds(self, version):
+        return True
+
+    def score(self, version, payload):
+        matrix = Matrix.from_bytes(payload)
+        self.sizes.append(len(matrix.numeric))
+        if self.trouble is not None:
+            self.trouble()
+        return timed((1 / (1 + np.exp(-log_odds(matrix)))).astype(np.float32).tobytes(), 1.0)
 
 
 def ranked(service, **more):
@@ -162,6 +185,27 @@ def test_reasons_that_come_too_late_are_left_out(service):
     service.config = dataclasses.replace(service.config, deadline_ms=100)
     begun = asyncio.run(timed_ranking(service))
     assert begun < 1.0
+
+
+def test_reasons_are_scored_in_the_replica_and_rankings_elsewhere(service):
+    called = ranked(service)
+    service.score, service.near = Scorer(), Near()
+    assert [by_name(each) for each in ranked(service)] == [by_name(each) for each in called]
+    assert [len(call.numeric) for call in service.score.calls] == [3]
+    assert len(service.near.sizes) == 1
+
+
+def fails():
+    raise RuntimeError("no reasons today")
+
+
+@pytest.mark.parametrize("trouble", [fails, lambda: time.sleep(0.6)], ids=["fails", "is late"])
+def test_reasons_that_fail_or_come_too_late_in_the_replica_are_left_out(service, trouble, monkeypatch):
+    # In a thread, like many rows.
+    monkeypatch.setattr(near_scoring, "FEW_ROWS", 0)
+    service.near = Near(trouble)
+    service.config = dataclasses.replace(service.config, deadline_ms=100)
+    assert asyncio.run(timed_ranking(service)) < 0.5
 
 
 async def timed_ranking(service):
