@@ -17,11 +17,10 @@ from serve.contract.hashing import hash64
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
-from serve.log.events import MAX_CALL_BYTES
 from serve.model.scorer_cache import timed
 from serve.ranking import near_scoring
 from serve.ranking.load_shedding import TICK_S, TICKS
-from serve.ranking.reasons import MAX_EXPLAINED, MAX_ROWS, explain
+from serve.ranking.reasons import MAX_BYTES, MAX_EXPLAINED, MAX_ROWS, explain
 from serve.ranking.responses import MAX_REASONS
 
 COLUMNS = Features(Schema(read_surface(TOML))).columns
@@ -297,8 +296,8 @@ def unlike(num_candidates, columns):
     ("columns", "most"),
     [
         (Columns(("x",), (), ()), MAX_EXPLAINED),
-        (Columns(tuple(f"x{i}" for i in range(50)), ("y",), (("z", 3),)), MAX_ROWS // 104),
-        (Columns(("x",), (), tuple((f"z{i}", 256) for i in range(12))), (MAX_CALL_BYTES // 24_580) // 26),
+        (Columns(tuple(f"x{i}" for i in range(20)), ("y",), (("z", 3),)), MAX_ROWS // 44),
+        (Columns(("x",), (), tuple((f"z{i}", 256) for i in range(2))), (MAX_BYTES // 4_100) // 6),
     ],
 )
 def test_many_candidates_or_wide_rows_leave_the_last_unexplained(columns, most):
@@ -313,7 +312,7 @@ def test_many_candidates_or_wide_rows_leave_the_last_unexplained(columns, most):
     slate = slate_of(matrix, np.linspace(0.9, 0.1, 1_000))
     explained = asyncio.run(explain(slate, columns, call, 1_000))
     assert most - 1 <= len(explained.contributions) <= most + 1
-    assert calls[0] <= MAX_CALL_BYTES + 24
+    assert calls[0] <= MAX_BYTES + 24
     assert len(asyncio.run(explain(slate, columns, call, 2)).contributions) == min(most, 2)
 
 
