@@ -73,10 +73,7 @@ class _Cell:
 
 
 def bench_fetch(
-    sizes: Sizes = Sizes(),
-    *,
-    rounds: int = ROUNDS,
-    progress: Callable[[str], None] = lambda _: None,
+    sizes: Sizes = Sizes(), *, rounds: int = ROUNDS, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Measure the time from admitted requests to their feature matrix, on LMDB.
 

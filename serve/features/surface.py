@@ -143,8 +143,7 @@ class Surface:
     context: Fields = field(default_factory=dict)
     label: Label
     features: Annotated[
-        Mapping[str, Kind],
-        PlainValidator(_read_features, json_schema_input_type=dict[str, Any]),
+        Mapping[str, Kind], PlainValidator(_read_features, json_schema_input_type=dict[str, Any])
     ]
     popular: str
     baseline: Baseline | None = None
@@ -163,15 +162,8 @@ class Surface:
 
         Comments, the order of keys and the baseline do not change it.
         """
-        parts = (
-            self.name,
-            self.events,
-            self.label,
-            self.popular,
-            self.fields,
-            self.features,
-            "examined" if self.is_debiased else "ignored",
-        )
+        bias = "examined" if self.is_debiased else "ignored"
+        parts = (self.name, self.events, self.label, self.popular, self.fields, self.features, bias)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property

@@ -152,11 +152,7 @@ def _residual_scale(config: Mapping[str, Any]) -> float:
 
 
 def _layers(
-    weights: _Weights,
-    prefix: str,
-    config: Mapping[str, Any],
-    columns: I64,
-    shares: I64 | float = 1.0,
+    weights: _Weights, prefix: str, config: Mapping[str, Any], columns: I64, shares: I64 | float = 1.0
 ) -> tuple[GatedLayer, ...]:
     """Fold the gated layers of one feature transformer, without scaling down hidden units.
 

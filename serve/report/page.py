@@ -16,17 +16,7 @@ Tone = Literal["good", "bad", "unsure", "neutral"]
 SIGNS: Mapping[Tone, str] = {"good": "✓", "bad": "✕", "unsure": "?", "neutral": "i"}
 HERE = Path(__file__).parent
 VEGA = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style></head>
-<body><main>
-<h1>{title}</h1>
-{parts}
-</main>{scripts}</body></html>
-"""
+PAGE = (HERE / "page.html").read_text(encoding="utf-8")
 # A cell that begins with a number or an interval, perhaps with a unit; no date or version.
 NUMBER = re.compile(r"\[?[-+−±]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%|x)?($|[ ;,])", re.IGNORECASE)
 MISSING = {"", "–"}

@@ -8,8 +8,9 @@ import shlex
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words
+from serve.http.docs import POLICY
 from serve.operate.console.application import Application, applications
 from serve.operate.console.watch import EVERY_S, Watch
 from serve.operate.host.run_folder import RunFolder
@@ -45,8 +47,7 @@ KIT = Path(__file__).parents[2] / "report"
 LIBRARIES = [KIT / "assets" / name for name in ("htm-preact.umd.js", "uPlot.iife.min.js", "uPlot.min.css")]
 FILES = {path.name: path for path in (*STATIC.iterdir(), KIT / "look.css", *LIBRARIES)}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": POLICY.decode(),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -183,11 +184,7 @@ def serve(run: Path | None, address: str | None, port: int | None, progress: Cal
     bound, history = listener.getsockname()[1], PageHistory(EVERY_S, PAGES_EVERY_S)
     # The service goes first.
     os.nice(10)
-
-    def state() -> Mapping[str, Any]:
-        return look(run, address, history)
-
-    watch = Watch(state)
+    watch = Watch(partial(look, run, address, history))
     progress(f"console: http://{HOST}:{bound}/ (Ctrl-C ends it, and not the service)")
     Server(console(watch, run, address, bound), watch).run(sockets=[listener])
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serve.contract.errors import TabrankError
+from serve.operate.status.causes import unread
 
 log = logging.getLogger("tabrank")
 # Replicas report their counters every 2 s; reading more often shows nothing new.
@@ -67,7 +68,7 @@ class Watch:
         while self._queues:
             reading = asyncio.ensure_future(asyncio.to_thread(self._state))
             if not (await asyncio.wait({reading}, timeout=OVERDUE_S))[0]:
-                self._publish(_unknown(OVERDUE))
+                self._publish(unread(OVERDUE))
             self._publish(await reading)
             await asyncio.sleep(self._every_s)
 
@@ -75,11 +76,11 @@ class Watch:
         try:
             return self._look()
         except TabrankError as error:
-            return _unknown(str(error))
+            return unread(str(error))
         except Exception:
             # The reader goes on, and a later read may succeed.
             log.exception("the service could not be read")
-            return _unknown(FAILED)
+            return unread(FAILED)
 
     def _publish(self, found: Mapping[str, Any]) -> None:
         now, gone = datetime.now(UTC), None
@@ -107,7 +108,3 @@ def _values(traffic: Mapping[str, Any]) -> list[float | None]:
     is_known, rungs = traffic.get("window_s"), traffic.get("rungs")
     not_full = 1 - rungs.get("full", 0.0) if rungs else None
     return [*(traffic.get(key) if is_known else None for key in POINT), not_full]
-
-
-def _unknown(line: str) -> dict[str, Any]:
-    return {"state": "unknown", "health": {"state": "unknown", "line": line, "remedy": None, "runbook": None}}

@@ -18,9 +18,9 @@ from serve.operate.diff.consequence import (
     AUTO,
     FIELDS,
     IGNORED_ALONE,
+    LEVELS,
     NUM_CPUS,
     SCALING,
-    TABLE,
     Consequence,
     row_of,
 )
@@ -217,7 +217,7 @@ class _Comparison:
                 value = None
             elif level in FIELDS or not is_hashed:
                 value = self._default(path)
-        if level in TABLE or value is ... or isinstance(value, Mapping):
+        if level in LEVELS.values() or value is ... or isinstance(value, Mapping):
             return value
         # Ray hashes the text of these: 1, 1.0 and true differ.
         is_hashed |= level[:3] == LIVE or level[:4] == (*ACTOR, "resources")

@@ -1,5 +1,7 @@
 """Environment variables of the service's processes: Serve reads its own settings there at import.
 
+`environment.toml` has the settings, each with its reason.
+
 A setting of the user's shell wins, unless the service could not start or stop without ours.
 """
 
@@ -12,6 +14,8 @@ import resource
 import secrets
 import socket
 import sysconfig
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from serve.config.reader import Config
@@ -29,116 +33,14 @@ DASHBOARD_PORT = "TABRANK_DASHBOARD_PORT"
 LOCAL = "127.0.0.1"
 PORTS = range(20_000, 30_000)
 
-# Each process that listens calls this first.
-LISTENING = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.runtime.fast_path:middlewares"}
-# The fast ingress needs all of these.
-HAPROXY = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    **LISTENING,
-    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "serve.runtime.patches:keep_ingress",
-}
-# HAProxy sends a request again to another replica when the first one died. Otherwise the three to
-# five requests in flight end in a closed connection or a bare 500. A request may run twice. This is
-# safe: rankings are deduplicated by request_id, events by id, and other records are idempotent.
-# HAProxy buffers a request for the retry if it fits 16 KiB (55 candidates: 2 KiB); a larger one is
-# left to its client. Measured side by side at 900 requests/s: 80 µs of HAProxy's CPU a request
-# instead of 72, with equal p50 and p99.
-RETRY_ON = "conn-failure empty-response"
-# Settings for speed and for fast recovery.
-FAST = {
-    # Runs our code on the replica's own event loop, with gRPC between replicas: 1.5 x the
-    # requests/s.
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Otherwise a Python actor parses a datagram per request: 5-9 % of a core at 900 requests/s.
-    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    # One thread forwards far more than two cores can rank; the default of 4 takes CPU from them.
-    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    # Limits how long a client that stops sending headers or reads no answer holds a connection; the
-    # default is an hour. (Bodies have their own limit in serve/http/body_reader.py.)
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
-    # A killed HAProxy is back in 3.5 s instead of 30. Three missed checks take 1.5 s of these;
-    # a check every 0.2 s saved only 0.5 s.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "1",
-    # After a reload the old process keeps its old list of replicas; no request needs it for 120 s.
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
-    # Ray takes a replica off HAProxy's list while it changes the replica's settings in place (0.3
-    # s). If it is the only replica, all requests then go through Ray's Python proxy, which 1,200
-    # requests/s overload for half a minute. A removal undone within this window never reaches
-    # HAProxy.
-    "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
-    # Before a batch goes to a Scorer that has been silent for 10 s, Ray asks the Scorer whether it
-    # is free, and the batch waits for the answer. The default wait is 0.1 s, growing to 1 s, beyond
-    # every deadline. With one of two Scorers stopped for 30 s, 46 of 45,000 requests fell back with
-    # these values, and 3,000 without.
-    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "0.05",
-    "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "0.05",
-    # A hanging replica is removed after 4 s instead of 7. Until then about one request in twelve,
-    # at 300 requests/s for two replicas, times out. Three misses, because a busy machine may delay
-    # one.
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "3",
-}
-ONE_MACHINE = {
-    # The further lines go into HAProxy's file as they are, because Ray's own settings take whole
-    # seconds only and do not limit the time for all headers. Where one replica of two dies, HAProxy
-    # delays its retry by `connect`, otherwise by 1 s, which is beyond any deadline; a connection
-    # within the machine takes less than 0.1 ms. Without `http-request`, a client that sends one
-    # byte of its headers a minute would hold a connection for ever.
-    "RAY_SERVE_HAPROXY_RETRY_ON": f"{RETRY_ON}\n    timeout connect 50ms\n    timeout http-request 5s"
-    "\n    timeout check 2s",
-    # Two checks may take 2 s each, instead of three 1 s. On a busy machine three in a row were
-    # late, HAProxy gave the only replica up, and all requests went through Ray's Python proxy. It
-    # is a tenth as fast, and its work delayed the next checks as well.
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "2",
-    # HAProxy beside the replicas sees a change after the window above, so that a rollout need not
-    # wait 30 s per step.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
-}
-OTHERS_MEMORY = {
-    # Above 95 % of the machine's memory, whichever process uses it, Ray kills its own workers,
-    # controller and proxies included, four times a second until there is room. A neighbour's memory
-    # use ended a service of 1.4 GiB that way, and none of these kills frees the neighbour's memory.
-    # A rendered cluster has machines of its own and keeps Ray's rule.
-    "RAY_memory_monitor_refresh_ms": "0",
-    # By default the kernel kills Ray's workers before every other process, however small they are.
-    # With this setting it kills the largest process: a neighbour, or a replica that leaks.
-    "RAY_worker_oom_score_adjustment": "0",
-}
-SEVERAL_MACHINES = {
-    "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
-    # A machine that is gone does not answer, and the request can be sent to another one. The
-    # default wait is 5 s.
-    "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
-    # The HAProxy of each node has to see the change.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-    # A load balancer has to see the change: its health check, then its own propagation. This is
-    # Ray's default, written out.
-    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "30",
-}
-EVERYWHERE = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # The name in spans; without it a collector files them under unknown_service.
-    "OTEL_SERVICE_NAME": "tabrank",
-    # Ray runs its workers at nice 15, behind every other process; here the workers are the service.
-    "RAY_worker_niceness": "0",
-    # With glibc's default of eight heaps a core, a replica keeps the memory of large requests: 23
-    # to 31 % more after 11 s of 1,000 candidates at 700 requests/s, and 9 % more with two heaps.
-    "MALLOC_ARENA_MAX": "2",
-    # The defaults (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.
-    "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(map(str, BOUNDS_MS)),
-    # The interval at which the page of metrics is renewed. The default of 10 s is too long for a
-    # scrape every 5 s. Measured: Ray's agent takes 13 ms of CPU a second instead of 7.5, and the
-    # replicas no more than before.
-    "RAY_metrics_report_interval_ms": "2000",
-    # A gauge that is reported less often than the page is renewed comes and goes on the page.
-    "RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S": "2",
-    "RAY_SERVE_REPLICA_UTILIZATION_REPORT_INTERVAL_S": "2",
-    "RAY_SERVE_REPLICA_UTILIZATION_WINDOW_S": "60",
-    # Above 1 a warning waits until so many lines exist; without an access log there are few.
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-}
+_SETTINGS: Mapping[str, dict[str, str]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
+PLAIN_PROXY, HAPROXY = _SETTINGS["plain_proxy"], _SETTINGS["haproxy"]
+FAST = _SETTINGS["fast"]
+ONE_MACHINE = _SETTINGS["one_machine"]
+OTHERS_MEMORY = _SETTINGS["others_memory"]
+SEVERAL_MACHINES = _SETTINGS["several_machines"]
+BOUNDS = ",".join(map(str, BOUNDS_MS))
+EVERYWHERE = {name: value.format(bounds_ms=BOUNDS) for name, value in _SETTINGS["everywhere"].items()}
 
 
 def haproxy_places(sockets: Path, stats: int, metrics: int, fallback: int) -> dict[str, str]:
@@ -146,18 +48,8 @@ def haproxy_places(sockets: Path, stats: int, metrics: int, fallback: int) -> di
 
     The node's 56-character id and the file's name are appended to a socket's path.
     """
-    return {
-        # Ray fixes these ports, and a second cluster on the machine would fail on them.
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        HAPROXY_PORT: str(metrics),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        # The default folder is shared by all clusters, with the admin socket open to every user.
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
-    }
+    places = {"sockets": sockets, "stats": stats, "metrics": metrics, "fallback": fallback}
+    return {name: value.format(**places) for name, value in _SETTINGS["haproxy_places"].items()}
 
 
 def environment(
@@ -173,9 +65,7 @@ def environment(
         tunable = FAST | ONE_MACHINE
         forced = HAPROXY | haproxy_places(temp / "h", stats, haproxy_metrics, fallback)
     else:
-        tunable = {}
-        # Throughput mode would force the HAProxy ingress, which the plain proxy replaces.
-        forced = {**LISTENING, "RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+        tunable, forced = {}, dict(PLAIN_PROXY)
     tunable |= OTHERS_MEMORY | EVERYWHERE
     forced |= {
         MARKER: run.cluster_id,

@@ -53,11 +53,8 @@ def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = 
         raise typer.Exit(1) from None
     if now is None:
         raise TabrankError(f"models {folder}: no version is current; promote one")
-    answer(
-        {"current": now, "rolled_back": was, "reason": reason},
-        as_json,
-        f"{now} is current again; {was}: {reason}",
-    )
+    line = f"{now} is current again; {was}: {reason}"
+    answer({"current": now, "rolled_back": was, "reason": reason}, as_json, line)
 
 
 @models.command()
@@ -84,11 +81,7 @@ def canary(
 
 
 @models.command()
-def shift(
-    run: AnyRunFolder = None,
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
+def shift(run: AnyRunFolder = None, address: Address = None, as_json: Json = False) -> None:
     """Compare the scores of two versions on rows that the running service scored with both.
 
     The pairs come from the shadow (`user_config.shadow`), the canary and a newly promoted version,

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from serve.config.diagnoses import DIAGNOSES, RUNBOOK, diagnosis
+from serve.config.diagnoses import DIAGNOSES, RUNBOOK, Diagnosis, diagnosis
+from serve.operate.diff.field import get
 from serve.operate.diff.running import cause as message_of
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, up_command
@@ -59,11 +60,20 @@ def health(found: Mapping[str, Any]) -> dict[str, Any]:
     if not faults:
         unknown = any(one["name"] == "no_metrics" for one in found["causes"])
         state = "unknown" if unknown else "healthy"
-        return {"state": state, "line": state, "remedy": None, "runbook": None}
+        return _health(state, state)
     first, silent = faults[0], [one for one in faults if one["name"] == "no_answer"]
     down = found["state"] in DOWN or (silent and len(silent) == len(found["surfaces"]))
     state = "down" if down else "unknown" if first["name"] == "no_metrics" else "degraded"
-    return {"state": state, "line": first["text"], "remedy": first["remedy"], "runbook": first["runbook"]}
+    return _health(state, first["text"], first["remedy"], first["runbook"])
+
+
+def unread(line: str) -> dict[str, Any]:
+    """Return the state of a service that could not be read; `line` says why."""
+    return {"state": "unknown", "degraded": [], "advice": [], "health": _health("unknown", line)}
+
+
+def _health(state: str, line: str, remedy: str | None = None, runbook: str | None = None) -> dict[str, Any]:
+    return {"state": state, "line": line, "remedy": remedy, "runbook": runbook}
 
 
 def line(one: Mapping[str, Any]) -> str:
@@ -76,7 +86,7 @@ def of_answers(answers: Mapping[str, Mapping[str, Any]]) -> list[Cause]:
     """Return the diagnoses in each application's /readyz, which is empty where it is silent."""
     found = [_named("no_answer", name) for name, answer in answers.items() if not answer]
     return found + [
-        _cause(one["name"], name, one["cause"], one["remedy"])
+        _cause(Diagnosis(one["name"], one["cause"], one["remedy"]), name)
         for name, answer in answers.items()
         for one in answer.get("diagnoses", ())
     ]
@@ -92,9 +102,9 @@ def waiting(found: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) 
         return
     for app, name, deployment in _deployments(found):
         if starting := deployment["replicas"].get("STARTING", 0):
-            options = _options(wanted, app, name).get("ray_actor_options") or {}
             # Serve's default is 1.
-            num_cpus = 1 if options.get("num_cpus") is None else options["num_cpus"]
+            path = ("applications", app, "deployments", name, "ray_actor_options", "num_cpus")
+            num_cpus = 1 if (given := get(wanted, path, None)) is None else given
             room = f"no room? {starting} wait for {num_cpus:g} CPUs each"
             reason = message_of([deployment["message"]]) if deployment["message"] else room
             yield _named("not_starting", f"{app}/{name}", reason=reason)
@@ -113,7 +123,7 @@ def _of_state(found: Mapping[str, Any]) -> Iterator[Cause]:
         log = found.get("log", run.log)
         yield _named(DOWN[state], "", **facts, error=ended, log=log, stage=found.get("stage", "in Ray"))
     elif supervision := found.get("supervision"):
-        yield _cause(supervision["name"], "", supervision["cause"], supervision["remedy"])
+        yield _cause(Diagnosis(**supervision), "")
     elif error and state == "ready" and found["run"]:
         yield _named("deploy_failed", "", **facts, error=error)
     elif state != "ready" and not found.get("deploying"):
@@ -130,14 +140,8 @@ def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
             # Keep the first sentence of "A health check failed. This deployment will be UNHEALTHY".
             message = deployment.get("message", "").partition(" This deployment will")[0]
             why = f": {message_of([message]).rstrip('.')}" if message and status not in CHANGING else ""
-            facts: dict[str, Any] = {
-                "running": running,
-                "target": target or "?",
-                "others": others,
-                "why": why,
-            }
-            changes = status in CHANGING
-            yield _named("replicas_missing", f"{app}/{name}", advice=changes, **facts)
+            facts = {"running": running, "target": target or "?", "others": others, "why": why}
+            yield _named("replicas_missing", f"{app}/{name}", status in CHANGING, **facts)
     for name, one in (found.get("restarts") or {}).items():
         count = sum(now - datetime.fromisoformat(at) < RESTARTS_WITHIN for at in one.get("times", ()))
         if count:
@@ -173,18 +177,17 @@ def _matters(share: float, requests: int) -> bool:
 
 def _named(name: str, where: str | None, advice: bool | None = None, **facts: object) -> Cause:
     """Return a cause of the list, filled with the facts that its sentences name."""
-    found = diagnosis(name, **facts)
-    return _cause(name, where, found.cause, found.remedy, advice)
+    return _cause(diagnosis(name, **facts), where, advice)
 
 
-def _cause(name: str, where: str | None, text: str, remedy: str, advice: bool | None = None) -> Cause:
-    known = DIAGNOSES.get(name, {})
+def _cause(found: Diagnosis, where: str | None, advice: bool | None = None) -> Cause:
+    known = DIAGNOSES.get(found.name, {})
     runbook = known.get("runbook")
     return {
-        "name": name,
+        "name": found.name,
         "where": where or "",
-        "text": text,
-        "remedy": remedy,
+        "text": found.cause,
+        "remedy": found.remedy,
         "runbook": runbook and f"{RUNBOOK}#{runbook}",
         "advice": known.get("advice", False) if advice is None else advice,
     }
@@ -194,16 +197,6 @@ def _deployments(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[s
     for app, details in (found.get("applications") or {}).items():
         for name, deployment in details["deployments"].items():
             yield app, name, deployment
-
-
-def _options(document: Mapping[str, Any], application: str, name: str) -> Mapping[str, Any]:
-    """Return the options of a deployment; empty if the document has none."""
-    for app in document.get("applications", ()):
-        if app["name"] == application:
-            for deployment in app.get("deployments") or ():
-                if deployment["name"] == name:
-                    return dict(deployment)
-    return {}
 
 
 def shown(shares: Mapping[str, float]) -> str:
