@@ -73,7 +73,7 @@ class Scorer:
 class FeatureFetch:
     """HTTP ingress: admits, batches, computes features, calls `Scorer`, answers, and records.
 
-    With `is_near`, this process scores small batches itself.
+    With `is_near`, this process scores small batches and reasons itself.
     """
 
     def __init__(

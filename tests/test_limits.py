@@ -130,7 +130,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         f"{EDGE}::test_a_call_of_the_scorer_is_capped_in_bytes",
     ),
     "candidates with reasons (`explain`)": (
-        (reasons.MAX_EXPLAINED, reasons.MAX_ROWS, mib(records.MAX_CALL_BYTES)),
+        (reasons.MAX_EXPLAINED, reasons.MAX_ROWS, f"{reasons.MAX_BYTES / 2**20:g} MiB"),
         "serve/ranking/test_reasons.py::test_many_candidates_or_wide_rows_leave_the_last_unexplained",
     ),
     "exposures in a call of Ingest": (

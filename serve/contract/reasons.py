@@ -41,4 +41,6 @@ def _worded(value: FeatureValue, unit: str | None) -> str:
         return ", ".join([value] if isinstance(value, str) else value) or "none"
     if unit == YES_NO:
         return "yes" if value else "no"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    # Without the 0, -0.0 would keep its sign.
+    rounded = float(f"{value:.3g}") + 0
+    return f"{value:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"

@@ -19,14 +19,15 @@ import numpy as np
 
 from serve.features.matrix import Columns, Matrix
 from serve.features.slots import F32, F64, I64, Bools
-from serve.log.events import MAX_CALL_BYTES
 from serve.model.scorer_cache import untimed
 from serve.ranking.ranker import Slate
 
-# Candidates explained, and rows of their batch: a Scorer takes about 10 ms for so many, and scores
-# nothing else meanwhile.
+# Candidates explained, and rows of their batch: a thread, or a Scorer, which scores nothing else
+# meanwhile, takes 2 to 6 ms for so many.
 MAX_EXPLAINED = 100
 MAX_ROWS = 4_000
+# The event loop builds the rows; for 3 MiB, of wide sets, it took 18 ms.
+MAX_BYTES = 512 * 1024
 # Keep the logarithm finite where a float32 score is 0 or 1.
 SMALLEST = 1e-7
 # Digits of a contribution; beyond them scores differ by rounding.
@@ -93,7 +94,7 @@ def typical_row(columns: Columns, matrix: Matrix) -> Matrix:
 def _differences(columns: Columns, given: Matrix, typical: Matrix) -> Bools:
     """Return `[E, N]` where the given candidates are not typical.
 
-    The last candidates are left out if their rows exceed `MAX_ROWS` or the bytes of a call.
+    The last candidates are left out if their rows exceed `MAX_ROWS` or `MAX_BYTES`.
     """
     differs = (given.numeric != typical.numeric) & ~(np.isnan(given.numeric) & np.isnan(typical.numeric))
     starts = np.array([part.start for _, part in columns.category_parts()], np.intp)
@@ -101,7 +102,7 @@ def _differences(columns: Columns, given: Matrix, typical: Matrix) -> Bools:
     differs = np.concatenate([differs, is_other], axis=1)
     # The typical row, and two for each pair.
     num_rows = 1 + 2 * differs.sum(axis=1).cumsum()
-    fitting: Bools = differs[num_rows <= min(MAX_ROWS, MAX_CALL_BYTES // columns.row_bytes)]
+    fitting: Bools = differs[num_rows <= min(MAX_ROWS, MAX_BYTES // columns.row_bytes)]
     return fitting
 
 

@@ -88,10 +88,11 @@ class FeatureFetcher:
         score, self._score_alone = call, alone
         if near is not None:
             # A version on trial may be slow, or end its process.
-            score, self._score_alone = (
+            score, aside = (
                 NearScoring(each, near, lambda version: self.models.trial(version) is None, self.warn)
                 for each in (call, alone)
             )
+            self._score_alone = aside.aside
 
         features = Features(self.schema)
         self.declared = Service(args, base, features, self.config, application)

@@ -42,6 +42,8 @@ class Live:
         self.max_live = max_live
         # Callback for the numbers that Ingest reports to its metrics.
         self.on_tally = lambda tally: None
+        # Holder of the versions that the replica scores itself, if it may.
+        self.near = None
         # Receiver of the replica's measurements.
         self.metrics = Metrics()
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
@@ -61,7 +63,14 @@ class Live:
         """Run the service until the block ends; then commit and flush the rest."""
         self.ingester = Ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
         fetcher = FeatureFetcher(
-            self.args, self.folder, self.score, self.load, self._take, self.metrics, self._roll_back
+            self.args,
+            self.folder,
+            self.score,
+            self.load,
+            self._take,
+            self.metrics,
+            self._roll_back,
+            self.near,
         )
         fetcher.configure(self.config)
         await refresh(fetcher)

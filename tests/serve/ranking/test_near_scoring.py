@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from serve.contract.errors import ScoringFailed
 from serve.contract.logs import SeldomWarning
 from serve.features.matrix import Matrix
 from serve.model.scorer_cache import timed, untimed
-from serve.ranking.near_scoring import LAST_CALLS, NearScoring
+from serve.ranking.near_scoring import FEW_ROWS, LAST_CALLS, NearScoring
 
 MS_PER_ROW, MS_PER_BATCH = 0.01, 0.2
 
@@ -109,3 +110,43 @@ def test_an_error_of_the_version_itself_is_not_repeated_here():
     with pytest.raises(ScoringFailed):
         score(near, 1)
     assert models.sizes == []
+
+
+def score_aside(near, num_rows, version="held"):
+    """Return the score of the first row of what no batch waits for."""
+    return untimed(asyncio.run(near.aside(version, payload(num_rows))), num_rows)[0][0]
+
+
+def test_what_no_batch_waits_for_is_scored_here_whatever_its_size_and_the_call_takes():
+    calls = Calls(overhead_ms=0.0)
+    near = near_scoring(calls)
+    assert [score_aside(near, num_rows) for num_rows in (1, 4_000)] == [0.25, 0.25]
+    assert calls.now_s == 0.0
+    # Nothing was learnt from it for batches.
+    assert score(near, 4_000) == [0.75]
+
+
+@pytest.mark.parametrize(("version", "may"), [("other", True), ("held", False)])
+def test_what_no_batch_waits_for_is_called_where_the_version_may_not_be_scored_here(version, may):
+    models = Models()
+    assert score_aside(near_scoring(Calls(), models, lambda version: may), 1, version) == 0.75
+    with pytest.raises(ConnectionError):
+        score_aside(
+            near_scoring(Calls(error=ConnectionError("gone")), models, lambda version: may), 1, version
+        )
+    assert models.sizes == []
+
+
+def test_the_event_loop_goes_on_while_many_rows_are_scored_aside():
+    gone_on = threading.Event()
+
+    class Slow(Models):
+        def score(self, version, payload):
+            assert gone_on.wait(5)
+            return super().score(version, payload)
+
+    async def scenario():
+        asyncio.get_running_loop().call_later(0.01, gone_on.set)
+        await near_scoring(Calls(), Slow()).aside("held", payload(FEW_ROWS + 1))
+
+    asyncio.run(scenario())

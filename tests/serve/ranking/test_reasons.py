@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from serve.contract.hashing import hash64
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
-from serve.log.events import MAX_CALL_BYTES
 from serve.model.scorer_cache import timed
+from serve.ranking import near_scoring
 from serve.ranking.load_shedding import TICK_S, TICKS
-from serve.ranking.reasons import MAX_EXPLAINED, MAX_ROWS, explain
+from serve.ranking.reasons import MAX_BYTES, MAX_EXPLAINED, MAX_ROWS, explain
 from serve.ranking.responses import MAX_REASONS
 
 COLUMNS = Features(Schema(read_surface(TOML))).columns
@@ -57,6 +58,27 @@ def service(tmp_path, log_folder):
     live = Live(tmp_path, log_folder)
     live.score = Scorer()
     return live
+
+
+class Near:
+    """Holder of the version in the replica, with the weights of `Scorer`; `trouble` comes first."""
+
+    def __init__(self, trouble=None):
+        self.sizes = []
+        self.trouble = trouble
+
+    async def prepare(self, version):
+        pass
+
+    def holds(self, version):
+        return True
+
+    def score(self, version, payload):
+        matrix = Matrix.from_bytes(payload)
+        self.sizes.append(len(matrix.numeric))
+        if self.trouble is not None:
+            self.trouble()
+        return timed((1 / (1 + np.exp(-log_odds(matrix)))).astype(np.float32).tobytes(), 1.0)
 
 
 def ranked(service, **more):
@@ -164,6 +186,27 @@ def test_reasons_that_come_too_late_are_left_out(service):
     assert begun < 1.0
 
 
+def test_reasons_are_scored_in_the_replica_and_rankings_elsewhere(service):
+    called = ranked(service)
+    service.score, service.near = Scorer(), Near()
+    assert [by_name(each) for each in ranked(service)] == [by_name(each) for each in called]
+    assert [len(call.numeric) for call in service.score.calls] == [3]
+    assert len(service.near.sizes) == 1
+
+
+def fails():
+    raise RuntimeError("no reasons today")
+
+
+@pytest.mark.parametrize("trouble", [fails, lambda: time.sleep(0.6)], ids=["fails", "is late"])
+def test_reasons_that_fail_or_come_too_late_in_the_replica_are_left_out(service, trouble, monkeypatch):
+    # In a thread, like many rows.
+    monkeypatch.setattr(near_scoring, "FEW_ROWS", 0)
+    service.near = Near(trouble)
+    service.config = dataclasses.replace(service.config, deadline_ms=100)
+    assert asyncio.run(timed_ranking(service)) < 0.5
+
+
 async def timed_ranking(service):
     async with service.running():
         loop = asyncio.get_running_loop()
@@ -253,8 +296,8 @@ def unlike(num_candidates, columns):
     ("columns", "most"),
     [
         (Columns(("x",), (), ()), MAX_EXPLAINED),
-        (Columns(tuple(f"x{i}" for i in range(50)), ("y",), (("z", 3),)), MAX_ROWS // 104),
-        (Columns(("x",), (), tuple((f"z{i}", 256) for i in range(12))), (MAX_CALL_BYTES // 24_580) // 26),
+        (Columns(tuple(f"x{i}" for i in range(20)), ("y",), (("z", 3),)), MAX_ROWS // 44),
+        (Columns(("x",), (), tuple((f"z{i}", 256) for i in range(2))), (MAX_BYTES // 4_100) // 6),
     ],
 )
 def test_many_candidates_or_wide_rows_leave_the_last_unexplained(columns, most):
@@ -269,7 +312,7 @@ def test_many_candidates_or_wide_rows_leave_the_last_unexplained(columns, most):
     slate = slate_of(matrix, np.linspace(0.9, 0.1, 1_000))
     explained = asyncio.run(explain(slate, columns, call, 1_000))
     assert most - 1 <= len(explained.contributions) <= most + 1
-    assert calls[0] <= MAX_CALL_BYTES + 24
+    assert calls[0] <= MAX_BYTES + 24
     assert len(asyncio.run(explain(slate, columns, call, 2)).contributions) == min(most, 2)
 
 
