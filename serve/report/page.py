@@ -44,12 +44,12 @@ def banner(tone: Tone, verdict: str, reason: str, doubt: str) -> str:
     sentence on what the report does not say, or how its numbers might mislead.
     """
     # Names such as p99 keep their letter; other reasons get a capital one.
-    said = f"<p{' class=name' * bool(NAME.match(reason))}>{html.escape(reason)}</p>"
+    words = f"<p{' class=name' * bool(NAME.match(reason))}>{html.escape(reason)}</p>"
     if doubt:
-        said += f'<p class="doubt"><b>What this does not say:</b> {html.escape(doubt)}</p>'
+        words += f'<p class="doubt"><b>What this does not say:</b> {html.escape(doubt)}</p>'
     return (
         f'<section class="verdict {tone}" aria-label="Verdict"><span class="sign" aria-hidden="true">'
-        f"{SIGNS[tone]}</span><strong>{html.escape(verdict)}</strong>{said}</section>"
+        f"{SIGNS[tone]}</span><strong>{html.escape(verdict)}</strong>{words}</section>"
     )
 
 

@@ -14,6 +14,7 @@ from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span
 
 Report = Mapping[str, Any]
 NOTHING = "–"
+OFTEN = "however often you look"
 # Format of relative effects on an axis.
 PERCENT = "+.3~%"
 TONES: Mapping[str, tuple[kit.Tone, str]] = {
@@ -53,14 +54,13 @@ def page(result: Report) -> str:
         else f"The effect is of the viewers of these {len(days)} days: a first effect may fade, and what viewers of "
         "one arm do may reach those of the other." + " Viewers are simulated." * bool(result["claims"])
     )
-    not_logged = result["not_in_the_log"]
+    not_logged, guards = result["not_in_the_log"], (_guardrails(result), _guardrail_tests(result))
+    how = kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
     ended = result["window"]["ended"]
-    decide = [
-        (metric, deciding(metric, ended)[0]) for metric in shown if metric["name"] != result["primary_metric"]
-    ]
-    same = [metric["title"] for metric, interval in decide if interval["low"] <= 0 <= interval["high"]]
+    pairs = [(metric["title"], deciding(metric, ended)[0]) for metric in shown]
+    same = [title for title, interval in pairs if interval["low"] <= 0 <= interval["high"]]
     still = f" No effect shown: {', '.join(same)}." * bool(same)
     first, *others = [_cumulative_chart(metric, days, ended) for metric in shown if metric["days"]] or [""]
     parts = [
@@ -71,17 +71,13 @@ def page(result: Report) -> str:
         first,
         kit.details("Other metrics day by day", *others),
         kit.section("Claims of the original and effects here", kit.table(result["claims"])),
-        kit.section(
-            "Metrics", *map(kit.table, _metrics(result)), kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
-        ),
+        kit.section("Metrics", *map(kit.table, _metrics(result)), how),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         _viewers_chart(result, days),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
         kit.section(
-            "Guardrails",
-            *map(kit.table, (_guardrails(result), _guardrail_tests(result))),
-            kit.paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."),
+            "Guardrails", *map(kit.table, guards), kit.paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}.")
         ),
         kit.footer({}, "", ["report.json"]),
     ]
@@ -101,8 +97,8 @@ def _tiles(result: Report) -> list[tuple[str, str, str]]:
     for metric in result["metrics"]:
         if metric["name"] == result["primary_metric"] and metric["effect"]:
             interval, which = deciding(metric, window["ended"])
-            effect = sized(metric["effect"])
-            cells.insert(0, (metric["title"], effect, f"95 % interval {span(interval)}, {which}"))
+            note = f"95 % interval {span(interval)}, {which}"
+            cells.insert(0, (metric["title"], sized(metric["effect"]), note))
     return cells
 
 
@@ -117,9 +113,8 @@ def sample_ratio(result: Report) -> list[str]:
     )
     p = NOTHING if ratio["p"] is None else f"{ratio['p']:.3g}"
     lines = [f"{split}; p = {p}, shares from {ratio['shares_from']}"]
-    if ratio["crossing_viewers"]:
-        crossing = f"{ratio['crossing_viewers']:,} viewers were shown two arms"
-        lines.append(f"{crossing} ({ratio['crossing_share']:.3%})")
+    if num := ratio["crossing_viewers"]:
+        lines.append(f"{num:,} viewers were shown two arms ({ratio['crossing_share']:.3%})")
     if result["blocked"]:
         lines.append("The report is blocked: no effects are shown, because the arms are not comparable")
     return lines
@@ -128,39 +123,28 @@ def sample_ratio(result: Report) -> list[str]:
 def notes(result: Report) -> list[str]:
     """Return lines on the data analysed and the data left out."""
     window, left = result["window"], result["left_out"]
-    lines = [
-        f"{window['start']} to {window['last_exposure']}: {len(window['days'])} calendar days in {window['timezone']}"
-        + (f", partial: {' and '.join(window['partial_days'])}" if window["partial_days"] else "")
-    ]
+    partial = f", partial: {' and '.join(window['partial_days'])}" * bool(window["partial_days"])
+    days = f"{len(window['days'])} calendar days in {window['timezone']}{partial}"
+    lines = [f"{window['start']} to {window['last_exposure']}: {days}"]
     if window["closed"]:
         lines.append(f"The window ends before {window['end']}: {window['closed']}")
     if window["exposures_left_out"]:
-        lines.append(
-            f"{window['exposures_left_out']:,} exposures before {window['start']} or from {window['end']} on are left "
-            "out"
-            + (
-                f": the arms' shares were different before; --until {window['start']} analyses that time"
-                if window["shares_changed"]
-                else ""
-            )
-        )
+        when = f"before {window['start']} or from {window['end']} on"
+        why = f": the arms' shares were different before; --until {window['start']} analyses that time"
+        why *= bool(window["shares_changed"])
+        lines.append(f"{window['exposures_left_out']:,} exposures {when} are left out{why}")
     if window["declared_in"] is None:
         lines.append(
             "No declaration was found: the experiment starts with its first exposure and has no end; "
             f"the smallest effect of interest defaults to {result['smallest_effect']:.1%}"
         )
     if not result["primary_declared"]:
-        where = window["declared_in"] or "no file"
-        lines.append(
-            f"The primary metric, {result['primary_metric']}, is the default: {where} declares "
-            f"{'none' if window['declared_in'] else 'this experiment'}"
-        )
-    seen = result["viewers_seen_before"]
-    lines.append(
-        f"{seen:,} viewers have exposures before {window['before']}: effects are adjusted by their behaviour then"
-        if seen
-        else f"No viewer has an exposure before {window['before']}: effects are not adjusted"
-    )
+        where = window["declared_in"]
+        why = f"{where} declares none" if where else "no file declares this experiment"
+        lines.append(f"The primary metric, {result['primary_metric']}, is the default: {why}")
+    seen, before = result["viewers_seen_before"], f"before {window['before']}: effects are"
+    known = f"{seen:,} viewers have exposures {before} adjusted by their behaviour then"
+    lines.append(known if seen else f"No viewer has an exposure {before} not adjusted")
     if window["dealt_alike"]:
         lines.append(
             f"{', '.join(window['dealt_alike'])} assigned viewers as this experiment does (the same salt), so its arms "
@@ -177,24 +161,14 @@ def notes(result: Report) -> list[str]:
 
 
 def _metrics(result: Report) -> list[list[list[str]]]:
-    """Return the effects, and how sure they are: two tables, each as wide as a page; none if blocked."""
+    """Return the effects, and how sure they are, in two tables as wide as a page."""
     control, treatment, ended = result["control"], result["treatment"], result["window"]["ended"]
-    head = [
-        "metric",
-        "relative, 95 % however often you look",
-        "relative, 95 % at one look",
-        control,
-        treatment,
-    ]
-    head += [
-        "difference, 95 % at one look",
-        f"p, {'declared end' if ended else 'however often you look'}",
-        "p (Holm)",
-    ]
+    head = ["metric", *(f"relative, 95 % {when}" for when in (OFTEN, "at one look")), control, treatment]
+    head += ["difference, 95 % at one look", f"p, {'declared end' if ended else OFTEN}", "p (Holm)"]
     head += [f"power at {result['smallest_effect']:.1%}", "detectable"]
     rows = [[*head, "not adjusted, 95 % at one look", "variance removed"]]
     for metric in result["metrics"]:
-        effect, plain = metric["effect"], metric["unadjusted"]
+        effect = metric["effect"]
         cells = [metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")]
         if effect:
             cells += [f"{sized(effect)} {span(interval)}" for interval in (metric["always_valid"], effect)]
@@ -202,6 +176,7 @@ def _metrics(result: Report) -> list[list[list[str]]]:
             cells += [f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"]
             cells += [f"{effect[p]:.2g}" for p in ("p", "p_holm")]
             cells += [number(metric["power"], ".0%"), number(metric["detectable"], ".2%")]
+            plain = metric["unadjusted"]
             cells += [f"{sized(plain)} {span(plain)}" if plain else NOTHING]
             cells += [number(metric["variance_removed"], ".0%")]
         rows.append(cells + [NOTHING] * (len(rows[0]) - len(cells)))
@@ -217,8 +192,8 @@ def _definitions(result: Report) -> list[list[str]]:
 def _guardrails(result: Report) -> list[list[str]]:
     arms = result["guardrails"]
     rungs = sorted({rung for line in arms.values() for rung in line["rungs"]})
-    named = [f"rung {rung}" for rung in rungs]
-    rows = [["arm", "ranked by", "exposures", "p50 ms", "p99 ms", *named, "degraded by"]]
+    head = ["arm", "ranked by", "exposures", "p50 ms", "p99 ms", *(f"rung {rung}" for rung in rungs)]
+    rows = [[*head, "degraded by"]]
     for arm, line in arms.items():
         took = [number(line[key], ".1f") for key in ("p50_ms", "p99_ms")]
         shares = [f"{line['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
@@ -270,14 +245,12 @@ def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: boo
     at = [days[day["day"]] for day in curve]
     middle, low, high = ([day[name] for day in curve] for name in names)
     least, most = ([day["always_valid"][name] for day in curve] for name in names[1:])
-    marks = [" (decides)", ""] if ended else ["", " (decides)"]
+    decides = " (decides)"
+    often = f"95 % {OFTEN}{decides * (not ended)}"
+    once = f"all days so far, 95 % at one look{decides * ended}"
     series = [
-        Series(
-            f"95 % however often you look{marks[1]}", at, least, "band", low=least, high=most, colour="muted"
-        ),
-        Series(
-            f"all days so far, 95 % at one look{marks[0]}", at, middle, low=low, high=high, colour="model"
-        ),
+        Series(often, at, least, "band", low=least, high=most, colour="muted"),
+        Series(once, at, middle, low=low, high=high, colour="model"),
     ]
     y = Axis("effect", format=PERCENT) if relative else Axis(f"effect, {metric['unit']}")
     none = Limit("", y=0, colour="muted")

@@ -110,11 +110,7 @@ def claims(metrics: Sequence[Mapping[str, Any]], ended: bool) -> list[tuple[str,
     rows = [("", "claimed of the original", f"here, 95 % {DECIDES[ended]}")]
     for metric in metrics:
         if metric["claimed"]:
-            name, value = metric["claimed"]
-            effect = metric["effect"]
-            here = "–"
-            if effect:
-                interval, _ = deciding(metric, ended)
-                here = f"{sized(effect)} {span(interval)}"
+            (name, value), effect = metric["claimed"], metric["effect"]
+            here = f"{sized(effect)} {span(deciding(metric, ended)[0])}" if effect else "–"
             rows.append((f"{name} ({metric['unit']})", f"{value:+.2%}", here))
     return rows
