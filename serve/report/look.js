@@ -91,21 +91,20 @@ function barsOf(series, axes, across) {
 function limitOf(limit) {
   const color = colour(limit.colour);
   const line = { type: "rule", color, strokeDash: [2, 3], strokeWidth: 1.5 };
-  const left = { align: "left", baseline: "top", dx: 5 };
+  // Above the plot, where no other line crosses them.
+  const left = { align: "left", baseline: "bottom", dy: -3 };
   const words = { type: "text", text: limit.name, color: "var(--muted)", fontSize: 12, ...left };
   const top = { x: { datum: limit.x }, y: { value: 0 } };
   let layers;
   if (limit.until !== null) {
     const span = { x: { datum: limit.x }, x2: { datum: limit.until } };
     const shade = { type: "rect", color, opacity: 0.12 };
-    // Above the plot, where no limit of the y axis crosses it.
-    const over = { ...words, baseline: "bottom", dx: 0, dy: -3 };
-    layers = [{ mark: shade, encoding: span }, { mark: over, encoding: top }];
+    layers = [{ mark: shade, encoding: span }, { mark: words, encoding: top }];
   } else if (limit.x !== null) {
     layers = [{ mark: line, encoding: { x: top.x } }, { mark: words, encoding: top }];
   } else {
     const y = { datum: limit.y };
-    const above = { ...words, align: "right", baseline: "bottom", dx: 0, dy: -3 };
+    const above = { ...words, align: "right" };
     layers = [{ mark: line, encoding: { y } }, { mark: above, encoding: { y, x: { value: "width" } } }];
   }
   return { data: { values: [{}] }, layer: limit.name ? layers : layers.slice(0, 1) };

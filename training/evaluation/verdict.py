@@ -62,7 +62,7 @@ def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     pair, model, popular = (evaluation["paired"]["model-popular"], evaluation["model"], evaluation["popular"])
     by = pair["gate"]["by"]
     value, _, ends = _signed(pair[by], pair[ERRORS[by]]).partition(" ")
-    note = ", ".join(filter(None, [ends and f"{ends} at 95 %", "lower is better" * (by == "logloss")]))
+    note = ", ".join(filter(None, [ends and f"{ends} at 95\u00a0%", "lower is better" * (by == "logloss")]))
     return [(f"{MEASURES[by]}: model − popular", value, note)] + [
         (MEASURES[key], decimal(model[key]), f"popular: {decimal(popular.get(key))}")
         for key in ("ndcg@10", "auc", "logloss", "ece")

@@ -97,7 +97,7 @@ def test_the_deciding_difference_has_its_sign_its_interval_and_the_better_side(e
     assert tiles(changed)[0] == (
         "logloss: model − popular",
         "-0.1256",
-        "[-0.1456, -0.1056] at 95 %, lower is better",
+        "[-0.1456, -0.1056] at 95\u00a0%, lower is better",
     )
     assert "-0.1256 [-0.1456, -0.1056]</td>" in report_page(MANIFEST, changed)
 
