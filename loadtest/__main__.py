@@ -46,9 +46,7 @@ def commands() -> None:
 
 @app.command()
 def run(
-    profile: Annotated[
-        str, typer.Option(help="headline, modest, step, spike, diurnal, or the path of a .toml profile")
-    ] = "headline",
+    profile: Annotated[str, typer.Option(help="headline, modest, step, spike, diurnal or TOML")] = "headline",
     url: Url = None,
     slo: SloFile = None,
     log: Log = LOG,
@@ -96,9 +94,7 @@ def freshness(
     probes: Annotated[float, typer.Option(min=0.1, max=100, help="probe events per second")] = 5,
     duration: Annotated[float, typer.Option(min=1, max=600, help="measured seconds")] = 30,
     warmup: Annotated[float, typer.Option(min=0, max=600, help="warm-up seconds, without probes")] = 10,
-    slo: Annotated[
-        Path | None, typer.Option(help="TOML file with a generator_late_ms_p99 that replaces the shipped one")
-    ] = None,
+    slo: SloFile = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -133,9 +129,7 @@ def slow(
     ids: Ids = None,
     rps: Annotated[float, typer.Option(min=50, help="normal requests per second")] = 300,
     clients: Annotated[int, typer.Option(min=2, max=2_000, help="slow clients")] = 500,
-    pairs: Annotated[
-        int, typer.Option(min=1, max=100, help="pairs of windows with and without slow clients")
-    ] = 5,
+    pairs: Annotated[int, typer.Option(min=1, max=100, help="pairs of windows, without and with them")] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure how slow clients affect other requests: they send one byte per second.
@@ -204,13 +198,9 @@ def compare(
 def scale(
     work: Work = WORK,
     config: Config = CONFIG,
-    part: Annotated[
-        list[str] | None, typer.Option(help="replicas, step or nodes; repeat for several; all by default")
-    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="replicas, step or nodes; all by default")] = None,
     cycles: Annotated[int, typer.Option(min=1, max=100, help="number of replica cycles 1 → 3 → 1")] = 5,
-    hold: Annotated[
-        float, typer.Option(min=5, max=600, help="seconds for each change of replicas and the load after it")
-    ] = 15,
+    hold: Annotated[float, typer.Option(min=5, max=600, help="seconds for each change of replicas")] = 15,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -234,14 +224,10 @@ def scale(
 def overload(
     work: Work = WORK,
     config: Config = CONFIG,
-    times: Annotated[
-        str, typer.Option(help="offered rates as multiples of the knee, separated by commas")
-    ] = "1.2,2,3",
+    times: Annotated[str, typer.Option(help="offered rates, as multiples of the knee")] = "1.2,2,3",
     seconds: Annotated[float, typer.Option(min=5, max=600, help="seconds of each overload")] = 60,
     bursts: Annotated[int, typer.Option(min=0, max=40, help="bursts of twice the knee, each in 15 s")] = 0,
-    knee: Annotated[
-        float | None, typer.Option(min=1, help="knee in requests per second, if known for this pinning")
-    ] = None,
+    knee: Annotated[float | None, typer.Option(min=1, help="known knee with this pinning, in req/s")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -271,12 +257,8 @@ def overload(
 def chaos(
     work: Work = WORK,
     config: Config = CONFIG,
-    fault: Annotated[
-        list[str] | None, typer.Option(help="name of a fault; repeat for several; all by default")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(min=1, help="requests per second, instead of 60 % of the knee")
-    ] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="fault to inject; repeat; all by default")] = None,
+    rate: Annotated[float | None, typer.Option(min=1, help="requests/s, instead of 60 % of the knee")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -297,14 +279,10 @@ def chaos(
 
 @app.command()
 def soak(
-    rate: Annotated[
-        float, typer.Option(min=1, max=10_000, help="requests per second; 70 % of the knee is a good choice")
-    ],
+    rate: Annotated[float, typer.Option(min=1, max=10_000, help="requests per second, say 70 % of the knee")],
     url: Url = None,
     minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured minutes")] = 10,
-    cluster: Annotated[
-        Path, typer.Option(help="run folder of `serve up`, to find the processes of the service")
-    ] = Path("var/run"),
+    cluster: Annotated[Path, typer.Option(help="run folder, to find its processes")] = Path("var/run"),
     log: Log = LOG,
     ids: Ids = None,
     out: Out = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -43,9 +43,7 @@ def simulate(
     rows: Annotated[int, typer.Option(help="Exposed candidates, about 55 an exposure.")] = 1_000_000,
     viewers: Annotated[int | None, typer.Option(help="Viewers. Default: one for each 12 exposures.")] = None,
     days: Annotated[float, typer.Option(help="Simulated days.")] = 2.0,
-    end: Annotated[
-        str | None, typer.Option(help="End of the log: an ISO time or now. Default: a fixed day.")
-    ] = None,
+    end: Annotated[str | None, typer.Option(help="End: an ISO time, or now. Default: a fixed day.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same log.")] = 0,
     examination: Annotated[
         Literal["decay", "steps", "none"], typer.Option(help="How attention falls with position.")
@@ -58,16 +56,8 @@ def simulate(
     os.umask(PRIVATE)
     end_ms = None if end is None else milliseconds(end, "--end")
     with ProgressBar("simulate") as progress:
-        summary = run(
-            out,
-            rows=rows,
-            viewers=viewers,
-            days=days,
-            seed=seed,
-            end_ms=end_ms,
-            examination=examination,
-            progress=progress,
-        )
+        given: dict[str, Any] = {"rows": rows, "viewers": viewers, "days": days, "examination": examination}
+        summary = run(out, **given, seed=seed, end_ms=end_ms, progress=progress)
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
     answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 
@@ -122,10 +112,8 @@ def split(
     """Split a log in two by time."""
     from training.data.split import split as run
 
-    counts = run(log, at, before, after)
-    answer(
-        counts, as_json, f"{counts['before_exposures']} exposures before, {counts['after_exposures']} after"
-    )
+    sizes = run(log, at, before, after)
+    answer(sizes, as_json, f"{sizes['before_exposures']} exposures before, {sizes['after_exposures']} after")
 
 
 @app.command()
@@ -137,14 +125,10 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Maximum passes; default by the rows.")] = None,
     memory: Annotated[
         str | None,
-        typer.Option(
-            help="Memory for rows, such as 4G; more rows stream from disk. Default: half of the free memory."
-        ),
+        typer.Option(help="Memory for rows, such as 4G; more stream from disk. Default: half of the free."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Ray Train workers.")] = 1,
-    storage: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints, from which a killed fit resumes.")
-    ] = None,
+    storage: Annotated[Path | None, typer.Option(help="Folder from which a killed fit resumes.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train, calibrate and write an artifact; the last tenth of the log by time validates.
@@ -187,9 +171,7 @@ def evaluate(
     model: Model,
     log: LogFolder,
     history: Annotated[Path | None, typer.Option(help="The log from which the state starts.")] = None,
-    baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also measure LightGBM, tuned for 60 s on the history.")
-    ] = False,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also LightGBM, tuned on the past.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure an artifact on a log, beside `popular` and the baseline on the same rows."""
@@ -215,19 +197,13 @@ def evaluate(
 def replay(
     log: LogFolder,
     url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
-    surface: Annotated[
-        str | None, typer.Option(help="Name or TOML file. Default: the model's, else the service's.")
-    ] = None,
+    surface: Annotated[str | None, typer.Option(help="Name or file. Default: model's or service's.")] = None,
     model: Annotated[
         Path | None,
         typer.Option(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),
     ] = None,
-    history: Annotated[
-        Path | None, typer.Option(help="With --model: the log that filled the service's store.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder for report.json and scores.parquet; must not exist.")
-    ] = None,
+    history: Annotated[Path | None, typer.Option(help="With --model: the log that filled the store.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for report.json and scores.parquet.")] = None,
     as_json: Json = False,
 ) -> None:
     """Replay a log through a running service in order of its time, and measure the answers.
@@ -303,21 +279,14 @@ def publish(
 ) -> None:
     """Verify an artifact, copy it to the published ones, and make it the current model."""
     from serve.model.artifact import load
-    from training.evaluation.verdict import GATES, TITLES
+    from training.evaluation.verdict import not_beaten
     from training.fit.publish import publish as run
 
     version = run(model, models, make_current=promote)
-    paired = load(models / version).manifest.get("paired", {})
-    for name in GATES:
-        if f"model-{name}" in paired and not paired[f"model-{name}"]["gate"]["beats"]:
-            print_progress(
-                f"{version} does not beat {TITLES[name]} by two standard errors: see {model / 'report.html'}"
-            )
-    answer(
-        {"version": version, "current": promote},
-        as_json,
-        f"{models / version}{' is current' if promote else ''}",
-    )
+    for reason in not_beaten(load(models / version).manifest.get("paired", {})):
+        print_progress(f"{version}: {reason}; see {model / 'report.html'}")
+    line = f"{models / version}{' is current' if promote else ''}"
+    answer({"version": version, "current": promote}, as_json, line)
 
 
 if __name__ == "__main__":

@@ -44,14 +44,9 @@ def make_bodies(ids: Ids, profile: Profile, num: int = NUM_BODIES, seed: int = S
 
 def _body(ids: Ids, viewer: str, num_candidates: int, rng: np.random.Generator) -> bytes:
     chosen = rng.choice(len(ids.candidates), size=num_candidates, replace=False)
-    body: dict[str, Any] = {
-        "viewer": viewer,
-        "candidates": [ids.candidates[index] for index in chosen],
-        "traffic": "test",
-    }
-    if viewer in ids.contexts:
-        body["context"] = ids.contexts[viewer]
-    return msgspec.json.encode(body)
+    candidates = [ids.candidates[index] for index in chosen]
+    context = {"context": ids.contexts[viewer]} if viewer in ids.contexts else {}
+    return msgspec.json.encode({"viewer": viewer, "candidates": candidates, "traffic": "test", **context})
 
 
 def pack(records: Iterable[Record]) -> bytes:
@@ -59,28 +54,21 @@ def pack(records: Iterable[Record]) -> bytes:
     return msgspec.json.encode({"records": list(records)})
 
 
-def viewer_events(
-    ids: Ids, kinds: Mapping[str, int], run: str, batch: int = BATCH, seed: int = SEED
-) -> Iterator[bytes]:
+def viewer_events(ids: Ids, kinds: Mapping[str, int], run: str, batch: int = BATCH) -> Iterator[bytes]:
     """Yield request bodies of `batch` events each, endlessly.
 
     Event ids are unique across bodies and runs. Kinds are drawn by their counts in `kinds`, viewers
     and candidates uniformly: the service refuses the 21st event of a kind in ten minutes of one
     viewer at one candidate. Events have no `ts_ms`: they happen when they arrive.
     """
-    rng = np.random.default_rng(seed)
-    names = list(kinds)
+    rng, names = np.random.default_rng(SEED), list(kinds)
     shares = np.array(list(kinds.values())) / sum(kinds.values())
     for number in count():
-        drawn = zip(
-            rng.choice(len(names), size=batch, p=shares).tolist(),
-            rng.integers(len(ids.viewers), size=batch).tolist(),
-            rng.integers(len(ids.candidates), size=batch).tolist(),
-            strict=True,
-        )
+        of_kind = rng.choice(len(names), size=batch, p=shares)
+        viewer, shown = (rng.integers(len(of), size=batch) for of in (ids.viewers, ids.candidates))
         yield pack(
-            event(f"{run}-e{number}-{i}", ids.viewers[viewer], ids.candidates[candidate], names[kind])
-            for i, (kind, viewer, candidate) in enumerate(drawn)
+            event(f"{run}-e{number}-{i}", ids.viewers[viewer[i]], ids.candidates[shown[i]], names[of_kind[i]])
+            for i in range(batch)
         )
 
 

@@ -96,9 +96,8 @@ class Prober:
         if rejected:
             add((perf_counter() - sent) * 1000, rejected, 0)
             return
-        request = self._ranks.prepare(
-            msgspec.json.encode({"viewer": viewer, "candidates": [shown], "traffic": "test"})
-        )
+        body = {"viewer": viewer, "candidates": [shown], "traffic": "test"}
+        request = self._ranks.prepare(msgspec.json.encode(body))
         num_polls = 0
         while True:
             polled = perf_counter()

@@ -51,9 +51,7 @@ def probe(url: str, body: bytes) -> None:
     """
     status, answer = ask(url, PATH, body)
     if 400 <= status < 500 and status != 429:
-        raise LoadtestError(
-            f"--url {url}: the service rejects the requests of this run: {status} {detail_of(answer)}"
-        )
+        raise LoadtestError(f"--url {url}: it rejects the requests of this run: {status} {detail_of(answer)}")
 
 
 def ask(

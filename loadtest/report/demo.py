@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import csv
-import html
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loadtest.measure.verdict import Verdict
-from loadtest.report.plots import PERCENTILES, Point, latency_over_time, line
+from loadtest.report.plots import PERCENTILES, latency_over_time
 from loadtest.report.report import SAME_CORES, Report, doubts, verdict, write_report
 from loadtest.report.run import latency_distribution
 from loadtest.workload.profiles import Slo, load_slo
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words, sentence
-from serve.report.charts import Axis, Series, plot
+from serve.report.charts import Axis, Series, plot, reliability
 from serve.report.page import paragraph, section, table, tiles
 from serve.report.rows import columns, number
 
@@ -36,6 +36,7 @@ COMMANDS = {
     "python -m loadtest knee": "the highest rate that this machine holds",
     "python -m training surface --log my-log --out my": "begin with your own log",
 }
+SIDES = ("model", "popular")
 MEASURES = {"expected_labels": "joins expected per ranking", "ndcg@10": "NDCG@10, on joins as logged"}
 
 
@@ -70,7 +71,7 @@ def write_demo(report: Report, folder: Path) -> str:
         section("Latency under load", paragraph(offered), over_time, spread),
         section(f"One viewer joins five rooms on {topic['topic']}", *_story(topic)),
         section("The model against popular", *_quality(train)),
-        section("How far the probabilities are right", _reliability(train["reliability"])),
+        section("How far the probabilities are right", reliability(train["reliability"])),
         section("Where to go next", _next(folder)),
     ]
     write_report(folder, report, "tabrank: the demo", body, SAME_CORES, new=False)
@@ -178,14 +179,12 @@ def _quality(train: Report) -> Iterator[str]:
         values, spans = train["measures"][key], train["intervals"][key]
         if None in values.values():
             continue
-        series = [
-            Series(name, [values[name]], [name], "points", [spans[name][0]], [spans[name][1]])
-            for name in ("model", "popular")
-        ]
+        ends = {name: ([low], [high]) for name, (low, high) in spans.items()}
+        series = [Series(name, [values[name]], [name], "points", *ends[name]) for name in SIDES]
         yield plot(title[0].upper() + title[1:], Axis(title, zero=True), Axis(""), series, height=90)
         error = train["paired"]["expected_labels_se" if key == "expected_labels" else "se"]
         difference = f"{train['paired'][key]:+.3f} ± {2 * error:.3f}"
-        rows.append((title, *(f"{values[name]:.3f}" for name in ("model", "popular")), difference))
+        rows.append((title, *(f"{values[name]:.3f}" for name in SIDES), difference))
     yield table(rows)
     yield paragraph(
         f"On {train['test_rows']:,} rows of rankings after those that trained the model. ± two standard errors of "
@@ -194,21 +193,11 @@ def _quality(train: Report) -> Iterator[str]:
     )
 
 
-def _reliability(points: Sequence[Point]) -> str:
-    top = max((value or 0.0 for point in points for value in point), default=1.0)
-    right = Series("exactly right", [0.0, top], [0.0, top], colour="muted", dashed=True)
-    caption = "Each corner is a fifteenth of the rows. Below the dashed line the predictions are too high."
-    predicted, joined = Axis("predicted P(join)", format=".1%"), Axis("joined", format=".1%")
-    return plot("", predicted, joined, [right, line("model", points)], caption=caption)
-
-
 def _next(folder: Path) -> str:
     pages = [
-        f'<li><a href="{target}">{html.escape(what)}</a></li>'
+        f'<li><a href="{target}">{escape(what)}</a></li>'
         for target, what in LINKS.items()
         if (folder / target).exists()
     ]
-    commands = [
-        f"<li><code>{html.escape(line)}</code>: {html.escape(what)}</li>" for line, what in COMMANDS.items()
-    ]
+    commands = [f"<li><code>{escape(line)}</code>: {escape(what)}</li>" for line, what in COMMANDS.items()]
     return f"<ul>{''.join((*pages, *commands))}</ul>"

@@ -9,7 +9,7 @@ from loadtest.measure.verdict import Verdict
 from loadtest.report.plots import PERCENTILES, latency_against_rate
 from loadtest.report.report import SAME_CORES, Report, Row, doubts, verdict, write_report
 from loadtest.workload.profiles import Slo
-from serve.report.page import figures, table, tiles
+from serve.report.page import section, table, tiles
 from serve.report.rows import number
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
@@ -17,20 +17,23 @@ PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confir
 
 def write_knee(folder: Path, report: Report) -> None:
     """Write the report of one service."""
-    lines = {name: _points(report, f"{name}_ms") for name in PERCENTILES}
+    # The last step at a rate decides.
+    steps = {step["rate_rps"]: step for step in report["steps"]}
+    lines = {name: [(rate, step[f"{name}_ms"]) for rate, step in steps.items()] for name in PERCENTILES}
     slo, knee = Slo(**report["slo"]), number(report["knee_rps"])
     title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
     word: Verdict = knee_verdict([report["knee_rps"]])
     held = f"The highest rate that held its limits in two of three last steps; p99 {_ms(report['p99_ms'])}"
     claim = f"a knee at {knee} requests/s" if word == "held" else "a rate within the limits"
     doubt = doubts(report, "Near the knee chance decides a step: the next search may end some percent off.")
-    parts = [
+    body = [
         verdict({**report, "verdict": word}, claim, held, [], doubt),
         tiles(_numbers(report, slo)[:6]),
-        figures({"Latency against rate": latency_against_rate(lines, slo), "Steps": _steps(report)}),
-        figures({"All numbers": table([("", "tabrank", "required"), *_numbers(report, slo)])}),
+        section("Latency against rate", latency_against_rate(lines, slo)),
+        section("Steps", _steps(report)),
+        section("All numbers", table([("", "tabrank", "required"), *_numbers(report, slo)])),
     ]
-    write_report(folder, report, title, parts, FOOTER)
+    write_report(folder, report, title, body, FOOTER)
 
 
 def knee_summary(report: Report) -> str:
@@ -58,11 +61,6 @@ def step_line(step: Report) -> str:
     latencies = ", ".join(f"{name} {_ms(step[f'{name}_ms'])}" for name in ("p50", "p90", "p99"))
     reasons = f" ({'; '.join(step['reasons'])})" if step["reasons"] and verdict else ""
     return f"  {step['rate_rps']:g} req/s{f' ({phase})' if phase else ''}:{verdict} {latencies}{reasons}"
-
-
-def _points(report: Report, key: str) -> list[tuple[float, float | None]]:
-    """Return the (rate, latency) points; the last step at a rate decides."""
-    return list({step["rate_rps"]: (step["rate_rps"], step[key]) for step in report["steps"]}.values())
 
 
 def _numbers(report: Report, slo: Slo) -> list[Row]:

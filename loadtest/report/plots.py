@@ -14,25 +14,19 @@ from serve.report.charts import Axis, Limit, Series, plot
 SECOND = Axis("second of the measurement")
 # Colour of each percentile on every plot.
 PERCENTILES = {"p50": "muted", "p90": "other", "p99": "text"}
-# A longer run is drawn by its worst seconds, so that its page stays small.
-MOST_MOMENTS = 600
 HEIGHT = 180
 Point = Sequence[Any]
 """Values of x and y; y may be None."""
 
 
-def distribution(
-    x: str, lines: Mapping[str, Sequence[Point]], limits: Sequence[tuple[str, float, float]]
-) -> str:
+def distribution(x: str, lines: Mapping[str, Sequence[Point]], limits: Sequence[Point]) -> str:
     """Plot the share that took longer than a time, for each name.
 
     A line is points of `loadtest.measure.measure.tail`; a limit is a name, a time and a share.
     """
     series = [line(name, points) for name, points in lines.items()]
     names, at_ms, shares = zip(*limits, strict=True)
-    series.append(
-        Series("limit: the line passes below", at_ms, shares, "points", colour="limit", notes=names)
-    )
+    series.append(Series("limit: the line stays below", at_ms, shares, "points", colour="limit", notes=names))
     share = Axis("share that took longer", log=True, format=".3~%")
     return plot("", Axis(x, log=True), share, series)
 
@@ -47,7 +41,6 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
 
     Without samples of a cluster there is no plot of replicas.
     """
-    moments = thinned(moments)
     at = [moment.t_s for moment in moments]
     warm = _warm_up(at)
     failed = [moment for moment in moments if moment.failed]
@@ -63,10 +56,9 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
             Series(f"{name} replicas", at, [moment.replicas[name] for moment in moments], "step")
             for name in moments[0].replicas
         ]
-        if any(moment.nodes is not None for moment in moments):
-            running.append(
-                Series("nodes", at, [m.nodes for m in moments], "step", colour="muted", dashed=True)
-            )
+        nodes = [moment.nodes for moment in moments]
+        if any(number is not None for number in nodes):
+            running.append(Series("nodes", at, nodes, "step", colour="muted", dashed=True))
         axis = Axis("running", zero=True, whole=True)
         parts.append(plot("Replicas and nodes", SECOND, axis, running, warm, height=HEIGHT // 2))
     lines = {name: [getattr(moment, f"{name}_ms") for moment in moments] for name in PERCENTILES}
@@ -82,16 +74,6 @@ def latency_over_time(at_s: Sequence[float], lines: Mapping[str, Sequence[float 
 
 def _warm_up(at_s: Sequence[float]) -> list[Limit]:
     return [Limit("warm-up", x=at_s[0], until=0, colour="muted")] if at_s and at_s[0] < 0 else []
-
-
-def thinned(moments: Sequence[Moment]) -> Sequence[Moment]:
-    """Return at most `MOST_MOMENTS` moments; of a longer run, the worst of every few seconds."""
-    size = -(-len(moments) // MOST_MOMENTS)
-    if size <= 1:
-        return moments
-    parts = [moments[first : first + size] for first in range(0, len(moments), size)]
-    worst = [max(part, key=lambda moment: (moment.failed, moment.p99_ms or 0.0)) for part in parts]
-    return [replace(moment, t_s=part[0].t_s) for part, moment in zip(parts, worst, strict=True)]
 
 
 def latency_against_rate(lines: Mapping[str, Sequence[Point]], slo: Slo) -> str:
@@ -133,9 +115,8 @@ def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
 
 def memory_and_files(at_s: Sequence[float], memory_mib: Sequence[float], files: Sequence[int]) -> str:
     """Plot memory above and open files below over time, both from 0 up."""
-    every = slice(None, None, -(-len(at_s) // MOST_MOMENTS) or 1)
     return "\n".join(
-        plot(title, SECOND, Axis(unit, zero=True), [Series(title, at_s[every], values[every])], height=HEIGHT)
+        plot(title, SECOND, Axis(unit, zero=True), [Series(title, at_s, values)], height=HEIGHT)
         for title, unit, values in (("Private memory", "MiB", memory_mib), ("Open files", "files", files))
     )
 

@@ -12,7 +12,18 @@ from typing import Any
 
 from loadtest.measure.verdict import Verdict
 from serve.log.atomic_files import draft_of, write_whole
-from serve.report.page import Tone, banner, bullets, figures, footer, paragraph, table, tiles, whole_page
+from serve.report.page import (
+    Tone,
+    banner,
+    bullets,
+    figures,
+    footer,
+    paragraph,
+    section,
+    table,
+    tiles,
+    whole_page,
+)
 
 Report = dict[str, Any]
 Row = tuple[str, str, str]
@@ -84,7 +95,7 @@ class Findings:
         named = {name: (name, value, required) for name, value, required in self.rows}
         numbers = table([("", "measured", "required"), *self.rows])
         shown = tiles(named[name] for name in first)
-        return [banner, shown, figures(plots), figures({"All numbers": paragraph(self.lead) + numbers})]
+        return [banner, shown, figures(plots), section("All numbers", paragraph(self.lead), numbers)]
 
 
 def with_reasons(line: str, reasons: Iterable[str]) -> str:

@@ -43,17 +43,21 @@ def report_run(
     """
     moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
     report = make_report(profile, url, slo, requests, moments)
-    files = {
-        "requests.csv": requests_csv(moments),
-        "timeline.csv": timeline_csv(moments),
-        **({"locust.html": locust_html} if locust_html is not None else {}),
-    }
+    files = {"requests.csv": requests_csv(moments), "timeline.csv": timeline_csv(moments)}
+    files |= {"locust.html": locust_html} if locust_html is not None else {}
     found = findings(report)
     claim = f"{profile.offered_rps:,.0f} requests/s within the limits"
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
     doubt = doubts(report, f"It took {report['seconds']:g} s; drift and leaks need loadtest soak.")
     head = verdict(report, claim, held, report["reasons"], doubt)
-    body = found.body(head, TILES, _run_plots(report, slo, moments))
+    title = "Load, replicas, nodes and latency over time"
+    if not report["watched"]:
+        title = "Load and latency over time (without replicas and nodes: name a cluster with --cluster)"
+    plots = {
+        title: load_and_cluster(moments, slo),
+        "Latency distribution": latency_distribution(report, slo),
+    }
+    body = found.body(head, TILES, plots)
     footer = RUN_FOOTER if locust_html is None else RUN_FOOTER + LOCUST
     write_report(out, report, found.title, body, footer, files)
     return report, [moment for moment in moments if moment.t_s >= 0]
@@ -82,13 +86,6 @@ def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moment
     }
 
 
-def _run_plots(report: Report, slo: Slo, moments: list[Moment]) -> dict[str, str]:
-    return {
-        _timeline_title(report): load_and_cluster(moments, slo),
-        "Latency distribution": latency_distribution(report, slo),
-    }
-
-
 def latency_distribution(report: Report, slo: Slo) -> str:
     """Plot the share of the requests of a report that took longer than a time, with the limits."""
     return distribution("ms from the due time", {"answered": report["latency_tail"]}, slo.shares())
@@ -109,23 +106,15 @@ def timeline_csv(moments: Sequence[Moment]) -> str:
     """
     numbers = ("t_s", "offered_rps", "answered_rps", "p50_ms", "p99_ms", "full_share", "failed")
     names = list(moments[0].replicas) if moments else []
-    rows = [
-        (*(getattr(moment, name) for name in numbers), *moment.replicas.values(), moment.nodes)
-        for moment in moments
-        if moment.t_s >= 0
-    ]
+    measured = [moment for moment in moments if moment.t_s >= 0]
+    rows = [[*(getattr(m, name) for name in numbers), *m.replicas.values(), m.nodes] for m in measured]
     return csv_text((*numbers, *(f"{name}_replicas" for name in names), "nodes"), rows)
-
-
-def _timeline_title(report: Report) -> str:
-    if report["watched"]:
-        return "Load, replicas, nodes and latency over time"
-    return "Load and latency over time (without replicas and nodes: name a cluster with --cluster)"
 
 
 def findings(report: Report) -> Findings:
     """Return the numbers of a report with their limits."""
-    slo = report["slo"]
+    slo, late = report["slo"], milliseconds(report["generator_late_ms_p99"])
+    errors = f"{report['errors']} of {report['requests']:,}"
     rows = [
         ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
         (SCORED, f"{report['candidates_per_s']:,.0f}", ""),
@@ -134,19 +123,11 @@ def findings(report: Report) -> Findings:
         ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
         ("p99", milliseconds(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
         ("slowest", milliseconds(report["max_ms"]), ""),
-        (
-            "errors",
-            f"{report['errors']} of {report['requests']:,}",
-            f"at most {slo['max_error_share']:g} of the requests",
-        ),
+        ("errors", errors, f"at most {slo['max_error_share']:g} of the requests"),
         *indented(report["error_kinds"]),
         *phase_rows(report),
         *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
-        (
-            "generator late, p99",
-            milliseconds(report["generator_late_ms_p99"]),
-            f"at most {slo['generator_late_ms_p99']:g} ms",
-        ),
+        ("generator late, p99", late, f"at most {slo['generator_late_ms_p99']:g} ms"),
     ]
     title = f"Load test {report['profile']}: {report['verdict']}"
     return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, report["reasons"])
@@ -170,20 +151,19 @@ def write_soak(
     folder: Path, report: Report, moments: Sequence[Moment], footprints: Sequence[Footprint], slo: Slo
 ) -> None:
     """Write the report folder, complete or not at all."""
-    at_s = [each.at_s for each in footprints]
+    at_s, memory_mib = [each.at_s for each in footprints], [each.own_mib for each in footprints]
+    files = [each.files for each in footprints]
     plots = {
         "Load and latency": load_and_cluster(moments, slo),
-        "Memory and open files of the service": memory_and_files(
-            at_s, [each.own_mib for each in footprints], [each.files for each in footprints]
-        ),
+        "Memory and open files of the service": memory_and_files(at_s, memory_mib, files),
     }
-    files = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
+    more = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
     found = soak_findings(report)
     claim = f"{report['rate_rps']:,.0f} requests/s for {report['seconds'] / 60:,.3g} minutes"
     doubt = doubts(report, "A leak that needs longer than this run does not show.")
     head = verdict(report, claim, "no drift and no leak beyond the limits", report["reasons"], doubt)
     body = found.body(head, [name for name, *_ in found.rows], plots)
-    write_report(folder, report, found.title, body, SOAK_FOOTER, files)
+    write_report(folder, report, found.title, body, SOAK_FOOTER, more)
 
 
 def soak_findings(report: Report) -> Findings:

@@ -15,7 +15,7 @@ from loadtest.measure.verdict import listed
 from loadtest.report.plots import answers_against_load, load_and_cluster
 from loadtest.report.report import SAME_CORES, Report, doubts, verdict, with_reasons, write_report
 from loadtest.workload.profiles import Slo, load_slo
-from serve.report.page import bullets, figures, paragraph, table, tiles
+from serve.report.page import bullets, figures, paragraph, section, table, tiles
 from serve.report.rows import markdown, number
 
 PART_TITLES = {
@@ -77,7 +77,7 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     body = [
         verdict(report, "under overload the model still answers", "All runs held", reasons, doubt),
         tiles([("knee", f"{number(report['knee_rps'])} /s", "the lower of two"), *full]),
-        figures({"Answers against load": _answers_against_load(report)}),
+        section("Answers against load", _answers_against_load(report)),
         paragraph(lead),
         table([list(rows[0]), *(list(row.values()) for row in rows)]),
         figures({title: load_and_cluster(moments, slo) for title, moments in lines.items()}),
@@ -159,7 +159,7 @@ def _part(name: str, part: Report, plot: str) -> str:
         f"<p>{'Held' if part['held'] else 'Not held'}: {html.escape(describe_part(name, part))}. "
         f'<a href="{name}/report.html">The run</a>, <a href="{name}/timeline.csv">timeline.csv</a></p>'
     )
-    return figures({PART_TITLES[name]: "\n".join((text, bullets(part["reasons"]), plot))})
+    return section(PART_TITLES[name], text, bullets(part["reasons"]), plot)
 
 
 def _seconds(value: float | None) -> str:
@@ -214,15 +214,10 @@ def describe_fault(found: Report) -> str:
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder, complete or not at all."""
     head = ("fault", "allowed", "measured", "held")
-    rows = [
-        (
-            one["what"],
-            one["allowed"],
-            describe_fault(one) if "requests" in one else "; ".join(one["reasons"]),
-            HELD[one["held"]],
-        )
-        for one in report["faults"]
-    ]
+    rows = []
+    for one in report["faults"]:
+        measured = describe_fault(one) if "requests" in one else "; ".join(one["reasons"])
+        rows.append((one["what"], one["allowed"], measured, HELD[one["held"]]))
     run = [one for one in report["faults"] if one["held"] is not None]
     reasons = [f"{one['fault']}: {reason}" for one in run for reason in one["reasons"]]
     failed, sent = (sum(one.get(key, 0) for one in run) for key in ("failed", "requests"))
@@ -237,13 +232,10 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
         tiles(numbers),
         table([head, *rows]),
     ]
-    for found in report["faults"]:
-        if found["fault"] in lines:
-            plot = load_and_cluster(lines[found["fault"]], slo)
-            body.append(figures({found["what"]: f"{bullets(found['reasons'])}\n{plot}"}))
-    footer = CHAOS_FOOTER.format(
-        knee=f"{report['knee_rps'] or 0:,.0f}", timeout=f"{report['client_timeout_s'] * 1000:g}"
-    )
+    for found in (one for one in report["faults"] if one["fault"] in lines):
+        plot = load_and_cluster(lines[found["fault"]], slo)
+        body.append(section(found["what"], bullets(found["reasons"]), plot))
+    footer = CHAOS_FOOTER.format(knee=report["knee_rps"] or 0, timeout_ms=report["client_timeout_s"] * 1000)
     # The table for a document, with the short names of the faults.
     named = [(one["fault"], *row[1:]) for one, row in zip(report["faults"], rows, strict=True)]
     more = {"table.md": markdown([head, *named]) + "\n"}
@@ -259,6 +251,6 @@ Not sent: 1,000 requests were unanswered at that moment, which is the generator'
 SCALE_FOOTER = f"""{SAME_CORES}The Scorer is throttled: a batch takes at least {{ms_per_batch:g}} ms and
 {{us_per_candidate:g}} µs per candidate, mostly asleep, so that two replicas do twice the work of one on any machine.
 Latency counts from the due time of a request (an open loop: Poisson arrivals)."""
-CHAOS_FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals, at 60 % of a knee of {{knee}} requests/s
-(changes: 80 %). The client has a timeout of {{timeout}} ms and retries once, within its budget. The plots
+CHAOS_FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals, at 60 % of a knee of {{knee:,.0f}} requests/s
+(changes: 80 %). The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The plots
 begin 3 s into the load; the fault begins 5 s later."""

@@ -127,9 +127,8 @@ def describe(windows: Sequence[Report]) -> Report:
     """Return medians and sums over a service's windows; CPU in µs per full answer, by process."""
     ended, cpu_us = (_summed(windows, key) for key in ("ended", "cpu_used_us"))
     cpu_us["all"] = cpu_us.total()
-    found = {
-        key: [window[key] for window in windows if window["late_s"] < window["seconds"]] for key in NUMBERS
-    }
+    in_time = [window for window in windows if window["late_s"] < window["seconds"]]
+    found = {key: [window[key] for window in in_time] for key in NUMBERS}
     numbers = {
         "kept_up": windows[0]["kept_up"],
         **{key: median(each) if each and None not in each else None for key, each in found.items()},

@@ -87,9 +87,7 @@ def _simulate() -> None:
     # The log ends now, so that the rooms that are live at its end are live for the service.
     size = ("--rows", str(ROWS), "--days", str(DAYS), "--end", "now")
     world = _run("training", "simulate", "--out", LOG, *size)
-    show(
-        f"     {world['rows']:,} shown rooms, {world['viewers']:,} viewers, {world['events']['join']:,} joins."
-    )
+    show(f"     {world['rows']:,} rows, {world['viewers']:,} viewers, {world['events']['join']:,} joins.")
 
 
 def _train() -> Report:
@@ -99,22 +97,18 @@ def _train() -> Report:
     fit = ("--surface", "spaces", "--log", TRAIN, "--out", MODEL, "--epochs", str(EPOCHS))
     fitted = _run("training", "fit", *fit)
     judged = _run("training", "evaluate", "--model", MODEL, "--history", TRAIN, "--log", TEST)
-    ours = judged["model"]
+    ours, spans = judged["model"], judged["intervals"]
     measures = {key: {name: judged[name][key] for name in ("model", "popular")} for key in (*MEASURES, "auc")}
     show(f"     {fitted['rows']:,} rows in {fitted['seconds']} s. On the last 20 %:")
     for key, title in (*MEASURES.items(), ("auc", "AUC")):
         model, popular = (number(measures[key][name], ".3f") for name in ("model", "popular"))
         show(f"     {title}: {model} (popular {popular})")
     train = {
-        "rows": fitted["rows"],
-        "seconds": fitted["seconds"],
-        "auc": ours["auc"],
-        "logloss": ours["logloss"],
+        **{name: fitted[name] for name in ("rows", "seconds")},
+        **{name: ours[name] for name in ("auc", "logloss")},
         "ndcg@10": measures["ndcg@10"],
         "measures": measures,
-        "intervals": {
-            key: {name: judged["intervals"][name][key] for name in measures[key]} for key in MEASURES
-        },
+        "intervals": {key: {name: spans[name][key] for name in measures[key]} for key in MEASURES},
         "reliability": judged["curves"]["reliability"],
         "test_rows": judged["rows"],
         "paired": judged["paired"]["model-popular"],
@@ -143,16 +137,13 @@ def _rank(story: TopicStory, url: str) -> Report:
     show("4/6  Rank candidates.")
     answer = story.rank(url, story.viewer)
     top, num = answer["ranking"][0], len(answer["ranking"])
-    show(
-        f"     Viewer {story.viewer}: {top['candidate']} first of {num}, P(join | looked at) {top['score']:.3f}."
-    )
+    score = f"P(join | looked at) {top['score']:.3f}"
+    show(f"     Viewer {story.viewer}: {top['candidate']} first of {num}, {score}.")
     return answer
 
 
 def _play(story: TopicStory, url: str) -> Report:
-    show(
-        f"5/6  {NUM_JOINS} joins on {story.topic!r}: does a new Space on it rise for this viewer, but no other?"
-    )
+    show(f"5/6  {NUM_JOINS} joins on {story.topic!r}: does a new Space on it rise for this viewer alone?")
     topic = story.play(url)
     viewer, control = topic["viewer"], topic["control"]
     delay = "" if topic["seconds"] is None else f", {topic['seconds']:.2f} s after the last join"

@@ -68,7 +68,7 @@ def run_freshness(
     Raises:
         LoadtestError: if nothing answers at `url`, or the service does not accept events.
     """
-    bodies = make_bodies(ids, plan.profile)
+    bodies, seconds = make_bodies(ids, plan.profile), plan.profile.duration_s
     probe(url, bodies[0])
     label_event = _label_event(url)
     kinds = kinds or {label_event: 1}
@@ -80,7 +80,7 @@ def run_freshness(
         # Import late: the module patches the standard library for gevent.
         from loadtest.scenarios.locust_run import run_load
 
-        warmup_s, probing = plan.profile.warmup_s, [Block(plan.profile.duration_s)]
+        warmup_s, probing = plan.profile.warmup_s, [Block(seconds)]
         # Random times: regular ones might always meet the same part of the service's cycle.
         random = arrivals(lambda: plan.probes_per_s, probing, np.random.default_rng([SEED, 1]))
         stream = viewer_events(ids, kinds, prober.run_id, plan.batch)
@@ -94,13 +94,11 @@ def run_freshness(
     probes = {kind: log.requests() for kind, log in prober.records.items()}
     measured = {
         "url": url,
-        "seconds": plan.profile.duration_s,
+        "seconds": seconds,
         "freshness_ms": freshness_numbers(probes),
         "answered_freshness_ms": percentiles(np.array(prober.answered_ms)),
-        "rank": rank_numbers(plan.profile.target_rps, measure(rankings, plan.profile.duration_s)),
-        "events": event_numbers(
-            plan.events_per_s, plan.batch, measure(posts.requests(), plan.profile.duration_s)
-        ),
+        "rank": rank_numbers(plan.profile.target_rps, measure(rankings, seconds)),
+        "events": event_numbers(plan.events_per_s, plan.batch, measure(posts.requests(), seconds)),
         "left_behind": left_behind,
         "machine": describe_machine(),
     }
@@ -126,10 +124,9 @@ def _label_event(url: str) -> str:
 
 def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
     """Post the anchor candidate and one event of each kind of the run."""
-    tried = [
-        event(f"{prober.run_id}-t{i}", prober.asker, prober.anchor, kind) for i, kind in enumerate(kinds)
-    ]
-    status, body = ask(url, EVENTS_PATH, pack([candidate(prober.anchor), *tried]))
+    asker, anchor = prober.asker, prober.anchor
+    tried = [event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
+    status, body = ask(url, EVENTS_PATH, pack([candidate(anchor), *tried]))
     if status in (404, 405):
         raise LoadtestError(
             f"--url {url}: the service has no POST {EVENTS_PATH} (status {status}); "

@@ -15,7 +15,7 @@ from loadtest.measure.measure import measure, rounded
 from loadtest.measure.verdict import judge
 from loadtest.report.knee import knee_verdict, step_line, write_knee
 from loadtest.report.report import Report
-from loadtest.scenarios.search import KneePlan, KneeStep, SearchPhase, find_knee
+from loadtest.scenarios.search import KneePlan, KneeStep, StepPhase, find_knee
 from loadtest.targets.processes import started
 from loadtest.targets.services import TargetService, tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -114,9 +114,7 @@ class Bench:
             "seconds": round(time.monotonic() - self.begun, 1),
         }
 
-    def step(
-        self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase
-    ) -> KneeStep:
+    def step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: StepPhase) -> KneeStep:
         """Run one step of a search, with the load from another process; a warm-up rises from 0."""
         blocks = [Block(warmup_s), Block(seconds, 0.0 if phase == "warm-up" else 1.0)]
         load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, blocks)

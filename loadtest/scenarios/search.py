@@ -9,7 +9,7 @@ from typing import Literal
 
 from loadtest.measure.verdict import Verdict
 
-SearchPhase = Literal["warm-up", "look", "search", "confirm"]
+StepPhase = Literal["warm-up", "look", "search", "confirm"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class KneeStep:
     p99_ms: float | None
     errors: int
     generator_late_ms_p99: float
-    phase: SearchPhase = "search"
+    phase: StepPhase = "search"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Knee:
         return self.confirming[-1] if self.confirming else None
 
 
-Measure = Callable[[float, float, float, SearchPhase], KneeStep]
+Rest = Callable[[float], None]
+Measure = Callable[[float, float, float, StepPhase], KneeStep]
 """(rate, warm-up seconds, measured seconds, phase) → step."""
 
 
@@ -87,7 +88,7 @@ def find_knee(
     measure: Measure,
     plan: KneePlan,
     clock: Callable[[], float] = time.monotonic,
-    rest: Callable[[float], None] = time.sleep,
+    rest: Rest = time.sleep,
 ) -> Knee:
     """Double the rate until the service falls behind, bisect, and confirm with longer steps."""
     begun = clock()
@@ -103,9 +104,7 @@ def find_knee(
     return Knee(search.confirming(held_rps), search.steps)
 
 
-def confirm_knee(
-    measure: Measure, plan: KneePlan, rate_rps: float, rest: Callable[[float], None] = time.sleep
-) -> Knee:
+def confirm_knee(measure: Measure, plan: KneePlan, rate_rps: float, rest: Rest = time.sleep) -> Knee:
     """Confirm a rate that held before, or find the next lower one that holds."""
     search = _Search(measure, plan, rest)
     return Knee(search.confirming(rate_rps), search.steps)
@@ -114,7 +113,7 @@ def confirm_knee(
 class _Search:
     """Steps of a search, and the questions that they answer."""
 
-    def __init__(self, measure: Measure, plan: KneePlan, rest: Callable[[float], None]) -> None:
+    def __init__(self, measure: Measure, plan: KneePlan, rest: Rest) -> None:
         self.steps: list[KneeStep] = []
         self._measure = measure
         self._plan = plan
@@ -174,7 +173,7 @@ class _Search:
                 return steps
         return []
 
-    def _step(self, rate_rps: float, warmup_s: float, seconds: float, phase: SearchPhase) -> KneeStep:
+    def _step(self, rate_rps: float, warmup_s: float, seconds: float, phase: StepPhase) -> KneeStep:
         if self.steps and self.steps[-1].verdict != "held":
             self._rest(self._plan.rest_s)
         self.steps.append(self._measure(rate_rps, warmup_s, seconds, phase))

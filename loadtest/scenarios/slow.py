@@ -54,9 +54,8 @@ def run_slow(
     if connected < 0.9 * num_slow:
         raise LoadtestError(f"--url {url}: only {connected} of {num_slow} slow clients could connect")
     counted_s = window_s - SETTLE_S
-    windows = [
-        measure(requests.counted_from(i * window_s + SETTLE_S), counted_s) for i in range(2 * num_pairs)
-    ]
+    begins_s = [i * window_s + SETTLE_S for i in range(2 * num_pairs)]
+    windows = [measure(requests.counted_from(begin_s), counted_s) for begin_s in begins_s]
     quiet, slowed = ([one.p99_ms or float("inf") for one in windows[begin::2]] for begin in (0, 1))
     ratio = median(slowed) / median(quiet)
     failed = sum(one.errors for one in windows)

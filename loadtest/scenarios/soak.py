@@ -116,9 +116,7 @@ def processes_of(run: Path, url: str) -> list[psutil.Process]:
     """
     service = read_service(run)
     if service.get("url", "").rstrip("/") != url.rstrip("/"):
-        raise LoadtestError(
-            f"--cluster {run}: holds no service at {url}; name the run folder of its `serve up`"
-        )
+        raise LoadtestError(f"--cluster {run}: holds no service at {url}; name that service's run folder")
     found = of_cluster(service["cluster_id"])
     if not found:
         raise LoadtestError(f"--cluster {run}: its service has no readable process; check its user")

@@ -84,9 +84,7 @@ class TopicStory:
         until = time.monotonic() + WAIT_S
         while NEW_SPACE in self.rank(url, self.control)["unknown_candidates"]:
             if time.monotonic() > until:
-                raise LoadtestError(
-                    f"the new Space was unknown to rankings for {WAIT_S:g} s; see {self._run}"
-                )
+                raise LoadtestError(f"rankings did not know the new Space in {WAIT_S:g} s; see {self._run}")
             time.sleep(POLL_S)
 
     def play(self, url: str) -> dict[str, Any]:
@@ -140,9 +138,7 @@ class TopicStory:
         if status != 200:
             raise LoadtestError(f"the service failed on events: {status} {detail_of(body)}; see {self._run}")
         for refused in decode_acknowledgement(body).rejected:
-            raise LoadtestError(
-                f"the service rejected the demo's events: {refused.pointer}: {refused.detail}"
-            )
+            raise LoadtestError(f"the service rejects the demo's events: {refused.pointer}: {refused.detail}")
 
     def rank(self, url: str, viewer: str, *, explain: bool = False) -> dict[str, Any]:
         """Return the service's answer for the demo's slate."""
@@ -152,9 +148,8 @@ class TopicStory:
             raise LoadtestError(f"the service did not rank: {status} {detail_of(body)}; see {self._run}")
         answer: dict[str, Any] = json.loads(body)
         if answer["rung"] != "full":
-            raise LoadtestError(
-                f"the service answered {answer['rung']}: {', '.join(answer['degraded'])}; see {self._run}"
-            )
+            why = ", ".join(answer["degraded"])
+            raise LoadtestError(f"the service answered {answer['rung']}: {why}; see {self._run}")
         return answer
 
     def place(self, url: str, viewer: str) -> int:

@@ -115,10 +115,8 @@ def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] |
     if service.stop and (process or marked(marker)):
         # The remaining processes are ended below.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            environment = dict(service.environment)
-            subprocess.run(
-                service.stop, env=environment, capture_output=True, timeout=2 * STOP_S, check=False
-            )
+            env = dict(service.environment)
+            subprocess.run(service.stop, env=env, capture_output=True, timeout=2 * STOP_S, check=False)
     end_marked(marker)
     if service.temp:
         shutil.rmtree(service.temp, ignore_errors=True)

@@ -110,9 +110,7 @@ def running_url(url: str | None, option: str = "--url") -> str:
     if state in SERVING and len(urls) == 1:
         return str(urls[0])
     why = f"has {', '.join(urls) or 'no ranking application'}" if state in SERVING else f"is {state}"
-    raise LoadtestError(
-        f"{RUN}: the service {why}; start one with `python -m serve up`, or name one with {option}"
-    )
+    raise LoadtestError(f"{RUN}: the service {why}; start one with `python -m serve up`, or use {option}")
 
 
 def title(process: psutil.Process) -> str:

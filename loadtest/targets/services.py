@@ -54,18 +54,15 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     try:
         document = parse(config, config.read_bytes())
     except OSError as error:
-        raise LoadtestError(
-            f"--config {config}: cannot be read ({error.strerror}); name a cluster.yaml"
-        ) from None
+        why = f"cannot be read ({error.strerror}); name a cluster.yaml"
+        raise LoadtestError(f"--config {config}: {why}") from None
     applications = document.get("applications") or []
     if [isinstance(one, dict) and one.get("import_path") for one in applications] != [OUR_APPLICATION]:
         raise LoadtestError(f"--config {config}: must hold exactly one application, of {OUR_APPLICATION}")
     [application] = applications
     arguments = application.setdefault("args", {})
-    if arguments.get("surface") != "spaces":
-        raise LoadtestError(
-            f"--config {config}: its surface is {arguments.get('surface')!r}; the benchmark needs 'spaces'"
-        )
+    if (surface := arguments.get("surface")) != "spaces":
+        raise LoadtestError(f"--config {config}: its surface is {surface!r}; the benchmark needs 'spaces'")
     served = work.path / "served"
     # The folder may hold millions of rankings of an earlier run.
     shutil.rmtree(served, ignore_errors=True)

@@ -106,6 +106,20 @@ def plot(
     )
 
 
+def reliability(points: Sequence[Sequence[float]]) -> str:
+    """Plot the observed rate against the predicted one, from 0, of equally large parts of rows."""
+    top = max(max(point) for point in points)
+    predicted, observed = zip(*points, strict=True)
+    lines = [
+        Series("exactly right", [0, top], [0, top], colour="muted", dashed=True),
+        Series("model", predicted, observed),
+    ]
+    caption = f"Each corner is one of {len(points)} equal parts of the rows. "
+    caption += "Below the dashed line the predictions are too high."
+    x, y = (Axis(f"{name} rate", zero=True, format=".2~%") for name in ("predicted", "observed"))
+    return plot("", x, y, lines, caption=caption)
+
+
 def _thinned(one: dict[str, Any]) -> dict[str, Any]:
     """Keep the least and the largest of every few values, so that no peak is lost."""
     y, every = one["y"], math.ceil(2 * len(one["y"]) / MOST_VALUES)

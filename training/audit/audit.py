@@ -96,6 +96,8 @@ def audit(
         progress(done / len(served))
     worst = max(most, key=lambda name: most[name][0])
     largest, exposure, row = most[worst]
+    names, ids = log.exposures["candidates"][exposure], log.exposures["request_id"]
+    where = {"feature": worst, "request_id": ids[exposure].as_py(), "candidate": names[row].as_py()}
     result: dict[str, Any] = {
         "exposures": len(served),
         "test_exposures": sum(one.is_test for one in served),
@@ -103,13 +105,7 @@ def audit(
         "rows": sum(len(one.scores) for one in served),
         "features": {name: _finite(value) for name, (value, *_) in most.items()},
         "max": _finite(largest),
-        "worst": None
-        if largest == 0.0
-        else {
-            "feature": worst,
-            "request_id": log.exposures["request_id"][exposure].as_py(),
-            "candidate": log.exposures["candidates"][exposure][row].as_py(),
-        },
+        "worst": where if largest else None,
         "held": largest <= TOLERANCE,
     }
     if artifact is not None:
@@ -134,9 +130,8 @@ def table(result: Mapping[str, Any]) -> str:
     drifts = (result.get("drift") or {"features": {}})["features"]
     ordered = sorted(result["features"].items(), key=lambda item: -_infinite(item[1]))
     width = max(len(name) for name, _ in ordered)
-    lines = [
-        f"{result['rows']} rows of {result['exposures']} exposures ({result['test_exposures']} of them test)"
-    ]
+    tests = f"{result['test_exposures']} of them test"
+    lines = [f"{result['rows']} rows of {result['exposures']} exposures ({tests})"]
     lines.append("feature".ljust(width) + "  difference" + ("  drift" if drifts else ""))
     for name, most in ordered:
         line = f"{name:<{width}}  {_infinite(most):10.1e}"
@@ -150,11 +145,8 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(f"scores of {ours['version']}: {ours['rows']} rows, difference {most}")
     if result.get("no_drift"):
         lines.append(f"no drift: {result['no_drift']}")
-    if result["worst"]:
-        where = result["worst"]
-        lines.append(
-            f"the most: {where['feature']} of candidate {where['candidate']} in ranking {where['request_id']}"
-        )
+    if where := result["worst"]:
+        lines.append("the most: {feature} of candidate {candidate} in ranking {request_id}".format(**where))
     if result["held"]:
         return "\n".join([*lines, "held: the served features equal those of the log"])
     why = "served features or scores differ from the log's; does the log hold all that the store was filled from?"

@@ -154,9 +154,7 @@ class ReplayClient:
         records = json.loads(body)["records"]
         if status not in (200, 207):
             first = json.dumps(records[0])
-            raise TabrankError(
-                f"the records from {first} on: the service answers {status}: {_detail(answer)}"
-            )
+            raise TabrankError(f"records from {first} on: the service answers {status}: {_detail(answer)}")
         found = _decoded(answer, EventsAnswer, "records")
         if found.rejected:
             wrong = found.rejected[0]

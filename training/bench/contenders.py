@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
 
 from serve.features.matrix import Matrix
+from serve.features.slots import F64
 from serve.model.artifact import FILES, Artifact, new_version, save
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
@@ -25,8 +26,6 @@ from training.bench.reference import module_of, trained_classifier
 from training.network.export import OPSET, build, golden
 from training.network.model import Model
 from training.network.network import Network, NetworkConfig
-
-F64 = NDArray[np.float64]
 
 # Networks to measure without an artifact; cost does not depend on the weights.
 REFERENCES = {
@@ -131,12 +130,8 @@ def references(parent: Path) -> dict[str, Path]:
         network = _random_network(encoder, config, matrix)
         files = dict.fromkeys(FILES, b"") | build(network, calibration)
         files["golden.safetensors"] = golden(network, calibration, matrix, 512)
-        manifest = {
-            "version": new_version(time.time()),
-            "network": dataclasses.asdict(config),
-            "calibration": dataclasses.asdict(calibration),
-        }
-        save(parent / name, files, manifest)
+        manifest = {"network": dataclasses.asdict(config), "calibration": dataclasses.asdict(calibration)}
+        save(parent / name, files, {"version": new_version(time.time()), **manifest})
     return {name: parent / name for name in REFERENCES}
 
 

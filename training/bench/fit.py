@@ -99,10 +99,8 @@ def table(result: Mapping[str, Any]) -> str:
     for name, speed in result["rows_per_s"].items():
         found = result["valid_logloss"][name]
         lines.append(f"  {name:<20}{speed:>10,.0f} rows/s   valid logloss {found:.4f}")
-    lines.append(
-        f"  ours is {result['ratio_vs_fit']:.1f} times as fast as fit, each at its better number of threads"
-    )
-    return "\n".join(lines)
+    times = f"{result['ratio_vs_fit']:.1f} times as fast as fit"
+    return "\n".join([*lines, f"  ours is {times}, each at its better number of threads"])
 
 
 def _best(speed: Mapping[str, float], start: str) -> float:
@@ -128,9 +126,7 @@ def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:
     torch.manual_seed(config.seed)
     network = module_of(Network(ENCODER, config.network))
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimiser = torch.optim.AdamW(parameters, **_adamw(config))
     size = config.batch_size - config.batch_size % config.network.virtual_batch_size
     num_steps, step, logloss = len(train) // size * config.epochs, 0, 0.0
     for epoch in range(1, config.epochs + 1):
@@ -149,6 +145,10 @@ def _plain(train: Inputs, valid: Inputs, config: FitConfig) -> float:
     return logloss
 
 
+def _adamw(config: FitConfig) -> dict[str, Any]:
+    return {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+
+
 def _classifier(train: Inputs, valid: Inputs, config: FitConfig) -> float:
     """Train a `TabNetClassifier` with the same settings; return the validation logloss."""
     num_steps = len(train) // config.batch_size * config.epochs
@@ -160,7 +160,7 @@ def _classifier(train: Inputs, valid: Inputs, config: FitConfig) -> float:
         clip_value=config.clip_norm,
         seed=config.seed,
         optimizer_fn=torch.optim.AdamW,
-        optimizer_params={"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True},
+        optimizer_params=_adamw(config),
         scheduler_fn=torch.optim.lr_scheduler.LambdaLR,
         scheduler_params={
             "is_batch_level": True,

@@ -33,12 +33,8 @@ def csv(
     out: NewLog,
     candidate: Annotated[str, typer.Option(help="Column of the candidate that a row shows.")],
     time: Annotated[str, typer.Option(help="Column of the time: ISO 8601, or s, ms, µs or ns since 1970.")],
-    event: Annotated[
-        list[str], typer.Option(help="Column: 1, true or a name where the viewer acted; repeat.")
-    ],
-    viewer: Annotated[
-        str | None, typer.Option(help="Column of the viewer; without it, nobody is known.")
-    ] = None,
+    event: Annotated[list[str], typer.Option(help="Column: 1, true or a name where a viewer acted; repeat.")],
+    viewer: Annotated[str | None, typer.Option(help="Column of viewers; without it none is known.")] = None,
     slate: Annotated[str | None, typer.Option(help="Column whose value all rows of a slate share.")] = None,
     window: Annotated[str | None, typer.Option(help="Longest time of a viewer's slate, such as 30s.")] = None,
     position: Annotated[str | None, typer.Option(help="Column by which a slate is sorted.")] = None,

@@ -170,9 +170,8 @@ class DatasetPlan:
             )
         viewers = replay.exposure_viewer
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
-        self._candidate_seen = _earlier(
-            replay.shown, np.repeat(replay.exposure_ms, np.diff(replay.first))
-        ).astype(np.int32)
+        shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
+        self._candidate_seen = _earlier(replay.shown, shown_ms).astype(np.int32)
         self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
         self.counts = labels.counts | {
             "rows": len(self),

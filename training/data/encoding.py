@@ -28,18 +28,15 @@ MAX_EMBEDDING = 8
 def fit_encoder(surface: Surface, columns: Columns, matrix: Matrix, strings: Mapping[int, str]) -> Encoder:
     """Return the encoder of these rows; `strings` maps hashes to strings (`category_strings`)."""
     kinds: Mapping[str, Any] = surface.features
-    numeric = [
-        _numeric(name, kinds[name].transform, matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)
-    ]
+    numeric = [_numeric(name, kinds[name], matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)]
     parts = {name: matrix.category[:, part] for name, part in columns.category_parts()}
     single = []
     for name in columns.single:
         vocabulary = _vocabulary(parts[name], strings, MAX_VOCABULARY)
         size = min(MAX_EMBEDDING, 1 + int(np.sqrt(len(vocabulary))))
         single.append(SingleColumn(name, vocabulary, size))
-    multi = [
-        MultiColumn(name, width, _vocabulary(parts[name], strings, MAX_HOT)) for name, width in columns.multi
-    ]
+    hot = {name: _vocabulary(parts[name], strings, MAX_HOT) for name, _ in columns.multi}
+    multi = [MultiColumn(name, width, hot[name]) for name, width in columns.multi]
     return Encoder(tuple(numeric), tuple(single), tuple(multi))
 
 
@@ -63,12 +60,13 @@ def tree_columns(encoder: Encoder, matrix: Matrix) -> tuple[NDArray[np.float32],
     return columns, list(range(columns.shape[1] - len(encoder.single), columns.shape[1]))
 
 
-def _numeric(name: str, transform: Any, values: NDArray[np.float32]) -> NumericColumn:
+def _numeric(name: str, kind: Any, values: NDArray[np.float32]) -> NumericColumn:
     present = values[np.isfinite(values)].astype(np.float64)
-    if transform == "log1p":
+    if kind.transform == "log1p":
         present = np.sign(present) * np.log1p(np.abs(present))
     mean, std = (float(present.mean()), float(present.std())) if len(present) else (0.0, 1.0)
-    return NumericColumn(name, transform, mean, std if std > 1e-9 else 1.0, bool(len(present) < len(values)))
+    std = std if std > 1e-9 else 1.0
+    return NumericColumn(name, kind.transform, mean, std, bool(len(present) < len(values)))
 
 
 def _vocabulary(hashes: NDArray[np.uint64], strings: Mapping[int, str], most: int) -> tuple[str, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +69,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
         if s.feature != popular
     }
     leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
-    columns = [
-        dataclasses.replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns
-    ]
+    columns = [replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns]
     features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
     text = _text(name, log, events, columns, features) + _rule(data, features, popular)
     surface = read_surface(text, f"draft of {log}")
@@ -97,11 +94,11 @@ def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
     surface = read_surface(text)
     stateless = {f.name for f in features if f.fields and f.spec["kind"] not in STATEFUL} | {surface.popular}
     kept = {name: kind for name, kind in surface.features.items() if name in stateless}
-    schema = Schema(dataclasses.replace(surface, features=kept))
+    schema = Schema(replace(surface, features=kept))
     table = read_log(log, surface)
     step = max(1, len(pc.list_flatten(table.exposures["candidates"])) // PROBE_ROWS)
     wanted = pa.array(sorted({surface.label.event, IMPRESSION}))
-    probe = dataclasses.replace(
+    probe = replace(
         table,
         # Snapshots hold state, which the probed features do not use.
         snapshots=(),

@@ -133,9 +133,7 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
         window = _window(delay[on], longest)
         positives = len(np.unique(row[on & (delay <= window)]))
         rate, why_not = positives / max(num_shown, 1), _why_not(kind, positives, downs)
-        after = tuple(
-            o for o in is_on if o not in (kind, IMPRESSION) and _comes_after(firsts[kind], firsts[o])
-        )
+        after = tuple(o for o in is_on if o not in (kind, IMPRESSION) and _follows(firsts[kind], firsts[o]))
         num = int((kinds == kind).sum())
         event_stats[kind] = EventStats(kind, num, window, positives, rate, after, why_not)
     label = _label(event_stats)
@@ -179,7 +177,7 @@ def _first(row: I64, delay: I64, num_rows: int) -> NDArray[np.float64]:
     return first
 
 
-def _comes_after(first: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+def _follows(first: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     on = np.isfinite(first)
     return bool(on.any()) and float(np.mean(other[on] <= first[on])) >= FOLLOWS_SHARE
 

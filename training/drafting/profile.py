@@ -72,9 +72,8 @@ def read_tables(folder: Path) -> dict[str, pa.Table]:
         TabrankError: a column is missing or wrong, or nothing joins; names table and column.
     """
     tables = read_columns(folder)
-    check_joins(
-        folder, tables, {o: set(tables[f"{o}s"].column_names) - OWN[o] for o in ENTITIES}, print_progress
-    )
+    fields = {owner: set(tables[f"{owner}s"].column_names) - OWN[owner] for owner in ENTITIES}
+    check_joins(folder, tables, fields, print_progress)
     exposures = tables["exposures"]
     if "traffic" in exposures.column_names:
         exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))

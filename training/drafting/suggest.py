@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -90,7 +89,7 @@ def suggest(
         names = (feature.name if i == 1 else f"{feature.name}_{i}" for i in itertools.count(1))
         free = next(name for name in names if name not in found)
         words = KINDS[str(feature.spec["kind"])].worded(feature.spec)
-        found[free] = dataclasses.replace(feature, name=free, spec={**feature.spec, "describe": words})
+        found[free] = replace(feature, name=free, spec={**feature.spec, "describe": words})
     used = {name for feature in found.values() for name in feature.fields}
     columns = [_judged(c, used) for c in columns]
     return sorted(found.values(), key=lambda feature: SECTIONS.index(feature.section)), columns
@@ -99,9 +98,9 @@ def suggest(
 def _judged(c: Column, used: set[str]) -> Column:
     """Return the column, without its type if no feature uses it, or with a remark if it is wide."""
     if c.type and c.path not in used:
-        return dataclasses.replace(c, type=None, why=_useless(c))
+        return replace(c, type=None, why=_useless(c))
     is_wide = c.distinct > {"category": MAX_CATEGORIES, "set": MAX_HOT}.get(c.type or "", c.distinct)
-    return dataclasses.replace(c, why=", ".join(filter(None, (c.why, TOO_WIDE)))) if is_wide else c
+    return replace(c, why=", ".join(filter(None, (c.why, TOO_WIDE)))) if is_wide else c
 
 
 def _useless(c: Column) -> str:

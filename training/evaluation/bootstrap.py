@@ -44,14 +44,9 @@ class Bootstrap:
 
     def sums(self, *columns: F64) -> F64:
         """Return the weighted sums of M columns `[S]` in each draw, `[M, D]`."""
-        blocks = np.stack(
-            [np.bincount(self._block, weights=column, minlength=self._num_blocks) for column in columns],
-            axis=1,
-        )
-        parts = [
-            self._weights[i : i + _AT_ONCE].astype(np.float64) @ blocks
-            for i in range(0, self.num_draws, _AT_ONCE)
-        ]
+        blocks = [np.bincount(self._block, weights=column, minlength=self._num_blocks) for column in columns]
+        of_block, begins = np.stack(blocks, axis=1), range(0, self.num_draws, _AT_ONCE)
+        parts = [self._weights[i : i + _AT_ONCE].astype(np.float64) @ of_block for i in begins]
         return np.concatenate(parts).T
 
     def ratio(self, above: F64, below: F64) -> F64:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from serve.report.charts import Axis, Limit, Series, plot
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
 MOST_SLICES = 30
-
-Point = Sequence[float]
 
 
 def contenders(evaluation: Mapping[str, Any], by: str) -> str:
@@ -19,15 +19,12 @@ def contenders(evaluation: Mapping[str, Any], by: str) -> str:
     known = [name for name in evaluation["contenders"] if evaluation[name].get(by) is not None]
     series = []
     for name in known:
-        value = evaluation[name][by]
+        value, title = evaluation[name][by], TITLES.get(name, name)
         low, high = evaluation["intervals"][name].get(by) or (value, value)
-        title = TITLES.get(name, name)
         series.append(Series(title, [value], [title], "points", low=[low], high=[high]))
     which = "lower" if by == "logloss" else "higher"
-    caption = (
-        f"The {which}, the better. Bars are 95 % intervals of each alone; on the same rows, differences "
-    )
-    caption += "are surer than overlapping bars suggest: see the table of differences."
+    caption = f"The {which}, the better. Bars are 95 % intervals of each alone; on the same rows, "
+    caption += "differences are surer than overlapping bars suggest: see the table of differences."
     return _rows(f"{MEASURES[by]} of each", MEASURES[by], series, caption=caption, pixels=34)
 
 
@@ -41,19 +38,6 @@ def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     caption = "Where the lines part, the network overfits its training rows."
     best = [Limit("best", x=best_epoch, colour="muted")]
     return plot("", Axis("epoch", whole=True), Axis("logloss"), lines, best, caption=caption)
-
-
-def reliability(points: Sequence[Point]) -> str:
-    """Plot the observed rate against the predicted, both from 0."""
-    top = max(max(point) for point in points)
-    lines = [
-        Series("perfect", [0, top], [0, top], colour="muted", dashed=True),
-        Series("model", [p for p, _ in points], [rate for _, rate in points]),
-    ]
-    caption = "Each point is a fifteenth of the rows. On the dashed line, predictions equal observed rates; "
-    caption += "below it, predictions are too high."
-    predicted, observed = (Axis(name, zero=True, format=".2~%") for name in ("predicted", "observed"))
-    return plot("", predicted, observed, lines, caption=caption)
 
 
 def lift(model: Sequence[float]) -> str:
@@ -82,40 +66,28 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     shown = list(lines)[:MOST_FEATURES]
     names = [line["feature"] for line in shown]
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
-    left = [100 * max(line["logloss"], 0.0) / lost for line in shown]
+    losses = [100 * max(line["logloss"], 0.0) / lost for line in shown]
+    masks = [100 * line["masks"] for line in shown]
     bars = [
-        Series("logloss lost when permuted", left, names, "bars", colour="model"),
-        Series(
-            "attention of the masks", [100 * line["masks"] for line in shown], names, "bars", colour="muted"
-        ),
+        Series("logloss lost when permuted", losses, names, "bars", colour="model"),
+        Series("attention of the masks", masks, names, "bars", colour="muted"),
     ]
-    caption = (
-        "Loss of the model without the feature, and the network's attention to the feature. Features that "
-    )
-    caption += "can replace each other lose little each."
+    caption = "Loss of the model without the feature, and the network's attention to the feature. "
+    caption += "Features that can replace each other lose little each."
     return _rows("", "% of all features", bars, caption=caption, pixels=30)
 
 
 def slices(parts: Sequence[Mapping[str, Any]]) -> str:
     """Plot the model's NDCG@10 above popular's in each part, with two standard errors."""
     shown = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None][:MOST_SLICES]
-    above = [part["paired"]["ndcg@10"] for part in shown]
-    errors = [2 * part["paired"]["se"] for part in shown]
-    points = Series(
-        "model above popular",
-        above,
-        [f"{part['by']}: {part['value']}" for part in shown],
-        "points",
-        low=[value - error for value, error in zip(above, errors, strict=True)],
-        high=[value + error for value, error in zip(above, errors, strict=True)],
-        colour="model",
-    )
-    caption = (
-        "Right of the dotted line the model has a higher NDCG@10 than popular, on labels as shown, which "
-    )
-    caption += (
-        "favour the shown order. Bars are two standard errors; one slice in twenty exceeds them by chance."
-    )
+    names = [f"{part['by']}: {part['value']}" for part in shown]
+    above = np.array([part["paired"]["ndcg@10"] for part in shown])
+    errors = np.array([2 * part["paired"]["se"] for part in shown])
+    ends = {"low": above - errors, "high": above + errors}
+    points = Series("model above popular", above, names, "points", **ends, colour="model")
+    caption = "Right of the dotted line the model has a higher NDCG@10 than popular, on labels as shown, "
+    caption += "which favour the shown order. Bars are two standard errors; one slice in twenty exceeds them "
+    caption += "by chance."
     equal = [Limit("popular", x=0, colour="popular")]
     return _rows("", "NDCG@10 above popular's", [points], equal, caption=caption, pixels=22)
 
@@ -130,12 +102,11 @@ def pareto(search: Mapping[str, Any]) -> str:
     fits = [line for line in tried if line["fits"]]
     winner = min(fits, key=lambda line: line["valid_logloss"], default=None)
     rest = [line for line in fits if line is not winner]
+    over = [line for line in tried if not line["fits"]]
     series = [
         _networks("front", [line for line in tried if line["front"]], kind="line", colour="text"),
         _networks("network", rest, colour="muted"),
-        _networks(
-            "over the budget", [line for line in tried if not line["fits"]], colour="muted", dashed=True
-        ),
+        _networks("over the budget", over, colour="muted", dashed=True),
         _networks("winner", [winner] if winner else [], colour="model"),
     ]
     ends = [tried[0]["us_per_candidate"], tried[-1]["us_per_candidate"]]
@@ -146,10 +117,8 @@ def pareto(search: Mapping[str, Any]) -> str:
     ]
     most_us = search["max_us_per_candidate"]
     budget = [] if most_us is None else [Limit("budget", x=most_us)]
-    caption = (
-        "Lower and further left is better. No network is both cheaper and better than one on the front. "
-    )
-    caption += "Dashed lines are other models, at any cost."
+    caption = "Lower and further left is better. No network is both cheaper and better than one on the "
+    caption += "front. Dashed lines are other models, at any cost."
     x = Axis("µs a candidate, served on one core", log=True)
     return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
 

@@ -136,9 +136,8 @@ class Counterfactual:
         num_draws = np.maximum(counts.sum(axis=2, dtype=np.int64), 1)
         # Σ π(k)θ(k), [N, C].
         self.expected: F64 = np.where(self.is_drawn, moments[..., 0] / num_draws, 1.0)
-        self._mean_basis = np.where(
-            self.is_drawn[..., None], moments[..., 1:] / np.maximum(moments[..., :1], 1e-30), 0.0
-        )
+        mean = moments[..., 1:] / np.maximum(moments[..., :1], 1e-30)
+        self._mean_basis = np.where(self.is_drawn[..., None], mean, 0.0)
 
     @property
     def examination(self) -> F64:

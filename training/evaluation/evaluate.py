@@ -73,18 +73,13 @@ def assess(
     theta = {name: (current if name == "current" else examination).at(data.position) for name in given}
     # A rate counts labels as shown.
     theta["popular"] = np.ones(len(data))
+    chances = scores.keys() | ({"popular"} if is_rate else set())
     contenders = {
-        name: Contender.of(
-            slates,
-            values,
-            values * theta[name] if name not in rules or (name == "popular" and is_rate) else None,
-        )
+        name: Contender.of(slates, values, values * theta[name] if name in chances else None)
         for name, values in given.items()
     }
-    shown = theta["model"]
-    fair = {
-        name: Contender.of(slates, rule, calibrated(data.label, rule, shown)) for name, rule in rules.items()
-    }
+    fitted = {name: calibrated(data.label, rule, theta["model"]) for name, rule in rules.items()}
+    fair = {name: Contender.of(slates, rule, fitted[name]) for name, rule in rules.items()}
     earns = expected_labels(contenders, data.position, examination, data.weight)
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {

@@ -104,9 +104,8 @@ def expected_labels(
         about["effective_events"][name] = float(earned.sum() ** 2 / max(earned @ earned, 1e-12))
     least = min(about["effective_events"].values())
     if least < MIN_EFFECTIVE:
-        about["reason"] = (
-            f"{least:.0f} effective label events, and {MIN_EFFECTIVE:.0f} are needed: give more rows"
-        )
+        need = f"and {MIN_EFFECTIVE:.0f} are needed: give more rows"
+        about["reason"] = f"{least:.0f} effective label events, {need}"
     elif examination.source == "learned":
         about["note"] = f"examination is learned from orders as shown; to measure it, {_EXPLORE}"
     return ExpectedLabels(slates.cluster, about, {} if about["reason"] else estimates)

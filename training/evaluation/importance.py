@@ -57,9 +57,8 @@ def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
     total = sum(network.tabnet.explained(network.inputs_of(part)).double().sum(dim=0) for part in parts)
     owners = _owners(model.encoder)
     names = list(dict.fromkeys(owners))
-    share = np.bincount(
-        [names.index(owner) for owner in owners], weights=np.asarray(total), minlength=len(names)
-    )
+    numbers = [names.index(owner) for owner in owners]
+    share = np.bincount(numbers, weights=np.asarray(total), minlength=len(names))
     share = share / (share.sum() or 1.0)
     return dict(zip(names, share.tolist(), strict=True))
 

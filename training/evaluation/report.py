@@ -9,6 +9,7 @@ from typing import Any
 
 from serve.contract.errors import TabrankError
 from serve.model.artifact import load
+from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
 from training.evaluation import charts, verdict
@@ -81,6 +82,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "Side by side on the same rows: ± one standard error, with viewers as clusters; for logloss, below 0 is "
         "better. Popular has probabilities from a calibration fitted on these same rows, which favours it."
     )
+    important = evaluation.get("importance") or ()
+    sliced = table(verdict.slices(evaluation["slices"]), "A dash: too few rows")
     parts += [
         section(
             "Measures",
@@ -88,16 +91,10 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             table(verdict.measures(evaluation), "In brackets: 95 % intervals"),
             table(verdict.differences(evaluation), differences),
             paragraph(f"{LEGEND} {Examination.of(manifest).describe().capitalize()}."),
-        )
-    ]
-    if evaluation.get("importance"):
-        parts.append(
-            section("Features", paragraph(moves(evaluation)), charts.importance(evaluation["importance"]))
-        )
-    sliced = table(verdict.slices(evaluation["slices"]), "A dash: too few rows")
-    parts += [
+        ),
+        section("Features", paragraph(moves(evaluation)), charts.importance(important)),
         section("Slices", charts.slices(evaluation["slices"]), details("All slices", sliced)),
-        section("Reliability", charts.reliability(curves["reliability"])),
+        section("Reliability", reliability(curves["reliability"])),
     ]
     if curves["lift"]["model"]:
         lifted = charts.lift(curves["lift"]["model"])

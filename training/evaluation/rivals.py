@@ -16,6 +16,7 @@ from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
 from training.data.encoding import tree_columns
+from training.evaluation.slates import F64
 from training.examination.examination import Examination
 from training.network.network import Network, NetworkConfig
 
@@ -24,9 +25,15 @@ from training.network.network import Network, NetworkConfig
 LIGHTGBM = {"num_threads": 1, "verbose": -1, "force_row_wise": True, "feature_pre_filter": False}
 # Lowest, first and highest value of each setting that tuning tries, on a logarithmic scale. The
 # first are smooth, because logs are small and noisy. Early stopping chooses the trees.
-SPACE: dict[str, Any] = {"num_leaves": (4, 15, 64), "learning_rate": (0.03, 0.05, 0.15)}
-SPACE |= {"feature_fraction": (0.25, 0.5, 0.9), "min_data_in_leaf": (20, 100, 1_000)}
-SPACE |= {"lambda_l2": (0.01, 0.01, 100.0), "cat_smooth": (5.0, 100.0, 500.0), "cat_l2": (5.0, 100.0, 500.0)}
+SPACE: dict[str, Any] = {
+    "num_leaves": (4, 15, 64),
+    "learning_rate": (0.03, 0.05, 0.15),
+    "feature_fraction": (0.25, 0.5, 0.9),
+    "min_data_in_leaf": (20, 100, 1_000),
+    "lambda_l2": (0.01, 0.01, 100.0),
+    "cat_smooth": (5.0, 100.0, 500.0),
+    "cat_l2": (5.0, 100.0, 500.0),
+}
 # Bounds of a try: its trees, and those without a better logloss before it stops.
 STOP = {"num_iterations": 600, "early_stopping_round": 30}
 # The best of more tries is more a matter of chance: RankLens, tuned by 30 tries instead of 15, has
@@ -43,7 +50,6 @@ NUM_RUNS, WARM_UPS = 25, 3
 # Bound of a probability, because the logloss of 0 and 1 may be infinite.
 TINY = 1e-6
 
-F64 = NDArray[np.float64]
 # P(label | looked at) `[R]` of the rows of a matrix.
 Rival = Callable[[Matrix], F64]
 
@@ -69,9 +75,8 @@ def tuned(encoder: Encoder, train: Dataset, examination: Examination, seconds: f
         if number == 0 or time.monotonic() - begun_s < seconds:
             trial = study.ask()
             for name, (low, _, high) in SPACE.items():
-                (trial.suggest_int if isinstance(low, int) else trial.suggest_float)(
-                    name, low, high, log=True
-                )
+                suggest = trial.suggest_int if isinstance(low, int) else trial.suggest_float
+                suggest(name, low, high, log=True)
             model = _boosted(early, trial.params | STOP, late)
             trial.set_user_attr("num_iterations", model.best_iteration)
             study.tell(trial, *model.best_score["valid_0"].values())
@@ -162,12 +167,11 @@ def logistic(encoder: Encoder, train: Dataset, examination: Examination) -> Riva
         return np.concatenate([x[:, :num_plain], *one_hot], axis=1).astype(np.float32)
 
     rows = train.take(evenly(len(train), MOST_ROWS))
+    weight = np.where(rows.label > 0, 1.0, examination.at(rows.position))
     model = LogisticRegression(max_iter=300)
     # Ignore the warning that the last digit has not converged.
     with warnings.catch_warnings(action="ignore"):
-        model.fit(
-            columns(rows.matrix), rows.label, np.where(rows.label > 0, 1.0, examination.at(rows.position))
-        )
+        model.fit(columns(rows.matrix), rows.label, weight)
     return lambda matrix: np.asarray(model.predict_proba(columns(matrix))[:, 1], np.float64)
 
 

@@ -39,10 +39,8 @@ def slices(
     `logloss`, `ece`, `ndcg@10`, `popular` with `auc`, `ndcg@10`, and `paired` with `ndcg@10`, `se`.
     The last three are None where the rows are too few. `encoder` names categories.
     """
-    return [
-        {"by": by, "value": value} | _measured(model, popular, part)
-        for by, value, part in _parts(data, surface, encoder)
-    ]
+    parts = _parts(data, surface, encoder)
+    return [{"by": by, "value": value} | _measured(model, popular, part) for by, value, part in parts]
 
 
 def _parts(data: Dataset, surface: Surface, encoder: Encoder | None) -> Iterator[tuple[str, str, Mask]]:
@@ -82,11 +80,8 @@ def _measured(model: Contender, popular: Contender, part: Mask) -> dict[str, Any
     slates = model.slates
     label = slates.label[part]
     rows, positives = len(label), int(label.sum(dtype=np.float64))
-    result: dict[str, Any] = {
-        "rows": rows,
-        "slates": int(np.count_nonzero(np.bincount(slates.code[part]))),
-        "positives": positives,
-    }
+    num_slates = int(np.count_nonzero(np.bincount(slates.code[part])))
+    result: dict[str, Any] = {"rows": rows, "slates": num_slates, "positives": positives}
     if rows < MIN_ROWS or min(positives, rows - positives) < MIN_OF_EACH_LABEL or model.chance is None:
         return result | {"model": None, "popular": None, "paired": None}
     chance = model.chance[part]

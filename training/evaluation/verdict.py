@@ -89,6 +89,17 @@ def compared(evaluation: Evaluation) -> list[str]:
     return parts
 
 
+def not_beaten(paired: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each rival that a model must beat and does not, or not surely."""
+    found = []
+    for name in GATES:
+        pair = paired.get(f"model-{name}")
+        if pair and not pair["gate"]["beats"]:
+            words = OUTCOMES[pair["gate"]["beats"]].lower()
+            found.append(f"{words} {TITLES[name]} by two standard errors: {difference(pair)}")
+    return found
+
+
 def support(evaluation: Evaluation) -> list[str]:
     """Return why the rows do not support expected labels, or what would improve them, if known."""
     # Evaluations of earlier releases have none.
@@ -137,19 +148,15 @@ def headline(evaluation: Evaluation) -> str:
         return f"{name} won the search; {rows} do not define {MEASURES[by]}."
     ours = known.pop(0)[0], name
     (first, ahead), (second, behind) = sorted([ours, max(known)], key=lambda side: -side[0])
-    text = (
-        f"{ahead} is ahead on {rows}: {MEASURES[by]} {abs(first):.4f} against {abs(second):.4f} of {behind}."
-    )
-    return _sentence(text)
+    text = f"{_sentence(ahead)} is ahead on {rows}: {MEASURES[by]} {abs(first):.4f} against "
+    return f"{text}{abs(second):.4f} of {behind}."
 
 
 def order(evaluation: Evaluation) -> str:
     """Return how many slates the measures of order come from, and what they leave out."""
     # Evaluations of earlier releases do not count the slates without a negative.
     certain = evaluation.get("all_positive", 0)
-    text = (
-        f"{evaluation['slates']:,} slates with a positive and another candidate, the only ones with an order"
-    )
+    text = f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
     return text + (f"; {certain:,} of them are all positive, NDCG 1 in any order" if certain else "")
 
 
@@ -208,18 +215,16 @@ def leaderboard(search: Mapping[str, Any], most: int = 20) -> Rows:
         us, epochs = line["us_per_candidate"], line["epochs"]
         cells = [decimal(line[key]) for key in ("valid_logloss", "valid_auc", "valid_ndcg")]
         cells += ["–" if us is None else f"{us:.2f}", "yes" if line["fits"] else "no"]
-        choices = ", ".join(
-            f"{key} {_short(value)}" for key, value in line["config"].items() if key != "epochs"
-        )
+        config = {key: value for key, value in line["config"].items() if key != "epochs"}
+        choices = ", ".join(f"{key} {_short(value)}" for key, value in config.items())
         rows.append((line["name"], *cells, "–" if epochs is None else str(epochs), choices))
     return rows
 
 
 def span(first_ms: int, last_ms: int) -> str:
     """Return two times, to the minute."""
-    return " to ".join(
-        time.strftime("%Y-%m-%d %H:%M", time.gmtime(ms / 1000)) for ms in (first_ms, last_ms)
-    ) + " UTC"  # fmt: skip
+    times = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(ms / 1000)) for ms in (first_ms, last_ms))
+    return f"{' to '.join(times)} UTC"
 
 
 def difference(pair: Mapping[str, Any]) -> str:

@@ -79,8 +79,7 @@ def _not_increasing(source: Source, value: F64, error: F64, bins: Bins, num_even
     """
     # The first bin is the reference of all others, and as uncertain as these are beside it.
     spread = np.maximum(np.append(np.median(error[1:]), error[1:]), 1e-6)
-    value = IsotonicRegression(increasing=False).fit_transform(
-        np.arange(len(value)), value, sample_weight=spread**-2
-    )
+    places, isotonic = np.arange(len(value)), IsotonicRegression(increasing=False)
+    value = isotonic.fit_transform(places, value, sample_weight=spread**-2)
     theta, error = np.exp(value - value[0])[bins.of], error[bins.of]
     return Examination(source, theta.round(4).clip(1e-4).tolist(), error.round(4).tolist(), num_events)

@@ -47,10 +47,9 @@ class Examination:
             return "position bias: not removed (ignored, impressions by clients, or too few labels)"
         known = list(enumerate(zip(self.theta, self.error, strict=True), 1))
         cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in SHOWN]
-        text = (
-            f"position bias: examination {self.source} from {self.events:,} label events, {', '.join(cells)}"
-        )
-        return text + ("; an arm's `explore` would measure it" if self.source == "learned" else "")
+        remedy = "; an arm's `explore` would measure it" if self.source == "learned" else ""
+        shown = f"from {self.events:,} label events, {', '.join(cells)}"
+        return f"position bias: examination {self.source} {shown}{remedy}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry `examination` of a manifest."""

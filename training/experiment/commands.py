@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,24 +18,12 @@ CONFIG = Path("cluster.yaml")
 def report(
     log: LogFolder,
     name: Annotated[str, typer.Option("--experiment", help="The experiment's name.")],
-    config: Annotated[
-        Path | None,
-        typer.Option(help="File that declares the experiment; default cluster.yaml if it exists."),
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="File that declares it; default cluster.yaml.")] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of the days.")] = "UTC",
     control: Annotated[str | None, typer.Option(help="Arm to compare with; default the popular one.")] = None,
-    treatment: Annotated[
-        str | None, typer.Option(help="Arm to evaluate; required if several remain.")
-    ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(
-            help="Leave out exposures from this time on (ISO 8601): an end, but not a declared one.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for report.json and report.html; must not exist.")
-    ] = None,
+    treatment: Annotated[str | None, typer.Option(help="Arm to evaluate; needed if several remain.")] = None,
+    until: Annotated[str | None, typer.Option(help="Leave out exposures from this ISO 8601 time on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
     """Analyse an experiment: won, lost, no difference shown, or invalid (exit code 1)."""
@@ -77,12 +65,8 @@ def validate(
 def offline(
     log: LogFolder,
     model: Model,
-    event: Annotated[
-        str | None, typer.Option(help="Event to count as reward; default the event of the label.")
-    ] = None,
-    positions: Annotated[
-        int | None, typer.Option(min=1, help="Count rewards at this many first positions; default all.")
-    ] = None,
+    event: Annotated[str | None, typer.Option(help="Event to count as reward; default the label's.")] = None,
+    positions: Annotated[int | None, typer.Option(min=1, help="Positions to count; default all.")] = None,
     as_json: Json = False,
 ) -> None:
     """Estimate the reward of an artifact from exposures with a randomised order in a served log.
@@ -101,10 +85,7 @@ def offline(
 @experiment.command("offline-check")
 def offline_check(
     runs: Annotated[int, typer.Option(min=1, help="Simulated logs.")] = 1_000,
-    obp: Annotated[
-        Path | None,
-        typer.Option(help="Open Bandit Dataset: the wheel of obp 0.4.1, or the folder with its content."),
-    ] = None,
+    obp: Annotated[Path | None, typer.Option(help="Open Bandit Dataset: obp's wheel, or folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check the offline estimates on simulated and real logs; exit code 1 if they fail.
@@ -121,21 +102,13 @@ def offline_check(
 
 @experiment.command("simulate")
 def simulate(
-    log: Annotated[
-        Path,
-        typer.Option(help="Log that `training simulate` wrote and that filled the store."),
-    ],
+    log: Annotated[Path, typer.Option(help="Log that `training simulate` wrote and that filled the store.")],
     days: Annotated[float, typer.Option(min=0.01, max=365, help="Days to simulate.")] = 7.0,
     url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8000",
     rankings: Annotated[int, typer.Option(min=1, help="Number of visits in these days.")] = 50_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same days.")] = 0,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Served artifact: also simulate each arm alone, in this process."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for truth.json and truth.parquet; must not exist.")
-    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Served artifact: simulates each arm alone too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for truth.json and truth.parquet.")] = None,
     as_json: Json = False,
 ) -> None:
     """Continue a simulated world with the running service; exit code 1 if a ranking was not full.
@@ -147,16 +120,8 @@ def simulate(
     from training.experiment.rerun.simulate import simulate as run
     from training.experiment.rerun.truth import table
 
-    result = run(
-        log,
-        url,
-        days=days,
-        rankings=rankings,
-        seed=seed,
-        model=None if model is None else artifact_of(model),
-        out=out,
-        progress=ProgressBar,
-    )
+    given: dict[str, Any] = {"days": days, "rankings": rankings, "seed": seed, "out": out}
+    result = run(log, url, **given, model=artifact_of(model), progress=ProgressBar)
     lines = [
         f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['rankings_per_s']:.0f} a second; "
         f"{result['events']} events; " + ", ".join(f"{n} of {arm}" for arm, n in result["exposures"].items()),

@@ -19,6 +19,8 @@ from training.experiment.statistics import Effect, aggregates, compare, explains
 DEFINITION = ("name", "title", "unit", "numerator", "denominator", "claimed")
 # Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
+# Names or codes of control and treatment.
+Arms = tuple[Any, Any]
 
 
 def available(events: pd.DataFrame) -> list[Metric]:
@@ -29,7 +31,7 @@ def available(events: pd.DataFrame) -> list[Metric]:
 
 def comparisons(
     people: Panel,
-    arms: tuple[Any, Any],
+    arms: Arms,
     metrics: Sequence[Metric],
     *,
     ratio: float,
@@ -80,7 +82,7 @@ def comparisons(
     return rows
 
 
-def daily(people: Panel, arms: tuple[Any, Any], metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
+def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
     """Return for each metric its cumulative effect by day, for the days on which it is defined.
 
     The p-values are those of any look.
@@ -101,9 +103,7 @@ def daily(people: Panel, arms: tuple[Any, Any], metrics: Sequence[Metric]) -> li
     return curves
 
 
-def days_needed(
-    people: Panel, arms: tuple[Any, Any], wanted: int | None, is_whole: Sequence[bool]
-) -> int | None:
+def days_needed(people: Panel, arms: Arms, wanted: int | None, is_whole: Sequence[bool]) -> int | None:
     """Return the days until `wanted` viewers have come, or None if unknown.
 
     The rate is that of new viewers on the last seven of the whole days, or of all days if none is
@@ -120,7 +120,7 @@ def days_needed(
     return math.ceil(missing / rate) if rate > 0 else None
 
 
-def best_after(people: Panel, arms: tuple[Any, Any]) -> int:
+def best_after(people: Panel, arms: Arms) -> int:
     """Return the number of viewers at which the interval of any look is narrowest."""
     return DAYS * max(1, int((people.rows(arms) & people.in_first_24h).sum()))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
-from serve.report.rows import columns
+from serve.report.rows import columns, number
 from training.experiment.guardrails import spread
 from training.experiment.metrics import METRICS
 from training.experiment.verdict import SRM_P, deciding, sized, span
@@ -56,6 +56,7 @@ def page(result: Report) -> str:
     not_logged = result["not_in_the_log"]
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
+    how = HOW_TO_READ if result["metrics"] else ""
     first, *others = [_cumulative_chart(metric, days) for metric in shown if metric["days"]] or [""]
     parts = [
         kit.banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.", doubt),
@@ -65,9 +66,7 @@ def page(result: Report) -> str:
         first,
         kit.details("Other metrics day by day", *others),
         kit.section("Claims of the original and effects here", kit.table(result["claims"])),
-        kit.section(
-            "Metrics", kit.table(_metrics(result)), kit.paragraph(HOW_TO_READ) if result["metrics"] else ""
-        ),
+        kit.section("Metrics", kit.table(_metrics(result)), kit.paragraph(how)),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         _viewers_chart(result, days),
@@ -94,7 +93,7 @@ def _tiles(result: Report) -> list[tuple[str, str, str]]:
     for metric in result["metrics"]:
         if metric["name"] == result["primary_metric"] and metric["effect"]:
             interval, which = deciding(metric, window["ended"])
-            effect = sized(metric["effect"]["relative"], metric["effect"]["difference"])
+            effect = sized(metric["effect"])
             cells.insert(0, (metric["title"], effect, f"{span(interval)}, 95 % {which}"))
     return cells
 
@@ -111,9 +110,8 @@ def sample_ratio(result: Report) -> list[str]:
     p = NOTHING if ratio["p"] is None else f"{ratio['p']:.3g}"
     lines = [f"{split}; p = {p}, shares from {ratio['shares_from']}"]
     if ratio["crossing_viewers"]:
-        lines.append(
-            f"{ratio['crossing_viewers']:,} viewers were shown two arms ({ratio['crossing_share']:.3%})"
-        )
+        crossing = f"{ratio['crossing_viewers']:,} viewers were shown two arms"
+        lines.append(f"{crossing} ({ratio['crossing_share']:.3%})")
     if result["blocked"]:
         lines.append("The report is blocked: no effects are shown, because the arms are not comparable")
     return lines
@@ -184,22 +182,13 @@ def _metrics(result: Report) -> list[list[str]]:
             rows.append([name, *[NOTHING] * 11])
             continue
         plain = metric["unadjusted"]
-        rows.append(
-            [
-                name,
-                f"{metric['control']:.4g}",
-                f"{metric['treatment']:.4g}",
-                f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]",
-                f"{sized(effect['relative'], effect['difference'])} {span(effect)}",
-                span(metric["always_valid"]),
-                f"{sized(plain['relative'], plain['difference'])} {span(plain)}" if plain else NOTHING,
-                NOTHING if metric["variance_removed"] is None else f"{metric['variance_removed']:.0%}",
-                f"{effect['p']:.2g}",
-                f"{effect['p_holm']:.2g}",
-                NOTHING if metric["power"] is None else f"{metric['power']:.0%}",
-                NOTHING if metric["detectable"] is None else f"{metric['detectable']:.2%}",
-            ]
-        )
+        cells = [f"{metric[arm]:.4g}" for arm in ("control", "treatment")]
+        cells += [f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"]
+        cells += [f"{sized(effect)} {span(effect)}", span(metric["always_valid"])]
+        cells += [f"{sized(plain)} {span(plain)}" if plain else NOTHING]
+        cells += [number(metric["variance_removed"], ".0%"), f"{effect['p']:.2g}", f"{effect['p_holm']:.2g}"]
+        cells += [number(metric["power"], ".0%"), number(metric["detectable"], ".2%")]
+        rows.append([name, *cells])
     return rows
 
 
@@ -215,7 +204,7 @@ def _guardrails(result: Report) -> list[list[str]]:
     named = [f"rung {rung}" for rung in rungs]
     rows = [["arm", "ranked by", "exposures", "p50 ms", "p99 ms", *named, "degraded by"]]
     for arm, line in arms.items():
-        took = [NOTHING if line[key] is None else f"{line[key]:.1f}" for key in ("p50_ms", "p99_ms")]
+        took = [number(line[key], ".1f") for key in ("p50_ms", "p99_ms")]
         shares = [f"{line['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
         why = ", ".join(f"{reason} {share:.3%}" for reason, share in line["reasons"].items()) or NOTHING
         by = ", ".join(one["model"] for one in result["ranked_by"][arm]) or NOTHING
@@ -238,14 +227,11 @@ def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
     decide = [deciding(metric, result["window"]["ended"])[0] for metric in metrics]
     low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
     middle = [metric["effect"]["relative"] for metric in metrics]
-    claims = {
-        metric["title"]: metric["claimed"][1] for metric in metrics if result["claims"] and metric["claimed"]
-    }
+    claimed = [metric for metric in metrics if result["claims"] and metric["claimed"]]
+    claims = [metric["claimed"][1] for metric in claimed], [metric["title"] for metric in claimed]
     series = [
         Series("here", middle, titles, "points", low=low, high=high, colour="model"),
-        Series(
-            "claimed of the original", [*claims.values()], [*claims], "points", colour="limit", dashed=True
-        ),
+        Series("claimed of the original", *claims, "points", colour="limit", dashed=True),
     ]
     return plot(
         f"Effect of {result['treatment']} against {result['control']}",
@@ -269,14 +255,11 @@ def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:
     least, most = ([day["always_valid"][name] for day in curve] for name in names[1:])
     series = [
         Series("95 % at any look", at, least, "band", low=least, high=most, colour="muted"),
-        Series(
-            "effect of all days so far, 95 % fixed horizon", at, middle, low=low, high=high, colour="model"
-        ),
+        Series("all days so far, 95 % fixed horizon", at, middle, low=low, high=high, colour="model"),
     ]
     y = Axis("effect", format=PERCENT) if relative else Axis(f"effect, {metric['unit']}")
-    return plot(
-        f"{metric['title']}, cumulative by day", Axis(""), y, series, [Limit("", y=0, colour="muted")]
-    )
+    none = Limit("", y=0, colour="muted")
+    return plot(f"{metric['title']}, cumulative by day", Axis(""), y, series, [none])
 
 
 def _viewers_chart(result: Report, days: Sequence[str]) -> str:

@@ -69,9 +69,7 @@ def read_exposures(log: Path, experiment: str) -> Exposures:
     is_named = live["experiment"] == experiment
     if not is_named.any():
         known = ", ".join(sorted(live["experiment"].dropna().unique())) or "none"
-        raise TabrankError(
-            f"--experiment {experiment}: {log} holds no exposure of it; its experiments are {known}"
-        )
+        raise TabrankError(f"--experiment {experiment}: {log} has no exposure of it; it has {known}")
     once = _once(live.assign(ours=is_named & live["arm"].notna()), "request_id")
     return Exposures(once, int(is_test.sum()), int((~is_test & ~is_known).sum()), len(live) - len(once))
 

@@ -95,9 +95,8 @@ def decides(curves: Sequence[Sequence[dict[str, Any]]], day: int) -> bool:
     `curves` has the looks of each metric. An effect is a verdict by the join rate, or a p-value
     below 5 % after Holm's correction for all metrics.
     """
-    looks = {
-        m.name: look for m, curve in zip(METRICS, curves, strict=True) for look in curve if look["day"] == day
-    }
+    pairs = zip(METRICS, curves, strict=True)
+    looks = {m.name: look for m, curve in pairs for look in curve if look["day"] == day}
     if any(p < ALPHA for p in holm({name: look["p"] for name, look in looks.items()}).values()):
         return True
     look = looks.get(RATIO.name)
@@ -200,15 +199,9 @@ def simulated_panel(rng: Generator, back: float) -> Panel:
     clicks, joins = (
         rng.poisson(exposures * eager[viewer] * rate).astype(np.float64) for rate in (CLICK_RATE, JOIN_RATE)
     )
-    return Panel(
-        rng.integers(0, 2, VIEWERS),
-        first,
-        first == 0,
-        viewer,
-        day,
-        dict(zip(SUMS, (exposures, np.ones(len(viewer)), clicks, joins, rng.gamma(joins)), strict=True)),
-        {},
-    )
+    arm, active_days = rng.integers(0, 2, VIEWERS), np.ones(len(viewer))
+    sums = dict(zip(SUMS, (exposures, active_days, clicks, joins, rng.gamma(joins)), strict=True))
+    return Panel(arm, first, first == 0, viewer, day, sums, {})
 
 
 def truth(metric: Metric) -> float:

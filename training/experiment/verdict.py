@@ -42,11 +42,9 @@ def too_early(declaration: Experiment, num_days: int, num_exposures: int) -> str
     """Return why the run is too short for a verdict, or None."""
     missing = []
     if num_days < declaration.min_days:
-        missing.append(f"{declaration.min_days} whole days (min_days), and these are {num_days}")
+        missing.append(f"{declaration.min_days} whole days (min_days), not {num_days}")
     if num_exposures < declaration.min_exposures:
-        missing.append(
-            f"{declaration.min_exposures:,} exposures (min_exposures), and these are {num_exposures:,}"
-        )
+        missing.append(f"{declaration.min_exposures:,} exposures (min_exposures), not {num_exposures:,}")
     return f"a verdict needs {'; and '.join(missing)}" if missing else None
 
 
@@ -61,7 +59,7 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
         return "no difference shown", f"{title} does not vary in either arm"
     interval, which = deciding(metric, ended)
     low, high = interval["low"], interval["high"]
-    reason = f"{title} {sized(effect['relative'], effect['difference'])} {span(interval)}, 95 % {which}"
+    reason = f"{title} {sized(effect)} {span(interval)}, 95 % {which}"
     if low > 0:
         return "won", reason
     if high < 0:
@@ -92,9 +90,10 @@ def outlook(
     return f"{size} {more}" + ("" if ended else ", at a look at that time")
 
 
-def sized(relative: float | None, difference: float) -> str:
+def sized(effect: Mapping[str, Any]) -> str:
     """Format an effect: relative if it is defined."""
-    return f"{difference:+.4g}" if relative is None else f"{relative:+.2%}"
+    relative = effect["relative"]
+    return f"{effect['difference']:+.4g}" if relative is None else f"{relative:+.2%}"
 
 
 def span(interval: Mapping[str, Any]) -> str:
@@ -115,6 +114,6 @@ def claims(metrics: Sequence[Mapping[str, Any]], ended: bool) -> list[tuple[str,
             here = "–"
             if effect:
                 interval, _ = deciding(metric, ended)
-                here = f"{sized(effect['relative'], effect['difference'])} {span(interval)}"
+                here = f"{sized(effect)} {span(interval)}"
             rows.append((f"{name} ({metric['unit']})", f"{value:+.2%}", here))
     return rows

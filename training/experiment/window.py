@@ -175,9 +175,7 @@ def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise TabrankError(
-            f"--timezone {timezone}: unknown; write a name such as UTC or Europe/Berlin"
-        ) from None
+        raise TabrankError(f"--timezone {timezone}: unknown; use a name like UTC or Europe/Berlin") from None
     first = datetime.fromtimestamp(start_ms / 1e3, zone).date()
     last = datetime.fromtimestamp(last_ms / 1e3, zone).date()
     days = (first + timedelta(days=i) for i in range((last - first).days + 2))

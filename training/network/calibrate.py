@@ -8,9 +8,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from serve.contract.errors import TabrankError
+from serve.features.slots import F64
 from serve.model.graph import Calibration
 
-F64 = NDArray[np.float64]
 # Lower bound of a. Where logits and labels are unrelated or inversely related, the calibrated
 # scores keep the order of the logits and have almost no spread.
 MIN_SLOPE = 1e-3

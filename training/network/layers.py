@@ -83,9 +83,8 @@ class Tape:
         norms, by_weight, by_bias = zip(*self.norm_gradients, strict=True)
         parameters = [norm.weight for norm in norms] + [norm.bias for norm in norms]
         total = torch.cat(by_weight + by_bias).view(-1, self.num_batches).sum(1)
-        self.gradients.update(
-            zip(parameters, total.split_with_sizes([len(p) for p in parameters]), strict=True)
-        )
+        parts = total.split_with_sizes([len(p) for p in parameters])
+        self.gradients.update(zip(parameters, parts, strict=True))
 
 
 @lru_cache(maxsize=64)

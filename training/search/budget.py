@@ -62,17 +62,14 @@ class Clock:
         self._held.close()
 
     def _read(self) -> None:
-        if (self.out / FILE).exists():
+        path = self.out / FILE
+        if path.exists():
             try:
-                self._state = json.loads((self.out / FILE).read_text())
+                self._state = json.loads(path.read_text())
             except (OSError, ValueError) as error:
-                raise TabrankError(
-                    f"{self.out / FILE}: cannot be read: {error}; remove {self.out}"
-                ) from error
+                raise TabrankError(f"{path}: cannot be read: {error}; remove {self.out}") from error
         elif self.out.exists() and any(self.out.iterdir()):
-            raise TabrankError(
-                f"{self.out}: exists already and holds no search; name another folder or remove it"
-            )
+            raise TabrankError(f"{self.out}: exists and holds no search; name another folder or remove it")
 
     def claim(self, identity: str, *, restart: bool) -> None:
         """Claim the folder for the search with this identity.
@@ -169,9 +166,8 @@ class FinalTraining:
         if self.epochs == whole.epochs and self.num_rows == whole.num_rows:
             return f"the budget leaves time for {self.num_teachers} of {whole.num_teachers} teachers"
         what = f"{self.epochs} of {whole.epochs} epochs on {self.num_rows:,} of {whole.num_rows:,} rows"
-        return f"the budget leaves the winner time for {what}" + (
-            " and for no teachers" if whole.num_teachers else ""
-        )
+        none = " and for no teachers" if whole.num_teachers else ""
+        return f"the budget leaves the winner time for {what}{none}"
 
 
 def work(epochs: int, num_train: int, num_valid: int) -> float:

@@ -19,12 +19,8 @@ MostUs = Annotated[
     float | None,
     typer.Option("--max-us-per-candidate", help="Largest scoring time in µs, on one core of this machine."),
 ]
-Teachers = Annotated[
-    int, typer.Option(min=0, help="Networks that teach the published one, beside LightGBM; 0: no teacher.")
-]
-Margin = Annotated[
-    float, typer.Option(help="Share of the current model's measures by which the winner may be worse.")
-]
+Teachers = Annotated[int, typer.Option(min=0, help="Networks that teach the winner, beside LightGBM; or 0.")]
+Margin = Annotated[float, typer.Option(help="Share by which the winner may be worse than the current model.")]
 
 
 def search(
@@ -59,9 +55,7 @@ def refresh(
     teachers: Teachers = 4,
     models: Models = PUBLISHED,
     margin: Margin = 0.01,
-    out: Annotated[Path, typer.Option(help="Folder of the search; replaces a finished one.")] = Path(
-        "var/refresh"
-    ),
+    out: Annotated[Path, typer.Option(help="Search folder; replaces a finished one.")] = Path("var/refresh"),
     as_json: Json = False,
 ) -> None:
     """Search from the current model on and publish the winner; exit code 1 if it does not pass.
@@ -76,10 +70,8 @@ def refresh(
 
 def not_published(out: Path, models: Path) -> str:
     """Return what ranks in place of a winner that did not pass."""
-    publish = shlex.join(
-        ["python", "-m", "training", "publish", "--model", str(out), "--models", str(models)]
-    )
-    popular = f"the service ranks by popularity, unless you run {publish}"
+    publish = ["python", "-m", "training", "publish", "--model", str(out), "--models", str(models)]
+    popular = f"the service ranks by popularity, unless you run {shlex.join(publish)}"
     return f"not published: {'the current model stays' if current(models) else popular}"
 
 

@@ -17,7 +17,7 @@ from serve.features.surface import Surface
 from serve.model.artifact import Artifact, current, load
 from serve.model.compatibility import load_for
 from training.evaluation.leakage import suspects
-from training.evaluation.verdict import GATES, TITLES, difference, headline, holds, standing, verdict
+from training.evaluation.verdict import headline, holds, not_beaten, standing, verdict
 from training.fit.loop import Diverged, FitConfig
 from training.fit.publish import check_surface, publish
 from training.fit.trainer import ray_session
@@ -157,14 +157,7 @@ def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) 
 
 def reasons(manifest: Mapping[str, Any]) -> list[str]:
     """Return the reasons why a winner does not pass; an empty list if it passes."""
-    found = []
-    for name in GATES:
-        pair = manifest["paired"].get(f"model-{name}")
-        if pair and not pair["gate"]["beats"]:
-            title, beats = TITLES[name], pair["gate"]["beats"]
-            reason = f"it does not beat {title} by two standard errors"
-            reason = reason if beats is False else f"the test rows cannot say whether it beats {title}"
-            found.append(f"{reason}: {difference(pair)}")
+    found = not_beaten(manifest["paired"])
     pair, incumbent = manifest["paired"].get("model-current"), manifest.get("incumbent")
     if pair and not holds(pair):
         found.append(standing(pair))

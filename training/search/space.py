@@ -33,6 +33,7 @@ class Space:
         if num_rows / 3_000 > BATCHES[-1]:
             batches = [BATCHES[-1]]
         fewest = min(max(round(ROW_PASSES[0] / num_rows), 2), 20)
+        most = max(min(round(ROW_PASSES[1] / num_rows), 100), fewest + 4)
         self.distributions: dict[str, BaseDistribution] = {
             "width": CategoricalDistribution(widths),
             "n_steps": IntDistribution(1, 4),
@@ -44,9 +45,7 @@ class Space:
             "momentum": FloatDistribution(0.01, 0.3, log=True),
             "virtual_batch_size": CategoricalDistribution(VIRTUAL_BATCHES),
             "batch_size": CategoricalDistribution(batches),
-            "epochs": IntDistribution(
-                fewest, max(min(round(ROW_PASSES[1] / num_rows), 100), fewest + 4), log=True
-            ),
+            "epochs": IntDistribution(fewest, most, log=True),
             "learning_rate": FloatDistribution(3e-3, 6e-2, log=True),
             "weight_decay": FloatDistribution(1e-5, 1.0, log=True),
         }
@@ -60,10 +59,8 @@ class Space:
 
     def point(self, config: FitConfig) -> dict[str, Any]:
         """Return the point of the space nearest to a configuration."""
-        wanted = {
-            name: getattr(config, name, getattr(config.network, name, None)) for name in self.distributions
-        }
-        return {name: _nearest(self.distributions[name], value) for name, value in wanted.items()}
+        given = vars(config.network) | vars(config)
+        return {name: _nearest(known, given[name]) for name, known in self.distributions.items()}
 
 
 def _nearest(distribution: BaseDistribution, value: Any) -> Any:

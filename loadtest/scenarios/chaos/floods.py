@@ -109,10 +109,9 @@ class LongStrings(Flood):
     def body(self, number: int) -> bytes:
         """Return a batch of records."""
         fields = {"follows": [f"{i:04d}{LONGEST}" for i in range(NUM_MEMBERS)]}
-        viewers = [
-            {"type": "viewer", "id": f"long-{number}-{i}", "fields": fields} for i in range(NUM_RECORDS)
-        ]
-        return pack([*viewers, *[forget("long")] * NUM_SMALL, candidate(f"long-{number}")])
+        name = f"long-{number}"
+        viewers = [{"type": "viewer", "id": f"{name}-{i}", "fields": fields} for i in range(NUM_RECORDS)]
+        return pack([*viewers, *[forget("long")] * NUM_SMALL, candidate(name)])
 
     def counted(self, before: Any, after: Any) -> dict[str, float]:
         """Return the numbers of a flood, and the number of lost batches."""

@@ -28,6 +28,8 @@ RECOVER_S, CHANGE_S, SCALE_S, ANSWER_S = 60.0, 15.0, 30.0, 30.0
 SCALED = "Scorer"
 # CPU share for placement. It must not be 0, for which the head also has room.
 SHARE_CPU = 0.25
+# Replicas by deployment.
+Identities = Mapping[str, list[Identity]]
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,7 @@ class OnTwoNodes(Target):
         """
         processes = [one for node in self.nodes.environments for one in marked(self.nodes.marker(node))]
         names = Counter(title(process).partition(".")[0] for process in processes)
-        return Counter(
-            {name: number for name, number in names.items() if name in ("haproxy", "gcs_server", "raylet")}
-        )
+        return Counter({name: names[name] for name in ("haproxy", "gcs_server", "raylet") if names[name]})
 
     def replicas(self) -> dict[str, dict[str, int]]:
         """Return the replicas as Serve reports them; empty without a head."""
@@ -144,7 +144,7 @@ class HeadGone(Fault):
         return list(self._seen.reasons())
 
 
-def recover(nodes: TwoNodes, before: Mapping[str, list[Identity]]) -> Recovered:
+def recover(nodes: TwoNodes, before: Identities) -> Recovered:
     """Start the head again, and wait until it controls the replicas from before."""
     begun, numbers = time.monotonic(), _numbers(before)
     nodes.start_head()
@@ -153,9 +153,7 @@ def recover(nodes: TwoNodes, before: Mapping[str, list[Identity]]) -> Recovered:
     return Recovered(round(time.monotonic() - begun, 1), _replaced(before, nodes.identities()))
 
 
-def govern(
-    nodes: TwoNodes, before: Mapping[str, list[Identity]], document: Document, seen: Recovered
-) -> Recovered:
+def govern(nodes: TwoNodes, before: Identities, document: Document, seen: Recovered) -> Recovered:
     """Let the head change a setting and scale a deployment, and undo the scaling."""
     in_place_s = _change(nodes, document)
     # A replica that applies a change is not yet RUNNING.
@@ -164,11 +162,11 @@ def govern(
     return Recovered(seen.recovered_s, replaced, in_place_s, _scale(nodes, document))
 
 
-def _replaced(before: Mapping[str, list[Identity]], now: Mapping[str, list[Identity]]) -> int:
+def _replaced(before: Identities, now: Identities) -> int:
     return sum(one not in now.get(name, []) for name, ones in before.items() for one in ones)
 
 
-def _numbers(identities: Mapping[str, list[Identity]]) -> dict[str, int]:
+def _numbers(identities: Identities) -> dict[str, int]:
     return {name: len(ones) for name, ones in identities.items()}
 
 

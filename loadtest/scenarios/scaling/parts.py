@@ -57,14 +57,8 @@ class StepPlan:
     def shape(self) -> Shape:
         """Return the shape of the load, as factors of the rate."""
         up_s, down_s = self.before_s, self.before_s + self.held_s
-        return (
-            (0.0, 1.0),
-            (up_s, 1.0),
-            (up_s, 2.0),
-            (down_s, 2.0),
-            (down_s, 0.5),
-            (down_s + self.after_s, 0.5),
-        )
+        stretches = (0.0, up_s, 1.0), (up_s, down_s, 2.0), (down_s, down_s + self.after_s, 0.5)
+        return tuple((at_s, factor) for *ends_s, factor in stretches for at_s in ends_s)
 
 
 STEP_PLAN = StepPlan()
@@ -158,7 +152,7 @@ def judge_nodes(report: Mapping[str, Any], moments: Sequence[Moment], plan: Step
 
 
 def prove_replicas(
-    target: Target, bodies: Sequence[bytes], cycles: int, hold_s: float, out: Path, emit: Progress
+    target: Target, bodies: Sequence[bytes], out: Path, emit: Progress, *, cycles: int, hold_s: float
 ) -> Proof:
     """Scale the running service up and down under load; return the changes and failures.
 
@@ -167,9 +161,8 @@ def prove_replicas(
     seconds = cycles * 2 * hold_s
     profile = Profile("replicas", round(LOAD * capacity_rps()), CANDIDATES, 3.0, seconds + SETTLE_S, 1.0)
     changes: list[dict[str, Any]] = []
-    emit(
-        f"replicas: {cycles} × {FEW} → {MANY} → {FEW} at {profile.target_rps:g} req/s, {profile.duration_s:g} s"
-    )
+    load = f"{profile.target_rps:g} req/s, {profile.duration_s:g} s"
+    emit(f"replicas: {cycles} × {FEW} → {MANY} → {FEW} at {load}")
 
     def change_replicas() -> None:
         time.sleep(profile.warmup_s + SETTLE_S)
@@ -182,16 +175,13 @@ def prove_replicas(
             emit(f"  {replicas} of each: {'not in time' if took_s is None else f'after {took_s:g} s'}")
             time.sleep(max(0.0, until_s - time.monotonic()))
 
-    report, moments = load_service(
-        profile, target.url, bodies, partial(look_at_folder, target.run), out, change_replicas
-    )
+    look = partial(look_at_folder, target.run)
+    report, moments = load_service(profile, target.url, bodies, look, out, change_replicas)
     reasons = failures(report)
     late = sum(change["seconds"] is None for change in changes)
     if late:
-        reasons.append(
-            f"{late} of {len(changes)} changes took longer than {hold_s:g} s, so the load may have ended "
-            "before they were complete; raise --hold"
-        )
+        took = f"{late} of {len(changes)} changes took longer than {hold_s:g} s"
+        reasons.append(f"{took}, so the load may have ended before they were complete; raise --hold")
     names = ("requests", "errors", "error_kinds", "rps", "full_share", "p99_ms")
     numbers = {name: report[name] for name in names}
     return {"held": not reasons, "reasons": reasons, "changes": changes, **numbers}, moments

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from loadtest.errors import LoadtestError
@@ -12,7 +14,7 @@ from loadtest.report.report import Report
 from loadtest.report.series import describe_part, write_scale
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.scaling import parts
-from loadtest.scenarios.scaling.service import PACE, capacity_rps, throttled
+from loadtest.scenarios.scaling.service import PACE, Proof, capacity_rps, throttled
 from loadtest.targets.processes import started
 from loadtest.targets.running import Target
 from loadtest.targets.workspace import Progress, Workspace
@@ -42,6 +44,9 @@ def run_scale(
     for name in names:
         if name not in PARTS:
             raise LoadtestError(f"--part {name}: unknown part; use {', '.join(PARTS)}")
+    replicas = partial(parts.prove_replicas, cycles=cycles, hold_s=hold_s)
+    proofs: dict[str, Callable[..., Proof]]
+    proofs = {"replicas": replicas, "step": parts.prove_step, "nodes": parts.prove_nodes}
     with work.locked(), draft_of(out) as folder:
         # Report an invalid file before the preparation, which takes a minute.
         for name in names:
@@ -50,19 +55,15 @@ def run_scale(
         found: dict[str, Report] = {}
         lines: dict[str, Sequence[Moment]] = {}
         for name in names:
-            service, part = throttled(work, config, AUTOSCALING[name]), folder / name
-            target = Target.of(work, service)
-            if name == "nodes":
-                found[name], lines[name] = parts.prove_nodes(target, bench.bodies, part, emit)
-            else:
-                emit("starting the service with the throttled Scorer")
-                with started(service, work, bench.bodies[0], CANDIDATES) as footprint:
+            service = throttled(work, config, AUTOSCALING[name])
+            with ExitStack() as up:
+                # The part `nodes` starts a cluster of its own.
+                if name != "nodes":
+                    emit("starting the service with the throttled Scorer")
+                    footprint = up.enter_context(started(service, work, bench.bodies[0], CANDIDATES))
                     emit(f"{service.url} answers after {footprint.start_s} s")
-                    found[name], lines[name] = (
-                        parts.prove_replicas(target, bench.bodies, cycles, hold_s, part, emit)
-                        if name == "replicas"
-                        else parts.prove_step(target, bench.bodies, part, emit)
-                    )
+                target = Target.of(work, service)
+                found[name], lines[name] = proofs[name](target, bench.bodies, folder / name, emit)
             emit(f"  {describe_part(name, found[name])}")
         report = {
             "verdict": overall(map(part_verdict, found.values())),

@@ -124,7 +124,7 @@ def test_a_space_that_never_rises_is_waited_for_a_while(ranks, monkeypatch):
 def test_a_space_that_no_ranking_knows_ends_the_demo(live_stub, ranks, monkeypatch):
     monkeypatch.setattr(topic_story, "WAIT_S", 0.3)
     live_stub.shows_after_s = None
-    with pytest.raises(LoadtestError, match="the new Space was unknown to rankings"):
+    with pytest.raises(LoadtestError, match="rankings did not know the new Space"):
         ranks("a")
 
 

@@ -129,5 +129,5 @@ def test_a_world_without_its_truth_is_refused_by_name(measured):
 
 def test_another_worlds_truth_is_refused(measured):
     simulate(measured.folder / "other", rows=2_000, days=0.1)
-    with pytest.raises(TabrankError, match="must be a part of that world"):
+    with pytest.raises(TabrankError, match="must be part of that world"):
         measured.measure("other")

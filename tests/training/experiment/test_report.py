@@ -324,11 +324,11 @@ def test_a_run_of_45_seconds_is_too_early_for_a_verdict(tmp_path):
     result = report(log, LAUNCH)
     assert (result["verdict"], result["days_needed"]) == ("no difference shown", 2)
     assert result["reason"].startswith("too early: Join rate per exposure +")
-    assert "a verdict needs 2 whole days (min_days), and these are 0" in text(result)
+    assert "a verdict needs 2 whole days (min_days), not 0" in text(result)
     assert report(log, Declared("launch", min_days=0))["verdict"] == "won"
     result = report(log, Declared("launch", min_days=0, min_exposures=1_201))
     assert (result["verdict"], result["days_needed"]) == ("no difference shown", None)
-    assert "a verdict needs 1,201 exposures (min_exposures), and these are 1,200" in text(result)
+    assert "a verdict needs 1,201 exposures (min_exposures), not 1,200" in text(result)
     # A start long before the first exposure adds no days, and after the end none come.
     known = {"start_ms": START_MS - 3 * DAY_MS, "end_ms": START_MS + 30_000}
     result = report(log, Declared("launch", **known))
@@ -605,7 +605,7 @@ def test_the_verdict_comes_first(won, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--experiment", "lunch"), "its experiments are launch"),
+        (("--experiment", "lunch"), "it has launch"),
         (("--experiment", "launch", "--control", "best"), "its arms are model, popular"),
         (("--experiment", "launch", "--treatment", "popular"), "name the arm to compare with popular"),
         (("--experiment", "launch", "--timezone", "Mars"), "--timezone Mars: unknown"),

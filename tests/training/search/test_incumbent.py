@@ -136,12 +136,12 @@ def test_every_reason_is_named():
     assert blind.startswith(f"only 0 of 4,000 test rows are newer than the current model {OLD} has seen")
     assert "wait for newer rows, or run `python -m training publish` by hand" in blind
     (lost,) = reasons({"paired": {"model-popular": WORSE}})
-    assert lost.startswith("it does not beat popular by two standard errors: NDCG@10 -0.0200")
+    assert lost.startswith("the model does not beat popular by two standard errors: NDCG@10 -0.0200")
     (ruled,) = reasons({"paired": {"model-popular": BETTER, "model-baseline": WORSE}})
-    assert ruled.startswith("it does not beat the baseline by two standard errors: NDCG@10 -0.0200")
+    assert ruled.startswith("the model does not beat the baseline by two standard errors: NDCG@10 -0.0200")
     unclear = BETTER | {"gate": WORSE["gate"] | {"beats": None}}
     (unknown,) = reasons({"paired": {"model-popular": unclear}})
-    assert "cannot say" in unknown
+    assert unknown.startswith("these rows do not show whether the model beats popular")
 
 
 def manifest(fit: dict[str, object], network: dict[str, object]) -> dict[str, object]:

@@ -93,24 +93,20 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
                 f"the ranking by {name} has {one.effective:.0f} effective events and needs at least "
                 f"{MIN_EFFECTIVE:.0f}; collect more, or raise the arm's `explore`"
             )
-    values = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
+    value = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
     logged = known.logged(num_places)
     difference = {
-        "served": {
-            how: _difference(values["model", how], values["served", how], drawn) for how in ESTIMATORS
-        },
-        "drawn": {how: _difference(values["model", how], logged, drawn) for how in ESTIMATORS},
+        "served": {how: _difference(value["model", how], value["served", how], drawn) for how in ESTIMATORS},
+        "drawn": {how: _difference(value["model", how], logged, drawn) for how in ESTIMATORS},
     }
     rankings = {
-        name: {how: _summary(values[name, how], drawn) for how in ESTIMATORS}
+        name: {how: _summary(value[name, how], drawn) for how in ESTIMATORS}
         | {"effective_events": round(one.effective, 1), "clipped": one.clipped}
         for name, one in sums.items()
     }
     theta = known.examination
     above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
-    interference = above and _summary(above, drawn) | {
-        "matters": abs(above.value) > DOUBTFUL * above.error(drawn.cluster)
-    }
+    matters = above and abs(above.value) > DOUBTFUL * above.error(drawn.cluster)
     return {
         "exposures": len(drawn),
         "viewers": len(np.unique(drawn.cluster)),
@@ -120,7 +116,7 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
         "drawn": _summary(logged, drawn),
         "difference": difference,
         "examination": {str(at): float(theta[at - 1]) for at in SHOWN_PLACES if at <= len(theta)},
-        "above": interference,
+        "above": above and _summary(above, drawn) | {"matters": matters},
         "verdict": called(difference["served"][VERDICT_BY]["interval"]),
     }
 
@@ -167,10 +163,8 @@ def text(result: Mapping[str, Any]) -> str:
             )
     drawn = result["drawn"]
     lines.append(f"{'as drawn':<10}{'mean':<9}{drawn['value']:8.4f}    {_span(drawn['interval'])}")
-    lines.append(
-        "examination by position: "
-        + "  ".join(f"{place}: {theta:.2f}" for place, theta in result["examination"].items())
-    )
+    places = "  ".join(f"{place}: {theta:.2f}" for place, theta in result["examination"].items())
+    lines.append(f"examination by position: {places}")
     if result["above"] and result["above"]["matters"]:
         change = np.expm1(result["above"]["value"])
         lines.append(

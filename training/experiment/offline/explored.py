@@ -118,18 +118,11 @@ def explored(
         done += len(batch)
         progress(done / len(rows))
     made_until_ms = artifact.manifest.get("seen_until_ms", 0)
-    return Explored(
-        Drawn(
-            np.where(np.isnan(weight), -np.inf, weight),
-            is_shown,
-            reward,
-            np.where(viewer > 0, viewer, -1 - rows),
-        ),
-        new,
-        left_out,
-        dict(Counter(draws[i].model for i in rows.tolist())),
-        int((replay.exposure_ms[rows] <= made_until_ms).sum()),
-    )
+    num_seen = int((replay.exposure_ms[rows] <= made_until_ms).sum())
+    served = dict(Counter(draws[i].model for i in rows.tolist()))
+    cluster = np.where(viewer > 0, viewer, -1 - rows)
+    drawn = Drawn(np.where(np.isnan(weight), -np.inf, weight), is_shown, reward, cluster)
+    return Explored(drawn, new, left_out, served, num_seen)
 
 
 def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:

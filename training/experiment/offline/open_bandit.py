@@ -69,11 +69,8 @@ def open_bandit(path: Path) -> dict[str, Any]:
             found = _compare(logs[policy], logs[other], is_known=policy == "random")
             comparisons.append({"policy": policy, "log": other, "campaign": campaign} | found)
     agree = sum(all(one[how]["agrees"] for how in ESTIMATORS) for one in comparisons)
-    return {
-        "comparisons": comparisons,
-        "agree": agree,
-        "held": agree >= len(comparisons) - MAX_DISAGREEING,
-    }
+    held = agree >= len(comparisons) - MAX_DISAGREEING
+    return {"comparisons": comparisons, "agree": agree, "held": held}
 
 
 def _compare(own: BanditLog, log: BanditLog, *, is_known: bool) -> dict[str, Any]:
@@ -154,13 +151,9 @@ def _read(path: Path, policy: str, campaign: str) -> BanditLog:
     # A damaged file, or one that lacks a column.
     except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
         raise TabrankError(f"--obp: {name} in {path} cannot be read ({error}); {remedy}") from None
-    position = table["position"].to_numpy(np.int64)
-    return BanditLog(
-        table["item_id"].to_numpy(np.int64),
-        position - position.min(),
-        table["click"].to_numpy(np.float64),
-        table["propensity_score"].to_numpy(np.float64),
-    )
+    item, position = (table[name].to_numpy(np.int64) for name in ("item_id", "position"))
+    click, propensity = (table[name].to_numpy(np.float64) for name in ("click", "propensity_score"))
+    return BanditLog(item, position - position.min(), click, propensity)
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -168,14 +161,11 @@ def text(result: Mapping[str, Any]) -> str:
     lines = ["Open Bandit Dataset, clicks a row:"]
     lines.append("policy  from    campaign  on policy  snips (95 %)               dr (95 %)")
     for one in result["comparisons"]:
-        spans = [
-            f"{one[how]['value']:.4f} [{one[how]['interval'][0]:.4f}, {one[how]['interval'][1]:.4f}]"
-            + ("" if one[how]["agrees"] else " !")
-            for how in ESTIMATORS
-        ]
-        lines.append(
-            f"{one['policy']:<8}{one['log']:<8}{one['campaign']:<10}{one['on_policy']['value']:9.4f}  "
-            + "  ".join(f"{span:<25}" for span in spans)
-        )
+        cells = []
+        for found in (one[how] for how in ESTIMATORS):
+            low, high = found["interval"]
+            cells.append(f"{found['value']:.4f} [{low:.4f}, {high:.4f}]{'' if found['agrees'] else ' !'}")
+        line = f"{one['policy']:<8}{one['log']:<8}{one['campaign']:<10}{one['on_policy']['value']:9.4f}  "
+        lines.append(line + "  ".join(f"{cell:<25}" for cell in cells))
     lines.append(f"{result['agree']} of {len(result['comparisons'])} agree")
     return "\n".join(lines)

@@ -62,9 +62,8 @@ def sample(rng: Generator, num_viewers: int) -> WorldSample:
     worth, weight = (np.take_along_axis(values, order, 1) for values in (worth, weight))
     reward = (rng.random(shape) < worth * examination()).astype(np.float64)
     drawn = Drawn(weight, np.ones(shape, bool), reward, viewer)
-    return WorldSample(
-        drawn, {name: np.take_along_axis(values, order, 1) for name, values in odds.items()}, worth
-    )
+    odds = {name: np.take_along_axis(values, order, 1) for name, values in odds.items()}
+    return WorldSample(drawn, odds, worth)
 
 
 def true_values() -> dict[str, float]:
