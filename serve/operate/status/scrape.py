@@ -95,7 +95,7 @@ class PageHistory:
 
     def add(self, page: Page) -> None:
         """Add a page and drop those that are too old."""
-        keep_s = max(10.0, 3 * self.every_s)
+        keep_s = max(10.0, 3 * self.every_s, 4 * self._read_every_s)
         self._pages = [old for old in self._pages if page.at_s - old.at_s <= keep_s] + [page]
 
     def fill(self, urls: list[str]) -> None:
@@ -161,17 +161,25 @@ class PageHistory:
         return {"used_mib": None, "limit_mib": None, "node": None}
 
     def _rate_rps(self) -> float:
-        """Return the sum of the replicas' rates, each between its first and last moved counter."""
+        """Return the sum of the replicas' rates, each between its first and last moved counter.
+
+        Of a counter that moved once, it is the growth over all pages.
+        """
+        pages = self._comparable
         # By replica: the times at which its counter moved, and the counter by then.
         moved: dict[str, list[tuple[float, float]]] = {}
-        for before, after in itertools.pairwise(self._comparable):
+        for before, after in itertools.pairwise(pages):
             now = _grown(Page(0.0), after, RANKINGS, REPLICA)
             for replica in _grown(before, after, RANKINGS, REPLICA):
                 moved.setdefault(replica, []).append((after.at_s, now[replica]))
-        ends = [(moments[0], moments[-1]) for moments in moved.values()]
-        return sum(
-            (to - of) / (until - since) for (since, of), (until, to) in ends if until > since and to >= of
-        )
+        rate = 0.0
+        for replica, growth in _grown(pages[0], pages[-1], RANKINGS, REPLICA).items():
+            (since, of), (until, to) = moved[replica][0], moved[replica][-1]
+            if until > since and to >= of:
+                rate += (to - of) / (until - since)
+            else:
+                rate += growth / (pages[-1].at_s - pages[0].at_s)
+        return rate
 
 
 def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]:
