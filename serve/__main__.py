@@ -139,9 +139,7 @@ def diff(
     from serve.operate.diff.apply import diff as differ
 
     result, lines, held = differ(config, run, address, apply, timeout, _progress)
-    answer(result, as_json, "\n".join(lines))
-    if not held:
-        raise typer.Exit(1)
+    answer(result, as_json, "\n".join(lines), held=held)
 
 
 @app.command()
@@ -176,9 +174,8 @@ def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
         "problems": [asdict(problem) for problem in problems],
         "warnings": [asdict(warning) for warning in warnings],
     }
-    answer(result, as_json, "\n".join(map(str, problems)) or f"{config}: accepted")
-    if problems:
-        raise typer.Exit(1)
+    text = "\n".join(map(str, problems)) or f"{config}: accepted"
+    answer(result, as_json, text, held=not problems)
 
 
 @app.command()
@@ -263,9 +260,8 @@ def plan(
     from serve.operate.plan.report import table
 
     report = make(config, trace, compare, costs, out, seed, _progress)
-    answer(report, as_json, table(report))
-    if report["comparison"] is not None and not report["comparison"]["holds"]:
-        raise typer.Exit(1)
+    comparison = report["comparison"]
+    answer(report, as_json, table(report), held=comparison is None or comparison["holds"])
 
 
 @bench.command()

@@ -22,11 +22,10 @@ from serve.contract.messages import nearest
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
 from serve.contract.validation import milliseconds
 from serve.features.surface import Surface, load_surface
+from serve.model.artifact import VERSION
 from serve.model.scorer_cache import MAX_VERSIONS
 from serve.model.scorers import Backend
 
-# Name of an artifact's version.
-VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 CURRENT, CANARY = "current", "canary"
 HEURISTICS = POPULAR, BASELINE, SHUFFLE, NOOP = ("popular", "baseline", "shuffle", "noop")
 SCORERS = (CURRENT, CANARY, *HEURISTICS)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
 
 from serve.contract.errors import RequestError, did_you_mean
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import MILLISECONDS
 
+T = TypeVar("T")
 # Limit the characters of client input that an answer or a log line repeats.
 MAX_QUOTED = 80
 MAX_DETAIL = 300
@@ -39,6 +43,16 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
     elif detail.startswith("Expected `str") and detail.endswith("got `int`"):
         detail = f'{detail}; write it in quotes: "17"'
     return RequestError(422, "invalid request", detail, pointer)
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes, fields: Mapping[str, Sequence[str]]) -> T:
+    """Decode a request's body; raise RequestError, 400 or 422, with `fields` as `invalid` does."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error), fields) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(error) from None
 
 
 def malformed(error: Exception) -> RequestError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,7 +13,7 @@ BOUNDS_S = tuple(bound / 1e3 for bound in BOUNDS_MS)
 LAG_BOUNDS_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3_600.0)
 # Candidates; a shipped batch holds at most 1,760.
 BATCH_BOUNDS = (1.0, 10.0, 30.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1_760.0, 3_520.0)
-BOUNDS = {"latency": BOUNDS_S, "lag": LAG_BOUNDS_S, "batch": BATCH_BOUNDS, "": ()}
+BOUNDS = {"latency": BOUNDS_S, "lag": LAG_BOUNDS_S, "batch": BATCH_BOUNDS, None: ()}
 
 
 class Metric(NamedTuple):
@@ -41,16 +40,11 @@ class Metric(NamedTuple):
         return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
-def _metric(
-    name: str, what: str, labels: Sequence[str] = (), bounds: str = "", is_gauge: bool = False
-) -> Metric:
-    return Metric(name, what, tuple(labels), BOUNDS[bounds], is_gauge)
-
-
-_TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
-_BY_NAME = {name: _metric(name, **row) for name, row in _TABLE.items()}
-METRICS = tuple(_BY_NAME.values())
-
+METRICS = tuple(
+    Metric(name, row["what"], tuple(row.get("labels", ())), BOUNDS[row.get("bounds")], "is_gauge" in row)
+    for name, row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).items()
+)
+_BY_NAME = {metric.name: metric for metric in METRICS}
 RANKINGS = _BY_NAME["tabrank_rankings"]
 CANDIDATES = _BY_NAME["tabrank_candidates"]
 MODEL_RANKINGS = _BY_NAME["tabrank_model_rankings"]

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Map
+from serve.features.slots import F64, I64, U64, Bools, Map
 
-Bools = NDArray[np.bool_]
 # Ranks for eviction: entries of the lowest rank are kept first.
 TOUCHED, UNTOUCHED, EMPTY = 0, 1, 2
 

@@ -162,15 +162,8 @@ class Surface:
 
         Comments, the order of keys and the baseline do not change it.
         """
-        parts = (
-            self.name,
-            self.events,
-            self.label,
-            self.popular,
-            self.fields,
-            self.features,
-            "examined" if self.is_debiased else "ignored",
-        )
+        bias = "examined" if self.is_debiased else "ignored"
+        parts = (self.name, self.events, self.label, self.popular, self.fields, self.features, bias)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property

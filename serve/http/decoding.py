@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from serve.contract.errors import RequestError
-from serve.contract.messages import below, invalid, malformed, quoted
+from serve.contract.messages import below, decoded, quoted
 from serve.contract.rankings import RankRequest, StatedCandidate, candidate_ids
 from serve.features.field_values import bounded, check_unit
 from serve.features.surface import Surface
@@ -20,12 +20,7 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
     Raises:
         RequestError: 400 for malformed JSON; 422 with a JSON Pointer for invalid values.
     """
-    try:
-        request = _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise invalid(str(error), _FIELDS) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(error) from None
+    request = decoded(_decoder, body, _FIELDS)
     _check_candidates(request, surface)
     for name, value in request.context.items():
         pointer = below("/context", name)

@@ -25,11 +25,19 @@ LOOK_S = 0.01
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically and durably."""
+    with file_draft_of(path) as draft:
+        draft.write_bytes(content)
+
+
+@contextmanager
+def file_draft_of(path: Path) -> Iterator[Path]:
+    """Yield a new file's path; the file is put at `path` when the block ends without an error."""
     draft = path.with_name(f".{path.name}.partial")
     try:
-        draft.write_bytes(content)
+        yield draft
         put(draft, path)
     finally:
+        # Even a full disk may have created the file.
         draft.unlink(missing_ok=True)
 
 

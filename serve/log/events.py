@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from serve.contract.errors import RequestError
-from serve.contract.messages import below, invalid, malformed, nearest, quoted
+from serve.contract.messages import below, decoded, invalid, malformed, nearest, quoted
 from serve.contract.records import (
     MAX_RECORD_BYTES,
     MAX_RECORDS,
@@ -123,12 +123,7 @@ def decode_batch(
     Raises:
         RequestError: 400 if the body is not JSON, 422 if it is not a batch.
     """
-    try:
-        raws = _batch.decode(body).records
-    except msgspec.ValidationError as error:
-        raise invalid(str(error), {"": ("records",)}) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(error) from None
+    raws = decoded(_batch, body, {"": ("records",)}).records
     good: dict[int, ClientRecord] = {}
     rejected: list[Rejected] = []
     for i, raw in enumerate(raws):

@@ -20,7 +20,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
 from serve.features.surface import Surface
-from serve.log.atomic_files import put
+from serve.log.atomic_files import file_draft_of
 from serve.log.events import (
     CANDIDATES,
     EVENT_IDS,
@@ -230,14 +230,8 @@ class Segments:
 def draft_segment(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Yield the writer of a segment, which gets its name when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
-            yield writer
-        put(draft, path)
-    finally:
-        # Even a full disk may have created the file.
-        draft.unlink(missing_ok=True)
+    with file_draft_of(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+        yield writer
 
 
 def segments(log: Path, table: str) -> list[Path]:

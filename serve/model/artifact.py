@@ -51,7 +51,8 @@ MAX_POINTER_BYTES = 256
 # Parsed JSON takes some thirty times as much memory.
 MAX_JSON_BYTES = 32 << 20
 
-_VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
+# Name of a version.
+VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def versions(models: Path) -> list[str]:
     if not models.is_dir():
         return []
     return sorted(
-        entry.name for entry in models.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()
+        entry.name for entry in models.iterdir() if VERSION.fullmatch(entry.name) and entry.is_dir()
     )
 
 
@@ -205,7 +206,7 @@ def pointed(models: Path, pointer: str) -> str | None:
     except FileNotFoundError:
         return None
     text = content.decode("utf-8", "replace").strip()
-    if not _VERSION.fullmatch(text):
+    if not VERSION.fullmatch(text):
         raise ArtifactRefused(
             f"models {models}: {pointer} holds {text!r}, which is not a version; promote one"
         )
@@ -228,7 +229,7 @@ def _checked(folder: Path, content: bytes) -> dict[str, Any]:
             f"{where}: is not the file that was written (its sha256 differs from {CHECKSUM_KEY!r}); copy the artifact "
             "again, or publish another"
         )
-    if not _VERSION.fullmatch(str(manifest.get("version"))):
+    if not VERSION.fullmatch(str(manifest.get("version"))):
         raise ArtifactRefused(f"{where}: version {manifest.get('version')!r} is not like {new_version(0)}")
     files = manifest.get("files")
     if not isinstance(files, dict) or set(files) != set(FILES):

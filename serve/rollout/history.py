@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from serve.config.settings import VERSION
 from serve.log.atomic_files import write_whole
+from serve.model.artifact import VERSION
 
 HISTORY = "HISTORY"
 # Keep the last 1,000 entries.

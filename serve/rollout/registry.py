@@ -137,14 +137,10 @@ class ModelRegistry:
                 manifest = load(self.models / version).manifest
             except ArtifactRefused as error:
                 state, reason = "refused", str(error)
-            row: dict[str, Any] = {
-                "version": version,
-                "state": state,
-                "reason": reason,
-                "made": _made(version),
-            }
-            row |= {"current": version == current, "metrics": dict(manifest.get("metrics") or {})}
-            found.append(row | {key: manifest.get(key) for key in ("measured_on", "paired")})
+            row = {"version": version, "state": state, "reason": reason, "made": _made(version)}
+            metrics = dict(manifest.get("metrics") or {})
+            yardstick = {key: manifest.get(key) for key in ("measured_on", "paired")}
+            found.append({**row, "current": version == current, "metrics": metrics, **yardstick})
         return found
 
     def _pointed(self, pointer: str) -> str | None:

@@ -92,13 +92,12 @@ def applications(found: Mapping[str, Any], deployed: Mapping[str, Any]) -> list[
         url = found.get("url", "") + route.rstrip("/")
         return Application(name, url, config, log, models, experiment.get("name", ""), given.get("clock", ""))
 
-    ours = {key: one for key, one in found.get("applications", {}).items() if _is_ours(one)}
-    routes = {key: one.get("route_prefix") or "/" for key, one in ours.items()} or {"": "/"}
-    return [application(name, route) for name, route in routes.items()]
-
-
-def _is_ours(application: Mapping[str, Any]) -> bool:
-    return application.get("import_path") == OUR_APPLICATION
+    routes = {
+        name: one.get("route_prefix") or "/"
+        for name, one in found.get("applications", {}).items()
+        if one.get("import_path") == OUR_APPLICATION
+    }
+    return [application(name, route) for name, route in (routes or {"": "/"}).items()]
 
 
 def _newest(segment: Path) -> list[dict[str, Any]]:

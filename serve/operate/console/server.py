@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from shlex import quote
@@ -188,7 +189,7 @@ def serve(run: Path | None, address: str | None, port: int | None, progress: Cal
     bound, history = listener.getsockname()[1], PageHistory(EVERY_S, PAGES_EVERY_S)
     # The service goes first.
     os.nice(10)
-    watch = Watch(lambda: look(run, address, history))
+    watch = Watch(partial(look, run, address, history))
     progress(f"console: http://{HOST}:{bound}/ (Ctrl-C ends it, and not the service)")
     Server(console(watch, run, address, bound), watch).run(sockets=[listener])
 

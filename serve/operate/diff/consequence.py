@@ -1,4 +1,4 @@
-"""Declared table, in `consequence.toml`: what a change of `cluster.yaml` does to the running service.
+"""Declared table, in `consequence.toml`: what a change of `cluster.yaml` does to the service.
 
 `tests/serve/operate/diff/test_consequences.py` makes the change of each field on a running service
 and reads in Serve's own log what Serve did, so a row that another version of Ray contradicts fails.
@@ -15,23 +15,20 @@ from serve.operate.diff.field import Path
 
 
 class Consequence(IntEnum):
-    """Effect of a change on the running service, the mildest first, with its wording for people."""
+    """Effect of a change on the running service, the mildest first."""
 
-    NOTHING = 0, "nothing touched"
-    IN_PLACE = 1, "reconfigured in place"
-    ADDED = 2, "application added"
-    ROLLING = 3, "rolling restart"
-    REBUILT = 4, "application rebuilt"
-    DELETED = 5, "application deleted"
-    RESTART = 6, "Serve restart"
+    NOTHING = 0
+    IN_PLACE = 1
+    ADDED = 2
+    ROLLING = 3
+    REBUILT = 4
+    DELETED = 5
+    RESTART = 6
 
-    sentence: str
-
-    def __new__(cls, rank: int, sentence: str) -> Consequence:
-        """Make a member that compares by its rank."""
-        member = int.__new__(cls, rank)
-        member._value_, member.sentence = rank, sentence
-        return member
+    @property
+    def sentence(self) -> str:
+        """Its wording for people."""
+        return str(_FILE["sentences"][self.name.lower()])
 
 
 SCALING: Path = (*DEPLOYMENT, "autoscaling_config")

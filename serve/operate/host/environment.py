@@ -1,6 +1,6 @@
 """Environment variables of the service's processes: Serve reads its own settings there at import.
 
-`environment.toml` has the settings that never differ, each with its reason.
+`environment.toml` has the settings, each with its reason.
 
 A setting of the user's shell wins, unless the service could not start or stop without ours.
 """
@@ -34,15 +34,13 @@ LOCAL = "127.0.0.1"
 PORTS = range(20_000, 30_000)
 
 _SETTINGS: Mapping[str, dict[str, str]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
-LISTENING = _SETTINGS["listening"]
-HAPROXY = LISTENING | _SETTINGS["haproxy"]
+PLAIN_PROXY, HAPROXY = _SETTINGS["plain_proxy"], _SETTINGS["haproxy"]
 FAST = _SETTINGS["fast"]
 ONE_MACHINE = _SETTINGS["one_machine"]
 OTHERS_MEMORY = _SETTINGS["others_memory"]
 SEVERAL_MACHINES = _SETTINGS["several_machines"]
-# The default buckets (.., 50, 100, 200 ms) cannot show whether p90 < 50 and p99 < 100 ms hold.
-BUCKETS = {"RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(map(str, BOUNDS_MS))}
-EVERYWHERE = BUCKETS | _SETTINGS["everywhere"]
+BOUNDS = ",".join(map(str, BOUNDS_MS))
+EVERYWHERE = {name: value.format(bounds_ms=BOUNDS) for name, value in _SETTINGS["everywhere"].items()}
 
 
 def haproxy_places(sockets: Path, stats: int, metrics: int, fallback: int) -> dict[str, str]:
@@ -50,18 +48,8 @@ def haproxy_places(sockets: Path, stats: int, metrics: int, fallback: int) -> di
 
     The node's 56-character id and the file's name are appended to a socket's path.
     """
-    return {
-        # Ray fixes these ports, and a second cluster on the machine would fail on them.
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        HAPROXY_PORT: str(metrics),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        # The default folder is shared by all clusters, with the admin socket open to every user.
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
-    }
+    places = {"sockets": sockets, "stats": stats, "metrics": metrics, "fallback": fallback}
+    return {name: value.format(**places) for name, value in _SETTINGS["haproxy_places"].items()}
 
 
 def environment(
@@ -77,9 +65,7 @@ def environment(
         tunable = FAST | ONE_MACHINE
         forced = HAPROXY | haproxy_places(temp / "h", stats, haproxy_metrics, fallback)
     else:
-        tunable = {}
-        # Throughput mode would force the HAProxy ingress, which the plain proxy replaces.
-        forced = {**LISTENING, "RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+        tunable, forced = {}, dict(PLAIN_PROXY)
     tunable |= OTHERS_MEMORY | EVERYWHERE
     forced |= {
         MARKER: run.cluster_id,

@@ -158,20 +158,17 @@ def _page(report: Report, outcome: Outcome) -> str:
     if comparison is not None:
         tone = "good" if comparison["holds"] else "bad"
         words = f"The plan {'holds' if comparison['holds'] else 'does not hold'} against the real run"
+    p50, p99 = (f"{number(answers[name], '.1f')} ms" for name in ("p50_ms", "p99_ms"))
     numbers = [
-        (
-            "p99, simulated",
-            f"{number(answers['p99_ms'], '.1f')} ms",
-            f"p50 {number(answers['p50_ms'], '.1f')} ms",
-        ),
+        ("p99, simulated", p99, f"p50 {p50}"),
         ("late", f"{answers['late_share']:.2%}", "answered in popular order at the deadline"),
         ("refused", f"{answers['refused_share']:.2%}", f"of {answers['requests']:,} requests"),
         (NODES, f"{nodes['max']}", f"at most; mean {nodes['mean']:g}"),
     ]
     doubt = (
-        "It is Ray's own scaling code over a simulation of the service. Load shedding is left out, and each "
+        "It is Ray's own scaling code over a simulation of the service. Load shedding is left out, "
+        "and each replica is assumed to have a core."
     )
-    doubt += "replica is assumed to have a core."
     parts = [
         banner(tone, words, f"{_answers(report)}.", doubt),
         bullets(f"Warning: {text}" for text in report["warnings"]),

@@ -53,11 +53,8 @@ def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = 
         raise typer.Exit(1) from None
     if now is None:
         raise TabrankError(f"models {folder}: no version is current; promote one")
-    answer(
-        {"current": now, "rolled_back": was, "reason": reason},
-        as_json,
-        f"{now} is current again; {was}: {reason}",
-    )
+    line = f"{now} is current again; {was}: {reason}"
+    answer({"current": now, "rolled_back": was, "reason": reason}, as_json, line)
 
 
 @models.command()

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from serve.config.diagnoses import DIAGNOSES, RUNBOOK, diagnosis
+from serve.config.diagnoses import DIAGNOSES, RUNBOOK, Diagnosis, diagnosis
 from serve.operate.diff.field import get
 from serve.operate.diff.running import cause as message_of
 from serve.operate.host.run_folder import RunFolder
@@ -86,7 +86,7 @@ def of_answers(answers: Mapping[str, Mapping[str, Any]]) -> list[Cause]:
     """Return the diagnoses in each application's /readyz, which is empty where it is silent."""
     found = [_named("no_answer", name) for name, answer in answers.items() if not answer]
     return found + [
-        _cause(one["name"], name, one["cause"], one["remedy"])
+        _cause(Diagnosis(one["name"], one["cause"], one["remedy"]), name)
         for name, answer in answers.items()
         for one in answer.get("diagnoses", ())
     ]
@@ -123,7 +123,7 @@ def _of_state(found: Mapping[str, Any]) -> Iterator[Cause]:
         log = found.get("log", run.log)
         yield _named(DOWN[state], "", **facts, error=ended, log=log, stage=found.get("stage", "in Ray"))
     elif supervision := found.get("supervision"):
-        yield _cause(supervision["name"], "", supervision["cause"], supervision["remedy"])
+        yield _cause(Diagnosis(**supervision), "")
     elif error and state == "ready" and found["run"]:
         yield _named("deploy_failed", "", **facts, error=error)
     elif state != "ready" and not found.get("deploying"):
@@ -177,18 +177,17 @@ def _matters(share: float, requests: int) -> bool:
 
 def _named(name: str, where: str | None, advice: bool | None = None, **facts: object) -> Cause:
     """Return a cause of the list, filled with the facts that its sentences name."""
-    found = diagnosis(name, **facts)
-    return _cause(name, where, found.cause, found.remedy, advice)
+    return _cause(diagnosis(name, **facts), where, advice)
 
 
-def _cause(name: str, where: str | None, text: str, remedy: str, advice: bool | None = None) -> Cause:
-    known = DIAGNOSES.get(name, {})
+def _cause(found: Diagnosis, where: str | None, advice: bool | None = None) -> Cause:
+    known = DIAGNOSES.get(found.name, {})
     runbook = known.get("runbook")
     return {
-        "name": name,
+        "name": found.name,
         "where": where or "",
-        "text": text,
-        "remedy": remedy,
+        "text": found.cause,
+        "remedy": found.remedy,
         "runbook": runbook and f"{RUNBOOK}#{runbook}",
         "advice": known.get("advice", False) if advice is None else advice,
     }

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from serve.operate.status.causes import line, shown, unread
 from serve.operate.status.scrape import PageHistory
+from serve.report.rows import number
 
 # Shown for an unknown value.
 NOTHING = "–"
@@ -40,11 +41,6 @@ def show(found: Mapping[str, Any], as_json: bool) -> None:
         console.print(screen(found, console.width if console.is_terminal else None), soft_wrap=True)
 
 
-def render(found: Mapping[str, Any], width: int | None = None) -> str:
-    """Return the screen as plain text; without a width each item is one line."""
-    return screen(found, width).plain
-
-
 def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> dict[str, Any]:
     """Refresh the screen, or print a line of JSON, until Ctrl-C; return the last state."""
     from serve.operate.status.vitals import look
@@ -62,8 +58,11 @@ def keep_showing(run: Path | None, address: str | None, every_s: float, as_json:
     return found
 
 
-def screen(found: Mapping[str, Any], width: int | None) -> Text:
-    """Return the screen for a state, in lines of at most `width` except for long commands."""
+def screen(found: Mapping[str, Any], width: int | None = None) -> Text:
+    """Return the screen for a state, in lines of at most `width` except for long commands.
+
+    Without a width each item is one line.
+    """
     lines: list[Text] = []
     for label, text, style in _rows(found):
         first, *more = _wrapped(text, width and max(width - LABEL, 20))
@@ -107,10 +106,8 @@ def _of_traffic(found: Mapping[str, Any], traffic: Mapping[str, Any], faults: se
     reasons = f"; degraded by {shown(traffic['reasons'])}" if traffic.get("reasons") else ""
     yield "answers", (shown(traffic.get("rungs") or {}) or NOTHING) + reasons, _red(faults & {"not_full"})
     kinds = f" ({shown(traffic['errors'])})" if traffic.get("errors") else ""
-    errors = (
-        f"{_share(traffic.get('error_share'))} failed{kinds}, {_share(traffic.get('refused_share'))} refused"
-    )
-    yield "errors", errors, _red(faults & {"errors", "overloaded"})
+    failed, refused = (number(traffic.get(name), ".1%") for name in ("error_share", "refused_share"))
+    yield "errors", f"{failed} failed{kinds}, {refused} refused", _red(faults & {"errors", "overloaded"})
     old = "features_old", "stale_features"
     yield "features", f"{_number(traffic.get('freshness_ms'))} ms old", _red(faults.intersection(old))
     memory = found.get("memory") or {}
@@ -195,7 +192,3 @@ def _red(is_wrong: object) -> str:
 
 def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _share(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1%}"

@@ -55,9 +55,9 @@ def answered(page, operation):
 def test_requests_can_be_tried_with_a_key_and_without(chromium, url):
     # The page fails on an error in the console, such as a breach of its Content-Security-Policy.
     with page_at(chromium, f"{url}/docs") as page:
-        assert "/v1 promises" in page.inner_text(".info").replace("\n", " ")
         # Both operations that callers use are open, and the others are not.
         page.wait_for_selector(f"{EVENTS}.is-open .execute")
+        assert "/v1 promises" in page.inner_text(".info").replace("\n", " ")
         assert page.locator(".opblock.is-open").count() == 2
         page.click(".authorize")
         page.fill(".modal-ux input", "the key")

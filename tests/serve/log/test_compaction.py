@@ -13,6 +13,7 @@ import serve.log.compaction
 from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, Event, Viewer
 from serve.features.surface import read_surface
+from serve.log import atomic_files
 from serve.log.atomic_files import put
 from serve.log.compaction import compact
 from serve.log.events import Exposure, JournalEntry
@@ -135,14 +136,14 @@ def test_a_crash_before_the_others_are_deleted_repeats_no_record(segments, surfa
         draft.replace(path)
         raise OSError("the end")
 
-    monkeypatch.setattr(serve.log.segments, "put", cut_short)
+    monkeypatch.setattr(atomic_files, "put", cut_short)
     with pytest.raises(OSError, match="the end"):
         compact(segments.folder)
     assert len(read_table(segments.folder, "viewers")[1]) == 2 + 2 * MIN_SEGMENTS - 1
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
     assert (before.counts["repeated_rows"], after.counts["repeated_rows"]) == (0, MIN_SEGMENTS - 1)
-    monkeypatch.setattr(serve.log.segments, "put", put)
+    monkeypatch.setattr(atomic_files, "put", put)
     compact(segments.folder)
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)

@@ -28,7 +28,7 @@ from serve.operate.run.local_cluster import NEVER, down, up
 from serve.operate.run.supervisor import reason, settled
 from serve.operate.status.restarts import ENDED
 from serve.operate.status.scrape import read_pages
-from serve.operate.status.screen import render
+from serve.operate.status.screen import screen
 from serve.operate.status.vitals import answers_of, look
 
 # An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
@@ -185,7 +185,7 @@ def test_a_failed_service_is_dead_and_its_error_is_shown(tmp_path):
     run.write({"state": "failed", "url": "http://127.0.0.1:1", "error": "no room", "applications": {}})
     found = look(tmp_path, None)
     assert (found["state"], found["unwatched"], found["waits"]) == ("dead", "", [])
-    assert "The service has ended: no room." in render(found)
+    assert "The service has ended: no room." in screen(found).plain
 
 
 def test_a_deploy_that_stops_writing_its_state_is_dead_after_a_minute(tmp_path):
@@ -326,8 +326,8 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
     now = look(folder / "run", None)
     assert now["state"] == "unwatched"
     assert "python -m serve up" in now["waits"][0]
-    assert "unknown" in render(now)
-    assert "running" not in render(now)
+    assert "unknown" in screen(now).plain
+    assert "running" not in screen(now).plain
     with pytest.raises(TabrankError, match="the supervisor is gone; start a new one"):
         LocalService(RunFolder.of(folder / "run"))
     for _ in range(50):

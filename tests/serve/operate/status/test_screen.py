@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.operate.status import screen as module
-from serve.operate.status.screen import keep_showing, render, show
+from serve.operate.status.screen import keep_showing, screen, show
 
 READY = {
     "store": "fresh",
@@ -134,14 +134,14 @@ def test_a_healthy_service_fits_a_terminal_of_80_columns_and_24_lines():
         "healthy   nothing to do\n"
         "at        2026-01-31 12:30:05 UTC, rates over 5 s; ready http://127.0.0.1:8000\n"
     )
-    shown = render(FOUND, 80)
+    shown = screen(FOUND, 80).plain
     assert shown.splitlines() == (head + REST).splitlines()
     assert len(shown.splitlines()) < 24
     assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_degraded_service_begins_with_what_to_do_and_keeps_the_command_in_one_line():
-    lines = render(DEGRADED, 80).splitlines()
+    lines = screen(DEGRADED, 80).plain.splitlines()
     assert lines[:7] == [
         "degraded  spaces: There is no store at lmdb:var/store: rankings have no scores,",
         "          and events are refused. Fill it with",
@@ -181,7 +181,7 @@ def test_the_colour_is_green_only_if_the_service_is_healthy(monkeypatch):
 
 def test_an_unknown_value_is_a_dash_and_a_stopped_service_has_no_numbers():
     found = FOUND | {"traffic": None, "surfaces": {"spaces": {}}, "nodes": [], "kill_switch": None}
-    lines = render(found | {"memory": {"limit_mib": None}, "memory_mib": 0}).splitlines()
+    lines = screen(found | {"memory": {"limit_mib": None}, "memory_mib": 0}).plain.splitlines()
     assert {
         "rankings  –/s; p50 –, p90 –, p99 – ms",
         "answers   –",
@@ -192,7 +192,7 @@ def test_an_unknown_value_is_a_dash_and_a_stopped_service_has_no_numbers():
     } <= set(lines)
     health = FOUND["health"] | {"state": "down"}
     stopped = {"state": "stopped", "health": health, "causes": DEGRADED["causes"][1:2]}
-    assert render(stopped) == "down      All is lost. Mend."
+    assert screen(stopped).plain == "down      All is lost. Mend."
 
 
 def test_a_watched_screen_on_a_pipe_is_printed_at_each_look(monkeypatch, capsys):
@@ -205,7 +205,7 @@ def test_a_watched_screen_on_a_pipe_is_printed_at_each_look(monkeypatch, capsys)
 
     monkeypatch.setattr("serve.operate.status.vitals.look", look)
     assert keep_showing(None, None, 0.0, False) == DEGRADED
-    assert capsys.readouterr().out == f"{render(FOUND)}\n{render(DEGRADED)}\n"
+    assert capsys.readouterr().out == f"{screen(FOUND).plain}\n{screen(DEGRADED).plain}\n"
 
 
 def test_ctrl_c_before_the_first_screen_ends_the_command(monkeypatch):
