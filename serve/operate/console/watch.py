@@ -70,7 +70,7 @@ class Watch:
         while self._queues:
             reading, is_late = asyncio.ensure_future(asyncio.to_thread(self._state)), False
             while not (await asyncio.wait({reading}, timeout=OVERDUE_S))[0]:
-                # Once: a service that is always late or silent would alternate between two verdicts.
+                # Once: a service that is always late or silent would alternate between verdicts.
                 if not was_late and any(self.found.get("surfaces", {}).values()):
                     self._message["found"] = {**self.found, "health": unread(OVERDUE)["health"]}
                 # A browser takes a longer silence for a console that is gone.
