@@ -142,14 +142,13 @@ def tried(url: str, body: bytes) -> tuple[dict[str, Any], int]:
     the service and never to the browser.
     """
     try:
-        request = dict(json.loads(body))
+        request = dict(json.loads(body)) | {"traffic": "test", "explain": True}
     except (ValueError, TypeError, RecursionError) as error:
         return {"detail": f"a request is a JSON object with viewer and candidates: {error}"}, 400
-    text = json.dumps(request | {"traffic": "test", "explain": True})
     key = os.environ.get(API_KEY)
     headers = {"Content-Type": "application/json", **({"X-Api-Key": key} if key else {})}
     try:
-        asked = urllib.request.Request(f"{url}/v1/rank", text.encode(), headers)
+        asked = urllib.request.Request(f"{url}/v1/rank", json.dumps(request).encode(), headers)
         with DIRECT.open(asked, timeout=ANSWER_S) as response:
             status, answer = response.status, json.load(response)
         for ranked in answer["ranking"]:
@@ -157,8 +156,8 @@ def tried(url: str, body: bytes) -> tuple[dict[str, Any], int]:
     except urllib.error.HTTPError as error:
         return _problem(error), error.code
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError):
-        where = url or "the address"
-        return {"detail": f"{where} does not answer as a tabrank service; start one: python -m serve up"}, 502
+        where = f" at {url}" if url else ""
+        return {"detail": f"no tabrank service answers{where}; start it: python -m serve up"}, 502
     return answer, status
 
 

@@ -49,8 +49,7 @@ def read_shifts(page: Page) -> list[dict[str, Any]]:
         if name == PAIRS.exported:
             label = dict(labels)
             pairs[tuple(label[key] for key in PAIR)][label["measure"]] += value
-    newest = sorted(pairs.items(), reverse=True)
-    return [{**dict(zip(PAIR, key, strict=True)), **sums.report()} for key, sums in newest]
+    return [{**dict(zip(PAIR, key, strict=True)), **one.report()} for key, one in sorted(pairs.items())[::-1]]
 
 
 def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:

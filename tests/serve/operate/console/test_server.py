@@ -158,7 +158,7 @@ def test_an_answer_of_another_service_is_named(folder, answer):
         other.answer = answer
         tried = client(lambda: healthy(url=other.url)).post("/data/rank", json={"candidates": []})
     assert tried.status_code == 502
-    assert f"{other.url} does not answer as a tabrank service" in tried.json()["detail"]
+    assert f"no tabrank service answers at {other.url};" in tried.json()["detail"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"3", b"[" * 100_000, b"\xff"])
