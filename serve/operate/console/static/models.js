@@ -24,12 +24,14 @@ function Experiment({ app, declared, seen }) {
   const { report } = app;
   const out = report ? `${app.out}-${new Date().toISOString().slice(0, 10)}` : app.out;
   const command = `python -m training experiment report --log ${app.log} --config ${app.config} --experiment ${app.experiment} --out ${out}`;
+  const shared = declared?.arms.filter((arm) => arm.share > 0).length !== 1;
   return html`<h2>Experiment ${app.experiment}</h2>
     ${declared ? html`<${Table} caption="Arms" head=${["arm", "scorer", "model", "#share", "#seen now"]}
       rows=${declared.arms.map((arm) => [arm.name, arm.scorer, arm.model ?? DASH, percent(arm.share), percent(seen[arm.name])])} />`
       : html`<p>The service does not answer, so its arms are not known.</p>`}
     ${report && html`<${Verdict} report=${report} />`}
-    ${app.experiment && app.log && html`<${Command} text=${command}
+    ${!shared && html`<p>One arm has all viewers: there is nothing to compare until another has a share.</p>`}
+    ${shared && app.experiment && app.log && html`<${Command} text=${command}
       about=${report ? "Judge it anew" : "No report is beside the log yet; this makes one"} />`}`;
 }
 

@@ -72,7 +72,7 @@ function Tiles({ found, traffic }) {
     ["Full answers", percent(full), `as the arm says${short && `; ${short}${reasons && `, by ${reasons}`}`}`],
     ["Refused or failed", percent(sum(traffic.refused_share, traffic.error_share)), `refused ${percent(traffic.refused_share)}, errors ${percent(traffic.error_share)}${traffic.error_share ? ` (${shares(traffic.errors)})` : ""}`],
     ["Age of features", withUnit(traffic.freshness_ms, "ms"), "time until an event counts"],
-    ["Memory in use", withUnit(memory.used_mib, "MiB"), `of ${number(memory.limit_mib)} MiB; its own processes ${number(found.memory_mib)}`],
+    ["Memory in use", withUnit(memory.used_mib, "MiB"), `of ${number(memory.limit_mib)} MiB; the service itself ${withUnit(found.memory_mib, "MiB")}`],
   ];
   return html`<dl class="tiles">${tiles.map(([label, value, note]) => html`
     <div><dt>${label}</dt><dd class="value">${value}</dd><dd class="note">${note}</dd></div>`)}</dl>`;

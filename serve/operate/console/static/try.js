@@ -41,13 +41,13 @@ export function Try({ found }) {
           ${samples?.map((one, i) => html`<option value=${i}>${titled(one)}</option>`)}</select></label>
         <label>Viewer (empty: anonymous)<input disabled=${!request} value=${request?.viewer ?? ""}
           onChange=${(event) => change({ viewer: event.target.value || null })} /></label>
-        <label>Candidates, by spaces<textarea rows="4" disabled=${!request} value=${ids(request).join(" ")}
+        <label>Candidates, separated by blanks<textarea rows="4" disabled=${!request} value=${ids(request).join(" ")}
           onChange=${(event) => change({ candidates: event.target.value.split(/[\s,]+/).filter(Boolean) })} /></label>
       </div>
       <div>
         <label>The whole request<textarea rows="11" spellcheck="false" value=${state.text}
           onInput=${(event) => update({ text: event.target.value })} /></label>
-        ${request ? null : html`<p class="refused" role="alert">This is not JSON of a request: {"viewer": …, "candidates": […]}.</p>`}
+        ${request ? null : html`<p class="refused" role="alert">A request is JSON with a list of candidates: {"viewer": …, "candidates": […]}.</p>`}
         <div><button class="main" disabled=${!request || state.busy}>Rank</button></div>
       </div>
     </form>
