@@ -127,4 +127,4 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
     url = json.loads((home / "var/run/service.json").read_text())["url"]
     assert "kill_switch" in [one["name"] for one in httpx.get(f"{url}/readyz").json()["diagnoses"]]
     state = look(home / "var/run", None, PageHistory(1.0))
-    assert (state["kill_switch"], state["changes"][0]["what"]) == (["tiny"], "kill switch on")
+    assert (state["kill_switch"], state["changes"][0]["what"]) == (["tiny"], "kill switch on for tiny")

@@ -132,7 +132,7 @@ def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
             f"--url {url}: the service has no POST {EVENTS_PATH} (status {status}); "
             "use the URL of a service that accepts events"
         )
-    if status != 200:
+    if status not in (200, 207):
         raise LoadtestError(f"--url {url}: the service does not accept events: {status} {detail_of(body)}")
     try:
         rejected = decode_acknowledgement(body).rejected

@@ -98,7 +98,8 @@ class Edge:
             "/openapi.json": lambda: _Answer(JSON, self._openapi),
             "/docs": lambda: _Answer(KINDS["html"], self._docs, more=OF_PAGE),
         }
-        self._routes = frozenset((RANK, EVENTS, *self._get))
+        self._routes = {path: path for path in (RANK, EVENTS, *self._get)}
+        self._routes |= dict.fromkeys(FILES, "/docs/{file}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Answer one ASGI scope; return the HTTP status, 0 if the scope has none."""
@@ -117,8 +118,7 @@ class Edge:
 
     def _answered(self, scope: Scope, status: int, begun: float) -> int:
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
-        path = _path(scope)
-        route, seconds = path if path in self._routes else "", time.perf_counter() - begun
+        route, seconds = self._routes.get(_path(scope), ""), time.perf_counter() - begun
         self._fetcher.metrics.answered(method, route, status, seconds)
         if status >= 400 and (method, route) == ("POST", RANK):
             self._trace(dict(scope["headers"]), lambda parent: record_failed(parent, scope, status, seconds))

@@ -25,7 +25,10 @@ LOGGED = ["ts_ms", "viewer", "candidates", "context"]
 
 @dataclass(frozen=True)
 class Application:
-    """One application as its file declares it; `name` is empty where none is known."""
+    """One application as its file declares it; `name` is empty where none is known.
+
+    With `clock` "event", a request says its time.
+    """
 
     name: str
     url: str
@@ -33,6 +36,7 @@ class Application:
     log: Path
     models: Path
     experiment: str
+    clock: str
 
     def described(self) -> dict[str, Any]:
         """Return its paths, versions (newest first), last changes, and the experiment's report.
@@ -67,6 +71,7 @@ class Application:
                     key: one for key, one in (row.pop("context", None) or {}).items() if one is not None
                 }
                 request = row | {"limit": len(row["candidates"])} | ({"context": context} if context else {})
+                request |= {"now_ms": row["ts_ms"]} if self.clock == "event" else {}
                 found.append({"at_ms": request.pop("ts_ms"), "request": request})
         example = _read(self.log / "request.json")
         return [*found, {"at_ms": None, "request": example}] if example else found
@@ -81,10 +86,11 @@ def applications(found: Mapping[str, Any], deployed: Mapping[str, Any]) -> list[
     args = {app["name"]: app.get("args") or {} for app in deployed.get("applications", ())}
 
     def application(name: str, route: str) -> Application:
-        log, models = (config.parent / args.get(name, {}).get(key, f"var/{key}") for key in ("log", "models"))
+        given = args.get(name, {})
+        log, models = (config.parent / given.get(key, f"var/{key}") for key in ("log", "models"))
         experiment = found.get("surfaces", {}).get(name, {}).get("experiment") or {}
         url = found.get("url", "") + route.rstrip("/")
-        return Application(name, url, config, log, models, experiment.get("name", ""))
+        return Application(name, url, config, log, models, experiment.get("name", ""), given.get("clock", ""))
 
     routes = {
         name: one.get("route_prefix") or "/"

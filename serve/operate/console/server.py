@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import msgspec
@@ -70,19 +71,22 @@ class OwnOrigin:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        headers = Request(scope).headers
+        app, headers = self._app, Request(scope).headers
         host, origin = headers.get("host"), headers.get("origin")
-        app = self._app
-        if host not in self._hosts or origin not in (None, f"http://{host}"):
+        # Another page's image or script has no Origin; a link to this page may come from anywhere.
+        site = headers.get("sec-fetch-site", "none") if scope["path"].startswith("/data/") else "none"
+        is_ours = host in self._hosts and site in ("none", "same-origin")
+        if not is_ours or origin not in (None, f"http://{host}"):
             app = PlainTextResponse(f"this console answers its own page: http://{self._hosts[0]}/\n", 403)
         await app(scope, receive, send_bound)
 
 
 def console(watch: Watch, run: Path | None, address: str | None, port: int) -> ASGIApp:
     """Return the console as an ASGI application that listens on `port` of 127.0.0.1."""
+    # The folders of a cluster at an address are not known.
+    is_here = address is None or run is not None
 
     def known() -> list[Application]:
-        is_here = address is None or run is not None
         return applications(watch.found, RunFolder.of(run or RUN).deployed() if is_here else {})
 
     def asked(request: Request) -> Application:
@@ -107,12 +111,12 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
         # A service that is gone has no metrics; its models are there.
         with suppress(TabrankError):
             shifts = read_shifts(read_pages(metrics_pages(run, address)))
-        given = f" --run {shlex.quote(str(run))}" if run else f" --address {address}" if address else ""
-        described = [app.described() for app in known()]
+        given = f" --run {quote(str(run))}" if run else f" --address {quote(address)}" if address else ""
+        described = [app.described() for app in known() if is_here]
         return JSONResponse({"applications": described, "shifts": shifts, "options": given})
 
     def requests(request: Request) -> Response:
-        return JSONResponse({"requests": asked(request).requests()})
+        return JSONResponse({"requests": asked(request).requests() if is_here else None})
 
     async def rank(request: Request) -> Response:
         # A form of another page cannot send this type.
@@ -138,22 +142,22 @@ def tried(url: str, body: bytes) -> tuple[dict[str, Any], int]:
     the service and never to the browser.
     """
     try:
-        request = dict(json.loads(body))
+        request = dict(json.loads(body)) | {"traffic": "test", "explain": True}
     except (ValueError, TypeError, RecursionError) as error:
         return {"detail": f"a request is a JSON object with viewer and candidates: {error}"}, 400
-    text = json.dumps(request | {"traffic": "test", "explain": True})
     key = os.environ.get(API_KEY)
     headers = {"Content-Type": "application/json", **({"X-Api-Key": key} if key else {})}
     try:
-        asked = urllib.request.Request(f"{url}/v1/rank", text.encode(), headers)
+        asked = urllib.request.Request(f"{url}/v1/rank", json.dumps(request).encode(), headers)
         with DIRECT.open(asked, timeout=ANSWER_S) as response:
             status, answer = response.status, json.load(response)
+        for ranked in answer["ranking"]:
+            ranked["words"] = [in_words(msgspec.convert(one, Reason)) for one in ranked.get("reasons") or ()]
     except urllib.error.HTTPError as error:
         return _problem(error), error.code
-    except (OSError, ValueError):
-        return {"detail": "the service does not answer; start it: python -m serve up"}, 502
-    for ranked in answer["ranking"]:
-        ranked["words"] = [in_words(msgspec.convert(one, Reason)) for one in ranked.get("reasons") or ()]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError):
+        where = f" at {url}" if url else ""
+        return {"detail": f"no tabrank service answers{where}; start it: python -m serve up"}, 502
     return answer, status
 
 

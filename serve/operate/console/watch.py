@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serve.contract.errors import TabrankError
-from serve.operate.status.causes import unread
+from serve.operate.status.causes import DOWN, unread
 
 log = logging.getLogger("tabrank")
 # Replicas report their counters every 2 s; reading more often shows nothing new.
@@ -27,7 +27,7 @@ class Watch:
     """One reader of the service for all browsers; it reads only while a browser listens.
 
     `look` returns a state as `serve.operate.status.vitals.look` does; it is called in a thread.
-    `found` is the last state.
+    `found` is the last state that was read.
     """
 
     def __init__(self, look: Callable[[], Mapping[str, Any]], every_s: float = EVERY_S) -> None:
@@ -39,13 +39,14 @@ class Watch:
         self._reader: asyncio.Task[None] | None = None
         self._gone_since: str | None = None
         self._seen: str | None = None
+        self._message: dict[str, Any] = {"found": unread(OVERDUE), "gone": None}
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the kept points, then a message for each read, until `close`.
 
         A message has `found` (the state), `point` (ms since 1970, the values of `POINT`, and the
         share of answers that are not full), and `gone` (`since` and `seen`, ISO) while no
-        application answers.
+        application answers. While a read is overdue there are messages without a point.
         """
         # A browser that does not read gets no more than this, and is then left out.
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(8)
@@ -65,10 +66,17 @@ class Watch:
         self._queues.clear()
 
     async def _read(self) -> None:
+        was_late = False
         while self._queues:
-            reading = asyncio.ensure_future(asyncio.to_thread(self._state))
-            if not (await asyncio.wait({reading}, timeout=OVERDUE_S))[0]:
-                self._publish(unread(OVERDUE))
+            reading, is_late = asyncio.ensure_future(asyncio.to_thread(self._state)), False
+            while not (await asyncio.wait({reading}, timeout=OVERDUE_S))[0]:
+                # Once: a service that is always late or silent would alternate between verdicts.
+                if not was_late and any(self.found.get("surfaces", {}).values()):
+                    self._message["found"] = {**self.found, "health": unread(OVERDUE)["health"]}
+                # A browser takes a longer silence for a console that is gone.
+                self._send(self._message)
+                is_late = True
+            was_late = is_late
             self._publish(await reading)
             await asyncio.sleep(self._every_s)
 
@@ -83,16 +91,17 @@ class Watch:
             return unread(FAILED)
 
     def _publish(self, found: Mapping[str, Any]) -> None:
-        now, gone = datetime.now(UTC), None
+        now, answers = datetime.now(UTC), found.get("surfaces", {}).values()
         at = now.isoformat(timespec="milliseconds")
-        if any(found.get("surfaces", {}).values()):
-            self._seen, self._gone_since = at, None
-        else:
-            self._gone_since = self._gone_since or at
-            gone = {"since": self._gone_since, "seen": self._seen}
+        self._seen = at if any(answers) else self._seen
+        # Where something runs that was not asked, nothing is known of its answers.
+        is_gone = not any(answers) and (answers or found["state"] in (*DOWN, "unknown"))
+        self._gone_since = (self._gone_since or at) if is_gone else None
+        gone = {"since": self._gone_since, "seen": self._seen} if is_gone else None
         self.found = {"at": at, **found}
         self.points.append([round(now.timestamp() * 1e3), *_values(found.get("traffic") or {})])
-        self._send({"found": self.found, "gone": gone, "point": self.points[-1]})
+        self._message = {"found": self.found, "gone": gone}
+        self._send({**self._message, "point": self.points[-1]})
 
     def _send(self, message: dict[str, Any] | None) -> None:
         for queue in list(self._queues):

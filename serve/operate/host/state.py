@@ -80,6 +80,8 @@ def status(run_dir: Path) -> dict[str, Any]:
     state = service.get("state", "starting")
     if unwatched:
         state, unwatched = (UNWATCHED, unwatched) if is_alive(service) else ("dead", None)
+        # The error of an earlier deploy is not why it ended.
+        service |= {"error": ""} if state == "dead" and service.get("state") != "failed" else {}
     if unwatched or state in ("failed", "dead"):
         service["applications"] = {
             name: {**app, "deployments": dict.fromkeys(app["deployments"], UNKNOWN)}

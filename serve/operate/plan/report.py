@@ -155,6 +155,10 @@ def _page(report: Report, outcome: Outcome) -> str:
     answers, nodes, comparison = report["answers"], report[NODES], report["comparison"]
     tone: Tone = "unsure" if report["warnings"] else "neutral"
     words = f"{nodes['min']} to {nodes['max']} nodes carry the load"
+    if any(text.startswith("past the knee") for text in report["warnings"]):
+        tone, words = "bad", words.replace("carry", "do not carry")
+    elif report["warnings"]:
+        words = f"It is unsure whether {words}: see the warnings"
     if comparison is not None:
         tone = "good" if comparison["holds"] else "bad"
         words = f"The plan {'holds' if comparison['holds'] else 'does not hold'} against the real run"

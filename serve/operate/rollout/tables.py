@@ -14,6 +14,8 @@ from serve.rollout.score_comparison import ScoreSums
 
 # The metrics of an artifact that fit a line.
 METRICS = ("ndcg@10", "auc", "logloss")
+# What a score shift is of.
+PAIR = ("new", "old", "application")
 
 
 def versions(found: Sequence[Mapping[str, Any]]) -> str:
@@ -35,21 +37,19 @@ def versions(found: Sequence[Mapping[str, Any]]) -> str:
 def shifts(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of score shifts, a line for each pair of versions."""
     measured = ("rows", "mean_score", "mean_shift", "psi", "top10_kept", "latency_ratio")
-    rows = [(each["new"], each["old"], *(_number(each[name]) for name in measured)) for each in found]
-    heads = ("new", "old", "rows", "mean score", "mean shift", "PSI", "top 10 kept", "time, new/old")
+    rows = [(*(each[key] for key in PAIR), *(_number(each[name]) for name in measured)) for each in found]
+    heads = (*PAIR, "rows", "mean score", "mean shift", "PSI", "top 10 kept", "time, new/old")
     return columns([heads, *rows]) if rows else ""
 
 
 def read_shifts(page: Page) -> list[dict[str, Any]]:
-    """Return one report for each pair of versions, over all replicas."""
-    pairs: defaultdict[tuple[str, str], ScoreSums] = defaultdict(ScoreSums)
+    """Return one report for each pair of versions and application, over all replicas."""
+    pairs: defaultdict[tuple[str, ...], ScoreSums] = defaultdict(ScoreSums)
     for (name, labels), value in page.values.items():
         if name == PAIRS.exported:
             label = dict(labels)
-            pairs[label["new"], label["old"]][label["measure"]] += value
-    return [
-        {"new": new, "old": old, **sums.report()} for (new, old), sums in sorted(pairs.items(), reverse=True)
-    ]
+            pairs[tuple(label[key] for key in PAIR)][label["measure"]] += value
+    return [{**dict(zip(PAIR, key, strict=True)), **one.report()} for key, one in sorted(pairs.items())[::-1]]
 
 
 def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:

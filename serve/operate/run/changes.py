@@ -33,7 +33,8 @@ def described(
     """Return what a deploy changed: the kill switch, or the file's first fields without values."""
     changes = compare(before, after, shapes_of(applications)).changes
     if changes and all(change.path[-1] == SWITCH for change in changes):
-        return f"kill switch {'on' if changes[0].new is True else 'off'}"
+        switched = (f"{'on' if one.new is True else 'off'} for {one.path[1]}" for one in changes)
+        return f"kill switch {', '.join(switched)}"
     # An application's own keys follow its name; a deployment's follow its own.
     fields = [
         ".".join(map(str, change.path[3 if change.path[2:3] == ("deployments",) else 0 :]))

@@ -12,6 +12,7 @@ from serve.operate.diff.field import get
 from serve.operate.diff.running import cause as message_of
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, up_command
+from serve.operate.status.restarts import MAX_TIMES
 
 # A replica that finds room on a node starts within this time.
 STARTS_WITHIN = timedelta(seconds=10)
@@ -43,7 +44,7 @@ def causes(found: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime, u
     """
     named = [*_of_state(found), *_of_replicas(found, now), *waiting(found, wanted, now)]
     named += of_answers(found["surfaces"])
-    named += _of_traffic(found, [one["name"] for one in named])
+    named += _of_traffic(found, {(one["name"], one["where"]) for one in named})
     if unread:
         # Elsewhere the nodes may be out of reach of this machine.
         named.append(_named("no_metrics", "", advice=found["run"] is None, url=unread))
@@ -57,10 +58,9 @@ def health(found: Mapping[str, Any]) -> dict[str, Any]:
     The state is "healthy", "degraded", "down" (nobody is served) or "unknown" (no metrics).
     """
     faults = [one for one in found["causes"] if not one["advice"]]
+    faults = faults or [one for one in found["causes"] if one["name"] == "no_metrics"]
     if not faults:
-        unknown = any(one["name"] == "no_metrics" for one in found["causes"])
-        state = "unknown" if unknown else "healthy"
-        return _health(state, state)
+        return _health("healthy", "healthy")
     first, silent = faults[0], [one for one in faults if one["name"] == "no_answer"]
     down = found["state"] in DOWN or (silent and len(silent) == len(found["surfaces"]))
     state = "down" if down else "unknown" if first["name"] == "no_metrics" else "degraded"
@@ -114,14 +114,11 @@ def _of_state(found: Mapping[str, Any]) -> Iterator[Cause]:
     """Yield what the state says: nobody is served, unsupervised, or the last deploy failed."""
     state, error = found["state"], (found.get("error") or "").rstrip(".")
     run = RunFolder.of(Path(found["run"] or RUN))
-    facts: dict[str, Any] = {
-        "run": run.path,
-        "up": up_command(Path(found.get("config", "cluster.yaml")), run),
-    }
+    up = up_command(Path(found.get("config", "cluster.yaml")), run)
+    facts: dict[str, Any] = {"run": run.path, "up": up, "log": found.get("log", run.log)}
     if state in DOWN:
         ended = error or "its processes are gone"
-        log = found.get("log", run.log)
-        yield _named(DOWN[state], "", **facts, error=ended, log=log, stage=found.get("stage", "in Ray"))
+        yield _named(DOWN[state], "", **facts, error=ended, stage=found.get("stage", "in Ray"))
     elif supervision := found.get("supervision"):
         yield _cause(Diagnosis(**supervision), "")
     elif error and state == "ready" and found["run"]:
@@ -145,30 +142,38 @@ def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
     for name, one in (found.get("restarts") or {}).items():
         count = sum(now - datetime.fromisoformat(at) < RESTARTS_WITHIN for at in one.get("times", ()))
         if count:
-            few = count <= MAX_RESTARTS
-            yield _named("restarted", name, advice=few, count=count, last=one["last"])
+            words = f"{'At least ' * (count == MAX_TIMES)}{count} restart{'s' * (count > 1)}"
+            yield _named("restarted", name, advice=count <= MAX_RESTARTS, count=words, last=one["last"])
 
 
-def _of_traffic(found: Mapping[str, Any], named: list[str]) -> Iterator[Cause]:
-    """Yield what the metrics show, without what follows from the causes that are `named`."""
+def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterator[Cause]:
+    """Yield what the metrics show, less what follows from the causes (name, where) in `named`."""
     traffic, memory = found.get("traffic") or {}, found["memory"]
     used, limit = memory["used_mib"], memory["limit_mib"]
     if limit and used > MAX_MEMORY_SHARE * limit:
         yield _named("memory_high", memory["node"], used=used, limit=limit, share=used / limit)
-    freshness_ms = traffic.get("freshness_ms") or 0.0
-    if freshness_ms > MAX_FRESHNESS_MS and not {*OF_STORE}.intersection(named):
-        yield _named("features_old", "", age_s=freshness_ms / 1e3)
-    requests, rankings = traffic.get("requests") or 0, traffic.get("rankings") or 0
-    reasons = traffic.get("reasons") or {}
-    refused, shed = traffic.get("refused_share") or 0.0, reasons.get("overload", 0.0)
+    for app, counted in traffic.get("applications", {}).items():
+        yield from _of_application(app, counted, {name for name, where in named if where == app})
+    if _matters(lost := traffic.get("errors", {}).get("unattributed", 0.0), traffic.get("requests", 0)):
+        yield _named("unattributed", "", share=lost)
+
+
+def _of_application(app: str, counted: Mapping[str, Any], named: set[str]) -> Iterator[Cause]:
+    """Yield what an application's own counters show."""
+    requests, rankings, reasons = counted["requests"], counted["rankings"], counted["reasons"]
+    if (age_ms := counted["freshness_ms"] or 0.0) > MAX_FRESHNESS_MS and not named.intersection(OF_STORE):
+        yield _named("features_old", app, age_s=age_ms / 1e3)
+    refused, shed = counted["overload_share"] or 0.0, reasons.get("overload", 0.0)
     if _matters(refused, requests) or _matters(shed, rankings):
-        yield _named("overloaded", "", refused=refused, shed=shed)
-    failed = traffic.get("error_share") or 0.0
-    if _matters(failed, requests):
-        yield _named("errors", "", share=failed, kinds=shown(traffic["errors"]))
-    not_full = sum(share for rung, share in (traffic.get("rungs") or {}).items() if rung != "full")
+        yield _named("overloaded", app, refused=refused, shed=shed)
+    # A replica that fills up while a body arrives refuses it without counting that as overload.
+    limited = share if (share := counted["limited_share"] or 0.0) > refused else 0.0
+    for name, share in (("limited", limited), ("errors", counted["error_share"] or 0.0)):
+        if _matters(share, requests):
+            yield _named(name, app, share=share, kinds=shown(counted["errors"]))
+    not_full = sum(share for rung, share in counted["rungs"].items() if rung != "full")
     if _matters(not_full, rankings) and "kill_switch" not in named:
-        yield _named("not_full", "", share=not_full, reasons=shown(reasons) or "without a reason")
+        yield _named("not_full", app, share=not_full, reasons=shown(reasons) or "without a reason")
 
 
 def _matters(share: float, requests: int) -> bool:

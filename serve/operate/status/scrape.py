@@ -13,6 +13,7 @@ from typing import Any
 
 from serve.contract import metric_catalog as catalog
 from serve.operate.host.state import get
+from serve.operate.status.restarts import Restarts
 
 RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
 FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
@@ -20,6 +21,8 @@ FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
 REQUESTS = "ray_serve_num_http_requests_total"
 # Answers that clients got, by the class of their status in HAProxy's label `code`.
 ANSWERS = "haproxy_frontend_http_responses_total"
+# A replica sends both in one call: answers by their status, and refusals because it was full.
+ANSWERED, REFUSED = f"{catalog.HTTP.exported}_count", f"{catalog.REFUSED.exported}_count"
 # A node's memory within the limit of its cgroup, of all its processes.
 MEMORY_USED, MEMORY_LIMIT = "ray_node_mem_used", "ray_node_mem_total"
 PREFIXES = ("ray_tabrank_", REQUESTS, ANSWERS, MEMORY_USED, MEMORY_LIMIT + "{")
@@ -34,19 +37,25 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Page:
-    """Our series on the metrics pages of all nodes at one time."""
+    """Our series on the metrics pages of all nodes at one time, and the pages that answered."""
 
     at_s: float
     values: Mapping[Series, float] = field(default_factory=dict)
+    urls: frozenset[str] = frozenset()
+
+    def of(self, app: str) -> Page:
+        """Return the series of an application."""
+        return Page(self.at_s, {one: n for one, n in self.values.items() if ("application", app) in one[1]})
 
 
 def read_pages(urls: Iterable[str]) -> Page:
     """Return the current pages as one; a node that does not answer adds nothing."""
-    texts = [get(url)[1].decode(errors="replace") for url in urls]
-    return parse("\n".join(texts), time.monotonic())
+    texts = {url: get(url)[1].decode(errors="replace") for url in urls}
+    answered = frozenset(url for url, text in texts.items() if text)
+    return parse("\n".join(texts.values()), time.monotonic(), answered)
 
 
-def parse(text: str, at_s: float) -> Page:
+def parse(text: str, at_s: float, urls: frozenset[str] = frozenset()) -> Page:
     """Return our series of Prometheus' text format; a series of several nodes is summed."""
     values: defaultdict[Series, float] = defaultdict(float)
     for line in text.splitlines():
@@ -54,7 +63,7 @@ def parse(text: str, at_s: float) -> Page:
         if line.startswith(PREFIXES):
             series, _, value = line.rpartition(" ")
             values[_series(series)] += float(value)
-    return Page(at_s, values)
+    return Page(at_s, values, urls)
 
 
 @lru_cache(8192)
@@ -68,14 +77,14 @@ def _series(text: str) -> Series:
 
 
 class PageHistory:
-    """Pages of the last ten seconds, from which the traffic is derived.
+    """Pages of the last ten seconds, to derive the traffic, and the `restarts` seen meanwhile.
 
     Each replica reports its counters every `every_s`, so that a page is up to that old. A rate is
     exact only between two moments at which the same replica's counters moved.
     """
 
     def __init__(self, every_s: float, read_every_s: float = 0.0) -> None:
-        self.every_s = every_s
+        self.every_s, self.restarts = every_s, Restarts()
         self._read_every_s = read_every_s
         self._pages: list[Page] = []
 
@@ -86,7 +95,7 @@ class PageHistory:
 
     def add(self, page: Page) -> None:
         """Add a page and drop those that are too old."""
-        keep_s = max(10.0, 3 * self.every_s)
+        keep_s = max(10.0, 3 * self.every_s, 4 * self._read_every_s)
         self._pages = [old for old in self._pages if page.at_s - old.at_s <= keep_s] + [page]
 
     def fill(self, urls: list[str]) -> None:
@@ -103,47 +112,35 @@ class PageHistory:
 
         `rungs`, `reasons` (of degradation) and `arms` are shares of the rankings. `freshness_ms` is
         the age of the features of the stalest replica. Of the HTTP `requests` within `window_s`,
-        `error_share` failed (5xx; `errors` by status, `no_replica` where HAProxy had none) and
-        `refused_share` got 429. A value that no metric shows is None.
+        `error_share` failed (5xx; `errors` by status, `unattributed` where HAProxy counts more than
+        the replicas so far) and `refused_share` got 429: `overload_share` from a full replica,
+        `limited_share` for another reason. `applications` has these of each. A value that no metric
+        shows is None.
         """
-        before, after = self._pages[0], self._pages[-1]
+        before, after = self._comparable[0], self._pages[-1]
         if not any(name == RANKINGS for name, _ in after.values):
             return None
-        rungs = _grown(before, after, RANKINGS, "rung")
-        total = sum(rungs.values())
         within = _grown(before, after, LATENCY, "le")
-        ages = [value * 1e3 for (name, _), value in after.values.items() if name == FRESHNESS]
+        names = {dict(labels).get("application", "") for name, labels in after.values if name == REQUESTS}
         numbers = {
             "seconds": after.at_s - before.at_s,
             "rate_rps": self._rate_rps(),
             **{f"p{percent}_ms": _quantile_ms(within, percent / 100) for percent in (50, 90, 99)},
-            "freshness_ms": max(ages, default=None),
             "window_s": after.at_s - before.at_s,
-            "rankings": total,
         }
         return {
             **{key: None if value is None else round(value, 3) for key, value in numbers.items()},
-            "rungs": _shares(rungs, total),
-            "reasons": _shares(_grown(before, after, REASONS, "reason"), total),
-            "arms": _shares(_grown(before, after, RANKINGS, "arm"), total),
-            **self._errors(),
+            **_counted(before, after),
+            "applications": {name: _counted(before.of(name), after.of(name)) for name in sorted(names)},
         }
 
-    def _errors(self) -> dict[str, Any]:
-        """Return the shares of the requests that failed or were refused."""
-        before, after = self._pages[0], self._pages[-1]
-        statuses = _grown(before, after, REQUESTS, "status_code")
-        failed = {status: count for status, count in statuses.items() if status.startswith("5")}
-        # Without a replica HAProxy itself answers with 5xx.
-        lost = _grown(before, after, ANSWERS, "code").get("5xx", 0.0) - sum(failed.values())
-        failed |= {"no_replica": lost} if lost > 0 else {}
-        total = sum(statuses.values()) + max(lost, 0.0)
-        return {
-            "requests": round(total),
-            "error_share": sum(failed.values()) / total if total else None,
-            "refused_share": statuses.get("429", 0.0) / total if total else None,
-            "errors": _shares(failed, total),
-        }
+    @property
+    def _comparable(self) -> list[Page]:
+        """The pages on which all nodes of the newest answered.
+
+        Counters of a node that did not answer would seem to grow by their whole life.
+        """
+        return [page for page in self._pages if page.urls >= self._pages[-1].urls]
 
     @property
     def is_empty(self) -> bool:
@@ -164,19 +161,24 @@ class PageHistory:
         return {"used_mib": None, "limit_mib": None, "node": None}
 
     def _rate_rps(self) -> float:
-        """Return the sum of the replicas' rates, each between its first and last moved counter."""
+        """Return the sum of the replicas' rates, each between its first and last moved counter.
+
+        Of a counter that moved once, it is the growth over all pages.
+        """
+        pages = self._comparable
         # By replica: the times at which its counter moved, and the counter by then.
         moved: dict[str, list[tuple[float, float]]] = {}
-        for before, after in itertools.pairwise(self._pages):
+        for before, after in itertools.pairwise(pages):
             now = _grown(Page(0.0), after, RANKINGS, REPLICA)
-            for replica, count in _grown(before, after, RANKINGS, REPLICA).items():
-                if count:
-                    moved.setdefault(replica, []).append((after.at_s, now[replica]))
+            for replica in _grown(before, after, RANKINGS, REPLICA):
+                moved.setdefault(replica, []).append((after.at_s, now[replica]))
         rate = 0.0
-        for moments in moved.values():
-            (first_s, first), (last_s, last) = moments[0], moments[-1]
-            if last_s > first_s and last >= first:
-                rate += (last - first) / (last_s - first_s)
+        for replica, growth in _grown(pages[0], pages[-1], RANKINGS, REPLICA).items():
+            (since, of), (until, to) = moved[replica][0], moved[replica][-1]
+            if until > since and to >= of:
+                rate += (to - of) / (until - since)
+            else:
+                rate += growth / (pages[-1].at_s - pages[0].at_s)
         return rate
 
 
@@ -188,6 +190,33 @@ def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]
             was = before.values.get(series, 0.0)
             grown[dict(series[1]).get(label, "")] += value - was if value >= was else value
     return {key: value for key, value in grown.items() if value}
+
+
+def _counted(before: Page, after: Page) -> dict[str, Any]:
+    """Return the counts and shares of `traffic` between two pages."""
+    rungs = _grown(before, after, RANKINGS, "rung")
+    rankings = sum(rungs.values())
+    ages = [round(value * 1e3, 3) for (name, _), value in after.values.items() if name == FRESHNESS]
+    statuses = _grown(before, after, REQUESTS, "status_code")
+    failed = {status: count for status, count in statuses.items() if status.startswith("5")}
+    # Without a replica HAProxy itself answers with 5xx. It counts seconds before replicas report.
+    lost = _grown(before, after, ANSWERS, "code").get("5xx", 0.0) - sum(failed.values())
+    failed |= {"unattributed": lost} if lost > 0 else {}
+    total = sum(statuses.values()) + max(lost, 0.0)
+    overload = sum(_grown(before, after, REFUSED, "").values())
+    limited = _grown(before, after, ANSWERED, "http_response_status_code").get("429", 0.0) - overload
+    parts = {"error": sum(failed.values()), "refused": statuses.get("429", 0.0)}
+    parts |= {"overload": overload, "limited": max(limited, 0.0)}
+    return {
+        "freshness_ms": max(ages, default=None),
+        "rankings": round(rankings),
+        "rungs": _shares(rungs, rankings),
+        "reasons": _shares(_grown(before, after, REASONS, "reason"), rankings),
+        "arms": _shares(_grown(before, after, RANKINGS, "arm"), rankings),
+        "requests": round(total),
+        **{f"{part}_share": min(count / total, 1.0) if total else None for part, count in parts.items()},
+        "errors": _shares(failed, total),
+    }
 
 
 def _shares(counts: Mapping[str, float], total: float) -> dict[str, float]:

@@ -72,13 +72,14 @@ def screen(found: Mapping[str, Any], width: int | None = None) -> Text:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
-    state = found["health"]["state"]
-    causes = found.get("causes", [])
+    health, causes = found["health"], found.get("causes", [])
     faults = [one for one in causes if not one["advice"]]
-    runbook = f" ({found['health']['runbook']})" if found["health"]["runbook"] else ""
-    yield state, "".join(map(line, faults[:1])) + runbook or "nothing to do", COLOURS[state]
+    # Silent metrics of another machine are advice, and yet the first thing to do.
+    first = (faults or [one for one in causes if one["text"] == health["line"]])[:1]
+    runbook = f" ({health['runbook']})" if health["runbook"] else ""
+    yield health["state"], "".join(map(line, first)) + runbook or "nothing to do", COLOURS[health["state"]]
     yield from (("and", line(one), "red") for one in faults[1:])
-    yield from (("advice", line(one), "yellow") for one in causes if one["advice"])
+    yield from (("advice", line(one), "yellow") for one in causes if one["advice"] and one not in first)
     traffic = found.get("traffic") or {}
     if at := found.get("at"):
         clock = f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M:%S} UTC"
@@ -107,7 +108,8 @@ def _of_traffic(found: Mapping[str, Any], traffic: Mapping[str, Any], faults: se
     yield "answers", (shown(traffic.get("rungs") or {}) or NOTHING) + reasons, _red(faults & {"not_full"})
     kinds = f" ({shown(traffic['errors'])})" if traffic.get("errors") else ""
     failed, refused = (number(traffic.get(name), ".1%") for name in ("error_share", "refused_share"))
-    yield "errors", f"{failed} failed{kinds}, {refused} refused", _red(faults & {"errors", "overloaded"})
+    red = _red(faults & {"errors", "unattributed", "overloaded", "limited"})
+    yield "errors", f"{failed} failed{kinds}, {refused} refused", red
     old = "features_old", "stale_features"
     yield "features", f"{_number(traffic.get('freshness_ms'))} ms old", _red(faults.intersection(old))
     memory = found.get("memory") or {}

@@ -42,7 +42,8 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     if address and run is None:
         remote = RemoteService(address)
         service = remote.service()
-        service["restarts"] = Restarts().found(actors(remote.client), service["applications"])
+        restarts = history.restarts if history else Restarts()
+        service["restarts"] = restarts.found(actors(remote.client), service["applications"])
     else:
         run = run or RUN
         service, wanted = status(run), RunFolder.of(run).wanted().get("document", {})
@@ -126,7 +127,7 @@ def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> lis
         changes += [{"at": at, "what": f"{name} restarted: {one['last']}"} for at in one["times"][-1:]]
         changes += [{"at": at, "what": f"{name} restarted"} for at in one["times"][:-1]]
     for app in RunFolder.of(run).deployed().get("applications", ()) if run else ():
-        models = Path(service.get("config", "")).parent / (app.get("args") or {}).get("models", "")
+        models = Path(service.get("config", "")).parent / (app.get("args") or {}).get("models", "var/models")
         with contextlib.suppress(OSError):
             changes += [_released(entry) for entry in releases.read(models).entries[-MAX_CHANGES:]]
     recent = [one for one in changes if now - datetime.fromisoformat(one["at"]) < CHANGES_WITHIN]

@@ -887,12 +887,14 @@ def test_every_request_is_timed_by_method_route_and_status(service, monkeypatch)
         async with service.client() as client:
             await client.post("/v1/rank", json=body())
             await client.get("/readyz")
+            await client.get("/docs/docs.css")
             await client.request("BREW", "/v1/secret/../x")
 
     asyncio.run(asked())
     assert [labels for *labels, _ in heard] == [
         ["POST", "/v1/rank", 200],
         ["GET", "/readyz", 200],
+        ["GET", "/docs/{file}", 200],
         ["_OTHER", "", 404],
     ]
     assert all(0 < seconds < 10 for *_, seconds in heard)

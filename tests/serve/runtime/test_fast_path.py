@@ -30,7 +30,7 @@ class Answering(Edge):
                 refused=self.refused_ms.append, answered=lambda *made: self.answered.append(made[:3])
             )
         )
-        self._routes = frozenset(("/v1/rank",))
+        self._routes = {"/v1/rank": "/v1/rank"}
         self.status = status
         self.gate = asyncio.Event()
         self.root_path = None

@@ -99,6 +99,14 @@ def test_a_call_carries_all_since_the_start(ray_agent):
     assert [value for (name, _), value in parsed(ray_agent).items() if name.endswith("_count")] == [4]
 
 
+def test_ray_takes_no_histogram_without_an_observation(ray_agent):
+    # So a series cannot begin at 0, and rates lack its first report (docs/metrics.md says so).
+    empty = Histogram(BATCH)
+    empty.series[()]
+    with pytest.raises(ZeroDivisionError):
+        ray_agent.collector.record([histograms._encoded(empty, "spaces", PROCESS)], PROCESS)
+
+
 def until(condition, seconds=5.0):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:

@@ -21,7 +21,7 @@ function useStream() {
         const news = JSON.parse(event.data);
         heard = Date.now();
         setState((old) => ({
-          ...old, ...news, lost: null, points: news.points ?? [...old.points, news.point].slice(-MAX_POINTS),
+          ...old, ...news, lost: null, points: news.points ?? (news.point ? [...old.points, news.point].slice(-MAX_POINTS) : old.points),
         }));
       };
       // A browser connects again by itself, except after an answer that is no stream.

@@ -1,5 +1,5 @@
 // Models and experiments: versions with their yardstick, the verdict, and the commands that change them.
-import { Banner, clock, Command, DASH, load, number, percent, signed, Table } from "./parts.js";
+import { AWAY, Banner, clock, Command, DASH, load, number, percent, signed, Table } from "./parts.js";
 
 const { html, useEffect, useState } = htmPreact;
 const MEASURES = { expected_labels: "expected labels", "ndcg@10": "NDCG@10", logloss: "logloss" };
@@ -12,9 +12,11 @@ export function Models({ found }) {
   useEffect(() => { load("/data/models").then(setData); }, [ranking]);
   if (!data) return html`<p role="status">Reading the models …</p>`;
   if (data.detail) return html`<p class="refused" role="alert">${data.detail}</p>`;
-  return data.applications.map((app) => html`
+  // Of a cluster at an address, only what it answers is known.
+  const named = Object.entries(found?.surfaces ?? {}).map(([name, one]) => ({ name, experiment: one.experiment?.name }));
+  return [data.applications, named, [{}]].find((some) => some.length).map((app) => html`
     <${Experiment} app=${app} declared=${found?.surfaces?.[app.name]?.experiment} seen=${found?.traffic?.arms ?? {}} />
-    <${Versions} app=${app} shifts=${data.shifts} />
+    <${Versions} app=${app} shifts=${data.shifts.filter((one) => one.application === app.name)} />
     <${Commands} app=${app} options=${data.options} />`);
 }
 
@@ -22,12 +24,14 @@ function Experiment({ app, declared, seen }) {
   const { report } = app;
   const out = report ? `${app.out}-${new Date().toISOString().slice(0, 10)}` : app.out;
   const command = `python -m training experiment report --log ${app.log} --config ${app.config} --experiment ${app.experiment} --out ${out}`;
+  const shared = declared?.arms.filter((arm) => arm.share > 0).length !== 1;
   return html`<h2>Experiment ${app.experiment}</h2>
     ${declared ? html`<${Table} caption="Arms" head=${["arm", "scorer", "model", "#share", "#seen now"]}
       rows=${declared.arms.map((arm) => [arm.name, arm.scorer, arm.model ?? DASH, percent(arm.share), percent(seen[arm.name])])} />`
       : html`<p>The service does not answer, so its arms are not known.</p>`}
     ${report && html`<${Verdict} report=${report} />`}
-    ${app.experiment && html`<${Command} text=${command}
+    ${!shared && html`<p>One arm has all viewers: there is nothing to compare until another has a share.</p>`}
+    ${shared && app.experiment && app.log && html`<${Command} text=${command}
       about=${report ? "Judge it anew" : "No report is beside the log yet; this makes one"} />`}`;
 }
 
@@ -66,24 +70,24 @@ function yardstick({ metrics, measured_on, paired }) {
 }
 
 function Versions({ app, shifts }) {
-  const rows = app.versions.map((one) => [
+  const rows = app.versions?.map((one) => [
     one.version, one.state + (one.current && one.state !== "current" ? " (current)" : ""),
     clock(one.made), yardstick(one), one.reason,
   ]);
   return html`<h2>Versions</h2>
-    ${rows.length ? html`<${Table} caption=${`Versions in ${app.models}, newest first; differences with two standard errors`}
+    ${!rows ? html`<p>Versions, changes and reports: ${AWAY}.</p>` : rows.length ? html`<${Table} caption=${`Versions in ${app.models}, newest first; differences with two standard errors`}
       head=${["version", "state", "made", "yardstick", "reason"]} rows=${rows} />` : html`<p>None is published in ${app.models}.</p>`}
     <${Table} caption="Trials: rows that two versions scored (shadow, canary, newly promoted)"
       head=${["new", "old", "#rows", "#mean shift", "#PSI", "#top 10 kept", "#time, new/old"]}
       rows=${shifts.map((one) => [one.new, one.old, number(one.rows, 0), number(one.mean_shift, 4), number(one.psi, 3), percent(one.top10_kept), number(one.latency_ratio, 2)])} />
     <${Table} caption="Last changes" head=${["when", "change", "version", "by", "reason"]}
-      rows=${app.changes.map((one) => [clock(one.at_ms), one.action, one.version, one.by, one.reason])} />`;
+      rows=${(app.changes ?? []).map((one) => [clock(one.at_ms), one.action, one.version, one.by, one.reason])} />`;
 }
 
 function Commands({ app, options }) {
-  const names = app.versions.map((one) => one.version);
+  const names = (app.versions ?? []).map((one) => one.version);
   const [version, setVersion] = useState(names[0] ?? "VERSION");
-  const models = `--models ${app.models}`;
+  const models = `--models ${app.models ?? "FOLDER"}`;
   return html`<h2>Change them</h2>
     <p class="hint">This page changes nothing. Copy a command into a shell of the service's folder.</p>
     ${names.length > 0 && html`<label class="version">Version<select value=${version} onChange=${(event) => setVersion(event.target.value)}>
@@ -92,5 +96,5 @@ function Commands({ app, options }) {
     <${Command} about="Let it rank for the arms with scorer canary" text=${`python -m serve models canary ${version} ${models}`} />
     <${Command} about="Go back to the good version before" text=${`python -m serve models rollback --reason "WHY" ${models}`} />
     <${Command} about="Every ranking in popular order, at once; --off reverts" text=${`python -m serve popular${options}`} />
-    <${Command} about="Change arms and shares: edit the file, then" text=${`python -m serve diff ${app.config} --apply${options}`} />`;
+    <${Command} about="Change arms and shares: edit the file, then" text=${`python -m serve diff ${app.config ?? "FILE"} --apply${options}`} />`;
 }

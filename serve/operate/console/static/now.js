@@ -58,7 +58,7 @@ function doubt(found, traffic, gone) {
   const seconds = traffic.window_s;
   if (!seconds) return "how fast it ranks: no rate is known until two reads of its metrics.";
   if (!traffic.rate_rps) return `how fast it would rank: no rankings came in the last ${number(seconds, 0)} s.`;
-  return `how long clients wait: times are measured inside the replicas, without the network, over the last ${number(seconds, 0)} s.`;
+  return `whether the rankings are good (see Models), or how long clients wait: rates and times are the service's own, of the last ${number(seconds, 0)} s.`;
 }
 
 function Tiles({ found, traffic }) {
@@ -69,10 +69,10 @@ function Tiles({ found, traffic }) {
   const tiles = [
     ["Rankings per second", number(traffic.rate_rps), `over the last ${number(traffic.window_s, 0)} s`],
     ["99 % answered within", withUnit(traffic.p99_ms, "ms"), `50 % ${withUnit(traffic.p50_ms, "ms")}, 90 % ${withUnit(traffic.p90_ms, "ms")}`],
-    ["Full answers, by the model", percent(full), short ? `${short}${reasons && `; by ${reasons}`}` : "the others fell back to popular"],
+    ["Full answers", percent(full), `as the arm says${short && `; ${short}${reasons && `, by ${reasons}`}`}`],
     ["Refused or failed", percent(sum(traffic.refused_share, traffic.error_share)), `refused ${percent(traffic.refused_share)}, errors ${percent(traffic.error_share)}${traffic.error_share ? ` (${shares(traffic.errors)})` : ""}`],
     ["Age of features", withUnit(traffic.freshness_ms, "ms"), "time until an event counts"],
-    ["Memory in use", withUnit(memory.used_mib, "MiB"), `of ${number(memory.limit_mib)} MiB; its own processes ${number(found.memory_mib)}`],
+    ["Memory in use", withUnit(memory.used_mib, "MiB"), `of ${number(memory.limit_mib)} MiB; the service itself ${withUnit(found.memory_mib, "MiB")}`],
   ];
   return html`<dl class="tiles">${tiles.map(([label, value, note]) => html`
     <div><dt>${label}</dt><dd class="value">${value}</dd><dd class="note">${note}</dd></div>`)}</dl>`;

@@ -2,6 +2,7 @@
 const { html, useState } = htmPreact;
 
 export const DASH = "–";
+export const AWAY = "not known for a cluster at an address";
 
 export function number(value, digits = 1) {
   if (value == null) return DASH;

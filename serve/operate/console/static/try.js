@@ -1,5 +1,5 @@
 // Try: rank a request as test traffic, and see scores and reasons.
-import { clock, DASH, load, number, percent, signed, Table } from "./parts.js";
+import { AWAY, clock, DASH, load, number, percent, signed, Table } from "./parts.js";
 
 const { html, useEffect, useState } = htmPreact;
 const MAX_ROWS = 100;
@@ -17,7 +17,7 @@ export function Try({ found }) {
   const pick = (sample) => sample && update({ text: JSON.stringify(sample.request, null, 1) });
   useEffect(() => {
     load(`/data/requests?application=${encodeURIComponent(application)}`).then((found) => {
-      setSamples(found.requests ?? []);
+      setSamples("requests" in found ? found.requests : []);
       if (kept.text === EMPTY) pick(found.requests?.[0]);
     });
   }, [application]);
@@ -37,17 +37,17 @@ export function Try({ found }) {
         ${names.length > 1 && html`<label>Application<select value=${application} onChange=${(event) => setName(event.target.value)}>
           ${names.map((one) => html`<option value=${one}>${one}</option>`)}</select></label>`}
         <label>Take a logged request<select onChange=${(event) => pick(samples[event.target.value])}>
-          ${samples.length ? null : html`<option>the log holds none</option>`}
-          ${samples.map((one, i) => html`<option value=${i}>${titled(one)}</option>`)}</select></label>
+          ${samples?.length ? null : html`<option>${samples ? "the log holds none" : AWAY}</option>`}
+          ${samples?.map((one, i) => html`<option value=${i}>${titled(one)}</option>`)}</select></label>
         <label>Viewer (empty: anonymous)<input disabled=${!request} value=${request?.viewer ?? ""}
           onChange=${(event) => change({ viewer: event.target.value || null })} /></label>
-        <label>Candidates, by spaces<textarea rows="4" disabled=${!request} value=${ids(request).join(" ")}
+        <label>Candidates, separated by blanks<textarea rows="4" disabled=${!request} value=${ids(request).join(" ")}
           onChange=${(event) => change({ candidates: event.target.value.split(/[\s,]+/).filter(Boolean) })} /></label>
       </div>
       <div>
         <label>The whole request<textarea rows="11" spellcheck="false" value=${state.text}
           onInput=${(event) => update({ text: event.target.value })} /></label>
-        ${request ? null : html`<p class="refused" role="alert">This is not JSON of a request: {"viewer": …, "candidates": […]}.</p>`}
+        ${request ? null : html`<p class="refused" role="alert">A request is JSON with a list of candidates: {"viewer": …, "candidates": […]}.</p>`}
         <div><button class="main" disabled=${!request || state.busy}>Rank</button></div>
       </div>
     </form>

@@ -48,6 +48,14 @@ def test_a_log_of_tables_and_its_example_are_read(tmp_path):
     assert found[-1][1] == {"viewer": "x", "candidates": []}
 
 
+def test_with_the_event_clock_a_request_has_its_time(tmp_path):
+    write(tmp_path / "var/log/exposures.parquet", range(2))
+    ours = {"import_path": "serve.app:build", "route_prefix": "/", "deployments": {}}
+    found = {"config": str(tmp_path / "cluster.yaml"), "applications": {"a": ours}}
+    (app,) = applications(found, {"applications": [{"name": "a", "args": {"clock": "event"}}]})
+    assert [one["request"]["now_ms"] for one in app.requests()] == [1, 0]
+
+
 def test_a_log_that_cannot_be_read_has_no_requests(tmp_path):
     assert newest(tmp_path) == []
     (tmp_path / "exposures.parquet").write_text("not parquet")

@@ -86,6 +86,9 @@ def test_a_ranking_is_tried_by_keyboard_and_models_are_read(chromium, url, stage
         page.wait_for_selector(".verdict.good")
         assert page.text_content(".verdict strong") == "healthy"
         assert "903" in words(page, ".tiles")
+        assert "Full answers 99.8 % as the arm says; fallback 0.2 %, by deadline 0.2 %" in words(
+            page, ".tiles"
+        )
         assert page.locator(".charts canvas").count() == 3
         page.get_by_role("link", name="Try").focus()
         page.keyboard.press("Enter")
@@ -106,6 +109,26 @@ def test_a_ranking_is_tried_by_keyboard_and_models_are_read(chromium, url, stage
         page.wait_for_selector(".command")
         assert MODEL in words(page, "main")
         assert "python -m training experiment report" in words(page, "main")
+
+
+@needs_chromium
+def test_trials_are_those_of_the_application_and_a_cluster_at_an_address_has_no_folders(chromium, url, stage):
+    stage.state = stage.healthy
+    shift = {"new": "v2", "old": "v1", "rows": 8}
+    shifts = [shift | {"application": "spaces"}, shift | {"application": "other", "new": "v3"}]
+    data = {"applications": [], "shifts": shifts, "options": " --address http://h:1"}
+    with page_at(chromium, url) as page:
+        page.route("**/data/models", lambda route: route.fulfill(json=data))
+        page.route("**/data/requests*", lambda route: route.fulfill(json={"requests": None}))
+        page.wait_for_selector(".tiles")
+        page.get_by_role("link", name="Models").click()
+        page.wait_for_selector(".command")
+        assert "reports: not known for a cluster at an address" in words(page, "main")
+        assert "v2 v1 8" in words(page, "main")
+        assert "v3" not in words(page, "main")
+        assert "serve popular --address http://h:1" in words(page, "main")
+        page.get_by_role("link", name="Try").click()
+        page.wait_for_selector("option:text('not known for a cluster at an address')", state="attached")
 
 
 @needs_chromium

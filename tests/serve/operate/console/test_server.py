@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import time
 
 import pytest
 from consoles import ANSWER, Service, degraded, gone, healthy
@@ -33,12 +35,12 @@ async def read(watch, num):
     return found
 
 
-def client(look=None, run=None):
+def client(look=None, run=None, address=None):
     """Return a client of a console that, with `look`, has read the service once."""
     watch = Watch(look or healthy, every_s=0.01)
     if look:
         asyncio.run(read(watch, 2))
-    return TestClient(console(watch, run, None, 8090), base_url=BASE)
+    return TestClient(console(watch, run, address, 8090), base_url=BASE)
 
 
 @pytest.fixture
@@ -85,6 +87,18 @@ def test_each_file_has_a_strict_policy_and_no_cors(path):
 def test_another_host_or_origin_is_refused(path, headers):
     answer = client().get(path, headers=headers)
     assert (answer.status_code, "this console" in answer.text) == (403, True)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_another_site_reads_no_data_and_may_link_here(site):
+    page, headers = client(), {"sec-fetch-site": site}
+    paths = ["/data/models", "/data/requests", "/data/stream", "/"]
+    assert [page.get(path, headers=headers).status_code for path in paths] == [403, 403, 403, 200]
+
+
+@pytest.mark.parametrize("site", ["none", "same-origin"])
+def test_the_page_itself_reads_data(folder, site):
+    assert client().get("/data/requests", headers={"sec-fetch-site": site}).status_code == 200
 
 
 def test_localhost_is_this_machine_too():
@@ -136,6 +150,17 @@ def test_a_refusal_of_the_service_is_passed_on(folder, answer, status, detail):
     assert tried.json()["detail"].startswith(detail)
 
 
+@pytest.mark.parametrize(
+    "answer", [{"live": True}, [1], "text", {"ranking": [1]}, {"ranking": [{"reasons": [{"feature": "x"}]}]}]
+)
+def test_an_answer_of_another_service_is_named(folder, answer):
+    with Service().running() as other:
+        other.answer = answer
+        tried = client(lambda: healthy(url=other.url)).post("/data/rank", json={"candidates": []})
+    assert tried.status_code == 502
+    assert f"no tabrank service answers at {other.url};" in tried.json()["detail"]
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"3", b"[" * 100_000, b"\xff"])
 def test_what_is_no_request_is_refused_here(folder, body):
     tried = client().post("/data/rank", content=body, headers=JSON)
@@ -160,6 +185,13 @@ def test_models_and_requests_are_those_of_the_folder_and_need_no_service(folder)
     )
     example = {"viewer": "ann", "candidates": ["a"]}
     assert page.get("/data/requests").json()["requests"] == [{"at_ms": None, "request": example}]
+
+
+def test_folders_of_this_machine_are_not_shown_as_those_of_a_cluster_at_an_address(folder):
+    page = client(healthy, address="http://127.0.0.1:1/;ls")
+    body = page.get("/data/models").json()
+    assert (body["applications"], body["options"]) == ([], " --address 'http://127.0.0.1:1/;ls'")
+    assert page.get("/data/requests").json() == {"requests": None}
 
 
 def test_a_report_of_the_experiment_beside_the_log_is_found(folder):
@@ -243,6 +275,40 @@ def test_a_failed_read_is_a_state_and_the_next_one_counts(error, line):
     assert line in failed["found"]["health"]["line"]
 
 
+@pytest.mark.parametrize(
+    ("late", "verdicts"),
+    [
+        (
+            healthy() | {"surfaces": {"spaces": {}}, "health": {"state": "down"}},
+            ["healthy", "unknown", "down"],
+        ),
+        (healthy(), ["healthy", "unknown", "healthy"]),
+    ],
+)
+def test_a_service_that_is_always_late_does_not_alternate(monkeypatch, late, verdicts):
+    monkeypatch.setattr("serve.operate.console.watch.OVERDUE_S", 0.01)
+    states = iter([healthy()])
+
+    def look():
+        if (first := next(states, None)) is None:
+            time.sleep(0.035)
+        return first or late
+
+    watch = Watch(look, every_s=0.001)
+    found = asyncio.run(read(watch, 14))[1:]
+    seen = [message["found"]["health"]["state"] for message in found]
+    assert [state for state, _ in itertools.groupby(seen)] == verdicts
+    assert {message["found"]["url"] for message in found} == {healthy()["url"]}
+    assert [message["gone"] is None for message in found] == [state != "down" for state in seen]
+    assert 3 <= len(watch.points) == len([1 for message in found if "point" in message]) < len(found)
+    assert watch.found["url"] == healthy()["url"]
+
+
+def test_an_application_that_is_not_asked_is_not_said_to_be_gone():
+    _, state = asyncio.run(read(Watch(lambda: healthy(state="deploy_failed", surfaces={})), 2))
+    assert state["gone"] is None
+
+
 def test_an_overdue_read_is_shown_as_missing(monkeypatch):
     monkeypatch.setattr("serve.operate.console.watch.OVERDUE_S", 0.02)
 
@@ -262,7 +328,7 @@ def test_an_overdue_read_is_shown_as_missing(monkeypatch):
         return overdue, after
 
     overdue, after = asyncio.run(scenario())
-    assert (overdue["found"]["health"]["state"], overdue["gone"] is None) == ("unknown", False)
+    assert (overdue["found"]["health"]["state"], "point" in overdue) == ("unknown", False)
     assert after["found"]["health"]["state"] == "healthy"
 
 

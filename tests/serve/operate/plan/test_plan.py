@@ -459,6 +459,23 @@ def test_load_past_the_knee_is_reported_with_what_is_not_simulated():
 
 
 @pytest.mark.parametrize(
+    ("others", "rate", "words"),
+    [
+        ({}, 20, "1 to 1 nodes carry the load"),
+        ({"slots": 1}, 400, "1 to 1 nodes do not carry the load"),
+        ({"slots": 1}, 20, "It is unsure whether 1 to 1 nodes carry the load: see the warnings"),
+    ],
+)
+def test_the_verdict_of_a_plan_follows_its_warnings(tmp_path, others, rate, words):
+    from serve.operate.plan.report import make_report, write_plan
+
+    outcome = simulate(service(**others), COSTS, Trace((0, 2), (rate, rate)))
+    inputs = {"config": "cluster.yaml", "trace": "trace.csv", "costs": {"source": "costs", "machine": "x"}}
+    write_plan(tmp_path / "out", make_report(outcome, (), None) | inputs, outcome, print)
+    assert f">{words}<" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give either --trace, a CSV"),

@@ -34,9 +34,9 @@ def test_the_first_fields_are_named_without_their_values():
 
 def test_the_kill_switch_has_words_of_its_own():
     on = document(kill_switch=True)
-    assert described(FILE, document(), on, {}) == "kill switch on"
-    assert described(FILE, on, document(), {}) == "kill switch off"
-    assert described(FILE, on, document(kill_switch=False), {}) == "kill switch off"
+    assert described(FILE, document(), on, {}) == "kill switch on for spaces"
+    assert described(FILE, on, document(), {}) == "kill switch off for spaces"
+    assert described(FILE, on, document(kill_switch=False), {}) == "kill switch off for spaces"
 
 
 def test_the_oldest_changes_are_dropped():

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext
 
 from serve.config.application import OUR_APPLICATION
 from serve.config.diagnoses import DIAGNOSES
@@ -20,6 +21,7 @@ from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
 from serve.operate.status import vitals
 from serve.operate.status.causes import causes, health
 from serve.operate.status.scrape import PageHistory
+from serve.operate.status.screen import screen
 from serve.operate.status.vitals import look
 from serve.rollout.history import HistoryEntry, append
 
@@ -44,7 +46,8 @@ class Stub:
 
     def __init__(self, run: RunFolder) -> None:
         self.run, self.ready = run, {"store": "fresh", "model": "m", "diagnoses": []}
-        self.counts = {"full": 0.0, "fallback": 0.0, "200": 0.0, "429": 0.0, "503": 0.0, "overload": 0.0}
+        self.names = ["full", "fallback", "200", "429", "503", "overload", "full_replica"]
+        self.counts = {f"{app}{name}": 0.0 for app in ("", "other_") for name in self.names}
         self.freshness_s, self.used_mib, self.lost, self.is_metered = 0.1, 4_000, 0, True
         self.history = PageHistory(1.0)
         stub = self
@@ -83,26 +86,39 @@ class Stub:
             return f'haproxy_frontend_http_responses_total{{proxy="x",code="5xx"}} {self.lost}\n'.encode()
         if not self.is_metered:
             return b""
-        of = {name: f"{count}\n" for name, count in self.counts.items()}
         lines = [
-            *(f'ray_tabrank_rankings_total{{WorkerId="w",rung="{r}"}} {of[r]}' for r in ("full", "fallback")),
-            f'ray_tabrank_degraded_total{{WorkerId="w",reason="overload"}} {of["overload"]}',
-            *(
-                f'ray_serve_num_http_requests_total{{application="spaces",status_code="{code}"}} {of[code]}'
-                for code in ("200", "429", "503")
-            ),
-            f'ray_tabrank_freshness_seconds{{WorkerId="w"}} {self.freshness_s}\n',
+            *self.counted("spaces", ""),
+            *self.counted("other", "other_"),
+            f'ray_tabrank_freshness_seconds{{application="spaces",WorkerId="w"}} {self.freshness_s}\n',
             f'ray_node_mem_used{{ip="10.0.0.1"}} {self.used_mib * MIB}\n',
             f'ray_node_mem_total{{ip="10.0.0.1"}} {8_192 * MIB}\n',
         ]
         return "".join(lines).encode()
+
+    def counted(self, application: str, prefix: str) -> list[str]:
+        of = {name: f"{self.counts[prefix + name]}\n" for name in self.names}
+        app = f'application="{application}",WorkerId="{application}"'
+        http = f"ray_tabrank_http_server_request_duration_seconds_count{{{app},http_response_status_code"
+        return [
+            *(
+                f'ray_tabrank_rankings_total{{{app},rung="{rung}"}} {of[rung]}'
+                for rung in ("full", "fallback")
+            ),
+            f'ray_tabrank_degraded_total{{{app},reason="overload"}} {of["overload"]}',
+            *(
+                f'ray_serve_num_http_requests_total{{{app},status_code="{code}"}} {of[code]}'
+                for code in ("200", "429", "503")
+            ),
+            f'{http}="429"}} {of["429"]}',
+            f"ray_tabrank_refused_seconds_count{{{app}}} {of['full_replica']}",
+        ]
 
     def look(self, **grown: float) -> dict:
         """Return the second of two looks, between which these counters have grown."""
         self.run.write(self.service)
         look(self.run.path, None, self.history)
         for name, count in grown.items():
-            self.counts[name.lstrip("_")] += count
+            self.counts[name.removeprefix("_")] += count
         return look(self.run.path, None, self.history)
 
 
@@ -157,7 +173,7 @@ def test_a_tenth_of_the_answers_in_fallback_is_not_healthy(stub):
 
 
 def test_errors_and_refusals_are_named_with_their_shares(stub):
-    found = stub.look(full=90, _200=90, _429=5, _503=5)
+    found = stub.look(full=90, _200=90, _429=5, full_replica=5, _503=5)
     assert named(found) == {
         "overloaded": "Overloaded: 5.0% of the requests are refused with 429,"
         " 0.0% of the rankings have fewer scores.",
@@ -167,18 +183,60 @@ def test_errors_and_refusals_are_named_with_their_shares(stub):
     assert (found["traffic"]["error_share"], found["traffic"]["refused_share"]) == (0.05, 0.05)
 
 
+def test_a_key_above_its_rate_is_no_overload(stub):
+    found = stub.look(full=90, _200=90, _429=10)
+    assert named(found) == {
+        "limited": "10.0% of the requests get 429 from replicas that are not full:"
+        " a key exceeds its rate, or Ingest is slow."
+    }
+    assert (found["traffic"]["overload_share"], found["traffic"]["limited_share"]) == (0, 0.1)
+
+
+def test_a_busy_application_hides_no_fault_of_a_quiet_one(stub):
+    found = stub.look(full=9000, _200=9000, other_fallback=100, other_200=50, other_503=50)
+    wanted = [("errors", "other"), ("not_full", "other")]
+    assert [(one["name"], one["where"]) for one in found["causes"]] == wanted
+    assert found["causes"][0]["text"] == "50.0% of the requests fail (503 50.0%)."
+    stub.ready["diagnoses"] = [{"name": "kill_switch", "cause": "On.", "remedy": "Off."}]
+    found = stub.look(fallback=9000, _200=9000, other_fallback=100, other_200=100)
+    wanted = [("kill_switch", "spaces"), ("errors", "other"), ("not_full", "other")]
+    assert [(one["name"], one["where"]) for one in found["causes"]] == wanted
+
+
 def test_one_failure_of_a_quiet_service_is_no_fault_and_most_of_them_are(stub):
     assert named(stub.look(full=20, _200=20, _503=1)) == {}
     stub.history = PageHistory(1.0)
     assert named(stub.look(_503=1)) == {"errors": "100.0% of the requests fail (503 100.0%)."}
 
 
-def test_answers_of_haproxy_without_a_replica_are_failures(stub):
+def test_what_haproxy_alone_counts_as_failed_is_blamed_on_nobody(stub):
     stub.run.write(stub.service)
     look(stub.run.path, None, stub.history)
     stub.lost = 30
     found = stub.look(full=60, _200=60, _503=10)
-    assert found["traffic"]["errors"] == pytest.approx({"503": 1 / 9, "no_replica": 2 / 9}, abs=1e-3)
+    assert found["traffic"]["errors"] == pytest.approx({"503": 1 / 9, "unattributed": 2 / 9}, abs=1e-3)
+    assert named(found) == {
+        "errors": "14.3% of the requests fail (503 14.3%).",
+        "unattributed": "HAProxy counts 22.2% of the requests as failed that no replica has counted so far.",
+    }
+
+
+def test_a_page_that_did_not_answer_makes_no_counter_grow(stub):
+    stub.counts |= {"full": 9e4, "fallback": 1e4, "200": 1e5, "503": 500.0}
+    stub.lost = 5_000
+    stub.run.write(stub.service)
+    stub.is_metered = False
+    look(stub.run.path, None, stub.history)
+    stub.is_metered = True
+    look(stub.run.path, None, stub.history)
+    found = stub.look(full=100, _200=100)
+    assert (found["health"], found["causes"]) == (HEALTHY, [])
+    assert (found["traffic"]["rankings"], found["traffic"]["requests"]) == (100, 100)
+    # A second node that dies stops neither the numbers nor the rate.
+    dead = {"id": "b", "pool": "worker", "alive": True, "metrics_url": f"{stub.url}/dead"}
+    stub.service["nodes"].append(dead)
+    found = stub.look(full=100, fallback=100, _200=200)
+    assert [*named(found)] == ["not_full"]
 
 
 def test_stale_features_a_full_memory_and_silent_metrics_are_named(stub):
@@ -188,7 +246,7 @@ def test_stale_features_a_full_memory_and_silent_metrics_are_named(stub):
         "memory_high": "Memory is nearly full: 7,800 of 8,192 MiB (95%).",
         "features_old": "The features of a replica are 12 s old: rankings miss what happened since.",
     }
-    assert [one["where"] for one in found["causes"]] == ["10.0.0.1", ""]
+    assert [one["where"] for one in found["causes"]] == ["10.0.0.1", "spaces"]
     stub.is_metered, stub.history = False, PageHistory(1.0)
     found = stub.look()
     assert [*named(found)] == ["no_metrics"]
@@ -227,13 +285,15 @@ def test_a_replica_that_restarts_is_named_and_scaling_is_advice(stub):
     found = stub.look()
     assert named(found) == {
         "replicas_missing": "1 of 2 replicas run, 1 starting: A replica's health check failed.",
-        "restarted": "Restarts within half an hour: 3, the last because its process ended.",
+        "restarted": "3 restarts within half an hour; the last: its process ended.",
     }
     assert {one["where"] for one in found["causes"]} == {"spaces/FeatureFetch"}
     assert [one["what"] for one in found["changes"]] == [
         "spaces/FeatureFetch restarted: its process ended",
         *["spaces/FeatureFetch restarted"] * 2,
     ]
+    stub.service["restarts"]["spaces/FeatureFetch"]["times"] = [ago(minutes=1)] * 10
+    assert named(stub.look())["restarted"].startswith("At least 10 restarts within half an hour; ")
     deployments["FeatureFetch"] = deployment(1, 2, "UPSCALING", "", STARTING=1)
     stub.service["restarts"]["spaces/FeatureFetch"]["times"] = [ago(minutes=1)]
     found = stub.look()
@@ -262,6 +322,9 @@ def test_a_service_that_does_not_run_is_down_with_the_command_that_starts_it(tmp
     assert found["health"]["remedy"] == f"Start it with `python -m serve up cluster.yaml --run {tmp_path}`."
     RunFolder.of(tmp_path).write({"state": "failed", "error": "no room", "url": "http://127.0.0.1:1"})
     assert named(look(tmp_path, None)) == {"ended": "The service has ended: no room."}
+    # A service that was killed while it ran has the error of an earlier deploy.
+    RunFolder.of(tmp_path).write({"state": "ready", "error": "a bad arm", "url": "http://127.0.0.1:1"})
+    assert named(look(tmp_path, None)) == {"ended": "The service has ended: its processes are gone."}
 
 
 def test_a_silent_supervisor_leaves_a_service_that_answers(stub):
@@ -273,24 +336,34 @@ def test_a_silent_supervisor_leaves_a_service_that_answers(stub):
     assert found["waits"] == [found["unwatched"]]
 
 
+def test_silent_applications_come_before_a_supervisor_that_is_gone():
+    supervision = {"name": "supervisor_gone", "cause": "The supervisor is gone.", "remedy": "Start one."}
+    found = {"state": "unwatched", "run": "run", "supervision": supervision, "surfaces": {"spaces": {}}}
+    found |= {"traffic": None, "memory": {"used_mib": None, "limit_mib": None, "node": None}}
+    found["causes"] = causes(found, {}, NOW, "")
+    assert [one["name"] for one in found["causes"]] == ["no_answer", "supervisor_gone"]
+    assert health(found)["state"] == "down"
+
+
 def test_the_changes_of_the_last_hour_come_newest_first(stub):
     def entry(minutes: float, action: str, by: str, reason: str = "") -> HistoryEntry:
         at_ms = int((NOW - timedelta(minutes=minutes)).timestamp() * 1e3)
         return HistoryEntry(at_ms, action, "20260101T000000Z-000a", None, None, by, reason)
 
-    models = stub.run.path / "models"
-    models.mkdir()
+    # The default of `args`.
+    models = stub.run.path / "var/models"
+    models.mkdir(parents=True)
     append(models, entry(90, "promote", "command"))
     append(models, entry(30, "promote", "command"))
     append(models, entry(5, "rollback", "service", "scores drift"))
-    stub.run.save_deployed({"applications": [{"name": "spaces", "args": {"models": "models"}}]})
+    stub.run.save_deployed({"applications": [{"name": "spaces", "args": {"log": "log"}}]})
     stub.service["changes"] = [
         {"at": ago(hours=2), "what": "started"},
-        {"at": ago(minutes=10), "what": "kill switch on"},
+        {"at": ago(minutes=10), "what": "kill switch on for spaces"},
     ]
     assert [one["what"] for one in stub.look()["changes"]] == [
         "rollback 20260101T000000Z-000a by the service: scores drift",
-        "kill switch on",
+        "kill switch on for spaces",
         "promote 20260101T000000Z-000a by the command",
     ]
 
@@ -324,6 +397,42 @@ def test_a_cluster_at_an_address_is_named_in_the_same_words(monkeypatch):
     }
     assert [one["advice"] for one in found["causes"]] == [False, True]
     assert [one["what"] for one in found["changes"]] == ["deployed spaces"]
+
+
+def test_what_is_unknown_is_the_first_thing_to_do(monkeypatch):
+    monkeypatch.setattr(vitals, "RemoteService", lambda address: service)
+    monkeypatch.setattr(vitals, "actors", lambda client: [])
+    service = Cluster("http://head:8265")
+    service.state |= {"state": "ready", "error": ""}
+    found = look(None, "http://head:8265", PageHistory(1.0))
+    (silent,) = found["causes"]
+    assert found["health"] == {
+        "state": "unknown",
+        "line": silent["text"],
+        "remedy": silent["remedy"],
+        "runbook": "docs/runbook.md#tabranknometrics",
+    }
+    shown = screen(found, None).plain
+    assert shown.startswith("unknown   No page of metrics answers")
+    assert shown.count(silent["remedy"]) == 1
+    assert "nothing to do" not in shown
+
+
+def test_a_replica_killed_for_its_health_checks_is_known_at_an_address(monkeypatch):
+    killed = ActorDeathCause(
+        actor_died_error_context=ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.RAY_KILL)
+    )
+    end_ms = int(NOW.timestamp() * 1e3)
+    row = {"Name": "SERVE_REPLICA::a#S#x", "NumRestarts": 0, "EndTime": end_ms, "DeathCause": killed}
+    service, history = Cluster("http://head:8265"), PageHistory(1.0)
+    monkeypatch.setattr(vitals, "RemoteService", lambda address: service)
+    for state, status in (("ALIVE", "UNHEALTHY"), ("DEAD", "UPDATING")):
+        service.state["applications"] = {
+            "a": {"deployments": {"S": deployment(1, 1, status) | {"ids": ["x"]}}}
+        }
+        monkeypatch.setattr(vitals, "actors", lambda client, state=state: [row | {"State": state}])
+        found = look(None, "http://head:8265", history)
+    assert found["restarts"]["a/S"]["last"] == "did not answer its health checks"
 
 
 def test_every_cause_has_a_remedy_and_a_section_of_the_runbook():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext, OomContext
 
-from serve.operate.status.restarts import ENDED, MEMORY, UNHEALTHY, Restarts
+from serve.operate.status.restarts import ENDED, MAX_TIMES, MEMORY, UNHEALTHY, Restarts
 
 KILLED = ActorDeathCause(
     actor_died_error_context=ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.RAY_KILL)
@@ -75,3 +76,21 @@ def test_a_planned_stop_hides_no_crash_before_it():
 
 def test_a_proxy_that_serve_stopped_did_not_answer():
     assert Restarts().found([actor(PROXY, KILLED, 30)], {})["proxy"]["last"] == UNHEALTHY
+
+
+def test_a_restart_in_place_has_the_time_at_which_it_is_noticed():
+    restarts, controller = Restarts(), "SERVE_CONTROLLER_ACTOR"
+    # Ray has no time for those before.
+    table = [actor(controller, restarts=2), actor(PROXY, DIED, 30)]
+    assert restarts.found(table, {})["controller"]["times"] == []
+    begun = datetime.now(UTC).replace(microsecond=0)
+    found = restarts.found([actor(controller, restarts=4), actor(PROXY, restarts=1), *table[1:]], {})
+    assert {name: one["count"] for name, one in found.items()} == {"controller": 4, "proxy": 2}
+    times = [datetime.fromisoformat(at) for at in found["controller"]["times"]]
+    assert len(times) == 2
+    assert all(begun <= at <= datetime.now(UTC) for at in times)
+    assert found["controller"]["at"] == found["controller"]["times"][-1]
+    # Seen for the first time, with restarts of unknown times.
+    assert found["proxy"]["times"] == [HALF]
+    again = restarts.found([actor(controller, restarts=30)], {})["controller"]
+    assert (again["count"], len(again["times"])) == (30, MAX_TIMES)

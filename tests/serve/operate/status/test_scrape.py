@@ -39,6 +39,11 @@ def test_the_rate_is_taken_between_two_moments_at_which_the_counters_moved():
     assert traffic(page(0.0, 5), page(3.0, 5))["rate_rps"] == 0
 
 
+def test_a_counter_that_moved_once_has_a_rate_over_all_pages():
+    assert traffic(page(0.0, 0), page(4.0, 3_600), page(8.0, 3_600))["rate_rps"] == 450
+    assert traffic(page(0.0, 100), page(4.0, 3_700))["rate_rps"] == 900
+
+
 def test_replicas_add_up_and_a_new_one_counts_from_zero():
     def both(at_s, one, two):
         return Page(at_s, {**page(at_s, one).values, **(page(at_s, two, worker="w2").values if two else {})})
