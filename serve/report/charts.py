@@ -97,7 +97,8 @@ def plot(
     given = {"x": vars(x), "y": vars(y), "series": shown, "limits": [*map(vars, limits)], "height": height}
     # Within a script element, "<" could end it.
     text = json.dumps(given, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    label = html.escape(f"Plot: {title or caption}")
+    named = " by ".join(axis.title for axis in (y, x) if axis.title)
+    label = html.escape(f"Plot: {title or caption or named}")
     # The script stays inside its place until Vega draws there.
     return (
         f"<figure>{f'<h3>{html.escape(title)}</h3>' if title else ''}"
@@ -121,14 +122,15 @@ def reliability(points: Sequence[Sequence[float]]) -> str:
 
 
 def _thinned(one: dict[str, Any]) -> dict[str, Any]:
-    """Keep the least and the largest of every few values, so that no peak is lost."""
-    y, every = one["y"], math.ceil(2 * len(one["y"]) / MOST_VALUES)
-    if every <= 2:
+    """Keep the least and the largest of every few values, and a gap: no peak and no gap is lost."""
+    y, every = one["y"], math.ceil(3 * len(one["y"]) / MOST_VALUES)
+    if every <= 3:
         return one
     kept: set[int] = set()
     for i in range(0, len(y), every):
-        part = [j for j in range(i, min(i + every, len(y))) if y[j] is not None] or [i]
-        kept |= {min(part, key=y.__getitem__), max(part, key=y.__getitem__)}
+        part = range(len(y))[i : i + every]
+        known = sorted((j for j in part if y[j] is not None), key=y.__getitem__)
+        kept.update([j for j in part if y[j] is None][:1], known[:1], known[-1:])
     return {
         key: [values[i] for i in sorted(kept)] if isinstance(values, list) else values
         for key, values in one.items()

@@ -10,8 +10,9 @@ const THEME = {
     labelColor: "var(--muted)", titleColor: "var(--muted)", domainColor: "var(--line)",
     tickColor: "var(--line)", gridColor: "var(--line)", gridOpacity: 0.6, labelFontSize: 12,
     titleFontSize: 12, titleFontWeight: "normal", titlePadding: 8, labelLimit: 220, labelOverlap: true,
+    labelSeparation: 8,
   },
-  axisX: { grid: false, labelAngle: 0 },
+  axisX: { grid: false, labelAngle: 0, labelFlush: false },
 };
 
 // One colour for one thing on every page; other names take those of OTHERS in turn.
@@ -90,7 +91,8 @@ function barsOf(series, axes, across) {
 function limitOf(limit) {
   const color = colour(limit.colour);
   const line = { type: "rule", color, strokeDash: [2, 3], strokeWidth: 1.5 };
-  const left = { align: "left", baseline: "top", dx: 5 };
+  // Above the plot, where no other line crosses them.
+  const left = { align: "left", baseline: "bottom", dy: -3 };
   const words = { type: "text", text: limit.name, color: "var(--muted)", fontSize: 12, ...left };
   const top = { x: { datum: limit.x }, y: { value: 0 } };
   let layers;
@@ -102,7 +104,7 @@ function limitOf(limit) {
     layers = [{ mark: line, encoding: { x: top.x } }, { mark: words, encoding: top }];
   } else {
     const y = { datum: limit.y };
-    const above = { ...words, align: "right", baseline: "bottom", dx: 0, dy: -3 };
+    const above = { ...words, align: "right" };
     layers = [{ mark: line, encoding: { y } }, { mark: above, encoding: { y, x: { value: "width" } } }];
   }
   return { data: { values: [{}] }, layer: limit.name ? layers : layers.slice(0, 1) };
@@ -158,6 +160,7 @@ function legendOf(series) {
   for (const one of series) {
     const key = document.createElement("i");
     key.className = one.dashed ? `${one.kind} dashed` : one.kind;
+    if (one.low && ["line", "step"].includes(one.kind)) key.classList.add("ranged");
     key.style.color = colour(one.colour);
     const item = document.createElement("li");
     item.append(key, one.name);

@@ -20,6 +20,7 @@ PAGE = (HERE / "page.html").read_text(encoding="utf-8")
 # A cell that begins with a number or an interval, perhaps with a unit; no date or version.
 NUMBER = re.compile(r"\[?[-+−±]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ?%|x)?($|[ ;,])", re.IGNORECASE)
 MISSING = {"", "–"}
+NAME = re.compile(r"[a-z]\d")
 
 
 def whole_page(title: str, parts: Iterable[str]) -> str:
@@ -42,10 +43,13 @@ def banner(tone: Tone, verdict: str, reason: str, doubt: str) -> str:
     `tone` is shown by colour and by shape; `verdict` has to say the same in words. `doubt` is a
     sentence on what the report does not say, or how its numbers might mislead.
     """
-    doubt = f'<p class="doubt"><b>What this does not say:</b> {html.escape(doubt)}</p>' if doubt else ""
+    # Names such as p99 keep their letter; other reasons get a capital one.
+    words = f"<p{' class=name' * bool(NAME.match(reason))}>{html.escape(reason)}</p>"
+    if doubt:
+        words += f'<p class="doubt"><b>What this does not say:</b> {html.escape(doubt)}</p>'
     return (
         f'<section class="verdict {tone}" aria-label="Verdict"><span class="sign" aria-hidden="true">'
-        f"{SIGNS[tone]}</span><strong>{html.escape(verdict)}</strong><p>{html.escape(reason)}</p>{doubt}</section>"
+        f"{SIGNS[tone]}</span><strong>{html.escape(verdict)}</strong>{words}</section>"
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from serve.report.charts import Axis, Limit, Series, plot
+from training.evaluation.paired import ENOUGH
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
@@ -78,18 +77,19 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def slices(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Plot the model's NDCG@10 above popular's in each part, with two standard errors."""
+    """Plot the model's NDCG@10 minus popular's in each part, with 95 % intervals."""
     shown = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None][:MOST_SLICES]
     names = [f"{part['by']}: {part['value']}" for part in shown]
-    above = np.array([part["paired"]["ndcg@10"] for part in shown])
-    errors = np.array([2 * part["paired"]["se"] for part in shown])
-    ends = {"low": above - errors, "high": above + errors}
-    points = Series("model above popular", above, names, "points", **ends, colour="model")
+    above, low, high = (
+        [part["paired"]["ndcg@10"] + side * part["paired"]["se"] for part in shown]
+        for side in (0, -ENOUGH, ENOUGH)
+    )
+    points = Series("model − popular", above, names, "points", low=low, high=high, colour="model")
     caption = "Right of the dotted line the model has a higher NDCG@10 than popular, on labels as shown, "
-    caption += "which favour the shown order. Bars are two standard errors; one slice in twenty exceeds them "
+    caption += "which favour the shown order. Bars are 95 % intervals; one slice in twenty is outside them "
     caption += "by chance."
     equal = [Limit("popular", x=0, colour="popular")]
-    return _rows("", "NDCG@10 above popular's", [points], equal, caption=caption, pixels=22)
+    return _rows("", "NDCG@10, model − popular", [points], equal, caption=caption, pixels=22)
 
 
 def pareto(search: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         f"{verdict.order(evaluation)}; {span}."
     )
     differences = (
-        "Side by side on the same rows: ± one standard error, with viewers as clusters; for logloss, below 0 is "
+        "Side by side on the same rows, in brackets 95 % intervals with viewers as clusters; for logloss, below 0 is "
         "better. Popular has probabilities from a calibration fitted on these same rows, which favours it."
     )
     important = evaluation.get("importance") or ()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.report.page import Tone
-from training.evaluation.paired import ERRORS, is_behind
+from training.evaluation.paired import ENOUGH, ERRORS, is_behind
 from training.terminal import decimal
 
 TITLES = {
@@ -61,9 +61,9 @@ def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """Return the most important numbers: the deciding difference, and measures beside popular's."""
     pair, model, popular = (evaluation["paired"]["model-popular"], evaluation["model"], evaluation["popular"])
     by = pair["gate"]["by"]
-    value, _, error = _signed(pair[by], pair[ERRORS[by]]).partition(" ")
-    first = (f"{MEASURES[by]}: model above popular", value, f"{error}, one standard error" * bool(error))
-    return [first] + [
+    value, _, ends = _signed(pair[by], pair[ERRORS[by]]).partition(" ")
+    note = ", ".join(filter(None, [ends and f"{ends} at 95\u00a0%", "lower is better" * (by == "logloss")]))
+    return [(f"{MEASURES[by]}: model − popular", value, note)] + [
         (MEASURES[key], decimal(model[key]), f"popular: {decimal(popular.get(key))}")
         for key in ("ndcg@10", "auc", "logloss", "ece")
         if model.get(key) is not None
@@ -148,8 +148,10 @@ def headline(evaluation: Evaluation) -> str:
         return f"{name} won the search; {rows} do not define {MEASURES[by]}."
     ours = known.pop(0)[0], name
     (first, ahead), (second, behind) = sorted([ours, max(known)], key=lambda side: -side[0])
-    text = f"{_sentence(ahead)} is ahead on {rows}: {MEASURES[by]} {abs(first):.4f} against "
-    return f"{text}{abs(second):.4f} of {behind}."
+    one, other = (f"{abs(value):.4f}" for value in (first, second))
+    if one == other:
+        return f"{name} is level with {max(known)[1]} on {rows}: {MEASURES[by]} {one} of both."
+    return f"{_sentence(ahead)} is ahead on {rows}: {MEASURES[by]} {one} against {other} of {behind}."
 
 
 def order(evaluation: Evaluation) -> str:
@@ -172,8 +174,8 @@ def measures(evaluation: Evaluation) -> Rows:
 
 
 def differences(evaluation: Evaluation) -> Rows:
-    """Return a header, then a row for each rival: by how much the model is above it."""
-    rows: Rows = [("model above", "expected labels", "NDCG@10", "logloss", "AUC")]
+    """Return a header, then a row for each rival: the model's measures minus its own."""
+    rows: Rows = [("model minus", "expected labels", "NDCG@10", "logloss", "AUC")]
     for name in evaluation["contenders"]:
         pair = evaluation["paired"].get(f"model-{name}")
         if pair:
@@ -237,7 +239,7 @@ def difference(pair: Mapping[str, Any]) -> str:
         name += " per exposure"
     if value is None:
         return f"too few viewers have slates that define the difference in {name}"
-    return f"{name} {value:+.4f}, standard error {error:.4f}, paired, viewers as clusters"
+    return f"{name} {_signed(value, error)} at 95 %, paired, viewers as clusters"
 
 
 def _sentence(text: str) -> str:
@@ -253,7 +255,10 @@ def _bounds(interval: list[float] | None, sign: str = "") -> str:
 
 
 def _signed(value: float | None, error: float | None) -> str:
-    return "–" if value is None or error is None else f"{value:+.4f} ± {error:.4f}"
+    """Return a difference with its 95 % interval, of as many standard errors as a gate wants."""
+    if value is None or error is None:
+        return "–"
+    return f"{value:+.4f}{_bounds([value - ENOUGH * error, value + ENOUGH * error], '+')}"
 
 
 def _short(value: object) -> str:

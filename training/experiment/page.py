@@ -10,10 +10,11 @@ from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
 from training.experiment.guardrails import spread
 from training.experiment.metrics import METRICS
-from training.experiment.verdict import SRM_P, deciding, sized, span
+from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span
 
 Report = Mapping[str, Any]
 NOTHING = "–"
+OFTEN = "however often you look"
 # Format of relative effects on an axis.
 PERCENT = "+.3~%"
 TONES: Mapping[str, tuple[kit.Tone, str]] = {
@@ -24,10 +25,10 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
 }
 HOW_TO_READ = (
     "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
-    "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The "
-    "fixed-horizon interval holds for one look at a time set in advance; the interval of any look may be read "
-    "daily, and so may the p-values until the declared end. p (Holm) is corrected for the number of metrics. "
-    "Formulas and sources: docs/experiments.md."
+    "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The interval of "
+    "one look (fixed horizon) holds at a time set in advance and decides at the declared end; until then decides the "
+    "other, which you may read as often as you like, like the p-values. p (Holm) is corrected for the number of "
+    "metrics. Formulas and sources: docs/experiments.md."
 )
 
 
@@ -36,7 +37,7 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    tables = result["claims"], _metrics(result), _guardrails(result), _guardrail_tests(result)
+    tables = result["claims"], *_metrics(result), _guardrails(result), _guardrail_tests(result)
     for rows in filter(None, tables):
         lines += ["", columns(rows), ""]
     return "\n".join(lines + notes(result))
@@ -46,35 +47,37 @@ def page(result: Report) -> str:
     """Return the self-contained report.html: the verdict, the effects in a picture, then tables."""
     days = result["window"]["days"]
     tone, words = TONES[result["verdict"]]
-    title = f"Experiment {result['experiment']}: {result['treatment']} against {result['control']}"
+    title = f"Experiment '{result['experiment']}': {result['treatment']} against {result['control']}"
     doubt = (
         "No number here compares the arms, until the cause is found."
         if result["blocked"]
         else f"The effect is of the viewers of these {len(days)} days: a first effect may fade, and what viewers of "
         "one arm do may reach those of the other." + " Viewers are simulated." * bool(result["claims"])
     )
-    not_logged = result["not_in_the_log"]
+    not_logged, guards = result["not_in_the_log"], (_guardrails(result), _guardrail_tests(result))
+    how = kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
-    how = HOW_TO_READ if result["metrics"] else ""
-    first, *others = [_cumulative_chart(metric, days) for metric in shown if metric["days"]] or [""]
+    ended = result["window"]["ended"]
+    pairs = [(metric["title"], deciding(metric, ended)[0]) for metric in shown]
+    same = [title for title, interval in pairs if interval["low"] <= 0 <= interval["high"]]
+    still = f" No effect shown: {', '.join(same)}." * bool(same)
+    first, *others = [_cumulative_chart(metric, days, ended) for metric in shown if metric["days"]] or [""]
     parts = [
-        kit.banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.", doubt),
+        kit.banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.{still}", doubt),
         kit.bullets(f"Warning: {warning}." for warning in result["warnings"]),
         kit.tiles(_tiles(result)),
         _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
         kit.section("Claims of the original and effects here", kit.table(result["claims"])),
-        kit.section("Metrics", kit.table(_metrics(result)), kit.paragraph(how)),
+        kit.section("Metrics", *map(kit.table, _metrics(result)), how),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         _viewers_chart(result, days),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
         kit.section(
-            "Guardrails",
-            *map(kit.table, (_guardrails(result), _guardrail_tests(result))),
-            kit.paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}."),
+            "Guardrails", *map(kit.table, guards), kit.paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}.")
         ),
         kit.footer({}, "", ["report.json"]),
     ]
@@ -85,16 +88,17 @@ def _tiles(result: Report) -> list[tuple[str, str, str]]:
     """Return the effect on the primary metric, and how much data there is."""
     window, p, viewers = result["window"], result["sample_ratio"]["p"], result["sample_ratio"]["viewers"]
     each = ", ".join(f"{arm} {num:,}" for arm, num in viewers.items())
+    split = NOTHING if p is None else "not as planned" if p < SRM_P else "as planned"
     cells = [
         ("viewers", f"{sum(viewers.values()):,}", each),
         ("whole days", f"{window['whole_days']}", f"{window['exposures']:,} exposures"),
-        ("sample ratio, p", NOTHING if p is None else f"{p:.2g}", f"below {SRM_P:g} it is invalid"),
+        ("split of the viewers", split, f"p {number(p, '.2g')}; invalid below {SRM_P:g}"),
     ]
     for metric in result["metrics"]:
         if metric["name"] == result["primary_metric"] and metric["effect"]:
             interval, which = deciding(metric, window["ended"])
-            effect = sized(metric["effect"])
-            cells.insert(0, (metric["title"], effect, f"{span(interval)}, 95 % {which}"))
+            note = f"95 % interval {span(interval)}, {which}"
+            cells.insert(0, (metric["title"], sized(metric["effect"]), note))
     return cells
 
 
@@ -109,9 +113,8 @@ def sample_ratio(result: Report) -> list[str]:
     )
     p = NOTHING if ratio["p"] is None else f"{ratio['p']:.3g}"
     lines = [f"{split}; p = {p}, shares from {ratio['shares_from']}"]
-    if ratio["crossing_viewers"]:
-        crossing = f"{ratio['crossing_viewers']:,} viewers were shown two arms"
-        lines.append(f"{crossing} ({ratio['crossing_share']:.3%})")
+    if num := ratio["crossing_viewers"]:
+        lines.append(f"{num:,} viewers were shown two arms ({ratio['crossing_share']:.3%})")
     if result["blocked"]:
         lines.append("The report is blocked: no effects are shown, because the arms are not comparable")
     return lines
@@ -120,39 +123,28 @@ def sample_ratio(result: Report) -> list[str]:
 def notes(result: Report) -> list[str]:
     """Return lines on the data analysed and the data left out."""
     window, left = result["window"], result["left_out"]
-    lines = [
-        f"{window['start']} to {window['last_exposure']}: {len(window['days'])} calendar days in {window['timezone']}"
-        + (f", partial: {' and '.join(window['partial_days'])}" if window["partial_days"] else "")
-    ]
+    partial = f", partial: {' and '.join(window['partial_days'])}" * bool(window["partial_days"])
+    days = f"{len(window['days'])} calendar days in {window['timezone']}{partial}"
+    lines = [f"{window['start']} to {window['last_exposure']}: {days}"]
     if window["closed"]:
         lines.append(f"The window ends before {window['end']}: {window['closed']}")
     if window["exposures_left_out"]:
-        lines.append(
-            f"{window['exposures_left_out']:,} exposures before {window['start']} or from {window['end']} on are left "
-            "out"
-            + (
-                f": the arms' shares were different before; --until {window['start']} analyses that time"
-                if window["shares_changed"]
-                else ""
-            )
-        )
+        when = f"before {window['start']} or from {window['end']} on"
+        why = f": the arms' shares were different before; --until {window['start']} analyses that time"
+        why *= bool(window["shares_changed"])
+        lines.append(f"{window['exposures_left_out']:,} exposures {when} are left out{why}")
     if window["declared_in"] is None:
         lines.append(
             "No declaration was found: the experiment starts with its first exposure and has no end; "
             f"the smallest effect of interest defaults to {result['smallest_effect']:.1%}"
         )
     if not result["primary_declared"]:
-        where = window["declared_in"] or "no file"
-        lines.append(
-            f"The primary metric, {result['primary_metric']}, is the default: {where} declares "
-            f"{'none' if window['declared_in'] else 'this experiment'}"
-        )
-    seen = result["viewers_seen_before"]
-    lines.append(
-        f"{seen:,} viewers have exposures before {window['before']}: effects are adjusted by their behaviour then"
-        if seen
-        else f"No viewer has an exposure before {window['before']}: effects are not adjusted"
-    )
+        where = window["declared_in"]
+        why = f"{where} declares none" if where else "no file declares this experiment"
+        lines.append(f"The primary metric, {result['primary_metric']}, is the default: {why}")
+    seen, before = result["viewers_seen_before"], f"before {window['before']}: effects are"
+    known = f"{seen:,} viewers have exposures {before} adjusted by their behaviour then"
+    lines.append(known if seen else f"No viewer has an exposure {before} not adjusted")
     if window["dealt_alike"]:
         lines.append(
             f"{', '.join(window['dealt_alike'])} assigned viewers as this experiment does (the same salt), so its arms "
@@ -168,28 +160,27 @@ def notes(result: Report) -> list[str]:
     return lines
 
 
-def _metrics(result: Report) -> list[list[str]]:
-    if not result["metrics"]:
-        return []
-    head = ["metric", result["control"], result["treatment"], "difference", "relative, 95 % fixed horizon"]
-    p = "p, declared end" if result["window"]["ended"] else "p, any look"
-    head += ["95 % at any look", "not adjusted", "variance removed", p, "p (Holm)"]
-    rows = [[*head, f"power at {result['smallest_effect']:.1%}", "detectable"]]
+def _metrics(result: Report) -> list[list[list[str]]]:
+    """Return the effects, and how sure they are, in two tables as wide as a page."""
+    control, treatment, ended = result["control"], result["treatment"], result["window"]["ended"]
+    head = ["metric", *(f"relative, 95 % {when}" for when in (OFTEN, "at one look")), control, treatment]
+    head += ["difference, 95 % at one look", f"p, {'declared end' if ended else OFTEN}", "p (Holm)"]
+    head += [f"power at {result['smallest_effect']:.1%}", "detectable"]
+    rows = [[*head, "not adjusted, 95 % at one look", "variance removed"]]
     for metric in result["metrics"]:
         effect = metric["effect"]
-        name = metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")
-        if not effect:
-            rows.append([name, *[NOTHING] * 11])
-            continue
-        plain = metric["unadjusted"]
-        cells = [f"{metric[arm]:.4g}" for arm in ("control", "treatment")]
-        cells += [f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"]
-        cells += [f"{sized(effect)} {span(effect)}", span(metric["always_valid"])]
-        cells += [f"{sized(plain)} {span(plain)}" if plain else NOTHING]
-        cells += [number(metric["variance_removed"], ".0%"), f"{effect['p']:.2g}", f"{effect['p_holm']:.2g}"]
-        cells += [number(metric["power"], ".0%"), number(metric["detectable"], ".2%")]
-        rows.append([name, *cells])
-    return rows
+        cells = [metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")]
+        if effect:
+            cells += [f"{sized(effect)} {span(interval)}" for interval in (metric["always_valid"], effect)]
+            cells += [f"{metric[arm]:.4g}" for arm in ("control", "treatment")]
+            cells += [f"{effect['difference']:+.3g} [{effect['low']:+.3g}, {effect['high']:+.3g}]"]
+            cells += [f"{effect[p]:.2g}" for p in ("p", "p_holm")]
+            cells += [number(metric["power"], ".0%"), number(metric["detectable"], ".2%")]
+            plain = metric["unadjusted"]
+            cells += [f"{sized(plain)} {span(plain)}" if plain else NOTHING]
+            cells += [number(metric["variance_removed"], ".0%")]
+        rows.append(cells + [NOTHING] * (len(rows[0]) - len(cells)))
+    return [[row[:6] for row in rows], [[row[0], *row[6:]] for row in rows]] if result["metrics"] else []
 
 
 def _definitions(result: Report) -> list[list[str]]:
@@ -201,8 +192,8 @@ def _definitions(result: Report) -> list[list[str]]:
 def _guardrails(result: Report) -> list[list[str]]:
     arms = result["guardrails"]
     rungs = sorted({rung for line in arms.values() for rung in line["rungs"]})
-    named = [f"rung {rung}" for rung in rungs]
-    rows = [["arm", "ranked by", "exposures", "p50 ms", "p99 ms", *named, "degraded by"]]
+    head = ["arm", "ranked by", "exposures", "p50 ms", "p99 ms", *(f"rung {rung}" for rung in rungs)]
+    rows = [[*head, "degraded by"]]
     for arm, line in arms.items():
         took = [number(line[key], ".1f") for key in ("p50_ms", "p99_ms")]
         shares = [f"{line['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
@@ -213,7 +204,7 @@ def _guardrails(result: Report) -> list[list[str]]:
 
 
 def _guardrail_tests(result: Report) -> list[list[str]]:
-    when = "at the declared end" if result["window"]["ended"] else "at any look"
+    when = DECIDES[result["window"]["ended"]]
     rows = [["share of exposures", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]]
     for row in result["guardrail_tests"]:
         shares = [f"{row[arm]:.3%}" for arm in ("control", "treatment")]
@@ -240,12 +231,13 @@ def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
         series,
         [Limit("no effect", x=0, colour="muted")],
         caption=f"Primary metric first. Right of the dotted line, {result['treatment']} is above "
-        f"{result['control']}. Bars are the intervals that decide.",
+        f"{result['control']}. Bars are the intervals that decide. An arm is the viewers who get one way of ranking "
+        "(popular: most popular first); an exposure is a ranking shown to a viewer.",
         height=16 + 40 * len(metrics),
     )
 
 
-def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:
+def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: bool) -> str:
     """Plot the cumulative effect by day, with both intervals."""
     curve = metric["days"]
     relative = all(day["relative_low"] is not None for day in curve)
@@ -253,9 +245,12 @@ def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str]) -> str:
     at = [days[day["day"]] for day in curve]
     middle, low, high = ([day[name] for day in curve] for name in names)
     least, most = ([day["always_valid"][name] for day in curve] for name in names[1:])
+    decides = " (decides)"
+    often = f"95 % {OFTEN}{decides * (not ended)}"
+    once = f"all days so far, 95 % at one look{decides * ended}"
     series = [
-        Series("95 % at any look", at, least, "band", low=least, high=most, colour="muted"),
-        Series("all days so far, 95 % fixed horizon", at, middle, low=low, high=high, colour="model"),
+        Series(often, at, least, "band", low=least, high=most, colour="muted"),
+        Series(once, at, middle, low=low, high=high, colour="model"),
     ]
     y = Axis("effect", format=PERCENT) if relative else Axis(f"effect, {metric['unit']}")
     none = Limit("", y=0, colour="muted")

@@ -12,6 +12,8 @@ Verdict = Literal["won", "lost", "no difference shown", "invalid"]
 SRM_P = 0.001
 # Above this share of viewers with exposures in two arms, an experiment is invalid.
 MAX_CROSSING = 0.001
+# When the interval that decides holds, by whether the declared end has passed.
+DECIDES = {True: "at the declared end", False: "valid however often you look"}
 
 
 def faults(
@@ -59,7 +61,7 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
         return "no difference shown", f"{title} does not vary in either arm"
     interval, which = deciding(metric, ended)
     low, high = interval["low"], interval["high"]
-    reason = f"{title} {sized(effect)} {span(interval)}, 95 % {which}"
+    reason = f"{title} {sized(effect)}, 95 % interval {span(interval)}, {which}"
     if low > 0:
         return "won", reason
     if high < 0:
@@ -72,7 +74,7 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
 
 def deciding(metric: Mapping[str, Any], ended: bool) -> tuple[Mapping[str, Any], str]:
     """Return the interval that decides, and when it holds."""
-    return (metric["effect"], "at the declared end") if ended else (metric["always_valid"], "at any look")
+    return metric["effect" if ended else "always_valid"], DECIDES[ended]
 
 
 def outlook(
@@ -82,7 +84,7 @@ def outlook(
     if verdict == "no difference shown" and closed:
         return f"no further days come: {closed}"
     if verdict != "no difference shown":
-        return "no further days are needed" if verdict in ("won", "lost") else "more days do not help"
+        return "this verdict needs no further days" if verdict in ("won", "lost") else "more days do not help"
     size = f"an effect of {smallest_effect:.1%} shows with 80 % probability"
     if days is None:
         return f"the days until {size} are unknown: there is too little data, or no new viewers come"
@@ -105,15 +107,10 @@ def span(interval: Mapping[str, Any]) -> str:
 
 def claims(metrics: Sequence[Mapping[str, Any]], ended: bool) -> list[tuple[str, str, str]]:
     """Return rows that compare the claims of the original case study with the effects here."""
-    which = "at the declared end" if ended else "at any look"
-    rows = [("", "claimed of the original", f"here, 95 % {which}")]
+    rows = [("", "claimed of the original", f"here, 95 % {DECIDES[ended]}")]
     for metric in metrics:
         if metric["claimed"]:
-            name, value = metric["claimed"]
-            effect = metric["effect"]
-            here = "–"
-            if effect:
-                interval, _ = deciding(metric, ended)
-                here = f"{sized(effect)} {span(interval)}"
+            (name, value), effect = metric["claimed"], metric["effect"]
+            here = f"{sized(effect)} {span(deciding(metric, ended)[0])}" if effect else "–"
             rows.append((f"{name} ({metric['unit']})", f"{value:+.2%}", here))
     return rows

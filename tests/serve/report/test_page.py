@@ -113,6 +113,30 @@ def test_a_long_line_is_thinned_and_keeps_its_peaks_and_gaps():
     )
 
 
+@pytest.mark.parametrize("gap", [4_003, 7_000, 8_999])
+def test_a_long_line_keeps_a_gap_of_one_value(gap):
+    y = [float(i % 7) for i in range(9_000)]
+    y[gap] = None
+    found = spec(plot("t", Axis("s"), Axis("ms"), [Series("p99", range(9_000), y)]))["series"][0]
+    assert len(found["x"]) <= MOST_VALUES
+    assert found["x"][found["y"].index(None)] == gap
+
+
+@pytest.mark.parametrize(
+    ("texts", "label"),
+    [(("t", "c"), "Plot: t"), (("", "c"), "Plot: c"), (("", ""), "Plot: ms by second")],
+)
+def test_a_plot_is_named_for_a_screen_reader_by_its_title_its_caption_or_its_axes(texts, label):
+    title, caption = texts
+    html = plot(title, Axis("second"), Axis("ms"), [Series("p99", [1], [2])], caption=caption)
+    assert f'aria-label="{label}"' in html
+
+
+def test_a_reason_that_begins_with_a_name_keeps_its_letter():
+    assert "<p class=name>p99 5.0 ms" in banner("good", "Held", "p99 5.0 ms", "")
+    assert "<p>the load generator" in banner("unsure", "No verdict", "the load generator was late", "")
+
+
 def test_the_same_data_gives_the_same_bytes():
     made = [plot("t", Axis("x"), Axis("y"), [Series("a", np.arange(9) / 7, np.arange(9))]) for _ in "ab"]
     assert made[0] == made[1]

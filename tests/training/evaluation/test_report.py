@@ -14,7 +14,7 @@ from page import Page
 from serve.contract.errors import TabrankError
 from serve.model.artifact import save
 from training.evaluation.report import model_card, regenerate, report_page
-from training.evaluation.verdict import headline, outcome, verdict
+from training.evaluation.verdict import headline, outcome, tiles, verdict
 from training.network.network import NetworkConfig
 
 MANIFEST = {
@@ -74,7 +74,7 @@ def test_the_headline_is_of_the_test_rows_and_names_who_is_ahead(evaluation):
     changed = copy.deepcopy(evaluation)
     ours, theirs = evaluation["model"]["ndcg@10"], evaluation["lightgbm"]["ndcg@10"]
     assert ours == theirs
-    tail = f" is ahead on the 2,400 test rows: NDCG@10 {ours:.4f} against {ours:.4f} of LightGBM."
+    tail = f" is level with LightGBM on the 2,400 test rows: NDCG@10 {ours:.4f} of both."
     assert headline(evaluation).endswith(tail)
     changed["lightgbm"]["ndcg@10"] = 0.9
     assert headline(changed).startswith("LightGBM is ahead on the 2,400 test rows: NDCG@10 0.9000 against 0.")
@@ -85,6 +85,21 @@ def test_the_headline_is_of_the_test_rows_and_names_who_is_ahead(evaluation):
     assert headline(changed).endswith(": logloss 0.4000 against 0.5000 of LightGBM.")
     changed["model"]["logloss"] = None
     assert headline(changed).endswith("won the search; the 2,400 test rows do not define logloss.")
+
+
+def test_the_deciding_difference_has_its_sign_its_interval_and_the_better_side(evaluation):
+    changed = copy.deepcopy(evaluation)
+    changed["paired"]["model-popular"] |= {
+        "logloss": -0.1256,
+        "logloss_se": 0.01,
+        "gate": {"by": "logloss", "beats": True},
+    }
+    assert tiles(changed)[0] == (
+        "logloss: model − popular",
+        "-0.1256",
+        "[-0.1456, -0.1056] at 95\u00a0%, lower is better",
+    )
+    assert "-0.1256 [-0.1456, -0.1056]</td>" in report_page(MANIFEST, changed)
 
 
 def test_the_verdict_says_whether_the_current_model_may_go(evaluation):
@@ -108,7 +123,7 @@ def test_the_verdict_compares_the_model_with_popular_and_its_rivals(evaluation):
     rival.update({"ndcg@10": -0.05, "se": 0.01})
     pair["gate"] = {"by": "ndcg@10", "beats": False}
     assert verdict(changed).startswith("The model does not beat popular: NDCG@10 +0.")
-    assert "LightGBM beats the model: NDCG@10 -0.0500, standard error 0.0100" in verdict(changed)
+    assert "LightGBM beats the model: NDCG@10 -0.0500 [-0.0700, -0.0300] at 95 %" in verdict(changed)
     rival["ndcg@10"] = -0.015
     assert "LightGBM" not in verdict(changed)
     pair.update({"logloss": None, "gate": {"by": "logloss", "beats": None}})

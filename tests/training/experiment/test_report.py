@@ -256,7 +256,7 @@ def test_a_winner_shipped_before_the_declared_end_is_judged_as_at_any_look(tmp_p
     ship(log, at_hours=96.5, num=24 * 60)
     result = report(log, Declared("launch", **known))
     assert (result["verdict"], result["window"]["ended"]) == ("no difference shown", False)
-    assert "95 % at any look" in result["reason"]
+    assert "valid however often you look" in result["reason"]
     assert result["outlook"] == "no further days come: one arm has all viewers from then on"
 
 
@@ -341,7 +341,7 @@ def test_what_the_original_claims_is_in_the_report_of_its_rerun_alone(tmp_path):
     assert report(log, Declared("original"))["claims"] == []
     (log / "world.json").write_text("{}")
     result = report(log, Declared("original"))
-    assert result["claims"][0] == ("", "claimed of the original", "here, 95 % at any look")
+    assert result["claims"][0] == ("", "claimed of the original", "here, 95 % valid however often you look")
     assert [row[1] for row in result["claims"][1:]] == ["+1.96%", "+1.99%", "+8.42%"]
     clicks = clicks_of(result)["always_valid"]
     assert f"[{clicks['relative_low']:+.2%}, {clicks['relative_high']:+.2%}]" in result["claims"][3][2]
@@ -595,7 +595,11 @@ def test_the_verdict_comes_first(won, tmp_path):
     assert done.stdout.startswith("won: Join rate per exposure +")
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("<strong>model won against popular</strong>") < page.index("Sample ratio")
+    assert "No effect shown: Active days per viewer.</p>" in page
     assert "of the original" not in done.stdout + page
+    # No table is wider than a page of 1,216 pixels.
+    assert max(row.count("<th ") for row in page.split("<tr>")) <= 8
+    assert '<dd class="value">as planned</dd>' in page
     read = Page(page)
     assert read.links == ["report.json"]
     assert read.tags.count("figure") == 7
