@@ -14,6 +14,7 @@ from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds
 from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.report.plots import distribution, freshness_over_time
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
+from serve.report.page import bullets
 from serve.report.rows import csv_text
 
 # Numbers at the top of the page.
@@ -63,11 +64,11 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
         "Freshness distribution": distribution("ms from the event to the ranking", lines, [limit]),
     }
     found = freshness_findings(report)
-    claim = "events show in rankings within a second"
+    claim = "events in rankings within a second"
     held = f"the p99 from event to ranking is {milliseconds(report['freshness_ms']['p99'])}"
     polled = "Rankings are polled every 20 ms, so the times are too long by up to 20 ms and one ranking."
-    head = verdict(report, claim, held, found.notes, doubts(report, polled))
-    body = found.body(head, TILES, plots)
+    head = verdict(report, claim, held, report["reasons"], doubts(report, polled))
+    body = found.body(head + bullets(_left(report)), TILES, plots)
     write_report(folder, report, found.title, body, FOOTER, {"probes.csv": _to_csv(probes)})
 
 
@@ -88,17 +89,24 @@ def freshness_findings(report: Report) -> Findings:
         ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} {rank['target_rps']:g}"),
         ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
         ("full answers from a model", f"{rank['full_share']:.3%}", ""),
-        ("rankings that failed", f"{rank['errors']} of {rank['requests']:,}", "none"),
+        ("rankings that failed", f"{rank['errors']:,} of {rank['requests']:,}", "none allowed"),
         *indented(rank["error_kinds"]),
         ("events a second, acknowledged", acknowledged, f"{at_least} {events['target_per_s']:g}"),
         ("acknowledgement, p50", milliseconds(events["p50_ms"]), ""),
         ("acknowledgement, p99", milliseconds(events["p99_ms"]), ""),
-        (f"posts of {events['events_a_post']} that failed", f"{events['errors']} of {events['posts']:,}", ""),
+        (
+            f"posts of {events['events_a_post']} that failed",
+            f"{events['errors']:,} of {events['posts']:,}",
+            "",
+        ),
         *indented(events["error_kinds"]),
     ]
-    title = f"Event to visible in a ranking: {report['verdict']}"
-    notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
-    return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, notes)
+    lead, notes = f"{report['seconds']:g} s at {report['url']}", [*report["reasons"], *_left(report)]
+    return Findings("Event to visible in a ranking", report["verdict"], lead, rows, notes)
+
+
+def _left(report: Report) -> list[str]:
+    return [f"left behind: {what}" for what in report["left_behind"]]
 
 
 def _to_csv(probes: Mapping[str, Requests]) -> str:

@@ -20,11 +20,13 @@ Point = Sequence[Any]
 
 
 def distribution(x: str, lines: Mapping[str, Sequence[Point]], limits: Sequence[Point]) -> str:
-    """Plot the share that took longer than a time, for each name.
+    """Plot the share that took longer than a time, for each name; empty if no line has a point.
 
     A line is points of `loadtest.measure.measure.tail`; a limit is a name, a time and a share.
     """
-    series = [line(name, points) for name, points in lines.items()]
+    series = [line(name, points) for name, points in lines.items() if points]
+    if not series:
+        return ""
     names, at_ms, shares = zip(*limits, strict=True)
     series.append(Series("limit: the line stays below", at_ms, shares, "points", colour="limit", notes=names))
     share = Axis("share that took longer", log=True, format=".3~%")
@@ -45,9 +47,10 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
     warm = _warm_up(at)
     failed = [moment for moment in moments if moment.failed]
     load = [
-        Series("offered", at, [moment.offered_rps for moment in moments], colour="muted", dashed=True),
-        Series("answered", at, [moment.answered_rps for moment in moments], colour="other"),
         Series("answered in full by a model", at, [moment.full_rps for moment in moments], colour="model"),
+        Series("answered", at, [moment.answered_rps for moment in moments], colour="popular"),
+        # Above the others, which hide it where all is answered.
+        Series("offered", at, [moment.offered_rps for moment in moments], colour="text", dashed=True),
         Series("failed", [m.t_s for m in failed], [m.failed for m in failed], "points", colour="bad"),
     ]
     parts = [plot("Load", SECOND, Axis("requests/s", zero=True), load, warm, height=HEIGHT)]
@@ -68,7 +71,8 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
 def latency_over_time(at_s: Sequence[float], lines: Mapping[str, Sequence[float | None]], slo: Slo) -> str:
     """Plot the percentiles of each second, with their limits."""
     series = [Series(name, at_s, values, colour=PERCENTILES[name]) for name, values in lines.items()]
-    limits = [*_warm_up(at_s), *_limits(slo)]
+    # The plot of the load above names the warm-up; here its name would meet that of a limit.
+    limits = [*(replace(each, name="") for each in _warm_up(at_s)), *_limits(slo)]
     return plot("Latency", SECOND, Axis("ms", zero=True), series, limits, height=HEIGHT)
 
 

@@ -17,7 +17,7 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict, overall
+from loadtest.measure.verdict import LEAST_KNEE, Verdict, overall
 from loadtest.report.report import Report
 from loadtest.report.series import run_line, run_title, write_overload
 from loadtest.scenarios.knee import Bench
@@ -36,8 +36,6 @@ SEARCH = KneePlan(
 )
 # After the overload the knee is confirmed in shorter steps.
 AFTER = replace(SEARCH, confirm_s=8.0)
-# Least knee after the overloads, as a share of that before: a shared machine's speed varies.
-LEAST_KNEE = 0.6
 CONTROL_TIMES = 2.0
 # Long enough for the collapse without load shedding: the system's own queues fill sooner.
 CONTROL_S = 20.0

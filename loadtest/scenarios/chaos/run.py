@@ -15,7 +15,7 @@ from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict, overall, part_verdict
+from loadtest.measure.verdict import Verdict, overall, part_verdict, verdict_on
 from loadtest.report.report import Report
 from loadtest.report.series import fault_line, write_chaos
 from loadtest.scenarios.chaos.changes import CHANGES
@@ -74,7 +74,8 @@ class ChaosRun:
         self._base = read_document(work.path / "cluster.yaml")
         self._base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
         self.bench = Bench.prepared(work, CANDIDATES, emit)
-        self.knee_rps = rate_rps / KNEE_LOAD if rate_rps else None
+        self.knee_rps: float | None = None
+        self._rate_rps = rate_rps
         self._document: Document | None = None
         self._target: Target | None = None
         folder = work.path / "chaos"
@@ -109,6 +110,8 @@ class ChaosRun:
 
     def rate_rps(self, fault: Fault, target: Target) -> float:
         """Return the rate of the load for a fault."""
+        if self._rate_rps:
+            return round(fault.load / KNEE_LOAD * self._rate_rps, 1)
         if self.knee_rps is None:
             self.emit("searching for the knee of this service")
             self.knee_rps, _ = self.bench.require_knee(target.url, SEARCH, "set a rate with --rate")
@@ -143,9 +146,8 @@ def run_chaos(
     with work.locked(), ExitStack() as up:
         run = ChaosRun(work, config, emit, rate_rps, up)
         found = [run_fault(run, fault, lines) for fault in faults]
-    verdict = verdict_of(found)
-    report = {"verdict": verdict, "knee_rps": run.knee_rps, "config": str(config), "faults": found}
-    report |= {"client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
+    report = {"verdict": verdict_of(found), "knee_rps": run.knee_rps, "rate_rps": rate_rps, "faults": found}
+    report |= {"config": str(config), "client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
     write_chaos(out, report, lines, run.bench.slo)
     return report
 
@@ -183,9 +185,12 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
         run.emit(f"  not held: {error}")
         return {**head, "held": False, "void": False, "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *fault.reasons()]
-    late = found["generator_late_ms_p99"] > run.bench.slo.generator_late_ms_p99
+    word: Verdict = "held"
+    if reasons:
+        late_ms, limit_ms = found["generator_late_ms_p99"], run.bench.slo.generator_late_ms_p99
+        word, reasons = verdict_on(reasons, late_ms, limit_ms)
     lines[fault.name] = moments
-    report = {**head, "held": not reasons, "void": bool(reasons) and late, "reasons": reasons, **found}
+    report = {**head, "held": word == "held", "void": word == "void", "reasons": reasons, **found}
     run.emit(fault_line(report))
     return report
 
