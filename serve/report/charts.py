@@ -107,7 +107,7 @@ def plot(
 
 
 def reliability(points: Sequence[Sequence[float]]) -> str:
-    """Plot the observed rate against the predicted, both from 0, of parts with equally many rows."""
+    """Plot the observed rate against the predicted one, from 0, of equally large parts of rows."""
     top = max(max(point) for point in points)
     predicted, observed = zip(*points, strict=True)
     lines = [
