@@ -41,9 +41,8 @@ def write_compare(folder: Path, report: Report) -> None:
 
 def compare_summary(report: Report) -> str:
     """Return the report as lines for a terminal."""
-    return "\n".join(
-        [f"{_title(report)}: {report['verdict']}", columns([HEAD, *_rows(report)]), *_notes(report)]
-    )
+    head = f"{_title(report)}: {report['verdict']}"
+    return "\n".join([head, columns([HEAD, *_rows(report)]), *_notes(report)])
 
 
 def window_line(name: str, window: Report) -> str:

@@ -25,9 +25,10 @@ from serve.report.rows import columns, number
 
 CLAIMED_RPS, CLAIMED_CANDIDATES = 900, 50_000
 YES: Mapping[bool, str] = {True: "✓ yes", False: "✗ no"}
+FIGURES = ("rps", "candidates_per_s", "p90_ms", "p99_ms")
 NOT_COMPARED, OPPOSITE = "– not compared", "✗ opposite direction"
 HOLDS: Mapping[Verdict, str] = {"held": YES[True], "not held": YES[False], "void": "– no verdict"}
-CLAIMED_BY = "The case study of the original system claims; popular shows the most popular rooms first."
+CLAIMED_BY = "Claimed by the case study of the original system. Popular ranks the most popular rooms first."
 COMPARED = "The model is compared with popular on logged rankings, not with people."
 LINKS = {
     "load-headline/report.html": "The load test at 900 requests/s",
@@ -55,16 +56,18 @@ def write_demo(report: Report, folder: Path) -> str:
     """Write `report.json` and `report.html` into `folder`; return the table of claims as text."""
     rows, load, topic, train = claims(report), report["load"], report["topic"], report["train"]
     # A load that could not run has no numbers.
-    slo, rate = Slo(**load["slo"]) if "slo" in load else load_slo(), _rate(load)
+    slo, rate = Slo(**load["slo"]) if "slo" in load else load_slo(), load_profile(load["profile"]).target_rps
     claim = f"{rate:g} rankings/s in time, and rankings that follow the viewer"
     claim += "; the model loses against popular" if OPPOSITE in rows[6] else ""
-    first = [] if report["headline"] == load else [_first_rate(report["headline"])]
-    fell = [] if topic["rose"] else ["the new room did not rise for the viewer in time"]
+    first = []
+    if (tried := report["headline"]) != load:
+        failed = "gave no verdict" if tried["verdict"] == "void" else "did not hold on this machine"
+        first = [f"{CLAIMED_RPS} rankings/s {failed}: {'; '.join(tried['reasons'])}"]
     rose = f"A new room went from {_rise(topic)} of five joins on its topic; model − popular: {rows[6][3]}"
-    reasons = [*fell, *load["reasons"]]
-    reasons = [*reasons, *first] if reasons else ["; ".join([*first, rose])]
+    reasons = ["the new room did not rise for the viewer in time"] * (not topic["rose"]) + load["reasons"]
+    reasons = [*reasons, *first] if reasons else [". ".join([*first, rose])]
     took = f" and the load took {load['seconds']:g} s" if "seconds" in load else ""
-    doubt = doubts(report, f"The world is simulated{took}. {COMPARED}")
+    doubt = doubts(report, f"The world is simulated{took}.", COMPARED)
     offered = ". ".join([f"{rate:g} rankings/s of 55 candidates, in an open loop", *first])
     over_time = _over_time(folder / f"load-{load['profile']}" / "requests.csv", slo)
     spread = latency_distribution(load, slo) if "latency_tail" in load else ""
@@ -85,7 +88,7 @@ def write_demo(report: Report, folder: Path) -> str:
 def claims(report: Report) -> list[tuple[str, str, str, str]]:
     """Return rows of (name, does it hold, claim about the original system, finding of this run)."""
     load, topic, cores = report["load"], report["topic"], report["machine"]["cores"]
-    rate, first = _rate(load), report["headline"]["verdict"]
+    rate, first = load_profile(load["profile"]).target_rps, report["headline"]["verdict"]
     found, scored, p90, p99 = _figures(load)
     found += f" of {rate:g} offered, {WORDS[load['verdict']]}"
     found += f"; {WORDS[first]} at {CLAIMED_RPS} /s" if rate < CLAIMED_RPS else ""
@@ -100,7 +103,6 @@ def claims(report: Report) -> list[tuple[str, str, str, str]]:
     # The claim has another unit, so that only the direction is compared.
     signs = ("– no clear difference", "– same direction", OPPOSITE)
     better = NOT_COMPARED if gain is None else signs[(gain > 2 * error) - (gain < -2 * error)]
-    adapts = "new rooms on a topic rise for viewers who engaged with it"
     return [
         ("", "holds", "claimed", "found here"),
         ("rankings", HOLDS[first], f"{CLAIMED_RPS} /s", found),
@@ -109,28 +111,15 @@ def claims(report: Report) -> list[tuple[str, str, str, str]]:
         ("p99", fast[1], "< 100 ms", p99),
         ("errors", NOT_COMPARED, "–", errors),
         ("against most popular", better, "+1.99 % join rate (A/B test)", lift),
-        ("adapts to the viewer", YES[topic["rose"]], adapts, rise),
+        ("adapts to the viewer", YES[topic["rose"]], "new rooms rise for viewers of their topic", rise),
         ("machine", NOT_COMPARED, "a fleet on several clouds", f"{cores} cores, load generator included"),
     ]
 
 
-def _rate(load: Report) -> float:
-    """Return the rate that was asked for, also of a load that could not run."""
-    return load_profile(load["profile"]).target_rps
-
-
-def _first_rate(first: Report) -> str:
-    """Return what became of the claimed rate, where a lower one decides."""
-    failed = "gave no verdict" if first["verdict"] == "void" else "did not hold on this machine"
-    return f"{CLAIMED_RPS} rankings/s {failed}: {'; '.join(first['reasons'])}"
-
-
 def _figures(load: Report) -> list[str]:
     """Return rankings, candidates and percentiles of a load with units; dashes if it could not run."""
-    rates = [f"{number(load.get(key))} /s" for key in ("rps", "candidates_per_s")]
-    return (
-        [*rates, *(milliseconds(load[key]) for key in ("p90_ms", "p99_ms"))] if "rps" in load else ["–"] * 4
-    )
+    units = {key: milliseconds if "ms" in key else "{:,.0f} /s".format for key in FIGURES}
+    return [units[key](load[key]) if key in load else "–" for key in FIGURES]
 
 
 def _rise(topic: Report) -> str:

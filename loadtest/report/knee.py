@@ -23,7 +23,7 @@ def write_knee(folder: Path, report: Report) -> None:
     slo, knee = Slo(**report["slo"]), number(report["knee_rps"])
     title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
     word = knee_verdict(report)
-    none = [] if word == "held" else [knee_summary(report), *_lowest(report)["reasons"]]
+    none = [] if word == "held" else [knee_summary(report), *_searched(report)[0]["reasons"]]
     held = f"The highest rate that held its limits in two of three last steps; p99 {_ms(report['p99_ms'])}"
     claim = f"a knee at {knee} requests/s" if word == "held" else "a rate within the limits"
     doubt = doubts(report, "Near the knee chance decides a step: the next search may end some percent off.")
@@ -40,7 +40,7 @@ def write_knee(folder: Path, report: Report) -> None:
 def knee_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
     if report["knee_rps"] is None:
-        return f"no rate held; the lowest tried was {_lowest(report)['rate_rps']:g} req/s"
+        return f"no rate held; the lowest tried was {_searched(report)[0]['rate_rps']:g} req/s"
     return (
         f"knee: {number(report['knee_rps'])} req/s of {report['candidates']} candidates, "
         f"{number(report['candidates_per_s'])} candidates/s scored by the model\n"
@@ -58,12 +58,9 @@ def knee_verdict(report: Report) -> Verdict:
 
 
 def _searched(report: Report) -> list[Report]:
-    return [step for step in report["steps"] if step["phase"] != "warm-up"]
-
-
-def _lowest(report: Report) -> Report:
-    """Return the last step at the lowest rate, which decided."""
-    return min(reversed(_searched(report)), key=lambda step: step["rate_rps"])
+    """Return the steps without warm-ups, from the lowest rate, and at each rate from the last."""
+    steps = (step for step in reversed(report["steps"]) if step["phase"] != "warm-up")
+    return sorted(steps, key=lambda step: step["rate_rps"])
 
 
 def step_line(step: Report) -> str:

@@ -13,18 +13,7 @@ from typing import Any
 
 from loadtest.measure.verdict import Verdict
 from serve.log.atomic_files import draft_of, write_whole
-from serve.report.page import (
-    Tone,
-    banner,
-    bullets,
-    figures,
-    footer,
-    paragraph,
-    section,
-    table,
-    tiles,
-    whole_page,
-)
+from serve.report.page import Tone, banner, bullets, figures, footer, paragraph, table, tiles, whole_page
 
 Report = dict[str, Any]
 Row = tuple[str, str, str]
@@ -67,12 +56,9 @@ def verdict(report: Report, claim: str, held: str, reasons: Sequence[str], doubt
     word: Verdict = report["verdict"]
     headline = f"No verdict on {claim}" if word == "void" else f"{word.capitalize()}: {claim}"
     first, *others = reasons or [held]
-    # A line of the banner does not end between a number and its unit.
-    told = (
-        re.sub(r"(?<=\d) (?=(%|/s|ms|s)(\W|$))", "\u00a0", x)
-        for x in (headline, f"{first.rstrip('.')}.", doubt)
-    )
-    return "\n".join((banner(TONES[word], *told), bullets(others)))
+    shown = banner(TONES[word], headline, f"{first.rstrip('.')}.", doubt)
+    # No line ends between a number and its unit.
+    return "\n".join((re.sub(r"(?<=\d) (?=(%|/s|m?s)\W)", "\u00a0", shown), bullets(others)))
 
 
 def marked(word: Verdict, numbers: Iterable[Row]) -> list[Row]:
@@ -100,17 +86,16 @@ class Findings:
 
     def __str__(self) -> str:
         """Return them as lines for a terminal."""
-        numbers = [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
-        return "\n".join(
-            [f"{self.title}: {self.word}, {self.lead}", *numbers, *(f"  - {note}" for note in self.notes)]
-        )
+        lines = [f"{self.title}: {self.word}, {self.lead}"]
+        lines += [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
+        return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
 
     def body(self, banner: str, first: Sequence[str], plots: Mapping[str, str]) -> list[str]:
         """Return the parts of a page: banner, rows named in `first` as tiles, plots, all rows."""
         named = {name: (name, value, required) for name, value, required in self.rows}
         numbers = table([("", "measured", "compared with"), *self.rows])
         shown = marked(self.word, (named[name] for name in first))
-        return [banner, tiles(shown), figures(plots), section("All numbers", paragraph(self.lead), numbers)]
+        return [banner, tiles(shown), figures({**plots, "All numbers": paragraph(self.lead) + numbers})]
 
 
 def with_reasons(line: str, reasons: Iterable[str]) -> str:

@@ -146,8 +146,7 @@ def scale_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
     lines = [f"{report['verdict']}: {', '.join(report['parts'])} in {report['seconds']:g} s"]
     for name, part in report["parts"].items():
-        line = f"  {name}: {_word(part)}; {describe_part(name, part)}"
-        lines.append(with_reasons(line, part["reasons"]))
+        lines.append(with_reasons(f"  {name}: {_word(part)}; {describe_part(name, part)}", part["reasons"]))
     return "\n".join(lines)
 
 
@@ -238,26 +237,22 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     left = [one for one in report["faults"] if one["held"] is None]
     reasons = [f"{one['fault']}: {reason}" for one in run or left for reason in one["reasons"]]
     failed, sent = (sum(one.get(key, 0) for one in run) for key in ("failed", "requests"))
-    load, pace = ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it"), KNEE_PACE
+    load = ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it")
     if rate_rps := report.get("rate_rps"):
-        load, pace = ("load", f"{rate_rps:g} /s", "named, no knee was measured"), RATE_PACE
-    numbers = [
-        ("faults held", f"{sum(one['held'] for one in run)} of {len(rows)}", f"{len(left)} not run"),
-        ("requests that failed", f"{failed:,} of {sent:,}", "after one retry"),
-        load,
-    ]
+        load = ("load", f"{rate_rps:g} /s", "named, no knee was measured")
+    held = f"{sum(one['held'] for one in run)} of {len(rows)}", f"{len(left)} not run"
+    failed = f"{failed:,} of {sent:,}", "after one retry"
+    numbers = marked(report["verdict"], [("faults held", *held), ("requests that failed", *failed), load])
     skipped = f"Not run: {', '.join(one['fault'] for one in left)}." if left else ""
     doubt = doubts(report, "Each fault was injected once, and none during another.", skipped).strip()
     body = [
-        verdict(report, f"survival of faults under load ({len(run)} run)", ALLOWED, reasons, doubt),
-        tiles(marked(report["verdict"], numbers)),
+        verdict(report, f"survival of faults under load ({len(run)} run)", "each as allowed", reasons, doubt),
+        tiles(numbers),
         table([head, *rows]),
     ]
-    for found in (one for one in report["faults"] if one["fault"] in lines):
-        plot = load_and_cluster(lines[found["fault"]], slo)
-        body.append(section(found["what"], bullets(found["reasons"]), plot))
-    pace = pace.format(knee=number(report["knee_rps"]), rate=rate_rps)
-    footer = CHAOS_FOOTER.format(pace=pace, timeout_ms=report["client_timeout_s"] * 1000)
+    for one in (one for one in report["faults"] if one["fault"] in lines):
+        body.append(section(one["what"], bullets(one["reasons"]), load_and_cluster(lines[one["fault"]], slo)))
+    footer = CHAOS_FOOTER.format(timeout_ms=report["client_timeout_s"] * 1000)
     # The table for a document, with the short names of the faults.
     named = [(one["fault"], *row[1:]) for one, row in zip(report["faults"], rows, strict=True)]
     more = {"table.md": markdown([head, *named]) + "\n"}
@@ -273,9 +268,6 @@ Not sent: 1,000 requests were unanswered at that moment, which is the generator'
 SCALE_FOOTER = f"""{SAME_CORES}The Scorer is throttled: a batch takes at least {{ms_per_batch:g}} ms and
 {{us_per_candidate:g}} µs per candidate, mostly asleep, so that two replicas do twice the work of one on any machine.
 Latency counts from the due time of a request (an open loop: Poisson arrivals)."""
-ALLOWED = "each within what is allowed for it"
-KNEE_PACE = "60 % of a knee of {knee} requests/s (changes: 80 %)"
-RATE_PACE = "{rate:g} requests/s, which was named (changes: a third more)"
-CHAOS_FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals, at {{pace}}.
-The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The plots
-begin 3 s into the load; the fault begins 5 s later."""
+CHAOS_FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; changes have a third more load.
+The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The plots begin 3 s into the
+load; the fault begins 5 s later."""

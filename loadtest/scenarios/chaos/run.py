@@ -47,9 +47,7 @@ SETTLE_S = 30.0
 PAGE_S = 2.5
 # CPU share for placement: two cores must have room for two replicas of each and their successors.
 SHARE_CPU = 0.25
-SEARCH = KneePlan(
-    start_rps=300.0, resolution=1.1, warm_up_s=6.0, step_s=5.0, confirm_s=10.0, budget_s=30.0, rest_s=2.0
-)
+SEARCH = KneePlan(start_rps=300, resolution=1.1, warm_up_s=6, step_s=5, confirm_s=10, budget_s=30, rest_s=2)
 # Share of the knee that most faults use; `--rate` sets the rate at this share.
 KNEE_LOAD = 0.6
 
@@ -146,7 +144,7 @@ def run_chaos(
     with work.locked(), ExitStack() as up:
         run = ChaosRun(work, config, emit, rate_rps, up)
         found = [run_fault(run, fault, lines) for fault in faults]
-    report = {"verdict": verdict_of(found), "knee_rps": run.knee_rps, "rate_rps": rate_rps, "faults": found}
+    report = Report(verdict=verdict_of(found), knee_rps=run.knee_rps, rate_rps=rate_rps, faults=found)
     report |= {"config": str(config), "client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
     write_chaos(out, report, lines, run.bench.slo)
     return report
@@ -185,10 +183,8 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
         run.emit(f"  not held: {error}")
         return {**head, "held": False, "void": False, "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *fault.reasons()]
-    word: Verdict = "held"
-    if reasons:
-        late_ms, limit_ms = found["generator_late_ms_p99"], run.bench.slo.generator_late_ms_p99
-        word, reasons = verdict_on(reasons, late_ms, limit_ms)
+    late_ms = found["generator_late_ms_p99"] if reasons else 0.0
+    word, reasons = verdict_on(reasons, late_ms, run.bench.slo.generator_late_ms_p99)
     lines[fault.name] = moments
     report = {**head, "held": word == "held", "void": word == "void", "reasons": reasons, **found}
     run.emit(fault_line(report))
