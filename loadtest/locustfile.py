@@ -233,7 +233,7 @@ class Run:
         return verdict
 
     def end(self, **_: Any) -> None:
-        """Let the process exit by the verdict; a master that was ended by a signal gathers reports first."""
+        """Exit by the verdict; a master that a signal ended gathers the reports first."""
         if isinstance(self._environment.runner, MasterRunner):
             self._environment.runner.quit()
         self._environment.process_exit_code = EXIT_CODES[self.log_verdict()]

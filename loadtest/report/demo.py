@@ -117,7 +117,7 @@ def claims(report: Report) -> list[tuple[str, str, str, str]]:
 
 
 def _figures(load: Report) -> list[str]:
-    """Return rankings, candidates and percentiles of a load with units; dashes if it could not run."""
+    """Return the figures of a load with units; dashes if it could not run."""
     units = {key: milliseconds if "ms" in key else "{:,.0f} /s".format for key in FIGURES}
     return [units[key](load[key]) if key in load else "–" for key in FIGURES]
 

@@ -1,4 +1,4 @@
-"""Tests of the page of `freshness`: what was left behind is no reason of the verdict."""
+"""Test that the page of `freshness` names what was left behind below its verdict."""
 
 from __future__ import annotations
 
