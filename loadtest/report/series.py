@@ -246,7 +246,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     skipped = f"Not run: {', '.join(one['fault'] for one in left)}." if left else ""
     doubt = doubts(report, "Each fault was injected once, and none during another.", skipped).strip()
     body = [
-        verdict(report, f"survival of faults under load ({len(run)} run)", "each as allowed", reasons, doubt),
+        verdict(report, f"survival of faults under load ({len(run)} run)", ALLOWED, reasons, doubt),
         tiles(numbers),
         table([head, *rows]),
     ]
@@ -263,6 +263,7 @@ def _after(value: float | None) -> str:
     return "not in time" if value is None else f"after {value:.1f} s"
 
 
+ALLOWED = "each fault had no more effect than is allowed for it"
 OVERLOAD_FOOTER = """. Open loop, Poisson arrivals; latency counts from the due time of a request.
 Not sent: 1,000 requests were unanswered at that moment, which is the generator's limit."""
 SCALE_FOOTER = f"""{SAME_CORES}The Scorer is throttled: a batch takes at least {{ms_per_batch:g}} ms and
