@@ -233,7 +233,9 @@ class Run:
         return verdict
 
     def end(self, **_: Any) -> None:
-        """Let the process exit by the verdict."""
+        """Exit by the verdict; a master that a signal ended gathers the reports first."""
+        if isinstance(self._environment.runner, MasterRunner):
+            self._environment.runner.quit()
         self._environment.process_exit_code = EXIT_CODES[self.log_verdict()]
 
     def _judged(self) -> tuple[Measurement | None, Verdict, list[str]]:

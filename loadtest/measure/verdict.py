@@ -20,7 +20,11 @@ FRESHNESS_LIMIT_MS = 1000.0
 MIN_SAMPLES = 100
 # Least share of a target rate that must be achieved.
 MIN_ACHIEVED = 0.95
+# Least knee after the overloads, as a share of that before: a shared machine's speed varies.
+LEAST_KNEE = 0.6
 EXIT_CODES: dict[Verdict, int] = {"held": 0, "not held": 1, "void": 2}
+# Verdicts on a page.
+WORDS: dict[Verdict, str] = {"held": "held", "not held": "not held", "void": "no verdict"}
 
 
 def judge(measured: Measurement, slo: Slo) -> tuple[Verdict, list[str]]:
@@ -40,7 +44,7 @@ def verdict_on(broken: list[str], late_ms: float, limit_ms: float) -> tuple[Verd
     if late_ms > limit_ms:
         late = (
             f"the load generator itself was late: it sent 1 % of the requests more than {late_ms:.1f} ms after "
-            f"they were due (limit {limit_ms:g} ms); {REMEDY}"
+            f"they were due, and {limit_ms:g} ms is the generator's limit; {REMEDY}"
         )
         return "void", [late, *broken]
     return ("not held" if broken else "held"), broken
@@ -84,7 +88,7 @@ def failures(found: Mapping[str, Any]) -> list[str]:
     """Return the failed requests of a run as a reason; empty if none failed."""
     if not found["errors"]:
         return []
-    return [f"{found['errors']} of {found['requests']:,} requests failed: {listed(found['error_kinds'])}"]
+    return [f"{found['errors']:,} of {found['requests']:,} requests failed: {listed(found['error_kinds'])}"]
 
 
 def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
@@ -95,7 +99,7 @@ def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
             yield f"p{share} is {value:.3f} ms, above {limit:g} ms"
     if measured.errors / measured.requests > slo.max_error_share:
         yield (
-            f"{measured.errors} of {measured.requests} requests failed ({listed(measured.error_kinds)}); "
+            f"{measured.errors:,} of {measured.requests:,} requests failed ({listed(measured.error_kinds)}); "
             f"the allowed share is {slo.max_error_share:g}"
         )
     if measured.full_share < slo.min_full_share:

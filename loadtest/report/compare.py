@@ -22,7 +22,7 @@ def write_compare(folder: Path, report: Report) -> None:
         TabrankError: if `folder` exists.
     """
     *ratios, last = (note for note in _notes(report) if note not in report["reasons"])
-    doubt = doubts(report, "All three run at once, and two of them are examples, not tuned services.")
+    doubt = doubts(report, "All three stay up in the turns of the others. Two are examples, not tuned.")
     loads = report["loads"]
     answers = {at: {name: one["rps"] for name, one in load["services"].items()} for at, load in loads.items()}
     # The colours of `look.css` tell the services apart.
@@ -41,7 +41,8 @@ def write_compare(folder: Path, report: Report) -> None:
 
 def compare_summary(report: Report) -> str:
     """Return the report as lines for a terminal."""
-    return "\n".join([_title(report), columns([HEAD, *_rows(report)]), *_notes(report)])
+    head = f"{_title(report)}: {report['verdict']}"
+    return "\n".join([head, columns([HEAD, *_rows(report)]), *_notes(report)])
 
 
 def window_line(name: str, window: Report) -> str:
@@ -56,7 +57,7 @@ def _named(name: str, found: Report) -> str:
 
 def _title(report: Report) -> str:
     times = f"{report['rounds']} of {report['window_s']} s at each load"
-    return f"Three services in turns, {times}: {report['verdict']}"
+    return f"Three services in turns, {times}"
 
 
 def _rows(report: Report) -> Iterator[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds
 from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.report.plots import distribution, freshness_over_time
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
+from serve.report.page import bullets
 from serve.report.rows import csv_text
 
 # Numbers at the top of the page.
@@ -22,7 +23,7 @@ TILES = ("p50 of all", "p99 of all", "probe events", "rankings a second", "event
 
 def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
     """Return the percentiles of all probes and of each kind; null: too many events never showed."""
-    return _spread(list(probes.values())) | {kind: _spread([part]) for kind, part in probes.items()}
+    return _probes_of(list(probes.values())) | {kind: _probes_of([part]) for kind, part in probes.items()}
 
 
 def rank_numbers(target_rps: float, measured: Measurement) -> Report:
@@ -42,7 +43,7 @@ def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Rep
     }
 
 
-def percentiles(latency_ms: Floats, ok: Any = None) -> Report:
+def spread(latency_ms: Floats, ok: Any = None) -> Report:
     """Return percentiles of the latencies; those that are not `ok` rank last."""
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {name: rounded(percentile(latency_ms, share, ok)) for name, share in shares.items()}
@@ -63,11 +64,11 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
         "Freshness distribution": distribution("ms from the event to the ranking", lines, [limit]),
     }
     found = freshness_findings(report)
-    claim = "events show in rankings within a second"
+    claim = "events in rankings within a second"
     held = f"the p99 from event to ranking is {milliseconds(report['freshness_ms']['p99'])}"
     polled = "Rankings are polled every 20 ms, so the times are too long by up to 20 ms and one ranking."
-    head = verdict(report, claim, held, found.notes, doubts(report, polled))
-    body = found.body(head, TILES, plots)
+    head = verdict(report, claim, held, report["reasons"], doubts(report, polled))
+    body = found.body(head + bullets(found.notes[len(report["reasons"]) :]), TILES, plots)
     write_report(folder, report, found.title, body, FOOTER, {"probes.csv": _to_csv(probes)})
 
 
@@ -88,17 +89,17 @@ def freshness_findings(report: Report) -> Findings:
         ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} {rank['target_rps']:g}"),
         ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
         ("full answers from a model", f"{rank['full_share']:.3%}", ""),
-        ("rankings that failed", f"{rank['errors']} of {rank['requests']:,}", "none"),
+        ("rankings that failed", f"{rank['errors']:,} of {rank['requests']:,}", "none allowed"),
         *indented(rank["error_kinds"]),
         ("events a second, acknowledged", acknowledged, f"{at_least} {events['target_per_s']:g}"),
         ("acknowledgement, p50", milliseconds(events["p50_ms"]), ""),
         ("acknowledgement, p99", milliseconds(events["p99_ms"]), ""),
-        (f"posts of {events['events_a_post']} that failed", f"{events['errors']} of {events['posts']:,}", ""),
+        (f"posts of {events['events_a_post']}, failed", f"{events['errors']:,} of {events['posts']:,}", ""),
         *indented(events["error_kinds"]),
     ]
-    title = f"Event to visible in a ranking: {report['verdict']}"
+    lead = f"{report['seconds']:g} s at {report['url']}"
     notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
-    return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, notes)
+    return Findings("Event to visible in a ranking", report["verdict"], lead, rows, notes)
 
 
 def _to_csv(probes: Mapping[str, Requests]) -> str:
@@ -117,12 +118,12 @@ def _numbers(measured: Measurement, *more: str) -> Report:
     return {name: rounded(value) for name, value in asdict(measured).items() if name in (*more, *names)}
 
 
-def _spread(parts: Sequence[Requests]) -> Report:
+def _probes_of(parts: Sequence[Requests]) -> Report:
     latency_ms = np.concatenate([part.latency_ms for part in parts])
     ok = np.concatenate([part.ok for part in parts])
     missed = sum((part.where(~part.ok).named_counts() for part in parts), Counter())
     counts = {"samples": len(ok), "missed": missed.total(), "missed_kinds": dict(missed)}
-    return percentiles(latency_ms, ok) | counts
+    return spread(latency_ms, ok) | counts
 
 
 FOOTER = f"""{SAME_CORES}Freshness is the time from sending an event to the first ranking that

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from loadtest.measure.verdict import Verdict
+from loadtest.measure.verdict import WORDS, Verdict
 from loadtest.report.plots import PERCENTILES, latency_against_rate
-from loadtest.report.report import SAME_CORES, Report, Row, doubts, verdict, write_report
+from loadtest.report.report import SAME_CORES, Report, Row, doubts, marked, verdict, write_report
 from loadtest.workload.profiles import Slo
 from serve.report.page import section, table, tiles
 from serve.report.rows import number
@@ -22,13 +22,14 @@ def write_knee(folder: Path, report: Report) -> None:
     lines = {name: [(rate, step[f"{name}_ms"]) for rate, step in steps.items()] for name in PERCENTILES}
     slo, knee = Slo(**report["slo"]), number(report["knee_rps"])
     title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
-    word: Verdict = knee_verdict([report["knee_rps"]])
+    word = knee_verdict(report)
+    none = [] if word == "held" else [knee_summary(report), *_searched(report)[0]["reasons"]]
     held = f"The highest rate that held its limits in two of three last steps; p99 {_ms(report['p99_ms'])}"
     claim = f"a knee at {knee} requests/s" if word == "held" else "a rate within the limits"
     doubt = doubts(report, "Near the knee chance decides a step: the next search may end some percent off.")
     body = [
-        verdict({**report, "verdict": word}, claim, held, [], doubt),
-        tiles(_numbers(report, slo)[:6]),
+        verdict({**report, "verdict": word}, claim, held, none, doubt),
+        tiles(marked(word, _numbers(report, slo)[:6])),
         section("Latency against rate", latency_against_rate(lines, slo)),
         section("Steps", _steps(report)),
         section("All numbers", table([("", "tabrank", "required"), *_numbers(report, slo)])),
@@ -39,7 +40,7 @@ def write_knee(folder: Path, report: Report) -> None:
 def knee_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
     if report["knee_rps"] is None:
-        return f"no rate held; the lowest tried was {min(s['rate_rps'] for s in report['steps']):g} req/s"
+        return f"no rate held; the lowest tried was {_searched(report)[0]['rate_rps']:g} req/s"
     return (
         f"knee: {number(report['knee_rps'])} req/s of {report['candidates']} candidates, "
         f"{number(report['candidates_per_s'])} candidates/s scored by the model\n"
@@ -49,9 +50,17 @@ def knee_summary(report: Report) -> str:
     )
 
 
-def knee_verdict(knees: Iterable[float | None]) -> Verdict:
-    """Return held if each service has a knee."""
-    return "not held" if None in knees else "held"
+def knee_verdict(report: Report) -> Verdict:
+    """Return held if there is a knee, and void if no step was a valid measurement."""
+    if report["knee_rps"] is not None:
+        return "held"
+    return "void" if all(step["verdict"] == "void" for step in _searched(report)) else "not held"
+
+
+def _searched(report: Report) -> list[Report]:
+    """Return the steps without warm-ups, from the lowest rate, and at each rate from the last."""
+    steps = (step for step in reversed(report["steps"]) if step["phase"] != "warm-up")
+    return sorted(steps, key=lambda step: step["rate_rps"])
 
 
 def step_line(step: Report) -> str:
@@ -86,7 +95,7 @@ def _steps(report: Report) -> str:
         (
             f"{step['rate_rps']:g}",
             PHASES[step["phase"]],
-            step["verdict"],
+            WORDS[step["verdict"]],
             *(_ms(step[f"{name}_ms"]) for name in ("p50", "p90", "p99")),
             _share(step["full_share"]),
             str(step["errors"]),

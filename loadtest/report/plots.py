@@ -20,15 +20,15 @@ Point = Sequence[Any]
 
 
 def distribution(x: str, lines: Mapping[str, Sequence[Point]], limits: Sequence[Point]) -> str:
-    """Plot the share that took longer than a time, for each name.
+    """Plot the share that took longer than a time, for each name; empty if no line has a point.
 
     A line is points of `loadtest.measure.measure.tail`; a limit is a name, a time and a share.
     """
-    series = [line(name, points) for name, points in lines.items()]
+    series = [line(name, points) for name, points in lines.items() if points]
     names, at_ms, shares = zip(*limits, strict=True)
-    series.append(Series("limit: the line stays below", at_ms, shares, "points", colour="limit", notes=names))
+    dots = Series("limit: the line stays below", at_ms, shares, "points", colour="limit", notes=names)
     share = Axis("share that took longer", log=True, format=".3~%")
-    return plot("", Axis(x, log=True), share, series)
+    return plot("", Axis(x, log=True), share, [*series, dots]) if series else ""
 
 
 def line(name: str, points: Sequence[Point], colour: str | None = None) -> Series:
@@ -45,9 +45,10 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
     warm = _warm_up(at)
     failed = [moment for moment in moments if moment.failed]
     load = [
-        Series("offered", at, [moment.offered_rps for moment in moments], colour="muted", dashed=True),
-        Series("answered", at, [moment.answered_rps for moment in moments], colour="other"),
+        Series("answered", at, [moment.answered_rps for moment in moments], colour="muted"),
         Series("answered in full by a model", at, [moment.full_rps for moment in moments], colour="model"),
+        # Above the others, which hide it where all is answered.
+        Series("offered", at, [moment.offered_rps for moment in moments], colour="text", dashed=True),
         Series("failed", [m.t_s for m in failed], [m.failed for m in failed], "points", colour="bad"),
     ]
     parts = [plot("Load", SECOND, Axis("requests/s", zero=True), load, warm, height=HEIGHT)]
@@ -68,7 +69,8 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
 def latency_over_time(at_s: Sequence[float], lines: Mapping[str, Sequence[float | None]], slo: Slo) -> str:
     """Plot the percentiles of each second, with their limits."""
     series = [Series(name, at_s, values, colour=PERCENTILES[name]) for name, values in lines.items()]
-    limits = [*_warm_up(at_s), *_limits(slo)]
+    # The plot of the load above names the warm-up; here its name would meet that of a limit.
+    limits = [*(replace(each, name="") for each in _warm_up(at_s)), *_limits(slo)]
     return plot("Latency", SECOND, Axis("ms", zero=True), series, limits, height=HEIGHT)
 
 
@@ -81,10 +83,7 @@ def latency_against_rate(lines: Mapping[str, Sequence[Point]], slo: Slo) -> str:
 
     A latency of None, which was not reached, breaks the line.
     """
-    series = [
-        line(name, sorted(points, key=lambda point: point[0]), PERCENTILES[name])
-        for name, points in lines.items()
-    ]
+    series = [line(name, sorted(points, key=tuple), PERCENTILES[name]) for name, points in lines.items()]
     x, y = Axis("requests/s offered", log=True), Axis("ms from the due time", log=True)
     return plot("", x, y, series, _limits(slo))
 
@@ -92,11 +91,7 @@ def latency_against_rate(lines: Mapping[str, Sequence[Point]], slo: Slo) -> str:
 def answers_against_load(loads: Sequence[str], shares: Mapping[str, Sequence[float]]) -> str:
     """Plot named shares of the knee, side by side at each load."""
     colours = {"full": "model", "partial": "other", "fallback": "popular", "refused": "muted"}
-    series = [
-        Series(name, loads, share, "bars", colour=colours[name])
-        for name, share in shares.items()
-        if any(share)
-    ]
+    series = [Series(name, loads, y, "bars", colour=colours[name]) for name, y in shares.items() if any(y)]
     return plot("", Axis("offered"), Axis("share of the knee", zero=True, format=".0%"), series)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,18 +13,7 @@ from typing import Any
 
 from loadtest.measure.verdict import Verdict
 from serve.log.atomic_files import draft_of, write_whole
-from serve.report.page import (
-    Tone,
-    banner,
-    bullets,
-    figures,
-    footer,
-    paragraph,
-    section,
-    table,
-    tiles,
-    whole_page,
-)
+from serve.report.page import Tone, banner, bullets, figures, footer, paragraph, table, tiles, whole_page
 
 Report = dict[str, Any]
 Row = tuple[str, str, str]
@@ -61,12 +51,20 @@ def write_report(
 def verdict(report: Report, claim: str, held: str, reasons: Sequence[str], doubt: str) -> str:
     """Return the banner of a report, and below it the reasons after the first.
 
-    The verdict is on the `claim`; `held` says why where nothing is wrong.
+    The verdict is on the `claim`, a noun phrase; `held` says why where nothing is wrong.
     """
     word: Verdict = report["verdict"]
-    headline = f"{'No verdict' if word == 'void' else word.capitalize()}: {claim}"
+    headline = f"No verdict on {claim}" if word == "void" else f"{word.capitalize()}: {claim}"
     first, *others = reasons or [held]
-    return "\n".join((banner(TONES[word], headline, f"{first.rstrip('.')}.", doubt), bullets(others)))
+    shown = banner(TONES[word], headline, f"{first.rstrip('.')}.", doubt)
+    # No line ends between a number and its unit.
+    return "\n".join((re.sub(r"(?<=\d) (?=(%|/s|m?s)\W)", "\u00a0", shown), bullets(others)))
+
+
+def marked(word: Verdict, numbers: Iterable[Row]) -> list[Row]:
+    """Return figures for `tiles`, marked where the measurement is not valid."""
+    mark = "not valid" if word == "void" else ""
+    return [(name, value, ", ".join(filter(None, (mark, note)))) for name, value, note in numbers]
 
 
 def doubts(report: Report, *more: str) -> str:
@@ -81,21 +79,23 @@ class Findings:
     """Findings on one load, for the terminal and for the page; `notes` are sentences."""
 
     title: str
+    word: Verdict
     lead: str
     rows: Sequence[Row]
     notes: Sequence[str]
 
     def __str__(self) -> str:
         """Return them as lines for a terminal."""
-        numbers = [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
-        return "\n".join([f"{self.title}, {self.lead}", *numbers, *(f"  - {note}" for note in self.notes)])
+        lines = [f"{self.title}: {self.word}, {self.lead}"]
+        lines += [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
+        return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
 
     def body(self, banner: str, first: Sequence[str], plots: Mapping[str, str]) -> list[str]:
         """Return the parts of a page: banner, rows named in `first` as tiles, plots, all rows."""
         named = {name: (name, value, required) for name, value, required in self.rows}
-        numbers = table([("", "measured", "required"), *self.rows])
-        shown = tiles(named[name] for name in first)
-        return [banner, shown, figures(plots), section("All numbers", paragraph(self.lead), numbers)]
+        numbers = table([("", "measured", "compared with"), *self.rows])
+        shown = marked(self.word, (named[name] for name in first))
+        return [banner, tiles(shown), figures({**plots, "All numbers": paragraph(self.lead) + numbers})]
 
 
 def with_reasons(line: str, reasons: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from loadtest.report.plots import distribution, load_and_cluster, memory_and_fil
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.operate.host.machine import describe_machine
+from serve.report.page import paragraph
 from serve.report.rows import csv_text, number
 
 # Numbers at the top of the page.
@@ -50,11 +51,9 @@ def report_run(
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
     doubt = doubts(report, f"It took {report['seconds']:g} s; drift and leaks need loadtest soak.")
     head = verdict(report, claim, held, report["reasons"], doubt)
-    title = "Load, replicas, nodes and latency over time"
-    if not report["watched"]:
-        title = "Load and latency over time (without replicas and nodes: name a cluster with --cluster)"
+    watched = "" if report["watched"] else "With --cluster the page shows replicas and nodes too."
     plots = {
-        title: load_and_cluster(moments, slo),
+        "Load and latency over time": load_and_cluster(moments, slo) + paragraph(watched),
         "Latency distribution": latency_distribution(report, slo),
     }
     body = found.body(head, TILES, plots)
@@ -114,7 +113,8 @@ def timeline_csv(moments: Sequence[Moment]) -> str:
 def findings(report: Report) -> Findings:
     """Return the numbers of a report with their limits."""
     slo, late = report["slo"], milliseconds(report["generator_late_ms_p99"])
-    errors = f"{report['errors']} of {report['requests']:,}"
+    errors = f"{report['errors']:,} of {report['requests']:,}"
+    allowed = f"at most {slo['max_error_share']:.3%} of them" if slo["max_error_share"] else "none allowed"
     rows = [
         ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
         (SCORED, f"{report['candidates_per_s']:,.0f}", ""),
@@ -123,14 +123,14 @@ def findings(report: Report) -> Findings:
         ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
         ("p99", milliseconds(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
         ("slowest", milliseconds(report["max_ms"]), ""),
-        ("errors", errors, f"at most {slo['max_error_share']:g} of the requests"),
+        ("errors", errors, allowed),
         *indented(report["error_kinds"]),
         *phase_rows(report),
         *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
         ("generator late, p99", late, f"at most {slo['generator_late_ms_p99']:g} ms"),
     ]
-    title = f"Load test {report['profile']}: {report['verdict']}"
-    return Findings(title, f"{report['seconds']:g} s at {report['url']}", rows, report["reasons"])
+    title, lead = f"Load test, profile {report['profile']}", f"{report['seconds']:g} s at {report['url']}"
+    return Findings(title, report["verdict"], lead, rows, report["reasons"])
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,10 @@ def soak_findings(report: Report) -> Findings:
         ("p99 of each third", f"{thirds} ({number(report['p99_drift'], '+.1%')})", drift),
         ("private resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
         ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
-        ("requests that failed", f"{report['errors']} of {report['requests']:,}", "none"),
+        ("requests that failed", f"{report['errors']:,} of {report['requests']:,}", "none allowed"),
     ]
     lead = f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
-    return Findings(f"Soak: {report['verdict']}", lead, rows, report["reasons"])
+    return Findings("Soak", report["verdict"], lead, rows, report["reasons"])
 
 
 def _at_most(report: Report) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
-from loadtest.measure.verdict import listed
+from loadtest.measure.verdict import LEAST_KNEE, WORDS, listed, part_verdict
 from loadtest.report.plots import answers_against_load, load_and_cluster
-from loadtest.report.report import SAME_CORES, Report, doubts, verdict, with_reasons, write_report
+from loadtest.report.report import SAME_CORES, Report, doubts, marked, verdict, with_reasons, write_report
 from loadtest.workload.profiles import Slo, load_slo
 from serve.report.page import bullets, figures, paragraph, section, table, tiles
 from serve.report.rows import markdown, number
@@ -23,7 +23,6 @@ PART_TITLES = {
     "step": "Doubled load: more replicas, and the p99 within its limit, in ten seconds",
     "nodes": "Nodes are added and removed with the load: no request may fail",
 }
-HELD = {True: "held", False: "not held", None: "not run"}
 
 
 def overload_summary(report: Report) -> str:
@@ -31,12 +30,18 @@ def overload_summary(report: Report) -> str:
     head = f"{report['verdict']}: {_knees(report)}, service and generator on a core each"
     lines = [head, *(with_reasons(run_line(run), run["reasons"]) for run in report["runs"])]
     control = report["control"]
-    if not control["run"]:
-        return "\n".join([*lines, f"  the control was not run: {control['reason']}"])
-    effects = {"held": "it holds too, so load shedding is not the cause", "not held": "it collapses"}
-    effect = effects.get(control["verdict"], "nothing is known")
-    lines += [f"  without load shedding {effect}:", with_reasons(run_line(control), control["reasons"])]
+    lines.append(f"  {_control(control)}")
+    if control["run"]:
+        lines.append(with_reasons(run_line(control), control["reasons"]))
     return "\n".join(lines)
+
+
+def _control(control: Report) -> str:
+    """Return what is known without load shedding."""
+    if not control["run"]:
+        return f"the control was not run: {control['reason']}"
+    effects = {"held": "it holds too, so load shedding is not the cause", "not held": "it collapses"}
+    return f"without load shedding {effects.get(control['verdict'], 'nothing is known')}"
 
 
 def run_line(run: Report) -> str:
@@ -70,19 +75,25 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
         f"Goodput counts answers of any rung within {report['deadline_ms']:g} ms of their due time. A weak second "
         "has less than half of the mean rate of full answers. Seconds with a late generator do not count."
     )
-    reasons = [reason for run in report["runs"] for reason in run["reasons"]]
+    reasons = [f"{run_title(run)}: {reason}" for run in report["runs"] for reason in run["reasons"]]
+    control, before_rps = _control(report["control"]), report["knee_before_rps"]
+    after_rps = report["knee_after_rps"] or 0.0
+    reasons += [control] if report["control"].get("verdict") != "not held" else []
+    if after_rps < LEAST_KNEE * before_rps:
+        reasons.append(f"the knee fell from {before_rps:,.0f} to {after_rps:,.0f} /s")
     rows = [_overload_cells(run, run is report["control"]) for run in runs]
-    full = [(run["offered"], run["full of the knee"], "full answers, of the knee") for run in rows]
+    full = [(each["offered"], each["full of the knee"], "full answers, of the knee") for each in rows]
+    shown = [marked(run["verdict"], [one])[0] for run, one in zip(runs, full, strict=True)]
     doubt = "One machine: one core for the service and one for the load generator. A fleet has more parts."
     body = [
-        verdict(report, "under overload the model still answers", "All runs held", reasons, doubt),
-        tiles([("knee", f"{number(report['knee_rps'])} /s", "the lower of two"), *full]),
+        verdict(report, "answers of the model under overload", f"All runs held; {control}", reasons, doubt),
+        tiles([("knee", f"{number(report['knee_rps'])} /s", "the lower of two"), *shown]),
         section("Answers against load", _answers_against_load(report)),
         paragraph(lead),
         table([list(rows[0]), *(list(row.values()) for row in rows)]),
         figures({title: load_and_cluster(moments, slo) for title, moments in lines.items()}),
     ]
-    write_report(folder, report, f"Overload: {report['verdict']}", body, OVERLOAD_FOOTER)
+    write_report(folder, report, "Overload", body, OVERLOAD_FOOTER)
 
 
 def _answers_against_load(report: Report) -> str:
@@ -112,7 +123,7 @@ def _overload_cells(run: Report, control: bool) -> dict[str, str]:
         "failed": listed(run["failures"]) or "none",
         "normal after": "–" if run["back_s"] is None else f"{run['back_s']} s",
         "generator late, p99": f"{run['generator_late_ms_p99']:.1f} ms, {run['seconds_late']} late seconds",
-        "verdict": run["verdict"],
+        "verdict": WORDS[run["verdict"]],
     }
 
 
@@ -123,20 +134,19 @@ def write_scale(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     held = "; ".join(f"{name}: {describe_part(name, part).partition(';')[0]}" for name, part in parts.items())
     doubt = "The Scorer is throttled and the nodes are fake, all on one machine: new machines start slower."
     body = [
-        verdict(report, "replicas and nodes follow the load", held, reasons, doubt),
-        tiles([(name, HELD[part["held"]], describe_part(name, part)) for name, part in parts.items()]),
+        verdict(report, "replicas and nodes that follow the load", held, reasons, doubt),
+        tiles([(name, _word(part), describe_part(name, part)) for name, part in parts.items()]),
         *(_part(name, part, load_and_cluster(lines[name], slo)) for name, part in parts.items()),
     ]
     footer = SCALE_FOOTER.format(**report["pace"])
-    write_report(folder, report, f"Scaling: {report['verdict']}", body, footer, new=False)
+    write_report(folder, report, "Scaling", body, footer, new=False)
 
 
 def scale_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
     lines = [f"{report['verdict']}: {', '.join(report['parts'])} in {report['seconds']:g} s"]
     for name, part in report["parts"].items():
-        line = f"  {name}: {'held' if part['held'] else 'not held'}; {describe_part(name, part)}"
-        lines.append(with_reasons(line, part["reasons"]))
+        lines.append(with_reasons(f"  {name}: {_word(part)}; {describe_part(name, part)}", part["reasons"]))
     return "\n".join(lines)
 
 
@@ -154,9 +164,14 @@ def describe_part(name: str, part: Report) -> str:
     return f"{failed}; more replicas {up_s} after the step, p99 within its limit {back_s} after it; {counts}"
 
 
+def _word(part: Report) -> str:
+    """Return the verdict on a part or a fault."""
+    return "not run" if part["held"] is None else WORDS[part_verdict(part)]
+
+
 def _part(name: str, part: Report, plot: str) -> str:
     text = (
-        f"<p>{'Held' if part['held'] else 'Not held'}: {html.escape(describe_part(name, part))}. "
+        f"<p>{_word(part).capitalize()}: {html.escape(describe_part(name, part))}. "
         f'<a href="{name}/report.html">The run</a>, <a href="{name}/timeline.csv">timeline.csv</a></p>'
     )
     return section(PART_TITLES[name], text, bullets(part["reasons"]), plot)
@@ -170,14 +185,14 @@ def chaos_summary(report: Report) -> str:
     """Return the table as text for a terminal."""
     lines = [f"{report['verdict']}: {len(report['faults'])} faults in {report['seconds']:g} s"]
     for found in report["faults"]:
-        line = f"  {found['fault']:16} {HELD[found['held']]:8} {describe_fault(found)}"
+        line = f"  {found['fault']:16} {_word(found):10} {describe_fault(found)}"
         lines.append(with_reasons(line, found["reasons"]))
     return "\n".join(lines)
 
 
 def fault_line(found: Report) -> str:
     """Return one fault as a line for a terminal."""
-    return with_reasons(f"  {HELD[found['held']]}: {describe_fault(found)}", found["reasons"])
+    return with_reasons(f"  {_word(found)}: {describe_fault(found)}", found["reasons"])
 
 
 def describe_fault(found: Report) -> str:
@@ -217,40 +232,43 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     rows = []
     for one in report["faults"]:
         measured = describe_fault(one) if "requests" in one else "; ".join(one["reasons"])
-        rows.append((one["what"], one["allowed"], measured, HELD[one["held"]]))
+        rows.append((one["what"], one["allowed"], measured, _word(one)))
     run = [one for one in report["faults"] if one["held"] is not None]
-    reasons = [f"{one['fault']}: {reason}" for one in run for reason in one["reasons"]]
+    left = [one for one in report["faults"] if one["held"] is None]
+    reasons = [f"{one['fault']}: {reason}" for one in run or left for reason in one["reasons"]]
     failed, sent = (sum(one.get(key, 0) for one in run) for key in ("failed", "requests"))
-    numbers = [
-        ("faults held", f"{sum(one['held'] for one in run)} of {len(run)}", ""),
-        ("requests that failed", f"{failed:,} of {sent:,}", "after one retry"),
-        ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it"),
-    ]
-    doubt = doubts(report, "Each fault was injected once; a second one at the same time is not tested.")
+    load = ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it")
+    if rate_rps := report.get("rate_rps"):
+        load = ("load", f"{rate_rps:g} /s", "named, no knee was measured")
+    held = f"{sum(one['held'] for one in run)} of {len(rows)}", f"{len(left)} not run"
+    failed = f"{failed:,} of {sent:,}", "after one retry"
+    numbers = marked(report["verdict"], [("faults held", *held), ("requests that failed", *failed), load])
+    skipped = f"Not run: {', '.join(one['fault'] for one in left)}." if left else ""
+    doubt = doubts(report, "Each fault was injected once, and none during another.", skipped).strip()
     body = [
-        verdict(report, "faults under load", "each within what is allowed for it", reasons, doubt),
+        verdict(report, f"survival of faults under load ({len(run)} run)", ALLOWED, reasons, doubt),
         tiles(numbers),
         table([head, *rows]),
     ]
-    for found in (one for one in report["faults"] if one["fault"] in lines):
-        plot = load_and_cluster(lines[found["fault"]], slo)
-        body.append(section(found["what"], bullets(found["reasons"]), plot))
-    footer = CHAOS_FOOTER.format(knee=report["knee_rps"] or 0, timeout_ms=report["client_timeout_s"] * 1000)
+    for one in (one for one in report["faults"] if one["fault"] in lines):
+        body.append(section(one["what"], bullets(one["reasons"]), load_and_cluster(lines[one["fault"]], slo)))
+    footer = CHAOS_FOOTER.format(timeout_ms=report["client_timeout_s"] * 1000)
     # The table for a document, with the short names of the faults.
     named = [(one["fault"], *row[1:]) for one, row in zip(report["faults"], rows, strict=True)]
     more = {"table.md": markdown([head, *named]) + "\n"}
-    write_report(folder, report, f"Chaos: {report['verdict']}", body, footer, more)
+    write_report(folder, report, "Chaos", body, footer, more)
 
 
 def _after(value: float | None) -> str:
     return "not in time" if value is None else f"after {value:.1f} s"
 
 
+ALLOWED = "each fault had no more effect than is allowed for it"
 OVERLOAD_FOOTER = """. Open loop, Poisson arrivals; latency counts from the due time of a request.
 Not sent: 1,000 requests were unanswered at that moment, which is the generator's limit."""
 SCALE_FOOTER = f"""{SAME_CORES}The Scorer is throttled: a batch takes at least {{ms_per_batch:g}} ms and
 {{us_per_candidate:g}} µs per candidate, mostly asleep, so that two replicas do twice the work of one on any machine.
 Latency counts from the due time of a request (an open loop: Poisson arrivals)."""
-CHAOS_FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals, at 60 % of a knee of {{knee:,.0f}} requests/s
-(changes: 80 %). The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The plots
-begin 3 s into the load; the fault begins 5 s later."""
+CHAOS_FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; changes have a third more load.
+The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The plots begin 3 s into the
+load; the fault begins 5 s later."""

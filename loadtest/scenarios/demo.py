@@ -157,7 +157,8 @@ def _load_service(url: str) -> list[Report]:
     show("6/6  Load: 900 rankings/s of 55 candidates, open loop, for half a minute.")
     loads = [_load("headline", url)]
     if loads[0]["verdict"] != "held":
-        show("     Not held on this machine. The demo tries 300 rankings/s, which decide the verdict.")
+        failed = "No verdict" if loads[0]["verdict"] == "void" else "Not held on this machine"
+        show(f"     {failed}. The demo tries 300 rankings/s, which decide the verdict.")
         loads.append(_load("modest", url))
     return loads
 

@@ -29,13 +29,7 @@ from loadtest.measure.service import (
     read_acknowledgement,
 )
 from loadtest.measure.verdict import judge_freshness
-from loadtest.report.freshness import (
-    event_numbers,
-    freshness_numbers,
-    percentiles,
-    rank_numbers,
-    write_freshness,
-)
+from loadtest.report.freshness import event_numbers, freshness_numbers, rank_numbers, spread, write_freshness
 from loadtest.report.report import Report
 from loadtest.workload.profiles import SEED, Block, Profile, Slo
 from serve.operate.host.machine import describe_machine
@@ -96,7 +90,7 @@ def run_freshness(
         "url": url,
         "seconds": seconds,
         "freshness_ms": freshness_numbers(probes),
-        "answered_freshness_ms": percentiles(np.array(prober.answered_ms)),
+        "answered_freshness_ms": spread(np.array(prober.answered_ms)),
         "rank": rank_numbers(plan.profile.target_rps, measure(rankings, seconds)),
         "events": event_numbers(plan.events_per_s, plan.batch, measure(posts.requests(), seconds)),
         "left_behind": left_behind,

@@ -40,8 +40,7 @@ def run_knee(
         service = tabrank(work, config)
         bench = Bench.prepared(work, candidates, emit)
         found = bench.knee_of(service, plan)
-    verdict = knee_verdict([found["knee_rps"]])
-    report = {"verdict": verdict, **found, "config": str(config), **bench.circumstances()}
+    report = {"verdict": knee_verdict(found), **found, "config": str(config), **bench.circumstances()}
     write_knee(out, report)
     return report
 

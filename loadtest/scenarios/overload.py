@@ -17,7 +17,7 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict, overall
+from loadtest.measure.verdict import LEAST_KNEE, Verdict, overall
 from loadtest.report.report import Report
 from loadtest.report.series import run_line, run_title, write_overload
 from loadtest.scenarios.knee import Bench
@@ -31,13 +31,9 @@ from loadtest.workload.profiles import CANDIDATES
 from serve.report.rows import number
 
 # The warm-up reaches the first rate: one slow step there would halve the rates of the search.
-SEARCH = KneePlan(
-    start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15.0, step_s=6.0, budget_s=100.0
-)
+SEARCH = KneePlan(start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15, step_s=6, budget_s=100)
 # After the overload the knee is confirmed in shorter steps.
 AFTER = replace(SEARCH, confirm_s=8.0)
-# Least knee after the overloads, as a share of that before: a shared machine's speed varies.
-LEAST_KNEE = 0.6
 CONTROL_TIMES = 2.0
 # Long enough for the collapse without load shedding: the system's own queues fill sooner.
 CONTROL_S = 20.0
@@ -128,9 +124,8 @@ def run_overload(
         at, lines["the control"] = ran_without
         control |= at(knee_rps)
     kept: Verdict = "held" if (after_rps or 0.0) >= LEAST_KNEE * before_rps else "not held"
-    verdict = overall([verdict_of(runs, control), kept])
     report = {
-        "verdict": verdict,
+        "verdict": overall([verdict_of(runs, control), kept]),
         "knee_rps": knee_rps,
         "knee_before_rps": before_rps,
         "knee_after_rps": after_rps,

@@ -15,7 +15,7 @@ from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict, overall, part_verdict
+from loadtest.measure.verdict import Verdict, overall, part_verdict, verdict_on
 from loadtest.report.report import Report
 from loadtest.report.series import fault_line, write_chaos
 from loadtest.scenarios.chaos.changes import CHANGES
@@ -47,9 +47,7 @@ SETTLE_S = 30.0
 PAGE_S = 2.5
 # CPU share for placement: two cores must have room for two replicas of each and their successors.
 SHARE_CPU = 0.25
-SEARCH = KneePlan(
-    start_rps=300.0, resolution=1.1, warm_up_s=6.0, step_s=5.0, confirm_s=10.0, budget_s=30.0, rest_s=2.0
-)
+SEARCH = KneePlan(start_rps=300, resolution=1.1, warm_up_s=6, step_s=5, confirm_s=10, budget_s=30, rest_s=2)
 # Share of the knee that most faults use; `--rate` sets the rate at this share.
 KNEE_LOAD = 0.6
 
@@ -74,7 +72,8 @@ class ChaosRun:
         self._base = read_document(work.path / "cluster.yaml")
         self._base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
         self.bench = Bench.prepared(work, CANDIDATES, emit)
-        self.knee_rps = rate_rps / KNEE_LOAD if rate_rps else None
+        self.knee_rps: float | None = None
+        self._rate_rps = rate_rps
         self._document: Document | None = None
         self._target: Target | None = None
         folder = work.path / "chaos"
@@ -109,6 +108,8 @@ class ChaosRun:
 
     def rate_rps(self, fault: Fault, target: Target) -> float:
         """Return the rate of the load for a fault."""
+        if self._rate_rps:
+            return round(fault.load / KNEE_LOAD * self._rate_rps, 1)
         if self.knee_rps is None:
             self.emit("searching for the knee of this service")
             self.knee_rps, _ = self.bench.require_knee(target.url, SEARCH, "set a rate with --rate")
@@ -143,9 +144,8 @@ def run_chaos(
     with work.locked(), ExitStack() as up:
         run = ChaosRun(work, config, emit, rate_rps, up)
         found = [run_fault(run, fault, lines) for fault in faults]
-    verdict = verdict_of(found)
-    report = {"verdict": verdict, "knee_rps": run.knee_rps, "config": str(config), "faults": found}
-    report |= {"client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
+    report = Report(verdict=verdict_of(found), knee_rps=run.knee_rps, rate_rps=rate_rps, faults=found)
+    report |= {"config": str(config), "client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
     write_chaos(out, report, lines, run.bench.slo)
     return report
 
@@ -183,9 +183,10 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
         run.emit(f"  not held: {error}")
         return {**head, "held": False, "void": False, "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *fault.reasons()]
-    late = found["generator_late_ms_p99"] > run.bench.slo.generator_late_ms_p99
+    late_ms = found["generator_late_ms_p99"] if reasons else 0.0
+    word, reasons = verdict_on(reasons, late_ms, run.bench.slo.generator_late_ms_p99)
     lines[fault.name] = moments
-    report = {**head, "held": not reasons, "void": bool(reasons) and late, "reasons": reasons, **found}
+    report = {**head, "held": word == "held", "void": word == "void", "reasons": reasons, **found}
     run.emit(fault_line(report))
     return report
 

@@ -48,7 +48,8 @@ def test_the_folder_holds_the_report_and_a_page_that_names_the_machine(tmp_path)
     write_compare(tmp_path / "out", comparison())
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == comparison()
     page = (tmp_path / "out" / "report.html").read_text().replace(' class="number"', "")
-    assert "5 of 6 s at each load: not held" in page
+    assert "5 of 6 s at each load</h1>" in page
+    assert "Not held: three services" in page
     assert "fastapi gave &lt;no&gt; full answer" in page
     assert "<td>1,500.0</td><td>4.2</td><td>–</td><td>7 HTTP 429</td><td>3</td>" in page
     assert "all 1,250, Scorer 250, rest 1,000" in page

@@ -90,13 +90,24 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("knees", "verdict"),
+    ("knee_rps", "lowest", "verdict", "headline"),
     [
-        ([450.0], "held"),
-        ([None], "not held"),
-        ([1.0, 2.0], "held"),
-        ([1.0, None], "not held"),
+        (450.0, "held", "held", "Held: a knee at 450 requests/s"),
+        (None, "not held", "not held", "Not held: a rate within the limits"),
+        (None, "void", "void", "No verdict on a rate within the limits"),
     ],
 )
-def test_a_service_without_a_knee_does_not_hold(knees, verdict):
-    assert knee_verdict(knees) == verdict
+def test_a_service_without_a_knee_does_not_hold_and_says_why(tmp_path, knee_rps, lowest, verdict, headline):
+    steps = [
+        step(5, 9.0, phase="warm-up"),
+        step(300, None, "void"),
+        step(10, 200.0, lowest, reasons=["the lowest step's reason"]),
+    ]
+    report = {**found(knee_rps), "steps": steps, **CONDITIONS}
+    assert knee_verdict(report) == verdict
+    write_knee(tmp_path / "out", report)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert headline in page
+    assert ("<p>no rate held; the lowest tried was 10 req/s.</p>" in page) is (knee_rps is None)
+    assert ("<li>the lowest step" in page) is (knee_rps is None)
+    assert ("not valid" in page) is (verdict == "void")

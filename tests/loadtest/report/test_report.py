@@ -13,6 +13,7 @@ from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import Outcome
 from loadtest.measure.timeline import timeline
+from loadtest.report.plots import distribution
 from loadtest.report.run import findings, make_report, report_run
 from loadtest.workload.profiles import load_profile, load_slo
 from serve.contract.errors import TabrankError
@@ -77,7 +78,8 @@ def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
     assert json.loads((folder / "report.json").read_text()) == report
     assert page.count('class="plot"') == 3
     assert "Held: 100 requests/s within the limits" in page
-    assert "without replicas and nodes" in page
+    assert "With --cluster the page shows replicas and nodes too." in page
+    assert "not valid" not in page
     # fmt: off
     assert set(re.findall(r'(?:src|href)="(?!#)([^"]+)"', page.partition("<script>")[0])) == {
         "report.json", "requests.csv", "timeline.csv", "locust.html"
@@ -92,6 +94,22 @@ def test_a_run_in_which_nothing_was_answered_is_still_reported(tmp_path):
     assert "not reached" in page
     assert "HTTP 503 &lt;b&gt;" in page
     assert "503 <b>" not in page
+
+
+def test_figures_of_a_late_generator_are_marked(tmp_path):
+    log = RequestLog()
+    for at_s in np.linspace(-1, 2.99, 400).tolist():
+        log.add(at_s, 35.8, 40.0, FULL, 55)
+    report_run(PROFILE, SLO, URL, log.requests(), (), tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "No verdict on 100 requests/s within the limits" in page
+    assert "35.8\xa0ms after they were due, and 10\xa0ms is the generator" in page
+    assert page.count("not valid") == 6
+    assert "<h1>Load test, profile headline</h1>" in page
+
+
+def test_without_an_answer_there_is_no_plot_of_limits_alone():
+    assert distribution("ms", {"answered": []}, SLO.shares()) == ""
 
 
 def test_a_report_is_never_overwritten(tmp_path):
@@ -110,7 +128,7 @@ def test_the_summary_says_verdict_rate_and_limits():
     report = made()
     lines = str(findings(report)).splitlines()
     assert lines[:3] == [
-        "Load test headline: held, 3 s at http://127.0.0.1:8000",
+        "Load test, profile headline: held, 3 s at http://127.0.0.1:8000",
         "  requests a second: 99.3, 100.0 offered",
         "  candidates a second, scored by the model: 5,463",
     ]
@@ -120,7 +138,7 @@ def test_the_summary_says_verdict_rate_and_limits():
 def test_what_was_watched_is_drawn_with_its_replicas(tmp_path):
     _, page = written(tmp_path / "run", samples=[ClusterSample(0.5, {"Scorer": 2}, 1)])
     assert "Scorer replicas" in page
-    assert "without replicas and nodes" not in page
+    assert "With --cluster" not in page
 
 
 def test_a_level_run_is_told_without_phases():

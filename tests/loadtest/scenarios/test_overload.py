@@ -280,3 +280,34 @@ def test_both_knees_are_told(tmp_path, report):
     assert overload_summary(report).startswith(f"void: {knees}, ")
     write_overload(tmp_path / "out", report, {}, SLO)
     assert knees in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"control": {"run": False, "reason": "no core", "verdict": None}},
+            "<p>the control was not run: no core.</p>",
+        ),
+        (
+            {"control": {"verdict": "held"}},
+            "<p>without load shedding it holds too, so load shedding is not the cause.</p>",
+        ),
+        ({"knee_after_rps": 20.0}, "<p>the knee fell from 110 to 20\xa0/s.</p>"),
+        ({"knee_after_rps": None}, "<p>the knee fell from 110 to 0\xa0/s.</p>"),
+        ({}, "<p>All runs held; without load shedding it collapses.</p>"),
+    ],
+)
+def test_the_banner_names_what_decided_beside_the_runs(tmp_path, report, changes, reason):
+    runs = [run | {"verdict": "held", "reasons": []} for run in report["runs"]]
+    control = {**runs[2], "run": True, "verdict": "not held"} | changes.get("control", {})
+    write_overload(tmp_path / "out", report | changes | {"runs": runs, "control": control}, {}, SLO)
+    assert reason in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_reason_names_its_run(tmp_path, report):
+    run = report["runs"][0] | {"verdict": "void", "reasons": ["late"]}
+    write_overload(tmp_path / "out", report | {"runs": [run]}, {}, SLO)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<p>3×: late.</p>" in page
+    assert page.count("not valid") == 1

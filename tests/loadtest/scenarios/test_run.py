@@ -212,6 +212,20 @@ def test_the_locustfile_divides_the_rate_among_workers(stub, tmp_path):
     assert any(100 < float(ms) < 110 for ms in entry["response_times"])
 
 
+def test_a_master_that_is_ended_waits_for_its_workers_reports(stub, tmp_path):
+    load = ("--processes", "2", "-t", "60s", *with_ids(tmp_path), "--rps", "50", *slo(tmp_path))
+    command = [*LOCUST, "--host", stub.url, "--headless", *load]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 30
+    # The workers report every 3 s.
+    while len(stub.requests) < 20 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.terminate()
+    _, messages = process.communicate(timeout=30)
+    assert process.returncode == 0, messages
+    assert "SLO held, p90" in messages
+
+
 def test_the_locustfile_refuses_ids_that_it_cannot_use(stub, tmp_path):
     done = locust(stub, tmp_path, "--ids", "none.json", "-t", "2s")
     assert done.returncode == 2

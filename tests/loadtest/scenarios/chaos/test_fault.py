@@ -151,3 +151,63 @@ def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp
     write_chaos(tmp_path / "out", report, {}, SLO)
     assert "process 7 ended" in (tmp_path / "out" / "report.html").read_text()
     assert "process 7 ended" in (tmp_path / "out" / "table.md").read_text()
+
+
+NOT_RUN = {
+    "fault": "redis",
+    "what": "stop Redis",
+    "allowed": "none",
+    "held": None,
+    "reasons": ["not run: no"],
+}
+
+
+def chaos_page(folder, monkeypatch, offering, *more, rate_rps=None):
+    """Return the report of a fault during an offer, and its page."""
+    run = SimpleNamespace(
+        provide_service=lambda fault: None,
+        rate_rps=lambda *_: 10.0,
+        emit=lambda _: None,
+        bench=SimpleNamespace(slo=SLO),
+    )
+    monkeypatch.setattr(chaos, "_under_load", lambda *_: (found(offering), []))
+    result = run_fault(run, select_faults(["scorer"])[0], {})
+    report = {"verdict": verdict_of([result, *more]), "faults": [result, *more], "rate_rps": rate_rps}
+    report |= {"knee_rps": None, "client_timeout_s": 0.25, "machine": {"cores": 2}}
+    write_chaos(folder / "out", report, {}, SLO)
+    return result, (folder / "out" / "report.html").read_text()
+
+
+def test_the_page_names_what_was_not_run_and_the_load_that_was_named(tmp_path, monkeypatch):
+    result, page = chaos_page(tmp_path, monkeypatch, Offering(28), NOT_RUN, rate_rps=90.0)
+    assert result["held"]
+    assert "Held: survival of faults under load (1 run)" in page
+    assert ">1 of 2<" in page
+    assert ">1 not run<" in page
+    assert "Not run: redis." in page
+    assert '<dt>load</dt><dd class="value">90 /s</dd><dd class="note">named, no knee was measured' in page
+    assert "60 %" not in page
+
+
+def test_a_late_generator_is_the_reason_of_a_fault_without_a_verdict(tmp_path, monkeypatch):
+    offering = Offering(28).between(0, 7, late_ms=50.0).between(8, 11, CLOSED)
+    result, page = chaos_page(tmp_path, monkeypatch, offering)
+    assert (result["held"], result["void"]) == (False, True)
+    assert "<p>scorer: the load generator itself was late" in page
+    assert "<td>no verdict</td>" in page
+    assert "not valid" in page
+
+
+def test_without_a_fault_that_was_run_the_page_says_why(tmp_path):
+    report = {"verdict": "void", "faults": [NOT_RUN], "knee_rps": None, "client_timeout_s": 0.25}
+    write_chaos(tmp_path / "out", {**report, "machine": {"cores": 2}}, {}, SLO)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "No verdict on survival of faults under load" in page
+    assert "<p>redis: not run: no.</p>" in page
+
+
+def test_a_named_rate_is_the_load_and_no_knee():
+    run = object.__new__(chaos.ChaosRun)
+    run.knee_rps, run._rate_rps = None, 90.0
+    loads = [run.rate_rps(SimpleNamespace(load=load), None) for load in (0.6, 0.8)]
+    assert (loads, run.knee_rps) == ([90.0, 120.0], None)
