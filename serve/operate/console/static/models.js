@@ -46,7 +46,7 @@ function Verdict({ report }) {
   return html`
     <${Banner} state=${VERDICTS[report.verdict] ?? "unknown"} doubt=${report.warnings.join("; ")}
       line=${`${report.treatment} against ${report.control}: ${report.verdict}`}><p>${report.reason}; ${report.outlook}.</p><//>
-    <${Table} caption=${`${report.treatment} against ${report.control}, 95 % ${ended ? "at the declared end" : "at any look"}`}
+    <${Table} caption=${`${report.treatment} against ${report.control}, 95 % ${ended ? "at the declared end" : "valid however often you look"}`}
       head=${["metric", "#effect", "#from", "#to", "interval; dashed: no difference"]}
       rows=${rows.map((one) => [one.title, text(one.middle), text(one.low), text(one.high), html`<${Interval} ...${one} widest=${widest} />`])} />`;
 }
