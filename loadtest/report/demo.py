@@ -210,10 +210,7 @@ def _quality(train: Report) -> Iterator[str]:
 
 
 def _next(folder: Path) -> str:
-    pages = [
-        f'<li><a href="{target}">{escape(what)}</a></li>'
-        for target, what in LINKS.items()
-        if (folder / target).exists()
-    ]
+    found = {file: what for file, what in LINKS.items() if (folder / file).exists()}
+    pages = [f'<li><a href="{file}">{escape(what)}</a></li>' for file, what in found.items()]
     commands = [f"<li><code>{escape(line)}</code>: {escape(what)}</li>" for line, what in COMMANDS.items()]
     return f"<ul>{''.join((*pages, *commands))}</ul>"

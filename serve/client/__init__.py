@@ -10,19 +10,5 @@ from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer, StatedCandidate
 from serve.contract.records import Candidate, Event, EventsAnswer, Forget, Viewer
 
-__all__ = [
-    "AsyncClient",
-    "Candidate",
-    "Client",
-    "ClientError",
-    "Event",
-    "EventsAnswer",
-    "Forget",
-    "RankAnswer",
-    "Refused",
-    "StatedCandidate",
-    "TabrankError",
-    "TimedOut",
-    "Unreachable",
-    "Viewer",
-]
+__all__ = ["AsyncClient", "Candidate", "Client", "ClientError", "Event", "EventsAnswer", "Forget"]
+__all__ += ["RankAnswer", "Refused", "StatedCandidate", "TabrankError", "TimedOut", "Unreachable", "Viewer"]
