@@ -12,7 +12,7 @@ RUN apt-get update \
 
 ARG EXTRAS=redis
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE lock.txt constraints.txt ./
+COPY pyproject.toml README.md LICENSE lock.txt constraints.txt cluster.yaml ./
 COPY serve serve
 COPY training training
 COPY loadtest loadtest

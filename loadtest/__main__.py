@@ -160,7 +160,7 @@ def knee(
 
     The load is open-loop.
 
-    Exit codes: 0 found, 1 the lowest rate did not hold, 2 failed run.
+    Exit codes: 0 found, 1 no rate held, 2 invalid measurement (late generator) or failed run.
     """
     from loadtest.report.knee import knee_summary
     from loadtest.scenarios.knee import run_knee

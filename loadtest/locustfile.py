@@ -126,8 +126,9 @@ class ClosedLoopUser(RankUser):
 
     def on_start(self) -> None:
         """Prepare the user's own connection."""
-        super().on_start()
+        # Locust calls `on_stop` even if the load cannot be used.
         self._connections = Connections(self.host)
+        super().on_start()
         self._dispatcher = self.dispatcher(self._connections)
 
     @task  # type: ignore[untyped-decorator]

@@ -29,6 +29,14 @@ def test_what_is_copied_exists_and_is_sent():
     assert all((ROOT / source).exists() for source in sources)
 
 
+def test_what_the_wheel_includes_is_copied_before_the_install():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    steps = [rest for name, rest in STEPS if name in ("COPY", "RUN")]
+    installed = next(i for i, rest in enumerate(steps) if "pip install" in rest)
+    copied = {source for rest in steps[:installed] for source in rest.split()[:-1]}
+    assert set(build["targets"]["wheel"]["force-include"]) <= copied
+
+
 def test_its_extras_exist():
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(defaults()["EXTRAS"].split(",")) <= set(known)

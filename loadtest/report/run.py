@@ -63,7 +63,7 @@ def report_run(
 
 
 def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moments: list[Moment]) -> Report:
-    """Return the content of report.json; latencies in ms, null: too many requests failed."""
+    """Return the content of report.json; a latency (ms) is null if too many requests failed."""
     measured = measure(requests, profile.duration_s)
     due = requests.where((requests.at_s >= 0) & (requests.at_s < profile.duration_s))
     word, reasons = judge(measured, slo)

@@ -20,7 +20,7 @@ class ClientError(TabrankError):
 
 @dataclass(eq=False)
 class Refused(ClientError):
-    """The service answered with a status other than 200; attributes are those of `problem+json`."""
+    """The service answered with an error status; attributes are those of `problem+json`."""
 
     status: int
     title: str

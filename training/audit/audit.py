@@ -96,8 +96,10 @@ def audit(
         progress(done / len(served))
     worst = max(most, key=lambda name: most[name][0])
     largest, exposure, row = most[worst]
-    names, ids = log.exposures["candidates"][exposure], log.exposures["request_id"]
-    where = {"feature": worst, "request_id": ids[exposure].as_py(), "candidate": names[row].as_py()}
+    where = None
+    if largest:
+        shown, ids = log.exposures["candidates"][exposure], log.exposures["request_id"]
+        where = {"feature": worst, "request_id": ids[exposure].as_py(), "candidate": shown[row].as_py()}
     result: dict[str, Any] = {
         "exposures": len(served),
         "test_exposures": sum(one.is_test for one in served),
@@ -105,7 +107,7 @@ def audit(
         "rows": sum(len(one.scores) for one in served),
         "features": {name: _finite(value) for name, (value, *_) in most.items()},
         "max": _finite(largest),
-        "worst": where if largest else None,
+        "worst": where,
         "held": largest <= TOLERANCE,
     }
     if artifact is not None:

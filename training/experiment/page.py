@@ -26,8 +26,8 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
 HOW_TO_READ = (
     "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
     "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The interval of "
-    "one look (fixed horizon) holds at a time set in advance and decides at the declared end; until then decides the "
-    "other, which you may read as often as you like, like the p-values. p (Holm) is corrected for the number of "
+    "one look (fixed horizon) holds at a time set in advance and decides at the declared end; until then the other "
+    "one decides, which you may read as often as you like, like the p-values. p (Holm) is corrected for the number of "
     "metrics. Formulas and sources: docs/experiments.md."
 )
 

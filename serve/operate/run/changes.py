@@ -35,10 +35,10 @@ def described(
     if changes and all(change.path[-1] == SWITCH for change in changes):
         switched = (f"{'on' if one.new is True else 'off'} for {one.path[1]}" for one in changes)
         return f"kill switch {', '.join(switched)}"
-    # An application's own keys follow its name; a deployment's follow its own.
+    # A deployment's fields are named without its application if there is no other.
+    short = 3 if len(after["applications"]) == 1 else 0
     fields = [
-        ".".join(map(str, change.path[3 if change.path[2:3] == ("deployments",) else 0 :]))
-        for change in changes
+        ".".join(map(str, one.path[short if one.path[2:3] == ("deployments",) else 0 :])) for one in changes
     ]
     more = [f"{len(fields) - MAX_FIELDS} more"] * (len(fields) > MAX_FIELDS)
     what = ", ".join([*fields[:MAX_FIELDS], *more]) or "no field differs"

@@ -77,7 +77,7 @@ def _series(text: str) -> Series:
 
 
 class PageHistory:
-    """Pages of the last ten seconds, to derive the traffic, and the `restarts` seen meanwhile.
+    """Recent pages, to derive the traffic, and the `restarts` seen meanwhile.
 
     Each replica reports its counters every `every_s`, so that a page is up to that old. A rate is
     exact only between two moments at which the same replica's counters moved.

@@ -134,7 +134,7 @@ def test_events_that_are_not_taken_end_the_demo(live_stub, ranks):
     with pytest.raises(LoadtestError, match=r"failed on events: 503 .*the log is full"):
         ranks("a")
     live_stub.events_status, live_stub.refuses = 200, "join"
-    with pytest.raises(LoadtestError, match="no such kind"):
+    with pytest.raises(LoadtestError, match=r"rejects the demo's events: .*no such kind"):
         ranks("a")
 
 

@@ -64,7 +64,7 @@ function parsed(text) {
   }
 }
 
-const ids = (request) => (request?.candidates ?? []).map((one) => one.candidate ?? one);
+const ids = (request) => (request?.candidates ?? []).map((one) => one?.candidate ?? one);
 
 function titled({ at_ms, request }) {
   const when = at_ms == null ? "example" : clock(at_ms);

@@ -32,6 +32,14 @@ def test_the_first_fields_are_named_without_their_values():
     assert described(FILE, document(), document(), {}) == "deployed cluster.yaml: no field differs"
 
 
+def test_of_several_applications_each_is_named():
+    before, after = document(), document(slots=3)
+    for one in (before, after):
+        one["applications"].append({**document()["applications"][0], "name": "clips"})
+    what = described(FILE, before, after, {})
+    assert what == "deployed cluster.yaml: applications.spaces.deployments.FeatureFetch.user_config.slots"
+
+
 def test_the_kill_switch_has_words_of_its_own():
     on = document(kill_switch=True)
     assert described(FILE, document(), on, {}) == "kill switch on for spaces"
