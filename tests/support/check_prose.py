@@ -21,7 +21,7 @@ CODE = ("serve", "training", "loadtest", "tests", "examples")
 DOCUMENTS = (
     *("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md"),
     *("cluster.yaml", "pyproject.toml", "Makefile", "Dockerfile", ".ci/run", ".github/workflows/*.yml"),
-    "serve/operate/render/templates/*",
+    *("serve/operate/render/templates/*", "serve/**/*.toml", "serve/http/api.md"),
 )
 
 # A docstring opens with a verb in the imperative or with the standard noun.
