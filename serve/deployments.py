@@ -25,7 +25,7 @@ from serve.log.atomic_files import PRIVATE
 from serve.log.events import IngestResult, unpack
 from serve.model.scorer_cache import ModelHolder
 from serve.ranking.service import FeatureFetcher
-from serve.ranking.upkeep import keep_up, refresh
+from serve.ranking.upkeep import await_writer, keep_up
 from serve.rollout.guard import Verdict
 from serve.rollout.registry import ModelRegistry
 from serve.runtime.metrics import IngestMetrics, RankMetrics
@@ -132,7 +132,7 @@ class FeatureFetch:
         if self._refreshing is None:
             self._keys.host = await _http_host()
             self._fetcher.configure(UserConfig.from_mapping(user_config))
-            await refresh(self._fetcher)
+            await await_writer(self._fetcher)
             _quiet_gc()
             self._refreshing = asyncio.get_running_loop().create_task(keep_up(self._fetcher))
             return
@@ -157,7 +157,8 @@ class FeatureFetch:
         return Edge(self._fetcher, self._keys)
 
 
-@serve.deployment
+# As above: `reconfigure` starts the writer before the first record comes.
+@serve.deployment(user_config={})
 class Ingest:
     """The single writer: takes events and exposures, keeps the state, and writes the log."""
 
@@ -171,11 +172,14 @@ class Ingest:
         self._releases = ModelRegistry(Path(base) / args.models, by="service")
         self._running: asyncio.Task[None] | None = None
 
-    async def take(self, payload: bytes) -> IngestResult:
-        """Take packed records; return once they are durable."""
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Start the writer, which takes over the log; it has no live settings."""
         if self._running is None:
             _quiet_gc()
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
+
+    async def take(self, payload: bytes) -> IngestResult:
+        """Take packed records; return once they are durable."""
         return await self._ingester.take(unpack(payload), len(payload))
 
     async def roll_back(self, version: str, verdict: Verdict) -> None:

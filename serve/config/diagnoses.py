@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import StateMismatch, StoreMissing, StoreUnavailable, TabrankError
@@ -31,6 +31,9 @@ RUNBOOK = "docs/runbook.md"
 EMPTY_HALF_LIVES = 7
 # Below this share the ids of two tables do not fit each other.
 MIN_COVERAGE = 0.8
+# Ingest applies at most so many records that the log has and its store lacks, when it starts. In
+# these seconds nobody takes records. Beyond it, `serve load` applies them beside the writer before.
+MAX_CATCH_UP = 200_000
 # Events that a metric of an experiment counts.
 COUNTED = {"join_rate": {"join"}, "joins": {"join"}, "minutes": {"join", "leave"}, "clicks": {"click"}}
 # Surface, and so application, and experiment of the shipped `cluster.yaml`.
@@ -52,6 +55,14 @@ class Diagnosis:
 def diagnosis(name: str, /, **facts: object) -> Diagnosis:
     """Return a diagnosis of the list, filled with the facts that its sentences name."""
     return Diagnosis(name, *(DIAGNOSES[name][part].format(**facts) for part in ("cause", "remedy")))
+
+
+class LogEnd(NamedTuple):
+    """Number of a log's last record, its arrival in ms, and the store of another writer, or ""."""
+
+    seq: int
+    arrival_ms: int
+    other: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,8 @@ class Service:
         except StoreUnavailable as error:
             yield self.of_unavailable(error)
         else:
-            yield from self.of_store(seq, note, log_end)
+            # Before it starts, the log may have another writer: it takes over.
+            yield from self.of_store(seq, note, log_end and log_end._replace(other=""))
 
     def open(self) -> Store:
         """Open the store for reading."""
@@ -102,14 +114,20 @@ class Service:
         name, state = schema.surface.name, schema.fingerprint
         return open_store(self.args.store, name, state, base=self.base, writable=False)
 
-    def log_end(self) -> tuple[int, int] | None:
-        """Return the number of the log's last record, and its arrival in ms; None if unreadable."""
-        # It imports pyarrow, which most commands do without.
-        from serve.log.segments import log_end
+    def log_end(self) -> LogEnd | None:
+        """Return the end of the log, and who writes it; None if it is unreadable."""
+        # These import pyarrow, which most commands do without.
+        from serve.log.lease import Lease, read_lease
+        from serve.log.segments import last_arrival_ms, log_end
 
+        log, schema = self.base / self.args.log, self.features.schema
         # Of the newest segments, one may be damaged, or merged meanwhile.
         with suppress(TabrankError, OSError):
-            return log_end(self.base / self.args.log)
+            held, name = read_lease(log), name_of(schema.surface.name, schema.fingerprint)
+            own = Lease.of(log, self.args.store, name, "", self.base)
+            is_other = held is not None and not held.released and not held.names(own, log)
+            other = f"{held.name} at {held.store}" if held and is_other else ""
+            return LogEnd(log_end(log), last_arrival_ms(log), other)
         return None
 
     def log_paths(self) -> list[str]:
@@ -151,16 +169,15 @@ class Service:
         name = name_of(schema.surface.name, schema.fingerprint)
         return self.of("other_store" if others else "no_store", name=name, others=others)
 
-    def of_store(self, seq: int, note: bytes, log_end: tuple[int, int] | None) -> Iterator[Diagnosis]:
+    def of_store(self, seq: int, note: bytes, log_end: LogEnd | None) -> Iterator[Diagnosis]:
         """Diagnose a store by its number and note, and the `log_end` as it was read before these.
 
-        A log that is ahead of its store holds records that the store never had: a store commits a
-        record before the log gets it. Only until the next commit can this be told, because the
-        writer numbers its records from the end of the log. A feature is as old as the log that
-        filled the store, until the service has logged records for half a day, or for the feature's
-        half-life or `max_stay` if that is shorter.
+        A log that is ahead of its store holds records that another store took. Ingest applies up to
+        `MAX_CATCH_UP` of them when it starts. A feature is as old as the log that filled the store,
+        until the service has logged records for half a day, or for the feature's half-life or
+        `max_stay` if that is shorter.
         """
-        log_seq, flushed_ms = log_end or (None, 0)
+        log_seq, flushed_ms, other = log_end or (None, 0, "")
         filled = json.loads(note or b"{}")
         live_ms, now_ms, day_ms = flushed_ms - filled.get("filled_ms", 0), time.time() * 1e3, UNITS_MS["d"]
         emptied, newest_ms = [], now_ms
@@ -177,7 +194,9 @@ class Service:
         if not set(filled.get("log", self.log_paths())).intersection(self.log_paths()):
             source = filled["log"][0].removeprefix(f"{self.base.resolve()}{os.sep}")
             yield self.of("other_log", source=source)
-        elif log_seq is not None and log_seq > seq:
+        elif other:
+            yield self.of("log_taken", other=other)
+        elif log_seq is not None and log_seq - seq > MAX_CATCH_UP:
             yield self.of("log_ahead", log_seq=log_seq, seq=seq)
         elif log_seq is not None and log_seq < filled.get("log_seq", 0):
             yield self.of("log_behind", log_seq=log_seq, loaded_seq=filled["log_seq"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from serve.features.matrix import Features
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
+from serve.ingest.takeover import Claim
 from serve.log.events import entries, numbered
+from serve.log.lease import read_lease
 from serve.log.reader import read_joined
 from serve.log.replay import Replay
 from serve.log.snapshots import numbers
-from serve.stores.factory import check_address, open_store, shown
-from serve.stores.protocol import Store
+from serve.stores.factory import check_address, name_of, open_store, shown
 
 
 def load(
@@ -59,19 +61,21 @@ def load(
                 "were deleted; name a time after it"
             )
         replay.advance(until_ms)
-    state = _as_served(replay)
+    state = replay.as_served()
+    claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface, base)
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         # This fences a service that writes to the store: its next commit fails.
         store.take_epoch()
+        seq = max(records.last_seq, *numbers(log), 0)
         if until_ms is None:
-            _apply_journal(store, state, records.last_seq)
+            seq = _apply_journal(claim, state, seq)
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
         # A flat log may hold numbers, but only segments and snapshots count as its end.
-        log_seq, _ = service.log_end() or (0, 0)
+        log_seq = end.seq if (end := service.log_end()) else 0
         note = {
             "log": service.log_paths(),
             "log_seq": log_seq,
@@ -79,9 +83,8 @@ def load(
             "ends_ms": records.ends_ms if until_ms is None else min(records.ends_ms, until_ms),
             "coverage": records.coverage,
         }
-        # Commit above every number of the log: later rankings have seen all of it.
-        seq = max([store.seq(), records.last_seq, *numbers(log)]) + 1
-        store.replace(seq, viewers, candidates, json.dumps(note).encode())
+        # A store without a number counts as empty.
+        store.replace(max(seq, store.seq(), 1), viewers, candidates, json.dumps(note).encode())
     except WriterFenced:
         raise TabrankError(
             f"--store {shown(store_url)}: a running service writes to it; stop it first "
@@ -95,20 +98,20 @@ def load(
     return {"viewers": len(viewers), "candidates": len(candidates), "diagnoses": list(map(asdict, found))}
 
 
-def _as_served(replay: Replay) -> State:
-    """Return the replayed state as a service holds it: without ids that have no row yet."""
-    state = replay.state
-    for rows in (state.viewers, state.candidates):
-        for name in [name for name, row in rows.index.items() if not replay.known[rows.entity][row]]:
-            rows.drop(name)
-    return state
+def _apply_journal(claim: Claim, state: State, after: int) -> int:
+    """Apply the records that a service acknowledged but has not written to the log; return the last.
 
-
-def _apply_journal(store: Store, state: State, after: int) -> None:
-    """Apply the records that a service acknowledged but has not written to the log yet."""
-    changes = RecordApplier(state)
-    for last, entry in entries(store, after):
-        for seq, record in numbered(last, entry):
-            if seq > after:
-                changes.apply(record, entry.received_ms)
-    changes.observe()
+    They are in the journal of the store that the log's lease names.
+    """
+    held = read_lease(claim.folder)
+    source = None if held is None or held.released else claim.open(held)
+    if source is not None:
+        with closing(source):
+            changes = RecordApplier(state)
+            for last, entry in entries(source, after):
+                for seq, record in numbered(last, entry):
+                    if seq > after:
+                        changes.apply(record, entry.received_ms)
+                        after = seq
+            changes.observe()
+    return after

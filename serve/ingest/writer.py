@@ -8,12 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from serve.config.diagnoses import MAX_CATCH_UP
 from serve.config.settings import AppArgs
 from serve.contract.errors import Busy, StoreUnavailable, TabrankError, WriterFenced
 from serve.contract.logs import SeldomWarning
@@ -27,11 +29,13 @@ from serve.ingest.clock import WallClock
 from serve.ingest.expiry import ViewerExpiry
 from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, PendingCall, groups
 from serve.ingest.quality import LiveQuality, Sums
+from serve.ingest.takeover import Claim, catch_up
 from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
-from serve.log.retention import enforce_retention, flush_journal
+from serve.log.lease import Lease, read_lease, swap_lease, types_of
+from serve.log.retention import enforce_retention, flush_journal, rewriting
 from serve.log.segments import Segments
 from serve.log.throttle import CpuThrottle
-from serve.stores.factory import open_store
+from serve.stores.factory import name_of, open_store
 from serve.stores.protocol import LOAD, Store
 
 log = logging.getLogger("tabrank")
@@ -44,6 +48,9 @@ FLUSH_BYTES = 64 << 20
 # Limit flushing and retention to this share of a core: without it rankings waited for seconds.
 UPKEEP_SHARE = 0.25
 RETRY_FLUSH_S = 5.0
+# A writer whose log another one took over refuses records for so long, then takes the log over again.
+# In a rollout it has ended by then; of two services for one log, neither stops for good.
+TAKE_BACK_S = 30.0
 # Limits of waiting records and their packed bytes; unpacked they take five times as much.
 MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 32 << 20
@@ -71,9 +78,10 @@ class Tally(NamedTuple):
 class Ingester:
     """Writer of one application's store and log: gathers records, commits every `COMMIT_EVERY_S`.
 
-    A commit holds state, number and journal. A fenced writer takes a new epoch and reads the live
-    table again before its next commit, so the two writers of a rollout, or a running `serve load`,
-    never mix their rows. With the event clock a record keeps its own time, and commits do not wait.
+    A commit holds state, number and journal. The log has one writer, the holder of its lease
+    (`serve.log.lease`). A writer that loses it refuses records until it is released, or for
+    `TAKE_BACK_S`, and then takes it again as a new writer does. With the event clock a record keeps
+    its own time, and commits do not wait.
     """
 
     def __init__(
@@ -88,9 +96,15 @@ class Ingester:
         surface = args.load_surface(base)
         self._schema = schema = Schema(surface)
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
-        self._segments = Segments(base / args.log, surface)
+        self._surface = surface
+        self._segments = Segments(base / args.log, types_of(surface.text))
+        name = name_of(surface.name, schema.fingerprint)
+        self._claim = Claim(self._segments.folder, args.store, name, surface, base)
+        self._lease: Lease | None = None
+        # When another writer was found to have taken over the log, on the monotonic clock.
+        self._fenced_s: float | None = None
         keep_ms = args.keep_log_days * UNITS_MS["d"]
-        self._retain = partial(enforce_retention, self._segments.folder, schema.fingerprint, keep_ms)
+        self._retain = partial(enforce_retention, self._segments, schema.fingerprint, keep_ms)
         self._clock = clock or WallClock()
         self._num_steps = 0
         self._event_clock = args.clock == "event"
@@ -144,6 +158,7 @@ class Ingester:
         upkeep.set_result(None)
         tried_s = 0.0
         await asyncio.to_thread(self._measure)
+        await asyncio.to_thread(self._take_over)
         while not self._stopping:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
@@ -161,7 +176,26 @@ class Ingester:
         await upkeep
         await self.commit_waiting()
         await asyncio.to_thread(self.flush_journal)
+        await asyncio.to_thread(self._release)
         self._close()
+
+    def _take_over(self) -> None:
+        """Take over the log at the start, before the first record comes; without success, later."""
+        has_log = self._segments.last_seq() or read_lease(self._segments.folder)
+        if has_log and not self._stopping:
+            try:
+                self._opened()
+            except TabrankError as error:
+                log.warning("the log is not taken over yet: %s", error)
+
+    def _release(self) -> None:
+        """Release the lease if the log holds every record: the next writer then needs no journal."""
+        if self._store is not None and self._lease is not None and not self._unflushed[0]:
+            try:
+                released = replace(self._lease, end=self._seq, released=True)
+                swap_lease(self._segments.folder, self._lease, released)
+            except (TabrankError, OSError) as error:
+                log.warning("the lease of the log is not released: %s", error)
 
     def _measure(self) -> None:
         """Measure the store, if there is one: the first commit, which opens it, may be far off."""
@@ -208,7 +242,9 @@ class Ingester:
             log.warning("%d calls were not committed: %s: %s", len(group), type(error).__name__, error)
             for call in group:
                 if not call.done.done():
-                    call.done.set_exception(StoreUnavailable(str(error)))
+                    # The caller of a fenced writer can find the new one.
+                    is_fenced = isinstance(error, WriterFenced)
+                    call.done.set_exception(error if is_fenced else StoreUnavailable(str(error)))
             return
         now_s = time.monotonic()
         self._commits_ms += [(now_s - call.since) * 1e3 for call in group]
@@ -223,18 +259,18 @@ class Ingester:
             self._warn("live quality is not measured", error)
 
     def _commit(self, group: Sequence[PendingCall]) -> _Committed:
+        calls = [call.records for call in group]
         try:
-            return self._commit_once(group)
-        # Another writer committed meanwhile: read its state again, and commit after it.
+            return self._commit_once(self._opened(), calls)
+        # `load` replaced the rows, or another writer took over.
         except WriterFenced:
             self._close()
-            return self._commit_once(group)
+            return self._commit_once(self._opened(), calls)
 
-    def _commit_once(self, group: Sequence[PendingCall]) -> _Committed:
-        store = self._opened()
+    def _commit_once(self, store: Store, calls: Sequence[Sequence[Record]]) -> _Committed:
         received_ms = self._clock()
         admitted = Group(self._holds(intake.MAX_UNFLUSHED, intake.MAX_UNFLUSHED_BYTES))
-        taken = [self._intake.admit(call.records, admitted, received_ms) for call in group]
+        taken = [self._intake.admit(call, admitted, received_ms) for call in calls]
         records = admitted.records
         last_ms = max((record.ts_ms or 0 for record in records), default=0)
         self._latest_record_ms = max(self._latest_record_ms, last_ms)
@@ -264,15 +300,24 @@ class Ingester:
         return taken, records, now_ms
 
     def _opened(self) -> Store:
-        """Return the store; open it first if needed, take an epoch, and read live table and ids."""
+        """Return the store; open it first if needed, take over the log, and read table and ids.
+
+        Raises:
+            WriterFenced: another writer has taken over the log.
+            StoreUnavailable: this store is missing or far behind the log, or the one that the log's
+                last writer used cannot be read.
+        """
         if self._store is None:
+            self._refuse_while_fenced()
             self._segments.damaged.clear()
             known = max(self._seq, self._segments.last_seq())
             if known:
-                self._refuse_empty_store(known)
+                self._refuse_unfit_store(known)
             store = self._open_store(writable=True)
             try:
                 store.take_epoch()
+                lost = self._take_lease(store)
+                catch_up(self._segments.folder, store, self._surface, self._schema, self._now_ms())
                 changes = store.read([], 0)[1]
                 # The events of a commit that failed do not count.
                 self._intake.window = -1
@@ -282,26 +327,62 @@ class Ingester:
                 self._intake.remember(self._segments.removals(self._clock() - intake.REMOVED_MS))
                 self.counts["segment_damaged"] += len(self._segments.damaged)
                 # Another writer may have committed beyond what the log holds.
-                self._seq = max(changes.seq, known)
+                self._seq = max(changes.seq, self._lease.end if self._lease else 0)
                 self._journaled, self._logged = np.zeros((2, 2), np.int64)
                 for _, entry in entries(store):
                     for record in entry.records:
                         self._intake.remember_record(record)
                     self._journaled += (len(entry.records), entry.num_bytes)
+                if lost:
+                    self._commit_once(store, [lost])
             except BaseException:
                 store.close()
                 raise
             self._store = store
         return self._store
 
-    def _refuse_empty_store(self, known: int) -> None:
-        """Raise StoreUnavailable if the store is missing or empty though records exist."""
+    def _refuse_while_fenced(self) -> None:
+        """Raise WriterFenced if another writer holds the log's lease and has done so only lately."""
+        held = read_lease(self._segments.folder)
+        if self._lease is None or held is None or held == self._lease or held.released:
+            self._fenced_s = None
+            return
+        now_s = time.monotonic()
+        self._fenced_s = self._fenced_s or now_s
+        if now_s - self._fenced_s < TAKE_BACK_S:
+            raise WriterFenced(
+                f"another writer, with the store {held.name} at {held.store}, has taken over "
+                f"{self._segments.folder}; send the records to that one"
+            )
+        self._fenced_s = None
+
+    def _take_lease(self, store: Store) -> list[Record]:
+        """Take the lease; return records of a journal whose numbers the log has given to others.
+
+        They were given up while the store was out of reach; their journal is emptied.
+        """
+        self._lease, continues = self._claim.take(store)
+        self._segments.epoch = self._lease.epoch
+        lost = [] if continues else [record for _, entry in entries(store) for record in entry.records]
+        if lost:
+            log.warning("%d records that were given up are back, and get new numbers", len(lost))
+            store.trim(store.seq())
+        return lost
+
+    def _refuse_unfit_store(self, known: int) -> None:
+        """Raise StoreUnavailable if the store is missing, empty or far behind though records exist."""
         with closing(self._open_store(writable=False)) as store:
-            if not store.seq():
-                raise StoreUnavailable(
-                    f"the store is empty, but {self._segments.folder} has records up to number {known}; "
-                    f"fill it with {LOAD}"
-                )
+            seq = store.seq()
+        folder = self._segments.folder
+        if not seq:
+            raise StoreUnavailable(
+                f"the store is empty, but {folder} has records up to number {known}; fill it with {LOAD}"
+            )
+        if known - seq > MAX_CATCH_UP:
+            raise StoreUnavailable(
+                f"the store has records up to number {seq}, but {folder} up to number {known}; "
+                f"fill it again with {LOAD}"
+            )
 
     def _close(self) -> None:
         store, self._store = self._store, None
@@ -319,12 +400,12 @@ class Ingester:
             return
         step = CpuThrottle(1.0 if self._event_clock else UPKEEP_SHARE, lambda: not self._stopping)
         try:
-            with self._segments.held():
-                # Trim nothing, to raise WriterFenced if another writer took over.
-                store.trim(0)
-                # `_logged` belongs to this opening of the store; a takeover replaces it meanwhile.
-                flush_journal(store, self._segments, self._logged, step)
-                if retention:
+            # Trim nothing, to raise WriterFenced if another writer took over.
+            store.trim(0)
+            # `_logged` belongs to this opening of the store; a takeover replaces it meanwhile.
+            flush_journal(store, self._segments, self._logged, step)
+            if retention:
+                with rewriting(self._segments.folder):
                     store.trim(0)
                     self._retain(store, self._now_ms, step)
         # The other writer does the work.

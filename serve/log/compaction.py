@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from serve.contract.errors import TabrankError
 from serve.log.reader import TABLES
-from serve.log.segments import draft_segment, last_record, segments
+from serve.log.segments import Segment, Segments, draft_segment, readable, segments
 from serve.log.throttle import OnStep
+
+log = logging.getLogger("tabrank")
 
 # Approximate size of a merged segment.
 MAX_BYTES = 64 << 20
@@ -27,77 +32,105 @@ AT_ONCE_ROWS = {"events": 2_048}
 AT_ONCE_LONG_ROWS = 64
 
 
-def compact(log: Path, cuts: Sequence[int] = (), step: OnStep = lambda: True) -> None:
+def compact(served: Segments, cuts: Sequence[int] = (), step: OnStep = lambda: True) -> None:
     """Merge neighbouring segments that are numerous or fill one, but never across a cut.
 
     `cuts` are record numbers, those of snapshots.
 
-    The merged segment replaces its first part, then the other parts are deleted. In between, and
-    after a crash, the log holds some records twice; readers drop repeated numbers. `step` is called
-    after each part of the work.
+    A merged segment gets a name of its own, then its parts are deleted. In between, and after a
+    crash, the log holds some records twice; readers drop repeated numbers. `step` is called after
+    each part of the work. A damaged segment is added to `damaged`, stays as it is, and parts its
+    neighbours. Only the holder of the log's lease may call it.
 
     Raises:
-        OSError, pa.ArrowException, TabrankError: a segment cannot be read or written; the log is
-            unchanged, or holds some records twice.
+        OSError: a segment cannot be read or written; the log is unchanged, or holds some records
+            twice.
     """
     for name in TABLES:
-        for group in _mergeable(segments(log, name), cuts):
-            _merge(group, step)
+        for group in _mergeable(_without_repeats(segments(served.folder, name)), cuts, served.damaged):
+            try:
+                _merge(group, served.epoch, step)
+            except (TabrankError, pa.ArrowException, UnicodeDecodeError) as error:
+                # Find the one that cannot be read, so that the others are merged the next time.
+                for segment in group:
+                    with served.unless_damaged(segment.path), readable(segment.path):
+                        pq.read_table(segment.path)
+                log.warning("%s: segments are not merged: %s", served.folder / name, error)
 
 
-def _mergeable(paths: Sequence[Path], cuts: Sequence[int]) -> Iterator[list[Path]]:
+def _without_repeats(found: Iterable[Segment]) -> Iterator[Segment]:
+    """Yield a table's segments in order; delete those whose records another one holds.
+
+    They are left by a merge or a takeover that was interrupted.
+    """
+    before: Segment | None = None
+    for segment in found:
+        if before and segment.named_last and before.named_last and segment.named_last <= before.named_last:
+            segment.path.unlink(missing_ok=True)
+        else:
+            yield segment
+            before = segment
+
+
+def _mergeable(
+    found: Iterable[Segment], cuts: Sequence[int], damaged: Container[Path]
+) -> Iterator[list[Segment]]:
     """Yield groups of neighbours that fill a segment, end at a cut, or are numerous enough."""
-    group: list[Path] = []
+    group: list[Segment] = []
     total = 0
-    for path in paths:
-        size = path.stat().st_size
-        is_apart = bool(group) and _part(group[0], cuts) != _part(path, cuts)
-        if is_apart or size >= DONE_BYTES or total + size > MAX_BYTES:
+    for segment in found:
+        size = segment.path.stat().st_size
+        is_apart = bool(group) and _part(group[0], cuts) != _part(segment, cuts)
+        is_whole = size >= DONE_BYTES or segment.path in damaged
+        if is_apart or is_whole or total + size > MAX_BYTES:
             if len(group) > 1:
                 yield group
             group, total = [], 0
-        if size < DONE_BYTES:
-            group.append(path)
+        if not is_whole:
+            group.append(segment)
             total += size
     if len(group) >= MIN_SEGMENTS:
         yield group
 
 
-def _part(path: Path, cuts: Sequence[int]) -> int:
+def _part(segment: Segment, cuts: Sequence[int]) -> int:
     """Return the number of cuts before a segment's first record."""
-    return sum(cut < int(path.stem) for cut in cuts)
+    return sum(cut < segment.first for cut in cuts)
 
 
-def _merge(paths: Sequence[Path], step: OnStep) -> None:
-    held = 0
-    parts: list[Path] = []
-    for path in paths:
-        last, _ = last_record(path)
-        # A leftover of an interrupted compaction.
-        if last <= held:
-            path.unlink()
-            continue
-        held = last
-        parts.append(path)
+def _merge(parts: Sequence[Segment], epoch: int, step: OnStep) -> None:
     # Schemas differ if the surface gained a field.
-    for schema, same in groupby(parts, key=pq.read_schema):
-        first, *others = same
-        if others:
-            with draft_segment(first, schema) as writer:
-                for table in _tables([first, *others], schema):
-                    writer.write_table(table)
-                    step()
-            for path in others:
-                path.unlink()
+    for schema, same in groupby(parts, key=lambda segment: pq.read_schema(segment.path)):
+        group = list(same)
+        if len(group) > 1:
+            _merge_alike(group, schema, epoch, step)
+
+
+def _merge_alike(group: Sequence[Segment], schema: pa.Schema, epoch: int, step: OnStep) -> None:
+    first, last = group[0].first, max(segment.last for segment in group)
+    name = f"{first:020d}-{last:020d}-{epoch:010d}.parquet"
+    with draft_segment(group[0].path.parent, schema, first, epoch, lambda: name) as writer:
+        for table in _tables([segment.path for segment in group], schema):
+            writer.write_table(table)
+            step()
+    for segment in group:
+        if segment.path.name != name:
+            segment.path.unlink()
 
 
 def _tables(paths: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the rows of segments in order, as tables of one row group each."""
+    """Yield the rows of segments in order, as tables of one row group each.
+
+    A row whose number was there before is left out: segments may overlap.
+    """
     batches: list[pa.RecordBatch] = []
-    num_bytes = 0
+    num_bytes = held = 0
     for path in paths:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(AT_ONCE_ROWS.get(path.parent.name, AT_ONCE_LONG_ROWS)):
+                if (pc.min(batch["seq"]).as_py() or 0) <= held:
+                    batch = batch.filter(pc.greater(batch["seq"], held))
+                held = max(held, pc.max(batch["seq"]).as_py() or 0)
                 batches.append(batch)
                 num_bytes += batch.nbytes
                 if num_bytes >= AT_ONCE_BYTES:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from serve.contract.errors import TabrankError
 from serve.features.slots import I64
+from serve.log.atomic_files import exclusive
 from serve.log.compaction import compact
 from serve.log.events import JournalEntry, entries
-from serve.log.reader import TABLES
-from serve.log.segments import Segments, last_record, segments
+from serve.log.reader import TABLES, UNREADABLE
+from serve.log.segments import Segments, segments
 from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
@@ -49,8 +52,22 @@ def _placed(
         yield (side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)
 
 
+@contextmanager
+def rewriting(folder: Path) -> Iterator[None]:
+    """Hold the lock under which files of a log are merged, rewritten or deleted.
+
+    New segments are written without it.
+
+    Raises:
+        TabrankError: another process holds it.
+    """
+    busy = f"another process, such as `training forget`, rewrites {folder}; its segments are merged later"
+    with exclusive(folder / ".lock", busy):
+        yield
+
+
 def enforce_retention(
-    folder: Path,
+    served: Segments,
     fingerprint: str,
     keep_ms: int,
     store: Store,
@@ -66,8 +83,9 @@ def enforce_retention(
         OSError, pa.ArrowException, StoreUnavailable, TabrankError: the work failed; the log can
             still be replayed.
     """
+    folder = served.folder
     taken = snapshots(folder)
-    compact(folder, [snapshot.seq for snapshot in taken], step)
+    compact(served, [snapshot.seq for snapshot in taken], step)
     if not keep_ms:
         return
     since_ms = taken[-1].ts_ms if taken else _first_ms(folder)
@@ -81,8 +99,13 @@ def enforce_retention(
 
 def _first_ms(folder: Path) -> int | None:
     """Return the time of the log's first record, or None."""
-    firsts = (segments(folder, name)[:1] for name in TABLES)
-    times = [pq.read_table(path, columns=["ts_ms"])["ts_ms"][0].as_py() for (path,) in filter(None, firsts)]
+    times = []
+    for name in TABLES:
+        for segment in segments(folder, name):
+            # Of a damaged segment, the next one tells the time well enough.
+            with suppress(*UNREADABLE):
+                times.append(pq.read_table(segment.path, columns=["ts_ms"])["ts_ms"][0].as_py())
+                break
     return min(times, default=None)
 
 
@@ -94,10 +117,11 @@ def _delete(folder: Path, old: list[Snapshot]) -> None:
         # From now on a replay starts with this snapshot, whichever older records remain.
         set_truncation_point(folder, horizon.seq)
     for name in TABLES:
-        paths = segments(folder, name)
         # Keep the last segment: each table of a log needs rows.
-        for path in paths[:-1]:
-            if int(path.stem) <= horizon.seq and last_record(path)[0] <= horizon.seq:
-                path.unlink()
+        for segment in segments(folder, name)[:-1]:
+            # A damaged segment of an earlier release stays.
+            with suppress(TabrankError):
+                if segment.first <= horizon.seq and segment.last <= horizon.seq:
+                    segment.path.unlink()
     for snapshot in before:
         shutil.rmtree(snapshot.path)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
-from serve.features.surface import Surface
-from serve.log.atomic_files import file_draft_of
+from serve.log.atomic_files import put, sync
 from serve.log.events import (
     CANDIDATES,
     EVENT_IDS,
@@ -32,6 +31,7 @@ from serve.log.events import (
     key,
     numbered,
 )
+from serve.log.lease import Types
 from serve.log.reader import ARROW, TABLES, UNREADABLE
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
@@ -40,8 +40,9 @@ log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
 Columns = dict[str, pa.Array]
-# Digits of a segment's name.
-DIGITS = 20
+# The name of a segment: numbers of its first and last record, and the epoch of the lease under which
+# it was written. Earlier releases wrote the first number alone.
+NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
 # Write a row group once memory holds this many records plus their candidates, or this many bytes of
 # the journal. Unpacked and as Arrow columns they take six times as much.
 AT_ONCE = 1 << 18
@@ -52,18 +53,43 @@ MAX_SPAN = 1 << 40
 MAX_SEQ = 1 << 62
 
 
+class Segment(NamedTuple):
+    """Segment of one table: its file, and what its name says of it.
+
+    `named_last` is None in the name of an earlier release.
+    """
+
+    first: int
+    named_last: int | None
+    epoch: int
+    path: Path
+
+    @property
+    def last(self) -> int:
+        """Return the number of its last record, from the name or else the footer.
+
+        Raises:
+            TabrankError: the file is damaged, or no segment.
+        """
+        return last_record(self.path)[0] if self.named_last is None else self.named_last
+
+
 class Segments:
     """Folder of one served log.
 
-    A segment is named by the number of its first record and written atomically. If a process dies
-    between writing a segment and trimming the journal, the next process writes a longer segment
-    under the same name.
+    A segment is written atomically and once: no other writer, and no later call, writes the same
+    name. If a process dies between writing a segment and trimming the journal, the next one writes
+    a segment with the same and further records. Readers drop repeated numbers.
+
+    `types` are those of the fields of the surface whose records are written, `epoch` is that of the
+    writer's lease.
     """
 
-    def __init__(self, folder: Path, surface: Surface) -> None:
+    def __init__(self, folder: Path, types: Types, epoch: int = 0) -> None:
         refuse_file(folder)
         self.folder = folder
-        self._surface = surface
+        self.types = types
+        self.epoch = epoch
         self.damaged: set[Path] = set()
 
     def write(
@@ -72,39 +98,33 @@ class Segments:
         """Write journal entries (at least one) as one segment of each table that has records.
 
         The entries are streamed in row groups; `step` is called after each group. Returns the
-        number of the last record, the count of records, and their bytes in the journal.
+        number of the last record, the count of records, and their bytes in the journal. All tables'
+        segments have the same name, whether or not a table has the first or last record.
 
         Raises:
             OSError: the disk is full or the folder cannot be written; existing files do not change.
         """
         first = last = num = num_bytes = 0
+
+        def name() -> str:
+            return f"{first:020d}-{last:020d}-{self.epoch:010d}.parquet"
+
         with ExitStack() as drafts:
             segment: dict[str, pq.ParquetWriter] = {}
             for records, size in _parts(entries, step):
                 first, last = first or records[0][0], records[-1][0]
                 num, num_bytes = num + len(records), num_bytes + size
                 # The stack completes drafts in the opposite order: of one part, events last.
-                for name, kinds, columns in reversed(self._tables()):
+                for table, kinds, columns in reversed(self._tables()):
                     rows = [row for row in records if isinstance(row[2], kinds)]
                     if rows:
-                        table = pa.table(columns(rows))
-                        if name not in segment:
-                            path = self.folder / name / f"{first:0{DIGITS}d}.parquet"
-                            segment[name] = drafts.enter_context(draft_segment(path, table.schema))
-                        segment[name].write_table(table)
+                        part = pa.table(columns(rows))
+                        if table not in segment:
+                            draft = draft_segment(self.folder / table, part.schema, first, self.epoch, name)
+                            segment[table] = drafts.enter_context(draft)
+                        segment[table].write_table(part)
                 step()
         return last, num, num_bytes
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the exclusive log lock.
-
-        During a rollout two writers run: the fenced one must not write after the new one.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def recent_keys(self, num: int, after: int = 0) -> list[bytes]:
         """Return the keys that deduplicate the newest events and exposures, newest last.
@@ -144,24 +164,26 @@ class Segments:
 
         A damaged segment is skipped and added to `damaged`.
         """
-        for path in reversed(segments(self.folder, name)):
-            with self._unless_damaged(path), _readable(path):
-                yield int(path.stem), pq.read_table(path, columns=columns)
+        for segment in reversed(segments(self.folder, name)):
+            with self.unless_damaged(segment.path), readable(segment.path):
+                yield segment.first, pq.read_table(segment.path, columns=columns)
 
     def last_seq(self) -> int:
         """Return the number of the log's last record or snapshot, 0 without any.
 
-        A damaged segment is added to `damaged` and counts with a number above all its records.
+        A damaged segment whose name does not tell its last number is added to `damaged`, and counts
+        with a number above all its records.
         """
-        return log_end(self.folder, self._last)[0]
+        return log_end(self.folder, self._last)
 
-    def _last(self, path: Path) -> tuple[int, int]:
-        with self._unless_damaged(path):
-            return last_record(path)
-        return int(path.stem) + MAX_SPAN, 0
+    def _last(self, segment: Segment) -> int:
+        with self.unless_damaged(segment.path):
+            return segment.last
+        return segment.first + MAX_SPAN
 
     @contextmanager
-    def _unless_damaged(self, path: Path) -> Iterator[None]:
+    def unless_damaged(self, path: Path) -> Iterator[None]:
+        """Log the damage of a segment once, and add its path to `damaged`, instead of raising."""
         try:
             yield
         except TabrankError as error:
@@ -190,8 +212,8 @@ class Segments:
         fields = [getattr(record, "fields", {}) for record in records]
         ids = [record.viewer if isinstance(record, Forget) else record.id for record in records]
         columns = {"id": pa.array(ids, pa.string())} | {
-            name: pa.array([values.get(name) for values in fields], ARROW[field.type])
-            for name, field in self._surface.fields[owner].items()
+            name: pa.array([values.get(name) for values in fields], ARROW[type_])
+            for name, type_ in self.types[owner].items()
         }
         removed = [isinstance(record, Forget | Ended) for record in records]
         return columns | {
@@ -209,8 +231,8 @@ class Segments:
         stated = [json.dumps(record.stated) if record.stated else None for record in records]
         names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic")
         columns = _columns(records, **dict.fromkeys(names, pa.string()))
-        if context := self._surface.fields["context"].items():
-            fields = [(name, ARROW[field.type]) for name, field in context]
+        if context := self.types["context"].items():
+            fields = [(name, ARROW[type_]) for name, type_ in context]
             columns |= _columns(records, context=pa.struct(fields))
         return columns | {
             **_columns(records, ts_ms=pa.int64()),
@@ -227,22 +249,46 @@ class Segments:
 
 
 @contextmanager
-def draft_segment(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Yield the writer of a segment, which gets its name when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_draft_of(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
-        yield writer
+def draft_segment(
+    folder: Path, schema: pa.Schema, first: int, epoch: int, name: Callable[[], str]
+) -> Iterator[pq.ParquetWriter]:
+    """Yield the writer of a new segment in a table's folder.
+
+    The segment gets the `name` when the block ends without an error, unless one of this name
+    exists: it then holds the same records. `first` and `epoch` name the draft.
+    """
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        sync(folder.parent)
+    # Drafts that a killed or fenced writer left of these records.
+    for stale in folder.glob(f".{first:020d}-*.partial"):
+        stale.unlink(missing_ok=True)
+    draft = folder / f".{first:020d}-{epoch:010d}.partial"
+    try:
+        with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+            yield writer
+        if not (folder / name()).exists():
+            put(draft, folder / name())
+    finally:
+        # Even a full disk may have created the file.
+        draft.unlink(missing_ok=True)
 
 
-def segments(log: Path, table: str) -> list[Path]:
+def segments(log: Path, table: str) -> list[Segment]:
     """Return a table's segments in order; files with other names are ignored."""
-    named = (log / table).glob(f"{'[0-9]' * DIGITS}.parquet")
-    # A file named by a time of 20 digits is foreign.
-    return sorted(path for path in named if int(path.stem) < MAX_SEQ)
+    found = []
+    for path in (log / table).glob("*.parquet"):
+        match = NAME.fullmatch(path.stem)
+        # A file named by a time of 20 digits is foreign.
+        if match and int(match[1]) < MAX_SEQ:
+            first, last, epoch = (None if part is None else int(part) for part in match.groups())
+            found.append(Segment(first or 0, last, epoch or 0, path))
+    # Of two with the same first record, the one that holds more comes first.
+    return sorted(found, key=lambda segment: (segment.first, -(segment.named_last or 0), -segment.epoch))
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Convert pyarrow's errors about a damaged file into TabrankError with its path."""
     try:
         yield
@@ -263,7 +309,7 @@ def last_record(path: Path) -> tuple[int, int]:
     Raises:
         TabrankError: the file is damaged, or no segment.
     """
-    with _readable(path):
+    with readable(path):
         metadata = pq.read_metadata(path)
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
@@ -272,23 +318,30 @@ def last_record(path: Path) -> tuple[int, int]:
         if not isinstance(last.get(name, {}).get("max"), int):
             raise TabrankError(
                 f"{path}: not written by a service: its footer has no largest {name!r}; rename the file, because a "
-                f"name of {DIGITS} digits means a segment of a service"
+                "name of 20 digits means a segment of a service"
             )
     return last["seq"]["max"], last["received_ms"]["max"]
 
 
-def log_end(log: Path, last: Callable[[Path], tuple[int, int]] = last_record) -> tuple[int, int]:
-    """Return the number of a log's last record or snapshot, and the last arrival in ms; 0 for none.
+def log_end(log: Path, last: Callable[[Segment], int] = lambda segment: segment.last) -> int:
+    """Return the number of a log's last record or snapshot; 0 without any.
 
     `last` reads a segment.
 
     Raises:
-        TabrankError, OSError: a newest segment is damaged, or was merged meanwhile.
+        TabrankError, OSError: a newest segment of an earlier release is damaged, or was merged
+            meanwhile.
     """
-    newest = (path for table in TABLES for path in segments(log, table)[-1:])
-    ends = [(0, 0), *map(last, newest), *((number, 0) for number in numbers(log))]
-    number, arrived_ms = map(max, zip(*ends, strict=True))
-    return number, arrived_ms
+    found = [segments(log, table) for table in TABLES]
+    # The newest by its first record need not have the last one: two writers may have written it.
+    ends = [segment.named_last or 0 for each in found for segment in each]
+    return max([0, *ends, *(last(each[-1]) for each in found if each), *numbers(log)])
+
+
+def last_arrival_ms(log: Path) -> int:
+    """Return the arrival of a log's last record; 0 without any. Raises as `last_record` does."""
+    newest = (segment.path for table in TABLES for segment in segments(log, table)[-1:])
+    return max((last_record(path)[1] for path in newest), default=0)
 
 
 def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from serve.config.diagnoses import Diagnosis, Service
+from serve.config.diagnoses import Diagnosis, LogEnd, Service
 from serve.config.settings import BASELINE, AppArgs, Arm, UserConfig
 from serve.contract.errors import TabrankError
 from serve.contract.logs import SeldomWarning
@@ -76,6 +76,8 @@ class FeatureFetcher:
         self.settings_error: TabrankError | None = None
         # What is wrong with the store, as of a few seconds ago.
         self._of_store: list[Diagnosis] = []
+        # Whether the log had records that the store lacked.
+        self.is_behind = False
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self.config = UserConfig()
@@ -269,8 +271,10 @@ class FeatureFetcher:
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
         )
 
-    def diagnose_store(self, log_end: tuple[int, int] | None) -> None:
+    def diagnose_store(self, log_end: LogEnd | None) -> None:
         """Diagnose the store as it was last read, after the end of the log was."""
+        is_ahead = log_end is not None and (log_end.other != "" or log_end.seq > self.live.seq)
+        self.is_behind = self.live.error is None and is_ahead
         if self.live.error is not None:
             self._of_store = [self.declared.of_unavailable(self.live.error)]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from serve.ranking.exposure_buffer import IDLE_S
@@ -13,6 +14,11 @@ from serve.ranking.telemetry import Moment
 REFRESH_S = 0.2
 # Diagnose the store this often: it reads the footers of four files.
 DIAGNOSE_S = 5.0
+
+# Wait so long at the start for Ingest to bring the store up to the log: while a change of surface is
+# deployed, the replicas before answer meanwhile.
+WRITER_S = 20.0
+LOOK_S = 0.1
 
 Step = Callable[[FeatureFetcher], Awaitable[None]]
 
@@ -55,6 +61,15 @@ async def refresh(fetcher: FeatureFetcher) -> None:
     """Update and diagnose the candidate table, and follow the model pointers; log failures."""
     await _diagnose(fetcher)
     await _follow(fetcher)
+
+
+async def await_writer(fetcher: FeatureFetcher) -> None:
+    """Update as `refresh` does, until the store has the log's records, or for `WRITER_S`."""
+    until_s = time.monotonic() + WRITER_S
+    await refresh(fetcher)
+    while fetcher.is_behind and time.monotonic() < until_s:
+        await asyncio.sleep(LOOK_S)
+        await _diagnose(fetcher)
 
 
 async def _diagnose(fetcher: FeatureFetcher) -> None:

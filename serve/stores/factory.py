@@ -21,8 +21,12 @@ def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable
         StoreUnavailable: a reader asks for a store that does not exist.
         TabrankError: the address has another form.
     """
+    return open_named(url, name_of(surface, fingerprint), base=base, writable=writable)
+
+
+def open_named(url: str, name: str, *, base: Path, writable: bool) -> Store:
+    """Open the store with this name at an address, as `open_store` does."""
     check_address(url, base)
-    name = name_of(surface, fingerprint)
     kind, _, where = url.partition(":")
     if kind == "lmdb":
         return LmdbStore(base / where / name, writable=writable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -25,7 +26,7 @@ class LmdbStore:
 
     Databases:
 
-    - `meta`: number, epoch, store id, format, note
+    - `meta`: number, epoch, id of the content (a replacement gets a new one), format, note
     - `viewers`: key → row; if the key is a digest, the id precedes the row
     - `changes`: number + key → id and row, one entry per candidate, with row b"" for a removed one
     - `candidates`: key → number of its change
@@ -36,7 +37,7 @@ class LmdbStore:
         self._epoch = FencingEpoch(writable=writable)
         self._environment = environment(folder.resolve())
         self._environment.join(self, writable)
-        # Id of the store whose changes were last read from 0.
+        # Id of the content whose changes were last read from 0.
         self._id: bytes | None = None
 
     def seq(self) -> int:
@@ -85,11 +86,10 @@ class LmdbStore:
     def take_epoch(self) -> int:
         """See `Store`."""
         self._epoch.require_writable()
-        with self._environment.use(self) as opened:
-            with opened.env.begin(write=True) as txn:
-                epoch = _number(txn, opened, b"epoch") + 1
-                txn.put(b"epoch", _pack(epoch), db=opened.meta)
-            return self._epoch.take(opened.id, epoch)
+        with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
+            epoch = _number(txn, opened, b"epoch") + 1
+            txn.put(b"epoch", _pack(epoch), db=opened.meta)
+            return self._epoch.take(_id(txn, opened), epoch)
 
     def commit(self, seq: int, viewers: Packed, candidates: Packed, journal: bytes = b"") -> None:
         """See `Store`. The commit is durable when the call returns."""
@@ -100,12 +100,15 @@ class LmdbStore:
 
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
         """See `Store`. The commit is durable when the call returns."""
-        with self._write(seq) as (opened, txn):
+        id_ = secrets.token_bytes(16)
+        with self._write(seq, is_new=True) as (opened, txn):
             for database in (opened.viewers, opened.candidates, opened.changes):
                 txn.drop(database, delete=False)
-            for name, value in ((b"removed", _pack(0)), (b"floor", _pack(seq)), (b"note", note)):
+            values = ((b"removed", _pack(0)), (b"floor", _pack(seq)), (b"note", note), (b"id", id_))
+            for name, value in values:
                 txn.put(name, value, db=opened.meta)
             _write_rows(txn, opened, seq, viewers, candidates)
+        self._epoch.take(id_, self._epoch.held()[1])
 
     def trim(self, through: int) -> None:
         """See `Store`."""
@@ -126,20 +129,22 @@ class LmdbStore:
             yield opened, txn
 
     @contextmanager
-    def _write(self, seq: int | None = None) -> Iterator[tuple[OpenEnvironment, Any]]:
+    def _write(
+        self, seq: int | None = None, *, is_new: bool = False
+    ) -> Iterator[tuple[OpenEnvironment, Any]]:
         self._epoch.held()
         with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
-            self._epoch.check(opened.id, _number(txn, opened, b"epoch"))
+            self._epoch.check(_id(txn, opened), _number(txn, opened, b"epoch"))
             if seq is not None:
-                check_seq(seq, _number(txn, opened, b"seq"))
+                check_seq(seq, _number(txn, opened, b"seq"), is_new=is_new)
                 txn.put(b"seq", _pack(seq), db=opened.meta)
             yield opened, txn
 
     def _changes(self, opened: OpenEnvironment, txn: Any, since: int) -> Changes:
-        seq, floor = _number(txn, opened, b"seq"), _number(txn, opened, b"floor")
+        seq, floor, id_ = _number(txn, opened, b"seq"), _number(txn, opened, b"floor"), _id(txn, opened)
         if self._id is None or since == 0:
-            self._id = opened.id
-        if since and not (self._id == opened.id and floor <= since <= seq):
+            self._id = id_
+        if since and not (self._id == id_ and floor <= since <= seq):
             return Changes(0, {})
         if since == seq:
             return Changes(seq, {})
@@ -224,6 +229,10 @@ def _put_sorted(txn: Any, database: Any, items: Iterable[tuple[bytes, bytes]]) -
 
 def _number(txn: Any, opened: OpenEnvironment, name: bytes) -> int:
     return int.from_bytes(txn.get(name, b"", opened.meta), "big")
+
+
+def _id(txn: Any, opened: OpenEnvironment) -> bytes:
+    return bytes(txn.get(b"id", b"", opened.meta))
 
 
 def _pack(number: int) -> bytes:

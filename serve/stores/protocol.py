@@ -110,8 +110,8 @@ class Store(Protocol):
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
         """Replace all rows by these, and the note about them, atomically; readers start from 0.
 
-        The journal stays: its entries are acknowledged and may be stored nowhere else. Raises as
-        `commit` does.
+        `seq` may be the stored number: it says up to which record the rows are. The journal stays:
+        its entries are acknowledged and may be stored nowhere else. Raises as `commit` does.
         """
 
     def trim(self, through: int) -> None:

@@ -30,8 +30,8 @@ class RedisStore:
     Every key begins with `tabrank:{name}:`, so that a cluster keeps the keys on one node. G is the
     generation, which changes when the whole content is replaced:
 
-    - `meta`: a hash of id, format, epoch, `lease` (the writer's token), seq, floor, generation, the
-      last generation assigned, and the note
+    - `meta`: a hash of id (of the content: a replacement gets a new one), format, epoch, `lease`
+      (the writer's token), seq, floor, generation, the last generation assigned, and the note
     - `now`: generation, seq and id again as one value, so that an MGET of viewers includes them
     - `journal`: a stream whose ids are the numbers
     - `G:v:ID`: a viewer's row
@@ -60,7 +60,7 @@ class RedisStore:
         self._client: redis.Redis | None = connect(url)
         self._where = where(url, self._client)
         self._generation = b""
-        # Id of the store whose changes were last read from 0.
+        # Id of the content whose changes were last read from 0.
         self._id = b""
         try:
             if writable:
@@ -172,7 +172,7 @@ class RedisStore:
         with self._writing, self._server() as server:
             token, _ = self._epoch.held()
             found = self._run(server, STAGE, token)
-            self._check(found, seq)
+            self._check(found, seq, is_new=True)
             generation = found[3]
             at = b"%s%d:" % (self._prefix, generation)
 
@@ -184,7 +184,8 @@ class RedisStore:
             rows = {_encode(id_): row for id_, row in candidates.items() if row}
             write(rows.items(), "HSET", at + b"rows")
             write(((seq, id_) for id_ in rows), "ZADD", at + b"order")
-            self._check(self._run(server, REPLACE, token, seq, generation, note), seq)
+            new_id = secrets.token_hex(8)
+            self._check(self._run(server, REPLACE, token, seq, generation, note, new_id), seq, is_new=True)
             try:
                 self._delete_before(server, generation)
             # The new rows are in use; the next replacement deletes the old ones.
@@ -288,12 +289,12 @@ class RedisStore:
             raise StoreMissing(f"there is no store {self._name} at {self._where}; make it with {LOAD}")
         return found
 
-    def _check(self, found: Any, seq: int | None = None) -> None:
+    def _check(self, found: Any, seq: int | None = None, *, is_new: bool = False) -> None:
         """Check a script's answer of token, epoch and number; raise as `commit` does."""
         token, epoch, stored = self._present(found)[:3]
         self._epoch.check(token, int(epoch))
         if seq is not None:
-            check_seq(seq, int(stored))
+            check_seq(seq, int(stored), is_new=is_new)
 
 
 def _flat(rows: Packed) -> Iterator[bytes]:

@@ -23,6 +23,8 @@ class Rows:
 
     seq: int = 0
     epoch: int = 0
+    # Number of replacements.
+    id: int = 0
     floor: int = 0
     note: bytes = b""
     viewers: dict[str, bytes] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class MemoryStore:
     def __init__(self, rows: Rows | None = None, *, writable: bool = True) -> None:
         self._rows: Rows | None = Rows() if rows is None else rows
         self._epoch = FencingEpoch(writable=writable)
+        self._id = -1
 
     def seq(self) -> int:
         """See `Store`."""
@@ -46,7 +49,10 @@ class MemoryStore:
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`."""
         with self._locked() as rows:
-            return [rows.viewers.get(id_) for id_ in ids], _changes(rows, since)
+            if since == 0 or self._id < 0:
+                self._id = rows.id
+            changes = _changes(rows, since) if self._id == rows.id else Changes(0, {})
+            return [rows.viewers.get(id_) for id_ in ids], changes
 
     def note(self) -> bytes:
         """See `Store`."""
@@ -98,8 +104,9 @@ class MemoryStore:
     ) -> None:
         with self._locked() as rows:
             self._epoch.check(b"", rows.epoch)
-            check_seq(seq, rows.seq)
+            check_seq(seq, rows.seq, is_new=note is not None)
             if note is not None:
+                rows.id += 1
                 rows.viewers.clear()
                 rows.candidates.clear()
                 rows.floor, rows.note = seq, note

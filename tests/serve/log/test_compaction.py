@@ -10,24 +10,26 @@ import pytest
 from tiny import TOML
 
 import serve.log.compaction
+import serve.log.segments
 from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, Event, Viewer
 from serve.features.surface import read_surface
-from serve.log import atomic_files
 from serve.log.atomic_files import put
 from serve.log.compaction import compact
 from serve.log.events import Exposure, JournalEntry
+from serve.log.lease import types_of
 from serve.log.reader import TABLES, read_log, read_table
 from serve.log.segments import Segments, log_end
 
 # Fewer than in production, because each segment is synced to disk.
 MIN_SEGMENTS = 6
+EPOCH = 3
 
 
 @pytest.fixture
 def segments(log_folder, surface, monkeypatch):
     monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", MIN_SEGMENTS)
-    return Segments(log_folder, surface)
+    return Segments(log_folder, types_of(surface.text), EPOCH)
 
 
 def write(segments, num, first=1):
@@ -41,6 +43,10 @@ def write(segments, num, first=1):
         ]
         segments.write([(i + 3, JournalEntry(0, records))])
     return first + 4 * num
+
+
+def named(first, last, epoch=EPOCH):
+    return f"{first:020d}-{last:020d}-{epoch:010d}.parquet"
 
 
 def files(segments, table="events"):
@@ -61,14 +67,14 @@ def test_a_foreign_file_with_the_name_of_a_segment_is_refused(segments, columns)
     assert segments.last_seq() > 9
     assert segments.damaged == {path}
     path.rename(path.with_name("20260101000000000000.parquet"))
-    assert log_end(segments.folder) == (4, 0)
+    assert log_end(segments.folder) == 4
 
 
 def test_many_segments_become_one_with_the_same_records(segments):
     write(segments, MIN_SEGMENTS)
     before = rows(segments)
-    compact(segments.folder)
-    assert [files(segments, name) for name in TABLES] == [[f"{1:020d}.parquet"]] * 4
+    compact(segments)
+    assert [files(segments, name) for name in TABLES] == [[named(1, 4 * MIN_SEGMENTS)]] * 4
     assert rows(segments) == before
     assert pq.ParquetFile(segments.folder / "events" / files(segments)[0]).num_row_groups == 1
     assert segments.last_seq() == 4 * MIN_SEGMENTS
@@ -79,7 +85,7 @@ def test_a_segment_that_is_written_in_parts_holds_the_same(segments, monkeypatch
     assert segments.write(entries) == (20, 20, 0)
     monkeypatch.setattr("serve.log.segments.AT_ONCE", 5)
     steps = []
-    parted = Segments(tmp_path / "parted", surface)
+    parted = Segments(tmp_path / "parted", types_of(surface.text), EPOCH)
     assert parted.write(entries, lambda: steps.append(1) or True) == (20, 20, 0)
     (whole,), (path,) = (sorted((log.folder / "events").glob("*")) for log in (segments, parted))
     assert pq.ParquetFile(path).num_row_groups == 4
@@ -100,7 +106,7 @@ def test_a_row_group_holds_a_bounded_number_of_bytes(segments, monkeypatch):
 
 def test_fewer_stay_as_they_are(segments):
     write(segments, MIN_SEGMENTS - 1)
-    compact(segments.folder)
+    compact(segments)
     assert len(files(segments)) == MIN_SEGMENTS - 1
 
 
@@ -109,23 +115,23 @@ def test_few_that_fill_a_segment_are_merged(segments, monkeypatch):
     size = (segments.folder / "exposures" / files(segments)[0]).stat().st_size
     monkeypatch.setattr(serve.log.compaction, "MAX_BYTES", int(size * 3.5))
     before = rows(segments)["exposures"]
-    compact(segments.folder)
-    assert files(segments, "exposures") == [f"{first:020d}.parquet" for first in (1, 13, 25)]
+    compact(segments)
+    assert files(segments, "exposures") == [named(1, 12), named(13, 24), named(25, 28)]
     assert rows(segments)["exposures"] == before
 
 
 def test_what_is_large_already_stays(segments, monkeypatch):
     write(segments, MIN_SEGMENTS)
     monkeypatch.setattr(serve.log.compaction, "DONE_BYTES", 1)
-    compact(segments.folder)
+    compact(segments)
     assert len(files(segments)) == MIN_SEGMENTS
 
 
 def test_none_is_merged_across_a_cut(segments):
     write(segments, 2 * MIN_SEGMENTS)
     cut = 4 * MIN_SEGMENTS
-    compact(segments.folder, [cut])
-    assert files(segments) == [f"{1:020d}.parquet", f"{cut + 1:020d}.parquet"]
+    compact(segments, [cut])
+    assert files(segments) == [named(1, cut), named(cut + 1, 2 * cut)]
 
 
 def test_a_crash_before_the_others_are_deleted_repeats_no_record(segments, surface, monkeypatch):
@@ -136,18 +142,45 @@ def test_a_crash_before_the_others_are_deleted_repeats_no_record(segments, surfa
         draft.replace(path)
         raise OSError("the end")
 
-    monkeypatch.setattr(atomic_files, "put", cut_short)
+    monkeypatch.setattr(serve.log.segments, "put", cut_short)
     with pytest.raises(OSError, match="the end"):
-        compact(segments.folder)
-    assert len(read_table(segments.folder, "viewers")[1]) == 2 + 2 * MIN_SEGMENTS - 1
+        compact(segments)
+    assert len(read_table(segments.folder, "viewers")[1]) == 2 + 2 * MIN_SEGMENTS
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
-    assert (before.counts["repeated_rows"], after.counts["repeated_rows"]) == (0, MIN_SEGMENTS - 1)
-    monkeypatch.setattr(atomic_files, "put", put)
-    compact(segments.folder)
+    assert (before.counts["repeated_rows"], after.counts["repeated_rows"]) == (0, MIN_SEGMENTS)
+    monkeypatch.setattr(serve.log.segments, "put", put)
+    compact(segments)
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
     assert after.counts["repeated_rows"] == after.counts["repeated_events"] == 0
+    assert files(segments, "viewers") == [named(1, 4 * MIN_SEGMENTS)]
+
+
+def test_records_that_two_writers_wrote_are_kept_once(segments, surface):
+    """The writer before was fenced between writing a segment and trimming its journal."""
+    end = write(segments, 2) - 1
+    fenced = Segments(segments.folder, segments.types, EPOCH - 1)
+    write(fenced, 2)
+    before = read_log(segments.folder, surface)
+    assert before.counts["repeated_events"] == 2
+    compact(segments)
+    assert files(segments) == [named(1, 4), named(5, end)]
+    after = read_log(segments.folder, surface)
+    assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
+
+
+def test_a_log_of_an_earlier_release_is_read_and_merged(segments, surface):
+    write(segments, MIN_SEGMENTS)
+    before = read_log(segments.folder, surface)
+    for name in TABLES:
+        for path in (segments.folder / name).glob("*.parquet"):
+            path.rename(path.with_name(f"{path.name[:20]}.parquet"))
+    assert log_end(segments.folder) == 4 * MIN_SEGMENTS
+    compact(segments)
+    assert [files(segments, name) for name in TABLES] == [[named(1, 4 * MIN_SEGMENTS)]] * 4
+    after = read_log(segments.folder, surface)
+    assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
 
 
 def test_a_reader_meanwhile_finds_every_record(segments, surface):
@@ -157,7 +190,7 @@ def test_a_reader_meanwhile_finds_every_record(segments, surface):
         nonlocal first
         for _ in range(4):
             first = write(segments, MIN_SEGMENTS, first)
-            compact(segments.folder)
+            compact(segments)
         done.set()
 
     thread = threading.Thread(target=merge)
@@ -170,19 +203,21 @@ def test_a_reader_meanwhile_finds_every_record(segments, surface):
     assert seen == sorted(seen)
 
 
-def test_what_cannot_be_merged_is_left_as_it_was(segments):
-    write(segments, MIN_SEGMENTS)
-    (segments.folder / "events" / files(segments)[3]).write_bytes(b"no parquet")
-    before = files(segments)
-    with pytest.raises(TabrankError, match="not readable as Parquet"):
-        compact(segments.folder)
-    assert files(segments) == before
+def test_a_damaged_segment_is_left_and_the_others_are_merged(segments):
+    write(segments, 2 * MIN_SEGMENTS)
+    damaged = segments.folder / "events" / files(segments)[3]
+    damaged.write_bytes(b"no parquet")
+    compact(segments)
+    assert segments.damaged == {damaged}
+    assert [len(files(segments, name)) for name in TABLES] == [1, 1, 1, 2 * MIN_SEGMENTS]
+    compact(segments)
+    assert files(segments) == [named(1, 12), damaged.name, named(17, 8 * MIN_SEGMENTS)]
 
 
 def test_segments_of_a_surface_that_gained_a_field_stay_apart(segments, surface):
     first = write(segments, MIN_SEGMENTS - 1)
     wider = read_surface(TOML.replace("[context]\n", '[context]\nday = "number"\n'), "tiny.toml")
-    write(Segments(segments.folder, wider), 2, first)
-    compact(segments.folder)
-    assert files(segments, "exposures") == [f"{1:020d}.parquet", f"{first:020d}.parquet"]
+    end = write(Segments(segments.folder, types_of(wider.text), EPOCH), 2, first) - 1
+    compact(segments)
+    assert files(segments, "exposures") == [named(1, first - 1), named(first, end)]
     assert len(read_log(segments.folder, wider).exposures) == 3 + MIN_SEGMENTS + 1

@@ -23,9 +23,11 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.ingest.backfill import load
+from serve.log.lease import types_of
 from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
 from serve.log.retention import enforce_retention
+from serve.log.segments import Segments, segments
 from serve.log.snapshots import snapshots, truncation_point
 from serve.log.writer import write_log
 from training.audit.audit import audit
@@ -54,7 +56,8 @@ class Kept(Logging):
         fingerprint, keep_ms = Schema(self.surface).fingerprint, int(keep_days * DAY_MS)
         store = self.store()
         try:
-            enforce_retention(self.folder / "log", fingerprint, keep_ms, store, lambda: now_ms, wanted)
+            served = Segments(self.folder / "log", types_of(self.surface.text))
+            enforce_retention(served, fingerprint, keep_ms, store, lambda: now_ms, wanted)
         finally:
             store.close()
 
@@ -64,7 +67,7 @@ class Kept(Logging):
         )
 
     def segments(self, name="events"):
-        return sorted(int(path.stem) for path in (self.folder / "log" / name).glob("*.parquet"))
+        return [segment.first for segment in segments(self.folder / "log", name)]
 
 
 async def a_day(service, day):
@@ -172,7 +175,7 @@ def test_what_is_kept_for_ever_has_no_snapshot(service, tmp_path):
 def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
     monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 2)
     # Compact as if there were no snapshots.
-    serve.log.compaction.compact(service.folder / "log")
+    serve.log.compaction.compact(Segments(service.folder / "log", types_of(service.surface.text)))
     assert len(service.segments("exposures")) == 1
     monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 100)
     service.run(lambda service: a_day(service, DAYS + 1))

@@ -1,0 +1,123 @@
+"""Lease of a served log: which store holds the newest records, so that one writer numbers them.
+
+The invariant: a number of the log belongs to one record for ever, and every acknowledged record is
+in a segment of the log or in the journal of the store that the lease names. A new writer therefore
+fences that store, writes its journal to the log, and only then changes the lease and numbers on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from serve.contract.errors import TabrankError
+from serve.features.slots import OWNERS
+from serve.features.surface import FieldType
+from serve.log.atomic_files import exclusive, write_whole
+from serve.stores.factory import shown
+
+FILE = "LEASE"
+FORMAT = 1
+# The lock is held for the time of a read and a write.
+LOCK_S = 10.0
+# Types of the fields of viewers, candidates and contexts.
+Types = Mapping[str, Mapping[str, FieldType]]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Lease of a log.
+
+    `epoch` counts the leases. `store` is the address of the store whose journal holds what the log
+    lacks, without credentials, and `name` is the store's name there; `beside` is the path of an
+    embedded store from the log's folder. `surface` is the text of the surface that its records
+    follow. `log` is where the log was. The journal is empty if the lease was `released`. Numbers up
+    to `end` were used when the lease was taken or released.
+    """
+
+    epoch: int
+    store: str
+    name: str
+    surface: str
+    log: str
+    end: int
+    beside: str | None = None
+    released: bool = False
+
+    @classmethod
+    def of(cls, log: Path, store: str, name: str, surface: str, base: Path) -> Lease:
+        """Return a lease that nobody took yet: of the store `name` at an address, from `base`."""
+        kind, _, where = store.partition(":")
+        beside, place = None, str(log.resolve())
+        if kind == "lmdb":
+            path = (base / where).resolve()
+            store, beside = f"lmdb:{path}", os.path.relpath(path, place)
+        return cls(0, shown(store), name, surface, place, 0, beside)
+
+    def names(self, other: Lease, log: Path) -> bool:
+        """Return whether two leases of a log name the same store."""
+        return self.name == other.name and other.store in self.addresses(log)
+
+    @property
+    def types(self) -> Types:
+        """Return the types of the surface's fields, whether or not this release reads its text."""
+        return types_of(self.surface)
+
+    def addresses(self, log: Path) -> Iterator[str]:
+        """Yield the addresses at which the store of the lease can be: none for a copied log.
+
+        A log that was moved together with its store finds it beside itself. The store of the log
+        from which this one was copied belongs to that one.
+        """
+        if self.beside is not None:
+            yield f"lmdb:{os.path.normpath(log.resolve() / self.beside)}"
+        if self.log == str(log.resolve()) or not (Path(self.log) / FILE).exists():
+            yield self.store
+
+
+def types_of(surface: str) -> Types:
+    """Return the types of the fields that the text of a surface declares."""
+    declared = tomllib.loads(surface)
+    return {
+        owner: {
+            name: spec["type"] if isinstance(spec, dict) else spec
+            for name, spec in declared.get(owner, {}).items()
+        }
+        for owner in OWNERS
+    }
+
+
+def read_lease(log: Path) -> Lease | None:
+    """Return the lease of a log; None if no writer took one.
+
+    Raises:
+        TabrankError: the file is damaged, or of another release.
+    """
+    path = log / FILE
+    try:
+        found = json.loads(path.read_text())
+        if found.pop("format") == FORMAT:
+            return Lease(**found)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TabrankError(f"{path}: not readable ({error}); restore it from a backup of the log") from None
+    raise TabrankError(f"{path}: of another format than {FORMAT}; use the tabrank that wrote it")
+
+
+def swap_lease(log: Path, held: Lease | None, new: Lease) -> bool:
+    """Change the lease durably if it still is `held`; return whether it was.
+
+    Raises:
+        TabrankError: the lease cannot be read, or the folder cannot be written to.
+    """
+    busy = f"{log}: another process holds the lock of its lease; try again"
+    with exclusive(log / f".{FILE.lower()}.lock", busy, LOCK_S):
+        if read_lease(log) != held:
+            return False
+        write_whole(log / FILE, (json.dumps({"format": FORMAT, **asdict(new)}, indent=2) + "\n").encode())
+        return True
