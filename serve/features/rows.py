@@ -185,7 +185,7 @@ class RowTable:
         """Remove an id; a later id may reuse its row."""
         row = self.index.pop(name, None)
         if row is not None:
-            self.table[row] = self.schema.blank(self.entity)[0]
+            self.table[row] = self.table[0]
             self.ids[row] = None
             self._free.append(row)
             if self._by_hash is not None:

@@ -27,6 +27,7 @@ READS = 10
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 # Tables that may be missing in a log written by a service.
 MAY_BE_EMPTY = ("viewers", "events")
+ONLY_TESTS = 'every exposure of the log is test traffic (traffic = "test"); use a log with live traffic'
 TABLES = ("viewers", "candidates", "exposures", "events")
 ARROW: Mapping[FieldType, pa.DataType] = {
     "number": pa.float64(),
@@ -93,58 +94,71 @@ def read_joined(
 
 
 def _read_log(folder: Path, surface: Surface) -> Log:
-    fields = surface.fields
-    readers = _own_columns(folder)
-    for owner in ENTITIES:
-        reader = readers[f"{owner}s"]
+    tables = {name: canonical(name, reader, surface) for name, reader in _readers(folder).items()}
+    # Read the snapshots after the tables: they cover records deleted while the tables were read.
+    return Log(**tables, snapshots=replay_snapshots(folder))
+
+
+def canonical(name: str, reader: TableReader, surface: Surface) -> pa.Table:
+    """Return the validated columns of the table `name` of a log of this surface.
+
+    Raises:
+        TabrankError: the table is invalid; the message names file, column, row and remedy.
+    """
+    _own_columns(name, reader)
+    if name == "exposures":
+        fields = [(name, ARROW[declared.type]) for name, declared in surface.fields["context"].items()]
+        reader.optional("context", pa.struct(fields)).optional("traffic", pa.string())
+        reader.optional("stated", pa.string()).optional("seq", pa.int64()).optional("seen_seq", pa.int64())
+    elif name == "events":
+        reader.optional("seq", pa.int64()).one_of("kind", (*surface.events, IMPRESSION))
+    else:
         # A service has judged each value when it took it.
         tolerated = 1.0 if "received_ms" in reader.raw.column_names else MAX_OLD_SHARE
-        for name, declared in fields[owner].items():
-            reader.required(name, ARROW[declared.type], nullable=True)
+        for field, declared in surface.fields[ENTITIES[TABLES.index(name)]].items():
+            reader.required(field, ARROW[declared.type], nullable=True)
             if declared.type == "time":
-                reader.refuse_units(name, reader.columns[name], tolerated=tolerated)
+                reader.refuse_units(field, reader.columns[field], tolerated=tolerated)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
         reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
-    exposures = readers["exposures"]
-    context = pa.struct([(name, ARROW[declared.type]) for name, declared in fields["context"].items()])
-    exposures.optional("context", context).optional("traffic", pa.string()).optional("stated", pa.string())
-    exposures.optional("seq", pa.int64()).optional("seen_seq", pa.int64())
-    readers["events"].optional("seq", pa.int64()).one_of("kind", (*surface.events, IMPRESSION))
-    log = Log(**{name: reader.table for name, reader in readers.items()})
-    # Read the snapshots after the tables: they cover records deleted while the tables were read.
-    return replace(log, snapshots=replay_snapshots(folder))
+    return reader.table
 
 
 def read_columns(folder: Path) -> dict[str, pa.Table]:
     """Return the four tables with all their columns, those of every log validated."""
-    readers = _own_columns(folder)
+    readers = _readers(folder)
+    for name, reader in readers.items():
+        _own_columns(name, reader)
     return {name: reader.raw if reader.raw.num_columns else reader.table for name, reader in readers.items()}
 
 
-def _own_columns(folder: Path) -> dict[str, TableReader]:
-    """Read the columns that a log has whatever its surface."""
-    readers = {name: TableReader(*read_table(folder, name), IDS[name]) for name in TABLES}
-    for name in ("viewers", "candidates"):
-        readers[name].required("id", pa.string()).optional("ts_ms", pa.int64())
-    readers["candidates"].optional("ends_ms", pa.int64())
-    exposures = readers["exposures"].required("request_id", pa.string()).required("ts_ms", pa.int64())
-    exposures.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
-    exposures.no_repeats("candidates")
-    events = readers["events"].required("id", pa.string()).required("ts_ms", pa.int64())
-    events.required("viewer", pa.string(), nullable=True).required("candidate", pa.string())
-    events.required("kind", pa.string()).optional("request_id", pa.string())
-    return readers
+def _readers(folder: Path) -> dict[str, TableReader]:
+    return {name: TableReader(*read_table(folder, name), IDS[name]) for name in TABLES}
+
+
+def _own_columns(name: str, reader: TableReader) -> None:
+    """Read the columns that a table has whatever the surface of its log."""
+    if name in ("viewers", "candidates"):
+        reader.required("id", pa.string()).optional("ts_ms", pa.int64())
+        if name == "candidates":
+            reader.optional("ends_ms", pa.int64())
+        return
+    if name == "exposures":
+        reader.required("request_id", pa.string()).required("ts_ms", pa.int64())
+        reader.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
+        reader.no_repeats("candidates")
+        return
+    reader.required("id", pa.string()).required("ts_ms", pa.int64())
+    reader.required("viewer", pa.string(), nullable=True).required("candidate", pa.string())
+    reader.required("kind", pa.string()).optional("request_id", pa.string())
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:
     exposures = log.exposures
     if not test_traffic:
-        live = pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True)
-        exposures = exposures.filter(live)
+        exposures = exposures.filter(is_live(exposures))
         if not len(exposures):
-            raise TabrankError(
-                'every exposure of the log is test traffic (traffic = "test"); use a log with live traffic'
-            )
+            raise TabrankError(ONLY_TESTS)
     counts = {"test_exposures": len(log.exposures) - len(exposures)}
     exposures, counts["repeated_exposures"] = _once(exposures, "request_id")
     events, counts["repeated_events"] = _once(log.events, "id")
@@ -153,6 +167,11 @@ def _clean(log: Log, test_traffic: bool) -> Log:
     return replace(
         log, viewers=viewers, candidates=candidates, exposures=exposures, events=events, counts=counts
     )
+
+
+def is_live(exposures: pa.Table) -> pa.ChunkedArray:
+    """Return for each exposure whether its traffic is not `test`."""
+    return pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True)
 
 
 def _unrepeated(table: pa.Table) -> pa.Table:
@@ -187,14 +206,9 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     Raises:
         TabrankError: the table is missing, not readable, or has no rows.
     """
-    if not folder.is_dir():
-        raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
-    paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
+    paths = table_paths(folder, name)
     if not paths:
-        # The service that wrote the log received no record of this kind, or nobody is known.
-        if (name in MAY_BE_EMPTY and (folder / "exposures").is_dir()) or _is_anonymous(folder, name):
-            return folder / name, pa.table({})
-        raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
+        return folder / name, pa.table({})
     parts = []
     for path in paths:
         try:
@@ -206,8 +220,29 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     except pa.ArrowException as error:
         raise TabrankError(f"{folder}: {paths[0].name} and {name} do not fit together: {error}") from None
     if not len(table):
-        raise TabrankError(f"{paths[0]}: has no rows; a log needs at least one row in each table")
+        raise no_rows(paths[0])
     return paths[0], table
+
+
+def table_paths(folder: Path, name: str) -> list[Path]:
+    """Return the file and the folder of a table, as far as they exist; a table may be missing.
+
+    Raises:
+        TabrankError: the log or the table is missing.
+    """
+    if not folder.is_dir():
+        raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
+    paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
+    # The service that wrote the log received no record of this kind, or nobody is known.
+    may_be_empty = name in MAY_BE_EMPTY and (folder / "exposures").is_dir()
+    if not (paths or may_be_empty or _is_anonymous(folder, name)):
+        raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
+    return paths
+
+
+def no_rows(path: Path) -> TabrankError:
+    """Return the refusal of a table without rows."""
+    return TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
 
 
 def _read(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:

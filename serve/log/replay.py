@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,12 +52,14 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
 
     A client's clock may be behind.
     """
+    event_ms: I64 = events["ts_ms"].to_numpy().astype(np.int64)
+    if not len(exposures):
+        return event_ms
     number = pc.index_in(
         events["request_id"].cast(pa.string()), _flat(exposures["request_id"].cast(pa.string()))
     )
     exposure = pc.fill_null(number, -1).to_numpy().astype(np.int64)
     exposure_ms = exposures["ts_ms"].to_numpy().astype(np.int64)
-    event_ms: I64 = events["ts_ms"].to_numpy().astype(np.int64)
     return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
 
 
@@ -115,12 +118,15 @@ class Replay:
     Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`). An
     id is known once its first record was applied; until then it has row 0. `event_ms` are the times
     that `event_times` returns.
+
+    With a `state`, the log's records are applied to it, and its ids are known. A log can so be
+    replayed in parts (`serve.log.stream`), with `as_served` after each; the result equals that of
+    the whole log, except for rounding of sums.
     """
 
-    def __init__(self, schema: Schema, log: Log) -> None:
-        self.state = State(schema)
-        self._log = log
-        self._snapshot = start(log.snapshots, schema.fingerprint)
+    def __init__(self, schema: Schema, log: Log, state: State | None = None) -> None:
+        self.state = state or State(schema)
+        self._snapshot = None if state else start(log.snapshots, schema.fingerprint)
         held = [[self._snapshot.ids(entity)] if self._snapshot else [] for entity in ENTITIES]
         viewers = Codes(log.viewers["id"], log.exposures["viewer"], log.events["viewer"], *held[0])
         candidates = Codes(
@@ -129,19 +135,21 @@ class Replay:
             log.events["candidate"],
             *held[1],
         )
-        for name in viewers.ids:
-            self.state.viewers.add(name)
-        for name in candidates.ids:
-            self.state.candidates.add(name)
+        self._ids: dict[Entity, list[str]] = {"viewer": viewers.ids, "candidate": candidates.ids}
+        self.known: dict[Entity, NDArray[np.bool_]] = {}
+        for rows, codes in ((self.state.viewers, viewers), (self.state.candidates, candidates)):
+            is_new = np.fromiter((name not in rows.index for name in codes.ids), bool, len(codes.ids))
+            row_of = np.fromiter((0, *map(rows.add, codes.ids)), np.int64, len(codes.ids) + 1)
+            self.known[rows.entity] = np.ones(len(rows.ids), bool)
+            self.known[rows.entity][row_of] = np.append(False, ~is_new)
+            if state:
+                # In a blank state the number of a row is the code of its id.
+                codes.columns = [row_of[column] for column in codes.columns]
         _, self.exposure_viewer, self.event_viewer, *_ = viewers.columns
         _, shown, event_candidate, *_ = candidates.columns
         self._candidates = np.concatenate([shown, event_candidate])
         # Views of `_candidates`.
         self.shown, self.event_candidate = np.split(self._candidates, [len(shown)])
-        self.known: dict[Entity, NDArray[np.bool_]] = {
-            "viewer": np.zeros(len(viewers.ids) + 1, bool),
-            "candidate": np.zeros(len(candidates.ids) + 1, bool),
-        }
         if self._snapshot:
             self._restore(self._snapshot)
         lengths = pc.list_value_length(log.exposures["candidates"]).to_numpy()
@@ -158,11 +166,7 @@ class Replay:
         self._upserts = self._read_upserts("viewer", log.viewers) + self._read_upserts(
             "candidate", log.candidates
         )
-        self._stated = {
-            i: _stated(text, schema.surface.fields["candidate"], i)
-            for i, text in enumerate(log.exposures["stated"].to_pylist())
-            if text
-        }
+        self._stated_texts = log.exposures["stated"]
         self._records = self._ordered(log)
         # A late record became visible no earlier than the records before it.
         self._seen_ms = np.maximum.accumulate(self._records["ts_ms"])
@@ -247,9 +251,22 @@ class Replay:
                 self._at = min(upsert, end)
                 self._observe(self._records[begin : self._at])
 
+    @property
+    def is_finished(self) -> bool:
+        """Return whether all records are applied."""
+        return self._at == len(self._records)
+
     def finish(self) -> None:
         """Apply all remaining records."""
         self.advance_to(len(self._records))
+
+    def as_served(self) -> State:
+        """Return the state as a service holds it: without the ids that have no row yet."""
+        for rows in (self.state.viewers, self.state.candidates):
+            known = self.known[rows.entity]
+            for name in [name for name in self._ids[rows.entity] if not known[rows.index[name]]]:
+                rows.drop(name)
+        return self.state
 
     def candidate_rows(self, shown: I64) -> I64:
         """Return the row numbers of positions in `shown`; 0 for candidates not known yet."""
@@ -266,6 +283,13 @@ class Replay:
                 for field, value in self._stated.get(exposure, {}).get(name, {}).items():
                     rows[field][place] = encode(declared[field], value)
         return rows
+
+    @cached_property
+    def _stated(self) -> dict[int, dict[str, dict[str, object]]]:
+        """The fields that the requests of exposures stated, by exposure and candidate."""
+        declared = self.state.schema.surface.fields["candidate"]
+        texts = enumerate(self._stated_texts.to_pylist())
+        return {i: _stated(text, declared, i) for i, text in texts if text}
 
     def _known_rows(self, candidates: I64) -> I64:
         return np.where(self.known["candidate"][candidates], candidates, 0)

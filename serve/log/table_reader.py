@@ -37,11 +37,11 @@ WANTED = {
 class TableReader:
     """Reader of one table, as `converted`, that validates and casts one column at a time.
 
-    `ids` names the columns of ids.
+    `ids` names the columns of ids. `first_row` is the row of the file with which `raw` begins.
     """
 
-    def __init__(self, path: Path, raw: pa.Table, ids: Container[str]) -> None:
-        self.path, self.raw, self.ids = path, raw, ids
+    def __init__(self, path: Path, raw: pa.Table, ids: Container[str], first_row: int = 0) -> None:
+        self.path, self.raw, self.ids, self.first_row = path, raw, ids, first_row
         self.columns: dict[str, pa.ChunkedArray] = {}
 
     @property
@@ -97,6 +97,9 @@ class TableReader:
 
     def refuse_units(self, column: str, times: Any, tolerated: float = 0.0) -> None:
         """Refuse times if more than the share `tolerated` looks like another unit."""
+        if tolerated and self.first_row:
+            # A share is judged in the first part of a file: the last part may have a single row.
+            return
         for first, why in OTHER_UNITS:
             bad = pc.and_(pc.greater_equal(times, first), pc.less(times, 10 * first))
             if (pc.mean(bad).as_py() or 0.0) > tolerated:
@@ -111,7 +114,7 @@ class TableReader:
         twice = pairs[1:][pairs[1:] == pairs[:-1]]
         if len(twice):
             raise TabrankError(
-                f"{self.path}: column {column!r}, row {twice[0] // base}: "
+                f"{self.path}: column {column!r}, row {self.first_row + twice[0] // base}: "
                 "holds a candidate twice; each may be shown once in a ranking"
             )
 
@@ -157,7 +160,7 @@ class TableReader:
         at = pc.index(pc.fill_null(bad, False), True).as_py()
         if at >= 0:
             row = at if lists is None else pc.list_parent_indices(lists)[at].as_py()
-            raise TabrankError(f"{self.path}: column {column!r}, row {row}: {why}")
+            raise TabrankError(f"{self.path}: column {column!r}, row {self.first_row + row}: {why}")
 
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:

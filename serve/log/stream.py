@@ -1,0 +1,284 @@
+"""Stream of a log in parts of bounded size, in the order in which a replay applies its records.
+
+A part ends at a *key*: the time of a record without a number, or the number of a record with one.
+Each table is read batch by batch, and a part takes from all four what lies below the least key that
+any of them may still bring. A file's rows may have any order; one in order of time takes the least
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from serve.contract.errors import TabrankError
+from serve.features.rows import EVER_MS
+from serve.features.slots import I64
+from serve.features.surface import Surface
+from serve.log.conversion import IDS, converted
+from serve.log.reader import ONLY_TESTS, TABLES, UNREADABLE, Log, canonical, is_live, no_rows, table_paths
+from serve.log.segments import MAX_SEQ, segments
+from serve.log.snapshots import truncation_point
+from serve.log.table_reader import TableReader
+
+# Values of a column read at once, each id of a list counted, and their bytes: some 5,000 rankings
+# of 55 candidates. A replay takes some 100 bytes for each.
+VALUES_AT_ONCE = 1 << 18
+BYTES_AT_ONCE = 16 << 20
+# Bytes of a column read from the disk at once; without it a whole row group is read.
+BUFFER_BYTES = 1 << 20
+# Remember the least key of the rest of a flat table each so many rows.
+STEP = 1_024
+# Every key is below it.
+END = np.iinfo(np.int64).max
+
+
+class LogStream:
+    """Iterator over a log as successive parts, each a `Log` with all records of its range of keys.
+
+    First come the records without a number (flat tables), by time, then those above the number
+    `after`, by number. With `after`, records without a number are left out. Test traffic is left
+    out, and so are repeated records: those of segments that are being merged by number, those of
+    flat tables by their id. An event without a number has the time that `event_times` gives it in
+    the whole log.
+
+    Of a flat table, 16 bytes a ranking and 9 a row are kept. `repeated` counts its repeated rows by
+    table, `num_flat` all its rows.
+
+    Raises:
+        TabrankError: the log is invalid, as of `read_log`.
+    """
+
+    def __init__(self, folder: Path, surface: Surface, after: int = 0) -> None:
+        self._after = after
+        self._tables = {name: _Table(folder, name, surface, after) for name in TABLES}
+        self._tables["events"].exposures = self._tables["exposures"].shown
+        self.repeated = {name: int(table.dropped.sum()) for name, table in self._tables.items()}
+        self.num_flat = sum(len(table.dropped) for table in self._tables.values())
+
+    def __iter__(self) -> Iterator[Log]:
+        """Yield the parts."""
+        tables, num_exposures = self._tables, 0
+        while any(table.floor < END for table in tables.values()):
+            min(tables.values(), key=lambda table: table.floor).read()
+            end = min(table.floor for table in tables.values())
+            part = Log(**{name: table.take(end) for name, table in tables.items()})
+            num_exposures += len(part.exposures)
+            if any(len(getattr(part, name)) for name in TABLES):
+                yield part
+        if not (num_exposures or self._after):
+            raise TabrankError(ONLY_TESTS)
+
+
+class _Table:
+    """One table: the rows that were read but not taken yet, and the least key of those to read."""
+
+    def __init__(self, folder: Path, name: str, surface: Surface, after: int) -> None:
+        self._folder, self._name, self._surface, self._after = folder, name, surface, after
+        paths = table_paths(folder, name)
+        empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
+        self._columns = empty.column_names
+        self._held, self._keys = empty, np.zeros(0, np.int64)
+        self._segments = segments(folder, name)
+        self._flat = [path for path in paths if path.is_file()]
+        if (folder / name).is_dir():
+            files = map(Path, ds.dataset(folder / name, format="parquet", exclude_invalid_files=False).files)
+            self._flat += [path for path in files if path not in self._segments]
+        if after:
+            # A log that was exported from a service has numbers.
+            self._flat = [path for path in self._flat if "seq" in _names(path)]
+        # Hashes of the request ids of live exposures, in order, and their times.
+        self.exposures = self.shown = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        # Which rows of the flat files repeat a record.
+        self.dropped: NDArray[np.bool_] = np.zeros(0, bool)
+        self._least = self._look()
+        if paths and not (after or len(self.dropped) or self._segments):
+            raise no_rows(paths[0])
+        self._batches = self._read()
+        self.floor = EVER_MS
+
+    def read(self) -> None:
+        """Read the next rows."""
+        rows, keys, self.floor = next(self._batches, (self._held[:0], self._keys[:0], END))
+        self._held = pa.concat_tables([self._held, rows])
+        self._keys = np.concatenate([self._keys, keys])
+
+    def take(self, end: int) -> pa.Table:
+        """Take the rows whose key is below `end`, in the order of the files."""
+        is_taken = self._keys < end
+        if not is_taken.any():
+            return self._held[:0]
+        taken = self._held.filter(pa.array(is_taken))
+        self._held, self._keys = self._held.filter(pa.array(~is_taken)), self._keys[~is_taken]
+        return taken
+
+    def _look(self) -> I64:
+        """Read the keys and ids of the flat files; return the least key from each STEP rows on."""
+        id_ = {"exposures": "request_id", "events": "id"}.get(self._name, "seq")
+        ids, keys, times, lives, num = [], [], [], [], 0
+        for path, first_row, raw in self._raw({"ts_ms", "seq", "traffic", id_}):
+            reader = TableReader(path, raw, IDS[self._name], first_row)
+            reader.optional("ts_ms", pa.int64()).optional("seq", pa.int64())
+            if id_ == "seq":
+                ids.append(_filled(reader.table, "seq"))
+            else:
+                ids.append(_hashes(reader.required(id_, pa.string()).table[id_]))
+            if self._name == "exposures":
+                lives.append(is_live(reader.optional("traffic", pa.string()).table).to_numpy())
+            keys.append(_key(reader.table, num))
+            times.append(_filled(reader.table, "ts_ms"))
+            num += len(raw)
+        if not num:
+            return np.array([END])
+        hashed = np.concatenate(ids)
+        counts = np.concatenate(lives) if lives else hashed != 0
+        at = np.flatnonzero(counts)
+        at = at[np.argsort(hashed[at], kind="stable")]
+        is_again = np.zeros(len(at), bool)
+        is_again[1:] = hashed[at[1:]] == hashed[at[:-1]]
+        self.dropped = np.zeros(num, bool)
+        self.dropped[at[is_again]] = True
+        if lives:
+            at = at[~is_again]
+            self.shown = hashed[at], np.concatenate(times)[at]
+        least: I64 = np.minimum.accumulate(np.concatenate(keys)[::-1])[::-1]
+        return np.append(least[::STEP], END)
+
+    def _read(self) -> Iterator[tuple[pa.Table, I64, int]]:
+        """Yield rows, their keys, and the least key of the rows that follow."""
+        coming = self._after + 1 if self._segments else END
+        num = 0
+        for path, first_row, raw in self._raw(self._columns):
+            rows = self._canonical(path, raw, first_row)
+            keys = _key(rows, num)
+            is_kept = ~self.dropped[num : num + len(rows)]
+            num += len(rows)
+            if self._after:
+                is_kept &= _filled(rows, "seq") > self._after
+            if self._name == "events":
+                rows, keys = self._corrected(rows, keys)
+            floor = int(self._least[num // STEP]) if num < len(self.dropped) else END
+            yield *self._live(rows.filter(pa.array(is_kept)), keys[is_kept]), min(floor, coming)
+        last, paths = self._after, self._segments
+        begins = truncation_point(self._folder)
+        while paths := _from(paths, last):
+            try:
+                for first_row, raw in _batches(paths[0], self._name, self._columns):
+                    TableReader(paths[0], raw, (), first_row).required("seq", pa.int64())
+                    rows = self._canonical(paths[0], raw, first_row)
+                    # Segments that are being merged hold some records twice.
+                    rows = rows.filter(pc.greater(rows["seq"], last))
+                    keys = rows["seq"].to_numpy()
+                    last = int(keys.max(initial=last))
+                    yield *self._live(rows, keys), last + 1
+                paths = paths[1:]
+            except FileNotFoundError:
+                if truncation_point(self._folder) > max(begins, last):
+                    raise TabrankError(
+                        f"{paths[0]}: deleted while the log was read, because it is older than keep_log_days; "
+                        "run the command again"
+                    ) from None
+                # It was merged with others.
+                paths = segments(self._folder, self._name)
+
+    def _raw(self, columns: Collection[str]) -> Iterator[tuple[Path, int, pa.Table]]:
+        """Yield (path, first row, rows) of each batch of the flat files."""
+        for path in self._flat:
+            for first_row, raw in _batches(path, self._name, columns):
+                yield path, first_row, raw
+
+    def _canonical(self, path: Path, raw: pa.Table, first_row: int) -> pa.Table:
+        reader = TableReader(path, raw, IDS[self._name], first_row)
+        return canonical(self._name, reader, self._surface).select(self._columns)
+
+    def _live(self, rows: pa.Table, keys: I64) -> tuple[pa.Table, I64]:
+        if self._name != "exposures":
+            return rows, keys
+        live = is_live(rows)
+        return rows.filter(live), keys[live.to_numpy()]
+
+    def _corrected(self, rows: pa.Table, keys: I64) -> tuple[pa.Table, I64]:
+        """Give events without a number the time of their exposure, if it is later."""
+        hashed, shown_ms = self.exposures
+        if not len(hashed):
+            return rows, keys
+        wanted = _hashes(rows["request_id"])
+        at = np.minimum(np.searchsorted(hashed, wanted), len(hashed) - 1)
+        ts_ms = rows["ts_ms"].to_numpy()
+        is_late = (hashed[at] == wanted) & (shown_ms[at] > ts_ms) & (keys < 0)
+        ts_ms = np.where(is_late, shown_ms[at], ts_ms)
+        place = rows.column_names.index("ts_ms")
+        return rows.set_column(place, "ts_ms", pa.array(ts_ms)), np.where(keys < 0, ts_ms - MAX_SEQ, keys)
+
+
+def _from(paths: list[Path], last: int) -> list[Path]:
+    """Return the segments that may hold records above the number `last`."""
+    begin = sum(int(path.stem) <= last + 1 for path in paths[1:])
+    return paths[begin:]
+
+
+def _key(rows: pa.Table, first_row: int) -> I64:
+    """Return each key: a number above 0, or a time below 0; rows without both come first."""
+    seq, ts_ms = _filled(rows, "seq"), _filled(rows, "ts_ms") - MAX_SEQ
+    never = EVER_MS + first_row + np.arange(len(rows))
+    return np.where(seq > 0, seq, np.where(rows["ts_ms"].is_valid().to_numpy(), ts_ms, never))
+
+
+def _filled(rows: pa.Table, column: str) -> I64:
+    filled: I64 = pc.fill_null(rows[column], 0).to_numpy()
+    return filled
+
+
+def _hashes(strings: pa.ChunkedArray) -> I64:
+    """Return Python's 64-bit hash of each: of a million, two are equal with probability 3e-8."""
+    return np.fromiter(map(hash, strings.to_pylist()), np.int64, len(strings))
+
+
+def _names(path: Path) -> Collection[str]:
+    try:
+        return list(pq.read_schema(path).names)
+    except UNREADABLE as error:
+        raise _damaged(path, error) from None
+
+
+def _batches(path: Path, name: str, columns: Collection[str]) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the first row and the rows of each batch of a file, as `converted`."""
+    try:
+        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
+            names = file.schema_arrow.names
+            names = [column for column in names if column in columns] or names
+            first_row = 0
+            for batch in file.iter_batches(_rows_at_once(file.metadata, names), columns=names):
+                # The strings of a damaged file may not be UTF-8.
+                batch.validate(full=True)
+                yield first_row, converted(pa.Table.from_batches([batch]), IDS[name])
+                first_row += len(batch)
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: BaseException) -> TabrankError:
+    return TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}")
+
+
+def _rows_at_once(metadata: pq.FileMetaData, names: Collection[str]) -> int:
+    """Return how many rows of these columns are within the limits."""
+    rows = VALUES_AT_ONCE
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        columns = [column for column in columns if column.path_in_schema.split(".")[0] in names]
+        values = max((column.num_values for column in columns), default=0)
+        num_bytes = sum(column.total_uncompressed_size for column in columns)
+        share = max(values / VALUES_AT_ONCE, num_bytes / BYTES_AT_ONCE)
+        rows = min(rows, int(group.num_rows / max(share, 1e-9)))
+    return max(1, rows)
