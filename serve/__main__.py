@@ -208,16 +208,36 @@ def load(
     until: Annotated[
         str | None, typer.Option(help="Replay only records before this ISO time or milliseconds.")
     ] = None,
+    without_journal: Annotated[
+        bool,
+        typer.Option(
+            "--without-journal",
+            help="Give up the newest records of a log whose store is lost: up to a minute of them.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fill the store by replaying a log; stop a service that writes to it first."""
+    """Fill a store by replaying a log, beside a running service if there is one.
+
+    After a change of the surface, fill the new store and then deploy with `python -m serve up`.
+    Nothing is lost meanwhile: what arrives is applied when the service starts with the new store.
+    """
     from serve.features.surface import load_surface
     from serve.ingest.backfill import load as fill
     from serve.stores.factory import shown
 
     os.umask(PRIVATE)
     until_ms = None if until is None else milliseconds(until, "--until")
-    counts = fill(load_surface(surface), log, store, Path.cwd(), until_ms, _progress, named=surface)
+    counts = fill(
+        load_surface(surface),
+        log,
+        store,
+        Path.cwd(),
+        until_ms,
+        _progress,
+        named=surface,
+        without_journal=without_journal,
+    )
     answer(counts, as_json, f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,11 @@ from serve.log.events import entries, numbered
 from serve.log.lease import read_lease
 from serve.log.reader import read_joined
 from serve.log.replay import Replay
+from serve.log.segments import log_end
 from serve.log.snapshots import numbers
+from serve.log.stream import LogStream
 from serve.stores.factory import check_address, name_of, open_store, shown
+from serve.stores.protocol import Store
 
 
 def load(
@@ -34,16 +36,24 @@ def load(
     until_ms: int | None = None,
     report: Callable[[str], None] = lambda line: None,
     named: str | None = None,
+    *,
+    without_journal: bool = False,
 ) -> dict[str, Any]:
     """Replay `log`, all of it or up to `until_ms`, and replace the store's rows atomically.
 
-    Journal entries that are not in the log yet are applied too, and stay in the journal until the
-    service has logged them. Returns the numbers of viewers and candidates, and the `diagnoses`,
-    whose remedies name the surface as `named`. `report` is called with these and with what the log
-    joins.
+    A service may go on meanwhile. What it has not written to the log yet is applied too, and stays
+    in its journal; what comes later is applied when it starts with this store. If the store with
+    that journal is lost, `without_journal` gives it up.
+
+    Returns the numbers of viewers and candidates, and the `diagnoses`, whose remedies name the
+    surface as `named`. `report` is called with these and with what the log joins.
     """
     check_address(store_url, base)
     schema = Schema(surface)
+    claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface, base)
+    if without_journal:
+        claim.give_up()
+    claim.require_journal()
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = Service(args, base, Features(schema), UserConfig())
     records = read_joined(log, surface, report, is_trained_on=False)
@@ -62,14 +72,13 @@ def load(
             )
         replay.advance(until_ms)
     state = replay.as_served()
-    claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface, base)
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         # This fences a service that writes to the store: its next commit fails.
         store.take_epoch()
         seq = max(records.last_seq, *numbers(log), 0)
         if until_ms is None:
-            seq = _apply_journal(claim, state, seq)
+            seq = _follow(claim, store, surface, state, seq)
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
@@ -98,20 +107,58 @@ def load(
     return {"viewers": len(viewers), "candidates": len(candidates), "diagnoses": list(map(asdict, found))}
 
 
-def _apply_journal(claim: Claim, state: State, after: int) -> int:
-    """Apply the records that a service acknowledged but has not written to the log; return the last.
+def _follow(claim: Claim, own: Store, surface: Surface, state: State, after: int) -> int:
+    """Apply what the log's writer took after a record number; return the last number.
 
-    They are in the journal of the store that the log's lease names.
+    Its newest records are in the journal of its store; while it runs, they move on to the log.
     """
-    held = read_lease(claim.folder)
-    source = None if held is None or held.released else claim.open(held)
-    if source is not None:
-        with closing(source):
-            changes = RecordApplier(state)
-            for last, entry in entries(source, after):
-                for seq, record in numbered(last, entry):
-                    if seq > after:
-                        changes.apply(record, entry.received_ms)
-                        after = seq
-            changes.observe()
-    return after
+    while True:
+        lease = read_lease(claim.folder)
+        if lease is None:
+            # Its numbers may be those of another log, from which they go on.
+            return _apply_journal(own, state, after, may_skip=True)[0]
+        if lease.released:
+            return _apply_segments(claim.folder, surface, state, after, log_end(claim.folder))
+        source = own if lease.names(claim.lease, claim.folder) else claim.open(lease)
+        if source is None:
+            # A copied log has no writer yet.
+            return after
+        last, first = next(entries(source), (source.seq(), None))
+        through = last - (len(first.records) if first else 0)
+        try:
+            after = _apply_segments(claim.folder, surface, state, after, through)
+            after, is_whole = _apply_journal(source, state, after)
+        finally:
+            if source is not own:
+                source.close()
+        if is_whole:
+            return after
+
+
+def _apply_segments(folder: Path, surface: Surface, state: State, after: int, through: int) -> int:
+    """Apply the records of a log with numbers above `after` up to `through`, if there are any."""
+    if after < through and log_end(folder) > after:
+        for part in LogStream(folder, surface, after, through):
+            replay = Replay(state.schema, part, state)
+            replay.finish()
+            replay.as_served()
+    return max(after, through)
+
+
+def _apply_journal(store: Store, state: State, after: int, *, may_skip: bool = False) -> tuple[int, bool]:
+    """Apply a journal's records above `after`; return the last number, and whether none was missing.
+
+    Entries that were written to the log meanwhile are missing; the rest is then left out, unless
+    numbers `may_skip`.
+    """
+    changes, is_whole = RecordApplier(state), True
+    for last, entry in entries(store, after):
+        is_whole = may_skip or last - len(entry.records) <= after
+        if not is_whole:
+            break
+        for seq, record in numbered(last, entry):
+            if seq > after:
+                changes.apply(record, entry.received_ms)
+        after = last
+    changes.observe()
+    return after, is_whole

@@ -101,6 +101,12 @@ class Claim:
             f"give these records up with {LOAD[:-1]} --without-journal`"
         )
 
+    def require_journal(self) -> None:
+        """Raise StoreUnavailable if the store with the log's newest records cannot be read."""
+        held = read_lease(self.folder)
+        if held is not None and not held.released and (store := self.open(held)) is not None:
+            store.close()
+
     def give_up(self) -> None:
         """Release a lease whose store is lost: the log goes on without the records in its journal."""
         held = read_lease(self.folder)

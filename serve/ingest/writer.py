@@ -158,7 +158,7 @@ class Ingester:
         upkeep.set_result(None)
         tried_s = 0.0
         await asyncio.to_thread(self._measure)
-        await asyncio.to_thread(self._take_over)
+        await self.take_over()
         while not self._stopping:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), 1.0)
@@ -179,14 +179,15 @@ class Ingester:
         await asyncio.to_thread(self._release)
         self._close()
 
-    def _take_over(self) -> None:
-        """Take over the log at the start, before the first record comes; without success, later."""
+    async def take_over(self) -> None:
+        """Take over a log that has records, before the first one comes; without success, then."""
         has_log = self._segments.last_seq() or read_lease(self._segments.folder)
         if has_log and not self._stopping:
             try:
-                self._opened()
-            except TabrankError as error:
-                log.warning("the log is not taken over yet: %s", error)
+                await asyncio.to_thread(self._opened)
+            # The first commit tries again.
+            except Exception as error:
+                log.warning("the log is not taken over yet: %s: %s", type(error).__name__, error)
 
     def _release(self) -> None:
         """Release the lease if the log holds every record: the next writer then needs no journal."""

@@ -44,7 +44,8 @@ class LogStream:
     """Iterator over a log as successive parts, each a `Log` with all records of its range of keys.
 
     First come the records without a number (flat tables), by time, then those above the number
-    `after`, by number. With `after`, records without a number are left out. Test traffic is left
+    `after`, by number; of segments those up to the number `through`: beyond it a service may not have
+    written all tables yet. With `after`, records without a number are left out. Test traffic is left
     out, and so are repeated records: those of segments that are being merged by number, those of
     flat tables by their id. An event without a number has the time that `event_times` gives it in
     the whole log.
@@ -56,9 +57,9 @@ class LogStream:
         TabrankError: the log is invalid, as of `read_log`.
     """
 
-    def __init__(self, folder: Path, surface: Surface, after: int = 0) -> None:
+    def __init__(self, folder: Path, surface: Surface, after: int = 0, through: int = END) -> None:
         self._after = after
-        self._tables = {name: _Table(folder, name, surface, after) for name in TABLES}
+        self._tables = {name: _Table(folder, name, surface, after, through) for name in TABLES}
         self._tables["events"].exposures = self._tables["exposures"].shown
         self.repeated = {name: int(table.dropped.sum()) for name, table in self._tables.items()}
         self.num_flat = sum(len(table.dropped) for table in self._tables.values())
@@ -80,8 +81,9 @@ class LogStream:
 class _Table:
     """One table: the rows that were read but not taken yet, and the least key of those to read."""
 
-    def __init__(self, folder: Path, name: str, surface: Surface, after: int) -> None:
-        self._folder, self._name, self._surface, self._after = folder, name, surface, after
+    def __init__(self, folder: Path, name: str, surface: Surface, after: int, through: int) -> None:
+        self._folder, self._name, self._surface = folder, name, surface
+        self._after, self._through = after, through
         paths = table_paths(folder, name)
         empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
@@ -90,7 +92,10 @@ class _Table:
         self._flat = [path for path in paths if path.is_file()]
         if (folder / name).is_dir():
             files = map(Path, ds.dataset(folder / name, format="parquet", exclude_invalid_files=False).files)
-            self._flat += [path for path in files if path not in self._segments]
+            own = {segment.path for segment in self._segments}
+            self._flat += [path for path in files if path not in own]
+        if after:
+            self._flat = [path for path in self._flat if "seq" in _names(path)]
         if after:
             # A log that was exported from a service has numbers.
             self._flat = [path for path in self._flat if "seq" in _names(path)]
@@ -168,21 +173,26 @@ class _Table:
             yield *self._live(rows.filter(pa.array(is_kept)), keys[is_kept]), min(floor, coming)
         last, paths = self._after, self._segments
         begins = truncation_point(self._folder)
-        while paths := _from(paths, last):
+        while paths and paths[0].first <= self._through:
+            # In their order, a segment comes before those whose records it holds too.
+            segment, *rest = paths
             try:
-                for first_row, raw in _batches(paths[0], self._name, self._columns):
-                    TableReader(paths[0], raw, (), first_row).required("seq", pa.int64())
-                    rows = self._canonical(paths[0], raw, first_row)
-                    # Segments that are being merged hold some records twice.
-                    rows = rows.filter(pc.greater(rows["seq"], last))
-                    keys = rows["seq"].to_numpy()
-                    last = int(keys.max(initial=last))
-                    yield *self._live(rows, keys), last + 1
-                paths = paths[1:]
+                if segment.last > last:
+                    for first_row, raw in _batches(segment.path, self._name, self._columns):
+                        TableReader(segment.path, raw, (), first_row).required("seq", pa.int64())
+                        rows = self._canonical(segment.path, raw, first_row)
+                        is_next = pc.and_(
+                            pc.greater(rows["seq"], last), pc.less_equal(rows["seq"], self._through)
+                        )
+                        rows = rows.filter(is_next)
+                        keys = rows["seq"].to_numpy()
+                        last = int(keys.max(initial=last))
+                        yield *self._live(rows, keys), last + 1
+                paths = rest
             except FileNotFoundError:
                 if truncation_point(self._folder) > max(begins, last):
                     raise TabrankError(
-                        f"{paths[0]}: deleted while the log was read, because it is older than keep_log_days; "
+                        f"{segment.path}: deleted while the log was read, because it is older than keep_log_days; "
                         "run the command again"
                     ) from None
                 # It was merged with others.
@@ -216,12 +226,6 @@ class _Table:
         ts_ms = np.where(is_late, shown_ms[at], ts_ms)
         place = rows.column_names.index("ts_ms")
         return rows.set_column(place, "ts_ms", pa.array(ts_ms)), np.where(keys < 0, ts_ms - MAX_SEQ, keys)
-
-
-def _from(paths: list[Path], last: int) -> list[Path]:
-    """Return the segments that may hold records above the number `last`."""
-    begin = sum(int(path.stem) <= last + 1 for path in paths[1:])
-    return paths[begin:]
 
 
 def _key(rows: pa.Table, first_row: int) -> I64:

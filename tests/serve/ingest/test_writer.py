@@ -17,13 +17,14 @@ from tiny import tables
 import serve.ingest.writer
 import serve.log.compaction
 import serve.log.segments
-from serve.contract.errors import StoreUnavailable
+from serve.contract.errors import StoreUnavailable, WriterFenced
 from serve.contract.records import Candidate, Event
 from serve.features.rows import Schema
 from serve.features.slots import Sum
 from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import entries
+from serve.log.retention import rewriting
 from serve.log.writer import write_log
 
 
@@ -69,24 +70,67 @@ def test_journal_entries_reach_the_log_despite_a_load_of_the_store(service, log_
     assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
 
 
-def test_two_writers_take_turns_and_lose_nothing(service):
+def test_a_writer_whose_log_was_taken_over_refuses_and_takes_it_back_later(service, monkeypatch):
+    monkeypatch.setattr(serve.ingest.writer, "TAKE_BACK_S", 0.5)
+
     async def scenario(service):
         other = Ingester(service.args, service.folder)
+        await service.events(event("mine0", viewer="v0"))
         running = asyncio.create_task(other.run())
-        for i in range(4):
-            await service.events(event(f"mine{i}", viewer=f"v{i}", ts_ms=51_000 + i))
-            await other.take([Event(f"other{i}", f"w{i}", "a", "join", ts_ms=51_000 + i)], 100)
+        await other.take([Event("other0", "w0", "a", "join", ts_ms=51_000)], 100)
+        with pytest.raises(WriterFenced, match="another writer, with the store tiny-"):
+            await service.ingester.take([Event("mine1", "v1", "a", "join", ts_ms=51_001)], 100)
+        await asyncio.sleep(0.6)
+        again = await service.ingester.take([Event("mine1", "v1", "a", "join", ts_ms=51_001)], 100)
+        with pytest.raises(WriterFenced):
+            await other.take([Event("other1", "w1", "a", "join", ts_ms=51_002)], 100)
         other.stop()
         await running
-        return await service.rank(now_ms=54_000, explain=True)
+        return again, await service.rank(now_ms=54_000, explain=True)
 
-    after = service.run(scenario)
-    # The viewer of the log's join has left.
-    assert audience(after) == 8
-    ids = served(service, "events")["id"].to_pylist()
-    assert sorted(ids) == sorted([f"mine{i}" for i in range(4)] + [f"other{i}" for i in range(4)])
+    again, after = service.run(scenario)
+    assert again.duplicates == 0
+    assert audience(after) == 3
+    assert sorted(served(service, "events")["id"].to_pylist()) == ["mine0", "mine1", "other0"]
     seqs = served(service, "events")["seq"].to_pylist() + served(service, "exposures")["seq"].to_pylist()
     assert len(set(seqs)) == len(seqs)
+
+
+def test_a_writer_goes_on_at_once_when_the_other_one_has_stopped(service):
+    async def scenario(service):
+        other = Ingester(service.args, service.folder)
+        await service.events(event("mine0"))
+        running = asyncio.create_task(other.run())
+        await other.take([Event("other0", "w0", "a", "join", ts_ms=51_000)], 100)
+        other.stop()
+        await running
+        return await service.events(event("mine1", viewer="v1", ts_ms=51_001), event("other0"))
+
+    assert service.run(scenario) == {"accepted": 1, "duplicates": 1, "rejected": []}
+    assert sorted(served(service, "events")["id"].to_pylist()) == ["mine0", "mine1", "other0"]
+
+
+def test_a_lost_journal_is_refused_until_it_is_given_up(service):
+    """The service was killed, and its store deleted."""
+
+    async def killed(service):
+        await service.events(event("e9"))
+        await asyncio.to_thread(service.ingester.flush_journal)
+        await service.events(event("e10"))
+        service.ingester.flush_journal = service.ingester._release = lambda: None
+
+    service.run(killed)
+    shutil.rmtree(service.folder / "store")
+    write_log(service.folder / "base", tables())
+    for path in (service.folder / "base").glob("*.parquet"):
+        shutil.copy(path, service.folder / "served")
+    loaded = (service.surface, service.folder / "served", "lmdb:store", service.folder)
+    with pytest.raises(StoreUnavailable, match=r"there is no store tiny-.* --without-journal"):
+        load(*loaded)
+    assert not (service.folder / "store").exists()
+    load(*loaded, without_journal=True)
+    assert service.run(lambda service: service.events(event("e10")))["accepted"] == 1
+    assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
 
 
 def test_a_commit_that_fails_leaves_nothing_behind(service):
@@ -361,23 +405,17 @@ def test_the_segments_of_an_hour_become_one_while_the_service_runs(service, monk
     assert served(service, "events")["id"].to_pylist() == [f"e{i}" for i in range(4)]
 
 
-def test_a_compaction_that_fails_is_counted_and_the_log_goes_on(service, monkeypatch):
-    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 1)
+def test_files_that_another_process_rewrites_are_merged_later_and_the_log_goes_on(service):
     service.args = replace(service.args, clock="wall")
 
     async def scenario(service):
-        await service.events(event("e1", ts_ms=None))
-        await asyncio.to_thread(service.ingester.upkeep)
-        (path,) = segments(service)
-        kept = path.read_bytes()
-        path.write_bytes(b"no parquet")
-        await service.events(event("e2", ts_ms=None))
-        await asyncio.to_thread(service.ingester.upkeep)
-        path.write_bytes(kept)
-        return service.ingester.counts["roll_failed"]
+        with rewriting(service.folder / "served"):
+            await service.events(event("e1", ts_ms=None))
+            await asyncio.to_thread(service.ingester.upkeep)
+            counted = service.ingester.counts["roll_failed"]
+            return counted, len(segments(service))
 
-    assert service.run(scenario) == 1
-    assert served(service, "events")["id"].to_pylist() == ["e1", "e2"]
+    assert service.run(scenario) == (1, 1)
 
 
 def test_a_load_keeps_what_waits_in_the_journal_in_the_state(service, log_folder):
