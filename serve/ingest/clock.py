@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
+log = logging.getLogger("tabrank")
 Seconds = Callable[[], float]
 # Follow changes of the system clock up to this size at once: NTP slews by less between two calls.
 TOLERANCE_S = 1.0
 # Follow a larger step once it has lasted this long; until then the clock ignores the step.
 SETTLE_S = 60.0
+# Delete nothing by the clock until a step has lasted this long, which is time to correct a wrong
+# clock: what it deletes is lost for good, and what is deleted an hour late does no harm.
+CONFIRM_S = 3_600.0
+# Changes up to this size delete nothing too soon: an ended candidate is kept for an hour anyway.
+HARMLESS_S = 60.0
 
 
 def since_boot_s() -> float:
@@ -19,13 +26,20 @@ def since_boot_s() -> float:
 
 
 class WallClock:
-    """Thread-safe clock in milliseconds since 1970; call it at least once an hour."""
+    """Thread-safe clock in milliseconds since 1970; call it at least once an hour.
+
+    `is_settled` is False for `CONFIRM_S` after the clock followed a step, unless the step is taken
+    back. Delete nothing by the time meanwhile: the system clock may be wrong. The first reading
+    counts as right.
+    """
 
     def __init__(self, wall_s: Seconds = time.time, elapsed_s: Seconds = since_boot_s) -> None:
         self._wall_s, self._elapsed_s = wall_s, elapsed_s
         # Wall time minus elapsed time: the value in use, the last reading, and the last agreement.
         self._offset_s = self._seen_s = wall_s() - elapsed_s()
-        self._agreed_s = elapsed_s()
+        # The offset in use when the clock was last settled, and when that was.
+        self._sure_s, self.is_settled = self._offset_s, True
+        self._agreed_s = self._settled_s = elapsed_s()
         self._lock = threading.Lock()
         self.num_steps = 0
 
@@ -38,4 +52,16 @@ class WallClock:
             self._seen_s = seen_s
             if abs(seen_s - self._offset_s) <= TOLERANCE_S or elapsed_s - self._agreed_s >= SETTLE_S:
                 self._offset_s, self._agreed_s = seen_s, elapsed_s
+            self._settle(elapsed_s)
             return int((elapsed_s + self._offset_s) * 1e3)
+
+    def _settle(self, elapsed_s: float) -> None:
+        was_settled, step_s = self.is_settled, self._offset_s - self._sure_s
+        self.is_settled = abs(step_s) <= HARMLESS_S or elapsed_s - self._settled_s >= CONFIRM_S
+        if self.is_settled:
+            self._sure_s, self._settled_s = self._offset_s, elapsed_s
+        elif was_settled:
+            message = (
+                "the system clock stepped by %+.0f s: nothing expires for an hour; if it is wrong, correct it"
+            )
+            log.warning(message, step_s)
