@@ -51,8 +51,8 @@ def sized_batches(file: pq.ParquetFile, path: str | Path, columns: Sequence[str]
         size += num_bytes
         if size > limit:
             raise TabrankError(
-                f"{path}: its rows take {size / 1e9:.1f} GB of memory or more, over half of what is free "
-                f"({limit / 1e9:.1f} GB); leave out rows or long strings, or use a machine with more memory"
+                f"{path}: its rows take {size / 1e9:.1f} GB of memory or more; the limit is {limit / 1e9:.1f} GB, "
+                "half of what is free; leave out rows or long strings, or use a machine with more memory"
             )
         rows = max(1, len(batch) * BATCH_BYTES // max(num_bytes, 1))
         yield from (batch.slice(at, rows) for at in range(0, len(batch), rows))

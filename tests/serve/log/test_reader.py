@@ -337,7 +337,7 @@ def test_a_small_file_of_rows_larger_than_memory_is_refused_before_they_are_read
     with pytest.raises(TabrankError) as error:
         read_log(tmp_path / "log", surface)
     assert str(error.value) == (
-        f"{path}: its rows take 0.1 GB of memory or more, over half of what is free (0.1 GB); "
+        f"{path}: its rows take 0.1 GB of memory or more; the limit is 0.1 GB, half of what is free; "
         "leave out rows or long strings, or use a machine with more memory"
     )
     assert pa.total_allocated_bytes() - allocated < 8 << 20
