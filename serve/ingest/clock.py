@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
+log = logging.getLogger("tabrank")
 Seconds = Callable[[], float]
 # Follow changes of the system clock up to this size at once: NTP slews by less between two calls.
 TOLERANCE_S = 1.0
 # Follow a larger step once it has lasted this long; until then the clock ignores the step.
 SETTLE_S = 60.0
+# Delete nothing by the clock for this long after such a step, which is time to correct a wrong
+# clock: what it deletes is lost for good, and what is deleted an hour late does no harm.
+CONFIRM_S = 3_600.0
+# Steps up to this size delete nothing too soon: an ended candidate is kept for an hour anyway.
+HARMLESS_S = 60.0
 
 
 def since_boot_s() -> float:
@@ -19,13 +26,19 @@ def since_boot_s() -> float:
 
 
 class WallClock:
-    """Thread-safe clock in milliseconds since 1970; call it at least once an hour."""
+    """Thread-safe clock in milliseconds since 1970; call it at least once an hour.
+
+    `is_settled` is False for an hour after the clock followed a step above `HARMLESS_S`. Delete
+    nothing by the time meanwhile: the system clock may be wrong. Its first reading counts as right.
+    """
 
     def __init__(self, wall_s: Seconds = time.time, elapsed_s: Seconds = since_boot_s) -> None:
         self._wall_s, self._elapsed_s = wall_s, elapsed_s
         # Wall time minus elapsed time: the value in use, the last reading, and the last agreement.
         self._offset_s = self._seen_s = wall_s() - elapsed_s()
         self._agreed_s = elapsed_s()
+        # When the clock last followed a step that is not harmless: never.
+        self._stepped_s, self.is_settled = -CONFIRM_S, True
         self._lock = threading.Lock()
         self.num_steps = 0
 
@@ -36,6 +49,14 @@ class WallClock:
             seen_s = self._wall_s() - elapsed_s
             self.num_steps += abs(seen_s - self._seen_s) > TOLERANCE_S
             self._seen_s = seen_s
-            if abs(seen_s - self._offset_s) <= TOLERANCE_S or elapsed_s - self._agreed_s >= SETTLE_S:
+            step_s = seen_s - self._offset_s
+            if abs(step_s) <= TOLERANCE_S or elapsed_s - self._agreed_s >= SETTLE_S:
                 self._offset_s, self._agreed_s = seen_s, elapsed_s
+                if abs(step_s) > HARMLESS_S:
+                    self._stepped_s = elapsed_s
+                    log.warning(
+                        "the system clock stepped by %+.0f s: nothing expires for an hour; is it right?",
+                        step_s,
+                    )
+            self.is_settled = elapsed_s - self._stepped_s >= CONFIRM_S
             return int((elapsed_s + self._offset_s) * 1e3)

@@ -276,9 +276,11 @@ class Ingester:
         last_ms = max((record.ts_ms or 0 for record in records), default=0)
         self._latest_record_ms = max(self._latest_record_ms, last_ms)
         now_ms = last_ms if self._event_clock else received_ms
-        self._intake.end(admitted, now_ms)
+        # By 0, nothing expires.
+        past_ms = now_ms if self._event_clock or self._clock.is_settled else 0
+        self._intake.end(admitted, past_ms)
         admitted.counts.update(type(record).__name__.lower() for record in records)
-        self._expiry.expire(store, admitted, now_ms)
+        self._expiry.expire(store, admitted, past_ms)
         if records:
             seq = self._seq + len(records)
             try:
@@ -405,7 +407,7 @@ class Ingester:
             store.trim(0)
             # `_logged` belongs to this opening of the store; a takeover replaces it meanwhile.
             flush_journal(store, self._segments, self._logged, step)
-            if retention:
+            if retention and self._clock.is_settled:
                 with rewriting(self._segments.folder):
                     store.trim(0)
                     self._retain(store, self._now_ms, step)

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.features.slots import ENTITIES, IMPRESSION
 from serve.features.surface import FieldType, Surface
 from serve.log.conversion import IDS, converted
+from serve.log.decoded_size import open_parquet, sized_batches
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
@@ -258,12 +258,11 @@ def _read_once(path: Path, ids: Container[str], columns: Sequence[str] | None) -
     for name in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
         # Read the segments one by one: a dataset uses the columns of the first segment for all, but
         # the surface may have gained a field since.
-        with pq.ParquetFile(name) as file:
+        with open_parquet(name) as file:
             schema = file.schema_arrow
             if columns is not None:
                 schema = pa.schema([schema.field(column) for column in columns if column in schema.names])
-            # Read in batches: pyarrow refuses to read lists of more than 2 GiB of strings at once.
-            tables.append(pa.Table.from_batches(file.iter_batches(columns=schema.names), schema))
+            tables.append(pa.Table.from_batches(sized_batches(file, name, schema.names), schema))
             # The strings of a damaged file may not be UTF-8.
             tables[-1].validate(full=True)
             tables[-1] = converted(tables[-1], ids)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing
+from serve.log.decoded_size import refuse_oversize
 from serve.log.writer import write_log
 
 # Infer the types of a CSV from all its rows, up to this many bytes.
@@ -136,6 +137,8 @@ def _table(frame: pd.DataFrame, index: str) -> pa.Table:
 def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the file; return its rows, and the ids, time in ms and position of each."""
     try:
+        if source.suffix == ".parquet":
+            refuse_oversize(source)
         table = pq.read_table(source) if source.suffix == ".parquet" else _read_csv(source, columns)
     except FileNotFoundError:
         raise TabrankError(f"{source}: no such file") from None

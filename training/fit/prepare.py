@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from numpy.random import default_rng
 
@@ -18,6 +17,7 @@ from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.slots import I64
 from serve.features.surface import Surface
+from serve.log.decoded_size import available_bytes
 from serve.log.reader import Log, read_joined
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat, evenly
@@ -205,16 +205,3 @@ def row_bytes(plan: DatasetPlan) -> int:
     about = 8 * 8
     hot = 32 * len(columns.multi)
     return 2 * (4 * numeric + 8 * category + about) + 8 * single + 4 * hot + 4 * (2 * numeric + hot + single)
-
-
-def available_bytes() -> int:
-    """Return the free memory of this process: the machine's or its control group's (cgroup v2)."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        most, used = ((group / f"memory.{what}").read_text() for what in ("max", "current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(free, int(most) - int(used) + int(stat["inactive_file"]))
-    # There is no such group, or its limit is "max".
-    except (OSError, ValueError, KeyError):
-        return free

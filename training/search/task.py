@@ -14,6 +14,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import Schema
 from serve.features.surface import Surface
+from serve.log.decoded_size import available_bytes
 from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, DatasetPlan, Progress, sample
@@ -23,7 +24,7 @@ from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine
 from training.examination.examination import Examination
 from training.fit.loop import FitConfig
-from training.fit.prepare import available_bytes, row_bytes, split_by_time
+from training.fit.prepare import row_bytes, split_by_time
 from training.terminal import print_progress
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.

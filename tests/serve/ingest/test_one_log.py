@@ -93,7 +93,8 @@ class Play:
         await asyncio.sleep(0)
         await writer.commit_waiting()
         result = await taking
-        assert not (result.rejected or result.duplicates)
+        assert not result.rejected
+        assert not result.duplicates
         self.acknowledged += [record.id for record in records if isinstance(record, Event)]
         self.acknowledged += [record.request_id for record in records if isinstance(record, Exposure)]
 

@@ -14,11 +14,13 @@ from served import assert_same_state, stored_rows
 
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.rows import Schema, encode
+from serve.ingest import expiry
 from serve.ingest.clock import WallClock
 from serve.ingest.writer import Ingester
 from serve.log.events import Exposure
 from serve.log.reader import read_log
 from serve.log.replay import Replay
+from serve.log.snapshots import truncation_point
 from serve.stores.factory import open_store
 
 HOUR_MS = 3_600_000
@@ -223,6 +225,70 @@ def test_an_exposure_from_a_clock_ahead_counts_as_now_without_features(tmp_path)
     asyncio.run(scenario())
     (row,) = pq.read_table(tmp_path / "served" / "exposures").to_pylist()
     assert (row["ts_ms"], row["numeric"], row["category"], told) == (writer.machine.now_ms, None, None, [1])
+
+
+async def pass_time(writer, minutes):
+    """Commit an event every minute."""
+    for _ in range(minutes):
+        writer.machine.wait(60)
+        await writer.take(Event(f"e{writer.machine.elapsed_s}", "bob", "b", "join"))
+
+
+@pytest.mark.parametrize("minutes", [3, 55])
+def test_a_clock_that_is_ahead_for_less_than_an_hour_ends_no_candidate_and_no_viewer(
+    tmp_path, monkeypatch, minutes
+):
+    monkeypatch.setattr(expiry, "EVERY_S", 0.0)
+    writer = Writer(tmp_path)
+    ends_ms = writer.machine.now_ms + 3 * HOUR_MS
+
+    async def scenario():
+        await writer.take(Candidate("a", {"topic": "jazz"}, ends_ms=ends_ms), Viewer("ann", {}))
+        writer.machine.wall_s += 100 * 24 * 3_600
+        await pass_time(writer, minutes)
+        writer.machine.wall_s -= 100 * 24 * 3_600
+        await pass_time(writer, 3)
+        await writer.stop()
+
+    asyncio.run(scenario())
+    viewers, candidates = writer.stored()
+    assert ("ann" in viewers.index, "a" in candidates.index) == (True, True)
+
+
+def test_candidates_and_viewers_expire_an_hour_after_a_step_of_the_clock(tmp_path, monkeypatch):
+    monkeypatch.setattr(expiry, "EVERY_S", 0.0)
+    writer = Writer(tmp_path)
+    ends_ms = writer.machine.now_ms + 3 * HOUR_MS
+
+    async def scenario():
+        await writer.take(Candidate("a", {"topic": "jazz"}, ends_ms=ends_ms), Viewer("ann", {}))
+        writer.machine.wall_s += 100 * 24 * 3_600
+        await pass_time(writer, 63)
+        await writer.stop()
+
+    asyncio.run(scenario())
+    viewers, candidates = writer.stored()
+    assert ("ann" in viewers.index, "a" in candidates.index) == (False, False)
+
+
+@pytest.mark.parametrize(("minutes", "is_truncated"), [(55, False), (63, True)])
+def test_a_clock_that_is_a_month_ahead_deletes_the_log_only_after_an_hour(tmp_path, minutes, is_truncated):
+    writer = Writer(tmp_path)
+
+    async def scenario():
+        await pass_time(writer, 1)
+        writer.ingester.upkeep()
+        writer.machine.wait(8 * 24 * 3_600)
+        await pass_time(writer, 1)
+        writer.ingester.upkeep()
+        writer.machine.wall_s += 31 * 24 * 3_600
+        await pass_time(writer, minutes)
+        writer.ingester.upkeep()
+        await writer.stop()
+
+    asyncio.run(scenario())
+    assert len(list((tmp_path / "served" / "snapshots").glob("[0-9]*"))) == 1 + is_truncated
+    assert (truncation_point(tmp_path / "served") > 0) is is_truncated
 
 
 def test_what_was_removed_by_a_clock_that_was_ahead_can_come_again(tmp_path):

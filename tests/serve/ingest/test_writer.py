@@ -238,7 +238,7 @@ def test_a_full_table_rejects_a_new_candidate_by_name(tmp_path, log_folder):
 class Taking:
     """Writer with a wall clock that the test sets; no viewer is known to it before."""
 
-    num_steps = 0
+    num_steps, is_settled = 0, True
 
     def __init__(self, service):
         self.now_ms = 1_800_000_000_000

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
+from serve.log import decoded_size
 from serve.log.reader import TABLES, read_log
 from training.__main__ import app
 from training.data.dataset import build
@@ -109,6 +110,18 @@ def test_a_parquet_file_may_hold_sets(tmp_path):
     import_flat(tmp_path / "rows.parquet", tmp_path / "log", FlatColumns("what", "at", ("did",), "who"))
     candidates = pq.read_table(tmp_path / "log/candidates.parquet").to_pylist()
     assert candidates == [{"id": "5", "tags": ["a", "b"]}, {"id": "6", "tags": ["c"]}]
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.parquet/part-0.parquet"])
+def test_a_small_parquet_file_of_rows_larger_than_memory_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(decoded_size, "available_bytes", lambda: 200 << 20)
+    about = pa.DictionaryArray.from_arrays(pa.array([0] * 101, pa.int32()), ["x" * (1 << 20)])
+    rows = {"at": [START_MS] * 101, "who": [1] * 101, "what": range(101), "did": [1] * 101, "about": about}
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(rows), tmp_path / name)
+    with pytest.raises(TabrankError, match=rf"{name}: its rows take 0\.1 GB of memory or more"):
+        import_flat(tmp_path / "rows.parquet", tmp_path / "log", FlatColumns("what", "at", ("did",), "who"))
+    assert not (tmp_path / "log").exists()
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
