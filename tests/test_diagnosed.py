@@ -111,10 +111,10 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
     assert "trained on the state 000000000000" in named_everywhere(home, "model_of_another_state")
     with away(home / "store"):
         assert "no store at lmdb:store" in named_everywhere(home, "no_store")
-    snapshot = home / "log/snapshots" / f"{500:020d}"
+    snapshot = home / "log/snapshots" / f"{500_000:020d}"
     snapshot.mkdir(parents=True)
     (snapshot / "meta.json").write_text("{}")
-    assert "up to number 500" in named_everywhere(home, "log_ahead")
+    assert "up to number 500000" in named_everywhere(home, "log_ahead")
     # The file names a version that is published and that replicas refuse.
     file = home / "cluster.yaml"
     whole = file.read_text()

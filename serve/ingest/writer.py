@@ -34,6 +34,7 @@ from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_e
 from serve.log.lease import Lease, read_lease, swap_lease, types_of
 from serve.log.retention import enforce_retention, flush_journal, rewriting
 from serve.log.segments import Segments
+from serve.log.snapshots import truncation_point
 from serve.log.throttle import CpuThrottle
 from serve.stores.factory import name_of, open_store
 from serve.stores.protocol import LOAD, Store
@@ -381,9 +382,9 @@ class Ingester:
             raise StoreUnavailable(
                 f"the store is empty, but {folder} has records up to number {known}; fill it with {LOAD}"
             )
-        if known - seq > MAX_CATCH_UP:
+        if known - seq > MAX_CATCH_UP or seq < truncation_point(folder):
             raise StoreUnavailable(
-                f"the store has records up to number {seq}, but {folder} up to number {known}; "
+                f"the store lacks too many records: it has them up to number {seq}, {folder} up to number {known}; "
                 f"fill it again with {LOAD}"
             )
 

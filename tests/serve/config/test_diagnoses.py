@@ -162,7 +162,7 @@ def another_log(home):
 
 
 def log_ahead(home):
-    snapshot = home.folder / "log/snapshots" / f"{500:020d}"
+    snapshot = home.folder / "log/snapshots" / f"{500_000:020d}"
     snapshot.mkdir(parents=True)
     (snapshot / "meta.json").write_text("{}")
 
@@ -234,8 +234,8 @@ FAULTS = [
         True,
     ),
     (another_log, "other_log", "from the log log, but args.log is var/log", False),
-    (log_ahead, "log_ahead", "up to number 500, the store only up to 1:", False),
-    (log_behind, "log_behind", "ends at number 0, but the store was filled from it up to 500", False),
+    (log_ahead, "log_ahead", "up to number 500000, the store only up to 1:", False),
+    (log_behind, "log_behind", "ends at number 0, but the store was filled from it up to 500000", False),
     (few_viewers, "join_coverage", "only 33% of viewers join", True),
     (no_model, "no_model", "get the popular order: model.", False),
     (model_of_another_state, "model_of_another_state", "fit a model with this surface", False),
@@ -250,7 +250,14 @@ FAULTS = [
         False,
     ),
 ]
-RUNNING_ONLY = {"kill_switch", "settings_refused", "stale_features", "failing", "model_not_loaded"}
+RUNNING_ONLY = {
+    "kill_switch",
+    "settings_refused",
+    "stale_features",
+    "failing",
+    "log_taken",
+    "model_not_loaded",
+}
 
 
 def test_nothing_is_wrong_with_a_whole_service(home):
@@ -276,7 +283,7 @@ def test_a_fault_is_named_everywhere_in_the_same_words(home, fault, name, words,
 
 def test_every_diagnosis_of_the_list_is_provoked():
     of_state = {name for name, one in DIAGNOSES.items() if one.get("status")}
-    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY | of_state == set(DIAGNOSES)
+    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY | {"log_taken"} | of_state == set(DIAGNOSES)
 
 
 def test_the_event_clock_and_a_log_of_today_have_no_old_records(home):
@@ -427,15 +434,28 @@ def test_a_log_that_grows_with_its_store_is_not_ahead(home, monkeypatch, clock):
     assert asyncio.run(home.readyz(scenario)) == home.check() == asyncio.run(home.readyz()) == []
 
 
-def test_a_store_of_a_backup_is_behind_its_log_until_the_next_commit(home):
+def test_a_store_of_a_backup_catches_up_with_its_log(home):
     shutil.copytree(home.folder / "store", home.folder / "backup")
     asyncio.run(taken(home))
     shutil.rmtree(home.folder / "store")
     (home.folder / "backup").rename(home.folder / "store")
-    (found,) = asyncio.run(home.readyz())
-    assert found["name"] == "log_ahead"
-    assert home.check() == [text(found)]
+    assert home.check() == []
     asyncio.run(taken(home))
+    assert home.check() == asyncio.run(home.readyz()) == []
+
+
+def test_a_log_that_another_service_has_taken_over_is_told_while_this_one_runs(home):
+    asyncio.run(taken(home))
+    other = Ingester(AppArgs(**home.args | {"store": "lmdb:store2"}), home.folder)
+    shutil.copytree(home.folder / "store", home.folder / "store2")
+
+    async def scenario(fetcher, client):
+        await other.take_over()
+        await refresh(fetcher)
+
+    (found,) = asyncio.run(home.readyz(scenario))
+    assert found["name"] == "log_taken"
+    assert f"{home.folder}/store2, has taken over the log log" in found["cause"]
     assert home.check() == []
 
 

@@ -122,9 +122,10 @@ def write_segments(folder, made, rng):
         merged = rng.random() < 0.5
         for place, (begin, end) in enumerate(pairwise(cuts)):
             end = cuts[place + 2] if merged and place == 1 else end
-            first = table["seq"][begin].as_py()
+            first, last = table["seq"][begin].as_py(), table["seq"][end - 1].as_py()
             (folder / name).mkdir(parents=True, exist_ok=True)
-            pq.write_table(table.slice(begin, end - begin), folder / name / f"{first:020d}.parquet")
+            path = folder / name / f"{first:020d}-{last:020d}-{1:010d}.parquet"
+            pq.write_table(table.slice(begin, end - begin), path)
 
 
 @pytest.mark.parametrize("seed", range(12))
