@@ -17,8 +17,7 @@ from serve.features.rows import Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
 from serve.log.events import entries, numbered
-from serve.log.reader import read_joined
-from serve.log.replay import Replay
+from serve.log.rebuild import rebuild
 from serve.log.snapshots import numbers
 from serve.stores.factory import check_address, open_store, shown
 from serve.stores.protocol import Store
@@ -33,39 +32,26 @@ def load(
     report: Callable[[str], None] = lambda line: None,
     named: str | None = None,
 ) -> dict[str, Any]:
-    """Replay `log`, all of it or up to `until_ms`, and replace the store's rows atomically.
+    """Rebuild the state of `log`, or of what is before `until_ms`; replace the store's rows.
 
-    Journal entries that are not in the log yet are applied too, and stay in the journal until the
-    service has logged them. Returns the numbers of viewers and candidates, and the `diagnoses`,
-    whose remedies name the surface as `named`. `report` is called with these and with what the log
-    joins.
+    The rows are replaced atomically. Journal entries that are not in the log yet are applied too,
+    and stay in the journal until the service has logged them. Returns the numbers of viewers and
+    candidates, `complete_since_ms` of each feature (None: from the beginning), and the `diagnoses`,
+    whose remedies name the surface as `named`. `report` is called with these, with what the log
+    joins, and with the progress.
     """
     check_address(store_url, base)
     schema = Schema(surface)
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = Service(args, base, Features(schema), UserConfig())
-    records = read_joined(log, surface, report, is_trained_on=False)
-    replay = Replay(schema, records)
-    if until_ms is None:
-        replay.finish()
-    else:
-        if until_ms <= min(int(replay.exposure_ms.min()), int(replay.event_ms.min())):
-            raise TabrankError(
-                f"--until: the log has no record before {until_ms} ms; name a later time (the store is unchanged)"
-            )
-        if any(until_ms <= snapshot.ts_ms for snapshot in records.snapshots[:1]):
-            raise TabrankError(
-                f"--until: the log begins with a snapshot of {records.snapshots[0].ts_ms} ms, because older records "
-                "were deleted; name a time after it"
-            )
-        replay.advance(until_ms)
-    state = _as_served(replay)
+    built = rebuild(schema, log, until_ms, report)
+    state = built.state
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         # This fences a service that writes to the store: its next commit fails.
         store.take_epoch()
         if until_ms is None:
-            _apply_journal(store, state, records.last_seq)
+            _apply_journal(store, state, built.seq)
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
@@ -76,11 +62,11 @@ def load(
             "log": service.log_paths(),
             "log_seq": log_seq,
             "filled_ms": now_ms,
-            "ends_ms": records.ends_ms if until_ms is None else min(records.ends_ms, until_ms),
-            "coverage": records.coverage,
+            "ends_ms": built.ends_ms,
+            "coverage": built.coverage,
         }
         # Commit above every number of the log: later rankings have seen all of it.
-        seq = max([store.seq(), records.last_seq, *numbers(log)]) + 1
+        seq = max([store.seq(), built.seq, log_seq, *numbers(log)]) + 1
         store.replace(seq, viewers, candidates, json.dumps(note).encode())
     except WriterFenced:
         raise TabrankError(
@@ -92,16 +78,12 @@ def load(
     found = list(service.of_stored())
     for diagnosis in found:
         report(f"warning: {diagnosis}")
-    return {"viewers": len(viewers), "candidates": len(candidates), "diagnoses": list(map(asdict, found))}
-
-
-def _as_served(replay: Replay) -> State:
-    """Return the replayed state as a service holds it: without ids that have no row yet."""
-    state = replay.state
-    for rows in (state.viewers, state.candidates):
-        for name in [name for name, row in rows.index.items() if not replay.known[rows.entity][row]]:
-            rows.drop(name)
-    return state
+    return {
+        "viewers": len(viewers),
+        "candidates": len(candidates),
+        "complete_since_ms": built.since_ms,
+        "diagnoses": list(map(asdict, found)),
+    }
 
 
 def _apply_journal(store: Store, state: State, after: int) -> None:

@@ -90,7 +90,7 @@ class Ingester:
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
         self._segments = Segments(base / args.log, surface)
         keep_ms = args.keep_log_days * UNITS_MS["d"]
-        self._retain = partial(enforce_retention, self._segments.folder, schema.fingerprint, keep_ms)
+        self._retain = partial(enforce_retention, self._segments.folder, schema, keep_ms)
         self._clock = clock or WallClock()
         self._num_steps = 0
         self._event_clock = args.clock == "event"

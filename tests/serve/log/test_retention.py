@@ -51,10 +51,10 @@ class Kept(Logging):
         self.args = dataclasses.replace(self.args, keep_log_days=0)
 
     def tend(self, now_ms, keep_days=KEEP_DAYS, wanted=lambda: True):
-        fingerprint, keep_ms = Schema(self.surface).fingerprint, int(keep_days * DAY_MS)
+        schema, keep_ms = Schema(self.surface), int(keep_days * DAY_MS)
         store = self.store()
         try:
-            enforce_retention(self.folder / "log", fingerprint, keep_ms, store, lambda: now_ms, wanted)
+            enforce_retention(self.folder / "log", schema, keep_ms, store, lambda: now_ms, wanted)
         finally:
             store.close()
 
@@ -240,6 +240,11 @@ def test_a_state_of_another_schema_is_refused_with_the_way_out(service):
     log = read_log(service.folder / "log", other)
     with pytest.raises(TabrankError, match=r"snapshot of another state .* without its folder 'snapshots'"):
         build(Schema(other), log)
+    for snapshot in snapshots(service.folder / "log"):
+        # A snapshot of the first format has no surface.
+        meta = json.loads((snapshot.path / "meta.json").read_text())
+        del meta["surface"]
+        (snapshot.path / "meta.json").write_text(json.dumps(meta | {"format": 1}))
     with pytest.raises(TabrankError, match="another state"):
         load(other, service.folder / "log", "lmdb:store", service.folder)
     shutil.copytree(service.folder / "log", service.folder / "copy", ignore=lambda *_: ["snapshots"])
@@ -388,7 +393,7 @@ def test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes(log_folder, t
     service = Kept(tmp_path, log_folder)
     monkeypatch.setattr(serve.log.snapshots, "AT_ONCE_BYTES", 2 * Schema(service.surface).candidate.itemsize)
     store = service.store()
-    serve.log.snapshots.write(tmp_path / "log", store, "fingerprint", lambda: 0, lambda: True)
+    serve.log.snapshots.write(tmp_path / "log", store, Schema(service.surface), lambda: 0, lambda: True)
     store.close()
     (snapshot,) = snapshots(tmp_path / "log")
     with pq.ParquetFile(snapshot.path / "candidates.parquet") as file:
