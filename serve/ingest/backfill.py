@@ -16,13 +16,12 @@ from serve.features.matrix import Features
 from serve.features.rows import Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
-from serve.ingest.takeover import Claim
+from serve.ingest.takeover import Claim, written_to
 from serve.log.events import entries, numbered
 from serve.log.lease import read_lease
-from serve.log.reader import read_joined
+from serve.log.rebuild import rebuild
 from serve.log.replay import Replay
 from serve.log.segments import log_end
-from serve.log.snapshots import numbers
 from serve.log.stream import LogStream
 from serve.stores.factory import check_address, name_of, open_store, shown
 from serve.stores.protocol import Store
@@ -39,44 +38,30 @@ def load(
     *,
     without_journal: bool = False,
 ) -> dict[str, Any]:
-    """Replay `log`, all of it or up to `until_ms`, and replace the store's rows atomically.
+    """Rebuild the state of `log`, or of what is before `until_ms`; replace the store's rows.
 
-    A service may go on meanwhile. What it has not written to the log yet is applied too, and stays
-    in its journal; what comes later is applied when it starts with this store. If the store with
-    that journal is lost, `without_journal` gives it up.
+    The rows are replaced atomically. A service may go on meanwhile. What it has not written to the
+    log yet is applied too, and stays in its journal; what comes later is applied when it starts with
+    this store. If the store with that journal is lost, `without_journal` gives it up.
 
-    Returns the numbers of viewers and candidates, and the `diagnoses`, whose remedies name the
-    surface as `named`. `report` is called with these and with what the log joins.
+    Returns the numbers of viewers and
+    candidates, `complete_since_ms` of each feature (None: from the beginning), and the `diagnoses`,
+    whose remedies name the surface as `named`. `report` is called with these, with what the log
+    joins, and with the progress.
     """
     check_address(store_url, base)
     schema = Schema(surface)
     claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface, base)
     if without_journal:
         claim.give_up()
-    claim.require_journal()
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = Service(args, base, Features(schema), UserConfig())
-    records = read_joined(log, surface, report, is_trained_on=False)
-    replay = Replay(schema, records)
-    if until_ms is None:
-        replay.finish()
-    else:
-        if until_ms <= min(int(replay.exposure_ms.min()), int(replay.event_ms.min())):
-            raise TabrankError(
-                f"--until: the log has no record before {until_ms} ms; name a later time (the store is unchanged)"
-            )
-        if any(until_ms <= snapshot.ts_ms for snapshot in records.snapshots[:1]):
-            raise TabrankError(
-                f"--until: the log begins with a snapshot of {records.snapshots[0].ts_ms} ms, because older records "
-                "were deleted; name a time after it"
-            )
-        replay.advance(until_ms)
-    state = replay.as_served()
+    built = rebuild(schema, log, until_ms, report, claim.written())
+    state, seq = built.state, built.seq
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         # This fences a service that writes to the store: its next commit fails.
         store.take_epoch()
-        seq = max(records.last_seq, *numbers(log), 0)
         if until_ms is None:
             seq = _follow(claim, store, surface, state, seq)
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
@@ -89,9 +74,12 @@ def load(
             "log": service.log_paths(),
             "log_seq": log_seq,
             "filled_ms": now_ms,
-            "ends_ms": records.ends_ms if until_ms is None else min(records.ends_ms, until_ms),
-            "coverage": records.coverage,
+            "ends_ms": built.ends_ms,
+            "coverage": built.coverage,
         }
+        if until_ms is not None:
+            # What is later is left out for good: the service must not catch up with it.
+            seq = max(seq, log_seq)
         # A store without a number counts as empty.
         store.replace(max(seq, store.seq(), 1), viewers, candidates, json.dumps(note).encode())
     except WriterFenced:
@@ -104,7 +92,12 @@ def load(
     found = list(service.of_stored())
     for diagnosis in found:
         report(f"warning: {diagnosis}")
-    return {"viewers": len(viewers), "candidates": len(candidates), "diagnoses": list(map(asdict, found))}
+    return {
+        "viewers": len(viewers),
+        "candidates": len(candidates),
+        "complete_since_ms": built.since_ms,
+        "diagnoses": list(map(asdict, found)),
+    }
 
 
 def _follow(claim: Claim, own: Store, surface: Surface, state: State, after: int) -> int:
@@ -123,8 +116,7 @@ def _follow(claim: Claim, own: Store, surface: Surface, state: State, after: int
         if source is None:
             # A copied log has no writer yet.
             return after
-        last, first = next(entries(source), (source.seq(), None))
-        through = last - (len(first.records) if first else 0)
+        through = written_to(source)
         try:
             after = _apply_segments(claim.folder, surface, state, after, through)
             after, is_whole = _apply_journal(source, state, after)

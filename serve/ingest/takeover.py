@@ -15,10 +15,11 @@ from serve.contract.errors import StoreMissing, StoreUnavailable
 from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import packed
+from serve.log.events import entries
 from serve.log.lease import Lease, read_lease, swap_lease
 from serve.log.replay import Replay
 from serve.log.retention import flush_journal
-from serve.log.segments import Segments, log_end
+from serve.log.segments import MAX_SEQ, Segments, log_end
 from serve.log.stream import LogStream
 from serve.stores.factory import open_named
 from serve.stores.protocol import LOAD, Store
@@ -101,17 +102,30 @@ class Claim:
             f"give these records up with {LOAD[:-1]} --without-journal`"
         )
 
-    def require_journal(self) -> None:
-        """Raise StoreUnavailable if the store with the log's newest records cannot be read."""
+    def written(self) -> int:
+        """Return a number up to which the segments of the log hold every record.
+
+        Raises:
+            StoreUnavailable: the store with the log's newest records cannot be read.
+        """
         held = read_lease(self.folder)
-        if held is not None and not held.released and (store := self.open(held)) is not None:
-            store.close()
+        store = None if held is None or held.released else self.open(held)
+        if store is None:
+            return MAX_SEQ
+        with closing(store):
+            return written_to(store)
 
     def give_up(self) -> None:
         """Release a lease whose store is lost: the log goes on without the records in its journal."""
         held = read_lease(self.folder)
         if held is not None and not swap_lease(self.folder, held, replace(held, released=True)):
             raise StoreUnavailable(f"another writer is taking over {self.folder}; try again")
+
+
+def written_to(store: Store) -> int:
+    """Return the number up to which the log holds every record of the store that writes to it."""
+    last, first = next(entries(store), (store.seq(), None))
+    return last - (len(first.records) if first else 0)
 
 
 def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_ms: int) -> None:

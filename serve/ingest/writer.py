@@ -105,7 +105,7 @@ class Ingester:
         # When another writer was found to have taken over the log, on the monotonic clock.
         self._fenced_s: float | None = None
         keep_ms = args.keep_log_days * UNITS_MS["d"]
-        self._retain = partial(enforce_retention, self._segments, schema.fingerprint, keep_ms)
+        self._retain = partial(enforce_retention, self._segments, schema, keep_ms)
         self._clock = clock or WallClock()
         self._num_steps = 0
         self._event_clock = args.clock == "event"

@@ -93,7 +93,7 @@ def _codes(values: Any, known: Any) -> Any:
 
 
 def check_joins(
-    log: Path,
+    log: Path | str,
     tables: Mapping[str, pa.Table],
     fields: Mapping[Any, Any],
     report: Callable[[str], None],

@@ -105,7 +105,7 @@ def canonical(name: str, reader: TableReader, surface: Surface) -> pa.Table:
     Raises:
         TabrankError: the table is invalid; the message names file, column, row and remedy.
     """
-    _own_columns(name, reader)
+    own_columns(name, reader)
     if name == "exposures":
         fields = [(name, ARROW[declared.type]) for name, declared in surface.fields["context"].items()]
         reader.optional("context", pa.struct(fields)).optional("traffic", pa.string())
@@ -128,7 +128,7 @@ def read_columns(folder: Path) -> dict[str, pa.Table]:
     """Return the four tables with all their columns, those of every log validated."""
     readers = _readers(folder)
     for name, reader in readers.items():
-        _own_columns(name, reader)
+        own_columns(name, reader)
     return {name: reader.raw if reader.raw.num_columns else reader.table for name, reader in readers.items()}
 
 
@@ -136,21 +136,18 @@ def _readers(folder: Path) -> dict[str, TableReader]:
     return {name: TableReader(*read_table(folder, name), IDS[name]) for name in TABLES}
 
 
-def _own_columns(name: str, reader: TableReader) -> None:
+def own_columns(name: str, reader: TableReader) -> TableReader:
     """Read the columns that a table has whatever the surface of its log."""
     if name in ("viewers", "candidates"):
         reader.required("id", pa.string()).optional("ts_ms", pa.int64())
-        if name == "candidates":
-            reader.optional("ends_ms", pa.int64())
-        return
+        return reader.optional("ends_ms", pa.int64()) if name == "candidates" else reader
+    reader.required("request_id" if name == "exposures" else "id", pa.string())
+    reader.required("ts_ms", pa.int64()).required("viewer", pa.string(), nullable=True)
     if name == "exposures":
-        reader.required("request_id", pa.string()).required("ts_ms", pa.int64())
-        reader.required("viewer", pa.string(), nullable=True).required("candidates", pa.list_(pa.string()))
-        reader.no_repeats("candidates")
-        return
-    reader.required("id", pa.string()).required("ts_ms", pa.int64())
-    reader.required("viewer", pa.string(), nullable=True).required("candidate", pa.string())
-    reader.required("kind", pa.string()).optional("request_id", pa.string())
+        reader.required("candidates", pa.list_(pa.string())).no_repeats("candidates")
+        return reader
+    reader.required("candidate", pa.string()).required("kind", pa.string())
+    return reader.optional("request_id", pa.string())
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
 from serve.features.slots import I64
 from serve.log.atomic_files import exclusive
 from serve.log.compaction import compact
@@ -68,7 +69,7 @@ def rewriting(folder: Path) -> Iterator[None]:
 
 def enforce_retention(
     served: Segments,
-    fingerprint: str,
+    schema: Schema,
     keep_ms: int,
     store: Store,
     clock: Callable[[], int],
@@ -91,8 +92,8 @@ def enforce_retention(
     since_ms = taken[-1].ts_ms if taken else _first_ms(folder)
     is_due = since_ms is not None and clock() - since_ms >= keep_ms / SNAPSHOTS
     # If the state schema changed: the sooner it has a snapshot, the more can be replayed.
-    if is_due or (taken and taken[-1].fingerprint != fingerprint):
-        write(folder, store, fingerprint, clock, step)
+    if is_due or (taken and taken[-1].fingerprint != schema.fingerprint):
+        write(folder, store, schema, clock, step)
     if old := [snapshot for snapshot in taken if clock() - snapshot.ts_ms >= keep_ms]:
         _delete(folder, old)
 

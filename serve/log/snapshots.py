@@ -12,6 +12,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,13 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
 from serve.features.slots import Entity
+from serve.features.surface import read_surface
 from serve.log.atomic_files import put, sync, write_whole
 from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")
-FORMAT = 1
+FORMAT = 2
+# Snapshots of this format have no surface: they serve their own state only.
+WITHOUT_SURFACE = 1
 FOLDER = "snapshots"
 NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
@@ -52,6 +57,19 @@ class Snapshot:
     ts_ms: int
     fingerprint: str
     sha256: dict[str, str]
+    surface: str = ""
+
+    def schema(self, wanted: str) -> Schema:
+        """Return the schema of the state, for another one with the fingerprint `wanted`.
+
+        Raises:
+            TabrankError: it is not known.
+        """
+        with suppress(TabrankError):
+            schema = Schema(read_surface(self.surface))
+            if schema.fingerprint == self.fingerprint:
+                return schema
+        raise other_state(self, wanted)
 
     def verify(self) -> None:
         """Raise TabrankError unless the files have the checksums in the metadata."""
@@ -63,7 +81,7 @@ class Snapshot:
             if digest != self.sha256.get(name):
                 raise TabrankError(
                     f"{self.path / name}: damaged (its sha256 is not that in {META}); restore it from a backup, or "
-                    f"delete {self.path}: a later snapshot is then used"
+                    f"delete {self.path}: another snapshot is then used"
                 )
 
     def ids(self, entity: Entity) -> pa.ChunkedArray:
@@ -82,22 +100,24 @@ def numbers(log: Path) -> list[int]:
     found = [path.parent for path in (log / FOLDER).glob(f"[0-9]*/{META}")]
     for path in found:
         if not NAME.fullmatch(path.name):
-            _report_stray(path)
+            _report(f"{path} is ignored: its name is not that of a snapshot; move it out of the log")
     return sorted(int(path.name) for path in found if NAME.fullmatch(path.name))
 
 
 @cache
-def _report_stray(path: Path) -> None:
-    logger.warning("%s is ignored: its name is not that of a snapshot; move it out of the log", path)
+def _report(what: str) -> None:
+    logger.warning("%s", what)
 
 
 def snapshots(log: Path) -> list[Snapshot]:
-    """Return a log's snapshots, oldest first.
-
-    Raises:
-        TabrankError: the metadata of a snapshot cannot be read.
-    """
-    return [_read(log / FOLDER / f"{number:020d}") for number in numbers(log)]
+    """Return a log's snapshots, oldest first; one whose metadata is damaged is reported once."""
+    found = []
+    for number in numbers(log):
+        try:
+            found.append(_read(log / FOLDER / f"{number:020d}"))
+        except TabrankError as error:
+            _report(f"{error}; until then this snapshot is not used")
+    return found
 
 
 def truncation_point(log: Path) -> int:
@@ -128,7 +148,7 @@ def replay_snapshots(log: Path) -> tuple[Snapshot, ...]:
     if not found:
         raise TabrankError(
             f"{log / FOLDER}: records up to number {first} were deleted, and the snapshot that replaced them is "
-            f"missing; restore it from a backup, or {WITHOUT}"
+            f"missing or damaged; restore it from a backup, or {WITHOUT}"
         )
     return found
 
@@ -143,12 +163,17 @@ def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
     if fitting is not None:
         fitting.verify()
     elif found:
-        raise TabrankError(
-            f"{found[0].path}: this log begins with a snapshot of another state (schema "
-            f"{found[0].fingerprint[:12]}, the surface's is {fingerprint[:12]}), because older records were deleted. "
-            f"Use the surface with which it was written; or {WITHOUT}"
-        )
+        raise other_state(found[0], fingerprint)
     return fitting
+
+
+def other_state(found: Snapshot, fingerprint: str) -> TabrankError:
+    """Return the refusal of a log that begins with a snapshot of another state."""
+    return TabrankError(
+        f"{found.path}: this log begins with a snapshot of another state (schema {found.fingerprint[:12]}, the "
+        f"surface's is {fingerprint[:12]}), because older records were deleted. Use the surface with which it "
+        f"was written; or {WITHOUT}"
+    )
 
 
 def copy(found: Sequence[Snapshot], log: Path) -> None:
@@ -159,7 +184,7 @@ def copy(found: Sequence[Snapshot], log: Path) -> None:
         set_truncation_point(log, found[0].seq)
 
 
-def write(log: Path, store: Store, fingerprint: str, clock: Callable[[], int], step: OnStep) -> None:
+def write(log: Path, store: Store, schema: Schema, clock: Callable[[], int], step: OnStep) -> None:
     """Write a snapshot of the store atomically, unless it exists or `step` returns False.
 
     Raises:
@@ -179,8 +204,11 @@ def write(log: Path, store: Store, fingerprint: str, clock: Callable[[], int], s
         draft.mkdir()
         try:
             if _write_rows(draft, dump.rows, step):
-                meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": ts_ms, "state_fingerprint": fingerprint}
-                meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
+                meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": ts_ms} | {
+                    "state_fingerprint": schema.fingerprint,
+                    "surface": schema.surface.text,
+                    "sha256": {name: _sha256(draft / name) for name in FILES.values()},
+                }
                 (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
                 for name in (*FILES.values(), META):
                     sync(draft / name)
@@ -219,10 +247,11 @@ def _batch(rows: Sequence[tuple[str, bytes]]) -> pa.RecordBatch:
 def _read(path: Path) -> Snapshot:
     try:
         meta = json.loads((path / META).read_text())
-        if meta["format"] == FORMAT:
-            return Snapshot(path, meta["seq"], meta["ts_ms"], meta["state_fingerprint"], meta["sha256"])
+        if meta["format"] in (FORMAT, WITHOUT_SURFACE):
+            state = meta["state_fingerprint"], meta["sha256"], meta.get("surface", "")
+            return Snapshot(path, meta["seq"], meta["ts_ms"], *state)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TabrankError(f"{path / META}: not readable: {error}") from None
+        raise TabrankError(f"{path / META}: not readable: {error}; restore it from a backup") from None
     raise TabrankError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; use a newer tabrank")
 
 

@@ -9,6 +9,7 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +24,30 @@ from serve.features.rows import EVER_MS
 from serve.features.slots import I64
 from serve.features.surface import Surface
 from serve.log.conversion import IDS, converted
-from serve.log.reader import ONLY_TESTS, TABLES, UNREADABLE, Log, canonical, is_live, no_rows, table_paths
-from serve.log.segments import MAX_SEQ, segments
+from serve.log.reader import (
+    ONLY_TESTS,
+    READS,
+    TABLES,
+    UNREADABLE,
+    Log,
+    canonical,
+    is_live,
+    no_rows,
+    own_columns,
+    table_paths,
+)
+from serve.log.segments import MAX_SEQ, Segment, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
 
-# Values of a column read at once, each id of a list counted, and their bytes: some 5,000 rankings
+# Values of a column read at once, each id of a list counted, and their bytes: some 2,000 rankings
 # of 55 candidates. A replay takes some 100 bytes for each.
-VALUES_AT_ONCE = 1 << 18
+VALUES_AT_ONCE = 1 << 17
 BYTES_AT_ONCE = 16 << 20
 # Bytes of a column read from the disk at once; without it a whole row group is read.
 BUFFER_BYTES = 1 << 20
+# Shown candidates of a sample of the joins; they take some 50 MB.
+SAMPLE_VALUES = 2 << 20
 # Remember the least key of the rest of a flat table each so many rows.
 STEP = 1_024
 # Every key is below it.
@@ -43,38 +57,35 @@ END = np.iinfo(np.int64).max
 class LogStream:
     """Iterator over a log as successive parts, each a `Log` with all records of its range of keys.
 
-    First come the records without a number (flat tables), by time, then those above the number
-    `after`, by number; of segments those up to the number `through`: beyond it a service may not have
-    written all tables yet. With `after`, records without a number are left out. Test traffic is left
-    out, and so are repeated records: those of segments that are being merged by number, those of
-    flat tables by their id. An event without a number has the time that `event_times` gives it in
-    the whole log.
+    First come the records without a number (flat tables), by time, unless `after` is given; then
+    those with a number above `after` and up to `through`, by number. Test traffic is left out, and
+    so are repeated records: those of segments that are being merged by number, those of flat tables
+    by their id. An event without a number has the time that `event_times` gives it in the whole
+    log.
 
-    Of a flat table, 16 bytes a ranking and 9 a row are kept. `repeated` counts its repeated rows by
-    table, `num_flat` all its rows.
+    Of flat tables, 16 bytes a ranking and a byte a row are kept. `num_flat` counts their rows.
 
     Raises:
         TabrankError: the log is invalid, as of `read_log`.
     """
 
-    def __init__(self, folder: Path, surface: Surface, after: int = 0, through: int = END) -> None:
-        self._after = after
+    def __init__(self, folder: Path, surface: Surface, after: int = 0, through: int = MAX_SEQ) -> None:
+        self.after, self._through = after, through
         self._tables = {name: _Table(folder, name, surface, after, through) for name in TABLES}
         self._tables["events"].exposures = self._tables["exposures"].shown
-        self.repeated = {name: int(table.dropped.sum()) for name, table in self._tables.items()}
         self.num_flat = sum(len(table.dropped) for table in self._tables.values())
 
     def __iter__(self) -> Iterator[Log]:
         """Yield the parts."""
-        tables, num_exposures = self._tables, 0
-        while any(table.floor < END for table in tables.values()):
+        tables, num_exposures, end = self._tables, 0, 0
+        while end <= self._through:
             min(tables.values(), key=lambda table: table.floor).read()
-            end = min(table.floor for table in tables.values())
+            end = min(self._through + 1, *(table.floor for table in tables.values()))
             part = Log(**{name: table.take(end) for name, table in tables.items()})
             num_exposures += len(part.exposures)
             if any(len(getattr(part, name)) for name in TABLES):
                 yield part
-        if not (num_exposures or self._after):
+        if not (num_exposures or self.after) and self._through == MAX_SEQ:
             raise TabrankError(ONLY_TESTS)
 
 
@@ -84,26 +95,18 @@ class _Table:
     def __init__(self, folder: Path, name: str, surface: Surface, after: int, through: int) -> None:
         self._folder, self._name, self._surface = folder, name, surface
         self._after, self._through = after, through
-        paths = table_paths(folder, name)
+        paths, self._flat, self._segments = _files(folder, name)
         empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
         self._held, self._keys = empty, np.zeros(0, np.int64)
-        self._segments = segments(folder, name)
-        self._flat = [path for path in paths if path.is_file()]
-        if (folder / name).is_dir():
-            files = map(Path, ds.dataset(folder / name, format="parquet", exclude_invalid_files=False).files)
-            own = {segment.path for segment in self._segments}
-            self._flat += [path for path in files if path not in own]
-        if after:
-            self._flat = [path for path in self._flat if "seq" in _names(path)]
         if after:
             # A log that was exported from a service has numbers.
-            self._flat = [path for path in self._flat if "seq" in _names(path)]
+            self._flat = [path for path in self._flat if "seq" in _footer(path).schema.names]
         # Hashes of the request ids of live exposures, in order, and their times.
         self.exposures = self.shown = np.zeros(0, np.int64), np.zeros(0, np.int64)
         # Which rows of the flat files repeat a record.
         self.dropped: NDArray[np.bool_] = np.zeros(0, bool)
-        self._least = self._look()
+        self._look()
         if paths and not (after or len(self.dropped) or self._segments):
             raise no_rows(paths[0])
         self._batches = self._read()
@@ -124,37 +127,40 @@ class _Table:
         self._held, self._keys = self._held.filter(pa.array(~is_taken)), self._keys[~is_taken]
         return taken
 
-    def _look(self) -> I64:
-        """Read the keys and ids of the flat files; return the least key from each STEP rows on."""
+    def _look(self) -> None:
+        """Read the keys and ids of the flat files: least keys, repeated rows, exposures' times."""
         id_ = {"exposures": "request_id", "events": "id"}.get(self._name, "seq")
-        ids, keys, times, lives, num = [], [], [], [], 0
+        parts, lives, times, begins, least, num = [], [], [], [], [], 0
         for path, first_row, raw in self._raw({"ts_ms", "seq", "traffic", id_}):
             reader = TableReader(path, raw, IDS[self._name], first_row)
             reader.optional("ts_ms", pa.int64()).optional("seq", pa.int64())
-            if id_ == "seq":
-                ids.append(_filled(reader.table, "seq"))
-            else:
-                ids.append(_hashes(reader.required(id_, pa.string()).table[id_]))
+            if id_ != "seq":
+                reader.required(id_, pa.string())
+            rows = reader.table
+            parts.append(_filled(rows, "seq") if id_ == "seq" else _hashes(rows[id_]))
             if self._name == "exposures":
                 lives.append(is_live(reader.optional("traffic", pa.string()).table).to_numpy())
-            keys.append(_key(reader.table, num))
-            times.append(_filled(reader.table, "ts_ms"))
-            num += len(raw)
-        if not num:
-            return np.array([END])
-        hashed = np.concatenate(ids)
-        counts = np.concatenate(lives) if lives else hashed != 0
-        at = np.flatnonzero(counts)
-        at = at[np.argsort(hashed[at], kind="stable")]
-        is_again = np.zeros(len(at), bool)
-        is_again[1:] = hashed[at[1:]] == hashed[at[:-1]]
+                times.append(_filled(rows, "ts_ms"))
+            steps = np.arange(0, len(rows), STEP)
+            begins.append(num + steps)
+            least.append(np.minimum.reduceat(_key(rows, num), steps))
+            num += len(rows)
         self.dropped = np.zeros(num, bool)
-        self.dropped[at[is_again]] = True
-        if lives:
-            at = at[~is_again]
-            self.shown = hashed[at], np.concatenate(times)[at]
-        least: I64 = np.minimum.accumulate(np.concatenate(keys)[::-1])[::-1]
-        return np.append(least[::STEP], END)
+        if num:
+            self._begins = np.concatenate(begins)
+            self._least = np.minimum.accumulate(np.concatenate(least)[::-1])[::-1]
+            ids = np.concatenate(parts)
+            del parts
+            # Test traffic and records without a number do not repeat others.
+            counts = np.concatenate(lives) if lives else ids != 0
+            ordered = np.sort(ids[counts])
+            twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+            at = np.flatnonzero(counts & np.isin(ids, twice)) if len(twice) else np.zeros(0, np.int64)
+            self.dropped[np.delete(at, np.unique(ids[at], return_index=True)[1])] = True
+            if lives:
+                at = np.flatnonzero(counts & ~self.dropped)
+                at = at[np.argsort(ids[at])]
+                self.shown = ids[at], np.concatenate(times)[at]
 
     def _read(self) -> Iterator[tuple[pa.Table, I64, int]]:
         """Yield rows, their keys, and the least key of the rows that follow."""
@@ -169,8 +175,9 @@ class _Table:
                 is_kept &= _filled(rows, "seq") > self._after
             if self._name == "events":
                 rows, keys = self._corrected(rows, keys)
-            floor = int(self._least[num // STEP]) if num < len(self.dropped) else END
-            yield *self._live(rows.filter(pa.array(is_kept)), keys[is_kept]), min(floor, coming)
+            floor = self._least[np.searchsorted(self._begins, num, "right") - 1]
+            floor = coming if num == len(self.dropped) else min(int(floor), coming)
+            yield *self._live(rows.filter(pa.array(is_kept)), keys[is_kept]), floor
         last, paths = self._after, self._segments
         begins = truncation_point(self._folder)
         while paths and paths[0].first <= self._through:
@@ -181,10 +188,7 @@ class _Table:
                     for first_row, raw in _batches(segment.path, self._name, self._columns):
                         TableReader(segment.path, raw, (), first_row).required("seq", pa.int64())
                         rows = self._canonical(segment.path, raw, first_row)
-                        is_next = pc.and_(
-                            pc.greater(rows["seq"], last), pc.less_equal(rows["seq"], self._through)
-                        )
-                        rows = rows.filter(is_next)
+                        rows = rows.filter(pc.greater(rows["seq"], last))
                         keys = rows["seq"].to_numpy()
                         last = int(keys.max(initial=last))
                         yield *self._live(rows, keys), last + 1
@@ -228,6 +232,56 @@ class _Table:
         return rows.set_column(place, "ts_ms", pa.array(ts_ms)), np.where(keys < 0, ts_ms - MAX_SEQ, keys)
 
 
+def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
+    """Return tables whose joins `check_joins` can count, and the share of the log in them.
+
+    Of a log with many rankings it is a share of the viewers and of the requests, by their hashes,
+    with the events of these. The ids of viewers and candidates are all there.
+    """
+    for _ in range(READS - 1):
+        with suppress(FileNotFoundError):
+            return _join_sample(folder)
+    return _join_sample(folder)
+
+
+def _join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
+    sizes = [size for path in _paths(folder, "exposures") for size in _sizes(_footer(path), ["candidates"])]
+    one_of = 1 + sum(num_values for _, num_values, _ in sizes) // SAMPLE_VALUES
+    sample = {}
+    for name in TABLES:
+        parts = [_joining(TableReader(folder, pa.table({}), IDS[name]), name)]
+        for path in _paths(folder, name):
+            for first_row, raw in _batches(path, name, parts[0].column_names):
+                rows = _joining(TableReader(path, raw, IDS[name], first_row), name)
+                owners = [rows[column] for column in ("request_id", "viewer") if column in rows.column_names]
+                if owners and one_of > 1:
+                    hits = [(_hashes(ids) % one_of == 0) & ids.is_valid().to_numpy() for ids in owners]
+                    rows = rows.filter(pa.array(np.any(hits, axis=0)))
+                parts.append(rows)
+        sample[name] = pa.concat_tables(parts)
+    return sample, 1 / one_of
+
+
+def _joining(reader: TableReader, name: str) -> pa.Table:
+    return own_columns(name, reader).optional("seq", pa.int64()).table
+
+
+def _paths(folder: Path, name: str) -> list[Path]:
+    _, flat, served = _files(folder, name)
+    return [*flat, *(segment.path for segment in served)]
+
+
+def _files(folder: Path, name: str) -> tuple[list[Path], list[Path], list[Segment]]:
+    """Return the paths of a table, its flat files, and its segments."""
+    paths, served = table_paths(folder, name), segments(folder, name)
+    flat = [path for path in paths if path.is_file()]
+    if (folder / name).is_dir():
+        found = ds.dataset(folder / name, format="parquet", exclude_invalid_files=False).files
+        own = {segment.path for segment in served}
+        flat += [path for path in map(Path, found) if path not in own]
+    return paths, flat, served
+
+
 def _key(rows: pa.Table, first_row: int) -> I64:
     """Return each key: a number above 0, or a time below 0; rows without both come first."""
     seq, ts_ms = _filled(rows, "seq"), _filled(rows, "ts_ms") - MAX_SEQ
@@ -245,9 +299,11 @@ def _hashes(strings: pa.ChunkedArray) -> I64:
     return np.fromiter(map(hash, strings.to_pylist()), np.int64, len(strings))
 
 
-def _names(path: Path) -> Collection[str]:
+def _footer(path: Path) -> pq.FileMetaData:
     try:
-        return list(pq.read_schema(path).names)
+        return pq.read_metadata(path)
+    except FileNotFoundError:
+        raise
     except UNREADABLE as error:
         raise _damaged(path, error) from None
 
@@ -277,12 +333,17 @@ def _damaged(path: Path, error: BaseException) -> TabrankError:
 def _rows_at_once(metadata: pq.FileMetaData, names: Collection[str]) -> int:
     """Return how many rows of these columns are within the limits."""
     rows = VALUES_AT_ONCE
+    for num_rows, num_values, num_bytes in _sizes(metadata, names):
+        share = max(num_values / VALUES_AT_ONCE, num_bytes / BYTES_AT_ONCE)
+        rows = min(rows, int(num_rows / max(share, 1e-9)))
+    return max(1, rows)
+
+
+def _sizes(metadata: pq.FileMetaData, names: Collection[str]) -> Iterator[tuple[int, int, int]]:
+    """Yield the rows of each row group, the most values in one of these columns, and the bytes."""
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = [group.column(i) for i in range(group.num_columns)]
         columns = [column for column in columns if column.path_in_schema.split(".")[0] in names]
-        values = max((column.num_values for column in columns), default=0)
-        num_bytes = sum(column.total_uncompressed_size for column in columns)
-        share = max(values / VALUES_AT_ONCE, num_bytes / BYTES_AT_ONCE)
-        rows = min(rows, int(group.num_rows / max(share, 1e-9)))
-    return max(1, rows)
+        num_values = max((column.num_values for column in columns), default=0)
+        yield group.num_rows, num_values, sum(column.total_uncompressed_size for column in columns)

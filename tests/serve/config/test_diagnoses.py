@@ -255,7 +255,6 @@ RUNNING_ONLY = {
     "settings_refused",
     "stale_features",
     "failing",
-    "log_taken",
     "model_not_loaded",
 }
 

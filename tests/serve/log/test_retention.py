@@ -53,11 +53,11 @@ class Kept(Logging):
         self.args = dataclasses.replace(self.args, keep_log_days=0)
 
     def tend(self, now_ms, keep_days=KEEP_DAYS, wanted=lambda: True):
-        fingerprint, keep_ms = Schema(self.surface).fingerprint, int(keep_days * DAY_MS)
+        schema, keep_ms = Schema(self.surface), int(keep_days * DAY_MS)
         store = self.store()
         try:
             served = Segments(self.folder / "log", types_of(self.surface.text))
-            enforce_retention(served, fingerprint, keep_ms, store, lambda: now_ms, wanted)
+            enforce_retention(served, schema, keep_ms, store, lambda: now_ms, wanted)
         finally:
             store.close()
 
@@ -243,6 +243,11 @@ def test_a_state_of_another_schema_is_refused_with_the_way_out(service):
     log = read_log(service.folder / "log", other)
     with pytest.raises(TabrankError, match=r"snapshot of another state .* without its folder 'snapshots'"):
         build(Schema(other), log)
+    for snapshot in snapshots(service.folder / "log"):
+        # A snapshot of the first format has no surface.
+        meta = json.loads((snapshot.path / "meta.json").read_text())
+        del meta["surface"]
+        (snapshot.path / "meta.json").write_text(json.dumps(meta | {"format": 1}))
     with pytest.raises(TabrankError, match="another state"):
         load(other, service.folder / "log", "lmdb:store", service.folder)
     shutil.copytree(service.folder / "log", service.folder / "copy", ignore=lambda *_: ["snapshots"])
@@ -276,8 +281,19 @@ def test_a_damaged_snapshot_is_refused_and_nothing_deleted_for_it(service):
         service.replay()
     for snapshot in snapshots(log):
         shutil.rmtree(snapshot.path)
-    with pytest.raises(TabrankError, match="the snapshot that replaced them is missing"):
+    with pytest.raises(TabrankError, match="the snapshot that replaced them is missing or damaged"):
         service.log()
+
+
+def test_a_snapshot_without_readable_metadata_stops_neither_merging_nor_deleting(service):
+    _, second, *_ = snapshots(service.folder / "log")
+    (second.path / "meta.json").write_text("{}")
+    first = service.segments()[0]
+    service.tend(at(DAYS + 40))
+    assert service.segments()[0] > first
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
 
 
 def test_rows_are_of_the_rankings_that_can_be_computed(service):
@@ -390,7 +406,7 @@ def test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes(log_folder, t
     service = Kept(tmp_path, log_folder)
     monkeypatch.setattr(serve.log.snapshots, "AT_ONCE_BYTES", 2 * Schema(service.surface).candidate.itemsize)
     store = service.store()
-    serve.log.snapshots.write(tmp_path / "log", store, "fingerprint", lambda: 0, lambda: True)
+    serve.log.snapshots.write(tmp_path / "log", store, Schema(service.surface), lambda: 0, lambda: True)
     store.close()
     (snapshot,) = snapshots(tmp_path / "log")
     with pq.ParquetFile(snapshot.path / "candidates.parquet") as file:

@@ -193,10 +193,11 @@ def test_segments_that_are_merged_while_they_are_read_count_once(numbered, monke
         replay.as_served()
         if i == 1:
             for name in TABLES:
-                first, *others = sorted((numbered / name).iterdir())
-                _, rows = np.unique(pq.read_table(numbered / name)["seq"], return_index=True)
-                pq.write_table(pq.read_table(numbered / name).take(rows), first)
-                for path in others:
+                parts = sorted((numbered / name).iterdir())
+                numbers, rows = np.unique(pq.read_table(numbered / name)["seq"], return_index=True)
+                merged = f"{numbers[0]:020d}-{numbers[-1]:020d}-{2:010d}.parquet"
+                pq.write_table(pq.read_table(numbered / name).take(rows), numbered / name / merged)
+                for path in parts:
                     path.unlink()
     assert_equal(state, expected)
 

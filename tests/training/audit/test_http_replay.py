@@ -89,9 +89,9 @@ def test_a_service_that_does_not_answer_is_reported(home):
 
 def test_a_log_that_begins_with_a_snapshot_is_refused_with_the_way_out(home, tmp_path, service):
     shutil.copytree(home / "b", tmp_path / "b")
-    fingerprint = Schema(SURFACE).fingerprint
-    store = open_store("lmdb:store", "spaces", fingerprint, base=tmp_path, writable=False)
-    write(tmp_path / "b", store, fingerprint, lambda: 0, lambda: True)
+    schema = Schema(SURFACE)
+    store = open_store("lmdb:store", "spaces", schema.fingerprint, base=tmp_path, writable=False)
+    write(tmp_path / "b", store, schema, lambda: 0, lambda: True)
     set_truncation_point(tmp_path / "b", store.seq())
     store.close()
     with service.listening() as url:

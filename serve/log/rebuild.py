@@ -1,0 +1,146 @@
+"""Rebuild: the state that a log gives, from its newest snapshot or from its first record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from serve.contract.errors import TabrankError
+from serve.features.common_state import common_cells, is_common
+from serve.features.rows import Schema, State
+from serve.features.slots import ENTITIES
+from serve.log.join_coverage import check_joins
+from serve.log.replay import Replay
+from serve.log.segments import MAX_SEQ, log_end
+from serve.log.snapshots import Snapshot, replay_snapshots, snapshots
+from serve.log.stream import LogStream, join_sample
+
+# Report the progress of a replay this often.
+REPORT_EVERY_S = 5.0
+Report = Callable[[str], None]
+
+
+@dataclass
+class Rebuilt:
+    """State that a log's records before `until_ms` give; None means all of them.
+
+    `seq` is the number of the last record, 0 without one. `ends_ms` is the time of the last
+    exposure or event. `coverage` holds the shares that `check_joins` returned; it is empty if the
+    replay began with a snapshot of this state, because what follows is too little to judge.
+    `since_ms` maps each feature to the time since which the state has its records. None means all
+    of them, or those that the snapshot of this state had.
+    """
+
+    state: State
+    until_ms: int | None
+    since_ms: dict[str, int | None]
+    seq: int = 0
+    ends_ms: int = 0
+    coverage: Mapping[str, float] = field(default_factory=dict)
+    has_begun: bool = False
+
+
+def rebuild(
+    schema: Schema, folder: Path, until_ms: int | None, report: Report, through: int = MAX_SEQ
+) -> Rebuilt:
+    """Replay a log, all of it or the records before `until_ms`, in bounded memory.
+
+    Of a log that is being written, the segments hold all records up to the number `through`.
+
+    The replay begins with the newest snapshot of this state, or else with the first record. If
+    older records were deleted and there is no such snapshot, the newest one of another state gives
+    what both states have in common. All else has only the records that are left.
+
+    Raises:
+        TabrankError: the log is invalid, nothing in it joins, or it has no beginning.
+    """
+    begins = replay_snapshots(folder)
+    taken = [one for one in begins or snapshots(folder) if one.seq <= through]
+    taken = [one for one in taken if until_ms is None or one.ts_ms < until_ms]
+    own = next((one for one in reversed(taken) if one.fingerprint == schema.fingerprint), None)
+    built = Rebuilt(State(schema), until_ms, dict.fromkeys(schema.surface.features))
+    if own:
+        report(f"{folder}: begins with the snapshot of {_iso(own.ts_ms)}, of record {own.seq:,}")
+        _restore(built, own, schema)
+    else:
+        # Most viewers and candidates of a truncated log are in its snapshots alone.
+        fields = dict.fromkeys(ENTITIES) if begins else schema.surface.fields
+        tables, share = join_sample(folder)
+        what = folder if share == 1 else f"{folder}, of a sample of {share:.1%}"
+        built.coverage = check_joins(what, tables, fields, report, is_trained_on=False)
+    if begins and not own:
+        if not taken:
+            raise TabrankError(
+                f"--until: the log begins with a snapshot of {begins[0].ts_ms} ms, because older records "
+                "were deleted; name a time after it"
+            )
+        _replay_with(built, folder, taken[-1], begins[0].ts_ms, report)
+    _replay(built, folder, LogStream(folder, schema.surface, built.seq, through), report)
+    if until_ms is not None and not (taken or built.has_begun):
+        raise TabrankError(
+            f"--until: the log has no record before {until_ms} ms; name a later time (the store is unchanged)"
+        )
+    return built
+
+
+def _replay_with(built: Rebuilt, folder: Path, other: Snapshot, since_ms: int, report: Report) -> None:
+    """Replay what is left of a log up to the snapshot of another state; take from it what fits."""
+    schema, old = built.state.schema, other.schema(built.state.schema.fingerprint)
+    _replay(built, folder, LogStream(folder, schema.surface, through=other.seq), report)
+    _restore(built, other, old)
+    features = schema.surface.features
+    lacking = [name for name, kind in features.items() if not is_common(kind, schema, old)]
+    built.since_ms |= dict.fromkeys(lacking, since_ms)
+    if lacking:
+        report(
+            f"{folder}: complete: {len(features) - len(lacking)} features. From {_iso(since_ms)} on: "
+            f"{', '.join(lacking)} (older records were deleted)"
+        )
+
+
+def _replay(built: Rebuilt, folder: Path, stream: LogStream, report: Report) -> None:
+    """Apply the records of a stream, and report the progress."""
+    until_ms, num, reported_s = built.until_ms, 0, time.monotonic()
+    for part in stream:
+        replay = Replay(built.state.schema, part, built.state)
+        if until_ms is None:
+            replay.finish()
+        else:
+            replay.advance(until_ms)
+            times = np.concatenate([replay.exposure_ms, replay.event_ms])
+            built.has_begun |= bool((times < until_ms).any())
+        replay.as_served()
+        ends_ms = part.ends_ms if until_ms is None else min(part.ends_ms, until_ms)
+        built.seq, built.ends_ms = max(built.seq, part.last_seq), max(built.ends_ms, ends_ms)
+        if not replay.is_finished:
+            return
+        num += sum(len(table) for table in (part.viewers, part.candidates, part.exposures, part.events))
+        if time.monotonic() - reported_s >= REPORT_EVERY_S:
+            reported_s = time.monotonic()
+            total = stream.num_flat + max(0, log_end(folder) - stream.after)
+            report(f"{folder}: {num:,} of {total:,} records, up to {_iso(built.ends_ms)}")
+
+
+def _restore(built: Rebuilt, snapshot: Snapshot, old: Schema) -> None:
+    """Take what the state has in common with a snapshot of the schema `old`, and its ids."""
+    snapshot.verify()
+    for rows in (built.state.viewers, built.state.candidates):
+        cells, held = list(common_cells(rows.schema, old, rows.entity)), set()
+        for ids, packed in snapshot.rows(rows.entity):
+            given = np.frombuffer(packed, getattr(old, rows.entity))
+            held.update(ids)
+            at = [rows.add(name) for name in ids]
+            for (column, place), (their_column, their_place) in cells:
+                rows.table[column][at, place] = given[their_column][:, their_place]
+        for name in rows.index.keys() - held:
+            rows.drop(name)
+    built.seq, built.ends_ms = snapshot.seq, snapshot.ts_ms
+
+
+def _iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1e3, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
