@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.config.settings import AppArgs, UserConfig
-from serve.contract.errors import ArtifactRefused, TabrankError, TooLarge
+from serve.contract.errors import ArtifactRefused, Busy, TabrankError, TooLarge
 from serve.contract.logs import join_ray
 from serve.http.app import Edge
 from serve.http.auth import Authenticator
@@ -107,7 +107,9 @@ class FeatureFetch:
                     await scorer.broadcast("load", version).results_async()
 
         async def call_ingest(payload: bytes) -> IngestResult:
-            taken: IngestResult = await _answer(take.remote(payload))
+            taken: IngestResult | Busy = await _answer(take.remote(payload))
+            if isinstance(taken, Busy):
+                raise taken
             return taken
 
         async def roll_back(version: str, verdict: Verdict) -> None:
@@ -171,12 +173,18 @@ class Ingest:
         self._releases = ModelRegistry(Path(base) / args.models, by="service")
         self._running: asyncio.Task[None] | None = None
 
-    async def take(self, payload: bytes) -> IngestResult:
-        """Take packed records; return once they are durable."""
+    async def take(self, payload: bytes) -> IngestResult | Busy:
+        """Take packed records; return once they are durable, or return the refusal.
+
+        Ray logs an error with a traceback for whatever a replica raises.
+        """
         if self._running is None:
             _quiet_gc()
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
-        return await self._ingester.take(unpack(payload), len(payload))
+        try:
+            return await self._ingester.take(unpack(payload), len(payload))
+        except Busy as refusal:
+            return refusal
 
     async def roll_back(self, version: str, verdict: Verdict) -> None:
         """Roll back a version that FeatureFetch found bad, if it is still current or the canary."""
