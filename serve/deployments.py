@@ -107,9 +107,7 @@ class FeatureFetch:
                     await scorer.broadcast("load", version).results_async()
 
         async def call_ingest(payload: bytes) -> IngestResult:
-            taken: IngestResult | Busy = await _answer(take.remote(payload))
-            if isinstance(taken, Busy):
-                raise taken
+            taken: IngestResult = await _answer(take.remote(payload))
             return taken
 
         async def roll_back(version: str, verdict: Verdict) -> None:
@@ -174,9 +172,9 @@ class Ingest:
         self._running: asyncio.Task[None] | None = None
 
     async def take(self, payload: bytes) -> IngestResult | Busy:
-        """Take packed records; return once they are durable, or return the refusal.
+        """Take packed records; return once they are durable, or `Busy` at once.
 
-        Ray logs an error with a traceback for whatever a replica raises.
+        If it were raised, Ray would log each refusal as an error, with a traceback.
         """
         if self._running is None:
             _quiet_gc()
@@ -211,10 +209,11 @@ async def _answer(call: Awaitable[Any]) -> Any:
     retry every half second, memory grew to gigabytes.
 
     Raises:
+        Busy: the other deployment returned it.
         TooLarge: gRPC refused the call for its size.
     """
     try:
-        return await call
+        answer = await call
     except BaseException as error:
         failure: BaseException | None = error
         while failure is not None:
@@ -224,6 +223,9 @@ async def _answer(call: Awaitable[Any]) -> Any:
         if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
             raise TooLarge(error.details()) from None
         raise
+    if isinstance(answer, Busy):
+        raise answer
+    return answer
 
 
 def _require_running(task: asyncio.Task[None] | None) -> None:

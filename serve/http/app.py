@@ -43,7 +43,7 @@ RANK = "/v1/rank"
 EVENTS = "/v1/events"
 # Paths that need no API key.
 OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs", *FILES))
-# The limits of HAProxy: 100 headers, of 16 KiB in total.
+# HAProxy takes a little more: 101 headers, of 19 KiB with the request line.
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
 # After these statuses the connection is closed without waiting for the rest of the body.
@@ -239,7 +239,7 @@ class Edge:
 
     async def _events(self, headers: Headers, key: ApiKey | None, receive: Receive) -> _Answer:
         _require_no_page(headers)
-        # A batch costs 10 ms to decode: refuse it unread if there is certainly no room.
+        # A batch takes up to 10 ms to decode: refuse it unread if it probably has no room.
         if key is not None:
             self._records.require_room(key.name)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)

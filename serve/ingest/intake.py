@@ -105,7 +105,7 @@ class Intake:
         self.candidates = RowTable(schema, "candidate")
         self._event_clock = event_clock
         self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
-        # Remembered keys, oldest first, with their values as in `_value`.
+        # Remembered keys, oldest first, with values of `_values`.
         self._keys: dict[bytes, dict[bytes, int]] = {
             window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
         }
@@ -121,7 +121,7 @@ class Intake:
             known = self._recalled(name, group)
             if isinstance(record, Event | Exposure) and known is not None:
                 taken.duplicates += 1
-                group.counts["repeated_other"] += known not in (UNKNOWN, _value(record))
+                group.counts["repeated_other"] += known not in (UNKNOWN, *_values(record))
             # A future removal comes from a wrong clock: it must not block current records.
             elif ts_ms < self._removed_ms(owner, group) <= received_ms:
                 group.counts["late"] += 1
@@ -146,7 +146,7 @@ class Intake:
             else:
                 group.records.append(record)
                 if name is not None:
-                    group.keys[name] = _value(record)
+                    group.keys[name] = _values(record)[0]
         return taken
 
     def _recalled(self, name: bytes | None, group: Group) -> int | None:
@@ -200,7 +200,7 @@ class Intake:
         """Remember the key of a record that was committed earlier."""
         name = remembered_key(record)
         if name is not None:
-            self.remember({name: _value(record)})
+            self.remember({name: _values(record)[0]})
 
     def _date(self, record: Record, group: Group, received_ms: int) -> int:
         """Return the time of a record; a missing or future time is replaced by the arrival time."""
@@ -225,15 +225,16 @@ class Intake:
                 group.keys[key(CANDIDATES, name)] = now_ms
 
 
-def _value(record: Record) -> int:
-    """Return what is remembered under the key of a record.
+def _values(record: Record) -> tuple[int, ...]:
+    """Return what to remember under the key of a record, and what else its repeats may have.
 
     Of a removed viewer or candidate it is the time in ms before which its records are late. Of an
-    event or exposure it is a hash from 1 to 255 of what a repeat has in common with it: so small an
-    integer takes no memory. A repeated ranking comes in the same ten minutes as the first.
+    event or exposure it is a hash from 1 to 255, since so small an integer takes no memory: of what
+    its repeats have in common with it. Attempts at one ranking come less than ten minutes apart.
     """
     if isinstance(record, Event):
-        return hash((record.viewer, record.candidate, record.kind)) % 255 + 1
+        return (hash((record.viewer, record.candidate, record.kind)) % 255 + 1,)
     if isinstance(record, Exposure):
-        return hash((record.viewer, record.ts_ms // REPEATS_MS)) % 255 + 1
-    return record.ts_ms or 0
+        window = record.ts_ms // REPEATS_MS
+        return tuple(hash((record.viewer, at)) % 255 + 1 for at in (window, window - 1, window + 1))
+    return (record.ts_ms or 0,)

@@ -24,11 +24,13 @@ class RecordsUnderWay:
 
     def __init__(self) -> None:
         self._num: Counter[str] = Counter()
+        # Records of each key's last batch, as the estimate for the next, which is unread.
+        self._last_size: Counter[str] = Counter()
 
-    def require_room(self, key: str, num_records: int = 1) -> None:
-        """Raise RequestError 429 if a key may not send this many records now."""
+    def require_room(self, key: str) -> None:
+        """Raise RequestError 429 if a key's next batch, which is unread, probably has no room."""
         num = self._num[key]
-        if num + num_records > MAX_UNDER_WAY:
+        if num + max(self._last_size[key], 1) > MAX_UNDER_WAY:
             detail = (
                 f"{num} records of the key {key!r} are not stored yet, and it may have {MAX_UNDER_WAY} such "
                 "records; send the next ones when the answer for these has come"
@@ -38,7 +40,8 @@ class RecordsUnderWay:
     @contextmanager
     def held(self, key: str, num_records: int) -> Iterator[None]:
         """Count records as under way, or raise RequestError 429 if there is no room for them."""
-        self.require_room(key, num_records)
+        self._last_size[key] = num_records
+        self.require_room(key)
         self._num[key] += num_records
         try:
             yield
