@@ -154,7 +154,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         (exposure_buffer.SEND_TIMEOUT_S,),
         f"{BUFFER}::test_a_call_that_is_never_answered_is_given_up_and_sent_again",
     ),
-    "records of a key that a replica has sent to Ingest, not yet durable": (
+    "records of a key under way to Ingest, in a replica": (
         (record_intake.MAX_UNDER_WAY,),
         f"{EDGE}::test_a_key_that_floods_ingest_is_refused_and_the_others_go_on",
     ),
