@@ -239,7 +239,7 @@ class Edge:
 
     async def _events(self, headers: Headers, key: ApiKey | None, receive: Receive) -> _Answer:
         _require_no_page(headers)
-        # A batch takes up to 10 ms to decode: refuse it unread if it probably has no room.
+        # A full batch takes 10 ms to decode: refuse it unread if it probably has no room.
         if key is not None:
             self._records.require_room(key.name)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
