@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.config.settings import AppArgs, UserConfig
-from serve.contract.errors import ArtifactRefused, TabrankError, TooLarge
+from serve.contract.errors import ArtifactRefused, Busy, TabrankError, TooLarge, WriterFenced
 from serve.contract.logs import join_ray
 from serve.http.app import Edge
 from serve.http.auth import Authenticator
@@ -178,9 +178,15 @@ class Ingest:
             _quiet_gc()
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
 
-    async def take(self, payload: bytes) -> IngestResult:
-        """Take packed records; return once they are durable."""
-        return await self._ingester.take(unpack(payload), len(payload))
+    async def take(self, payload: bytes) -> IngestResult | Busy | WriterFenced:
+        """Take packed records; return once they are durable, or the reason of a refusal at once.
+
+        If it were raised, Ray would log each refusal as an error, with a traceback.
+        """
+        try:
+            return await self._ingester.take(unpack(payload), len(payload))
+        except (Busy, WriterFenced) as refusal:
+            return refusal
 
     async def roll_back(self, version: str, verdict: Verdict) -> None:
         """Roll back a version that FeatureFetch found bad, if it is still current or the canary."""
@@ -207,10 +213,11 @@ async def _answer(call: Awaitable[Any]) -> Any:
     retry every half second, memory grew to gigabytes.
 
     Raises:
+        Busy, WriterFenced: the other deployment returned it.
         TooLarge: gRPC refused the call for its size.
     """
     try:
-        return await call
+        answer = await call
     except BaseException as error:
         failure: BaseException | None = error
         while failure is not None:
@@ -220,6 +227,9 @@ async def _answer(call: Awaitable[Any]) -> Any:
         if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
             raise TooLarge(error.details()) from None
         raise
+    if isinstance(answer, Busy | WriterFenced):
+        raise answer
+    return answer
 
 
 def _require_running(task: asyncio.Task[None] | None) -> None:

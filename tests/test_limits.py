@@ -17,6 +17,7 @@ from serve.contract import records as contract_records
 from serve.contract.metric_catalog import METRICS
 from serve.features.slots import PLACES
 from serve.http import app as edge
+from serve.http import auth
 from serve.http import body_reader as bodies
 from serve.ingest import intake, quality
 from serve.ingest import writer as ingest
@@ -85,7 +86,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/runtime/test_fast_path.py::test_without_a_free_slot_a_request_is_refused_unread_and_counted",
     ),
     "requests of a key": (
-        (),
+        (f"candidates / {auth.CANDIDATES_A_REQUEST}", f"records / {auth.RECORDS_A_REQUEST}"),
         "serve/http/test_auth.py::test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s",
     ),
     "nesting of JSON": ((), "serve/http/test_hostile.py::test_deep_and_long_bodies_are_refused_in_few_words"),
@@ -152,6 +153,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "time of a call with exposures": (
         (exposure_buffer.SEND_TIMEOUT_S,),
         f"{BUFFER}::test_a_call_that_is_never_answered_is_given_up_and_sent_again",
+    ),
+    "records of a key under way to Ingest, in a replica": (
+        (record_intake.MAX_UNDER_WAY,),
+        f"{EDGE}::test_a_key_that_floods_ingest_is_refused_and_the_others_go_on",
     ),
     "events in a call of Ingest": (
         (mib(2 * contract_records.MAX_EVENTS_BODY_BYTES),),
@@ -275,6 +280,13 @@ def test_a_row_has_the_value_of_the_code_and_names_a_test_that_exists(row):
 def test_every_metric_of_the_table_is_one_of_ours():
     known = {metric.name for metric in METRICS}
     assert {name for _, metrics in table().values() for name in re.findall(r"`(\w+)`", metrics)} <= known
+
+
+def test_haproxy_passes_on_all_headers_that_the_service_takes():
+    # HAProxy keeps 1 KiB of a buffer free. A header has four bytes besides its name and value.
+    room = int(environment.FAST["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]) - 1024
+    longest_path = 2_000
+    assert room >= edge.MAX_HEADER_BYTES + 4 * edge.MAX_HEADERS + longest_path
 
 
 def test_the_journal_is_read_a_few_commits_at_a_time():

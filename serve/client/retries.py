@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import random as dice
 import threading
 import time
 from collections.abc import Callable
+from random import SystemRandom
 
 # With these statuses the service did not do the work; any other answer is final.
 RETRIED = (429, 503)
-# Spread the retries of clients that failed at the same time.
+# Spread the retries of clients that failed at the same time, even if all of them call
+# `random.seed(1)`.
 JITTER_S = 0.05
+draw = SystemRandom().random
 # A retry with less time left could not be answered in time.
 MIN_LEFT_S = 0.01
 # Retries per request that a client may make, and per second with any number of requests.
@@ -30,7 +32,7 @@ class Retries:
     """
 
     def __init__(
-        self, *, random: Callable[[], float] = dice.random, clock: Callable[[], float] = time.monotonic
+        self, *, random: Callable[[], float] = draw, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._tokens = INITIAL_TOKENS
         self._random, self._clock = random, clock

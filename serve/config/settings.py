@@ -216,7 +216,7 @@ class ApiKey:
     Attributes:
         sha256: SHA-256 of the key, as `python -m serve key` prints it.
         requests_per_s: Requests per second that the caller may send; a ranking counts as its
-            candidates / 100, but at least 1.
+            candidates / 100, a batch of events as its records / 100, each as at least 1.
         may_choose_arm: The caller may send X-Arm, for testers.
     """
 

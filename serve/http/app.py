@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,15 +21,16 @@ from serve.contract.logs import of_request
 from serve.contract.messages import quoted
 from serve.contract.rankings import MAX_BODY_BYTES, Problem
 from serve.contract.records import MAX_EVENTS_BODY_BYTES
-from serve.http.auth import CANDIDATES_A_REQUEST, Authenticator
+from serve.http.auth import CANDIDATES_A_REQUEST, RECORDS_A_REQUEST, Authenticator
 from serve.http.body_reader import BodyReader, Receive
 from serve.http.decoding import decode_request
 from serve.http.docs import FILES, KINDS, OF_FILES, OF_PAGE, contents, docs_page
 from serve.http.introspection import Liveness, description, readiness
 from serve.http.openapi import openapi
 from serve.http.tracing import TRACEPARENT, parent_of, record, record_failed, trace_id_of
+from serve.log.events import decode_batch
 from serve.ranking.assignment import requested_arm
-from serve.ranking.record_intake import take
+from serve.ranking.record_intake import RecordsUnderWay, take
 from serve.ranking.service import FeatureFetcher
 
 log = logging.getLogger("tabrank")
@@ -41,7 +43,7 @@ RANK = "/v1/rank"
 EVENTS = "/v1/events"
 # Paths that need no API key.
 OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs", *FILES))
-# The limits of HAProxy: 100 headers, of 16 KiB in total.
+# HAProxy takes a little more: 101 headers, of 19 KiB with the request line.
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
 # After these statuses the connection is closed without waiting for the rest of the body.
@@ -87,6 +89,7 @@ class Edge:
         self._fetcher = fetcher
         self._keys = keys or Authenticator()
         self._bodies = BodyReader()
+        self._records = RecordsUnderWay()
         self._encoder = msgspec.json.Encoder()
         document = openapi(fetcher.surface, event_clock=fetcher.event_clock)
         self._openapi = msgspec.json.encode(document)
@@ -198,7 +201,7 @@ class Edge:
             return _Answer(JSON, await self._rank(scope, headers, key, request_id, receive))
         if path == EVENTS:
             _require(method, "POST", path)
-            return await self._events(headers, receive)
+            return await self._events(headers, key, receive)
         if path in self._get or path in FILES:
             _require("GET" if method == "HEAD" else method, "GET", path)
             return self._get[path]() if path in self._get else _resource(path, headers)
@@ -234,10 +237,18 @@ class Edge:
         except Exception as error:
             self._fetcher.warn("span not exported", error, request_id)
 
-    async def _events(self, headers: dict[bytes, bytes], receive: Receive) -> _Answer:
+    async def _events(self, headers: Headers, key: ApiKey | None, receive: Receive) -> _Answer:
         _require_no_page(headers)
+        # A full batch takes 10 ms to decode: refuse it unread if it probably has no room.
+        if key is not None:
+            self._records.require_room(key.name)
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
-        outcome = await take(self._fetcher, body)
+        fetcher = self._fetcher
+        good, rejected = decode_batch(body, fetcher.surface, event_clock=fetcher.event_clock)
+        self._keys.charge(key, max((len(good) + len(rejected)) / RECORDS_A_REQUEST - 1, 0))
+        # Without keys there is nobody to share with.
+        with self._records.held(key.name, len(good)) if key is not None else nullcontext():
+            outcome = await take(fetcher, good, rejected)
         # A caller that reads only the status must not take rejected records for accepted ones.
         status = 207 if outcome.rejected else 200
         return _Answer(JSON, self._encoder.encode(outcome), status)

@@ -15,8 +15,10 @@ from serve.contract.errors import RequestError
 
 # A key that was idle may send one second's worth of requests at once.
 BURST_S = 1.0
-# A ranking counts as its candidates / 100, but at least 1: it costs in proportion to them.
+# A ranking counts as its candidates / 100, a batch of events as its records / 100, but each as at
+# least 1: they cost in proportion to them.
 CANDIDATES_A_REQUEST = 100
+RECORDS_A_REQUEST = 100
 LOOPBACK = "127.0.0.1"
 NO_KEYS = (
     "this service is reachable from other machines but has no API keys, so it refuses every request: add callers to "
@@ -93,8 +95,9 @@ class Authenticator:
             raise RequestError(
                 429,
                 "too many requests",
-                f"the key {key.name!r} may send {key.requests_per_s:g} requests per second, and a ranking counts "
-                f"as its candidates / {CANDIDATES_A_REQUEST}, but at least 1",
+                f"the key {key.name!r} may send {key.requests_per_s:g} requests per second; a ranking counts as "
+                f"its candidates / {CANDIDATES_A_REQUEST}, a batch of events as its records / "
+                f"{RECORDS_A_REQUEST}, each as at least 1",
                 retry_after_s=math.ceil(due_s - now_s),
             )
         self._due_s[key.sha256] = due_s + self.num_replicas / key.requests_per_s

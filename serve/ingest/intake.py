@@ -59,6 +59,10 @@ COMMIT_BYTES = 4 << 20
 COMMIT_ROW_BYTES = 64 << 20
 
 
+# The value of a remembered event or exposure of which only the id is known.
+UNKNOWN = 0
+
+
 @dataclass
 class PendingCall:
     """Records of one call, and the future of their result once they are durable."""
@@ -101,8 +105,7 @@ class Intake:
         self.candidates = RowTable(schema, "candidate")
         self._event_clock = event_clock
         self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
-        # Remembered keys, oldest first. The value of a removed viewer or candidate is the time in
-        # ms before which its records are late.
+        # Remembered keys, oldest first, with values of `_values`.
         self._keys: dict[bytes, dict[bytes, int]] = {
             window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
         }
@@ -115,8 +118,10 @@ class Intake:
         for place, record in enumerate(records):
             ts_ms = self._date(record, group, received_ms)
             name, owner = remembered_key(record), owner_key(record)
-            if isinstance(record, Event | Exposure) and self._recalled(name, group) is not None:
+            known = self._recalled(name, group)
+            if isinstance(record, Event | Exposure) and known is not None:
                 taken.duplicates += 1
+                group.counts["repeated_other"] += known not in (UNKNOWN, *_values(record))
             # A future removal comes from a wrong clock: it must not block current records.
             elif ts_ms < self._removed_ms(owner, group) <= received_ms:
                 group.counts["late"] += 1
@@ -141,7 +146,7 @@ class Intake:
             else:
                 group.records.append(record)
                 if name is not None:
-                    group.keys[name] = ts_ms if name == owner else 0
+                    group.keys[name] = _values(record)[0]
         return taken
 
     def _recalled(self, name: bytes | None, group: Group) -> int | None:
@@ -195,7 +200,7 @@ class Intake:
         """Remember the key of a record that was committed earlier."""
         name = remembered_key(record)
         if name is not None:
-            self.remember({name: (record.ts_ms or 0) if name == owner_key(record) else 0})
+            self.remember({name: _values(record)[0]})
 
     def _date(self, record: Record, group: Group, received_ms: int) -> int:
         """Return the time of a record; a missing or future time is replaced by the arrival time."""
@@ -218,3 +223,18 @@ class Intake:
             if name not in changed:
                 group.records.append(Ended(name, now_ms))
                 group.keys[key(CANDIDATES, name)] = now_ms
+
+
+def _values(record: Record) -> tuple[int, ...]:
+    """Return what to remember under the key of a record, and what else its repeats may have.
+
+    Of a removed viewer or candidate it is the time in ms before which its records are late. Of an
+    event or exposure it is a hash from 1 to 255, since so small an integer takes no memory: of what
+    its repeats have in common with it. Attempts at one ranking come less than ten minutes apart.
+    """
+    if isinstance(record, Event):
+        return (hash((record.viewer, record.candidate, record.kind)) % 255 + 1,)
+    if isinstance(record, Exposure):
+        window = record.ts_ms // REPEATS_MS
+        return tuple(hash((record.viewer, at)) % 255 + 1 for at in (window, window - 1, window + 1))
+    return (record.ts_ms or 0,)

@@ -3,23 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from serve.contract.errors import Busy, RequestError
-from serve.contract.records import Event, EventsAnswer, Rejected
-from serve.log.events import IngestResult, decode_batch, pack
+from serve.contract.errors import Busy, RequestError, WriterFenced
+from serve.contract.records import MAX_RECORDS, ClientRecord, Event, EventsAnswer, Rejected
+from serve.log.events import IngestResult, pack
 from serve.ranking.service import FeatureFetcher
 
 # Wait this long for Ingest to make records durable; after a rollout it opens the store first.
 TAKE_S = 3.0
+# After an answer of a writer whose log another one has taken over, try again this much later.
+FENCED_S = 0.1
+# Records of one key that a replica may have at Ingest: one full batch. Ingest commits in order, so
+# the records of every other key wait for these. A batch of new viewers takes it 0.05 s.
+MAX_UNDER_WAY = MAX_RECORDS
 
 
-async def take(fetcher: FeatureFetcher, body: bytes) -> EventsAnswer:
-    """Take a batch of records; return once the accepted records are durable.
+class RecordsUnderWay:
+    """Limit the records of each key that a replica has sent to Ingest and that are not durable."""
+
+    def __init__(self) -> None:
+        self._num: Counter[str] = Counter()
+        # Records of each key's last batch, as the estimate for the next, which is unread.
+        self._last_size: Counter[str] = Counter()
+
+    def require_room(self, key: str) -> None:
+        """Raise RequestError 429 if a key's next batch, which is unread, probably has no room."""
+        num = self._num[key]
+        if num + max(self._last_size[key], 1) > MAX_UNDER_WAY:
+            detail = (
+                f"{num} records of the key {key!r} are not stored yet, and it may have {MAX_UNDER_WAY} such "
+                "records; send the next ones when the answer for these has come"
+            )
+            raise RequestError(429, "busy", detail, retry_after_s=1)
+
+    @contextmanager
+    def held(self, key: str, num_records: int) -> Iterator[None]:
+        """Count records as under way, or raise RequestError 429 if there is no room for them."""
+        self._last_size[key] = num_records
+        self.require_room(key)
+        self._num[key] += num_records
+        try:
+            yield
+        finally:
+            self._num[key] -= num_records
+
+
+async def take(
+    fetcher: FeatureFetcher, good: dict[int, ClientRecord], rejected: list[Rejected]
+) -> EventsAnswer:
+    """Take a decoded batch of records; return once the accepted records are durable.
 
     Raises:
-        RequestError: 400 or 422 for an invalid batch; 429 or 503 if records may not be stored.
+        RequestError: 429 or 503 if records may not be stored.
     """
-    good, rejected = decode_batch(body, fetcher.surface, event_clock=fetcher.event_clock)
     fetcher.metrics.rejected(len(rejected))
     # Records with equal times apply in the order attributes, rankings, events, as in a replay.
     if fetcher.event_clock:
@@ -36,7 +75,12 @@ async def take(fetcher: FeatureFetcher, body: bytes) -> EventsAnswer:
 async def _ingested(fetcher: FeatureFetcher, payload: bytes) -> IngestResult:
     try:
         async with asyncio.timeout(TAKE_S):
-            return await fetcher.ingest(payload)
+            while True:
+                try:
+                    return await fetcher.ingest(payload)
+                # A rollout: of two writers, the call went to the one before.
+                except WriterFenced:
+                    await asyncio.sleep(FENCED_S)
     except Exception as error:
         fetcher.warn("events_unavailable", error)
         if isinstance(error, Busy):

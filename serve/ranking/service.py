@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from random import SystemRandom
 
 import msgspec
 
@@ -44,6 +44,8 @@ NOT_DIAGNOSED = "not_diagnosed"
 # Reasons of warnings that mean degraded answers or lost records while they last.
 FAILING_INGEST = ("events_unavailable", WAITING)
 FAILING = ("scorer_unavailable", *FAILING_INGEST, NOT_DIAGNOSED)
+# No module that a replica imports can seed it.
+draw = SystemRandom().random
 # Takes packed records and returns once they are durable.
 TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 
@@ -266,8 +268,8 @@ class FeatureFetcher:
             stated={} if ids is request.candidates else stated_fields(request),
             explain=request.explain,
             traffic=request.traffic,
-            keep_matrix=request.explain or random.random() < self.config.log_features,
-            explore=arm.explore > 0 and random.random() < arm.explore,
+            keep_matrix=request.explain or draw() < self.config.log_features,
+            explore=arm.explore > 0 and draw() < arm.explore,
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
         )
 

@@ -111,7 +111,7 @@ class IngestMetrics:
     def __init__(self, application: str) -> None:
         buffer = self._buffer = _Buffer(application)
         failures = ("exposure_dropped", "roll_failed", "segment_damaged")
-        known = (*failures, "late", "expired", "time_ahead", "clock_step")
+        known = (*failures, "late", "expired", "time_ahead", "clock_step", "repeated_other")
         self._records = buffer.sums(catalog.RECORDS, known)
         self._quality = buffer.sums(catalog.QUALITY)
         self._rollbacks = buffer.sums(catalog.ROLLBACKS, get_args(Kind))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import pickle
 import weakref
 from functools import partial
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
-from serve.contract.errors import TooLarge
+from serve.contract.errors import Busy, TooLarge
+from serve.log.events import pack
 
 # Ray warns about its own models at import.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -90,3 +92,24 @@ def test_a_call_that_grpc_refuses_for_its_size_is_too_large():
     )
     with pytest.raises(TooLarge, match="larger than max"):
         asyncio.run(_answer(FailedCall(refusal)))
+
+
+def test_a_refusal_by_ingest_crosses_ray_as_a_value_and_is_raised_by_the_caller():
+    """Ray would log an exception as an error, with a traceback."""
+    from serve.deployments import Ingest, _answer
+
+    class Full:
+        async def take(self, records, num_bytes):
+            raise Busy("20000 records are waiting")
+
+    async def scenario():
+        replica = SimpleNamespace(_running=True, _ingester=Full())
+        returned = pickle.dumps(await Ingest.func_or_class.take(replica, pack([])))
+
+        async def call():
+            return pickle.loads(returned)
+
+        with pytest.raises(Busy, match="20000 records are waiting"):
+            await _answer(call())
+
+    asyncio.run(scenario())

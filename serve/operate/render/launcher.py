@@ -209,7 +209,9 @@ def _machine_values(config: Config, pools: Pools, options: Machines) -> dict[str
 
 
 def _exports(environment: dict[str, str]) -> str:
-    return " ".join(f'{key}="{value}"' for key, value in environment.items())
+    # Without line breaks the command stays readable in the file.
+    text = " ".join(f'{key}="{value}"' for key, value in environment.items())
+    return text.replace("\n", "\"$'\\n'\"")
 
 
 def _source() -> str:

@@ -1,4 +1,5 @@
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +32,14 @@ def retries(random=lambda: 0.5, clock=None):
 def test_what_the_service_did_not_do_is_tried_once_more_after_a_drawn_wait(status):
     assert retries(random=lambda: 0.0).delay_s(status, 1.0) == 0.0
     assert retries(random=lambda: 0.5).delay_s(status, 1.0) == pytest.approx(JITTER_S / 2)
+
+
+def test_clients_that_seed_alike_do_not_retry_at_the_same_time():
+    waits = set()
+    for _ in range(2):
+        random.seed(1)
+        waits.add(Retries().delay_s(503, 1.0))
+    assert len(waits) == 2
 
 
 @pytest.mark.parametrize("status", [200, 400, 404, 408, 413, 422, 500, 502, 504])

@@ -499,6 +499,69 @@ def test_a_ranking_counts_once_for_each_hundred_candidates_and_callers_share_the
     assert set(service.fetcher.admission._seen_s) == {"a", "b"}
 
 
+def joins(num, since=0):
+    record = {"type": "event", "viewer": "ann", "candidate": "a", "kind": "join", "ts_ms": NOW_MS}
+    return {"records": [record | {"id": f"e{i}"} for i in range(since, since + num)]}
+
+
+def test_a_batch_of_events_counts_once_for_each_hundred_records(service):
+    service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("a", 10), api_key("b", 10))))
+
+    async def scenario():
+        await refresh(service.fetcher)
+        async with service.client() as client:
+
+            async def send(name, num):
+                return await client.post("/v1/events", json=joins(num), headers={"x-api-key": f"of {name}"})
+
+            few = [await send("a", 100) for _ in range(5)]
+            return few, [await send("b", 2_000), await send("b", 1)]
+
+    few, (many, after) = asyncio.run(scenario())
+    assert [answer.status_code for answer in few] == [200] * 5
+    assert (many.status_code, after.status_code) == (200, 429)
+    assert after.json()["title"] == "too many requests"
+    assert "a batch of events as its records / 100" in after.json()["detail"]
+    assert 1 <= int(after.headers["retry-after"]) <= 2
+
+
+def test_a_key_that_floods_ingest_is_refused_and_the_others_go_on(service):
+    keys = (api_key("flood", 1e6), api_key("other", 1e6))
+    service.fetcher.configure(replace(service.fetcher.config, api_keys=keys))
+
+    async def scenario():
+        await refresh(service.fetcher)
+        durable = asyncio.Event()
+
+        async def ingest(payload):
+            await durable.wait()
+            return IngestResult()
+
+        service.fetcher.ingest = ingest
+        async with service.client() as client:
+
+            def send(name, content):
+                headers = {"x-api-key": f"of {name}", "content-type": "application/json"}
+                return client.post("/v1/events", content=content, headers=headers)
+
+            many, one = (json.dumps(joins(num)) for num in (1_500, 1))
+            flood = [asyncio.create_task(send("flood", many)) for _ in range(16)]
+            refused, taken = await asyncio.wait(flood, timeout=0.5)
+            unread = await send("flood", "no JSON")
+            taken.add(asyncio.create_task(send("other", one)))
+            await asyncio.sleep(0.1)
+            durable.set()
+            answers = await asyncio.gather(*taken)
+            return [task.result() for task in refused], unread, answers, await send("flood", many)
+
+    refused, unread, taken, again = asyncio.run(scenario())
+    assert ([answer.status_code for answer in refused], len(taken)) == ([429] * 15, 2)
+    assert (refused[0].json()["title"], refused[0].headers["retry-after"]) == ("busy", "1")
+    assert "1500 records of the key 'flood' are not stored yet" in refused[0].json()["detail"]
+    assert unread.status_code == 429
+    assert {answer.status_code for answer in (*taken, again)} == {200}
+
+
 def test_a_refusal_does_not_count_against_the_key(service):
     keys = (ApiKey("a", hashlib.sha256(b"a").hexdigest(), 1.0),)
     service.fetcher.config = replace(service.fetcher.config, api_keys=keys)

@@ -89,6 +89,25 @@ def status_line(port, *lines):
         return connection.makefile("rb").readline()
 
 
+def test_a_connection_on_which_nothing_is_sent_is_closed_without_an_answer(service):
+    """A client that opens connections ahead would take an answer for that to its next request."""
+    with socket.create_connection(("127.0.0.1", service[2]), timeout=10) as silent:
+        assert silent.recv(1_000) == b""
+    with socket.create_connection(("127.0.0.1", service[2]), timeout=10) as slow:
+        slow.sendall(b"POST /v1/rank HTTP/1.1\r\nHost: a\r\n")
+        assert b" 408 " in slow.makefile("rb").readline()
+
+
+def test_the_service_names_its_limit_of_headers_also_behind_haproxy(service):
+    url = f"{service[0]['url']}/v1/rank"
+    own = {"x-api-key": OLD[0]}
+    for num, size, status in ((1, 16_000, 200), (80, 15_800, 200), (1, 16_384, 431), (80, 16_384, 431)):
+        headers = own | {f"x-{i:02}": "x" * (size // num - 4) for i in range(num)}
+        response = httpx.post(url, json=RANKING, headers=headers)
+        assert response.status_code == status
+    assert "16384 bytes of them" in response.json()["detail"]
+
+
 def test_a_key_in_a_trailer_opens_nothing(service):
     key, port = f"X-Api-Key: {OLD[0]}".encode(), service[2]
     head = b"POST /v1/rank HTTP/1.1", b"Host: a", b"Content-Type: application/json"

@@ -23,7 +23,7 @@ from serve.features.rows import Schema
 from serve.features.slots import Sum
 from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
-from serve.log.events import entries
+from serve.log.events import Exposure, entries
 from serve.log.retention import rewriting
 from serve.log.writer import write_log
 
@@ -331,6 +331,49 @@ def test_events_of_a_commit_that_failed_do_not_use_up_the_number(service, monkey
         raise StoreUnavailable("no")
 
     asyncio.run(scenario())
+
+
+def test_different_records_with_the_id_of_another_are_counted(service):
+    writer = Taking(service)
+    before_ms = writer.now_ms
+    many = range(50)
+
+    def join(viewer="ann", candidate="a", kind="join"):
+        return Event("e", viewer, candidate, kind)
+
+    def ranking(number, ts_ms=before_ms, viewer="ann"):
+        return Exposure(f"r{number}", ts_ms, viewer, ["a"], b"", None, "model", "full", 0)
+
+    async def counted(*records):
+        writer.ingester.counts.clear()
+        assert (await writer.take(*records)).duplicates == len(records)
+        return writer.ingester.counts["repeated_other"]
+
+    async def scenario():
+        await writer.take(Candidate("a", {}), join(), *map(ranking, many))
+        writer.now_ms += 100 * 600_000
+        # A retry of a ranking may have another time and another order.
+        assert await counted(join(), *(ranking(i, before_ms + 300) for i in many)) == 0
+        # A few of them have the same hash of 8 bits.
+        for others in (
+            [join(viewer=f"v{i}") for i in many],
+            [join(candidate=f"c{i}") for i in many],
+            [join(kind=f"k{i}") for i in many],
+            [ranking(0, viewer=f"v{i}") for i in many],
+            [ranking(0, before_ms + (2 + i) * 600_000) for i in many],
+        ):
+            assert await counted(*others) >= 0.7 * len(others)
+
+    asyncio.run(scenario())
+
+
+def test_of_a_record_before_a_restart_a_repeat_is_no_different_one(service):
+    service.run(lambda service: service.events(event("e9", viewer="ann")))
+    tallies = []
+    service.on_tally = lambda tally: tallies.append(tally.counts)
+    service.run(lambda service: service.events(event("e9", viewer="bob")))
+    assert sum(counts["duplicate"] for counts in tallies) == 1
+    assert sum(counts["repeated_other"] for counts in tallies) == 0
 
 
 def test_numbers_go_on_after_a_restart(service):

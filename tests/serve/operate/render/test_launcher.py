@@ -1,4 +1,5 @@
 import functools
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.config.reader import read
 from serve.contract.errors import TabrankError
+from serve.operate.host.environment import rendered_environment
 from serve.operate.render.launcher import refuse_invalid
 from serve.operate.render.pools import pools_of
 
@@ -159,6 +161,16 @@ def test_a_shell_can_read_every_command(options):
         ["bash", "-n"], input="\n".join(commands), text=True, capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_shell_exports_each_setting_with_its_value():
+    document = yaml.safe_load(rendered("aws", *GOLDEN["aws"]))
+    (command,) = [command for command in document["worker_start_ray_commands"] if "export" in command]
+    export = re.search("export .*(?=; ray start)", command)[0]
+    done = subprocess.run(["bash", "-c", f"{export}; env -0"], capture_output=True, text=True, check=True)
+    exported = dict(setting.split("=", 1) for setting in done.stdout.split("\0") if setting)
+    expected = rendered_environment(os.path.expandvars("$HOME/tabrank"))
+    assert {name: exported[name] for name in expected} == expected
 
 
 def test_only_allowed_addresses_reach_the_service():
