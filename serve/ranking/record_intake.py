@@ -7,7 +7,7 @@ import asyncio
 from serve.contract.errors import Busy, RequestError
 from serve.contract.records import Event, EventsAnswer, Rejected
 from serve.log.events import IngestResult, decode_batch, pack
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import NOT_TAKEN, FeatureFetcher
 
 # Wait this long for Ingest to make records durable; after a rollout it opens the store first.
 TAKE_S = 3.0
@@ -38,7 +38,7 @@ async def _ingested(fetcher: FeatureFetcher, payload: bytes) -> IngestResult:
         async with asyncio.timeout(TAKE_S):
             return await fetcher.ingest(payload)
     except Exception as error:
-        fetcher.warn("events_unavailable", error)
+        fetcher.warn(NOT_TAKEN, error)
         if isinstance(error, Busy):
             detail = "too many records are waiting; retry later"
             raise RequestError(429, "busy", detail, retry_after_s=1) from None

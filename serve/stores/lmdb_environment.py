@@ -72,11 +72,8 @@ class OpenEnvironment:
         self._first = self._seen = [os.stat(path) for path in self._paths]
         self._magic = self._read_magic()
         self.env.reader_check()
-        try:
-            with self.env.begin():
-                missing = num_missing(self._descriptors[0], page_bytes)
-        except ValueError as error:
-            raise StoreUnavailable(_damaged(folder, f"data.mdb was cut short, and {error}")) from None
+        with self.env.begin():
+            missing = num_missing(self._descriptors[0], page_bytes)
         if missing:
             raise StoreUnavailable(_damaged(folder, f"data.mdb was cut short: it lacks {missing} pages"))
 

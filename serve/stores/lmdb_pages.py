@@ -23,9 +23,6 @@ def num_missing(descriptor: int, page_bytes: int) -> int:
     A whole file may lack free pages: LMDB does not write those at the end that one transaction both
     allocated and freed. Call this within a read transaction, which keeps writers from reusing
     pages.
-
-    Raises:
-        ValueError: the file lacks pages, and the list of its free pages is damaged.
     """
     metas = [_META.unpack(os.pread(descriptor, _META.size, at * page_bytes)) for at in (0, 1)]
     root, last, _ = max(metas, key=lambda meta: meta[2])
@@ -33,21 +30,18 @@ def num_missing(descriptor: int, page_bytes: int) -> int:
     end = os.fstat(descriptor).st_size // page_bytes
     if last < end:
         return 0
-    num_free = 0
     try:
-        for numbers in _free(descriptor, page_bytes, root):
-            # The first is the length of the list.
-            num_free += np.count_nonzero(np.frombuffer(numbers, "<u8")[1:] >= end)
-    except (struct.error, RecursionError) as error:
-        raise ValueError(f"its free pages are unknown: {error}") from None
-    return int(last + 1 - end - num_free)
+        # The first number is the length of the list.
+        lists = [np.frombuffer(numbers, "<u8")[1:] for numbers in _free(descriptor, page_bytes, root)]
+    # Where the file lacks a part of the lists, no page is known to be free.
+    except (struct.error, ValueError, OverflowError, RecursionError):
+        lists = []
+    return int(last + 1 - end - sum(np.count_nonzero(numbers >= end) for numbers in lists))
 
 
 def _free(descriptor: int, page_bytes: int, root: int) -> Iterator[bytes]:
-    """Yield the lists in the tree of free pages, those that the file has."""
+    """Yield the lists in the tree of free pages; raise struct.error where the file lacks one."""
     page = os.pread(descriptor, page_bytes, root * page_bytes) if root != _NO_PAGE else b""
-    if len(page) < page_bytes:
-        return
     flags, end = _HEADER.unpack_from(page)
     for (at,) in _OFFSET.iter_unpack(page[_HEADER.size : end]):
         low, high, top, key_bytes = _NODE.unpack_from(page, at)
