@@ -207,7 +207,8 @@ class Service:
     def of_error(self, name: str, error: Exception, **facts: object) -> Diagnosis:
         """Return the diagnosis of an error whose text is the cause and, after `; `, the remedy."""
         # Ray's errors end with the line of their cause.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        name_of_it = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+        lines = str(error).strip().splitlines() or [name_of_it]
         cause, _, remedy = lines[-1].replace(f"{self.base}{os.sep}", "").partition("; ")
         remedy = remedy or "see docs/runbook.md"
         return self.of(name, error=cause, remedy=remedy[0].upper() + remedy[1:], **facts)

@@ -11,6 +11,8 @@ SERVICE_LOGGER = "tabrank"
 # Ray Serve's logger of a replica's file: text, or JSON with `logging_config: {encoding: JSON}`.
 RAY_LOGGER = "ray.serve"
 WARN_EVERY_S = 10.0
+# A minute after the last of several failures, nobody knows whether they last.
+LASTS_S = 60.0
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)} | {
     ord("\n"): "\\n",
     ord("\r"): "\\r",
@@ -30,10 +32,14 @@ class SeldomWarning:
     def __init__(self) -> None:
         # Monotonic time and error of the last warning for each reason.
         self._warned: dict[str, tuple[float, Exception]] = {}
+        # Of failures that no success followed: number, times of first and last, and last error.
+        self._lasting: dict[str, tuple[int, float, float, Exception]] = {}
 
     def __call__(self, reason: str, error: Exception, request_id: str | None = None) -> None:
         """Log a failure with its request id."""
         now_s = time.monotonic()
+        num, first_s, *_ = self._lasting.get(reason, (0, now_s))
+        self._lasting[reason] = num + 1, first_s, now_s, error
         if reason not in self._warned or now_s - self._warned[reason][0] >= WARN_EVERY_S:
             self._warned[reason] = now_s, error
             logging.getLogger(SERVICE_LOGGER).warning(
@@ -45,6 +51,16 @@ class SeldomWarning:
         warned_s, error = self._warned.get(reason, (float("-inf"), None))
         # A failure that lasts is logged again within a second after that.
         return error if time.monotonic() - warned_s < WARN_EVERY_S + 1 else None
+
+    def lasting(self, reason: str) -> tuple[int, float, Exception] | None:
+        """Return number, age and last error of failures that no success followed, if several."""
+        num, first_s, last_s, error = self._lasting.get(reason, (0, 0.0, 0.0, Exception()))
+        now_s = time.monotonic()
+        return (num, now_s - first_s, error) if num > 1 and now_s - last_s < LASTS_S else None
+
+    def ended(self, reason: str) -> None:
+        """Note a success of what failed for a reason."""
+        self._lasting.pop(reason, None)
 
 
 class OneLine(logging.Filter):

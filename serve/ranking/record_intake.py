@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from serve.contract.errors import Busy, RequestError, WriterFenced
 from serve.contract.records import MAX_RECORDS, ClientRecord, Event, EventsAnswer, Rejected
 from serve.log.events import IngestResult, pack
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import NOT_TAKEN, FeatureFetcher
 
 # Wait this long for Ingest to make records durable; after a rollout it opens the store first.
 TAKE_S = 3.0
@@ -82,7 +82,7 @@ async def _ingested(fetcher: FeatureFetcher, payload: bytes) -> IngestResult:
                 except WriterFenced:
                     await asyncio.sleep(FENCED_S)
     except Exception as error:
-        fetcher.warn("events_unavailable", error)
+        fetcher.warn(NOT_TAKEN, error)
         if isinstance(error, Busy):
             detail = "too many records are waiting; retry later"
             raise RequestError(429, "busy", detail, retry_after_s=1) from None

@@ -42,7 +42,8 @@ from serve.stores.candidate_table import CandidateTable
 EXCESS_BATCHES = 8
 NOT_DIAGNOSED = "not_diagnosed"
 # Reasons of warnings that mean degraded answers or lost records while they last.
-FAILING_INGEST = ("events_unavailable", WAITING)
+NOT_TAKEN = "events_unavailable"
+FAILING_INGEST = (NOT_TAKEN, WAITING)
 FAILING = ("scorer_unavailable", *FAILING_INGEST, NOT_DIAGNOSED)
 # No module that a replica imports can seed it.
 draw = SystemRandom().random
@@ -83,7 +84,7 @@ class FeatureFetcher:
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self.config = UserConfig()
-        self.ingest = ingest
+        self._take = ingest
         self.metrics = metrics or Metrics()
         self.warn = SeldomWarning()
 
@@ -108,7 +109,7 @@ class FeatureFetcher:
             self.models, score, lambda: self._scored.is_idle, roll_back, self.warn, call
         )
         self.ranker = Ranker(features, self.live, self.rollout.score, self.warn, self.metrics.batch)
-        self.exposure_buffer = ExposureBuffer(ingest, self.warn)
+        self.exposure_buffer = ExposureBuffer(self.ingest, self.warn)
         self.admission = Admission()
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
@@ -116,6 +117,12 @@ class FeatureFetcher:
         # In batches of 16 a popular order takes a quarter of the time that it takes alone. None may
         # wait for another iteration of the event loop: each brings new requests.
         self._excess: Batcher[Query, Slate] = Batcher(self._popular, slots=1, cap=EXCESS_BATCHES * 1760)
+
+    async def ingest(self, payload: bytes) -> IngestResult:
+        """Return once Ingest has made packed records durable."""
+        taken = await self._take(payload)
+        self.warn.ended(NOT_TAKEN)
+        return taken
 
     @property
     def model(self) -> Artifact | None:
@@ -296,9 +303,12 @@ class FeatureFetcher:
         # What Ingest cannot do without a store follows from that.
         if has_store and age_s * 1e3 > config.stale_after_ms and not self.event_clock:
             yield declared.of("stale_features", age_s=age_s)
-        for reason in FAILING:
-            failure = self.warn.recent(reason)
-            if failure and (has_store or reason not in FAILING_INGEST):
+        for reason in (one for one in FAILING if has_store or one not in FAILING_INGEST):
+            lasting, failure = self.warn.lasting(reason), self.warn.recent(reason)
+            if reason == NOT_TAKEN and lasting:
+                num, age_s, error = lasting
+                yield declared.of_error("events_failing", error, num=num, age_s=age_s)
+            elif failure:
                 yield declared.of_error("failing", failure, reason=reason)
         for version, error in models.failures.items():
             yield declared.of_version(version, error)

@@ -15,6 +15,7 @@ from typing import Any
 import lmdb
 
 from serve.contract.errors import StoreMissing, StoreUnavailable
+from serve.stores.lmdb_pages import num_missing
 from serve.stores.protocol import LOAD
 
 # Bytes of mapped address space, which limit a store's size. The file takes only the bytes written.
@@ -22,10 +23,6 @@ MAP_SIZE = 64 << 30
 MAX_READERS = 1024
 FORMAT = b"3"
 DATABASES = (b"meta", b"viewers", b"candidates", b"changes", b"journal")
-# LMDB does not write pages at the end of the file that one transaction both allocated and freed. A
-# commit puts or deletes single keys, so there are about as many as a tree has levels. If more pages
-# are missing, the file was truncated.
-MAX_UNWRITTEN_PAGES = 8
 # Place and size of LMDB's magic number in a meta page; a lock file begins with the same number.
 _MAGIC_AT, _MAGIC_BYTES = 16, 4
 DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
@@ -57,7 +54,6 @@ class OpenEnvironment:
         self._first: list[os.stat_result] = []
         try:
             self._open_files(folder)
-            self.env.reader_check()
             if writable:
                 _create_databases(self.env)
             self._open_databases(folder)
@@ -75,9 +71,11 @@ class OpenEnvironment:
         self._places = [(0, _MAGIC_AT), (0, page_bytes + _MAGIC_AT), (1, 0)][: len(self._paths) + 1]
         self._first = self._seen = [os.stat(path) for path in self._paths]
         self._magic = self._read_magic()
-        missing_bytes = (self.env.info()["last_pgno"] + 1) * page_bytes - self._seen[0].st_size
-        if missing_bytes > MAX_UNWRITTEN_PAGES * page_bytes:
-            raise StoreUnavailable(_damaged(folder, f"data.mdb was cut short by {missing_bytes} bytes"))
+        self.env.reader_check()
+        with self.env.begin():
+            missing = num_missing(self._descriptors[0], page_bytes)
+        if missing:
+            raise StoreUnavailable(_damaged(folder, f"data.mdb was cut short: it lacks {missing} pages"))
 
     def _open_databases(self, folder: Path) -> None:
         # Open without a read transaction of our own: when py-lmdb resets a transaction for reuse,
@@ -218,7 +216,11 @@ def _open(folder: Path, *, writable: bool, create: bool) -> OpenEnvironment:
     try:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
-        elif not (folder / "data.mdb").exists():
+        data = folder / "data.mdb"
+        if data.exists() and not data.stat().st_size:
+            # LMDB would begin a new store in it.
+            raise StoreUnavailable(_damaged(folder, "data.mdb is empty"))
+        if not create and not data.exists():
             raise _absent(folder)
         return OpenEnvironment(folder, writable=writable)
     except lmdb.NotFoundError:

@@ -54,7 +54,7 @@ class Supervisor:
         self._run = run
         self._client: Any = None
         self._node: list[psutil.Process] = []
-        self._restarts = Restarts()
+        self._restarts = Restarts(run.replica_logs and run.replica_logs.parent)
         self._redeploy = False
         # The running document, whether it is unsaved, and the error of the last write or empty.
         self._deployed: dict[str, Any] = {}
@@ -220,6 +220,7 @@ class Supervisor:
 
     def _deploy_again(self) -> None:
         error, before = "", self._deployed
+        self._restarts.deploying()
         try:
             under_way = {"config": self._run.wanted().get("config"), "since": now()}
             self._save(state="deploying", error="", deploying=under_way)

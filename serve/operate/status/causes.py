@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,6 @@ from serve.operate.diff.field import get
 from serve.operate.diff.running import cause as message_of
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import RUN, up_command
-from serve.operate.status.restarts import MAX_TIMES
 
 # A replica that finds room on a node starts within this time.
 STARTS_WITHIN = timedelta(seconds=10)
@@ -30,7 +30,7 @@ DOWN = {"stopped": "not_running", "starting": "starting", "failed": "ended", "de
 # Serve starts and stops replicas in these states, so that missing ones are normal.
 CHANGING = ("UPSCALING", "DOWNSCALING", "UPDATING")
 # A stale table and fallbacks follow from these.
-OF_STORE = ("no_store", "other_store", "store_unavailable", "stale_features")
+OF_STORE = ("no_store", "other_store", "store_unavailable", "events_failing", "stale_features")
 
 # A cause for JSON: name, where, text, remedy, runbook, advice.
 Cause = dict[str, Any]
@@ -139,11 +139,15 @@ def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
             why = f": {message_of([message]).rstrip('.')}" if message and status not in CHANGING else ""
             facts = {"running": running, "target": target or "?", "others": others, "why": why}
             yield _named("replicas_missing", f"{app}/{name}", status in CHANGING, **facts)
+    logs = found.get("replica_logs") or "Ray's logs/serve"
     for name, one in (found.get("restarts") or {}).items():
-        count = sum(now - datetime.fromisoformat(at) < RESTARTS_WITHIN for at in one.get("times", ()))
-        if count:
-            words = f"{'At least ' * (count == MAX_TIMES)}{count} restart{'s' * (count > 1)}"
-            yield _named("restarted", name, advice=count <= MAX_RESTARTS, count=words, last=one["last"])
+        times = [datetime.fromisoformat(at) for at in one.get("times", ())]
+        if times := [at for at in times if now - at < RESTARTS_WITHIN]:
+            count = f"{len(times)} restart{'s' * (len(times) > 1)}"
+            minutes = max(1, math.ceil((now - times[0]) / timedelta(minutes=1)))
+            log = f"{logs}/{'replica_' * ('/' in name)}{name.replace('/', '_')}_*.log"
+            facts = {"count": count, "minutes": minutes, "last": one["last"], "log": log}
+            yield _named("restarted", name, advice=len(times) <= MAX_RESTARTS, **facts)
 
 
 def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterator[Cause]:

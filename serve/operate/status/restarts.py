@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 MEMORY = "killed by Ray's memory monitor"
 ENDED = "its process ended"
 UNHEALTHY = "did not answer its health checks"
+# Ray's handler writes it into the file of a process's stderr. SIGKILL leaves nothing.
+SIGNAL = re.compile(r"^\*\*\* (SIG\w+) received", re.MULTILINE)
 # Of a part that restarts over and over, the last times.
 MAX_TIMES = 10
 
 
 class Restarts:
-    """Counter of restarts with the last reason; planned stops do not count."""
+    """Counter of restarts with the last reason; planned stops do not count.
 
-    def __init__(self) -> None:
+    `logs` is the folder in which Ray's processes of this machine write, if it is known.
+    """
+
+    def __init__(self, logs: Path | None = None) -> None:
+        self._logs = logs
+        # Replicas of deployments that were reported as unhealthy, and those of them that ended.
         self._unhealthy: set[str] = set()
+        self._stopped: set[str] = set()
+        # Signals that ended processes, by process id.
+        self._signals: dict[int, str] = {}
         # Ray restarts some actors in place: how often by then, and when that was noticed.
         self._in_place: dict[str, int] = {}
         self._noticed: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -62,10 +74,23 @@ class Restarts:
             return MEMORY
         context = cause.actor_died_error_context
         if context.reason != context.RAY_KILL:
-            return ENDED
+            return ENDED + self._signal(actor)
         replica = actor["Name"].rpartition("#")[2]
+        self._stopped |= self._unhealthy & {replica}
         is_replica = actor["Name"].startswith(REPLICA)
-        return "" if is_replica and replica not in self._unhealthy else UNHEALTHY
+        return "" if is_replica and replica not in self._stopped else UNHEALTHY
+
+    def _signal(self, actor: Mapping[str, Any]) -> str:
+        """Return the signal that the process noted in its log as its end, in words; or nothing."""
+        pid = actor.get("Pid", 0)
+        if self._logs and pid not in self._signals:
+            notes = (path.read_text(errors="replace") for path in self._logs.glob(f"worker-*-{pid}.err"))
+            self._signals[pid] = f" by {found[1]}" if (found := SIGNAL.search("\n".join(notes))) else ""
+        return self._signals.get(pid, "")
+
+    def deploying(self) -> None:
+        """Forget which replicas were unhealthy: a deploy stops replicas as planned."""
+        self._unhealthy.clear()
 
 
 def _row(count: int, events: list[tuple[str, str]]) -> dict[str, Any]:

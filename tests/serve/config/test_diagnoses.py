@@ -250,12 +250,9 @@ FAULTS = [
         False,
     ),
 ]
+EVENT = {"type": "event", "id": "e", "viewer": "ann", "candidate": "a", "kind": "click"}
 RUNNING_ONLY = {
-    "kill_switch",
-    "settings_refused",
-    "stale_features",
-    "failing",
-    "model_not_loaded",
+    *("kill_switch", "settings_refused", "stale_features", "failing", "events_failing", "model_not_loaded")
 }
 
 
@@ -332,16 +329,53 @@ def test_a_replica_reports_what_only_a_running_service_can_know(home):
         fetcher.config = replace(fetcher.config, kill_switch=True, stale_after_ms=0)
         fetcher.exposure_buffer._send = never
         await client.post("/v1/rank", json=body)
+        fetcher._take = refuse
+        for _ in range(2):
+            await client.post("/v1/events", json={"records": [EVENT]})
         await asyncio.sleep(0.05)
 
     async def never(payload):
         await asyncio.sleep(60)
 
+    async def refuse(payload):
+        raise TimeoutError
+
     found = {one["name"]: one for one in asyncio.run(home.readyz(scenario))}
     assert set(found) == RUNNING_ONLY
     assert text(found["failing"]).endswith("(scorer_unavailable): no scorer answers. Wait for one.")
-    assert "Version z is not loaded yet: TimeoutError." in found["model_not_loaded"]["cause"]
+    assert "Version z is not loaded yet: no answer in time." in found["model_not_loaded"]["cause"]
     assert found["settings_refused"]["remedy"] == "Publish it."
+
+
+def test_events_that_fail_are_named_until_ingest_takes_records_again(home, monkeypatch):
+    async def scenario(fetcher, client):
+        take, found = fetcher._take, []
+        for taken_by in (refuse, refuse, take):
+            fetcher._take = taken_by
+            await client.post("/v1/events", json={"records": [EVENT]})
+            found.append([(one.name, one.cause) for one in fetcher.diagnoses()])
+            # The warning of ten seconds is over.
+            monkeypatch.setattr("serve.contract.logs.WARN_EVERY_S", -1.0)
+        assert found[0] == [
+            (
+                "failing",
+                "Work of a replica has failed in the last seconds (events_unavailable): the actor died.",
+            )
+        ]
+        assert found[1:] == [
+            [
+                (
+                    "events_failing",
+                    "Ingest takes no events: the last 2 calls have failed, within 0 s: the actor died.",
+                )
+            ],
+            [],
+        ]
+
+    async def refuse(payload):
+        raise RuntimeError("the actor died")
+
+    assert asyncio.run(home.readyz(scenario)) == []
 
 
 def test_new_settings_end_the_report_of_refused_ones(home):

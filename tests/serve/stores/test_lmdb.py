@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import random
 import re
@@ -73,6 +74,44 @@ assert reader.read(["ann"], 0)[0] == [b"1"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 store.commit(3, {"ann": b"3"}, {}, journal=b"three")
 assert reader.read(["ann"], 0)[0] == [b"3"]
+"""
+)
+
+# Cuts a store at its end by more and more pages, and reads and writes what is left.
+CUT = (
+    IMPORT
+    + """
+import collections, os
+from serve.contract.errors import StoreUnavailable
+data = F / "data.mdb"
+whole, ends = data.read_bytes(), collections.Counter()
+num_pages = len(whole) // 4096
+def content(store):
+    with store.dump() as dump:
+        return sorted(dump.rows), store.seq(), store.note(), store.journal(0, 99)
+def opened(writable):
+    return LmdbStore(F, writable=writable)
+store = opened(False)
+expected = content(store)
+store.close()
+for cut in [*range(65), num_pages // 2]:
+    for writable in (False, True):
+        data.write_bytes(whole[: (num_pages - cut) * 4096])
+        try:
+            store = opened(writable)
+        except StoreUnavailable as error:
+            assert "damaged" in str(error) and "run `python -m serve load --log LOG`" in str(error), error
+            ends[f"refused {writable}"] += 1
+            continue
+        assert content(store) == expected, cut
+        if writable:
+            store.take_epoch()
+            store.commit(9, {"eve": b"9" * 9000}, {"y": b"9"}, journal=b"j" * 50_000)
+            assert store.seq() == 9
+            assert content(store)[0][-1] == ("viewer", "viewer 99", bytes(1000))
+        store.close()
+        ends[f"right {writable}"] += 1
+print(sorted(ends.items()))
 """
 )
 
@@ -251,18 +290,43 @@ def test_a_store_cut_short_while_open_is_unavailable_until_it_is_mended(folder: 
     store.close()
 
 
-def test_a_few_unwritten_pages_are_not_reported_as_a_truncated_file(folder: Path) -> None:
+@pytest.mark.parametrize("num_unused", [0, 3])
+def test_a_store_cut_at_its_end_is_right_or_refused_and_kills_nobody(folder: Path, num_unused: int) -> None:
+    store = writer(folder)
+    store.commit(2, {}, {}, journal=b"acknowledged" * 1000)
+    if num_unused:
+        store.commit(3, {"ann": b"2"}, {}, journal=b"z" * (num_unused * 4096 - 100))
+        store.trim(3)
+    store.close()
+    ends = dict(ast.literal_eval(run(CUT, folder)))
+    right = ends["right False"]
+    assert ends == {name: right if name.startswith("right") else 66 - right for name in ends}
+    assert len(ends) == 4
+    assert right > num_unused
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_an_empty_file_is_refused_with_the_remedy_and_stays_empty(folder: Path, writable: bool) -> None:
+    os.truncate(folder / "data.mdb", 0)
+    with pytest.raises(StoreUnavailable, match=r"damaged: data\.mdb is empty; delete that folder and run"):
+        LmdbStore(folder, writable=writable)
+    assert (folder / "data.mdb").stat().st_size == 0
+
+
+@pytest.mark.parametrize("value_bytes", [1000, 30_000])
+def test_unwritten_pages_are_not_reported_as_a_truncated_file(folder: Path, value_bytes: int) -> None:
     env = lmdb.open(str(folder), map_size=MAP_SIZE, max_dbs=5)
     viewers, changes = env.open_db(b"viewers"), env.open_db(b"changes")
     with env.begin(write=True) as txn:
         txn.put(b"z", b"", db=changes)
     with env.begin(write=True) as txn:
         for number in range(20):
-            txn.put(b"z%06d" % number, bytes(1000), db=viewers)
+            txn.put(b"z%06d" % number, bytes(value_bytes), db=viewers)
         for number in reversed(range(20)):
             txn.delete(b"z%06d" % number, db=viewers)
         txn.delete(b"z", db=changes)
-    assert (env.info()["last_pgno"] + 1) * env.stat()["psize"] > (folder / "data.mdb").stat().st_size
+    num_pages = env.info()["last_pgno"] + 1
+    assert num_pages - (folder / "data.mdb").stat().st_size // env.stat()["psize"] > value_bytes // 1000
     env.close()
     assert run(READ, folder).startswith("1 [b'1', None]")
 

@@ -23,10 +23,11 @@ PROXY = "SERVE_PROXY_ACTOR-2d20"
 
 
 def actor(
-    name: str, cause: ActorDeathCause | None = None, end_s: int = 0, restarts: int = 0
+    name: str, cause: ActorDeathCause | None = None, end_s: int = 0, restarts: int = 0, pid: int = 0
 ) -> dict[str, Any]:
     return {
         "Name": name,
+        "Pid": pid,
         "State": "DEAD" if cause else "ALIVE",
         "NumRestarts": restarts,
         "EndTime": end_s * 1000,
@@ -72,6 +73,34 @@ def test_a_planned_stop_hides_no_crash_before_it():
     assert Restarts().found(table, {}) == {
         "spaces/Scorer": {"count": 1, "last": ENDED, "at": HALF, "times": [HALF]}
     }
+
+
+def test_four_crashes_are_four_restarts_though_deploys_replace_what_started_after_them():
+    restarts, table, replicas = Restarts(), [], "abcdefghi"
+    for crashed, replacement, deployed in zip(replicas[::2], replicas[1::2], replicas[2::2], strict=False):
+        table.append(actor(SCORER + crashed, DIED, 30))
+        restarts.found([*table, actor(SCORER + replacement)], scorers("UNHEALTHY", replacement))
+        restarts.deploying()
+        table.append(actor(SCORER + replacement, KILLED, 60))
+        found = restarts.found([*table, actor(SCORER + deployed)], scorers("HEALTHY", deployed))
+    assert found["spaces/Scorer"]["count"] == 4
+
+
+def test_a_deploy_forgets_no_replica_that_did_not_answer_before_it():
+    restarts, table = Restarts(), [actor(SCORER + "a", KILLED, 30)]
+    restarts.found([actor(SCORER + "a")], scorers("UNHEALTHY", "a", "b"))
+    assert restarts.found(table, scorers("HEALTHY", "b"))["spaces/Scorer"]["count"] == 1
+    restarts.deploying()
+    assert restarts.found(table, scorers("HEALTHY", "c"))["spaces/Scorer"]["last"] == UNHEALTHY
+
+
+def test_the_signal_that_ended_a_process_is_named(tmp_path):
+    handler = ":actor_name:ServeReplica:spaces:Scorer\n*** SIGBUS received at time=1795984810 on cpu 0 ***\n"
+    (tmp_path / "worker-5331-01000000-77.err").write_text(handler)
+    (tmp_path / "worker-60af-01000000-78.err").write_text(":job_id:01000000\n")
+    for pid, last in ((77, f"{ENDED} by SIGBUS"), (78, ENDED), (79, ENDED)):
+        found = Restarts(tmp_path).found([actor(SCORER + "a", DIED, 30, pid=pid)], {})
+        assert found["spaces/Scorer"]["last"] == last
 
 
 def test_a_proxy_that_serve_stopped_did_not_answer():
