@@ -40,8 +40,8 @@ log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
 Columns = dict[str, pa.Array]
-# The name of a segment: numbers of its first and last record, and the epoch of the lease under which
-# it was written. Earlier releases wrote the first number alone.
+# The name of a segment: numbers of its first and last record, and the epoch of the lease under
+# which it was written. Earlier releases wrote the first number alone.
 NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
 # Write a row group once memory holds this many records plus their candidates, or this many bytes of
 # the journal. Unpacked and as Arrow columns they take six times as much.
