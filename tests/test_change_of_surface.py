@@ -48,7 +48,7 @@ def home(tmp_path):
     (tmp_path / "changed.toml").write_text(changed)
     document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        document["http_options"]["port"] = listener.getsockname()[1]
+        document["http_options"] |= {"port": listener.getsockname()[1], "request_timeout_s": 30}
     (application,) = document["applications"]
     application["args"] |= {"store": "lmdb:store", "models": "models", "log": "log"}
     front = application["deployments"][0]
@@ -96,6 +96,7 @@ class Load(threading.Thread):
                 self.call(number)
             except ClientError as error:
                 self.errors.append(error)
+        self._client.close()
 
 
 class Rankings(Load):

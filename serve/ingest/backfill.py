@@ -21,7 +21,7 @@ from serve.log.events import entries, numbered
 from serve.log.lease import read_lease
 from serve.log.rebuild import rebuild
 from serve.log.replay import Replay
-from serve.log.segments import log_end
+from serve.log.segments import MAX_SEQ, log_end
 from serve.log.stream import LogStream
 from serve.stores.factory import check_address, name_of, open_store, shown
 from serve.stores.protocol import Store
@@ -56,8 +56,10 @@ def load(
         claim.give_up()
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = Service(args, base, Features(schema), UserConfig())
-    built = rebuild(schema, log, until_ms, report, claim.written())
-    state, seq = built.state, built.seq
+    through = claim.written()
+    built = rebuild(schema, log, until_ms, report, through)
+    # The last records may change no state.
+    state, seq = built.state, max(built.seq, through if through < MAX_SEQ else 0)
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         # This fences a service that writes to the store: its next commit fails.

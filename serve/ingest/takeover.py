@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve.contract.errors import StoreMissing, StoreUnavailable
+from serve.contract.errors import StoreMissing, StoreUnavailable, WriterFenced
 from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import packed
@@ -25,10 +25,6 @@ from serve.stores.factory import open_named
 from serve.stores.protocol import LOAD, Store
 
 log = logging.getLogger("tabrank")
-# Several writers that start at once take the lease one after the other.
-ATTEMPTS = 10
-# Most viewers' rows of a commit that catches up: those of a few thousand rankings.
-CATCH_UP_ROWS = 2_000
 
 
 class Claim:
@@ -38,41 +34,50 @@ class Claim:
         self.folder, self._store, self._base = folder, store, base
         self.lease = Lease.of(folder, store, name, surface.text, base)
 
-    def take(self, own: Store) -> tuple[Lease, bool]:
-        """Take the lease for the open store `own`, whose fencing epoch the caller holds.
+    def take(self, own: Store, held: Lease | None) -> tuple[Lease, bool]:
+        """Take the lease, if it still is `held`, for the store `own`, whose epoch the caller holds.
 
         Returns the lease, and whether the journal of `own` continues the log. If not, its numbers
         belong to other records meanwhile.
 
         Raises:
+            WriterFenced: another writer has changed the lease.
             StoreUnavailable: the journal of the store that the lease names cannot be written to the
-                log, or others take the lease again and again.
+                log.
         """
-        for _ in range(ATTEMPTS):
-            held = read_lease(self.folder)
-            ends, continues = [own.seq()], True
-            if held is not None:
-                ends.append(held.end)
-                continues = held.names(self.lease, self.folder) and not held.released
-                if not continues and not held.released:
-                    ends.append(self._drain(held))
-            end = max([log_end(self.folder), *ends])
-            new = replace(self.lease, epoch=held.epoch + 1 if held else 1, end=end)
-            if swap_lease(self.folder, held, new):
-                return new, continues
-        raise StoreUnavailable(f"other writers are taking over {self.folder} at the same time; retry later")
+        ends, continues = [own.seq()], True
+        if held is not None:
+            ends.append(held.end)
+            continues = held.names(self.lease, self.folder) and not held.released
+            if not continues and not held.released:
+                held, end = self._drain(held)
+                ends.append(end)
+        new = replace(self.lease, end=max([log_end(self.folder), *ends]))
+        return self._swap(held, new), continues
 
-    def _drain(self, held: Lease) -> int:
-        """Fence the store of a lease, and write its journal to the log; return its number."""
+    def _drain(self, held: Lease) -> tuple[Lease, int]:
+        """Fence the store of a lease, and write its journal to the log; return its number.
+
+        The lease gets a new epoch first. The writer before then knows that it was not just a `load`
+        that fenced it, and does not go on.
+        """
         store = self.open(held, writable=True)
         if store is None:
             log.warning("%s is a copy: what its service had not written to the log stays there", self.folder)
-            return 0
+            return held, 0
         with closing(store):
+            held = self._swap(held, held)
             store.take_epoch()
-            served = Segments(self.folder, held.types, held.epoch + 1)
-            flush_journal(store, served, np.zeros(2, np.int64), lambda: True)
-            return store.seq()
+            flush_journal(
+                store, Segments(self.folder, held.types, held.epoch), np.zeros(2, np.int64), lambda: True
+            )
+            return held, store.seq()
+
+    def _swap(self, held: Lease | None, new: Lease) -> Lease:
+        new = replace(new, epoch=held.epoch + 1 if held else 1)
+        if not swap_lease(self.folder, held, new):
+            raise WriterFenced(f"another writer is taking over {self.folder} at the same time; retry")
+        return new
 
     def open(self, held: Lease, *, writable: bool = False) -> Store | None:
         """Open the store that a lease names; None if the log is a copy without a store.
@@ -103,7 +108,7 @@ class Claim:
         )
 
     def written(self) -> int:
-        """Return a number up to which the segments of the log hold every record.
+        """Return a number up to which the log holds every record.
 
         Raises:
             StoreUnavailable: the store with the log's newest records cannot be read.
@@ -111,7 +116,8 @@ class Claim:
         held = read_lease(self.folder)
         store = None if held is None or held.released else self.open(held)
         if store is None:
-            return MAX_SEQ
+            # Nobody writes to it. A log without segments may have numbers in its flat tables.
+            return log_end(self.folder) or MAX_SEQ
         with closing(store):
             return written_to(store)
 

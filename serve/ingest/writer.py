@@ -312,7 +312,7 @@ class Ingester:
                 last writer used cannot be read.
         """
         if self._store is None:
-            self._refuse_while_fenced()
+            held = self._lease_to_take()
             self._segments.damaged.clear()
             known = max(self._seq, self._segments.last_seq())
             if known:
@@ -320,7 +320,7 @@ class Ingester:
             store = self._open_store(writable=True)
             try:
                 store.take_epoch()
-                lost = self._take_lease(store)
+                lost = self._take_lease(store, held)
                 catch_up(self._segments.folder, store, self._surface, self._schema, self._now_ms())
                 changes = store.read([], 0)[1]
                 # The events of a commit that failed do not count.
@@ -345,27 +345,32 @@ class Ingester:
             self._store = store
         return self._store
 
-    def _refuse_while_fenced(self) -> None:
-        """Raise WriterFenced if another writer has held the log's lease for a short time."""
+    def _lease_to_take(self) -> Lease | None:
+        """Return the log's lease, which this writer may take; None if there is none.
+
+        Raises:
+            WriterFenced: another writer has held it for a short time.
+        """
         held = read_lease(self._segments.folder)
         if self._lease is None or held is None or held == self._lease or held.released:
             self._fenced_s = None
-            return
+            return held
         now_s = time.monotonic()
         self._fenced_s = self._fenced_s or now_s
         if now_s - self._fenced_s < TAKE_BACK_S:
             raise WriterFenced(
-                f"another writer, with the store {held.name} at {held.store}, has taken over "
-                f"{self._segments.folder}; send the records to that one"
+                f"another writer has taken over {self._segments.folder}: its lease has the store {held.name} "
+                f"at {held.store}; send the records to that one"
             )
         self._fenced_s = None
+        return held
 
-    def _take_lease(self, store: Store) -> list[Record]:
+    def _take_lease(self, store: Store, held: Lease | None) -> list[Record]:
         """Take the lease; return records of a journal whose numbers the log has given to others.
 
         They were given up while the store was out of reach; their journal is emptied.
         """
-        self._lease, continues = self._claim.take(store)
+        self._lease, continues = self._claim.take(store, held)
         self._segments.epoch = self._lease.epoch
         lost = [] if continues else [record for _, entry in entries(store) for record in entry.records]
         if lost:

@@ -51,7 +51,7 @@ def rebuild(
 ) -> Rebuilt:
     """Replay a log, all of it or the records before `until_ms`, in bounded memory.
 
-    Of a log that is being written, the segments hold all records up to the number `through`.
+    Of a log that is being written, the tables hold all records up to the number `through`.
 
     The replay begins with the newest snapshot of this state, or else with the first record. If
     older records were deleted and there is no such snapshot, the newest one of another state gives
