@@ -13,12 +13,12 @@ from serve.config.diagnoses import Service
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.matrix import Features
-from serve.features.rows import Schema, State
+from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
 from serve.log.events import entries, numbered
 from serve.log.rebuild import rebuild
-from serve.log.snapshots import numbers
+from serve.log.snapshots import AT_ONCE, numbers
 from serve.stores.factory import check_address, open_store, shown
 from serve.stores.protocol import Store
 
@@ -55,7 +55,7 @@ def load(
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
-        viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
+        viewers, candidates = (_packed(rows) for rows in (state.viewers, state.candidates))
         # A flat log may hold numbers, but only segments and snapshots count as its end.
         log_seq, _ = service.log_end() or (0, 0)
         note = {
@@ -67,6 +67,9 @@ def load(
         }
         # Commit above every number of the log: later rankings have seen all of it.
         seq = max([store.seq(), built.seq, log_seq, *numbers(log)]) + 1
+        # The store takes the memory of all rows once more.
+        since_ms = built.since_ms
+        del built, state
         store.replace(seq, viewers, candidates, json.dumps(note).encode())
     except WriterFenced:
         raise TabrankError(
@@ -81,9 +84,17 @@ def load(
     return {
         "viewers": len(viewers),
         "candidates": len(candidates),
-        "complete_since_ms": built.since_ms,
+        "complete_since_ms": since_ms,
         "diagnoses": list(map(asdict, found)),
     }
+
+
+def _packed(rows: RowTable) -> dict[str, bytes]:
+    """Return all packed rows by id, made some at a time to hold them in memory once only."""
+    names, all_packed = list(rows.index), {}
+    for begin in range(0, len(names), AT_ONCE):
+        all_packed.update(packed(rows, names[begin : begin + AT_ONCE]))
+    return all_packed
 
 
 def _apply_journal(store: Store, state: State, after: int) -> None:
