@@ -9,7 +9,7 @@ from serve.features.affinity_maps import Parts
 from serve.features.definitions import Kind
 from serve.features.presences import presence_fields
 from serve.features.rows import Schema
-from serve.features.slots import IMPRESSION, Entity, FieldRef, Map, Slot, Sum
+from serve.features.slots import Entity, FieldRef, Map, Slot, Sum
 
 # A column of a row, and the place in it; `...` means the whole column.
 Cell = tuple[str, int | EllipsisType]
@@ -43,13 +43,7 @@ def _is_same_field(ref: FieldRef, new: Schema, old: Schema) -> bool:
 
 
 def _is_same_slot(slot: Slot, new: Schema, old: Schema) -> bool:
-    # Answered rankings count as impressions of one surface, reported impressions of another.
-    is_same_event = new.surface.impression_events == old.surface.impression_events
-    return (
-        slot in old.place
-        and (is_same_event or IMPRESSION not in vars(slot).values())
-        and not (isinstance(slot, Map) and not _is_same_field(slot.field, new, old))
-    )
+    return slot in old.place and not (isinstance(slot, Map) and not _is_same_field(slot.field, new, old))
 
 
 def _cells(slot: Slot, place: int, entity: Entity) -> list[Cell]:

@@ -13,7 +13,7 @@ from serve.config.diagnoses import Service
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.matrix import Features
-from serve.features.rows import Schema, State
+from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
 from serve.ingest.takeover import Claim, written_to
@@ -22,6 +22,7 @@ from serve.log.lease import read_lease
 from serve.log.rebuild import rebuild
 from serve.log.replay import Replay
 from serve.log.segments import MAX_SEQ, log_end
+from serve.log.snapshots import AT_ONCE
 from serve.log.stream import LogStream
 from serve.stores.factory import check_address, name_of, open_store, shown
 from serve.stores.protocol import Store
@@ -69,7 +70,7 @@ def load(
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
-        viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
+        viewers, candidates = (_packed(rows) for rows in (state.viewers, state.candidates))
         # A flat log may hold numbers, but only segments and snapshots count as its end.
         log_seq = end.seq if (end := service.log_end()) else 0
         note = {
@@ -82,6 +83,9 @@ def load(
         if until_ms is not None:
             # What is later is left out for good: the service must not catch up with it.
             seq = max(seq, log_seq)
+        # The store takes the memory of all rows once more.
+        since_ms = built.since_ms
+        del built, state
         # A store without a number counts as empty.
         store.replace(max(seq, store.seq(), 1), viewers, candidates, json.dumps(note).encode())
     except WriterFenced:
@@ -97,9 +101,17 @@ def load(
     return {
         "viewers": len(viewers),
         "candidates": len(candidates),
-        "complete_since_ms": built.since_ms,
+        "complete_since_ms": since_ms,
         "diagnoses": list(map(asdict, found)),
     }
+
+
+def _packed(rows: RowTable) -> dict[str, bytes]:
+    """Return all packed rows by id, made some at a time to hold them in memory once only."""
+    names, all_packed = list(rows.index), {}
+    for begin in range(0, len(names), AT_ONCE):
+        all_packed.update(packed(rows, names[begin : begin + AT_ONCE]))
+    return all_packed
 
 
 def _follow(claim: Claim, own: Store, surface: Surface, state: State, after: int) -> int:

@@ -38,7 +38,9 @@ def open_parquet(path: str | Path, buffer_bytes: int = 0) -> pq.ParquetFile:
     meta = pq.read_metadata(path)
     leaves = map(meta.schema.column, range(meta.num_columns))
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    return pq.ParquetFile(path, metadata=meta, read_dictionary=texts, buffer_size=buffer_bytes)
+    return pq.ParquetFile(
+        path, metadata=meta, read_dictionary=texts, pre_buffer=False, buffer_size=buffer_bytes
+    )
 
 
 def sized_batches(file: pq.ParquetFile, path: str | Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from serve.contract.errors import TabrankError
 from serve.features.common_state import common_cells, is_common
@@ -90,7 +91,11 @@ def rebuild(
 def _checked_joins(folder: Path, fields: Mapping[Any, Any], report: Report) -> dict[str, float]:
     tables, share = join_sample(folder)
     what = folder if share == 1 else f"{folder}, of a sample of {share:.1%}"
-    return check_joins(what, tables, fields, report, is_trained_on=False)
+    coverage = check_joins(what, tables, fields, report, is_trained_on=False)
+    del tables
+    # Some 50 MB, that Arrow would keep.
+    pa.default_memory_pool().release_unused()
+    return coverage
 
 
 def _replay_with(built: Rebuilt, folder: Path, other: Snapshot, since_ms: int, report: Report) -> None:

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import EVER_MS
-from serve.features.slots import I64
+from serve.features.slots import ENTITIES, I64
 from serve.features.surface import Surface
 from serve.log.conversion import IDS, converted
 from serve.log.decoded_size import available_bytes, open_parquet, plain_bytes
@@ -45,7 +44,7 @@ from serve.log.table_reader import TableReader
 # of 55 candidates. A replay takes some 100 bytes for each.
 VALUES_AT_ONCE = 1 << 17
 BYTES_AT_ONCE = 16 << 20
-# Bytes of a column read from the disk at once; without it a whole row group is read.
+# Bytes of a column read from the disk at once. Otherwise pyarrow reads whole row groups.
 BUFFER_BYTES = 1 << 20
 # Shown candidates of a sample of the joins: 10,000 rankings of 55. Counting takes some 100 MB.
 SAMPLE_VALUES = 1 << 19
@@ -99,6 +98,9 @@ class _Table:
         paths, self._flat, self._segments = _files(folder, name)
         empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
+        self._fields = {
+            field for entity in ENTITIES if name == f"{entity}s" for field in surface.fields[entity]
+        }
         self._held, self._keys = empty, np.zeros(0, np.int64)
         # Eight times as much is needed for a moment: four tables, and a copy of each.
         self._most_bytes = available_bytes() // 8
@@ -161,8 +163,10 @@ class _Table:
             del parts
             # Test traffic and records without a number do not repeat others.
             counts = np.concatenate(lives) if lives else ids != 0
-            ordered = np.sort(ids[counts])
+            ordered = ids[counts]
+            ordered.sort()
             twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+            del ordered
             at = np.flatnonzero(counts & np.isin(ids, twice)) if len(twice) else np.zeros(0, np.int64)
             self.dropped[np.delete(at, np.unique(ids[at], return_index=True)[1])] = True
             if lives:
@@ -217,6 +221,10 @@ class _Table:
                 yield path, first_row, raw
 
     def _canonical(self, path: Path, raw: pa.Table, first_row: int) -> pa.Table:
+        if self._segments:
+            # A service went on with this table, and its surface may have gained a field since.
+            for field in self._fields.difference(raw.column_names):
+                raw = raw.append_column(field, pa.nulls(len(raw)))
         reader = TableReader(path, raw, IDS[self._name], first_row)
         return canonical(self._name, reader, self._surface).select(self._columns)
 
@@ -283,10 +291,10 @@ def _files(folder: Path, name: str) -> tuple[list[Path], list[Path], list[Segmen
     """Return the paths of a table, its flat files, and its segments."""
     paths, served = table_paths(folder, name), segments(folder, name)
     flat = [path for path in paths if path.is_file()]
-    if (folder / name).is_dir():
-        found = ds.dataset(folder / name, format="parquet", exclude_invalid_files=False).files
-        own = {segment.path for segment in served}
-        flat += [path for path in map(Path, found) if path not in own]
+    # As `read_table` does, leave out drafts and the marks of other tools.
+    found = sorted(path for path in (folder / name).glob("**/[!._]*") if path.is_file())
+    own = {segment.path for segment in served}
+    flat += [path for path in found if path not in own]
     return paths, flat, served
 
 

@@ -6,13 +6,13 @@ import asyncio
 import dataclasses
 import json
 import shutil
-from contextlib import asynccontextmanager
 from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from kept import DAY_MS, DAYS, KEEP_DAYS, Kept, a_day, at, weeks
 from live import event
 from served import Logging, assert_same_state, assert_same_sums, assert_served_features
 from tiny import TOML, tables
@@ -24,83 +24,13 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.ingest.backfill import load
-from serve.log.lease import types_of
 from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
-from serve.log.retention import enforce_retention
-from serve.log.segments import Segments, segments
 from serve.log.snapshots import snapshots, truncation_point
 from serve.log.writer import write_log
 from training.audit.audit import audit
 from training.data.dataset import build
 from training.data.split import split
-
-DAY_MS = 86_400_000
-DAYS = 16
-# Times of the first two months of 1970 look like seconds.
-FIRST_DAY = 100
-KEEP_DAYS = 8
-
-
-def at(day):
-    return (FIRST_DAY + day) * DAY_MS
-
-
-class Kept(Logging):
-    """Service without its own retention; `tend` applies it at a given time."""
-
-    @asynccontextmanager
-    async def running(self):
-        async with super().running():
-            self.ingester._retain = lambda *_: None
-            yield self
-
-    def tend(self, now_ms, keep_days=KEEP_DAYS, wanted=lambda: True):
-        schema, keep_ms = Schema(self.surface), int(keep_days * DAY_MS)
-        store = self.store()
-        try:
-            served = Segments(self.folder / "log", types_of(self.surface.text))
-            enforce_retention(served, schema, keep_ms, store, lambda: now_ms, wanted)
-        finally:
-            store.close()
-
-    def files(self):
-        return sorted(
-            str(p.relative_to(self.folder / "log")) for p in (self.folder / "log").rglob("*") if p.is_file()
-        )
-
-    def segments(self, name="events"):
-        return [segment.first for segment in segments(self.folder / "log", name)]
-
-
-async def a_day(service, day):
-    """Record a day's rankings and events, a new candidate, and sometimes a forgotten viewer."""
-    rng = np.random.default_rng(day)
-    ids = ["a", "b", "d", "zz", f"new{day - 1}", f"new{day}"]
-    now_ms = 50_000 + at(day)
-    fields = {"topic": "jazz", "tags": ["x", "y"], "started_ms": now_ms}
-    await service.events({"type": "candidate", "id": f"new{day}", "ts_ms": now_ms, "fields": fields})
-    for i in range(6):
-        now_ms += int(rng.integers(1, 1000))
-        viewer = [None, "ann", "bob", "cyd"][rng.integers(4)]
-        shown = rng.permutation(ids)[: rng.integers(1, 6)].tolist()
-        body = {"request_id": f"r{day}-{i}x", "context": {"hour": float(i)}}
-        await service.rank(viewer, shown, now_ms, **body)
-        kinds = rng.choice(["click", "join", "leave"], 2).tolist()
-        records = [event(f"e{day}-{i}-{k}", k, str(rng.choice(ids)), viewer, now_ms + 1) for k in set(kinds)]
-        await service.events(*records)
-    if day % 5 == 3:
-        await service.events({"type": "forget", "viewer": "cyd", "ts_ms": now_ms})
-    return now_ms
-
-
-async def weeks(service):
-    """Write out the log and apply retention each day; records continue between and after."""
-    for day in range(1, DAYS + 1):
-        now_ms = await a_day(service, day)
-        await asyncio.to_thread(service.ingester.flush_journal)
-        await service.events(event(f"late{day}", "click", "a", "ann", now_ms))
-        await asyncio.to_thread(service.tend, now_ms)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +177,7 @@ def test_snapshots_of_a_rebuild_keep_no_segments_apart(service, monkeypatch):
 def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
     monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 2)
     # Compact as if there were no snapshots.
-    serve.log.compaction.compact(Segments(service.folder / "log", types_of(service.surface.text)))
+    serve.log.compaction.compact(service.served())
     assert len(service.segments("exposures")) == 1
     monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 100)
     service.run(lambda service: a_day(service, DAYS + 1))

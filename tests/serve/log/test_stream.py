@@ -265,3 +265,9 @@ def test_a_damaged_or_foreign_file_is_named(numbered):
     for path in (numbered / "exposures").iterdir():
         path.unlink()
     assert "exposures: has no rows" in refusal(numbered)
+
+
+def test_a_field_that_a_surface_gained_is_missing_in_older_segments(numbered):
+    path = min((numbered / "candidates").iterdir())
+    pq.write_table(pq.read_table(path).drop_columns("topic"), path)
+    assert_equal(in_parts(numbered), whole(numbered))

@@ -1,0 +1,198 @@
+"""Rebuild of a state from the newest snapshot of a log, and of one without a snapshot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from kept import DAYS, Kept, at, weeks
+from live import event
+from served import assert_same_state
+from tiny import TOML, tables
+from typer.testing import CliRunner
+
+from serve.__main__ import app
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log import rebuild as module
+from serve.log import stream
+from serve.log.reader import read_log
+from serve.log.rebuild import rebuild
+from serve.log.replay import Replay
+from serve.log.snapshots import snapshots
+from serve.log.writer import write_log
+
+CHANGED = read_surface(TOML.replace('half_life = "1h"', 'half_life = "2h"'))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    write_log(folder / "log", tables())
+    Kept(folder, folder / "log").run(weeks)
+    return folder
+
+
+@pytest.fixture
+def service(tmp_path, made):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return Kept(tmp_path, None)
+
+
+async def later(service):
+    """Record events after the last snapshot."""
+    await service.events(
+        event("later1", "join", "a", "bob", at(DAYS) + 60_000),
+        event("later2", "click", f"new{DAYS}", "ann", at(DAYS) + 61_000),
+        {"type": "forget", "viewer": "dee", "ts_ms": at(DAYS) + 62_000},
+    )
+
+
+def built(service, surface=None, until_ms=None, said=None):
+    said = [] if said is None else said
+    return rebuild(Schema(surface or service.surface), service.folder / "log", until_ms, said.append)
+
+
+class Known:
+    """State with the face of a replay, for `assert_same_state`."""
+
+    def __init__(self, state):
+        self.state = state
+        self.known = {"viewer": np.ones(10_000, bool), "candidate": np.ones(10_000, bool)}
+
+
+def test_a_rebuild_begins_with_the_newest_snapshot(service):
+    service.run(later)
+    log, newest = service.folder / "log", snapshots(service.folder / "log")[-1]
+    for path in sorted((log / "exposures").iterdir())[:-1]:
+        path.write_bytes(b"not read again")
+    said = []
+    rebuilt = built(service, said=said)
+    assert_same_state(service.stored(), Known(rebuilt.state))
+    assert rebuilt.seq == newest.seq + 3
+    assert rebuilt.coverage == {}
+    assert said == [f"{log}: begins with the snapshot of 1970-04-27 00:00:52, of record {newest.seq}"]
+
+
+def test_a_state_without_a_snapshot_takes_what_fits_and_says_the_rest(service):
+    service.run(later)
+    log, said = service.folder / "log", []
+    rebuilt = built(service, CHANGED, said=said)
+    schema, stored = Schema(CHANGED), service.stored()
+    shutil.copytree(log, service.folder / "left", ignore=lambda *_: ["snapshots"])
+    left = Replay(schema, read_log(service.folder / "left", CHANGED))
+    left.finish()
+    changed = next(i for i, m in enumerate(schema.maps) if m.half_life_ms == 7_200_000)
+    for ours, theirs in zip((rebuilt.state.viewers, rebuilt.state.candidates), stored, strict=True):
+        assert set(ours.index) == set(theirs.index)
+        for name, row in ours.index.items():
+            for field in set(ours.table.dtype.names) - {"seen_ms"}:
+                source, at_row = theirs, theirs.index[name]
+                if field.startswith(f"map{changed}_"):
+                    source, at_row = left.state.viewers, left.state.viewers.index[name]
+                values = source.table[field][at_row].astype(float)
+                np.testing.assert_allclose(ours.table[field][row].astype(float), values, rtol=1e-9)
+    since_ms = snapshots(log)[0].ts_ms
+    assert rebuilt.since_ms == {
+        name: since_ms if name == "topic_affinity" else None for name in CHANGED.features
+    }
+    assert said[-1] == (
+        f"{log}: complete: 13 features. From 1970-04-18 00:00:53 on: topic_affinity (older records were deleted)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lacking"),
+    [
+        ("[context]\n", 'mood = "category"\n\n[context]\n', set()),
+        ('tags = { type = "set", max = 3 }', 'tags = { type = "set", max = 4 }', {"tags", "tag_affinity"}),
+        ('half_life = "10s" }', 'half_life = "20s" }', {"joins"}),
+        ('down = "leave" }', 'down = "leave", max_stay = "1h" }', {"audience"}),
+    ],
+)
+def test_what_a_change_makes_incomplete(service, old, new, lacking):
+    text = TOML.replace(old, new, 1)
+    assert text != TOML
+    rebuilt = built(service, read_surface(text))
+    assert {name for name, since_ms in rebuilt.since_ms.items() if since_ms} == lacking
+
+
+def test_a_whole_log_gives_a_changed_state_all_of_its_records(tmp_path, log_folder):
+    service = Kept(tmp_path, log_folder)
+    service.run(later)
+    service.tend(at(DAYS + 1), keep_days=0)
+    assert snapshots(tmp_path / "log")
+    rebuilt = built(service, CHANGED)
+    replay = Replay(Schema(CHANGED), read_log(tmp_path / "log", CHANGED))
+    replay.finish()
+    replay.as_served()
+    assert_same_state((replay.state.viewers, replay.state.candidates), Known(rebuilt.state))
+    assert set(rebuilt.since_ms.values()) == {None}
+
+
+def test_a_rebuild_until_a_time_begins_with_the_newest_snapshot_before_it(service):
+    taken = snapshots(service.folder / "log")
+    said = []
+    until_ms = taken[-1].ts_ms - 1_000
+    rebuilt = built(service, until_ms=until_ms, said=said)
+    assert f"of record {taken[-2].seq}" in said[0]
+    assert taken[-2].seq < rebuilt.seq < taken[-1].seq
+    assert rebuilt.ends_ms <= until_ms
+    replay = service.replay()
+    replay.advance(until_ms)
+    assert_same_state((rebuilt.state.viewers, rebuilt.state.candidates), Served(replay))
+
+
+class Served:
+    """Replay whose unknown ids are left out."""
+
+    def __init__(self, replay):
+        self.state, self.known = replay.state, replay.known
+
+
+def test_a_damaged_newest_snapshot_is_refused_with_the_way_out(service):
+    (snapshots(service.folder / "log")[-1].path / "viewers.parquet").write_bytes(b"what was left of it")
+    with pytest.raises(TabrankError, match=r"damaged .* another snapshot is then used"):
+        built(service)
+    shutil.rmtree(snapshots(service.folder / "log")[-1].path)
+    assert_same_state(service.stored(), Known(built(service).state))
+
+
+def test_a_long_replay_says_how_far_it_is(log_folder, monkeypatch):
+    monkeypatch.setattr(module, "REPORT_EVERY_S", 0)
+    monkeypatch.setattr(stream, "VALUES_AT_ONCE", 2)
+    said = []
+    rebuild(Schema(read_surface(TOML)), log_folder, None, said.append)
+    assert said[-1] == f"{log_folder}: 14 of 14 records, up to 1970-01-01 00:01:00"
+    assert said[1].startswith(f"{log_folder}: ")
+    assert len(said) > 4
+
+
+def test_the_joins_of_a_large_log_are_those_of_a_sample(tmp_path, log_folder, monkeypatch):
+    monkeypatch.setattr(stream, "SAMPLE_VALUES", 7)
+    said = []
+    rebuilt = rebuild(Schema(read_surface(TOML)), log_folder, None, said.append)
+    assert said[0].startswith(f"{log_folder}, of a sample of 50.0%: ")
+    assert rebuilt.coverage.get("events", 1) == 1
+    parts = tables()
+    other = [f"x{id_}" for id_ in parts["candidates"]["id"].to_pylist()]
+    parts["candidates"] = parts["candidates"].set_column(0, "id", [other])
+    write_log(tmp_path / "other", parts)
+    monkeypatch.setattr(stream, "SAMPLE_VALUES", 1 << 19)
+    with pytest.raises(TabrankError, match="none of 8 shown candidates are in candidates"):
+        rebuild(Schema(read_surface(TOML)), tmp_path / "other", None, said.append)
+
+
+def test_load_answers_since_when_each_feature_is_complete(service, monkeypatch):
+    (service.folder / "changed.toml").write_text(CHANGED.text)
+    monkeypatch.chdir(service.folder)
+    command = ["load", "--log", "log", "--surface", "changed.toml", "--store", "lmdb:changed", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    since_ms = json.loads(done.stdout)["complete_since_ms"]
+    assert since_ms.pop("topic_affinity") == snapshots(service.folder / "log")[0].ts_ms
+    assert set(since_ms.values()) == {None}
+    assert "From 1970-04-18 00:00:53 on: topic_affinity" in done.stderr
