@@ -11,9 +11,9 @@ COPY pyproject.toml README.md LICENSE lock.txt constraints.txt cluster.yaml ./
 COPY serve serve
 COPY training training
 COPY loadtest loadtest
-# Into the system's own Python: a login shell forgets any other PATH. Every
-# package must match a hash of the lock, torch and its CUDA libraries apart. Install the lock's own
-# pip first: an older one does not check the hashes of constraints.
+# Into the system's own Python: a login shell forgets any other PATH. Every package must match a
+# hash of the lock, torch and its CUDA libraries apart. Install the lock's own pip first: an older
+# one does not check the hashes of constraints.
 RUN sed -n '/^pip==/,/[^\\]$/p' lock.txt > pip.txt \
  && python -m pip install --no-cache-dir --require-hashes --requirement pip.txt \
  && python -m pip install --no-cache-dir --no-require-hashes --only-binary :all: --constraint constraints.txt \
