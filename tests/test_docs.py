@@ -11,8 +11,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SHORT = [README, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*SHORT, *ROOT.glob("CONTRIBUTING.md")]
-MAX_WORDS = 18_000
-MAX_LINES, MAX_LINE = 120, 100
+MAX_LINE = 100
 
 
 def prose(document: Path) -> str:
@@ -54,15 +53,9 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path, link):
     assert broken_links(document) == [link]
 
 
-def test_the_readme_fits_its_lines():
+def test_the_readme_fits_its_width():
     lines = README.read_text().splitlines()
-    assert len(lines) <= MAX_LINES
     assert [line for line in lines if len(line) > MAX_LINE] == []
-
-
-def test_the_documents_together_fit_their_words():
-    words = {document.name: len(document.read_text().split()) for document in SHORT}
-    assert sum(words.values()) <= MAX_WORDS, words
 
 
 def test_every_example_of_a_ranking_says_how_many_are_shown():

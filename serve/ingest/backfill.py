@@ -41,8 +41,8 @@ def load(
     """Rebuild the state of `log`, or of what is before `until_ms`; replace the store's rows.
 
     The rows are replaced atomically. A service may go on meanwhile. What it has not written to the
-    log yet is applied too, and stays in its journal; what comes later is applied when it starts with
-    this store. If the store with that journal is lost, `without_journal` gives it up.
+    log yet is applied too, and stays in its journal. What comes later is applied when it starts
+    with this store. If the store with that journal is lost, `without_journal` gives it up.
 
     Returns the numbers of viewers and
     candidates, `complete_since_ms` of each feature (None: from the beginning), and the `diagnoses`,
@@ -138,9 +138,9 @@ def _apply_segments(folder: Path, surface: Surface, state: State, after: int, th
 
 
 def _apply_journal(store: Store, state: State, after: int, *, may_skip: bool = False) -> tuple[int, bool]:
-    """Apply a journal's records above `after`; return the last number, and whether none was missing.
+    """Apply a journal's records above `after`; return the last number, and whether none was gone.
 
-    Entries that were written to the log meanwhile are missing; the rest is then left out, unless
+    Entries that were written to the log meanwhile are gone. The rest is then left out, unless
     numbers `may_skip`.
     """
     changes, is_whole = RecordApplier(state), True

@@ -1,4 +1,4 @@
-"""Takeover of a log by a new writer: it fences the last one, and leaves none of its records behind."""
+"""Takeover of a log by a new writer, which fences the last one and leaves no record behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CATCH_UP_ROWS = 2_000
 
 
 class Claim:
-    """What a writer writes into the lease of the log in `folder`: its store and its surface."""
+    """Claim of a writer to the lease of the log in `folder`: its store and its surface."""
 
     def __init__(self, folder: Path, store: str, name: str, surface: Surface, base: Path) -> None:
         self.folder, self._store, self._base = folder, store, base
@@ -116,7 +116,7 @@ class Claim:
             return written_to(store)
 
     def give_up(self) -> None:
-        """Release a lease whose store is lost: the log goes on without the records in its journal."""
+        """Release a lease whose store is lost: the log goes on without what is in its journal."""
         held = read_lease(self.folder)
         if held is not None and not swap_lease(self.folder, held, replace(held, released=True)):
             raise StoreUnavailable(f"another writer is taking over {self.folder}; try again")
@@ -129,7 +129,7 @@ def written_to(store: Store) -> int:
 
 
 def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_ms: int) -> None:
-    """Apply the records of the log that a store lacks, because another store took them meanwhile."""
+    """Apply the records of the log that a store lacks, because another store took them."""
     after, end = store.seq(), log_end(folder)
     if after >= end:
         return

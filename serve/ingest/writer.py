@@ -49,8 +49,8 @@ FLUSH_BYTES = 64 << 20
 # Limit flushing and retention to this share of a core: without it rankings waited for seconds.
 UPKEEP_SHARE = 0.25
 RETRY_FLUSH_S = 5.0
-# A writer whose log another one took over refuses records for so long, then takes the log over again.
-# In a rollout it has ended by then; of two services for one log, neither stops for good.
+# A writer whose log another one took over refuses records for so long, then takes the log over
+# again. In a rollout it has ended by then; of two services for one log, neither stops for good.
 TAKE_BACK_S = 30.0
 # Limits of waiting records and their packed bytes; unpacked they take five times as much.
 MAX_WAITING = 20_000
@@ -191,7 +191,7 @@ class Ingester:
                 log.warning("the log is not taken over yet: %s: %s", type(error).__name__, error)
 
     def _release(self) -> None:
-        """Release the lease if the log holds every record: the next writer then needs no journal."""
+        """Release the lease if the log holds every record: nobody then needs the journal."""
         if self._store is not None and self._lease is not None and not self._unflushed[0]:
             try:
                 released = replace(self._lease, end=self._seq, released=True)
@@ -346,7 +346,7 @@ class Ingester:
         return self._store
 
     def _refuse_while_fenced(self) -> None:
-        """Raise WriterFenced if another writer holds the log's lease and has done so only lately."""
+        """Raise WriterFenced if another writer has held the log's lease for a short time."""
         held = read_lease(self._segments.folder)
         if self._lease is None or held is None or held == self._lease or held.released:
             self._fenced_s = None
@@ -374,7 +374,7 @@ class Ingester:
         return lost
 
     def _refuse_unfit_store(self, known: int) -> None:
-        """Raise StoreUnavailable if the store is missing, empty or far behind though records exist."""
+        """Raise StoreUnavailable if the store is missing, empty or too far behind the log."""
         with closing(self._open_store(writable=False)) as store:
             seq = store.seq()
         folder = self._segments.folder

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,9 +71,7 @@ def rebuild(
     else:
         # Most viewers and candidates of a truncated log are in its snapshots alone.
         fields = dict.fromkeys(ENTITIES) if begins else schema.surface.fields
-        tables, share = join_sample(folder)
-        what = folder if share == 1 else f"{folder}, of a sample of {share:.1%}"
-        built.coverage = check_joins(what, tables, fields, report, is_trained_on=False)
+        built.coverage = _checked_joins(folder, fields, report)
     if begins and not own:
         if not taken:
             raise TabrankError(
@@ -86,6 +85,12 @@ def rebuild(
             f"--until: the log has no record before {until_ms} ms; name a later time (the store is unchanged)"
         )
     return built
+
+
+def _checked_joins(folder: Path, fields: Mapping[Any, Any], report: Report) -> dict[str, float]:
+    tables, share = join_sample(folder)
+    what = folder if share == 1 else f"{folder}, of a sample of {share:.1%}"
+    return check_joins(what, tables, fields, report, is_trained_on=False)
 
 
 def _replay_with(built: Rebuilt, folder: Path, other: Snapshot, since_ms: int, report: Report) -> None:

@@ -25,6 +25,10 @@ from serve.stores.protocol import Store
 
 # Snapshots within the retention time: the log keeps at most a quarter more than configured.
 SNAPSHOTS = 4
+# A snapshot is due after this time or this many records, whichever comes first: a rebuild of the
+# same state replays no more than that.
+EVERY_MS = 3_600_000
+EVERY_RECORDS = 1_000_000
 # Most entries of one segment: a minute of commits.
 SEGMENT_ENTRIES = 600
 # Most bytes of a segment's entries, packed as in the journal.
@@ -77,8 +81,10 @@ def enforce_retention(
 ) -> None:
     """Merge segments of a log, write a snapshot if one is due, and delete records after `keep_ms`.
 
-    Only the writer with the current fencing epoch may call it. 0 keeps all records. `clock` is the
-    service's clock in ms. `step` is called after each part of the work and may end it.
+    Only the writer with the current fencing epoch may call it. 0 keeps all records. The newest two
+    snapshots of the running state are kept for a rebuild, and those from which a log of `keep_ms`
+    can be replayed. `clock` is the service's clock in ms. `step` is called after each part of the
+    work and may end it.
 
     Raises:
         OSError, pa.ArrowException, StoreUnavailable, TabrankError: the work failed; the log can
@@ -86,16 +92,40 @@ def enforce_retention(
     """
     folder = served.folder
     taken = snapshots(folder)
-    compact(served, [snapshot.seq for snapshot in taken], step)
-    if not keep_ms:
-        return
-    since_ms = taken[-1].ts_ms if taken else _first_ms(folder)
-    is_due = since_ms is not None and clock() - since_ms >= keep_ms / SNAPSHOTS
-    # If the state schema changed: the sooner it has a snapshot, the more can be replayed.
-    if is_due or (taken and taken[-1].fingerprint != schema.fingerprint):
+    # A cut at every snapshot of a rebuild would keep segments small.
+    compact(served, [snapshot.seq for snapshot in _needed(folder, taken, keep_ms)], step)
+    if _is_due(folder, taken, schema.fingerprint, clock(), store.seq()):
         write(folder, store, schema, clock, step)
-    if old := [snapshot for snapshot in taken if clock() - snapshot.ts_ms >= keep_ms]:
+        taken = snapshots(folder)
+    newest = [snapshot for snapshot in taken if snapshot.fingerprint == schema.fingerprint][-2:]
+    kept = [one for one in taken if one in (*newest, *_needed(folder, taken, keep_ms))]
+    for snapshot in taken:
+        if snapshot not in kept:
+            shutil.rmtree(snapshot.path)
+    if keep_ms and (old := [snapshot for snapshot in kept if clock() - snapshot.ts_ms >= keep_ms]):
         _delete(folder, old)
+
+
+def _needed(folder: Path, taken: Sequence[Snapshot], keep_ms: int) -> list[Snapshot]:
+    """Return the snapshots that replace deleted records, now or later: some, and one a state."""
+    needed: list[Snapshot] = []
+    for snapshot in taken if keep_ms or truncation_point(folder) else ():
+        is_new = snapshot.fingerprint not in {one.fingerprint for one in needed}
+        if is_new or (keep_ms and snapshot.ts_ms - needed[-1].ts_ms >= keep_ms / SNAPSHOTS):
+            needed.append(snapshot)
+    return needed
+
+
+def _is_due(folder: Path, taken: Sequence[Snapshot], fingerprint: str, now_ms: int, seq: int) -> bool:
+    """Return whether the state needs a snapshot at the number `seq`."""
+    newest = next((one for one in reversed(taken) if one.fingerprint == fingerprint), None)
+    if taken and not newest:
+        # The state has changed: the sooner it has a snapshot, the more can be replayed.
+        return True
+    since_ms, since = (newest.ts_ms, newest.seq) if newest else (_first_ms(folder), 0)
+    if since_ms is None or seq <= since:
+        return False
+    return now_ms - since_ms >= EVERY_MS or seq - since >= EVERY_RECORDS
 
 
 def _first_ms(folder: Path) -> int | None:

@@ -40,8 +40,8 @@ log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
 Columns = dict[str, pa.Array]
-# The name of a segment: numbers of its first and last record, and the epoch of the lease under which
-# it was written. Earlier releases wrote the first number alone.
+# The name of a segment: numbers of its first and last record, and the epoch of the lease under
+# which it was written. Earlier releases wrote the first number alone.
 NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
 # Write a row group once memory holds this many records plus their candidates, or this many bytes of
 # the journal. Unpacked and as Arrow columns they take six times as much.
@@ -229,7 +229,7 @@ class Segments:
         shown = pa.array(list(chain.from_iterable(record.candidates for record in records)), pa.string())
         scores = np.frombuffer(b"".join(record.scores for record in records), np.float32)
         stated = [json.dumps(record.stated) if record.stated else None for record in records]
-        names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic")
+        names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic", "surface")
         columns = _columns(records, **dict.fromkeys(names, pa.string()))
         if context := self.types["context"].items():
             fields = [(name, ARROW[type_]) for name, type_ in context]

@@ -24,6 +24,7 @@ from serve.features.rows import EVER_MS
 from serve.features.slots import I64
 from serve.features.surface import Surface
 from serve.log.conversion import IDS, converted
+from serve.log.decoded_size import available_bytes, open_parquet, plain_bytes
 from serve.log.reader import (
     ONLY_TESTS,
     READS,
@@ -46,8 +47,8 @@ VALUES_AT_ONCE = 1 << 17
 BYTES_AT_ONCE = 16 << 20
 # Bytes of a column read from the disk at once; without it a whole row group is read.
 BUFFER_BYTES = 1 << 20
-# Shown candidates of a sample of the joins; they take some 50 MB.
-SAMPLE_VALUES = 2 << 20
+# Shown candidates of a sample of the joins: 10,000 rankings of 55. Counting takes some 100 MB.
+SAMPLE_VALUES = 1 << 19
 # Remember the least key of the rest of a flat table each so many rows.
 STEP = 1_024
 # Every key is below it.
@@ -99,6 +100,8 @@ class _Table:
         empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
         self._held, self._keys = empty, np.zeros(0, np.int64)
+        # Eight times as much is needed for a moment: four tables, and a copy of each.
+        self._most_bytes = available_bytes() // 8
         if after:
             # A log that was exported from a service has numbers.
             self._flat = [path for path in self._flat if "seq" in _footer(path).schema.names]
@@ -116,6 +119,11 @@ class _Table:
         """Read the next rows."""
         rows, keys, self.floor = next(self._batches, (self._held[:0], self._keys[:0], END))
         self._held = pa.concat_tables([self._held, rows])
+        if self._held.nbytes > self._most_bytes:
+            raise TabrankError(
+                f"{self._folder}: rows of {self._name} that belong together take over {self._most_bytes / 1e9:.1f} GB "
+                "of memory, an eighth of what is free; leave out long strings, or order the file by time"
+            )
         self._keys = np.concatenate([self._keys, keys])
 
     def take(self, end: int) -> pa.Table:
@@ -311,14 +319,18 @@ def _footer(path: Path) -> pq.FileMetaData:
 def _batches(path: Path, name: str, columns: Collection[str]) -> Iterator[tuple[int, pa.Table]]:
     """Yield the first row and the rows of each batch of a file, as `converted`."""
     try:
-        with pq.ParquetFile(path, buffer_size=BUFFER_BYTES) as file:
+        with open_parquet(path, BUFFER_BYTES) as file:
             names = file.schema_arrow.names
             names = [column for column in names if column in columns] or names
             first_row = 0
             for batch in file.iter_batches(_rows_at_once(file.metadata, names), columns=names):
                 # The strings of a damaged file may not be UTF-8.
                 batch.validate(full=True)
-                yield first_row, converted(pa.Table.from_batches([batch]), IDS[name])
+                num_bytes = sum(map(plain_bytes, batch.columns))
+                step = max(1, len(batch) * BYTES_AT_ONCE // max(num_bytes, 1))
+                for at in range(0, len(batch), step):
+                    part = pa.Table.from_batches([batch.slice(at, step)])
+                    yield first_row + at, converted(part, IDS[name])
                 first_row += len(batch)
     except FileNotFoundError:
         raise

@@ -15,8 +15,8 @@ REFRESH_S = 0.2
 # Diagnose the store this often: it reads the footers of four files.
 DIAGNOSE_S = 5.0
 
-# Wait so long at the start for Ingest to bring the store up to the log: while a change of surface is
-# deployed, the replicas before answer meanwhile.
+# Wait so long at the start for Ingest to bring the store up to the log. While a change of surface
+# is deployed, the replicas before answer meanwhile.
 WRITER_S = 20.0
 LOOK_S = 0.1
 

@@ -1,4 +1,4 @@
-"""One log, one order of records: whatever writers, stores and surfaces do, nothing is lost or twice."""
+"""One log, one order of records: whatever writers and stores do, nothing is lost or twice."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import shutil
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -48,9 +49,11 @@ def at(day):
 class Kept(Logging):
     """Service without its own retention; `tend` applies it at a given time."""
 
-    def __init__(self, folder, log_folder):
-        super().__init__(folder, log_folder)
-        self.args = dataclasses.replace(self.args, keep_log_days=0)
+    @asynccontextmanager
+    async def running(self):
+        async with super().running():
+            self.ingester._retain = lambda *_: None
+            yield self
 
     def tend(self, now_ms, keep_days=KEEP_DAYS, wanted=lambda: True):
         schema, keep_ms = Schema(self.surface), int(keep_days * DAY_MS)
@@ -114,6 +117,16 @@ def service(tmp_path, made):
     return Kept(tmp_path, None)
 
 
+async def one_more(service):
+    """Record an event, so that a snapshot is due."""
+    await service.events(event("more", "click", "a", "ann", at(DAYS) + 60_000))
+
+
+def numbers(service):
+    """Return the numbers of the records that are in segments."""
+    return {n for name in TABLES for n in pq.read_table(service.folder / "log" / name)["seq"].to_pylist()}
+
+
 def horizon(service):
     return truncation_point(service.folder / "log")
 
@@ -144,7 +157,9 @@ def test_what_lies_before_the_horizon_is_deleted_and_nothing_else(service):
     assert first.seq == seq
     ages = [(at(DAYS) - snapshot.ts_ms) / DAY_MS for snapshot in taken]
     assert KEEP_DAYS - 0.1 < ages[0] < KEEP_DAYS * 1.25 + 1.1
-    assert all(1.9 < older - newer < 3.1 for older, newer in pairwise(ages))
+    *spaced, second, newest = ages
+    assert (round(second), round(newest)) == (1, 0)
+    assert all(1.9 < older - newer < 3.1 for older, newer in pairwise(spaced))
     for name in ("candidates", "exposures", "events"):
         served = pq.read_table(service.folder / "log" / name)["seq"].to_numpy()
         assert served.min() > seq
@@ -166,10 +181,67 @@ def test_the_last_segment_of_a_table_stays(service):
     assert_same_state(service.stored(), replay)
 
 
-def test_what_is_kept_for_ever_has_no_snapshot(service, tmp_path):
+def test_a_log_that_is_kept_for_ever_has_the_newest_two_snapshots(tmp_path, log_folder):
+    service = Kept(tmp_path, log_folder)
+
+    async def days(service):
+        for day in range(1, 5):
+            now_ms = await a_day(service, day)
+            await asyncio.to_thread(service.ingester.flush_journal)
+            await asyncio.to_thread(service.tend, now_ms, keep_days=0)
+
+    service.run(days)
     before = service.files()
-    service.tend(at(DAYS + 40), keep_days=0)
+    taken = snapshots(tmp_path / "log")
+    assert [round((at(4) - snapshot.ts_ms) / DAY_MS) for snapshot in taken] == [1, 0]
+    # An unchanged state needs no other snapshot.
+    service.tend(at(40), keep_days=0)
     assert service.files() == before
+    assert truncation_point(tmp_path / "log") == 0
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+def test_what_a_longer_retention_needed_is_kept_where_it_is_turned_off(service):
+    service.run(one_more)
+    service.tend(at(DAYS + 40), keep_days=0)
+    assert snapshots(service.folder / "log")[0].seq == horizon(service)
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+
+
+@pytest.mark.parametrize(("hours", "num_records", "is_due"), [(0.9, 1, False), (0.9, 2, True), (1, 1, True)])
+def test_a_snapshot_is_due_after_an_hour_or_many_records(service, monkeypatch, hours, num_records, is_due):
+    newest = snapshots(service.folder / "log")[-1]
+    monkeypatch.setattr(serve.log.retention, "EVERY_RECORDS", 2)
+
+    async def some(service):
+        for i in range(num_records):
+            await service.events(event(f"more{i}", "click", "a", "ann", at(DAYS) + 60_000))
+
+    service.run(some)
+    service.tend(newest.ts_ms + int(hours * 3_600_000))
+    assert (snapshots(service.folder / "log")[-1].seq > newest.seq) == is_due
+
+
+def test_snapshots_of_a_rebuild_keep_no_segments_apart(service, monkeypatch):
+    monkeypatch.setattr(serve.log.retention, "EVERY_MS", 0)
+    monkeypatch.setattr(serve.log.compaction, "MIN_SEGMENTS", 5)
+    before = len(service.segments())
+
+    async def hours(service):
+        for hour in range(5):
+            await service.events(event(f"more{hour}", "click", "a", "ann", at(DAYS) + 60_000))
+            await asyncio.to_thread(service.ingester.flush_journal)
+            await asyncio.to_thread(service.tend, at(DAYS) + 3_600_000 * hour)
+
+    service.run(hours)
+    assert len(service.segments()) <= before + 1
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
 
 
 def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
@@ -190,9 +262,8 @@ def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
 
 @pytest.mark.parametrize("step", ["rows", "put", "set_truncation_point", "unlink", "rmtree"])
 def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
+    service.run(one_more)
     exposures = set(service.log().exposures["request_id"].to_pylist())
-    # A snapshot is due.
-    monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)
     now_ms = at(DAYS + 3)
 
     def end(*args):
@@ -229,13 +300,15 @@ def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
 
 
 def test_a_service_that_stops_leaves_no_half_a_snapshot(service, monkeypatch):
-    monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)
     monkeypatch.setattr(serve.log.snapshots, "AT_ONCE", 2)
+    service.run(one_more)
+    now_ms, keep_days = at(DAYS) + 4_000_000, KEEP_DAYS + 1
+    service.tend(at(DAYS) + 60_000, keep_days)
     before = service.files()
-    service.tend(at(DAYS) + 500_000, wanted=lambda: False)
+    service.tend(now_ms, keep_days, wanted=lambda: False)
     assert service.files() == before
-    service.tend(at(DAYS) + 500_000)
-    assert len(service.files()) == len(before) + 3
+    service.tend(now_ms, keep_days)
+    assert len({*service.files()} - {*before}) == 3
 
 
 def test_a_state_of_another_schema_is_refused_with_the_way_out(service):
@@ -271,10 +344,10 @@ def test_a_damaged_snapshot_is_refused_and_nothing_deleted_for_it(service):
     log = service.folder / "log"
     first, second, *_ = snapshots(log)
     (second.path / "viewers.parquet").write_bytes(b"what was left of it")
-    before = service.segments()
+    before = numbers(service)
     with pytest.raises(TabrankError, match=r"viewers.parquet: damaged"):
         service.tend(second.ts_ms + KEEP_DAYS * DAY_MS)
-    assert service.segments() == before
+    assert numbers(service) == before
     service.replay()
     (first.path / "candidates.parquet").unlink()
     with pytest.raises(TabrankError, match=r"candidates.parquet: cannot be read"):
@@ -334,8 +407,6 @@ def test_a_cut_before_the_snapshot_is_refused(service):
 
 
 def test_numbers_go_on_above_a_snapshots_where_the_store_was_lost(service, monkeypatch):
-    monkeypatch.setattr(serve.log.retention, "SNAPSHOTS", 1000)
-
     async def more(service):
         await a_day(service, DAYS + 1)
         await asyncio.to_thread(service.tend, at(DAYS + 2))

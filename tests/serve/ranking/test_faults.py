@@ -387,7 +387,7 @@ def test_a_damaged_newest_segment_is_named_and_its_numbers_skipped(tmp_path, log
     assert sent("e3", "e4")["duplicates"] == 2
 
 
-def test_numbers_skip_damaged_segments_after_the_store_was_reloaded(tmp_path, log_folder):
+def test_a_store_that_lacks_damaged_records_is_refused_until_they_are_moved_away(tmp_path, log_folder):
     service = Live(tmp_path, log_folder, clock="wall")
     service.run(lambda service: service.events(*(event(f"e{i}", ts_ms=None) for i in range(20))))
     last = logged(service, "events", "seq")[-1]
@@ -396,8 +396,16 @@ def test_numbers_skip_damaged_segments_after_the_store_was_reloaded(tmp_path, lo
         path.write_bytes(b"PAR1")
     load(service.surface, log_folder, "lmdb:restored", tmp_path)
     service.args = replace(service.args, store="lmdb:restored")
-    service.run(lambda service: service.events(event("new", ts_ms=None)))
-    (added,) = set((tmp_path / "served" / "events").glob("[0-9]*.parquet")) - damaged
+
+    async def scenario(service):
+        refused = await service.post("/v1/events", {"records": [event("new", ts_ms=None)]})
+        for path in damaged:
+            path.unlink()
+        return refused, await service.events(event("new", ts_ms=None))
+
+    refused, taken = service.run(scenario)
+    assert (refused.status_code, taken["accepted"]) == (503, 1)
+    (added,) = (tmp_path / "served" / "events").glob("[0-9]*.parquet")
     assert pq.read_table(added)["seq"].to_pylist() > [last]
 
 
