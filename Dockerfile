@@ -1,14 +1,9 @@
-# The service's image, for KubeRay and for `ray up`: docker build --tag REGISTRY/tabrank:0.1 .
+# The service's image, for KubeRay: docker build --tag REGISTRY/tabrank:0.1 .
 # With a scorer on GPUs: --build-arg EXTRAS=redis,torch. The image holds no secret; tokens and
 # passwords come when it runs. A base named by its digest stays the same:
 # --build-arg BASE=python:3.11-slim@sha256:… (from docker buildx imagetools inspect).
 ARG BASE=python:3.11-slim
 FROM ${BASE}
-
-# `ray up` copies its files into the container with it.
-RUN apt-get update \
- && apt-get install --yes --no-install-recommends rsync \
- && rm -rf /var/lib/apt/lists/*
 
 ARG EXTRAS=redis
 WORKDIR /src
@@ -16,17 +11,16 @@ COPY pyproject.toml README.md LICENSE lock.txt constraints.txt cluster.yaml ./
 COPY serve serve
 COPY training training
 COPY loadtest loadtest
-# Into the system's own Python: a login shell, which `ray up` uses, forgets any other PATH. Every
-# package must match a hash of the lock, torch and its CUDA libraries apart. Install the lock's own
-# pip first: an older one does not check the hashes of constraints.
+# Into the system's own Python: a login shell forgets any other PATH. Every package must match a
+# hash of the lock, torch and its CUDA libraries apart. Install the lock's own pip first: an older
+# one does not check the hashes of constraints.
 RUN sed -n '/^pip==/,/[^\\]$/p' lock.txt > pip.txt \
  && python -m pip install --no-cache-dir --require-hashes --requirement pip.txt \
  && python -m pip install --no-cache-dir --no-require-hashes --only-binary :all: --constraint constraints.txt \
     --constraint lock.txt --build-constraint lock.txt ".[${EXTRAS}]" \
  && rm -rf /src
 
-# A number, because Kubernetes cannot see from a name that the user is not root. User 1000 also
-# logs in to a cloud's Ubuntu, and must be able to read what is mounted here.
+# A number, because Kubernetes cannot see from a name that the user is not root.
 RUN useradd --uid 1000 --create-home tabrank \
  && install --directory --owner=1000 --group=1000 /home/tabrank/app/var
 USER 1000

@@ -35,7 +35,7 @@ app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 app.add_typer(
     models, name="models", help="List, promote and roll back versions, start a canary, compare scores."
 )
-app.add_typer(render, name="render", help="Write a cluster's launcher file or RayService, or a systemd unit.")
+app.add_typer(render, name="render", help="Write a RayService for Kubernetes, or a systemd unit.")
 
 
 @app.command()

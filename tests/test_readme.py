@@ -73,7 +73,7 @@ def operate(tree):
         ends = "timeout --preserve-status --signal=INT 8 " * command.endswith(" console")
         shell(ends + command.removesuffix(" --watch"), tree)
     *_, popular, render = OPERATING
-    assert shell(render, tree).stdout.startswith("# `ray up` file for azure")
+    assert shell(render, tree).stdout.startswith("# tabrank.service, written by")
     shell(popular, tree)
     request = json.loads((tree / "var/log/request.json").read_text())
     answer = httpx.post("http://127.0.0.1:8000/v1/rank", json=request, timeout=30).json()

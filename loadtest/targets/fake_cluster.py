@@ -1,8 +1,7 @@
 """Ray cluster of several nodes on one machine, with the real autoscaler and fake nodes.
 
-It uses Ray's fake multi-node provider. `python -m serve render fake` renders the launcher file, and
-Ray's own `serve deploy` deploys the `cluster.yaml`. Every process has a marker in its environment,
-and is ended by its id.
+It uses Ray's fake multi-node provider, with the pools of a `cluster.yaml`, which Ray's own
+`serve deploy` deploys. Every process has a marker in its environment, and is ended by its id.
 """
 
 from __future__ import annotations
@@ -24,12 +23,23 @@ from loadtest.commands import failure
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import UNREADABLE_ERRORS, Dashboard
 from loadtest.targets.processes import MARKER, POLL_S, end_marked
-from loadtest.targets.services import read_document
-from serve.operate.host.environment import free_ports, haproxy_places
+from loadtest.targets.services import write_document
+from serve.config.pools import HEAD
+from serve.config.reader import Config, read
+from serve.operate.host.environment import free_ports, haproxy_places, rendered_environment
 
 # The provider counts its nodes from this id.
 HEAD_ID = "f" * 51 + "00000"
+# The provider recognizes the head by this name only.
 HEAD_TYPE = "ray.head.default"
+# The service puts nothing into the object store.
+OBJECT_STORE_BYTES = 128 << 20
+# Ray's autoscaler reads these keys of its file although no fake node needs them.
+UNUSED_TABLES = ("docker", "auth", "file_mounts")
+UNUSED_LISTS = (
+    *("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands"),
+    *("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"),
+)
 START_S = 60.0
 # Interval of the autoscaler's updates.
 UPDATE_S = 1
@@ -107,29 +117,61 @@ def cluster_folder(prefix: str, nodes: Iterable[str]) -> Iterator[tuple[Path, di
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(config: Path, folder: Path, marker: str, idle_s: float) -> FakeCluster:
+def _start(file: Path, folder: Path, marker: str, idle_s: float) -> FakeCluster:
     ports = HeadPorts(*free_ports(3))
-    launcher = folder / "launcher.yaml"
-    render = ["render", "fake", str(config), "--out", str(launcher)]
-    options = ["--gcs-port", str(ports.gcs), "--idle-minutes", str(idle_s / 60)]
-    run_logged([sys.executable, "-m", "serve", *render, *options], os.environ, folder / "render.log")
-    document = read_document(launcher)
-    metadata = document["metadata"]
-    imports = [str(Path(metadata["config"]).parent), os.environ.get("PYTHONPATH")]
+    config = read(file)
+    autoscaling = folder / "autoscaling.yaml"
+    write_document(autoscaling, autoscaling_document(config, ports.gcs, idle_s))
+    home = str(file.parent)
     environment = {
-        **node_environment(metadata["environment"], folder / "h", marker, secrets.token_hex(32)),
-        "PYTHONPATH": os.pathsep.join(filter(None, imports)),
+        **node_environment(rendered_environment(home), folder / "h", marker, secrets.token_hex(32)),
+        "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")])),
         "AUTOSCALER_UPDATE_INTERVAL_S": str(UPDATE_S),
+        "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         # Drain quickly: the only HAProxy is on this machine.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     }
-    resources = document["available_node_types"][HEAD_TYPE]["resources"]
-    command = start_head(folder, ports, resources["CPU"], resources["object_store_memory"])
-    run_logged([*command, f"--autoscaling-config={launcher}"], environment, folder / "start.log")
+    command = start_head(folder, ports, config.nodes[HEAD].num_cpus)
+    run_logged([*command, f"--autoscaling-config={autoscaling}"], environment, folder / "start.log")
     rest = Dashboard(f"http://127.0.0.1:{ports.dashboard}", environment["RAY_AUTH_TOKEN"])
     return FakeCluster(folder, rest, environment)
+
+
+def autoscaling_document(config: Config, gcs_port: int, idle_s: float) -> dict[str, Any]:
+    """Return the file of Ray's autoscaler, with the pools of a `cluster.yaml` as fake nodes."""
+    workers = {name: pool for name, pool in config.nodes.items() if name != HEAD}
+    kinds = {
+        HEAD_TYPE if name == HEAD else name: {
+            "resources": {"CPU": pool.num_cpus, "object_store_memory": OBJECT_STORE_BYTES},
+            "node_config": {},
+            "labels": {"pool": name},
+            "min_workers": pool.min_nodes if name in workers else 0,
+            "max_workers": pool.max_nodes if name in workers else 0,
+        }
+        for name, pool in config.nodes.items()
+    }
+    return {
+        "cluster_name": "tabrank",
+        "max_workers": sum(pool.max_nodes for pool in workers.values()),
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": idle_s / 60,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": f"127.0.0.1:{gcs_port}",
+            # All nodes share one address. Without this no node is ever found idle.
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": kinds,
+        "head_node_type": HEAD_TYPE,
+        "file_mounts_sync_continuously": False,
+        **{key: {} for key in UNUSED_TABLES},
+        **{key: [] for key in UNUSED_LISTS},
+    }
 
 
 class HeadPorts(NamedTuple):
@@ -140,19 +182,19 @@ class HeadPorts(NamedTuple):
     client: int
 
 
-def start_head(folder: Path, ports: HeadPorts, num_cpus: float, object_store_bytes: int) -> list[str]:
+def start_head(folder: Path, ports: HeadPorts, num_cpus: int) -> list[str]:
     """Return the command that starts a head with its dashboard; its files go to `folder`."""
     return [
         *(installed_program("ray"), "start", "--head", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={ports.gcs}", f"--ray-client-server-port={ports.client}"),
-        *(f"--num-cpus={num_cpus}", f"--object-store-memory={object_store_bytes}", "--labels=pool=head"),
+        *(f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--labels=pool=head"),
         *(f"--dashboard-port={ports.dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"),
         *("--dashboard-agent-listen-port=0", f"--temp-dir={folder / 'ray'}"),
     ]
 
 
 def node_environment(rendered: Mapping[str, str], sockets: Path, marker: str, token: str) -> dict[str, str]:
-    """Return the environment of one more node on this machine, from the one of a rendered file.
+    """Return the environment of one more node on this machine, from the one of a rendered cluster.
 
     `sockets`: a folder for HAProxy's files, with a short path.
     """

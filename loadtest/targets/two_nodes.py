@@ -1,24 +1,21 @@
 """Cluster of two nodes on one machine: a head that can be killed, and a worker with all replicas.
 
-The worker also has the ingress. Both environments come from the output of
-`python -m serve render local` for several machines, so that the test covers the rendered file.
-Every process of a node has the node's marker in its environment, and is ended by its id.
+The worker also has the ingress. Both nodes have the environment that `serve render kubernetes`
+gives its pods; a folder on disk keeps the head's state, instead of Redis. Every process of a node
+has the node's marker in its environment, and is ended by its id.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import Dashboard, deployments
 from loadtest.targets.fake_cluster import (
     FakeCluster,
@@ -29,19 +26,11 @@ from loadtest.targets.fake_cluster import (
     start_head,
 )
 from loadtest.targets.processes import MARKER, end_marked
-from loadtest.targets.services import read_document, write_document
-from serve.operate.host.environment import free_ports
+from loadtest.targets.services import write_document
+from serve.operate.host.environment import free_ports, rendered_environment
 
-# The head has room only for the controller and its own HAProxy.
-NODES = {
-    "head": {"num_cpus": 0, "min_nodes": 1, "max_nodes": 1},
-    "workers": {"num_cpus": 2, "min_nodes": 1, "max_nodes": 1},
-}
-# Arguments that `render` requires for several machines. They are unused: both nodes see the same
-# files.
-SHARED = {"store": "redis://store.internal:6379/0", "models": "/mnt/models", "log": "/mnt/log"}
-MACHINES = ("--head-ip", "127.0.0.1", "--worker-ip", "127.0.0.1")
-OBJECT_STORE_BYTES = 128 << 20
+# CPUs of each node: the head has room only for the controller and its own HAProxy.
+NODES = {"head": 0, "workers": 2}
 # The head stands for another machine, so it must not take CPU from the worker.
 HEAD_NICE = "19"
 # Replica: Serve's id, the actor's id, the process id.
@@ -109,54 +98,32 @@ def two_nodes(config: Path) -> Iterator[TwoNodes]:
         # Use another host name than the head's, or `ray start` takes the worker's raylet for a
         # running head.
         command = [sys.executable, "-m", "loadtest.targets.worker_node", f"localhost:{gcs}"]
-        command += [str(NODES["workers"]["num_cpus"])]
+        command += [str(NODES["workers"])]
         run_logged(command, nodes.environments["workers"], folder / "worker.log")
         nodes.cluster.deploy(config)
         nodes.cluster.wait_until_running()
         yield nodes
 
 
-def rendered(config: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Return the environment that the launcher file of a `cluster.yaml` exports, by kind of node.
-
-    `folder` stands for $HOME.
-    """
-    document = read_document(config)
-    for application in document["applications"]:
-        arguments = application.get("args", {})
-        arguments |= {name: place for name, place in SHARED.items() if name in arguments}
-    declared, launcher = folder / "cluster.yaml", folder / "launcher.yaml"
-    write_document(declared, {**document, "nodes": NODES})
-    command = [sys.executable, "-m", "serve", "render", "local", str(declared), *MACHINES]
-    run_logged([*command, "--out", str(launcher)], os.environ, folder / "render.log")
-    starts = read_document(launcher)
-    keys = {"head": "head_start_ray_commands", "workers": "worker_start_ray_commands"}
-    return {node: _exported(starts[key], folder) for node, key in keys.items()}
-
-
-def _exported(commands: list[str], home: Path) -> dict[str, str]:
-    found = re.search(r"export (.*?); ray start", "\n".join(commands))
-    if found is None:
-        raise LoadtestError("the rendered file has no `ray start` with exports; see `serve render local`")
-    return dict(word.split("=", 1) for word in shlex.split(found[1].replace("$HOME", str(home))))
-
-
 def _described(config: Path, folder: Path, markers: Mapping[str, str]) -> tuple[TwoNodes, int]:
     *head, ingress = free_ports(4)
     ports = HeadPorts(*head)
     token = secrets.token_hex(32)
-    exports = rendered(config, folder)
+    shared = rendered_environment(str(config.parent))
+    # By default Ray keeps its state in memory, and a worker gives up a minute after the head falls
+    # silent.
+    kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}
+    own = {"head": kept, "workers": {"RAY_gcs_rpc_server_reconnect_timeout_s": "3600"}}
     environments = {
         node: {
-            **node_environment(exports[node], folder / node[0], markers[node], token),
-            "TABRANK_HOME": str(config.parent),
+            **node_environment(shared | own[node], folder / node[0], markers[node], token),
             "PYTHONPATH": os.pathsep.join([str(config.parent), *filter(None, sys.path)]),
             # Both nodes share an address, so their proxies need different ports.
             "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(ingress),
         }
         for node in NODES
     }
-    start = start_head(folder, ports, NODES["head"]["num_cpus"], OBJECT_STORE_BYTES)
+    start = start_head(folder, ports, NODES["head"])
     rest = Dashboard(f"http://127.0.0.1:{ports.dashboard}", token)
     cluster = FakeCluster(folder, rest, environments["head"])
     command = ("nice", "-n", HEAD_NICE, *start)

@@ -12,7 +12,7 @@ from serve.contract.typed_reader import STRICT, Between
 # The pool of the machine with Ray's controller.
 HEAD = "head"
 Count = Annotated[int, Between(0, 100_000)]
-# Name of a pool or cluster, valid in every launcher and in Kubernetes.
+# Name of a pool or cluster, valid in Kubernetes.
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 

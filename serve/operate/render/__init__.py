@@ -1,4 +1,4 @@
-"""`serve render`: write the launcher file, the RayService or the systemd unit of a service.
+"""`serve render`: write the RayService or the systemd unit of a service.
 
 Imports `operate.host`, and the layers from `runtime` down.
 """

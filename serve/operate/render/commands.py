@@ -1,15 +1,23 @@
-"""`python -m serve render`: one sub-command a provider, and the refusal of the earlier commands."""
+"""`python -m serve render`: one sub-command a file, and the refusal of the earlier commands."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
 
 import typer
 
 from serve.contract.errors import TabrankError
-from serve.operate.render.options import SUB_COMMANDS, Kubernetes, Launcher, Options, Systemd
+from serve.operate.render.options import SUB_COMMANDS, Kubernetes, Options, Systemd
+
+# What to do instead of a former command.
+FORMER = {
+    "rayservice": "use `render kubernetes`, with the same options",
+    **dict.fromkeys(
+        ("launcher", "aws", "azure", "gcp", "local", "fake"),
+        "use `render kubernetes`; KubeRay runs its file in a cloud or on machines of your own",
+    ),
+}
 
 
 def _write(options: Options) -> None:
@@ -17,13 +25,10 @@ def _write(options: Options) -> None:
     # Importing Ray takes a second.
     from serve.config.reader import read
     from serve.operate.render.kubernetes import kubernetes
-    from serve.operate.render.launcher import launcher
     from serve.operate.render.systemd import systemd
 
     config = read(options.config)
     match options:
-        case Launcher():
-            text = launcher(config, options)
         case Kubernetes():
             text = kubernetes(config, options)
         case Systemd():
@@ -47,16 +52,12 @@ for options in SUB_COMMANDS:
     render.command(options.__name__.lower())(options)
 
 
-@render.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def launcher(provider: Annotated[str, typer.Option(help="The provider.")] = "PROVIDER") -> None:
-    """Refuse the former command."""
-    raise TabrankError(
-        f"`render launcher --provider {provider}` is now `render {provider}`, and Azure's --project is "
-        "--resource-group; see `python -m serve render --help`"
-    )
+def former(context: typer.Context) -> None:
+    """Refuse a former command."""
+    raise TabrankError(f"`render {context.info_name}` is gone; {FORMER[str(context.info_name)]}")
 
 
-@render.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def rayservice() -> None:
-    """Refuse the former command."""
-    raise TabrankError("`render rayservice` is now `render kubernetes`, with the same options")
+for name in FORMER:
+    render.command(
+        name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+    )(former)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,7 +15,6 @@ from serve.config.settings import AppArgs
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import rendered_environment
 from serve.operate.render.options import Kubernetes
-from serve.operate.render.pools import Pools, our_arguments, pools_of
 from serve.operate.render.serve_text import serve_text
 from serve.operate.render.templates import dump, fill, load
 
@@ -24,13 +24,17 @@ HOME = "/home/tabrank/app"
 
 def kubernetes(config: Config, options: Kubernetes) -> str:
     """Return the text of both objects; raise TabrankError where pods cannot serve the file."""
-    pools = pools_of(config)
-    arguments = our_arguments(config)
+    workers = dict(config.nodes)
+    head = workers.pop(HEAD, None)
+    if head is None:
+        raise TabrankError(f"{config.path}: nodes: no pool {HEAD!r}; name the pool of Ray's controller so")
+    arguments = _our_arguments(config)
     _refuse_unmounted_paths(arguments, options)
     _refuse_secrets(arguments)
     _refuse_without_keys(config)
-    _refuse_excess_replicas(config, pools)
-    several = bool(pools.max_workers)
+    several = any(pool.max_nodes for pool in workers.values())
+    if several:
+        _refuse_excess_replicas(config, workers)
     stores = [args.store for _, args in arguments if "://" in args.store]
     redis = options.redis or next(map(_server, stores), None)
     if several and not redis:
@@ -62,17 +66,25 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
         "access": "ReadWriteMany" if several else "ReadWriteOnce",
         "callers": [{"caller": namespace} for namespace in options.allow or [options.namespace]],
         "environment": [{"variable": name, "value": value} for name, value in environment.items()],
-        "head_cpus": "0" if several else str(pools.head.num_cpus),
+        "head_cpus": "0" if several else str(head.num_cpus),
     }
     settings, *objects = load("rayservice.yaml")
     settings = fill(settings, values)
     values |= {
-        "head": settings["head"] | _pod_values(HEAD, pools.head, options),
-        "workers": [
-            settings["worker"] | _pod_values(name, pool, options) for name, pool in pools.workers.items()
-        ],
+        "head": settings["head"] | _pod_values(HEAD, head, options),
+        "workers": [settings["worker"] | _pod_values(name, pool, options) for name, pool in workers.items()],
     }
     return dump(settings["notes"], *(fill(one, values) for one in objects))
+
+
+def _our_arguments(config: Config) -> list[tuple[str, AppArgs]]:
+    """Return the path in the file and the value of `args`, for each of our applications."""
+    found = []
+    for i, application in enumerate(config.serve["applications"]):
+        if application["import_path"] == OUR_APPLICATION:
+            where = f"{config.path}: applications[{i}].args"
+            found.append((where, AppArgs.from_mapping(application["args"], where)))
+    return found
 
 
 def _pod_values(name: str, pool: NodePool, options: Kubernetes) -> dict[str, Any]:
@@ -131,11 +143,11 @@ def _refuse_unmounted_paths(arguments: list[tuple[str, AppArgs]], options: Kuber
                 )
 
 
-def _refuse_excess_replicas(config: Config, pools: Pools) -> None:
+def _refuse_excess_replicas(config: Config, workers: Mapping[str, NodePool]) -> None:
     for unit in ("num_cpus", "num_gpus"):
-        room = sum(getattr(pool, unit) * pool.max_nodes for pool in pools.workers.values())
+        room = sum(getattr(pool, unit) * pool.max_nodes for pool in workers.values())
         needed = sum(getattr(size, unit) * size.max_replicas for size in config.sizes)
-        if pools.max_workers and needed > room:
+        if needed > room:
             raise TabrankError(
                 f"{config.path}: nodes: all replicas need {needed:g} {unit}, and the worker pools have {room:g}: on "
                 f"Kubernetes the head runs no replica; raise max_nodes, or lower max_replicas"

@@ -5,7 +5,7 @@ A template looks like the file that comes out. These rules fill it:
 - `$name` stands for a value. A key or an item whose value is None is left out.
 - `!name` before a table, a list or a text keeps this part only if the value `name` is true.
 - Where that value is a table, the part is filled with its values too. Where it is a list of tables,
-  the part is repeated with the values of each, and becomes one table or one list.
+  the part, a list, is repeated with the values of each, and becomes one list.
 - A list within a list becomes items of the outer one.
 """
 
@@ -15,9 +15,7 @@ import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
-from functools import reduce
 from itertools import chain
-from operator import add, or_
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -68,7 +66,7 @@ def fill(part: Any, values: Mapping[str, Any]) -> Any:
         case Conditional():
             return _fill_conditional(part, values)
         case dict():
-            table = {fill(key, values): fill(value, values) for key, value in part.items()}
+            table = {key: fill(value, values) for key, value in part.items()}
             return {key: value for key, value in table.items() if value is not None}
         case list():
             filled = [fill(item, values) for item in part]
@@ -87,10 +85,9 @@ def _fill_conditional(conditional: Conditional, values: Mapping[str, Any]) -> An
         return None
     if isinstance(found, dict):
         return fill(conditional.part, {**values, **found})
-    if not isinstance(found, list) or isinstance(conditional.part, str):
+    if not isinstance(found, list):
         return fill(conditional.part, values)
-    parts = [fill(conditional.part, {**values, **table}) for table in found]
-    return reduce(or_ if isinstance(conditional.part, dict) else add, parts)
+    return list(chain.from_iterable(fill(conditional.part, {**values, **table}) for table in found))
 
 
 def dump(notes: list[str], *documents: Any) -> str:

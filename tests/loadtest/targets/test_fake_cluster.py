@@ -1,4 +1,4 @@
-"""Tests of nodes that Ray's autoscaler adds and removes, with the file of `serve render`."""
+"""Tests of nodes that Ray's autoscaler adds and removes, with the pools of a `cluster.yaml`."""
 
 import shutil
 from collections import Counter
@@ -9,9 +9,10 @@ import pytest
 import yaml
 from asking import asking, wait_for
 
-from loadtest.targets.fake_cluster import fake_cluster
+from loadtest.targets.fake_cluster import autoscaling_document, fake_cluster
 from loadtest.targets.processes import MARKER
 from loadtest.targets.services import free_port
+from serve.config.reader import read
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "tests" / "support" / "sleeper"
@@ -28,6 +29,17 @@ def with_port(source, folder, port):
     document["http_options"]["port"] = port
     (folder / source.name).write_text(yaml.safe_dump(document, sort_keys=False))
     return folder / source.name
+
+
+def test_each_pool_is_a_kind_of_node_with_its_label_and_bounds():
+    document = autoscaling_document(read(FOLDER / "cluster.yaml"), 6379, 30.0)
+    kinds = {
+        kind["labels"]["pool"]: (kind["resources"]["CPU"], kind["min_workers"], kind["max_workers"])
+        for kind in document["available_node_types"].values()
+    }
+    assert kinds == {"head": (1, 0, 0), "workers": (1, 0, 2)}
+    assert (document["max_workers"], document["idle_timeout_minutes"]) == (2, 0.5)
+    assert document["provider"]["gcs_address"] == "127.0.0.1:6379"
 
 
 @pytest.mark.integration

@@ -1,5 +1,6 @@
 import functools
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,7 @@ FOLDER = Path(__file__).parent
 CLUSTER = FOLDER / "cluster.yaml"
 FACTS = yaml.safe_load((FOLDER / "kuberay.facts.yaml").read_text())
 OPTIONS = ("--image", "registry.example/tabrank:0.1", "--volume", "tabrank=/mnt/tabrank")
+SPACES = FOLDER.parents[3] / "serve/surfaces/spaces.toml"
 SCALARS = {"string": str, "integer": int, "boolean": bool}
 
 
@@ -34,6 +36,7 @@ def objects(*options, config=CLUSTER):
 def written(folder, old, new):
     text = CLUSTER.read_text()
     assert old in text
+    shutil.copy(SPACES, folder / "mine.toml")
     (folder / "cluster.yaml").write_text(text.replace(old, new))
     return folder / "cluster.yaml"
 
@@ -107,7 +110,7 @@ def test_host_and_proxies_are_those_of_pods_whatever_the_file_says(tmp_path):
     text = objects(config=config)[0]["spec"]["serveConfigV2"]
     assert yaml.safe_load(text) == read(CLUSTER).serve
     # The comment on the changed value is gone.
-    assert "behind the rendered firewall" not in text
+    assert "behind the rendered NetworkPolicy" not in text
     assert "one for all machines" in text
 
 
@@ -180,6 +183,7 @@ def test_no_secret_is_written_and_each_is_named():
         ("redis://store", "redis://:hunter2@store", "set TABRANK_REDIS_PASSWORD in its environment"),
         ("redis://store.internal:6379/0", "lmdb:/mnt/tabrank/store", "store"),
         ("models: /mnt/tabrank/models", "models: var/models", "models"),
+        ("surface: spaces", "surface: mine.toml", "surface: /home/tabrank/app/mine.toml would be lost"),
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
         ("max_replicas: 2,", "max_replicas: 3,", "all replicas need 3 num_gpus, and the worker pools have 2"),
         ("  head:", "  first:", "nodes: the pool 'head' is missing"),
@@ -220,6 +224,9 @@ def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):
             "'--volume': Models: Kubernetes takes up to 63 lower-case letters",
         ),
         (("--volume", "tabrank=/mnt/other"), "tabrank appears twice"),
+        (("--volume", "models"), "'--volume': models: an equals sign must join two values"),
+        (("--name", "My Cluster"), "'--name': My Cluster: use up to 40 lower-case letters"),
+        (("--machine-image", "AMI"), "No such option: --machine-image"),
         (("--namespace", "My Space"), "'--namespace': My Space: Kubernetes takes"),
         (("--allow", "everybody!"), "'--allow': everybody!: Kubernetes takes"),
         (("--redis", "ann:hunter2@store:6379"), "'--redis': must be HOST:PORT"),
