@@ -167,6 +167,11 @@ class Surface:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
+    def short_fingerprint(self) -> str:
+        """Return the first 12 digits of the fingerprint, which name the surface in an exposure."""
+        return self.fingerprint[:12]
+
+    @property
     def impression_events(self) -> bool:
         """Return whether clients report impressions; if not, answered rankings count as seen."""
         return IMPRESSION in self.events

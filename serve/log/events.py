@@ -54,7 +54,8 @@ class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=T
     request stated, by candidate. `latency_ms` runs from the request's arrival in the replica to its
     answer. `degraded` gives the reasons of a degraded answer. `propensity`, of a randomized order,
     is the probability of each pick given the picks before it. `numeric` (float32) and `category`
-    (uint64) are the feature matrix of a sampled share of exposures, rows as shown.
+    (uint64) are the feature matrix of a sampled share of exposures, rows as shown; `surface` then
+    names the declaration of the features (`Surface.fingerprint`, its first 12 digits).
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=T
     propensity: list[float] | None = None
     numeric: bytes | None = None
     category: bytes | None = None
+    surface: str | None = None
 
 
 Record = ClientRecord | Ended | Exposure

@@ -229,7 +229,7 @@ class Segments:
         shown = pa.array(list(chain.from_iterable(record.candidates for record in records)), pa.string())
         scores = np.frombuffer(b"".join(record.scores for record in records), np.float32)
         stated = [json.dumps(record.stated) if record.stated else None for record in records]
-        names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic")
+        names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic", "surface")
         columns = _columns(records, **dict.fromkeys(names, pa.string()))
         if context := self.types["context"].items():
             fields = [(name, ARROW[type_]) for name, type_ in context]

@@ -105,8 +105,11 @@ def answer(
     )
 
 
-def exposure(slate: Slate, shown: list[str], total_ms: float) -> Exposure:
-    """Return the log record of a ranking: the order shown, its reasons and its latency."""
+def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> Exposure:
+    """Return the log record of a ranking: the order shown, its reasons and its latency.
+
+    `surface` is the short fingerprint of the surface whose features are logged.
+    """
     query, order = slate.query, slate.order[: len(shown)]
     # Without the store the features are those of blank viewers; training could not reproduce them.
     matrix = None if "store_unavailable" in slate.degraded else slate.matrix
@@ -131,4 +134,5 @@ def exposure(slate: Slate, shown: list[str], total_ms: float) -> Exposure:
         propensity=propensity,
         numeric=None if matrix is None else matrix.numeric[order].tobytes(),
         category=None if matrix is None else matrix.category[order].tobytes(),
+        surface=None if matrix is None else surface,
     )

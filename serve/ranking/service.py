@@ -83,6 +83,7 @@ class FeatureFetcher:
         self.is_behind = False
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
+        self._surface_name = self.surface.short_fingerprint
         self.config = UserConfig()
         self._take = ingest
         self.metrics = metrics or Metrics()
@@ -189,7 +190,7 @@ class FeatureFetcher:
         total_ms = (time.perf_counter() - begun) * 1e3
         self.metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
-        self.exposure_buffer.put(exposure(slate, shown, total_ms))
+        self.exposure_buffer.put(exposure(slate, shown, total_ms, self._surface_name))
         artifact = self.models.artifact(slate.model) or self.model
         return answer(
             slate,

@@ -35,6 +35,8 @@ TOLERANCE = 1e-6
 # Largest accepted difference of a score, as for golden rows.
 SCORE_TOLERANCE = 1e-5
 COLUMNS = ("seq", "model", "scores", "numeric", "category")
+# Missing in a log of an earlier release.
+SURFACE = "surface"
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ def audit(
 
     The result holds `exposures` (`test_exposures` of them test traffic) and `rows` that were
     compared; `erased_rows`: those of which gauges were not, because they counted erased viewers;
-    `before_snapshot`: exposures that cannot be compared, because the log was shortened
-    after them; `features`: the largest `difference` of each, null if infinite; `max`; `worst`: the
-    row of the maximum; `held`. With a model it also holds `model`, `drift` and, where that is null,
-    the reason `no_drift`.
+    `before_snapshot`: exposures that cannot be compared, because the log was shortened after them;
+    `other_surface`: exposures with the features of another surface; `features`: the largest
+    `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`. With a
+    model it also holds `model`, `drift` and, where that is null, the reason `no_drift`.
 
     Raises:
         TabrankError: if the log or artifact is invalid, or the log is of another surface or has no
@@ -74,7 +76,7 @@ def audit(
         artifact.encoder.check(features.columns)
     log = read_log(folder, surface, test_traffic=True)
     replay = Replay(features.schema, log)
-    logged = _served(folder, log, features.columns)
+    logged, num_other = _served(folder, log, features.columns, surface.short_fingerprint)
     served = [one for one in logged if not replay.before_snapshot[one.exposure]]
     if not served:
         raise TabrankError(
@@ -114,6 +116,7 @@ def audit(
         "exposures": len(served),
         "test_exposures": sum(one.is_test for one in served),
         "before_snapshot": len(logged) - len(served),
+        "other_surface": num_other,
         "rows": sum(len(one.scores) for one in served),
         "erased_rows": erased_rows,
         "features": {name: _finite(value) for name, (value, *_) in most.items()},
@@ -143,7 +146,9 @@ def table(result: Mapping[str, Any]) -> str:
     drifts = (result.get("drift") or {"features": {}})["features"]
     ordered = sorted(result["features"].items(), key=lambda item: -_infinite(item[1]))
     width = max(len(name) for name, _ in ordered)
-    tests = f"{result['test_exposures']} of them test"
+    tests = (
+        f"{result['test_exposures']} of them test; {result['other_surface']} others are of another surface"
+    )
     lines = [f"{result['rows']} rows of {result['exposures']} exposures ({tests})"]
     lines.append("feature".ljust(width) + "  difference" + ("  drift" if drifts else ""))
     for name, most in ordered:
@@ -172,14 +177,22 @@ def _infinite(value: float | None) -> float:
     return np.inf if value is None else value
 
 
-def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
-    """Return the exposures with a logged matrix, in the order of the log."""
-    _, logged = read_table(folder, "exposures", ("request_id", *COLUMNS))
+def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[list[Served], int]:
+    """Return the exposures with a matrix of a surface, in order, and how many are of others."""
+    _, logged = read_table(folder, "exposures", ("request_id", *COLUMNS, SURFACE))
     has_features = set(COLUMNS) <= set(logged.column_names)
     if not has_features or not len(logged := logged.filter(pc.is_valid(logged["numeric"]))):
         raise TabrankError(
             f"{folder}: no exposure has logged features; set log_features in the user_config of FeatureFetch to the "
             "share of rankings to log (1.0: all), serve, and audit the log that the service writes"
+        )
+    num_logged = len(logged)
+    if SURFACE in logged.column_names:
+        logged = logged.filter(pc.fill_null(pc.equal(logged[SURFACE], surface), True))
+    if not len(logged):
+        raise TabrankError(
+            f"{folder}: all exposures with logged features were served with other surfaces than this one "
+            f"({surface}); name the file with which they were served"
         )
     place = {seq: i for i, seq in enumerate(logged["seq"].to_pylist())}
     lengths = pc.list_value_length(log.exposures["candidates"]).to_pylist()
@@ -203,7 +216,7 @@ def _served(folder: Path, log: Log, columns: Columns) -> list[Served]:
             )
         matrix = Matrix(numeric.reshape(shapes[0]), category.reshape(shapes[1]))
         served.append(Served(exposure, matrix, scores, row["model"].as_py(), traffic[exposure] == "test"))
-    return served
+    return served, num_logged - len(logged)
 
 
 def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> dict[str, Any]:

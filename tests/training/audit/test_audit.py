@@ -184,6 +184,18 @@ def test_features_of_another_surface_are_refused(home, log):
     assert "name the surface that was served" in printed
 
 
+def test_rankings_of_another_surface_are_counted_and_not_compared(home, log):
+    altered(log, "r7x", "numeric", lambda values: values[1:])
+    altered(log, "r7x", "surface", lambda name: "0123456789ab")
+    found = audit(home, log)
+    assert (found["held"], found["exposures"], found["other_surface"]) == (True, 59, 1)
+    (home / "other.toml").write_text(TOML.replace('half_life = "10s"', 'half_life = "20s"'))
+    arguments = ["audit", "--surface", str(home / "other.toml"), "--log", str(log)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert "served with other surfaces than this one" in done.stderr
+
+
 def test_people_get_a_table_with_the_worst_feature_first(home, log):
     altered(log, "r7x", "category", lambda values: [hash64("another"), *values[1:]])
     arguments = ["audit", "--surface", str(home / "tiny.toml"), "--log", str(log)]
