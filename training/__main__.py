@@ -258,6 +258,28 @@ def audit(
 
 
 @app.command()
+def forget(
+    log: LogFolder,
+    viewers: Annotated[Path, typer.Option(help="A text file with the ids of viewers, one a line.")],
+    models: Models = PUBLISHED,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase viewers from a log, its snapshots and the store of its service, which may run.
+
+    Their rankings and events still count for the candidates, without a hint of who it was. Names
+    the published models that learned from them. If it is interrupted, run it again.
+    """
+    from training.erasure.forget import describe, read_viewers
+    from training.erasure.forget import forget as run
+
+    os.umask(PRIVATE)
+    with ProgressBar("forget") as progress:
+        result = run(log, read_viewers(viewers), models, dry_run=dry_run, progress=progress)
+    answer(result, as_json, "\n".join(describe(log, result)))
+
+
+@app.command()
 def report(
     model: Model,
     out: Annotated[Path, typer.Option(help="The folder for report.html, MODEL_CARD.md and evaluation.json.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import glob
 import os
@@ -19,6 +20,10 @@ from serve.contract.validation import refuse_existing
 
 # Umask of processes that write viewers' data, and of their children: files 0600, folders 0700.
 PRIVATE = 0o077
+# Linux's AT_FDCWD and RENAME_EXCHANGE.
+AT_CWD, EXCHANGE = -100, 2
+# End of the name under which `swap` keeps a folder for a moment.
+ASIDE = ".aside"
 # Look this often whether a lock is free.
 LOOK_S = 0.01
 
@@ -49,6 +54,21 @@ def put(draft: Path, path: Path) -> None:
     sync(draft)
     draft.replace(path)
     sync(path.parent)
+
+
+def swap(draft: Path, folder: Path) -> None:
+    """Exchange a folder of synced files and a draft of it, durably.
+
+    It is atomic, except on file systems such as NFS that cannot exchange: there the folder is
+    missing for a moment, and a crash in it leaves the folder under a name that ends in `ASIDE`.
+    """
+    names = os.fsencode(draft), os.fsencode(folder)
+    sync(draft)
+    if ctypes.CDLL(None).renameat2(AT_CWD, names[0], AT_CWD, names[1], EXCHANGE):
+        aside = folder.rename(folder.with_name(f".{folder.name}{ASIDE}"))
+        draft.rename(folder)
+        aside.rename(draft)
+    sync(folder.parent)
 
 
 def sync(path: Path) -> None:

@@ -110,7 +110,7 @@ def _merge_alike(group: Sequence[Segment], schema: pa.Schema, epoch: int, step: 
     first, last = group[0].first, max(segment.last for segment in group)
     name = f"{first:020d}-{last:020d}-{epoch:010d}.parquet"
     with draft_segment(group[0].path.parent, schema, first, epoch, lambda: name) as writer:
-        for table in _tables([segment.path for segment in group], schema):
+        for table in row_groups(_batches(segment.path for segment in group), schema):
             writer.write_table(table)
             step()
     for segment in group:
@@ -118,23 +118,35 @@ def _merge_alike(group: Sequence[Segment], schema: pa.Schema, epoch: int, step: 
             segment.path.unlink()
 
 
-def _tables(paths: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the rows of segments in order, as tables of one row group each.
+def _batches(paths: Iterable[Path]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of segments in order.
 
     A row whose number was there before is left out: segments may overlap.
     """
-    batches: list[pa.RecordBatch] = []
-    num_bytes = held = 0
+    held = 0
     for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(AT_ONCE_ROWS.get(path.parent.name, AT_ONCE_LONG_ROWS)):
-                if (pc.min(batch["seq"]).as_py() or 0) <= held:
-                    batch = batch.filter(pc.greater(batch["seq"], held))
-                held = max(held, pc.max(batch["seq"]).as_py() or 0)
-                batches.append(batch)
-                num_bytes += batch.nbytes
-                if num_bytes >= AT_ONCE_BYTES:
-                    yield pa.Table.from_batches(batches, schema)
-                    batches, num_bytes = [], 0
-    if batches:
-        yield pa.Table.from_batches(batches, schema)
+        for batch in batches(path):
+            if (pc.min(batch["seq"]).as_py() or 0) <= held:
+                batch = batch.filter(pc.greater(batch["seq"], held))
+            held = max(held, pc.max(batch["seq"]).as_py() or 0)
+            yield batch
+
+
+def batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file of a table, so many at a time that they fit in memory."""
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(AT_ONCE_ROWS.get(path.parent.name, AT_ONCE_LONG_ROWS))
+
+
+def row_groups(parts: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield batches as tables of one row group each."""
+    held: list[pa.RecordBatch] = []
+    num_bytes = 0
+    for batch in parts:
+        held.append(batch)
+        num_bytes += batch.nbytes
+        if num_bytes >= AT_ONCE_BYTES:
+            yield pa.Table.from_batches(held, schema)
+            held, num_bytes = [], 0
+    if held:
+        yield pa.Table.from_batches(held, schema)

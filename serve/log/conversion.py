@@ -24,9 +24,10 @@ def converted(table: pa.Table, ids: Container[str]) -> pa.Table:
     the conversion under `CONVERSION`, and its former type under `GIVEN_TYPE`. Dictionaries, large
     lists and large strings become plain ones without a word.
     """
+    flag = "erased" if "viewer" in ids else "removed"
     # Arrow casts datetimes of any unit to milliseconds, and only then to whole numbers.
     staged, wanted = (
-        pa.schema([_canonical(field, field.name in ids, time) for field in table.schema])
+        pa.schema([f if f.name == flag else _canonical(f, f.name in ids, time) for f in table.schema])
         for time in (pa.timestamp("ms"), pa.int64())
     )
     return table if wanted == table.schema else table.cast(staged, safe=False).cast(wanted)
@@ -44,7 +45,7 @@ def _canonical(field: pa.Field, is_id: bool, time: pa.DataType) -> pa.Field:
         item, words = pa.string(), 'whole numbers are read as strings, as requests must have them: "17"'
     elif pa.types.is_timestamp(item) or pa.types.is_date(item):
         item, words = time, "datetimes are read as milliseconds since 1970, in UTC if they have no zone"
-    elif pa.types.is_boolean(item) and field.name != "removed":
+    elif pa.types.is_boolean(item):
         item, words = pa.float64(), "true is read as 1, false as 0"
     elif pa.types.is_large_string(item):
         item = pa.string()

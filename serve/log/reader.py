@@ -44,8 +44,9 @@ class Log:
     `exposures.context` and the fields of viewers and candidates are those of the surface. A log of
     a service also has numbers: `seq` of each record, and `seen_seq` of the last record that a
     ranking had seen. A row of `viewers` or `candidates` then sets the fields that it has `stated`,
-    or marks its id as `removed`. If the first records were deleted, the log can be replayed from
-    `snapshots`, oldest first.
+    or marks its id as `removed`. Exposures and events of viewers whom `training forget` erased are
+    marked as `erased`: they still change the state of candidates, and count for nothing else. If
+    the first records were deleted, the log can be replayed from `snapshots`, oldest first.
     """
 
     viewers: pa.Table
@@ -88,7 +89,7 @@ def read_joined(
     log = _read_log(folder, surface)
     # Most viewers and candidates of a truncated log are in its snapshots alone.
     fields = dict.fromkeys(ENTITIES) if log.snapshots else surface.fields
-    tables = {name: getattr(log, name) for name in TABLES}
+    tables = {name: unerased(getattr(log, name)) for name in TABLES}
     coverage = check_joins(folder, tables, fields, report, is_trained_on=is_trained_on)
     return replace(_clean(log, False), coverage=coverage)
 
@@ -110,8 +111,9 @@ def canonical(name: str, reader: TableReader, surface: Surface) -> pa.Table:
         fields = [(name, ARROW[declared.type]) for name, declared in surface.fields["context"].items()]
         reader.optional("context", pa.struct(fields)).optional("traffic", pa.string())
         reader.optional("stated", pa.string()).optional("seq", pa.int64()).optional("seen_seq", pa.int64())
+        reader.flag("erased")
     elif name == "events":
-        reader.optional("seq", pa.int64()).one_of("kind", (*surface.events, IMPRESSION))
+        reader.optional("seq", pa.int64()).flag("erased").one_of("kind", (*surface.events, IMPRESSION))
     else:
         # A service has judged each value when it took it.
         tolerated = 1.0 if "received_ms" in reader.raw.column_names else MAX_OLD_SHARE
@@ -148,6 +150,14 @@ def own_columns(name: str, reader: TableReader) -> TableReader:
         return reader
     reader.required("candidate", pa.string()).required("kind", pa.string())
     return reader.optional("request_id", pa.string())
+
+
+def unerased(table: pa.Table) -> pa.Table:
+    """Return the rows of a table that are not erased."""
+    # In viewers and candidates, the name is a field's, and booleans are read as numbers.
+    if "erased" not in table.column_names or table["erased"].type != pa.bool_():
+        return table
+    return table.filter(pc.invert(pc.fill_null(table["erased"], False)))
 
 
 def _clean(log: Log, test_traffic: bool) -> Log:
@@ -230,6 +240,9 @@ def table_paths(folder: Path, name: str) -> list[Path]:
     if not folder.is_dir():
         raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
     paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
+    if name == "viewers":
+        # Its folder is empty once all of them were erased.
+        paths = [path for path in paths if path.is_file() or any(path.glob("[!.]*"))]
     # The service that wrote the log received no record of this kind, or nobody is known.
     may_be_empty = name in MAY_BE_EMPTY and (folder / "exposures").is_dir()
     if not (paths or may_be_empty or _is_anonymous(folder, name)):

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.slots import Entity
 from serve.features.surface import read_surface
-from serve.log.atomic_files import put, sync, write_whole
+from serve.log.atomic_files import ASIDE, put, swap, sync, write_whole
 from serve.log.throttle import OnStep
 from serve.stores.protocol import Store
 
@@ -193,8 +194,7 @@ def write(log: Path, store: Store, schema: Schema, clock: Callable[[], int], ste
     """
     folder = log / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".[0-9]*.partial"):
-        shutil.rmtree(stale)
+    clean_up(log)
     with store.dump() as dump:
         path = folder / f"{dump.seq:020d}"
         if path.exists():
@@ -207,14 +207,49 @@ def write(log: Path, store: Store, schema: Schema, clock: Callable[[], int], ste
                 meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": ts_ms} | {
                     "state_fingerprint": schema.fingerprint,
                     "surface": schema.surface.text,
-                    "sha256": {name: _sha256(draft / name) for name in FILES.values()},
                 }
-                (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
-                for name in (*FILES.values(), META):
-                    sync(draft / name)
+                _complete(draft, meta)
                 put(draft, path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def rewrite(snapshot: Snapshot, rows: Iterator[tuple[Entity, str, bytes]]) -> None:
+    """Replace the rows of a snapshot; a reader finds the old or the new folder, each of them whole.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the snapshot is unchanged.
+    """
+    draft = snapshot.path.with_name(f".{snapshot.path.name}.partial")
+    draft.mkdir()
+    try:
+        _write_rows(draft, rows, lambda: True)
+        meta = json.loads((snapshot.path / META).read_text())
+        _complete(draft, meta)
+        swap(draft, snapshot.path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def clean_up(log: Path) -> None:
+    """End or undo what a killed process had begun; only with the log's lock."""
+    folder = log / FOLDER
+    for path in folder.glob(f".[0-9]*{ASIDE}"):
+        whole = folder / path.name[1:].removesuffix(ASIDE)
+        if whole.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(whole)
+    for stale in folder.glob(".[0-9]*.partial"):
+        shutil.rmtree(stale)
+
+
+def _complete(draft: Path, meta: dict[str, Any]) -> None:
+    """Write the metadata of a draft with the checksums of its files, and sync all."""
+    meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
+    (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
+    for name in (*FILES.values(), META):
+        sync(draft / name)
 
 
 def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: OnStep) -> bool:

@@ -89,6 +89,12 @@ class TableReader:
         self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])
         return self
 
+    def flag(self, column: str) -> TableReader:
+        """Read a column of true and false; it is false where it is null or does not exist."""
+        self.optional(column, pa.bool_())
+        self.columns[column] = pc.fill_null(self.columns[column], False)
+        return self
+
     def one_of(self, column: str, known: Iterable[str]) -> None:
         """Refuse a row whose value is not among the known ones."""
         names = sorted(set(known))

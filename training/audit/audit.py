@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
+from serve.features.definitions import Gauge
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
 from serve.features.slots import F32, F64
@@ -59,11 +60,11 @@ def audit(
     With `model`, compare its scores too.
 
     The result holds `exposures` (`test_exposures` of them test traffic) and `rows` that were
-    compared; `before_snapshot`: exposures that cannot be compared, because the log was shortened
-    after them; `other_surface`: exposures with the features of another surface; `features`: the
-    largest `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`.
-    With a model it also holds `model`, `drift` and, where that is null,
-    the reason `no_drift`.
+    compared; `erased_rows`: those of which gauges were not, because they counted erased viewers;
+    `before_snapshot`: exposures that cannot be compared, because the log was shortened after them;
+    `other_surface`: exposures with the features of another surface; `features`: the largest
+    `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`. With a
+    model it also holds `model`, `drift` and, where that is null, the reason `no_drift`.
 
     Raises:
         TabrankError: if the log or artifact is invalid, or the log is of another surface or has no
@@ -86,6 +87,11 @@ def audit(
     # Name of each column; a set has several columns.
     parts = columns.category_parts()
     names = [*columns.numeric, *(name for name, part in parts for _ in range(part.start, part.stop))]
+    # Gauges of the rows shown whose candidate erased viewers came to or left.
+    of_gauge = np.array([isinstance(surface.features.get(name), Gauge) for name in names])
+    erased = pc.unique(log.events["candidate"].filter(log.events["erased"]))
+    is_erased = pc.is_in(pc.list_flatten(log.exposures["candidates"]), erased).to_numpy()
+    erased_rows = 0
     # Largest difference of each feature, with its exposure and row.
     most = dict.fromkeys(names, (0.0, 0, 0))
     at = {one.exposure: one.matrix for one in served}
@@ -93,6 +99,9 @@ def audit(
     for done, (exposure, ours) in enumerate(recomputed, 1):
         differs = np.where(at[exposure].category != ours.category, np.inf, 0.0)
         far = np.concatenate([difference(at[exposure].numeric, ours.numeric), differs], axis=1)
+        rows = is_erased[replay.first[exposure] : replay.first[exposure + 1]]
+        far[np.outer(rows, of_gauge)] = 0.0
+        erased_rows += int(rows.sum()) * bool(of_gauge.any())
         for name, column in zip(names, far.T, strict=True):
             if column.max(initial=0.0) > most[name][0]:
                 most[name] = float(column.max()), exposure, int(column.argmax())
@@ -109,6 +118,7 @@ def audit(
         "before_snapshot": len(logged) - len(served),
         "other_surface": num_other,
         "rows": sum(len(one.scores) for one in served),
+        "erased_rows": erased_rows,
         "features": {name: _finite(value) for name, (value, *_) in most.items()},
         "max": _finite(largest),
         "worst": where,
@@ -155,6 +165,8 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(f"no drift: {result['no_drift']}")
     if where := result["worst"]:
         lines.append("the most: {feature} of candidate {candidate} in ranking {request_id}".format(**where))
+    if rows := result["erased_rows"]:
+        lines.append(f"gauges of {rows} rows were not compared: erased viewers were counted there")
     if result["held"]:
         return "\n".join([*lines, "held: the served features equal those of the log"])
     why = "served features or scores differ from the log's; does the log hold all that the store was filled from?"

@@ -35,7 +35,7 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
 
     The window begins with the exposure or, where the surface has client impressions, with an
     impression; a candidate without an impression is then not a row. Rows whose window is still open
-    at the end of the log are left out.
+    at the end of the log are left out, and those of erased exposures. Erased events label nothing.
     """
     owners = Owners.in_replay(replay, log)
     within_ms = surface.label.within_ms
@@ -48,8 +48,10 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
         last_ms = np.full(len(replay.shown), EVER_MS)
         np.maximum.at(last_ms, shown, since_ms)
     seen = last_ms > EVER_MS
+    seen &= ~np.repeat(log.exposures["erased"].to_numpy(), np.diff(replay.first))
     is_open = seen & (last_ms > log.ends_ms - within_ms)
-    at = owners.of(np.flatnonzero(replay.event_kind == surface.label.event), shown, since_ms, within_ms)
+    is_label = (replay.event_kind == surface.label.event) & ~log.events["erased"].to_numpy()
+    at = owners.of(np.flatnonzero(is_label), shown, since_ms, within_ms)
     positive = np.zeros(len(replay.shown), bool)
     positive[shown[at[at >= 0]]] = True
     counts = {"open_rows": int(is_open.sum()), "unmatched_label_events": int((at < 0).sum())}

@@ -17,7 +17,7 @@ from serve.features.slots import ENTITIES, F64, I64, Entity
 from serve.features.surface import FieldType
 from serve.log.conversion import CONVERSION
 from serve.log.join_coverage import check_joins
-from serve.log.reader import read_columns
+from serve.log.reader import read_columns, unerased
 from serve.log.replay import Codes
 from training.data.flat import OWN_COLUMNS
 from training.terminal import print_progress
@@ -64,14 +64,15 @@ class Column:
 
 
 def read_tables(folder: Path) -> dict[str, pa.Table]:
-    """Read the four tables with all their columns, without repeated requests and test traffic.
+    """Read the four tables with all their columns, without repeated requests, test traffic and
+    erased rows.
 
     Prints what the log joins and repeats.
 
     Raises:
         TabrankError: a column is missing or wrong, or nothing joins; names table and column.
     """
-    tables = read_columns(folder)
+    tables = {name: unerased(table) for name, table in read_columns(folder).items()}
     fields = {owner: set(tables[f"{owner}s"].column_names) - OWN[owner] for owner in ENTITIES}
     check_joins(folder, tables, fields, print_progress)
     exposures = tables["exposures"]

@@ -88,6 +88,7 @@ def fit(
             "parameters": num_parameters,
             "advice": advice(state, config, num_rows, num_parameters),
             "counts": prepared.counts,
+            "log": str(log.resolve()),
             "span_ms": prepared.span_ms,
             # The validation rows chose the epoch and the calibration.
             "seen_until_ms": int(held.ts_ms[-1]),

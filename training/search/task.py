@@ -71,6 +71,7 @@ class Task:
     strings: dict[int, str]
     base: FitConfig
     settings: SearchSettings
+    log: Path
 
     @classmethod
     def read(cls, surface: Surface, log: Path, settings: SearchSettings, progress: Progress) -> Task:
@@ -92,7 +93,7 @@ class Task:
             begins_ms = data.ts_ms[-1] - settings.days * UNITS_MS["d"]
             data = data.take(slice(int(np.searchsorted(data.ts_ms, begins_ms)), None))
         base = FitConfig(seed=settings.seed)
-        return cls(schema, data, category_strings(surface, table), base, settings)
+        return cls(schema, data, category_strings(surface, table), base, settings, log)
 
     @cached_property
     def parts(self) -> dict[str, Dataset]:

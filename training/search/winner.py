@@ -102,6 +102,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={
             "rows": len(rows),
+            "log": str(task.log.resolve()),
             "span_ms": [int(rows.ts_ms[0]), int(rows.ts_ms[-1])],
             "seen_until_ms": int(rows.ts_ms[-1]),
             "counts": task.data.counts,

@@ -55,6 +55,7 @@ def test_rows_that_chose_the_epoch_and_the_calibration_count_as_seen(fitted):
     manifest = load(model).manifest
     last_ms = read_log(log, surface).exposures["ts_ms"].to_numpy().max()
     assert manifest["span_ms"][1] < manifest["seen_until_ms"] <= last_ms
+    assert manifest["log"] == str(log)
 
 
 def test_an_artifact_keeps_the_distributions_of_rows_and_scores(fitted):

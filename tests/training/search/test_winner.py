@@ -56,6 +56,7 @@ def test_the_winner_is_measured_on_the_rows_that_the_current_model_has_not_seen(
         forecast = Forecast(board, len(task.before), len(test), 0, 1)
         run = SearchRun(task, board, clock, forecast, SearchProgress(io.StringIO()))
         manifest = finish(run, board.entries[0], last)
+    assert manifest["log"] == str(folder / "log")
     num_unseen = int((test.ts_ms > seen_until_ms).sum())
     assert manifest["incumbent"] == {
         "version": last.version,

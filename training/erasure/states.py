@@ -1,0 +1,122 @@
+"""Viewers' rows in the states that a service and its log keep: the store, and snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container, Iterator, Sequence
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from serve.config.settings import AppArgs
+from serve.contract.errors import StoreMissing, TabrankError
+from serve.contract.records import Forget
+from serve.features.rows import Schema, State
+from serve.features.slots import Entity
+from serve.features.surface import read_surface
+from serve.ingest.apply import packed
+from serve.ingest.writer import Ingester
+from serve.log.events import pack
+from serve.log.lease import FILE, Lease, read_lease
+from serve.log.reader import TABLES
+from serve.log.segments import segments
+from serve.log.snapshots import WITHOUT, Snapshot
+from serve.stores.factory import name_of, open_named
+
+# Records of one call: half of those that may wait.
+AT_ONCE = 10_000
+
+
+def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | None, set[str]]:
+    """Return the lease of a log, the address of the store behind it, and the viewers that it knows.
+
+    A log that no service wrote has neither; the store of a copied or moved log may be gone.
+
+    Raises:
+        TabrankError: an earlier release wrote the log, and its store is unknown.
+    """
+    lease = read_lease(log)
+    if lease is None:
+        if any(segments(log, name) for name in TABLES):
+            raise TabrankError(f"{log}: has no {FILE}, so its store is unknown; start its service once")
+        return None, None, set()
+    for address in lease.addresses(log):
+        opened = partial(open_named, address, lease.name, base=log, writable=False)
+        with suppress(StoreMissing), closing(opened()) as store:
+            rows, _ = store.read(viewers, store.seq())
+            return lease, address, {v for v, row in zip(viewers, rows, strict=True) if row is not None}
+    return lease, None, set()
+
+
+def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str]) -> None:
+    """Forget viewers as the writer of a log for a moment, and leave no record in the journal.
+
+    A service that runs waits meanwhile, and goes on by itself.
+
+    Raises:
+        TabrankError: another release wrote the store, or store or log cannot be written.
+    """
+    surface = read_surface(lease.surface, str(log / FILE))
+    if lease.name != name_of(surface.name, Schema(surface).fingerprint):
+        raise TabrankError(f"{log}: its store {lease.name} is of another release of tabrank; use that one")
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "surface.toml")
+        path.write_text(lease.surface)
+        args = AppArgs(str(path), address, log=str(log.resolve()), keep_log_days=0, keep_viewers_days=0)
+        asyncio.run(_commit(args, viewers))
+    now = read_lease(log)
+    if now and now.epoch == lease.epoch + 1 and not now.released:
+        raise TabrankError(f"{log}: the journal of its store cannot be written to it; see the warning above")
+
+
+async def _commit(args: AppArgs, viewers: Sequence[str]) -> None:
+    ingester = Ingester(args, Path.cwd())
+    running = asyncio.create_task(ingester.run())
+    try:
+        for begin in range(0, len(viewers), AT_ONCE):
+            records = [Forget(viewer) for viewer in viewers[begin : begin + AT_ONCE]]
+            await ingester.take(records, len(pack(records)))
+    finally:
+        ingester.stop()
+        await running
+
+
+def schema_of(snapshot: Snapshot, lease: Lease | None) -> Schema:
+    """Return the schema of a snapshot's rows, from its surface or that of the log's last writer.
+
+    Raises:
+        TabrankError: it is of neither.
+    """
+    for text in (snapshot.surface, lease.surface if lease else ""):
+        with suppress(TabrankError):
+            schema = Schema(read_surface(text))
+            if schema.fingerprint == snapshot.fingerprint:
+                return schema
+    raise TabrankError(
+        f"{snapshot.path}: has rows of these viewers, in a state that is unknown (schema "
+        f"{snapshot.fingerprint[:12]}); {WITHOUT}"
+    )
+
+
+def forgotten(
+    snapshot: Snapshot, schema: Schema, viewers: Container[str]
+) -> Iterator[tuple[Entity, str, bytes]]:
+    """Yield (entity, id, row) of a snapshot once these viewers left; candidates are in memory."""
+    state = State(schema)
+    for ids, rows in snapshot.rows("candidate"):
+        at = [state.candidates.add(name) for name in ids]
+        state.candidates.table[at] = np.frombuffer(rows, schema.candidate)
+    for ids, rows in snapshot.rows("viewer"):
+        for name, row in zip(ids, np.frombuffer(rows, schema.viewer), strict=True):
+            if name in viewers:
+                place = state.viewers.add(name)
+                state.viewers.table[place] = row
+                state.forget(place)
+                state.viewers.drop(name)
+            else:
+                yield "viewer", name, row.tobytes()
+    for name, left in packed(state.candidates, state.candidates.index).items():
+        yield "candidate", name, left

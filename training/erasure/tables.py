@@ -1,0 +1,146 @@
+"""Rows of viewers in the tables of a log: which they are, and what stays of them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from serve.contract.errors import TabrankError
+from serve.features.rows import NEVER_MS
+from serve.log.atomic_files import file_draft_of, sync
+from serve.log.compaction import batches, row_groups
+from serve.log.conversion import IDS, converted
+from serve.log.reader import UNREADABLE, table_paths
+
+# Events come first: for another attempt, exposures that are not rewritten yet name the requests.
+ORDER = ("events", "exposures", "viewers")
+# Columns of which an erased row keeps the value: they change the counters of candidates, or say how
+# the service worked. All others become null, those that we do not know included.
+KEPT = {
+    "exposures": ["candidates", "ts_ms", "received_ms", "seq", "seen_seq", "arm", "model", "rung", "traffic"],
+    "events": ["candidate", "kind", "value", "ts_ms", "received_ms", "seq"],
+}
+
+
+class ErasedViewers:
+    """Viewers to erase, and what `scan` finds of them in a log's tables.
+
+    A row is theirs if it names them, or if it names nobody and its request is one of theirs.
+    """
+
+    def __init__(self, viewers: Iterable[str]) -> None:
+        self.viewers = frozenset(viewers)
+        self.found: set[str] = set()
+        # Of their exposures and events, in memory as a whole.
+        self.requests: set[str | None] = set()
+        self.shown_ms: list[int] = []
+        # Of the log's first exposure, of whomever.
+        self.first_ms = NEVER_MS
+        # New ids are the same for the rows of one request, and nobody can compute them afterwards.
+        self._key = secrets.token_bytes(32)
+
+    def scan(self, log: Path) -> dict[tuple[str, Path], int]:
+        """Find the viewers; return the number of their rows in each (table, file) that has any.
+
+        Raises:
+            TabrankError: a file is damaged.
+        """
+        for name, _, table in _ids(log, "exposures", "events"):
+            if name == "exposures":
+                self.first_ms = min([self.first_ms, *_values(table, "ts_ms")[0]])
+            for viewer, request, ts_ms in zip(*_values(table, "viewer", "request_id", "ts_ms"), strict=True):
+                if viewer in self.viewers:
+                    self.found.add(viewer)
+                    self.requests.add(request)
+                    if name == "exposures":
+                        self.shown_ms.append(ts_ms)
+        self.requests.discard(None)
+        counts: dict[tuple[str, Path], int] = {}
+        for name, path, table in _ids(log, *ORDER):
+            if num := sum(self._owns(name, table)):
+                counts[name, path] = counts.get((name, path), 0) + num
+            if name == "viewers":
+                self.found.update(self.viewers.intersection(*_values(table, "id")))
+        return counts
+
+    def erase(self, name: str, path: Path) -> Iterator[float]:
+        """Replace a file of a table atomically by one without the viewers, or delete an empty one.
+
+        Yields the share that is done.
+        """
+        meta = pq.read_metadata(path)
+        schema = meta.schema.to_arrow_schema()
+        num = done = 0
+        target = self._without(name, schema.empty_table()).schema
+        with file_draft_of(path) as draft, pq.ParquetWriter(draft, target, compression="zstd") as writer:
+            for table in row_groups(batches(path), schema):
+                left = self._without(name, table)
+                num += len(left)
+                # The footer of the last row group says where a segment ends, so none may be empty.
+                if len(left):
+                    writer.write_table(left)
+                done += len(table)
+                yield done / meta.num_rows
+        if not num:
+            path.unlink()
+            sync(path.parent)
+
+    def _owns(self, name: str, table: pa.Table) -> list[bool]:
+        """Return for each row whether it is one of the viewers'."""
+        if name == "viewers":
+            return [id_ in self.viewers for id_ in _values(table, "id")[0]]
+        rows = zip(*_values(table, "viewer", "request_id"), strict=True)
+        return [v in self.viewers or (v is None and request in self.requests) for v, request in rows]
+
+    def _without(self, name: str, table: pa.Table) -> pa.Table:
+        """Return a table without the viewers' rows, or with what is left of them."""
+        ids = converted(table.select([n for n in IDS[name] if n in table.column_names]), IDS[name])
+        theirs = pa.array(self._owns(name, ids), pa.bool_())
+        if name == "viewers":
+            return table.filter(pc.invert(theirs))
+        rows = pc.if_else(theirs, None, pa.array(range(len(table)), pa.int64()))
+        columns = {n: table[n] if n in KEPT[name] else table[n].take(rows) for n in table.column_names}
+        requests, own = _values(ids, "request_id", "id")
+        new = [self._new(request) if request in self.requests else request for request in requests]
+        columns["request_id"] = pa.array(new, pa.string())
+        if name == "events":
+            new = [self._new(id_) if t else id_ for id_, t in zip(own, theirs.to_pylist(), strict=True)]
+            columns["id"] = pa.array(new, pa.string())
+        before = columns.get("erased", pa.scalar(False))
+        return pa.table(columns | {"erased": pc.or_(theirs, pc.fill_null(before, False))})
+
+    def _new(self, id_: str) -> str:
+        """Return the random id that takes the place of an id in this run."""
+        raw = id_.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(raw, key=self._key, digest_size=16).hexdigest()
+
+
+def _ids(log: Path, *names: str) -> Iterator[tuple[str, Path, pa.Table]]:
+    """Yield (table, file, rows) of some thousand rows: ids and times, as a reader reads them."""
+    for name, path in ((of, path) for of in names for path in _files(log, of)):
+        try:
+            with pq.ParquetFile(path) as file:
+                known = set(file.schema_arrow.names) - {"candidates"}
+                for batch in file.iter_batches(columns=[n for n in (*IDS[name], "ts_ms") if n in known]):
+                    yield name, path, converted(pa.Table.from_batches([batch]), IDS[name])
+        except UNREADABLE as error:
+            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _files(log: Path, name: str) -> Iterator[Path]:
+    """Yield the files of a table, those that a reader reads."""
+    for path in table_paths(log, name):
+        yield from [path] if path.is_file() else sorted(path.glob("[!._]*"))
+
+
+def _values(table: pa.Table, *columns: str) -> list[list[Any]]:
+    """Return the values of columns; None where the table has no such column."""
+    known = table.column_names
+    return [table[n].to_pylist() if n in known else [None] * len(table) for n in columns]
