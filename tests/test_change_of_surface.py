@@ -1,4 +1,4 @@
-"""A change of the surface and back, beside a running service under load: nothing fails or is lost."""
+"""A change of the surface and back, beside a service under load: nothing fails or is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 ROUNDS = int(os.environ.get("TABRANK_CHANGES", "5"))
 RANKINGS_PER_S, EVENTS_PER_S = 100, 50
 IDS = [f"s{i:07d}" for i in range(20)]
-# Features of a new version are no older than this while it begins to answer.
+# The age of features stays below this while a new version begins to answer.
 OLDEST_MS = 15_000
 
 

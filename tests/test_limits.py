@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serve.config import diagnoses
 from serve.config.settings import AppArgs
 from serve.contract import messages
 from serve.contract import rankings as api
@@ -21,7 +22,7 @@ from serve.http import auth
 from serve.http import body_reader as bodies
 from serve.ingest import intake, quality
 from serve.ingest import writer as ingest
-from serve.log import compaction, retention, snapshots
+from serve.log import compaction, retention, snapshots, stream
 from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
@@ -242,6 +243,22 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "a row group of a snapshot": (
         (snapshots.AT_ONCE, mib(snapshots.AT_ONCE_BYTES)),
         "serve/log/test_retention.py::test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes",
+    ),
+    "records after the newest snapshot": (
+        (retention.EVERY_RECORDS,),
+        "serve/log/test_retention.py::test_a_snapshot_is_due_after_an_hour_or_many_records",
+    ),
+    "values of a column that `load` reads at once": (
+        (stream.VALUES_AT_ONCE, mib(stream.BYTES_AT_ONCE)),
+        "serve/log/test_stream.py::test_parts_are_bounded_and_hold_all_records_of_their_range",
+    ),
+    "shown candidates whose joins `load` counts": (
+        (stream.SAMPLE_VALUES,),
+        "serve/log/test_rebuild.py::test_the_joins_of_a_large_log_are_those_of_a_sample",
+    ),
+    "records of the log that Ingest applies when it starts": (
+        (diagnoses.MAX_CATCH_UP,),
+        f"{INGEST}::test_a_store_that_lacks_too_many_records_is_refused",
     ),
 }
 

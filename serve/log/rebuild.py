@@ -80,7 +80,7 @@ def rebuild(
                 "were deleted; name a time after it"
             )
         _replay_with(built, folder, taken[-1], begins[0].ts_ms, report)
-    _replay(built, folder, LogStream(folder, schema.surface, built.seq, through), report)
+    _replay(built, folder, LogStream(folder, schema.surface, built.seq or None, through), report)
     if until_ms is not None and not (taken or built.has_begun):
         raise TabrankError(
             f"--until: the log has no record before {until_ms} ms; name a later time (the store is unchanged)"
@@ -132,7 +132,7 @@ def _replay(built: Rebuilt, folder: Path, stream: LogStream, report: Report) -> 
         num += sum(len(table) for table in (part.viewers, part.candidates, part.exposures, part.events))
         if time.monotonic() - reported_s >= REPORT_EVERY_S:
             reported_s = time.monotonic()
-            total = stream.num_flat + max(0, log_end(folder) - stream.after)
+            total = stream.num_flat + max(0, log_end(folder) - (stream.after or 0))
             report(f"{folder}: {num:,} of {total:,} records, up to {_iso(built.ends_ms)}")
 
 

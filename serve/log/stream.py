@@ -58,7 +58,8 @@ class LogStream:
     """Iterator over a log as successive parts, each a `Log` with all records of its range of keys.
 
     First come the records without a number (flat tables), by time, unless `after` is given; then
-    those with a number above `after` and up to `through`, by number. Test traffic is left out, and
+    those with a number above `after` and up to `through`, by number. A service writes no table of
+    which it has no record, so with `after` tables may be missing. Test traffic is left out, and
     so are repeated records: those of segments that are being merged by number, those of flat tables
     by their id. An event without a number has the time that `event_times` gives it in the whole
     log.
@@ -69,7 +70,9 @@ class LogStream:
         TabrankError: the log is invalid, as of `read_log`.
     """
 
-    def __init__(self, folder: Path, surface: Surface, after: int = 0, through: int = MAX_SEQ) -> None:
+    def __init__(
+        self, folder: Path, surface: Surface, after: int | None = None, through: int = MAX_SEQ
+    ) -> None:
         self.after, self._through = after, through
         self._tables = {name: _Table(folder, name, surface, after, through) for name in TABLES}
         self._tables["events"].exposures = self._tables["exposures"].shown
@@ -85,17 +88,18 @@ class LogStream:
             num_exposures += len(part.exposures)
             if any(len(getattr(part, name)) for name in TABLES):
                 yield part
-        if not (num_exposures or self.after) and self._through == MAX_SEQ:
+        if not num_exposures and self.after is None and self._through == MAX_SEQ:
             raise TabrankError(ONLY_TESTS)
 
 
 class _Table:
     """One table: the rows that were read but not taken yet, and the least key of those to read."""
 
-    def __init__(self, folder: Path, name: str, surface: Surface, after: int, through: int) -> None:
+    def __init__(self, folder: Path, name: str, surface: Surface, after: int | None, through: int) -> None:
         self._folder, self._name, self._surface = folder, name, surface
-        self._after, self._through = after, through
-        paths, self._flat, self._segments = _files(folder, name)
+        self._after, self._through = after or 0, through
+        self._is_rest = after is not None
+        paths, self._flat, self._segments = _files(folder, name, may_lack=self._is_rest)
         empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
         self._fields = {
@@ -104,7 +108,7 @@ class _Table:
         self._held, self._keys = empty, np.zeros(0, np.int64)
         # Eight times as much is needed for a moment: four tables, and a copy of each.
         self._most_bytes = available_bytes() // 8
-        if after:
+        if self._is_rest:
             # A log that was exported from a service has numbers.
             self._flat = [path for path in self._flat if "seq" in _footer(path).schema.names]
         # Hashes of the request ids of live exposures, in order, and their times.
@@ -112,7 +116,7 @@ class _Table:
         # Which rows of the flat files repeat a record.
         self.dropped: NDArray[np.bool_] = np.zeros(0, bool)
         self._look()
-        if paths and not (after or len(self.dropped) or self._segments):
+        if paths and not (self._is_rest or len(self.dropped) or self._segments):
             raise no_rows(paths[0])
         self._batches = self._read()
         self.floor = EVER_MS
@@ -183,7 +187,7 @@ class _Table:
             keys = _key(rows, num)
             is_kept = ~self.dropped[num : num + len(rows)]
             num += len(rows)
-            if self._after:
+            if self._is_rest:
                 is_kept &= _filled(rows, "seq") > self._after
             if self._name == "events":
                 rows, keys = self._corrected(rows, keys)
@@ -287,9 +291,12 @@ def _paths(folder: Path, name: str) -> list[Path]:
     return [*flat, *(segment.path for segment in served)]
 
 
-def _files(folder: Path, name: str) -> tuple[list[Path], list[Path], list[Segment]]:
+def _files(
+    folder: Path, name: str, *, may_lack: bool = False
+) -> tuple[list[Path], list[Path], list[Segment]]:
     """Return the paths of a table, its flat files, and its segments."""
-    paths, served = table_paths(folder, name), segments(folder, name)
+    is_there = not may_lack or (folder / name).exists() or (folder / f"{name}.parquet").exists()
+    paths, served = table_paths(folder, name) if is_there else [], segments(folder, name)
     flat = [path for path in paths if path.is_file()]
     # As `read_table` does, leave out drafts and the marks of other tools.
     found = sorted(path for path in (folder / name).glob("**/[!._]*") if path.is_file())

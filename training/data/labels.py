@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.features.rows import EVER_MS
@@ -48,9 +49,11 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
         last_ms = np.full(len(replay.shown), EVER_MS)
         np.maximum.at(last_ms, shown, since_ms)
     seen = last_ms > EVER_MS
-    seen &= ~np.repeat(log.exposures["erased"].to_numpy(), np.diff(replay.first))
+    seen &= ~np.repeat(pc.fill_null(log.exposures["erased"], False).to_numpy(), np.diff(replay.first))
     is_open = seen & (last_ms > log.ends_ms - within_ms)
-    is_label = (replay.event_kind == surface.label.event) & ~log.events["erased"].to_numpy()
+    is_label = (replay.event_kind == surface.label.event) & ~pc.fill_null(
+        log.events["erased"], False
+    ).to_numpy()
     at = owners.of(np.flatnonzero(is_label), shown, since_ms, within_ms)
     positive = np.zeros(len(replay.shown), bool)
     positive[shown[at[at >= 0]]] = True

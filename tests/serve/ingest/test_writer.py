@@ -112,6 +112,21 @@ def test_a_writer_goes_on_at_once_when_the_other_one_has_stopped(service):
     assert sorted(served(service, "events")["id"].to_pylist()) == ["mine0", "mine1", "other0"]
 
 
+def test_a_store_that_lacks_too_many_records_is_refused(service, log_folder, monkeypatch):
+    load(service.surface, log_folder, "lmdb:behind", service.folder)
+    service.run(lambda service: service.events(*(event(f"e{i}", ts_ms=51_000 + i) for i in range(9))))
+    monkeypatch.setattr(serve.ingest.writer, "MAX_CATCH_UP", 8)
+    service.args = replace(service.args, store="lmdb:behind")
+
+    async def scenario(service):
+        refused = await service.post("/v1/events", {"records": [event("e9")]})
+        monkeypatch.setattr(serve.ingest.writer, "MAX_CATCH_UP", 20)
+        return refused, await service.events(event("e9"), event("e8"))
+
+    refused, taken = service.run(scenario)
+    assert (refused.status_code, taken["accepted"], taken["duplicates"]) == (503, 1, 1)
+
+
 def test_a_lost_journal_is_refused_until_it_is_given_up(service):
     """The service was killed, and its store deleted."""
 

@@ -30,7 +30,7 @@ def whole(folder):
     return replay.as_served()
 
 
-def in_parts(folder, after=0, state=None):
+def in_parts(folder, after=None, state=None):
     state = state or State(SCHEMA)
     for part in LogStream(folder, SURFACE, after):
         replay = Replay(SCHEMA, part, state)

@@ -72,7 +72,11 @@ def log_of(viewers, candidates, exposures, events) -> Log:
 
     def unserved(rows, **kinds):
         """Add the columns that only a service's log has."""
-        return {name: pa.nulls(len(rows), kind) for name, kind in ({"seq": pa.int64()} | kinds).items()}
+        kinds = {"seq": pa.int64()} | kinds
+        return {name: pa.nulls(len(rows), kind) for name, kind in kinds.items()}
+
+    def erased(rows):
+        return {"erased": pa.array([False] * len(rows), pa.bool_())}
 
     text, whole, real = pa.string(), pa.int64(), pa.float64()
     fields = (("ends_ms", whole), ("host", text), ("topic", text), ("language", text), ("tags", STRINGS))
@@ -102,6 +106,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 "traffic": pa.nulls(len(exposures), text),
             }
             | unserved(exposures, seen_seq=whole, stated=text)
+            | erased(exposures)
         ),
         events=pa.table(
             {"id": [f"e{i}" for i in range(len(events))], "ts_ms": column(events, 0, whole)}
@@ -110,6 +115,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 for i, n in enumerate(("viewer", "candidate", "kind", "request_id"))
             }
             | unserved(events)
+            | erased(events)
         ),
     )
 
