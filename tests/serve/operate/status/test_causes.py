@@ -33,7 +33,7 @@ NOW = datetime.now(UTC)
 
 
 def ago(**delta: float) -> str:
-    return (NOW - timedelta(**delta)).isoformat(timespec="seconds")
+    return (datetime.now(NOW.tzinfo) - timedelta(**delta)).isoformat(timespec="seconds")
 
 
 def deployment(running: int = 1, target: int = 1, status: str = "HEALTHY", message: str = "", **others: int):
