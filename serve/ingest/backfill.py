@@ -16,7 +16,7 @@ from serve.features.matrix import Features
 from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import RecordApplier, packed
-from serve.ingest.takeover import Claim, written_to
+from serve.ingest.takeover import Claim
 from serve.log.events import entries, numbered
 from serve.log.lease import read_lease
 from serve.log.rebuild import rebuild
@@ -57,7 +57,7 @@ def load(
         claim.give_up()
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = Service(args, base, Features(schema), UserConfig())
-    through = claim.written()
+    erasures, through = claim.erasures(), claim.written()
     built = rebuild(schema, log, until_ms, report, through)
     # The last records may change no state.
     state, seq = built.state, max(built.seq, through if through < MAX_SEQ else 0)
@@ -65,8 +65,8 @@ def load(
     try:
         # This fences a service that writes to the store: its next commit fails.
         store.take_epoch()
-        if until_ms is None:
-            seq = _follow(claim, store, surface, state, seq)
+        # What is later than `until_ms` is left out for good: the service must not catch up with it.
+        seq = _follow(claim, store, state, seq) if until_ms is None else claim.end()
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
@@ -79,15 +79,15 @@ def load(
             "filled_ms": now_ms,
             "ends_ms": built.ends_ms,
             "coverage": built.coverage,
+            "erasures": erasures,
         }
-        if until_ms is not None:
-            # What is later is left out for good: the service must not catch up with it.
-            seq = max(seq, log_seq)
+        if claim.erasures() != erasures:
+            raise TabrankError(f"{log}: viewers were erased from it meanwhile; run the command again")
         # The store takes the memory of all rows once more.
         since_ms = built.since_ms
         del built, state
         # A store without a number counts as empty.
-        store.replace(max(seq, store.seq(), 1), viewers, candidates, json.dumps(note).encode())
+        store.replace(max(seq, 1), viewers, candidates, json.dumps(note).encode())
     except WriterFenced:
         raise TabrankError(
             f"--store {shown(store_url)}: a running service writes to it; stop it first "
@@ -114,57 +114,40 @@ def _packed(rows: RowTable) -> dict[str, bytes]:
     return all_packed
 
 
-def _follow(claim: Claim, own: Store, surface: Surface, state: State, after: int) -> int:
+def _follow(claim: Claim, own: Store, state: State, after: int) -> int:
     """Apply what the log's writer took after a record number; return the last number.
 
-    Its newest records are in the journal of its store; while it runs, they move on to the log.
+    Its newest records are in the journal of its store. While it runs, they move on to the log.
     """
-    while True:
-        lease = read_lease(claim.folder)
-        if lease is None:
-            # Its numbers may be those of another log, from which they go on.
-            return _apply_journal(own, state, after, may_skip=True)[0]
-        if lease.released:
-            return _apply_segments(claim.folder, surface, state, after, log_end(claim.folder))
-        source = own if lease.names(claim.lease, claim.folder) else claim.open(lease)
-        if source is None:
-            # A copied log has no writer yet.
-            return after
-        through = written_to(source)
-        try:
-            after = _apply_segments(claim.folder, surface, state, after, through)
-            after, is_whole = _apply_journal(source, state, after)
-        finally:
-            if source is not own:
-                source.close()
-        if is_whole:
-            return after
-
-
-def _apply_segments(folder: Path, surface: Surface, state: State, after: int, through: int) -> int:
-    """Apply the records of a log with numbers above `after` up to `through`, if there are any."""
-    if after < through and log_end(folder) > after:
-        for part in LogStream(folder, surface, after, through):
-            replay = Replay(state.schema, part, state)
-            replay.finish()
-            replay.as_served()
-    return max(after, through)
-
-
-def _apply_journal(store: Store, state: State, after: int, *, may_skip: bool = False) -> tuple[int, bool]:
-    """Apply a journal's records above `after`; return the last number, and whether none was gone.
-
-    Entries that were written to the log meanwhile are gone. The rest is then left out, unless
-    numbers `may_skip`.
-    """
-    changes, is_whole = RecordApplier(state), True
-    for last, entry in entries(store, after):
-        is_whole = may_skip or last - len(entry.records) <= after
-        if not is_whole:
-            break
+    lease = read_lease(claim.folder)
+    if lease is not None and lease.released:
+        return _apply_segments(claim.folder, state, after, log_end(claim.folder))
+    source = own if lease is None or claim.names(lease) else claim.open(lease)
+    if source is None:
+        # A copied log has no writer yet.
+        return after
+    end, changes = source.seq(), RecordApplier(state)
+    for last, entry in entries(source, after):
+        first = last - len(entry.records) + 1
+        # Without a lease, the numbers of the journal may be those of another log.
+        if lease is not None and first > after + 1:
+            changes.observe()
+            after = _apply_segments(claim.folder, state, after, first - 1)
         for seq, record in numbered(last, entry):
             if seq > after:
                 changes.apply(record, entry.received_ms)
         after = last
     changes.observe()
-    return after, is_whole
+    if source is not own:
+        source.close()
+    return after if lease is None else _apply_segments(claim.folder, state, after, end)
+
+
+def _apply_segments(folder: Path, state: State, after: int, through: int) -> int:
+    """Apply the records of a log with numbers above `after` up to `through`, if there are any."""
+    if after < through and log_end(folder) > after:
+        for part in LogStream(folder, state.schema.surface, after, through):
+            replay = Replay(state.schema, part, state)
+            replay.finish()
+            replay.as_served()
+    return max(after, through)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve.contract.errors import StoreMissing, StoreUnavailable, WriterFenced
+from serve.contract.errors import StoreMissing, StoreUnavailable, TabrankError, WriterFenced
 from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import packed
@@ -34,26 +35,36 @@ class Claim:
         self.folder, self._store, self._base = folder, store, base
         self.lease = Lease.of(folder, store, name, surface.text, base)
 
-    def take(self, own: Store, held: Lease | None) -> tuple[Lease, bool]:
-        """Take the lease, if it still is `held`, for the store `own`, whose epoch the caller holds.
+    def names(self, held: Lease) -> bool:
+        """Return whether a lease names the store of this writer, or another one in its place."""
+        return held.names(self.lease, self.folder)
 
-        Returns the lease, and whether the journal of `own` continues the log. If not, its numbers
-        belong to other records meanwhile.
+    def take(self, own: Store, held: Lease | None) -> Lease:
+        """Take the lease, if it still is `held`, for the store `own`, whose epoch the caller holds.
 
         Raises:
             WriterFenced: another writer has changed the lease.
             StoreUnavailable: the journal of the store that the lease names cannot be written to the
-                log.
+                log, or that of `own` has numbers that the log has given to other records.
         """
-        ends, continues = [own.seq()], True
+        new = replace(self.lease, origin=own.origin())
+        ends = [own.seq()]
         if held is not None:
-            ends.append(held.end)
-            continues = held.names(self.lease, self.folder) and not held.released
-            if not continues and not held.released:
+            is_own = self.names(held) and held.origin == new.origin
+            if not (is_own and not held.released) and own.journal(0, 1):
+                raise StoreUnavailable(
+                    f"the newest records of the store {new.name} at {new.store} were given up, and their numbers "
+                    f"in {self.folder} belong to others; delete that store, and fill it again with {LOAD}"
+                )
+            if not (is_own or held.released):
                 held, end = self._drain(held)
                 ends.append(end)
-        new = replace(self.lease, end=max([log_end(self.folder), *ends]))
-        return self._swap(held, new), continues
+            elif is_own and held.surface != new.surface:
+                # The surface may have other fields of the request, which are not part of the state.
+                self._flush(own, held)
+            ends.append(held.end)
+            new = replace(new, erasures=held.erasures)
+        return self._swap(held, replace(new, end=max([log_end(self.folder), *ends])))
 
     def _drain(self, held: Lease) -> tuple[Lease, int]:
         """Fence the store of a lease, and write its journal to the log; return its number.
@@ -61,17 +72,22 @@ class Claim:
         The lease gets a new epoch first. The writer before then knows that it was not just a `load`
         that fenced it, and does not go on.
         """
-        store = self.open(held, writable=True)
+        store = self.open(held)
+        if store is not None:
+            store.close()
+            store = self.open(held, writable=True)
         if store is None:
             log.warning("%s is a copy: what its service had not written to the log stays there", self.folder)
             return held, 0
         with closing(store):
             held = self._swap(held, held)
             store.take_epoch()
-            flush_journal(
-                store, Segments(self.folder, held.types, held.epoch), np.zeros(2, np.int64), lambda: True
-            )
+            self._flush(store, held)
             return held, store.seq()
+
+    def _flush(self, store: Store, held: Lease) -> None:
+        served = Segments(self.folder, held.types, held.epoch)
+        flush_journal(store, served, np.zeros(2, np.int64), lambda: True)
 
     def _swap(self, held: Lease | None, new: Lease) -> Lease:
         new = replace(new, epoch=held.epoch + 1 if held else 1)
@@ -82,29 +98,30 @@ class Claim:
     def open(self, held: Lease, *, writable: bool = False) -> Store | None:
         """Open the store that a lease names; None if the log is a copy without a store.
 
+        Opened for writing, a missing store would be created: open it for reading first.
+
         Raises:
             StoreUnavailable: the store is gone or cannot be read.
         """
-        why: StoreUnavailable | None = None
+        why: object = None
         for address in held.addresses(self.folder):
             # The lease has no credentials.
             url = self._store if address == self.lease.store else address
             try:
-                with suppress(StoreMissing):
-                    # Opened for writing, a missing store would be created.
-                    found = open_named(url, held.name, base=self._base, writable=False)
-                    if not writable:
-                        return found
-                    found.close()
-                    return open_named(url, held.name, base=self._base, writable=True)
-                why = why or StoreUnavailable(f"there is no store {held.name} at {address}")
+                store = open_named(url, held.name, base=self._base, writable=writable)
+                if store.origin() == held.origin:
+                    return store
+                store.close()
+                why = f"the store {held.name} at {address} is another one"
+            except StoreMissing:
+                why = why or f"there is no store {held.name} at {address}"
             except StoreUnavailable as error:
                 why = error
         if why is None:
             return None
         raise StoreUnavailable(
-            f"the newest records of {self.folder} may be in a store that cannot be read ({why}); bring it back, or "
-            f"give these records up with {LOAD[:-1]} --without-journal`"
+            f"the newest records of {self.folder}, up to a minute of them, may be in a store that cannot be read: "
+            f"{why}; bring it back, or give them up with `python -m serve load … --without-journal`"
         )
 
     def written(self) -> int:
@@ -113,25 +130,48 @@ class Claim:
         Raises:
             StoreUnavailable: the store with the log's newest records cannot be read.
         """
+        with self._source() as store:
+            if store is None:
+                # Nobody writes to it. A log without segments may have numbers in its flat tables.
+                return log_end(self.folder) or MAX_SEQ
+            last, first = next(entries(store), (store.seq(), None))
+            return last - (len(first.records) if first else 0)
+
+    def end(self) -> int:
+        """Return the number of the last record, in the log or in its writer's journal."""
+        with self._source() as store:
+            return max(log_end(self.folder), 0 if store is None else store.seq())
+
+    @contextmanager
+    def _source(self) -> Iterator[Store | None]:
+        """Open the store with the log's newest records; None if the log has them all."""
         held = read_lease(self.folder)
         store = None if held is None or held.released else self.open(held)
-        if store is None:
-            # Nobody writes to it. A log without segments may have numbers in its flat tables.
-            return log_end(self.folder) or MAX_SEQ
-        with closing(store):
-            return written_to(store)
+        with closing(store) if store else nullcontext():
+            yield store
+
+    def erasures(self) -> int:
+        """Return how many times viewers were erased from the log."""
+        held = read_lease(self.folder)
+        return held.erasures if held else 0
 
     def give_up(self) -> None:
-        """Release a lease whose store is lost: the log goes on without what is in its journal."""
+        """Release a lease whose store is lost: the log goes on without what is in its journal.
+
+        Raises:
+            TabrankError: the store can be read.
+        """
         held = read_lease(self.folder)
-        if held is not None and not swap_lease(self.folder, held, replace(held, released=True)):
-            raise StoreUnavailable(f"another writer is taking over {self.folder}; try again")
-
-
-def written_to(store: Store) -> int:
-    """Return the number up to which the log holds every record of the store that writes to it."""
-    last, first = next(entries(store), (store.seq(), None))
-    return last - (len(first.records) if first else 0)
+        if held is None or held.released:
+            return
+        with suppress(StoreUnavailable):
+            if (store := self.open(held)) is not None:
+                store.close()
+                raise TabrankError(
+                    f"--without-journal: the store {held.name} at {held.store} can be read, so that nothing has to "
+                    "be given up; leave the option out"
+                )
+        self._swap(held, replace(held, released=True))
 
 
 def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_ms: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter
@@ -49,7 +50,7 @@ FLUSH_BYTES = 64 << 20
 # Limit flushing and retention to this share of a core: without it rankings waited for seconds.
 UPKEEP_SHARE = 0.25
 RETRY_FLUSH_S = 5.0
-# A writer whose log another one took over refuses records for so long, then takes the log over
+# A writer whose log another one took over refuses records for this time, then takes the log over
 # again. In a rollout it has ended by then; of two services for one log, neither stops for good.
 TAKE_BACK_S = 30.0
 # Limits of waiting records and their packed bytes; unpacked they take five times as much.
@@ -175,18 +176,21 @@ class Ingester:
                 self._flushed_s = tried_s = now_s
                 upkeep = asyncio.ensure_future(asyncio.to_thread(self.upkeep))
         await upkeep
+        await self.finish()
+
+    async def finish(self) -> None:
+        """Commit what waits, write the journal to the log, and release the lease."""
         await self.commit_waiting()
         await asyncio.to_thread(self.flush_journal)
         await asyncio.to_thread(self._release)
         self._close()
 
     async def take_over(self) -> None:
-        """Take over a log that has records, before the first one comes; without success, then."""
+        """Take over a log that has records. If that fails, the first commit tries again."""
         has_log = self._segments.last_seq() or read_lease(self._segments.folder)
         if has_log and not self._stopping:
             try:
                 await asyncio.to_thread(self._opened)
-            # The first commit tries again.
             except Exception as error:
                 log.warning("the log is not taken over yet: %s: %s", type(error).__name__, error)
 
@@ -194,8 +198,9 @@ class Ingester:
         """Release the lease if the log holds every record: nobody then needs the journal."""
         if self._store is not None and self._lease is not None and not self._unflushed[0]:
             try:
-                released = replace(self._lease, end=self._seq, released=True)
-                swap_lease(self._segments.folder, self._lease, released)
+                held = read_lease(self._segments.folder)
+                if held is not None and held.epoch == self._lease.epoch:
+                    swap_lease(self._segments.folder, held, replace(held, end=self._seq, released=True))
             except (TabrankError, OSError) as error:
                 log.warning("the lease of the log is not released: %s", error)
 
@@ -315,12 +320,13 @@ class Ingester:
             held = self._lease_to_take()
             self._segments.damaged.clear()
             known = max(self._seq, self._segments.last_seq())
-            if known:
-                self._refuse_unfit_store(known)
+            if known or held:
+                self._refuse_unfit_store(known, held)
             store = self._open_store(writable=True)
             try:
                 store.take_epoch()
-                lost = self._take_lease(store, held)
+                self._lease = self._claim.take(store, held)
+                self._segments.epoch = self._lease.epoch
                 catch_up(self._segments.folder, store, self._surface, self._schema, self._now_ms())
                 changes = store.read([], 0)[1]
                 # The events of a commit that failed do not count.
@@ -331,14 +337,12 @@ class Ingester:
                 self._intake.remember(self._segments.removals(self._clock() - intake.REMOVED_MS))
                 self.counts["segment_damaged"] += len(self._segments.damaged)
                 # Another writer may have committed beyond what the log holds.
-                self._seq = max(changes.seq, self._lease.end if self._lease else 0)
+                self._seq = max(changes.seq, self._lease.end)
                 self._journaled, self._logged = np.zeros((2, 2), np.int64)
                 for _, entry in entries(store):
                     for record in entry.records:
                         self._intake.remember_record(record)
                     self._journaled += (len(entry.records), entry.num_bytes)
-                if lost:
-                    self._commit_once(store, [lost])
             except BaseException:
                 store.close()
                 raise
@@ -352,7 +356,7 @@ class Ingester:
             WriterFenced: another writer has held it for a short time.
         """
         held = read_lease(self._segments.folder)
-        if self._lease is None or held is None or held == self._lease or held.released:
+        if self._lease is None or held is None or held.epoch == self._lease.epoch or held.released:
             self._fenced_s = None
             return held
         now_s = time.monotonic()
@@ -365,31 +369,23 @@ class Ingester:
         self._fenced_s = None
         return held
 
-    def _take_lease(self, store: Store, held: Lease | None) -> list[Record]:
-        """Take the lease; return records of a journal whose numbers the log has given to others.
-
-        They were given up while the store was out of reach; their journal is emptied.
-        """
-        self._lease, continues = self._claim.take(store, held)
-        self._segments.epoch = self._lease.epoch
-        lost = [] if continues else [record for _, entry in entries(store) for record in entry.records]
-        if lost:
-            log.warning("%d records that were given up are back, and get new numbers", len(lost))
-            store.trim(store.seq())
-        return lost
-
-    def _refuse_unfit_store(self, known: int) -> None:
-        """Raise StoreUnavailable if the store is missing, empty or too far behind the log."""
+    def _refuse_unfit_store(self, known: int, held: Lease | None) -> None:
+        """Raise StoreUnavailable if the store is missing, empty, too old or too far behind the log."""
         with closing(self._open_store(writable=False)) as store:
-            seq = store.seq()
-        folder = self._segments.folder
-        if not seq:
+            seq, note = store.seq(), json.loads(store.note() or b"{}")
+        folder, is_own = self._segments.folder, held is not None and self._claim.names(held)
+        if not seq and (known or not is_own):
             raise StoreUnavailable(
                 f"the store is empty, but {folder} has records up to number {known}; fill it with {LOAD}"
             )
         if known - seq > MAX_CATCH_UP or seq < truncation_point(folder):
             raise StoreUnavailable(
                 f"the store lacks too many records: it has them up to number {seq}, {folder} up to number {known}; "
+                f"fill it again with {LOAD}"
+            )
+        if held is not None and not is_own and note.get("erasures", 0) < held.erasures:
+            raise StoreUnavailable(
+                f"viewers were erased from {folder} since the store was filled, which still knows them; "
                 f"fill it again with {LOAD}"
             )
 
@@ -422,7 +418,7 @@ class Ingester:
             return
         except Exception as error:
             self.counts["roll_failed"] += 1
-            log.warning("log not written, will retry: %s: %s", type(error).__name__, error)
+            log.warning("upkeep of the log failed, will retry: %s: %s", type(error).__name__, error)
 
     def _now_ms(self) -> int:
         """Return the time of the service's clock in ms."""

@@ -11,10 +11,11 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from serve.contract.errors import TabrankError
+from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.slots import OWNERS
 from serve.features.surface import FieldType
 from serve.log.atomic_files import exclusive, write_whole
@@ -33,10 +34,12 @@ class Lease:
     """Lease of a log.
 
     `epoch` counts the leases. `store` is the address of the store whose journal holds what the log
-    lacks, without credentials, and `name` is the store's name there; `beside` is the path of an
+    lacks, for example the last minute of records, without credentials. `name` is the store's name
+    there, `origin` tells it from another one that took its place, and `beside` is the path of an
     embedded store from the log's folder. `surface` is the text of the surface that its records
     follow. `log` is where the log was. The journal is empty if the lease was `released`. Numbers up
-    to `end` were used when the lease was taken or released.
+    to `end` were used when the lease was taken or released. `erasures` counts the times that
+    viewers were erased from the log: a store that was filled before knows them still.
     """
 
     epoch: int
@@ -46,7 +49,9 @@ class Lease:
     log: str
     end: int
     beside: str | None = None
+    origin: str = ""
     released: bool = False
+    erasures: int = 0
 
     @classmethod
     def of(cls, log: Path, store: str, name: str, surface: str, base: Path) -> Lease:
@@ -70,11 +75,12 @@ class Lease:
     def addresses(self, log: Path) -> Iterator[str]:
         """Yield the addresses at which the store of the lease can be: none for a copied log.
 
-        A log that was moved together with its store finds it beside itself. The store of the log
-        from which this one was copied belongs to that one.
+        A log that was moved or copied together with its store finds it beside itself. The store of
+        the log from which this one was copied belongs to that one.
         """
-        if self.beside is not None:
-            yield f"lmdb:{os.path.normpath(log.resolve() / self.beside)}"
+        beside = None if self.beside is None else os.path.normpath(log.resolve() / self.beside)
+        if beside is not None and self.store != f"lmdb:{beside}":
+            yield f"lmdb:{beside}"
         if self.log == str(log.resolve()) or not (Path(self.log) / FILE).exists():
             yield self.store
 
@@ -115,9 +121,27 @@ def swap_lease(log: Path, held: Lease | None, new: Lease) -> bool:
     Raises:
         TabrankError: the lease cannot be read, or the folder cannot be written to.
     """
-    busy = f"{log}: another process holds the lock of its lease; try again"
-    with exclusive(log / f".{FILE.lower()}.lock", busy, LOCK_S):
+    with _locked(log):
         if read_lease(log) != held:
             return False
         write_whole(log / FILE, (json.dumps({"format": FORMAT, **asdict(new)}, indent=2) + "\n").encode())
         return True
+
+
+@contextmanager
+def under_lease(log: Path, epoch: int) -> Iterator[None]:
+    """Publish a file of the log within the `with` block, under the lease with this epoch.
+
+    Raises:
+        WriterFenced: the lease has another epoch by now.
+    """
+    with _locked(log):
+        held = read_lease(log)
+        if held is not None and held.epoch != epoch:
+            raise WriterFenced(f"{log}: another writer has taken over this log")
+        yield
+
+
+def _locked(log: Path) -> AbstractContextManager[None]:
+    busy = f"{log}: another process holds the lock of its lease; try again"
+    return exclusive(log / f".{FILE.lower()}.lock", busy, LOCK_S)

@@ -167,9 +167,12 @@ def _clean(log: Log, test_traffic: bool) -> Log:
         if not len(exposures):
             raise TabrankError(ONLY_TESTS)
     counts = {"test_exposures": len(log.exposures) - len(exposures)}
-    exposures, counts["repeated_exposures"] = _once(exposures, "request_id")
-    events, counts["repeated_events"] = _once(log.events, "id")
+    num_exposures = len(exposures)
+    # Of an erased row that is there twice, the ids differ.
+    exposures, events = _once(_unrepeated(exposures), "request_id"), _once(_unrepeated(log.events), "id")
     viewers, candidates = _unrepeated(log.viewers), _unrepeated(log.candidates)
+    counts["repeated_exposures"] = num_exposures - len(exposures)
+    counts["repeated_events"] = len(log.events) - len(events)
     counts["repeated_rows"] = len(log.viewers) + len(log.candidates) - len(viewers) - len(candidates)
     return replace(
         log, viewers=viewers, candidates=candidates, exposures=exposures, events=events, counts=counts
@@ -189,12 +192,11 @@ def _unrepeated(table: pa.Table) -> pa.Table:
     return table if rows.all() else table.filter(pa.array(rows))
 
 
-def _once(table: pa.Table, column: str) -> tuple[pa.Table, int]:
-    """Return the first row of each value of a column, in order, and how many rows that drops."""
+def _once(table: pa.Table, column: str) -> pa.Table:
+    """Return the first row of each value of a column, in order."""
     codes = table[column].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     first = np.sort(np.unique(codes, return_index=True)[1])
-    num_repeated = len(table) - len(first)
-    return table.take(first) if num_repeated else table, num_repeated
+    return table if len(first) == len(table) else table.take(first)
 
 
 def concat_logs(logs: Sequence[Log]) -> Log:

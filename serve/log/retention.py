@@ -49,12 +49,17 @@ def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep) -> 
 def _placed(
     entries: Iterable[tuple[int, JournalEntry]], cuts: Sequence[int]
 ) -> Iterator[tuple[object, tuple[int, JournalEntry]]]:
-    """Yield each entry with the key of its segment; a segment never spans a snapshot."""
-    num_bytes = 0
+    """Yield each entry with the key of its segment; a segment spans neither snapshot nor gap.
+
+    The journal of a store that came back from a backup has a gap: those records are in the log.
+    """
+    num_bytes = num_gaps = before = 0
     for place, (last, entry) in enumerate(entries):
         num_bytes += entry.num_bytes
+        num_gaps += last - len(entry.records) != before
+        before = last
         side = sum(cut < last for cut in cuts)
-        yield (side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)
+        yield (num_gaps, side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from serve.log.events import (
     key,
     numbered,
 )
-from serve.log.lease import Types
+from serve.log.lease import Types, under_lease
 from serve.log.reader import ARROW, TABLES, UNREADABLE
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
@@ -256,6 +256,9 @@ def draft_segment(
 
     The segment gets the `name` when the block ends without an error, unless one of this name
     exists: it then holds the same records. `first` and `epoch` name the draft.
+
+    Raises:
+        WriterFenced: the log's lease has another epoch by now.
     """
     if not folder.is_dir():
         folder.mkdir(parents=True)
@@ -267,8 +270,9 @@ def draft_segment(
     try:
         with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
             yield writer
-        if not (folder / name()).exists():
-            put(draft, folder / name())
+        with under_lease(folder.parent, epoch):
+            if not (folder / name()).exists():
+                put(draft, folder / name())
     finally:
         # Even a full disk may have created the file.
         draft.unlink(missing_ok=True)

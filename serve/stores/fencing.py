@@ -39,7 +39,7 @@ class FencingEpoch:
             )
 
 
-def check_seq(seq: int, stored: int, *, is_new: bool = False) -> None:
-    """Raise ValueError unless `seq` is greater than the stored number; of new content, not less."""
-    if seq < stored + (not is_new):
+def check_seq(seq: int, stored: int) -> None:
+    """Raise ValueError unless `seq` is greater than the stored number."""
+    if seq <= stored:
         raise ValueError(f"seq: {seq} is not after the stored {stored}; commit records in their order")

@@ -26,7 +26,7 @@ class LmdbStore:
 
     Databases:
 
-    - `meta`: number, epoch, id of the content (a replacement gets a new one), format, note
+    - `meta`: number, epoch, origin, id of the content (a replacement gets a new one), format, note
     - `viewers`: key → row; if the key is a digest, the id precedes the row
     - `changes`: number + key → id and row, one entry per candidate, with row b"" for a removed one
     - `candidates`: key → number of its change
@@ -39,6 +39,11 @@ class LmdbStore:
         self._environment.join(self, writable)
         # Id of the content whose changes were last read from 0.
         self._id: bytes | None = None
+
+    def origin(self) -> str:
+        """See `Store`."""
+        with self._read() as (opened, txn):
+            return bytes(txn.get(b"origin", b"", opened.meta)).hex()
 
     def seq(self) -> int:
         """See `Store`."""
@@ -101,11 +106,13 @@ class LmdbStore:
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
         """See `Store`. The commit is durable when the call returns."""
         id_ = secrets.token_bytes(16)
-        with self._write(seq, is_new=True) as (opened, txn):
+        with self._write() as (opened, txn):
             for database in (opened.viewers, opened.candidates, opened.changes):
                 txn.drop(database, delete=False)
-            values = ((b"removed", _pack(0)), (b"floor", _pack(seq)), (b"note", note), (b"id", id_))
-            for name, value in values:
+            numbers = {b"removed": 0, b"floor": seq, b"seq": seq}
+            for name, value in (
+                {name: _pack(n) for name, n in numbers.items()} | {b"note": note, b"id": id_}
+            ).items():
                 txn.put(name, value, db=opened.meta)
             _write_rows(txn, opened, seq, viewers, candidates)
         self._epoch.take(id_, self._epoch.held()[1])
@@ -129,14 +136,12 @@ class LmdbStore:
             yield opened, txn
 
     @contextmanager
-    def _write(
-        self, seq: int | None = None, *, is_new: bool = False
-    ) -> Iterator[tuple[OpenEnvironment, Any]]:
+    def _write(self, seq: int | None = None) -> Iterator[tuple[OpenEnvironment, Any]]:
         self._epoch.held()
         with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
             self._epoch.check(_id(txn, opened), _number(txn, opened, b"epoch"))
             if seq is not None:
-                check_seq(seq, _number(txn, opened, b"seq"), is_new=is_new)
+                check_seq(seq, _number(txn, opened, b"seq"))
                 txn.put(b"seq", _pack(seq), db=opened.meta)
             yield opened, txn
 

@@ -235,7 +235,8 @@ def _create_databases(env: Any) -> None:
         if txn.get(b"id", db=meta) is None:
             for name in DATABASES:
                 env.open_db(name, txn=txn)
-            txn.put(b"id", secrets.token_bytes(16), db=meta)
+            for name in (b"id", b"origin"):
+                txn.put(name, secrets.token_bytes(16), db=meta)
             txn.put(b"format", FORMAT, db=meta)
 
 

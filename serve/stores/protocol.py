@@ -52,6 +52,9 @@ class Store(Protocol):
     again once the store is back. Methods are thread-safe.
     """
 
+    def origin(self) -> str:
+        """Return the random name that the store got when it was made; a copy has the same one."""
+
     def seq(self) -> int:
         """Return the number of the last commit; 0 before the first."""
 
@@ -110,8 +113,8 @@ class Store(Protocol):
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
         """Replace all rows by these, and the note about them, atomically; readers start from 0.
 
-        `seq` may be the stored number: it says up to which record the rows are. The journal stays:
-        its entries are acknowledged and may be stored nowhere else. Raises as `commit` does.
+        `seq` is the number of the last record in the rows, whichever number is stored. The journal
+        stays: its entries are acknowledged and may be stored nowhere else. Raises as `commit` does.
         """
 
     def trim(self, through: int) -> None:

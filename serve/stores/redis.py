@@ -30,8 +30,8 @@ class RedisStore:
     Every key begins with `tabrank:{name}:`, so that a cluster keeps the keys on one node. G is the
     generation, which changes when the whole content is replaced:
 
-    - `meta`: a hash of id (of the content: a replacement gets a new one), format, epoch, `lease`
-      (the writer's token), seq, floor, generation, the last generation assigned, and the note
+    - `meta`: a hash of origin, id (of the content: a replacement gets a new one), format, epoch,
+      `lease` (the writer's token), seq, floor, generation, the last generation assigned, and the note
     - `now`: generation, seq and id again as one value, so that an MGET of viewers includes them
     - `journal`: a stream whose ids are the numbers
     - `G:v:ID`: a viewer's row
@@ -69,6 +69,11 @@ class RedisStore:
         except BaseException:
             self.close()
             raise
+
+    def origin(self) -> str:
+        """See `Store`."""
+        with self._server() as server:
+            return bytes(server.execute_command("HGET", self._meta, b"origin") or b"").decode()
 
     def seq(self) -> int:
         """See `Store`."""
@@ -172,7 +177,7 @@ class RedisStore:
         with self._writing, self._server() as server:
             token, _ = self._epoch.held()
             found = self._run(server, STAGE, token)
-            self._check(found, seq, is_new=True)
+            self._check(found)
             generation = found[3]
             at = b"%s%d:" % (self._prefix, generation)
 
@@ -185,7 +190,7 @@ class RedisStore:
             write(rows.items(), "HSET", at + b"rows")
             write(((seq, id_) for id_ in rows), "ZADD", at + b"order")
             new_id = secrets.token_hex(8)
-            self._check(self._run(server, REPLACE, token, seq, generation, note, new_id), seq, is_new=True)
+            self._check(self._run(server, REPLACE, token, seq, generation, note, new_id))
             try:
                 self._delete_before(server, generation)
             # The new rows are in use; the next replacement deletes the old ones.
@@ -289,12 +294,12 @@ class RedisStore:
             raise StoreMissing(f"there is no store {self._name} at {self._where}; make it with {LOAD}")
         return found
 
-    def _check(self, found: Any, seq: int | None = None, *, is_new: bool = False) -> None:
+    def _check(self, found: Any, seq: int | None = None) -> None:
         """Check a script's answer of token, epoch and number; raise as `commit` does."""
         token, epoch, stored = self._present(found)[:3]
         self._epoch.check(token, int(epoch))
         if seq is not None:
-            check_seq(seq, int(stored), is_new=is_new)
+            check_seq(seq, int(stored))
 
 
 def _flat(rows: Packed) -> Iterator[bytes]:

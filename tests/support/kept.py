@@ -10,7 +10,7 @@ from live import event
 from served import Logging
 
 from serve.features.rows import Schema
-from serve.log.lease import types_of
+from serve.log.lease import read_lease, types_of
 from serve.log.retention import enforce_retention
 from serve.log.segments import Segments, segments
 
@@ -48,7 +48,8 @@ class Kept(Logging):
         )
 
     def served(self):
-        return Segments(self.folder / "log", types_of(self.surface.text))
+        lease = read_lease(self.folder / "log")
+        return Segments(self.folder / "log", types_of(self.surface.text), lease.epoch if lease else 0)
 
     def segments(self, name="events"):
         return [segment.first for segment in segments(self.folder / "log", name)]

@@ -41,6 +41,10 @@ class MemoryStore:
         self._epoch = FencingEpoch(writable=writable)
         self._id = -1
 
+    def origin(self) -> str:
+        """See `Store`."""
+        return "memory"
+
     def seq(self) -> int:
         """See `Store`."""
         with self._locked() as rows:
@@ -104,8 +108,9 @@ class MemoryStore:
     ) -> None:
         with self._locked() as rows:
             self._epoch.check(b"", rows.epoch)
-            check_seq(seq, rows.seq, is_new=note is not None)
-            if note is not None:
+            if note is None:
+                check_seq(seq, rows.seq)
+            else:
                 rows.id += 1
                 rows.viewers.clear()
                 rows.candidates.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Container, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,7 @@ from serve.features.surface import read_surface
 from serve.ingest.apply import packed
 from serve.ingest.writer import Ingester
 from serve.log.events import pack
-from serve.log.lease import FILE, Lease, read_lease
+from serve.log.lease import FILE, Lease, read_lease, swap_lease
 from serve.log.reader import TABLES
 from serve.log.segments import segments
 from serve.log.snapshots import WITHOUT, Snapshot
@@ -62,6 +63,9 @@ def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str
     surface = read_surface(lease.surface, str(log / FILE))
     if lease.name != name_of(surface.name, Schema(surface).fingerprint):
         raise TabrankError(f"{log}: its store {lease.name} is of another release of tabrank; use that one")
+    # First of all: a store that is being filled now, or was before, still knows them.
+    if not swap_lease(log, lease, replace(lease, erasures=lease.erasures + 1)):
+        raise TabrankError(f"{log}: its service has just started; try again")
     with TemporaryDirectory() as folder:
         path = Path(folder, "surface.toml")
         path.write_text(lease.surface)
@@ -74,14 +78,16 @@ def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str
 
 async def _commit(args: AppArgs, viewers: Sequence[str]) -> None:
     ingester = Ingester(args, Path.cwd())
-    running = asyncio.create_task(ingester.run())
+    await ingester.take_over()
     try:
         for begin in range(0, len(viewers), AT_ONCE):
             records = [Forget(viewer) for viewer in viewers[begin : begin + AT_ONCE]]
-            await ingester.take(records, len(pack(records)))
+            taking = asyncio.ensure_future(ingester.take(records, len(pack(records))))
+            await asyncio.sleep(0)
+            await ingester.commit_waiting()
+            await taking
     finally:
-        ingester.stop()
-        await running
+        await ingester.finish()
 
 
 def schema_of(snapshot: Snapshot, lease: Lease | None) -> Schema:

@@ -1,6 +1,5 @@
 -- Switch to a new generation: readers then have to read everything again. Arguments: token, number,
 -- generation, note, new id.
-if tonumber(ARGV[2]) < tonumber(found[3]) then return found end
 local at = p .. redis.call('HGET', meta, 'generation') .. ':'
 redis.call('UNLINK', at .. 'rows', at .. 'order', at .. 'removed')
 redis.call('HSET', meta, 'seq', ARGV[2], 'generation', ARGV[3], 'floor', ARGV[2], 'note', ARGV[4])
