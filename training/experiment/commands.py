@@ -85,18 +85,13 @@ def offline(
 @experiment.command("offline-check")
 def offline_check(
     runs: Annotated[int, typer.Option(min=1, help="Simulated logs.")] = 1_000,
-    obp: Annotated[Path | None, typer.Option(help="Open Bandit Dataset: obp's wheel, or folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the offline estimates on simulated and real logs; exit code 1 if they fail.
-
-    The truth of a simulated log is known. `pip download obp==0.4.1 --no-deps` fetches a wheel with
-    a small part of the Open Bandit Dataset.
-    """
+    """Check the offline estimates on logs with a known truth; exit code 1 if they fail."""
     from training.experiment.offline.check import check, text
 
     with ProgressBar("offline-check") as progress:
-        result = check(runs, obp, progress=progress)
+        result = check(runs, progress=progress)
     answer(result, as_json, text(result), held=result["held"])
 
 

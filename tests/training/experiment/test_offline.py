@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -29,7 +28,6 @@ from training.experiment.offline.check import check
 from training.experiment.offline.estimate import compare, text
 from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
-from training.experiment.offline.open_bandit import open_bandit
 from training.experiment.offline.test_world import NUM_CANDIDATES, examination, sample
 
 
@@ -159,51 +157,6 @@ def test_the_check_reports_what_it_measured():
         "reversed": {"worse": 1.0},
     }
     assert found["dr"]["logging"]["covered_difference"] is None
-    assert found["open_bandit"] is None
-
-
-def write_bandit(folder, *, shift=0.0):
-    """Write two policies on ten items in the data set's form; `shift` adds to BTS's clicks."""
-    rng = np.random.default_rng(0)
-    rates = np.linspace(0.02, 0.2, 10)
-    for campaign in ("all", "men", "women"):
-        for policy, choice in (("random", np.full(10, 0.1)), ("bts", np.arange(1, 11) / 55)):
-            item = rng.choice(10, 4_000, p=choice)
-            click = rng.random(4_000) < rates[item] + shift * (policy == "bts")
-            rows = zip(item, rng.integers(1, 4, 4_000), click.astype(int), choice[item], strict=True)
-            path = folder / policy / campaign / f"{campaign}.csv"
-            path.parent.mkdir(parents=True)
-            lines = ["item_id,position,click,propensity_score", *(",".join(map(str, row)) for row in rows)]
-            path.write_text("\n".join(lines))
-    return folder
-
-
-def test_bandit_logs_agree_only_if_their_users_are_the_same(tmp_path):
-    assert open_bandit(write_bandit(tmp_path / "same"))["agree"] == 6
-    assert not open_bandit(write_bandit(tmp_path / "other", shift=0.05))["held"]
-
-
-def test_a_path_without_bandit_logs_is_refused_with_the_remedy(tmp_path):
-    (tmp_path / "file").write_text("no wheel")
-    for path in (tmp_path, tmp_path / "file", tmp_path / "missing"):
-        with pytest.raises(TabrankError, match=r"pip download obp==0\.4\.1 --no-deps"):
-            open_bandit(path)
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_wheel_with_a_damaged_member_is_refused_with_the_remedy(tmp_path, method):
-    folder, path = write_bandit(tmp_path / "folder"), tmp_path / "obp.whl"
-    with zipfile.ZipFile(path, "w", method) as wheel:
-        for file in sorted(folder.rglob("*.csv")):
-            wheel.write(file, f"obd/{file.relative_to(folder)}")
-    assert open_bandit(path)["agree"] == 6
-    content = bytearray(path.read_bytes())
-    content[2_000:2_100] = bytes(100)
-    path.write_bytes(content)
-    with pytest.raises(
-        TabrankError, match=r"all\.csv in .*obp\.whl cannot be read \(.*\); get it with `pip download obp"
-    ):
-        open_bandit(path)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
-"""Check the offline estimators where truth is known: simulated logs, the Open Bandit Dataset."""
+"""Check the offline estimators on simulated logs, where the truth is known."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from training.data.dataset import Progress
 from training.evaluation.attraction import attraction, ranked
 from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Estimate
 from training.examination.placements import Bins, place_counts
-from training.experiment.offline import open_bandit
 from training.experiment.offline.estimate import called
 from training.experiment.offline.test_world import NUM_CANDIDATES, WorldSample, sample, true_values
 
@@ -29,21 +27,16 @@ MAX_OPPOSITE = 0.04
 TRUE_VERDICTS = {"better": "better", "worse": "worse", "reversed": "worse"}
 
 
-def check(runs: int, obp: Path | None = None, progress: Progress = lambda share: None) -> dict[str, Any]:
+def check(runs: int, progress: Progress = lambda share: None) -> dict[str, Any]:
     """Estimate values on simulated logs of NUM_VIEWERS viewers, and compare with the truth.
 
     The result holds `runs`, `exposures` of a run, `truth` {scorer: value}; by estimator and scorer
     `covered`, the share of 95 % intervals that cover the true value, `covered_difference`, the same
     for the difference to `logging` (null for itself), `bias` and `called` {better | worse | no
-    difference shown: share}; `open_bandit`, the result of that function if `obp` is given; `held`:
-    intervals cover the truth in at least MIN_COVERED of the runs, each scorer gets its true
-    verdict in at least MIN_CORRECT and the opposite in at most MAX_OPPOSITE, and the real logs
-    agree.
-
-    Raises:
-        TabrankError: `obp` does not hold the Open Bandit Dataset.
+    difference shown: share}; `held`: intervals cover the truth in at least MIN_COVERED of the runs,
+    and each scorer gets its true verdict in at least MIN_CORRECT and the opposite in at most
+    MAX_OPPOSITE.
     """
-    real = None if obp is None else open_bandit.open_bandit(obp)
     truth = true_values()
     rows: list[dict[str, Any]] = []
     for number in range(runs):
@@ -59,14 +52,12 @@ def check(runs: int, obp: Path | None = None, progress: Progress = lambda share:
             "bias": float(found["value"].mean()) - truth[name],
             "called": found["called"].value_counts(normalize=True).sort_index().to_dict(),
         }
-    held = all(_holds(name, one) for how in ESTIMATORS for name, one in simulated[how].items())
     return {
         "runs": runs,
         "exposures": len(sample(np.random.default_rng(0), NUM_VIEWERS).drawn),
         "truth": truth,
         **simulated,
-        "open_bandit": real,
-        "held": held and (real is None or real["held"]),
+        "held": all(_holds(name, one) for how in ESTIMATORS for name, one in simulated[how].items()),
     }
 
 
@@ -121,6 +112,4 @@ def text(result: Mapping[str, Any]) -> str:
                 f"{how:<10}{name:<9}{result['truth'][name]:6.4f}  {one['bias']:+.4f}  {one['covered']:8.1%}"
                 f"{apart:>12}{better:15.1%}{worse:7.1%}"
             )
-    if result["open_bandit"] is not None:
-        lines.append(open_bandit.text(result["open_bandit"]))
     return "\n".join([*lines, "held" if result["held"] else "NOT held"])
