@@ -123,9 +123,6 @@ def _follow(claim: Claim, own: Store, state: State, after: int) -> int:
     if lease is not None and lease.released:
         return _apply_segments(claim.folder, state, after, log_end(claim.folder))
     source = own if lease is None or claim.names(lease) else claim.open(lease)
-    if source is None:
-        # A copied log has no writer yet.
-        return after
     end, changes = source.seq(), RecordApplier(state)
     for last, entry in entries(source, after):
         first = last - len(entry.records) + 1

@@ -72,13 +72,9 @@ class Claim:
         The lease gets a new epoch first. The writer before then knows that it was not just a `load`
         that fenced it, and does not go on.
         """
-        store = self.open(held)
-        if store is not None:
-            store.close()
-            store = self.open(held, writable=True)
-        if store is None:
-            log.warning("%s is a copy: what its service had not written to the log stays there", self.folder)
-            return held, 0
+        # Opened for writing, a missing store would be created.
+        self.open(held).close()
+        store = self.open(held, writable=True)
         with closing(store):
             held = self._swap(held, held)
             store.take_epoch()
@@ -95,15 +91,13 @@ class Claim:
             raise WriterFenced(f"another writer is taking over {self.folder} at the same time; retry")
         return new
 
-    def open(self, held: Lease, *, writable: bool = False) -> Store | None:
-        """Open the store that a lease names; None if the log is a copy without a store.
-
-        Opened for writing, a missing store would be created: open it for reading first.
+    def open(self, held: Lease, *, writable: bool = False) -> Store:
+        """Open the store that a lease names.
 
         Raises:
-            StoreUnavailable: the store is gone or cannot be read.
+            StoreUnavailable: the store is gone or cannot be read, or the log is a copy without one.
         """
-        why: object = None
+        why: object = f"the log was at {held.log}; move it back if it is not a copy"
         for address in held.addresses(self.folder):
             # The lease has no credentials.
             url = self._store if address == self.lease.store else address
@@ -114,14 +108,12 @@ class Claim:
                 store.close()
                 why = f"the store {held.name} at {address} is another one"
             except StoreMissing:
-                why = why or f"there is no store {held.name} at {address}"
+                why = f"there is no store {held.name} at {address}"
             except StoreUnavailable as error:
                 why = error
-        if why is None:
-            return None
         raise StoreUnavailable(
             f"the newest records of {self.folder}, up to a minute of them, may be in a store that cannot be read: "
-            f"{why}; bring it back, or give them up with `python -m serve load … --without-journal`"
+            f"{why}; bring it back, or give them up by adding --without-journal to `python -m serve load`"
         )
 
     def written(self) -> int:
@@ -164,13 +156,11 @@ class Claim:
         held = read_lease(self.folder)
         if held is None or held.released:
             return
-        with suppress(StoreUnavailable):
-            if (store := self.open(held)) is not None:
-                store.close()
-                raise TabrankError(
-                    f"--without-journal: the store {held.name} at {held.store} can be read, so that nothing has to "
-                    "be given up; leave the option out"
-                )
+        with suppress(StoreUnavailable), closing(self.open(held)):
+            raise TabrankError(
+                f"--without-journal: the store {held.name} at {held.store} can be read, so that nothing has to be "
+                "given up; leave the option out"
+            )
         self._swap(held, replace(held, released=True))
 
 

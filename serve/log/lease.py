@@ -73,16 +73,17 @@ class Lease:
         return types_of(self.surface)
 
     def addresses(self, log: Path) -> Iterator[str]:
-        """Yield the addresses at which the store of the lease can be: none for a copied log.
+        """Yield the addresses at which the store of the lease can be.
 
-        A log that was moved or copied together with its store finds it beside itself. The store of
-        the log from which this one was copied belongs to that one.
+        A log that was moved or copied together with its store finds it beside itself. Any other
+        store belongs to the log at the place where it was: this one may be a copy.
         """
-        beside = None if self.beside is None else os.path.normpath(log.resolve() / self.beside)
-        if beside is not None and self.store != f"lmdb:{beside}":
-            yield f"lmdb:{beside}"
-        if self.log == str(log.resolve()) or not (Path(self.log) / FILE).exists():
+        if self.log == str(log.resolve()):
             yield self.store
+        elif self.beside and self.store != (
+            beside := f"lmdb:{os.path.normpath(log.resolve() / self.beside)}"
+        ):
+            yield beside
 
 
 def types_of(surface: str) -> Types:

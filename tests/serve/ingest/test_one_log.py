@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +20,7 @@ from served import assert_same_state, stored_rows
 from stub import publish_stub
 from tiny import TOML, tables
 
+import serve.ingest.takeover
 import serve.ingest.writer
 import serve.log.compaction
 from serve.config.settings import AppArgs
@@ -29,21 +30,26 @@ from serve.features.rows import Schema
 from serve.ingest.backfill import load
 from serve.ingest.writer import Ingester
 from serve.log.events import Exposure, pack
+from serve.log.lease import read_lease, swap_lease
 from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
 from serve.log.segments import segments
+from serve.log.stream import LogStream
 from serve.log.writer import write_log
 from serve.stores.factory import open_store
 from serve.stores.lmdb import LmdbStore
 
-# Surfaces with other half-lives and so other states; the last one also has another field.
+# Surfaces with other half-lives and so other states. With a zone, the state is that of `a`.
 SURFACES = {
     "a": TOML,
     "b": TOML.replace('half_life = "10s"', 'half_life = "20s"'),
     "c": TOML.replace('half_life = "1h"', 'half_life = "2h"').replace(
         "[context]\n", '[context]\nday = "number"\n'
     ),
+    "d": TOML.replace("[context]\n", '[context]\nzone = "category"\n'),
 }
+CONTEXTS = {"d": {"zone": "north"}}
+FREE = ("load", "start", "crash_in_takeover", "lose", "copy")
 STORES = ("lmdb:one", "lmdb:two")
 # A store in memory needs no disk to sync.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -54,7 +60,8 @@ class Play:
     """A log with the writers, stores and surfaces that a sequence of operations drives."""
 
     folder: Path
-    writers: list[Ingester] = field(default_factory=list)
+    # Each with its surface and store.
+    writers: list[tuple[Ingester, str, str]] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     num_sent: int = 0
 
@@ -69,26 +76,29 @@ class Play:
     async def start(self, surface, store):
         """Start a writer, which takes over the log."""
         writer = Ingester(self.args(surface, store), self.folder)
-        self.writers.append(writer)
+        self.writers.append((writer, surface, store))
         await writer.take_over()
 
     async def send(self, at, num):
         """Send records to a writer; remember the ids of those that it acknowledged."""
-        records = []
+        writer, surface, _ = self.writers[at % len(self.writers)]
+        records, context = [], CONTEXTS.get(surface, {})
         for _ in range(num):
             self.num_sent += 1
             i = self.num_sent
             viewer = f"v{i % 5}"
             records += [
                 Event(f"new{i}", viewer, "ab"[i % 2], ("join", "click", "leave")[i % 3]),
-                Exposure(f"x{i}", int(time.time() * 1e3), viewer, ["a", "b"], b"\0" * 8, "e", "m", "full", 0),
+                Exposure(
+                    *(f"x{i}", int(time.time() * 1e3), viewer, ["a", "b"], b"\0" * 8, "e", "m", "full", 0),
+                    context=context,
+                ),
             ]
             if i % 4 == 0:
                 fields = {"topic": "jazz"}
                 records += [Candidate(f"c{i}", fields), Viewer(viewer, {"language": "fr"})]
             if i % 7 == 0:
                 records.append(Forget(viewer))
-        writer = self.writers[at % len(self.writers)]
         taking = asyncio.ensure_future(writer.take(records, len(pack(records))))
         await asyncio.sleep(0)
         await writer.commit_waiting()
@@ -100,11 +110,11 @@ class Play:
 
     async def flush(self, at):
         """Write a writer's journal to the log."""
-        await asyncio.to_thread(self.writers[at % len(self.writers)].flush_journal)
+        await asyncio.to_thread(self.writers[at % len(self.writers)][0].flush_journal)
 
     async def tend(self, at):
         """Flush, merge segments, and take a snapshot."""
-        await asyncio.to_thread(self.writers[at % len(self.writers)].upkeep)
+        await asyncio.to_thread(self.writers[at % len(self.writers)][0].upkeep)
 
     async def crash(self, at):
         """End a writer without a word."""
@@ -125,9 +135,72 @@ class Play:
 
     async def stop(self, at):
         """Stop a writer as a rollout does."""
-        writer = self.writers.pop(at % len(self.writers))
+        writer, *_ = self.writers.pop(at % len(self.writers))
         writer.stop()
         await writer.run()
+
+    async def crash_in_takeover(self, surface, store, at):
+        """Start a writer that ends before one of its changes of the lease."""
+        changes = []
+
+        def dying(*arguments):
+            changes.append(arguments)
+            if len(changes) > at:
+                raise StoreUnavailable("killed")
+            return swap_lease(*arguments)
+
+        with mock.patch.object(serve.ingest.takeover, "swap_lease", dying):
+            await self.start(surface, store)
+        if len(changes) > at:
+            self.writers.pop()
+
+    async def lose(self, store):
+        """Lose a store with its journal, give that up, fill the store anew, and find the old one again."""
+        self.writers = [one for one in self.writers if one[2] != store]
+        path, away = self.folder / store.partition(":")[2], self.folder / "away"
+        path.rename(away)
+        try:
+            await self.give_up(store)
+            await self.start("a", store)
+            if self.writers:
+                await self.send(len(self.writers) - 1, 2)
+        finally:
+            self.writers = [one for one in self.writers if one[2] != store]
+            # What the new one took is lost in its turn.
+            self.forgo()
+            shutil.rmtree(path, ignore_errors=True)
+            away.rename(path)
+
+    async def give_up(self, store):
+        self.forgo()
+        args = self.args("a", store)
+        surface = args.load_surface(self.folder)
+        try:
+            load(surface, self.folder / "log", store, self.folder)
+        except StoreUnavailable:
+            load(surface, self.folder / "log", store, self.folder, without_journal=True)
+
+    def forgo(self):
+        """Expect of the log only what it has now."""
+        written = {id_ for _, id_ in self.written().values()}
+        self.acknowledged = [id_ for id_ in self.acknowledged if id_ in written]
+
+    async def copy(self, store):
+        """Copy the log beside itself, and let a service write to the copy."""
+        name = f"copy{len(list(self.folder.glob(chr(42))))}"
+        shutil.copytree(self.folder / "log", self.folder / name)
+        surface = self.args("a", store).load_surface(self.folder)
+        args = replace(self.args("a", f"lmdb:{name}-store"), log=name)
+        lease = read_lease(self.folder / name)
+        is_open = lease is not None and not lease.released
+        load(surface, self.folder / name, args.store, self.folder, without_journal=is_open)
+        writer = Ingester(args, self.folder)
+        event = Event(f"of-{name}", "v1", "a", "join")
+        taking = asyncio.ensure_future(writer.take([event], 100))
+        await asyncio.sleep(0)
+        await writer.commit_waiting()
+        await taking
+        await writer.finish()
 
     def written(self):
         """Return the ids of all events and exposures in the log, by number."""
@@ -151,6 +224,13 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("send"), AT, st.integers(1, 4)),
     st.tuples(st.just("send"), AT, st.integers(1, 4)),
     st.tuples(st.sampled_from(["flush", "tend", "crash", "crash_in_flush", "stop"]), AT),
+    st.tuples(
+        st.just("crash_in_takeover"),
+        st.sampled_from(list(SURFACES)),
+        st.sampled_from(STORES),
+        st.integers(0, 1),
+    ),
+    st.tuples(st.sampled_from(["lose", "copy"]), st.sampled_from(STORES)),
 )
 
 
@@ -168,7 +248,7 @@ async def play(folder, operations, take_back_s):
         mock.patch.object(serve.log.compaction, "MIN_SEGMENTS", 3),
     ):
         for name, *arguments in operations:
-            if playing.writers or name in ("load", "start"):
+            if playing.writers or name in FREE:
                 try:
                     await getattr(playing, name)(*arguments)
                 except TabrankError:
@@ -177,13 +257,26 @@ async def play(folder, operations, take_back_s):
     # The last service: whatever happened, it drains the log and catches up.
     playing.writers.clear()
     await playing.start("b", STORES[0])
-    await playing.send(0, 2)
+    try:
+        await playing.send(0, 2)
+    except StoreUnavailable:
+        # A store that was given up is back. The message says what to do.
+        playing.writers.clear()
+        shutil.rmtree(folder / "one")
+        await playing.give_up(STORES[0])
+        await playing.load("b", STORES[0])
+        await playing.start("b", STORES[0])
+        await playing.send(0, 2)
     await playing.stop(0)
     found = Counter(id_ for name, id_ in playing.written().values() if name in ("events", "exposures"))
     assert set(playing.acknowledged) <= set(found), "an acknowledged record is missing"
     assert max(found.values()) == 1, "a record has two numbers"
     surface = playing.args("b", STORES[0]).load_surface(folder)
     schema = Schema(surface)
+    parts = list(LogStream(folder / "log", surface))
+    streamed = {id_ for part in parts for id_ in part.events["id"].to_pylist()}
+    streamed |= {id_ for part in parts for id_ in part.exposures["request_id"].to_pylist()}
+    assert set(playing.acknowledged) <= streamed
     store = open_store(STORES[0], surface.name, schema.fingerprint, base=folder, writable=False)
     replay = Replay(schema, read_log(folder / "log", surface, test_traffic=True))
     replay.finish()
