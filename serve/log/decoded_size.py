@@ -30,17 +30,12 @@ def available_bytes() -> int:
         return free
 
 
-def open_parquet(path: str | Path, buffer_bytes: int = 0) -> pq.ParquetFile:
-    """Open a file whose strings are read as dictionaries: one that repeats takes 4 bytes a row.
-
-    With `buffer_bytes`, so many of a column are read at once, instead of a whole row group.
-    """
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """Open a file whose strings are read as dictionaries: one that repeats takes 4 bytes a row."""
     meta = pq.read_metadata(path)
     leaves = map(meta.schema.column, range(meta.num_columns))
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    return pq.ParquetFile(
-        path, metadata=meta, read_dictionary=texts, pre_buffer=False, buffer_size=buffer_bytes
-    )
+    return pq.ParquetFile(path, metadata=meta, read_dictionary=texts)
 
 
 def sized_batches(file: pq.ParquetFile, path: str | Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
