@@ -60,17 +60,21 @@ class Snapshot:
     sha256: dict[str, str]
     surface: str = ""
 
-    def schema(self, wanted: str) -> Schema:
-        """Return the schema of the state, for another one with the fingerprint `wanted`.
+    def schema(self, *texts: str) -> Schema:
+        """Return the schema of the state: that of the snapshot's surface, or of one of these texts.
 
         Raises:
-            TabrankError: it is not known.
+            TabrankError: it is that of none.
         """
-        with suppress(TabrankError):
-            schema = Schema(read_surface(self.surface))
-            if schema.fingerprint == self.fingerprint:
-                return schema
-        raise other_state(self, wanted)
+        for text in (self.surface, *texts):
+            with suppress(TabrankError):
+                schema = Schema(read_surface(text))
+                if schema.fingerprint == self.fingerprint:
+                    return schema
+        raise TabrankError(
+            f"{self.path}: is of a state that is unknown (schema {self.fingerprint[:12]}). Use the surface with "
+            f"which it was written; or {WITHOUT}"
+        )
 
     def verify(self) -> None:
         """Raise TabrankError unless the files have the checksums in the metadata."""
