@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from serve.contract.errors import TabrankError
 
 # Limit the bytes of a batch: pyarrow turns dictionaries into at most 2 GiB of strings at once.
 BATCH_BYTES = 512 << 20
-# Bytes of a value in memory by its type in Parquet; of a string, those of its place in a dictionary.
+# Bytes of a value in memory by its type in Parquet; of a string, its place in a dictionary.
 WIDTHS = {"BOOLEAN": 1 / 8, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 
 
@@ -73,10 +74,10 @@ def sized_batches(file: pq.ParquetFile, path: str | Path, columns: Sequence[str]
 
 
 def _stated_bytes(meta: pq.FileMetaData, columns: Sequence[str]) -> float:
-    """Return the bytes of columns whose strings are dictionaries, by the footer."""
+    """Return the bytes of columns by the footer, whose strings are dictionaries."""
     wanted = tuple(f"{name}." for name in columns)
     leaves = [(at, meta.schema.column(at)) for at in range(meta.num_columns)]
-    return sum(
+    return math.fsum(
         chunk.num_values * WIDTHS.get(leaf.physical_type, leaf.length)
         + (leaf.physical_type == "BYTE_ARRAY") * chunk.total_uncompressed_size
         for group in map(meta.row_group, range(meta.num_row_groups))

@@ -71,10 +71,7 @@ class Snapshot:
                 schema = Schema(read_surface(text))
                 if schema.fingerprint == self.fingerprint:
                     return schema
-        raise TabrankError(
-            f"{self.path}: is of a state that is unknown (schema {self.fingerprint[:12]}). Use the surface with "
-            f"which it was written; or {WITHOUT}"
-        )
+        raise other_state(self)
 
     def verify(self) -> None:
         """Raise TabrankError unless the files have the checksums in the metadata."""
@@ -168,16 +165,15 @@ def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
     if fitting is not None:
         fitting.verify()
     elif found:
-        raise other_state(found[0], fingerprint)
+        raise other_state(found[0])
     return fitting
 
 
-def other_state(found: Snapshot, fingerprint: str) -> TabrankError:
-    """Return the refusal of a log that begins with a snapshot of another state."""
+def other_state(found: Snapshot) -> TabrankError:
+    """Return the refusal of a snapshot of another state."""
     return TabrankError(
-        f"{found.path}: this log begins with a snapshot of another state (schema {found.fingerprint[:12]}, the "
-        f"surface's is {fingerprint[:12]}), because older records were deleted. Use the surface with which it "
-        f"was written; or {WITHOUT}"
+        f"{found.path}: is a snapshot of another state (schema {found.fingerprint[:12]}). Use the surface with "
+        f"which it was written; or {WITHOUT}"
     )
 
 

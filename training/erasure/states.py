@@ -47,7 +47,7 @@ def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | N
     for address in lease.addresses(log):
         opened = partial(open_named, address, lease.name, base=log, writable=False)
         with suppress(StoreMissing), closing(opened()) as store:
-            known = set()
+            known: set[str] = set()
             for part in _parts(viewers):
                 rows, _ = store.read(part, store.seq())
                 known.update(name for name, row in zip(part, rows, strict=True) if row is not None)

@@ -297,7 +297,7 @@ def test_a_snapshot_of_another_state_is_refused_before_anything_changes(service)
     meta = snapshots(service.folder / "log")[-1].path / "meta.json"
     meta.write_text(meta.read_text().replace(Schema(service.surface).fingerprint, "0" * 64))
     before = files(service.folder)
-    with pytest.raises(TabrankError, match=r"a state that is unknown \(schema 000000000000\)\. Use the"):
+    with pytest.raises(TabrankError, match=r"of another state \(schema 000000000000\)\. Use the"):
         forget(service.folder / "log", GONE, service.folder / "models")
     assert {path: content for path, content in files(service.folder).items() if path in before} == before
 
