@@ -40,17 +40,13 @@ def read_viewers(path: Path) -> list[str]:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise TabrankError(
-                f"{path}: has over {MAX_BYTES >> 20} MiB; split it, and run once for each part"
-            )
+            raise TabrankError(f"{path}: has over {MAX_BYTES >> 20} MiB; split it, and run for each part")
         viewers = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\r").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TabrankError(f"{path}: not readable as UTF-8 text: {error}") from None
     for number, viewer in enumerate(viewers, 1):
         if len(viewer) > MAX_ID_CHARACTERS:
-            raise TabrankError(
-                f"{path}, line {number}: must hold an id of up to {MAX_ID_CHARACTERS} characters"
-            )
+            raise TabrankError(f"{path}, line {number}: must hold up to {MAX_ID_CHARACTERS} characters")
     if not any(viewers):
         raise TabrankError(f"{path}: must hold ids, one a line")
     return list(dict.fromkeys(filter(None, viewers)))
