@@ -87,7 +87,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/runtime/test_fast_path.py::test_without_a_free_slot_a_request_is_refused_unread_and_counted",
     ),
     "requests of a key": (
-        (f"candidates / {auth.CANDIDATES_A_REQUEST}", f"records / {auth.RECORDS_A_REQUEST}"),
+        (f"candidates / {auth.ITEMS_A_REQUEST}", f"records / {auth.ITEMS_A_REQUEST}"),
         "serve/http/test_auth.py::test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s",
     ),
     "nesting of JSON": ((), "serve/http/test_hostile.py::test_deep_and_long_bodies_are_refused_in_few_words"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from serve.contract.commands import Json, answer, command_line
+from serve.contract.errors import TabrankError
 from serve.contract.validation import milliseconds, num_bytes
 from serve.features.surface import load_surface
 from serve.log.atomic_files import PRIVATE
@@ -273,10 +274,13 @@ def forget(
     from training.erasure.forget import describe, read_viewers
     from training.erasure.forget import forget as run
 
+    # Of a service that published nothing yet, the default is missing.
+    if models != PUBLISHED and not models.is_dir():
+        raise TabrankError(f"--models {models}: no such folder; name that of the published models")
     os.umask(PRIVATE)
     with ProgressBar("forget") as progress:
         result = run(log, read_viewers(viewers), models, dry_run=dry_run, progress=progress)
-    answer(result, as_json, "\n".join(describe(log, result)))
+    answer(result, as_json, "\n".join(describe(log, models, result)))
 
 
 @app.command()

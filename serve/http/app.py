@@ -21,7 +21,7 @@ from serve.contract.logs import of_request
 from serve.contract.messages import quoted
 from serve.contract.rankings import MAX_BODY_BYTES, Problem
 from serve.contract.records import MAX_EVENTS_BODY_BYTES
-from serve.http.auth import CANDIDATES_A_REQUEST, RECORDS_A_REQUEST, Authenticator
+from serve.http.auth import Authenticator
 from serve.http.body_reader import BodyReader, Receive
 from serve.http.decoding import decode_request
 from serve.http.docs import FILES, KINDS, OF_FILES, OF_PAGE, contents, docs_page
@@ -196,7 +196,7 @@ class Edge:
         if path == RANK:
             _require(method, "POST", path)
             if self._fetcher.admission.refuses(key.name if key else ""):
-                self._keys.charge(key, -1)
+                self._keys.charge(key, None)
                 raise _Unread
             return _Answer(JSON, await self._rank(scope, headers, key, request_id, receive))
         if path == EVENTS:
@@ -218,7 +218,7 @@ class Edge:
         deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
         body = await self._bodies.read(headers, receive, MAX_BODY_BYTES)
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
-        self._keys.charge(key, max(len(request.candidates) / CANDIDATES_A_REQUEST - 1, 0))
+        self._keys.charge(key, len(request.candidates))
         if request.request_id is None:
             request.request_id = request_id
         answer = await fetcher.rank(request, deadline_ms, arm, key.name if key else "")
@@ -245,7 +245,7 @@ class Edge:
         body = await self._bodies.read(headers, receive, MAX_EVENTS_BODY_BYTES)
         fetcher = self._fetcher
         good, rejected = decode_batch(body, fetcher.surface, event_clock=fetcher.event_clock)
-        self._keys.charge(key, max((len(good) + len(rejected)) / RECORDS_A_REQUEST - 1, 0))
+        self._keys.charge(key, len(good) + len(rejected))
         # Without keys there is nobody to share with.
         with self._records.held(key.name, len(good)) if key is not None else nullcontext():
             outcome = await take(fetcher, good, rejected)

@@ -17,8 +17,7 @@ from serve.contract.errors import RequestError
 BURST_S = 1.0
 # A ranking counts as its candidates / 100, a batch of events as its records / 100, but each as at
 # least 1: they cost in proportion to them.
-CANDIDATES_A_REQUEST = 100
-RECORDS_A_REQUEST = 100
+ITEMS_A_REQUEST = 100
 LOOPBACK = "127.0.0.1"
 NO_KEYS = (
     "this service is reachable from other machines but has no API keys, so it refuses every request: add callers to "
@@ -74,14 +73,17 @@ class Authenticator:
         self._count(key)
         return key
 
-    def charge(self, key: ApiKey | None, num_requests: float) -> None:
-        """Charge a key, which was admitted with one request, for more; negative to take it back.
+    def charge(self, key: ApiKey | None, num_items: int | None) -> None:
+        """Charge a key, which was admitted with one request, for its candidates or records.
+
+        None takes the request back.
 
         A key in debt is refused unread until its rate has paid for them.
         """
         # The key may have been removed since it was admitted.
         if key is not None and key.sha256 in self._due_s:
-            self._due_s[key.sha256] += num_requests * self.num_replicas / key.requests_per_s
+            num_more = -1 if num_items is None else max(num_items / ITEMS_A_REQUEST - 1, 0)
+            self._due_s[key.sha256] += num_more * self.num_replicas / key.requests_per_s
 
     def _learn(self, keys: tuple[ApiKey, ...]) -> None:
         self._known = keys
@@ -96,8 +98,8 @@ class Authenticator:
                 429,
                 "too many requests",
                 f"the key {key.name!r} may send {key.requests_per_s:g} requests per second; a ranking counts as "
-                f"its candidates / {CANDIDATES_A_REQUEST}, a batch of events as its records / "
-                f"{RECORDS_A_REQUEST}, each as at least 1",
+                f"its candidates / {ITEMS_A_REQUEST}, a batch of events as its records / "
+                f"{ITEMS_A_REQUEST}, each as at least 1",
                 retry_after_s=math.ceil(due_s - now_s),
             )
         self._due_s[key.sha256] = due_s + self.num_replicas / key.requests_per_s

@@ -26,7 +26,7 @@ def since_boot_s() -> float:
 
 
 class WallClock:
-    """Thread-safe clock in milliseconds since 1970; call it at least once an hour.
+    """Thread-safe clock in milliseconds since 1970; call it every few seconds.
 
     `is_settled` is False for an hour after the clock followed a step above `HARMLESS_S`. Delete
     nothing by the time meanwhile: the system clock may be wrong. Its first reading counts as right.
@@ -55,7 +55,7 @@ class WallClock:
                 if abs(step_s) > HARMLESS_S:
                     self._stepped_s = elapsed_s
                     log.warning(
-                        "the system clock stepped by %+.0f s: nothing expires for an hour; is it right?",
+                        "the system clock stepped by %+.0f s; check it. Nothing expires for an hour",
                         step_s,
                     )
             self.is_settled = elapsed_s - self._stepped_s >= CONFIRM_S

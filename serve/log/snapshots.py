@@ -60,17 +60,18 @@ class Snapshot:
     sha256: dict[str, str]
     surface: str = ""
 
-    def schema(self, wanted: str) -> Schema:
-        """Return the schema of the state, for another one with the fingerprint `wanted`.
+    def schema(self, *texts: str) -> Schema:
+        """Return the schema of the state: that of the snapshot's surface, or of one of these texts.
 
         Raises:
-            TabrankError: it is not known.
+            TabrankError: it is that of none.
         """
-        with suppress(TabrankError):
-            schema = Schema(read_surface(self.surface))
-            if schema.fingerprint == self.fingerprint:
-                return schema
-        raise other_state(self, wanted)
+        for text in (self.surface, *texts):
+            with suppress(TabrankError):
+                schema = Schema(read_surface(text))
+                if schema.fingerprint == self.fingerprint:
+                    return schema
+        raise other_state(self)
 
     def verify(self) -> None:
         """Raise TabrankError unless the files have the checksums in the metadata."""
@@ -164,16 +165,15 @@ def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
     if fitting is not None:
         fitting.verify()
     elif found:
-        raise other_state(found[0], fingerprint)
+        raise other_state(found[0])
     return fitting
 
 
-def other_state(found: Snapshot, fingerprint: str) -> TabrankError:
-    """Return the refusal of a log that begins with a snapshot of another state."""
+def other_state(found: Snapshot) -> TabrankError:
+    """Return the refusal of a snapshot of another state."""
     return TabrankError(
-        f"{found.path}: this log begins with a snapshot of another state (schema {found.fingerprint[:12]}, the "
-        f"surface's is {fingerprint[:12]}), because older records were deleted. Use the surface with which it "
-        f"was written; or {WITHOUT}"
+        f"{found.path}: is a snapshot of another state (schema {found.fingerprint[:12]}). Use the surface with "
+        f"which it was written; or {WITHOUT}"
     )
 
 

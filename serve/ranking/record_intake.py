@@ -81,11 +81,11 @@ async def _ingested(fetcher: FeatureFetcher, payload: bytes) -> IngestResult:
                 # A rollout: of two writers, the call went to the one before.
                 except WriterFenced:
                     await asyncio.sleep(FENCED_S)
+    except Busy:
+        detail = "too many records are waiting; retry later"
+        raise RequestError(429, "busy", detail, retry_after_s=1) from None
     except Exception as error:
         fetcher.warn(NOT_TAKEN, error)
-        if isinstance(error, Busy):
-            detail = "too many records are waiting; retry later"
-            raise RequestError(429, "busy", detail, retry_after_s=1) from None
         detail = (
             "records may not have been stored; send them again: events are deduplicated by id, "
             "other records are idempotent"

@@ -139,7 +139,9 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     try:
         if source.suffix == ".parquet":
             refuse_oversize(source)
-        table = pq.read_table(source) if source.suffix == ".parquet" else _read_csv(source, columns)
+            table = pq.read_table(source)
+        else:
+            table = _read_csv(source, columns)
     except FileNotFoundError:
         raise TabrankError(f"{source}: no such file") from None
     except (pa.ArrowException, OSError) as error:

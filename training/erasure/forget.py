@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.features.rows import Schema
-from serve.log.atomic_files import exclusive
+from serve.log.atomic_files import ASIDE, exclusive
 from serve.log.lease import Lease
-from serve.log.snapshots import Snapshot, clean_up, rewrite, snapshots
+from serve.log.snapshots import FOLDER, META, Snapshot, clean_up, rewrite, snapshots
 from serve.model import artifact
-from training.erasure.states import find_store, forget_in_store, forgotten, schema_of
+from training.erasure.states import find_store, forget_in_store, forgotten
 from training.erasure.tables import ORDER, ErasedViewers
 
 # Some hundred thousand ids: to forget them takes seconds, in which a running service waits.
@@ -36,16 +39,17 @@ def read_viewers(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-        lines = content[:MAX_BYTES].decode("utf-8-sig").split("\n")
+        if len(content) > MAX_BYTES:
+            raise TabrankError(f"{path}: has over {MAX_BYTES >> 20} MiB; split it, and run for each part")
+        viewers = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\r").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TabrankError(f"{path}: not readable as UTF-8 text: {error}") from None
-    if len(content) > MAX_BYTES:
-        raise TabrankError(f"{path}: has over {MAX_BYTES >> 20} MiB; split it, and run once for each part")
-    viewers = dict.fromkeys(line.removesuffix("\r") for line in lines)
-    viewers.pop("", None)
-    if not viewers or max(map(len, viewers)) > MAX_ID_CHARACTERS:
-        raise TabrankError(f"{path}: must hold ids of up to {MAX_ID_CHARACTERS} characters, one a line")
-    return list(viewers)
+    for number, viewer in enumerate(viewers, 1):
+        if len(viewer) > MAX_ID_CHARACTERS:
+            raise TabrankError(f"{path}, line {number}: must hold up to {MAX_ID_CHARACTERS} characters")
+    if not any(viewers):
+        raise TabrankError(f"{path}: must hold ids, one a line")
+    return list(dict.fromkeys(filter(None, viewers)))
 
 
 def forget(
@@ -73,6 +77,9 @@ def forget(
     with held() if lock.exists() or not dry_run else nullcontext():
         if not dry_run:
             clean_up(log)
+        # A running service will have begun others when the viewers are forgotten.
+        drafts = [draft for name in ORDER for draft in log.glob(f"{name}/.*.partial")]
+        drafts += [log / f".{name}.parquet.partial" for name in ORDER]
         counts, states = erased.scan(log), _snapshots(log, lease, erased)
     unknown = erased.viewers - erased.found - known
     if not dry_run:
@@ -81,8 +88,10 @@ def forget(
         with held():
             erased = ErasedViewers(viewers)
             counts, states = erased.scan(log), _snapshots(log, lease, erased)
-            for number, (name, path) in enumerate(counts):
-                for share in erased.erase(name, path):
+            for draft in drafts:
+                draft.unlink(missing_ok=True)
+            for number, ((name, path), num) in enumerate(counts.items()):
+                for share in erased.erase(name, path, num):
                     progress((number + share) / len(counts))
             for snapshot, schema, _ in states:
                 rewrite(snapshot, forgotten(snapshot, schema, erased.viewers))
@@ -102,12 +111,21 @@ def forget(
 
 def _snapshots(log: Path, lease: Lease | None, erased: ErasedViewers) -> list[tuple[Snapshot, Schema, int]]:
     """Return each snapshot with rows of the viewers, the schema of its state, and their number."""
-    found = []
-    for snapshot in snapshots(log):
-        if theirs := erased.viewers.intersection(snapshot.ids("viewer").to_pylist()):
-            erased.found |= theirs
+    found, known, folder = [], snapshots(log), log / FOLDER
+    # All but those that `clean_up` ends.
+    begun = *folder.glob(".[0-9]*.partial"), *folder.glob(f".[0-9]*{ASIDE}")
+    if strays := {*folder.glob("*/")}.difference(begun, (snapshot.path for snapshot in known)):
+        raise TabrankError(
+            f"{min(strays)}: not readable as a snapshot, and may hold these viewers; restore its {META} from a backup, "
+            "or move it out of the log; then run the command again"
+        )
+    ids = pa.array(erased.viewers, pa.string())
+    for snapshot in known:
+        names = snapshot.ids("viewer")
+        if theirs := names.filter(pc.is_in(names, ids)).to_pylist():
+            erased.found.update(theirs)
             snapshot.verify()
-            found.append((snapshot, schema_of(snapshot, lease), len(theirs)))
+            found.append((snapshot, snapshot.schema(lease.surface if lease else ""), len(theirs)))
     return found
 
 
@@ -136,16 +154,23 @@ def trained_on(models: Path, log: Path, erased: ErasedViewers) -> dict[str, str 
     return found
 
 
-def describe(log: Path, result: Mapping[str, Any]) -> list[str]:
+def describe(log: Path, models: Path, result: Mapping[str, Any]) -> list[str]:
     """Return the result of `forget` as lines of text."""
-    rows = ", ".join(f"{num:,} {name}" for name, num in result["rows"].items())
+
+    def count(num: int, what: str) -> str:
+        return f"{num:,} {what if num != 1 else what.removesuffix('s')}"
+
+    rows = ", ".join(count(num, name) for name, num in result["rows"].items())
+    learned = len(result["models"])
     done = "dry run, nothing changed" if result["dry_run"] else "erased"
     lines = [
-        f"{log}: rows of {result['viewers']:,} viewers: {rows}; {done}",
+        f"{log}: rows of {count(result['viewers'], 'viewers')}: {rows}; {done}",
         f"store: {result['store'] or 'none behind this log'}",
-        f"{result['unknown']:,} of the viewers were found nowhere",
+        f"found nowhere: {count(result['unknown'], 'viewers')}",
+        f"models: {count(len(artifact.versions(models)), 'versions')} in {models}, "
+        + (f"{learned:,} learned from them, or may have:" if learned else "none learned from them"),
     ]
     for version, why in result["models"].items():
-        learned = "learned from them; fit and publish another" if why is None else f"may have learned: {why}"
-        lines.append(f"{version} {learned}")
+        verdict = "learned from them; fit and publish another" if why is None else f"may have learned: {why}"
+        lines.append(f"{version} {verdict}")
     return lines

@@ -24,10 +24,10 @@ from serve.log.events import pack
 from serve.log.lease import FILE, Lease, read_lease, swap_lease
 from serve.log.reader import TABLES
 from serve.log.segments import segments
-from serve.log.snapshots import WITHOUT, Snapshot
+from serve.log.snapshots import Snapshot
 from serve.stores.factory import name_of, open_named
 
-# Records of one call: half of those that may wait.
+# Rows, or records, of one call: half of the records that may wait.
 AT_ONCE = 10_000
 
 
@@ -47,8 +47,11 @@ def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | N
     for address in lease.addresses(log):
         opened = partial(open_named, address, lease.name, base=log, writable=False)
         with suppress(StoreMissing), closing(opened()) as store:
-            rows, _ = store.read(viewers, store.seq())
-            return lease, address, {v for v, row in zip(viewers, rows, strict=True) if row is not None}
+            known: set[str] = set()
+            for part in _parts(viewers):
+                rows, _ = store.read(part, store.seq())
+                known.update(name for name, row in zip(part, rows, strict=True) if row is not None)
+            return lease, address, known
     return lease, None, set()
 
 
@@ -73,38 +76,28 @@ def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str
         asyncio.run(_commit(args, viewers))
     now = read_lease(log)
     if now and now.epoch == lease.epoch + 1 and not now.released:
-        raise TabrankError(f"{log}: the journal of its store cannot be written to it; see the warning above")
+        raise TabrankError(
+            f"{log}: the store's journal could not be written to the log; see the warning above, then run the "
+            "command again"
+        )
+
+
+def _parts(viewers: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (viewers[begin : begin + AT_ONCE] for begin in range(0, len(viewers), AT_ONCE))
 
 
 async def _commit(args: AppArgs, viewers: Sequence[str]) -> None:
     ingester = Ingester(args, Path.cwd())
     await ingester.take_over()
     try:
-        for begin in range(0, len(viewers), AT_ONCE):
-            records = [Forget(viewer) for viewer in viewers[begin : begin + AT_ONCE]]
+        for part in _parts(viewers):
+            records = [Forget(viewer) for viewer in part]
             taking = asyncio.ensure_future(ingester.take(records, len(pack(records))))
             await asyncio.sleep(0)
             await ingester.commit_waiting()
             await taking
     finally:
         await ingester.finish()
-
-
-def schema_of(snapshot: Snapshot, lease: Lease | None) -> Schema:
-    """Return the schema of a snapshot's rows, from its surface or that of the log's last writer.
-
-    Raises:
-        TabrankError: it is of neither.
-    """
-    for text in (snapshot.surface, lease.surface if lease else ""):
-        with suppress(TabrankError):
-            schema = Schema(read_surface(text))
-            if schema.fingerprint == snapshot.fingerprint:
-                return schema
-    raise TabrankError(
-        f"{snapshot.path}: has rows of these viewers, in a state that is unknown (schema "
-        f"{snapshot.fingerprint[:12]}); {WITHOUT}"
-    )
 
 
 def forgotten(

@@ -70,27 +70,28 @@ class ErasedViewers:
                 self.found.update(self.viewers.intersection(*_values(table, "id")))
         return counts
 
-    def erase(self, name: str, path: Path) -> Iterator[float]:
-        """Replace a file of a table atomically by one without the viewers, or delete an empty one.
+    def erase(self, name: str, path: Path, num: int) -> Iterator[float]:
+        """Erase the viewers from a file of a table atomically, in which `num` rows are theirs.
 
         Yields the share that is done.
         """
         meta = pq.read_metadata(path)
+        if name == "viewers" and num == meta.num_rows:
+            # At no time may there be a segment without rows: Ingest could not start.
+            path.unlink()
+            sync(path.parent)
+            return
         schema = meta.schema.to_arrow_schema()
-        num = done = 0
+        done = 0
         target = self._without(name, schema.empty_table()).schema
         with file_draft_of(path) as draft, pq.ParquetWriter(draft, target, compression="zstd") as writer:
             for table in row_groups(batches(path), schema):
                 left = self._without(name, table)
-                num += len(left)
                 # The footer of the last row group says where a segment ends, so none may be empty.
                 if len(left):
                     writer.write_table(left)
                 done += len(table)
                 yield done / meta.num_rows
-        if not num:
-            path.unlink()
-            sync(path.parent)
 
     def _owns(self, name: str, table: pa.Table) -> list[bool]:
         """Return for each row whether it is one of the viewers'."""
@@ -123,7 +124,7 @@ class ErasedViewers:
 
 
 def _ids(log: Path, *names: str) -> Iterator[tuple[str, Path, pa.Table]]:
-    """Yield (table, file, rows) of some thousand rows: ids and times, as a reader reads them."""
+    """Yield (table, file, rows) of up to 65,536 rows: ids and times, as a reader reads them."""
     for name, path in ((of, path) for of in names for path in _files(log, of)):
         try:
             with pq.ParquetFile(path) as file:

@@ -13,10 +13,7 @@ from serve.operate.render.options import SUB_COMMANDS, Kubernetes, Options, Syst
 # What to do instead of a former command.
 FORMER = {
     "rayservice": "use `render kubernetes`, with the same options",
-    **dict.fromkeys(
-        ("launcher", "aws", "azure", "gcp", "local", "fake"),
-        "use `render kubernetes`; KubeRay runs its file in a cloud or on machines of your own",
-    ),
+    "launcher": "use `render kubernetes`; KubeRay runs its file in a cloud or on machines of your own",
 }
 
 

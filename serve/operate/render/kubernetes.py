@@ -27,7 +27,7 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
     workers = dict(config.nodes)
     head = workers.pop(HEAD, None)
     if head is None:
-        raise TabrankError(f"{config.path}: nodes: no pool {HEAD!r}; name the pool of Ray's controller so")
+        raise TabrankError(f"{config.path}: nodes: the pool {HEAD!r} is missing; add it for Ray's controller")
     arguments = _our_arguments(config)
     _refuse_unmounted_paths(arguments, options)
     _refuse_secrets(arguments)

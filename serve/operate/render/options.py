@@ -23,7 +23,7 @@ def claim(text: str) -> Claim:
     """Return the name of a claim and its folder."""
     name, _, folder = text.partition("=")
     if not (name and folder):
-        raise typer.BadParameter(f"{text}: an equals sign must join two values")
+        raise typer.BadParameter(f"{text}: must be CLAIM=FOLDER")
     object_name(name)
     return Claim(name, folder)
 

@@ -14,7 +14,7 @@ MEMORY = "killed by Ray's memory monitor"
 ENDED = "its process ended"
 UNHEALTHY = "did not answer its health checks"
 # Ray's handler writes it into the file of a process's stderr. SIGKILL leaves nothing.
-SIGNAL = re.compile(r"^\*\*\* (SIG\w+) received", re.MULTILINE)
+SIGNAL = re.compile(r"\*\*\* (SIG\w+) received")
 # Of a part that restarts over and over, the last times.
 MAX_TIMES = 10
 
@@ -84,8 +84,12 @@ class Restarts:
         """Return the signal that the process noted in its log as its end, in words; or nothing."""
         pid = actor.get("Pid", 0)
         if self._logs and pid not in self._signals:
-            notes = (path.read_text(errors="replace") for path in self._logs.glob(f"worker-*-{pid}.err"))
-            self._signals[pid] = f" by {found[1]}" if (found := SIGNAL.search("\n".join(notes))) else ""
+            found = None
+            # A file may be larger than memory.
+            for path in self._logs.glob(f"worker-*-{pid}.err"):
+                with path.open(errors="replace") as file:
+                    found = found or next(filter(None, map(SIGNAL.match, file)), None)
+            self._signals[pid] = f" by {found[1]}" if found else ""
         return self._signals.get(pid, "")
 
     def deploying(self) -> None:

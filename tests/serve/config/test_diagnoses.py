@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.config.diagnoses import DIAGNOSES, EMPTY_HALF_LIVES, Service
 from serve.config.settings import AppArgs, UserConfig
-from serve.contract.errors import ScorerUnavailable, StateMismatch, TabrankError
+from serve.contract.errors import Busy, ScorerUnavailable, StateMismatch, TabrankError
 from serve.contract.records import Event
 from serve.features.matrix import Features
 from serve.features.rows import Schema
@@ -376,6 +376,19 @@ def test_events_that_fail_are_named_until_ingest_takes_records_again(home, monke
         raise RuntimeError("the actor died")
 
     assert asyncio.run(home.readyz(scenario)) == []
+
+
+def test_a_full_ingest_has_not_failed(home):
+    async def scenario(fetcher, client):
+        fetcher.ingest = full
+        answers = [await client.post("/v1/events", json={"records": [EVENT]}) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [429, 429]
+        assert [one.name for one in fetcher.diagnoses()] == []
+
+    async def full(payload):
+        raise Busy("20000 records are waiting")
+
+    asyncio.run(home.readyz(scenario))
 
 
 def test_new_settings_end_the_report_of_refused_ones(home):

@@ -52,11 +52,11 @@ def test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s(num_replicas
 def test_a_key_in_debt_is_refused_until_its_rate_has_paid():
     clock, key = Clock(), key_of(b"secret", 1.0)
     keys = Authenticator(clock=clock)
-    for num_more, due_in_s in ((-1, 0.0), (0, 1.0), (9, 10.0)):
+    for num_items, due_in_s in ((None, 0.0), (0, 1.0), (100, 1.0), (1_000, 10.0)):
         clock.now_s += 1_000.0
         keys.admit((key,), b"secret")
         clock.now_s += 0.999
-        keys.charge(key, num_more)
+        keys.charge(key, num_items)
         if due_in_s > 1.0:
             with pytest.raises(RequestError) as error:
                 keys.admit((key,), b"secret")

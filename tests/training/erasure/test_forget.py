@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -159,6 +161,43 @@ def test_the_last_viewers_go_with_their_table(log_folder, surface):
     assert len(read_log(log_folder, surface).viewers) == 0
 
 
+def test_an_interrupted_erasure_leaves_no_file_without_rows(log_folder, monkeypatch):
+    unlink = Path.unlink
+
+    def killed(path, **more):
+        if path.name == "viewers.parquet":
+            raise KeyboardInterrupt
+        unlink(path, **more)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        erase(log_folder, "ann", "bob")
+    assert len(rows(log_folder, "viewers")) == 2
+
+
+def test_drafts_that_a_killed_process_left_are_deleted(log_folder):
+    (log_folder / "viewers").mkdir()
+    drafts = [log_folder / ".events.parquet.partial", log_folder / "viewers" / ".00001-0001.partial"]
+    for path in drafts:
+        path.write_bytes(b"ann")
+    erase(log_folder, "ann", dry_run=True)
+    assert all(path.exists() for path in drafts)
+    erase(log_folder, "ann")
+    assert not any(path.exists() for path in drafts)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("name", ["0" * 20, "before", ".hidden"])
+def test_a_folder_that_may_be_a_snapshot_is_refused_before_anything_changes(log_folder, name, dry_run):
+    stray = log_folder / "snapshots" / name
+    stray.mkdir(parents=True)
+    (stray / "meta.json").write_text("{")
+    before = rows(log_folder, "exposures")
+    with pytest.raises(TabrankError, match=f"{name}: not readable as a snapshot, .* move it out of the log"):
+        erase(log_folder, "ann", dry_run=dry_run)
+    assert rows(log_folder, "exposures") == before
+
+
 def test_no_row_group_is_left_empty(tmp_path, monkeypatch):
     monkeypatch.setattr("serve.log.compaction.AT_ONCE_BYTES", 1)
     viewers = [f"v{i}" for i in range(192)]
@@ -199,10 +238,12 @@ def test_a_file_holds_one_id_a_line_as_it_is_written(tmp_path, content, found):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"\n\r\n", "ids.txt: must hold ids"),
+        (b"\n\r\n", "ids.txt: must hold ids, one a line"),
         (b"\xff\n", "ids.txt: not readable as UTF-8 text"),
-        (b"ann\n" + b"x" * 257, "ids.txt: must hold ids of up to 256 characters"),
+        (b"ann\n\n" + b"x" * 257, "ids.txt, line 3: must hold up to 256 characters"),
         (b"ann\n" * 1_100_000, "ids.txt: has over 4 MiB; split it"),
+        # The limit is within a character.
+        (b"a" + "\u00e9".encode() * (2 << 20), "ids.txt: has over 4 MiB; split it"),
     ],
 )
 def test_a_file_without_proper_ids_is_refused(tmp_path, content, why):
@@ -239,19 +280,26 @@ def test_published_models_that_learned_from_the_viewers_are_named(log_folder):
 
 
 def test_the_command_says_what_it_did(log_folder, tmp_path):
-    version = publish(log_folder, 1, log=str(log_folder), span_ms=[0, 30_000], seen_until_ms=40_000)
+    version = publish(log_folder, 1, log=str(log_folder), span_ms=[10_000, 30_000], seen_until_ms=40_000)
     (tmp_path / "ids.txt").write_text("ann\nnobody\n")
     given = {"log": log_folder, "viewers": tmp_path / "ids.txt", "models": tmp_path / "models"}
     command = ["forget", *(f"--{name}={path}" for name, path in given.items())]
     said = CliRunner().invoke(app, [*command, "--dry-run"])
     assert said.stdout.splitlines() == [
-        f"{log_folder}: rows of 2 viewers: 4 events, 2 exposures, 1 viewers, 0 snapshots; dry run, nothing changed",
+        f"{log_folder}: rows of 2 viewers: 4 events, 2 exposures, 1 viewer, 0 snapshots; dry run, nothing changed",
         "store: none behind this log",
-        "1 of the viewers were found nowhere",
+        "found nowhere: 1 viewer",
+        f"models: 1 version in {tmp_path / 'models'}, 1 learned from them, or may have:",
         f"{version} learned from them; fit and publish another",
     ]
     done = CliRunner().invoke(app, [*command, "--json"])
     assert (done.exit_code, json.loads(done.stdout)["rows"]["exposures"]) == (0, 2)
+    (tmp_path / "ids.txt").write_text("nobody\n")
+    lines = CliRunner().invoke(app, [*command, "--dry-run"]).stdout.splitlines()
+    assert lines[-1] == f"models: 1 version in {tmp_path / 'models'}, none learned from them"
+    shutil.rmtree(tmp_path / "models")
+    missing = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert (missing.exit_code, "models: no such folder" in missing.stderr) == (2, True)
     (tmp_path / "ids.txt").unlink()
     assert CliRunner().invoke(app, command).exit_code == 2
 

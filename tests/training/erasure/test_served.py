@@ -23,7 +23,9 @@ from serve.features.rows import Schema
 from serve.log.events import entries
 from serve.log.snapshots import set_truncation_point, snapshots, truncation_point
 from serve.log.writer import write_log
+from serve.stores.factory import open_named
 from training.audit.audit import audit
+from training.erasure import states
 from training.erasure.forget import forget
 from training.fit.prepare import prepare
 
@@ -237,6 +239,21 @@ def test_an_audit_holds_without_the_erased(service):
     assert 0 < result["erased_rows"] < result["rows"]
 
 
+def test_the_store_is_asked_for_some_viewers_at_a_time(service, monkeypatch):
+    asked = []
+
+    def opened(*given, **more):
+        store = open_named(*given, **more)
+        read = store.read
+        store.read = lambda ids, since: asked.append(len(ids)) or read(ids, since)
+        return store
+
+    monkeypatch.setattr(states, "open_named", opened)
+    monkeypatch.setattr(states, "AT_ONCE", 30)
+    assert forget(service.folder / "log", GONE, service.folder / "models", dry_run=True)["unknown"] == 0
+    assert asked == [30, 30, 30, 10]
+
+
 def test_a_running_service_goes_on(service):
     async def erased(service):
         now_ms = (FIRST_DAY + DAYS - 1) * DAY_MS + 4_000_000
@@ -280,9 +297,7 @@ def test_a_snapshot_of_another_state_is_refused_before_anything_changes(service)
     meta = snapshots(service.folder / "log")[-1].path / "meta.json"
     meta.write_text(meta.read_text().replace(Schema(service.surface).fingerprint, "0" * 64))
     before = files(service.folder)
-    with pytest.raises(
-        TabrankError, match=r"in a state that is unknown \(schema 000000000000\); copy the log"
-    ):
+    with pytest.raises(TabrankError, match=r"of another state \(schema 000000000000\)\. Use the"):
         forget(service.folder / "log", GONE, service.folder / "models")
     assert {path: content for path, content in files(service.folder).items() if path in before} == before
 

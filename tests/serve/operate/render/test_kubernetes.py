@@ -224,7 +224,7 @@ def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):
             "'--volume': Models: Kubernetes takes up to 63 lower-case letters",
         ),
         (("--volume", "tabrank=/mnt/other"), "tabrank appears twice"),
-        (("--volume", "models"), "'--volume': models: an equals sign must join two values"),
+        (("--volume", "models"), "'--volume': models: must be CLAIM=FOLDER"),
         (("--name", "My Cluster"), "'--name': My Cluster: use up to 40 lower-case letters"),
         (("--machine-image", "AMI"), "No such option: --machine-image"),
         (("--namespace", "My Space"), "'--namespace': My Space: Kubernetes takes"),
