@@ -370,7 +370,7 @@ class Ingester:
         return held
 
     def _refuse_unfit_store(self, known: int, held: Lease | None) -> None:
-        """Raise StoreUnavailable if the store is missing, empty, too old or too far behind the log."""
+        """Raise StoreUnavailable if the store is missing or empty, or lacks what the log has."""
         with closing(self._open_store(writable=False)) as store:
             seq, note = store.seq(), json.loads(store.note() or b"{}")
         folder, is_own = self._segments.folder, held is not None and self._claim.names(held)

@@ -100,7 +100,7 @@ def _checked_joins(folder: Path, fields: Mapping[Any, Any], report: Report) -> d
 
 def _replay_with(built: Rebuilt, folder: Path, other: Snapshot, since_ms: int, report: Report) -> None:
     """Replay what is left of a log up to the snapshot of another state; take from it what fits."""
-    schema, old = built.state.schema, other.schema(built.state.schema.fingerprint)
+    schema, old = built.state.schema, other.schema()
     _replay(built, folder, LogStream(folder, schema.surface, through=other.seq), report)
     _restore(built, other, old)
     features = schema.surface.features

@@ -152,7 +152,8 @@ class Segments:
             parts: list[pa.Table] = []
             for _, table in self._newest(name, ["id", "ts_ms", "removed", "received_ms"]):
                 parts.append(table.filter(table["removed"]))
-                if table["received_ms"][0].as_py() < since_ms:
+                # A segment of which `training forget` left no row.
+                if len(table) and table["received_ms"][0].as_py() < since_ms:
                     break
             for part in reversed(parts):
                 keys = (key(window, id_) for id_ in part["id"].to_pylist())

@@ -31,7 +31,8 @@ class RedisStore:
     generation, which changes when the whole content is replaced:
 
     - `meta`: a hash of origin, id (of the content: a replacement gets a new one), format, epoch,
-      `lease` (the writer's token), seq, floor, generation, the last generation assigned, and the note
+      `lease` (the writer's token), seq, floor, generation, the last generation assigned, and the
+      note
     - `now`: generation, seq and id again as one value, so that an MGET of viewers includes them
     - `journal`: a stream whose ids are the numbers
     - `G:v:ID`: a viewer's row

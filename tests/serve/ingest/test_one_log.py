@@ -155,7 +155,7 @@ class Play:
             self.writers.pop()
 
     async def lose(self, store):
-        """Lose a store with its journal, give that up, fill the store anew, and find the old one again."""
+        """Lose a store with its journal, give that up, fill it anew, and find the old one again."""
         self.writers = [one for one in self.writers if one[2] != store]
         path, away = self.folder / store.partition(":")[2], self.folder / "away"
         path.rename(away)
@@ -279,7 +279,7 @@ async def play(folder, operations, take_back_s):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A log with the stores of three surfaces, filled from it: to fill them takes half of the time."""
+    """A log with the stores of three surfaces: to fill them takes half of the time."""
     folder = tmp_path_factory.mktemp("prepared")
     prepare(folder)
     return folder
