@@ -238,7 +238,10 @@ def load(
         named=surface,
         without_journal=without_journal,
     )
-    answer(counts, as_json, f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates")
+    partly = [name for name, since_ms in counts["complete_since_ms"].items() if since_ms is not None]
+    rest = f"only with newer records: {', '.join(partly)}" if partly else "every feature is complete"
+    text = f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} live candidates; {rest}"
+    answer(counts, as_json, text)
 
 
 @app.command()

@@ -86,7 +86,9 @@ class ActiveModels:
         self._release(wanted)
         for name in sorted(wanted):
             await self._load(self._version(name), failed)
-        lacking = {name for name in (*wanted, *self._pointers.values()) if self.artifact(name) is None}
+        # An earlier version to roll back to may be of another state: that is no fault of now.
+        ranking = (*filter(None, self._usable()), *stated, *self._pointers.values())
+        lacking = {name for name in ranking if self.artifact(name) is None}
         lacking |= {pointer for pointer, name in self._pointers.items() if name is None}
         self.failures = {name: error for name, error in self.failures.items() if name in lacking}
         self._take_up()
