@@ -240,7 +240,7 @@ def load(
     )
     partly = [name for name, since_ms in counts["complete_since_ms"].items() if since_ms is not None]
     rest = f"only with newer records: {', '.join(partly)}" if partly else "every feature is complete"
-    text = f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} live candidates; {rest}"
+    text = f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates; {rest}"
     answer(counts, as_json, text)
 
 

@@ -86,7 +86,7 @@ class ActiveModels:
         self._release(wanted)
         for name in sorted(wanted):
             await self._load(self._version(name), failed)
-        # An earlier version to roll back to may be of another state: that is no fault of now.
+        # An earlier version, to roll back to, may be of another state.
         ranking = (*filter(None, self._usable()), *stated, *self._pointers.values())
         lacking = {name for name in ranking if self.artifact(name) is None}
         lacking |= {pointer for pointer, name in self._pointers.items() if name is None}
