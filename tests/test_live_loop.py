@@ -110,7 +110,8 @@ class Poster(threading.Thread):
                     {
                         "type": "event",
                         "id": id_,
-                        "viewer": f"k{number % 7}",
+                        # Of one viewer, repeats of an action are rejected.
+                        "viewer": f"k{id_}",
                         "candidate": "s0000001",
                         "kind": "join",
                     }
