@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from serve.contract.errors import TabrankError
 
 # Limit the bytes of a batch: pyarrow turns dictionaries into at most 2 GiB of strings at once.
 BATCH_BYTES = 512 << 20
-# Bytes of a value in memory by its type in Parquet; of a string, its place in a dictionary.
-WIDTHS = {"BOOLEAN": 1 / 8, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 
 
 def available_bytes() -> int:
@@ -48,37 +45,17 @@ def sized_batches(file: pq.ParquetFile, path: str | Path, columns: Sequence[str]
         TabrankError: in plain types, the rows take more than half of the free memory, while whoever
             reads them needs as much again.
     """
-    limit = available_bytes() // 2
-
-    def refuse_above_limit(size: float) -> None:
+    size, limit = 0, available_bytes() // 2
+    for batch in file.iter_batches(columns=columns):
+        num_bytes = sum(map(plain_bytes, batch.columns))
+        size += num_bytes
         if size > limit:
             raise TabrankError(
                 f"{path}: its rows take {size / 1e9:.1f} GB of memory or more; the limit is {limit / 1e9:.1f} GB, "
                 "half of what is free; leave out rows or long strings, or use a machine with more memory"
             )
-
-    # A single batch may be too large. What its dictionaries repeat is only known once it is read.
-    refuse_above_limit(_stated_bytes(file.metadata, columns))
-    size = 0
-    for batch in file.iter_batches(columns=columns):
-        num_bytes = sum(map(plain_bytes, batch.columns))
-        size += num_bytes
-        refuse_above_limit(size)
         rows = max(1, len(batch) * BATCH_BYTES // max(num_bytes, 1))
         yield from (batch.slice(at, rows) for at in range(0, len(batch), rows))
-
-
-def _stated_bytes(meta: pq.FileMetaData, columns: Sequence[str]) -> float:
-    """Return the bytes of columns by the footer, whose strings are dictionaries."""
-    wanted = tuple(f"{name}." for name in columns)
-    leaves = [(at, meta.schema.column(at)) for at in range(meta.num_columns)]
-    return math.fsum(
-        chunk.num_values * WIDTHS.get(leaf.physical_type, leaf.length)
-        + (leaf.physical_type == "BYTE_ARRAY") * chunk.total_uncompressed_size
-        for group in map(meta.row_group, range(meta.num_row_groups))
-        for chunk, leaf in ((group.column(at), leaf) for at, leaf in leaves)
-        if f"{leaf.path}.".startswith(wanted)
-    )
 
 
 def refuse_oversize(path: Path) -> None:

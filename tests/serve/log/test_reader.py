@@ -344,24 +344,6 @@ def test_a_small_file_of_rows_larger_than_memory_is_refused_before_they_are_read
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kib < 32 << 10
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        pa.array([[0.0] * 50_000] * 50),
-        pa.array([f"{i:020}" * 500 for i in range(300)]),
-    ],
-    ids=["equal lists of numbers", "strings that differ"],
-)
-def test_a_batch_larger_than_memory_is_refused_by_the_footer(tmp_path, monkeypatch, values):
-    monkeypatch.setattr(decoded_size, "available_bytes", lambda: 4 << 20)
-    pq.write_table(pa.table({"other": [0] * len(values), "about": values}), tmp_path / "a.parquet")
-    with open_parquet(tmp_path / "a.parquet") as file:
-        assert len(list(sized_batches(file, "a", ["other"]))) == 1
-        monkeypatch.setattr(file, "iter_batches", None)
-        with pytest.raises(TabrankError, match="a: its rows take"):
-            next(sized_batches(file, "a", ["about"]))
-
-
 @pytest.mark.parametrize("is_dictionary", [True, False])
 def test_the_size_of_a_file_is_that_of_its_rows_without_dictionaries(tmp_path, is_dictionary):
     texts = ["", "a", None, "b" * 1_000] * 2_000
