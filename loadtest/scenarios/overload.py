@@ -176,9 +176,9 @@ def verdict_of(runs: Sequence[Report], control: Report) -> Verdict:
 
 
 def disable_load_shedding(document: Document) -> None:
-    """Set `ladder: false` in a `cluster.yaml`."""
+    """Set `load_shedding: false` in a `cluster.yaml`."""
     front = deployments_of(document).get("FeatureFetch", {})
-    front["user_config"] = {**(front.get("user_config") or {}), "ladder": False}
+    front["user_config"] = {**(front.get("user_config") or {}), "load_shedding": False}
 
 
 def _deadline_ms(document: Document) -> float:

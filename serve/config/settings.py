@@ -293,8 +293,7 @@ class UserConfig:
         stale_after_ms: Above this age of the features, answers report `stale_features`.
         log_features: Share of rankings whose feature matrix is logged, for the audit.
         kill_switch: Answer every ranking with the popular order; arms stay assigned.
-        `ladder`: Load shedding: popular order or 429 for what exceeds the capacity, so that the
-            p99 holds.
+        load_shedding: Popular order or 429 for what exceeds the capacity, so that the p99 holds.
         api_keys: Keys of the callers, by name. Without keys, requests from this machine need none.
         shadow: A second version that also scores some batches, after their answers.
         guard: When a canary, or a recently promoted version, is rolled back automatically.
@@ -308,7 +307,7 @@ class UserConfig:
     stale_after_ms: Annotated[int, Between(500, 3_600_000)] = 5_000
     log_features: Share = 0.001
     kill_switch: StrictBool = False
-    ladder: StrictBool = True
+    load_shedding: StrictBool = True
     api_keys: Annotated[tuple[Annotated[ApiKey, NoKey], ...], ByName(Name), NoKey] = ()
     shadow: Shadow | None = None
     guard: Limits = Limits()

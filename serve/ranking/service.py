@@ -149,7 +149,7 @@ class FeatureFetcher:
         self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
         self._excess.cap = EXCESS_BATCHES * self._scored.cap
         self.admission.configure(
-            enabled=config.ladder and not self.event_clock,
+            enabled=config.load_shedding and not self.event_clock,
             deadline_ms=config.deadline_ms,
             # The batches in progress, and one that gathers.
             most=(config.slots + 1) * self._scored.cap,

@@ -31,7 +31,7 @@ OPENINGS = ("What", "Whether", "How", "Who", "Which")
 WORDINGS = {
     r"\bthe short way\b": "fast path",
     r"\bturns? of the (event )?loop\b": "event-loop iteration, or loop lag",
-    r"\bladder\b": "load shedding; `ladder` in backticks is the key",
+    r"\bladder\b": "load shedding",
     r"\boutbox\b": "exposure buffer",
     r"\b(seal|seals|sealed)\b": "manifest checksum",
     r"\b(to roll|rolls|rolled|rolling) (it|them|the journal|a segment|segments|the rest)\b": "flush, or write out",

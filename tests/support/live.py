@@ -48,7 +48,7 @@ class Live:
         self.metrics = Metrics()
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
         # Clients and the loading of models share this thread: its CPU work says nothing of load.
-        settings = {"log_features": 1.0, "ladder": False} | config
+        settings = {"log_features": 1.0, "load_shedding": False} | config
         self.config = UserConfig(Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **settings)
 
     async def score(self, version, payload):

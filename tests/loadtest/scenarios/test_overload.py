@@ -222,7 +222,7 @@ def test_the_control_is_the_shipped_file_without_load_shedding():
     disable_load_shedding(document)
     deployments = document["applications"][0]["deployments"]
     knobs = next(one["user_config"] for one in deployments if one["name"] == "FeatureFetch")
-    assert UserConfig.from_mapping(knobs).ladder is False
+    assert UserConfig.from_mapping(knobs).load_shedding is False
 
 
 @pytest.mark.parametrize(

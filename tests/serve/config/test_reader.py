@@ -60,7 +60,7 @@ def test_the_names_that_the_shipped_file_sets_are_frozen():
     front, scorer, ingest = application["deployments"]
     assert (front["name"], scorer["name"], ingest["name"]) == ("FeatureFetch", "Scorer", "Ingest")
     assert sorted(front["user_config"]) == [
-        "batch_candidates", "deadline_ms", "experiment", "kill_switch", "ladder", "log_features", "slots",
+        "batch_candidates", "deadline_ms", "experiment", "kill_switch", "load_shedding", "log_features", "slots",
         "stale_after_ms",
     ]  # fmt: skip
     assert sorted(front["user_config"]["experiment"]) == [

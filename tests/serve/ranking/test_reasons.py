@@ -235,7 +235,7 @@ def test_load_shedding_drops_reasons_before_scores(service):
 
 def test_the_popular_order_has_no_reasons(service):
     arm = Arm("plain", POPULAR, 1.0)
-    service.config = UserConfig(Experiment("launch", "s", (arm,)), 1_000, ladder=False)
+    service.config = UserConfig(Experiment("launch", "s", (arm,)), 1_000, load_shedding=False)
     assert {each["reasons"] for each in ranked(service)} == {None}
     assert service.score.calls == []
 
