@@ -29,6 +29,7 @@ from serve.http.introspection import Liveness, description, readiness
 from serve.http.openapi import openapi
 from serve.http.tracing import TRACEPARENT, parent_of, record, record_failed, trace_id_of
 from serve.log.events import decode_batch
+from serve.ranking.admission import STAMP
 from serve.ranking.assignment import requested_arm
 from serve.ranking.record_intake import RecordsUnderWay, take
 from serve.ranking.service import FeatureFetcher
@@ -195,10 +196,11 @@ class Edge:
             key = self._keys.admit(keys, headers.get(b"x-api-key"), host)
         if path == RANK:
             _require(method, "POST", path)
-            if self._fetcher.admission.refuses(key.name if key else ""):
+            arrived_s = self._fetcher.admission.arrived_s(headers.get(STAMP, b""))
+            if self._fetcher.admission.refuses(key.name if key else "", arrived_s):
                 self._keys.charge(key, None)
                 raise _Unread
-            return _Answer(JSON, await self._rank(scope, headers, key, request_id, receive))
+            return _Answer(JSON, await self._rank(scope, headers, key, request_id, receive, arrived_s))
         if path == EVENTS:
             _require(method, "POST", path)
             return await self._events(headers, key, receive)
@@ -208,7 +210,13 @@ class Edge:
         raise RequestError(404, "not found", f"no such path: {quoted(path)}; see /docs for the API")
 
     async def _rank(
-        self, scope: Scope, headers: Headers, key: ApiKey | None, request_id: str | None, receive: Receive
+        self,
+        scope: Scope,
+        headers: Headers,
+        key: ApiKey | None,
+        request_id: str | None,
+        receive: Receive,
+        arrived_s: float,
     ) -> bytes:
         _require_no_page(headers)
         fetcher = self._fetcher
@@ -221,7 +229,7 @@ class Edge:
         self._keys.charge(key, len(request.candidates))
         if request.request_id is None:
             request.request_id = request_id
-        answer = await fetcher.rank(request, deadline_ms, arm, key.name if key else "")
+        answer = await fetcher.rank(request, deadline_ms, arm, key.name if key else "", arrived_s)
         encoded = self._encoder.encode(answer)
         self._trace(headers, lambda parent: record(parent, scope, answer), answer.request_id)
         return encoded

@@ -1,8 +1,13 @@
-"""Admission control of one replica: score, answer by popularity or refuse a request; by when."""
+"""Admission control of one replica: score, answer by popularity or refuse a request; by when.
+
+A request's age decides by when it must have its scores. HAProxy stamps each request when it comes,
+because the kernel does not tell a process how long a request waited in its sockets.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,12 +20,18 @@ from serve.ranking.load_shedding import REMEMBER_S, TICK_S, LoadShedder
 SCORES_DUE = 0.75
 
 
+# The header with the name of HAProxy's host, and the microseconds of its clock when a request came.
+STAMP = b"x-arrived"
+# Clocks of other hosts may differ by more than a deadline.
+HERE = socket.gethostname().encode() + b" "
+
+
 class LoopLag:
     """Upper bound on the time that a request queued before its handler ran.
 
     An iteration of the event loop reads all sockets that are ready and then runs their handlers.
     The current request therefore arrived after the sockets were read in the previous iteration. The
-    time since then is used as its wait, because the kernel does not report arrival times.
+    time since then is the bound for a request without a stamp.
     Iterations are timed while requests arrive; an idle loop sleeps and is not measured.
     """
 
@@ -31,23 +42,15 @@ class LoopLag:
         self._is_followed = False
         # True if a request was handled in this iteration.
         self._is_busy = False
-        self._before_cpu_s = 0.0
-        self._began_cpu_s = 0.0
 
     def waited_s(self) -> float:
         """Return an upper bound on the time that the current request queued."""
         now_s = asyncio.get_running_loop().time()
         if not self._is_followed:
             self._before_s = self._began_s = now_s
-            self._before_cpu_s = self._began_cpu_s = time.thread_time()
             self._follow()
         self._is_busy = True
         return now_s - self._before_s
-
-    def worked_s(self) -> float:
-        """Return the CPU time spent since the current request may have arrived."""
-        self.waited_s()
-        return time.thread_time() - self._before_cpu_s
 
     @property
     def last_s(self) -> float:
@@ -61,7 +64,6 @@ class LoopLag:
 
     def _next(self) -> None:
         self._before_s, self._began_s = self._began_s, asyncio.get_running_loop().time()
-        self._before_cpu_s, self._began_cpu_s = self._began_cpu_s, time.thread_time()
         self._is_followed = False
         if self._is_busy:
             self._follow()
@@ -74,52 +76,59 @@ class Admission:
         self.load_shedder = LoadShedder()
         self._lag = LoopLag()
         self._deadline_s = 0.1
-        # True if every request gets the popular order.
-        self._is_closed = False
         # Candidates of the last request, as the estimate for the next, which is unread.
         self._last_size = 1
-        # Candidates that wait for their scores, by caller; when each was last seen.
+        # Candidates that wait for their answers, by caller; when each was last seen.
         self._waiting: defaultdict[str, int] = defaultdict(int)
         self._seen_s: dict[str, float] = {}
 
-    def configure(self, *, enabled: bool, deadline_ms: int, most: int, kill_switch: bool) -> None:
+    def configure(self, *, enabled: bool, deadline_ms: int, most: int) -> None:
         """Apply new live settings; `deadline_ms` applies to requests without a deadline.
 
-        `most` is the most candidates that may wait for their scores without any load.
+        `most` is the most candidates that may wait for their scores when the limit is whole.
         """
-        self._is_closed = kill_switch
         self.load_shedder.enabled = enabled
         self.load_shedder.most = most
         self._deadline_s = deadline_ms / 1e3
 
-    def refuses(self, caller: str) -> bool:
-        """Return True to refuse the current ranking unread."""
-        work_s = self._lag.worked_s()
-        self._seen_s[caller] = asyncio.get_running_loop().time()
-        if self._has_room(caller, self._last_size, work_s):
-            return False
-        return self.load_shedder.refuses(work_s, self._deadline_s, on_credit=not self._is_closed)
+    def arrived_s(self, stamp: bytes = b"") -> float:
+        """Return when the current request came, on the event loop's clock.
 
-    def _has_room(self, caller: str, num_candidates: int, work_s: float) -> bool:
+        `stamp` is the value of its header. Without a stamp of this host it came as early as it can
+        have come.
+        """
+        waited_s = self._lag.waited_s()
+        if stamp.startswith(HERE) and (came_us := stamp[len(HERE) :]).isdigit():
+            # The clock may have been set back.
+            waited_s = max(time.time() - int(came_us) / 1e6, 0.0)
+        return asyncio.get_running_loop().time() - waited_s
+
+    def refuses(self, caller: str, arrived_s: float) -> bool:
+        """Return True to refuse the current ranking unread, which only a standing queue does."""
+        now_s = asyncio.get_running_loop().time()
+        self._seen_s[caller] = now_s
+        if not self.load_shedder.stands:
+            return False
+        # Nobody waits any more for what came before its deadline.
+        if now_s - arrived_s > self._deadline_s:
+            return True
+        return not self.load_shedder.has_credit and not self._has_room(caller, self._last_size)
+
+    def _has_room(self, caller: str, num_candidates: int) -> bool:
         """Return True if a caller's candidates fit the limit, or the caller's part of it.
 
-        All callers have equal parts, and one request of each fits, however large it is. None does
-        with the kill switch, or behind too much CPU work.
+        All callers have equal parts, and one request of each fits, however large it is.
         """
-        if self._is_closed or self.load_shedder.delays(work_s, self._deadline_s):
-            return False
         limit, waiting = self.load_shedder.limit, self._waiting[caller]
         free = max(limit / max(len(self._seen_s), 1) - waiting, limit - sum(self._waiting.values()))
         return not waiting or num_candidates <= free
 
     @contextmanager
-    def scoring(self, caller: str, num_candidates: int) -> Iterator[bool]:
-        """Hold a caller's room while its candidates wait for scores; False if there is none."""
+    def room(self, caller: str, num_candidates: int) -> Iterator[bool]:
+        """Hold a caller's room while its candidates wait; False if there is none."""
         self._last_size = num_candidates
-        has_room = self._has_room(caller, num_candidates, self._lag.worked_s())
-        if not has_room:
-            if not self._is_closed:
-                self.load_shedder.exceeded()
+        if not self._has_room(caller, num_candidates):
+            self.load_shedder.exceeded()
             yield False
             return
         self._waiting[caller] += num_candidates
@@ -128,19 +137,13 @@ class Admission:
         finally:
             self._waiting[caller] -= num_candidates
 
-    def waited_s(self) -> float:
-        """Return an upper bound on the time the current request queued before its handler."""
-        return self._lag.waited_s()
+    def deadline(self, arrived_s: float, deadline_ms: int | None) -> float:
+        """Return by when a request must have its scores, on the event loop's clock.
 
-    def deadline(self, waited_s: float, deadline_ms: int | None) -> float:
-        """Return the absolute scoring deadline on the event loop's clock.
-
-        Args:
-            waited_s: upper bound on the time the request has already queued.
-            deadline_ms: the request's own deadline; None for the configured one.
+        `deadline_ms` is the request's own deadline; None for the configured one.
         """
         scores_s = SCORES_DUE * (self._deadline_s if deadline_ms is None else deadline_ms / 1e3)
-        return asyncio.get_running_loop().time() + scores_s - waited_s - self._lag.last_s
+        return arrived_s + scores_s - self._lag.last_s
 
     def answered(self, arrived_s: float, *, is_scored: bool) -> None:
         """Record a request within the limit; `arrived_s` is on the event loop's clock."""

@@ -130,9 +130,9 @@ class Ranker:
         self.on_batch(len(matrix.numeric), stage_ms)
         return _slates(batch, score, worth, matrix, stage_ms)
 
-    def popular(self, queries: Sequence[Query], reason: str) -> list[Slate]:
-        """Return the popular order from the candidate table, for queries that are not scored."""
-        batch = self._look_up(queries, {}, [reason] * len(queries))
+    def popular(self, queries: Sequence[Query], reasons: Sequence[str]) -> list[Slate]:
+        """Return the popular order from the candidate table; `reasons` say why it is not scored."""
+        batch = self._look_up(queries, {}, reasons)
         unscored = np.full(len(batch.numbers), np.nan, np.float32)
         return _slates(batch, unscored, self._popularity(batch).astype(np.float64), None, NOTHING_DONE)
 
@@ -148,7 +148,7 @@ class Ranker:
         return self._look_up(queries, packed, [None] * len(queries))
 
     def _look_up(
-        self, queries: Sequence[Query], packed: Mapping[str, bytes | None], failed: list[str | None]
+        self, queries: Sequence[Query], packed: Mapping[str, bytes | None], failed: Sequence[str | None]
     ) -> _Batch:
         """Hydrate queries; `packed` holds the viewers that were read, None for unknown ones."""
         schema, blank = self.features.schema, self._blank_viewer
@@ -164,7 +164,7 @@ class Ranker:
             parts=[slice(end - length, end) for length, end in zip(lengths, ends, strict=True)],
             viewers=np.frombuffer(b"".join([row or blank for row in viewers]), schema.viewer),
             unknown_viewer=[row is None for row in viewers],
-            failed=failed,
+            failed=list(failed),
             numbers=numbers,
             candidates=candidates,
             ended=candidates["ends_ms"] <= now_ms[request_of_row],

@@ -39,7 +39,9 @@ from serve.rollout.monitor import CallScorer, RollBack, RolloutMonitor, no_rollb
 from serve.stores.candidate_table import CandidateTable
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
-EXCESS_BATCHES = 8
+POPULAR_BATCHES = 8
+# The popular order waits for nothing but the process itself.
+POPULAR_S = 60.0
 NOT_DIAGNOSED = "not_diagnosed"
 # Reasons of warnings that mean degraded answers or lost records while they last.
 NOT_TAKEN = "events_unavailable"
@@ -117,7 +119,9 @@ class FeatureFetcher:
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
         # In batches of 16 a popular order takes a quarter of the time that it takes alone. None may
         # wait for another iteration of the event loop: each brings new requests.
-        self._excess: Batcher[Query, Slate] = Batcher(self._popular, slots=1, cap=EXCESS_BATCHES * 1760)
+        self._popular: Batcher[tuple[Query, str], Slate] = Batcher(
+            self._rank_by_popularity, slots=1, cap=POPULAR_BATCHES * 1760
+        )
 
     async def ingest(self, payload: bytes) -> IngestResult:
         """Return once Ingest has made packed records durable."""
@@ -147,13 +151,12 @@ class FeatureFetcher:
         self.models.limits = config.guard
         self._scored.slots = config.slots
         self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
-        self._excess.cap = EXCESS_BATCHES * self._scored.cap
+        self._popular.cap = POPULAR_BATCHES * self._scored.cap
         self.admission.configure(
             enabled=config.load_shedding and not self.event_clock,
             deadline_ms=config.deadline_ms,
             # The batches in progress, and one that gathers.
             most=(config.slots + 1) * self._scored.cap,
-            kill_switch=config.kill_switch,
         )
 
     async def reconfigure(self, config: UserConfig) -> None:
@@ -172,21 +175,28 @@ class FeatureFetcher:
         self.configure(config)
 
     async def rank(
-        self, request: RankRequest, deadline_ms: int | None = None, arm: Arm | None = None, caller: str = ""
+        self,
+        request: RankRequest,
+        deadline_ms: int | None = None,
+        arm: Arm | None = None,
+        caller: str = "",
+        arrived_s: float | None = None,
     ) -> RankAnswer:
         """Rank one request: the model's order, or without scores in time the popular order.
 
         `arm` replaces the assigned arm; the ranking then counts for no experiment. Callers share
-        the limit of load shedding in equal parts.
+        the limit of load shedding in equal parts. `arrived_s` is when the request came, on the
+        event loop's clock.
         """
         begun = time.perf_counter()
-        waited_s = self.admission.waited_s()
-        deadline = self.admission.deadline(waited_s, deadline_ms)
+        if arrived_s is None:
+            arrived_s = self.admission.arrived_s()
+        deadline = self.admission.deadline(arrived_s, deadline_ms)
         query = self._admit(request, arm)
         # With the event clock, a ranking sees records with an earlier time, not with an equal one.
         if self.event_clock:
             await self.exposure_buffer.flush(before_ms=query.now_ms)
-        slate = self._mark_stale(await self._slate(query, waited_s, deadline, caller))
+        slate = self._mark_stale(await self._slate(query, arrived_s, deadline, caller))
         total_ms = (time.perf_counter() - begun) * 1e3
         self.metrics.ranked(slate, total_ms)
         shown = [query.candidates[place] for place in slate.order[: query.limit].tolist()]
@@ -215,33 +225,37 @@ class FeatureFetcher:
                 self.warn("no reasons", error, slate.query.request_id)
         return None
 
-    async def _slate(self, query: Query, waited_s: float, deadline: float, caller: str) -> Slate:
-        arrived_s = asyncio.get_running_loop().time() - waited_s
-        by_rule = query.arm.scorer == BASELINE
-        if not (query.arm.by_model or by_rule or self.config.kill_switch):
-            return await self._answered(self._unscored, query, deadline)
-        ranking = self._unscored if by_rule else self._scored
-        with self.admission.scoring(caller, query.num_scored) as has_room:
-            slate = await self._answered(ranking if has_room else self._excess, query, deadline)
+    async def _slate(self, query: Query, arrived_s: float, deadline: float, caller: str) -> Slate:
+        with self.admission.room(caller, query.num_scored) as has_room:
+            slate = await self._answered(query, deadline, has_room)
         if has_room and slate.degraded == ("deadline",):
             self.admission.late(arrived_s, deadline)
         elif has_room:
             self.admission.answered(arrived_s, is_scored=slate.model is not None)
         return slate
 
-    async def _answered(self, batcher: Batcher[Query, Slate], query: Query, deadline: float) -> Slate:
-        try:
-            return await batcher.submit(query, query.num_scored, deadline)
-        except TimeoutError:
-            reason = "kill_switch" if self.config.kill_switch else "deadline"
-        # An internal error, or an error of another request in the batch.
-        except Exception as error:
-            reason = "scorer_unavailable"
-            self.warn(reason, error, query.request_id)
-        return self.ranker.popular([query], reason)[0]
+    async def _answered(self, query: Query, deadline: float, has_room: bool) -> Slate:
+        by_rule = query.arm.scorer == BASELINE
+        if self.config.kill_switch:
+            reason = "kill_switch"
+        elif not has_room and (query.arm.by_model or by_rule):
+            reason = "overload"
+        else:
+            try:
+                batcher = self._scored if query.arm.by_model else self._unscored
+                return await batcher.submit(query, query.num_scored, deadline)
+            except TimeoutError:
+                reason = "deadline"
+            # An internal error, or an error of another request in the batch.
+            except Exception as error:
+                reason = "scorer_unavailable"
+                self.warn(reason, error, query.request_id)
+        until_s = asyncio.get_running_loop().time() + POPULAR_S
+        return await self._popular.submit((query, reason), query.num_scored, until_s)
 
-    async def _popular(self, queries: list[Query]) -> list[Slate]:
-        return self.ranker.popular(queries, "kill_switch" if self.config.kill_switch else "overload")
+    async def _rank_by_popularity(self, asked: list[tuple[Query, str]]) -> list[Slate]:
+        queries, reasons = zip(*asked, strict=True)
+        return self.ranker.popular(queries, reasons)
 
     @property
     def event_clock(self) -> bool:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -32,6 +33,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.contract.rankings import new_request_id
 from serve.http.app import EVENTS, RANK, VALID_ID, Edge, busy
+from serve.runtime.backup import Backup
 from serve.runtime.metrics import FLUSH_EVERY_S
 
 # Listen this many times on each socket, so that uvicorn accepts as many connections an iteration.
@@ -44,6 +46,8 @@ App = Callable[[Scope, Any, Any], Awaitable[Any]]
 # which replays the values one by one. `serve.runtime.metrics` records all of them.
 SAMPLED = 64
 
+# Set to 1 where HAProxy is the ingress, and Ray's Python proxy its backup.
+HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 REQUEST_ID = b"x-request-id"
 # Headers by which a client could switch off Ray's guards.
 GUARDS = (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")
@@ -53,8 +57,10 @@ class FastPath:
     """ASGI middleware around Ray's own request handling."""
 
     def __init__(self, app: App) -> None:
-        self._ray_app = app
         self._replica = _Replica.of(app)
+        is_proxy = type(getattr(app, "_app", None)).__name__ == "HTTPProxy"
+        is_backup = is_proxy and os.environ.get(HAPROXY) == "1"
+        self._ray_app = Backup(app) if is_backup else app
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answer POST requests to our paths; pass every other request to Ray."""

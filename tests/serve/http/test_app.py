@@ -111,9 +111,13 @@ def order(answer):
 
 
 def two_with_room_for_one(service):
-    """Return the answers to two requests at one time, with room for the candidates of one."""
+    """Return the answers to two requests at one time, in a queue with room for one of them."""
     shedder = service.fetcher.admission.load_shedder
     shedder.enabled, shedder.most = True, 4
+    for _ in range(TICKS):
+        shedder.answered(0.03, is_scored=True)
+        shedder.tick(TICK_S, 0.1)
+    assert 3 < shedder.limit < 4
 
     async def scenario():
         await refresh(service.fetcher)
@@ -574,7 +578,7 @@ def test_a_refusal_does_not_count_against_the_key(service):
             transport=httpx.ASGITransport(edge), base_url="http://localhost"
         ) as client:
             for refuses in (True, True, False):
-                service.fetcher.admission.refuses = lambda caller, refuses=refuses: refuses
+                service.fetcher.admission.refuses = lambda *request, refuses=refuses: refuses
                 asked.append(await client.post("/v1/rank", json=body(), headers={"x-api-key": "a"}))
 
     asyncio.run(scenario())
@@ -621,7 +625,7 @@ def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service):
 
 
 def test_what_comes_too_late_to_be_answered_is_refused_unread(service):
-    service.fetcher.admission.refuses = lambda caller: True
+    service.fetcher.admission.refuses = lambda *request: True
     took_ms = []
     service.fetcher.metrics.refused = took_ms.append
     refused = service.ask(raw=b"not even JSON")

@@ -3,52 +3,88 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from contextlib import suppress
 from functools import partial
 
+import pytest
+
 from serve.ranking.admission import SCORES_DUE, Admission
-from serve.ranking.load_shedding import MOST_CREDIT
+from serve.ranking.load_shedding import MOST_CREDIT, TICK_S, TICKS
+
+HOST = socket.gethostname()
 
 
-def configure(admission, deadline_ms=100, most=1_000, kill_switch=False):
-    admission.configure(enabled=True, deadline_ms=deadline_ms, most=most, kill_switch=kill_switch)
+def configure(admission, deadline_ms=100, most=1_000):
+    admission.configure(enabled=True, deadline_ms=deadline_ms, most=most)
 
 
-def test_a_deadline_counts_from_when_the_request_came():
-    async def scenario():
-        admission, loop = Admission(), asyncio.get_running_loop()
-        configure(admission, deadline_ms=200)
-        waited_s = admission.waited_s()
-        now_s = loop.time()
-        return [
-            admission.deadline(waited_s + more_s, ms) - now_s
-            for more_s, ms in ((0, None), (0.03, None), (0, 50))
-        ]
-
-    own, waited, named = asyncio.run(scenario())
-    assert SCORES_DUE * 0.2 <= own < 0.2
-    assert 0.001 < own - waited < 0.031
-    assert SCORES_DUE * 0.05 <= named < 0.05
+def let_stand(admission):
+    """Let the admission see a queue that stands; return its limit."""
+    for _ in range(TICKS):
+        admission.load_shedder.answered(0.03, is_scored=True)
+        admission.load_shedder.tick(TICK_S, 0.1)
+    assert admission.load_shedder.stands
+    return admission.load_shedder.limit
 
 
-def scenario(body):
-    """Run `body(admission)` on a loop, with room for 100 candidates and nothing refused."""
+def scenario(body, stands=True):
+    """Run `body(admission)` on a loop; a queue stands, with room for 100 candidates."""
 
     async def run():
         admission = Admission()
-        configure(admission, most=100)
+        configure(admission, most=111)
+        if stands:
+            assert 99 < let_stand(admission) < 101
         return await body(admission)
 
     return asyncio.run(run())
 
 
+def test_a_deadline_counts_from_when_the_request_came():
+    async def body(admission):
+        configure(admission, deadline_ms=200)
+        return [admission.deadline(50.0, ms) for ms in (None, 50)]
+
+    assert scenario(body) == pytest.approx([50.0 + SCORES_DUE * 0.2, 50.0 + SCORES_DUE * 0.05])
+
+
+def test_a_stamp_of_this_host_tells_when_a_request_came():
+    async def body(admission):
+        loop = asyncio.get_running_loop()
+        stamps = [f"{HOST} {round((time.time() - age_s) * 1e6)}".encode() for age_s in (0.03, 0.0, -60.0)]
+        return [loop.time() - admission.arrived_s(stamp) for stamp in stamps]
+
+    assert scenario(body) == pytest.approx([0.03, 0.0, 0.0], abs=0.005)
+
+
+@pytest.mark.parametrize("stamp", ["", "elsewhere 5", f"{HOST} ", f"{HOST} -5", f"{HOST} soon", HOST])
+def test_without_a_stamp_of_this_host_a_request_came_as_early_as_it_can_have(stamp):
+    async def body(admission):
+        loop = asyncio.get_running_loop()
+        admission.arrived_s()
+        time.sleep(0.02)
+        return loop.time() - admission.arrived_s(stamp.encode())
+
+    assert 0.02 <= scenario(body) < 0.1
+
+
+def test_a_burst_is_neither_refused_nor_limited():
+    async def body(admission):
+        came_s = asyncio.get_running_loop().time() - 5.0
+        rooms = [admission.room("", 60) for _ in range(2 * MOST_CREDIT)]
+        return [(admission.refuses("", came_s), room.__enter__()) for room in rooms]
+
+    assert set(scenario(body, stands=False)) == {(False, True)}
+
+
 def test_what_exceeds_the_room_is_not_scored_and_room_comes_back():
     async def body(admission):
-        scoring = admission.scoring
-        with scoring("", 60) as first, scoring("", 60) as second, scoring("", 40) as third:
+        room = admission.room
+        with room("", 60) as first, room("", 60) as second, room("", 39) as third:
             pass
-        with admission.scoring("", 60) as again:
+        with room("", 60) as again:
             return first, second, third, again
 
     assert scenario(body) == (True, False, True, True)
@@ -56,7 +92,7 @@ def test_what_exceeds_the_room_is_not_scored_and_room_comes_back():
 
 def test_a_single_request_is_scored_however_large_it_is():
     async def body(admission):
-        with admission.scoring("", 1_000) as alone:
+        with admission.room("", 1_000) as alone:
             return alone
 
     assert scenario(body)
@@ -64,62 +100,38 @@ def test_a_single_request_is_scored_however_large_it_is():
 
 def test_callers_have_equal_parts_and_one_cannot_take_the_others():
     async def body(admission):
-        assert not admission.refuses("greedy")
-        assert not admission.refuses("modest")
-        scoring = admission.scoring
-        greedy, modest = partial(scoring, "greedy"), partial(scoring, "modest")
-        with greedy(60) as one, greedy(40) as two, greedy(10) as three, modest(25) as a, modest(25) as b:
+        now_s = asyncio.get_running_loop().time()
+        assert not admission.refuses("greedy", now_s)
+        assert not admission.refuses("modest", now_s)
+        greedy, modest = partial(admission.room, "greedy"), partial(admission.room, "modest")
+        with greedy(60) as one, greedy(39) as two, greedy(10) as three, modest(25) as a, modest(24) as b:
             return one, two, three, a, b
 
     assert scenario(body) == (True, True, False, True, True), "what the others leave is free"
 
 
-def test_what_is_behind_much_work_is_in_excess():
+def test_what_came_before_its_deadline_is_refused_while_a_queue_stands():
     async def body(admission):
-        def rooms():
-            with admission.scoring("", 1) as at_once:
-                pass
-            until_s = time.thread_time() + 0.04
-            while time.thread_time() < until_s:
-                pass
-            with admission.scoring("", 1) as behind:
-                return at_once, behind
+        now_s = asyncio.get_running_loop().time()
+        return [admission.refuses("", now_s - age_s) for age_s in (0.05, 0.15)]
 
-        return rooms()
-
-    assert scenario(body) == (True, False)
+    assert scenario(body) == [False, True]
+    assert scenario(body, stands=False) == [False, False]
 
 
 def test_without_room_a_request_is_refused_once_as_many_were_answered_as_scored():
     async def body(admission):
-        with admission.scoring("", 60):
-            answered = 0
-            while not admission.refuses(""):
+        loop, answered = asyncio.get_running_loop(), 0
+        with admission.room("", 60):
+            while not admission.refuses("", loop.time()):
                 # There is room for 40 yet.
-                with admission.scoring("", 50) as has_room:
+                with admission.room("", 50) as has_room:
                     assert not has_room
                 answered += 1
                 await asyncio.sleep(0)
-        return answered, admission.refuses("")
+        return answered, admission.refuses("", loop.time())
 
     assert scenario(body) == (MOST_CREDIT, False)
-
-
-def test_with_the_kill_switch_none_is_scored_and_all_are_answered():
-    async def body(admission):
-        for _ in range(MOST_CREDIT):
-            admission.load_shedder.exceeded()
-        configure(admission, most=100, kill_switch=True)
-        for _ in range(10):
-            if admission.refuses(""):
-                return "refused"
-            with admission.scoring("", 10) as has_room:
-                if has_room:
-                    return "scored"
-            await asyncio.sleep(0)
-        return "answered"
-
-    assert scenario(body) == "answered"
 
 
 def test_slow_answers_lower_the_limit(monkeypatch):
@@ -135,4 +147,4 @@ def test_slow_answers_lower_the_limit(monkeypatch):
         with suppress(asyncio.CancelledError):
             await running
 
-    scenario(body)
+    scenario(body, stands=False)

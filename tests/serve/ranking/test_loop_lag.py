@@ -24,13 +24,11 @@ def test_the_first_after_a_rest_has_not_waited():
 
 def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
     async def scenario():
-        lag, waits, works = LoopLag(), [], []
+        lag, waits = LoopLag(), []
 
         async def request():
             waits.append(lag.waited_s())
-            # Sleep, do not work: other processes have the CPU.
             time.sleep(BUSY_S)
-            works.append(lag.worked_s())
 
         loop = asyncio.get_running_loop()
         # One iteration of twice the time.
@@ -40,30 +38,12 @@ def test_what_comes_while_the_loop_is_held_up_has_waited_at_least_so_long():
         loop.call_soon(lambda: waits.append(lag.waited_s()))
         await both
         await asyncio.sleep(0)
-        return waits, works
+        return waits
 
-    (first, second, third), works = asyncio.run(scenario())
+    first, second, third = asyncio.run(scenario())
     assert first == 0.0
     assert BUSY_S <= second < third
     assert third >= 2 * BUSY_S
-    assert max(works) < BUSY_S
-
-
-def test_the_work_that_goes_before_is_counted_in_cpu_time():
-    async def scenario():
-        lag, works = LoopLag(), []
-
-        async def request():
-            works.append(lag.worked_s())
-            end = time.thread_time() + BUSY_S
-            while time.thread_time() < end:
-                pass
-
-        await asyncio.gather(request(), request())
-        return works
-
-    first, second = asyncio.run(scenario())
-    assert first < BUSY_S <= second
 
 
 def test_where_nothing_comes_the_loop_rests():

@@ -1,0 +1,83 @@
+"""Backup: Ray's Python proxy, to which HAProxy sends requests while it knows no replica.
+
+The proxy waits for a replica, with 65 s for a ranking that has 0.1, and then answers 408. While one
+replica replaces another, hundreds of rankings wait there, and what they cost delays the health
+checks of all. Behind this middleware few wait, and none longer than it has time. What cannot be
+answered gets 503, which clients retry. A request that waits for 0.2 s still starts the first
+replica of a deployment with `min_replicas: 0`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from serve.config.settings import UserConfig
+from serve.contract.rankings import Problem
+from serve.http.app import EVENTS, PROBLEM, RANK
+
+# At 2 ms a request, so many that wait cost the proxy less than a ranking's deadline.
+MOST_WAITING = 32
+# The time of a ranking beyond its deadline, and the time of events.
+GRACE_S, EVENTS_S = 0.1, 5.0
+DEADLINE = b"x-deadline-ms"
+_DETAIL = "no replica of the service is ready; retry later"
+_BODY = msgspec.json.encode(Problem("unavailable", 503, _DETAIL))
+_HEAD = [(b"content-type", PROBLEM), (b"content-length", b"%d" % len(_BODY)), (b"retry-after", b"1")]
+App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[Any]]
+
+
+class Backup:
+    """ASGI middleware around Ray's Python proxy."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._num_waiting = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Pass rankings and events on for a limited time; pass every other request on."""
+        if scope.get("method") != "POST" or not scope["path"].endswith((RANK, EVENTS)):
+            await self._app(scope, receive, send)
+        elif self._num_waiting >= MOST_WAITING:
+            await _unavailable(send)
+        else:
+            self._num_waiting += 1
+            try:
+                await self._within(_time_s(scope), scope, receive, send)
+            finally:
+                self._num_waiting -= 1
+
+    async def _within(self, time_s: float, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        begun = False
+
+        async def send_begun(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            # What Ray says about a cancelled request is too late.
+            if not timeout.expired():
+                begun = True
+                timeout.reschedule(None)
+                await send(message)
+
+        try:
+            async with asyncio.timeout(time_s) as timeout:
+                await self._app(scope, receive, send_begun)
+        except TimeoutError:
+            if begun or not timeout.expired():
+                raise
+        if not begun:
+            await _unavailable(send)
+
+
+def _time_s(scope: MutableMapping[str, Any]) -> float:
+    if scope["path"].endswith(EVENTS):
+        return EVENTS_S
+    given = dict(scope["headers"]).get(DEADLINE, b"")
+    return (int(given) if given.isdigit() else UserConfig.deadline_ms) / 1e3 + GRACE_S
+
+
+async def _unavailable(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 503, "headers": [*_HEAD]})
+    await send({"type": "http.response.body", "body": _BODY})
