@@ -262,10 +262,10 @@ def chaos(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Start the service and inject faults under load. Under 20 minutes.
+    """Start the service and inject faults under load. Under 25 minutes.
 
-    Faults are kills, hangs, unavailable stores and configuration changes. The report lists the
-    allowed and the measured effect of each fault; docs/chaos.md has the table.
+    Faults are kills, hangs, pauses, unavailable stores and configuration changes. The report lists
+    the allowed and the measured effect of each fault; docs/chaos.md has the table.
 
     Exit codes: 0 all held, 1 one did not hold, 2 invalid measurement (the generator was late) or
     failed run.

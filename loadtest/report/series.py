@@ -209,6 +209,7 @@ def describe_fault(found: Report) -> str:
         f"{milliseconds(found['p99_after_ms'])}",
         ", ".join(f"{number:,} {rung}" for rung, number in found["rungs"].items()),
     ]
+    parts += map(pauses_line, found.get("pauses", ()))
     if "exposures_dropped" in found:
         parts.append(
             f"{found['rankings_counted']:,.0f} rankings counted, {found['exposures_logged']:,.0f} exposures logged, "
@@ -224,6 +225,17 @@ def describe_fault(found: Report) -> str:
         parts.append(f"live setting applied {_after(found.get('in_place_s'))}")
         parts.append(f"one more replica running {_after(found.get('scaled_s'))}")
     return "; ".join(parts)
+
+
+def pauses_line(found: Report) -> str:
+    """Return the measurements of the pauses of one length as text."""
+    return (
+        f"{len(found['pauses_s'])} pauses of {found['length_ms']} ms {_word(found)}: {found['requests']:,} requests, "
+        f"{found['full']:,} full, {found['inside']} not full in the excused times, {found['outside']} outside "
+        f"({found['outside_in_flight']} in flight at a pause), {found['refused']} × 429, "
+        f"{listed(found['failed']) or '0'} failed, "
+        f"p50 {milliseconds(found['p50_ms'])}, p99 {milliseconds(found['p99_ms'])}"
+    )
 
 
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:

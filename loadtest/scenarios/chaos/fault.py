@@ -122,6 +122,10 @@ class Fault(ABC):
         """Return limits that did not hold and that the load does not show."""
         return []
 
+    def measured(self, offered: OfferResult, zero_s: float) -> Report:
+        """Return more numbers, from the load, which began at `zero_s` of `time.monotonic()`."""
+        return {}
+
     def counted(self, before: Any, after: Any) -> dict[str, float]:
         """Return more numbers, from the metrics pages before and after the fault."""
         return {}

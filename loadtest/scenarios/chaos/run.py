@@ -23,6 +23,7 @@ from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, WARM_S, Fault, Time
 from loadtest.scenarios.chaos.floods import FLOODS
 from loadtest.scenarios.chaos.head import HEAD
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
+from loadtest.scenarios.chaos.pauses import Pauses
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.search import KneePlan
@@ -35,7 +36,7 @@ from loadtest.workload.profiles import CANDIDATES, Block
 # Faults that use the same service follow each other: a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (
     *(*KILLS, *FILES, *SUPERVISOR),
-    *(ONLY_SCORER, DiskFull(), *FLOODS, *CHANGES),
+    *(ONLY_SCORER, Pauses(), DiskFull(), *FLOODS, *CHANGES),
     RedisKilled(),
     *HEAD,
 )
@@ -223,6 +224,7 @@ def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) ->
         ends_s = time.monotonic() - offer.begun_s
         result = offer.result()
     found = describe(result, Times(begun_s, done_s, healed_s, ends_s), seen, run.bench.slo)
+    found |= fault.measured(result, offer.begun_s)
     time.sleep(PAGE_S)
     found |= fault.counted(before, read_page(url))
     found["orphans"] = sorted((target.roles() - roles).elements())

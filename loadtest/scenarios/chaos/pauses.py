@@ -1,0 +1,91 @@
+"""Fault of short pauses: the only FeatureFetch stops again and again, as on a busy machine."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+
+import numpy as np
+
+from loadtest.generator.connections import TIMEOUT_S
+from loadtest.generator.offer import OfferResult
+from loadtest.measure.measure import Floats, percentile, rounded_numbers
+from loadtest.report.report import Report
+from loadtest.report.series import pauses_line
+from loadtest.scenarios.chaos.fault import Allowed, Fault
+from loadtest.targets.running import REPLICA, Target, send_signal
+
+LENGTHS_MS, NUM, EVERY_S = (50, 100, 200), 20, 3.0
+# A shorter pause leaves each request half of its deadline of 100 ms. The queue of a longer one may
+# take so many times its length to pass.
+EXCUSED_S, AFTER = 0.1, 2.5
+
+
+class Pauses(Fault):
+    """Fault that pauses a process, SIGSTOP and then SIGCONT, 20 times for each length.
+
+    Unlike the client, the load waits for late answers: it tests what the service answers.
+    """
+
+    name, what = "pauses", "SIGSTOP the only FeatureFetch for 50, 100 and 200 ms every 3 s, 60 s each"
+    allowed = Allowed(failed_share=0.0, first="none")
+    # `hold_s` is not 0: recovery counts from the end of the pauses.
+    hold_s, watch_s, timeout_s = 0.1, 5.0, TIMEOUT_S
+
+    def inject(self, target: Target) -> None:
+        """Pause the process, and record when; a late pause does not delay those after it."""
+        process = target.one(REPLICA + "FeatureFetch")
+        self._pauses_s, begun_s = list[tuple[float, float]](), time.monotonic()
+        for number, length_ms in enumerate(np.repeat(LENGTHS_MS, NUM), 1):
+            at_s = time.monotonic()
+            send_signal(process, signal.SIGSTOP)
+            time.sleep(length_ms / 1000)
+            send_signal(process, signal.SIGCONT)
+            self._pauses_s.append((at_s, time.monotonic()))
+            time.sleep(max(0.0, begun_s + number * EVERY_S - time.monotonic()))
+
+    def measured(self, offered: OfferResult, zero_s: float) -> Report:
+        """Return the numbers of each length."""
+        series = np.reshape(self._pauses_s, (-1, NUM, 2)) - zero_s
+        self._found = [describe_pauses(offered, *one) for one in zip(LENGTHS_MS, series, strict=True)]
+        return {"pauses": self._found}
+
+    def reasons(self) -> list[str]:
+        """Return the numbers of each length that did not hold."""
+        return [pauses_line(one) for one in self._found if not one["held"]]
+
+
+def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> Report:
+    """Return the numbers of a series, from the real begin and end of its pauses, of shape [P, 2].
+
+    Requests belong to a series and a pause by their due time, failed first tries by their end. A
+    series holds if nothing fails and all answers are full but those *inside*: due within a pause of
+    at least 100 ms, or at most 2.5 times its length after it. Of those *outside* that are not full,
+    `outside_in_flight` were due before such a pause, and answered after its begin.
+    """
+    requests, ends_s = offered.requests, pauses_s[0, 0] + NUM * EVERY_S
+    due = requests.where((requests.at_s >= pauses_s[0, 0]) & (requests.at_s < ends_s))
+    inside, in_flight = np.zeros((2, len(due.ok)), dtype=bool)
+    for begun_s, ended_s in pauses_s[pauses_s[:, 1] - pauses_s[:, 0] >= EXCUSED_S]:
+        inside |= (due.at_s >= begun_s) & (due.at_s <= ended_s + AFTER * (ended_s - begun_s))
+        in_flight |= (due.at_s < begun_s) & (due.ended_s >= begun_s)
+    full = np.array([outcome.full for outcome in due.outcomes], dtype=bool)[due.codes]
+    outside = due.ok & ~full & ~inside
+    first = Counter(failure.kind for failure in offered.failed if pauses_s[0, 0] <= failure.at_s < ends_s)
+    # The union counts a request once if its retry failed in the same way.
+    failed = first | due.where(~due.ok).named_counts()
+    found = {
+        "length_ms": length_ms,
+        "held": not failed and not outside.any(),
+        "requests": len(due.ok),
+        "full": int(full.sum()),
+        "inside": int((due.ok & ~full & inside).sum()),
+        "outside": int(outside.sum()),
+        "outside_in_flight": int((outside & in_flight).sum()),
+        "refused": failed.pop("HTTP 429", 0),
+        "failed": dict(failed),
+        **{f"p{share * 100:g}_ms": percentile(due.latency_ms, share, due.ok) for share in (0.5, 0.99)},
+        "pauses_s": pauses_s.tolist(),
+    }
+    return rounded_numbers(found)
