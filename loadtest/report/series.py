@@ -231,8 +231,8 @@ def pauses_line(found: Report) -> str:
     """Return the measurements of the pauses of one length as text."""
     return (
         f"{len(found['pauses_s'])} pauses of {found['length_ms']} ms {_word(found)}: {found['requests']:,} requests, "
-        f"{found['full']:,} full, {found['inside']} not full in the excused times, {found['outside']} outside "
-        f"({found['outside_in_flight']} in flight at a pause), {found['refused']} × 429, "
+        f"{found['full']:,} full, {found['inside']} not full in the excused times, {found['outside']} outside, "
+        f"{found['refused']} × 429, "
         f"{listed(found['failed']) or '0'} failed, "
         f"p50 {milliseconds(found['p50_ms'])}, p99 {milliseconds(found['p99_ms'])}"
     )

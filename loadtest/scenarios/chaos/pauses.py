@@ -59,17 +59,15 @@ class Pauses(Fault):
 def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> Report:
     """Return the numbers of a series, from the real begin and end of its pauses, of shape [P, 2].
 
-    Requests belong to a series and a pause by their due time, failed first tries by their end. A
-    series holds if nothing fails and all answers are full but those *inside*: due within a pause of
-    at least 100 ms, or at most 2.5 times its length after it. Of those *outside* that are not full,
-    `outside_in_flight` were due before such a pause, and answered after its begin.
+    Requests belong to a series by their due time, failed first tries by their end. A series holds
+    if nothing fails and all answers are full but those *inside*: in flight at any time of a pause
+    of at least 100 ms, or due at most 2.5 times its length after it.
     """
     requests, ends_s = offered.requests, pauses_s[0, 0] + NUM * EVERY_S
     due = requests.where((requests.at_s >= pauses_s[0, 0]) & (requests.at_s < ends_s))
-    inside, in_flight = np.zeros((2, len(due.ok)), dtype=bool)
+    inside = np.zeros(len(due.ok), dtype=bool)
     for begun_s, ended_s in pauses_s[pauses_s[:, 1] - pauses_s[:, 0] >= EXCUSED_S]:
-        inside |= (due.at_s >= begun_s) & (due.at_s <= ended_s + AFTER * (ended_s - begun_s))
-        in_flight |= (due.at_s < begun_s) & (due.ended_s >= begun_s)
+        inside |= (due.ended_s >= begun_s) & (due.at_s <= ended_s + AFTER * (ended_s - begun_s))
     full = np.array([outcome.full for outcome in due.outcomes], dtype=bool)[due.codes]
     outside = due.ok & ~full & ~inside
     first = Counter(failure.kind for failure in offered.failed if pauses_s[0, 0] <= failure.at_s < ends_s)
@@ -82,7 +80,6 @@ def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> R
         "full": int(full.sum()),
         "inside": int((due.ok & ~full & inside).sum()),
         "outside": int(outside.sum()),
-        "outside_in_flight": int((outside & in_flight).sum()),
         "refused": failed.pop("HTTP 429", 0),
         "failed": dict(failed),
         **{f"p{share * 100:g}_ms": percentile(due.latency_ms, share, due.ok) for share in (0.5, 0.99)},

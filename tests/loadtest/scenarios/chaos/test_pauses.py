@@ -55,7 +55,7 @@ def test_answers_may_be_less_than_full_within_a_pause_and_two_and_a_half_lengths
     numbers = found(Offering(12).between(3.0, 3.701, less).between(6.0, 6.701, less))
     assert (numbers["held"], numbers["inside"], numbers["outside"]) == (True, 142, 0)
     late = found(Offering(12).between(3.0, 3.72, less))
-    assert (late["held"], late["inside"], late["outside"], late["outside_in_flight"]) == (False, 71, 1, 0)
+    assert (late["held"], late["inside"], late["outside"]) == (False, 71, 1)
 
 
 def test_a_pause_of_less_than_100_ms_excuses_nothing():
@@ -69,9 +69,10 @@ def test_the_real_length_of_a_pause_counts():
     assert found(offering, length_s=0.1, length_ms=100)["outside"] == 6
 
 
-def test_a_request_in_flight_when_a_pause_begins_is_outside_and_named():
-    numbers = found(Offering(12).between(2.99, 3.0, FALLBACK).between(5.98, 6.0, FALLBACK, latency_ms=210.0))
-    assert (numbers["held"], numbers["outside"], numbers["outside_in_flight"]) == (False, 2, 2)
+def test_a_request_that_a_pause_finds_in_flight_is_inside():
+    before = Offering(12).between(5.99, 6.0, FALLBACK, latency_ms=210.0)
+    assert (found(before)["held"], found(before)["inside"]) == (True, 1)
+    assert not found(Offering(12).between(5.99, 6.0, FALLBACK, latency_ms=5.0))["held"]
 
 
 def test_a_refusal_that_a_retry_saved_does_not_hold():
@@ -96,7 +97,7 @@ def test_the_line_of_a_length_has_its_numbers():
     offering = Offering(12).between(3.0, 3.1, FALLBACK).between(5, 5.04, FALLBACK).between(7, 7.02, CLOSED)
     assert pauses_line(found(offering.failed_first(3.3, kind="HTTP 429"))) == (
         "2 pauses of 200 ms not held: 600 requests, 584 full, 10 not full in the excused times, 4 outside "
-        "(0 in flight at a pause), 1 × 429, 2 connection closed failed, p50 10.0 ms, p99 10.0 ms"
+        "1 × 429, 2 connection closed failed, p50 10.0 ms, p99 10.0 ms"
     )
     most_failed = found(Offering(12).between(3, 5, CLOSED))
     assert pauses_line(most_failed).endswith("p50 10.0 ms, p99 not reached")
