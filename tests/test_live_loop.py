@@ -24,7 +24,7 @@ from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.log.reader import read_log
 from serve.log.replay import Replay
-from serve.operate.host.environment import ONE_MACHINE
+from serve.operate.host.environment import HAPROXY, ONE_MACHINE
 from serve.stores.factory import open_store
 
 pytestmark = pytest.mark.integration
@@ -207,9 +207,11 @@ def test_a_killed_replica_costs_no_request_and_a_killed_haproxy_an_outage(home, 
     until(lambda: len(haproxies(home)) == 1, 30)
     (haproxy,) = haproxies(home)
     config = Path(haproxy.cmdline()[haproxy.cmdline().index("-f") + 1]).read_text()
-    assert f"retry-on {ONE_MACHINE['RAY_SERVE_HAPROXY_RETRY_ON']}\n" in config, (
-        "the setting of environment.py"
-    )
+    for ours in (
+        f"retry-on {ONE_MACHINE['RAY_SERVE_HAPROXY_RETRY_ON']}\n",
+        f"fastinter {HAPROXY['RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER']} ",
+    ):
+        assert ours in config, "the setting of environment.py"
 
     with asking(url) as threads:
         until(answering(threads), 10)
