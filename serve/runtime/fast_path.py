@@ -118,6 +118,23 @@ class _Replica:
         )
         # Latencies of the last second, by status.
         self._latencies_ms: dict[int, list[float]] = {}
+        self._stay_in_rotation(replica)
+
+    @staticmethod
+    def _stay_in_rotation(replica: Any) -> None:
+        """Pass HAProxy's health checks until the replica stops listening.
+
+        A replica that leaves serves on for RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, but Ray
+        fails its health checks at once. HAProxy learns of the successor a second later, and all
+        requests between went to Ray's Python proxy: a few hundred in a redeploy.
+        """
+        check = replica._dataplane_health_check
+
+        async def is_healthy() -> tuple[bool, str]:
+            healthy, message = await check()
+            return healthy or replica._shutting_down, message
+
+        replica._dataplane_health_check = is_healthy
 
     def serves(self, scope: Scope) -> bool:
         """Return True for our paths below the server's root and the `route_prefix`."""

@@ -100,6 +100,10 @@ class Replica:
         self._user_callable_wrapper = SimpleNamespace(_run_user_code_in_separate_thread=False)
         self._deployment_id = SimpleNamespace(app_name="spaces", name="FeatureFetch")
         self.rays_way = []
+        self._shutting_down = self.is_ill = False
+
+    async def _dataplane_health_check(self):
+        return not (self._shutting_down or self.is_ill), "a message"
 
     async def _direct_ingress_asgi(self, scope, receive, send):
         self.rays_way.append(scope)
@@ -312,3 +316,19 @@ def test_in_ray_s_own_proxy_nothing_is_short():
 
     asyncio.run(ask(FastPath(Wrapped(proxy)), ranking()))
     assert len(seen) == 1
+
+
+def test_a_replica_that_leaves_passes_health_checks_and_a_sick_one_does_not():
+    replica = Replica(Answering())
+    fast_path(replica)
+
+    def is_healthy():
+        healthy, message = asyncio.run(replica._dataplane_health_check())
+        assert message == "a message"
+        return healthy
+
+    assert is_healthy()
+    replica._shutting_down = True
+    assert is_healthy()
+    replica._shutting_down, replica.is_ill = False, True
+    assert not is_healthy()
