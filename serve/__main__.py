@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ from serve.log.atomic_files import PRIVATE
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
 
+Yes = Annotated[bool, typer.Option("--yes", help="Deploy changes that lose data or fail callers too.")]
 app = command_line(__doc__)
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
@@ -47,6 +49,7 @@ def up(
         bool, typer.Option("--dashboard", help="Open Ray's own dashboard on 127.0.0.1; 200 MB.")
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until the service answers.")] = 120.0,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Start the service of a `cluster.yaml`, or deploy its changes; return once it answers."""
@@ -54,7 +57,13 @@ def up(
 
     os.umask(PRIVATE)
     service = start(
-        config, run_dir=run, haproxy=haproxy, dashboard=dashboard, timeout_s=timeout, progress=_progress
+        config,
+        run_dir=run,
+        haproxy=haproxy,
+        dashboard=dashboard,
+        yes=yes,
+        timeout_s=timeout,
+        progress=_progress,
     )
     for reason in service["degraded"] + service["advice"]:
         _progress(f"warning: {reason}")
@@ -128,17 +137,20 @@ def diff(
     run: AnyRunFolder = None,
     address: Address = None,
     apply: Annotated[bool, typer.Option("--apply", help="Deploy the file in place.")] = False,
+    yes: Yes = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """Compare a `cluster.yaml` with the running service, and show the effect of each change.
+    """Compare a `cluster.yaml` with the running service: the effect and meaning of each change.
 
     Exit code 0 if nothing differs or all changes were applied, 1 if there are differences or a
     change was refused, 2 if no service runs here or the file cannot be read.
     """
     from serve.operate.diff.apply import diff as differ
+    from serve.operate.status.vitals import median_ms
 
-    result, lines, held = differ(config, run, address, apply, timeout, _progress)
+    p50_ms = partial(median_ms, run, address)
+    result, lines, held = differ(config, run, address, apply, timeout, _progress, yes=yes, p50_ms=p50_ms)
     answer(result, as_json, "\n".join(lines), held=held)
 
 

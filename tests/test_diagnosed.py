@@ -18,6 +18,7 @@ from stub import MODEL, publish_stub
 from tiny import TOML, tables
 
 from serve.config.reader import read
+from serve.contract.errors import TabrankError
 from serve.log.writer import write_log
 from serve.model.artifact import CURRENT, FILES, load, save
 from serve.operate.run.local_cluster import up
@@ -128,3 +129,33 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
     assert "kill_switch" in [one["name"] for one in httpx.get(f"{url}/readyz").json()["diagnoses"]]
     state = look(home / "var/run", None, PageHistory(1.0))
     assert (state["kill_switch"], state["changes"][0]["what"]) == (["tiny"], "kill switch on for tiny")
+
+
+def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(home):
+    run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
+    run("up", "--timeout", "180", cwd=home)
+    file, url = home / "cluster.yaml", json.loads((home / "var/run/service.json").read_text())["url"]
+    asked = f"GET {url}/v1/model without a key answers"
+    document = yaml.safe_load(file.read_text())
+    (application,) = document["applications"]
+    keys = {"app": {"sha256": "a" * 64, "requests_per_s": 5}}
+    application["deployments"][0]["user_config"]["api_keys"] = keys
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(TabrankError, match="requests without X-Api-Key get 401"):
+        up(file, timeout_s=60)
+    lines: list[str] = []
+    assert up(file, timeout_s=60, yes=True, progress=lines.append)["action"] == "deployed"
+    assert lines[-1] == f"{asked} 401 (before: 200): today's callers fail"
+    application["route_prefix"] = "/ranking"
+    file.write_text(yaml.safe_dump(document))
+    refused = subprocess.run(
+        [sys.executable, "-m", "serve", "diff", "--apply"],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "needs --yes: every request to / gets 404: its callers fail" in refused.stdout
+    applied = run("diff", "--apply", "--yes", cwd=home)
+    assert applied.stdout.startswith(f"{asked} 404 (before: 401): today's callers fail\n")

@@ -152,12 +152,18 @@ def _delete(folder: Path, old: list[Snapshot]) -> None:
         horizon.verify()
         # From now on a replay starts with this snapshot, whichever older records remain.
         set_truncation_point(folder, horizon.seq)
+    for path in replaced(folder, horizon.seq):
+        path.unlink()
+    for snapshot in before:
+        shutil.rmtree(snapshot.path)
+
+
+def replaced(folder: Path, seq: int) -> Iterator[Path]:
+    """Yield the segments whose records a snapshot at the number `seq` contains."""
     for name in TABLES:
         # Keep the last segment: each table of a log needs rows.
         for segment in segments(folder, name)[:-1]:
             # A damaged segment of an earlier release stays.
             with suppress(TabrankError):
-                if segment.first <= horizon.seq and segment.last <= horizon.seq:
-                    segment.path.unlink()
-    for snapshot in before:
-        shutil.rmtree(snapshot.path)
+                if segment.first <= seq and segment.last <= seq:
+                    yield segment.path

@@ -15,6 +15,7 @@ import secrets
 import stat
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,6 +126,13 @@ def load(folder: Path) -> Artifact:
     for name in artifact.manifest["files"]:
         artifact.read(name)
     return artifact
+
+
+def state_of(folder: Path) -> str | None:
+    """Return the fingerprint of the state that an artifact was trained on, or None."""
+    with suppress(ArtifactRefused):
+        return _checked(folder, _read(folder, MANIFEST)).get("state_fingerprint")
+    return None
 
 
 def publish(folder: Path, models: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.contract.validation import refuse_file
 from serve.log.atomic_files import exclusive
-from serve.model.artifact import CANARY, CURRENT, load, point, pointed, unpoint, versions
+from serve.model.artifact import CANARY, CURRENT, load, point, pointed, state_of, unpoint, versions
 from serve.model.compatibility import require_promotable
 from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
 
@@ -52,8 +52,8 @@ class ModelRegistry:
         """Make a published version the current one, and end its canary; return the version before.
 
         Raises:
-            TabrankError: the version is not published or of another state, or the folder cannot be
-                written.
+            TabrankError: the version is not published, or was trained on a state that this release
+                does not keep for its surface, or the folder cannot be written.
         """
         with self._locked():
             require_promotable(self.models, version)
@@ -69,8 +69,7 @@ class ModelRegistry:
         """Make a published version the canary, which ranks for arms with the scorer `canary`.
 
         Raises:
-            TabrankError: the version is not published, of another state, or current, or no version
-                is current.
+            TabrankError: the version cannot be promoted, or is current, or no version is current.
         """
         with self._locked():
             require_promotable(self.models, version)
@@ -101,7 +100,7 @@ class ModelRegistry:
         Return the version that is then current; None if `version` was neither current nor canary.
 
         Raises:
-            NothingBefore: no good version exists before it.
+            NothingBefore: no good version of its state exists before it.
             TabrankError: the folder cannot be written.
         """
         with self._locked():
@@ -113,10 +112,12 @@ class ModelRegistry:
                 return was
             if version is None or version != was:
                 return None
-            before = self._history.read().previous(was, versions(self.models))
+            before = self._previous(version)
             if before is None:
+                other = self._history.read().previous(was, versions(self.models))
+                hint = f"{other}, which is of another state, if the service has that" if other else "another"
                 raise NothingBefore(
-                    f"models {self.models}: no good version was current before {was}; promote another"
+                    f"models {self.models}: no good version was current before {was}; promote {hint}"
                 )
             self._record("rollback", version, before, reason)
             point(self.models, CURRENT, before)
@@ -126,7 +127,7 @@ class ModelRegistry:
         """Return all published versions, newest first, with state, reason, metrics and rivals."""
         history, published = self._history.read(), versions(self.models)
         current = self.current
-        roles = {history.previous(current, published): "previous", self.canary: "canary", current: "current"}
+        roles = {self._previous(current): "previous", self.canary: "canary", current: "current"}
         found = []
         for version in reversed(published):
             manifest: Mapping[str, Any] = {}
@@ -142,6 +143,12 @@ class ModelRegistry:
             yardstick = {key: manifest.get(key) for key in ("measured_on", "paired")}
             found.append({**row, "current": version == current, "metrics": metrics, **yardstick})
         return found
+
+    def _previous(self, version: str | None) -> str | None:
+        """Return the good version before this one that a service with its state can rank with."""
+        state = state_of(self.models / version) if version else None
+        alike = [each for each in versions(self.models) if state_of(self.models / each) in (state, None)]
+        return self._history.read().previous(version, alike if state else versions(self.models))
 
     def _pointed(self, pointer: str) -> str | None:
         with suppress(ArtifactRefused):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
@@ -12,7 +13,8 @@ from serve.config.reader import read
 from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.field import unshared
-from serve.operate.diff.running import Progress, find
+from serve.operate.diff.meaning import Measured
+from serve.operate.diff.running import UNCONFIRMED, Progress, answered, find
 
 SWITCH = "kill_switch"
 
@@ -24,17 +26,21 @@ def diff(
     apply: bool,
     timeout_s: float,
     progress: Progress,
+    *,
+    yes: bool = False,
+    p50_ms: Measured = lambda app: None,
 ) -> tuple[dict[str, Any], list[str], bool]:
     """Compare the file with the running service, and with `apply` deploy it in place.
 
     Return the result for JSON, the lines to print, and whether the command held: no change was
-    found, or it was applied. Nothing is deployed where Serve would have to restart.
+    found, or it was applied. Nothing is deployed where Serve would have to restart, or where a
+    change is dangerous and `yes` is not given. After a deploy, the routes of before are asked once.
     """
     config = read(config_path)
     running = find(run, address)
     for problem in config.warnings:
         progress(f"warning: {problem}")
-    found = running.difference(config)
+    found = running.difference(config, p50_ms)
     result = {
         "compared_with": running.where,
         **found.plain(),
@@ -57,12 +63,16 @@ def diff(
         command = running.restart_command(config_path)
         lines.append(f"refused: Serve reads this setting only at its start; restart it with: {command}")
         return result, lines, False
+    if found.needs_yes and not yes:
+        command = f"python -m serve diff {quote(str(config_path))} --apply"
+        return result, [*lines, UNCONFIRMED.format(command=command)], False
     for line in lines:
         progress(line)
-    begin = time.monotonic()
+    begin, before = time.monotonic(), running.answers()
     running.deploy(config, timeout_s, progress)
-    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1)}
-    return result, [f"applied and running ({result['seconds']} s)"], True
+    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1), "answers": running.answers()}
+    asked = answered(before, result["answers"])
+    return result, [*asked, f"applied and running ({result['seconds']} s)"], True
 
 
 def popular(

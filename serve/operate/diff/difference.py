@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
+from os.path import commonprefix
+from typing import Any, NamedTuple
 
 from serve.config.application import OUR_APPLICATION
 from serve.config.known_keys import APPLICATION, DEPLOYMENT, LIVE
@@ -49,6 +50,13 @@ class Shape:
     ingress: str | None = None
 
 
+class Meaning(NamedTuple):
+    """Meaning of a change to callers, viewers or the log, and whether it needs `--yes`."""
+
+    sentence: str
+    is_dangerous: bool
+
+
 @dataclass(frozen=True)
 class Change:
     """One field that differs; `old` and `new` are ... where a document leaves the field out."""
@@ -62,6 +70,7 @@ class Change:
     note: str
     # The deployments whose options it is part of, as application/deployment.
     reached: tuple[str, ...]
+    meanings: tuple[Meaning, ...] = ()
 
     @property
     def touched(self) -> tuple[str, ...]:
@@ -80,6 +89,7 @@ class Change:
             "consequence": self.consequence.name.lower(),
             "touched": list(self.touched),
             "note": self.note,
+            "meanings": [meaning._asdict() for meaning in self.meanings],
         }
         return sides | effect
 
@@ -87,7 +97,8 @@ class Change:
         """Return the lines to print."""
         sides = " → ".join(shown(value, self.default) for value in (self.old, self.new))
         note = f" ({self.note})" if self.note else ""
-        return [f"{text(self.path)}: {sides}", f"    {self.consequence.sentence}{note}"]
+        means = [f"    {'needs --yes' if bad else 'note'}: {line}" for line, bad in self.meanings]
+        return [f"{text(self.path)}: {sides}", f"    {self.consequence.sentence}{note}", *means]
 
 
 @dataclass(frozen=True)
@@ -102,10 +113,27 @@ class Difference:
         """Return the worst consequence of all changes."""
         return max((change.consequence for change in self.changes), default=Consequence.NOTHING)
 
+    @property
+    def needs_yes(self) -> bool:
+        """Return whether a change loses data or fails callers."""
+        return any(meaning.is_dangerous for change in self.changes for meaning in change.meanings)
+
+    def explained(self, found: Iterable[tuple[Path, Meaning]]) -> Difference:
+        """Return the difference with each meaning at the change that is nearest to its path."""
+        changes = list(self.changes)
+        for path, meaning in found if changes else ():
+            # Of tuples, this is their first items.
+            shared = [len(commonprefix([path, change.path])) for change in changes]  # noqa: RUF071
+            nearest = shared.index(max(shared))
+            meanings = (*changes[nearest].meanings, meaning)
+            changes[nearest] = replace(changes[nearest], meanings=meanings)
+        return replace(self, changes=tuple(changes))
+
     def plain(self) -> dict[str, Any]:
         """Return the difference for JSON."""
         return {
             "consequence": self.worst.name.lower() if self.changes else "none",
+            "needs_yes": self.needs_yes,
             "changes": [change.plain() for change in self.changes],
             "deployments": {
                 app: {name: effect.name.lower() for name, (effect, _) in by_name.items()}

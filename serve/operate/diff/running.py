@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from serve.config.application import OUR_APPLICATION
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.diff.dashboard import nodes
 from serve.operate.diff.difference import Difference, Shape, compare, in_force
+from serve.operate.diff.meaning import Measured, meanings, route_of
 from serve.operate.host.run_folder import POLL_S, RunFolder
-from serve.operate.host.state import RUN, up_command
+from serve.operate.host.state import RUN, status_code, up_command
 
 Progress = Callable[[str], None]
 # Serve's control loop runs every 0.1 s and may report the old state for some iterations.
@@ -35,13 +37,19 @@ UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
 # The folder of the file, beside the fields of the file.
 FOLDER = "folder"
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
+UNCONFIRMED = (
+    "refused: a change that needs --yes loses data or fails callers; deploy it with: {command} --yes"
+)
 
 
 class RunningService(ABC):
     """Running service: its `document`, and the `path` of the file that it was read from."""
 
     where: str
+    url: str
     path: Path
+    # The folder of its files, or None on another machine.
+    base: Path | None = None
     document: dict[str, Any]
     shapes: dict[str, Shape]
     not_compared: tuple[str, ...] = ()
@@ -52,10 +60,18 @@ class RunningService(ABC):
     # The file of a deploy under way and its start. The comparison is with the deploy before it.
     under_way: Mapping[str, str] | None = None
 
-    def difference(self, config: Config) -> Difference:
-        """Return the difference between the running service and the file."""
+    def difference(self, config: Config, p50_ms: Measured = lambda app: None) -> Difference:
+        """Return the difference between the running service and the file, and what it means."""
         document = self.comparable(config)
-        return compare(self.document, document, self.shapes, is_recorded=self.is_recorded)
+        found = compare(self.document, document, self.shapes, is_recorded=self.is_recorded)
+        bases = (self.base or config.path.parent, config.path.parent)
+        return found.explained(meanings(self.document, document, found.changes, bases, p50_ms))
+
+    def answers(self) -> dict[str, int]:
+        """Return the status that a GET without a key gets from each of our routes, by its URL."""
+        ours = [app for app in self.document["applications"] if app["import_path"] == OUR_APPLICATION]
+        urls = [f"{self.url}{route_of(app).rstrip('/')}/v1/model" for app in ours]
+        return {url: status_code(url) for url in urls}
 
     def config(self, document: Mapping[str, Any]) -> Config:
         """Return a document as if it were read from the running file, to deploy it."""
@@ -82,6 +98,7 @@ class LocalService(RunningService):
         if not run.supervisors() or service.get("state") not in ("ready", "deploying"):
             raise TabrankError(f"{run.path}: {UNWATCHED if run.node() else NOTHING_RUNS}")
         self._run, self.path = run, Path(service["config"])
+        self.base = self.path.parent
         deployed = run.deployed()
         if not deployed:
             again = up_command(self.path, run)
@@ -137,6 +154,8 @@ class RemoteService(RunningService):
         self.document = {key: value for key, value in reported.items() if value is not None}
         self.document["applications"] = [app["deployed_app_config"] for app in applications.values()]
         self.shapes = shapes_of({name: application_of(app) for name, app in applications.items()})
+        port = (self.details.get("http_options") or {}).get("port", 8000)
+        self.url = f"http://{urlsplit(address).hostname}:{port}"
 
     def restart_command(self, config: Path) -> str:
         """Return the restart with Ray's own commands."""
@@ -177,11 +196,9 @@ class RemoteService(RunningService):
         applications = {name: application_of(app) for name, app in self.details["applications"].items()}
         statuses = {app["status"] for app in applications.values()}
         messages = [app["message"] for app in self.details["applications"].values() if app["message"]]
-        options = self.details.get("http_options") or {}
-        host = urlsplit(self.where).hostname
         return {
             "state": "ready" if statuses == {"RUNNING"} else min(statuses - {"RUNNING"}).lower(),
-            "url": f"http://{host}:{options.get('port', 8000)}",
+            "url": self.url,
             "error": cause(messages) if messages else "",
             "applications": applications,
             "nodes": nodes(self.client),
@@ -204,6 +221,15 @@ class RemoteService(RunningService):
 def find(run: Path | None, address: str | None) -> RunningService:
     """Return the service of a run folder or at an address; raise TabrankError if none runs."""
     return RemoteService(address) if address and run is None else LocalService(RunFolder.of(run or RUN))
+
+
+def answered(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
+    """Return a line for each URL of `RunningService.answers` before and after a deploy."""
+    lines = []
+    for url, status in after.items():
+        failed = ": today's callers fail" if status not in (200, before[url]) else ""
+        lines.append(f"GET {url} without a key answers {status or 'nothing'} (before: {before[url]}){failed}")
+    return lines
 
 
 def config_of(path: Path, document: Mapping[str, Any], sha256: str = "") -> Config:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,11 +23,11 @@ from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.difference import Difference
-from serve.operate.diff.running import LocalService, Progress, follow, request_deploy
+from serve.operate.diff.running import UNCONFIRMED, LocalService, Progress, answered, follow, request_deploy
 from serve.operate.host.environment import environment
 from serve.operate.host.run_folder import GRACE_S, NODE, SUPERVISE, RunFolder
-from serve.operate.host.state import route, status, status_code
-from serve.operate.status.vitals import answers_of, diagnosed
+from serve.operate.host.state import route, status, status_code, up_command
+from serve.operate.status.vitals import answers_of, diagnosed, median_ms
 
 NEVER = "never started"
 
@@ -37,15 +38,17 @@ def up(
     run_dir: Path | None = None,
     haproxy: bool = True,
     dashboard: bool = False,
+    yes: bool = False,
     timeout_s: float = 120.0,
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
     """Start the service of `config_path` and return once it answers.
 
     A service that already runs with the same file is left alone. A changed file is deployed in
-    place, without a restart where Serve allows it. A service without a supervisor gets a new one,
-    without a gap. Processes that a killed start of this folder left behind are ended first. With
-    `dashboard`, Ray opens its own dashboard on 127.0.0.1.
+    place, without a restart where Serve allows it; `yes` allows changes that lose data or fail
+    callers. A service without a supervisor gets a new one, without a gap. Processes that a killed
+    start of this folder left behind are ended first. With `dashboard`, Ray opens its own dashboard
+    on 127.0.0.1.
 
     Return the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
     over" or "none"), `changes`, `degraded` (why it would not rank as the file says, such as a
@@ -62,7 +65,7 @@ def up(
     with run.locked(timeout_s):
         if dashboard:
             _refuse_dashboard(run)
-        action, changes = _act(config, run, haproxy, dashboard, timeout_s, progress)
+        action, changes = _act(config, run, haproxy, dashboard, yes, timeout_s, progress)
         service = {**run.service(), "action": action, "changes": changes}
         found = diagnosed(answers_of(service))
     if dashboard:
@@ -88,7 +91,13 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
 
 
 def _act(
-    config: Config, run: RunFolder, haproxy: bool, dashboard: bool, timeout_s: float, progress: Progress
+    config: Config,
+    run: RunFolder,
+    haproxy: bool,
+    dashboard: bool,
+    yes: bool,
+    timeout_s: float,
+    progress: Progress,
 ) -> tuple[str, list[Any]]:
     """Bring the service to `config` by the mildest means; return the action and the changes."""
     taken_over = _take_over(run, timeout_s, progress)
@@ -96,6 +105,9 @@ def _act(
     changes = difference.plain()["changes"] if difference else []
     if difference is not None:
         service = run.service()
+        if difference.needs_yes and not yes:
+            refused = UNCONFIRMED.format(command=up_command(config.path, run))
+            raise TabrankError("\n".join([*difference.lines(), refused]))
         if service["haproxy"] != haproxy:
             progress("restarting: the ingress changes")
         elif not difference.changes and not service["error"] and service["state"] == "ready":
@@ -105,7 +117,11 @@ def _act(
                 progress(line)
             if difference.worst < Consequence.RESTART:
                 progress("deploying the changed file in place")
+                running = LocalService(run)
+                before = running.answers()
                 request_deploy(config, run, timeout_s, progress)
+                for line in answered(before, running.answers()):
+                    progress(line)
                 return "deployed", changes
             progress("restarting: the file changes a setting that Serve reads only at its start")
         if config.port != urlsplit(service["url"]).port:
@@ -134,7 +150,7 @@ def _difference(config: Config, run: RunFolder) -> Difference | None:
     except TabrankError:
         return None
     alive = status_code(running.url + route(running.document) + "/livez") == 200
-    return running.difference(config) if alive else None
+    return running.difference(config, partial(median_ms, run.path, None)) if alive else None
 
 
 def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:

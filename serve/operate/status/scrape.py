@@ -47,6 +47,11 @@ class Page:
         """Return the series of an application."""
         return Page(self.at_s, {one: n for one, n in self.values.items() if ("application", app) in one[1]})
 
+    @property
+    def median_ms(self) -> float | None:
+        """The p50 of all rankings that its series count; None without any."""
+        return _quantile_ms(_grown(Page(0.0), self, LATENCY, "le"), 0.5)
+
 
 def read_pages(urls: Iterable[str]) -> Page:
     """Return the current pages as one; a node that does not answer adds nothing."""

@@ -81,6 +81,13 @@ def metrics_pages(run: Path | None, address: str | None) -> list[str]:
     return pages
 
 
+def median_ms(run: Path | None, address: str | None, app: str) -> float | None:
+    """Return the p50 of an application's rankings since its replicas started; None if unknown."""
+    with contextlib.suppress(TabrankError):
+        return read_pages(metrics_pages(run, address)).of(app).median_ms
+    return None
+
+
 def _pages(service: Mapping[str, Any]) -> list[str]:
     """Return the pages of the nodes and, last, that of HAProxy; none where nothing is served."""
     nodes = service.get("nodes", ()) if service["state"] not in DOWN else ()

@@ -37,7 +37,7 @@ def start(folder, port, **keys):
         name: {"sha256": sha256, "requests_per_s": 10_000} for name, (_, sha256) in keys.items()
     }
     (folder / "cluster.yaml").write_text(yaml.safe_dump(document))
-    return up(folder / "cluster.yaml", run_dir=folder / "run")
+    return up(folder / "cluster.yaml", run_dir=folder / "run", yes=True)
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,12 @@ from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
-from serve.model.artifact import CURRENT, point
+from serve.model.artifact import CURRENT, FILES, load, point, save
 from serve.rollout import history
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.registry import ModelRegistry, NothingBefore
 
+FIRST = "20251231T000000Z-0009"
 A, B, C = MODEL, "20260102T000000Z-000b", "20260103T000000Z-000c"
 
 
@@ -67,6 +68,33 @@ def test_a_rollback_goes_to_the_good_one_before_and_is_remembered(models, releas
     # Promoting it by name clears the rollback.
     releases.promote(C)
     assert states(releases) == {A: "previous", B: "rolled back", C: "current"}
+
+
+def publish_of_state(models, toml, version):
+    """Publish a version that names its surface and its state."""
+    made = load(models / A)
+    contents = {name: made.read(name) for name in FILES} | {"surface.toml": toml.encode()}
+    state = Schema(read_surface(toml)).fingerprint
+    save(models / version, contents, {"version": version, "state_fingerprint": state})
+
+
+def test_a_rollback_goes_to_no_version_of_another_state(tmp_path):
+    models = tmp_path / "models"
+    publish_stub(models, TOML, A)
+    changed = TOML.replace('half_life = "10s"', 'half_life = "12s"')
+    for version, toml in ((FIRST, changed), (B, TOML), (C, changed)):
+        publish_of_state(models, toml, version)
+    command(models, "promote", FIRST)
+    done = CliRunner().invoke(app, ["models", "promote", B, "--models", str(models)])
+    assert (done.exit_code, done.stdout) == (0, f"{B} is current; before: {FIRST}\n")
+    assert f"warning: {B} is of another state than {FIRST}: a service ranks with it only once" in done.stderr
+    # The service with the state of B would refuse it.
+    refusal = command(models, "rollback", code=1)
+    assert f"no good version was current before {B}; promote {FIRST}, which is of another state" in refusal
+    assert ModelRegistry(models).current == B
+    command(models, "promote", C)
+    assert states(ModelRegistry(models)) == {FIRST: "previous", A: "published", B: "published", C: "current"}
+    assert command(models, "rollback")["current"] == FIRST
 
 
 def test_a_version_promoted_before_the_history_can_be_rolled_back_to(models, releases):

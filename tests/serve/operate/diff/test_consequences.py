@@ -240,7 +240,7 @@ class Service:
         for path, value in changes.items():
             document = changed(document, path, value)
         self.write(document)
-        result, lines, held = diff(self.file, self.run, None, apply, 120, lambda line: None)
+        result, lines, held = diff(self.file, self.run, None, apply, 120, lambda line: None, yes=True)
         if apply:
             self.document = document
         else:

@@ -53,6 +53,11 @@ def test_replicas_add_up_and_a_new_one_counts_from_zero():
     assert found["freshness_ms"] == 80
 
 
+def test_one_page_has_the_median_since_the_replicas_started():
+    assert page(1, 100, within={"0.005": 50, "0.01": 90, "+Inf": 100}).median_ms == 5.0
+    assert page(1, 100).median_ms is None
+
+
 def test_quantiles_lie_between_the_bounds_as_prometheus_has_them():
     before = page(0, 0)
     within = {"0.005": 50, "0.01": 90, **{str(b): 99 for b in BOUNDS_S if b > 0.01}, "+Inf": 100}

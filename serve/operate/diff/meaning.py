@@ -1,0 +1,171 @@
+"""Meanings of changes of `cluster.yaml`: what callers, viewers and the log will notice of them.
+
+Each rule compares an application in two documents. The sentences are in `meaning.toml`, with those
+that are dangerous: they lose data or fail callers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path as FilePath
+from typing import Any
+
+from serve.config.application import OUR_APPLICATION, OUR_INGRESS, SCORER
+from serve.config.diagnoses import DIAGNOSES, Service
+from serve.config.known_keys import APPLICATION
+from serve.config.settings import AppArgs, UserConfig
+from serve.contract.errors import StoreUnavailable, TabrankError
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.operate.diff.difference import Change, Document, Meaning
+from serve.operate.diff.field import Path, get
+from serve.stores.factory import shown
+
+SENTENCES = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
+LIVE = ("deployments", OUR_INGRESS, "user_config")
+TARGET = ("deployments", SCORER, "autoscaling_config", "target_ongoing_requests")
+# Twice the time in which a replica starts.
+MIN_DOWNSCALE_S = 10
+DAY_S = 86_400
+
+Meanings = Iterator[Meaning]
+Bases = tuple[FilePath, FilePath]
+# Returns the measured p50 of an application's rankings in ms; None if it is unknown.
+Measured = Callable[[str], float | None]
+
+
+def meanings(
+    old: Document, new: Document, changes: Iterable[Change], bases: Bases, p50_ms: Measured
+) -> Iterator[tuple[Path, Meaning]]:
+    """Yield what the changes between two documents mean, each with the path of its field.
+
+    `bases` are the folders of the documents' files.
+    """
+    for change in changes:
+        yield from ((change.path, found) for found in _of_scaling(change, new))
+    routes = set(map(route_of, new["applications"]))
+    for app in old.get("applications", ()):
+        path, route = (*APPLICATION, app["name"]), route_of(app)
+        if route not in routes:
+            yield (*path, "route_prefix"), _meaning("route_gone", route=route)
+        if app["import_path"] == get(new, (*path, "import_path")) == OUR_APPLICATION:
+            try:
+                sides = _declared(old, path, bases[0]), _declared(new, path, bases[1])
+                for field, rule in RULES.items():
+                    yield from (((*path, *field), found) for found in rule(*sides, p50_ms))
+            # Settings of an earlier release may be unreadable, and so may a file be.
+            except (TabrankError, OSError) as error:
+                yield path, _meaning("unknown", error=str(error).replace("\n", "; "))
+
+
+def _declared(document: Document, path: Path, base: FilePath) -> Service:
+    """Return an application of ours as a document declares it."""
+    args = AppArgs.from_mapping(get(document, (*path, "args"), {}))
+    live = UserConfig.from_mapping(get(document, (*path, *LIVE), None) or {})
+    return Service(args, base, Features(Schema(args.load_surface(base))), live, path[-1])
+
+
+def _of_scaling(change: Change, new: Document) -> Meanings:
+    key, value, app = change.path[-1], change.new, change.path[:2]
+    if key == "min_replicas" and value == 0:
+        yield _meaning("cold_start")
+    if key == "downscale_delay_s" and value is not ... and value < MIN_DOWNSCALE_S:
+        yield _meaning("flapping", delay_s=value)
+    slots = get(new, (*app, *LIVE, "slots"), UserConfig.slots)
+    if key in ("slots", TARGET[-1]) and get(new, (*app, *TARGET), 0) >= slots:
+        yield _meaning("target_above_slots", slots=slots)
+
+
+def route_of(app: Mapping[str, Any]) -> str:
+    """Return the route of an application in a document."""
+    return str(app.get("route_prefix") or "/")
+
+
+def _meaning(name: str, **facts: object) -> Meaning:
+    """Return a meaning of the list, filled with the facts that its sentence names."""
+    return Meaning(SENTENCES[name]["sentence"].format(**facts), SENTENCES[name]["dangerous"])
+
+
+def _log_days(old: Service, new: Service, _: Measured) -> Meanings:
+    # These import pyarrow.
+    from serve.log.retention import replaced
+    from serve.log.snapshots import snapshots
+
+    # 0 keeps all.
+    if 0 < (days := new.args.keep_log_days) < (old.args.keep_log_days or math.inf):
+        log, before_s = new.base / new.args.log, time.time() - days * DAY_S
+        cuts = [snapshot.seq for snapshot in snapshots(log) if snapshot.ts_ms <= before_s * 1e3]
+        num_bytes = sum(path.stat().st_size for path in replaced(log, max(cuts, default=0)))
+        day = time.strftime("%Y-%m-%d", time.gmtime(before_s))
+        yield _meaning("log_deleted", day=day, size=f" ({num_bytes / 1e6:,.1f} MB now)" if num_bytes else "")
+
+
+def _store(old: Service, new: Service, _: Measured) -> Meanings:
+    # The path of a store is relative to the folder of the file; the address of a server is not.
+    stores = [
+        (one.args.store.startswith("lmdb:") and one.base, one.args.store, one.features.schema.fingerprint)
+        for one in (old, new)
+    ]
+    if stores[0] == stores[1]:
+        return
+    try:
+        with closing(new.open()) as store, store.dump() as dump:
+            rows = Counter(entity for entity, _, _ in dump.rows)
+    except StoreUnavailable as error:
+        yield _meaning("fault", fault=new.of_unavailable(error))
+    else:
+        facts = {"store": shown(new.args.store), "viewers": rows["viewer"], "candidates": rows["candidate"]}
+        yield _meaning("store_filled" if rows else "store_empty", **facts)
+
+
+def _faults(old: Service, new: Service, _: Measured) -> Meanings:
+    """Yield what the change brings of the faults that `check` warns of, but for those of stores."""
+    known = {one.name for one in old.of_files()}
+    for one in new.of_files():
+        about = DIAGNOSES[one.name]
+        if one.name not in known and about["arg"] != "store" and not about.get("advice"):
+            yield _meaning("fault", fault=one)
+
+
+def _salt(old: Service, new: Service, _: Measured) -> Meanings:
+    before = old.config.experiment
+    if before.salt != new.config.experiment.salt:
+        yield _meaning("salt", experiment=before.name)
+
+
+def _arms(old: Service, new: Service, _: Measured) -> Meanings:
+    before, after = ([arm.name for arm in one.config.experiment.arms if arm.share] for one in (old, new))
+    if len(before) > 1 == len(after):
+        yield _meaning("experiment_ends", arm=after[0], experiment=old.config.experiment.name)
+
+
+def _keys(old: Service, new: Service, _: Measured) -> Meanings:
+    before, after = ({key.sha256: key.name for key in one.config.api_keys} for one in (old, new))
+    removed = ", ".join(before[sha256] for sha256 in before if sha256 not in after)
+    if after and not before:
+        yield _meaning("first_key")
+    elif removed:
+        yield _meaning("key_removed" if after else "last_key", keys=removed)
+
+
+def _deadline(old: Service, new: Service, measured: Measured) -> Meanings:
+    is_lowered = (deadline_ms := new.config.deadline_ms) < old.config.deadline_ms
+    if is_lowered and deadline_ms < (p50_ms := measured(str(new.application)) or 0):
+        yield _meaning("below_p50", p50_ms=p50_ms)
+
+
+# The rules for an application of ours, by the field beside which `diff` prints the sentence.
+RULES: Mapping[Path, Callable[[Service, Service, Measured], Meanings]] = {
+    ("args",): _faults,
+    ("args", "store"): _store,
+    ("args", "keep_log_days"): _log_days,
+    (*LIVE, "experiment", "salt"): _salt,
+    (*LIVE, "experiment", "arms"): _arms,
+    (*LIVE, "api_keys"): _keys,
+    (*LIVE, "deadline_ms"): _deadline,
+}

@@ -1,0 +1,290 @@
+"""Meanings of changes: the sentence, the need of `--yes`, and the answer of the old route after."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from documents import replaced
+from stub import MODEL, publish_stub
+from tiny import TOML
+
+from serve.config.application import DEPLOYMENTS, OUR_INGRESS
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log.snapshots import write
+from serve.model.artifact import CURRENT, FILES, load, point, save
+from serve.operate.diff.apply import diff
+from serve.operate.diff.difference import Shape
+from serve.operate.diff.running import RunningService
+from serve.operate.run import local_cluster
+from serve.stores.factory import open_store
+
+ROOT = Path(__file__).parents[4]
+APP = "applications/tiny"
+LIVE, SCALING = f"{APP}/deployments/FeatureFetch/user_config", f"{APP}/deployments/Scorer/autoscaling_config"
+ARMS = f"{LIVE}/experiment/arms"
+KEY, OTHER = ({"sha256": digit * 64, "requests_per_s": 5} for digit in "ab")
+CHANGED = TOML.replace('half_life = "10s"', 'half_life = "12s"')
+
+
+class Running(RunningService):
+    """Service that answers at the route of its document, and asks for a key if that has any."""
+
+    def __init__(self, path: Path, document) -> None:
+        self.where, self.path, self.base, self.document = "here", path, path.parent, document
+        self.shapes = {"tiny": Shape(DEPLOYMENTS, OUR_INGRESS)}
+        self.deployed = document
+        running = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(running.status(self.path))
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def status(self, path):
+        (app,) = self.deployed["applications"]
+        if path != f"{app['route_prefix'].rstrip('/')}/v1/model":
+            return 404
+        return 401 if app["deployments"][0]["user_config"].get("api_keys") else 200
+
+    def comparable(self, config):
+        return dict(config.serve)
+
+    def deploy(self, config, timeout_s, progress):
+        self.deployed = config.serve
+
+    def restart_command(self, config):
+        return "restart"
+
+
+@pytest.fixture
+def document(tmp_path):
+    """The shipped file for the small surface, with a filled store and a model."""
+    document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    del document["nodes"]
+    (app,) = document["applications"]
+    app |= {"name": "tiny", "route_prefix": "/"}
+    app["args"] = {"surface": "tiny.toml", "store": "lmdb:store", "models": "models", "log": "log"}
+    (tmp_path / "tiny.toml").write_text(TOML)
+    (tmp_path / "changed.toml").write_text(CHANGED)
+    fill(tmp_path, "store", viewers=2)
+    publish_stub(tmp_path / "models", TOML)
+    point(tmp_path / "models", CURRENT, MODEL)
+    made = load(tmp_path / "models" / MODEL)
+    contents = {name: made.read(name) for name in FILES}
+    save(tmp_path / "stale" / MODEL, contents, {"version": MODEL, "state_fingerprint": "0" * 64})
+    point(tmp_path / "stale", CURRENT, MODEL)
+    return document
+
+
+def fill(folder, name, *, viewers, surface=TOML):
+    schema = Schema(read_surface(surface))
+    with closing(open_store(f"lmdb:{name}", "tiny", schema.fingerprint, base=folder, writable=True)) as store:
+        store.take_epoch()
+        store.replace(viewers, {f"v{i}": b"row" for i in range(viewers)}, {"a": b"row"} if viewers else {})
+
+
+@pytest.fixture
+def applied(tmp_path, monkeypatch):
+    """Run `diff --apply` for a change; return the lines of the changes, the result and the rest."""
+    services = []
+
+    def run(before, after, *, yes=False, p50_ms=None):
+        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(after))
+        services.append(Running(tmp_path / "cluster.yaml", before))
+        monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: services[-1])
+        printed: list[str] = []
+        arguments = (tmp_path / "cluster.yaml", None, None, True, 5.0, printed.append)
+        result, lines, held = diff(*arguments, yes=yes, p50_ms=lambda app: p50_ms)
+        assert (services[-1].deployed == before) != held
+        return result, [*printed, *lines], held
+
+    yield run
+    for service in services:
+        service.server.shutdown()
+        service.server.server_close()
+
+
+def changed(document, **values):
+    for path, value in values.items():
+        document = replaced(document, tuple(path.split("/")), value)
+    return document
+
+
+def sentences(result):
+    return [one["sentence"] for change in result["changes"] for one in change["meanings"]]
+
+
+def week_ago():
+    return f"{datetime.now(UTC) - timedelta(days=7):%Y-%m-%d}"
+
+
+ENDS = {f"{ARMS}/model/share": 0.5, f"{ARMS}/popular/share": 0.5}
+# What was there before, what changes, and the sentence.
+DANGEROUS = [
+    ({}, {f"{APP}/args/keep_log_days": 7}, "deletes the log's records from before {day} for good"),
+    ({f"{APP}/args/keep_log_days": 0}, {f"{APP}/args/keep_log_days": 7}, "from before {day} for good"),
+    (
+        {},
+        {f"{LIVE}/experiment/salt": "second"},
+        "reassigns every viewer to an arm, which spoils the experiment 'launch'",
+    ),
+    (
+        ENDS,
+        {f"{ARMS}/model/share": 0.0, f"{ARMS}/popular/share": 1.0},
+        "every viewer gets the arm 'popular': this ends the experiment 'launch'",
+    ),
+    ({}, {f"{LIVE}/api_keys": {"app": KEY}}, "every caller needs a key from then on"),
+    (
+        {f"{LIVE}/api_keys": {"app": KEY, "job": OTHER}},
+        {f"{LIVE}/api_keys/job": ...},
+        "requests with these keys get 401: job",
+    ),
+    (
+        {f"{LIVE}/api_keys": {"app": KEY}},
+        {f"{LIVE}/api_keys/app/sha256": OTHER["sha256"]},
+        "requests with these keys get 401: app",
+    ),
+    ({f"{LIVE}/api_keys": {"app": KEY}}, {f"{LIVE}/api_keys": ...}, "callers need a key no longer, but"),
+    ({}, {f"{APP}/route_prefix": "/ranking"}, "every request to / gets 404: its callers fail"),
+    ({}, {f"{LIVE}/deadline_ms": 11}, "the measured p50 is 12.0 ms: most answers become fallback"),
+    ({}, {f"{APP}/args/store": "lmdb:empty"}, "rows are not carried over, and lmdb:empty has none"),
+    ({}, {f"{APP}/args/store": "lmdb:none"}, "There is no store at lmdb:none"),
+    ({}, {f"{APP}/args/surface": "changed.toml"}, "The store at lmdb:store holds tiny-"),
+    ({}, {f"{APP}/args/models": "stale"}, "it was trained on the state 000000000000"),
+    ({}, {f"{APP}/args/models": "other"}, "These arms have no model and get the popular order: model."),
+]
+
+
+@pytest.mark.parametrize(("before", "change", "sentence"), DANGEROUS)
+def test_a_dangerous_change_says_what_it_means_and_is_applied_with_yes_only(
+    before, change, sentence, document, tmp_path, applied
+):
+    fill(tmp_path, "empty", viewers=0)
+    sentence = sentence.format(day=week_ago())
+    old = changed(document, **before)
+    result, lines, held = applied(old, changed(old, **change), p50_ms=12.0)
+    assert (held, result["needs_yes"], result["applied"]) == (False, True, False)
+    assert any(line.startswith("    needs --yes: ") and sentence in line for line in lines), lines
+    assert any(sentence in one for one in sentences(result))
+    assert lines[-1].endswith(f"deploy it with: python -m serve diff {tmp_path}/cluster.yaml --apply --yes")
+    result, lines, held = applied(old, changed(old, **change), yes=True, p50_ms=12.0)
+    assert (held, result["applied"]) == (True, True)
+    assert any(sentence in line for line in lines)
+
+
+NOTED = [
+    ({f"{SCALING}/min_replicas": 0}, "after a pause, the first requests wait until a replica has started"),
+    ({f"{SCALING}/target_ongoing_requests": 2.5}, "one FeatureFetch sends at most 2 batches at once"),
+    ({f"{LIVE}/slots": 1}, "one FeatureFetch sends at most 1 batches at once"),
+    ({f"{SCALING}/downscale_delay_s": 1}, "replicas stop after 1 s of less load"),
+    (
+        {f"{APP}/args/store": "lmdb:full"},
+        "rows are not carried over; lmdb:full has 1,234 viewers and 1 candidates",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), NOTED)
+def test_what_fails_nobody_is_noted_and_applied(change, sentence, document, tmp_path, applied):
+    fill(tmp_path, "full", viewers=1_234)
+    result, lines, held = applied(document, changed(document, **change))
+    assert (held, result["needs_yes"]) == (True, False)
+    assert any(line.startswith(f"    note: {sentence}") for line in lines), lines
+
+
+SILENT = [
+    ({f"{APP}/args/keep_log_days": 7}, {f"{APP}/args/keep_log_days": 0}),
+    ({f"{LIVE}/deadline_ms": 50}, {f"{LIVE}/deadline_ms": 11}),
+    (ENDS, {f"{ARMS}/model/share": 0.9, f"{ARMS}/popular/share": 0.1}),
+    ({}, ENDS),
+    ({f"{LIVE}/api_keys": {"app": KEY}}, {f"{LIVE}/api_keys/job": OTHER}),
+    ({f"{LIVE}/api_keys": {"app": KEY}}, {f"{LIVE}/api_keys/app/requests_per_s": 9}),
+    ({}, {f"{SCALING}/downscale_delay_s": 60, f"{SCALING}/target_ongoing_requests": 1.5}),
+    ({f"{SCALING}/min_replicas": 0}, {f"{SCALING}/min_replicas": 1}),
+]
+
+
+@pytest.mark.parametrize(("before", "change"), SILENT)
+def test_a_change_that_costs_nothing_is_applied_without_a_word(before, change, document, applied):
+    old = changed(document, **before)
+    result, _, held = applied(old, changed(old, **change))
+    assert (held, sentences(result)) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [({f"{APP}/route_prefix": "/ranking"}, 404), ({f"{LIVE}/api_keys": {"app": KEY}}, 401)],
+)
+def test_after_a_deploy_the_old_route_is_asked_without_a_key(change, status, document, applied):
+    result, lines, _ = applied(document, changed(document, **change), yes=True)
+    ((url, answered),) = result["answers"].items()
+    assert url.endswith("/v1/model")
+    assert answered == status
+    assert lines[-2] == f"GET {url} without a key answers {status} (before: 200): today's callers fail"
+
+
+def test_where_the_old_route_still_answers_nobody_fails(document, applied):
+    _, lines, _ = applied(document, changed(document, **{f"{LIVE}/log_features": 0.5}))
+    assert lines[-2].endswith("/v1/model without a key answers 200 (before: 200)")
+
+
+def test_the_part_of_the_log_that_goes_at_once_is_measured(document, tmp_path, applied):
+    for table in ("exposures", "events"):
+        folder = tmp_path / "log" / table
+        folder.mkdir(parents=True)
+        for first in (1, 3):
+            (folder / f"{first:020d}-{first + 1:020d}-{1:010d}.parquet").write_bytes(b"x" * 500_000)
+    schema = Schema(read_surface(TOML))
+    at_ms = int(time.time() * 1e3) - 8 * 86_400_000
+    with closing(
+        open_store("lmdb:store", "tiny", schema.fingerprint, base=tmp_path, writable=False)
+    ) as store:
+        write(tmp_path / "log", store, schema, lambda: at_ms, lambda: True)
+    result, _, _ = applied(document, changed(document, **{f"{APP}/args/keep_log_days": 7}))
+    assert f"from before {week_ago()} (1.0 MB now) for good" in sentences(result)[0]
+
+
+def test_settings_that_cannot_be_compared_are_assumed_to_be_dangerous(document, applied):
+    old = changed(document, **{f"{LIVE}/setting_of_before": 1})
+    result, _, held = applied(old, document)
+    assert (held, result["needs_yes"]) == (False, True)
+    assert "cannot be compared: " in sentences(result)[0]
+
+
+def test_an_application_that_goes_fails_its_callers(document, applied):
+    result, _, held = applied(document, changed(document, **{f"{APP}/name": "other"}))
+    assert (held, sentences(result)) == (True, [])
+    other = {"name": "other", "import_path": "json:loads", "route_prefix": "/other"}
+    both = {**document, "applications": [*document["applications"], other]}
+    result, _, held = applied(both, document)
+    assert (held, sentences(result)) == (False, ["every request to /other gets 404: its callers fail"])
+
+
+def test_up_refuses_a_dangerous_change_of_a_running_service_without_yes(document, tmp_path, monkeypatch):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(changed(document, **{f"{APP}/route_prefix": "/ranking"})))
+    running = Running(file, document)
+    monkeypatch.setattr(local_cluster, "_difference", lambda config, run: running.difference(config))
+    local_cluster.RunFolder.of(tmp_path / "run").write({"haproxy": True, "error": "", "state": "ready"})
+    with pytest.raises(TabrankError) as refused:
+        local_cluster.up(file, run_dir=tmp_path / "run")
+    lines = str(refused.value).splitlines()
+    assert "    needs --yes: every request to / gets 404: its callers fail" in lines
+    assert lines[-1].endswith(f"python -m serve up {file} --run {tmp_path}/run --yes")
+    running.server.server_close()
