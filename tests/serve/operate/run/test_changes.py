@@ -61,7 +61,7 @@ def routed(route: str | None = "/", **settings: Any) -> dict[str, Any]:
 
 
 def test_a_changed_route_and_a_first_key_are_probed_as_callers_of_before_ask():
-    keys = {"api_keys": [{"name": "web", "sha256": "0" * 64}]}
+    keys = {"api_keys": {"web": {"sha256": "0" * 64}}}
     moved = {"name": "route_changed", "where": "spaces", "path": "/livez", "status": 404}
     keyed = {"name": "first_key", "where": "spaces", "path": "/v1/model", "status": 401}
     assert broken(document(), routed("/ranking")) == [moved]
@@ -71,7 +71,7 @@ def test_a_changed_route_and_a_first_key_are_probed_as_callers_of_before_ask():
 
 
 def test_what_leaves_callers_alone_needs_no_probe():
-    one, other = ({"api_keys": [{"name": name}]} for name in ("web", "app"))
+    one, other = ({"api_keys": {name: {}}} for name in ("web", "app"))
     assert broken(document(), document(slots=3)) == broken(document(), routed()) == []
     assert broken(document(**one), document(**other)) == broken(document(**one), document()) == []
     foreign = document()
