@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import httpx
 import pyarrow.compute as pc
@@ -21,6 +22,8 @@ from serve.config.reader import read
 from serve.contract.errors import TabrankError
 from serve.log.writer import write_log
 from serve.model.artifact import CURRENT, FILES, load, save
+from serve.operate.diff.running import LocalService
+from serve.operate.host.run_folder import RunFolder
 from serve.operate.run.local_cluster import up
 from serve.operate.status.scrape import PageHistory
 from serve.operate.status.vitals import look
@@ -92,6 +95,40 @@ def named_everywhere(home: Path, name: str, *, in_file: bool = True) -> str:
     return text
 
 
+def deploy(home: Path) -> None:
+    """Deploy the file in place as `diff --apply` does, whatever it means for callers."""
+    LocalService(RunFolder.of(home / "var/run")).deploy(read(home / "cluster.yaml"), 60, print)
+
+
+class Callers(Thread):
+    """Callers that ask `/v1/rank` without a key, ten times a second, as before any change."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url, self.status, self.ended = url, 0, Event()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.url) as client:
+            while not self.ended.wait(0.1):
+                body = {"viewer": "ann", "candidates": ["a", "b"]}
+                self.status = client.post("/v1/rank", json=body).status_code
+
+
+def leading(home: Path, names: set[str]) -> dict:
+    """Return the state of `status` once its first cause is one of these, and it exits with 1."""
+    until = time.monotonic() + 60
+    while True:
+        command = [sys.executable, "-m", "serve", "status", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=home, check=False)
+        found = json.loads(done.stdout)
+        if (found["causes"] and found["causes"][0]["name"] in names) or time.monotonic() > until:
+            break
+    assert done.returncode == 1
+    assert found["causes"][0]["name"] in names, found["causes"]
+    assert found["health"]["line"] == found["causes"][0]["text"]
+    return found
+
+
 @contextmanager
 def away(path: Path):
     path.rename(path.with_name("away"))
@@ -159,3 +196,35 @@ def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(hom
     assert "needs --yes: every request to / gets 404: its callers fail" in refused.stdout
     applied = run("diff", "--apply", "--yes", cwd=home)
     assert applied.stdout.startswith(f"{asked} 404 (before: 401): today's callers fail\n")
+
+
+def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home):
+    run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
+    run("up", "--timeout", "180", cwd=home)
+    url = json.loads((home / "var/run/service.json").read_text())["url"]
+    file, callers = home / "cluster.yaml", Callers(url)
+    whole = file.read_text()
+    callers.start()
+    try:
+        leading(home, {"old_records"})
+        assert callers.status == 200
+        file.write_text(whole.replace("route_prefix: /", "route_prefix: /ranking"))
+        deploy(home)
+        found = leading(home, {"route_changed"})
+        assert callers.status == 404
+        assert "unrouted" in [one["name"] for one in found["causes"]]
+        file.write_text(whole)
+        deploy(home)
+        leading(home, {"old_records"})
+        assert callers.status == 200
+        keyed = yaml.safe_load(whole)
+        settings = keyed["applications"][0]["deployments"][0]["user_config"]
+        settings["api_keys"] = {"web": {"sha256": "0" * 64, "requests_per_s": 100.0}}
+        file.write_text(yaml.safe_dump(keyed))
+        deploy(home)
+        found = leading(home, {"first_key"})
+        assert callers.status == 401
+        assert "client_errors" in [one["name"] for one in found["causes"]]
+    finally:
+        callers.ended.set()
+        callers.join()

@@ -122,7 +122,10 @@ class Edge:
 
     def _answered(self, scope: Scope, status: int, begun: float) -> int:
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
-        route, seconds = self._routes.get(_path(scope), ""), time.perf_counter() - begun
+        path, seconds = _path(scope), time.perf_counter() - begun
+        # A caller that asks below an earlier `route_prefix` is told from a scanner by the end.
+        lost = next((route for route in (RANK, EVENTS) if status == 404 and path.endswith(route)), "")
+        route = self._routes.get(path, lost)
         self._fetcher.metrics.answered(method, route, status, seconds)
         if status >= 400 and (method, route) == ("POST", RANK):
             self._trace(dict(scope["headers"]), lambda parent: record_failed(parent, scope, status, seconds))

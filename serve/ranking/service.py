@@ -327,6 +327,8 @@ class FeatureFetcher:
                 yield declared.of_error("failing", failure, reason=reason)
         for version, error in models.failures.items():
             yield declared.of_version(version, error)
+        if lost := models.lost:
+            yield declared.of("current_lost", version=lost)
         yield from declared.of_arms(a for a in config.experiment.arms if models.version_for(a) is None)
         yield from declared.of_names()
 

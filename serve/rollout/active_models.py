@@ -67,6 +67,14 @@ class ActiveModels:
         named = [v for v in self._named if self.limits.enabled or v.state is State.QUARANTINED]
         return [(version.name, version.verdict) for version in named if version.verdict is not None]
 
+    @property
+    def lost(self) -> str | None:
+        """The version that should be current, while no pointer names it; else None."""
+        if self._pointers[CURRENT] is not None or CURRENT in self.failures:
+            return None
+        last = self._history.read().entries[-1:]
+        return (last[0].now if last else None) or (self.current.version if self.current else None)
+
     async def follow(self, config: UserConfig) -> None:
         """Load the versions that the pointers and the settings name; begin and end trials.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from serve.contract import metric_catalog as catalog
 from serve.contract.metric_catalog import Metric
 from serve.contract.rankings import Degraded
+from serve.ranking.steady_rate import SteadyRate
 from serve.ranking.telemetry import Metrics, Moment
 from serve.rollout.guard import Kind
 from serve.runtime.histograms import APPLICATION, Histogram, Labels, agent
@@ -30,6 +31,7 @@ class RankMetrics(Metrics):
 
     def __init__(self, application: str) -> None:
         buffer = self._buffer = _Buffer(application)
+        self._steady, self._steady_rate = buffer.gauge(catalog.STEADY), SteadyRate(time.monotonic())
         self._freshness = buffer.gauge(catalog.FRESHNESS)
         self._kill_switch = buffer.gauge(catalog.KILL_SWITCH)
         self._level = buffer.gauge(catalog.LEVEL)
@@ -55,6 +57,7 @@ class RankMetrics(Metrics):
         """Count a ranking; takes about 1 µs."""
         query, stage_ms = slate.query, slate.stage_ms
         experiment, arm, rung = query.experiment or "", query.arm.name, slate.rung
+        self._steady_rate.add()
         self._rankings.add((experiment, arm, rung))
         self._candidates.add((experiment, arm, rung), len(query.candidates))
         self._by_model.add((slate.model or "",))
@@ -93,6 +96,7 @@ class RankMetrics(Metrics):
         if moment.freshness_ms is not None:
             self._freshness(self._oldest_ms / 1e3, {})
         self._oldest_ms = 0.0
+        self._steady(self._steady_rate.per_s(time.monotonic()), {})
         self._kill_switch(float(moment.kill_switch), {})
         self._level(moment.level, {})
         if before.model and before.model != moment.model:

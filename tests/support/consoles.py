@@ -68,6 +68,7 @@ def healthy(url="http://127.0.0.1:8000", **more):
         "arms": {"model": 0.499, "popular": 0.501},
         "refused_share": 0.0,
         "error_share": 0.0,
+        "client_error_share": 0.0,
         "errors": {},
     }
     return {

@@ -25,7 +25,9 @@ def points():
         wave, dip = math.sin(i / 9) + math.sin(i / 4), math.exp(-(((i - 190) / 6) ** 2))
         rate, p99_ms = 620 + i + 8 * wave, 21 + 2 * wave + 30 * dip
         at_ms = end_ms - (NUM_POINTS - i) * EVERY_S * 1e3
-        found.append([at_ms, rate, 5.8 + dip, 11.9 + 4 * dip, p99_ms, 0.001 * dip, 0.0, 0.001 + 0.02 * dip])
+        found.append(
+            [at_ms, rate, 5.8 + dip, 11.9 + 4 * dip, p99_ms, 0.001 * dip, 0.0, 0.0, 0.001 + 0.02 * dip]
+        )
     return found
 
 

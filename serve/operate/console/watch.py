@@ -20,7 +20,7 @@ HISTORY_S = 600.0
 OVERDUE_S = 2.5
 OVERDUE = "The service has not answered within 2.5 s."
 FAILED = "The console could not read the service; the reason is in the console's own output."
-POINT = ("rate_rps", "p50_ms", "p90_ms", "p99_ms", "refused_share", "error_share")
+POINT = ("rate_rps", "p50_ms", "p90_ms", "p99_ms", "refused_share", "error_share", "client_error_share")
 
 
 class Watch:

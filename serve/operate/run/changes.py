@@ -7,14 +7,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.operate.diff.apply import SWITCH
 from serve.operate.diff.difference import compare
+from serve.operate.diff.field import get
 from serve.operate.diff.running import shapes_of
 
 # Enough for an hour in which somebody looks for the right setting.
 MAX_CHANGES = 50
 # The rest of a longer list is counted.
 MAX_FIELDS = 3
+KEYS = ("deployments", OUR_INGRESS, "user_config", "api_keys")
 
 
 def now() -> str:
@@ -22,9 +25,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def added(changes: list[dict[str, str]], what: str) -> list[dict[str, str]]:
+def added(changes: list[dict[str, Any]], what: str, **more: object) -> list[dict[str, Any]]:
     """Return the changes with one more, the newest last; the oldest are dropped."""
-    return [*changes, {"at": now(), "what": what}][-MAX_CHANGES:]
+    return [*changes, {"at": now(), "what": what, **more}][-MAX_CHANGES:]
 
 
 def described(
@@ -43,3 +46,25 @@ def described(
     more = [f"{len(fields) - MAX_FIELDS} more"] * (len(fields) > MAX_FIELDS)
     what = ", ".join([*fields[:MAX_FIELDS], *more]) or "no field differs"
     return f"deployed {file.name}: {what}"
+
+
+def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the requests that worked before a deploy and may not after it, as probes of `status`.
+
+    Each has the `name` of its diagnosis, the application (`where`), the `path` to ask without a
+    key, and the `status` that tells that callers of before fail.
+    """
+    probes = []
+    for app in (app for app in before["applications"] if app["import_path"] == OUR_APPLICATION):
+        here = ("applications", app["name"])
+        was, route = (get(side, (*here, "route_prefix"), "/") for side in (before, after))
+        had, has = (get(side, (*here, *KEYS), None) for side in (before, after))
+        if was and was != route:
+            probes.append(_probe("route_changed", app, f"{was}/livez", 404))
+        if route and has and not had:
+            probes.append(_probe("first_key", app, f"{route}/v1/model", 401))
+    return probes
+
+
+def _probe(name: str, app: Mapping[str, Any], path: str, status: int) -> dict[str, Any]:
+    return {"name": name, "where": app["name"], "path": path.replace("//", "/"), "status": status}

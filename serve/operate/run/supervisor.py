@@ -24,7 +24,7 @@ from serve.operate.diff.running import SETTLE_S, application_of, cause, config_o
 from serve.operate.host.environment import DASHBOARD_PORT, HAPROXY_PORT, LOCAL, METRICS_PORT
 from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
 from serve.operate.host.state import route, status_code
-from serve.operate.run.changes import added, described, now
+from serve.operate.run.changes import added, broken, described, now
 from serve.operate.run.ray_tables import actors, nodes
 from serve.operate.status.restarts import Restarts
 
@@ -226,7 +226,8 @@ class Supervisor:
             self._save(state="deploying", error="", deploying=under_way)
             config = self._wanted()
             self._deploy(config)
-            self._note(described(config.path, before, self._deployed, self._service["applications"]))
+            what = described(config.path, before, self._deployed, self._service["applications"])
+            self._note(what, probes=broken(before, self._deployed))
         except _Superseded:
             # The deploy could not be placed or takes too long, and its caller no longer waits.
             return
@@ -258,9 +259,9 @@ class Supervisor:
                 raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
         return applications
 
-    def _note(self, what: str) -> None:
+    def _note(self, what: str, **more: object) -> None:
         """Add to the list of changes, which the next save writes."""
-        self._service["changes"] = added(self._service["changes"], what)
+        self._service["changes"] = added(self._service["changes"], what, **more)
 
     def _save(self, **changes: Any) -> None:
         """Apply changes and write `service.json`; on a full disk the next call tries again."""

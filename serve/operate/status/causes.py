@@ -22,6 +22,12 @@ MAX_SHARE = 14.4 * 0.001
 # A few seconds hold few requests of a quiet service: one or two of them say little, unless most
 # fail.
 MIN_FAILED, MOST = 3, 0.5
+# Scanners ask for paths that nobody serves: so few in some seconds mean nothing.
+MIN_UNROUTED = 10
+# So many rankings that were to come do not stay away by chance.
+MIN_MISSED = 10
+# Callers may be moved in advance, so that after this time nobody is known to be left behind.
+BROKEN_WITHIN = timedelta(minutes=10)
 # As in TabrankStaleFeatures, TabrankMemory and TabrankRestarts.
 MAX_FRESHNESS_MS, MAX_MEMORY_SHARE = 5_000.0, 0.9
 MAX_RESTARTS, RESTARTS_WITHIN = 2, timedelta(minutes=30)
@@ -31,6 +37,9 @@ DOWN = {"stopped": "not_running", "starting": "starting", "failed": "ended", "de
 CHANGING = ("UPSCALING", "DOWNSCALING", "UPDATING")
 # A stale table and fallbacks follow from these.
 OF_STORE = ("no_store", "other_store", "store_unavailable", "events_failing", "stale_features")
+
+# What to do about client errors, by the status of most of them.
+REMEDIES: Mapping[str, str] = DIAGNOSES["client_errors"]["remedies"]
 
 # A cause for JSON: name, where, text, remedy, runbook, advice.
 Cause = dict[str, Any]
@@ -43,6 +52,7 @@ def causes(found: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime, u
     being deployed; `unread` is the URL of a page of metrics if none answers.
     """
     named = [*_of_state(found), *_of_replicas(found, now), *waiting(found, wanted, now)]
+    named += _of_breaks(found, now)
     named += of_answers(found["surfaces"])
     named += _of_traffic(found, {(one["name"], one["where"]) for one in named})
     if unread:
@@ -150,6 +160,14 @@ def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
             yield _named("restarted", name, advice=len(times) <= MAX_RESTARTS, **facts)
 
 
+def _of_breaks(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
+    """Yield what the last deploys broke for callers, as `vitals` probed it."""
+    for one in found.get("breaks", ()):
+        at = datetime.fromisoformat(one["at"])
+        facts = {"at": f"{at:%H:%M}", "path": one["path"]}
+        yield _named(one["name"], one["where"], advice=now - at > BROKEN_WITHIN, **facts)
+
+
 def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterator[Cause]:
     """Yield what the metrics show, less what follows from the causes (name, where) in `named`."""
     traffic, memory = found.get("traffic") or {}, found["memory"]
@@ -157,12 +175,21 @@ def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterat
     if limit and used > MAX_MEMORY_SHARE * limit:
         yield _named("memory_high", memory["node"], used=used, limit=limit, share=used / limit)
     for app, counted in traffic.get("applications", {}).items():
-        yield from _of_application(app, counted, {name for name, where in named if where == app})
-    if _matters(lost := traffic.get("errors", {}).get("unattributed", 0.0), traffic.get("requests", 0)):
+        window_s = traffic["window_s"]
+        yield from _of_application(app, counted, window_s, {name for name, where in named if where == app})
+    share, requests = traffic.get("unrouted_share") or 0.0, traffic.get("requests", 0)
+    if share > MAX_SHARE and share * requests >= MIN_UNROUTED:
+        moved = "route_changed" in {
+            one["name"] for each in found["changes"] for one in each.get("probes", ())
+        }
+        yield _named("unrouted", "", advice=not moved and share < MOST, share=share)
+    if _matters(lost := traffic.get("errors", {}).get("unattributed", 0.0), requests):
         yield _named("unattributed", "", share=lost)
 
 
-def _of_application(app: str, counted: Mapping[str, Any], named: set[str]) -> Iterator[Cause]:
+def _of_application(
+    app: str, counted: Mapping[str, Any], window_s: float, named: set[str]
+) -> Iterator[Cause]:
     """Yield what an application's own counters show."""
     requests, rankings, reasons = counted["requests"], counted["rankings"], counted["reasons"]
     if (age_ms := counted["freshness_ms"] or 0.0) > MAX_FRESHNESS_MS and not named.intersection(OF_STORE):
@@ -175,6 +202,14 @@ def _of_application(app: str, counted: Mapping[str, Any], named: set[str]) -> It
     for name, share in (("limited", limited), ("errors", counted["error_share"] or 0.0)):
         if _matters(share, requests):
             yield _named(name, app, share=share, kinds=shown(counted["errors"]))
+    share, calls = counted["client_error_share"] or 0.0, counted["calls"]
+    if share > MAX_SHARE and share * calls >= MIN_FAILED:
+        most = max(counted["client_errors"], key=lambda status: counted["client_errors"][status])
+        remedy = REMEDIES.get(most, REMEDIES["other"])
+        yield _named("client_errors", app, share=share, kinds=shown(counted["client_errors"]), remedy=remedy)
+    steady_rps = counted["steady_rps"]
+    if not rankings and steady_rps * window_s >= MIN_MISSED:
+        yield _named("no_traffic", app, rate_rps=steady_rps, window_s=window_s)
     not_full = sum(share for rung, share in counted["rungs"].items() if rung != "full")
     if _matters(not_full, rankings) and "kill_switch" not in named:
         yield _named("not_full", app, share=not_full, reasons=shown(reasons) or "without a reason")

@@ -17,15 +17,21 @@ from serve.operate.status.restarts import Restarts
 
 RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
 FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
+STEADY = catalog.STEADY.exported
 # Requests that reached a replica, by Ray Serve's label `status_code`.
 REQUESTS = "ray_serve_num_http_requests_total"
 # Answers that clients got, by the class of their status in HAProxy's label `code`.
 ANSWERS = "haproxy_frontend_http_responses_total"
+# Of HAProxy's answers, those of its backend for paths that belong to no application.
+OF_BACKENDS, NOWHERE = "haproxy_backend_http_responses_total", "default_backend"
+# The routes of callers; other requests are those of probes, operators and scanners.
+ROUTES = ("/v1/rank", "/v1/events")
 # A replica sends both in one call: answers by their status, and refusals because it was full.
 ANSWERED, REFUSED = f"{catalog.HTTP.exported}_count", f"{catalog.REFUSED.exported}_count"
+STATUS = "http_response_status_code"
 # A node's memory within the limit of its cgroup, of all its processes.
 MEMORY_USED, MEMORY_LIMIT = "ray_node_mem_used", "ray_node_mem_total"
-PREFIXES = ("ray_tabrank_", REQUESTS, ANSWERS, MEMORY_USED, MEMORY_LIMIT + "{")
+PREFIXES = ("ray_tabrank_", REQUESTS, ANSWERS, OF_BACKENDS, MEMORY_USED, MEMORY_LIMIT + "{")
 # Ray's label of the process.
 REPLICA = "WorkerId"
 # Limits how long `status` waits for rates, so that the command stays interactive.
@@ -43,9 +49,10 @@ class Page:
     values: Mapping[Series, float] = field(default_factory=dict)
     urls: frozenset[str] = frozenset()
 
-    def of(self, app: str) -> Page:
-        """Return the series of an application."""
-        return Page(self.at_s, {one: n for one, n in self.values.items() if ("application", app) in one[1]})
+    def of(self, label: str, *values: str) -> Page:
+        """Return the series in which a label has one of these values."""
+        wanted = {(label, value) for value in values}
+        return Page(self.at_s, {one: n for one, n in self.values.items() if not one[1].isdisjoint(wanted)})
 
     @property
     def median_ms(self) -> float | None:
@@ -118,9 +125,11 @@ class PageHistory:
         `rungs`, `reasons` (of degradation) and `arms` are shares of the rankings. `freshness_ms` is
         the age of the features of the stalest replica. Of the HTTP `requests` within `window_s`,
         `error_share` failed (5xx; `errors` by status, `unattributed` where HAProxy counts more than
-        the replicas so far) and `refused_share` got 429: `overload_share` from a full replica,
-        `limited_share` for another reason. `applications` has these of each. A value that no metric
-        shows is None.
+        the replicas so far), `unrouted_share` belong to no application, and `refused_share` got
+        429: `overload_share` from a full replica, `limited_share` for another reason. Of the
+        `calls` of `ROUTES`, `client_error_share` got another 4xx (`client_errors` by status).
+        `steady_rps` is the rate that rankings kept up for five minutes in the last hour.
+        `applications` has these of each. A value that no metric shows is None.
         """
         before, after = self._comparable[0], self._pages[-1]
         if not any(name == RANKINGS for name, _ in after.values):
@@ -136,7 +145,10 @@ class PageHistory:
         return {
             **{key: None if value is None else round(value, 3) for key, value in numbers.items()},
             **_counted(before, after),
-            "applications": {name: _counted(before.of(name), after.of(name)) for name in sorted(names)},
+            "applications": {
+                name: _counted(before.of("application", name), after.of("application", name))
+                for name in sorted(names)
+            },
         }
 
     @property
@@ -150,7 +162,7 @@ class PageHistory:
     @property
     def is_empty(self) -> bool:
         """True if no page of a node had a series that is read here."""
-        return all(name == ANSWERS for page in self._pages for name, _ in page.values)
+        return all(name in (ANSWERS, OF_BACKENDS) for page in self._pages for name, _ in page.values)
 
     def memory(self) -> dict[str, Any]:
         """Return `used_mib`, `limit_mib` and `node` (its address) of the fullest node, or None."""
@@ -207,11 +219,19 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
     # Without a replica HAProxy itself answers with 5xx. It counts seconds before replicas report.
     lost = _grown(before, after, ANSWERS, "code").get("5xx", 0.0) - sum(failed.values())
     failed |= {"unattributed": lost} if lost > 0 else {}
-    total = sum(statuses.values()) + max(lost, 0.0)
+    # Ray's own proxy, where it stands in for HAProxy, has such requests among the others.
+    unrouted = _grown(before, after, OF_BACKENDS, "proxy").get(NOWHERE, 0.0)
+    total = sum(statuses.values()) + max(lost, 0.0) + unrouted
+    nowhere = before.of("application", ""), after.of("application", "")
+    unrouted += _grown(*nowhere, REQUESTS, "status_code").get("404", 0.0)
     overload = sum(_grown(before, after, REFUSED, "").values())
-    limited = _grown(before, after, ANSWERED, "http_response_status_code").get("429", 0.0) - overload
-    parts = {"error": sum(failed.values()), "refused": statuses.get("429", 0.0)}
+    limited = _grown(before, after, ANSWERED, STATUS).get("429", 0.0) - overload
+    parts = {"error": sum(failed.values()), "refused": statuses.get("429", 0.0), "unrouted": unrouted}
     parts |= {"overload": overload, "limited": max(limited, 0.0)}
+    of_callers = before.of("http_route", *ROUTES), after.of("http_route", *ROUTES)
+    calls = _grown(*of_callers, ANSWERED, STATUS)
+    mistaken = {status: n for status, n in calls.items() if status.startswith("4") and status != "429"}
+    num_calls = sum(calls.values())
     return {
         "freshness_ms": max(ages, default=None),
         "rankings": round(rankings),
@@ -221,6 +241,10 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
         "requests": round(total),
         **{f"{part}_share": min(count / total, 1.0) if total else None for part, count in parts.items()},
         "errors": _shares(failed, total),
+        "calls": round(num_calls),
+        "client_error_share": sum(mistaken.values()) / num_calls if num_calls else None,
+        "client_errors": _shares(mistaken, num_calls),
+        "steady_rps": sum(value for (name, _), value in after.values.items() if name == STEADY),
     }
 
 

@@ -103,13 +103,24 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
 
 def _of_traffic(found: Mapping[str, Any], traffic: Mapping[str, Any], faults: set[str]) -> Iterator[Row]:
     latency = [f"{name} {_number(traffic.get(f'{name}_ms'))}" for name in ("p50", "p90", "p99")]
-    yield "rankings", f"{_number(traffic.get('rate_rps'))}/s; {', '.join(latency)} ms", ""
+    yield (
+        "rankings",
+        f"{_number(traffic.get('rate_rps'))}/s; {', '.join(latency)} ms",
+        _red(faults & {"no_traffic"}),
+    )
     reasons = f"; degraded by {shown(traffic['reasons'])}" if traffic.get("reasons") else ""
     yield "answers", (shown(traffic.get("rungs") or {}) or NOTHING) + reasons, _red(faults & {"not_full"})
-    kinds = f" ({shown(traffic['errors'])})" if traffic.get("errors") else ""
-    failed, refused = (number(traffic.get(name), ".1%") for name in ("error_share", "refused_share"))
-    red = _red(faults & {"errors", "unattributed", "overloaded", "limited"})
-    yield "errors", f"{failed} failed{kinds}, {refused} refused", red
+    kinds = [
+        f" ({shown(traffic[name])})" if traffic.get(name) else "" for name in ("errors", "client_errors")
+    ]
+    parts = (
+        ("error", f"failed{kinds[0]}"),
+        ("refused", "refused"),
+        ("client_error", f"client errors{kinds[1]}"),
+    )
+    red = _red(faults & {"errors", "unattributed", "overloaded", "limited", "client_errors", "unrouted"})
+    shares = (f"{number(traffic.get(f'{name}_share'), '.1%')} {what}" for name, what in parts)
+    yield "errors", ", ".join(shares), red
     old = "features_old", "stale_features"
     yield "features", f"{_number(traffic.get('freshness_ms'))} ms old", _red(faults.intersection(old))
     memory = found.get("memory") or {}

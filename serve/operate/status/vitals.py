@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from serve.contract.errors import TabrankError
 from serve.operate.diff.dashboard import actors
 from serve.operate.diff.running import RemoteService
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.state import RUN, get, status
+from serve.operate.host.state import RUN, get, status, status_code
 from serve.operate.status.causes import DOWN, causes, health, line, of_answers
 from serve.operate.status.restarts import Restarts
 from serve.operate.status.scrape import PageHistory, read_pages
@@ -64,6 +64,7 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
         "memory": history.memory(),
         "changes": _changes(service, run, now),
     }
+    found["breaks"] = list(_breaks(found))
     found["causes"] = causes(found, wanted, now, pages[0] if pages and history.is_empty else "")
     waits = [line(one) for one in found["causes"] if one["name"] in ("deploying", "not_starting")]
     waits += filter(None, [service.get("unwatched")])
@@ -94,7 +95,7 @@ def _pages(service: Mapping[str, Any]) -> list[str]:
     pages = [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
     haproxy = service.get("haproxy_metrics_url")
     # HAProxy writes its page in the thread that forwards requests: ask for what is read.
-    return [*pages, f"{haproxy}?scope=frontend"] if pages and haproxy else pages
+    return [*pages, f"{haproxy}?scope=frontend&scope=backend"] if pages and haproxy else pages
 
 
 def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -127,7 +128,7 @@ def _by_kind(named: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
-def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> list[dict[str, str]]:
+def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> list[dict[str, Any]]:
     """Return what changed in the last hour, newest first: deploys, versions and restarts."""
     changes = [*service.get("changes", ())]
     for name, one in (service.get("restarts") or {}).items():
@@ -140,6 +141,19 @@ def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> lis
     recent = [one for one in changes if now - datetime.fromisoformat(one["at"]) < CHANGES_WITHIN]
     # Of the same second, the one that was noted last comes first.
     return sorted(recent, key=lambda one: one["at"])[::-1][:MAX_CHANGES]
+
+
+def _breaks(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield what the last deploys broke for callers, if it still is so and nobody ranks since.
+
+    Each is a probe of `changes.broken`, asked without a key, as callers of before do.
+    """
+    counted = (found["traffic"] or {}).get("applications", {})
+    for change in found["changes"]:
+        for probe in change.get("probes", ()):
+            ranks = counted.get(probe["where"], {}).get("rankings")
+            if not ranks and status_code(found["url"] + probe["path"]) == probe["status"]:
+                yield {"at": change["at"], **probe}
 
 
 def _released(entry: releases.HistoryEntry) -> dict[str, str]:

@@ -252,7 +252,14 @@ FAULTS = [
 ]
 EVENT = {"type": "event", "id": "e", "viewer": "ann", "candidate": "a", "kind": "click"}
 RUNNING_ONLY = {
-    *("kill_switch", "settings_refused", "stale_features", "failing", "events_failing", "model_not_loaded")
+    *(
+        "kill_switch",
+        "settings_refused",
+        "stale_features",
+        "failing",
+        "events_failing",
+        "model_not_loaded",
+    )
 }
 
 
@@ -279,7 +286,9 @@ def test_a_fault_is_named_everywhere_in_the_same_words(home, fault, name, words,
 
 def test_every_diagnosis_of_the_list_is_provoked():
     of_state = {name for name, one in DIAGNOSES.items() if one.get("status")}
-    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY | {"log_taken"} | of_state == set(DIAGNOSES)
+    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY | {"log_taken", "current_lost"} | of_state == set(
+        DIAGNOSES
+    )
 
 
 def test_the_event_clock_and_a_log_of_today_have_no_old_records(home):
@@ -410,6 +419,26 @@ def test_a_model_of_another_state_is_refused_and_the_one_before_ranks(home):
 
     (found,) = asyncio.run(home.readyz(scenario))
     assert found["name"] == "model_of_another_state"
+
+
+def test_a_pointer_that_vanished_is_told_by_replicas_of_before_and_by_new_ones(home):
+    registry, pointer = ModelRegistry(home.folder / "models"), home.folder / "models" / CURRENT
+
+    async def vanished(fetcher, client):
+        pointer.unlink()
+        await asyncio.sleep(0.5)
+        assert fetcher.model.version == MODEL
+
+    (found,) = asyncio.run(home.readyz(vanished))
+    assert found["name"] == "current_lost"
+    assert f"CURRENT has vanished from models: {MODEL} ranks only because" in found["cause"]
+    assert f"python -m serve models promote {MODEL} --models models" in found["remedy"]
+    # Without a promotion by the registry, a replica that starts cannot know.
+    assert [one["name"] for one in asyncio.run(home.readyz())] == ["no_model"]
+    registry.promote(MODEL)
+    assert asyncio.run(home.readyz()) == []
+    pointer.unlink()
+    assert [one["name"] for one in asyncio.run(home.readyz())] == ["current_lost"]
 
 
 def test_a_model_of_the_same_state_ranks(home):

@@ -956,6 +956,7 @@ def test_every_request_is_timed_by_method_route_and_status(service, monkeypatch)
             await client.get("/readyz")
             await client.get("/docs/docs.css")
             await client.request("BREW", "/v1/secret/../x")
+            await client.post("/ranking/v1/rank", json=body())
 
     asyncio.run(asked())
     assert [labels for *labels, _ in heard] == [
@@ -963,6 +964,8 @@ def test_every_request_is_timed_by_method_route_and_status(service, monkeypatch)
         ["GET", "/readyz", 200],
         ["GET", "/docs/{file}", 200],
         ["_OTHER", "", 404],
+        # A caller of a route of before.
+        ["POST", "/v1/rank", 404],
     ]
     assert all(0 < seconds < 10 for *_, seconds in heard)
 

@@ -76,6 +76,8 @@ def test_rankings_are_counted_by_arm_rung_and_model(reported):
     assert reported["tabrank_model_rankings", "v1"] == 2
     assert reported["tabrank_model_rankings", ""] == 1
     assert reported["tabrank_degraded", "deadline"] == 1
+    # The first minute is not over.
+    assert reported["tabrank_steady_rankings_per_second",] == 0
     # A counter's first sample is not an increase.
     assert reported["tabrank_degraded", "kill_switch"] == 0
 

@@ -6,7 +6,7 @@ import {
 
 const { html } = htmPreact;
 // Places in a point, after its time.
-const RATE = 1, P50 = 2, P90 = 3, P99 = 4, REFUSED = 5, ERRORS = 6, NOT_FULL = 7;
+const RATE = 1, P50 = 2, P90 = 3, P99 = 4, REFUSED = 5, ERRORS = 6, CLIENT_ERRORS = 7, NOT_FULL = 8;
 const LOST = "The console does not answer.";
 
 export function Now({ found, gone, points, lost }) {
@@ -41,6 +41,7 @@ export function Now({ found, gone, points, lost }) {
       <${Chart} title="Answers that fall short, %" unit="%" top=${2} points=${points} lines=${[
         { label: "not full", at: NOT_FULL, factor: 100, tone: "popular" },
         { label: "refused", at: REFUSED, factor: 100, tone: "baseline", dash: [6, 3] },
+        { label: "client errors", at: CLIENT_ERRORS, factor: 100, tone: "neutral", dash: [2, 3] },
         { label: "errors", at: ERRORS, factor: 100, tone: "bad", bold: true },
       ]} />
     </div>
@@ -70,7 +71,7 @@ function Tiles({ found, traffic }) {
     ["Rankings per second", number(traffic.rate_rps), `over the last ${number(traffic.window_s, 0)} s`],
     ["99 % answered within", withUnit(traffic.p99_ms, "ms"), `50 % ${withUnit(traffic.p50_ms, "ms")}, 90 % ${withUnit(traffic.p90_ms, "ms")}`],
     ["Full answers", percent(full), `as the arm says${short && `; ${short}${reasons && `, by ${reasons}`}`}`],
-    ["Refused or failed", percent(sum(traffic.refused_share, traffic.error_share)), `refused ${percent(traffic.refused_share)}, errors ${percent(traffic.error_share)}${traffic.error_share ? ` (${shares(traffic.errors)})` : ""}`],
+    ["Refused or failed", percent(sum(traffic.refused_share, traffic.error_share)), `refused ${percent(traffic.refused_share)}, client errors ${percent(traffic.client_error_share)}${traffic.client_error_share ? ` (${shares(traffic.client_errors)})` : ""}, errors ${percent(traffic.error_share)}${traffic.error_share ? ` (${shares(traffic.errors)})` : ""}`],
     ["Age of features", withUnit(traffic.freshness_ms, "ms"), "time until an event counts"],
     ["Memory in use", withUnit(memory.used_mib, "MiB"), `of ${number(memory.limit_mib)} MiB; the service itself ${withUnit(found.memory_mib, "MiB")}`],
   ];

@@ -207,7 +207,7 @@ def test_a_state_comes_with_its_point_and_health_in_the_words_of_status():
     first, state = asyncio.run(read(Watch(degraded), 2))
     assert first == {"points": []}
     assert state["found"]["health"]["line"] == degraded()["causes"][0]["text"]
-    assert state["point"][1:] == [903.0, 5.8, 11.9, 24.6, 0.0, 0.0, pytest.approx(0.002)]
+    assert state["point"][1:] == [903.0, 5.8, 11.9, 24.6, 0.0, 0.0, 0.0, pytest.approx(0.002)]
     assert state["gone"] is None
 
 

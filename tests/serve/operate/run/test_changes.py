@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from serve.operate.run.changes import MAX_CHANGES, added, described
+from serve.operate.run.changes import MAX_CHANGES, added, broken, described
 
 FILE = Path("/srv/cluster.yaml")
 
@@ -52,3 +52,29 @@ def test_the_oldest_changes_are_dropped():
     for number in range(MAX_CHANGES + 5):
         changes = added(changes, str(number))
     assert [one["what"] for one in changes] == [str(number) for number in range(5, MAX_CHANGES + 5)]
+
+
+def routed(route: str | None = "/", **settings: Any) -> dict[str, Any]:
+    found = document(**settings)
+    found["applications"][0]["route_prefix"] = route
+    return found
+
+
+def test_a_changed_route_and_a_first_key_are_probed_as_callers_of_before_ask():
+    keys = {"api_keys": {"web": {"sha256": "0" * 64}}}
+    moved = {"name": "route_changed", "where": "spaces", "path": "/livez", "status": 404}
+    keyed = {"name": "first_key", "where": "spaces", "path": "/v1/model", "status": 401}
+    assert broken(document(), routed("/ranking")) == [moved]
+    assert broken(routed("/ranking"), document()) == [moved | {"path": "/ranking/livez"}]
+    assert broken(document(), document(**keys)) == [keyed]
+    assert broken(routed(), routed("/ranking", **keys)) == [moved, keyed | {"path": "/ranking/v1/model"}]
+
+
+def test_what_leaves_callers_alone_needs_no_probe():
+    one, other = ({"api_keys": {name: {}}} for name in ("web", "app"))
+    assert broken(document(), document(slots=3)) == broken(document(), routed()) == []
+    assert broken(document(**one), document(**other)) == broken(document(**one), document()) == []
+    foreign = document()
+    foreign["applications"][0]["import_path"] = "other:app"
+    assert broken(foreign, routed("/ranking")) == []
+    assert broken(routed(None), routed(None, **one)) == []

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -49,13 +50,16 @@ class Stub:
         self.names = ["full", "fallback", "200", "429", "503", "overload", "full_replica"]
         self.counts = {f"{app}{name}": 0.0 for app in ("", "other_") for name in self.names}
         self.freshness_s, self.used_mib, self.lost, self.is_metered = 0.1, 4_000, 0, True
+        # The statuses of paths, calls by status, steady rankings, and requests of no application.
+        self.statuses, self.calls = {}, {}
+        self.steady_rps, self.unrouted = 0.0, 0
         self.history = PageHistory(1.0)
         stub = self
 
         class Pages(BaseHTTPRequestHandler):
             def do_GET(self):
                 body = stub.page(self.path)
-                self.send_response(200 if body else 500)
+                self.send_response(stub.statuses.get(self.path, 200 if body else 500))
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -80,16 +84,24 @@ class Stub:
         }
 
     def page(self, path: str) -> bytes:
+        if path in self.statuses:
+            return b""
         if path in ("/livez", "/readyz", "/v1/model"):
             return json.dumps(self.ready).encode() if self.ready else b""
-        if path == "/haproxy?scope=frontend":
-            return f'haproxy_frontend_http_responses_total{{proxy="x",code="5xx"}} {self.lost}\n'.encode()
+        if path == "/haproxy?scope=frontend&scope=backend":
+            return (
+                f'haproxy_frontend_http_responses_total{{proxy="x",code="5xx"}} {self.lost}\n'
+                f'haproxy_backend_http_responses_total{{proxy="default_backend",code="4xx"}} {self.unrouted}\n'
+                f'haproxy_backend_http_responses_total{{proxy="http-spaces",code="4xx"}} 70\n'
+            ).encode()
         if not self.is_metered:
             return b""
         lines = [
             *self.counted("spaces", ""),
             *self.counted("other", "other_"),
             f'ray_tabrank_freshness_seconds{{application="spaces",WorkerId="w"}} {self.freshness_s}\n',
+            f'ray_tabrank_steady_rankings_per_second{{application="spaces",WorkerId="w"}} {self.steady_rps}\n',
+            *(self.called(*labels, count) for labels, count in self.calls.items()),
             f'ray_node_mem_used{{ip="10.0.0.1"}} {self.used_mib * MIB}\n',
             f'ray_node_mem_total{{ip="10.0.0.1"}} {8_192 * MIB}\n',
         ]
@@ -112,6 +124,17 @@ class Stub:
             f'{http}="429"}} {of["429"]}',
             f"ray_tabrank_refused_seconds_count{{{app}}} {of['full_replica']}",
         ]
+
+    def called(self, route: str, status: int, count: int) -> str:
+        labels = f'application="spaces",http_route="{route}",http_response_status_code="{status}"'
+        return f"ray_tabrank_http_server_request_duration_seconds_count{{{labels}}} {count}\n"
+
+    def called_since(self, **calls: int) -> dict:
+        """Return the second of two looks, between which `/v1/rank` got these answers."""
+        self.run.write(self.service)
+        look(self.run.path, None, self.history)
+        self.calls = {("/v1/rank", int(status[1:])): count for status, count in calls.items()}
+        return look(self.run.path, None, self.history)
 
     def look(self, **grown: float) -> dict:
         """Return the second of two looks, between which these counters have grown."""
@@ -219,6 +242,122 @@ def test_what_haproxy_alone_counts_as_failed_is_blamed_on_nobody(stub):
         "errors": "14.3% of the requests fail (503 14.3%).",
         "unattributed": "HAProxy counts 22.2% of the requests as failed that no replica has counted so far.",
     }
+
+
+REMEDIES = {
+    401: "Callers send no API key",
+    403: "Callers may not do",
+    404: "Callers use a route of before",
+    408: "Bodies do not arrive",
+    415: "Read the `detail`",
+    422: "Bodies do not fit the surface",
+}
+
+
+@pytest.mark.parametrize(("status", "remedy"), REMEDIES.items())
+def test_client_errors_lead_with_their_share_and_what_they_mean(stub, status, remedy):
+    stub.ready["diagnoses"] = [{"name": "no_model", "cause": "No model.", "remedy": "Publish one."}]
+    found = stub.called_since(_200=60, **{f"_{status}": 40})
+    assert [*named(found)] == ["client_errors", "no_model"]
+    assert found["health"]["state"] == "degraded"
+    share = f"40.0% of the calls of `/v1/rank` and `/v1/events` fail by their callers ({status} 40.0%)."
+    assert found["health"]["line"] == share
+    assert found["health"]["remedy"].startswith(remedy)
+    assert found["traffic"]["client_errors"] == {str(status): 0.4}
+    assert f"40.0% client errors ({status} 40.0%)" in screen(found).plain
+
+
+def test_a_scanner_one_mistake_and_refusals_of_load_are_no_client_errors(stub):
+    stub.calls = {("", 404): 0, ("/readyz", 200): 0, ("/v1/rank", 200): 0}
+    stub.run.write(stub.service)
+    look(stub.run.path, None, stub.history)
+    stub.calls = {("", 404): 500, ("/readyz", 200): 5, ("/v1/rank", 422): 2, ("/v1/rank", 429): 9}
+    found = look(stub.run.path, None, stub.history)
+    assert "client_errors" not in named(found)
+    assert found["traffic"]["client_errors"] == {"422": pytest.approx(2 / 11)}
+
+
+def test_requests_of_no_application_are_a_fault_if_most_are_or_the_route_has_changed(stub):
+    def unrouted(count: int) -> dict:
+        stub.history, stub.unrouted = PageHistory(1.0), 0
+        stub.run.write(stub.service)
+        look(stub.run.path, None, stub.history)
+        stub.unrouted = count
+        return stub.look(full=90, _200=90)
+
+    found = unrouted(900)
+    assert named(found) == {"unrouted": "90.9% of the requests are for paths of no application and get 404."}
+    assert found["health"]["remedy"].startswith("If they are those of callers, restore `route_prefix`")
+    assert found["health"]["runbook"] == "docs/runbook.md#tabrankunrouted"
+    # A scanner.
+    found = unrouted(20)
+    assert (found["health"], [*named(found)]) == (HEALTHY, ["unrouted"])
+    assert named(unrouted(9)) == {}
+    stub.service["changes"] = [changed("route_changed", "/livez", 404)]
+    assert unrouted(20)["health"]["state"] == "degraded"
+
+
+def changed(name: str, path: str, status: int, **ago_: float) -> dict:
+    probe = {"name": name, "where": "spaces", "path": path, "status": status}
+    return {"at": ago(**ago_), "what": "deployed cluster.yaml", "probes": [probe]}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "status", "text"),
+    [
+        (
+            "route_changed",
+            "/old/livez",
+            404,
+            "changed the route. `/old/livez`, below the one before, gets 404",
+        ),
+        ("first_key", "/v1/keyless", 401, "set the first API key. `/v1/keyless` without a key gets 401"),
+    ],
+)
+def test_what_a_deploy_broke_for_callers_leads_until_rankings_come(stub, name, path, status, text):
+    stub.service["changes"] = [changed(name, path, status, seconds=5)]
+    stub.statuses[path] = status
+    found = stub.look()
+    assert text in named(found)[name]
+    assert (found["health"]["state"], found["health"]["line"]) == ("degraded", named(found)[name])
+    # Callers of before are served, as after a second deploy of the old file.
+    stub.statuses[path] = 200
+    assert stub.look()["health"] == HEALTHY
+    stub.statuses[path] = status
+    assert stub.look(full=5, _200=5)["health"] == HEALTHY
+    # Whoever had to move has done so, or is counted.
+    stub.service["changes"], stub.history = [changed(name, path, status, minutes=11)], PageHistory(1.0)
+    found = stub.look()
+    assert (found["health"], [*named(found)]) == (HEALTHY, [name])
+
+
+def test_a_key_of_the_environment_does_not_hide_that_callers_need_one(stub, monkeypatch):
+    monkeypatch.setenv("TABRANK_API_KEY", "k" * 40)
+    stub.service["changes"] = [changed("first_key", "/v1/keyless", 401)]
+    asked = []
+    monkeypatch.setattr(vitals, "status_code", lambda *asked_: asked.append(asked_) or 401)
+    assert [*named(stub.look())] == ["first_key"]
+    assert asked[0] == (f"{stub.url}/v1/keyless",)
+
+
+def test_steady_traffic_that_falls_to_nothing_is_told(stub):
+    stub.steady_rps = 900.0
+    stub.counts["full"] = 1e6
+    stub.run.write(stub.service)
+    look(stub.run.path, None, stub.history)
+    # A page is read again some seconds later.
+    (first,) = stub.history._pages
+    stub.history._pages = [replace(first, at_s=first.at_s - 5)]
+    found = look(stub.run.path, None, stub.history)
+    assert named(found) == {
+        "no_traffic": "No ranking has come in the last 5 s, after at least 900.0 a second for minutes in the"
+        " last hour."
+    }
+    assert found["health"]["runbook"] == "docs/runbook.md#tabranknotraffic"
+    assert stub.look(full=1)["health"] == HEALTHY
+    # Five seconds without one are usual at such a rate.
+    stub.steady_rps, stub.history = 1.0, PageHistory(1.0)
+    assert stub.look()["health"] == HEALTHY
 
 
 def test_a_page_that_did_not_answer_makes_no_counter_grow(stub):

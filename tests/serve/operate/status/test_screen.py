@@ -73,6 +73,8 @@ FOUND = {
         "error_share": 0.001,
         "errors": {"503": 0.001},
         "refused_share": 0.0,
+        "client_error_share": 0.02,
+        "client_errors": {"401": 0.02},
     },
     "changes": [
         {"at": f"2026-01-31T12:{minute}:00+00:00", "what": what}
@@ -90,7 +92,7 @@ FOUND = {
 REST = """\
 rankings  412/s; p50 3.2, p90 12.0, p99 – ms
 answers   full 99.8%, fallback 0.2%; degraded by deadline 0.2%
-errors    0.1% failed (503 0.1%), 0.0% refused
+errors    0.1% failed (503 0.1%), 0.0% refused, 2.0% client errors (401 2.0%)
 features  105 ms old
 memory    4,000 of 8,192 MiB (49%) on 10.0.0.1; the service 1,415 MiB in 14
           processes
@@ -185,7 +187,7 @@ def test_an_unknown_value_is_a_dash_and_a_stopped_service_has_no_numbers():
     assert {
         "rankings  –/s; p50 –, p90 –, p99 – ms",
         "answers   –",
-        "errors    – failed, – refused",
+        "errors    – failed, – refused, – client errors",
         "memory    –",
         "spaces    model –",
         "nodes     –; kill switch –",
