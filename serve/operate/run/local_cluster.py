@@ -189,7 +189,7 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
     supervisors = run.supervisors()
     if supervisors:
         is_up = run.service().get("state") in ("ready", "deploying")
-        progress("stopping the running service" if is_up else "ending the start that has not finished")
+        progress("stopping the running service" if is_up else "cleaning up after a start that did not finish")
         for process in supervisors:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()

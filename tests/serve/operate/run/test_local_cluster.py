@@ -346,7 +346,10 @@ def test_a_file_that_cannot_be_deployed_is_tried_once_and_no_load_is_named(tmp_p
 
 @pytest.mark.parametrize(
     ("state", "told"),
-    [("ready", "stopping the running service"), ("starting", "ending the start that has not finished")],
+    [
+        ("ready", "stopping the running service"),
+        ("starting", "cleaning up after a start that did not finish"),
+    ],
 )
 def test_down_calls_only_a_service_that_runs_a_running_one(tmp_path, state, told):
     run, messages = RunFolder.of(tmp_path), []
