@@ -48,7 +48,10 @@ def up(
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Open Ray's own dashboard on 127.0.0.1; 200 MB.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait until the service answers.")] = 120.0,
+    timeout: Annotated[
+        float,
+        typer.Option(help="Seconds to wait until the service answers; up to 4 x on an overloaded machine."),
+    ] = 120.0,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:

@@ -22,8 +22,10 @@ IDLE_S = 2.0
 RETRY_S = 0.5
 # Reason of the warnings while calls of Ingest fail.
 WAITING = "exposures wait for Ingest"
-# Give a call up after 30 s: Ray does not always notice that Ingest's machine is gone.
-SEND_TIMEOUT_S = 30.0
+# Give a call up after 5 s, because Ingest may hang: the next one goes to the Ingest that Serve has
+# started instead. To send again is harmless, because Ingest drops what it has already. Not less: a
+# commit on a busy machine may take seconds.
+SEND_TIMEOUT_S = 5.0
 # Limit one call by its exposures, too: one commit takes them all.
 MAX_SENT = 1_000
 # Limit the memory of the buffer; beyond either limit, new exposures are dropped and counted. Ingest

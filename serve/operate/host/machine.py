@@ -1,4 +1,4 @@
-"""Describe this machine (processor, cores, memory, versions) for the report of any benchmark."""
+"""Describe this machine for reports (processor, cores, memory, versions), and tell its overload."""
 
 from __future__ import annotations
 
@@ -8,16 +8,37 @@ from pathlib import Path
 
 import psutil
 
+# With more processes a core than this, Ray's own limits of time (30 s for a node) are too short. A
+# start brings a load of about one a core.
+OVERLOADED = 2.0
+
 
 def describe_machine() -> dict[str, str | int | float]:
     """Return its processor, usable cores, memory, Python version and platform."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": num_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_per_core() -> float:
+    """Return how many processes ran or waited for each core, on average of the last minute."""
+    return os.getloadavg()[0] / num_cores()
+
+
+def overload() -> str:
+    """Return the words for a machine that has too much to do, or nothing."""
+    load = load_per_core()
+    words = f"this machine is overloaded: load {load * num_cores():.0f} on {num_cores()} cores"
+    return words if load > OVERLOADED else ""
 
 
 def _cpu() -> str:

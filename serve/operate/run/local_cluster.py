@@ -25,11 +25,17 @@ from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.difference import Difference
 from serve.operate.diff.running import UNCONFIRMED, LocalService, Progress, answered, follow, request_deploy
 from serve.operate.host.environment import environment
-from serve.operate.host.run_folder import GRACE_S, NODE, SUPERVISE, RunFolder
+from serve.operate.host.machine import load_per_core, overload
+from serve.operate.host.run_folder import GRACE_S, NODE, STOP_S, SUPERVISE, RunFolder, wait_for_end
 from serve.operate.host.state import route, status, status_code, up_command
 from serve.operate.status.vitals import answers_of, diagnosed, median_ms
 
 NEVER = "never started"
+# Ray may fail to start on a busy machine. Three failures in a row have another reason.
+MAX_STARTS = 3
+# On an overloaded machine a start may take as many times its timeout as there are processes a core,
+# but not more than this.
+MAX_STRETCH = 4.0
 
 
 def up(
@@ -47,8 +53,9 @@ def up(
     A service that already runs with the same file is left alone. A changed file is deployed in
     place, without a restart where Serve allows it; `yes` allows changes that lose data or fail
     callers. A service without a supervisor gets a new one, without a gap. Processes that a killed
-    start of this folder left behind are ended first. With `dashboard`, Ray opens its own dashboard
-    on 127.0.0.1.
+    start of this folder left behind are ended first. A start that fails in Ray itself is repeated,
+    and may take longer where the machine is overloaded. With `dashboard`, Ray opens its own
+    dashboard on 127.0.0.1.
 
     Return the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
     over" or "none"), `changes`, `degraded` (why it would not rank as the file says, such as a
@@ -129,18 +136,42 @@ def _act(
             _refuse_busy_port(config)
     _clean(run, progress)
     _refuse_busy_port(config)
-    # The folder is private because everyone who can reach HAProxy's admin socket may use it.
-    temp = run.make_temp()
-    try:
-        env = environment(config, run, temp, haproxy, dashboard)
-        if dashboard:
-            run.save_token(env["RAY_AUTH_TOKEN"])
-        _detach(config.path, run, haproxy, env)
-        follow(run, timeout_s, progress, lambda now: now["state"] in ("ready", "failed"))
-    except BaseException:
-        _clean(run, progress)
-        raise
+    _start(config, run, haproxy, dashboard, timeout_s, progress)
     return "started", changes
+
+
+def _start(
+    config: Config, run: RunFolder, haproxy: bool, dashboard: bool, timeout_s: float, progress: Progress
+) -> None:
+    """Start the service; a start that fails in Ray itself is repeated while time is left."""
+    begin, num_left = time.monotonic(), MAX_STARTS
+    while True:
+        num_left -= 1
+        until = begin + timeout_s
+        if busy := overload():
+            until = begin + timeout_s * min(load_per_core(), MAX_STRETCH)
+            progress(f"{busy}; waiting up to {until - time.monotonic():.0f} s")
+        # The folder is private because everyone who can reach HAProxy's admin socket may use it.
+        temp = run.make_temp()
+        try:
+            env = environment(config, run, temp, haproxy, dashboard)
+            if dashboard:
+                run.save_token(env["RAY_AUTH_TOKEN"])
+            _detach(config.path, run, haproxy, env)
+            follow(run, until - time.monotonic(), progress, lambda now: now["state"] in ("ready", "failed"))
+            return
+        except BaseException as error:
+            service = run.service()
+            _clean(run, progress)
+            if not isinstance(error, TabrankError):
+                raise
+            # Serve never had the file, so the file is not the reason.
+            is_of_ray = service.get("state") == "failed" and not service.get("applications")
+            if not is_of_ray or not num_left or time.monotonic() > until:
+                busy = overload()
+                remedy = f"; {busy}, start it again when the load is lower" if busy else ""
+                raise TabrankError(f"{error}{remedy}") from None
+            progress(f"Ray did not start, trying again: {error}")
 
 
 def _difference(config: Config, run: RunFolder) -> Difference | None:
@@ -173,11 +204,12 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
     """
     supervisors = run.supervisors()
     if supervisors:
-        progress("stopping the running service")
+        is_up = run.service().get("state") in ("ready", "deploying")
+        progress("stopping the running service" if is_up else "cleaning up after a start that did not finish")
         for process in supervisors:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        psutil.wait_procs(supervisors, timeout=2 * GRACE_S)
+        wait_for_end(supervisors, GRACE_S + STOP_S)
     killed, kept = run.end(), None
     try:
         kept = run.keep_logs()

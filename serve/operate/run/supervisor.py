@@ -22,7 +22,7 @@ from serve.contract.errors import TabrankError
 from serve.operate.diff.field import parsed
 from serve.operate.diff.running import SETTLE_S, application_of, cause, config_of, deployed_by, messages_of
 from serve.operate.host.environment import DASHBOARD_PORT, HAPROXY_PORT, LOCAL, METRICS_PORT
-from serve.operate.host.run_folder import POLL_S, RAY, RunFolder
+from serve.operate.host.run_folder import GRACE_S, POLL_S, RAY, RunFolder
 from serve.operate.host.state import route, status_code
 from serve.operate.run.changes import added, broken, described, now
 from serve.operate.run.ray_tables import actors, nodes
@@ -287,12 +287,11 @@ class Supervisor:
 
     def _shut_down(self, error: str) -> None:
         import ray
-        from ray import serve
 
         # A failed cluster answers only after a minute.
-        if ray.is_initialized() and not error:
-            # Lets running requests end, then HAProxy.
-            serve.shutdown()
+        if self._client is not None and not error:
+            # Lets running requests end, then HAProxy. A replica that hangs would hold it for 20 s.
+            self._client.shutdown(timeout_s=GRACE_S)
             ray.shutdown()
         self._run.end()
 

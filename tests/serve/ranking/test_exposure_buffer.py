@@ -8,6 +8,7 @@ import msgspec
 
 from serve.contract.errors import TooLarge
 from serve.log.events import MAX_CALL_BYTES, Exposure, unpack
+from serve.operate.plan.virtual_time import VirtualTimeLoop
 from serve.ranking.exposure_buffer import ExposureBuffer
 
 
@@ -142,3 +143,24 @@ def test_a_call_that_is_never_answered_is_given_up_and_sent_again(monkeypatch):
     assert not asyncio.run(buffer.flush())
     assert asyncio.run(buffer.flush())
     assert receiver.taken == ["1"]
+
+
+def test_exposures_for_an_ingest_that_hangs_are_with_the_next_one_after_six_seconds():
+    async def scenario():
+        receiver, calls = Receiver(), []
+
+        async def send(payload):
+            calls.append(asyncio.get_running_loop().time())
+            # The one that hangs never answers; after a second there is another one.
+            if calls[-1] < 1.0:
+                await asyncio.Event().wait()
+            await receiver(payload)
+
+        buffer = ExposureBuffer(send)
+        buffer.put(exposure(1))
+        running = asyncio.create_task(buffer.run())
+        await asyncio.sleep(6.0)
+        running.cancel()
+        return receiver.taken
+
+    assert VirtualTimeLoop(0.0).run_until_complete(scenario()) == ["1"]

@@ -4,11 +4,13 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from serve.contract.errors import TabrankError
-from serve.operate.host.run_folder import MARKER, RunFolder
+from serve.operate.host.run_folder import MARKER, RunFolder, wait_for_end
 
 
 def test_a_folder_has_one_cluster_id_however_it_is_written(tmp_path):
@@ -158,3 +160,14 @@ def test_files_that_may_hold_a_password_are_private(tmp_path):
     assert [
         (tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml", "service.json")
     ] == [0, 0, 0]
+
+
+def test_a_process_that_has_ended_and_is_not_reaped_is_not_waited_for():
+    child = "import subprocess; print(subprocess.Popen(['true']).pid, flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", child], **pipes) as parent:
+        begin, ended = time.monotonic(), psutil.Process(int(parent.stdout.readline()))
+        wait_for_end([ended], 5.0)
+        assert time.monotonic() - begin < 1.0
+        assert ended.status() == psutil.STATUS_ZOMBIE
+        parent.communicate(b"\n")

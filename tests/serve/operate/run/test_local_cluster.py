@@ -298,6 +298,79 @@ def test_a_busy_port_is_refused_and_its_holder_named(tmp_path):
     assert status(tmp_path / "run") == {"state": "stopped"}
 
 
+RAY_FAILED = "The current node timed out during startup."
+DEPLOY_FAILED = "application 'tab' cannot be deployed: no such module"
+
+
+class Starts:
+    """Fake supervisors: each start only writes the next of the outcomes, an error or nothing."""
+
+    def __init__(self, monkeypatch, *outcomes, load=0.3):
+        self._outcomes, self.num = list(outcomes), 0
+        monkeypatch.setattr("serve.operate.run.local_cluster._detach", self._start)
+        monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+        monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+
+    def _start(self, config, run, haproxy, env):
+        error = self._outcomes[min(self.num, len(self._outcomes) - 1)]
+        self.num += 1
+        applications = {"tab": {"import_path": "front:build"}} if error in ("", DEPLOY_FAILED) else {}
+        state = "failed" if error else "ready"
+        run.write({"state": state, "stage": "starting Ray", "error": error, "applications": applications})
+
+
+def test_a_start_that_fails_in_ray_itself_is_repeated(tmp_path, port, monkeypatch):
+    starts, messages = Starts(monkeypatch, RAY_FAILED, ""), []
+    started = service(tmp_path, port, messages=messages)
+    assert (started["action"], started["state"], starts.num) == ("started", "ready", 2)
+    again = f"Ray did not start, trying again: {RAY_FAILED} (more in {tmp_path / 'run/supervisor.log'})"
+    assert messages[1:] == ["starting Ray", again, "starting Ray"]
+    down(tmp_path / "run")
+
+
+def test_a_start_that_always_fails_ends_after_three_and_names_the_load(tmp_path, port, monkeypatch):
+    starts, messages = Starts(monkeypatch, RAY_FAILED, load=25.3), []
+    with pytest.raises(TabrankError, match="this machine is overloaded: load 25 on 2 cores, start it again"):
+        service(tmp_path, port, messages=messages)
+    assert starts.num == 3
+    assert messages[1] == "this machine is overloaded: load 25 on 2 cores; waiting up to 480 s"
+    assert_nothing_is_left(tmp_path, port)
+
+
+def test_a_file_that_cannot_be_deployed_is_tried_once_and_no_load_is_named(tmp_path, port, monkeypatch):
+    starts = Starts(monkeypatch, DEPLOY_FAILED)
+    with pytest.raises(TabrankError, match=r"no such module \(more in [^;]*$"):
+        service(tmp_path, port)
+    assert starts.num == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("ready", "stopping the running service"),
+        ("starting", "cleaning up after a start that did not finish"),
+    ],
+)
+def test_down_calls_only_a_service_that_runs_a_running_one(tmp_path, state, told):
+    run, messages = RunFolder.of(tmp_path), []
+    run.write({"state": state})
+    with idle_process(run.cluster_id, SUPERVISE):
+        down(tmp_path, progress=messages.append)
+    assert messages == [told]
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_down_takes_ten_seconds_at_most_where_a_supervisor_and_a_node_hang(tmp_path):
+    run = RunFolder.of(tmp_path)
+    with idle_process(run.cluster_id, SUPERVISE) as supervisor, idle_process(run.cluster_id) as other:
+        for process in (supervisor, other):
+            process.send_signal(signal.SIGSTOP)
+        stopped = down(tmp_path)
+    assert len(stopped["killed"]) == 2
+    assert stopped["seconds"] <= 10
+
+
 @pytest.mark.integration
 def test_up_twice_starts_once_and_deploys_a_changed_setting_in_place(folder, port):
     assert service(folder, port, knob=1)["action"] == "started"
@@ -402,6 +475,15 @@ def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, 
     assert (found["state"], found["pid"]) == ("ready", started["pid"])
     for name in ("tab/Scorer", "controller"):
         assert (found["restarts"][name]["count"], found["restarts"][name]["last"]) == (1, ENDED)
+
+
+@pytest.mark.integration
+def test_down_waits_only_some_seconds_for_a_replica_that_hangs(folder, port):
+    service(folder, port)
+    run = RunFolder.of(folder / "run")
+    next(one for one in run.processes() if one.cmdline()[:1] == ["ray::ServeReplica:tab:Scorer"]).suspend()
+    assert down(folder / "run")["seconds"] <= 10
+    assert_nothing_is_left(folder, port)
 
 
 @pytest.mark.integration
