@@ -13,11 +13,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serve.ranking.load_shedding import REMEMBER_S, TICK_S, LoadShedder
+from serve.ranking.load_shedding import REMEMBER_S, TARGET_LATENCY, TICK_S, LoadShedder
 
-# The share of each deadline by which the scores must have come. The rest is for computing, sending
-# and forwarding the popular order: when scores are late, these are slow too.
-SCORES_DUE = 0.75
+# The share of each deadline by which the scores must have come. Two iterations of the event loop are
+# taken off as well: without scores, one ranks by popularity, and one sends the answer.
+SCORES_DUE = 0.9
 
 
 # The header with the name of HAProxy's host, and the microseconds of its clock when a request came.
@@ -42,20 +42,26 @@ class LoopLag:
         self._is_followed = False
         # True if a request was handled in this iteration.
         self._is_busy = False
+        # Durations of the last two whole iterations.
+        self._lasted_s = (0.0, 0.0)
 
     def waited_s(self) -> float:
         """Return an upper bound on the time that the current request queued."""
         now_s = asyncio.get_running_loop().time()
         if not self._is_followed:
             self._before_s = self._began_s = now_s
+            self._lasted_s = (0.0, 0.0)
             self._follow()
         self._is_busy = True
         return now_s - self._before_s
 
     @property
     def last_s(self) -> float:
-        """Duration of the last whole iteration: the expected delay of the next callback."""
-        return self._began_s - self._before_s
+        """Duration of an iteration: the expected delay of the next callback.
+
+        It is the shorter one of the last two, because a pause of the process lengthens one only.
+        """
+        return min(self._lasted_s)
 
     def _follow(self) -> None:
         """Schedule `_next` as the first callback of the next iteration."""
@@ -64,6 +70,7 @@ class LoopLag:
 
     def _next(self) -> None:
         self._before_s, self._began_s = self._began_s, asyncio.get_running_loop().time()
+        self._lasted_s = (self._lasted_s[1], self._began_s - self._before_s)
         self._is_followed = False
         if self._is_busy:
             self._follow()
@@ -109,8 +116,8 @@ class Admission:
         self._seen_s[caller] = now_s
         if not self.load_shedder.stands:
             return False
-        # Nobody waits any more for what came before its deadline.
-        if now_s - arrived_s > self._deadline_s:
+        # The older part of the queue: to rank it would keep what comes after it as late.
+        if now_s - arrived_s > TARGET_LATENCY * self._deadline_s:
             return True
         return not self.load_shedder.has_credit and not self._has_room(caller, self._last_size)
 
@@ -143,7 +150,7 @@ class Admission:
         `deadline_ms` is the request's own deadline; None for the configured one.
         """
         scores_s = SCORES_DUE * (self._deadline_s if deadline_ms is None else deadline_ms / 1e3)
-        return arrived_s + scores_s - self._lag.last_s
+        return arrived_s + scores_s - 2 * self._lag.last_s
 
     def answered(self, arrived_s: float, *, is_scored: bool) -> None:
         """Record a request within the limit; `arrived_s` is on the event loop's clock."""

@@ -6,7 +6,7 @@ deadline allows. A queue that stands means that more requests come than this mac
 passes, some request of the interval is quick; while a queue stands, none is.
 
 While a queue stands, `limit` bounds the candidates that wait for their scores. Like the limiters of
-Envoy and of Netflix's concurrency-limits, it adapts to what this machine can do: 20 times a second
+Envoy and of Netflix's concurrency-limits, it adapts to what this machine can do: 25 times a second
 it falls while even the quickest ranking takes longer than the target, and rises otherwise. It keeps
 the scorers busy, and bounds the latency as well (Little 1961). A request beyond the limit gets the
 popular order; at most as many do as are answered within the limit, because they cost half as much.
@@ -20,10 +20,10 @@ from collections import deque
 
 # Target for the least latency of an interval, as a share of the deadline. In an overload the mean
 # latency is half as long again, the p99 about three times as long, and sending comes on top.
-TARGET_LATENCY = 0.2
-# A queue stands if no request of the last three ticks was quicker than the target: 150 ms, where
+TARGET_LATENCY = 0.25
+# A queue stands if no request of the last three ticks was quicker than the target: 120 ms, where
 # CoDel takes 100 ms.
-TICK_S, TICKS = 0.05, 3
+TICK_S, TICKS = 0.04, 3
 # Each request within the limit lets one in excess be answered, at most this many in a row.
 MOST_CREDIT = 100
 # Share lost a second at twice the target, and share of the whole regained a second below it.

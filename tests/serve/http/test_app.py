@@ -115,7 +115,7 @@ def two_with_room_for_one(service):
     shedder = service.fetcher.admission.load_shedder
     shedder.enabled, shedder.most = True, 4
     for _ in range(TICKS):
-        shedder.answered(0.03, is_scored=True)
+        shedder.answered(0.0406, is_scored=True)
         shedder.tick(TICK_S, 0.1)
     assert 3 < shedder.limit < 4
 

@@ -23,7 +23,7 @@ def configure(admission, deadline_ms=100, most=1_000):
 def let_stand(admission):
     """Let the admission see a queue that stands; return its limit."""
     for _ in range(TICKS):
-        admission.load_shedder.answered(0.03, is_scored=True)
+        admission.load_shedder.answered(0.0406, is_scored=True)
         admission.load_shedder.tick(TICK_S, 0.1)
     assert admission.load_shedder.stands
     return admission.load_shedder.limit
@@ -110,10 +110,10 @@ def test_callers_have_equal_parts_and_one_cannot_take_the_others():
     assert scenario(body) == (True, True, False, True, True), "what the others leave is free"
 
 
-def test_what_came_before_its_deadline_is_refused_while_a_queue_stands():
+def test_the_older_part_of_a_queue_that_stands_is_refused():
     async def body(admission):
         now_s = asyncio.get_running_loop().time()
-        return [admission.refuses("", now_s - age_s) for age_s in (0.05, 0.15)]
+        return [admission.refuses("", now_s - age_s) for age_s in (0.01, 0.04)]
 
     assert scenario(body) == [False, True]
     assert scenario(body, stands=False) == [False, False]
