@@ -228,3 +228,34 @@ def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home
     finally:
         callers.ended.set()
         callers.join()
+
+
+def test_a_ranking_for_no_replica_ends_with_503_in_time_and_starts_one(home):
+    run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
+    file = home / "cluster.yaml"
+    document = yaml.safe_load(file.read_text())
+    quick = {"min_replicas": 0, "upscale_delay_s": 0, "downscale_delay_s": 1, "look_back_period_s": 1}
+    document["applications"][0]["deployments"][0]["autoscaling_config"] |= quick
+    file.write_text(yaml.safe_dump(document))
+    run("up", "--timeout", "180", cwd=home)
+    service = home / "var/run/service.json"
+    url = json.loads(service.read_text())["url"]
+
+    def num_running() -> int:
+        found = json.loads(service.read_text())["applications"]["tiny"]["deployments"]["FeatureFetch"]
+        return found["replicas"].get("RUNNING", 0)
+
+    until = time.monotonic() + 60
+    while num_running() and time.monotonic() < until:
+        time.sleep(0.5)
+    # HAProxy and the replica that stops need a moment.
+    time.sleep(4)
+    answers, body = [], {"viewer": "ann", "candidates": ["a", "b"]}
+    while time.monotonic() < until + 30 and 200 not in answers:
+        answer = httpx.post(f"{url}/v1/rank", json=body, timeout=10)
+        answers.append(answer.status_code)
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"] == "1"
+            assert answer.elapsed.total_seconds() < 0.2 + 0.3, "a busy machine may be late"
+            time.sleep(1)
+    assert (answers[0], answers[-1], set(answers)) == (503, 200, {503, 200})

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 
 from serve.ranking.load_shedding import REMEMBER_S, TARGET_LATENCY, TICK_S, LoadShedder
 
-# The share of each deadline by which the scores must have come. Two iterations of the event loop are
-# taken off as well: without scores, one ranks by popularity, and one sends the answer.
+# The share of each deadline by which the scores must have come, less two iterations of the event
+# loop: without scores, one ranks by popularity, and one sends the answer.
 SCORES_DUE = 0.9
-
 
 # The header with the name of HAProxy's host, and the microseconds of its clock when a request came.
 STAMP = b"x-arrived"
