@@ -286,7 +286,7 @@ class UserConfig:
 
     Attributes:
         experiment: Arms, shares and what the report needs.
-        deadline_ms: For requests without a deadline. Without scores at 75 % of its deadline, a
+        deadline_ms: For requests without a deadline. Without scores at 90 % of its deadline, a
             request gets the popular order.
         batch_candidates: Most candidates in a batch.
         slots: Batches in progress at once.

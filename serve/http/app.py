@@ -6,6 +6,7 @@ pydantic bodies costs 98 µs. `serve.http.openapi` builds the OpenAPI document f
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -46,6 +47,10 @@ EVENTS = "/v1/events"
 OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs", *FILES))
 # HAProxy takes a little more: 101 headers, of 19 KiB with the request line.
 MAX_HEADERS = 100
+# Beside the client's: HAProxy's stamp, and an id where the client gave none.
+OUR_HEADERS = 2
+# A body that came with its headers is read within this time.
+WHOLE_S = 0.001
 MAX_HEADER_BYTES = 16 * 1024
 # After these statuses the connection is closed without waiting for the rest of the body.
 CUT_OFF = (408, 413)
@@ -227,7 +232,12 @@ class Edge:
         if b"x-arm" in headers:
             arm = requested_arm(fetcher.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
         deadline_ms = _deadline_ms(headers.get(b"x-deadline-ms"))
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
         body = await self._bodies.read(headers, receive, MAX_BODY_BYTES)
+        # Before it was whole, the request did not wait for this process.
+        if loop.time() - begun_s > WHOLE_S:
+            arrived_s = max(arrived_s, fetcher.admission.arrived_s())
         request = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
         self._keys.charge(key, len(request.candidates))
         if request.request_id is None:
@@ -288,7 +298,7 @@ def _resource(path: str, headers: dict[bytes, bytes]) -> _Answer:
 
 def _require_few(headers: Sequence[Header]) -> None:
     if (
-        len(headers) > MAX_HEADERS
+        len(headers) > MAX_HEADERS + OUR_HEADERS
         or sum([len(name) + len(value) for name, value in headers]) > MAX_HEADER_BYTES
     ):
         detail = f"a request may have {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes of them; send fewer"

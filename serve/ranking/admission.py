@@ -104,7 +104,8 @@ class Admission:
         have come.
         """
         waited_s = self._lag.waited_s()
-        if stamp.startswith(HERE) and (came_us := stamp[len(HERE) :]).isdigit():
+        came_us = stamp[len(HERE) :]
+        if stamp.startswith(HERE) and came_us.isdigit() and len(came_us) < 18:
             # The clock may have been set back.
             waited_s = max(time.time() - int(came_us) / 1e6, 0.0)
         return asyncio.get_running_loop().time() - waited_s
@@ -118,7 +119,7 @@ class Admission:
         # The older part of the queue: to rank it would keep what comes after it as late.
         if now_s - arrived_s > TARGET_LATENCY * self._deadline_s:
             return True
-        return not self.load_shedder.has_credit and not self._has_room(caller, self._last_size)
+        return self.load_shedder.credit < 1 and not self._has_room(caller, self._last_size)
 
     def _has_room(self, caller: str, num_candidates: int) -> bool:
         """Return True if a caller's candidates fit the limit, or the caller's part of it.
@@ -151,16 +152,14 @@ class Admission:
         scores_s = SCORES_DUE * (self._deadline_s if deadline_ms is None else deadline_ms / 1e3)
         return arrived_s + scores_s - 2 * self._lag.last_s
 
-    def answered(self, arrived_s: float, *, is_scored: bool) -> None:
-        """Record a request within the limit; `arrived_s` is on the event loop's clock."""
-        self.load_shedder.answered(asyncio.get_running_loop().time() - arrived_s, is_scored=is_scored)
+    def answered(self, arrived_s: float, *, is_scored: bool, is_late: bool) -> None:
+        """Record a request within the limit; `arrived_s` is on the event loop's clock.
 
-    def late(self, arrived_s: float, deadline: float) -> None:
-        """Record a request answered without scores because its deadline passed.
-
-        The batcher may have given the request up before the deadline.
+        `is_late`: it had no scores in time. One whose own deadline was very short says nothing.
         """
-        self.load_shedder.late(deadline - arrived_s, self._deadline_s)
+        latency_s = asyncio.get_running_loop().time() - arrived_s
+        if not is_late or latency_s >= TARGET_LATENCY * self._deadline_s:
+            self.load_shedder.answered(latency_s, is_scored=is_scored or is_late)
 
     async def run(self) -> None:
         """Adapt the limits every `TICK_S`, until cancelled."""

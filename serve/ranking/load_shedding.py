@@ -48,7 +48,8 @@ class LoadShedder:
         self._share = 1.0
         # Least latencies since the last tick, of rankings without scores and with scores.
         self._least_s = [math.inf, math.inf]
-        self._credit = MOST_CREDIT
+        # So many requests in excess may be answered yet.
+        self.credit = MOST_CREDIT
         self._pressures: deque[float] = deque(maxlen=TICKS)
 
     @property
@@ -66,27 +67,14 @@ class LoadShedder:
         """Return the lost share of the limit, from 0 to 1."""
         return 1.0 - self._share if self.enabled else 0.0
 
-    @property
-    def has_credit(self) -> bool:
-        """Return True if a request in excess may be answered."""
-        return self._credit >= 1
-
     def exceeded(self) -> None:
         """Record a request in excess that gets the popular order."""
-        self._credit = max(self._credit - 1, 0)
+        self.credit = max(self.credit - 1, 0)
 
     def answered(self, latency_s: float, *, is_scored: bool) -> None:
-        """Record the latency of a ranking within the limit."""
+        """Record the latency of a ranking within the limit, with its scores or too late for them."""
         self._least_s[is_scored] = min(self._least_s[is_scored], latency_s)
-        self._credit = min(self._credit + 1, MOST_CREDIT)
-
-    def late(self, after_s: float, deadline_s: float) -> None:
-        """Record a ranking that was answered without its scores after `after_s`.
-
-        Ignore timeouts of requests with very short deadlines: they say nothing about load.
-        """
-        if after_s >= TARGET_LATENCY * deadline_s:
-            self._least_s[True] = min(self._least_s[True], after_s)
+        self.credit = min(self.credit + 1, MOST_CREDIT)
 
     def tick(self, since_s: float, deadline_s: float) -> None:
         """Adapt the limit, `since_s` after the last time."""
@@ -97,7 +85,9 @@ class LoadShedder:
         self._pressures.append(least_s / (TARGET_LATENCY * deadline_s) if least_s < math.inf else 0.0)
         pressure = min(self._pressures) if len(self._pressures) == TICKS else 0.0
         if pressure > 1.0:
-            self._share *= max(1.0 - LOSE_PER_S * since_s * (min(pressure, 2.0) - 1.0), 0.0)
+            # A late tick must not take all at once.
+            lost_s = min(since_s, 2 * TICK_S)
+            self._share *= 1.0 - LOSE_PER_S * lost_s * (min(pressure, 2.0) - 1.0)
         else:
             self._share = min(self._share + REGAIN_PER_S * since_s, 1.0)
         self._share = max(self._share, MIN_SHARE)

@@ -40,7 +40,7 @@ from serve.stores.candidate_table import CandidateTable
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
 POPULAR_BATCHES = 8
-# The popular order waits for nothing but the process itself.
+# The popular order waits for nothing but the process itself, so that this never passes.
 POPULAR_S = 60.0
 NOT_DIAGNOSED = "not_diagnosed"
 # Reasons of warnings that mean degraded answers or lost records while they last.
@@ -228,10 +228,9 @@ class FeatureFetcher:
     async def _slate(self, query: Query, arrived_s: float, deadline: float, caller: str) -> Slate:
         with self.admission.room(caller, query.num_scored) as has_room:
             slate = await self._answered(query, deadline, has_room)
-        if has_room and slate.degraded == ("deadline",):
-            self.admission.late(arrived_s, deadline)
-        elif has_room:
-            self.admission.answered(arrived_s, is_scored=slate.model is not None)
+        if has_room:
+            is_scored, is_late = slate.model is not None, slate.degraded == ("deadline",)
+            self.admission.answered(arrived_s, is_scored=is_scored, is_late=is_late)
         return slate
 
     async def _answered(self, query: Query, deadline: float, has_room: bool) -> Slate:
@@ -251,7 +250,11 @@ class FeatureFetcher:
                 reason = "scorer_unavailable"
                 self.warn(reason, error, query.request_id)
         until_s = asyncio.get_running_loop().time() + POPULAR_S
-        return await self._popular.submit((query, reason), query.num_scored, until_s)
+        try:
+            return await self._popular.submit((query, reason), query.num_scored, until_s)
+        # The other one is in this batch too.
+        except Exception:
+            return self.ranker.popular([query], [reason])[0]
 
     async def _rank_by_popularity(self, asked: list[tuple[Query, str]]) -> list[Slate]:
         queries, reasons = zip(*asked, strict=True)

@@ -2,9 +2,9 @@
 
 The proxy waits for a replica, with 65 s for a ranking that has 0.1, and then answers 408. While one
 replica replaces another, hundreds of rankings wait there, and what they cost delays the health
-checks of all. Behind this middleware few wait, and none longer than it has time. What cannot be
-answered gets 503, which clients retry. A request that waits for 0.2 s still starts the first
-replica of a deployment with `min_replicas: 0`.
+checks of all. Behind this middleware few rankings and events wait, and none longer than it has
+time. What cannot be answered gets 503 with `Retry-After`. A request that waits for 0.2 s still
+starts the first replica of a deployment with `min_replicas: 0`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from serve.http.app import EVENTS, PROBLEM, RANK
 
 # At 2 ms a request, so many that wait cost the proxy less than a ranking's deadline.
 MOST_WAITING = 32
-# The time of a ranking beyond its deadline, and the time of events.
-GRACE_S, EVENTS_S = 0.1, 5.0
+# The time of a ranking beyond its deadline, with the longest deadline, and the time of events. This
+# process does not know the configured deadline.
+GRACE_S, MOST_S, EVENTS_S = 0.1, 1.0, 5.0
 DEADLINE = b"x-deadline-ms"
 _DETAIL = "no replica of the service is ready; retry later"
 _BODY = msgspec.json.encode(Problem("unavailable", 503, _DETAIL))
@@ -75,7 +76,8 @@ def _time_s(scope: MutableMapping[str, Any]) -> float:
     if scope["path"].endswith(EVENTS):
         return EVENTS_S
     given = dict(scope["headers"]).get(DEADLINE, b"")
-    return (int(given) if given.isdigit() else UserConfig.deadline_ms) / 1e3 + GRACE_S
+    is_valid = given.isdigit() and len(given) <= 5
+    return min(int(given) / 1e3 if is_valid else UserConfig.deadline_ms / 1e3, MOST_S) + GRACE_S
 
 
 async def _unavailable(send: Any) -> None:

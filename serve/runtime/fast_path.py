@@ -132,7 +132,7 @@ class _Replica:
 
         async def is_healthy() -> tuple[bool, str]:
             healthy, message = await check()
-            return healthy or replica._shutting_down, message
+            return healthy or (replica._shutting_down and replica._healthy), message
 
         replica._dataplane_health_check = is_healthy
 
