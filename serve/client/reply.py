@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 PROBLEM = "application/problem+json"
 # Without a `problem+json` body these statuses come from a proxy that reached no service. HAProxy
-# answers a bare 500 if a replica died with the request, and 404 before its routes are loaded.
+# answers 502 if a replica died with the request, and 404 before its routes are loaded.
 PROXY_STATUSES = (404, 500, 502, 504)
 
 

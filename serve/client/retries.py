@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable
 from random import SystemRandom
 
-# With these statuses the service did not do the work, or HAProxy lost its answer: to ask again is
-# safe, since both attempts have the same ids. Any other answer is final.
-RETRIED = (429, 502, 503, 504)
+# With these statuses the service did not do the work; any other answer is final.
+RETRIED = (429, 503)
 # Spread the retries of clients that failed at the same time, even if all of them call
 # `random.seed(1)`.
 JITTER_S = 0.05

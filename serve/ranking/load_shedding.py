@@ -72,7 +72,7 @@ class LoadShedder:
         self.credit = max(self.credit - 1, 0)
 
     def answered(self, latency_s: float, *, is_scored: bool) -> None:
-        """Record the latency of a ranking within the limit, with its scores or too late for them."""
+        """Record the latency of a ranking within the limit, scored or too late for that."""
         self._least_s[is_scored] = min(self._least_s[is_scored], latency_s)
         self.credit = min(self.credit + 1, MOST_CREDIT)
 

@@ -22,7 +22,7 @@ from serve.report.rows import columns, csv_text, number
 
 Report = dict[str, Any]
 LEGEND = (
-    f"late: no scores at {100 * SCORES_DUE:g} % of the deadline, which starts when a replica accepts the request; "
+    f"late: no scores at {100 * SCORES_DUE:g} % of the deadline, which starts when HAProxy gets the request; "
     "p99 includes the wait before that. Load shedding is not simulated"
 )
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from serve.ingest.backfill import load
 from serve.log.events import IngestResult, unpack
 from serve.model.artifact import CURRENT, point
 from serve.model.scorer_cache import timed
+from serve.ranking.admission import HERE
 from serve.ranking.assignment import assign
 from serve.ranking.load_shedding import TICK_S, TICKS
 from serve.ranking.service import FeatureFetcher
@@ -622,6 +624,63 @@ def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service):
     assert scores[2] is None
     service.scorer.answer = lambda price: np.array([np.nan, 0.5])
     assert service.ask(body()).json()["degraded"] == ["overload", "non_finite_score"]
+
+
+def test_the_time_in_which_a_body_comes_is_no_queue(service):
+    async def scenario():
+        await refresh(service.fetcher)
+        content = json.dumps(body()).encode()
+
+        async def slowly():
+            yield content[:10]
+            await asyncio.sleep(0.15)
+            yield content[10:]
+
+        stamp = HERE + b"%d" % (time.time() * 1e6)
+        async with service.client() as client:
+            headers = {"content-type": "application/json", "x-arrived": stamp.decode()}
+            headers |= {"x-deadline-ms": "100"}
+            return (await client.post("/v1/rank", content=slowly(), headers=headers)).json()
+
+    assert asyncio.run(scenario())["rung"] == "full"
+
+
+def test_what_waited_beyond_its_deadline_gets_the_popular_order(service):
+    stamp = HERE + b"%d" % ((time.time() - 0.15) * 1e6)
+    headers = {"x-arrived": stamp.decode(), "x-deadline-ms": "100"}
+    answer = service.ask(body(), headers=headers).json()
+    assert (answer["rung"], answer["degraded"]) == ("fallback", ["deadline"])
+
+
+def test_a_client_may_send_a_hundred_headers_beside_those_of_the_proxies(service):
+    def status(number):
+        return service.ask(body(), headers={f"x-{i}": "1" for i in range(number)}).status_code
+
+    # httpx adds some of its own.
+    own = 6
+    assert (status(100 - own), status(110)) == (200, 431)
+
+
+def test_a_query_that_fails_takes_no_other_one_of_its_batch_along(service):
+    async def scenario():
+        await refresh(service.fetcher)
+        popular = service.fetcher.ranker.popular
+
+        async def failing(queries):
+            raise RuntimeError("a batch")
+
+        def poisoned(queries, reasons):
+            if any(query.viewer == "bo" for query in queries):
+                raise RuntimeError("a query")
+            return popular(queries, reasons)
+
+        service.fetcher._scored._work = failing
+        service.fetcher.ranker.popular = poisoned
+        async with service.client() as client:
+            asked = [client.post("/v1/rank", json=body(viewer=viewer)) for viewer in ("ann", "bo", "cy")]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    assert asyncio.run(scenario()) == [200, 500, 200]
 
 
 def test_what_comes_too_late_to_be_answered_is_refused_unread(service):

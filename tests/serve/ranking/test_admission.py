@@ -59,7 +59,9 @@ def test_a_stamp_of_this_host_tells_when_a_request_came():
     assert scenario(body) == pytest.approx([0.03, 0.0, 0.0], abs=0.005)
 
 
-@pytest.mark.parametrize("stamp", ["", "elsewhere 5", f"{HOST} ", f"{HOST} -5", f"{HOST} soon", HOST])
+@pytest.mark.parametrize(
+    "stamp", ["", "elsewhere 5", f"{HOST} ", f"{HOST} -5", f"{HOST} soon", HOST, f"{HOST} {'9' * 400}"]
+)
 def test_without_a_stamp_of_this_host_a_request_came_as_early_as_it_can_have(stamp):
     async def body(admission):
         loop = asyncio.get_running_loop()
@@ -134,6 +136,45 @@ def test_without_room_a_request_is_refused_once_as_many_were_answered_as_scored(
     assert scenario(body) == (MOST_CREDIT, False)
 
 
+@pytest.mark.parametrize(
+    ("scored_s", "late_s", "stands"), [(0.08, 0.001, True), (None, 0.001, False), (None, 0.08, True)]
+)
+def test_what_had_too_little_time_hides_no_queue_and_makes_none(scored_s, late_s, stands):
+    async def body(admission):
+        loop, shedder = asyncio.get_running_loop(), admission.load_shedder
+        for _ in range(10):
+            if scored_s:
+                admission.answered(loop.time() - scored_s, is_scored=True, is_late=False)
+            for _ in range(9):
+                admission.answered(loop.time() - late_s, is_scored=False, is_late=True)
+            shedder.tick(TICK_S, 0.1)
+        return shedder.stands
+
+    assert scenario(body, stands=False) == stands
+
+
+def test_a_deadline_leaves_two_iterations_and_a_single_long_one_is_none():
+    async def body(admission):
+
+        async def iteration(seconds):
+            admission.arrived_s()
+            time.sleep(seconds)
+            await asyncio.sleep(0)
+
+        found_s = []
+        for lengths_s in ((0.001, 0.001, 0.05), (0.02, 0.02, 0.02)):
+            for seconds in lengths_s:
+                await iteration(seconds)
+            admission.arrived_s()
+            found_s.append(admission.deadline(0.0, None))
+            await asyncio.sleep(0.01)
+        return found_s
+
+    paused_s, busy_s = scenario(body)
+    assert SCORES_DUE * 0.1 - 0.02 < paused_s <= SCORES_DUE * 0.1 - 0.002
+    assert busy_s <= SCORES_DUE * 0.1 - 0.04
+
+
 def test_slow_answers_lower_the_limit(monkeypatch):
     monkeypatch.setattr("serve.ranking.admission.TICK_S", 0.001)
 
@@ -141,7 +182,7 @@ def test_slow_answers_lower_the_limit(monkeypatch):
         running, loop = asyncio.create_task(admission.run()), asyncio.get_running_loop()
         async with asyncio.timeout(5):
             while admission.load_shedder.limit > 50:
-                admission.answered(loop.time() - 5.0, is_scored=True)
+                admission.answered(loop.time() - 5.0, is_scored=True, is_late=False)
                 await asyncio.sleep(0)
         running.cancel()
         with suppress(asyncio.CancelledError):

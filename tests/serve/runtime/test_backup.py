@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on
 
 
 class HTTPProxy:
-    """Stand-in for Ray's proxy: answers 200 after some seconds; when cancelled, as Ray does."""
+    """Stand-in for Ray's proxy: answers 200 after some seconds; when cancelled, 408 as Ray does."""
 
     def __init__(self, after_s=0.0, parts=1):
         self.after_s, self.parts = after_s, parts
@@ -31,7 +31,6 @@ class HTTPProxy:
                 await send({"type": "http.response.body", "body": b"", "more_body": True})
         except asyncio.CancelledError:
             await send({"type": "http.response.start", "status": 408, "headers": []})
-            raise
 
 
 def asked(path="/v1/rank", method="POST", **headers):
@@ -67,6 +66,13 @@ def test_a_ranking_without_a_replica_ends_100_ms_after_its_deadline_with_503():
     assert json.loads(body)["status"] == 503
     assert 0.1 < own_s < took_s
     assert 0.2 <= took_s < 0.5
+
+
+@pytest.mark.parametrize("given", ["9" * 8, "9" * 400, "-1", "soon", "60000"])
+def test_no_header_makes_a_ranking_wait_for_long(monkeypatch, given):
+    monkeypatch.setattr("serve.runtime.backup.MOST_S", 0.1)
+    [(status, *_, took_s)] = asyncio.run(answers(Backup(HTTPProxy(after_s=5.0)), asked(x_deadline_ms=given)))
+    assert (status, took_s < 0.5) == (503, True)
 
 
 def test_what_a_replica_answers_in_time_is_passed_on_whole_however_long_it_takes():

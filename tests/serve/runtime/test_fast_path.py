@@ -100,10 +100,10 @@ class Replica:
         self._user_callable_wrapper = SimpleNamespace(_run_user_code_in_separate_thread=False)
         self._deployment_id = SimpleNamespace(app_name="spaces", name="FeatureFetch")
         self.rays_way = []
-        self._shutting_down = self.is_ill = False
+        self._shutting_down, self._healthy = False, True
 
     async def _dataplane_health_check(self):
-        return not (self._shutting_down or self.is_ill), "a message"
+        return self._healthy and not self._shutting_down, "a message"
 
     async def _direct_ingress_asgi(self, scope, receive, send):
         self.rays_way.append(scope)
@@ -330,5 +330,7 @@ def test_a_replica_that_leaves_passes_health_checks_and_a_sick_one_does_not():
     assert is_healthy()
     replica._shutting_down = True
     assert is_healthy()
-    replica._shutting_down, replica.is_ill = False, True
+    replica._healthy = False
+    assert not is_healthy()
+    replica._shutting_down = False
     assert not is_healthy()
