@@ -51,7 +51,7 @@ def meanings(
     routes = set(map(route_of, new["applications"]))
     for app in old.get("applications", ()):
         path, route = (*APPLICATION, app["name"]), route_of(app)
-        if route not in routes:
+        if route and route not in routes:
             yield (*path, "route_prefix"), _meaning("route_gone", route=route)
         if app["import_path"] == get(new, (*path, "import_path")) == OUR_APPLICATION:
             try:
@@ -81,9 +81,10 @@ def _of_scaling(change: Change, new: Document) -> Meanings:
         yield _meaning("target_above_slots", slots=slots)
 
 
-def route_of(app: Mapping[str, Any]) -> str:
-    """Return the route of an application in a document."""
-    return str(app.get("route_prefix") or "/")
+def route_of(app: Mapping[str, Any]) -> str | None:
+    """Return the route of an application in a document; None where Serve exposes none."""
+    route: str | None = app.get("route_prefix", "/")
+    return route
 
 
 def _meaning(name: str, **facts: object) -> Meaning:

@@ -60,11 +60,9 @@ def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str
         was, route = (get(side, (*here, "route_prefix"), "/") for side in (before, after))
         had, has = (get(side, (*here, *KEYS), None) for side in (before, after))
         if was and was != route:
-            probes.append(_probe("route_changed", app, f"{was}/livez", 404))
+            path = f"{was.rstrip('/')}/livez"
+            probes.append({"name": "route_changed", "where": app["name"], "path": path, "status": 404})
         if route and has and not had:
-            probes.append(_probe("first_key", app, f"{route}/v1/model", 401))
+            path = f"{route.rstrip('/')}/v1/model"
+            probes.append({"name": "first_key", "where": app["name"], "path": path, "status": 401})
     return probes
-
-
-def _probe(name: str, app: Mapping[str, Any], path: str, status: int) -> dict[str, Any]:
-    return {"name": name, "where": app["name"], "path": path.replace("//", "/"), "status": status}
