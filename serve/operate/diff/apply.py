@@ -55,7 +55,7 @@ def diff(
     if running.under_way:
         file, since = running.under_way["config"], running.under_way["since"]
         lines.append(
-            f"a deploy of {file} is under way since {since}; the comparison is with the deploy before it"
+            f"a deploy of {file} is under way since {since}; this compares with the deploy before it"
         )
     if not apply or not (found.changes or running.error or running.under_way):
         return result, lines, not found.changes

@@ -21,7 +21,7 @@ from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.diff.dashboard import nodes
 from serve.operate.diff.difference import Difference, Shape, compare, in_force
-from serve.operate.diff.meaning import Measured, meanings, route_of
+from serve.operate.diff.meaning import Measured, meanings
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.state import RUN, status_code, up_command
 
@@ -37,9 +37,7 @@ UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
 # The folder of the file, beside the fields of the file.
 FOLDER = "folder"
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
-UNCONFIRMED = (
-    "refused: a change that needs --yes loses data or fails callers; deploy it with: {command} --yes"
-)
+UNCONFIRMED = "refused: a change that needs --yes loses data or fails callers; deploy it: {command} --yes"
 
 
 class RunningService(ABC):
@@ -73,7 +71,8 @@ class RunningService(ABC):
         Return the status of each URL after the deploy, and a line that compares it.
         """
         ours = (app for app in self.document["applications"] if app["import_path"] == OUR_APPLICATION)
-        urls = [f"{self.url}{route.rstrip('/')}/v1/model" for route in map(route_of, ours) if route]
+        routes = (app.get("route_prefix", "/") for app in ours)
+        urls = [f"{self.url}{route.rstrip('/')}/v1/model" for route in routes if route]
         before = {url: status_code(url) for url in urls}
         deploy()
         after = {url: status_code(url) for url in urls}

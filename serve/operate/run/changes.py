@@ -40,9 +40,7 @@ def described(
         return f"kill switch {', '.join(switched)}"
     # A deployment's fields are named without its application if there is no other.
     short = 3 if len(after["applications"]) == 1 else 0
-    fields = [
-        ".".join(map(str, one.path[short if one.path[2:3] == ("deployments",) else 0 :])) for one in changes
-    ]
+    fields = [".".join(map(str, one.path[short * (one.path[2:3] == ("deployments",)) :])) for one in changes]
     more = [f"{len(fields) - MAX_FIELDS} more"] * (len(fields) > MAX_FIELDS)
     what = ", ".join([*fields[:MAX_FIELDS], *more]) or "no field differs"
     return f"deployed {file.name}: {what}"

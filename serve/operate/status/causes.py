@@ -181,7 +181,7 @@ def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterat
     of_apps: list[Cause] = []
     for app, counted in traffic.get("applications", {}).items():
         names = {name for name, where in named if where == app}
-        of_apps += _of_application(app, counted, traffic["window_s"], names)
+        of_apps += _of_app(app, counted, traffic["window_s"], names)
     yield from of_apps
     share, requests = traffic.get("unrouted_share") or 0.0, traffic.get("requests", 0)
     if share > MAX_SHARE and share * requests >= MIN_UNROUTED:
@@ -192,9 +192,7 @@ def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterat
         yield _named("unattributed", "", share=lost)
 
 
-def _of_application(
-    app: str, counted: Mapping[str, Any], window_s: float, named: set[str]
-) -> Iterator[Cause]:
+def _of_app(app: str, counted: Mapping[str, Any], window_s: float, named: set[str]) -> Iterator[Cause]:
     """Yield what an application's own counters show."""
     requests, rankings, reasons = counted["requests"], counted["rankings"], counted["reasons"]
     if (age_ms := counted["freshness_ms"] or 0.0) > MAX_FRESHNESS_MS and not named.intersection(OF_STORE):

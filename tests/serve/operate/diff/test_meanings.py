@@ -183,7 +183,7 @@ def test_a_dangerous_change_says_what_it_means_and_is_applied_with_yes_only(
     assert (held, result["needs_yes"], result["applied"]) == (False, True, False)
     assert any(line.startswith("    needs --yes: ") and sentence in line for line in lines), lines
     assert any(sentence in one for one in sentences(result))
-    assert lines[-1].endswith(f"deploy it with: python -m serve diff {tmp_path}/cluster.yaml --apply --yes")
+    assert lines[-1].endswith(f"deploy it: python -m serve diff {tmp_path}/cluster.yaml --apply --yes")
     result, lines, held = applied(old, changed(old, **change), yes=True, p50_ms=12.0)
     assert (held, result["applied"]) == (True, True)
     assert any(sentence in line for line in lines)
