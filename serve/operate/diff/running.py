@@ -322,8 +322,7 @@ def follow(
         if not alive:
             raise TabrankError(f"the service ended early: {_last_line(run.log)} (more in {run.log})")
         if time.monotonic() > deadline:
-            at = stage or "start"
-            raise TabrankError(f"no answer after {timeout_s:.0f} s, at: {at} (more in {run.log})")
+            raise TabrankError(f"no answer in {timeout_s:.0f} s, at: {stage or 'start'} (more in {run.log})")
         time.sleep(POLL_S)
 
 

@@ -309,12 +309,13 @@ def test_requests_of_no_application_are_a_fault_if_the_route_has_changed(stub):
 
 
 def test_requests_of_no_application_are_a_fault_while_steady_rankings_are_missing(stub):
-    # A page is read again at once, so that only a high rate is missed.
+    # The page is read again at once, so that only a high rate is missed.
     stub.steady_rps = 1e6
     stub.run.write(stub.service)
     look(stub.run.path, None, stub.history)
     stub.unrouted = 20
-    found = stub.look()
+    # Of another application.
+    found = stub.look(other_200=80)
     assert [(one["name"], one["advice"]) for one in found["causes"]] == [
         ("unrouted", False),
         ("no_traffic", False),
