@@ -101,7 +101,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
             args_at[DIAGNOSES[found.name]["arg"]].warn(str(found))
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
-        _check_sizes(named, args, knobs, file.timeout_s)
+        _check_size(named, args, knobs, file.timeout_s)
 
 
 def _read_surface(at: Node, args: AppArgs, base: Path) -> Surface | None:
@@ -148,9 +148,7 @@ def _check_batch(at: Node, knobs: UserConfig, surface: Surface) -> None:
         )
 
 
-def _check_sizes(
-    sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, timeout_s: float | None
-) -> None:
+def _check_size(sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, timeout_s: float | None) -> None:
     """Check the rules between our three deployments, the live settings and the HTTP timeout."""
     front, scorer, writer = (sizes[name] for name in DEPLOYMENTS)
     fewest, most = writer.min_replicas, writer.max_replicas

@@ -134,9 +134,7 @@ class Document:
             raise _invalid(node, "an alias that contains itself")
         kind = node.tag.rpartition(":")[2]
         if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
-            raise _invalid(
-                node, f"a number of {len(node.value):,} characters; put it in quotes if it is text"
-            )
+            raise _invalid(node, f"a number of {len(node.value):,} characters; put text in quotes")
         if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
             detail = f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
             self.refused.append((steps, self._finding(steps, detail, node.start_mark)))

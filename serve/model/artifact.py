@@ -161,9 +161,7 @@ def versions(models: Path) -> list[str]:
     """Return the published versions, oldest first."""
     if not models.is_dir():
         return []
-    return sorted(
-        entry.name for entry in models.iterdir() if VERSION.fullmatch(entry.name) and entry.is_dir()
-    )
+    return sorted(path.name for path in models.iterdir() if VERSION.fullmatch(path.name) and path.is_dir())
 
 
 def require(models: Path, version: str, where: str) -> None:

@@ -170,9 +170,7 @@ class Batcher(Generic[Item, Answer]):
             cancelled = isinstance(error, asyncio.CancelledError)
             for waiting in batch:
                 if not waiting.answer.done():
-                    waiting.answer.set_exception(
-                        RuntimeError("the work was cancelled") if cancelled else error
-                    )
+                    waiting.answer.set_exception(RuntimeError("work was cancelled") if cancelled else error)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -114,11 +114,8 @@ class ModelRegistry:
                 return None
             before = self._previous(version)
             if before is None:
-                other = self._history.read().previous(was, versions(self.models))
-                hint = f"{other}, which is of another state, if the service has that" if other else "another"
-                raise NothingBefore(
-                    f"models {self.models}: no good version was current before {was}; promote {hint}"
-                )
+                none = f"no good version of its state was current before {was}"
+                raise NothingBefore(f"models {self.models}: {none}; promote another")
             self._record("rollback", version, before, reason)
             point(self.models, CURRENT, before)
             return before

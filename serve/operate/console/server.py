@@ -200,6 +200,4 @@ def _listener(port: int | None) -> socket.socket:
     except OSError as error:
         if port is None:
             return socket.create_server((HOST, 0))
-        raise TabrankError(
-            f"--port: {port} is not free on {HOST} ({error.strerror}); choose another"
-        ) from None
+        raise TabrankError(f"--port: {port} is not free on {HOST} ({error.strerror}); use another") from None

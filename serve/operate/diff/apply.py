@@ -14,7 +14,7 @@ from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.field import unshared
 from serve.operate.diff.meaning import Measured
-from serve.operate.diff.running import UNCONFIRMED, Progress, answered, find
+from serve.operate.diff.running import UNCONFIRMED, Progress, find
 
 SWITCH = "kill_switch"
 
@@ -55,23 +55,24 @@ def diff(
     if running.under_way:
         file, since = running.under_way["config"], running.under_way["since"]
         lines.append(
-            f"a deploy of {file} is under way since {since}; the comparison is with the deploy before it"
+            f"a deploy of {file} is under way since {since}; this compares with the deploy before it"
         )
     if not apply or not (found.changes or running.error or running.under_way):
         return result, lines, not found.changes
     if found.worst == Consequence.RESTART:
-        command = running.restart_command(config_path)
+        command = running.restart_command(config_path, found.needs_yes)
         lines.append(f"refused: Serve reads this setting only at its start; restart it with: {command}")
         return result, lines, False
     if found.needs_yes and not yes:
-        command = f"python -m serve diff {quote(str(config_path))} --apply"
+        # The pasted command deploys to the same service.
+        where = f" --run {quote(str(run))}" if run else f" --address {quote(address)}" if address else ""
+        command = f"python -m serve diff {quote(str(config_path))} --apply{where}"
         return result, [*lines, UNCONFIRMED.format(command=command)], False
     for line in lines:
         progress(line)
-    begin, before = time.monotonic(), running.answers()
-    running.deploy(config, timeout_s, progress)
-    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1), "answers": running.answers()}
-    asked = answered(before, result["answers"])
+    begin = time.monotonic()
+    answers, asked = running.asked(lambda: running.deploy(config, timeout_s, progress))
+    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1), "answers": answers}
     return result, [*asked, f"applied and running ({result['seconds']} s)"], True
 
 

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path as FilePath
-from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS, SCORER
 from serve.config.diagnoses import DIAGNOSES, Service
@@ -48,10 +47,11 @@ def meanings(
     """
     for change in changes:
         yield from ((change.path, found) for found in _of_scaling(change, new))
-    routes = set(map(route_of, new["applications"]))
+    # Serve exposes no route where the file has null.
+    routes = {app.get("route_prefix", "/") for app in new["applications"]}
     for app in old.get("applications", ()):
-        path, route = (*APPLICATION, app["name"]), route_of(app)
-        if route not in routes:
+        path, route = (*APPLICATION, app["name"]), app.get("route_prefix", "/")
+        if route and route not in routes:
             yield (*path, "route_prefix"), _meaning("route_gone", route=route)
         if app["import_path"] == get(new, (*path, "import_path")) == OUR_APPLICATION:
             try:
@@ -79,11 +79,6 @@ def _of_scaling(change: Change, new: Document) -> Meanings:
     slots = get(new, (*app, *LIVE, "slots"), UserConfig.slots)
     if key in ("slots", TARGET[-1]) and get(new, (*app, *TARGET), 0) >= slots:
         yield _meaning("target_above_slots", slots=slots)
-
-
-def route_of(app: Mapping[str, Any]) -> str:
-    """Return the route of an application in a document."""
-    return str(app.get("route_prefix") or "/")
 
 
 def _meaning(name: str, **facts: object) -> Meaning:

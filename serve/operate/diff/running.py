@@ -21,7 +21,7 @@ from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.diff.dashboard import nodes
 from serve.operate.diff.difference import Difference, Shape, compare, in_force
-from serve.operate.diff.meaning import Measured, meanings, route_of
+from serve.operate.diff.meaning import Measured, meanings
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.state import RUN, status_code, up_command
 
@@ -37,9 +37,7 @@ UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
 # The folder of the file, beside the fields of the file.
 FOLDER = "folder"
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
-UNCONFIRMED = (
-    "refused: a change that needs --yes loses data or fails callers; deploy it with: {command} --yes"
-)
+UNCONFIRMED = "refused: a change that needs --yes loses data or fails callers; deploy it: {command} --yes"
 
 
 class RunningService(ABC):
@@ -67,11 +65,22 @@ class RunningService(ABC):
         bases = (self.base or config.path.parent, config.path.parent)
         return found.explained(meanings(self.document, document, found.changes, bases, p50_ms))
 
-    def answers(self) -> dict[str, int]:
-        """Return the status that a GET without a key gets from each of our routes, by its URL."""
-        ours = [app for app in self.document["applications"] if app["import_path"] == OUR_APPLICATION]
-        urls = [f"{self.url}{route_of(app).rstrip('/')}/v1/model" for app in ours]
-        return {url: status_code(url) for url in urls}
+    def asked(self, deploy: Callable[[], None]) -> tuple[dict[str, int], list[str]]:
+        """Deploy, and ask each of our routes of before by a GET without a key, before and after.
+
+        Return the status of each URL after the deploy, and a line that compares it.
+        """
+        ours = (app for app in self.document["applications"] if app["import_path"] == OUR_APPLICATION)
+        routes = (app.get("route_prefix", "/") for app in ours)
+        urls = [f"{self.url}{route.rstrip('/')}/v1/model" for route in routes if route]
+        before = {url: status_code(url) for url in urls}
+        deploy()
+        after = {url: status_code(url) for url in urls}
+        lines = []
+        for url, was in before.items():
+            failed = ": today's callers fail" if after[url] not in (200, was) else ""
+            lines += [f"GET {url} without a key answers {after[url] or 'nothing'} (before: {was}){failed}"]
+        return after, lines
 
     def config(self, document: Mapping[str, Any]) -> Config:
         """Return a document as if it were read from the running file, to deploy it."""
@@ -86,8 +95,8 @@ class RunningService(ABC):
         """Deploy in place and wait until it runs; raise TabrankError with the reason."""
 
     @abstractmethod
-    def restart_command(self, config: Path) -> str:
-        """Return the command that restarts Serve with this file."""
+    def restart_command(self, config: Path, yes: bool) -> str:
+        """Return the command that restarts Serve with this file; `yes` confirms its changes."""
 
 
 class LocalService(RunningService):
@@ -114,9 +123,9 @@ class LocalService(RunningService):
         """Return the content of a file, with its pools and its folder."""
         return {**config.serve, "nodes": plain_nodes(config), FOLDER: str(config.path.parent)}
 
-    def restart_command(self, config: Path) -> str:
+    def restart_command(self, config: Path, yes: bool) -> str:
         """Return the command `up`, which restarts Serve where it has to."""
-        return up_command(config, self._run)
+        return up_command(config, self._run) + " --yes" * yes
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
         """Have the supervisor deploy in place, and wait until it has done so."""
@@ -157,8 +166,8 @@ class RemoteService(RunningService):
         port = (self.details.get("http_options") or {}).get("port", 8000)
         self.url = f"http://{urlsplit(address).hostname}:{port}"
 
-    def restart_command(self, config: Path) -> str:
-        """Return the restart with Ray's own commands."""
+    def restart_command(self, config: Path, yes: bool) -> str:
+        """Return the restart with Ray's own commands, which ask nothing."""
         address = shlex.quote(self.where)
         return f"serve shutdown --address {address} && serve deploy --address {address} {shlex.quote(str(config))}"
 
@@ -221,15 +230,6 @@ class RemoteService(RunningService):
 def find(run: Path | None, address: str | None) -> RunningService:
     """Return the service of a run folder or at an address; raise TabrankError if none runs."""
     return RemoteService(address) if address and run is None else LocalService(RunFolder.of(run or RUN))
-
-
-def answered(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
-    """Return a line for each URL of `RunningService.answers` before and after a deploy."""
-    lines = []
-    for url, status in after.items():
-        failed = ": today's callers fail" if status not in (200, before[url]) else ""
-        lines.append(f"GET {url} without a key answers {status or 'nothing'} (before: {before[url]}){failed}")
-    return lines
 
 
 def config_of(path: Path, document: Mapping[str, Any], sha256: str = "") -> Config:
@@ -322,7 +322,7 @@ def follow(
         if not alive:
             raise TabrankError(f"the service ended early: {_last_line(run.log)} (more in {run.log})")
         if time.monotonic() > deadline:
-            raise TabrankError(f"no answer after {timeout_s:g} s, at: {stage or 'start'} (more in {run.log})")
+            raise TabrankError(f"no answer in {timeout_s:.0f} s, at: {stage or 'start'} (more in {run.log})")
         time.sleep(POLL_S)
 
 

@@ -44,6 +44,9 @@ STOP_S = 2.0
 # Time for running requests and for the replicas' own shutdown, which takes 4 s; then the node ends.
 # With STOP_S, for the supervisor and again where it hangs, `down` takes at most 10 s.
 GRACE_S = 5.0
+# Time for killed processes to end. On an overloaded machine, the kernel takes seconds to free the
+# memory of each.
+KILL_S = 15.0
 # Enough for one session of some days; otherwise the newest lines are kept.
 KEPT_SESSIONS, KEPT_BYTES = 3, 64 << 20
 MEASURED_EVERY_S = 30.0
@@ -274,7 +277,7 @@ def kill(find: Callable[[], list[psutil.Process]]) -> list[str]:
     Raise TabrankError if one of them cannot be ended.
     """
     killed = []
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + KILL_S
     # Repeated, because a dying parent may have just started a child.
     while left := find():
         for process in left:

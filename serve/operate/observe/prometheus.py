@@ -47,9 +47,7 @@ def observe(run: RunFolder, data: Path, port: int, progress: Callable[[str], Non
         while process.poll() is None:
             write_targets(run, data)
             time.sleep(LOOK_EVERY_S)
-    raise TabrankError(
-        f"Prometheus ended unexpectedly with code {process.returncode}; see its messages above"
-    )
+    raise TabrankError(f"Prometheus ended unexpectedly with code {process.returncode}; see what it printed")
 
 
 @contextlib.contextmanager

@@ -157,9 +157,7 @@ def _columns(path: Path, reader: csv.DictReader[str]) -> dict[str, tuple[float, 
         where = f"{path}:{reader.line_num}"
         if None in fields:
             raise TabrankError(f"{where}: more fields than columns; write a thousand as 1000")
-        row = {
-            name: _number(fields[name], f"{where}: column {name}", name not in (TIME, RATE)) for name in known
-        }
+        row = {key: _number(fields[key], f"{where}: column {key}", key not in (TIME, RATE)) for key in known}
         if rows and row[TIME] <= rows[-1][TIME]:
             raise TabrankError(
                 f"{where}: column {TIME}: {shown(row[TIME])} must be above {shown(rows[-1][TIME])}, the row before"

@@ -17,9 +17,6 @@ Version = Annotated[str, typer.Argument(help="A published version; `list` names 
 Reason = Annotated[str, typer.Option(help="The reason, stored with the version.")]
 MODELS = Path("var/models")
 BY_HAND = "by hand"
-OTHER_STATE = (
-    "a service ranks with it only once its surface has that state, and keeps the one before until then"
-)
 
 
 @models.command("list")
@@ -35,13 +32,9 @@ def show(folder: Folder = MODELS, as_json: Json = False) -> None:
 @models.command()
 def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) -> None:
     """Let a version rank for arms with the scorer `current`; the service loads it within 1 s."""
-    from serve.model.artifact import state_of
     from serve.rollout.registry import ModelRegistry
 
     was = ModelRegistry(folder).promote(version)
-    # Before a change of the surface, this is right.
-    if len({state_of(folder / each) for each in (was, version) if each} - {None}) > 1:
-        print(f"warning: {version} is of another state than {was}: {OTHER_STATE}", file=sys.stderr)
     before = "it was already" if was == version else f"before: {was}"
     answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
 

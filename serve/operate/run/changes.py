@@ -40,9 +40,7 @@ def described(
         return f"kill switch {', '.join(switched)}"
     # A deployment's fields are named without its application if there is no other.
     short = 3 if len(after["applications"]) == 1 else 0
-    fields = [
-        ".".join(map(str, one.path[short if one.path[2:3] == ("deployments",) else 0 :])) for one in changes
-    ]
+    fields = [".".join(map(str, one.path[short * (one.path[2:3] == ("deployments",)) :])) for one in changes]
     more = [f"{len(fields) - MAX_FIELDS} more"] * (len(fields) > MAX_FIELDS)
     what = ", ".join([*fields[:MAX_FIELDS], *more]) or "no field differs"
     return f"deployed {file.name}: {what}"
@@ -60,11 +58,9 @@ def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str
         was, route = (get(side, (*here, "route_prefix"), "/") for side in (before, after))
         had, has = (get(side, (*here, *KEYS), None) for side in (before, after))
         if was and was != route:
-            probes.append(_probe("route_changed", app, f"{was}/livez", 404))
+            path = f"{was.rstrip('/')}/livez"
+            probes.append({"name": "route_changed", "where": app["name"], "path": path, "status": 404})
         if route and has and not had:
-            probes.append(_probe("first_key", app, f"{route}/v1/model", 401))
+            path = f"{route.rstrip('/')}/v1/model"
+            probes.append({"name": "first_key", "where": app["name"], "path": path, "status": 401})
     return probes
-
-
-def _probe(name: str, app: Mapping[str, Any], path: str, status: int) -> dict[str, Any]:
-    return {"name": name, "where": app["name"], "path": path.replace("//", "/"), "status": status}

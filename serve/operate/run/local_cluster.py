@@ -23,7 +23,7 @@ from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.difference import Difference
-from serve.operate.diff.running import UNCONFIRMED, LocalService, Progress, answered, follow, request_deploy
+from serve.operate.diff.running import UNCONFIRMED, LocalService, Progress, follow, request_deploy
 from serve.operate.host.environment import environment
 from serve.operate.host.machine import load_per_core, overload
 from serve.operate.host.run_folder import GRACE_S, NODE, STOP_S, SUPERVISE, RunFolder, wait_for_end
@@ -113,8 +113,13 @@ def _act(
     if difference is not None:
         service = run.service()
         if difference.needs_yes and not yes:
-            refused = UNCONFIRMED.format(command=up_command(config.path, run))
-            raise TabrankError("\n".join([*difference.lines(), refused]))
+            confirm = UNCONFIRMED.format(command=up_command(config.path, run))
+            refusal = "\n".join([*difference.lines(), confirm])
+            if not taken_over:
+                raise TabrankError(refusal)
+            # The service runs and is supervised again: a unit of systemd must not end it.
+            progress(refusal)
+            return "taken over", changes
         if service["haproxy"] != haproxy:
             progress("restarting: the ingress changes")
         elif not difference.changes and not service["error"] and service["state"] == "ready":
@@ -124,11 +129,8 @@ def _act(
                 progress(line)
             if difference.worst < Consequence.RESTART:
                 progress("deploying the changed file in place")
-                running = LocalService(run)
-                before = running.answers()
-                request_deploy(config, run, timeout_s, progress)
-                for line in answered(before, running.answers()):
-                    progress(line)
+                _, asked = LocalService(run).asked(lambda: request_deploy(config, run, timeout_s, progress))
+                progress("\n".join(asked))
                 return "deployed", changes
             progress("restarting: the file changes a setting that Serve reads only at its start")
         if config.port != urlsplit(service["url"]).port:
@@ -145,11 +147,11 @@ def _start(
 ) -> None:
     """Start the service; a start that fails in Ray itself is repeated while time is left."""
     begin, num_left = time.monotonic(), MAX_STARTS
+    until = begin + timeout_s
     while True:
         num_left -= 1
-        until = begin + timeout_s
         if busy := overload():
-            until = begin + timeout_s * min(load_per_core(), MAX_STRETCH)
+            until = max(until, begin + timeout_s * min(load_per_core(), MAX_STRETCH))
             progress(f"{busy}; waiting up to {until - time.monotonic():.0f} s")
         # The folder is private because everyone who can reach HAProxy's admin socket may use it.
         temp = run.make_temp()

@@ -24,6 +24,8 @@ MAX_SHARE = 14.4 * 0.001
 MIN_FAILED, MOST = 3, 0.5
 # Scanners ask for paths that nobody serves: so few in some seconds mean nothing.
 MIN_UNROUTED = 10
+# As in TabrankCallersFail: fewer calls may fail because of one bad client.
+MAX_CLIENT_SHARE = 0.2
 # So many rankings that were to come do not stay away by chance.
 MIN_MISSED = 10
 # Callers may be moved in advance, so that after this time nobody is known to be left behind.
@@ -37,9 +39,6 @@ DOWN = {"stopped": "not_running", "starting": "starting", "failed": "ended", "de
 CHANGING = ("UPSCALING", "DOWNSCALING", "UPDATING")
 # A stale table and fallbacks follow from these.
 OF_STORE = ("no_store", "other_store", "store_unavailable", "events_failing", "stale_features")
-
-# What to do about client errors, by the status of most of them.
-REMEDIES: Mapping[str, str] = DIAGNOSES["client_errors"]["remedies"]
 
 # A cause for JSON: name, where, text, remedy, runbook, advice.
 Cause = dict[str, Any]
@@ -161,11 +160,16 @@ def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
 
 
 def _of_breaks(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
-    """Yield what the last deploys broke for callers, as `vitals` probed it."""
+    """Yield what the last deploys broke for callers, as `vitals` probed it, while nobody ranks."""
+    traffic = found.get("traffic") or {}
     for one in found.get("breaks", ()):
-        at = datetime.fromisoformat(one["at"])
-        facts = {"at": f"{at:%H:%M}", "path": one["path"]}
-        yield _named(one["name"], one["where"], advice=now - at > BROKEN_WITHIN, **facts)
+        counted = traffic.get("applications", {}).get(one["where"], {})
+        if not counted.get("rankings"):
+            at = datetime.fromisoformat(one["at"])
+            fails = counted.get("client_errors", {}).get(str(one["status"]))
+            fails = fails or (one["status"] == 404 and traffic["unrouted_share"])
+            facts = {"at": f"{at:%H:%M}", "path": one["path"]}
+            yield _named(one["name"], one["where"], not fails and now - at > BROKEN_WITHIN, **facts)
 
 
 def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterator[Cause]:
@@ -174,22 +178,21 @@ def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterat
     used, limit = memory["used_mib"], memory["limit_mib"]
     if limit and used > MAX_MEMORY_SHARE * limit:
         yield _named("memory_high", memory["node"], used=used, limit=limit, share=used / limit)
+    of_apps: list[Cause] = []
     for app, counted in traffic.get("applications", {}).items():
-        window_s = traffic["window_s"]
-        yield from _of_application(app, counted, window_s, {name for name, where in named if where == app})
+        names = {name for name, where in named if where == app}
+        of_apps += _of_app(app, counted, traffic["window_s"], names)
+    yield from of_apps
     share, requests = traffic.get("unrouted_share") or 0.0, traffic.get("requests", 0)
     if share > MAX_SHARE and share * requests >= MIN_UNROUTED:
-        moved = "route_changed" in {
-            one["name"] for each in found["changes"] for one in each.get("probes", ())
-        }
-        yield _named("unrouted", "", advice=not moved and share < MOST, share=share)
+        # A scanner asks an idle service too, and then for most.
+        lost = {"route_changed", "no_traffic"} & {one["name"] for one in [*found["breaks"], *of_apps]}
+        yield _named("unrouted", "", advice=not lost, share=share)
     if _matters(lost := traffic.get("errors", {}).get("unattributed", 0.0), requests):
         yield _named("unattributed", "", share=lost)
 
 
-def _of_application(
-    app: str, counted: Mapping[str, Any], window_s: float, named: set[str]
-) -> Iterator[Cause]:
+def _of_app(app: str, counted: Mapping[str, Any], window_s: float, named: set[str]) -> Iterator[Cause]:
     """Yield what an application's own counters show."""
     requests, rankings, reasons = counted["requests"], counted["rankings"], counted["reasons"]
     if (age_ms := counted["freshness_ms"] or 0.0) > MAX_FRESHNESS_MS and not named.intersection(OF_STORE):
@@ -203,10 +206,13 @@ def _of_application(
         if _matters(share, requests):
             yield _named(name, app, share=share, kinds=shown(counted["errors"]))
     share, calls = counted["client_error_share"] or 0.0, counted["calls"]
-    if share > MAX_SHARE and share * calls >= MIN_FAILED:
-        most = max(counted["client_errors"], key=lambda status: counted["client_errors"][status])
-        remedy = REMEDIES.get(most, REMEDIES["other"])
-        yield _named("client_errors", app, share=share, kinds=shown(counted["client_errors"]), remedy=remedy)
+    if _matters(share, calls):
+        remedies, shares = DIAGNOSES["client_errors"]["remedies"], counted["client_errors"]
+        facts = {
+            "kinds": shown(shares),
+            "remedy": remedies.get(max(shares, key=shares.get), remedies["other"]),
+        }
+        yield _named("client_errors", app, share <= MAX_CLIENT_SHARE, share=share, **facts)
     steady_rps = counted["steady_rps"]
     if not rankings and steady_rps * window_s >= MIN_MISSED:
         yield _named("no_traffic", app, rate_rps=steady_rps, window_s=window_s)

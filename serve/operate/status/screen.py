@@ -110,17 +110,11 @@ def _of_traffic(found: Mapping[str, Any], traffic: Mapping[str, Any], faults: se
     )
     reasons = f"; degraded by {shown(traffic['reasons'])}" if traffic.get("reasons") else ""
     yield "answers", (shown(traffic.get("rungs") or {}) or NOTHING) + reasons, _red(faults & {"not_full"})
-    kinds = [
-        f" ({shown(traffic[name])})" if traffic.get(name) else "" for name in ("errors", "client_errors")
-    ]
-    parts = (
-        ("error", f"failed{kinds[0]}"),
-        ("refused", "refused"),
-        ("client_error", f"client errors{kinds[1]}"),
-    )
+    shares = [number(traffic.get(f"{name}_share"), ".1%") for name in ("error", "refused", "client_error")]
+    kinds = [f" ({shown(by)})" if (by := traffic.get(name)) else "" for name in ("errors", "client_errors")]
     red = _red(faults & {"errors", "unattributed", "overloaded", "limited", "client_errors", "unrouted"})
-    shares = (f"{number(traffic.get(f'{name}_share'), '.1%')} {what}" for name, what in parts)
-    yield "errors", ", ".join(shares), red
+    answers = f"{shares[0]} failed{kinds[0]}, {shares[1]} refused, {shares[2]} client errors{kinds[1]}"
+    yield "errors", answers, red
     old = "features_old", "stale_features"
     yield "features", f"{_number(traffic.get('freshness_ms'))} ms old", _red(faults.intersection(old))
     memory = found.get("memory") or {}

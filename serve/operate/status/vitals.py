@@ -85,7 +85,7 @@ def metrics_pages(run: Path | None, address: str | None) -> list[str]:
 def median_ms(run: Path | None, address: str | None, app: str) -> float | None:
     """Return the p50 of an application's rankings since its replicas started; None if unknown."""
     with contextlib.suppress(TabrankError):
-        return read_pages(metrics_pages(run, address)).of(app).median_ms
+        return read_pages(metrics_pages(run, address)).of("application", app).median_ms
     return None
 
 
@@ -144,16 +144,19 @@ def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> lis
 
 
 def _breaks(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Yield what the last deploys broke for callers, if it still is so and nobody ranks since.
+    """Yield what the last deploys broke for callers, if it still is so.
 
-    Each is a probe of `changes.broken`, asked without a key, as callers of before do.
+    Each is a probe of `changes.broken`, asked without a key, as callers of before do; of the same
+    one, the newest.
     """
-    counted = (found["traffic"] or {}).get("applications", {})
-    for change in found["changes"]:
-        for probe in change.get("probes", ()):
-            ranks = counted.get(probe["where"], {}).get("rankings")
-            if not ranks and status_code(found["url"] + probe["path"]) == probe["status"]:
-                yield {"at": change["at"], **probe}
+    probes = {
+        (probe["name"], probe["path"]): {"at": change["at"], **probe}
+        for change in reversed(found["changes"])
+        for probe in change.get("probes", ())
+    }
+    for probe in probes.values():
+        if status_code(found["url"] + probe["path"]) == probe["status"]:
+            yield probe
 
 
 def _released(entry: releases.HistoryEntry) -> dict[str, str]:

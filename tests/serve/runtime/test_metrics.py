@@ -47,8 +47,10 @@ def reported(monkeypatch):
     return values
 
 
-def slate(arm="model", rung="full", model="v1", degraded=(), candidates=55):
-    query = SimpleNamespace(experiment="launch", arm=SimpleNamespace(name=arm), candidates=["c"] * candidates)
+def slate(arm="model", rung="full", model="v1", degraded=(), candidates=55, traffic="live"):
+    query = SimpleNamespace(
+        experiment="launch", arm=SimpleNamespace(name=arm), candidates=["c"] * candidates, traffic=traffic
+    )
     stage_ms = {"features": 2.0, "score": 5.0}
     return SimpleNamespace(query=query, rung=rung, model=model, degraded=degraded, stage_ms=stage_ms)
 
@@ -80,6 +82,22 @@ def test_rankings_are_counted_by_arm_rung_and_model(reported):
     assert reported["tabrank_steady_rankings_per_second",] == 0
     # A counter's first sample is not an increase.
     assert reported["tabrank_degraded", "kill_switch"] == 0
+
+
+def test_the_rankings_of_a_test_are_no_steady_traffic(reported, monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: now_s))
+    live, tested = RankMetrics("live"), RankMetrics("tested")
+    for _ in range(6):
+        for tab, traffic in ((live, "live"), (tested, "test")):
+            for _ in range(120):
+                tab.ranked(slate(traffic=traffic), 12.0)
+        now_s += 60.0
+        live.tick(moment())
+        rate = reported["tabrank_steady_rankings_per_second",]
+        tested.tick(moment())
+    assert rate == 2.0
+    assert reported["tabrank_steady_rankings_per_second",] == 0.0
 
 
 def test_histograms_are_in_seconds_with_all_buckets_and_a_sum(reported):

@@ -58,7 +58,7 @@ class Running(RunningService):
 
     def status(self, path):
         (app,) = self.deployed["applications"]
-        if path != f"{app['route_prefix'].rstrip('/')}/v1/model":
+        if (route := app["route_prefix"]) is None or path != f"{route.rstrip('/')}/v1/model":
             return 404
         return 401 if app["deployments"][0]["user_config"].get("api_keys") else 200
 
@@ -68,8 +68,8 @@ class Running(RunningService):
     def deploy(self, config, timeout_s, progress):
         self.deployed = config.serve
 
-    def restart_command(self, config):
-        return "restart"
+    def restart_command(self, config, yes):
+        return "restart --yes" if yes else "restart"
 
 
 @pytest.fixture
@@ -104,12 +104,12 @@ def applied(tmp_path, monkeypatch):
     """Run `diff --apply` for a change; return the lines of the changes, the result and the rest."""
     services = []
 
-    def run(before, after, *, yes=False, p50_ms=None):
+    def run(before, after, *, yes=False, p50_ms=None, run=None, address=None):
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(after))
         services.append(Running(tmp_path / "cluster.yaml", before))
         monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: services[-1])
         printed: list[str] = []
-        arguments = (tmp_path / "cluster.yaml", None, None, True, 5.0, printed.append)
+        arguments = (tmp_path / "cluster.yaml", run, address, True, 5.0, printed.append)
         result, lines, held = diff(*arguments, yes=yes, p50_ms=lambda app: p50_ms)
         assert (services[-1].deployed == before) != held
         return result, [*printed, *lines], held
@@ -162,6 +162,7 @@ DANGEROUS = [
     ),
     ({f"{LIVE}/api_keys": {"app": KEY}}, {f"{LIVE}/api_keys": ...}, "callers need a key no longer, but"),
     ({}, {f"{APP}/route_prefix": "/ranking"}, "every request to / gets 404: its callers fail"),
+    ({}, {f"{APP}/route_prefix": None}, "every request to / gets 404: its callers fail"),
     ({}, {f"{LIVE}/deadline_ms": 11}, "the measured p50 is 12.0 ms: most answers become fallback"),
     ({}, {f"{APP}/args/store": "lmdb:empty"}, "rows are not carried over, and lmdb:empty has none"),
     ({}, {f"{APP}/args/store": "lmdb:none"}, "There is no store at lmdb:none"),
@@ -182,10 +183,34 @@ def test_a_dangerous_change_says_what_it_means_and_is_applied_with_yes_only(
     assert (held, result["needs_yes"], result["applied"]) == (False, True, False)
     assert any(line.startswith("    needs --yes: ") and sentence in line for line in lines), lines
     assert any(sentence in one for one in sentences(result))
-    assert lines[-1].endswith(f"deploy it with: python -m serve diff {tmp_path}/cluster.yaml --apply --yes")
+    assert lines[-1].endswith(f"deploy it: python -m serve diff {tmp_path}/cluster.yaml --apply --yes")
     result, lines, held = applied(old, changed(old, **change), yes=True, p50_ms=12.0)
     assert (held, result["applied"]) == (True, True)
     assert any(sentence in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ({"run": Path("/srv/my run")}, " --run '/srv/my run'"),
+        ({"address": "http://head:8265"}, " --address http://head:8265"),
+        # As `diff` reads them, the folder counts where both are given.
+        ({"run": Path("/srv/run"), "address": "http://head:8265"}, " --run /srv/run"),
+    ],
+)
+def test_the_command_that_confirms_a_change_deploys_to_the_same_service(
+    where, named, document, tmp_path, applied
+):
+    _, lines, _ = applied(document, changed(document, **{f"{APP}/route_prefix": "/ranking"}), **where)
+    assert lines[-1].endswith(f": python -m serve diff {tmp_path}/cluster.yaml --apply{named} --yes")
+
+
+@pytest.mark.parametrize(("route", "command"), [("/", "restart"), ("/ranking", "restart --yes")])
+def test_a_restart_that_fails_callers_too_is_confirmed_in_one_command(route, command, document, applied):
+    change = {f"{APP}/route_prefix": route, "http_options/port": 9_999}
+    _, lines, held = applied(document, changed(document, **change), yes=True)
+    assert not held
+    assert lines[-1].endswith(f"restart it with: {command}")
 
 
 NOTED = [
@@ -217,6 +242,8 @@ SILENT = [
     ({f"{LIVE}/api_keys": {"app": KEY}}, {f"{LIVE}/api_keys/app/requests_per_s": 9}),
     ({}, {f"{SCALING}/downscale_delay_s": 60, f"{SCALING}/target_ongoing_requests": 1.5}),
     ({f"{SCALING}/min_replicas": 0}, {f"{SCALING}/min_replicas": 1}),
+    # Nobody is served before it.
+    ({f"{APP}/route_prefix": None}, {f"{APP}/route_prefix": "/ranking"}),
 ]
 
 
@@ -287,4 +314,10 @@ def test_up_refuses_a_dangerous_change_of_a_running_service_without_yes(document
     lines = str(refused.value).splitlines()
     assert "    needs --yes: every request to / gets 404: its callers fail" in lines
     assert lines[-1].endswith(f"python -m serve up {file} --run {tmp_path}/run --yes")
+    # A takeover has done its work: a unit of systemd that fails would end the service.
+    monkeypatch.setattr(local_cluster, "_take_over", lambda *_: True)
+    printed = []
+    service = local_cluster.up(file, run_dir=tmp_path / "run", progress=printed.append)
+    assert (service["action"], printed[-1]) == ("taken over", str(refused.value))
+    assert running.deployed == document
     running.server.server_close()

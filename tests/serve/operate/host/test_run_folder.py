@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from serve.contract.errors import TabrankError
+from serve.operate.host import run_folder
 from serve.operate.host.run_folder import MARKER, RunFolder, wait_for_end
 
 
@@ -124,6 +127,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         (tmp_path / name).mkdir()
         with pytest.raises(TabrankError, match=rf"{name}: Is a directory; make it a file"):
             read()
+
+
+@pytest.mark.parametrize(("ends_after_s", "is_given_up"), [(12.0, False), (20.0, True)])
+def test_a_killed_process_has_time_to_end_on_a_busy_machine(ends_after_s, is_given_up, monkeypatch):
+    now_s = 0.0
+
+    def wait(processes, timeout_s):
+        nonlocal now_s
+        now_s += timeout_s
+
+    killed = SimpleNamespace(pid=42, name=lambda: "raylet", kill=lambda: None)
+    monkeypatch.setattr(run_folder, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(run_folder, "wait_for_end", wait)
+    expected = pytest.raises(TabrankError, match="42 cannot be ended") if is_given_up else nullcontext()
+    with expected:
+        assert set(run_folder.kill(lambda: [killed] if now_s < ends_after_s else [])) == {"raylet"}
 
 
 def test_processes_are_found_by_the_marker_alone(tmp_path):

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -342,6 +343,24 @@ def test_a_file_that_cannot_be_deployed_is_tried_once_and_no_load_is_named(tmp_p
     with pytest.raises(TabrankError, match=r"no such module \(more in [^;]*$"):
         service(tmp_path, port)
     assert starts.num == 1
+
+
+def test_a_start_that_began_under_load_keeps_its_time_when_the_load_falls(tmp_path, port, monkeypatch):
+    starts, messages, limits_s = Starts(monkeypatch, RAY_FAILED, "", load=8.0), [], []
+    clock = SimpleNamespace(monotonic=lambda: 200.0 * starts.num)
+
+    def follow(run, timeout_s, progress, done):
+        limits_s.append(timeout_s)
+        monkeypatch.setattr("os.getloadavg", lambda: (0.3, 0.3, 0.3))
+        if error := run.service()["error"]:
+            raise TabrankError(error)
+
+    monkeypatch.setattr("serve.operate.run.local_cluster.time", clock)
+    monkeypatch.setattr("serve.operate.run.local_cluster.follow", follow)
+    service(tmp_path, port, messages=messages)
+    # Each start takes 200 s of the 480 s that a load of four a core allows.
+    assert limits_s == [280.0, 80.0]
+    down(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from serve.config.diagnoses import DIAGNOSES
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
 from serve.operate.status import vitals
 from serve.operate.status.causes import causes, health
-from serve.operate.status.scrape import PageHistory
+from serve.operate.status.scrape import PageHistory, parse
 from serve.operate.status.screen import screen
 from serve.operate.status.vitals import look
 from serve.rollout.history import HistoryEntry, append
@@ -267,6 +267,14 @@ def test_client_errors_lead_with_their_share_and_what_they_mean(stub, status, re
     assert f"40.0% client errors ({status} 40.0%)" in screen(found).plain
 
 
+def test_few_failing_callers_are_advice_and_all_of_two_are_told(stub):
+    found = stub.called_since(_200=98, _422=3)
+    assert (found["health"], [*named(found)]) == (HEALTHY, ["client_errors"])
+    stub.history, stub.calls = PageHistory(1.0), {}
+    found = stub.called_since(_401=2)
+    assert (found["health"]["state"], [*named(found)]) == ("degraded", ["client_errors"])
+
+
 def test_a_scanner_one_mistake_and_refusals_of_load_are_no_client_errors(stub):
     stub.calls = {("", 404): 0, ("/readyz", 200): 0, ("/v1/rank", 200): 0}
     stub.run.write(stub.service)
@@ -277,24 +285,41 @@ def test_a_scanner_one_mistake_and_refusals_of_load_are_no_client_errors(stub):
     assert found["traffic"]["client_errors"] == {"422": pytest.approx(2 / 11)}
 
 
-def test_requests_of_no_application_are_a_fault_if_most_are_or_the_route_has_changed(stub):
-    def unrouted(count: int) -> dict:
+def test_requests_of_no_application_are_a_fault_if_the_route_has_changed(stub):
+    def unrouted(count: int, rankings: int = 90) -> dict:
         stub.history, stub.unrouted = PageHistory(1.0), 0
         stub.run.write(stub.service)
         look(stub.run.path, None, stub.history)
         stub.unrouted = count
-        return stub.look(full=90, _200=90)
+        return stub.look(full=rankings, _200=rankings)
 
+    # A scanner, also of a service that is idle.
+    for found in (unrouted(20), unrouted(900), unrouted(20, rankings=0)):
+        assert (found["health"], [*named(found)]) == (HEALTHY, ["unrouted"])
+    assert named(unrouted(9)) == {}
+    # The old route answers again.
+    stub.service["changes"] = [changed("route_changed", "/livez", 404)]
+    assert unrouted(20)["health"] == HEALTHY
+    stub.service["changes"] = [changed("route_changed", "/old/livez", 404)]
+    stub.statuses["/old/livez"] = 404
     found = unrouted(900)
     assert named(found) == {"unrouted": "90.9% of the requests are for paths of no application and get 404."}
     assert found["health"]["remedy"].startswith("If they are those of callers, restore `route_prefix`")
     assert found["health"]["runbook"] == "docs/runbook.md#tabrankunrouted"
-    # A scanner.
-    found = unrouted(20)
-    assert (found["health"], [*named(found)]) == (HEALTHY, ["unrouted"])
-    assert named(unrouted(9)) == {}
-    stub.service["changes"] = [changed("route_changed", "/livez", 404)]
-    assert unrouted(20)["health"]["state"] == "degraded"
+
+
+def test_requests_of_no_application_are_a_fault_while_steady_rankings_are_missing(stub):
+    # The page is read again at once, so that only a high rate is missed.
+    stub.steady_rps = 1e6
+    stub.run.write(stub.service)
+    look(stub.run.path, None, stub.history)
+    stub.unrouted = 20
+    # Of another application.
+    found = stub.look(other_200=80)
+    assert [(one["name"], one["advice"]) for one in found["causes"]] == [
+        ("unrouted", False),
+        ("no_traffic", False),
+    ]
 
 
 def changed(name: str, path: str, status: int, **ago_: float) -> dict:
@@ -329,6 +354,18 @@ def test_what_a_deploy_broke_for_callers_leads_until_rankings_come(stub, name, p
     stub.service["changes"], stub.history = [changed(name, path, status, minutes=11)], PageHistory(1.0)
     found = stub.look()
     assert (found["health"], [*named(found)]) == (HEALTHY, [name])
+    # One caller of before is left.
+    stub.unrouted += status == 404
+    found = stub.called_since(_401=int(status == 401))
+    assert (found["health"]["state"], found["health"]["line"]) == ("degraded", named(found)[name])
+
+
+def test_of_two_deploys_that_broke_the_same_the_newest_is_told(stub):
+    of = [changed("first_key", "/v1/keyless", 401, minutes=minutes) for minutes in (30, 3)]
+    stub.service["changes"], stub.statuses["/v1/keyless"] = of, 401
+    (only,) = stub.look()["causes"]
+    assert (only["name"], only["advice"]) == ("first_key", False)
+    assert only["text"].startswith(f"A deploy at {of[1]['at'][11:16]} UTC set the first API key.")
 
 
 def test_a_key_of_the_environment_does_not_hide_that_callers_need_one(stub, monkeypatch):
@@ -579,6 +616,19 @@ def test_a_replica_killed_for_its_health_checks_is_known_at_an_address(monkeypat
         monkeypatch.setattr(vitals, "actors", lambda client, state=state: [row | {"State": state}])
         found = look(None, "http://head:8265", history)
     assert found["restarts"]["a/S"]["last"] == "did not answer its health checks"
+
+
+def test_the_median_is_that_of_one_application_and_unknown_without_rankings(monkeypatch):
+    text = "".join(
+        f'ray_tabrank_latency_seconds_bucket{{application="{app}",le="{le}"}} {count}\n'
+        for app, bound in (("slow", "0.05"), ("fast", "0.005"))
+        for le, count in ((bound, 100), ("+Inf", 100))
+    )
+    monkeypatch.setattr(vitals, "metrics_pages", lambda run, address: ["http://127.0.0.1:1/metrics"])
+    monkeypatch.setattr(vitals, "read_pages", lambda urls: parse(text, 0.0))
+    slow_ms, fast_ms, none = (vitals.median_ms(None, None, app) for app in ("slow", "fast", "silent"))
+    assert slow_ms > 10 > fast_ms
+    assert none is None
 
 
 def test_every_cause_has_a_remedy_and_a_section_of_the_runbook():
