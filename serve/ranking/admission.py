@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 from serve.ranking.load_shedding import REMEMBER_S, TARGET_LATENCY, TICK_S, LoadShedder
 
-# The share of each deadline by which the scores must have come, less two iterations of the event
-# loop: without scores, one ranks by popularity, and one sends the answer.
+# The share of each deadline by which the scores must have come, less an iteration of the event loop,
+# by which the timer may be late. The rest is for computing and sending the popular order.
 SCORES_DUE = 0.9
 
 # The header with the name of HAProxy's host, and the microseconds of its clock when a request came.
@@ -150,7 +150,7 @@ class Admission:
         `deadline_ms` is the request's own deadline; None for the configured one.
         """
         scores_s = SCORES_DUE * (self._deadline_s if deadline_ms is None else deadline_ms / 1e3)
-        return arrived_s + scores_s - 2 * self._lag.last_s
+        return arrived_s + scores_s - self._lag.last_s
 
     def answered(self, arrived_s: float, *, is_scored: bool, is_late: bool) -> None:
         """Record a request within the limit; `arrived_s` is on the event loop's clock.
