@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 from serve.ranking.load_shedding import REMEMBER_S, TARGET_LATENCY, TICK_S, LoadShedder
 
-# The share of each deadline by which the scores must have come, less an iteration of the event loop,
-# by which the timer may be late. The rest is for computing and sending the popular order.
+# The share of each deadline by which the scores must have come, less an iteration of the event
+# loop: so late may the timer be. The rest is for computing and sending the popular order.
 SCORES_DUE = 0.9
 
 # The header with the name of HAProxy's host, and the microseconds of its clock when a request came.
