@@ -56,7 +56,7 @@ async def answers(way, *scopes):
     return await asyncio.gather(*map(one, scopes))
 
 
-def test_a_ranking_without_a_replica_ends_100_ms_after_its_deadline_with_503():
+def test_a_ranking_without_a_replica_ends_within_100_ms_of_its_deadline_with_503():
     [(status, headers, body, took_s), (*_, own_s)] = asyncio.run(
         answers(Backup(HTTPProxy(after_s=5.0)), asked(), asked("/app/v1/rank", x_deadline_ms="20"))
     )
@@ -64,8 +64,8 @@ def test_a_ranking_without_a_replica_ends_100_ms_after_its_deadline_with_503():
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"content-length"] == b"%d" % len(body)
     assert json.loads(body)["status"] == 503
-    assert 0.1 < own_s < took_s
-    assert 0.2 <= took_s < 0.5
+    assert 0.02 < own_s < took_s
+    assert 0.1 <= took_s < 0.5
 
 
 @pytest.mark.parametrize("given", ["9" * 8, "9" * 400, "-1", "soon", "60000"])
