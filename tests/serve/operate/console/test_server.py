@@ -334,7 +334,7 @@ def test_an_overdue_read_is_shown_as_missing(monkeypatch):
 
 def test_a_port_in_use_is_refused_in_a_sentence(service):
     port = service.http.server_port
-    with pytest.raises(TabrankError, match=rf"--port: {port} is not free .* choose another"):
+    with pytest.raises(TabrankError, match=rf"--port: {port} is not free .* use another"):
         serve(None, None, port, print)
 
 

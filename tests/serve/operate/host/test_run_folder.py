@@ -182,7 +182,7 @@ def test_files_that_may_hold_a_password_are_private(tmp_path):
 
 
 def test_a_process_that_has_ended_and_is_not_reaped_is_not_waited_for():
-    child = "import subprocess; print(subprocess.Popen(['true']).pid, flush=True); input()"
+    child = "import subprocess; p = subprocess.Popen(['true']); print(p.pid, flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", child], **pipes) as parent:
         begin, ended = time.monotonic(), psutil.Process(int(parent.stdout.readline()))
