@@ -53,12 +53,11 @@ experiment: install ## The original experiment rerun over HTTP, and its report (
 	@$(BIN)/python -m training publish --model $(EXPERIMENT)/model --models $(EXPERIMENT)/models
 	@# Keep the store in memory if possible: each ranking makes two commits, and none must survive.
 	@test ! -d /dev/shm || ln -s "$$(mktemp -d /dev/shm/tabrank.XXXXXX)" $(EXPERIMENT)/store
-	@cp training/experiment/rerun/cluster.yaml $(EXPERIMENT)/
+	@cp benchmarks/rerun/cluster.yaml $(EXPERIMENT)/
 	@trap '$(BIN)/python -m serve down --run $(EXPERIMENT)/run; rm -rf "$$(readlink -f $(EXPERIMENT)/store)"' EXIT; \
 	$(BIN)/python -m serve load --log $(EXPERIMENT)/log --store lmdb:$(EXPERIMENT)/store && \
 	$(BIN)/python -m serve up $(EXPERIMENT)/cluster.yaml --run $(EXPERIMENT)/run && \
-	$(BIN)/python -m training experiment simulate --log $(EXPERIMENT)/log --url http://127.0.0.1:8010 \
-	  --model $(EXPERIMENT)/model --out $(EXPERIMENT)/truth
+	$(BIN)/python -m benchmarks rerun --log $(EXPERIMENT)/log --out $(EXPERIMENT)/truth
 	@$(BIN)/python -m training experiment report --log $(EXPERIMENT)/log --config $(EXPERIMENT)/cluster.yaml \
 	  --experiment original --out $(EXPERIMENT)/report
 

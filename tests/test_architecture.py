@@ -15,7 +15,7 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("serve", "training", "loadtest")
+PACKAGES = ("serve", "training", "loadtest", "benchmarks")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 PRIVATE = re.compile(r"^ray\.(\w+\.)*_\w+")
 

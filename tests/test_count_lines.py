@@ -24,10 +24,11 @@ def test_blank_lines_comments_and_docstrings_do_not_count():
 
 
 def test_each_package_is_counted_with_its_folders(tmp_path):
-    for file in ("serve/app.py", "serve/operate/plan/cost.py", "training/fit/fit.py", "tests/test_app.py"):
+    files = ("serve/app.py", "serve/operate/plan/cost.py", "training/fit/fit.py", "benchmarks/world.py")
+    for file in (*files, "tests/test_app.py"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(SOURCE)
-    assert count_packages(tmp_path) == {"serve": 8, "training": 4, "loadtest": 0}
+    assert count_packages(tmp_path) == {"serve": 8, "training": 4, "loadtest": 0, "benchmarks": 4}
 
 
 def test_templates_count_without_blank_lines_and_comments(tmp_path):

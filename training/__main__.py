@@ -34,8 +34,10 @@ from training.terminal import (
 
 app = command_line(__doc__)
 app.add_typer(imports, name="import")
-app.add_typer(bench, name="bench", help="Measure speed, and quality against known truths.")
-app.add_typer(experiment, name="experiment", help="Analyse experiments, and check whether to trust them.")
+app.add_typer(bench, name="bench", help="Measure the speed of scoring and training.")
+app.add_typer(
+    experiment, name="experiment", help="Analyse an experiment, or estimate one from explored rankings."
+)
 
 
 @app.command()

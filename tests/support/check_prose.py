@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 MAX_LINE = 100
-CODE = ("serve", "training", "loadtest", "tests", "examples")
+CODE = ("serve", "training", "loadtest", "benchmarks", "tests", "examples")
 DOCUMENTS = (
     *("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md"),
     *("cluster.yaml", "pyproject.toml", "Makefile", "Dockerfile", ".ci/run", ".github/workflows/*.yml"),

@@ -8,7 +8,7 @@ import ast
 import sys
 from pathlib import Path
 
-PACKAGES = ("serve", "training", "loadtest")
+PACKAGES = ("serve", "training", "loadtest", "benchmarks")
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -1,5 +1,4 @@
-"""`training bench`: measure the speed of scoring and training, and quality against known truths.
+"""`training bench`: measure the speed of scoring and of training.
 
-Imports `audit`, `search`, `drafting`, `fit`, `evaluation`, `examination`, `data`, `network`,
-`world`, `terminal`, `serve`.
+Imports `fit`, `network`, `terminal` and `serve`.
 """

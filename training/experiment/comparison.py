@@ -16,7 +16,7 @@ from training.experiment.panel import F64, Panel
 from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
 
 # Fields of a metric that the report shows.
-DEFINITION = ("name", "title", "unit", "numerator", "denominator", "claimed")
+DEFINITION = ("name", "title", "unit", "numerator", "denominator")
 # Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
 # Names or codes of control and treatment.

@@ -22,8 +22,6 @@ class Metric:
     events: tuple[str, ...] = ()
     below: str | None = None
     denominator: str = VIEWERS
-    # Name and size of the effect that the original case study claims.
-    claimed: tuple[str, float] | None = None
 
 
 METRICS = (
@@ -33,7 +31,6 @@ METRICS = (
         "days per viewer",
         "days on which a viewer had an exposure, summed over viewers: the daily active viewers of all days",
         "active_days",
-        claimed=("daily active customers", 0.0196),
     ),
     Metric(
         "join_rate",
@@ -44,7 +41,6 @@ METRICS = (
         (JOIN,),
         "exposures",
         "exposures",
-        claimed=("join rate", 0.0199),
     ),
     Metric(
         "clicks",
@@ -53,7 +49,6 @@ METRICS = (
         "clicks",
         "clicks",
         (CLICK,),
-        claimed=("clicks to explore", 0.0842),
     ),
     Metric("joins", "Joins per viewer", "joins per viewer", "joins", "joins", (JOIN,)),
     Metric(

@@ -37,7 +37,7 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    tables = result["claims"], *_metrics(result), _guardrails(result), _guardrail_tests(result)
+    tables = *_metrics(result), _guardrails(result), _guardrail_tests(result)
     for rows in filter(None, tables):
         lines += ["", columns(rows), ""]
     return "\n".join(lines + notes(result))
@@ -52,7 +52,7 @@ def page(result: Report) -> str:
         "No number here compares the arms, until the cause is found."
         if result["blocked"]
         else f"The effect is of the viewers of these {len(days)} days: a first effect may fade, and what viewers of "
-        "one arm do may reach those of the other." + " Viewers are simulated." * bool(result["claims"])
+        "one arm do may reach those of the other."
     )
     not_logged, guards = result["not_in_the_log"], (_guardrails(result), _guardrail_tests(result))
     how = kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
@@ -70,7 +70,6 @@ def page(result: Report) -> str:
         _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
-        kit.section("Claims of the original and effects here", kit.table(result["claims"])),
         kit.section("Metrics", *map(kit.table, _metrics(result)), how),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
@@ -145,18 +144,18 @@ def notes(result: Report) -> list[str]:
     seen, before = result["viewers_seen_before"], f"before {window['before']}: effects are"
     known = f"{seen:,} viewers have exposures {before} adjusted by their behaviour then"
     lines.append(known if seen else f"No viewer has an exposure {before} not adjusted")
-    if window["dealt_alike"]:
+    if window["assigned_alike"]:
         lines.append(
-            f"{', '.join(window['dealt_alike'])} assigned viewers as this experiment does (the same salt), so its arms "
-            "may have changed behaviour since then: effects are not adjusted by that time"
+            f"{', '.join(window['assigned_alike'])} assigned viewers as this experiment does (the same salt), so its "
+            "arms may have changed behaviour since then: effects are not adjusted by that time"
         )
     lines.append(
         f"Left out: {left['test_exposures']:,} exposures of test traffic, {left['anonymous_exposures']:,} of anonymous "
         f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "
         "and joins without an exposure of the experiment (of holdout viewers, of test traffic, or without a ranking)"
     )
-    if result["untold"]:
-        lines.append(f"Without events in the log: {', '.join(result['untold'])}")
+    if result["metrics_without_events"]:
+        lines.append(f"Without events in the log: {', '.join(result['metrics_without_events'])}")
     return lines
 
 
@@ -218,17 +217,12 @@ def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
     decide = [deciding(metric, result["window"]["ended"])[0] for metric in metrics]
     low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
     middle = [metric["effect"]["relative"] for metric in metrics]
-    claimed = [metric for metric in metrics if result["claims"] and metric["claimed"]]
-    claims = [metric["claimed"][1] for metric in claimed], [metric["title"] for metric in claimed]
-    series = [
-        Series("here", middle, titles, "points", low=low, high=high, colour="model"),
-        Series("claimed of the original", *claims, "points", colour="limit", dashed=True),
-    ]
+    effects = Series("effect", middle, titles, "points", low=low, high=high, colour="model")
     return plot(
         f"Effect of {result['treatment']} against {result['control']}",
         Axis("relative effect", format=PERCENT),
         Axis(""),
-        series,
+        [effects],
         [Limit("no effect", x=0, colour="muted")],
         caption=f"Primary metric first. Right of the dotted line, {result['treatment']} is above "
         f"{result['control']}. Bars are the intervals that decide. An arm is the viewers who get one way of ranking "

@@ -20,13 +20,10 @@ from training.experiment.page import page
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import sample_ratio
-from training.experiment.verdict import Verdict, claims, faults, outlook, too_early, verdict
+from training.experiment.verdict import Verdict, faults, outlook, too_early, verdict
 from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
-from training.world.provenance import WORLD
 
 NO_MODEL = "no model"
-# Name of the experiment of `make experiment`, which reruns the original one in a simulated world.
-RERUN = "original"
 NOT_IN_THE_LOG = (
     "refused and failed requests leave no exposure and have no arm: Ray Serve's own metrics count them; "
     "the metric ray_tabrank_latency_seconds (labels experiment, arm, le) holds the current latencies"
@@ -86,7 +83,6 @@ def report(
             days = None if days is None or num_exposures < declaration.min_exposures else max(days, missing)
     closed = span.closed or ("the declared end has passed" if ended and early else None)
     ranked_by = _treatments(here, arms)
-    is_rerun = declaration.name == RERUN and (log / WORLD).is_file()
     tested = guardrails.tests(here, people, arms, ended=ended)
     return {
         "experiment": declaration.name,
@@ -114,8 +110,7 @@ def report(
         },
         "viewers_seen_before": people.num_seen_before,
         "metrics": compared,
-        "untold": [metric.title for metric in METRICS if metric not in metrics],
-        "claims": claims(compared, ended) if is_rerun and not why else [],
+        "metrics_without_events": [metric.title for metric in METRICS if metric not in metrics],
         "daily_viewers": _daily_viewers(people, arms, len(span.days)),
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
@@ -215,7 +210,7 @@ def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str
         "closed": span.closed,
         "exposures_left_out": int((rows["ours"] & ~span.holds(rows["ts_ms"])).sum()),
         "before": utc(span.before_ms),
-        "dealt_alike": list(span.assigned_alike),
+        "assigned_alike": list(span.assigned_alike),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from serve.config.settings import Experiment
@@ -103,14 +103,3 @@ def span(interval: Mapping[str, Any]) -> str:
     if interval["relative_low"] is None:
         return f"[{interval['low']:+.4g}, {interval['high']:+.4g}]"
     return f"[{interval['relative_low']:+.2%}, {interval['relative_high']:+.2%}]"
-
-
-def claims(metrics: Sequence[Mapping[str, Any]], ended: bool) -> list[tuple[str, str, str]]:
-    """Return rows that compare the claims of the original case study with the effects here."""
-    rows = [("", "claimed of the original", f"here, 95 % {DECIDES[ended]}")]
-    for metric in metrics:
-        if metric["claimed"]:
-            (name, value), effect = metric["claimed"], metric["effect"]
-            here = f"{sized(effect)} {span(deciding(metric, ended)[0])}" if effect else "–"
-            rows.append((f"{name} ({metric['unit']})", f"{value:+.2%}", here))
-    return rows

@@ -6,7 +6,7 @@ Beside the canonical log's four tables the folder holds:
   examined) and the examination probability of the position;
 * `request.json` and `event.json`: bodies for `POST /v1/rank` and `/v1/events` of Spaces that are
   live when the log ends;
-* `world.json`: the provenance, from which `training experiment simulate` continues this world.
+* `world.json`: the provenance, from which `make experiment` continues this world.
 """
 
 from __future__ import annotations

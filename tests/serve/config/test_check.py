@@ -164,7 +164,7 @@ def test_the_members_of_an_enumeration_are_shown_by_their_values(tmp_path):
 
 
 def test_the_file_of_the_rerun_experiment_is_accepted():
-    assert checked(ROOT / "training/experiment/rerun/cluster.yaml")[0] == 0
+    assert checked(ROOT / "benchmarks/rerun/cluster.yaml")[0] == 0
 
 
 def test_the_shipped_file_becomes_a_cluster_as_its_last_comment_says(tmp_path):
@@ -282,7 +282,7 @@ def test_the_schemas_are_those_of_the_models():
         assert (FOLDER / name).read_text() == content, f"{name} differs from the models; {remedy}"
 
 
-@pytest.mark.parametrize("path", ["cluster.yaml", "training/experiment/rerun/cluster.yaml"])
+@pytest.mark.parametrize("path", ["cluster.yaml", "benchmarks/rerun/cluster.yaml"])
 def test_a_shipped_cluster_file_is_accepted_and_names_the_schema(path):
     content = (ROOT / path).read_text()
     assert not list(SCHEMA.iter_errors(yaml.safe_load(content)))

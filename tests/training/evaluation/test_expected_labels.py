@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from assessed import dataset, truth
+from position_world import examination as drawn_examination
+from position_world import sample
 
 from training.evaluation.evaluate import assess
 from training.evaluation.expected_labels import expected_labels, placed
@@ -15,8 +17,6 @@ from training.evaluation.slates import Slates
 from training.evaluation.verdict import verdict
 from training.examination.examination import Examination
 from training.experiment.offline.estimate import compare
-from training.experiment.offline.test_world import examination as drawn_examination
-from training.experiment.offline.test_world import sample
 
 PER = 20
 STEPS = np.where(np.arange(PER) < 4, 1.0, 0.25)

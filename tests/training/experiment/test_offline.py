@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from drawn import SHOWN, write_drawn, write_random_model, write_world
+from position_world import NUM_CANDIDATES, examination, sample, true_values
 from tiny import TOML
 from typer.testing import CliRunner
 
@@ -20,15 +22,13 @@ from serve.features.surface import read_surface
 from serve.model.artifact import load
 from serve.ranking.exploration import pick_probability
 from training.__main__ import app
-from training.evaluation.attraction import ranked
-from training.evaluation.counterfactual import Counterfactual, Drawn
+from training.evaluation.attraction import attraction, ranked
+from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Drawn
 from training.evaluation.evaluate import evaluate
 from training.examination.placements import Bins, place_counts
-from training.experiment.offline.check import check
-from training.experiment.offline.estimate import compare, text
+from training.experiment.offline.estimate import called, compare, text
 from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
-from training.experiment.offline.test_world import NUM_CANDIDATES, examination, sample
 
 
 def scores(odds):
@@ -149,14 +149,33 @@ def test_too_few_events_are_refused():
 
 @pytest.mark.integration
 @pytest.mark.no_ray
-def test_the_check_reports_what_it_measured():
-    found = check(3)
-    assert {name: one["called"] for name, one in found["dr"].items() if name != "logging"} == {
-        "better": {"better": 1.0},
-        "worse": {"worse": 1.0},
-        "reversed": {"worse": 1.0},
-    }
-    assert found["dr"]["logging"]["covered_difference"] is None
+@pytest.mark.proof
+def test_intervals_cover_the_truth_and_verdicts_are_right_over_many_logs():
+    runs, truth = 500, true_values()
+    covered, called_as = Counter(), defaultdict(Counter)
+    for number in range(runs):
+        world = sample(np.random.default_rng([0, number]), 300)
+        bins, cluster = Bins(NUM_CANDIDATES), world.drawn.cluster
+        counts = place_counts(world.drawn.weight, bins, np.random.default_rng([1, number]))
+        known = Counterfactual(world.drawn, bins, counts)
+        places = {name: ranked(odds, known.is_drawn) for name, odds in world.odds.items()}
+        for name, odds in world.odds.items():
+            worth = attraction(known, np.stack([world.drawn.weight, odds], axis=2))
+            sums, logging = (known.value(places[one], worth, NUM_CANDIDATES) for one in (name, "logging"))
+            for how, of in ESTIMATORS.items():
+                low, high = of(sums).interval(cluster)
+                covered[how, name, "value"] += low <= truth[name] <= high
+                if name != "logging":
+                    interval = low, high = of(sums).minus(of(logging)).interval(cluster)
+                    covered[how, name, "difference"] += low <= truth[name] - truth["logging"] <= high
+                    called_as[how, name][called(interval)] += 1
+    # Intervals of 95 %.
+    assert {key: num for key, num in covered.items() if num < 0.92 * runs} == {}
+    assert len(covered) == 14
+    for (_, name), calls in called_as.items():
+        right, wrong = ("better", "worse") if name == "better" else ("worse", "better")
+        assert calls[right] >= 0.8 * runs
+        assert calls[wrong] <= 0.04 * runs
 
 
 @pytest.fixture(scope="module")

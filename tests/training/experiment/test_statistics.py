@@ -7,9 +7,9 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 from scipy.stats import norm, ttest_ind
+from simulated_viewers import simulated_panel
 
 from serve.config.settings import Experiment
-from training.experiment import validation
 from training.experiment.comparison import comparisons
 from training.experiment.confidence_sequence import always_valid, any_look_p, factor
 from training.experiment.metrics import METRICS
@@ -43,16 +43,6 @@ def test_holms_correction_is_that_of_the_paper():
     assert holm({}) == {}
 
 
-def test_the_validation_sees_an_effect_that_the_report_would_show():
-    """Fixed-horizon p-values, as any look had before, would be counted."""
-    people = validation.simulated_panel(np.random.default_rng(1), 0.4)
-    curves = validation.daily(people, (0, 1), METRICS)
-    assert not validation.decides(curves, 13)
-    for look in curves[2]:
-        look["p"] = 0.005
-    assert validation.decides(curves, 13)
-
-
 def test_aggregates_of_two_parts_add_up():
     rng = np.random.default_rng(0)
     parts = [{"clicks": rng.poisson(2.0, 50) * 1.0, "joins": rng.poisson(1.0, 50) * 1.0} for _ in range(2)]
@@ -82,7 +72,7 @@ def test_viewers_needed_match_the_textbook_formula():
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("smallest", [0.02, 0.5])
 def test_power_is_that_of_the_deciding_interval(ended, smallest):
-    people = validation.simulated_panel(np.random.default_rng(0), 0.0)
+    people = simulated_panel(np.random.default_rng(0), 0.0)
     (clicks,) = comparisons(people, (0, 1), [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
     best_at = 7 * int((people.first_day == 0).sum())
     asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
@@ -127,21 +117,6 @@ def test_both_scales_of_an_interval_exclude_zero_alike():
     valid = always_valid(effect, 8_000, 8_000)
     assert (valid["low"] > 0) == (valid["relative_low"] > 0)
     assert valid["high"] - valid["low"] == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
-
-
-def test_a_few_runs_of_the_validation_hold():
-    rng = np.random.default_rng(0)
-    lines = [*validation.adjustment(rng, 50), *validation.mismatch(rng, 200), *validation.same_arms(rng, 50)]
-    assert all(line["held"] for line in lines), lines
-
-
-@pytest.mark.integration
-@pytest.mark.no_ray
-@pytest.mark.proof
-def test_the_validation_holds():
-    result = validation.validate(300, seed=1)
-    assert result["held"], validation.table(result)
-    assert len(result["checks"]) == 15
 
 
 def test_an_experiment_may_declare_exactly_the_metrics_of_the_report():

@@ -12,10 +12,10 @@ from networks import (
     random_rows,
     reference,
 )
+from pytorch_tabnet_networks import untrained_module
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn
-from training.bench.reference import untrained_module
 from training.network.network import Network, NetworkConfig
 
 

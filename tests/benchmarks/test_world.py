@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.world import bench_world, table
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.log.reader import read_log
-from training.bench.world import bench_world, table
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.data.split import split

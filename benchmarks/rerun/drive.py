@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.random import default_rng
 
+from benchmarks.rerun.simulator_state import SimulatorState
 from serve.contract.rankings import RankRequest
 from serve.contract.records import Event
 from training.audit.http_replay import ReplayClient
-from training.experiment.rerun.service import InProcessArm
-from training.experiment.rerun.simulator_state import SimulatorState
 from training.world.population import Ints
 from training.world.record import VisitLog
 from training.world.world import Response
@@ -25,9 +24,7 @@ RESPONSES = 5
 class Served:
     """Exposures and responses in the order of the visits."""
 
-    ts_ms: Ints
     viewer: Ints
-    request_id: list[str] = field(default_factory=list)
     arm: list[str] = field(default_factory=list)
     rung: list[str] = field(default_factory=list)
     record: VisitLog = field(default_factory=VisitLog)
@@ -38,8 +35,7 @@ class Served:
 def drive(
     simulator: SimulatorState,
     visits: tuple[Ints, Ints],
-    service: ReplayClient | InProcessArm,
-    seed: int,
+    service: ReplayClient,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Served:
     """Run `visits` in the simulator one after another, each ranked by `service`.
@@ -50,13 +46,13 @@ def drive(
     leaves after that are not sent.
     """
     world, audience = simulator.world, simulator.audience
-    served = Served(*visits)
+    served = Served(visits[1])
     ts_ms, viewers = (column.tolist() for column in visits)
     for number, (now_ms, who) in enumerate(zip(ts_ms, viewers, strict=True)):
         if number % 100 == 0:
             progress(number / len(ts_ms))
         audience.advance(now_ms)
-        rng = default_rng([simulator.provenance.seed, RESPONSES, seed, number])
+        rng = default_rng([simulator.provenance.seed, RESPONSES, number])
         found = world.retrieve(rng, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
         _send(simulator, now_ms, service, served)
         request_id = f"r{simulator.provenance.exposures + number:07d}"
@@ -72,7 +68,6 @@ def drive(
         )
         shown = np.array([int(ranked.candidate[1:]) for ranked in answer.ranking], np.int64)
         response = world.respond(rng, who, shown, now_ms, audience.listeners[shown])
-        served.request_id.append(request_id)
         served.arm.append(answer.arm)
         served.rung.append(answer.rung)
         served.record.add(shown, response)
@@ -82,9 +77,7 @@ def drive(
     return served
 
 
-def _send(
-    simulator: SimulatorState, before_ms: int, service: ReplayClient | InProcessArm, served: Served
-) -> None:
+def _send(simulator: SimulatorState, before_ms: int, service: ReplayClient, served: Served) -> None:
     records = simulator.take(before_ms)
     if records:
         service.send(records)

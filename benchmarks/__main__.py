@@ -1,0 +1,59 @@
+"""`python -m benchmarks`: compare tabrank with the truth of a simulated world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve.contract.commands import Json, answer, command_line
+from training.terminal import Model, ProgressBar
+
+app = command_line(__doc__)
+
+
+@app.command()
+def world(
+    model: Model,
+    world: Annotated[Path, typer.Option(help="The whole simulated log, with its truth.parquet.")],
+    history: Annotated[Path, typer.Option(help="The part that the model was trained on, as split wrote it.")],
+    log: Annotated[Path, typer.Option(help="The other part, to measure on.")],
+    as_json: Json = False,
+) -> None:
+    """Measure the share of the gap between popular and the oracle that a model closes.
+
+    The gap is in true label events per exposure; exit code 1 below 65 %. The oracle scores with the
+    true probabilities of the simulated world.
+    """
+    from benchmarks.world import bench_world, table
+
+    with ProgressBar("world") as progress:
+        result = bench_world(model, world, history, log, progress=progress)
+    answer(result, as_json, table(result), held=result["held"])
+
+
+@app.command()
+def rerun(
+    log: Annotated[Path, typer.Option(help="Log that `training simulate` wrote and that filled the store.")],
+    out: Annotated[Path, typer.Option(help="New folder for truth.json.")],
+    url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8010",
+    days: Annotated[float, typer.Option(min=0.01, max=365, help="Days to simulate.")] = 7.0,
+    rankings: Annotated[int, typer.Option(min=50, help="Number of visits in these days.")] = 50_000,
+    as_json: Json = False,
+) -> None:
+    """Continue a simulated world with a running service, and print the true effect of its model.
+
+    `make experiment` calls it. The service runs with benchmarks/rerun/cluster.yaml, a store filled
+    from the log, and no other traffic. It writes the log that `training experiment report` reads.
+    Exit code 1 if a ranking was not full.
+    """
+    from benchmarks.rerun.simulate import simulate, table
+
+    with ProgressBar("rerun") as progress:
+        result = simulate(log, url, out, days=days, rankings=rankings, progress=progress)
+    answer(result, as_json, table(result), held=result["held"])
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,110 @@
+"""Run simulated viewers at a service of two arms, and compute the true effect of what was shown."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rerun.drive import Served, drive
+from benchmarks.rerun.simulator_state import SimulatorState
+from serve.contract.errors import TabrankError
+from serve.contract.validation import refuse_existing
+from serve.features.surface import load_surface
+from training.audit.http_replay import ReplayClient, check_service
+from training.data.dataset import Progress
+
+# Surface of the simulated world, and the arms of cluster.yaml.
+SURFACE = "spaces"
+TREATMENT, CONTROL = "tabnet", "popular"
+
+
+def simulate(
+    log: Path,
+    url: str,
+    out: Path,
+    *,
+    days: float,
+    rankings: int,
+    progress: Progress = lambda share: None,
+) -> dict[str, Any]:
+    """Continue the world of a simulated log for `days`, with rankings by the service at `url`.
+
+    The service assigns the viewers to its arms and writes the log. The result, which is also
+    written to `out`/truth.json, holds `arms`, the expected clicks and joins of each, and `effect`,
+    the relative effect of TREATMENT on them. `held` is true if every ranking was full.
+
+    Raises:
+        TabrankError: the log does not exist, the service is not suitable, or it has already
+            continued this log.
+    """
+    refuse_existing(out)
+    with closing(ReplayClient(url)) as service:
+        described = service.describe()
+        check_service(described, load_surface(SURFACE), None, url)
+        names = {arm["name"] for arm in described["experiment"]["arms"] if arm["share"] > 0}
+        if names != {TREATMENT, CONTROL} or described["model"] is None:
+            raise TabrankError(
+                f"--url: the service at {url} has the arms {', '.join(sorted(names))} and the model "
+                f"{described['model']}; start it with benchmarks/rerun/cluster.yaml and a published model"
+            )
+        simulator = SimulatorState.after(log, days)
+        start_s = time.perf_counter()
+        served = drive(simulator, simulator.visits(rankings), service, progress)
+        seconds = time.perf_counter() - start_s
+    arms = {arm: expected(served, arm) for arm in (CONTROL, TREATMENT)}
+    result = {
+        "start_ms": simulator.provenance.end_ms,
+        "end_ms": simulator.world.end_ms,
+        "model": described["model"],
+        "rankings": len(served.arm),
+        "seconds": round(seconds, 3),
+        "events": served.num_events,
+        "by_rung": dict(Counter(served.rung)),
+        "arms": arms,
+        "effect": {
+            name: value / arms[CONTROL][name] - 1
+            for name, value in arms[TREATMENT].items()
+            if "_per_" in name
+        },
+        "held": set(served.rung) == {"full"},
+    }
+    out.mkdir(parents=True)
+    (out / "truth.json").write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
+    return result
+
+
+def expected(served: Served, arm: str) -> dict[str, float]:
+    """Return exposures and viewers of an arm, and its expected clicks and joins on each of both.
+
+    They are expectations under the data-generating process, without noise: the clicks of an
+    exposure are the sum over its candidates of P(examined) P(click | examined); the same holds for
+    joins.
+    """
+    is_mine = np.array(served.arm) == arm
+    num = {"exposure": int(is_mine.sum()), "viewer": len(np.unique(served.viewer[is_mine]))}
+    found: dict[str, float] = {f"{unit}s": size for unit, size in num.items()}
+    rows = np.repeat(is_mine, [len(shown) for shown in served.record.shown])
+    for name, chance in (("clicks", "p_click"), ("joins", "p_join")):
+        total = float((served.record.flat("examination") * served.record.flat(chance))[rows].sum())
+        found |= {f"{name}_per_{unit}": total / size for unit, size in num.items()}
+    return found
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Format the result as text."""
+    shown = ", ".join(f"{arm['exposures']} of {name}" for name, arm in result["arms"].items())
+    rungs = ", ".join(f"{num} {rung}" for rung, num in result["by_rung"].items())
+    return "\n".join(
+        [
+            f"{result['rankings']} rankings in {result['seconds']:.1f} s: {shown}; {rungs}",
+            *(f"true effect on {name}: {effect:+.2%}" for name, effect in result["effect"].items()),
+            "held" if result["held"] else "NOT held: not all rankings were full",
+        ]
+    )

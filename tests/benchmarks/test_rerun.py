@@ -1,0 +1,173 @@
+"""Test the continued simulation at a service over HTTP: its log and the true effects agree."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from contextlib import closing
+
+import numpy as np
+import pytest
+from listening import SURFACE, Service, command, write_model
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
+from benchmarks.rerun.drive import drive
+from benchmarks.rerun.simulate import expected
+from benchmarks.rerun.simulator_state import SimulatorState
+from serve.config.settings import Arm, Experiment
+from serve.log.reader import read_log, read_table
+from training.audit.http_replay import ReplayClient
+from training.world.simulate import simulate
+
+DAYS, RANKINGS = 0.1, 60
+TABNET, POPULAR = Arm("tabnet", "current", 0.5), Arm("popular", "popular", 0.5)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Folder with a simulated log and an artifact for it."""
+    home = tmp_path_factory.mktemp("experiment")
+    simulate(home / "a", rows=3_300, viewers=400, days=0.1)
+    write_model(home / "model", home / "a")
+    return home
+
+
+def served_by(home, folder, *arms):
+    return Service(home, folder, experiment=Experiment("original", "s", arms))
+
+
+def rerun(url, log, out, *more):
+    given = ("rerun", "--log", log, "--url", url, "--out", out, "--days", DAYS, "--rankings", RANKINGS, *more)
+    return CliRunner().invoke(app, [*map(str, given), "--json"])
+
+
+def refusal(done):
+    assert done.exit_code == 2, (done.stdout, done.stderr)
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def done(home, tmp_path_factory):
+    """Return the folder of a service, its log, and what it served in both arms."""
+    folder = tmp_path_factory.mktemp("service")
+    simulator = SimulatorState.after(home / "a", DAYS)
+    with served_by(home, folder, TABNET, POPULAR).listening() as url, closing(ReplayClient(url)) as client:
+        served = drive(simulator, simulator.visits(RANKINGS), client)
+    return folder, read_log(folder / "a", SURFACE), served
+
+
+def exposures_of(folder):
+    """Return ids, arms and candidates of the exposures that a service has added to its log."""
+    table = read_table(folder / "a", "exposures", ["request_id", "arm", "candidates"])[1]
+    return table.slice(len(table) - RANKINGS).to_pylist()
+
+
+def test_the_log_of_the_service_holds_the_exposures_of_both_arms(home, done):
+    folder, log, served = done
+    past = read_log(home / "a", SURFACE)
+    rows = exposures_of(folder)
+    assert len(log.exposures) == len(past.exposures) + RANKINGS
+    assert [row["arm"] for row in rows] == served.arm
+    shown = [[f"s{space:07d}" for space in spaces.tolist()] for spaces in served.record.shown]
+    assert [row["candidates"] for row in rows] == shown
+    assert min(Counter(served.arm).values()) > 10
+    assert set(served.rung) == {"full"}
+    assert len(log.events) == len(past.events) + served.num_events
+    assert set(log.events["candidate"].to_pylist()) <= set(log.candidates["id"].to_pylist())
+
+
+def test_the_popular_arm_shows_the_largest_audience_first(done):
+    folder, log, _ = done
+    arms = {row["request_id"]: row["arm"] for row in exposures_of(folder)}
+    events = sorted((e for e in log.events.to_pylist() if e["kind"] != "click"), key=lambda e: e["ts_ms"])
+    audience, at, compared = defaultdict(set), 0, 0
+    for row in log.exposures.to_pylist():
+        while at < len(events) and events[at]["ts_ms"] < row["ts_ms"]:
+            viewers = audience[events[at]["candidate"]]
+            (viewers.add if events[at]["kind"] == "join" else viewers.discard)(events[at]["viewer"])
+            at += 1
+        if arms.get(row["request_id"]) == "popular":
+            keys = [(-len(audience[name]), -int(name[1:])) for name in row["candidates"]]
+            assert keys == sorted(keys)
+            compared += max(len(audience[name]) for name in row["candidates"]) > 0
+    assert compared > 10
+
+
+def test_the_truth_is_the_expectation_of_the_data_generating_process(done):
+    *_, served = done
+    truth = served.record.truth()
+    for arm in ("tabnet", "popular"):
+        mine = [i for i, name in enumerate(served.arm) if name == arm]
+        found = expected(served, arm)
+        assert (found["exposures"], found["viewers"]) == (len(mine), len(set(served.viewer[mine].tolist())))
+        for name, chance in (("clicks", "p_click"), ("joins", "p_join")):
+            looked, chances = (truth[column].to_pylist() for column in ("examination", chance))
+            total = sum(np.dot(looked[i], chances[i]) for i in mine)
+            assert found[f"{name}_per_exposure"] == pytest.approx(total / len(mine))
+            assert found[f"{name}_per_viewer"] == pytest.approx(total / found["viewers"])
+
+
+@pytest.mark.no_ray
+@pytest.mark.integration
+def test_the_command_writes_the_effect_of_the_model_and_continues_a_log_once(home, tmp_path):
+    with served_by(home, tmp_path, TABNET, POPULAR).listening() as url:
+        done = rerun(url, home / "a", tmp_path / "out")
+        again = rerun(url, home / "a", tmp_path / "again")
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["held"], found["by_rung"]) == (0, True, {"full": RANKINGS})
+    assert json.loads((tmp_path / "out" / "truth.json").read_text()) == found
+    joins = [found["arms"][arm]["joins_per_viewer"] for arm in ("tabnet", "popular")]
+    assert found["effect"]["joins_per_viewer"] == pytest.approx(joins[0] / joins[1] - 1)
+    assert "already has" in refusal(again)
+
+
+def test_invalid_settings_are_refused_with_the_remedy(home, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with served_by(home, tmp_path, TABNET, POPULAR).listening() as url:
+        assert "world.json" in refusal(rerun(url, tmp_path / "nothing", tmp_path / "out"))
+    assert "start the service" in refusal(rerun("http://127.0.0.1:9", home / "a", tmp_path / "out"))
+    for option in ("--days", "--rankings"):
+        done = rerun("http://127.0.0.1:9", home / "a", tmp_path / "out", option, "0")
+        assert (done.exit_code, f"Invalid value for '{option}'" in done.stderr) == (2, True)
+
+
+@pytest.mark.no_ray
+@pytest.mark.integration
+def test_a_service_of_other_arms_is_refused(home, tmp_path):
+    with served_by(home, tmp_path, Arm("tabnet", "current", 1.0)).listening() as url:
+        printed = refusal(rerun(url, home / "a", tmp_path / "out"))
+    assert "has the arms tabnet" in printed
+    assert "start it with benchmarks/rerun/cluster.yaml" in printed
+
+
+def test_a_continued_world_keeps_its_spaces_and_its_past(home):
+    simulator = SimulatorState.after(home / "a", DAYS)
+    spaces, before = simulator.world.spaces, simulator.provenance.world().spaces
+    assert (spaces.started_ms[: len(before)] == before.started_ms).all()
+    assert (spaces.started_ms[len(before) :] >= simulator.provenance.end_ms).all()
+    assert len(spaces) > len(before)
+    for host in np.unique(spaces.host):
+        mine = np.flatnonzero(spaces.host == host)
+        assert (spaces.started_ms[mine][1:] > spaces.ends_ms[mine][:-1]).all()
+    queued = simulator.take(simulator.world.end_ms)
+    assert min(record.ts_ms for record in queued) >= simulator.provenance.end_ms
+    assert [record.ts_ms for record in queued] == sorted(record.ts_ms for record in queued)
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+def test_exploration_estimates_the_reward_of_the_served_artifact(home, tmp_path):
+    drawing = Arm("tabnet", "current", 0.5, explore=1.0)
+    simulator = SimulatorState.after(home / "a", 0.5)
+    with (
+        served_by(home, tmp_path, drawing, POPULAR).listening() as url,
+        closing(ReplayClient(url)) as client,
+    ):
+        drive(simulator, simulator.visits(900), client)
+    found = command(
+        "experiment", "offline", "--log", tmp_path / "a", "--model", home / "model", "--event", "click"
+    )
+    assert found["exposures"] > 300
+    # The artifact is the served one.
+    assert found["verdict"] == "no difference shown"
