@@ -7,6 +7,7 @@ import numpy as np
 from training.experiment.panel import SUMS, Panel
 from training.experiment.statistics import aggregates
 
+ARMS = ("popular", "model")
 # Viewers of both arms.
 VIEWERS = 4_000
 # Days with a look, with equally many new viewers on each.
@@ -53,6 +54,6 @@ def simulated_panel(rng, back):
     viewer, day = np.nonzero(here)
     exposures = 1.0 + rng.poisson(eager[viewer])
     clicks, joins = (rng.poisson(exposures * eager[viewer] * rate) * 1.0 for rate in (CLICK_RATE, JOIN_RATE))
-    arm, active_days = rng.integers(0, 2, VIEWERS), np.ones(len(viewer))
+    arm, active_days = np.array(ARMS)[rng.integers(0, 2, VIEWERS)], np.ones(len(viewer))
     sums = dict(zip(SUMS, (exposures, active_days, clicks, joins, rng.gamma(joins)), strict=True))
     return Panel(arm, first, first == 0, viewer, day, sums, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from training.experiment.statistics import Effect, aggregates, compare, explains
 DEFINITION = ("name", "title", "unit", "numerator", "denominator")
 # Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
-# Names or codes of control and treatment.
-Arms = tuple[Any, Any]
+# Names of control and treatment.
+Arms = tuple[str, str]
 
 
 def available(events: pd.DataFrame) -> list[Metric]:
@@ -60,13 +61,13 @@ def comparisons(
         design: dict[str, Any] = {"ratio": ratio, "adjusted": adjusted}
         now = design if ended else {**design, "alpha": level(both.count(), best_at)}
         valid = always_valid(effect, both.count(), best_at)
-        p[metric.name] = effect.p if ended else valid["p"]
+        p[metric.name] = effect.p if ended else valid.p
         needed = solve("n_obs", metric, both, effect=smallest_effect, **design)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
             "effect": _row(effect, p[metric.name]),
-            "always_valid": valid,
+            "always_valid": asdict(valid),
             "unadjusted": plain
             and _row(plain, plain.p if ended else any_look_p(plain, both.count(), best_at)),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
@@ -99,7 +100,7 @@ def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dic
             effect = compare(metric, control, treatment, adjusted=adjusted)
             if effect is not None:
                 valid = always_valid(effect, control.count() + treatment.count(), best_at)
-                curve.append({"day": day, **_row(effect, valid["p"]), "always_valid": valid})
+                curve.append({"day": day, **_row(effect, valid.p), "always_valid": asdict(valid)})
     return curves
 
 

@@ -23,7 +23,7 @@ Bonferroni's inequality at most 5 % of experiments have an error in any of twent
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 from scipy.optimize import brentq
 from scipy.special import lambertw
@@ -33,6 +33,20 @@ from training.experiment.statistics import ALPHA, POWER, Effect, Z
 
 # Days of new viewers, at the rate of the first day, after which the interval is narrowest.
 DAYS = 7
+
+
+@dataclass(frozen=True)
+class AnyLook:
+    """Interval and p-value of an effect that hold at every look.
+
+    The relative bounds are None where the effect has no relative size.
+    """
+
+    low: float
+    high: float
+    relative_low: float | None
+    relative_high: float | None
+    p: float
 
 
 def factor(num_viewers: float, best_at: float) -> float:
@@ -79,14 +93,13 @@ def needed_at_a_look(needed: float, best_at: float) -> int:
     return math.ceil(float(brentq(missing, needed, 10 * max(needed, best_at))))
 
 
-def always_valid(effect: Effect, num_viewers: int, best_at: float) -> dict[str, Any]:
-    """Return the interval and `p` of a look after so many viewers of both arms."""
+def always_valid(effect: Effect, num_viewers: int, best_at: float) -> AnyLook:
+    """Return the interval and p-value of a look after so many viewers of both arms."""
     wide = factor(num_viewers, best_at)
     half, log_se = wide * effect.se, effect.log_se
     low = high = None
     if effect.relative is not None and log_se is not None:
         ratio, times = 1 + effect.relative, math.exp(wide * log_se)
         low, high = ratio / times - 1, ratio * times - 1
-    interval = {"low": effect.difference - half, "high": effect.difference + half}
     p = any_look_p(effect, num_viewers, best_at)
-    return interval | {"relative_low": low, "relative_high": high, "p": p}
+    return AnyLook(effect.difference - half, effect.difference + half, low, high, p)

@@ -13,10 +13,10 @@ import pandas as pd
 from scipy.stats import fisher_exact
 
 from training.experiment.comparison import arm_of, best_after
-from training.experiment.confidence_sequence import always_valid
+from training.experiment.confidence_sequence import AnyLook, always_valid
 from training.experiment.metrics import Metric
 from training.experiment.panel import Panel
-from training.experiment.statistics import compare
+from training.experiment.statistics import Effect, compare
 
 # Rung of answers that no model ranked, in any arm.
 FALLBACK = "fallback"
@@ -75,15 +75,16 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         effect = compare(metric, control, treatment, adjusted=False)
         base, share = (arm.mean(name) / arm.mean("exposures") for arm in (control, treatment))
         if effect is not None:
-            deciding = vars(effect) if ended else always_valid(effect, num_viewers, best_at)
+            deciding: Effect | AnyLook = effect if ended else always_valid(effect, num_viewers, best_at)
+            low, high, p = deciding.low, deciding.high, deciding.p
         elif base != share:
             # All answers of one arm and none of the other: nothing varies. Fisher's exact test.
             p = float(fisher_exact([[treatment.count(), 0], [0, control.count()]]).pvalue)
-            deciding = {"low": share - base, "high": share - base, "p": p}
+            low = high = share - base
         else:
             continue
         row = {"name": name, "title": title, "control": base, "treatment": share, "difference": share - base}
-        rows.append(row | {key: deciding[key] for key in ("low", "high", "p")})
+        rows.append(row | {"low": low, "high": high, "p": p})
     return rows
 
 

@@ -31,7 +31,7 @@ I64 = NDArray[np.int64]
 class Panel:
     """Viewers by the arm of their first exposure in the window, in order of that exposure.
 
-    `arm` [V] are names or codes, `first_day` [V] the day of the first exposure, `in_first_24h` [V]
+    `arm` [V] are names, `first_day` [V] the day of the first exposure, `in_first_24h` [V]
     whether it was within 24 hours of the first exposure of all. `viewer` [C] are indices into V,
     `sums` [C] a number for each viewer-day with an exposure. `before` [V] are sums over the
     pre-period, 0 for new viewers, and empty if all are new. `num_crossing` counts viewers with
@@ -49,7 +49,7 @@ class Panel:
     num_seen_before: int = 0
     num_unattributed: int = 0
 
-    def rows(self, arms: Sequence[Any]) -> NDArray[np.bool_]:
+    def rows(self, arms: Sequence[str]) -> NDArray[np.bool_]:
         """Return flags [V] of the viewers of these arms."""
         return np.isin(self.arm, arms)
 

@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 from scipy.stats import norm, ttest_ind
-from simulated_viewers import simulated_panel
+from simulated_viewers import ARMS, simulated_panel
 
 from serve.config.settings import Experiment
 from training.experiment.comparison import comparisons
@@ -32,7 +32,7 @@ def test_the_p_value_of_any_look_is_005_where_the_interval_touches_zero():
         wide = factor(num, 7_000) * se
         half = norm.isf(0.025) * se
         effect = Effect(1.0, 1.0 + wide, wide, wide - half, wide + half, 0.0, None, None, None)
-        assert always_valid(effect, num, 7_000)["low"] == pytest.approx(0.0, abs=1e-12)
+        assert always_valid(effect, num, 7_000).low == pytest.approx(0.0, abs=1e-12)
         assert any_look_p(effect, num, 7_000) == pytest.approx(0.05)
 
 
@@ -73,7 +73,7 @@ def test_viewers_needed_match_the_textbook_formula():
 @pytest.mark.parametrize("smallest", [0.02, 0.5])
 def test_power_is_that_of_the_deciding_interval(ended, smallest):
     people = simulated_panel(np.random.default_rng(0), 0.0)
-    (clicks,) = comparisons(people, (0, 1), [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
+    (clicks,) = comparisons(people, ARMS, [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
     best_at = 7 * int((people.first_day == 0).sum())
     asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
     values = people.totals()["clicks"]
@@ -115,8 +115,8 @@ def test_both_scales_of_an_interval_exclude_zero_alike():
     control, treatment = (aggregates({"clicks": rng.poisson(rate, 4_000) * 1.0}) for rate in (2.0, 2.2))
     effect = compare(CLICKS, control, treatment, adjusted=False)
     valid = always_valid(effect, 8_000, 8_000)
-    assert (valid["low"] > 0) == (valid["relative_low"] > 0)
-    assert valid["high"] - valid["low"] == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
+    assert (valid.low > 0) == (valid.relative_low > 0)
+    assert valid.high - valid.low == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
 
 
 def test_an_experiment_may_declare_exactly_the_metrics_of_the_report():

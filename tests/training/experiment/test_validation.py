@@ -11,7 +11,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from simulated_viewers import EXPECTED, LOOKS, VIEWERS, simulated_arms, simulated_panel
+from simulated_viewers import ARMS, EXPECTED, LOOKS, VIEWERS, simulated_arms, simulated_panel
 
 from training.experiment.comparison import daily
 from training.experiment.metrics import METRICS
@@ -64,7 +64,7 @@ def test_an_interval_covers_a_true_effect_in_19_of_20(runs):
 def test_daily_looks_at_new_viewers_are_valid_for_the_interval_of_any_look_alone(runs):
     rng, fixed, always = np.random.default_rng(1), 0, 0
     for _ in range(runs):
-        (looks,) = daily(simulated_panel(rng, 0.0), (0, 1), [CLICKS])
+        (looks,) = daily(simulated_panel(rng, 0.0), ARMS, [CLICKS])
         fixed += any(map(excludes_zero, looks))
         always += any(excludes_zero(look["always_valid"]) for look in looks)
     assert always / runs <= 0.05
@@ -75,7 +75,7 @@ def test_daily_looks_at_new_viewers_are_valid_for_the_interval_of_any_look_alone
 def test_daily_looks_at_all_metrics_of_returning_viewers_are_valid(runs):
     rng, always, wrong = np.random.default_rng(1), 0, 0
     for _ in range(runs):
-        curves = daily(simulated_panel(rng, 0.4), (0, 1), METRICS)
+        curves = daily(simulated_panel(rng, 0.4), ARMS, METRICS)
         always += any(excludes_zero(look["always_valid"]) for look in curves[METRICS.index(CLICKS)])
         wrong += any(shows_an_effect(curves, day) for day in range(LOOKS))
     assert always / runs <= 0.05
@@ -99,7 +99,7 @@ def shows_an_effect(curves, day):
 
 def test_the_validation_sees_an_effect_that_the_report_would_show():
     """Fixed-horizon p-values, as any look had before, would be counted."""
-    curves = daily(simulated_panel(np.random.default_rng(1), 0.4), (0, 1), METRICS)
+    curves = daily(simulated_panel(np.random.default_rng(1), 0.4), ARMS, METRICS)
     assert not shows_an_effect(curves, 13)
     for look in curves[2]:
         look["p"] = 0.005
