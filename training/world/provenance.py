@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
@@ -28,7 +27,7 @@ class Provenance:
     exposures: int
     start_ms: int
     end_ms: int
-    examination: ExaminationCurve = "decay"
+    examination: ExaminationCurve
 
     @classmethod
     def read(cls, log: Path) -> Provenance:
@@ -38,13 +37,8 @@ class Provenance:
             TabrankError: if the log has none.
         """
         try:
-            values = json.loads((log / WORLD).read_text(encoding="utf-8"))
-            curve = values.get("examination", "decay")
-            if curve not in get_args(ExaminationCurve):
-                raise ValueError(curve)
-            numbers = {f.name: int(values[f.name]) for f in fields(cls) if f.name != "examination"}
-            return cls(**numbers, examination=curve)
-        except (OSError, ValueError, KeyError, TypeError):
+            return cls(**json.loads((log / WORLD).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             raise TabrankError(
                 f"--log: {log} has no {WORLD}, so its world is unknown; name a log that "
                 "`python -m training simulate` wrote"
@@ -52,11 +46,7 @@ class Provenance:
 
     def write(self, log: Path) -> None:
         """Write the provenance beside the log's tables."""
-        values = asdict(self)
-        # Logs of the default curve have the bytes that they had before there were others.
-        if self.examination == "decay":
-            del values["examination"]
-        (log / WORLD).write_text(json.dumps(values), encoding="utf-8")
+        (log / WORLD).write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     def world(self) -> World:
         """Return the world at its beginning."""
