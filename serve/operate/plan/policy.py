@@ -1,4 +1,4 @@
-"""Run a deployment's autoscaling policy and Ray Serve's own factors and delays on simulated time."""
+"""Run a deployment's autoscaling policy, and Ray's own factors and delays, on simulated time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Simulate the replicas of a service, second by second, under a load trace.
 
 Requests are not simulated. As many are ongoing as arrive in the time for which one is ongoing
-(Little's law), and from their number Ray's own code decides on replicas.
+(Little's formula), and from their number Ray's own code decides on replicas.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from serve.operate.plan.policy import Autoscaler
 from serve.operate.plan.trace import Trace
 
 FETCH, SCORER = "FeatureFetch", "Scorer"
-# For how long Ray counts a request as ongoing, at the target of the shipped cluster.yaml: 32 requests
-# at 1,600/s, and 1.3 batches at the 2,600/s for which three Scorers have five FeatureFetch.
+# For how long Ray counts a request as ongoing, at the targets of the shipped cluster.yaml: 32
+# requests at 1,600/s, and 1.3 batches at 2,600/s, because three Scorers serve five FeatureFetch.
 ONGOING_MS = {FETCH: 20.0, SCORER: 0.5}
 # From Ray's decision until the replica takes requests.
 REPLICA_START_S = 4.0

@@ -42,8 +42,8 @@ def _at_limit(deployments: Sequence[Deployment], seconds: Sequence[Second]) -> I
         num_beyond = sum(count > each.max_replicas for count in needed)
         if num_beyond:
             yield (
-                f"{each.name} needs up to {max(needed)} replicas, more than its max_replicas ({each.max_replicas}) for "
-                f"{num_beyond} of {len(seconds)} s; raise max_replicas"
+                f"{each.name} needs up to {max(needed)} replicas: raise max_replicas ({each.max_replicas}), too few for "
+                f"{num_beyond} of {len(seconds)} s"
             )
 
 
@@ -51,13 +51,13 @@ def _without_node(seconds: Sequence[Second]) -> Iterator[str]:
     waiting = [second.num_unplaced for second in seconds if second.num_unplaced]
     if waiting:
         yield (
-            f"no node has room for up to {max(waiting)} replicas, for {len(waiting)} of {len(seconds)} s; raise "
+            f"up to {max(waiting)} replicas find no room on a node, for {len(waiting)} of {len(seconds)} s: raise "
             "max_nodes, num_cpus or num_gpus of a pool"
         )
 
 
 def _deployment(deployment: Deployment, seconds: Sequence[Second]) -> dict[str, Any]:
-    """Return the counts of running replicas, and how they compare with those that the load needs."""
+    """Return the counts of running replicas, compared with those that the load needs."""
     running, needed = (
         [counts[deployment.name] for counts in column]
         for column in zip(*((second.running, second.needed) for second in seconds), strict=True)
@@ -106,19 +106,20 @@ def _rows(report: Report) -> list[list[str]]:
 
 
 def _lines(report: Report) -> list[str]:
-    nodes, lines = report[NODES], []
-    for name, counts in report["deployments"].items():
-        words = f"{name}: {counts['min']} to {counts['max']} replicas, mean {counts['mean']:g}"
-        if counts["follows_load"]:
-            words += (
-                f"; needs up to {counts['most_needed']} ({report['ongoing_ms'][name]:g} ms a request), and has fewer "
-                f"for {counts['short_s']} s"
-            )
-        else:
-            words += "; does not follow the load, so it is not judged"
-        lines.append(words)
-    nodes_words = f"nodes: {nodes['min']} to {nodes['max']}, mean {nodes['mean']:g}"
-    return [*lines, nodes_words, *report["problems"]]
+    """Return a line for each deployment, for the nodes, and for each problem."""
+    lines = [
+        f"{name}: {counts['min']} to {counts['max']} replicas, mean {counts['mean']:g}; "
+        + (
+            f"needs up to {counts['most_needed']} ({report['ongoing_ms'][name]:g} ms a request), and has fewer for "
+            f"{counts['short_s']} s"
+            if counts["follows_load"]
+            else "does not follow the load, so it is not judged"
+        )
+        for name, counts in report["deployments"].items()
+    ]
+    nodes = report[NODES]
+    lines.append(f"nodes: {nodes['min']} to {nodes['max']}, mean {nodes['mean']:g}")
+    return [*lines, *report["problems"]]
 
 
 def _verdict(report: Report) -> str:

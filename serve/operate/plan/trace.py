@@ -19,7 +19,10 @@ MAX_SECONDS = 7 * 86_400
 
 @dataclass(frozen=True)
 class Trace:
-    """Load trace: `offered_rps[i]` applies from `t_s[i]`; the last row lasts as long as the one before."""
+    """Load trace: `offered_rps[i]` applies from `t_s[i]`.
+
+    The last row lasts as long as the one before.
+    """
 
     t_s: tuple[float, ...]
     offered_rps: tuple[float, ...]

@@ -121,14 +121,14 @@ def test_a_load_beyond_max_replicas_does_not_fit(tmp_path):
     report = planned(cluster(tmp_path, max_replicas=2), trace(tmp_path, (5, 10), (40, 590)))
     assert report["deployments"]["Scorer"]["max"] == 2
     (problem,) = report["problems"]
-    assert problem.startswith("Scorer needs up to 4 replicas, more than its max_replicas (2) for ")
+    assert problem.startswith("Scorer needs up to 4 replicas: raise max_replicas (2), too few for ")
 
 
 def test_a_replica_without_a_node_does_not_fit(tmp_path):
     report = planned(cluster(tmp_path, {"head": HEAD}), trace(tmp_path, (5, 10), (40, 590)))
     assert report["deployments"]["Scorer"]["max"] == 3
     (problem,) = report["problems"]
-    assert problem.startswith("no node has room for up to 1 replicas, for ")
+    assert problem.startswith("up to 1 replicas find no room on a node, for ")
 
 
 def test_nodes_follow_the_replicas(tmp_path):
