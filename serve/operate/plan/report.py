@@ -42,8 +42,8 @@ def _at_limit(deployments: Sequence[Deployment], seconds: Sequence[Second]) -> I
         num_beyond = sum(count > each.max_replicas for count in needed)
         if num_beyond:
             yield (
-                f"{each.name} needs up to {max(needed)} replicas: raise max_replicas ({each.max_replicas}), too few for "
-                f"{num_beyond} of {len(seconds)} s"
+                f"{each.name} needs up to {max(needed)} replicas: raise max_replicas ({each.max_replicas}), too few "
+                f"for {num_beyond} of {len(seconds)} s"
             )
 
 
