@@ -21,14 +21,14 @@ from serve.contract.logs import join_ray
 from serve.http.app import Edge
 from serve.http.auth import Authenticator
 from serve.ingest.writer import Ingester
-from serve.log.atomic_files import PRIVATE
 from serve.log.events import IngestResult, unpack
 from serve.model.scorer_cache import ModelHolder
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.upkeep import await_writer, keep_up
 from serve.rollout.guard import Verdict
 from serve.rollout.registry import ModelRegistry
 from serve.runtime.metrics import IngestMetrics, RankMetrics
+from serve.storage.atomic_files import PRIVATE
 
 # Lower Ingest's CPU priority: rankings come before logging if cores are short.
 NICENESS = 10
@@ -73,7 +73,7 @@ class Scorer:
 class FeatureFetch:
     """HTTP ingress: admits, batches, computes features, calls `Scorer`, answers, and records.
 
-    With `is_near`, this process scores small batches and reasons itself.
+    With `is_in_process`, this process scores small batches and reasons itself.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FeatureFetch:
         base: str,
         scorer: DeploymentHandle,
         ingest: DeploymentHandle,
-        is_near: bool = True,
+        is_in_process: bool = True,
     ) -> None:
         join_ray(_application())
         # Make the handles once.
@@ -94,13 +94,13 @@ class FeatureFetch:
             return scores
 
         # With the other backend the model is on a GPU, which this process does not have.
-        is_near = is_near and args.backend == "onnx"
-        near = ModelHolder(Path(base) / args.models, args.backend) if is_near else None
+        is_in_process = is_in_process and args.backend == "onnx"
+        in_process = ModelHolder(Path(base) / args.models, args.backend) if is_in_process else None
 
         async def load_model(version: str) -> None:
             await scorer.load.remote(version)
-            if near is not None:
-                await near.prepare(version)
+            if in_process is not None:
+                await in_process.prepare(version)
             # A replica that hangs, or that starts later, loads the version at its first batch.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(OTHERS_S):
@@ -114,8 +114,16 @@ class FeatureFetch:
             await ingest.roll_back.remote(version, verdict)
 
         metrics = RankMetrics(_application())
-        self._fetcher = FeatureFetcher(
-            args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back, near, _application()
+        self._fetcher = RankingService(
+            args,
+            Path(base),
+            call_scorer,
+            load_model,
+            call_ingest,
+            metrics,
+            roll_back,
+            in_process,
+            _application(),
         )
         # Until Serve's controller reports the address.
         self._keys = Authenticator(host=EVERY_ADDRESS)

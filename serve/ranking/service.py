@@ -29,7 +29,7 @@ from serve.ranking.assignment import assign
 from serve.ranking.batcher import Batcher
 from serve.ranking.circuit_breaker import CircuitBreaker
 from serve.ranking.exposure_buffer import WAITING, ExposureBuffer
-from serve.ranking.near_scoring import NearScoring
+from serve.ranking.in_process_scoring import InProcessScoring
 from serve.ranking.ranker import Query, Ranker, Slate
 from serve.ranking.reasons import Explained, explain
 from serve.ranking.responses import answer, exposure
@@ -53,13 +53,13 @@ draw = SystemRandom().random
 TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 
 
-class FeatureFetcher:
+class RankingService:
     """One replica of the request path, from an admitted request to its answer.
 
     `call_scorer(version, matrix)` returns float32 probabilities. `load_model(version)` returns once
     a scorer has loaded that version and raises if the artifact is refused. `ingest` takes events
     and exposures. `roll_back(version, verdict)` asks the single writer to roll a version back.
-    `near` holds the versions that this process scores itself, if it may. `application` is the name
+    `in_process` holds the versions that this process scores itself, if it may. `application` is the name
     of the Serve application.
     """
 
@@ -72,7 +72,7 @@ class FeatureFetcher:
         ingest: TakeRecords,
         metrics: Metrics | None = None,
         roll_back: RollBack = no_rollback,
-        near: ModelHolder | None = None,
+        in_process: ModelHolder | None = None,
         application: str = "",
     ) -> None:
         self.args = args
@@ -94,10 +94,12 @@ class FeatureFetcher:
         # What fails for reasons alone must not end the scoring of rankings.
         call, alone = _guarded(call_scorer), _guarded(call_scorer)
         score, self._score_alone = call, alone
-        if near is not None:
+        if in_process is not None:
             # A version on trial may be slow, or end its process.
             score, aside = (
-                NearScoring(each, near, lambda version: self.models.trial(version) is None, self.warn)
+                InProcessScoring(
+                    each, in_process, lambda version: self.models.trial(version) is None, self.warn
+                )
                 for each in (call, alone)
             )
             self._score_alone = aside.aside
@@ -115,12 +117,12 @@ class FeatureFetcher:
         self.exposure_buffer = ExposureBuffer(self.ingest, self.warn)
         self.admission = Admission()
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
-        self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
-        self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
+        self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, max_in_flight=2, cap=1760)
+        self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, max_in_flight=1, cap=1760)
         # In batches of 16 a popular order takes a quarter of the time that it takes alone. None may
         # wait for another iteration of the event loop: each brings new requests.
         self._popular: Batcher[tuple[Query, str], Slate] = Batcher(
-            self._rank_by_popularity, slots=1, cap=POPULAR_BATCHES * 1760
+            self._rank_by_popularity, max_in_flight=1, cap=POPULAR_BATCHES * 1760
         )
 
     async def ingest(self, payload: bytes) -> IngestResult:
@@ -149,14 +151,14 @@ class FeatureFetcher:
         self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
-        self._scored.slots = config.slots
-        self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
+        self._scored.max_in_flight = config.max_batches_in_flight
+        self._scored.cap = self._unscored.cap = min(config.max_batch_candidates, self._fit_a_call)
         self._popular.cap = POPULAR_BATCHES * self._scored.cap
         self.admission.configure(
             enabled=config.load_shedding and not self.event_clock,
             deadline_ms=config.deadline_ms,
             # The batches in progress, and one that gathers.
-            most=(config.slots + 1) * self._scored.cap,
+            most=(config.max_batches_in_flight + 1) * self._scored.cap,
         )
 
     async def reconfigure(self, config: UserConfig) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from serve.log.atomic_files import draft_of
 from serve.operate.host.machine import describe_machine
 from serve.operate.plan.outcome import F64, ONGOING, WANTED, Outcome
 from serve.operate.plan.plan_warnings import warnings_of
@@ -19,6 +18,7 @@ from serve.ranking.admission import SCORES_DUE
 from serve.report.page import Tone, banner, bullets, footer, section, tiles, whole_page
 from serve.report.page import table as tabled
 from serve.report.rows import columns, csv_text, number
+from serve.storage.atomic_files import draft_of
 
 Report = dict[str, Any]
 LEGEND = (

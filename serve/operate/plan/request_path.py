@@ -85,7 +85,7 @@ class FetchReplica(Replica):
         self._loop = context.loop
         self._router = router
         self._core = Core(context)
-        self._batcher = Batcher(self._score, slots=service.slots, cap=service.batch_candidates)
+        self._batcher = Batcher(self._score, max_in_flight=service.slots, cap=service.max_batch_candidates)
         self._half_request_s = context.costs.fetch.us_per_request / 2e6
         self._patience_s = SCORES_DUE * service.deadline_s
         # Requests that wait for a place.

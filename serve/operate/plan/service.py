@@ -43,7 +43,7 @@ class PlannedService:
     pools: Mapping[str, NodePool]
     deadline_s: float
     slots: int
-    batch_candidates: int
+    max_batch_candidates: int
     # The share of rankings for which the Scorer is called.
     model_share: float
     # An autoscaling policy of the whole application.
@@ -94,8 +94,8 @@ def read_service(config: Config) -> PlannedService:
         others=tuple(deployments.values()),
         pools=config.nodes,
         deadline_s=live.deadline_ms / 1e3,
-        slots=live.slots,
-        batch_candidates=live.batch_candidates,
+        slots=live.max_batches_in_flight,
+        max_batch_candidates=live.max_batch_candidates,
         model_share=_model_share(live),
         policy=application.get("autoscaling_policy"),
     )

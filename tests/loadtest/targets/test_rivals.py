@@ -24,7 +24,7 @@ from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.http.decoding import decode_request
 from serve.model.scorer_cache import ModelHolder
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.upkeep import refresh
 from serve.stores.factory import open_store
 
@@ -65,7 +65,7 @@ def ours(bench_work, bodies):
             raise AssertionError("nothing is sent on here")
 
         args = AppArgs("spaces", "lmdb:store", "models")
-        fetcher = FeatureFetcher(args, bench_work.data, score, load, ingest)
+        fetcher = RankingService(args, bench_work.data, score, load, ingest)
         await refresh(fetcher)
         requests = [decode_request(body, fetcher.surface, event_clock=False) for body in bodies]
         return [await fetcher.rank(request, 60_000) for request in requests]

@@ -34,7 +34,7 @@ from serve.log.writer import write_log
 from serve.model.artifact import CANARY, CURRENT, FILES, load, point, save, unpoint
 from serve.operate.status.vitals import diagnosed
 from serve.ranking import upkeep
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
 from training.data.split import split
@@ -104,7 +104,7 @@ class Home:
             return IngestResult()
 
         args = AppArgs(**self.args)
-        fetcher = FeatureFetcher(
+        fetcher = RankingService(
             args, self.folder, score, load_model, ingest, application=self.application["name"]
         )
         fetcher.configure(UserConfig.from_mapping(self.settings))
@@ -207,7 +207,7 @@ def broken_model(home):
 
 def names_of_another(home):
     home.application["name"] = "spaces"
-    home.settings["experiment"] |= {"name": "launch", "primary": "clicks"}
+    home.settings["experiment"] |= {"name": "launch", "primary_metric": "clicks"}
     (home.folder / "tiny.toml").write_text(TOML.replace('["click", "join"', '["join"'))
 
 

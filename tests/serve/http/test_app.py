@@ -31,7 +31,7 @@ from serve.model.scorer_cache import timed
 from serve.ranking.admission import HERE
 from serve.ranking.assignment import assign
 from serve.ranking.load_shedding import TICK_S, TICKS
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.history import History
 
@@ -73,7 +73,7 @@ class Service:
         self.scorer = FakeScorer()
         args = AppArgs("tiny.toml", "lmdb:store", "models", clock=clock)
         self.taken = []
-        self.fetcher = FeatureFetcher(args, tmp_path, self.scorer.score, self.scorer.load, self.ingest)
+        self.fetcher = RankingService(args, tmp_path, self.scorer.score, self.scorer.load, self.ingest)
         self.fetcher.configure(
             UserConfig(Experiment("launch", "s", (Arm("model", arm, 1.0, **arm_options),)), deadline_ms=1_000)
         )
@@ -603,8 +603,8 @@ def test_where_the_scorer_fails_the_process_scores_itself(tmp_path, service):
     near, scorer = NearModels(), service.scorer
     scorer.error = ConnectionError("gone")
     before = service.fetcher
-    service.fetcher = FeatureFetcher(
-        before.args, tmp_path, scorer.score, scorer.load, service.ingest, near=near
+    service.fetcher = RankingService(
+        before.args, tmp_path, scorer.score, scorer.load, service.ingest, in_process=near
     )
     service.fetcher.configure(before.config)
     answer = service.ask(body()).json()

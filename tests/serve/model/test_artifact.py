@@ -90,7 +90,7 @@ def broken_manifest(folder: Path) -> None:
 def without_checksum(folder: Path) -> dict[str, Any]:
     """The manifest without its checksum."""
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-    return {key: value for key, value in manifest.items() if key != "seal"}
+    return {key: value for key, value in manifest.items() if key != "sha256"}
 
 
 def manifest_with(**changes: Any) -> Callable[[Path], None]:

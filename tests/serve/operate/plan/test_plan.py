@@ -79,7 +79,7 @@ def service(scorer=SCALING, pools=None, num_cpus=0.5, **changes):
         deployment("Scorer", scorer, 16, -1, num_cpus),
         (),
         pools or {},
-        **{"deadline_s": 0.4, "slots": 8, "batch_candidates": 500, "model_share": 1.0, "policy": None}
+        **{"deadline_s": 0.4, "slots": 8, "max_batch_candidates": 500, "model_share": 1.0, "policy": None}
         | changes,
     )
 
@@ -376,7 +376,7 @@ def test_the_shipped_file_can_be_planned():
 def cluster(folder, **scorer):
     document = yaml.safe_load(SHIPPED_CLUSTER.read_text())
     fetch, score, _ = document["applications"][0]["deployments"]
-    fetch["user_config"] |= {"slots": 8, "batch_candidates": 500}
+    fetch["user_config"] |= {"max_batches_in_flight": 8, "max_batch_candidates": 500}
     del fetch["autoscaling_config"]
     score |= {"max_ongoing_requests": 16, "autoscaling_config": SCALING | scorer}
     path = folder / "cluster.yaml"

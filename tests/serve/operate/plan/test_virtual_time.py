@@ -54,7 +54,7 @@ def batches_of(loop, arrived_s):
         return True
 
     async def run():
-        batcher = Batcher(work, slots=SLOTS, cap=CAP)
+        batcher = Batcher(work, max_in_flight=SLOTS, cap=CAP)
         answered = await asyncio.gather(*(submit(batcher, i, at) for i, at in enumerate(arrived_s)))
         # The last batch may exceed every deadline.
         await asyncio.sleep(1.0)

@@ -31,7 +31,7 @@ FEW_ROWS = 1_000
 MOST_TIMED = 128
 
 
-class NearScoring:
+class InProcessScoring:
     """Score a batch here if that is cheaper than the call, or if the call fails.
 
     `may(version)` tells whether this process may score a version at all.
