@@ -62,16 +62,7 @@ class Live:
     async def running(self):
         """Run the service until the block ends; then commit and flush the rest."""
         self.ingester = Ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
-        fetcher = RankingService(
-            self.args,
-            self.folder,
-            self.score,
-            self.load,
-            self._take,
-            self.metrics,
-            self._roll_back,
-            self.in_process,
-        )
+        fetcher = RankingService(self.args, self.folder, self, self.metrics, self.in_process)
         fetcher.configure(self.config)
         await refresh(fetcher)
         self.fetcher = fetcher
@@ -127,10 +118,12 @@ class Live:
             server.should_exit = True
             thread.join()
 
-    async def _take(self, payload):
+    async def ingest(self, payload):
+        """Take packed records as the writer."""
         return await self.ingester.take(unpack(payload), len(payload))
 
-    async def _roll_back(self, version, verdict):
+    async def roll_back(self, version, verdict):
+        """Roll a version back as the writer."""
         ModelRegistry(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
 
     async def post(self, path, body):

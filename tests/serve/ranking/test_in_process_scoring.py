@@ -26,7 +26,7 @@ class Models:
     def holds(self, version):
         return version == "held"
 
-    def score(self, version, payload):
+    def score_packed(self, version, payload):
         num_rows = len(Matrix.from_bytes(payload).numeric)
         self.sizes.append(num_rows)
         return scored(0.25, num_rows)
@@ -141,9 +141,9 @@ def test_the_event_loop_goes_on_while_many_rows_are_scored_aside():
     gone_on = threading.Event()
 
     class Slow(Models):
-        def score(self, version, payload):
+        def score_packed(self, version, payload):
             assert gone_on.wait(5)
-            return super().score(version, payload)
+            return super().score_packed(version, payload)
 
     async def scenario():
         asyncio.get_running_loop().call_later(0.01, gone_on.set)

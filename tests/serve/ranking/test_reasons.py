@@ -73,7 +73,7 @@ class Near:
     def holds(self, version):
         return True
 
-    def score(self, version, payload):
+    def score_packed(self, version, payload):
         matrix = Matrix.from_bytes(payload)
         self.sizes.append(len(matrix.numeric))
         if self.trouble is not None:
