@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 # A queued item waits at most 30 ms for the batch before it. Below the knee a batch takes less.
 PATIENCE_S = 0.03
 # Give every batch at least 50 ms, whatever the deadlines of its requests. If very short deadlines
-# ended batches, more batches would be scored at once than `max_in_flight` allows, and a healthy scorer
-# would look as if it hung.
+# ended batches, more would be scored at once than `max_in_flight`, and a healthy scorer would look
+# as if it hung.
 MIN_WORK_S = 0.05
 # End a batch after 3 s, so that one long deadline cannot hold a place behind a scorer that hangs.
 MAX_WORK_S = 3.0
@@ -33,7 +33,7 @@ class _Waiting(Generic[Item, Answer]):
 
 
 class Batcher(Generic[Item, Answer]):
-    """Run `work` on batches of items, at most `max_in_flight` at once, each of at most `cap` in size.
+    """Run `work` on batches of items, at most `max_in_flight` at once, each of a size up to `cap`.
 
     A batch starts at once if none is in progress, so an idle service adds no wait. Otherwise the
     next batch starts when the current one ends, or in parallel as soon as half of `cap` waits. Each

@@ -1,6 +1,6 @@
 """Order: sort each request's candidates by score, or by what replaces a score.
 
-Shapes: R rows, one per request and candidate, those of a request together; N of them of one request.
+Shapes: B requests; R rows, one per request and candidate, those of a request together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the request path calls of the other deployments."""
+"""Interface of the other deployments, as the request path calls them."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from serve.features.slots import I64, PackedRows
 from serve.ranking.query import Query
 
-# (query, rows of its candidates `[C]` with their fields, order `[C]`) → another order `[C]`: indices
-# into the candidates, best first.
+# (query, rows of its candidates `[C]` with their fields, order `[C]`) → another order `[C]`. Orders
+# hold indices into the candidates, best first.
 Rule = Callable[[Query, PackedRows, I64], I64]
 RULES: tuple[Rule, ...] = ()
 
