@@ -26,9 +26,9 @@ from serve.contract.commands import (
 )
 from serve.contract.errors import TabrankError
 from serve.contract.validation import milliseconds
-from serve.log.atomic_files import PRIVATE
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
+from serve.storage.atomic_files import PRIVATE
 
 Yes = Annotated[bool, typer.Option("--yes", help="Deploy changes that lose data or fail callers too.")]
 app = command_line(__doc__)

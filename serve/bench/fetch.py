@@ -24,7 +24,8 @@ from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
 from serve.features.surface import load_surface
 from serve.operate.host.machine import describe_machine
-from serve.ranking.ranker import Query, Ranker
+from serve.ranking.query import Query
+from serve.ranking.ranker import Ranker
 from serve.stores.candidate_table import CandidateTable
 from serve.stores.factory import open_store
 from serve.stores.protocol import Store

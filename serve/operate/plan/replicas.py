@@ -1,7 +1,7 @@
 """Simulate the replicas of a service, second by second, under a load trace.
 
 Requests are not simulated. As many are ongoing as arrive in the time for which one is ongoing
-(Little's formula), and from their number Ray's own code decides on replicas.
+(Little's law), and from their number Ray's own code decides on replicas.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from serve.log.atomic_files import draft_of
+from serve.storage.atomic_files import draft_of
 from serve.operate.plan.replicas import Deployment, Second
 from serve.operate.plan.trace import RATE, TIME, Trace, shown
 from serve.report.charts import Axis, Series, plot

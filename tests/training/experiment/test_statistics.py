@@ -145,5 +145,5 @@ def test_the_validation_holds():
 
 
 def test_an_experiment_may_declare_exactly_the_metrics_of_the_report():
-    declared = get_args(get_type_hints(Experiment)["primary"])
+    declared = get_args(get_type_hints(Experiment)["primary_metric"])
     assert {metric.name for metric in METRICS} == set(declared)
