@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from serve.storage.atomic_files import draft_of
 from serve.operate.plan.replicas import Deployment, Second
 from serve.operate.plan.trace import RATE, TIME, Trace, shown
 from serve.report.charts import Axis, Series, plot
 from serve.report.page import banner, bullets, footer, section, tiles, whole_page
 from serve.report.page import table as tabled
 from serve.report.rows import columns
+from serve.storage.atomic_files import draft_of
 
 Report = dict[str, Any]
 NODES = "nodes"
