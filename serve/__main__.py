@@ -26,9 +26,9 @@ from serve.contract.commands import (
 )
 from serve.contract.errors import TabrankError
 from serve.contract.validation import milliseconds
-from serve.log.atomic_files import PRIVATE
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
+from serve.storage.atomic_files import PRIVATE
 
 Yes = Annotated[bool, typer.Option("--yes", help="Deploy changes that lose data or fail callers too.")]
 app = command_line(__doc__)
@@ -276,30 +276,29 @@ def observe(
 
 @app.command()
 def plan(
+    trace: Annotated[Path, typer.Option(help="CSV of the offered load: t_s (start) and offered_rps.")],
     config: ConfigFile = CONFIG,
-    trace: Annotated[
-        Path | None, typer.Option(help="CSV of the offered load: t_s (start) and offered_rps.")
+    ongoing_ms: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DEPLOYMENT=MS",
+            help="For how long Ray counts a request as ongoing there; else our figures.",
+        ),
     ] = None,
-    compare: Annotated[
-        Path | None,
-        typer.Option(help="timeline.csv of a real run: plan its load and compare the replica counts."),
-    ] = None,
-    costs: Annotated[Path | None, typer.Option(help="Measured costs; the shipped ones if not given.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for plan.json, plan.csv, report.html.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the arrivals.", min=0)] = 0,
+    node_start_s: Annotated[float, typer.Option(min=0, help="Seconds until a new node has joined.")] = 60.0,
+    out: Annotated[Path | None, typer.Option(help="New folder for plan.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
     """Plan the replicas and nodes of a `cluster.yaml` over a load trace, with Ray's own code.
 
-    With --compare, exit code 1 if a replica count is off by more than one, or if the plan is not
-    nearer to the run than a constant count; 2 if nothing in the file scales.
+    Exit code 1 if the load does not fit: a deployment needs more than its max_replicas, or a
+    replica has no room on a node.
     """
     from serve.operate.plan.command import plan as make
-    from serve.operate.plan.report import table
+    from serve.operate.plan.report import text_of
 
-    report = make(config, trace, compare, costs, out, seed, _progress)
-    comparison = report["comparison"]
-    answer(report, as_json, table(report), held=comparison is None or comparison["holds"])
+    report = make(config, trace, ongoing_ms or [], node_start_s, out)
+    answer(report, as_json, text_of(report), held=report["fits"])
 
 
 @bench.command()

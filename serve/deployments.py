@@ -21,14 +21,14 @@ from serve.contract.logs import join_ray
 from serve.http.app import Edge
 from serve.http.auth import Authenticator
 from serve.ingest.writer import Ingester
-from serve.log.atomic_files import PRIVATE
 from serve.log.events import IngestResult, unpack
 from serve.model.scorer_cache import ModelHolder
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.upkeep import await_writer, keep_up
 from serve.rollout.guard import Verdict
 from serve.rollout.registry import ModelRegistry
 from serve.runtime.metrics import IngestMetrics, RankMetrics
+from serve.storage.atomic_files import PRIVATE
 
 # Lower Ingest's CPU priority: rankings come before logging if cores are short.
 NICENESS = 10
@@ -60,11 +60,46 @@ class Scorer:
         `serve.model.scorer_cache` describes the format. Runs on the event loop: a replica scores
         one batch at a time.
         """
-        return self._models.score(version, payload)
+        return self._models.score_packed(version, payload)
 
     async def load(self, version: str) -> None:
         """Load a version while batches are scored."""
         await self._models.prepare(version)
+
+
+class _Handles:
+    """The other deployments, called through their handles.
+
+    A version is loaded by the scorers and by `in_process`, the models of this process, if it has.
+    """
+
+    def __init__(
+        self, scorer: DeploymentHandle, ingest: DeploymentHandle, in_process: ModelHolder | None
+    ) -> None:
+        self._scorer, self._ingest, self._in_process = scorer, ingest, in_process
+        # Make the handles once.
+        self._score = scorer.options(method_name="score", **PICKLED)
+        self._take = ingest.options(method_name="take", **PICKLED)
+
+    async def score(self, version: str, payload: bytes) -> bytes:
+        scores: bytes = await _answer(self._score.remote(version, payload))
+        return scores
+
+    async def load(self, version: str) -> None:
+        await self._scorer.load.remote(version)
+        if self._in_process is not None:
+            await self._in_process.prepare(version)
+        # A replica that hangs, or that starts later, loads the version at its first batch.
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(OTHERS_S):
+                await self._scorer.broadcast("load", version).results_async()
+
+    async def ingest(self, payload: bytes) -> IngestResult:
+        taken: IngestResult = await _answer(self._take.remote(payload))
+        return taken
+
+    async def roll_back(self, version: str, verdict: Verdict) -> None:
+        await self._ingest.roll_back.remote(version, verdict)
 
 
 # Without a user_config Ray would not call `reconfigure`, which starts the background work.
@@ -73,7 +108,7 @@ class Scorer:
 class FeatureFetch:
     """HTTP ingress: admits, batches, computes features, calls `Scorer`, answers, and records.
 
-    With `is_near`, this process scores small batches and reasons itself.
+    With `is_in_process`, this process scores small batches and reasons itself.
     """
 
     def __init__(
@@ -82,41 +117,15 @@ class FeatureFetch:
         base: str,
         scorer: DeploymentHandle,
         ingest: DeploymentHandle,
-        is_near: bool = True,
+        is_in_process: bool = True,
     ) -> None:
         join_ray(_application())
-        # Make the handles once.
-        score = scorer.options(method_name="score", **PICKLED)
-        take = ingest.options(method_name="take", **PICKLED)
-
-        async def call_scorer(version: str, payload: bytes) -> bytes:
-            scores: bytes = await _answer(score.remote(version, payload))
-            return scores
-
         # With the other backend the model is on a GPU, which this process does not have.
-        is_near = is_near and args.backend == "onnx"
-        near = ModelHolder(Path(base) / args.models, args.backend) if is_near else None
-
-        async def load_model(version: str) -> None:
-            await scorer.load.remote(version)
-            if near is not None:
-                await near.prepare(version)
-            # A replica that hangs, or that starts later, loads the version at its first batch.
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(OTHERS_S):
-                    await scorer.broadcast("load", version).results_async()
-
-        async def call_ingest(payload: bytes) -> IngestResult:
-            taken: IngestResult = await _answer(take.remote(payload))
-            return taken
-
-        async def roll_back(version: str, verdict: Verdict) -> None:
-            await ingest.roll_back.remote(version, verdict)
-
+        is_in_process = is_in_process and args.backend == "onnx"
+        in_process = ModelHolder(Path(base) / args.models, args.backend) if is_in_process else None
+        peers = _Handles(scorer, ingest, in_process)
         metrics = RankMetrics(_application())
-        self._fetcher = FeatureFetcher(
-            args, Path(base), call_scorer, load_model, call_ingest, metrics, roll_back, near, _application()
-        )
+        self._fetcher = RankingService(args, Path(base), peers, metrics, in_process, _application())
         # Until Serve's controller reports the address.
         self._keys = Authenticator(host=EVERY_ADDRESS)
         self._refreshing: asyncio.Task[None] | None = None

@@ -13,7 +13,7 @@ from serve.contract.commands import Json, answer, command_line
 from serve.contract.errors import TabrankError
 from serve.contract.validation import milliseconds, num_bytes
 from serve.features.surface import load_surface
-from serve.log.atomic_files import PRIVATE
+from serve.storage.atomic_files import PRIVATE
 from training.bench.commands import bench
 from training.data.commands import imports
 from training.experiment.commands import experiment

@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from loadtest.measure.verdict import Verdict
-from serve.log.atomic_files import draft_of, write_whole
 from serve.report.page import Tone, banner, bullets, figures, footer, paragraph, table, tiles, whole_page
+from serve.storage.atomic_files import draft_of, write_whole
 
 Report = dict[str, Any]
 Row = tuple[str, str, str]

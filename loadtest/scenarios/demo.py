@@ -20,9 +20,9 @@ from loadtest.report.report import Report
 from loadtest.scenarios.topic_story import NUM_JOINS, RISES_S, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
 from serve.contract.errors import TabrankError
-from serve.log.atomic_files import exclusive
 from serve.operate.host.machine import describe_machine
 from serve.report.rows import number
+from serve.storage.atomic_files import exclusive
 
 DEMO = Path("var/demo")
 LOG, MODEL, RUN = f"{DEMO}/log", f"{DEMO}/model", f"{DEMO}/run"

@@ -51,4 +51,4 @@ def build(args: dict[str, Any]) -> Application:
     scorer = Throttled.bind(settings, base, *pace)  # type: ignore[attr-defined]
     ingest = Ingest.bind(settings, base)  # type: ignore[attr-defined]
     # Scored beside the features, small batches would have no pace.
-    return FeatureFetch.bind(settings, base, scorer, ingest, is_near=False)  # type: ignore[attr-defined]
+    return FeatureFetch.bind(settings, base, scorer, ingest, is_in_process=False)  # type: ignore[attr-defined]

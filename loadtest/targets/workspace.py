@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from loadtest.commands import run_command
 from serve.contract.rankings import MAX_CANDIDATES
-from serve.log.atomic_files import draft_of, exclusive
+from serve.storage.atomic_files import draft_of, exclusive
 
 # A model's speed does not depend on the number of epochs.
 ROWS, EPOCHS = 300_000, 2

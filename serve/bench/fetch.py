@@ -24,17 +24,16 @@ from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64
 from serve.features.surface import load_surface
 from serve.operate.host.machine import describe_machine
-from serve.ranking.ranker import Query, Ranker
+from serve.ranking.query import Query
+from serve.ranking.ranker import Ranker
 from serve.stores.candidate_table import CandidateTable
 from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
-STORE = "lmdb"
 ROUNDS = 15
 # Requests of a cell in each round, but at least 8 batches.
 _REQUESTS_A_ROUND = 150
 _PAGE_BYTES = 4096
-_MOST_FLAT = 1.5
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class _Cell:
         batch_us = point.pop("batch_us")
         p50, p99 = (float(np.percentile(batch_us, q)) for q in (50, 99))
         return {
-            "store": STORE,
             **point,
             "p50_us": round(p50 / self.batch, 1),
             "p99_us": round(p99 / self.batch, 1),
@@ -83,12 +81,9 @@ def bench_fetch(
     Returns:
         A dictionary with:
         - `machine`, `seconds`, and `features` (their number);
-        - `cells`, and `sweep` (slates of other lengths, without batches): lists of `store`,
-          `viewers`, `candidates`, `batch`, `slate`, `p50_us` and `p99_us` of a request,
-          `us_per_candidate`, and the number of `batches` timed;
-        - `ratios`: for each batch, the p50 with the most `viewers` over that with the
-          fewest, and likewise for live `candidates`, with the other size at its middle; `flat` is
-          true if both are at most 1.5.
+        - `cells`, and `sweep` (slates of other lengths, without batches): lists of `viewers`,
+          `candidates`, `batch`, `slate`, `p50_us` and `p99_us` of a request, `us_per_candidate`,
+          and the number of `batches` timed.
 
     Raises:
         TabrankError: the disk has no room for the viewers.
@@ -106,9 +101,9 @@ def bench_fetch(
     with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
         stores = {}
         for n in sizes.viewers:
-            progress(f"{STORE}: making {n} viewers")
+            progress(f"making {n} viewers")
             stores[n] = _filled(Path(temporary) / str(n), schema, n)
-        progress(f"{STORE}: measuring")
+        progress("measuring")
         asyncio.run(_measure(cells + sweep, schema, stores, tables, rounds))
         for store in stores.values():
             store.close()
@@ -118,27 +113,21 @@ def bench_fetch(
         "features": len(surface.features),
         "cells": [cell.report() for cell in cells],
         "sweep": [cell.report() for cell in sweep],
-        "ratios": _ratios(cells, sizes),
     }
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Format the result as text: a line per store, viewers and candidates; then the sweep."""
+    """Format the result as text: a line per number of viewers and candidates; then the sweep."""
     cells = result["cells"]
     batches = sorted({cell["batch"] for cell in cells})
     lines = ["us a request, p50 / p99, in batches of " + ", ".join(map(str, batches))]
     for cell in cells:
         if cell["batch"] == batches[0]:
-            lines.append(f"{cell['store']:<7}{cell['viewers']:>9} viewers {cell['candidates']:>7} live")
+            lines.append(f"{cell['viewers']:>9} viewers {cell['candidates']:>7} live")
         lines[-1] += f"{cell['p50_us']:>9.0f} /{cell['p99_us']:>5.0f}"
     for cell in result["sweep"]:
         lines.append(
             f"{cell['slate']:>5} candidates a request: {cell['p50_us']:.0f} us, {cell['us_per_candidate']:.2f} each"
-        )
-    for ratio in result["ratios"]:
-        lines.append(
-            f"{ratio['store']:<7}batches of {ratio['batch']:<3} most over fewest: viewers {ratio['viewers']:.2f}, "
-            f"candidates {ratio['candidates']:.2f}{'' if ratio['flat'] else ': not flat'}"
         )
     return "\n".join(lines)
 
@@ -157,7 +146,7 @@ def _require_room(sizes: Sizes, schema: Schema) -> None:
 
 
 def _filled(folder: Path, schema: Schema, num_viewers: int) -> Store:
-    store = open_store(f"{STORE}:{folder}", "spaces", schema.fingerprint, base=folder, writable=True)
+    store = open_store(f"lmdb:{folder}", "spaces", schema.fingerprint, base=folder, writable=True)
     RowMaker(schema, seed=num_viewers).fill_store(store, num_viewers)
     return store
 
@@ -208,25 +197,6 @@ def _query(cell: _Cell, draw: random.Random) -> Query:
         explore=False,
         num_scored=cell.slate,
     )
-
-
-def _ratios(cells: Sequence[_Cell], sizes: Sizes) -> list[dict[str, Any]]:
-    p50 = {(c.viewers, c.candidates, c.batch): float(np.median(c.batch_us)) for c in cells}
-    v, c = _middle(sizes.viewers), _middle(sizes.candidates)
-    ratios = []
-    for b in sizes.batches:
-        viewers = p50[sizes.viewers[-1], c, b] / p50[sizes.viewers[0], c, b]
-        candidates = p50[v, sizes.candidates[-1], b] / p50[v, sizes.candidates[0], b]
-        ratios.append(
-            {
-                "store": STORE,
-                "batch": b,
-                "viewers": round(viewers, 3),
-                "candidates": round(candidates, 3),
-                "flat": max(viewers, candidates) <= _MOST_FLAT,
-            }
-        )
-    return ratios
 
 
 def _middle(values: Sequence[int]) -> int:

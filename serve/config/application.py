@@ -89,7 +89,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     if knobs is None:
         return
     if surface is not None:
-        _check_batch(live["batch_candidates"], knobs, surface)
+        _check_batch(live["max_batch_candidates"], knobs, surface)
         for arm in knobs.experiment.arms:
             if arm.scorer == BASELINE and surface.baseline is None:
                 live["experiment"]["arms"][arm.name]["scorer"].refuse(NO_RULE)
@@ -141,9 +141,9 @@ def _check_batch(at: Node, knobs: UserConfig, surface: Surface) -> None:
     """Refuse batches that exceed gRPC's limit on a message from replica to replica."""
     row_bytes = Features(Schema(surface)).columns.row_bytes
     most = MAX_CALL_BYTES // row_bytes
-    if knobs.batch_candidates > most:
+    if knobs.max_batch_candidates > most:
         at.refuse(
-            f"a full batch (got {knobs.batch_candidates} candidates of {row_bytes} bytes) exceeds the longest "
+            f"a full batch (got {knobs.max_batch_candidates} candidates of {row_bytes} bytes) exceeds the longest "
             f"message between replicas; give at most {most}"
         )
 
@@ -158,7 +158,7 @@ def _check_size(sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, tim
             f"{WRITER} must have one replica (got {most if fewest == most else f'{fewest} to {most}'}): "
             "a second one would only fence off the first"
         )
-    _check_slots(front, scorer, knobs)
+    _check_batches(front, scorer, knobs)
     _check_deadline(front, knobs.deadline_ms / 1_000, timeout_s)
     options = scorer.at["ray_actor_options"]
     if args.backend == "torch" and not scorer.num_gpus:
@@ -167,22 +167,23 @@ def _check_size(sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, tim
         options["num_gpus"].warn("backend onnx uses no GPU; take torch")
 
 
-def _check_slots(front: Size, scorer: Size, knobs: UserConfig) -> None:
-    slots = knobs.slots
+def _check_batches(front: Size, scorer: Size, knobs: UserConfig) -> None:
+    in_flight = knobs.max_batches_in_flight
     at = scorer.at["max_ongoing_requests"]
-    batches = slots * front.max_replicas
+    batches = in_flight * front.max_replicas
     most, fewest = (scorer.max_ongoing_requests * n for n in (scorer.max_replicas, scorer.min_replicas))
     load = (
-        f"{front.max_replicas} replicas of {OUR_INGRESS} with {slots} slots send {batches} batches at once, "
-        f"and {SCORER} takes"
+        f"{front.max_replicas} replicas of {OUR_INGRESS} send {in_flight} batches each at once "
+        f"(max_batches_in_flight), {batches} in all, and {SCORER} takes"
     )
     if batches > most:
-        at.refuse(f"{load} {most}: slots wait on each other; raise max_ongoing_requests to {batches}")
+        at.refuse(f"{load} {most}: they wait on each other; raise max_ongoing_requests to {batches}")
     elif batches > fewest:
-        at.warn(f"{load} {fewest} at its fewest replicas: slots wait on each other until it scales up")
-    if front.max_ongoing_requests < slots:
+        at.warn(f"{load} {fewest} at its fewest replicas: they wait on each other until it scales up")
+    if front.max_ongoing_requests < in_flight:
         front.at["max_ongoing_requests"].refuse(
-            f"{slots} slots cannot fill with {front.max_ongoing_requests} requests; raise it, or lower slots"
+            f"{front.max_ongoing_requests} requests cannot fill {in_flight} batches; raise it, "
+            "or lower max_batches_in_flight"
         )
 
 

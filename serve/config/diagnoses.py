@@ -153,8 +153,10 @@ class Service:
     def of_names(self) -> Iterator[Diagnosis]:
         """Diagnose names and metrics that belong to another surface."""
         surface, experiment = self.features.schema.surface, self.config.experiment
-        lacking = sorted(COUNTED.get(experiment.primary, set()).difference(surface.events))
-        names = [f"primary: {experiment.primary} (no event {', '.join(lacking)})"] * bool(lacking)
+        lacking = sorted(COUNTED.get(experiment.primary_metric, set()).difference(surface.events))
+        names = [f"primary_metric: {experiment.primary_metric} (no event {', '.join(lacking)})"] * bool(
+            lacking
+        )
         if surface.name != SHIPPED_NAMES[0]:
             given = {"name": self.application, "experiment.name": experiment.name}
             names += [f"{key}: {name}" for key, name in given.items() if name in SHIPPED_NAMES]

@@ -162,7 +162,7 @@ class Experiment:
         holdout: Share of viewers who take part in no experiment and get the popular order.
         start: ISO 8601 in quotes. Nobody takes part before.
         end: ISO 8601 in quotes. Nobody takes part from then on.
-        primary: The metric that decides.
+        primary_metric: The metric that decides.
         smallest_effect: Smallest relative change of the primary metric that matters.
         min_days: Whole days (24 hours) before a report says won or lost.
         min_exposures: Exposures of both arms before a report says won or lost.
@@ -175,7 +175,7 @@ class Experiment:
     holdout: Annotated[float, Between(0, 0.5)] = 0.0
     start_ms: Annotated[Time, Field(alias="start")] = None
     end_ms: Annotated[Time, Field(alias="end")] = None
-    primary: Literal["active_days", "join_rate", "clicks", "joins", "minutes"] = "join_rate"
+    primary_metric: Literal["active_days", "join_rate", "clicks", "joins", "minutes"] = "join_rate"
     smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
     min_days: Annotated[int, Between(0, 365)] = 2
     min_exposures: Annotated[int, Between(0, 1_000_000_000)] = 500
@@ -288,8 +288,8 @@ class UserConfig:
         experiment: Arms, shares and what the report needs.
         deadline_ms: For requests without a deadline. Without scores at 90 % of its deadline, a
             request gets the popular order.
-        batch_candidates: Most candidates in a batch.
-        slots: Batches in progress at once.
+        max_batch_candidates: Most candidates in a batch.
+        max_batches_in_flight: Most batches in progress at once.
         stale_after_ms: Above this age of the features, answers report `stale_features`.
         log_features: Share of rankings whose feature matrix is logged, for the audit.
         kill_switch: Answer every ranking with the popular order; arms stay assigned.
@@ -302,8 +302,8 @@ class UserConfig:
     __pydantic_config__ = STRICT
     experiment: Experiment = Experiment("launch", "launch", (Arm("model", CURRENT, 1.0),))
     deadline_ms: Annotated[int, Between(1, 60_000)] = 100
-    batch_candidates: Annotated[int, Between(1, 100_000)] = 1760
-    slots: Annotated[int, Between(1, 64)] = 2
+    max_batch_candidates: Annotated[int, Between(1, 100_000)] = 1760
+    max_batches_in_flight: Annotated[int, Between(1, 64)] = 2
     stale_after_ms: Annotated[int, Between(500, 3_600_000)] = 5_000
     log_features: Share = 0.001
     kill_switch: StrictBool = False

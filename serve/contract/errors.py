@@ -73,6 +73,14 @@ class ScoringFailed(TabrankError):
     """A reachable scorer could not score a batch with this version: its artifact is at fault."""
 
 
+# Keys of earlier versions, which no measure of likeness would find.
+RENAMED = {
+    "slots": "max_batches_in_flight",
+    "batch_candidates": "max_batch_candidates",
+    "primary": "primary_metric",
+}
+
+
 def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
     """Return the message that refuses an unknown key and names the nearest valid one."""
     names = sorted(known)
@@ -87,5 +95,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """Return the most similar known name, or None; `cutoff` is difflib's least ratio."""
-    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
+    """Return the new or the most similar known name, or None; `cutoff` is difflib's least ratio."""
+    known = list(known)
+    if RENAMED.get(name) in known:
+        return RENAMED[name]
+    return next(iter(difflib.get_close_matches(name, known, 1, cutoff)), None)

@@ -33,7 +33,7 @@ from serve.log.events import decode_batch
 from serve.ranking.admission import STAMP
 from serve.ranking.assignment import requested_arm
 from serve.ranking.record_intake import RecordsUnderWay, take
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 
 log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
@@ -89,9 +89,9 @@ class _Answer(NamedTuple):
 
 
 class Edge:
-    """ASGI application around one `FeatureFetcher`."""
+    """ASGI application around one `RankingService`."""
 
-    def __init__(self, fetcher: FeatureFetcher, keys: Authenticator | None = None) -> None:
+    def __init__(self, fetcher: RankingService, keys: Authenticator | None = None) -> None:
         self._fetcher = fetcher
         self._keys = keys or Authenticator()
         self._bodies = BodyReader()

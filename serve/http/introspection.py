@@ -11,7 +11,7 @@ from serve.config.diagnoses import Diagnosis
 from serve.contract.rankings import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARACTERS
 from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
 from serve.features.surface import Label
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 
 LIMITS = (MAX_CANDIDATES, MAX_ID_CHARACTERS, MAX_BODY_BYTES, MAX_EVENTS_BODY_BYTES, MAX_RECORDS)
 Version = Annotated[str | None, Meta(description="A published version; null for none.")]
@@ -86,7 +86,7 @@ class Description(Struct):
     limits: Limits
 
 
-def readiness(fetcher: FeatureFetcher) -> Readiness:
+def readiness(fetcher: RankingService) -> Readiness:
     """Return the body of `/readyz`."""
     freshness_ms = fetcher.freshness_ms
     is_fresh = freshness_ms is not None and freshness_ms <= fetcher.config.stale_after_ms
@@ -100,7 +100,7 @@ def readiness(fetcher: FeatureFetcher) -> Readiness:
     )
 
 
-def description(fetcher: FeatureFetcher) -> Description:
+def description(fetcher: RankingService) -> Description:
     """Return the body of `/v1/model`."""
     surface, model, canary = fetcher.surface, fetcher.model, fetcher.models.canary
     manifest: Mapping[str, Any] = model.manifest if model else {}
@@ -123,7 +123,7 @@ def description(fetcher: FeatureFetcher) -> Description:
     )
 
 
-def _experiment(fetcher: FeatureFetcher) -> ExperimentInUse:
+def _experiment(fetcher: RankingService) -> ExperimentInUse:
     experiment = fetcher.config.experiment
     arms = [
         ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, fetcher.models.version_for(arm))

@@ -18,7 +18,7 @@ from pathlib import Path
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.slots import OWNERS
 from serve.features.surface import FieldType
-from serve.log.atomic_files import exclusive, write_whole
+from serve.storage.atomic_files import exclusive, write_whole
 from serve.stores.factory import shown
 
 FILE = "LEASE"

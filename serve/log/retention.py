@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.slots import I64
-from serve.log.atomic_files import exclusive
 from serve.log.compaction import compact
 from serve.log.events import JournalEntry, entries
 from serve.log.reader import TABLES, UNREADABLE
 from serve.log.segments import Segments, segments
 from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
+from serve.storage.atomic_files import exclusive
 from serve.stores.protocol import Store
 
 # Snapshots within the retention time: the log keeps at most a quarter more than configured.

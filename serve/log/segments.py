@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
-from serve.log.atomic_files import put, sync
 from serve.log.events import (
     CANDIDATES,
     EVENT_IDS,
@@ -35,6 +34,7 @@ from serve.log.lease import Types, under_lease
 from serve.log.reader import ARROW, TABLES, UNREADABLE
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
+from serve.storage.atomic_files import put, sync
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.

@@ -25,8 +25,8 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.slots import Entity
 from serve.features.surface import read_surface
-from serve.log.atomic_files import ASIDE, put, swap, sync, write_whole
 from serve.log.throttle import OnStep
+from serve.storage.atomic_files import ASIDE, put, swap, sync, write_whole
 from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.log.atomic_files import draft_of
 from serve.log.snapshots import Snapshot, copy
+from serve.storage.atomic_files import draft_of
 
 
 def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Snapshot] = ()) -> None:

@@ -23,15 +23,13 @@ from typing import Any
 
 from serve.contract.errors import ArtifactRefused, TabrankError, nearest
 from serve.contract.validation import json_value
-from serve.log.atomic_files import draft_of, sync, write_whole
 from serve.model.encoder import Encoder
+from serve.storage.atomic_files import draft_of, sync, write_whole
 
-FORMAT = 2
-# The previous format, whose manifests have no checksum of their own.
-NO_CHECKSUM = 1
+FORMAT = 3
 MANIFEST = "manifest.json"
 # The last key of a manifest; its value is the SHA-256 of all bytes before it.
-CHECKSUM_KEY = "seal"
+CHECKSUM_KEY = "sha256"
 CURRENT = "CURRENT"
 CANARY = "CANARY"
 FILES = (
@@ -226,11 +224,11 @@ def _checked(folder: Path, content: bytes) -> dict[str, Any]:
     except TabrankError as error:
         raise ArtifactRefused(f"{error}; copy the artifact again, or publish another") from error
     found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-    if found not in (NO_CHECKSUM, FORMAT):
+    if found != FORMAT:
         raise ArtifactRefused(
-            f"{where}: format {found!r} is unknown, this release reads formats {NO_CHECKSUM} and {FORMAT}; fit again"
+            f"{where}: has format {found!r}, not {FORMAT}; make it again: python -m training fit"
         )
-    if not (_has_valid_checksum(content) if found == FORMAT else CHECKSUM_KEY not in manifest):
+    if not _has_valid_checksum(content):
         raise ArtifactRefused(
             f"{where}: is not the file that was written (its sha256 differs from {CHECKSUM_KEY!r}); copy the artifact "
             "again, or publish another"

@@ -73,7 +73,7 @@ class ModelHolder:
         if version := pointed(self._models, CURRENT):
             self.load(version)
 
-    def score(self, version: str, payload: bytes) -> bytes:
+    def score_packed(self, version: str, payload: bytes) -> bytes:
         """Return float32 probabilities `[R]` of the matrix in `payload`, with the time, as `timed`.
 
         Raises:

@@ -81,7 +81,6 @@ class OnnxScorer(Scorer):
         arrays: tuple[NDArray[Any], ...] = parts
         feeds = {name: array for name, array in zip(_INPUTS, arrays, strict=True) if array.shape[1]}
         session = self._sorting if exact else self._passes
-        # Format 1 has one residual for all rows.
         probability, residual = session.run(("probability", "residual"), feeds)
         return probability, residual
 

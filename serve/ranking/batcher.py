@@ -12,10 +12,10 @@ from typing import Generic, TypeVar
 # A queued item waits at most 30 ms for the batch before it. Below the knee a batch takes less.
 PATIENCE_S = 0.03
 # Give every batch at least 50 ms, whatever the deadlines of its requests. If very short deadlines
-# ended batches, more batches would be scored at once than there are slots, and a healthy scorer
-# would look as if it hung.
+# ended batches, more would be scored at once than `max_in_flight`, and a healthy scorer would look
+# as if it hung.
 MIN_WORK_S = 0.05
-# End a batch after 3 s, so that one long deadline cannot hold a slot behind a scorer that hangs.
+# End a batch after 3 s, so that one long deadline cannot hold a place behind a scorer that hangs.
 MAX_WORK_S = 3.0
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -33,21 +33,21 @@ class _Waiting(Generic[Item, Answer]):
 
 
 class Batcher(Generic[Item, Answer]):
-    """Run `work` on batches of items, at most `slots` at once, each of at most `cap` in size.
+    """Run `work` on batches of items, at most `max_in_flight` at once, each of a size up to `cap`.
 
     A batch starts at once if none is in progress, so an idle service adds no wait. Otherwise the
     next batch starts when the current one ends, or in parallel as soon as half of `cap` waits. Each
     batch has a fixed cost of 3 ms of CPU over both deployments, and this rule pays it seldom. Under
     full load, the features of one batch are computed while another batch is scored.
-    While a slot is free, items wait at most PATIENCE_S behind a batch that hangs.
+    While a batch may start, items wait at most PATIENCE_S behind a batch that hangs.
     An item larger than `cap` forms a batch of its own. Use from one event loop.
     """
 
     def __init__(
-        self, work: Callable[[list[Item]], Awaitable[list[Answer]]], *, slots: int, cap: int
+        self, work: Callable[[list[Item]], Awaitable[list[Answer]]], *, max_in_flight: int, cap: int
     ) -> None:
         self._work = work
-        self.slots = slots
+        self.max_in_flight = max_in_flight
         self.cap = cap
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         # Size of the queued items that have neither expired nor been cancelled.
@@ -80,7 +80,7 @@ class Batcher(Generic[Item, Answer]):
         self._queue.append(waiting)
         self._waiting_size += size
         if self._tasks:
-            self._fill_slots()
+            self._start_batches()
         elif not self._is_starting:
             # Start with all requests that this iteration reads, not with the first of them alone.
             self._is_starting = True
@@ -93,15 +93,15 @@ class Batcher(Generic[Item, Answer]):
 
     def _wait_s(self) -> float:
         """Return a lower bound on a new item's wait for running batches and queued items."""
-        if len(self._tasks) < self.slots:
+        if len(self._tasks) < self.max_in_flight:
             return 0.0
-        return self._waiting_size / self.cap * min(self._took_s, default=0.0) / self.slots
+        return self._waiting_size / self.cap * min(self._took_s, default=0.0) / self.max_in_flight
 
     def _start(self) -> None:
         self._is_starting = False
-        self._fill_slots()
+        self._start_batches()
 
-    def _fill_slots(self) -> None:
+    def _start_batches(self) -> None:
         while self._queue and not self._queue[0].is_queued:
             self._queue.popleft()
         while self._queue and self._may_leave():
@@ -118,14 +118,14 @@ class Batcher(Generic[Item, Answer]):
     def _may_leave(self) -> bool:
         if not self._tasks:
             return True
-        if len(self._tasks) >= self.slots:
+        if len(self._tasks) >= self.max_in_flight:
             return False
         waits_s = asyncio.get_running_loop().time() - self._queue[0].since
         return 2 * self._waiting_size >= self.cap or waits_s >= PATIENCE_S
 
     def _out_of_patience(self) -> None:
         self._patience = None
-        self._fill_slots()
+        self._start_batches()
 
     def _leaves_queue(self, waiting: _Waiting[Item, Answer]) -> None:
         # Skip items that a batch took, that expired, or whose client disconnected.
@@ -174,7 +174,7 @@ class Batcher(Generic[Item, Answer]):
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._fill_slots()
+        self._start_batches()
 
 
 def _expire(answer: asyncio.Future[Answer]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from serve.features.matrix import Columns, Matrix
 from serve.features.slots import F32, F64, I64, Bools
 from serve.model.scorer_cache import untimed
-from serve.ranking.ranker import Slate
+from serve.ranking.query import Slate
 
 # Candidates explained, and rows of their batch: a thread, or a Scorer, which scores nothing else
 # meanwhile, takes 2 to 6 ms for so many.

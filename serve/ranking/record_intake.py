@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from serve.contract.errors import Busy, RequestError, WriterFenced
 from serve.contract.records import MAX_RECORDS, ClientRecord, Event, EventsAnswer, Rejected
 from serve.log.events import IngestResult, pack
-from serve.ranking.service import NOT_TAKEN, FeatureFetcher
+from serve.ranking.service import NOT_TAKEN, RankingService
 
 # Wait this long for Ingest to make records durable; after a rollout it opens the store first.
 TAKE_S = 3.0
@@ -52,7 +52,7 @@ class RecordsUnderWay:
 
 
 async def take(
-    fetcher: FeatureFetcher, good: dict[int, ClientRecord], rejected: list[Rejected]
+    fetcher: RankingService, good: dict[int, ClientRecord], rejected: list[Rejected]
 ) -> EventsAnswer:
     """Take a decoded batch of records; return once the accepted records are durable.
 
@@ -72,7 +72,7 @@ async def take(
     return EventsAnswer(num_accepted, taken.duplicates, rejected)
 
 
-async def _ingested(fetcher: FeatureFetcher, payload: bytes) -> IngestResult:
+async def _ingested(fetcher: RankingService, payload: bytes) -> IngestResult:
     try:
         async with asyncio.timeout(TAKE_S):
             while True:

@@ -17,7 +17,7 @@ from serve.features.slots import F64
 from serve.features.surface import Surface
 from serve.log.events import Exposure
 from serve.model.encoder import Encoder
-from serve.ranking.ranker import Slate
+from serve.ranking.query import Slate
 from serve.ranking.reasons import Explained
 
 MAX_REASONS = 5

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,19 +30,19 @@ from serve.ranking.assignment import assign
 from serve.ranking.batcher import Batcher
 from serve.ranking.circuit_breaker import CircuitBreaker
 from serve.ranking.exposure_buffer import WAITING, ExposureBuffer
-from serve.ranking.near_scoring import NearScoring
-from serve.ranking.ranker import Query, Ranker, Slate
+from serve.ranking.in_process_scoring import InProcessScoring
+from serve.ranking.peers import Peers
+from serve.ranking.query import Query, Slate
+from serve.ranking.ranker import Ranker
 from serve.ranking.reasons import Explained, explain
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
-from serve.rollout.active_models import ActiveModels, LoadModel
-from serve.rollout.monitor import CallScorer, RollBack, RolloutMonitor, no_rollback
+from serve.rollout.active_models import ActiveModels
+from serve.rollout.monitor import CallScorer, RolloutMonitor
 from serve.stores.candidate_table import CandidateTable
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
 POPULAR_BATCHES = 8
-# The popular order waits for nothing but the process itself, so that this never passes.
-POPULAR_S = 60.0
 NOT_DIAGNOSED = "not_diagnosed"
 # Reasons of warnings that mean degraded answers or lost records while they last.
 NOT_TAKEN = "events_unavailable"
@@ -49,30 +50,22 @@ FAILING_INGEST = (NOT_TAKEN, WAITING)
 FAILING = ("scorer_unavailable", *FAILING_INGEST, NOT_DIAGNOSED)
 # No module that a replica imports can seed it.
 draw = SystemRandom().random
-# Takes packed records and returns once they are durable.
-TakeRecords = Callable[[bytes], Awaitable[IngestResult]]
 
 
-class FeatureFetcher:
+class RankingService:
     """One replica of the request path, from an admitted request to its answer.
 
-    `call_scorer(version, matrix)` returns float32 probabilities. `load_model(version)` returns once
-    a scorer has loaded that version and raises if the artifact is refused. `ingest` takes events
-    and exposures. `roll_back(version, verdict)` asks the single writer to roll a version back.
-    `near` holds the versions that this process scores itself, if it may. `application` is the name
-    of the Serve application.
+    `peers` are the other deployments. `in_process` holds the versions that this process scores
+    itself, if it may. `application` is the name of the Serve application.
     """
 
     def __init__(
         self,
         args: AppArgs,
         base: Path,
-        call_scorer: CallScorer,
-        load_model: LoadModel,
-        ingest: TakeRecords,
+        peers: Peers,
         metrics: Metrics | None = None,
-        roll_back: RollBack = no_rollback,
-        near: ModelHolder | None = None,
+        in_process: ModelHolder | None = None,
         application: str = "",
     ) -> None:
         self.args = args
@@ -87,45 +80,44 @@ class FeatureFetcher:
         self.schema = Schema(self.surface)
         self._surface_name = self.surface.short_fingerprint
         self.config = UserConfig()
-        self._take = ingest
+        self._peers = peers
         self.metrics = metrics or Metrics()
         self.warn = SeldomWarning()
-
-        # What fails for reasons alone must not end the scoring of rankings.
-        call, alone = _guarded(call_scorer), _guarded(call_scorer)
-        score, self._score_alone = call, alone
-        if near is not None:
-            # A version on trial may be slow, or end its process.
-            score, aside = (
-                NearScoring(each, near, lambda version: self.models.trial(version) is None, self.warn)
-                for each in (call, alone)
-            )
-            self._score_alone = aside.aside
 
         features = Features(self.schema)
         self.declared = Service(args, base, features, self.config, application)
         self.live = CandidateTable(self.schema, self.declared.open)
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
-        self.models = ActiveModels(base / args.models, features, load_model)
+        self.models = ActiveModels(base / args.models, features, peers.load)
+        # What fails for reasons alone must not end the scoring of rankings.
+        call, call_for_reasons = _guarded(peers), _guarded(peers)
+        score, self._score_reasons = call, call_for_reasons
+        if in_process is not None:
+            score = self._in_process(call, in_process)
+            self._score_reasons = self._in_process(call_for_reasons, in_process).aside
         self.rollout = RolloutMonitor(
-            self.models, score, lambda: self._scored.is_idle, roll_back, self.warn, call
+            self.models, score, lambda: self._scored.is_idle, peers.roll_back, self.warn, call
         )
-        self.ranker = Ranker(features, self.live, self.rollout.score, self.warn, self.metrics.batch)
+        self.ranker = Ranker(features, self.live, self.rollout.score_and_watch, self.warn, self.metrics.batch)
         self.exposure_buffer = ExposureBuffer(self.ingest, self.warn)
         self.admission = Admission()
+        cap = self.config.max_batch_candidates
+        self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, max_in_flight=2, cap=cap)
         # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
-        self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=2, cap=1760)
-        self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, slots=1, cap=1760)
-        # In batches of 16 a popular order takes a quarter of the time that it takes alone. None may
-        # wait for another iteration of the event loop: each brings new requests.
+        self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, max_in_flight=1, cap=cap)
+        # In batches of 16 a popular order takes a quarter of the time that it takes alone.
         self._popular: Batcher[tuple[Query, str], Slate] = Batcher(
-            self._rank_by_popularity, slots=1, cap=POPULAR_BATCHES * 1760
+            self._rank_by_popularity, max_in_flight=1, cap=POPULAR_BATCHES * cap
         )
+
+    def _in_process(self, call: CallScorer, models: ModelHolder) -> InProcessScoring:
+        # A version on trial may be slow, or end its process.
+        return InProcessScoring(call, models, lambda version: self.models.trial(version) is None, self.warn)
 
     async def ingest(self, payload: bytes) -> IngestResult:
         """Return once Ingest has made packed records durable."""
-        taken = await self._take(payload)
+        taken = await self._peers.ingest(payload)
         self.warn.ended(NOT_TAKEN)
         return taken
 
@@ -149,14 +141,14 @@ class FeatureFetcher:
         self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
-        self._scored.slots = config.slots
-        self._scored.cap = self._unscored.cap = min(config.batch_candidates, self._fit_a_call)
+        self._scored.max_in_flight = config.max_batches_in_flight
+        self._scored.cap = self._unscored.cap = min(config.max_batch_candidates, self._fit_a_call)
         self._popular.cap = POPULAR_BATCHES * self._scored.cap
         self.admission.configure(
             enabled=config.load_shedding and not self.event_clock,
             deadline_ms=config.deadline_ms,
             # The batches in progress, and one that gathers.
-            most=(config.slots + 1) * self._scored.cap,
+            most=(config.max_batches_in_flight + 1) * self._scored.cap,
         )
 
     async def reconfigure(self, config: UserConfig) -> None:
@@ -219,7 +211,7 @@ class FeatureFetcher:
         if slate.query.explain and not self.admission.load_shedder.level:
             try:
                 async with asyncio.timeout_at(deadline):
-                    return await explain(slate, self.ranker.features.columns, self._score_alone, num_shown)
+                    return await explain(slate, self.ranker.features.columns, self._score_reasons, num_shown)
             # A ranking without reasons is still a ranking.
             except Exception as error:
                 self.warn("no reasons", error, slate.query.request_id)
@@ -249,10 +241,10 @@ class FeatureFetcher:
             except Exception as error:
                 reason = "scorer_unavailable"
                 self.warn(reason, error, query.request_id)
-        until_s = asyncio.get_running_loop().time() + POPULAR_S
         try:
-            return await self._popular.submit((query, reason), query.num_scored, until_s)
-        # The other one is in this batch too.
+            # The popular order waits for nothing but the process itself.
+            return await self._popular.submit((query, reason), query.num_scored, deadline=math.inf)
+        # A query that cannot be ranked fails its whole batch: rank this one by itself.
         except Exception:
             return self.ranker.popular([query], [reason])[0]
 
@@ -342,9 +334,9 @@ class FeatureFetcher:
         return None if age_s is None else round(max(age_s, self.exposure_buffer.age_s) * 1e3, 1)
 
 
-def _guarded(call_scorer: CallScorer) -> CallScorer:
-    """Return the call with a circuit breaker for each version."""
-    breakers: defaultdict[str, CircuitBreaker] = defaultdict(partial(CircuitBreaker, call_scorer))
+def _guarded(peers: Peers) -> CallScorer:
+    """Return the call of a scorer with a circuit breaker for each version."""
+    breakers: defaultdict[str, CircuitBreaker] = defaultdict(partial(CircuitBreaker, peers.score))
 
     async def call(version: str, payload: bytes) -> bytes:
         return await breakers[version](version, payload)

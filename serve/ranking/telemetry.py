@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from serve.ranking.ranker import Slate
+from serve.ranking.query import Slate
 from serve.rollout.score_comparison import ScoreSums
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from serve.ranking.exposure_buffer import IDLE_S
-from serve.ranking.service import NOT_DIAGNOSED, FeatureFetcher
+from serve.ranking.service import NOT_DIAGNOSED, RankingService
 from serve.ranking.telemetry import Moment
 
 # Pull the candidate table this often if no ranking does.
@@ -20,10 +20,10 @@ DIAGNOSE_S = 5.0
 WRITER_S = 20.0
 LOOK_S = 0.1
 
-Step = Callable[[FeatureFetcher], Awaitable[None]]
+Step = Callable[[RankingService], Awaitable[None]]
 
 
-async def keep_up(fetcher: FeatureFetcher) -> None:
+async def keep_up(fetcher: RankingService) -> None:
     """Keep table and models fresh, control load and send exposures, until cancelled.
 
     Each runs as its own task: a scorer that loads slowly must not stop the table updates. An
@@ -37,13 +37,13 @@ async def keep_up(fetcher: FeatureFetcher) -> None:
             tasks.create_task(_repeat(step, fetcher, every_s))
 
 
-async def _repeat(step: Step, fetcher: FeatureFetcher, every_s: float) -> None:
+async def _repeat(step: Step, fetcher: RankingService, every_s: float) -> None:
     while True:
         await step(fetcher)
         await asyncio.sleep(every_s)
 
 
-async def _update(fetcher: FeatureFetcher) -> None:
+async def _update(fetcher: RankingService) -> None:
     _pull(fetcher)
     moment = Moment(
         fetcher.freshness_ms,
@@ -57,13 +57,13 @@ async def _update(fetcher: FeatureFetcher) -> None:
     fetcher.metrics.tick(moment)
 
 
-async def refresh(fetcher: FeatureFetcher) -> None:
+async def refresh(fetcher: RankingService) -> None:
     """Update and diagnose the candidate table, and follow the model pointers; log failures."""
     await _diagnose(fetcher)
     await _follow(fetcher)
 
 
-async def await_writer(fetcher: FeatureFetcher) -> None:
+async def await_writer(fetcher: RankingService) -> None:
     """Update as `refresh` does, until the store has the log's records, or for `WRITER_S`."""
     until_s = time.monotonic() + WRITER_S
     await refresh(fetcher)
@@ -72,7 +72,7 @@ async def await_writer(fetcher: FeatureFetcher) -> None:
         await _diagnose(fetcher)
 
 
-async def _diagnose(fetcher: FeatureFetcher) -> None:
+async def _diagnose(fetcher: RankingService) -> None:
     try:
         log_end = await asyncio.to_thread(fetcher.declared.log_end)
         _pull(fetcher)
@@ -82,7 +82,7 @@ async def _diagnose(fetcher: FeatureFetcher) -> None:
         fetcher.warn(NOT_DIAGNOSED, error)
 
 
-def _pull(fetcher: FeatureFetcher) -> None:
+def _pull(fetcher: RankingService) -> None:
     """Update the candidate table from the store."""
     try:
         fetcher.live.read([])
@@ -91,7 +91,7 @@ def _pull(fetcher: FeatureFetcher) -> None:
         fetcher.warn("store_unavailable", error)
 
 
-async def _follow(fetcher: FeatureFetcher) -> None:
+async def _follow(fetcher: RankingService) -> None:
     """Follow the model pointers and the settings, and report bad versions."""
     try:
         await fetcher.models.follow(fetcher.config)

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from serve.log.atomic_files import write_whole
 from serve.model.artifact import VERSION
+from serve.storage.atomic_files import write_whole
 
 HISTORY = "HISTORY"
 # Keep the last 1,000 entries.

@@ -57,10 +57,6 @@ class _Sample(NamedTuple):
     took_ms: float
 
 
-async def no_rollback(version: str, verdict: Verdict) -> None:
-    """Do nothing: without a writer the version stays named, but it is not used here."""
-
-
 class RolloutMonitor:
     """Score batches, and compare new versions with the versions that they replace.
 
@@ -98,8 +94,8 @@ class RolloutMonitor:
         # A batch on trial that nobody waits for any more.
         self._late: asyncio.Task[F32] | None = None
 
-    async def score(self, version: str, matrix: Matrix, request_of_row: I64) -> F32:
-        """Score a batch with a version; return the scores `[R]`."""
+    async def score_and_watch(self, version: str, matrix: Matrix, request_of_row: I64) -> F32:
+        """Score a batch with a version, watching it if on trial; return the scores `[R]`."""
         batch = _Batch(version, matrix.to_bytes(), request_of_row, self._models.trial(version))
         if batch.trial is None:
             return await self._score(batch)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.contract.validation import refuse_file
-from serve.log.atomic_files import exclusive
 from serve.model.artifact import CANARY, CURRENT, load, point, pointed, state_of, unpoint, versions
 from serve.model.compatibility import require_promotable
 from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
+from serve.storage.atomic_files import exclusive
 
 LOCK = ".lock"
 # A change takes milliseconds. Wait at most 2 s, so that a stopped writer cannot block Ingest too.

@@ -17,7 +17,7 @@ from serve.runtime.histograms import APPLICATION, Histogram, Labels, agent
 
 if TYPE_CHECKING:
     from serve.ingest.writer import Tally
-    from serve.ranking.ranker import Slate
+    from serve.ranking.query import Slate
 
 # A metric call to Ray costs microseconds; once a second it is shared by all rankings since.
 FLUSH_EVERY_S = 1.0

@@ -21,7 +21,7 @@ from serve.stores.redis_dump import CHUNK, RedisDump, chunks, pattern
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
 log = logging.getLogger("tabrank")
-FORMAT = b"1"
+FORMAT = b"2"
 
 
 class RedisStore:
@@ -31,7 +31,7 @@ class RedisStore:
     generation, which changes when the whole content is replaced:
 
     - `meta`: a hash of origin, id (of the content: a replacement gets a new one), format, epoch,
-      `lease` (the writer's token), seq, floor, generation, the last generation assigned, and the
+      `token` (the writer's), seq, floor, generation, the last generation assigned, and the
       note
     - `now`: generation, seq and id again as one value, so that an MGET of viewers includes them
     - `journal`: a stream whose ids are the numbers

@@ -1,7 +1,7 @@
 """Scripts of the Redis store, in Lua in the folder `lua`; the server runs each one atomically.
 
 `KEYS[1]` is the prefix of every key; `serve.stores.redis.RedisStore` documents the layout. A script
-returns nil if the store does not exist. Scripts that write return token (the hash field `lease`),
+returns nil if the store does not exist. Scripts that write return token (the hash field `token`),
 epoch and number as they found them. They write only if the caller's token is stored and, for a
 commit, its number is greater; the caller sees from the answer whether they wrote.
 """

@@ -53,7 +53,7 @@ class Service(Live):
         self.models = ModelHolder(folder / "models", "onnx")
 
     async def score(self, version, payload):
-        return self.models.score(version, payload)
+        return self.models.score_packed(version, payload)
 
 
 def command(*arguments, code=0):

@@ -21,7 +21,7 @@ from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_LIVE, Ingester
 from serve.log.events import unpack
 from serve.model.scorer_cache import timed
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.telemetry import Metrics
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
@@ -43,7 +43,7 @@ class Live:
         # Callback for the numbers that Ingest reports to its metrics.
         self.on_tally = lambda tally: None
         # Holder of the versions that the replica scores itself, if it may.
-        self.near = None
+        self.in_process = None
         # Receiver of the replica's measurements.
         self.metrics = Metrics()
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
@@ -62,16 +62,7 @@ class Live:
     async def running(self):
         """Run the service until the block ends; then commit and flush the rest."""
         self.ingester = Ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
-        fetcher = FeatureFetcher(
-            self.args,
-            self.folder,
-            self.score,
-            self.load,
-            self._take,
-            self.metrics,
-            self._roll_back,
-            self.near,
-        )
+        fetcher = RankingService(self.args, self.folder, self, self.metrics, self.in_process)
         fetcher.configure(self.config)
         await refresh(fetcher)
         self.fetcher = fetcher
@@ -127,10 +118,12 @@ class Live:
             server.should_exit = True
             thread.join()
 
-    async def _take(self, payload):
+    async def ingest(self, payload):
+        """Take packed records as the writer."""
         return await self.ingester.take(unpack(payload), len(payload))
 
-    async def _roll_back(self, version, verdict):
+    async def roll_back(self, version, verdict):
+        """Roll a version back as the writer."""
         ModelRegistry(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
 
     async def post(self, path, body):

@@ -55,7 +55,7 @@ def cost_against(x, lines):
 def _cells(fetch, along, fixed, value):
     lines = {}
     for cell in fetch["cells"]:
-        if cell["store"] == "lmdb" and cell[fixed] == value:
+        if cell[fixed] == value:
             name = "alone" if cell["batch"] == 1 else f"in batches of {cell['batch']}"
             lines.setdefault(name, []).append((cell[along], cell["p50_us"]))
     return lines

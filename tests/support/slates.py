@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from serve.config.settings import Arm
-from serve.ranking.ranker import NOTHING_DONE, Query, Slate
+from serve.ranking.query import Query, Slate
+from serve.ranking.ranker import NOTHING_DONE
 
 
 def slate_of(matrix, score, model="m"):

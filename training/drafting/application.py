@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serve.config.diagnoses import COUNTED
 from serve.features.surface import SHIPPED, Surface, read_surface
-from serve.log.atomic_files import draft_of
+from serve.storage.atomic_files import draft_of
 from training.drafting.draft import Draft
 
 # Address in the shipped file.
@@ -62,7 +62,7 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
         ("log: var/log\n", f"log: {log_path}\n"),
         ("name: launch\n", f"name: {name}\n"),
         ("salt: launch\n", f"salt: {name}\n"),
-        ("primary: join_rate\n", f"primary: {primary}\n"),
+        ("primary_metric: join_rate\n", f"primary_metric: {primary}\n"),
     ):
         assert text.count(old) == 1, f"cluster.yaml: {old!r}"
         text = text.replace(old, new)

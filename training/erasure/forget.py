@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.features.rows import Schema
-from serve.log.atomic_files import ASIDE, exclusive
 from serve.log.lease import Lease
 from serve.log.snapshots import FOLDER, META, Snapshot, clean_up, rewrite, snapshots
 from serve.model import artifact
+from serve.storage.atomic_files import ASIDE, exclusive
 from training.erasure.states import find_store, forget_in_store, forgotten
 from training.erasure.tables import ORDER, ErasedViewers
 

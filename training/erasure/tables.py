@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import NEVER_MS
-from serve.log.atomic_files import file_draft_of, sync
 from serve.log.compaction import batches, row_groups
 from serve.log.conversion import IDS, converted
 from serve.log.reader import UNREADABLE, table_paths
+from serve.storage.atomic_files import file_draft_of, sync
 
 # Events come first: for another attempt, exposures that are not rewritten yet name the requests.
 ORDER = ("events", "exposures", "viewers")

@@ -122,8 +122,8 @@ def _unsupported(slates: Slates, examination: Examination) -> str | None:
     """Return why the rows support no estimate, whatever their labels."""
     if examination.source == "ignored":
         return (
-            "the model knows no examination of positions (position_bias ignored, impressions by clients, too few "
-            f"labels, or an earlier release): to know it, {_EXPLORE}"
+            "the model knows no examination of positions (position_bias ignored, impressions by clients, or too few "
+            f"labels): to know it, {_EXPLORE}"
         )
     if not (np.abs(np.log(examination.theta)) > FALLS * np.asarray(examination.error)).any():
         return f"examination is the same at all positions within its error, so every order earns the same: {_EXPLORE}"

@@ -15,9 +15,8 @@ def moves(evaluation: Mapping[str, Any]) -> str:
     lines = [line for line in evaluation.get("importance") or () if line["logloss"] > 0][:MOST_FEATURES]
     if not lines:
         return "No importance of features was measured."
-    # Evaluations of earlier releases have neither labels nor directions.
-    labels = evaluation.get("labels", {})
-    parts = [f"{labels.get(line['feature'], line['feature'])} ({way(line.get('rises'))})" for line in lines]
+    labels = evaluation["labels"]
+    parts = [f"{labels[line['feature']]} ({way(line['rises'])})" for line in lines]
     return (
         f"What moves a score most: {'; '.join(parts)}. The order is that of the logloss lost if a feature's values "
         "are shuffled over these rows. They describe the model, not causes."

@@ -29,13 +29,10 @@ def regenerate(model: Path, out: Path) -> None:
     They equal those that `fit` wrote.
 
     Raises:
-        TabrankError: if the artifact is invalid or from an earlier release that stores no such
-            evaluation, or `out` cannot be written.
+        TabrankError: if the artifact is invalid, or `out` cannot be written.
     """
     artifact = load(model)
     evaluation = json.loads(artifact.read("evaluation.json"))
-    if "contenders" not in evaluation:
-        raise TabrankError(f"--model {model}: stores no evaluation to report on; fit the model again")
     files = {
         # The page links to it.
         "evaluation.json": artifact.read("evaluation.json"),
@@ -67,9 +64,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         *map(paragraph, headline + verdict.support(evaluation)),
     ]
     if search:
-        # Artifacts of earlier releases have neither this share nor a count of looks.
-        budget = f"Budget: {search['budget_s'] / 60:g} minutes, {search.get('tuning_share', 0.05):.0%} for LightGBM. "
-        budget += f"Looks at the test rows: {search.get('test_looks', 1)}."
+        budget = f"Budget: {search['budget_s'] / 60:g} minutes, {search['tuning_share']:.0%} for LightGBM. "
+        budget += f"Looks at the test rows: {search['test_looks']}."
         optimistic = "These rows chose the winner, so its figures on them are optimistic"
         board = table(verdict.leaderboard(search), optimistic)
         best = details("Leaderboard: the best 20 on the validation rows", board)

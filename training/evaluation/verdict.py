@@ -102,12 +102,11 @@ def not_beaten(paired: Mapping[str, Any]) -> list[str]:
 
 def support(evaluation: Evaluation) -> list[str]:
     """Return why the rows do not support expected labels, or what would improve them, if known."""
-    # Evaluations of earlier releases have none.
-    found = evaluation.get("expected_labels") or {}
-    if found.get("reason"):
+    found = evaluation["expected_labels"]
+    if found["reason"]:
         by = MEASURES[evaluation["paired"]["model-popular"]["gate"]["by"]]
         return [f"{by} decides and not expected labels: {found['reason']}."]
-    return [f"{_sentence(found['note'])}."] if found.get("note") else []
+    return [f"{_sentence(found['note'])}."] if found["note"] else []
 
 
 def holds(pair: Mapping[str, Any]) -> bool:
@@ -156,8 +155,7 @@ def headline(evaluation: Evaluation) -> str:
 
 def order(evaluation: Evaluation) -> str:
     """Return how many slates the measures of order come from, and what they leave out."""
-    # Evaluations of earlier releases do not count the slates without a negative.
-    certain = evaluation.get("all_positive", 0)
+    certain = evaluation["all_positive"]
     text = f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
     return text + (f"; {certain:,} of them are all positive, NDCG 1 in any order" if certain else "")
 
@@ -180,8 +178,7 @@ def differences(evaluation: Evaluation) -> Rows:
         pair = evaluation["paired"].get(f"model-{name}")
         if pair:
             auc = "–" if pair["auc"] is None else f"{pair['auc']:+.4f}{_bounds(pair['auc_interval'], '+')}"
-            # Pairs of earlier releases have no expected labels.
-            cells = [_signed(pair.get(by), pair.get(error)) for by, error in ERRORS.items()]
+            cells = [_signed(pair[by], pair[error]) for by, error in ERRORS.items()]
             rows.append((TITLES.get(name, name), *cells, auc))
     return rows
 

@@ -8,7 +8,7 @@ of click position-bias models"). Scores absorb the examination of the first posi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -57,9 +57,8 @@ class Examination:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Examination:
-        """Return that of a manifest; those of earlier releases have none, and it is ignored."""
-        given = manifest.get("examination", {})
-        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
+        """Return that of a manifest."""
+        return cls(**manifest["examination"])
 
 
 IGNORED = Examination()

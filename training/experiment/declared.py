@@ -50,7 +50,7 @@ def declared(path: Path, name: str) -> Declared:
     for where, given in _experiments(path, parse(path, raw)):
         if given.get("name") == name:
             experiment = read(Experiment, given, where)
-            return Declared(**vars(experiment), has_primary="primary" in given, source=str(path))
+            return Declared(**vars(experiment), has_primary="primary_metric" in given, source=str(path))
     return Declared(name)
 
 

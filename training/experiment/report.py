@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from serve.contract.errors import TabrankError
-from serve.log.atomic_files import draft_of
+from serve.storage.atomic_files import draft_of
 from training.experiment import guardrails
 from training.experiment.comparison import available, comparisons, days_needed
 from training.experiment.declared import Declared
@@ -189,12 +189,13 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     """Return the declared primary metric, or by default the join rate or the last available one."""
     known = {metric.name: metric for metric in metrics}
-    if declaration.has_primary and declaration.primary not in known:
+    if declaration.has_primary and declaration.primary_metric not in known:
         names = ", ".join(known)
         raise TabrankError(
-            f"{declaration.source}: primary {declaration.primary!r} is not in this log; use one of {names}"
+            f"{declaration.source}: primary_metric {declaration.primary_metric!r} is not in this log; "
+            f"use one of {names}"
         )
-    return known.get(declaration.primary) or metrics[-1]
+    return known.get(declaration.primary_metric) or metrics[-1]
 
 
 def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
-from serve.log.atomic_files import write_whole
+from serve.storage.atomic_files import write_whole
 from training.evaluation.importance import MOST_ROWS
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.space import Space

@@ -19,7 +19,7 @@ from loadtest.targets.processes import started
 from loadtest.targets.running import Target
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES
-from serve.log.atomic_files import draft_of
+from serve.storage.atomic_files import draft_of
 
 AUTOSCALING = {"replicas": {}, "step": parts.AUTOSCALING, "nodes": parts.AUTOSCALING}
 PARTS = tuple(AUTOSCALING)

@@ -58,7 +58,7 @@ def throttled(work: Workspace, config: Path, scorer: Mapping[str, Any]) -> Targe
             # each.
             deployment["ray_actor_options"] = {"num_cpus": 0.1}
             if "user_config" in deployment:
-                deployment["user_config"]["batch_candidates"] = REQUESTS * CANDIDATES
+                deployment["user_config"]["max_batch_candidates"] = REQUESTS * CANDIDATES
     return service
 
 

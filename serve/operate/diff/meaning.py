@@ -76,8 +76,8 @@ def _of_scaling(change: Change, new: Document) -> Meanings:
         yield _meaning("cold_start")
     if key == "downscale_delay_s" and value is not ... and value < MIN_DOWNSCALE_S:
         yield _meaning("flapping", delay_s=value)
-    slots = get(new, (*app, *LIVE, "slots"), UserConfig.slots)
-    if key in ("slots", TARGET[-1]) and get(new, (*app, *TARGET), 0) >= slots:
+    slots = get(new, (*app, *LIVE, "max_batches_in_flight"), UserConfig.max_batches_in_flight)
+    if key in ("max_batches_in_flight", TARGET[-1]) and get(new, (*app, *TARGET), 0) >= slots:
         yield _meaning("target_above_slots", slots=slots)
 
 

@@ -29,7 +29,7 @@ import yaml
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
-from serve.log.atomic_files import exclusive
+from serve.storage.atomic_files import exclusive
 
 MARKER = "TABRANK_CLUSTER"
 # Ray opens its folder to every user, so it lies inside a private folder of ours.

@@ -17,8 +17,8 @@ import yaml
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file, refuse_unwritable
-from serve.log.atomic_files import write_whole
 from serve.operate.host.run_folder import RunFolder
+from serve.storage.atomic_files import write_whole
 
 HERE = Path(__file__).parent
 RULES = (HERE / "rules.yml", HERE / "alerts.yml")

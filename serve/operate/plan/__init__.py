@@ -1,4 +1,4 @@
-"""`serve plan`: predict replicas and nodes with Ray's scaling code over a simulated service.
+"""`serve plan`: predict replicas and nodes over a trace of load, with Ray's scaling code.
 
 Imports `operate.host`, and the layers from `runtime` down.
 """

@@ -1,92 +1,58 @@
-"""Run `serve plan`: simulate a configuration under a load trace, or compare it with a real run."""
+"""Run `serve plan`: the replicas and nodes of a `cluster.yaml` over a trace of load."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from serve.config.reader import read
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
-from serve.operate.plan.comparison import check_timeline, compare
-from serve.operate.plan.costs import SHIPPED, load_costs
+from serve.operate.plan.replicas import read_deployments, simulate
 from serve.operate.plan.report import Report, make_report, write_plan
-from serve.operate.plan.service import FETCH, SCORER, read_service
-from serve.operate.plan.simulation import simulate
 from serve.operate.plan.trace import read_trace
-
-# The first seed makes the plan; the others show how much of it is chance.
-NUM_SEEDS = 3
-# A trace of a day takes minutes.
-PROGRESS_EVERY_S = 3.0
 
 
 def plan(
     config_path: Path,
-    trace_path: Path | None,
-    timeline: Path | None = None,
-    costs_path: Path | None = None,
+    trace_path: Path,
+    ongoing_ms: Sequence[str],
+    node_start_s: float,
     out: Path | None = None,
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda message: None,
 ) -> Report:
-    """Return the report of a plan; `comparison.holds` is whether the plan met a real run.
+    """Return the report of a plan, and write it to the folder `out`; `fits` is the verdict.
 
-    The load is either `trace_path`, or `timeline`, which is a trace with a real run's counts.
+    `ongoing_ms` has for how long a request is ongoing, such as "Scorer=0.5"; a deployment that it
+    leaves out has our figure.
 
     Raise TabrankError for a file that cannot be read or planned.
     """
-    path = timeline or trace_path
-    if path is None or (timeline and trace_path):
-        raise TabrankError(
-            "give either --trace, a CSV with t_s and offered_rps, or --compare, a run's timeline.csv"
-        )
     if out is not None:
         refuse_existing(out)
-    config = read(config_path)
-    service, costs, trace = read_service(config), load_costs(costs_path or SHIPPED), read_trace(path)
-    if timeline:
-        if not service.scaled:
-            raise TabrankError(
-                f"{config.path}: no deployment scales, so there is nothing to compare; give {FETCH} or {SCORER} a "
-                f"max_replicas above its min_replicas, or plan with --trace"
-            )
-        check_timeline(trace, path, [each.name for each in service.scaled])
-    progress(f"simulating {trace.num_requests:,} requests in {trace.end_s - trace.t_s[0]:g} s")
-    report_share = progress_of(progress)
-    outcome, *others = [
-        simulate(service, costs, trace, seed + i, partial(report_share, i)) for i in range(NUM_SEEDS)
-    ]
+    config, trace = read(config_path), read_trace(trace_path)
+    deployments = read_deployments(config, dict(map(_time_ms, ongoing_ms)))
+    seconds = simulate(config, deployments, trace, node_start_s)
     report = {
         "config": str(config.path),
         "config_sha256": config.sha256,
-        "trace": str(path),
-        "costs": asdict(costs),
-        "seed": seed,
-        **make_report(outcome, others, compare(outcome) if timeline else None),
+        "trace": str(trace_path),
+        "ongoing_ms": {each.name: each.ongoing_ms for each in deployments if each.autoscaler},
+        "node_start_s": node_start_s,
+        **make_report(trace, deployments, seconds),
     }
     if out is not None:
-        write_plan(out, report, outcome, progress)
+        write_plan(out, report)
     return report
 
 
-def progress_of(
-    log: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-) -> Callable[[int, float], None]:
-    """Return the callback to which each of `NUM_SEEDS` simulations reports its finished share.
-
-    It logs the share of all at most every `PROGRESS_EVERY_S`.
-    """
-    logged_s = clock()
-
-    def report(i: int, share: float) -> None:
-        nonlocal logged_s
-        now_s = clock()
-        if now_s - logged_s >= PROGRESS_EVERY_S:
-            logged_s = now_s
-            log(f"{(i + share) / NUM_SEEDS:.0%} simulated")
-
-    return report
+def _time_ms(text: str) -> tuple[str, float]:
+    """Return the name of a deployment and its milliseconds."""
+    name, _, number = text.partition("=")
+    try:
+        time_ms = float(number)
+    except ValueError:
+        time_ms = math.nan
+    if not 0 < time_ms < math.inf:
+        raise TabrankError(f"--ongoing-ms {text}: must be DEPLOYMENT=MS, such as Scorer=0.5")
+    return name, time_ms

@@ -1,30 +1,25 @@
-"""Simulate the machines of `nodes`: place replicas, and scale nodes with Ray's autoscaler."""
+"""Machines of the block `nodes`: place replicas, add nodes that they need, and remove idle ones."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ray.autoscaler._private.constants import AUTOSCALER_UPDATE_INTERVAL_S
-from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
-from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler
-from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
-
 from serve.config.pools import HEAD, NodePool
-from serve.operate.plan.costs import NodeCosts
-from serve.operate.plan.virtual_time import VirtualTimeLoop
 
-UPDATE_S: float = AUTOSCALER_UPDATE_INTERVAL_S
-EPS = 1e-9
+# A node without replicas goes after this time: Ray's default, and that of `render kubernetes`.
+IDLE_TIMEOUT_S = 300.0
+# Rounding tolerance: three times 0.1 CPU is not more than 0.3 CPU.
+EPSILON = 1e-6
 Needs = Mapping[str, float]
+"""Ray's resources of a replica, such as {"CPU": 0.5}."""
 
 
 @dataclass(eq=False)
 class Node:
     """One machine, on which replicas can start from `joins_s` on."""
 
-    name: str
     pool: str
     free: Counter[str]
     joins_s: float
@@ -36,95 +31,70 @@ class Node:
         """Return whether this is the machine of Ray's controller."""
         return self.pool == HEAD
 
+    def has_room(self, needs: Needs) -> bool:
+        """Return whether one more replica fits."""
+        return all(self.free[name] + EPSILON >= amount for name, amount in needs.items())
+
 
 class Cluster:
-    """Running and starting nodes; to Ray's scheduler also the interface of a cloud."""
+    """Running and starting nodes, within the bounds of their pools."""
 
-    def __init__(self, pools: Mapping[str, NodePool], costs: NodeCosts, loop: VirtualTimeLoop) -> None:
-        self._pools = pools
-        self._costs = costs
-        self._loop = loop
+    def __init__(self, pools: Mapping[str, NodePool], start_s: float) -> None:
         self.nodes: list[Node] = []
-        self._num_launched = 0
-        # Ray counts the head in addition to the workers of its type.
-        types = {
-            name: {
-                "resources": _resources(pool),
-                "min_workers": max(pool.min_nodes - (name == HEAD), 0),
-                "max_workers": max(pool.max_nodes - (name == HEAD), 0),
-            }
-            for name, pool in pools.items()
-        }
-        max_workers = sum(pool.max_nodes for name, pool in pools.items() if name != HEAD)
-        self._scheduler = ResourceDemandScheduler(self, types, max_workers, HEAD, 1.0)
+        self._pools = pools
+        self._start_s = start_s
         for name, pool in pools.items():
             for _ in range(max(pool.min_nodes, int(name == HEAD))):
                 self._launch(name, 0.0)
 
-    @property
-    def joined(self) -> list[Node]:
-        """Return the nodes on which replicas can start."""
-        return [node for node in self.nodes if node.joins_s <= self._loop.time()]
+    def num_joined(self, now_s: float) -> int:
+        """Return the number of nodes on which replicas can start."""
+        return sum(node.joins_s <= now_s for node in self.nodes)
 
-    def place(self, needs: Needs) -> Node | None:
-        """Place a replica on the node with the fewest, as Serve does; return None without room."""
-        fitting = [
-            node for node in self.joined if all(node.free[name] + EPS >= needs[name] for name in needs)
-        ]
-        node = min(fitting, key=lambda each: each.num_replicas, default=None)
-        if node is not None:
-            node.free.subtract(needs)
-            node.num_replicas += 1
+    def place(self, needs: Needs, now_s: float, at_once: bool = False) -> Node | None:
+        """Place a replica on a node that runs, on one that starts, or on a new one.
+
+        Of the nodes that run it is the one with the fewest replicas, as in Serve. Of the pools it
+        is the one with the smallest machines, without GPUs if the replica needs none, as Ray's
+        autoscaler prefers them. Return None if there is no room.
+        """
+        fitting = [node for node in self.nodes if node.has_room(needs)]
+        if fitting:
+            node = min(fitting, key=lambda each: (max(each.joins_s, now_s), each.num_replicas))
+        else:
+            pools = [name for name in self._pools if self._may_add(name, needs)]
+            if not pools:
+                return None
+            smallest = min(pools, key=lambda name: (self._pools[name].num_gpus, self._pools[name].num_cpus))
+            node = self._launch(smallest, now_s if at_once else now_s + self._start_s)
+        node.free.subtract(needs)
+        node.num_replicas += 1
         return node
 
-    def release(self, node: Node, needs: Needs) -> None:
+    def release(self, node: Node, needs: Needs, now_s: float) -> None:
         """Free the room of a replica that has stopped."""
         node.free.update(needs)
         node.num_replicas -= 1
-        node.idle_since_s = self._loop.time()
+        node.idle_since_s = now_s
 
-    def update(self, unplaced: Sequence[Needs], at_once: bool = False) -> None:
-        """Run one autoscaler iteration: add nodes for unplaced replicas, remove idle ones."""
-        self._remove_idle()
-        wanted, _ = self._scheduler.get_nodes_to_launch(
-            nodes=[node.name for node in self.nodes],
-            launching_nodes={},
-            resource_demands=[dict(needs) for needs in unplaced if needs],
-            unused_resources_by_ip={node.name: dict(node.free) for node in self.joined},
-            pending_placement_groups=[],
-            max_resources_by_ip={},
-            ensure_min_cluster_size=[],
-            node_availability_summary=NodeAvailabilitySummary(node_availabilities={}),
-        )
-        for pool, count in wanted.items():
-            for _ in range(count):
-                self._launch(pool, 0.0 if at_once else self._costs.start_s)
-
-    def node_tags(self, name: str) -> dict[str, str]:
-        """Return the kind of a node, for Ray's scheduler."""
-        node = next(node for node in self.nodes if node.name == name)
-        kind = NODE_KIND_HEAD if node.is_head else NODE_KIND_WORKER
-        return {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: node.pool}
-
-    def internal_ip(self, name: str) -> str:
-        """Return the address of a node, for Ray's scheduler: its name."""
-        return name
-
-    def _remove_idle(self) -> None:
+    def remove_idle(self, now_s: float) -> None:
+        """Remove nodes that have been idle for long, but not the head and each pool's minimum."""
         num_of_pool = Counter(node.pool for node in self.nodes)
-        oldest_s = self._loop.time() - self._costs.idle_timeout_s
-        for node in reversed(self.joined):
-            may_go = not node.is_head and num_of_pool[node.pool] > self._pools[node.pool].min_nodes
-            if may_go and not node.num_replicas and node.idle_since_s <= oldest_s:
+        for node in reversed(self.nodes):
+            is_idle = not node.num_replicas and now_s - node.idle_since_s >= IDLE_TIMEOUT_S
+            if is_idle and not node.is_head and num_of_pool[node.pool] > self._pools[node.pool].min_nodes:
                 self.nodes.remove(node)
                 num_of_pool[node.pool] -= 1
 
-    def _launch(self, pool: str, start_s: float) -> None:
-        self._num_launched += 1
-        joins_s = self._loop.time() + start_s
-        free = Counter(_resources(self._pools[pool]))
-        self.nodes.append(Node(f"{pool}-{self._num_launched}", pool, free, joins_s, joins_s))
+    def _may_add(self, name: str, needs: Needs) -> bool:
+        has = sum(node.pool == name for node in self.nodes)
+        return has < self._pools[name].max_nodes and self._new(name, 0.0).has_room(needs)
 
+    def _launch(self, name: str, joins_s: float) -> Node:
+        node = self._new(name, joins_s)
+        self.nodes.append(node)
+        return node
 
-def _resources(pool: NodePool) -> dict[str, float]:
-    return {"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})}
+    def _new(self, name: str, joins_s: float) -> Node:
+        pool = self._pools[name]
+        return Node(name, Counter({"CPU": pool.num_cpus, "GPU": pool.num_gpus}), joins_s, joins_s)

@@ -1,4 +1,4 @@
-"""`python -m serve render`: one sub-command a file, and the refusal of the earlier commands."""
+"""`python -m serve render`: one sub-command a file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ import typer
 
 from serve.contract.errors import TabrankError
 from serve.operate.render.options import SUB_COMMANDS, Kubernetes, Options, Systemd
-
-# What to do instead of a former command.
-FORMER = {
-    "rayservice": "use `render kubernetes`, with the same options",
-    "launcher": "use `render kubernetes`; KubeRay runs its file in a cloud or on machines of your own",
-}
 
 
 def _write(options: Options) -> None:
@@ -47,14 +41,3 @@ render = typer.Typer(no_args_is_help=True, result_callback=_write)
 for options in SUB_COMMANDS:
     # Called with its options, the class returns them, and `_write` gets them.
     render.command(options.__name__.lower())(options)
-
-
-def former(context: typer.Context) -> None:
-    """Refuse a former command."""
-    raise TabrankError(f"`render {context.info_name}` is gone; {FORMER[str(context.info_name)]}")
-
-
-for name in FORMER:
-    render.command(
-        name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-    )(former)

@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
+
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.pools import HEAD, NodePool
 from serve.config.reader import Config
@@ -15,7 +17,6 @@ from serve.config.settings import AppArgs
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import rendered_environment
 from serve.operate.render.options import Kubernetes
-from serve.operate.render.serve_text import serve_text
 from serve.operate.render.templates import dump, fill, load
 
 # The image's folder, from which relative paths start.
@@ -45,17 +46,17 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
     # KubeRay sets the mode and the token by authOptions.
     del environment["RAY_AUTH_MODE"]
     # A pod listens on all addresses, behind the NetworkPolicy.
-    changes: dict[tuple[str, ...], str] = {("http_options", "host"): "0.0.0.0"}
+    serve = {**config.serve, "http_options": {**config.serve.get("http_options", {}), "host": "0.0.0.0"}}
     if several:
         # Each serving pod runs an HAProxy, and Kubernetes balances over them.
-        changes[("proxy_location",)] = "EveryNode"
+        serve["proxy_location"] = "EveryNode"
     values = {
         **vars(options),
         "file": config.path.name,
         "port": config.port,
         "several": several,
         "upgrade": "NewCluster" if several else "None",
-        "serve_config": serve_text(config.path.read_text(encoding="utf-8-sig"), changes),
+        "serve_config": yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
         "ray_version": version("ray"),
         "idle_s": round(60 * options.idle_minutes),
         "token_secret": options.token_secret or f"{options.name}-ray-token",

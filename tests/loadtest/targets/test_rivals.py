@@ -24,7 +24,7 @@ from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.http.decoding import decode_request
 from serve.model.scorer_cache import ModelHolder
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.upkeep import refresh
 from serve.stores.factory import open_store
 
@@ -48,24 +48,32 @@ def bodies(bench_work):
     return [*made, json.dumps(stranger).encode(), json.dumps(stranger | {"viewer": None}).encode()]
 
 
+class Scorers:
+    """Scorers that hold the models of a folder; nothing else is called here."""
+
+    def __init__(self, folder):
+        self._models = ModelHolder(folder, "onnx")
+
+    async def score(self, version, payload):
+        return self._models.score_packed(version, payload)
+
+    async def load(self, version):
+        self._models.load(version)
+
+    async def ingest(self, payload):
+        raise AssertionError("nothing is sent on here")
+
+    async def roll_back(self, version, verdict):
+        raise AssertionError("nothing is rolled back here")
+
+
 @pytest.fixture(scope="module")
 def ours(bench_work, bodies):
     """Return tabrank's answers, from the same store and models."""
 
     async def answers():
-        models = ModelHolder(bench_work.data / "models", "onnx")
-
-        async def score(version, payload):
-            return models.score(version, payload)
-
-        async def load(version):
-            models.load(version)
-
-        async def ingest(payload):
-            raise AssertionError("nothing is sent on here")
-
         args = AppArgs("spaces", "lmdb:store", "models")
-        fetcher = FeatureFetcher(args, bench_work.data, score, load, ingest)
+        fetcher = RankingService(args, bench_work.data, Scorers(bench_work.data / "models"))
         await refresh(fetcher)
         requests = [decode_request(body, fetcher.surface, event_clock=False) for body in bodies]
         return [await fetcher.rank(request, 60_000) for request in requests]

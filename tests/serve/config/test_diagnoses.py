@@ -34,7 +34,7 @@ from serve.log.writer import write_log
 from serve.model.artifact import CANARY, CURRENT, FILES, load, point, save, unpoint
 from serve.operate.status.vitals import diagnosed
 from serve.ranking import upkeep
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
 from training.data.split import split
@@ -48,11 +48,32 @@ NEW = "20260102T000000Z-000b"
 DAY_MS = 86_400_000
 
 
+class NoScorer:
+    """Other deployments of which no scorer answers."""
+
+    async def score(self, version, payload):
+        raise ScorerUnavailable("no scorer answers; wait for one")
+
+    async def load(self, version):
+        pass
+
+    async def take(self, payload):
+        """Return what Ingest answers."""
+        return IngestResult()
+
+    async def ingest(self, payload):
+        return await self.take(payload)
+
+    async def roll_back(self, version, verdict):
+        pass
+
+
 class Home:
     """Folder of a service of the small surface that nothing is wrong with."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.peers = NoScorer()
         document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
         self.document, (self.application,) = document, document["applications"]
         self.application |= {"name": "tiny", "args": {"surface": "tiny.toml", "store": "lmdb:store"}}
@@ -94,19 +115,8 @@ class Home:
     async def readyz(self, meanwhile=None) -> list[dict]:
         """Return the diagnoses of a replica; `meanwhile` does something with it before."""
 
-        async def score(version, payload):
-            raise ScorerUnavailable("no scorer answers; wait for one")
-
-        async def load_model(version):
-            pass
-
-        async def ingest(payload):
-            return IngestResult()
-
         args = AppArgs(**self.args)
-        fetcher = FeatureFetcher(
-            args, self.folder, score, load_model, ingest, application=self.application["name"]
-        )
+        fetcher = RankingService(args, self.folder, self.peers, application=self.application["name"])
         fetcher.configure(UserConfig.from_mapping(self.settings))
         await refresh(fetcher)
         running = asyncio.create_task(keep_up(fetcher))
@@ -207,7 +217,7 @@ def broken_model(home):
 
 def names_of_another(home):
     home.application["name"] = "spaces"
-    home.settings["experiment"] |= {"name": "launch", "primary": "clicks"}
+    home.settings["experiment"] |= {"name": "launch", "primary_metric": "clicks"}
     (home.folder / "tiny.toml").write_text(TOML.replace('["click", "join"', '["join"'))
 
 
@@ -338,7 +348,7 @@ def test_a_replica_reports_what_only_a_running_service_can_know(home):
         fetcher.config = replace(fetcher.config, kill_switch=True, stale_after_ms=0)
         fetcher.exposure_buffer._send = never
         await client.post("/v1/rank", json=body)
-        fetcher._take = refuse
+        home.peers.take = refuse
         for _ in range(2):
             await client.post("/v1/events", json={"records": [EVENT]})
         await asyncio.sleep(0.05)
@@ -358,9 +368,9 @@ def test_a_replica_reports_what_only_a_running_service_can_know(home):
 
 def test_events_that_fail_are_named_until_ingest_takes_records_again(home, monkeypatch):
     async def scenario(fetcher, client):
-        take, found = fetcher._take, []
+        take, found = home.peers.take, []
         for taken_by in (refuse, refuse, take):
-            fetcher._take = taken_by
+            home.peers.take = taken_by
             await client.post("/v1/events", json={"records": [EVENT]})
             found.append([(one.name, one.cause) for one in fetcher.diagnoses()])
             # The warning of ten seconds is over.

@@ -60,11 +60,11 @@ def test_the_names_that_the_shipped_file_sets_are_frozen():
     front, scorer, ingest = application["deployments"]
     assert (front["name"], scorer["name"], ingest["name"]) == ("FeatureFetch", "Scorer", "Ingest")
     assert sorted(front["user_config"]) == [
-        "batch_candidates", "deadline_ms", "experiment", "kill_switch", "load_shedding", "log_features", "slots",
-        "stale_after_ms",
+        "deadline_ms", "experiment", "kill_switch", "load_shedding", "log_features", "max_batch_candidates",
+        "max_batches_in_flight", "stale_after_ms",
     ]  # fmt: skip
     assert sorted(front["user_config"]["experiment"]) == [
-        "arms", "holdout", "name", "primary", "salt", "smallest_effect",
+        "arms", "holdout", "name", "primary_metric", "salt", "smallest_effect",
     ]  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def test_a_key_that_comes_twice_is_refused_with_its_line(tmp_path):
 def test_the_keys_of_an_experiment_are_frozen():
     known = levels(UserConfig)
     assert known["experiment",] == [
-        "name", "salt", "arms", "holdout", "start", "end", "primary", "smallest_effect", "min_days",
+        "name", "salt", "arms", "holdout", "start", "end", "primary_metric", "smallest_effect", "min_days",
         "min_exposures",
     ]  # fmt: skip
     assert known["experiment", "arms", "*"] == ["scorer", "share", "explore"]

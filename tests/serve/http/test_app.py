@@ -31,7 +31,7 @@ from serve.model.scorer_cache import timed
 from serve.ranking.admission import HERE
 from serve.ranking.assignment import assign
 from serve.ranking.load_shedding import TICK_S, TICKS
-from serve.ranking.service import FeatureFetcher
+from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.history import History
 
@@ -73,14 +73,23 @@ class Service:
         self.scorer = FakeScorer()
         args = AppArgs("tiny.toml", "lmdb:store", "models", clock=clock)
         self.taken = []
-        self.fetcher = FeatureFetcher(args, tmp_path, self.scorer.score, self.scorer.load, self.ingest)
+        self.fetcher = RankingService(args, tmp_path, self)
         self.fetcher.configure(
             UserConfig(Experiment("launch", "s", (Arm("model", arm, 1.0, **arm_options),)), deadline_ms=1_000)
         )
 
+    async def score(self, version, payload):
+        return await self.scorer.score(version, payload)
+
+    async def load(self, version):
+        await self.scorer.load(version)
+
     async def ingest(self, payload):
         self.taken += unpack(payload)
         return IngestResult()
+
+    async def roll_back(self, version, verdict):
+        pass
 
     def ask(self, body=None, *, path="/v1/rank", headers=None, method="POST", raw=None):
         async def scenario():
@@ -593,7 +602,7 @@ class NearModels(FakeScorer):
     def holds(self, version):
         return version == MODEL
 
-    def score(self, version, payload):
+    def score_packed(self, version, payload):
         self.calls += 1
         price = np.expm1(np.log1p(Matrix.from_bytes(payload).numeric[:, 0]))
         return timed(self.answer(price).astype(np.float32).tobytes(), 1.0)
@@ -603,9 +612,7 @@ def test_where_the_scorer_fails_the_process_scores_itself(tmp_path, service):
     near, scorer = NearModels(), service.scorer
     scorer.error = ConnectionError("gone")
     before = service.fetcher
-    service.fetcher = FeatureFetcher(
-        before.args, tmp_path, scorer.score, scorer.load, service.ingest, near=near
-    )
+    service.fetcher = RankingService(before.args, tmp_path, service, in_process=near)
     service.fetcher.configure(before.config)
     answer = service.ask(body()).json()
     assert (answer["rung"], order(answer)) == ("full", ["b", "d", "a"])

@@ -14,12 +14,12 @@ import serve.log.segments
 from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, Event, Viewer
 from serve.features.surface import read_surface
-from serve.log.atomic_files import put
 from serve.log.compaction import compact
 from serve.log.events import Exposure, JournalEntry
 from serve.log.lease import types_of
 from serve.log.reader import TABLES, read_log, read_table
 from serve.log.segments import Segments, log_end
+from serve.storage.atomic_files import put
 
 # Fewer than in production, because each segment is synced to disk.
 MIN_SEGMENTS = 6

@@ -47,7 +47,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     artifact = load(write(tmp_path / "made" / "a", **{"encoder.json": encoder.to_json().encode()}))
     assert artifact.version == OLD
     assert artifact.manifest["rows"] == 3
-    assert artifact.manifest["format"] == 2
+    assert artifact.manifest["format"] == 3
     assert artifact.read("model.onnx") == b"model.onnx"
     assert artifact.encoder == encoder
     assert names(tmp_path / "made") == ["a"]
@@ -90,7 +90,7 @@ def broken_manifest(folder: Path) -> None:
 def without_checksum(folder: Path) -> dict[str, Any]:
     """The manifest without its checksum."""
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-    return {key: value for key, value in manifest.items() if key != "seal"}
+    return {key: value for key, value in manifest.items() if key != "sha256"}
 
 
 def manifest_with(**changes: Any) -> Callable[[Path], None]:
@@ -132,7 +132,7 @@ def nested(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(b'{"a":' + b"[" * 100_000)
 
 
-def no_checksum_in_this_format(folder: Path) -> None:
+def no_checksum(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(without_checksum(folder)))
 
 
@@ -157,10 +157,9 @@ def no_checksum_in_this_format(folder: Path) -> None:
         (manifest_text(b'"rows": 3', b'"rows": 3, "rows": 3'), "the key 'rows' comes twice"),
         (manifest_text(b'"rows": 3', b'"rows": 4'), r"manifest\.json: is not the file that was written"),
         (manifest_text(b"\n", b"\n\n"), r"manifest\.json: is not the file that was written"),
-        (manifest_text(b'"format": 2', b'"format": 1'), r"manifest\.json: is not the file that was written"),
-        (no_checksum_in_this_format, r"manifest\.json: is not the file that was written"),
-        (manifest_with(format=3), "format 3 is unknown, this release reads formats 1 and 2"),
-        (manifest_with(format=[]), r"format \[\] is unknown"),
+        (no_checksum, r"manifest\.json: is not the file that was written"),
+        (manifest_with(format=2), "has format 2, not 3; make it again: python -m training fit"),
+        (manifest_with(format=[]), r"has format \[\], not 3"),
         (manifest_with(version="../../etc"), r"version '\.\./\.\./etc' is not like"),
         (manifest_with(files={"../secret": "0"}), "files must name exactly"),
         (manifest_with(files=[]), "files must name exactly"),
@@ -183,15 +182,6 @@ def test_a_damaged_artifact_is_refused_in_one_sentence(
     with pytest.raises(ArtifactRefused):
         publish(folder, tmp_path / "models")
     assert versions(tmp_path / "models") == []
-
-
-def test_an_artifact_of_the_format_before_is_read_and_published_as_it_is(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a")
-    text = json.dumps({**without_checksum(folder), "format": 1})
-    (folder / "manifest.json").write_text(text)
-    assert load(folder).read("model.onnx") == b"model.onnx"
-    publish(folder, tmp_path / "models")
-    assert (tmp_path / "models" / OLD / "manifest.json").read_text() == text
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_version_is_loaded_while_another_scores(models, backend, device, monke
     holder = ModelHolder(folder, backend)
 
     def assert_scores(version):
-        found, _ = untimed(holder.score(version, payload), 55)
+        found, _ = untimed(holder.score_packed(version, payload), 55)
         np.testing.assert_allclose(found, want[version], rtol=0, atol=1e-5)
 
     async def swap():
@@ -69,7 +69,7 @@ def test_a_version_that_makes_room_frees_its_memory_on_the_gpu(models, tmp_path)
     for number in range(2 * MAX_MODELS):
         version = f"20260102T03{number:02}00Z-0a1b"
         shutil.copytree(folder / NEW, tmp_path / version)
-        holder.score(version, payload)
+        holder.score_packed(version, payload)
         used.append(torch.cuda.memory_allocated())
     assert used[0] > 0
     assert used[-1] <= 1.1 * used[MAX_MODELS]

@@ -146,8 +146,8 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"slotz": 1}, "did you mean 'slots'?"),
-        ({"slots": 0}, "user_config.slots: 0 must be from 1 to 64"),
+        ({"slots": 1}, "did you mean 'max_batches_in_flight'?"),
+        ({"max_batches_in_flight": 0}, "user_config.max_batches_in_flight: 0 must be from 1 to 64"),
         ({"deadline_ms": "fast"}, "must be a whole number"),
         ({"deadline_ms": True}, "must be a whole number"),
         (
@@ -200,7 +200,7 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
             "experiment.end: 2026-12-01 must come after the start",
         ),
         ({"experiment": GOOD | {"holdout": 0.9}}, "experiment.holdout: 0.9 must be from 0 to 0.5"),
-        ({"experiment": GOOD | {"primary": "click"}}, "did you mean 'clicks'?"),
+        ({"experiment": GOOD | {"primary_metric": "click"}}, "did you mean 'clicks'?"),
         ({"experiment": GOOD | {"smallest_effect": 0}}, "smallest_effect: 0 must be from"),
     ],
 )

@@ -47,13 +47,13 @@ def soon(seconds=5.0):
     return asyncio.get_running_loop().time() + seconds
 
 
-def with_batcher(*, slots, cap, kind=Work, **constants):
+def with_batcher(*, max_in_flight, cap, kind=Work, **constants):
     """Run a test with its work and a batcher of it; `constants` of the module are replaced."""
 
     def decorated(scenario):
         async def run():
             work = kind()
-            await scenario(work, Batcher(work, slots=slots, cap=cap))
+            await scenario(work, Batcher(work, max_in_flight=max_in_flight, cap=cap))
 
         def test():
             with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +66,7 @@ def with_batcher(*, slots, cap, kind=Work, **constants):
     return decorated
 
 
-@with_batcher(slots=1, cap=100)
+@with_batcher(max_in_flight=1, cap=100)
 async def test_an_idle_batcher_adds_no_wait_and_a_busy_one_gathers(work, batcher):
     first = asyncio.create_task(batcher.submit(1, 10, soon()))
     await asyncio.sleep(0.005)
@@ -79,7 +79,7 @@ async def test_an_idle_batcher_adds_no_wait_and_a_busy_one_gathers(work, batcher
     assert work.batches == [[1], [2, 3, 4]]
 
 
-@with_batcher(slots=1, cap=25)
+@with_batcher(max_in_flight=1, cap=25)
 async def test_a_batch_is_capped_by_size_and_a_larger_item_goes_alone(work, batcher):
     tasks = [
         asyncio.create_task(batcher.submit(i, size, soon())) for i, size in enumerate((1, 10, 10, 10, 99, 1))
@@ -90,7 +90,7 @@ async def test_a_batch_is_capped_by_size_and_a_larger_item_goes_alone(work, batc
     assert work.batches == [[0, 1, 2], [3], [4], [5]]
 
 
-@with_batcher(slots=2, cap=1)
+@with_batcher(max_in_flight=2, cap=1)
 async def test_no_more_batches_are_under_way_than_there_are_slots(work, batcher):
     tasks = [asyncio.create_task(batcher.submit(i, 1, soon())) for i in range(5)]
     await asyncio.sleep(0.01)
@@ -99,7 +99,7 @@ async def test_no_more_batches_are_under_way_than_there_are_slots(work, batcher)
     assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8]
 
 
-@with_batcher(slots=2, cap=40)
+@with_batcher(max_in_flight=2, cap=40)
 async def test_a_second_batch_runs_in_parallel_only_when_half_the_cap_waits(work, batcher):
     tasks = [asyncio.create_task(batcher.submit(1, 10, soon()))]
     await asyncio.sleep(0.005)
@@ -114,7 +114,7 @@ async def test_a_second_batch_runs_in_parallel_only_when_half_the_cap_waits(work
     await asyncio.gather(*tasks)
 
 
-@with_batcher(slots=2, cap=1_000, PATIENCE_S=0.01)
+@with_batcher(max_in_flight=2, cap=1_000, PATIENCE_S=0.01)
 async def test_a_batch_that_hangs_holds_nobody_up_while_there_is_a_slot(work, batcher):
     tasks = [asyncio.create_task(batcher.submit(1, 10, soon()))]
     await asyncio.sleep(0.005)
@@ -125,7 +125,7 @@ async def test_a_batch_that_hangs_holds_nobody_up_while_there_is_a_slot(work, ba
     await asyncio.gather(*tasks)
 
 
-@with_batcher(slots=2, cap=40)
+@with_batcher(max_in_flight=2, cap=40)
 async def test_what_has_expired_does_not_count_towards_a_further_batch(work, batcher):
     tasks = [asyncio.create_task(batcher.submit(1, 10, soon()))]
     await asyncio.sleep(0.002)
@@ -138,7 +138,7 @@ async def test_what_has_expired_does_not_count_towards_a_further_batch(work, bat
     await asyncio.gather(*tasks)
 
 
-@with_batcher(slots=2, cap=10, kind=Slow)
+@with_batcher(max_in_flight=2, cap=10, kind=Slow)
 async def test_what_cannot_be_done_by_its_deadline_is_not_begun(work, batcher):
     # From now on the batcher expects 200 ms.
     await batcher.submit(1, 10, soon())
@@ -155,7 +155,7 @@ async def test_what_cannot_be_done_by_its_deadline_is_not_begun(work, batcher):
     assert work.batches == [[1], [2], [3]]
 
 
-@with_batcher(slots=1, cap=100)
+@with_batcher(max_in_flight=1, cap=100)
 async def test_a_request_that_waits_too_long_times_out_without_work(work, batcher):
     first = asyncio.create_task(batcher.submit(1, 1, soon()))
     await asyncio.sleep(0.005)
@@ -167,7 +167,7 @@ async def test_a_request_that_waits_too_long_times_out_without_work(work, batche
     assert work.batches == [[1]]
 
 
-@with_batcher(slots=1, cap=1, MIN_WORK_S=0.01)
+@with_batcher(max_in_flight=1, cap=1, MIN_WORK_S=0.01)
 async def test_work_that_outlasts_every_deadline_gives_its_slot_back(work, batcher):
     with pytest.raises(TimeoutError):
         await batcher.submit(1, 1, soon(0.01))
@@ -177,7 +177,7 @@ async def test_work_that_outlasts_every_deadline_gives_its_slot_back(work, batch
     assert await batcher.submit(2, 1, soon()) == 4
 
 
-@with_batcher(slots=1, cap=1)
+@with_batcher(max_in_flight=1, cap=1)
 async def test_callers_with_hardly_any_time_get_no_further_slot(work, batcher):
     for item in range(5):
         with pytest.raises(TimeoutError):
@@ -187,7 +187,7 @@ async def test_callers_with_hardly_any_time_get_no_further_slot(work, batcher):
     assert await batcher.submit(9, 1, soon()) == 18
 
 
-@with_batcher(slots=1, cap=1, kind=Unlucky)
+@with_batcher(max_in_flight=1, cap=1, kind=Unlucky)
 async def test_a_failure_reaches_each_item_of_its_batch_and_no_other(work, batcher):
     results = await asyncio.gather(
         *(batcher.submit(i, 1, soon()) for i in (12, 13, 14)), return_exceptions=True
@@ -197,7 +197,7 @@ async def test_a_failure_reaches_each_item_of_its_batch_and_no_other(work, batch
     assert results[2] == 14
 
 
-@with_batcher(slots=1, cap=1)
+@with_batcher(max_in_flight=1, cap=1)
 async def test_a_client_that_left_is_not_worked_for(work, batcher):
     first = asyncio.create_task(batcher.submit(1, 1, soon()))
     gone = asyncio.create_task(batcher.submit(2, 1, soon()))
@@ -210,7 +210,7 @@ async def test_a_client_that_left_is_not_worked_for(work, batcher):
     assert work.batches == [[1]]
 
 
-@with_batcher(slots=1, cap=100, MAX_WORK_S=0.06)
+@with_batcher(max_in_flight=1, cap=100, MAX_WORK_S=0.06)
 async def test_a_patient_item_does_not_hold_its_slot_for_ever(work, batcher):
     with pytest.raises(TimeoutError):
         await batcher.submit(1, 10, soon())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import selectors
 
 import msgspec
 
 from serve.contract.errors import TooLarge
 from serve.log.events import MAX_CALL_BYTES, Exposure, unpack
-from serve.operate.plan.virtual_time import VirtualTimeLoop
 from serve.ranking.exposure_buffer import ExposureBuffer
 
 
@@ -49,6 +50,25 @@ def test_as_long_as_rankings_of_one_time_may_follow_none_is_sent(monkeypatch):
         return busy, sent
 
     assert asyncio.run(scenario()) == ([], [[7] * 8])
+
+
+class NoWait(selectors.SelectSelector):
+    """Selector that lets a loop's time pass without waiting."""
+
+    now_s = 0.0
+
+    def select(self, timeout=None):
+        self.now_s += max(timeout or 0.0, 0.0)
+        return super().select(0)
+
+
+@contextlib.contextmanager
+def loop_without_waits():
+    selector = NoWait()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = lambda: selector.now_s
+    with contextlib.closing(loop):
+        yield loop
 
 
 class Receiver:
@@ -163,4 +183,5 @@ def test_exposures_for_an_ingest_that_hangs_are_with_the_next_one_after_six_seco
         running.cancel()
         return receiver.taken
 
-    assert VirtualTimeLoop(0.0).run_until_complete(scenario()) == ["1"]
+    with loop_without_waits() as loop:
+        assert loop.run_until_complete(scenario()) == ["1"]

@@ -22,7 +22,8 @@ from serve.ingest.apply import RecordApplier, packed
 from serve.model.artifact import load
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn
 from serve.model.scorers import OnnxScorer, TorchScorer
-from serve.ranking.ranker import Query, Ranker, Slate
+from serve.ranking.query import Query, Slate
+from serve.ranking.ranker import Ranker
 from serve.stores.candidate_table import CandidateTable
 from training.network.network import NetworkConfig
 

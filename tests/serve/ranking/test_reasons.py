@@ -18,7 +18,7 @@ from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.model.scorer_cache import timed
-from serve.ranking import near_scoring
+from serve.ranking import in_process_scoring
 from serve.ranking.load_shedding import TICK_S, TICKS
 from serve.ranking.reasons import MAX_BYTES, MAX_EXPLAINED, MAX_ROWS, explain
 from serve.ranking.responses import MAX_REASONS
@@ -73,7 +73,7 @@ class Near:
     def holds(self, version):
         return True
 
-    def score(self, version, payload):
+    def score_packed(self, version, payload):
         matrix = Matrix.from_bytes(payload)
         self.sizes.append(len(matrix.numeric))
         if self.trouble is not None:
@@ -173,7 +173,7 @@ def test_reasons_that_fail_cost_neither_the_ranking_nor_the_next_ones(service):
         failed = await asyncio.gather(*(service.rank(request_id=f"r{i}", explain=True) for i in range(6)))
         return failed, await service.rank(request_id="last")
 
-    service.config = dataclasses.replace(service.config, batch_candidates=6)
+    service.config = dataclasses.replace(service.config, max_batch_candidates=6)
     failed, last = service.run(scenario)
     assert [(answer["rung"], answer["model"]) for answer in (*failed, last)] == [("full", MODEL)] * 7
     assert all(each["reasons"] is None and each["features"] for each in failed[0]["ranking"])
@@ -188,10 +188,10 @@ def test_reasons_that_come_too_late_are_left_out(service):
 
 def test_reasons_are_scored_in_the_replica_and_rankings_elsewhere(service):
     called = ranked(service)
-    service.score, service.near = Scorer(), Near()
+    service.score, service.in_process = Scorer(), Near()
     assert [by_name(each) for each in ranked(service)] == [by_name(each) for each in called]
     assert [len(call.numeric) for call in service.score.calls] == [3]
-    assert len(service.near.sizes) == 1
+    assert len(service.in_process.sizes) == 1
 
 
 def fails():
@@ -201,8 +201,8 @@ def fails():
 @pytest.mark.parametrize("trouble", [fails, lambda: time.sleep(0.6)], ids=["fails", "is late"])
 def test_reasons_that_fail_or_come_too_late_in_the_replica_are_left_out(service, trouble, monkeypatch):
     # In a thread, like many rows.
-    monkeypatch.setattr(near_scoring, "FEW_ROWS", 0)
-    service.near = Near(trouble)
+    monkeypatch.setattr(in_process_scoring, "FEW_ROWS", 0)
+    service.in_process = Near(trouble)
     service.config = dataclasses.replace(service.config, deadline_ms=100)
     assert asyncio.run(timed_ranking(service)) < 0.5
 

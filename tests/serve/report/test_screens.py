@@ -26,7 +26,7 @@ pytestmark = [
 KINDS = {
     "model": ("NDCG@10", "interval"),
     "experiment": ("relative effect", "%", "interval"),
-    "plan": ("second of the trace", "requests a second"),
+    "plan": ("second of the trace", "count"),
 }
 MANIFEST = {
     "version": "20260102T030405Z-0a1b",

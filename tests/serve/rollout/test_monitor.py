@@ -195,7 +195,7 @@ class Real(Out):
         await self.holder.prepare(version)
 
     async def score(self, version, payload):
-        return self.holder.score(version, payload)
+        return self.holder.score_packed(version, payload)
 
 
 def test_a_network_that_is_too_large_is_slow_by_the_scorer_s_own_clock(tmp_path, log_folder):

@@ -14,7 +14,7 @@ from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.model.scorer_cache import timed
 from serve.rollout.active_models import ActiveModels
-from serve.rollout.monitor import RolloutMonitor, no_rollback
+from serve.rollout.monitor import RolloutMonitor
 from serve.rollout.registry import ModelRegistry
 
 OLD, NEW, OTHER = (f"2026010{day}T000000Z-0000" for day in (1, 2, 3))
@@ -37,15 +37,18 @@ def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons(tmp_path):
     async def call(version, payload):
         return timed(np.full(5, 0.5, np.float32).tobytes(), 1.0)
 
+    async def roll_back(version, verdict):
+        raise AssertionError("no version is at fault here")
+
     async def scenario():
-        rollout = RolloutMonitor(models, call, lambda: True, no_rollback, lambda *what: warned.append(what))
+        rollout = RolloutMonitor(models, call, lambda: True, roll_back, lambda *what: warned.append(what))
         rollout.shadow = Shadow(OTHER, 1.0)
         for _ in range(2):
             await models.follow(UserConfig(shadow=rollout.shadow))
         running = asyncio.create_task(rollout.run())
         while (NEW, OLD) not in rollout.sums or (OTHER, OLD) not in rollout.sums:
             for version in (OLD, OLD, OLD, NEW):  # a canary of a quarter
-                await rollout.score(version, MATRIX, REQUEST)
+                await rollout.score_and_watch(version, MATRIX, REQUEST)
             await asyncio.sleep(0.001)
         running.cancel()
         return rollout.take_sums()

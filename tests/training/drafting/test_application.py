@@ -47,7 +47,7 @@ def test_the_drafted_application_is_accepted_and_has_paths_beside_it(folder):
     }
     assert (folder / "my" / given["log"] / "exposures.parquet").is_file()
     experiment = application["deployments"][0]["user_config"]["experiment"]
-    assert (experiment["name"], experiment["salt"], experiment["primary"]) == (
+    assert (experiment["name"], experiment["salt"], experiment["primary_metric"]) == (
         "the-log",
         "the-log",
         "active_days",
@@ -55,7 +55,7 @@ def test_the_drafted_application_is_accepted_and_has_paths_beside_it(folder):
     assert load_surface(str(folder / "my/surface.toml")).name == "the-log"
     # No metric of an experiment counts the label, which the file says.
     text = (folder / "my/cluster.yaml").read_text()
-    assert 'primary: active_days  # every log has it; no metric counts "keep"\n' in text
+    assert 'primary_metric: active_days  # every log has it; no metric counts "keep"\n' in text
 
 
 @pytest.mark.parametrize(("event", "primary"), [("join", "join_rate"), ("click", "clicks")])
@@ -67,7 +67,7 @@ def test_the_experiment_counts_the_label_where_a_metric_does(tmp_path, event, pr
     pq.write_table(events.set_column(events.column_names.index("kind"), "kind", kinds), path)
     draft(tmp_path, "--out", f"{tmp_path}/my")
     (application,) = read(tmp_path / "my/cluster.yaml").serve["applications"]
-    assert application["deployments"][0]["user_config"]["experiment"]["primary"] == primary
+    assert application["deployments"][0]["user_config"]["experiment"]["primary_metric"] == primary
 
 
 def test_it_carries_no_name_of_another_surface_and_every_other_setting(folder):

@@ -252,7 +252,7 @@ def test_a_winner_that_was_shipped_has_still_won_with_the_same_effect(tmp_path):
 
 def test_a_winner_shipped_before_the_declared_end_is_judged_as_at_any_look(tmp_path):
     log = write_experiment(tmp_path / "log", uplift=-0.15, num_viewers=1_000)
-    known = {"start_ms": START_MS, "primary": "clicks", "end_ms": START_MS + 5 * DAY_MS}
+    known = {"start_ms": START_MS, "primary_metric": "clicks", "end_ms": START_MS + 5 * DAY_MS}
     ship(log, at_hours=96.5, num=24 * 60)
     result = report(log, Declared("launch", **known))
     assert (result["verdict"], result["window"]["ended"]) == ("no difference shown", False)
@@ -462,7 +462,7 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
 def test_a_default_primary_metric_is_reported(won):
     assert "primary metric, join_rate, is the default" in text(report(won, LAUNCH))
     assert "is the default" not in text(
-        report(won, Declared("launch", primary="clicks", has_primary=True, source="cluster.yaml"))
+        report(won, Declared("launch", primary_metric="clicks", has_primary=True, source="cluster.yaml"))
     )
 
 
@@ -535,7 +535,7 @@ def test_without_a_difference_the_report_names_the_days_needed(tmp_path):
 
 def test_at_the_declared_end_the_fixed_horizon_counts(tmp_path):
     log = write_experiment(tmp_path / "log", uplift=-0.15, num_viewers=1_000)
-    known = {"start_ms": START_MS, "primary": "clicks"}
+    known = {"start_ms": START_MS, "primary_metric": "clicks"}
     early = report(log, Declared("launch", **known))
     ended = report(log, Declared("launch", end_ms=START_MS + 4 * DAY_MS - 10 * HOUR_MS, **known))
     assert (early["verdict"], ended["verdict"]) == ("no difference shown", "lost")
@@ -624,7 +624,7 @@ applications:
         name: launch
         salt: s
         start: "2026-01-02T00:00:00Z"
-        primary: clicks
+        primary_metric: clicks
         smallest_effect: 0.05
         arms:
           heuristic: {scorer: popular, share: 0.4}
@@ -632,7 +632,7 @@ applications:
 """
     )
     read = declared(path, "launch")
-    assert (read.popular, read.primary, read.smallest_effect) == ("heuristic", "clicks", 0.05)
+    assert (read.popular, read.primary_metric, read.smallest_effect) == ("heuristic", "clicks", 0.05)
     assert {arm.name: arm.share for arm in read.arms} == {"heuristic": 0.4, "model": 0.6}
     assert read.start_ms == np.datetime64("2026-01-02", "ms").astype(int)
     assert declared(path, "other") == Declared("other")

@@ -120,5 +120,5 @@ def test_both_scales_of_an_interval_exclude_zero_alike():
 
 
 def test_an_experiment_may_declare_exactly_the_metrics_of_the_report():
-    declared = get_args(get_type_hints(Experiment)["primary"])
+    declared = get_args(get_type_hints(Experiment)["primary_metric"])
     assert {metric.name for metric in METRICS} == set(declared)

@@ -236,8 +236,8 @@ def test_pools_of_nodes_touch_nothing():
 
 def test_a_written_default_is_a_change_of_an_argument_but_not_of_a_setting():
     settings = "applications/spaces/deployments/FeatureFetch/user_config"
-    assert compare(OURS, changed(f"{settings}/slots", 2, OURS)).changes == ()
-    assert compare(OURS, changed(f"{settings}/slots", 3, OURS)).worst == Consequence.IN_PLACE
+    assert compare(OURS, changed(f"{settings}/max_batches_in_flight", 2, OURS)).changes == ()
+    assert compare(OURS, changed(f"{settings}/max_batches_in_flight", 3, OURS)).worst == Consequence.IN_PLACE
     found = compare(OURS, changed("applications/spaces/args/keep_log_days", 30, OURS))
     # Ray's code version covers the text of the arguments.
     assert found.worst == Consequence.REBUILT

@@ -216,7 +216,7 @@ def test_a_restart_that_fails_callers_too_is_confirmed_in_one_command(route, com
 NOTED = [
     ({f"{SCALING}/min_replicas": 0}, "after a pause, the first requests wait until a replica has started"),
     ({f"{SCALING}/target_ongoing_requests": 2.5}, "one FeatureFetch sends at most 2 batches at once"),
-    ({f"{LIVE}/slots": 1}, "one FeatureFetch sends at most 1 batches at once"),
+    ({f"{LIVE}/max_batches_in_flight": 1}, "one FeatureFetch sends at most 1 batches at once"),
     ({f"{SCALING}/downscale_delay_s": 1}, "replicas stop after 1 s of less load"),
     (
         {f"{APP}/args/store": "lmdb:full"},

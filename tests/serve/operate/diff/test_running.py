@@ -27,7 +27,7 @@ APP = {
     "route_prefix": "/",
     "import_path": "serve.app:build",
     "args": {"surface": "spaces"},
-    "deployments": [{"name": "FeatureFetch", "user_config": {"slots": 2}}],
+    "deployments": [{"name": "FeatureFetch", "user_config": {"max_batches_in_flight": 2}}],
 }
 FILE = {
     "proxy_location": "HeadOnly",

@@ -1,4 +1,4 @@
-"""Tests of the sub-commands: their examples, where they write, and the former ones."""
+"""Tests of the sub-commands: their examples, and where they write."""
 
 import json
 import re
@@ -48,20 +48,6 @@ def test_a_place_that_cannot_be_written_is_refused(config):
     assert "name a file that can be written" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "former",
-    [
-        ("rayservice", "--image", "IMAGE", "--volume", "tabrank=/mnt/tabrank"),
-        ("launcher", "cluster.yaml", "--provider", "azure", "--image", "IMAGE"),
-    ],
-)
-def test_a_former_command_is_refused_with_the_one_that_replaced_it(former):
-    done = CliRunner().invoke(app, ["render", *former])
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert f"`render {former[0]}` is gone" in done.stderr
-    assert "use `render kubernetes`" in done.stderr
-
-
 def test_a_misspelt_command_is_refused_with_the_nearest_one():
     done = CliRunner().invoke(app, ["render", "kubernets"], env={"COLUMNS": "300"})
     assert done.exit_code == 2
@@ -71,4 +57,3 @@ def test_a_misspelt_command_is_refused_with_the_nearest_one():
 def test_the_help_lists_the_files_that_can_be_written():
     done = CliRunner().invoke(app, ["render", "--help"], env={"COLUMNS": "300"})
     assert {"kubernetes", "systemd"} <= set(done.stdout.split())
-    assert not {"rayservice", "launcher"} & set(done.stdout.split())

@@ -1,5 +1,4 @@
 import functools
-import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -97,11 +96,8 @@ def test_the_facts_refuse_a_misspelt_field_and_a_wrong_type(path, value):
         check(service, "RayService", "RayService")
 
 
-def test_the_serve_part_is_the_file_as_written_without_its_pools():
-    text = objects()[0]["spec"]["serveConfigV2"]
-    assert yaml.safe_load(text) == read(CLUSTER).serve
-    source = CLUSTER.read_text()
-    assert text.strip() == source[: source.index("nodes:")].strip()
+def test_the_serve_part_is_the_file_without_its_pools():
+    assert yaml.safe_load(objects()[0]["spec"]["serveConfigV2"]) == read(CLUSTER).serve
 
 
 def test_host_and_proxies_are_those_of_pods_whatever_the_file_says(tmp_path):
@@ -109,9 +105,6 @@ def test_host_and_proxies_are_those_of_pods_whatever_the_file_says(tmp_path):
     config.write_text(config.read_text().replace("EveryNode", "HeadOnly"))
     text = objects(config=config)[0]["spec"]["serveConfigV2"]
     assert yaml.safe_load(text) == read(CLUSTER).serve
-    # The comment on the changed value is gone.
-    assert "behind the rendered NetworkPolicy" not in text
-    assert "one for all machines" in text
 
 
 def test_a_service_without_keys_is_not_rendered_for_pods(tmp_path):
@@ -202,12 +195,6 @@ def test_options_that_the_file_leaves_out_count_with_rays_defaults(tmp_path):
     text = text.replace("num_cpus: 8, min_nodes: 1, max_nodes: 4", "num_cpus: 2, min_nodes: 1, max_nodes: 1")
     config.write_text(text.replace("num_cpus: 8, num_gpus: 1", "num_cpus: 2, num_gpus: 1"))
     assert "all replicas need 10.5 num_cpus" in rendered(*OPTIONS, config=config, code=2)
-
-
-def test_a_file_from_which_nodes_cannot_be_removed_is_refused(tmp_path):
-    config = tmp_path / "cluster.yaml"
-    config.write_text(json.dumps(yaml.safe_load(CLUSTER.read_text())))
-    assert "nodes: cannot be removed from the file" in rendered(*OPTIONS, config=config, code=2)
 
 
 def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):

@@ -22,7 +22,7 @@ def document(**settings: Any) -> dict[str, Any]:
 
 
 def test_the_first_fields_are_named_without_their_values():
-    settings = {"deadline_ms": 90, "slots": 3, "stale_after_ms": 9, "log_features": 0.5}
+    settings = {"deadline_ms": 90, "max_batches_in_flight": 3, "stale_after_ms": 9, "log_features": 0.5}
     what = described(FILE, document(), document(**settings), {})
     assert what.startswith("deployed cluster.yaml: FeatureFetch.user_config.deadline_ms, FeatureFetch.")
     assert what.endswith(", 1 more")
@@ -33,11 +33,14 @@ def test_the_first_fields_are_named_without_their_values():
 
 
 def test_of_several_applications_each_is_named():
-    before, after = document(), document(slots=3)
+    before, after = document(), document(max_batches_in_flight=3)
     for one in (before, after):
         one["applications"].append({**document()["applications"][0], "name": "clips"})
     what = described(FILE, before, after, {})
-    assert what == "deployed cluster.yaml: applications.spaces.deployments.FeatureFetch.user_config.slots"
+    assert (
+        what
+        == "deployed cluster.yaml: applications.spaces.deployments.FeatureFetch.user_config.max_batches_in_flight"
+    )
 
 
 def test_the_kill_switch_has_words_of_its_own():
@@ -72,7 +75,7 @@ def test_a_changed_route_and_a_first_key_are_probed_as_callers_of_before_ask():
 
 def test_what_leaves_callers_alone_needs_no_probe():
     one, other = ({"api_keys": {name: {}}} for name in ("web", "app"))
-    assert broken(document(), document(slots=3)) == broken(document(), routed()) == []
+    assert broken(document(), document(max_batches_in_flight=3)) == broken(document(), routed()) == []
     assert broken(document(**one), document(**other)) == broken(document(**one), document()) == []
     foreign = document()
     foreign["applications"][0]["import_path"] = "other:app"

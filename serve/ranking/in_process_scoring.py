@@ -31,7 +31,7 @@ FEW_ROWS = 1_000
 MOST_TIMED = 128
 
 
-class NearScoring:
+class InProcessScoring:
     """Score a batch here if that is cheaper than the call, or if the call fails.
 
     `may(version)` tells whether this process may score a version at all.
@@ -70,7 +70,7 @@ class NearScoring:
         times = self._ms_per_row[version, num_rows.bit_length()]
         here_ms = num_rows * min(times, default=float("inf"))
         if here_ms <= SHARE_HERE * self._least_overhead_ms and self._is_here(version):
-            return self._timed(self._models.score(version, payload), num_rows, times)
+            return self._timed(self._models.score_packed(version, payload), num_rows, times)
         begun = self._clock()
         try:
             answer = self._timed(await self._call(version, payload), num_rows, times)
@@ -81,7 +81,7 @@ class NearScoring:
                 raise
             self._warn("scored without Scorer", error)
             # Not timed, so that batches keep trying the call.
-            return self._models.score(version, payload)
+            return self._models.score_packed(version, payload)
         _, took_ms = untimed(answer, num_rows)
         self._overheads_ms.append((self._clock() - begun) * 1e3 - took_ms)
         self._least_overhead_ms = min(self._overheads_ms)
@@ -96,8 +96,8 @@ class NearScoring:
         if not self._is_here(version):
             return await self._call(version, payload)
         if int.from_bytes(payload[:8], "little") <= FEW_ROWS:
-            return self._models.score(version, payload)
-        return await asyncio.to_thread(self._models.score, version, payload)
+            return self._models.score_packed(version, payload)
+        return await asyncio.to_thread(self._models.score_packed, version, payload)
 
     def _is_here(self, version: str) -> bool:
         return self._may(version) and self._models.holds(version)

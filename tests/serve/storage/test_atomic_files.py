@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve.log.atomic_files import swap
+from serve.storage.atomic_files import swap
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_reader_finds_one_of_two_folders_that_are_swapped(folders):
 
 def test_folders_are_swapped_where_the_file_system_cannot_exchange_them(folders, monkeypatch):
     libc = SimpleNamespace(renameat2=lambda *arguments: -1)
-    monkeypatch.setattr("serve.log.atomic_files.ctypes.CDLL", lambda name: libc)
+    monkeypatch.setattr("serve.storage.atomic_files.ctypes.CDLL", lambda name: libc)
     draft, folder = folders
     swap(draft, folder)
     assert ((folder / "file").read_text(), (draft / "file").read_text()) == ("new", "old")

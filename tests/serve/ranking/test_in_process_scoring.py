@@ -12,7 +12,7 @@ from serve.contract.errors import ScoringFailed
 from serve.contract.logs import SeldomWarning
 from serve.features.matrix import Matrix
 from serve.model.scorer_cache import timed, untimed
-from serve.ranking.near_scoring import FEW_ROWS, LAST_CALLS, NearScoring
+from serve.ranking.in_process_scoring import FEW_ROWS, LAST_CALLS, InProcessScoring
 
 MS_PER_ROW, MS_PER_BATCH = 0.01, 0.2
 
@@ -26,7 +26,7 @@ class Models:
     def holds(self, version):
         return version == "held"
 
-    def score(self, version, payload):
+    def score_packed(self, version, payload):
         num_rows = len(Matrix.from_bytes(payload).numeric)
         self.sizes.append(num_rows)
         return scored(0.25, num_rows)
@@ -51,8 +51,8 @@ def scored(score, num_rows):
     return timed(np.full(num_rows, score, np.float32).tobytes(), MS_PER_BATCH + num_rows * MS_PER_ROW)
 
 
-def near_scoring(calls, models=None, may=lambda version: True):
-    return NearScoring(calls, models or Models(), may, SeldomWarning(), lambda: calls.now_s)
+def in_process_scoring(calls, models=None, may=lambda version: True):
+    return InProcessScoring(calls, models or Models(), may, SeldomWarning(), lambda: calls.now_s)
 
 
 def payload(num_rows):
@@ -69,19 +69,19 @@ def score(near, *sizes, version="held"):
 
 
 def test_a_batch_is_scored_here_once_a_call_of_its_size_took_more_than_twice_as_long():
-    near = near_scoring(Calls())
+    near = in_process_scoring(Calls())
     # Here 400 rows take 4.2 ms, less than half of a call, and 600 rows take 6.2.
     assert score(near, 400, 400, 300, 600, 600, 600) == [0.75, 0.25, 0.25, 0.75, 0.75, 0.75]
 
 
 def test_batches_of_one_row_say_nothing_of_larger_ones():
-    near = near_scoring(Calls())
+    near = in_process_scoring(Calls())
     assert score(near, *[1] * 20, 400, 400) == [0.75, *[0.25] * 19, 0.75, 0.25]
 
 
 def test_the_shortest_of_the_last_calls_counts():
     calls = Calls(overhead_ms=1.0)
-    near = near_scoring(calls)
+    near = in_process_scoring(calls)
     score(near, 400)
     calls.overhead_ms = 20.0
     assert score(near, *[400] * (LAST_CALLS - 1)) == [0.75] * (LAST_CALLS - 1)
@@ -91,13 +91,13 @@ def test_the_shortest_of_the_last_calls_counts():
 @pytest.mark.parametrize(("version", "may"), [("other", True), ("held", False)])
 def test_a_version_that_is_not_loaded_here_or_on_trial_is_always_called(version, may):
     models = Models()
-    near = near_scoring(Calls(), models, lambda version: may)
+    near = in_process_scoring(Calls(), models, lambda version: may)
     assert score(near, 1, 1, 1, version=version) == [0.75] * 3
     assert models.sizes == []
 
 
 def test_where_the_deployment_is_gone_all_batches_are_scored_here_with_a_warning(caplog):
-    near = near_scoring(Calls(error=ConnectionError("gone")))
+    near = in_process_scoring(Calls(error=ConnectionError("gone")))
     assert score(near, 1, 1_760) == [0.25, 0.25]
     assert "scored without Scorer: ConnectionError: gone" in caplog.text
     with pytest.raises(ConnectionError):
@@ -106,7 +106,7 @@ def test_where_the_deployment_is_gone_all_batches_are_scored_here_with_a_warning
 
 def test_an_error_of_the_version_itself_is_not_repeated_here():
     models = Models()
-    near = near_scoring(Calls(error=ScoringFailed("bad")), models)
+    near = in_process_scoring(Calls(error=ScoringFailed("bad")), models)
     with pytest.raises(ScoringFailed):
         score(near, 1)
     assert models.sizes == []
@@ -119,7 +119,7 @@ def score_aside(near, num_rows, version="held"):
 
 def test_what_no_batch_waits_for_is_scored_here_whatever_its_size_and_the_call_takes():
     calls = Calls(overhead_ms=0.0)
-    near = near_scoring(calls)
+    near = in_process_scoring(calls)
     assert [score_aside(near, num_rows) for num_rows in (1, 4_000)] == [0.25, 0.25]
     assert calls.now_s == 0.0
     # Nothing was learnt from it for batches.
@@ -129,10 +129,10 @@ def test_what_no_batch_waits_for_is_scored_here_whatever_its_size_and_the_call_t
 @pytest.mark.parametrize(("version", "may"), [("other", True), ("held", False)])
 def test_what_no_batch_waits_for_is_called_where_the_version_may_not_be_scored_here(version, may):
     models = Models()
-    assert score_aside(near_scoring(Calls(), models, lambda version: may), 1, version) == 0.75
+    assert score_aside(in_process_scoring(Calls(), models, lambda version: may), 1, version) == 0.75
     with pytest.raises(ConnectionError):
         score_aside(
-            near_scoring(Calls(error=ConnectionError("gone")), models, lambda version: may), 1, version
+            in_process_scoring(Calls(error=ConnectionError("gone")), models, lambda version: may), 1, version
         )
     assert models.sizes == []
 
@@ -141,12 +141,12 @@ def test_the_event_loop_goes_on_while_many_rows_are_scored_aside():
     gone_on = threading.Event()
 
     class Slow(Models):
-        def score(self, version, payload):
+        def score_packed(self, version, payload):
             assert gone_on.wait(5)
-            return super().score(version, payload)
+            return super().score_packed(version, payload)
 
     async def scenario():
         asyncio.get_running_loop().call_later(0.01, gone_on.set)
-        await near_scoring(Calls(), Slow()).aside("held", payload(FEW_ROWS + 1))
+        await in_process_scoring(Calls(), Slow()).aside("held", payload(FEW_ROWS + 1))
 
     asyncio.run(scenario())

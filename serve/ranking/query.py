@@ -1,0 +1,59 @@
+"""Query and slate: what a ranking is asked for, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from serve.config.settings import Arm
+from serve.features.matrix import Matrix
+from serve.features.slots import F32, F64, I64
+
+
+class Query(msgspec.Struct, frozen=True):
+    """One admitted request. `model` is the artifact version of its arm, if there is one."""
+
+    request_id: str
+    viewer: str | None
+    candidates: Sequence[str]
+    now_ms: int
+    arm: Arm
+    # The experiment that the viewer takes part in.
+    experiment: str | None
+    model: str | None
+    limit: int
+    context: Mapping[str, object]
+    # Request-time fields by the candidate's index.
+    stated: Mapping[int, Mapping[str, object]]
+    explain: bool
+    traffic: str
+    # Keep the features to explain or to log them.
+    keep_matrix: bool
+    # Draw the order at random from the scores.
+    explore: bool
+    # Most candidates that the model scores: the most popular ones, if a call takes fewer.
+    num_scored: int
+
+
+class Slate(msgspec.Struct, frozen=True):
+    """One ranked query.
+
+    `order` `[C]` holds indices into `candidates`, best first; `score` `[C]` is NaN where unscored.
+    """
+
+    query: Query
+    order: I64
+    score: F32
+    rung: str
+    degraded: tuple[str, ...]
+    model: str | None
+    unknown_viewer: bool
+    unknown_candidates: list[str]
+    # Number of the last record that the features contain.
+    seen_seq: int
+    # Features of the rows, if the query keeps them.
+    matrix: Matrix | None
+    # `[C]` probability of each pick given the picks before it, if the order was drawn.
+    propensity: F64 | None
+    stage_ms: Mapping[str, float]

@@ -1,0 +1,60 @@
+"""Score: ask each query's model version for the scores of its rows.
+
+Where the scores are computed is behind `CallModel`: see `in_process_scoring` and the deployment
+`Scorer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+
+from serve.features.matrix import Matrix
+from serve.features.slots import F32, I64
+from serve.ranking.hydration import Batch, OnDegraded
+
+# (version, rows, request of each row) → scores.
+CallModel = Callable[[str, Matrix, I64], Awaitable[F32]]
+
+
+async def model_scores(
+    batch: Batch, rows: slice | I64, matrix: Matrix, call_model: CallModel, on_degraded: OnDegraded
+) -> F32:
+    """Return the scores `[R]` of a batch, NaN where unscored; `matrix` are the features of `rows`.
+
+    Queries whose version cannot score them are marked in `batch.failed`; it never raises.
+    """
+    request_of_row = batch.request_of_row[rows]
+    scores = np.full(len(request_of_row), np.nan, np.float32)
+    # A batch has one version, except while one version replaces another.
+    for version, members in _by_version(batch).items():
+        is_all = len(members) == len(batch.queries)
+        mine = slice(None) if is_all else np.flatnonzero(np.isin(request_of_row, members))
+        asked = matrix.rows(mine)
+        try:
+            answered = await call_model(version, asked, request_of_row[mine])
+            if len(answered) != len(asked.numeric):
+                raise ValueError(f"expected {len(asked.numeric)} scores, got {len(answered)}")
+            scores[mine] = answered
+        # After any failure of the scorer, the popular order is still available.
+        except Exception as error:
+            on_degraded("scorer_unavailable", error, batch.queries[members[0]].request_id)
+            for b in members:
+                batch.failed[b] = "scorer_unavailable"
+    everywhere = np.full(len(batch.numbers), np.nan, np.float32)
+    everywhere[rows] = scores
+    return everywhere
+
+
+def _by_version(batch: Batch) -> dict[str, list[int]]:
+    """Return the indices of the queries to score by version; fail those that have none."""
+    members: dict[str, list[int]] = {}
+    for b, query in enumerate(batch.queries):
+        if batch.failed[b] is not None or not query.arm.by_model:
+            continue
+        if query.model is None:
+            batch.failed[b] = "no_model"
+        elif query.candidates:
+            members.setdefault(query.model, []).append(b)
+    return members

@@ -1,0 +1,24 @@
+"""Re-rank: the rules that change a slate after the order, such as a limit of rooms per host.
+
+A rule is a pure function over the arrays of one request, in a module of its own in this folder,
+and stands in `RULES`. There is none yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from serve.features.slots import I64, PackedRows
+from serve.ranking.query import Query
+
+# (query, rows of its candidates `[C]` with their fields, order `[C]`) → another order `[C]`. Orders
+# hold indices into the candidates, best first.
+Rule = Callable[[Query, PackedRows, I64], I64]
+RULES: tuple[Rule, ...] = ()
+
+
+def rerank(query: Query, candidates: PackedRows, order: I64) -> I64:
+    """Return the order after each rule has changed it in turn."""
+    for rule in RULES:
+        order = rule(query, candidates, order)
+    return order
