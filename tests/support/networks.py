@@ -17,6 +17,7 @@ from serve.features.matrix import Matrix
 from serve.model.artifact import save
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
+from training.examination.examination import IGNORED
 from training.network.export import build, golden
 from training.network.network import Network, NetworkConfig
 
@@ -173,6 +174,7 @@ def artifact_files(
         "version": VERSION,
         "network": dataclasses.asdict(network.config),
         "calibration": dataclasses.asdict(CALIBRATION),
+        "examination": IGNORED.to_json(),
     }
     return files, manifest
 

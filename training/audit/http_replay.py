@@ -37,7 +37,7 @@ from training.data.dataset import Dataset, Progress, build
 from training.evaluation.evaluate import score
 from training.evaluation.metrics import Contender, mean, probability, row_logloss
 from training.evaluation.slates import Slates
-from training.examination.examination import Examination
+from training.examination.examination import IGNORED, Examination
 
 # Largest accepted difference between a served score and the evaluation's, as for golden rows.
 TOLERANCE = 1e-5
@@ -90,7 +90,8 @@ def replay(
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
     # The answered scores of the dataset's rows, [N].
     scores: F64 = played[first[data.slate] + data.position]
-    result = _measures(data, scores, Examination.of(artifact.manifest if artifact else {}))
+    examination = IGNORED if artifact is None else Examination.of(artifact.manifest)
+    result = _measures(data, scores, examination)
     far = None if artifact is None else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix))))
     result |= {
         "surface": ours.name,
