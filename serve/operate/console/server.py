@@ -25,6 +25,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words
@@ -32,7 +33,7 @@ from serve.http.docs import POLICY
 from serve.operate.console.application import Application, applications
 from serve.operate.console.watch import EVERY_S, Watch
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.state import DIRECT, RUN
+from serve.operate.host.state import DIRECT
 from serve.operate.rollout.tables import read_shifts
 from serve.operate.status.scrape import PageHistory, read_pages
 from serve.operate.status.vitals import API_KEY, look, metrics_pages
@@ -87,7 +88,8 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
     is_here = address is None or run is not None
 
     def known() -> list[Application]:
-        return applications(watch.found, RunFolder.of(run or RUN).deployed() if is_here else {})
+        service = RunFolder.of(run or RUN).service() if is_here else None
+        return applications(watch.found, service.document if service else {})
 
     def asked(request: Request) -> Application:
         found, name = known(), request.query_params.get("application")
@@ -102,7 +104,7 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
             # A browser waits this long, in ms, before it connects again.
             yield "retry: 1000\n\n"
             async for message in watch.messages():
-                yield f"data: {json.dumps(message)}\n\n"
+                yield f"data: {msgspec.json.encode(message).decode()}\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream")
 

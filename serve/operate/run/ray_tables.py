@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from serve.operate.host.service_state import NodeState
 
-def nodes() -> list[dict[str, Any]]:
+
+def nodes() -> list[NodeState]:
     """Return the cluster's nodes, dead ones included, with pool label and metrics page."""
     import ray
 
     return [
-        {
-            "id": node["NodeID"],
-            "pool": node.get("Labels", {}).get("pool", "head"),
-            "alive": node["Alive"],
-            "metrics_url": f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
-        }
+        NodeState(
+            id=node["NodeID"],
+            pool=node.get("Labels", {}).get("pool", "head"),
+            alive=node["Alive"],
+            metrics_url=f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+        )
         for node in ray.nodes()
     ]
 

@@ -22,8 +22,8 @@ from serve.features.surface import read_surface
 from serve.log.snapshots import write
 from serve.model.artifact import CURRENT, FILES, load, point, save
 from serve.operate.diff.apply import diff
-from serve.operate.diff.difference import Shape
-from serve.operate.diff.running import RunningService
+from serve.operate.host.running_service import RunningService
+from serve.operate.host.service_state import ApplicationState, DeploymentState, ServiceState, SupervisedState
 from serve.operate.run import local_cluster
 from serve.stores.factory import open_store
 
@@ -40,7 +40,8 @@ class Running(RunningService):
 
     def __init__(self, path: Path, document) -> None:
         self.where, self.path, self.base, self.document = "here", path, path.parent, document
-        self.shapes = {"tiny": Shape(DEPLOYMENTS, OUR_INGRESS)}
+        deployments = dict.fromkeys(DEPLOYMENTS, DeploymentState())
+        self.applications = {"tiny": ApplicationState(ingress=OUR_INGRESS, deployments=deployments)}
         self.deployed = document
         running = self
 
@@ -61,6 +62,9 @@ class Running(RunningService):
         if (route := app["route_prefix"]) is None or path != f"{route.rstrip('/')}/v1/model":
             return 404
         return 401 if app["deployments"][0]["user_config"].get("api_keys") else 200
+
+    def service(self):
+        return ServiceState("ready", url=self.url, applications=self.applications)
 
     def comparable(self, config):
         return dict(config.serve)
@@ -110,7 +114,8 @@ def applied(tmp_path, monkeypatch):
         monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: services[-1])
         printed: list[str] = []
         arguments = (tmp_path / "cluster.yaml", run, address, True, 5.0, printed.append)
-        result, lines, held = diff(*arguments, yes=yes, p50_ms=lambda app: p50_ms)
+        monkeypatch.setattr("serve.operate.diff.meaning.median_ms", lambda service, app: p50_ms)
+        result, lines, held = diff(*arguments, yes=yes)
         assert (services[-1].deployed == before) != held
         return result, [*printed, *lines], held
 
@@ -307,8 +312,8 @@ def test_up_refuses_a_dangerous_change_of_a_running_service_without_yes(document
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(changed(document, **{f"{APP}/route_prefix": "/ranking"})))
     running = Running(file, document)
-    monkeypatch.setattr(local_cluster, "_difference", lambda config, run: running.difference(config))
-    local_cluster.RunFolder.of(tmp_path / "run").write({"haproxy": True, "error": "", "state": "ready"})
+    monkeypatch.setattr(local_cluster, "_running", lambda run: running)
+    local_cluster.RunFolder.of(tmp_path / "run").write(SupervisedState("ready"))
     with pytest.raises(TabrankError) as refused:
         local_cluster.up(file, run_dir=tmp_path / "run")
     lines = str(refused.value).splitlines()

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from serve.operate.host.service_state import NodeState
 
-def nodes(client: Any) -> list[dict[str, Any]]:
-    """Return the nodes as in `service.json`, as far as they are reported."""
+
+def nodes(client: Any) -> list[NodeState]:
+    """Return the nodes, as far as they are reported."""
     targets = _get(client, "/api/prometheus/sd") or [{}]
     # A node's page comes before those of the dashboard and the autoscaler at the same address.
     pages = {page.rpartition(":")[0]: page for page in reversed(targets[0].get("targets", ()))}
     return [
-        {
-            "id": node["node_id"],
-            "pool": (node.get("labels") or {}).get("pool", "head"),
-            "alive": node["state"] == "ALIVE",
-            "metrics_url": pages.get(node.get("node_ip")) and f"http://{pages[node['node_ip']]}/metrics",
-        }
+        NodeState(
+            id=node["node_id"],
+            pool=(node.get("labels") or {}).get("pool", "head"),
+            alive=node["state"] == "ALIVE",
+            metrics_url=pages.get(node.get("node_ip")) and f"http://{pages[node['node_ip']]}/metrics",
+        )
         for node in _get(client, "/api/v0/nodes", "data", "result", "result") or ()
     ]
 
