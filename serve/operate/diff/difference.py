@@ -32,6 +32,7 @@ USER = re.compile(r"^(rediss?://)\S*@")
 UNCONFIRMED = "refused: a change that needs --yes loses data or fails callers; deploy it: {command} --yes"
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
 GAP = "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
+MOVES = "replicas start or stop where the new bounds need it"
 IGNORED = "Ray ignores it until another option of this deployment changes too: then its replicas restart"
 TOUCHING = (Consequence.IN_PLACE, Consequence.ROLLING, Consequence.REBUILT)
 AT_WORST = {
@@ -194,7 +195,7 @@ class _Comparison:
         elif level_of(path) == DEPLOYMENT:
             old, new = ([deployment["name"] for deployment in side] for side in (old, new))
         elif _is_option(path) and path[-1] in BOUNDS:
-            note = _moves(*(_bounds(side, path) for side in (self._old, self._new)))
+            note = MOVES
             if "auto" in (old, new) and not any(self._sides((*path[:4], SCALING[-1]), None)):
                 consequence, _ = row_of(AUTO)
         reached = [
@@ -262,8 +263,13 @@ class _Comparison:
         worst = max(effects, default=Consequence.NOTHING)
         path = (*APPLICATION, app, "deployments", name)
         surge = get(self._new, (*path, "max_surge_percent"), 0)
-        is_gap = worst >= Consequence.ROLLING and surge == 0 and _bounds(self._new, path)[0] == 1
+        is_gap = worst >= Consequence.ROLLING and surge == 0 and self._min_replicas(path) == 1
         return worst, GAP if is_gap else ""
+
+    def _min_replicas(self, deployment: Path) -> int:
+        from serve.config.ray_schema import with_defaults
+
+        return int(with_defaults(get(self._new, deployment, {}))["min_replicas"])
 
 
 def shown(value: Any, default: Any = ...) -> str:
@@ -302,20 +308,3 @@ def _defaults(is_ours: bool) -> dict[Path, Any]:
 def _is_option(path: Path) -> bool:
     """Return whether a path leads into the options of a deployment."""
     return path[2:3] == ("deployments",) and len(path) > 4
-
-
-def _bounds(document: Document, path: Path) -> tuple[int, int]:
-    from serve.config.ray_schema import with_defaults
-
-    found = with_defaults(get(document, path[:4], {}))
-    return found["min_replicas"], found["max_replicas"]
-
-
-def _moves(old: tuple[int, int], new: tuple[int, int]) -> str:
-    """Describe the effect of new bounds on the number of replicas."""
-    if old == new:
-        return ""
-    more = "starts replicas" if new[0] > old[0] else "may start replicas" if new[1] > old[1] else ""
-    less = "stops the excess" if new[1] < old[1] else "may stop replicas" if new[0] < old[0] else ""
-    spans = [f"{low}" if low == high else f"{low} to {high}" for low, high in (old, new)]
-    return f"replicas {spans[0]} → {spans[1]}: {' and '.join(filter(None, (more, less)))}"

@@ -1,4 +1,4 @@
-"""Read nodes and actors of a Ray cluster from the REST interface of its dashboard."""
+"""Read the nodes of a Ray cluster from the REST interface of its dashboard."""
 
 from __future__ import annotations
 
@@ -21,28 +21,6 @@ def nodes(client: Any) -> list[NodeState]:
             metrics_url=pages.get(node.get("node_ip")) and f"http://{pages[node['node_ip']]}/metrics",
         )
         for node in _get(client, "/api/v0/nodes", "data", "result", "result") or ()
-    ]
-
-
-def actors(client: Any) -> list[dict[str, Any]]:
-    """Return Ray's table of actors, dead ones included, in the form of Ray's `state.actors`."""
-    from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
-    from ray.core.generated.common_pb2 import ActorDeathCause
-
-    # One interface reports when an actor ended, the other one why.
-    ends = _get(client, "/logical/actors?nocache=1", "data", "actors") or {}
-    rows = _get(client, "/api/v0/actors?detail=1&limit=10000", "data", "result", "result") or ()
-    return [
-        {
-            "Name": row["name"] or "",
-            "State": row["state"],
-            "NumRestarts": int(row["num_restarts"]),
-            "EndTime": int(ends.get(row["actor_id"], {}).get("endTime") or 0),
-            "DeathCause": ParseDict(
-                row.get("death_cause") or {}, ActorDeathCause(), ignore_unknown_fields=True
-            ),
-        }
-        for row in rows
     ]
 
 

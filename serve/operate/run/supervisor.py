@@ -29,7 +29,7 @@ from serve.operate.host.service_state import ApplicationState, Deploying, Probe,
 from serve.operate.host.state import is_alive, status_code
 from serve.operate.run.changes import added, broken, described, now
 from serve.operate.run.ray_tables import actors, nodes
-from serve.operate.status.restarts import Restarts
+from serve.operate.run.restarts import Restarts
 
 STATUS_PERIOD_S = 1.0
 # Ray's setting: the interval at which a process reports its counters.

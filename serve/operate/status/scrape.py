@@ -14,7 +14,6 @@ from typing import Any
 from serve.contract import metric_catalog as catalog
 from serve.operate.host.state import get
 from serve.operate.status.report import Counted, Memory, Traffic
-from serve.operate.status.restarts import Restarts
 
 RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
 FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
@@ -33,8 +32,6 @@ STATUS = "http_response_status_code"
 # A node's memory within the limit of its cgroup, of all its processes.
 MEMORY_USED, MEMORY_LIMIT = "ray_node_mem_used", "ray_node_mem_total"
 PREFIXES = ("ray_tabrank_", REQUESTS, ANSWERS, OF_BACKENDS, MEMORY_USED, MEMORY_LIMIT + "{")
-# Ray's label of the process.
-REPLICA = "WorkerId"
 # Limits how long `status` waits for rates, so that the command stays interactive.
 MAX_READ_S = 6.0
 
@@ -94,15 +91,14 @@ def _series(text: str) -> Series:
 
 
 class PageHistory:
-    """Recent pages, to derive the traffic, and the `restarts` seen meanwhile.
+    """Recent pages, to derive the traffic.
 
     Each replica reports its counters every `every_s`, so that a page is up to that old. A rate is
     exact only between two moments at which the same replica's counters moved.
     """
 
     def __init__(self, every_s: float, read_every_s: float = 0.0) -> None:
-        self.every_s, self.restarts = every_s, Restarts()
-        self._read_every_s = read_every_s
+        self.every_s, self._read_every_s = every_s, read_every_s
         self._pages: list[Page] = []
 
     @property
@@ -172,25 +168,16 @@ class PageHistory:
         return Memory()
 
     def _rate_rps(self) -> float:
-        """Return the sum of the replicas' rates, each between its first and last moved counter.
+        """Return the rate between the first and the last page on which a counter has moved.
 
-        Of a counter that moved once, it is the growth over all pages.
+        Where counters moved once, it is their growth over all pages.
         """
         pages = self._comparable
-        # By replica: the times at which its counter moved, and the counter by then.
-        moved: dict[str, list[tuple[float, float]]] = {}
-        for before, after in itertools.pairwise(pages):
-            now = _grown(Page(0.0), after, RANKINGS, REPLICA)
-            for replica in _grown(before, after, RANKINGS, REPLICA):
-                moved.setdefault(replica, []).append((after.at_s, now[replica]))
-        rate = 0.0
-        for replica, growth in _grown(pages[0], pages[-1], RANKINGS, REPLICA).items():
-            (since, of), (until, to) = moved[replica][0], moved[replica][-1]
-            if until > since and to >= of:
-                rate += (to - of) / (until - since)
-            else:
-                rate += growth / (pages[-1].at_s - pages[0].at_s)
-        return rate
+        steps = [(now.at_s, _grown(was, now, RANKINGS, "")) for was, now in itertools.pairwise(pages)]
+        moved = [(at_s, grown[""]) for at_s, grown in steps if grown]
+        if len(moved) > 1:
+            return sum(count for _, count in moved[1:]) / (moved[-1][0] - moved[0][0])
+        return sum(count for _, count in moved) / max(pages[-1].at_s - pages[0].at_s, 1e-9)
 
 
 def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]:

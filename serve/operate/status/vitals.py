@@ -14,14 +14,12 @@ import msgspec
 
 from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
-from serve.operate.host.dashboard import actors
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.running_service import RemoteService
 from serve.operate.host.service_state import Probe, ServiceChange, ServiceState, fields_of
 from serve.operate.host.state import RunState, get, status, status_code
 from serve.operate.status.causes import DOWN, causes, health
 from serve.operate.status.report import Cause, Report
-from serve.operate.status.restarts import Restarts
 from serve.operate.status.scrape import PageHistory, read_pages
 from serve.rollout import history as releases
 
@@ -42,16 +40,9 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
         TabrankError: the dashboard at `address` does not answer, or no application runs there; or
             the files of the run folder cannot be read.
     """
-    now, wanted = datetime.now(UTC), None
-    if address and run is None:
-        remote = RemoteService(address)
-        found = Report(**fields_of(remote.service(), ServiceState))
-        found.restarts = (history.restarts if history else Restarts()).found(
-            actors(remote.client), found.applications
-        )
-    else:
-        run = run or RUN
-        found, wanted = Report(**fields_of(status(run), RunState)), RunFolder.of(run).wanted()
+    now, run = datetime.now(UTC), run or (None if address else RUN)
+    found = Report(**fields_of(_state(run, address), RunState))
+    wanted = RunFolder.of(run).wanted() if run else None
     found.surfaces = answers_of(found) if found.state in ANSWERING else {}
     pages = _pages(found)
     if history is None or not pages:
@@ -73,10 +64,16 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     return found
 
 
+def _state(run: Path | None, address: str | None) -> RunState:
+    """Return the state of the service of a run folder or at an address."""
+    if address and run is None:
+        return RunState(**fields_of(RemoteService(address).service(), ServiceState))
+    return status(run or RUN)
+
+
 def metrics_pages(run: Path | None, address: str | None) -> list[str]:
     """Return the URLs of the nodes' metrics pages; raise TabrankError where none is known."""
-    service = RemoteService(address).service() if address and run is None else status(run or RUN)
-    pages = _pages(service)
+    pages = _pages(_state(run, address))
     if not pages:
         raise TabrankError(
             f"{address or run or RUN}: no page of metrics is known; start the service: python -m serve up"

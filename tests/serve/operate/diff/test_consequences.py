@@ -414,7 +414,11 @@ def test_an_application_comes_and_goes(service, deploys):
 
 
 def test_settings_that_serve_reads_at_its_start_are_refused_in_place(service):
-    before, deployed, log = service.ids(), RunFolder.of(service.run).service().document, service.controller_log()
+    before, deployed, log = (
+        service.ids(),
+        RunFolder.of(service.run).service().document,
+        service.controller_log(),
+    )
     document = service.document
     result, lines, held = service.differ({**RESTARTS, f"{SHOP}/args/word": "five"})
     service.document = document

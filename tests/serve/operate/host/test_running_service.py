@@ -15,12 +15,11 @@ from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff, popular, switched
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.meaning import difference
-from serve.operate.host.dashboard import actors, nodes
+from serve.operate.host.dashboard import nodes
 from serve.operate.host.field import text
 from serve.operate.host.running_service import RemoteService, find
 from serve.operate.host.serve_details import cause
-from serve.operate.host.service_state import Deploying, NodeState, Restarted, ServiceChange
-from serve.operate.status.restarts import MEMORY, Restarts
+from serve.operate.host.service_state import Deploying, NodeState, ServiceChange
 
 URL = "http://127.0.0.1:8265"
 APP = {
@@ -84,18 +83,8 @@ class Dashboard:
         answers = {
             "/api/prometheus/sd": [{"targets": ["10.0.0.1:8080", "10.0.0.1:44217"]}],
             "/api/v0/nodes": {"data": {"result": nodes}},
-            "/api/v0/actors": {"data": {"result": {"result": [self.dead]}}},
-            "/logical/actors": {"data": {"actors": {"ab": {"endTime": 30_000}}}},
         }
         return SimpleNamespace(json=lambda: answers[path.partition("?")[0]])
-
-    dead: ClassVar = {
-        "actor_id": "ab",
-        "name": "SERVE_REPLICA::spaces#Scorer#x",
-        "state": "DEAD",
-        "num_restarts": "0",
-        "death_cause": {"oom_context": {"error_message": "low on memory"}},
-    }
 
     def deploy_applications(self, document):
         self.put.append(document)
@@ -203,11 +192,8 @@ def test_the_screen_gets_the_content_of_a_dashboard():
     assert (app.target, app.replicas, app.ids) == (2, {"RUNNING": 1, "STARTING": 1}, ["a", "b"])
 
 
-def test_restarts_at_a_dashboard_have_their_reasons_and_a_silent_one_none():
-    found = Restarts().found(actors(Dashboard()), {})
-    at = "1970-01-01T00:00:30+00:00"
-    assert found == {"spaces/Scorer": Restarted(1, MEMORY, at, [at])}
-    assert actors(object()) == nodes(object()) == []
+def test_a_dashboard_that_reports_no_nodes_has_none():
+    assert nodes(object()) == []
 
 
 def test_where_nothing_runs_the_remedy_is_named(tmp_path):

@@ -33,8 +33,8 @@ from serve.operate.host.service_state import (
 )
 from serve.operate.host.state import RunState, is_alive, status, status_code
 from serve.operate.run.local_cluster import NEVER, down, up
+from serve.operate.run.restarts import ENDED
 from serve.operate.run.supervisor import reason, settled
-from serve.operate.status.restarts import ENDED
 from serve.operate.status.scrape import read_pages
 from serve.operate.status.screen import screen
 from serve.operate.status.vitals import answers_of, look

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from msgspec import convert, json
-from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext
 
 from serve.config.application import OUR_APPLICATION
 from serve.config.diagnoses import DIAGNOSES
@@ -561,8 +560,6 @@ def test_the_changes_of_the_last_hour_come_newest_first(stub):
 class Cluster:
     """Fake of `RemoteService`, whose pages of metrics are out of reach."""
 
-    client = None
-
     def __init__(self, address: str) -> None:
         self.state = {
             "state": "unhealthy",
@@ -579,7 +576,6 @@ class Cluster:
 
 def test_a_cluster_at_an_address_is_named_in_the_same_words(monkeypatch):
     monkeypatch.setattr(vitals, "RemoteService", Cluster)
-    monkeypatch.setattr(vitals, "actors", lambda client: [])
     found = look(None, "http://head:8265", PageHistory(1.0))
     assert named(found) == {
         "not_deployed": "The application is unhealthy: a replica died.",
@@ -591,7 +587,6 @@ def test_a_cluster_at_an_address_is_named_in_the_same_words(monkeypatch):
 
 def test_what_is_unknown_is_the_first_thing_to_do(monkeypatch):
     monkeypatch.setattr(vitals, "RemoteService", lambda address: service)
-    monkeypatch.setattr(vitals, "actors", lambda client: [])
     service = Cluster("http://head:8265")
     service.state |= {"state": "ready", "error": ""}
     found = look(None, "http://head:8265", PageHistory(1.0))
@@ -602,23 +597,6 @@ def test_what_is_unknown_is_the_first_thing_to_do(monkeypatch):
     assert shown.startswith("unknown   No page of metrics answers")
     assert shown.count(silent.remedy) == 1
     assert "nothing to do" not in shown
-
-
-def test_a_replica_killed_for_its_health_checks_is_known_at_an_address(monkeypatch):
-    killed = ActorDeathCause(
-        actor_died_error_context=ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.RAY_KILL)
-    )
-    end_ms = int(NOW.timestamp() * 1e3)
-    row = {"Name": "SERVE_REPLICA::a#S#x", "NumRestarts": 0, "EndTime": end_ms, "DeathCause": killed}
-    service, history = Cluster("http://head:8265"), PageHistory(1.0)
-    monkeypatch.setattr(vitals, "RemoteService", lambda address: service)
-    for state, status in (("ALIVE", "UNHEALTHY"), ("DEAD", "UPDATING")):
-        service.state["applications"] = {
-            "a": {"deployments": {"S": deployment(1, 1, status) | {"ids": ["x"]}}}
-        }
-        monkeypatch.setattr(vitals, "actors", lambda client, state=state: [row | {"State": state}])
-        found = look(None, "http://head:8265", history)
-    assert found.restarts["a/S"].last == "did not answer its health checks"
 
 
 def test_the_median_is_that_of_one_application_and_unknown_without_rankings(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext, OomContext
 
 from serve.operate.host.service_state import ApplicationState, DeploymentState, Restarted
-from serve.operate.status.restarts import ENDED, MAX_TIMES, MEMORY, UNHEALTHY, Restarts
+from serve.operate.run.restarts import ENDED, MAX_TIMES, MEMORY, UNHEALTHY, Restarts
 
 KILLED = ActorDeathCause(
     actor_died_error_context=ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.RAY_KILL)
