@@ -105,7 +105,7 @@ def running_url(url: str | None, option: str = "--url") -> str:
     service = status(RUN)
     if (state := service.state) == "stopped":
         return DEFAULT_URL
-    urls = [url for app in service.applications.values() if app.is_ours and (url := service.url_of(app))]
+    urls = list(service.our_urls.values())
     if state in SERVING and len(urls) == 1:
         return urls[0]
     why = f"has {', '.join(urls) or 'no ranking application'}" if state in SERVING else f"is {state}"

@@ -90,8 +90,7 @@ def applications(found: Report, deployed: Mapping[str, Any]) -> list[Application
         experiment = found.surfaces.get(name, {}).get("experiment") or {}
         return Application(name, url, config, log, models, experiment.get("name", ""), given.get("clock", ""))
 
-    ours = {name: found.url_of(app) or "" for name, app in found.applications.items() if app.is_ours}
-    return [application(name, url) for name, url in (ours or {"": found.url}).items()]
+    return [application(name, url) for name, url in (found.our_urls or {"": found.url}).items()]
 
 
 def _newest(segment: Path) -> list[dict[str, Any]]:

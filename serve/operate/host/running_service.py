@@ -7,12 +7,10 @@ import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from serve.config.application import OUR_APPLICATION
 from serve.config.reader import Config
 from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
@@ -33,6 +31,7 @@ from serve.operate.host.service_state import (
     ServiceChange,
     ServiceState,
     SupervisedState,
+    iso,
 )
 from serve.operate.host.state import status_code
 
@@ -52,7 +51,7 @@ class RunningService(ABC):
     # The folder of its files, or None on another machine.
     base: Path | None = None
     document: dict[str, Any]
-    applications: Mapping[str, ApplicationState]
+    applications: dict[str, ApplicationState]
     not_compared: tuple[str, ...] = ()
     # The reason why the last deploy failed, or empty. `document` is that of the deploy before it.
     error = ""
@@ -64,9 +63,7 @@ class RunningService(ABC):
 
         Return the status of each URL after the deploy, and a line that compares it.
         """
-        ours = (app for app in self.document["applications"] if app["import_path"] == OUR_APPLICATION)
-        routes = (app.get("route_prefix", "/") for app in ours)
-        urls = [f"{self.url}{route.rstrip('/')}/v1/model" for route in routes if route]
+        urls = [f"{url}/v1/model" for url in self.service().our_urls.values()]
         before = {url: status_code(url) for url in urls}
         deploy()
         after = {url: status_code(url) for url in urls}
@@ -154,7 +151,7 @@ class RemoteService(RunningService):
             )
         self.document = {key: details[key] for key in REPORTED_KEYS if details.get(key) is not None}
         self.document["applications"] = [app["deployed_app_config"] for app in living.values()]
-        self.applications = {name: application_of(app) for name, app in living.items()}
+        self.applications = {name: application_of(app) for name, app in self._reported.items()}
         port = (details.get("http_options") or {}).get("port", 8000)
         self.url = f"http://{urlsplit(address).hostname}:{port}"
 
@@ -201,15 +198,9 @@ class RemoteService(RunningService):
             state=min(others).lower() if others else "ready",
             url=self.url,
             error=cause(messages) if messages else "",
-            applications={name: application_of(app) for name, app in self._reported.items()},
+            applications=self.applications,
             nodes=nodes(self.client),
-            changes=[
-                ServiceChange(
-                    datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"), f"deployed {name}"
-                )
-                for name, at in times.items()
-                if at
-            ],
+            changes=[ServiceChange(iso(at), f"deployed {name}") for name, at in times.items() if at],
         )
 
     def _details(self) -> dict[str, Any]:

@@ -5,11 +5,17 @@ A field that is unknown, such as one that only a supervisor knows, has its defau
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from serve.config.application import OUR_APPLICATION
+
+
+def iso(at_s: float) -> str:
+    """Return a time, in s since 1970, in ISO form, UTC."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,7 +48,7 @@ class ApplicationState(Record):
 
     @property
     def is_ours(self) -> bool:
-        """Whether it ranks."""
+        """True if it ranks."""
         return self.import_path == OUR_APPLICATION
 
 
@@ -118,9 +124,20 @@ class ServiceState(Record):
     restarts: dict[str, Restarted] | None = None
     changes: list[ServiceChange] = []
 
-    def url_of(self, app: ApplicationState) -> str | None:
-        """Return the URL of an application, without a slash at its end; None if it has no route."""
-        return None if app.route_prefix is None else self.url + app.route_prefix.rstrip("/")
+    @property
+    def urls(self) -> dict[str, str]:
+        """The URL of each application that has a route, without a slash at its end; ours first."""
+        apps = sorted(self.applications.items(), key=lambda app: not app[1].is_ours)
+        return {
+            name: self.url + app.route_prefix.rstrip("/")
+            for name, app in apps
+            if app.route_prefix is not None
+        }
+
+    @property
+    def our_urls(self) -> dict[str, str]:
+        """The URL of each application that ranks."""
+        return {name: url for name, url in self.urls.items() if self.applications[name].is_ours}
 
     @property
     def deployments(self) -> list[tuple[str, str, DeploymentState]]:
@@ -134,8 +151,7 @@ class ServiceState(Record):
     @property
     def front(self) -> str | None:
         """The URL of the application to probe: the first of ours that has one, else the first."""
-        apps = sorted(self.applications.values(), key=lambda app: not app.is_ours)
-        return next((url for url in map(self.url_of, apps) if url is not None), None)
+        return next(iter(self.urls.values()), None)
 
 
 class SupervisedState(ServiceState):
@@ -154,6 +170,6 @@ class Wanted(Record):
 
 
 class OfAnyVersion(msgspec.Struct):
-    """What `service.json` has in every version: the file that was deployed."""
+    """The part of `service.json` that every version has: the file that was deployed."""
 
     config: str = "cluster.yaml"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.operate.diff.apply import SWITCH
 from serve.operate.diff.difference import compare
 from serve.operate.host.field import get
-from serve.operate.host.service_state import Probe, ServiceChange
+from serve.operate.host.service_state import Probe, ServiceChange, iso
 
 # Enough for an hour in which somebody looks for the right setting.
 MAX_CHANGES = 50
@@ -20,14 +20,9 @@ MAX_FIELDS = 3
 KEYS = ("deployments", OUR_INGRESS, "user_config", "api_keys")
 
 
-def now() -> str:
-    """Return this moment in ISO form, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def added(changes: list[ServiceChange], what: str, probes: Sequence[Probe] = ()) -> list[ServiceChange]:
     """Return the changes with one more, the newest last; the oldest are dropped."""
-    return [*changes, ServiceChange(now(), what, [*probes])][-MAX_CHANGES:]
+    return [*changes, ServiceChange(iso(time.time()), what, [*probes])][-MAX_CHANGES:]
 
 
 def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,7 +77,7 @@ def up(
     with run.locked(timeout_s):
         if dashboard:
             _refuse_dashboard(run)
-        action, changes = _act(config, run, haproxy, dashboard, yes, timeout_s, progress)
+        action, changes = _Start(config, run, haproxy, dashboard, timeout_s, progress).act(yes)
         service = _known(run)
         degraded, advice = by_kind(of_answers(answers_of(service)))
     if dashboard:
@@ -111,92 +112,90 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
     return {"was": was, "killed": killed, "kept_logs": kept and str(kept), "seconds": seconds}
 
 
-def _act(
-    config: Config,
-    run: RunFolder,
-    haproxy: bool,
-    dashboard: bool,
-    yes: bool,
-    timeout_s: float,
-    progress: Progress,
-) -> tuple[str, list[Any]]:
-    """Bring the service to `config` by the mildest means; return the action and the changes."""
-    taken_over, changes, before = _take_over(run, timeout_s, progress), [], {}
-    if (running := _running(run)) is not None:
-        service, found, before = running.service(), difference(running, config), running.document
-        changes = found.plain()["changes"]
-        if found.needs_yes and not yes:
-            confirm = UNCONFIRMED.format(command=run.up_command(config.path))
-            refusal = "\n".join([*found.lines(), confirm])
-            if not taken_over:
-                raise TabrankError(refusal)
-            # The service runs and is supervised again: a unit of systemd must not end it.
-            progress(refusal)
-            return "taken over", changes
-        if service.haproxy != haproxy:
-            progress("restarting: the ingress changes")
-        elif not found.changes and not service.error and service.state == "ready":
-            return "taken over" if taken_over else "none", changes
-        else:
-            for line in found.lines():
-                progress(line)
-            if found.worst < Consequence.RESTART:
-                progress("deploying the changed file in place")
-                _, asked = running.asked(lambda: request_deploy(config, run, timeout_s, progress))
-                progress("\n".join(asked))
-                return "deployed", changes
-            progress("restarting: the file changes a setting that Serve reads only at its start")
-        if config.port != urlsplit(service.url).port:
-            # Checked before a healthy service is stopped for the new port.
-            _refuse_busy_port(config)
-    _clean(run, progress)
-    _refuse_busy_port(config)
-    _start(config, before, run, haproxy, dashboard, timeout_s, progress)
-    return "started", changes
+@dataclass(frozen=True)
+class _Start:
+    """File for the service of a run folder, and how to start it."""
 
+    config: Config
+    run: RunFolder
+    haproxy: bool
+    dashboard: bool
+    timeout_s: float
+    progress: Progress
 
-def _start(
-    config: Config,
-    before: Mapping[str, Any],
-    run: RunFolder,
-    haproxy: bool,
-    dashboard: bool,
-    timeout_s: float,
-    progress: Progress,
-) -> None:
-    """Start the service in place of a document that ran `before`, or of none.
+    def act(self, yes: bool) -> tuple[str, list[Any]]:
+        """Bring the service to the file by the mildest means; return the action and the changes."""
+        taken_over, changes, before = _take_over(self.run, self.timeout_s, self.progress), [], {}
+        if (running := _running(self.run)) is not None:
+            service, found, before = running.service(), difference(running, self.config), running.document
+            changes = found.plain()["changes"]
+            if found.needs_yes and not yes:
+                confirm = UNCONFIRMED.format(command=self.run.up_command(self.config.path))
+                refusal = "\n".join([*found.lines(), confirm])
+                if not taken_over:
+                    raise TabrankError(refusal)
+                # The service runs and is supervised again: a unit of systemd must not end it.
+                self.progress(refusal)
+                return "taken over", changes
+            if service.haproxy != self.haproxy:
+                self.progress("restarting: the ingress changes")
+            elif not found.changes and not service.error and service.state == "ready":
+                return "taken over" if taken_over else "none", changes
+            else:
+                for line in found.lines():
+                    self.progress(line)
+                if found.worst < Consequence.RESTART:
+                    self.progress("deploying the changed file in place")
+                    _, asked = running.asked(self._deploy)
+                    self.progress("\n".join(asked))
+                    return "deployed", changes
+                self.progress("restarting: the file changes a setting that Serve reads only at its start")
+            if self.config.port != urlsplit(service.url).port:
+                # Checked before a healthy service is stopped for the new port.
+                _refuse_busy_port(self.config)
+        _clean(self.run, self.progress)
+        _refuse_busy_port(self.config)
+        self._begin(before)
+        return "started", changes
 
-    A start that fails in Ray itself is repeated while time is left.
-    """
-    begin, num_left = time.monotonic(), MAX_STARTS
-    until = begin + timeout_s
-    while True:
-        num_left -= 1
-        if busy := overload():
-            until = max(until, begin + timeout_s * min(load_per_core(), MAX_STRETCH))
-            progress(f"{busy}; waiting up to {until - time.monotonic():.0f} s")
-        # The folder is private because everyone who can reach HAProxy's admin socket may use it.
-        temp = run.make_temp()
-        try:
-            env = environment(config, run, temp, haproxy, dashboard)
-            if dashboard:
-                run.save_token(env["RAY_AUTH_TOKEN"])
-            run.save_wanted(wanted(config, before))
-            _detach(config.path, run, haproxy, env)
-            follow(run, until - time.monotonic(), progress, lambda now: now.state in ("ready", "failed"))
-            return
-        except BaseException as error:
-            service = _known(run)
-            _clean(run, progress)
-            if not isinstance(error, TabrankError):
-                raise
-            # Serve never had the file, so the file is not the reason.
-            is_of_ray = service.state == "failed" and not service.applications
-            if not is_of_ray or not num_left or time.monotonic() > until:
-                busy = overload()
-                remedy = f"; {busy}, start it again when the load is lower" if busy else ""
-                raise TabrankError(f"{error}{remedy}") from None
-            progress(f"Ray did not start, trying again: {error}")
+    def _deploy(self) -> None:
+        request_deploy(self.config, self.run, self.timeout_s, self.progress)
+
+    def _begin(self, before: Mapping[str, Any]) -> None:
+        """Start the service in place of a document that ran `before`, or of none.
+
+        A start that fails in Ray itself is repeated while time is left.
+        """
+        begin, num_left = time.monotonic(), MAX_STARTS
+        until = begin + self.timeout_s
+        while True:
+            num_left -= 1
+            if busy := overload():
+                until = max(until, begin + self.timeout_s * min(load_per_core(), MAX_STRETCH))
+                self.progress(f"{busy}; waiting up to {until - time.monotonic():.0f} s")
+            # The folder is private because everyone who can reach HAProxy's admin socket may use it.
+            temp = self.run.make_temp()
+            try:
+                env = environment(self.config, self.run, temp, self.haproxy, self.dashboard)
+                if self.dashboard:
+                    self.run.save_token(env["RAY_AUTH_TOKEN"])
+                self.run.save_wanted(wanted(self.config, before))
+                _detach(self.config.path, self.run, self.haproxy, env)
+                left_s = until - time.monotonic()
+                follow(self.run, left_s, self.progress, lambda now: now.state in ("ready", "failed"))
+                return
+            except BaseException as error:
+                service = _known(self.run)
+                _clean(self.run, self.progress)
+                if not isinstance(error, TabrankError):
+                    raise
+                # Serve never had the file, so the file is not the reason.
+                is_of_ray = service.state == "failed" and not service.applications
+                if not is_of_ray or not num_left or time.monotonic() > until:
+                    busy = overload()
+                    remedy = f"; {busy}, start it again when the load is lower" if busy else ""
+                    raise TabrankError(f"{error}{remedy}") from None
+                self.progress(f"Ray did not start, trying again: {error}")
 
 
 def _running(run: RunFolder) -> LocalService | None:
@@ -277,11 +276,9 @@ def _refuse_busy_port(config: Config) -> None:
             raise TabrankError(f"{place}: {error.strerror}; use an address of this machine") from None
         holder = "another process"
         with contextlib.suppress(psutil.Error):
-            for connection in psutil.net_connections("tcp"):
-                if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
-                    continue
-                if connection.laddr.port == config.port:
-                    holder = f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+            for one in psutil.net_connections("tcp"):
+                if one.status == psutil.CONN_LISTEN and one.pid and one.laddr[1] == config.port:
+                    holder = f"{psutil.Process(one.pid).name()} (process {one.pid})"
         raise TabrankError(f"{place} is in use by {holder}; stop it, or choose another port") from None
 
 

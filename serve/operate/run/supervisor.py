@@ -25,9 +25,9 @@ from serve.operate.host.environment import DASHBOARD_PORT, HAPROXY_PORT, LOCAL, 
 from serve.operate.host.field import parsed
 from serve.operate.host.run_folder import GRACE_S, POLL_S, RAY, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of
-from serve.operate.host.service_state import ApplicationState, Deploying, Probe, SupervisedState
+from serve.operate.host.service_state import ApplicationState, Deploying, Probe, SupervisedState, iso
 from serve.operate.host.state import is_alive, status_code
-from serve.operate.run.changes import added, broken, described, now
+from serve.operate.run.changes import added, broken, described
 from serve.operate.run.ray_tables import actors, nodes
 from serve.operate.run.restarts import Restarts
 
@@ -65,7 +65,7 @@ class Supervisor:
             metrics_url=f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
             haproxy_metrics_url=haproxy_page,
             dashboard_url=dashboard and f"http://{LOCAL}:{dashboard}",
-            started=now(),
+            started=iso(time.time()),
             cluster_id=run.cluster_id,
             metrics_every_s=float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
             restarts={},
@@ -218,7 +218,7 @@ class Supervisor:
         try:
             self._save(state="deploying", error="")
             config, _ = self._wanted()
-            self._save(deploying=Deploying(str(config.path), now()))
+            self._save(deploying=Deploying(str(config.path), iso(time.time())))
             self._deploy(config)
             document = self._service.document
             self._note(described(config.path, before, document), broken(before, document))

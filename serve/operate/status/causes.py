@@ -10,7 +10,6 @@ from typing import Any
 
 from serve.config.diagnoses import DIAGNOSES, RUNBOOK, Diagnosis, diagnosis
 from serve.contract.commands import RUN
-from serve.operate.host.field import get
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.serve_details import cause as message_of
 from serve.operate.status.report import Cause, Counted, Health, Report, Traffic
@@ -42,13 +41,12 @@ CHANGING = ("UPSCALING", "DOWNSCALING", "UPDATING")
 OF_STORE = ("no_store", "other_store", "store_unavailable", "events_failing", "stale_features")
 
 
-def causes(found: Report, wanted: Mapping[str, Any], now: datetime, unread: str) -> list[Cause]:
+def causes(found: Report, now: datetime, unread: str) -> list[Cause]:
     """Return what is wrong with a service: what to mend first is first, advice last.
 
-    `found` is the report without causes; `wanted` is the document that is being deployed; `unread`
-    is the URL of a page of metrics if none answers.
+    `found` is the report without causes; `unread` is the URL of a page of metrics if none answers.
     """
-    named = [*_of_state(found), *_of_replicas(found, now), *waiting(found, wanted, now)]
+    named = [*_of_state(found), *_of_replicas(found, now), *waiting(found, now)]
     named += _of_breaks(found, now)
     named += of_answers(found.surfaces)
     named += _of_traffic(found, {(one.name, one.where) for one in named})
@@ -80,7 +78,7 @@ def of_answers(answers: Mapping[str, Mapping[str, Any]]) -> list[Cause]:
     ]
 
 
-def waiting(found: Report, wanted: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
+def waiting(found: Report, now: datetime) -> Iterator[Cause]:
     """Yield the deploy under way and, after a while, why its replicas do not start."""
     under_way = found.deploying
     if found.state != "deploying" or not under_way:
@@ -90,10 +88,7 @@ def waiting(found: Report, wanted: Mapping[str, Any], now: datetime) -> Iterator
         return
     for app, name, deployment in found.deployments:
         if starting := deployment.replicas.get("STARTING", 0):
-            # Serve's default is 1.
-            path = ("applications", app, "deployments", name, "ray_actor_options", "num_cpus")
-            num_cpus = 1 if (given := get(wanted, path, None)) is None else given
-            room = f"no room? {starting} wait for {num_cpus:g} CPUs each"
+            room = f"no room? {starting} wait for what `ray_actor_options` ask for"
             reason = message_of([deployment.message]) if deployment.message else room
             yield _named("not_starting", f"{app}/{name}", reason=reason)
 

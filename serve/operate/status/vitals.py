@@ -16,7 +16,7 @@ from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.running_service import RemoteService
-from serve.operate.host.service_state import Probe, ServiceChange, ServiceState, fields_of
+from serve.operate.host.service_state import Probe, ServiceChange, ServiceState, fields_of, iso
 from serve.operate.host.state import RunState, get, status, status_code
 from serve.operate.status.causes import DOWN, causes, health
 from serve.operate.status.report import Cause, Report
@@ -42,7 +42,6 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     """
     now, run = datetime.now(UTC), run or (None if address else RUN)
     found = Report(**fields_of(_state(run, address), RunState))
-    wanted = RunFolder.of(run).wanted() if run else None
     found.surfaces = answers_of(found) if found.state in ANSWERING else {}
     pages = _pages(found)
     if history is None or not pages:
@@ -50,13 +49,13 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
         history.fill(pages)
     elif history.is_due:
         history.add(read_pages(pages))
-    found.at, found.run = now.isoformat(timespec="seconds"), str(run) if run else None
+    found.at, found.run = iso(now.timestamp()), str(run) if run else None
     found.kill_switch = _switched(found.surfaces)
     found.traffic, found.memory = history.traffic(), history.memory()
     found.changes = _changes(found, now)
     found.breaks = list(_breaks(found))
     silent = pages[0] if pages and history.is_empty else ""
-    found.causes = causes(found, wanted.document if wanted else {}, now, silent)
+    found.causes = causes(found, now, silent)
     found.health = health(found)
     found.degraded, found.advice = by_kind(found.causes)
     waits = [str(one) for one in found.causes if one.name in ("deploying", "not_starting")]
@@ -101,11 +100,10 @@ def answers_of(service: ServiceState) -> dict[str, dict[str, Any]]:
     An application without a route cannot be asked.
     """
     found = {}
-    for name, app in service.applications.items():
-        if app.is_ours and (url := service.url_of(app)) is not None:
-            ready, model = _get(f"{url}/readyz"), _get(f"{url}/v1/model")
-            # An error has a body too.
-            found[name] = {**ready, "experiment": model.get("experiment")} if "store" in ready else {}
+    for name, url in service.our_urls.items():
+        ready, model = _get(f"{url}/readyz"), _get(f"{url}/v1/model")
+        # An error has a body too.
+        found[name] = {**ready, "experiment": model.get("experiment")} if "store" in ready else {}
     return found
 
 
@@ -150,9 +148,8 @@ def _breaks(found: Report) -> Iterator[Probe]:
 
 
 def _released(entry: releases.HistoryEntry) -> ServiceChange:
-    at = datetime.fromtimestamp(entry.at_ms / 1e3, UTC).isoformat(timespec="seconds")
     reason = f": {entry.reason}" if entry.reason else ""
-    return ServiceChange(at, f"{entry.action} {entry.version} by the {entry.by}{reason}")
+    return ServiceChange(iso(entry.at_ms / 1e3), f"{entry.action} {entry.version} by the {entry.by}{reason}")
 
 
 def _switched(answers: Mapping[str, Mapping[str, Any]]) -> list[str] | None:

@@ -15,7 +15,7 @@ from documents import replaced
 from stub import MODEL, publish_stub
 from tiny import TOML
 
-from serve.config.application import DEPLOYMENTS, OUR_INGRESS
+from serve.config.application import DEPLOYMENTS, OUR_APPLICATION, OUR_INGRESS
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
@@ -64,7 +64,12 @@ class Running(RunningService):
         return 401 if app["deployments"][0]["user_config"].get("api_keys") else 200
 
     def service(self):
-        return ServiceState("ready", url=self.url, applications=self.applications)
+        routes = {app["name"]: app["route_prefix"] for app in self.document["applications"]}
+        apps = {
+            name: ApplicationState(import_path=OUR_APPLICATION, route_prefix=route)
+            for name, route in routes.items()
+        }
+        return ServiceState("ready", url=self.url, applications=apps)
 
     def comparable(self, config):
         return dict(config.serve)

@@ -495,7 +495,7 @@ def test_deploys_that_run_wait_or_failed_are_named(stub):
     found = stub.look()
     assert named(found) == {
         "deploying": f"A deploy of /srv/a.yaml is under way since {ago(seconds=60)}.",
-        "not_starting": "Replicas do not start: no room? 1 wait for 1 CPUs each.",
+        "not_starting": "Replicas do not start: no room? 1 wait for what `ray_actor_options` ask for.",
         "replicas_missing": "0 of 1 replicas run, 1 starting.",
     }
     assert found.waits[1].startswith("spaces/Scorer: Replicas do not start: no room?")
@@ -529,7 +529,7 @@ def test_silent_applications_come_before_a_supervisor_that_is_gone():
     supervision = {"name": "supervisor_gone", "cause": "The supervisor is gone.", "remedy": "Start one."}
     found = {"state": "unwatched", "run": "run", "supervision": supervision, "surfaces": {"spaces": {}}}
     found = convert(found, Report)
-    found.causes = causes(found, {}, NOW, "")
+    found.causes = causes(found, NOW, "")
     assert [one.name for one in found.causes] == ["no_answer", "supervisor_gone"]
     assert health(found).state == "down"
 
@@ -632,6 +632,6 @@ def test_an_error_of_readyz_is_no_answer_and_leaves_the_kill_switch_unknown(monk
 def test_a_diagnosis_of_a_later_release_degrades_the_service():
     answers = {"spaces": {"diagnoses": [{"name": "of_later", "cause": "It is so.", "remedy": "Do this."}]}}
     found = Report(state="ready", run="run", surfaces=answers)
-    found.causes = causes(found, {}, NOW, "")
+    found.causes = causes(found, NOW, "")
     assert [one.where for one in found.causes] == ["spaces"]
     assert health(found) == Health("degraded", "It is so.", "Do this.")
