@@ -40,7 +40,7 @@ def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -
 
 
 def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Probe]:
-    """Return the requests that worked before a deploy and may not after it, to ask without a key."""
+    """Return requests that worked before a deploy and may not after it, to ask without a key."""
     probes, routes = [], {app.get("route_prefix", "/") for app in after["applications"]}
     for app in (app for app in before["applications"] if app["import_path"] == OUR_APPLICATION):
         here = ("applications", app["name"])

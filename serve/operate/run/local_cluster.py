@@ -173,7 +173,7 @@ class _Start:
             if busy := overload():
                 until = max(until, begin + self.timeout_s * min(load_per_core(), MAX_STRETCH))
                 self.progress(f"{busy}; waiting up to {until - time.monotonic():.0f} s")
-            # The folder is private because everyone who can reach HAProxy's admin socket may use it.
+            # The folder is private: everyone who can reach HAProxy's admin socket may use it.
             temp = self.run.make_temp()
             try:
                 env = environment(self.config, self.run, temp, self.haproxy, self.dashboard)

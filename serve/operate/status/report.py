@@ -12,7 +12,7 @@ from serve.operate.host.state import RunState
 
 
 class Cause(Record):
-    """What is wrong, with what to do; advice does not degrade the service."""
+    """Fault with what to do about it; one that is advice does not degrade the service."""
 
     name: str
     where: str
@@ -26,7 +26,7 @@ class Cause(Record):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """State "healthy", "degraded", "down" (nobody is served) or "unknown", with what to do first."""
+    """Health in a line: "healthy", "degraded", "down" (serves nobody), "unknown"; and a remedy."""
 
     state: str
     line: str

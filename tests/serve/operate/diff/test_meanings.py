@@ -313,6 +313,15 @@ def test_an_application_that_goes_fails_its_callers(document, applied):
     assert (held, sentences(result)) == (False, ["every request to /other gets 404: its callers fail"])
 
 
+def test_a_renamed_application_hides_nothing(document, applied):
+    other = changed(document, **{f"{LIVE}/experiment/salt": "second", f"{APP}/args/keep_log_days": 7})
+    result, _, held = applied(document, changed(other, **{f"{APP}/name": "other"}))
+    assert (held, result["needs_yes"]) == (False, True)
+    log, salt = sentences(result)
+    assert log.startswith("deletes the log's records")
+    assert salt.startswith("reassigns every viewer")
+
+
 def test_up_refuses_a_dangerous_change_of_a_running_service_without_yes(document, tmp_path, monkeypatch):
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(changed(document, **{f"{APP}/route_prefix": "/ranking"})))

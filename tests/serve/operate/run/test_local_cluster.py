@@ -265,6 +265,25 @@ def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch)
     assert RunFolder.of(tmp_path / "run").service()
 
 
+def test_a_restart_tells_the_new_supervisor_what_ran_before(tmp_path, port, monkeypatch):
+    run, starts = RunFolder.of(tmp_path / "run"), Starts(monkeypatch, "")
+    run.write(SupervisedState("ready", url=f"http://127.0.0.1:{port}"))
+    document = {"applications": [{"name": "old", "import_path": "a:b", "route_prefix": "/old"}], "nodes": {}}
+    running = SimpleNamespace(
+        service=run.service,
+        document=document,
+        applications={},
+        base=None,
+        comparable=lambda config: {**config.serve, "nodes": {}},
+    )
+    monkeypatch.setattr("serve.operate.run.local_cluster._running", lambda run: running)
+    (tmp_path / "cluster.yaml").write_text(CONFIG.format(port=port, knob=1, fail="false"))
+    restarted = up(tmp_path / "cluster.yaml", run_dir=run.path, yes=True)
+    assert (restarted["action"], starts.wanted.before) == ("started", document)
+    assert starts.wanted.document["applications"][0]["name"] == "tab"
+    down(run.path)
+
+
 def test_a_deploy_is_done_once_no_old_replica_is_left():
     def application(**replicas):
         return {"tab": ApplicationState("RUNNING", deployments={"Front": DeploymentState(replicas=replicas)})}
@@ -329,6 +348,7 @@ class Starts:
         monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
 
     def _start(self, config, run, haproxy, env):
+        self.wanted = run.wanted()
         error = self._outcomes[min(self.num, len(self._outcomes) - 1)]
         self.num += 1
         applications = {"tab": ApplicationState()} if error in ("", DEPLOY_FAILED) else {}
