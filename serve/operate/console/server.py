@@ -8,7 +8,6 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -36,7 +35,7 @@ from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import DIRECT
 from serve.operate.rollout.tables import read_shifts
 from serve.operate.status.scrape import PageHistory, read_pages
-from serve.operate.status.vitals import API_KEY, look, metrics_pages
+from serve.operate.status.vitals import API_KEY, look, pages_of
 
 HOST, PORT = "127.0.0.1", 8090
 # Longer than any deadline that the service has by default.
@@ -109,10 +108,8 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
         return StreamingResponse(lines(), media_type="text/event-stream")
 
     def models(request: Request) -> Response:
-        shifts = []
         # A service that is gone has no metrics; its models are there.
-        with suppress(TabrankError):
-            shifts = read_shifts(read_pages(metrics_pages(run, address)))
+        shifts = read_shifts(read_pages(pages_of(watch.found)))
         given = f" --run {quote(str(run))}" if run else f" --address {quote(address)}" if address else ""
         described = [app.described() for app in known() if is_here]
         return JSONResponse({"applications": described, "shifts": shifts, "options": given})

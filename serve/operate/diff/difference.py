@@ -14,14 +14,7 @@ from typing import Any, NamedTuple
 from serve.config.application import OUR_APPLICATION
 from serve.config.known_keys import APPLICATION, DEPLOYMENT, LIVE
 from serve.config.settings import AppArgs, UserConfig
-from serve.operate.diff.consequence import (
-    AUTO,
-    FIELDS,
-    IGNORED_ALONE,
-    SCALING,
-    Consequence,
-    row_of,
-)
+from serve.operate.diff.consequence import AUTO, FIELDS, IGNORED_ALONE, SCALING, Consequence, row_of
 from serve.operate.host.field import Path, differing, get, level_of, text
 from serve.operate.host.service_state import ApplicationState
 
@@ -230,8 +223,6 @@ class _Comparison:
 
     def _reaches(self, path: Path, consequence: Consequence, app: str, name: str) -> bool:
         """Return whether a change is part of the options of a deployment."""
-        if path[:-1] == APPLICATION:
-            return self._new.get("target_capacity") is not None
         if path[0] == "logging_config":
             return self._inherits(app) and self._inherits(app, "deployments", name)
         if path[:2] != (*APPLICATION, app):

@@ -6,6 +6,7 @@ The cluster outlives a killed supervisor, and the next supervisor attaches to it
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -169,12 +170,12 @@ class Supervisor:
             self._pause()
         self._save(stage="waiting for an answer")
         self._client.wait_for_proxies_serving()
-        alive_since = 0.0
+        alive_since = math.inf
         front = self._service.front
         while front is not None and status_code(f"{front}/readyz") != 200:
-            if not alive_since and status_code(f"{front}/livez") == 200:
-                alive_since = time.monotonic()
-            if alive_since and time.monotonic() - alive_since > READY_WAIT_S:
+            if status_code(f"{front}/livez") == 200:
+                alive_since = min(alive_since, time.monotonic())
+            if time.monotonic() - alive_since > READY_WAIT_S:
                 break
             self._pause()
         self._save(
@@ -216,9 +217,9 @@ class Supervisor:
         error, before = "", self._service.document
         self._restarts.deploying()
         try:
-            self._save(state="deploying", error="")
             config, _ = self._wanted()
-            self._save(deploying=Deploying(str(config.path), iso(time.time())))
+            deploying = Deploying(str(config.path), iso(time.time()))
+            self._save(state="deploying", error="", deploying=deploying)
             self._deploy(config)
             document = self._service.document
             self._note(described(config.path, before, document), broken(before, document))

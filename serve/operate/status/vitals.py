@@ -43,7 +43,7 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     now, run = datetime.now(UTC), run or (None if address else RUN)
     found = Report(**fields_of(_state(run, address), RunState))
     found.surfaces = answers_of(found) if found.state in ANSWERING else {}
-    pages = _pages(found)
+    pages = pages_of(found)
     if history is None or not pages:
         history = PageHistory(found.metrics_every_s)
         history.fill(pages)
@@ -72,7 +72,7 @@ def _state(run: Path | None, address: str | None) -> RunState:
 
 def metrics_pages(run: Path | None, address: str | None) -> list[str]:
     """Return the URLs of the nodes' metrics pages; raise TabrankError where none is known."""
-    pages = _pages(_state(run, address))
+    pages = pages_of(_state(run, address))
     if not pages:
         raise TabrankError(
             f"{address or run or RUN}: no page of metrics is known; start the service: python -m serve up"
@@ -82,10 +82,10 @@ def metrics_pages(run: Path | None, address: str | None) -> list[str]:
 
 def median_ms(service: ServiceState, app: str) -> float | None:
     """Return the p50 of an application's rankings since its replicas started; None if unknown."""
-    return read_pages(_pages(service)).of("application", app).median_ms
+    return read_pages(pages_of(service)).of("application", app).median_ms
 
 
-def _pages(service: ServiceState) -> list[str]:
+def pages_of(service: ServiceState) -> list[str]:
     """Return the pages of the nodes and, last, that of HAProxy; none where nothing is served."""
     nodes = service.nodes if service.state not in DOWN else ()
     pages = [node.metrics_url for node in nodes if node.alive and node.metrics_url]
