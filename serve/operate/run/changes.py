@@ -20,9 +20,14 @@ MAX_FIELDS = 3
 KEYS = ("deployments", OUR_INGRESS, "user_config", "api_keys")
 
 
+def now() -> str:
+    """Return this moment in ISO form, UTC."""
+    return iso(time.time())
+
+
 def added(changes: list[ServiceChange], what: str, probes: Sequence[Probe] = ()) -> list[ServiceChange]:
     """Return the changes with one more, the newest last; the oldest are dropped."""
-    return [*changes, ServiceChange(iso(time.time()), what, [*probes])][-MAX_CHANGES:]
+    return [*changes, ServiceChange(now(), what, [*probes])][-MAX_CHANGES:]
 
 
 def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

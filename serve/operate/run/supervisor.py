@@ -26,10 +26,9 @@ from serve.operate.host.environment import DASHBOARD_PORT, HAPROXY_PORT, LOCAL, 
 from serve.operate.host.field import parsed
 from serve.operate.host.run_folder import GRACE_S, POLL_S, RAY, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of
-from serve.operate.host.service_state import ApplicationState, Deploying, Probe, SupervisedState, iso
+from serve.operate.host.service_state import ApplicationState, Deploying, NodeState, Probe, SupervisedState
 from serve.operate.host.state import is_alive, status_code
-from serve.operate.run.changes import added, broken, described
-from serve.operate.run.ray_tables import actors, nodes
+from serve.operate.run.changes import added, broken, described, now
 from serve.operate.run.restarts import Restarts
 
 STATUS_PERIOD_S = 1.0
@@ -66,7 +65,7 @@ class Supervisor:
             metrics_url=f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
             haproxy_metrics_url=haproxy_page,
             dashboard_url=dashboard and f"http://{LOCAL}:{dashboard}",
-            started=iso(time.time()),
+            started=now(),
             cluster_id=run.cluster_id,
             metrics_every_s=float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
             restarts={},
@@ -186,6 +185,9 @@ class Supervisor:
         )
 
     def _watch(self) -> None:
+        # Ray's table of actors, dead ones included; the public call needs the dashboard.
+        from ray._private.state import actors
+
         while True:
             until = time.monotonic() + STATUS_PERIOD_S
             while time.monotonic() < until and not self._redeploy:
@@ -200,7 +202,7 @@ class Supervisor:
                 # A failed deploy was already reported to its caller.
                 with contextlib.suppress(TabrankError):
                     self._applications()
-                restarts = self._restarts.found(actors(), self._service.applications)
+                restarts = self._restarts.found(actors().values(), self._service.applications)
                 self._save(nodes=nodes(), restarts=restarts)
             except Exception as error:
                 # For example while the controller restarts. `status` reports that the file is old.
@@ -218,7 +220,7 @@ class Supervisor:
         self._restarts.deploying()
         try:
             config, _ = self._wanted()
-            deploying = Deploying(str(config.path), iso(time.time()))
+            deploying = Deploying(str(config.path), now())
             self._save(state="deploying", error="", deploying=deploying)
             self._deploy(config)
             document = self._service.document
@@ -302,6 +304,21 @@ def reason(error: Exception) -> str:
     if not lines:
         return type(error).__name__
     return str(error) if isinstance(error, TabrankError) else lines[-1]
+
+
+def nodes() -> list[NodeState]:
+    """Return the cluster's nodes, dead ones included, with pool label and metrics page."""
+    import ray
+
+    return [
+        NodeState(
+            id=node["NodeID"],
+            pool=node.get("Labels", {}).get("pool", "head"),
+            alive=node["Alive"],
+            metrics_url=f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+        )
+        for node in ray.nodes()
+    ]
 
 
 def _log(text: str) -> None:

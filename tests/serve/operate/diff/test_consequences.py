@@ -251,9 +251,9 @@ class Service:
     def ids(self):
         """Return the ids of the running replicas, by application and deployment."""
         return {
-            (app, name): set(deployment["ids"])
+            (app, name): set(deployment.ids)
             for app, found in status(self.run).applications.items()
-            for name, deployment in found["deployments"].items()
+            for name, deployment in found.deployments.items()
         }
 
     def controller_log(self):
