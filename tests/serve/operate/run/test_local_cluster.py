@@ -20,6 +20,8 @@ import yaml
 
 from serve.config.application import OUR_APPLICATION
 from serve.contract.errors import TabrankError
+from serve.operate.host.deploying import document_of
+from serve.operate.host.environment import METRICS_PORT
 from serve.operate.host.field import parsed
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
 from serve.operate.host.running_service import LocalService
@@ -27,6 +29,7 @@ from serve.operate.host.service_state import (
     ApplicationState,
     Deploying,
     DeploymentState,
+    Probe,
     ServiceState,
     SupervisedState,
     Wanted,
@@ -34,7 +37,7 @@ from serve.operate.host.service_state import (
 from serve.operate.host.state import RunState, is_alive, status, status_code
 from serve.operate.run.local_cluster import NEVER, down, up
 from serve.operate.run.restarts import ENDED
-from serve.operate.run.supervisor import reason, settled
+from serve.operate.run.supervisor import Supervisor, reason, settled
 from serve.operate.status.scrape import read_pages
 from serve.operate.status.screen import screen
 from serve.operate.status.vitals import answers_of, look
@@ -282,6 +285,47 @@ def test_a_restart_tells_the_new_supervisor_what_ran_before(tmp_path, port, monk
     assert (restarted["action"], starts.wanted.before) == ("started", document)
     assert starts.wanted.document["applications"][0]["name"] == "tab"
     down(run.path)
+
+
+class WithoutRay(Supervisor):
+    """Supervisor whose deploys only write their document, and which ends at once."""
+
+    def _start(self):
+        pass
+
+    def _connect(self, config):
+        pass
+
+    def _deploy(self, config):
+        self._save(document=document_of(config))
+
+    def _watch(self):
+        pass
+
+    def _shut_down(self, error):
+        assert error == ""
+
+
+def test_a_restart_notes_what_it_broke_for_callers(tmp_path, monkeypatch):
+    def document(route):
+        return {"applications": [{"name": "spaces", "import_path": OUR_APPLICATION, "route_prefix": route}]}
+
+    monkeypatch.setenv(METRICS_PORT, "1")
+    monkeypatch.setattr("serve.operate.run.supervisor.nodes", list)
+    run = RunFolder.of(tmp_path)
+    for before, probes in (
+        ({}, []),
+        (document("/ranking"), []),
+        (document("/"), [Probe("route_changed", "spaces", "/livez", 404)]),
+    ):
+        run.save_wanted(Wanted(str(tmp_path / "cluster.yaml"), "", document("/ranking"), before))
+        assert WithoutRay(run, haproxy=False).main()
+        service = run.service()
+        assert (service.state, service.document["applications"]) == (
+            "ready",
+            document("/ranking")["applications"],
+        )
+        assert [(one.what, one.probes) for one in service.changes] == [("started with cluster.yaml", probes)]
 
 
 def test_a_deploy_is_done_once_no_old_replica_is_left():
