@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,6 @@ from serve.contract.commands import (
     answer,
     command_line,
 )
-from serve.contract.errors import TabrankError
 from serve.contract.validation import milliseconds
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
@@ -87,9 +85,8 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     answer(stopped, as_json, line)
 
 
-@app.command(context_settings={"allow_extra_args": True})
+@app.command()
 def status(
-    ctx: typer.Context,
     run: AnyRunFolder = None,
     address: Address = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
@@ -104,16 +101,12 @@ def status(
     from serve.operate.status.screen import keep_showing, show
     from serve.operate.status.vitals import look
 
-    if ctx.args:
-        raise TabrankError(
-            f"status {ctx.args[0]}: name a run folder, not a file: python -m serve status [--run var/run]"
-        )
     if watch:
         found = keep_showing(run, address, every, as_json)
     else:
         found = look(run, address)
         show(found, as_json)
-    if found["state"] != "ready" or found["degraded"]:
+    if found.state != "ready" or found.degraded:
         raise typer.Exit(1)
 
 
@@ -150,10 +143,8 @@ def diff(
     change was refused, 2 if no service runs here or the file cannot be read.
     """
     from serve.operate.diff.apply import diff as differ
-    from serve.operate.status.vitals import median_ms
 
-    p50_ms = partial(median_ms, run, address)
-    result, lines, held = differ(config, run, address, apply, timeout, _progress, yes=yes, p50_ms=p50_ms)
+    result, lines, held = differ(config, run, address, apply, timeout, _progress, yes=yes)
     answer(result, as_json, "\n".join(lines), held=held)
 
 

@@ -13,16 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path as FilePath
+from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS, SCORER
 from serve.config.diagnoses import DIAGNOSES, Service
 from serve.config.known_keys import APPLICATION
+from serve.config.reader import Config
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.operate.diff.difference import Change, Document, Meaning
-from serve.operate.diff.field import Path, get
+from serve.operate.diff.difference import Change, Difference, Document, Meaning, compare
+from serve.operate.host.field import Path, get
+from serve.operate.host.running_service import RunningService
+from serve.operate.status.vitals import median_ms
 from serve.stores.factory import shown
 
 SENTENCES = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
@@ -33,13 +37,25 @@ MIN_DOWNSCALE_S = 10
 DAY_S = 86_400
 
 Meanings = Iterator[Meaning]
-Bases = tuple[FilePath, FilePath]
 # Returns the measured p50 of an application's rankings in ms; None if it is unknown.
 Measured = Callable[[str], float | None]
 
 
-def meanings(
-    old: Document, new: Document, changes: Iterable[Change], bases: Bases, p50_ms: Measured
+def difference(running: RunningService, config: Config) -> Difference:
+    """Return how a file differs from the running service, and what each change means."""
+    old, new = running.document, running.comparable(config)
+    found = compare(old, new, running.applications)
+    bases = running.base or config.path.parent, config.path.parent
+    meanings = _meanings(old, new, found.changes, bases, lambda app: median_ms(running.service(), app))
+    return found.explained(meanings)
+
+
+def _meanings(
+    old: Document,
+    new: Document,
+    changes: Iterable[Change],
+    bases: tuple[FilePath, FilePath],
+    p50_ms: Measured,
 ) -> Iterator[tuple[Path, Meaning]]:
     """Yield what the changes between two documents mean, each with the path of its field.
 
@@ -48,19 +64,32 @@ def meanings(
     for change in changes:
         yield from ((change.path, found) for found in _of_scaling(change, new))
     # Serve exposes no route where the file has null.
-    routes = {app.get("route_prefix", "/") for app in new["applications"]}
-    for app in old.get("applications", ()):
-        path, route = (*APPLICATION, app["name"]), app.get("route_prefix", "/")
-        if route and route not in routes:
-            yield (*path, "route_prefix"), _meaning("route_gone", route=route)
-        if app["import_path"] == get(new, (*path, "import_path")) == OUR_APPLICATION:
+    routes = {_route(app) for app in new["applications"]}
+    for app in old["applications"]:
+        if (route := _route(app)) and route not in routes:
+            yield (*APPLICATION, app["name"], "route_prefix"), _meaning("route_gone", route=route)
+        name = _successor(app, old, new)
+        was, now = (*APPLICATION, app["name"]), (*APPLICATION, name)
+        if app["import_path"] == get(new, (*now, "import_path")) == OUR_APPLICATION:
             try:
-                sides = _declared(old, path, bases[0]), _declared(new, path, bases[1])
+                sides = _declared(old, was, bases[0]), _declared(new, now, bases[1])
                 for field, rule in RULES.items():
-                    yield from (((*path, *field), found) for found in rule(*sides, p50_ms))
+                    yield from (((*now, *field), found) for found in rule(*sides, p50_ms))
             # Settings of an earlier release may be unreadable, and so may a file be.
             except (TabrankError, OSError) as error:
-                yield path, _meaning("unknown", error=str(error).replace("\n", "; "))
+                yield now, _meaning("unknown", error=str(error).replace("\n", "; "))
+
+
+def _route(app: Document) -> Any:
+    return app.get("route_prefix", "/")
+
+
+def _successor(app: Document, old: Document, new: Document) -> Any:
+    """Return the application in the place of one: of its name, or else a new one at its route."""
+    known = {one["name"] for one in old["applications"]}
+    renamed = (one["name"] for one in new["applications"] if _route(one) == _route(app))
+    is_there = any(one["name"] == app["name"] for one in new["applications"])
+    return app["name"] if is_there else next((name for name in renamed if name not in known), app["name"])
 
 
 def _declared(document: Document, path: Path, base: FilePath) -> Service:
@@ -76,9 +105,9 @@ def _of_scaling(change: Change, new: Document) -> Meanings:
         yield _meaning("cold_start")
     if key == "downscale_delay_s" and value is not ... and value < MIN_DOWNSCALE_S:
         yield _meaning("flapping", delay_s=value)
-    slots = get(new, (*app, *LIVE, "max_batches_in_flight"), UserConfig.max_batches_in_flight)
-    if key in ("max_batches_in_flight", TARGET[-1]) and get(new, (*app, *TARGET), 0) >= slots:
-        yield _meaning("target_above_slots", slots=slots)
+    most = get(new, (*app, *LIVE, "max_batches_in_flight"), UserConfig.max_batches_in_flight)
+    if key in ("max_batches_in_flight", TARGET[-1]) and get(new, (*app, *TARGET), 0) >= most:
+        yield _meaning("target_above_batches", most=most)
 
 
 def _meaning(name: str, **facts: object) -> Meaning:
@@ -150,7 +179,7 @@ def _keys(old: Service, new: Service, _: Measured) -> Meanings:
 
 def _deadline(old: Service, new: Service, measured: Measured) -> Meanings:
     is_lowered = (deadline_ms := new.config.deadline_ms) < old.config.deadline_ms
-    if is_lowered and deadline_ms < (p50_ms := measured(str(new.application)) or 0):
+    if is_lowered and deadline_ms < (p50_ms := measured(str(old.application)) or 0):
         yield _meaning("below_p50", p50_ms=p50_ms)
 
 

@@ -32,7 +32,8 @@ from serve.ingest.writer import Ingester
 from serve.log.events import IngestResult
 from serve.log.writer import write_log
 from serve.model.artifact import CANARY, CURRENT, FILES, load, point, save, unpoint
-from serve.operate.status.vitals import diagnosed
+from serve.operate.status.causes import of_answers
+from serve.operate.status.vitals import by_kind
 from serve.ranking import upkeep
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
@@ -129,9 +130,9 @@ class Home:
         running.cancel()
         fetcher.live.close()
         # What `up` and `status` make of it.
-        shown = diagnosed({"tiny": answer})
+        degraded, advice = by_kind(of_answers({"tiny": answer}))
         texts = [f"tiny: {text(one)}" for one in answer["diagnoses"]]
-        assert sorted(shown["degraded"] + shown["advice"]) == sorted(texts)
+        assert sorted(degraded + advice) == sorted(texts)
         return answer["diagnoses"]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
@@ -47,11 +49,9 @@ def get(document: Mapping[str, Any], path: Path, missing: Any = ...) -> Any:
     return value
 
 
-def unshared(value: Any) -> Any:
-    """Return a copy that shares no part with itself; `deepcopy` would keep YAML aliases shared."""
-    if isinstance(value, Mapping):
-        return {key: unshared(item) for key, item in value.items()}
-    return [unshared(item) for item in value] if isinstance(value, list) else value
+def unshared(document: Any) -> Any:
+    """Return a copy as JSON holds it, which shares no part with itself as YAML's aliases do."""
+    return msgspec.to_builtins(document, str_keys=True)
 
 
 def parsed(document: Mapping[str, Any]) -> ServeDeploySchema:

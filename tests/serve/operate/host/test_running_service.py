@@ -14,12 +14,12 @@ from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff, popular, switched
 from serve.operate.diff.consequence import Consequence
-from serve.operate.diff.dashboard import actors, nodes
-from serve.operate.diff.field import text
-from serve.operate.diff.running import RemoteService, cause, find
-from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.state import RUN, up_command
-from serve.operate.status.restarts import MEMORY, Restarts
+from serve.operate.diff.meaning import difference
+from serve.operate.host.dashboard import nodes
+from serve.operate.host.field import text
+from serve.operate.host.running_service import RemoteService, find
+from serve.operate.host.serve_details import cause
+from serve.operate.host.service_state import Deploying, NodeState, ServiceChange
 
 URL = "http://127.0.0.1:8265"
 APP = {
@@ -83,18 +83,8 @@ class Dashboard:
         answers = {
             "/api/prometheus/sd": [{"targets": ["10.0.0.1:8080", "10.0.0.1:44217"]}],
             "/api/v0/nodes": {"data": {"result": nodes}},
-            "/api/v0/actors": {"data": {"result": {"result": [self.dead]}}},
-            "/logical/actors": {"data": {"actors": {"ab": {"endTime": 30_000}}}},
         }
         return SimpleNamespace(json=lambda: answers[path.partition("?")[0]])
-
-    dead: ClassVar = {
-        "actor_id": "ab",
-        "name": "SERVE_REPLICA::spaces#Scorer#x",
-        "state": "DEAD",
-        "num_restarts": "0",
-        "death_cause": {"oom_context": {"error_message": "low on memory"}},
-    }
 
     def deploy_applications(self, document):
         self.put.append(document)
@@ -104,8 +94,8 @@ class Dashboard:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr("serve.operate.diff.running.SETTLE_S", 0.0)
-    monkeypatch.setattr("serve.operate.diff.running.POLL_S", 0.01)
+    monkeypatch.setattr("serve.operate.host.running_service.SETTLE_S", 0.0)
+    monkeypatch.setattr("serve.operate.host.running_service.POLL_S", 0.01)
 
 
 def config(document):
@@ -113,20 +103,20 @@ def config(document):
 
 
 def test_the_file_that_was_deployed_does_not_differ():
-    assert RemoteService(URL, Dashboard()).difference(config(FILE)).changes == ()
+    assert difference(RemoteService(URL, Dashboard()), config(FILE)).changes == ()
 
 
 def test_a_changed_file_is_put_and_waited_for():
     dashboard = Dashboard()
     file = {**FILE, "logging_config": {"enable_access_log": True}}
     running = RemoteService(URL, dashboard)
-    found = running.difference(config(file))
+    found = difference(running, config(file))
     assert [(text(change.path), change.consequence) for change in found.changes] == [
         ("applications[spaces].logging_config.enable_access_log", Consequence.IN_PLACE)
     ]
     running.deploy(config(file), 5.0, lambda line: None)
     assert dashboard.put == [file]
-    assert RemoteService(URL, dashboard).difference(config(file)).changes == ()
+    assert difference(RemoteService(URL, dashboard), config(file)).changes == ()
 
 
 def test_a_deploy_that_fails_says_why():
@@ -136,7 +126,7 @@ def test_a_deploy_that_fails_says_why():
 
 def test_another_port_needs_a_restart():
     file = {**FILE, "http_options": {"port": 9001}}
-    assert RemoteService(URL, Dashboard()).difference(config(file)).worst == Consequence.RESTART
+    assert difference(RemoteService(URL, Dashboard()), config(file)).worst == Consequence.RESTART
 
 
 def test_the_kill_switch_of_a_cluster_is_set_by_putting_its_document():
@@ -145,14 +135,14 @@ def test_the_kill_switch_of_a_cluster_is_set_by_putting_its_document():
     running.deploy(running.config(switched(running.document, True)), 5.0, lambda line: None)
     document = RemoteService(URL, dashboard).document
     assert document == switched(document, True) != switched(document, False)
-    (change,) = RemoteService(URL, dashboard).difference(config(FILE)).changes
+    (change,) = difference(RemoteService(URL, dashboard), config(FILE)).changes
     assert (change.path[-1], change.old) == ("kill_switch", True)
 
 
 class Fixed(RemoteService):
     """Running service with a deploy under way."""
 
-    under_way: ClassVar = {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"}
+    under_way: ClassVar = Deploying("/srv/big.yaml", "2026-01-31T12:00:00+00:00")
 
 
 @pytest.fixture
@@ -165,15 +155,12 @@ def written(tmp_path):
 def test_a_deploy_under_way_and_the_remedy_of_a_refusal_are_reported(written, monkeypatch):
     monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: Fixed(URL, Dashboard()))
     result, lines, held = diff(written, None, URL, True, 5.0, lambda line: None)
-    assert (result["under_way"], held) == (Fixed.under_way, False)
+    assert (result["under_way"], held) == (
+        {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"},
+        False,
+    )
     assert lines[-2].startswith("a deploy of /srv/big.yaml is under way since 2026-01-31T12:00:00+00:00; ")
     assert lines[-1].endswith(f"serve deploy --address {URL} {written}")
-
-
-def test_the_command_that_restarts_names_the_file_and_another_run_folder(tmp_path):
-    assert up_command(Path("my file.yaml"), RunFolder.of(RUN)) == "python -m serve up 'my file.yaml'"
-    command = up_command(Path("cluster.yaml"), RunFolder.of(tmp_path))
-    assert command == f"python -m serve up cluster.yaml --run {tmp_path}"
 
 
 def test_the_error_that_nothing_runs_comes_before_any_warning(written, tmp_path):
@@ -198,19 +185,15 @@ def test_an_interrupted_switch_says_that_it_may_be_on(monkeypatch):
 
 def test_the_screen_gets_the_content_of_a_dashboard():
     service = RemoteService(URL, Dashboard()).service()
-    assert (service["state"], service["url"]) == ("ready", "http://127.0.0.1:9000")
-    node = {"id": "n", "pool": "p", "alive": True, "metrics_url": "http://10.0.0.1:8080/metrics"}
-    assert service["nodes"] == [node]
-    assert service["changes"] == [{"at": "1970-01-01T00:01:00+00:00", "what": "deployed spaces"}]
-    app = service["applications"]["spaces"]["deployments"]["FeatureFetch"]
-    assert (app["target"], app["replicas"], app["ids"]) == (2, {"RUNNING": 1, "STARTING": 1}, ["a", "b"])
+    assert (service.state, service.url) == ("ready", "http://127.0.0.1:9000")
+    assert service.nodes == [NodeState(True, "p", "n", "http://10.0.0.1:8080/metrics")]
+    assert service.changes == [ServiceChange("1970-01-01T00:01:00+00:00", "deployed spaces")]
+    app = service.applications["spaces"].deployments["FeatureFetch"]
+    assert (app.target, app.replicas, app.ids) == (2, {"RUNNING": 1, "STARTING": 1}, ["a", "b"])
 
 
-def test_restarts_at_a_dashboard_have_their_reasons_and_a_silent_one_none():
-    found = Restarts().found(actors(Dashboard()), {})
-    at = "1970-01-01T00:00:30+00:00"
-    assert found == {"spaces/Scorer": {"count": 1, "last": MEMORY, "at": at, "times": [at]}}
-    assert actors(object()) == nodes(object()) == []
+def test_a_dashboard_that_reports_no_nodes_has_none():
+    assert nodes(object()) == []
 
 
 def test_where_nothing_runs_the_remedy_is_named(tmp_path):

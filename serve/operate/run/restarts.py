@@ -6,9 +6,10 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from serve.operate.host.service_state import ApplicationState, Restarted, iso
 
 MEMORY = "killed by Ray's memory monitor"
 ENDED = "its process ended"
@@ -37,24 +38,22 @@ class Restarts:
         self._noticed: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
 
     def found(
-        self, actors: Iterable[Mapping[str, Any]], applications: Mapping[str, Any]
-    ) -> dict[str, dict[str, Any]]:
-        """Return `count`, `last` (the reason), `at`, `times` by controller, proxy and deployment.
+        self, actors: Iterable[Mapping[str, Any]], applications: Mapping[str, ApplicationState]
+    ) -> dict[str, Restarted]:
+        """Return the restarts of controller, proxy and deployments (APPLICATION/DEPLOYMENT).
 
         `times` has the last `MAX_TIMES` that are known. Ray does not say when it restarted an actor
         in place: the time is that of the first call that finds it; those before the first call have
-        none. A deployment goes by APPLICATION/DEPLOYMENT.
-
-        `actors` are rows of Ray's table, `applications` is as in `service.json`.
+        none. `actors` are rows of Ray's table.
         """
         for app in applications.values():
-            for deployment in app["deployments"].values():
+            for deployment in app.deployments.values():
                 # Ray reports that a replica was stopped, but not why. Serve reports it meanwhile.
-                if deployment["status"] == "UNHEALTHY":
-                    self._unhealthy |= {*deployment["ids"]}
-                elif deployment["status"] == "HEALTHY":
-                    self._unhealthy -= {*deployment["ids"]}
-        now, counts = _iso(time.time()), Counter[str]()
+                if deployment.status == "UNHEALTHY":
+                    self._unhealthy |= {*deployment.ids}
+                elif deployment.status == "HEALTHY":
+                    self._unhealthy -= {*deployment.ids}
+        now, counts = iso(time.time()), Counter[str]()
         ended: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
         for actor in (one for one in actors if _name(one["Name"])):
             key, name, in_place = actor["Name"], _name(actor["Name"]), actor["NumRestarts"]
@@ -64,7 +63,7 @@ class Restarts:
                 self._in_place[key] = in_place
             elif reason := self._reason(actor):
                 counts[name] += 1
-                ended[name].append((_iso(actor["EndTime"] / 1e3) if actor["EndTime"] else "", reason))
+                ended[name].append((iso(actor["EndTime"] / 1e3) if actor["EndTime"] else "", reason))
         return {name: _row(counts[name], ended[name] + self._noticed[name]) for name in +counts}
 
     def _reason(self, actor: Mapping[str, Any]) -> str:
@@ -97,14 +96,10 @@ class Restarts:
         self._unhealthy.clear()
 
 
-def _row(count: int, events: list[tuple[str, str]]) -> dict[str, Any]:
+def _row(count: int, events: list[tuple[str, str]]) -> Restarted:
     """Return what is known of the restarts of a part, whose `events` are times and reasons."""
     times, (at, last) = sorted(at for at, _ in events if at), max(events, default=("", ENDED))
-    return {"count": count, "last": last, "at": at or None, "times": times[-MAX_TIMES:]}
-
-
-def _iso(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
+    return Restarted(count, last, at or None, times[-MAX_TIMES:])
 
 
 REPLICA, CONTROLLER, PROXY = "SERVE_REPLICA::", "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR"
