@@ -84,6 +84,7 @@ class Network(nn.Module):
         logit, sparsity = self.tabnet(x)
         return logit, sparsity
 
+    @torch.no_grad()
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit [R] of x [R, D0 + K1], in eval mode and without gradients."""
         assert not self.training
