@@ -194,7 +194,7 @@ class Mask(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of the logits; `slope` is the derivative of M by them at a fixed τ."""
+        """Return the gradient of the logits; `slope` is the derivative of M at a fixed τ."""
         (slope,) = ctx.saved_tensors
         by_logits = gradient * slope
         return by_logits.addcmul_(by_logits.sum(0) / slope.sum(0), slope, value=-1.0), None
