@@ -117,14 +117,10 @@ def train(
     if state is None or not state.stopped:
         for name, part in sets.items():
             part.save(folder / "inputs", name)
-        best_epoch = None
         progress.start(config.epochs)
-        try:
-            with _following(folder / PROGRESS, progress):
-                state = _fit(encoder, config, folder, streamed)
-            best_epoch = state.best_epoch
-        finally:
-            progress.finish(best_epoch)
+        with _following(folder / PROGRESS, progress):
+            state = _fit(encoder, config, folder, streamed)
+        progress.finish(state.best_epoch)
     # A driver that was killed at the very end has left its inputs too.
     shutil.rmtree(folder / "inputs", ignore_errors=True)
     return state

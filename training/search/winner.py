@@ -171,9 +171,8 @@ def _trained(
 
 def unseen(test: Dataset, last: Artifact) -> Dataset:
     """Return the test rows that are newer than all rows that the incumbent has seen."""
-    # Manifests of the first releases do not say which rows the model has seen.
-    seen_until_ms = last.manifest.get("seen_until_ms", np.inf)
-    return test.take(slice(int(np.searchsorted(test.ts_ms, seen_until_ms, side="right")), None))
+    first = np.searchsorted(test.ts_ms, last.manifest["seen_until_ms"], side="right")
+    return test.take(slice(int(first), None))
 
 
 def is_enough(rows: Dataset) -> bool:

@@ -301,7 +301,7 @@ def test_only_one_state_is_left_of_a_run(story):
     assert len([path for path in left if path.name == "state.safetensors"]) == 1
 
 
-def test_progress_off_a_terminal_is_one_line_per_epoch():
+def test_progress_is_one_line_per_epoch():
     from training.fit.progress import Progress
 
     stream = io.StringIO()
@@ -316,23 +316,6 @@ def test_progress_off_a_terminal_is_one_line_per_epoch():
         "epoch 2/3  train logloss 0.5000  valid logloss 0.2500  valid auc 0.7500  2.0 s",
         "best epoch 2",
     ]
-
-
-def test_progress_on_a_terminal_is_a_bar_with_the_logloss():
-    from training.fit.progress import Progress
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    progress = Progress(stream)
-    progress.start(3)
-    line = {"train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
-    progress.epoch(line | {"epoch": 1, "seconds": 2.0})
-    progress.finish(1)
-    assert "1/3" in stream.getvalue()
-    assert "best epoch 1" in stream.getvalue()
 
 
 def test_a_run_that_was_killed_goes_on_from_its_state(tmp_path, nearly, uninterrupted):
