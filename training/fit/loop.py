@@ -178,7 +178,7 @@ class _Fit:
             # norm updates its own once a virtual batch: a rank's update stands for all ranks'.
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GhostBatchNorm)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
-        (self.parameter,) = flat(p for p in self.network.parameters() if p.requires_grad)
+        self.parameter = flat(p for p in self.network.parameters() if p.requires_grad)
         self.optimiser = torch.optim.AdamW(
             [self.parameter], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
