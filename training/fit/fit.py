@@ -51,7 +51,7 @@ def fit(
     """Train on `log`, calibrate and measure on its last tenth by time, and write an artifact.
 
     Returns the manifest. `configure` returns the settings for a number of training rows, as
-    `training.fit.sizing.sized` does. `storage` keeps checkpoints from which a killed fit resumes;
+    `training.fit.sizing.sized` does. `storage` keeps the state from which a killed fit resumes;
     None means a temporary folder. Rows that would take more than `memory_bytes` (default: half of
     the free memory) are streamed from there. `prepared_share` is called with the share of features
     computed, and `progress` with each epoch.

@@ -1,4 +1,4 @@
-"""Run the training loop on Ray Train (V2): workers, checkpoints, resumption, and progress."""
+"""Run the training loop on Ray Train (V2): workers, resumption and progress."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Also the interval at which Ray Train collects reports; Ray's default is 2 s.
+    # The interval at which Ray Train sees that workers have ended; Ray's default is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
@@ -110,16 +110,15 @@ def train(
         CPUs or GPUs.
         ray.train.TrainingFailedError: if workers die more than twice.
     """
-    streamed = train if isinstance(train, Streamed) else None
-    sets = {"valid": valid} if isinstance(train, Streamed) else {"valid": valid, "train": train}
-    folder = storage.resolve() / f"fit-{_fingerprint(sets, encoder, config, streamed)}"
+    folder = storage.resolve() / f"fit-{_fingerprint(train, valid, encoder, config)}"
     state = State.load(folder / STATE) if (folder / STATE).exists() else None
     if state is None or not state.stopped:
-        for name, part in sets.items():
-            part.save(folder / "inputs", name)
+        valid.save(folder / "inputs", "valid")
+        if isinstance(train, Inputs):
+            train.save(folder / "inputs", "train")
         progress.start(config.epochs)
         with _following(folder / PROGRESS, progress):
-            state = _fit(encoder, config, folder, streamed)
+            state = _fit(encoder, config, folder, train if isinstance(train, Streamed) else None)
         progress.finish(state.best_epoch)
     # A driver that was killed at the very end has left its inputs too.
     shutil.rmtree(folder / "inputs", ignore_errors=True)
@@ -200,15 +199,14 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         return error
 
 
-def _fingerprint(
-    sets: dict[str, Inputs], encoder: Encoder, config: FitConfig, streamed: Streamed | None = None
-) -> str:
+def _fingerprint(train: Inputs | Streamed, valid: Inputs, encoder: Encoder, config: FitConfig) -> str:
     """Return a name from all that the result depends on, so that only the same run resumes."""
     digest = hashlib.sha256(encoder.to_json().encode())
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
-    if streamed is not None:
-        digest.update(streamed.digest.encode())
-    for part in sets.values():
+    for part in (train, valid):
+        if isinstance(part, Streamed):
+            digest.update(part.digest.encode())
+            continue
         for tensor in (part.x, part.label, part.examination):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)

@@ -153,7 +153,7 @@ def _trained(
 ) -> State:
     """Train the winner's network on `data` and its teachers' labels, those of a `rival` included.
 
-    The search's folder holds the checkpoints with which a killed training resumes.
+    The search's folder holds the state from which a killed training resumes.
     """
     run.progress.report(
         f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows"

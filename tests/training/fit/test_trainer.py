@@ -323,8 +323,7 @@ def test_a_run_that_was_killed_goes_on_from_its_state(tmp_path, nearly, uninterr
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
-    sets = {"valid": VALID, "train": TRAIN}
-    kept = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}" / "state.safetensors"
+    kept = tmp_path / f"fit-{_fingerprint(TRAIN, VALID, ENCODER, config)}" / "state.safetensors"
     kept.parent.mkdir(parents=True)
     shutil.copy2(nearly, kept)
     stream = io.StringIO()
@@ -339,11 +338,12 @@ def test_a_run_that_was_killed_goes_on_from_its_state(tmp_path, nearly, uninterr
 def test_the_fingerprint_covers_all_that_a_result_depends_on():
     from training.fit.trainer import _fingerprint
 
-    sets, other = {"train": VALID}, {"train": made(1_000, 3)}
-    same = _fingerprint(sets, ENCODER, CONFIG)
-    assert _fingerprint(sets, ENCODER, replace(CONFIG, num_workers=2)) == same
-    assert _fingerprint(sets, ENCODER, replace(CONFIG, seed=1)) != same
-    assert _fingerprint(other, ENCODER, CONFIG) != same
+    other = made(1_000, 3)
+    same = _fingerprint(VALID, VALID, ENCODER, CONFIG)
+    assert _fingerprint(VALID, VALID, ENCODER, replace(CONFIG, num_workers=2)) == same
+    assert _fingerprint(VALID, VALID, ENCODER, replace(CONFIG, seed=1)) != same
+    assert _fingerprint(other, VALID, ENCODER, CONFIG) != same
+    assert _fingerprint(VALID, other, ENCODER, CONFIG) != same
 
 
 def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted):
@@ -351,12 +351,10 @@ def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_pa
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
-    sets = {"valid": VALID, "train": TRAIN}
-    folder = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}"
+    folder = tmp_path / f"fit-{_fingerprint(TRAIN, VALID, ENCODER, config)}"
     folder.mkdir(parents=True)
     uninterrupted.save(folder / "state.safetensors")
-    for name, part in sets.items():
-        part.save(folder / "inputs", name)
+    TRAIN.save(folder / "inputs", "train")
     stream = io.StringIO()
     answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Progress(stream))
     assert epochs_of(stream.getvalue().splitlines()) == []

@@ -92,7 +92,7 @@ def test_steps_are_those_of_pytorch_tabnet(seed: int, mask_type: str, num_rows: 
 
 
 @pytest.mark.parametrize("mask_type", ["entmax", "sparsemax"])
-def test_columns_without_categories_need_no_spread(mask_type: Any) -> None:
+def test_columns_without_categories_take_the_same_step(mask_type: Any) -> None:
     torch.manual_seed(0)
     encoder = random_encoder(np.random.default_rng(0), 6, 0, 1)
     ours, reference = pair(encoder, NetworkConfig(width=4, mask_type=mask_type, virtual_batch_size=16))
