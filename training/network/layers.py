@@ -10,8 +10,9 @@ that the masks choose among, H hidden units, twice the width.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional
 from serve.model.masks import MaskType, num_passes
 from serve.model.masks import mask as exact_mask
 from serve.model.torch_ops import TorchOps
+from training.network.config import NetworkConfig
 
 # TabNet scales each residual sum by √0.5 to keep the variance. Rounded to float32, as in
 # pytorch_tabnet, whose weights give the same scores here.
@@ -33,10 +35,10 @@ _MAX_RESIDUAL = 1e-6
 class GhostBatchNorm(nn.Module):
     """Batch norm of each virtual batch by itself (Hoffer, Hubara and Soudry 2017)."""
 
-    def __init__(self, num_columns: int, virtual_batch_size: int, momentum: float) -> None:
+    def __init__(self, num_columns: int, config: NetworkConfig) -> None:
         super().__init__()
-        self.virtual_batch_size = virtual_batch_size
-        self.bn: Any = nn.BatchNorm1d(num_columns, momentum=momentum)
+        self.virtual_batch_size = config.virtual_batch_size
+        self.bn: Any = nn.BatchNorm1d(num_columns, momentum=config.momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [C, R], in virtual batches as `Tensor.chunk` splits the rows.
@@ -78,12 +80,12 @@ class GhostBatchNorm(nn.Module):
 class NormedLinear(nn.Module):
     """Linear map and its ghost batch norm, [I, R] → [C, R]."""
 
-    def __init__(self, fc: nn.Linear, gain: float, virtual_batch_size: int, momentum: float) -> None:
+    def __init__(self, fc: nn.Linear, gain: float, config: NetworkConfig) -> None:
         """Draw the weights of `fc` with the variance `gain` / √I."""
         super().__init__()
         self.fc = fc
         draw_weights(fc, gain)
-        self.bn = GhostBatchNorm(fc.out_features, virtual_batch_size, momentum)
+        self.bn = GhostBatchNorm(fc.out_features, config)
 
     def normed(self, x: Tensor) -> Tensor:
         """Map [I, R] to [C, R]."""
@@ -110,24 +112,19 @@ class Transformer(nn.Module):
     All transformers share the linear maps of the first layers, but not their norms.
     """
 
-    def __init__(
-        self, shared: Sequence[nn.Linear], num_own: int, num_inputs: int, width: int, *norm: Any
-    ) -> None:
-        """Create the layers; `norm` has virtual batch size and momentum of their norms."""
+    def __init__(self, shared: Sequence[nn.Linear], num_inputs: int, config: NetworkConfig) -> None:
         super().__init__()
-        layers: list[GatedLayer] = []
-        for depth in range(len(shared) + num_own):
-            own = depth >= len(shared)
-            fc = gated_linear(num_inputs if depth == 0 else width, width) if own else shared[depth]
-            layers.append(GatedLayer(fc, 2.0, *norm))
+        depths = range(len(shared), len(shared) + config.n_independent)
+        # pytorch_tabnet draws the weights of one layer after the other, so the maps come one by one.
+        maps = itertools.chain(shared, gated_linears(depths, num_inputs, config))
+        self.layers = [GatedLayer(fc, 2.0, config) for fc in maps]
         self.shared = nn.ModuleDict(
             {
                 "shared_layers": nn.ModuleList(shared),
-                "glu_layers": nn.ModuleList(layers[: len(shared)]),
+                "glu_layers": nn.ModuleList(self.layers[: len(shared)]),
             }
         )
-        self.specifics = nn.ModuleDict({"glu_layers": nn.ModuleList(layers[len(shared) :])})
-        self.layers = tuple(layers)
+        self.specifics = nn.ModuleDict({"glu_layers": nn.ModuleList(self.layers[len(shared) :])})
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [I, R] to [H, R]."""
@@ -138,17 +135,19 @@ class Transformer(nn.Module):
         return x
 
 
-def gated_linear(num_inputs: int, width: int) -> nn.Linear:
-    """Return the linear map of a gated layer with H = `width`: values, then gates."""
-    return nn.Linear(num_inputs, 2 * width, bias=False)
+def gated_linears(depths: range, num_inputs: int, config: NetworkConfig) -> Iterator[nn.Linear]:
+    """Yield the linear maps of gated layers at these depths: values, then gates."""
+    hidden = 2 * config.width
+    for depth in depths:
+        yield nn.Linear(hidden if depth else num_inputs, 2 * hidden, bias=False)
 
 
 class Attention(NormedLinear):
     """Attentive transformer: a linear map, norm, prior and mask, [I, R] → [G, R]."""
 
-    def __init__(self, fc: nn.Linear, mask_type: MaskType, virtual_batch_size: int, momentum: float) -> None:
-        super().__init__(fc, 1.0, virtual_batch_size, momentum)
-        self.mask_type = mask_type
+    def __init__(self, num_columns: int, config: NetworkConfig) -> None:
+        super().__init__(nn.Linear(config.width, num_columns, bias=False), 1.0, config)
+        self.mask_type = config.mask_type
 
     def forward(self, x: Tensor, prior: Tensor | None) -> Tensor:
         """Return the mask M [G, R]."""

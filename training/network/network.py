@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Matrix
 from serve.model.encoder import CLIP, Encoder
-from training.network.tabnet import NetworkConfig as NetworkConfig
+from training.network.config import NetworkConfig as NetworkConfig
 from training.network.tabnet import TabNet
 
 # Numbers, hot columns and indices of rows, as `Encoder.encode` returns them.

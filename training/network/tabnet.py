@@ -1,4 +1,4 @@
-"""TabNet with one output: its configuration and modules.
+"""TabNet with one output.
 
 Arik and Pfister 2019, "TabNet: Attentive Interpretable Tabular Learning" (arXiv:1908.07442). The
 modules have the names that the modules of the package pytorch_tabnet have, so state dicts fit both.
@@ -9,17 +9,13 @@ D0 + K1 columns that the masks choose among, N the width of a decision.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from serve.contract.errors import TabrankError
-from serve.contract.validation import number, one_of, whole
-from training.network.layers import Attention, Transformer, draw_weights, gated_linear
+from training.network.config import NetworkConfig
+from training.network.layers import Attention, Transformer, draw_weights, gated_linears
 
 # Momentum of the batch norm over the network's inputs. With 0.01, as in pytorch_tabnet, its
 # statistics lag by hundreds of steps: after six epochs of 16,000 rows the validation logloss was
@@ -27,32 +23,6 @@ from training.network.layers import Attention, Transformer, draw_weights, gated_
 INPUT_MOMENTUM = 0.1
 # Added to a mask before the logarithm, which is infinite at 0.
 LEAST = 1e-15
-# Largest whole number of a configuration.
-MOST = 2**31
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Shape and regularisation of the network; `width` is both n_d and n_a of the paper."""
-
-    width: int = 32
-    n_steps: int = 2
-    gamma: float = 1.3
-    mask_type: Literal["entmax", "sparsemax"] = "entmax"
-    n_independent: int = 1
-    n_shared: int = 1
-    virtual_batch_size: int = 256
-    momentum: float = 0.02
-    lambda_sparse: float = 1e-4
-
-    def __post_init__(self) -> None:
-        one_of(self.mask_type, ("entmax", "sparsemax"), "network: mask_type")
-        least = {"width": 1, "n_steps": 1, "n_independent": 0, "n_shared": 0, "virtual_batch_size": 2}
-        for name, low in least.items():
-            whole(getattr(self, name), f"network: {name}", low, MOST)
-        if self.n_independent + self.n_shared == 0:
-            raise TabrankError("network: n_independent and n_shared are both 0; give one of them 1 or more")
-        number(self.gamma, "network: gamma", 1.0, math.inf)
 
 
 class TabNet(nn.Module):
@@ -145,18 +115,11 @@ class _Encoder(nn.Module):
 
     def __init__(self, num_inputs: int, num_columns: int, config: NetworkConfig) -> None:
         super().__init__()
-        hidden, norm = 2 * config.width, (config.virtual_batch_size, config.momentum)
         self.initial_bn = nn.BatchNorm1d(num_inputs, momentum=INPUT_MOMENTUM)
-        shared = [gated_linear(hidden if k else num_inputs, hidden) for k in range(config.n_shared)]
-
-        def transformer() -> Transformer:
-            return Transformer(shared, config.n_independent, num_inputs, hidden, *norm)
-
-        def attention() -> Attention:
-            return Attention(nn.Linear(config.width, num_columns, bias=False), config.mask_type, *norm)
-
-        self.initial_splitter = transformer()
+        shared = list(gated_linears(range(config.n_shared), num_inputs, config))
+        self.initial_splitter = Transformer(shared, num_inputs, config)
         # pytorch_tabnet draws the weights of a step in this order, and lists its parts so.
-        parts = [(transformer(), attention()) for _ in range(config.n_steps)]
-        self.feat_transformers = nn.ModuleList(following for following, _ in parts)
-        self.att_transformers = nn.ModuleList(chooser for _, chooser in parts)
+        self.feat_transformers, self.att_transformers = nn.ModuleList(), nn.ModuleList()
+        for _ in range(config.n_steps):
+            self.feat_transformers.append(Transformer(shared, num_inputs, config))
+            self.att_transformers.append(Attention(num_columns, config))
