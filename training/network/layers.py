@@ -115,7 +115,7 @@ class Transformer(nn.Module):
     def __init__(self, shared: Sequence[nn.Linear], num_inputs: int, config: NetworkConfig) -> None:
         super().__init__()
         depths = range(len(shared), len(shared) + config.n_independent)
-        # pytorch_tabnet draws the weights of one layer after the other, so the maps come one by one.
+        # pytorch_tabnet draws the weights of one layer after the other: take the maps one by one.
         maps = itertools.chain(shared, gated_linears(depths, num_inputs, config))
         self.layers = [GatedLayer(fc, 2.0, config) for fc in maps]
         self.shared = nn.ModuleDict(
