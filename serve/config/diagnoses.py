@@ -68,7 +68,7 @@ class LogEnd(NamedTuple):
 
 
 class LoadNote(Struct):
-    """What `serve load` notes about the rows with which it fills a store."""
+    """Note of `serve load` about the rows with which it fills a store."""
 
     # The log as `DeclaredService.log_paths` returns it, and the number of its last record.
     log: list[str] = []

@@ -26,13 +26,6 @@ MAX_VALUES = 5_000
 MAX_NUMBER = 40
 # Exceptions of PyYAML for invalid values.
 UNFIT = (ValueError, OverflowError, LookupError, AttributeError)
-NOT_JSON = {
-    "timestamp": "a time",
-    "binary": "bytes",
-    "set": "a set",
-    "omap": "a list of pairs",
-    "pairs": "pairs",
-}
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Document:
             root = yaml.compose(raw, LOADER)
             if root:
                 self._check(root, (), ())
-            # To construct a value, PyYAML changes its nodes, so that this one composes them anew.
+            # To construct a value, PyYAML changes its nodes, so that this composes them anew.
             self.value: dict[str, Any] = yaml.load(raw, LOADER)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
@@ -126,7 +119,7 @@ class Document:
         return Finding(str(self.path), mark.line + 1, mark.column + 1, show(steps), detail)
 
     def _check(self, node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
-        """Note what YAML allows but a configuration must not; refuse what takes too long to read."""
+        """Refuse what YAML allows but a configuration must not, and what takes too long to read."""
         self._num_values += 1
         if self._num_values > MAX_VALUES:
             raise _invalid(node, f"more than {MAX_VALUES:,} values, with each alias counted as its content")
@@ -135,9 +128,8 @@ class Document:
         kind = node.tag.rpartition(":")[2]
         if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
             raise _invalid(node, f"a number of {len(node.value):,} characters; put text in quotes")
-        if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
-            detail = f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
-            self._refuse(node, steps, detail)
+        if kind == "timestamp":
+            self._refuse(node, steps, "YAML reads this as a time, which Ray cannot pass on; put it in quotes")
         if isinstance(node, yaml.SequenceNode):
             for i, child in enumerate(node.value):
                 self._check(child, (*steps, i), (*above, node))
