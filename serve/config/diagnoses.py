@@ -166,7 +166,7 @@ class DeclaredService:
         """Return the diagnosis of a version that cannot rank."""
         name = "model_refused" if isinstance(error, TabrankError) else "model_not_loaded"
         name = "model_of_another_state" if isinstance(error, StateMismatch) else name
-        return self.fault(name, error, version=version)
+        return self.error_fault(name, error, version=version)
 
     def arms_without_model(self, without: Iterable[Arm]) -> Iterator[Diagnosis]:
         """Diagnose arms without a model if they need one and have viewers."""
@@ -189,7 +189,7 @@ class DeclaredService:
     def unavailable_store(self, error: StoreUnavailable) -> Diagnosis:
         """Return the diagnosis of a store that cannot be read."""
         if not isinstance(error, StoreMissing):
-            return self.fault("store_unavailable", error)
+            return self.error_fault("store_unavailable", error)
         schema, others = self.features.schema, ", ".join(error.others)
         name = name_of(schema.surface.name, schema.fingerprint)
         return self.diagnosis("other_store" if others else "no_store", name=name, others=others)
@@ -229,7 +229,7 @@ class DeclaredService:
         if low := [f"{share:.0%} of {name}" for name, share in coverage if share < MIN_COVERAGE]:
             yield self.diagnosis("join_coverage", shares=", ".join(low))
 
-    def fault(self, name: str, error: Exception, **facts: object) -> Diagnosis:
+    def error_fault(self, name: str, error: Exception, **facts: object) -> Diagnosis:
         """Return the diagnosis of an error whose text is the cause and, after `; `, the remedy."""
         # Ray's errors end with the line of their cause.
         name_of_it = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__

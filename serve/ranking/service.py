@@ -313,7 +313,7 @@ class RankingService:
         if config.kill_switch:
             yield declared.diagnosis("kill_switch")
         if self.settings_error:
-            yield declared.fault("settings_refused", self.settings_error)
+            yield declared.error_fault("settings_refused", self.settings_error)
         yield from self._store_faults
         age_s = self.exposure_buffer.age_s
         has_store = self.live.error is None
@@ -324,9 +324,9 @@ class RankingService:
             lasting, failure = self.warn.lasting(reason), self.warn.recent(reason)
             if reason == NOT_TAKEN and lasting:
                 num, age_s, error = lasting
-                yield declared.fault("events_failing", error, num=num, age_s=age_s)
+                yield declared.error_fault("events_failing", error, num=num, age_s=age_s)
             elif failure:
-                yield declared.fault("failing", failure, reason=reason)
+                yield declared.error_fault("failing", failure, reason=reason)
         for version, error in models.failures.items():
             yield declared.version_fault(version, error)
         if lost := models.lost:
