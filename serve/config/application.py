@@ -9,7 +9,7 @@ from functools import reduce
 from pathlib import Path
 
 from serve.config.diagnoses import DIAGNOSES, DeclaredService
-from serve.config.diagnostics import Node
+from serve.config.node import Node
 from serve.config.settings import AppArgs, UserConfig, is_loopback
 from serve.config.sizes import Size
 from serve.config.storage import check_storage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-from serve.config.diagnostics import Node
+from serve.config.node import Node
 from serve.config.pools import NodePool
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import nearest

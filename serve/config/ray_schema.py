@@ -24,8 +24,8 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from serve.config.diagnostics import Node
 from serve.config.known_keys import APPLICATION, DEPLOYMENT
+from serve.config.node import Node
 from serve.config.sizes import Size
 from serve.contract.errors import did_you_mean
 from serve.contract.typed_reader import Level, read

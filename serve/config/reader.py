@@ -13,8 +13,8 @@ from typing import Any
 
 from serve.config import application as ours
 from serve.config.application import OUR_APPLICATION
-from serve.config.diagnostics import Node
 from serve.config.known_keys import APPLICATION, OURS, POOLS, Levels, check_keys
+from serve.config.node import Node
 from serve.config.pools import NodePool, read_pools
 from serve.config.scaling import KWARGS, Steady
 from serve.config.sizes import Size, check_room, check_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
-from serve.config.diagnostics import Node
+from serve.config.node import Node
 from serve.config.settings import AppArgs
 from serve.contract.errors import suggest
 from serve.stores.factory import shown
