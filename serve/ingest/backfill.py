@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serve.config.diagnoses import Service
+import msgspec
+
+from serve.config.diagnoses import DeclaredService, LoadNote
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.matrix import Features
@@ -56,7 +57,7 @@ def load(
     if without_journal:
         claim.give_up()
     args = AppArgs(named or surface.name, store_url, log=str(log))
-    service = Service(args, base, Features(schema), UserConfig())
+    service = DeclaredService(args, base, Features(schema), UserConfig())
     erasures, through = claim.erasures(), claim.written()
     built = rebuild(schema, log, until_ms, report, through)
     # The last records may change no state.
@@ -73,21 +74,14 @@ def load(
         viewers, candidates = (_packed(rows) for rows in (state.viewers, state.candidates))
         # A flat log may hold numbers, but only segments and snapshots count as its end.
         log_seq = end.seq if (end := service.log_end()) else 0
-        note = {
-            "log": service.log_paths(),
-            "log_seq": log_seq,
-            "filled_ms": now_ms,
-            "ends_ms": built.ends_ms,
-            "coverage": built.coverage,
-            "erasures": erasures,
-        }
+        note = LoadNote(service.log_paths(), log_seq, now_ms, built.ends_ms, dict(built.coverage), erasures)
         if claim.erasures() != erasures:
             raise TabrankError(f"{log}: viewers were erased from it meanwhile; run the command again")
         # The store takes the memory of all rows once more.
         since_ms = built.since_ms
         del built, state
         # A store without a number counts as empty.
-        store.replace(max(seq, 1), viewers, candidates, json.dumps(note).encode())
+        store.replace(max(seq, 1), viewers, candidates, msgspec.json.encode(note))
     except WriterFenced:
         raise TabrankError(
             f"--store {shown(store_url)}: a running service writes to it; stop it first "
@@ -95,7 +89,7 @@ def load(
         ) from None
     finally:
         store.close()
-    found = list(service.of_stored())
+    found = list(service.store_faults())
     for diagnosis in found:
         report(f"warning: {diagnosis}")
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serve.config.diagnoses import MAX_CATCH_UP
+from serve.config.diagnoses import MAX_CATCH_UP, LoadNote
 from serve.config.settings import AppArgs
 from serve.contract.errors import Busy, StoreUnavailable, TabrankError, WriterFenced
 from serve.contract.logs import SeldomWarning
@@ -372,7 +371,7 @@ class Ingester:
     def _refuse_unfit_store(self, known: int, held: Lease | None) -> None:
         """Raise StoreUnavailable if the store is missing or empty, or lacks what the log has."""
         with closing(self._open_store(writable=False)) as store:
-            seq, note = store.seq(), json.loads(store.note() or b"{}")
+            seq, note = store.seq(), LoadNote.of(store.note())
         folder, is_own = self._segments.folder, held is not None and self._claim.names(held)
         if not seq and (known or not is_own):
             raise StoreUnavailable(
@@ -383,7 +382,7 @@ class Ingester:
                 f"the store lacks too many records: it has them up to number {seq}, {folder} up to number {known}; "
                 f"fill it again with {LOAD}"
             )
-        if held is not None and not is_own and note.get("erasures", 0) < held.erasures:
+        if held is not None and not is_own and note.erasures < held.erasures:
             raise StoreUnavailable(
                 f"viewers were erased from {folder} since the store was filled, which still knows them; "
                 f"fill it again with {LOAD}"

@@ -16,7 +16,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS, SCORER
-from serve.config.diagnoses import DIAGNOSES, Service
+from serve.config.diagnoses import DIAGNOSES, DeclaredService
 from serve.config.known_keys import APPLICATION
 from serve.config.reader import Config
 from serve.config.settings import AppArgs, UserConfig
@@ -92,11 +92,11 @@ def _successor(app: Document, old: Document, new: Document) -> Any:
     return app["name"] if is_there else next((name for name in renamed if name not in known), app["name"])
 
 
-def _declared(document: Document, path: Path, base: FilePath) -> Service:
+def _declared(document: Document, path: Path, base: FilePath) -> DeclaredService:
     """Return an application of ours as a document declares it."""
     args = AppArgs.from_mapping(get(document, (*path, "args"), {}))
     live = UserConfig.from_mapping(get(document, (*path, *LIVE), None) or {})
-    return Service(args, base, Features(Schema(args.load_surface(base))), live, path[-1])
+    return DeclaredService(args, base, Features(Schema(args.load_surface(base))), live, path[-1])
 
 
 def _of_scaling(change: Change, new: Document) -> Meanings:
@@ -115,7 +115,7 @@ def _meaning(name: str, **facts: object) -> Meaning:
     return Meaning(SENTENCES[name]["sentence"].format(**facts), SENTENCES[name]["dangerous"])
 
 
-def _log_days(old: Service, new: Service, _: Measured) -> Meanings:
+def _log_days(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     # These import pyarrow.
     from serve.log.retention import replaced
     from serve.log.snapshots import snapshots
@@ -129,7 +129,7 @@ def _log_days(old: Service, new: Service, _: Measured) -> Meanings:
         yield _meaning("log_deleted", day=day, size=f" ({num_bytes / 1e6:,.1f} MB now)" if num_bytes else "")
 
 
-def _store(old: Service, new: Service, _: Measured) -> Meanings:
+def _store(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     # The path of a store is relative to the folder of the file; the address of a server is not.
     stores = [
         (one.args.store.startswith("lmdb:") and one.base, one.args.store, one.features.schema.fingerprint)
@@ -141,34 +141,34 @@ def _store(old: Service, new: Service, _: Measured) -> Meanings:
         with closing(new.open()) as store, store.dump() as dump:
             rows = Counter(entity for entity, _, _ in dump.rows)
     except StoreUnavailable as error:
-        yield _meaning("fault", fault=new.of_unavailable(error))
+        yield _meaning("fault", fault=new.unavailable_store(error))
     else:
         facts = {"store": shown(new.args.store), "viewers": rows["viewer"], "candidates": rows["candidate"]}
         yield _meaning("store_filled" if rows else "store_empty", **facts)
 
 
-def _faults(old: Service, new: Service, _: Measured) -> Meanings:
+def _faults(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     """Yield what the change brings of the faults that `check` warns of, but for those of stores."""
-    known = {one.name for one in old.of_files()}
-    for one in new.of_files():
+    known = {one.name for one in old.file_faults()}
+    for one in new.file_faults():
         about = DIAGNOSES[one.name]
         if one.name not in known and about["arg"] != "store" and not about.get("advice"):
             yield _meaning("fault", fault=one)
 
 
-def _salt(old: Service, new: Service, _: Measured) -> Meanings:
+def _salt(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     before = old.config.experiment
     if before.salt != new.config.experiment.salt:
         yield _meaning("salt", experiment=before.name)
 
 
-def _arms(old: Service, new: Service, _: Measured) -> Meanings:
+def _arms(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     before, after = ([arm.name for arm in one.config.experiment.arms if arm.share] for one in (old, new))
     if len(before) > 1 == len(after):
         yield _meaning("experiment_ends", arm=after[0], experiment=old.config.experiment.name)
 
 
-def _keys(old: Service, new: Service, _: Measured) -> Meanings:
+def _keys(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     before, after = ({key.sha256: key.name for key in one.config.api_keys} for one in (old, new))
     removed = ", ".join(before[sha256] for sha256 in before if sha256 not in after)
     if after and not before:
@@ -177,14 +177,14 @@ def _keys(old: Service, new: Service, _: Measured) -> Meanings:
         yield _meaning("key_removed" if after else "last_key", keys=removed)
 
 
-def _deadline(old: Service, new: Service, measured: Measured) -> Meanings:
+def _deadline(old: DeclaredService, new: DeclaredService, measured: Measured) -> Meanings:
     is_lowered = (deadline_ms := new.config.deadline_ms) < old.config.deadline_ms
     if is_lowered and deadline_ms < (p50_ms := measured(str(old.application)) or 0):
         yield _meaning("below_p50", p50_ms=p50_ms)
 
 
 # The rules for an application of ours, by the field beside which `diff` prints the sentence.
-RULES: Mapping[Path, Callable[[Service, Service, Measured], Meanings]] = {
+RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Meanings]] = {
     ("args",): _faults,
     ("args", "store"): _store,
     ("args", "keep_log_days"): _log_days,
