@@ -1,7 +1,6 @@
 """Locust integration: an open loop and a closed loop of rankings, judged by the SLO.
 
-`python -m loadtest run` runs OpenLoopUser in its own process. Both users also work with Locust
-alone, and without `-H` they load the service of var/run:
+`python -m loadtest run` needs no Locust. Without `-H`, both users load the service of var/run:
 
     locust -f loadtest/locustfile.py --headless -t 60s --profile headline
     locust -f loadtest/locustfile.py ClosedLoopUser --headless -t 60s --users 50 --spawn-rate 10

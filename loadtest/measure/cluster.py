@@ -114,28 +114,12 @@ class Dashboard:
 
     def look(self) -> tuple[Mapping[str, int], int | None]:
         """Return the running replicas by deployment, and the number of nodes."""
-        return self.replicas(), len(self.nodes())
-
-    def applications(self) -> Mapping[str, Any]:
-        """Return Serve's state of each application, by name."""
-        found: Mapping[str, Any] = self._get(APPLICATIONS)["applications"]
-        return found
-
-    def proxies(self) -> list[str]:
-        """Return Serve's status of each node's proxy."""
-        return [proxy["status"] for proxy in self._get(APPLICATIONS)["proxies"].values()]
-
-    def replicas(self) -> dict[str, int]:
-        """Return the running replicas by deployment."""
-        return {
+        replicas = {
             name: sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
-            for name, deployment in deployments(self.applications())
+            for name, deployment in deployments(self._get(APPLICATIONS)["applications"])
         }
-
-    def nodes(self) -> list[Mapping[str, Any]]:
-        """Return the live nodes."""
         nodes = self._get(NODES)["data"]["result"]["result"]
-        return [node for node in nodes if node["state"] == "ALIVE"]
+        return replicas, sum(node["state"] == "ALIVE" for node in nodes)
 
     def _get(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}

@@ -1,6 +1,6 @@
 """Reports of `run` and `soak`: report.json, report.html and the numbers behind them.
 
-`run` also leaves requests.csv, timeline.csv and Locust's own page, `soak` its footprints.
+`run` also leaves requests.csv and timeline.csv, `soak` its footprints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ def report_run(
     requests: Requests,
     samples: Sequence[ClusterSample],
     out: Path,
-    locust_html: str | None = None,
 ) -> tuple[Report, Sequence[Moment]]:
     """Judge the requests of a load and write its report to the new folder `out`, or nothing.
 
@@ -45,7 +44,6 @@ def report_run(
     moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
     report = make_report(profile, url, slo, requests, moments)
     files = {"requests.csv": requests_csv(moments), "timeline.csv": timeline_csv(moments)}
-    files |= {"locust.html": locust_html} if locust_html is not None else {}
     found = findings(report)
     claim = f"{profile.offered_rps:,.0f} requests/s within the limits"
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
@@ -57,8 +55,7 @@ def report_run(
         "Latency distribution": latency_distribution(report, slo),
     }
     body = found.body(head, TILES, plots)
-    footer = RUN_FOOTER if locust_html is None else RUN_FOOTER + LOCUST
-    write_report(out, report, found.title, body, footer, files)
+    write_report(out, report, found.title, body, RUN_FOOTER, files)
     return report, [moment for moment in moments if moment.t_s >= 0]
 
 
@@ -192,7 +189,6 @@ def _grown(report: Report, values: str, share: str, unit: str) -> str:
 
 RUN_FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);
 a failed request counts as never answered."""
-LOCUST = " Locust's own page, locust.html, includes the warm-up."
 SOAK_FOOTER = f"""{SAME_CORES}Growth is that of a straight line through the samples after the warm-up, over all
 processes of the service. Private resident memory is memory that a process does not share. It excludes pages of
 the store's file, which the kernel can reclaim, and of libraries."""

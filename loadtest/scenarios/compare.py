@@ -1,6 +1,6 @@
-"""`loadtest compare`: three services run at once and take turns under the same loads.
+"""`loadtest compare`: tabrank and plain FastAPI run at once and take turns under the same loads.
 
-So a change of the machine's own speed affects all of them.
+So a change of the machine's own speed affects both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loadtest.report.report import Report
 from loadtest.scenarios.knee import KEPT_UP, Bench
 from loadtest.targets.processes import START_S, await_full_answer, marker_of, started
 from loadtest.targets.running import cpu_by_process
-from loadtest.targets.services import TargetService, fastapi, idiomatic, tabrank
+from loadtest.targets.services import TargetService, fastapi, tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES, Block
 
@@ -41,7 +41,7 @@ MOST_LATE = 0.1
 
 
 def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds: int) -> Report:
-    """Start the three services, let them take turns, stop them, and write the report to `out`.
+    """Start both services, let them take turns, stop them, and write the report to `out`.
 
     At each load, each service is measured once per round, for so many seconds.
 
@@ -49,7 +49,7 @@ def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds
         LoadtestError: if a service does not start, or does not recover from a load.
     """
     with work.locked(), ExitStack() as running:
-        services = (fastapi(work), idiomatic(work), tabrank(work, CONFIG))
+        services = (fastapi(work), tabrank(work, CONFIG))
         bench = Bench.prepared(work, CANDIDATES, emit)
         footprints = {}
         for service in services:

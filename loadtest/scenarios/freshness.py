@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import gevent
 import msgspec
 import numpy as np
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import BATCH, candidate, event, forget, make_bodies, pack, viewer_events
 from loadtest.generator.connections import Connections
-from loadtest.generator.dispatcher import Dispatcher, arrivals
+from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
 from loadtest.generator.ids import Ids
+from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.generator.prober import CANDIDATE, VIEWER, Prober
 from loadtest.measure.measure import RequestLog, measure
 from loadtest.measure.service import (
@@ -62,7 +64,8 @@ def run_freshness(
     Raises:
         LoadtestError: if nothing answers at `url`, or the service does not accept events.
     """
-    bodies, seconds = make_bodies(ids, plan.profile), plan.profile.duration_s
+    profile, bodies = plan.profile, make_bodies(ids, plan.profile)
+    seconds, warmup_s = profile.duration_s, profile.warmup_s
     probe(url, bodies[0])
     label_event = _label_event(url)
     kinds = kinds or {label_event: 1}
@@ -71,18 +74,20 @@ def run_freshness(
     left_behind: list[str] = []
     try:
         _try_events(url, prober, sorted({*kinds, label_event}))
-        # Import late: the module patches the standard library for gevent.
-        from loadtest.scenarios.locust_run import run_load
-
-        warmup_s, probing = plan.profile.warmup_s, [Block(seconds)]
+        allow_open_files()
         # Random times: regular ones might always meet the same part of the service's cycle.
-        random = arrivals(lambda: plan.probes_per_s, probing, np.random.default_rng([SEED, 1]))
+        random = arrivals(lambda: plan.probes_per_s, [Block(seconds)], np.random.default_rng([SEED, 1]))
         stream = viewer_events(ids, kinds, prober.run_id, plan.batch)
-        background = [
-            lambda: _post_events(url, plan, stream, posts),
-            lambda: prober.run((warmup_s + at_s for at_s in random), warmup_s),
-        ]
-        rankings, _ = run_load(plan.profile, url, bodies, background)
+        with offering(OfferedLoad.of(profile, url, bodies)) as offer:
+            others = [
+                gevent.spawn(_post_events, url, plan, stream, posts),
+                gevent.spawn(prober.run, (warmup_s + at_s for at_s in random), warmup_s),
+            ]
+            try:
+                gevent.joinall(others, raise_error=True)
+            finally:
+                gevent.killall(others)
+            rankings = offer.result().requests.counted_from(warmup_s)
     finally:
         left_behind += _clean_up(url, prober)
     probes = {kind: log.requests() for kind, log in prober.records.items()}
@@ -91,7 +96,7 @@ def run_freshness(
         "seconds": seconds,
         "freshness_ms": freshness_numbers(probes),
         "answered_freshness_ms": spread(np.array(prober.answered_ms)),
-        "rank": rank_numbers(plan.profile.target_rps, measure(rankings, seconds)),
+        "rank": rank_numbers(profile.target_rps, measure(rankings, seconds)),
         "events": event_numbers(plan.events_per_s, plan.batch, measure(posts.requests(), seconds)),
         "left_behind": left_behind,
         "machine": describe_machine(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.measure import measure, rounded
-from loadtest.measure.verdict import judge
-from loadtest.report.knee import knee_verdict, step_line, write_knee
+from loadtest.measure.verdict import Verdict, judge
+from loadtest.report.knee import step_line, write_knee
 from loadtest.report.report import Report
 from loadtest.scenarios.search import KneePlan, KneeStep, StepPhase, find_knee
 from loadtest.targets.processes import started
@@ -40,9 +41,16 @@ def run_knee(
         service = tabrank(work, config)
         bench = Bench.prepared(work, candidates, emit)
         found = bench.knee_of(service, plan)
-    report = {"verdict": knee_verdict(found), **found, "config": str(config), **bench.circumstances()}
+    verdict = knee_verdict(found["steps"]) if found["knee_rps"] is None else "held"
+    report = {"verdict": verdict, **found, "config": str(config), **bench.circumstances()}
     write_knee(out, report)
     return report
+
+
+def knee_verdict(steps: Sequence[Report]) -> Verdict:
+    """Return the verdict without a knee: void if no step was a valid measurement."""
+    searched = (step["verdict"] for step in steps if step["phase"] != "warm-up")
+    return "void" if set(searched) == {"void"} else "not held"
 
 
 @dataclass(frozen=True)

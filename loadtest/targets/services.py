@@ -24,17 +24,13 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class TargetService:
-    """Service to start and stop; without a `stop` command, SIGTERM ends it.
-
-    `temp`: folder for its files, removed with it.
-    """
+    """Service to start and stop; without a `stop` command, SIGTERM ends it."""
 
     name: str
     port: int
     start: Sequence[str]
     environment: Mapping[str, str]
     stop: Sequence[str] = ()
-    temp: Path | None = None
 
     @property
     def url(self) -> str:
@@ -85,7 +81,7 @@ def fastapi(work: Workspace) -> TargetService:
     """Return plain FastAPI on uvicorn, with one worker per core."""
     port = free_port()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    uvicorn = ("uvicorn", "loadtest.targets.rivals.plain:app", "--host", "127.0.0.1", "--port", str(port))
+    uvicorn = ("uvicorn", "loadtest.targets.rival:app", "--host", "127.0.0.1", "--port", str(port))
     speed = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
     # Longer than the clients' keep-alive, as behind any load balancer. At the default of 5 s
     # uvicorn closes connections with a request in flight.
@@ -93,26 +89,6 @@ def fastapi(work: Workspace) -> TargetService:
     environment = {**os.environ, "TABRANK_RIVAL_WORK": str(work.data.resolve())}
     start = (sys.executable, "-m", *uvicorn, "--workers", str(cores), *speed, *keep_alive)
     return TargetService("fastapi", port, start, environment)
-
-
-def idiomatic(work: Workspace) -> TargetService:
-    """Return Ray Serve as in its guide, with Ray's defaults except the variables below."""
-    port = free_port()
-    # A short path: Unix socket paths have at most 107 characters.
-    temp = Path("/tmp") / f"rival-{work.id}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {
-        "TABRANK_RIVAL_WORK": str(work.data.resolve()),
-        # A token would cost 0.2 ms per call.
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # The same priority as the load generator on the same cores.
-        "RAY_worker_niceness": "0",
-        # Bind all of Ray's own ports to 127.0.0.1.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-    start = (sys.executable, "-m", "loadtest.targets.rivals.idiomatic", str(port), str(temp))
-    return TargetService("idiomatic", port, start, environment, temp=temp)
 
 
 def free_port() -> int:

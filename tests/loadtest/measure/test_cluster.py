@@ -10,6 +10,7 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import find_cluster, watch
+from loadtest.measure.polling import within
 
 SERVICE = {
     "url": "http://127.0.0.1:8000",
@@ -119,3 +120,11 @@ def test_a_watch_looks_through_the_whole_run_and_past_what_cannot_be_seen(monkey
     watch(look, 0.05, 0.1, samples)
     assert [sample.replicas["Scorer"] for sample in samples] == [1, 2, 2]
     assert -0.06 < samples[0].at_s < 0 < samples[-1].at_s
+
+
+def test_a_condition_that_cannot_be_read_counts_as_false():
+    def fails():
+        raise LoadtestError("nobody there")
+
+    assert within(0.15, fails) is None
+    assert within(0.15, lambda: True) == 0.0

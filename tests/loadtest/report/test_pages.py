@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
         log.add(at_s, rng.exponential(), rng.lognormal(1.5, 0.6), Outcome("full", True, True), 55)
     samples = [ClusterSample(second + 0.5, {"Scorer": 1 + second // 20}, 1) for second in range(30)]
     load = (PROFILE, load_slo(), "http://127.0.0.1:8000", log.requests(), samples)
-    report_run(*load, demo / "load-headline", "<html>locust</html>")
+    report_run(*load, demo / "load-headline")
     write_demo(demo_report(), demo)
     return demo.parent
 

@@ -99,7 +99,7 @@ def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monk
         port = free_port()
         return TargetService(name, port, (sys.executable, "-c", SERVER, str(port)), dict(os.environ))
 
-    for name in ("fastapi", "idiomatic", "tabrank"):
+    for name in ("fastapi", "tabrank"):
         monkeypatch.setattr(compare, name, lambda *_, name=name: small(name))
     monkeypatch.setattr(compare, "LOADS", {"closed loop × 2": {"connections": 2, "rate_rps": 0.0}})
     monkeypatch.setattr(compare, "WARM_UP_S", 1)
@@ -108,7 +108,7 @@ def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monk
     report = compare.run_compare(
         bench_work, tmp_path / "out", lambda _: running.append(left(bench_work)), 2, 1
     )
-    assert len(running[-1]) == 3
+    assert len(running[-1]) == 2
     assert left(bench_work) == []
     assert (report["verdict"], report["reasons"]) == ("held", [])
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report

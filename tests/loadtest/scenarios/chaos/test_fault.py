@@ -9,7 +9,7 @@ from offers import CLOSED, FALLBACK, Offering
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import ClusterSample
-from loadtest.report.series import chaos_summary, write_chaos
+from loadtest.report.chaos import chaos_summary, write_chaos
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import Allowed, Times, broken, describe
 from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults, verdict_of
@@ -170,7 +170,7 @@ def chaos_page(folder, monkeypatch, offering, *more, rate_rps=None):
         emit=lambda _: None,
         bench=SimpleNamespace(slo=SLO),
     )
-    monkeypatch.setattr(chaos, "_under_load", lambda *_: (found(offering), []))
+    monkeypatch.setattr(chaos, "_under_load", lambda *_: (found(offering), [], []))
     result = run_fault(run, select_faults(["scorer"])[0], {})
     report = {"verdict": verdict_of([result, *more]), "faults": [result, *more], "rate_rps": rate_rps}
     report |= {"knee_rps": None, "client_timeout_s": 0.25, "machine": {"cores": 2}}
