@@ -1,6 +1,6 @@
 """Reports of `run` and `soak`: report.json, report.html and the numbers behind them.
 
-`run` also leaves requests.csv and timeline.csv, `soak` its footprints.
+`run` also leaves timeline.csv, `soak` its footprints.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def report_run(
     """
     moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
     report = make_report(profile, url, slo, requests, moments)
-    files = {"requests.csv": requests_csv(moments), "timeline.csv": timeline_csv(moments)}
+    files = {"timeline.csv": timeline_csv(moments)}
     found = findings(report)
     claim = f"{profile.offered_rps:,.0f} requests/s within the limits"
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
@@ -85,14 +85,6 @@ def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moment
 def latency_distribution(report: Report, slo: Slo) -> str:
     """Plot the share of the requests of a report that took longer than a time, with the limits."""
     return distribution("ms from the due time", {"answered": report["latency_tail"]}, slo.shares())
-
-
-def requests_csv(moments: Sequence[Moment]) -> str:
-    """Return the seconds in which requests were due, with the warm-up, as CSV."""
-    same = ("p50_ms", "p90_ms", "p99_ms", "late_ms_p99")
-    names = ("t_s", "offered_rps", "answered_rps", "failed", *same)
-    rows = [[getattr(moment, name) for name in names] for moment in moments if moment.offered_rps]
-    return csv_text(("second", "requests", "answered", "errors", *same), rows)
 
 
 def timeline_csv(moments: Sequence[Moment]) -> str:

@@ -16,7 +16,7 @@ from loadtest.workload.profiles import load_profile, load_slo
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray, needs_chromium, needs_axe]
 PROFILE = load_profile("headline", warmup_s=5, duration_s=30)
-PLOTS = {"demo": 5, "demo/load-headline": 4}
+PLOTS = {"demo": 1, "demo/load-headline": 4}
 
 
 @pytest.fixture(scope="module")
