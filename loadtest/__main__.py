@@ -77,11 +77,9 @@ def run(
     def measured(folder: Path) -> Report:
         load = load_profile(profile, target_rps=rps, duration_s=duration, warmup_s=warmup)
         used, load = find_ids(ids, log, load, print_progress)
-        of["url"] = running_url(url)
-        return run_profile(load, load_slo(slo), of["url"], used, cluster, folder)
+        return run_profile(load, load_slo(slo), running_url(url), used, cluster, folder)
 
-    of: Report = {"profile": profile, "url": url}
-    run_scenario(Path(profile).stem, out, measured, findings, as_json, of=of)
+    run_scenario(Path(profile).stem, out, measured, findings, as_json)
 
 
 @app.command()
@@ -115,11 +113,9 @@ def freshness(
         kinds = None if ids else read_log_kinds(log)
         used, profile = find_ids(ids, log, profile, print_progress)
         plan = FreshnessPlan(profile, events, probes)
-        of["url"] = running_url(url)
-        return run_freshness(plan, of["url"], used, kinds, load_slo(slo), folder)
+        return run_freshness(plan, running_url(url), used, kinds, load_slo(slo), folder)
 
-    of: Report = {"url": url}
-    run_scenario("freshness", out, measured, freshness_findings, as_json, of=of)
+    run_scenario("freshness", out, measured, freshness_findings, as_json)
 
 
 @app.command()
@@ -300,11 +296,9 @@ def soak(
 
     def measured(folder: Path) -> Report:
         used, profile = find_ids(ids, log, soak_profile(rate, minutes * 60), print_progress)
-        of["url"] = running_url(url)
-        return run_soak(profile, of["url"], used, cluster, folder, print_progress)
+        return run_soak(profile, running_url(url), used, cluster, folder, print_progress)
 
-    of: Report = {"url": url}
-    run_scenario("soak", out, measured, soak_findings, as_json, of=of)
+    run_scenario("soak", out, measured, soak_findings, as_json)
 
 
 if __name__ == "__main__":

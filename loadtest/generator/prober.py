@@ -13,10 +13,11 @@ import gevent.pool
 import msgspec
 from geventhttpclient.response import HTTPParseError
 
-from loadtest.generator.bodies import candidate, event, pack
+from loadtest.generator.bodies import pack
 from loadtest.generator.connections import Connections, error_kind
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import EVENTS_PATH, Outcome, read_acknowledgement
+from serve.contract.records import Candidate, ClientRecord, Event
 
 CANDIDATE, VIEWER = "candidate", "viewer"
 KINDS = (CANDIDATE, VIEWER)
@@ -86,9 +87,10 @@ class Prober:
     def _probe(self, kind: str, number: int, add: partial[None]) -> None:
         name = f"{self.run_id}-{kind[0]}{number}"
         if kind == CANDIDATE:
-            record, viewer, shown = candidate(name), self.asker, name
+            viewer, shown = self.asker, name
+            record: ClientRecord = Candidate(name)
         else:
-            record = event(f"{name}-e", name, self.anchor, self._label_event)
+            record = Event(f"{name}-e", name, self.anchor, self._label_event)
             viewer, shown = name, self.anchor
         self.posted[kind].append(name)
         sent = perf_counter()

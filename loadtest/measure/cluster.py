@@ -5,13 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from loadtest.errors import LoadtestError
@@ -40,20 +37,6 @@ class ClusterSample:
 
 Look = Callable[[], tuple[Mapping[str, int], int | None]]
 """Reader of a cluster that returns running replicas by deployment, and the number of nodes."""
-
-
-def watch(look: Look, warmup_s: float, seconds: float, samples: list[ClusterSample]) -> None:
-    """Add a sample of a cluster once a second during the warm-up of a run and its `seconds`.
-
-    Moments at which the cluster is unreadable are skipped.
-    """
-    begun = perf_counter()
-    for number in range(int((warmup_s + seconds) / PERIOD_S) + 1):
-        time.sleep(max(0.0, begun + number * PERIOD_S - perf_counter()))
-        with suppress(*UNREADABLE_ERRORS):
-            replicas, nodes = look()
-            if replicas:
-                samples.append(ClusterSample(perf_counter() - begun - warmup_s, replicas, nodes))
 
 
 def find_cluster(named: str | None, url: str) -> Look | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
-from loadtest.measure.verdict import WORDS, part_verdict
+from loadtest.measure.verdict import WORDS
 from loadtest.report.plots import load_and_cluster
 from loadtest.report.report import SAME_CORES, Report, doubts, marked, verdict, with_reasons, write_report
 from loadtest.workload.profiles import Slo
@@ -25,12 +25,8 @@ def chaos_summary(report: Report) -> str:
 
 def fault_line(found: Report) -> str:
     """Return one fault as a line for a terminal, with its reasons below."""
-    line = f"  {found['fault']:16} {_word(found):10} {_measured(found) or '–'}"
+    line = f"  {found['fault']:16} {WORDS[found['verdict']]:10} {_measured(found) or '–'}"
     return with_reasons(line, found["reasons"])
-
-
-def _word(found: Report) -> str:
-    return "not run" if found["held"] is None else WORDS[part_verdict(found)]
 
 
 def _measured(found: Report) -> str:
@@ -57,16 +53,19 @@ def _after(value: float | None) -> str:
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder, complete or not at all."""
     faults = report["faults"]
-    cells = [(one["allowed"], _measured(one) or "; ".join(one["reasons"]), _word(one)) for one in faults]
-    run = [one for one in faults if one["held"] is not None]
-    left = [one["fault"] for one in faults if one["held"] is None]
+    cells = [
+        (one["allowed"], _measured(one) or "; ".join(one["reasons"]), WORDS[one["verdict"]]) for one in faults
+    ]
+    run = [one for one in faults if one["verdict"] != "not run"]
+    left = [one["fault"] for one in faults if one["verdict"] == "not run"]
+    num_held = sum(one["verdict"] == "held" for one in run)
     reasons = [f"{one['fault']}: {reason}" for one in run or faults for reason in one["reasons"]]
     failed, sent = (sum(one.get(key, 0) for one in run) for key in ("failed", "requests"))
     load = ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it")
     if rate_rps := report.get("rate_rps"):
         load = ("load", f"{rate_rps:g} /s", "named, no knee was measured")
     numbers = [
-        ("faults held", f"{sum(one['held'] for one in run)} of {len(faults)}", f"{len(left)} not run"),
+        ("faults held", f"{num_held} of {len(faults)}", f"{len(left)} not run"),
         ("requests that failed", f"{failed:,} of {sent:,}", "after one retry"),
         load,
     ]

@@ -131,7 +131,6 @@ class Footprint:
 
     at_s: float
     own_mib: float
-    resident_mib: float
     files: int
     processes: int
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from loadtest.measure.verdict import WORDS, part_verdict
+from loadtest.measure.verdict import WORDS
 from loadtest.report.report import SAME_CORES, Report, verdict, with_reasons, write_report
 from serve.report.page import bullets, section, tiles
 
@@ -23,14 +23,14 @@ def write_scale(folder: Path, report: Report) -> None:
     doubt = "The Scorer is throttled, all on one machine: new machines start slower."
     body = [
         verdict(report, "replicas that follow the load", held, reasons, doubt),
-        tiles([(name, WORDS[part_verdict(part)], part["measured"]) for name, part in parts.items()]),
+        tiles([(name, WORDS[part["verdict"]], part["measured"]) for name, part in parts.items()]),
         *(section(TITLES[name], _part(name, part), bullets(part["reasons"])) for name, part in parts.items()),
     ]
     write_report(folder, report, "Scaling", body, FOOTER.format(**report["pace"]), new=False)
 
 
 def _part(name: str, part: Report) -> str:
-    found = f"{WORDS[part_verdict(part)].capitalize()}: {part['measured']}."
+    found = f"{WORDS[part['verdict']].capitalize()}: {part['measured']}."
     run = f'<a href="{name}/report.html">The run</a>, <a href="{name}/timeline.csv">timeline.csv</a>'
     return f"<p>{escape(found)} {run}</p>"
 
@@ -43,7 +43,7 @@ def scale_summary(report: Report) -> str:
 
 def part_line(name: str, part: Report) -> str:
     """Return one part as a line for a terminal, with its reasons below."""
-    return with_reasons(f"  {name}: {WORDS[part_verdict(part)]}; {part['measured']}", part["reasons"])
+    return with_reasons(f"  {name}: {WORDS[part['verdict']]}; {part['measured']}", part["reasons"])
 
 
 FOOTER = f"""{SAME_CORES}The Scorer is throttled: a batch takes at least {{ms_per_batch:g}} ms and

@@ -162,7 +162,9 @@ def _load_service(url: str) -> list[Report]:
 def _load(profile: str, url: str) -> Report:
     """Load the service; show the verdict and its reasons."""
     how = ("--profile", profile, "--duration", str(LOAD_S), "--out", f"{DEMO}/load-{profile}")
-    load = _run("loadtest", "run", *how, "--url", url, "--log", LOG, accept=(0, 1, 2))
+    found = _run("loadtest", "run", *how, "--url", url, "--log", LOG, accept=(0, 1, 2))
+    # A run that was not possible has a verdict and reasons only.
+    load = {"profile": profile, **found}
     for line in (load["verdict"], *load["reasons"]):
         show(f"     {line}")
     return load

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.bodies import BATCH, candidate, event, forget, make_bodies, pack, viewer_events
+from loadtest.generator.bodies import BATCH, make_bodies, pack, viewer_events
 from loadtest.generator.connections import Connections
 from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
 from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.generator.prober import CANDIDATE, VIEWER, Prober
-from loadtest.measure.measure import RequestLog, measure
+from loadtest.measure.measure import RequestLog, measure, rounded_numbers
 from loadtest.measure.service import (
     EVENTS_PATH,
     MODEL_PATH,
@@ -31,9 +31,10 @@ from loadtest.measure.service import (
     read_acknowledgement,
 )
 from loadtest.measure.verdict import judge_freshness
-from loadtest.report.freshness import event_numbers, freshness_numbers, rank_numbers, spread, write_freshness
+from loadtest.report.freshness import event_numbers, freshness_numbers, spread, write_freshness
 from loadtest.report.report import Report
 from loadtest.workload.profiles import SEED, Block, Profile, Slo
+from serve.contract.records import Candidate, ClientRecord, Event, Forget
 from serve.operate.host.machine import describe_machine
 
 CLEAN_UP_BATCH = 500
@@ -96,7 +97,7 @@ def run_freshness(
         "seconds": seconds,
         "freshness_ms": freshness_numbers(probes),
         "answered_freshness_ms": spread(np.array(prober.answered_ms)),
-        "rank": rank_numbers(profile.target_rps, measure(rankings, seconds)),
+        "rank": {"target_rps": profile.target_rps, **rounded_numbers(asdict(measure(rankings, seconds)))},
         "events": event_numbers(plan.events_per_s, plan.batch, measure(posts.requests(), seconds)),
         "left_behind": left_behind,
         "machine": describe_machine(),
@@ -124,8 +125,8 @@ def _label_event(url: str) -> str:
 def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
     """Post the anchor candidate and one event of each kind of the run."""
     asker, anchor = prober.asker, prober.anchor
-    tried = [event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
-    status, body = ask(url, EVENTS_PATH, pack([candidate(anchor), *tried]))
+    tried = [Event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
+    status, body = ask(url, EVENTS_PATH, pack([Candidate(anchor), *tried]))
     if status in (404, 405):
         raise LoadtestError(
             f"--url {url}: the service has no POST {EVENTS_PATH} (status {status}); "
@@ -156,10 +157,12 @@ def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: 
 def _clean_up(url: str, prober: Prober) -> list[str]:
     """End the probe candidates and forget the probe viewers; return what failed, as sentences."""
     now_ms = int(time.time() * 1000)
-    ends = [candidate(name, now_ms) for name in (prober.anchor, *prober.posted[CANDIDATE])]
-    viewers = [forget(name) for name in (prober.asker, *prober.posted[VIEWER])]
+    ends = [Candidate(name, ends_ms=now_ms) for name in (prober.anchor, *prober.posted[CANDIDATE])]
+    viewers = [Forget(name) for name in (prober.asker, *prober.posted[VIEWER])]
     failures = []
-    for what, records in (("candidates were not ended", ends), ("viewers were not forgotten", viewers)):
+    posted: dict[str, Sequence[ClientRecord]]
+    posted = {"candidates were not ended": ends, "viewers were not forgotten": viewers}
+    for what, records in posted.items():
         for first in range(0, len(records), CLEAN_UP_BATCH):
             part = records[first : first + CLEAN_UP_BATCH]
             try:

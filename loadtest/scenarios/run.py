@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import ClusterSample, Look, find_cluster, watch
+from loadtest.measure.cluster import PERIOD_S, ClusterSample, Look, find_cluster
+from loadtest.measure.polling import repeated
 from loadtest.measure.service import probe
 from loadtest.measure.timeline import Moment
 from loadtest.report.report import Report
@@ -48,10 +49,14 @@ def load_service(
         LoadtestError: if the generator failed.
     """
     samples: list[ClusterSample] = []
-    times = (profile.warmup_s, profile.duration_s)
-    with offering(OfferedLoad.of(profile, url, bodies)) as offer:
-        if look:
-            threading.Thread(target=watch, args=(look, *times, samples), daemon=True).start()
+
+    def sample() -> None:
+        replicas, nodes = look() if look else ({}, None)
+        if replicas:
+            at_s = time.monotonic() - offer.begun_s - profile.warmup_s
+            samples.append(ClusterSample(at_s, replicas, nodes))
+
+    with offering(OfferedLoad.of(profile, url, bodies)) as offer, repeated(sample, PERIOD_S):
         meanwhile()
         requests = offer.result().requests.counted_from(profile.warmup_s)
     return report_run(profile, slo, url, requests, samples, out)

@@ -17,7 +17,7 @@ from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import look_at_folder
 from loadtest.measure.polling import within
 from loadtest.measure.timeline import Moment
-from loadtest.measure.verdict import failures, overall, part_verdict
+from loadtest.measure.verdict import failures, overall, verdict_if_late
 from loadtest.report.report import Report
 from loadtest.report.scale import part_line, write_scale
 from loadtest.scenarios.knee import Bench
@@ -79,7 +79,7 @@ def run_scale(
                 found[name] = run_part[name](Target.of(work, service), bench.bodies, folder / name, emit)
             emit(part_line(name, found[name]))
         report = {
-            "verdict": overall(map(part_verdict, found.values())),
+            "verdict": overall(part["verdict"] for part in found.values()),
             "parts": found,
             "config": str(config),
             "capacity_rps": round(capacity_rps(), 1),
@@ -185,9 +185,7 @@ def judge_step(report: Report, moments: Sequence[Moment], plan: StepPlan) -> Rep
         f"{_failed(found)}; more replicas {_seconds(up)} after the step, p99 within its limit "
         f"{_seconds(found['p99_recovered_s'])} after it; {counted} Scorers"
     )
-    late = report["generator_late_ms_p99"] > report["slo"]["generator_late_ms_p99"]
-    void = bool(reasons) and late
-    return {"held": not reasons, "void": void, "reasons": reasons, "measured": measured, **found}
+    return {**_judged(report, reasons), "measured": measured, **found}
 
 
 def change_replicas(
@@ -225,7 +223,7 @@ def change_replicas(
     measured = f"{_failed(report)}; {len(changes)} changes, the slowest {slowest:g} s"
     names = ("requests", "errors", "error_kinds", "rps", "full_share", "p99_ms")
     numbers = {name: report[name] for name in names}
-    return {"held": not reasons, "reasons": reasons, "measured": measured, "changes": changes, **numbers}
+    return {**_judged(report, reasons), "measured": measured, "changes": changes, **numbers}
 
 
 def _set_replicas(target: Target, number: int, limit_s: float) -> float | None:
@@ -239,6 +237,12 @@ def _set_replicas(target: Target, number: int, limit_s: float) -> float | None:
     wanted = dict.fromkeys(SCALED, number)
     took = within(begun + limit_s - time.monotonic(), lambda: target.at_full_strength(wanted))
     return None if took is None else round(time.monotonic() - begun, 1)
+
+
+def _judged(report: Report, reasons: list[str]) -> Report:
+    limit_ms = report["slo"]["generator_late_ms_p99"]
+    verdict, reasons = verdict_if_late(reasons, report["generator_late_ms_p99"], limit_ms)
+    return {"verdict": verdict, "reasons": reasons}
 
 
 def _failed(found: Mapping[str, Any]) -> str:

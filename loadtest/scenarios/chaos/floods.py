@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.bodies import candidate, forget, pack
+from loadtest.generator.bodies import pack
 from loadtest.measure.service import EVENTS_PATH, PATH, ask
 from loadtest.report.report import Report
 from loadtest.scenarios.chaos.fault import Allowed, Fault, Injected
 from loadtest.targets.running import REPLICA, Target
+from serve.contract.records import Candidate, Forget, Viewer
 
 # With four digits, an id or a string of the maximum length. A ranking's body holds just a thousand
 # of them.
@@ -114,8 +115,8 @@ class LongStrings(Flood):
         """Return a batch of records."""
         fields = {"follows": [f"{i:04d}{LONGEST}" for i in range(NUM_MEMBERS)]}
         name = f"long-{number}"
-        viewers = [{"type": "viewer", "id": f"{name}-{i}", "fields": fields} for i in range(NUM_RECORDS)]
-        return pack([*viewers, *[forget("long")] * NUM_SMALL, candidate(name)])
+        viewers = [Viewer(f"{name}-{i}", fields) for i in range(NUM_RECORDS)]
+        return pack([*viewers, *[Forget("long")] * NUM_SMALL, Candidate(name)])
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:
         """Return the numbers of a flood with its lost batches; restarts and these as reasons."""

@@ -16,7 +16,7 @@ from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict, overall, part_verdict, verdict_on
+from loadtest.measure.verdict import Verdict, overall, verdict_if_late
 from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.report.report import Report
 from loadtest.scenarios.chaos.changes import CHANGES
@@ -157,8 +157,8 @@ def select_faults(names: Sequence[str]) -> list[Fault]:
 
 def verdict_of(found: Sequence[Report]) -> Verdict:
     """Return the verdict on all faults that were run; void if none was."""
-    run = [one for one in found if one["held"] is not None]
-    return overall(map(part_verdict, run)) if run else "void"
+    run = [one["verdict"] for one in found if one["verdict"] != "not run"]
+    return overall(run) if run else "void"
 
 
 def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Report:
@@ -167,7 +167,7 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
     why = fault.missing()
     if why:
         run.emit(f"{fault.name}: not run: {why}")
-        return {**head, "held": None, "void": False, "reasons": [f"not run: {why}"]}
+        return {**head, "verdict": "not run", "reasons": [f"not run: {why}"]}
     target = run.provide_service(fault)
     rate_rps = run.rate_rps(fault, target)
     run.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
@@ -177,12 +177,12 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
     except LoadtestError as error:
         run.end_service()
         run.emit(f"  not held: {error}")
-        return {**head, "held": False, "void": False, "reasons": [str(error)]}
+        return {**head, "verdict": "not held", "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *more]
-    late_ms = found["generator_late_ms_p99"] if reasons else 0.0
-    word, reasons = verdict_on(reasons, late_ms, run.bench.slo.generator_late_ms_p99)
+    limit_ms = run.bench.slo.generator_late_ms_p99
+    word, reasons = verdict_if_late(reasons, found["generator_late_ms_p99"], limit_ms)
     lines[fault.name] = moments
-    report = {**head, "held": word == "held", "void": word == "void", "reasons": reasons, **found}
+    report = {**head, "verdict": word, "reasons": reasons, **found}
     run.emit(fault_line(report))
     return report
 

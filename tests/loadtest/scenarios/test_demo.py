@@ -95,7 +95,7 @@ def test_the_posted_records_are_a_space_and_five_joins_with_clicks(live_stub, st
 
 def test_rooms_that_ended_long_ago_are_not_joined(tmp_path):
     story = story_at(tmp_path, 2)
-    joined = [event["candidate"] for event in story.engagements() if event["kind"] == "join"]
+    joined = [event.candidate for event in story.engagements() if event.kind == "join"]
     assert joined == ["c8", "c9", "c13", "c14", "c18"]
 
 

@@ -117,5 +117,6 @@ def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
 def test_what_cannot_be_run_is_one_sentence(tmp_path, arguments, message):
     code, printed, messages = run_loadtest(tmp_path, *arguments, "--work", "work")
     assert code == 2
-    assert message in printed["error"]
+    assert printed["verdict"] == "void"
+    assert message in printed["reasons"][0]
     assert "Traceback" not in messages

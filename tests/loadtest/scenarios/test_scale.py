@@ -84,7 +84,7 @@ GOOD = [1] * 3 + [1] * 8 + [2] * 12 + [2] * 3
 
 def test_replicas_and_p99_in_time_hold():
     found = judged(GOOD)
-    assert (found["held"], found["reasons"], found["void"]) == (True, [], False)
+    assert (found["verdict"], found["reasons"]) == ("held", [])
     assert (found["replicas_up_s"], found["replicas_held"], found["replicas_after"]) == (8, 2, 2)
     measured = "more replicas 8 s after the step, p99 within its limit 6 s after it; [1] → 2 → 2 Scorers"
     assert measured in found["measured"]
@@ -105,14 +105,14 @@ def test_replicas_and_p99_in_time_hold():
 )
 def test_what_does_not_hold_is_said(counts, changes, message):
     found = judged(counts, **changes)
-    assert not found["held"]
+    assert found["verdict"] == "not held"
     (reason,) = found["reasons"]
     assert re.search(message, reason)
 
 
 def test_a_late_generator_voids_only_what_did_not_hold():
-    assert judged([1] * 26, generator_late_ms_p99=20.0)["void"]
-    assert not judged(GOOD, generator_late_ms_p99=20.0)["void"]
+    assert judged([1] * 26, generator_late_ms_p99=20.0)["verdict"] == "void"
+    assert judged(GOOD, generator_late_ms_p99=20.0)["verdict"] == "held"
 
 
 @pytest.mark.integration
