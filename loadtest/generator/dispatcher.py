@@ -34,8 +34,8 @@ PROGRESS_S = 5.0
 class Dispatcher:
     """Dispatcher of requests; it passes the end of each request to `on_end`, in order.
 
-    `exchange` sends a request and returns the status and body of its answer; it raises OSError or
-    HTTPParseError if there is none. `read` returns the outcome of an answer, and its number of
+    `exchange` sends a request and returns its answer; it raises OSError or HTTPParseError if there
+    is none. `read` returns the outcome of an answer, and its number of
     scored rows. At most MAX_IN_FLIGHT requests are open at a time. So a service that hangs does not
     get too many connections, and this process does not run out of file descriptors. A request that
     is due above this limit is not sent and ends as `not sent`.
@@ -93,14 +93,14 @@ class Dispatcher:
         late_ms = self._since_ms(at_s)
         num_bytes = scored = 0
         try:
-            status, body = self._exchange(request)
+            reply = self._exchange(request)
         except (OSError, HTTPParseError) as error:
             latency_ms = self._since_ms(at_s)
             outcome = Outcome(error_kind(error), ok=False)
         else:
             latency_ms = self._since_ms(at_s)
-            outcome, scored = self._read(status, body)
-            num_bytes = len(body)
+            outcome, scored = self._read(reply.code, reply.body)
+            num_bytes = len(reply.body)
         if self._due.pop(number, None) is not None:
             self._on_end(Ended(at_s, late_ms, latency_ms, outcome, scored, num_bytes))
 

@@ -49,9 +49,8 @@ def knee_findings(report: Report) -> Findings:
     ]
     notes = []
     if report["knee_rps"] is None:
-        searched = (step for step in reversed(report["steps"]) if step["phase"] != "warm-up")
         # The last of the steps at the lowest rate.
-        lowest = min(searched, key=lambda step: step["rate_rps"])
+        lowest = min(reversed(report["steps"]), key=lambda step: step["rate_rps"])
         notes = [f"no rate held; the lowest tried was {lowest['rate_rps']:g} req/s", *lowest["reasons"]]
     title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
     return Findings(title, report["verdict"], f"found in {report['seconds']:g} s", rows, notes)

@@ -23,15 +23,9 @@ def overload_summary(report: Report) -> str:
 
 def run_line(run: Report) -> str:
     """Return one run as a line for a terminal, with its reasons below."""
-    rungs = ", ".join(f"{rps:.0f} {name}" for name, rps in run["goodput_by_rung_rps"].items()) or "nothing"
-    back = "not back to normal" if run["back_s"] is None else f"back to normal after {run['back_s']} s"
-    line = (
-        f"  {run_title(run)}: {run['verdict']}; of the knee {run['full_of_knee']:.1%} full, goodput "
-        f"{run['goodput_share']:.1%} ({rungs} /s); {run['weak_seconds']} weak seconds, p99 "
-        f"{milliseconds(run['p99_ms'])}, {run['refused']:,} refused (p99 {milliseconds(run['refused_p99_ms'])}), "
-        f"{listed(run['failures']) or 'none failed'}; {back}; generator late in {run['seconds_late']} seconds"
-    )
-    return with_reasons(line, run["reasons"])
+    offered, *numbers = _cells(run).items()
+    told = ", ".join(f"{name} {value}" for name, value in numbers)
+    return with_reasons(f"  {offered[1]}: {told}", run["reasons"])
 
 
 def run_title(run: Report) -> str:
@@ -87,6 +81,7 @@ def _cells(run: Report) -> dict[str, str]:
     """Return the cells of a run by the names of their columns."""
     return {
         "offered": run_title(run),
+        "verdict": WORDS[run["verdict"]],
         "requests/s": f"{run['offered_rps']:,.0f}",
         "full of the knee": f"{run['full_of_knee']:.1%}",
         "weak seconds": str(run["weak_seconds"]),
@@ -98,7 +93,6 @@ def _cells(run: Report) -> dict[str, str]:
         "failed": listed(run["failures"]) or "none",
         "normal after": "–" if run["back_s"] is None else f"{run['back_s']} s",
         "generator late, p99": f"{run['generator_late_ms_p99']:.1f} ms, {run['seconds_late']} late seconds",
-        "verdict": WORDS[run["verdict"]],
     }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.run import load_service
 from loadtest.targets.processes import started
 from loadtest.targets.running import Target
-from loadtest.targets.services import TargetService, deployments_of, edited, tabrank
+from loadtest.targets.services import TargetService, deployments_of, read_document, tabrank, write_document
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES, Profile, Shape, load_slo
 from serve.log.atomic_files import draft_of
@@ -46,6 +45,9 @@ PARTS = tuple(AUTOSCALING)
 # Share of the capacity of one Scorer replica; twice that exceeds the capacity.
 LOAD = 0.6
 WITHIN_S = 10.0
+# The load doubles at UP_S, and halves its first rate at DOWN_S.
+UP_S, DOWN_S, END_S = 20.0, 70.0, 100.0
+SHAPE: Shape = ((0.0, 1.0), (UP_S, 1.0), (UP_S, 2.0), (DOWN_S, 2.0), (DOWN_S, 0.5), (END_S, 0.5))
 SETTLE_S = 1.0
 
 
@@ -105,56 +107,39 @@ def throttled(work: Workspace, config: Path, scorer: Mapping[str, Any]) -> Targe
         LoadtestError: if the file is not a usable `cluster.yaml`.
     """
     service = tabrank(work, config)
-    with edited(work.path / "cluster.yaml") as document:
-        document["applications"][0]["import_path"] = APPLICATION
-        document["applications"][0]["args"] |= PACE
-        declared = deployments_of(document)
-        for name in SCALED:
-            given = declared.get(name, {}).get("autoscaling_config")
-            if not isinstance(given, dict):
-                raise LoadtestError(f"--config {config}: {name} has no autoscaling_config; add one")
-            given |= {"min_replicas": FEW, "max_replicas": FEW}
-        declared["Scorer"]["autoscaling_config"] |= scorer
-        for deployment in declared.values():
-            # Small CPU shares, for placement only: two cores must have room for three replicas of
-            # each.
-            deployment["ray_actor_options"] = {"num_cpus": 0.1}
-            if "user_config" in deployment:
-                deployment["user_config"]["batch_candidates"] = REQUESTS * CANDIDATES
+    file = work.path / "cluster.yaml"
+    document = read_document(file)
+    document["applications"][0]["import_path"] = APPLICATION
+    document["applications"][0]["args"] |= PACE
+    declared = deployments_of(document)
+    for name in SCALED:
+        given = declared.get(name, {}).get("autoscaling_config")
+        if not isinstance(given, dict):
+            raise LoadtestError(f"--config {config}: {name} has no autoscaling_config; add one")
+        given |= {"min_replicas": FEW, "max_replicas": FEW}
+    declared["Scorer"]["autoscaling_config"] |= scorer
+    for deployment in declared.values():
+        # Small CPU shares, for placement only: two cores must have room for three replicas of each.
+        deployment["ray_actor_options"] = {"num_cpus": 0.1}
+        if "user_config" in deployment:
+            deployment["user_config"]["batch_candidates"] = REQUESTS * CANDIDATES
+    write_document(file, document)
     return service
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """Seconds at the initial rate, at twice that rate, and at half of it."""
-
-    before_s: float = 20.0
-    held_s: float = 50.0
-    after_s: float = 30.0
-
-    @property
-    def shape(self) -> Shape:
-        """Return the shape of the load, as factors of the rate."""
-        up_s, down_s = self.before_s, self.before_s + self.held_s
-        stretches = (0.0, up_s, 1.0), (up_s, down_s, 2.0), (down_s, down_s + self.after_s, 0.5)
-        return tuple((at_s, factor) for *ends_s, factor in stretches for at_s in ends_s)
-
-
-STEP_PLAN = StepPlan()
 
 
 def double_load(target: Target, bodies: Sequence[bytes], out: Path, emit: Progress) -> Report:
     """Double the load of the running service, lower it; return the times of replicas and p99."""
-    rate_rps, seconds = round(LOAD * capacity_rps()), STEP_PLAN.shape[-1][0]
-    emit(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {seconds:g} s")
-    profile = Profile("step", rate_rps, CANDIDATES, 10.0, seconds, 1.0, STEP_PLAN.shape)
+    rate_rps = round(LOAD * capacity_rps())
+    emit(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {END_S:g} s")
+    profile = Profile("step", rate_rps, CANDIDATES, 10.0, END_S, 1.0, SHAPE)
     look = partial(look_at_folder, target.run)
-    return judge_step(*load_service(profile, load_slo(), target.url, bodies, look, out), STEP_PLAN)
+    return judge_step(*load_service(profile, load_slo(), target.url, bodies, look, out))
 
 
-def judge_step(report: Report, moments: Sequence[Moment], plan: StepPlan) -> Report:
+def judge_step(
+    report: Report, moments: Sequence[Moment], up_s: float = UP_S, down_s: float = DOWN_S
+) -> Report:
     """Return the numbers of the step from the run's report and timeline, with the verdict."""
-    up_s, down_s = plan.before_s, plan.before_s + plan.held_s
     counts = [(moment.t_s, moment.replicas.get("Scorer") or 0) for moment in moments]
     before = {number for at_s, number in counts if at_s < up_s}
     held = [(at_s, number) for at_s, number in counts if up_s <= at_s < down_s]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,14 +117,6 @@ def read_document(file: Path) -> Document:
 def write_document(file: Path, document: Mapping[str, Any]) -> None:
     """Write a document as YAML."""
     file.write_text(yaml.safe_dump(dict(document), sort_keys=False))
-
-
-@contextmanager
-def edited(file: Path) -> Iterator[Document]:
-    """Yield the parsed file; write it when the block ends without an error."""
-    document = read_document(file)
-    yield document
-    write_document(file, document)
 
 
 def deployments_of(document: Document) -> dict[str, Document]:

@@ -217,13 +217,14 @@ def test_times_are_numbers_from_a_half_to_ten():
 def test_a_line_opens_with_multiple_and_verdict_and_names_what_did_not_happen():
     offering = Offering(30, rate_rps=200).between(2, 22, REFUSED, latency_ms=2.0, every=4)
     assert run_line(found(offering)) == (
-        "  2×: held; of the knee 150.0% full, goodput 150.0% (150 full /s); 0 weak seconds, p99 10.0 ms, "
-        "1,000 refused (p99 2.0 ms), none failed; back to normal after 0 s; generator late in 0 seconds"
+        "  2×: verdict held, requests/s 200, full of the knee 150.0%, weak seconds 0, goodput of the knee 150.0%, "
+        "by rung, /s full 150, p99 of answers 10.0 ms, refused 1,000, p99 of refusals 2.0 ms, failed none, "
+        "normal after 0 s, generator late, p99 0.5 ms, 0 late seconds"
     )
     line = run_line(found(Offering(30, rate_rps=200).between(2, 30, BROKEN)))
-    assert line.startswith("  2×: not held; of the knee 0.0% full, goodput 0.0% (nothing /s); ")
-    assert "4000 HTTP 500; not back to normal;" in line
-    assert run_line(burst(bursting())).startswith("  4 bursts of 2×: held; ")
+    assert line.startswith("  2×: verdict not held, requests/s 200, full of the knee 0.0%, ")
+    assert "failed 4000 HTTP 500, normal after –," in line
+    assert run_line(burst(bursting())).startswith("  4 bursts of 2×: verdict held, ")
 
 
 @pytest.fixture

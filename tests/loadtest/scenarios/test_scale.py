@@ -17,7 +17,6 @@ from loadtest.scenarios.scale import (
     APPLICATION,
     AUTOSCALING,
     PARTS,
-    StepPlan,
     judge_step,
     run_scale,
     throttled,
@@ -25,7 +24,6 @@ from loadtest.scenarios.scale import (
 from loadtest.targets.workspace import Workspace
 
 SHIPPED = ROOT / "cluster.yaml"
-PLAN = StepPlan(before_s=3, held_s=20, after_s=3)
 
 
 def test_the_measured_file_is_the_given_one_with_the_throttled_scorer(tmp_path):
@@ -76,7 +74,7 @@ def judged(counts, **changes):
         "slo": {"generator_late_ms_p99": 10.0},
     }
     moments = [moment(second, replicas={"Scorer": number}) for second, number in enumerate(counts)]
-    return judge_step(report | changes, moments, PLAN)
+    return judge_step(report | changes, moments, up_s=3, down_s=23)
 
 
 GOOD = [1] * 3 + [1] * 8 + [2] * 12 + [2] * 3
