@@ -24,8 +24,8 @@ def overload_summary(report: Report) -> str:
 def run_line(run: Report) -> str:
     """Return one run as a line for a terminal, with its reasons below."""
     offered, *numbers = _cells(run).items()
-    told = ", ".join(f"{name} {value}" for name, value in numbers)
-    return with_reasons(f"  {offered[1]}: {told}", run["reasons"])
+    shown = ", ".join(f"{name} {value}" for name, value in numbers)
+    return with_reasons(f"  {offered[1]}: {shown}", run["reasons"])
 
 
 def run_title(run: Report) -> str:

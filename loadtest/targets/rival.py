@@ -4,10 +4,10 @@ It shows what careful code reaches without a serving framework. As a command, on
 
     uvicorn loadtest.targets.rival:app --workers 2 --no-access-log --loop uvloop --http httptools
 
-Store reads, features and scorer are tabrank's own code, and the bodies have the same checks, so that
-a comparison measures only the serving around it. A request stays in one process. The handler is
-`async def` with the work inline: 1.0 ms of CPU per request of 55 candidates. As a plain `def`, which
-FastAPI runs in a thread, it takes 1.5 ms alone and 2.1 ms with sixteen requests at once.
+Store reads, features and scorer are tabrank's own code, and the bodies have the same checks, so
+that a comparison measures only the serving around it. A request stays in one process. The handler
+is `async def` with the work inline: 1.0 ms of CPU per request of 55 candidates. As a plain `def`,
+which FastAPI runs in a thread, it takes 1.5 ms alone and 2.1 ms with sixteen requests at once.
 """
 
 import gc

@@ -81,8 +81,8 @@ class Unwatched(Fault):
         """Return a reason if the status does not report the fault."""
         if self._status.get("unwatched"):
             return {}, []
-        told = f"after {self.hold_s:g} s `status` reported {self._status.get('state')!r}"
-        return {}, [f"{told}, but not that the service is unwatched"]
+        reported = f"after {self.hold_s:g} s `status` reported {self._status.get('state')!r}"
+        return {}, [f"{reported}, but not that the service is unwatched"]
 
 
 class SupervisorKilled(Unwatched):
