@@ -104,7 +104,7 @@ def run_overload(
 
 
 def _offer(target: Target, bench: Bench, knee_rps: float, load: Overload) -> tuple[Requests, Report]:
-    """Offer multiples of the knee; return the requests, and refusals as the replicas report them."""
+    """Offer multiples of the knee; return the requests, and refusals as replicas report them."""
     metrics_url = read_service(target.run).get("metrics_url", "")
     before = read_page(metrics_url)
     offer = OfferedLoad(target.url, bench.bodies, bench.candidates, knee_rps, load.blocks)
