@@ -14,10 +14,10 @@ import yaml
 
 from loadtest.errors import LoadtestError
 from loadtest.targets.workspace import Workspace
+from serve.config.application import OUR_APPLICATION
 from serve.config.reader import parse
 from serve.operate.host.environment import free_ports
 
-OUR_APPLICATION = "serve.app:build"
 Document = dict[str, Any]
 
 
