@@ -1,11 +1,10 @@
-"""Tests that the rivals rank as tabrank: the same scores for the same requests, without servers."""
+"""Tests that plain FastAPI ranks as tabrank: the same scores for the same requests."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-import warnings
 
 import httpx
 import numpy as np
@@ -15,9 +14,8 @@ from reading import read_changes
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
 from loadtest.measure.service import read_answer
-from loadtest.targets.rivals import plain
-from loadtest.targets.rivals.bodies import RankAnswer, RankRequest
-from loadtest.targets.rivals.reader import WORK, Reader
+from loadtest.targets import rival
+from loadtest.targets.rival import WORK, RankRequest, Reader
 from loadtest.workload.profiles import load_profile
 from serve.config.settings import AppArgs
 from serve.features.rows import Schema
@@ -35,7 +33,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(autouse=True)
 def _same_moment(bench_work, monkeypatch):
-    """Fix the clock, which features depend on, and set the environment of a rival."""
+    """Fix the clock, which features depend on, and set the environment of the rival."""
     monkeypatch.setattr(time, "time", lambda: NOW_S)
     monkeypatch.setenv(WORK, str(bench_work.data))
 
@@ -83,19 +81,10 @@ def ours(bench_work, bodies):
         return asyncio.run(answers())
 
 
-@pytest.fixture(scope="module")
-def idiomatic():
-    """Return the module, and ignore Ray's own warnings on import."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from loadtest.targets.rivals import idiomatic
-    return idiomatic
-
-
-def in_plain(scenario):
+def in_rival(scenario):
     async def run():
-        async with plain.lifespan(plain.app):
-            transport = httpx.ASGITransport(plain.app)
+        async with rival.lifespan(rival.app):
+            transport = httpx.ASGITransport(rival.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 return await scenario(client)
 
@@ -121,46 +110,12 @@ def test_plain_fastapi_scores_as_tabrank(bodies, ours):
         return [await client.post("/v1/rank", content=body, headers=JSON) for body in bodies]
 
     spread = set()
-    for mine, theirs in zip(ours, in_plain(scenario), strict=True):
+    for mine, theirs in zip(ours, in_rival(scenario), strict=True):
         same(mine, theirs.json())
         assert read_answer(theirs.status_code, theirs.content, 55)[0].full
         spread |= {ranked.score for ranked in mine.ranking}
     # Otherwise equal scores would not prove anything.
     assert len(spread) > NUM_REQUESTS
-
-
-def test_the_idiomatic_composition_scores_as_tabrank(idiomatic, bodies, ours):
-    def plain_class(deployment):
-        """Return the class without Ray Serve's wrappers."""
-        made = deployment.func_or_class
-        return next(c for c in made.__mro__ if "rank" in vars(c) or "score" in vars(c))
-
-    class Handle:
-        """Call the scorer with batches of all waiting requests, as `@serve.batch` does."""
-
-        def __init__(self):
-            kind = plain_class(idiomatic.Scorer)
-            self.scorer, self.call, self.waiting = kind(), vars(kind)["score"].__wrapped__, []
-            self.score = self
-
-        async def remote(self, matrix):
-            answer = asyncio.get_running_loop().create_future()
-            self.waiting.append((matrix, answer))
-            await asyncio.sleep(0)
-            batch, self.waiting = self.waiting, []
-            if batch:
-                scores = await self.call(self.scorer, [matrix for matrix, _ in batch])
-                for (_, future), score in zip(batch, scores, strict=True):
-                    future.set_result(score)
-            return await answer
-
-    async def scenario():
-        ranking = plain_class(idiomatic.Ranking)(Handle())
-        requests = [RankRequest.model_validate_json(body) for body in bodies]
-        return await asyncio.gather(*(ranking.rank(request) for request in requests))
-
-    for mine, theirs in zip(ours, asyncio.run(scenario()), strict=True):
-        same(mine, RankAnswer.model_validate(theirs).model_dump())
 
 
 @pytest.mark.parametrize(
@@ -180,14 +135,14 @@ def test_a_rival_refuses_what_tabrank_refuses(bodies, change):
     async def scenario(client):
         return await client.post("/v1/rank", json=json.loads(bodies[0]) | change)
 
-    assert in_plain(scenario).status_code == 422
+    assert in_rival(scenario).status_code == 422
 
 
 def test_the_limit_cuts_the_ranking(bodies):
     async def scenario(client):
         return await client.post("/v1/rank", json=json.loads(bodies[0]) | {"limit": 3})
 
-    assert [ranked["position"] for ranked in in_plain(scenario).json()["ranking"]] == [1, 2, 3]
+    assert [ranked["position"] for ranked in in_rival(scenario).json()["ranking"]] == [1, 2, 3]
 
 
 def test_what_changes_in_the_store_is_seen_at_the_next_read(bench_work):
