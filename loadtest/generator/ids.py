@@ -15,7 +15,7 @@ from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import Profile
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import json_value, table
-from serve.log.conversion import IDS, converted
+from serve.storage.conversion import IDS, converted
 
 KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"

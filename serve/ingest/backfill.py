@@ -20,7 +20,7 @@ from serve.ingest.takeover import Claim
 from serve.log.events import entries, numbered
 from serve.log.lease import read_lease
 from serve.log.rebuild import rebuild
-from serve.log.replay import Replay
+from serve.log.replay import apply
 from serve.log.segments import MAX_SEQ, log_end
 from serve.log.snapshots import AT_ONCE
 from serve.log.stream import LogStream
@@ -144,7 +144,5 @@ def _apply_segments(folder: Path, state: State, after: int, through: int) -> int
     """Apply the records of a log with numbers above `after` up to `through`, if there are any."""
     if after < through and log_end(folder) > after:
         for part in LogStream(folder, state.schema.surface, after, through):
-            replay = Replay(state.schema, part, state)
-            replay.finish()
-            replay.as_served()
+            apply(part, state)
     return max(after, through)

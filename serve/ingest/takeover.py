@@ -18,7 +18,7 @@ from serve.features.surface import Surface
 from serve.ingest.apply import packed
 from serve.log.events import entries
 from serve.log.lease import Lease, read_lease, swap_lease
-from serve.log.replay import Replay
+from serve.log.replay import apply
 from serve.log.retention import flush_journal
 from serve.log.segments import MAX_SEQ, Segments, log_end
 from serve.log.stream import LogStream
@@ -98,7 +98,7 @@ class Claim:
             StoreUnavailable: the store is gone or cannot be read, or the log is a copy without one.
         """
         why: object = f"the log was at {held.log}; move it back if it is not a copy"
-        for address in held.addresses(self.folder):
+        if address := held.address(self.folder):
             # The lease has no credentials.
             url = self._store if address == self.lease.store else address
             try:
@@ -180,9 +180,7 @@ def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_m
         state.viewers = RowTable(schema, "viewer")
         rows = store.read(names, after)[0]
         state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
-        replay = Replay(schema, part, state)
-        replay.finish()
-        replay.as_served()
+        apply(part, state)
         state.viewers.see(now_ms)
         after_rows = packed(state.candidates, before.keys() | state.candidates.index)
         changed = {name: row for name, row in after_rows.items() if before.get(name) != row}

@@ -34,7 +34,7 @@ from serve.ingest.takeover import Claim, catch_up
 from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
 from serve.log.lease import Lease, read_lease, swap_lease, types_of
 from serve.log.retention import enforce_retention, flush_journal, rewriting
-from serve.log.segments import Segments
+from serve.log.segments import Segments, log_end
 from serve.log.snapshots import truncation_point
 from serve.log.throttle import CpuThrottle
 from serve.stores.factory import name_of, open_store
@@ -187,7 +187,7 @@ class Ingester:
 
     async def take_over(self) -> None:
         """Take over a log that has records. If that fails, the first commit tries again."""
-        has_log = self._segments.last_seq() or read_lease(self._segments.folder)
+        has_log = log_end(self._segments.folder) or read_lease(self._segments.folder)
         if has_log and not self._stopping:
             try:
                 await asyncio.to_thread(self._opened)
@@ -319,7 +319,7 @@ class Ingester:
         if self._store is None:
             held = self._lease_to_take()
             self._segments.damaged.clear()
-            known = max(self._seq, self._segments.last_seq())
+            known = max(self._seq, log_end(self._segments.folder))
             if known or held:
                 self._refuse_unfit_store(known, held)
             store = self._open_store(writable=True)

@@ -10,21 +10,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from serve.contract.errors import TabrankError
 from serve.features.slots import ENTITIES, IMPRESSION
 from serve.features.surface import FieldType, Surface
-from serve.log.conversion import IDS, converted
-from serve.log.decoded_size import open_parquet, sized_batches
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
+from serve.storage.conversion import IDS, converted
+from serve.storage.parquet import data_files, open_parquet, readable, sized_batches
 
 # Attempts to read a table whose segments are merged meanwhile, before it counts as unreadable.
 READS = 10
-# Exceptions that pyarrow raises for a damaged file.
-UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 # Tables that may be missing in a log written by a service.
 MAY_BE_EMPTY = ("viewers", "events")
 ONLY_TESTS = 'every exposure of the log is test traffic (traffic = "test"); use a log with live traffic'
@@ -209,7 +206,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     """Return the path of a table and its rows: a file, a folder of segments, or both concatenated.
 
     `columns` selects columns; those that do not exist are left out. Whole numbers as ids, datetimes
-    and booleans are converted, which the column's metadata states (`serve.log.conversion`). The
+    and booleans are converted, which the column's metadata states (`serve.storage.conversion`). The
     table of viewers may be missing if no exposure names one.
 
     Raises:
@@ -218,12 +215,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     paths = table_paths(folder, name)
     if not paths:
         return folder / name, pa.table({})
-    parts = []
-    for path in paths:
-        try:
-            parts.append(_read(path, IDS[name], columns))
-        except UNREADABLE as error:
-            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+    parts = [_read(path, IDS[name], columns) for path in paths]
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
@@ -260,17 +252,17 @@ def no_rows(path: Path) -> TabrankError:
 def _read(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
     """Read a file or a folder of segments; retry if segments are merged or deleted meanwhile."""
     for _ in range(READS - 1):
-        with suppress(*UNREADABLE):
+        with suppress(FileNotFoundError):
             return _read_once(path, ids, columns)
     return _read_once(path, ids, columns)
 
 
 def _read_once(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
     tables = []
-    for name in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
+    for name in data_files(path):
         # Read the segments one by one: a dataset uses the columns of the first segment for all, but
         # the surface may have gained a field since.
-        with open_parquet(name) as file:
+        with readable(name), open_parquet(name) as file:
             schema = file.schema_arrow
             if columns is not None:
                 schema = pa.schema([schema.field(column) for column in columns if column in schema.names])

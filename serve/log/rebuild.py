@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
 from serve.features.common_state import common_cells, is_common
-from serve.features.rows import Schema, State
+from serve.features.rows import NEVER_MS, Schema, State
 from serve.features.slots import ENTITIES
 from serve.log.join_coverage import check_joins
-from serve.log.replay import Replay
+from serve.log.replay import apply
 from serve.log.segments import MAX_SEQ, log_end
 from serve.log.snapshots import Snapshot, replay_snapshots, snapshots
 from serve.log.stream import LogStream, join_sample
@@ -115,19 +116,14 @@ def _replay_with(built: Rebuilt, folder: Path, other: Snapshot, since_ms: int, r
 
 def _replay(built: Rebuilt, folder: Path, stream: LogStream, report: Report) -> None:
     """Apply the records of a stream, and report the progress."""
-    until_ms, num, reported_s = built.until_ms, 0, time.monotonic()
+    until_ms, num, reported_s = NEVER_MS if built.until_ms is None else built.until_ms, 0, time.monotonic()
     for part in stream:
-        replay = Replay(built.state.schema, part, built.state)
-        if until_ms is None:
-            replay.finish()
-        else:
-            replay.advance(until_ms)
-            times = np.concatenate([replay.exposure_ms, replay.event_ms])
-            built.has_begun |= bool((times < until_ms).any())
-        replay.as_served()
-        ends_ms = part.ends_ms if until_ms is None else min(part.ends_ms, until_ms)
-        built.seq, built.ends_ms = max(built.seq, part.last_seq), max(built.ends_ms, ends_ms)
-        if not replay.is_finished:
+        is_whole = apply(part, built.state, until_ms)
+        first_ms = [pc.min(table["ts_ms"]).as_py() for table in (part.exposures, part.events) if len(table)]
+        built.has_begun |= min(first_ms, default=NEVER_MS) < until_ms
+        built.seq = max(built.seq, part.last_seq)
+        built.ends_ms = max(built.ends_ms, min(part.ends_ms, until_ms))
+        if not is_whole:
             return
         num += sum(len(table) for table in (part.viewers, part.candidates, part.exposures, part.events))
         if time.monotonic() - reported_s >= REPORT_EVERY_S:

@@ -104,6 +104,18 @@ def _records(which: int, seq: I64, ts_ms: I64 | list[int]) -> NDArray[np.void]:
     return records
 
 
+def apply(log: Log, state: State, until_ms: int = NEVER_MS) -> bool:
+    """Apply a log's records before a time to a state; return whether these are all.
+
+    A log can so be replayed in parts (`serve.log.stream`). The result equals that of the whole log,
+    except for rounding of sums.
+    """
+    replay = Replay(state.schema, log, state)
+    replay.advance(until_ms)
+    replay.as_served()
+    return replay.is_finished
+
+
 class Replay:
     """State with a cursor in the log's records: `advance(t)` applies every record before `t`.
 
@@ -119,9 +131,7 @@ class Replay:
     id is known once its first record was applied; until then it has row 0. `event_ms` are the times
     that `event_times` returns.
 
-    With a `state`, the log's records are applied to it, and its ids are known. A log can so be
-    replayed in parts (`serve.log.stream`), with `as_served` after each; the result equals that of
-    the whole log, except for rounding of sums.
+    With a `state`, the log's records are applied to it, and its ids are known.
     """
 
     def __init__(self, schema: Schema, log: Log, state: State | None = None) -> None:

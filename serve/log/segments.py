@@ -31,47 +31,34 @@ from serve.log.events import (
     numbered,
 )
 from serve.log.lease import Types, under_lease
-from serve.log.reader import ARROW, TABLES, UNREADABLE
+from serve.log.reader import ARROW, TABLES
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import put, sync
+from serve.storage.parquet import Damaged, readable
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
 Columns = dict[str, pa.Array]
 # The name of a segment: numbers of its first and last record, and the epoch of the lease under
-# which it was written. Earlier releases wrote the first number alone.
+# which it was written. In a log of an earlier commit it is the first number alone.
 NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
 # Write a row group once memory holds this many records plus their candidates, or this many bytes of
 # the journal. Unpacked and as Arrow columns they take six times as much.
 AT_ONCE = 1 << 18
 AT_ONCE_BYTES = 16 << 20
 STRINGS = pa.list_(pa.string())
-# Most numbers assumed in a segment that cannot be read: years of records at 10,000 a second.
-MAX_SPAN = 1 << 40
 MAX_SEQ = 1 << 62
 
 
 class Segment(NamedTuple):
-    """Segment of one table: its file, and what its name says of it.
-
-    `named_last` is None in the name of an earlier release.
-    """
+    """Segment of one table: the numbers of its first and last record, its epoch, and its file."""
 
     first: int
-    named_last: int | None
+    last: int
     epoch: int
     path: Path
-
-    @property
-    def last(self) -> int:
-        """Return the number of its last record, from the name or else the footer.
-
-        Raises:
-            TabrankError: the file is damaged, or no segment.
-        """
-        return last_record(self.path)[0] if self.named_last is None else self.named_last
 
 
 class Segments:
@@ -169,25 +156,12 @@ class Segments:
             with self.unless_damaged(segment.path), readable(segment.path):
                 yield segment.first, pq.read_table(segment.path, columns=columns)
 
-    def last_seq(self) -> int:
-        """Return the number of the log's last record or snapshot, 0 without any.
-
-        A damaged segment whose name does not tell its last number is added to `damaged`, and counts
-        with a number above all its records.
-        """
-        return log_end(self.folder, self._last)
-
-    def _last(self, segment: Segment) -> int:
-        with self.unless_damaged(segment.path):
-            return segment.last
-        return segment.first + MAX_SPAN
-
     @contextmanager
     def unless_damaged(self, path: Path) -> Iterator[None]:
         """Log the damage of a segment once, and add its path to `damaged`, instead of raising."""
         try:
             yield
-        except TabrankError as error:
+        except Damaged as error:
             if path not in self.damaged:
                 self.damaged.add(path)
                 log.error("%s. Until then a resent event of this segment counts twice", error)
@@ -280,73 +254,60 @@ def draft_segment(
 
 
 def segments(log: Path, table: str) -> list[Segment]:
-    """Return a table's segments in order; files with other names are ignored."""
+    """Return a table's segments in order; files with other names are ignored.
+
+    Raises:
+        TabrankError: a file whose name has one number is damaged, or was not written by a service.
+    """
     found = []
     for path in (log / table).glob("*.parquet"):
         match = NAME.fullmatch(path.stem)
         # A file named by a time of 20 digits is foreign.
         if match and int(match[1]) < MAX_SEQ:
-            first, last, epoch = (None if part is None else int(part) for part in match.groups())
-            found.append(Segment(first or 0, last, epoch or 0, path))
+            try:
+                last = int(match[2] or largest(path, "seq"))
+            except FileNotFoundError:
+                # It was merged with others meanwhile.
+                return segments(log, table)
+            found.append(Segment(int(match[1]), last, int(match[3] or 0), path))
     # Of two with the same first record, the one that holds more comes first.
-    return sorted(found, key=lambda segment: (segment.first, -(segment.named_last or 0), -segment.epoch))
+    return sorted(found, key=lambda segment: (segment.first, -segment.last, -segment.epoch))
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Convert pyarrow's errors about a damaged file into TabrankError with its path."""
-    try:
-        yield
-    except UNREADABLE as error:
-        if getattr(error, "errno", None) is not None:
-            # An error of the system does not mean damage: the file was merged meanwhile, or too
-            # many files are open.
-            raise
-        raise TabrankError(
-            f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; restore it from a backup, or move it "
-            "away: the log then lacks its records"
-        ) from error
-
-
-def last_record(path: Path) -> tuple[int, int]:
-    """Return the number of a segment's last record, and its arrival in ms, from the footer.
+def largest(path: Path, column: str) -> int:
+    """Return a segment's largest number in a column, from the footer.
 
     Raises:
-        TabrankError: the file is damaged, or no segment.
+        TabrankError: the file is damaged, or was not written by a service.
     """
     with readable(path):
         metadata = pq.read_metadata(path)
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
-    last = {column["path_in_schema"]: column["statistics"] or {} for column in columns}
-    for name in ("seq", "received_ms"):
-        if not isinstance(last.get(name, {}).get("max"), int):
-            raise TabrankError(
-                f"{path}: not written by a service: its footer has no largest {name!r}; rename the file, because a "
-                "name of 20 digits means a segment of a service"
-            )
-    return last["seq"]["max"], last["received_ms"]["max"]
+    last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}
+    found = last.get(column, {}).get("max")
+    if not isinstance(found, int):
+        raise TabrankError(
+            f"{path}: not written by a service: its footer has no largest {column!r}; rename the file, because a "
+            "name of 20 digits means a segment of a service"
+        )
+    return found
 
 
-def log_end(log: Path, last: Callable[[Segment], int] = lambda segment: segment.last) -> int:
+def log_end(log: Path) -> int:
     """Return the number of a log's last record or snapshot; 0 without any.
 
-    `last` reads a segment.
-
     Raises:
-        TabrankError, OSError: a newest segment of an earlier release is damaged, or was merged
-            meanwhile.
+        TabrankError: as `segments` does.
     """
-    found = [segments(log, table) for table in TABLES]
-    # The newest by its first record need not have the last one: two writers may have written it.
-    ends = [segment.named_last or 0 for each in found for segment in each]
-    return max([0, *ends, *(last(each[-1]) for each in found if each), *numbers(log)])
+    ends = [segment.last for table in TABLES for segment in segments(log, table)]
+    return max([0, *ends, *numbers(log)])
 
 
 def last_arrival_ms(log: Path) -> int:
-    """Return the arrival of a log's last record; 0 without any. Raises as `last_record` does."""
+    """Return the arrival of a log's last record; 0 without any. Raises as `largest` does."""
     newest = (segment.path for table in TABLES for segment in segments(log, table)[-1:])
-    return max((last_record(path)[1] for path in newest), default=0)
+    return max((largest(path, "received_ms") for path in newest), default=0)
 
 
 def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:

@@ -31,8 +31,6 @@ from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")
 FORMAT = 2
-# Snapshots of this format have no surface: they serve their own state only.
-WITHOUT_SURFACE = 1
 FOLDER = "snapshots"
 NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
@@ -58,20 +56,19 @@ class Snapshot:
     ts_ms: int
     fingerprint: str
     sha256: dict[str, str]
-    surface: str = ""
+    surface: str
 
-    def schema(self, *texts: str) -> Schema:
-        """Return the schema of the state: that of the snapshot's surface, or of one of these texts.
+    def schema(self) -> Schema:
+        """Return the schema of the state.
 
         Raises:
-            TabrankError: it is that of none.
+            TabrankError: another release keeps another state for the snapshot's surface.
         """
-        for text in (self.surface, *texts):
-            with suppress(TabrankError):
-                schema = Schema(read_surface(text))
-                if schema.fingerprint == self.fingerprint:
-                    return schema
-        raise other_state(self)
+        with suppress(TabrankError):
+            schema = Schema(read_surface(self.surface))
+            if schema.fingerprint == self.fingerprint:
+                return schema
+        raise _other_state(self)
 
     def verify(self) -> None:
         """Raise TabrankError unless the files have the checksums in the metadata."""
@@ -165,11 +162,11 @@ def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
     if fitting is not None:
         fitting.verify()
     elif found:
-        raise other_state(found[0])
+        raise _other_state(found[0])
     return fitting
 
 
-def other_state(found: Snapshot) -> TabrankError:
+def _other_state(found: Snapshot) -> TabrankError:
     """Return the refusal of a snapshot of another state."""
     return TabrankError(
         f"{found.path}: is a snapshot of another state (schema {found.fingerprint[:12]}). Use the surface with "
@@ -282,12 +279,12 @@ def _batch(rows: Sequence[tuple[str, bytes]]) -> pa.RecordBatch:
 def _read(path: Path) -> Snapshot:
     try:
         meta = json.loads((path / META).read_text())
-        if meta["format"] in (FORMAT, WITHOUT_SURFACE):
-            state = meta["state_fingerprint"], meta["sha256"], meta.get("surface", "")
+        if meta["format"] == FORMAT:
+            state = meta["state_fingerprint"], meta["sha256"], meta["surface"]
             return Snapshot(path, meta["seq"], meta["ts_ms"], *state)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TabrankError(f"{path / META}: not readable: {error}; restore it from a backup") from None
-    raise TabrankError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; use a newer tabrank")
+    raise TabrankError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; {WITHOUT}")
 
 
 def _sha256(path: Path) -> str:

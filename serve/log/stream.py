@@ -22,13 +22,10 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import EVER_MS
 from serve.features.slots import ENTITIES, I64
 from serve.features.surface import Surface
-from serve.log.conversion import IDS, converted
-from serve.log.decoded_size import available_bytes
 from serve.log.reader import (
     ONLY_TESTS,
     READS,
     TABLES,
-    UNREADABLE,
     Log,
     canonical,
     is_live,
@@ -39,6 +36,9 @@ from serve.log.reader import (
 from serve.log.segments import MAX_SEQ, Segment, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
+from serve.storage.conversion import IDS, converted
+from serve.storage.memory import available_bytes
+from serve.storage.parquet import data_files, readable
 
 # Values of a column read at once, each id of a list counted, and their bytes: some 2,000 rankings
 # of 55 candidates. A replay takes some 100 bytes for each.
@@ -297,12 +297,8 @@ def _files(
     """Return the paths of a table, its flat files, and its segments."""
     is_there = not may_lack or (folder / name).exists() or (folder / f"{name}.parquet").exists()
     paths, served = table_paths(folder, name) if is_there else [], segments(folder, name)
-    flat = [path for path in paths if path.is_file()]
-    # As `read_table` does, leave out drafts and the marks of other tools.
-    found = sorted(path for path in (folder / name).glob("**/[!._]*") if path.is_file())
     own = {segment.path for segment in served}
-    flat += [path for path in found if path not in own]
-    return paths, flat, served
+    return paths, [file for path in paths for file in data_files(path) if file not in own], served
 
 
 def _key(rows: pa.Table, first_row: int) -> I64:
@@ -323,35 +319,22 @@ def _hashes(strings: pa.ChunkedArray) -> I64:
 
 
 def _footer(path: Path) -> pq.FileMetaData:
-    try:
+    with readable(path):
         return pq.read_metadata(path)
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise _damaged(path, error) from None
 
 
 def _batches(path: Path, name: str, columns: Collection[str]) -> Iterator[tuple[int, pa.Table]]:
     """Yield the first row and the rows of each batch of a file, as `converted`."""
-    try:
-        # Read as dictionaries, strings would take a sixth more memory here.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
-            names = file.schema_arrow.names
-            names = [column for column in names if column in columns] or names
-            first_row = 0
-            for batch in file.iter_batches(_rows_at_once(file.metadata, names), columns=names):
-                # The strings of a damaged file may not be UTF-8.
-                batch.validate(full=True)
-                yield first_row, converted(pa.Table.from_batches([batch]), IDS[name])
-                first_row += len(batch)
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: BaseException) -> TabrankError:
-    return TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}")
+    # Read as dictionaries, strings would take a sixth more memory here.
+    with readable(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        names = file.schema_arrow.names
+        names = [column for column in names if column in columns] or names
+        first_row = 0
+        for batch in file.iter_batches(_rows_at_once(file.metadata, names), columns=names):
+            # The strings of a damaged file may not be UTF-8.
+            batch.validate(full=True)
+            yield first_row, converted(pa.Table.from_batches([batch]), IDS[name])
+            first_row += len(batch)
 
 
 def _rows_at_once(metadata: pq.FileMetaData, names: Collection[str]) -> int:

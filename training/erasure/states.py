@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,15 +43,17 @@ def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | N
         if any(segments(log, name) for name in TABLES):
             raise TabrankError(f"{log}: has no {FILE}, so its store is unknown; start its service once")
         return None, None, set()
-    for address in lease.addresses(log):
-        opened = partial(open_named, address, lease.name, base=log, writable=False)
-        with suppress(StoreMissing), closing(opened()) as store:
-            known: set[str] = set()
+    known: set[str] = set()
+    if address := lease.address(log):
+        try:
+            store = open_named(address, lease.name, base=log, writable=False)
+        except StoreMissing:
+            return lease, None, known
+        with closing(store):
             for part in _parts(viewers):
                 rows, _ = store.read(part, store.seq())
                 known.update(name for name, row in zip(part, rows, strict=True) if row is not None)
-            return lease, address, known
-    return lease, None, set()
+    return lease, address, known
 
 
 def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str]) -> None:

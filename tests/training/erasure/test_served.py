@@ -274,15 +274,6 @@ def test_a_log_that_lost_all_its_viewers_is_read(service):
     assert (len(log.viewers), log.exposures["viewer"].null_count) == (0, len(log.exposures))
 
 
-def test_a_snapshot_without_a_surface_is_of_the_last_writers(service):
-    for snapshot in snapshots(service.folder / "log"):
-        meta = json.loads((snapshot.path / "meta.json").read_text())
-        del meta["surface"]
-        (snapshot.path / "meta.json").write_text(json.dumps(meta | {"format": 1}))
-    forget(service.folder / "log", GONE, service.folder / "models")
-    assert traces(service, GONE) == set()
-
-
 def test_a_snapshot_is_of_its_own_surface(service, tmp_path):
     copy = tmp_path / "copy" / "log"
     shutil.copytree(service.folder / "log", copy)
