@@ -104,16 +104,15 @@ def _records(which: int, seq: I64, ts_ms: I64 | list[int]) -> NDArray[np.void]:
     return records
 
 
-def apply(log: Log, state: State, until_ms: int = NEVER_MS) -> bool:
-    """Apply a log's records before a time to a state; return whether these are all.
+def apply(log: Log, state: State) -> None:
+    """Apply a log's records to a state.
 
     A log can so be replayed in parts (`serve.log.stream`). The result equals that of the whole log,
     except for rounding of sums.
     """
     replay = Replay(state.schema, log, state)
-    replay.advance(until_ms)
+    replay.finish()
     replay.as_served()
-    return replay.is_finished
 
 
 class Replay:
@@ -260,11 +259,6 @@ class Replay:
             else:
                 self._at = min(upsert, end)
                 self._observe(self._records[begin : self._at])
-
-    @property
-    def is_finished(self) -> bool:
-        """Return whether all records are applied."""
-        return self._at == len(self._records)
 
     def finish(self) -> None:
         """Apply all remaining records."""

@@ -17,7 +17,7 @@ from serve.features.slots import I64
 from serve.log.compaction import compact
 from serve.log.events import JournalEntry, entries
 from serve.log.reader import TABLES
-from serve.log.segments import Segments, segments
+from serve.log.segments import MAX_SEQ, Segments, segments
 from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import exclusive
@@ -36,10 +36,12 @@ SEGMENT_ENTRIES = 600
 SEGMENT_BYTES = 256 << 20
 
 
-def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep) -> None:
-    """Write the journal's entries as segments, trim them, and add number and bytes to `logged`."""
-    cuts, end = numbers(served.folder), store.seq()
-    # Stop at the last entry that exists now: new entries would otherwise keep the loop running.
+def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep, end: int = MAX_SEQ) -> None:
+    """Write the journal's entries as segments, trim them, and add number and bytes to `logged`.
+
+    It stops at the number `end`: new entries would otherwise keep the loop running.
+    """
+    cuts = numbers(served.folder)
     waiting = takewhile(lambda entry: entry[0] <= end, entries(store))
     for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
         last, num, num_bytes = served.write((entry for _, entry in part), step)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -32,7 +31,6 @@ from serve.stores.protocol import Store
 logger = logging.getLogger("tabrank")
 FORMAT = 2
 FOLDER = "snapshots"
-NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
 # File beside the snapshots with the truncation point: records up to this number may be deleted.
 TRUNCATION_FILE = "BEGIN"
@@ -96,11 +94,7 @@ class Snapshot:
 
 def numbers(log: Path) -> list[int]:
     """Return the numbers of a log's snapshots in order; a folder of another name is ignored."""
-    found = [path.parent for path in (log / FOLDER).glob(f"[0-9]*/{META}")]
-    for path in found:
-        if not NAME.fullmatch(path.name):
-            _report(f"{path} is ignored: its name is not that of a snapshot; move it out of the log")
-    return sorted(int(path.name) for path in found if NAME.fullmatch(path.name))
+    return sorted(int(path.parent.name) for path in (log / FOLDER).glob(f"{'[0-9]' * 20}/{META}"))
 
 
 @cache
@@ -194,21 +188,10 @@ def write(log: Path, store: Store, schema: Schema, clock: Callable[[], int], ste
     clean_up(log)
     with store.dump() as dump:
         path = folder / f"{dump.seq:020d}"
-        if path.exists():
-            return
-        ts_ms = clock()
-        draft = folder / f".{path.name}.partial"
-        draft.mkdir()
-        try:
-            if _write_rows(draft, dump.rows, step):
-                meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": ts_ms} | {
-                    "state_fingerprint": schema.fingerprint,
-                    "surface": schema.surface.text,
-                }
-                _complete(draft, meta)
-                put(draft, path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        if not path.exists():
+            state = {"state_fingerprint": schema.fingerprint, "surface": schema.surface.text}
+            meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": clock(), **state}
+            _write(path, dump.rows, meta, step, put)
 
 
 def rewrite(snapshot: Snapshot, rows: Iterator[tuple[Entity, str, bytes]]) -> None:
@@ -217,13 +200,27 @@ def rewrite(snapshot: Snapshot, rows: Iterator[tuple[Entity, str, bytes]]) -> No
     Raises:
         OSError: the disk is full or the folder cannot be written; the snapshot is unchanged.
     """
-    draft = snapshot.path.with_name(f".{snapshot.path.name}.partial")
+    meta = json.loads((snapshot.path / META).read_text())
+    _write(snapshot.path, rows, meta, lambda: True, swap)
+
+
+def _write(
+    path: Path,
+    rows: Iterator[tuple[Entity, str, bytes]],
+    meta: dict[str, Any],
+    step: OnStep,
+    publish: Callable[[Path, Path], None],
+) -> None:
+    """Write a draft with synced files and their checksums, and `publish` it, unless `step` ends."""
+    draft = path.with_name(f".{path.name}.partial")
     draft.mkdir()
     try:
-        _write_rows(draft, rows, lambda: True)
-        meta = json.loads((snapshot.path / META).read_text())
-        _complete(draft, meta)
-        swap(draft, snapshot.path)
+        if _write_rows(draft, rows, step):
+            meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
+            (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
+            for name in (*FILES.values(), META):
+                sync(draft / name)
+            publish(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -239,14 +236,6 @@ def clean_up(log: Path) -> None:
             path.rename(whole)
     for stale in folder.glob(".[0-9]*.partial"):
         shutil.rmtree(stale)
-
-
-def _complete(draft: Path, meta: dict[str, Any]) -> None:
-    """Write the metadata of a draft with the checksums of its files, and sync all."""
-    meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
-    (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
-    for name in (*FILES.values(), META):
-        sync(draft / name)
 
 
 def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: OnStep) -> bool:

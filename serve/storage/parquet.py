@@ -23,7 +23,7 @@ UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class Damaged(TabrankError):
-    """A file is no Parquet, or not whole."""
+    """A file is not Parquet, or not whole."""
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def readable(path: Path) -> Iterator[None]:
     """Say of pyarrow's errors within the block that the file is damaged.
 
     Raises:
-        Damaged: the file is no Parquet, or not whole.
+        Damaged: the file is not Parquet, or not whole.
         FileNotFoundError: it was deleted meanwhile.
         TabrankError: the system does not let it be read now.
     """
@@ -78,7 +78,7 @@ def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> I
 
 
 def data_files(path: Path) -> list[Path]:
-    """Return a file itself, or the files in a folder in order, without drafts and other tools' marks."""
+    """Return a file itself, or those in a folder in order, without drafts and other tools' marks."""
     files = [path] if path.is_file() else sorted(path.glob("**/[!._]*"))
     return [file for file in files if file.is_file()]
 

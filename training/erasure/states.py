@@ -36,7 +36,7 @@ def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | N
     A log that no service wrote has neither; the store of a copied or moved log may be gone.
 
     Raises:
-        TabrankError: an earlier release wrote the log, and its store is unknown.
+        TabrankError: an earlier version wrote the log, and its store is unknown.
     """
     lease = read_lease(log)
     if lease is None:

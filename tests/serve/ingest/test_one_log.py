@@ -249,7 +249,7 @@ async def play(folder, operations, take_back_s):
         mock.patch.object(serve.ingest.writer, "TAKE_BACK_S", take_back_s),
         mock.patch.object(serve.log.compaction, "MIN_SEGMENTS", 3),
         # What joins in the log says nothing of its order, and takes half of a load.
-        mock.patch.object(serve.log.rebuild, "_checked_joins", lambda *_: {}),
+        mock.patch.object(serve.log.rebuild, "_checked_joins", return_value={}),
         mock.patch.object(AppArgs, "load_surface", lambda args, _: surface_named(args.surface)),
     ):
         for name, *arguments in operations:

@@ -328,10 +328,6 @@ def test_before_takes_the_snapshot_along_and_after_goes_on_from_it(service):
 def test_a_cut_before_the_snapshot_is_refused(service):
     with pytest.raises(TabrankError, match="before the snapshot at the beginning of the log"):
         split(service.folder / "log", 0.04, service.folder / "before", service.folder / "after")
-    first_ms = snapshots(service.folder / "log")[0].ts_ms
-    with pytest.raises(TabrankError, match="--until: the log begins with a snapshot"):
-        load(service.surface, service.folder / "log", "lmdb:store", service.folder, first_ms)
-    load(service.surface, service.folder / "log", "lmdb:store", service.folder, first_ms + 1)
 
 
 def test_numbers_go_on_above_a_snapshots_where_the_store_was_lost(service, monkeypatch):
