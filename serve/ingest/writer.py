@@ -198,10 +198,15 @@ class Ingester:
         if self._store is not None and not self._unflushed[0]:
             try:
                 held = read_lease(self._segments.folder)
-                if held is not None and held.epoch == self._claim.epoch:
+                if held is not None and held.epoch == self.epoch:
                     swap_lease(self._segments.folder, held, replace(held, end=self._seq, released=True))
             except (TabrankError, OSError) as error:
                 log.warning("the lease of the log is not released: %s", error)
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the last lease that this writer took; None before the first."""
+        return self._claim.epoch
 
     def _measure(self) -> None:
         """Measure the store, if there is one: the first commit, which opens it, may be far off."""
@@ -351,7 +356,7 @@ class Ingester:
             WriterFenced: another writer has held it for a short time.
         """
         held = read_lease(self._segments.folder)
-        if held is None or self._claim.epoch in (None, held.epoch) or held.released:
+        if held is None or self.epoch in (None, held.epoch) or held.released:
             self._fenced_s = None
             return held
         now_s = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -49,6 +49,21 @@ NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
 AT_ONCE = 1 << 18
 AT_ONCE_BYTES = 16 << 20
 STRINGS = pa.list_(pa.string())
+# Columns that hold an attribute of an event, or of an exposure, as it is.
+EVENT = {
+    **dict.fromkeys(("id", "viewer", "candidate", "kind", "request_id"), pa.string()),
+    "ts_ms": pa.int64(),
+    "value": pa.float64(),
+}
+EXPOSURE = {
+    **dict.fromkeys(("request_id", "viewer", "experiment", "arm", "model"), pa.string()),
+    **dict.fromkeys(("rung", "traffic", "surface"), pa.string()),
+    **dict.fromkeys(("ts_ms", "seen_seq"), pa.int64()),
+    **dict.fromkeys(("candidates", "degraded"), STRINGS),
+    "share": pa.float64(),
+    "latency_ms": pa.float32(),
+    "propensity": pa.list_(pa.float64()),
+}
 MAX_SEQ = 1 << 62
 
 
@@ -192,7 +207,7 @@ class Segments:
         }
         removed = [isinstance(record, Forget | Ended) for record in records]
         return columns | {
-            **_columns(records, ts_ms=pa.int64()),
+            "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
             "stated": pa.array([list(values) for values in fields], STRINGS),
             "removed": pa.array(removed, pa.bool_()),
             **_numbers(rows),
@@ -200,25 +215,15 @@ class Segments:
 
     def _exposures(self, rows: list[Numbered]) -> Columns:
         records: list[Exposure] = [record for _, _, record in rows]
-        lengths = [len(record.candidates) for record in records]
-        shown = pa.array(list(chain.from_iterable(record.candidates for record in records)), pa.string())
-        scores = np.frombuffer(b"".join(record.scores for record in records), np.float32)
+        context = [(name, ARROW[type_]) for name, type_ in self.types["context"].items()]
+        kinds = EXPOSURE | ({"context": pa.struct(context)} if context else {})
         stated = [json.dumps(record.stated) if record.stated else None for record in records]
-        names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic", "surface")
-        columns = _columns(records, **dict.fromkeys(names, pa.string()))
-        if context := self.types["context"].items():
-            fields = [(name, ARROW[type_]) for name, type_ in context]
-            columns |= _columns(records, context=pa.struct(fields))
-        return columns | {
-            **_columns(records, ts_ms=pa.int64()),
-            "candidates": _lists(lengths, shown),
-            "scores": _lists(lengths, pa.array(scores, from_pandas=True)),
-            **_columns(records, share=pa.float64(), latency_ms=pa.float32(), degraded=STRINGS),
-            **_columns(records, propensity=pa.list_(pa.float64())),
+        return _columns(records, kinds) | {
+            # A candidate without a score has null.
+            "scores": _arrays([record.scores for record in records], np.float32, from_pandas=True),
             "stated": pa.array(stated, pa.string()),
-            **_columns(records, seen_seq=pa.int64()),
-            "numeric": _matrices([record.numeric for record in records], np.float32),
-            "category": _matrices([record.category for record in records], np.uint64),
+            "numeric": _arrays([record.numeric for record in records], np.float32),
+            "category": _arrays([record.category for record in records], np.uint64),
             **_numbers(rows),
         }
 
@@ -310,7 +315,7 @@ def last_arrival_ms(log: Path) -> int:
     return max((largest(path, "received_ms") for path in newest), default=0)
 
 
-def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:
+def _columns(records: list[Any], kinds: Mapping[str, pa.DataType]) -> Columns:
     """Return a column of each of these attributes of the records."""
     return {
         name: pa.array([getattr(record, name) for record in records], kind) for name, kind in kinds.items()
@@ -318,9 +323,7 @@ def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:
 
 
 def _events(rows: list[Numbered]) -> Columns:
-    strings = dict.fromkeys(("id", "viewer", "candidate", "kind", "request_id"), pa.string())
-    columns = _columns([record for _, _, record in rows], **strings, ts_ms=pa.int64(), value=pa.float64())
-    return columns | _numbers(rows)
+    return _columns([record for _, _, record in rows], EVENT) | _numbers(rows)
 
 
 def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterator[tuple[list[Numbered], int]]:
@@ -346,11 +349,6 @@ def _numbers(rows: list[Numbered]) -> Columns:
     }
 
 
-def _lists(lengths: Sequence[int], values: pa.Array) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
-
-
-def _matrices(parts: Sequence[bytes | None], dtype: Any) -> pa.Array:
+def _arrays(parts: Sequence[bytes | None], dtype: Any, *, from_pandas: bool = False) -> pa.Array:
     arrays = [None if part is None else np.frombuffer(part, dtype) for part in parts]
-    return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)))
+    return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)), from_pandas=from_pandas)

@@ -78,7 +78,7 @@ def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> I
 
 
 def data_files(path: Path) -> list[Path]:
-    """Return a file itself, or those in a folder in order, without drafts and other tools' marks."""
+    """Return a file itself, or those in a folder, without drafts and other tools' marks."""
     files = [path] if path.is_file() else sorted(path.glob("**/[!._]*"))
     return [file for file in files if file.is_file()]
 

@@ -74,9 +74,9 @@ def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str
         path = Path(folder, "surface.toml")
         path.write_text(lease.surface)
         args = AppArgs(str(path), address, log=str(log.resolve()), keep_log_days=0, keep_viewers_days=0)
-        asyncio.run(_commit(args, viewers))
+        epoch = asyncio.run(_commit(args, viewers))
     now = read_lease(log)
-    if now and now.epoch == lease.epoch + 1 and not now.released:
+    if now and now.epoch == epoch and not now.released:
         raise TabrankError(
             f"{log}: the store's journal could not be written to the log; see the warning above, then run the "
             "command again"
@@ -87,7 +87,8 @@ def _parts(viewers: Sequence[str]) -> Iterator[Sequence[str]]:
     return (viewers[begin : begin + AT_ONCE] for begin in range(0, len(viewers), AT_ONCE))
 
 
-async def _commit(args: AppArgs, viewers: Sequence[str]) -> None:
+async def _commit(args: AppArgs, viewers: Sequence[str]) -> int | None:
+    """Commit the records; return the epoch of the lease under which they were."""
     ingester = Ingester(args, Path.cwd())
     await ingester.take_over()
     try:
@@ -99,6 +100,7 @@ async def _commit(args: AppArgs, viewers: Sequence[str]) -> None:
             await taking
     finally:
         await ingester.finish()
+    return ingester.epoch
 
 
 def forgotten(

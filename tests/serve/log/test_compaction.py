@@ -146,12 +146,10 @@ def test_a_crash_before_the_others_are_deleted_repeats_no_record(segments, surfa
     assert len(read_table(segments.folder, "viewers")[1]) == 2 + 2 * MIN_SEGMENTS
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
-    assert (before.counts["repeated_rows"], after.counts["repeated_rows"]) == (0, MIN_SEGMENTS)
     monkeypatch.setattr(serve.log.segments, "put", put)
     compact(segments)
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
-    assert after.counts["repeated_rows"] == after.counts["repeated_events"] == 0
     assert files(segments, "viewers") == [named(1, 4 * MIN_SEGMENTS)]
 
 
@@ -161,7 +159,7 @@ def test_records_that_two_writers_wrote_are_kept_once(segments, surface):
     fenced = Segments(segments.folder, segments.types, EPOCH - 1)
     write(fenced, 2)
     before = read_log(segments.folder, surface)
-    assert before.counts["repeated_events"] == 2
+    assert len(read_table(segments.folder, "events")[1]) == len(before.events) + 2
     compact(segments)
     assert files(segments) == [named(1, 4), named(5, end)]
     after = read_log(segments.folder, surface)
