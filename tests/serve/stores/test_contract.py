@@ -296,6 +296,15 @@ def test_a_store_opened_for_reading_cannot_commit(open_: Open) -> None:
     assert read_viewers(writer, ["ann"]) == [None]
 
 
+def test_after_a_replacement_numbers_begin_anew_where_the_journal_is_empty(open_: Open) -> None:
+    store = open_()
+    store.commit(9, {"ann": b"9"}, {}, journal=b"nine")
+    store.trim(9)
+    store.replace(1, {"ann": b"1"}, {})
+    store.commit(2, {"ann": b"2"}, {}, journal=b"two")
+    assert store.journal(0, 9) == [(2, b"two")]
+
+
 def test_a_handle_without_an_epoch_cannot_write(open_: Open) -> None:
     store = open_(fenced=False)
     for refused in (lambda: store.commit(1, {"ann": b"1"}, {}), lambda: store.trim(0)):
