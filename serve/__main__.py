@@ -23,7 +23,6 @@ from serve.contract.commands import (
     answer,
     command_line,
 )
-from serve.contract.validation import milliseconds
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
 from serve.storage.atomic_files import PRIVATE
@@ -211,9 +210,6 @@ def load(
         str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")
     ] = "spaces",
     store: Annotated[str, typer.Option(help="Store to fill; its content is replaced.")] = "lmdb:var/store",
-    until: Annotated[
-        str | None, typer.Option(help="Replay only records before this ISO time or milliseconds.")
-    ] = None,
     without_journal: Annotated[
         bool,
         typer.Option(
@@ -233,13 +229,11 @@ def load(
     from serve.stores.factory import shown
 
     os.umask(PRIVATE)
-    until_ms = None if until is None else milliseconds(until, "--until")
     counts = fill(
         load_surface(surface),
         log,
         store,
         Path.cwd(),
-        until_ms,
         _progress,
         named=surface,
         without_journal=without_journal,

@@ -17,7 +17,7 @@ from loadtest.workload.profiles import Profile
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.typed_reader import STRICT, read
 from serve.contract.validation import json_value
-from serve.log.conversion import IDS, converted
+from serve.storage.conversion import IDS, converted
 
 IdList = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARACTERS)]], Field(min_length=1)

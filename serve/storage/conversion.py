@@ -1,4 +1,7 @@
-"""Conversion of a log's columns to its own types: ids to strings, datetimes to milliseconds."""
+"""Conversion of a log's columns to its own types: ids to strings, datetimes to milliseconds.
+
+It is here, below `log`, because load tests and drafts of a surface read logs with it too.
+"""
 
 from __future__ import annotations
 

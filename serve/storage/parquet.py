@@ -1,36 +1,55 @@
-"""Size in memory of the rows of Parquet files, which can be 100,000 times that of the file."""
+"""Parquet files: the damage of one, and the size of its rows in memory.
+
+The rows can take 100,000 times the bytes of the file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
+from serve.storage.memory import available_bytes
 
 # Limit the bytes of a batch: pyarrow turns dictionaries into at most 2 GiB of strings at once.
 BATCH_BYTES = 512 << 20
+# Exceptions that pyarrow raises for a damaged file.
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
-def available_bytes() -> int:
-    """Return the free memory of this process: the machine's or its control group's (cgroup v2)."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
+class Damaged(TabrankError):
+    """A file is not Parquet, or not whole."""
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of pyarrow's errors within the block that the file is damaged.
+
+    Raises:
+        Damaged: the file is not Parquet, or not whole.
+        FileNotFoundError: it was deleted meanwhile.
+        TabrankError: the system does not let it be read now.
+    """
     try:
-        most, used = ((group / f"memory.{what}").read_text() for what in ("max", "current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(free, int(most) - int(used) + int(stat["inactive_file"]))
-    # There is no such group, or its limit is "max".
-    except (OSError, ValueError, KeyError):
-        return free
+        yield
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        # An error of the system does not mean damage: too many files may be open.
+        if why := getattr(error, "strerror", None):
+            raise TabrankError(f"{path}: cannot be read: {why}") from error
+        raise Damaged(
+            f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; restore it from a backup, or move it "
+            "away: the log then lacks its records"
+        ) from error
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a file whose strings are read as dictionaries: one that repeats takes 4 bytes a row."""
     meta = pq.read_metadata(path)
     leaves = map(meta.schema.column, range(meta.num_columns))
@@ -38,7 +57,7 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, metadata=meta, read_dictionary=texts)
 
 
-def sized_batches(file: pq.ParquetFile, path: str | Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file from `open_parquet`; cast them to plain types only after the last.
 
     Raises:
@@ -58,9 +77,15 @@ def sized_batches(file: pq.ParquetFile, path: str | Path, columns: Sequence[str]
         yield from (batch.slice(at, rows) for at in range(0, len(batch), rows))
 
 
+def data_files(path: Path) -> list[Path]:
+    """Return a file itself, or those in a folder, without drafts and other tools' marks."""
+    files = [path] if path.is_file() else sorted(path.glob("**/[!._]*"))
+    return [file for file in files if file.is_file()]
+
+
 def refuse_oversize(path: Path) -> None:
     """Raise TabrankError as `sized_batches` for a file, or one in a folder, before it is read."""
-    for name in ds.dataset(path, format="parquet").files:
+    for name in data_files(path):
         with open_parquet(name) as file:
             for _ in sized_batches(file, name, file.schema_arrow.names):
                 pass
