@@ -213,7 +213,7 @@ class Ranker:
         if any(query.arm.scorer == BASELINE for query in batch.queries):
             rule = self.features.schema.surface.baseline
             assert rule is not None, "such settings are refused"
-            by_rule[rows] = rule.score(self.features.columns.numeric, matrix.numeric)
+            by_rule[rows] = rule.worth(self.features.columns.numeric, matrix.numeric)
         for query, part, failed in zip(batch.queries, batch.parts, batch.failed, strict=True):
             if failed is None and query.arm.scorer == BASELINE:
                 worth[part] = by_rule[part]

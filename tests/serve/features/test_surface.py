@@ -11,7 +11,7 @@ from write_schemas import FOLDER
 
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import Invalid, read
-from serve.features.definitions import KINDS
+from serve.features.registry import KINDS
 from serve.features.rows import Schema
 from serve.features.slots import OWNERS
 from serve.features.surface import SHIPPED, TEXT_KEY, Surface, load_surface, read_surface

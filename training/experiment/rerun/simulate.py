@@ -122,7 +122,7 @@ def score_of(arm: Mapping[str, Any], artifact: Artifact, surface: Surface) -> Sc
         return load_scorer(artifact.path, "onnx").score
     if arm["scorer"] == BASELINE and (rule := surface.baseline) is not None:
         names = Features(Schema(surface)).columns.numeric
-        return lambda numeric, category: rule.score(names, numeric)
+        return lambda numeric, category: rule.worth(names, numeric)
     raise TabrankError(
         f"--model: the arm {arm['name']!r} ranks with {arm['scorer']!r}, which is not simulated alone; "
         "leave --model out"
