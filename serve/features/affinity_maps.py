@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     @classmethod
     def of(cls, rows: PackedRows) -> Parts:
         """Return views of the fields of one map in viewers' rows."""
-        return cls(*(rows[part] for part in cls._fields))
+        return cls(rows["keys"], rows["event"], rows["over"], rows["ms"])
 
 
 class Pairs(NamedTuple):

@@ -52,16 +52,16 @@ class Batch:
         """Return a value `[R, ...]` for each row, from one for each row of the owner."""
         return values if owner == "candidate" else values.take(self.request_of_row, axis=0)
 
-    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Return what was computed for this key in this batch; compute it the first time."""
+    def once(self, key: Hashable, compute: Callable[[Batch], T]) -> T:
+        """Return what was computed for this key; compute it from the batch the first time."""
         if key not in self._computed:
-            self._computed[key] = compute()
+            self._computed[key] = compute(self)
         value: T = self._computed[key]
         return value
 
     def field(self, ref: FieldRef) -> NDArray[Any]:
         """Return the numbers or times of a field `[R]`, or its hashes `[R]`, of a set `[R, M]`."""
-        return self.per_row(ref.owner, self.rows(ref.owner)[ref.name])
+        return self.per_row(ref.owner, getattr(self, ref.owner)[ref.name])
 
     def found(self, keys: U64, worth: F64, values: U64) -> F64:
         """Look up each row's value `[R]` in its viewer's keys `[B, K]`; return the worth `[R]`.

@@ -1,4 +1,4 @@
-"""What a feature kind states: its options, the state that it needs, and its value.
+"""Contract of a feature kind: its options, the state that it needs, and its value.
 
 Training and serving both compute features with this code. Shapes: B requests, R rows (one per
 request and candidate), M values of a multi-valued field.

@@ -1,4 +1,4 @@
-"""Feature kinds by the names that surfaces give them: those of all modules in `serve.features.kinds`."""
+"""Feature kinds of all modules in `serve.features.kinds`, by the names that surfaces give them."""
 
 from __future__ import annotations
 

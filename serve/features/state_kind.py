@@ -1,7 +1,7 @@
 """A kind of state: the fields of its slots in packed rows, their update by records, and their read.
 
-`Sum` declares a slot and `Sums` is the kind of state that keeps all sums of a surface. Rows, batches
-and rebuilds find the kinds of state through the slots that the surface's features name.
+`Sum` declares a slot, and `Sums` is the kind of state that keeps all sums of a surface. Rows,
+batches and rebuilds find the kinds of state through the slots that a surface's features name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Values in packed rows: fields by name, those of state included, and the audience of candidates."""
+"""Values in packed rows: fields by name, those of state included, and audiences."""
 
 from __future__ import annotations
 

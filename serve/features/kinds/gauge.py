@@ -1,4 +1,4 @@
-"""Who is where, from one event until another: the kind `gauge`.
+"""Numbers of viewers at candidates, from one event until another: the kind `gauge`.
 
 A viewer's row holds the newest record at each of some candidates. A candidate's row holds the
 numbers of its viewers: those who still count in the newest step in which a viewer came, one step
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from serve.contract.validation import UNITS_MS, duration_ms
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import DURATION_SCHEMA, Event, Kind, Transform
-from serve.features.slots import Entity, PackedRows, Slot
+from serve.features.slots import I64, U64, Bools, Entity, PackedRows, Slot
 from serve.features.state_kind import Fields, Rows, StateKind, Tables
 
 # Candidates at which a viewer is counted at once.
@@ -42,15 +42,15 @@ MaxStay = Annotated[float, checked_by(duration_ms), STAY, DURATION_SCHEMA]
 
 @dataclass(frozen=True)
 class Presence(Slot):
-    """Which known viewers are at which candidates, from `up` until `down`.
+    """The known viewers at each candidate, from `up` until `down`.
 
-    Each viewer is kept at 8 candidates (`PLACES`); the oldest stay is dropped. Example: a viewer who
-    joins a ninth room no longer counts in the room joined first. A stay that has ended gives its
-    place first.
+    Each viewer is kept at 8 candidates (`PLACES`); the oldest stay is dropped. Example: a viewer
+    who joins a ninth room no longer counts in the room joined first. A stay that has ended gives
+    its place first.
 
     Of two records of a viewer and a candidate the one with the later time holds; of equal times,
-    the one that comes later. A stay ends `max_stay_ms` after its last `up`, or up to a step earlier.
-    A removed candidate that is added again has no viewers until the next `up`.
+    the one that comes later. A stay ends `max_stay_ms` after its last `up`, or up to a step
+    earlier. A removed candidate that is added again has no viewers until the next `up`.
 
     A time over seven stays ahead of the next record's, from a wrong clock, does not count: one such
     viewer hides those who came before from a candidate's number, and the next `up` mends it. Two
@@ -68,20 +68,49 @@ class Presence(Slot):
         return max(1, int(self.max_stay_ms) // STEPS)
 
 
+class Stays(NamedTuple):
+    """Newest record of each viewer at `PLACES` candidates.
+
+    A stay has the hash of the candidate's id, the time of the record, whether the viewer is there
+    after it, and the time at which the count began that the viewer is part of.
+    """
+
+    candidate: U64
+    ms: I64
+    is_there: Bools
+    count_began_ms: I64
+
+    @classmethod
+    def of(cls, rows: PackedRows) -> Stays:
+        """Return views of the fields in viewers' rows."""
+        return cls(rows["candidate"], rows["ms"], rows["is_there"], rows["count_began_ms"])
+
+
+class Counts(NamedTuple):
+    """Numbers of viewers of each candidate.
+
+    The numbers are those `present` in the newest step in which a viewer came, one step later, and
+    so on up to `STEPS` steps, when it is 0.
+    """
+
+    newest_step: I64
+    present: NDArray[np.int32]
+    count_began_ms: I64
+
+    @classmethod
+    def of(cls, rows: PackedRows) -> Counts:
+        """Return views of the fields in candidates' rows."""
+        return cls(rows["newest_step"], rows["present"], rows["count_began_ms"])
+
+
 class Presences(StateKind[Presence], of=Presence):
     """All presences."""
 
     def fields(self, slot: Presence, entity: Entity) -> Fields:
-        """Return the stays of a viewer, or the counts of a candidate.
-
-        Of a viewer: the hash of each candidate's id, the time of the newest record there, whether
-        the viewer `is_there` after it, and when the count began that the stay is part of. Of a
-        candidate: the newest step, the numbers of viewers `present` in it and in the steps after
-        it, and when the count began.
-        """
+        """Return the fields of `Stays` for a viewer, of `Counts` for a candidate."""
         if entity == "viewer":
-            stays = (("candidate", "<u8"), ("ms", "<i8"), ("is_there", "?"), ("count_began_ms", "<i8"))
-            return [(name, code, (PLACES,)) for name, code in stays]
+            codes = zip(Stays._fields, ("<u8", "<i8", "?", "<i8"), strict=True)
+            return [(name, code, (PLACES,)) for name, code in codes]
         return [("newest_step", "<i8"), ("present", "<i4", (STEPS + 1,)), ("count_began_ms", "<i8")]
 
     def observe(self, tables: Tables, run: Interactions) -> Iterator[int]:
@@ -106,7 +135,8 @@ class Presences(StateKind[Presence], of=Presence):
             yield from self._table(tables, slot).leave_all(viewer)
 
     def _table(self, tables: Tables, slot: Presence) -> _Table:
-        stays, counts = self.of(tables.viewers.table, slot), self.of(tables.candidates.table, slot)
+        stays = Stays.of(self.of(tables.viewers.table, slot))
+        counts = Counts.of(self.of(tables.candidates.table, slot))
         return _Table(slot.step_ms, stays, counts, tables.candidates)
 
     def read(self, batch: Batch, slot: Presence, entity: Entity) -> NDArray[Any]:
@@ -124,17 +154,17 @@ class Presences(StateKind[Presence], of=Presence):
 
 @dataclass
 class _Table:
-    """The stays of all viewers, and the counts of all candidates, of one slot."""
+    """Stays of all viewers and counts of all candidates, of one slot."""
 
     step_ms: int
-    stays: PackedRows
-    counts: PackedRows
+    stays: Stays
+    counts: Counts
     candidates: Rows
 
     def move(self, viewer: int, candidate: int, ts_ms: int, comes: bool) -> int:
         """Apply one record; return the row of another candidate that the viewer left, or 0."""
-        key, stays = hash64(self.candidates.ids[candidate] or ""), self.stays[viewer]
-        keys, ms, is_there = (stays[name].tolist() for name in ("candidate", "ms", "is_there"))
+        key = hash64(self.candidates.ids[candidate] or "")
+        keys, ms, is_there, began_ms = (field[viewer].tolist() for field in self.stays)
         if key in keys:
             at, row = keys.index(key), candidate
             is_late = 0 < ms[at] - ts_ms < FAR * self.step_ms
@@ -145,41 +175,42 @@ class _Table:
         if is_late:
             return 0
         if is_there[at]:
-            self._leave(row, ms[at], stays["count_began_ms"][at])
-        if comes:
-            stays["count_began_ms"][at] = self._come(candidate, ts_ms)
-        stays["candidate"][at], stays["ms"][at], stays["is_there"][at] = key, ts_ms, comes
+            self._leave(row, ms[at], began_ms[at])
+        count_began_ms = self._come(candidate, ts_ms) if comes else 0
+        for field, value in zip(self.stays, (key, ts_ms, comes, count_began_ms), strict=True):
+            field[viewer, at] = value
         return 0 if row == candidate else row
 
     def leave_all(self, viewer: int) -> Iterator[int]:
         """Take a viewer out of all candidates, and yield their rows."""
-        stays = self.stays[viewer]
-        for at in stays["is_there"].nonzero()[0].tolist():
-            row = self.candidates.find_hash(int(stays["candidate"][at]))
-            self._leave(row, int(stays["ms"][at]), stays["count_began_ms"][at])
-            yield row
+        for key, ms, is_there, began_ms in zip(
+            *(field[viewer].tolist() for field in self.stays), strict=True
+        ):
+            if is_there:
+                row = self.candidates.find_hash(key)
+                self._leave(row, ms, began_ms)
+                yield row
 
     def _come(self, candidate: int, ts_ms: int) -> int:
         """Count a viewer from this time on; return the time at which the count began."""
-        count, step = self.counts[candidate], ts_ms // self.step_ms
-        present, ahead = count["present"], step - int(count["newest_step"])
+        counts, step = self.counts, ts_ms // self.step_ms
+        present, ahead = counts.present[candidate], step - int(counts.newest_step[candidate])
         # A single viewer who is far ahead of the next came at a wrong time.
         if ahead > 0 or (ahead <= -FAR and present[0] < 2):
-            count["present"] = [*present[abs(ahead) :], *[0] * min(abs(ahead), STEPS + 1)]
-            count["newest_step"], ahead = step, 0
+            present[:] = [*present[abs(ahead) :], *[0] * min(abs(ahead), STEPS + 1)]
+            counts.newest_step[candidate], ahead = step, 0
         if not present[0]:
-            count["count_began_ms"] = ts_ms
+            counts.count_began_ms[candidate] = ts_ms
         present[: max(0, STEPS + ahead)] += 1
-        return int(count["count_began_ms"])
+        return int(counts.count_began_ms[candidate])
 
     def _leave(self, candidate: int, ms: int, count_began_ms: int) -> None:
         """Count a viewer who came at this time no longer, if the count is the same one."""
-        count = self.counts[candidate]
-        end = STEPS + ms // self.step_ms - int(count["newest_step"])
-        present = count["present"]
+        counts, present = self.counts, self.counts.present[candidate]
+        end = STEPS + ms // self.step_ms - int(counts.newest_step[candidate])
         # Two counts may have begun at the same time: stay above 0.
         is_counted = 0 < end <= STEPS and present[end - 1] > present[end]
-        if is_counted and count_began_ms == count["count_began_ms"]:
+        if is_counted and count_began_ms == counts.count_began_ms[candidate]:
             present[:end] -= 1
 
 

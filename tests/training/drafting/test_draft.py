@@ -10,7 +10,7 @@ from tiny import STRINGS, tables
 
 from serve.contract.errors import TabrankError
 from serve.features.kinds.affinity import Affinity
-from serve.features.kinds.attributes import Age, Match, Member
+from serve.features.kinds.attributes import Age, Match, Member, Number
 from serve.features.kinds.counters import Rate
 from serve.features.kinds.gauge import Gauge
 from serve.features.rows import Schema
@@ -114,7 +114,8 @@ def test_the_draft_of_the_simulated_tab_matches_its_own_surface(spaces):
     assert isinstance(popular, Gauge)
     assert (popular.up, popular.down) == ("join", "leave")
     kinds = surface.features.values()
-    assert {type(kind).__name__ for kind in kinds} >= {"Number", "Category", "Context", "Count", "Rate"}
+    assert {type(kind).__name__ for kind in kinds} >= {"Number", "Category", "Count", "Rate"}
+    assert any(isinstance(k, Number) and str(k.field) == "context.hour" for k in kinds)
     assert any(isinstance(k, Match) and str(k.viewer) == "viewer.language" for k in kinds)
     assert any(isinstance(k, Member) and str(k.candidate) == "candidate.host" for k in kinds)
     assert any(isinstance(k, Affinity) and str(k.field) == "candidate.host" for k in kinds)
