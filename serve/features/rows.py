@@ -186,7 +186,9 @@ class State:
 
     def forget(self, row: int) -> list[int]:
         """Make a viewer's row blank; return the rows of candidates that change by it."""
-        left = [candidate for kind in self.schema.state.values() for candidate in kind.forget(self, row)]
+        left: list[int] = []
+        for kind in self.schema.state.values():
+            left += kind.forget(self.viewers, self.candidates, row)
         self.viewers.table[row] = self.schema.blank("viewer")[0]
         return left
 
@@ -223,5 +225,5 @@ class State:
         left: list[int] = []
         for part in run.parts():
             for kind in self.schema.state.values():
-                left += kind.observe(self, part)
+                left += kind.observe(self.viewers, self.candidates, part)
         return left

@@ -32,18 +32,6 @@ class Rows(Protocol):
         """Return the row number of the id with this hash, 0 for an unknown id."""
 
 
-class Tables(Protocol):
-    """Rows of all viewers and candidates."""
-
-    @property
-    def viewers(self) -> Rows:
-        """The viewers."""
-
-    @property
-    def candidates(self) -> Rows:
-        """The candidates."""
-
-
 class StateKind(ABC, Generic[S]):
     """All slots of one type in the state of a surface; `numbers` are those of its events.
 
@@ -69,10 +57,10 @@ class StateKind(ABC, Generic[S]):
         """
 
     @abstractmethod
-    def observe(self, tables: Tables, run: Interactions) -> Iterable[int]:
+    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterable[int]:
         """Apply records; return the rows of candidates that changed without a record of theirs."""
 
-    def forget(self, tables: Tables, viewer: int) -> Iterable[int]:
+    def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterable[int]:
         """Undo what a viewer counts for in candidates' rows, and return these rows."""
         return ()
 

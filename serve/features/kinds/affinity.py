@@ -18,7 +18,7 @@ from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import Event, HalfLife, Kind, Prior, Transform, field_of
 from serve.features.slots import F64, U64, Entity, FieldRef, Slot
-from serve.features.state_kind import Fields, StateKind, Tables
+from serve.features.state_kind import Fields, Rows, StateKind
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Maps(StateKind[Map], of=Map):
         parts = zip(Parts._fields, codes, strict=True)
         return [(name, code, (slot.keep,)) for name, code in parts] if entity == "viewer" else []
 
-    def observe(self, tables: Tables, run: Interactions) -> Sequence[int]:
+    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Sequence[int]:
         """Apply the records of a map's two events."""
         pairs: dict[str, Pairs] = {}
         for slot in self.slots:
@@ -55,8 +55,8 @@ class Maps(StateKind[Map], of=Map):
             if not run.events.isdisjoint((event, over)):
                 field = slot.field.name
                 if field not in pairs:
-                    pairs[field] = Pairs.of(tables.candidates.table[field][run.candidates], run.lengths)
-                parts = Parts.of(self.of(tables.viewers.table, slot))
+                    pairs[field] = Pairs.of(candidates.table[field][run.candidates], run.lengths)
+                parts = Parts.of(self.of(viewers.table, slot))
                 hit, counted = run.event == event, run.event == over
                 apply_to_map(slot.half_life_ms, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
         return ()

@@ -15,7 +15,7 @@ from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import Event, HalfLife, Kind, Prior, Transform
 from serve.features.slots import ENTITIES, F64, I64, Entity, Slot
-from serve.features.state_kind import STATE, Cell, Fields, Rows, StateKind, Tables
+from serve.features.state_kind import STATE, Cell, Fields, Rows, StateKind
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,19 @@ class Sums(StateKind[Sum], of=Sum):
         """Return the place of a sum in both columns."""
         return [(name, self.place[slot]) for name, _ in self.fields(slot, entity)]
 
-    def observe(self, tables: Tables, run: Interactions) -> Sequence[int]:
+    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Sequence[int]:
         """Apply the records of one event after another, all at once because sums commute."""
         for event in run.events:
             records = run.only(event)
             times_ms = np.repeat(records.ts_ms, records.lengths)
-            self._add("viewer", event, tables.viewers, records.viewer, records.ts_ms, records.lengths)
-            self._add("candidate", event, tables.candidates, records.candidates, times_ms)
+            self._add("viewer", event, viewers, records.viewer, records.ts_ms, records.lengths)
+            self._add("candidate", event, candidates, records.candidates, times_ms)
         return ()
 
     def _add(
         self, entity: Entity, event: int, table: Rows, rows: I64, ts_ms: I64, times: I64 | None = None
     ) -> None:
-        """Add the event to rows `[n]`, which may repeat, at `ts_ms` `[n]`, `times` `[n]` or once."""
+        """Add the event at `ts_ms` to rows `[n]`, which may repeat, `times` `[n]` or once."""
         places = self._changed[entity, event]
         known = rows.nonzero()[0]
         if not len(places) or not len(known):

@@ -26,8 +26,8 @@ from serve.contract.validation import UNITS_MS, duration_ms
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import DURATION_SCHEMA, Event, Kind, Transform
-from serve.features.slots import I64, U64, Bools, Entity, PackedRows, Slot
-from serve.features.state_kind import Fields, Rows, StateKind, Tables
+from serve.features.slots import I64, U64, Bools, Entity, Slot
+from serve.features.state_kind import Fields, Rows, StateKind
 
 # Candidates at which a viewer is counted at once.
 PLACES = 8
@@ -80,11 +80,6 @@ class Stays(NamedTuple):
     is_there: Bools
     count_began_ms: I64
 
-    @classmethod
-    def of(cls, rows: PackedRows) -> Stays:
-        """Return views of the fields in viewers' rows."""
-        return cls(rows["candidate"], rows["ms"], rows["is_there"], rows["count_began_ms"])
-
 
 class Counts(NamedTuple):
     """Numbers of viewers of each candidate.
@@ -97,11 +92,6 @@ class Counts(NamedTuple):
     present: NDArray[np.int32]
     count_began_ms: I64
 
-    @classmethod
-    def of(cls, rows: PackedRows) -> Counts:
-        """Return views of the fields in candidates' rows."""
-        return cls(rows["newest_step"], rows["present"], rows["count_began_ms"])
-
 
 class Presences(StateKind[Presence], of=Presence):
     """All presences."""
@@ -113,13 +103,13 @@ class Presences(StateKind[Presence], of=Presence):
             return [(name, code, (PLACES,)) for name, code in codes]
         return [("newest_step", "<i8"), ("present", "<i4", (STEPS + 1,)), ("count_began_ms", "<i8")]
 
-    def observe(self, tables: Tables, run: Interactions) -> Iterator[int]:
+    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterator[int]:
         """Apply the records of one viewer and candidate after the other."""
         for slot in self.slots:
             up, down = self.numbers[slot.up], self.numbers[slot.down]
             if run.events.isdisjoint((up, down)):
                 continue
-            table = self._table(tables, slot)
+            table = self._table(viewers, candidates, slot)
             event, viewer, ts_ms = (
                 np.repeat(values, run.lengths) for values in (run.event, run.viewer, run.ts_ms)
             )
@@ -129,15 +119,19 @@ class Presences(StateKind[Presence], of=Presence):
                 if left := table.move(*move):
                     yield left
 
-    def forget(self, tables: Tables, viewer: int) -> Iterator[int]:
+    def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterator[int]:
         """Take a viewer out of all candidates, and yield their rows."""
         for slot in self.slots:
-            yield from self._table(tables, slot).leave_all(viewer)
+            yield from self._table(viewers, candidates, slot).leave_all(viewer)
 
-    def _table(self, tables: Tables, slot: Presence) -> _Table:
-        stays = Stays.of(self.of(tables.viewers.table, slot))
-        counts = Counts.of(self.of(tables.candidates.table, slot))
-        return _Table(slot.step_ms, stays, counts, tables.candidates)
+    def _table(self, viewers: Rows, candidates: Rows, slot: Presence) -> _Table:
+        stays, counts = self.of(viewers.table, slot), self.of(candidates.table, slot)
+        return _Table(
+            slot.step_ms,
+            Stays(*(stays[name] for name in Stays._fields)),
+            Counts(*(counts[name] for name in Counts._fields)),
+            candidates,
+        )
 
     def read(self, batch: Batch, slot: Presence, entity: Entity) -> NDArray[Any]:
         """Return the number of viewers at each candidate, or of candidates of its viewer, `[R]`."""
