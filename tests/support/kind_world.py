@@ -118,6 +118,8 @@ def drawn_fields(rng):
 def drawn_records(seed, num):
     """Return records in the order in which a service takes them; some are late, some unknown."""
     rng = np.random.default_rng(seed)
+    # Few changes leave runs of exposures and events that are applied at once.
+    change = rng.choice([0.02, 0.2])
     now_ms, records = START_MS, [Viewer(VIEWERS[0], drawn_fields(rng), START_MS)]
     records += [Candidate(name, drawn_fields(rng), START_MS) for name in CANDIDATES[:3]]
     for i in range(num):
@@ -127,15 +129,18 @@ def drawn_records(seed, num):
         candidate = CANDIDATES[rng.integers(len(CANDIDATES))]
         shown = rng.permutation([*CANDIDATES, "unknown"])[: rng.integers(0, 5)].tolist()
         kind = EVENTS[rng.integers(len(EVENTS))]
-        made = (
-            [Exposure(f"r{i}", now_ms, viewer, shown, b"", None, "model", "full", 0)] * 6
-            + [Event(f"e{i}", viewer, candidate, kind, ts_ms)] * 10
-            + [
+        if rng.random() < change:
+            made = [
                 Candidate(candidate, drawn_fields(rng), ts_ms),
                 Viewer(viewer or "v0", drawn_fields(rng), ts_ms),
+                Forget(viewer or "v0", now_ms),
+                Ended(candidate, now_ms),
             ]
-            + [Forget(viewer or "v0", now_ms), Ended(candidate, now_ms)]
-        )
+        else:
+            made = [
+                Exposure(f"r{i}", now_ms, viewer, shown, b"", None, "model", "full", 0),
+                Event(f"e{i}", viewer, candidate, kind, ts_ms),
+            ]
         records.append(made[rng.integers(len(made))])
     return records, now_ms
 
