@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serve.contract.experiment_metrics import METRICS
 from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
 from training.experiment.guardrails import spread
-from training.experiment.metrics import METRICS
 from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span
 
 Report = Mapping[str, Any]

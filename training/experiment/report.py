@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from serve.contract.errors import TabrankError
+from serve.contract.experiment_metrics import METRICS, Metric
 from serve.storage.atomic_files import draft_of
 from training.experiment import guardrails
 from training.experiment.comparison import available, comparisons, days_needed
 from training.experiment.declared import Declared
-from training.experiment.metrics import METRICS, Metric
 from training.experiment.page import page
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
