@@ -140,11 +140,10 @@ def fit(
     """
     from training.examination.examination import Examination
     from training.fit.fit import fit as run
-    from training.fit.progress import Progress
     from training.fit.sizing import sized
 
     given = {"seed": seed, "num_workers": workers} | ({} if epochs is None else {"epochs": epochs})
-    with ProgressBar("features") as share:
+    with ProgressBar("features") as progress:
         manifest = run(
             load_surface(surface),
             log,
@@ -152,8 +151,7 @@ def fit(
             partial(sized, **given),
             storage=storage,
             memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
-            prepared_share=share,
-            progress=Progress(),
+            progress=progress,
         )
     for line in (Examination.of(manifest).describe(), *manifest["suspects"], *manifest["advice"]):
         print_progress(line)
