@@ -204,7 +204,6 @@ def replay(
         typer.Option(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),
     ] = None,
     history: Annotated[Path | None, typer.Option(help="With --model: the log that filled the store.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report.json and scores.parquet.")] = None,
     as_json: Json = False,
 ) -> None:
     """Replay a log through a running service in order of its time, and measure the answers.
@@ -216,7 +215,7 @@ def replay(
     from training.audit.http_replay import replay as run
 
     with ProgressBar("replay") as progress:
-        result = run(log, url, surface=surface, model=model, history=history, out=out, progress=progress)
+        result = run(log, url, surface=surface, model=model, history=history, progress=progress)
     lines = [
         f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['requests_per_s']:.0f} requests/s, "
         + ", ".join(f"{n} {rung}" for rung, n in result["by_rung"].items()),

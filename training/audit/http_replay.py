@@ -17,14 +17,11 @@ from typing import Any, TypeVar
 import httpx2
 import msgspec
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Problem, RankAnswer, RankRequest
 from serve.contract.records import ClientRecord, EventsAnswer
-from serve.contract.validation import refuse_existing
 from serve.features.rows import Schema
 from serve.features.slots import F64
 from serve.features.surface import Surface, load_surface, read_surface
@@ -55,7 +52,6 @@ def replay(
     surface: str | None = None,
     model: Path | None = None,
     history: Path | None = None,
-    out: Path | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
     """Replay a log through the service at `url`, one request after the other in order of its time.
@@ -64,14 +60,12 @@ def replay(
     `slates` of `evaluate`; `rankings`, `by_rung`, `unscored_rows`, `seconds` and `requests_per_s`.
     With `model` it also holds `max_score_difference` from the scores of `evaluate` with `history`.
     `held` is true if every ranking was full and no score differs by more than 1e-5. `surface`
-    defaults to the model's, else the service's. `out` receives `report.json` and `scores.parquet`.
+    defaults to the model's, else the service's.
 
     Raises:
         TabrankError: if there is no service, it has its own clock or another surface or model, or
             an answer is invalid.
     """
-    if out is not None:
-        refuse_existing(out)
     artifact = None if model is None else load_artifact(model)
     with closing(ReplayClient(url)) as service:
         described = service.describe()
@@ -92,7 +86,7 @@ def replay(
     examination = IGNORED if artifact is None else Examination.of(artifact.manifest)
     result = _measures(data, scores, examination)
     far = None if artifact is None else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix))))
-    result |= {
+    return result | {
         "surface": ours.name,
         "model": described["model"],
         "rankings": len(log.exposures),
@@ -102,9 +96,6 @@ def replay(
         "max_score_difference": far,
         "held": set(rungs) <= {"full"} and (far or 0.0) <= TOLERANCE,
     }
-    if out is not None:
-        _write(out, result, log, played)
-    return result
 
 
 class ReplayClient:
@@ -246,18 +237,6 @@ def check_service(
             f"--model: the service at {url} ranks with {described['model']}, but {artifact.path} is "
             f"{artifact.version}; publish it, or name the served one"
         )
-
-
-def _write(out: Path, result: Mapping[str, Any], log: Log, played: F64) -> None:
-    out.mkdir(parents=True)
-    (out / "report.json").write_text(json.dumps(result, indent=1, allow_nan=False))
-    shown = log.exposures["candidates"].combine_chunks()
-    scores = {
-        "request_id": log.exposures["request_id"].combine_chunks().take(pc.list_parent_indices(shown)),
-        "candidate": pc.list_flatten(shown),
-        "score": pa.array(played, from_pandas=True),
-    }
-    pq.write_table(pa.table(scores), out / "scores.parquet")
 
 
 def _decoded(answer: httpx2.Response, kind: type[Answer], what: str) -> Answer:

@@ -54,7 +54,6 @@ def page(result: Report) -> str:
         else f"The effect is of the viewers of these {len(days)} days: a first effect may fade, and what viewers of "
         "one arm do may reach those of the other."
     )
-    not_logged, guards = result["not_in_the_log"], (_guardrails(result), _guardrail_tests(result))
     how = kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
@@ -75,9 +74,7 @@ def page(result: Report) -> str:
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         _viewers_chart(result, days),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
-        kit.section(
-            "Guardrails", *map(kit.table, guards), kit.paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}.")
-        ),
+        kit.section("Guardrails", *map(kit.table, (_guardrails(result), _guardrail_tests(result)))),
         kit.footer({}, "", ["report.json"]),
     ]
     return kit.whole_page(title, parts)
