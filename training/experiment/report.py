@@ -206,15 +206,10 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
     for name in names:
         ours = ranked[ranked["arm"] == name]
         models = ours["model"].astype(object).fillna(NO_MODEL)
+        spans = ours["ts_ms"].groupby(models, sort=False).agg(["size", "first", "last"])
         ranked_by[name] = [
-            {
-                "model": model,
-                "exposures": len(times),
-                "first": utc(times.iloc[0]),
-                "last": utc(times.iloc[-1]),
-                "last_ms": int(times.iloc[-1]),
-            }
-            for model, times in ours["ts_ms"].groupby(models, sort=False)
+            {"model": model, "exposures": num, "first": utc(first), "last": utc(last), "last_ms": last}
+            for model, num, first, last in zip(spans.index, *spans.to_numpy().T.tolist(), strict=True)
         ]
     return ranked_by
 

@@ -29,7 +29,7 @@ from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
 from training.search.trials import SearchRun, check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, is_enough, unseen
-from training.terminal import ProgressBar, print_progress
+from training.terminal import ProgressLines, print_progress
 
 
 def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> dict[str, Any]:
@@ -54,8 +54,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
         check_surface(models, surface.name)
     with Clock(out, settings.budget_s) as clock:
         print_progress("reading the log and computing features")
-        with ProgressBar("features") as share:
-            task = Task.read(surface, log, settings, share)
+        task = Task.read(surface, log, settings, ProgressLines("features"))
         clock.claim(task.identity, restart=settings.restart)
         board = Leaderboard(out / "leaderboard.jsonl")
         follows = clock.setdefault("follows", current(models)) if models else None
@@ -105,7 +104,7 @@ def _find(
     """
     max_us = task.settings.max_us
     print_progress(task.examination.describe())
-    costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.entries)
+    costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.tried())
     check_cost(costs, max_us)
     train = task.parts["training"]
     compete(board, task.encoder, train, task.valid, task.examination, clock.budget_s)
