@@ -1,4 +1,4 @@
-"""Report of an experiment: from a served log to a verdict, or to a blocked report."""
+"""Report of an experiment: from a served log to a verdict."""
 
 from __future__ import annotations
 
@@ -92,7 +92,6 @@ def report(
         "primary_metric": primary.name,
         "primary_declared": declaration.has_primary,
         "smallest_effect": smallest,
-        "blocked": bool(why),
         "warnings": _change_warnings(ranked_by) + guardrails.warnings(tested, arms),
         "ranked_by": ranked_by,
         "window": _window(span, rows, declaration)
