@@ -78,7 +78,7 @@ class Unwatched(Fault):
 
     def reasons(self) -> list[str]:
         """Return a reason if the status does not report the fault."""
-        if self._status.get("unwatched"):
+        if self._status.get("supervision"):
             return []
         state = self._status.get("state")
         return [f"after {self.hold_s:g} s `status` reported {state!r}, but not that the service is unwatched"]

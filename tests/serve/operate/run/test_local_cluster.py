@@ -196,7 +196,7 @@ def test_a_failed_service_is_dead_and_its_error_is_shown(tmp_path):
     run = RunFolder.of(tmp_path)
     run.write(SupervisedState("failed", url="http://127.0.0.1:1", error="no room"))
     found = look(tmp_path, None)
-    assert (found.state, found.unwatched, found.waits) == ("dead", "", [])
+    assert (found.state, found.supervision) == ("dead", None)
     assert "The service has ended: no room." in screen(found).plain
 
 
@@ -497,7 +497,7 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
     kill_supervisor(folder)
     now = look(folder / "run", None)
     assert now.state == "unwatched"
-    assert "python -m serve up" in now.waits[0]
+    assert "python -m serve up" in str(now.supervision)
     assert "unknown" in screen(now).plain
     assert "running" not in screen(now).plain
     with pytest.raises(TabrankError, match="the supervisor is gone; start a new one"):
@@ -563,7 +563,7 @@ def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, 
     for title in ("ray::ServeReplica:tab:Scorer", "ray::ServeController"):
         next(one for one in run.processes() if one.cmdline()[:1] == [title]).kill()
     until(lambda: status(folder / "run").state == "unwatched")
-    assert "make room" in status(folder / "run").unwatched
+    assert "make room" in str(status(folder / "run").supervision)
     assert answer(port)["knob"] == 4
     assert supervisor.is_running()
     supervisor.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
