@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +15,8 @@ from serve.config.reader import Config
 from serve.config.settings import AppArgs
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import rendered_environment
+from serve.operate.render.manifests import Manifests
 from serve.operate.render.options import Kubernetes
-from serve.operate.render.templates import dump, fill, load
 
 # The image's folder, from which relative paths start.
 HOME = "/home/tabrank/app"
@@ -50,32 +49,34 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
     if several:
         # Each serving pod runs an HAProxy, and Kubernetes balances over them.
         serve["proxy_location"] = "EveryNode"
-    values = {
-        **vars(options),
-        "file": config.path.name,
-        "port": config.port,
-        "several": several,
-        "upgrade": "NewCluster" if several else "None",
-        "serve_config": yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
-        "ray_version": version("ray"),
-        "idle_s": round(60 * options.idle_minutes),
-        "token_secret": options.token_secret or f"{options.name}-ray-token",
-        "redis_secret": options.redis_secret or f"{options.name}-redis",
-        "redis": redis,
-        "store_password": bool(stores),
-        "claims": [{"claim": claim, "folder": folder} for claim, folder in options.volume or ()],
-        "access": "ReadWriteMany" if several else "ReadWriteOnce",
-        "callers": [{"caller": namespace} for namespace in options.allow or [options.namespace]],
-        "environment": [{"variable": name, "value": value} for name, value in environment.items()],
-        "head_cpus": "0" if several else str(head.num_cpus),
-    }
-    settings, *objects = load("rayservice.yaml")
-    settings = fill(settings, values)
-    values |= {
-        "head": settings["head"] | _pod_values(HEAD, head, options),
-        "workers": [settings["worker"] | _pod_values(name, pool, options) for name, pool in workers.items()],
-    }
-    return dump(settings["notes"], *(fill(one, values) for one in objects))
+    manifests = Manifests(
+        options=options,
+        head=head,
+        workers=workers,
+        port=config.port,
+        serve_config=yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
+        environment=environment,
+        redis=redis,
+        has_store_password=bool(stores),
+    )
+    comments = "".join(f"# {note}\n" for note in manifests.notes(config.path.name))
+    objects = manifests.ray_service(), manifests.network_policy()
+    return comments + yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+class Dumper(yaml.SafeDumper):
+    """Dumper that repeats what appears twice, and writes long texts as blocks: the Serve part."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return that nothing is an alias."""
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the text, as a block if it has several lines."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+Dumper.add_representer(str, Dumper.represent_text)
 
 
 def _our_arguments(config: Config) -> list[tuple[str, AppArgs]]:
@@ -86,17 +87,6 @@ def _our_arguments(config: Config) -> list[tuple[str, AppArgs]]:
             where = f"{config.path}: applications[{i}].args"
             found.append((where, AppArgs.from_mapping(application["args"], where)))
     return found
-
-
-def _pod_values(name: str, pool: NodePool, options: Kubernetes) -> dict[str, Any]:
-    return {
-        "pool": name,
-        "min_nodes": pool.min_nodes,
-        "max_nodes": pool.max_nodes,
-        "cpu": str(pool.num_cpus),
-        "memory": f"{options.memory_gib_per_cpu * max(pool.num_cpus, 1)}Gi",
-        "gpu": str(pool.num_gpus) if pool.num_gpus else None,
-    }
 
 
 def _server(store: str) -> str:
