@@ -35,7 +35,7 @@ FOLDER = "folder"
 
 
 class RunningService(ABC):
-    """Running service: its `state`, its `document`, and the `path` of the file that it was read from."""
+    """Running service: its `state`, its `document`, and the `path` of the document's file."""
 
     where: str
     path: Path

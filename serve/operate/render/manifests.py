@@ -108,7 +108,7 @@ class Manifests:
             ],
         }
         spec = {
-            # The new cluster starts before the old one ends. An embedded store allows only one writer.
+            # A new cluster starts before the old one ends; an embedded store has one writer.
             "upgradeStrategy": {"type": "NewCluster" if several else "None"},
             "excludeHeadPodFromServeSvc": several,
             "serveConfigV2": self.serve_config,

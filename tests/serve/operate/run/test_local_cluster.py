@@ -254,9 +254,9 @@ def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch)
     )
     document = {"applications": [], "nodes": {}, "http_options": {"port": 1}}
     running = SimpleNamespace(
-        service=run.service,
+        state=run.service(),
+        error="",
         document=document,
-        applications={},
         base=None,
         comparable=lambda config: config.serve,
     )
@@ -273,9 +273,9 @@ def test_a_restart_tells_the_new_supervisor_what_ran_before(tmp_path, port, monk
     run.write(SupervisedState("ready", url=f"http://127.0.0.1:{port}"))
     document = {"applications": [{"name": "old", "import_path": "a:b", "route_prefix": "/old"}], "nodes": {}}
     running = SimpleNamespace(
-        service=run.service,
+        state=run.service(),
+        error="",
         document=document,
-        applications={},
         base=None,
         comparable=lambda config: {**config.serve, "nodes": {}},
     )
@@ -318,7 +318,7 @@ def test_a_restart_notes_what_it_broke_for_callers(tmp_path, monkeypatch):
         (document("/ranking"), []),
         (document("/"), [Probe("route_changed", "spaces", "/livez", 404)]),
     ):
-        run.save_wanted(Wanted(str(tmp_path / "cluster.yaml"), "", document("/ranking"), before))
+        run.save_wanted(Wanted(str(tmp_path / "cluster.yaml"), document("/ranking"), before))
         assert WithoutRay(run, haproxy=False).main()
         service = run.service()
         assert (service.state, service.document["applications"]) == (
@@ -532,7 +532,7 @@ def test_up_deploys_again_after_a_failed_deploy_and_a_killed_supervisor(folder, 
     assert (taken["action"], taken["error"], answer(port)["knob"]) == ("deployed", "", 5)
     assert messages[0].startswith("taking over")
     # No machine has room for this deployment.
-    run.save_wanted(Wanted(str(folder / "cluster.yaml"), "", unplaceable(run.service().document)))
+    run.save_wanted(Wanted(str(folder / "cluster.yaml"), unplaceable(run.service().document)))
     os.kill(taken["pid"], signal.SIGHUP)
     until(lambda: status(folder / "run").applications["tab"].status == "DEPLOYING")
     kill_supervisor(folder)
