@@ -28,14 +28,19 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
     head = workers.pop(HEAD, None)
     if head is None:
         raise TabrankError(f"{config.path}: nodes: the pool {HEAD!r} is missing; add it for Ray's controller")
-    arguments = _our_arguments(config)
-    _refuse_unmounted_paths(arguments, options)
-    _refuse_secrets(arguments)
-    _refuse_without_keys(config)
+    stores = []
+    for i, application in enumerate(config.serve["applications"]):
+        if application["import_path"] == OUR_APPLICATION:
+            where = f"{config.path}: applications[{i}]"
+            args = AppArgs.from_mapping(application["args"], f"{where}.args")
+            _refuse_unmounted_paths(f"{where}.args", args, options)
+            _refuse_without_keys(where, application)
+            if "://" in args.store:
+                _refuse_secrets(f"{where}.args", args.store)
+                stores.append(args.store)
     several = any(pool.max_nodes for pool in workers.values())
     if several:
         _refuse_excess_replicas(config, workers)
-    stores = [args.store for _, args in arguments if "://" in args.store]
     redis = options.redis or next(map(_server, stores), None)
     if several and not redis:
         raise TabrankError(
@@ -79,16 +84,6 @@ class Dumper(yaml.SafeDumper):
 Dumper.add_representer(str, Dumper.represent_text)
 
 
-def _our_arguments(config: Config) -> list[tuple[str, AppArgs]]:
-    """Return the path in the file and the value of `args`, for each of our applications."""
-    found = []
-    for i, application in enumerate(config.serve["applications"]):
-        if application["import_path"] == OUR_APPLICATION:
-            where = f"{config.path}: applications[{i}].args"
-            found.append((where, AppArgs.from_mapping(application["args"], where)))
-    return found
-
-
 def _server(store: str) -> str:
     """Return a store's server as Ray takes it: with its port, and the scheme for TLS."""
     parts = urlsplit(store)
@@ -96,42 +91,37 @@ def _server(store: str) -> str:
     return f"rediss://{address}" if parts.scheme == "rediss" else address
 
 
-def _refuse_secrets(arguments: list[tuple[str, AppArgs]]) -> None:
-    for where, args in arguments:
-        if "@" in args.store and "://" in args.store:
-            raise TabrankError(
-                f"{where}.store: has a user or a password, which a rendered file must not contain; remove them, and "
-                "put the password into the Secret that --redis-secret names"
-            )
+def _refuse_secrets(where: str, store: str) -> None:
+    if "@" in store:
+        raise TabrankError(
+            f"{where}.store: has a user or a password, which a rendered file must not contain; remove them, and "
+            "put the password into the Secret that --redis-secret names"
+        )
 
 
-def _refuse_without_keys(config: Config) -> None:
-    for i, application in enumerate(config.serve["applications"]):
-        if application["import_path"] != OUR_APPLICATION:
-            continue
-        ingress = [one for one in application.get("deployments") or () if one["name"] == OUR_INGRESS]
-        if not any((one.get("user_config") or {}).get("api_keys") for one in ingress):
-            raise TabrankError(
-                f"{config.path}: applications[{i}].deployments[{OUR_INGRESS}].user_config.api_keys is missing: a pod "
-                "listens on all addresses and needs keys; `python -m serve key` mints one"
-            )
+def _refuse_without_keys(where: str, application: Mapping[str, Any]) -> None:
+    ingress = [one for one in application.get("deployments") or () if one["name"] == OUR_INGRESS]
+    if not any((one.get("user_config") or {}).get("api_keys") for one in ingress):
+        raise TabrankError(
+            f"{where}.deployments[{OUR_INGRESS}].user_config.api_keys is missing: a pod listens on all addresses "
+            "and needs keys; `python -m serve key` mints one"
+        )
 
 
-def _refuse_unmounted_paths(arguments: list[tuple[str, AppArgs]], options: Kubernetes) -> None:
+def _refuse_unmounted_paths(where: str, args: AppArgs, options: Kubernetes) -> None:
     folders = [PurePosixPath(folder) for _, folder in options.volume or ()]
-    for where, args in arguments:
-        paths = {"models": args.models, "log": args.log}
-        if args.surface.endswith(".toml"):
-            paths["surface"] = args.surface
-        if args.store.startswith("lmdb:"):
-            paths["store"] = args.store.removeprefix("lmdb:")
-        for key, path in paths.items():
-            full = PurePosixPath(HOME) / path
-            if not any(full.is_relative_to(folder) for folder in folders):
-                raise TabrankError(
-                    f"{where}.{key}: {full} would be lost with its pod; name its claim with "
-                    f"--volume CLAIM={full if key == 'store' else full.parent}"
-                )
+    paths = {"models": args.models, "log": args.log}
+    if args.surface.endswith(".toml"):
+        paths["surface"] = args.surface
+    if args.store.startswith("lmdb:"):
+        paths["store"] = args.store.removeprefix("lmdb:")
+    for key, path in paths.items():
+        full = PurePosixPath(HOME) / path
+        if not any(full.is_relative_to(folder) for folder in folders):
+            raise TabrankError(
+                f"{where}.{key}: {full} would be lost with its pod; name its claim with "
+                f"--volume CLAIM={full if key == 'store' else full.parent}"
+            )
 
 
 def _refuse_excess_replicas(config: Config, workers: Mapping[str, NodePool]) -> None:
