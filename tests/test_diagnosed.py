@@ -168,10 +168,11 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
     assert (state.kill_switch, state.changes[0].what) == (["tiny"], "kill switch on for tiny")
 
 
-def test_a_change_that_fails_callers_needs_yes(home):
+def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(home):
     run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
     run("up", "--timeout", "180", cwd=home)
-    file = home / "cluster.yaml"
+    file, url = home / "cluster.yaml", json.loads((home / "var/run/service.json").read_text())["url"]
+    asked = f"GET {url}/v1/model without a key answers"
     document = yaml.safe_load(file.read_text())
     (application,) = document["applications"]
     keys = {"app": {"sha256": "a" * 64, "requests_per_s": 5}}
@@ -179,7 +180,9 @@ def test_a_change_that_fails_callers_needs_yes(home):
     file.write_text(yaml.safe_dump(document))
     with pytest.raises(TabrankError, match="requests without X-Api-Key get 401"):
         up(file, timeout_s=60)
-    assert up(file, timeout_s=60, yes=True)["action"] == "deployed"
+    lines: list[str] = []
+    assert up(file, timeout_s=60, yes=True, progress=lines.append)["action"] == "deployed"
+    assert lines[-1] == f"{asked} 401 (before: 200): today's callers fail"
     application["route_prefix"] = "/ranking"
     file.write_text(yaml.safe_dump(document))
     refused = subprocess.run(
@@ -191,7 +194,8 @@ def test_a_change_that_fails_callers_needs_yes(home):
     )
     assert refused.returncode == 1
     assert "needs --yes: every request to / gets 404: its callers fail" in refused.stdout
-    assert run("diff", "--apply", "--yes", cwd=home).stdout.startswith("applied and running")
+    applied = run("diff", "--apply", "--yes", cwd=home)
+    assert applied.stdout.startswith(f"{asked} 404 (before: 401): today's callers fail\n")
 
 
 def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home):

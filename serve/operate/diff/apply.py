@@ -37,7 +37,7 @@ def diff(
 
     Return the result for JSON, the lines to print, and whether the command held: no change was
     found, or it was applied. Nothing is deployed where Serve would have to restart, or where a
-    change is dangerous and `yes` is not given.
+    change is dangerous and `yes` is not given. After a deploy, the routes of before are asked once.
     """
     config = read(config_path)
     running = find(run, address)
@@ -74,9 +74,9 @@ def diff(
     for line in lines:
         progress(line)
     begin = time.monotonic()
-    running.deploy(config, timeout_s, progress)
-    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1)}
-    return result, [f"applied and running ({result['seconds']} s)"], True
+    answers, asked = running.asked(lambda: running.deploy(config, timeout_s, progress))
+    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1), "answers": answers}
+    return result, [*asked, f"applied and running ({result['seconds']} s)"], True
 
 
 def popular(

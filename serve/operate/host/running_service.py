@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ from serve.operate.host.deploying import (
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of
 from serve.operate.host.service_state import ServiceChange, ServiceState, SupervisedState, iso
+from serve.operate.host.state import status_code
 
 # The keys that Serve's details report of a document, beside its applications.
 REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
@@ -50,6 +51,21 @@ class RunningService(ABC):
     def config(self, document: Mapping[str, Any]) -> Config:
         """Return a document as if it were read from the running file, to deploy it."""
         return config_of(self.path, {key: value for key, value in document.items() if key != FOLDER})
+
+    def asked(self, deploy: Callable[[], None]) -> tuple[dict[str, int], list[str]]:
+        """Deploy, and ask each of our routes of before by a GET without a key, before and after.
+
+        Return the status of each URL after the deploy, and a line that compares it.
+        """
+        urls = [f"{url}/v1/model" for url in self.state.our_urls.values()]
+        before = [status_code(url) for url in urls]
+        deploy()
+        after = {url: status_code(url) for url in urls}
+        lines = []
+        for was, (url, now) in zip(before, after.items(), strict=True):
+            failed = ": today's callers fail" if now not in (200, was) else ""
+            lines.append(f"GET {url} without a key answers {now or 'nothing'} (before: {was}){failed}")
+        return after, lines
 
     @abstractmethod
     def comparable(self, config: Config) -> dict[str, Any]:

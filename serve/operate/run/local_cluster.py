@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -146,7 +147,9 @@ class _Start:
                     self.progress(line)
                 if found.worst < Consequence.RESTART:
                     self.progress("deploying the changed file in place")
-                    request_deploy(self.config, self.run, self.timeout_s, self.progress)
+                    deploy = partial(request_deploy, self.config, self.run, self.timeout_s, self.progress)
+                    _, asked = running.asked(deploy)
+                    self.progress("\n".join(asked))
                     return "deployed", changes
                 self.progress("restarting: the file changes a setting that Serve reads only at its start")
             if self.config.port != urlsplit(service.url).port:
