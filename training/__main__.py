@@ -34,7 +34,7 @@ from training.terminal import (
 
 app = command_line(__doc__)
 app.add_typer(imports, name="import")
-app.add_typer(bench, name="bench", help="Measure the speed of scoring and training.")
+app.add_typer(bench, name="bench", help="Measure the speed of scoring.")
 app.add_typer(
     experiment, name="experiment", help="Analyse an experiment, or estimate one from explored rankings."
 )

@@ -1,4 +1,4 @@
-"""`training bench`: measure the speed of scoring and of training.
+"""`training bench`: measure the speed of scoring.
 
 Imports `fit`, `network`, `terminal` and `serve`.
 """

@@ -1,4 +1,4 @@
-"""Commands of `python -m training bench`: the speed of scoring and of training on this machine."""
+"""Commands of `python -m training bench`: the speed of scoring on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from serve.contract.commands import Json, answer
-from training.terminal import Model, print_progress
+from training.terminal import Model
 
 bench = typer.Typer(no_args_is_help=True)
 
@@ -25,13 +25,4 @@ def scorer(
     from training.bench.scorer import bench_scorer, table
 
     result = bench_scorer(model, device=device)
-    answer(result, as_json, table(result))
-
-
-@bench.command("fit")
-def fit(as_json: Json = False) -> None:
-    """Measure the rows/s of training on made-up rows, on one thread and on all."""
-    from training.bench.fit import bench_fit, table
-
-    result = bench_fit(progress=print_progress)
     answer(result, as_json, table(result))
