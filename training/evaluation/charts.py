@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.report.charts import Axis, Limit, Series, plot
-from training.evaluation.paired import ENOUGH
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
-MOST_SLICES = 30
 
 
 def contenders(evaluation: Mapping[str, Any], by: str) -> str:
@@ -18,7 +16,7 @@ def contenders(evaluation: Mapping[str, Any], by: str) -> str:
     known = [name for name in evaluation["contenders"] if evaluation[name].get(by) is not None]
     series = []
     for name in known:
-        value, title = evaluation[name][by], TITLES.get(name, name)
+        value, title = evaluation[name][by], TITLES[name]
         low, high = evaluation["intervals"][name].get(by) or (value, value)
         series.append(Series(title, [value], [title], "points", low=[low], high=[high]))
     which = "lower" if by == "logloss" else "higher"
@@ -39,27 +37,6 @@ def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     return plot("", Axis("epoch", whole=True), Axis("logloss"), lines, best, caption=caption)
 
 
-def lift(model: Sequence[float]) -> str:
-    """Plot the rate in each tenth of the rows over the base rate."""
-    x = Axis("tenth of the rows by score, highest first")
-    bars = [Series("model", [str(tenth) for tenth in range(1, 11)], model, "bars")]
-    caption = "Rate in each tenth of the rows, as a multiple of the base rate: the steeper, the better."
-    base = [Limit("base rate", y=1, colour="muted")]
-    return plot("", x, Axis("times the base rate", zero=True), bars, base, caption=caption)
-
-
-def gain(curves: Mapping[str, Sequence[float]]) -> str:
-    """Plot the share of positives down to each tenth of the rows, with one line a contender."""
-    at = list(range(0, 101, 10))
-    lines = [
-        Series(TITLES.get(name, name), at, [100 * share for share in curve], dashed=name != "model")
-        for name, curve in curves.items()
-    ]
-    lines.append(Series("by chance", [0, 100], [0, 100], colour="line"))
-    caption = "Share of all positives among the best rows by score: the higher, the better."
-    return plot("", Axis("% of the rows, by score"), Axis("% of the positives"), lines, caption=caption)
-
-
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     """Plot each feature's share of attention and of the permutation loss, two bars a feature."""
     shown = list(lines)[:MOST_FEATURES]
@@ -74,22 +51,6 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     caption = "Loss of the model without the feature, and the network's attention to the feature. "
     caption += "Features that can replace each other lose little each."
     return _rows("", "% of all features", bars, caption=caption, pixels=30)
-
-
-def slices(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Plot the model's NDCG@10 minus popular's in each part, with 95 % intervals."""
-    shown = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None][:MOST_SLICES]
-    names = [f"{part['by']}: {part['value']}" for part in shown]
-    above, low, high = (
-        [part["paired"]["ndcg@10"] + side * part["paired"]["se"] for part in shown]
-        for side in (0, -ENOUGH, ENOUGH)
-    )
-    points = Series("model − popular", above, names, "points", low=low, high=high, colour="model")
-    caption = "Right of the dotted line the model has a higher NDCG@10 than popular, on labels as shown, "
-    caption += "which favour the shown order. Bars are 95 % intervals; one slice in twenty is outside them "
-    caption += "by chance."
-    equal = [Limit("popular", x=0, colour="popular")]
-    return _rows("", "NDCG@10, model − popular", [points], equal, caption=caption, pixels=22)
 
 
 def pareto(search: Mapping[str, Any]) -> str:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
-from training.evaluation.metrics import mean, probability, row_logloss
-from training.evaluation.slates import auc
+from training.evaluation.metrics import probability, row_logloss
 from training.examination.examination import IGNORED, Examination
 from training.network.model import Model
 
@@ -29,7 +28,7 @@ Scorer = Callable[[Matrix], NDArray[np.floating]]
 
 
 def importance(model: Model, data: Dataset, examination: Examination = IGNORED) -> list[dict[str, Any]]:
-    """Return `feature`, `masks`, `auc`, `logloss`, `rises` of each feature, the largest loss first.
+    """Return `feature`, `masks`, `logloss`, `rises` of each feature, the largest loss first.
 
     See `by_masks` and `by_permutation`. At most `MOST_ROWS` rows are used, the same for the same
     data.
@@ -72,15 +71,19 @@ def by_permutation(
 ) -> dict[str, dict[str, float | None]]:
     """Return the loss of quality if a feature is permuted over the rows.
 
-    `auc` is the decrease and `logloss` the increase (Breiman 2001; Fisher, Rudin and Dominici
-    2019); both are about 0 for a feature that the model does not use. All columns of a feature move
-    together. A feature that others can replace loses little, even if it is informative. The
-    logloss is of labels as shown, with the examination `theta` `[R]` of the rows. `rises` is the
-    share of changed scores that moved the way a number did; None for categories.
+    `logloss` is the increase (Breiman 2001; Fisher, Rudin and Dominici 2019), which is about 0 for
+    a feature that the model does not use. All columns of a feature move together. A feature that
+    others can replace loses little, even if it is informative. The logloss is of labels as shown,
+    with the examination `theta` `[R]` of the rows. `rises` is the share of changed scores that
+    moved the way a number did; None for categories.
     """
+
+    def logloss(scores: NDArray[np.floating]) -> float:
+        return float(row_logloss(label, probability(scores * theta)).mean())
+
     order = np.random.default_rng(SEED).permutation(len(label))
     scores = score(matrix)
-    whole = _quality(label, scores, theta)
+    whole = logloss(scores)
     none = slice(0)
     places = [(name, slice(i, i + 1), none) for i, name in enumerate(columns.numeric)]
     places += [(name, none, part) for name, part in columns.category_parts()]
@@ -90,22 +93,14 @@ def by_permutation(
         permuted.numeric[:, numeric] = matrix.numeric[order, numeric]
         permuted.category[:, category] = matrix.category[order, category]
         changed = score(permuted)
-        left = _quality(label, changed, theta)
         # Empty for a category.
         way = (permuted.numeric - matrix.numeric)[:, numeric] * np.sign(changed - scores)[:, None]
         way = way[np.isfinite(way) & (way != 0)]
         lost[name] = {
-            "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
-            "logloss": left[1] - whole[1],
+            "logloss": logloss(changed) - whole,
             "rises": float((way > 0).mean()) if len(way) else None,
         }
     return lost
-
-
-def _quality(
-    label: NDArray[np.float32], score: NDArray[np.floating], theta: NDArray[np.float64] | float
-) -> tuple[float | None, float]:
-    return auc(label, score), mean(row_logloss(label, probability(score * theta))) or 0.0
 
 
 def _owners(encoder: Encoder) -> list[str]:

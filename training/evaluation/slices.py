@@ -16,9 +16,7 @@ from serve.features.definitions import Category
 from serve.features.surface import Surface
 from serve.model.encoder import Encoder, entry_hash, vocabulary_entry
 from training.data.dataset import Dataset
-from training.evaluation.metrics import Contender, ece, mean, row_logloss
-from training.evaluation.paired import mean_and_error
-from training.evaluation.slates import auc
+from training.evaluation.metrics import Contender
 
 MIN_ROWS = 500
 MIN_OF_EACH_LABEL = 20
@@ -35,9 +33,9 @@ def slices(
 ) -> list[dict[str, Any]]:
     """Measure each part of the rows; return one object for each.
 
-    `by` and `value` name the part, then `rows`, `slates`, `positives`; `model` with `auc`,
-    `logloss`, `ece`, `ndcg@10`, `popular` with `auc`, `ndcg@10`, and `paired` with `ndcg@10`, `se`.
-    The last three are None where the rows are too few. `encoder` names categories.
+    `by` and `value` name the part, then `rows`, `slates`, `positives`; the measures of `model` and
+    `popular`, and `paired` with `ndcg@10`, `se`. The last three are None where the rows are too
+    few. `encoder` names categories.
     """
     parts = _parts(data, surface, encoder)
     return [{"by": by, "value": value} | _measured(model, popular, part) for by, value, part in parts]
@@ -77,24 +75,12 @@ def _names(encoder: Encoder | None, column: str) -> dict[int, str]:
 
 
 def _measured(model: Contender, popular: Contender, part: Mask) -> dict[str, Any]:
-    slates = model.slates
-    label = slates.label[part]
-    rows, positives = len(label), int(label.sum(dtype=np.float64))
-    num_slates = int(np.count_nonzero(np.bincount(slates.code[part])))
-    result: dict[str, Any] = {"rows": rows, "slates": num_slates, "positives": positives}
-    if rows < MIN_ROWS or min(positives, rows - positives) < MIN_OF_EACH_LABEL or model.chance is None:
+    ours, theirs = model.take(part), popular.take(part)
+    slates = ours.slates
+    rows, positives = len(slates.label), int(slates.positives.sum())
+    result: dict[str, Any] = {"rows": rows, "slates": len(slates), "positives": positives}
+    if rows < MIN_ROWS or min(positives, rows - positives) < MIN_OF_EACH_LABEL:
         return result | {"model": None, "popular": None, "paired": None}
-    chance = model.chance[part]
-    rankings = [slates.rank(side.order[part[side.order]]) for side in (model, popular)]
-    ours, theirs = (ranking.ndcg(10) for ranking in rankings)
-    difference, error = mean_and_error(ours - theirs, slates.cluster[rankings[0].slate])
-    return result | {
-        "model": {
-            "auc": auc(label, model.score[part]),
-            "logloss": mean(row_logloss(label, chance)),
-            "ece": ece(label, chance),
-            "ndcg@10": mean(ours),
-        },
-        "popular": {"auc": auc(label, popular.score[part]), "ndcg@10": mean(theirs)},
-        "paired": {"ndcg@10": difference, "se": error},
-    }
+    difference, error = ours.minus(theirs, "ndcg@10")
+    pair = {"ndcg@10": difference, "se": error}
+    return result | {"model": ours.measures(), "popular": theirs.measures(), "paired": pair}

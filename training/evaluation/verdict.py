@@ -21,14 +21,8 @@ TITLES = {
 MEASURES = {
     "expected_labels": "expected labels",
     "ndcg@10": "NDCG@10",
-    "ndcg@5": "NDCG@5",
-    "map": "MAP",
-    "mrr": "MRR",
     "auc": "AUC",
-    "slate_auc": "AUC inside slates",
     "logloss": "logloss",
-    "calibrated_logloss": "logloss, calibrated on these rows",
-    "rce": "RCE, %",
     "ece": "ECE",
 }
 OUTCOMES: Mapping[bool | None, str] = {
@@ -79,7 +73,7 @@ def compared(evaluation: Evaluation) -> list[str]:
     """Return a sentence for each rival that decides, or is better than the model."""
     parts = []
     for name in (name for name in evaluation["contenders"] if name != "model"):
-        pair, title = evaluation["paired"][f"model-{name}"], TITLES.get(name, name)
+        pair, title = evaluation["paired"][f"model-{name}"], TITLES[name]
         if name in GATES:
             parts.append(f"{OUTCOMES[pair['gate']['beats']]} {title}: {difference(pair)}.")
         elif "bounds" in pair:
@@ -140,7 +134,7 @@ def headline(evaluation: Evaluation) -> str:
     name = f"{search['winner']} ({point['width']} wide, {point['n_steps']} steps, {point['mask_type']}, "
     name += f"{us:.1f} µs a candidate)"
     sign = -1 if by == "logloss" else 1
-    found = {TITLES.get(key, key): evaluation[key][by] for key in evaluation["contenders"]}
+    found = {TITLES[key]: evaluation[key][by] for key in evaluation["contenders"]}
     known = [(sign * value, title) for title, value in found.items() if value is not None]
     rows = f"the {evaluation['rows']:,} test rows"
     if found["model"] is None or len(known) < 2:
@@ -163,7 +157,7 @@ def order(evaluation: Evaluation) -> str:
 def measures(evaluation: Evaluation) -> Rows:
     """Return a header, then a row for each measure: its value and interval for each contender."""
     names = evaluation["contenders"]
-    rows: Rows = [("", *(TITLES.get(name, name) for name in names))]
+    rows: Rows = [("", *(TITLES[name] for name in names))]
     for key, title in MEASURES.items():
         cells = [_with_interval(evaluation, name, key) for name in names]
         if set(cells) != {"–"}:
@@ -173,13 +167,11 @@ def measures(evaluation: Evaluation) -> Rows:
 
 def differences(evaluation: Evaluation) -> Rows:
     """Return a header, then a row for each rival: the model's measures minus its own."""
-    rows: Rows = [("model minus", "expected labels", "NDCG@10", "logloss", "AUC")]
-    for name in evaluation["contenders"]:
-        pair = evaluation["paired"].get(f"model-{name}")
-        if pair:
-            auc = "–" if pair["auc"] is None else f"{pair['auc']:+.4f}{_bounds(pair['auc_interval'], '+')}"
-            cells = [_signed(pair[by], pair[error]) for by, error in ERRORS.items()]
-            rows.append((TITLES.get(name, name), *cells, auc))
+    rows: Rows = [("model minus", *(MEASURES[by] for by in ERRORS))]
+    for name in evaluation["contenders"][1:]:
+        pair = evaluation["paired"][f"model-{name}"]
+        cells = [_signed(pair[by], pair[error]) for by, error in ERRORS.items()]
+        rows.append((TITLES[name], *cells))
     return rows
 
 

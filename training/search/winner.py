@@ -21,7 +21,7 @@ from training.evaluation.evaluate import score
 from training.evaluation.rivals import RIVALS, TUNING_SHARE
 from training.evaluation.slates import Slates
 from training.examination.estimate import MIN_VIEWERS
-from training.examination.examination import Examination
+from training.examination.examination import IGNORED, Examination
 from training.fit.fit import save
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
@@ -95,7 +95,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         test,
         "test",
         examination=task.examination,
-        current=Examination.of(last.manifest if last else {}),
+        current=Examination.of(last.manifest) if last else IGNORED,
         seen=take_evenly(rows.matrix),
         rivals={kind: rival(test.matrix) for kind, rival in rivals.items()}
         | ({"current": score(last.path, test.matrix)} if last else {}),

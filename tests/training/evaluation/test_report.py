@@ -23,6 +23,8 @@ MANIFEST = {
     "surface": "tiny",
     "measured_on": "test",
     "rows": 12_345,
+    "span_ms": [0, 86_400_000],
+    "suspects": [],
     "network": dataclasses.asdict(NetworkConfig()),
     "calibration": {"a": 1.0, "b": 0.0},
     "git": None,
@@ -44,7 +46,7 @@ def page(evaluation):
 def test_the_page_is_whole_in_itself_and_fits_a_phone(page):
     read = Page(page)
     assert read.links == ["evaluation.json", "MODEL_CARD.md"]
-    assert read.tags.count("figure") == read.tags.count("figcaption") == 8
+    assert read.tags.count("figure") == read.tags.count("figcaption") == 5
     assert 'name="viewport"' in page
 
 
@@ -52,10 +54,8 @@ def test_the_verdict_comes_first_then_the_searchs_headline_escaped(page, evaluat
     headline = page.index("&lt;trial 3&gt; (24 wide, 2 steps, entmax, 4.0 µs a candidate)")
     assert page.index("<strong>The model beats popular</strong>") < headline < page.index("<h2>")
     assert "Budget: 15 minutes, 10% for LightGBM. Looks at the test rows: 1." in page
-    without = {
-        key: value for key, value in evaluation.items() if key not in ("search", "history", "importance")
-    }
-    assert Page(report_page(MANIFEST, without)).tags.count("figure") == 5
+    without = {key: value for key, value in evaluation.items() if key != "search"}
+    assert Page(report_page(MANIFEST, without)).tags.count("figure") == 4
 
 
 def test_the_tone_of_the_page_follows_the_gravest_gate(evaluation):
@@ -153,11 +153,11 @@ def test_the_card_describes_the_model_and_its_worst_slices(evaluation):
 
 def test_the_card_and_the_report_say_what_moves_a_ranking(evaluation):
     lines = [
-        {"feature": "audience", "masks": 0.5, "auc": 0.1, "logloss": 0.3, "rises": 0.9},
-        {"feature": "age_s", "masks": 0.2, "auc": 0.1, "logloss": 0.2, "rises": 0.1},
-        {"feature": "price", "masks": 0.2, "auc": 0.1, "logloss": 0.1, "rises": 0.5},
-        {"feature": "<b>", "masks": 0.1, "auc": 0.1, "logloss": 0.05, "rises": None},
-        {"feature": "useless", "masks": 0.0, "auc": 0.0, "logloss": -0.01, "rises": 1.0},
+        {"feature": "audience", "masks": 0.5, "logloss": 0.3, "rises": 0.9},
+        {"feature": "age_s", "masks": 0.2, "logloss": 0.2, "rises": 0.1},
+        {"feature": "price", "masks": 0.2, "logloss": 0.1, "rises": 0.5},
+        {"feature": "<b>", "masks": 0.1, "logloss": 0.05, "rises": None},
+        {"feature": "useless", "masks": 0.0, "logloss": -0.01, "rises": 1.0},
     ]
     labels = {line["feature"]: line["feature"] for line in lines} | {"audience": "people in the room"}
     changed = {**evaluation, "importance": lines, "labels": labels}
@@ -167,7 +167,7 @@ def test_the_card_and_the_report_say_what_moves_a_ranking(evaluation):
     )
     assert said in model_card(MANIFEST, changed)
     assert html.escape(said) in report_page(MANIFEST, changed)
-    unmeasured = {key: value for key, value in evaluation.items() if key != "importance"}
+    unmeasured = {**evaluation, "importance": []}
     assert "No importance of features was measured." in model_card(MANIFEST, unmeasured)
     assert evaluation["labels"]["follows_host"] == "host is among viewer's follows"
 
