@@ -16,7 +16,6 @@ TITLES = {
     "popular": "popular",
     "baseline": "the baseline",
     "lightgbm": "LightGBM",
-    "logistic": "logistic regression",
 }
 MEASURES = {
     "expected_labels": "expected labels",
@@ -127,24 +126,15 @@ def standing(pair: Mapping[str, Any]) -> str:
 
 
 def headline(evaluation: Evaluation) -> str:
-    """Return a sentence about a search's winner and the best of its rivals on the test rows."""
-    search, by = evaluation["search"], evaluation["paired"]["model-popular"]["gate"]["by"]
+    """Return a sentence about a search's winner, beside its rival on the same rows."""
+    search, paired = evaluation["search"], evaluation["paired"]
     point = search["config"]
     us = next(line["us_per_candidate"] for line in search["leaderboard"] if line["name"] == search["winner"])
     name = f"{search['winner']} ({point['width']} wide, {point['n_steps']} steps, {point['mask_type']}, "
-    name += f"{us:.1f} µs a candidate)"
-    sign = -1 if by == "logloss" else 1
-    found = {TITLES[key]: evaluation[key][by] for key in evaluation["contenders"]}
-    known = [(sign * value, title) for title, value in found.items() if value is not None]
-    rows = f"the {evaluation['rows']:,} test rows"
-    if found["model"] is None or len(known) < 2:
-        return f"{name} won the search; {rows} do not define {MEASURES[by]}."
-    ours = known.pop(0)[0], name
-    (first, ahead), (second, behind) = sorted([ours, max(known)], key=lambda side: -side[0])
-    one, other = (f"{abs(value):.4f}" for value in (first, second))
-    if one == other:
-        return f"{name} is level with {max(known)[1]} on {rows}: {MEASURES[by]} {one} of both."
-    return f"{_sentence(ahead)} is ahead on {rows}: {MEASURES[by]} {one} against {other} of {behind}."
+    name += f"{us:.1f} µs a candidate) won the search"
+    rival = paired.get("model-lightgbm")
+    rows = f"on the {evaluation['rows']:,} test rows"
+    return f"{name}; {rows}, the model minus LightGBM: {difference(rival)}." if rival else f"{name}."
 
 
 def order(evaluation: Evaluation) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
 from training.evaluation.metrics import Contender, Values, calibrated
-from training.evaluation.rivals import MOST_ROWS, RIVALS, TUNING_SHARE, tuned, us_per_candidate
+from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, lightgbm, tuned, us_per_candidate
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.examination import Examination
@@ -28,7 +28,7 @@ class BoardEntry:
     """Result of one model on the validation rows."""
 
     name: str
-    # "tabnet", "popular", or a kind of `RIVALS`.
+    # "tabnet", "popular" or "lightgbm".
     kind: str
     # Logloss after the last epoch; None if the training failed.
     valid_logloss: float | None
@@ -144,28 +144,25 @@ def compete(
     report: Report,
     budget_s: float,
 ) -> None:
-    """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
+    """Add the rivals of the networks to the leaderboard if missing: popular and LightGBM.
 
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
-    LightGBM may take `TUNING_SHARE` of the budget; rivals train on at most `MOST_ROWS` rows here.
+    LightGBM may take `TUNING_SHARE` of the budget; it trains on at most `MOST_ROWS` rows here.
     """
     slates, theta = Slates(valid.label, valid.slate), examination.at(valid.position)
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular, theta)
         board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
-    rows = train.take(evenly(len(train), MOST_ROWS))
-    for kind, make in RIVALS.items():
-        if board.of(kind) is None:
-            is_tuned = kind == "lightgbm"
-            report(f"training {TITLES[kind]}" + is_tuned * f", {TUNING_SHARE:.0%} of the budget to tune it")
-            point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s) if is_tuned else {}
-            began_s = time.perf_counter()
-            rival = make(encoder, rows, examination, **point)
-            score = rival(valid.matrix)
-            # Logistic regression takes no longer for more rows.
-            cost = {"seconds": time.perf_counter() - began_s, "rows": float(len(rows if is_tuned else train))}
-            cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
-            board.add(_entry(kind, slates, score, score * theta, **cost, point=point))
+    if board.of("lightgbm") is None:
+        rows = train.take(evenly(len(train), MOST_ROWS))
+        report(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
+        point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s)
+        began_s = time.perf_counter()
+        rival = lightgbm(encoder, rows, examination, **point)
+        score = rival(valid.matrix)
+        cost = {"seconds": time.perf_counter() - began_s, "rows": float(len(rows))}
+        cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
+        board.add(_entry("lightgbm", slates, score, score * theta, **cost, point=point))
 
 
 def _entry(kind: str, slates: Slates, score: Values, chance: Values, **about: Any) -> BoardEntry:
