@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
-from serve.contract.errors import TabrankError, unknown_key
+from serve.contract.errors import TabrankError, unknown
 from serve.contract.reasons import YES_NO
 from serve.contract.typed_reader import STRICT, Between, checked_by
 from serve.contract.validation import UNITS_MS, duration_ms, one_of, typed
@@ -56,7 +56,7 @@ def field_of(*types: str) -> PlainValidator:
         text = typed(value, str, "")
         known = [f"{owner}.{name}" for owner in OWNERS for name in parts[owner]]
         if text not in known:
-            raise TabrankError(f"{unknown_key('', text, known)}; a field is written owner.name")
+            raise TabrankError(f"{unknown('key', text, known)}; a field is written owner.name")
         owner, name = text.split(".", 1)
         if key in ("viewer", "candidate") and owner != key:
             raise TabrankError(f"{text!r} must be a {key}'s field")

@@ -35,7 +35,7 @@ TOLERANCE = 1e-6
 # Largest accepted difference of a score, as for golden rows.
 SCORE_TOLERANCE = 1e-5
 COLUMNS = ("seq", "model", "scores", "numeric", "category")
-# Missing in a log of an earlier release.
+# Missing in a log of an earlier version.
 SURFACE = "surface"
 
 

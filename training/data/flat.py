@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing
-from serve.log.decoded_size import refuse_oversize
 from serve.log.writer import write_log
+from serve.storage.parquet import refuse_oversize
 
 # Infer the types of a CSV from all its rows, up to this many bytes.
 BLOCKS = pcsv.ReadOptions(block_size=1 << 30)

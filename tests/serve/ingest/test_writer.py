@@ -480,15 +480,16 @@ def test_files_that_another_process_rewrites_are_merged_later_and_the_log_goes_o
     assert service.run(scenario) == (1, 1)
 
 
-def test_a_load_keeps_what_waits_in_the_journal_in_the_state(service, log_folder):
+def test_what_waited_in_the_journal_during_a_load_is_applied_by_the_next_commit(service, log_folder):
     async def scenario(service):
         before = await service.rank(now_ms=52_000, explain=True)
         await service.events(event("e9", viewer="cyd", ts_ms=53_000))
         load(service.surface, log_folder, "lmdb:store", service.folder)
+        await service.events(event("e10", viewer="dee", ts_ms=53_500))
         return before, await service.rank(now_ms=54_000, explain=True)
 
     before, loaded = service.run(scenario)
-    assert audience(loaded) == audience(before) + 1
+    assert audience(loaded) == audience(before) + 2
 
 
 def test_a_log_of_which_all_times_are_0_is_loaded(tmp_path, surface):

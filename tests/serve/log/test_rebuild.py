@@ -51,9 +51,9 @@ async def later(service):
     )
 
 
-def built(service, surface=None, until_ms=None, said=None):
+def built(service, surface=None, said=None):
     said = [] if said is None else said
-    return rebuild(Schema(surface or service.surface), service.folder / "log", until_ms, said.append)
+    return rebuild(Schema(surface or service.surface), service.folder / "log", said.append)
 
 
 class Known:
@@ -133,26 +133,6 @@ def test_a_whole_log_gives_a_changed_state_all_of_its_records(tmp_path, log_fold
     assert set(rebuilt.since_ms.values()) == {None}
 
 
-def test_a_rebuild_until_a_time_begins_with_the_newest_snapshot_before_it(service):
-    taken = snapshots(service.folder / "log")
-    said = []
-    until_ms = taken[-1].ts_ms - 1_000
-    rebuilt = built(service, until_ms=until_ms, said=said)
-    assert f"of record {taken[-2].seq}" in said[0]
-    assert taken[-2].seq < rebuilt.seq < taken[-1].seq
-    assert rebuilt.ends_ms <= until_ms
-    replay = service.replay()
-    replay.advance(until_ms)
-    assert_same_state((rebuilt.state.viewers, rebuilt.state.candidates), Served(replay))
-
-
-class Served:
-    """Replay whose unknown ids are left out."""
-
-    def __init__(self, replay):
-        self.state, self.known = replay.state, replay.known
-
-
 def test_a_damaged_newest_snapshot_is_refused_with_the_way_out(service):
     (snapshots(service.folder / "log")[-1].path / "viewers.parquet").write_bytes(b"what was left of it")
     with pytest.raises(TabrankError, match=r"damaged .* another snapshot is then used"):
@@ -165,7 +145,7 @@ def test_a_long_replay_says_how_far_it_is(log_folder, monkeypatch):
     monkeypatch.setattr(module, "REPORT_EVERY_S", 0)
     monkeypatch.setattr(stream, "VALUES_AT_ONCE", 2)
     said = []
-    rebuild(Schema(read_surface(TOML)), log_folder, None, said.append)
+    rebuild(Schema(read_surface(TOML)), log_folder, said.append)
     assert said[-1] == f"{log_folder}: 14 of 14 records, up to 1970-01-01 00:01:00"
     assert said[1].startswith(f"{log_folder}: ")
     assert len(said) > 4
@@ -174,7 +154,7 @@ def test_a_long_replay_says_how_far_it_is(log_folder, monkeypatch):
 def test_the_joins_of_a_large_log_are_those_of_a_sample(tmp_path, log_folder, monkeypatch):
     monkeypatch.setattr(stream, "SAMPLE_VALUES", 7)
     said = []
-    rebuilt = rebuild(Schema(read_surface(TOML)), log_folder, None, said.append)
+    rebuilt = rebuild(Schema(read_surface(TOML)), log_folder, said.append)
     assert said[0].startswith(f"{log_folder}, of a sample of 50.0%: ")
     assert rebuilt.coverage.get("events", 1) == 1
     parts = tables()
@@ -183,7 +163,7 @@ def test_the_joins_of_a_large_log_are_those_of_a_sample(tmp_path, log_folder, mo
     write_log(tmp_path / "other", parts)
     monkeypatch.setattr(stream, "SAMPLE_VALUES", 1 << 19)
     with pytest.raises(TabrankError, match="none of 8 shown candidates are in candidates"):
-        rebuild(Schema(read_surface(TOML)), tmp_path / "other", None, said.append)
+        rebuild(Schema(read_surface(TOML)), tmp_path / "other", said.append)
 
 
 def test_load_answers_since_when_each_feature_is_complete(service, monkeypatch):

@@ -136,7 +136,6 @@ def test_parts_of_a_log_give_the_state_of_the_whole(tmp_path, monkeypatch, seed)
     if seed % 2:
         write_segments(folder, with_fields(drawn_tables(rng, int(rng.integers(5, 60)), True)), rng)
     monkeypatch.setattr(module, "VALUES_AT_ONCE", int(rng.integers(1, 30)))
-    monkeypatch.setattr(module, "STEP", int(rng.integers(1, 5)))
     assert_equal(in_parts(folder), whole(folder))
 
 
@@ -223,7 +222,6 @@ def test_an_event_is_no_earlier_than_its_exposure_in_another_part(tmp_path, monk
     parts["events"] = events.set_column(3, "candidate", pa.array(["b", "a"]))
     write_log(tmp_path / "log", parts)
     monkeypatch.setattr(module, "VALUES_AT_ONCE", 1)
-    monkeypatch.setattr(module, "STEP", 1)
     assert_equal(in_parts(tmp_path / "log"), whole(tmp_path / "log"))
 
 

@@ -273,7 +273,7 @@ def test_published_models_that_learned_from_the_viewers_are_named(log_folder):
     assert earlier not in named
     assert "no longer has its first rows" in named[deleted]
     assert "/elsewhere, which may be a copy" in named[copy]
-    assert "earlier release" in named[old]
+    assert "does not name its log" in named[old]
     assert "model.onnx" in named[damaged]
     # Who was never shown anything left nothing to learn from.
     assert learned not in erase(log_folder, "nobody")["models"]

@@ -218,6 +218,16 @@ def test_an_interrupted_erasure_is_finished_by_the_next(service):
     assert_replayed(service)
 
 
+def test_a_journal_that_cannot_be_written_is_told_and_written_by_the_next(service, monkeypatch):
+    log, models = service.folder / "log", service.folder / "models"
+    with monkeypatch.context() as full:
+        full.setattr("serve.log.segments.Segments.write", lambda *_: 1 / 0)
+        with pytest.raises(TabrankError, match="journal could not be written to the log"):
+            forget(log, GONE, models)
+    forget(log, GONE, models)
+    assert traces(service, GONE) == set()
+
+
 def test_rows_of_the_erased_are_not_trained_on(service):
     with prepare(service.surface, service.folder / "log", service.folder / "fit") as whole:
         pass
@@ -272,15 +282,6 @@ def test_a_log_that_lost_all_its_viewers_is_read(service):
     assert list((service.folder / "log" / "viewers").iterdir()) == []
     log = service.log()
     assert (len(log.viewers), log.exposures["viewer"].null_count) == (0, len(log.exposures))
-
-
-def test_a_snapshot_without_a_surface_is_of_the_last_writers(service):
-    for snapshot in snapshots(service.folder / "log"):
-        meta = json.loads((snapshot.path / "meta.json").read_text())
-        del meta["surface"]
-        (snapshot.path / "meta.json").write_text(json.dumps(meta | {"format": 1}))
-    forget(service.folder / "log", GONE, service.folder / "models")
-    assert traces(service, GONE) == set()
 
 
 def test_a_snapshot_is_of_its_own_surface(service, tmp_path):
