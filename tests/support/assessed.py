@@ -84,7 +84,7 @@ def evaluation(surface: Surface) -> dict[str, Any]:
         **assess(data, {"model": model, "lightgbm": truth(data)}, surface),
         "history": history,
         "best_epoch": 3,
-        "importance": [{"feature": n, "masks": 1 / len(names), "logloss": 0.02, "rises": 0.5} for n in names],
+        "importance": [{"feature": n, "logloss": 0.02, "rises": 0.5} for n in names],
         "search": {
             "winner": board[2]["name"],
             "config": board[2]["config"],

@@ -38,18 +38,13 @@ def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
 
 
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Plot each feature's share of attention and of the permutation loss, two bars a feature."""
+    """Plot each feature's share of the permutation loss."""
     shown = list(lines)[:MOST_FEATURES]
-    names = [line["feature"] for line in shown]
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
     losses = [100 * max(line["logloss"], 0.0) / lost for line in shown]
-    masks = [100 * line["masks"] for line in shown]
-    bars = [
-        Series("logloss lost when permuted", losses, names, "bars", colour="model"),
-        Series("attention of the masks", masks, names, "bars", colour="muted"),
-    ]
-    caption = "Loss of the model without the feature, and the network's attention to the feature. "
-    caption += "Features that can replace each other lose little each."
+    names = [line["feature"] for line in shown]
+    caption = "Loss of the model without the feature. Features that can replace each other lose little each."
+    bars = [Series("logloss lost when permuted", losses, names, "bars", colour="model")]
     return _rows("", "% of all features", bars, caption=caption, pixels=30)
 
 

@@ -51,9 +51,8 @@ def assess(
     of the label as shown: of the score times the `examination` of the row's position, for the
     contender `current` its own. The result holds
 
-    * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
-      NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
-      `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
+    * `rows`, `slates` (that can be ranked), `positives`, `span_ms` [first, last], and the task:
+      `label`, `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
     * `contenders`: the names; under each name its measures (`Contender.measures`),
       `expected_labels` first.
     * `expected_labels`: that of `training.evaluation.expected_labels`.
@@ -83,7 +82,6 @@ def assess(
     result: dict[str, Any] = {
         "rows": len(data),
         "slates": int(slates.rankable.sum()),
-        "all_positive": int((slates.rankable & ~slates.mixed).sum()),
         "positives": int(data.label.sum(dtype=np.float64)),
         "span_ms": [int(data.ts_ms.min()), int(data.ts_ms.max())],
         "label": {"event": surface.label.event, "within_ms": surface.label.within_ms},

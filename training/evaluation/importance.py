@@ -1,4 +1,4 @@
-"""Feature importance: attention of TabNet's masks, and loss by permutation.
+"""Feature importance: loss of quality by permutation.
 
 Letter: R rows.
 """
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
-from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.metrics import probability, row_logloss
 from training.examination.examination import IGNORED, Examination
@@ -21,45 +20,25 @@ from training.network.model import Model
 # Rows to measure on: a sample bounds the time.
 MOST_ROWS = 20_000
 SEED = 0
-_CHUNK = 4_096
 
 # P(label) `[R]` of the rows of a matrix.
 Scorer = Callable[[Matrix], NDArray[np.floating]]
 
 
 def importance(model: Model, data: Dataset, examination: Examination = IGNORED) -> list[dict[str, Any]]:
-    """Return `feature`, `masks`, `logloss`, `rises` of each feature, the largest loss first.
+    """Return `feature`, `logloss`, `rises` of each feature, the largest loss first.
 
-    See `by_masks` and `by_permutation`. At most `MOST_ROWS` rows are used, the same for the same
+    See `by_permutation`. At most `MOST_ROWS` rows are used, the same for the same
     data.
     """
     rows = np.arange(len(data))
     if len(rows) > MOST_ROWS:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST_ROWS, replace=False))
     matrix = data.matrix.rows(rows)
-    masks = by_masks(model, matrix)
     theta = examination.at(data.position[rows])
     lost = by_permutation(model.probability, data.columns, matrix, data.label[rows], theta)
-    found = [{"feature": name, "masks": masks[name], **lost[name]} for name in lost]
+    found = [{"feature": name, **line} for name, line in lost.items()]
     return sorted(found, key=lambda line: -line["logloss"])
-
-
-def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
-    """Return the share of the network's attention on each feature; the shares sum to 1.
-
-    The masks of each step are weighted by the step's contribution to the decision and summed over
-    steps and rows (Arik and Pfister 2019, arXiv:1908.07442, "Interpretability of TabNet").
-    Attention to a missing indicator or to the 0/1 columns of a set counts for their feature.
-    """
-    network = model.network.eval()
-    parts = (matrix.rows(slice(at, at + _CHUNK)) for at in range(0, len(matrix.numeric), _CHUNK))
-    total = sum(network.tabnet.explained(network.inputs_of(part)).double().sum(dim=0) for part in parts)
-    owners = _owners(model.encoder)
-    names = list(dict.fromkeys(owners))
-    numbers = [names.index(owner) for owner in owners]
-    share = np.bincount(numbers, weights=np.asarray(total), minlength=len(names))
-    share = share / (share.sum() or 1.0)
-    return dict(zip(names, share.tolist(), strict=True))
 
 
 def by_permutation(
@@ -101,13 +80,3 @@ def by_permutation(
             "rises": float((way > 0).mean()) if len(way) else None,
         }
     return lost
-
-
-def _owners(encoder: Encoder) -> list[str]:
-    """Return the feature of each of the columns that the masks choose among, in order."""
-    return [
-        *(column.name for column in encoder.numeric),
-        *(encoder.numeric[i].name for i in encoder.indicators),
-        *(column.name for column in encoder.multi for _ in column.vocabulary),
-        *(column.name for column in encoder.single),
-    ]

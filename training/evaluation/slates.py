@@ -67,11 +67,6 @@ class Slates:
         """Return whether most slates have two or more candidates."""
         return 2 * int((self.size >= 2).sum()) >= len(self)
 
-    @property
-    def mixed(self) -> NDArray[np.bool_]:
-        """Mask of the slates with both labels, `[S]`."""
-        return (self.positives > 0) & (self.positives < self.size)
-
     def take(self, rows: NDArray[np.bool_]) -> Slates:
         """Return the rows of this mask, in slates of their own."""
         return Slates(self.label[rows], self.slate[rows], None if self.viewer is None else self.viewer[rows])

@@ -138,10 +138,8 @@ def headline(evaluation: Evaluation) -> str:
 
 
 def order(evaluation: Evaluation) -> str:
-    """Return how many slates the measures of order come from, and what they leave out."""
-    certain = evaluation["all_positive"]
-    text = f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
-    return text + (f"; {certain:,} of them are all positive, NDCG 1 in any order" if certain else "")
+    """Return how many slates the measures of order come from."""
+    return f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
 
 
 def measures(evaluation: Evaluation) -> Rows:

@@ -146,11 +146,11 @@ def test_the_card_describes_the_model_and_its_worst_slices(evaluation):
 
 def test_the_card_and_the_report_say_what_moves_a_ranking(evaluation):
     lines = [
-        {"feature": "audience", "masks": 0.5, "logloss": 0.3, "rises": 0.9},
-        {"feature": "age_s", "masks": 0.2, "logloss": 0.2, "rises": 0.1},
-        {"feature": "price", "masks": 0.2, "logloss": 0.1, "rises": 0.5},
-        {"feature": "<b>", "masks": 0.1, "logloss": 0.05, "rises": None},
-        {"feature": "useless", "masks": 0.0, "logloss": -0.01, "rises": 1.0},
+        {"feature": "audience", "logloss": 0.3, "rises": 0.9},
+        {"feature": "age_s", "logloss": 0.2, "rises": 0.1},
+        {"feature": "price", "logloss": 0.1, "rises": 0.5},
+        {"feature": "<b>", "logloss": 0.05, "rises": None},
+        {"feature": "useless", "logloss": -0.01, "rises": 1.0},
     ]
     labels = {line["feature"]: line["feature"] for line in lines} | {"audience": "people in the room"}
     changed = {**evaluation, "importance": lines, "labels": labels}
