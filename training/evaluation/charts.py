@@ -48,40 +48,35 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     return _rows("", "% of all features", bars, caption=caption, pixels=30)
 
 
-def pareto(search: Mapping[str, Any]) -> str:
+def costs(search: Mapping[str, Any]) -> str:
     """Plot cost against validation logloss of all networks tried; rivals are horizontal lines."""
-    board = [line for line in search["leaderboard"] if line["valid_logloss"] is not None]
-    tried = [line for line in board if line["kind"] == "tabnet" and line["us_per_candidate"] is not None]
-    if not tried:
-        return ""
-    tried.sort(key=lambda line: line["us_per_candidate"])
-    fits = [line for line in tried if line["fits"]]
-    winner = min(fits, key=lambda line: line["valid_logloss"], default=None)
-    rest = [line for line in fits if line is not winner]
-    over = [line for line in tried if not line["fits"]]
+    board, x = search["leaderboard"], Axis("µs a candidate, served on one core", log=True)
+    tried = [line for line in board if line["kind"] == "tabnet"]
+    rest = [line for line in tried if line["name"] != search["winner"]]
+    groups = {
+        "network": ([line for line in rest if line["fits"]], "muted"),
+        "over the budget": ([line for line in rest if not line["fits"]], "line"),
+        "winner": ([line for line in tried if line["name"] == search["winner"]], "model"),
+    }
     series = [
-        _networks("front", [line for line in tried if line["front"]], kind="line", colour="text"),
-        _networks("network", rest, colour="muted"),
-        _networks("over the budget", over, colour="muted", dashed=True),
-        _networks("winner", [winner] if winner else [], colour="model"),
+        Series(
+            name,
+            [line["us_per_candidate"] for line in lines],
+            [line["valid_logloss"] for line in lines],
+            "points",
+            colour=colour,
+            notes=[line["name"] for line in lines],
+        )
+        for name, (lines, colour) in groups.items()
     ]
-    ends = [tried[0]["us_per_candidate"], tried[-1]["us_per_candidate"]]
-    series += [
-        Series(line["name"], ends, [line["valid_logloss"]] * 2, dashed=True)
-        for line in board
-        if line["kind"] != "tabnet"
-    ]
+    ends = [pick(line["us_per_candidate"] for line in tried) for pick in (min, max)]
+    for line in board:
+        if line["kind"] != "tabnet":
+            series.append(Series(line["name"], ends, [line["valid_logloss"]] * 2, dashed=True))
     most_us = search["max_us_per_candidate"]
     budget = [] if most_us is None else [Limit("budget", x=most_us)]
-    caption = "Lower and further left is better. No network is both cheaper and better than one on the "
-    caption += "front. Dashed lines are other models, at any cost."
-    x = Axis("µs a candidate, served on one core", log=True)
+    caption = "Lower and further left is better. Dashed lines are other models, at any cost."
     return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
-
-
-def _networks(name: str, lines: Sequence[Mapping[str, Any]], **look: Any) -> Series:
-    costs, losses = ([line[key] for line in lines] for key in ("us_per_candidate", "valid_logloss"))
-    return Series(name, costs, losses, **{"kind": "points", **look}, notes=[line["name"] for line in lines])
 
 
 def _rows(

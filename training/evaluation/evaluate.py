@@ -31,6 +31,8 @@ from training.examination.examination import IGNORED, Examination
 
 # Rows to score at once, which bounds memory.
 CHUNK = 4_096
+# An encoder without a vocabulary, by which categories have no name but their hash.
+NO_NAMES = Encoder(())
 
 
 def assess(
@@ -40,7 +42,7 @@ def assess(
     *,
     examination: Examination = IGNORED,
     current: Examination = IGNORED,
-    encoder: Encoder | None = None,
+    encoder: Encoder = NO_NAMES,
     margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Measure each contender on the rows of `data`; return plain data for JSON.

@@ -69,7 +69,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         optimistic = "These rows chose the winner, so its figures on them are optimistic"
         board = table(verdict.leaderboard(search), optimistic)
         best = details("Leaderboard: the best 20 on the validation rows", board)
-        parts.append(section("Search", charts.pareto(search), paragraph(budget), best))
+        parts.append(section("Search", charts.costs(search), paragraph(budget), best))
     measured = (
         f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
         f"{verdict.order(evaluation)}; {span}."

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serve.features.definitions import Category
 from serve.features.surface import Surface
-from serve.model.encoder import Encoder, entry_hash, vocabulary_entry
+from serve.model.encoder import Encoder, vocabulary_entry
 from training.data.dataset import Dataset
 from training.evaluation.metrics import Contender
 
@@ -29,7 +29,7 @@ Mask = NDArray[np.bool_]
 
 
 def slices(
-    data: Dataset, model: Contender, popular: Contender, surface: Surface, encoder: Encoder | None = None
+    data: Dataset, model: Contender, popular: Contender, surface: Surface, encoder: Encoder
 ) -> list[dict[str, Any]]:
     """Measure each part of the rows; return one object for each.
 
@@ -41,7 +41,7 @@ def slices(
     return [{"by": by, "value": value} | _measured(model, popular, part) for by, value, part in parts]
 
 
-def _parts(data: Dataset, surface: Surface, encoder: Encoder | None) -> Iterator[tuple[str, str, Mask]]:
+def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[str, str, Mask]]:
     cold, new = data.viewer_seen == 0, data.candidate_seen == 0
     yield "viewer", "cold (no exposure before)", cold
     yield "viewer", "seen before", ~cold
@@ -50,7 +50,7 @@ def _parts(data: Dataset, surface: Surface, encoder: Encoder | None) -> Iterator
     for k, name in enumerate(data.columns.single):
         kind = surface.features[name]
         if isinstance(kind, Category) and kind.field.owner in ("viewer", "context"):
-            yield from _categories(name, data.matrix.category[:, k], _names(encoder, name))
+            yield from _categories(name, data.matrix.category[:, k], encoder.entry_by_hash.get(name, {}))
     band = data.ts_ms // 3_600_000 % 24 // HOURS
     for i in np.unique(band).tolist():
         yield "hour (UTC)", f"{i * HOURS:02d}–{i * HOURS + HOURS:02d}", band == i
@@ -67,11 +67,6 @@ def _categories(
     for i in np.argsort(-count, kind="stable").tolist():
         value = int(values[i])
         yield name, names.get(value, vocabulary_entry(value)) if value else "(missing)", code == i
-
-
-def _names(encoder: Encoder | None, column: str) -> dict[int, str]:
-    single = encoder.single if encoder else ()
-    return {entry_hash(entry): entry for c in single if c.name == column for entry in c.vocabulary}
 
 
 def _measured(model: Contender, popular: Contender, part: Mask) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def verdict(evaluation: Evaluation) -> str:
 def compared(evaluation: Evaluation) -> list[str]:
     """Return a sentence for each rival that decides, or is better than the model."""
     parts = []
-    for name in (name for name in evaluation["contenders"] if name != "model"):
+    for name in evaluation["contenders"][1:]:
         pair, title = evaluation["paired"][f"model-{name}"], TITLES[name]
         if name in GATES:
             parts.append(f"{OUTCOMES[pair['gate']['beats']]} {title}: {difference(pair)}.")
@@ -84,13 +84,12 @@ def compared(evaluation: Evaluation) -> list[str]:
 
 def not_beaten(paired: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each rival that a model must beat and does not, or not surely."""
-    found = []
-    for name in GATES:
-        pair = paired.get(f"model-{name}")
-        if pair and not pair["gate"]["beats"]:
-            words = OUTCOMES[pair["gate"]["beats"]].lower()
-            found.append(f"{words} {TITLES[name]} by two standard errors: {difference(pair)}")
-    return found
+    pairs = {name: paired[f"model-{name}"] for name in GATES if f"model-{name}" in paired}
+    return [
+        f"{OUTCOMES[pair['gate']['beats']].lower()} {TITLES[name]} by two standard errors: {difference(pair)}"
+        for name, pair in pairs.items()
+        if not pair["gate"]["beats"]
+    ]
 
 
 def support(evaluation: Evaluation) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,27 +105,15 @@ class Leaderboard:
     def table(self, max_us: float | None) -> list[dict[str, Any]]:
         """Return the finished models as rows for the report, the best first."""
         finished = [entry for entry in self.entries if entry.finished]
-        front = {entry.name for entry in _front(self.tried())}
         return [
             {
                 **{name: getattr(entry, name) for name in MEASURES},
                 "fits": entry.fits(max_us),
-                "front": entry.name in front,
                 "epochs": entry.point.get("epochs"),
                 "config": entry.point,
             }
             for entry in sorted(finished, key=lambda e: e.logloss)
         ]
-
-
-def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
-    """Return the Pareto front of validation logloss and serving cost, the cheapest first."""
-    front: list[BoardEntry] = []
-    ready = [entry for entry in entries if entry.finished and entry.us_per_candidate is not None]
-    for entry in sorted(ready, key=lambda e: (e.us_per_candidate or 0.0, e.logloss)):
-        if not front or entry.logloss < front[-1].logloss:
-            front.append(entry)
-    return front
 
 
 def compete(
