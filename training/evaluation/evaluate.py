@@ -59,9 +59,9 @@ def assess(
       `expected_labels` first.
     * `expected_labels`: that of `training.evaluation.expected_labels`.
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
-    * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`. `popular` and `baseline` have
-      the logloss of a calibration that favours them (`training.evaluation.metrics.calibrated`). With
-      `current` among the scores, its pair has `rows`, `margin` and their `bounds`.
+    * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`. `popular` and `baseline`
+      have the logloss of a calibration that favours them, `metrics.calibrated`. With `current`
+      among the scores, its pair has `rows`, `margin` and their `bounds`.
     * `curves`: `reliability` of the model.
     * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
     """
