@@ -6,7 +6,6 @@ noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,36 +36,30 @@ def slices(
     `popular`, and `paired` with `ndcg@10`, `se`. The last three are None where the rows are too
     few. `encoder` names categories.
     """
-    parts = _parts(data, surface, encoder)
-    return [{"by": by, "value": value} | _measured(model, popular, part) for by, value, part in parts]
+    return [
+        {"by": by, "value": value} | _measured(model, popular, values == value)
+        for by, values in _parts(data, surface, encoder).items()
+        for value in np.unique(values).tolist()
+    ]
 
 
-def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[str, str, Mask]]:
-    cold, new = data.viewer_seen == 0, data.candidate_seen == 0
-    yield "viewer", "cold (no exposure before)", cold
-    yield "viewer", "seen before", ~cold
-    yield "candidate", "new (never shown before)", new
-    yield "candidate", "shown before", ~new
+def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> dict[str, NDArray[np.str_]]:
+    """Return the part of each row, `[N]`, by what divides the rows."""
+    parts = {
+        "viewer": np.where(data.viewer_seen == 0, "cold (no exposure before)", "seen before"),
+        "candidate": np.where(data.candidate_seen == 0, "new (never shown before)", "shown before"),
+    }
     for k, name in enumerate(data.columns.single):
         kind = surface.features[name]
-        if isinstance(kind, Category) and kind.field.owner in ("viewer", "context"):
-            yield from _categories(name, data.matrix.category[:, k], encoder.entry_by_hash.get(name, {}))
-    band = data.ts_ms // 3_600_000 % 24 // HOURS
-    for i in np.unique(band).tolist():
-        yield "hour (UTC)", f"{i * HOURS:02d}–{i * HOURS + HOURS:02d}", band == i
-
-
-def _categories(
-    name: str, hashes: NDArray[np.uint64], names: dict[int, str]
-) -> Iterator[tuple[str, str, Mask]]:
-    """Yield the part of each value, most frequent first."""
-    values, code, count = np.unique(hashes, return_inverse=True, return_counts=True)
-    # Allow one more value for rows without one.
-    if len(values) > MAX_VALUES + 1 or len(values) < 2:
-        return
-    for i in np.argsort(-count, kind="stable").tolist():
-        value = int(values[i])
-        yield name, names.get(value, vocabulary_entry(value)) if value else "(missing)", code == i
+        values, code = np.unique(data.matrix.category[:, k], return_inverse=True)
+        # Allow one more value for rows without one.
+        is_sliced = isinstance(kind, Category) and kind.field.owner in ("viewer", "context")
+        if is_sliced and 2 <= len(values) <= MAX_VALUES + 1:
+            known = {0: "(missing)"} | encoder.entry_by_hash.get(name, {})
+            parts[name] = np.array([known.get(v, vocabulary_entry(v)) for v in values.tolist()])[code]
+    bands = np.array([f"{hour:02d}–{hour + HOURS:02d}" for hour in range(0, 24, HOURS)])
+    parts["hour (UTC)"] = bands[data.ts_ms // 3_600_000 % 24 // HOURS]
+    return parts
 
 
 def _measured(model: Contender, popular: Contender, part: Mask) -> dict[str, Any]:
