@@ -16,7 +16,7 @@ from serve.contract import messages
 from serve.contract import rankings as api
 from serve.contract import records as contract_records
 from serve.contract.metric_catalog import METRICS
-from serve.features.slots import PLACES
+from serve.features.kinds.gauge import PLACES
 from serve.http import auth, request_headers
 from serve.http import body_reader as bodies
 from serve.ingest import intake, quality

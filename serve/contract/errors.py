@@ -73,11 +73,12 @@ class ScoringFailed(TabrankError):
     """A reachable scorer could not score a batch with this version: its artifact is at fault."""
 
 
-# Keys of earlier versions, which no measure of likeness would find.
+# Names of earlier versions, which no measure of likeness would find.
 RENAMED = {
     "slots": "max_batches_in_flight",
     "batch_candidates": "max_batch_candidates",
     "primary": "primary_metric",
+    "context": "number",
 }
 # A longer name is not a typo, and to compare a megabyte would take a second.
 MAX_TYPO = 80

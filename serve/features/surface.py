@@ -19,8 +19,10 @@ from serve.contract.errors import TabrankError, suggest, unknown
 from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
 from serve.contract.validation import duration_ms
 from serve.features.baseline import Baseline
-from serve.features.definitions import DURATION_SCHEMA, KINDS, Kind
+from serve.features.kind import DURATION_SCHEMA, Kind
+from serve.features.registry import KINDS
 from serve.features.slots import IMPRESSION, OWNERS
+from serve.features.state_kind import STATE
 
 SHIPPED = Path(__file__).parents[1] / "surfaces"
 FieldType = Literal["number", "category", "set", "time"]
@@ -52,8 +54,7 @@ class Field:
 
 
 def _check_field_name(name: str, where: str) -> str:
-    own = r"id|(ts|ends|seen|stated|received|sums)_ms|seq|stated|removed|sums|(map|presence)\d+_.*"
-    if re.fullmatch(own, name):
+    if re.fullmatch(rf"id|(ts|ends|seen|stated|received)_ms|seq|stated|removed|{STATE}", name):
         raise TabrankError(f"{where}: the name {name!r} is reserved for the log; choose another")
     return name
 
@@ -74,7 +75,7 @@ def _read_features(values: object, info: ValidationInfo) -> dict[str, Kind]:
         elif "kind" not in spec:
             problems.append(((name,), f"the key 'kind' is missing; kinds are {', '.join(KINDS)}"))
         elif not isinstance(kind := spec["kind"], str) or kind not in KINDS:
-            problems.append(((name, "kind"), unknown("value", kind, KINDS)))
+            problems.append(((name, "kind"), unknown("kind", kind, KINDS)))
         else:
             options = {key: value for key, value in spec.items() if key != "kind"}
             try:

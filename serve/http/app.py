@@ -74,19 +74,19 @@ class _Request(NamedTuple):
 class Edge:
     """ASGI application around one `RankingService`."""
 
-    def __init__(self, fetcher: RankingService, keys: Authenticator | None = None) -> None:
-        self._fetcher = fetcher
+    def __init__(self, service: RankingService, keys: Authenticator | None = None) -> None:
+        self._service = service
         self._keys = keys or Authenticator()
         self._bodies = BodyReader()
         self._records = RecordsUnderWay()
         self._encoder = msgspec.json.Encoder()
-        document = openapi(fetcher.surface, event_clock=fetcher.event_clock)
+        document = openapi(service.surface, event_clock=service.event_clock)
         self._openapi = msgspec.json.encode(document)
         self._docs = docs_page(document["info"]["title"])
         self._get: dict[str, Callable[[], Answer]] = {
-            "/v1/model": lambda: Answer(JSON, self._encoder.encode(description(fetcher))),
+            "/v1/model": lambda: Answer(JSON, self._encoder.encode(description(service))),
             "/livez": lambda: Answer(JSON, self._encoder.encode(Liveness(True))),
-            "/readyz": lambda: Answer(JSON, self._encoder.encode(readiness(fetcher))),
+            "/readyz": lambda: Answer(JSON, self._encoder.encode(readiness(service))),
             "/openapi.json": lambda: Answer(JSON, self._openapi),
             "/docs": lambda: Answer(KINDS["html"], self._docs, more=OF_PAGE),
         }
@@ -114,7 +114,7 @@ class Edge:
         # A caller that asks below an earlier `route_prefix` is told from a scanner by the end.
         lost = next((route for route in (RANK, EVENTS) if status == 404 and path.endswith(route)), "")
         route = self._routes.get(path, lost)
-        self._fetcher.metrics.answered(method, route, status, seconds)
+        self._service.metrics.answered(method, route, status, seconds)
         if status >= 400 and (method, route) == ("POST", RANK):
             self._trace(dict(scope["headers"]), lambda parent: record_failed(parent, scope, status, seconds))
         return status
@@ -146,7 +146,7 @@ class Edge:
         A refusal costs 60 µs including the server, a ranking 300 µs.
         """
         await send_answer(send, _BUSY)
-        self._fetcher.metrics.refused((time.perf_counter() - begun) * 1e3)
+        self._service.metrics.refused((time.perf_counter() - begun) * 1e3)
         return self._answered(scope, 429, begun)
 
     def _lingering(self, receive: Receive, send: Send) -> Send:
@@ -165,7 +165,7 @@ class Edge:
         path, method = _path(request.scope), request.scope["method"]
         key = None
         if path not in OPEN:
-            keys, host = self._fetcher.config.api_keys, request.headers.get(b"host", b"")
+            keys, host = self._service.config.api_keys, request.headers.get(b"host", b"")
             key = self._keys.admit(keys, request.headers.get(b"x-api-key"), host)
         if path == RANK:
             _require(method, "POST", path)
@@ -179,27 +179,27 @@ class Edge:
         raise RequestError(404, "not found", f"no such path: {quoted(path)}; see /docs for the API")
 
     async def _rank(self, request: _Request, key: ApiKey | None) -> Answer:
-        fetcher, headers, caller = self._fetcher, request.headers, key.name if key else ""
-        arrived_s = fetcher.admission.arrived_s(headers.get(STAMP, b""))
-        if fetcher.admission.refuses(caller, arrived_s):
+        service, headers, caller = self._service, request.headers, key.name if key else ""
+        arrived_s = service.admission.arrived_s(headers.get(STAMP, b""))
+        if service.admission.refuses(caller, arrived_s):
             self._keys.charge(key, None)
             raise _Unread
         require_no_page(headers)
         arm = None
         if b"x-arm" in headers:
-            arm = requested_arm(fetcher.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
+            arm = requested_arm(service.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
         deadline_ms = deadline_ms_of(headers)
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
         body = await self._bodies.read(headers, request.receive, MAX_BODY_BYTES)
         # Before it was whole, the request did not wait for this process.
         if loop.time() - begun_s > WHOLE_S:
-            arrived_s = max(arrived_s, fetcher.admission.arrived_s())
-        ranking = decode_request(body, fetcher.surface, event_clock=fetcher.event_clock)
+            arrived_s = max(arrived_s, service.admission.arrived_s())
+        ranking = decode_request(body, service.surface, event_clock=service.event_clock)
         self._keys.charge(key, len(ranking.candidates))
         if ranking.request_id is None:
             ranking.request_id = request.id
-        answer = await fetcher.rank(ranking, deadline_ms, arm, caller, arrived_s)
+        answer = await service.rank(ranking, deadline_ms, arm, caller, arrived_s)
         encoded = self._encoder.encode(answer)
         self._trace(headers, lambda parent: record(parent, request.scope, answer), answer.request_id)
         return Answer(JSON, encoded)
@@ -213,7 +213,7 @@ class Edge:
             if parent is not None:
                 export(parent)
         except Exception as error:
-            self._fetcher.warn("span not exported", error, request_id)
+            self._service.warn("span not exported", error, request_id)
 
     async def _events(self, request: _Request, key: ApiKey | None) -> Answer:
         require_no_page(request.headers)
@@ -221,12 +221,12 @@ class Edge:
         if key is not None:
             self._records.require_room(key.name)
         body = await self._bodies.read(request.headers, request.receive, MAX_EVENTS_BODY_BYTES)
-        fetcher = self._fetcher
-        good, rejected = decode_batch(body, fetcher.surface, event_clock=fetcher.event_clock)
+        service = self._service
+        good, rejected = decode_batch(body, service.surface, event_clock=service.event_clock)
         self._keys.charge(key, len(good) + len(rejected))
         # Without keys there is nobody to share with.
         with self._records.held(key.name, len(good)) if key is not None else nullcontext():
-            outcome = await take(fetcher, good, rejected)
+            outcome = await take(service, good, rejected)
         # A caller that reads only the status must not take rejected records for accepted ones.
         status = 207 if outcome.rejected else 200
         return Answer(JSON, self._encoder.encode(outcome), status)

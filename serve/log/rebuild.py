@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serve.features.common_state import common_cells, is_common
+from serve.features.common_state import common_cells, is_common, view
 from serve.features.rows import Schema, State
 from serve.features.slots import ENTITIES
 from serve.log.join_coverage import check_joins
@@ -121,8 +121,8 @@ def _restore(built: Rebuilt, snapshot: Snapshot, old: Schema) -> None:
             given = np.frombuffer(packed, getattr(old, rows.entity))
             held.update(ids)
             at = [rows.add(name) for name in ids]
-            for (column, place), (their_column, their_place) in cells:
-                rows.table[column][at, place] = given[their_column][:, their_place]
+            for ours, theirs in cells:
+                view(rows.table, ours)[at] = view(given, theirs)
         for name in rows.index.keys() - held:
             rows.drop(name)
     built.seq, built.ends_ms = snapshot.seq, snapshot.ts_ms

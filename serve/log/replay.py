@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from serve.contract.errors import TabrankError
 from serve.contract.validation import json_value, typed
 from serve.features.field_values import plain
-from serve.features.rows import EVER_MS, NEVER_MS, Interactions, Schema, State, encode
+from serve.features.interactions import Interactions
+from serve.features.rows import EVER_MS, NEVER_MS, Schema, State, encode
 from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
 from serve.log.reader import Log

@@ -27,7 +27,7 @@ NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
 # Names that the log, or the state built from it, uses itself: no field may have one.
 OWN_COLUMNS = (
     r"|id|request_id|viewer|candidates?|ts_ms|ends_ms|received_ms|seq|seen_seq|removed|stated|traffic"
-    r"|seen_ms|stated_ms|sums|sums_ms|(map|presence)\d+_.*"
+    r"|seen_ms|stated_ms|_state"
 )
 # Words by which a column of events says that there was one, or none. A column of strings names the
 # kinds, so it must not say the latter.

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from live import Live, event
+from row_values import audience as audience_of
 from tiny import tables
 
 import serve.ingest.writer
@@ -20,8 +21,8 @@ import serve.log.compaction
 import serve.log.segments
 from serve.contract.errors import StoreUnavailable, WriterFenced
 from serve.contract.records import Candidate, Event
+from serve.features.kinds.counters import Sum, Sums
 from serve.features.rows import Schema
-from serve.features.slots import Sum
 from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import Exposure, entries
@@ -276,9 +277,9 @@ class Taking:
     def counts(self, name):
         """Return the joins of a candidate, and its audience."""
         rows = self.ingester._intake.candidates
-        row = rows.table[rows.index[name]]
-        joins = rows.schema.sums["candidate"].index(Sum("candidate", "join"))
-        return row["sums"][joins], row["presence0_left"][0]
+        sums, joins = rows.table["_state"]["sums"], Sum("candidate", "join")
+        audience = audience_of(rows.schema, rows, [name], self.now_ms)
+        return sums[rows.index[name], rows.schema.kept(Sums).place[joins]], audience[0]
 
 
 def test_one_viewer_moves_a_count_by_twenty_in_ten_minutes(service):

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from kept import DAYS, Kept, at, weeks
 from live import event
+from row_values import flat
 from served import assert_same_state
 from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.contract.errors import TabrankError
+from serve.features.kinds.affinity import Maps
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log import rebuild as module
@@ -85,16 +87,16 @@ def test_a_state_without_a_snapshot_takes_what_fits_and_says_the_rest(service):
     shutil.copytree(log, service.folder / "left", ignore=lambda *_: ["snapshots"])
     left = Replay(schema, read_log(service.folder / "left", CHANGED))
     left.finish()
-    changed = next(i for i, m in enumerate(schema.maps) if m.half_life_ms == 7_200_000)
+    changed = next(i for i, m in enumerate(schema.kept(Maps).slots) if m.half_life_ms == 7_200_000)
     for ours, theirs in zip((rebuilt.state.viewers, rebuilt.state.candidates), stored, strict=True):
         assert set(ours.index) == set(theirs.index)
         for name, row in ours.index.items():
-            for field in set(ours.table.dtype.names) - {"seen_ms"}:
-                source, at_row = theirs, theirs.index[name]
-                if field.startswith(f"map{changed}_"):
-                    source, at_row = left.state.viewers, left.state.viewers.index[name]
-                values = source.table[field][at_row].astype(float)
-                np.testing.assert_allclose(ours.table[field][row].astype(float), values, rtol=1e-9)
+            given, other = flat(ours.table[row]), flat(theirs.table[theirs.index[name]])
+            for field in given.keys() - {"seen_ms"}:
+                wanted = other[field]
+                if field.startswith(f"_state.map{changed}."):
+                    wanted = flat(left.state.viewers.table[left.state.viewers.index[name]])[field]
+                np.testing.assert_allclose(given[field].astype(float), wanted.astype(float), rtol=1e-9)
     since_ms = snapshots(log)[0].ts_ms
     assert rebuilt.since_ms == {
         name: since_ms if name == "topic_affinity" else None for name in CHANGED.features

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from row_values import flat
 from tiny import STRINGS, TOML, tables
 
 from serve.contract.errors import TabrankError
@@ -43,9 +44,10 @@ def assert_equal(ours, theirs):
     for a, b in ((ours.viewers, theirs.viewers), (ours.candidates, theirs.candidates)):
         assert set(a.index) == set(b.index)
         for name, row in a.index.items():
-            for field in a.table.dtype.names:
-                left, right = a.table[field][row], b.table[field][b.index[name]]
-                if field == "sums":
+            theirs = flat(b.table[b.index[name]])
+            for field, left in flat(a.table[row]).items():
+                right = theirs[field]
+                if field == "_state.sums":
                     np.testing.assert_allclose(left, right, rtol=1e-12)
                 else:
                     assert left.tobytes() == right.tobytes(), (name, field)
