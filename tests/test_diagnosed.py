@@ -225,15 +225,15 @@ def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home
         found = leading(home, {"first_key"})
         assert callers.status == 401
         assert "client_errors" in [one["name"] for one in found["causes"]]
-        # A restart breaks it too.
-        keyed["applications"][0]["route_prefix"] = "/ranking"
-        keyed["http_options"]["keep_alive_timeout_s"] = 80
-        file.write_text(yaml.safe_dump(keyed))
-        assert up(file, timeout_s=180, yes=True)["action"] == "started"
-        leading(home, {"route_changed"})
     finally:
         callers.ended.set()
         callers.join()
+    # A restart breaks it too. Callers cannot connect meanwhile.
+    keyed["applications"][0]["route_prefix"] = "/ranking"
+    keyed["http_options"]["keep_alive_timeout_s"] = 80
+    file.write_text(yaml.safe_dump(keyed))
+    assert up(file, timeout_s=180, yes=True)["action"] == "started"
+    leading(home, {"route_changed"})
 
 
 def test_a_ranking_for_no_replica_ends_with_503_in_time_and_starts_one(home):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, lightgbm, tuned,
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.examination import Examination
+from training.terminal import print_progress
 
-# Receives a line of progress.
-Report = Callable[[str], None]
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
 
 
@@ -122,7 +120,6 @@ def compete(
     train: Dataset,
     valid: Dataset,
     examination: Examination,
-    report: Report,
     budget_s: float,
 ) -> None:
     """Add the rivals of the networks to the leaderboard if missing: popular and LightGBM.
@@ -136,7 +133,7 @@ def compete(
         board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
     if board.of("lightgbm") is None:
         rows = train.take(evenly(len(train), MOST_ROWS))
-        report(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
+        print_progress(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
         point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s)
         began_s = time.perf_counter()
         rival = lightgbm(encoder, rows, examination, **point)

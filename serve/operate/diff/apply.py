@@ -43,7 +43,7 @@ def diff(
     running = find(run, address)
     for problem in config.warnings:
         progress(f"warning: {problem}")
-    found, under_way = difference(running, config), running.under_way
+    found, under_way = difference(running, config), running.state.deploying
     result = {
         "compared_with": running.where,
         **found.plain(),

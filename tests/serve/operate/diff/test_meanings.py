@@ -40,8 +40,6 @@ class Running(RunningService):
 
     def __init__(self, path: Path, document) -> None:
         self.where, self.path, self.base, self.document = "here", path, path.parent, document
-        deployments = dict.fromkeys(DEPLOYMENTS, DeploymentState())
-        self.applications = {"tiny": ApplicationState(ingress=OUR_INGRESS, deployments=deployments)}
         self.deployed = document
         running = self
 
@@ -54,7 +52,18 @@ class Running(RunningService):
                 pass
 
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        deployments = dict.fromkeys(DEPLOYMENTS, DeploymentState())
+        apps = {
+            app["name"]: ApplicationState(
+                route_prefix=app["route_prefix"],
+                import_path=OUR_APPLICATION,
+                ingress=OUR_INGRESS,
+                deployments=deployments,
+            )
+            for app in document["applications"]
+        }
+        url = f"http://127.0.0.1:{self.server.server_port}"
+        self.state = ServiceState("ready", url=url, applications=apps)
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def status(self, path):
@@ -62,14 +71,6 @@ class Running(RunningService):
         if (route := app["route_prefix"]) is None or path != f"{route.rstrip('/')}/v1/model":
             return 404
         return 401 if app["deployments"][0]["user_config"].get("api_keys") else 200
-
-    def service(self):
-        routes = {app["name"]: app["route_prefix"] for app in self.document["applications"]}
-        apps = {
-            name: ApplicationState(import_path=OUR_APPLICATION, route_prefix=route)
-            for name, route in routes.items()
-        }
-        return ServiceState("ready", url=self.url, applications=apps)
 
     def comparable(self, config):
         return dict(config.serve)
