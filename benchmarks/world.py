@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from training.data.dataset import Dataset, Progress
-from training.evaluation.counterfactual import Z95
 from training.evaluation.evaluate import scored
 from training.evaluation.expected_labels import expected_labels, placed
-from training.evaluation.metrics import Contender, mean
+from training.evaluation.metrics import Z95, Contender, mean
 from training.evaluation.slates import Slates
 from training.examination.examination import Examination
 from training.terminal import decimal

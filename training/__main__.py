@@ -311,7 +311,7 @@ def publish(
     from training.fit.publish import publish as run
 
     version = run(model, models, make_current=promote)
-    for reason in not_beaten(load(models / version).manifest.get("paired", {})):
+    for reason in not_beaten(load(models / version).manifest["paired"]):
         print_progress(f"{version}: {reason}; see {model / 'report.html'}")
     line = f"{models / version}{' is current' if promote else ''}"
     answer({"version": version, "current": promote}, as_json, line)

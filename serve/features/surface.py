@@ -178,6 +178,14 @@ class Surface:
         return IMPRESSION in self.events
 
     @property
+    def label_window_ms(self) -> int:
+        """Return the longest time after an impression within which a label event counts.
+
+        Whether younger rows are positive is still open.
+        """
+        return self.label.within_ms
+
+    @property
     def is_debiased(self) -> bool:
         """Return whether training removes position bias."""
         if self.position_bias is None:

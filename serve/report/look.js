@@ -18,7 +18,7 @@ const THEME = {
 // One colour for one thing on every page; other names take those of OTHERS in turn.
 const COLOURS = {
   model: "model", popular: "popular", baseline: "baseline", "the baseline": "baseline",
-  lightgbm: "lightgbm", "current model": "other", "logistic regression": "muted",
+  lightgbm: "lightgbm", "current model": "other",
 };
 const OTHERS = ["text", "other", "muted", "lightgbm"];
 const colour = (name) => `var(--${name})`;

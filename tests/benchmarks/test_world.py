@@ -55,6 +55,7 @@ class Measured:
             seen_until_ms=0,
             counts={},
             begun=0,
+            about={"history": [{"epoch": 1, "train_logloss": 0.5, "valid_logloss": 0.5}], "best_epoch": 1},
             manifest={"examination": EXAMINATION.to_json()},
         )
         save(fitted, folder / "m")

@@ -72,21 +72,18 @@ def evaluation(surface: Surface) -> dict[str, Any]:
             "valid_ndcg": None,
             "us_per_candidate": 1.0 + i,
             "fits": i < 4,
-            "front": i != 2,
             "epochs": 3,
             "config": {"width": 8 * i, "n_steps": 2, "mask_type": "entmax", "learning_rate": 0.0123456},
         }
         for i in range(1, 6)
     ]
-    rival = {"name": "LightGBM", "kind": "lightgbm", "us_per_candidate": None, "fits": False, "front": False}
+    rival = {"name": "LightGBM", "kind": "lightgbm", "us_per_candidate": None, "fits": False}
     board.append({**board[0], **rival, "epochs": None, "config": {}})
     return {
         **assess(data, {"model": model, "lightgbm": truth(data)}, surface),
         "history": history,
         "best_epoch": 3,
-        "importance": [
-            {"feature": n, "masks": 1 / len(names), "auc": 0.01, "logloss": 0.02, "rises": 0.5} for n in names
-        ],
+        "importance": [{"feature": n, "logloss": 0.02, "rises": 0.5} for n in names],
         "search": {
             "winner": board[2]["name"],
             "config": board[2]["config"],

@@ -175,6 +175,7 @@ def artifact_files(
         "network": dataclasses.asdict(network.config),
         "calibration": dataclasses.asdict(CALIBRATION),
         "examination": IGNORED.to_json(),
+        "seen_until_ms": 0,
     }
     return files, manifest
 

@@ -165,7 +165,7 @@ class DatasetPlan:
         self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], self._num_rows)
         if not len(self):
             raise TabrankError(
-                f"no row of the log has a closed label window of {schema.surface.label.within_ms / 1000:g} s; "
+                f"no row of the log has a closed label window of {schema.surface.label_window_ms / 1000:g} s; "
                 "give a longer log or a shorter label.within"
             )
         viewers = replay.exposure_viewer

@@ -39,22 +39,22 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
     at the end of the log are left out, and those of erased exposures. Erased events label nothing.
     """
     owners = Owners.in_replay(replay, log)
-    within_ms = surface.label.within_ms
+    window_ms = surface.label_window_ms
     shown = np.arange(len(replay.shown))
     since_ms = last_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     if surface.impression_events:
         events = np.flatnonzero(replay.event_kind == IMPRESSION)
-        at = owners.of(events, shown, since_ms, within_ms)
+        at = owners.of(events, shown, since_ms, window_ms)
         shown, since_ms = at[at >= 0], replay.event_ms[events[at >= 0]]
         last_ms = np.full(len(replay.shown), EVER_MS)
         np.maximum.at(last_ms, shown, since_ms)
     seen = last_ms > EVER_MS
     seen &= ~np.repeat(pc.fill_null(log.exposures["erased"], False).to_numpy(), np.diff(replay.first))
-    is_open = seen & (last_ms > log.ends_ms - within_ms)
+    is_open = seen & (last_ms > log.ends_ms - window_ms)
     is_label = (replay.event_kind == surface.label.event) & ~pc.fill_null(
         log.events["erased"], False
     ).to_numpy()
-    at = owners.of(np.flatnonzero(is_label), shown, since_ms, within_ms)
+    at = owners.of(np.flatnonzero(is_label), shown, since_ms, surface.label.within_ms)
     positive = np.zeros(len(replay.shown), bool)
     positive[shown[at[at >= 0]]] = True
     counts = {"open_rows": int(is_open.sum()), "unmatched_label_events": int((at < 0).sum())}

@@ -1,4 +1,4 @@
-"""Rows that do not fit in memory: shuffled once into files, which Ray Data reads ahead of training.
+"""Rows that do not fit in memory: shuffled once into files, of which training reads one at a time.
 
 Letters: N rows, D inputs.
 """
@@ -6,10 +6,9 @@ Letters: N rows, D inputs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,6 @@ from training.network.network import Inputs
 
 # Rows in one file, which a reader holds in memory as a whole.
 ROWS_PER_FILE = 65_536
-# Batches to take from Ray Data in one call, because a call costs as much as training on some rows.
-BATCHES_AT_ONCE = 16
 
 
 def _record(width: int) -> np.dtype[np.void]:
@@ -88,30 +85,15 @@ class Streamed:
         return sum(self.sizes)
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        """Yield the batches as `Source.batches` defines them; Ray must be running."""
-        import ray.data
-        from ray.data import ExecutionResources, TaskPoolStrategy
-
-        def read(file: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-            rows = self.read(int(file["number"][0]), int(file["start"][0]), size, mine, seed)
-            return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
-
-        files = [{"number": number, "start": start} for number, start in self.files(seed)]
-        data = ray.data.from_items(files, override_num_blocks=len(files))
-        data.context.enable_progress_bars = False
-        options = data.context.execution_options
-        options.preserve_order = True
-        file_bytes = ROWS_PER_FILE * _record(self.width).itemsize
-        options.resource_limits = ExecutionResources(object_store_memory=8.0 * file_bytes)
-        # A reader requests no CPU: where workers hold every CPU, Ray would wait for one forever.
-        data = data.map_batches(
-            read, batch_size=1, batch_format="numpy", num_cpus=0, compute=TaskPoolStrategy(size=2)
-        )
-        own = mine.stop - mine.start
-        for rows in data.iter_batches(batch_size=own * BATCHES_AT_ONCE, batch_format="numpy"):
-            # Copy, because arrays from Ray Data lie in the object store and are read-only.
-            parts = [torch.split(torch.tensor(rows[part]), own) for part in ("x", "label", "examination")]
-            yield from (Inputs(*batch) for batch in zip(*parts, strict=True))
+        """Yield the batches as `Source.batches` defines them."""
+        own, rows = mine.stop - mine.start, np.empty(0, _record(self.width))
+        for number, start in self.files(seed):
+            # A batch may begin in one file and end in the next.
+            rows = np.concatenate([rows, self.read(number, start, size, mine, seed)])
+            for begin in range(0, len(rows) - own + 1, own):
+                batch = rows[begin : begin + own]
+                yield Inputs(*(torch.tensor(batch[name]) for name in ("x", "label", "examination")))
+            rows = rows[len(rows) // own * own :]
 
     def files(self, seed: int) -> list[tuple[int, int]]:
         """Return (number, first row in the pass) of each file, in the order of this pass."""

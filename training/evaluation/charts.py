@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.report.charts import Axis, Limit, Series, plot
-from training.evaluation.paired import ENOUGH
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
-MOST_SLICES = 30
 
 
 def contenders(evaluation: Mapping[str, Any], by: str) -> str:
@@ -18,7 +16,7 @@ def contenders(evaluation: Mapping[str, Any], by: str) -> str:
     known = [name for name in evaluation["contenders"] if evaluation[name].get(by) is not None]
     series = []
     for name in known:
-        value, title = evaluation[name][by], TITLES.get(name, name)
+        value, title = evaluation[name][by], TITLES[name]
         low, high = evaluation["intervals"][name].get(by) or (value, value)
         series.append(Series(title, [value], [title], "points", low=[low], high=[high]))
     which = "lower" if by == "logloss" else "higher"
@@ -39,93 +37,46 @@ def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     return plot("", Axis("epoch", whole=True), Axis("logloss"), lines, best, caption=caption)
 
 
-def lift(model: Sequence[float]) -> str:
-    """Plot the rate in each tenth of the rows over the base rate."""
-    x = Axis("tenth of the rows by score, highest first")
-    bars = [Series("model", [str(tenth) for tenth in range(1, 11)], model, "bars")]
-    caption = "Rate in each tenth of the rows, as a multiple of the base rate: the steeper, the better."
-    base = [Limit("base rate", y=1, colour="muted")]
-    return plot("", x, Axis("times the base rate", zero=True), bars, base, caption=caption)
-
-
-def gain(curves: Mapping[str, Sequence[float]]) -> str:
-    """Plot the share of positives down to each tenth of the rows, with one line a contender."""
-    at = list(range(0, 101, 10))
-    lines = [
-        Series(TITLES.get(name, name), at, [100 * share for share in curve], dashed=name != "model")
-        for name, curve in curves.items()
-    ]
-    lines.append(Series("by chance", [0, 100], [0, 100], colour="line"))
-    caption = "Share of all positives among the best rows by score: the higher, the better."
-    return plot("", Axis("% of the rows, by score"), Axis("% of the positives"), lines, caption=caption)
-
-
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Plot each feature's share of attention and of the permutation loss, two bars a feature."""
+    """Plot each feature's share of the permutation loss."""
     shown = list(lines)[:MOST_FEATURES]
-    names = [line["feature"] for line in shown]
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
     losses = [100 * max(line["logloss"], 0.0) / lost for line in shown]
-    masks = [100 * line["masks"] for line in shown]
-    bars = [
-        Series("logloss lost when permuted", losses, names, "bars", colour="model"),
-        Series("attention of the masks", masks, names, "bars", colour="muted"),
-    ]
-    caption = "Loss of the model without the feature, and the network's attention to the feature. "
-    caption += "Features that can replace each other lose little each."
+    names = [line["feature"] for line in shown]
+    caption = "Loss of the model without the feature. Features that can replace each other lose little each."
+    bars = [Series("logloss lost when permuted", losses, names, "bars", colour="model")]
     return _rows("", "% of all features", bars, caption=caption, pixels=30)
 
 
-def slices(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Plot the model's NDCG@10 minus popular's in each part, with 95 % intervals."""
-    shown = [p for p in parts if p["paired"] and p["paired"]["ndcg@10"] is not None][:MOST_SLICES]
-    names = [f"{part['by']}: {part['value']}" for part in shown]
-    above, low, high = (
-        [part["paired"]["ndcg@10"] + side * part["paired"]["se"] for part in shown]
-        for side in (0, -ENOUGH, ENOUGH)
-    )
-    points = Series("model − popular", above, names, "points", low=low, high=high, colour="model")
-    caption = "Right of the dotted line the model has a higher NDCG@10 than popular, on labels as shown, "
-    caption += "which favour the shown order. Bars are 95 % intervals; one slice in twenty is outside them "
-    caption += "by chance."
-    equal = [Limit("popular", x=0, colour="popular")]
-    return _rows("", "NDCG@10, model − popular", [points], equal, caption=caption, pixels=22)
-
-
-def pareto(search: Mapping[str, Any]) -> str:
+def costs(search: Mapping[str, Any]) -> str:
     """Plot cost against validation logloss of all networks tried; rivals are horizontal lines."""
-    board = [line for line in search["leaderboard"] if line["valid_logloss"] is not None]
-    tried = [line for line in board if line["kind"] == "tabnet" and line["us_per_candidate"] is not None]
-    if not tried:
-        return ""
-    tried.sort(key=lambda line: line["us_per_candidate"])
-    fits = [line for line in tried if line["fits"]]
-    winner = min(fits, key=lambda line: line["valid_logloss"], default=None)
-    rest = [line for line in fits if line is not winner]
-    over = [line for line in tried if not line["fits"]]
+    board, x = search["leaderboard"], Axis("µs a candidate, served on one core", log=True)
+    tried = [line for line in board if line["kind"] == "tabnet"]
+    rest = [line for line in tried if line["name"] != search["winner"]]
+    groups = {
+        "network": ([line for line in rest if line["fits"]], "muted"),
+        "over the budget": ([line for line in rest if not line["fits"]], "line"),
+        "winner": ([line for line in tried if line["name"] == search["winner"]], "model"),
+    }
     series = [
-        _networks("front", [line for line in tried if line["front"]], kind="line", colour="text"),
-        _networks("network", rest, colour="muted"),
-        _networks("over the budget", over, colour="muted", dashed=True),
-        _networks("winner", [winner] if winner else [], colour="model"),
+        Series(
+            name,
+            [line["us_per_candidate"] for line in lines],
+            [line["valid_logloss"] for line in lines],
+            "points",
+            colour=colour,
+            notes=[line["name"] for line in lines],
+        )
+        for name, (lines, colour) in groups.items()
     ]
-    ends = [tried[0]["us_per_candidate"], tried[-1]["us_per_candidate"]]
-    series += [
-        Series(line["name"], ends, [line["valid_logloss"]] * 2, dashed=True)
-        for line in board
-        if line["kind"] != "tabnet"
-    ]
+    ends = [pick(line["us_per_candidate"] for line in tried) for pick in (min, max)]
+    for line in board:
+        if line["kind"] != "tabnet":
+            series.append(Series(line["name"], ends, [line["valid_logloss"]] * 2, dashed=True))
     most_us = search["max_us_per_candidate"]
     budget = [] if most_us is None else [Limit("budget", x=most_us)]
-    caption = "Lower and further left is better. No network is both cheaper and better than one on the "
-    caption += "front. Dashed lines are other models, at any cost."
-    x = Axis("µs a candidate, served on one core", log=True)
+    caption = "Lower and further left is better. Dashed lines are other models, at any cost."
     return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
-
-
-def _networks(name: str, lines: Sequence[Mapping[str, Any]], **look: Any) -> Series:
-    costs, losses = ([line[key] for line in lines] for key in ("us_per_candidate", "valid_logloss"))
-    return Series(name, costs, losses, **{"kind": "points", **look}, notes=[line["name"] for line in lines])
 
 
 def _rows(

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.evaluation.paired import mean_and_error
+from training.evaluation.metrics import Z95, mean_and_error
 from training.examination.curve import Curve, fit_curve
 from training.examination.placements import F64, I64, Bins, Counts, Flags
 
@@ -33,7 +33,6 @@ from training.examination.placements import F64, I64, Bins, Counts, Flags
 MAX_WEIGHT = 50.0
 # With fewer effective events, the error itself is not reliable.
 MIN_EFFECTIVE = 50.0
-Z95 = 1.959964
 # Process this many exposures at once, to bound the memory.
 _AT_ONCE = 1_000
 

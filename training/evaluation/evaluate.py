@@ -22,9 +22,8 @@ from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
 from training.data.dataset import Dataset, Progress, build
 from training.data.draws import drawn_weights
-from training.evaluation.bootstrap import Bootstrap
 from training.evaluation.expected_labels import expected_labels
-from training.evaluation.metrics import Contender, Values, calibrated, deciles, mean, reliability
+from training.evaluation.metrics import Contender, Values, calibrated, reliability
 from training.evaluation.paired import MARGIN, bounds, paired
 from training.evaluation.rivals import lightgbm
 from training.evaluation.slates import Slates
@@ -33,6 +32,8 @@ from training.examination.examination import IGNORED, Examination
 
 # Rows to score at once, which bounds memory.
 CHUNK = 4_096
+# An encoder without a vocabulary, by which categories have no name but their hash.
+NO_NAMES = Encoder(())
 
 
 def assess(
@@ -42,32 +43,30 @@ def assess(
     *,
     examination: Examination = IGNORED,
     current: Examination = IGNORED,
-    encoder: Encoder | None = None,
+    encoder: Encoder = NO_NAMES,
     margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Measure each contender on the rows of `data`; return plain data for JSON.
 
     Null stands for a measure that the rows do not define. `scores` `[N]` are by name: `model`, and
     rivals whose scores are probabilities too; `popular`, and the `baseline` of a surface that has
-    one, are added from the data. A score is P(label | looked at). Logloss, RCE, ECE and reliability
-    are of the label as shown: of the score times the `examination` of the row's position, for the
+    one, are added from the data. A score is P(label | looked at). Logloss, ECE and reliability are
+    of the label as shown: of the score times the `examination` of the row's position, for the
     contender `current` its own. The result holds
 
-    * `rows`, `slates` (that can be ranked), `all_positive` (those of them that have no negative, so
-      NDCG 1 in any order), `positives`, `span_ms` [first, last], and the task: `label`,
-      `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
+    * `rows`, `slates` (that can be ranked), `positives`, `span_ms` [first, last], and the task:
+      `label`, `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
     * `contenders`: the names; under each name its measures (`Contender.measures`),
-      `expected_labels` first. `popular` and `baseline` have `calibrated_logloss` too, after a
-      calibration that favours them (`training.evaluation.metrics.calibrated`).
+      `expected_labels` first.
     * `expected_labels`: that of `training.evaluation.expected_labels`.
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
-    * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`, with these two calibrated.
-      With `current` among the scores, its pair has `rows`, `margin` and their `bounds`.
-    * `curves`: `reliability` of the model; `lift` and `gain` as {name: [...]} of all contenders.
+    * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`. `popular` and `baseline`
+      have the logloss of a calibration that favours them, `metrics.calibrated`. With `current`
+      among the scores, its pair has `rows`, `margin` and their `bounds`.
+    * `curves`: `reliability` of the model.
     * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
     """
     slates = Slates(data.label, data.slate, data.viewer)
-    bootstrap = Bootstrap(slates.cluster)
     rules = data.rules
     given = {"model": scores["model"], **rules, **scores}
     is_rate = isinstance(surface.features[surface.popular], Rate)
@@ -86,7 +85,6 @@ def assess(
     result: dict[str, Any] = {
         "rows": len(data),
         "slates": int(slates.rankable.sum()),
-        "all_positive": int((slates.rankable & ~slates.mixed).sum()),
         "positives": int(data.label.sum(dtype=np.float64)),
         "span_ms": [int(data.ts_ms.min()), int(data.ts_ms.max())],
         "label": {"event": surface.label.event, "within_ms": surface.label.within_ms},
@@ -101,21 +99,16 @@ def assess(
     for name, contender in contenders.items():
         value, interval = earns.value(name)
         result[name] = {"expected_labels": value} | contender.measures()
-        result["intervals"][name] = {"expected_labels": interval} | contender.intervals(bootstrap)
+        result["intervals"][name] = {"expected_labels": interval} | contender.intervals()
         if name != "model":
             rival, gain = fair.get(name, contender), earns.difference("model", name)
-            result["paired"][f"model-{name}"] = paired(contenders["model"], rival, bootstrap, gain)
+            result["paired"][f"model-{name}"] = paired(contenders["model"], rival, gain)
     if pair := result["paired"].get("model-current"):
         rate = result["positives"] / len(data)
         limits = bounds(pair, result["model"], result["current"], rate, margin)
         pair |= {"rows": len(data), "margin": margin, "bounds": limits}
-    for name, rule in fair.items():
-        result[name]["calibrated_logloss"] = None if rule.loss is None else mean(rule.loss)
-    curves = {name: deciles(data.label, contender.score) for name, contender in contenders.items()}
-    result["curves"] = {
-        "reliability": [list(point) for point in reliability(data.label, given["model"] * theta["model"])],
-        **{part: {name: curve[part] for name, curve in curves.items()} for part in ("lift", "gain")},
-    }
+    points = reliability(data.label, given["model"] * theta["model"])
+    result["curves"] = {"reliability": [list(point) for point in points]}
     result["slices"] = slices(data, contenders["model"], contenders["popular"], surface, encoder)
     return result
 
@@ -131,7 +124,7 @@ def evaluate(
     artifact, surface, data, scores = scored(model, history, log, baselines=baselines, progress=progress)
     examination = Examination.of(artifact.manifest)
     return {
-        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest.get("seen_until_ms", 0)).sum()),
+        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,

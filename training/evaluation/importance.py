@@ -1,4 +1,4 @@
-"""Feature importance: attention of TabNet's masks, and loss by permutation.
+"""Feature importance: loss of quality by permutation.
 
 Letter: R rows.
 """
@@ -12,55 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
-from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
-from training.evaluation.metrics import mean, probability, row_logloss
-from training.evaluation.slates import auc
+from training.evaluation.metrics import probability, row_logloss
 from training.examination.examination import IGNORED, Examination
 from training.network.model import Model
 
 # Rows to measure on: a sample bounds the time.
 MOST_ROWS = 20_000
 SEED = 0
-_CHUNK = 4_096
 
 # P(label) `[R]` of the rows of a matrix.
 Scorer = Callable[[Matrix], NDArray[np.floating]]
 
 
 def importance(model: Model, data: Dataset, examination: Examination = IGNORED) -> list[dict[str, Any]]:
-    """Return `feature`, `masks`, `auc`, `logloss`, `rises` of each feature, the largest loss first.
+    """Return `feature`, `logloss`, `rises` of each feature, the largest loss first.
 
-    See `by_masks` and `by_permutation`. At most `MOST_ROWS` rows are used, the same for the same
+    See `by_permutation`. At most `MOST_ROWS` rows are used, the same for the same
     data.
     """
     rows = np.arange(len(data))
     if len(rows) > MOST_ROWS:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, MOST_ROWS, replace=False))
     matrix = data.matrix.rows(rows)
-    masks = by_masks(model, matrix)
     theta = examination.at(data.position[rows])
     lost = by_permutation(model.probability, data.columns, matrix, data.label[rows], theta)
-    found = [{"feature": name, "masks": masks[name], **lost[name]} for name in lost]
+    found = [{"feature": name, **line} for name, line in lost.items()]
     return sorted(found, key=lambda line: -line["logloss"])
-
-
-def by_masks(model: Model, matrix: Matrix) -> dict[str, float]:
-    """Return the share of the network's attention on each feature; the shares sum to 1.
-
-    The masks of each step are weighted by the step's contribution to the decision and summed over
-    steps and rows (Arik and Pfister 2019, arXiv:1908.07442, "Interpretability of TabNet").
-    Attention to a missing indicator or to the 0/1 columns of a set counts for their feature.
-    """
-    network = model.network.eval()
-    parts = (matrix.rows(slice(at, at + _CHUNK)) for at in range(0, len(matrix.numeric), _CHUNK))
-    total = sum(network.tabnet.explained(network.inputs_of(part)).double().sum(dim=0) for part in parts)
-    owners = _owners(model.encoder)
-    names = list(dict.fromkeys(owners))
-    numbers = [names.index(owner) for owner in owners]
-    share = np.bincount(numbers, weights=np.asarray(total), minlength=len(names))
-    share = share / (share.sum() or 1.0)
-    return dict(zip(names, share.tolist(), strict=True))
 
 
 def by_permutation(
@@ -72,15 +50,19 @@ def by_permutation(
 ) -> dict[str, dict[str, float | None]]:
     """Return the loss of quality if a feature is permuted over the rows.
 
-    `auc` is the decrease and `logloss` the increase (Breiman 2001; Fisher, Rudin and Dominici
-    2019); both are about 0 for a feature that the model does not use. All columns of a feature move
-    together. A feature that others can replace loses little, even if it is informative. The
-    logloss is of labels as shown, with the examination `theta` `[R]` of the rows. `rises` is the
-    share of changed scores that moved the way a number did; None for categories.
+    `logloss` is the increase (Breiman 2001; Fisher, Rudin and Dominici 2019), which is about 0 for
+    a feature that the model does not use. All columns of a feature move together. A feature that
+    others can replace loses little, even if it is informative. The logloss is of labels as shown,
+    with the examination `theta` `[R]` of the rows. `rises` is the share of changed scores that
+    moved the way a number did; None for categories.
     """
+
+    def logloss(scores: NDArray[np.floating]) -> float:
+        return float(row_logloss(label, probability(scores * theta)).mean())
+
     order = np.random.default_rng(SEED).permutation(len(label))
     scores = score(matrix)
-    whole = _quality(label, scores, theta)
+    whole = logloss(scores)
     none = slice(0)
     places = [(name, slice(i, i + 1), none) for i, name in enumerate(columns.numeric)]
     places += [(name, none, part) for name, part in columns.category_parts()]
@@ -90,29 +72,11 @@ def by_permutation(
         permuted.numeric[:, numeric] = matrix.numeric[order, numeric]
         permuted.category[:, category] = matrix.category[order, category]
         changed = score(permuted)
-        left = _quality(label, changed, theta)
         # Empty for a category.
         way = (permuted.numeric - matrix.numeric)[:, numeric] * np.sign(changed - scores)[:, None]
         way = way[np.isfinite(way) & (way != 0)]
         lost[name] = {
-            "auc": None if whole[0] is None or left[0] is None else whole[0] - left[0],
-            "logloss": left[1] - whole[1],
+            "logloss": logloss(changed) - whole,
             "rises": float((way > 0).mean()) if len(way) else None,
         }
     return lost
-
-
-def _quality(
-    label: NDArray[np.float32], score: NDArray[np.floating], theta: NDArray[np.float64] | float
-) -> tuple[float | None, float]:
-    return auc(label, score), mean(row_logloss(label, probability(score * theta))) or 0.0
-
-
-def _owners(encoder: Encoder) -> list[str]:
-    """Return the feature of each of the columns that the masks choose among, in order."""
-    return [
-        *(column.name for column in encoder.numeric),
-        *(encoder.numeric[i].name for i in encoder.indicators),
-        *(column.name for column in encoder.multi for _ in column.vocabulary),
-        *(column.name for column in encoder.single),
-    ]

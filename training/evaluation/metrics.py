@@ -8,18 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation.bootstrap import Bootstrap, interval
-from training.evaluation.slates import F64, I64, TIE_SEED, Slates, pairs_won, sink_non_finite
+from training.evaluation.slates import F64, I64, Slates, pairs_won, sink_non_finite
 from training.network.calibrate import fit_platt
 
 Values = NDArray[np.floating]
 Labels = NDArray[np.float32]
 # Keep probabilities this far from 0 and 1, where a logloss would be infinite.
 LEAST = 1e-7
+Z95 = 1.959964
+
+
+class Terms(NamedTuple):
+    """Values `[V]` whose mean is a measure, and the number of the viewer of each, `[V]`."""
+
+    values: F64
+    cluster: I64
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +44,12 @@ class Contender:
         """Return the contender of raw scores and probabilities."""
         return cls(slates, sink_non_finite(score), None if chance is None else probability(chance))
 
+    def take(self, rows: NDArray[np.bool_]) -> Contender:
+        """Return the contender on the rows of this mask alone."""
+        return Contender(
+            self.slates.take(rows), self.score[rows], None if self.chance is None else self.chance[rows]
+        )
+
     @cached_property
     def order(self) -> I64:
         """Order of the rows by score within each slate, `[N]`."""
@@ -44,64 +58,79 @@ class Contender:
     @cached_property
     def ndcg(self) -> F64:
         """NDCG@10 of each slate that can be ranked."""
-        return self.slates.rank(self.order).ndcg(10)
-
-    @cached_property
-    def slate_auc(self) -> F64:
-        """AUC inside each slate with both labels."""
-        return self.slates.auc(self.score)
-
-    @cached_property
-    def auc(self) -> float | None:
-        """AUC over all rows."""
-        return None if self.won is None else float(self.won.sum() / 2 / self._num_pairs)
-
-    @cached_property
-    def won(self) -> F64 | None:
-        """Number of pairs that each row won, `[N]`; None where all rows have one label."""
-        return pairs_won(self.slates.label > 0, self.score) if self._num_pairs else None
-
-    @cached_property
-    def loss(self) -> F64 | None:
-        """Logloss of each row, `[N]`."""
-        return None if self.chance is None else row_logloss(self.slates.label, self.chance)
+        return self.slates.ndcg(self.order)
 
     @property
-    def _num_pairs(self) -> float:
-        num_positive = float(self.slates.positives.sum())
-        return num_positive * (len(self.slates.label) - num_positive)
+    def auc(self) -> float | None:
+        """AUC over all rows."""
+        return mean(self.terms["auc"].values)
+
+    @cached_property
+    def terms(self) -> dict[str, Terms]:
+        """The terms of `ndcg@10`, `auc` and `logloss`; without any where a measure is undefined."""
+        slates, nothing = self.slates, Terms(np.empty(0), np.empty(0, np.int64))
+        found = {"ndcg@10": Terms(self.ndcg, slates.cluster[slates.rankable]), "auc": nothing}
+        if 0 < slates.positives.sum() < len(slates.label):
+            found["auc"] = Terms(self._auc_of_slates(), slates.cluster)
+        if self.chance is None:
+            return found | {"logloss": nothing}
+        return found | {"logloss": Terms(row_logloss(slates.label, self.chance), slates.cluster[slates.code])}
+
+    def _auc_of_slates(self) -> F64:
+        """Return the AUC plus S times the influence of each slate on it, `[S]`.
+
+        An AUC is a sum over pairs of rows. The error of the mean of these values over viewers is
+        the one of Obuchowski (1997, "Nonparametric analysis of clustered ROC curve data").
+        """
+        slates, negatives = self.slates, self.slates.size - self.slates.positives
+        num_positive, num_negative = slates.positives.sum(), negatives.sum()
+        won = slates.total(pairs_won(slates.label > 0, self.score)) / (num_positive * num_negative)
+        value = won.sum() / 2
+        influence = won - value * (slates.positives / num_positive + negatives / num_negative)
+        return np.asarray(value + len(slates) * influence, np.float64)
 
     def measures(self) -> dict[str, float | None]:
         """Return all measures; those of probabilities are None for other scores.
 
-        `ndcg@10`, `ndcg@5`, `map`, `mrr`: means over the slates of two or more candidates with a
-        positive; ties are broken at random with a fixed seed. `slate_auc`: mean over the slates
-        with both labels. `auc`, `logloss` (nats), `ece` and `rce` (%): over all rows.
+        `ndcg@10`: mean over the slates of two or more candidates with a positive; ties are broken
+        at random with a fixed seed. `auc`, `logloss` (nats) and `ece`: over all rows.
         """
-        label, ranking = self.slates.label, self.slates.rank(self.order)
-        return {
-            "ndcg@10": mean(self.ndcg),
-            "auc": self.auc,
-            "logloss": None if self.loss is None else mean(self.loss),
-            "ece": None if self.chance is None else ece(label, self.chance),
-            "ndcg@5": mean(ranking.ndcg(5)),
-            "map": mean(ranking.average_precision()),
-            "mrr": mean(ranking.reciprocal_rank()),
-            "slate_auc": mean(self.slate_auc),
-            "rce": None if self.chance is None else rce(label, self.chance),
-        }
+        found = {name: mean(terms.values) for name, terms in self.terms.items()}
+        return found | {"ece": None if self.chance is None else ece(self.slates.label, self.chance)}
 
-    def intervals(self, bootstrap: Bootstrap) -> dict[str, list[float] | None]:
-        """Return 95 % intervals [low, high] of `ndcg@10`, `auc`, `logloss` and `slate_auc`."""
-        slates = self.slates
-        loss = None if self.loss is None else bootstrap.ratio(slates.total(self.loss), slates.size)
-        draws = {
-            "ndcg@10": _mean_draws(bootstrap, self.ndcg, slates.rankable),
-            "auc": None if self.won is None else bootstrap.auc(slates, self.won),
-            "logloss": loss,
-            "slate_auc": _mean_draws(bootstrap, self.slate_auc, slates.mixed),
-        }
-        return {name: None if drawn is None else interval(drawn) for name, drawn in draws.items()}
+    def intervals(self) -> dict[str, list[float] | None]:
+        """Return 95 % intervals [low, high] of the measures that have `terms`."""
+        return {name: interval(*mean_and_error(*terms)) for name, terms in self.terms.items()}
+
+    def minus(self, other: Contender, measure: str) -> tuple[float | None, float | None]:
+        """Return by how much a measure is above that of another on the same rows, and the error."""
+        ours, theirs = self.terms[measure], other.terms[measure]
+        if len(ours.values) != len(theirs.values):
+            return None, None
+        return mean_and_error(ours.values - theirs.values, ours.cluster)
+
+
+def mean_and_error(values: F64, cluster: I64) -> tuple[float | None, float | None]:
+    """Return the mean of values `[V]` and its cluster-robust standard error; clusters are `[V]`.
+
+    Both are None for fewer than two clusters. The mean is a ratio of cluster totals, whose variance
+    is linearised: the sum over G clusters of the squared total of residuals, times G / (G − 1),
+    over V² (Cochran 1977, section 6.3; Cameron and Miller 2015, "A practitioner's guide to
+    cluster-robust inference", section II). With one value in each cluster this is the standard
+    error of a mean.
+    """
+    code = np.unique(cluster, return_inverse=True)[1]
+    num = int(code.max(initial=-1)) + 1
+    if num < 2:
+        return None, None
+    average = float(values.mean())
+    residual = np.bincount(code, weights=values - average)
+    return average, float(np.sqrt(residual @ residual * num / (num - 1)) / len(values))
+
+
+def interval(value: float | None, error: float | None) -> list[float] | None:
+    """Return the 95 % interval of a value with this standard error."""
+    return None if value is None or error is None else [value - Z95 * error, value + Z95 * error]
 
 
 def calibrated(label: Labels, score: Values, examination: F64 | float = 1.0) -> F64:
@@ -134,18 +163,6 @@ def row_logloss(label: Labels, chance: F64) -> F64:
     return np.asarray(-np.log(np.where(label > 0, chance, 1.0 - chance)), np.float64)
 
 
-def rce(label: Labels, chance: F64) -> float | None:
-    """Return the relative cross entropy: the % by which the logloss is below that of the base rate.
-
-    Belli et al. 2020, "Privacy-Aware Recommender Systems Challenge on Twitter's Home Timeline".
-    """
-    rate = float(np.mean(label, dtype=np.float64))
-    if not 0 < rate < 1:
-        return None
-    naive = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
-    return float(100.0 * (1.0 - row_logloss(label, chance).mean() / naive))
-
-
 def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:
     """Return the expected calibration error: |mean prediction − rate| over bins of equal count.
 
@@ -163,35 +180,9 @@ def reliability(label: Labels, chance: Values, bins: int = 15) -> list[tuple[flo
     return [(p, y) for p, y, _ in _bins(label, np.asarray(chance, np.float64), bins)]
 
 
-def deciles(label: Labels, score: Values) -> dict[str, list[float] | None]:
-    """Return `lift` and `gain` by score, highest first, in ten parts of equal count.
-
-    `lift` `[10]`: rate of each part over the base rate. `gain` `[11]`: share of all positives down
-    to the end of each part, from 0 (Ling and Li 1998, "Data Mining for Direct Marketing").
-    """
-    num_rows, num_positive = len(label), float(label.sum(dtype=np.float64))
-    if num_rows < 10 or not num_positive:
-        return {"lift": None, "gain": None}
-    tie = np.random.default_rng(TIE_SEED).random(num_rows)
-    hit = np.asarray(label, np.float64)[np.lexsort((tie, -np.asarray(score, np.float64)))]
-    edges = np.arange(11) * num_rows // 10
-    found = np.concatenate([[0.0], np.cumsum(hit)])[edges]
-    lift = np.diff(found) / np.diff(edges) * (num_rows / num_positive)
-    return {"lift": lift.tolist(), "gain": (found / num_positive).tolist()}
-
-
 def mean(values: F64) -> float | None:
     """Return the mean; None for no values."""
     return float(values.mean()) if len(values) else None
-
-
-def _mean_draws(bootstrap: Bootstrap, values: F64, where: NDArray[np.bool_]) -> F64 | None:
-    """Return draws of the mean of `values`, one for each slate of the mask `where` `[S]`."""
-    if not len(values):
-        return None
-    spread = np.zeros(len(where))
-    spread[where] = values
-    return bootstrap.ratio(spread, where.astype(np.float64))
 
 
 def _bins(label: Labels, chance: F64, bins: int) -> list[tuple[float, float, int]]:

@@ -12,7 +12,7 @@ SAME_WAY = 0.75
 
 def moves(evaluation: Mapping[str, Any]) -> str:
     """Return what moves a score most, from the permutation importance of an evaluation."""
-    lines = [line for line in evaluation.get("importance") or () if line["logloss"] > 0][:MOST_FEATURES]
+    lines = [line for line in evaluation["importance"] if line["logloss"] > 0][:MOST_FEATURES]
     if not lines:
         return "No importance of features was measured."
     labels = evaluation["labels"]

@@ -49,12 +49,12 @@ def regenerate(model: Path, out: Path) -> None:
 
 def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """Return `report.html`: the verdict, the picture, then tables, without empty sections."""
-    search, curves, rows = evaluation.get("search"), evaluation["curves"], _rows(manifest)
+    search, rows = evaluation.get("search"), ROWS[manifest["measured_on"]]
     by = evaluation["paired"]["model-popular"]["gate"]["by"]
     tone, words = verdict.outcome(evaluation)
     headline = [verdict.headline(evaluation)] if search else []
     span = verdict.span(*evaluation["span_ms"])
-    known = "" if manifest.get("measured_on") == "test" else " They also chose its calibration."
+    known = "" if manifest["measured_on"] == "test" else " They also chose its calibration."
     doubt = f"These are logged rows of {span}, in an order that others chose.{known} What viewers do when the model "
     doubt += "orders their candidates, only an experiment shows."
     parts = [
@@ -69,7 +69,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         optimistic = "These rows chose the winner, so its figures on them are optimistic"
         board = table(verdict.leaderboard(search), optimistic)
         best = details("Leaderboard: the best 20 on the validation rows", board)
-        parts.append(section("Search", charts.pareto(search), paragraph(budget), best))
+        parts.append(section("Search", charts.costs(search), paragraph(budget), best))
     measured = (
         f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
         f"{verdict.order(evaluation)}; {span}."
@@ -78,8 +78,11 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "Side by side on the same rows, in brackets 95 % intervals with viewers as clusters; for logloss, below 0 is "
         "better. Popular has probabilities from a calibration fitted on these same rows, which favours it."
     )
-    important = evaluation.get("importance") or ()
-    sliced = table(verdict.slices(evaluation["slices"]), "A dash: too few rows")
+    sliced = (
+        "NDCG@10 is of labels as shown, which favour the shown order. In brackets: 95 % intervals; one slice in twenty "
+        "is outside its interval by chance. A dash: too few rows"
+    )
+    learned = "Of the winning trial; the model itself was then trained on all rows before the test."
     parts += [
         section(
             "Measures",
@@ -88,31 +91,31 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             table(verdict.differences(evaluation), differences),
             paragraph(f"{LEGEND} {Examination.of(manifest).describe().capitalize()}."),
         ),
-        section("Features", paragraph(moves(evaluation)), charts.importance(important)),
-        section("Slices", charts.slices(evaluation["slices"]), details("All slices", sliced)),
-        section("Reliability", reliability(curves["reliability"])),
+        section("Features", paragraph(moves(evaluation)), charts.importance(evaluation["importance"])),
+        section("Slices", table(verdict.slices(evaluation["slices"]), sliced)),
+        section("Reliability", reliability(evaluation["curves"]["reliability"])),
+        section(
+            "Learning",
+            paragraph(learned if search else ""),
+            charts.learning(evaluation["history"], evaluation["best_epoch"]),
+        ),
+        footer(
+            {"made": manifest["created"], "revision": manifest["git"] or "unknown"},
+            ".",
+            ("evaluation.json", "MODEL_CARD.md"),
+        ),
     ]
-    if curves["lift"]["model"]:
-        lifted = charts.lift(curves["lift"]["model"])
-        parts.append(section("Lift and gain", lifted, charts.gain(curves["gain"])))
-    if evaluation.get("history"):
-        curve = charts.learning(evaluation["history"], evaluation["best_epoch"])
-        whose = "Of the winning trial; the model itself was then trained on all rows before the test."
-        parts.append(section("Learning", paragraph(whose if search else ""), curve))
-    about = {"made": manifest["created"], "revision": manifest["git"] or "unknown"}
-    parts.append(footer(about, ".", ("evaluation.json", "MODEL_CARD.md")))
     return whole_page(f"Model {manifest['version']} for {manifest['surface']}", parts)
 
 
 def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """Return `MODEL_CARD.md`."""
-    rows, label = _rows(manifest), evaluation["label"]
+    rows, label = ROWS[manifest["measured_on"]], evaluation["label"]
     network = ", ".join(f"{key} {value}" for key, value in manifest["network"].items())
     features = ", ".join(f"{name} ({kind})" for name, kind in evaluation["features"].items())
     search = f"\n{verdict.headline(evaluation)}\n" if evaluation.get("search") else ""
-    trained = f" ({verdict.span(*manifest['span_ms'])})" if "span_ms" in manifest else ""
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
-    noted = [*manifest.get("suspects", []), *manifest.get("advice", [])]
+    noted = [*manifest["suspects"], *manifest.get("advice", [])]
     suspects = "".join(f"- {line}\n" for line in noted)
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
     looked = "" if Examination.of(manifest).source == "ignored" else " that is looked at"
@@ -128,8 +131,9 @@ to select who may be shown.
 
 ## How it was made
 
-- **Data**: trained on {manifest["rows"]:,} rows{trained}; measured on {evaluation["rows"]:,} {rows}
-  ({evaluation["positives"]:,} positive), later in time, {verdict.span(*evaluation["span_ms"])}.
+- **Data**: trained on {manifest["rows"]:,} rows ({verdict.span(*manifest["span_ms"])}); measured on
+  {evaluation["rows"]:,} {rows} ({evaluation["positives"]:,} positive), later in time,
+  {verdict.span(*evaluation["span_ms"])}.
 - **Label**: `{label["event"]}` within {label["within_ms"] / 1000:g} s of being shown.
 - **Features**: {features}. Popular sorts by `{evaluation["popular_feature"]}`.
 - **Network**: {network}.
@@ -141,7 +145,7 @@ to select who may be shown.
 
 {markdown(verdict.measures(evaluation))}
 
-NDCG, MAP and MRR: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
+NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 
 {markdown(verdict.differences(evaluation))}
 
@@ -163,14 +167,10 @@ NDCG, MAP and MRR: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % in
 {suspects}"""
 
 
-def _rows(manifest: Mapping[str, Any]) -> str:
-    return ROWS.get(manifest.get("measured_on", "validation"), "rows")
-
-
 def _calibration(manifest: Mapping[str, Any]) -> str:
     if manifest.get("teachers") and manifest["calibration"] == {"a": 1.0, "b": 0.0}:
         return f"none of its own: distilled from {manifest['teachers']} teachers."
     text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on the"
-    if manifest.get("measured_on") == "test":
+    if manifest["measured_on"] == "test":
         return f"{text} validation rows, for a network that had not been trained on them."
     return f"{text} validation rows. The figures below are of the same rows, so they are slightly optimistic."

@@ -1,15 +1,13 @@
-"""Rival models: LightGBM and logistic regression on the same rows and columns as the network."""
+"""The rival model: LightGBM on the same rows and columns as the network."""
 
 from __future__ import annotations
 
 import time
 import timeit
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from serve.features.matrix import Matrix
@@ -18,7 +16,6 @@ from training.data.dataset import Dataset, evenly
 from training.data.encoding import tree_columns
 from training.evaluation.slates import F64
 from training.examination.examination import Examination
-from training.network.network import Network, NetworkConfig
 
 # Fix the algorithm, which speed would choose, to repeat the trees. Threads of OpenMP wait for one
 # another in a loop: beside other work, two take five times as long as one.
@@ -42,7 +39,7 @@ STOP = {"num_iterations": 600, "early_stopping_round": 30}
 MAX_TRIES, TUNING_SHARE, TUNING_S = 20, 0.1, 60.0
 # The rival is the mean of models that differ in their seed: so many, or of so many rows in all.
 NUM_SEEDS, SEED_ROWS = 3, 1_500_000
-# Rows for tuning, and for logistic regression: its few dozen weights do not improve with more.
+# Rows for tuning.
 MOST_ROWS = 300_000
 # Candidates to score at once where a cost is measured: about those of eight requests.
 NUM_ROWS = 440
@@ -148,36 +145,6 @@ def _shown(raw: F64, rows: Any) -> F64:
     # A set whose weights are all 1 has none.
     theta = 1.0 if rows.get_weight() is None else rows.get_weight()
     return np.asarray(np.clip(theta * expit(raw), TINY, 1 - TINY), np.float64)
-
-
-def logistic(encoder: Encoder, train: Dataset, examination: Examination) -> Rival:
-    """Train logistic regression (L2) on the network's inputs, with one-hot categories.
-
-    A negative counts as much as its position is examined, which is exact for rare labels.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    network = Network(encoder, NetworkConfig())
-    num_plain = len(encoder.input_names) - len(encoder.single)
-
-    def columns(matrix: Matrix) -> NDArray[np.float32]:
-        x = network.inputs_of(matrix).numpy()
-        index = x[:, num_plain:].astype(np.int64)
-        one_hot = [np.eye(n)[index[:, k]] for k, n in enumerate(encoder.cardinalities) if n <= 256]
-        return np.concatenate([x[:, :num_plain], *one_hot], axis=1).astype(np.float32)
-
-    rows = train.take(evenly(len(train), MOST_ROWS))
-    weight = np.where(rows.label > 0, 1.0, examination.at(rows.position))
-    model = LogisticRegression(max_iter=300)
-    # Ignore the warning that the last digit has not converged.
-    with warnings.catch_warnings(action="ignore"):
-        model.fit(columns(rows.matrix), rows.label, weight)
-    return lambda matrix: np.asarray(model.predict_proba(columns(matrix))[:, 1], np.float64)
-
-
-# Each takes the encoder, the training rows and the examination to remove from their labels;
-# `lightgbm` also the settings of `tuned`.
-RIVALS: dict[str, Callable[..., Rival]] = {"lightgbm": lightgbm, "logistic": logistic}
 
 
 def us_per_candidate(rival: Rival, matrix: Matrix) -> float:

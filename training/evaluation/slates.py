@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
@@ -66,10 +67,9 @@ class Slates:
         """Return whether most slates have two or more candidates."""
         return 2 * int((self.size >= 2).sum()) >= len(self)
 
-    @property
-    def mixed(self) -> NDArray[np.bool_]:
-        """Mask of the slates with both labels, `[S]`."""
-        return (self.positives > 0) & (self.positives < self.size)
+    def take(self, rows: NDArray[np.bool_]) -> Slates:
+        """Return the rows of this mask, in slates of their own."""
+        return Slates(self.label[rows], self.slate[rows], None if self.viewer is None else self.viewer[rows])
 
     def total(self, values: NDArray[np.generic]) -> F64:
         """Sum `values` `[N]` in each slate, `[S]`."""
@@ -80,114 +80,40 @@ class Slates:
         tie = np.random.default_rng(TIE_SEED).random(len(score))
         return np.lexsort((tie, -np.asarray(score, np.float64), self.code))
 
-    def rank(self, order: I64) -> Ranking:
-        """Return the ranking of these rows, all or some, which are in the order of `order`."""
-        return Ranking(np.asarray(self.label[order], np.float64), self.code[order])
+    def ndcg(self, order: I64, k: int = 10) -> F64:
+        """Return NDCG@k of the slates that can be ranked, `[S2]`, with the rows in this order.
 
-    def auc(self, score: NDArray[np.floating]) -> F64:
-        """Return the AUC inside each slate with both labels, by slate number.
-
-        The AUC is the probability that a positive of the slate is above a negative, with ties
-        counted half. It comes from the rank sum (Mann and Whitney 1947). Its mean over slates is
-        the "group AUC" of Zhou et al. (Deep Interest Network, 2018, section 6.2), unweighted.
+        The gain is the label and the discount 1 / log2(1 + position), from 1 (Järvelin and
+        Kekäläinen 2002). `order` `[N]` is that of `order`.
         """
-        level = np.unique(score, return_inverse=True)[1]
-        earlier = np.cumsum(self.size) - self.size
-        rank = midranks(self.code * len(level) + level) - earlier[self.code]
-        summed = self.total(np.where(self.label > 0, rank, 0.0))[self.mixed]
-        positive, size = self.positives[self.mixed], self.size[self.mixed]
-        won = summed - positive * (positive + 1) / 2
-        return np.asarray(won / (positive * (size - positive)), np.float64)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Rows grouped by slate, best first; every result is `[S2]`, by slate number."""
-
-    # [N], the label.
-    hit: F64
-    # [N], the slate, in ascending order.
-    code: I64
-
-    @cached_property
-    def _starts(self) -> I64:
-        return np.flatnonzero(np.diff(self.code, prepend=-1))
-
-    @cached_property
-    def _group(self) -> I64:
-        """Index of each row's slate among those present, `[N]`."""
-        return np.cumsum(np.diff(self.code, prepend=-1) > 0) - 1
-
-    @cached_property
-    def _positives(self) -> F64:
-        return np.bincount(self._group, self.hit).astype(np.float64)
-
-    @cached_property
-    def _rankable(self) -> NDArray[np.bool_]:
-        return (np.bincount(self._group) >= 2) & (self._positives > 0)
-
-    @cached_property
-    def _position(self) -> I64:
-        """Position of each row in its slate, `[N]`, from 1."""
-        return np.arange(1, len(self.hit) + 1) - self._starts[self._group]
-
-    @cached_property
-    def _found(self) -> F64:
-        """Positives of the slate down to each row, `[N]`."""
-        return np.cumsum(self.hit) - (np.cumsum(self._positives) - self._positives)[self._group]
-
-    @property
-    def slate(self) -> I64:
-        """Slates that can be ranked."""
-        return self.code[self._starts[self._rankable]]
-
-    def ndcg(self, k: int) -> F64:
-        """Return NDCG@k, with gain = label and discount = 1 / log2(1 + position).
-
-        Järvelin and Kekäläinen 2002.
-        """
-        discount = np.where(self._position <= k, 1.0 / np.log2(self._position + 1.0), 0.0)
-        ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))])
-        best = ideal[np.minimum(self._positives[self._rankable], k).astype(np.int64)]
-        return np.asarray(self._sum(self.hit * discount) / best, np.float64)
-
-    def average_precision(self) -> F64:
-        """Return the mean, over a slate's positives, of the precision down to each.
-
-        Manning, Raghavan and Schütze 2008, section 8.4.
-        """
-        precision = self._sum(self.hit * self._found / self._position)
-        return precision / self._positives[self._rankable]
-
-    def reciprocal_rank(self) -> F64:
-        """Return 1 / the position of the first positive (Voorhees 1999, TREC-8)."""
-        return self._sum(np.where(self._found == 1, self.hit / self._position, 0.0))
-
-    def _sum(self, values: F64) -> F64:
-        total: F64 = np.bincount(self._group, values).astype(np.float64)
-        return total[self._rankable]
+        position = np.arange(len(order)) - (np.cumsum(self.size) - self.size)[self.code[order]]
+        discount = np.where(position < k, 1.0 / np.log2(position + 2.0), 0.0)
+        gain = np.bincount(self.code[order], weights=self.label[order] * discount)[self.rankable]
+        ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))
+        best = ideal[np.minimum(self.positives[self.rankable], k).astype(np.int64) - 1]
+        return np.asarray(gain / best, np.float64)
 
 
 def midranks(values: NDArray[np.generic]) -> F64:
     """Return the rank of each value `[N]`, from 1; equal ones share the mean of their ranks."""
-    _, code, count = np.unique(values, return_inverse=True, return_counts=True)
-    rank: F64 = np.cumsum(count) - (count - 1) / 2
-    return rank[code]
+    return np.asarray(pd.Series(values).rank(), np.float64)
 
 
 def pairs_won(positive: NDArray[np.bool_], score: F64) -> F64:
     """Count, for each row `[N]`, the rows of the other label ordered correctly; ties count half."""
-    won = midranks(score)
-    won[positive] -= midranks(score[positive])
-    won[~positive] = positive.sum() - (won[~positive] - midranks(score[~positive]))
-    return won
+    same = np.empty(len(score))
+    for label in (positive, ~positive):
+        same[label] = midranks(score[label])
+    # Rows of the other label below each row.
+    below = midranks(score) - same
+    return np.where(positive, below, positive.sum() - below)
 
 
 def auc(label: NDArray[np.floating] | NDArray[np.bool_], score: NDArray[np.floating]) -> float | None:
     """Return the probability that a positive row is above a negative one, ties counted half.
 
-    Hanley and McNeil 1982; None without both labels. Needs NumPy alone, which each worker imports
-    anyway: importing scikit-learn's version takes a second.
+    Hanley and McNeil 1982; None without both labels. Needs only what each worker imports anyway:
+    importing scikit-learn's version takes a second.
     """
     positive: NDArray[np.bool_] = np.asarray(label > 0, np.bool_)
     num_pairs = float(positive.sum()) * float((~positive).sum())

@@ -16,19 +16,12 @@ TITLES = {
     "popular": "popular",
     "baseline": "the baseline",
     "lightgbm": "LightGBM",
-    "logistic": "logistic regression",
 }
 MEASURES = {
     "expected_labels": "expected labels",
     "ndcg@10": "NDCG@10",
-    "ndcg@5": "NDCG@5",
-    "map": "MAP",
-    "mrr": "MRR",
     "auc": "AUC",
-    "slate_auc": "AUC inside slates",
     "logloss": "logloss",
-    "calibrated_logloss": "logloss, calibrated on these rows",
-    "rce": "RCE, %",
     "ece": "ECE",
 }
 OUTCOMES: Mapping[bool | None, str] = {
@@ -78,8 +71,8 @@ def verdict(evaluation: Evaluation) -> str:
 def compared(evaluation: Evaluation) -> list[str]:
     """Return a sentence for each rival that decides, or is better than the model."""
     parts = []
-    for name in (name for name in evaluation["contenders"] if name != "model"):
-        pair, title = evaluation["paired"][f"model-{name}"], TITLES.get(name, name)
+    for name in evaluation["contenders"][1:]:
+        pair, title = evaluation["paired"][f"model-{name}"], TITLES[name]
         if name in GATES:
             parts.append(f"{OUTCOMES[pair['gate']['beats']]} {title}: {difference(pair)}.")
         elif "bounds" in pair:
@@ -91,13 +84,12 @@ def compared(evaluation: Evaluation) -> list[str]:
 
 def not_beaten(paired: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each rival that a model must beat and does not, or not surely."""
-    found = []
-    for name in GATES:
-        pair = paired.get(f"model-{name}")
-        if pair and not pair["gate"]["beats"]:
-            words = OUTCOMES[pair["gate"]["beats"]].lower()
-            found.append(f"{words} {TITLES[name]} by two standard errors: {difference(pair)}")
-    return found
+    pairs = {name: paired[f"model-{name}"] for name in GATES if f"model-{name}" in paired}
+    return [
+        f"{OUTCOMES[pair['gate']['beats']].lower()} {TITLES[name]} by two standard errors: {difference(pair)}"
+        for name, pair in pairs.items()
+        if not pair["gate"]["beats"]
+    ]
 
 
 def support(evaluation: Evaluation) -> list[str]:
@@ -133,37 +125,26 @@ def standing(pair: Mapping[str, Any]) -> str:
 
 
 def headline(evaluation: Evaluation) -> str:
-    """Return a sentence about a search's winner and the best of its rivals on the test rows."""
-    search, by = evaluation["search"], evaluation["paired"]["model-popular"]["gate"]["by"]
+    """Return a sentence about a search's winner, beside its rival on the same rows."""
+    search, paired = evaluation["search"], evaluation["paired"]
     point = search["config"]
     us = next(line["us_per_candidate"] for line in search["leaderboard"] if line["name"] == search["winner"])
     name = f"{search['winner']} ({point['width']} wide, {point['n_steps']} steps, {point['mask_type']}, "
-    name += f"{us:.1f} µs a candidate)"
-    sign = -1 if by == "logloss" else 1
-    found = {TITLES.get(key, key): evaluation[key][by] for key in evaluation["contenders"]}
-    known = [(sign * value, title) for title, value in found.items() if value is not None]
-    rows = f"the {evaluation['rows']:,} test rows"
-    if found["model"] is None or len(known) < 2:
-        return f"{name} won the search; {rows} do not define {MEASURES[by]}."
-    ours = known.pop(0)[0], name
-    (first, ahead), (second, behind) = sorted([ours, max(known)], key=lambda side: -side[0])
-    one, other = (f"{abs(value):.4f}" for value in (first, second))
-    if one == other:
-        return f"{name} is level with {max(known)[1]} on {rows}: {MEASURES[by]} {one} of both."
-    return f"{_sentence(ahead)} is ahead on {rows}: {MEASURES[by]} {one} against {other} of {behind}."
+    name += f"{us:.1f} µs a candidate) won the search"
+    rival = paired.get("model-lightgbm")
+    rows = f"on the {evaluation['rows']:,} test rows"
+    return f"{name}; {rows}, the model minus LightGBM: {difference(rival)}." if rival else f"{name}."
 
 
 def order(evaluation: Evaluation) -> str:
-    """Return how many slates the measures of order come from, and what they leave out."""
-    certain = evaluation["all_positive"]
-    text = f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
-    return text + (f"; {certain:,} of them are all positive, NDCG 1 in any order" if certain else "")
+    """Return how many slates the measures of order come from."""
+    return f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
 
 
 def measures(evaluation: Evaluation) -> Rows:
     """Return a header, then a row for each measure: its value and interval for each contender."""
     names = evaluation["contenders"]
-    rows: Rows = [("", *(TITLES.get(name, name) for name in names))]
+    rows: Rows = [("", *(TITLES[name] for name in names))]
     for key, title in MEASURES.items():
         cells = [_with_interval(evaluation, name, key) for name in names]
         if set(cells) != {"–"}:
@@ -173,13 +154,11 @@ def measures(evaluation: Evaluation) -> Rows:
 
 def differences(evaluation: Evaluation) -> Rows:
     """Return a header, then a row for each rival: the model's measures minus its own."""
-    rows: Rows = [("model minus", "expected labels", "NDCG@10", "logloss", "AUC")]
-    for name in evaluation["contenders"]:
-        pair = evaluation["paired"].get(f"model-{name}")
-        if pair:
-            auc = "–" if pair["auc"] is None else f"{pair['auc']:+.4f}{_bounds(pair['auc_interval'], '+')}"
-            cells = [_signed(pair[by], pair[error]) for by, error in ERRORS.items()]
-            rows.append((TITLES.get(name, name), *cells, auc))
+    rows: Rows = [("model minus", *(MEASURES[by] for by in ERRORS))]
+    for name in evaluation["contenders"][1:]:
+        pair = evaluation["paired"][f"model-{name}"]
+        cells = [_signed(pair[by], pair[error]) for by, error in ERRORS.items()]
+        rows.append((TITLES[name], *cells))
     return rows
 
 

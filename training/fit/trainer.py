@@ -80,7 +80,7 @@ def _start_ray(temporary: str) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        # Only streamed rows pass through the object store, few at a time.
+        # No rows pass through the object store: workers read them from files.
         object_store_memory=256 * 2**20,
         _temp_dir=temporary,
     )
@@ -127,10 +127,9 @@ def train(
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """TorchTrainer without the actors for Ray Data and for placement groups: saves 2 to 3 s a run.
 
-    Rows in memory need no Ray Data, and each worker creates its own for streamed rows. The
-    placement groups end with the driver, which ends if its controller dies. Ctrl-C stays with the
-    caller: Ray's handler would end the process with 0, as if it had succeeded, and stay installed
-    after the run.
+    Workers read their rows from files, without Ray Data. The placement groups end with the driver,
+    which ends if its controller dies. Ctrl-C stays with the caller: Ray's handler would end the
+    process with 0, as if it had succeeded, and stay installed after the run.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -144,7 +143,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed | None) -> State:
     job = {"encoder": encoder.to_json(), "config": config, "folder": str(folder), "streamed": streamed}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    session = ray_session() if config.num_workers or streamed is not None else contextlib.nullcontext()
+    session = ray_session() if config.num_workers else contextlib.nullcontext()
     with session:
         use_gpu = torch.cuda.is_available()
         if config.num_workers:

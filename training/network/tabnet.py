@@ -38,12 +38,6 @@ class TabNet(nn.Module):
         logit, sparsity = self.tabnet(self.embedder(x))
         return logit, sparsity
 
-    @torch.no_grad()
-    def explained(self, x: Tensor) -> Tensor:
-        """Return the sum of the masks [R, G] over the steps, weighted by each step's decision."""
-        steps = self.tabnet.steps(self.embedder(x))
-        return torch.stack([mask * decision.sum(0) for mask, decision in steps]).sum(0).T
-
 
 class Embedder(nn.Module):
     """Embedding tables of the last columns of x."""

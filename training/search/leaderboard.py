@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
 from training.evaluation.metrics import Contender, Values, calibrated
-from training.evaluation.rivals import MOST_ROWS, RIVALS, TUNING_SHARE, tuned, us_per_candidate
+from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, lightgbm, tuned, us_per_candidate
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.examination import Examination
@@ -27,7 +26,7 @@ class BoardEntry:
     """Result of one model on the validation rows."""
 
     name: str
-    # "tabnet", "popular", or a kind of `RIVALS`.
+    # "tabnet", "popular" or "lightgbm".
     kind: str
     # Logloss after the last epoch; None if the training failed.
     valid_logloss: float | None
@@ -104,27 +103,15 @@ class Leaderboard:
     def table(self, max_us: float | None) -> list[dict[str, Any]]:
         """Return the finished models as rows for the report, the best first."""
         finished = [entry for entry in self.entries if entry.finished]
-        front = {entry.name for entry in _front(self.tried())}
         return [
             {
                 **{name: getattr(entry, name) for name in MEASURES},
                 "fits": entry.fits(max_us),
-                "front": entry.name in front,
                 "epochs": entry.point.get("epochs"),
                 "config": entry.point,
             }
             for entry in sorted(finished, key=lambda e: e.logloss)
         ]
-
-
-def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:
-    """Return the Pareto front of validation logloss and serving cost, the cheapest first."""
-    front: list[BoardEntry] = []
-    ready = [entry for entry in entries if entry.finished and entry.us_per_candidate is not None]
-    for entry in sorted(ready, key=lambda e: (e.us_per_candidate or 0.0, e.logloss)):
-        if not front or entry.logloss < front[-1].logloss:
-            front.append(entry)
-    return front
 
 
 def compete(
@@ -135,30 +122,25 @@ def compete(
     examination: Examination,
     budget_s: float,
 ) -> None:
-    """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
+    """Add the rivals of the networks to the leaderboard if missing: popular and LightGBM.
 
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
-    LightGBM may take `TUNING_SHARE` of the budget; rivals train on at most `MOST_ROWS` rows here.
+    LightGBM may take `TUNING_SHARE` of the budget; it trains on at most `MOST_ROWS` rows here.
     """
     slates, theta = Slates(valid.label, valid.slate), examination.at(valid.position)
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular, theta)
         board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
-    rows = train.take(evenly(len(train), MOST_ROWS))
-    for kind, make in RIVALS.items():
-        if board.of(kind) is None:
-            is_tuned = kind == "lightgbm"
-            print_progress(
-                f"training {TITLES[kind]}" + is_tuned * f", {TUNING_SHARE:.0%} of the budget to tune it"
-            )
-            point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s) if is_tuned else {}
-            began_s = time.perf_counter()
-            rival = make(encoder, rows, examination, **point)
-            score = rival(valid.matrix)
-            # Logistic regression takes no longer for more rows.
-            cost = {"seconds": time.perf_counter() - began_s, "rows": float(len(rows if is_tuned else train))}
-            cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
-            board.add(_entry(kind, slates, score, score * theta, **cost, point=point))
+    if board.of("lightgbm") is None:
+        rows = train.take(evenly(len(train), MOST_ROWS))
+        print_progress(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
+        point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s)
+        began_s = time.perf_counter()
+        rival = lightgbm(encoder, rows, examination, **point)
+        score = rival(valid.matrix)
+        cost = {"seconds": time.perf_counter() - began_s, "rows": float(len(rows))}
+        cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
+        board.add(_entry("lightgbm", slates, score, score * theta, **cost, point=point))
 
 
 def _entry(kind: str, slates: Slates, score: Values, chance: Values, **about: Any) -> BoardEntry:

@@ -18,7 +18,7 @@ from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
-from training.evaluation.rivals import RIVALS, TUNING_SHARE
+from training.evaluation.rivals import TUNING_SHARE, lightgbm
 from training.evaluation.slates import Slates
 from training.examination.estimate import MIN_VIEWERS
 from training.examination.examination import IGNORED, Examination
@@ -67,8 +67,8 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         incumbent = {"version": last.version, "unseen_rows": len(newer), "test_rows": len(test)}
         test, last = (newer, last) if is_enough(newer) else (test, None)
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
-    known = [entry for entry in run.board.entries if entry.kind in RIVALS]
-    rivals = {e.kind: RIVALS[e.kind](encoder, rows, task.examination, **e.point) for e in known}
+    tuned = run.board.of("lightgbm")
+    rivals = {"lightgbm": lightgbm(encoder, rows, task.examination, **tuned.point)} if tuned else {}
     rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
     num_teachers = size.num_teachers + (rival is not None)
     state = _trained(run, winner, size, config, rows, encoder, rival)

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from training.world.population import (
     MINUTE_MS,
@@ -167,8 +168,8 @@ class World:
             + process.join_quality * quality
             + process.join_same_language * same_language
         )
-        p_click = _sigmoid(click)
-        return p_click, p_click * _sigmoid(join)
+        p_click = expit(click)
+        return p_click, p_click * expit(join)
 
     def examination(self, num: int) -> Floats:
         """Return the probability that a viewer examines each of the first `num` positions."""
@@ -236,7 +237,3 @@ class Audience:
             return np.empty(0, dtype=np.int64)
         self._stays[viewer] = stays = {space: leave for space, leave in stays.items() if leave >= ts_ms}
         return np.array(list(stays), dtype=np.int64)
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(1.0 / (1.0 + np.exp(-x)), dtype=np.float64)

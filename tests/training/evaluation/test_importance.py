@@ -1,29 +1,22 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from assessed import dataset, truth
-from networks import random_encoder, random_network, random_rows, reference
+from networks import random_network
 
 from serve.features.matrix import Columns, Matrix
-from training.evaluation.importance import by_masks, by_permutation, importance
+from training.evaluation.importance import by_permutation, importance
 from training.network.model import UNCALIBRATED, Model
 from training.network.network import NetworkConfig
-
-
-def model_of(rng, num_numeric=3, num_single=2, num_multi=1):
-    encoder = random_encoder(rng, num_numeric, num_single, num_multi)
-    return Model(encoder, random_network(rng, encoder, NetworkConfig(width=4)), UNCALIBRATED)
 
 
 def test_what_the_score_does_not_use_is_not_missed(surface):
     data = dataset(surface)
     lost = by_permutation(lambda matrix: truth(data, matrix), data.columns, data.matrix, data.label)
     assert set(lost) == set(surface.features)
-    assert lost["topic_affinity"]["auc"] > lost["audience"]["auc"] > 0.02
     assert lost["topic_affinity"]["logloss"] > lost["audience"]["logloss"] > 0.02
     rest = [lost[name] for name in lost if name not in ("topic_affinity", "audience")]
-    assert all(line == {"auc": 0, "logloss": 0, "rises": None} for line in rest)
+    assert all(line == {"logloss": 0, "rises": None} for line in rest)
 
 
 def test_the_direction_is_the_share_of_changes_that_move_the_score_with_the_value():
@@ -58,26 +51,7 @@ def test_the_columns_of_a_set_are_permuted_together():
     np.testing.assert_array_equal(without_b[:, 0], category[:, 0])
 
 
-def test_attention_is_that_of_pytorch_tabnet_summed_by_feature():
-    rng = np.random.default_rng(0)
-    model = model_of(rng)
-    numeric, category = random_rows(rng, model.encoder, 300)
-    shares = by_masks(model, Matrix(numeric, category))
-    assert sum(shares.values()) == pytest.approx(1)
-    import torch
-
-    inputs = model.network.inputs(*map(torch.from_numpy, model.encoder.encode(numeric, category)))
-    explained = reference(model.network).forward_masks(inputs)[0].detach().double().sum(0).numpy()
-    names = [c.name for c in model.encoder.numeric] + [
-        model.encoder.numeric[i].name for i in model.encoder.indicators
-    ]
-    at = [i for i, name in enumerate(names) if name == "n0"]
-    assert shares["n0"] == pytest.approx(explained[at].sum() / explained.sum())
-    width = model.encoder.single[-1].embedding
-    assert shares["s1"] == pytest.approx(explained[-width:].sum() / explained.sum())
-
-
-def test_every_feature_has_both_the_most_missed_first(surface):
+def test_every_feature_is_measured_the_most_missed_first(surface):
     data = dataset(surface, num_slates=60)
     rng = np.random.default_rng(1)
     from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
+from sklearn.metrics import ndcg_score
 
 from training.evaluation.slates import Slates, pairs_won, sink_non_finite
 
@@ -24,12 +24,8 @@ def has_order(label):
     return len(label) >= 2 and label.sum() > 0
 
 
-def has_both(label):
-    return 0 < label.sum() < len(label)
-
-
 def ndcg(slates, score, k=10):
-    return slates.rank(slates.order(score)).ndcg(k)
+    return slates.ndcg(slates.order(score), k)
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
@@ -39,24 +35,6 @@ def test_ndcg_of_each_slate_is_that_of_scikit_learn(k):
     # Some slates are not rankable.
     assert len(expected) < len(slates)
     np.testing.assert_allclose(ndcg(slates, score, k), expected)
-
-
-def test_average_precision_of_each_slate_is_that_of_scikit_learn():
-    slates, score, _ = ragged()
-    expected = by_slate(slates, score, average_precision_score, has_order)
-    np.testing.assert_allclose(slates.rank(slates.order(score)).average_precision(), expected)
-
-
-def test_reciprocal_rank_is_one_over_the_position_of_the_first_positive():
-    slates, score, _ = ragged()
-    expected = by_slate(slates, score, lambda y, s: 1 / (1 + np.argmax(y[np.argsort(-s)])), has_order)
-    np.testing.assert_allclose(slates.rank(slates.order(score)).reciprocal_rank(), expected)
-
-
-def test_auc_of_each_slate_is_that_of_scikit_learn_with_ties_for_a_half():
-    slates, score, rng = ragged()
-    score = np.round(rng.normal(size=len(score)))
-    np.testing.assert_allclose(slates.auc(score), by_slate(slates, score, roc_auc_score, has_both))
 
 
 def test_ties_are_broken_at_random_and_always_the_same_way():
@@ -70,19 +48,11 @@ def test_ties_are_broken_at_random_and_always_the_same_way():
     assert ndcg(by_label, level).mean() == pytest.approx(ndcg(slates, score).mean(), abs=0.02)
 
 
-def test_some_of_the_rows_are_ranked_as_if_they_were_all():
-    slates, score, rng = ragged()
-    part = rng.random(len(score)) < 0.5
-    order = slates.order(score)
-    alone = Slates(slates.label[part], slates.slate[part])
-    np.testing.assert_array_equal(slates.rank(order[part[order]]).ndcg(10), ndcg(alone, score[part]))
-
-
 def test_what_no_slate_defines_is_empty():
     slates = Slates(np.float32([0, 1, 0]), np.int64([3, 1, 2]))
     score = np.float64([0.1, 0.2, 0.3])
-    assert len(ndcg(slates, score)) == len(slates.auc(score)) == 0
-    assert len(slates.rank(slates.order(score)[:0]).ndcg(10)) == 0
+    assert len(ndcg(slates, score)) == 0
+    assert len(ndcg(slates.take(np.zeros(3, bool)), score[:0])) == 0
 
 
 def test_a_row_wins_its_correctly_ordered_pairs():

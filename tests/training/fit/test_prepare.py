@@ -53,9 +53,10 @@ def sorted_rows(x, label, examination):
 
 
 def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inputs:
-    """Return the batches of `Streamed.batches`, end to end, without Ray."""
-    rows = np.concatenate([train.read(*file, size, slice(begin, end), seed) for file in train.files(seed)])
-    return Inputs(*(torch.tensor(rows[name]) for name in ("x", "label", "examination")))
+    """Return the batches of a pass end to end."""
+    parts = [vars(batch).values() for batch in train.batches(size, slice(begin, end), seed)]
+    assert all(len(x) == end - begin for x, _, _ in parts)
+    return Inputs(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_path, small_parts):

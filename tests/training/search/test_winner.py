@@ -37,22 +37,36 @@ def made(tmp_path_factory):
     return folder, replace(task, base=replace(task.base, num_workers=0))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_winner_is_measured_on_the_rows_that_the_current_model_has_not_seen(made, share, tmp_path):
-    folder, task = made
-    test, last = task.parts["test"], load(folder / "model")
-    seen_until_ms = int(np.quantile(test.ts_ms, share)) if share else int(test.ts_ms[0]) - 1
-    last = replace(last, manifest={**last.manifest, "seen_until_ms": seen_until_ms})
-    with Clock(tmp_path / "out", 600.0) as clock:
+def finished(task, last, out):
+    """Return the manifest of the winner of a search that tried one network."""
+    test = task.parts["test"]
+    with Clock(out, 600.0) as clock:
         clock.claim(task.identity, restart=False)
-        board = Leaderboard(tmp_path / "out" / "leaderboard.jsonl")
+        board = Leaderboard(out / "leaderboard.jsonl")
         point = Space(len(task.before)).point(CONFIG) | {"epochs": 1}
         board.add(
             BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, point=point, calibration=[1, 0])
         )
         forecast = Forecast(board, len(task.before), len(test), 0, 1)
         run = SearchRun(task, board, clock, forecast)
-        manifest = finish(run, board.entries[0], last)
+        return finish(run, board.entries[0], last)
+
+
+def test_a_winner_without_a_model_before_it_is_measured_on_all_test_rows(made, tmp_path):
+    _, task = made
+    manifest = finished(task, None, tmp_path / "out")
+    assert manifest["incumbent"] is None
+    assert manifest["test_rows"] == len(task.parts["test"])
+    assert "model-current" not in manifest["paired"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_winner_is_measured_on_the_rows_that_the_current_model_has_not_seen(made, share, tmp_path):
+    folder, task = made
+    test, last = task.parts["test"], load(folder / "model")
+    seen_until_ms = int(np.quantile(test.ts_ms, share)) if share else int(test.ts_ms[0]) - 1
+    last = replace(last, manifest={**last.manifest, "seen_until_ms": seen_until_ms})
+    manifest = finished(task, last, tmp_path / "out")
     assert manifest["log"] == str(folder / "log")
     num_unseen = int((test.ts_ms > seen_until_ms).sum())
     assert manifest["incumbent"] == {

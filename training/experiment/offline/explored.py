@@ -69,7 +69,7 @@ def explored(
             "cannot be evaluated; set `explore` for the arm in cluster.yaml, and use the log served after that"
         )
     replay = Replay(features.schema, log)
-    open_ms = log.ends_ms - surface.label.within_ms
+    open_ms = log.ends_ms - surface.label_window_ms
     why: dict[int, str] = {}
     for i, draw in draws.items():
         if draw.is_outside:
@@ -108,7 +108,7 @@ def explored(
         progress(done / len(rows))
     new = np.full(is_shown.shape, np.nan)
     new[is_shown] = scores[flat]
-    made_until_ms = artifact.manifest.get("seen_until_ms", 0)
+    made_until_ms = artifact.manifest["seen_until_ms"]
     num_seen = int((replay.exposure_ms[rows] <= made_until_ms).sum())
     served = dict(Counter(draws[i].model for i in rows.tolist()))
     cluster = np.where(viewer > 0, viewer, -1 - rows)
@@ -121,7 +121,7 @@ def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
     owners = Owners.in_replay(replay, log)
     shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     events = np.flatnonzero(replay.event_kind == event)
-    at = owners.of(events, np.arange(len(replay.shown)), shown_ms, surface.label.within_ms)
+    at = owners.of(events, np.arange(len(replay.shown)), shown_ms, surface.label_window_ms)
     earned = np.zeros(len(replay.shown))
     earned[at[at >= 0]] = 1.0
     return earned
