@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,8 +29,6 @@ from training.terminal import decimal
 # ignore it 45 to 64 %, and a rule over three features 43 to 47 %.
 LEAST_CLOSED = 0.65
 SEED = 0
-# Measures whose order of the contenders is compared with the true one.
-YARDSTICKS = ("expected_labels", "ndcg@10")
 
 
 def bench_world(
@@ -48,8 +45,7 @@ def bench_world(
         95 % `interval` (by the model's own examination; null if it has none), `label_events` (the
         true number per exposure that the order earns: the sum of examination times P) and `closed`,
         the share of the gap from popular to the oracle in it, null where all orders earn the same;
-        `rank_correlation` of each of `YARDSTICKS` with `label_events` (Spearman 1904); `reason` why
-        the orders are not compared; `held`: the model closes `LEAST_CLOSED`.
+        `reason` why the orders are not compared; `held`: the model closes `LEAST_CLOSED`.
 
     Raises:
         TabrankError: for an invalid artifact or log, or a world that does not hold the log's truth.
@@ -73,13 +69,10 @@ def bench_world(
         # Ignore a gap of rounding errors.
         closed = (earned[name] - earned["popular"]) / gap if gap > 1e-9 else None
         found[name] |= {"label_events": earned[name], "closed": closed}
-    frame = pd.DataFrame(found).T[[*YARDSTICKS, "label_events"]].astype(float).round(9)
-    rank = frame.corr("spearman")["label_events"]
     return {
         "version": artifact.version,
         "rows": len(data),
         "contenders": found,
-        "rank_correlation": {by: None if np.isnan(rank[by]) else float(rank[by]) for by in YARDSTICKS},
         "reason": earns.about["reason"] if gap > 1e-9 else "every order earns the same in this world",
         "held": (found["model"]["closed"] or 0.0) >= LEAST_CLOSED,
     }
@@ -95,8 +88,6 @@ def table(result: Mapping[str, Any]) -> str:
             cells[1] += f" ± {(one['interval'][1] - one['expected_labels']) / Z95:.4f}"
         cells.append("–" if one["closed"] is None else f"{one['closed']:.0%}")
         lines.append(f"  {name:<16}" + "".join(f"{cell:>20}" for cell in cells))
-    rank = ", ".join(f"{by} {decimal(value)}" for by, value in result["rank_correlation"].items())
-    lines += [f"rank correlation with true label events: {rank}"]
     return "\n".join(lines + ([f"no comparison: {result['reason']}"] if result["reason"] else []))
 
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
 from serve.contract.errors import TabrankError, did_you_mean
-from serve.contract.experiment_metrics import METRICS
+from serve.contract.experiment_metrics import MetricName
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
 from serve.contract.validation import milliseconds
 from serve.features.baseline import NO_RULE
@@ -27,10 +27,6 @@ from serve.model.artifact import VERSION, require
 from serve.model.scorer_cache import MAX_VERSIONS
 from serve.model.scorers import Backend
 
-if TYPE_CHECKING:
-    MetricName = str
-else:
-    MetricName = Literal[tuple(metric.name for metric in METRICS)]
 CURRENT, CANARY = "current", "canary"
 HEURISTICS = POPULAR, BASELINE, SHUFFLE, NOOP = ("popular", "baseline", "shuffle", "noop")
 SCORERS = (CURRENT, CANARY, *HEURISTICS)

@@ -7,7 +7,9 @@ that `above` and `below` name.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+MetricName = Literal["active_days", "join_rate", "clicks", "joins", "minutes"]
 CLICK, JOIN, LEAVE = "click", "join", "leave"
 VIEWERS = "viewers assigned to the arm: those with an exposure in the window, by the arm of their first one"
 
@@ -16,7 +18,7 @@ VIEWERS = "viewers assigned to the arm: those with an exposure in the window, by
 class Metric:
     """Ratio Σ `above` / Σ `below` over an arm's viewers, or mean of `above` if `below` is None."""
 
-    name: str
+    name: MetricName
     title: str
     unit: str
     numerator: str
