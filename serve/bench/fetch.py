@@ -38,13 +38,12 @@ _PAGE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes to measure: each of `viewers` × `candidates` × `batches`, and `slates` alone."""
+    """Sizes to measure: each of `viewers` × `candidates` × `batches`."""
 
     viewers: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     candidates: tuple[int, ...] = (1_000, 10_000, 100_000)
     batches: tuple[int, ...] = (1, 4, 16, 64)
     slate: int = 55
-    slates: tuple[int, ...] = (55, 110, 220, 440, 1_000)
 
 
 @dataclass
@@ -81,9 +80,8 @@ def bench_fetch(
     Returns:
         A dictionary with:
         - `machine`, `seconds`, and `features` (their number);
-        - `cells`, and `sweep` (slates of other lengths, without batches): lists of `viewers`,
-          `candidates`, `batch`, `slate`, `p50_us` and `p99_us` of a request, `us_per_candidate`,
-          and the number of `batches` timed.
+        - `cells`: a list of `viewers`, `candidates`, `batch`, `slate`, `p50_us` and `p99_us` of a
+          request, `us_per_candidate`, and the number of `batches` timed.
 
     Raises:
         TabrankError: the disk has no room for the viewers.
@@ -96,15 +94,13 @@ def bench_fetch(
     tables = {n: RowMaker(schema, seed=n).live_table(n) for n in sizes.candidates}
     sides = product(sizes.viewers, sizes.candidates, sizes.batches)
     cells = [_Cell(*side, sizes.slate) for side in sides]
-    middle = _middle(sizes.viewers), _middle(sizes.candidates)
-    sweep = [_Cell(*middle, 1, n) for n in sizes.slates]
     with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
         stores = {}
         for n in sizes.viewers:
             progress(f"making {n} viewers")
             stores[n] = _filled(Path(temporary) / str(n), schema, n)
         progress("measuring")
-        asyncio.run(_measure(cells + sweep, schema, stores, tables, rounds))
+        asyncio.run(_measure(cells, schema, stores, tables, rounds))
         for store in stores.values():
             store.close()
     return {
@@ -112,12 +108,11 @@ def bench_fetch(
         "seconds": round(time.perf_counter() - begun, 1),
         "features": len(surface.features),
         "cells": [cell.report() for cell in cells],
-        "sweep": [cell.report() for cell in sweep],
     }
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Format the result as text: a line per number of viewers and candidates; then the sweep."""
+    """Format the result as text: a line per number of viewers and candidates."""
     cells = result["cells"]
     batches = sorted({cell["batch"] for cell in cells})
     lines = ["us a request, p50 / p99, in batches of " + ", ".join(map(str, batches))]
@@ -125,10 +120,6 @@ def table(result: Mapping[str, Any]) -> str:
         if cell["batch"] == batches[0]:
             lines.append(f"{cell['viewers']:>9} viewers {cell['candidates']:>7} live")
         lines[-1] += f"{cell['p50_us']:>9.0f} /{cell['p99_us']:>5.0f}"
-    for cell in result["sweep"]:
-        lines.append(
-            f"{cell['slate']:>5} candidates a request: {cell['p50_us']:.0f} us, {cell['us_per_candidate']:.2f} each"
-        )
     return "\n".join(lines)
 
 
@@ -197,7 +188,3 @@ def _query(cell: _Cell, draw: random.Random) -> Query:
         explore=False,
         num_scored=cell.slate,
     )
-
-
-def _middle(values: Sequence[int]) -> int:
-    return values[len(values) // 2]

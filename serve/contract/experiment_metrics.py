@@ -18,7 +18,7 @@ VIEWERS = "viewers assigned to the arm: those with an exposure in the window, by
 class Metric:
     """Ratio Σ `above` / Σ `below` over an arm's viewers, or mean of `above` if `below` is None."""
 
-    name: MetricName
+    name: str
     title: str
     unit: str
     numerator: str

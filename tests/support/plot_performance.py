@@ -24,11 +24,9 @@ STYLE["axes.prop_cycle"] = matplotlib.cycler(linestyle=["-", "--"], color=["0.55
 
 @matplotlib.rc_context(STYLE)
 def write_plots(fetch, folder):
-    """Write the three plots as SVG and return their paths."""
+    """Write both plots as SVG and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = {"alone": [(cell["slate"], cell["p50_us"]) for cell in fetch["sweep"]]}
     found = {
-        "candidates.svg": cost_against("candidates a request", sweep),
         "viewers.svg": cost_against("viewers in the store", _cells(fetch, "viewers", "candidates", 10_000)),
         "live.svg": cost_against("live candidates", _cells(fetch, "candidates", "viewers", 100_000)),
     }
