@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 import numpy as np
 import uvicorn
+from filled_store import STORE, fill_store
 from stub import MODEL, publish_stub
 from tiny import TOML
 
@@ -30,14 +31,14 @@ from serve.rollout.registry import ModelRegistry
 class Live:
     """Service of the small surface; `log_folder` fills its store, and `served` is its log."""
 
-    def __init__(
-        self, folder, log_folder=None, *, clock="event", store="lmdb:store", max_live=MAX_LIVE, **config
-    ):
+    def __init__(self, folder, log_folder=None, *, clock="event", store=STORE, max_live=MAX_LIVE, **config):
         (folder / "tiny.toml").write_text(TOML)
         publish_stub(folder / "models", TOML)
         self.folder = folder
         self.surface = load_surface(str(folder / "tiny.toml"))
-        if log_folder:
+        if log_folder and store == STORE:
+            fill_store(folder / "tiny.toml", log_folder)
+        elif log_folder:
             load(self.surface, log_folder, store, folder)
         self.max_live = max_live
         # Callback for the numbers that Ingest reports to its metrics.

@@ -68,6 +68,20 @@ class NoScorer:
         pass
 
 
+async def followed(fetcher, times=2):
+    """Wait until the replica has followed the models so often."""
+    ended, report = asyncio.Semaphore(0), fetcher.rollout.report
+
+    async def reported():
+        await report()
+        ended.release()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetcher.rollout, "report", reported)
+        for _ in range(times):
+            await ended.acquire()
+
+
 class Home:
     """Folder of a service of the small surface that nothing is wrong with."""
 
@@ -122,7 +136,7 @@ class Home:
         running = asyncio.create_task(keep_up(fetcher))
         transport = httpx.ASGITransport(Edge(fetcher))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            await asyncio.sleep(0.3)
+            await followed(fetcher, times=1)
             if meanwhile is not None:
                 await meanwhile(fetcher, client)
             answer = (await client.get("/readyz")).json()
@@ -418,25 +432,27 @@ def test_new_settings_end_the_report_of_refused_ones(home):
     assert asyncio.run(home.readyz(scenario)) == []
 
 
-def test_a_model_of_another_state_is_refused_and_the_one_before_ranks(home):
+def test_a_model_of_another_state_is_refused_and_the_one_before_ranks(home, monkeypatch):
+    monkeypatch.setattr(upkeep, "REFRESH_S", 0.01)
     ModelRegistry(home.folder / "models").promote(MODEL)
 
     async def scenario(fetcher, client):
         assert fetcher.model.version == MODEL
         promote_made_for(home, OTHER_STATE)
-        await asyncio.sleep(0.5)
+        await followed(fetcher)
         assert fetcher.model.version == MODEL
 
     (found,) = asyncio.run(home.readyz(scenario))
     assert found["name"] == "model_of_another_state"
 
 
-def test_a_pointer_that_vanished_is_told_by_replicas_of_before_and_by_new_ones(home):
+def test_a_pointer_that_vanished_is_told_by_replicas_of_before_and_by_new_ones(home, monkeypatch):
+    monkeypatch.setattr(upkeep, "REFRESH_S", 0.01)
     registry, pointer = ModelRegistry(home.folder / "models"), home.folder / "models" / CURRENT
 
     async def vanished(fetcher, client):
         pointer.unlink()
-        await asyncio.sleep(0.5)
+        await followed(fetcher)
         assert fetcher.model.version == MODEL
 
     (found,) = asyncio.run(home.readyz(vanished))
@@ -512,8 +528,9 @@ def test_a_log_that_grows_with_its_store_is_not_ahead(home, monkeypatch, clock):
         for _ in range(3):
             seq = fetcher.live.seq
             await taken(home)
-            await asyncio.sleep(0.1)
-            assert fetcher.live.seq > seq
+            async with asyncio.timeout(5):
+                while fetcher.live.seq == seq:
+                    await asyncio.sleep(0.01)
             assert list(fetcher.diagnoses()) == []
 
     assert asyncio.run(home.readyz(scenario)) == home.check() == asyncio.run(home.readyz()) == []

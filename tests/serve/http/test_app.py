@@ -13,6 +13,7 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from filled_store import fill_store
 from openapi_spec_validator import validate
 from stub import MODEL, publish_stub
 from tiny import TOML
@@ -69,7 +70,7 @@ class Service:
         (tmp_path / "tiny.toml").write_text(toml)
         publish_stub(tmp_path / "models", TOML)
         if log_folder:
-            load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path)
+            fill_store(tmp_path / "tiny.toml", log_folder)
         self.scorer = FakeScorer()
         args = AppArgs("tiny.toml", "lmdb:store", "models", clock=clock)
         self.taken = []
@@ -762,10 +763,11 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(service):
     assert service.scorer.calls < 20
 
 
-def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path, log_folder):
+def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path):
     row_bytes = service.fetcher.ranker.features.columns.row_bytes
     monkeypatch.setattr("serve.ranking.service.MAX_CALL_BYTES", 5 * row_bytes + 7)
-    service = Service(tmp_path, log_folder, arm=MODEL)
+    # The store is there already.
+    service = Service(tmp_path, None, arm=MODEL)
     calls = []
 
     async def score(version, payload):

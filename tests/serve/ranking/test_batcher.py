@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import virtual_time
 
 from serve.ranking.batcher import Batcher
 
@@ -59,7 +60,7 @@ def with_batcher(*, max_in_flight, cap, kind=Work, **constants):
             with pytest.MonkeyPatch.context() as patch:
                 for name, value in constants.items():
                     patch.setattr(f"serve.ranking.batcher.{name}", value)
-                asyncio.run(run())
+                virtual_time.run(run())
 
         return test
 
