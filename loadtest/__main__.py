@@ -77,11 +77,9 @@ def run(
     def measured(folder: Path) -> Report:
         load = load_profile(profile, target_rps=rps, duration_s=duration, warmup_s=warmup)
         used, load = find_ids(ids, log, load, print_progress)
-        of["url"] = running_url(url)
-        return run_profile(load, load_slo(slo), of["url"], used, cluster, folder)
+        return run_profile(load, load_slo(slo), running_url(url), used, cluster, folder)
 
-    of: Report = {"profile": profile, "url": url}
-    run_scenario(Path(profile).stem, out, measured, findings, as_json, of=of)
+    run_scenario(Path(profile).stem, out, measured, findings, as_json)
 
 
 @app.command()
@@ -115,11 +113,9 @@ def freshness(
         kinds = None if ids else read_log_kinds(log)
         used, profile = find_ids(ids, log, profile, print_progress)
         plan = FreshnessPlan(profile, events, probes)
-        of["url"] = running_url(url)
-        return run_freshness(plan, of["url"], used, kinds, load_slo(slo), folder)
+        return run_freshness(plan, running_url(url), used, kinds, load_slo(slo), folder)
 
-    of: Report = {"url": url}
-    run_scenario("freshness", out, measured, freshness_findings, as_json, of=of)
+    run_scenario("freshness", out, measured, freshness_findings, as_json)
 
 
 @app.command()
@@ -162,11 +158,11 @@ def knee(
 
     Exit codes: 0 found, 1 no rate held, 2 invalid measurement (late generator) or failed run.
     """
-    from loadtest.report.knee import knee_summary
+    from loadtest.report.knee import knee_findings
     from loadtest.scenarios.knee import run_knee
 
     measured = partial(run_knee, Workspace(work), config, candidates, emit=print_progress)
-    run_scenario("knee", out, measured, knee_summary, as_json)
+    run_scenario("knee", out, measured, knee_findings, as_json)
 
 
 @app.command()
@@ -177,12 +173,11 @@ def compare(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Compare tabrank, plain FastAPI and idiomatic Ray Serve in turns. About 15 minutes.
+    """Compare tabrank and plain FastAPI in turns. About 10 minutes.
 
-    The Ray Serve rival follows the guide in Ray's documentation. All three run at once. Loads: a
-    closed loop on 1, 8, 32 and 64 connections, then an open loop at 10, 100 and 900 requests/s. A
-    service that does not answer 90 % of a rate's requests in full in the first round skips the
-    others.
+    Both run at once. Loads: a closed loop on 1, 8, 32 and 64 connections, then an open loop at 10,
+    100 and 900 requests/s. A service that does not answer 90 % of a rate's requests in full in the
+    first round skips the others.
 
     Exit codes: 0 all measured, 1 a service was not measured at a load, 2 invalid measurement
     (the generator was late) or failed run.
@@ -198,22 +193,21 @@ def compare(
 def scale(
     work: Work = WORK,
     config: Config = CONFIG,
-    part: Annotated[list[str] | None, typer.Option(help="replicas, step or nodes; all by default")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="replicas or step; both by default")] = None,
     cycles: Annotated[int, typer.Option(min=1, max=100, help="number of replica cycles 1 → 3 → 1")] = 5,
     hold: Annotated[float, typer.Option(min=5, max=600, help="seconds for each change of replicas")] = 15,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Test scaling of replicas and nodes under load with a throttled Scorer. About 8 minutes.
+    """Test scaling of replicas under load with a throttled Scorer. About 6 minutes.
 
     replicas: 1 → 3 → 1 at 60 % load, --cycles times; no request fails. step: within 10 s of a
-    doubled load, more replicas run and the p99 is below its limit again. nodes: a load step adds a
-    node, and the end of the load removes it.
+    doubled load, more replicas run and the p99 is below its limit again.
 
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.report.series import scale_summary
-    from loadtest.scenarios.scaling.scale import PARTS, run_scale
+    from loadtest.report.scale import scale_summary
+    from loadtest.scenarios.scale import PARTS, run_scale
 
     parts = tuple(dict.fromkeys(part)) if part else PARTS
     measured = partial(run_scale, Workspace(work), config, parts, cycles, hold, emit=print_progress)
@@ -231,17 +225,17 @@ def overload(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Overload the service on its own core, then repeat without load shedding. About 15 minutes.
+    """Overload the service on its own core. About 12 minutes.
 
     The service runs on one core and the load generator on another; the knee is the lower one of two
     measured before and after with the same CPU pinning. Limits: full answers a second of 75 % of
     the knee at up to 1.2 times the knee, 50 % at up to twice the knee and 30 % above, p99 of
     answers ≤ 100 ms, no failure but refusals, full answers again ≤ 2 s after the overload;
-    docs/overload.md lists all. Without load shedding the service must not meet them.
+    docs/overload.md lists all.
 
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """
-    from loadtest.report.series import overload_summary
+    from loadtest.report.overload import overload_summary
     from loadtest.scenarios.overload import read_times, run_overload
     from loadtest.scenarios.overload_verdict import Overload
 
@@ -270,7 +264,7 @@ def chaos(
     Exit codes: 0 all held, 1 one did not hold, 2 invalid measurement (the generator was late) or
     failed run.
     """
-    from loadtest.report.series import chaos_summary
+    from loadtest.report.chaos import chaos_summary
     from loadtest.scenarios.chaos.run import run_chaos
 
     measured = partial(run_chaos, Workspace(work), config, fault or (), rate, emit=print_progress)
@@ -302,11 +296,9 @@ def soak(
 
     def measured(folder: Path) -> Report:
         used, profile = find_ids(ids, log, soak_profile(rate, minutes * 60), print_progress)
-        of["url"] = running_url(url)
-        return run_soak(profile, of["url"], used, cluster, folder, print_progress)
+        return run_soak(profile, running_url(url), used, cluster, folder, print_progress)
 
-    of: Report = {"url": url}
-    run_scenario("soak", out, measured, soak_findings, as_json, of=of)
+    run_scenario("soak", out, measured, soak_findings, as_json)
 
 
 if __name__ == "__main__":

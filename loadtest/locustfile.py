@@ -1,7 +1,6 @@
 """Locust integration: an open loop and a closed loop of rankings, judged by the SLO.
 
-`python -m loadtest run` runs OpenLoopUser in its own process. Both users also work with Locust
-alone, and without `-H` they load the service of var/run:
+`python -m loadtest run` needs no Locust. Without `-H`, both users load the service of var/run:
 
     locust -f loadtest/locustfile.py --headless -t 60s --profile headline
     locust -f loadtest/locustfile.py ClosedLoopUser --headless -t 60s --users 50 --spawn-rate 10
@@ -21,9 +20,7 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, cycle, repeat
 from pathlib import Path
@@ -54,19 +51,6 @@ BLOCK_S = 10.0
 locust.stats.bucket_response_time = bucket_ms
 
 
-@dataclass(frozen=True)
-class LocustLoad:
-    """The load that one Locust process sends, set as `load` of its environment, or None.
-
-    `on_end` is called with each request that ended.
-    """
-
-    profile: Profile
-    bodies: list[bytes]
-    blocks: Iterable[Block]
-    on_end: Callable[[Ended], None]
-
-
 class RequestError(Exception):
     """Exception that Locust shows for a failed request."""
 
@@ -87,7 +71,7 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
         return Dispatcher(connections.exchange, read, self._ended)
 
     def _ended(self, ended: Ended) -> None:
-        self.environment.load.on_end(ended)
+        self.environment.load.tally.keep(ended)
         ok = ended.outcome.ok
         self.environment.events.request.fire(
             request_type="POST",
@@ -105,11 +89,14 @@ class OpenLoopUser(RankUser):
     @task  # type: ignore[untyped-decorator]
     def dispatch(self) -> None:
         """Send the environment's load, then stop."""
-        load: LocustLoad = self.environment.load
+        load: Run = self.environment.load
+        shape = load.profile.shape
+        # The shape repeats until Locust stops the run.
+        every = chain.from_iterable(repeat(blocks(shape))) if shape else repeat(Block(BLOCK_S))
         rng = np.random.default_rng([SEED, self.environment.runner.worker_index])
         with closing(Connections(self.host)) as connections:
             requests = cycle([connections.prepare(body) for body in load.bodies])
-            self.dispatcher(connections).run(arrivals(self._share_rps, load.blocks, rng), requests)
+            self.dispatcher(connections).run(arrivals(self._share_rps, every, rng), requests)
         raise StopUser
 
     def _share_rps(self) -> float:
@@ -181,10 +168,17 @@ def requests_of(profile: str, rps: float, ids: str, log: str) -> tuple[Profile, 
 
 
 class Run:
-    """Wiring of one Locust process: the load that it sends, and the verdict on what came back."""
+    """Wiring of one Locust process: the load that it sends, and the verdict on what came back.
+
+    The `load` of its environment is the run once it is prepared, and None before.
+    """
+
+    profile: Profile
+    bodies: list[bytes]
 
     def __init__(self, environment: Any, options: Any) -> None:
-        self._environment, self._options, self._tally = environment, options, Tally()
+        self.tally = Tally()
+        self._environment, self._options = environment, options
         self._slo = load_slo(Path(options.slo) if options.slo else None)
 
     def prepare(self) -> None:
@@ -194,7 +188,7 @@ class Run:
             TabrankError: if an option is unusable.
         """
         options, runner = self._options, self._environment.runner
-        self._tally.clear()
+        self.tally.clear()
         self._environment.load = None
         if not isinstance(runner, WorkerRunner):
             # Workers get these from their master, but not Locust's own `profile`.
@@ -202,11 +196,8 @@ class Run:
             options.num_dispatchers = max(1, getattr(runner, "worker_count", 1))
         if not isinstance(runner, MasterRunner):
             name = getattr(options, "named_profile", options.profile or "headline")
-            profile, bodies = requests_of(name, options.rps, options.ids, options.log)
-            # The shape repeats until Locust stops the run.
-            shaped = chain.from_iterable(repeat(blocks(profile.shape)))
-            every = shaped if profile.shape else repeat(Block(BLOCK_S))
-            self._environment.load = LocustLoad(profile, bodies, every, self._tally.keep)
+            self.profile, self.bodies = requests_of(name, options.rps, options.ids, options.log)
+            self._environment.load = self
 
     def start(self, **_: Any) -> None:
         """Prepare a test; without a usable load nothing is sent."""
@@ -217,11 +208,11 @@ class Run:
 
     def send(self, data: dict[str, Any], **_: Any) -> None:
         """Add the requests since the last report to a worker's report to its master."""
-        data["ended"] = self._tally.take()
+        data["ended"] = self.tally.take()
 
     def receive(self, data: dict[str, Any], **_: Any) -> None:
         """Add the requests of a worker's report."""
-        self._tally.add(data["ended"])
+        self.tally.add(data["ended"])
 
     def log_verdict(self, **_: Any) -> Verdict:
         """Log and return the verdict on the test; the web UI shows it among its logs."""
@@ -240,7 +231,7 @@ class Run:
         self._environment.process_exit_code = EXIT_CODES[self.log_verdict()]
 
     def _judged(self) -> tuple[Measurement | None, Verdict, list[str]]:
-        measured, verdict, reasons = self._tally.judged(self._slo)
+        measured, verdict, reasons = self.tally.judged(self._slo)
         runner = self._environment.runner
         if verdict == "not held" and (runner.cpu_warning_emitted or runner.worker_cpu_warning_emitted):
             return measured, "void", [f"Locust needs more than a core; {REMEDY}", *reasons]

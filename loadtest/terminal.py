@@ -24,14 +24,12 @@ def run_scenario(
     summed_up: Callable[[Report], object],
     as_json: bool,
     *,
-    of: Report | None = None,
     writes: bool = True,
 ) -> None:
     """Measure, print the report or the reason for its absence, and exit by the verdict.
 
     `measured` writes its report, if it has one, to the given folder: `out`, or by default
-    var/loadtest/NAME-TIME; without `writes` it writes none. `of` holds the fields that identify the
-    measurement when there is no report.
+    var/loadtest/NAME-TIME; without `writes` it writes none.
     """
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:
@@ -41,9 +39,7 @@ def run_scenario(
     except TabrankError as error:
         # `Commands` prints the error and exits with 2.
         if as_json:
-            reason = str(error)
-            invalid = {"verdict": "void", "reasons": [reason]}
-            print(json.dumps(of | invalid if of else {"error": reason}))
+            print(json.dumps({"verdict": "void", "reasons": [str(error)]}))
         raise
     except KeyboardInterrupt:
         raise TabrankError(INTERRUPTED) from None

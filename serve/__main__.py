@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +23,6 @@ from serve.contract.commands import (
     answer,
     command_line,
 )
-from serve.contract.errors import TabrankError
-from serve.contract.validation import milliseconds
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
 from serve.storage.atomic_files import PRIVATE
@@ -87,9 +84,8 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     answer(stopped, as_json, line)
 
 
-@app.command(context_settings={"allow_extra_args": True})
+@app.command()
 def status(
-    ctx: typer.Context,
     run: AnyRunFolder = None,
     address: Address = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
@@ -104,16 +100,12 @@ def status(
     from serve.operate.status.screen import keep_showing, show
     from serve.operate.status.vitals import look
 
-    if ctx.args:
-        raise TabrankError(
-            f"status {ctx.args[0]}: name a run folder, not a file: python -m serve status [--run var/run]"
-        )
     if watch:
         found = keep_showing(run, address, every, as_json)
     else:
         found = look(run, address)
         show(found, as_json)
-    if found["state"] != "ready" or found["degraded"]:
+    if found.state != "ready" or found.degraded:
         raise typer.Exit(1)
 
 
@@ -150,10 +142,8 @@ def diff(
     change was refused, 2 if no service runs here or the file cannot be read.
     """
     from serve.operate.diff.apply import diff as differ
-    from serve.operate.status.vitals import median_ms
 
-    p50_ms = partial(median_ms, run, address)
-    result, lines, held = differ(config, run, address, apply, timeout, _progress, yes=yes, p50_ms=p50_ms)
+    result, lines, held = differ(config, run, address, apply, timeout, _progress, yes=yes)
     answer(result, as_json, "\n".join(lines), held=held)
 
 
@@ -220,9 +210,6 @@ def load(
         str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")
     ] = "spaces",
     store: Annotated[str, typer.Option(help="Store to fill; its content is replaced.")] = "lmdb:var/store",
-    until: Annotated[
-        str | None, typer.Option(help="Replay only records before this ISO time or milliseconds.")
-    ] = None,
     without_journal: Annotated[
         bool,
         typer.Option(
@@ -242,13 +229,11 @@ def load(
     from serve.stores.factory import shown
 
     os.umask(PRIVATE)
-    until_ms = None if until is None else milliseconds(until, "--until")
     counts = fill(
         load_surface(surface),
         log,
         store,
         Path.cwd(),
-        until_ms,
         _progress,
         named=surface,
         without_journal=without_journal,

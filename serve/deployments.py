@@ -125,7 +125,7 @@ class FeatureFetch:
         in_process = ModelHolder(Path(base) / args.models, args.backend) if is_in_process else None
         peers = _Handles(scorer, ingest, in_process)
         metrics = RankMetrics(_application())
-        self._fetcher = RankingService(args, Path(base), peers, metrics, in_process, _application())
+        self._service = RankingService(args, Path(base), peers, metrics, in_process, _application())
         # Until Serve's controller reports the address.
         self._keys = Authenticator(host=EVERY_ADDRESS)
         self._refreshing: asyncio.Task[None] | None = None
@@ -140,16 +140,16 @@ class FeatureFetch:
         self._keys.num_replicas = _num_replicas()
         if self._refreshing is None:
             self._keys.host = await _http_host()
-            self._fetcher.configure(UserConfig.from_mapping(user_config))
-            await await_writer(self._fetcher)
+            self._service.configure(UserConfig.from_mapping(user_config))
+            await await_writer(self._service)
             _quiet_gc()
-            self._refreshing = asyncio.get_running_loop().create_task(keep_up(self._fetcher))
+            self._refreshing = asyncio.get_running_loop().create_task(keep_up(self._service))
             return
         try:
-            await self._fetcher.reconfigure(UserConfig.from_mapping(user_config))
+            await self._service.reconfigure(UserConfig.from_mapping(user_config))
         except TabrankError as error:
             logging.getLogger("tabrank").error("new settings refused, the current ones stay: %s", error)
-            self._fetcher.settings_error = error
+            self._service.settings_error = error
 
     async def check_health(self) -> None:
         """Raise if the background work has stopped; Ray then restarts the replica."""
@@ -159,11 +159,11 @@ class FeatureFetch:
         """Send the held exposures; Ray awaits it when the replica stops."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_SEND_S):
-                await self._fetcher.exposure_buffer.flush()
+                await self._service.exposure_buffer.flush()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:
         """Return the ASGI application for Ray to mount."""
-        return Edge(self._fetcher, self._keys)
+        return Edge(self._service, self._keys)
 
 
 # As above: `reconfigure` starts the writer before the first record comes.

@@ -22,8 +22,8 @@ from serve.config.reader import read
 from serve.contract.errors import TabrankError
 from serve.log.writer import write_log
 from serve.model.artifact import CURRENT, FILES, load, save
-from serve.operate.diff.running import LocalService
 from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.running_service import LocalService
 from serve.operate.run.local_cluster import up
 from serve.operate.status.scrape import PageHistory
 from serve.operate.status.vitals import look
@@ -83,9 +83,9 @@ def named_everywhere(home: Path, name: str, *, in_file: bool = True) -> str:
     assert found, answer
     text = f"{found[0]['cause']} {found[0]['remedy']}"
     state = look(home / "var/run", None, PageHistory(1.0))
-    assert f"tiny: {text}" in state["degraded"]
-    assert name in [one["name"] for one in state["causes"]]
-    assert state["health"]["state"] == "degraded"
+    assert f"tiny: {text}" in state.degraded
+    assert name in [one.name for one in state.causes]
+    assert state.health.state == "degraded"
     again = up(home / "cluster.yaml", timeout_s=30)
     assert again["action"] == "none"
     assert f"tiny: {text}" in again["degraded"]
@@ -165,7 +165,7 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
     url = json.loads((home / "var/run/service.json").read_text())["url"]
     assert "kill_switch" in [one["name"] for one in httpx.get(f"{url}/readyz").json()["diagnoses"]]
     state = look(home / "var/run", None, PageHistory(1.0))
-    assert (state["kill_switch"], state["changes"][0]["what"]) == (["tiny"], "kill switch on for tiny")
+    assert (state.kill_switch, state.changes[0].what) == (["tiny"], "kill switch on for tiny")
 
 
 def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(home):
@@ -225,6 +225,12 @@ def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home
         found = leading(home, {"first_key"})
         assert callers.status == 401
         assert "client_errors" in [one["name"] for one in found["causes"]]
+        # A restart breaks it too.
+        keyed["applications"][0]["route_prefix"] = "/ranking"
+        keyed["http_options"]["keep_alive_timeout_s"] = 80
+        file.write_text(yaml.safe_dump(keyed))
+        assert up(file, timeout_s=180, yes=True)["action"] == "started"
+        leading(home, {"route_changed"})
     finally:
         callers.ended.set()
         callers.join()

@@ -225,7 +225,7 @@ def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
         time.sleep(3.0)
         traffic("while")
         assert without_series(port, required_expressions(), seconds=30) == []
-    address = run.service()["metrics_url"]
+    address = run.service().metrics_url
     ours = re.findall(r"^(?:# \w+ )?ray_tabrank_.*\n", httpx.get(address).text, re.M)
     done = subprocess.run(
         ["promtool", "check", "metrics"], input="".join(ours), capture_output=True, text=True, check=False

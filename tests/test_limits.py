@@ -16,9 +16,8 @@ from serve.contract import messages
 from serve.contract import rankings as api
 from serve.contract import records as contract_records
 from serve.contract.metric_catalog import METRICS
-from serve.features.slots import PLACES
-from serve.http import app as edge
-from serve.http import auth
+from serve.features.kinds.gauge import PLACES
+from serve.http import auth, request_headers
 from serve.http import body_reader as bodies
 from serve.ingest import intake, quality
 from serve.ingest import writer as ingest
@@ -59,7 +58,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/operate/diff/test_diff.py::test_defaults_that_are_written_out_are_no_change",
     ),
     "headers": (
-        (edge.MAX_HEADERS, mib(edge.MAX_HEADER_BYTES)),
+        (request_headers.MAX_HEADERS, mib(request_headers.MAX_HEADER_BYTES)),
         f"{EDGE}::test_what_cannot_be_taken_is_refused_as_a_problem",
     ),
     "body of a ranking": (
@@ -303,7 +302,7 @@ def test_haproxy_passes_on_all_headers_that_the_service_takes():
     # HAProxy keeps 1 KiB of a buffer free. A header has four bytes besides its name and value.
     room = int(environment.FAST["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]) - 1024
     longest_path = 2_000
-    assert room >= edge.MAX_HEADER_BYTES + 4 * edge.MAX_HEADERS + longest_path
+    assert room >= request_headers.MAX_HEADER_BYTES + 4 * request_headers.MAX_HEADERS + longest_path
 
 
 def test_the_journal_is_read_a_few_commits_at_a_time():

@@ -153,7 +153,6 @@ def test_the_demo_tells_its_story_and_its_verdict(tree):
     # The test does not require that this machine holds the rate.
     done = shell(DEMO, tree, accept=(0, 1, 2))
     report = json.loads((tree / "var/demo/report.json").read_text())
-    assert (tree / "var/demo/report.html").read_text().index("claimed") < 2_000
     assert set(report["train"]) >= {"rows", "seconds", "auc", "logloss", "ndcg@10"}
     assert report["train"]["ndcg@10"]["model"] > report["train"]["ndcg@10"]["popular"]
     assert report["serve"]["rung"] == "full"
@@ -163,4 +162,4 @@ def test_the_demo_tells_its_story_and_its_verdict(tree):
     )
     assert set(report["load"]) >= set(keys.split())
     assert done.returncode == {"held": 0, "not held": 1, "void": 2}[report["load"]["verdict"]], done.stderr
-    assert "measured here" in done.stdout
+    assert "model − popular" in done.stdout

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,11 +14,11 @@ import numpy as np
 from loadtest.errors import LoadtestError
 from loadtest.generator.ids import Ids
 from loadtest.workload.profiles import SEED, Profile
+from serve.contract.records import ClientRecord, Event
 
 NUM_BODIES = 4096
 # At 500 events per second this makes 50 posts, which cost this process almost no CPU.
 BATCH = 10
-Record = dict[str, Any]
 
 
 def make_bodies(ids: Ids, profile: Profile, num: int = NUM_BODIES, seed: int = SEED) -> list[bytes]:
@@ -49,7 +48,7 @@ def _body(ids: Ids, viewer: str, num_candidates: int, rng: np.random.Generator) 
     return msgspec.json.encode({"viewer": viewer, "candidates": candidates, "traffic": "test", **context})
 
 
-def pack(records: Iterable[Record]) -> bytes:
+def pack(records: Iterable[ClientRecord]) -> bytes:
     """Return the request body that posts the records."""
     return msgspec.json.encode({"records": list(records)})
 
@@ -67,22 +66,6 @@ def viewer_events(ids: Ids, kinds: Mapping[str, int], run: str, batch: int = BAT
         of_kind = rng.choice(len(names), size=batch, p=shares)
         viewer, shown = (rng.integers(len(of), size=batch) for of in (ids.viewers, ids.candidates))
         yield pack(
-            event(f"{run}-e{number}-{i}", ids.viewers[viewer[i]], ids.candidates[shown[i]], names[of_kind[i]])
+            Event(f"{run}-e{number}-{i}", ids.viewers[viewer[i]], ids.candidates[shown[i]], names[of_kind[i]])
             for i in range(batch)
         )
-
-
-def event(name: str, viewer: str, candidate: str, kind: str) -> Record:
-    """Return the record of a viewer's action."""
-    return {"type": "event", "id": name, "viewer": viewer, "candidate": candidate, "kind": kind}
-
-
-def candidate(name: str, ends_ms: int | None = None) -> Record:
-    """Return the record of a candidate without fields, or of its end."""
-    ends = {} if ends_ms is None else {"ends_ms": ends_ms}
-    return {"type": "candidate", "id": name, "fields": {}, **ends}
-
-
-def forget(viewer: str) -> Record:
-    """Return the record that deletes all data of a viewer."""
-    return {"type": "forget", "viewer": viewer}

@@ -20,7 +20,7 @@ from serve.client.retries import Retries
 
 TIMEOUT_S = 10.0
 RECEIVE_BYTES = 16384
-Exchange = Callable[[bytes], tuple[int, bytes]]
+Exchange = Callable[[bytes], Reply]
 # Answers of rankings, and of records with and without rejected ones.
 OK = (200, 207)
 
@@ -54,19 +54,12 @@ class Connections:
         """Return the whole request that carries `body`."""
         return self._head + b"%d\r\n\r\n" % len(body) + body
 
-    def exchange(self, request: bytes) -> tuple[int, bytes]:
-        """Send a prepared request; return the status and body of its answer.
+    def exchange(self, request: bytes) -> Reply:
+        """Send a prepared request; return its answer.
 
         Raises:
             OSError: if it cannot be sent, or is not answered in time (TimeoutError).
             HTTPParseError: if the answer is not HTTP.
-        """
-        return self.exchange_with_headers(request)[:2]
-
-    def exchange_with_headers(self, request: bytes) -> tuple[int, bytes, str, str | None]:
-        """As `exchange`, but also return the answer's `Content-Type` and `Retry-After`.
-
-        The retry policy depends on them.
         """
         sock = self._idle_connection() or self._connect()
         try:
@@ -87,7 +80,7 @@ class Connections:
             self._idle.append(sock)
         kind, retry_after = answer.get("content-type", ""), answer.get("retry-after")
         delay = None if retry_after is None else str(retry_after)
-        return answer.status_code, bytes(answer.body), str(kind), delay
+        return Reply(answer.status_code, bytes(answer.body), str(kind), delay)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -191,7 +184,7 @@ class Retrying:
         self._on_failed = on_failed
         self._policy = policy or Retries()
 
-    def exchange(self, request: bytes) -> tuple[int, bytes]:
+    def exchange(self, request: bytes) -> Reply:
         """Return the answer of the last try.
 
         Raises:
@@ -199,12 +192,16 @@ class Retrying:
         """
         until = perf_counter() + self._timeout_s
         self._policy.sent()
-        tried = self._tried(request)
-        if isinstance(tried, Reply) and tried.code in OK:
-            return tried.code, tried.body
+        error: OSError | HTTPParseError | None = None
+        reply: Reply | Lost
+        try:
+            reply = self._connections.exchange(request)
+            if reply.code in OK:
+                return reply
+            kind = f"HTTP {reply.code}"
+        except (OSError, HTTPParseError) as raised:
+            error, reply, kind = raised, Lost(str(raised)), error_kind(raised)
         now = perf_counter()
-        reply = tried if isinstance(tried, Reply) else Lost(str(tried))
-        kind = f"HTTP {tried.code}" if isinstance(tried, Reply) else error_kind(tried)
         self._on_failed(Failure(now, kind))
         delay_s = self._policy.delay_s(reply.status, until - now, reply.retry_after_s)
         if delay_s is not None:
@@ -213,12 +210,7 @@ class Retrying:
             if perf_counter() > until:
                 raise TimeoutError
             return answer
-        if not isinstance(tried, Reply):
-            raise tried
-        return tried.code, tried.body
-
-    def _tried(self, request: bytes) -> Reply | OSError | HTTPParseError:
-        try:
-            return Reply(*self._connections.exchange_with_headers(request))
-        except (OSError, HTTPParseError) as error:
-            return error
+        if isinstance(reply, Reply):
+            return reply
+        assert error is not None
+        raise error

@@ -16,7 +16,7 @@ from loadtest.commands import die_with_parent, failure
 from loadtest.errors import LoadtestError
 from loadtest.generator.connections import TIMEOUT_S, Failure
 from loadtest.measure.measure import Requests
-from loadtest.workload.profiles import Block
+from loadtest.workload.profiles import Block, Profile
 
 # Files of the load, of its result and of messages, in the folder that both processes share.
 LOAD, RESULT, LOG = "load.pickle", "result.pickle", "generator.log"
@@ -42,7 +42,7 @@ class OfferedLoad:
 
     `retry`: retry failed requests once, as the shipped client does. `timeout_s`: timeout of a
     request. With `connections`, the load is a closed loop on this many and ignores rates: each
-    connection sends the next request when an answer is complete.
+    connection sends the next request when an answer is complete. `progress`: print lines to stderr.
     """
 
     url: str
@@ -53,6 +53,12 @@ class OfferedLoad:
     retry: bool = False
     timeout_s: float = TIMEOUT_S
     connections: int = 0
+    progress: bool = False
+
+    @classmethod
+    def of(cls, profile: Profile, url: str, bodies: Sequence[bytes]) -> OfferedLoad:
+        """Return the load of a profile, which prints its progress."""
+        return cls(url, bodies, profile.candidates, profile.target_rps, profile.blocks, progress=True)
 
     @property
     def seconds(self) -> float:
@@ -108,7 +114,7 @@ def offering(load: OfferedLoad) -> Iterator[Offer]:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=None if load.progress else log,
                 preexec_fn=die_with_parent,
             ) as process,
         ):

@@ -6,6 +6,7 @@ import secrets
 from array import array
 from collections.abc import Iterable
 from functools import partial
+from http import HTTPStatus
 from time import perf_counter
 
 import gevent
@@ -13,10 +14,11 @@ import gevent.pool
 import msgspec
 from geventhttpclient.response import HTTPParseError
 
-from loadtest.generator.bodies import candidate, event, pack
+from loadtest.generator.bodies import pack
 from loadtest.generator.connections import Connections, error_kind
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import EVENTS_PATH, Outcome, read_acknowledgement
+from serve.contract.records import Candidate, ClientRecord, Event
 
 CANDIDATE, VIEWER = "candidate", "viewer"
 KINDS = (CANDIDATE, VIEWER)
@@ -86,9 +88,10 @@ class Prober:
     def _probe(self, kind: str, number: int, add: partial[None]) -> None:
         name = f"{self.run_id}-{kind[0]}{number}"
         if kind == CANDIDATE:
-            record, viewer, shown = candidate(name), self.asker, name
+            viewer, shown = self.asker, name
+            record: ClientRecord = Candidate(name)
         else:
-            record = event(f"{name}-e", name, self.anchor, self._label_event)
+            record = Event(f"{name}-e", name, self.anchor, self._label_event)
             viewer, shown = name, self.anchor
         self.posted[kind].append(name)
         sent = perf_counter()
@@ -113,18 +116,19 @@ class Prober:
     def _post(self, body: bytes) -> Outcome | None:
         """Post one record; return the outcome if it was not accepted, else None."""
         try:
-            outcome, _ = read_acknowledgement(*self._events.exchange(self._events.prepare(body)), 1)
+            reply = self._events.exchange(self._events.prepare(body))
+            outcome, _ = read_acknowledgement(reply.code, reply.body, 1)
         except (OSError, HTTPParseError) as error:
             outcome = Outcome(error_kind(error), ok=False)
         return None if outcome.ok else Outcome(f"event: {outcome.name}", ok=False)
 
     def _shows(self, kind: str, request: bytes) -> bool:
         try:
-            status, body = self._ranks.exchange(request)
-            answer = _decode(body) if status == 200 else None
+            reply = self._ranks.exchange(request)
+            if reply.code != HTTPStatus.OK:
+                return False
+            answer = _decode(reply.body)
         except (OSError, HTTPParseError, msgspec.MsgspecError):
-            return False
-        if answer is None:
             return False
         if answer.freshness_ms is not None:
             self.answered_ms.append(answer.freshness_ms)

@@ -18,10 +18,11 @@ from itertools import cycle, takewhile
 from pathlib import Path
 from time import perf_counter
 
+import gevent
 import numpy as np
 
 from loadtest.generator.connections import Connections, Failure, Retrying
-from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
+from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals, show_progress
 from loadtest.generator.offer import LOAD, RESULT, OfferedLoad, OfferResult
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import read_answer
@@ -31,6 +32,8 @@ from loadtest.workload.profiles import SEED
 def main(folder: Path) -> None:
     """Offer the folder's load until its end or SIGTERM; write the result beside it."""
     load: OfferedLoad = pickle.loads((folder / LOAD).read_bytes())
+    # Ctrl-C interrupts the parent, which ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     allow_open_files()
     failures: list[Failure] = []
     record = RequestLog()
@@ -46,10 +49,12 @@ def main(folder: Path) -> None:
     # The parent compares this time with its own time.monotonic(), which is the same clock.
     begun = perf_counter()
     print(begun, flush=True)
+    progress = gevent.spawn(show_progress, record, sys.stderr) if load.progress else None
     if load.connections:
         dispatcher.run_closed(load.connections, load.seconds, requests)
     else:
         dispatcher.run(arrivals(lambda: load.rate_rps, load.blocks, np.random.default_rng(SEED)), requests)
+    gevent.killall(filter(None, [progress]))
     connections.close()
     result = OfferResult(record.requests(), [Failure(at_s - begun, kind) for at_s, kind in failures])
     (folder / RESULT).write_bytes(pickle.dumps(result))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from loadtest.errors import LoadtestError
@@ -40,20 +37,6 @@ class ClusterSample:
 
 Look = Callable[[], tuple[Mapping[str, int], int | None]]
 """Reader of a cluster that returns running replicas by deployment, and the number of nodes."""
-
-
-def watch(look: Look, warmup_s: float, seconds: float, samples: list[ClusterSample]) -> None:
-    """Add a sample of a cluster once a second during the warm-up of a run and its `seconds`.
-
-    Moments at which the cluster is unreadable are skipped.
-    """
-    begun = perf_counter()
-    for number in range(int((warmup_s + seconds) / PERIOD_S) + 1):
-        time.sleep(max(0.0, begun + number * PERIOD_S - perf_counter()))
-        with suppress(*UNREADABLE_ERRORS):
-            replicas, nodes = look()
-            if replicas:
-                samples.append(ClusterSample(perf_counter() - begun - warmup_s, replicas, nodes))
 
 
 def find_cluster(named: str | None, url: str) -> Look | None:
@@ -114,28 +97,12 @@ class Dashboard:
 
     def look(self) -> tuple[Mapping[str, int], int | None]:
         """Return the running replicas by deployment, and the number of nodes."""
-        return self.replicas(), len(self.nodes())
-
-    def applications(self) -> Mapping[str, Any]:
-        """Return Serve's state of each application, by name."""
-        found: Mapping[str, Any] = self._get(APPLICATIONS)["applications"]
-        return found
-
-    def proxies(self) -> list[str]:
-        """Return Serve's status of each node's proxy."""
-        return [proxy["status"] for proxy in self._get(APPLICATIONS)["proxies"].values()]
-
-    def replicas(self) -> dict[str, int]:
-        """Return the running replicas by deployment."""
-        return {
+        replicas = {
             name: sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
-            for name, deployment in deployments(self.applications())
+            for name, deployment in deployments(self._get(APPLICATIONS)["applications"])
         }
-
-    def nodes(self) -> list[Mapping[str, Any]]:
-        """Return the live nodes."""
         nodes = self._get(NODES)["data"]["result"]["result"]
-        return [node for node in nodes if node["state"] == "ALIVE"]
+        return replicas, sum(node["state"] == "ALIVE" for node in nodes)
 
     def _get(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}

@@ -1,4 +1,7 @@
-"""Wait for a condition, or look at something periodically while a block runs."""
+"""Wait for a condition, or look at something periodically while a block runs.
+
+What cannot be read at a moment is skipped.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ def repeated(look: Callable[[], None], period_s: float) -> Iterator[None]:
 
     def run() -> None:
         while not over.wait(period_s):
-            look()
+            with contextlib.suppress(*UNREADABLE_ERRORS):
+                look()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -23,8 +23,8 @@ MIN_ACHIEVED = 0.95
 # Least knee after the overloads, as a share of that before: a shared machine's speed varies.
 LEAST_KNEE = 0.6
 EXIT_CODES: dict[Verdict, int] = {"held": 0, "not held": 1, "void": 2}
-# Verdicts on a page.
-WORDS: dict[Verdict, str] = {"held": "held", "not held": "not held", "void": "no verdict"}
+# Verdicts on a page; a part of a measurement may be impossible.
+WORDS = {"held": "held", "not held": "not held", "void": "no verdict", "not run": "not run"}
 
 
 def judge(measured: Measurement, slo: Slo) -> tuple[Verdict, list[str]]:
@@ -58,11 +58,9 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
     return "void" if failed == {"void"} else "not held"
 
 
-def part_verdict(part: Mapping[str, Any]) -> Verdict:
-    """Return the verdict on a part of a report that has the keys `held` and perhaps `void`."""
-    if part["held"]:
-        return "held"
-    return "void" if part.get("void") else "not held"
+def verdict_if_late(broken: list[str], late_ms: float, limit_ms: float) -> tuple[Verdict, list[str]]:
+    """As `verdict_on`, where a late generator voids only what did not hold."""
+    return verdict_on(broken, late_ms if broken else 0.0, limit_ms)
 
 
 def judge_slow_clients(ratio: float, num_failed: int, late_ms: float) -> Verdict:

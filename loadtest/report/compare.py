@@ -22,16 +22,16 @@ def write_compare(folder: Path, report: Report) -> None:
         TabrankError: if `folder` exists.
     """
     *ratios, last = (note for note in _notes(report) if note not in report["reasons"])
-    doubt = doubts(report, "All three stay up in the turns of the others. Two are examples, not tuned.")
+    doubt = doubts(report, "Each stays up in the turns of the other. FastAPI is an example, not tuned.")
     loads = report["loads"]
     answers = {at: {name: one["rps"] for name, one in load["services"].items()} for at, load in loads.items()}
     # The colours of `look.css` tell the services apart.
     bars = [
         Series(name, list(loads), [answers[at][name] for at in loads], "bars", colour=colour)
-        for name, colour in (("fastapi", "popular"), ("idiomatic", "baseline"), ("tabrank", "model"))
+        for name, colour in (("fastapi", "popular"), ("tabrank", "model"))
     ]
     body = [
-        verdict(report, "three services measured in turns", last, report["reasons"], doubt),
+        verdict(report, "tabrank and FastAPI measured in turns", last, report["reasons"], doubt),
         plot("Full answers", Axis(""), Axis("requests/s", zero=True), bars),
         table([HEAD, *_rows(report)]),
         bullets([*ratios, last]),
@@ -57,7 +57,7 @@ def _named(name: str, found: Report) -> str:
 
 def _title(report: Report) -> str:
     times = f"{report['rounds']} of {report['window_s']} s at each load"
-    return f"Three services in turns, {times}"
+    return f"Tabrank and FastAPI in turns, {times}"
 
 
 def _rows(report: Report) -> Iterator[tuple[str, ...]]:

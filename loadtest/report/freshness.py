@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded, tail
+from loadtest.measure.measure import (
+    Floats,
+    Measurement,
+    Requests,
+    milliseconds,
+    percentile,
+    rounded,
+    tail,
+)
 from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.report.plots import distribution, freshness_over_time
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
 from serve.report.page import bullets
 from serve.report.rows import csv_text
 
+# Numbers of the posts in the report.
+OF_EVENTS = ("p50_ms", "p90_ms", "p99_ms", "max_ms", "errors", "error_kinds", "generator_late_ms_p99")
 # Numbers at the top of the page.
 TILES = ("p50 of all", "p99 of all", "probe events", "rankings a second", "events a second, acknowledged")
 
@@ -26,12 +35,6 @@ def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
     return _probes_of(list(probes.values())) | {kind: _probes_of([part]) for kind, part in probes.items()}
 
 
-def rank_numbers(target_rps: float, measured: Measurement) -> Report:
-    """Return the numbers of the rankings that ran during the probes."""
-    more = ("requests", "rps", "candidates_per_s", "full_share", "rungs")
-    return {"target_rps": target_rps, **_numbers(measured, *more)}
-
-
 def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Report:
     """Return the numbers of the posted viewer events; latencies are of their acknowledgements."""
     return {
@@ -39,7 +42,7 @@ def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Rep
         "acknowledged_per_s": round(measured.candidates_per_s, 3),
         "events_a_post": batch,
         "posts": measured.requests,
-        **_numbers(measured),
+        **{name: rounded(getattr(measured, name)) for name in OF_EVENTS},
     }
 
 
@@ -111,11 +114,6 @@ def _to_csv(probes: Mapping[str, Requests]) -> str:
             outcome = part.outcomes[part.codes[i]].name
             rows.append((kind, float(part.at_s[i]), shown_ms, outcome, int(part.scored[i])))
     return csv_text(("kind", "at_s", "freshness_ms", "outcome", "rankings_asked"), rows)
-
-
-def _numbers(measured: Measurement, *more: str) -> Report:
-    names = ("p50_ms", "p90_ms", "p99_ms", "max_ms", "errors", "error_kinds", "generator_late_ms_p99")
-    return {name: rounded(value) for name, value in asdict(measured).items() if name in (*more, *names)}
 
 
 def _probes_of(parts: Sequence[Requests]) -> Report:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from loadtest.measure.verdict import WORDS, Verdict
+from loadtest.measure.verdict import WORDS
 from loadtest.report.plots import PERCENTILES, latency_against_rate
-from loadtest.report.report import SAME_CORES, Report, Row, doubts, marked, verdict, write_report
+from loadtest.report.report import SAME_CORES, Findings, Report, doubts, verdict, write_report
 from loadtest.workload.profiles import Slo
-from serve.report.page import section, table, tiles
+from serve.report.page import section, table
 from serve.report.rows import number
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
+SCORED, FULL = "candidates a second, scored by the model", "full answers from a model"
+TILES = ("requests a second", SCORED, "p50", "p90", "p99", FULL)
 
 
 def write_knee(folder: Path, report: Report) -> None:
@@ -20,47 +22,38 @@ def write_knee(folder: Path, report: Report) -> None:
     # The last step at a rate decides.
     steps = {step["rate_rps"]: step for step in report["steps"]}
     lines = {name: [(rate, step[f"{name}_ms"]) for rate, step in steps.items()] for name in PERCENTILES}
-    slo, knee = Slo(**report["slo"]), number(report["knee_rps"])
-    title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
-    word = knee_verdict(report)
-    none = [] if word == "held" else [knee_summary(report), *_searched(report)[0]["reasons"]]
+    found, slo = knee_findings(report), Slo(**report["slo"])
     held = f"The highest rate that held its limits in two of three last steps; p99 {_ms(report['p99_ms'])}"
-    claim = f"a knee at {knee} requests/s" if word == "held" else "a rate within the limits"
+    claim = f"a knee at {number(report['knee_rps'])} requests/s"
+    claim = claim if report["verdict"] == "held" else "a rate within the limits"
     doubt = doubts(report, "Near the knee chance decides a step: the next search may end some percent off.")
-    body = [
-        verdict({**report, "verdict": word}, claim, held, none, doubt),
-        tiles(marked(word, _numbers(report, slo)[:6])),
-        section("Latency against rate", latency_against_rate(lines, slo)),
-        section("Steps", _steps(report)),
-        section("All numbers", table([("", "tabrank", "required"), *_numbers(report, slo)])),
+    plots = {"Latency against rate": latency_against_rate(lines, slo)}
+    body = found.body(verdict(report, claim, held, found.notes, doubt), TILES, plots)
+    write_report(folder, report, found.title, [*body, section("Steps", _steps(report))], FOOTER)
+
+
+def knee_findings(report: Report) -> Findings:
+    """Return the numbers at the knee with their limits."""
+    slo, knee = report["slo"], number(report["knee_rps"])
+    rows = [
+        ("requests a second", knee, ""),
+        (SCORED, number(report["candidates_per_s"]), ""),
+        ("p50", _ms(report["p50_ms"]), ""),
+        ("p90", _ms(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
+        ("p99", _ms(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
+        (FULL, _share(report["full_share"]), ""),
+        ("p99 and full answers of each confirming step", _each(report["confirming"]), ""),
+        ("seconds to the first full answer", number(report["start_s"]), ""),
+        ("memory when idle, MiB", number(report["memory_mib"]), ""),
+        ("processes", number(report["num_processes"]), ""),
     ]
-    write_report(folder, report, title, body, FOOTER)
-
-
-def knee_summary(report: Report) -> str:
-    """Return the report as a few lines for a terminal."""
+    notes = []
     if report["knee_rps"] is None:
-        return f"no rate held; the lowest tried was {_searched(report)[0]['rate_rps']:g} req/s"
-    return (
-        f"knee: {number(report['knee_rps'])} req/s of {report['candidates']} candidates, "
-        f"{number(report['candidates_per_s'])} candidates/s scored by the model\n"
-        f"  p50 {_ms(report['p50_ms'])}  p90 {_ms(report['p90_ms'])}  p99 {_ms(report['p99_ms'])}, "
-        f"{_share(report['full_share'])} full\n"
-        f"  confirming steps, from the lowest p99 to the highest: {_each(report['confirming'])}"
-    )
-
-
-def knee_verdict(report: Report) -> Verdict:
-    """Return held if there is a knee, and void if no step was a valid measurement."""
-    if report["knee_rps"] is not None:
-        return "held"
-    return "void" if all(step["verdict"] == "void" for step in _searched(report)) else "not held"
-
-
-def _searched(report: Report) -> list[Report]:
-    """Return the steps without warm-ups, from the lowest rate, and at each rate from the last."""
-    steps = (step for step in reversed(report["steps"]) if step["phase"] != "warm-up")
-    return sorted(steps, key=lambda step: step["rate_rps"])
+        # The last of the steps at the lowest rate.
+        lowest = min(reversed(report["steps"]), key=lambda step: step["rate_rps"])
+        notes = [f"no rate held; the lowest tried was {lowest['rate_rps']:g} req/s", *lowest["reasons"]]
+    title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
+    return Findings(title, report["verdict"], f"found in {report['seconds']:g} s", rows, notes)
 
 
 def step_line(step: Report) -> str:
@@ -70,23 +63,6 @@ def step_line(step: Report) -> str:
     latencies = ", ".join(f"{name} {_ms(step[f'{name}_ms'])}" for name in ("p50", "p90", "p99"))
     reasons = f" ({'; '.join(step['reasons'])})" if step["reasons"] and verdict else ""
     return f"  {step['rate_rps']:g} req/s{f' ({phase})' if phase else ''}:{verdict} {latencies}{reasons}"
-
-
-def _numbers(report: Report, slo: Slo) -> list[Row]:
-    shown = (
-        ("knee, requests a second", "knee_rps", number),
-        ("candidates a second, scored by the model", "candidates_per_s", number),
-        ("p50 at the knee", "p50_ms", _ms),
-        ("p90 at the knee", "p90_ms", _ms),
-        ("p99 at the knee", "p99_ms", _ms),
-        ("full answers from a model", "full_share", _share),
-        ("p99 and full answers of each confirming step", "confirming", _each),
-        ("seconds to the first full answer", "start_s", number),
-        ("memory when idle, MiB", "memory_mib", number),
-        ("processes", "num_processes", number),
-    )
-    required = {"p90_ms": f"≤ {slo.p90_ms:g} ms", "p99_ms": f"≤ {slo.p99_ms:g} ms"}
-    return [(title, show(report[key]), required.get(key, "")) for title, key, show in shown]
 
 
 def _steps(report: Report) -> str:
@@ -112,7 +88,7 @@ def _ms(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3%}"
+    return number(value, ".3%")
 
 
 def _each(steps: Iterable[Report]) -> str:

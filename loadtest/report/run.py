@@ -1,6 +1,6 @@
 """Reports of `run` and `soak`: report.json, report.html and the numbers behind them.
 
-`run` also leaves requests.csv, timeline.csv and Locust's own page, `soak` its footprints.
+`run` also leaves timeline.csv, `soak` its footprints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ def report_run(
     requests: Requests,
     samples: Sequence[ClusterSample],
     out: Path,
-    locust_html: str | None = None,
 ) -> tuple[Report, Sequence[Moment]]:
     """Judge the requests of a load and write its report to the new folder `out`, or nothing.
 
@@ -44,8 +43,7 @@ def report_run(
     """
     moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
     report = make_report(profile, url, slo, requests, moments)
-    files = {"requests.csv": requests_csv(moments), "timeline.csv": timeline_csv(moments)}
-    files |= {"locust.html": locust_html} if locust_html is not None else {}
+    files = {"timeline.csv": timeline_csv(moments)}
     found = findings(report)
     claim = f"{profile.offered_rps:,.0f} requests/s within the limits"
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
@@ -57,8 +55,7 @@ def report_run(
         "Latency distribution": latency_distribution(report, slo),
     }
     body = found.body(head, TILES, plots)
-    footer = RUN_FOOTER if locust_html is None else RUN_FOOTER + LOCUST
-    write_report(out, report, found.title, body, footer, files)
+    write_report(out, report, found.title, body, RUN_FOOTER, files)
     return report, [moment for moment in moments if moment.t_s >= 0]
 
 
@@ -88,14 +85,6 @@ def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moment
 def latency_distribution(report: Report, slo: Slo) -> str:
     """Plot the share of the requests of a report that took longer than a time, with the limits."""
     return distribution("ms from the due time", {"answered": report["latency_tail"]}, slo.shares())
-
-
-def requests_csv(moments: Sequence[Moment]) -> str:
-    """Return the seconds in which requests were due, with the warm-up, as CSV."""
-    same = ("p50_ms", "p90_ms", "p99_ms", "late_ms_p99")
-    names = ("t_s", "offered_rps", "answered_rps", "failed", *same)
-    rows = [[getattr(moment, name) for name in names] for moment in moments if moment.offered_rps]
-    return csv_text(("second", "requests", "answered", "errors", *same), rows)
 
 
 def timeline_csv(moments: Sequence[Moment]) -> str:
@@ -142,7 +131,6 @@ class Footprint:
 
     at_s: float
     own_mib: float
-    resident_mib: float
     files: int
     processes: int
 
@@ -192,7 +180,6 @@ def _grown(report: Report, values: str, share: str, unit: str) -> str:
 
 RUN_FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);
 a failed request counts as never answered."""
-LOCUST = " Locust's own page, locust.html, includes the warm-up."
 SOAK_FOOTER = f"""{SAME_CORES}Growth is that of a straight line through the samples after the warm-up, over all
 processes of the service. Private resident memory is memory that a process does not share. It excludes pages of
 the store's file, which the kernel can reclaim, and of libraries."""

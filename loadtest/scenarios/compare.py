@@ -1,6 +1,6 @@
-"""`loadtest compare`: three services run at once and take turns under the same loads.
+"""`loadtest compare`: tabrank and plain FastAPI run at once and take turns under the same loads.
 
-So a change of the machine's own speed affects all of them.
+So a change of the machine's own speed affects both.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -23,15 +23,44 @@ from loadtest.report.report import Report
 from loadtest.scenarios.knee import KEPT_UP, Bench
 from loadtest.targets.processes import START_S, await_full_answer, marker_of, started
 from loadtest.targets.running import cpu_by_process
-from loadtest.targets.services import TargetService, fastapi, idiomatic, tabrank
+from loadtest.targets.services import TargetService, fastapi, tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES, Block
 
 CONFIG = Path("cluster.yaml")
-# Loads by name: closed loops on so many connections, and open loops.
-LOADS: dict[str, Report] = {
-    **{f"closed loop × {number}": {"connections": number, "rate_rps": 0.0} for number in (1, 8, 32, 64)},
-    **{f"open loop, {rate}/s": {"connections": 0, "rate_rps": float(rate)} for rate in (10, 100, 900)},
+
+
+@dataclass(frozen=True)
+class Load:
+    """Closed loop on so many connections, or an open loop at a rate."""
+
+    connections: int = 0
+    rate_rps: float = 0.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """Numbers of one service in one turn: `rps` of full answers in time, and latencies in ms.
+
+    They exclude the seconds in which the generator's p99 lateness exceeds its limit (`late_s` of
+    them), and are None if no other is left; a latency is None too if failures prevent its
+    percentile. `kept_up` and `ended`, the number of requests by outcome, cover all seconds.
+    `cpu_used_us` is by group of processes.
+    """
+
+    seconds: int
+    late_s: int
+    kept_up: bool
+    rps: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    ended: Mapping[str, int]
+    cpu_used_us: Mapping[str, int]
+
+
+LOADS = {
+    **{f"closed loop × {number}": Load(connections=number) for number in (1, 8, 32, 64)},
+    **{f"open loop, {rate}/s": Load(rate_rps=float(rate)) for rate in (10, 100, 900)},
 }
 WARM_UP, WARM_UP_S = LOADS["closed loop × 8"], 5
 # A ratio whose highest value exceeds its lowest by this factor says nothing.
@@ -41,7 +70,7 @@ MOST_LATE = 0.1
 
 
 def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds: int) -> Report:
-    """Start the three services, let them take turns, stop them, and write the report to `out`.
+    """Start both services, let them take turns, stop them, and write the report to `out`.
 
     At each load, each service is measured once per round, for so many seconds.
 
@@ -49,7 +78,7 @@ def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds
         LoadtestError: if a service does not start, or does not recover from a load.
     """
     with work.locked(), ExitStack() as running:
-        services = (fastapi(work), idiomatic(work), tabrank(work, CONFIG))
+        services = (fastapi(work), tabrank(work, CONFIG))
         bench = Bench.prepared(work, CANDIDATES, emit)
         footprints = {}
         for service in services:
@@ -75,81 +104,82 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
     Raises:
         LoadtestError: if a service gives no full answer after a window.
     """
-    windows: dict[str, list[Report]] = {service.name: [] for service in services}
+    windows: dict[str, list[Window]] = {service.name: [] for service in services}
     for first in (number % len(services) for number in range(rounds)):
         for service in (*services[first:], *services[:first]):
             past = windows[service.name]
-            if not past or past[0]["kept_up"]:
+            if not past or past[0].kept_up:
                 past.append(_offer(bench, service, LOADS[at], seconds))
-                bench.emit(f"  {at}, {window_line(service.name, past[-1])}")
+                bench.emit(f"  {at}, {window_line(service.name, asdict(past[-1]))}")
                 # Its queues must not affect the next window.
                 await_full_answer(service.name, service.url, bench.bodies[0], bench.candidates, START_S)
     ratios = {key: ratio(windows["tabrank"], windows["fastapi"], key) for key in NUMBERS}
     found = {name: describe(measured) for name, measured in windows.items()}
-    return {**LOADS[at], "services": found, "ratios": ratios}
+    return {**asdict(LOADS[at]), "services": found, "ratios": ratios}
 
 
-def _offer(bench: Bench, service: TargetService, load: Report, seconds: int) -> Report:
+def _offer(bench: Bench, service: TargetService, load: Load, seconds: int) -> Window:
     marker, blocks, used_us = marker_of(bench.work, service), [Block(seconds)], Counter[str]()
-    with offering(OfferedLoad(service.url, bench.bodies, bench.candidates, blocks=blocks, **load)) as offer:
+    with offering(
+        OfferedLoad(service.url, bench.bodies, bench.candidates, blocks=blocks, **asdict(load))
+    ) as offer:
         before = cpu_by_process(marker)
         requests = offer.result().requests
         cpu_us = cpu_by_process(marker) - before
     for (group, _), used in cpu_us.items():
         used_us[group] += used
-    return window_numbers(requests, load, seconds, bench.slo.generator_late_ms_p99) | {"cpu_used_us": used_us}
+    return window(requests, load, seconds, bench.slo.generator_late_ms_p99, used_us)
 
 
-def window_numbers(requests: Requests, load: Report, seconds: int, late_limit_ms: float) -> Report:
-    """Return the numbers of one window: `rps` of full answers in time, and latencies in ms.
-
-    They exclude the seconds in which the generator's p99 lateness exceeds the limit (`late_s` of
-    them), and are None if no other is left; a latency is None too if failures prevent its
-    percentile. `kept_up` and `ended`, the number of requests by outcome, cover all seconds.
-    """
+def window(
+    requests: Requests, load: Load, seconds: int, late_limit_ms: float, cpu_used_us: Mapping[str, int]
+) -> Window:
+    """Return the numbers of one window."""
     moments = timeline(requests, seconds, [])
     late = [moment.t_s for moment in moments if (moment.late_ms_p99 or 0.0) > late_limit_ms]
     due = requests.where(~np.isin(np.floor(requests.at_s), late))
     in_time, counted = (part.where(part.ended_s < seconds).named_counts()["full"] for part in (requests, due))
-    found = {
-        "seconds": seconds,
-        "late_s": len(late),
-        "kept_up": bool(load["connections"]) or in_time >= KEPT_UP * len(requests.ok),
-        "rps": counted / (seconds - len(late)) if len(late) < seconds else None,
-        "p50_ms": percentile(due.latency_ms, 0.5, due.ok),
-        "p99_ms": percentile(due.latency_ms, 0.99, due.ok),
-        "ended": dict(requests.named_counts()),
-    }
-    return rounded_numbers(found)
+    return Window(
+        seconds=seconds,
+        late_s=len(late),
+        kept_up=bool(load.connections) or in_time >= KEPT_UP * len(requests.ok),
+        rps=counted / (seconds - len(late)) if len(late) < seconds else None,
+        p50_ms=percentile(due.latency_ms, 0.5, due.ok),
+        p99_ms=percentile(due.latency_ms, 0.99, due.ok),
+        # `asdict` would count the items of a Counter.
+        ended=dict(requests.named_counts()),
+        cpu_used_us=dict(cpu_used_us),
+    )
 
 
-def describe(windows: Sequence[Report]) -> Report:
+def describe(windows: Sequence[Window]) -> Report:
     """Return medians and sums over a service's windows; CPU in µs per full answer, by process."""
-    ended, cpu_us = (_summed(windows, key) for key in ("ended", "cpu_used_us"))
+    ended, cpu_us = Counter[str](), Counter[str]()
+    for one in windows:
+        ended.update(one.ended)
+        cpu_us.update(one.cpu_used_us)
     cpu_us["all"] = cpu_us.total()
-    in_time = [window for window in windows if window["late_s"] < window["seconds"]]
-    found = {key: [window[key] for window in in_time] for key in NUMBERS}
+    in_time = [one for one in windows if one.late_s < one.seconds]
+    found = {key: [getattr(one, key) for one in in_time] for key in NUMBERS}
     numbers = {
-        "kept_up": windows[0]["kept_up"],
+        "kept_up": windows[0].kept_up,
         **{key: median(each) if each and None not in each else None for key, each in found.items()},
-        "late_s": sum(window["late_s"] for window in windows),
+        "late_s": sum(one.late_s for one in windows),
         "ended": dict(ended),
         "cpu_us": {group: used_us / max(1, ended["full"]) for group, used_us in cpu_us.most_common()},
+        "windows": [asdict(one) for one in windows],
     }
-    return rounded_numbers(numbers) | {"windows": windows}
+    return rounded_numbers(numbers)
 
 
-def _summed(windows: Sequence[Report], key: str) -> Counter[str]:
-    return sum((Counter(window[key]) for window in windows), Counter[str]())
-
-
-def ratio(ours: Sequence[Report], rivals: Sequence[Report], key: str) -> Report | None:
+def ratio(ours: Sequence[Window], rivals: Sequence[Window], key: str) -> Report | None:
     """Return our number divided by the rival's in the same round: median, lowest and highest.
 
     None: one of the two did not keep up, or has no such number in any round.
     """
-    found = [a[key] / b[key] for a, b in zip(ours, rivals, strict=False) if a[key] and b[key]]
-    if not found or not (ours[0]["kept_up"] and rivals[0]["kept_up"]):
+    pairs = [(getattr(a, key), getattr(b, key)) for a, b in zip(ours, rivals, strict=False)]
+    found = [a / b for a, b in pairs if a and b]
+    if not found or not (ours[0].kept_up and rivals[0].kept_up):
         return None
     spread = {"median": median(found), "lowest": min(found), "highest": max(found)}
     return rounded_numbers(spread) | {"meaningless": max(found) > MOST_SPREAD * min(found)}

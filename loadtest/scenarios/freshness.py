@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import gevent
 import msgspec
 import numpy as np
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.bodies import BATCH, candidate, event, forget, make_bodies, pack, viewer_events
+from loadtest.generator.bodies import BATCH, make_bodies, pack, viewer_events
 from loadtest.generator.connections import Connections
-from loadtest.generator.dispatcher import Dispatcher, arrivals
+from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
 from loadtest.generator.ids import Ids
+from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.generator.prober import CANDIDATE, VIEWER, Prober
-from loadtest.measure.measure import RequestLog, measure
+from loadtest.measure.measure import RequestLog, measure, rounded_numbers
 from loadtest.measure.service import (
     EVENTS_PATH,
     MODEL_PATH,
@@ -29,9 +31,10 @@ from loadtest.measure.service import (
     read_acknowledgement,
 )
 from loadtest.measure.verdict import judge_freshness
-from loadtest.report.freshness import event_numbers, freshness_numbers, rank_numbers, spread, write_freshness
+from loadtest.report.freshness import event_numbers, freshness_numbers, spread, write_freshness
 from loadtest.report.report import Report
 from loadtest.workload.profiles import SEED, Block, Profile, Slo
+from serve.contract.records import Candidate, ClientRecord, Event, Forget
 from serve.operate.host.machine import describe_machine
 
 CLEAN_UP_BATCH = 500
@@ -62,7 +65,8 @@ def run_freshness(
     Raises:
         LoadtestError: if nothing answers at `url`, or the service does not accept events.
     """
-    bodies, seconds = make_bodies(ids, plan.profile), plan.profile.duration_s
+    profile, bodies = plan.profile, make_bodies(ids, plan.profile)
+    seconds, warmup_s = profile.duration_s, profile.warmup_s
     probe(url, bodies[0])
     label_event = _label_event(url)
     kinds = kinds or {label_event: 1}
@@ -71,18 +75,20 @@ def run_freshness(
     left_behind: list[str] = []
     try:
         _try_events(url, prober, sorted({*kinds, label_event}))
-        # Import late: the module patches the standard library for gevent.
-        from loadtest.scenarios.locust_run import run_load
-
-        warmup_s, probing = plan.profile.warmup_s, [Block(seconds)]
+        allow_open_files()
         # Random times: regular ones might always meet the same part of the service's cycle.
-        random = arrivals(lambda: plan.probes_per_s, probing, np.random.default_rng([SEED, 1]))
+        random = arrivals(lambda: plan.probes_per_s, [Block(seconds)], np.random.default_rng([SEED, 1]))
         stream = viewer_events(ids, kinds, prober.run_id, plan.batch)
-        background = [
-            lambda: _post_events(url, plan, stream, posts),
-            lambda: prober.run((warmup_s + at_s for at_s in random), warmup_s),
-        ]
-        rankings, _ = run_load(plan.profile, url, bodies, background)
+        with offering(OfferedLoad.of(profile, url, bodies)) as offer:
+            others = [
+                gevent.spawn(_post_events, url, plan, stream, posts),
+                gevent.spawn(prober.run, (warmup_s + at_s for at_s in random), warmup_s),
+            ]
+            try:
+                gevent.joinall(others, raise_error=True)
+            finally:
+                gevent.killall(others)
+            rankings = offer.result().requests.counted_from(warmup_s)
     finally:
         left_behind += _clean_up(url, prober)
     probes = {kind: log.requests() for kind, log in prober.records.items()}
@@ -91,7 +97,7 @@ def run_freshness(
         "seconds": seconds,
         "freshness_ms": freshness_numbers(probes),
         "answered_freshness_ms": spread(np.array(prober.answered_ms)),
-        "rank": rank_numbers(plan.profile.target_rps, measure(rankings, seconds)),
+        "rank": {"target_rps": profile.target_rps, **rounded_numbers(asdict(measure(rankings, seconds)))},
         "events": event_numbers(plan.events_per_s, plan.batch, measure(posts.requests(), seconds)),
         "left_behind": left_behind,
         "machine": describe_machine(),
@@ -119,8 +125,8 @@ def _label_event(url: str) -> str:
 def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
     """Post the anchor candidate and one event of each kind of the run."""
     asker, anchor = prober.asker, prober.anchor
-    tried = [event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
-    status, body = ask(url, EVENTS_PATH, pack([candidate(anchor), *tried]))
+    tried = [Event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
+    status, body = ask(url, EVENTS_PATH, pack([Candidate(anchor), *tried]))
     if status in (404, 405):
         raise LoadtestError(
             f"--url {url}: the service has no POST {EVENTS_PATH} (status {status}); "
@@ -151,10 +157,12 @@ def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: 
 def _clean_up(url: str, prober: Prober) -> list[str]:
     """End the probe candidates and forget the probe viewers; return what failed, as sentences."""
     now_ms = int(time.time() * 1000)
-    ends = [candidate(name, now_ms) for name in (prober.anchor, *prober.posted[CANDIDATE])]
-    viewers = [forget(name) for name in (prober.asker, *prober.posted[VIEWER])]
+    ends = [Candidate(name, ends_ms=now_ms) for name in (prober.anchor, *prober.posted[CANDIDATE])]
+    viewers = [Forget(name) for name in (prober.asker, *prober.posted[VIEWER])]
     failures = []
-    for what, records in (("candidates were not ended", ends), ("viewers were not forgotten", viewers)):
+    posted: dict[str, Sequence[ClientRecord]]
+    posted = {"candidates were not ended": ends, "viewers were not forgotten": viewers}
+    for what, records in posted.items():
         for first in range(0, len(records), CLEAN_UP_BATCH):
             part = records[first : first + CLEAN_UP_BATCH]
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,12 @@ from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.measure import measure, rounded
-from loadtest.measure.verdict import judge
-from loadtest.report.knee import knee_verdict, step_line, write_knee
+from loadtest.measure.verdict import Verdict, judge
+from loadtest.report.knee import step_line, write_knee
 from loadtest.report.report import Report
 from loadtest.scenarios.search import KneePlan, KneeStep, StepPhase, find_knee
 from loadtest.targets.processes import started
-from loadtest.targets.services import TargetService, tabrank
+from loadtest.targets.services import tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import Block, Profile, Slo, load_slo
 from serve.operate.host.machine import describe_machine
@@ -39,10 +40,31 @@ def run_knee(
         # Report an invalid file before the preparation, which takes a minute.
         service = tabrank(work, config)
         bench = Bench.prepared(work, candidates, emit)
-        found = bench.knee_of(service, plan)
-    report = {"verdict": knee_verdict(found), **found, "config": str(config), **bench.circumstances()}
+        emit("starting the service")
+        with started(service, work, bench.bodies[0], candidates) as footprint:
+            processes = f"{footprint.num_processes} processes, {footprint.memory_mib} MiB"
+            emit(f"{service.url} answers after {footprint.start_s} s, {processes}")
+            knee = find_knee(partial(bench.step, service.url), plan)
+    at, numbers = knee.confirmed, ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
+    # A p99 of None was not reached.
+    confirming = sorted(knee.confirming, key=lambda step: step.p99_ms or float("inf"))
+    report = {
+        "verdict": "held" if at else knee_verdict(knee.steps),
+        "knee_rps": at.rate_rps if at else None,
+        **{name: getattr(at, name) if at else None for name in numbers},
+        "confirming": [{"p99_ms": step.p99_ms, "full_share": step.full_share} for step in confirming],
+        **asdict(footprint),
+        "steps": [asdict(step) for step in knee.steps],
+        "config": str(config),
+        **bench.circumstances(),
+    }
     write_knee(out, report)
     return report
+
+
+def knee_verdict(steps: Sequence[KneeStep]) -> Verdict:
+    """Return the verdict without a knee: void if no step was a valid measurement."""
+    return "void" if {step.verdict for step in steps} == {"void"} else "not held"
 
 
 @dataclass(frozen=True)
@@ -67,31 +89,6 @@ class Bench:
         requests = Profile("knee", 1.0, candidates, 0.0, 1.0, 1.0)
         bodies = make_bodies(read_log_ids(work.log, candidates), requests)
         return cls(work, candidates, load_slo(), bodies, emit, begun)
-
-    def knee_of(self, service: TargetService, plan: KneePlan) -> Report:
-        """Start a service, find its knee, stop it; return the knee, its steps and the footprint.
-
-        Raises:
-            LoadtestError: if the service does not start, or gives no full answer.
-        """
-        self.emit(f"{service.name}: starting")
-        with started(service, self.work, self.bodies[0], self.candidates) as footprint:
-            self.emit(
-                f"{service.name}: {service.url} answers after {footprint.start_s} s, "
-                f"{footprint.num_processes} processes, {footprint.memory_mib} MiB"
-            )
-            knee = find_knee(partial(self.step, service.url), plan)
-        numbers = ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
-        at = knee.confirmed
-        # A p99 of None was not reached.
-        confirming = sorted(knee.confirming, key=lambda step: step.p99_ms or float("inf"))
-        return {
-            "knee_rps": at.rate_rps if at else None,
-            **{name: getattr(at, name) if at else None for name in numbers},
-            "confirming": [{"p99_ms": step.p99_ms, "full_share": step.full_share} for step in confirming],
-            **asdict(footprint),
-            "steps": [asdict(step) for step in knee.steps],
-        }
 
     def require_knee(self, url: str, plan: KneePlan, remedy: str) -> tuple[float, list[KneeStep]]:
         """Return the knee of a running service, and the steps of its search.

@@ -8,20 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
-from loadtest.measure.timeline import Moment, timeline
+from loadtest.measure.measure import Requests
+from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import LEAST_KNEE, Verdict, overall
+from loadtest.report.overload import run_line, run_title, write_overload
 from loadtest.report.report import Report
-from loadtest.report.series import run_line, run_title, write_overload
 from loadtest.scenarios.knee import Bench
-from loadtest.scenarios.overload_verdict import Overload, describe, with_verdict
+from loadtest.scenarios.overload_verdict import Overload, judged
 from loadtest.scenarios.search import KneePlan, KneeStep, confirm_knee
 from loadtest.targets.processes import started
 from loadtest.targets.running import Target, bound_of_share_ms, gained, read_page
@@ -34,48 +35,10 @@ from serve.report.rows import number
 SEARCH = KneePlan(start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15, step_s=6, budget_s=100)
 # After the overload the knee is confirmed in shorter steps.
 AFTER = replace(SEARCH, confirm_s=8.0)
-CONTROL_TIMES = 2.0
-# Long enough for the collapse without load shedding: the system's own queues fill sooner.
-CONTROL_S = 20.0
 # Histogram of the duration of refusals.
 REFUSED = "ray_tabrank_refused_seconds"
 # The metrics page is refreshed every two seconds.
 PAGE_S = 4.5
-Ran = tuple[Callable[[float], Report], list[Moment]]
-"""(knee → judged numbers of a run, its timeline)"""
-
-
-@dataclass(frozen=True)
-class Offering:
-    """Service to overload, with its benchmark, deadline and knee."""
-
-    target: Target
-    bench: Bench
-    deadline_ms: float
-    knee_rps: float
-
-    def run(self, load: Overload, metrics_url: str | None = None) -> Ran:
-        """Offer multiples of the knee; return the judged numbers as a function of the knee.
-
-        The refusals, as the replicas report them, count only with the URL of the metrics page.
-        """
-        bench, before = self.bench, read_page(metrics_url or "")
-        offer = OfferedLoad(self.target.url, bench.bodies, bench.candidates, self.knee_rps, load.blocks)
-        requests, counted = offered(offer).requests, {}
-        if metrics_url is not None:
-            time.sleep(PAGE_S)
-            after = read_page(metrics_url)
-            counted = {
-                "refused_counted": gained(before, after, f"{REFUSED}_count"),
-                "refused_in_replica_p99_ms": bound_of_share_ms(before, after, f"{REFUSED}_bucket", 0.99),
-            }
-
-        def at(knee_rps: float) -> Report:
-            found = describe(load, requests, knee_rps, self.deadline_ms, bench.slo)
-            return with_verdict({**found, **counted}, bench.slo)
-
-        bench.emit(run_line(at(self.knee_rps)))
-        return at, timeline(requests, offer.seconds, [])
 
 
 def run_overload(
@@ -86,7 +49,7 @@ def run_overload(
     emit: Progress,
     known_rps: float | None = None,
 ) -> Report:
-    """Start the service on its core, find its knee, overload it; repeat without load shedding.
+    """Start the service on its core, find its knee, and overload it.
 
     The knee is the lower one of those before and after the loads, or `known_rps`, if it was
     measured before.
@@ -99,6 +62,7 @@ def run_overload(
         service = tabrank(work, config)
         target = Target.of(work, service)
         bench = Bench.prepared(work, CANDIDATES, emit)
+        deadline_ms = _deadline_ms(target.document())
         emit(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
         with _pinned(cores[0]), started(service, work, bench.bodies[0], CANDIDATES):
             os.sched_setaffinity(0, {cores[1]})
@@ -108,30 +72,28 @@ def run_overload(
                 emit(f"knee with this pinning: {before_rps:g} req/s")
             else:
                 bench.step(service.url, SEARCH.warm_up_rps, 0.0, SEARCH.warm_up_s, "warm-up")
-            offering = Offering(target, bench, _deadline_ms(target.document()), before_rps)
-            metrics_url = read_service(target.run).get("metrics_url", "")
-            ran = [offering.run(load, metrics_url) for load in loads]
+            offered_loads = []
+            for load in loads:
+                requests, refusals = _offer(target, bench, before_rps, load)
+                judge = partial(judged, load, requests, deadline_ms=deadline_ms, slo=bench.slo, more=refusals)
+                emit(run_line(judge(before_rps)))
+                offered_loads.append((judge, timeline(requests, load.whole_s, [])))
             if known_rps is None:
                 again = confirm_knee(partial(bench.step, service.url), AFTER, before_rps)
                 steps += again.steps
                 after_rps = again.confirmed.rate_rps if again.confirmed else None
                 emit(f"knee after the overload: {number(after_rps)} req/s ({LEAST_KNEE:.0%} needed)")
-            control, ran_without = _control(offering, loads[0].seconds)
     knee_rps = min(before_rps, after_rps or before_rps)
-    runs = [at(knee_rps) for at, _ in ran]
-    lines = {run_title(run): moments for run, (_, moments) in zip(runs, ran, strict=True)}
-    if ran_without:
-        at, lines["the control"] = ran_without
-        control |= at(knee_rps)
+    runs = [judge(knee_rps) for judge, _ in offered_loads]
+    lines = {run_title(run): moments for run, (_, moments) in zip(runs, offered_loads, strict=True)}
     kept: Verdict = "held" if (after_rps or 0.0) >= LEAST_KNEE * before_rps else "not held"
     report = {
-        "verdict": overall([verdict_of(runs, control), kept]),
+        "verdict": overall([*(run["verdict"] for run in runs), kept]),
         "knee_rps": knee_rps,
         "knee_before_rps": before_rps,
         "knee_after_rps": after_rps,
-        "deadline_ms": offering.deadline_ms,
+        "deadline_ms": deadline_ms,
         "runs": runs,
-        "control": control,
         "knee_steps": [asdict(step) for step in steps],
         "pinning": {"service_core": cores[0], "generator_core": cores[1]},
         "config": str(config),
@@ -139,6 +101,20 @@ def run_overload(
     }
     write_overload(out, report, lines, bench.slo)
     return report
+
+
+def _offer(target: Target, bench: Bench, knee_rps: float, load: Overload) -> tuple[Requests, Report]:
+    """Offer multiples of the knee; return the requests, and refusals as replicas report them."""
+    metrics_url = read_service(target.run).get("metrics_url", "")
+    before = read_page(metrics_url)
+    offer = OfferedLoad(target.url, bench.bodies, bench.candidates, knee_rps, load.blocks)
+    requests = offered(offer).requests
+    time.sleep(PAGE_S)
+    after = read_page(metrics_url)
+    return requests, {
+        "refused_counted": gained(before, after, f"{REFUSED}_count"),
+        "refused_in_replica_p99_ms": bound_of_share_ms(before, after, f"{REFUSED}_bucket", 0.99),
+    }
 
 
 def read_times(given: str) -> list[float]:
@@ -152,33 +128,6 @@ def read_times(given: str) -> list[float]:
         if all(0.5 <= each <= 10 for each in times):
             return times
     raise LoadtestError(f"--times {given}: must be numbers from 0.5 to 10, such as 1.2,2,3")
-
-
-def _control(offering: Offering, seconds: float) -> tuple[Report, Ran | None]:
-    """Repeat the overload without load shedding, as a control: it must not hold."""
-    bench, document = offering.bench, offering.target.document()
-    bench.emit("control run without load shedding")
-    disable_load_shedding(document)
-    try:
-        offering.target.deploy(document)
-    except LoadtestError as error:
-        reason = str(error).splitlines()[-1].strip()
-        bench.emit(f"  not run: {reason}")
-        return {"run": False, "reason": reason}, None
-    return {"run": True}, offering.run(Overload(CONTROL_TIMES, min(seconds, CONTROL_S)))
-
-
-def verdict_of(runs: Sequence[Report], control: Report) -> Verdict:
-    """Return the verdict on all runs; the control must not hold, and is void if it did not run."""
-    opposite: dict[str, Verdict] = {"held": "not held", "not held": "held"}
-    collapsed = opposite.get(control["verdict"], "void") if control["run"] else "void"
-    return overall([*(run["verdict"] for run in runs), collapsed])
-
-
-def disable_load_shedding(document: Document) -> None:
-    """Set `load_shedding: false` in a `cluster.yaml`."""
-    front = deployments_of(document).get("FeatureFetch", {})
-    front["user_config"] = {**(front.get("user_config") or {}), "load_shedding": False}
 
 
 def _deadline_ms(document: Document) -> float:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.generator.dispatcher import NOT_SENT
 from loadtest.measure.measure import Requests, milliseconds, percentile, rounded_numbers
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, listed
@@ -66,6 +65,11 @@ class Overload:
             at_s = begins_s + self.seconds
         return [Block(seconds, factor, factor) for seconds, factor in [*levels, (self.after_s, self.normal)]]
 
+    @property
+    def whole_s(self) -> float:
+        """Return the duration of the load."""
+        return sum(block.seconds for block in self.blocks)
+
     def exceeds(self, second: int) -> bool:
         """Return True if the whole second is overloaded."""
         return any(begins_s <= second <= begins_s + self.seconds - 1 for begins_s in self.begins_s)
@@ -77,13 +81,12 @@ def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: f
     Seconds in which the generator was late do not count. Latencies count from the due time of a
     request.
     """
-    moments = timeline(requests, sum(block.seconds for block in load.blocks), [])
+    moments = timeline(requests, load.whole_s, [])
     late_s = {one.t_s for one in moments if (one.late_ms_p99 or 0.0) > slo.generator_late_ms_p99}
     judged = [one for one in moments if load.bursts or load.exceeds(one.t_s)]
     counted = [one for one in judged if one.t_s not in late_s]
     due = requests.where(np.isin(np.floor(requests.at_s), [one.t_s for one in counted]))
     num, seconds = max(len(due.ok), 1), max(len(counted), 1)
-    ended = due.named_counts()
     rungs = due.where(due.ok & (due.latency_ms <= deadline_ms)).named_counts()
     refused = due.latency_ms[np.isin(due.codes, [i for i, o in enumerate(due.outcomes) if o.name == REFUSED])]
     full_rps = sum(one.full_rps for one in counted) / seconds
@@ -100,19 +103,13 @@ def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: f
         "weak_seconds": len(weak_s),
         "weak_share": len(weak_s) / seconds,
         "weak_in_a_row": any(second - before == 1 for before, second in pairwise(weak_s)),
-        "goodput_rps": rungs.total() / seconds,
         "goodput_share": rungs.total() / seconds / knee_rps,
         "goodput_by_rung_rps": {name: number / seconds for name, number in rungs.items()},
-        "answers": int(due.ok.sum()),
-        "answers_late": int((due.latency_ms[due.ok] > deadline_ms).sum()),
         **{f"p{share * 100:g}_ms": percentile(due.latency_ms[due.ok], share) for share in (0.5, 0.9, 0.99)},
         "refused": len(refused),
         "refused_rps": len(refused) / seconds,
         "refused_share": len(refused) / num,
-        "refused_p50_ms": percentile(refused, 0.5),
         "refused_p99_ms": percentile(refused, 0.99),
-        "http_5xx": sum(n for name, n in ended.items() if name.startswith("HTTP 5")),
-        "not_sent": ended[NOT_SENT.name],
         "failures": {o.name: n for o, n in due.counts().items() if not o.ok and o.name != REFUSED},
         "generator_late_ms_p99": percentile(due.late_ms, 0.99) or 0.0,
         "back_s": _back_s(load, [one for one in moments if one.t_s not in late_s]),
@@ -133,8 +130,19 @@ def _back_s(load: Overload, moments: Sequence[Moment]) -> int | None:
     return longest_s
 
 
-def with_verdict(found: Report, slo: Slo) -> Report:
-    """Return the rounded numbers of a run and the verdict, void if the generator was often late."""
+def judged(
+    load: Overload,
+    requests: Requests,
+    knee_rps: float,
+    deadline_ms: float,
+    slo: Slo,
+    more: Report | None = None,
+) -> Report:
+    """Return the rounded numbers of a run and the verdict, void if the generator was often late.
+
+    `more` has numbers that the requests do not show.
+    """
+    found = describe(load, requests, knee_rps, deadline_ms, slo) | (more or {})
     late, seconds, broken = found["seconds_late"], found["seconds"], list(_broken(found, slo))
     verdict: Verdict = "not held" if broken else "held"
     if late > MOST_LATE * seconds:

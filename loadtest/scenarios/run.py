@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import Ids
-from loadtest.measure.cluster import ClusterSample, find_cluster, watch
+from loadtest.generator.offer import OfferedLoad, offering
+from loadtest.measure.cluster import PERIOD_S, ClusterSample, Look, find_cluster
+from loadtest.measure.polling import repeated
 from loadtest.measure.service import probe
+from loadtest.measure.timeline import Moment
 from loadtest.report.report import Report
 from loadtest.report.run import report_run
 from loadtest.workload.profiles import Profile, Slo
@@ -24,12 +28,35 @@ def run_profile(profile: Profile, slo: Slo, url: str, ids: Ids, cluster: str | N
     """
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
-    look = find_cluster(cluster, url)
-    samples: list[ClusterSample] = []
-    looking = [partial(watch, look, profile.warmup_s, profile.duration_s, samples)] if look else []
-    # Import late: the module patches the standard library for gevent.
-    from loadtest.scenarios.locust_run import run_load
-
-    requests, page = run_load(profile, url, bodies, looking)
-    report, _ = report_run(profile, slo, url, requests, samples, out, page)
+    report, _ = load_service(profile, slo, url, bodies, find_cluster(cluster, url), out)
     return report
+
+
+def load_service(
+    profile: Profile,
+    slo: Slo,
+    url: str,
+    bodies: Sequence[bytes],
+    look: Look | None,
+    out: Path,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> tuple[Report, Sequence[Moment]]:
+    """Load a service, and call `meanwhile`; write the report to `out`, and return it.
+
+    `look` counts the replicas and nodes during the load.
+
+    Raises:
+        LoadtestError: if the generator failed.
+    """
+    samples: list[ClusterSample] = []
+
+    def sample() -> None:
+        replicas, nodes = look() if look else ({}, None)
+        if replicas:
+            at_s = time.monotonic() - offer.begun_s - profile.warmup_s
+            samples.append(ClusterSample(at_s, replicas, nodes))
+
+    with offering(OfferedLoad.of(profile, url, bodies)) as offer, repeated(sample, PERIOD_S):
+        meanwhile()
+        requests = offer.result().requests.counted_from(profile.warmup_s)
+    return report_run(profile, slo, url, requests, samples, out)

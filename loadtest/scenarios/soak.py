@@ -56,10 +56,8 @@ def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emi
     seen: list[Footprint] = []
 
     def look() -> None:
-        # The service may be in the middle of a replacement.
-        with contextlib.suppress(LoadtestError):
-            at_s = time.monotonic() - offer.begun_s - warmup_s
-            seen.append(footprint(processes_of(cluster, url), at_s))
+        at_s = time.monotonic() - offer.begun_s - warmup_s
+        seen.append(footprint(processes_of(cluster, url), at_s))
 
     with offering(load) as offer, repeated(look, min(5.0, seconds / 12)):
         requests = offer.result().requests.counted_from(warmup_s)
@@ -84,7 +82,6 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
         "p99_ms": [third.p99_ms for third in thirds],
         "p99_drift": None if first is None or last is None else last / first - 1,
         "memory_growth": growth([each.own_mib for each in warm]),
-        "resident_growth": growth([each.resident_mib for each in warm]),
         "files_growth": growth([each.files for each in warm]),
         "memory_mib": [warm[0].own_mib, warm[-1].own_mib] if warm else [],
         "files": [warm[0].files, warm[-1].files] if warm else [],
@@ -125,15 +122,14 @@ def processes_of(run: Path, url: str) -> list[psutil.Process]:
 
 def footprint(processes: Sequence[psutil.Process], at_s: float) -> Footprint:
     """Return the current resources of all processes together, without those that ended."""
-    own = resident = files = number = 0
+    own = files = number = 0
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
             memory = process.memory_info()
-            resident += memory.rss
             own += memory.rss - getattr(memory, "shared", 0)
             files += process.num_fds()
             number += 1
-    return Footprint(at_s, own / 2**20, resident / 2**20, files, number)
+    return Footprint(at_s, own / 2**20, files, number)
 
 
 def _broken(report: Report) -> Iterator[str]:

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.bodies import Record, event, pack
+from loadtest.generator.bodies import pack
 from loadtest.generator.ids import read_log_ids
 from loadtest.measure.service import EVENTS_PATH, PATH, ask, decode_acknowledgement, detail_of
+from serve.contract.records import Candidate, ClientRecord, Event
 
 NUM_JOINS = 5
 RECENT_MS = 30 * 60_000
@@ -80,7 +81,7 @@ class TopicStory:
     def open(self, url: str) -> None:
         """Open the new Space and wait until rankings include it."""
         fields = {**self._fields, "started_ms": int(time.time() * 1000) - OPENED_MS}
-        self.post(url, [{"type": "candidate", "id": NEW_SPACE, "fields": fields}])
+        self.post(url, [Candidate(NEW_SPACE, fields)])
         until = time.monotonic() + WAIT_S
         while NEW_SPACE in self.rank(url, self.control)["unknown_candidates"]:
             if time.monotonic() > until:
@@ -124,15 +125,15 @@ class TopicStory:
             if room["position"] <= NUM_TOP or room["candidate"] == NEW_SPACE
         ]
 
-    def engagements(self) -> list[Record]:
+    def engagements(self) -> list[Event]:
         """Return a click and a join for each Space, as viewers open a room before they join it."""
         return [
-            event(f"story-{kind}-{candidate}", self.viewer, candidate, kind)
+            Event(f"story-{kind}-{candidate}", self.viewer, candidate, kind)
             for candidate in self._examples
             for kind in ("click", "join")
         ]
 
-    def post(self, url: str, records: Iterable[Record]) -> None:
+    def post(self, url: str, records: Iterable[ClientRecord]) -> None:
         """Post records; raise unless the service accepts all."""
         status, body = ask(url, EVENTS_PATH, pack(records))
         if status not in (200, 207):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import subprocess
 import time
@@ -118,8 +117,6 @@ def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] |
             env = dict(service.environment)
             subprocess.run(service.stop, env=env, capture_output=True, timeout=2 * STOP_S, check=False)
     end_marked(marker)
-    if service.temp:
-        shutil.rmtree(service.temp, ignore_errors=True)
 
 
 def marker_of(work: Workspace, service: TargetService) -> str:

@@ -21,8 +21,8 @@ from loadtest.measure.service import DEFAULT_URL
 from loadtest.targets.processes import marked, marker_of
 from loadtest.targets.services import Document, TargetService, read_document, write_document
 from loadtest.targets.workspace import Workspace
-from serve.config.application import OUR_APPLICATION
-from serve.operate.host.state import RUN, UNWATCHED, status
+from serve.contract.commands import RUN
+from serve.operate.host.state import UNWATCHED, status
 from serve.operate.status.scrape import Page, read_pages
 
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
@@ -103,12 +103,11 @@ def running_url(url: str | None, option: str = "--url") -> str:
     if url:
         return url
     service = status(RUN)
-    if (state := service["state"]) == "stopped":
+    if (state := service.state) == "stopped":
         return DEFAULT_URL
-    apps = [app for app in service.get("applications", {}).values() if app["import_path"] == OUR_APPLICATION]
-    urls = [service["url"] + (app.get("route_prefix") or "/").rstrip("/") for app in apps]
+    urls = list(service.our_urls.values())
     if state in SERVING and len(urls) == 1:
-        return str(urls[0])
+        return urls[0]
     why = f"has {', '.join(urls) or 'no ranking application'}" if state in SERVING else f"is {state}"
     raise LoadtestError(f"{RUN}: the service {why}; start one with `python -m serve up`, or use {option}")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,22 @@ import yaml
 
 from loadtest.errors import LoadtestError
 from loadtest.targets.workspace import Workspace
+from serve.config.application import OUR_APPLICATION
 from serve.config.reader import parse
 from serve.operate.host.environment import free_ports
 
-OUR_APPLICATION = "serve.app:build"
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TargetService:
-    """Service to start and stop; without a `stop` command, SIGTERM ends it.
-
-    `temp`: folder for its files, removed with it.
-    """
+    """Service to start and stop; without a `stop` command, SIGTERM ends it."""
 
     name: str
     port: int
     start: Sequence[str]
     environment: Mapping[str, str]
     stop: Sequence[str] = ()
-    temp: Path | None = None
 
     @property
     def url(self) -> str:
@@ -85,7 +80,7 @@ def fastapi(work: Workspace) -> TargetService:
     """Return plain FastAPI on uvicorn, with one worker per core."""
     port = free_port()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    uvicorn = ("uvicorn", "loadtest.targets.rivals.plain:app", "--host", "127.0.0.1", "--port", str(port))
+    uvicorn = ("uvicorn", "loadtest.targets.rival:app", "--host", "127.0.0.1", "--port", str(port))
     speed = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
     # Longer than the clients' keep-alive, as behind any load balancer. At the default of 5 s
     # uvicorn closes connections with a request in flight.
@@ -93,26 +88,6 @@ def fastapi(work: Workspace) -> TargetService:
     environment = {**os.environ, "TABRANK_RIVAL_WORK": str(work.data.resolve())}
     start = (sys.executable, "-m", *uvicorn, "--workers", str(cores), *speed, *keep_alive)
     return TargetService("fastapi", port, start, environment)
-
-
-def idiomatic(work: Workspace) -> TargetService:
-    """Return Ray Serve as in its guide, with Ray's defaults except the variables below."""
-    port = free_port()
-    # A short path: Unix socket paths have at most 107 characters.
-    temp = Path("/tmp") / f"rival-{work.id}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {
-        "TABRANK_RIVAL_WORK": str(work.data.resolve()),
-        # A token would cost 0.2 ms per call.
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # The same priority as the load generator on the same cores.
-        "RAY_worker_niceness": "0",
-        # Bind all of Ray's own ports to 127.0.0.1.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-    start = (sys.executable, "-m", "loadtest.targets.rivals.idiomatic", str(port), str(temp))
-    return TargetService("idiomatic", port, start, environment, temp=temp)
 
 
 def free_port() -> int:
@@ -142,14 +117,6 @@ def read_document(file: Path) -> Document:
 def write_document(file: Path, document: Mapping[str, Any]) -> None:
     """Write a document as YAML."""
     file.write_text(yaml.safe_dump(dict(document), sort_keys=False))
-
-
-@contextmanager
-def edited(file: Path) -> Iterator[Document]:
-    """Yield the parsed file; write it when the block ends without an error."""
-    document = read_document(file)
-    yield document
-    write_document(file, document)
 
 
 def deployments_of(document: Document) -> dict[str, Document]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.features.kinds.affinity import Maps
 from serve.features.rows import RowTable, Schema
 from serve.features.slots import I64, PackedRows
+from serve.features.state_kind import STATE
 from serve.stores.protocol import Store
 
 NOW_MS = 1_800_000_000_000
@@ -50,11 +52,13 @@ class RowMaker:
         rows = self._schema.blank("viewer", num_rows)
         rows["seen_ms"] = NOW_MS
         self._fill(rows, "viewer")
-        for i, m in enumerate(self._schema.maps):
-            rows[f"map{i}_keys"] = self._distinct(m.field.name, num_rows, m.keep)
-            rows[f"map{i}_over"] = self._rng.random((num_rows, m.keep)) * 20.0
-            rows[f"map{i}_event"] = rows[f"map{i}_over"] * self._rng.random((num_rows, m.keep))
-            rows[f"map{i}_ms"] = self._past_ms((num_rows, m.keep), 7 * _DAY_MS)
+        maps = self._schema.kept(Maps)
+        for m in maps.slots:
+            entries, shape = maps.of(rows, m), (num_rows, m.keep)
+            entries["keys"] = self._distinct(m.field.name, *shape)
+            entries["over"] = self._rng.random(shape) * 20.0
+            entries["event"] = entries["over"] * self._rng.random(shape)
+            entries["ms"] = self._past_ms(shape, 7 * _DAY_MS)
         return rows
 
     def _fill(self, rows: PackedRows, entity: str) -> None:
@@ -67,8 +71,9 @@ class RowMaker:
                 rows[name] = self._rng.integers(1, 12, len(rows))
             else:
                 rows[name] = self._past_ms((len(rows),), _DAY_MS // 4)
-        rows["sums"] = self._rng.random(rows["sums"].shape) * 100.0
-        rows["sums_ms"] = self._past_ms(rows["sums_ms"].shape, _DAY_MS // 8)
+        sums = rows[STATE]["sums"]
+        sums[:] = self._rng.random(sums.shape) * 100.0
+        rows[STATE]["sums_ms"] = self._past_ms(sums.shape, _DAY_MS // 8)
 
     def _past_ms(self, shape: tuple[int, ...], most_ms: int) -> I64:
         return NOW_MS - self._rng.integers(0, most_ms, shape)

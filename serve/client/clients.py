@@ -116,14 +116,13 @@ class AsyncClient(AsyncCalls):
 
 
 def _httpx() -> ModuleType:
-    """Return httpx2, or httpx where only that is installed: the client uses what both have."""
-    for name in ("httpx2", "httpx"):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-    raise TabrankError("the client needs the package httpx2; run `python -m pip install httpx2`")
+    """Return httpx2; the modules of the client that make no connection do without it."""
+    try:
+        return importlib.import_module("httpx2")
+    except ModuleNotFoundError:
+        raise TabrankError(
+            "the client needs the package httpx2; run `python -m pip install httpx2`"
+        ) from None
 
 
 def _settings(httpx: ModuleType, url: str) -> dict[str, Any]:

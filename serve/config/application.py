@@ -8,20 +8,17 @@ from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 
-from serve.config.diagnoses import DIAGNOSES, Service
-from serve.config.diagnostics import Node
-from serve.config.known_keys import suggest
-from serve.config.settings import BASELINE, AppArgs, UserConfig, is_loopback
+from serve.config.diagnoses import DIAGNOSES, DeclaredService
+from serve.config.node import Node
+from serve.config.settings import AppArgs, UserConfig, is_loopback
 from serve.config.sizes import Size
 from serve.config.storage import check_storage
 from serve.config.yaml_positions import show
-from serve.contract.errors import TabrankError
-from serve.features.baseline import NO_RULE
+from serve.contract.errors import TabrankError, suggest
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.features.surface import SHIPPED, Surface
+from serve.features.surface import Surface
 from serve.log.events import MAX_CALL_BYTES
-from serve.model.artifact import require
 
 OUR_APPLICATION = "serve.app:build"
 OUR_INGRESS = "FeatureFetch"
@@ -90,14 +87,13 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
         return
     if surface is not None:
         _check_batch(live["max_batch_candidates"], knobs, surface)
-        for arm in knobs.experiment.arms:
-            if arm.scorer == BASELINE and surface.baseline is None:
-                live["experiment"]["arms"][arm.name]["scorer"].refuse(NO_RULE)
-    _check_versions(live, knobs, base / args.models)
+        for path, error in knobs.misfits(surface, base / args.models):
+            reduce(Node.__getitem__, path, live).refuse(error)
     # The files of a cluster may not be mounted here.
     if surface is not None and file.num_nodes <= 1 and args_at.is_sound:
         features = Features(Schema(surface))
-        for found in Service(args, base, features, knobs, str(application["name"].value)).of_files():
+        declared = DeclaredService(args, base, features, knobs, str(application["name"].value))
+        for found in declared.file_faults():
             args_at[DIAGNOSES[found.name]["arg"]].warn(str(found))
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
@@ -106,12 +102,6 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
 
 def _read_surface(at: Node, args: AppArgs, base: Path) -> Surface | None:
     """Load the surface that the arguments name; None if it is refused."""
-    shipped = [path.stem for path in SHIPPED.glob("*.toml")]
-    if not args.surface.endswith(".toml") and args.surface not in shipped:
-        at.refuse(
-            f"there is no surface {args.surface!r}; {suggest(args.surface, shipped)}, or give a .toml path"
-        )
-        return None
     try:
         return args.load_surface(base)
     except TabrankError as error:
@@ -123,18 +113,9 @@ def _check_name(deployment: Node, name: str) -> None:
     """Refuse deployments that are not ours, and live settings outside the ingress."""
     live = deployment["user_config"]
     if name not in DEPLOYMENTS:
-        deployment["name"].refuse(f"the application has no deployment {name!r}; {suggest(name, DEPLOYMENTS)}")
+        deployment["name"].refuse(f"the application has no deployment {name!r}{suggest(name, DEPLOYMENTS)}")
     elif name != OUR_INGRESS and live.value is not None:
         live.refuse(f"{name} has no live settings; put them under {OUR_INGRESS}", key=True)
-
-
-def _check_versions(live: Node, knobs: UserConfig, models: Path) -> None:
-    """Refuse arms and a shadow whose version is not published."""
-    for path, version in knobs.versions.items():
-        try:
-            require(models, version, "")
-        except TabrankError as error:
-            reduce(Node.__getitem__, path, live).refuse(str(error).removeprefix(": "))
 
 
 def _check_batch(at: Node, knobs: UserConfig, surface: Surface) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -13,6 +12,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
 
 from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import StateMismatch, StoreMissing, StoreUnavailable, TabrankError
@@ -65,8 +67,27 @@ class LogEnd(NamedTuple):
     other: str = ""
 
 
+class LoadNote(Struct):
+    """Note of `serve load` about the rows with which it fills a store."""
+
+    # The log as `DeclaredService.log_paths` returns it, and the number of its last record.
+    log: list[str] = []
+    log_seq: int = 0
+    # When the store was filled, and when the records end with which it was.
+    filled_ms: int = 0
+    ends_ms: int = 0
+    # The share of ids of a table that another one has, by the table's name.
+    coverage: dict[str, float] = {}
+    erasures: int = 0
+
+    @classmethod
+    def of(cls, note: bytes) -> LoadNote:
+        """Return the note of a store, b"" without one."""
+        return msgspec.json.decode(note or b"{}", type=cls)
+
+
 @dataclass(frozen=True)
-class Service:
+class DeclaredService:
     """An application as its file declares it; paths are relative to `base`."""
 
     args: AppArgs
@@ -75,38 +96,40 @@ class Service:
     config: UserConfig
     application: str | None = None
 
-    def of_files(self) -> Iterator[Diagnosis]:
+    def file_faults(self) -> Iterator[Diagnosis]:
         """Diagnose what names, models and an embedded store show without a running service."""
         models, pointers = self.base / self.args.models, {}
         for pointer in (CURRENT, CANARY):
             try:
                 pointers[pointer] = pointed(models, pointer)
             except TabrankError as error:
-                yield self.of_version(pointer, error)
+                yield self.version_fault(pointer, error)
         # Versions that are not published are refused elsewhere.
         stated = {name for name in self.config.versions.values() if (models / name).is_dir()}
         for name in sorted(filter(None, stated.union(pointers.values()))):
             try:
                 load_for(models / name, self.features)
             except TabrankError as error:
-                yield self.of_version(name, error)
+                yield self.version_fault(name, error)
         arms = self.config.experiment.arms
-        yield from self.of_arms(a for a in arms if not pointers.get(CURRENT) and a.scorer not in stated)
-        yield from self.of_names()
+        yield from self.arms_without_model(
+            arm for arm in arms if not pointers.get(CURRENT) and arm.scorer not in stated
+        )
+        yield from self.foreign_names()
         if self.args.store.startswith("lmdb:"):
-            yield from self.of_stored()
+            yield from self.store_faults()
 
-    def of_stored(self) -> Iterator[Diagnosis]:
+    def store_faults(self) -> Iterator[Diagnosis]:
         """Diagnose the store as a replica would find it now."""
         log_end = self.log_end()
         try:
             with closing(self.open()) as store:
                 seq, note = store.seq(), store.note()
         except StoreUnavailable as error:
-            yield self.of_unavailable(error)
+            yield self.unavailable_store(error)
         else:
             # Before it starts, the log may have another writer: it takes over.
-            yield from self.of_store(seq, note, log_end and log_end._replace(other=""))
+            yield from self.read_store_faults(seq, note, log_end and log_end._replace(other=""))
 
     def open(self) -> Store:
         """Open the store for reading."""
@@ -139,39 +162,39 @@ class Service:
         beside = [os.path.relpath(log, (self.base / where).resolve())] if kind == "lmdb" else []
         return [str(log), *beside]
 
-    def of_version(self, version: str, error: Exception) -> Diagnosis:
+    def version_fault(self, version: str, error: Exception) -> Diagnosis:
         """Return the diagnosis of a version that cannot rank."""
         name = "model_refused" if isinstance(error, TabrankError) else "model_not_loaded"
         name = "model_of_another_state" if isinstance(error, StateMismatch) else name
-        return self.of_error(name, error, version=version)
+        return self.error_fault(name, error, version=version)
 
-    def of_arms(self, without: Iterable[Arm]) -> Iterator[Diagnosis]:
+    def arms_without_model(self, without: Iterable[Arm]) -> Iterator[Diagnosis]:
         """Diagnose arms without a model if they need one and have viewers."""
         if names := [arm.name for arm in without if arm.by_model and arm.share]:
-            yield self.of("no_model", arms=", ".join(names))
+            yield self.diagnosis("no_model", arms=", ".join(names))
 
-    def of_names(self) -> Iterator[Diagnosis]:
+    def foreign_names(self) -> Iterator[Diagnosis]:
         """Diagnose names and metrics that belong to another surface."""
         surface, experiment = self.features.schema.surface, self.config.experiment
         lacking = sorted(COUNTED.get(experiment.primary_metric, set()).difference(surface.events))
-        names = [f"primary_metric: {experiment.primary_metric} (no event {', '.join(lacking)})"] * bool(
-            lacking
-        )
+        names = []
+        if lacking:
+            names.append(f"primary_metric: {experiment.primary_metric} (no event {', '.join(lacking)})")
         if surface.name != SHIPPED_NAMES[0]:
             given = {"name": self.application, "experiment.name": experiment.name}
             names += [f"{key}: {name}" for key, name in given.items() if name in SHIPPED_NAMES]
         if names:
-            yield self.of("other_names", surface=surface.name, names=", ".join(names))
+            yield self.diagnosis("other_names", surface=surface.name, names=", ".join(names))
 
-    def of_unavailable(self, error: StoreUnavailable) -> Diagnosis:
+    def unavailable_store(self, error: StoreUnavailable) -> Diagnosis:
         """Return the diagnosis of a store that cannot be read."""
         if not isinstance(error, StoreMissing):
-            return self.of_error("store_unavailable", error)
+            return self.error_fault("store_unavailable", error)
         schema, others = self.features.schema, ", ".join(error.others)
         name = name_of(schema.surface.name, schema.fingerprint)
-        return self.of("other_store" if others else "no_store", name=name, others=others)
+        return self.diagnosis("other_store" if others else "no_store", name=name, others=others)
 
-    def of_store(self, seq: int, note: bytes, log_end: LogEnd | None) -> Iterator[Diagnosis]:
+    def read_store_faults(self, seq: int, note: bytes, log_end: LogEnd | None) -> Iterator[Diagnosis]:
         """Diagnose a store by its number and note, and the `log_end` as it was read before these.
 
         A log that is ahead of its store holds records that another store took. Ingest applies up to
@@ -180,42 +203,42 @@ class Service:
         `max_stay` if that is shorter.
         """
         log_seq, flushed_ms, other = log_end or (None, 0, "")
-        filled = json.loads(note or b"{}")
-        live_ms, now_ms, day_ms = flushed_ms - filled.get("filled_ms", 0), time.time() * 1e3, UNITS_MS["d"]
+        filled = LoadNote.of(note)
+        live_ms, now_ms, day_ms = flushed_ms - filled.filled_ms, time.time() * 1e3, UNITS_MS["d"]
         emptied, newest_ms = [], now_ms
         for name, kind in self.features.schema.surface.features.items():
             for what, times in (("half-life", EMPTY_HALF_LIVES), ("max_stay", 1)):
                 time_ms = getattr(kind, f"{what.replace('-', '_')}_ms", math.inf)
-                since_ms = flushed_ms if live_ms >= min(time_ms, day_ms / 2) else filled.get("ends_ms", 0)
+                since_ms = flushed_ms if live_ms >= min(time_ms, day_ms / 2) else filled.ends_ms
                 if now_ms - since_ms > max(time_ms * times, day_ms):
                     emptied.append(f"{name} ({what} {duration(time_ms)})")
                     newest_ms = since_ms
         days = int((now_ms - newest_ms) // day_ms)
         if newest_ms and emptied and self.args.clock == "wall":
-            yield self.of("old_records", days=days, features=", ".join(emptied))
-        if not set(filled.get("log", self.log_paths())).intersection(self.log_paths()):
-            source = filled["log"][0].removeprefix(f"{self.base.resolve()}{os.sep}")
-            yield self.of("other_log", source=source)
+            yield self.diagnosis("old_records", days=days, features=", ".join(emptied))
+        if filled.log and not set(filled.log).intersection(self.log_paths()):
+            source = filled.log[0].removeprefix(f"{self.base.resolve()}{os.sep}")
+            yield self.diagnosis("other_log", source=source)
         elif other:
-            yield self.of("log_taken", other=other)
+            yield self.diagnosis("log_taken", other=other)
         elif log_seq is not None and log_seq - seq > MAX_CATCH_UP:
-            yield self.of("log_ahead", log_seq=log_seq, seq=seq)
-        elif log_seq is not None and log_seq < filled.get("log_seq", 0):
-            yield self.of("log_behind", log_seq=log_seq, loaded_seq=filled["log_seq"])
-        coverage = filled.get("coverage", {}).items()
+            yield self.diagnosis("log_ahead", log_seq=log_seq, seq=seq)
+        elif log_seq is not None and log_seq < filled.log_seq:
+            yield self.diagnosis("log_behind", log_seq=log_seq, loaded_seq=filled.log_seq)
+        coverage = filled.coverage.items()
         if low := [f"{share:.0%} of {name}" for name, share in coverage if share < MIN_COVERAGE]:
-            yield self.of("join_coverage", shares=", ".join(low))
+            yield self.diagnosis("join_coverage", shares=", ".join(low))
 
-    def of_error(self, name: str, error: Exception, **facts: object) -> Diagnosis:
+    def error_fault(self, name: str, error: Exception, **facts: object) -> Diagnosis:
         """Return the diagnosis of an error whose text is the cause and, after `; `, the remedy."""
         # Ray's errors end with the line of their cause.
         name_of_it = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         lines = str(error).strip().splitlines() or [name_of_it]
         cause, _, remedy = lines[-1].replace(f"{self.base}{os.sep}", "").partition("; ")
         remedy = remedy or "see docs/runbook.md"
-        return self.of(name, error=cause, remedy=remedy[0].upper() + remedy[1:], **facts)
+        return self.diagnosis(name, error=cause, remedy=remedy[0].upper() + remedy[1:], **facts)
 
-    def of(self, name: str, /, **facts: object) -> Diagnosis:
+    def diagnosis(self, name: str, /, **facts: object) -> Diagnosis:
         """Return a diagnosis of the list, filled with the facts that its sentences name."""
         args, store = self.args, shown(self.args.store)
         # Paths are relative to the folder of the declaration, wherever a user reads the remedy.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-from serve.config.diagnostics import Node
+from serve.config.node import Node
 from serve.config.pools import NodePool
 from serve.config.settings import AppArgs, UserConfig
-from serve.contract.errors import did_you_mean, nearest
+from serve.contract.errors import nearest
 from serve.contract.typed_reader import Level, levels
 
 Levels = Mapping[Level, Iterable[str]]
@@ -29,10 +29,9 @@ PLACES = {
 }
 # Look for no nearest key after 100 errors: each lookup takes a millisecond.
 MAX_HINTS = 100
-# Thresholds of difflib's ratio. Below CLOSE, a name is not a typo of another. Above VERY_CLOSE, it
-# is a typo of a key of another level, if that key is nearer by MARGIN than all keys of its own
-# level.
-CLOSE, VERY_CLOSE, MARGIN = 0.6, 0.8, 0.1
+# Thresholds of difflib's ratio. From CLOSE on, a key may be a typo of one of its own level. From
+# VERY_CLOSE on, it is a typo of a key of another level that is nearer by MARGIN than those.
+CLOSE, VERY_CLOSE, MARGIN = 0.4, 0.8, 0.1
 
 
 def check_keys(at: Node, levels: Levels, everywhere: Levels, level: Level = ()) -> None:
@@ -63,21 +62,11 @@ def hint(levels: Levels, level: Level, key: str) -> str:
             return f"it belongs {_place(other)}"
     here = sorted(levels[level])
     ours = nearest(key, here, CLOSE)
+    likeness = difflib.SequenceMatcher(None, ours or "", key).ratio()
     for other in others:
-        theirs = nearest(key, levels[other], VERY_CLOSE)
-        if theirs and (not ours or _likeness(key, theirs) > _likeness(key, ours) + MARGIN):
+        if theirs := nearest(key, levels[other], min(max(VERY_CLOSE, likeness + MARGIN), 1.0)):
             return f"did you mean {theirs!r}, which belongs {_place(other)}?"
-    ours = ours or nearest(key, here, 0.4)
     return f"did you mean {ours!r}?" if ours else f"valid keys are {', '.join(here)}"
-
-
-def _likeness(name: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, other, name).ratio()
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message about an unknown name: the nearest name, or all names."""
-    return did_you_mean(name, known) or f"there are {', '.join(known)}"
 
 
 def _place(level: Level) -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from serve.config.diagnostics import Node
+from serve.config.node import Node
 from serve.contract.typed_reader import STRICT, Between
 
 # The pool of the machine with Ray's controller.

@@ -24,10 +24,10 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from serve.config.diagnostics import Node
 from serve.config.known_keys import APPLICATION, DEPLOYMENT
+from serve.config.node import Node
 from serve.config.sizes import Size
-from serve.contract.messages import nearest
+from serve.contract.errors import did_you_mean
 from serve.contract.typed_reader import Level, read
 from serve.contract.typed_reader import levels as levels_of
 
@@ -248,7 +248,7 @@ def _note(at: Node, value: Any, problem: Any) -> None:
         return
     quotes = problem["type"] == "string_type" and isinstance(given, bool | int | float)
     known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
-    remedy = "; put it in quotes" if quotes else nearest(str(given), known)
+    remedy = "; put it in quotes" if quotes else did_you_mean(str(given), known)
     at.refuse(f"{message} (got {given!r}){remedy}")
 
 

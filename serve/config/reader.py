@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,13 +13,13 @@ from typing import Any
 
 from serve.config import application as ours
 from serve.config.application import OUR_APPLICATION
-from serve.config.diagnostics import Node
 from serve.config.known_keys import APPLICATION, OURS, POOLS, Levels, check_keys
+from serve.config.node import Node
 from serve.config.pools import NodePool, read_pools
 from serve.config.scaling import KWARGS, Steady
 from serve.config.sizes import Size, check_room, check_size
 from serve.config.yaml_positions import PLACE, ConfigRefused, Document, Finding
-from serve.contract.errors import TabrankError
+from serve.contract.errors import TabrankError, nearest
 from serve.contract.typed_reader import Level
 
 OUR_POLICY = ("serve.config.scaling:Steady", "serve.config.scaling.Steady")
@@ -84,13 +83,13 @@ def read(path: Path) -> Config:
 
 
 def parse(path: Path, raw: bytes) -> dict[str, Any]:
-    """Return the mapping in a YAML file without checks, except that duplicate keys are refused.
+    """Return the mapping in a YAML file, which is checked as YAML only.
 
-    PyYAML would take the last of the duplicates.
+    A key that comes twice is refused, for example: PyYAML would take the last value.
     """
     document = Document(path, raw)
-    if refusals := [problem for problem in document.refusals if "comes twice" in problem.detail]:
-        raise ConfigRefused(refusals)
+    if document.refused:
+        raise ConfigRefused(document.refusals)
     return document.value
 
 
@@ -114,7 +113,7 @@ def _check(root: Node) -> tuple[dict[str, NodePool], list[Size]]:
             "address of a private network"
         )
     _check_ways_in(root)
-    _refuse_typo(root["tracing_config"]["exporter_import_path"], OUR_EXPORTERS)
+    _refuse_unknown(root["tracing_config"]["exporter_import_path"], OUR_EXPORTERS)
     timeout_s = options.get("request_timeout_s") if http.is_sound else None
     num_nodes = sum(pool.max_nodes for pool in pools.values())
     file = ours.FileContext(num_nodes, timeout_s, str(host), host_text)
@@ -146,7 +145,7 @@ def _check_application(application: Node, file: ours.FileContext) -> list[Size]:
 def _check_policy(policy: Node) -> None:
     """Check the arguments of our own autoscaling policy; other policies are not checked."""
     function, kwargs = policy["policy_function"], policy["policy_kwargs"]
-    _refuse_typo(function, OUR_POLICY)
+    _refuse_unknown(function, OUR_POLICY)
     if function.value not in OUR_POLICY:
         return
     check_keys(kwargs, {(): KWARGS}, {(): KWARGS})
@@ -191,24 +190,25 @@ def _check_ways_in(root: Node) -> None:
         root["proxy_location"].refuse("Disabled serves no requests; use HeadOnly, or EveryNode")
 
 
-def _refuse_typo(at: Node, ours: Sequence[str]) -> None:
+def _refuse_unknown(at: Node, ours: Sequence[str]) -> None:
     """Refuse an import path that our package does not have, or that is almost one of ours."""
+    is_in_our_package = str(at.value).startswith("serve.")
+    _refuse_typo(at, ours, 0.0 if is_in_our_package else VERY_SIMILAR)
+
+
+def _refuse_typo(at: Node, ours: Sequence[str], similar: float) -> None:
+    """Refuse an import path that is almost one of ours, by difflib's ratio."""
     given = at.value
-    if not isinstance(given, str) or given in ours or not at.is_sound:
-        return
-    likeness, nearest = max((difflib.SequenceMatcher(None, given, name).ratio(), name) for name in ours)
-    if given.startswith("serve.") or likeness >= VERY_SIMILAR:
-        at.refuse(f"there is no {given!r}; did you mean {nearest!r}?")
+    if isinstance(given, str) and given not in ours and (near := nearest(given, ours, similar)):
+        at.refuse(f"there is no {given!r}; did you mean {near!r}?")
 
 
 def _check_import(application: Node) -> None:
     """Refuse an import path that is almost ours; warn if its module is not installed here."""
     at = application["import_path"]
+    _refuse_typo(at, [OUR_APPLICATION], SIMILAR)
     given = at.value
     if not isinstance(given, str) or given == OUR_APPLICATION or not at.is_sound:
-        return
-    if difflib.SequenceMatcher(None, given, OUR_APPLICATION).ratio() >= SIMILAR:
-        at.refuse(f"there is no {given!r}; did you mean {OUR_APPLICATION!r}?")
         return
     module = given.partition(":")[0] if ":" in given else given.rpartition(".")[0]
     brought = {"working_dir", "py_modules"} & set(application.value.get("runtime_env", {}))

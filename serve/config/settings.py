@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
-from serve.contract.errors import TabrankError
-from serve.contract.messages import nearest
+from serve.contract.errors import TabrankError, did_you_mean
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
 from serve.contract.validation import milliseconds
+from serve.features.baseline import NO_RULE
 from serve.features.surface import Surface, load_surface
-from serve.model.artifact import VERSION
+from serve.model.artifact import VERSION, require
 from serve.model.scorer_cache import MAX_VERSIONS
 from serve.model.scorers import Backend
 
@@ -137,7 +137,7 @@ class Arm:
     @classmethod
     def _is_known(cls, scorer: str) -> str:
         if not VERSION.fullmatch(scorer) and scorer not in SCORERS:
-            near = nearest(scorer, SCORERS)
+            near = did_you_mean(scorer, SCORERS)
             there = f"{' There' if near else '; there'} are {', '.join(SCORERS)} and the versions that are published"
             raise ValueError(f"there is no scorer {scorer!r}{near}{there}")
         return scorer
@@ -326,6 +326,17 @@ class UserConfig:
         if self.shadow is not None:
             named["shadow", "version"] = self.shadow.version
         return {path: version for path, version in named.items() if VERSION.fullmatch(version)}
+
+    def misfits(self, surface: Surface, models: Path) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the path of each setting that the surface or the models lack, and the error."""
+        for arm in self.experiment.arms:
+            if arm.scorer == BASELINE and surface.baseline is None:
+                yield ("experiment", "arms", arm.name, "scorer"), NO_RULE
+        for path, version in self.versions.items():
+            try:
+                require(models, version)
+            except TabrankError as error:
+                yield path, str(error)
 
     @field_validator("api_keys")
     @classmethod

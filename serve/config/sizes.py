@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import InstanceOf
 
-from serve.config.diagnostics import Node
+from serve.config.node import Node
 from serve.config.pools import HEAD, NodePool
 
 UNITS = {"num_cpus": "CPUs", "num_gpus": "GPUs"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
-from serve.config.diagnostics import Node
-from serve.config.known_keys import suggest
+from serve.config.node import Node
 from serve.config.settings import AppArgs
+from serve.contract.errors import suggest
 from serve.stores.factory import shown
 
 STORES = ("lmdb", "redis", "rediss")
@@ -26,8 +26,8 @@ def _wrong_store(store: str, num_nodes: int) -> str:
     """Return the error in the address of a store, with its remedy; empty if there is none."""
     kind, _, where = store.partition(":")
     if kind not in STORES or not where or (kind != "lmdb" and not where.startswith("//")):
-        hint = f"did you mean {kind}://HOST?" if kind in STORES[1:] else suggest(kind, STORES)
-        return f"{shown(store)!r} is not the address of a store; {hint}; {STORE_FORMS}"
+        hint = f"; did you mean {kind}://HOST?" if kind in STORES[1:] else suggest(kind, STORES)
+        return f"{shown(store)!r} is not the address of a store{hint}; {STORE_FORMS}"
     if kind != "lmdb" and (wrong := _wrong_redis(store)):
         return f"{shown(store)!r}: {wrong}; {STORE_FORMS}"
     if num_nodes > 1 and kind == "lmdb":

@@ -6,7 +6,7 @@ import codecs
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -18,7 +18,6 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PLACE = attrgetter("line", "column")
 # Keys and indices from the root to a value.
 Steps = tuple[Any, ...]
-Nodes = tuple[yaml.Node, ...]
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 MAX_BYTES = 256 << 10
 # Limit the values, counting each alias as its content. Our own file has about 150.
@@ -27,13 +26,6 @@ MAX_VALUES = 5_000
 MAX_NUMBER = 40
 # Exceptions of PyYAML for invalid values.
 UNFIT = (ValueError, OverflowError, LookupError, AttributeError)
-NOT_JSON = {
-    "timestamp": "a time",
-    "binary": "bytes",
-    "set": "a set",
-    "omap": "a list of pairs",
-    "pairs": "pairs",
-}
 
 
 @dataclass(frozen=True)
@@ -59,13 +51,6 @@ class ConfigRefused(TabrankError):
         self.warnings = warnings or []
 
 
-class Place(NamedTuple):
-    """Position of a key and of its value; of a list's item, its own twice."""
-
-    key: yaml.Mark
-    value: yaml.Mark
-
-
 class Document:
     """A YAML mapping with positions, and the findings about it.
 
@@ -75,36 +60,42 @@ class Document:
     def __init__(self, path: Path, raw: bytes) -> None:
         """Parse the document; raise ConfigRefused if it is not YAML or not a mapping."""
         self.path = path
-        # YAML allows UTF-16, but Ray opens files as UTF-8.
-        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise self._no_yaml((1, 1), "it is UTF-16; save it as UTF-8 text")
-        if len(raw) > MAX_BYTES:
-            detail = f"it has {len(raw):,} bytes, more than {MAX_BYTES:,}; is this a Ray Serve config file?"
-            raise ConfigRefused([Finding(str(path), 1, 1, "", detail)])
-        self._places: dict[Steps, Place] = {}
         self.refused: list[tuple[Steps, Finding]] = []
         self.warnings: list[Finding] = []
         self._num_values = 0
+        # YAML allows UTF-16, but Ray opens files as UTF-8.
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise self._refused_whole("not valid YAML: it is UTF-16; save it as UTF-8 text")
+        if len(raw) > MAX_BYTES:
+            raise self._refused_whole(
+                f"it has {len(raw):,} bytes, more than {MAX_BYTES:,}; is this a Ray Serve config file?"
+            )
         try:
             root = yaml.compose(raw, LOADER)
             if root:
-                self._walk(root, (), (), True)
-            self.value: dict[str, Any] = _constructed(root)
+                self._check(root, (), ())
+            # To construct a value, PyYAML changes its nodes, so that this composes them anew.
+            self.value: dict[str, Any] = yaml.load(raw, LOADER)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
-            place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            raise self._no_yaml(place, error.problem or "") from None
+            place = (mark.line, mark.column) if mark else (0, 0)
+            raise self._refused_whole(f"not valid YAML: {error.problem or ''}", *place) from None
         except yaml.reader.ReaderError as error:
-            line = raw[: error.position].count(b"\n") + 1
-            raise self._no_yaml((line, 1), f"{error.reason}; save it as UTF-8 text") from None
+            line = raw[: error.position].count(b"\n")
+            raise self._refused_whole(
+                f"not valid YAML: {error.reason}; save it as UTF-8 text", line
+            ) from None
+        # For example, the 31st of February.
+        except UNFIT as error:
+            raise self._refused_whole(f"not valid YAML: {error}") from None
         except RecursionError:
-            raise self._no_yaml((1, 1), "it is nested too deeply") from None
-        if not isinstance(self.value, dict):
-            detail = "expected a mapping with the key 'applications' at the top"
-            raise ConfigRefused([Finding(str(path), 1, 1, "", detail)])
+            raise self._refused_whole("not valid YAML: it is nested too deeply") from None
+        if root is None or not isinstance(self.value, dict):
+            raise self._refused_whole("expected a mapping with the key 'applications' at the top")
+        self._root = root
 
-    def _no_yaml(self, place: tuple[int, int], detail: str) -> ConfigRefused:
-        return ConfigRefused([Finding(str(self.path), *place, "", f"not valid YAML: {detail}")])
+    def _refused_whole(self, detail: str, line: int = 0, column: int = 0) -> ConfigRefused:
+        return ConfigRefused([Finding(str(self.path), line + 1, column + 1, "", detail)])
 
     @property
     def refusals(self) -> list[Finding]:
@@ -116,17 +107,19 @@ class Document:
 
     def finding(self, steps: Steps, detail: str, *, key: bool = False) -> Finding:
         """Return a finding at a value or its key, or at the nearest ancestor that is there."""
-        near = steps
-        while near not in self._places:
-            near = near[:-1]
-        place = self._places[near]
-        return self._finding(steps, detail, place.key if key and near == steps else place.value)
+        name = node = self._root
+        for step in steps:
+            found = _below(node, step)
+            if found is None:
+                return self._finding(steps, detail, node.start_mark)
+            name, node = found
+        return self._finding(steps, detail, (name if key else node).start_mark)
 
     def _finding(self, steps: Steps, detail: str, mark: yaml.Mark) -> Finding:
         return Finding(str(self.path), mark.line + 1, mark.column + 1, show(steps), detail)
 
-    def _walk(self, node: yaml.Node, steps: Steps, above: Nodes, is_noted: bool) -> None:
-        """Note what YAML allows but a configuration must not, and with `is_noted` the places."""
+    def _check(self, node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
+        """Refuse what YAML allows but a configuration must not, and what takes too long to read."""
         self._num_values += 1
         if self._num_values > MAX_VALUES:
             raise _invalid(node, f"more than {MAX_VALUES:,} values, with each alias counted as its content")
@@ -135,41 +128,31 @@ class Document:
         kind = node.tag.rpartition(":")[2]
         if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
             raise _invalid(node, f"a number of {len(node.value):,} characters; put text in quotes")
-        if node.tag.startswith("tag:yaml.org,2002:") and kind in NOT_JSON:
-            detail = f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
-            self.refused.append((steps, self._finding(steps, detail, node.start_mark)))
-        if is_noted:
-            self._places.setdefault(steps, Place(node.start_mark, node.start_mark))
+        if kind == "timestamp":
+            self._refuse(node, steps, "YAML reads this as a time, which Ray cannot pass on; put it in quotes")
         if isinstance(node, yaml.SequenceNode):
             for i, child in enumerate(node.value):
-                self._walk(child, (*steps, i), (*above, node), is_noted)
+                self._check(child, (*steps, i), (*above, node))
         if isinstance(node, yaml.MappingNode):
-            self._walk_mapping(node, steps, (*above, node), is_noted)
+            self._check_mapping(node, steps, (*above, node))
 
-    def _walk_mapping(self, node: yaml.MappingNode, steps: Steps, above: Nodes, is_noted: bool) -> None:
+    def _check_mapping(self, node: yaml.MappingNode, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
         names = set()
-        # Own keys come first: merged ones do not override them, nor those that were merged before.
-        for key, child in sorted(node.value, key=lambda pair: pair[0].tag == MERGE):
+        for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _invalid(key, "a mapping or list as a key; is this a template that was not rendered?")
-            is_merge = key.tag == MERGE
-            here = steps if is_merge else (*steps, _key(key))
-            detail = ""
+            here = steps if key.tag == MERGE else (*steps, _key(key))
             if (key.tag, key.value) in names:
-                detail = f"the key {key.value!r} comes twice; leave one of them out"
+                self._refuse(key, here, f"the key {key.value!r} comes twice; leave one of them out")
             elif key.tag not in (STRING, MERGE):
                 detail = f"YAML does not read the key {key.value} as a string; put it in quotes"
-            if detail:
-                self.refused.append((here, self._finding(here, detail, key.start_mark)))
+                self._refuse(key, here, detail)
             names.add((key.tag, key.value))
-            if is_merge:
-                for merged in child.value if isinstance(child, yaml.SequenceNode) else [child]:
-                    self._walk(merged, steps, above, is_noted)
-            else:
-                is_new = is_noted and here not in self._places
-                if is_new:
-                    self._places[here] = Place(key.start_mark, child.start_mark)
-                self._walk(child, here, above, is_new)
+            for value in _merged(child) if key.tag == MERGE else [child]:
+                self._check(value, here, above)
+
+    def _refuse(self, node: yaml.Node, steps: Steps, detail: str) -> None:
+        self.refused.append((steps, self._finding(steps, detail, node.start_mark)))
 
 
 def show(steps: Steps) -> str:
@@ -179,19 +162,24 @@ def show(steps: Steps) -> str:
     return "".join(shown).lstrip(".")
 
 
-def _constructed(root: yaml.Node | None) -> Any:
-    if root is None:
-        return None
-    try:
-        return yaml.constructor.SafeConstructor().construct_document(root)
-    # For example, the 31st of February.
-    except UNFIT as error:
-        raise _invalid(root, str(error)) from None
+def _below(node: yaml.Node, step: Any) -> tuple[yaml.Node, yaml.Node] | None:
+    """Return the key and the value at a step below a node, or a list's item twice."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step]
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    # A mapping's own keys override those that it merges, and the first that it merges the others.
+    own = (pair for pair in pairs if pair[0].tag != MERGE and _key(pair[0]) == step)
+    merged = (_below(one, step) for key, child in pairs if key.tag == MERGE for one in _merged(child))
+    return next((found for found in (*own, *merged) if found), None)
+
+
+def _merged(node: yaml.Node) -> list[yaml.Node]:
+    return node.value if isinstance(node, yaml.SequenceNode) else [node]
 
 
 def _key(node: yaml.Node) -> Any:
     # Most keys are strings; a constructor for each would be slow.
-    return node.value if node.tag == STRING else _constructed(node)
+    return node.value if node.tag == STRING else yaml.constructor.SafeConstructor().construct_document(node)
 
 
 def _invalid(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:

@@ -73,29 +73,39 @@ class ScoringFailed(TabrankError):
     """A reachable scorer could not score a batch with this version: its artifact is at fault."""
 
 
-# Keys of earlier versions, which no measure of likeness would find.
+# Names of earlier versions, which no measure of likeness would find.
 RENAMED = {
     "slots": "max_batches_in_flight",
     "batch_candidates": "max_batch_candidates",
     "primary": "primary_metric",
+    "context": "number",
 }
+# A longer name is not a typo, and to compare a megabyte would take a second.
+MAX_TYPO = 80
 
 
-def unknown_key(where: str, key: str, known: Iterable[str]) -> str:
-    """Return the message that refuses an unknown key and names the nearest valid one."""
-    names = sorted(known)
-    hint = did_you_mean(key, names) or f"valid keys are {', '.join(names)}"
-    return f"{where}: unknown key {key!r}; {hint}"
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """Return the message that refuses an unknown key or value and names the nearest valid one."""
+    given, names = str(name), sorted(known)
+    hint = did_you_mean(given, names) or f"; valid {what}s are {', '.join(names)}"
+    return f"unknown {what} {given!r}{hint}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the most similar known name, or "" if no name is similar."""
+    """Return the end of a message, a hint at the most similar known name, or ""."""
     near = nearest(name, known)
-    return "" if near is None else f"did you mean {near!r}?"
+    return "" if near is None else f"; did you mean {near!r}?"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest name, or all names."""
+    return did_you_mean(name, known) or f"; there are {', '.join(known)}"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """Return the new or the most similar known name, or None; `cutoff` is difflib's least ratio."""
+    if len(name) > MAX_TYPO:
+        return None
     known = list(known)
     if RENAMED.get(name) in known:
         return RENAMED[name]

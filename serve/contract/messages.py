@@ -1,9 +1,9 @@
-"""Build the parts of error messages: quoted input, the nearest valid name, JSON Pointers."""
+"""Build the parts of error messages: quoted input and JSON Pointers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -34,7 +34,7 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
     if unknown:
         known = fields[max((at for at in fields if pointer.startswith(at)), key=len)]
         pointer = below(pointer, unknown[1])
-        hint = nearest(unknown[1], known) or f"; the fields are {', '.join(known)}"
+        hint = did_you_mean(unknown[1], known) or f"; the fields are {', '.join(known)}"
         detail = f"unknown field {quoted(unknown[1])}{hint}"
     elif len(detail) > MAX_DETAIL:
         detail = f"{detail[:MAX_DETAIL]}…"
@@ -65,15 +65,6 @@ def malformed(error: Exception) -> RequestError:
 def quoted(text: str) -> str:
     """Return client input for a message: shortened, with control characters escaped."""
     return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest valid name, or ""."""
-    # A name this long is not a typo, and to compare a megabyte would take a second.
-    if len(name) > MAX_QUOTED:
-        return ""
-    hint = did_you_mean(name, known)
-    return f"; {hint}" if hint else ""
 
 
 def below(pointer: str, name: str) -> str:

@@ -24,8 +24,8 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-from serve.contract.errors import TabrankError, unknown_key
-from serve.contract.validation import TYPE_NAMES, number, unknown_value, whole
+from serve.contract.errors import TabrankError, unknown
+from serve.contract.validation import TYPE_NAMES, number, whole
 
 Model = TypeVar("Model")
 # Keys on the way to a level of a file; "*" for a name that the user chooses.
@@ -169,9 +169,9 @@ def _problem(model: Any, error: Any) -> Problem:
     if kind == "missing":
         return Problem(steps[:-1], f"the key {steps[-1]!r} is missing", steps[-1])
     if kind in ("unexpected_keyword_argument", "invalid_key"):
-        detail = unknown_key("", str(steps[-1]), _known_at(model, steps[:-1])).removeprefix(": ")
+        detail = unknown("key", steps[-1], _known_at(model, steps[:-1]))
     elif kind == "literal_error":
-        detail = unknown_value(given, re.findall(r"'([^']+)'", error["ctx"]["expected"]))
+        detail = unknown("value", given, re.findall(r"'([^']+)'", error["ctx"]["expected"]))
     elif kind in TYPE_ERRORS:
         detail = f"{given!r} must be {TYPE_ERRORS[kind]}"
     else:

@@ -8,12 +8,12 @@ import re
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from serve.contract.errors import TabrankError, unknown_key
+from serve.contract.errors import TabrankError, unknown
 
 MAX_DURATION_MS = 36_500 * 86_400_000
 TYPE_NAMES = {
@@ -41,19 +41,12 @@ PLAIN_MS = (10 * OTHER_UNITS[0][0], OTHER_UNITS[1][0])
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
-def table(
-    value: object, where: str, keys: Iterable[str] | None = None, required: Iterable[str] = ()
-) -> dict[str, Any]:
-    """Return the value as a table that holds only `keys` (None: any) and all `required` keys."""
+def table(value: object, where: str, keys: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the value as a table that holds only `keys`, or any keys."""
     checked = cast(dict[str, Any], typed(value, dict, where))
     if keys is not None:
-        keys = list(keys)
         for key in checked:
-            if key not in keys:
-                raise TabrankError(unknown_key(where, str(key), keys))
-    for key in required:
-        if key not in checked:
-            raise TabrankError(f"{where}: the key {key!r} is missing")
+            one_of(key, keys, where, "key")
     return checked
 
 
@@ -65,17 +58,11 @@ def typed(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
-def one_of(value: object, known: Container[str] | Mapping[str, Any], where: str) -> str:
+def one_of(value: object, known: Collection[str], where: str, what: str = "value") -> str:
     """Return the value, which must be one of the known names."""
     if not isinstance(value, str) or value not in known:
-        raise TabrankError(f"{where}: {unknown_value(value, cast(Iterable[str], known))}")
+        raise TabrankError(f"{where}: {unknown(what, value, known)}")
     return value
-
-
-def unknown_value(value: object, known: Iterable[str]) -> str:
-    """Return the message that refuses a value which is none of the known names."""
-    refused = unknown_key("", str(value), known).removeprefix(": ")
-    return refused.replace("unknown key", "unknown value").replace("valid keys", "valid values")
 
 
 def number(value: object, where: str, low: float, high: float) -> float:

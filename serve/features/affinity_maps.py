@@ -1,4 +1,4 @@
-"""Vectorized updates of the viewers' affinity maps; `slots.Map` states the rule.
+"""Vectorized updates of the viewers' affinity maps; `kinds.affinity.Map` states the rule.
 
 The records of one viewer must be applied in order. Records are therefore applied in rounds: the
 first record of each viewer, then the second, and so on.
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Bools, Map
+from serve.features.slots import F64, I64, U64, Bools, PackedRows
 
 # Ranks for eviction: entries of the lowest rank are kept first.
 TOUCHED, UNTOUCHED, EMPTY = 0, 1, 2
@@ -33,9 +33,9 @@ class Parts(NamedTuple):
         return Parts(*map(made, self))
 
     @classmethod
-    def of(cls, table: NDArray[np.void], i: int) -> Parts:
-        """Return views of the `i`-th map of packed viewers."""
-        return cls(*(table[f"map{i}_{part}"] for part in cls._fields))
+    def of(cls, rows: PackedRows) -> Parts:
+        """Return views of the fields of one map in viewers' rows."""
+        return cls(rows["keys"], rows["event"], rows["over"], rows["ms"])
 
 
 class Pairs(NamedTuple):
@@ -95,13 +95,13 @@ class Round(NamedTuple):
 
 
 def apply_to_map(
-    m: Map, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
+    half_life_ms: float, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
 ) -> None:
     """Apply records `[N]` to a map; skip those neither `hit` nor `over`, and those of viewer 0."""
     # Fast path: one record is the most frequent call in training.
     if len(viewers) == 1:
         if viewers[0] and (hit[0] or over[0]) and len(pairs.keys):
-            _apply(m, parts, Round(viewers, ts_ms, hit, *pairs))
+            _apply(half_life_ms, parts, Round(viewers, ts_ms, hit, *pairs))
         return
     rounds = _rounds(np.where(hit | over, viewers, 0))
     round_of_pair = rounds[pairs.record]
@@ -111,7 +111,7 @@ def apply_to_map(
             records = (rounds == number).nonzero()[0]
             owner = np.searchsorted(records, pairs.record[mine])
             of_record = viewers[records], ts_ms[records], hit[records]
-            _apply(m, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
+            _apply(half_life_ms, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
 
 
 def _rounds(viewers: I64) -> I64:
@@ -125,27 +125,29 @@ def _rounds(viewers: I64) -> I64:
     return rounds
 
 
-def _apply(m: Map, parts: Parts, now: Round) -> None:
+def _apply(half_life_ms: float, parts: Parts, now: Round) -> None:
     # A single record changes its row in place, which halves its time.
     one = len(now.viewers) == 1
     rows = slice(int(now.viewers[0]), int(now.viewers[0]) + 1) if one else now.viewers
     held = parts.each(lambda part: part[rows])
+    keep = held.keys.shape[1]
     hits = (now.each(held.keys) == now.keys[:, None]).ravel().nonzero()[0]
     if len(hits) == len(now.keys):
-        _add(m, held, hits % m.keep + now.owner * m.keep, now)
+        _add(half_life_ms, held, hits % keep + now.owner * keep, now)
     else:
-        held, one = _with_new(m, held, hits, now), False
+        held, one = _with_new(half_life_ms, held, hits, now), False
     if not one:
         for part, values in zip(parts, held, strict=True):
             part[rows] = values
 
 
-def _with_new(m: Map, held: Parts, hits: I64, now: Round) -> Parts:
+def _with_new(half_life_ms: float, held: Parts, hits: I64, now: Round) -> Parts:
     """Return `[V, K]` the maps after a round that adds entries and evicts others.
 
     `hits` are the places, in `[Q, K]`, at which a key of the round is already held.
     """
-    known, places = np.divmod(hits, m.keep)
+    keep = held.keys.shape[1]
+    known, places = np.divmod(hits, keep)
     is_new = np.ones(len(now.keys), bool)
     is_new[known] = False
     owner = now.owner[is_new]
@@ -155,16 +157,16 @@ def _with_new(m: Map, held: Parts, hits: I64, now: Round) -> Parts:
     columns = np.empty(len(now.keys), np.int64)
     columns[known] = places
     columns[is_new] = used[owner] + np.arange(len(owner)) - first_new[owner]
-    width = max(m.keep, int((used + num_new).max()))
+    width = max(keep, int((used + num_new).max()))
     at = columns + now.owner * width
     wide = held.each(lambda part: _widened(part, width))
     wide.keys.ravel()[at[is_new]] = now.keys[is_new]
     wide.ms.ravel()[at[is_new]] = now.ts_ms[owner]
-    if width == m.keep:
-        _add(m, wide, at, now)
+    if width == keep:
+        _add(half_life_ms, wide, at, now)
         return wide
-    stay = _staying(m, wide, at, is_new, now)
-    _add(m, wide, at, now)
+    stay = _staying(half_life_ms, keep, wide, at, is_new, now)
+    _add(half_life_ms, wide, at, now)
     return wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
 
 
@@ -175,7 +177,7 @@ def _widened(part: NDArray[Any], width: int) -> NDArray[Any]:
     return wide
 
 
-def _staying(m: Map, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
+def _staying(half_life_ms: float, keep: int, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
     """Return `[V, K]` the columns of the `[V, W]` entries that are kept, in ascending order."""
     hit = now.hit[now.owner]
     rank = np.where(wide.keys == 0, EMPTY, UNTOUCHED)
@@ -184,12 +186,12 @@ def _staying(m: Map, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
     over = wide.over.copy()
     arrived = is_new & ~hit
     over.ravel()[at[arrived]] = now.counts[arrived]
-    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / m.half_life_ms)
+    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / half_life_ms)
     best = np.lexsort((wide.keys, -over * decay, -wide.event * decay, rank))
-    return np.sort(best[:, : m.keep], axis=1)
+    return np.sort(best[:, :keep], axis=1)
 
 
-def _add(m: Map, parts: Parts, at: I64, now: Round) -> None:
+def _add(half_life_ms: float, parts: Parts, at: I64, now: Round) -> None:
     """Add the counts of a round at the places `at`; a late record is added in decayed form."""
     # `ravel` returns views, so the assignments below change `parts`.
     _, event, over, ms = (part.ravel() for part in parts)
@@ -198,8 +200,8 @@ def _add(m: Map, parts: Parts, at: I64, now: Round) -> None:
     new_ms = np.maximum(old_ms, ts_ms)
     late_ms = new_ms - ts_ms
     if late_ms.any():
-        arrived = arrived * np.exp2(-late_ms / m.half_life_ms)
-    decay = np.exp2((old_ms - new_ms) / m.half_life_ms)
+        arrived = arrived * np.exp2(-late_ms / half_life_ms)
+    decay = np.exp2((old_ms - new_ms) / half_life_ms)
     hits = arrived * hit
     event[at] = event[at] * decay + hits
     over[at] = over[at] * decay + (arrived - hits)

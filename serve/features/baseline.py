@@ -28,7 +28,7 @@ class Baseline:
     sort: tuple[str, ...] = ()
     weights: Mapping[str, Weight] = field(default_factory=dict)
 
-    def score(self, names: Sequence[str], numeric: F32) -> F64:
+    def worth(self, names: Sequence[str], numeric: F32) -> F64:
         """Return `[N]` the worth of rows, higher is better, from their features `[N, F]`.
 
         `names` `[F]` are those of the columns. With `sort`, the worth is the rank among these rows:

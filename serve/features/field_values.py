@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serve.contract.errors import RequestError
-from serve.contract.messages import nearest, quoted
+from serve.contract.errors import RequestError, did_you_mean
+from serve.contract.messages import quoted
 from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_MS, MAX_NUMBER, MAX_SET_MEMBERS
 from serve.contract.validation import MILLISECONDS, PLAIN_MS, other_unit
 from serve.features.surface import Field
@@ -30,7 +30,7 @@ def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) ->
     field = known.get(name)
     if field is None:
         names = ", ".join(known) or "none"
-        detail = f"unknown field {quoted(name)}{nearest(name, known)}; the surface takes {names} here"
+        detail = f"unknown field {quoted(name)}{did_you_mean(name, known)}; the surface takes {names} here"
         raise RequestError(422, "invalid request", detail, pointer)
     if value is None:
         return None

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.features.batch import Batch
-from serve.features.definitions import MultiCategory
 from serve.features.rows import Schema
 from serve.features.slots import I64, U64, PackedRows
 
@@ -80,12 +79,13 @@ class Features:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         kinds = schema.surface.features
-        multi = {name: kind for name, kind in kinds.items() if isinstance(kind, MultiCategory)}
-        single = {name: kind for name, kind in kinds.items() if kind.categorical and name not in multi}
-        widths = ((n, schema.surface.fields[k.field.owner][k.field.name].max) for n, k in multi.items())
+        categories = {name: kind for name, kind in kinds.items() if kind.categorical}
+        widths = {name: kind.width(schema.surface.fields) for name, kind in categories.items()}
+        single = [name for name, width in widths.items() if width is None]
+        multi = [(name, width) for name, width in widths.items() if width is not None]
         self._numeric = {name: kind for name, kind in kinds.items() if not kind.categorical}
-        self._categories = [*single.values(), *multi.values()]
-        self.columns = Columns(tuple(self._numeric), tuple(single), tuple(widths))
+        self._categories = [kinds[name] for name in (*single, *dict(multi))]
+        self.columns = Columns(tuple(self._numeric), tuple(single), tuple(multi))
         self.popular = self.columns.numeric.index(schema.surface.popular)
 
     def compute(
@@ -105,8 +105,7 @@ class Features:
             request_of_row: `[R]`, the index of each row's request.
             now_ms: `[B]`, the time of each request.
         """
-        schema = self.schema
-        batch = Batch(schema.place, schema.rates, viewers, candidates, context, request_of_row, now_ms)
+        batch = Batch(self.schema.state, viewers, candidates, context, request_of_row, now_ms)
         num_rows = len(request_of_row)
         numeric = np.empty((num_rows, len(self._numeric)), np.float32)
         for j, kind in enumerate(self._numeric.values()):
@@ -127,5 +126,5 @@ class Features:
         """Return `[R]` the popularity feature as in `compute`, without rows of viewers."""
         schema = self.schema
         viewers = schema.blank("viewer", len(now_ms))
-        batch = Batch(schema.place, schema.rates, viewers, candidates, context, request_of_row, now_ms)
+        batch = Batch(schema.state, viewers, candidates, context, request_of_row, now_ms)
         return np.asarray(self._numeric[schema.surface.popular].value(batch), np.float32)

@@ -7,26 +7,20 @@ are missing, and it never changes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from serve.contract.hashing import hash64
-from serve.features.affinity_maps import Pairs, Parts, apply_to_map
-from serve.features.decayed_counters import Effect
 from serve.features.id_index import Buckets
-from serve.features.presences import Presences, presence_fields
-from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, Map, PackedRows, Presence, Slot, Sum
+from serve.features.interactions import Interactions
+from serve.features.slots import I64, IMPRESSION, Entity, PackedRows, Slot
+from serve.features.state_kind import STATE, StateKind
 from serve.features.surface import Field, Surface
 
-# Apply fewer records than this one by one: they are mostly of one viewer, so rounds are slower.
-MIN_RECORDS_AT_ONCE = 16
-# Limit the candidates, plus RECORD_COST for each record, that are applied at once: temporary arrays
-# stay within some MB.
-MAX_CANDIDATES_AT_ONCE = 1 << 14
-RECORD_COST = 32
+T = TypeVar("T")
 # Time of an attribute without a time of its own: every other time is later.
 EVER_MS = np.iinfo(np.int64).min
 # End of a candidate whose end is not known.
@@ -34,38 +28,34 @@ NEVER_MS = np.iinfo(np.int64).max
 
 
 class Schema:
-    """Layout of a surface's rows, with the sums, maps and presences in them."""
+    """Layout of a surface's rows, and the kinds of state in them."""
 
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
-        slots = list(dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots))
-        self.maps: tuple[Map, ...] = tuple(s for s in slots if isinstance(s, Map))
-        self.presences: tuple[Presence, ...] = tuple(s for s in slots if isinstance(s, Presence))
-        self.sums: dict[Entity, tuple[Sum, ...]] = {
-            entity: tuple(s for s in slots if isinstance(s, Sum) and s.entity == entity)
-            for entity in ENTITIES
-        }
-        groups: tuple[tuple[Slot, ...], ...] = (self.maps, self.presences, *self.sums.values())
-        self.place = {slot: i for group in groups for i, slot in enumerate(group)}
-        # An infinite half-life gives the rate 0, so the factor exp2(0) = 1.
-        self.rates = {e: np.array([1.0 / s.half_life_ms for s in sums]) for e, sums in self.sums.items()}
         self.events = tuple(dict.fromkeys((IMPRESSION, *surface.events)))
         self.number = {event: number for number, event in enumerate(self.events)}
-        self.effects = {
-            entity: [Effect.of(event, sums) for event in self.events] for entity, sums in self.sums.items()
-        }
+        by_type: defaultdict[type[Slot], list[Slot]] = defaultdict(list)
+        for slot in dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots):
+            by_type[type(slot)].append(slot)
+        kinds = ((StateKind.registry[of], slots) for of, slots in by_type.items())
+        self.state: dict[type, StateKind[Any]] = {kind: kind(slots, self.number) for kind, slots in kinds}
+        self.kept_by = {slot: kind for kind in self.state.values() for slot in kind.slots}
         # Attributes in the order of their times in `stated_ms`, the candidate's end included.
         self.stated: dict[Entity, tuple[str, ...]] = {
             "viewer": tuple(surface.fields["viewer"]),
             "candidate": (*surface.fields["candidate"], "ends_ms"),
         }
-        seen = ("seen_ms", "<i8")
-        self.viewer = np.dtype([*self._attributes("viewer"), seen, *self._state("viewer"), *self._maps()])
-        ends = ("ends_ms", "<i8")
+        seen, ends = ("seen_ms", "<i8"), ("ends_ms", "<i8")
+        self.viewer = np.dtype([*self._attributes("viewer"), seen, *self._state("viewer")])
         self.candidate = np.dtype([*self._attributes("candidate"), ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
-        layout = repr((self.viewer.descr, self.candidate.descr, self.sums, self.maps, self.presences))
+        layout = repr((self.viewer.descr, self.candidate.descr, list(self.kept_by)))
         self.fingerprint = hashlib.sha256(layout.encode()).hexdigest()
+
+    def kept(self, kind: type[T]) -> T:
+        """Return the kind of state of this class."""
+        found: T = self.state[kind]  # type: ignore[assignment]
+        return found
 
     def _attributes(self, owner: str) -> list[Any]:
         code: dict[str, Any] = {"number": "<f8", "time": "<f8", "category": "<u8"}
@@ -75,16 +65,9 @@ class Schema:
         ]
 
     def _state(self, entity: Entity) -> list[Any]:
-        num_stated, n = len(self.stated[entity]), len(self.sums[entity])
-        state = [("stated_ms", "<i8", (num_stated,)), ("sums", "<f8", (n,)), ("sums_ms", "<i8", (n,))]
-        return state + presence_fields(self.presences, entity)
-
-    def _maps(self) -> list[Any]:
-        return [
-            (f"map{i}_{part}", code, (m.keep,))
-            for i, m in enumerate(self.maps)
-            for part, code in (("keys", "<u8"), ("event", "<f8"), ("over", "<f8"), ("ms", "<i8"))
-        ]
+        columns = [column for kind in self.state.values() for column in kind.columns(entity)]
+        stated = ("stated_ms", "<i8", (len(self.stated[entity]),))
+        return [stated, (STATE, columns)] if columns else [stated]
 
     def blank(self, entity: Entity, n: int = 1) -> PackedRows:
         """Return `n` rows with all values missing."""
@@ -193,48 +176,6 @@ class RowTable:
             self._buckets.changed(name)
 
 
-class Interactions(NamedTuple):
-    """Sequence of N exposures and events in order, with no other record between them.
-
-    An event has one candidate; an exposure is an impression of each of its candidates.
-
-    `event` `[N]`: index in `Schema.events`. `viewer` `[N]`: row number; row 0 takes no state.
-    `ts_ms` `[N]`. `lengths` `[N]`: number of candidates of each record.
-    `candidates` `[P]`: row numbers.
-    """
-
-    event: I64
-    viewer: I64
-    ts_ms: I64
-    lengths: I64
-    candidates: I64
-
-    def only(self, event: int) -> Interactions:
-        """Return the records of one event."""
-        chosen = self.event == event
-        candidates = self.candidates[np.repeat(chosen, self.lengths)]
-        return Interactions._make([*(values[chosen] for values in self[:4]), candidates])
-
-    def parts(self) -> Iterator[Interactions]:
-        """Yield parts that are fast to apply at once.
-
-        Few records are yielded one by one, many in parts of bounded size.
-        """
-        num = len(self.event)
-        if num == 1:
-            yield self
-            return
-        ends = np.cumsum(self.lengths)
-        cuts = np.arange(num + 1)
-        if num >= MIN_RECORDS_AT_ONCE:
-            changes = np.diff((ends + RECORD_COST * cuts[1:]) // MAX_CANDIDATES_AT_ONCE, prepend=0, append=-1)
-            cuts = np.concatenate([[0], changes[1:].nonzero()[0] + 1])
-        for begin, end in pairwise(cuts.tolist()):
-            part = slice(begin, end)
-            candidates = self.candidates[ends[begin] - self.lengths[begin] : ends[end - 1]]
-            yield Interactions._make([*(values[part] for values in self[:4]), candidates])
-
-
 class State:
     """Rows of all viewers and candidates of a surface; it changes only by records, in order."""
 
@@ -244,8 +185,10 @@ class State:
         self.candidates = RowTable(schema, "candidate")
 
     def forget(self, row: int) -> list[int]:
-        """Make a viewer's row blank; return the rows of the candidates that the viewer leaves."""
-        left = [candidate for slot in self._presences() for candidate in slot.leave(row)]
+        """Make a viewer's row blank; return the rows of candidates that change by it."""
+        left: list[int] = []
+        for kind in self.schema.state.values():
+            left += kind.forget(self.viewers, self.candidates, row)
         self.viewers.table[row] = self.schema.blank("viewer")[0]
         return left
 
@@ -262,7 +205,7 @@ class State:
         """Set the named attributes of a viewer or candidate, unless they have a later time already.
 
         A stored time after `received_ms`, the arrival of this record, does not count as later: it
-        comes from a wrong clock. Sums and maps do not change.
+        comes from a wrong clock. State that features keep does not change.
         """
         rows = self.viewers if entity == "viewer" else self.candidates
         row = rows.add(name)
@@ -277,51 +220,10 @@ class State:
     def observe(self, run: Interactions) -> list[int]:
         """Apply records; the result equals that of one at a time, except for rounding of sums.
 
-        Returns the rows of candidates that viewers left because they came to too many others.
+        Returns the rows of candidates that changed without a record of theirs.
         """
         left: list[int] = []
         for part in run.parts():
-            present = set(part.event.tolist())
-            for event in present:
-                self._observe_sums(event, part if len(present) == 1 else part.only(event))
-            self._observe_maps(present, part)
-            left += self._observe_presences(present, part)
+            for kind in self.schema.state.values():
+                left += kind.observe(self.viewers, self.candidates, part)
         return left
-
-    def _observe_sums(self, event: int, run: Interactions) -> None:
-        """Apply the records of one event to the sums, all at once because sums commute."""
-        viewers, candidates = (effects[event] for effects in self.schema.effects.values())
-        if viewers:
-            viewers.add(self.viewers.table, run.viewer, run.ts_ms, run.lengths)
-        if candidates:
-            candidates.add(self.candidates.table, run.candidates, np.repeat(run.ts_ms, run.lengths))
-
-    def _observe_maps(self, present: set[int], run: Interactions) -> None:
-        pairs: dict[str, Pairs] = {}
-        for i, m in enumerate(self.schema.maps):
-            event, over = self.schema.number[m.event], self.schema.number[m.over]
-            if event in present or over in present:
-                field = m.field.name
-                if field not in pairs:
-                    pairs[field] = Pairs.of(self.candidates.table[field][run.candidates], run.lengths)
-                parts = Parts.of(self.viewers.table, i)
-                hit, counted = run.event == event, run.event == over
-                apply_to_map(m, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
-
-    def _observe_presences(self, present: set[int], run: Interactions) -> Iterator[int]:
-        for slot, p in zip(self._presences(), self.schema.presences, strict=True):
-            up, down = self.schema.number[p.up], self.schema.number[p.down]
-            if up in present or down in present:
-                event, viewer, ts_ms = (
-                    np.repeat(values, run.lengths) for values in (run.event, run.viewer, run.ts_ms)
-                )
-                moves = ((event == up) | (event == down)) & (viewer > 0) & (run.candidates > 0)
-                columns = (viewer, run.candidates, ts_ms, event == up)
-                for who, candidate, at_ms, comes in zip(*(c[moves].tolist() for c in columns), strict=True):
-                    key = hash64(self.candidates.ids[candidate] or "")
-                    if left := slot.move(who, candidate, key, at_ms, comes):
-                        yield left
-
-    def _presences(self) -> list[Presences]:
-        tables = self.viewers.table, self.candidates.table, self.candidates.find_hash
-        return [Presences(p, i, *tables) for i, p in enumerate(self.schema.presences)]

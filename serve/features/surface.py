@@ -15,12 +15,14 @@ import pydantic
 from pydantic import BeforeValidator, PlainValidator, StrictBool, ValidationInfo, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from serve.contract.errors import TabrankError, unknown_key
+from serve.contract.errors import TabrankError, suggest, unknown
 from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
-from serve.contract.validation import duration_ms, unknown_value
+from serve.contract.validation import duration_ms
 from serve.features.baseline import Baseline
-from serve.features.definitions import DURATION_SCHEMA, KINDS, Kind
+from serve.features.kind import DURATION_SCHEMA, Kind
+from serve.features.registry import KINDS
 from serve.features.slots import IMPRESSION, OWNERS
+from serve.features.state_kind import STATE
 
 SHIPPED = Path(__file__).parents[1] / "surfaces"
 FieldType = Literal["number", "category", "set", "time"]
@@ -52,8 +54,7 @@ class Field:
 
 
 def _check_field_name(name: str, where: str) -> str:
-    own = r"id|(ts|ends|seen|stated|received|sums)_ms|seq|stated|removed|sums|(map|presence)\d+_.*"
-    if re.fullmatch(own, name):
+    if re.fullmatch(rf"id|(ts|ends|seen|stated|received)_ms|seq|stated|removed|{STATE}", name):
         raise TabrankError(f"{where}: the name {name!r} is reserved for the log; choose another")
     return name
 
@@ -74,7 +75,7 @@ def _read_features(values: object, info: ValidationInfo) -> dict[str, Kind]:
         elif "kind" not in spec:
             problems.append(((name,), f"the key 'kind' is missing; kinds are {', '.join(KINDS)}"))
         elif not isinstance(kind := spec["kind"], str) or kind not in KINDS:
-            problems.append(((name, "kind"), unknown_value(kind, KINDS)))
+            problems.append(((name, "kind"), unknown("kind", kind, KINDS)))
         else:
             options = {key: value for key, value in spec.items() if key != "kind"}
             try:
@@ -89,7 +90,7 @@ def _read_features(values: object, info: ValidationInfo) -> dict[str, Kind]:
 def _misnamed(feature: str, features: Mapping[str, Kind]) -> str:
     """Return why a name is not that of a numeric feature; empty if it is."""
     if feature not in features:
-        return unknown_value(feature, features)
+        return unknown("value", feature, features)
     return f"{feature!r} is a category; name a numeric feature" if features[feature].categorical else ""
 
 
@@ -204,7 +205,7 @@ class Surface:
     def _is_declared(cls, label: Label, info: ValidationInfo) -> Label:
         events = info.data.get("events", [label.event])
         if label.event not in events:
-            raise refusal((("event",), unknown_value(label.event, events)))
+            raise refusal((("event",), unknown("value", label.event, events)))
         return label
 
     @field_validator("popular")
@@ -240,7 +241,7 @@ def load_surface(name_or_path: str) -> Surface:
         if not path.is_file():
             known = [p.stem for p in SHIPPED.glob("*.toml")]
             raise TabrankError(
-                unknown_key("--surface", name_or_path, known) + ", or the path of a .toml file"
+                f"there is no surface {name_or_path!r}{suggest(name_or_path, known)}; or give the path of a .toml file"
             )
     if not path.is_file():
         raise TabrankError(f"{path}: no such surface file; name a shipped surface or an existing .toml file")

@@ -86,30 +86,30 @@ class Description(Struct):
     limits: Limits
 
 
-def readiness(fetcher: RankingService) -> Readiness:
+def readiness(service: RankingService) -> Readiness:
     """Return the body of `/readyz`."""
-    freshness_ms = fetcher.freshness_ms
-    is_fresh = freshness_ms is not None and freshness_ms <= fetcher.config.stale_after_ms
+    freshness_ms = service.freshness_ms
+    is_fresh = freshness_ms is not None and freshness_ms <= service.config.stale_after_ms
     return Readiness(
-        surface=fetcher.surface.name,
-        live_candidates=len(fetcher.live.rows),
+        surface=service.surface.name,
+        live_candidates=len(service.live.rows),
         store="fresh" if is_fresh else "unavailable",
-        model=fetcher.model.version if fetcher.model else None,
+        model=service.model.version if service.model else None,
         freshness_ms=freshness_ms,
-        diagnoses=list(fetcher.diagnoses()),
+        diagnoses=list(service.diagnoses()),
     )
 
 
-def description(fetcher: RankingService) -> Description:
+def description(service: RankingService) -> Description:
     """Return the body of `/v1/model`."""
-    surface, model, canary = fetcher.surface, fetcher.model, fetcher.models.canary
+    surface, model, canary = service.surface, service.model, service.models.canary
     manifest: Mapping[str, Any] = model.manifest if model else {}
-    columns = fetcher.ranker.features.columns
+    columns = service.ranker.features.columns
     return Description(
         surface=surface.name,
         surface_fingerprint=surface.fingerprint,
-        state_fingerprint=fetcher.schema.fingerprint,
-        clock=fetcher.args.clock,
+        state_fingerprint=service.schema.fingerprint,
+        clock=service.args.clock,
         model=model.version if model else None,
         canary=canary.version if canary else None,
         sha256=manifest.get("files", {}),
@@ -117,16 +117,16 @@ def description(fetcher: RankingService) -> Description:
         features=[*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
         popular=surface.popular,
         label=surface.label,
-        kill_switch=fetcher.config.kill_switch,
-        experiment=_experiment(fetcher),
-        limits=Limits(*LIMITS, fetcher.config.deadline_ms),
+        kill_switch=service.config.kill_switch,
+        experiment=_experiment(service),
+        limits=Limits(*LIMITS, service.config.deadline_ms),
     )
 
 
-def _experiment(fetcher: RankingService) -> ExperimentInUse:
-    experiment = fetcher.config.experiment
+def _experiment(service: RankingService) -> ExperimentInUse:
+    experiment = service.config.experiment
     arms = [
-        ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, fetcher.models.version_for(arm))
+        ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, service.models.version_for(arm))
         for arm in experiment.arms
     ]
     return ExperimentInUse(experiment.name, experiment.start_ms, experiment.end_ms, experiment.holdout, arms)

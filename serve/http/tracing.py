@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer
 
@@ -28,29 +31,20 @@ TRACER = "tabrank"
 
 def parent_of(headers: Mapping[bytes, bytes]) -> Any:
     """Return the caller's trace context; None if the header is malformed or not sampled (W3C)."""
-    try:
-        from opentelemetry.trace import get_current_span
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-    except ImportError:
-        return None
     named = (TRACEPARENT, b"tracestate")
     carrier = {name.decode(): headers[name].decode("latin-1") for name in named if name in headers}
     context = TraceContextTextMapPropagator().extract(carrier)
-    span = get_current_span(context).get_span_context()
+    span = trace.get_current_span(context).get_span_context()
     return context if span.is_valid and span.trace_flags.sampled else None
 
 
 def trace_id_of(parent: Any) -> str:
     """Return the id of the caller's trace, in the caller's notation."""
-    from opentelemetry.trace import format_trace_id, get_current_span
-
-    return format_trace_id(get_current_span(parent).get_span_context().trace_id)
+    return trace.format_trace_id(trace.get_current_span(parent).get_span_context().trace_id)
 
 
 def record(parent: Any, scope: Mapping[str, Any], answer: RankAnswer) -> None:
     """Export the spans of an answered ranking: one for the request, and one for each stage."""
-    from opentelemetry.trace import get_tracer, set_span_in_context
-
     timing, ended_ns = answer.timing_ms, time.time_ns()
     begun_ns = ended_ns - _ns(timing.total)
     span = _started(parent, scope, 200, begun_ns, _attributes(answer))
@@ -58,7 +52,7 @@ def record(parent: Any, scope: Mapping[str, Any], answer: RankAnswer) -> None:
         flag = {"key": answer.experiment, "result.variant": answer.arm, "provider.name": "tabrank"}
         named = {f"feature_flag.{name}": value for name, value in flag.items()}
         span.add_event("feature_flag.evaluation", named, begun_ns)
-    within, tracer = set_span_in_context(span), get_tracer(TRACER)
+    within, tracer = trace.set_span_in_context(span), trace.get_tracer(TRACER)
     # The stages follow each other; rounding and encoding count as queue.
     for stage in STAGES:
         until_ns = begun_ns + _ns(getattr(timing, stage))
@@ -69,24 +63,20 @@ def record(parent: Any, scope: Mapping[str, Any], answer: RankAnswer) -> None:
 
 def record_failed(parent: Any, scope: Mapping[str, Any], status: int, seconds: float) -> None:
     """Export the span of a ranking that was refused, or that failed (5xx)."""
-    from opentelemetry.trace import StatusCode
-
     error, ended_ns = ({"error.type": str(status)} if status >= 500 else {}), time.time_ns()
     span = _started(parent, scope, status, ended_ns - _ns(seconds * 1e3), error)
     if error:
-        span.set_status(StatusCode.ERROR)
+        span.set_status(trace.StatusCode.ERROR)
     span.end(ended_ns)
 
 
 def _started(parent: Any, scope: Mapping[str, Any], status: int, begun_ns: int, more: dict[str, Any]) -> Any:
     """Return the span of a request."""
-    from opentelemetry.trace import SpanKind, get_tracer
-
     method, path = scope["method"], scope["path"]
     http = {"http.request.method": method, "http.route": path, "http.response.status_code": status}
     attributes = {**http, "url.path": path, "url.scheme": scope.get("scheme", "http"), **more}
-    name, kind = f"{method} {path}", SpanKind.SERVER
-    return get_tracer(TRACER).start_span(name, parent, kind, attributes, start_time=begun_ns)
+    name, kind = f"{method} {path}", trace.SpanKind.SERVER
+    return trace.get_tracer(TRACER).start_span(name, parent, kind, attributes, start_time=begun_ns)
 
 
 def _ns(milliseconds: float) -> int:

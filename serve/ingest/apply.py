@@ -8,7 +8,8 @@ from itertools import chain
 import numpy as np
 
 from serve.contract.records import Candidate, Event, Forget, Viewer
-from serve.features.rows import NEVER_MS, Interactions, RowTable, State
+from serve.features.interactions import Interactions
+from serve.features.rows import NEVER_MS, RowTable, State
 from serve.features.slots import IMPRESSION
 from serve.log.events import Ended, Exposure, JournalEntry, Record, viewer_of
 from serve.stores.protocol import Store

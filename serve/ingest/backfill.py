@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from serve.config.diagnoses import Service
+import msgspec
+
+from serve.config.diagnoses import DeclaredService, LoadNote
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.matrix import Features
-from serve.features.rows import RowTable, Schema, State
+from serve.features.rows import RowTable, Schema
 from serve.features.surface import Surface
-from serve.ingest.apply import RecordApplier, packed
+from serve.ingest.apply import packed
 from serve.ingest.takeover import Claim
-from serve.log.events import entries, numbered
-from serve.log.lease import read_lease
 from serve.log.rebuild import rebuild
-from serve.log.replay import Replay
-from serve.log.segments import MAX_SEQ, log_end
+from serve.log.segments import MAX_SEQ
 from serve.log.snapshots import AT_ONCE
-from serve.log.stream import LogStream
 from serve.stores.factory import check_address, name_of, open_store, shown
-from serve.stores.protocol import Store
 
 
 def load(
@@ -33,22 +29,20 @@ def load(
     log: Path,
     store_url: str,
     base: Path,
-    until_ms: int | None = None,
     report: Callable[[str], None] = lambda line: None,
     named: str | None = None,
     *,
     without_journal: bool = False,
 ) -> dict[str, Any]:
-    """Rebuild the state of `log`, or of what is before `until_ms`; replace the store's rows.
+    """Rebuild the state of `log`, and replace the store's rows by it, atomically.
 
-    The rows are replaced atomically. A service may go on meanwhile. What it has not written to the
-    log yet is applied too, and stays in its journal. What comes later is applied when it starts
-    with this store. If the store with that journal is lost, `without_journal` gives it up.
+    A service may go on meanwhile. What it has not written to the log yet stays in its journal. That
+    and what comes later is applied when a writer next opens this store. If the store with the
+    journal is lost, `without_journal` gives it up.
 
-    Returns the numbers of viewers and
-    candidates, `complete_since_ms` of each feature (None: from the beginning), and the `diagnoses`,
-    whose remedies name the surface as `named`. `report` is called with these, with what the log
-    joins, and with the progress.
+    Returns the numbers of viewers and candidates, `complete_since_ms` of each feature (None: from
+    the beginning), and the `diagnoses`, whose remedies name the surface as `named`. `report` is
+    called with these, with what the log joins, and with the progress.
     """
     check_address(store_url, base)
     schema = Schema(surface)
@@ -56,38 +50,29 @@ def load(
     if without_journal:
         claim.give_up()
     args = AppArgs(named or surface.name, store_url, log=str(log))
-    service = Service(args, base, Features(schema), UserConfig())
+    service = DeclaredService(args, base, Features(schema), UserConfig())
     erasures, through = claim.erasures(), claim.written()
-    built = rebuild(schema, log, until_ms, report, through)
+    built = rebuild(schema, log, report, through)
     # The last records may change no state.
     state, seq = built.state, max(built.seq, through if through < MAX_SEQ else 0)
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         # This fences a service that writes to the store: its next commit fails.
         store.take_epoch()
-        # What is later than `until_ms` is left out for good: the service must not catch up with it.
-        seq = _follow(claim, store, state, seq) if until_ms is None else claim.end()
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
         viewers, candidates = (_packed(rows) for rows in (state.viewers, state.candidates))
         # A flat log may hold numbers, but only segments and snapshots count as its end.
         log_seq = end.seq if (end := service.log_end()) else 0
-        note = {
-            "log": service.log_paths(),
-            "log_seq": log_seq,
-            "filled_ms": now_ms,
-            "ends_ms": built.ends_ms,
-            "coverage": built.coverage,
-            "erasures": erasures,
-        }
+        note = LoadNote(service.log_paths(), log_seq, now_ms, built.ends_ms, dict(built.coverage), erasures)
         if claim.erasures() != erasures:
             raise TabrankError(f"{log}: viewers were erased from it meanwhile; run the command again")
         # The store takes the memory of all rows once more.
         since_ms = built.since_ms
         del built, state
         # A store without a number counts as empty.
-        store.replace(max(seq, 1), viewers, candidates, json.dumps(note).encode())
+        store.replace(max(seq, 1), viewers, candidates, msgspec.json.encode(note))
     except WriterFenced:
         raise TabrankError(
             f"--store {shown(store_url)}: a running service writes to it; stop it first "
@@ -95,7 +80,7 @@ def load(
         ) from None
     finally:
         store.close()
-    found = list(service.of_stored())
+    found = list(service.store_faults())
     for diagnosis in found:
         report(f"warning: {diagnosis}")
     return {
@@ -112,39 +97,3 @@ def _packed(rows: RowTable) -> dict[str, bytes]:
     for begin in range(0, len(names), AT_ONCE):
         all_packed.update(packed(rows, names[begin : begin + AT_ONCE]))
     return all_packed
-
-
-def _follow(claim: Claim, own: Store, state: State, after: int) -> int:
-    """Apply what the log's writer took after a record number; return the last number.
-
-    Its newest records are in the journal of its store. While it runs, they move on to the log.
-    """
-    lease = read_lease(claim.folder)
-    if lease is not None and lease.released:
-        return _apply_segments(claim.folder, state, after, log_end(claim.folder))
-    source = own if lease is None or claim.names(lease) else claim.open(lease)
-    end, changes = source.seq(), RecordApplier(state)
-    for last, entry in entries(source, after):
-        first = last - len(entry.records) + 1
-        # Without a lease, the numbers of the journal may be those of another log.
-        if lease is not None and first > after + 1:
-            changes.observe()
-            after = _apply_segments(claim.folder, state, after, first - 1)
-        for seq, record in numbered(last, entry):
-            if seq > after:
-                changes.apply(record, entry.received_ms)
-        after = last
-    changes.observe()
-    if source is not own:
-        source.close()
-    return after if lease is None else _apply_segments(claim.folder, state, after, end)
-
-
-def _apply_segments(folder: Path, state: State, after: int, through: int) -> int:
-    """Apply the records of a log with numbers above `after` up to `through`, if there are any."""
-    if after < through and log_end(folder) > after:
-        for part in LogStream(folder, state.schema.surface, after, through):
-            replay = Replay(state.schema, part, state)
-            replay.finish()
-            replay.as_served()
-    return max(after, through)

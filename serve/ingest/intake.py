@@ -196,12 +196,6 @@ class Intake:
             for name in list(islice(known, max(len(known) - WINDOW, 0))):
                 del known[name]
 
-    def remember_record(self, record: Record) -> None:
-        """Remember the key of a record that was committed earlier."""
-        name = remembered_key(record)
-        if name is not None:
-            self.remember({name: _values(record)[0]})
-
     def _date(self, record: Record, group: Group, received_ms: int) -> int:
         """Return the time of a record; a missing or future time is replaced by the arrival time."""
         if record.ts_ms is None:

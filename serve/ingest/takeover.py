@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from serve.features.surface import Surface
 from serve.ingest.apply import packed
 from serve.log.events import entries
 from serve.log.lease import Lease, read_lease, swap_lease
-from serve.log.replay import Replay
+from serve.log.replay import apply
 from serve.log.retention import flush_journal
 from serve.log.segments import MAX_SEQ, Segments, log_end
 from serve.log.stream import LogStream
@@ -34,6 +33,8 @@ class Claim:
     def __init__(self, folder: Path, store: str, name: str, surface: Surface, base: Path) -> None:
         self.folder, self._store, self._base = folder, store, base
         self.lease = Lease.of(folder, store, name, surface.text, base)
+        # The epoch of the last lease that this writer took; None before the first.
+        self.epoch: int | None = None
 
     def names(self, held: Lease) -> bool:
         """Return whether a lease names the store of this writer, or another one in its place."""
@@ -56,39 +57,39 @@ class Claim:
                     f"the newest records of the store {new.name} at {new.store} were given up, and their numbers "
                     f"in {self.folder} belong to others; delete that store, and fill it again with {LOAD}"
                 )
-            if not (is_own or held.released):
-                held, end = self._drain(held)
+            if not held.released:
+                held, end = self._drain(held, own if is_own else None)
                 ends.append(end)
-            elif is_own and held.surface != new.surface:
-                # The surface may have other fields of the request, which are not part of the state.
-                self._flush(own, held)
             ends.append(held.end)
             new = replace(new, erasures=held.erasures)
+        else:
+            _flush(own, self.lease, self.folder)
         return self._swap(held, replace(new, end=max([log_end(self.folder), *ends])))
 
-    def _drain(self, held: Lease) -> tuple[Lease, int]:
+    def _drain(self, held: Lease, own: Store | None) -> tuple[Lease, int]:
         """Fence the store of a lease, and write its journal to the log; return its number.
 
         The lease gets a new epoch first. The writer before then knows that it was not just a `load`
-        that fenced it, and does not go on.
+        that fenced it, and does not go on. Its surface stays until the journal is written: another
+        one may have other fields of the request.
         """
+        if own is not None:
+            held = self._swap(held, held)
+            _flush(own, held, self.folder)
+            return held, own.seq()
         # Opened for writing, a missing store would be created.
         self.open(held).close()
-        store = self.open(held, writable=True)
-        with closing(store):
+        with closing(self.open(held, writable=True)) as store:
             held = self._swap(held, held)
             store.take_epoch()
-            self._flush(store, held)
+            _flush(store, held, self.folder)
             return held, store.seq()
-
-    def _flush(self, store: Store, held: Lease) -> None:
-        served = Segments(self.folder, held.types, held.epoch)
-        flush_journal(store, served, np.zeros(2, np.int64), lambda: True)
 
     def _swap(self, held: Lease | None, new: Lease) -> Lease:
         new = replace(new, epoch=held.epoch + 1 if held else 1)
         if not swap_lease(self.folder, held, new):
             raise WriterFenced(f"another writer is taking over {self.folder} at the same time; retry")
+        self.epoch = new.epoch
         return new
 
     def open(self, held: Lease, *, writable: bool = False) -> Store:
@@ -98,7 +99,7 @@ class Claim:
             StoreUnavailable: the store is gone or cannot be read, or the log is a copy without one.
         """
         why: object = f"the log was at {held.log}; move it back if it is not a copy"
-        for address in held.addresses(self.folder):
+        if address := held.address(self.folder):
             # The lease has no credentials.
             url = self._store if address == self.lease.store else address
             try:
@@ -122,25 +123,13 @@ class Claim:
         Raises:
             StoreUnavailable: the store with the log's newest records cannot be read.
         """
-        with self._source() as store:
-            if store is None:
-                # Nobody writes to it. A log without segments may have numbers in its flat tables.
-                return log_end(self.folder) or MAX_SEQ
+        held = read_lease(self.folder)
+        if held is None or held.released:
+            # Nobody writes to it. A log without segments may have numbers in its flat tables.
+            return log_end(self.folder) or MAX_SEQ
+        with closing(self.open(held)) as store:
             last, first = next(entries(store), (store.seq(), None))
             return last - (len(first.records) if first else 0)
-
-    def end(self) -> int:
-        """Return the number of the last record, in the log or in its writer's journal."""
-        with self._source() as store:
-            return max(log_end(self.folder), 0 if store is None else store.seq())
-
-    @contextmanager
-    def _source(self) -> Iterator[Store | None]:
-        """Open the store with the log's newest records; None if the log has them all."""
-        held = read_lease(self.folder)
-        store = None if held is None or held.released else self.open(held)
-        with closing(store) if store else nullcontext():
-            yield store
 
     def erasures(self) -> int:
         """Return how many times viewers were erased from the log."""
@@ -164,6 +153,10 @@ class Claim:
         self._swap(held, replace(held, released=True))
 
 
+def _flush(store: Store, held: Lease, folder: Path) -> None:
+    flush_journal(store, Segments(folder, held.types, held.epoch), np.zeros(2, np.int64), lambda: True)
+
+
 def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_ms: int) -> None:
     """Apply the records of the log that a store lacks, because another store took them."""
     after, end = store.seq(), log_end(folder)
@@ -180,9 +173,7 @@ def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_m
         state.viewers = RowTable(schema, "viewer")
         rows = store.read(names, after)[0]
         state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
-        replay = Replay(schema, part, state)
-        replay.finish()
-        replay.as_served()
+        apply(part, state)
         state.viewers.see(now_ms)
         after_rows = packed(state.candidates, before.keys() | state.candidates.index)
         changed = {name: row for name, row in after_rows.items() if before.get(name) != row}

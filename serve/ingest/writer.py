@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serve.config.diagnoses import MAX_CATCH_UP
+from serve.config.diagnoses import MAX_CATCH_UP, LoadNote
 from serve.config.settings import AppArgs
 from serve.contract.errors import Busy, StoreUnavailable, TabrankError, WriterFenced
 from serve.contract.logs import SeldomWarning
@@ -31,10 +30,10 @@ from serve.ingest.expiry import ViewerExpiry
 from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, PendingCall, groups
 from serve.ingest.quality import LiveQuality, Sums
 from serve.ingest.takeover import Claim, catch_up
-from serve.log.events import IngestResult, JournalEntry, Record, entries, pack_entry
+from serve.log.events import IngestResult, JournalEntry, Record, pack_entry
 from serve.log.lease import Lease, read_lease, swap_lease, types_of
 from serve.log.retention import enforce_retention, flush_journal, rewriting
-from serve.log.segments import Segments
+from serve.log.segments import Segments, log_end
 from serve.log.snapshots import truncation_point
 from serve.log.throttle import CpuThrottle
 from serve.stores.factory import name_of, open_store
@@ -102,7 +101,6 @@ class Ingester:
         self._segments = Segments(base / args.log, types_of(surface.text))
         name = name_of(surface.name, schema.fingerprint)
         self._claim = Claim(self._segments.folder, args.store, name, surface, base)
-        self._lease: Lease | None = None
         # When another writer was found to have taken over the log, on the monotonic clock.
         self._fenced_s: float | None = None
         keep_ms = args.keep_log_days * UNITS_MS["d"]
@@ -187,7 +185,7 @@ class Ingester:
 
     async def take_over(self) -> None:
         """Take over a log that has records. If that fails, the first commit tries again."""
-        has_log = self._segments.last_seq() or read_lease(self._segments.folder)
+        has_log = log_end(self._segments.folder) or read_lease(self._segments.folder)
         if has_log and not self._stopping:
             try:
                 await asyncio.to_thread(self._opened)
@@ -196,13 +194,18 @@ class Ingester:
 
     def _release(self) -> None:
         """Release the lease if the log holds every record: nobody then needs the journal."""
-        if self._store is not None and self._lease is not None and not self._unflushed[0]:
+        if self._store is not None and not self._unflushed[0]:
             try:
                 held = read_lease(self._segments.folder)
-                if held is not None and held.epoch == self._lease.epoch:
+                if held is not None and held.epoch == self.epoch:
                     swap_lease(self._segments.folder, held, replace(held, end=self._seq, released=True))
             except (TabrankError, OSError) as error:
                 log.warning("the lease of the log is not released: %s", error)
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the last lease that this writer took; None before the first."""
+        return self._claim.epoch
 
     def _measure(self) -> None:
         """Measure the store, if there is one: the first commit, which opens it, may be far off."""
@@ -319,14 +322,14 @@ class Ingester:
         if self._store is None:
             held = self._lease_to_take()
             self._segments.damaged.clear()
-            known = max(self._seq, self._segments.last_seq())
+            known = max(self._seq, log_end(self._segments.folder))
             if known or held:
                 self._refuse_unfit_store(known, held)
             store = self._open_store(writable=True)
             try:
                 store.take_epoch()
-                self._lease = self._claim.take(store, held)
-                self._segments.epoch = self._lease.epoch
+                lease = self._claim.take(store, held)
+                self._segments.epoch = lease.epoch
                 catch_up(self._segments.folder, store, self._surface, self._schema, self._now_ms())
                 changes = store.read([], 0)[1]
                 # The events of a commit that failed do not count.
@@ -337,12 +340,8 @@ class Ingester:
                 self._intake.remember(self._segments.removals(self._clock() - intake.REMOVED_MS))
                 self.counts["segment_damaged"] += len(self._segments.damaged)
                 # Another writer may have committed beyond what the log holds.
-                self._seq = max(changes.seq, self._lease.end)
+                self._seq = max(changes.seq, lease.end)
                 self._journaled, self._logged = np.zeros((2, 2), np.int64)
-                for _, entry in entries(store):
-                    for record in entry.records:
-                        self._intake.remember_record(record)
-                    self._journaled += (len(entry.records), entry.num_bytes)
             except BaseException:
                 store.close()
                 raise
@@ -356,7 +355,7 @@ class Ingester:
             WriterFenced: another writer has held it for a short time.
         """
         held = read_lease(self._segments.folder)
-        if self._lease is None or held is None or held.epoch == self._lease.epoch or held.released:
+        if held is None or self.epoch in (None, held.epoch) or held.released:
             self._fenced_s = None
             return held
         now_s = time.monotonic()
@@ -372,7 +371,7 @@ class Ingester:
     def _refuse_unfit_store(self, known: int, held: Lease | None) -> None:
         """Raise StoreUnavailable if the store is missing or empty, or lacks what the log has."""
         with closing(self._open_store(writable=False)) as store:
-            seq, note = store.seq(), json.loads(store.note() or b"{}")
+            seq, note = store.seq(), LoadNote.of(store.note())
         folder, is_own = self._segments.folder, held is not None and self._claim.names(held)
         if not seq and (known or not is_own):
             raise StoreUnavailable(
@@ -383,7 +382,7 @@ class Ingester:
                 f"the store lacks too many records: it has them up to number {seq}, {folder} up to number {known}; "
                 f"fill it again with {LOAD}"
             )
-        if held is not None and not is_own and note.get("erasures", 0) < held.erasures:
+        if held is not None and not is_own and note.erasures < held.erasures:
             raise StoreUnavailable(
                 f"viewers were erased from {folder} since the store was filled, which still knows them; "
                 f"fill it again with {LOAD}"
@@ -408,7 +407,7 @@ class Ingester:
             # Trim nothing, to raise WriterFenced if another writer took over.
             store.trim(0)
             # `_logged` belongs to this opening of the store; a takeover replaces it meanwhile.
-            flush_journal(store, self._segments, self._logged, step)
+            flush_journal(store, self._segments, self._logged, step, store.seq())
             if retention and self._clock.is_settled:
                 with rewriting(self._segments.folder):
                     store.trim(0)

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.log.reader import TABLES
-from serve.log.segments import Segment, Segments, draft_segment, readable, segments
+from serve.log.segments import Segment, Segments, draft_segment, segments
 from serve.log.throttle import OnStep
+from serve.storage.parquet import readable
 
 log = logging.getLogger("tabrank")
 
@@ -65,7 +66,7 @@ def _without_repeats(found: Iterable[Segment]) -> Iterator[Segment]:
     """
     before: Segment | None = None
     for segment in found:
-        if before and segment.named_last and before.named_last and segment.named_last <= before.named_last:
+        if before and segment.last <= before.last:
             segment.path.unlink(missing_ok=True)
         else:
             yield segment

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from serve.contract.errors import RequestError
-from serve.contract.messages import below, decoded, invalid, malformed, nearest, quoted
+from serve.contract.errors import RequestError, did_you_mean
+from serve.contract.messages import below, decoded, invalid, malformed, quoted
 from serve.contract.records import (
     MAX_RECORD_BYTES,
     MAX_RECORDS,
@@ -152,7 +152,7 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientR
     if isinstance(record, Event):
         if record.kind not in surface.events:
             names = ", ".join(surface.events)
-            hint = nearest(record.kind, surface.events)
+            hint = did_you_mean(record.kind, surface.events)
             detail = f"{quoted(record.kind)} is not an event of the surface{hint}; its events are {names}"
             raise RequestError(422, "invalid record", detail, "/kind")
     elif not isinstance(record, Forget):

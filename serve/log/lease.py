@@ -65,25 +65,23 @@ class Lease:
 
     def names(self, other: Lease, log: Path) -> bool:
         """Return whether two leases of a log name the same store."""
-        return self.name == other.name and other.store in self.addresses(log)
+        return self.name == other.name and other.store == self.address(log)
 
     @property
     def types(self) -> Types:
         """Return the types of the surface's fields, whether or not this release reads its text."""
         return types_of(self.surface)
 
-    def addresses(self, log: Path) -> Iterator[str]:
-        """Yield the addresses at which the store of the lease can be.
+    def address(self, log: Path) -> str | None:
+        """Return the address at which the store of the lease can be, or None.
 
         A log that was moved or copied together with its store finds it beside itself. Any other
         store belongs to the log at the place where it was: this one may be a copy.
         """
         if self.log == str(log.resolve()):
-            yield self.store
-        elif self.beside and self.store != (
-            beside := f"lmdb:{os.path.normpath(log.resolve() / self.beside)}"
-        ):
-            yield beside
+            return self.store
+        beside = f"lmdb:{os.path.normpath(log.resolve() / self.beside)}" if self.beside else None
+        return None if beside == self.store else beside
 
 
 def types_of(surface: str) -> Types:

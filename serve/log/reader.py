@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from serve.contract.errors import TabrankError
 from serve.features.slots import ENTITIES, IMPRESSION
 from serve.features.surface import FieldType, Surface
-from serve.log.conversion import IDS, converted
-from serve.log.decoded_size import open_parquet, sized_batches
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
+from serve.storage.conversion import IDS, converted
+from serve.storage.parquet import data_files, open_parquet, readable, sized_batches
 
+T = TypeVar("T")
 # Attempts to read a table whose segments are merged meanwhile, before it counts as unreadable.
 READS = 10
-# Exceptions that pyarrow raises for a damaged file.
-UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 # Tables that may be missing in a log written by a service.
 MAY_BE_EMPTY = ("viewers", "events")
 ONLY_TESTS = 'every exposure of the log is test traffic (traffic = "test"); use a log with live traffic'
@@ -39,7 +39,7 @@ ARROW: Mapping[FieldType, pa.DataType] = {
 
 @dataclass(frozen=True)
 class Log:
-    """Four tables in canonical types, with counts of repeated and test records.
+    """Four tables in canonical types.
 
     `exposures.context` and the fields of viewers and candidates are those of the surface. A log of
     a service also has numbers: `seq` of each record, and `seen_seq` of the last record that a
@@ -53,7 +53,6 @@ class Log:
     candidates: pa.Table
     exposures: pa.Table
     events: pa.Table
-    counts: dict[str, int] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
     # What `check_joins` returned for the log with its test traffic, if `read_joined` read it.
     coverage: Mapping[str, float] = field(default_factory=dict)
@@ -166,16 +165,13 @@ def _clean(log: Log, test_traffic: bool) -> Log:
         exposures = exposures.filter(is_live(exposures))
         if not len(exposures):
             raise TabrankError(ONLY_TESTS)
-    counts = {"test_exposures": len(log.exposures) - len(exposures)}
-    num_exposures = len(exposures)
-    # Of an erased row that is there twice, the ids differ.
-    exposures, events = _once(_unrepeated(exposures), "request_id"), _once(_unrepeated(log.events), "id")
-    viewers, candidates = _unrepeated(log.viewers), _unrepeated(log.candidates)
-    counts["repeated_exposures"] = num_exposures - len(exposures)
-    counts["repeated_events"] = len(log.events) - len(events)
-    counts["repeated_rows"] = len(log.viewers) + len(log.candidates) - len(viewers) - len(candidates)
     return replace(
-        log, viewers=viewers, candidates=candidates, exposures=exposures, events=events, counts=counts
+        log,
+        viewers=_unrepeated(log.viewers),
+        candidates=_unrepeated(log.candidates),
+        # Of an erased row that is there twice, the ids differ.
+        exposures=_once(_unrepeated(exposures), "request_id"),
+        events=_once(_unrepeated(log.events), "id"),
     )
 
 
@@ -209,7 +205,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     """Return the path of a table and its rows: a file, a folder of segments, or both concatenated.
 
     `columns` selects columns; those that do not exist are left out. Whole numbers as ids, datetimes
-    and booleans are converted, which the column's metadata states (`serve.log.conversion`). The
+    and booleans are converted, which the column's metadata states (`serve.storage.conversion`). The
     table of viewers may be missing if no exposure names one.
 
     Raises:
@@ -218,12 +214,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     paths = table_paths(folder, name)
     if not paths:
         return folder / name, pa.table({})
-    parts = []
-    for path in paths:
-        try:
-            parts.append(_read(path, IDS[name], columns))
-        except UNREADABLE as error:
-            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
+    parts = [unmerged(partial(_read, path, IDS[name], columns)) for path in paths]
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
@@ -257,20 +248,20 @@ def no_rows(path: Path) -> TabrankError:
     return TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
 
 
-def _read(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
-    """Read a file or a folder of segments; retry if segments are merged or deleted meanwhile."""
+def unmerged(read: Callable[[], T]) -> T:
+    """Return what `read` returns; read again if segments are merged or deleted meanwhile."""
     for _ in range(READS - 1):
-        with suppress(*UNREADABLE):
-            return _read_once(path, ids, columns)
-    return _read_once(path, ids, columns)
+        with suppress(FileNotFoundError):
+            return read()
+    return read()
 
 
-def _read_once(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
+def _read(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
     tables = []
-    for name in ds.dataset(path, format="parquet", exclude_invalid_files=False).files:
+    for name in data_files(path):
         # Read the segments one by one: a dataset uses the columns of the first segment for all, but
         # the surface may have gained a field since.
-        with open_parquet(name) as file:
+        with readable(name), open_parquet(name) as file:
             schema = file.schema_arrow
             if columns is not None:
                 schema = pa.schema([schema.field(column) for column in columns if column in schema.names])

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serve.contract.errors import TabrankError
-from serve.features.common_state import common_cells, is_common
+from serve.features.common_state import common_cells, is_common, view
 from serve.features.rows import Schema, State
 from serve.features.slots import ENTITIES
 from serve.log.join_coverage import check_joins
-from serve.log.replay import Replay
+from serve.log.replay import apply
 from serve.log.segments import MAX_SEQ, log_end
 from serve.log.snapshots import Snapshot, replay_snapshots, snapshots
 from serve.log.stream import LogStream, join_sample
@@ -29,7 +28,7 @@ Report = Callable[[str], None]
 
 @dataclass
 class Rebuilt:
-    """State that a log's records before `until_ms` give; None means all of them.
+    """State that a log's records give.
 
     `seq` is the number of the last record, 0 without one. `ends_ms` is the time of the last
     exposure or event. `coverage` holds the shares that `check_joins` returned; it is empty if the
@@ -39,18 +38,14 @@ class Rebuilt:
     """
 
     state: State
-    until_ms: int | None
     since_ms: dict[str, int | None]
     seq: int = 0
     ends_ms: int = 0
     coverage: Mapping[str, float] = field(default_factory=dict)
-    has_begun: bool = False
 
 
-def rebuild(
-    schema: Schema, folder: Path, until_ms: int | None, report: Report, through: int = MAX_SEQ
-) -> Rebuilt:
-    """Replay a log, all of it or the records before `until_ms`, in bounded memory.
+def rebuild(schema: Schema, folder: Path, report: Report, through: int = MAX_SEQ) -> Rebuilt:
+    """Replay a log in bounded memory.
 
     Of a log that is being written, the tables hold all records up to the number `through`.
 
@@ -63,9 +58,8 @@ def rebuild(
     """
     begins = replay_snapshots(folder)
     taken = [one for one in begins or snapshots(folder) if one.seq <= through]
-    taken = [one for one in taken if until_ms is None or one.ts_ms < until_ms]
     own = next((one for one in reversed(taken) if one.fingerprint == schema.fingerprint), None)
-    built = Rebuilt(State(schema), until_ms, dict.fromkeys(schema.surface.features))
+    built = Rebuilt(State(schema), dict.fromkeys(schema.surface.features))
     if own:
         report(f"{folder}: begins with the snapshot of {_iso(own.ts_ms)}, of record {own.seq:,}")
         _restore(built, own, schema)
@@ -74,17 +68,8 @@ def rebuild(
         fields = dict.fromkeys(ENTITIES) if begins else schema.surface.fields
         built.coverage = _checked_joins(folder, fields, report)
     if begins and not own:
-        if not taken:
-            raise TabrankError(
-                f"--until: the log begins with a snapshot of {begins[0].ts_ms} ms, because older records "
-                "were deleted; name a time after it"
-            )
         _replay_with(built, folder, taken[-1], begins[0].ts_ms, report)
     _replay(built, folder, LogStream(folder, schema.surface, built.seq or None, through), report)
-    if until_ms is not None and not (taken or built.has_begun):
-        raise TabrankError(
-            f"--until: the log has no record before {until_ms} ms; name a later time (the store is unchanged)"
-        )
     return built
 
 
@@ -115,20 +100,11 @@ def _replay_with(built: Rebuilt, folder: Path, other: Snapshot, since_ms: int, r
 
 def _replay(built: Rebuilt, folder: Path, stream: LogStream, report: Report) -> None:
     """Apply the records of a stream, and report the progress."""
-    until_ms, num, reported_s = built.until_ms, 0, time.monotonic()
+    num, reported_s = 0, time.monotonic()
     for part in stream:
-        replay = Replay(built.state.schema, part, built.state)
-        if until_ms is None:
-            replay.finish()
-        else:
-            replay.advance(until_ms)
-            times = np.concatenate([replay.exposure_ms, replay.event_ms])
-            built.has_begun |= bool((times < until_ms).any())
-        replay.as_served()
-        ends_ms = part.ends_ms if until_ms is None else min(part.ends_ms, until_ms)
-        built.seq, built.ends_ms = max(built.seq, part.last_seq), max(built.ends_ms, ends_ms)
-        if not replay.is_finished:
-            return
+        apply(part, built.state)
+        built.seq = max(built.seq, part.last_seq)
+        built.ends_ms = max(built.ends_ms, part.ends_ms)
         num += sum(len(table) for table in (part.viewers, part.candidates, part.exposures, part.events))
         if time.monotonic() - reported_s >= REPORT_EVERY_S:
             reported_s = time.monotonic()
@@ -145,8 +121,8 @@ def _restore(built: Rebuilt, snapshot: Snapshot, old: Schema) -> None:
             given = np.frombuffer(packed, getattr(old, rows.entity))
             held.update(ids)
             at = [rows.add(name) for name in ids]
-            for (column, place), (their_column, their_place) in cells:
-                rows.table[column][at, place] = given[their_column][:, their_place]
+            for ours, theirs in cells:
+                view(rows.table, ours)[at] = view(given, theirs)
         for name in rows.index.keys() - held:
             rows.drop(name)
     built.seq, built.ends_ms = snapshot.seq, snapshot.ts_ms

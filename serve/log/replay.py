@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from serve.contract.errors import TabrankError
 from serve.contract.validation import json_value, typed
 from serve.features.field_values import plain
-from serve.features.rows import EVER_MS, NEVER_MS, Interactions, Schema, State, encode
+from serve.features.interactions import Interactions
+from serve.features.rows import EVER_MS, NEVER_MS, Schema, State, encode
 from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
 from serve.log.reader import Log
@@ -104,6 +105,17 @@ def _records(which: int, seq: I64, ts_ms: I64 | list[int]) -> NDArray[np.void]:
     return records
 
 
+def apply(log: Log, state: State) -> None:
+    """Apply a log's records to a state.
+
+    A log can so be replayed in parts (`serve.log.stream`). The result equals that of the whole log,
+    except for rounding of sums.
+    """
+    replay = Replay(state.schema, log, state)
+    replay.finish()
+    replay.as_served()
+
+
 class Replay:
     """State with a cursor in the log's records: `advance(t)` applies every record before `t`.
 
@@ -119,9 +131,7 @@ class Replay:
     id is known once its first record was applied; until then it has row 0. `event_ms` are the times
     that `event_times` returns.
 
-    With a `state`, the log's records are applied to it, and its ids are known. A log can so be
-    replayed in parts (`serve.log.stream`), with `as_served` after each; the result equals that of
-    the whole log, except for rounding of sums.
+    With a `state`, the log's records are applied to it, and its ids are known.
     """
 
     def __init__(self, schema: Schema, log: Log, state: State | None = None) -> None:
@@ -250,11 +260,6 @@ class Replay:
             else:
                 self._at = min(upsert, end)
                 self._observe(self._records[begin : self._at])
-
-    @property
-    def is_finished(self) -> bool:
-        """Return whether all records are applied."""
-        return self._at == len(self._records)
 
     def finish(self) -> None:
         """Apply all remaining records."""

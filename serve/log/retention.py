@@ -16,11 +16,12 @@ from serve.features.rows import Schema
 from serve.features.slots import I64
 from serve.log.compaction import compact
 from serve.log.events import JournalEntry, entries
-from serve.log.reader import TABLES, UNREADABLE
-from serve.log.segments import Segments, segments
+from serve.log.reader import TABLES
+from serve.log.segments import MAX_SEQ, Segments, segments
 from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import exclusive
+from serve.storage.parquet import readable
 from serve.stores.protocol import Store
 
 # Snapshots within the retention time: the log keeps at most a quarter more than configured.
@@ -35,10 +36,12 @@ SEGMENT_ENTRIES = 600
 SEGMENT_BYTES = 256 << 20
 
 
-def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep) -> None:
-    """Write the journal's entries as segments, trim them, and add number and bytes to `logged`."""
-    cuts, end = numbers(served.folder), store.seq()
-    # Stop at the last entry that exists now: new entries would otherwise keep the loop running.
+def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep, end: int = MAX_SEQ) -> None:
+    """Write the journal's entries as segments, trim them, and add number and bytes to `logged`.
+
+    It stops at the number `end`: new entries would otherwise keep the loop running.
+    """
+    cuts = numbers(served.folder)
     waiting = takewhile(lambda entry: entry[0] <= end, entries(store))
     for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
         last, num, num_bytes = served.write((entry for _, entry in part), step)
@@ -139,7 +142,7 @@ def _first_ms(folder: Path) -> int | None:
     for name in TABLES:
         for segment in segments(folder, name):
             # Of a damaged segment, the next one tells the time well enough.
-            with suppress(*UNREADABLE):
+            with suppress(TabrankError, FileNotFoundError), readable(segment.path):
                 times.append(pq.read_table(segment.path, columns=["ts_ms"])["ts_ms"][0].as_py())
                 break
     return min(times, default=None)
@@ -163,7 +166,5 @@ def replaced(folder: Path, seq: int) -> Iterator[Path]:
     for name in TABLES:
         # Keep the last segment: each table of a log needs rows.
         for segment in segments(folder, name)[:-1]:
-            # A damaged segment of an earlier release stays.
-            with suppress(TabrankError):
-                if segment.first <= seq and segment.last <= seq:
-                    yield segment.path
+            if segment.last <= seq:
+                yield segment.path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -31,47 +31,49 @@ from serve.log.events import (
     numbered,
 )
 from serve.log.lease import Types, under_lease
-from serve.log.reader import ARROW, TABLES, UNREADABLE
+from serve.log.reader import ARROW, TABLES
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import put, sync
+from serve.storage.parquet import Damaged, readable
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
 Columns = dict[str, pa.Array]
 # The name of a segment: numbers of its first and last record, and the epoch of the lease under
-# which it was written. Earlier releases wrote the first number alone.
+# which it was written. In a log of an earlier commit it is the first number alone.
 NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
 # Write a row group once memory holds this many records plus their candidates, or this many bytes of
 # the journal. Unpacked and as Arrow columns they take six times as much.
 AT_ONCE = 1 << 18
 AT_ONCE_BYTES = 16 << 20
 STRINGS = pa.list_(pa.string())
-# Most numbers assumed in a segment that cannot be read: years of records at 10,000 a second.
-MAX_SPAN = 1 << 40
+# Columns that hold an attribute of an event, or of an exposure, as it is.
+EVENT = {
+    **dict.fromkeys(("id", "viewer", "candidate", "kind", "request_id"), pa.string()),
+    "ts_ms": pa.int64(),
+    "value": pa.float64(),
+}
+EXPOSURE = {
+    **dict.fromkeys(("request_id", "viewer", "experiment", "arm", "model"), pa.string()),
+    **dict.fromkeys(("rung", "traffic", "surface"), pa.string()),
+    **dict.fromkeys(("ts_ms", "seen_seq"), pa.int64()),
+    **dict.fromkeys(("candidates", "degraded"), STRINGS),
+    "share": pa.float64(),
+    "latency_ms": pa.float32(),
+    "propensity": pa.list_(pa.float64()),
+}
 MAX_SEQ = 1 << 62
 
 
 class Segment(NamedTuple):
-    """Segment of one table: its file, and what its name says of it.
-
-    `named_last` is None in the name of an earlier release.
-    """
+    """Segment of one table: the numbers of its first and last record, its epoch, and its file."""
 
     first: int
-    named_last: int | None
+    last: int
     epoch: int
     path: Path
-
-    @property
-    def last(self) -> int:
-        """Return the number of its last record, from the name or else the footer.
-
-        Raises:
-            TabrankError: the file is damaged, or no segment.
-        """
-        return last_record(self.path)[0] if self.named_last is None else self.named_last
 
 
 class Segments:
@@ -169,25 +171,12 @@ class Segments:
             with self.unless_damaged(segment.path), readable(segment.path):
                 yield segment.first, pq.read_table(segment.path, columns=columns)
 
-    def last_seq(self) -> int:
-        """Return the number of the log's last record or snapshot, 0 without any.
-
-        A damaged segment whose name does not tell its last number is added to `damaged`, and counts
-        with a number above all its records.
-        """
-        return log_end(self.folder, self._last)
-
-    def _last(self, segment: Segment) -> int:
-        with self.unless_damaged(segment.path):
-            return segment.last
-        return segment.first + MAX_SPAN
-
     @contextmanager
     def unless_damaged(self, path: Path) -> Iterator[None]:
         """Log the damage of a segment once, and add its path to `damaged`, instead of raising."""
         try:
             yield
-        except TabrankError as error:
+        except Damaged as error:
             if path not in self.damaged:
                 self.damaged.add(path)
                 log.error("%s. Until then a resent event of this segment counts twice", error)
@@ -218,7 +207,7 @@ class Segments:
         }
         removed = [isinstance(record, Forget | Ended) for record in records]
         return columns | {
-            **_columns(records, ts_ms=pa.int64()),
+            "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
             "stated": pa.array([list(values) for values in fields], STRINGS),
             "removed": pa.array(removed, pa.bool_()),
             **_numbers(rows),
@@ -226,25 +215,15 @@ class Segments:
 
     def _exposures(self, rows: list[Numbered]) -> Columns:
         records: list[Exposure] = [record for _, _, record in rows]
-        lengths = [len(record.candidates) for record in records]
-        shown = pa.array(list(chain.from_iterable(record.candidates for record in records)), pa.string())
-        scores = np.frombuffer(b"".join(record.scores for record in records), np.float32)
+        context = [(name, ARROW[type_]) for name, type_ in self.types["context"].items()]
+        kinds = EXPOSURE | ({"context": pa.struct(context)} if context else {})
         stated = [json.dumps(record.stated) if record.stated else None for record in records]
-        names = ("request_id", "viewer", "experiment", "arm", "model", "rung", "traffic", "surface")
-        columns = _columns(records, **dict.fromkeys(names, pa.string()))
-        if context := self.types["context"].items():
-            fields = [(name, ARROW[type_]) for name, type_ in context]
-            columns |= _columns(records, context=pa.struct(fields))
-        return columns | {
-            **_columns(records, ts_ms=pa.int64()),
-            "candidates": _lists(lengths, shown),
-            "scores": _lists(lengths, pa.array(scores, from_pandas=True)),
-            **_columns(records, share=pa.float64(), latency_ms=pa.float32(), degraded=STRINGS),
-            **_columns(records, propensity=pa.list_(pa.float64())),
+        return _columns(records, kinds) | {
+            # A candidate without a score has null.
+            "scores": _arrays([record.scores for record in records], np.float32, from_pandas=True),
             "stated": pa.array(stated, pa.string()),
-            **_columns(records, seen_seq=pa.int64()),
-            "numeric": _matrices([record.numeric for record in records], np.float32),
-            "category": _matrices([record.category for record in records], np.uint64),
+            "numeric": _arrays([record.numeric for record in records], np.float32),
+            "category": _arrays([record.category for record in records], np.uint64),
             **_numbers(rows),
         }
 
@@ -280,76 +259,63 @@ def draft_segment(
 
 
 def segments(log: Path, table: str) -> list[Segment]:
-    """Return a table's segments in order; files with other names are ignored."""
+    """Return a table's segments in order; files with other names are ignored.
+
+    Raises:
+        TabrankError: a file whose name has one number is damaged, or was not written by a service.
+    """
     found = []
     for path in (log / table).glob("*.parquet"):
         match = NAME.fullmatch(path.stem)
         # A file named by a time of 20 digits is foreign.
         if match and int(match[1]) < MAX_SEQ:
-            first, last, epoch = (None if part is None else int(part) for part in match.groups())
-            found.append(Segment(first or 0, last, epoch or 0, path))
+            try:
+                last = int(match[2] or largest(path, "seq"))
+            except FileNotFoundError:
+                # It was merged with others meanwhile.
+                return segments(log, table)
+            found.append(Segment(int(match[1]), last, int(match[3] or 0), path))
     # Of two with the same first record, the one that holds more comes first.
-    return sorted(found, key=lambda segment: (segment.first, -(segment.named_last or 0), -segment.epoch))
+    return sorted(found, key=lambda segment: (segment.first, -segment.last, -segment.epoch))
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Convert pyarrow's errors about a damaged file into TabrankError with its path."""
-    try:
-        yield
-    except UNREADABLE as error:
-        if getattr(error, "errno", None) is not None:
-            # An error of the system does not mean damage: the file was merged meanwhile, or too
-            # many files are open.
-            raise
-        raise TabrankError(
-            f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; restore it from a backup, or move it "
-            "away: the log then lacks its records"
-        ) from error
-
-
-def last_record(path: Path) -> tuple[int, int]:
-    """Return the number of a segment's last record, and its arrival in ms, from the footer.
+def largest(path: Path, column: str) -> int:
+    """Return a segment's largest number in a column, from the footer.
 
     Raises:
-        TabrankError: the file is damaged, or no segment.
+        TabrankError: the file is damaged, or was not written by a service.
     """
     with readable(path):
         metadata = pq.read_metadata(path)
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
-    last = {column["path_in_schema"]: column["statistics"] or {} for column in columns}
-    for name in ("seq", "received_ms"):
-        if not isinstance(last.get(name, {}).get("max"), int):
-            raise TabrankError(
-                f"{path}: not written by a service: its footer has no largest {name!r}; rename the file, because a "
-                "name of 20 digits means a segment of a service"
-            )
-    return last["seq"]["max"], last["received_ms"]["max"]
+    last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}
+    found = last.get(column, {}).get("max")
+    if not isinstance(found, int):
+        raise TabrankError(
+            f"{path}: not written by a service: its footer has no largest {column!r}; rename the file, because a "
+            "name of 20 digits means a segment of a service"
+        )
+    return found
 
 
-def log_end(log: Path, last: Callable[[Segment], int] = lambda segment: segment.last) -> int:
+def log_end(log: Path) -> int:
     """Return the number of a log's last record or snapshot; 0 without any.
 
-    `last` reads a segment.
-
     Raises:
-        TabrankError, OSError: a newest segment of an earlier release is damaged, or was merged
-            meanwhile.
+        TabrankError: as `segments` does.
     """
-    found = [segments(log, table) for table in TABLES]
-    # The newest by its first record need not have the last one: two writers may have written it.
-    ends = [segment.named_last or 0 for each in found for segment in each]
-    return max([0, *ends, *(last(each[-1]) for each in found if each), *numbers(log)])
+    ends = [segment.last for table in TABLES for segment in segments(log, table)]
+    return max([0, *ends, *numbers(log)])
 
 
 def last_arrival_ms(log: Path) -> int:
-    """Return the arrival of a log's last record; 0 without any. Raises as `last_record` does."""
+    """Return the arrival of a log's last record; 0 without any. Raises as `largest` does."""
     newest = (segment.path for table in TABLES for segment in segments(log, table)[-1:])
-    return max((last_record(path)[1] for path in newest), default=0)
+    return max((largest(path, "received_ms") for path in newest), default=0)
 
 
-def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:
+def _columns(records: list[Any], kinds: Mapping[str, pa.DataType]) -> Columns:
     """Return a column of each of these attributes of the records."""
     return {
         name: pa.array([getattr(record, name) for record in records], kind) for name, kind in kinds.items()
@@ -357,9 +323,7 @@ def _columns(records: list[Any], **kinds: pa.DataType) -> Columns:
 
 
 def _events(rows: list[Numbered]) -> Columns:
-    strings = dict.fromkeys(("id", "viewer", "candidate", "kind", "request_id"), pa.string())
-    columns = _columns([record for _, _, record in rows], **strings, ts_ms=pa.int64(), value=pa.float64())
-    return columns | _numbers(rows)
+    return _columns([record for _, _, record in rows], EVENT) | _numbers(rows)
 
 
 def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterator[tuple[list[Numbered], int]]:
@@ -385,11 +349,6 @@ def _numbers(rows: list[Numbered]) -> Columns:
     }
 
 
-def _lists(lengths: Sequence[int], values: pa.Array) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
-
-
-def _matrices(parts: Sequence[bytes | None], dtype: Any) -> pa.Array:
+def _arrays(parts: Sequence[bytes | None], dtype: Any, *, from_pandas: bool = False) -> pa.Array:
     arrays = [None if part is None else np.frombuffer(part, dtype) for part in parts]
-    return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)))
+    return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)), from_pandas=from_pandas)

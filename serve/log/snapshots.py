@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -31,10 +30,7 @@ from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")
 FORMAT = 2
-# Snapshots of this format have no surface: they serve their own state only.
-WITHOUT_SURFACE = 1
 FOLDER = "snapshots"
-NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
 # File beside the snapshots with the truncation point: records up to this number may be deleted.
 TRUNCATION_FILE = "BEGIN"
@@ -58,20 +54,19 @@ class Snapshot:
     ts_ms: int
     fingerprint: str
     sha256: dict[str, str]
-    surface: str = ""
+    surface: str
 
-    def schema(self, *texts: str) -> Schema:
-        """Return the schema of the state: that of the snapshot's surface, or of one of these texts.
+    def schema(self) -> Schema:
+        """Return the schema of the state.
 
         Raises:
-            TabrankError: it is that of none.
+            TabrankError: another release keeps another state for the snapshot's surface.
         """
-        for text in (self.surface, *texts):
-            with suppress(TabrankError):
-                schema = Schema(read_surface(text))
-                if schema.fingerprint == self.fingerprint:
-                    return schema
-        raise other_state(self)
+        with suppress(TabrankError):
+            schema = Schema(read_surface(self.surface))
+            if schema.fingerprint == self.fingerprint:
+                return schema
+        raise _other_state(self)
 
     def verify(self) -> None:
         """Raise TabrankError unless the files have the checksums in the metadata."""
@@ -99,11 +94,7 @@ class Snapshot:
 
 def numbers(log: Path) -> list[int]:
     """Return the numbers of a log's snapshots in order; a folder of another name is ignored."""
-    found = [path.parent for path in (log / FOLDER).glob(f"[0-9]*/{META}")]
-    for path in found:
-        if not NAME.fullmatch(path.name):
-            _report(f"{path} is ignored: its name is not that of a snapshot; move it out of the log")
-    return sorted(int(path.name) for path in found if NAME.fullmatch(path.name))
+    return sorted(int(path.parent.name) for path in (log / FOLDER).glob(f"{'[0-9]' * 20}/{META}"))
 
 
 @cache
@@ -165,11 +156,11 @@ def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
     if fitting is not None:
         fitting.verify()
     elif found:
-        raise other_state(found[0])
+        raise _other_state(found[0])
     return fitting
 
 
-def other_state(found: Snapshot) -> TabrankError:
+def _other_state(found: Snapshot) -> TabrankError:
     """Return the refusal of a snapshot of another state."""
     return TabrankError(
         f"{found.path}: is a snapshot of another state (schema {found.fingerprint[:12]}). Use the surface with "
@@ -197,21 +188,10 @@ def write(log: Path, store: Store, schema: Schema, clock: Callable[[], int], ste
     clean_up(log)
     with store.dump() as dump:
         path = folder / f"{dump.seq:020d}"
-        if path.exists():
-            return
-        ts_ms = clock()
-        draft = folder / f".{path.name}.partial"
-        draft.mkdir()
-        try:
-            if _write_rows(draft, dump.rows, step):
-                meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": ts_ms} | {
-                    "state_fingerprint": schema.fingerprint,
-                    "surface": schema.surface.text,
-                }
-                _complete(draft, meta)
-                put(draft, path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        if not path.exists():
+            state = {"state_fingerprint": schema.fingerprint, "surface": schema.surface.text}
+            meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": clock(), **state}
+            _write(path, dump.rows, meta, step, put)
 
 
 def rewrite(snapshot: Snapshot, rows: Iterator[tuple[Entity, str, bytes]]) -> None:
@@ -220,13 +200,27 @@ def rewrite(snapshot: Snapshot, rows: Iterator[tuple[Entity, str, bytes]]) -> No
     Raises:
         OSError: the disk is full or the folder cannot be written; the snapshot is unchanged.
     """
-    draft = snapshot.path.with_name(f".{snapshot.path.name}.partial")
+    meta = json.loads((snapshot.path / META).read_text())
+    _write(snapshot.path, rows, meta, lambda: True, swap)
+
+
+def _write(
+    path: Path,
+    rows: Iterator[tuple[Entity, str, bytes]],
+    meta: dict[str, Any],
+    step: OnStep,
+    publish: Callable[[Path, Path], None],
+) -> None:
+    """Write a draft with synced files and their checksums, and `publish` it, unless `step` ends."""
+    draft = path.with_name(f".{path.name}.partial")
     draft.mkdir()
     try:
-        _write_rows(draft, rows, lambda: True)
-        meta = json.loads((snapshot.path / META).read_text())
-        _complete(draft, meta)
-        swap(draft, snapshot.path)
+        if _write_rows(draft, rows, step):
+            meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
+            (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
+            for name in (*FILES.values(), META):
+                sync(draft / name)
+            publish(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -242,14 +236,6 @@ def clean_up(log: Path) -> None:
             path.rename(whole)
     for stale in folder.glob(".[0-9]*.partial"):
         shutil.rmtree(stale)
-
-
-def _complete(draft: Path, meta: dict[str, Any]) -> None:
-    """Write the metadata of a draft with the checksums of its files, and sync all."""
-    meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
-    (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
-    for name in (*FILES.values(), META):
-        sync(draft / name)
 
 
 def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: OnStep) -> bool:
@@ -282,12 +268,12 @@ def _batch(rows: Sequence[tuple[str, bytes]]) -> pa.RecordBatch:
 def _read(path: Path) -> Snapshot:
     try:
         meta = json.loads((path / META).read_text())
-        if meta["format"] in (FORMAT, WITHOUT_SURFACE):
-            state = meta["state_fingerprint"], meta["sha256"], meta.get("surface", "")
+        if meta["format"] == FORMAT:
+            state = meta["state_fingerprint"], meta["sha256"], meta["surface"]
             return Snapshot(path, meta["seq"], meta["ts_ms"], *state)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TabrankError(f"{path / META}: not readable: {error}; restore it from a backup") from None
-    raise TabrankError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; use a newer tabrank")
+    raise TabrankError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; {WITHOUT}")
 
 
 def _sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +22,23 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import EVER_MS
 from serve.features.slots import ENTITIES, I64
 from serve.features.surface import Surface
-from serve.log.conversion import IDS, converted
-from serve.log.decoded_size import available_bytes
 from serve.log.reader import (
     ONLY_TESTS,
-    READS,
     TABLES,
-    UNREADABLE,
     Log,
     canonical,
     is_live,
     no_rows,
     own_columns,
     table_paths,
+    unmerged,
 )
 from serve.log.segments import MAX_SEQ, Segment, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
+from serve.storage.conversion import IDS, converted
+from serve.storage.memory import available_bytes
+from serve.storage.parquet import data_files, readable
 
 # Values of a column read at once, each id of a list counted, and their bytes: some 2,000 rankings
 # of 55 candidates. A replay takes some 100 bytes for each.
@@ -48,8 +48,6 @@ BYTES_AT_ONCE = 16 << 20
 BUFFER_BYTES = 1 << 20
 # Shown candidates of a sample of the joins: 10,000 rankings of 55. Counting takes some 100 MB.
 SAMPLE_VALUES = 1 << 19
-# Remember the least key of the rest of a flat table each so many rows.
-STEP = 1_024
 # Every key is below it.
 END = np.iinfo(np.int64).max
 
@@ -144,7 +142,7 @@ class _Table:
     def _look(self) -> None:
         """Read the keys and ids of the flat files: least keys, repeated rows, exposures' times."""
         id_ = {"exposures": "request_id", "events": "id"}.get(self._name, "seq")
-        parts, lives, times, begins, least, num = [], [], [], [], [], 0
+        parts, lives, times, least, num = [], [], [], [], 0
         for path, first_row, raw in self._raw({"ts_ms", "seq", "traffic", id_}):
             reader = TableReader(path, raw, IDS[self._name], first_row)
             reader.optional("ts_ms", pa.int64()).optional("seq", pa.int64())
@@ -155,14 +153,12 @@ class _Table:
             if self._name == "exposures":
                 lives.append(is_live(reader.optional("traffic", pa.string()).table).to_numpy())
                 times.append(_filled(rows, "ts_ms"))
-            steps = np.arange(0, len(rows), STEP)
-            begins.append(num + steps)
-            least.append(np.minimum.reduceat(_key(rows, num), steps))
+            least.append(_key(rows, num).min())
             num += len(rows)
         self.dropped = np.zeros(num, bool)
+        # The least key of each batch and those that follow it.
+        self._least = np.minimum.accumulate([END, *reversed(least)])[::-1]
         if num:
-            self._begins = np.concatenate(begins)
-            self._least = np.minimum.accumulate(np.concatenate(least)[::-1])[::-1]
             ids = np.concatenate(parts)
             del parts
             # Test traffic and records without a number do not repeat others.
@@ -182,7 +178,7 @@ class _Table:
         """Yield rows, their keys, and the least key of the rows that follow."""
         coming = self._after + 1 if self._segments else END
         num = 0
-        for path, first_row, raw in self._raw(self._columns):
+        for place, (path, first_row, raw) in enumerate(self._raw(self._columns), 1):
             rows = self._canonical(path, raw, first_row)
             keys = _key(rows, num)
             is_kept = ~self.dropped[num : num + len(rows)]
@@ -191,8 +187,7 @@ class _Table:
                 is_kept &= _filled(rows, "seq") > self._after
             if self._name == "events":
                 rows, keys = self._corrected(rows, keys)
-            floor = self._least[np.searchsorted(self._begins, num, "right") - 1]
-            floor = coming if num == len(self.dropped) else min(int(floor), coming)
+            floor = min(int(self._least[place]), coming)
             yield *self._live(rows.filter(pa.array(is_kept)), keys[is_kept]), floor
         last, paths = self._after, self._segments
         begins = truncation_point(self._folder)
@@ -219,9 +214,9 @@ class _Table:
                 paths = segments(self._folder, self._name)
 
     def _raw(self, columns: Collection[str]) -> Iterator[tuple[Path, int, pa.Table]]:
-        """Yield (path, first row, rows) of each batch of the flat files."""
+        """Yield (path, first row, rows) of the flat files, in the same batches for any columns."""
         for path in self._flat:
-            for first_row, raw in _batches(path, self._name, columns):
+            for first_row, raw in _batches(path, self._name, columns, self._columns):
                 yield path, first_row, raw
 
     def _canonical(self, path: Path, raw: pa.Table, first_row: int) -> pa.Table:
@@ -258,10 +253,7 @@ def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     Of a log with many rankings it is a share of the viewers and of the requests, by their hashes,
     with the events of these. The ids of viewers and candidates are all there.
     """
-    for _ in range(READS - 1):
-        with suppress(FileNotFoundError):
-            return _join_sample(folder)
-    return _join_sample(folder)
+    return unmerged(partial(_join_sample, folder))
 
 
 def _join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
@@ -297,12 +289,8 @@ def _files(
     """Return the paths of a table, its flat files, and its segments."""
     is_there = not may_lack or (folder / name).exists() or (folder / f"{name}.parquet").exists()
     paths, served = table_paths(folder, name) if is_there else [], segments(folder, name)
-    flat = [path for path in paths if path.is_file()]
-    # As `read_table` does, leave out drafts and the marks of other tools.
-    found = sorted(path for path in (folder / name).glob("**/[!._]*") if path.is_file())
     own = {segment.path for segment in served}
-    flat += [path for path in found if path not in own]
-    return paths, flat, served
+    return paths, [file for path in paths for file in data_files(path) if file not in own], served
 
 
 def _key(rows: pa.Table, first_row: int) -> I64:
@@ -323,35 +311,28 @@ def _hashes(strings: pa.ChunkedArray) -> I64:
 
 
 def _footer(path: Path) -> pq.FileMetaData:
-    try:
+    with readable(path):
         return pq.read_metadata(path)
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise _damaged(path, error) from None
 
 
-def _batches(path: Path, name: str, columns: Collection[str]) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the first row and the rows of each batch of a file, as `converted`."""
-    try:
-        # Read as dictionaries, strings would take a sixth more memory here.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
-            names = file.schema_arrow.names
-            names = [column for column in names if column in columns] or names
-            first_row = 0
-            for batch in file.iter_batches(_rows_at_once(file.metadata, names), columns=names):
-                # The strings of a damaged file may not be UTF-8.
-                batch.validate(full=True)
-                yield first_row, converted(pa.Table.from_batches([batch]), IDS[name])
-                first_row += len(batch)
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise _damaged(path, error) from None
+def _batches(
+    path: Path, name: str, columns: Collection[str], sized_by: Collection[str] = ()
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the first row and the rows of each batch of a file, as `converted`.
 
-
-def _damaged(path: Path, error: BaseException) -> TabrankError:
-    return TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}")
+    `sized_by` names the columns by which the batches have their sizes, these by default.
+    """
+    # Read as dictionaries, strings would take a sixth more memory here.
+    with readable(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        names = file.schema_arrow.names
+        names = [column for column in names if column in columns] or names
+        first_row = 0
+        size = _rows_at_once(file.metadata, sized_by or names)
+        for batch in file.iter_batches(size, columns=names):
+            # The strings of a damaged file may not be UTF-8.
+            batch.validate(full=True)
+            yield first_row, converted(pa.Table.from_batches([batch]), IDS[name])
+            first_row += len(batch)
 
 
 def _rows_at_once(metadata: pq.FileMetaData, names: Collection[str]) -> int:

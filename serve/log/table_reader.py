@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS, MAX_MS
 from serve.contract.validation import OTHER_UNITS
-from serve.log.conversion import GIVEN_TYPE
+from serve.storage.conversion import GIVEN_TYPE
 
 # Refuse a time field if a larger share of its times looks like another unit. A smaller one may be
 # true times of early 1970, as birth dates are.

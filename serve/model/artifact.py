@@ -162,14 +162,14 @@ def versions(models: Path) -> list[str]:
     return sorted(path.name for path in models.iterdir() if VERSION.fullmatch(path.name) and path.is_dir())
 
 
-def require(models: Path, version: str, where: str) -> None:
-    """Raise TabrankError, prefixed with `where` and with the nearest name, unless published."""
+def require(models: Path, version: str) -> None:
+    """Raise TabrankError with the nearest name, unless the version is published."""
     published = versions(models)
     if version not in published:
         near = nearest(version, published, 0.3)
         newest = f"the newest is {published[-1]}" if published else "publish an artifact first"
         hint = f"did you mean {near}?" if near else newest
-        raise TabrankError(f"{where}: version {version!r} is not published in {models}; {hint}")
+        raise TabrankError(f"version {version!r} is not published in {models}; {hint}")
 
 
 def point(models: Path, pointer: str, version: str) -> None:
@@ -178,7 +178,7 @@ def point(models: Path, pointer: str, version: str) -> None:
     Raises:
         TabrankError: the version is not published; the message has the nearest one.
     """
-    require(models, version, f"models {models}")
+    require(models, version)
     try:
         write_whole(models / pointer, f"{version}\n".encode())
     except OSError as error:

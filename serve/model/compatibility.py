@@ -35,7 +35,7 @@ def check_own_state(folder: Path) -> None:
 
 def require_promotable(models: Path, version: str) -> None:
     """Raise TabrankError unless a version is published and of the state of this release."""
-    require(models, version, f"models {models}")
+    require(models, version)
     # Replicas refuse a broken artifact, and go on with the one before.
     with suppress(ArtifactRefused):
         check_own_state(models / version)

@@ -9,9 +9,9 @@ import math
 from typing import NamedTuple
 
 from serve.config.settings import HOLDOUT, POPULAR, ApiKey, Arm, Experiment
-from serve.contract.errors import RequestError
+from serve.contract.errors import RequestError, did_you_mean
 from serve.contract.hashing import hash64
-from serve.contract.messages import nearest, quoted
+from serve.contract.messages import quoted
 
 
 class Assignment(NamedTuple):
@@ -53,7 +53,9 @@ def requested_arm(experiment: Experiment, name: str, key: ApiKey | None) -> Arm:
         raise RequestError(403, "forbidden", detail)
     arms = {arm.name: arm for arm in experiment.arms}
     if name not in arms:
-        detail = f"X-Arm: there is no arm {quoted(name)}{nearest(name, arms)}; the arms are {', '.join(arms)}"
+        detail = (
+            f"X-Arm: there is no arm {quoted(name)}{did_you_mean(name, arms)}; the arms are {', '.join(arms)}"
+        )
         raise RequestError(422, "invalid request", detail)
     return arms[name]
 

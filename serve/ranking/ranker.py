@@ -93,7 +93,7 @@ class Ranker:
         if any(query.arm.scorer == BASELINE for query in batch.queries):
             baseline = self.features.schema.surface.baseline
             assert baseline is not None, "such settings are refused"
-            by_baseline[rows] = baseline.score(self.features.columns.numeric, matrix.numeric)
+            by_baseline[rows] = baseline.worth(self.features.columns.numeric, matrix.numeric)
         for query, part, failed in zip(batch.queries, batch.parts, batch.failed, strict=True):
             if failed is None and query.arm.scorer == BASELINE:
                 worth[part] = by_baseline[part]

@@ -52,32 +52,32 @@ class RecordsUnderWay:
 
 
 async def take(
-    fetcher: RankingService, good: dict[int, ClientRecord], rejected: list[Rejected]
+    service: RankingService, good: dict[int, ClientRecord], rejected: list[Rejected]
 ) -> EventsAnswer:
     """Take a decoded batch of records; return once the accepted records are durable.
 
     Raises:
         RequestError: 429 or 503 if records may not be stored.
     """
-    fetcher.metrics.rejected(len(rejected))
+    service.metrics.rejected(len(rejected))
     # Records with equal times apply in the order attributes, rankings, events, as in a replay.
-    if fetcher.event_clock:
+    if service.event_clock:
         has_events = any(isinstance(record, Event) for record in good.values())
         first_ms = min((record.ts_ms or 0 for record in good.values()), default=0)
-        await fetcher.exposure_buffer.flush(before_ms=None if has_events else first_ms)
-    taken = await _ingested(fetcher, pack(list(good.values()))) if good else IngestResult()
+        await service.exposure_buffer.flush(before_ms=None if has_events else first_ms)
+    taken = await _ingested(service, pack(list(good.values()))) if good else IngestResult()
     places = list(good)
     rejected += [Rejected(f"/records/{places[at]}", detail) for at, detail in taken.rejected.items()]
     num_accepted = len(good) - taken.duplicates - len(taken.rejected)
     return EventsAnswer(num_accepted, taken.duplicates, rejected)
 
 
-async def _ingested(fetcher: RankingService, payload: bytes) -> IngestResult:
+async def _ingested(service: RankingService, payload: bytes) -> IngestResult:
     try:
         async with asyncio.timeout(TAKE_S):
             while True:
                 try:
-                    return await fetcher.ingest(payload)
+                    return await service.ingest(payload)
                 # A rollout: of two writers, the call went to the one before.
                 except WriterFenced:
                     await asyncio.sleep(FENCED_S)
@@ -85,7 +85,7 @@ async def _ingested(fetcher: RankingService, payload: bytes) -> IngestResult:
         detail = "too many records are waiting; retry later"
         raise RequestError(429, "busy", detail, retry_after_s=1) from None
     except Exception as error:
-        fetcher.warn(NOT_TAKEN, error)
+        service.warn(NOT_TAKEN, error)
         detail = (
             "records may not have been stored; send them again: events are deduplicated by id, "
             "other records are idempotent"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from serve.contract.rankings import RankAnswer, Ranked, Reason, Timing
-from serve.features.definitions import Kind
+from serve.features.kind import Kind
 from serve.features.matrix import Columns, Matrix
 from serve.features.slots import F64
 from serve.features.surface import Surface

@@ -14,16 +14,15 @@ from random import SystemRandom
 
 import msgspec
 
-from serve.config.diagnoses import Diagnosis, LogEnd, Service
+from serve.config.diagnoses import DeclaredService, Diagnosis, LogEnd
 from serve.config.settings import BASELINE, AppArgs, Arm, UserConfig
 from serve.contract.errors import TabrankError
 from serve.contract.logs import SeldomWarning
 from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
-from serve.features.baseline import NO_RULE
 from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.log.events import MAX_CALL_BYTES, IngestResult
-from serve.model.artifact import Artifact, require
+from serve.model.artifact import Artifact
 from serve.model.scorer_cache import ModelHolder
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
@@ -73,7 +72,7 @@ class RankingService:
         # Why the last settings were refused.
         self.settings_error: TabrankError | None = None
         # What is wrong with the store, as of a few seconds ago.
-        self._of_store: list[Diagnosis] = []
+        self._store_faults: list[Diagnosis] = []
         # Whether the log had records that the store lacked.
         self.is_behind = False
         self.surface = args.load_surface(base)
@@ -85,7 +84,7 @@ class RankingService:
         self.warn = SeldomWarning()
 
         features = Features(self.schema)
-        self.declared = Service(args, base, features, self.config, application)
+        self.declared = DeclaredService(args, base, features, self.config, application)
         self.live = CandidateTable(self.schema, self.declared.open)
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
@@ -133,11 +132,8 @@ class RankingService:
             TabrankError: an arm names a version that is not published, or a baseline that the
                 surface does not have; the settings do not change.
         """
-        for arm in config.experiment.arms:
-            if arm.scorer == BASELINE and self.surface.baseline is None:
-                raise TabrankError(f"user_config.experiment.arms.{arm.name}.scorer: {NO_RULE}")
-        for path, version in config.versions.items():
-            require(self.base / self.args.models, version, ".".join(("user_config", *path)))
+        for path, error in config.misfits(self.surface, self.base / self.args.models):
+            raise TabrankError(f"{'.'.join(('user_config', *path))}: {error}")
         self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
@@ -295,37 +291,40 @@ class RankingService:
         is_ahead = log_end is not None and (log_end.other != "" or log_end.seq > self.live.seq)
         self.is_behind = self.live.error is None and is_ahead
         if self.live.error is not None:
-            self._of_store = [self.declared.of_unavailable(self.live.error)]
+            self._store_faults = [self.declared.unavailable_store(self.live.error)]
         else:
-            self._of_store = list(self.declared.of_store(self.live.seq, self.live.note, log_end))
+            faults = self.declared.read_store_faults(self.live.seq, self.live.note, log_end)
+            self._store_faults = list(faults)
 
     def diagnoses(self) -> Iterator[Diagnosis]:
         """Yield what is wrong with the service, as far as this replica knows."""
         models, config = self.models, self.config
         declared = replace(self.declared, config=config)
         if config.kill_switch:
-            yield declared.of("kill_switch")
+            yield declared.diagnosis("kill_switch")
         if self.settings_error:
-            yield declared.of_error("settings_refused", self.settings_error)
-        yield from self._of_store
+            yield declared.error_fault("settings_refused", self.settings_error)
+        yield from self._store_faults
         age_s = self.exposure_buffer.age_s
         has_store = self.live.error is None
         # What Ingest cannot do without a store follows from that.
         if has_store and age_s * 1e3 > config.stale_after_ms and not self.event_clock:
-            yield declared.of("stale_features", age_s=age_s)
+            yield declared.diagnosis("stale_features", age_s=age_s)
         for reason in (one for one in FAILING if has_store or one not in FAILING_INGEST):
             lasting, failure = self.warn.lasting(reason), self.warn.recent(reason)
             if reason == NOT_TAKEN and lasting:
                 num, age_s, error = lasting
-                yield declared.of_error("events_failing", error, num=num, age_s=age_s)
+                yield declared.error_fault("events_failing", error, num=num, age_s=age_s)
             elif failure:
-                yield declared.of_error("failing", failure, reason=reason)
+                yield declared.error_fault("failing", failure, reason=reason)
         for version, error in models.failures.items():
-            yield declared.of_version(version, error)
+            yield declared.version_fault(version, error)
         if lost := models.lost:
-            yield declared.of("current_lost", version=lost)
-        yield from declared.of_arms(a for a in config.experiment.arms if models.version_for(a) is None)
-        yield from declared.of_names()
+            yield declared.diagnosis("current_lost", version=lost)
+        yield from declared.arms_without_model(
+            a for a in config.experiment.arms if models.version_for(a) is None
+        )
+        yield from declared.foreign_names()
 
     @property
     def freshness_ms(self) -> float | None:

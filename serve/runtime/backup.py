@@ -13,11 +13,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import msgspec
-
 from serve.config.settings import UserConfig
-from serve.contract.rankings import Problem
-from serve.http.app import EVENTS, PROBLEM, RANK
+from serve.contract.errors import RequestError
+from serve.http.answers import refusal, send_answer
+from serve.http.app import EVENTS, RANK
+from serve.http.request_headers import deadline_ms_of
 
 # At 2 ms a request, so many that wait cost the proxy less than a ranking's deadline.
 MOST_WAITING = 32
@@ -25,10 +25,9 @@ MOST_WAITING = 32
 # answer takes up to 60 ms more on two busy cores, and has to come within 100 ms. This process does
 # not know the configured deadline.
 GRACE_S, MOST_S, EVENTS_S = 0.04, 1.0, 5.0
-DEADLINE = b"x-deadline-ms"
-_DETAIL = "no replica of the service is ready; retry later"
-_BODY = msgspec.json.encode(Problem("unavailable", 503, _DETAIL))
-_HEAD = [(b"content-type", PROBLEM), (b"content-length", b"%d" % len(_BODY)), (b"retry-after", b"1")]
+_UNAVAILABLE = refusal(
+    RequestError(503, "unavailable", "no replica of the service is ready; retry later", retry_after_s=1)
+)
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[Any]]
 
 
@@ -44,7 +43,7 @@ class Backup:
         if scope.get("method") != "POST" or not scope["path"].endswith((RANK, EVENTS)):
             await self._app(scope, receive, send)
         elif self._num_waiting >= MOST_WAITING:
-            await _unavailable(send)
+            await send_answer(send, _UNAVAILABLE)
         else:
             self._num_waiting += 1
             try:
@@ -70,17 +69,15 @@ class Backup:
             if begun or not timeout.expired():
                 raise
         if not begun:
-            await _unavailable(send)
+            await send_answer(send, _UNAVAILABLE)
 
 
 def _time_s(scope: MutableMapping[str, Any]) -> float:
     if scope["path"].endswith(EVENTS):
         return EVENTS_S
-    given = dict(scope["headers"]).get(DEADLINE, b"")
-    is_valid = given.isdigit() and len(given) <= 5
-    return min(int(given) / 1e3 if is_valid else UserConfig.deadline_ms / 1e3, MOST_S) + GRACE_S
-
-
-async def _unavailable(send: Any) -> None:
-    await send({"type": "http.response.start", "status": 503, "headers": [*_HEAD]})
-    await send({"type": "http.response.body", "body": _BODY})
+    try:
+        deadline_ms = deadline_ms_of(dict(scope["headers"]))
+    # A replica would refuse the request.
+    except RequestError:
+        deadline_ms = None
+    return min((deadline_ms or UserConfig.deadline_ms) / 1e3, MOST_S) + GRACE_S

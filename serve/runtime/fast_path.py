@@ -32,7 +32,8 @@ from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.contract.rankings import new_request_id
-from serve.http.app import EVENTS, RANK, VALID_ID, Edge, busy
+from serve.http.app import EVENTS, RANK, Edge, busy
+from serve.http.request_headers import VALID_ID
 from serve.runtime.backup import Backup
 from serve.runtime.metrics import FLUSH_EVERY_S
 

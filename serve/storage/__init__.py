@@ -1,1 +1,1 @@
-"""Files and folders that appear whole or not at all; it may import `contract`."""
+"""Files (whole or not there at all; Parquet) and free memory; it may import `contract`."""

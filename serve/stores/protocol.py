@@ -93,7 +93,7 @@ class Store(Protocol):
         """Make this handle the only writer, durably, and return its fencing epoch.
 
         The epoch is one more than that of the previous writer, whose next `commit` or `trim` raises
-        `WriterFenced`. Raises RuntimeError on a store opened for reading.
+        `WriterFenced`.
         """
 
     def commit(self, seq: int, viewers: Packed, candidates: Packed, journal: bytes = b"") -> None:
@@ -106,7 +106,7 @@ class Store(Protocol):
             WriterFenced: another writer took a newer fencing epoch; this is checked atomically with
                 the write.
             ValueError: `seq` is not greater than the stored number.
-            RuntimeError: the store was opened for reading, or this handle never took an epoch.
+            RuntimeError: this handle never took an epoch.
             StoreUnavailable: nothing was written, or the answer was lost; `seq()` shows which.
         """
 

@@ -18,7 +18,7 @@ from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.data.split import split
 from training.examination.examination import Examination
-from training.fit.fit import save
+from training.fit.fit import Fitted, save
 from training.fit.loop import FitConfig
 from training.network.model import Model
 from training.network.network import Network, NetworkConfig
@@ -42,19 +42,22 @@ class Measured:
         config = FitConfig(NetworkConfig(width=2, n_steps=1))
         torch.manual_seed(0)
         model = Model.of(encoder, config.network, Network(encoder, config.network).tabnet.state_dict())
-        save(
-            folder / "m",
+        fitted = Fitted(
             schema,
             model,
             config,
             train,
             "validation",
             seen=train.matrix,
-            rivals={},
-            about={},
-            manifest={"rows": len(train), "examination": EXAMINATION.to_json()},
+            log=folder / "a",
+            rows=len(train),
+            span_ms=(0, 0),
+            seen_until_ms=0,
+            counts={},
             begun=0,
+            manifest={"examination": EXAMINATION.to_json()},
         )
+        save(fitted, folder / "m")
         self.data = build(schema, read_log(folder / "b", schema.surface), history=past)
         rows = pq.read_table(folder / "world/truth.parquet").to_pylist()
         truth = {row["request_id"]: row["p_join"] for row in rows}

@@ -7,8 +7,11 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from msgspec import convert
+
 from serve.operate.console.server import Server, _listener, console
 from serve.operate.console.watch import Watch
+from serve.operate.status.report import Report
 
 MODEL = "20260131T120000Z-ab12"
 ARMS = [
@@ -71,7 +74,7 @@ def healthy(url="http://127.0.0.1:8000", **more):
         "client_error_share": 0.0,
         "errors": {},
     }
-    return {
+    report = {
         "state": "ready",
         "url": url,
         "health": {"state": "healthy", "line": "healthy", "remedy": None, "runbook": None},
@@ -85,7 +88,8 @@ def healthy(url="http://127.0.0.1:8000", **more):
         "memory_mib": 1375,
         "restarts": {"spaces/Scorer": {"count": 1, "last": "its process ended", "at": None}},
         "changes": [{"at": "2026-01-31T12:00:00+00:00", "what": f"model {MODEL}: promoted by the command"}],
-    } | more
+    }
+    return convert(report | more, Report)
 
 
 def degraded(**more):
@@ -105,14 +109,14 @@ def degraded(**more):
         "remedy": cause["remedy"],
         "runbook": cause["runbook"],
     }
-    return healthy(health=health, causes=[cause, advice]) | more
+    return healthy(**{"health": health, "causes": [cause, advice]} | more)
 
 
 def gone():
     """Return the state where no service runs."""
     line = "No service runs in var/run."
     health = {"state": "down", "line": line, "remedy": "Start it: python -m serve up", "runbook": None}
-    return {"state": "stopped", "health": health, "causes": [], "surfaces": {}, "traffic": None}
+    return convert({"state": "stopped", "health": health}, Report)
 
 
 class Service:

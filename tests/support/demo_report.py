@@ -21,15 +21,29 @@ def room(position, was, name=None, reasons=REASONS):
     return {**place, "score": 0.05000000074505806, "reasons": reasons}
 
 
-def load_report(verdict="held", target_rps=900.0, **changes):
+def load_report(verdict="held", **changes):
     tail = [[60.0, 0.0001], [18.0, 0.01], [8.0, 0.1], [1.0, 0.9]]
-    numbers = {"rps": 900.2, "candidates_per_s": 49_513.0, "full_share": 1.0, "errors": 0, "seconds": 30.0}
-    latency = {"p50_ms": 3.8, "p90_ms": 8.4, "p99_ms": 18.5, "latency_tail": tail, "slo": asdict(load_slo())}
     return {
         "profile": "headline",
-        "target_rps": target_rps,
-        **numbers,
-        **latency,
+        "url": "http://127.0.0.1:8000",
+        "offered_rps": 900.0,
+        "rps": 900.2,
+        "candidates_per_s": 49_513.0,
+        "full_share": 1.0,
+        "requests": 27_000,
+        "errors": 0,
+        "error_kinds": {},
+        "rungs": {"full": 27_000},
+        "phases": [{}],
+        "steps": [],
+        "seconds": 30.0,
+        "p50_ms": 3.8,
+        "p90_ms": 8.4,
+        "p99_ms": 18.5,
+        "max_ms": 61.0,
+        "generator_late_ms_p99": 1.0,
+        "latency_tail": tail,
+        "slo": asdict(load_slo()),
         "verdict": verdict,
         "reasons": [],
         **changes,
@@ -37,19 +51,7 @@ def load_report(verdict="held", target_rps=900.0, **changes):
 
 
 def demo_report(**changes):
-    train = {
-        "test_rows": 90_000,
-        "measures": {
-            "expected_labels": {"model": 0.083, "popular": 0.052},
-            "ndcg@10": {"model": 0.39, "popular": 0.24},
-        },
-        "intervals": {
-            "expected_labels": {"model": [0.08, 0.09], "popular": [0.05, 0.06]},
-            "ndcg@10": {"model": [0.36, 0.41], "popular": [0.22, 0.26]},
-        },
-        "paired": {"expected_labels": 0.031, "expected_labels_se": 0.004, "ndcg@10": 0.15, "se": 0.01},
-        "reliability": [[0.01, 0.01], [0.1, 0.12], [0.2, 0.19]],
-    }
+    paired = {"expected_labels": 0.031, "expected_labels_se": 0.004, "ndcg@10": 0.15, "se": 0.01}
     first = [*(room(place, place) for place in range(1, 9)), room(20, 20, "new-space")]
     last = [room(1, 2, "s2"), room(2, 1, "s1"), room(3, 20, "new-space")]
     topic = {
@@ -60,6 +62,6 @@ def demo_report(**changes):
         "seconds": 0.312,
         "rankings": {"before": first, "after": last},
     }
-    load = load_report()
+    load, train = load_report(), {"paired": paired}
     made = {"train": train, "topic": topic, "load": load, "headline": load, "machine": describe_machine()}
-    return made | changes
+    return made | {"seconds": 200.0} | changes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serve.operate.diff.field import NAMED, Path, unshared
+from serve.operate.host.field import NAMED, Path, unshared
 
 
 def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:

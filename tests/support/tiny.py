@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from serve.features.rows import Interactions, Schema
+from serve.features.interactions import Interactions
+from serve.features.rows import Schema
 
 TOML = """
 name = "tiny"
@@ -35,7 +36,7 @@ viewer_language = { kind = "category", field = "viewer.language" }
 topic = { kind = "category", field = "candidate.topic" }
 tags = { kind = "multi_category", field = "candidate.tags" }
 price = { kind = "number", field = "candidate.price", transform = "log1p" }
-hour = { kind = "context", field = "context.hour" }
+hour = { kind = "number", field = "context.hour" }
 age_s = { kind = "age", field = "candidate.started_ms" }
 same_language = { kind = "match", viewer = "viewer.language", candidate = "candidate.language" }
 follows_host = { kind = "member", viewer = "viewer.follows", candidate = "candidate.host" }

@@ -22,7 +22,7 @@ from serve.config.reader import OUR_POLICY
 from serve.config.scaling import KWARGS
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.typed_reader import json_schema
-from serve.features.definitions import KINDS
+from serve.features.registry import KINDS
 from serve.features.surface import Surface
 
 FOLDER = Path(__file__).parents[2] / "serve/schemas"

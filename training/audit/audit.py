@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
-from serve.features.definitions import Gauge
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
 from serve.features.slots import F32, F64
@@ -35,7 +34,7 @@ TOLERANCE = 1e-6
 # Largest accepted difference of a score, as for golden rows.
 SCORE_TOLERANCE = 1e-5
 COLUMNS = ("seq", "model", "scores", "numeric", "category")
-# Missing in a log of an earlier release.
+# Missing in a log of an earlier version.
 SURFACE = "surface"
 
 
@@ -87,8 +86,8 @@ def audit(
     # Name of each column; a set has several columns.
     parts = columns.category_parts()
     names = [*columns.numeric, *(name for name, part in parts for _ in range(part.start, part.stop))]
-    # Gauges of the rows shown whose candidate erased viewers came to or left.
-    of_gauge = np.array([isinstance(surface.features.get(name), Gauge) for name in names])
+    # Erased viewers left these features, in the rows of candidates that they came to or left.
+    forget = np.array([any(slot.forgets for slot in surface.features[name].slots) for name in names])
     erased = pc.unique(log.events["candidate"].filter(log.events["erased"]))
     is_erased = pc.is_in(pc.list_flatten(log.exposures["candidates"]), erased).to_numpy()
     erased_rows = 0
@@ -100,8 +99,8 @@ def audit(
         differs = np.where(at[exposure].category != ours.category, np.inf, 0.0)
         far = np.concatenate([difference(at[exposure].numeric, ours.numeric), differs], axis=1)
         rows = is_erased[replay.first[exposure] : replay.first[exposure + 1]]
-        far[np.outer(rows, of_gauge)] = 0.0
-        erased_rows += int(rows.sum()) * bool(of_gauge.any())
+        far[np.outer(rows, forget)] = 0.0
+        erased_rows += int(rows.sum()) * bool(forget.any())
         for name, column in zip(names, far.T, strict=True):
             if column.max(initial=0.0) > most[name][0]:
                 most[name] = float(column.max()), exposure, int(column.argmax())

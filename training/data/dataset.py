@@ -70,7 +70,7 @@ class Dataset:
         """Values `[N]` by which `popular` and, where the surface has one, `baseline` sort."""
         if self.rule is None:
             return {"popular": self.popular}
-        baseline = self.rule.score(self.columns.numeric, self.matrix.numeric)
+        baseline = self.rule.worth(self.columns.numeric, self.matrix.numeric)
         return {"popular": self.popular, "baseline": baseline}
 
     def take(self, rows: I64 | slice) -> Dataset:

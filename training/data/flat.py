@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing
-from serve.log.decoded_size import refuse_oversize
 from serve.log.writer import write_log
+from serve.storage.parquet import refuse_oversize
 
 # Infer the types of a CSV from all its rows, up to this many bytes.
 BLOCKS = pcsv.ReadOptions(block_size=1 << 30)
@@ -27,7 +27,7 @@ NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
 # Names that the log, or the state built from it, uses itself: no field may have one.
 OWN_COLUMNS = (
     r"|id|request_id|viewer|candidates?|ts_ms|ends_ms|received_ms|seq|seen_seq|removed|stated|traffic"
-    r"|seen_ms|stated_ms|sums|sums_ms|(map|presence)\d+_.*"
+    r"|seen_ms|stated_ms|_state"
 )
 # Words by which a column of events says that there was one, or none. A column of strings names the
 # kinds, so it must not say the latter.

@@ -15,10 +15,10 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import RECENT_MS, other_unit
 from serve.features.slots import ENTITIES, F64, I64, Entity
 from serve.features.surface import FieldType
-from serve.log.conversion import CONVERSION
 from serve.log.join_coverage import check_joins
 from serve.log.reader import read_columns, unerased
 from serve.log.replay import Codes
+from serve.storage.conversion import CONVERSION
 from training.data.flat import OWN_COLUMNS
 from training.terminal import print_progress
 

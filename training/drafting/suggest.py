@@ -14,7 +14,7 @@ import pyarrow as pa
 from scipy.stats import skew
 
 from serve.contract.validation import duration
-from serve.features.definitions import KINDS
+from serve.features.registry import KINDS
 from serve.features.slots import F64, IMPRESSION
 from training.drafting.funnel import Funnel, round_up_ms
 from training.drafting.leakage import ages_ms
@@ -123,8 +123,7 @@ def _own(c: Column, tables: dict[str, pa.Table], events: Funnel) -> Iterator[Fea
         spec = {"kind": "age", **spec, **_transform(age_s)}
         name = f"{name.removesuffix('_ms')}_age_s"
     elif c.type == "number":
-        kind = "context" if c.owner == "context" else "number"
-        spec = {"kind": kind, **spec, **_transform(c.numbers)}
+        spec = {"kind": "number", **spec, **_transform(c.numbers)}
     elif c.type == "category" and c.distinct <= MAX_CATEGORIES and not c.is_text:
         spec = {"kind": "category", **spec}
     elif c.type == "set" and c.distinct <= MAX_HOT:

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.features.rows import Schema
-from serve.log.lease import Lease
 from serve.log.snapshots import FOLDER, META, Snapshot, clean_up, rewrite, snapshots
 from serve.model import artifact
 from serve.storage.atomic_files import ASIDE, exclusive
@@ -80,14 +79,14 @@ def forget(
         # A running service will have begun others when the viewers are forgotten.
         drafts = [draft for name in ORDER for draft in log.glob(f"{name}/.*.partial")]
         drafts += [log / f".{name}.parquet.partial" for name in ORDER]
-        counts, states = erased.scan(log), _snapshots(log, lease, erased)
+        counts, states = erased.scan(log), _snapshots(log, erased)
     unknown = erased.viewers - erased.found - known
     if not dry_run:
         if lease and store:
             forget_in_store(log, lease, store, viewers)
         with held():
             erased = ErasedViewers(viewers)
-            counts, states = erased.scan(log), _snapshots(log, lease, erased)
+            counts, states = erased.scan(log), _snapshots(log, erased)
             for draft in drafts:
                 draft.unlink(missing_ok=True)
             for number, ((name, path), num) in enumerate(counts.items()):
@@ -109,7 +108,7 @@ def forget(
     }
 
 
-def _snapshots(log: Path, lease: Lease | None, erased: ErasedViewers) -> list[tuple[Snapshot, Schema, int]]:
+def _snapshots(log: Path, erased: ErasedViewers) -> list[tuple[Snapshot, Schema, int]]:
     """Return each snapshot with rows of the viewers, the schema of its state, and their number."""
     found, known, folder = [], snapshots(log), log / FOLDER
     # All but those that `clean_up` ends.
@@ -125,7 +124,7 @@ def _snapshots(log: Path, lease: Lease | None, erased: ErasedViewers) -> list[tu
         if theirs := names.filter(pc.is_in(names, ids)).to_pylist():
             erased.found.update(theirs)
             snapshot.verify()
-            found.append((snapshot, snapshot.schema(lease.surface if lease else ""), len(theirs)))
+            found.append((snapshot, snapshot.schema(), len(theirs)))
     return found
 
 
@@ -141,7 +140,7 @@ def trained_on(models: Path, log: Path, erased: ErasedViewers) -> dict[str, str 
             manifest = artifact.load(models / version).manifest
             begin, end, source = manifest["span_ms"][0], manifest["seen_until_ms"], manifest["log"]
         except KeyError:
-            found[version] = "its manifest, of an earlier release, does not name its log"
+            found[version] = "its manifest does not name its log"
         except TabrankError as error:
             found[version] = str(error)
         else:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,22 +36,24 @@ def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | N
     A log that no service wrote has neither; the store of a copied or moved log may be gone.
 
     Raises:
-        TabrankError: an earlier release wrote the log, and its store is unknown.
+        TabrankError: an earlier version wrote the log, and its store is unknown.
     """
     lease = read_lease(log)
     if lease is None:
         if any(segments(log, name) for name in TABLES):
             raise TabrankError(f"{log}: has no {FILE}, so its store is unknown; start its service once")
         return None, None, set()
-    for address in lease.addresses(log):
-        opened = partial(open_named, address, lease.name, base=log, writable=False)
-        with suppress(StoreMissing), closing(opened()) as store:
-            known: set[str] = set()
+    known: set[str] = set()
+    if address := lease.address(log):
+        try:
+            store = open_named(address, lease.name, base=log, writable=False)
+        except StoreMissing:
+            return lease, None, known
+        with closing(store):
             for part in _parts(viewers):
                 rows, _ = store.read(part, store.seq())
                 known.update(name for name, row in zip(part, rows, strict=True) if row is not None)
-            return lease, address, known
-    return lease, None, set()
+    return lease, address, known
 
 
 def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str]) -> None:
@@ -73,9 +74,9 @@ def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str
         path = Path(folder, "surface.toml")
         path.write_text(lease.surface)
         args = AppArgs(str(path), address, log=str(log.resolve()), keep_log_days=0, keep_viewers_days=0)
-        asyncio.run(_commit(args, viewers))
+        epoch = asyncio.run(_commit(args, viewers))
     now = read_lease(log)
-    if now and now.epoch == lease.epoch + 1 and not now.released:
+    if now and now.epoch == epoch and not now.released:
         raise TabrankError(
             f"{log}: the store's journal could not be written to the log; see the warning above, then run the "
             "command again"
@@ -86,7 +87,8 @@ def _parts(viewers: Sequence[str]) -> Iterator[Sequence[str]]:
     return (viewers[begin : begin + AT_ONCE] for begin in range(0, len(viewers), AT_ONCE))
 
 
-async def _commit(args: AppArgs, viewers: Sequence[str]) -> None:
+async def _commit(args: AppArgs, viewers: Sequence[str]) -> int | None:
+    """Commit the records; return the epoch of the lease under which they were."""
     ingester = Ingester(args, Path.cwd())
     await ingester.take_over()
     try:
@@ -98,6 +100,7 @@ async def _commit(args: AppArgs, viewers: Sequence[str]) -> None:
             await taking
     finally:
         await ingester.finish()
+    return ingester.epoch
 
 
 def forgotten(

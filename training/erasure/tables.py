@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from serve.contract.errors import TabrankError
 from serve.features.rows import NEVER_MS
 from serve.log.compaction import batches, row_groups
-from serve.log.conversion import IDS, converted
-from serve.log.reader import UNREADABLE, table_paths
+from serve.log.reader import table_paths
 from serve.storage.atomic_files import file_draft_of, sync
+from serve.storage.conversion import IDS, converted
+from serve.storage.parquet import data_files, readable
 
 # Events come first: for another attempt, exposures that are not rewritten yet name the requests.
 ORDER = ("events", "exposures", "viewers")
@@ -125,20 +125,12 @@ class ErasedViewers:
 
 def _ids(log: Path, *names: str) -> Iterator[tuple[str, Path, pa.Table]]:
     """Yield (table, file, rows) of up to 65,536 rows: ids and times, as a reader reads them."""
-    for name, path in ((of, path) for of in names for path in _files(log, of)):
-        try:
-            with pq.ParquetFile(path) as file:
-                known = set(file.schema_arrow.names) - {"candidates"}
-                for batch in file.iter_batches(columns=[n for n in (*IDS[name], "ts_ms") if n in known]):
-                    yield name, path, converted(pa.Table.from_batches([batch]), IDS[name])
-        except UNREADABLE as error:
-            raise TabrankError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
-
-
-def _files(log: Path, name: str) -> Iterator[Path]:
-    """Yield the files of a table, those that a reader reads."""
-    for path in table_paths(log, name):
-        yield from [path] if path.is_file() else sorted(path.glob("[!._]*"))
+    files = ((name, path) for name in names for found in table_paths(log, name) for path in data_files(found))
+    for name, path in files:
+        with readable(path), pq.ParquetFile(path) as file:
+            known = set(file.schema_arrow.names) - {"candidates"}
+            for batch in file.iter_batches(columns=[n for n in (*IDS[name], "ts_ms") if n in known]):
+                yield name, path, converted(pa.Table.from_batches([batch]), IDS[name])
 
 
 def _values(table: pa.Table, *columns: str) -> list[list[Any]]:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.features.definitions import KINDS, Rate
+from serve.features.kinds.counters import Rate
 from serve.features.matrix import Matrix
+from serve.features.registry import KINDS
 from serve.features.rows import Schema
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log

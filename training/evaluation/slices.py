@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.definitions import Category
+from serve.features.kinds.attributes import Category
 from serve.features.surface import Surface
 from serve.model.encoder import Encoder, entry_hash, vocabulary_entry
 from training.data.dataset import Dataset

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
-from serve.log.conversion import IDS
 from serve.log.reader import read_table
 from serve.log.table_reader import TableReader
+from serve.storage.conversion import IDS
 
 # Rows whose ids are hashed at once.
 ROWS = 1 << 16

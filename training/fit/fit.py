@@ -8,8 +8,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from serve.contract.validation import refuse_existing, refuse_file
 from serve.features.matrix import Matrix
@@ -21,6 +22,7 @@ from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
 from training.evaluation.leakage import suspects
+from training.evaluation.metrics import Values
 from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
 from training.evaluation.verdict import verdict
@@ -49,7 +51,7 @@ def fit(
     """Train on `log`, calibrate and measure on its last tenth by time, and write an artifact.
 
     Returns the manifest. `configure` returns the settings for a number of training rows, as
-    `training.fit.sizing.sized` does. `storage` keeps checkpoints from which a killed fit resumes;
+    `training.fit.sizing.sized` does. `storage` keeps the state from which a killed fit resumes;
     None means a temporary folder. Rows that would take more than `memory_bytes` (default: half of
     the free memory) are streamed from there. `prepared_share` is called with the share of features
     computed, and `progress` with each epoch.
@@ -72,95 +74,111 @@ def fit(
     calibration = fit_platt(model.logits(held.matrix), held.label, examination.at(held.position))
     model = dataclasses.replace(model, calibration=calibration)
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    return save(
-        out,
+    fitted = Fitted(
         Schema(surface),
         model,
         config,
         held,
         "validation",
-        examination=examination,
         seen=prepared.sample,
-        rivals={},
-        about={"history": state.history, "best_epoch": state.best_epoch},
-        manifest={
-            "rows": num_rows,
-            "parameters": num_parameters,
-            "advice": advice(state, config, num_rows, num_parameters),
-            "counts": prepared.counts,
-            "log": str(log.resolve()),
-            "span_ms": prepared.span_ms,
-            # The validation rows chose the epoch and the calibration.
-            "seen_until_ms": int(held.ts_ms[-1]),
-        },
+        log=log,
+        rows=num_rows,
+        span_ms=prepared.span_ms,
+        # The validation rows chose the epoch and the calibration.
+        seen_until_ms=int(held.ts_ms[-1]),
+        counts=prepared.counts,
         begun=begun,
+        examination=examination,
+        about={"history": state.history, "best_epoch": state.best_epoch},
+        manifest={"parameters": num_parameters, "advice": advice(state, config, num_rows, num_parameters)},
     )
+    return save(fitted, out)
 
 
-def save(
-    out: Path,
-    schema: Schema,
-    model: Model,
-    config: FitConfig,
-    held: Dataset,
-    part: str,
-    *,
-    examination: Examination = IGNORED,
-    seen: Matrix,
-    rivals: Mapping[str, Any],
-    current: Examination = IGNORED,
-    about: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-    begun: float,
-    margin: float = MARGIN,
-) -> dict[str, Any]:
-    """Measure a model on the rows of `held`, the `part` of the log, and write it as an artifact.
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model, what it learned from, and the rows that measure it."""
 
-    Returns the manifest. `seen` are training rows, whose distributions the artifact keeps for later
-    comparison (`training.evaluation.drift`). `rivals` are further scores of the held rows, by name;
-    a model must not be worse than `current` among them by `margin` (`training.evaluation.paired`).
-    Their scores too are P(label | looked at): with `examination`, that of the rows from which they
-    learned; `current` has its own. `about` goes into `evaluation.json` and `manifest` into the
-    manifest unchanged.
-    """
-    surface = schema.surface
-    scores = {"model": model.probability(held.matrix), **rivals}
-    curves = {"examination": examination, "current": current}
+    schema: Schema
+    model: Model
+    config: FitConfig
+    # Rows that measure the model, and which part of the log they are.
+    held: Dataset
+    part: Literal["validation", "test"]
+    # Training rows, whose distributions the artifact keeps (`training.evaluation.drift`).
+    seen: Matrix
+    # The log, the number of training rows, the times of the first and the last one, the time of the
+    # last row that had any influence, and what the log's reader counted.
+    log: Path
+    rows: int
+    span_ms: tuple[int, int]
+    seen_until_ms: int
+    counts: Mapping[str, int]
+    # When the work began, on the clock of `time.perf_counter`.
+    begun: float
+    examination: Examination = IGNORED
+    # Further scores of the held rows, by name. All are P(label | looked at) with `examination`, but
+    # those of `current`, which has its own.
+    rivals: Mapping[str, Values] = field(default_factory=dict)
+    current: Examination = IGNORED
+    # The model must not be worse than `current` by more (`training.evaluation.paired`).
+    margin: float = MARGIN
+    # Further entries of `evaluation.json` and of the manifest.
+    about: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save(fitted: Fitted, out: Path) -> dict[str, Any]:
+    """Measure a model, write it as an artifact, and return the manifest."""
+    surface, model, held, config = fitted.schema.surface, fitted.model, fitted.held, fitted.config
     evaluation = {
-        **assess(held, scores, surface, **curves, encoder=model.encoder, margin=margin),
-        "importance": importance(model, held, examination),
-        STATISTICS: statistics(held.columns, seen, model.probability(seen)),
-        **about,
+        **assess(
+            held,
+            {"model": model.probability(held.matrix), **fitted.rivals},
+            surface,
+            examination=fitted.examination,
+            current=fitted.current,
+            encoder=model.encoder,
+            margin=fitted.margin,
+        ),
+        "importance": importance(model, held, fitted.examination),
+        STATISTICS: statistics(held.columns, fitted.seen, model.probability(fitted.seen)),
+        **fitted.about,
     }
-    whole: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         "version": artifact.new_version(time.time()),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "surface": surface.name,
         "surface_fingerprint": surface.fingerprint,
-        "state_fingerprint": schema.fingerprint,
-        "metrics": {part: evaluation["model"], "popular": evaluation["popular"]},
-        "measured_on": part,
+        "state_fingerprint": fitted.schema.fingerprint,
+        "metrics": {fitted.part: evaluation["model"], "popular": evaluation["popular"]},
+        "measured_on": fitted.part,
         "paired": evaluation["paired"],
         "gate": evaluation["paired"]["model-popular"]["gate"],
-        f"{part}_rows": len(held),
+        f"{fitted.part}_rows": len(held),
         "network": dataclasses.asdict(config.network),
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
         "calibration": dataclasses.asdict(model.calibration),
-        "examination": examination.to_json(),
+        "examination": fitted.examination.to_json(),
         "verdict": verdict(evaluation),
         "suspects": [str(suspect) for suspect in suspects(held)],
         "git": git_revision(),
-        **manifest,
-        "seconds": round(time.perf_counter() - begun, 1),
+        "log": str(fitted.log.resolve()),
+        "rows": fitted.rows,
+        "span_ms": fitted.span_ms,
+        "seen_until_ms": fitted.seen_until_ms,
+        "counts": fitted.counts,
+        **fitted.manifest,
+        "seconds": round(time.perf_counter() - fitted.begun, 1),
     }
     files = export.build(model.network, model.calibration)
     files["surface.toml"] = surface.text.encode()
     files["evaluation.json"] = json.dumps(evaluation, indent=1, allow_nan=False).encode()
     files["golden.safetensors"] = export.golden(model.network, model.calibration, held.matrix)
-    files["MODEL_CARD.md"] = model_card(whole, evaluation).encode()
-    files["report.html"] = report_page(whole, evaluation).encode()
-    artifact.save(out, files, whole)
-    return whole
+    files["MODEL_CARD.md"] = model_card(manifest, evaluation).encode()
+    files["report.html"] = report_page(manifest, evaluation).encode()
+    artifact.save(out, files, manifest)
+    return manifest
 
 
 def git_revision() -> str | None:

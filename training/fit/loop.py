@@ -17,12 +17,13 @@ from typing import Protocol, TypedDict
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
+from serve.storage.atomic_files import write_whole
 from training.evaluation.slates import auc
 from training.network.layers import GhostBatchNorm
 from training.network.network import Inputs, Network, NetworkConfig, flat
@@ -110,11 +111,11 @@ class State:
         return self.best if config.restore_best else self.last
 
     def save(self, path: Path) -> None:
-        """Write the state to a new file."""
+        """Write the state to a file, or replace that file, as a whole."""
         parts = ("last", "best", "optimiser")
         tensors = {f"{part}/{name}": t for part in parts for name, t in getattr(self, part).items()}
         about = {"history": self.history, "best_epoch": self.best_epoch, "stopped": self.stopped}
-        save_file(tensors, path, metadata={"state": json.dumps(about)})
+        write_whole(path, save(tensors, metadata={"state": json.dumps(about)}))
 
     @classmethod
     def load(cls, path: Path) -> State:
@@ -140,7 +141,7 @@ def run(
     """Train until `config.epochs` or the patience ends, from `state` on; return the final state.
 
     Each rank of an open torch.distributed group calls it with the same arguments and takes its part
-    of every batch, so that the ranks together take the steps of one process. Every rank calls
+    of every batch, so that the ranks together take the steps of one process. The first rank calls
     `after_epoch`, which must save or use the state before it returns: the next epoch changes it.
     """
     state = state or State()
@@ -149,7 +150,8 @@ def run(
         fit = _Fit(train, valid.to(device), encoder, config, state)
         for epoch in range(len(state.history) + 1, config.epochs + 1):
             fit.train_epoch(epoch)
-            after_epoch(state)
+            if fit.rank == 0:
+                after_epoch(state)
             if state.stopped:
                 break
     return state
@@ -176,7 +178,7 @@ class _Fit:
             # norm updates its own once a virtual batch: a rank's update stands for all ranks'.
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GhostBatchNorm)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
-        (self.parameter,) = flat(p for p in self.network.parameters() if p.requires_grad)
+        self.parameter = flat(p for p in self.network.parameters() if p.requires_grad)
         self.optimiser = torch.optim.AdamW(
             [self.parameter], lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )

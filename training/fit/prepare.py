@@ -17,9 +17,9 @@ from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.slots import I64
 from serve.features.surface import Surface
-from serve.log.decoded_size import available_bytes
 from serve.log.reader import Log, read_joined
 from serve.model.encoder import Encoder
+from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat, evenly
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder

@@ -1,4 +1,4 @@
-"""Run the training loop on Ray Train (V2): workers, checkpoints, resumption, and progress."""
+"""Run the training loop on Ray Train (V2): workers, resumption and progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ import ray.train
 import torch
 from ray._private import ray_constants
 from ray.train.torch import TorchTrainer, get_device
-from safetensors import SafetensorError
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
@@ -37,16 +36,12 @@ SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Also the interval at which Ray Train collects reports; Ray's default is 2 s.
+    # The interval at which Ray Train sees that workers have ended; Ray's default is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
-STATE, PROGRESS, RESUMED = "state.safetensors", "progress.jsonl", "resumed.safetensors"
-
-# Layout of a State's tensors: part of the fingerprint, so that a run never resumes from a
-# checkpoint with another layout.
-_LAYOUT = b"moments of one tensor, by name"
+STATE, PROGRESS = "state.safetensors", "progress.jsonl"
 
 
 @contextlib.contextmanager
@@ -104,7 +99,7 @@ def train(
     storage: Path,
     progress: Progress,
 ) -> State:
-    """Train on `config.num_workers` Ray workers (0: in this process, without checkpoints).
+    """Train on `config.num_workers` Ray workers (0: in this process).
 
     A killed run resumes after its last epoch if it is called again with the same rows, encoder,
     configuration and `storage`, and gives the same result; other files there are left alone. All
@@ -112,27 +107,19 @@ def train(
 
     Raises:
         TabrankError: if there are too few rows, the training diverges, there are more workers than
-        CPUs
-            or GPUs, or the run cannot resume from its checkpoints.
+        CPUs or GPUs.
         ray.train.TrainingFailedError: if workers die more than twice.
     """
-    streamed = train if isinstance(train, Streamed) else None
-    sets = {"valid": valid} if isinstance(train, Streamed) else {"valid": valid, "train": train}
-    folder = storage.resolve() / f"fit-{_fingerprint(sets, encoder, config, streamed)}"
-    state = _finished(folder)
-    if state is None:
-        for name, part in sets.items():
-            part.save(folder / "inputs", name)
+    folder = storage.resolve() / f"fit-{_fingerprint(train, valid, encoder, config)}"
+    state = State.load(folder / STATE) if (folder / STATE).exists() else None
+    if state is None or not state.stopped:
+        valid.save(folder / "inputs", "valid")
+        if isinstance(train, Inputs):
+            train.save(folder / "inputs", "train")
         progress.start(config.epochs)
-        try:
-            with _following(folder / PROGRESS, progress):
-                state = _fit(encoder, config, folder, streamed)
-        finally:
-            progress.finish(state.best_epoch if state else None)
-        (folder / RESUMED).unlink(missing_ok=True)
-        # A run in this process has no checkpoints.
-        if config.num_workers:
-            _sweep(folder)
+        with _following(folder / PROGRESS, progress):
+            state = _fit(encoder, config, folder, train if isinstance(train, Streamed) else None)
+        progress.finish(state.best_epoch)
     # A driver that was killed at the very end has left its inputs too.
     shutil.rmtree(folder / "inputs", ignore_errors=True)
     return state
@@ -177,7 +164,6 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed |
                 name=folder.name,
                 storage_path=str(folder.parent),
                 failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             ),
         )
         outcome = trainer.fit().return_value
@@ -189,21 +175,13 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed |
 
 def _work(job: dict[str, Any]) -> State | TabrankError:
     """Run the loop on one worker; return a user's mistake, because Ray Train retries exceptions."""
-    context, folder = ray.train.get_context(), Path(job["folder"])
-    checkpoint = ray.train.get_checkpoint()
-    path = Path(checkpoint.path) / STATE if checkpoint else folder / RESUMED
-    state = State.load(path) if path.exists() else None
+    folder = Path(job["folder"])
+    path = folder / STATE
 
     def after_epoch(state: State) -> None:
-        line = state.history[-1]
-        if context.get_world_rank() > 0:
-            ray.train.report({})
-            return
-        with tempfile.TemporaryDirectory() as temporary:
-            state.save(Path(temporary) / STATE)
-            ray.train.report(dict(line), checkpoint=ray.train.Checkpoint.from_directory(temporary))
+        state.save(path)
         with (folder / PROGRESS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(state.history[-1]) + "\n")
 
     try:
         # To use more cores, use more workers.
@@ -213,7 +191,7 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
                 Inputs.map(folder / "inputs", "valid"),
                 Encoder.from_json(job["encoder"]),
                 job["config"],
-                state=state,
+                state=State.load(path) if path.exists() else None,
                 after_epoch=after_epoch,
                 device=get_device(),
             )
@@ -221,53 +199,14 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         return error
 
 
-def _sweep(folder: Path) -> None:
-    """Remove checkpoints that Ray does not list, from a worker or driver killed while it wrote."""
-    result = ray.train.Result.from_path(folder)
-    known = {Path(checkpoint.path).name for checkpoint, _ in result.best_checkpoints or []}
-    known.add(Path(result.checkpoint.path).name)
-    for path in folder.glob("checkpoint_*"):
-        if path.is_dir() and path.name not in known:
-            shutil.rmtree(path)
-
-
-def _finished(folder: Path) -> State | None:
-    """Return the state of a run that has finished training, or None.
-
-    Ray resumes a run from its own record of the checkpoints. If that record is torn, keep only the
-    newest state in a new folder; remove a folder without any state.
-    """
-    if not folder.exists():
-        return None
-    whole = []
-    for path in (*folder.glob(f"*/{STATE}"), *folder.glob(RESUMED)):
-        # Skip a torn file.
-        with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):
-            whole.append(State.load(path))
-    newest = max(whole, key=lambda state: len(state.history), default=None)
-    if newest is not None and newest.stopped:
-        return newest
-    try:
-        ray.train.Result.from_path(folder)
-    # Ray raises many types for a torn record.
-    except Exception:
-        shutil.rmtree(folder)
-        if newest is not None:
-            folder.mkdir()
-            newest.save(folder / RESUMED)
-    return None
-
-
-def _fingerprint(
-    sets: dict[str, Inputs], encoder: Encoder, config: FitConfig, streamed: Streamed | None = None
-) -> str:
+def _fingerprint(train: Inputs | Streamed, valid: Inputs, encoder: Encoder, config: FitConfig) -> str:
     """Return a name from all that the result depends on, so that only the same run resumes."""
     digest = hashlib.sha256(encoder.to_json().encode())
-    digest.update(_LAYOUT)
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
-    if streamed is not None:
-        digest.update(streamed.digest.encode())
-    for part in sets.values():
+    for part in (train, valid):
+        if isinstance(part, Streamed):
+            digest.update(part.digest.encode())
+            continue
         for tensor in (part.x, part.label, part.examination):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)

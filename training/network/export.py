@@ -38,10 +38,9 @@ def build(network: Network, calibration: Calibration) -> dict[str, bytes]:
 
     `serve.model.artifact.save` writes them.
     """
-    weights = _weights(network)
-    folded = fold(weights, network.encoder, asdict(network.config), calibration)
+    folded = folded_of(network, calibration)
     return {
-        "weights.safetensors": save_safetensors(weights),
+        "weights.safetensors": save_safetensors(_weights(network)),
         "encoder.json": network.encoder.to_json().encode(),
         "model.onnx": export(folded, exact=False),
         "model_sorting.onnx": export(folded, exact=True),
@@ -63,8 +62,7 @@ def golden(network: Network, calibration: Calibration, matrix: Matrix, num_rows:
     parts = [torch.from_numpy(part) for part in network.encoder.encode(numeric, category)]
     logit = network.logit(network.inputs(*parts))
     score = torch.sigmoid(calibration.a * logit + calibration.b).numpy()
-    folded = fold(_weights(network), network.encoder, asdict(network.config), calibration)
-    served, _ = forward(TorchOps(), folded, *parts, exact=True)
+    served, _ = forward(TorchOps(), folded_of(network, calibration), *parts, exact=True)
     off = np.abs(served.numpy() - score)
     if not np.median(off) <= _TOLERANCE:
         raise TabrankError(
@@ -104,6 +102,11 @@ def export(folded: Folded, exact: bool) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     serialised: bytes = model.SerializeToString()
     return serialised
+
+
+def folded_of(network: Network, calibration: Calibration) -> Folded:
+    """Return the constants of a network's inference graph."""
+    return fold(_weights(network), network.encoder, asdict(network.config), calibration)
 
 
 def _weights(network: Network) -> dict[str, NDArray[Any]]:

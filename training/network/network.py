@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Matrix
 from serve.model.encoder import CLIP, Encoder
-from training.network.tabnet import NetworkConfig as NetworkConfig
+from training.network.config import NetworkConfig as NetworkConfig
 from training.network.tabnet import TabNet
 
 # Numbers, hot columns and indices of rows, as `Encoder.encode` returns them.
@@ -84,6 +84,7 @@ class Network(nn.Module):
         logit, sparsity = self.tabnet(x)
         return logit, sparsity
 
+    @torch.no_grad()
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit [R] of x [R, D0 + K1], in eval mode and without gradients."""
         assert not self.training
@@ -143,22 +144,19 @@ def inputs(
     return Inputs(x, torch.from_numpy(label), torch.from_numpy(examination).float())
 
 
-def flat(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Return one parameter [all elements] in place of the given ones, in order; [] for none.
+def flat(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
+    """Return one parameter [all elements] in place of the given ones, in order.
 
     An optimiser step is then one call. Each given parameter becomes a view of its part, and its
     gradient a view of the gradient's part. A backward pass therefore adds to the whole gradient,
     and a step on the whole changes every part. Never set a gradient to None.
     """
     parts = list(parameters)
-    if not parts:
-        return []
-    value = torch.cat([part.detach().reshape(-1) for part in parts])
-    gradient = torch.zeros_like(value)
-    sizes = [part.numel() for part in parts]
-    pieces = zip(parts, value.split_with_sizes(sizes), gradient.split_with_sizes(sizes), strict=True)
-    for part, of_value, of_gradient in pieces:
-        part.data, part.grad = of_value.view_as(part), of_gradient.view_as(part)
-    whole = nn.Parameter(value)
-    whole.grad = gradient
-    return [whole]
+    whole = nn.Parameter(nn.utils.parameters_to_vector(parts).detach())
+    whole.grad = torch.zeros_like(whole)
+    nn.utils.vector_to_parameters(whole.data, parts)
+    start = 0
+    for part in parts:
+        part.grad = whole.grad[start : start + part.numel()].view_as(part)
+        start += part.numel()
+    return whole

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
-from serve.storage.atomic_files import write_whole
+from serve.storage.atomic_files import exclusive, write_whole
 from training.evaluation.importance import MOST_ROWS
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.space import Space
@@ -33,7 +31,6 @@ EVALUATION_S = 5.0
 # Evaluation time for each row of the feature importance, which dominates the part that grows.
 IMPORTANCE_US = 250.0
 FILE = "search.json"
-Plain = TypeVar("Plain", bound=int | str | dict[str, int] | None)
 
 
 class Clock:
@@ -49,8 +46,9 @@ class Clock:
         self._state: dict[str, Any] = {"spent_s": 0.0}
         refuse_file(out)
         with contextlib.ExitStack() as held:
-            lock = held.enter_context(_locked(out))
-            held.callback(Path(lock.name).unlink, missing_ok=True)
+            # The lock lies beside the folder, because the folder is replaced.
+            busy = f"{out}: a search runs there already; wait or name another folder"
+            held.enter_context(exclusive(out.with_name(f".{out.name}.lock"), busy))
             self._read()
             # Nothing was raised: hold the lock until `__exit__`.
             self._held = held.pop_all()
@@ -95,16 +93,18 @@ class Clock:
         self.out.mkdir(parents=True, exist_ok=True)
         self.save(over=False)
 
-    def setdefault(self, name: str, value: Plain) -> Plain:
+    def setdefault(self, name: str, value: Any) -> Any:
         """Store a value under a name at the first call of this search; return the stored value."""
-        kept: Plain = self._state.setdefault(name, value)
+        kept = self._state.setdefault(name, value)
         self.save(over=False)
         return kept
 
     def increment(self, name: str) -> int:
         """Increment the value that `setdefault` stores, 0 at first, over all calls; return it."""
-        self._state[name] = self.setdefault(name, 0) + 1
-        return self.setdefault(name, 0)
+        number: int = self._state.get(name, 0) + 1
+        self._state[name] = number
+        self.save(over=False)
+        return number
 
     def spent(self) -> float:
         """Return the seconds that all calls have spent, this one included."""
@@ -122,31 +122,6 @@ class Clock:
         """Write the state, from which a killed search resumes, and whether the search is over."""
         state = {**self._state, "spent_s": self.spent(), "over": over}
         write_whole(self.out / FILE, json.dumps(state).encode())
-
-
-def _locked(out: Path) -> IO[str]:
-    """Lock a search's folder. The lock lies beside the folder, because the folder is replaced.
-
-    Raises:
-        TabrankError: another search holds the lock, or the folder cannot be written.
-    """
-    path = out.with_name(f".{out.name}.lock")
-    while True:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.open("w")
-        except OSError as error:
-            raise TabrankError(f"{out}: cannot be written: {error}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise TabrankError(f"{out}: a search runs there already; wait or name another folder") from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        # The search that held this lock has just removed it.
-        lock.close()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
-from serve.model.folding import fold
-from serve.model.graph import Calibration
 from serve.model.scorers import one_thread_session
 from training.evaluation.rivals import us_per_candidate as measured
-from training.network.export import export
+from training.network.export import export, folded_of
+from training.network.model import UNCALIBRATED
 from training.network.network import Network, NetworkConfig
 from training.search.leaderboard import BoardEntry
 
@@ -33,9 +31,7 @@ def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix) ->
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Network(encoder, config).eval()
-    weights = {name: value.numpy() for name, value in network.tabnet.state_dict().items()}
-    folded = fold(weights, encoder, asdict(config), Calibration(1.0, 0.0))
-    session = one_thread_session(export(folded, exact=False))
+    session = one_thread_session(export(folded_of(network, UNCALIBRATED), exact=False))
 
     def score(matrix: Matrix) -> NDArray[np.float64]:
         arrays: tuple[NDArray[Any], ...] = encoder.encode(matrix.numeric, matrix.category)

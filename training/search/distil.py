@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from serve.model.encoder import Encoder
+from serve.storage.atomic_files import file_draft_of
 from training.fit.loop import Diverged, FitConfig, run
 from training.network.model import Model
 from training.network.network import Inputs
@@ -42,25 +43,18 @@ def distilled(
     """
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
-    paths = {number: folder / f"teacher-{number}.npy" for number in range(1, num_teachers + 1)}
-    pending = {
-        teach.remote(folder, encoder.to_json(), replace(config, seed=config.seed + number)): number
-        for number, path in paths.items()
-        if not path.exists()
-    }
-    while pending:
-        (done,), _ = ray.wait(list(pending), num_returns=1)
-        number = pending.pop(done)
-        logit = ray.get(done)
+    numbers = range(1, num_teachers + 1)
+    seeded = [replace(config, seed=config.seed + number) for number in numbers]
+    taught = [teach.remote(folder, encoder.to_json(), one) for one in seeded]
+    logits = []
+    for number, answer in zip(numbers, taught, strict=True):
+        logit = ray.get(answer)
         if logit is None:
             report(f"teacher {number} diverged and is left out")
-            continue
-        partial = paths[number].with_suffix(".partial.npy")
-        np.save(partial, logit)
-        partial.replace(paths[number])
-        num_trained = sum(path.exists() for path in paths.values())
-        report(f"teacher {num_trained}/{num_teachers} is trained")
-    return mixed(rows, [np.load(path) for path in paths.values() if path.exists()], rival)
+        else:
+            logits.append(logit)
+            report(f"teacher {number}/{num_teachers} is trained")
+    return mixed(rows, logits, rival)
 
 
 def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np.float64] | None) -> Inputs:
@@ -79,10 +73,13 @@ def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np
 
 
 def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32] | None:
-    """Train a network; return its logits [N] on the training rows.
+    """Train a network, unless that is done; return its logits [N] on the training rows.
 
     Returns None if the training diverges.
     """
+    path = folder / f"teacher-{config.seed}.npy"
+    if path.exists():
+        return np.asarray(np.load(path), np.float32)
     torch.set_num_threads(1)
     encoder = Encoder.from_json(as_json)
     rows, valid = (Inputs.map(folder, name) for name in ("train", "valid"))
@@ -91,4 +88,7 @@ def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32]
     except Diverged:
         return None
     network = Model.of(encoder, config.network, state.last).network
-    return np.asarray(network.logit(rows.x).numpy(), np.float32)
+    logit = network.logit(rows.x).numpy()
+    with file_draft_of(path) as draft, draft.open("wb") as file:
+        np.save(file, logit)
+    return np.asarray(logit, np.float32)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,7 @@ class Leaderboard:
             if rest:
                 with path.open("r+b") as file:
                     file.truncate(sum(len(line) + 1 for line in whole))
-            # Another release may have written fields that this one does not have.
-            self.entries = [BoardEntry(**known(BoardEntry, json.loads(line))) for line in whole]
+            self.entries = [BoardEntry(**json.loads(line)) for line in whole]
 
     def add(self, entry: BoardEntry) -> None:
         """Append an entry and fsync the file."""
@@ -117,12 +116,6 @@ class Leaderboard:
             }
             for entry in sorted(finished, key=lambda e: e.logloss)
         ]
-
-
-def known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are fields of the dataclass `kind`."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
 
 
 def _front(entries: Sequence[BoardEntry]) -> list[BoardEntry]:

@@ -24,7 +24,7 @@ from training.fit.trainer import ray_session
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast
 from training.search.cost import Costs, us_per_candidate
-from training.search.leaderboard import BoardEntry, Leaderboard, Report, compete, known
+from training.search.leaderboard import BoardEntry, Leaderboard, Report, compete
 from training.search.progress import SearchProgress
 from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
@@ -112,7 +112,7 @@ def _find(
     check_cost(costs, max_us)
     train = task.parts["training"]
     compete(board, task.encoder, train, task.valid, task.examination, progress.report, clock.budget_s)
-    first = configuration(last.manifest, task.base, progress.report) if last else []
+    first = configuration(last.manifest, progress.report) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])
         forecast = Forecast(board, num_rows, num_test, task.settings.num_teachers, num_at_once())
@@ -141,16 +141,11 @@ def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | Non
         ]
 
 
-def configuration(manifest: Mapping[str, Any], base: FitConfig, report: Report) -> list[FitConfig]:
-    """Return the configuration that a model was trained with, except its seed and workers.
-
-    Ignore the settings that this release does not have. Return [] if the rest is not valid here.
-    """
-    own = {name: getattr(base, name) for name in ("seed", "num_workers")}
+def configuration(manifest: Mapping[str, Any], report: Report) -> list[FitConfig]:
+    """Return the configuration that a model was trained with; [] if this release refuses it."""
     try:
-        network = NetworkConfig(**known(NetworkConfig, manifest["network"]))
-        return [FitConfig(**{**known(FitConfig, manifest["fit"]), **own, "network": network})]
-    except (TabrankError, TypeError, ValueError) as error:
+        return [FitConfig(**{**manifest["fit"], "network": NetworkConfig(**manifest["network"])})]
+    except (TabrankError, TypeError) as error:
         report(f"the search does not start from {manifest['version']}, trained by another release: {error}")
         return []
 

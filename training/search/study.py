@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,13 +117,11 @@ class Study(Searcher):  # type: ignore[misc]
     def _remember(self, entry: BoardEntry) -> None:
         """Report a trial of an earlier call to Optuna."""
         failed = entry.valid_logloss is None
-        # The space of another release may have held other points.
-        with contextlib.suppress(ValueError):
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
-                    params=entry.point,
-                    distributions=self._space.distributions,
-                    values=None if failed else [entry.logloss, entry.us_per_candidate or 0.0],
-                )
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
+                params=entry.point,
+                distributions=self._space.distributions,
+                values=None if failed else [entry.logloss, entry.us_per_candidate or 0.0],
             )
+        )

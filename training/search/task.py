@@ -14,9 +14,9 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import Schema
 from serve.features.surface import Surface
-from serve.log.decoded_size import available_bytes
 from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
+from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, DatasetPlan, Progress, sample
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder

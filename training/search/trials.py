@@ -104,7 +104,6 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
 
         Without a finished trial, continue until one finishes or `MAX_FAILED_TRIALS` fail.
         """
-        self._run.progress.elapsed(self._run.clock.spent())
         tried, most = self._run.board.tried(), self._run.task.settings.max_trials
         is_late = self.left_s() <= 0 or (most is not None and len(tried) >= most)
         failed = [entry for entry in tried if entry.failed]
@@ -130,11 +129,9 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         for name, part in (("train", rows), ("valid", valid)):
             encode_rows(task.encoder, part, task.examination).save(folder, name)
         np.save(folder / SLATES, valid.slate)
-        run.progress.searching(clock.budget_s)
         try:
             _tuner(task, folder, study, deadline).fit()
         finally:
-            run.progress.close()
             shutil.rmtree(folder, ignore_errors=True)
     _check_winner(board, task.settings.max_us)
 

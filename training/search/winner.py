@@ -21,8 +21,8 @@ from training.evaluation.evaluate import score
 from training.evaluation.rivals import RIVALS, TUNING_SHARE
 from training.evaluation.slates import Slates
 from training.examination.estimate import MIN_VIEWERS
-from training.examination.examination import Examination
-from training.fit.fit import save
+from training.examination.examination import IGNORED, Examination
+from training.fit.fit import Fitted, save
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
 from training.fit.trainer import train
@@ -87,31 +87,28 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     }
     draft = out / "artifact.new"
     shutil.rmtree(draft, ignore_errors=True)
-    manifest = save(
-        draft,
+    fitted = Fitted(
         task.schema,
         Model.of(encoder, config.network, state.kept(config), calibration),
         config,
         test,
         "test",
-        examination=task.examination,
-        current=Examination.of(last.manifest if last else {}),
         seen=take_evenly(rows.matrix),
+        log=task.log,
+        rows=len(rows),
+        span_ms=(int(rows.ts_ms[0]), int(rows.ts_ms[-1])),
+        seen_until_ms=int(rows.ts_ms[-1]),
+        counts=task.data.counts,
+        begun=started_s,
+        examination=task.examination,
         rivals={kind: rival(test.matrix) for kind, rival in rivals.items()}
         | ({"current": score(last.path, test.matrix)} if last else {}),
-        about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
-        manifest={
-            "rows": len(rows),
-            "log": str(task.log.resolve()),
-            "span_ms": [int(rows.ts_ms[0]), int(rows.ts_ms[-1])],
-            "seen_until_ms": int(rows.ts_ms[-1]),
-            "counts": task.data.counts,
-            "teachers": num_teachers,
-            "incumbent": incumbent,
-        },
-        begun=started_s,
+        current=Examination.of(last.manifest) if last else IGNORED,
         margin=task.settings.margin,
+        about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
+        manifest={"teachers": num_teachers, "incumbent": incumbent},
     )
+    manifest = save(fitted, draft)
     shutil.rmtree(out / "artifact", ignore_errors=True)
     draft.rename(out / "artifact")
     shutil.rmtree(out / "fit", ignore_errors=True)
@@ -156,7 +153,7 @@ def _trained(
 ) -> State:
     """Train the winner's network on `data` and its teachers' labels, those of a `rival` included.
 
-    The search's folder holds the checkpoints with which a killed training resumes.
+    The search's folder holds the state from which a killed training resumes.
     """
     run.progress.report(
         f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows"
@@ -174,9 +171,8 @@ def _trained(
 
 def unseen(test: Dataset, last: Artifact) -> Dataset:
     """Return the test rows that are newer than all rows that the incumbent has seen."""
-    # Manifests of the first releases do not say which rows the model has seen.
-    seen_until_ms = last.manifest.get("seen_until_ms", np.inf)
-    return test.take(slice(int(np.searchsorted(test.ts_ms, seen_until_ms, side="right")), None))
+    first = np.searchsorted(test.ts_ms, last.manifest["seen_until_ms"], side="right")
+    return test.take(slice(int(first), None))
 
 
 def is_enough(rows: Dataset) -> bool:

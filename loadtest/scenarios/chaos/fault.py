@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,10 +75,7 @@ class Allowed:
 
 
 class Fault(ABC):
-    """Fault to inject. `load` is a share of the knee; `hold_s` is the duration of the fault.
-
-    A fault that needs another kind of cluster overrides `place`; its report has the same numbers.
-    """
+    """Fault to inject. `load` is a share of the knee; `hold_s` is the duration of the fault."""
 
     name: str
     what: str
@@ -101,10 +97,6 @@ class Fault(ABC):
     def aim(self, target: Target) -> None:  # noqa: B027
         """Find the target of the fault in advance, so that `inject` takes no time."""
 
-    def place(self, file: Path) -> AbstractContextManager[Target] | None:
-        """Return a context with the service on another kind of cluster, or None for `serve up`."""
-        return None
-
     def inject(self, target: Target) -> None:
         """Inject the fault."""
         raise NotImplementedError
@@ -118,17 +110,24 @@ class Fault(ABC):
     def end(self) -> None:  # noqa: B027
         """End all processes that `prepare` started."""
 
-    def reasons(self) -> list[str]:
-        """Return limits that did not hold and that the load does not show."""
-        return []
+    def measured(self, load: Injected) -> tuple[Report, list[str]]:
+        """Return more numbers, and limits that did not hold and that the load does not show.
 
-    def measured(self, offered: OfferResult, zero_s: float) -> Report:
-        """Return more numbers, from the load, which began at `zero_s` of `time.monotonic()`."""
-        return {}
+        The numbers may have `notes`, which are sentences for the report.
+        """
+        return {}, []
 
-    def counted(self, before: Any, after: Any) -> dict[str, float]:
-        """Return more numbers, from the metrics pages before and after the fault."""
-        return {}
+
+@dataclass(frozen=True)
+class Injected:
+    """Load during a fault, which began at `zero_s` of `time.monotonic()`.
+
+    `gained`, called with the name and labels of a metric, returns its increase during the load.
+    """
+
+    offered: OfferResult
+    zero_s: float
+    gained: Callable[..., float]
 
 
 @dataclass(frozen=True)

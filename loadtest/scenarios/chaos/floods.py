@@ -7,15 +7,16 @@ import http.client
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import psutil
 
 from loadtest.errors import LoadtestError
-from loadtest.generator.bodies import candidate, forget, pack
+from loadtest.generator.bodies import pack
 from loadtest.measure.service import EVENTS_PATH, PATH, ask
-from loadtest.scenarios.chaos.fault import Allowed, Fault
+from loadtest.report.report import Report
+from loadtest.scenarios.chaos.fault import Allowed, Fault, Injected
 from loadtest.targets.running import REPLICA, Target
+from serve.contract.records import Candidate, Forget, Viewer
 
 # With four digits, an id or a string of the maximum length. A ranking's body holds just a thousand
 # of them.
@@ -75,11 +76,13 @@ class Flood(Fault):
         """Return the body of a request."""
         raise NotImplementedError
 
-    def counted(self, before: Any, after: Any) -> dict[str, float]:
+    def measured(self, load: Injected) -> tuple[Report, list[str]]:
         """Return the number of answered requests and the memory before, at most and after."""
         first, most, last = (size >> 20 for size in (self._sizes[0], max(self._sizes), self._sizes[-1]))
+        done, restarts = len(self._done), len(self._pids) - 1
         memory = {"memory_before_mib": first, "memory_most_mib": most, "memory_mib": last}
-        return {"flood": len(self._done), "restarts": len(self._pids) - 1, **memory}
+        note = f"{done} answered in the flood, {restarts} restarts, {first:,} → {most:,} → {last:,} MiB"
+        return {"flood": done, "restarts": restarts, **memory, "notes": [note]}, []
 
 
 class ExposureFlood(Flood):
@@ -93,11 +96,13 @@ class ExposureFlood(Flood):
         ids = [f"{i:04d}{LONGEST}" for i in range(NUM_CANDIDATES)]
         return json.dumps({"viewer": None, "candidates": ids, "traffic": "test"}, ensure_ascii=False).encode()
 
-    def reasons(self) -> list[str]:
-        """Return the memory that was not released, as a reason."""
-        before, after = self._sizes[0] >> 20, self._sizes[-1] >> 20
-        grown = f"{self.deployment} grew from {before:,} to {after:,} MiB (limit {GROWTH:g} x)"
-        return [grown] if after > GROWTH * before else []
+    def measured(self, load: Injected) -> tuple[Report, list[str]]:
+        """Return the numbers of a flood, and memory that was not released, as a reason."""
+        found, reasons = super().measured(load)
+        before, after = found["memory_before_mib"], found["memory_mib"]
+        if after > GROWTH * before:
+            reasons.append(f"{self.deployment} grew from {before:,} to {after:,} MiB (limit {GROWTH:g} x)")
+        return found, reasons
 
 
 class LongStrings(Flood):
@@ -110,23 +115,20 @@ class LongStrings(Flood):
         """Return a batch of records."""
         fields = {"follows": [f"{i:04d}{LONGEST}" for i in range(NUM_MEMBERS)]}
         name = f"long-{number}"
-        viewers = [{"type": "viewer", "id": f"{name}-{i}", "fields": fields} for i in range(NUM_RECORDS)]
-        return pack([*viewers, *[forget("long")] * NUM_SMALL, candidate(name)])
+        viewers = [Viewer(f"{name}-{i}", fields) for i in range(NUM_RECORDS)]
+        return pack([*viewers, *[Forget("long")] * NUM_SMALL, Candidate(name)])
 
-    def counted(self, before: Any, after: Any) -> dict[str, float]:
-        """Return the numbers of a flood, and the number of lost batches."""
+    def measured(self, load: Injected) -> tuple[Report, list[str]]:
+        """Return the numbers of a flood with its lost batches; restarts and these as reasons."""
+        found, reasons = super().measured(load)
         ids = [f"long-{number}" for number in self._done]
         ranking = json.dumps({"viewer": None, "candidates": ids, "traffic": "test"}).encode()
-        self._lost = len(json.loads(ask(self._url, PATH, ranking)[1])["unknown_candidates"])
-        return {**super().counted(before, after), "lost": self._lost}
-
-    def reasons(self) -> list[str]:
-        """Return restarts and lost batches, as reasons."""
-        restarts = len(self._pids) - 1
-        return [
-            *([f"{self.deployment} restarted {restarts} times (limit 1)"] if restarts > 1 else []),
-            *([f"{self._lost} of {len(self._done)} acknowledged batches are lost"] if self._lost else []),
-        ]
+        lost = len(json.loads(ask(self._url, PATH, ranking)[1])["unknown_candidates"])
+        if found["restarts"] > 1:
+            reasons.append(f"{self.deployment} restarted {found['restarts']} times (limit 1)")
+        if lost:
+            reasons.append(f"{lost} of {len(ids)} acknowledged batches are lost")
+        return {**found, "lost": lost}, reasons
 
 
 FLOODS: tuple[Fault, ...] = (ExposureFlood(), LongStrings())

@@ -13,7 +13,8 @@ import psutil
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import read_service
-from loadtest.scenarios.chaos.fault import ONE, TWO, Allowed, Fault
+from loadtest.report.report import Report
+from loadtest.scenarios.chaos.fault import ONE, TWO, Allowed, Fault, Injected
 from loadtest.scenarios.chaos.stores import limit_files
 from loadtest.targets.running import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, send_signal
 
@@ -76,12 +77,12 @@ class Unwatched(Fault):
         log = target.folder / "chaos.log"
         self._status = run_command("serve", "status", "--run", str(target.run), log=log, accept=(0, 1))
 
-    def reasons(self) -> list[str]:
+    def measured(self, load: Injected) -> tuple[Report, list[str]]:
         """Return a reason if the status does not report the fault."""
         if self._status.get("unwatched"):
-            return []
-        state = self._status.get("state")
-        return [f"after {self.hold_s:g} s `status` reported {state!r}, but not that the service is unwatched"]
+            return {}, []
+        reported = f"after {self.hold_s:g} s `status` reported {self._status.get('state')!r}"
+        return {}, [f"{reported}, but not that the service is unwatched"]
 
 
 class SupervisorKilled(Unwatched):

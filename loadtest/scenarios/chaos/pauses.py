@@ -10,10 +10,10 @@ import numpy as np
 
 from loadtest.generator.connections import TIMEOUT_S
 from loadtest.generator.offer import OfferResult
-from loadtest.measure.measure import Floats, percentile, rounded_numbers
+from loadtest.measure.measure import Floats, milliseconds, percentile, rounded_numbers
+from loadtest.measure.verdict import listed
 from loadtest.report.report import Report
-from loadtest.report.series import pauses_line
-from loadtest.scenarios.chaos.fault import Allowed, Fault
+from loadtest.scenarios.chaos.fault import Allowed, Fault, Injected
 from loadtest.targets.running import REPLICA, Target, send_signal
 
 LENGTHS_MS, NUM, EVERY_S = (50, 100, 200), 20, 3.0
@@ -45,15 +45,12 @@ class Pauses(Fault):
             self._pauses_s.append((at_s, time.monotonic()))
             time.sleep(max(0.0, begun_s + number * EVERY_S - time.monotonic()))
 
-    def measured(self, offered: OfferResult, zero_s: float) -> Report:
-        """Return the numbers of each length."""
-        series = np.reshape(self._pauses_s, (-1, NUM, 2)) - zero_s
-        self._found = [describe_pauses(offered, *one) for one in zip(LENGTHS_MS, series, strict=True)]
-        return {"pauses": self._found}
-
-    def reasons(self) -> list[str]:
-        """Return the numbers of each length that did not hold."""
-        return [pauses_line(one) for one in self._found if not one["held"]]
+    def measured(self, load: Injected) -> tuple[Report, list[str]]:
+        """Return the numbers of each length, and as reasons those of each that did not hold."""
+        series = np.reshape(self._pauses_s, (-1, NUM, 2)) - load.zero_s
+        found = [describe_pauses(load.offered, *one) for one in zip(LENGTHS_MS, series, strict=True)]
+        reasons = [pauses_line(one) for one in found if not one["held"]]
+        return {"pauses": found, "notes": [pauses_line(one) for one in found]}, reasons
 
 
 def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> Report:
@@ -86,3 +83,14 @@ def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> R
         "pauses_s": pauses_s.tolist(),
     }
     return rounded_numbers(found)
+
+
+def pauses_line(found: Report) -> str:
+    """Return the measurements of the pauses of one length as text."""
+    held = "held" if found["held"] else "not held"
+    return (
+        f"{len(found['pauses_s'])} pauses of {found['length_ms']} ms {held}: {found['requests']:,} requests, "
+        f"{found['full']:,} full, {found['inside']} not full in the excused times, {found['outside']} outside, "
+        f"{found['refused']} × 429, {listed(found['failed']) or '0'} failed, "
+        f"p50 {milliseconds(found['p50_ms'])}, p99 {milliseconds(found['p99_ms'])}"
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from loadtest.errors import LoadtestError
@@ -15,20 +16,19 @@ from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, read_service
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict, overall, part_verdict, verdict_on
+from loadtest.measure.verdict import Verdict, overall, verdict_if_late
+from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.report.report import Report
-from loadtest.report.series import fault_line, write_chaos
 from loadtest.scenarios.chaos.changes import CHANGES
-from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, WARM_S, Fault, Times, broken, describe
+from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, WARM_S, Fault, Injected, Times, broken, describe
 from loadtest.scenarios.chaos.floods import FLOODS
-from loadtest.scenarios.chaos.head import HEAD
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
 from loadtest.scenarios.chaos.pauses import Pauses
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.processes import started
-from loadtest.targets.running import Target, read_page
+from loadtest.targets.running import Target, gained, read_page
 from loadtest.targets.services import Document, deployments_of, read_document, tabrank, write_document
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES, Block
@@ -38,7 +38,6 @@ FAULTS: tuple[Fault, ...] = (
     *(*KILLS, *FILES, *SUPERVISOR),
     *(ONLY_SCORER, Pauses(), DiskFull(), *FLOODS, *CHANGES),
     RedisKilled(),
-    *HEAD,
 )
 BEFORE_S = 8.0
 LOOK_S = 0.25
@@ -93,12 +92,8 @@ class ChaosRun:
         write_document(self.work.path / "cluster.yaml", document)
         # The callback runs after the end of the service, which depends on what `prepare` started.
         self._up.callback(fault.end)
-        place = fault.place(self.work.path.resolve() / "cluster.yaml")
-        if place is not None:
-            self._target = self._up.enter_context(place)
-        else:
-            self._up.enter_context(started(self._service, self.work, self.bench.bodies[0], CANDIDATES))
-            self._target = Target.of(self.work, self._service)
+        self._up.enter_context(started(self._service, self.work, self.bench.bodies[0], CANDIDATES))
+        self._target = Target.of(self.work, self._service)
         self._document = document
         return self._target
 
@@ -162,8 +157,8 @@ def select_faults(names: Sequence[str]) -> list[Fault]:
 
 def verdict_of(found: Sequence[Report]) -> Verdict:
     """Return the verdict on all faults that were run; void if none was."""
-    run = [one for one in found if one["held"] is not None]
-    return overall(map(part_verdict, run)) if run else "void"
+    run = [one["verdict"] for one in found if one["verdict"] != "not run"]
+    return overall(run) if run else "void"
 
 
 def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Report:
@@ -172,27 +167,30 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
     why = fault.missing()
     if why:
         run.emit(f"{fault.name}: not run: {why}")
-        return {**head, "held": None, "void": False, "reasons": [f"not run: {why}"]}
+        return {**head, "verdict": "not run", "reasons": [f"not run: {why}"]}
     target = run.provide_service(fault)
     rate_rps = run.rate_rps(fault, target)
     run.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
     try:
-        found, moments = _under_load(run, fault, target, rate_rps)
+        found, more, moments = _under_load(run, fault, target, rate_rps)
     # A fault without a measurement must not stop the report on the others.
     except LoadtestError as error:
         run.end_service()
         run.emit(f"  not held: {error}")
-        return {**head, "held": False, "void": False, "reasons": [str(error)]}
-    reasons = [*broken(found, fault.allowed), *fault.reasons()]
-    late_ms = found["generator_late_ms_p99"] if reasons else 0.0
-    word, reasons = verdict_on(reasons, late_ms, run.bench.slo.generator_late_ms_p99)
+        return {**head, "verdict": "not held", "reasons": [str(error)]}
+    reasons = [*broken(found, fault.allowed), *more]
+    limit_ms = run.bench.slo.generator_late_ms_p99
+    word, reasons = verdict_if_late(reasons, found["generator_late_ms_p99"], limit_ms)
     lines[fault.name] = moments
-    report = {**head, "held": word == "held", "void": word == "void", "reasons": reasons, **found}
+    report = {**head, "verdict": word, "reasons": reasons, **found}
     run.emit(fault_line(report))
     return report
 
 
-def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) -> tuple[Report, list[Moment]]:
+def _under_load(
+    run: ChaosRun, fault: Fault, target: Target, rate_rps: float
+) -> tuple[Report, list[str], list[Moment]]:
+    """Return the numbers of a fault, broken limits of its own, and the timeline."""
     url = read_service(target.run).get("metrics_url", "")
     before, roles = read_page(url), target.roles()
     # The duration of changes is not known in advance.
@@ -224,13 +222,15 @@ def _under_load(run: ChaosRun, fault: Fault, target: Target, rate_rps: float) ->
         ends_s = time.monotonic() - offer.begun_s
         result = offer.result()
     found = describe(result, Times(begun_s, done_s, healed_s, ends_s), seen, run.bench.slo)
-    found |= fault.measured(result, offer.begun_s)
     time.sleep(PAGE_S)
-    found |= fault.counted(before, read_page(url))
+    numbers, reasons = fault.measured(
+        Injected(result, offer.begun_s, partial(gained, before, read_page(url)))
+    )
+    found |= numbers
     found["orphans"] = sorted((target.roles() - roles).elements())
     found["rate_rps"], found["injected_s"] = rate_rps, round(begun_s, 3)
     samples = [replace(sample, at_s=sample.at_s - WARM_S) for sample in seen]
-    return found, timeline(result.requests.counted_from(WARM_S), ends_s - WARM_S, samples)
+    return found, reasons, timeline(result.requests.counted_from(WARM_S), ends_s - WARM_S, samples)
 
 
 def _is_healthy(target: Target, fault: Fault) -> bool:

@@ -10,14 +10,14 @@ import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from loadtest.commands import die_with_parent, failure, run_command
 from loadtest.measure.polling import within
-from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault
-from loadtest.targets.running import REPLICA, Target, gained
+from loadtest.report.report import Report
+from loadtest.scenarios.chaos.fault import TWO, Allowed, Fault, Injected
+from loadtest.targets.running import REPLICA, Target
 from loadtest.targets.services import Document, free_port
 
 GARBAGE_BYTES = 1 << 20
@@ -65,13 +65,14 @@ class DiskFull(Fault):
         """Lift the limit of the current Ingest."""
         limit_files(target.find(INGEST), resource.RLIM_INFINITY)
 
-    def counted(self, before: Any, after: Any) -> dict[str, float]:
+    def measured(self, load: Injected) -> tuple[Report, list[str]]:
         """Return how many rankings the service counted, and exposures it logged and dropped."""
-        return {
-            "rankings_counted": gained(before, after, "ray_tabrank_rankings_total"),
-            "exposures_logged": gained(before, after, "ray_tabrank_records_total", kind="exposure"),
-            "exposures_dropped": gained(before, after, "ray_tabrank_exposures_dropped_total"),
-        }
+        counted = load.gained("ray_tabrank_rankings_total")
+        logged = load.gained("ray_tabrank_records_total", kind="exposure")
+        dropped = load.gained("ray_tabrank_exposures_dropped_total")
+        note = f"{counted:,.0f} rankings counted, {logged:,.0f} exposures logged, {dropped:,.0f} dropped"
+        numbers = {"rankings_counted": counted, "exposures_logged": logged, "exposures_dropped": dropped}
+        return {**numbers, "notes": [note]}, []
 
 
 class RedisKilled(Fault):

@@ -13,8 +13,7 @@ from typing import Any
 
 import msgspec
 
-from serve.config.application import OUR_APPLICATION
-from serve.contract.commands import CONFIG
+from serve.operate.status.report import Report
 from serve.rollout import history
 from serve.rollout.registry import ModelRegistry
 
@@ -77,27 +76,21 @@ class Application:
         return [*found, {"at_ms": None, "request": example}] if example else found
 
 
-def applications(found: Mapping[str, Any], deployed: Mapping[str, Any]) -> list[Application]:
-    """Return the applications of a state of `vitals.look`, whose running document is `deployed`.
+def applications(found: Report, deployed: Mapping[str, Any]) -> list[Application]:
+    """Return the applications of a report, whose running document is `deployed`.
 
     Where none is known, return one with the folders that a first `serve up` would use.
     """
-    config = Path(found.get("config", CONFIG)).resolve()
+    config = Path(found.config).resolve()
     args = {app["name"]: app.get("args") or {} for app in deployed.get("applications", ())}
 
-    def application(name: str, route: str) -> Application:
+    def application(name: str, url: str) -> Application:
         given = args.get(name, {})
         log, models = (config.parent / given.get(key, f"var/{key}") for key in ("log", "models"))
-        experiment = found.get("surfaces", {}).get(name, {}).get("experiment") or {}
-        url = found.get("url", "") + route.rstrip("/")
+        experiment = found.surfaces.get(name, {}).get("experiment") or {}
         return Application(name, url, config, log, models, experiment.get("name", ""), given.get("clock", ""))
 
-    routes = {
-        name: one.get("route_prefix") or "/"
-        for name, one in found.get("applications", {}).items()
-        if one.get("import_path") == OUR_APPLICATION
-    }
-    return [application(name, route) for name, route in (routes or {"": "/"}).items()]
+    return [application(name, url) for name, url in (found.our_urls or {"": found.url}).items()]
 
 
 def _newest(segment: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -25,6 +24,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words
@@ -32,10 +32,10 @@ from serve.http.docs import POLICY
 from serve.operate.console.application import Application, applications
 from serve.operate.console.watch import EVERY_S, Watch
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.state import DIRECT, RUN
+from serve.operate.host.state import DIRECT
 from serve.operate.rollout.tables import read_shifts
 from serve.operate.status.scrape import PageHistory, read_pages
-from serve.operate.status.vitals import API_KEY, look, metrics_pages
+from serve.operate.status.vitals import API_KEY, look, pages_of
 
 HOST, PORT = "127.0.0.1", 8090
 # Longer than any deadline that the service has by default.
@@ -87,7 +87,8 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
     is_here = address is None or run is not None
 
     def known() -> list[Application]:
-        return applications(watch.found, RunFolder.of(run or RUN).deployed() if is_here else {})
+        service = RunFolder.of(run or RUN).service() if is_here else None
+        return applications(watch.found, service.document if service else {})
 
     def asked(request: Request) -> Application:
         found, name = known(), request.query_params.get("application")
@@ -102,15 +103,13 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
             # A browser waits this long, in ms, before it connects again.
             yield "retry: 1000\n\n"
             async for message in watch.messages():
-                yield f"data: {json.dumps(message)}\n\n"
+                yield f"data: {msgspec.json.encode(message).decode()}\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream")
 
     def models(request: Request) -> Response:
-        shifts = []
         # A service that is gone has no metrics; its models are there.
-        with suppress(TabrankError):
-            shifts = read_shifts(read_pages(metrics_pages(run, address)))
+        shifts = read_shifts(read_pages(pages_of(watch.found)))
         given = f" --run {quote(str(run))}" if run else f" --address {quote(address)}" if address else ""
         described = [app.described() for app in known() if is_here]
         return JSONResponse({"applications": described, "shifts": shifts, "options": given})

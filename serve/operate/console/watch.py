@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from serve.contract.errors import TabrankError
-from serve.operate.status.causes import DOWN, unread
+from serve.operate.status.causes import DOWN
+from serve.operate.status.report import Report, Traffic, unread
 
 log = logging.getLogger("tabrank")
 # Replicas report their counters every 2 s; reading more often shows nothing new.
@@ -26,12 +29,12 @@ POINT = ("rate_rps", "p50_ms", "p90_ms", "p99_ms", "refused_share", "error_share
 class Watch:
     """One reader of the service for all browsers; it reads only while a browser listens.
 
-    `look` returns a state as `serve.operate.status.vitals.look` does; it is called in a thread.
-    `found` is the last state that was read.
+    `look` returns a report as `serve.operate.status.vitals.look` does; it is called in a thread.
+    `found` is the last report.
     """
 
-    def __init__(self, look: Callable[[], Mapping[str, Any]], every_s: float = EVERY_S) -> None:
-        self.found: Mapping[str, Any] = {}
+    def __init__(self, look: Callable[[], Report], every_s: float = EVERY_S) -> None:
+        self.found = unread(OVERDUE)
         self.points: deque[list[float | None]] = deque(maxlen=round(HISTORY_S / every_s))
         self._look = look
         self._every_s = every_s
@@ -39,7 +42,7 @@ class Watch:
         self._reader: asyncio.Task[None] | None = None
         self._gone_since: str | None = None
         self._seen: str | None = None
-        self._message: dict[str, Any] = {"found": unread(OVERDUE), "gone": None}
+        self._message: dict[str, Any] = {"found": self.found, "gone": None}
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the kept points, then a message for each read, until `close`.
@@ -71,8 +74,9 @@ class Watch:
             reading, is_late = asyncio.ensure_future(asyncio.to_thread(self._state)), False
             while not (await asyncio.wait({reading}, timeout=OVERDUE_S))[0]:
                 # Once: a service that is always late or silent would alternate between verdicts.
-                if not was_late and any(self.found.get("surfaces", {}).values()):
-                    self._message["found"] = {**self.found, "health": unread(OVERDUE)["health"]}
+                if not was_late and any(self.found.surfaces.values()):
+                    overdue = unread(OVERDUE).health
+                    self._message["found"] = msgspec.structs.replace(self.found, health=overdue)
                 # A browser takes a longer silence for a console that is gone.
                 self._send(self._message)
                 is_late = True
@@ -80,7 +84,7 @@ class Watch:
             self._publish(await reading)
             await asyncio.sleep(self._every_s)
 
-    def _state(self) -> Mapping[str, Any]:
+    def _state(self) -> Report:
         try:
             return self._look()
         except TabrankError as error:
@@ -90,16 +94,16 @@ class Watch:
             log.exception("the service could not be read")
             return unread(FAILED)
 
-    def _publish(self, found: Mapping[str, Any]) -> None:
-        now, answers = datetime.now(UTC), found.get("surfaces", {}).values()
+    def _publish(self, found: Report) -> None:
+        now, answers = datetime.now(UTC), found.surfaces.values()
         at = now.isoformat(timespec="milliseconds")
         self._seen = at if any(answers) else self._seen
         # Where something runs that was not asked, nothing is known of its answers.
-        is_gone = not any(answers) and (answers or found["state"] in (*DOWN, "unknown"))
+        is_gone = not any(answers) and (answers or found.state in (*DOWN, "unknown"))
         self._gone_since = (self._gone_since or at) if is_gone else None
         gone = {"since": self._gone_since, "seen": self._seen} if is_gone else None
-        self.found = {"at": at, **found}
-        self.points.append([round(now.timestamp() * 1e3), *_values(found.get("traffic") or {})])
+        self.found = msgspec.structs.replace(found, at=found.at or at)
+        self.points.append([round(now.timestamp() * 1e3), *_values(found.traffic or Traffic())])
         self._message = {"found": self.found, "gone": gone}
         self._send({**self._message, "point": self.points[-1]})
 
@@ -112,8 +116,7 @@ class Watch:
             queue.put_nowait(None if is_slow else message)
 
 
-def _values(traffic: Mapping[str, Any]) -> list[float | None]:
+def _values(traffic: Traffic) -> list[float | None]:
     """Return a point's values; None where no two pages of metrics can be compared."""
-    is_known, rungs = traffic.get("window_s"), traffic.get("rungs")
-    not_full = 1 - rungs.get("full", 0.0) if rungs else None
-    return [*(traffic.get(key) if is_known else None for key in POINT), not_full]
+    not_full = 1 - traffic.rungs.get("full", 0.0) if traffic.rungs else None
+    return [*(getattr(traffic, name) if traffic.window_s else None for name in POINT), not_full]

@@ -1,4 +1,4 @@
 """`serve diff` and `serve popular`: compare a file with the running service, and deploy in place.
 
-Imports `operate.host`, and the layers from `runtime` down.
+Imports `operate.status` and `operate.host`, and the layers from `runtime` down.
 """

@@ -8,13 +8,17 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import msgspec
+
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.reader import read
 from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
-from serve.operate.diff.field import unshared
-from serve.operate.diff.meaning import Measured
-from serve.operate.diff.running import UNCONFIRMED, Progress, find
+from serve.operate.diff.difference import UNCONFIRMED
+from serve.operate.diff.meaning import difference
+from serve.operate.host.deploying import Progress
+from serve.operate.host.field import unshared
+from serve.operate.host.running_service import find
 
 SWITCH = "kill_switch"
 
@@ -28,7 +32,6 @@ def diff(
     progress: Progress,
     *,
     yes: bool = False,
-    p50_ms: Measured = lambda app: None,
 ) -> tuple[dict[str, Any], list[str], bool]:
     """Compare the file with the running service, and with `apply` deploy it in place.
 
@@ -40,24 +43,24 @@ def diff(
     running = find(run, address)
     for problem in config.warnings:
         progress(f"warning: {problem}")
-    found = running.difference(config, p50_ms)
+    found, under_way = difference(running, config), running.under_way
     result = {
         "compared_with": running.where,
         **found.plain(),
         "not_compared": list(running.not_compared),
         "error": running.error,
-        "under_way": running.under_way,
+        "under_way": msgspec.to_builtins(under_way),
         "applied": False,
     }
     lines = found.lines()
     if running.error:
         lines.append(f"the last deploy failed; the comparison is with the deploy before it: {running.error}")
-    if running.under_way:
-        file, since = running.under_way["config"], running.under_way["since"]
+    if under_way:
         lines.append(
-            f"a deploy of {file} is under way since {since}; this compares with the deploy before it"
+            f"a deploy of {under_way.config} is under way since {under_way.since}; this compares with the "
+            "deploy before it"
         )
-    if not apply or not (found.changes or running.error or running.under_way):
+    if not apply or not (found.changes or running.error or under_way):
         return result, lines, not found.changes
     if found.worst == Consequence.RESTART:
         command = running.restart_command(config_path, found.needs_yes)

@@ -11,7 +11,7 @@ from enum import IntEnum
 from pathlib import Path as FilePath
 
 from serve.config.known_keys import APPLICATION, DEPLOYMENT
-from serve.operate.diff.field import Path
+from serve.operate.host.field import Path
 
 
 class Consequence(IntEnum):
@@ -32,9 +32,6 @@ class Consequence(IntEnum):
 
 
 SCALING: Path = (*DEPLOYMENT, "autoscaling_config")
-ACTOR: Path = (*DEPLOYMENT, "ray_actor_options")
-# Ray uses 1 where the file has none. Its hash differs from that of a 1 in the file, which is 1.0.
-NUM_CPUS: Path = (*ACTOR, "num_cpus")
 # To or from this value, `num_replicas` turns autoscaling on or off, and replicas report their load.
 AUTO: Path = (*DEPLOYMENT, "num_replicas=auto")
 LEVELS = {"file": (), "application": APPLICATION, "deployment": DEPLOYMENT, "autoscaling_config": SCALING}
@@ -46,7 +43,9 @@ FIELDS = {
     for field in fields
 }
 # Ray does not look for changes of these. It applies them with the next change of the deployment.
-IGNORED_ALONE = tuple(name for name in _FILE["fields"]["deployment"]["rolling"] if name != ACTOR[-1])
+IGNORED_ALONE = tuple(
+    name for name in _FILE["fields"]["deployment"]["rolling"] if name != "ray_actor_options"
+)
 NOTES = {tuple(field.split(".")): note for field, note in _FILE["notes"].items()}
 # For a field that the table does not have, such as one of another version of Ray.
 UNKNOWN = "an unknown field, so the worst is assumed"

@@ -14,40 +14,24 @@ from typing import Any, NamedTuple
 from serve.config.application import OUR_APPLICATION
 from serve.config.known_keys import APPLICATION, DEPLOYMENT, LIVE
 from serve.config.settings import AppArgs, UserConfig
-from serve.operate.diff.consequence import (
-    ACTOR,
-    AUTO,
-    FIELDS,
-    IGNORED_ALONE,
-    LEVELS,
-    NUM_CPUS,
-    SCALING,
-    Consequence,
-    row_of,
-)
-from serve.operate.diff.field import Path, differing, get, level_of, text, unshared
+from serve.operate.diff.consequence import AUTO, FIELDS, IGNORED_ALONE, SCALING, Consequence, row_of
+from serve.operate.host.field import Path, differing, get, level_of, text
+from serve.operate.host.service_state import ApplicationState
 
 Document = Mapping[str, Any]
 # Characters of a value in the list of changes, so that old and new value fit on one line.
 MAX_SHOWN = 60
 USER = re.compile(r"^(rediss?://)\S*@")
+UNCONFIRMED = "refused: a change that needs --yes loses data or fails callers; deploy it: {command} --yes"
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
 GAP = "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
-IGNORED = "Ray ignores it until another option of this deployment changes too"
-MAY_RESTART = "or a rolling restart, if Ray has ignored an option of placement so far"
+MOVES = "replicas start or stop where the new bounds need it"
+IGNORED = "Ray ignores it until another option of this deployment changes too: then its replicas restart"
 TOUCHING = (Consequence.IN_PLACE, Consequence.ROLLING, Consequence.REBUILT)
 AT_WORST = {
     Consequence.REBUILT: ": a rolling restart of all its replicas",
     Consequence.RESTART: ": a gap in service",
 }
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Deployments of an application and its ingress, which the file alone does not say."""
-
-    deployments: tuple[str, ...] = ()
-    ingress: str | None = None
 
 
 class Meaning(NamedTuple):
@@ -156,28 +140,15 @@ class Difference:
         return [*listed, *touched, f"{count}; at worst: {self.worst.sentence}{AT_WORST.get(self.worst, '')}"]
 
 
-def compare(
-    old: Document, new: Document, shapes: Mapping[str, Shape], *, is_recorded: bool = True
-) -> Difference:
+def compare(old: Document, new: Document, applications: Mapping[str, ApplicationState]) -> Difference:
     """Return the difference between the running document and another one.
 
-    `shapes` gives the deployments of the running applications, which their documents may not list.
-    `is_recorded` is whether `old` went through `in_force`; if not, Ray may have ignored some of it.
+    `applications` are those that run: their documents may not list all deployments.
     """
     with warnings.catch_warnings():
         # Ray warns of its own declarations of fields.
         warnings.simplefilter("ignore")
-        return _Comparison(old, new, shapes, is_recorded).difference()
-
-
-def in_force(old: Document, new: Document, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Return what Ray runs after a deploy of `new`: `old` in the options that Ray ignored."""
-    running: dict[str, Any] = unshared(new)
-    for change in compare(old, running, shapes).changes:
-        if change.note == IGNORED:
-            option = change.path[:5]
-            get(running, option[:4])[option[4]] = get(old, option)
-    return running
+        return _Comparison(old, new, applications).difference()
 
 
 class _Comparison:
@@ -187,25 +158,25 @@ class _Comparison:
     sets cannot be seen.
     """
 
-    def __init__(self, old: Document, new: Document, shapes: Mapping[str, Shape], is_recorded: bool) -> None:
-        self._old, self._new, self._is_recorded = old, new, is_recorded
-        in_both = {app["name"] for app in old.get("applications", ())}
+    def __init__(self, old: Document, new: Document, applications: Mapping[str, ApplicationState]) -> None:
+        self._old, self._new = old, new
+        in_both = {app["name"] for app in old["applications"]}
         in_both &= {app["name"] for app in new["applications"]}
-        self._shapes = {app: shape for app, shape in shapes.items() if app in in_both}
+        self._apps = {name: app for name, app in applications.items() if name in in_both}
 
     def difference(self) -> Difference:
         """Return the difference, its changes in the order of the file."""
         changes = [self._change(path) for path in differing(self._old, self._new, self._effect)]
         rebuilt = {change.path[1] for change in changes if change.consequence == Consequence.REBUILT}
-        reordered = [app for app in self._shapes if app not in rebuilt and self._is_reordered(app)]
+        reordered = [app for app in self._apps if app not in rebuilt and self._is_reordered(app)]
         changes += [self._change((*APPLICATION, app, "deployments")) for app in reordered]
-        applied = {one for change in changes if self._is_applied(change) for one in change.reached}
+        applied = {one for change in changes if not self._is_ignored(change) for one in change.reached}
         for i, change in enumerate(changes):
-            if _is_option(change.path) and not applied.issuperset(change.reached):
+            if self._is_ignored(change) and not applied.issuperset(change.reached):
                 changes[i] = replace(change, consequence=Consequence.NOTHING, note=IGNORED)
         deployments = {
-            app: {name: self._together(changes, app, name) for name in shape.deployments}
-            for app, shape in self._shapes.items()
+            app: {name: self._together(changes, app, name) for name in state.deployments}
+            for app, state in self._apps.items()
         }
         return Difference(tuple(changes), deployments)
 
@@ -217,17 +188,15 @@ class _Comparison:
         elif level_of(path) == DEPLOYMENT:
             old, new = ([deployment["name"] for deployment in side] for side in (old, new))
         elif _is_option(path) and path[-1] in BOUNDS:
-            note = _moves(*(_bounds(side, path) for side in (self._old, self._new)))
+            note = MOVES
             if "auto" in (old, new) and not any(self._sides((*path[:4], SCALING[-1]), None)):
                 consequence, _ = row_of(AUTO)
         reached = [
             (app, name)
-            for app, shape in self._shapes.items()
-            for name in shape.deployments
+            for app, state in self._apps.items()
+            for name in state.deployments
             if self._reaches(path, consequence, app, name)
         ]
-        if consequence < Consequence.ROLLING and any(self._may_restart(*one) for one in reached):
-            note = f"{note}; {MAY_RESTART}" if note else MAY_RESTART
         sides = without_user(old), without_user(new), self._default(path)
         return Change(path, *sides, consequence, note, tuple(map("/".join, reached)))
 
@@ -236,20 +205,14 @@ class _Comparison:
         return get(self._old, path, missing), get(self._new, path, missing)
 
     def _effect(self, path: Path, value: Any) -> Any:
-        """Return a value as Ray compares it, or ... where none is known."""
+        """Return a value, or of a field that is left out its default; ... where none is known."""
         level = level_of(path)
-        is_hashed = row_of(level)[0] == Consequence.REBUILT
-        if value is ...:
-            # The default of `num_cpus` is not as good as a written 1.
-            if level == NUM_CPUS or (is_hashed and level in FIELDS and level[:-1] != APPLICATION):
-                value = None
-            elif level in FIELDS or not is_hashed:
-                value = self._default(path)
-        if level in LEVELS.values() or value is ... or isinstance(value, Mapping):
+        if value is not ...:
             return value
-        # Ray hashes the text of these: 1, 1.0 and true differ.
-        is_hashed |= level[:3] == LIVE or level[:4] == (*ACTOR, "resources")
-        return json.dumps(value, sort_keys=True, default=str) if is_hashed else value
+        if row_of(level)[0] == Consequence.REBUILT and level[:-1] != APPLICATION:
+            # Ray's code version of an application has these fields as they are written.
+            return None if level in FIELDS else ...
+        return self._default(path)
 
     def _default(self, path: Path) -> Any:
         if path[4:5] == SCALING[-1:] and "auto" in self._sides((*path[:4], "num_replicas")):
@@ -260,35 +223,30 @@ class _Comparison:
 
     def _reaches(self, path: Path, consequence: Consequence, app: str, name: str) -> bool:
         """Return whether a change is part of the options of a deployment."""
-        if path[:-1] == APPLICATION:
-            return self._new.get("target_capacity") is not None
         if path[0] == "logging_config":
             return self._inherits(app) and self._inherits(app, "deployments", name)
         if path[:2] != (*APPLICATION, app):
             return path == ("target_capacity",)
         if path[2] == "logging_config":
             return self._inherits(app, "deployments", name)
-        is_ingress = path[2] == "route_prefix" and name == self._shapes[app].ingress
+        is_ingress = path[2] == "route_prefix" and name == self._apps[app].ingress
         return consequence == Consequence.REBUILT or is_ingress or (_is_option(path) and path[3] == name)
 
     def _inherits(self, *path: str) -> bool:
         return get(self._new, (*APPLICATION, *path, "logging_config"), None) is None
 
-    def _is_applied(self, change: Change) -> bool:
-        """Return whether Ray compares what has changed, or an option is new or gone."""
-        if change.consequence == Consequence.REBUILT or not _is_option(change.path):
-            return True
-        before, after = self._sides(change.path[:4], {})
-        return before.keys() != after.keys() or _compared(before) != _compared(after)
-
-    def _may_restart(self, app: str, name: str) -> bool:
-        options = get(self._old, (*APPLICATION, app, "deployments", name), {})
-        return not self._is_recorded and not options.keys().isdisjoint(IGNORED_ALONE)
+    def _is_ignored(self, change: Change) -> bool:
+        """Return whether Ray does not look for this change, unless the option is new or gone."""
+        option = change.path[:5]
+        return _is_option(option) and option[4] in IGNORED_ALONE and ... not in self._sides(option)
 
     def _is_reordered(self, app: str) -> bool:
-        """Return whether the order of deployments changes the application's code version."""
-        before, after = map(_code_options, self._sides((*APPLICATION, app, "deployments"), []))
-        return before != after
+        """Return whether the deployments of a file have another order, which Ray's version has."""
+        before, after = (
+            [deployment["name"] for deployment in side]
+            for side in self._sides((*APPLICATION, app, "deployments"), [])
+        )
+        return [name for name in before if name in after] != [name for name in after if name in before]
 
     def _together(self, changes: list[Change], app: str, name: str) -> tuple[Consequence, str]:
         """Return the consequence of all changes for a deployment, and a note."""
@@ -296,8 +254,13 @@ class _Comparison:
         worst = max(effects, default=Consequence.NOTHING)
         path = (*APPLICATION, app, "deployments", name)
         surge = get(self._new, (*path, "max_surge_percent"), 0)
-        is_gap = worst >= Consequence.ROLLING and surge == 0 and _bounds(self._new, path)[0] == 1
+        is_gap = worst >= Consequence.ROLLING and surge == 0 and self._min_replicas(path) == 1
         return worst, GAP if is_gap else ""
+
+    def _min_replicas(self, deployment: Path) -> int:
+        from serve.config.ray_schema import with_defaults
+
+        return int(with_defaults(get(self._new, deployment, {}))["min_replicas"])
 
 
 def shown(value: Any, default: Any = ...) -> str:
@@ -336,37 +299,3 @@ def _defaults(is_ours: bool) -> dict[Path, Any]:
 def _is_option(path: Path) -> bool:
     """Return whether a path leads into the options of a deployment."""
     return path[2:3] == ("deployments",) and len(path) > 4
-
-
-def _compared(deployment: Document) -> dict[str, Any]:
-    """Return the options of a deployment that Ray compares, as it does."""
-    options = {key: value for key, value in deployment.items() if key not in IGNORED_ALONE}
-    if ACTOR[-1] in options:
-        options[ACTOR[-1]] = {NUM_CPUS[-1]: 1, **options[ACTOR[-1]]}
-    return options
-
-
-def _code_options(deployments: list[Any]) -> list[list[Any]]:
-    """Return the lists of options that are part of Ray's code version of an application."""
-    scaling, *others = (
-        [one[key] for one in deployments if one.get(key) is not None]
-        for key in (SCALING[-1], "request_router_config", "deployment_actors")
-    )
-    return [[one.get("policy") for one in scaling], *others]
-
-
-def _bounds(document: Document, path: Path) -> tuple[int, int]:
-    from serve.config.ray_schema import with_defaults
-
-    found = with_defaults(get(document, path[:4], {}))
-    return found["min_replicas"], found["max_replicas"]
-
-
-def _moves(old: tuple[int, int], new: tuple[int, int]) -> str:
-    """Describe the effect of new bounds on the number of replicas."""
-    if old == new:
-        return ""
-    more = "starts replicas" if new[0] > old[0] else "may start replicas" if new[1] > old[1] else ""
-    less = "stops the excess" if new[1] < old[1] else "may stop replicas" if new[0] < old[0] else ""
-    spans = [f"{low}" if low == high else f"{low} to {high}" for low, high in (old, new)]
-    return f"replicas {spans[0]} → {spans[1]}: {' and '.join(filter(None, (more, less)))}"

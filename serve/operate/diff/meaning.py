@@ -13,16 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path as FilePath
+from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS, SCORER
-from serve.config.diagnoses import DIAGNOSES, Service
+from serve.config.diagnoses import DIAGNOSES, DeclaredService
 from serve.config.known_keys import APPLICATION
+from serve.config.reader import Config
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.operate.diff.difference import Change, Document, Meaning
-from serve.operate.diff.field import Path, get
+from serve.operate.diff.difference import Change, Difference, Document, Meaning, compare
+from serve.operate.host.field import Path, get
+from serve.operate.host.running_service import RunningService
+from serve.operate.status.vitals import median_ms
 from serve.stores.factory import shown
 
 SENTENCES = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
@@ -33,13 +37,25 @@ MIN_DOWNSCALE_S = 10
 DAY_S = 86_400
 
 Meanings = Iterator[Meaning]
-Bases = tuple[FilePath, FilePath]
 # Returns the measured p50 of an application's rankings in ms; None if it is unknown.
 Measured = Callable[[str], float | None]
 
 
-def meanings(
-    old: Document, new: Document, changes: Iterable[Change], bases: Bases, p50_ms: Measured
+def difference(running: RunningService, config: Config) -> Difference:
+    """Return how a file differs from the running service, and what each change means."""
+    old, new = running.document, running.comparable(config)
+    found = compare(old, new, running.applications)
+    bases = running.base or config.path.parent, config.path.parent
+    meanings = _meanings(old, new, found.changes, bases, lambda app: median_ms(running.service(), app))
+    return found.explained(meanings)
+
+
+def _meanings(
+    old: Document,
+    new: Document,
+    changes: Iterable[Change],
+    bases: tuple[FilePath, FilePath],
+    p50_ms: Measured,
 ) -> Iterator[tuple[Path, Meaning]]:
     """Yield what the changes between two documents mean, each with the path of its field.
 
@@ -48,26 +64,39 @@ def meanings(
     for change in changes:
         yield from ((change.path, found) for found in _of_scaling(change, new))
     # Serve exposes no route where the file has null.
-    routes = {app.get("route_prefix", "/") for app in new["applications"]}
-    for app in old.get("applications", ()):
-        path, route = (*APPLICATION, app["name"]), app.get("route_prefix", "/")
-        if route and route not in routes:
-            yield (*path, "route_prefix"), _meaning("route_gone", route=route)
-        if app["import_path"] == get(new, (*path, "import_path")) == OUR_APPLICATION:
+    routes = {_route(app) for app in new["applications"]}
+    for app in old["applications"]:
+        if (route := _route(app)) and route not in routes:
+            yield (*APPLICATION, app["name"], "route_prefix"), _meaning("route_gone", route=route)
+        name = _successor(app, old, new)
+        was, now = (*APPLICATION, app["name"]), (*APPLICATION, name)
+        if app["import_path"] == get(new, (*now, "import_path")) == OUR_APPLICATION:
             try:
-                sides = _declared(old, path, bases[0]), _declared(new, path, bases[1])
+                sides = _declared(old, was, bases[0]), _declared(new, now, bases[1])
                 for field, rule in RULES.items():
-                    yield from (((*path, *field), found) for found in rule(*sides, p50_ms))
+                    yield from (((*now, *field), found) for found in rule(*sides, p50_ms))
             # Settings of an earlier release may be unreadable, and so may a file be.
             except (TabrankError, OSError) as error:
-                yield path, _meaning("unknown", error=str(error).replace("\n", "; "))
+                yield now, _meaning("unknown", error=str(error).replace("\n", "; "))
 
 
-def _declared(document: Document, path: Path, base: FilePath) -> Service:
+def _route(app: Document) -> Any:
+    return app.get("route_prefix", "/")
+
+
+def _successor(app: Document, old: Document, new: Document) -> Any:
+    """Return the application in the place of one: of its name, or else a new one at its route."""
+    known = {one["name"] for one in old["applications"]}
+    renamed = (one["name"] for one in new["applications"] if _route(one) == _route(app))
+    is_there = any(one["name"] == app["name"] for one in new["applications"])
+    return app["name"] if is_there else next((name for name in renamed if name not in known), app["name"])
+
+
+def _declared(document: Document, path: Path, base: FilePath) -> DeclaredService:
     """Return an application of ours as a document declares it."""
     args = AppArgs.from_mapping(get(document, (*path, "args"), {}))
     live = UserConfig.from_mapping(get(document, (*path, *LIVE), None) or {})
-    return Service(args, base, Features(Schema(args.load_surface(base))), live, path[-1])
+    return DeclaredService(args, base, Features(Schema(args.load_surface(base))), live, path[-1])
 
 
 def _of_scaling(change: Change, new: Document) -> Meanings:
@@ -76,9 +105,9 @@ def _of_scaling(change: Change, new: Document) -> Meanings:
         yield _meaning("cold_start")
     if key == "downscale_delay_s" and value is not ... and value < MIN_DOWNSCALE_S:
         yield _meaning("flapping", delay_s=value)
-    slots = get(new, (*app, *LIVE, "max_batches_in_flight"), UserConfig.max_batches_in_flight)
-    if key in ("max_batches_in_flight", TARGET[-1]) and get(new, (*app, *TARGET), 0) >= slots:
-        yield _meaning("target_above_slots", slots=slots)
+    most = get(new, (*app, *LIVE, "max_batches_in_flight"), UserConfig.max_batches_in_flight)
+    if key in ("max_batches_in_flight", TARGET[-1]) and get(new, (*app, *TARGET), 0) >= most:
+        yield _meaning("target_above_batches", most=most)
 
 
 def _meaning(name: str, **facts: object) -> Meaning:
@@ -86,7 +115,7 @@ def _meaning(name: str, **facts: object) -> Meaning:
     return Meaning(SENTENCES[name]["sentence"].format(**facts), SENTENCES[name]["dangerous"])
 
 
-def _log_days(old: Service, new: Service, _: Measured) -> Meanings:
+def _log_days(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     # These import pyarrow.
     from serve.log.retention import replaced
     from serve.log.snapshots import snapshots
@@ -100,7 +129,7 @@ def _log_days(old: Service, new: Service, _: Measured) -> Meanings:
         yield _meaning("log_deleted", day=day, size=f" ({num_bytes / 1e6:,.1f} MB now)" if num_bytes else "")
 
 
-def _store(old: Service, new: Service, _: Measured) -> Meanings:
+def _store(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     # The path of a store is relative to the folder of the file; the address of a server is not.
     stores = [
         (one.args.store.startswith("lmdb:") and one.base, one.args.store, one.features.schema.fingerprint)
@@ -112,34 +141,34 @@ def _store(old: Service, new: Service, _: Measured) -> Meanings:
         with closing(new.open()) as store, store.dump() as dump:
             rows = Counter(entity for entity, _, _ in dump.rows)
     except StoreUnavailable as error:
-        yield _meaning("fault", fault=new.of_unavailable(error))
+        yield _meaning("fault", fault=new.unavailable_store(error))
     else:
         facts = {"store": shown(new.args.store), "viewers": rows["viewer"], "candidates": rows["candidate"]}
         yield _meaning("store_filled" if rows else "store_empty", **facts)
 
 
-def _faults(old: Service, new: Service, _: Measured) -> Meanings:
+def _faults(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     """Yield what the change brings of the faults that `check` warns of, but for those of stores."""
-    known = {one.name for one in old.of_files()}
-    for one in new.of_files():
+    known = {one.name for one in old.file_faults()}
+    for one in new.file_faults():
         about = DIAGNOSES[one.name]
         if one.name not in known and about["arg"] != "store" and not about.get("advice"):
             yield _meaning("fault", fault=one)
 
 
-def _salt(old: Service, new: Service, _: Measured) -> Meanings:
+def _salt(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     before = old.config.experiment
     if before.salt != new.config.experiment.salt:
         yield _meaning("salt", experiment=before.name)
 
 
-def _arms(old: Service, new: Service, _: Measured) -> Meanings:
+def _arms(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     before, after = ([arm.name for arm in one.config.experiment.arms if arm.share] for one in (old, new))
     if len(before) > 1 == len(after):
         yield _meaning("experiment_ends", arm=after[0], experiment=old.config.experiment.name)
 
 
-def _keys(old: Service, new: Service, _: Measured) -> Meanings:
+def _keys(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     before, after = ({key.sha256: key.name for key in one.config.api_keys} for one in (old, new))
     removed = ", ".join(before[sha256] for sha256 in before if sha256 not in after)
     if after and not before:
@@ -148,14 +177,14 @@ def _keys(old: Service, new: Service, _: Measured) -> Meanings:
         yield _meaning("key_removed" if after else "last_key", keys=removed)
 
 
-def _deadline(old: Service, new: Service, measured: Measured) -> Meanings:
+def _deadline(old: DeclaredService, new: DeclaredService, measured: Measured) -> Meanings:
     is_lowered = (deadline_ms := new.config.deadline_ms) < old.config.deadline_ms
-    if is_lowered and deadline_ms < (p50_ms := measured(str(new.application)) or 0):
+    if is_lowered and deadline_ms < (p50_ms := measured(str(old.application)) or 0):
         yield _meaning("below_p50", p50_ms=p50_ms)
 
 
 # The rules for an application of ours, by the field beside which `diff` prints the sentence.
-RULES: Mapping[Path, Callable[[Service, Service, Measured], Meanings]] = {
+RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Meanings]] = {
     ("args",): _faults,
     ("args", "store"): _store,
     ("args", "keep_log_days"): _log_days,

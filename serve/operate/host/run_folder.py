@@ -11,26 +11,29 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import math
 import os
+import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import msgspec
 import psutil
-import yaml
 
+from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
+from serve.operate.host.service_state import OfAnyVersion, SupervisedState, Wanted
 from serve.storage.atomic_files import exclusive
 
+Kind = TypeVar("Kind")
 MARKER = "TABRANK_CLUSTER"
 # Ray opens its folder to every user, so it lies inside a private folder of ours.
 RAY = "r"
@@ -105,17 +108,25 @@ class RunFolder:
         """Return the folder that keeps one folder of logs for each of the last sessions."""
         return self.path / "logs"
 
-    def service(self) -> dict[str, Any]:
-        """Return the content of `service.json`, empty where there is none."""
-        return self._read("service.json", json.loads)
+    def up_command(self, config: Path) -> str:
+        """Return the command that starts or restarts its service with a file."""
+        given = "" if self == RunFolder.of(RUN) else f" --run {shlex.quote(str(self.path))}"
+        return f"python -m serve up {shlex.quote(str(config))}{given}"
 
-    def write(self, service: Mapping[str, Any]) -> None:
+    def service(self) -> SupervisedState | None:
+        """Return the content of `service.json`; None without one.
+
+        Raise TabrankError if it is not readable, or another version of tabrank wrote it.
+        """
+        return self._read("service.json", SupervisedState)
+
+    def write(self, service: SupervisedState) -> None:
         """Replace `service.json` atomically: a reader sees the old or the new content."""
-        self._replace("service.json", json.dumps(service, indent=1) + "\n")
+        self._replace("service.json", msgspec.json.format(msgspec.json.encode(service)))
 
     def write_pid(self) -> None:
         """Write the supervisor's process id, for systemd."""
-        self._replace("supervisor.pid", f"{os.getpid()}\n")
+        self._replace("supervisor.pid", f"{os.getpid()}\n".encode())
 
     @property
     def token(self) -> Path:
@@ -124,7 +135,7 @@ class RunFolder:
 
     def save_token(self, token: str) -> None:
         """Store the token for this user alone."""
-        self._replace(self.token.name, token)
+        self._replace(self.token.name, token.encode())
 
     def age_s(self) -> float:
         """Return the seconds since `service.json` was written."""
@@ -133,53 +144,43 @@ class RunFolder:
         except FileNotFoundError:
             return math.inf
 
-    def deployed(self) -> dict[str, Any]:
-        """Return the running Serve document with the pools of `nodes`, or empty if none runs."""
-        return self._read("deployed.yaml", _load_yaml)
+    def save_wanted(self, wanted: Wanted) -> None:
+        """Store what the supervisor is to deploy at its start, or at its next SIGHUP."""
+        self._replace("wanted.json", msgspec.json.encode(wanted))
 
-    def has_deployed(self) -> bool:
-        """Return whether the running document is stored."""
-        return (self.path / "deployed.yaml").exists()
-
-    def save_deployed(self, document: Mapping[str, Any]) -> None:
-        """Store the running document."""
-        self._write_yaml("deployed.yaml", document)
-
-    def save_wanted(self, config: Path, sha256: str, document: Mapping[str, Any]) -> None:
-        """Store the document to deploy at the supervisor's next SIGHUP, and its file's path."""
-        self._write_yaml("wanted.yaml", {"config": str(config), "sha256": sha256, "document": dict(document)})
-
-    def wanted(self) -> dict[str, Any]:
-        """Return the content of `save_wanted`."""
-        return self._read("wanted.yaml", _load_yaml)
+    def wanted(self) -> Wanted | None:
+        """Return what the supervisor is to deploy or has deployed last."""
+        return self._read("wanted.json", Wanted)
 
     def remove_state(self) -> None:
         """Remove the files that describe a running service."""
-        for name in ("service.json", "deployed.yaml", "wanted.yaml", "supervisor.pid", self.token.name):
+        for name in ("service.json", "wanted.json", "supervisor.pid", self.token.name):
             (self.path / name).unlink(missing_ok=True)
 
-    def _read(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-        """Return a file's mapping, or empty; raise TabrankError where it cannot be read."""
-        path = self.path / name
+    def _read(self, name: str, kind: type[Kind]) -> Kind | None:
+        path, content = self.path / name, b""
         try:
-            content = parse(path.read_text())
-        except (FileNotFoundError, ValueError, yaml.YAMLError):
-            return {}
+            content = path.read_bytes()
+            return msgspec.json.decode(content, type=kind)
+        except msgspec.ValidationError as error:
+            config = Path(msgspec.json.decode(content, type=OfAnyVersion).config)
+            raise TabrankError(
+                f"{path}: another version of tabrank wrote it ({error}); restart the service with: "
+                f"{self.up_command(config)}"
+            ) from None
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
         except OSError as error:
             raise TabrankError(f"{path}: {error.strerror}; make it a file that this user may read") from None
-        return content if isinstance(content, dict) else {}
 
-    def _write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
-        self._replace(name, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
-
-    def _replace(self, name: str, text: str) -> None:
+    def _replace(self, name: str, content: bytes) -> None:
         """Replace a file; raise TabrankError where the disk is full or the folder not writable."""
         fresh = self.path / f"{name}.new"
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             # A store's password may be in it.
             fresh.touch(mode=0o600)
-            fresh.write_text(text)
+            fresh.write_bytes(content)
             fresh.replace(self.path / name)
         except OSError as error:
             raise TabrankError(f"{fresh}: {error.strerror}; free some space, or make it writable") from None
@@ -313,8 +314,3 @@ def _memory_mib(processes: tuple[psutil.Process, ...], _: float) -> int:
         with contextlib.suppress(psutil.Error):
             num_bytes += process.memory_full_info().pss
     return num_bytes >> 20
-
-
-def _load_yaml(text: str) -> Any:
-    # A tenth of the time of the loader in Python, for those who read every 2 s.
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import http.client
 import math
-import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import psutil
 
-from serve.config.application import OUR_APPLICATION
 from serve.config.diagnoses import Diagnosis, diagnosis
 from serve.operate.host.run_folder import RunFolder, memory_mib
+from serve.operate.host.service_state import DeploymentState, ServiceState, SupervisedState, fields_of
 
-RUN = Path("var/run")
 # A local address needs no proxy.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-# A deployment whose name alone is known.
-UNKNOWN: dict[str, Any] = {"status": "UNKNOWN", "message": "", "target": None, "replicas": {}, "ids": []}
-
-
-def up_command(config: Path, run: RunFolder) -> str:
-    """Return the command that starts or restarts the service of a run folder with a file."""
-    given = "" if run == RunFolder.of(RUN) else f" --run {shlex.quote(str(run.path))}"
-    return f"python -m serve up {shlex.quote(str(config))}{given}"
-
-
-def route(document: Mapping[str, Any]) -> str:
-    """Return the route of the application to probe: the first of ours, else the first."""
-    applications = document.get("applications", ())
-    ours = [app for app in applications if app["import_path"] == OUR_APPLICATION]
-    first: Mapping[str, Any] = next(iter([*ours, *applications]), {})
-    return str(first.get("route_prefix") or "/").rstrip("/")
 
 
 def get(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> tuple[int, bytes]:
@@ -57,58 +37,70 @@ def status_code(url: str) -> int:
     return get(url)[0]
 
 
+def is_alive(service: ServiceState) -> bool:
+    """Return whether the service answers; nobody can ask one whose applications have no route."""
+    front = service.front
+    return bool(service.applications) and (front is None or status_code(f"{front}/livez") == 200)
+
+
 UNWATCHED = "unwatched"
 # A supervisor writes its state once a second. During a deploy it waits for Serve: 30 s for the
 # proxies alone. On a busy machine each step takes some seconds more.
 STALE_S = {"ready": 6.0, "deploying": 60.0}
 
 
-def status(run_dir: Path) -> dict[str, Any]:
-    """Return the state of a run folder's service.
+class RunState(ServiceState):
+    """State of a run folder's service, with the memory that it uses and the places of its logs.
 
-    Unless `state` is "stopped", the result also has `service.json`, the memory used and the logs.
     `state` is "stopped", "starting", "deploying", "ready", "failed", "unwatched" (it serves, and
-    `unwatched` gives the reason and the remedy, `supervision` the diagnosis) or "dead" (killed;
-    `down` clears it).
+    `supervision` says why it is not supervised, as text in `unwatched`) or "dead" (killed; `down`
+    clears it).
     """
+
+    processes: int = 0
+    memory_mib: int = 0
+    unwatched: str = ""
+    supervision: Diagnosis | None = None
+    log: str | None = None
+    replica_logs: str | None = None
+    kept_logs: str | None = None
+
+
+def status(run_dir: Path) -> RunState:
+    """Return the state of a run folder's service."""
     run = RunFolder.of(run_dir)
     service, processes = run.service(), run.processes()
-    kept = {"kept_logs": str(run.kept_logs)} if run.kept_logs.exists() else {}
+    kept = str(run.kept_logs) if run.kept_logs.exists() else None
     if not service and not processes:
-        return {"state": "stopped", **kept}
-    unwatched = _unwatched(run, service, processes)
-    state = service.get("state", "starting")
-    if unwatched:
-        state, unwatched = (UNWATCHED, unwatched) if is_alive(service) else ("dead", None)
-        # The error of an earlier deploy is not why it ended.
-        service |= {"error": ""} if state == "dead" and service.get("state") != "failed" else {}
-    if unwatched or state in ("failed", "dead"):
-        service["applications"] = {
-            name: {**app, "deployments": dict.fromkeys(app["deployments"], UNKNOWN)}
-            for name, app in service.get("applications", {}).items()
-            if unwatched
-        }
-    memory = memory_mib(processes)
-    found = {"state": state, "processes": len(processes), "memory_mib": memory}
-    found |= {"unwatched": str(unwatched or ""), "supervision": unwatched and asdict(unwatched)}
-    logs = run.replica_logs
-    return {**service, **found, "log": str(run.log), "replica_logs": logs and str(logs), **kept}
+        return RunState(state="stopped", kept_logs=kept)
+    service = service or SupervisedState()
+    found = RunState(
+        **fields_of(service, ServiceState),
+        processes=len(processes),
+        memory_mib=memory_mib(processes),
+        log=str(run.log),
+        replica_logs=str(run.replica_logs) if run.replica_logs else None,
+        kept_logs=kept,
+    )
+    if unwatched := _unwatched(run, service, processes):
+        if processes and is_alive(service):
+            found.state, found.supervision, found.unwatched = UNWATCHED, unwatched, str(unwatched)
+            for app in found.applications.values():
+                app.deployments = dict.fromkeys(app.deployments, DeploymentState())
+        else:
+            # The error of an earlier deploy is not why it ended.
+            found.error = found.error if found.state == "failed" else ""
+            found.state = "dead"
+    if found.state in ("failed", "dead"):
+        found.applications = {}
+    return found
 
 
-def _unwatched(
-    run: RunFolder, service: Mapping[str, Any], processes: list[psutil.Process]
-) -> Diagnosis | None:
+def _unwatched(run: RunFolder, service: ServiceState, processes: list[psutil.Process]) -> Diagnosis | None:
     """Return why `service.json` no longer describes the service, or None."""
     if not run.supervisors(processes):
-        return diagnosis("supervisor_gone", up=up_command(Path(service.get("config", "cluster.yaml")), run))
+        return diagnosis("supervisor_gone", up=run.up_command(Path(service.config)))
     # A start has its own timeout.
-    if (age := run.age_s()) > STALE_S.get(service.get("state", ""), math.inf):
+    if (age := run.age_s()) > STALE_S.get(service.state, math.inf):
         return diagnosis("supervisor_silent", age=age, run=run.path, log=run.log)
     return None
-
-
-def is_alive(service: Mapping[str, Any]) -> bool:
-    """Return whether the service answers."""
-    documents = [{**app, "name": name} for name, app in service.get("applications", {}).items()]
-    front = service.get("url", "") + route({"applications": documents})
-    return bool(documents) and status_code(front + "/livez") == 200

@@ -39,7 +39,7 @@ def observe(run: RunFolder, data: Path, port: int, progress: Callable[[str], Non
 
     Raise TabrankError if Prometheus is missing, the port is in use, or no service runs.
     """
-    if "metrics_url" not in run.service():
+    if run.service() is None:
         raise TabrankError(f"no service runs in {run.path}; start one with: python -m serve up")
     with run_prometheus(run, data, port) as process:
         progress(f"Prometheus on http://{HOST}:{port} (rules and alerts: /rules, /alerts); Ctrl-C stops it")
@@ -101,7 +101,7 @@ def write_targets(run: RunFolder, data: Path) -> None:
     service = run.service()
     for job, key in JOBS.items():
         path = _targets(data, job)
-        url = service.get(key)
+        url = getattr(service, key, None)
         if url or not path.exists():
             targets = json.dumps([{"targets": [urlsplit(url).netloc]}] if url else [])
             if not path.exists() or path.read_text() != targets:

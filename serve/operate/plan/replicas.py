@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from serve.config.pools import HEAD, NodePool
 from serve.config.reader import Config
 from serve.config.sizes import Size
-from serve.contract.errors import TabrankError
-from serve.contract.validation import unknown_value
+from serve.contract.errors import TabrankError, unknown
 from serve.operate.plan.nodes import Cluster, Node
 from serve.operate.plan.policy import Autoscaler
 from serve.operate.plan.trace import Trace
@@ -138,7 +137,7 @@ def read_deployments(config: Config, ongoing_ms: Mapping[str, float]) -> list[De
     targets = [size.name for i, size in sizes if i == planned and size.target_ongoing_requests]
     for name in ongoing_ms:
         if name not in targets:
-            raise TabrankError(f"--ongoing-ms: {unknown_value(name, targets)}")
+            raise TabrankError(f"--ongoing-ms: {unknown('deployment', name, targets)}")
     times_ms = {**ONGOING_MS, **ongoing_ms}
     deployments = []
     for i, size in sizes:

@@ -110,5 +110,5 @@ def _missing(path: Path, name: str, columns: list[str]) -> str:
         return f"{path}:1: empty; the first line names the columns, {TIME},{RATE}"
     for column in columns:
         if column not in (TIME, RATE) and (hint := did_you_mean(column, [name])):
-            return f"{path}:1: unknown key {column!r}; {hint}"
+            return f"{path}:1: unknown key {column!r}{hint}"
     return f"{path}:1: the column {name} is missing; there are {', '.join(columns)}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.operate.diff.apply import SWITCH
 from serve.operate.diff.difference import compare
-from serve.operate.diff.field import get
-from serve.operate.diff.running import shapes_of
+from serve.operate.host.field import get
+from serve.operate.host.service_state import Probe, ServiceChange, iso
 
 # Enough for an hour in which somebody looks for the right setting.
 MAX_CHANGES = 50
@@ -22,19 +22,17 @@ KEYS = ("deployments", OUR_INGRESS, "user_config", "api_keys")
 
 def now() -> str:
     """Return this moment in ISO form, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return iso(time.time())
 
 
-def added(changes: list[dict[str, Any]], what: str, **more: object) -> list[dict[str, Any]]:
+def added(changes: list[ServiceChange], what: str, probes: Sequence[Probe] = ()) -> list[ServiceChange]:
     """Return the changes with one more, the newest last; the oldest are dropped."""
-    return [*changes, {"at": now(), "what": what, **more}][-MAX_CHANGES:]
+    return [*changes, ServiceChange(now(), what, [*probes])][-MAX_CHANGES:]
 
 
-def described(
-    file: Path, before: Mapping[str, Any], after: Mapping[str, Any], applications: Mapping[str, Any]
-) -> str:
+def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return what a deploy changed: the kill switch, or the file's first fields without values."""
-    changes = compare(before, after, shapes_of(applications)).changes
+    changes = compare(before, after, {}).changes
     if changes and all(change.path[-1] == SWITCH for change in changes):
         switched = (f"{'on' if one.new is True else 'off'} for {one.path[1]}" for one in changes)
         return f"kill switch {', '.join(switched)}"
@@ -46,21 +44,15 @@ def described(
     return f"deployed {file.name}: {what}"
 
 
-def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the requests that worked before a deploy and may not after it, as probes of `status`.
-
-    Each has the `name` of its diagnosis, the application (`where`), the `path` to ask without a
-    key, and the `status` that tells that callers of before fail.
-    """
-    probes = []
+def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Probe]:
+    """Return requests that worked before a deploy and may not after it, to ask without a key."""
+    probes, routes = [], {app.get("route_prefix", "/") for app in after["applications"]}
     for app in (app for app in before["applications"] if app["import_path"] == OUR_APPLICATION):
         here = ("applications", app["name"])
-        was, route = (get(side, (*here, "route_prefix"), "/") for side in (before, after))
+        was, route = app.get("route_prefix", "/"), get(after, (*here, "route_prefix"), "/")
         had, has = (get(side, (*here, *KEYS), None) for side in (before, after))
-        if was and was != route:
-            path = f"{was.rstrip('/')}/livez"
-            probes.append({"name": "route_changed", "where": app["name"], "path": path, "status": 404})
+        if was and was not in routes:
+            probes.append(Probe("route_changed", app["name"], f"{was.rstrip('/')}/livez", 404))
         if route and has and not had:
-            path = f"{route.rstrip('/')}/v1/model"
-            probes.append({"name": "first_key", "where": app["name"], "path": path, "status": 401})
+            probes.append(Probe("first_key", app["name"], f"{route.rstrip('/')}/v1/model", 401))
     return probes

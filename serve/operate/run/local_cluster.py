@@ -12,23 +12,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import psutil
 
 from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
-from serve.operate.diff.difference import Difference
-from serve.operate.diff.running import UNCONFIRMED, LocalService, Progress, follow, request_deploy
+from serve.operate.diff.difference import UNCONFIRMED
+from serve.operate.diff.meaning import difference
+from serve.operate.host.deploying import Progress, follow, request_deploy, wanted
 from serve.operate.host.environment import environment
 from serve.operate.host.machine import load_per_core, overload
 from serve.operate.host.run_folder import GRACE_S, NODE, STOP_S, SUPERVISE, RunFolder, wait_for_end
-from serve.operate.host.state import route, status, status_code, up_command
-from serve.operate.status.vitals import answers_of, diagnosed, median_ms
+from serve.operate.host.running_service import LocalService
+from serve.operate.host.service_state import ServiceState, SupervisedState, fields_of
+from serve.operate.host.state import is_alive, status
+from serve.operate.status.causes import of_answers
+from serve.operate.status.vitals import answers_of, by_kind
 
 NEVER = "never started"
 # Ray may fail to start on a busy machine. Three failures in a row have another reason.
@@ -72,12 +77,19 @@ def up(
     with run.locked(timeout_s):
         if dashboard:
             _refuse_dashboard(run)
-        action, changes = _act(config, run, haproxy, dashboard, yes, timeout_s, progress)
-        service = {**run.service(), "action": action, "changes": changes}
-        found = diagnosed(answers_of(service))
+        action, changes = _Start(config, run, haproxy, dashboard, timeout_s, progress).act(yes)
+        service = _known(run)
+        degraded, advice = by_kind(of_answers(answers_of(service)))
     if dashboard:
-        progress(f"Ray's dashboard: {service['dashboard_url']}; it asks for the token in {run.token}")
-    return {**service, **found, "seconds": round(time.monotonic() - begin, 1)}
+        progress(f"Ray's dashboard: {service.dashboard_url}; it asks for the token in {run.token}")
+    return {
+        **msgspec.to_builtins(fields_of(service, ServiceState)),
+        "action": action,
+        "changes": changes,
+        "degraded": degraded,
+        "advice": advice,
+        "seconds": round(time.monotonic() - begin, 1),
+    }
 
 
 def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[str, Any]:
@@ -90,112 +102,128 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
     run = RunFolder.of(run_dir)
     if not run.path.exists() and not run.processes() and run.temp is None:
         return {"was": NEVER, "killed": [], "kept_logs": None, "seconds": 0.0}
+    was = "unknown"
     with run.locked(60.0):
-        was = status(run_dir)["state"]
+        # Another version may have started it.
+        with contextlib.suppress(TabrankError):
+            was = status(run_dir).state
         killed, kept = _clean(run, progress)
     seconds = round(time.monotonic() - begin, 1)
     return {"was": was, "killed": killed, "kept_logs": kept and str(kept), "seconds": seconds}
 
 
-def _act(
-    config: Config,
-    run: RunFolder,
-    haproxy: bool,
-    dashboard: bool,
-    yes: bool,
-    timeout_s: float,
-    progress: Progress,
-) -> tuple[str, list[Any]]:
-    """Bring the service to `config` by the mildest means; return the action and the changes."""
-    taken_over = _take_over(run, timeout_s, progress)
-    difference = _difference(config, run)
-    changes = difference.plain()["changes"] if difference else []
-    if difference is not None:
-        service = run.service()
-        if difference.needs_yes and not yes:
-            confirm = UNCONFIRMED.format(command=up_command(config.path, run))
-            refusal = "\n".join([*difference.lines(), confirm])
-            if not taken_over:
-                raise TabrankError(refusal)
-            # The service runs and is supervised again: a unit of systemd must not end it.
-            progress(refusal)
-            return "taken over", changes
-        if service["haproxy"] != haproxy:
-            progress("restarting: the ingress changes")
-        elif not difference.changes and not service["error"] and service["state"] == "ready":
-            return "taken over" if taken_over else "none", changes
-        else:
-            for line in difference.lines():
-                progress(line)
-            if difference.worst < Consequence.RESTART:
-                progress("deploying the changed file in place")
-                _, asked = LocalService(run).asked(lambda: request_deploy(config, run, timeout_s, progress))
-                progress("\n".join(asked))
-                return "deployed", changes
-            progress("restarting: the file changes a setting that Serve reads only at its start")
-        if config.port != urlsplit(service["url"]).port:
-            # Checked before a healthy service is stopped for the new port.
-            _refuse_busy_port(config)
-    _clean(run, progress)
-    _refuse_busy_port(config)
-    _start(config, run, haproxy, dashboard, timeout_s, progress)
-    return "started", changes
+@dataclass(frozen=True)
+class _Start:
+    """File for the service of a run folder, and how to start it."""
+
+    config: Config
+    run: RunFolder
+    haproxy: bool
+    dashboard: bool
+    timeout_s: float
+    progress: Progress
+
+    def act(self, yes: bool) -> tuple[str, list[Any]]:
+        """Bring the service to the file by the mildest means; return the action and the changes."""
+        taken_over, changes, before = _take_over(self.run, self.timeout_s, self.progress), [], {}
+        if (running := _running(self.run)) is not None:
+            service, found, before = running.service(), difference(running, self.config), running.document
+            changes = found.plain()["changes"]
+            if found.needs_yes and not yes:
+                confirm = UNCONFIRMED.format(command=self.run.up_command(self.config.path))
+                refusal = "\n".join([*found.lines(), confirm])
+                if not taken_over:
+                    raise TabrankError(refusal)
+                # The service runs and is supervised again: a unit of systemd must not end it.
+                self.progress(refusal)
+                return "taken over", changes
+            if service.haproxy != self.haproxy:
+                self.progress("restarting: the ingress changes")
+            elif not found.changes and not service.error and service.state == "ready":
+                return "taken over" if taken_over else "none", changes
+            else:
+                for line in found.lines():
+                    self.progress(line)
+                if found.worst < Consequence.RESTART:
+                    self.progress("deploying the changed file in place")
+                    _, asked = running.asked(self._deploy)
+                    self.progress("\n".join(asked))
+                    return "deployed", changes
+                self.progress("restarting: the file changes a setting that Serve reads only at its start")
+            if self.config.port != urlsplit(service.url).port:
+                # Checked before a healthy service is stopped for the new port.
+                _refuse_busy_port(self.config)
+        _clean(self.run, self.progress)
+        _refuse_busy_port(self.config)
+        self._begin(before)
+        return "started", changes
+
+    def _deploy(self) -> None:
+        request_deploy(self.config, self.run, self.timeout_s, self.progress)
+
+    def _begin(self, before: Mapping[str, Any]) -> None:
+        """Start the service in place of a document that ran `before`, or of none.
+
+        A start that fails in Ray itself is repeated while time is left.
+        """
+        begin, num_left = time.monotonic(), MAX_STARTS
+        until = begin + self.timeout_s
+        while True:
+            num_left -= 1
+            if busy := overload():
+                until = max(until, begin + self.timeout_s * min(load_per_core(), MAX_STRETCH))
+                self.progress(f"{busy}; waiting up to {until - time.monotonic():.0f} s")
+            # The folder is private: everyone who can reach HAProxy's admin socket may use it.
+            temp = self.run.make_temp()
+            try:
+                env = environment(self.config, self.run, temp, self.haproxy, self.dashboard)
+                if self.dashboard:
+                    self.run.save_token(env["RAY_AUTH_TOKEN"])
+                self.run.save_wanted(wanted(self.config, before))
+                _detach(self.config.path, self.run, self.haproxy, env)
+                left_s = until - time.monotonic()
+                follow(self.run, left_s, self.progress, lambda now: now.state in ("ready", "failed"))
+                return
+            except BaseException as error:
+                service = _known(self.run)
+                _clean(self.run, self.progress)
+                if not isinstance(error, TabrankError):
+                    raise
+                # Serve never had the file, so the file is not the reason.
+                is_of_ray = service.state == "failed" and not service.applications
+                if not is_of_ray or not num_left or time.monotonic() > until:
+                    busy = overload()
+                    remedy = f"; {busy}, start it again when the load is lower" if busy else ""
+                    raise TabrankError(f"{error}{remedy}") from None
+                self.progress(f"Ray did not start, trying again: {error}")
 
 
-def _start(
-    config: Config, run: RunFolder, haproxy: bool, dashboard: bool, timeout_s: float, progress: Progress
-) -> None:
-    """Start the service; a start that fails in Ray itself is repeated while time is left."""
-    begin, num_left = time.monotonic(), MAX_STARTS
-    until = begin + timeout_s
-    while True:
-        num_left -= 1
-        if busy := overload():
-            until = max(until, begin + timeout_s * min(load_per_core(), MAX_STRETCH))
-            progress(f"{busy}; waiting up to {until - time.monotonic():.0f} s")
-        # The folder is private because everyone who can reach HAProxy's admin socket may use it.
-        temp = run.make_temp()
-        try:
-            env = environment(config, run, temp, haproxy, dashboard)
-            if dashboard:
-                run.save_token(env["RAY_AUTH_TOKEN"])
-            _detach(config.path, run, haproxy, env)
-            follow(run, until - time.monotonic(), progress, lambda now: now["state"] in ("ready", "failed"))
-            return
-        except BaseException as error:
-            service = run.service()
-            _clean(run, progress)
-            if not isinstance(error, TabrankError):
-                raise
-            # Serve never had the file, so the file is not the reason.
-            is_of_ray = service.get("state") == "failed" and not service.get("applications")
-            if not is_of_ray or not num_left or time.monotonic() > until:
-                busy = overload()
-                remedy = f"; {busy}, start it again when the load is lower" if busy else ""
-                raise TabrankError(f"{error}{remedy}") from None
-            progress(f"Ray did not start, trying again: {error}")
-
-
-def _difference(config: Config, run: RunFolder) -> Difference | None:
-    """Return how the file differs from the service that answers here, or None if none answers."""
-    try:
+def _running(run: RunFolder) -> LocalService | None:
+    """Return the service that answers here, or None."""
+    with contextlib.suppress(TabrankError):
         running = LocalService(run)
+        return running if is_alive(running.service()) else None
+    return None
+
+
+def _known(run: RunFolder) -> SupervisedState:
+    """Return the content of `service.json`; of one that another version wrote nothing is known."""
+    try:
+        return run.service() or SupervisedState()
     except TabrankError:
-        return None
-    alive = status_code(running.url + route(running.document) + "/livez") == 200
-    return running.difference(config, partial(median_ms, run.path, None)) if alive else None
+        return SupervisedState(state="unknown")
 
 
 def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
     """Supervise a running service that has no supervisor; return whether that was needed."""
-    service = run.service()
-    is_known = service.get("state") in ("ready", "deploying") and run.has_deployed()
+    service = _known(run)
+    is_known = service.state in ("ready", "deploying") and service.document
     if run.supervisors() or not is_known or len(node := run.node()) < len(NODE):
         return False
     progress("taking over a running service that has no supervisor")
     # The environment of one of the cluster's processes has the token and the ports of its start.
-    _detach(Path(service["config"]), run, service["haproxy"], node[0].environ())
-    follow(run, timeout_s, progress, lambda now: now["pid"] != service["pid"], known=service["error"])
+    _detach(Path(service.config), run, service.haproxy, node[0].environ())
+    follow(run, timeout_s, progress, lambda now: now.pid != service.pid, known=service.error)
     return True
 
 
@@ -206,7 +234,7 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
     """
     supervisors = run.supervisors()
     if supervisors:
-        is_up = run.service().get("state") in ("ready", "deploying")
+        is_up = _known(run).state not in ("starting", "failed")
         progress("stopping the running service" if is_up else "cleaning up after a start that did not finish")
         for process in supervisors:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -231,7 +259,7 @@ def _refuse_dashboard(run: RunFolder) -> None:
         raise TabrankError(
             f"--dashboard: Ray's dashboard needs the package {error.name}; pip install 'ray[default]'"
         ) from None
-    if run.node() and not run.service().get("dashboard_url"):
+    if run.node() and not _known(run).dashboard_url:
         raise TabrankError(
             "--dashboard: the service runs without it, and Ray opens it only at its start; first run: "
             "python -m serve down"
@@ -248,17 +276,19 @@ def _refuse_busy_port(config: Config) -> None:
             raise TabrankError(f"{place}: {error.strerror}; use an address of this machine") from None
         holder = "another process"
         with contextlib.suppress(psutil.Error):
-            for connection in psutil.net_connections("tcp"):
-                if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
-                    continue
-                if connection.laddr.port == config.port:
-                    holder = f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+            for one in psutil.net_connections("tcp"):
+                if (
+                    one.status == psutil.CONN_LISTEN
+                    and one.pid
+                    and getattr(one.laddr, "port", 0) == config.port
+                ):
+                    holder = f"{psutil.Process(one.pid).name()} (process {one.pid})"
         raise TabrankError(f"{place} is in use by {holder}; stop it, or choose another port") from None
 
 
 def _detach(config: Path, run: RunFolder, haproxy: bool, env: Mapping[str, str]) -> None:
     """Start the supervisor in its own session, so that it outlives the command that started it."""
-    command = [sys.executable, "-m", "serve.operate.run.supervisor", SUPERVISE, str(config), str(run.path)]
+    command = [sys.executable, "-m", "serve.operate.run.supervisor", SUPERVISE, str(run.path)]
     # Append while the cluster runs, so that the log of its earlier supervisor stays.
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if run.node() else os.O_TRUNC), 0o600)
     with open(log, "wb") as file:

@@ -1,4 +1,4 @@
 """`serve status`: read the state, answers and traffic of a service, and show them on one screen.
 
-Imports `operate.diff`, `operate.host`, and the layers from `runtime` down.
+Imports `operate.host`, and the layers from `runtime` down.
 """

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from serve.config.diagnoses import DIAGNOSES, RUNBOOK, Diagnosis, diagnosis
-from serve.operate.diff.field import get
-from serve.operate.diff.running import cause as message_of
+from serve.contract.commands import RUN
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.state import RUN, up_command
+from serve.operate.host.serve_details import cause as message_of
+from serve.operate.status.report import Cause, Counted, Health, Report, Traffic
 
 # A replica that finds room on a node starts within this time.
 STARTS_WITHIN = timedelta(seconds=10)
@@ -40,55 +40,32 @@ CHANGING = ("UPSCALING", "DOWNSCALING", "UPDATING")
 # A stale table and fallbacks follow from these.
 OF_STORE = ("no_store", "other_store", "store_unavailable", "events_failing", "stale_features")
 
-# A cause for JSON: name, where, text, remedy, runbook, advice.
-Cause = dict[str, Any]
 
+def causes(found: Report, now: datetime, unread: str) -> list[Cause]:
+    """Return what is wrong with a service: what to mend first is first, advice last.
 
-def causes(found: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime, unread: str) -> list[Cause]:
-    """Return what is wrong with the service of a state: what to mend first is first, advice last.
-
-    `found` is the state as `look` returns it, without causes; `wanted` is the document that is
-    being deployed; `unread` is the URL of a page of metrics if none answers.
+    `found` is the report without causes; `unread` is the URL of a page of metrics if none answers.
     """
-    named = [*_of_state(found), *_of_replicas(found, now), *waiting(found, wanted, now)]
+    named = [*_of_state(found), *_of_replicas(found, now), *waiting(found, now)]
     named += _of_breaks(found, now)
-    named += of_answers(found["surfaces"])
-    named += _of_traffic(found, {(one["name"], one["where"]) for one in named})
+    named += of_answers(found.surfaces)
+    named += _of_traffic(found, {(one.name, one.where) for one in named})
     if unread:
         # Elsewhere the nodes may be out of reach of this machine.
-        named.append(_named("no_metrics", "", advice=found["run"] is None, url=unread))
+        named.append(_named("no_metrics", "", advice=found.run is None, url=unread))
     order = {name: place for place, name in enumerate(DIAGNOSES)}
-    return sorted(named, key=lambda one: (one["advice"], order.get(one["name"], len(order))))
+    return sorted(named, key=lambda one: (one.advice, order.get(one.name, len(order))))
 
 
-def health(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `state` of a service with its `causes`, and the first of them as one line.
-
-    The state is "healthy", "degraded", "down" (nobody is served) or "unknown" (no metrics).
-    """
-    faults = [one for one in found["causes"] if not one["advice"]]
-    faults = faults or [one for one in found["causes"] if one["name"] == "no_metrics"]
+def health(found: Report) -> Health:
+    """Return the health of a report with its causes: its state and the first thing to do."""
+    faults = found.faults or [one for one in found.causes if one.name == "no_metrics"]
     if not faults:
-        return _health("healthy", "healthy")
-    first, silent = faults[0], [one for one in faults if one["name"] == "no_answer"]
-    down = found["state"] in DOWN or (silent and len(silent) == len(found["surfaces"]))
-    state = "down" if down else "unknown" if first["name"] == "no_metrics" else "degraded"
-    return _health(state, first["text"], first["remedy"], first["runbook"])
-
-
-def unread(line: str) -> dict[str, Any]:
-    """Return the state of a service that could not be read; `line` says why."""
-    return {"state": "unknown", "degraded": [], "advice": [], "health": _health("unknown", line)}
-
-
-def _health(state: str, line: str, remedy: str | None = None, runbook: str | None = None) -> dict[str, Any]:
-    return {"state": state, "line": line, "remedy": remedy, "runbook": runbook}
-
-
-def line(one: Mapping[str, Any]) -> str:
-    """Return a cause and its remedy in one line."""
-    where = f"{one['where']}: " if one["where"] else ""
-    return f"{where}{one['text']} {one['remedy']}"
+        return Health("healthy", "healthy")
+    first, silent = faults[0], [one for one in faults if one.name == "no_answer"]
+    down = found.state in DOWN or (silent and len(silent) == len(found.surfaces))
+    state = "down" if down else "unknown" if first.name == "no_metrics" else "degraded"
+    return Health(state, first.text, first.remedy, first.runbook)
 
 
 def of_answers(answers: Mapping[str, Mapping[str, Any]]) -> list[Cause]:
@@ -101,124 +78,120 @@ def of_answers(answers: Mapping[str, Mapping[str, Any]]) -> list[Cause]:
     ]
 
 
-def waiting(found: Mapping[str, Any], wanted: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
+def waiting(found: Report, now: datetime) -> Iterator[Cause]:
     """Yield the deploy under way and, after a while, why its replicas do not start."""
-    under_way = found.get("deploying")
-    if found["state"] != "deploying" or not under_way:
+    under_way = found.deploying
+    if found.state != "deploying" or not under_way:
         return
-    yield _named("deploying", "", **under_way)
-    if now - datetime.fromisoformat(under_way["since"]) < STARTS_WITHIN:
+    yield _named("deploying", "", config=under_way.config, since=under_way.since)
+    if now - datetime.fromisoformat(under_way.since) < STARTS_WITHIN:
         return
-    for app, name, deployment in _deployments(found):
-        if starting := deployment["replicas"].get("STARTING", 0):
-            # Serve's default is 1.
-            path = ("applications", app, "deployments", name, "ray_actor_options", "num_cpus")
-            num_cpus = 1 if (given := get(wanted, path, None)) is None else given
-            room = f"no room? {starting} wait for {num_cpus:g} CPUs each"
-            reason = message_of([deployment["message"]]) if deployment["message"] else room
+    for app, name, deployment in found.deployments:
+        if starting := deployment.replicas.get("STARTING", 0):
+            room = f"no room? {starting} wait for what `ray_actor_options` ask for"
+            reason = message_of([deployment.message]) if deployment.message else room
             yield _named("not_starting", f"{app}/{name}", reason=reason)
 
 
-def _of_state(found: Mapping[str, Any]) -> Iterator[Cause]:
+def _of_state(found: Report) -> Iterator[Cause]:
     """Yield what the state says: nobody is served, unsupervised, or the last deploy failed."""
-    state, error = found["state"], (found.get("error") or "").rstrip(".")
-    run = RunFolder.of(Path(found["run"] or RUN))
-    up = up_command(Path(found.get("config", "cluster.yaml")), run)
-    facts: dict[str, Any] = {"run": run.path, "up": up, "log": found.get("log", run.log)}
+    state, error = found.state, found.error.rstrip(".")
+    run = RunFolder.of(Path(found.run or RUN))
+    up = run.up_command(Path(found.config))
+    facts: dict[str, Any] = {"run": run.path, "up": up, "log": found.log or run.log}
     if state in DOWN:
         ended = error or "its processes are gone"
-        yield _named(DOWN[state], "", **facts, error=ended, stage=found.get("stage", "in Ray"))
-    elif supervision := found.get("supervision"):
-        yield _cause(Diagnosis(**supervision), "")
-    elif error and state == "ready" and found["run"]:
+        yield _named(DOWN[state], "", **facts, error=ended, stage=found.stage or "in Ray")
+    elif found.supervision:
+        yield _cause(found.supervision, "")
+    elif error and state == "ready" and found.run:
         yield _named("deploy_failed", "", **facts, error=error)
-    elif state != "ready" and not found.get("deploying"):
+    elif state != "ready" and not found.deploying:
         yield _named("not_deployed", "", state=state.replace("_", " "), why=error and f": {error}")
 
 
-def _of_replicas(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
+def _of_replicas(found: Report, now: datetime) -> Iterator[Cause]:
     """Yield the deployments that lack replicas, and the parts that restarted several times."""
-    for app, name, deployment in _deployments(found):
-        replicas, target = dict(deployment["replicas"]), deployment.get("target")
-        running, status = replicas.pop("RUNNING", 0), deployment["status"]
+    for app, name, deployment in found.deployments:
+        replicas, target = dict(deployment.replicas), deployment.target
+        running, status = replicas.pop("RUNNING", 0), deployment.status
         if running < (target or 0) or status in ("UNHEALTHY", "DEPLOY_FAILED"):
             others = "".join(f", {count} {state.lower()}" for state, count in sorted(replicas.items()))
             # Keep the first sentence of "A health check failed. This deployment will be UNHEALTHY".
-            message = deployment.get("message", "").partition(" This deployment will")[0]
+            message = deployment.message.partition(" This deployment will")[0]
             why = f": {message_of([message]).rstrip('.')}" if message and status not in CHANGING else ""
             facts = {"running": running, "target": target or "?", "others": others, "why": why}
             yield _named("replicas_missing", f"{app}/{name}", status in CHANGING, **facts)
-    logs = found.get("replica_logs") or "Ray's logs/serve"
-    for name, one in (found.get("restarts") or {}).items():
-        times = [datetime.fromisoformat(at) for at in one.get("times", ())]
+    logs = found.replica_logs or "Ray's logs/serve"
+    for name, one in (found.restarts or {}).items():
+        times = [datetime.fromisoformat(at) for at in one.times]
         if times := [at for at in times if now - at < RESTARTS_WITHIN]:
             count = f"{len(times)} restart{'s' * (len(times) > 1)}"
             minutes = max(1, math.ceil((now - times[0]) / timedelta(minutes=1)))
             log = f"{logs}/{'replica_' * ('/' in name)}{name.replace('/', '_')}_*.log"
-            facts = {"count": count, "minutes": minutes, "last": one["last"], "log": log}
+            facts = {"count": count, "minutes": minutes, "last": one.last, "log": log}
             yield _named("restarted", name, advice=len(times) <= MAX_RESTARTS, **facts)
 
 
-def _of_breaks(found: Mapping[str, Any], now: datetime) -> Iterator[Cause]:
+def _of_breaks(found: Report, now: datetime) -> Iterator[Cause]:
     """Yield what the last deploys broke for callers, as `vitals` probed it, while nobody ranks."""
-    traffic = found.get("traffic") or {}
-    for one in found.get("breaks", ()):
-        counted = traffic.get("applications", {}).get(one["where"], {})
-        if not counted.get("rankings"):
-            at = datetime.fromisoformat(one["at"])
-            fails = counted.get("client_errors", {}).get(str(one["status"]))
-            fails = fails or (one["status"] == 404 and traffic["unrouted_share"])
-            facts = {"at": f"{at:%H:%M}", "path": one["path"]}
-            yield _named(one["name"], one["where"], not fails and now - at > BROKEN_WITHIN, **facts)
+    traffic = found.traffic or Traffic()
+    for one in found.breaks:
+        counted = traffic.applications.get(one.where, Counted())
+        if not counted.rankings:
+            at = datetime.fromisoformat(one.at)
+            fails = counted.client_errors.get(str(one.status))
+            fails = fails or (one.status == 404 and traffic.unrouted_share)
+            facts = {"at": f"{at:%H:%M}", "path": one.path}
+            yield _named(one.name, one.where, not fails and now - at > BROKEN_WITHIN, **facts)
 
 
-def _of_traffic(found: Mapping[str, Any], named: set[tuple[str, str]]) -> Iterator[Cause]:
+def _of_traffic(found: Report, named: set[tuple[str, str]]) -> Iterator[Cause]:
     """Yield what the metrics show, less what follows from the causes (name, where) in `named`."""
-    traffic, memory = found.get("traffic") or {}, found["memory"]
-    used, limit = memory["used_mib"], memory["limit_mib"]
+    traffic, memory = found.traffic or Traffic(), found.memory
+    used, limit = memory.used_mib or 0, memory.limit_mib
     if limit and used > MAX_MEMORY_SHARE * limit:
-        yield _named("memory_high", memory["node"], used=used, limit=limit, share=used / limit)
+        yield _named("memory_high", memory.node, used=used, limit=limit, share=used / limit)
     of_apps: list[Cause] = []
-    for app, counted in traffic.get("applications", {}).items():
+    for app, counted in traffic.applications.items():
         names = {name for name, where in named if where == app}
-        of_apps += _of_app(app, counted, traffic["window_s"], names)
+        of_apps += _of_app(app, counted, traffic.window_s, names)
     yield from of_apps
-    share, requests = traffic.get("unrouted_share") or 0.0, traffic.get("requests", 0)
-    if share > MAX_SHARE and share * requests >= MIN_UNROUTED:
+    share = traffic.unrouted_share or 0.0
+    if share > MAX_SHARE and share * traffic.requests >= MIN_UNROUTED:
         # A scanner asks an idle service too, and then for most.
-        lost = {"route_changed", "no_traffic"} & {one["name"] for one in [*found["breaks"], *of_apps]}
+        lost = {"route_changed", "no_traffic"} & (
+            {one.name for one in found.breaks} | {one.name for one in of_apps}
+        )
         yield _named("unrouted", "", advice=not lost, share=share)
-    if _matters(lost := traffic.get("errors", {}).get("unattributed", 0.0), requests):
-        yield _named("unattributed", "", share=lost)
+    if _matters(unattributed := traffic.errors.get("unattributed", 0.0), traffic.requests):
+        yield _named("unattributed", "", share=unattributed)
 
 
-def _of_app(app: str, counted: Mapping[str, Any], window_s: float, named: set[str]) -> Iterator[Cause]:
+def _of_app(app: str, counted: Counted, window_s: float, named: set[str]) -> Iterator[Cause]:
     """Yield what an application's own counters show."""
-    requests, rankings, reasons = counted["requests"], counted["rankings"], counted["reasons"]
-    if (age_ms := counted["freshness_ms"] or 0.0) > MAX_FRESHNESS_MS and not named.intersection(OF_STORE):
+    requests, rankings = counted.requests, counted.rankings
+    if (age_ms := counted.freshness_ms or 0.0) > MAX_FRESHNESS_MS and not named.intersection(OF_STORE):
         yield _named("features_old", app, age_s=age_ms / 1e3)
-    refused, shed = counted["overload_share"] or 0.0, reasons.get("overload", 0.0)
+    refused, shed = counted.overload_share or 0.0, counted.reasons.get("overload", 0.0)
     if _matters(refused, requests) or _matters(shed, rankings):
         yield _named("overloaded", app, refused=refused, shed=shed)
     # A replica that fills up while a body arrives refuses it without counting that as overload.
-    limited = share if (share := counted["limited_share"] or 0.0) > refused else 0.0
-    for name, share in (("limited", limited), ("errors", counted["error_share"] or 0.0)):
+    limited = share if (share := counted.limited_share or 0.0) > refused else 0.0
+    for name, share in (("limited", limited), ("errors", counted.error_share or 0.0)):
         if _matters(share, requests):
-            yield _named(name, app, share=share, kinds=shown(counted["errors"]))
-    share, calls = counted["client_error_share"] or 0.0, counted["calls"]
-    if _matters(share, calls):
-        remedies, shares = DIAGNOSES["client_errors"]["remedies"], counted["client_errors"]
-        facts = {
-            "kinds": shown(shares),
-            "remedy": remedies.get(max(shares, key=shares.get), remedies["other"]),
-        }
+            yield _named(name, app, share=share, kinds=shown(counted.errors))
+    share, shares = counted.client_error_share or 0.0, counted.client_errors
+    if _matters(share, counted.calls):
+        remedies = DIAGNOSES["client_errors"]["remedies"]
+        remedy = remedies.get(max(shares, key=lambda status: shares[status]), remedies["other"])
+        facts = {"kinds": shown(shares), "remedy": remedy}
         yield _named("client_errors", app, share <= MAX_CLIENT_SHARE, share=share, **facts)
-    steady_rps = counted["steady_rps"]
-    if not rankings and steady_rps * window_s >= MIN_MISSED:
-        yield _named("no_traffic", app, rate_rps=steady_rps, window_s=window_s)
-    not_full = sum(share for rung, share in counted["rungs"].items() if rung != "full")
+    if not rankings and counted.steady_rps * window_s >= MIN_MISSED:
+        yield _named("no_traffic", app, rate_rps=counted.steady_rps, window_s=window_s)
+    not_full = sum(share for rung, share in counted.rungs.items() if rung != "full")
     if _matters(not_full, rankings) and "kill_switch" not in named:
-        yield _named("not_full", app, share=not_full, reasons=shown(reasons) or "without a reason")
+        yield _named("not_full", app, share=not_full, reasons=shown(counted.reasons) or "without a reason")
 
 
 def _matters(share: float, requests: int) -> bool:
@@ -233,20 +206,14 @@ def _named(name: str, where: str | None, advice: bool | None = None, **facts: ob
 def _cause(found: Diagnosis, where: str | None, advice: bool | None = None) -> Cause:
     known = DIAGNOSES.get(found.name, {})
     runbook = known.get("runbook")
-    return {
-        "name": found.name,
-        "where": where or "",
-        "text": found.cause,
-        "remedy": found.remedy,
-        "runbook": runbook and f"{RUNBOOK}#{runbook}",
-        "advice": known.get("advice", False) if advice is None else advice,
-    }
-
-
-def _deployments(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    for app, details in (found.get("applications") or {}).items():
-        for name, deployment in details["deployments"].items():
-            yield app, name, deployment
+    return Cause(
+        found.name,
+        where or "",
+        found.cause,
+        found.remedy,
+        runbook and f"{RUNBOOK}#{runbook}",
+        known.get("advice", False) if advice is None else advice,
+    )
 
 
 def shown(shares: Mapping[str, float]) -> str:

@@ -8,12 +8,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from serve.contract import metric_catalog as catalog
 from serve.operate.host.state import get
-from serve.operate.status.restarts import Restarts
+from serve.operate.status.report import Counted, Memory, Traffic
 
 RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
 FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
@@ -32,8 +32,6 @@ STATUS = "http_response_status_code"
 # A node's memory within the limit of its cgroup, of all its processes.
 MEMORY_USED, MEMORY_LIMIT = "ray_node_mem_used", "ray_node_mem_total"
 PREFIXES = ("ray_tabrank_", REQUESTS, ANSWERS, OF_BACKENDS, MEMORY_USED, MEMORY_LIMIT + "{")
-# Ray's label of the process.
-REPLICA = "WorkerId"
 # Limits how long `status` waits for rates, so that the command stays interactive.
 MAX_READ_S = 6.0
 
@@ -53,6 +51,10 @@ class Page:
         """Return the series in which a label has one of these values."""
         wanted = {(label, value) for value in values}
         return Page(self.at_s, {one: n for one, n in self.values.items() if not one[1].isdisjoint(wanted)})
+
+    def all(self, name: str) -> list[float]:
+        """Return the values of a metric."""
+        return [value for (metric, _), value in self.values.items() if metric == name]
 
     @property
     def median_ms(self) -> float | None:
@@ -89,15 +91,14 @@ def _series(text: str) -> Series:
 
 
 class PageHistory:
-    """Recent pages, to derive the traffic, and the `restarts` seen meanwhile.
+    """Recent pages, to derive the traffic.
 
     Each replica reports its counters every `every_s`, so that a page is up to that old. A rate is
     exact only between two moments at which the same replica's counters moved.
     """
 
     def __init__(self, every_s: float, read_every_s: float = 0.0) -> None:
-        self.every_s, self.restarts = every_s, Restarts()
-        self._read_every_s = read_every_s
+        self.every_s, self._read_every_s = every_s, read_every_s
         self._pages: list[Page] = []
 
     @property
@@ -119,37 +120,26 @@ class PageHistory:
             time.sleep(wait_s / 12)
             self.add(read_pages(urls))
 
-    def traffic(self) -> dict[str, Any] | None:
-        """Return the traffic for JSON, or None where no page counts rankings.
-
-        `rungs`, `reasons` (of degradation) and `arms` are shares of the rankings. `freshness_ms` is
-        the age of the features of the stalest replica. Of the HTTP `requests` within `window_s`,
-        `error_share` failed (5xx; `errors` by status, `unattributed` where HAProxy counts more than
-        the replicas so far), `unrouted_share` belong to no application, and `refused_share` got
-        429: `overload_share` from a full replica, `limited_share` for another reason. Of the
-        `calls` of `ROUTES`, `client_error_share` got another 4xx (`client_errors` by status).
-        `steady_rps` is the rate that rankings kept up for five minutes in the last hour.
-        `applications` has these of each. A value that no metric shows is None.
-        """
+    def traffic(self) -> Traffic | None:
+        """Return the traffic, or None where no page counts rankings."""
         before, after = self._comparable[0], self._pages[-1]
         if not any(name == RANKINGS for name, _ in after.values):
             return None
-        within = _grown(before, after, LATENCY, "le")
+        within, window_s = _grown(before, after, LATENCY, "le"), round(after.at_s - before.at_s, 3)
         names = {dict(labels).get("application", "") for name, labels in after.values if name == REQUESTS}
-        numbers = {
-            "seconds": after.at_s - before.at_s,
-            "rate_rps": self._rate_rps(),
-            **{f"p{percent}_ms": _quantile_ms(within, percent / 100) for percent in (50, 90, 99)},
-            "window_s": after.at_s - before.at_s,
-        }
-        return {
-            **{key: None if value is None else round(value, 3) for key, value in numbers.items()},
+        return Traffic(
             **_counted(before, after),
-            "applications": {
-                name: _counted(before.of("application", name), after.of("application", name))
+            seconds=window_s,
+            window_s=window_s,
+            rate_rps=round(self._rate_rps(), 3),
+            p50_ms=_quantile_ms(within, 0.5),
+            p90_ms=_quantile_ms(within, 0.9),
+            p99_ms=_quantile_ms(within, 0.99),
+            applications={
+                name: Counted(**_counted(before.of("application", name), after.of("application", name)))
                 for name in sorted(names)
             },
-        }
+        )
 
     @property
     def _comparable(self) -> list[Page]:
@@ -164,8 +154,8 @@ class PageHistory:
         """True if no page of a node had a series that is read here."""
         return all(name in (ANSWERS, OF_BACKENDS) for page in self._pages for name, _ in page.values)
 
-    def memory(self) -> dict[str, Any]:
-        """Return `used_mib`, `limit_mib` and `node` (its address) of the fullest node, or None."""
+    def memory(self) -> Memory:
+        """Return the memory of the fullest node on the newest page that has it."""
         for page in reversed(self._pages):
             nodes = [
                 (page.values.get((MEMORY_USED, labels), 0.0), limit, dict(labels).get("ip"))
@@ -174,29 +164,20 @@ class PageHistory:
             ]
             if nodes:
                 used, limit, node = max(nodes, key=lambda one: one[0] / one[1])
-                return {"used_mib": round(used) >> 20, "limit_mib": round(limit) >> 20, "node": node}
-        return {"used_mib": None, "limit_mib": None, "node": None}
+                return Memory(round(used) >> 20, round(limit) >> 20, node)
+        return Memory()
 
     def _rate_rps(self) -> float:
-        """Return the sum of the replicas' rates, each between its first and last moved counter.
+        """Return the rate between the first and the last page on which a counter has moved.
 
-        Of a counter that moved once, it is the growth over all pages.
+        Where counters moved once, it is their growth over all pages.
         """
         pages = self._comparable
-        # By replica: the times at which its counter moved, and the counter by then.
-        moved: dict[str, list[tuple[float, float]]] = {}
-        for before, after in itertools.pairwise(pages):
-            now = _grown(Page(0.0), after, RANKINGS, REPLICA)
-            for replica in _grown(before, after, RANKINGS, REPLICA):
-                moved.setdefault(replica, []).append((after.at_s, now[replica]))
-        rate = 0.0
-        for replica, growth in _grown(pages[0], pages[-1], RANKINGS, REPLICA).items():
-            (since, of), (until, to) = moved[replica][0], moved[replica][-1]
-            if until > since and to >= of:
-                rate += (to - of) / (until - since)
-            else:
-                rate += growth / (pages[-1].at_s - pages[0].at_s)
-        return rate
+        steps = [(now.at_s, _grown(was, now, RANKINGS, "")) for was, now in itertools.pairwise(pages)]
+        moved = [(at_s, grown[""]) for at_s, grown in steps if grown]
+        if len(moved) > 1:
+            return sum(count for _, count in moved[1:]) / (moved[-1][0] - moved[0][0])
+        return sum(count for _, count in moved) / max(pages[-1].at_s - pages[0].at_s, 1e-9)
 
 
 def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]:
@@ -210,42 +191,46 @@ def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]
 
 
 def _counted(before: Page, after: Page) -> dict[str, Any]:
-    """Return the counts and shares of `traffic` between two pages."""
-    rungs = _grown(before, after, RANKINGS, "rung")
+    """Return the fields of `Counted` between two pages."""
+    grown = partial(_grown, before, after)
+    rungs, statuses = grown(RANKINGS, "rung"), grown(REQUESTS, "status_code")
     rankings = sum(rungs.values())
-    ages = [round(value * 1e3, 3) for (name, _), value in after.values.items() if name == FRESHNESS]
-    statuses = _grown(before, after, REQUESTS, "status_code")
     failed = {status: count for status, count in statuses.items() if status.startswith("5")}
     # Without a replica HAProxy itself answers with 5xx. It counts seconds before replicas report.
-    lost = _grown(before, after, ANSWERS, "code").get("5xx", 0.0) - sum(failed.values())
-    failed |= {"unattributed": lost} if lost > 0 else {}
+    lost = max(grown(ANSWERS, "code").get("5xx", 0.0) - sum(failed.values()), 0.0)
+    failed |= {"unattributed": lost} if lost else {}
+    unrouted = grown(OF_BACKENDS, "proxy").get(NOWHERE, 0.0)
+    total = sum(statuses.values()) + lost + unrouted
     # Ray's own proxy, where it stands in for HAProxy, has such requests among the others.
-    unrouted = _grown(before, after, OF_BACKENDS, "proxy").get(NOWHERE, 0.0)
-    total = sum(statuses.values()) + max(lost, 0.0) + unrouted
     nowhere = before.of("application", ""), after.of("application", "")
     unrouted += _grown(*nowhere, REQUESTS, "status_code").get("404", 0.0)
-    overload = sum(_grown(before, after, REFUSED, "").values())
-    limited = _grown(before, after, ANSWERED, STATUS).get("429", 0.0) - overload
-    parts = {"error": sum(failed.values()), "refused": statuses.get("429", 0.0), "unrouted": unrouted}
-    parts |= {"overload": overload, "limited": max(limited, 0.0)}
+    overload = sum(grown(REFUSED, "").values())
+    limited = max(grown(ANSWERED, STATUS).get("429", 0.0) - overload, 0.0)
     of_callers = before.of("http_route", *ROUTES), after.of("http_route", *ROUTES)
     calls = _grown(*of_callers, ANSWERED, STATUS)
     mistaken = {status: n for status, n in calls.items() if status.startswith("4") and status != "429"}
-    num_calls = sum(calls.values())
     return {
-        "freshness_ms": max(ages, default=None),
+        "freshness_ms": max((round(age_s * 1e3, 3) for age_s in after.all(FRESHNESS)), default=None),
         "rankings": round(rankings),
         "rungs": _shares(rungs, rankings),
-        "reasons": _shares(_grown(before, after, REASONS, "reason"), rankings),
-        "arms": _shares(_grown(before, after, RANKINGS, "arm"), rankings),
+        "reasons": _shares(grown(REASONS, "reason"), rankings),
+        "arms": _shares(grown(RANKINGS, "arm"), rankings),
         "requests": round(total),
-        **{f"{part}_share": min(count / total, 1.0) if total else None for part, count in parts.items()},
+        "error_share": _share(sum(failed.values()), total),
+        "refused_share": _share(statuses.get("429", 0.0), total),
+        "unrouted_share": _share(unrouted, total),
+        "overload_share": _share(overload, total),
+        "limited_share": _share(limited, total),
         "errors": _shares(failed, total),
-        "calls": round(num_calls),
-        "client_error_share": sum(mistaken.values()) / num_calls if num_calls else None,
-        "client_errors": _shares(mistaken, num_calls),
-        "steady_rps": sum(value for (name, _), value in after.values.items() if name == STEADY),
+        "calls": round(sum(calls.values())),
+        "client_error_share": _share(sum(mistaken.values()), sum(calls.values())),
+        "client_errors": _shares(mistaken, sum(calls.values())),
+        "steady_rps": sum(after.all(STEADY)),
     }
+
+
+def _share(count: float, total: float) -> float | None:
+    return min(count / total, 1.0) if total else None
 
 
 def _shares(counts: Mapping[str, float], total: float) -> dict[str, float]:
@@ -265,6 +250,7 @@ def _quantile_ms(within: Mapping[str, float], quantile: float) -> float | None:
     for (low, below), (high, count) in itertools.pairwise([(0.0, 0.0), *bounds]):
         if count >= wanted:
             if math.isinf(high):
-                return low
-            return low + (high - low) * (wanted - below) / (count - below) if count > below else high
+                return round(low, 3)
+            share = (wanted - below) / (count - below) if count > below else 1.0
+            return round(low + (high - low) * share, 3)
     return None

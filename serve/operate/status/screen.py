@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,18 +12,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from serve.operate.status.causes import line, shown, unread
+from serve.operate.host.service_state import DeploymentState
+from serve.operate.status.causes import shown
+from serve.operate.status.report import Report, Traffic, unread
 from serve.operate.status.scrape import PageHistory
 from serve.report.rows import number
 
 # Shown for an unknown value.
 NOTHING = "–"
-# A command between backticks is one word, so that it can be copied.
-WORD = re.compile(r"`[^`]*`\S*|\S+")
+# A command between backticks stays in one line, so that it can be copied.
+COMMAND = re.compile(r"`[^`]*`")
 COLOURS = {"healthy": "bold green", "degraded": "bold red", "down": "bold red", "unknown": "bold yellow"}
 # The width of the labels, and how many changes fit beside the rest on 24 lines.
 LABEL, MAX_CHANGES = 10, 4
@@ -32,17 +35,17 @@ LABEL, MAX_CHANGES = 10, 4
 Row = tuple[str, str, str]
 
 
-def show(found: Mapping[str, Any], as_json: bool) -> None:
+def show(found: Report, as_json: bool) -> None:
     """Print JSON, or the screen: on a terminal wrapped and coloured, else a line for each item."""
     console = Console()
     if as_json:
-        print(json.dumps(found, allow_nan=False), flush=True)
+        print(msgspec.json.encode(found).decode(), flush=True)
     else:
         console.print(screen(found, console.width if console.is_terminal else None), soft_wrap=True)
 
 
-def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> dict[str, Any]:
-    """Refresh the screen, or print a line of JSON, until Ctrl-C; return the last state."""
+def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> Report:
+    """Refresh the screen, or print a line of JSON, until Ctrl-C; return the last report."""
     from serve.operate.status.vitals import look
 
     history, found = PageHistory(every_s), unread("unknown")
@@ -58,8 +61,8 @@ def keep_showing(run: Path | None, address: str | None, every_s: float, as_json:
     return found
 
 
-def screen(found: Mapping[str, Any], width: int | None = None) -> Text:
-    """Return the screen for a state, in lines of at most `width` except for long commands.
+def screen(found: Report, width: int | None = None) -> Text:
+    """Return the screen of a report, in lines of at most `width` except for long commands.
 
     Without a width each item is one line.
     """
@@ -71,84 +74,73 @@ def screen(found: Mapping[str, Any], width: int | None = None) -> Text:
     return Text("\n", overflow="fold").join(lines)
 
 
-def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
-    health, causes = found["health"], found.get("causes", [])
-    faults = [one for one in causes if not one["advice"]]
+def _rows(found: Report) -> Iterator[Row]:
+    health, faults = found.health, found.faults
     # Silent metrics of another machine are advice, and yet the first thing to do.
-    first = (faults or [one for one in causes if one["text"] == health["line"]])[:1]
-    runbook = f" ({health['runbook']})" if health["runbook"] else ""
-    yield health["state"], "".join(map(line, first)) + runbook or "nothing to do", COLOURS[health["state"]]
-    yield from (("and", line(one), "red") for one in faults[1:])
-    yield from (("advice", line(one), "yellow") for one in causes if one["advice"] and one not in first)
-    traffic = found.get("traffic") or {}
-    if at := found.get("at"):
-        clock = f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M:%S} UTC"
-        window_s = traffic.get("window_s")
-        window = f", rates over {window_s:.0f} s" if window_s else ""
-        yield "at", f"{clock}{window}; {found['state']} {found.get('url') or ''}".rstrip(), ""
-    if found.get("applications"):
-        yield from _of_traffic(found, traffic, {one["name"] for one in faults})
+    first = (faults or [one for one in found.causes if one.text == health.line])[:1]
+    runbook = f" ({health.runbook})" if health.runbook else ""
+    yield health.state, "".join(map(str, first)) + runbook or "nothing to do", COLOURS[health.state]
+    yield from (("and", str(one), "red") for one in faults[1:])
+    yield from (("advice", str(one), "yellow") for one in found.causes if one.advice and one not in first)
+    traffic = found.traffic or Traffic()
+    if found.at:
+        clock = f"{datetime.fromisoformat(found.at):%Y-%m-%d %H:%M:%S} UTC"
+        window = f", rates over {traffic.window_s:.0f} s" if traffic.window_s else ""
+        yield "at", f"{clock}{window}; {found.state} {found.url}".rstrip(), ""
+    if found.applications:
+        yield from _of_traffic(found, traffic, {one.name for one in faults})
         yield from _of_surfaces(found, traffic)
         yield from _of_processes(found)
-    changes = [f"{datetime.fromisoformat(one['at']):%H:%M} {one['what']}" for one in found.get("changes", ())]
+    changes = [f"{datetime.fromisoformat(one.at):%H:%M} {one.what}" for one in found.changes]
     if len(changes) > MAX_CHANGES:
         changes = [*changes[: MAX_CHANGES - 1], f"and {len(changes) - MAX_CHANGES + 1} more (--json)"]
     yield from _several("last hour", changes)
-    if found.get("log"):
-        replicas = f"; of replicas {found['replica_logs']}" if found["replica_logs"] else ""
-        yield "logs", f"{found['log']}{replicas}", "dim"
-    elif found.get("kept_logs"):
-        yield "old logs", found["kept_logs"], "dim"
+    if found.log:
+        replicas = f"; of replicas {found.replica_logs}" if found.replica_logs else ""
+        yield "logs", f"{found.log}{replicas}", "dim"
+    elif found.kept_logs:
+        yield "old logs", found.kept_logs, "dim"
 
 
-def _of_traffic(found: Mapping[str, Any], traffic: Mapping[str, Any], faults: set[str]) -> Iterator[Row]:
-    latency = [f"{name} {_number(traffic.get(f'{name}_ms'))}" for name in ("p50", "p90", "p99")]
-    yield (
-        "rankings",
-        f"{_number(traffic.get('rate_rps'))}/s; {', '.join(latency)} ms",
-        _red(faults & {"no_traffic"}),
+def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[Row]:
+    latency = (
+        f"p50 {_number(traffic.p50_ms)}, p90 {_number(traffic.p90_ms)}, p99 {_number(traffic.p99_ms)} ms"
     )
-    reasons = f"; degraded by {shown(traffic['reasons'])}" if traffic.get("reasons") else ""
-    yield "answers", (shown(traffic.get("rungs") or {}) or NOTHING) + reasons, _red(faults & {"not_full"})
-    shares = [number(traffic.get(f"{name}_share"), ".1%") for name in ("error", "refused", "client_error")]
-    kinds = [f" ({shown(by)})" if (by := traffic.get(name)) else "" for name in ("errors", "client_errors")]
+    yield "rankings", f"{_number(traffic.rate_rps)}/s; {latency}", _red(faults & {"no_traffic"})
+    reasons = f"; degraded by {shown(traffic.reasons)}" if traffic.reasons else ""
+    yield "answers", (shown(traffic.rungs) or NOTHING) + reasons, _red(faults & {"not_full"})
+    failed = f"{number(traffic.error_share, '.1%')} failed{_kinds(traffic.errors)}"
+    refused = f"{number(traffic.refused_share, '.1%')} refused"
+    mistaken = f"{number(traffic.client_error_share, '.1%')} client errors{_kinds(traffic.client_errors)}"
     red = _red(faults & {"errors", "unattributed", "overloaded", "limited", "client_errors", "unrouted"})
-    answers = f"{shares[0]} failed{kinds[0]}, {shares[1]} refused, {shares[2]} client errors{kinds[1]}"
-    yield "errors", answers, red
+    yield "errors", f"{failed}, {refused}, {mistaken}", red
     old = "features_old", "stale_features"
-    yield "features", f"{_number(traffic.get('freshness_ms'))} ms old", _red(faults.intersection(old))
-    memory = found.get("memory") or {}
-    used, limit, ours = memory.get("used_mib"), memory.get("limit_mib"), found.get("memory_mib")
-    of = f"{used:,} of {limit:,} MiB ({used / limit:.0%}) on {memory['node']}" if limit else NOTHING
-    of += f"; the service {ours:,} MiB in {found['processes']} processes" if ours else ""
-    yield "memory", of, _red(faults & {"memory_high"})
+    yield "features", f"{_number(traffic.freshness_ms)} ms old", _red(faults.intersection(old))
+    used, limit = found.memory.used_mib or 0, found.memory.limit_mib
+    of = f"{used:,} of {limit:,} MiB ({used / limit:.0%}) on {found.memory.node}" if limit else NOTHING
+    ours = f"; the service {found.memory_mib:,} MiB in {found.processes} processes"
+    yield "memory", of + (ours if found.memory_mib else ""), _red(faults & {"memory_high"})
 
 
-def _of_surfaces(found: Mapping[str, Any], traffic: Mapping[str, Any]) -> Iterator[Row]:
-    for name, answer in (found.get("surfaces") or {}).items():
-        arms = _arms(answer.get("experiment"), traffic.get("arms") or {})
+def _of_surfaces(found: Report, traffic: Traffic) -> Iterator[Row]:
+    for name, answer in found.surfaces.items():
         yield name, f"model {answer.get('model') or NOTHING}", ""
-        yield "", f"arms {arms}", ""
+        yield "", f"arms {_arms(answer.get('experiment'), traffic.arms)}", ""
 
 
-def _of_processes(found: Mapping[str, Any]) -> Iterator[Row]:
-    counts = [
-        f"{app}/{name} {_replicas(deployment)}"
-        for app, details in found["applications"].items()
-        for name, deployment in details["deployments"].items()
-    ]
+def _of_processes(found: Report) -> Iterator[Row]:
+    counts = [f"{app}/{name} {_replicas(deployment)}" for app, name, deployment in found.deployments]
     yield from _several("replicas", counts)
-    alive = Counter(node["pool"] for node in found.get("nodes") or () if node["alive"])
+    alive = Counter(node.pool for node in found.nodes if node.alive)
     pools = ", ".join(f"{count} {pool}" for pool, count in sorted(alive.items())) or NOTHING
-    switched = found.get("kill_switch")
+    switched = found.kill_switch
     on = NOTHING if switched is None else ", ".join(f"on for {name}" for name in switched) or "off"
     yield "nodes", f"{pools}; kill switch {on}", _red(switched)
-    restarts = found.get("restarts")
     parts = [
-        f"{name} {one['count']} ({one['last']}{' at ' + one['at'] if one['at'] else ''})"
-        for name, one in sorted((restarts or {}).items())
+        f"{name} {one.count} ({one.last}{f' at {one.at}' if one.at else ''})"
+        for name, one in sorted((found.restarts or {}).items())
     ]
-    yield from _several("restarts", parts or [NOTHING if restarts is None else "none"])
+    yield from _several("restarts", parts or [NOTHING if found.restarts is None else "none"])
 
 
 def _several(label: str, texts: list[str]) -> Iterator[Row]:
@@ -159,23 +151,18 @@ def _wrapped(text: str, width: int | None) -> list[str]:
     """Return the text in lines of at most `width`, if any; a longer word has its own."""
     if width is None:
         return [text]
-    lines = [""]
-    for word in WORD.findall(text):
-        longer = f"{lines[-1]} {word}".lstrip()
-        if lines[-1] and len(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+    joined = COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(joined, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\0", " ") for line in lines or [""]]
 
 
-def _replicas(deployment: Mapping[str, Any]) -> str:
+def _replicas(deployment: DeploymentState) -> str:
     """Return the counts of a deployment's replicas by state, and its status unless healthy."""
-    replicas, target = dict(deployment["replicas"]), deployment.get("target")
-    status = str(deployment["status"]).lower()
+    replicas, status = dict(deployment.replicas), deployment.status.lower()
     if status == "unknown":
         return status
-    counts = [f"{replicas.pop('RUNNING', 0)}/{NOTHING if target is None else target} running"]
+    target = NOTHING if deployment.target is None else deployment.target
+    counts = [f"{replicas.pop('RUNNING', 0)}/{target} running"]
     counts += [f"{count} {state.lower()}" for state, count in sorted(replicas.items())]
     return ", ".join(counts) + ("" if status == "healthy" else f" ({status})")
 
@@ -191,6 +178,10 @@ def _arms(experiment: Mapping[str, Any] | None, seen: Mapping[str, float]) -> st
     ]
     held = [f"held out {experiment['holdout']:.0%}"] if experiment["holdout"] else []
     return ", ".join([*arms, *held])
+
+
+def _kinds(shares: Mapping[str, float]) -> str:
+    return f" ({shown(shares)})" if shares else ""
 
 
 def _red(is_wrong: object) -> str:

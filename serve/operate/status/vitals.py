@@ -10,14 +10,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from serve.config.application import OUR_APPLICATION
+import msgspec
+
+from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
-from serve.operate.diff.dashboard import actors
-from serve.operate.diff.running import RemoteService
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.state import RUN, get, status, status_code
-from serve.operate.status.causes import DOWN, causes, health, line, of_answers
-from serve.operate.status.restarts import Restarts
+from serve.operate.host.running_service import RemoteService
+from serve.operate.host.service_state import Probe, ServiceChange, ServiceState, fields_of, iso
+from serve.operate.host.state import RunState, get, status, status_code
+from serve.operate.status.causes import DOWN, causes, health
+from serve.operate.status.report import Cause, Report
 from serve.operate.status.scrape import PageHistory, read_pages
 from serve.rollout import history as releases
 
@@ -29,52 +31,48 @@ ANSWERING = ("ready", "deploying", "unwatched", "unhealthy")
 CHANGES_WITHIN, MAX_CHANGES = timedelta(hours=1), 20
 
 
-def look(run: Path | None, address: str | None, history: PageHistory | None = None) -> dict[str, Any]:
-    """Return the state of the running service; unknown values are None.
+def look(run: Path | None, address: str | None, history: PageHistory | None = None) -> Report:
+    """Return the report of the running service.
 
-    `health` has the state of its health, with the first thing to do: the first of `causes`.
     Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added.
 
     Raises:
-        TabrankError: the dashboard at `address` does not answer, or no application runs there.
+        TabrankError: the dashboard at `address` does not answer, or no application runs there; or
+            the files of the run folder cannot be read.
     """
-    now, wanted = datetime.now(UTC), {}
-    if address and run is None:
-        remote = RemoteService(address)
-        service = remote.service()
-        restarts = history.restarts if history else Restarts()
-        service["restarts"] = restarts.found(actors(remote.client), service["applications"])
-    else:
-        run = run or RUN
-        service, wanted = status(run), RunFolder.of(run).wanted().get("document", {})
-    answers = answers_of(service) if service["state"] in ANSWERING else {}
-    pages = _pages(service)
+    now, run = datetime.now(UTC), run or (None if address else RUN)
+    found = Report(**fields_of(_state(run, address), RunState))
+    found.surfaces = answers_of(found) if found.state in ANSWERING else {}
+    pages = pages_of(found)
     if history is None or not pages:
-        history = PageHistory(service.get("metrics_every_s", 10.0))
+        history = PageHistory(found.metrics_every_s)
         history.fill(pages)
     elif history.is_due:
         history.add(read_pages(pages))
-    found = {
-        **service,
-        "at": now.isoformat(timespec="seconds"),
-        "run": run and str(run),
-        "kill_switch": _switched(answers),
-        "surfaces": answers,
-        "traffic": history.traffic(),
-        "memory": history.memory(),
-        "changes": _changes(service, run, now),
-    }
-    found["breaks"] = list(_breaks(found))
-    found["causes"] = causes(found, wanted, now, pages[0] if pages and history.is_empty else "")
-    waits = [line(one) for one in found["causes"] if one["name"] in ("deploying", "not_starting")]
-    waits += filter(None, [service.get("unwatched")])
-    return {**found, **_by_kind(found["causes"]), "health": health(found), "waits": waits}
+    found.at, found.run = iso(now.timestamp()), str(run) if run else None
+    found.kill_switch = _switched(found.surfaces)
+    found.traffic, found.memory = history.traffic(), history.memory()
+    found.changes = _changes(found, now)
+    found.breaks = list(_breaks(found))
+    silent = pages[0] if pages and history.is_empty else ""
+    found.causes = causes(found, now, silent)
+    found.health = health(found)
+    found.degraded, found.advice = by_kind(found.causes)
+    waits = [str(one) for one in found.causes if one.name in ("deploying", "not_starting")]
+    found.waits = [*waits, *filter(None, [found.unwatched])]
+    return found
+
+
+def _state(run: Path | None, address: str | None) -> RunState:
+    """Return the state of the service of a run folder or at an address."""
+    if address and run is None:
+        return RunState(**fields_of(RemoteService(address).service(), ServiceState))
+    return status(run or RUN)
 
 
 def metrics_pages(run: Path | None, address: str | None) -> list[str]:
     """Return the URLs of the nodes' metrics pages; raise TabrankError where none is known."""
-    service = RemoteService(address).service() if address and run is None else status(run or RUN)
-    pages = _pages(service)
+    pages = pages_of(_state(run, address))
     if not pages:
         raise TabrankError(
             f"{address or run or RUN}: no page of metrics is known; start the service: python -m serve up"
@@ -82,87 +80,76 @@ def metrics_pages(run: Path | None, address: str | None) -> list[str]:
     return pages
 
 
-def median_ms(run: Path | None, address: str | None, app: str) -> float | None:
+def median_ms(service: ServiceState, app: str) -> float | None:
     """Return the p50 of an application's rankings since its replicas started; None if unknown."""
-    with contextlib.suppress(TabrankError):
-        return read_pages(metrics_pages(run, address)).of("application", app).median_ms
-    return None
+    return read_pages(pages_of(service)).of("application", app).median_ms
 
 
-def _pages(service: Mapping[str, Any]) -> list[str]:
+def pages_of(service: ServiceState) -> list[str]:
     """Return the pages of the nodes and, last, that of HAProxy; none where nothing is served."""
-    nodes = service.get("nodes", ()) if service["state"] not in DOWN else ()
-    pages = [node["metrics_url"] for node in nodes if node["alive"] and node.get("metrics_url")]
-    haproxy = service.get("haproxy_metrics_url")
+    nodes = service.nodes if service.state not in DOWN else ()
+    pages = [node.metrics_url for node in nodes if node.alive and node.metrics_url]
+    haproxy = service.haproxy_metrics_url
     # HAProxy writes its page in the thread that forwards requests: ask for what is read.
     return [*pages, f"{haproxy}?scope=frontend&scope=backend"] if pages and haproxy else pages
 
 
-def answers_of(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def answers_of(service: ServiceState) -> dict[str, dict[str, Any]]:
     """Return each of our applications' /readyz, with the experiment of /v1/model; empty if silent.
 
-    `service` has the form of `service.json`.
+    An application without a route cannot be asked.
     """
     found = {}
-    for name, app in service.get("applications", {}).items():
-        if app.get("import_path") == OUR_APPLICATION:
-            base = service["url"] + (app.get("route_prefix") or "/").rstrip("/")
-            ready, model = _get(base + "/readyz"), _get(base + "/v1/model")
-            # An error has a body too.
-            found[name] = {**ready, "experiment": model.get("experiment")} if "store" in ready else {}
+    for name, url in service.our_urls.items():
+        ready, model = _get(f"{url}/readyz"), _get(f"{url}/v1/model")
+        # An error has a body too.
+        found[name] = {**ready, "experiment": model.get("experiment")} if "store" in ready else {}
     return found
 
 
-def diagnosed(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the diagnoses in the answers of `answers_of`, a text each with its application.
-
-    `degraded` has those because of which rankings differ from the file, `advice` the others.
-    """
-    return _by_kind(of_answers(answers))
-
-
-def _by_kind(named: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {"degraded": [], "advice": []}
+def by_kind(named: Iterable[Cause]) -> tuple[list[str], list[str]]:
+    """Return the texts of what degrades the service, and those of advice."""
+    texts: tuple[list[str], list[str]] = ([], [])
     for one in named:
-        found["advice" if one["advice"] else "degraded"].append(line(one))
-    return found
+        texts[one.advice].append(str(one))
+    return texts
 
 
-def _changes(service: Mapping[str, Any], run: Path | None, now: datetime) -> list[dict[str, Any]]:
+def _changes(found: Report, now: datetime) -> list[ServiceChange]:
     """Return what changed in the last hour, newest first: deploys, versions and restarts."""
-    changes = [*service.get("changes", ())]
-    for name, one in (service.get("restarts") or {}).items():
-        changes += [{"at": at, "what": f"{name} restarted: {one['last']}"} for at in one["times"][-1:]]
-        changes += [{"at": at, "what": f"{name} restarted"} for at in one["times"][:-1]]
-    for app in RunFolder.of(run).deployed().get("applications", ()) if run else ():
-        models = Path(service.get("config", "")).parent / (app.get("args") or {}).get("models", "var/models")
+    changes = [*found.changes]
+    for name, one in (found.restarts or {}).items():
+        changes += [ServiceChange(at, f"{name} restarted: {one.last}") for at in one.times[-1:]]
+        changes += [ServiceChange(at, f"{name} restarted") for at in one.times[:-1]]
+    service = RunFolder.of(Path(found.run)).service() if found.run else None
+    for app in service.document.get("applications", ()) if service else ():
+        models = Path(found.config).parent / (app.get("args") or {}).get("models", "var/models")
         with contextlib.suppress(OSError):
             changes += [_released(entry) for entry in releases.read(models).entries[-MAX_CHANGES:]]
-    recent = [one for one in changes if now - datetime.fromisoformat(one["at"]) < CHANGES_WITHIN]
+    recent = [one for one in changes if now - datetime.fromisoformat(one.at) < CHANGES_WITHIN]
     # Of the same second, the one that was noted last comes first.
-    return sorted(recent, key=lambda one: one["at"])[::-1][:MAX_CHANGES]
+    return sorted(recent, key=lambda one: one.at)[::-1][:MAX_CHANGES]
 
 
-def _breaks(found: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def _breaks(found: Report) -> Iterator[Probe]:
     """Yield what the last deploys broke for callers, if it still is so.
 
     Each is a probe of `changes.broken`, asked without a key, as callers of before do; of the same
     one, the newest.
     """
     probes = {
-        (probe["name"], probe["path"]): {"at": change["at"], **probe}
-        for change in reversed(found["changes"])
-        for probe in change.get("probes", ())
+        (probe.name, probe.path): msgspec.structs.replace(probe, at=change.at)
+        for change in reversed(found.changes)
+        for probe in change.probes
     }
     for probe in probes.values():
-        if status_code(found["url"] + probe["path"]) == probe["status"]:
+        if status_code(found.url + probe.path) == probe.status:
             yield probe
 
 
-def _released(entry: releases.HistoryEntry) -> dict[str, str]:
-    at = datetime.fromtimestamp(entry.at_ms / 1e3, UTC).isoformat(timespec="seconds")
+def _released(entry: releases.HistoryEntry) -> ServiceChange:
     reason = f": {entry.reason}" if entry.reason else ""
-    return {"at": at, "what": f"{entry.action} {entry.version} by the {entry.by}{reason}"}
+    return ServiceChange(iso(entry.at_ms / 1e3), f"{entry.action} {entry.version} by the {entry.by}{reason}")
 
 
 def _switched(answers: Mapping[str, Mapping[str, Any]]) -> list[str] | None:

@@ -8,8 +8,9 @@ from itertools import islice
 
 import pytest
 
-from loadtest.generator.bodies import candidate, event, forget, pack, viewer_events
+from loadtest.generator.bodies import pack, viewer_events
 from loadtest.generator.ids import Ids
+from serve.contract.records import Candidate, Forget
 
 IDS = Ids([f"v{i}" for i in range(50)], [f"c{i}" for i in range(9)])
 
@@ -46,12 +47,11 @@ def test_kinds_viewers_and_candidates_are_drawn_as_they_are_in_a_log():
 
 
 def test_the_other_records_say_what_the_api_takes():
-    sent = [event("e", "v", "c", "join"), candidate("c"), candidate("c", 7), forget("v")]
+    sent = [Candidate("c"), Candidate("c", ends_ms=7), Forget("v")]
     assert json.loads(pack(sent)) == {
         "records": [
-            {"type": "event", "id": "e", "viewer": "v", "candidate": "c", "kind": "join"},
-            {"type": "candidate", "id": "c", "fields": {}},
-            {"type": "candidate", "id": "c", "fields": {}, "ends_ms": 7},
+            {"type": "candidate", "id": "c"},
+            {"type": "candidate", "id": "c", "ends_ms": 7},
             {"type": "forget", "viewer": "v"},
         ]
     }

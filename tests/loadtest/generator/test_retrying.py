@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from loadtest.generator.connections import Retrying
-from serve.client.reply import PROBLEM
+from serve.client.reply import PROBLEM, Reply
 from serve.client.retries import Retries
 
 # HAProxy's own answer when a replica dies during the request.
 BARE = (500, "text/html")
+
+
+class Late(int):
+    """Status that comes after 30 ms."""
 
 
 class Scripted:
@@ -18,15 +24,14 @@ class Scripted:
     def __init__(self, *answers):
         self.answers = list(answers)
 
-    def exchange_with_headers(self, request):
+    def exchange(self, request):
         answer = self.answers.pop(0)
+        if isinstance(answer, Late):
+            time.sleep(0.03)
         if isinstance(answer, Exception):
             raise answer
         status, kind = answer if isinstance(answer, tuple) else (answer, PROBLEM)
-        return status, b"", kind, None
-
-    def exchange(self, request):
-        return self.exchange_with_headers(request)[:2]
+        return Reply(status, b"", kind)
 
 
 def retrying(*answers, timeout_s=1.0):
@@ -61,14 +66,6 @@ def test_what_may_not_be_retried_stands():
 
 
 def test_a_second_answer_after_the_time_of_both_is_none():
-    transport, _ = retrying(503, 200, timeout_s=0.02)
-
-    def slow(request):
-        from time import sleep
-
-        sleep(0.03)
-        return 200, b""
-
-    transport._connections.exchange = slow
+    transport, _ = retrying(503, Late(200), timeout_s=0.02)
     with pytest.raises(TimeoutError):
         transport.exchange(b"")

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import find_cluster, watch
+from loadtest.measure.cluster import find_cluster
+from loadtest.measure.polling import repeated, within
 
 SERVICE = {
     "url": "http://127.0.0.1:8000",
@@ -105,17 +106,21 @@ def test_two_applications_do_not_share_a_column(tmp_path):
     assert set(look()[0]) == {"a_Scorer", "a_Ingest", "b_Scorer", "b_Ingest"}
 
 
-def test_a_watch_looks_through_the_whole_run_and_past_what_cannot_be_seen(monkeypatch):
-    monkeypatch.setattr("loadtest.measure.cluster.PERIOD_S", 0.05)
-    seen = iter([({"Scorer": 1}, 1), LoadtestError("gone"), ({"Scorer": 2}, 1), ({"Scorer": 2}, 1)])
+def test_looks_go_on_past_what_cannot_be_seen():
+    seen = []
 
     def look():
-        found = next(seen)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        seen.append(len(seen))
+        if len(seen) == 2:
+            raise LoadtestError("gone")
 
-    samples = []
-    watch(look, 0.05, 0.1, samples)
-    assert [sample.replicas["Scorer"] for sample in samples] == [1, 2, 2]
-    assert -0.06 < samples[0].at_s < 0 < samples[-1].at_s
+    with repeated(look, 0.02):
+        assert within(5.0, lambda: len(seen) >= 4) is not None
+
+
+def test_a_condition_that_cannot_be_read_counts_as_false():
+    def fails():
+        raise LoadtestError("nobody there")
+
+    assert within(0.15, fails) is None
+    assert within(0.15, lambda: True) == 0.0

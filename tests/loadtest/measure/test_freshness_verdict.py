@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from loadtest.measure.measure import RequestLog, measure
 from loadtest.measure.service import Outcome
 from loadtest.measure.verdict import judge_freshness
-from loadtest.report.freshness import event_numbers, freshness_numbers, rank_numbers
+from loadtest.report.freshness import event_numbers, freshness_numbers
 
 OK = Outcome("full", True, True)
 
@@ -31,7 +33,7 @@ def judged(rank=None, events=None, **kinds):
     probes = {kind: kinds.get(kind, record(100, 200.0)) for kind in ("candidate", "viewer")}
     report = {
         "freshness_ms": freshness_numbers(probes),
-        "rank": rank_numbers(100, measure(rank or record(), 10.0)),
+        "rank": {"target_rps": 100, **asdict(measure(rank or record(), 10.0))},
         "events": event_numbers(1000, 10, measure(events or record(), 10.0)),
     }
     return judge_freshness(report, late_limit_ms=10)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from loadtest.measure.measure import Measurement
-from loadtest.measure.verdict import EXIT_CODES, judge, judge_slow_clients, overall, part_verdict
+from loadtest.measure.verdict import EXIT_CODES, judge, judge_slow_clients, overall, verdict_if_late
 from loadtest.workload.profiles import load_slo
 
 SLO = load_slo()
@@ -87,14 +87,20 @@ def test_slow_clients_may_cost_a_fifth_of_latency_and_no_failure(ratio, num_fail
 @pytest.mark.parametrize(
     ("parts", "verdict"),
     [
-        ([{"held": True}, {"held": True, "void": False}], "held"),
-        ([{"held": True}, {"held": False, "void": True}], "void"),
+        (["held", "held"], "held"),
+        (["held", "void"], "void"),
         # A part that is void does not excuse another one.
-        ([{"held": False}, {"held": False, "void": True}], "not held"),
+        (["not held", "void"], "not held"),
     ],
 )
 def test_a_late_generator_voids_only_its_own_part(parts, verdict):
-    assert overall(map(part_verdict, parts)) == verdict
+    assert overall(parts) == verdict
+
+
+def test_a_late_generator_voids_only_what_did_not_hold():
+    assert verdict_if_late([], 20.0, 10.0) == ("held", [])
+    verdict, reasons = verdict_if_late(["slow"], 20.0, 10.0)
+    assert (verdict, reasons[1:]) == ("void", ["slow"])
 
 
 def test_exit_codes_are_those_of_every_command():

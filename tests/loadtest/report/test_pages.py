@@ -16,7 +16,7 @@ from loadtest.workload.profiles import load_profile, load_slo
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray, needs_chromium, needs_axe]
 PROFILE = load_profile("headline", warmup_s=5, duration_s=30)
-PLOTS = {"demo": 5, "demo/load-headline": 4}
+PLOTS = {"demo": 1, "demo/load-headline": 4}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
         log.add(at_s, rng.exponential(), rng.lognormal(1.5, 0.6), Outcome("full", True, True), 55)
     samples = [ClusterSample(second + 0.5, {"Scorer": 1 + second // 20}, 1) for second in range(30)]
     load = (PROFILE, load_slo(), "http://127.0.0.1:8000", log.requests(), samples)
-    report_run(*load, demo / "load-headline", "<html>locust</html>")
+    report_run(*load, demo / "load-headline")
     write_demo(demo_report(), demo)
     return demo.parent
 

@@ -51,7 +51,7 @@ def made():
 
 def written(folder, outcome=FULL, samples=()):
     """Return the report of a run, and the page in its folder."""
-    report, _ = report_run(PROFILE, SLO, URL, ended(outcome), samples, folder, "<html>locust</html>")
+    report, _ = report_run(PROFILE, SLO, URL, ended(outcome), samples, folder)
     return report, (folder / "report.html").read_text()
 
 
@@ -71,7 +71,7 @@ def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
     report, page = written(folder)
     # fmt: off
     assert sorted(path.name for path in folder.iterdir()) == [
-        "locust.html", "report.html", "report.json", "requests.csv", "timeline.csv"
+        "report.html", "report.json", "timeline.csv"
     ]
     # fmt: on
     assert list(folder.parent.iterdir()) == [folder]
@@ -82,7 +82,7 @@ def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
     assert "not valid" not in page
     # fmt: off
     assert set(re.findall(r'(?:src|href)="(?!#)([^"]+)"', page.partition("<script>")[0])) == {
-        "report.json", "requests.csv", "timeline.csv", "locust.html"
+        "report.json", "timeline.csv"
     }
     # fmt: on
 

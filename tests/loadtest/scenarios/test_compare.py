@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,16 @@ from loadtests import left
 from loadtest.measure.measure import Requests
 from loadtest.measure.service import Outcome
 from loadtest.scenarios import compare
-from loadtest.scenarios.compare import LOADS, alternate, compare_verdict, describe, ratio, window_numbers
+from loadtest.scenarios.compare import (
+    LOADS,
+    Load,
+    Window,
+    alternate,
+    compare_verdict,
+    describe,
+    ratio,
+    window,
+)
 from loadtest.scenarios.knee import Bench
 from loadtest.targets import processes
 from loadtest.targets.services import TargetService, free_port
@@ -46,17 +55,13 @@ def requests(num, late_ms=0.0, seconds=2, num_shed=0):
     return Requests(at_s, late, latency_ms, codes == 0, np.ones(num, int), [FULL, SHED], codes)
 
 
-def window(rps, kept_up=True, late_s=0):
-    cpu_us = {"Scorer": 300, "rest": 100}
-    number = {"rps": rps, "p50_ms": 5.0, "p99_ms": 9.0}
-    return {
-        "seconds": 2,
-        "late_s": late_s,
-        "kept_up": kept_up,
-        "ended": {"full": 4},
-        "cpu_used_us": cpu_us,
-        **number,
-    }
+def numbers(num, load, late_ms=0.0, seconds=2, num_shed=0):
+    """Return the numbers of such requests."""
+    return window(requests(num, late_ms, seconds, num_shed), load, seconds, 10.0, {})
+
+
+def turn(rps, kept_up=True, late_s=0):
+    return Window(2, late_s, kept_up, rps, 5.0, 9.0, {"full": 4}, {"Scorer": 300, "rest": 100})
 
 
 @pytest.mark.integration
@@ -99,16 +104,16 @@ def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monk
         port = free_port()
         return TargetService(name, port, (sys.executable, "-c", SERVER, str(port)), dict(os.environ))
 
-    for name in ("fastapi", "idiomatic", "tabrank"):
+    for name in ("fastapi", "tabrank"):
         monkeypatch.setattr(compare, name, lambda *_, name=name: small(name))
-    monkeypatch.setattr(compare, "LOADS", {"closed loop × 2": {"connections": 2, "rate_rps": 0.0}})
+    monkeypatch.setattr(compare, "LOADS", {"closed loop × 2": Load(connections=2)})
     monkeypatch.setattr(compare, "WARM_UP_S", 1)
     monkeypatch.setattr(processes, "SETTLE_S", 0.0)
     running = []
     report = compare.run_compare(
         bench_work, tmp_path / "out", lambda _: running.append(left(bench_work)), 2, 1
     )
-    assert len(running[-1]) == 3
+    assert len(running[-1]) == 2
     assert left(bench_work) == []
     assert (report["verdict"], report["reasons"]) == ("held", [])
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
@@ -119,48 +124,48 @@ def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monk
 
 
 def test_a_second_with_a_late_generator_is_excluded_and_counted():
-    found = window_numbers(requests(200, late_ms=50.0), OPEN, 2, 10.0)
-    assert (found["late_s"], found["rps"], found["p50_ms"]) == (1, 100.0, 5.0)
-    assert found["ended"] == {"full": 200}
-    never = window_numbers(requests(10, late_ms=2_000.0, seconds=1), OPEN, 1, 10.0)
-    assert not never["kept_up"]
-    assert (never["late_s"], never["rps"], never["p99_ms"]) == (1, None, None)
+    found = numbers(200, OPEN, late_ms=50.0)
+    assert (found.late_s, found.rps, found.p50_ms) == (1, 100.0, 5.0)
+    assert found.ended == {"full": 200}
+    never = numbers(10, OPEN, late_ms=2_000.0, seconds=1)
+    assert not never.kept_up
+    assert (never.late_s, never.rps, never.p99_ms) == (1, None, None)
 
 
 def test_only_full_answers_in_time_count_as_kept_up():
-    assert window_numbers(requests(200, num_shed=20), OPEN, 2, 10.0)["kept_up"]
-    behind = window_numbers(requests(200, num_shed=22), OPEN, 2, 10.0)
-    assert (behind["kept_up"], behind["rps"]) == (False, 89.0)
-    assert window_numbers(requests(200, num_shed=22), CLOSED, 2, 10.0)["kept_up"]
+    assert numbers(200, OPEN, num_shed=20).kept_up
+    behind = numbers(200, OPEN, num_shed=22)
+    assert (behind.kept_up, behind.rps) == (False, 89.0)
+    assert numbers(200, CLOSED, num_shed=22).kept_up
 
 
 def test_numbers_of_a_service_are_medians_and_cpu_per_full_answer():
-    found = describe([window(100.0), window(130.0), window(None, late_s=2), window(110.0)])
+    found = describe([turn(100.0), turn(130.0), turn(None, late_s=2), turn(110.0)])
     assert (found["rps"], found["late_s"], found["ended"]) == (110.0, 2, {"full": 16})
     assert found["cpu_us"] == {"all": 100.0, "Scorer": 75.0, "rest": 25.0}
-    assert describe([window(None)])["rps"] is None
+    assert describe([turn(None)])["rps"] is None
 
 
 def test_a_ratio_is_taken_round_by_round_and_means_nothing_if_it_varies_too_much():
-    ours = [window(150.0), window(300.0), window(160.0)]
-    even = ratio(ours, [window(100.0), window(200.0), window(100.0)], "rps")
+    ours = [turn(150.0), turn(300.0), turn(160.0)]
+    even = ratio(ours, [turn(100.0), turn(200.0), turn(100.0)], "rps")
     assert even == {"median": 1.5, "lowest": 1.5, "highest": 1.6, "meaningless": False}
-    assert ratio(ours, [window(100.0)] * 3, "rps")["meaningless"]
-    assert ratio(ours, [window(100.0, kept_up=False)], "rps") is None
-    assert ratio(ours, [window(None)] * 3, "rps") is None
+    assert ratio(ours, [turn(100.0)] * 3, "rps")["meaningless"]
+    assert ratio(ours, [turn(100.0, kept_up=False)], "rps") is None
+    assert ratio(ours, [turn(None)] * 3, "rps") is None
 
 
 def test_the_verdict_depends_on_full_answers_and_on_the_generator():
     def at(load, *windows):
-        return {**load, "services": {"tabrank": describe(windows)}}
+        return {**asdict(load), "services": {"tabrank": describe(windows)}}
 
-    good = {"closed loop × 8": at(CLOSED, window(90.0)), "open loop, 10/s": at(OPEN, window(10.0))}
+    good = {"closed loop × 8": at(CLOSED, turn(90.0)), "open loop, 10/s": at(OPEN, turn(10.0))}
     assert compare_verdict(good) == ("held", [])
-    verdict, reasons = compare_verdict(good | {"closed loop × 1": at(CLOSED, window(0.0))})
+    verdict, reasons = compare_verdict(good | {"closed loop × 1": at(CLOSED, turn(0.0))})
     assert (verdict, reasons) == ("not held", ["tabrank was not measured at closed loop × 1"])
-    behind = at(OPEN, window(None, kept_up=False))
+    behind = at(OPEN, turn(None, kept_up=False))
     assert compare_verdict(good | {"open loop, 900/s": behind}) == ("held", [])
-    late = at(OPEN, window(10.0), window(10.0, late_s=1))
+    late = at(OPEN, turn(10.0), turn(10.0, late_s=1))
     verdict, reasons = compare_verdict(good | {"open loop, 10/s": late})
     assert verdict == "void"
     assert "late in 1 of 4 open-loop seconds" in reasons[0]

@@ -10,8 +10,7 @@ import pytest
 from demo_report import demo_report, load_report
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.verdict import WORDS
-from loadtest.report.demo import claims, demo_verdict, write_demo
+from loadtest.report.demo import GAIN, PLACE, demo_findings, demo_verdict, write_demo
 from loadtest.scenarios import demo, topic_story
 from loadtest.scenarios.topic_story import NEW_SPACE, TopicStory
 
@@ -96,7 +95,7 @@ def test_the_posted_records_are_a_space_and_five_joins_with_clicks(live_stub, st
 
 def test_rooms_that_ended_long_ago_are_not_joined(tmp_path):
     story = story_at(tmp_path, 2)
-    joined = [event["candidate"] for event in story.engagements() if event["kind"] == "join"]
+    joined = [event.candidate for event in story.engagements() if event.kind == "join"]
     assert joined == ["c8", "c9", "c13", "c14", "c18"]
 
 
@@ -151,32 +150,26 @@ def test_the_viewers_first_places_are_recorded_before_and_after(live_stub, ranks
     assert explained.count(True) == 2
 
 
-def claim(name, **changes):
-    """Return what was found, and whether the claim holds."""
-    return next((row[3], row[1]) for row in claims(demo_report(**changes)) if row[0] == name)
+def row(name, **changes):
+    """Return the value and the note of a number."""
+    return next(rest for found, *rest in demo_findings(demo_report(**changes)).rows if found == name)
 
 
-def test_the_report_says_how_soon_it_rose():
+def test_the_report_says_how_soon_the_room_rose():
     topic = demo_report()["topic"]
-    told = "place 20 → 3{}; for a control viewer 9 → 9"
-    assert claim("adapts to the viewer") == (told.format(" within 0.31 s"), "✓ yes")
+    assert row(PLACE) == ["20 → 3", "after 0.31 s, at most 1 s"]
+    assert row("the same for a control viewer") == ["9 → 9", "rises less"]
     late = topic | {"seconds": None, "rose": False}
-    assert claim("adapts to the viewer", topic=late) == (told.format(""), "✗ no")
+    assert row(PLACE, topic=late) == ["20 → 3", "not in time"]
 
 
-def test_only_the_direction_of_the_difference_from_popular_is_compared(tmp_path):
+def test_the_model_is_compared_by_expected_joins_or_else_by_ndcg():
     def against(**paired):
-        train = demo_report()["train"]
-        return claim("against most popular", train=train | {"paired": train["paired"] | paired})
+        return row(GAIN, train={"paired": demo_report()["train"]["paired"] | paired})
 
-    found = "+0.031 ± {} joins per ranking, logged rankings"
-    assert against() == (found.format("0.008"), "– same direction")
-    assert against(expected_labels_se=0.02) == (found.format("0.040"), "– no clear difference")
-    assert against(expected_labels=-0.031)[1] == "✗ opposite direction"
-    assert against(expected_labels=None, **{"ndcg@10": None}) == ("–", "– not compared")
-    train = demo_report()["train"]
-    worse = train | {"paired": train["paired"] | {"expected_labels": -0.02}}
-    assert "; the model loses against popular" in page_of(tmp_path, train=worse)
+    assert against() == ["+0.031", "± 0.008 joins per ranking (2 standard errors)"]
+    assert against(expected_labels=None) == ["+0.150", "± 0.020 NDCG@10 (2 standard errors)"]
+    assert against(expected_labels=None, **{"ndcg@10": None, "se": None})[0] == "–"
 
 
 def page_of(folder, **changes):
@@ -184,29 +177,15 @@ def page_of(folder, **changes):
     return (folder / "report.html").read_text().partition("<script>")[0].replace("\xa0", " ")
 
 
-def test_a_row_is_judged_by_its_own_number():
-    slow = load_report("not held", p90_ms=31.0, p99_ms=130.0, candidates_per_s=40_000.0)
-    held = {
-        name: claim(name, load=slow, headline=slow)[1] for name in ("rankings", "candidates", "p90", "p99")
-    }
-    assert held == {"rankings": "✗ no", "candidates": "✗ no", "p90": "✓ yes", "p99": "✗ no"}
-    never = load_report("not held", p90_ms=None, p99_ms=None)
-    assert claim("p90", load=never, headline=never) == ("not reached", "✗ no")
-
-
-MODEST = load_report(profile="modest", target_rps=300.0, rps=300.0, candidates_per_s=16_500.0)
+MODEST = load_report(profile="modest", offered_rps=300.0, rps=300.0, candidates_per_s=16_500.0)
 
 
 @pytest.mark.parametrize(
-    ("word", "holds", "told"),
-    [("not held", "✗ no", "did not hold on this machine"), ("void", "– no verdict", "gave no verdict")],
+    ("word", "told"), [("not held", "did not hold on this machine"), ("void", "gave no verdict")]
 )
-def test_a_lower_rate_does_not_hold_the_claimed_one(tmp_path, word, holds, told):
+def test_a_lower_rate_decides_and_the_first_one_is_told(tmp_path, word, told):
     first = load_report(word, reasons=["p99 is 200.0 ms, above 100 ms"])
-    loads = {"load": MODEST, "headline": first}
-    assert claim("rankings", **loads) == (f"300 /s of 300 offered, held; {WORDS[word]} at 900 /s", holds)
-    assert claim("p90", **loads) == ("8.4 ms", "– at 300 /s only")
-    page = page_of(tmp_path, **loads)
+    page = page_of(tmp_path, load=MODEST, headline=first)
     assert "Held: 300 rankings/s in time" in page
     assert f"<p>900 rankings/s {told}: p99 is 200.0 ms" in page
     assert "not valid" not in page
@@ -216,8 +195,7 @@ def test_figures_without_a_verdict_are_marked(tmp_path):
     late = {**MODEST, "verdict": "void", "reasons": ["the load generator itself was late"]}
     page = page_of(tmp_path, load=late, headline=load_report("void", reasons=["late"]))
     assert "No verdict on 300 rankings/s in time" in page
-    assert page.count("not valid") == 4
-    assert claim("p99", load=late)[1] == "– no verdict"
+    assert page.count("not valid") == 6
 
 
 def test_a_demo_holds_only_if_the_room_rose_and_the_load_held():
@@ -228,8 +206,9 @@ def test_a_demo_holds_only_if_the_room_rose_and_the_load_held():
 
 
 def test_the_report_tells_the_story_with_short_numbers(tmp_path):
-    table = write_demo(demo_report(), tmp_path)
-    assert "joins per ranking" in table
+    lines = write_demo(demo_report(), tmp_path)
+    assert lines.startswith("tabrank: the demo: held, 200 s\n  requests a second: 900.2, 900.0 offered\n")
+    assert f"  {PLACE}: 20 → 3, after 0.31 s, at most 1 s" in lines
     page = (tmp_path / "report.html").read_text().partition("<script>")[0]
     for told in (
         "Held: 900 rankings/s in time",
@@ -242,7 +221,6 @@ def test_the_report_tells_the_story_with_short_numbers(tmp_path):
     ):
         assert told in page, told
     assert "0.0500000" not in page
-    assert page.index("Claimed and found") < page.index("Latency under load") < page.index("against popular")
 
 
 def test_a_load_without_numbers_and_rankings_without_reasons_are_told(tmp_path):
@@ -250,14 +228,10 @@ def test_a_load_without_numbers_and_rankings_without_reasons_are_told(tmp_path):
     topic = demo_report()["topic"]
     plain = [room | {"reasons": None} for room in topic["rankings"]["after"]]
     topic = topic | {"rankings": {"before": plain, "after": plain}}
-    write_demo(demo_report(load=gone, headline=gone, topic=topic), tmp_path)
-    page = (tmp_path / "report.html").read_text()
+    page = page_of(tmp_path, load=gone, headline=gone, topic=topic)
     assert "No verdict on 900 rankings/s" in page
-    assert claim("p99", load=gone) == ("–", "– no verdict")
-    assert claim("rankings", load=gone, headline=gone) == ("– of 900 offered, no verdict", "– no verdict")
-    assert "load took" not in page
+    assert "requests a second" not in page
     assert "no service answers." in page
-    assert "what moves it most" not in page
 
 
 def test_an_interrupted_demo_stops_its_service_and_says_so(monkeypatch, tmp_path, capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from loadtests import ENVIRONMENT, ROOT, interrupted, left, run_loadtest
@@ -77,7 +76,7 @@ def test_knee_measures_the_shipped_service_and_leaves_nothing_running(bench, ben
 
 
 @pytest.mark.proof
-def test_compare_measures_three_services_and_leaves_nothing_running(bench, bench_work):
+def test_compare_measures_both_services_and_leaves_nothing_running(bench, bench_work):
     report = bench("compare")
     assert report["verdict"] == "held", report["reasons"]
     assert list(report["loads"]) == ["closed loop × 1", "closed loop × 8", "open loop, 10/s"]
@@ -85,7 +84,7 @@ def test_compare_measures_three_services_and_leaves_nothing_running(bench, bench
     for name, found in report["services"].items():
         assert found["memory_mib"] > 50, name
     for load in report["loads"].values():
-        assert list(load["services"]) == ["fastapi", "idiomatic", "tabrank"]
+        assert list(load["services"]) == ["fastapi", "tabrank"]
         for name, found in load["services"].items():
             assert found["rps"] > 0, name
             assert found["cpu_us"]["all"] > 0, name
@@ -93,7 +92,6 @@ def test_compare_measures_three_services_and_leaves_nothing_running(bench, bench
         assert load["services"]["tabrank"]["cpu_us"]["FeatureFetch"] > 0
         assert load["ratios"]["rps"]["lowest"] > 0
     assert left(bench_work) == []
-    assert not Path(f"/tmp/rival-{bench_work.id}").exists()
 
 
 def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
@@ -113,11 +111,12 @@ def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
     [
         (("knee", "--config", "none.yaml"), "none.yaml: cannot be read"),
         (("compare", "--out", "."), "exists already"),
-        (("scale", "--part", "replica"), "--part replica: unknown part; use replicas, step, nodes"),
+        (("scale", "--part", "replica"), "--part replica: unknown part; use replicas, step"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(tmp_path, arguments, message):
     code, printed, messages = run_loadtest(tmp_path, *arguments, "--work", "work")
     assert code == 2
-    assert message in printed["error"]
+    assert printed["verdict"] == "void"
+    assert message in printed["reasons"][0]
     assert "Traceback" not in messages

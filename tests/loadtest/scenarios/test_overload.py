@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import yaml
 from offers import BROKEN, FALLBACK, REFUSED, Offering
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import timeline
-from loadtest.report.series import overload_summary, run_line, write_overload
-from loadtest.scenarios.overload import disable_load_shedding, read_times, verdict_of
-from loadtest.scenarios.overload_verdict import Overload, describe, with_verdict
+from loadtest.report.overload import overload_summary, run_line, write_overload
+from loadtest.scenarios.overload import read_times
+from loadtest.scenarios.overload_verdict import Overload, judged
 from loadtest.workload.profiles import load_slo
-from serve.config.settings import UserConfig
 
 # 20 s of overload, from second 2.
 PLAN = {"seconds": 20.0, "begins_s": [2.0], "after_s": 8.0}
 BURSTS = Overload.short(4)
 SLO = load_slo()
 KNEE_RPS = 100.0
-CLUSTER = Path(__file__).parents[3] / "cluster.yaml"
 
 
-def found(offering, times=2.0, knee_rps=KNEE_RPS):
-    return describe(Overload(times, **PLAN), offering.requests, knee_rps, 100.0, SLO)
+def found(offering, times=2.0, knee_rps=KNEE_RPS, **more):
+    return judged(Overload(times, **PLAN), offering.requests, knee_rps, 100.0, SLO, more)
 
 
-def reasons(offering, times=2.0, knee_rps=KNEE_RPS, **changes):
-    return with_verdict(found(offering, times, knee_rps) | changes, SLO)["reasons"]
+def reasons(offering, times=2.0, knee_rps=KNEE_RPS, **more):
+    return found(offering, times, knee_rps, **more)["reasons"]
 
 
 def overloaded(rate_rps=200):
@@ -45,8 +40,12 @@ def bursting(begins_s=BURSTS.begins_s):
     return offering
 
 
+def burst(offering):
+    return judged(BURSTS, offering.requests, KNEE_RPS, 100.0, SLO)
+
+
 def burst_reasons(offering):
-    return with_verdict(describe(BURSTS, offering.requests, KNEE_RPS, 100.0, SLO), SLO)["reasons"]
+    return burst(offering)["reasons"]
 
 
 def test_goodput_is_told_by_rung_and_as_a_share_of_the_knee():
@@ -56,14 +55,13 @@ def test_goodput_is_told_by_rung_and_as_a_share_of_the_knee():
     assert numbers["goodput_by_rung_rps"] == {"full": 100.0, "fallback": 50.0}
     assert (numbers["goodput_share"], numbers["full_of_knee"], numbers["full_share"]) == (1.5, 1.0, 0.5)
     assert (numbers["refused"], numbers["refused_p99_ms"], numbers["refused_share"]) == (1000, 2.0, 0.25)
-    assert with_verdict(numbers, SLO)["verdict"] == "held"
+    assert numbers["verdict"] == "held"
 
 
 def test_an_answer_after_its_deadline_is_no_goodput():
     numbers = found(Offering(30, rate_rps=200).between(2, 22, latency_ms=100.5))
-    assert numbers["goodput_rps"] == 0
-    assert numbers["answers_late"] == numbers["answers"] == 4000
-    assert with_verdict(numbers, SLO)["reasons"] == [
+    assert numbers["goodput_share"] == 0
+    assert numbers["reasons"] == [
         "answers of any rung, of the knee: 0.0% (at least 120.0%)",
         "p99 of answers: 100.5 ms (limit 100 ms)",
     ]
@@ -126,8 +124,7 @@ def test_full_answers_do_not_come_and_go(weak_s, reason):
 
 def test_a_request_that_fails_without_being_refused_is_not_allowed():
     numbers = found(overloaded().between(5, 5.01, BROKEN))
-    assert numbers["http_5xx"] == 2
-    assert with_verdict(numbers, SLO)["reasons"] == ["requests failed without a refusal: 2 HTTP 500"]
+    assert numbers["reasons"] == ["requests failed without a refusal: 2 HTTP 500"]
 
 
 def test_seconds_with_a_late_generator_do_not_count():
@@ -135,14 +132,14 @@ def test_seconds_with_a_late_generator_do_not_count():
     offering = overloaded().between(5, 7, BROKEN, late_ms=30.0)
     numbers = found(offering)
     assert (numbers["seconds"], numbers["seconds_late"], numbers["offered_rps"]) == (20, 2, 200)
-    assert with_verdict(numbers, SLO)["verdict"] == "held"
+    assert numbers["verdict"] == "held"
 
 
 @pytest.mark.parametrize("late_s", [3, 20])
 def test_a_generator_that_is_often_late_says_nothing_of_the_service(late_s):
-    judged = with_verdict(found(overloaded().between(2, 2 + late_s, late_ms=30.0)), SLO)
-    assert judged["verdict"] == "void"
-    assert judged["reasons"][0] == f"the load generator was late in {late_s} of 20 seconds"
+    late = found(overloaded().between(2, 2 + late_s, late_ms=30.0))
+    assert late["verdict"] == "void"
+    assert late["reasons"][0] == f"the load generator was late in {late_s} of 20 seconds"
 
 
 @pytest.mark.parametrize(
@@ -217,54 +214,25 @@ def test_times_are_numbers_from_a_half_to_ten():
             read_times(given)
 
 
-def test_the_control_is_the_shipped_file_without_load_shedding():
-    document = yaml.safe_load(CLUSTER.read_text())
-    disable_load_shedding(document)
-    deployments = document["applications"][0]["deployments"]
-    knobs = next(one["user_config"] for one in deployments if one["name"] == "FeatureFetch")
-    assert UserConfig.from_mapping(knobs).load_shedding is False
-
-
-@pytest.mark.parametrize(
-    ("control", "verdict"),
-    [
-        ({"run": True, "verdict": "not held"}, "held"),
-        ({"run": True, "verdict": "held"}, "not held"),
-        ({"run": False}, "void"),
-    ],
-)
-def test_what_holds_is_held_against_a_control_that_must_not(control, verdict):
-    assert verdict_of([{"verdict": "held"}], control) == verdict
-    assert verdict_of([{"verdict": "not held"}], control) == "not held"
-
-
 def test_a_line_opens_with_multiple_and_verdict_and_names_what_did_not_happen():
     offering = Offering(30, rate_rps=200).between(2, 22, REFUSED, latency_ms=2.0, every=4)
-    assert run_line(with_verdict(found(offering), SLO)) == (
-        "  2×: held; of the knee 150.0% full, goodput 150.0% (150 full /s); 0 weak seconds, p99 10.0 ms, "
-        "1,000 refused (p99 2.0 ms), none failed; back to normal after 0 s; generator late in 0 seconds"
+    assert run_line(found(offering)) == (
+        "  2×: verdict held, requests/s 200, full of the knee 150.0%, weak seconds 0, goodput of the knee 150.0%, "
+        "by rung, /s full 150, p99 of answers 10.0 ms, refused 1,000, p99 of refusals 2.0 ms, failed none, "
+        "normal after 0 s, generator late, p99 0.5 ms, 0 late seconds"
     )
-    line = run_line(with_verdict(found(Offering(30, rate_rps=200).between(2, 30, BROKEN)), SLO))
-    assert line.startswith("  2×: not held; of the knee 0.0% full, goodput 0.0% (nothing /s); ")
-    assert "4000 HTTP 500; not back to normal;" in line
-    bursts = describe(BURSTS, bursting().requests, KNEE_RPS, 100.0, SLO)
-    assert run_line(with_verdict(bursts, SLO)).startswith("  4 bursts of 2×: held; ")
+    line = run_line(found(Offering(30, rate_rps=200).between(2, 30, BROKEN)))
+    assert line.startswith("  2×: verdict not held, requests/s 200, full of the knee 0.0%, ")
+    assert "failed 4000 HTTP 500, normal after –," in line
+    assert run_line(burst(bursting())).startswith("  4 bursts of 2×: verdict held, ")
 
 
 @pytest.fixture
 def report():
-    runs = [with_verdict(found(overloaded(), times), SLO) for times in (3.0, 1.2, 2.0)]
-    runs.append(with_verdict(describe(BURSTS, bursting().requests, KNEE_RPS, 100.0, SLO), SLO))
+    runs = [found(overloaded(), times) for times in (3.0, 1.2, 2.0)]
+    runs.append(burst(bursting()))
     knees = {"knee_rps": 100.0, "knee_before_rps": 110.0, "knee_after_rps": 100.0}
-    control = {"run": True, **runs[2]}
-    return {"verdict": "void", **knees, "deadline_ms": 100.0, "machine": {}, "runs": runs, "control": control}
-
-
-def test_the_page_marks_the_control_alone(tmp_path, report):
-    for number, control in enumerate((report["control"], {"run": False, "reason": "no core"})):
-        write_overload(tmp_path / str(number), report | {"control": control}, {}, SLO)
-        page = (tmp_path / str(number) / "report.html").read_text()
-        assert ("<td>2×</td>" in page, "<td>2×, no load shedding</td>" in page) == (True, number == 0)
+    return {"verdict": "void", **knees, "deadline_ms": 100.0, "machine": {}, "runs": runs}
 
 
 def test_the_page_shows_the_answers_against_the_load_and_each_timeline(tmp_path, report):
@@ -285,23 +253,14 @@ def test_both_knees_are_told(tmp_path, report):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        (
-            {"control": {"run": False, "reason": "no core", "verdict": None}},
-            "<p>the control was not run: no core.</p>",
-        ),
-        (
-            {"control": {"verdict": "held"}},
-            "<p>without load shedding it holds too, so load shedding is not the cause.</p>",
-        ),
         ({"knee_after_rps": 20.0}, "<p>the knee fell from 110 to 20\xa0/s.</p>"),
         ({"knee_after_rps": None}, "<p>the knee fell from 110 to 0\xa0/s.</p>"),
-        ({}, "<p>All runs held; without load shedding it collapses.</p>"),
+        ({}, "<p>All runs held.</p>"),
     ],
 )
 def test_the_banner_names_what_decided_beside_the_runs(tmp_path, report, changes, reason):
     runs = [run | {"verdict": "held", "reasons": []} for run in report["runs"]]
-    control = {**runs[2], "run": True, "verdict": "not held"} | changes.get("control", {})
-    write_overload(tmp_path / "out", report | changes | {"runs": runs, "control": control}, {}, SLO)
+    write_overload(tmp_path / "out", report | changes | {"runs": runs}, {}, SLO)
     assert reason in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -56,9 +56,8 @@ def test_a_good_service_holds(good):
     assert report["candidates_per_s"] == pytest.approx(5500, rel=0.1)
     assert "out/report.html" in messages
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    rows = list(csv.DictReader((tmp_path / "out" / "requests.csv").read_text().splitlines()))
-    assert sum(int(row["requests"]) for row in rows) == 150
-    assert "locust" in (tmp_path / "out" / "locust.html").read_text().lower()
+    rows = list(csv.DictReader((tmp_path / "out" / "timeline.csv").read_text().splitlines()))
+    assert sum(int(row["offered_rps"]) for row in rows) == 100
 
 
 def test_a_shaped_load_is_told_by_phase_beside_the_replicas_that_ran(stub, load, tmp_path):

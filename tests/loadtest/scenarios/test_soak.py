@@ -13,7 +13,7 @@ SLO = load_slo()
 
 
 def footprints(memory_mib=lambda i: 500.0, files=lambda i: 300):
-    return [Footprint(i * 5.0, memory_mib(i), 900.0, files(i), 14) for i in range(60)]
+    return [Footprint(i * 5.0, memory_mib(i), files(i), 14) for i in range(60)]
 
 
 def found(offering=None, seen=None):

@@ -14,7 +14,7 @@ from loadtest.measure.polling import within
 from loadtest.measure.service import PATH, ask, read_answer
 from loadtest.targets.processes import started
 from loadtest.targets.running import Target
-from loadtest.targets.services import deployments_of, fastapi, idiomatic, tabrank
+from loadtest.targets.services import deployments_of, fastapi, tabrank
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import load_profile
 from serve.contract.errors import TabrankError
@@ -88,16 +88,9 @@ def test_what_is_no_such_file_is_one_sentence(work, tmp_path, text, message):
         tabrank(work, tmp_path / "mine.yaml")
 
 
-def test_the_idiomatic_service_inherits_no_setting_of_ray(work, monkeypatch):
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    environment = idiomatic(work).environment
-    assert "RAY_SERVE_ENABLE_HA_PROXY" not in environment
-    assert environment["RAY_AUTH_MODE"] == "disabled"
-
-
 def test_each_service_has_a_port_of_its_own_on_this_machine(work):
-    services = [tabrank(work, SHIPPED), fastapi(work), idiomatic(work)]
-    assert len({service.port for service in services}) == 3
+    services = [tabrank(work, SHIPPED), fastapi(work)]
+    assert len({service.port for service in services}) == 2
     assert all(service.url.startswith("http://127.0.0.1:") for service in services)
 
 

@@ -14,6 +14,7 @@ from reading import read_viewers
 from serve.bench.fetch import Sizes, bench_fetch, table
 from serve.bench.synthetic import RowMaker, viewer_id
 from serve.contract.errors import TabrankError
+from serve.features.kinds.affinity import Maps
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
 
@@ -54,9 +55,10 @@ def test_made_up_viewers_are_distinct_and_full():
     assert packed[50] is None
     assert len(set(packed[:50])) == 50
     rows = np.frombuffer(b"".join(packed[:50]), schema.viewer)
-    for part in ("map0_keys", "map1_keys", "map2_keys", "follows"):
-        assert all(0 not in keys and len(set(keys)) == len(keys) for keys in rows[part].tolist())
-    assert np.isfinite(rows["sums"]).all()
+    maps = schema.kept(Maps)
+    for part in (*(maps.of(rows, slot)["keys"] for slot in maps.slots), rows["follows"]):
+        assert all(0 not in keys and len(set(keys)) == len(keys) for keys in part.tolist())
+    assert np.isfinite(rows["_state"]["sums"]).all()
 
 
 def test_live_candidates_are_found_by_their_ids():

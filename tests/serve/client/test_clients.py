@@ -218,19 +218,10 @@ def test_a_setting_that_cannot_be_used_is_named(settings, message):
             kind(**{"url": "http://h"} | settings)
 
 
-def test_without_httpx_it_says_what_to_install(monkeypatch):
-    for name in ("httpx2", "httpx"):
-        monkeypatch.setitem(sys.modules, name, None)
+def test_without_httpx2_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx2", None)
     with pytest.raises(TabrankError, match="pip install httpx2"):
         Client("http://h")
-
-
-@pytest.mark.parametrize(("name", "other"), [("httpx2", "httpx"), ("httpx", "httpx2")])
-def test_either_of_both_packages_is_enough(call, monkeypatch, name, other):
-    pytest.importorskip(name, reason=f"run `make install`, which installs {name}")
-    monkeypatch.setitem(sys.modules, other, None)
-    with scripted(answer(200, RANKING)) as server:
-        assert call(server.url, rank).rung == "full"
 
 
 @pytest.mark.parametrize("modules", ["serve.client", "serve.contract.rankings, serve.contract.records"])

@@ -20,7 +20,7 @@ from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.config.diagnoses import DIAGNOSES, EMPTY_HALF_LIVES, Service
+from serve.config.diagnoses import DIAGNOSES, EMPTY_HALF_LIVES, DeclaredService
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import Busy, ScorerUnavailable, StateMismatch, TabrankError
 from serve.contract.records import Event
@@ -32,7 +32,8 @@ from serve.ingest.writer import Ingester
 from serve.log.events import IngestResult
 from serve.log.writer import write_log
 from serve.model.artifact import CANARY, CURRENT, FILES, load, point, save, unpoint
-from serve.operate.status.vitals import diagnosed
+from serve.operate.status.causes import of_answers
+from serve.operate.status.vitals import by_kind
 from serve.ranking import upkeep
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
@@ -143,9 +144,9 @@ class Home:
         running.cancel()
         fetcher.live.close()
         # What `up` and `status` make of it.
-        shown = diagnosed({"tiny": answer})
+        degraded, advice = by_kind(of_answers({"tiny": answer}))
         texts = [f"tiny: {text(one)}" for one in answer["diagnoses"]]
-        assert sorted(shown["degraded"] + shown["advice"]) == sorted(texts)
+        assert sorted(degraded + advice) == sorted(texts)
         return answer["diagnoses"]
 
 
@@ -349,8 +350,8 @@ def test_a_pointer_that_cannot_be_read_is_named(home, pointer):
 def test_less_than_four_fifths_is_a_low_coverage(home, share, is_low):
     note = json.dumps({"coverage": {"viewers": share}}).encode()
     schema = Schema(read_surface(TOML))
-    service = Service(AppArgs(**home.args), home.folder, Features(schema), UserConfig())
-    assert [one.name for one in service.of_store(1, note, None)] == ["join_coverage"] * is_low
+    service = DeclaredService(AppArgs(**home.args), home.folder, Features(schema), UserConfig())
+    assert [one.name for one in service.read_store_faults(1, note, None)] == ["join_coverage"] * is_low
 
 
 def test_a_replica_reports_what_only_a_running_service_can_know(home):

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from tiny import TOML, run_of
 
 from serve.features.affinity_maps import Parts
-from serve.features.rows import MAX_CANDIDATES_AT_ONCE, MIN_RECORDS_AT_ONCE, RECORD_COST, Schema, State
+from serve.features.interactions import MAX_CANDIDATES_AT_ONCE, MIN_RECORDS_AT_ONCE, RECORD_COST
+from serve.features.kinds.affinity import Maps
+from serve.features.kinds.counters import Sums
+from serve.features.rows import Schema, State
+from serve.features.state_kind import STATE
 from serve.features.surface import read_surface
 
 CLICKS = (
@@ -19,6 +23,7 @@ CLICKS = (
     'half_life = "1m", prior = { rate = 0.1, weight = 10 }, keep = 2 }'
 )
 SCHEMA = Schema(read_surface(TOML.replace("keep = 4", "keep = 3") + CLICKS))
+MAPS, SUMS = SCHEMA.kept(Maps), SCHEMA.kept(Sums)
 VIEWERS, CANDIDATES = 3, 9
 HOUR_MS = 3_600_000
 # Times with ties, and times out of order.
@@ -53,7 +58,7 @@ def world(values) -> State:
 
 
 class Plain:
-    """Reference implementation of `slots.Map`: one record and one entry at a time."""
+    """Reference implementation of `Map`: one record and one entry at a time."""
 
     def __init__(self, candidates):
         self.candidates = candidates
@@ -61,7 +66,7 @@ class Plain:
         self.held = defaultdict(dict)
 
     def observe(self, event, viewer, candidates, ts_ms):
-        for i, m in enumerate(SCHEMA.maps):
+        for i, m in enumerate(MAPS.slots):
             if viewer and event in (m.event, m.over):
                 values = self.candidates[m.field.name][list(candidates)].ravel().tolist()
                 touched = Counter(sorted(value for value in values if value))
@@ -92,8 +97,8 @@ class Plain:
 def held(state):
     """Read from packed rows the content that `Plain` holds."""
     found = {}
-    for i, _ in enumerate(SCHEMA.maps):
-        parts = Parts.of(state.viewers.table, i)
+    for i, m in enumerate(MAPS.slots):
+        parts = Parts.of(MAPS.of(state.viewers.table, m))
         for viewer in range(1, VIEWERS + 1):
             rows = zip(*(part[viewer].tolist() for part in parts), strict=True)
             found[i, viewer] = [row for row in rows if row[0]]
@@ -124,14 +129,15 @@ def test_runs_leave_the_sums_of_their_records(records, length):
     for begin in range(0, len(records), length):
         state.observe(run_of(SCHEMA, records[begin : begin + length]))
     for rows, size in ((state.viewers, VIEWERS), (state.candidates, CANDIDATES)):
-        for j, slot in enumerate(SCHEMA.sums[rows.entity]):
+        for j, slot in enumerate(SUMS.by_entity[rows.entity]):
             wanted = np.zeros(size + 1)
             for event, viewer, candidates, ts_ms in records:
                 for row in candidates if rows is state.candidates else [viewer] * len(candidates):
                     wanted[row] += (event == slot.event) * 2.0 ** ((ts_ms - now_ms) / slot.half_life_ms)
             wanted[0] = 0.0
-            age_ms = now_ms - rows.table["sums_ms"][: size + 1, j]
-            found = rows.table["sums"][: size + 1, j] * 2.0 ** (-age_ms / slot.half_life_ms)
+            kept = rows.table[STATE][: size + 1]
+            age_ms = now_ms - kept["sums_ms"][:, j]
+            found = kept["sums"][:, j] * 2.0 ** (-age_ms / slot.half_life_ms)
             np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 

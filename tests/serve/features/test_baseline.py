@@ -20,7 +20,7 @@ def test_a_sort_compares_feature_after_feature_exactly_and_missing_values_come_l
     # Neighbours in float32, so that no sum of weights could tell them apart.
     values = np.array([np.nan, -1e30, 0.0, 1.0, np.nextafter(np.float32(1), np.float32(2)), 1e30], np.float32)
     numeric = rng.choice(values, (400, 3))
-    worth = Baseline(sort=("c", "a")).score(NAMES, numeric)
+    worth = Baseline(sort=("c", "a")).worth(NAMES, numeric)
     least = [tuple(-np.inf if np.isnan(x) else float(x) for x in row[[2, 0]]) for row in numeric]
     for i, j in rng.integers(0, 400, (3_000, 2)).tolist():
         assert (worth[i] > worth[j]) == (least[i] > least[j])
@@ -29,14 +29,14 @@ def test_a_sort_compares_feature_after_feature_exactly_and_missing_values_come_l
 
 def test_weights_add_up_and_a_missing_value_counts_as_0():
     numeric = np.array([[1, np.nan, 3], [np.nan, np.nan, np.nan], [1, 2, -3]], np.float32)
-    assert Baseline(weights={"c": 2.0, "b": -0.5}).score(NAMES, numeric).tolist() == [6.0, 0.0, -7.0]
+    assert Baseline(weights={"c": 2.0, "b": -0.5}).worth(NAMES, numeric).tolist() == [6.0, 0.0, -7.0]
 
 
 @pytest.mark.parametrize("rule", [Baseline(sort=("a", "b")), Baseline(weights={"a": 0.1, "b": 0.7})])
 def test_equal_rows_have_equal_worth_and_no_rows_none(rule):
     row = np.random.default_rng(1).random((1, 3), np.float32)
-    assert len(set(rule.score(NAMES, np.repeat(row, 37, axis=0)).tolist())) == 1
-    assert rule.score(NAMES, np.empty((0, 3), np.float32)).shape == (0,)
+    assert len(set(rule.worth(NAMES, np.repeat(row, 37, axis=0)).tolist())) == 1
+    assert rule.worth(NAMES, np.empty((0, 3), np.float32)).shape == (0,)
 
 
 @pytest.mark.parametrize(

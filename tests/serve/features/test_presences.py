@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TOML, run_of
 
+from serve.features.kinds.gauge import PLACES, STEPS
 from serve.features.matrix import Features
 from serve.features.rows import Schema, State
-from serve.features.slots import PLACES, STEPS
 from serve.features.surface import read_surface
 
 OURS = 'rooms = { kind = "gauge", entity = "viewer", up = "join", down = "leave", max_stay = "70s" }\n'

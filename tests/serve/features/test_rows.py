@@ -6,10 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TOML, run_of
 
+from serve.features.kinds.affinity import Maps
+from serve.features.kinds.counters import Sums
 from serve.features.rows import RowTable, Schema, State
+from serve.features.state_kind import STATE
 from serve.features.surface import read_surface
 
 SCHEMA = Schema(read_surface(TOML))
+MAPS = SCHEMA.kept(Maps)
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["join", "leave", "impression"]),
@@ -36,13 +40,20 @@ def see(state, kind, viewer, candidate, ts_ms):
     state.observe(run_of(SCHEMA, [(kind, viewer, [candidate], ts_ms)]))
 
 
+def topics(state):
+    """Return the fields of the first viewer's map of topics."""
+    slot = next(slot for slot in MAPS.slots if slot.field.name == "topic")
+    return MAPS.of(state.viewers.table, slot)[1]
+
+
 def sums_at(state, now_ms):
     """Return the sums decayed to one time: equal states may have different reference times."""
     found = []
     for rows in (state.viewers, state.candidates):
         n = len(rows) + 1
-        age = now_ms - rows.table["sums_ms"][:n]
-        found.append(rows.table["sums"][:n] * np.exp2(-age * SCHEMA.rates[rows.entity]))
+        state = rows.table[STATE][:n]
+        age = now_ms - state["sums_ms"]
+        found.append(state["sums"] * np.exp2(-age * SCHEMA.kept(Sums).rates[rows.entity]))
     return np.concatenate([part.ravel() for part in found])
 
 
@@ -77,9 +88,8 @@ def test_nobody_takes_no_state_and_a_map_holds_at_most_its_entries(events):
         see(state, kind, v, c, ts_ms)
     for rows in (state.viewers, state.candidates):
         assert rows.table[0].tobytes() == SCHEMA.blank(rows.entity)[0].tobytes()
-    for i, _ in enumerate(SCHEMA.maps):
-        keys = state.viewers.table[f"map{i}_keys"]
-        for row in keys:
+    for slot in MAPS.slots:
+        for row in MAPS.of(state.viewers.table, slot)["keys"]:
             used = row[row != 0]
             assert len(set(used.tolist())) == len(used)
 
@@ -94,8 +104,7 @@ def test_a_full_map_evicts_the_entry_that_says_least():
     # The oldest entry, but the only one with a join.
     see(state, "join", 1, 1, 4_000)
     see(state, "impression", 1, 5, 5_000)
-    i = next(i for i, m in enumerate(SCHEMA.maps) if m.field.name == "topic")
-    held = set(state.viewers.table[f"map{i}_keys"][1].tolist())
+    held = set(topics(state)["keys"].tolist())
     topic = {
         name: int(state.candidates.table["topic"][state.candidates.index[name]])
         for name in state.candidates.index
@@ -134,6 +143,5 @@ def test_a_full_map_makes_room_for_what_the_viewer_does_next():
     for ts_ms in range(100, 105):
         see(state, "impression", 1, 5, ts_ms)
         see(state, "join", 1, 5, ts_ms)
-    i = next(i for i, m in enumerate(SCHEMA.maps) if m.field.name == "topic")
-    newcomer = state.viewers.table[f"map{i}_keys"][1] == state.candidates.table["topic"][5]
-    assert state.viewers.table[f"map{i}_event"][1][newcomer] == [pytest.approx(5)]
+    newcomer = topics(state)["keys"] == state.candidates.table["topic"][5]
+    assert topics(state)["event"][newcomer] == [pytest.approx(5)]

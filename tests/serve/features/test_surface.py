@@ -11,7 +11,7 @@ from write_schemas import FOLDER
 
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import Invalid, read
-from serve.features.definitions import KINDS
+from serve.features.registry import KINDS
 from serve.features.rows import Schema
 from serve.features.slots import OWNERS
 from serve.features.surface import SHIPPED, TEXT_KEY, Surface, load_surface, read_surface
@@ -41,6 +41,7 @@ def test_a_surface_is_read_from_a_path(tmp_path):
         ('popular = "audience"', 'popular = "topic"', "'topic' is a category; name a numeric feature"),
         ("candidate.topic", "candidate.topc", "did you mean 'candidate.topic'?"),
         ('"gauge"', '"gage"', "did you mean 'gauge'?"),
+        ('"gauge"', '"context"', "features.audience.kind: unknown kind 'context'; did you mean 'number'?"),
         ('up = "join"', 'up = "jion"', "did you mean 'join'?"),
         ('"10s"', '"ten"', "write a number and a unit"),
         ('"10s"', "10", "write a number and a unit"),
@@ -50,6 +51,7 @@ def test_a_surface_is_read_from_a_path(tmp_path):
         ('price = { type = "number"', 'price = { type = "nummer"', "did you mean 'number'?"),
         ('field = "candidate.started_ms"', 'field = "candidate.price"', "it must be time"),
         ('language = "category"\nfollows', 'id = "category"\nfollows', "reserved for the log"),
+        ('language = "category"\nfollows', '_state = "time"\nfollows', "reserved for the log"),
         ('language = "category"\nfollows', 'received_ms = "time"\nfollows', "reserved for the log"),
         ('name = "tiny"', 'name = "Tiny!"', "lower-case"),
         ('kind = "age"', 'kind = "age", descibe = "x"', "did you mean 'describe'?"),

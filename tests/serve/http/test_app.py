@@ -16,7 +16,7 @@ import pytest
 from filled_store import fill_store
 from openapi_spec_validator import validate
 from stub import MODEL, publish_stub
-from tiny import TOML
+from tiny import TOML, tables
 
 from serve.config.settings import POPULAR, ApiKey, AppArgs, Arm, Experiment, UserConfig
 from serve.contract.errors import TabrankError
@@ -27,6 +27,7 @@ from serve.http.app import Edge
 from serve.http.tracing import trace_id_of
 from serve.ingest.backfill import load
 from serve.log.events import IngestResult, unpack
+from serve.log.writer import write_log
 from serve.model.artifact import CURRENT, point
 from serve.model.scorer_cache import timed
 from serve.ranking.admission import HERE
@@ -1120,9 +1121,11 @@ def test_a_caller_sees_in_the_status_that_records_were_rejected(service):
     assert taken(bad) == (207, 0, 1)
 
 
-def test_the_live_table_follows_the_store(tmp_path, log_folder, service):
+def test_the_live_table_follows_the_store(tmp_path, service):
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 4
-    load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path, until_ms=15_000)
+    parts = tables()
+    write_log(tmp_path / "other", parts | {"candidates": parts["candidates"].slice(0, 3)})
+    load(load_surface(str(tmp_path / "tiny.toml")), tmp_path / "other", "lmdb:store", tmp_path)
     assert service.ask(path="/readyz", method="GET").json()["live_candidates"] == 3
 
 

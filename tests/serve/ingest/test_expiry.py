@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from live import Live, event
 from memory_store import MemoryStore
+from row_values import audience
 from served import assert_same_state, stored_rows
 from tiny import TOML
 
@@ -197,7 +198,7 @@ def test_a_forgotten_viewer_who_comes_again_is_new(visits):
     visits.run([visit("cyd", DAY_MS, "join")], [visit("dan", 100 * DAY_MS)], [visit("cyd", 100 * DAY_MS)])
     viewers = visits.stored[0]
     row = viewers.table[viewers.index["cyd"]]
-    assert (row["seen_ms"], row["presence0_marks"].any()) == (100 * DAY_MS, False)
+    assert (row["seen_ms"], row["_state"]["presence0"]["candidate"].any()) == (100 * DAY_MS, False)
 
 
 def test_what_is_forgotten_is_logged_for_replays(visits):
@@ -227,5 +228,5 @@ def test_a_forget_of_a_client_leaves_the_audience(visits):
         [visit("cyd", DAY_MS, "join"), visit("dan", DAY_MS, "join")],
         [Forget("cyd", ts_ms=DAY_MS + 1)],
     )
-    candidates = visits.stored[1]
-    assert candidates.table["presence0_left"][candidates.index["a"]].max() == 1
+    schema = Schema(visits.live.surface)
+    assert audience(schema, visits.stored[1], ["a"], DAY_MS + 1) == [1]

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -23,10 +24,12 @@ from tiny import TOML, tables
 import serve.ingest.takeover
 import serve.ingest.writer
 import serve.log.compaction
+import serve.log.rebuild
 from serve.config.settings import AppArgs
 from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.rows import Schema
+from serve.features.surface import read_surface
 from serve.ingest.backfill import load
 from serve.ingest.writer import Ingester
 from serve.log.events import Exposure, pack
@@ -210,7 +213,7 @@ class Play:
                 table = pq.read_table(segment.path)
                 ids = table["request_id" if name == "exposures" else "id"].to_pylist()
                 for number, id_ in zip(table["seq"].to_pylist(), ids, strict=True):
-                    assert segment.first <= number <= segment.named_last
+                    assert segment.first <= number <= segment.last
                     assert found.setdefault(number, (name, id_)) == (name, id_), "a number is used twice"
         return found
 
@@ -234,12 +237,20 @@ OPERATIONS = st.one_of(
 )
 
 
+@cache
+def surface_named(name):
+    return read_surface(SURFACES[name.removesuffix(".toml")], name)
+
+
 async def play(folder, operations, take_back_s):
     playing = Play(folder)
     await playing.start("a", STORES[0])
     with (
         mock.patch.object(serve.ingest.writer, "TAKE_BACK_S", take_back_s),
         mock.patch.object(serve.log.compaction, "MIN_SEGMENTS", 3),
+        # What joins in the log says nothing of its order, and takes half of a load.
+        mock.patch.object(serve.log.rebuild, "_checked_joins", return_value={}),
+        mock.patch.object(AppArgs, "load_surface", lambda args, _: surface_named(args.surface)),
     ):
         for name, *arguments in operations:
             if playing.writers or name in FREE:
@@ -303,19 +314,20 @@ def run(prepared, operations, take_back_s):
         shutil.rmtree(folder)
 
 
-sequences = given(st.lists(OPERATIONS, min_size=1, max_size=14), st.sampled_from([0.0, 1e9]))
+# Long sequences: a third of the time of a short one goes into its beginning and its end.
+sequences = given(st.lists(OPERATIONS, min_size=6, max_size=20), st.sampled_from([0.0, 1e9]))
 
 
 @sequences
-@settings(max_examples=20, deadline=None, phases=FAST)
+@settings(max_examples=10, deadline=None, phases=FAST)
 def test_nothing_is_lost_or_renumbered_in_any_sequence(prepared, operations, take_back_s):
     run(prepared, operations, take_back_s)
 
 
 @pytest.mark.integration
 @sequences
-@settings(max_examples=1_000, deadline=None, phases=FAST)
-def test_nothing_is_lost_or_renumbered_in_a_thousand_sequences(prepared, operations, take_back_s):
+@settings(max_examples=200, deadline=None, phases=FAST)
+def test_nothing_is_lost_or_renumbered_in_hundreds_of_sequences(prepared, operations, take_back_s):
     run(prepared, operations, take_back_s)
 
 

@@ -207,7 +207,7 @@ def test_a_clock_step_during_a_commit_ends_no_candidate(tmp_path):
     counts = asyncio.run(scenario())
     _, candidates = writer.stored()
     assert set(candidates.index) == {"a"}
-    assert candidates.table["sums_ms"].max() <= begin_ms
+    assert candidates.table["_state"]["sums_ms"].max() <= begin_ms
     assert counts["time_ahead"] == 1
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from live import Live, event
+from row_values import audience as audience_of
 from tiny import tables
 
 import serve.ingest.writer
@@ -20,8 +21,8 @@ import serve.log.compaction
 import serve.log.segments
 from serve.contract.errors import StoreUnavailable, WriterFenced
 from serve.contract.records import Candidate, Event
+from serve.features.kinds.counters import Sum, Sums
 from serve.features.rows import Schema
-from serve.features.slots import Sum
 from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import Exposure, entries
@@ -276,9 +277,9 @@ class Taking:
     def counts(self, name):
         """Return the joins of a candidate, and its audience."""
         rows = self.ingester._intake.candidates
-        row = rows.table[rows.index[name]]
-        joins = rows.schema.sums["candidate"].index(Sum("candidate", "join"))
-        return row["sums"][joins], row["presence0_left"][0]
+        sums, joins = rows.table["_state"]["sums"], Sum("candidate", "join")
+        audience = audience_of(rows.schema, rows, [name], self.now_ms)
+        return sums[rows.index[name], rows.schema.kept(Sums).place[joins]], audience[0]
 
 
 def test_one_viewer_moves_a_count_by_twenty_in_ten_minutes(service):
@@ -480,15 +481,16 @@ def test_files_that_another_process_rewrites_are_merged_later_and_the_log_goes_o
     assert service.run(scenario) == (1, 1)
 
 
-def test_a_load_keeps_what_waits_in_the_journal_in_the_state(service, log_folder):
+def test_what_waited_in_the_journal_during_a_load_is_applied_by_the_next_commit(service, log_folder):
     async def scenario(service):
         before = await service.rank(now_ms=52_000, explain=True)
         await service.events(event("e9", viewer="cyd", ts_ms=53_000))
         load(service.surface, log_folder, "lmdb:store", service.folder)
+        await service.events(event("e10", viewer="dee", ts_ms=53_500))
         return before, await service.rank(now_ms=54_000, explain=True)
 
     before, loaded = service.run(scenario)
-    assert audience(loaded) == audience(before) + 1
+    assert audience(loaded) == audience(before) + 2
 
 
 def test_a_log_of_which_all_times_are_0_is_loaded(tmp_path, surface):

@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
-from serve.log import decoded_size
-from serve.log.decoded_size import open_parquet, plain_bytes, sized_batches
 from serve.log.reader import read_columns, read_log
 from serve.log.writer import write_log
+from serve.storage import parquet
+from serve.storage.parquet import open_parquet, plain_bytes, sized_batches
 
 
 def with_column(table, name, values):
     return table.set_column(table.column_names.index(name), name, values)
 
 
-def test_a_log_is_read_and_its_oddities_counted(log_folder, surface):
+def test_a_log_is_read(log_folder, surface):
     log = read_log(log_folder, surface)
     assert (len(log.exposures), len(log.events)) == (3, 5)
     assert log.ends_ms == 60_000
@@ -103,7 +103,7 @@ def test_a_table_may_be_a_folder_of_segments(tmp_path, surface):
     assert len(read_log(tmp_path / "log", surface).events) == 5
 
 
-def test_test_traffic_and_repeats_are_left_out_and_counted(tmp_path, surface):
+def test_test_traffic_and_repeats_are_left_out(tmp_path, surface):
     parts = tables()
     traffic = pa.array(["live", "test", None])
     parts["exposures"] = parts["exposures"].append_column("traffic", traffic)
@@ -111,8 +111,7 @@ def test_test_traffic_and_repeats_are_left_out_and_counted(tmp_path, surface):
     write_log(tmp_path / "log", parts)
     log = read_log(tmp_path / "log", surface)
     assert log.exposures["request_id"].to_pylist() == ["r1", "r3"]
-    assert log.counts["test_exposures"] == 1
-    assert log.counts["repeated_events"] == 1
+    assert len(log.events) == 5
     assert len(read_log(tmp_path / "log", surface, test_traffic=True).exposures) == 3
 
 
@@ -328,7 +327,7 @@ NESTED = {
 def test_a_small_file_of_rows_larger_than_memory_is_refused_before_they_are_read(
     tmp_path, surface, monkeypatch, nested
 ):
-    monkeypatch.setattr(decoded_size, "available_bytes", lambda: 200 << 20)
+    monkeypatch.setattr(parquet, "available_bytes", lambda: 200 << 20)
     write_log(tmp_path / "log", tables())
     path = tmp_path / "log" / "candidates.parquet"
     pq.write_table(pa.table({"id": [f"c{i}" for i in range(101)], "about": nested(bomb(101))}), path)
@@ -364,7 +363,7 @@ def test_the_size_of_a_file_is_that_of_its_rows_without_dictionaries(tmp_path, i
 
 
 def test_a_file_with_more_long_strings_than_pyarrow_converts_at_once_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoded_size, "BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 1 << 20)
     write_log(tmp_path / "log", tables())
     path = tmp_path / "log" / "candidates.parquet"
     texts = ["x" * 50_000] * 50 + ["y"] * 50

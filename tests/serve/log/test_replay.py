@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+from row_values import audience
 from tiny import tables
 
 from serve.contract.hashing import hash64
+from serve.features.kinds.affinity import Maps
 from serve.features.rows import Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
@@ -17,11 +19,10 @@ def replay(log_folder, surface):
 
 def test_a_record_is_seen_strictly_after_its_time(log_folder, surface):
     run = replay(log_folder, surface)
-    row = run.state.candidates.index["a"]
     run.advance(12_000)
-    assert run.state.candidates.table["presence0_left"][row].max() == 0
+    assert audience(run.state.schema, run.state.candidates, ["a"], 12_000) == [0]
     run.advance(12_001)
-    assert run.state.candidates.table["presence0_left"][row].max() == 1
+    assert audience(run.state.schema, run.state.candidates, ["a"], 12_001) == [1]
 
 
 def test_a_candidate_is_nobody_before_its_row_came(log_folder, surface):
@@ -56,11 +57,12 @@ def test_viewers_without_a_record_stay_unknown(log_folder, surface):
 def test_a_viewers_maps_hold_what_they_were_shown_and_what_they_did(log_folder, surface):
     run = replay(log_folder, surface)
     run.finish()
-    i, topics = next((i, m) for i, m in enumerate(run.state.schema.maps) if m.field.name == "topic")
+    maps = run.state.schema.kept(Maps)
+    topics = next(m for m in maps.slots if m.field.name == "topic")
     held = {}
     for viewer in ("ann", "bob"):
-        row = run.state.viewers.table[run.state.viewers.index[viewer]]
-        entries = zip(*(row[f"map{i}_{part}"] for part in ("keys", "event", "over", "ms")), strict=True)
+        row = maps.of(run.state.viewers.table, topics)[run.state.viewers.index[viewer]]
+        entries = zip(*(row[part] for part in ("keys", "event", "over", "ms")), strict=True)
         held[viewer] = {
             int(key): tuple(round(v * 2 ** ((ms - 60_000) / topics.half_life_ms)) for v in (event, over))
             for key, event, over, ms in entries
@@ -79,8 +81,7 @@ def test_an_event_is_never_earlier_than_its_exposure(tmp_path, surface):
     parts["events"] = parts["events"].set_column(1, "ts_ms", behind)
     write_log(tmp_path / "log", parts)
     run = replay(tmp_path / "log", surface)
-    left, row = run.state.candidates.table["presence0_left"], run.state.candidates.index["a"]
     run.advance(10_000)
-    assert left[row].max() == 0
+    assert audience(run.state.schema, run.state.candidates, ["a"], 10_000) == [0]
     run.advance(10_001)
-    assert left[row].max() == 1
+    assert audience(run.state.schema, run.state.candidates, ["a"], 10_001) == [1]

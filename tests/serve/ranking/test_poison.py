@@ -79,7 +79,7 @@ class Service:
         """Return the scores of each request with poisoned rows; restore the rows afterwards."""
         before = {entity: dict(rows) for entity, rows in self.rows.items()}
         poison(self)
-        store = MemoryStore(writable=True)
+        store = MemoryStore()
         store.take_epoch()
         store.commit(1, self.rows["viewer"], self.rows["candidate"])
         self.rows = before

@@ -69,7 +69,7 @@ def test_a_ranking_without_a_replica_ends_within_100_ms_of_its_deadline_with_503
     assert 0.1 <= took_s < 0.5
 
 
-@pytest.mark.parametrize("given", ["9" * 8, "9" * 400, "-1", "soon", "60000"])
+@pytest.mark.parametrize("given", ["9" * 8, "9" * 400, "-1", "0", "soon", "60000"])
 def test_no_header_makes_a_ranking_wait_for_long(monkeypatch, given):
     monkeypatch.setattr("serve.runtime.backup.MOST_S", 0.1)
     [(status, *_, took_s)] = virtual_time.run(

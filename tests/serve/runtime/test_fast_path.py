@@ -8,10 +8,10 @@ import logging
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
-import msgspec
 import pytest
 
 from serve.contract.errors import RequestError
+from serve.http.answers import refusal, send_answer
 from serve.http.app import Edge
 from serve.runtime.fast_path import FastPath
 
@@ -34,7 +34,6 @@ class Answering(Edge):
         self.status = status
         self.gate = asyncio.Event()
         self.root_path = None
-        self._encoder = msgspec.json.Encoder()
 
     async def __call__(self, scope, receive, send):
         self.root_path = scope.get("root_path")
@@ -42,7 +41,7 @@ class Answering(Edge):
             while (await receive()).get("more_body"):
                 pass
         except RequestError as error:
-            return await self.refuse(scope, send, error, "r")
+            return await send_answer(send, refusal(error, "r"))
         await self.gate.wait()
         if self.status is None:
             raise RuntimeError("the edge failed")

@@ -357,7 +357,7 @@ def test_a_store_of_another_format_is_refused(
 ) -> None:
     client.hset(f"tabrank:{{{NAME}}}:meta", "format", "0")
     for writable in (False, True):
-        with pytest.raises(StoreUnavailable, match="has format b'0', not b'1'; delete its keys"):
+        with pytest.raises(StoreUnavailable, match="has format b'0', not b'2'; delete its keys"):
             RedisStore(server.url, NAME, writable=writable)
 
 

@@ -24,7 +24,7 @@ SURFACE = read_surface(
     TOML[: TOML.index("[features]")].replace('"audience"', '"price"')
     + """[features]
 price = { kind = "number", field = "candidate.price", transform = "log1p" }
-hour = { kind = "context", field = "context.hour" }
+hour = { kind = "number", field = "context.hour" }
 topic = { kind = "category", field = "candidate.topic" }
 tags = { kind = "multi_category", field = "candidate.tags" }
 """

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
-from serve.log import decoded_size
 from serve.log.reader import TABLES, read_log
+from serve.storage import parquet
 from training.__main__ import app
 from training.data.dataset import build
 from training.data.flat import FlatColumns, import_flat
@@ -114,7 +114,7 @@ def test_a_parquet_file_may_hold_sets(tmp_path):
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.parquet/part-0.parquet"])
 def test_a_small_parquet_file_of_rows_larger_than_memory_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(decoded_size, "available_bytes", lambda: 200 << 20)
+    monkeypatch.setattr(parquet, "available_bytes", lambda: 200 << 20)
     about = pa.DictionaryArray.from_arrays(pa.array([0] * 101, pa.int32()), ["x" * (1 << 20)])
     rows = {"at": [START_MS] * 101, "who": [1] * 101, "what": range(101), "did": [1] * 101, "about": about}
     (tmp_path / name).parent.mkdir(exist_ok=True)

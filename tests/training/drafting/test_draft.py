@@ -9,7 +9,10 @@ import pytest
 from tiny import STRINGS, tables
 
 from serve.contract.errors import TabrankError
-from serve.features.definitions import Affinity, Age, Gauge, Match, Member, Rate
+from serve.features.kinds.affinity import Affinity
+from serve.features.kinds.attributes import Age, Match, Member, Number
+from serve.features.kinds.counters import Rate
+from serve.features.kinds.gauge import Gauge
 from serve.features.rows import Schema
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
@@ -111,7 +114,8 @@ def test_the_draft_of_the_simulated_tab_matches_its_own_surface(spaces):
     assert isinstance(popular, Gauge)
     assert (popular.up, popular.down) == ("join", "leave")
     kinds = surface.features.values()
-    assert {type(kind).__name__ for kind in kinds} >= {"Number", "Category", "Context", "Count", "Rate"}
+    assert {type(kind).__name__ for kind in kinds} >= {"Number", "Category", "Count", "Rate"}
+    assert any(isinstance(k, Number) and str(k.field) == "context.hour" for k in kinds)
     assert any(isinstance(k, Match) and str(k.viewer) == "viewer.language" for k in kinds)
     assert any(isinstance(k, Member) and str(k.candidate) == "candidate.host" for k in kinds)
     assert any(isinstance(k, Affinity) and str(k.field) == "candidate.host" for k in kinds)
@@ -161,7 +165,7 @@ def test_types_follow_the_columns_and_every_column_left_out_says_why(market_log)
 
 
 def test_columns_named_as_the_logs_own_are_left_out_with_the_reason(tmp_path):
-    own = {name: pa.array(np.arange(NUM) % 7) for name in ("seen_seq", "seen_ms", "presence0_x", "traffic")}
+    own = {name: pa.array(np.arange(NUM) % 7) for name in ("seen_seq", "seen_ms", "_state", "traffic")}
     write_log(tmp_path / "log", market(**own))
     notes = draft(tmp_path / "log", "market").notes
     for name in own:

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from live import event
+from row_values import audience, flat
 from served import Logging, assert_same_state
 from tiny import tables
 
 from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
-from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.log.events import entries
 from serve.log.snapshots import set_truncation_point, snapshots, truncation_point
@@ -127,17 +127,6 @@ def traces(service, viewers):
     }
 
 
-def numbers_at(rows, ids, now_ms, schema):
-    """Return how many viewers the gauges find at each candidate at this time."""
-    at = rows.find(ids)
-    features = Features(schema)
-    blank, contexts = schema.blank("viewer"), schema.context_rows([{}])
-    matrix = features.compute(
-        blank, rows.table[at], contexts, np.zeros(len(at), np.int64), np.array([now_ms])
-    )
-    return matrix.numeric[:, features.columns.numeric.index("audience")].tolist()
-
-
 def assert_replayed(service):
     """Assert that a replay of the log ends in the state of the store.
 
@@ -149,16 +138,15 @@ def assert_replayed(service):
     ids, end_ms = list(stored[1].index), service.log().ends_ms
     later = [end_ms + minutes * 60_000 for minutes in range(0, 300, 10)]
     ours, theirs = (
-        [numbers_at(rows, ids, now_ms, schema) for now_ms in later]
+        [audience(schema, rows, ids, now_ms) for now_ms in later]
         for rows in (stored[1], replay.state.candidates)
     )
     assert ours == theirs
     assert np.array(ours).max() > 1
     for rows in (*stored, replay.state.viewers, replay.state.candidates):
-        for name in set(rows.table.dtype.names).intersection(
-            ["presence0_newest", "presence0_left", "presence0_life", "presence0_lives"]
-        ):
-            rows.table[name] = 0
+        for name, values in flat(rows.table).items():
+            if name.endswith(("newest_step", "present", "count_began_ms")):
+                values[:] = 0
     assert_same_state(stored, replay)
 
 
@@ -218,6 +206,16 @@ def test_an_interrupted_erasure_is_finished_by_the_next(service):
     assert_replayed(service)
 
 
+def test_a_journal_that_cannot_be_written_is_told_and_written_by_the_next(service, monkeypatch):
+    log, models = service.folder / "log", service.folder / "models"
+    with monkeypatch.context() as full:
+        full.setattr("serve.log.segments.Segments.write", lambda *_: 1 / 0)
+        with pytest.raises(TabrankError, match="journal could not be written to the log"):
+            forget(log, GONE, models)
+    forget(log, GONE, models)
+    assert traces(service, GONE) == set()
+
+
 def test_rows_of_the_erased_are_not_trained_on(service):
     with prepare(service.surface, service.folder / "log", service.folder / "fit") as whole:
         pass
@@ -272,15 +270,6 @@ def test_a_log_that_lost_all_its_viewers_is_read(service):
     assert list((service.folder / "log" / "viewers").iterdir()) == []
     log = service.log()
     assert (len(log.viewers), log.exposures["viewer"].null_count) == (0, len(log.exposures))
-
-
-def test_a_snapshot_without_a_surface_is_of_the_last_writers(service):
-    for snapshot in snapshots(service.folder / "log"):
-        meta = json.loads((snapshot.path / "meta.json").read_text())
-        del meta["surface"]
-        (snapshot.path / "meta.json").write_text(json.dumps(meta | {"format": 1}))
-    forget(service.folder / "log", GONE, service.folder / "models")
-    assert traces(service, GONE) == set()
 
 
 def test_a_snapshot_is_of_its_own_surface(service, tmp_path):

@@ -295,13 +295,13 @@ def test_more_workers_than_cpus_are_refused(story):
 
 
 @pytest.mark.proof
-def test_only_checkpoints_are_left_of_a_run(story):
+def test_only_one_state_is_left_of_a_run(story):
     left = [path for path in (story.folder / "whole").rglob("*") if path.is_file()]
-    assert not [path for path in left if path.suffix in (".npy", ".pkl", ".pickle")]
-    assert len([path for path in left if path.name == "state.safetensors"]) <= 2
+    assert not [path for path in left if path.suffix in (".npy", ".pkl", ".pickle", ".partial")]
+    assert len([path for path in left if path.name == "state.safetensors"]) == 1
 
 
-def test_progress_off_a_terminal_is_one_line_per_epoch():
+def test_progress_is_one_line_per_epoch():
     from training.fit.progress import Progress
 
     stream = io.StringIO()
@@ -318,56 +318,12 @@ def test_progress_off_a_terminal_is_one_line_per_epoch():
     ]
 
 
-def test_progress_on_a_terminal_is_a_bar_with_the_logloss():
-    from training.fit.progress import Progress
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    progress = Progress(stream)
-    progress.start(3)
-    line = {"train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
-    progress.epoch(line | {"epoch": 1, "seconds": 2.0})
-    progress.finish(1)
-    assert "1/3" in stream.getvalue()
-    assert "best epoch 1" in stream.getvalue()
-
-
-def test_a_run_folder_that_was_cut_in_a_write_is_started_anew(tmp_path):
-    from training.fit.trainer import _finished
-
-    (tmp_path / "fit-0").mkdir()
-    (tmp_path / "fit-0" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
-    assert _finished(tmp_path / "fit-0") is None
-    assert not (tmp_path / "fit-0").exists()
-
-
-def test_a_state_outlives_books_that_were_cut_in_a_write(tmp_path):
-    from training.fit.trainer import _finished
-
-    for epochs in (1, 2):
-        kept = tmp_path / "fit-0" / f"checkpoint_{epochs}" / "state.safetensors"
-        kept.parent.mkdir(parents=True)
-        State(history=[{"epoch": epoch + 1} for epoch in range(epochs)]).save(kept)
-    (tmp_path / "fit-0" / "checkpoint_3").mkdir()
-    (tmp_path / "fit-0" / "checkpoint_3" / "state.safetensors").write_bytes(kept.read_bytes()[:20])
-    (tmp_path / "fit-0" / "checkpoint_manager_snapshot.json").write_text('{"ray_ver')
-    # Run again, as if it were killed before its next checkpoint.
-    for _ in range(2):
-        assert _finished(tmp_path / "fit-0") is None
-        (left,) = (tmp_path / "fit-0").iterdir()
-        assert len(State.load(left).history) == 2
-
-
-def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uninterrupted):
+def test_a_run_that_was_killed_goes_on_from_its_state(tmp_path, nearly, uninterrupted):
     from training.fit.progress import Progress
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
-    sets = {"valid": VALID, "train": TRAIN}
-    kept = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}" / "checkpoint_1" / "state.safetensors"
+    kept = tmp_path / f"fit-{_fingerprint(TRAIN, VALID, ENCODER, config)}" / "state.safetensors"
     kept.parent.mkdir(parents=True)
     shutil.copy2(nearly, kept)
     stream = io.StringIO()
@@ -382,11 +338,12 @@ def test_a_run_whose_books_were_cut_goes_on_from_its_state(tmp_path, nearly, uni
 def test_the_fingerprint_covers_all_that_a_result_depends_on():
     from training.fit.trainer import _fingerprint
 
-    sets, other = {"train": VALID}, {"train": made(1_000, 3)}
-    same = _fingerprint(sets, ENCODER, CONFIG)
-    assert _fingerprint(sets, ENCODER, replace(CONFIG, num_workers=2)) == same
-    assert _fingerprint(sets, ENCODER, replace(CONFIG, seed=1)) != same
-    assert _fingerprint(other, ENCODER, CONFIG) != same
+    other = made(1_000, 3)
+    same = _fingerprint(VALID, VALID, ENCODER, CONFIG)
+    assert _fingerprint(VALID, VALID, ENCODER, replace(CONFIG, num_workers=2)) == same
+    assert _fingerprint(VALID, VALID, ENCODER, replace(CONFIG, seed=1)) != same
+    assert _fingerprint(other, VALID, ENCODER, CONFIG) != same
+    assert _fingerprint(VALID, other, ENCODER, CONFIG) != same
 
 
 def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted):
@@ -394,12 +351,10 @@ def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_pa
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
-    sets = {"valid": VALID, "train": TRAIN}
-    folder = tmp_path / f"fit-{_fingerprint(sets, ENCODER, config)}"
-    (folder / "checkpoint_1").mkdir(parents=True)
-    uninterrupted.save(folder / "checkpoint_1" / "state.safetensors")
-    for name, part in sets.items():
-        part.save(folder / "inputs", name)
+    folder = tmp_path / f"fit-{_fingerprint(TRAIN, VALID, ENCODER, config)}"
+    folder.mkdir(parents=True)
+    uninterrupted.save(folder / "state.safetensors")
+    TRAIN.save(folder / "inputs", "train")
     stream = io.StringIO()
     answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Progress(stream))
     assert epochs_of(stream.getvalue().splitlines()) == []

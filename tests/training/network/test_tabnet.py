@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve.model.encoder import Encoder
-from training.network.layers import MASKS
+from training.network.layers import Mask
 from training.network.network import Network, NetworkConfig
 
 
@@ -92,7 +92,7 @@ def test_steps_are_those_of_pytorch_tabnet(seed: int, mask_type: str, num_rows: 
 
 
 @pytest.mark.parametrize("mask_type", ["entmax", "sparsemax"])
-def test_columns_without_categories_need_no_spread(mask_type: Any) -> None:
+def test_columns_without_categories_take_the_same_step(mask_type: Any) -> None:
     torch.manual_seed(0)
     encoder = random_encoder(np.random.default_rng(0), 6, 0, 1)
     ours, reference = pair(encoder, NetworkConfig(width=4, mask_type=mask_type, virtual_batch_size=16))
@@ -104,7 +104,7 @@ def test_columns_without_categories_need_no_spread(mask_type: Any) -> None:
 def test_masks_of_many_columns_sum_to_one_in_float32(mask_type: Any, scale: float) -> None:
     """Scoring sorts every row whose sum is further from 1 than that."""
     logits = scale * torch.randn(200, 500, generator=torch.Generator().manual_seed(1))
-    chosen, _ = MASKS[mask_type](logits)
+    chosen = Mask.apply(logits, mask_type)
     torch.testing.assert_close(chosen.sum(0), torch.ones(500), rtol=0, atol=1e-6)
     assert chosen.min() >= 0
 
@@ -114,31 +114,12 @@ def test_masks_of_many_columns_sum_to_one_in_float32(mask_type: Any, scale: floa
 def test_float32_selects_no_column_that_float64_leaves_out(mask_type: Any, num_columns: int) -> None:
     """Rounding may choose a column within 1e-5 of the least one that is selected, and no other."""
     logits = torch.randn(num_columns, 20_000, generator=torch.Generator().manual_seed(num_columns))
-    exact, _ = MASKS[mask_type](logits.double())
-    chosen, _ = MASKS[mask_type](logits)
+    exact = Mask.apply(logits.double(), mask_type)
+    chosen = Mask.apply(logits, mask_type)
     least = torch.where(exact > 0, logits, torch.inf).amin(0)
     is_out = (exact == 0) & (logits < least - 1e-5)
     assert is_out.any()
     assert not chosen[is_out].any()
-
-
-def test_gradients_of_two_passes_under_way_add_up() -> None:
-    """The network keeps no state of a pass."""
-    torch.manual_seed(0)
-    encoder = random_encoder(np.random.default_rng(0), 3, 2, 0)
-    network = Network(encoder, NetworkConfig(width=4, virtual_batch_size=16)).double()
-    parts = [rows(encoder, 48), rows(encoder, 32)]
-
-    def gradients(*losses: Tensor) -> list[Tensor]:
-        network.zero_grad()
-        for loss in losses:
-            loss.backward()
-        return [p.grad for p in network.parameters() if p.grad is not None]
-
-    alone = [gradients(network(x)[0].sum()) for x in parts]
-    together = gradients(*[network(x)[0].sum() for x in parts])
-    sums = [first + second for first, second in zip(*alone, strict=True)]
-    torch.testing.assert_close(together, sums, rtol=1e-9, atol=1e-12)
 
 
 def test_scoring_keeps_no_gradient_and_moves_no_statistics() -> None:

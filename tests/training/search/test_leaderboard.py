@@ -32,11 +32,6 @@ def test_a_line_that_was_cut_short_is_forgotten_and_the_next_one_kept(board):
     assert [entry.name for entry in Leaderboard(board.path).entries] == ["TabNet 1", "TabNet 2"]
 
 
-def test_a_line_of_a_release_that_wrote_more_is_read_as_far_as_it_is_known(board):
-    board.path.write_text('{"name": "TabNet 1", "kind": "tabnet", "valid_logloss": 0.4, "colour": "red"}\n')
-    assert Leaderboard(board.path).entries == [BoardEntry("TabNet 1", "tabnet", 0.4)]
-
-
 def test_the_winner_is_the_best_finished_network_that_fits_its_cost(board):
     for entry in (
         ONE,

@@ -6,7 +6,7 @@ import pytest
 
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
-from training.search.leaderboard import BoardEntry, Leaderboard
+from training.search.leaderboard import Leaderboard
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 
@@ -92,8 +92,3 @@ def test_the_study_learns_from_what_it_tried(board):
 
 def test_nothing_of_a_study_is_pickled(board):
     assert study(board).__getstate__() == {}
-
-
-def test_trials_of_another_releases_space_are_no_hindrance(board):
-    board.add(BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=1.0, point={"width": 9_000}))
-    assert study(board).suggest("a")

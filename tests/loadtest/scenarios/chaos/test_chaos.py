@@ -62,6 +62,6 @@ def test_a_killed_controller_is_replaced_and_no_request_fails(run):
     assert target.one(CONTROLLER).pid != before.pid
     assert (found["rate_rps"], found["failed"], found["failed_first"]) == (RATE_RPS, 0, 0)
     assert found["orphans"] == []
-    assert found["held"]
+    assert found["verdict"] == "held"
     assert found["requests"] == pytest.approx(8 * RATE_RPS, rel=0.2)
     assert sum(moment.offered_rps for moment in lines["controller"]) > 0

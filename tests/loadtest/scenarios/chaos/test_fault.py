@@ -9,7 +9,7 @@ from offers import CLOSED, FALLBACK, Offering
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import ClusterSample
-from loadtest.report.series import chaos_summary, write_chaos
+from loadtest.report.chaos import chaos_summary, write_chaos
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import Allowed, Times, broken, describe
 from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults, verdict_of
@@ -116,8 +116,9 @@ def test_a_fault_has_a_name_and_says_what_is_allowed():
 
 
 def test_a_run_is_void_only_where_each_fault_that_did_not_hold_is():
-    held, void, not_held = ({"held": h, "void": v} for h, v in ((True, False), (False, True), (False, False)))
-    not_run = {"held": None, "void": False}
+    held, void, not_held, not_run = (
+        {"verdict": verdict} for verdict in ("held", "void", "not held", "not run")
+    )
     assert verdict_of([held, not_run]) == "held"
     assert verdict_of([not_run]) == "void"
     assert verdict_of([held, void]) == "void"
@@ -138,7 +139,7 @@ def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp
 
     monkeypatch.setattr(chaos, "_under_load", gone)
     result = run_fault(run, select_faults(["scorer"])[0], {})
-    assert (result["held"], result["void"], left) == (False, False, [True])
+    assert (result["verdict"], left) == ("not held", [True])
     report = {
         "verdict": "not held",
         "knee_rps": None,
@@ -157,7 +158,7 @@ NOT_RUN = {
     "fault": "redis",
     "what": "stop Redis",
     "allowed": "none",
-    "held": None,
+    "verdict": "not run",
     "reasons": ["not run: no"],
 }
 
@@ -170,7 +171,7 @@ def chaos_page(folder, monkeypatch, offering, *more, rate_rps=None):
         emit=lambda _: None,
         bench=SimpleNamespace(slo=SLO),
     )
-    monkeypatch.setattr(chaos, "_under_load", lambda *_: (found(offering), []))
+    monkeypatch.setattr(chaos, "_under_load", lambda *_: (found(offering), [], []))
     result = run_fault(run, select_faults(["scorer"])[0], {})
     report = {"verdict": verdict_of([result, *more]), "faults": [result, *more], "rate_rps": rate_rps}
     report |= {"knee_rps": None, "client_timeout_s": 0.25, "machine": {"cores": 2}}
@@ -180,7 +181,7 @@ def chaos_page(folder, monkeypatch, offering, *more, rate_rps=None):
 
 def test_the_page_names_what_was_not_run_and_the_load_that_was_named(tmp_path, monkeypatch):
     result, page = chaos_page(tmp_path, monkeypatch, Offering(28), NOT_RUN, rate_rps=90.0)
-    assert result["held"]
+    assert result["verdict"] == "held"
     assert "Held: survival of faults under load (1 run)" in page
     assert ">1 of 2<" in page
     assert ">1 not run<" in page
@@ -192,7 +193,7 @@ def test_the_page_names_what_was_not_run_and_the_load_that_was_named(tmp_path, m
 def test_a_late_generator_is_the_reason_of_a_fault_without_a_verdict(tmp_path, monkeypatch):
     offering = Offering(28).between(0, 7, late_ms=50.0).between(8, 11, CLOSED)
     result, page = chaos_page(tmp_path, monkeypatch, offering)
-    assert (result["held"], result["void"]) == (False, True)
+    assert result["verdict"] == "void"
     assert "<p>scorer: the load generator itself was late" in page
     assert "<td>no verdict</td>" in page
     assert "not valid" in page

@@ -81,9 +81,9 @@ def test_lost_acknowledged_batches_are_reported_and_rejected_ones_are_not(servic
     here = target(service, os.getpid())
     flood.inject(here)
     flood.look(here)
-    numbers = flood.counted({}, {})
+    numbers, reasons = flood.measured(None)
     assert (numbers["flood"], numbers["restarts"], numbers["lost"]) == (6, 0, 1)
-    assert flood.reasons() == ["1 of 6 acknowledged batches are lost"]
+    assert reasons == ["1 of 6 acknowledged batches are lost"]
 
 
 def test_memory_that_stays_is_told_for_the_exposures(service):
@@ -92,11 +92,11 @@ def test_memory_that_stays_is_told_for_the_exposures(service):
     here = target(service, os.getpid())
     flood.inject(here)
     flood.look(here)
-    assert flood.reasons() == []
+    assert flood.measured(None)[1] == []
     held = bytearray(psutil.Process().memory_info().rss)
     held[::4096] = b"x" * len(held[::4096])
     flood.look(here)
-    assert "FeatureFetch grew from" in flood.reasons()[0]
+    assert "FeatureFetch grew from" in flood.measured(None)[1][0]
 
 
 def test_a_process_beyond_its_memory_is_ended_and_counts_as_a_restart(monkeypatch, service):
@@ -109,5 +109,6 @@ def test_a_process_beyond_its_memory_is_ended_and_counts_as_a_restart(monkeypatc
         flood.look(target(service, process.pid))
         assert process.wait(10) == -9
         process.stdin.close()
-    assert flood.counted({}, {})["restarts"] == 2
-    assert flood.reasons() == ["Ingest restarted 2 times (limit 1)"]
+    numbers, reasons = flood.measured(None)
+    assert numbers["restarts"] == 2
+    assert reasons == ["Ingest restarted 2 times (limit 1)"]

@@ -62,4 +62,4 @@ def test_no_file_of_the_supervisor_can_grow_until_the_fault_ends(target, process
 
 
 def test_a_service_that_is_not_reported_as_unwatched_does_not_hold():
-    assert "but not that the service is unwatched" in RunDiskFull().reasons()[0]
+    assert "but not that the service is unwatched" in RunDiskFull().measured(None)[1][0]

@@ -16,10 +16,11 @@ import pytest
 from offers import CLOSED, FALLBACK, REFUSED, Offering
 
 from loadtest.measure.service import Outcome
-from loadtest.report.series import describe_fault, pauses_line, write_chaos
+from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.scenarios.chaos import pauses
 from loadtest.scenarios.chaos import run as chaos
-from loadtest.scenarios.chaos.pauses import Pauses, describe_pauses
+from loadtest.scenarios.chaos.fault import Injected
+from loadtest.scenarios.chaos.pauses import Pauses, describe_pauses, pauses_line
 from loadtest.scenarios.chaos.run import run_fault, select_faults, verdict_of
 from loadtest.targets.running import Target
 from loadtest.workload.profiles import CANDIDATES, load_slo
@@ -103,6 +104,12 @@ def test_the_line_of_a_length_has_its_numbers():
     assert pauses_line(most_failed).endswith("p50 10.0 ms, p99 not reached")
 
 
+def measured(fault, offering, zero_s):
+    """Return the numbers of each length, and the reasons of the fault."""
+    numbers, reasons = fault.measured(Injected(offering.offered, zero_s, None))
+    return numbers["pauses"], reasons
+
+
 @pytest.fixture
 def process():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as popen:
@@ -127,7 +134,7 @@ def test_the_process_is_stopped_within_the_recorded_times_and_runs_between_them(
     fault.inject(SimpleNamespace(one=lambda role: process))
     over.set()
     watcher.join()
-    series = fault.measured(Offering(2).between(0.4, 0.45, FALLBACK).offered, zero_s)["pauses"]
+    series = measured(fault, Offering(2).between(0.4, 0.45, FALLBACK), zero_s)[0]
     real = [(begun_s + zero_s, ended_s + zero_s) for one in series for begun_s, ended_s in one["pauses_s"]]
     lengths_s = [ended_s - begun_s for begun_s, ended_s in real]
     assert [one["length_ms"] for one in series] == [50, 100]
@@ -146,7 +153,7 @@ def test_a_pause_every_so_often_is_not_delayed_by_those_before_it(monkeypatch, p
     monkeypatch.setattr(pauses, "EVERY_S", 0.1)
     fault, zero_s = Pauses(), time.monotonic()
     fault.inject(SimpleNamespace(one=lambda role: process))
-    (one,) = fault.measured(Offering(1).offered, zero_s)["pauses"]
+    ((one,), _) = measured(fault, Offering(1), zero_s)
     begins_s = [begun_s for begun_s, _ in one["pauses_s"]]
     assert begins_s == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=0.05)
 
@@ -157,9 +164,8 @@ def test_only_the_lengths_that_did_not_hold_are_reasons(monkeypatch, process):
     fault, zero_s = Pauses(), time.monotonic()
     fault.inject(SimpleNamespace(one=lambda role: process))
     # The second series begins after 0.2 s.
-    found = fault.measured(Offering(1).between(0.3, 0.38, FALLBACK).offered, zero_s)["pauses"]
+    found, (reason,) = measured(fault, Offering(1).between(0.3, 0.38, FALLBACK), zero_s)
     assert [one["held"] for one in found] == [True, False]
-    (reason,) = fault.reasons()
     assert reason.startswith("2 pauses of 20 ms not held: ")
 
 
@@ -201,4 +207,4 @@ def test_a_run_reports_each_length_on_its_page(stub, process, tmp_path, monkeypa
         assert one["requests"] == pytest.approx(100, abs=30)
         assert one["inside"] + one["outside"] == one["requests"]
         assert f"2 pauses of {one['length_ms']} ms not held: {one['requests']} requests, 0 full" in page
-        assert pauses_line(one) in describe_fault(found)
+        assert pauses_line(one) in fault_line(found)

@@ -6,8 +6,10 @@ import dataclasses
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import convert
 
 from serve.operate.console.application import NUM_NEWEST, applications
+from serve.operate.status.report import Report
 
 SCHEMA = pa.schema(
     [
@@ -27,7 +29,7 @@ def write(path, times):
 
 
 def newest(log):
-    (app,) = applications({}, {})
+    (app,) = applications(Report(), {})
     return [(one["at_ms"], one["request"]) for one in dataclasses.replace(app, log=log).requests()]
 
 
@@ -52,7 +54,9 @@ def test_with_the_event_clock_a_request_has_its_time(tmp_path):
     write(tmp_path / "var/log/exposures.parquet", range(2))
     ours = {"import_path": "serve.app:build", "route_prefix": "/", "deployments": {}}
     found = {"config": str(tmp_path / "cluster.yaml"), "applications": {"a": ours}}
-    (app,) = applications(found, {"applications": [{"name": "a", "args": {"clock": "event"}}]})
+    (app,) = applications(
+        convert(found, Report), {"applications": [{"name": "a", "args": {"clock": "event"}}]}
+    )
     assert [one["request"]["now_ms"] for one in app.requests()] == [1, 0]
 
 
@@ -76,7 +80,7 @@ def test_applications_have_the_folders_of_their_file_and_their_route(tmp_path):
         "surfaces": {"a": {"experiment": {"name": "launch"}}, "c": {}},
     }
     declared = {"applications": [{"name": "a", "args": {"log": "logs", "models": "/m"}}]}
-    first, second = applications(found, declared)
+    first, second = applications(convert(found, Report), declared)
     assert (first.url, first.experiment) == ("http://h:1/a", "launch")
     assert (second.url, second.experiment) == ("http://h:1", "")
     assert (first.log, str(first.models)) == (tmp_path / "my/logs", "/m")

@@ -139,7 +139,7 @@ def test_a_service_that_goes_is_shown_and_is_back_by_itself(chromium, url, stage
         stage.state, went = gone, time.monotonic()
         page.wait_for_selector(".verdict.bad")
         assert time.monotonic() - went < WITHIN_S
-        assert words(page, ".verdict strong") == gone()["health"]["line"]
+        assert words(page, ".verdict strong") == gone().health.line
         assert "No answer since" in words(page, ".verdict")
         stage.state, back = stage.healthy, time.monotonic()
         page.wait_for_selector(".verdict.good")

@@ -206,7 +206,7 @@ def test_a_report_of_the_experiment_beside_the_log_is_found(folder):
 def test_a_state_comes_with_its_point_and_health_in_the_words_of_status():
     first, state = asyncio.run(read(Watch(degraded), 2))
     assert first == {"points": []}
-    assert state["found"]["health"]["line"] == degraded()["causes"][0]["text"]
+    assert state["found"].health.line == degraded().causes[0].text
     assert state["point"][1:] == [903.0, 5.8, 11.9, 24.6, 0.0, 0.0, 0.0, pytest.approx(0.002)]
     assert state["gone"] is None
 
@@ -214,7 +214,7 @@ def test_a_state_comes_with_its_point_and_health_in_the_words_of_status():
 def test_a_service_that_is_gone_keeps_the_time_of_its_last_answer_until_it_is_back():
     states = iter([healthy(), gone(), gone(), healthy(), gone()])
     messages = asyncio.run(read(Watch(lambda: next(states), every_s=0.002), 6))
-    seen = [(message["found"]["state"], message["gone"]) for message in messages[1:]]
+    seen = [(message["found"].state, message["gone"]) for message in messages[1:]]
     assert [state for state, _ in seen] == ["ready", "stopped", "stopped", "ready", "stopped"]
     assert seen[1][1] == seen[2][1]
     assert (seen[0][1], seen[3][1]) == (None, None)
@@ -271,15 +271,15 @@ def test_a_failed_read_is_a_state_and_the_next_one_counts(error, line):
         return state
 
     _, failed, good = asyncio.run(read(Watch(look, every_s=0.001), 3))
-    assert (failed["found"]["health"]["state"], good["found"]["health"]["state"]) == ("unknown", "healthy")
-    assert line in failed["found"]["health"]["line"]
+    assert (failed["found"].health.state, good["found"].health.state) == ("unknown", "healthy")
+    assert line in failed["found"].health.line
 
 
 @pytest.mark.parametrize(
     ("late", "verdicts"),
     [
         (
-            healthy() | {"surfaces": {"spaces": {}}, "health": {"state": "down"}},
+            healthy(surfaces={"spaces": {}}, health={"state": "down", "line": ""}),
             ["healthy", "unknown", "down"],
         ),
         (healthy(), ["healthy", "unknown", "healthy"]),
@@ -296,12 +296,12 @@ def test_a_service_that_is_always_late_does_not_alternate(monkeypatch, late, ver
 
     watch = Watch(look, every_s=0.001)
     found = asyncio.run(read(watch, 14))[1:]
-    seen = [message["found"]["health"]["state"] for message in found]
+    seen = [message["found"].health.state for message in found]
     assert [state for state, _ in itertools.groupby(seen)] == verdicts
-    assert {message["found"]["url"] for message in found} == {healthy()["url"]}
+    assert {message["found"].url for message in found} == {healthy().url}
     assert [message["gone"] is None for message in found] == [state != "down" for state in seen]
     assert 3 <= len(watch.points) == len([1 for message in found if "point" in message]) < len(found)
-    assert watch.found["url"] == healthy()["url"]
+    assert watch.found.url == healthy().url
 
 
 def test_an_application_that_is_not_asked_is_not_said_to_be_gone():
@@ -328,8 +328,8 @@ def test_an_overdue_read_is_shown_as_missing(monkeypatch):
         return overdue, after
 
     overdue, after = asyncio.run(scenario())
-    assert (overdue["found"]["health"]["state"], "point" in overdue) == ("unknown", False)
-    assert after["found"]["health"]["state"] == "healthy"
+    assert (overdue["found"].health.state, "point" in overdue) == ("unknown", False)
+    assert after["found"].health.state == "healthy"
 
 
 def test_a_port_in_use_is_refused_in_a_sentence(service):

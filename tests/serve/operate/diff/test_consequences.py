@@ -22,7 +22,7 @@ from documents import replaced
 from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff
 from serve.operate.diff.consequence import FIELDS, IGNORED_ALONE, Consequence
-from serve.operate.diff.field import get, level_of
+from serve.operate.host.field import get, level_of
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import status
 from serve.operate.run.local_cluster import down, up
@@ -141,6 +141,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
         {"placement_group_bundle_label_selector": [{"pool": "!other"}]},
         {"num_replicas": "auto"},
         {"logging_config/log_level": "WARNING"},
+        {},
         # Ray applies these with `target_capacity`.
         {
             "placement_group_bundles": [{"CPU": 0.2}],
@@ -250,9 +251,9 @@ class Service:
     def ids(self):
         """Return the ids of the running replicas, by application and deployment."""
         return {
-            (app, name): set(deployment["ids"])
-            for app, found in status(self.run)["applications"].items()
-            for name, deployment in found["deployments"].items()
+            (app, name): set(deployment.ids)
+            for app, found in status(self.run).applications.items()
+            for name, deployment in found.deployments.items()
         }
 
     def controller_log(self):
@@ -375,7 +376,7 @@ def test_serve_does_what_the_row_says(deploys, field):
     assert len(made) == len(EXAMPLES[field])
     for number, (deploy, path) in enumerate(zip(made, EXAMPLES[field], strict=True)):
         change = deploy.found(path)
-        is_ignored = field[-1] in IGNORED_ALONE and number > 0
+        is_ignored = field[-1] in IGNORED_ALONE and number > 0 and "target_capacity" not in deploy.paths
         expected = Consequence.NOTHING if is_ignored else FIELDS[field]
         assert change["consequence"] == expected.name.lower()
         touched = {tuple(name.split("/")) for name in change["touched"]}
@@ -409,11 +410,15 @@ def test_an_application_comes_and_goes(service, deploys):
     came, went = (deploy for deploy in deploys if FOURTH in deploy.paths)
     assert (came.found(FOURTH)["consequence"], went.found(FOURTH)["consequence"]) == ("added", "deleted")
     assert ("fourth", "Front") in came.after.keys() - came.before.keys()
-    assert {app for app, _ in went.after} == set(status(service.run)["applications"]) == {"shop", "other"}
+    assert {app for app, _ in went.after} == set(status(service.run).applications) == {"shop", "other"}
 
 
 def test_settings_that_serve_reads_at_its_start_are_refused_in_place(service):
-    before, deployed, log = service.ids(), RunFolder.of(service.run).deployed(), service.controller_log()
+    before, deployed, log = (
+        service.ids(),
+        RunFolder.of(service.run).service().document,
+        service.controller_log(),
+    )
     document = service.document
     result, lines, held = service.differ({**RESTARTS, f"{SHOP}/args/word": "five"})
     service.document = document
@@ -421,7 +426,7 @@ def test_settings_that_serve_reads_at_its_start_are_refused_in_place(service):
     assert (result["consequence"], result["applied"], held) == ("restart", False, False)
     assert [change["consequence"] for change in result["changes"]].count("restart") == len(RESTARTS)
     assert lines[-1].startswith("refused: Serve reads this setting only at its start")
-    assert (service.ids(), RunFolder.of(service.run).deployed()) == (before, deployed)
+    assert (service.ids(), RunFolder.of(service.run).service().document) == (before, deployed)
     assert not re.search(LOGGED["applied"], service.controller_log()[len(log) :])
 
 

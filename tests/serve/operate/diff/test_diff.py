@@ -13,8 +13,8 @@ from serve.contract.errors import TabrankError
 from serve.operate.diff import difference
 from serve.operate.diff.apply import switched
 from serve.operate.diff.consequence import FIELDS, UNKNOWN, Consequence, row_of
-from serve.operate.diff.difference import Shape
-from serve.operate.diff.field import text
+from serve.operate.host.field import text
+from serve.operate.host.service_state import ApplicationState, DeploymentState
 
 DOCUMENT = {
     "http_options": {"host": "127.0.0.1", "port": 8000},
@@ -39,7 +39,14 @@ DOCUMENT = {
         }
     ],
 }
-SHAPES = {"shop": Shape(("Front", "Back"), "Front"), "spaces": Shape(DEPLOYMENTS, OUR_INGRESS)}
+
+
+def running(ingress, *names):
+    deployments = {name: DeploymentState() for name in names}
+    return ApplicationState(ingress=ingress, deployments=deployments)
+
+
+RUNNING = {"shop": running("Front", "Front", "Back"), "spaces": running(OUR_INGRESS, *DEPLOYMENTS)}
 OURS = {"applications": [{"name": "spaces", "import_path": "serve.app:build", "args": {"surface": "spaces"}}]}
 
 
@@ -47,8 +54,8 @@ def changed(path, value, document=DOCUMENT):
     return replaced(document, tuple(path.split("/")), value)
 
 
-def compare(old, new, shapes=SHAPES):
-    return difference.compare(old, new, shapes)
+def compare(old, new, applications=RUNNING):
+    return difference.compare(old, new, applications)
 
 
 def compared(path, value):
@@ -172,10 +179,10 @@ def test_each_field_is_listed_with_its_own_effect_and_the_worst_is_last():
     ]
 
 
-def test_other_bounds_say_which_replicas_start_or_stop():
-    wider = compare(DOCUMENT, changed(f"{FRONT}/autoscaling_config/max_replicas", 4))
-    assert wider.changes[0].note == "replicas 1 to 2 → 1 to 4: may start replicas"
-    assert compared(f"{BACK}/num_replicas", 1).changes[0].note == "replicas 2 → 1: stops the excess"
+def test_other_bounds_start_or_stop_replicas():
+    for path, value in ((f"{FRONT}/autoscaling_config/max_replicas", 4), (f"{BACK}/num_replicas", 1)):
+        (change,) = compared(path, value).changes
+        assert (change.consequence, change.note) == (Consequence.NOTHING, difference.MOVES)
 
 
 def test_a_min_above_the_old_max_is_judged_after_the_max():
@@ -207,12 +214,15 @@ def test_a_restart_of_the_only_replica_without_surge_is_called_a_gap():
     )
 
 
-def test_the_order_of_deployments_counts_only_where_their_policies_differ():
-    assert compare(DOCUMENT, {**DOCUMENT, "applications": [_reversed(DOCUMENT)]}).changes == ()
-    policy = {"policy_function": "no_such:policy"}
-    both = changed(f"{BACK}/autoscaling_config", {"policy": policy, "max_replicas": 2})
-    both["applications"][0]["deployments"][1].pop("num_replicas")
-    assert compare(both, {**both, "applications": [_reversed(both)]}).worst == Consequence.REBUILT
+def test_another_order_of_deployments_is_assumed_to_rebuild_the_application():
+    (change,) = compare(DOCUMENT, {**DOCUMENT, "applications": [_reversed(DOCUMENT)]}).changes
+    assert (change.consequence, change.new) == (Consequence.REBUILT, ["Back", "Front"])
+    added = {**DOCUMENT["applications"][0]["deployments"][0], "name": "Third"}
+    more = copy.deepcopy(DOCUMENT)
+    more["applications"][0]["deployments"].insert(0, added)
+    assert ("applications", "shop", "deployments") not in [
+        one.path for one in compare(DOCUMENT, more).changes
+    ]
 
 
 def _reversed(document):
@@ -222,7 +232,7 @@ def _reversed(document):
 
 def test_a_deployment_missing_in_the_file_is_rebuilt_with_its_application():
     found = compare(
-        DOCUMENT, changed(f"{SHOP}/args/days", 2), {"shop": Shape(("Front", "Back", "Third"), "Front")}
+        DOCUMENT, changed(f"{SHOP}/args/days", 2), {"shop": running("Front", "Front", "Back", "Third")}
     )
     assert found.deployments["shop"]["Third"][0] == Consequence.REBUILT
 
@@ -301,46 +311,20 @@ def test_an_unknown_field_is_assumed_to_do_the_worst_and_says_so(path, expected)
     assert (change.consequence.name.lower(), change.note) == (expected, UNKNOWN)
 
 
-def test_an_option_that_ray_ignored_restarts_the_deployment_with_the_next_change():
+def test_an_option_of_placement_is_applied_with_another_change_that_reaches_its_deployment():
     ignored = changed(f"{FRONT}/max_replicas_per_node", 3)
-    running = difference.in_force(DOCUMENT, ignored, SHAPES)
-    assert running == DOCUMENT
     for path, value in ((f"{FRONT}/max_ongoing_requests", 9), ("target_capacity", 50)):
-        found = compare(running, changed(path, value, ignored))
+        found = compare(DOCUMENT, changed(path, value, ignored))
         assert found.deployments["shop"]["Front"][0] == Consequence.ROLLING, path
-        assert difference.in_force(running, changed(path, value, ignored), SHAPES) == changed(
-            path, value, ignored
-        )
     # Ray does not apply it with a change of another deployment.
-    found = compare(running, changed(f"{BACK}/max_queued_requests", 9, ignored))
+    found = compare(DOCUMENT, changed(f"{BACK}/max_queued_requests", 9, ignored))
     assert [change.consequence for change in found.changes] == [Consequence.NOTHING] * 2
+    assert compared(f"{BACK}/max_replicas_per_node", 3).worst == Consequence.ROLLING
 
 
-def test_a_written_default_of_num_cpus_restarts_replicas_once_ray_applies_it():
-    empty = changed(f"{FRONT}/ray_actor_options", {})
-    written = changed(f"{FRONT}/ray_actor_options", {"num_cpus": 1})
-    assert compared(f"{BACK}/ray_actor_options", {"num_cpus": 1}).worst == Consequence.ROLLING
-    (alone,) = compare(empty, written).changes
-    assert (alone.consequence, alone.note) == (Consequence.NOTHING, difference.IGNORED)
-    assert difference.in_force(empty, written, SHAPES) == empty
-    assert compare(empty, changed(f"{FRONT}/max_surge_percent", 0, written)).worst == Consequence.ROLLING
-
-
-def test_ray_hashes_the_text_of_numbers_and_compares_their_values():
-    truth = changed(f"{FRONT}/user_config/knob", True)
-    assert compare(DOCUMENT, truth).changes[0].note == difference.IGNORED
-    assert compare(DOCUMENT, changed(f"{FRONT}/max_surge_percent", 0, truth)).worst == Consequence.IN_PLACE
-    assert compared(f"{SHOP}/args/days", 1.0).worst == Consequence.REBUILT
+def test_equal_numbers_are_no_change():
+    assert compared(f"{SHOP}/args/days", 1.0).changes == ()
     assert compared(f"{FRONT}/autoscaling_config/upscale_delay_s", 3.0).changes == ()
-
-
-def test_where_ignored_options_are_not_recorded_a_change_may_restart():
-    new = changed(f"{FRONT}/user_config/knob", 2, changed(f"{BACK}/num_replicas", 3))
-    found = difference.compare(DOCUMENT, new, SHAPES, is_recorded=False)
-    assert [change.note for change in found.changes] == [
-        difference.MAY_RESTART,
-        "replicas 2 → 3: starts replicas",
-    ]
 
 
 def test_num_replicas_auto_reconfigures_where_it_turns_autoscaling_on():

@@ -15,15 +15,15 @@ from documents import replaced
 from stub import MODEL, publish_stub
 from tiny import TOML
 
-from serve.config.application import DEPLOYMENTS, OUR_INGRESS
+from serve.config.application import DEPLOYMENTS, OUR_APPLICATION, OUR_INGRESS
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.snapshots import write
 from serve.model.artifact import CURRENT, FILES, load, point, save
 from serve.operate.diff.apply import diff
-from serve.operate.diff.difference import Shape
-from serve.operate.diff.running import RunningService
+from serve.operate.host.running_service import RunningService
+from serve.operate.host.service_state import ApplicationState, DeploymentState, ServiceState, SupervisedState
 from serve.operate.run import local_cluster
 from serve.stores.factory import open_store
 
@@ -40,7 +40,8 @@ class Running(RunningService):
 
     def __init__(self, path: Path, document) -> None:
         self.where, self.path, self.base, self.document = "here", path, path.parent, document
-        self.shapes = {"tiny": Shape(DEPLOYMENTS, OUR_INGRESS)}
+        deployments = dict.fromkeys(DEPLOYMENTS, DeploymentState())
+        self.applications = {"tiny": ApplicationState(ingress=OUR_INGRESS, deployments=deployments)}
         self.deployed = document
         running = self
 
@@ -61,6 +62,14 @@ class Running(RunningService):
         if (route := app["route_prefix"]) is None or path != f"{route.rstrip('/')}/v1/model":
             return 404
         return 401 if app["deployments"][0]["user_config"].get("api_keys") else 200
+
+    def service(self):
+        routes = {app["name"]: app["route_prefix"] for app in self.document["applications"]}
+        apps = {
+            name: ApplicationState(import_path=OUR_APPLICATION, route_prefix=route)
+            for name, route in routes.items()
+        }
+        return ServiceState("ready", url=self.url, applications=apps)
 
     def comparable(self, config):
         return dict(config.serve)
@@ -110,7 +119,8 @@ def applied(tmp_path, monkeypatch):
         monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: services[-1])
         printed: list[str] = []
         arguments = (tmp_path / "cluster.yaml", run, address, True, 5.0, printed.append)
-        result, lines, held = diff(*arguments, yes=yes, p50_ms=lambda app: p50_ms)
+        monkeypatch.setattr("serve.operate.diff.meaning.median_ms", lambda service, app: p50_ms)
+        result, lines, held = diff(*arguments, yes=yes)
         assert (services[-1].deployed == before) != held
         return result, [*printed, *lines], held
 
@@ -303,12 +313,21 @@ def test_an_application_that_goes_fails_its_callers(document, applied):
     assert (held, sentences(result)) == (False, ["every request to /other gets 404: its callers fail"])
 
 
+def test_a_renamed_application_hides_nothing(document, applied):
+    other = changed(document, **{f"{LIVE}/experiment/salt": "second", f"{APP}/args/keep_log_days": 7})
+    result, _, held = applied(document, changed(other, **{f"{APP}/name": "other"}))
+    assert (held, result["needs_yes"]) == (False, True)
+    log, salt = sentences(result)
+    assert log.startswith("deletes the log's records")
+    assert salt.startswith("reassigns every viewer")
+
+
 def test_up_refuses_a_dangerous_change_of_a_running_service_without_yes(document, tmp_path, monkeypatch):
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(changed(document, **{f"{APP}/route_prefix": "/ranking"})))
     running = Running(file, document)
-    monkeypatch.setattr(local_cluster, "_difference", lambda config, run: running.difference(config))
-    local_cluster.RunFolder.of(tmp_path / "run").write({"haproxy": True, "error": "", "state": "ready"})
+    monkeypatch.setattr(local_cluster, "_running", lambda run: running)
+    local_cluster.RunFolder.of(tmp_path / "run").write(SupervisedState("ready"))
     with pytest.raises(TabrankError) as refused:
         local_cluster.up(file, run_dir=tmp_path / "run")
     lines = str(refused.value).splitlines()

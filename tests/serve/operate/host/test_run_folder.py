@@ -6,14 +6,19 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
 from serve.operate.host import run_folder
 from serve.operate.host.run_folder import MARKER, RunFolder, wait_for_end
+from serve.operate.host.service_state import SupervisedState, Wanted
+
+WANTED = Wanted("/srv/cluster.yaml", "ab", {"applications": []})
 
 
 def test_a_folder_has_one_cluster_id_however_it_is_written(tmp_path):
@@ -95,35 +100,44 @@ def test_the_newest_logs_of_the_last_sessions_are_kept(tmp_path, monkeypatch):
 
 def test_the_error_of_a_full_disk_names_the_file_and_the_remedy(tmp_path):
     run, before = RunFolder.of(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
-    run.write({"state": "ready"})
+    run.write(SupervisedState("ready"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
         with pytest.raises(TabrankError, match=r"service\.json\.new: .*; free some space"):
-            run.write({"state": "failed"})
+            run.write(SupervisedState("failed"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert run.service() == {"state": "ready"}
+    assert run.service() == SupervisedState("ready")
 
 
-def test_written_state_is_read_back_and_invalid_content_counts_as_none(tmp_path):
+def test_written_state_is_read_back_and_a_cut_off_file_counts_as_none(tmp_path):
     run = RunFolder.of(tmp_path)
-    assert run.service() == {}
-    run.write({"state": "ready"})
-    assert run.service() == {"state": "ready"}
-    run.save_deployed({"applications": []})
-    assert run.deployed() == {"applications": []}
-    (tmp_path / "service.json").write_text('{"state": ')
-    (tmp_path / "deployed.yaml").write_text("applications: [")
-    assert (run.service(), run.deployed()) == ({}, {})
+    assert (run.service(), run.wanted()) == (None, None)
+    run.write(SupervisedState("ready", document={"applications": []}))
+    assert run.service() == SupervisedState("ready", document={"applications": []})
+    run.save_wanted(WANTED)
+    assert run.wanted() == WANTED
+    for name in ("service.json", "wanted.json"):
+        (tmp_path / name).write_text('{"config": ')
+    assert (run.service(), run.wanted()) == (None, None)
+
+
+def test_a_service_of_another_version_is_refused_with_the_command_that_restarts_it(tmp_path):
+    run = RunFolder.of(tmp_path)
+    (tmp_path / "service.json").write_text('{"state": "ready", "config": "/srv/a.yaml", "slots": 2}')
+    with pytest.raises(TabrankError, match=rf"restart the service with: .* up /srv/a.yaml --run {tmp_path}$"):
+        run.service()
+
+
+def test_the_command_that_restarts_names_the_file_and_another_run_folder(tmp_path):
+    assert RunFolder.of(RUN).up_command(Path("my file.yaml")) == "python -m serve up 'my file.yaml'"
+    command = RunFolder.of(tmp_path).up_command(Path("cluster.yaml"))
+    assert command == f"python -m serve up cluster.yaml --run {tmp_path}"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     run = RunFolder.of(tmp_path)
-    for name, read in (
-        ("service.json", run.service),
-        ("wanted.yaml", run.wanted),
-        ("deployed.yaml", run.deployed),
-    ):
+    for name, read in (("service.json", run.service), ("wanted.json", run.wanted)):
         (tmp_path / name).mkdir()
         with pytest.raises(TabrankError, match=rf"{name}: Is a directory; make it a file"):
             read()
@@ -173,12 +187,10 @@ def test_two_commands_cannot_hold_one_folder(tmp_path):
 def test_files_that_may_hold_a_password_are_private(tmp_path):
     run = RunFolder.of(tmp_path)
     for _ in range(2):
-        run.save_deployed({"applications": []})
-        run.save_wanted(tmp_path / "cluster.yaml", "", {"applications": []})
-        run.write({})
-    assert [
-        (tmp_path / name).stat().st_mode & 0o077 for name in ("deployed.yaml", "wanted.yaml", "service.json")
-    ] == [0, 0, 0]
+        run.save_wanted(WANTED)
+        run.write(SupervisedState())
+    modes = [(tmp_path / name).stat().st_mode & 0o077 for name in ("wanted.json", "service.json")]
+    assert modes == [0, 0]
 
 
 def test_a_process_that_has_ended_and_is_not_reaped_is_not_waited_for():

@@ -19,6 +19,7 @@ from serve.config.settings import UserConfig
 from serve.contract.errors import TabrankError
 from serve.contract.metric_catalog import METRICS
 from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.service_state import SupervisedState
 from serve.operate.observe import prometheus
 from serve.operate.observe.prometheus import (
     DASHBOARD,
@@ -175,7 +176,7 @@ def test_prometheus_is_not_started_where_its_data_cannot_be_kept(run, tmp_path, 
 def run(tmp_path):
     (tmp_path / "run").mkdir()
     folder = RunFolder.of(tmp_path / "run")
-    folder.write({"metrics_url": "http://127.0.0.1:1234/metrics", "haproxy_metrics_url": None})
+    folder.write(SupervisedState(metrics_url="http://127.0.0.1:1234/metrics"))
     return folder
 
 
@@ -191,7 +192,7 @@ def test_prometheus_gets_our_rules_and_the_pages_of_the_service(run, tmp_path):
 
 def test_a_restarted_service_is_followed_and_a_stopped_one_stays_a_target(run, tmp_path):
     write_targets(run, tmp_path)
-    run.write({"metrics_url": "http://127.0.0.1:99/metrics"})
+    run.write(SupervisedState(metrics_url="http://127.0.0.1:99/metrics"))
     write_targets(run, tmp_path)
     (run.path / "service.json").unlink()
     write_targets(run, tmp_path)

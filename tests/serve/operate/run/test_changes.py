@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
+from serve.operate.host.service_state import Probe, ServiceChange
 from serve.operate.run.changes import MAX_CHANGES, added, broken, described
 
 FILE = Path("/srv/cluster.yaml")
@@ -23,20 +26,20 @@ def document(**settings: Any) -> dict[str, Any]:
 
 def test_the_first_fields_are_named_without_their_values():
     settings = {"deadline_ms": 90, "max_batches_in_flight": 3, "stale_after_ms": 9, "log_features": 0.5}
-    what = described(FILE, document(), document(**settings), {})
+    what = described(FILE, document(), document(**settings))
     assert what.startswith("deployed cluster.yaml: FeatureFetch.user_config.deadline_ms, FeatureFetch.")
     assert what.endswith(", 1 more")
     other = document()
     other["applications"][0]["args"] = {"log": "secret"}
-    assert described(FILE, document(), other, {}) == "deployed cluster.yaml: applications.spaces.args.log"
-    assert described(FILE, document(), document(), {}) == "deployed cluster.yaml: no field differs"
+    assert described(FILE, document(), other) == "deployed cluster.yaml: applications.spaces.args.log"
+    assert described(FILE, document(), document()) == "deployed cluster.yaml: no field differs"
 
 
 def test_of_several_applications_each_is_named():
     before, after = document(), document(max_batches_in_flight=3)
     for one in (before, after):
         one["applications"].append({**document()["applications"][0], "name": "clips"})
-    what = described(FILE, before, after, {})
+    what = described(FILE, before, after)
     assert (
         what
         == "deployed cluster.yaml: applications.spaces.deployments.FeatureFetch.user_config.max_batches_in_flight"
@@ -45,16 +48,16 @@ def test_of_several_applications_each_is_named():
 
 def test_the_kill_switch_has_words_of_its_own():
     on = document(kill_switch=True)
-    assert described(FILE, document(), on, {}) == "kill switch on for spaces"
-    assert described(FILE, on, document(), {}) == "kill switch off for spaces"
-    assert described(FILE, on, document(kill_switch=False), {}) == "kill switch off for spaces"
+    assert described(FILE, document(), on) == "kill switch on for spaces"
+    assert described(FILE, on, document()) == "kill switch off for spaces"
+    assert described(FILE, on, document(kill_switch=False)) == "kill switch off for spaces"
 
 
 def test_the_oldest_changes_are_dropped():
-    changes: list[dict[str, str]] = []
+    changes: list[ServiceChange] = []
     for number in range(MAX_CHANGES + 5):
         changes = added(changes, str(number))
-    assert [one["what"] for one in changes] == [str(number) for number in range(5, MAX_CHANGES + 5)]
+    assert [one.what for one in changes] == [str(number) for number in range(5, MAX_CHANGES + 5)]
 
 
 def routed(route: str | None = "/", **settings: Any) -> dict[str, Any]:
@@ -65,12 +68,12 @@ def routed(route: str | None = "/", **settings: Any) -> dict[str, Any]:
 
 def test_a_changed_route_and_a_first_key_are_probed_as_callers_of_before_ask():
     keys = {"api_keys": {"web": {"sha256": "0" * 64}}}
-    moved = {"name": "route_changed", "where": "spaces", "path": "/livez", "status": 404}
-    keyed = {"name": "first_key", "where": "spaces", "path": "/v1/model", "status": 401}
+    moved = Probe("route_changed", "spaces", "/livez", 404)
+    keyed = Probe("first_key", "spaces", "/v1/model", 401)
     assert broken(document(), routed("/ranking")) == [moved]
-    assert broken(routed("/ranking"), document()) == [moved | {"path": "/ranking/livez"}]
+    assert broken(routed("/ranking"), document()) == [replace(moved, path="/ranking/livez")]
     assert broken(document(), document(**keys)) == [keyed]
-    assert broken(routed(), routed("/ranking", **keys)) == [moved, keyed | {"path": "/ranking/v1/model"}]
+    assert broken(routed(), routed("/ranking", **keys)) == [moved, replace(keyed, path="/ranking/v1/model")]
 
 
 def test_what_leaves_callers_alone_needs_no_probe():

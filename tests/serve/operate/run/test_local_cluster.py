@@ -20,18 +20,29 @@ import yaml
 
 from serve.config.application import OUR_APPLICATION
 from serve.contract.errors import TabrankError
-from serve.operate.diff.difference import compare
-from serve.operate.diff.field import parsed
-from serve.operate.diff.running import LocalService
+from serve.operate.host.deploying import document_of
+from serve.operate.host.environment import METRICS_PORT
+from serve.operate.host.field import parsed
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
-from serve.operate.host.state import route, status, status_code
+from serve.operate.host.running_service import LocalService
+from serve.operate.host.service_state import (
+    ApplicationState,
+    Deploying,
+    DeploymentState,
+    Probe,
+    ServiceState,
+    SupervisedState,
+    Wanted,
+)
+from serve.operate.host.state import RunState, is_alive, status, status_code
 from serve.operate.run.local_cluster import NEVER, down, up
-from serve.operate.run.supervisor import reason, settled
-from serve.operate.status.restarts import ENDED
+from serve.operate.run.restarts import ENDED
+from serve.operate.run.supervisor import Supervisor, reason, settled
 from serve.operate.status.scrape import read_pages
 from serve.operate.status.screen import screen
 from serve.operate.status.vitals import answers_of, look
 
+OURS = ApplicationState(import_path=OUR_APPLICATION)
 # An application of the same shape as ours: a raw ASGI ingress in front of a scorer.
 APPLICATION = """
 import json, os
@@ -162,7 +173,7 @@ def assert_nothing_is_left(folder: Path, port: int) -> None:
     run = RunFolder.of(folder / "run")
     assert run.processes() == []
     assert run.temp is None
-    assert status(folder / "run")["state"] == "stopped"
+    assert status(folder / "run").state == "stopped"
     socket.create_server(("127.0.0.1", port)).close()
 
 
@@ -172,31 +183,31 @@ def test_down_ends_every_process_with_the_marker_and_no_other(tmp_path):
         idle_process(marker=run.cluster_id) as orphan,
         idle_process(marker="another") as stranger,
     ):
-        assert status(tmp_path)["state"] == "dead"
+        assert status(tmp_path).state == "dead"
         stopped = down(tmp_path)
         assert stopped["was"] == "dead"
         assert orphan.poll() is not None
         assert stranger.poll() is None
         stranger.kill()
-    assert status(tmp_path) == {"state": "stopped"}
+    assert status(tmp_path) == RunState("stopped")
 
 
 def test_a_failed_service_is_dead_and_its_error_is_shown(tmp_path):
     run = RunFolder.of(tmp_path)
-    run.write({"state": "failed", "url": "http://127.0.0.1:1", "error": "no room", "applications": {}})
+    run.write(SupervisedState("failed", url="http://127.0.0.1:1", error="no room"))
     found = look(tmp_path, None)
-    assert (found["state"], found["unwatched"], found["waits"]) == ("dead", "", [])
+    assert (found.state, found.unwatched, found.waits) == ("dead", "", [])
     assert "The service has ended: no room." in screen(found).plain
 
 
 def test_a_deploy_that_stops_writing_its_state_is_dead_after_a_minute(tmp_path):
     run = RunFolder.of(tmp_path)
-    run.write({"state": "deploying", "deploying": {"config": "a.yaml", "since": "2026-01-31T12:00:00+00:00"}})
+    run.write(SupervisedState("deploying", deploying=Deploying("a.yaml", "2026-01-31T12:00:00+00:00")))
     with idle_process(run.cluster_id, SUPERVISE) as supervisor:
         for age_s, state in ((30, "deploying"), (90, "dead")):
             at = time.time() - age_s
             os.utime(tmp_path / "service.json", (at, at))
-            assert status(tmp_path)["state"] == state
+            assert status(tmp_path).state == state
         supervisor.kill()
 
 
@@ -214,17 +225,17 @@ def test_an_answer_that_is_not_http_counts_as_none():
         threading.Thread(target=answer_rubbish, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert status_code(url) == 0
-        assert answers_of({"url": url, "applications": {"a": {"import_path": OUR_APPLICATION}}}) == {"a": {}}
+        assert answers_of(ServiceState(url=url, applications={"a": OURS})) == {"a": {}}
         assert read_pages([url]).values == {}
         server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_dead_service_shows_no_running_replica(tmp_path):
     run = RunFolder.of(tmp_path)
-    applications = {"tab": {"deployments": {"Scorer": {"replicas": {"RUNNING": 1}}}, "import_path": "a:b"}}
-    run.write({"state": "ready", "url": "http://127.0.0.1:1", "applications": applications})
+    tab = ApplicationState(deployments={"Scorer": DeploymentState(replicas={"RUNNING": 1})})
+    run.write(SupervisedState("ready", url="http://127.0.0.1:1", applications={"tab": tab}))
     found = status(tmp_path)
-    assert (found["state"], found["applications"]) == ("dead", {})
+    assert (found.state, found.applications) == ("dead", {})
 
 
 def test_down_where_nothing_runs_is_no_error(tmp_path):
@@ -237,12 +248,19 @@ def test_down_of_a_missing_folder_reports_it_and_creates_none(tmp_path):
 
 
 def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch):
-    restart = compare({"applications": []}, {"applications": [], "http_options": {"port": 1}}, {})
-    monkeypatch.setattr("serve.operate.run.local_cluster._difference", lambda config, run: restart)
-    RunFolder.of(tmp_path / "run").path.mkdir()
-    RunFolder.of(tmp_path / "run").write(
-        {"url": "http://127.0.0.1:1", "haproxy": True, "state": "deploying", "error": ""}
+    run = RunFolder.of(tmp_path / "run")
+    run.write(
+        SupervisedState("deploying", url="http://127.0.0.1:1", applications={"tab": ApplicationState()})
     )
+    document = {"applications": [], "nodes": {}, "http_options": {"port": 1}}
+    running = SimpleNamespace(
+        service=run.service,
+        document=document,
+        applications={},
+        base=None,
+        comparable=lambda config: config.serve,
+    )
+    monkeypatch.setattr("serve.operate.run.local_cluster._running", lambda run: running)
     messages: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as holder, pytest.raises(TabrankError, match="is in use by"):
         service(tmp_path, holder.getsockname()[1], messages=messages)
@@ -250,13 +268,74 @@ def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch)
     assert RunFolder.of(tmp_path / "run").service()
 
 
+def test_a_restart_tells_the_new_supervisor_what_ran_before(tmp_path, port, monkeypatch):
+    run, starts = RunFolder.of(tmp_path / "run"), Starts(monkeypatch, "")
+    run.write(SupervisedState("ready", url=f"http://127.0.0.1:{port}"))
+    document = {"applications": [{"name": "old", "import_path": "a:b", "route_prefix": "/old"}], "nodes": {}}
+    running = SimpleNamespace(
+        service=run.service,
+        document=document,
+        applications={},
+        base=None,
+        comparable=lambda config: {**config.serve, "nodes": {}},
+    )
+    monkeypatch.setattr("serve.operate.run.local_cluster._running", lambda run: running)
+    (tmp_path / "cluster.yaml").write_text(CONFIG.format(port=port, knob=1, fail="false"))
+    restarted = up(tmp_path / "cluster.yaml", run_dir=run.path, yes=True)
+    assert (restarted["action"], starts.wanted.before) == ("started", document)
+    assert starts.wanted.document["applications"][0]["name"] == "tab"
+    down(run.path)
+
+
+class WithoutRay(Supervisor):
+    """Supervisor whose deploys only write their document, and which ends at once."""
+
+    def _start(self):
+        pass
+
+    def _connect(self, config):
+        pass
+
+    def _deploy(self, config):
+        self._save(document=document_of(config))
+
+    def _watch(self):
+        pass
+
+    def _shut_down(self, error):
+        assert error == ""
+
+
+def test_a_restart_notes_what_it_broke_for_callers(tmp_path, monkeypatch):
+    def document(route):
+        return {"applications": [{"name": "spaces", "import_path": OUR_APPLICATION, "route_prefix": route}]}
+
+    monkeypatch.setenv(METRICS_PORT, "1")
+    monkeypatch.setattr("serve.operate.run.supervisor.nodes", list)
+    run = RunFolder.of(tmp_path)
+    for before, probes in (
+        ({}, []),
+        (document("/ranking"), []),
+        (document("/"), [Probe("route_changed", "spaces", "/livez", 404)]),
+    ):
+        run.save_wanted(Wanted(str(tmp_path / "cluster.yaml"), "", document("/ranking"), before))
+        assert WithoutRay(run, haproxy=False).main()
+        service = run.service()
+        assert (service.state, service.document["applications"]) == (
+            "ready",
+            document("/ranking")["applications"],
+        )
+        assert [(one.what, one.probes) for one in service.changes] == [("started with cluster.yaml", probes)]
+
+
 def test_a_deploy_is_done_once_no_old_replica_is_left():
     def application(**replicas):
-        return {"tab": {"status": "RUNNING", "deployments": {"Front": {"replicas": replicas}}}}
+        return {"tab": ApplicationState("RUNNING", deployments={"Front": DeploymentState(replicas=replicas)})}
 
     assert settled(application(RUNNING=2))
     assert not settled(application(RUNNING=2, STOPPING=1))
-    assert not settled({"tab": application(RUNNING=1)["tab"] | {"status": "DEPLOYING"}})
+    deploying = ApplicationState("DEPLOYING", deployments=application(RUNNING=1)["tab"].deployments)
+    assert not settled({"tab": deploying})
     assert not settled({})
 
 
@@ -296,7 +375,7 @@ def test_a_busy_port_is_refused_and_its_holder_named(tmp_path):
         port = holder.getsockname()[1]
         with pytest.raises(TabrankError, match=rf"127\.0\.0\.1:{port} is in use by .*{os.getpid()}"):
             service(tmp_path, port)
-    assert status(tmp_path / "run") == {"state": "stopped"}
+    assert status(tmp_path / "run") == RunState("stopped")
 
 
 RAY_FAILED = "The current node timed out during startup."
@@ -313,11 +392,12 @@ class Starts:
         monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
 
     def _start(self, config, run, haproxy, env):
+        self.wanted = run.wanted()
         error = self._outcomes[min(self.num, len(self._outcomes) - 1)]
         self.num += 1
-        applications = {"tab": {"import_path": "front:build"}} if error in ("", DEPLOY_FAILED) else {}
+        applications = {"tab": ApplicationState()} if error in ("", DEPLOY_FAILED) else {}
         state = "failed" if error else "ready"
-        run.write({"state": state, "stage": "starting Ray", "error": error, "applications": applications})
+        run.write(SupervisedState(state, "starting Ray", error=error, applications=applications))
 
 
 def test_a_start_that_fails_in_ray_itself_is_repeated(tmp_path, port, monkeypatch):
@@ -352,7 +432,7 @@ def test_a_start_that_began_under_load_keeps_its_time_when_the_load_falls(tmp_pa
     def follow(run, timeout_s, progress, done):
         limits_s.append(timeout_s)
         monkeypatch.setattr("os.getloadavg", lambda: (0.3, 0.3, 0.3))
-        if error := run.service()["error"]:
+        if error := run.service().error:
             raise TabrankError(error)
 
     monkeypatch.setattr("serve.operate.run.local_cluster.time", clock)
@@ -372,7 +452,7 @@ def test_a_start_that_began_under_load_keeps_its_time_when_the_load_falls(tmp_pa
 )
 def test_down_calls_only_a_service_that_runs_a_running_one(tmp_path, state, told):
     run, messages = RunFolder.of(tmp_path), []
-    run.write({"state": state})
+    run.write(SupervisedState(state))
     with idle_process(run.cluster_id, SUPERVISE):
         down(tmp_path, progress=messages.append)
     assert messages == [told]
@@ -404,10 +484,10 @@ def test_up_twice_starts_once_and_deploys_a_changed_setting_in_place(folder, por
     assert [change["path"] for change in deployed["changes"]] == [knob]
     assert answer(port) == {**first, "knob": 2}
     now = status(folder / "run")
-    assert now["state"] == "ready"
-    assert now["applications"]["tab"]["deployments"]["Scorer"]["replicas"] == {"RUNNING": 1}
+    assert now.state == "ready"
+    assert now.applications["tab"].deployments["Scorer"].replicas == {"RUNNING": 1}
     changed = ["started with cluster.yaml", "deployed cluster.yaml: FeatureFetch.user_config.knob"]
-    assert [one["what"] for one in now["changes"]] == changed
+    assert [one.what for one in now.changes] == changed
 
 
 @pytest.mark.integration
@@ -416,8 +496,8 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
     first = answer(port)
     kill_supervisor(folder)
     now = look(folder / "run", None)
-    assert now["state"] == "unwatched"
-    assert "python -m serve up" in now["waits"][0]
+    assert now.state == "unwatched"
+    assert "python -m serve up" in now.waits[0]
     assert "unknown" in screen(now).plain
     assert "running" not in screen(now).plain
     with pytest.raises(TabrankError, match="the supervisor is gone; start a new one"):
@@ -430,9 +510,7 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
     assert taken["pid"] != started["pid"]
     with pytest.raises(BlockingIOError):
         fcntl.flock(os.open(RunFolder.of(folder / "run").temp, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert status(folder / "run")["applications"]["tab"]["deployments"]["Scorer"]["replicas"] == {
-        "RUNNING": 1
-    }
+    assert status(folder / "run").applications["tab"].deployments["Scorer"].replicas == {"RUNNING": 1}
     assert service(folder, port, knob=1)["action"] == "none"
     assert service(folder, port, knob=3)["action"] == "deployed"
     assert answer(port) == {**first, "knob": 3}
@@ -441,12 +519,12 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
 @pytest.mark.integration
 def test_up_deploys_again_after_a_failed_deploy_and_a_killed_supervisor(folder, port):
     started, run = service(folder, port, knob=3), RunFolder.of(folder / "run")
-    wanted = run.path / "wanted.yaml"
+    wanted = run.path / "wanted.json"
     wanted.unlink(missing_ok=True)
     wanted.mkdir()
     os.kill(started["pid"], signal.SIGHUP)
-    until(lambda: "wanted.yaml: Is a directory" in run.service()["error"])
-    assert "the service goes on with its previous configuration" in run.service()["error"]
+    until(lambda: "wanted.json: Is a directory" in run.service().error)
+    assert "the service goes on with its previous configuration" in run.service().error
     wanted.rmdir()
     kill_supervisor(folder)
     messages: list[str] = []
@@ -454,13 +532,13 @@ def test_up_deploys_again_after_a_failed_deploy_and_a_killed_supervisor(folder, 
     assert (taken["action"], taken["error"], answer(port)["knob"]) == ("deployed", "", 5)
     assert messages[0].startswith("taking over")
     # No machine has room for this deployment.
-    run.save_wanted(folder / "cluster.yaml", "", unplaceable(run.deployed()))
+    run.save_wanted(Wanted(str(folder / "cluster.yaml"), "", unplaceable(run.service().document)))
     os.kill(taken["pid"], signal.SIGHUP)
-    until(lambda: status(folder / "run")["applications"]["tab"]["status"] == "DEPLOYING")
+    until(lambda: status(folder / "run").applications["tab"].status == "DEPLOYING")
     kill_supervisor(folder)
     again = service(folder, port, knob=5)
     assert (again["action"], again["state"], again["deploying"]) == ("deployed", "ready", None)
-    assert status(folder / "run")["applications"]["tab"]["status"] == "RUNNING"
+    assert status(folder / "run").applications["tab"].status == "RUNNING"
     assert answer(port)["knob"] == 5
 
 
@@ -471,7 +549,7 @@ def test_a_deleted_run_folder_comes_back_and_deploys_in_place(folder, port):
     # Moved first: the supervisor writes into the folder while its files are deleted.
     (folder / "run").rename(folder / "deleted")
     shutil.rmtree(folder / "deleted")
-    until(lambda: status(folder / "run")["state"] == "ready")
+    until(lambda: status(folder / "run").state == "ready")
     assert service(folder, port, knob=4)["action"] == "deployed"
     assert answer(port) == {**first, "knob": 4}
 
@@ -484,16 +562,16 @@ def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, 
     supervisor.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
     for title in ("ray::ServeReplica:tab:Scorer", "ray::ServeController"):
         next(one for one in run.processes() if one.cmdline()[:1] == [title]).kill()
-    until(lambda: status(folder / "run")["state"] == "unwatched")
-    assert "make room" in status(folder / "run")["unwatched"]
+    until(lambda: status(folder / "run").state == "unwatched")
+    assert "make room" in status(folder / "run").unwatched
     assert answer(port)["knob"] == 4
     assert supervisor.is_running()
     supervisor.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
-    until(lambda: {"tab/Scorer", "controller"} <= set(status(folder / "run").get("restarts", ())))
+    until(lambda: {"tab/Scorer", "controller"} <= set(status(folder / "run").restarts))
     found = status(folder / "run")
-    assert (found["state"], found["pid"]) == ("ready", started["pid"])
+    assert (found.state, found.pid) == ("ready", started["pid"])
     for name in ("tab/Scorer", "controller"):
-        assert (found["restarts"][name]["count"], found["restarts"][name]["last"]) == (1, ENDED)
+        assert (found.restarts[name].count, found.restarts[name].last) == (1, ENDED)
 
 
 @pytest.mark.integration
@@ -520,7 +598,7 @@ def test_up_after_a_kill_of_all_but_haproxy_starts_again(folder, port):
         if names[process.pid] != "haproxy":
             process.kill()
     psutil.wait_procs(old, timeout=1)
-    assert status(folder / "run")["state"] == "dead"
+    assert status(folder / "run").state == "dead"
     assert service(folder, port)["action"] == "started"
     assert not set(names) & {process.pid for process in run.processes()}
     assert answer(port)["knob"] == 1
@@ -554,13 +632,36 @@ def test_down_ends_a_service_with_the_plain_proxy_and_no_supervisor(folder, port
 
 
 @pytest.mark.parametrize(
-    ("applications", "where"),
+    ("applications", "front"),
     [
-        ([], ""),
-        ([{"import_path": "a:b", "route_prefix": "/a"}], "/a"),
-        ([{"import_path": "a:b", "route_prefix": "/a"}, {"import_path": "serve.app:build"}], ""),
-        ([{"import_path": "serve.app:build", "route_prefix": "/spaces"}], "/spaces"),
+        ([], None),
+        ([("a:b", "/a")], "/a"),
+        ([("a:b", "/a"), (OUR_APPLICATION, "/")], ""),
+        ([(OUR_APPLICATION, "/spaces")], "/spaces"),
+        # Nobody can ask these.
+        ([(OUR_APPLICATION, None)], None),
+        ([(OUR_APPLICATION, None), ("a:b", "/a")], "/a"),
     ],
 )
-def test_the_probed_route_is_that_of_our_first_application(applications, where):
-    assert route({"applications": applications}) == where
+def test_the_probed_route_is_that_of_our_first_application_that_has_one(applications, front):
+    apps = {
+        str(place): ApplicationState(import_path=import_path, route_prefix=route)
+        for place, (import_path, route) in enumerate(applications)
+    }
+    service = ServiceState(url="http://127.0.0.1:1", applications=apps)
+    assert service.front == (None if front is None else f"http://127.0.0.1:1{front}")
+    assert is_alive(service) == (front is None and bool(apps))
+    assert set(answers_of(service)) == {
+        name for name, app in apps.items() if app.is_ours and app.route_prefix
+    }
+
+
+def test_a_service_of_another_version_is_stopped_and_started_again(tmp_path, port, monkeypatch):
+    starts, messages = Starts(monkeypatch, ""), []
+    for act in (lambda: service(tmp_path, port, messages=messages), lambda: down(tmp_path / "run")):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run/service.json").write_text('{"state": "ready", "of_before": 1}')
+        with idle_process(RunFolder.of(tmp_path / "run").cluster_id, SUPERVISE):
+            found = act()
+    assert (starts.num, found["was"]) == (1, "unknown")
+    assert "stopping the running service" in messages

@@ -60,6 +60,6 @@ def test_a_full_machine_kills_no_process_and_fails_no_request(tmp_path):
             time.sleep(SECONDS)
         assert set(outcomes) == {(200, b"ok")}, outcomes
         assert serving(run) == before
-        assert status(run)["state"] == "ready"
+        assert status(run).state == "ready"
     finally:
         down(run)

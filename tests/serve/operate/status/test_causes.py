@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -14,13 +13,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext
+from msgspec import convert, json
 
 from serve.config.application import OUR_APPLICATION
 from serve.config.diagnoses import DIAGNOSES
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
+from serve.operate.host.service_state import ApplicationState, ServiceState, SupervisedState
+from serve.operate.host.state import RunState
 from serve.operate.status import vitals
-from serve.operate.status.causes import causes, health
+from serve.operate.status.causes import causes, health, of_answers
+from serve.operate.status.report import Health, Memory, Report
 from serve.operate.status.scrape import PageHistory, parse
 from serve.operate.status.screen import screen
 from serve.operate.status.vitals import look
@@ -28,7 +30,7 @@ from serve.rollout.history import HistoryEntry, append
 
 ROOT = Path(__file__).parents[4]
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()
-HEALTHY = {"state": "healthy", "line": "healthy", "remedy": None, "runbook": None}
+HEALTHY = Health("healthy", "healthy")
 MIB = 1 << 20
 NOW = datetime.now(UTC)
 
@@ -87,7 +89,7 @@ class Stub:
         if path in self.statuses:
             return b""
         if path in ("/livez", "/readyz", "/v1/model"):
-            return json.dumps(self.ready).encode() if self.ready else b""
+            return json.encode(self.ready) if self.ready else b""
         if path == "/haproxy?scope=frontend&scope=backend":
             return (
                 f'haproxy_frontend_http_responses_total{{proxy="x",code="5xx"}} {self.lost}\n'
@@ -129,16 +131,19 @@ class Stub:
         labels = f'application="spaces",http_route="{route}",http_response_status_code="{status}"'
         return f"ray_tabrank_http_server_request_duration_seconds_count{{{labels}}} {count}\n"
 
+    def write(self) -> None:
+        self.run.write(convert(self.service, SupervisedState))
+
     def called_since(self, **calls: int) -> dict:
         """Return the second of two looks, between which `/v1/rank` got these answers."""
-        self.run.write(self.service)
+        self.write()
         look(self.run.path, None, self.history)
         self.calls = {("/v1/rank", int(status[1:])): count for status, count in calls.items()}
         return look(self.run.path, None, self.history)
 
     def look(self, **grown: float) -> dict:
         """Return the second of two looks, between which these counters have grown."""
-        self.run.write(self.service)
+        self.write()
         look(self.run.path, None, self.history)
         for name, count in grown.items():
             self.counts[name.removeprefix("_")] += count
@@ -168,21 +173,21 @@ def stub(supervised):
 
 def named(found: dict) -> dict[str, str]:
     """Return the text of each cause by name, after checks that hold for every state."""
-    assert json.loads(json.dumps(found)) == found
-    first = [one for one in found["causes"] if not one["advice"]][:1]
+    assert json.decode(json.encode(found), type=Report) == found
+    first = [one for one in found.causes if not one.advice][:1]
     for one in first:
-        assert (found["health"]["line"], found["health"]["remedy"]) == (one["text"], one["remedy"])
-    assert found["health"]["state"] in (("degraded", "down", "unknown") if first else ("healthy", "unknown"))
-    return {one["name"]: one["text"] for one in found["causes"]}
+        assert (found.health.line, found.health.remedy) == (one.text, one.remedy)
+    assert found.health.state in (("degraded", "down", "unknown") if first else ("healthy", "unknown"))
+    return {one.name: one.text for one in found.causes}
 
 
 def test_a_service_that_nothing_is_wrong_with_is_healthy(stub):
     found = stub.look(full=100, _200=100)
-    assert (found["health"], found["causes"], found["degraded"]) == (HEALTHY, [], [])
-    assert found["memory"] == {"used_mib": 4_000, "limit_mib": 8_192, "node": "10.0.0.1"}
-    assert (found["traffic"]["error_share"], found["traffic"]["errors"]) == (0, {})
-    assert found["traffic"]["window_s"] > 0
-    assert datetime.fromisoformat(found["at"]).tzinfo is not None
+    assert (found.health, found.causes, found.degraded) == (HEALTHY, [], [])
+    assert found.memory == Memory(4_000, 8_192, "10.0.0.1")
+    assert (found.traffic.error_share, found.traffic.errors) == (0, {})
+    assert found.traffic.window_s > 0
+    assert datetime.fromisoformat(found.at).tzinfo is not None
 
 
 def test_a_tenth_of_the_answers_in_fallback_is_not_healthy(stub):
@@ -192,7 +197,7 @@ def test_a_tenth_of_the_answers_in_fallback_is_not_healthy(stub):
         " 5.0% of the rankings have fewer scores.",
         "not_full": "10.0% of the rankings are not full (overload 5.0%).",
     }
-    assert found["health"]["runbook"] == "docs/runbook.md#tabrankfailing"
+    assert found.health.runbook == "docs/runbook.md#tabrankfailing"
 
 
 def test_errors_and_refusals_are_named_with_their_shares(stub):
@@ -202,8 +207,8 @@ def test_errors_and_refusals_are_named_with_their_shares(stub):
         " 0.0% of the rankings have fewer scores.",
         "errors": "5.0% of the requests fail (503 5.0%).",
     }
-    assert found["traffic"]["errors"] == {"503": 0.05}
-    assert (found["traffic"]["error_share"], found["traffic"]["refused_share"]) == (0.05, 0.05)
+    assert found.traffic.errors == {"503": 0.05}
+    assert (found.traffic.error_share, found.traffic.refused_share) == (0.05, 0.05)
 
 
 def test_a_key_above_its_rate_is_no_overload(stub):
@@ -212,18 +217,18 @@ def test_a_key_above_its_rate_is_no_overload(stub):
         "limited": "10.0% of the requests get 429 from replicas that are not full:"
         " a key exceeds its rate, or Ingest is slow."
     }
-    assert (found["traffic"]["overload_share"], found["traffic"]["limited_share"]) == (0, 0.1)
+    assert (found.traffic.overload_share, found.traffic.limited_share) == (0, 0.1)
 
 
 def test_a_busy_application_hides_no_fault_of_a_quiet_one(stub):
     found = stub.look(full=9000, _200=9000, other_fallback=100, other_200=50, other_503=50)
     wanted = [("errors", "other"), ("not_full", "other")]
-    assert [(one["name"], one["where"]) for one in found["causes"]] == wanted
-    assert found["causes"][0]["text"] == "50.0% of the requests fail (503 50.0%)."
+    assert [(one.name, one.where) for one in found.causes] == wanted
+    assert found.causes[0].text == "50.0% of the requests fail (503 50.0%)."
     stub.ready["diagnoses"] = [{"name": "kill_switch", "cause": "On.", "remedy": "Off."}]
     found = stub.look(fallback=9000, _200=9000, other_fallback=100, other_200=100)
     wanted = [("kill_switch", "spaces"), ("errors", "other"), ("not_full", "other")]
-    assert [(one["name"], one["where"]) for one in found["causes"]] == wanted
+    assert [(one.name, one.where) for one in found.causes] == wanted
 
 
 def test_one_failure_of_a_quiet_service_is_no_fault_and_most_of_them_are(stub):
@@ -233,11 +238,11 @@ def test_one_failure_of_a_quiet_service_is_no_fault_and_most_of_them_are(stub):
 
 
 def test_what_haproxy_alone_counts_as_failed_is_blamed_on_nobody(stub):
-    stub.run.write(stub.service)
+    stub.write()
     look(stub.run.path, None, stub.history)
     stub.lost = 30
     found = stub.look(full=60, _200=60, _503=10)
-    assert found["traffic"]["errors"] == pytest.approx({"503": 1 / 9, "unattributed": 2 / 9}, abs=1e-3)
+    assert found.traffic.errors == pytest.approx({"503": 1 / 9, "unattributed": 2 / 9}, abs=1e-3)
     assert named(found) == {
         "errors": "14.3% of the requests fail (503 14.3%).",
         "unattributed": "HAProxy counts 22.2% of the requests as failed that no replica has counted so far.",
@@ -259,64 +264,64 @@ def test_client_errors_lead_with_their_share_and_what_they_mean(stub, status, re
     stub.ready["diagnoses"] = [{"name": "no_model", "cause": "No model.", "remedy": "Publish one."}]
     found = stub.called_since(_200=60, **{f"_{status}": 40})
     assert [*named(found)] == ["client_errors", "no_model"]
-    assert found["health"]["state"] == "degraded"
+    assert found.health.state == "degraded"
     share = f"40.0% of the calls of `/v1/rank` and `/v1/events` fail by their callers ({status} 40.0%)."
-    assert found["health"]["line"] == share
-    assert found["health"]["remedy"].startswith(remedy)
-    assert found["traffic"]["client_errors"] == {str(status): 0.4}
+    assert found.health.line == share
+    assert found.health.remedy.startswith(remedy)
+    assert found.traffic.client_errors == {str(status): 0.4}
     assert f"40.0% client errors ({status} 40.0%)" in screen(found).plain
 
 
 def test_few_failing_callers_are_advice_and_all_of_two_are_told(stub):
     found = stub.called_since(_200=98, _422=3)
-    assert (found["health"], [*named(found)]) == (HEALTHY, ["client_errors"])
+    assert (found.health, [*named(found)]) == (HEALTHY, ["client_errors"])
     stub.history, stub.calls = PageHistory(1.0), {}
     found = stub.called_since(_401=2)
-    assert (found["health"]["state"], [*named(found)]) == ("degraded", ["client_errors"])
+    assert (found.health.state, [*named(found)]) == ("degraded", ["client_errors"])
 
 
 def test_a_scanner_one_mistake_and_refusals_of_load_are_no_client_errors(stub):
     stub.calls = {("", 404): 0, ("/readyz", 200): 0, ("/v1/rank", 200): 0}
-    stub.run.write(stub.service)
+    stub.write()
     look(stub.run.path, None, stub.history)
     stub.calls = {("", 404): 500, ("/readyz", 200): 5, ("/v1/rank", 422): 2, ("/v1/rank", 429): 9}
     found = look(stub.run.path, None, stub.history)
     assert "client_errors" not in named(found)
-    assert found["traffic"]["client_errors"] == {"422": pytest.approx(2 / 11)}
+    assert found.traffic.client_errors == {"422": pytest.approx(2 / 11)}
 
 
 def test_requests_of_no_application_are_a_fault_if_the_route_has_changed(stub):
     def unrouted(count: int, rankings: int = 90) -> dict:
         stub.history, stub.unrouted = PageHistory(1.0), 0
-        stub.run.write(stub.service)
+        stub.write()
         look(stub.run.path, None, stub.history)
         stub.unrouted = count
         return stub.look(full=rankings, _200=rankings)
 
     # A scanner, also of a service that is idle.
     for found in (unrouted(20), unrouted(900), unrouted(20, rankings=0)):
-        assert (found["health"], [*named(found)]) == (HEALTHY, ["unrouted"])
+        assert (found.health, [*named(found)]) == (HEALTHY, ["unrouted"])
     assert named(unrouted(9)) == {}
     # The old route answers again.
     stub.service["changes"] = [changed("route_changed", "/livez", 404)]
-    assert unrouted(20)["health"] == HEALTHY
+    assert unrouted(20).health == HEALTHY
     stub.service["changes"] = [changed("route_changed", "/old/livez", 404)]
     stub.statuses["/old/livez"] = 404
     found = unrouted(900)
     assert named(found) == {"unrouted": "90.9% of the requests are for paths of no application and get 404."}
-    assert found["health"]["remedy"].startswith("If they are those of callers, restore `route_prefix`")
-    assert found["health"]["runbook"] == "docs/runbook.md#tabrankunrouted"
+    assert found.health.remedy.startswith("If they are those of callers, restore `route_prefix`")
+    assert found.health.runbook == "docs/runbook.md#tabrankunrouted"
 
 
 def test_requests_of_no_application_are_a_fault_while_steady_rankings_are_missing(stub):
     # The page is read again at once, so that only a high rate is missed.
     stub.steady_rps = 1e6
-    stub.run.write(stub.service)
+    stub.write()
     look(stub.run.path, None, stub.history)
     stub.unrouted = 20
     # Of another application.
     found = stub.look(other_200=80)
-    assert [(one["name"], one["advice"]) for one in found["causes"]] == [
+    assert [(one.name, one.advice) for one in found.causes] == [
         ("unrouted", False),
         ("no_traffic", False),
     ]
@@ -344,28 +349,28 @@ def test_what_a_deploy_broke_for_callers_leads_until_rankings_come(stub, name, p
     stub.statuses[path] = status
     found = stub.look()
     assert text in named(found)[name]
-    assert (found["health"]["state"], found["health"]["line"]) == ("degraded", named(found)[name])
+    assert (found.health.state, found.health.line) == ("degraded", named(found)[name])
     # Callers of before are served, as after a second deploy of the old file.
     stub.statuses[path] = 200
-    assert stub.look()["health"] == HEALTHY
+    assert stub.look().health == HEALTHY
     stub.statuses[path] = status
-    assert stub.look(full=5, _200=5)["health"] == HEALTHY
+    assert stub.look(full=5, _200=5).health == HEALTHY
     # Whoever had to move has done so, or is counted.
     stub.service["changes"], stub.history = [changed(name, path, status, minutes=11)], PageHistory(1.0)
     found = stub.look()
-    assert (found["health"], [*named(found)]) == (HEALTHY, [name])
+    assert (found.health, [*named(found)]) == (HEALTHY, [name])
     # One caller of before is left.
     stub.unrouted += status == 404
     found = stub.called_since(_401=int(status == 401))
-    assert (found["health"]["state"], found["health"]["line"]) == ("degraded", named(found)[name])
+    assert (found.health.state, found.health.line) == ("degraded", named(found)[name])
 
 
 def test_of_two_deploys_that_broke_the_same_the_newest_is_told(stub):
     of = [changed("first_key", "/v1/keyless", 401, minutes=minutes) for minutes in (30, 3)]
     stub.service["changes"], stub.statuses["/v1/keyless"] = of, 401
-    (only,) = stub.look()["causes"]
-    assert (only["name"], only["advice"]) == ("first_key", False)
-    assert only["text"].startswith(f"A deploy at {of[1]['at'][11:16]} UTC set the first API key.")
+    (only,) = stub.look().causes
+    assert (only.name, only.advice) == ("first_key", False)
+    assert only.text.startswith(f"A deploy at {of[1]['at'][11:16]} UTC set the first API key.")
 
 
 def test_a_key_of_the_environment_does_not_hide_that_callers_need_one(stub, monkeypatch):
@@ -380,7 +385,7 @@ def test_a_key_of_the_environment_does_not_hide_that_callers_need_one(stub, monk
 def test_steady_traffic_that_falls_to_nothing_is_told(stub):
     stub.steady_rps = 900.0
     stub.counts["full"] = 1e6
-    stub.run.write(stub.service)
+    stub.write()
     look(stub.run.path, None, stub.history)
     # A page is read again some seconds later.
     (first,) = stub.history._pages
@@ -390,24 +395,24 @@ def test_steady_traffic_that_falls_to_nothing_is_told(stub):
         "no_traffic": "No ranking has come in the last 5 s, after at least 900.0 a second for minutes in the"
         " last hour."
     }
-    assert found["health"]["runbook"] == "docs/runbook.md#tabranknotraffic"
-    assert stub.look(full=1)["health"] == HEALTHY
+    assert found.health.runbook == "docs/runbook.md#tabranknotraffic"
+    assert stub.look(full=1).health == HEALTHY
     # Five seconds without one are usual at such a rate.
     stub.steady_rps, stub.history = 1.0, PageHistory(1.0)
-    assert stub.look()["health"] == HEALTHY
+    assert stub.look().health == HEALTHY
 
 
 def test_a_page_that_did_not_answer_makes_no_counter_grow(stub):
     stub.counts |= {"full": 9e4, "fallback": 1e4, "200": 1e5, "503": 500.0}
     stub.lost = 5_000
-    stub.run.write(stub.service)
+    stub.write()
     stub.is_metered = False
     look(stub.run.path, None, stub.history)
     stub.is_metered = True
     look(stub.run.path, None, stub.history)
     found = stub.look(full=100, _200=100)
-    assert (found["health"], found["causes"]) == (HEALTHY, [])
-    assert (found["traffic"]["rankings"], found["traffic"]["requests"]) == (100, 100)
+    assert (found.health, found.causes) == (HEALTHY, [])
+    assert (found.traffic.rankings, found.traffic.requests) == (100, 100)
     # A second node that dies stops neither the numbers nor the rate.
     dead = {"id": "b", "pool": "worker", "alive": True, "metrics_url": f"{stub.url}/dead"}
     stub.service["nodes"].append(dead)
@@ -422,11 +427,11 @@ def test_stale_features_a_full_memory_and_silent_metrics_are_named(stub):
         "memory_high": "Memory is nearly full: 7,800 of 8,192 MiB (95%).",
         "features_old": "The features of a replica are 12 s old: rankings miss what happened since.",
     }
-    assert [one["where"] for one in found["causes"]] == ["10.0.0.1", "spaces"]
+    assert [one.where for one in found.causes] == ["10.0.0.1", "spaces"]
     stub.is_metered, stub.history = False, PageHistory(1.0)
     found = stub.look()
     assert [*named(found)] == ["no_metrics"]
-    assert (found["health"]["state"], found["memory"]["used_mib"]) == ("unknown", None)
+    assert (found.health.state, found.memory.used_mib) == ("unknown", None)
 
 
 def test_diagnoses_of_the_replicas_come_before_what_follows_from_them(stub):
@@ -438,12 +443,12 @@ def test_diagnoses_of_the_replicas_come_before_what_follows_from_them(stub):
     stub.freshness_s = 60.0
     found = stub.look(fallback=50, _200=50)
     assert [*named(found)] == ["no_store", "no_model", "not_full", "other_names"]
-    assert found["degraded"][0] == "spaces: No store. Fill it."
-    assert found["advice"] == ["spaces: It has names of another. Rename."]
+    assert found.degraded[0] == "spaces: No store. Fill it."
+    assert found.advice == ["spaces: It has names of another. Rename."]
     stub.ready, stub.freshness_s, stub.history = None, 0.1, PageHistory(1.0)
     found = stub.look()
     assert named(found) == {"no_answer": "The application does not answer `/readyz`."}
-    assert found["health"]["state"] == "down"
+    assert found.health.state == "down"
 
 
 def test_a_replica_that_restarts_is_named_and_scaling_is_advice(stub):
@@ -467,11 +472,11 @@ def test_a_replica_that_restarts_is_named_and_scaling_is_advice(stub):
         r"3 restarts within 2[12] min; the last: its process ended\.", named(found)["restarted"]
     )
     # A cause comes before what follows from it.
-    assert found["health"]["line"] == named(found)["restarted"]
+    assert found.health.line == named(found)["restarted"]
     log = "Ray's logs/serve/replica_spaces_FeatureFetch_*.log"
-    assert found["health"]["remedy"] == f"Read the newest of {log}; after a release, roll back."
-    assert {one["where"] for one in found["causes"]} == {"spaces/FeatureFetch"}
-    assert [one["what"] for one in found["changes"]] == [
+    assert found.health.remedy == f"Read the newest of {log}; after a release, roll back."
+    assert {one.where for one in found.causes} == {"spaces/FeatureFetch"}
+    assert [one.what for one in found.changes] == [
         "spaces/FeatureFetch restarted: its process ended",
         *["spaces/FeatureFetch restarted"] * 2,
     ]
@@ -481,7 +486,7 @@ def test_a_replica_that_restarts_is_named_and_scaling_is_advice(stub):
     stub.service["restarts"]["spaces/FeatureFetch"]["times"] = [ago(minutes=1)]
     found = stub.look()
     assert [*named(found)] == ["restarted", "replicas_missing"]
-    assert found["health"] == HEALTHY
+    assert found.health == HEALTHY
 
 
 def test_deploys_that_run_wait_or_failed_are_named(stub):
@@ -490,10 +495,10 @@ def test_deploys_that_run_wait_or_failed_are_named(stub):
     found = stub.look()
     assert named(found) == {
         "deploying": f"A deploy of /srv/a.yaml is under way since {ago(seconds=60)}.",
-        "not_starting": "Replicas do not start: no room? 1 wait for 1 CPUs each.",
+        "not_starting": "Replicas do not start: no room? 1 wait for what `ray_actor_options` ask for.",
         "replicas_missing": "0 of 1 replicas run, 1 starting.",
     }
-    assert found["waits"][1].startswith("spaces/Scorer: Replicas do not start: no room?")
+    assert found.waits[1].startswith("spaces/Scorer: Replicas do not start: no room?")
     stub.service |= {"state": "ready", "deploying": None, "error": "no such model"}
     assert named(stub.look())["deploy_failed"] == "The last deploy failed: no such model."
 
@@ -501,31 +506,32 @@ def test_deploys_that_run_wait_or_failed_are_named(stub):
 def test_a_service_that_does_not_run_is_down_with_the_command_that_starts_it(tmp_path):
     found = look(tmp_path, None)
     assert named(found) == {"not_running": f"No service runs in {tmp_path}."}
-    assert found["health"]["state"] == "down"
-    assert found["health"]["remedy"] == f"Start it with `python -m serve up cluster.yaml --run {tmp_path}`."
-    RunFolder.of(tmp_path).write({"state": "failed", "error": "no room", "url": "http://127.0.0.1:1"})
+    assert found.health.state == "down"
+    assert found.health.remedy == f"Start it with `python -m serve up cluster.yaml --run {tmp_path}`."
+    url = "http://127.0.0.1:1"
+    RunFolder.of(tmp_path).write(SupervisedState("failed", error="no room", url=url))
     assert named(look(tmp_path, None)) == {"ended": "The service has ended: no room."}
     # A service that was killed while it ran has the error of an earlier deploy.
-    RunFolder.of(tmp_path).write({"state": "ready", "error": "a bad arm", "url": "http://127.0.0.1:1"})
+    RunFolder.of(tmp_path).write(SupervisedState("ready", error="a bad arm", url=url))
     assert named(look(tmp_path, None)) == {"ended": "The service has ended: its processes are gone."}
 
 
 def test_a_silent_supervisor_leaves_a_service_that_answers(stub):
-    stub.run.write(stub.service)
+    stub.write()
     os.utime(stub.run.path / "service.json", (0, 0))
     found = look(stub.run.path, None, stub.history)
     assert [*named(found)] == ["supervisor_silent"]
-    assert found["unwatched"].startswith("The supervisor has not written its state for ")
-    assert found["waits"] == [found["unwatched"]]
+    assert found.unwatched.startswith("The supervisor has not written its state for ")
+    assert found.waits == [found.unwatched]
 
 
 def test_silent_applications_come_before_a_supervisor_that_is_gone():
     supervision = {"name": "supervisor_gone", "cause": "The supervisor is gone.", "remedy": "Start one."}
     found = {"state": "unwatched", "run": "run", "supervision": supervision, "surfaces": {"spaces": {}}}
-    found |= {"traffic": None, "memory": {"used_mib": None, "limit_mib": None, "node": None}}
-    found["causes"] = causes(found, {}, NOW, "")
-    assert [one["name"] for one in found["causes"]] == ["no_answer", "supervisor_gone"]
-    assert health(found)["state"] == "down"
+    found = convert(found, Report)
+    found.causes = causes(found, NOW, "")
+    assert [one.name for one in found.causes] == ["no_answer", "supervisor_gone"]
+    assert health(found).state == "down"
 
 
 def test_the_changes_of_the_last_hour_come_newest_first(stub):
@@ -539,12 +545,12 @@ def test_the_changes_of_the_last_hour_come_newest_first(stub):
     append(models, entry(90, "promote", "command"))
     append(models, entry(30, "promote", "command"))
     append(models, entry(5, "rollback", "service", "scores drift"))
-    stub.run.save_deployed({"applications": [{"name": "spaces", "args": {"log": "log"}}]})
+    stub.service["document"] = {"applications": [{"name": "spaces", "args": {"log": "log"}}]}
     stub.service["changes"] = [
         {"at": ago(hours=2), "what": "started"},
         {"at": ago(minutes=10), "what": "kill switch on for spaces"},
     ]
-    assert [one["what"] for one in stub.look()["changes"]] == [
+    assert [one.what for one in stub.look().changes] == [
         "rollback 20260101T000000Z-000a by the service: scores drift",
         "kill switch on for spaces",
         "promote 20260101T000000Z-000a by the command",
@@ -553,8 +559,6 @@ def test_the_changes_of_the_last_hour_come_newest_first(stub):
 
 class Cluster:
     """Fake of `RemoteService`, whose pages of metrics are out of reach."""
-
-    client = None
 
     def __init__(self, address: str) -> None:
         self.state = {
@@ -567,55 +571,32 @@ class Cluster:
         }
 
     def service(self):
-        return self.state
+        return convert(self.state, ServiceState)
 
 
 def test_a_cluster_at_an_address_is_named_in_the_same_words(monkeypatch):
     monkeypatch.setattr(vitals, "RemoteService", Cluster)
-    monkeypatch.setattr(vitals, "actors", lambda client: [])
     found = look(None, "http://head:8265", PageHistory(1.0))
     assert named(found) == {
         "not_deployed": "The application is unhealthy: a replica died.",
         "no_metrics": "No page of metrics answers, so that rates, errors and memory are unknown.",
     }
-    assert [one["advice"] for one in found["causes"]] == [False, True]
-    assert [one["what"] for one in found["changes"]] == ["deployed spaces"]
+    assert [one.advice for one in found.causes] == [False, True]
+    assert [one.what for one in found.changes] == ["deployed spaces"]
 
 
 def test_what_is_unknown_is_the_first_thing_to_do(monkeypatch):
     monkeypatch.setattr(vitals, "RemoteService", lambda address: service)
-    monkeypatch.setattr(vitals, "actors", lambda client: [])
     service = Cluster("http://head:8265")
     service.state |= {"state": "ready", "error": ""}
     found = look(None, "http://head:8265", PageHistory(1.0))
-    (silent,) = found["causes"]
-    assert found["health"] == {
-        "state": "unknown",
-        "line": silent["text"],
-        "remedy": silent["remedy"],
-        "runbook": "docs/runbook.md#tabranknometrics",
-    }
+    (silent,) = found.causes
+    runbook = "docs/runbook.md#tabranknometrics"
+    assert found.health == Health("unknown", silent.text, silent.remedy, runbook)
     shown = screen(found, None).plain
     assert shown.startswith("unknown   No page of metrics answers")
-    assert shown.count(silent["remedy"]) == 1
+    assert shown.count(silent.remedy) == 1
     assert "nothing to do" not in shown
-
-
-def test_a_replica_killed_for_its_health_checks_is_known_at_an_address(monkeypatch):
-    killed = ActorDeathCause(
-        actor_died_error_context=ActorDiedErrorContext(reason=ActorDiedErrorContext.Reason.RAY_KILL)
-    )
-    end_ms = int(NOW.timestamp() * 1e3)
-    row = {"Name": "SERVE_REPLICA::a#S#x", "NumRestarts": 0, "EndTime": end_ms, "DeathCause": killed}
-    service, history = Cluster("http://head:8265"), PageHistory(1.0)
-    monkeypatch.setattr(vitals, "RemoteService", lambda address: service)
-    for state, status in (("ALIVE", "UNHEALTHY"), ("DEAD", "UPDATING")):
-        service.state["applications"] = {
-            "a": {"deployments": {"S": deployment(1, 1, status) | {"ids": ["x"]}}}
-        }
-        monkeypatch.setattr(vitals, "actors", lambda client, state=state: [row | {"State": state}])
-        found = look(None, "http://head:8265", history)
-    assert found["restarts"]["a/S"]["last"] == "did not answer its health checks"
 
 
 def test_the_median_is_that_of_one_application_and_unknown_without_rankings(monkeypatch):
@@ -624,9 +605,8 @@ def test_the_median_is_that_of_one_application_and_unknown_without_rankings(monk
         for app, bound in (("slow", "0.05"), ("fast", "0.005"))
         for le, count in ((bound, 100), ("+Inf", 100))
     )
-    monkeypatch.setattr(vitals, "metrics_pages", lambda run, address: ["http://127.0.0.1:1/metrics"])
     monkeypatch.setattr(vitals, "read_pages", lambda urls: parse(text, 0.0))
-    slow_ms, fast_ms, none = (vitals.median_ms(None, None, app) for app in ("slow", "fast", "silent"))
+    slow_ms, fast_ms, none = (vitals.median_ms(ServiceState(), app) for app in ("slow", "fast", "silent"))
     assert slow_ms > 10 > fast_ms
     assert none is None
 
@@ -641,18 +621,17 @@ def test_every_cause_has_a_remedy_and_a_section_of_the_runbook():
 
 def test_an_error_of_readyz_is_no_answer_and_leaves_the_kill_switch_unknown(monkeypatch):
     monkeypatch.setattr(vitals, "_get", lambda url: {"status": 500, "title": "internal error"})
-    app = {"import_path": vitals.OUR_APPLICATION, "route_prefix": "/", "deployments": {}}
-    service = {"state": "ready", "url": "http://x", "applications": {"spaces": app}}
-    (line,) = vitals.diagnosed(vitals.answers_of(service))["degraded"]
-    assert line.startswith("spaces: The application does not answer `/readyz`.")
+    app = ApplicationState(import_path=OUR_APPLICATION)
+    service = RunState("ready", url="http://x", applications={"spaces": app})
+    (silent,) = of_answers(vitals.answers_of(service))
+    assert str(silent).startswith("spaces: The application does not answer `/readyz`.")
     monkeypatch.setattr(vitals, "status", lambda run: service)
-    assert vitals.look(None, None)["kill_switch"] is None
+    assert vitals.look(None, None).kill_switch is None
 
 
 def test_a_diagnosis_of_a_later_release_degrades_the_service():
     answers = {"spaces": {"diagnoses": [{"name": "of_later", "cause": "It is so.", "remedy": "Do this."}]}}
-    found = {"state": "ready", "run": "run", "error": "", "surfaces": answers, "applications": {}}
-    found |= {"traffic": None, "memory": {"used_mib": None, "limit_mib": None, "node": None}}
-    found["causes"] = causes(found, {}, NOW, "")
-    assert [one["where"] for one in found["causes"]] == ["spaces"]
-    assert health(found) == {"state": "degraded", "line": "It is so.", "remedy": "Do this.", "runbook": None}
+    found = Report(state="ready", run="run", surfaces=answers)
+    found.causes = causes(found, NOW, "")
+    assert [one.where for one in found.causes] == ["spaces"]
+    assert health(found) == Health("degraded", "It is so.", "Do this.")

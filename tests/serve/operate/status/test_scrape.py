@@ -34,14 +34,14 @@ def traffic(*pages):
 def test_the_rate_is_taken_between_two_moments_at_which_the_counters_moved():
     # 100 rankings a second, reported once a second; the pages are read five times as often.
     pages = [page(0.1 + 0.2 * i, 100 * int(0.1 + 0.2 * i + 0.5)) for i in range(13)]
-    assert traffic(*pages)["rate_rps"] == pytest.approx(100, rel=0.11)
+    assert traffic(*pages).rate_rps == pytest.approx(100, rel=0.11)
     assert (pages[-1].at_s - pages[0].at_s) < 3
-    assert traffic(page(0.0, 5), page(3.0, 5))["rate_rps"] == 0
+    assert traffic(page(0.0, 5), page(3.0, 5)).rate_rps == 0
 
 
 def test_a_counter_that_moved_once_has_a_rate_over_all_pages():
-    assert traffic(page(0.0, 0), page(4.0, 3_600), page(8.0, 3_600))["rate_rps"] == 450
-    assert traffic(page(0.0, 100), page(4.0, 3_700))["rate_rps"] == 900
+    assert traffic(page(0.0, 0), page(4.0, 3_600), page(8.0, 3_600)).rate_rps == 450
+    assert traffic(page(0.0, 100), page(4.0, 3_700)).rate_rps == 900
 
 
 def test_replicas_add_up_and_a_new_one_counts_from_zero():
@@ -49,8 +49,8 @@ def test_replicas_add_up_and_a_new_one_counts_from_zero():
         return Page(at_s, {**page(at_s, one).values, **(page(at_s, two, worker="w2").values if two else {})})
 
     found = traffic(both(0, 100, 0), both(1, 200, 50), both(2, 300, 100), both(3, 400, 150))
-    assert found["rate_rps"] == pytest.approx(150)
-    assert found["freshness_ms"] == 80
+    assert found.rate_rps == pytest.approx(150)
+    assert found.freshness_ms == 80
 
 
 def test_one_page_has_the_median_since_the_replicas_started():
@@ -62,15 +62,15 @@ def test_quantiles_lie_between_the_bounds_as_prometheus_has_them():
     before = page(0, 0)
     within = {"0.005": 50, "0.01": 90, **{str(b): 99 for b in BOUNDS_S if b > 0.01}, "+Inf": 100}
     found = traffic(before, page(1, 100, within=within))
-    assert [found[f"{quantile}_ms"] for quantile in ("p50", "p90", "p99")] == [5.0, 10.0, 15.0]
-    assert traffic(before, page(1, 1, within={"+Inf": 1}))["p50_ms"] == BOUNDS_S[-1] * 1e3
+    assert [getattr(found, f"{quantile}_ms") for quantile in ("p50", "p90", "p99")] == [5.0, 10.0, 15.0]
+    assert traffic(before, page(1, 1, within={"+Inf": 1})).p50_ms == BOUNDS_S[-1] * 1e3
 
 
 def test_shares_are_of_the_rankings_between_two_pages():
     found = traffic(page(0, 1000, fallback=10), page(1, 1030, fallback=20))
-    assert found["rungs"] == {"fallback": 0.25, "full": 0.75}
-    assert found["reasons"] == {"no_model": 0.25}
-    assert found["arms"] == {"model": 1.0}
+    assert found.rungs == {"fallback": 0.25, "full": 0.75}
+    assert found.reasons == {"no_model": 0.25}
+    assert found.arms == {"model": 1.0}
 
 
 def test_pages_without_rankings_give_no_traffic():

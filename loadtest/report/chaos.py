@@ -1,0 +1,93 @@
+"""Report of `loadtest chaos`: a table of the faults, and a plot of the load during each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loadtest.measure.measure import milliseconds
+from loadtest.measure.timeline import Moment
+from loadtest.measure.verdict import WORDS
+from loadtest.report.plots import load_and_cluster
+from loadtest.report.report import SAME_CORES, Report, doubts, marked, verdict, with_reasons, write_report
+from loadtest.workload.profiles import Slo
+from serve.report.page import bullets, section, table, tiles
+from serve.report.rows import markdown, number
+
+HEAD = ("fault", "allowed", "measured", "held")
+
+
+def chaos_summary(report: Report) -> str:
+    """Return the report as lines for a terminal."""
+    head = f"{report['verdict']}: {len(report['faults'])} faults in {report['seconds']:g} s"
+    return "\n".join([head, *map(fault_line, report["faults"])])
+
+
+def fault_line(found: Report) -> str:
+    """Return one fault as a line for a terminal, with its reasons below."""
+    line = f"  {found['fault']:16} {WORDS[found['verdict']]:10} {_measured(found) or '–'}"
+    return with_reasons(line, found["reasons"])
+
+
+def _measured(found: Report) -> str:
+    """Return the measurements of a fault as text; empty if there are none."""
+    if "requests" not in found:
+        return ""
+    p99 = " → ".join(milliseconds(found[f"p99_{when}_ms"]) for when in ("before", "during", "after"))
+    parts = [
+        f"{found['requests']:,} requests, {found['failed']} failed, {found['failed_first']} before the retry "
+        f"({found['in_flight']} in flight)",
+        f"outage {found['outage_s']:.2f} s",
+        f"all replicas back {_after(found['strength_s'])}",
+        f"recovered {_after(found['whole_s'])}",
+        f"p99 {p99}",
+        ", ".join(f"{number:,} {rung}" for rung, number in found["rungs"].items()),
+    ]
+    return "; ".join([*parts, *found.get("notes", ())])
+
+
+def _after(value: float | None) -> str:
+    return "not in time" if value is None else f"after {value:.1f} s"
+
+
+def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
+    """Write the report folder, complete or not at all."""
+    faults = report["faults"]
+    cells = [
+        (one["allowed"], _measured(one) or "; ".join(one["reasons"]), WORDS[one["verdict"]]) for one in faults
+    ]
+    run = [one for one in faults if one["verdict"] != "not run"]
+    left = [one["fault"] for one in faults if one["verdict"] == "not run"]
+    num_held = sum(one["verdict"] == "held" for one in run)
+    reasons = [f"{one['fault']}: {reason}" for one in run or faults for reason in one["reasons"]]
+    failed, sent = (sum(one.get(key, 0) for one in run) for key in ("failed", "requests"))
+    load = ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it")
+    if rate_rps := report.get("rate_rps"):
+        load = ("load", f"{rate_rps:g} /s", "named, no knee was measured")
+    numbers = [
+        ("faults held", f"{num_held} of {len(faults)}", f"{len(left)} not run"),
+        ("requests that failed", f"{failed:,} of {sent:,}", "after one retry"),
+        load,
+    ]
+    skipped = [f"Not run: {', '.join(left)}."] if left else []
+    doubt = doubts(report, "Each fault was injected once, and none during another.", *skipped)
+    claim = f"survival of faults under load ({len(run)} run)"
+    held = "each fault had no more effect than is allowed for it"
+    body = [
+        verdict(report, claim, held, reasons, doubt),
+        tiles(marked(report["verdict"], numbers)),
+        table([HEAD, *((one["what"], *row) for one, row in zip(faults, cells, strict=True))]),
+    ]
+    for one in faults:
+        if one["fault"] in lines:
+            plot = load_and_cluster(lines[one["fault"]], slo)
+            body.append(section(one["what"], bullets(one["reasons"]), plot))
+    # The table for a document, with the short names of the faults.
+    named = [HEAD, *((one["fault"], *row) for one, row in zip(faults, cells, strict=True))]
+    footer = FOOTER.format(timeout_ms=report["client_timeout_s"] * 1000)
+    write_report(folder, report, "Chaos", body, footer, {"table.md": markdown(named) + "\n"})
+
+
+FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; changes have a third more load.
+The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The plots begin 3 s into the
+load; the fault begins 5 s later."""

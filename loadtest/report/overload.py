@@ -1,0 +1,100 @@
+"""Report of `loadtest overload`: a table of the runs, and a plot of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loadtest.measure.measure import milliseconds
+from loadtest.measure.timeline import Moment
+from loadtest.measure.verdict import LEAST_KNEE, WORDS, listed
+from loadtest.report.plots import answers_against_load, load_and_cluster
+from loadtest.report.report import Report, marked, verdict, with_reasons, write_report
+from loadtest.workload.profiles import Slo
+from serve.report.page import figures, paragraph, section, table, tiles
+from serve.report.rows import number
+
+
+def overload_summary(report: Report) -> str:
+    """Return the report as lines for a terminal."""
+    head = f"{report['verdict']}: {_knees(report)}, service and generator on a core each"
+    return "\n".join([head, *map(run_line, report["runs"])])
+
+
+def run_line(run: Report) -> str:
+    """Return one run as a line for a terminal, with its reasons below."""
+    offered, *numbers = _cells(run).items()
+    shown = ", ".join(f"{name} {value}" for name, value in numbers)
+    return with_reasons(f"  {offered[1]}: {shown}", run["reasons"])
+
+
+def run_title(run: Report) -> str:
+    """Return the load of a run: `2×`, or `5 bursts of 2×`."""
+    return (f"{run['bursts']} bursts of " if run["bursts"] else "") + f"{run['times']:g}×"
+
+
+def _knees(report: Report) -> str:
+    """Return the knee with the measured ones: `knee 900 requests/s (before 950, after 900)`."""
+    before, after = (number(report[f"knee_{when}_rps"]) for when in ("before", "after"))
+    return f"knee {number(report['knee_rps'])} requests/s (before {before}, after {after})"
+
+
+def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
+    """Write the report folder, complete or not at all."""
+    runs, before_rps = report["runs"], report["knee_before_rps"]
+    after_rps = report["knee_after_rps"] or 0.0
+    lead = (
+        f"With the service on one core and the load generator on another: {_knees(report)}; the lower counts. "
+        f"Goodput counts answers of any rung within {report['deadline_ms']:g} ms of their due time. A weak second "
+        "has less than half of the mean rate of full answers. Seconds with a late generator do not count."
+    )
+    reasons = [f"{run_title(run)}: {reason}" for run in runs for reason in run["reasons"]]
+    if after_rps < LEAST_KNEE * before_rps:
+        reasons.append(f"the knee fell from {before_rps:,.0f} to {after_rps:,.0f} /s")
+    shown = [("knee", f"{number(report['knee_rps'])} /s", "the lower of two")]
+    for run in runs:
+        full = (run_title(run), f"{run['full_of_knee']:.1%}", "full answers, of the knee")
+        shown += marked(run["verdict"], [full])
+    doubt = "One machine: one core for the service and one for the load generator. A fleet has more parts."
+    cells = [_cells(run) for run in runs]
+    body = [
+        verdict(report, "answers of the model under overload", "All runs held", reasons, doubt),
+        tiles(shown),
+        section("Answers against load", _answers_against_load(report)),
+        paragraph(lead),
+        table([list(cells[0]), *(list(row.values()) for row in cells)]),
+        figures({title: load_and_cluster(moments, slo) for title, moments in lines.items()}),
+    ]
+    write_report(folder, report, "Overload", body, FOOTER)
+
+
+def _answers_against_load(report: Report) -> str:
+    """Plot the answers and refusals of the runs without bursts, as shares of the knee."""
+    runs = sorted((run for run in report["runs"] if not run["bursts"]), key=lambda run: run["times"])
+    rates = [run["goodput_by_rung_rps"] | {"refused": run["refused_rps"]} for run in runs]
+    names = ("full", "partial", "fallback", "refused")
+    shares = {name: [rate.get(name, 0.0) / report["knee_rps"] for rate in rates] for name in names}
+    return answers_against_load([run_title(run) for run in runs], shares)
+
+
+def _cells(run: Report) -> dict[str, str]:
+    """Return the cells of a run by the names of their columns."""
+    return {
+        "offered": run_title(run),
+        "verdict": WORDS[run["verdict"]],
+        "requests/s": f"{run['offered_rps']:,.0f}",
+        "full of the knee": f"{run['full_of_knee']:.1%}",
+        "weak seconds": str(run["weak_seconds"]),
+        "goodput of the knee": f"{run['goodput_share']:.1%}",
+        "by rung, /s": ", ".join(f"{name} {rps:,.0f}" for name, rps in run["goodput_by_rung_rps"].items()),
+        "p99 of answers": milliseconds(run["p99_ms"]),
+        "refused": f"{run['refused']:,}",
+        "p99 of refusals": milliseconds(run["refused_p99_ms"]),
+        "failed": listed(run["failures"]) or "none",
+        "normal after": "–" if run["back_s"] is None else f"{run['back_s']} s",
+        "generator late, p99": f"{run['generator_late_ms_p99']:.1f} ms, {run['seconds_late']} late seconds",
+    }
+
+
+FOOTER = """. Open loop, Poisson arrivals; latency counts from the due time of a request.
+Not sent: 1,000 requests were unanswered at that moment, which is the generator's limit."""

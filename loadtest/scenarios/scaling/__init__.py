@@ -1,1 +1,0 @@
-"""`loadtest scale`: replicas and nodes follow the load. Imports `scenarios.knee` and below."""

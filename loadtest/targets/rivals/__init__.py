@@ -1,1 +1,0 @@
-"""Rivals of tabrank with the same store reads and features. Imports `serve`."""

@@ -1,0 +1,134 @@
+"""Contract of a feature kind: its options, the state that it needs, and its value.
+
+Training and serving both compute features with this code. Shapes: B requests, R rows (one per
+request and candidate), M values of a multi-valued field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
+
+from serve.contract.errors import TabrankError, unknown
+from serve.contract.typed_reader import STRICT, Between, checked_by
+from serve.contract.validation import duration_ms, one_of, typed
+from serve.features.batch import Batch
+from serve.features.slots import IMPRESSION, OWNERS, FieldRef, Slot
+from serve.features.words import MAX_WORDS, Words
+
+Transform = Literal["none", "log1p"]
+
+
+def declared(check: Callable[..., Any]) -> PlainValidator:
+    """Read an option that names a part of the surface, by a function of value, parts and key.
+
+    The parts are the attributes of the surface that are valid so far. Without them, the option
+    cannot be checked; the surface is refused anyway.
+    """
+
+    def validate(value: object, info: ValidationInfo) -> Any:
+        parts: Mapping[str, Any] = info.context or {}
+        if not {"events", *OWNERS} <= parts.keys():
+            return value
+        try:
+            return check(value, parts, info.field_name)
+        except TabrankError as error:
+            raise ValueError(str(error).removeprefix(": ")) from None
+
+    return PlainValidator(validate, json_schema_input_type=str)
+
+
+def field_of(*types: str) -> PlainValidator:
+    """Read a reference to a declared field of one of these types, written owner.name.
+
+    The options `viewer` and `candidate` take fields of that owner only.
+    """
+
+    def resolve(value: object, parts: Mapping[str, Any], key: str) -> FieldRef:
+        text = typed(value, str, "")
+        known = [f"{owner}.{name}" for owner in OWNERS for name in parts[owner]]
+        if text not in known:
+            raise TabrankError(f"{unknown('key', text, known)}; a field is written owner.name")
+        owner, name = text.split(".", 1)
+        if key in ("viewer", "candidate") and owner != key:
+            raise TabrankError(f"{text!r} must be a {key}'s field")
+        kind = parts[owner][name].type
+        if kind not in types:
+            raise TabrankError(f"{text!r} is a {kind}; it must be {' or '.join(types)}")
+        return FieldRef(owner, name)
+
+    return declared(resolve)
+
+
+def _event(value: object, parts: Mapping[str, Any], key: str) -> str:
+    return one_of(value, (*parts["events"], IMPRESSION), "")
+
+
+DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?[smhd]$"})
+Event = Annotated[str, declared(_event)]
+HalfLife = Annotated[float, checked_by(duration_ms), Field(alias="half_life"), DURATION_SCHEMA]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Prior of a rate: `rate`, weighted like `weight` observations."""
+
+    __pydantic_config__ = STRICT
+    rate: Annotated[float, Between(0.0001, 0.9999)]
+    weight: Annotated[float, Between(0.01, 1e6)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Feature kind; its value is numeric `[R]`, or category hashes `[R]` or `[R, M]`.
+
+    A subclass names itself, `class Recency(Kind, kind="recency")`, and its fields are the options
+    that a surface states.
+
+    Attributes:
+        describe: The feature in words for people, as reasons of a ranking state it.
+        unit: The unit of its values; `yes/no` of 1 and 0.
+    """
+
+    __pydantic_config__ = STRICT
+    # The kinds by the names that surfaces give them.
+    registry: ClassVar[dict[str, type[Kind]]] = {}
+    categorical: ClassVar[bool] = False
+    # The words of a feature without `describe`, from its options.
+    template: ClassVar[str] = "{field}"
+    # Neither equality nor a fingerprint depends on these.
+    describe: Words = field(default="", repr=False, compare=False, kw_only=True)
+    unit: Words = field(default="", repr=False, compare=False, kw_only=True)
+
+    def __init_subclass__(cls, *, kind: str) -> None:
+        cls.registry[kind] = cls
+
+    @property
+    def label(self) -> str:
+        """The feature in words: `describe`, or words from its options."""
+        return self.describe or self.worded(vars(self))
+
+    @classmethod
+    def worded(cls, options: Mapping[str, object]) -> str:
+        """Return `Words` for a feature with these options; fields are written owner.name."""
+        text = cls.template.format(**options).replace("candidate.", "").replace("context.", "")
+        text = text.replace("viewer.", "viewer's ").replace("_", " ").removesuffix(" ms")
+        return "".join(filter(str.isprintable, text))[:MAX_WORDS].strip() or "unnamed"
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots of state that the kind keeps; most kinds keep none."""
+        return ()
+
+    def width(self, fields: Mapping[str, Mapping[str, Any]]) -> int | None:
+        """Return the number of hashes in a row of a set, from the surface's fields; else None."""
+        return None
+
+    def value(self, batch: Batch) -> NDArray[np.generic]:
+        """Return the value of each row, from the state before `now`; NaN or 0 where missing."""
+        raise NotImplementedError

@@ -1,0 +1,109 @@
+"""The viewer's decayed engagement by value of a candidate's field: the kind `affinity`.
+
+Shapes: B requests, R rows, K entries of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import numpy as np
+
+from serve.contract.typed_reader import Between
+from serve.features.affinity_maps import Pairs, Parts, apply_to_map
+from serve.features.batch import Batch
+from serve.features.interactions import Interactions
+from serve.features.kind import Event, HalfLife, Kind, Prior, Transform, field_of
+from serve.features.slots import F64, U64, Entity, FieldRef, Slot
+from serve.features.state_kind import Fields, Rows, StateKind
+
+
+@dataclass(frozen=True)
+class Map(Slot):
+    """A viewer's decayed `event` and `over` sums by value of a candidate's field.
+
+    A map holds `keep` entries. It evicts the entry with the least `event`, then the least `over`
+    (both decayed to a common time), then the greatest key. An entry that the record's own `event`
+    touches is never evicted: otherwise a full map could not learn new values. The rule does not
+    read a clock, so a replay evicts the same entries as the service did.
+    """
+
+    event: str
+    over: str
+    field: FieldRef
+    half_life_ms: float
+    keep: int
+
+
+class Maps(StateKind[Map], of=Map):
+    """All maps."""
+
+    def fields(self, slot: Map, entity: Entity) -> Fields:
+        """Return the fields of `Parts`."""
+        codes = ("<u8", "<f8", "<f8", "<i8")
+        parts = zip(Parts._fields, codes, strict=True)
+        return [(name, code, (slot.keep,)) for name, code in parts] if entity == "viewer" else []
+
+    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Sequence[int]:
+        """Apply the records of a map's two events."""
+        pairs: dict[str, Pairs] = {}
+        for slot in self.slots:
+            event, over = self.numbers[slot.event], self.numbers[slot.over]
+            if not run.events.isdisjoint((event, over)):
+                field = slot.field.name
+                if field not in pairs:
+                    pairs[field] = Pairs.of(candidates.table[field][run.candidates], run.lengths)
+                parts = Parts.of(self.of(viewers.table, slot))
+                hit, counted = run.event == event, run.event == over
+                apply_to_map(slot.half_life_ms, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
+        return ()
+
+    def read(self, batch: Batch, slot: Map) -> tuple[U64, F64, F64]:
+        """Return keys, `event` and `over` of each request's viewer, `[B, K]` each.
+
+        The sums are decayed to now; key 0 marks an empty place.
+        """
+        parts = Parts.of(self.of(batch.viewer, slot))
+        age_ms = np.maximum(batch.request_ms[:, None] - parts.ms, 0)
+        decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
+        return parts.keys, parts.event * decay, parts.over * decay
+
+
+@dataclass(frozen=True)
+class Affinity(Kind, kind="affinity"):
+    """The viewer's `Rate` on candidates with the same field value (topic, host, genre, tag).
+
+    For a multi-valued field it is the mean over the candidate's values.
+    """
+
+    template = "viewer's {event} per {over} at the same {field}"
+    event: Event
+    over: Event
+    field: Annotated[FieldRef, field_of("category", "set")]
+    prior: Prior
+    keep: Annotated[int, Between(1, 1024)]
+    half_life_ms: HalfLife = np.inf
+    transform: Transform = "none"
+
+    @cached_property
+    def slots(self) -> tuple[Map]:
+        """One map per viewer."""
+        return (Map(self.event, self.over, self.field, self.half_life_ms, self.keep),)
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`: the prior's rate without an entry, NaN without a value of the candidate."""
+        p = self.prior
+        keys, event, over = batch.kept(Maps).read(batch, *self.slots)
+        # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
+        gain = (event - p.rate * over) / (over + p.weight)
+        values = batch.field(self.field)
+        if values.ndim == 1:
+            return np.where(values == 0, np.nan, p.rate + batch.found(keys, gain, values))
+        num_values = (values != 0).sum(axis=1)
+        total = np.zeros(len(values))
+        for m in range(values.shape[1]):
+            total += batch.found(keys, gain, values[:, m])
+        return np.where(num_values == 0, np.nan, p.rate + total / np.maximum(num_values, 1))

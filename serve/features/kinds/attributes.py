@@ -1,0 +1,105 @@
+"""Kinds that read attributes and keep no state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from serve.contract.reasons import YES_NO
+from serve.features.batch import Batch
+from serve.features.kind import Kind, Transform, field_of
+from serve.features.slots import F64, U64, FieldRef
+from serve.features.words import Words
+
+
+@dataclass(frozen=True)
+class Number(Kind, kind="number"):
+    """Numeric attribute or number of the request's context, unchanged."""
+
+    field: Annotated[FieldRef, field_of("number", "time")]
+    transform: Transform = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`, NaN where missing."""
+        return batch.field(self.field)
+
+
+@dataclass(frozen=True)
+class Category(Kind, kind="category"):
+    """Category as its stable hash."""
+
+    categorical = True
+    field: Annotated[FieldRef, field_of("category")]
+
+    def value(self, batch: Batch) -> U64:
+        """Return `[R]`, 0 where missing."""
+        return batch.field(self.field)
+
+
+@dataclass(frozen=True)
+class MultiCategory(Kind, kind="multi_category"):
+    """Set of categories as stable hashes, padded with 0."""
+
+    categorical = True
+    field: Annotated[FieldRef, field_of("set")]
+
+    def value(self, batch: Batch) -> U64:
+        """Return `[R, M]`."""
+        return batch.field(self.field)
+
+    def width(self, fields: Mapping[str, Mapping[str, Any]]) -> int:
+        """Return the number of hashes in a row."""
+        width: int = fields[self.field.owner][self.field.name].max
+        return width
+
+
+@dataclass(frozen=True)
+class Age(Kind, kind="age"):
+    """Seconds since a candidate's start; 0 where the start is in the future."""
+
+    template = "time since {field}"
+    unit: Words = field(default="s", repr=False, compare=False, kw_only=True)
+    field: Annotated[FieldRef, field_of("time")]
+    transform: Transform = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`, NaN where the start is missing."""
+        age_ms: F64 = batch.now_ms - batch.field(self.field)
+        return np.maximum(age_ms, 0.0) / 1000.0
+
+
+@dataclass(frozen=True)
+class Match(Kind, kind="match"):
+    """1 where viewer and candidate have the same category, else 0."""
+
+    template = "{candidate} equals {viewer}"
+    unit: Words = field(default=YES_NO, repr=False, compare=False, kw_only=True)
+    viewer: Annotated[FieldRef, field_of("category")]
+    candidate: Annotated[FieldRef, field_of("category")]
+    transform: ClassVar[Transform] = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`, NaN where either category is missing."""
+        ours, theirs = batch.field(self.viewer), batch.field(self.candidate)
+        return np.where((ours == 0) | (theirs == 0), np.nan, (ours == theirs).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Member(Kind, kind="member"):
+    """1 where the candidate's category is in the viewer's set, else 0."""
+
+    template = "{candidate} is among {viewer}"
+    unit: Words = field(default=YES_NO, repr=False, compare=False, kw_only=True)
+    viewer: Annotated[FieldRef, field_of("set")]
+    candidate: Annotated[FieldRef, field_of("category")]
+    transform: ClassVar[Transform] = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`, NaN where the candidate's category is missing; 0 for an empty set."""
+        theirs = batch.field(self.candidate)
+        # [B, M]
+        ours = batch.viewer[self.viewer.name]
+        return np.where(theirs == 0, np.nan, batch.found(ours, np.ones(ours.shape), theirs))

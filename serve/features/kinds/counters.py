@@ -1,0 +1,153 @@
+"""Decayed sums of the events of viewers and candidates: the kinds `count` and `rate`.
+
+Shapes: B requests, R rows, n rows of a table, S sums of an entity, or those that an event changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from serve.features.batch import Batch
+from serve.features.interactions import Interactions
+from serve.features.kind import Event, HalfLife, Kind, Prior, Transform
+from serve.features.slots import ENTITIES, F64, I64, Entity, Slot
+from serve.features.state_kind import STATE, Cell, Fields, Rows, StateKind
+
+
+@dataclass(frozen=True)
+class Sum(Slot):
+    """The number of a viewer's or candidate's events, with a half-life."""
+
+    entity: Entity
+    event: str
+    half_life_ms: float = np.inf
+
+
+class Sums(StateKind[Sum], of=Sum):
+    """All sums; those of an entity share two columns, so that one operation reads many."""
+
+    def __init__(self, slots: Sequence[Sum], numbers: Mapping[str, int]) -> None:
+        super().__init__(slots, numbers)
+        self.by_entity: dict[Entity, tuple[Sum, ...]] = {
+            entity: tuple(s for s in slots if s.entity == entity) for entity in ENTITIES
+        }
+        self.place = {s: i for sums in self.by_entity.values() for i, s in enumerate(sums)}
+        # An infinite half-life gives the rate 0, so the factor exp2(0) = 1.
+        self.rates = {e: np.array([1.0 / s.half_life_ms for s in sums]) for e, sums in self.by_entity.items()}
+        # The places of the sums that an event changes.
+        self._changed = {
+            (entity, numbers[event]): np.array([i for i, s in enumerate(sums) if s.event == event], np.int64)
+            for entity, sums in self.by_entity.items()
+            for event in numbers
+        }
+
+    def fields(self, slot: Sum, entity: Entity) -> Fields:
+        """Return the sum, and the time to which it is decayed."""
+        return [("sums", "<f8"), ("sums_ms", "<i8")] if slot.entity == entity else []
+
+    def columns(self, entity: Entity) -> Fields:
+        """Return two columns with a place for each of the entity's sums."""
+        num = len(self.by_entity[entity])
+        return [("sums", "<f8", (num,)), ("sums_ms", "<i8", (num,))]
+
+    def cells(self, slot: Sum, entity: Entity) -> list[Cell]:
+        """Return the place of a sum in both columns."""
+        return [(name, self.place[slot]) for name, _ in self.fields(slot, entity)]
+
+    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Sequence[int]:
+        """Apply the records of one event after another, all at once because sums commute."""
+        for event in run.events:
+            records = run.only(event)
+            times_ms = np.repeat(records.ts_ms, records.lengths)
+            self._add("viewer", event, viewers, records.viewer, records.ts_ms, records.lengths)
+            self._add("candidate", event, candidates, records.candidates, times_ms)
+        return ()
+
+    def _add(
+        self, entity: Entity, event: int, table: Rows, rows: I64, ts_ms: I64, times: I64 | None = None
+    ) -> None:
+        """Add the event at `ts_ms` to rows `[n]`, which may repeat, `times` `[n]` or once."""
+        places = self._changed[entity, event]
+        known = rows.nonzero()[0]
+        if not len(places) or not len(known):
+            return
+        # [n, S]
+        cells, at_ms, rates = (rows[known, None], places), ts_ms[known, None], self.rates[entity][places]
+        sums, sums_ms = table.table[STATE]["sums"], table.table[STATE]["sums_ms"]
+        old_ms = sums_ms[cells]
+        np.maximum.at(sums_ms, cells, at_ms)
+        new_ms = sums_ms[cells]
+        # The cells of a repeated row get the same decayed value.
+        sums[cells] *= np.exp2((old_ms - new_ms) * rates)
+        # A late event counts at its own time, so it is added in decayed form.
+        arrived = np.exp2((at_ms - new_ms) * rates)
+        np.add.at(sums, cells, arrived if times is None else arrived * times[known, None])
+
+    def read(self, batch: Batch, slot: Sum) -> F64:
+        """Return a sum, decayed to now, `[R]`."""
+        decayed = batch.once(Sums, self._decayed)
+        return batch.per_row(slot.entity, decayed[slot.entity][self.place[slot]])
+
+    def _decayed(self, batch: Batch) -> dict[Entity, F64]:
+        """Return all sums, `[S, B]` of viewers and `[S, R]` of candidates."""
+        decayed: dict[Entity, F64] = {}
+        for entity, rates in self.rates.items():
+            rows = batch.rows(entity)[STATE]
+            # Transpose to [S, rows]: NumPy's inner loop then runs over many rows, not a few sums.
+            sums, sums_ms = (np.ascontiguousarray(rows[name].T) for name in ("sums", "sums_ms"))
+            # A sum from a clock that runs ahead must not grow.
+            age_ms = np.maximum(batch.times_ms(entity) - sums_ms, 0)
+            decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
+        return decayed
+
+
+@dataclass(frozen=True)
+class Count(Kind, kind="count"):
+    """Number of the viewer's or candidate's events, decayed with `half_life`."""
+
+    template = "{event} events of the {entity}"
+    entity: Entity
+    event: Event
+    half_life_ms: HalfLife = np.inf
+    transform: Transform = "none"
+
+    @cached_property
+    def slots(self) -> tuple[Sum]:
+        """One decayed sum."""
+        return (Sum(self.entity, self.event, self.half_life_ms),)
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`, ≥ 0."""
+        return batch.kept(Sums).read(batch, *self.slots)
+
+
+@dataclass(frozen=True)
+class Rate(Kind, kind="rate"):
+    """Smoothed engagement rate: (events + rate · weight) / (over + weight), both decayed.
+
+    This is the posterior mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
+    """
+
+    template = "{event} per {over} of the {entity}"
+    entity: Entity
+    event: Event
+    over: Event
+    prior: Prior
+    half_life_ms: HalfLife = np.inf
+    transform: Transform = "none"
+
+    @cached_property
+    def slots(self) -> tuple[Sum, Sum]:
+        """The decayed sums of `event` and `over`."""
+        event = Sum(self.entity, self.event, self.half_life_ms)
+        return event, replace(event, event=self.over)
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`; the prior's rate where neither event occurred."""
+        p = self.prior
+        event, over = (batch.kept(Sums).read(batch, slot) for slot in self.slots)
+        return (event + p.rate * p.weight) / (over + p.weight)

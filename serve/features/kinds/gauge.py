@@ -1,0 +1,234 @@
+"""Numbers of viewers at candidates, from one event until another: the kind `gauge`.
+
+A viewer's row holds the newest record at each of some candidates. A candidate's row holds the
+numbers of its viewers: those who still count in the newest step in which a viewer came, one step
+later, and so on, so that a read looks up one number. A step is the time in which a stay's end is
+counted, a seventh of the longest stay.
+
+A count that was 0 begins anew with its next viewer, for example of a removed candidate that was
+added again. A viewer keeps the time at which the count began, and takes nothing from another count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from serve.contract.hashing import hash64
+from serve.contract.typed_reader import checked_by
+from serve.contract.validation import UNITS_MS, duration_ms
+from serve.features.batch import Batch
+from serve.features.interactions import Interactions
+from serve.features.kind import DURATION_SCHEMA, Event, Kind, Transform
+from serve.features.slots import I64, U64, Bools, Entity, Slot
+from serve.features.state_kind import Fields, Rows, StateKind
+
+# Candidates at which a viewer is counted at once.
+PLACES = 8
+# Steps of `Presence.max_stay_ms` in which a stay ends. `STEPS` + 1 numbers of four bytes leave the
+# fields of a row aligned to eight bytes.
+STEPS = 7
+# A time this many steps ahead of a later record's comes from a wrong clock.
+FAR = STEPS * STEPS
+STAY = Field(alias="max_stay", json_schema_extra={"default": "4h"})
+MaxStay = Annotated[float, checked_by(duration_ms), STAY, DURATION_SCHEMA]
+
+
+@dataclass(frozen=True)
+class Presence(Slot):
+    """The known viewers at each candidate, from `up` until `down`.
+
+    Each viewer is kept at 8 candidates (`PLACES`); the oldest stay is dropped. Example: a viewer
+    who joins a ninth room no longer counts in the room joined first. A stay that has ended gives
+    its place first.
+
+    Of two records of a viewer and a candidate the one with the later time holds; of equal times,
+    the one that comes later. A stay ends `max_stay_ms` after its last `up`, or up to a step
+    earlier. A removed candidate that is added again has no viewers until the next `up`.
+
+    A time over seven stays ahead of the next record's, from a wrong clock, does not count: one such
+    viewer hides those who came before from a candidate's number, and the next `up` mends it. Two
+    or more hide those who come until the clock has reached them.
+    """
+
+    forgets: ClassVar[bool] = True
+    up: str
+    down: str
+    max_stay_ms: float
+
+    @property
+    def step_ms(self) -> int:
+        """Return the resolution of the time at which a stay ends."""
+        return max(1, int(self.max_stay_ms) // STEPS)
+
+
+class Stays(NamedTuple):
+    """Newest record of each viewer at `PLACES` candidates.
+
+    A stay has the hash of the candidate's id, the time of the record, whether the viewer is there
+    after it, and the time at which the count began that the viewer is part of.
+    """
+
+    candidate: U64
+    ms: I64
+    is_there: Bools
+    count_began_ms: I64
+
+
+class Counts(NamedTuple):
+    """Numbers of viewers of each candidate.
+
+    The numbers are those `present` in the newest step in which a viewer came, one step later, and
+    so on up to `STEPS` steps, when it is 0.
+    """
+
+    newest_step: I64
+    present: NDArray[np.int32]
+    count_began_ms: I64
+
+
+class Presences(StateKind[Presence], of=Presence):
+    """All presences."""
+
+    def fields(self, slot: Presence, entity: Entity) -> Fields:
+        """Return the fields of `Stays` for a viewer, of `Counts` for a candidate."""
+        if entity == "viewer":
+            codes = zip(Stays._fields, ("<u8", "<i8", "?", "<i8"), strict=True)
+            return [(name, code, (PLACES,)) for name, code in codes]
+        return [("newest_step", "<i8"), ("present", "<i4", (STEPS + 1,)), ("count_began_ms", "<i8")]
+
+    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterator[int]:
+        """Apply the records of one viewer and candidate after the other."""
+        for slot in self.slots:
+            up, down = self.numbers[slot.up], self.numbers[slot.down]
+            if run.events.isdisjoint((up, down)):
+                continue
+            table = self._table(viewers, candidates, slot)
+            event, viewer, ts_ms = (
+                np.repeat(values, run.lengths) for values in (run.event, run.viewer, run.ts_ms)
+            )
+            moves = ((event == up) | (event == down)) & (viewer > 0) & (run.candidates > 0)
+            columns = (viewer, run.candidates, ts_ms, event == up)
+            for move in zip(*(column[moves].tolist() for column in columns), strict=True):
+                if left := table.move(*move):
+                    yield left
+
+    def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterator[int]:
+        """Take a viewer out of all candidates, and yield their rows."""
+        for slot in self.slots:
+            yield from self._table(viewers, candidates, slot).leave_all(viewer)
+
+    def _table(self, viewers: Rows, candidates: Rows, slot: Presence) -> _Table:
+        stays, counts = self.of(viewers.table, slot), self.of(candidates.table, slot)
+        return _Table(
+            slot.step_ms,
+            Stays(*(stays[name] for name in Stays._fields)),
+            Counts(*(counts[name] for name in Counts._fields)),
+            candidates,
+        )
+
+    def read(self, batch: Batch, slot: Presence, entity: Entity) -> NDArray[Any]:
+        """Return the number of viewers at each candidate, or of candidates of its viewer, `[R]`."""
+        rows = self.of(batch.rows(entity), slot)
+        step = batch.times_ms(entity) // slot.step_ms
+        if entity == "viewer":
+            age = np.abs(step[:, None] - rows["ms"] // slot.step_ms)
+            return batch.per_row(entity, (rows["is_there"] & (age < STEPS)).sum(axis=1))
+        # The newest step is ahead of a clock that is behind.
+        age = np.maximum(step - rows["newest_step"], 0)
+        present: NDArray[np.int32] = rows["present"][np.arange(len(rows)), np.minimum(age, STEPS)]
+        return present
+
+
+@dataclass
+class _Table:
+    """Stays of all viewers and counts of all candidates, of one slot."""
+
+    step_ms: int
+    stays: Stays
+    counts: Counts
+    candidates: Rows
+
+    def move(self, viewer: int, candidate: int, ts_ms: int, comes: bool) -> int:
+        """Apply one record; return the row of another candidate that the viewer left, or 0."""
+        key = hash64(self.candidates.ids[candidate] or "")
+        keys, ms, is_there, began_ms = (field[viewer].tolist() for field in self.stays)
+        if key in keys:
+            at, row = keys.index(key), candidate
+            is_late = 0 < ms[at] - ts_ms < FAR * self.step_ms
+        else:
+            at = min(range(PLACES), key=lambda place: (is_there[place], ms[place]))
+            row = self.candidates.find_hash(keys[at]) if is_there[at] else 0
+            is_late = is_there[at] and not (comes and ts_ms >= ms[at])
+        if is_late:
+            return 0
+        if is_there[at]:
+            self._leave(row, ms[at], began_ms[at])
+        count_began_ms = self._come(candidate, ts_ms) if comes else 0
+        for field, value in zip(self.stays, (key, ts_ms, comes, count_began_ms), strict=True):
+            field[viewer, at] = value
+        return 0 if row == candidate else row
+
+    def leave_all(self, viewer: int) -> Iterator[int]:
+        """Take a viewer out of all candidates, and yield their rows."""
+        for key, ms, is_there, began_ms in zip(
+            *(field[viewer].tolist() for field in self.stays), strict=True
+        ):
+            if is_there:
+                row = self.candidates.find_hash(key)
+                self._leave(row, ms, began_ms)
+                yield row
+
+    def _come(self, candidate: int, ts_ms: int) -> int:
+        """Count a viewer from this time on; return the time at which the count began."""
+        counts, step = self.counts, ts_ms // self.step_ms
+        present, ahead = counts.present[candidate], step - int(counts.newest_step[candidate])
+        # A single viewer who is far ahead of the next came at a wrong time.
+        if ahead > 0 or (ahead <= -FAR and present[0] < 2):
+            present[:] = [*present[abs(ahead) :], *[0] * min(abs(ahead), STEPS + 1)]
+            counts.newest_step[candidate], ahead = step, 0
+        if not present[0]:
+            counts.count_began_ms[candidate] = ts_ms
+        present[: max(0, STEPS + ahead)] += 1
+        return int(counts.count_began_ms[candidate])
+
+    def _leave(self, candidate: int, ms: int, count_began_ms: int) -> None:
+        """Count a viewer who came at this time no longer, if the count is the same one."""
+        counts, present = self.counts, self.counts.present[candidate]
+        end = STEPS + ms // self.step_ms - int(counts.newest_step[candidate])
+        # Two counts may have begun at the same time: stay above 0.
+        is_counted = 0 < end <= STEPS and present[end - 1] > present[end]
+        if is_counted and count_began_ms == counts.count_began_ms[candidate]:
+            present[:end] -= 1
+
+
+@dataclass(frozen=True)
+class Gauge(Kind, kind="gauge"):
+    """Number of viewers at a candidate, or of a viewer's candidates, from `up` until `down`.
+
+    Each viewer counts once at a candidate, and at the last 8 candidates only; one without an id
+    does not count. `max_stay` after the last `up`, or up to a seventh earlier, the viewer no longer
+    counts, for `down` events get lost. Example: join and leave give the audience of a room.
+    """
+
+    template = "between {up} and {down} now"
+    entity: Entity
+    up: Event
+    down: Event
+    max_stay_ms: MaxStay = 4.0 * UNITS_MS["h"]
+    transform: Transform = "none"
+
+    @cached_property
+    def slots(self) -> tuple[Presence]:
+        """One presence, which gauges of viewers and of candidates share."""
+        return (Presence(self.up, self.down, self.max_stay_ms),)
+
+    def value(self, batch: Batch) -> NDArray[Any]:
+        """Return `[R]`, ≥ 0."""
+        return batch.kept(Presences).read(batch, *self.slots, self.entity)

@@ -1,0 +1,79 @@
+"""A kind of state: the fields of its slots in packed rows, their update by records, and their read.
+
+`Sum` declares a slot, and `Sums` is the kind of state that keeps all sums of a surface. Rows,
+batches and rebuilds find the kinds of state through the slots that a surface's features name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from serve.features.interactions import Interactions
+from serve.features.slots import Entity, PackedRows, Slot
+
+# The field of a row that holds all of its state; no attribute may have this name.
+STATE = "_state"
+# NumPy's descriptions of fields.
+Fields = list[tuple[Any, ...]]
+# Names of fields and places that lead from rows to an array with one value, or more, a row.
+Cell = tuple[str | int, ...]
+S = TypeVar("S", bound=Slot)
+
+
+class Rows(Protocol):
+    """Rows of one entity. Row 0 stands for every unknown id and takes no state."""
+
+    table: PackedRows
+    ids: list[str | None]
+
+    def find_hash(self, hashed: int) -> int:
+        """Return the row number of the id with this hash, 0 for an unknown id."""
+
+
+class StateKind(ABC, Generic[S]):
+    """All slots of one type in the state of a surface; `numbers` are those of its events.
+
+    A subclass states `fields` and `observe`, and a `read` for its features. By default each slot
+    has a column of its own.
+    """
+
+    registry: ClassVar[dict[type[Slot], type[StateKind[Any]]]] = {}
+
+    def __init_subclass__(cls, *, of: type[Slot]) -> None:
+        cls.registry[of] = cls
+
+    def __init__(self, slots: Sequence[S], numbers: Mapping[str, int]) -> None:
+        self.slots = tuple(slots)
+        self.numbers = numbers
+        self._columns = {slot: f"{type(slot).__name__.lower()}{i}" for i, slot in enumerate(slots)}
+
+    @abstractmethod
+    def fields(self, slot: S, entity: Entity) -> Fields:
+        """Return the fields of a slot in a row of this entity, 0 at first; none if it has none.
+
+        Each field begins at a multiple of eight bytes: NumPy reads others slowly.
+        """
+
+    @abstractmethod
+    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterable[int]:
+        """Apply records; return the rows of candidates that changed without a record of theirs."""
+
+    def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterable[int]:
+        """Undo what a viewer counts for in candidates' rows, and return these rows."""
+        return ()
+
+    def columns(self, entity: Entity) -> Fields:
+        """Return the columns of all slots in a row of this entity."""
+        described = ((self._columns[slot], self.fields(slot, entity)) for slot in self.slots)
+        return [(name, fields) for name, fields in described if fields]
+
+    def cells(self, slot: S, entity: Entity) -> list[Cell]:
+        """Return where a slot is in the columns of this entity."""
+        return [(self._columns[slot],)] if self.fields(slot, entity) else []
+
+    def of(self, rows: PackedRows, slot: S) -> PackedRows:
+        """Return a view of a slot's fields in rows of an entity that has them."""
+        column: PackedRows = rows[STATE][self._columns[slot]]
+        return column

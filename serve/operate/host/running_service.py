@@ -1,0 +1,228 @@
+"""Read the running service and deploy to it: in a run folder, or at a Ray cluster's dashboard."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from serve.config.reader import Config
+from serve.contract.commands import RUN
+from serve.contract.errors import TabrankError
+from serve.operate.host.dashboard import nodes
+from serve.operate.host.deploying import (
+    NOTHING_RUNS,
+    SETTLE_S,
+    Progress,
+    config_of,
+    document_of,
+    request_deploy,
+)
+from serve.operate.host.run_folder import POLL_S, RunFolder
+from serve.operate.host.serve_details import application_of, cause, messages_of
+from serve.operate.host.service_state import (
+    ApplicationState,
+    Deploying,
+    ServiceChange,
+    ServiceState,
+    SupervisedState,
+    iso,
+)
+from serve.operate.host.state import status_code
+
+# The keys that Serve's details report of a document, beside its applications.
+REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
+UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
+# The folder of the file, beside the fields of the file.
+FOLDER = "folder"
+
+
+class RunningService(ABC):
+    """Running service: its `document`, and the `path` of the file that it was read from."""
+
+    where: str
+    url: str
+    path: Path
+    # The folder of its files, or None on another machine.
+    base: Path | None = None
+    document: dict[str, Any]
+    applications: dict[str, ApplicationState]
+    not_compared: tuple[str, ...] = ()
+    # The reason why the last deploy failed, or empty. `document` is that of the deploy before it.
+    error = ""
+    # A deploy under way. `document` is that of the deploy before it.
+    under_way: Deploying | None = None
+
+    def asked(self, deploy: Callable[[], None]) -> tuple[dict[str, int], list[str]]:
+        """Deploy, and ask each of our routes of before by a GET without a key, before and after.
+
+        Return the status of each URL after the deploy, and a line that compares it.
+        """
+        urls = [f"{url}/v1/model" for url in self.service().our_urls.values()]
+        before = {url: status_code(url) for url in urls}
+        deploy()
+        after = {url: status_code(url) for url in urls}
+        lines = []
+        for url, was in before.items():
+            failed = ": today's callers fail" if after[url] not in (200, was) else ""
+            lines += [f"GET {url} without a key answers {after[url] or 'nothing'} (before: {was}){failed}"]
+        return after, lines
+
+    def config(self, document: Mapping[str, Any]) -> Config:
+        """Return a document as if it were read from the running file, to deploy it."""
+        return config_of(self.path, {key: value for key, value in document.items() if key != FOLDER})
+
+    @abstractmethod
+    def service(self) -> ServiceState:
+        """Return the state of the service."""
+
+    @abstractmethod
+    def comparable(self, config: Config) -> dict[str, Any]:
+        """Return the content of a file that can be compared with the running service."""
+
+    @abstractmethod
+    def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
+        """Deploy in place and wait until it runs; raise TabrankError with the reason."""
+
+    @abstractmethod
+    def restart_command(self, config: Path, yes: bool) -> str:
+        """Return the command that restarts Serve with this file; `yes` confirms its changes."""
+
+
+class LocalService(RunningService):
+    """Service that `python -m serve up` started in a run folder."""
+
+    def __init__(self, run: RunFolder) -> None:
+        service = run.service() or SupervisedState()
+        if not run.supervisors() or service.state not in ("ready", "deploying"):
+            raise TabrankError(f"{run.path}: {UNWATCHED if run.node() else NOTHING_RUNS}")
+        self._run, self._service, self.path = run, service, Path(service.config)
+        self.base = self.path.parent
+        self.where, self.url, self.error = str(run.path), service.url, service.error
+        self.under_way, self.applications = service.deploying, service.applications
+        self.document = {**service.document, FOLDER: str(self.base)}
+
+    def service(self) -> ServiceState:
+        """Return the content of `service.json`."""
+        return self._service
+
+    def comparable(self, config: Config) -> dict[str, Any]:
+        """Return the content of a file, with its pools and its folder."""
+        return {**document_of(config), FOLDER: str(config.path.parent)}
+
+    def restart_command(self, config: Path, yes: bool) -> str:
+        """Return the command `up`, which restarts Serve where it has to."""
+        return self._run.up_command(config) + " --yes" * yes
+
+    def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
+        """Have the supervisor deploy in place, and wait until it has done so."""
+        with self._run.locked(timeout_s):
+            request_deploy(config, self._run, timeout_s, progress)
+
+
+class RemoteService(RunningService):
+    """Service of a Ray cluster, through the REST interface of the cluster's dashboard."""
+
+    # Serve's details do not contain these. They report a top-level logging_config per application.
+    not_compared = ("nodes", "logging_config", "tracing_config", "controller_options")
+
+    def __init__(self, address: str, client: Any = None) -> None:
+        self.where, self.path = address, Path(address)
+        with _sentences(address):
+            from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+            self.client = client or ServeSubmissionClient(address)
+        details = self._details()
+        self._reported = details["applications"]
+        living = {name: app for name, app in self._reported.items() if app["status"] != "DELETING"}
+        if not living:
+            raise TabrankError(
+                f"{address}: no application runs there; deploy one with: serve deploy cluster.yaml"
+            )
+        by_code = [name for name, app in living.items() if not app.get("deployed_app_config")]
+        if by_code:
+            raise TabrankError(
+                f"{address}: {by_code[0]!r} was deployed from code and not from a file; deploy the file"
+            )
+        self.document = {key: details[key] for key in REPORTED_KEYS if details.get(key) is not None}
+        self.document["applications"] = [app["deployed_app_config"] for app in living.values()]
+        self.applications = {name: application_of(app) for name, app in self._reported.items()}
+        port = (details.get("http_options") or {}).get("port", 8000)
+        self.url = f"http://{urlsplit(address).hostname}:{port}"
+
+    def restart_command(self, config: Path, yes: bool) -> str:
+        """Return the restart with Ray's own commands, which ask nothing."""
+        address = shlex.quote(self.where)
+        return f"serve shutdown --address {address} && serve deploy --address {address} {shlex.quote(str(config))}"
+
+    def comparable(self, config: Config) -> dict[str, Any]:
+        """Return what the dashboard would report of a file."""
+        given = {key: value for key, value in config.serve.items() if key not in self.not_compared}
+        logging = config.serve.get("logging_config")
+        given["applications"] = [
+            {**app, "logging_config": logging} if logging and app.get("logging_config") is None else app
+            for app in given["applications"]
+        ]
+        return given
+
+    def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
+        """Put the document as `serve deploy` does, and wait until each application runs."""
+        deadline = time.monotonic() + timeout_s
+        progress(f"deploying at {self.where}")
+        with _sentences(self.where):
+            self.client.deploy_applications(dict(config.serve))
+        time.sleep(SETTLE_S)
+        wanted = {app["name"]: "RUNNING" for app in config.serve["applications"]}
+        while True:
+            applications = self._details()["applications"]
+            for name, app in applications.items():
+                if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
+            if {name: app["status"] for name, app in applications.items()} == wanted:
+                return
+            if time.monotonic() > deadline:
+                raise TabrankError(f"{self.where}: not every application runs after {timeout_s:g} s")
+            time.sleep(POLL_S * 3)
+
+    def service(self) -> ServiceState:
+        """Return the state as far as the dashboard reports it."""
+        others = {app["status"] for app in self._reported.values()} - {"RUNNING"}
+        messages = [app["message"] for app in self._reported.values() if app["message"]]
+        times = {name: app.get("last_deployed_time_s") for name, app in self._reported.items()}
+        return ServiceState(
+            state=min(others).lower() if others else "ready",
+            url=self.url,
+            error=cause(messages) if messages else "",
+            applications=self.applications,
+            nodes=nodes(self.client),
+            changes=[ServiceChange(iso(at), f"deployed {name}") for name, at in times.items() if at],
+        )
+
+    def _details(self) -> dict[str, Any]:
+        with _sentences(self.where):
+            return dict(self.client.get_serve_details())
+
+
+def find(run: Path | None, address: str | None) -> RunningService:
+    """Return the service of a run folder or at an address; raise TabrankError if none runs."""
+    return RemoteService(address) if address and run is None else LocalService(RunFolder.of(run or RUN))
+
+
+@contextlib.contextmanager
+def _sentences(address: str) -> Iterator[None]:
+    """Turn any failure between here and the dashboard into one sentence."""
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise TabrankError(f"--address {address}: name the dashboard, such as http://127.0.0.1:8265")
+    try:
+        yield
+    except TabrankError:
+        raise
+    # `requests`, JSON decoding, or Ray's own RuntimeError with a whole page in it.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise TabrankError(f"--address {address}: {lines[0][:200]}") from None

@@ -1,0 +1,175 @@
+"""State of a service as records: the content of `service.json`, which the other tools read.
+
+A field that is unknown, such as one that only a supervisor knows, has its default.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from serve.config.application import OUR_APPLICATION
+
+
+def iso(at_s: float) -> str:
+    """Return a time, in s since 1970, in ISO form, UTC."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
+
+
+class Record(msgspec.Struct, forbid_unknown_fields=True):
+    """Part of a state; a file of another version, which has other fields, is refused."""
+
+
+def fields_of(record: Record, kind: type[Record]) -> dict[str, Any]:
+    """Return the fields of a record that a kind of record has too."""
+    return {name: getattr(record, name) for name in kind.__struct_fields__}
+
+
+class DeploymentState(Record):
+    """State of a deployment in Serve's words; `replicas` counts them by state."""
+
+    status: str = "UNKNOWN"
+    message: str = ""
+    target: int | None = None
+    replicas: dict[str, int] = {}
+    ids: list[str] = []
+
+
+class ApplicationState(Record):
+    """State of an application; without a `route_prefix` it gets no requests over HTTP."""
+
+    status: str = "UNKNOWN"
+    route_prefix: str | None = "/"
+    import_path: str | None = None
+    ingress: str | None = None
+    deployments: dict[str, DeploymentState] = {}
+
+    @property
+    def is_ours(self) -> bool:
+        """True if it ranks."""
+        return self.import_path == OUR_APPLICATION
+
+
+class NodeState(Record):
+    """State of a machine of the cluster."""
+
+    alive: bool
+    pool: str
+    id: str = ""
+    metrics_url: str | None = None
+
+
+class Restarted(Record):
+    """Number of restarts of a part, the reason and time of the last, and the last known times."""
+
+    count: int
+    last: str
+    at: str | None = None
+    times: list[str] = []
+
+
+class Deploying(Record):
+    """Deploy in place that is under way: its file, and its start in ISO form."""
+
+    config: str
+    since: str
+
+
+class Probe(Record, omit_defaults=True):
+    """Request that worked before a deploy; the `status` of `path` tells that it fails since `at`.
+
+    `name` is that of the diagnosis, `where` is the application.
+    """
+
+    name: str
+    where: str
+    path: str
+    status: int
+    at: str = ""
+
+
+class ServiceChange(Record, omit_defaults=True):
+    """Start, deploy, restart or turn of the kill switch, with what may fail since then."""
+
+    at: str
+    what: str
+    probes: list[Probe] = []
+
+
+class ServiceState(Record):
+    """State of a running service."""
+
+    state: str = "starting"
+    stage: str = ""
+    pid: int = 0
+    url: str = ""
+    config: str = "cluster.yaml"
+    haproxy: bool = True
+    metrics_url: str | None = None
+    haproxy_metrics_url: str | None = None
+    dashboard_url: str | None = None
+    ray_address: str = ""
+    started: str = ""
+    cluster_id: str = ""
+    config_sha256: str = ""
+    num_deploys: int = 0
+    deploying: Deploying | None = None
+    # The reason why the last deploy failed, or empty.
+    error: str = ""
+    metrics_every_s: float = 10.0
+    applications: dict[str, ApplicationState] = {}
+    nodes: list[NodeState] = []
+    restarts: dict[str, Restarted] | None = None
+    changes: list[ServiceChange] = []
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The URL of each application that has a route, without a slash at its end; ours first."""
+        apps = sorted(self.applications.items(), key=lambda app: not app[1].is_ours)
+        return {
+            name: self.url + app.route_prefix.rstrip("/")
+            for name, app in apps
+            if app.route_prefix is not None
+        }
+
+    @property
+    def our_urls(self) -> dict[str, str]:
+        """The URL of each application that ranks."""
+        return {name: url for name, url in self.urls.items() if self.applications[name].is_ours}
+
+    @property
+    def deployments(self) -> list[tuple[str, str, DeploymentState]]:
+        """All deployments, each with the names of its application and itself."""
+        return [
+            (app, name, deployment)
+            for app, details in self.applications.items()
+            for name, deployment in details.deployments.items()
+        ]
+
+    @property
+    def front(self) -> str | None:
+        """The URL of the application to probe: the first of ours that has one, else the first."""
+        return next(iter(self.urls.values()), None)
+
+
+class SupervisedState(ServiceState):
+    """Content of `service.json`: the state, and the running Serve document with its `nodes`."""
+
+    document: dict[str, Any] = {}
+
+
+class Wanted(Record):
+    """Document to deploy with its `nodes`, its file, and what ran `before` a restart, if known."""
+
+    config: str
+    sha256: str
+    document: dict[str, Any]
+    before: dict[str, Any] = {}
+
+
+class OfAnyVersion(msgspec.Struct):
+    """The part of `service.json` that every version has: the file that was deployed."""
+
+    config: str = "cluster.yaml"

@@ -1,0 +1,112 @@
+"""Count restarts of replicas, controller and proxies, from Ray's table of actors."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from serve.operate.host.service_state import ApplicationState, Restarted, iso
+
+MEMORY = "killed by Ray's memory monitor"
+ENDED = "its process ended"
+UNHEALTHY = "did not answer its health checks"
+# Ray's handler writes it into the file of a process's stderr. SIGKILL leaves nothing.
+SIGNAL = re.compile(r"\*\*\* (SIG\w+) received")
+# Of a part that restarts over and over, the last times.
+MAX_TIMES = 10
+
+
+class Restarts:
+    """Counter of restarts with the last reason; planned stops do not count.
+
+    `logs` is the folder in which Ray's processes of this machine write, if it is known.
+    """
+
+    def __init__(self, logs: Path | None = None) -> None:
+        self._logs = logs
+        # Replicas of deployments that were reported as unhealthy, and those of them that ended.
+        self._unhealthy: set[str] = set()
+        self._stopped: set[str] = set()
+        # Signals that ended processes, by process id.
+        self._signals: dict[int, str] = {}
+        # Ray restarts some actors in place: how often by then, and when that was noticed.
+        self._in_place: dict[str, int] = {}
+        self._noticed: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+
+    def found(
+        self, actors: Iterable[Mapping[str, Any]], applications: Mapping[str, ApplicationState]
+    ) -> dict[str, Restarted]:
+        """Return the restarts of controller, proxy and deployments (APPLICATION/DEPLOYMENT).
+
+        `times` has the last `MAX_TIMES` that are known. Ray does not say when it restarted an actor
+        in place: the time is that of the first call that finds it; those before the first call have
+        none. `actors` are rows of Ray's table.
+        """
+        for app in applications.values():
+            for deployment in app.deployments.values():
+                # Ray reports that a replica was stopped, but not why. Serve reports it meanwhile.
+                if deployment.status == "UNHEALTHY":
+                    self._unhealthy |= {*deployment.ids}
+                elif deployment.status == "HEALTHY":
+                    self._unhealthy -= {*deployment.ids}
+        now, counts = iso(time.time()), Counter[str]()
+        ended: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+        for actor in (one for one in actors if _name(one["Name"])):
+            key, name, in_place = actor["Name"], _name(actor["Name"]), actor["NumRestarts"]
+            counts[name] += in_place
+            if actor["State"] != "DEAD":
+                self._noticed[name] += [(now, ENDED)] * (in_place - self._in_place.get(key, in_place))
+                self._in_place[key] = in_place
+            elif reason := self._reason(actor):
+                counts[name] += 1
+                ended[name].append((iso(actor["EndTime"] / 1e3) if actor["EndTime"] else "", reason))
+        return {name: _row(counts[name], ended[name] + self._noticed[name]) for name in +counts}
+
+    def _reason(self, actor: Mapping[str, Any]) -> str:
+        """Return why a dead actor ended, empty where Serve stopped it as planned."""
+        cause = actor["DeathCause"]
+        if cause.HasField("oom_context"):
+            return MEMORY
+        context = cause.actor_died_error_context
+        if context.reason != context.RAY_KILL:
+            return ENDED + self._signal(actor)
+        replica = actor["Name"].rpartition("#")[2]
+        self._stopped |= self._unhealthy & {replica}
+        is_replica = actor["Name"].startswith(REPLICA)
+        return "" if is_replica and replica not in self._stopped else UNHEALTHY
+
+    def _signal(self, actor: Mapping[str, Any]) -> str:
+        """Return the signal that the process noted in its log as its end, in words; or nothing."""
+        pid = actor.get("Pid", 0)
+        if self._logs and pid not in self._signals:
+            found = None
+            # A file may be larger than memory.
+            for path in self._logs.glob(f"worker-*-{pid}.err"):
+                with path.open(errors="replace") as file:
+                    found = found or next(filter(None, map(SIGNAL.match, file)), None)
+            self._signals[pid] = f" by {found[1]}" if found else ""
+        return self._signals.get(pid, "")
+
+    def deploying(self) -> None:
+        """Forget which replicas were unhealthy: a deploy stops replicas as planned."""
+        self._unhealthy.clear()
+
+
+def _row(count: int, events: list[tuple[str, str]]) -> Restarted:
+    """Return what is known of the restarts of a part, whose `events` are times and reasons."""
+    times, (at, last) = sorted(at for at, _ in events if at), max(events, default=("", ENDED))
+    return Restarted(count, last, at or None, times[-MAX_TIMES:])
+
+
+REPLICA, CONTROLLER, PROXY = "SERVE_REPLICA::", "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR"
+
+
+def _name(actor: str) -> str:
+    """Return the reported name of one of Serve's actors; empty for others."""
+    if actor.startswith(REPLICA):
+        return "/".join(actor.removeprefix(REPLICA).split("#")[:2])
+    return {CONTROLLER: "controller", PROXY: "proxy"}.get(actor.split("-")[0], "")

@@ -1,0 +1,20 @@
+"""Free memory of this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+
+def available_bytes() -> int:
+    """Return the free memory of this process: the machine's or its control group's (cgroup v2)."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, used = ((group / f"memory.{what}").read_text() for what in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(free, int(most) - int(used) + int(stat["inactive_file"]))
+    # There is no such group, or its limit is "max".
+    except (OSError, ValueError, KeyError):
+        return free

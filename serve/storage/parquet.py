@@ -1,0 +1,103 @@
+"""Parquet files: the damage of one, and the size of its rows in memory.
+
+The rows can take 100,000 times the bytes of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from serve.contract.errors import TabrankError
+from serve.storage.memory import available_bytes
+
+# Limit the bytes of a batch: pyarrow turns dictionaries into at most 2 GiB of strings at once.
+BATCH_BYTES = 512 << 20
+# Exceptions that pyarrow raises for a damaged file.
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+
+class Damaged(TabrankError):
+    """A file is not Parquet, or not whole."""
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of pyarrow's errors within the block that the file is damaged.
+
+    Raises:
+        Damaged: the file is not Parquet, or not whole.
+        FileNotFoundError: it was deleted meanwhile.
+        TabrankError: the system does not let it be read now.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except UNREADABLE as error:
+        # An error of the system does not mean damage: too many files may be open.
+        if why := getattr(error, "strerror", None):
+            raise TabrankError(f"{path}: cannot be read: {why}") from error
+        raise Damaged(
+            f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; restore it from a backup, or move it "
+            "away: the log then lacks its records"
+        ) from error
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a file whose strings are read as dictionaries: one that repeats takes 4 bytes a row."""
+    meta = pq.read_metadata(path)
+    leaves = map(meta.schema.column, range(meta.num_columns))
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    return pq.ParquetFile(path, metadata=meta, read_dictionary=texts)
+
+
+def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file from `open_parquet`; cast them to plain types only after the last.
+
+    Raises:
+        TabrankError: in plain types, the rows take more than half of the free memory, while whoever
+            reads them needs as much again.
+    """
+    size, limit = 0, available_bytes() // 2
+    for batch in file.iter_batches(columns=columns):
+        num_bytes = sum(map(plain_bytes, batch.columns))
+        size += num_bytes
+        if size > limit:
+            raise TabrankError(
+                f"{path}: its rows take {size / 1e9:.1f} GB of memory or more; the limit is {limit / 1e9:.1f} GB, "
+                "half of what is free; leave out rows or long strings, or use a machine with more memory"
+            )
+        rows = max(1, len(batch) * BATCH_BYTES // max(num_bytes, 1))
+        yield from (batch.slice(at, rows) for at in range(0, len(batch), rows))
+
+
+def data_files(path: Path) -> list[Path]:
+    """Return a file itself, or those in a folder, without drafts and other tools' marks."""
+    files = [path] if path.is_file() else sorted(path.glob("**/[!._]*"))
+    return [file for file in files if file.is_file()]
+
+
+def refuse_oversize(path: Path) -> None:
+    """Raise TabrankError as `sized_batches` for a file, or one in a folder, before it is read."""
+    for name in data_files(path):
+        with open_parquet(name) as file:
+            for _ in sized_batches(file, name, file.schema_arrow.names):
+                pass
+
+
+def plain_bytes(values: pa.Array) -> int:
+    """Return the bytes that values take once their dictionaries of strings are strings."""
+    if pa.types.is_nested(values.type):
+        parts = values.flatten()
+        return 4 * len(values) + sum(map(plain_bytes, [parts] if isinstance(parts, pa.Array) else parts))
+    if pa.types.is_dictionary(values.type):
+        return 4 * len(values) + (
+            pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
+        )
+    return int(values.nbytes)
