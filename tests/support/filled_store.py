@@ -1,4 +1,4 @@
-"""LMDB stores filled from a log: the same log fills one once a test run, and the others are copies."""
+"""LMDB stores filled from a log: a log fills one once a test run, and the others are copies."""
 
 from __future__ import annotations
 

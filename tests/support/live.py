@@ -41,6 +41,8 @@ class Live:
         elif log_folder:
             load(self.surface, log_folder, store, folder)
         self.max_live = max_live
+        # Whether Ingest is away: then it takes no records.
+        self.is_ingest_away = False
         # Callback for the numbers that Ingest reports to its metrics.
         self.on_tally = lambda tally: None
         # Holder of the versions that the replica scores itself, if it may.
@@ -120,7 +122,9 @@ class Live:
             thread.join()
 
     async def ingest(self, payload):
-        """Take packed records as the writer."""
+        """Take packed records as the writer, unless it is away."""
+        if self.is_ingest_away:
+            raise OSError("gone")
         return await self.ingester.take(unpack(payload), len(payload))
 
     async def roll_back(self, version, verdict):

@@ -621,8 +621,11 @@ def test_where_the_scorer_fails_the_process_scores_itself(tmp_path, service):
     assert (scorer.calls, near.calls) == (1, 1)
 
 
-def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service):
-    service.fetcher._fit_a_call = 2
+def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service, tmp_path, monkeypatch):
+    row_bytes = service.fetcher.ranker.features.columns.row_bytes
+    monkeypatch.setattr("serve.ranking.service.MAX_CALL_BYTES", 2 * row_bytes)
+    # The store is there already.
+    service = Service(tmp_path, None, arm=MODEL)
     whole, sizes = service.scorer.answer, []
     service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
     answer = service.ask(body()).json()
@@ -771,11 +774,13 @@ def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path)
     service = Service(tmp_path, None, arm=MODEL)
     calls = []
 
+    whole = service.scorer.score
+
     async def score(version, payload):
         calls.append(len(Matrix.from_bytes(payload).numeric))
-        return await service.scorer.score(version, payload)
+        return await whole(version, payload)
 
-    service.fetcher.rollout._call = score
+    service.scorer.score = score
 
     async def scenario():
         await refresh(service.fetcher)
