@@ -18,7 +18,7 @@ from serve.report.rows import number
 def overload_summary(report: Report) -> str:
     """Return the report as lines for a terminal."""
     head = f"{report['verdict']}: {_knees(report)}, service and generator on a core each"
-    return "\n".join([head, *map(run_line, report["runs"])])
+    return "\n".join([head, *map(run_line, report["runs"]), f"  control: {_control(report)}"])
 
 
 def run_line(run: Report) -> str:
@@ -31,6 +31,12 @@ def run_line(run: Report) -> str:
 def run_title(run: Report) -> str:
     """Return the load of a run: `2×`, or `5 bursts of 2×`."""
     return (f"{run['bursts']} bursts of " if run["bursts"] else "") + f"{run['times']:g}×"
+
+
+def _control(report: Report) -> str:
+    """Return what the load without load shedding shows: it must not hold."""
+    effects = {"held": "the service holds too, so it is not the cause", "not held": "the service fails"}
+    return f"without load shedding {effects.get(report['control']['verdict'], 'nothing is known')}"
 
 
 def _knees(report: Report) -> str:
@@ -51,14 +57,23 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     reasons = [f"{run_title(run)}: {reason}" for run in runs for reason in run["reasons"]]
     if after_rps < LEAST_KNEE * before_rps:
         reasons.append(f"the knee fell from {before_rps:,.0f} to {after_rps:,.0f} /s")
+    if report["control"]["verdict"] != "not held":
+        reasons.append(_control(report))
     shown = [("knee", f"{number(report['knee_rps'])} /s", "the lower of two")]
     for run in runs:
         full = (run_title(run), f"{run['full_of_knee']:.1%}", "full answers, of the knee")
         shown += marked(run["verdict"], [full])
     doubt = "One machine: one core for the service and one for the load generator. A fleet has more parts."
-    cells = [_cells(run) for run in runs]
+    control = _cells(report["control"])
+    cells = [*map(_cells, runs), control | {"offered": f"{control['offered']}, no load shedding"}]
     body = [
-        verdict(report, "answers of the model under overload", "All runs held", reasons, doubt),
+        verdict(
+            report,
+            "answers of the model under overload",
+            f"All runs held; {_control(report)}",
+            reasons,
+            doubt,
+        ),
         tiles(shown),
         section("Answers against load", _answers_against_load(report)),
         paragraph(lead),

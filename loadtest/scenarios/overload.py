@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,7 @@ from pathlib import Path
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
 from loadtest.measure.cluster import read_service
-from loadtest.measure.measure import Requests
-from loadtest.measure.timeline import timeline
+from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import LEAST_KNEE, Verdict, overall
 from loadtest.report.overload import run_line, run_title, write_overload
 from loadtest.report.report import Report
@@ -35,6 +35,12 @@ from serve.report.rows import number
 SEARCH = KneePlan(start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15, step_s=6, budget_s=100)
 # After the overload the knee is confirmed in shorter steps.
 AFTER = replace(SEARCH, confirm_s=8.0)
+# The control is long enough for the collapse without load shedding; queues of Ray's fill sooner.
+CONTROL = Overload(times=2.0, seconds=20.0)
+# What the control contributes: it must not hold.
+OPPOSITE: dict[Verdict, Verdict] = {"held": "not held", "not held": "held", "void": "void"}
+# (knee → judged numbers of a run, its timeline)
+Offered = tuple[Callable[[float], Report], list[Moment]]
 # Histogram of the duration of refusals.
 REFUSED = "ray_tabrank_refused_seconds"
 # The metrics page is refreshed every two seconds.
@@ -49,7 +55,7 @@ def run_overload(
     emit: Progress,
     known_rps: float | None = None,
 ) -> Report:
-    """Start the service on its core, find its knee, and overload it.
+    """Start the service on its core, find its knee, overload it; repeat without load shedding.
 
     The knee is the lower one of those before and after the loads, or `known_rps`, if it was
     measured before.
@@ -72,28 +78,29 @@ def run_overload(
                 emit(f"knee with this pinning: {before_rps:g} req/s")
             else:
                 bench.step(service.url, SEARCH.warm_up_rps, 0.0, SEARCH.warm_up_s, "warm-up")
-            offered_loads = []
-            for load in loads:
-                requests, refusals = _offer(target, bench, before_rps, load)
-                judge = partial(judged, load, requests, deadline_ms=deadline_ms, slo=bench.slo, more=refusals)
-                emit(run_line(judge(before_rps)))
-                offered_loads.append((judge, timeline(requests, load.whole_s, [])))
+            offer = partial(_offer, target, bench, before_rps, deadline_ms)
+            offered_loads = [offer(load) for load in loads]
             if known_rps is None:
                 again = confirm_knee(partial(bench.step, service.url), AFTER, before_rps)
                 steps += again.steps
                 after_rps = again.confirmed.rate_rps if again.confirmed else None
                 emit(f"knee after the overload: {number(after_rps)} req/s ({LEAST_KNEE:.0%} needed)")
+            emit("control without load shedding, which must not hold")
+            target.deploy(without_load_shedding(target.document()))
+            judge_control, of_control = offer(CONTROL)
     knee_rps = min(before_rps, after_rps or before_rps)
-    runs = [judge(knee_rps) for judge, _ in offered_loads]
+    runs, control = [judge(knee_rps) for judge, _ in offered_loads], judge_control(knee_rps)
     lines = {run_title(run): moments for run, (_, moments) in zip(runs, offered_loads, strict=True)}
+    lines["the control"] = of_control
     kept: Verdict = "held" if (after_rps or 0.0) >= LEAST_KNEE * before_rps else "not held"
     report = {
-        "verdict": overall([*(run["verdict"] for run in runs), kept]),
+        "verdict": overall([verdict_of(runs, control), kept]),
         "knee_rps": knee_rps,
         "knee_before_rps": before_rps,
         "knee_after_rps": after_rps,
         "deadline_ms": deadline_ms,
         "runs": runs,
+        "control": control,
         "knee_steps": [asdict(step) for step in steps],
         "pinning": {"service_core": cores[0], "generator_core": cores[1]},
         "config": str(config),
@@ -103,18 +110,34 @@ def run_overload(
     return report
 
 
-def _offer(target: Target, bench: Bench, knee_rps: float, load: Overload) -> tuple[Requests, Report]:
-    """Offer multiples of the knee; return the requests, and refusals as replicas report them."""
+def _offer(target: Target, bench: Bench, knee_rps: float, deadline_ms: float, load: Overload) -> Offered:
+    """Offer multiples of the knee; return the judgement by the knee, and the timeline."""
     metrics_url = read_service(target.run).get("metrics_url", "")
     before = read_page(metrics_url)
     offer = OfferedLoad(target.url, bench.bodies, bench.candidates, knee_rps, load.blocks)
     requests = offered(offer).requests
     time.sleep(PAGE_S)
     after = read_page(metrics_url)
-    return requests, {
+    refusals = {
         "refused_counted": gained(before, after, f"{REFUSED}_count"),
         "refused_in_replica_p99_ms": bound_of_share_ms(before, after, f"{REFUSED}_bucket", 0.99),
     }
+    judge = partial(judged, load, requests, deadline_ms=deadline_ms, slo=bench.slo, more=refusals)
+    bench.emit(run_line(judge(knee_rps)))
+    return judge, timeline(requests, load.whole_s, [])
+
+
+def verdict_of(runs: Sequence[Report], control: Report) -> Verdict:
+    """Return the verdict on all runs, of which the control must not hold."""
+    return overall([*(run["verdict"] for run in runs), OPPOSITE[control["verdict"]]])
+
+
+def without_load_shedding(document: Document) -> Document:
+    """Return a `cluster.yaml` whose FeatureFetch has `load_shedding: false`."""
+    changed = deepcopy(document)
+    front = deployments_of(changed)["FeatureFetch"]
+    front["user_config"] = {**(front.get("user_config") or {}), "load_shedding": False}
+    return changed
 
 
 def read_times(given: str) -> list[float]:

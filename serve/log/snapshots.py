@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ from serve.stores.protocol import Store
 logger = logging.getLogger("tabrank")
 FORMAT = 2
 FOLDER = "snapshots"
+NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
 # File beside the snapshots with the truncation point: records up to this number may be deleted.
 TRUNCATION_FILE = "BEGIN"
@@ -94,7 +96,11 @@ class Snapshot:
 
 def numbers(log: Path) -> list[int]:
     """Return the numbers of a log's snapshots in order; a folder of another name is ignored."""
-    return sorted(int(path.parent.name) for path in (log / FOLDER).glob(f"{'[0-9]' * 20}/{META}"))
+    found = [path.parent for path in (log / FOLDER).glob(f"[0-9]*/{META}")]
+    for path in found:
+        if not NAME.fullmatch(path.name):
+            _report(f"{path} is ignored: its name is not that of a snapshot; move it out of the log")
+    return sorted(int(path.name) for path in found if NAME.fullmatch(path.name))
 
 
 @cache

@@ -8,7 +8,7 @@ from offers import BROKEN, FALLBACK, REFUSED, Offering
 from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import timeline
 from loadtest.report.overload import overload_summary, run_line, write_overload
-from loadtest.scenarios.overload import read_times
+from loadtest.scenarios.overload import read_times, verdict_of, without_load_shedding
 from loadtest.scenarios.overload_verdict import Overload, judged
 from loadtest.workload.profiles import load_slo
 
@@ -207,6 +207,20 @@ def test_full_answers_are_back_soon_after_each_burst(burst):
         assert broken == ([] if held else ["full answers were back 3 s after the overload (limit 2 s)"])
 
 
+@pytest.mark.parametrize(
+    ("control", "verdict"), [("not held", "held"), ("held", "not held"), ("void", "void")]
+)
+def test_what_holds_is_held_against_a_control_that_must_not(control, verdict):
+    assert verdict_of([{"verdict": "held"}], {"verdict": control}) == verdict
+
+
+def test_the_control_is_the_given_file_without_load_shedding():
+    document = {"applications": [{"deployments": [{"name": "FeatureFetch", "user_config": {"a": 1}}]}]}
+    (front,) = without_load_shedding(document)["applications"][0]["deployments"]
+    assert front["user_config"] == {"a": 1, "load_shedding": False}
+    assert "load_shedding" not in document["applications"][0]["deployments"][0]["user_config"]
+
+
 def test_times_are_numbers_from_a_half_to_ten():
     assert read_times("0.5,2,3.5") == [0.5, 2.0, 3.5]
     for given in ("", "2,x", "0.4", "20", "2,nan"):
@@ -232,7 +246,8 @@ def report():
     runs = [found(overloaded(), times) for times in (3.0, 1.2, 2.0)]
     runs.append(burst(bursting()))
     knees = {"knee_rps": 100.0, "knee_before_rps": 110.0, "knee_after_rps": 100.0}
-    return {"verdict": "void", **knees, "deadline_ms": 100.0, "machine": {}, "runs": runs}
+    control = runs[2] | {"verdict": "not held", "reasons": []}
+    return {"verdict": "void", **knees, "deadline_ms": 100.0, "machine": {}, "runs": runs, "control": control}
 
 
 def test_the_page_shows_the_answers_against_the_load_and_each_timeline(tmp_path, report):
@@ -255,12 +270,15 @@ def test_both_knees_are_told(tmp_path, report):
     [
         ({"knee_after_rps": 20.0}, "<p>the knee fell from 110 to 20\xa0/s.</p>"),
         ({"knee_after_rps": None}, "<p>the knee fell from 110 to 0\xa0/s.</p>"),
-        ({}, "<p>All runs held.</p>"),
+        ({}, "<p>All runs held; without load shedding the service fails.</p>"),
+        ({"control": "held"}, "<p>without load shedding the service holds too, so it is not the cause.</p>"),
+        ({"control": "void"}, "<p>without load shedding nothing is known.</p>"),
     ],
 )
 def test_the_banner_names_what_decided_beside_the_runs(tmp_path, report, changes, reason):
     runs = [run | {"verdict": "held", "reasons": []} for run in report["runs"]]
-    write_overload(tmp_path / "out", report | changes | {"runs": runs}, {}, SLO)
+    control = report["control"] | {"verdict": changes.get("control", "not held")}
+    write_overload(tmp_path / "out", report | changes | {"runs": runs, "control": control}, {}, SLO)
     assert reason in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -25,7 +25,7 @@ class Answering(Edge):
     def __init__(self, status=200):
         self.refused_ms = []
         self.answered = []
-        self._fetcher = SimpleNamespace(
+        self._service = SimpleNamespace(
             metrics=SimpleNamespace(
                 refused=self.refused_ms.append, answered=lambda *made: self.answered.append(made[:3])
             )
