@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.contract.commands import Json, answer, command_line
-from training.terminal import Model, ProgressBar
+from training.terminal import Model, ProgressLines
 
 app = command_line(__doc__)
 
@@ -28,8 +28,7 @@ def world(
     """
     from benchmarks.world import bench_world, table
 
-    with ProgressBar("world") as progress:
-        result = bench_world(model, world, history, log, progress=progress)
+    result = bench_world(model, world, history, log, progress=ProgressLines("world"))
     answer(result, as_json, table(result), held=result["held"])
 
 
@@ -50,8 +49,7 @@ def rerun(
     """
     from benchmarks.rerun.simulate import simulate, table
 
-    with ProgressBar("rerun") as progress:
-        result = simulate(log, url, out, days=days, rankings=rankings, progress=progress)
+    result = simulate(log, url, out, days=days, rankings=rankings, progress=ProgressLines("rerun"))
     answer(result, as_json, table(result), held=result["held"])
 
 

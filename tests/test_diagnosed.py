@@ -168,11 +168,10 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
     assert (state.kill_switch, state.changes[0].what) == (["tiny"], "kill switch on for tiny")
 
 
-def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(home):
+def test_a_change_that_fails_callers_needs_yes(home):
     run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
     run("up", "--timeout", "180", cwd=home)
-    file, url = home / "cluster.yaml", json.loads((home / "var/run/service.json").read_text())["url"]
-    asked = f"GET {url}/v1/model without a key answers"
+    file = home / "cluster.yaml"
     document = yaml.safe_load(file.read_text())
     (application,) = document["applications"]
     keys = {"app": {"sha256": "a" * 64, "requests_per_s": 5}}
@@ -180,9 +179,7 @@ def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(hom
     file.write_text(yaml.safe_dump(document))
     with pytest.raises(TabrankError, match="requests without X-Api-Key get 401"):
         up(file, timeout_s=60)
-    lines: list[str] = []
-    assert up(file, timeout_s=60, yes=True, progress=lines.append)["action"] == "deployed"
-    assert lines[-1] == f"{asked} 401 (before: 200): today's callers fail"
+    assert up(file, timeout_s=60, yes=True)["action"] == "deployed"
     application["route_prefix"] = "/ranking"
     file.write_text(yaml.safe_dump(document))
     refused = subprocess.run(
@@ -194,8 +191,7 @@ def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(hom
     )
     assert refused.returncode == 1
     assert "needs --yes: every request to / gets 404: its callers fail" in refused.stdout
-    applied = run("diff", "--apply", "--yes", cwd=home)
-    assert applied.stdout.startswith(f"{asked} 404 (before: 401): today's callers fail\n")
+    assert run("diff", "--apply", "--yes", cwd=home).stdout.startswith("applied and running")
 
 
 def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home):
@@ -225,15 +221,15 @@ def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home
         found = leading(home, {"first_key"})
         assert callers.status == 401
         assert "client_errors" in [one["name"] for one in found["causes"]]
-        # A restart breaks it too.
-        keyed["applications"][0]["route_prefix"] = "/ranking"
-        keyed["http_options"]["keep_alive_timeout_s"] = 80
-        file.write_text(yaml.safe_dump(keyed))
-        assert up(file, timeout_s=180, yes=True)["action"] == "started"
-        leading(home, {"route_changed"})
     finally:
         callers.ended.set()
         callers.join()
+    # A restart breaks it too. Callers cannot connect meanwhile.
+    keyed["applications"][0]["route_prefix"] = "/ranking"
+    keyed["http_options"]["keep_alive_timeout_s"] = 80
+    file.write_text(yaml.safe_dump(keyed))
+    assert up(file, timeout_s=180, yes=True)["action"] == "started"
+    leading(home, {"route_changed"})
 
 
 def test_a_ranking_for_no_replica_ends_with_503_in_time_and_starts_one(home):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,7 +24,7 @@ from training.terminal import (
     Model,
     Models,
     NewLog,
-    ProgressBar,
+    ProgressLines,
     Seed,
     SurfaceName,
     artifact_of,
@@ -58,9 +58,16 @@ def simulate(
 
     os.umask(PRIVATE)
     end_ms = None if end is None else milliseconds(end, "--end")
-    with ProgressBar("simulate") as progress:
-        given: dict[str, Any] = {"rows": rows, "viewers": viewers, "days": days, "examination": examination}
-        summary = run(out, **given, seed=seed, end_ms=end_ms, progress=progress)
+    summary = run(
+        out,
+        rows=rows,
+        viewers=viewers,
+        days=days,
+        seed=seed,
+        end_ms=end_ms,
+        examination=examination,
+        progress=ProgressLines("simulate"),
+    )
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
     answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
 
@@ -140,21 +147,18 @@ def fit(
     """
     from training.examination.examination import Examination
     from training.fit.fit import fit as run
-    from training.fit.progress import Progress
     from training.fit.sizing import sized
 
     given = {"seed": seed, "num_workers": workers} | ({} if epochs is None else {"epochs": epochs})
-    with ProgressBar("features") as share:
-        manifest = run(
-            load_surface(surface),
-            log,
-            out,
-            partial(sized, **given),
-            storage=storage,
-            memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
-            prepared_share=share,
-            progress=Progress(),
-        )
+    manifest = run(
+        load_surface(surface),
+        log,
+        out,
+        partial(sized, **given),
+        storage=storage,
+        memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
+        progress=ProgressLines("features"),
+    )
     for line in (Examination.of(manifest).describe(), *manifest["suspects"], *manifest["advice"]):
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
@@ -181,8 +185,7 @@ def evaluate(
     from training.evaluation.evaluate import evaluate as run
     from training.evaluation.verdict import difference, order, verdict
 
-    with ProgressBar("evaluate") as progress:
-        result = run(model, history, log, baselines=baselines, progress=progress)
+    result = run(model, history, log, baselines=baselines, progress=ProgressLines("evaluate"))
     if result["rows_seen_in_training"]:
         print_progress(
             f"{result['rows_seen_in_training']} rows are from the model's training time, so these figures are too "
@@ -206,7 +209,6 @@ def replay(
         typer.Option(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),
     ] = None,
     history: Annotated[Path | None, typer.Option(help="With --model: the log that filled the store.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report.json and scores.parquet.")] = None,
     as_json: Json = False,
 ) -> None:
     """Replay a log through a running service in order of its time, and measure the answers.
@@ -217,8 +219,8 @@ def replay(
     """
     from training.audit.http_replay import replay as run
 
-    with ProgressBar("replay") as progress:
-        result = run(log, url, surface=surface, model=model, history=history, out=out, progress=progress)
+    progress = ProgressLines("replay")
+    result = run(log, url, surface=surface, model=model, history=history, progress=progress)
     lines = [
         f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['requests_per_s']:.0f} requests/s, "
         + ", ".join(f"{n} {rung}" for rung, n in result["by_rung"].items()),
@@ -255,8 +257,7 @@ def audit(
     from training.audit.audit import audit as run
     from training.audit.audit import table
 
-    with ProgressBar("audit") as progress:
-        result = run(log, load_surface(surface), model, progress=progress)
+    result = run(log, load_surface(surface), model, progress=ProgressLines("audit"))
     answer(result, as_json, table(result), held=result["held"])
 
 
@@ -280,8 +281,7 @@ def forget(
     if models != PUBLISHED and not models.is_dir():
         raise TabrankError(f"--models {models}: no such folder; name that of the published models")
     os.umask(PRIVATE)
-    with ProgressBar("forget") as progress:
-        result = run(log, read_viewers(viewers), models, dry_run=dry_run, progress=progress)
+    result = run(log, read_viewers(viewers), models, dry_run=dry_run, progress=ProgressLines("forget"))
     answer(result, as_json, "\n".join(describe(log, models, result)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -37,28 +36,15 @@ def decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-class ProgressBar:
-    """Progress from 0 to 1 on stderr: a bar on a terminal, a line every tenth elsewhere.
-
-    Use it in a `with` block.
-    """
+class ProgressLines:
+    """Progress from 0 to 1 on stderr: a line every tenth."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._tenths = 0
 
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write("\n")
-
     def __call__(self, share: float) -> None:
         """Report the share that is done."""
-        if sys.stderr.isatty():
-            width = min(40, shutil.get_terminal_size().columns - 20)
-            sys.stderr.write(f"\r{self._what} [{'#' * int(share * width):<{width}}] {share:4.0%}")
-        elif int(share * 10) > self._tenths:
+        if int(share * 10) > self._tenths:
             self._tenths = int(share * 10)
-            sys.stderr.write(f"{self._what} {self._tenths * 10} %\n")
+            print_progress(f"{self._what} {self._tenths * 10} %")

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import StateMismatch, StoreMissing, StoreUnavailable, TabrankError
+from serve.contract.experiment_metrics import METRICS
 from serve.contract.validation import UNITS_MS, duration
 from serve.features.matrix import Features
 from serve.model.artifact import CANARY, CURRENT, pointed
@@ -36,8 +37,6 @@ MIN_COVERAGE = 0.8
 # Ingest applies at most so many records that the log has and its store lacks, when it starts. In
 # these seconds nobody takes records. Beyond it, `serve load` applies them beside the writer before.
 MAX_CATCH_UP = 200_000
-# Events that a metric of an experiment counts.
-COUNTED = {"join_rate": {"join"}, "joins": {"join"}, "minutes": {"join", "leave"}, "clicks": {"click"}}
 # Surface, and so application, and experiment of the shipped `cluster.yaml`.
 SHIPPED_NAMES = ("spaces", "launch")
 
@@ -176,7 +175,8 @@ class DeclaredService:
     def foreign_names(self) -> Iterator[Diagnosis]:
         """Diagnose names and metrics that belong to another surface."""
         surface, experiment = self.features.schema.surface, self.config.experiment
-        lacking = sorted(COUNTED.get(experiment.primary_metric, set()).difference(surface.events))
+        (counted,) = (metric.events for metric in METRICS if metric.name == experiment.primary_metric)
+        lacking = [event for event in counted if event not in surface.events]
         names = []
         if lacking:
             names.append(f"primary_metric: {experiment.primary_metric} (no event {', '.join(lacking)})")

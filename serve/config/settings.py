@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
 from serve.contract.errors import TabrankError, did_you_mean
+from serve.contract.experiment_metrics import METRICS
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
 from serve.contract.validation import milliseconds
 from serve.features.baseline import NO_RULE
@@ -26,6 +27,10 @@ from serve.model.artifact import VERSION, require
 from serve.model.scorer_cache import MAX_VERSIONS
 from serve.model.scorers import Backend
 
+if TYPE_CHECKING:
+    MetricName = str
+else:
+    MetricName = Literal[tuple(metric.name for metric in METRICS)]
 CURRENT, CANARY = "current", "canary"
 HEURISTICS = POPULAR, BASELINE, SHUFFLE, NOOP = ("popular", "baseline", "shuffle", "noop")
 SCORERS = (CURRENT, CANARY, *HEURISTICS)
@@ -175,7 +180,7 @@ class Experiment:
     holdout: Annotated[float, Between(0, 0.5)] = 0.0
     start_ms: Annotated[Time, Field(alias="start")] = None
     end_ms: Annotated[Time, Field(alias="end")] = None
-    primary_metric: Literal["active_days", "join_rate", "clicks", "joins", "minutes"] = "join_rate"
+    primary_metric: MetricName = "join_rate"
     smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
     min_days: Annotated[int, Between(0, 365)] = 2
     min_exposures: Annotated[int, Between(0, 1_000_000_000)] = 500

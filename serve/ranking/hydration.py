@@ -11,7 +11,7 @@ import numpy as np
 from serve.contract.errors import StoreUnavailable
 from serve.features.rows import Schema, encode
 from serve.features.slots import I64, Bools, PackedRows
-from serve.ranking.order import HEURISTICS
+from serve.ranking.order import WORTHS
 from serve.ranking.query import Query
 from serve.stores.candidate_table import CandidateTable
 
@@ -19,7 +19,7 @@ from serve.stores.candidate_table import CandidateTable
 OnDegraded = Callable[[str, Exception, str | None], None]
 
 
-class Batch(NamedTuple):
+class HydratedBatch(NamedTuple):
     """Hydrated queries: viewers `[B]`, candidates `[R]` and contexts `[B]` of one commit."""
 
     queries: Sequence[Query]
@@ -48,7 +48,7 @@ class Hydrator:
         self._on_degraded = on_degraded
         self._blank_viewer = schema.blank("viewer").tobytes()
 
-    def hydrate(self, queries: Sequence[Query]) -> Batch:
+    def hydrate(self, queries: Sequence[Query]) -> HydratedBatch:
         """Read the viewers from the store, then look up the candidates of the same commit.
 
         If the store is down, every viewer is blank, and arms that need state get the popular order.
@@ -58,17 +58,17 @@ class Hydrator:
             packed = dict(zip(named, self._live.read(named), strict=True))
         except StoreUnavailable as error:
             self._on_degraded("store_unavailable", error, queries[0].request_id)
-            failed = [None if query.arm.scorer in HEURISTICS else "store_unavailable" for query in queries]
+            failed = [None if query.arm.scorer in WORTHS else "store_unavailable" for query in queries]
             return self._look_up(queries, {}, failed)
         return self._look_up(queries, packed, [None] * len(queries))
 
-    def without_viewers(self, queries: Sequence[Query], reasons: Sequence[str]) -> Batch:
+    def without_viewers(self, queries: Sequence[Query], reasons: Sequence[str]) -> HydratedBatch:
         """Look up the candidates alone, for a popular order; `reasons` say why it is one."""
         return self._look_up(queries, {}, reasons)
 
     def _look_up(
         self, queries: Sequence[Query], packed: Mapping[str, bytes | None], failed: Sequence[str | None]
-    ) -> Batch:
+    ) -> HydratedBatch:
         """Hydrate queries; `packed` holds the viewers that were read, None for unknown ones."""
         schema, blank = self._schema, self._blank_viewer
         viewers = [packed.get(query.viewer or "", blank) for query in queries]
@@ -78,7 +78,7 @@ class Hydrator:
         ends = accumulate(lengths)
         request_of_row = np.repeat(np.arange(len(queries)), lengths)
         now_ms = np.array([query.now_ms for query in queries], np.int64)
-        batch = Batch(
+        batch = HydratedBatch(
             queries=queries,
             parts=[slice(end - length, end) for length, end in zip(lengths, ends, strict=True)],
             viewers=np.frombuffer(b"".join([row or blank for row in viewers]), schema.viewer),
@@ -95,7 +95,7 @@ class Hydrator:
         self._overwrite_stated(batch)
         return batch
 
-    def _overwrite_stated(self, batch: Batch) -> None:
+    def _overwrite_stated(self, batch: HydratedBatch) -> None:
         """Overwrite candidate fields with the request-time fields that the requests state."""
         declared = self._schema.surface.fields["candidate"]
         for query, part in zip(batch.queries, batch.parts, strict=True):

@@ -14,7 +14,7 @@ from serve.features.slots import F32, F64, I64, Bools
 
 # Arms that order by neither model nor popularity: the worth of one request's candidates, given
 # their popularity. They need no state, so they rank even while the store is down.
-HEURISTICS: Mapping[str, Callable[[F32], F32]] = {
+WORTHS: Mapping[str, Callable[[F32], F32]] = {
     NOOP: np.zeros_like,
     SHUFFLE: lambda popularity: np.random.default_rng().random(len(popularity), np.float32),
 }

@@ -15,8 +15,8 @@ from serve.config.settings import BASELINE
 from serve.features.matrix import Features, Matrix
 from serve.features.slots import F32, F64, I64, Bools
 from serve.ranking.exploration import draw
-from serve.ranking.hydration import Batch, Hydrator, OnDegraded
-from serve.ranking.order import HEURISTICS, missing_last, most_popular, ordered
+from serve.ranking.hydration import HydratedBatch, Hydrator, OnDegraded
+from serve.ranking.order import WORTHS, missing_last, most_popular, ordered
 from serve.ranking.query import Query, Slate
 from serve.ranking.scoring import CallModel, model_scores
 from serve.ranking.slate import rerank
@@ -63,7 +63,7 @@ class Ranker:
         unscored = np.full(len(batch.numbers), np.nan, np.float32)
         return _slates(batch, unscored, self._popularity(batch).astype(np.float64), None, NOTHING_DONE)
 
-    def _features(self, batch: Batch) -> tuple[slice | I64, Matrix, F32]:
+    def _features(self, batch: HydratedBatch) -> tuple[slice | I64, Matrix, F32]:
         """Return the rows to score, their features, and the popularity `[R]` of all rows."""
         if all(query.num_scored >= len(query.candidates) for query in batch.queries):
             matrix = self._matrix(batch, slice(None))
@@ -73,17 +73,17 @@ class Ranker:
         rows = most_popular(batch.request_of_row, popularity, batch.ended, num_scored)
         return rows, self._matrix(batch, rows), popularity
 
-    def _matrix(self, batch: Batch, rows: slice | I64) -> Matrix:
+    def _matrix(self, batch: HydratedBatch, rows: slice | I64) -> Matrix:
         return self.features.compute(
             batch.viewers, batch.candidates[rows], batch.context, batch.request_of_row[rows], batch.now_ms
         )
 
-    def _popularity(self, batch: Batch) -> F32:
+    def _popularity(self, batch: HydratedBatch) -> F32:
         return missing_last(
             self.features.popularity(batch.candidates, batch.context, batch.request_of_row, batch.now_ms)
         )
 
-    def _worth(self, batch: Batch, rows: slice | I64, matrix: Matrix, popularity: F32) -> F64:
+    def _worth(self, batch: HydratedBatch, rows: slice | I64, matrix: Matrix, popularity: F32) -> F64:
         """Return `[R]` the worth that orders unscored rows: by their arm's heuristic or popularity.
 
         `matrix` holds the features of `rows`, which contain all rows of queries without a model.
@@ -97,13 +97,13 @@ class Ranker:
         for query, part, failed in zip(batch.queries, batch.parts, batch.failed, strict=True):
             if failed is None and query.arm.scorer == BASELINE:
                 worth[part] = by_baseline[part]
-            elif failed is None and query.arm.scorer in HEURISTICS:
-                worth[part] = HEURISTICS[query.arm.scorer](popularity[part])
+            elif failed is None and query.arm.scorer in WORTHS:
+                worth[part] = WORTHS[query.arm.scorer](popularity[part])
         return worth
 
 
 def _slates(
-    batch: Batch, score: F32, worth: F64, matrix: Matrix | None, stage_ms: Mapping[str, float]
+    batch: HydratedBatch, score: F32, worth: F64, matrix: Matrix | None, stage_ms: Mapping[str, float]
 ) -> list[Slate]:
     """Order and re-rank each query's candidates, and state how the order came about."""
     finite = np.isfinite(score)
@@ -121,11 +121,15 @@ def _slates(
         if query.explore and by_model:
             drawn, propensity = draw(score[part][places], np.random.default_rng())
             places = places[drawn]
+        shown = rerank(query, batch.candidates[part], places)
+        # A drawn order that a rule changed is not what was drawn.
+        if propensity is not None and not np.array_equal(shown, places):
+            propensity = None
         unknown = [] if all_known else np.flatnonzero(batch.numbers[part] == 0).tolist()
         slates.append(
             Slate(
                 query=query,
-                order=rerank(query, batch.candidates[part], places),
+                order=shown,
                 score=score[part],
                 rung="fallback" if batch.failed[b] else "partial" if degraded else "full",
                 degraded=degraded,

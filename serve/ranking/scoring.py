@@ -1,7 +1,7 @@
 """Score: ask each query's model version for the scores of its rows.
 
-Where the scores are computed is behind `CallModel`: see `in_process_scoring` and the deployment
-`Scorer`.
+`CallModel` leads to the arithmetic in `serve.model.graph`: in this process, as `in_process_scoring`
+decides, or in the deployment `Scorer`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 
 from serve.features.matrix import Matrix
 from serve.features.slots import F32, I64
-from serve.ranking.hydration import Batch, OnDegraded
+from serve.ranking.hydration import HydratedBatch, OnDegraded
 
 # (version, rows, request of each row) → scores.
 CallModel = Callable[[str, Matrix, I64], Awaitable[F32]]
 
 
 async def model_scores(
-    batch: Batch, rows: slice | I64, matrix: Matrix, call_model: CallModel, on_degraded: OnDegraded
+    batch: HydratedBatch, rows: slice | I64, matrix: Matrix, call_model: CallModel, on_degraded: OnDegraded
 ) -> F32:
     """Return the scores `[R]` of a batch, NaN where unscored; `matrix` are the features of `rows`.
 
@@ -47,7 +47,7 @@ async def model_scores(
     return everywhere
 
 
-def _by_version(batch: Batch) -> dict[str, list[int]]:
+def _by_version(batch: HydratedBatch) -> dict[str, list[int]]:
     """Return the indices of the queries to score by version; fail those that have none."""
     members: dict[str, list[int]] = {}
     for b, query in enumerate(batch.queries):

@@ -12,14 +12,12 @@ A request takes a slot when its body is complete, so a slow sender does not hold
 slot the request is refused, usually before its body is read. Ray's own refusal costs more than a
 ranking, so that an overload would make itself worse.
 
-The module uses private attributes of `Replica` in Ray 2.60. With another version of Ray, requests
-take Ray's own path.
+The module uses private attributes of `Replica` in Ray 2.60.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import time
@@ -39,7 +37,6 @@ from serve.runtime.metrics import FLUSH_EVERY_S
 
 # Listen this many times on each socket, so that uvicorn accepts as many connections an iteration.
 ACCEPTS = 16
-log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[Any]]
 
@@ -79,26 +76,19 @@ class _Replica:
 
     @classmethod
     def of(cls, app: Any) -> _Replica | None:
-        """Return the replica behind Ray's HTTP server; None elsewhere or with another Ray."""
-        replica = getattr(getattr(app, "_app", None), "__self__", None)
-        if replica is None or not hasattr(replica, "_direct_ingress_asgi"):
-            # Ray's own proxy.
+        """Return our replica behind Ray's HTTP server; None in Ray's proxy and for other code."""
+        replica: Any = getattr(getattr(app, "_app", None), "__self__", None)
+        if not isinstance(getattr(replica, "_user_callable_asgi_app", None), Edge):
             return None
-        try:
-            return cls(replica)
-        except (ImportError, AttributeError, KeyError, TypeError) as error:
-            log.warning("unsupported Ray version (%s): requests take Ray's own path", error)
-            return None
+        # Ray has a setting that runs our code in a thread of its own.
+        is_here = not replica._user_callable_wrapper._run_user_code_in_separate_thread
+        return cls(replica) if is_here else None
 
     def __init__(self, replica: Any) -> None:
         from ray.serve._private.common import RequestMetadata, RequestProtocol
         from ray.serve._private.request_ingress_metrics import RequestIngressMetrics
 
-        self._edge = replica._user_callable_asgi_app
-        if not isinstance(self._edge, Edge):
-            raise TypeError(f"the replica serves {type(self._edge).__name__}")
-        if replica._user_callable_wrapper._run_user_code_in_separate_thread:
-            raise TypeError("the replica runs user code in a separate thread")
+        self._edge: Edge = replica._user_callable_asgi_app
         metrics = self._metrics = replica._metrics_manager
         self._slots = replica._semaphore
         self._begin, self._end = metrics.inc_num_ongoing_requests, metrics.dec_num_ongoing_requests

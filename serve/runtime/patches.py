@@ -8,11 +8,8 @@ minute, and a tenth of the requests are refused or late.
 
 from __future__ import annotations
 
-import logging
 from functools import wraps
 from typing import Any
-
-log = logging.getLogger("ray.serve")
 
 
 def keep_ingress() -> None:
@@ -22,10 +19,7 @@ def keep_ingress() -> None:
     """
     from ray.serve._private.application_state import ApplicationState
 
-    set_target = getattr(ApplicationState, "_set_target_state", None)
-    if set_target is None:
-        log.warning("unsupported Ray version: during a redeploy, requests may go through Ray's Python proxy")
-        return
+    set_target = ApplicationState._set_target_state
 
     @wraps(set_target)
     def keep(state: Any, deployment_infos: Any, **more: Any) -> None:

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from msgspec import convert
 
-from serve.operate.console.server import Server, _listener, console
+from serve.operate.console.server import _listener, console, server
 from serve.operate.console.watch import Watch
 from serve.operate.status.report import Report
 
@@ -162,11 +162,11 @@ def listening(look, run, port=None, every_s=0.2, points=()):
     bound = listener.getsockname()[1]
     watch = Watch(look, every_s)
     watch.points.extend(points)
-    server = Server(console(watch, run, None, bound), watch)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    running = server(console(watch, run, None, bound))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         yield f"http://127.0.0.1:{bound}/"
     finally:
-        server.should_exit = True
+        running.should_exit = True
         thread.join()

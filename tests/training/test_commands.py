@@ -100,7 +100,3 @@ def test_a_search_with_a_torn_record_is_refused_with_the_remedy(folder):
     text = refused("search", "--surface", "spaces", "--log", folder / "log", "--out", folder / "unfinished")
     assert "search.json: cannot be read" in text
     assert f"remove {folder / 'unfinished'}" in text
-
-
-def test_a_number_of_seeds_that_is_none_is_refused():
-    assert "--seeds" in CliRunner().invoke(app, ["bench", "syn", "--seeds", "0"]).stderr

@@ -5,27 +5,23 @@ P shown candidates, of all exposures end to end; N rows, those of them whose lab
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import time
-import urllib.parse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2
 import msgspec
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Problem, RankAnswer, RankRequest
 from serve.contract.records import ClientRecord, EventsAnswer
-from serve.contract.validation import refuse_existing
 from serve.features.rows import Schema
 from serve.features.slots import F64
 from serve.features.surface import Surface, load_surface, read_surface
@@ -56,7 +52,6 @@ def replay(
     surface: str | None = None,
     model: Path | None = None,
     history: Path | None = None,
-    out: Path | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
     """Replay a log through the service at `url`, one request after the other in order of its time.
@@ -65,14 +60,12 @@ def replay(
     `slates` of `evaluate`; `rankings`, `by_rung`, `unscored_rows`, `seconds` and `requests_per_s`.
     With `model` it also holds `max_score_difference` from the scores of `evaluate` with `history`.
     `held` is true if every ranking was full and no score differs by more than 1e-5. `surface`
-    defaults to the model's, else the service's. `out` receives `report.json` and `scores.parquet`.
+    defaults to the model's, else the service's.
 
     Raises:
         TabrankError: if there is no service, it has its own clock or another surface or model, or
             an answer is invalid.
     """
-    if out is not None:
-        refuse_existing(out)
     artifact = None if model is None else load_artifact(model)
     with closing(ReplayClient(url)) as service:
         described = service.describe()
@@ -93,7 +86,7 @@ def replay(
     examination = IGNORED if artifact is None else Examination.of(artifact.manifest)
     result = _measures(data, scores, examination)
     far = None if artifact is None else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix))))
-    result |= {
+    return result | {
         "surface": ours.name,
         "model": described["model"],
         "rankings": len(log.exposures),
@@ -103,43 +96,32 @@ def replay(
         "max_score_difference": far,
         "held": set(rungs) <= {"full"} and (far or 0.0) <= TOLERANCE,
     }
-    if out is not None:
-        _write(out, result, log, played)
-    return result
 
 
 class ReplayClient:
     """Service behind one persistent connection."""
 
     def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        try:
-            self._connection = kinds[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_S)
-        except (KeyError, ValueError):
-            raise TabrankError(f"--url: {url!r} is not an address like http://127.0.0.1:8000") from None
-        self._prefix = parts.path.rstrip("/")
         self.url = url
         self.num_requests = 0
+        headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS)}
+        if key := os.environ.get("TABRANK_API_KEY"):
+            headers["X-Api-Key"] = key
+        # Ignore proxies of the environment, as the client of the service does.
+        self._http = httpx2.Client(headers=headers, timeout=TIMEOUT_S, trust_env=False)
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self._http.close()
 
     def describe(self) -> dict[str, Any]:
         """Return the answer of `/v1/model`."""
-        status, body = self._request("GET", "/v1/model", None)
-        if status != 200:
-            raise TabrankError(f"--url: {self.url}/v1/model answers {status}; is this a tabrank service?")
-        return _decoded(body, dict[str, Any], "/v1/model")
+        return _decoded(self._request("/v1/model"), dict[str, Any], f"--url: {self.url}/v1/model")
 
     def rank(self, request: RankRequest) -> RankAnswer:
         """Send a ranking and return its answer."""
-        what = f"ranking {request.request_id!r}"
-        status, answer = self._request("POST", "/v1/rank", msgspec.json.encode(request))
-        if status != 200:
-            raise TabrankError(f"{what}: the service answers {status}: {_detail(answer)}")
-        return _decoded(answer, RankAnswer, what)
+        answer = self._request("/v1/rank", msgspec.json.encode(request))
+        return _decoded(answer, RankAnswer, f"ranking {request.request_id!r}")
 
     def send(self, records: Sequence[ClientRecord]) -> None:
         """Send records, in order of time, until the service accepts them."""
@@ -148,15 +130,12 @@ class ReplayClient:
 
     def _post(self, body: bytes) -> None:
         for attempt in range(NUM_TRIES):
-            status, answer = self._request("POST", "/v1/events", body)
-            if status not in (429, 503):
+            answer = self._request("/v1/events", body)
+            if answer.status_code not in (429, 503):
                 break
             time.sleep(0.5 * (attempt + 1))
         records = json.loads(body)["records"]
-        if status not in (200, 207):
-            first = json.dumps(records[0])
-            raise TabrankError(f"records from {first} on: the service answers {status}: {_detail(answer)}")
-        found = _decoded(answer, EventsAnswer, "records")
+        found = _decoded(answer, EventsAnswer, f"records from {json.dumps(records[0])} on")
         if found.rejected:
             wrong = found.rejected[0]
             number = int(wrong.pointer.split("/")[2])
@@ -167,27 +146,16 @@ class ReplayClient:
                 "the log that it wrote, and load the store from the log before this one"
             )
 
-    def _request(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS)} if body else {}
-        if key := os.environ.get("TABRANK_API_KEY"):
-            headers["X-Api-Key"] = key
+    def _request(self, path: str, body: bytes | None = None) -> httpx2.Response:
         self.num_requests += 1
         try:
-            try:
-                return self._send(method, path, body, headers)
-            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-                # The server had closed the idle connection; repeating a request is safe.
-                self._connection.close()
-                return self._send(method, path, body, headers)
-        except (OSError, http.client.HTTPException) as error:
+            return self._http.request("POST" if body else "GET", self.url.rstrip("/") + path, content=body)
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol):
+            raise TabrankError(f"--url: {self.url!r} is not an address like http://127.0.0.1:8000") from None
+        except httpx2.RequestError as error:
             raise TabrankError(
                 f"--url: {self.url} does not answer ({error}); start the service, or correct its address"
             ) from None
-
-    def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
-        self._connection.request(method, self._prefix + path, body, headers)
-        response = self._connection.getresponse()
-        return response.status, response.read()
 
 
 def _play(
@@ -271,29 +239,15 @@ def check_service(
         )
 
 
-def _write(out: Path, result: Mapping[str, Any], log: Log, played: F64) -> None:
-    out.mkdir(parents=True)
-    (out / "report.json").write_text(json.dumps(result, indent=1, allow_nan=False))
-    shown = log.exposures["candidates"].combine_chunks()
-    scores = {
-        "request_id": log.exposures["request_id"].combine_chunks().take(pc.list_parent_indices(shown)),
-        "candidate": pc.list_flatten(shown),
-        "score": pa.array(played, from_pandas=True),
-    }
-    pq.write_table(pa.table(scores), out / "scores.parquet")
-
-
-def _decoded(body: bytes, kind: type[Answer], what: str) -> Answer:
+def _decoded(answer: httpx2.Response, kind: type[Answer], what: str) -> Answer:
+    """Return the content of an answer, or raise TabrankError with the detail of a problem."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        if answer.is_success:
+            return msgspec.json.decode(answer.content, type=kind)
+        problem = msgspec.json.decode(answer.content, type=Problem)
     except ValueError as error:
-        raise TabrankError(f"{what}: unknown answer ({error}); is this a tabrank service?") from None
-
-
-def _detail(body: bytes) -> str:
-    """Return the detail of a problem response, with its pointer."""
-    try:
-        problem = msgspec.json.decode(body, type=Problem)
-        return f"{problem.pointer or ''} {problem.detail}".strip()
-    except ValueError:
-        return body[:200].decode("utf-8", "replace")
+        raise TabrankError(
+            f"{what}: unknown answer of status {answer.status_code} ({error}); is this a tabrank service?"
+        ) from None
+    detail = f"{problem.pointer or ''} {problem.detail}".strip()
+    raise TabrankError(f"{what}: the service answers {answer.status_code}: {detail}")

@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from serve.config.diagnoses import COUNTED
+from serve.contract.experiment_metrics import METRICS
 from serve.features.surface import SHIPPED, Surface, read_surface
 from serve.storage.atomic_files import draft_of
 from training.drafting.draft import Draft
@@ -51,7 +51,7 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
     name = json.dumps(surface.name)
     event = surface.label.event
     none = f"active_days  # every log has it; no metric counts {json.dumps(event)}"
-    primary = next((metric for metric, events in COUNTED.items() if events == {event}), none)
+    primary = next((metric.name for metric in METRICS if metric.events == (event,)), none)
     log_path = json.dumps(os.path.relpath(log.resolve(), out.resolve()), ensure_ascii=False)
     for old, new in (
         ("$schema=serve", f"$schema={os.path.relpath(package, out)}"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.contract.commands import Commands, Json, answer
-from training.terminal import LogFolder, Model, ProgressBar, print_progress
+from training.terminal import LogFolder, Model, ProgressLines, print_progress
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
 CONFIG = Path("cluster.yaml")
@@ -64,6 +64,6 @@ def offline(
     """
     from training.experiment.offline import estimate
 
-    with ProgressBar("offline") as progress:
-        result = estimate.offline(log, model, event=event, positions=positions, progress=progress)
+    progress = ProgressLines("offline")
+    result = estimate.offline(log, model, event=event, positions=positions, progress=progress)
     answer(result, as_json, estimate.text(result))

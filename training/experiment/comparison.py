@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from tea_tasting.aggr import Aggregates
 
+from serve.contract.experiment_metrics import METRICS, Metric
 from training.experiment.confidence_sequence import DAYS, always_valid, any_look_p, level, needed_at_a_look
-from training.experiment.metrics import METRICS, Metric
 from training.experiment.panel import F64, Panel
 from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
 

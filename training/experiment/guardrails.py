@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import fisher_exact
 
+from serve.contract.experiment_metrics import Metric
 from training.experiment.comparison import arm_of, best_after
 from training.experiment.confidence_sequence import AnyLook, always_valid
-from training.experiment.metrics import Metric
 from training.experiment.panel import Panel
 from training.experiment.statistics import Effect, compare
 

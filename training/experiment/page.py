@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serve.contract.experiment_metrics import METRICS
 from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
 from training.experiment.guardrails import spread
-from training.experiment.metrics import METRICS
-from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span
+from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span, split
 
 Report = Mapping[str, Any]
 NOTHING = "–"
@@ -50,11 +50,10 @@ def page(result: Report) -> str:
     title = f"Experiment '{result['experiment']}': {result['treatment']} against {result['control']}"
     doubt = (
         "No number here compares the arms, until the cause is found."
-        if result["blocked"]
+        if result["verdict"] == "invalid"
         else f"The effect is of the viewers of these {len(days)} days: a first effect may fade, and what viewers of "
         "one arm do may reach those of the other."
     )
-    not_logged, guards = result["not_in_the_log"], (_guardrails(result), _guardrail_tests(result))
     how = kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
@@ -75,9 +74,7 @@ def page(result: Report) -> str:
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         _viewers_chart(result, days),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
-        kit.section(
-            "Guardrails", *map(kit.table, guards), kit.paragraph(f"{not_logged[:1].upper()}{not_logged[1:]}.")
-        ),
+        kit.section("Guardrails", *map(kit.table, (_guardrails(result), _guardrail_tests(result)))),
         kit.footer({}, "", ["report.json"]),
     ]
     return kit.whole_page(title, parts)
@@ -87,11 +84,11 @@ def _tiles(result: Report) -> list[tuple[str, str, str]]:
     """Return the effect on the primary metric, and how much data there is."""
     window, p, viewers = result["window"], result["sample_ratio"]["p"], result["sample_ratio"]["viewers"]
     each = ", ".join(f"{arm} {num:,}" for arm, num in viewers.items())
-    split = NOTHING if p is None else "not as planned" if p < SRM_P else "as planned"
+    found = NOTHING if p is None else "not as planned" if p < SRM_P else "as planned"
     cells = [
         ("viewers", f"{sum(viewers.values()):,}", each),
         ("whole days", f"{window['whole_days']}", f"{window['exposures']:,} exposures"),
-        ("split of the viewers", split, f"p {number(p, '.2g')}; invalid below {SRM_P:g}"),
+        ("split of the viewers", found, f"p {number(p, '.2g')}; invalid below {SRM_P:g}"),
     ]
     for metric in result["metrics"]:
         if metric["name"] == result["primary_metric"] and metric["effect"]:
@@ -104,18 +101,10 @@ def _tiles(result: Report) -> list[tuple[str, str, str]]:
 def sample_ratio(result: Report) -> list[str]:
     """Return lines on the split of the viewers against the intended shares."""
     ratio = result["sample_ratio"]
-    total = max(sum(ratio["viewers"].values()), 1)
-    expected = sum(ratio["shares"].values()) or 1.0
-    split = ", ".join(
-        f"{arm} {num:,} viewers ({num / total:.2%}, expected {ratio['shares'][arm] / expected:.2%})"
-        for arm, num in ratio["viewers"].items()
-    )
-    p = NOTHING if ratio["p"] is None else f"{ratio['p']:.3g}"
-    lines = [f"{split}; p = {p}, shares from {ratio['shares_from']}"]
+    counts = split(ratio["viewers"], ratio["shares"])
+    lines = [f"{counts}; p = {number(ratio['p'], '.3g')}, shares from {ratio['shares_from']}"]
     if num := ratio["crossing_viewers"]:
         lines.append(f"{num:,} viewers were shown two arms ({ratio['crossing_share']:.3%})")
-    if result["blocked"]:
-        lines.append("The report is blocked: no effects are shown, because the arms are not comparable")
     return lines
 
 

@@ -5,7 +5,7 @@ Letters: N exposures, E events, V viewers, C viewer-days.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from serve.contract.experiment_metrics import CLICK, JOIN, LEAVE
 from training.experiment.served_log import NO_ID
 from training.experiment.window import DAY_MS, Window
 
-CLICK, JOIN, LEAVE = "click", "join", "leave"
-# Sums over exposures, and over events.
-SUMS = ("exposures", "active_days", "clicks", "joins", "minutes")
-EVENT_SUMS = ["clicks", "joins", "minutes"]
 # Suffix of the names of sums over the pre-period.
 BEFORE = "_before"
 MINUTE_MS = 60_000.0
@@ -72,11 +69,7 @@ class Panel:
 def panel(exposures: pd.DataFrame, events: pd.DataFrame, window: Window) -> Panel:
     """Build the panel of a window from all exposures, also earlier ones and other experiments."""
     ours = exposures[exposures["ours"] & window.holds(exposures["ts_ms"])]
-    events = events.assign(
-        clicks=(events["kind"] == CLICK).astype(float),
-        joins=(events["kind"] == JOIN).astype(float),
-        minutes=listened(events),
-    )
+    events = events.assign(**{name: count(events) for name, count in EVENT_SUMS.items()})
     # Number the viewers in order of their first exposure.
     codes, viewers = pd.factorize(ours["viewer"])
     first = ours.drop_duplicates("viewer")
@@ -112,6 +105,16 @@ def panel(exposures: pd.DataFrame, events: pd.DataFrame, window: Window) -> Pane
     )
 
 
+def clicked(events: pd.DataFrame) -> pd.Series[float]:
+    """Return [E] 1 for each click, else 0."""
+    return (events["kind"] == CLICK).astype(float)
+
+
+def joined(events: pd.DataFrame) -> pd.Series[float]:
+    """Return [E] 1 for each join, else 0."""
+    return (events["kind"] == JOIN).astype(float)
+
+
 def listened(events: pd.DataFrame) -> pd.Series[float]:
     """Return [E] the minutes from each join to the same viewer's leave of the candidate, else 0.
 
@@ -122,6 +125,12 @@ def listened(events: pd.DataFrame) -> pd.Series[float]:
     following_ms = leave_ms.groupby([stays["viewer"], stays["candidate"]]).shift(-1)
     minutes = (following_ms - stays["ts_ms"])[stays["kind"] == JOIN] / MINUTE_MS
     return minutes.reindex(events.index).fillna(0.0)
+
+
+# Sums of a viewer-day that metrics name: what each event adds.
+EVENT_SUMS: Mapping[str, Callable[[pd.DataFrame], pd.Series[float]]]
+EVENT_SUMS = {"clicks": clicked, "joins": joined, "minutes": listened}
+SUMS = ("exposures", "active_days", *EVENT_SUMS)
 
 
 def _rows(requests: pd.Series[Any], cell: I64, named: pd.Series[Any]) -> I64:
@@ -142,7 +151,7 @@ def _before(
     local = pd.to_datetime(early["ts_ms"], unit="ms", utc=True).dt.tz_convert(window.timezone)
     # Without its zone, because a day may have no midnight there, or two.
     days = local.dt.tz_localize(None).dt.normalize().groupby(early["viewer"])
-    past = events[events["ts_ms"] < window.before_ms].groupby("viewer")[EVENT_SUMS].sum()
+    past = events[events["ts_ms"] < window.before_ms].groupby("viewer")[list(EVENT_SUMS)].sum()
     sums = past.assign(exposures=0).reindex(viewers, fill_value=0)
     sums["exposures"] = days.size().reindex(viewers, fill_value=0)
     sums["active_days"] = days.nunique().reindex(viewers, fill_value=0)

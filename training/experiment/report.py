@@ -1,4 +1,4 @@
-"""Report of an experiment: from a served log to a verdict, or to a blocked report."""
+"""Report of an experiment: from a served log to a verdict."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from serve.contract.errors import TabrankError
+from serve.contract.experiment_metrics import METRICS, Metric
+from serve.contract.validation import one_of
 from serve.storage.atomic_files import draft_of
 from training.experiment import guardrails
 from training.experiment.comparison import available, comparisons, days_needed
 from training.experiment.declared import Declared
-from training.experiment.metrics import METRICS, Metric
 from training.experiment.page import page
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
@@ -24,10 +25,6 @@ from training.experiment.verdict import Verdict, faults, outlook, too_early, ver
 from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
 
 NO_MODEL = "no model"
-NOT_IN_THE_LOG = (
-    "refused and failed requests leave no exposure and have no arm: Ray Serve's own metrics count them; "
-    "the metric ray_tabrank_latency_seconds (labels experiment, arm, le) holds the current latencies"
-)
 
 
 def report(
@@ -95,7 +92,6 @@ def report(
         "primary_metric": primary.name,
         "primary_declared": declaration.has_primary,
         "smallest_effect": smallest,
-        "blocked": bool(why),
         "warnings": _change_warnings(ranked_by) + guardrails.warnings(tested, arms),
         "ranked_by": ranked_by,
         "window": _window(span, rows, declaration)
@@ -104,7 +100,6 @@ def report(
         "left_out": {
             "test_exposures": exposures.num_test,
             "anonymous_exposures": exposures.num_anonymous,
-            "repeated_exposures": exposures.num_repeated,
             "viewers_of_other_arms": len(people.arm) - sum(split["viewers"].values()),
             "events_without_exposure": people.num_unattributed,
         },
@@ -114,7 +109,6 @@ def report(
         "daily_viewers": _daily_viewers(people, arms, len(span.days)),
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
-        "not_in_the_log": NOT_IN_THE_LOG,
     }
 
 
@@ -152,27 +146,16 @@ def _compared(
     # An arm with all viewers is a winner that was shipped.
     asked = {arm.name for arm in declaration.arms if 0 < arm.share < ALL_VIEWERS}
     arms = sorted(set(people.arm) | asked)
-    listed = ", ".join(arms)
     if len(arms) < 2:
         raise TabrankError(
-            f"{declaration.name}: only the arm {listed} has a share or served anybody; give a second arm a share "
+            f"{declaration.name}: only the arm {arms[0]} has a share or served anybody; give a second arm a share "
             "above 0 in user_config.experiment.arms, and let it serve"
         )
-    control = control or declaration.popular
-    if control not in arms:
-        raise TabrankError(
-            f"--control {control}: not an arm of {declaration.name}; name the one to compare with; "
-            f"its arms are {listed}"
-        )
+    control = one_of(control or declaration.popular, arms, "--control")
     others = [arm for arm in arms if arm != control]
-    if treatment is None and len(others) == 1:
-        treatment = others[0]
-    if treatment is None or treatment not in others:
-        given = "" if treatment is None else f" {treatment}"
-        raise TabrankError(
-            f"--treatment{given}: name the arm to compare with {control}; the arms of {declaration.name} are {listed}"
-        )
-    return control, treatment
+    if treatment is None and len(others) > 1:
+        raise TabrankError(f"--treatment: name the arm to compare with {control}, one of {', '.join(others)}")
+    return control, one_of(treatment or others[0], others, "--treatment")
 
 
 def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
@@ -189,12 +172,8 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     """Return the declared primary metric, or by default the join rate or the last available one."""
     known = {metric.name: metric for metric in metrics}
-    if declaration.has_primary and declaration.primary_metric not in known:
-        names = ", ".join(known)
-        raise TabrankError(
-            f"{declaration.source}: primary_metric {declaration.primary_metric!r} is not in this log; "
-            f"use one of {names}"
-        )
+    if declaration.has_primary:
+        one_of(declaration.primary_metric, known, f"{declaration.source}: primary_metric")
     return known.get(declaration.primary_metric) or metrics[-1]
 
 
@@ -226,15 +205,10 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
     for name in names:
         ours = ranked[ranked["arm"] == name]
         models = ours["model"].astype(object).fillna(NO_MODEL)
+        spans = ours["ts_ms"].groupby(models, sort=False).agg(["size", "first", "last"])
         ranked_by[name] = [
-            {
-                "model": model,
-                "exposures": len(times),
-                "first": utc(times.iloc[0]),
-                "last": utc(times.iloc[-1]),
-                "last_ms": int(times.iloc[-1]),
-            }
-            for model, times in ours["ts_ms"].groupby(models, sort=False)
+            {"model": model, "exposures": num, "first": utc(first), "last": utc(last), "last_ms": last}
+            for model, num, first, last in zip(spans.index, *spans.to_numpy().T.tolist(), strict=True)
         ]
     return ranked_by
 

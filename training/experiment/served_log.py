@@ -54,7 +54,6 @@ class Exposures:
     rows: pd.DataFrame
     num_test: int
     num_anonymous: int
-    num_repeated: int
 
 
 def read_exposures(log: Path, experiment: str) -> Exposures:
@@ -71,7 +70,7 @@ def read_exposures(log: Path, experiment: str) -> Exposures:
         known = ", ".join(sorted(live["experiment"].dropna().unique())) or "none"
         raise TabrankError(f"--experiment {experiment}: {log} has no exposure of it; it has {known}")
     once = _once(live.assign(ours=is_named & live["arm"].notna()), "request_id")
-    return Exposures(once, int(is_test.sum()), int((~is_test & ~is_known).sum()), len(live) - len(once))
+    return Exposures(once, int(is_test.sum()), int((~is_test & ~is_known).sum()))
 
 
 def read_events(log: Path) -> pd.DataFrame:

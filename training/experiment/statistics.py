@@ -19,7 +19,7 @@ from scipy.stats import norm
 from tea_tasting import RatioOfMeans, SampleRatio
 from tea_tasting.aggr import Aggregates
 
-from training.experiment.metrics import Metric
+from serve.contract.experiment_metrics import Metric
 from training.experiment.panel import BEFORE, F64
 
 ALPHA = 0.05

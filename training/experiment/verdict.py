@@ -26,18 +26,24 @@ def faults(
         if num < 2
     ]
     if srm_p is not None and srm_p < SRM_P:
-        total, expected = sum(viewers.values()), sum(shares.values())
-        split = " and ".join(
-            f"{num:,} in {arm!r} ({num / total:.2%}, expected {shares[arm] / expected:.2%})"
-            for arm, num in viewers.items()
+        found.append(
+            f"sample ratio mismatch, p = {srm_p:.1e} (below {SRM_P:g}): {split(viewers, shares)}; no effect is shown"
         )
-        found.append(f"sample ratio mismatch, p = {srm_p:.1e} (below {SRM_P:g}): {split}; no effect is shown")
     if crossing_share > MAX_CROSSING:
         found.append(
             f"{crossing_share:.2%} of the viewers were shown two arms (more than {MAX_CROSSING:.1%}): "
             "the assignment was not stable; no effect is shown"
         )
     return found
+
+
+def split(viewers: Mapping[str, int], shares: Mapping[str, float]) -> str:
+    """Format the number of viewers by arm beside the intended shares."""
+    total, expected = max(sum(viewers.values()), 1), sum(shares.values()) or 1.0
+    return " and ".join(
+        f"{num:,} viewers in {arm!r} ({num / total:.2%}, expected {shares[arm] / expected:.2%})"
+        for arm, num in viewers.items()
+    )
 
 
 def too_early(declaration: Experiment, num_days: int, num_exposures: int) -> str | None:

@@ -17,7 +17,7 @@ from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model import artifact
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, Progress
 from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
@@ -29,7 +29,6 @@ from training.evaluation.verdict import verdict
 from training.examination.examination import IGNORED, Examination
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows, prepare
-from training.fit.progress import Progress
 from training.fit.sizing import advice
 from training.fit.trainer import train
 from training.network import export
@@ -45,16 +44,15 @@ def fit(
     *,
     storage: Path | None = None,
     memory_bytes: int | None = None,
-    prepared_share: Callable[[float], None] = lambda share: None,
-    progress: Progress,
+    progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
     """Train on `log`, calibrate and measure on its last tenth by time, and write an artifact.
 
     Returns the manifest. `configure` returns the settings for a number of training rows, as
     `training.fit.sizing.sized` does. `storage` keeps the state from which a killed fit resumes;
     None means a temporary folder. Rows that would take more than `memory_bytes` (default: half of
-    the free memory) are streamed from there. `prepared_share` is called with the share of features
-    computed, and `progress` with each epoch.
+    the free memory) are streamed from there. `progress` is called with the share of features
+    computed.
 
     Raises:
         TabrankError: for an invalid log, too little data, or an `out` that exists.
@@ -65,11 +63,11 @@ def fit(
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tabrank-fit-") as temporary:
         storage = storage or Path(temporary)
-        with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=prepared_share) as prepared:
+        with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=progress) as prepared:
             encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
             config, examination = configure(num_rows), prepared.examination
             valid = encode_rows(encoder, held, examination)
-            state = train(prepared.train, valid, encoder, config, storage=storage, progress=progress)
+            state = train(prepared.train, valid, encoder, config, storage=storage)
     model = Model.of(encoder, config.network, state.kept(config))
     calibration = fit_platt(model.logits(held.matrix), held.label, examination.at(held.position))
     model = dataclasses.replace(model, calibration=calibration)

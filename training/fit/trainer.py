@@ -26,10 +26,10 @@ from ray.train.torch import TorchTrainer, get_device
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
 from training.data.stream import Streamed
-from training.fit.loop import FitConfig, State, run
-from training.fit.progress import Progress
+from training.fit.loop import Epoch, FitConfig, State, run
 from training.network.model import one_thread
 from training.network.network import Inputs
+from training.terminal import print_progress
 
 # Ray reads these from the environment; a value that is set already takes precedence.
 SETTINGS = {
@@ -97,7 +97,6 @@ def train(
     config: FitConfig,
     *,
     storage: Path,
-    progress: Progress,
 ) -> State:
     """Train on `config.num_workers` Ray workers (0: in this process).
 
@@ -116,10 +115,10 @@ def train(
         valid.save(folder / "inputs", "valid")
         if isinstance(train, Inputs):
             train.save(folder / "inputs", "train")
-        progress.start(config.epochs)
-        with _following(folder / PROGRESS, progress):
+        with _following(folder / PROGRESS, config):
             state = _fit(encoder, config, folder, train if isinstance(train, Streamed) else None)
-        progress.finish(state.best_epoch)
+        if config.restore_best:
+            print_progress(f"best epoch {state.best_epoch}")
     # A driver that was killed at the very end has left its inputs too.
     shutil.rmtree(folder / "inputs", ignore_errors=True)
     return state
@@ -213,9 +212,18 @@ def _fingerprint(train: Inputs | Streamed, valid: Inputs, encoder: Encoder, conf
     return digest.hexdigest()[:12]
 
 
+def describe_epoch(line: Epoch, config: FitConfig) -> str:
+    """Describe an epoch, with measures on the validation rows where these choose the epoch."""
+    text = f"epoch {line['epoch']}/{config.epochs}  train logloss {line['train_logloss']:.4f}"
+    if not config.restore_best:
+        return text
+    auc = "" if line["valid_auc"] is None else f"  valid auc {line['valid_auc']:.4f}"
+    return f"{text}  valid logloss {line['valid_logloss']:.4f}{auc}  {line['seconds']:.1f} s"
+
+
 @contextlib.contextmanager
-def _following(path: Path, progress: Progress) -> Iterator[None]:
-    """Report each line that is added to a file to `progress`, while the block runs."""
+def _following(path: Path, config: FitConfig) -> Iterator[None]:
+    """Print the epoch of each line that is added to a file, while the block runs."""
     path.touch()
     over = threading.Event()
     with path.open() as file:
@@ -227,7 +235,7 @@ def _following(path: Path, progress: Progress) -> Iterator[None]:
                 is_over = over.wait(0.1)
                 *lines, text = (text + file.read()).split("\n")
                 for line in lines:
-                    progress.epoch(json.loads(line))
+                    print_progress(describe_epoch(json.loads(line), config))
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()

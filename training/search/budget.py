@@ -48,7 +48,9 @@ class Clock:
         with contextlib.ExitStack() as held:
             # The lock lies beside the folder, because the folder is replaced.
             busy = f"{out}: a search runs there already; wait or name another folder"
-            held.enter_context(exclusive(out.with_name(f".{out.name}.lock"), busy))
+            lock = out.with_name(f".{out.name}.lock")
+            held.enter_context(exclusive(lock, busy))
+            held.callback(lock.unlink, missing_ok=True)
             self._read()
             # Nothing was raised: hold the lock until `__exit__`.
             self._held = held.pop_all()

@@ -78,12 +78,11 @@ def not_published(out: Path, models: Path) -> str:
 def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
     """Search with the settings `given`, and print the answer."""
     from training.evaluation.verdict import leaderboard
-    from training.search.progress import SearchProgress
     from training.search.search import search as run
     from training.search.task import SearchSettings
 
     settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
-    found = run(load_surface(surface), log, out, settings, SearchProgress())
+    found = run(load_surface(surface), log, out, settings)
     lines = [found["headline"], found["verdict"], "on the validation rows, which chose the winner:"]
     for name, *cells, _ in leaderboard(found, most=10):
         lines.append(f"  {name:<20}" + "".join(f"{cell:>15}" for cell in cells))

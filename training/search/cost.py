@@ -54,7 +54,7 @@ class Costs:
         self._measure = measure
         self._known: dict[tuple[Any, ...], float] = {}
         for entry in past:
-            if entry.us_per_candidate is not None and all(name in entry.point for name in SHAPE):
+            if entry.us_per_candidate is not None:
                 shape = tuple(entry.point[name] for name in SHAPE)
                 self._known.setdefault(shape, entry.us_per_candidate)
 

@@ -6,7 +6,7 @@ each of them. One network trained on that mean keeps most of the gain at the cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from training.fit.loop import Diverged, FitConfig, run
 from training.network.model import Model
 from training.network.network import Inputs
 from training.search.trial import device, needs
+from training.terminal import print_progress
 
 # Share of the teachers' mean in a distilled label; the rest is the observed label.
 TEACHER_SHARE = 0.7
@@ -33,7 +34,6 @@ def distilled(
     config: FitConfig,
     num_teachers: int,
     rival: NDArray[np.float64] | None,
-    report: Callable[[str], None],
 ) -> Inputs:
     """Return `rows`, their labels mixed with the mean of `num_teachers` networks trained on them.
 
@@ -50,10 +50,10 @@ def distilled(
     for number, answer in zip(numbers, taught, strict=True):
         logit = ray.get(answer)
         if logit is None:
-            report(f"teacher {number} diverged and is left out")
+            print_progress(f"teacher {number} diverged and is left out")
         else:
             logits.append(logit)
-            report(f"teacher {number}/{num_teachers} is trained")
+            print_progress(f"teacher {number}/{num_teachers} is trained")
     return mixed(rows, logits, rival)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from training.evaluation.rivals import MOST_ROWS, RIVALS, TUNING_SHARE, tuned, u
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.examination import Examination
+from training.terminal import print_progress
 
-# Receives a line of progress.
-Report = Callable[[str], None]
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
 
 
@@ -134,7 +133,6 @@ def compete(
     train: Dataset,
     valid: Dataset,
     examination: Examination,
-    report: Report,
     budget_s: float,
 ) -> None:
     """Add the rivals of the networks to the leaderboard if missing: `RIVALS` and popular.
@@ -150,7 +148,9 @@ def compete(
     for kind, make in RIVALS.items():
         if board.of(kind) is None:
             is_tuned = kind == "lightgbm"
-            report(f"training {TITLES[kind]}" + is_tuned * f", {TUNING_SHARE:.0%} of the budget to tune it")
+            print_progress(
+                f"training {TITLES[kind]}" + is_tuned * f", {TUNING_SHARE:.0%} of the budget to tune it"
+            )
             point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s) if is_tuned else {}
             began_s = time.perf_counter()
             rival = make(encoder, rows, examination, **point)

@@ -24,18 +24,15 @@ from training.fit.trainer import ray_session
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast
 from training.search.cost import Costs, us_per_candidate
-from training.search.leaderboard import BoardEntry, Leaderboard, Report, compete
-from training.search.progress import SearchProgress
+from training.search.leaderboard import BoardEntry, Leaderboard, compete
 from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
 from training.search.trials import SearchRun, check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, is_enough, unseen
-from training.terminal import ProgressBar
+from training.terminal import ProgressLines, print_progress
 
 
-def search(
-    surface: Surface, log: Path, out: Path, settings: SearchSettings, progress: SearchProgress
-) -> dict[str, Any]:
+def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> dict[str, Any]:
     """Search for `settings.budget_s` seconds; write the winner with its report to `out`/artifact.
 
     A killed search resumes when it is called again with the same `out`; it loses the trials that
@@ -56,25 +53,24 @@ def search(
     if models:
         check_surface(models, surface.name)
     with Clock(out, settings.budget_s) as clock:
-        progress.report("reading the log and computing features")
-        with ProgressBar("features") as share:
-            task = Task.read(surface, log, settings, share)
+        print_progress("reading the log and computing features")
+        task = Task.read(surface, log, settings, ProgressLines("features"))
         clock.claim(task.identity, restart=settings.restart)
         board = Leaderboard(out / "leaderboard.jsonl")
         follows = clock.setdefault("follows", current(models)) if models else None
         last, why_not = followed(models, follows, task.schema) if models and follows else (None, [])
         for reason in why_not:
-            progress.report(reason)
+            print_progress(reason)
         if last and not is_enough(unseen(task.parts["test"], last)):
-            progress.report(f"too few rows are newer than {last.version} has seen: nothing will replace it")
+            print_progress(f"too few rows are newer than {last.version} has seen: nothing will replace it")
         suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
         for suspect in suspected:
-            progress.report(suspect)
-        winner, manifest = _find(task, board, clock, last, progress)
+            print_progress(suspect)
+        winner, manifest = _find(task, board, clock, last)
         why_not += [*reasons(manifest), *suspected]
         published = promoted = False
         if models is not None and not why_not:
-            published, promoted = True, take_place(out / "artifact", models, follows, progress.report)
+            published, promoted = True, take_place(out / "artifact", models, follows)
         clock.save(over=True)
     evaluation = json.loads(load(out / "artifact").read("evaluation.json"))
     return {
@@ -100,33 +96,33 @@ def search(
 
 
 def _find(
-    task: Task, board: Leaderboard, clock: Clock, last: Artifact | None, progress: SearchProgress
+    task: Task, board: Leaderboard, clock: Clock, last: Artifact | None
 ) -> tuple[BoardEntry, Mapping[str, Any]]:
     """Run rivals, trials and the final training; return the winner and its manifest.
 
     `last` is the incumbent.
     """
     max_us = task.settings.max_us
-    progress.report(task.examination.describe())
-    costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.entries)
+    print_progress(task.examination.describe())
+    costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.tried())
     check_cost(costs, max_us)
     train = task.parts["training"]
-    compete(board, task.encoder, train, task.valid, task.examination, progress.report, clock.budget_s)
-    first = configuration(last.manifest, progress.report) if last else []
+    compete(board, task.encoder, train, task.valid, task.examination, clock.budget_s)
+    first = configuration(last.manifest) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])
         forecast = Forecast(board, num_rows, num_test, task.settings.num_teachers, num_at_once())
-        run = SearchRun(task, board, clock, forecast, progress)
+        run = SearchRun(task, board, clock, forecast)
         run_trials(run, costs, first)
         ranking = board.ranking(max_us)
         for winner in ranking:
-            progress.report(f"{winner.name} leads the networks: validation logloss {winner.logloss:.4f}")
+            print_progress(f"{winner.name} leads the networks: validation logloss {winner.logloss:.4f}")
             try:
                 return winner, finish(run, winner, last)
             except Diverged as error:
                 if winner is ranking[-1]:
                     raise
-                progress.report(f"{winner.name} failed on all rows, the next best follows: {error}")
+                print_progress(f"{winner.name} failed on all rows, the next best follows: {error}")
     raise AssertionError("run_trials answers with a network, or not at all")
 
 
@@ -141,12 +137,14 @@ def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | Non
         ]
 
 
-def configuration(manifest: Mapping[str, Any], report: Report) -> list[FitConfig]:
+def configuration(manifest: Mapping[str, Any]) -> list[FitConfig]:
     """Return the configuration that a model was trained with; [] if this release refuses it."""
     try:
         return [FitConfig(**{**manifest["fit"], "network": NetworkConfig(**manifest["network"])})]
     except (TabrankError, TypeError) as error:
-        report(f"the search does not start from {manifest['version']}, trained by another release: {error}")
+        print_progress(
+            f"the search does not start from {manifest['version']}, trained by another release: {error}"
+        )
         return []
 
 
@@ -165,7 +163,7 @@ def reasons(manifest: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def take_place(artifact: Path, models: Path, follows: str | None, report: Report) -> bool:
+def take_place(artifact: Path, models: Path, follows: str | None) -> bool:
     """Publish a winner; return whether it is now the current model.
 
     The winner becomes current only if `follows` still is. A version that a person made current
@@ -175,5 +173,7 @@ def take_place(artifact: Path, models: Path, follows: str | None, report: Report
     takes = now in (follows, load(artifact).version)
     version = publish(artifact, models, make_current=takes)
     if not takes:
-        report(f"{models}: {now} was made current during the search and stays current; published {version}")
+        print_progress(
+            f"{models}: {now} was made current during the search and stays current; published {version}"
+        )
     return takes

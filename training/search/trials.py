@@ -26,11 +26,11 @@ from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
 from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.progress import SearchProgress
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import Task
 from training.search.trial import SLATES, needs, num_at_once, run_trial
+from training.terminal import print_progress
 
 # Training rows of a trial for each second of the budget. More rows would leave too few trials.
 ROWS_PER_S = 500
@@ -56,7 +56,6 @@ class SearchRun:
     board: Leaderboard
     clock: Clock
     forecast: Forecast
-    progress: SearchProgress
 
     def winner(self) -> BoardEntry | None:
         """Return the best finished network within the cost so far."""
@@ -167,7 +166,7 @@ def _study(
         if len(board.tried()) == num_before + 1:
             run.forecast.started(clock.spent() - began_s - entry.seconds)
         clock.save(over=False)
-        run.progress.trial(entry, run.winner(), deadline.left_s())
+        print_progress(describe_trial(entry, run.winner(), deadline.left_s()))
 
     # Also try the network of `fit` first, and a larger one.
     default = sized(num_rows, seed=task.base.seed)
@@ -182,6 +181,20 @@ def _study(
         in_time=deadline.in_time,
         on_entry=on_entry,
     )
+
+
+def describe_trial(entry: BoardEntry, best: BoardEntry | None, left_s: float) -> str:
+    """Describe the result of a trial, the best one so far and the time left for trials."""
+    point = entry.point
+    what = f"{point['width']} wide, {point['n_steps']} steps, {point['mask_type']}"
+    if entry.failed:
+        how = f"failed: {entry.failed}"
+    else:
+        how = f"logloss {entry.logloss:.4f}"
+        how += "" if entry.finished else f" at {entry.share:.0%} of its epochs, stopped"
+    parts = [f"{entry.name}: {what}, {entry.us_per_candidate:.1f} µs, {how}"]
+    parts += [f"best {best.logloss:.4f} ({best.name})"] if best else []
+    return "; ".join([*parts, f"{max(left_s, 0) / 60:.1f} min left"])
 
 
 def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:

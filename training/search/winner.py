@@ -32,6 +32,7 @@ from training.search.distil import distilled
 from training.search.leaderboard import BoardEntry
 from training.search.space import Space
 from training.search.trials import SearchRun
+from training.terminal import print_progress
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
@@ -76,7 +77,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064).
     assert winner.calibration is not None
     calibration = UNCALIBRATED if num_teachers else Calibration(*winner.calibration)
-    run.progress.report("measuring it on the test rows, beside its rivals")
+    print_progress("measuring it on the test rows, beside its rivals")
     search = {
         "budget_s": run.clock.budget_s,
         "tuning_share": TUNING_SHARE,
@@ -135,10 +136,10 @@ def _size(run: SearchRun, winner: BoardEntry) -> FinalTraining:
     key = f"end of {winner.name}, {whole.num_teachers} asked"
     size = FinalTraining(**clock.setdefault(key, asdict(allowed)))
     if size != whole:
-        run.progress.report(size.describe_shortfall(whole))
+        print_progress(size.describe_shortfall(whole))
     over_s = forecast.seconds(winner, size) - clock.left()
     if over_s > 0.05 * clock.budget_s:
-        run.progress.report(f"the budget is too small: the smallest training takes about {over_s:.0f} s more")
+        print_progress(f"the budget is too small: the smallest training takes about {over_s:.0f} s more")
     return size
 
 
@@ -155,7 +156,7 @@ def _trained(
 
     The search's folder holds the state from which a killed training resumes.
     """
-    run.progress.report(
+    print_progress(
         f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows"
     )
     storage = run.clock.out / "fit"
@@ -165,8 +166,8 @@ def _trained(
         folder = storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}"
         rows.save(folder, "train")
         last_rows.save(folder, "valid")
-        rows = distilled(rows, folder, encoder, config, size.num_teachers, rival, run.progress.report)
-    return train(rows, last_rows, encoder, config, storage=storage, progress=run.progress)
+        rows = distilled(rows, folder, encoder, config, size.num_teachers, rival)
+    return train(rows, last_rows, encoder, config, storage=storage)
 
 
 def unseen(test: Dataset, last: Artifact) -> Dataset:

@@ -79,7 +79,7 @@ class Unwatched(Fault):
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:
         """Return a reason if the status does not report the fault."""
-        if self._status.get("unwatched"):
+        if self._status.get("supervision"):
             return {}, []
         reported = f"after {self.hold_s:g} s `status` reported {self._status.get('state')!r}"
         return {}, [f"{reported}, but not that the service is unwatched"]

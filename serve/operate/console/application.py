@@ -18,7 +18,6 @@ from serve.rollout import history
 from serve.rollout.registry import ModelRegistry
 
 NUM_CHANGES, NUM_NEWEST = 8, 20
-MAX_BYTES = 8 << 20
 LOGGED = ["ts_ms", "viewer", "candidates", "context"]
 
 
@@ -107,9 +106,8 @@ def _newest(segment: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, empty without one."""
     with suppress(OSError, ValueError):
-        if path.stat().st_size <= MAX_BYTES:
-            content = json.loads(path.read_bytes())
-            return content if isinstance(content, dict) else {}
+        content = json.loads(path.read_bytes())
+        return content if isinstance(content, dict) else {}
     return {}
 
 

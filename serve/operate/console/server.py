@@ -7,7 +7,7 @@ import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -98,14 +98,9 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
         path = FILES.get(request.path_params.get("name", "console.html"))
         return PlainTextResponse("no such page; see /\n", 404) if path is None else FileResponse(path)
 
-    async def stream(request: Request) -> Response:
-        async def lines() -> AsyncIterator[str]:
-            # A browser waits this long, in ms, before it connects again.
-            yield "retry: 1000\n\n"
-            async for message in watch.messages():
-                yield f"data: {msgspec.json.encode(message).decode()}\n\n"
-
-        return StreamingResponse(lines(), media_type="text/event-stream")
+    async def state(request: Request) -> Response:
+        news = await watch.news(float(request.query_params.get("after", 0)))
+        return Response(msgspec.json.encode(news), media_type="application/json")
 
     def models(request: Request) -> Response:
         # A service that is gone has no metrics; its models are there.
@@ -126,7 +121,7 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
     routes = [
         Route("/", file),
         Route("/{name}", file),
-        Route("/data/stream", stream),
+        Route("/data/state", state),
         Route("/data/models", models),
         Route("/data/requests", requests),
         Route("/data/rank", rank, methods=["POST"]),
@@ -168,19 +163,6 @@ def _problem(error: urllib.error.HTTPError) -> dict[str, Any]:
             return {"detail": f"the service answered {error.code} {error.reason}"}
 
 
-class Server(uvicorn.Server):
-    """Server that ends its streams when it is asked to stop: a browser never does."""
-
-    def __init__(self, app: ASGIApp, watch: Watch) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
-        self._watch = watch
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the streams, then the server."""
-        self._watch.close()
-        await super().shutdown(sockets)
-
-
 def serve(run: Path | None, address: str | None, port: int | None, progress: Callable[[str], None]) -> None:
     """Serve the console on 127.0.0.1 until interrupted; TabrankError where the port is in use."""
     listener = _listener(port)
@@ -189,7 +171,12 @@ def serve(run: Path | None, address: str | None, port: int | None, progress: Cal
     os.nice(10)
     watch = Watch(partial(look, run, address, history))
     progress(f"console: http://{HOST}:{bound}/ (Ctrl-C ends it, and not the service)")
-    Server(console(watch, run, address, bound), watch).run(sockets=[listener])
+    server(console(watch, run, address, bound)).run(sockets=[listener])
+
+
+def server(app: ASGIApp) -> uvicorn.Server:
+    """Return a server of an application."""
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
 
 
 def _listener(port: int | None) -> socket.socket:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +28,7 @@ POINT = ("rate_rps", "p50_ms", "p90_ms", "p99_ms", "refused_share", "error_share
 
 
 class Watch:
-    """One reader of the service for all browsers; it reads only while a browser listens.
+    """One reader of the service for all browsers; it reads only while a browser asks.
 
     `look` returns a report as `serve.operate.status.vitals.look` does; it is called in a thread.
     `found` is the last report.
@@ -35,54 +36,45 @@ class Watch:
 
     def __init__(self, look: Callable[[], Report], every_s: float = EVERY_S) -> None:
         self.found = unread(OVERDUE)
-        self.points: deque[list[float | None]] = deque(maxlen=round(HISTORY_S / every_s))
+        self.points: deque[list[Any]] = deque(maxlen=round(HISTORY_S / every_s))
         self._look = look
-        self._every_s = every_s
-        self._queues: set[asyncio.Queue[dict[str, Any] | None]] = set()
-        self._reader: asyncio.Task[None] | None = None
+        self.every_s = every_s
+        self._reading: asyncio.Task[None] | None = None
+        self._begun_s = 0.0
+        self._was_late = False
         self._gone_since: str | None = None
         self._seen: str | None = None
-        self._message: dict[str, Any] = {"found": self.found, "gone": None}
 
-    async def messages(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the kept points, then a message for each read, until `close`.
+    async def news(self, after_ms: float) -> dict[str, Any]:
+        """Return the state, once it was read unless that is overdue, and the points since a time.
 
-        A message has `found` (the state), `point` (ms since 1970, the values of `POINT`, and the
+        It has `found` (the state), `points` (each of ms since 1970, the values of `POINT`, and the
         share of answers that are not full), and `gone` (`since` and `seen`, ISO) while no
-        application answers. While a read is overdue there are messages without a point.
+        application answers. Nothing is read within `every_s` of the last read.
         """
-        # A browser that does not read gets no more than this, and is then left out.
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(8)
-        self._queues.add(queue)
-        try:
-            yield {"points": list(self.points)}
-            if self._reader is None or self._reader.done():
-                self._reader = asyncio.create_task(self._read())
-            while (message := await queue.get()) is not None:
-                yield message
-        finally:
-            self._queues.discard(queue)
-
-    def close(self) -> None:
-        """End all `messages`."""
-        self._send(None)
-        self._queues.clear()
+        reading = self._reading
+        if reading is None or (reading.done() and time.monotonic() - self._begun_s >= self.every_s):
+            reading = self._reading = asyncio.create_task(self._read())
+        await asyncio.wait({reading}, timeout=OVERDUE_S)
+        found = self.found
+        # Once: a service that is always late or silent would alternate between verdicts.
+        if not reading.done() and not self._was_late and any(found.surfaces.values()):
+            found = msgspec.structs.replace(found, health=unread(OVERDUE).health)
+        gone = {"since": self._gone_since, "seen": self._seen} if self._gone_since else None
+        return {"found": found, "gone": gone, "points": [one for one in self.points if one[0] > after_ms]}
 
     async def _read(self) -> None:
-        was_late = False
-        while self._queues:
-            reading, is_late = asyncio.ensure_future(asyncio.to_thread(self._state)), False
-            while not (await asyncio.wait({reading}, timeout=OVERDUE_S))[0]:
-                # Once: a service that is always late or silent would alternate between verdicts.
-                if not was_late and any(self.found.surfaces.values()):
-                    overdue = unread(OVERDUE).health
-                    self._message["found"] = msgspec.structs.replace(self.found, health=overdue)
-                # A browser takes a longer silence for a console that is gone.
-                self._send(self._message)
-                is_late = True
-            was_late = is_late
-            self._publish(await reading)
-            await asyncio.sleep(self._every_s)
+        self._begun_s = time.monotonic()
+        found = await asyncio.to_thread(self._state)
+        self._was_late = time.monotonic() - self._begun_s > OVERDUE_S
+        now, answers = datetime.now(UTC), found.surfaces.values()
+        at = now.isoformat(timespec="milliseconds")
+        self._seen = at if any(answers) else self._seen
+        # Where something runs that was not asked, nothing is known of its answers.
+        is_gone = not any(answers) and (answers or found.state in (*DOWN, "unknown"))
+        self._gone_since = (self._gone_since or at) if is_gone else None
+        self.found = msgspec.structs.replace(found, at=found.at or at)
+        self.points.append([round(now.timestamp() * 1e3), *_values(found.traffic or Traffic())])
 
     def _state(self) -> Report:
         try:
@@ -93,27 +85,6 @@ class Watch:
             # The reader goes on, and a later read may succeed.
             log.exception("the service could not be read")
             return unread(FAILED)
-
-    def _publish(self, found: Report) -> None:
-        now, answers = datetime.now(UTC), found.surfaces.values()
-        at = now.isoformat(timespec="milliseconds")
-        self._seen = at if any(answers) else self._seen
-        # Where something runs that was not asked, nothing is known of its answers.
-        is_gone = not any(answers) and (answers or found.state in (*DOWN, "unknown"))
-        self._gone_since = (self._gone_since or at) if is_gone else None
-        gone = {"since": self._gone_since, "seen": self._seen} if is_gone else None
-        self.found = msgspec.structs.replace(found, at=found.at or at)
-        self.points.append([round(now.timestamp() * 1e3), *_values(found.traffic or Traffic())])
-        self._message = {"found": self.found, "gone": gone}
-        self._send({**self._message, "point": self.points[-1]})
-
-    def _send(self, message: dict[str, Any] | None) -> None:
-        for queue in list(self._queues):
-            is_slow = queue.full()
-            if is_slow:
-                queue.get_nowait()
-                self._queues.discard(queue)
-            queue.put_nowait(None if is_slow else message)
 
 
 def _values(traffic: Traffic) -> list[float | None]:

@@ -37,13 +37,13 @@ def diff(
 
     Return the result for JSON, the lines to print, and whether the command held: no change was
     found, or it was applied. Nothing is deployed where Serve would have to restart, or where a
-    change is dangerous and `yes` is not given. After a deploy, the routes of before are asked once.
+    change is dangerous and `yes` is not given.
     """
     config = read(config_path)
     running = find(run, address)
     for problem in config.warnings:
         progress(f"warning: {problem}")
-    found, under_way = difference(running, config), running.under_way
+    found, under_way = difference(running, config), running.state.deploying
     result = {
         "compared_with": running.where,
         **found.plain(),
@@ -74,9 +74,9 @@ def diff(
     for line in lines:
         progress(line)
     begin = time.monotonic()
-    answers, asked = running.asked(lambda: running.deploy(config, timeout_s, progress))
-    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1), "answers": answers}
-    return result, [*asked, f"applied and running ({result['seconds']} s)"], True
+    running.deploy(config, timeout_s, progress)
+    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1)}
+    return result, [f"applied and running ({result['seconds']} s)"], True
 
 
 def popular(

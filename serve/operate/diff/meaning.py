@@ -44,9 +44,9 @@ Measured = Callable[[str], float | None]
 def difference(running: RunningService, config: Config) -> Difference:
     """Return how a file differs from the running service, and what each change means."""
     old, new = running.document, running.comparable(config)
-    found = compare(old, new, running.applications)
+    found = compare(old, new, running.state.applications)
     bases = running.base or config.path.parent, config.path.parent
-    meanings = _meanings(old, new, found.changes, bases, lambda app: median_ms(running.service(), app))
+    meanings = _meanings(old, new, found.changes, bases, lambda app: median_ms(running.state, app))
     return found.explained(meanings)
 
 

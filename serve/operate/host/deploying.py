@@ -25,15 +25,15 @@ def document_of(config: Config) -> dict[str, Any]:
     return dict(unshared({**config.serve, "nodes": dict(config.nodes)}))
 
 
-def config_of(path: Path, document: Mapping[str, Any], sha256: str = "") -> Config:
+def config_of(path: Path, document: Mapping[str, Any]) -> Config:
     """Return a document, with its pools of nodes, as if it were read from a file."""
     serve = {key: value for key, value in document.items() if key != "nodes"}
-    return Config(path, serve, document.get("nodes", {}), sha256)
+    return Config(path, serve, document.get("nodes", {}), sha256="")
 
 
 def wanted(config: Config, before: Mapping[str, Any]) -> Wanted:
     """Return what the supervisor is to deploy, and what ran `before` its start."""
-    return Wanted(str(config.path), config.sha256, document_of(config), dict(before))
+    return Wanted(str(config.path), document_of(config), dict(before))
 
 
 def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: Progress) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,15 +25,7 @@ from serve.operate.host.deploying import (
 )
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of
-from serve.operate.host.service_state import (
-    ApplicationState,
-    Deploying,
-    ServiceChange,
-    ServiceState,
-    SupervisedState,
-    iso,
-)
-from serve.operate.host.state import status_code
+from serve.operate.host.service_state import ServiceChange, ServiceState, SupervisedState, iso
 
 # The keys that Serve's details report of a document, beside its applications.
 REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
@@ -43,43 +35,21 @@ FOLDER = "folder"
 
 
 class RunningService(ABC):
-    """Running service: its `document`, and the `path` of the file that it was read from."""
+    """Running service: its `state`, its `document`, and the `path` of the document's file."""
 
     where: str
-    url: str
     path: Path
+    state: ServiceState
     # The folder of its files, or None on another machine.
     base: Path | None = None
     document: dict[str, Any]
-    applications: dict[str, ApplicationState]
     not_compared: tuple[str, ...] = ()
     # The reason why the last deploy failed, or empty. `document` is that of the deploy before it.
     error = ""
-    # A deploy under way. `document` is that of the deploy before it.
-    under_way: Deploying | None = None
-
-    def asked(self, deploy: Callable[[], None]) -> tuple[dict[str, int], list[str]]:
-        """Deploy, and ask each of our routes of before by a GET without a key, before and after.
-
-        Return the status of each URL after the deploy, and a line that compares it.
-        """
-        urls = [f"{url}/v1/model" for url in self.service().our_urls.values()]
-        before = {url: status_code(url) for url in urls}
-        deploy()
-        after = {url: status_code(url) for url in urls}
-        lines = []
-        for url, was in before.items():
-            failed = ": today's callers fail" if after[url] not in (200, was) else ""
-            lines += [f"GET {url} without a key answers {after[url] or 'nothing'} (before: {was}){failed}"]
-        return after, lines
 
     def config(self, document: Mapping[str, Any]) -> Config:
         """Return a document as if it were read from the running file, to deploy it."""
         return config_of(self.path, {key: value for key, value in document.items() if key != FOLDER})
-
-    @abstractmethod
-    def service(self) -> ServiceState:
-        """Return the state of the service."""
 
     @abstractmethod
     def comparable(self, config: Config) -> dict[str, Any]:
@@ -101,15 +71,9 @@ class LocalService(RunningService):
         service = run.service() or SupervisedState()
         if not run.supervisors() or service.state not in ("ready", "deploying"):
             raise TabrankError(f"{run.path}: {UNWATCHED if run.node() else NOTHING_RUNS}")
-        self._run, self._service, self.path = run, service, Path(service.config)
-        self.base = self.path.parent
-        self.where, self.url, self.error = str(run.path), service.url, service.error
-        self.under_way, self.applications = service.deploying, service.applications
+        self._run, self.where, self.path = run, str(run.path), Path(service.config)
+        self.state, self.error, self.base = service, service.error, self.path.parent
         self.document = {**service.document, FOLDER: str(self.base)}
-
-    def service(self) -> ServiceState:
-        """Return the content of `service.json`."""
-        return self._service
 
     def comparable(self, config: Config) -> dict[str, Any]:
         """Return the content of a file, with its pools and its folder."""
@@ -138,8 +102,8 @@ class RemoteService(RunningService):
 
             self.client = client or ServeSubmissionClient(address)
         details = self._details()
-        self._reported = details["applications"]
-        living = {name: app for name, app in self._reported.items() if app["status"] != "DELETING"}
+        reported = details["applications"]
+        living = {name: app for name, app in reported.items() if app["status"] != "DELETING"}
         if not living:
             raise TabrankError(
                 f"{address}: no application runs there; deploy one with: serve deploy cluster.yaml"
@@ -151,9 +115,18 @@ class RemoteService(RunningService):
             )
         self.document = {key: details[key] for key in REPORTED_KEYS if details.get(key) is not None}
         self.document["applications"] = [app["deployed_app_config"] for app in living.values()]
-        self.applications = {name: application_of(app) for name, app in self._reported.items()}
         port = (details.get("http_options") or {}).get("port", 8000)
-        self.url = f"http://{urlsplit(address).hostname}:{port}"
+        others = {app["status"] for app in reported.values()} - {"RUNNING"}
+        messages = [app["message"] for app in reported.values() if app["message"]]
+        times = {name: app.get("last_deployed_time_s") for name, app in reported.items()}
+        self.state = ServiceState(
+            state=min(others).lower() if others else "ready",
+            url=f"http://{urlsplit(address).hostname}:{port}",
+            error=cause(messages) if messages else "",
+            applications={name: application_of(app) for name, app in reported.items()},
+            nodes=nodes(self.client),
+            changes=[ServiceChange(iso(at), f"deployed {name}") for name, at in times.items() if at],
+        )
 
     def restart_command(self, config: Path, yes: bool) -> str:
         """Return the restart with Ray's own commands, which ask nothing."""
@@ -188,20 +161,6 @@ class RemoteService(RunningService):
             if time.monotonic() > deadline:
                 raise TabrankError(f"{self.where}: not every application runs after {timeout_s:g} s")
             time.sleep(POLL_S * 3)
-
-    def service(self) -> ServiceState:
-        """Return the state as far as the dashboard reports it."""
-        others = {app["status"] for app in self._reported.values()} - {"RUNNING"}
-        messages = [app["message"] for app in self._reported.values() if app["message"]]
-        times = {name: app.get("last_deployed_time_s") for name, app in self._reported.items()}
-        return ServiceState(
-            state=min(others).lower() if others else "ready",
-            url=self.url,
-            error=cause(messages) if messages else "",
-            applications=self.applications,
-            nodes=nodes(self.client),
-            changes=[ServiceChange(iso(at), f"deployed {name}") for name, at in times.items() if at],
-        )
 
     def _details(self) -> dict[str, Any]:
         with _sentences(self.where):

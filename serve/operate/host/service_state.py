@@ -113,7 +113,6 @@ class ServiceState(Record):
     ray_address: str = ""
     started: str = ""
     cluster_id: str = ""
-    config_sha256: str = ""
     num_deploys: int = 0
     deploying: Deploying | None = None
     # The reason why the last deploy failed, or empty.
@@ -164,7 +163,6 @@ class Wanted(Record):
     """Document to deploy with its `nodes`, its file, and what ran `before` a restart, if known."""
 
     config: str
-    sha256: str
     document: dict[str, Any]
     before: dict[str, Any] = {}
 

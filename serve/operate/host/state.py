@@ -53,13 +53,12 @@ class RunState(ServiceState):
     """State of a run folder's service, with the memory that it uses and the places of its logs.
 
     `state` is "stopped", "starting", "deploying", "ready", "failed", "unwatched" (it serves, and
-    `supervision` says why it is not supervised, as text in `unwatched`) or "dead" (killed; `down`
+    `supervision` says why it is not supervised) or "dead" (killed; `down`
     clears it).
     """
 
     processes: int = 0
     memory_mib: int = 0
-    unwatched: str = ""
     supervision: Diagnosis | None = None
     log: str | None = None
     replica_logs: str | None = None
@@ -84,7 +83,7 @@ def status(run_dir: Path) -> RunState:
     )
     if unwatched := _unwatched(run, service, processes):
         if processes and is_alive(service):
-            found.state, found.supervision, found.unwatched = UNWATCHED, unwatched, str(unwatched)
+            found.state, found.supervision = UNWATCHED, unwatched
             for app in found.applications.values():
                 app.deployments = dict.fromkeys(app.deployments, DeploymentState())
         else:

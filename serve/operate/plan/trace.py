@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import csv
 
-from serve.contract.errors import TabrankError, did_you_mean
+from serve.contract.errors import TabrankError
 
 TIME, RATE = "t_s", "offered_rps"
 # Limits the computing time to a minute.
@@ -47,68 +47,35 @@ def shown(at_s: float) -> str:
 def read_trace(path: Path) -> Trace:
     """Read a CSV with the columns `t_s` and `offered_rps` strictly; ignore other columns.
 
-    Raise TabrankError naming the file, the line, the column and the remedy.
+    Raise TabrankError naming the file, the row and the column.
     """
+    columns = {TIME: pa.float64(), RATE: pa.float64()}
+    # No text is read as a missing number.
+    options = csv.ConvertOptions(include_columns=[*columns], column_types=columns, null_values=[])
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _rows(path, csv.DictReader(file, strict=True))
-    except OSError as error:
+        # Threads would not know the numbers of the rows that are refused.
+        table = csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=options)
+    except (OSError, pa.ArrowException) as error:
         raise TabrankError(
-            f"{path}: {error.strerror or 'unreadable'}; name a CSV with the columns {TIME} and {RATE}"
+            f"{path}: {error}; name a CSV with numbers in the columns {TIME} and {RATE}"
         ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TabrankError(f"{path}: not a CSV in UTF-8: {error}") from None
-    if len(rows) < 2:
+    if len(table) < 2:
         raise TabrankError(
-            f"{path}: {len(rows)} rows; at least two are needed: the last lasts as long as the one before"
+            f"{path}: {len(table)} rows; at least two are needed: the last lasts as long as the one before"
         )
-    times_s, rates_rps = zip(*rows, strict=True)
-    trace = Trace(times_s, rates_rps)
+    times_s, rates_rps = (table[name].to_numpy() for name in columns)
+    gaps_s = np.diff(times_s, prepend=times_s[0] - 1)
+    for name, values, is_valid, valid in (
+        (TIME, times_s, (gaps_s > 0) & np.isfinite(gaps_s), "above the row before"),
+        (RATE, rates_rps, (rates_rps >= 0) & np.isfinite(rates_rps), "0 or more"),
+    ):
+        if not is_valid.all():
+            row = int(is_valid.argmin())
+            # The header is row 1.
+            raise TabrankError(f"{path}: row {row + 2}: column {name}: {shown(values[row])} must be {valid}")
+    trace = Trace(tuple(times_s.tolist()), tuple(rates_rps.tolist()))
     if trace.seconds > MAX_SECONDS:
         raise TabrankError(
             f"{path}: lasts {trace.seconds:,} s; at most {MAX_SECONDS:,} s are planned: shorten it"
         )
     return trace
-
-
-def _rows(path: Path, reader: csv.DictReader[str]) -> list[tuple[float, float]]:
-    """Return time and rate of each row."""
-    names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    for name in (TIME, RATE):
-        if name not in names:
-            raise TabrankError(_missing(path, name, names))
-        if names.count(name) > 1:
-            raise TabrankError(f"{path}:1: the column {name!r} appears twice; remove one")
-    rows: list[tuple[float, float]] = []
-    for fields in reader:
-        where = f"{path}:{reader.line_num}"
-        if None in fields:
-            raise TabrankError(f"{where}: more fields than columns; write a thousand as 1000")
-        time_s, rate_rps = (_number(fields[name], f"{where}: column {name}") for name in (TIME, RATE))
-        if rows and time_s <= rows[-1][0]:
-            raise TabrankError(
-                f"{where}: column {TIME}: {shown(time_s)} must be above {shown(rows[-1][0])}, the row before"
-            )
-        if rate_rps < 0:
-            raise TabrankError(f"{where}: column {RATE}: {rate_rps:g} must be 0 or more")
-        rows.append((time_s, rate_rps))
-    return rows
-
-
-def _number(text: str | None, where: str) -> float:
-    if not (text or "").strip():
-        raise TabrankError(f"{where} is missing")
-    with contextlib.suppress(ValueError):
-        value = float(text or "")
-        if math.isfinite(value):
-            return value
-    raise TabrankError(f"{where}: {text!r} is not a number")
-
-
-def _missing(path: Path, name: str, columns: list[str]) -> str:
-    if not columns:
-        return f"{path}:1: empty; the first line names the columns, {TIME},{RATE}"
-    for column in columns:
-        if column not in (TIME, RATE) and (hint := did_you_mean(column, [name])):
-            return f"{path}:1: unknown key {column!r}{hint}"
-    return f"{path}:1: the column {name} is missing; there are {', '.join(columns)}"

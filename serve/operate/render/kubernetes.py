@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +15,8 @@ from serve.config.reader import Config
 from serve.config.settings import AppArgs
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import rendered_environment
+from serve.operate.render.manifests import Manifests
 from serve.operate.render.options import Kubernetes
-from serve.operate.render.templates import dump, fill, load
 
 # The image's folder, from which relative paths start.
 HOME = "/home/tabrank/app"
@@ -29,14 +28,19 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
     head = workers.pop(HEAD, None)
     if head is None:
         raise TabrankError(f"{config.path}: nodes: the pool {HEAD!r} is missing; add it for Ray's controller")
-    arguments = _our_arguments(config)
-    _refuse_unmounted_paths(arguments, options)
-    _refuse_secrets(arguments)
-    _refuse_without_keys(config)
+    stores = []
+    for i, application in enumerate(config.serve["applications"]):
+        if application["import_path"] == OUR_APPLICATION:
+            where = f"{config.path}: applications[{i}]"
+            args = AppArgs.from_mapping(application["args"], f"{where}.args")
+            _refuse_unmounted_paths(f"{where}.args", args, options)
+            _refuse_without_keys(where, application)
+            if "://" in args.store:
+                _refuse_secrets(f"{where}.args", args.store)
+                stores.append(args.store)
     several = any(pool.max_nodes for pool in workers.values())
     if several:
         _refuse_excess_replicas(config, workers)
-    stores = [args.store for _, args in arguments if "://" in args.store]
     redis = options.redis or next(map(_server, stores), None)
     if several and not redis:
         raise TabrankError(
@@ -50,53 +54,34 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
     if several:
         # Each serving pod runs an HAProxy, and Kubernetes balances over them.
         serve["proxy_location"] = "EveryNode"
-    values = {
-        **vars(options),
-        "file": config.path.name,
-        "port": config.port,
-        "several": several,
-        "upgrade": "NewCluster" if several else "None",
-        "serve_config": yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
-        "ray_version": version("ray"),
-        "idle_s": round(60 * options.idle_minutes),
-        "token_secret": options.token_secret or f"{options.name}-ray-token",
-        "redis_secret": options.redis_secret or f"{options.name}-redis",
-        "redis": redis,
-        "store_password": bool(stores),
-        "claims": [{"claim": claim, "folder": folder} for claim, folder in options.volume or ()],
-        "access": "ReadWriteMany" if several else "ReadWriteOnce",
-        "callers": [{"caller": namespace} for namespace in options.allow or [options.namespace]],
-        "environment": [{"variable": name, "value": value} for name, value in environment.items()],
-        "head_cpus": "0" if several else str(head.num_cpus),
-    }
-    settings, *objects = load("rayservice.yaml")
-    settings = fill(settings, values)
-    values |= {
-        "head": settings["head"] | _pod_values(HEAD, head, options),
-        "workers": [settings["worker"] | _pod_values(name, pool, options) for name, pool in workers.items()],
-    }
-    return dump(settings["notes"], *(fill(one, values) for one in objects))
+    manifests = Manifests(
+        options=options,
+        head=head,
+        workers=workers,
+        port=config.port,
+        serve_config=yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
+        environment=environment,
+        redis=redis,
+        has_store_password=bool(stores),
+    )
+    comments = "".join(f"# {note}\n" for note in manifests.notes(config.path.name))
+    objects = manifests.ray_service(), manifests.network_policy()
+    return comments + yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 
-def _our_arguments(config: Config) -> list[tuple[str, AppArgs]]:
-    """Return the path in the file and the value of `args`, for each of our applications."""
-    found = []
-    for i, application in enumerate(config.serve["applications"]):
-        if application["import_path"] == OUR_APPLICATION:
-            where = f"{config.path}: applications[{i}].args"
-            found.append((where, AppArgs.from_mapping(application["args"], where)))
-    return found
+class Dumper(yaml.SafeDumper):
+    """Dumper that repeats what appears twice, and writes long texts as blocks: the Serve part."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return that nothing is an alias."""
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the text, as a block if it has several lines."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-def _pod_values(name: str, pool: NodePool, options: Kubernetes) -> dict[str, Any]:
-    return {
-        "pool": name,
-        "min_nodes": pool.min_nodes,
-        "max_nodes": pool.max_nodes,
-        "cpu": str(pool.num_cpus),
-        "memory": f"{options.memory_gib_per_cpu * max(pool.num_cpus, 1)}Gi",
-        "gpu": str(pool.num_gpus) if pool.num_gpus else None,
-    }
+Dumper.add_representer(str, Dumper.represent_text)
 
 
 def _server(store: str) -> str:
@@ -106,42 +91,37 @@ def _server(store: str) -> str:
     return f"rediss://{address}" if parts.scheme == "rediss" else address
 
 
-def _refuse_secrets(arguments: list[tuple[str, AppArgs]]) -> None:
-    for where, args in arguments:
-        if "@" in args.store and "://" in args.store:
-            raise TabrankError(
-                f"{where}.store: has a user or a password, which a rendered file must not contain; remove them, and "
-                "put the password into the Secret that --redis-secret names"
-            )
+def _refuse_secrets(where: str, store: str) -> None:
+    if "@" in store:
+        raise TabrankError(
+            f"{where}.store: has a user or a password, which a rendered file must not contain; remove them, and "
+            "put the password into the Secret that --redis-secret names"
+        )
 
 
-def _refuse_without_keys(config: Config) -> None:
-    for i, application in enumerate(config.serve["applications"]):
-        if application["import_path"] != OUR_APPLICATION:
-            continue
-        ingress = [one for one in application.get("deployments") or () if one["name"] == OUR_INGRESS]
-        if not any((one.get("user_config") or {}).get("api_keys") for one in ingress):
-            raise TabrankError(
-                f"{config.path}: applications[{i}].deployments[{OUR_INGRESS}].user_config.api_keys is missing: a pod "
-                "listens on all addresses and needs keys; `python -m serve key` mints one"
-            )
+def _refuse_without_keys(where: str, application: Mapping[str, Any]) -> None:
+    ingress = [one for one in application.get("deployments") or () if one["name"] == OUR_INGRESS]
+    if not any((one.get("user_config") or {}).get("api_keys") for one in ingress):
+        raise TabrankError(
+            f"{where}.deployments[{OUR_INGRESS}].user_config.api_keys is missing: a pod listens on all addresses "
+            "and needs keys; `python -m serve key` mints one"
+        )
 
 
-def _refuse_unmounted_paths(arguments: list[tuple[str, AppArgs]], options: Kubernetes) -> None:
+def _refuse_unmounted_paths(where: str, args: AppArgs, options: Kubernetes) -> None:
     folders = [PurePosixPath(folder) for _, folder in options.volume or ()]
-    for where, args in arguments:
-        paths = {"models": args.models, "log": args.log}
-        if args.surface.endswith(".toml"):
-            paths["surface"] = args.surface
-        if args.store.startswith("lmdb:"):
-            paths["store"] = args.store.removeprefix("lmdb:")
-        for key, path in paths.items():
-            full = PurePosixPath(HOME) / path
-            if not any(full.is_relative_to(folder) for folder in folders):
-                raise TabrankError(
-                    f"{where}.{key}: {full} would be lost with its pod; name its claim with "
-                    f"--volume CLAIM={full if key == 'store' else full.parent}"
-                )
+    paths = {"models": args.models, "log": args.log}
+    if args.surface.endswith(".toml"):
+        paths["surface"] = args.surface
+    if args.store.startswith("lmdb:"):
+        paths["store"] = args.store.removeprefix("lmdb:")
+    for key, path in paths.items():
+        full = PurePosixPath(HOME) / path
+        if not any(full.is_relative_to(folder) for folder in folders):
+            raise TabrankError(
+                f"{where}.{key}: {full} would be lost with its pod; name its claim with "
+                f"--volume CLAIM={full if key == 'store' else full.parent}"
+            )
 
 
 def _refuse_excess_replicas(config: Config, workers: Mapping[str, NodePool]) -> None:

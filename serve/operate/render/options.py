@@ -107,6 +107,16 @@ class Kubernetes(Options):
     idle_minutes: Annotated[float, typer.Option(min=0, help="Minutes that an idle pod stays.")] = 5.0
     memory_gib_per_cpu: Annotated[int, typer.Option(min=1, help="Memory of a pod per CPU.")] = 2
 
+    @property
+    def token_secret_name(self) -> str:
+        """The name of the Secret with Ray's token."""
+        return self.token_secret or f"{self.name}-ray-token"
+
+    @property
+    def redis_secret_name(self) -> str:
+        """The name of the Secret with the password of Redis."""
+        return self.redis_secret or f"{self.name}-redis"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Systemd(Options):

@@ -11,14 +11,15 @@ from string import Template
 from serve.config.reader import Config
 from serve.operate.host.environment import import_folders
 from serve.operate.render.options import Systemd
-from serve.operate.render.templates import FOLDER
+
+UNIT = Path(__file__).with_name("templates") / "unit.service"
 
 
 def systemd(config: Config, options: Systemd) -> str:
     """Return the unit that starts, reloads and stops the service as the current user."""
     serve = [sys.executable, "-m", "serve"]
     run = options.run.resolve()
-    return Template((FOLDER / "unit.service").read_text()).substitute(
+    return Template(UNIT.read_text()).substitute(
         name=options.name,
         config=_escaped(config.path),
         user=getpass.getuser(),

@@ -127,7 +127,7 @@ class _Start:
         """Bring the service to the file by the mildest means; return the action and the changes."""
         taken_over, changes, before = _take_over(self.run, self.timeout_s, self.progress), [], {}
         if (running := _running(self.run)) is not None:
-            service, found, before = running.service(), difference(running, self.config), running.document
+            service, found, before = running.state, difference(running, self.config), running.document
             changes = found.plain()["changes"]
             if found.needs_yes and not yes:
                 confirm = UNCONFIRMED.format(command=self.run.up_command(self.config.path))
@@ -146,8 +146,7 @@ class _Start:
                     self.progress(line)
                 if found.worst < Consequence.RESTART:
                     self.progress("deploying the changed file in place")
-                    _, asked = running.asked(self._deploy)
-                    self.progress("\n".join(asked))
+                    request_deploy(self.config, self.run, self.timeout_s, self.progress)
                     return "deployed", changes
                 self.progress("restarting: the file changes a setting that Serve reads only at its start")
             if self.config.port != urlsplit(service.url).port:
@@ -157,9 +156,6 @@ class _Start:
         _refuse_busy_port(self.config)
         self._begin(before)
         return "started", changes
-
-    def _deploy(self) -> None:
-        request_deploy(self.config, self.run, self.timeout_s, self.progress)
 
     def _begin(self, before: Mapping[str, Any]) -> None:
         """Start the service in place of a document that ran `before`, or of none.
@@ -202,7 +198,7 @@ def _running(run: RunFolder) -> LocalService | None:
     """Return the service that answers here, or None."""
     with contextlib.suppress(TabrankError):
         running = LocalService(run)
-        return running if is_alive(running.service()) else None
+        return running if is_alive(running.state) else None
     return None
 
 

@@ -177,12 +177,7 @@ class Supervisor:
             if time.monotonic() - alive_since > READY_WAIT_S:
                 break
             self._pause()
-        self._save(
-            config=str(config.path),
-            config_sha256=config.sha256,
-            document=document_of(config),
-            stage="serving",
-        )
+        self._save(config=str(config.path), document=document_of(config), stage="serving")
 
     def _watch(self) -> None:
         # Ray's table of actors, dead ones included; the public call needs the dashboard.
@@ -241,7 +236,7 @@ class Supervisor:
         wanted = self._run.wanted()
         if wanted is None:
             raise TabrankError(f"{self._run.path}: no file is to be deployed; run: python -m serve up")
-        return config_of(Path(wanted.config), wanted.document, wanted.sha256), wanted.before
+        return config_of(Path(wanted.config), wanted.document), wanted.before
 
     def _applications(self) -> dict[str, ApplicationState]:
         """Read Serve's state for the next write; raise TabrankError if a deploy failed."""

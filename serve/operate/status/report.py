@@ -73,12 +73,8 @@ class Counted(Record):
 
 
 class Traffic(Counted):
-    """Rate, latency and counts of all applications within `window_s`, and the counts of each.
+    """Rate, latency and counts of all applications within `window_s`, and the counts of each."""
 
-    `seconds` is the same as `window_s`.
-    """
-
-    seconds: float = 0.0
     window_s: float = 0.0
     rate_rps: float | None = None
     p50_ms: float | None = None
@@ -103,7 +99,6 @@ class Report(RunState):
     degraded: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     health: Health = Health("unknown", "unknown")
-    waits: list[str] = field(default_factory=list)
 
     @property
     def faults(self) -> list[Cause]:

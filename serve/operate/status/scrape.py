@@ -129,7 +129,6 @@ class PageHistory:
         names = {dict(labels).get("application", "") for name, labels in after.values if name == REQUESTS}
         return Traffic(
             **_counted(before, after),
-            seconds=window_s,
             window_s=window_s,
             rate_rps=round(self._rate_rps(), 3),
             p50_ms=_quantile_ms(within, 0.5),

@@ -58,15 +58,13 @@ def look(run: Path | None, address: str | None, history: PageHistory | None = No
     found.causes = causes(found, now, silent)
     found.health = health(found)
     found.degraded, found.advice = by_kind(found.causes)
-    waits = [str(one) for one in found.causes if one.name in ("deploying", "not_starting")]
-    found.waits = [*waits, *filter(None, [found.unwatched])]
     return found
 
 
 def _state(run: Path | None, address: str | None) -> RunState:
     """Return the state of the service of a run folder or at an address."""
     if address and run is None:
-        return RunState(**fields_of(RemoteService(address).service(), ServiceState))
+        return RunState(**fields_of(RemoteService(address).state, ServiceState))
     return status(run or RUN)
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from training.evaluation.report import report_page
+from training.examination.examination import IGNORED
 from training.experiment.declared import Declared
 from training.experiment.report import report, write_report
 
@@ -34,6 +35,7 @@ MANIFEST = {
     "surface": "tiny",
     "measured_on": "test",
     "git": None,
+    "examination": IGNORED.to_json(),
 }
 # The colour of the model in a plot.
 STROKE = "getComputedStyle(document.querySelector('.plot [stroke=\"var(--model)\"]')).stroke"

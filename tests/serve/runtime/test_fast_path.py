@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
@@ -297,14 +296,12 @@ def test_rays_counters_get_every_ranking_and_its_histograms_some(monkeypatch):
     asyncio.run(scenario())
 
 
-def test_with_an_unknown_ray_every_request_takes_its_way(caplog):
-    replica = Replica(Answering())
-    del replica._semaphore
-    with caplog.at_level(logging.WARNING, logger="tabrank"):
-        way = fast_path(replica)
-    asyncio.run(ask(way, ranking()))
-    assert len(replica.rays_way) == 1
-    assert "take Ray's own path" in caplog.text
+def test_requests_to_other_code_and_to_a_thread_of_its_own_go_ray_s_way():
+    other, threaded = Replica("another application"), Replica(Answering())
+    threaded._user_callable_wrapper._run_user_code_in_separate_thread = True
+    for replica in (other, threaded):
+        asyncio.run(ask(fast_path(replica), ranking()))
+        assert len(replica.rays_way) == 1
 
 
 def test_in_ray_s_own_proxy_nothing_is_short():

@@ -31,7 +31,6 @@ from training.erasure.forget import forget, read_viewers
 from training.experiment.served_log import read_exposures
 from training.fit.fit import fit
 from training.fit.loop import FitConfig
-from training.fit.progress import Progress
 from training.network.network import NetworkConfig
 
 
@@ -317,13 +316,7 @@ def test_a_model_is_fitted_on_what_is_left_of_a_log(tmp_path):
     def fitted(version):
         config = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
         out = tmp_path / "models" / version
-        return fit(
-            surface,
-            tmp_path / "log",
-            out,
-            lambda num: replace(config, batch_size=num // 4),
-            progress=Progress(),
-        )
+        return fit(surface, tmp_path / "log", out, lambda num: replace(config, batch_size=num // 4))
 
     before = fitted("20260101T000001Z-abcd")
     assert erase(tmp_path / "log", *viewers)["models"] == {"20260101T000001Z-abcd": None}

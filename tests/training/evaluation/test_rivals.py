@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from dataclasses import replace
 
 import lightgbm as trees
@@ -54,22 +56,15 @@ def dataset(num_rows: int, seed: int) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
-    return []
+def said() -> io.StringIO:
+    return io.StringIO()
 
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory, said) -> Leaderboard:
     board = Leaderboard(tmp_path_factory.mktemp("rivals") / "leaderboard.jsonl")
-    compete(
-        board,
-        ENCODER,
-        dataset(6_000, 1),
-        dataset(2_000, 2),
-        Examination(),
-        said.append,
-        budget_s=0.0,
-    )
+    with redirect_stderr(said):
+        compete(board, ENCODER, dataset(6_000, 1), dataset(2_000, 2), Examination(), budget_s=0.0)
     return board
 
 
@@ -85,9 +80,9 @@ def test_every_rival_has_a_cost(board):
     assert all(board.of(kind).us_per_candidate > 0 for kind in RIVALS)
 
 
-def test_rivals_that_are_on_the_leaderboard_are_not_trained_again(board, said):
+def test_rivals_that_are_on_the_leaderboard_are_not_trained_again(board):
     before = list(board.entries)
-    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), Examination(), said.append, budget_s=0.0)
+    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), Examination(), budget_s=0.0)
     assert board.entries == before
 
 
@@ -95,7 +90,7 @@ def test_the_leaderboard_holds_the_settings_that_tuning_found(board, said):
     train, test = dataset(6_000, 1), dataset(500, 2)
     found = tuned(ENCODER, train, LOOKED_AT, 0.0)
     assert board.of("lightgbm").point == found
-    assert any(f"LightGBM, {TUNING_SHARE:.0%} of the budget" in text for text in said)
+    assert f"LightGBM, {TUNING_SHARE:.0%} of the budget" in said.getvalue()
     again = lightgbm(ENCODER, train, LOOKED_AT, **found)(test.matrix)
     assert np.array_equal(again, lightgbm(ENCODER, train, LOOKED_AT, **found)(test.matrix))
     fewer = lightgbm(ENCODER, train, LOOKED_AT, **found | {"num_iterations": 1})

@@ -264,15 +264,12 @@ def test_known_viewers_outside_experiments_are_dropped_anonymous_stay(home, tmp_
     assert len(found.drawn) == 360
 
 
-def test_the_scores_do_not_depend_on_the_rows_of_a_batch(home, monkeypatch):
-    given = home / "log", load(home / "model"), read_surface(TOML), "join"
-    whole = explored(*given).score
-    for rows_at_once in (1, 7 * len(SHOWN)):
-        monkeypatch.setattr("training.experiment.offline.explored.ROWS_AT_ONCE", rows_at_once)
-        shares = []
-        np.testing.assert_allclose(explored(*given, shares.append).score, whole, rtol=1e-5)
-        assert len(shares) == -(-len(whole) // max(1, rows_at_once // len(SHOWN)))
-        assert shares[-1] == 1.0
+def test_every_explored_exposure_is_scored_and_reported(home):
+    shares = []
+    found = explored(home / "log", load(home / "model"), read_surface(TOML), "join", shares.append)
+    assert np.isfinite(found.score[found.drawn.is_shown]).all()
+    assert len(shares) == len(found.drawn)
+    assert shares[-1] == 1.0
 
 
 def test_a_clipped_weight_does_not_depend_on_examination(world, monkeypatch):

@@ -10,9 +10,9 @@ from scipy.stats import norm, ttest_ind
 from simulated_viewers import ARMS, simulated_panel
 
 from serve.config.settings import Experiment
+from serve.contract.experiment_metrics import METRICS
 from training.experiment.comparison import comparisons
 from training.experiment.confidence_sequence import always_valid, any_look_p, factor
-from training.experiment.metrics import METRICS
 from training.experiment.statistics import Effect, aggregates, compare, holm, solve
 
 CLICKS = next(metric for metric in METRICS if metric.name == "clicks")

@@ -16,7 +16,6 @@ from training.evaluation.drift import CHANGED, STATISTICS, drift
 from training.evaluation.evaluate import evaluate, score
 from training.fit.fit import fit
 from training.fit.loop import FitConfig
-from training.fit.progress import Progress
 from training.network.network import Network, NetworkConfig
 
 CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
@@ -33,7 +32,7 @@ def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fit")
     write_shop(folder / "log", slates=1_000)
     surface = read_surface(draft(folder / "log").text)
-    fit(surface, folder / "log", folder / "model", configured, progress=Progress())
+    fit(surface, folder / "log", folder / "model", configured)
     return folder / "log", folder / "model", surface
 
 

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import shutil
@@ -31,7 +30,6 @@ from serve.contract.errors import TabrankError
 from training.data import stream as spill
 from training.fit.loop import FitConfig
 from training.network.network import Inputs, NetworkConfig
-from training.fit.progress import Progress
 from training.fit.trainer import ray_session, train
 
 spill.ROWS_PER_FILE = 2_000
@@ -65,8 +63,7 @@ with ray_session():
         try:
             storage = folder / name.removesuffix(" again")
             given = spilled(rows, storage / "rows") if name.startswith("streamed") else rows
-            lines = Progress(sys.stderr)
-            answer = train(given, more, encoder, runs[name], storage=storage, progress=lines)
+            answer = train(given, more, encoder, runs[name], storage=storage)
         except TabrankError as error:
             print(json.dumps({"name": name, "error": str(error)}))
             continue
@@ -302,33 +299,27 @@ def test_only_one_state_is_left_of_a_run(story):
 
 
 def test_progress_is_one_line_per_epoch():
-    from training.fit.progress import Progress
+    from training.fit.trainer import describe_epoch
 
-    stream = io.StringIO()
-    progress = Progress(stream)
-    progress.start(3)
+    config = replace(CONFIG, epochs=3)
     line = {"epoch": 1, "train_logloss": 0.5, "valid_logloss": 0.25, "valid_auc": None, "learning_rate": 0.1}
-    progress.epoch(line | {"seconds": 2.0})
-    progress.epoch(line | {"epoch": 2, "valid_auc": 0.75, "seconds": 2.0})
-    progress.finish(2)
-    assert stream.getvalue().splitlines() == [
-        "epoch 1/3  train logloss 0.5000  valid logloss 0.2500  2.0 s",
-        "epoch 2/3  train logloss 0.5000  valid logloss 0.2500  valid auc 0.7500  2.0 s",
-        "best epoch 2",
-    ]
+    line |= {"seconds": 2.0}
+    told = "epoch 1/3  train logloss 0.5000  valid logloss 0.2500"
+    assert describe_epoch(line, config) == f"{told}  2.0 s"
+    assert describe_epoch(line | {"valid_auc": 0.75}, config) == f"{told}  valid auc 0.7500  2.0 s"
+    # The last epoch counts, whatever its validation rows say.
+    assert describe_epoch(line, replace(config, restore_best=False)) == "epoch 1/3  train logloss 0.5000"
 
 
-def test_a_run_that_was_killed_goes_on_from_its_state(tmp_path, nearly, uninterrupted):
-    from training.fit.progress import Progress
+def test_a_run_that_was_killed_goes_on_from_its_state(tmp_path, nearly, uninterrupted, capsys):
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
     kept = tmp_path / f"fit-{_fingerprint(TRAIN, VALID, ENCODER, config)}" / "state.safetensors"
     kept.parent.mkdir(parents=True)
     shutil.copy2(nearly, kept)
-    stream = io.StringIO()
-    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Progress(stream))
-    assert epochs_of(stream.getvalue().splitlines()) == [CONFIG.epochs - 1, CONFIG.epochs]
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path)
+    assert epochs_of(capsys.readouterr().err.splitlines()) == [CONFIG.epochs - 1, CONFIG.epochs]
     ours, theirs = (
         [line["valid_logloss"] for line in history] for history in (answer.history, uninterrupted.history)
     )
@@ -346,8 +337,7 @@ def test_the_fingerprint_covers_all_that_a_result_depends_on():
     assert _fingerprint(VALID, other, ENCODER, CONFIG) != same
 
 
-def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted):
-    from training.fit.progress import Progress
+def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted, capsys):
     from training.fit.trainer import _fingerprint, train
 
     config = replace(CONFIG, num_workers=0)
@@ -355,8 +345,7 @@ def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_pa
     folder.mkdir(parents=True)
     uninterrupted.save(folder / "state.safetensors")
     TRAIN.save(folder / "inputs", "train")
-    stream = io.StringIO()
-    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path, progress=Progress(stream))
-    assert epochs_of(stream.getvalue().splitlines()) == []
+    answer = train(TRAIN, VALID, ENCODER, config, storage=tmp_path)
+    assert epochs_of(capsys.readouterr().err.splitlines()) == []
     assert answer.history == uninterrupted.history
     assert not (folder / "inputs").exists()

@@ -31,11 +31,8 @@ def test_a_shape_costs_what_it_cost_when_it_was_first_measured():
 
 def test_what_an_earlier_call_measured_stays():
     point = Space(150_000).point(FitConfig(network=SMALLEST))
-    past = [
-        BoardEntry("popular", "popular", 0.5, us_per_candidate=0.0),
-        BoardEntry("TabNet 1", "tabnet", 0.4, point=point),
-    ]
-    past.append(BoardEntry("TabNet 2", "tabnet", 0.4, us_per_candidate=0.7, point=point))
+    unmeasured = BoardEntry("TabNet 1", "tabnet", 0.4, point=point)
+    past = [unmeasured, BoardEntry("TabNet 2", "tabnet", 0.4, us_per_candidate=0.7, point=point)]
     assert Costs(Busy(), past)(SMALLEST) == 0.7
 
 

@@ -45,22 +45,22 @@ def models(tmp_path, surface, monkeypatch) -> Path:
     return tmp_path / "models"
 
 
-def test_a_winner_takes_the_place_of_what_it_follows(models, tmp_path, surface):
-    winner, messages = artifact(tmp_path / "out", NEW, surface), []
-    assert take_place(winner, models, OLD, messages.append)
+def test_a_winner_takes_the_place_of_what_it_follows(models, tmp_path, surface, capsys):
+    winner = artifact(tmp_path / "out", NEW, surface)
+    assert take_place(winner, models, OLD)
     assert current(models) == NEW
     # A second call changes nothing.
-    assert take_place(winner, models, OLD, messages.append)
-    assert messages == []
+    assert take_place(winner, models, OLD)
+    assert capsys.readouterr().err == ""
 
 
-def test_what_was_made_current_while_the_search_ran_stays_so(models, tmp_path, surface):
-    winner, messages = artifact(tmp_path / "out", NEW, surface), []
+def test_what_was_made_current_while_the_search_ran_stays_so(models, tmp_path, surface, capsys):
+    winner = artifact(tmp_path / "out", NEW, surface)
     point(models, CURRENT, CHOSEN)
-    assert not take_place(winner, models, OLD, messages.append)
+    assert not take_place(winner, models, OLD)
     assert current(models) == CHOSEN
     assert (models / NEW).exists()
-    assert f"{CHOSEN} was made current during the search" in messages[0]
+    assert f"{CHOSEN} was made current during the search" in capsys.readouterr().err
 
 
 def test_a_current_model_that_cannot_be_loaded_is_a_reason_not_to_replace_it(tmp_path, surface):
@@ -148,16 +148,15 @@ def manifest(fit: dict[str, object], network: dict[str, object]) -> dict[str, ob
     return {"version": OLD, "fit": made | fit, "network": asdict(NetworkConfig(width=24)) | network}
 
 
-def test_a_search_starts_from_the_configuration_of_a_model():
-    messages = []
-    (config,) = configuration(manifest({}, {}), messages.append)
+def test_a_search_starts_from_the_configuration_of_a_model(capsys):
+    (config,) = configuration(manifest({}, {}))
     assert (config.epochs, config.network.width) == (9, 24)
-    assert messages == []
+    assert capsys.readouterr().err == ""
 
 
-def test_a_configuration_that_this_release_refuses_is_no_start():
+def test_a_configuration_that_this_release_refuses_is_no_start(capsys):
     for given, message in (({"epochs": 0}, "epochs 0"), ({"colour": "red"}, "'colour'")):
-        messages = []
-        assert configuration(manifest(given, {}), messages.append) == []
-        assert OLD in messages[0]
-        assert message in messages[0]
+        assert configuration(manifest(given, {})) == []
+        printed = capsys.readouterr().err
+        assert OLD in printed
+        assert message in printed

@@ -31,13 +31,12 @@ GO_ON = """
 import json, sys
 from pathlib import Path
 from serve.features.surface import load_surface
-from training.search.progress import SearchProgress
 from training.search.task import SearchSettings
 from training.search.search import search
 
 given = {"num_teachers": 1, "models": Path("models"), "max_us": float(sys.argv[1])}
 settings = SearchSettings(3600.0, max_trials=int(sys.argv[2]), **given)
-print(json.dumps(search(load_surface("spaces.toml"), Path("log"), Path("out"), settings, SearchProgress())))
+print(json.dumps(search(load_surface("spaces.toml"), Path("log"), Path("out"), settings)))
 """
 """Code of the second call, which ends after a number of trials, however long they take."""
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +8,6 @@ import pytest
 from training.fit.loop import FitConfig
 from training.search.budget import Forecast
 from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.progress import SearchProgress
 from training.search.task import SearchSettings
 from training.search.trials import MAX_FAILED_TRIALS, Deadline, SearchRun
 
@@ -46,7 +44,7 @@ def search(tmp_path) -> SimpleNamespace:
 
     def deadline(made=None, **bounds) -> Deadline:
         task = SimpleNamespace(settings=SearchSettings(clock.budget_s, **bounds))
-        run = SearchRun(task, board, clock, made or forecast(), SearchProgress(io.StringIO()))
+        run = SearchRun(task, board, clock, made or forecast())
         return Deadline(run, num_train=20_000, num_valid=0)
 
     return SimpleNamespace(clock=clock, board=board, forecast=forecast, deadline=deadline)

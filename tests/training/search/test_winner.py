@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +14,9 @@ from training.drafting.draft import draft
 from training.evaluation.report import regenerate
 from training.fit.fit import fit
 from training.fit.loop import FitConfig
-from training.fit.progress import Progress
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast
 from training.search.leaderboard import BoardEntry, Leaderboard
-from training.search.progress import SearchProgress
 from training.search.search import reasons
 from training.search.space import Space
 from training.search.task import SearchSettings, Task
@@ -35,7 +32,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("winner")
     write_shop(folder / "log", slates=1_000)
     surface = read_surface(draft(folder / "log").text)
-    fit(surface, folder / "log", folder / "model", lambda num: CONFIG, progress=Progress(io.StringIO()))
+    fit(surface, folder / "log", folder / "model", lambda num: CONFIG)
     task = Task.read(surface, folder / "log", SearchSettings(600.0, models=folder), lambda share: None)
     return folder, replace(task, base=replace(task.base, num_workers=0))
 
@@ -54,7 +51,7 @@ def test_the_winner_is_measured_on_the_rows_that_the_current_model_has_not_seen(
             BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, point=point, calibration=[1, 0])
         )
         forecast = Forecast(board, len(task.before), len(test), 0, 1)
-        run = SearchRun(task, board, clock, forecast, SearchProgress(io.StringIO()))
+        run = SearchRun(task, board, clock, forecast)
         manifest = finish(run, board.entries[0], last)
     assert manifest["log"] == str(folder / "log")
     num_unseen = int((test.ts_ms > seen_until_ms).sum())

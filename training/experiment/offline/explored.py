@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import one_of
-from serve.features.matrix import Features, Matrix
+from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.reader import Log, read_log
@@ -28,8 +27,6 @@ from training.data.labels import Owners
 from training.evaluation.counterfactual import Drawn
 from training.examination.placements import F64
 
-# Score at most so many rows at once, or one exposure, to bound the memory.
-ROWS_AT_ONCE = 4_096
 CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 
 
@@ -104,19 +101,13 @@ def explored(
     reward = np.zeros(is_shown.shape)
     reward[is_shown] = _earned(replay, log, surface, event)[flat]
     viewer = replay.exposure_viewer[rows]
-    new = np.full(is_shown.shape, np.nan)
-    number = {i: n for n, i in enumerate(rows.tolist())}
-    recomputed = recompute_features(features, log, replay, rows)
-    scorer, done = load_scorer(artifact.path, "onnx"), 0
-    at_once = max(1, ROWS_AT_ONCE // int(lengths.max()))
-    while batch := list(islice(recomputed, at_once)):
-        numbers = [number[i] for i, _ in batch]
-        matrix = Matrix.stacked([each for _, each in batch])
-        scores = scorer.score(matrix.numeric, matrix.category)
-        for n, values in zip(numbers, np.split(scores, lengths[numbers].cumsum()[:-1]), strict=True):
-            new[n, : len(values)] = values
-        done += len(batch)
+    scores = np.full(len(replay.shown), np.nan)
+    scorer = load_scorer(artifact.path, "onnx")
+    for done, (i, matrix) in enumerate(recompute_features(features, log, replay, rows), 1):
+        scores[replay.first[i] : replay.first[i + 1]] = scorer.score(matrix.numeric, matrix.category)
         progress(done / len(rows))
+    new = np.full(is_shown.shape, np.nan)
+    new[is_shown] = scores[flat]
     made_until_ms = artifact.manifest.get("seen_until_ms", 0)
     num_seen = int((replay.exposure_ms[rows] <= made_until_ms).sum())
     served = dict(Counter(draws[i].model for i in rows.tolist()))

@@ -1,4 +1,4 @@
-// The frame of the console: navigation, the stream of states, and the page that the hash names.
+// The frame of the console: navigation, the states, and the page that the hash names.
 import { Models } from "./models.js";
 import { Now } from "./now.js";
 import { clock } from "./parts.js";
@@ -7,31 +7,27 @@ import { Try } from "./try.js";
 const { html, render, useEffect, useState } = htmPreact;
 const PAGES = { now: ["Now", Now], try: ["Try", Try], models: ["Models and experiments", Models] };
 const MAX_POINTS = 300;
-// The console sends a state every 2 s.
-const SILENT_MS = 5000;
+const EVERY_MS = 2000, SILENT_MS = 5000;
 
-// The last message of the console, with all points, and `lost`: since when it has been silent.
-function useStream() {
+// What the console said last, with all points, and `lost`: since when it has been silent.
+function useNews() {
   const [state, setState] = useState({ points: [], found: null, gone: null, lost: null });
   useEffect(() => {
-    let heard = Date.now(), source = null;
-    function open() {
-      source = new EventSource("/data/stream");
-      source.onmessage = (event) => {
-        const news = JSON.parse(event.data);
+    let heard = Date.now(), newest = 0, timer = null;
+    async function ask() {
+      try {
+        const answer = await fetch(`/data/state?after=${newest}`, { signal: AbortSignal.timeout(SILENT_MS) });
+        const news = await answer.json();
         heard = Date.now();
-        setState((old) => ({
-          ...old, ...news, lost: null, points: news.points ?? (news.point ? [...old.points, news.point].slice(-MAX_POINTS) : old.points),
-        }));
-      };
-      // A browser connects again by itself, except after an answer that is no stream.
-      source.onerror = () => source.readyState === EventSource.CLOSED && setTimeout(open, 1000);
+        newest = news.points.at(-1)?.[0] ?? newest;
+        setState((old) => ({ ...news, lost: null, points: [...old.points, ...news.points].slice(-MAX_POINTS) }));
+      } catch {
+        setState((old) => ({ ...old, lost: old.lost ?? heard }));
+      }
+      timer = setTimeout(ask, EVERY_MS);
     }
-    open();
-    const timer = setInterval(() => {
-      if (Date.now() - heard > SILENT_MS) setState((old) => ({ ...old, lost: old.lost ?? heard }));
-    }, 1000);
-    return () => { clearInterval(timer); source.close(); };
+    ask();
+    return () => clearTimeout(timer);
   }, []);
   return state;
 }
@@ -48,7 +44,7 @@ function usePage() {
 }
 
 function Console() {
-  const state = useStream(), page = usePage();
+  const state = useNews(), page = usePage();
   const [title, Page] = PAGES[page];
   useEffect(() => { document.title = `${title} · tabrank console`; }, [title]);
   const link = ([name, [text]]) =>

@@ -179,9 +179,8 @@ def test_without_a_service_the_command_opens_its_page_and_ends_by_ctrl_c_without
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     url = command.stderr.readline().split()[1]
-    with urllib.request.urlopen(f"{url}data/stream", timeout=20) as stream:
-        lines = [stream.readline() for _ in range(5)]
-        assert b"No service runs in" in lines[-1]
-        command.send_signal(signal.SIGINT)
-        _, rest = command.communicate(timeout=10)
+    with urllib.request.urlopen(f"{url}data/state", timeout=20) as answer:
+        assert b"No service runs in" in answer.read()
+    command.send_signal(signal.SIGINT)
+    _, rest = command.communicate(timeout=10)
     assert (command.returncode, rest) == (0, "")

@@ -28,10 +28,12 @@ JSON = {"content-type": "application/json"}
 
 
 async def read(watch, num):
-    """Return the first messages of a watch."""
-    messages = watch.messages()
-    found = [await anext(messages) for _ in range(num)]
-    await messages.aclose()
+    """Return what a watch says to a browser that asks this often, each time for what is new."""
+    found, newest_ms = [], 0.0
+    for _ in range(num):
+        found.append(await watch.news(newest_ms))
+        newest_ms = max([newest_ms, *(point[0] for point in found[-1]["points"])])
+        await asyncio.sleep(watch.every_s)
     return found
 
 
@@ -39,7 +41,7 @@ def client(look=None, run=None, address=None):
     """Return a client of a console that, with `look`, has read the service once."""
     watch = Watch(look or healthy, every_s=0.01)
     if look:
-        asyncio.run(read(watch, 2))
+        asyncio.run(watch.news(0))
     return TestClient(console(watch, run, address, 8090), base_url=BASE)
 
 
@@ -70,7 +72,7 @@ def test_each_file_has_a_strict_policy_and_no_cors(path):
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("path", ["/", "/data/models", "/data/stream", "/console.js", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/data/models", "/data/state", "/console.js", "/nothing"])
 @pytest.mark.parametrize(
     "headers",
     [
@@ -92,7 +94,7 @@ def test_another_host_or_origin_is_refused(path, headers):
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_a_page_of_another_site_reads_no_data_and_may_link_here(site):
     page, headers = client(), {"sec-fetch-site": site}
-    paths = ["/data/models", "/data/requests", "/data/stream", "/"]
+    paths = ["/data/models", "/data/requests", "/data/state", "/"]
     assert [page.get(path, headers=headers).status_code for path in paths] == [403, 403, 403, 200]
 
 
@@ -204,28 +206,30 @@ def test_a_report_of_the_experiment_beside_the_log_is_found(folder):
 
 
 def test_a_state_comes_with_its_point_and_health_in_the_words_of_status():
-    first, state = asyncio.run(read(Watch(degraded), 2))
-    assert first == {"points": []}
-    assert state["found"].health.line == degraded().causes[0].text
-    assert state["point"][1:] == [903.0, 5.8, 11.9, 24.6, 0.0, 0.0, 0.0, pytest.approx(0.002)]
-    assert state["gone"] is None
+    news = asyncio.run(Watch(degraded).news(0))
+    assert news["found"].health.line == degraded().causes[0].text
+    (point,) = news["points"]
+    assert point[1:] == [903.0, 5.8, 11.9, 24.6, 0.0, 0.0, 0.0, pytest.approx(0.002)]
+    assert news["gone"] is None
 
 
 def test_a_service_that_is_gone_keeps_the_time_of_its_last_answer_until_it_is_back():
     states = iter([healthy(), gone(), gone(), healthy(), gone()])
-    messages = asyncio.run(read(Watch(lambda: next(states), every_s=0.002), 6))
-    seen = [(message["found"].state, message["gone"]) for message in messages[1:]]
+    messages = asyncio.run(read(Watch(lambda: next(states), every_s=0.002), 5))
+    seen = [(message["found"].state, message["gone"]) for message in messages]
     assert [state for state, _ in seen] == ["ready", "stopped", "stopped", "ready", "stopped"]
     assert seen[1][1] == seen[2][1]
     assert (seen[0][1], seen[3][1]) == (None, None)
     assert seen[1][1]["seen"] < seen[1][1]["since"] < seen[4][1]["seen"] < seen[4][1]["since"]
 
 
-def test_the_history_is_bounded_and_a_new_browser_gets_it():
+def test_the_history_is_bounded_and_a_browser_gets_what_is_new():
     watch = Watch(healthy, every_s=60.0)
     watch.points.extend([float(i)] for i in range(100))
-    (first,) = asyncio.run(read(watch, 1))
-    assert first["points"] == [[float(i)] for i in range(90, 100)]
+    *before, last = asyncio.run(watch.news(93.0))["points"]
+    assert before == [[float(i)] for i in range(94, 100)]
+    assert last[0] > before[-1][0]
+    assert len(watch.points) == 10
 
 
 def test_one_reader_serves_all_browsers_and_nothing_is_read_without_one():
@@ -237,24 +241,13 @@ def test_one_reader_serves_all_browsers_and_nothing_is_read_without_one():
 
     async def scenario():
         watch = Watch(look, every_s=0.02)
-        await asyncio.gather(*(read(watch, 4) for _ in range(5)))
-        await asyncio.sleep(0.06)
+        await asyncio.gather(*(read(watch, 3) for _ in range(5)))
         num = len(reads)
         await asyncio.sleep(0.06)
         return num
 
-    assert 3 <= asyncio.run(scenario()) == len(reads) <= 6
-
-
-def test_a_browser_that_reads_nothing_is_left_out():
-    async def scenario():
-        watch = Watch(healthy, every_s=0.001)
-        slow = watch.messages()
-        await anext(slow)
-        await asyncio.gather(anext(slow), read(watch, 20))
-        return [message async for message in slow]
-
-    assert len(asyncio.run(scenario())) <= 8
+    # Of five browsers, each of which asks three times.
+    assert 2 <= asyncio.run(scenario()) == len(reads) <= 3
 
 
 @pytest.mark.parametrize(
@@ -270,7 +263,7 @@ def test_a_failed_read_is_a_state_and_the_next_one_counts(error, line):
             raise state
         return state
 
-    _, failed, good = asyncio.run(read(Watch(look, every_s=0.001), 3))
+    failed, good = asyncio.run(read(Watch(look, every_s=0.001), 2))
     assert (failed["found"].health.state, good["found"].health.state) == ("unknown", "healthy")
     assert line in failed["found"].health.line
 
@@ -295,18 +288,17 @@ def test_a_service_that_is_always_late_does_not_alternate(monkeypatch, late, ver
         return first or late
 
     watch = Watch(look, every_s=0.001)
-    found = asyncio.run(read(watch, 14))[1:]
+    found = asyncio.run(read(watch, 14))
     seen = [message["found"].health.state for message in found]
     assert [state for state, _ in itertools.groupby(seen)] == verdicts
     assert {message["found"].url for message in found} == {healthy().url}
     assert [message["gone"] is None for message in found] == [state != "down" for state in seen]
-    assert 3 <= len(watch.points) == len([1 for message in found if "point" in message]) < len(found)
+    assert 3 <= len(watch.points) < len(found)
     assert watch.found.url == healthy().url
 
 
 def test_an_application_that_is_not_asked_is_not_said_to_be_gone():
-    _, state = asyncio.run(read(Watch(lambda: healthy(state="deploy_failed", surfaces={})), 2))
-    assert state["gone"] is None
+    assert asyncio.run(Watch(lambda: healthy(state="deploy_failed", surfaces={})).news(0))["gone"] is None
 
 
 def test_an_overdue_read_is_shown_as_missing(monkeypatch):
@@ -319,17 +311,14 @@ def test_an_overdue_read_is_shown_as_missing(monkeypatch):
             asyncio.run_coroutine_threadsafe(free.wait(), loop).result()
             return healthy()
 
-        messages = Watch(look).messages()
-        await anext(messages)
-        overdue = await anext(messages)
+        watch = Watch(look)
+        overdue = await watch.news(0)
         free.set()
-        after = await anext(messages)
-        await messages.aclose()
-        return overdue, after
+        return overdue, await watch.news(0)
 
     overdue, after = asyncio.run(scenario())
-    assert (overdue["found"].health.state, "point" in overdue) == ("unknown", False)
-    assert after["found"].health.state == "healthy"
+    assert (overdue["found"].health.state, overdue["points"]) == ("unknown", [])
+    assert (after["found"].health.state, len(after["points"])) == ("healthy", 1)
 
 
 def test_a_port_in_use_is_refused_in_a_sentence(service):

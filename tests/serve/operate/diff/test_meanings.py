@@ -1,12 +1,10 @@
-"""Meanings of changes: the sentence, the need of `--yes`, and the answer of the old route after."""
+"""Meanings of changes: the sentence, and the need of `--yes`."""
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from documents import replaced
 from stub import MODEL, publish_stub
 from tiny import TOML
 
-from serve.config.application import DEPLOYMENTS, OUR_APPLICATION, OUR_INGRESS
+from serve.config.application import DEPLOYMENTS, OUR_INGRESS
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
@@ -36,40 +34,14 @@ CHANGED = TOML.replace('half_life = "10s"', 'half_life = "12s"')
 
 
 class Running(RunningService):
-    """Service that answers at the route of its document, and asks for a key if that has any."""
+    """Service that takes what is deployed."""
 
     def __init__(self, path: Path, document) -> None:
         self.where, self.path, self.base, self.document = "here", path, path.parent, document
         deployments = dict.fromkeys(DEPLOYMENTS, DeploymentState())
-        self.applications = {"tiny": ApplicationState(ingress=OUR_INGRESS, deployments=deployments)}
+        app = ApplicationState(ingress=OUR_INGRESS, deployments=deployments)
+        self.state = ServiceState("ready", url="http://127.0.0.1:8000", applications={"tiny": app})
         self.deployed = document
-        running = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(running.status(self.path))
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def status(self, path):
-        (app,) = self.deployed["applications"]
-        if (route := app["route_prefix"]) is None or path != f"{route.rstrip('/')}/v1/model":
-            return 404
-        return 401 if app["deployments"][0]["user_config"].get("api_keys") else 200
-
-    def service(self):
-        routes = {app["name"]: app["route_prefix"] for app in self.document["applications"]}
-        apps = {
-            name: ApplicationState(import_path=OUR_APPLICATION, route_prefix=route)
-            for name, route in routes.items()
-        }
-        return ServiceState("ready", url=self.url, applications=apps)
 
     def comparable(self, config):
         return dict(config.serve)
@@ -124,10 +96,7 @@ def applied(tmp_path, monkeypatch):
         assert (services[-1].deployed == before) != held
         return result, [*printed, *lines], held
 
-    yield run
-    for service in services:
-        service.server.shutdown()
-        service.server.server_close()
+    return run
 
 
 def changed(document, **values):
@@ -264,23 +233,6 @@ def test_a_change_that_costs_nothing_is_applied_without_a_word(before, change, d
     assert (held, sentences(result)) == (True, [])
 
 
-@pytest.mark.parametrize(
-    ("change", "status"),
-    [({f"{APP}/route_prefix": "/ranking"}, 404), ({f"{LIVE}/api_keys": {"app": KEY}}, 401)],
-)
-def test_after_a_deploy_the_old_route_is_asked_without_a_key(change, status, document, applied):
-    result, lines, _ = applied(document, changed(document, **change), yes=True)
-    ((url, answered),) = result["answers"].items()
-    assert url.endswith("/v1/model")
-    assert answered == status
-    assert lines[-2] == f"GET {url} without a key answers {status} (before: 200): today's callers fail"
-
-
-def test_where_the_old_route_still_answers_nobody_fails(document, applied):
-    _, lines, _ = applied(document, changed(document, **{f"{LIVE}/log_features": 0.5}))
-    assert lines[-2].endswith("/v1/model without a key answers 200 (before: 200)")
-
-
 def test_the_part_of_the_log_that_goes_at_once_is_measured(document, tmp_path, applied):
     for table in ("exposures", "events"):
         folder = tmp_path / "log" / table
@@ -339,4 +291,3 @@ def test_up_refuses_a_dangerous_change_of_a_running_service_without_yes(document
     service = local_cluster.up(file, run_dir=tmp_path / "run", progress=printed.append)
     assert (service["action"], printed[-1]) == ("taken over", str(refused.value))
     assert running.deployed == document
-    running.server.server_close()

@@ -18,7 +18,7 @@ from serve.operate.host import run_folder
 from serve.operate.host.run_folder import MARKER, RunFolder, wait_for_end
 from serve.operate.host.service_state import SupervisedState, Wanted
 
-WANTED = Wanted("/srv/cluster.yaml", "ab", {"applications": []})
+WANTED = Wanted("/srv/cluster.yaml", {"applications": []})
 
 
 def test_a_folder_has_one_cluster_id_however_it_is_written(tmp_path):

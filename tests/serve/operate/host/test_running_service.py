@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 
@@ -139,12 +138,6 @@ def test_the_kill_switch_of_a_cluster_is_set_by_putting_its_document():
     assert (change.path[-1], change.old) == ("kill_switch", True)
 
 
-class Fixed(RemoteService):
-    """Running service with a deploy under way."""
-
-    under_way: ClassVar = Deploying("/srv/big.yaml", "2026-01-31T12:00:00+00:00")
-
-
 @pytest.fixture
 def written(tmp_path):
     path = tmp_path / "cluster.yaml"
@@ -153,7 +146,9 @@ def written(tmp_path):
 
 
 def test_a_deploy_under_way_and_the_remedy_of_a_refusal_are_reported(written, monkeypatch):
-    monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: Fixed(URL, Dashboard()))
+    running = RemoteService(URL, Dashboard())
+    running.state.deploying = Deploying("/srv/big.yaml", "2026-01-31T12:00:00+00:00")
+    monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: running)
     result, lines, held = diff(written, None, URL, True, 5.0, lambda line: None)
     assert (result["under_way"], held) == (
         {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"},
@@ -184,7 +179,7 @@ def test_an_interrupted_switch_says_that_it_may_be_on(monkeypatch):
 
 
 def test_the_screen_gets_the_content_of_a_dashboard():
-    service = RemoteService(URL, Dashboard()).service()
+    service = RemoteService(URL, Dashboard()).state
     assert (service.state, service.url) == ("ready", "http://127.0.0.1:9000")
     assert service.nodes == [NodeState(True, "p", "n", "http://10.0.0.1:8080/metrics")]
     assert service.changes == [ServiceChange("1970-01-01T00:01:00+00:00", "deployed spaces")]

@@ -196,7 +196,7 @@ def test_a_failed_service_is_dead_and_its_error_is_shown(tmp_path):
     run = RunFolder.of(tmp_path)
     run.write(SupervisedState("failed", url="http://127.0.0.1:1", error="no room"))
     found = look(tmp_path, None)
-    assert (found.state, found.unwatched, found.waits) == ("dead", "", [])
+    assert (found.state, found.supervision) == ("dead", None)
     assert "The service has ended: no room." in screen(found).plain
 
 
@@ -254,9 +254,9 @@ def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch)
     )
     document = {"applications": [], "nodes": {}, "http_options": {"port": 1}}
     running = SimpleNamespace(
-        service=run.service,
+        state=run.service(),
+        error="",
         document=document,
-        applications={},
         base=None,
         comparable=lambda config: config.serve,
     )
@@ -273,9 +273,9 @@ def test_a_restart_tells_the_new_supervisor_what_ran_before(tmp_path, port, monk
     run.write(SupervisedState("ready", url=f"http://127.0.0.1:{port}"))
     document = {"applications": [{"name": "old", "import_path": "a:b", "route_prefix": "/old"}], "nodes": {}}
     running = SimpleNamespace(
-        service=run.service,
+        state=run.service(),
+        error="",
         document=document,
-        applications={},
         base=None,
         comparable=lambda config: {**config.serve, "nodes": {}},
     )
@@ -318,7 +318,7 @@ def test_a_restart_notes_what_it_broke_for_callers(tmp_path, monkeypatch):
         (document("/ranking"), []),
         (document("/"), [Probe("route_changed", "spaces", "/livez", 404)]),
     ):
-        run.save_wanted(Wanted(str(tmp_path / "cluster.yaml"), "", document("/ranking"), before))
+        run.save_wanted(Wanted(str(tmp_path / "cluster.yaml"), document("/ranking"), before))
         assert WithoutRay(run, haproxy=False).main()
         service = run.service()
         assert (service.state, service.document["applications"]) == (
@@ -497,7 +497,7 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
     kill_supervisor(folder)
     now = look(folder / "run", None)
     assert now.state == "unwatched"
-    assert "python -m serve up" in now.waits[0]
+    assert "python -m serve up" in str(now.supervision)
     assert "unknown" in screen(now).plain
     assert "running" not in screen(now).plain
     with pytest.raises(TabrankError, match="the supervisor is gone; start a new one"):
@@ -532,7 +532,7 @@ def test_up_deploys_again_after_a_failed_deploy_and_a_killed_supervisor(folder, 
     assert (taken["action"], taken["error"], answer(port)["knob"]) == ("deployed", "", 5)
     assert messages[0].startswith("taking over")
     # No machine has room for this deployment.
-    run.save_wanted(Wanted(str(folder / "cluster.yaml"), "", unplaceable(run.service().document)))
+    run.save_wanted(Wanted(str(folder / "cluster.yaml"), unplaceable(run.service().document)))
     os.kill(taken["pid"], signal.SIGHUP)
     until(lambda: status(folder / "run").applications["tab"].status == "DEPLOYING")
     kill_supervisor(folder)
@@ -563,7 +563,7 @@ def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, 
     for title in ("ray::ServeReplica:tab:Scorer", "ray::ServeController"):
         next(one for one in run.processes() if one.cmdline()[:1] == [title]).kill()
     until(lambda: status(folder / "run").state == "unwatched")
-    assert "make room" in status(folder / "run").unwatched
+    assert "make room" in str(status(folder / "run").supervision)
     assert answer(port)["knob"] == 4
     assert supervisor.is_running()
     supervisor.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))

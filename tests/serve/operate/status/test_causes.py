@@ -18,7 +18,13 @@ from msgspec import convert, json
 from serve.config.application import OUR_APPLICATION
 from serve.config.diagnoses import DIAGNOSES
 from serve.operate.host.run_folder import MARKER, SUPERVISE, RunFolder
-from serve.operate.host.service_state import ApplicationState, ServiceState, SupervisedState
+from serve.operate.host.service_state import (
+    ApplicationState,
+    NodeState,
+    ServiceChange,
+    ServiceState,
+    SupervisedState,
+)
 from serve.operate.host.state import RunState
 from serve.operate.status import vitals
 from serve.operate.status.causes import causes, health, of_answers
@@ -499,7 +505,6 @@ def test_deploys_that_run_wait_or_failed_are_named(stub):
         "not_starting": "Replicas do not start: no room? 1 wait for what `ray_actor_options` ask for.",
         "replicas_missing": "0 of 1 replicas run, 1 starting.",
     }
-    assert found.waits[1].startswith("spaces/Scorer: Replicas do not start: no room?")
     stub.service |= {"state": "ready", "deploying": None, "error": "no such model"}
     assert named(stub.look())["deploy_failed"] == "The last deploy failed: no such model."
 
@@ -522,8 +527,7 @@ def test_a_silent_supervisor_leaves_a_service_that_answers(stub):
     os.utime(stub.run.path / "service.json", (0, 0))
     found = look(stub.run.path, None, stub.history)
     assert [*named(found)] == ["supervisor_silent"]
-    assert found.unwatched.startswith("The supervisor has not written its state for ")
-    assert found.waits == [found.unwatched]
+    assert str(found.supervision).startswith("The supervisor has not written its state for ")
 
 
 def test_silent_applications_come_before_a_supervisor_that_is_gone():
@@ -562,17 +566,13 @@ class Cluster:
     """Fake of `RemoteService`, whose pages of metrics are out of reach."""
 
     def __init__(self, address: str) -> None:
-        self.state = {
-            "state": "unhealthy",
-            "url": "http://127.0.0.1:1",
-            "error": "a replica died",
-            "applications": {},
-            "nodes": [{"alive": True, "pool": "head", "metrics_url": "http://127.0.0.1:1/metrics"}],
-            "changes": [{"at": ago(minutes=1), "what": "deployed spaces"}],
-        }
-
-    def service(self):
-        return convert(self.state, ServiceState)
+        self.state = ServiceState(
+            state="unhealthy",
+            url="http://127.0.0.1:1",
+            error="a replica died",
+            nodes=[NodeState(True, "head", metrics_url="http://127.0.0.1:1/metrics")],
+            changes=[ServiceChange(ago(minutes=1), "deployed spaces")],
+        )
 
 
 def test_a_cluster_at_an_address_is_named_in_the_same_words(monkeypatch):
@@ -589,7 +589,7 @@ def test_a_cluster_at_an_address_is_named_in_the_same_words(monkeypatch):
 def test_what_is_unknown_is_the_first_thing_to_do(monkeypatch):
     monkeypatch.setattr(vitals, "RemoteService", lambda address: service)
     service = Cluster("http://head:8265")
-    service.state |= {"state": "ready", "error": ""}
+    service.state.state, service.state.error = "ready", ""
     found = look(None, "http://head:8265", PageHistory(1.0))
     (silent,) = found.causes
     runbook = "docs/runbook.md#tabranknometrics"

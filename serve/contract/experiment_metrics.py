@@ -1,11 +1,14 @@
-"""Metrics of an experiment, with the numerator and denominator of each."""
+"""Metrics of an experiment: the numerator, the denominator and the events of each.
+
+`primary_metric` in `cluster.yaml` takes their names. `training.experiment.panel` computes the sums
+that `above` and `below` name.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.experiment.panel import CLICK, JOIN, LEAVE
-
+CLICK, JOIN, LEAVE = "click", "join", "leave"
 VIEWERS = "viewers assigned to the arm: those with an exposure in the window, by the arm of their first one"
 
 
