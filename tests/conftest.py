@@ -15,12 +15,12 @@ import pytest
 import redis
 import typer.main
 import typer.testing
-from redis_server import MISSING, RedisServer, find_server
-from tiny import TOML, tables
 
 from serve.features.surface import Surface, read_surface
 from serve.http.openapi import openapi
 from serve.log.writer import write_log
+from tests.support.redis_server import MISSING, RedisServer, find_server
+from tests.support.small_surface import TOML, tables
 
 # A shell that runs a command in the background makes it ignore SIGINT, and its children inherit
 # that. The commands that tests interrupt must not ignore it.

@@ -15,8 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from stub import MODEL, publish_stub
-from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -38,6 +36,8 @@ from serve.ranking import upkeep
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
+from tests.support.small_surface import TOML, tables
+from tests.support.stub_artifact import MODEL, publish_stub
 from training.data.split import split
 from training.fit.publish import publish
 

@@ -13,10 +13,7 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
-from filled_store import fill_store
 from openapi_spec_validator import validate
-from stub import MODEL, publish_stub
-from tiny import TOML, tables
 
 from serve.config.settings import POPULAR, ApiKey, AppArgs, Arm, Experiment, UserConfig
 from serve.contract.errors import TabrankError
@@ -36,6 +33,9 @@ from serve.ranking.load_shedding import TICK_S, TICKS
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.history import History
+from tests.support.filled_store import fill_store
+from tests.support.small_surface import TOML, tables
+from tests.support.stub_artifact import MODEL, publish_stub
 
 NOW_MS = 50_000
 

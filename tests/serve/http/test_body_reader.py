@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import virtual_time
 
 from serve.contract.errors import RequestError
 from serve.http.body_reader import BODY_S, LOOK_S, BodyReader
+from tests.support import virtual_time
 
 LIMIT = 1_000
 

@@ -7,7 +7,8 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from live import Live, event, features
+
+from tests.support.live_service import Live, event, features
 
 
 @pytest.fixture

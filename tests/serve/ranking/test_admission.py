@@ -9,10 +9,10 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
-import virtual_time
 
 from serve.ranking.admission import SCORES_DUE, Admission
 from serve.ranking.load_shedding import MOST_CREDIT, TICK_S, TICKS
+from tests.support import virtual_time
 
 HOST = socket.gethostname()
 

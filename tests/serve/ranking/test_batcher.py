@@ -3,9 +3,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import virtual_time
 
 from serve.ranking.batcher import Batcher
+from tests.support import virtual_time
 
 
 class Work:

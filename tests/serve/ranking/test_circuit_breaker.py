@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import virtual_time
 
 from serve.contract.errors import ScorerUnavailable
 from serve.ranking.circuit_breaker import FAILURES, MAX_UNUSED_S, RETRY_S, CircuitBreaker
+from tests.support import virtual_time
 
 
 class FakeScorer:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-import virtual_time
 
 from serve.contract.errors import TooLarge
 from serve.log.events import MAX_CALL_BYTES, Exposure, unpack
 from serve.ranking.exposure_buffer import SEND_EVERY_S, ExposureBuffer
+from tests.support import virtual_time
 
 
 class Sent(list):

@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from live import Live, event, features
 
 from serve.ingest.backfill import load
 from serve.ranking.record_intake import TAKE_S
 from serve.stores.candidate_table import RETRY_S
 from serve.stores.lmdb_environment import environment
 from serve.stores.redis_client import TIMEOUT_S
+from tests.support.live_service import Live, event, features
 
 SLACK_S = 1.0  # for a machine that has other things to do
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-import virtual_time
-
 from serve.ranking.admission import LoopLag
+from tests.support import virtual_time
 
 BUSY_S = 0.02
 

@@ -6,10 +6,10 @@ import asyncio
 import json
 
 import pytest
-import virtual_time
 
 from serve.runtime.backup import MOST_WAITING, Backup
 from serve.runtime.fast_path import HAPROXY, FastPath
+from tests.support import virtual_time
 
 # Ray warns about its own models at import.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from assessed import dataset, truth
-from networks import random_encoder, random_network, random_rows, reference
 
 from serve.features.matrix import Columns, Matrix
+from tests.support.evaluation_rows import dataset, truth
+from tests.support.networks import random_encoder, random_network, random_rows, reference
 from training.evaluation.importance import by_masks, by_permutation, importance
 from training.network.model import UNCALIBRATED, Model
 from training.network.network import NetworkConfig

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pytorch_tabnet_networks import module_of
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from tests.support.pytorch_tabnet_networks import module_of
 from training.bench.fit import CONFIG, ENCODER, made_up
 from training.fit.loop import learning_rate, run
 from training.network.network import Network

@@ -10,9 +10,6 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 import numpy as np
 import uvicorn
-from filled_store import STORE, fill_store
-from stub import MODEL, publish_stub
-from tiny import TOML
 
 from serve.config.settings import AppArgs, Arm, Experiment, UserConfig
 from serve.features.matrix import Matrix
@@ -26,6 +23,9 @@ from serve.ranking.service import RankingService
 from serve.ranking.telemetry import Metrics
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
+from tests.support.filled_store import STORE, fill_store
+from tests.support.small_surface import TOML
+from tests.support.stub_artifact import MODEL, publish_stub
 
 
 class Live:
