@@ -252,11 +252,11 @@ def test_without_the_writer_a_bad_version_is_unused_and_reported_again(tmp_path,
         return gone_s
 
     class Away(Out):
-        async def _roll_back(self, version, verdict):
+        async def roll_back(self, version, verdict):
             reports.append(verdict.kind)
             if len(reports) < 4:
                 raise OSError("gone")
-            await super()._roll_back(version, verdict)
+            await super().roll_back(version, verdict)
 
     service = Away(tmp_path, log_folder, "non_finite")
     gone_s = service.run(scenario)
