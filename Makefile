@@ -93,9 +93,9 @@ check: install ## Format, lint, prose, types and the fast tests; two minutes, st
 	@$(BIN)/python tests/support/check_prose.py
 	@$(BIN)/mypy --no-error-summary
 	@found=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$found"; exit 1; }
-	@# One OpenMP thread a worker: on two cores, those of LightGBM spin for each other, and one
-	@# fixture takes 12 s instead of 2.
-	@OMP_THREAD_LIMIT=1 $(BIN)/pytest -q -n 2 -m 'not integration and not gpu'
+	@# One thread of OpenMP and of OpenBLAS a worker: on two cores, several spin for each other, and
+	@# one fixture of LightGBM takes 12 s instead of 2.
+	@OMP_THREAD_LIMIT=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not integration and not gpu'
 
 test: check ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
 	@# Two files at a time: a test that starts Ray leaves the processors idle for a third of its time.

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
-from redis_server import MISSING, RedisServer, find_server
-from tiny import TOML, tables
+import typer.main
+import typer.testing
 
 from serve.features.surface import Surface, read_surface
+from serve.http.openapi import openapi
 from serve.log.writer import write_log
+from tests.support.redis_server import MISSING, RedisServer, find_server
+from tests.support.small_surface import TOML, tables
 
 # A shell that runs a command in the background makes it ignore SIGINT, and its children inherit
 # that. The commands that tests interrupt must not ignore it.
@@ -34,6 +41,19 @@ LONGEST_FIRST = (
 )
 
 
+# A commit waits for a disk, and tests kill processes, not machines: so keep their files in memory,
+# if there is room for the files of a lane.
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 * 1024**3
+
+
+def pytest_configure() -> None:
+    """Let `tmp_path` be in memory where there is enough, and programs in it can be run."""
+    if MEMORY.is_dir():
+        disk = os.statvfs(MEMORY)
+        if disk.f_bavail * disk.f_frsize >= MEMORY_BYTES and not disk.f_flag & os.ST_NOEXEC:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests of a GPU without one; move the longest files to the front, each in its order."""
     if (on_gpu := [item for item in items if "gpu" in item.keywords]) and not has_gpu():
@@ -41,6 +61,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip("torch finds no CUDA device: run it on a machine with a GPU"))
     places = {config.rootpath / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what lives until the end: it takes a sixth of a lane's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def has_gpu() -> bool:
@@ -56,11 +83,42 @@ def surface() -> Surface:
     return read_surface(TOML, "tiny.toml")
 
 
+@pytest.fixture(scope="session")
+def written_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write `tables` as a log, and return its folder; tests change a copy of it."""
+    folder = tmp_path_factory.mktemp("written") / "log"
+    write_log(folder, tables())
+    return folder
+
+
 @pytest.fixture
-def log_folder(tmp_path: Path) -> Path:
-    """Write `tables` as a log, and return its folder."""
-    write_log(tmp_path / "log", tables())
-    return tmp_path / "log"
+def log_folder(tmp_path: Path, written_log: Path) -> Path:
+    """Return the folder of a log that holds `tables`."""
+    return shutil.copytree(written_log, tmp_path / "log")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_document_a_surface() -> Iterator[None]:
+    """Make the OpenAPI document of each surface once: it takes longer than most tests."""
+    documents: dict[str, dict[str, Any]] = {}
+
+    def made_once(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
+        key = repr((surface, event_clock))
+        if key not in documents:
+            documents[key] = openapi(surface, event_clock=event_clock)
+        return documents[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve.http.app.openapi", made_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser_an_application() -> Iterator[None]:
+    """Make the parser of each command line once; typer's runner makes it at each call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session")

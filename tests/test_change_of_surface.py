@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from served import assert_same_state, stored_rows
 
 from serve.client import Client, ClientError
 from serve.features.rows import Schema
@@ -21,6 +20,7 @@ from serve.features.surface import SHIPPED, load_surface
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.stores.factory import open_store
+from tests.support.logging_service import assert_same_state, stored_rows
 
 pytestmark = [pytest.mark.integration, pytest.mark.proof]
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,6 @@
 """Tests of the script that counts code lines."""
 
-from count_lines import code_lines, count_packages
+from tests.support.count_lines import code_lines, count_packages
 
 SOURCE = '''"""Module docstring.
 

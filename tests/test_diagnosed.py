@@ -15,8 +15,6 @@ import httpx
 import pyarrow.compute as pc
 import pytest
 import yaml
-from stub import MODEL, publish_stub
-from tiny import TOML, tables
 
 from serve.config.reader import read
 from serve.contract.errors import TabrankError
@@ -27,6 +25,8 @@ from serve.operate.host.running_service import LocalService
 from serve.operate.run.local_cluster import up
 from serve.operate.status.scrape import PageHistory
 from serve.operate.status.vitals import look
+from tests.support.small_surface import TOML, tables
+from tests.support.stub_artifact import MODEL, publish_stub
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from check_dist import check_contents, main
+
+from tests.support.check_dist import check_contents, main
 
 ROOT = Path(__file__).parents[1]
 

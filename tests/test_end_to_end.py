@@ -19,7 +19,6 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from watched import required_expressions, without_series
 
 from serve.features.matrix import Features
 from serve.features.rows import Schema
@@ -29,6 +28,7 @@ from serve.log.replay import Replay
 from serve.model.scorers import load_scorer
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.observe.prometheus import run_prometheus
+from tests.support.monitoring_rules import required_expressions, without_series
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]

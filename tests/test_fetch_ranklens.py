@@ -8,10 +8,10 @@ import json
 
 import pandas as pd
 import pytest
-from fetch_ranklens import convert, fetch
 
 from serve.features.surface import load_surface
 from serve.log.reader import read_log
+from tests.support.fetch_ranklens import convert, fetch
 from training.data.ranklens import import_ranklens
 
 METADATA = [

@@ -17,7 +17,6 @@ import httpx
 import psutil
 import pytest
 import yaml
-from served import assert_same_state, stored_rows
 
 from serve.client import Client, ClientError, Unreachable
 from serve.features.rows import Schema
@@ -26,6 +25,7 @@ from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.operate.host.environment import HAPROXY, ONE_MACHINE
 from serve.stores.factory import open_store
+from tests.support.logging_service import assert_same_state, stored_rows
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pyarrow.parquet as pq
 import pytest
-from shop import write_flat_shop
+
+from tests.support.shop_log import write_flat_shop
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)

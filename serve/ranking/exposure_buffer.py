@@ -37,7 +37,7 @@ Send = Callable[[bytes], Awaitable[object]]
 
 
 class _Held(NamedTuple):
-    """One packed exposure; `since` is on the monotonic clock."""
+    """One packed exposure; `since` is on the buffer's clock."""
 
     since: float
     ts_ms: int
@@ -50,8 +50,11 @@ class ExposureBuffer:
     `send` raises TooLarge if a call is refused for its size.
     """
 
-    def __init__(self, send: Send, warn: SeldomWarning | None = None) -> None:
+    def __init__(
+        self, send: Send, warn: SeldomWarning | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._send = send
+        self._clock = clock
         self._warn = warn or SeldomWarning()
         # Oldest first.
         self._held: list[_Held] = []
@@ -74,13 +77,13 @@ class ExposureBuffer:
         if len(packed) > MAX_CALL_BYTES:
             self.num_too_large += 1
             return
-        self._held.append(_Held(time.monotonic(), exposure.ts_ms, packed))
+        self._held.append(_Held(self._clock(), exposure.ts_ms, packed))
         self._num_bytes += len(packed)
 
     async def run(self, idle_s: float = 0.0) -> None:
         """Send exposures until cancelled, each batch after `idle_s` without a new exposure."""
         while True:
-            is_idle = bool(self._held) and time.monotonic() - self._held[-1].since >= idle_s
+            is_idle = bool(self._held) and self._clock() - self._held[-1].since >= idle_s
             await asyncio.sleep(SEND_EVERY_S if not is_idle or await self.flush() else RETRY_S)
 
     async def flush(self, before_ms: int | None = None) -> bool:
@@ -129,4 +132,4 @@ class ExposureBuffer:
     @property
     def age_s(self) -> float:
         """Seconds that the oldest exposure has waited; the features are at least as stale."""
-        return time.monotonic() - self._held[0].since if self._held else 0.0
+        return self._clock() - self._held[0].since if self._held else 0.0

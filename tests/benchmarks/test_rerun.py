@@ -8,7 +8,6 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from listening import SURFACE, Service, command, write_model
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
@@ -17,6 +16,7 @@ from benchmarks.rerun.simulate import expected
 from benchmarks.rerun.simulator_state import SimulatorState
 from serve.config.settings import Arm, Experiment
 from serve.log.reader import read_log, read_table
+from tests.support.simulated_service import SURFACE, Service, command, write_model
 from training.audit.http_replay import ReplayClient
 from training.world.simulate import simulate
 

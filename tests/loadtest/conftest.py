@@ -201,13 +201,13 @@ def served(service: Served) -> Iterator[Served]:
 def bench_work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Complete workspace made in this process: simulated log, random network, model and store."""
     import numpy as np
-    from networks import artifact_files, random_network
 
     from serve.features.rows import Schema
     from serve.features.surface import load_surface
     from serve.ingest.backfill import load
     from serve.log.reader import read_log
     from serve.model.artifact import CURRENT, point, publish, save
+    from tests.support.networks import artifact_files, random_network
     from training.data.dataset import build
     from training.data.encoding import category_strings, fit_encoder
     from training.network.network import NetworkConfig

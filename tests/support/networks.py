@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_tabnet_networks import module_of
 
 from serve.features.matrix import Matrix
 from serve.model.artifact import save
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, entry_hash
 from serve.model.graph import Calibration
+from tests.support.pytorch_tabnet_networks import module_of
 from training.examination.examination import IGNORED
 from training.network.export import build, golden
 from training.network.network import Network, NetworkConfig

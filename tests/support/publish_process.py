@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import serve.model.artifact as subject
-from serve.log import atomic_files as durable
+from serve.storage import atomic_files as durable
 
 WRITING = {
     *((subject.__file__, name) for name in ("point", "_write_folder", "_sweep")),

@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from browser import browser, page_at
-from consoles import healthy, listening
+from tests.support.browser import browser, page_at
+from tests.support.console_service import healthy, listening
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
 NUM_POINTS, EVERY_S = 295, 2.0

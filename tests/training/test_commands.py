@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 
 import pytest
-from shop import write_shop
 from typer.testing import CliRunner
 
+from tests.support.shop_log import write_shop
 from training.__main__ import app
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
-from demo_report import demo_report
 
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog
@@ -13,6 +11,8 @@ from loadtest.measure.service import Outcome
 from loadtest.report.demo import write_demo
 from loadtest.report.run import report_run
 from loadtest.workload.profiles import load_profile, load_slo
+from tests.support.browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
+from tests.support.demo_report import demo_report
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray, needs_chromium, needs_axe]
 PROFILE = load_profile("headline", warmup_s=5, duration_s=30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plot_performance import write_plots
+from tests.support.plot_performance import write_plots
 
 
 def cell(viewers, candidates, batch, slate=55):

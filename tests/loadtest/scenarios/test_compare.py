@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from loadtests import left
 
 from loadtest.measure.measure import Requests
 from loadtest.measure.service import Outcome
@@ -29,6 +28,7 @@ from loadtest.targets import processes
 from loadtest.targets.services import TargetService, free_port
 from loadtest.targets.workspace import Workspace
 from loadtest.workload.profiles import load_slo
+from tests.support.loadtest_command import left
 
 BODY = json.dumps({"viewer": "ann", "candidates": ["a"]}).encode()
 FULL, SHED = Outcome("full", ok=True, full=True), Outcome("HTTP 429", ok=False)

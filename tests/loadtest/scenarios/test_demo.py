@@ -7,12 +7,12 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from demo_report import demo_report, load_report
 
 from loadtest.errors import LoadtestError
 from loadtest.report.demo import GAIN, PLACE, demo_findings, demo_verdict, write_demo
 from loadtest.scenarios import demo, topic_story
 from loadtest.scenarios.topic_story import NEW_SPACE, TopicStory
+from tests.support.demo_report import demo_report, load_report
 
 TOPICS = ("music", "music", "music", "chess", "chess")
 

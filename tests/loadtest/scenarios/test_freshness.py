@@ -11,7 +11,8 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loadtests import IDS, interrupted, run_loadtest, with_ids
+
+from tests.support.loadtest_command import IDS, interrupted, run_loadtest, with_ids
 
 # fmt: off
 KEYS = {

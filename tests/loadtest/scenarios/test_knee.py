@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from loadtests import ENVIRONMENT, ROOT, interrupted, left, run_loadtest
+
+from tests.support.loadtest_command import ENVIRONMENT, ROOT, interrupted, left, run_loadtest
 
 pytestmark = pytest.mark.integration
 

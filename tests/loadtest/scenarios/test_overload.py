@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from offers import BROKEN, FALLBACK, REFUSED, Offering
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import timeline
@@ -11,6 +10,7 @@ from loadtest.report.overload import overload_summary, run_line, write_overload
 from loadtest.scenarios.overload import read_times, verdict_of, without_load_shedding
 from loadtest.scenarios.overload_verdict import Overload, judged
 from loadtest.workload.profiles import load_slo
+from tests.support.load_results import BROKEN, FALLBACK, REFUSED, Offering
 
 # 20 s of overload, from second 2.
 PLAN = {"seconds": 20.0, "begins_s": [2.0], "after_s": 8.0}

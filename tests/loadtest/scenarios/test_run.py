@@ -13,7 +13,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from loadtests import ENVIRONMENT, IDS, ROOT, interrupted, run_loadtest, with_ids
+
+from tests.support.loadtest_command import ENVIRONMENT, IDS, ROOT, interrupted, run_loadtest, with_ids
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 

@@ -8,8 +8,6 @@ import re
 
 import pytest
 import yaml
-from loadtests import ROOT, left, run_loadtest
-from offers import moment
 
 from loadtest.errors import LoadtestError
 from loadtest.report.scale import scale_summary
@@ -22,6 +20,8 @@ from loadtest.scenarios.scale import (
     throttled,
 )
 from loadtest.targets.workspace import Workspace
+from tests.support.load_results import moment
+from tests.support.loadtest_command import ROOT, left, run_loadtest
 
 SHIPPED = ROOT / "cluster.yaml"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from live import Live
-from tiny import tables
 
 import loadtest.scenarios.slow
 from loadtest.errors import LoadtestError
@@ -12,6 +10,8 @@ from loadtest.generator.ids import Ids
 from loadtest.scenarios.slow import run_slow, slow_summary
 from loadtest.workload.profiles import Profile
 from serve.log.writer import write_log
+from tests.support.live_service import Live
+from tests.support.small_surface import tables
 
 PROFILE = Profile("few", 50, 4, 0, 1, 0.5)
 IDS = Ids(viewers=["ann"], candidates=["a", "b", "c", "d"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from offers import CLOSED, Offering
 
 from loadtest.report.run import Footprint
 from loadtest.scenarios.soak import describe, growth, judge
 from loadtest.workload.profiles import load_slo
+from tests.support.load_results import CLOSED, Offering
 
 SLO = load_slo()
 

@@ -8,7 +8,6 @@ import sys
 import textwrap
 
 import pytest
-from loadtests import left
 
 from loadtest.errors import LoadtestError
 from loadtest.targets import processes
@@ -16,6 +15,7 @@ from loadtest.targets.processes import marker_of, started
 from loadtest.targets.running import cpu_by_process
 from loadtest.targets.services import TargetService, free_port
 from loadtest.targets.workspace import Workspace
+from tests.support.loadtest_command import left
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 

@@ -9,7 +9,6 @@ import time
 import httpx
 import numpy as np
 import pytest
-from reading import read_changes
 
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
@@ -25,6 +24,7 @@ from serve.model.scorer_cache import ModelHolder
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import refresh
 from serve.stores.factory import open_store
+from tests.support.store_access import read_changes
 
 NOW_S = 1_767_571_200.0 + 5_000
 NUM_REQUESTS = 20

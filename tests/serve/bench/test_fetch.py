@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from memory_store import MemoryStore
-from reading import read_viewers
 
 from serve.bench.fetch import Sizes, bench_fetch, table
 from serve.bench.synthetic import RowMaker, viewer_id
@@ -17,6 +15,8 @@ from serve.contract.errors import TabrankError
 from serve.features.kinds.affinity import Maps
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
+from tests.support.memory_store import MemoryStore
+from tests.support.store_access import read_viewers
 
 SMALL = Sizes(viewers=(20, 30, 40), candidates=(60, 70, 80), batches=(1, 4))
 

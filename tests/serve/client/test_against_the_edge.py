@@ -6,10 +6,10 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from live import Live
 
 from serve.client import Client, Refused, TimedOut
 from serve.contract.records import Candidate, Event, Forget, Viewer
+from tests.support.live_service import Live
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 

@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
-from scripted import DROP, HANG, Slowly, answer, problem, scripted
 
 from serve.client import AsyncClient, Client, ClientError, Refused, TimedOut, Unreachable
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import StatedCandidate
 from serve.contract.records import Event, Rejected
+from tests.support.scripted_server import DROP, HANG, Slowly, answer, problem, scripted
 
 RANKING = {
     "request_id": "r1",

@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from check_dist import check_client, install_client, run
-from live import Live
+
+from tests.support.check_dist import check_client, install_client, run
+from tests.support.live_service import Live
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 ROOT = Path(__file__).parents[3]
@@ -75,7 +76,7 @@ def test_it_is_small_and_imports_msgspec_alone(python, wheel):
 
 
 def test_a_client_that_imports_more_is_refused(python, wheel, monkeypatch):
-    monkeypatch.setattr("check_dist.IMPORTED", "print('msgspec', 'ray', 'tabrank_client')")
+    monkeypatch.setattr("tests.support.check_dist.IMPORTED", "print('msgspec', 'ray', 'tabrank_client')")
     with pytest.raises(
         SystemExit, match="imports msgspec, ray, tabrank_client; it should import msgspec alone"
     ):
@@ -98,7 +99,7 @@ def test_its_tests_pass_there(python, tmp_path):
     (tmp_path / "pytest.ini").write_text(SETTINGS)
     # The others start the service, or install this wheel.
     tests = (Path(__file__).with_name(f"test_{name}.py") for name in ("clients", "exchange", "retries"))
-    for path in (*tests, ROOT / "tests/support/scripted.py"):
-        code = path.read_text().replace("serve.client", "tabrank_client")
+    for path in (*tests, ROOT / "tests/support/scripted_server.py"):
+        code = path.read_text().replace("serve.client", "tabrank_client").replace("tests.support.", "")
         (tmp_path / path.name).write_text(code.replace("serve.contract", "tabrank_client.contract"))
     assert re.search(r"^[6-9]\d passed", run([python, "-c", PYTEST], tmp_path), re.M)

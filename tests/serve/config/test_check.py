@@ -14,7 +14,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
-from write_schemas import FOLDER, schemas
 
 from serve.__main__ import app
 from serve.config.application import DRAIN_ENV, DRAIN_S
@@ -23,6 +22,7 @@ from serve.config.yaml_positions import ConfigRefused
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import environment
 from serve.operate.host.run_folder import RunFolder
+from tests.support.write_schemas import FOLDER, schemas
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "cluster.yaml"

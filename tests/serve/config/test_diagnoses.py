@@ -15,8 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from stub import MODEL, publish_stub
-from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -38,6 +36,8 @@ from serve.ranking import upkeep
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
+from tests.support.small_surface import TOML, tables
+from tests.support.stub_artifact import MODEL, publish_stub
 from training.data.split import split
 from training.fit.publish import publish
 
@@ -67,6 +67,20 @@ class NoScorer:
 
     async def roll_back(self, version, verdict):
         pass
+
+
+async def followed(fetcher, times=2):
+    """Wait until the replica has followed the models so often."""
+    ended, report = asyncio.Semaphore(0), fetcher.rollout.report
+
+    async def reported():
+        await report()
+        ended.release()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetcher.rollout, "report", reported)
+        for _ in range(times):
+            await ended.acquire()
 
 
 class Home:
@@ -123,7 +137,7 @@ class Home:
         running = asyncio.create_task(keep_up(fetcher))
         transport = httpx.ASGITransport(Edge(fetcher))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            await asyncio.sleep(0.3)
+            await followed(fetcher, times=1)
             if meanwhile is not None:
                 await meanwhile(fetcher, client)
             answer = (await client.get("/readyz")).json()
@@ -419,25 +433,27 @@ def test_new_settings_end_the_report_of_refused_ones(home):
     assert asyncio.run(home.readyz(scenario)) == []
 
 
-def test_a_model_of_another_state_is_refused_and_the_one_before_ranks(home):
+def test_a_model_of_another_state_is_refused_and_the_one_before_ranks(home, monkeypatch):
+    monkeypatch.setattr(upkeep, "REFRESH_S", 0.01)
     ModelRegistry(home.folder / "models").promote(MODEL)
 
     async def scenario(fetcher, client):
         assert fetcher.model.version == MODEL
         promote_made_for(home, OTHER_STATE)
-        await asyncio.sleep(0.5)
+        await followed(fetcher)
         assert fetcher.model.version == MODEL
 
     (found,) = asyncio.run(home.readyz(scenario))
     assert found["name"] == "model_of_another_state"
 
 
-def test_a_pointer_that_vanished_is_told_by_replicas_of_before_and_by_new_ones(home):
+def test_a_pointer_that_vanished_is_told_by_replicas_of_before_and_by_new_ones(home, monkeypatch):
+    monkeypatch.setattr(upkeep, "REFRESH_S", 0.01)
     registry, pointer = ModelRegistry(home.folder / "models"), home.folder / "models" / CURRENT
 
     async def vanished(fetcher, client):
         pointer.unlink()
-        await asyncio.sleep(0.5)
+        await followed(fetcher)
         assert fetcher.model.version == MODEL
 
     (found,) = asyncio.run(home.readyz(vanished))
@@ -513,8 +529,9 @@ def test_a_log_that_grows_with_its_store_is_not_ahead(home, monkeypatch, clock):
         for _ in range(3):
             seq = fetcher.live.seq
             await taken(home)
-            await asyncio.sleep(0.1)
-            assert fetcher.live.seq > seq
+            async with asyncio.timeout(5):
+                while fetcher.live.seq == seq:
+                    await asyncio.sleep(0.01)
             assert list(fetcher.diagnoses()) == []
 
     assert asyncio.run(home.readyz(scenario)) == home.check() == asyncio.run(home.readyz()) == []

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny import TOML
 
 from serve.contract.errors import RequestError, TabrankError
 from serve.contract.validation import milliseconds, other_unit
 from serve.features.surface import read_surface
 from serve.http.decoding import decode_request
 from serve.log.events import decode_batch
+from tests.support.small_surface import TOML
 
 SURFACE = read_surface(TOML.replace("[context]\n", "[context]\nopened_ms = 'time'\n"))
 # 2000 and 2100

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TOML, run_of
 
 from serve.features.affinity_maps import Parts
 from serve.features.interactions import MAX_CANDIDATES_AT_ONCE, MIN_RECORDS_AT_ONCE, RECORD_COST
@@ -17,6 +16,7 @@ from serve.features.kinds.counters import Sums
 from serve.features.rows import Schema, State
 from serve.features.state_kind import STATE
 from serve.features.surface import read_surface
+from tests.support.small_surface import TOML, run_of
 
 CLICKS = (
     'click_affinity = { kind = "affinity", event = "click", over = "join", field = "candidate.tags", '

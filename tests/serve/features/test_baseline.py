@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import TOML
 
 from serve.contract.errors import TabrankError
 from serve.features.baseline import Baseline
 from serve.features.surface import load_surface, read_surface
+from tests.support.small_surface import TOML
 
 NAMES = ["a", "b", "c"]
 

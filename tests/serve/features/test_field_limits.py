@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny import TOML
 
 from serve.contract.errors import RequestError
 from serve.contract.rankings import (
@@ -22,6 +21,7 @@ from serve.http.openapi import openapi
 from serve.log.events import MAX_CALL_BYTES, Exposure, decode_batch, pack
 from serve.log.replay import _stated
 from serve.ranking.exposure_buffer import ExposureBuffer
+from tests.support.small_surface import TOML
 
 FIELDS = 'place = "category"\nlabels = "set"\nx = "number"\n'
 STATED = (

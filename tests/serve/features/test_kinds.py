@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kind_world import CANDIDATES, VIEWERS, drawn_records, features_of, log_tables, surface_of
 
 from serve.features.batch import Batch
 from serve.features.common_state import common_cells, is_common, view
@@ -23,6 +22,7 @@ from serve.ingest.apply import RecordApplier, packed
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
+from tests.support.kind_world import CANDIDATES, VIEWERS, drawn_records, features_of, log_tables, surface_of
 
 DOCUMENT = Path(__file__).parents[3] / "docs/features.md"
 # Features that keep each kind of state, beside the one under test.

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import run_of
 
 from serve.contract.hashing import hash64
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import Schema, State
+from tests.support.small_surface import run_of
 
 
 class World:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TOML, run_of
 
 from serve.features.kinds.gauge import PLACES, STEPS
 from serve.features.matrix import Features
 from serve.features.rows import Schema, State
 from serve.features.surface import read_surface
+from tests.support.small_surface import TOML, run_of
 
 OURS = 'rooms = { kind = "gauge", entity = "viewer", up = "join", down = "leave", max_stay = "70s" }\n'
 SURFACE = read_surface(TOML.replace('down = "leave" }', 'down = "leave", max_stay = "70s" }\n' + OURS))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TOML, run_of
 
 from serve.features.kinds.affinity import Maps
 from serve.features.kinds.counters import Sums
 from serve.features.rows import RowTable, Schema, State
 from serve.features.state_kind import STATE
 from serve.features.surface import read_surface
+from tests.support.small_surface import TOML, run_of
 
 SCHEMA = Schema(read_surface(TOML))
 MAPS = SCHEMA.kept(Maps)

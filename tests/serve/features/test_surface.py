@@ -6,8 +6,6 @@ import tomllib
 
 import jsonschema
 import pytest
-from tiny import TOML
-from write_schemas import FOLDER
 
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import Invalid, read
@@ -15,6 +13,8 @@ from serve.features.registry import KINDS
 from serve.features.rows import Schema
 from serve.features.slots import OWNERS
 from serve.features.surface import SHIPPED, TEXT_KEY, Surface, load_surface, read_surface
+from tests.support.small_surface import TOML
+from tests.support.write_schemas import FOLDER
 
 SCHEMA = jsonschema.Draft7Validator(json.loads((FOLDER / "surface.json").read_text()))
 

@@ -14,8 +14,6 @@ import httpx
 import numpy as np
 import pytest
 from openapi_spec_validator import validate
-from stub import MODEL, publish_stub
-from tiny import TOML, tables
 
 from serve.config.settings import POPULAR, ApiKey, AppArgs, Arm, Experiment, UserConfig
 from serve.contract.errors import TabrankError
@@ -35,6 +33,9 @@ from serve.ranking.load_shedding import TICK_S, TICKS
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.history import History
+from tests.support.filled_store import fill_store
+from tests.support.small_surface import TOML, tables
+from tests.support.stub_artifact import MODEL, publish_stub
 
 NOW_MS = 50_000
 
@@ -70,7 +71,7 @@ class Service:
         (tmp_path / "tiny.toml").write_text(toml)
         publish_stub(tmp_path / "models", TOML)
         if log_folder:
-            load(load_surface(str(tmp_path / "tiny.toml")), log_folder, "lmdb:store", tmp_path)
+            fill_store(tmp_path / "tiny.toml", log_folder)
         self.scorer = FakeScorer()
         args = AppArgs("tiny.toml", "lmdb:store", "models", clock=clock)
         self.taken = []
@@ -620,8 +621,11 @@ def test_where_the_scorer_fails_the_process_scores_itself(tmp_path, service):
     assert (scorer.calls, near.calls) == (1, 1)
 
 
-def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service):
-    service.fetcher._fit_a_call = 2
+def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service, tmp_path, monkeypatch):
+    row_bytes = service.fetcher.ranker.features.columns.row_bytes
+    monkeypatch.setattr("serve.ranking.service.MAX_CALL_BYTES", 2 * row_bytes)
+    # The store is there already.
+    service = Service(tmp_path, None, arm=MODEL)
     whole, sizes = service.scorer.answer, []
     service.scorer.answer = lambda price: sizes.append(len(price)) or whole(price)
     answer = service.ask(body()).json()
@@ -763,17 +767,20 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(service):
     assert service.scorer.calls < 20
 
 
-def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path, log_folder):
+def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path):
     row_bytes = service.fetcher.ranker.features.columns.row_bytes
     monkeypatch.setattr("serve.ranking.service.MAX_CALL_BYTES", 5 * row_bytes + 7)
-    service = Service(tmp_path, log_folder, arm=MODEL)
+    # The store is there already.
+    service = Service(tmp_path, None, arm=MODEL)
     calls = []
+
+    whole = service.scorer.score
 
     async def score(version, payload):
         calls.append(len(Matrix.from_bytes(payload).numeric))
-        return await service.scorer.score(version, payload)
+        return await whole(version, payload)
 
-    service.fetcher.rollout._call = score
+    service.scorer.score = score
 
     async def scenario():
         await refresh(service.fetcher)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
 from serve.contract.errors import RequestError
-from serve.http.body_reader import BodyReader
+from serve.http.body_reader import BODY_S, LOOK_S, BodyReader
+from tests.support import virtual_time
 
 LIMIT = 1_000
 
@@ -41,29 +41,24 @@ def at_once(body):
 
 
 @pytest.fixture
-def bodies(monkeypatch):
-    monkeypatch.setattr("serve.http.body_reader.LOOK_S", 0.01)
+def bodies():
     return BodyReader()
 
 
-def test_a_slow_body_is_cut_off_and_the_others_go_on(bodies, monkeypatch):
-    monkeypatch.setattr("serve.http.body_reader.BODY_S", 0.1)
-
+def test_a_slow_body_is_cut_off_and_the_others_go_on(bodies):
     async def scenario():
-        begun = time.monotonic()
+        loop = asyncio.get_running_loop()
         slow = asyncio.create_task(status_of(bodies.read({}, arriving(b"{"), LIMIT)))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(BODY_S / 2)
         assert await bodies.read({}, at_once(b"{}"), LIMIT) == b"{}"
         then = asyncio.Event()
         later = asyncio.create_task(status_of(bodies.read({}, arriving(b"[", b"]", then=then), LIMIT)))
         assert await slow == 408
-        assert 0.1 <= time.monotonic() - begun < 1.0
+        assert BODY_S <= loop.time() <= BODY_S + LOOK_S
         then.set()
         assert await later == b"[]"
-        await asyncio.sleep(0.03)
-        assert (bodies._since, bodies._num_bytes, bodies._total_bytes, bodies._looks) == ({}, {}, 0, False)
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
 
 
 def test_with_too_many_bodies_the_oldest_incomplete_one_is_cut_off(bodies, monkeypatch):
@@ -80,7 +75,7 @@ def test_with_too_many_bodies_the_oldest_incomplete_one_is_cut_off(bodies, monke
         then.set()
         return await asyncio.gather(*slow)
 
-    assert asyncio.run(scenario()) == [408, 408, 408, b"x"]
+    assert virtual_time.run(scenario()) == [408, 408, 408, b"x"]
 
 
 def test_what_waits_is_bounded_in_bytes(bodies, monkeypatch):
@@ -94,14 +89,15 @@ def test_what_waits_is_bounded_in_bytes(bodies, monkeypatch):
             )
             for _ in range(3)
         ]
-        await asyncio.sleep(0.01)
-        assert bodies._total_bytes <= 1_500
+        await asyncio.sleep(LOOK_S)
+        cut_off = [task.done() for task in slow]
         then.set()
         answers = await asyncio.gather(*slow)
-        assert bodies._total_bytes == 0
-        return [answer if answer == 408 else len(answer) for answer in answers]
+        return cut_off, [answer if answer == 408 else len(answer) for answer in answers]
 
-    assert asyncio.run(scenario()) == [408, 408, 800]
+    # A second time: what was read or cut off no longer counts.
+    for _ in range(2):
+        assert virtual_time.run(scenario()) == ([True, True, False], [408, 408, 800])
 
 
 @pytest.mark.parametrize("declared", [b"1001", b"9" * 5_000])
@@ -123,13 +119,13 @@ def test_another_cancellation_stays_one(bodies):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert bodies._since == {}
+        # A body that is forgotten is not cut off either.
+        await asyncio.sleep(2 * BODY_S)
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
 
 
 def test_the_rest_of_a_refused_body_is_dropped_within_limits(bodies, monkeypatch):
-    monkeypatch.setattr("serve.http.body_reader.BODY_S", 0.1)
     monkeypatch.setattr("serve.http.body_reader.LINGER_BYTES", 3 * LIMIT)
     left = [b"x" * LIMIT] * 10
 
@@ -143,9 +139,8 @@ def test_the_rest_of_a_refused_body_is_dropped_within_limits(bodies, monkeypatch
         await bodies.discard(at_once(b"x" * LIMIT))
         await bodies.discard(endless)
         await bodies.discard(gone)
-        begun = time.monotonic()
         await bodies.discard(arriving(b"x"))
-        return time.monotonic() - begun
+        return asyncio.get_running_loop().time()
 
-    assert 0.1 <= asyncio.run(scenario()) < 2.0
+    assert BODY_S <= virtual_time.run(scenario()) <= BODY_S + LOOK_S
     assert len(left) == 7

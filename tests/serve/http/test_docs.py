@@ -7,12 +7,12 @@ import json
 
 import httpx
 import pytest
-from browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
-from live import Live
-from tiny import tables
 
 from serve.config.settings import ApiKey
 from serve.log.writer import write_log
+from tests.support.browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
+from tests.support.live_service import Live
+from tests.support.small_surface import tables
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray, needs_chromium]
 PREFIX = "/tab"

@@ -14,12 +14,12 @@ import httpx
 import psutil
 import pytest
 import yaml
-from tiny import TOML
 
 from loadtest.generator.slow_senders import Senders
 from loadtest.measure.service import API_KEY
 from serve.http.auth import mint
 from serve.operate.run.local_cluster import down, up
+from tests.support.small_surface import TOML
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[3]

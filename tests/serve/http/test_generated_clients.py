@@ -13,11 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live import Live
-from tiny import tables
 
 from serve.config.settings import ApiKey
 from serve.log.writer import write_log
+from tests.support.live_service import Live
+from tests.support.small_surface import tables
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 WEB = Path(__file__).parents[2] / "web"

@@ -18,9 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from hostile import damaged, mutated
-from networks import artifact_files, random_encoder, random_network
-from tiny import TOML, tables
 
 from serve.config.reader import read
 from serve.config.yaml_positions import Document
@@ -36,6 +33,9 @@ from serve.log.replay import Replay
 from serve.log.writer import write_log
 from serve.model.artifact import save
 from serve.model.scorers import load_scorer
+from tests.support.hostile_input import damaged, mutated
+from tests.support.networks import artifact_files, random_encoder, random_network
+from tests.support.small_surface import TOML, tables
 from training.network.network import NetworkConfig
 
 # The most CPU time that one input may take.

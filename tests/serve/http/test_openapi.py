@@ -8,7 +8,6 @@ import re
 import msgspec
 import pytest
 from jsonschema import Draft202012Validator
-from tiny import TOML
 
 from serve.contract.rankings import Problem, RankAnswer, Reason
 from serve.contract.records import EventsAnswer
@@ -16,6 +15,7 @@ from serve.features.surface import load_surface, read_surface
 from serve.http.decoding import decode_request
 from serve.http.openapi import openapi
 from serve.log.events import decode_batch
+from tests.support.small_surface import TOML
 
 SURFACES = {"spaces": load_surface("spaces"), "tiny": read_surface(TOML)}
 ANSWERS = {"rank": RankAnswer, "events": EventsAnswer}

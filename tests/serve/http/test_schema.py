@@ -6,12 +6,12 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import Live
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from tiny import tables
 
 from serve.log.writer import write_log
+from tests.support.live_service import Live
+from tests.support.small_surface import tables
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 many = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

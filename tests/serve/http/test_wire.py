@@ -7,7 +7,8 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from live import Live
+
+from tests.support.live_service import Live
 
 HANDSHAKE = (
     b"GET /v1/rank HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"

@@ -8,11 +8,6 @@ import time
 from dataclasses import replace
 
 import pytest
-from live import Live, event
-from memory_store import MemoryStore
-from row_values import audience
-from served import assert_same_state, stored_rows
-from tiny import TOML
 
 from serve.contract.errors import StoreUnavailable
 from serve.contract.records import Event, Forget, Viewer
@@ -24,6 +19,11 @@ from serve.ingest.writer import Ingester
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.stores.factory import open_store
+from tests.support.live_service import Live, event
+from tests.support.logging_service import assert_same_state, stored_rows
+from tests.support.memory_store import MemoryStore
+from tests.support.row_values import audience
+from tests.support.small_surface import TOML
 
 DAY_MS = 86_400_000
 

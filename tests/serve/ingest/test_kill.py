@@ -11,8 +11,6 @@ import threading
 
 import pyarrow.parquet as pq
 import pytest
-from served import assert_same_state, stored_rows
-from tiny import TOML
 
 from serve.contract.records import Event
 from serve.features.rows import Schema
@@ -23,6 +21,8 @@ from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.snapshots import numbers
 from serve.stores.factory import open_store
+from tests.support.logging_service import assert_same_state, stored_rows
+from tests.support.small_surface import TOML
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 # Events of a payload, at ten payloads a second.

@@ -7,7 +7,8 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from live import Live, event, features
+
+from tests.support.live_service import Live, event, features
 
 
 @pytest.fixture
@@ -232,10 +233,7 @@ def test_rankings_continue_with_stale_features_without_ingest(tmp_path, log_fold
     service = Live(tmp_path, log_folder, clock="wall", stale_after_ms=300)
 
     async def scenario(service):
-        async def broken(payload):
-            raise OSError("gone")
-
-        service.fetcher.exposure_buffer._send = broken
+        service.is_ingest_away = True
         fresh = await service.rank()
         await asyncio.sleep(0.4)
         return fresh, await service.rank()

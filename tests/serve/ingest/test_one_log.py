@@ -17,9 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from served import assert_same_state, stored_rows
-from stub import publish_stub
-from tiny import TOML, tables
 
 import serve.ingest.takeover
 import serve.ingest.writer
@@ -41,6 +38,9 @@ from serve.log.stream import LogStream
 from serve.log.writer import write_log
 from serve.stores.factory import open_store
 from serve.stores.lmdb import LmdbStore
+from tests.support.logging_service import assert_same_state, stored_rows
+from tests.support.small_surface import TOML, tables
+from tests.support.stub_artifact import publish_stub
 
 # Surfaces with other half-lives and so other states. With a zone, the state is that of `a`.
 SURFACES = {

@@ -9,8 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import Live, event, features
-from served import assert_same_state, stored_rows
 
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.rows import Schema, encode
@@ -22,6 +20,8 @@ from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.snapshots import truncation_point
 from serve.stores.factory import open_store
+from tests.support.live_service import Live, event, features
+from tests.support.logging_service import assert_same_state, stored_rows
 
 HOUR_MS = 3_600_000
 

@@ -8,14 +8,14 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from live import Live, event
-from tiny import TOML
 
 from serve.contract.records import Event
 from serve.features.surface import read_surface
 from serve.ingest.quality import ENTRY_BYTES, EVENT_BYTES, EXPOSURE_BYTES, GRACE_MS, RETRY_MS, LiveQuality
 from serve.log.events import Exposure
 from serve.model.artifact import FILES, save
+from tests.support.live_service import Live, event
+from tests.support.small_surface import TOML
 
 VERSION = "20260101T000000Z-0001"
 # The label of the small surface is a join within 10 s.

@@ -12,9 +12,6 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from live import Live, event
-from row_values import audience as audience_of
-from tiny import tables
 
 import serve.ingest.writer
 import serve.log.compaction
@@ -28,6 +25,9 @@ from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import Exposure, entries
 from serve.log.retention import rewriting
 from serve.log.writer import write_log
+from tests.support.live_service import Live, event
+from tests.support.row_values import audience as audience_of
+from tests.support.small_surface import tables
 
 
 @pytest.fixture

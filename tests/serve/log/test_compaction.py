@@ -7,7 +7,6 @@ import threading
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import TOML
 
 import serve.log.compaction
 import serve.log.segments
@@ -20,6 +19,7 @@ from serve.log.lease import types_of
 from serve.log.reader import TABLES, read_log, read_table
 from serve.log.segments import Segments, last_arrival_ms, log_end
 from serve.storage.atomic_files import put
+from tests.support.small_surface import TOML
 
 # Fewer than in production, because each segment is synced to disk.
 MIN_SEGMENTS = 6

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from served import assert_same_state, assert_served_features, stored_rows
 
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
@@ -22,6 +21,7 @@ from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
 from serve.log.segments import Segments, last_arrival_ms, log_end
 from serve.stores.factory import open_store
+from tests.support.logging_service import assert_same_state, assert_served_features, stored_rows
 
 EARLIER = Path(__file__).parent / "earlier"
 # The service numbered 577 records, from 2 on.

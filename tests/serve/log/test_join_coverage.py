@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import STRINGS, TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -19,6 +18,7 @@ from serve.log.join_coverage import join_coverage
 from serve.log.reader import read_joined, read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
+from tests.support.small_surface import STRINGS, TOML, tables
 from training.data.labels import Owners
 
 SURFACE = read_surface(TOML)

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -20,6 +19,7 @@ from serve.log.reader import read_columns, read_log
 from serve.log.writer import write_log
 from serve.storage import parquet
 from serve.storage.parquet import open_parquet, plain_bytes, sized_batches
+from tests.support.small_surface import TOML, tables
 
 
 def with_column(table, name, values):

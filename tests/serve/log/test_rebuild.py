@@ -7,11 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-from kept import DAYS, Kept, at, weeks
-from live import event
-from row_values import flat
-from served import assert_same_state
-from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -26,6 +21,11 @@ from serve.log.rebuild import rebuild
 from serve.log.replay import Replay
 from serve.log.snapshots import snapshots
 from serve.log.writer import write_log
+from tests.support.live_service import event
+from tests.support.logging_service import assert_same_state
+from tests.support.retention_service import DAYS, Kept, at, weeks
+from tests.support.row_values import flat
+from tests.support.small_surface import TOML, tables
 
 CHANGED = read_surface(TOML.replace('half_life = "1h"', 'half_life = "2h"'))
 

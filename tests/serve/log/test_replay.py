@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from row_values import audience
-from tiny import tables
 
 from serve.contract.hashing import hash64
 from serve.features.kinds.affinity import Maps
@@ -11,6 +9,8 @@ from serve.features.rows import Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
+from tests.support.row_values import audience
+from tests.support.small_surface import tables
 
 
 def replay(log_folder, surface):

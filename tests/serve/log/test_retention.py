@@ -12,10 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from kept import DAY_MS, DAYS, KEEP_DAYS, Kept, a_day, at, weeks
-from live import event
-from served import Logging, assert_same_state, assert_same_sums, assert_served_features
-from tiny import TOML, tables
 
 import serve.log.compaction
 import serve.log.retention
@@ -28,6 +24,10 @@ from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
 from serve.log.snapshots import snapshots, truncation_point
 from serve.log.writer import write_log
+from tests.support.live_service import event
+from tests.support.logging_service import Logging, assert_same_state, assert_same_sums, assert_served_features
+from tests.support.retention_service import DAY_MS, DAYS, KEEP_DAYS, Kept, a_day, at, weeks
+from tests.support.small_surface import TOML, tables
 from training.audit.audit import audit
 from training.data.dataset import build
 from training.data.split import split

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from live import Live
-from served import Logging, assert_same_state, assert_same_sums, assert_served_features, busy_hour
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.rows import Schema
 from serve.ingest.backfill import load
 from serve.log.reader import read_log
 from serve.log.replay import Replay
+from tests.support.live_service import Live
+from tests.support.logging_service import (
+    Logging,
+    assert_same_state,
+    assert_same_sums,
+    assert_served_features,
+    busy_hour,
+)
 
 
 @pytest.fixture

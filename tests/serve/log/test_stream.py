@@ -8,8 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from row_values import flat
-from tiny import STRINGS, TOML, tables
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema, State
@@ -20,6 +18,8 @@ from serve.log.replay import Replay
 from serve.log.snapshots import set_truncation_point
 from serve.log.stream import LogStream
 from serve.log.writer import write_log
+from tests.support.row_values import flat
+from tests.support.small_surface import STRINGS, TOML, tables
 
 SURFACE = read_surface(TOML)
 SCHEMA = Schema(SURFACE)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import random_encoder, random_rows
 
 from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
@@ -20,6 +19,7 @@ from serve.model.encoder import (
     entry_hash,
     vocabulary_entry,
 )
+from tests.support.networks import random_encoder, random_rows
 
 ENCODER = Encoder(
     (NumericColumn("age", "log1p", 2.0, 3.0, indicator=True), NumericColumn("price")),

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import (
+
+from serve.contract.errors import TabrankError
+from serve.model.encoder import Encoder, NumericColumn
+from serve.model.folding import fold
+from serve.model.graph import Calibration, Folded, forward
+from serve.model.torch_ops import TorchOps
+from tests.support.networks import (
     CALIBRATION,
     random_config,
     random_encoder,
@@ -18,12 +24,6 @@ from networks import (
     trained_scores,
     weights,
 )
-
-from serve.contract.errors import TabrankError
-from serve.model.encoder import Encoder, NumericColumn
-from serve.model.folding import fold
-from serve.model.graph import Calibration, Folded, forward
-from serve.model.torch_ops import TorchOps
 from training.network.network import Network, NetworkConfig
 
 

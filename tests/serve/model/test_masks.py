@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import geometric_logits
 from pytorch_tabnet.sparsemax import entmax15, sparsemax
 
 from serve.model.masks import MaskType, mask, num_passes
 from serve.model.torch_ops import TorchOps
+from tests.support.networks import geometric_logits
 
 MASKS: dict[MaskType, object] = {"sparsemax": sparsemax, "entmax": entmax15}
 BOTH = pytest.mark.parametrize("mask_type", list(MASKS))

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from networks import artifact_files, random_encoder, random_network
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 from serve.model.onnx_validator import OPERATORS, validate
+from tests.support.networks import artifact_files, random_encoder, random_network
 from training.network.network import NetworkConfig
 
 

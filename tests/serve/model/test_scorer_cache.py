@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from networks import random_encoder, random_network, random_rows, trained_scores, write_artifact
 
 from serve.features.matrix import Matrix
 from serve.model.scorer_cache import MAX_MODELS, ModelHolder, untimed
+from tests.support.networks import random_encoder, random_network, random_rows, trained_scores, write_artifact
 from training.network.network import NetworkConfig
 
 OLD, NEW = "20260102T030405Z-0a1b", "20260102T030406Z-0a1b"

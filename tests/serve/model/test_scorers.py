@@ -7,7 +7,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import (
+from onnx.external_data_helper import convert_model_to_external_data
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from serve.contract.errors import ArtifactRefused, TabrankError
+from serve.model.artifact import Artifact, load
+from serve.model.encoder import Encoder, NumericColumn
+from serve.model.scorers import OnnxScorer, Scorer, TorchScorer, load_scorer
+from tests.support.networks import (
     artifact_files,
     geometric_logits,
     random_config,
@@ -18,14 +26,6 @@ from networks import (
     trained_scores,
     write_artifact,
 )
-from onnx.external_data_helper import convert_model_to_external_data
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
-
-from serve.contract.errors import ArtifactRefused, TabrankError
-from serve.model.artifact import Artifact, load
-from serve.model.encoder import Encoder, NumericColumn
-from serve.model.scorers import OnnxScorer, Scorer, TorchScorer, load_scorer
 from training.network.network import Network, NetworkConfig
 
 Place = tuple[Literal["onnx", "torch"], str | None]

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from serve.ranking.batcher import Batcher
+from tests.support import virtual_time
 
 
 class Work:
@@ -59,7 +60,7 @@ def with_batcher(*, max_in_flight, cap, kind=Work, **constants):
             with pytest.MonkeyPatch.context() as patch:
                 for name, value in constants.items():
                     patch.setattr(f"serve.ranking.batcher.{name}", value)
-                asyncio.run(run())
+                virtual_time.run(run())
 
         return test
 

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from serve.contract.errors import ScorerUnavailable
-from serve.ranking.circuit_breaker import FAILURES, CircuitBreaker
+from serve.ranking.circuit_breaker import FAILURES, MAX_UNUSED_S, RETRY_S, CircuitBreaker
+from tests.support import virtual_time
 
 
 class FakeScorer:
@@ -41,11 +42,6 @@ async def until_well(breaker):
                 await asyncio.sleep(0.01)
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    monkeypatch.setattr("serve.ranking.circuit_breaker.RETRY_S", 0.01)
-
-
 def test_a_scorer_that_fails_repeatedly_is_probed_until_it_answers():
     async def scenario():
         scorer = FakeScorer()
@@ -61,12 +57,10 @@ def test_a_scorer_that_fails_repeatedly_is_probed_until_it_answers():
         assert await until_well(breaker) == b"new"
         assert scorer.calls[num_calls:] == [b"good", b"new"]
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
 
 
-def test_an_unused_scorer_is_not_probed_until_the_next_request(monkeypatch):
-    monkeypatch.setattr("serve.ranking.circuit_breaker.MAX_UNUSED_S", 0.05)
-
+def test_an_unused_scorer_is_not_probed_until_the_next_request():
     async def scenario():
         scorer = FakeScorer()
         breaker = CircuitBreaker(scorer)
@@ -74,10 +68,10 @@ def test_an_unused_scorer_is_not_probed_until_the_next_request(monkeypatch):
         for _ in range(FAILURES):
             with pytest.raises(FileNotFoundError):
                 await breaker("v", b"bad")
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(MAX_UNUSED_S + 5 * RETRY_S)
         num_calls = len(scorer.calls)
         assert num_calls > FAILURES
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(MAX_UNUSED_S)
         assert len(scorer.calls) == num_calls
         with pytest.raises(FileNotFoundError):
             await breaker("v", b"asked again")
@@ -86,7 +80,7 @@ def test_an_unused_scorer_is_not_probed_until_the_next_request(monkeypatch):
         scorer.error = None
         assert await until_well(breaker) == b"new"
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
 
 
 def test_a_failure_now_and_then_is_none_of_its_business():
@@ -99,7 +93,7 @@ def test_a_failure_now_and_then_is_none_of_its_business():
             scorer.error = None
             assert await breaker("v", b"good") == b"good"
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
 
 
 def test_a_hanging_scorer_opens_the_circuit_and_its_calls_go_on():
@@ -117,4 +111,4 @@ def test_a_hanging_scorer_opens_the_circuit_and_its_calls_go_on():
         scorer.hangs = False
         assert await until_well(breaker) == b"new"
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())

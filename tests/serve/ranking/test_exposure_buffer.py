@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import selectors
 
 import msgspec
 
 from serve.contract.errors import TooLarge
 from serve.log.events import MAX_CALL_BYTES, Exposure, unpack
-from serve.ranking.exposure_buffer import ExposureBuffer
+from serve.ranking.exposure_buffer import SEND_EVERY_S, ExposureBuffer
+from tests.support import virtual_time
 
 
 class Sent(list):
@@ -34,41 +33,20 @@ def test_what_is_from_before_a_time_is_sent_once_and_the_rest_is_kept():
     assert buffer.age_s == 0.0
 
 
-def test_as_long_as_rankings_of_one_time_may_follow_none_is_sent(monkeypatch):
-    monkeypatch.setattr("serve.ranking.exposure_buffer.SEND_EVERY_S", 0.01)
-
+def test_as_long_as_rankings_of_one_time_may_follow_none_is_sent():
     async def scenario():
         sent = Sent()
-        buffer = ExposureBuffer(sent)
+        buffer = ExposureBuffer(sent, clock=asyncio.get_running_loop().time)
         running = asyncio.create_task(buffer.run(idle_s=0.2))
         for _ in range(8):
             buffer.put(exposure(7))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.19)
         busy = list(sent)
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(0.01 + SEND_EVERY_S)
         running.cancel()
         return busy, sent
 
-    assert asyncio.run(scenario()) == ([], [[7] * 8])
-
-
-class NoWait(selectors.SelectSelector):
-    """Selector that lets a loop's time pass without waiting."""
-
-    now_s = 0.0
-
-    def select(self, timeout=None):
-        self.now_s += max(timeout or 0.0, 0.0)
-        return super().select(0)
-
-
-@contextlib.contextmanager
-def loop_without_waits():
-    selector = NoWait()
-    loop = asyncio.SelectorEventLoop(selector)
-    loop.time = lambda: selector.now_s
-    with contextlib.closing(loop):
-        yield loop
+    assert virtual_time.run(scenario()) == ([], [[7] * 8])
 
 
 class Receiver:
@@ -148,8 +126,7 @@ def test_the_held_bytes_are_bounded_until_they_are_sent(monkeypatch):
     assert buffer.num_dropped == 4
 
 
-def test_a_call_that_is_never_answered_is_given_up_and_sent_again(monkeypatch):
-    monkeypatch.setattr("serve.ranking.exposure_buffer.SEND_TIMEOUT_S", 0.05)
+def test_a_call_that_is_never_answered_is_given_up_and_sent_again():
     receiver, calls = Receiver(), []
 
     async def send(payload):
@@ -160,8 +137,8 @@ def test_a_call_that_is_never_answered_is_given_up_and_sent_again(monkeypatch):
 
     buffer = ExposureBuffer(send)
     buffer.put(exposure(1))
-    assert not asyncio.run(buffer.flush())
-    assert asyncio.run(buffer.flush())
+    assert not virtual_time.run(buffer.flush())
+    assert virtual_time.run(buffer.flush())
     assert receiver.taken == ["1"]
 
 
@@ -183,5 +160,4 @@ def test_exposures_for_an_ingest_that_hangs_are_with_the_next_one_after_six_seco
         running.cancel()
         return receiver.taken
 
-    with loop_without_waits() as loop:
-        assert loop.run_until_complete(scenario()) == ["1"]
+    assert virtual_time.run(scenario()) == ["1"]

@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from live import Live, event, features
 
 from serve.ingest.backfill import load
 from serve.ranking.record_intake import TAKE_S
 from serve.stores.candidate_table import RETRY_S
 from serve.stores.lmdb_environment import environment
 from serve.stores.redis_client import TIMEOUT_S
+from tests.support.live_service import Live, event, features
 
 SLACK_S = 1.0  # for a machine that has other things to do
 
@@ -205,14 +205,11 @@ def test_exposures_beyond_the_buffer_are_dropped_and_counted(tmp_path, log_folde
     service = Live(tmp_path, log_folder, clock="wall")
 
     async def scenario(service):
-        async def broken(payload):
-            raise OSError("gone")
-
         buffer = service.fetcher.exposure_buffer
-        buffer._send, send = broken, buffer._send
+        service.is_ingest_away = True
         answers = [await service.rank(request_id=f"r{i}") for i in range(5)]
         num_dropped = buffer.num_dropped
-        buffer._send = send
+        service.is_ingest_away = False
         assert await buffer.flush()
         return answers, num_dropped, await service.rank(request_id="after"), buffer.num_dropped
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_store import MemoryStore
-from networks import random_network, write_artifact
 
 from serve.config.settings import Arm
 from serve.contract.records import Candidate, Event
@@ -25,6 +23,8 @@ from serve.model.scorers import OnnxScorer, TorchScorer
 from serve.ranking.query import Query, Slate
 from serve.ranking.ranker import Ranker
 from serve.stores.candidate_table import CandidateTable
+from tests.support.memory_store import MemoryStore
+from tests.support.networks import random_network, write_artifact
 from training.network.network import NetworkConfig
 
 MODEL = "20260101T000000Z-abcd"

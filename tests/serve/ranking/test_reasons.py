@@ -6,11 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from live import Live
 from pyarrow.parquet import read_table
-from slates import slate_of
-from stub import MODEL
-from tiny import TOML
 
 from serve.config.settings import POPULAR, Arm, Experiment, UserConfig
 from serve.contract.hashing import hash64
@@ -22,6 +18,10 @@ from serve.ranking import in_process_scoring
 from serve.ranking.load_shedding import TICK_S, TICKS
 from serve.ranking.reasons import MAX_BYTES, MAX_EXPLAINED, MAX_ROWS, explain
 from serve.ranking.responses import MAX_REASONS
+from tests.support.live_service import Live
+from tests.support.slates import slate_of
+from tests.support.small_surface import TOML
+from tests.support.stub_artifact import MODEL
 
 COLUMNS = Features(Schema(read_surface(TOML))).columns
 WEIGHTS = {"price": 0.3, "joins": -0.5, "same_language": 0.8}

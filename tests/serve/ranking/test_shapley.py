@@ -8,12 +8,12 @@ import warnings
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from slates import slate_of
 
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, entry_hash
 from serve.model.scorer_cache import timed
 from serve.ranking.reasons import explain
+from tests.support.slates import slate_of
 from training.fit.loop import FitConfig, run
 from training.network.model import Model, one_thread
 from training.network.network import NetworkConfig, inputs

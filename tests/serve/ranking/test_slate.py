@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from live import Live
-from stub import MODEL
 
 from serve.config.settings import Arm, Experiment
 from serve.ranking import slate
+from tests.support.live_service import Live
+from tests.support.stub_artifact import MODEL
 
 
 @pytest.fixture

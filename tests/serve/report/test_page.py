@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 import pytest
-from page import Page
 
 from serve.report.charts import MOST_VALUES, Axis, Limit, Series, plot
 from serve.report.page import banner, bullets, details, footer, paragraph, section, table, tiles, whole_page
+from tests.support.page_parser import Page
 
 TEXT = "<b>&'\"</script>"
 

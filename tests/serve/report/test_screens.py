@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from assessed import evaluation
-from browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
-from experiments import write_experiment
 from typer.testing import CliRunner
 
 from serve.__main__ import app
+from tests.support.browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
+from tests.support.evaluation_rows import evaluation
+from tests.support.experiment_log import write_experiment
 from training.evaluation.report import report_page
 from training.examination.examination import IGNORED
 from training.experiment.declared import Declared

@@ -11,10 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from live import Live
-from networks import artifact_files, random_network
-from stub import MODEL, publish_stub
-from tiny import TOML
 
 from serve.config.settings import Arm, Experiment, Limits, Shadow
 from serve.contract.errors import ArtifactRefused, ScoringFailed
@@ -27,6 +23,10 @@ from serve.ranking.telemetry import Metrics
 from serve.rollout.guard import MIN_ROWS
 from serve.rollout.registry import ModelRegistry
 from serve.rollout.score_comparison import ScoreSums
+from tests.support.live_service import Live
+from tests.support.networks import artifact_files, random_network
+from tests.support.small_surface import TOML
+from tests.support.stub_artifact import MODEL, publish_stub
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig
@@ -252,11 +252,11 @@ def test_without_the_writer_a_bad_version_is_unused_and_reported_again(tmp_path,
         return gone_s
 
     class Away(Out):
-        async def _roll_back(self, version, verdict):
+        async def roll_back(self, version, verdict):
             reports.append(verdict.kind)
             if len(reports) < 4:
                 raise OSError("gone")
-            await super()._roll_back(version, verdict)
+            await super().roll_back(version, verdict)
 
     service = Away(tmp_path, log_folder, "non_finite")
     gone_s = service.run(scenario)

@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from stub import MODEL, publish_stub
-from tiny import TOML
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -27,6 +25,8 @@ from serve.model.artifact import CURRENT, FILES, load, point, save
 from serve.rollout import history
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.registry import ModelRegistry, NothingBefore
+from tests.support.small_surface import TOML
+from tests.support.stub_artifact import MODEL, publish_stub
 
 FIRST = "20251231T000000Z-0009"
 A, B, C = MODEL, "20260102T000000Z-000b", "20260103T000000Z-000c"

@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import networks
 import numpy as np
 import pytest
 import yaml
-from networks import artifact_files, random_network
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -26,6 +24,8 @@ from serve.model.artifact import save
 from serve.model.graph import Calibration
 from serve.operate.run.local_cluster import down, up
 from serve.rollout.registry import ModelRegistry
+from tests.support import networks
+from tests.support.networks import artifact_files, random_network
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig

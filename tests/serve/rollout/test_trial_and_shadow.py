@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from stub import publish_stub
-from tiny import TOML
 
 from serve.config.settings import Shadow, UserConfig
 from serve.features.matrix import Features, Matrix
@@ -16,6 +14,8 @@ from serve.model.scorer_cache import timed
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.monitor import RolloutMonitor
 from serve.rollout.registry import ModelRegistry
+from tests.support.small_surface import TOML
+from tests.support.stub_artifact import publish_stub
 
 OLD, NEW, OTHER = (f"2026010{day}T000000Z-0000" for day in (1, 2, 3))
 MATRIX = Matrix(np.zeros((5, 1), np.float32), np.zeros((5, 0), np.uint64))

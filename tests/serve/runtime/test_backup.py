@@ -9,6 +9,7 @@ import pytest
 
 from serve.runtime.backup import MOST_WAITING, Backup
 from serve.runtime.fast_path import HAPROXY, FastPath
+from tests.support import virtual_time
 
 # Ray warns about its own models at import.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -57,7 +58,7 @@ async def answers(way, *scopes):
 
 
 def test_a_ranking_without_a_replica_ends_within_100_ms_of_its_deadline_with_503():
-    [(status, headers, body, took_s), (*_, own_s)] = asyncio.run(
+    [(status, headers, body, took_s), (*_, own_s)] = virtual_time.run(
         answers(Backup(HTTPProxy(after_s=5.0)), asked(), asked("/app/v1/rank", x_deadline_ms="20"))
     )
     assert (status, headers[b"retry-after"]) == (503, b"1")
@@ -71,12 +72,14 @@ def test_a_ranking_without_a_replica_ends_within_100_ms_of_its_deadline_with_503
 @pytest.mark.parametrize("given", ["9" * 8, "9" * 400, "-1", "0", "soon", "60000"])
 def test_no_header_makes_a_ranking_wait_for_long(monkeypatch, given):
     monkeypatch.setattr("serve.runtime.backup.MOST_S", 0.1)
-    [(status, *_, took_s)] = asyncio.run(answers(Backup(HTTPProxy(after_s=5.0)), asked(x_deadline_ms=given)))
+    [(status, *_, took_s)] = virtual_time.run(
+        answers(Backup(HTTPProxy(after_s=5.0)), asked(x_deadline_ms=given))
+    )
     assert (status, took_s < 0.5) == (503, True)
 
 
 def test_what_a_replica_answers_in_time_is_passed_on_whole_however_long_it_takes():
-    [(status, *_, took_s)] = asyncio.run(
+    [(status, *_, took_s)] = virtual_time.run(
         answers(Backup(HTTPProxy(after_s=0.06, parts=4)), asked(x_deadline_ms="60"))
     )
     assert (status, took_s > 0.2) == (200, True)
@@ -84,7 +87,7 @@ def test_what_a_replica_answers_in_time_is_passed_on_whole_however_long_it_takes
 
 def test_of_a_flood_few_wait_and_the_rest_is_answered_at_once():
     proxy = HTTPProxy(after_s=5.0)
-    ended = asyncio.run(answers(Backup(proxy), *[asked()] * (MOST_WAITING + 100)))
+    ended = virtual_time.run(answers(Backup(proxy), *[asked()] * (MOST_WAITING + 100)))
     assert {status for status, *_ in ended} == {503}
     assert len(proxy.asked) == MOST_WAITING
     assert sum(took_s < 0.1 for *_, took_s in ended) == 100
@@ -98,12 +101,14 @@ def test_a_place_is_free_again_after_each_answer():
             assert {status for status, *_ in await answers(backup, *[asked()] * MOST_WAITING)} == {200}
         return len(proxy.asked)
 
-    assert asyncio.run(scenario()) == 3 * MOST_WAITING
+    assert virtual_time.run(scenario()) == 3 * MOST_WAITING
 
 
 def test_events_have_more_time_and_other_requests_are_left_to_ray():
     scopes = asked("/v1/events", x_deadline_ms="1"), asked("/readyz", "GET")
-    assert {status for status, *_ in asyncio.run(answers(Backup(HTTPProxy(after_s=0.15)), *scopes))} == {200}
+    assert {status for status, *_ in virtual_time.run(answers(Backup(HTTPProxy(after_s=0.15)), *scopes))} == {
+        200
+    }
 
 
 class Wrapped:
@@ -121,5 +126,5 @@ def test_only_behind_haproxy_is_rays_proxy_a_backup(monkeypatch, haproxy, status
     monkeypatch.setenv(HAPROXY, haproxy)
 
     way = FastPath(Wrapped(HTTPProxy(after_s=0.15)))
-    [(found, *_)] = asyncio.run(answers(way, asked(x_deadline_ms="1")))
+    [(found, *_)] = virtual_time.run(answers(way, asked(x_deadline_ms="1")))
     assert found == status

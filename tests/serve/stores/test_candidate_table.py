@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from memory_store import MemoryStore, Rows
-from tiny import TOML
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.stores import candidate_table
 from serve.stores.candidate_table import CandidateTable
+from tests.support.memory_store import MemoryStore, Rows
+from tests.support.small_surface import TOML
 
 SCHEMA = Schema(read_surface(TOML))
 ROW = SCHEMA.blank("candidate").tobytes()

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory_store import open_memory
-from reading import read_changes, read_viewers, write
-from redis_server import RedisServer
 
 from serve.contract.errors import StoreUnavailable, TabrankError, WriterFenced
 from serve.stores.factory import open_store
 from serve.stores.protocol import MAX_REMOVED, Changes, Store
+from tests.support.memory_store import open_memory
+from tests.support.redis_server import RedisServer
+from tests.support.store_access import read_changes, read_viewers, write
 
 
 def empty_redis(request: pytest.FixtureRequest) -> str:

@@ -17,13 +17,13 @@ from typing import Any
 
 import lmdb
 import pytest
-from reading import read_changes, read_viewers
 
 from serve.contract.errors import StoreMissing, StoreUnavailable, WriterFenced
 from serve.stores.factory import open_store
 from serve.stores.lmdb import LmdbStore
 from serve.stores.lmdb_environment import MAP_SIZE
 from serve.stores.protocol import Changes
+from tests.support.store_access import read_changes, read_viewers
 
 IMPORT = (
     "import sys; from pathlib import Path; from serve.stores.lmdb import LmdbStore; F = Path(sys.argv[1]); "

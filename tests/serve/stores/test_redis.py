@@ -16,9 +16,6 @@ from typing import Any
 
 import pytest
 import redis
-from reading import read_changes, read_viewers, write
-from redis_server import MISSING, RedisServer, find_server
-from tiny import TOML
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -30,6 +27,9 @@ from serve.stores.protocol import Changes
 from serve.stores.redis import CHUNK, RedisStore
 from serve.stores.redis_client import PASSWORD, connect
 from serve.stores.redis_scripts import REPLACE
+from tests.support.redis_server import MISSING, RedisServer, find_server
+from tests.support.small_surface import TOML
+from tests.support.store_access import read_changes, read_viewers, write
 
 NAME = "spaces-0123456789ab"
 

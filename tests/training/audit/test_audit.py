@@ -10,16 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from networks import (
-    VERSION,
-    artifact_files,
-    random_config,
-    random_encoder,
-    random_network,
-    write_artifact,
-)
-from served import Logging, busy_hour
-from tiny import TOML, tables
 from typer.testing import CliRunner
 
 from serve.config.settings import Arm, Experiment
@@ -30,6 +20,16 @@ from serve.features.surface import load_surface, read_surface
 from serve.log.reader import read_log
 from serve.log.writer import write_log
 from serve.model.artifact import save
+from tests.support.logging_service import Logging, busy_hour
+from tests.support.networks import (
+    VERSION,
+    artifact_files,
+    random_config,
+    random_encoder,
+    random_network,
+    write_artifact,
+)
+from tests.support.small_surface import TOML, tables
 from training.__main__ import app
 from training.audit.audit import difference
 from training.data.dataset import build

@@ -7,13 +7,13 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from listening import SURFACE, Service, command, write_model
-from stub import MODEL
 
 from serve.config.settings import Arm, Experiment
 from serve.features.rows import Schema
 from serve.log.snapshots import set_truncation_point, write
 from serve.stores.factory import open_store
+from tests.support.simulated_service import SURFACE, Service, command, write_model
+from tests.support.stub_artifact import MODEL
 from training.data.split import split
 from training.examination.examination import Examination
 from training.world.simulate import simulate

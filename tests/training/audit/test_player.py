@@ -6,11 +6,11 @@ import json
 
 import pyarrow as pa
 import pytest
-from tiny import tables
 
 from serve.contract.rankings import RankRequest, StatedCandidate
 from serve.log.reader import read_log
 from serve.log.writer import write_log
+from tests.support.small_surface import tables
 from training.audit.player import posts, replay_requests
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from networks import VERSION, random_encoder, random_network, write_artifact
 
 from serve.contract.errors import TabrankError
+from tests.support.networks import VERSION, random_encoder, random_network, write_artifact
 from training.bench.scorer import bench_scorer, table
 from training.network.network import NetworkConfig
 

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
-from point_in_time import shown_ids
-from tiny import tables
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from serve.log.writer import write_log
+from tests.support.point_in_time import shown_ids
+from tests.support.small_surface import tables
 from training.data.dataset import DatasetPlan, build, concat
 from training.data.split import split
 
@@ -100,7 +100,7 @@ def test_history_moves_the_state_and_gives_no_rows(tmp_path, log_folder, surface
 
 def with_impressions(folder, *seen, within="10s"):
     """Write the log with client impressions (viewer's request, candidate, time)."""
-    from tiny import TOML
+    from tests.support.small_surface import TOML
 
     parts = tables()
     request, candidate, ts_ms = zip(*seen, strict=True)
@@ -195,7 +195,7 @@ def test_an_event_whose_clock_is_behind_is_of_the_exposure_that_it_names(tmp_pat
 
 
 def test_a_log_without_a_closed_window_is_refused(tmp_path):
-    from tiny import TOML
+    from tests.support.small_surface import TOML
 
     surface = read_surface(TOML.replace('"10s" }', '"1d" }'))
     write_log(tmp_path / "log", tables())

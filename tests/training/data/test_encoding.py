@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import TOML
 
 from serve.contract.hashing import hash64
 from serve.features.matrix import Columns, Features, Matrix
@@ -10,6 +9,7 @@ from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from serve.model.encoder import UNSEEN, Encoder
+from tests.support.small_surface import TOML
 from training.data.dataset import build
 from training.data.encoding import (
     MAX_EMBEDDING,

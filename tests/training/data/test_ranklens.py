@@ -4,12 +4,12 @@ import gzip
 
 import pyarrow.parquet as pq
 import pytest
-from point_in_time import shown_ids
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.log.reader import TABLES, read_log
+from tests.support.point_in_time import shown_ids
 from training.data.dataset import build
 from training.data.ranklens import import_ranklens
 

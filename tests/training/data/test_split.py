@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shop import write_shop
-from tiny import tables
 
 from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
 from serve.log.reader import TABLES, read_log
 from serve.log.writer import write_log
+from tests.support.shop_log import write_shop
+from tests.support.small_surface import tables
 from training.data.split import split
 from training.drafting.draft import draft
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from shop import write_shop
 from typer.testing import CliRunner
 
 from serve.config.reader import read
 from serve.contract.rankings import MAX_CANDIDATES
 from serve.features.surface import load_surface
+from tests.support.shop_log import write_shop
 from training.__main__ import app
 
 ROOT = Path(__file__).parents[3]

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny import STRINGS, tables
 
 from serve.contract.errors import TabrankError
 from serve.features.kinds.affinity import Affinity
@@ -18,6 +17,7 @@ from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
+from tests.support.small_surface import STRINGS, tables
 from training.data.dataset import Dataset, build
 from training.data.labels import label
 from training.drafting.draft import draft

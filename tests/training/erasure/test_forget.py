@@ -10,9 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from row_values import audience, flat
-from shop import write_shop
-from tiny import tables
 from typer.testing import CliRunner
 
 from serve.contract.errors import TabrankError
@@ -22,6 +19,9 @@ from serve.log.reader import read_joined, read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
 from serve.model.artifact import FILES, save
+from tests.support.row_values import audience, flat
+from tests.support.shop_log import write_shop
+from tests.support.small_surface import tables
 from training.__main__ import app
 from training.data.dataset import build
 from training.data.split import split

@@ -12,10 +12,6 @@ from contextlib import closing
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from live import event
-from row_values import audience, flat
-from served import Logging, assert_same_state
-from tiny import tables
 
 from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
@@ -24,6 +20,10 @@ from serve.log.events import entries
 from serve.log.snapshots import set_truncation_point, snapshots, truncation_point
 from serve.log.writer import write_log
 from serve.stores.factory import open_named
+from tests.support.live_service import event
+from tests.support.logging_service import Logging, assert_same_state
+from tests.support.row_values import audience, flat
+from tests.support.small_surface import tables
 from training.audit.audit import audit
 from training.erasure import states
 from training.erasure.forget import forget

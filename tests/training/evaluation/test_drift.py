@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from assessed import dataset, truth
 
 from serve.contract.hashing import hash64
+from tests.support.evaluation_rows import dataset, truth
 from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, statistics
 from training.fit.prepare import take_evenly
 

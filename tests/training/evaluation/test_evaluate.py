@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from assessed import LANGUAGES, dataset, truth
 
 from serve.contract.hashing import hash64
 from serve.features.baseline import Baseline
 from serve.model.encoder import Encoder, SingleColumn
+from tests.support.evaluation_rows import LANGUAGES, dataset, truth
 from training.evaluation.evaluate import assess
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from assessed import dataset, truth
-from position_world import examination as drawn_examination
-from position_world import sample
 
+from tests.support.evaluation_rows import dataset, truth
+from tests.support.position_world import examination as drawn_examination
+from tests.support.position_world import sample
 from training.evaluation.evaluate import assess
 from training.evaluation.expected_labels import expected_labels, placed
 from training.evaluation.metrics import Contender

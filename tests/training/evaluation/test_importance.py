@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-from assessed import dataset, truth
-from networks import random_network
 
 from serve.features.matrix import Columns, Matrix
+from tests.support.evaluation_rows import dataset, truth
+from tests.support.networks import random_network
 from training.evaluation.importance import by_permutation, importance
 from training.network.model import UNCALIBRATED, Model
 from training.network.network import NetworkConfig

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from tiny import TOML, tables
 
 from serve.contract.hashing import hash64
 from serve.features.matrix import Columns, Matrix
@@ -10,6 +9,7 @@ from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from serve.log.writer import write_log
+from tests.support.small_surface import TOML, tables
 from training.data.dataset import Dataset, build
 from training.evaluation.leakage import suspects
 

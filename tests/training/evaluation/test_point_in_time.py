@@ -6,8 +6,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from point_in_time import point_in_time
-from tiny import STRINGS, TOML, tables
 
 import training.data.dataset
 from serve.contract.errors import TabrankError
@@ -16,6 +14,8 @@ from serve.features.surface import read_surface
 from serve.log.reader import Log, read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
+from tests.support.point_in_time import point_in_time
+from tests.support.small_surface import STRINGS, TOML, tables
 
 TOLERANCE = 1e-6
 SURFACE = read_surface(TOML)

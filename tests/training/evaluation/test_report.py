@@ -7,11 +7,11 @@ import json
 
 import numpy as np
 import pytest
-from assessed import evaluation as make_evaluation
-from networks import artifact_files, random_encoder, random_network
-from page import Page
 
 from serve.model.artifact import save
+from tests.support.evaluation_rows import evaluation as make_evaluation
+from tests.support.networks import artifact_files, random_encoder, random_network
+from tests.support.page_parser import Page
 from training.evaluation.report import model_card, regenerate, report_page
 from training.evaluation.verdict import headline, outcome, tiles, verdict
 from training.examination.examination import IGNORED

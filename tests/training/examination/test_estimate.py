@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import SHOWN, write_drawn
 
 from serve.features.matrix import Columns, Matrix
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.reader import read_log
 from serve.model.encoder import Encoder, NumericColumn
+from tests.support.exploration_log import SHOWN, write_drawn
 from training.data.dataset import Dataset, DatasetPlan
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder

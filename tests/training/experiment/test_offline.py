@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from drawn import SHOWN, write_drawn, write_random_model, write_world
-from position_world import NUM_CANDIDATES, examination, sample, true_values
-from tiny import TOML
 from typer.testing import CliRunner
 
 import serve
@@ -21,6 +18,9 @@ from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
 from serve.model.artifact import load
 from serve.ranking.exploration import pick_probability
+from tests.support.exploration_log import SHOWN, write_drawn, write_random_model, write_world
+from tests.support.position_world import NUM_CANDIDATES, examination, sample, true_values
+from tests.support.small_surface import TOML
 from training.__main__ import app
 from training.evaluation.attraction import attraction, ranked
 from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Drawn

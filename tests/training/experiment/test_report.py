@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from experiments import DAY_MS, START_MS, write_experiment, write_rows
-from page import Page
 from scipy.stats import norm
-from served import Logging, busy_hour
 from typer.testing import CliRunner
 
 from serve.config.settings import Arm
 from serve.contract.errors import TabrankError
+from tests.support.experiment_log import DAY_MS, START_MS, write_experiment, write_rows
+from tests.support.logging_service import Logging, busy_hour
+from tests.support.page_parser import Page
 from training.__main__ import app
 from training.experiment import guardrails
 from training.experiment.comparison import days_needed

@@ -7,10 +7,10 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 from scipy.stats import norm, ttest_ind
-from simulated_viewers import ARMS, simulated_panel
 
 from serve.config.settings import Experiment
 from serve.contract.experiment_metrics import METRICS
+from tests.support.simulated_viewers import ARMS, simulated_panel
 from training.experiment.comparison import comparisons
 from training.experiment.confidence_sequence import always_valid, any_look_p, factor
 from training.experiment.statistics import Effect, aggregates, compare, holm, solve

@@ -11,9 +11,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from simulated_viewers import ARMS, EXPECTED, LOOKS, VIEWERS, simulated_arms, simulated_panel
 
 from serve.contract.experiment_metrics import METRICS
+from tests.support.simulated_viewers import ARMS, EXPECTED, LOOKS, VIEWERS, simulated_arms, simulated_panel
 from training.experiment.comparison import daily
 from training.experiment.statistics import aggregates, compare, holm, sample_ratio
 from training.experiment.verdict import SRM_P, verdict

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from shop import write_shop
 
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from serve.model.artifact import load
+from tests.support.shop_log import write_shop
 from training.data.dataset import build
 from training.drafting.draft import draft
 from training.evaluation.drift import CHANGED, STATISTICS, drift

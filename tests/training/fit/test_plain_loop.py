@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_up_rows import CONFIG, ENCODER, made_up
-from pytorch_tabnet_networks import module_of
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from tests.support.made_up_rows import CONFIG, ENCODER, made_up
+from tests.support.pytorch_tabnet_networks import module_of
 from training.fit.loop import learning_rate, run
 from training.network.network import Network
 

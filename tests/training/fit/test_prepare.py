@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from point_in_time import shown_ids
-from tiny import tables
 
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Matrix
 from serve.log.writer import write_log
+from tests.support.point_in_time import shown_ids
+from tests.support.small_surface import tables
 from training.data import stream as spilling
 from training.data.dataset import Dataset
 from training.data.stream import Spill, Streamed

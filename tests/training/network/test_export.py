@@ -7,7 +7,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from networks import (
+from safetensors.numpy import load as load_safetensors
+
+from serve.contract.errors import TabrankError
+from serve.features.matrix import Matrix
+from serve.model.encoder import Encoder
+from serve.model.folding import fold
+from serve.model.graph import forward
+from tests.support.networks import (
     CALIBRATION,
     random_config,
     random_encoder,
@@ -17,13 +24,6 @@ from networks import (
     trained_scores,
     weights,
 )
-from safetensors.numpy import load as load_safetensors
-
-from serve.contract.errors import TabrankError
-from serve.features.matrix import Matrix
-from serve.model.encoder import Encoder
-from serve.model.folding import fold
-from serve.model.graph import forward
 from training.network.export import build, export, golden
 from training.network.network import Network, NetworkConfig
 

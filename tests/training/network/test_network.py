@@ -3,7 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import (
+
+from serve.contract.errors import TabrankError
+from serve.model.encoder import Encoder, NumericColumn, SingleColumn
+from tests.support.networks import (
     geometric_logits,
     inputs,
     random_config,
@@ -12,10 +15,7 @@ from networks import (
     random_rows,
     reference,
 )
-from pytorch_tabnet_networks import untrained_module
-
-from serve.contract.errors import TabrankError
-from serve.model.encoder import Encoder, NumericColumn, SingleColumn
+from tests.support.pytorch_tabnet_networks import untrained_module
 from training.network.network import Network, NetworkConfig
 
 

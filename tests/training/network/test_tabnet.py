@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import random_config, random_encoder, reference
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from serve.model.encoder import Encoder
+from tests.support.networks import random_config, random_encoder, reference
 from training.network.layers import Mask
 from training.network.network import Network, NetworkConfig
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from assessed import dataset
-from networks import artifact_files, random_network
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model.artifact import CURRENT, FILES, current, point, save
+from tests.support.evaluation_rows import dataset
+from tests.support.networks import artifact_files, random_network
 from training.data.encoding import fit_encoder
 from training.examination.estimate import MIN_VIEWERS
 from training.fit.loop import FitConfig

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from shop import write_shop
 
 from serve.features.surface import read_surface
 from serve.model.artifact import load
+from tests.support.shop_log import write_shop
 from training.drafting.draft import draft
 from training.evaluation.report import regenerate
 from training.fit.fit import fit

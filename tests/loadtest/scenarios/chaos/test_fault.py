@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from offers import CLOSED, FALLBACK, Offering
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import ClusterSample
@@ -14,6 +13,7 @@ from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import Allowed, Times, broken, describe
 from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults, verdict_of
 from loadtest.workload.profiles import load_slo
+from tests.support.load_results import CLOSED, FALLBACK, Offering
 
 SLO = load_slo()
 

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
-from offers import CLOSED, FALLBACK, REFUSED, Offering
 
 from loadtest.measure.service import Outcome
 from loadtest.report.chaos import fault_line, write_chaos
@@ -24,6 +23,7 @@ from loadtest.scenarios.chaos.pauses import Pauses, describe_pauses, pauses_line
 from loadtest.scenarios.chaos.run import run_fault, select_faults, verdict_of
 from loadtest.targets.running import Target
 from loadtest.workload.profiles import CANDIDATES, load_slo
+from tests.support.load_results import CLOSED, FALLBACK, REFUSED, Offering
 
 PARTIAL = Outcome("partial", True, False)
 

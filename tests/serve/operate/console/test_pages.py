@@ -11,9 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from browser import browser, needs_axe, needs_chromium, page_at, violations
-from consoles import MODEL, Service, degraded, gone, healthy, listening
-from screenshots import console
+
+from tests.support.browser import browser, needs_axe, needs_chromium, page_at, violations
+from tests.support.console_service import MODEL, Service, degraded, gone, healthy, listening
+from tests.support.screenshots import console
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 ROOT = Path(__file__).parents[4]

@@ -8,11 +8,8 @@ import json
 import time
 
 import pytest
-from consoles import ANSWER, Service, degraded, gone, healthy
 from msgspec import convert
 from starlette.testclient import TestClient
-from stub import MODEL, publish_stub
-from tiny import TOML
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -22,6 +19,9 @@ from serve.operate.console.server import FILES, console, serve
 from serve.operate.console.watch import Watch
 from serve.operate.status.vitals import API_KEY
 from serve.rollout.registry import ModelRegistry
+from tests.support.console_service import ANSWER, Service, degraded, gone, healthy
+from tests.support.small_surface import TOML
+from tests.support.stub_artifact import MODEL, publish_stub
 
 BASE = "http://127.0.0.1:8090"
 JSON = {"content-type": "application/json"}

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import yaml
-from documents import replaced
 
 from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff
@@ -26,6 +25,7 @@ from serve.operate.host.field import get, level_of
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import status
 from serve.operate.run.local_cluster import down, up
+from tests.support.config_document import replaced
 
 pytestmark = pytest.mark.integration
 APPLICATION = """

@@ -6,7 +6,6 @@ import copy
 import warnings
 
 import pytest
-from documents import replaced
 
 from serve.config.application import DEPLOYMENTS, OUR_INGRESS
 from serve.contract.errors import TabrankError
@@ -15,6 +14,7 @@ from serve.operate.diff.apply import switched
 from serve.operate.diff.consequence import FIELDS, UNKNOWN, Consequence, row_of
 from serve.operate.host.field import text
 from serve.operate.host.service_state import ApplicationState, DeploymentState
+from tests.support.config_document import replaced
 
 DOCUMENT = {
     "http_options": {"host": "127.0.0.1", "port": 8000},

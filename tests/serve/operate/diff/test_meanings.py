@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from documents import replaced
-from stub import MODEL, publish_stub
-from tiny import TOML
 
 from serve.config.application import DEPLOYMENTS, OUR_APPLICATION, OUR_INGRESS
 from serve.contract.errors import TabrankError
@@ -26,6 +23,9 @@ from serve.operate.host.running_service import RunningService
 from serve.operate.host.service_state import ApplicationState, DeploymentState, ServiceState, SupervisedState
 from serve.operate.run import local_cluster
 from serve.stores.factory import open_store
+from tests.support.config_document import replaced
+from tests.support.small_surface import TOML
+from tests.support.stub_artifact import MODEL, publish_stub
 
 ROOT = Path(__file__).parents[4]
 APP = "applications/tiny"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from watched import alerts, expressions, panels, records, rules
 
 from loadtest.workload.profiles import load_slo
 from serve.config.settings import UserConfig
@@ -29,6 +28,7 @@ from serve.operate.observe.prometheus import (
     run_prometheus,
     write_targets,
 )
+from tests.support.monitoring_rules import alerts, expressions, panels, records, rules
 
 ROOT = Path(__file__).parents[4]
 RUNBOOK = ROOT / "docs" / "runbook.md"

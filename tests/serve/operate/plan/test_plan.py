@@ -10,7 +10,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page import Page
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -18,6 +17,7 @@ from serve.config.pools import NodePool
 from serve.contract.errors import TabrankError
 from serve.operate.plan.nodes import IDLE_TIMEOUT_S, Cluster
 from serve.operate.plan.trace import read_trace
+from tests.support.page_parser import Page
 
 # Ray's warning at import.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -162,7 +162,7 @@ def test_a_replica_waits_for_a_node_of_the_smallest_pool_with_its_resources():
 
 
 def test_a_custom_policy_decides_by_the_clock_of_the_trace(tmp_path):
-    policy = {"policy_function": "plan_policies:late_two"}
+    policy = {"policy_function": "tests.support.plan_policies:late_two"}
     report = planned(cluster(tmp_path, policy=policy, upscale_delay_s=0), trace(tmp_path, (20, 10)))
     assert counts(report) == [(0, 1), (14, 2)]
 
@@ -286,7 +286,7 @@ def test_what_cannot_be_planned_exits_with_2(tmp_path, monkeypatch, options, mes
     ("change", "message"),
     [
         (
-            {"policy": {"policy_function": "plan_policies:four"}},
+            {"policy": {"policy_function": "tests.support.plan_policies:four"}},
             "Scorer: the autoscaling policy cannot be used",
         ),
         (

@@ -6,6 +6,7 @@ import configparser
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,18 +46,17 @@ def test_starting_reloading_and_stopping_are_our_own_commands():
 
 
 @pytest.mark.parametrize("folder", ["plain", "a b", "50%", "$HOME"])
-def test_systemd_takes_the_unit_whatever_the_paths_are(tmp_path, folder):
+def test_systemd_takes_the_unit_whatever_the_paths_are(folder):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is missing: apt-get install systemd")
-    home = tmp_path / folder
-    home.mkdir()
-    shutil.copy(CONFIG, home)
-    text, _ = unit(home / "cluster.yaml", home / "run")
-    (tmp_path / "tabrank.service").write_text(text)
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", tmp_path / "tabrank.service"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # Not in `tmp_path`, which may be in /dev: systemd takes no path of it.
+    with tempfile.TemporaryDirectory() as parent:
+        home, path = Path(parent) / folder, Path(parent) / "tabrank.service"
+        home.mkdir()
+        shutil.copy(CONFIG, home)
+        text, _ = unit(home / "cluster.yaml", home / "run")
+        path.write_text(text)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, check=False
+        )
     assert (done.returncode, done.stderr) == (0, "")

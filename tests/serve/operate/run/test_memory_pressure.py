@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from asking import asking
 
 from loadtest.targets.running import title
 from loadtest.targets.services import free_port
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import status
 from serve.operate.run.local_cluster import down, up
+from tests.support.request_loop import asking
 
 SLEEPER = Path(__file__).parents[3] / "support" / "sleeper"
 # Ray's monitor checks four times a second, and kills one process each time.

@@ -496,11 +496,12 @@ def test_a_replica_that_restarts_is_named_and_scaling_is_advice(stub):
 
 
 def test_deploys_that_run_wait_or_failed_are_named(stub):
-    stub.service |= {"state": "deploying", "deploying": {"config": "/srv/a.yaml", "since": ago(seconds=60)}}
+    since = ago(seconds=60)
+    stub.service |= {"state": "deploying", "deploying": {"config": "/srv/a.yaml", "since": since}}
     stub.service["applications"]["spaces"]["deployments"]["Scorer"] = deployment(0, 1, "UPDATING", STARTING=1)
     found = stub.look()
     assert named(found) == {
-        "deploying": f"A deploy of /srv/a.yaml is under way since {ago(seconds=60)}.",
+        "deploying": f"A deploy of /srv/a.yaml is under way since {since}.",
         "not_starting": "Replicas do not start: no room? 1 wait for what `ray_actor_options` ask for.",
         "replicas_missing": "0 of 1 replicas run, 1 starting.",
     }
@@ -540,7 +541,7 @@ def test_silent_applications_come_before_a_supervisor_that_is_gone():
 
 def test_the_changes_of_the_last_hour_come_newest_first(stub):
     def entry(minutes: float, action: str, by: str, reason: str = "") -> HistoryEntry:
-        at_ms = int((NOW - timedelta(minutes=minutes)).timestamp() * 1e3)
+        at_ms = int((datetime.now(UTC) - timedelta(minutes=minutes)).timestamp() * 1e3)
         return HistoryEntry(at_ms, action, "20260101T000000Z-000a", None, None, by, reason)
 
     # The default of `args`.

@@ -6,8 +6,6 @@ import json
 import shutil
 
 import numpy as np
-from live import Live
-from networks import artifact_files, random_network
 from typer.testing import CliRunner
 
 from serve.config.settings import AppArgs, Arm, Experiment, UserConfig
@@ -17,6 +15,8 @@ from serve.ingest.backfill import load
 from serve.log.reader import read_log
 from serve.model.artifact import CURRENT, point, publish, save
 from serve.model.scorer_cache import ModelHolder
+from tests.support.live_service import Live
+from tests.support.networks import artifact_files, random_network
 from training.__main__ import app
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from networks import artifact_files, random_network
-from tiny import tables
 
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
@@ -13,6 +11,8 @@ from serve.log.reader import read_log
 from serve.log.writer import write_log
 from serve.model.artifact import save
 from serve.ranking.exploration import draw
+from tests.support.networks import artifact_files, random_network
+from tests.support.small_surface import tables
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
 from training.network.network import NetworkConfig

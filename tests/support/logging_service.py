@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow.parquet as pq
-from live import Live, event
-from row_values import flat
 
 from serve.features.matrix import Features
 from serve.features.rows import RowTable, Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.stores.factory import open_store
+from tests.support.live_service import Live, event
+from tests.support.row_values import flat
 
 
 class Logging(Live):

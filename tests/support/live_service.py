@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 import numpy as np
 import uvicorn
-from stub import MODEL, publish_stub
-from tiny import TOML
 
 from serve.config.settings import AppArgs, Arm, Experiment, UserConfig
 from serve.features.matrix import Matrix
@@ -25,21 +23,26 @@ from serve.ranking.service import RankingService
 from serve.ranking.telemetry import Metrics
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
+from tests.support.filled_store import STORE, fill_store
+from tests.support.small_surface import TOML
+from tests.support.stub_artifact import MODEL, publish_stub
 
 
 class Live:
     """Service of the small surface; `log_folder` fills its store, and `served` is its log."""
 
-    def __init__(
-        self, folder, log_folder=None, *, clock="event", store="lmdb:store", max_live=MAX_LIVE, **config
-    ):
+    def __init__(self, folder, log_folder=None, *, clock="event", store=STORE, max_live=MAX_LIVE, **config):
         (folder / "tiny.toml").write_text(TOML)
         publish_stub(folder / "models", TOML)
         self.folder = folder
         self.surface = load_surface(str(folder / "tiny.toml"))
-        if log_folder:
+        if log_folder and store == STORE:
+            fill_store(folder / "tiny.toml", log_folder)
+        elif log_folder:
             load(self.surface, log_folder, store, folder)
         self.max_live = max_live
+        # Whether Ingest is away: then it takes no records.
+        self.is_ingest_away = False
         # Callback for the numbers that Ingest reports to its metrics.
         self.on_tally = lambda tally: None
         # Holder of the versions that the replica scores itself, if it may.
@@ -119,7 +122,9 @@ class Live:
             thread.join()
 
     async def ingest(self, payload):
-        """Take packed records as the writer."""
+        """Take packed records as the writer, unless it is away."""
+        if self.is_ingest_away:
+            raise OSError("gone")
         return await self.ingester.take(unpack(payload), len(payload))
 
     async def roll_back(self, version, verdict):

@@ -6,13 +6,13 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import numpy as np
-from live import event
-from served import Logging
 
 from serve.features.rows import Schema
 from serve.log.lease import read_lease, types_of
 from serve.log.retention import enforce_retention
 from serve.log.segments import Segments, segments
+from tests.support.live_service import event
+from tests.support.logging_service import Logging
 
 DAY_MS = 86_400_000
 DAYS = 16

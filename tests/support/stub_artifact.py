@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 from functools import cache
@@ -32,6 +33,7 @@ def _made(toml: str, version: str) -> Path:
     )
     # It is flushed to disk once per test run.
     folder = Path(tempfile.mkdtemp()) / version
+    atexit.register(shutil.rmtree, folder.parent)
     save(
         folder, dict.fromkeys(FILES, b"") | {"encoder.json": encoder.to_json().encode()}, {"version": version}
     )

@@ -1,0 +1,1 @@
+"""Fakes, builders and checks that several tests use, and the commands of the project."""

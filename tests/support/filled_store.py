@@ -1,0 +1,39 @@
+"""LMDB stores filled from a log: a log fills one once a test run, and the others are copies."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from serve.features.surface import load_surface
+from serve.ingest.backfill import load
+
+STORE = "lmdb:store"
+
+
+def fill_store(surface_path: Path, log_folder: Path) -> None:
+    """Fill the store `lmdb:store` beside the file of the surface, as `serve load` does."""
+    surface = load_surface(str(surface_path))
+    made = _home(surface_path.read_text(), _content(log_folder))
+    if not (made / "store").exists():
+        load(surface, log_folder, STORE, made)
+    shutil.copytree(made / "store", surface_path.parent / "store", symlinks=True)
+
+
+@cache
+def _home(toml: str, content: str) -> Path:
+    """Return the folder of the store that a log of this content fills."""
+    home = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, home)
+    return home
+
+
+def _content(folder: Path) -> str:
+    found = sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return found.hexdigest()
