@@ -8,28 +8,14 @@ from typing import Annotated
 import typer
 
 from serve.contract.commands import Json, answer, command_line
-from training.terminal import Model, ProgressLines
+from training.terminal import ProgressLines
 
 app = command_line(__doc__)
 
 
-@app.command()
-def world(
-    model: Model,
-    world: Annotated[Path, typer.Option(help="The whole simulated log, with its truth.parquet.")],
-    history: Annotated[Path, typer.Option(help="The part that the model was trained on, as split wrote it.")],
-    log: Annotated[Path, typer.Option(help="The other part, to measure on.")],
-    as_json: Json = False,
-) -> None:
-    """Measure the share of the gap between popular and the oracle that a model closes.
-
-    The gap is in true label events per exposure; exit code 1 below 65 %. The oracle scores with the
-    true probabilities of the simulated world.
-    """
-    from benchmarks.world import bench_world, table
-
-    result = bench_world(model, world, history, log, progress=ProgressLines("world"))
-    answer(result, as_json, table(result), held=result["held"])
+@app.callback()
+def benchmarks() -> None:
+    """Compare tabrank with the truth of a simulated world."""
 
 
 @app.command()

@@ -119,9 +119,9 @@ def _httpx() -> ModuleType:
     """Return httpx2; the modules of the client that make no connection do without it."""
     try:
         return importlib.import_module("httpx2")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         raise TabrankError(
-            "the client needs the package httpx2; run `python -m pip install httpx2`"
+            f"the client needs the package {error.name}; run `python -m pip install {error.name}`"
         ) from None
 
 

@@ -26,6 +26,8 @@ MAX_VALUES = 5_000
 MAX_NUMBER = 40
 # Exceptions of PyYAML for invalid values.
 UNFIT = (ValueError, OverflowError, LookupError, AttributeError)
+# What YAML makes of a value with a tag, and JSON has not.
+NOT_JSON = {"timestamp": "a time", "binary": "bytes", "set": "a set", "omap": "pairs", "pairs": "pairs"}
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class Document:
         kind = node.tag.rpartition(":")[2]
         if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
             raise _invalid(node, f"a number of {len(node.value):,} characters; put text in quotes")
-        if kind == "timestamp":
-            self._refuse(node, steps, "YAML reads this as a time, which Ray cannot pass on; put it in quotes")
+        if kind in NOT_JSON:
+            detail = f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
+            self._refuse(node, steps, detail)
         if isinstance(node, yaml.SequenceNode):
             for i, child in enumerate(node.value):
                 self._check(child, (*steps, i), (*above, node))

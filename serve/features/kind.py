@@ -106,6 +106,7 @@ class Kind:
     unit: Words = field(default="", repr=False, compare=False, kw_only=True)
 
     def __init_subclass__(cls, *, kind: str) -> None:
+        assert kind not in cls.registry, f"two feature kinds are named {kind!r}"
         cls.registry[kind] = cls
 
     @property

@@ -42,6 +42,7 @@ class StateKind(ABC, Generic[S]):
     registry: ClassVar[dict[type[Slot], type[StateKind[Any]]]] = {}
 
     def __init_subclass__(cls, *, of: type[Slot]) -> None:
+        assert of not in cls.registry, f"two kinds of state keep {of.__name__}"
         cls.registry[of] = cls
 
     def __init__(self, slots: Sequence[S], numbers: Mapping[str, int]) -> None:

@@ -133,4 +133,7 @@ def exclusive(lock: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
                 time.sleep(LOOK_S)
             except OSError as error:
                 raise TabrankError(f"{lock}: cannot be locked ({error.strerror})") from None
+        # A holder that removed the file as it ended has left a lock that the next one does not see.
+        if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            raise TabrankError(busy)
         yield

@@ -92,7 +92,7 @@ async def test_a_batch_is_capped_by_size_and_a_larger_item_goes_alone(work, batc
 
 
 @with_batcher(max_in_flight=2, cap=1)
-async def test_no_more_batches_are_under_way_than_there_are_slots(work, batcher):
+async def test_no_more_batches_are_under_way_than_may_be_in_flight(work, batcher):
     tasks = [asyncio.create_task(batcher.submit(i, 1, soon())) for i in range(5)]
     await asyncio.sleep(0.01)
     assert len(work.batches) == 2
@@ -116,7 +116,7 @@ async def test_a_second_batch_runs_in_parallel_only_when_half_the_cap_waits(work
 
 
 @with_batcher(max_in_flight=2, cap=1_000, PATIENCE_S=0.01)
-async def test_a_batch_that_hangs_holds_nobody_up_while_there_is_a_slot(work, batcher):
+async def test_a_batch_that_hangs_holds_nobody_up_while_there_is_room(work, batcher):
     tasks = [asyncio.create_task(batcher.submit(1, 10, soon()))]
     await asyncio.sleep(0.005)
     tasks.append(asyncio.create_task(batcher.submit(2, 10, soon())))

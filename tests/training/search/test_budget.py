@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fcntl
+
 import pytest
 
 from serve.contract.errors import TabrankError
@@ -44,6 +46,18 @@ def test_a_second_search_in_a_folder_is_refused_while_the_first_runs(tmp_path):
         with pytest.raises(TabrankError, match="runs there already"):
             Clock(tmp_path / "out", 60.0)
     claimed(tmp_path / "out")
+
+
+def test_a_lock_that_the_search_before_has_just_removed_is_not_taken(tmp_path, monkeypatch):
+    lock, flock = tmp_path / ".out.lock", fcntl.flock
+
+    def as_the_other_ends(file, how):
+        lock.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", as_the_other_ends)
+    with pytest.raises(TabrankError, match="a search runs there already"):
+        Clock(tmp_path / "out", 60.0)
 
 
 def test_a_folder_that_holds_no_search_is_refused_and_left_alone(tmp_path):
