@@ -18,6 +18,7 @@ The module uses private attributes of `Replica` in Ray 2.60.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -37,6 +38,7 @@ from serve.runtime.metrics import FLUSH_EVERY_S
 
 # Listen this many times on each socket, so that uvicorn accepts as many connections an iteration.
 ACCEPTS = 16
+log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[Any]]
 
@@ -78,11 +80,13 @@ class _Replica:
     def of(cls, app: Any) -> _Replica | None:
         """Return our replica behind Ray's HTTP server; None in Ray's proxy and for other code."""
         replica: Any = getattr(getattr(app, "_app", None), "__self__", None)
-        if not isinstance(getattr(replica, "_user_callable_asgi_app", None), Edge):
-            return None
+        is_ours = isinstance(getattr(replica, "_user_callable_asgi_app", None), Edge)
         # Ray has a setting that runs our code in a thread of its own.
-        is_here = not replica._user_callable_wrapper._run_user_code_in_separate_thread
-        return cls(replica) if is_here else None
+        if is_ours and not replica._user_callable_wrapper._run_user_code_in_separate_thread:
+            return cls(replica)
+        if replica is not None:
+            log.warning("requests take Ray's own, slower path: no ingress of tabrank in this thread")
+        return None
 
     def __init__(self, replica: Any) -> None:
         from ray.serve._private.common import RequestMetadata, RequestProtocol

@@ -8,6 +8,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -87,7 +88,10 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
     is_here = address is None or run is not None
 
     def known() -> list[Application]:
-        service = RunFolder.of(run or RUN).service() if is_here else None
+        service = None
+        # Another version of tabrank may have written its state.
+        with suppress(TabrankError):
+            service = RunFolder.of(run or RUN).service() if is_here else None
         return applications(watch.found, service.document if service else {})
 
     def asked(request: Request) -> Application:
@@ -99,7 +103,11 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
         return PlainTextResponse("no such page; see /\n", 404) if path is None else FileResponse(path)
 
     async def state(request: Request) -> Response:
-        news = await watch.news(float(request.query_params.get("after", 0)))
+        try:
+            after_ms = float(request.query_params.get("after", 0))
+        except ValueError:
+            return JSONResponse({"detail": "after is a time in ms since 1970"}, 400)
+        news = await watch.news(after_ms)
         return Response(msgspec.json.encode(news), media_type="application/json")
 
     def models(request: Request) -> Response:

@@ -25,8 +25,13 @@ USER = re.compile(r"^(rediss?://)\S*@")
 UNCONFIRMED = "refused: a change that needs --yes loses data or fails callers; deploy it: {command} --yes"
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
 GAP = "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
-MOVES = "replicas start or stop where the new bounds need it"
-IGNORED = "Ray ignores it until another option of this deployment changes too: then its replicas restart"
+MOVES = "replicas {} to {} → {} to {}: they start or stop where the new bounds need it"
+IGNORED = "Ray ignores it until another option of this deployment changes too: then replicas may restart"
+ACTOR: Path = (*DEPLOYMENT, "ray_actor_options")
+# Ray uses 1 where the file has none. Its hash differs from that of a 1 in the file, which is 1.0.
+NUM_CPUS: Path = (*ACTOR, "num_cpus")
+# Of these and of code versions, Ray hashes the text: 1, 1.0 and true differ.
+HASHED = (LIVE, (*ACTOR, "resources"))
 TOUCHING = (Consequence.IN_PLACE, Consequence.ROLLING, Consequence.REBUILT)
 AT_WORST = {
     Consequence.REBUILT: ": a rolling restart of all its replicas",
@@ -188,7 +193,8 @@ class _Comparison:
         elif level_of(path) == DEPLOYMENT:
             old, new = ([deployment["name"] for deployment in side] for side in (old, new))
         elif _is_option(path) and path[-1] in BOUNDS:
-            note = MOVES
+            old_bounds, new_bounds = (_bounds(side, path) for side in (self._old, self._new))
+            note = MOVES.format(*old_bounds, *new_bounds) if old_bounds != new_bounds else ""
             if "auto" in (old, new) and not any(self._sides((*path[:4], SCALING[-1]), None)):
                 consequence, _ = row_of(AUTO)
         reached = [
@@ -205,14 +211,19 @@ class _Comparison:
         return get(self._old, path, missing), get(self._new, path, missing)
 
     def _effect(self, path: Path, value: Any) -> Any:
-        """Return a value, or of a field that is left out its default; ... where none is known."""
+        """Return a value, or its default, as Ray compares it; ... where none is known."""
         level = level_of(path)
-        if value is not ...:
+        is_hashed = row_of(level)[0] == Consequence.REBUILT
+        if value is ...:
+            if level == NUM_CPUS or (is_hashed and level in FIELDS and level[:-1] != APPLICATION):
+                # Ray's hashes have these fields as they are written.
+                value = None
+            elif level in FIELDS or not is_hashed:
+                value = self._default(path)
+        if value is ... or isinstance(value, Mapping) or level in (APPLICATION, DEPLOYMENT):
             return value
-        if row_of(level)[0] == Consequence.REBUILT and level[:-1] != APPLICATION:
-            # Ray's code version of an application has these fields as they are written.
-            return None if level in FIELDS else ...
-        return self._default(path)
+        is_hashed |= level[: len(LIVE)] in HASHED or level[: len(NUM_CPUS)] in HASHED
+        return json.dumps(value, sort_keys=True, default=str) if is_hashed else value
 
     def _default(self, path: Path) -> Any:
         if path[4:5] == SCALING[-1:] and "auto" in self._sides((*path[:4], "num_replicas")):
@@ -238,7 +249,12 @@ class _Comparison:
     def _is_ignored(self, change: Change) -> bool:
         """Return whether Ray does not look for this change, unless the option is new or gone."""
         option = change.path[:5]
-        return _is_option(option) and option[4] in IGNORED_ALONE and ... not in self._sides(option)
+        old, new = self._sides(option)
+        if not _is_option(option) or change.consequence == Consequence.REBUILT or ... in (old, new):
+            return False
+        if option[4] == ACTOR[-1]:
+            old, new = ({NUM_CPUS[-1]: 1, **side} for side in (old, new))
+        return option[4] in IGNORED_ALONE or old == new
 
     def _is_reordered(self, app: str) -> bool:
         """Return whether the deployments of a file have another order, which Ray's version has."""
@@ -254,13 +270,8 @@ class _Comparison:
         worst = max(effects, default=Consequence.NOTHING)
         path = (*APPLICATION, app, "deployments", name)
         surge = get(self._new, (*path, "max_surge_percent"), 0)
-        is_gap = worst >= Consequence.ROLLING and surge == 0 and self._min_replicas(path) == 1
+        is_gap = worst >= Consequence.ROLLING and surge == 0 and _bounds(self._new, path)[0] == 1
         return worst, GAP if is_gap else ""
-
-    def _min_replicas(self, deployment: Path) -> int:
-        from serve.config.ray_schema import with_defaults
-
-        return int(with_defaults(get(self._new, deployment, {}))["min_replicas"])
 
 
 def shown(value: Any, default: Any = ...) -> str:
@@ -294,6 +305,13 @@ def _defaults(is_ours: bool) -> dict[Path, Any]:
         if isinstance(field.default, bool | int | float | str | tuple | None)
     }
     return {**ray_defaults(), **({LIVE: {}} if is_ours else {}), **ours}
+
+
+def _bounds(document: Document, path: Path) -> tuple[int, int]:
+    from serve.config.ray_schema import with_defaults
+
+    found = with_defaults(get(document, path[:4], {}))
+    return found["min_replicas"], found["max_replicas"]
 
 
 def _is_option(path: Path) -> bool:

@@ -154,7 +154,9 @@ class RunFolder:
 
     def remove_state(self) -> None:
         """Remove the files that describe a running service."""
-        for name in ("service.json", "wanted.json", "supervisor.pid", self.token.name):
+        # The last two are those of earlier versions, and hold hashes of keys.
+        names = ("service.json", "wanted.json", "supervisor.pid", "deployed.yaml", "wanted.yaml")
+        for name in (*names, self.token.name):
             (self.path / name).unlink(missing_ok=True)
 
     def _read(self, name: str, kind: type[Kind]) -> Kind | None:
@@ -165,8 +167,8 @@ class RunFolder:
         except msgspec.ValidationError as error:
             config = Path(msgspec.json.decode(content, type=OfAnyVersion).config)
             raise TabrankError(
-                f"{path}: another version of tabrank wrote it ({error}); restart the service with: "
-                f"{self.up_command(config)}"
+                f"{path}: another version of tabrank wrote it ({error}), so no change can be confirmed; "
+                f"restart the service with: {self.up_command(config)} --yes"
             ) from None
         except (FileNotFoundError, msgspec.DecodeError):
             return None

@@ -126,6 +126,13 @@ class _Start:
 
     def act(self, yes: bool) -> tuple[str, list[Any]]:
         """Bring the service to the file by the mildest means; return the action and the changes."""
+        try:
+            self.run.service()
+        except TabrankError as error:
+            # What runs cannot be compared with the file.
+            if self.run.processes() and not yes:
+                raise
+            self.progress(str(error))
         taken_over, changes, before = _take_over(self.run, self.timeout_s, self.progress), [], {}
         if (running := _running(self.run)) is not None:
             service, found, before = running.state, difference(running, self.config), running.document

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from serve.config.diagnoses import DIAGNOSES, RUNBOOK, Diagnosis, diagnosis
+from serve.config.known_keys import APPLICATION
 from serve.contract.commands import RUN
+from serve.operate.host.field import get
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.serve_details import cause as message_of
 from serve.operate.status.report import Cause, Counted, Health, Report, Traffic
@@ -86,9 +88,13 @@ def waiting(found: Report, now: datetime) -> Iterator[Cause]:
     yield _named("deploying", "", config=under_way.config, since=under_way.since)
     if now - datetime.fromisoformat(under_way.since) < STARTS_WITHIN:
         return
+    wanted = RunFolder.of(Path(found.run or RUN)).wanted()
     for app, name, deployment in found.deployments:
         if starting := deployment.replicas.get("STARTING", 0):
-            room = f"no room? {starting} wait for what `ray_actor_options` ask for"
+            path = (*APPLICATION, app, "deployments", name, "ray_actor_options", "num_cpus")
+            # Serve's default is 1.
+            num_cpus = 1 if (given := get(wanted.document if wanted else {}, path, None)) is None else given
+            room = f"no room? {starting} wait for {num_cpus:g} CPUs each"
             reason = message_of([deployment.message]) if deployment.message else room
             yield _named("not_starting", f"{app}/{name}", reason=reason)
 

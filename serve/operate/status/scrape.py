@@ -29,6 +29,7 @@ ROUTES = ("/v1/rank", "/v1/events")
 # A replica sends both in one call: answers by their status, and refusals because it was full.
 ANSWERED, REFUSED = f"{catalog.HTTP.exported}_count", f"{catalog.REFUSED.exported}_count"
 STATUS = "http_response_status_code"
+REPLICA = "WorkerId"
 # A node's memory within the limit of its cgroup, of all its processes.
 MEMORY_USED, MEMORY_LIMIT = "ray_node_mem_used", "ray_node_mem_total"
 PREFIXES = ("ray_tabrank_", REQUESTS, ANSWERS, OF_BACKENDS, MEMORY_USED, MEMORY_LIMIT + "{")
@@ -167,16 +168,17 @@ class PageHistory:
         return Memory()
 
     def _rate_rps(self) -> float:
-        """Return the rate between the first and the last page on which a counter has moved.
+        """Return the sum of the replicas' rates, each between its first and last moved counter.
 
-        Where counters moved once, it is their growth over all pages.
+        Of a counter that moved once, it is the growth over all pages.
         """
-        pages = self._comparable
-        steps = [(now.at_s, _grown(was, now, RANKINGS, "")) for was, now in itertools.pairwise(pages)]
-        moved = [(at_s, grown[""]) for at_s, grown in steps if grown]
-        if len(moved) > 1:
-            return sum(count for _, count in moved[1:]) / (moved[-1][0] - moved[0][0])
-        return sum(count for _, count in moved) / max(pages[-1].at_s - pages[0].at_s, 1e-9)
+        pages, rate = self._comparable, 0.0
+        steps = [(now.at_s, _grown(was, now, RANKINGS, REPLICA)) for was, now in itertools.pairwise(pages)]
+        window_s = pages[-1].at_s - pages[0].at_s
+        for replica in _grown(pages[0], pages[-1], RANKINGS, REPLICA):
+            (since, first), *later = [(at_s, grown[replica]) for at_s, grown in steps if replica in grown]
+            rate += sum(count for _, count in later) / (later[-1][0] - since) if later else first / window_s
+        return rate
 
 
 def _grown(before: Page, after: Page, name: str, label: str) -> dict[str, float]:

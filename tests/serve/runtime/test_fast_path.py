@@ -296,12 +296,14 @@ def test_rays_counters_get_every_ranking_and_its_histograms_some(monkeypatch):
     asyncio.run(scenario())
 
 
-def test_requests_to_other_code_and_to_a_thread_of_its_own_go_ray_s_way():
+def test_requests_to_other_code_and_to_a_thread_of_its_own_go_ray_s_way(caplog):
     other, threaded = Replica("another application"), Replica(Answering())
     threaded._user_callable_wrapper._run_user_code_in_separate_thread = True
     for replica in (other, threaded):
+        caplog.clear()
         asyncio.run(ask(fast_path(replica), ranking()))
         assert len(replica.rays_way) == 1
+        assert "Ray's own, slower path" in caplog.text
 
 
 def test_in_ray_s_own_proxy_nothing_is_short():

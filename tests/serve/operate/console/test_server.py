@@ -189,6 +189,17 @@ def test_models_and_requests_are_those_of_the_folder_and_need_no_service(folder)
     assert page.get("/data/requests").json()["requests"] == [{"at_ms": None, "request": example}]
 
 
+def test_a_service_of_another_version_hides_no_model(folder):
+    (folder / "service.json").write_text('{"slots": 2}')
+    page = client(gone, run=folder)
+    assert page.get("/data/models").json()["applications"][0]["versions"]
+    assert page.get("/data/requests").json()["requests"]
+
+
+def test_a_time_that_is_no_number_is_refused(folder):
+    assert client().get("/data/state?after=x").status_code == 400
+
+
 def test_folders_of_this_machine_are_not_shown_as_those_of_a_cluster_at_an_address(folder):
     page = client(healthy, address="http://127.0.0.1:1/;ls")
     body = page.get("/data/models").json()

@@ -179,10 +179,18 @@ def test_each_field_is_listed_with_its_own_effect_and_the_worst_is_last():
     ]
 
 
-def test_other_bounds_start_or_stop_replicas():
-    for path, value in ((f"{FRONT}/autoscaling_config/max_replicas", 4), (f"{BACK}/num_replicas", 1)):
+def test_other_bounds_say_which_replicas_start_or_stop():
+    for path, value, bounds in (
+        (f"{FRONT}/autoscaling_config/max_replicas", 4, (1, 2, 1, 4)),
+        (f"{BACK}/num_replicas", 1, (2, 2, 1, 1)),
+    ):
         (change,) = compared(path, value).changes
-        assert (change.consequence, change.note) == (Consequence.NOTHING, difference.MOVES)
+        assert (change.consequence, change.note) == (Consequence.NOTHING, difference.MOVES.format(*bounds))
+
+
+def test_bounds_that_stay_what_they_are_move_no_replica():
+    (added,) = compared(f"{BACK}/autoscaling_config", {"min_replicas": 2, "max_replicas": 2}).changes
+    assert added.note == ""
 
 
 def test_a_min_above_the_old_max_is_judged_after_the_max():
@@ -322,8 +330,20 @@ def test_an_option_of_placement_is_applied_with_another_change_that_reaches_its_
     assert compared(f"{BACK}/max_replicas_per_node", 3).worst == Consequence.ROLLING
 
 
-def test_equal_numbers_are_no_change():
-    assert compared(f"{SHOP}/args/days", 1.0).changes == ()
+def test_a_written_default_of_num_cpus_restarts_replicas_once_ray_applies_it():
+    empty = changed(f"{FRONT}/ray_actor_options", {})
+    written = changed(f"{FRONT}/ray_actor_options", {"num_cpus": 1})
+    assert compared(f"{BACK}/ray_actor_options", {"num_cpus": 1}).worst == Consequence.ROLLING
+    (alone,) = compare(empty, written).changes
+    assert (alone.consequence, alone.note) == (Consequence.NOTHING, difference.IGNORED)
+    assert compare(empty, changed(f"{FRONT}/max_surge_percent", 0, written)).worst == Consequence.ROLLING
+
+
+def test_ray_hashes_the_text_of_numbers_and_compares_their_values():
+    truth = changed(f"{FRONT}/user_config/knob", True)
+    assert compare(DOCUMENT, truth).changes[0].note == difference.IGNORED
+    assert compare(DOCUMENT, changed(f"{FRONT}/max_surge_percent", 0, truth)).worst == Consequence.IN_PLACE
+    assert compared(f"{SHOP}/args/days", 1.0).worst == Consequence.REBUILT
     assert compared(f"{FRONT}/autoscaling_config/upscale_delay_s", 3.0).changes == ()
 
 

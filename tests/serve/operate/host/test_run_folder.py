@@ -125,8 +125,18 @@ def test_written_state_is_read_back_and_a_cut_off_file_counts_as_none(tmp_path):
 def test_a_service_of_another_version_is_refused_with_the_command_that_restarts_it(tmp_path):
     run = RunFolder.of(tmp_path)
     (tmp_path / "service.json").write_text('{"state": "ready", "config": "/srv/a.yaml", "slots": 2}')
-    with pytest.raises(TabrankError, match=rf"restart the service with: .* up /srv/a.yaml --run {tmp_path}$"):
+    with pytest.raises(
+        TabrankError, match=rf"restart the service with: .* up /srv/a.yaml --run {tmp_path} --yes$"
+    ):
         run.service()
+
+
+def test_removed_state_includes_the_hashes_of_keys_that_earlier_versions_kept(tmp_path):
+    run = RunFolder.of(tmp_path)
+    for name in ("deployed.yaml", "wanted.yaml", "dashboard.token", "lock"):
+        (tmp_path / name).touch()
+    run.remove_state()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_the_command_that_restarts_names_the_file_and_another_run_folder(tmp_path):

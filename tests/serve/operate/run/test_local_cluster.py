@@ -126,11 +126,12 @@ def service(
     knob: int = 1,
     fail: bool = False,
     haproxy: bool = True,
+    yes: bool = False,
     messages: list[str] | None = None,
 ) -> dict[str, Any]:
     (folder / "cluster.yaml").write_text(CONFIG.format(port=port, knob=knob, fail=str(fail).lower()))
     progress = ([] if messages is None else messages).append
-    return up(folder / "cluster.yaml", run_dir=folder / "run", haproxy=haproxy, progress=progress)
+    return up(folder / "cluster.yaml", run_dir=folder / "run", haproxy=haproxy, yes=yes, progress=progress)
 
 
 def answer(port: int) -> dict[str, Any]:
@@ -656,9 +657,17 @@ def test_the_probed_route_is_that_of_our_first_application_that_has_one(applicat
     }
 
 
-def test_a_service_of_another_version_is_stopped_and_started_again(tmp_path, port, monkeypatch):
+def test_a_service_of_another_version_is_stopped_and_with_yes_started_again(tmp_path, port, monkeypatch):
     starts, messages = Starts(monkeypatch, ""), []
-    for act in (lambda: service(tmp_path, port, messages=messages), lambda: down(tmp_path / "run")):
+
+    def confirmed():
+        with pytest.raises(TabrankError, match=r"another version of tabrank wrote it .* up .* --yes$"):
+            service(tmp_path, port, messages=messages)
+        assert starts.num == 0
+        service(tmp_path, port, yes=True, messages=messages)
+        assert "another version of tabrank wrote it" in messages[2]
+
+    for act in (confirmed, lambda: down(tmp_path / "run")):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run/service.json").write_text('{"state": "ready", "of_before": 1}')
         with idle_process(RunFolder.of(tmp_path / "run").cluster_id, SUPERVISE):

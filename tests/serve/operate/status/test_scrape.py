@@ -53,6 +53,14 @@ def test_replicas_add_up_and_a_new_one_counts_from_zero():
     assert found.freshness_ms == 80
 
 
+def test_replicas_that_report_at_different_moments_have_no_common_rate():
+    def both(at_s, one, two):
+        return Page(at_s, {**page(at_s, one).values, **page(at_s, two, worker="w2").values})
+
+    pages = both(0, 0, 0), both(2, 1_000, 0), both(3, 1_000, 1_000), both(6, 1_000, 1_000)
+    assert traffic(*pages).rate_rps == pytest.approx(2_000 / 6, abs=1e-3)
+
+
 def test_one_page_has_the_median_since_the_replicas_started():
     assert page(1, 100, within={"0.005": 50, "0.01": 90, "+Inf": 100}).median_ms == 5.0
     assert page(1, 100).median_ms is None
