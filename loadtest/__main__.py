@@ -225,13 +225,14 @@ def overload(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Overload the service on its own core. About 12 minutes.
+    """Overload the service on its own core. About 13 minutes.
 
     The service runs on one core and the load generator on another; the knee is the lower one of two
     measured before and after with the same CPU pinning. Limits: full answers a second of 75 % of
     the knee at up to 1.2 times the knee, 50 % at up to twice the knee and 30 % above, p99 of
     answers ≤ 100 ms, no failure but refusals, full answers again ≤ 2 s after the overload;
-    docs/overload.md lists all.
+    docs/overload.md lists all. At the end, twice the knee without load shedding decides too: this
+    control must not hold.
 
     Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
     """

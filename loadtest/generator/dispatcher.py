@@ -12,7 +12,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
-from typing import TextIO
 
 import gevent
 import numpy as np
@@ -152,7 +151,7 @@ def _places(block: Block, share: NDArray[np.float64]) -> NDArray[np.float64]:
     return (factor - begins) / (ends - begins)
 
 
-def progress_line(requests: Requests, since_s: float, now_s: float) -> str:
+def progress_line(requests: Requests, since_s: float, now_s: float, warmup_s: float) -> str:
     """Return the progress line for requests that ended between the two times.
 
     Example: `12 s  903 req/s  p50 8.1  p99 21 ms  errors 0`.
@@ -160,7 +159,8 @@ def progress_line(requests: Requests, since_s: float, now_s: float) -> str:
     ok = int(requests.ok.sum())
     p50_ms, p99_ms = (percentile(requests.latency_ms, share, requests.ok) for share in (0.5, 0.99))
     rate = f"{ok / (now_s - since_s):.0f} req/s"
-    return f"{now_s:.0f} s  {rate}  p50 {_ms(p50_ms)}  p99 {_ms(p99_ms)} ms  errors {len(requests.ok) - ok}"
+    line = f"{now_s:.0f} s  {rate}  p50 {_ms(p50_ms)}  p99 {_ms(p99_ms)} ms  errors {len(requests.ok) - ok}"
+    return line + ("  (warm-up)" if now_s < warmup_s else "")
 
 
 def _ms(value: float | None) -> str:
@@ -169,7 +169,7 @@ def _ms(value: float | None) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-def show_progress(record: RequestLog, out: TextIO) -> None:
+def show_progress(record: RequestLog, warmup_s: float) -> None:
     """Print progress lines until the greenlet of this function is killed."""
     begins, since_s, first = perf_counter(), 0.0, 0
     while True:
@@ -177,5 +177,5 @@ def show_progress(record: RequestLog, out: TextIO) -> None:
         now_s = perf_counter() - begins
         requests = record.requests(first)
         first += len(requests.ok)
-        print(progress_line(requests, since_s, now_s), file=out, flush=True)
+        print(progress_line(requests, since_s, now_s, warmup_s), flush=True)
         since_s = now_s

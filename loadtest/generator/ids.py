@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from pydantic import Field
 
 from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import Profile
 from serve.contract.rankings import MAX_ID_CHARACTERS
-from serve.contract.typed_reader import STRICT, read
-from serve.contract.validation import json_value
+from serve.contract.validation import json_value, table
 from serve.storage.conversion import IDS, converted
 
-IdList = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARACTERS)]], Field(min_length=1)
-]
+KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"
 
 
@@ -29,9 +25,8 @@ IMPRESSION = "impression"
 class Ids:
     """Viewers (the busiest first), distinct candidates, and the last known context of a viewer."""
 
-    __pydantic_config__ = STRICT
-    viewers: IdList
-    candidates: IdList
+    viewers: list[str]
+    candidates: list[str]
     contexts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -67,8 +62,17 @@ def read_ids(path: Path) -> Ids:
     given = json_value(content, where)
     if not isinstance(given, dict):
         raise LoadtestError(f'{where}: must hold an object, {{"viewers": [...], "candidates": [...]}}')
-    ids = read(Ids, given, where, ": ")
-    return Ids(list(dict.fromkeys(ids.viewers)), list(dict.fromkeys(ids.candidates)), ids.contexts)
+    table(given, where, KEYS)
+    for key in KEYS:
+        values = given.get(key)
+        if not isinstance(values, list) or not values:
+            raise LoadtestError(f"{where}: {key!r} must be a list of at least one id")
+        for index, value in enumerate(values):
+            if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_CHARACTERS):
+                rule = f"an id is a string of 1 to {MAX_ID_CHARACTERS} characters"
+                raise LoadtestError(f"{where}: {key}[{index}] is {repr(value)[:60]}; {rule}")
+    viewers, candidates = (list(dict.fromkeys(given[key])) for key in KEYS)
+    return Ids(viewers, candidates)
 
 
 def read_log_ids(log: Path, num_candidates: int) -> Ids:

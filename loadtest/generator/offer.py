@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class OfferedLoad:
 
     `retry`: retry failed requests once, as the shipped client does. `timeout_s`: timeout of a
     request. With `connections`, the load is a closed loop on this many and ignores rates: each
-    connection sends the next request when an answer is complete. `progress`: print lines to stderr.
+    connection sends the next request when an answer is complete. With `warmup_s`, lines of progress
+    go to stderr, and those of this first part say so.
     """
 
     url: str
@@ -53,12 +55,13 @@ class OfferedLoad:
     retry: bool = False
     timeout_s: float = TIMEOUT_S
     connections: int = 0
-    progress: bool = False
+    warmup_s: float | None = None
 
     @classmethod
     def of(cls, profile: Profile, url: str, bodies: Sequence[bytes]) -> OfferedLoad:
         """Return the load of a profile, which prints its progress."""
-        return cls(url, bodies, profile.candidates, profile.target_rps, profile.blocks, progress=True)
+        rate_rps, warmup_s = profile.target_rps, profile.warmup_s
+        return cls(url, bodies, profile.candidates, rate_rps, profile.blocks, warmup_s=warmup_s)
 
     @property
     def seconds(self) -> float:
@@ -72,7 +75,7 @@ class Offer:
 
     load: OfferedLoad
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     begun_s: float
 
     def stop(self) -> None:
@@ -114,15 +117,18 @@ def offering(load: OfferedLoad) -> Iterator[Offer]:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=None if load.progress else log,
+                stderr=log,
                 preexec_fn=die_with_parent,
+                text=True,
             ) as process,
+            ThreadPoolExecutor(1) as progress,
         ):
             assert process.stdout is not None
             try:
                 begun = process.stdout.readline()
                 if not begun:
                     raise failure("the load generator did not start", folder / LOG)
+                progress.submit(sys.stderr.writelines, process.stdout)
                 yield Offer(load, folder, process, float(begun))
             finally:
                 process.kill()

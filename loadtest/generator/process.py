@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     # The parent compares this time with its own time.monotonic(), which is the same clock.
     begun = perf_counter()
     print(begun, flush=True)
-    progress = gevent.spawn(show_progress, record, sys.stderr) if load.progress else None
+    progress = None if load.warmup_s is None else gevent.spawn(show_progress, record, load.warmup_s)
     if load.connections:
         dispatcher.run_closed(load.connections, load.seconds, requests)
     else:

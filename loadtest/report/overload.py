@@ -24,7 +24,7 @@ def overload_summary(report: Report) -> str:
 def run_line(run: Report) -> str:
     """Return one run as a line for a terminal, with its reasons below."""
     offered, *numbers = _cells(run).items()
-    shown = ", ".join(f"{name} {value}" for name, value in numbers)
+    shown = "; ".join(f"{name}: {value}" for name, value in numbers)
     return with_reasons(f"  {offered[1]}: {shown}", run["reasons"])
 
 
@@ -35,8 +35,10 @@ def run_title(run: Report) -> str:
 
 def _control(report: Report) -> str:
     """Return what the load without load shedding shows: it must not hold."""
+    control = report["control"]
     effects = {"held": "the service holds too, so it is not the cause", "not held": "the service fails"}
-    return f"without load shedding {effects.get(report['control']['verdict'], 'nothing is known')}"
+    effects["void"] = ": ".join(["nothing is known", *control["reasons"][:1]])
+    return f"without load shedding {effects[control['verdict']]}"
 
 
 def _knees(report: Report) -> str:
@@ -64,8 +66,10 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
         full = (run_title(run), f"{run['full_of_knee']:.1%}", "full answers, of the knee")
         shown += marked(run["verdict"], [full])
     doubt = "One machine: one core for the service and one for the load generator. A fleet has more parts."
-    control = _cells(report["control"])
-    cells = [*map(_cells, runs), control | {"offered": f"{control['offered']}, no load shedding"}]
+    control, cells = report["control"], [*map(_cells, runs)]
+    # A control that could not run has a verdict and a reason only.
+    if "times" in control:
+        cells.append(_cells(control) | {"offered": f"{run_title(control)}, no load shedding"})
     body = [
         verdict(
             report,

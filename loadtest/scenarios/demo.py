@@ -14,6 +14,7 @@ from loadtest.errors import INTERRUPTED
 from loadtest.measure.verdict import EXIT_CODES
 from loadtest.report.demo import demo_verdict, write_demo
 from loadtest.report.report import Report
+from loadtest.report.run import TILES, findings
 from loadtest.scenarios.topic_story import NUM_JOINS, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
 from serve.contract.errors import TabrankError
@@ -154,12 +155,14 @@ def _load_service(url: str) -> list[Report]:
 
 
 def _load(profile: str, url: str) -> Report:
-    """Load the service; show the verdict and its reasons."""
+    """Load the service; show the verdict, its figures if it has any, and its reasons."""
     how = ("--profile", profile, "--duration", str(LOAD_S), "--out", f"{DEMO}/load-{profile}")
     found = _run("loadtest", "run", *how, "--url", url, "--log", LOG, accept=(0, 1, 2))
     # A run that was not possible has a verdict and reasons only.
     load = {"profile": profile, **found}
-    for line in (load["verdict"], *load["reasons"]):
+    rows = findings(load).rows if "slo" in load else ()
+    figures = [f"{name}: {value}" for name, value, _ in rows if name in TILES]
+    for line in ("; ".join([load["verdict"], *figures]), *load["reasons"]):
         show(f"     {line}")
     return load
 

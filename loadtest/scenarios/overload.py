@@ -78,7 +78,7 @@ def run_overload(
                 emit(f"knee with this pinning: {before_rps:g} req/s")
             else:
                 bench.step(service.url, SEARCH.warm_up_rps, 0.0, SEARCH.warm_up_s, "warm-up")
-            offer = partial(_offer, target, bench, before_rps, deadline_ms)
+            offer = partial(offer_load, target, bench, before_rps, deadline_ms)
             offered_loads = [offer(load) for load in loads]
             if known_rps is None:
                 again = confirm_knee(partial(bench.step, service.url), AFTER, before_rps)
@@ -86,12 +86,11 @@ def run_overload(
                 after_rps = again.confirmed.rate_rps if again.confirmed else None
                 emit(f"knee after the overload: {number(after_rps)} req/s ({LEAST_KNEE:.0%} needed)")
             emit("control without load shedding, which must not hold")
-            target.deploy(without_load_shedding(target.document()))
-            judge_control, of_control = offer(CONTROL)
+            judge_control, of_control = control_of(target, offer)
     knee_rps = min(before_rps, after_rps or before_rps)
     runs, control = [judge(knee_rps) for judge, _ in offered_loads], judge_control(knee_rps)
     lines = {run_title(run): moments for run, (_, moments) in zip(runs, offered_loads, strict=True)}
-    lines["the control"] = of_control
+    lines |= {"the control": of_control} if of_control else {}
     kept: Verdict = "held" if (after_rps or 0.0) >= LEAST_KNEE * before_rps else "not held"
     report = {
         "verdict": overall([verdict_of(runs, control), kept]),
@@ -110,8 +109,21 @@ def run_overload(
     return report
 
 
-def _offer(target: Target, bench: Bench, knee_rps: float, deadline_ms: float, load: Overload) -> Offered:
-    """Offer multiples of the knee; return the judgement by the knee, and the timeline."""
+def control_of(target: Target, offer: Callable[[Overload], Offered]) -> Offered:
+    """Offer the control to the service without load shedding; it is void if that does not run."""
+    try:
+        target.deploy(without_load_shedding(target.document()))
+        return offer(CONTROL)
+    except LoadtestError as error:
+        void = {"verdict": "void", "reasons": [str(error).splitlines()[-1].strip()]}
+        return lambda _: void, []
+
+
+def offer_load(target: Target, bench: Bench, knee_rps: float, deadline_ms: float, load: Overload) -> Offered:
+    """Offer multiples of the knee; return the judgement by the knee, and the timeline.
+
+    The control is not judged by the time of its refusals, which says nothing of a collapse.
+    """
     metrics_url = read_service(target.run).get("metrics_url", "")
     before = read_page(metrics_url)
     offer = OfferedLoad(target.url, bench.bodies, bench.candidates, knee_rps, load.blocks)
@@ -122,7 +134,8 @@ def _offer(target: Target, bench: Bench, knee_rps: float, deadline_ms: float, lo
         "refused_counted": gained(before, after, f"{REFUSED}_count"),
         "refused_in_replica_p99_ms": bound_of_share_ms(before, after, f"{REFUSED}_bucket", 0.99),
     }
-    judge = partial(judged, load, requests, deadline_ms=deadline_ms, slo=bench.slo, more=refusals)
+    more = None if load is CONTROL else refusals
+    judge = partial(judged, load, requests, deadline_ms=deadline_ms, slo=bench.slo, more=more)
     bench.emit(run_line(judge(knee_rps)))
     return judge, timeline(requests, load.whole_s, [])
 

@@ -34,14 +34,15 @@ def test_ids_are_read_from_a_file_each_once(tmp_path):
         ("{", "not JSON"),
         ([], 'must hold an object, {"viewers": [...], "candidates": [...]}'),
         ({"viewer": ["v"], "candidates": ["c"]}, "unknown key 'viewer'; did you mean 'viewers'?"),
-        ({"candidates": ["c"]}, "ids.json: the key 'viewers' is missing"),
-        ({"viewers": [], "candidates": ["c"]}, "viewers: List should have at least 1 item"),
-        ({"viewers": ["v"], "candidates": ["c", 7]}, "candidates.1: 7 must be a string"),
+        ({"viewers": ["v"], "candidates": ["c"], "contexts": {}}, "unknown key 'contexts'"),
+        ({"candidates": ["c"]}, "'viewers' must be a list of at least one id"),
+        ({"viewers": [], "candidates": ["c"]}, "'viewers' must be a list of at least one id"),
         (
-            {"viewers": ["v"], "candidates": ["c" * 257]},
-            "candidates.0: String should have at most 256 characters",
+            {"viewers": ["v"], "candidates": ["c", 7]},
+            "candidates[1] is 7; an id is a string of 1 to 256 characters",
         ),
-        ({"viewers": [""], "candidates": ["c"]}, "viewers.0: String should have at least 1 character"),
+        ({"viewers": ["v"], "candidates": ["c" * 257]}, "an id is a string of 1 to 256 characters"),
+        ({"viewers": [""], "candidates": ["c"]}, "viewers[0] is ''"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, content, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -80,3 +81,13 @@ def test_a_load_that_is_stopped_tells_what_it_sent(stub):
 def test_a_generator_that_cannot_start_says_why():
     with pytest.raises(LoadtestError, match=r"did not start:[\s\S]*--url nowhere"):
         offered(OfferedLoad("nowhere", [BODY], 1, 1.0, [Block(1.0)]))
+
+
+def test_a_generator_that_fails_says_why_although_it_shows_progress(stub):
+    with pytest.raises(LoadtestError, match=r"failed:[\s\S]*TypeError"):
+        offered(OfferedLoad(stub.url, [BODY], 1, None, [Block(1.0)], warmup_s=0.0))
+
+
+def test_progress_goes_to_stderr_with_a_mark_in_the_warm_up(stub, capsys):
+    offered(OfferedLoad(stub.url, [BODY], 1, 20.0, [Block(6.0)], warmup_s=6.0))
+    assert re.fullmatch(r"\d s  \d+ req/s  p50 .* ms  errors 0  \(warm-up\)\n", capsys.readouterr().err)

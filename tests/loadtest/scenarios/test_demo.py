@@ -196,6 +196,7 @@ def test_figures_without_a_verdict_are_marked(tmp_path):
     page = page_of(tmp_path, load=late, headline=load_report("void", reasons=["late"]))
     assert "No verdict on 300 rankings/s in time" in page
     assert page.count("not valid") == 6
+    assert "the machine was too busy to measure the load; the other results stand" in page
 
 
 def test_a_demo_holds_only_if_the_room_rose_and_the_load_held():
@@ -232,6 +233,18 @@ def test_a_load_without_numbers_and_rankings_without_reasons_are_told(tmp_path):
     assert "No verdict on 900 rankings/s" in page
     assert "requests a second" not in page
     assert "no service answers." in page
+    assert "too busy" not in page
+
+
+def test_the_step_of_the_load_shows_its_figures(monkeypatch, capsys):
+    gone = {"verdict": "void", "reasons": ["no service answers"]}
+    loads = iter([gone, load_report("not held", reasons=["p99 is 200.0 ms, above 100 ms"])])
+    monkeypatch.setattr(demo, "_run", lambda *command, accept: next(loads))
+    demo._load_service("http://127.0.0.1:1")
+    _, first, reason, _, second, *_ = capsys.readouterr().out.splitlines()
+    assert (first, reason) == ("     void", "     no service answers")
+    assert second.startswith("     not held; requests a second: 900.2; candidates a second, ")
+    assert "; p99: " in second
 
 
 def test_an_interrupted_demo_stops_its_service_and_says_so(monkeypatch, tmp_path, capsys):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.timeline import timeline
 from loadtest.report.overload import overload_summary, run_line, write_overload
-from loadtest.scenarios.overload import read_times, verdict_of, without_load_shedding
+from loadtest.scenarios import overload
+from loadtest.scenarios.overload import control_of, offer_load, read_times, verdict_of, without_load_shedding
 from loadtest.scenarios.overload_verdict import Overload, judged
 from loadtest.workload.profiles import load_slo
 from tests.support.load_results import BROKEN, FALLBACK, REFUSED, Offering
@@ -221,6 +225,49 @@ def test_the_control_is_the_given_file_without_load_shedding():
     assert "load_shedding" not in document["applications"][0]["deployments"][0]["user_config"]
 
 
+class Target:
+    """Running service that may refuse to be deployed."""
+
+    url, run = "http://127.0.0.1:1", Path()
+
+    def __init__(self, error=""):
+        self.error = error
+
+    def document(self):
+        return {"applications": [{"deployments": [{"name": "FeatureFetch"}]}]}
+
+    def deploy(self, document):
+        if self.error:
+            raise LoadtestError(self.error)
+
+
+def test_a_control_that_does_not_run_is_void_and_says_why(tmp_path, report):
+    judge, moments = control_of(Target("python -m serve up failed:\n  the service\n  no core"), pytest.fail)
+    control = judge(KNEE_RPS)
+    assert (control, moments) == ({"verdict": "void", "reasons": ["no core"]}, [])
+    without = report | {"control": control}
+    told = "without load shedding nothing is known: no core"
+    assert overload_summary(without).endswith(f"  control: {told}")
+    for number, (given, has_row) in enumerate(((report, True), (without, False))):
+        write_overload(tmp_path / str(number), given, {}, SLO)
+        page = (tmp_path / str(number) / "report.html").read_text()
+        assert ("<td>2×, no load shedding</td>" in page, told in page) == (has_row, not has_row)
+
+
+def test_slow_refusals_do_not_judge_the_control(monkeypatch):
+    requests = Offering(40, rate_rps=200).requests
+    monkeypatch.setattr(overload, "offered", lambda load: SimpleNamespace(requests=requests))
+    monkeypatch.setattr(overload, "bound_of_share_ms", lambda *_: 50.0)
+    monkeypatch.setattr(overload, "PAGE_S", 0.0)
+    bench = SimpleNamespace(bodies=[], candidates=1, slo=SLO, emit=lambda line: None)
+
+    def offer(load):
+        return offer_load(Target(), bench, KNEE_RPS, 100.0, load)
+
+    control, run = control_of(Target(), offer), offer(Overload(2.0, 20.0))
+    assert [judge(KNEE_RPS)["verdict"] for judge, _ in (control, run)] == ["held", "not held"]
+
+
 def test_times_are_numbers_from_a_half_to_ten():
     assert read_times("0.5,2,3.5") == [0.5, 2.0, 3.5]
     for given in ("", "2,x", "0.4", "20", "2,nan"):
@@ -231,14 +278,14 @@ def test_times_are_numbers_from_a_half_to_ten():
 def test_a_line_opens_with_multiple_and_verdict_and_names_what_did_not_happen():
     offering = Offering(30, rate_rps=200).between(2, 22, REFUSED, latency_ms=2.0, every=4)
     assert run_line(found(offering)) == (
-        "  2×: verdict held, requests/s 200, full of the knee 150.0%, weak seconds 0, goodput of the knee 150.0%, "
-        "by rung, /s full 150, p99 of answers 10.0 ms, refused 1,000, p99 of refusals 2.0 ms, failed none, "
-        "normal after 0 s, generator late, p99 0.5 ms, 0 late seconds"
+        "  2×: verdict: held; requests/s: 200; full of the knee: 150.0%; weak seconds: 0; goodput of the knee: "
+        "150.0%; by rung, /s: full 150; p99 of answers: 10.0 ms; refused: 1,000; p99 of refusals: 2.0 ms; "
+        "failed: none; normal after: 0 s; generator late, p99: 0.5 ms, 0 late seconds"
     )
     line = run_line(found(Offering(30, rate_rps=200).between(2, 30, BROKEN)))
-    assert line.startswith("  2×: verdict not held, requests/s 200, full of the knee 0.0%, ")
-    assert "failed 4000 HTTP 500, normal after –," in line
-    assert run_line(burst(bursting())).startswith("  4 bursts of 2×: verdict held, ")
+    assert line.startswith("  2×: verdict: not held; requests/s: 200; full of the knee: 0.0%; ")
+    assert "failed: 4000 HTTP 500; normal after: –;" in line
+    assert run_line(burst(bursting())).startswith("  4 bursts of 2×: verdict: held; ")
 
 
 @pytest.fixture
