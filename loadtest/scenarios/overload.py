@@ -148,7 +148,7 @@ def verdict_of(runs: Sequence[Report], control: Report) -> Verdict:
 def without_load_shedding(document: Document) -> Document:
     """Return a `cluster.yaml` whose FeatureFetch has `load_shedding: false`."""
     changed = deepcopy(document)
-    front = deployments_of(changed)["FeatureFetch"]
+    front = deployments_of(changed).get("FeatureFetch", {})
     front["user_config"] = {**(front.get("user_config") or {}), "load_shedding": False}
     return changed
 
