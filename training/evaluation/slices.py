@@ -6,6 +6,7 @@ noise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,18 +38,18 @@ def slices(
     few. `encoder` names categories.
     """
     return [
-        {"by": by, "value": value} | _measured(model, popular, values == value)
-        for by, values in _parts(data, surface, encoder).items()
-        for value in np.unique(values).tolist()
+        {"by": by, "value": value} | _measured(model, popular, part)
+        for by, value, part in _parts(data, surface, encoder)
+        if part.any()
     ]
 
 
-def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> dict[str, NDArray[np.str_]]:
-    """Return the part of each row, `[N]`, by what divides the rows."""
-    parts = {
-        "viewer": np.where(data.viewer_seen == 0, "cold (no exposure before)", "seen before"),
-        "candidate": np.where(data.candidate_seen == 0, "new (never shown before)", "shown before"),
-    }
+def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[str, str, Mask]]:
+    """Yield what divides the rows, value and mask of each part; frequent categories first."""
+    yield "viewer", "cold (no exposure before)", data.viewer_seen == 0
+    yield "viewer", "seen before", data.viewer_seen != 0
+    yield "candidate", "new (never shown before)", data.candidate_seen == 0
+    yield "candidate", "shown before", data.candidate_seen != 0
     for k, name in enumerate(data.columns.single):
         kind = surface.features[name]
         values, code = np.unique(data.matrix.category[:, k], return_inverse=True)
@@ -56,10 +57,12 @@ def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> dict[str, NDArr
         is_sliced = isinstance(kind, Category) and kind.field.owner in ("viewer", "context")
         if is_sliced and 2 <= len(values) <= MAX_VALUES + 1:
             known = {0: "(missing)"} | encoder.entry_by_hash.get(name, {})
-            parts[name] = np.array([known.get(v, vocabulary_entry(v)) for v in values.tolist()])[code]
-    bands = np.array([f"{hour:02d}–{hour + HOURS:02d}" for hour in range(0, 24, HOURS)])
-    parts["hour (UTC)"] = bands[data.ts_ms // 3_600_000 % 24 // HOURS]
-    return parts
+            for i in np.argsort(-np.bincount(code), kind="stable").tolist():
+                value = int(values[i])
+                yield name, known.get(value, vocabulary_entry(value)), code == i
+    band = data.ts_ms // 3_600_000 % 24 // HOURS
+    for i in range(24 // HOURS):
+        yield "hour (UTC)", f"{i * HOURS:02d}–{i * HOURS + HOURS:02d}", band == i
 
 
 def _measured(model: Contender, popular: Contender, part: Mask) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import pandas as pd
 
 from serve.contract.errors import TabrankError
 from serve.contract.experiment_metrics import METRICS, Metric
-from serve.contract.validation import one_of
 from serve.storage.atomic_files import draft_of
 from training.experiment import guardrails
 from training.experiment.comparison import available, comparisons, days_needed
@@ -146,16 +145,27 @@ def _compared(
     # An arm with all viewers is a winner that was shipped.
     asked = {arm.name for arm in declaration.arms if 0 < arm.share < ALL_VIEWERS}
     arms = sorted(set(people.arm) | asked)
+    listed = ", ".join(arms)
     if len(arms) < 2:
         raise TabrankError(
-            f"{declaration.name}: only the arm {arms[0]} has a share or served anybody; give a second arm a share "
+            f"{declaration.name}: only the arm {listed} has a share or served anybody; give a second arm a share "
             "above 0 in user_config.experiment.arms, and let it serve"
         )
-    control = one_of(control or declaration.popular, arms, "--control")
+    control = control or declaration.popular
+    if control not in arms:
+        raise TabrankError(
+            f"--control: {declaration.name} has no arm {control!r}; name the one to compare with; "
+            f"its arms are {listed}"
+        )
     others = [arm for arm in arms if arm != control]
-    if treatment is None and len(others) > 1:
-        raise TabrankError(f"--treatment: name the arm to compare with {control}, one of {', '.join(others)}")
-    return control, one_of(treatment or others[0], others, "--treatment")
+    if treatment is None and len(others) == 1:
+        treatment = others[0]
+    if treatment is None or treatment not in others:
+        given = "" if treatment is None else f" {treatment}"
+        raise TabrankError(
+            f"--treatment{given}: name the arm to compare with {control}; the arms of {declaration.name} are {listed}"
+        )
+    return control, treatment
 
 
 def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
@@ -172,8 +182,11 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     """Return the declared primary metric, or by default the join rate or the last available one."""
     known = {metric.name: metric for metric in metrics}
-    if declaration.has_primary:
-        one_of(declaration.primary_metric, known, f"{declaration.source}: primary_metric")
+    if declaration.has_primary and declaration.primary_metric not in known:
+        raise TabrankError(
+            f"{declaration.source}: primary_metric {declaration.primary_metric!r} is not in this log; "
+            f"use one of {', '.join(known)}"
+        )
     return known.get(declaration.primary_metric) or metrics[-1]
 
 

@@ -94,9 +94,12 @@ def window(
     bounds_ms = declaration.start_ms or 0, min(end_ms for _, end_ms in ends)
     ours = ours[ours["ts_ms"].between(*bounds_ms, inclusive="left")]
     if ours.empty:
+        bounds = [f"from {utc(bounds_ms[0])} (start in {declaration.source})"] * bool(declaration.start_ms)
+        if np.isfinite(bounds_ms[1]):
+            which = min(ends, key=lambda end: end[1])[0] or f"end in {declaration.source}"
+            bounds.append(f"before {utc(int(bounds_ms[1]))} ({which})")
         raise TabrankError(
-            f"the log's exposures of {declaration.name} are all before its start, or after its end or --until; "
-            "correct these times"
+            f"the log holds no exposure of {declaration.name} {' and '.join(bounds)}; correct these times"
         )
     is_alone = ours["share"] >= ALL_VIEWERS
     alone_ms, ours = ours["ts_ms"][is_alone], ours[~is_alone]

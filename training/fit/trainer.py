@@ -41,6 +41,8 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
+# Increment when the layout of `State` changes, so that no run resumes from another one.
+STATE_FORMAT = b"1"
 STATE, PROGRESS = "state.safetensors", "progress.jsonl"
 
 
@@ -194,7 +196,7 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
 
 def _fingerprint(train: Inputs | Streamed, valid: Inputs, encoder: Encoder, config: FitConfig) -> str:
     """Return a name from all that the result depends on, so that only the same run resumes."""
-    digest = hashlib.sha256(encoder.to_json().encode())
+    digest = hashlib.sha256(STATE_FORMAT + encoder.to_json().encode())
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
     for part in (train, valid):
         if isinstance(part, Streamed):

@@ -89,7 +89,8 @@ class Clock:
             self._state = {"spent_s": 0.0}
         elif other:
             raise TabrankError(
-                f"{self.out}: holds a search over another log, surface, seed or --days; name another folder"
+                f"{self.out}: holds a search over another log, surface, seed or --days, or of another version; "
+                "name another folder or remove it"
             )
         self._state["identity"] = identity
         self.out.mkdir(parents=True, exist_ok=True)

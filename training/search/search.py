@@ -138,7 +138,10 @@ def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | Non
 
 
 def configuration(manifest: Mapping[str, Any]) -> list[FitConfig]:
-    """Return the configuration that a model was trained with; [] if this release refuses it."""
+    """Return the configuration that a model was trained with; [] if this release refuses it.
+
+    Trials take the place of its seed and workers by those of the search.
+    """
     try:
         return [FitConfig(**{**manifest["fit"], "network": NetworkConfig(**manifest["network"])})]
     except (TabrankError, TypeError) as error:

@@ -29,6 +29,8 @@ from training.terminal import print_progress
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
+# Increment when the files of a search's folder change, so that no search resumes from others.
+FOLDER_FORMAT = 1
 # Bound the time to score a model after each epoch.
 MAX_VALID_ROWS = 200_000
 
@@ -128,9 +130,10 @@ class Task:
 
     @cached_property
     def identity(self) -> str:
-        """Return a digest of surface, rows and seed, which all trials of a search share."""
+        """Return a digest of surface, rows, seed and `FOLDER_FORMAT`, which all trials share."""
         data = self.data
-        digest = hashlib.sha256(f"{self.schema.surface.fingerprint} {self.base.seed}".encode())
+        shared = f"{FOLDER_FORMAT} {self.schema.surface.fingerprint} {self.base.seed}"
+        digest = hashlib.sha256(shared.encode())
         # Another examination gives the trials another criterion.
         if self.examination.source != "ignored":
             digest.update(repr(self.examination.theta).encode())

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
 from serve.contract.errors import TabrankError
+from serve.contract.typed_reader import STRICT, read
+from serve.contract.validation import json_value
 from training.world.population import Ints
 from training.world.record import VisitLog
 from training.world.world import Audience, ExaminationCurve, World
@@ -21,6 +23,8 @@ WORLD = "world.json"
 @dataclass(frozen=True)
 class Provenance:
     """Seed, number of viewers and exposures, time span and examination of a simulated log."""
+
+    __pydantic_config__ = STRICT
 
     seed: int
     viewers: int
@@ -34,14 +38,18 @@ class Provenance:
         """Read the provenance of a log that `training simulate` wrote.
 
         Raises:
-            TabrankError: if the log has none.
+            TabrankError: if the log has none, or one of another version.
         """
         try:
-            return cls(**json.loads((log / WORLD).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return read(cls, json_value((log / WORLD).read_bytes(), WORLD), WORLD)
+        except OSError:
             raise TabrankError(
                 f"--log: {log} has no {WORLD}, so its world is unknown; name a log that "
                 "`python -m training simulate` wrote"
+            ) from None
+        except TabrankError as error:
+            raise TabrankError(
+                f"--log: {log} is of another version: {error}; run `python -m training simulate` again"
             ) from None
 
     def write(self, log: Path) -> None:

@@ -140,8 +140,22 @@ def test_viewers_are_sliced_by_category_under_the_encoders_names(data, surface):
     found = assess(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
     names = {part["value"] for part in found if part["by"] == "viewer_language"}
     assert names == {"en", "fr", f"#{hash64('de'):016x}"}
+    rows = [part["rows"] for part in found if part["by"] == "viewer_language"]
+    assert rows == sorted(rows, reverse=True)
     # The topic is a candidate's field.
     assert not any(part["by"] == "topic" for part in found)
     hours = [part for part in found if part["by"] == "hour (UTC)"]
     assert [part["value"] for part in hours][:2] == ["00–03", "03–06"]
     assert sum(part["rows"] for part in hours) == len(data)
+
+
+def test_a_category_named_viewer_is_sliced_beside_cold_and_known_viewers(data, surface):
+    names = {"viewer_language": "viewer"}
+    features = {names.get(name, name): kind for name, kind in surface.features.items()}
+    single = tuple(names.get(name, name) for name in data.columns.single)
+    data = dataclasses.replace(data, columns=dataclasses.replace(data.columns, single=single))
+    encoder = Encoder((), (SingleColumn("viewer", LANGUAGES),))
+    surface = dataclasses.replace(surface, features=features)
+    found = assess(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
+    values = [part["value"] for part in found if part["by"] == "viewer"]
+    assert sorted(values) == ["cold (no exposure before)", "de", "en", "fr", "seen before"]

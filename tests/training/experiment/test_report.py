@@ -484,7 +484,7 @@ def test_a_log_may_hold_many_models_and_earlier_experiments(tmp_path):
 
 def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
-    with pytest.raises(TabrankError, match="--control: unknown value 'popular'; valid values are new, old"):
+    with pytest.raises(TabrankError, match="name the one to compare with; its arms are new, old"):
         report(log, LAUNCH)
     assert report(log, LAUNCH, control="old")["treatment"] == "new"
 
@@ -590,11 +590,9 @@ def test_the_verdict_comes_first(won, tmp_path):
     ("arguments", "message"),
     [
         (("--experiment", "lunch"), "it has launch"),
-        (
-            ("--experiment", "launch", "--control", "best"),
-            "--control: unknown value 'best'; valid values are model, popular",
-        ),
-        (("--experiment", "launch", "--treatment", "popular"), "--treatment: unknown value 'popular'"),
+        (("--experiment", "launch", "--control", "best"), "no arm 'best'"),
+        (("--experiment", "launch", "--control", "best"), "its arms are model, popular"),
+        (("--experiment", "launch", "--treatment", "popular"), "name the arm to compare with popular"),
         (("--experiment", "launch", "--timezone", "Mars"), "--timezone Mars: unknown"),
     ],
 )
@@ -606,8 +604,25 @@ def test_invalid_arguments_are_refused_in_a_sentence(won, arguments, message):
 
 
 def test_an_experiment_that_starts_after_its_exposures_is_refused(won):
-    with pytest.raises(TabrankError, match="are all before its start, or after its end or --until"):
-        report(won, Declared("launch", start_ms=START_MS + 99 * DAY_MS))
+    late = Declared("launch", start_ms=START_MS + 99 * DAY_MS, source="cluster.yaml")
+    with pytest.raises(TabrankError, match=rf"from {utc(late.start_ms)} \(start in cluster.yaml\); correct"):
+        report(won, late)
+
+
+def test_an_end_before_all_exposures_is_named_with_what_sets_it(won):
+    early = Declared("launch", end_ms=START_MS - HOUR_MS, source="cluster.yaml")
+    with pytest.raises(TabrankError, match=rf"before {utc(early.end_ms)} \(end in cluster.yaml\); correct"):
+        report(won, early)
+    until_ms = START_MS - 2 * HOUR_MS
+    with pytest.raises(TabrankError, match=rf"before {utc(until_ms)} \(--until\); correct"):
+        report(won, early, until_ms=until_ms)
+
+
+def test_a_declared_primary_metric_without_events_is_refused(tmp_path):
+    log = write_rows(tmp_path / "log", [shown("ann", 1), shown("bob", 2, "popular")])
+    declaration = Declared("launch", primary_metric="minutes", has_primary=True, source="cluster.yaml")
+    with pytest.raises(TabrankError, match=r"cluster.yaml: primary_metric 'minutes' is not in this log; use"):
+        report(log, declaration)
 
 
 def test_a_missing_log_is_refused(tmp_path):

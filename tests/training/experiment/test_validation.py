@@ -1,7 +1,8 @@
 """Validate the statistics with the report's own functions on simulated viewers.
 
 Each check has a band of two standard errors around the promised share, which is wider with fewer
-runs. The long proofs make 300 runs. docs/experiments.md has the figures of 1,000.
+runs; the band of 50 runs around 5 % has no lower bound. The long proofs make 300 runs.
+docs/experiments.md has the figures of 1,000.
 """
 
 from __future__ import annotations
@@ -127,13 +128,12 @@ def test_cuped_removes_the_variance_that_the_period_before_explains(runs):
     assert scatter == pytest.approx(expected, rel=0.05 * math.sqrt(1_000 / runs))
 
 
-@RUNS
-def test_the_sample_ratio_test_flags_uneven_splits_alone(runs):
-    rng, num = np.random.default_rng(1), 200_000
+def test_the_sample_ratio_test_flags_uneven_splits_alone():
+    rng, num, runs = np.random.default_rng(1), 200_000, 300
     even, uneven = (
         np.mean([sample_ratio(n, num - n, 1.0) < SRM_P for n in rng.binomial(num, share, runs).tolist()])
         for share in (0.5, 0.505)
     )
     assert even <= 0.005
     # 89.1 % of 1,000 runs were flagged.
-    assert uneven >= 0.85 - 0.014 * (math.sqrt(1_000 / runs) - 1)
+    assert uneven >= 0.85

@@ -326,7 +326,7 @@ def test_a_run_that_was_killed_goes_on_from_its_state(tmp_path, nearly, uninterr
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_the_fingerprint_covers_all_that_a_result_depends_on():
+def test_the_fingerprint_covers_all_that_a_result_depends_on(monkeypatch):
     from training.fit.trainer import _fingerprint
 
     other = made(1_000, 3)
@@ -335,6 +335,8 @@ def test_the_fingerprint_covers_all_that_a_result_depends_on():
     assert _fingerprint(VALID, VALID, ENCODER, replace(CONFIG, seed=1)) != same
     assert _fingerprint(other, VALID, ENCODER, CONFIG) != same
     assert _fingerprint(VALID, other, ENCODER, CONFIG) != same
+    monkeypatch.setattr("training.fit.trainer.STATE_FORMAT", b"0")
+    assert _fingerprint(VALID, VALID, ENCODER, CONFIG) != same
 
 
 def test_a_run_that_was_killed_at_its_very_end_is_answered_and_cleared_up(tmp_path, uninterrupted, capsys):

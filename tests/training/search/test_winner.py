@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
 from serve.model.artifact import load
 from tests.support.shop_log import write_shop
@@ -58,6 +59,18 @@ def test_a_winner_without_a_model_before_it_is_measured_on_all_test_rows(made, t
     assert manifest["incumbent"] is None
     assert manifest["test_rows"] == len(task.parts["test"])
     assert "model-current" not in manifest["paired"]
+
+
+def test_a_folder_of_another_format_is_refused(made, tmp_path, monkeypatch):
+    _, task = made
+    with Clock(tmp_path / "out", 600.0) as clock:
+        clock.claim(task.identity, restart=False)
+    monkeypatch.setattr("training.search.task.FOLDER_FORMAT", 0)
+    with (
+        Clock(tmp_path / "out", 600.0) as clock,
+        pytest.raises(TabrankError, match="or of another version; name another folder or remove it"),
+    ):
+        clock.claim(replace(task).identity, restart=False)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -248,6 +248,16 @@ def test_examination_follows_the_curve_given_and_goes_on_with_it(tmp_path, curve
     assert Provenance.read(found.folder).world().curve == curve
 
 
+@pytest.mark.parametrize("altered", [{"examination": "cubic"}, {"seed": "seven"}, {"colour": 1}])
+def test_a_world_of_another_version_is_refused_with_the_remedy(log, tmp_path, altered):
+    with pytest.raises(TabrankError, match=r"has no world\.json"):
+        Provenance.read(tmp_path)
+    values = json.loads((log.folder / "world.json").read_text())
+    (tmp_path / "world.json").write_text(json.dumps(values | altered))
+    with pytest.raises(TabrankError, match=rf"another version: .*{next(iter(altered))}.*simulate` again"):
+        Provenance.read(tmp_path)
+
+
 def test_the_truth_is_the_process_with_tastes_that_follow_joins(log):
     summary = log.summary
     world = World(seed=0, viewers=summary["viewers"], start_ms=summary["start_ms"], end_ms=summary["end_ms"])
