@@ -120,7 +120,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "time to a ranking's scores": ((), f"{EDGE}::test_past_its_deadline_a_request_gets_the_popular_order"),
     "batches under way": (
         (),
-        "serve/ranking/test_batcher.py::test_no_more_batches_are_under_way_than_there_are_slots",
+        "serve/ranking/test_batcher.py::test_no_more_batches_are_under_way_than_may_be_in_flight",
     ),
     "rows in a call of Scorer": (
         (mib(records.MAX_CALL_BYTES),),

@@ -101,9 +101,6 @@ class Fault(ABC):
         """Inject the fault."""
         raise NotImplementedError
 
-    def look(self, target: Target) -> None:  # noqa: B027
-        """Look at the service, several times a second during the load."""
-
     def heal(self, target: Target) -> None:  # noqa: B027
         """Undo the fault after `hold_s`. Killed processes restart by themselves."""
 

@@ -21,7 +21,6 @@ from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.report.report import Report
 from loadtest.scenarios.chaos.changes import CHANGES
 from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, WARM_S, Fault, Injected, Times, broken, describe
-from loadtest.scenarios.chaos.floods import FLOODS
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
 from loadtest.scenarios.chaos.pauses import Pauses
 from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
@@ -36,7 +35,7 @@ from loadtest.workload.profiles import CANDIDATES, Block
 # Faults that use the same service follow each other: a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (
     *(*KILLS, *FILES, *SUPERVISOR),
-    *(ONLY_SCORER, Pauses(), DiskFull(), *FLOODS, *CHANGES),
+    *(ONLY_SCORER, Pauses(), DiskFull(), *CHANGES),
     RedisKilled(),
 )
 BEFORE_S = 8.0
@@ -202,7 +201,6 @@ def _under_load(
 
     def look() -> None:
         at_s = time.monotonic() - offer.begun_s
-        fault.look(target)
         counts = target.replicas()
         if counts:
             running = {name: states.get("RUNNING", 0) for name, states in counts.items()}

@@ -137,7 +137,8 @@ def _page(report: Report) -> str:
     """Return report.html: the verdict, the plot, then the changes."""
     timeline, names = report["timeline"], [*report["deployments"], NODES]
     at_s = [row[TIME] for row in timeline]
-    series = [Series(name, at_s, [row[name] for row in timeline], "step") for name in names]
+    colours = dict.fromkeys(names[:1], "model")
+    series = [Series(n, at_s, [row[n] for row in timeline], "step", colour=colours.get(n)) for n in names]
     numbers = [
         (name, f"{counts['max']}", f"at most; mean {counts['mean']:g}")
         for name, counts in [*report["deployments"].items(), (NODES, report[NODES])]

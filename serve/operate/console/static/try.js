@@ -40,7 +40,7 @@ export function Try({ found }) {
           ${samples?.length ? null : html`<option>${samples ? "the log holds none" : AWAY}</option>`}
           ${samples?.map((one, i) => html`<option value=${i}>${titled(one)}</option>`)}</select></label>
         <label>Viewer (empty: anonymous)<input disabled=${!request} value=${request?.viewer ?? ""}
-          onChange=${(event) => change({ viewer: event.target.value || null })} /></label>
+          onInput=${(event) => change({ viewer: event.target.value || null })} /></label>
         <label>Candidates, separated by blanks<textarea rows="4" disabled=${!request} value=${ids(request).join(" ")}
           onChange=${(event) => change({ candidates: event.target.value.split(/[\s,]+/).filter(Boolean) })} /></label>
       </div>
