@@ -185,12 +185,12 @@ class Ingester:
 
     async def take_over(self) -> None:
         """Take over a log that has records. If that fails, the first commit tries again."""
-        has_log = log_end(self._segments.folder) or read_lease(self._segments.folder)
-        if has_log and not self._stopping:
-            try:
+        try:
+            has_log = log_end(self._segments.folder) or read_lease(self._segments.folder)
+            if has_log and not self._stopping:
                 await asyncio.to_thread(self._opened)
-            except Exception as error:
-                log.warning("the log is not taken over yet: %s: %s", type(error).__name__, error)
+        except Exception as error:
+            log.warning("the log is not taken over yet: %s: %s", type(error).__name__, error)
 
     def _release(self) -> None:
         """Release the lease if the log holds every record: nobody then needs the journal."""

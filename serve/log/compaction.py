@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.log.reader import TABLES
-from serve.log.segments import Segment, Segments, draft_segment, segments
+from serve.log.segments import MAX_SEQ, Segment, Segments, draft_segment, segments
 from serve.log.throttle import OnStep
 from serve.storage.parquet import readable
 
@@ -60,13 +60,13 @@ def compact(served: Segments, cuts: Sequence[int] = (), step: OnStep = lambda: T
 
 
 def _without_repeats(found: Iterable[Segment]) -> Iterator[Segment]:
-    """Yield a table's segments in order; delete those whose records another one holds.
+    """Yield a table's segments in order; delete those whose records another, readable one holds.
 
     They are left by a merge or a takeover that was interrupted.
     """
     before: Segment | None = None
     for segment in found:
-        if before and segment.last <= before.last:
+        if before and segment.last <= before.last < MAX_SEQ:
             segment.path.unlink(missing_ok=True)
         else:
             yield segment

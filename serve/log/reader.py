@@ -20,7 +20,7 @@ from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
 from serve.storage.conversion import IDS, converted
-from serve.storage.parquet import data_files, open_parquet, readable, sized_batches
+from serve.storage.parquet import Unreadable, data_files, open_parquet, readable, sized_batches
 
 T = TypeVar("T")
 # Attempts to read a table whose segments are merged meanwhile, before it counts as unreadable.
@@ -249,9 +249,9 @@ def no_rows(path: Path) -> TabrankError:
 
 
 def unmerged(read: Callable[[], T]) -> T:
-    """Return what `read` returns; read again if segments are merged or deleted meanwhile."""
+    """Return what `read` returns; read again while segments are merged or cannot be opened."""
     for _ in range(READS - 1):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, Unreadable):
             return read()
     return read()
 

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
 from serve.log.events import (
@@ -31,7 +30,7 @@ from serve.log.events import (
     numbered,
 )
 from serve.log.lease import Types, under_lease
-from serve.log.reader import ARROW, TABLES
+from serve.log.reader import ARROW, TABLES, unmerged
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import put, sync
@@ -68,7 +67,10 @@ MAX_SEQ = 1 << 62
 
 
 class Segment(NamedTuple):
-    """Segment of one table: the numbers of its first and last record, its epoch, and its file."""
+    """Segment of one table: the numbers of its first and last record, its epoch, and its file.
+
+    `last` is `MAX_SEQ` if neither the name nor the footer tells it.
+    """
 
     first: int
     last: int
@@ -169,6 +171,8 @@ class Segments:
         """
         for segment in reversed(segments(self.folder, name)):
             with self.unless_damaged(segment.path), readable(segment.path):
+                if segment.last == MAX_SEQ:
+                    last_record(segment.path)
                 yield segment.first, pq.read_table(segment.path, columns=columns)
 
     @contextmanager
@@ -262,57 +266,61 @@ def segments(log: Path, table: str) -> list[Segment]:
     """Return a table's segments in order; files with other names are ignored.
 
     Raises:
-        TabrankError: a file whose name has one number is damaged, or was not written by a service.
+        Unreadable, FileNotFoundError: a file whose name has one number cannot be read now.
     """
+    # They may be merged meanwhile.
+    return unmerged(partial(_segments, log, table))
+
+
+def _segments(log: Path, table: str) -> list[Segment]:
     found = []
     for path in (log / table).glob("*.parquet"):
         match = NAME.fullmatch(path.stem)
         # A file named by a time of 20 digits is foreign.
         if match and int(match[1]) < MAX_SEQ:
             try:
-                last = int(match[2] or largest(path, "seq"))
-            except FileNotFoundError:
-                # It was merged with others meanwhile.
-                return segments(log, table)
+                last = int(match[2] or last_record(path)[0])
+            except Damaged:
+                last = MAX_SEQ
             found.append(Segment(int(match[1]), last, int(match[3] or 0), path))
     # Of two with the same first record, the one that holds more comes first.
     return sorted(found, key=lambda segment: (segment.first, -segment.last, -segment.epoch))
 
 
-def largest(path: Path, column: str) -> int:
-    """Return a segment's largest number in a column, from the footer.
+def last_record(path: Path) -> tuple[int, int]:
+    """Return the number of a segment's last record, and its arrival in ms, from the footer.
 
     Raises:
-        TabrankError: the file is damaged, or was not written by a service.
+        Damaged: the file is damaged, or was not written by a service.
     """
     with readable(path):
         metadata = pq.read_metadata(path)
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
     last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}
-    found = last.get(column, {}).get("max")
-    if not isinstance(found, int):
-        raise TabrankError(
-            f"{path}: not written by a service: its footer has no largest {column!r}; rename the file, because a "
-            "name of 20 digits means a segment of a service"
-        )
-    return found
+    for name in ("seq", "received_ms"):
+        if not isinstance(last.get(name, {}).get("max"), int):
+            raise Damaged(
+                f"{path}: not written by a service: its footer has no largest {name!r}; rename the file, because a "
+                "name of 20 digits means a segment of a service"
+            )
+    return last["seq"]["max"], last["received_ms"]["max"]
 
 
 def log_end(log: Path) -> int:
     """Return the number of a log's last record or snapshot; 0 without any.
 
-    Raises:
-        TabrankError: as `segments` does.
+    A segment whose last number is not known counts with its first. Raises as `segments` does.
     """
-    ends = [segment.last for table in TABLES for segment in segments(log, table)]
+    found = (segment for table in TABLES for segment in segments(log, table))
+    ends = (segment.first if segment.last == MAX_SEQ else segment.last for segment in found)
     return max([0, *ends, *numbers(log)])
 
 
 def last_arrival_ms(log: Path) -> int:
-    """Return the arrival of a log's last record; 0 without any. Raises as `largest` does."""
+    """Return the arrival of a log's last record; 0 without any. Raises as `last_record` does."""
     newest = (segment.path for table in TABLES for segment in segments(log, table)[-1:])
-    return max((largest(path, "received_ms") for path in newest), default=0)
+    return max((last_record(path)[1] for path in newest), default=0)
 
 
 def _columns(records: list[Any], kinds: Mapping[str, pa.DataType]) -> Columns:

@@ -30,7 +30,7 @@ from serve.storage.atomic_files import ASIDE, put, swap, sync, write_whole
 from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")
-FORMAT = 2
+FORMAT = 3
 FOLDER = "snapshots"
 NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
@@ -147,7 +147,7 @@ def replay_snapshots(log: Path) -> tuple[Snapshot, ...]:
     if not found:
         raise TabrankError(
             f"{log / FOLDER}: records up to number {first} were deleted, and the snapshot that replaced them is "
-            f"missing or damaged; restore it from a backup, or {WITHOUT}"
+            f"missing, damaged or of another release; restore it from a backup, or {WITHOUT}"
         )
     return found
 

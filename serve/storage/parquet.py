@@ -23,7 +23,11 @@ UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class Damaged(TabrankError):
-    """A file is not Parquet, or not whole."""
+    """A file is not Parquet, not whole, or not written by a service."""
+
+
+class Unreadable(TabrankError):
+    """The system does not let a file be read now."""
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def readable(path: Path) -> Iterator[None]:
     Raises:
         Damaged: the file is not Parquet, or not whole.
         FileNotFoundError: it was deleted meanwhile.
-        TabrankError: the system does not let it be read now.
+        Unreadable: the system does not let it be read now.
     """
     try:
         yield
@@ -42,7 +46,7 @@ def readable(path: Path) -> Iterator[None]:
     except UNREADABLE as error:
         # An error of the system does not mean damage: too many files may be open.
         if why := getattr(error, "strerror", None):
-            raise TabrankError(f"{path}: cannot be read: {why}") from error
+            raise Unreadable(f"{path}: cannot be read: {why}; check its mode and `ulimit -n`") from error
         raise Damaged(
             f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; restore it from a backup, or move it "
             "away: the log then lacks its records"
@@ -79,8 +83,9 @@ def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> I
 
 def data_files(path: Path) -> list[Path]:
     """Return a file itself, or those in a folder, without drafts and other tools' marks."""
-    files = [path] if path.is_file() else sorted(path.glob("**/[!._]*"))
-    return [file for file in files if file.is_file()]
+    files = [path] if path.is_file() else sorted(path.glob("**/*"))
+    kept = (file for file in files if not any(part[0] in "._" for part in file.relative_to(path).parts))
+    return [file for file in kept if file.is_file()]
 
 
 def refuse_oversize(path: Path) -> None:

@@ -8,8 +8,14 @@ from serve.contract.errors import WriterFenced
 class FencingEpoch:
     """Fencing epoch of one store handle: none until `take`, stale once another handle takes one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, writable: bool) -> None:
+        self._writable = writable
         self._held: tuple[bytes, int] | None = None
+
+    def require_writable(self) -> None:
+        """Raise RuntimeError on a store that was opened for reading."""
+        if not self._writable:
+            raise RuntimeError("this store was opened for reading; open it with writable=True to commit")
 
     def take(self, token: bytes, epoch: int) -> int:
         """Hold the stored epoch and its token, which differs between stores; return the epoch."""
@@ -18,6 +24,7 @@ class FencingEpoch:
 
     def held(self) -> tuple[bytes, int]:
         """Return token and epoch; raise RuntimeError if this handle never took an epoch."""
+        self.require_writable()
         if self._held is None:
             raise RuntimeError("this handle has no fencing epoch; call take_epoch() before the first commit")
         return self._held

@@ -34,7 +34,7 @@ class LmdbStore:
     """
 
     def __init__(self, folder: Path, *, writable: bool) -> None:
-        self._epoch = FencingEpoch()
+        self._epoch = FencingEpoch(writable=writable)
         self._environment = environment(folder.resolve())
         self._environment.join(self, writable)
         # Id of the content whose changes were last read from 0.
@@ -90,6 +90,7 @@ class LmdbStore:
 
     def take_epoch(self) -> int:
         """See `Store`."""
+        self._epoch.require_writable()
         with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
             epoch = _number(txn, opened, b"epoch") + 1
             txn.put(b"epoch", _pack(epoch), db=opened.meta)

@@ -54,7 +54,7 @@ class RedisStore:
         self._name = name
         self._prefix = b"tabrank:{%s}:" % name.encode()
         self._meta = self._prefix + b"meta"
-        self._epoch = FencingEpoch()
+        self._epoch = FencingEpoch(writable=writable)
         self._writing = threading.Lock()
         # Running dumps.
         self._dumps: list[RedisDump] = []
@@ -155,6 +155,7 @@ class RedisStore:
 
     def take_epoch(self) -> int:
         """See `Store`."""
+        self._epoch.require_writable()
         # A replica that takes over may lack the last epoch and repeat it: hence the token.
         token = secrets.token_hex(8).encode()
         with self._writing, self._server() as server:

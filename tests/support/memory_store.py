@@ -36,9 +36,9 @@ class Rows:
 class MemoryStore:
     """`Store` over dicts; its content ends with the process."""
 
-    def __init__(self, rows: Rows | None = None) -> None:
+    def __init__(self, rows: Rows | None = None, *, writable: bool = True) -> None:
         self._rows: Rows | None = Rows() if rows is None else rows
-        self._epoch = FencingEpoch()
+        self._epoch = FencingEpoch(writable=writable)
         self._id = -1
 
     def origin(self) -> str:
@@ -90,6 +90,7 @@ class MemoryStore:
 
     def take_epoch(self) -> int:
         """See `Store`."""
+        self._epoch.require_writable()
         with self._locked() as rows:
             rows.epoch += 1
             return self._epoch.take(b"", rows.epoch)
@@ -173,4 +174,4 @@ def open_memory(name: str, *, writable: bool) -> MemoryStore:
     """Open the store of a name, shared within this process; a writer creates a missing store."""
     if not writable and name not in _named:
         raise StoreUnavailable(f"there is no store {name} in this process; fill it with {LOAD}")
-    return MemoryStore(_named.setdefault(name, Rows()))
+    return MemoryStore(_named.setdefault(name, Rows()), writable=writable)

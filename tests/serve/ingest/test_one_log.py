@@ -326,7 +326,7 @@ def test_nothing_is_lost_or_renumbered_in_any_sequence(prepared, operations, tak
 
 @pytest.mark.integration
 @sequences
-@settings(max_examples=200, deadline=None, phases=FAST)
+@settings(max_examples=250, deadline=None, phases=FAST)
 def test_nothing_is_lost_or_renumbered_in_hundreds_of_sequences(prepared, operations, take_back_s):
     run(prepared, operations, take_back_s)
 

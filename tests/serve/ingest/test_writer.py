@@ -615,6 +615,24 @@ def test_a_segment_that_cannot_be_opened_just_now_is_not_damaged(service, monkey
     assert (refused.status_code, again["duplicates"]) == (503, 1)
 
 
+def test_a_writer_goes_on_beside_a_damaged_segment_of_an_earlier_commit(service):
+    service.run(lambda service: service.events(event("e9")))
+    (path,) = segments(service)
+    path.rename(path.with_name(f"{path.name[:20]}.parquet")).write_bytes(b"no parquet")
+    counts = Counter()
+    service.on_tally = lambda tally: counts.update(tally.counts)
+    assert service.run(lambda service: service.events(event("e10")))["accepted"] == 1
+    assert counts["segment_damaged"] == 1
+
+
+def test_a_writer_starts_though_it_cannot_read_the_log(service, caplog):
+    service.run(lambda service: service.events(event("e9")))
+    (path,) = segments(service)
+    path.with_name(f"{99:020d}.parquet").symlink_to("gone")
+    asyncio.run(Ingester(service.args, service.folder).take_over())
+    assert "the log is not taken over yet" in caplog.text
+
+
 def test_a_live_table_holds_a_bounded_number_of_bytes(tmp_path, log_folder, monkeypatch):
     service = Live(tmp_path, log_folder)
     row_bytes = Schema(service.surface).candidate.itemsize

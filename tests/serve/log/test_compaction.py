@@ -17,6 +17,7 @@ from serve.log.compaction import compact
 from serve.log.events import Exposure, JournalEntry
 from serve.log.lease import types_of
 from serve.log.reader import TABLES, read_log, read_table
+from serve.log.retention import replaced
 from serve.log.segments import Segments, last_arrival_ms, log_end
 from serve.storage.atomic_files import put
 from tests.support.small_surface import TOML
@@ -64,6 +65,9 @@ def test_a_foreign_file_with_the_name_of_a_segment_is_refused(segments, columns)
     pq.write_table(pa.table({"id": ["e"], **columns}), path)
     with pytest.raises(TabrankError, match=r"0009\.parquet: not written by a service: .*; rename the file"):
         last_arrival_ms(segments.folder)
+    assert log_end(segments.folder) >= 9
+    segments.recent_keys(9)
+    assert segments.damaged == {path}
     path.rename(path.with_name("20260101000000000000.parquet"))
     assert log_end(segments.folder) == 4
 
@@ -208,6 +212,26 @@ def test_a_damaged_segment_is_left_and_the_others_are_merged(segments):
     assert [len(files(segments, name)) for name in TABLES] == [1, 1, 1, 2 * MIN_SEGMENTS]
     compact(segments)
     assert files(segments) == [named(1, 12), damaged.name, named(17, 8 * MIN_SEGMENTS)]
+
+
+def test_a_damaged_segment_of_an_earlier_commit_hides_no_other(segments):
+    """The name does not tell its last record: it may hold those of the next, or not."""
+    write(segments, 2 * MIN_SEGMENTS)
+    damaged = segments.folder / "events" / f"{13:020d}.parquet"
+    (segments.folder / "events" / files(segments)[3]).rename(damaged)
+    damaged.write_bytes(b"no parquet")
+    assert log_end(segments.folder) == 8 * MIN_SEGMENTS
+    assert damaged not in replaced(segments.folder, 8 * MIN_SEGMENTS)
+    compact(segments)
+    compact(segments)
+    assert files(segments) == [named(1, 12), damaged.name, named(17, 8 * MIN_SEGMENTS)]
+
+
+def test_a_segment_without_a_file_behind_it_is_reported(segments):
+    write(segments, 1)
+    (segments.folder / "events" / f"{9:020d}.parquet").symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match="0009"):
+        log_end(segments.folder)
 
 
 def test_segments_of_a_surface_that_gained_a_field_stay_apart(segments, surface):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -100,7 +101,25 @@ def test_a_table_may_be_a_folder_of_segments(tmp_path, surface):
     events = tmp_path / "log" / "events"
     events.mkdir()
     (tmp_path / "log" / "events.parquet").rename(events / "0.parquet")
+    for name in (".ipynb_checkpoints/a.parquet", "_delta_log/0.json", "_SUCCESS"):
+        (events / name).parent.mkdir(exist_ok=True)
+        (events / name).write_text("of another tool")
     assert len(read_log(tmp_path / "log", surface).events) == 5
+
+
+def test_a_file_that_cannot_be_opened_just_now_is_read_again(log_folder, surface, monkeypatch):
+    failures = [OSError(errno.EMFILE, "Too many open files")] * 2
+
+    def opened(path):
+        if failures:
+            raise failures.pop()
+        return open_parquet(path)
+
+    monkeypatch.setattr("serve.log.reader.open_parquet", opened)
+    assert len(read_log(log_folder, surface).events) == 5
+    failures += [OSError(errno.EMFILE, "Too many open files")] * 20
+    with pytest.raises(TabrankError, match=r"parquet: cannot be read: Too many open files; .*`ulimit -n`"):
+        read_log(log_folder, surface)
 
 
 def test_test_traffic_and_repeats_are_left_out(tmp_path, surface):

@@ -248,8 +248,10 @@ def test_a_state_of_another_schema_is_refused_with_the_way_out(service):
         build(Schema(other), log)
     for snapshot in snapshots(service.folder / "log"):
         meta = json.loads((snapshot.path / "meta.json").read_text())
-        (snapshot.path / "meta.json").write_text(json.dumps(meta | {"format": 1}))
-    with pytest.raises(TabrankError, match=r"missing or damaged.* without its folder 'snapshots'"):
+        (snapshot.path / "meta.json").write_text(json.dumps(meta | {"format": 2}))
+    with pytest.raises(
+        TabrankError, match=r"missing, damaged or of another release.* without its folder 'snapshots'"
+    ):
         load(other, service.folder / "log", "lmdb:store", service.folder)
     shutil.copytree(service.folder / "log", service.folder / "copy", ignore=lambda *_: ["snapshots"])
     assert len(build(Schema(other), read_log(service.folder / "copy", other)))
@@ -282,7 +284,9 @@ def test_a_damaged_snapshot_is_refused_and_nothing_deleted_for_it(service):
         service.replay()
     for snapshot in snapshots(log):
         shutil.rmtree(snapshot.path)
-    with pytest.raises(TabrankError, match="the snapshot that replaced them is missing or damaged"):
+    with pytest.raises(
+        TabrankError, match="the snapshot that replaced them is missing, damaged or of another release"
+    ):
         service.log()
 
 

@@ -291,7 +291,7 @@ def test_a_reader_without_a_store_is_told_how_to_make_one(open_: Open) -> None:
 
 def test_a_store_opened_for_reading_cannot_commit(open_: Open) -> None:
     writer = open_()
-    with pytest.raises(RuntimeError, match=r"take_epoch\(\)"):
+    with pytest.raises(RuntimeError, match="writable=True"):
         open_(writable=False).commit(1, {"ann": b"1"}, {})
     assert read_viewers(writer, ["ann"]) == [None]
 
@@ -311,6 +311,8 @@ def test_a_handle_without_an_epoch_cannot_write(open_: Open) -> None:
         with pytest.raises(RuntimeError, match=r"take_epoch\(\)"):
             refused()
     assert (store.seq(), read_viewers(store, ["ann"])) == (0, [None])
+    with pytest.raises(RuntimeError, match="writable=True"):
+        open_(writable=False).take_epoch()
 
 
 def test_each_writer_gets_the_next_epoch(open_: Open) -> None:
