@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml lock.txt constraints.txt
 	@$(BIN)/python -m pip check
 	@touch $@
 
-demo: install ## From nothing to a verdict: simulate, train, serve, load, report (8 minutes).
+demo: install ## From nothing to a verdict: simulate, train, serve, load, report (four minutes).
 	@$(BIN)/python -m loadtest.scenarios.demo
 
 experiment: install ## The original experiment rerun over HTTP, and its report (12 minutes).

@@ -121,7 +121,7 @@ def _slates(
         if query.explore and by_model:
             drawn, propensity = draw(score[part][places], np.random.default_rng())
             places = places[drawn]
-        shown = rerank(query, batch.candidates[part], places)
+        shown = rerank(query, batch.candidates[part], places, score[part], batch.ended[part])
         # A drawn order that a rule changed is not what was drawn.
         if propensity is not None and not np.array_equal(shown, places):
             propensity = None

@@ -23,7 +23,7 @@ from training.data.dataset import Dataset, build
 from training.drafting.funnel import Funnel, funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, conversions, profile, read_tables
-from training.drafting.suggest import STATEFUL, TOO_WIDE, Feature, suggest, toml, toml_key
+from training.drafting.suggest import TOO_WIDE, Feature, suggest, toml, toml_key
 from training.evaluation.leakage import suspects
 from training.evaluation.verdict import span
 
@@ -92,7 +92,8 @@ def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
 def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
     """Return the stateless features and the label of sampled exposures."""
     surface = read_surface(text)
-    stateless = {f.name for f in features if f.fields and f.spec["kind"] not in STATEFUL} | {surface.popular}
+    read = {f.name for f in features if f.fields and not surface.features[f.name].slots}
+    stateless = read | {surface.popular}
     kept = {name: kind for name, kind in surface.features.items() if name in stateless}
     schema = Schema(replace(surface, features=kept))
     table = read_log(log, surface)

@@ -47,10 +47,6 @@ SECTIONS = ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER = (
 )
 
 
-# Kinds that keep state of events.
-STATEFUL = ("count", "gauge", "rate", "affinity")
-
-
 @dataclass(frozen=True)
 class Feature:
     """Suggested feature: its spec as in the TOML, a comment, and the fields that it reads."""

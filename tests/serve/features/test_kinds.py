@@ -87,6 +87,7 @@ def test_a_value_has_the_type_and_shape_of_its_kind(kind, data, seed):
     records, now_ms = drawn_records(seed, 30)
     state, feature = served(Schema(surface), records), surface.features["x"]
     rows = batch_of(state, now_ms)
+    assert feature.label != "unnamed"
     value = feature.value(Batch(state.schema.state, *rows))
     num_rows, width = len(rows[1]), feature.width(surface.fields)
     assert value.shape == ((num_rows,) if width is None else (num_rows, width))

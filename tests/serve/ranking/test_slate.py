@@ -20,15 +20,28 @@ def turned(monkeypatch):
     monkeypatch.setattr(slate, "RULES", (lambda query, candidates, order: order[::-1],))
 
 
-def test_without_rules_an_order_stays_as_it_is():
+def reranked(order, score, ended):
+    return slate.rerank(None, None, np.array(order), np.array(score), np.array(ended)).tolist()
+
+
+def test_without_rules_an_order_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(slate, "RULES", ())
     order = np.array([2, 0, 1])
-    assert slate.rerank(None, None, order) is order
+    assert slate.rerank(None, None, order, np.ones(3), np.zeros(3, bool)) is order
 
 
 def test_rules_change_an_order_one_after_the_other(monkeypatch):
     first_last = lambda query, candidates, order: np.roll(order, -1)  # noqa: E731
     monkeypatch.setattr(slate, "RULES", (first_last, lambda query, candidates, order: order[::-1]))
-    assert slate.rerank(None, None, np.array([0, 1, 2])).tolist() == [0, 2, 1]
+    assert reranked([0, 1, 2], [0.3, 0.2, 0.1], [False] * 3) == [0, 2, 1]
+
+
+def test_candidates_without_a_score_stay_last_whatever_a_rule_does(turned):
+    assert reranked([2, 0, 1, 3], [0.2, np.nan, 0.3, np.nan], [False, True, False, False]) == [0, 2, 1, 3]
+
+
+def test_in_an_order_without_scores_ended_candidates_stay_last(turned):
+    assert reranked([2, 0, 1], [np.nan] * 3, [False, True, False]) == [0, 2, 1]
 
 
 def drawn(tmp_path, log_folder):

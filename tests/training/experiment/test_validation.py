@@ -102,7 +102,7 @@ def test_the_validation_sees_an_effect_that_the_report_would_show():
     """Fixed-horizon p-values, as any look had before, would be counted."""
     curves = daily(simulated_panel(np.random.default_rng(1), 0.4), ARMS, METRICS)
     assert not shows_an_effect(curves, 13)
-    for look in curves[2]:
+    for look in curves[METRICS.index(CLICKS)]:
         look["p"] = 0.005
     assert shows_an_effect(curves, 13)
 
