@@ -54,7 +54,7 @@ runs = {
     "in this process": dataclasses.replace(short, num_workers=0),
     "too many workers": dataclasses.replace(short, num_workers=99),
     # Two workers hold both CPUs of a small machine.
-    "streamed": dataclasses.replace(whole, epochs=4, num_workers=2),
+    "streamed": dataclasses.replace(whole, epochs=40, num_workers=2),
     "streamed alone": dataclasses.replace(short, num_workers=0),
 }
 with ray_session():
@@ -283,7 +283,7 @@ def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(two_work
 @pytest.mark.proof
 def test_a_killed_streamed_run_goes_on_from_its_last_epoch(two_workers):
     assert epochs_of(two_workers.messages("streamed"))[0] >= 2
-    assert [line["epoch"] for line in two_workers.answers["streamed"]["history"]] == list(range(1, 5))
+    assert [line["epoch"] for line in two_workers.answers["streamed"]["history"]] == list(range(1, 41))
 
 
 @pytest.mark.proof
