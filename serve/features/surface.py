@@ -249,7 +249,8 @@ def load_surface(name_or_path: str) -> Surface:
         if not path.is_file():
             known = [p.stem for p in SHIPPED.glob("*.toml")]
             raise TabrankError(
-                f"there is no surface {name_or_path!r}{suggest(name_or_path, known)} Or give the path of a .toml file"
+                f"there is no surface {name_or_path!r}{suggest(name_or_path, known)} "
+                "(name a surface of your own by the path of its .toml file)"
             )
     if not path.is_file():
         raise TabrankError(f"{path}: no such surface file; name a shipped surface or an existing .toml file")
