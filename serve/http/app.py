@@ -41,8 +41,9 @@ Scope = MutableMapping[str, Any]
 
 RANK = "/v1/rank"
 EVENTS = "/v1/events"
+READYZ = "/readyz"
 # Paths that need no API key.
-OPEN: Final = frozenset(("/livez", "/readyz", "/openapi.json", "/docs", *FILES))
+OPEN: Final = frozenset(("/livez", READYZ, "/openapi.json", "/docs", *FILES))
 # A body that came with its headers is read within this time.
 WHOLE_S = 0.001
 # Methods that metrics name; every other one is `_OTHER`, as in OpenTelemetry's conventions.
@@ -86,7 +87,7 @@ class Edge:
         self._get: dict[str, Callable[[], Answer]] = {
             "/v1/model": lambda: Answer(JSON, self._encoder.encode(description(service))),
             "/livez": lambda: Answer(JSON, self._encoder.encode(Liveness(True))),
-            "/readyz": lambda: Answer(JSON, self._encoder.encode(readiness(service))),
+            READYZ: lambda: Answer(JSON, self._encoder.encode(readiness(service))),
             "/openapi.json": lambda: Answer(JSON, self._openapi),
             "/docs": lambda: Answer(KINDS["html"], self._docs, more=OF_PAGE),
         }

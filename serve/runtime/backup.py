@@ -5,6 +5,8 @@ replica replaces another, hundreds of rankings wait there, and what they cost de
 checks of all. Behind this middleware few rankings and events wait, and none longer than it has
 time. What cannot be answered gets 503 with `Retry-After`. A request that waits for 0.14 s still
 starts the first replica of a deployment with `min_replicas: 0`.
+
+The service is not ready while its requests come here, so `/readyz` says so.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 from serve.config.settings import UserConfig
 from serve.contract.errors import RequestError
 from serve.http.answers import refusal, send_answer
-from serve.http.app import EVENTS, RANK
+from serve.http.app import EVENTS, RANK, READYZ
 from serve.http.request_headers import deadline_ms_of
 
 # At 2 ms a request, so many that wait cost the proxy less than a ranking's deadline.
@@ -39,8 +41,10 @@ class Backup:
         self._num_waiting = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """Pass rankings and events on for a limited time; pass every other request on."""
-        if scope.get("method") != "POST" or not scope["path"].endswith((RANK, EVENTS)):
+        """Pass rankings and events on for a limited time, and `/readyz` not at all."""
+        if scope.get("path", "").endswith(READYZ):
+            await send_answer(send, _UNAVAILABLE)
+        elif scope.get("method") != "POST" or not scope["path"].endswith((RANK, EVENTS)):
             await self._app(scope, receive, send)
         elif self._num_waiting >= MOST_WAITING:
             await send_answer(send, _UNAVAILABLE)

@@ -105,10 +105,18 @@ def test_a_place_is_free_again_after_each_answer():
 
 
 def test_events_have_more_time_and_other_requests_are_left_to_ray():
-    scopes = asked("/v1/events", x_deadline_ms="1"), asked("/readyz", "GET")
+    scopes = asked("/v1/events", x_deadline_ms="1"), asked("/livez", "GET")
     assert {status for status, *_ in virtual_time.run(answers(Backup(HTTPProxy(after_s=0.15)), *scopes))} == {
         200
     }
+
+
+def test_a_service_that_only_the_backup_answers_is_not_ready():
+    proxy = HTTPProxy()
+    scopes = asked("/readyz", "GET"), asked("/app/readyz", "GET")
+    answered = virtual_time.run(answers(Backup(proxy), *scopes))
+    assert [status for status, *_ in answered] == [503, 503]
+    assert proxy.asked == []
 
 
 class Wrapped:
