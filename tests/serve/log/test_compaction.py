@@ -203,6 +203,14 @@ def test_a_reader_meanwhile_finds_every_record(segments, surface):
     assert seen == sorted(seen)
 
 
+def test_a_segment_that_is_gone_after_the_listing_is_not_passed_over(segments):
+    """Its records are in a merged segment, which that listing lacks."""
+    write(segments, 1)
+    (segments.folder / "events" / named(5, 8)).symlink_to("merged")
+    with pytest.raises(FileNotFoundError, match="0005"):
+        read_table(segments.folder, "events")
+
+
 def test_a_damaged_segment_is_left_and_the_others_are_merged(segments):
     write(segments, 2 * MIN_SEGMENTS)
     damaged = segments.folder / "events" / files(segments)[3]
