@@ -272,12 +272,17 @@ def segments(log: Path, table: str) -> list[Segment]:
     return unmerged(partial(_segments, log, table))
 
 
+def numbers_of(path: Path) -> re.Match[str] | None:
+    """Return the numbers in the name of a segment; None for another file."""
+    match = NAME.fullmatch(path.name.removesuffix(".parquet"))
+    # A file named by a time of 20 digits is foreign.
+    return match if match and int(match[1]) < MAX_SEQ else None
+
+
 def _segments(log: Path, table: str) -> list[Segment]:
     found = []
     for path in (log / table).glob("*.parquet"):
-        match = NAME.fullmatch(path.stem)
-        # A file named by a time of 20 digits is foreign.
-        if match and int(match[1]) < MAX_SEQ:
+        if match := numbers_of(path):
             try:
                 last = int(match[2] or last_record(path)[0])
             except Damaged:

@@ -33,7 +33,7 @@ from serve.log.reader import (
     table_paths,
     unmerged,
 )
-from serve.log.segments import MAX_SEQ, Segment, segments
+from serve.log.segments import MAX_SEQ, Segment, numbers_of, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS, converted
@@ -212,6 +212,8 @@ class _Table:
                     ) from None
                 # It was merged with others.
                 paths = segments(self._folder, self._name)
+                if segment in paths:
+                    raise TabrankError(f"{segment.path}: leads to no file; delete the link") from None
 
     def _raw(self, columns: Collection[str]) -> Iterator[tuple[Path, int, pa.Table]]:
         """Yield (path, first row, rows) of the flat files, in the same batches for any columns."""
@@ -289,8 +291,9 @@ def _files(
     """Return the paths of a table, its flat files, and its segments."""
     is_there = not may_lack or (folder / name).exists() or (folder / f"{name}.parquet").exists()
     paths, served = table_paths(folder, name) if is_there else [], segments(folder, name)
-    own = {segment.path for segment in served}
-    return paths, [file for path in paths for file in data_files(path) if file not in own], served
+    files = (file for path in paths for file in data_files(path))
+    # Segments may have been merged meanwhile: the names tell them from flat files.
+    return paths, [file for file in files if not (file.parent == folder / name and numbers_of(file))], served
 
 
 def _key(rows: pa.Table, first_row: int) -> I64:

@@ -85,7 +85,7 @@ def data_files(path: Path) -> list[Path]:
     """Return a file itself, or those in a folder, without drafts and other tools' marks."""
     files = [path] if path.is_file() else sorted(path.glob("**/*"))
     kept = (file for file in files if not any(part[0] in "._" for part in file.relative_to(path).parts))
-    # A segment that is merged after the listing is missing, which a reader must learn at its opening.
+    # A reader must learn that a segment is gone since: its records are in one that is not listed.
     return [file for file in kept if not file.is_dir()]
 
 

@@ -203,6 +203,21 @@ def test_segments_that_are_merged_while_they_are_read_count_once(numbered, monke
     assert_equal(state, expected)
 
 
+def test_a_segment_that_is_merged_between_two_listings_is_no_flat_file(numbered, monkeypatch):
+    expected, listed = in_parts(numbered), module.segments
+
+    def merge_after(folder, name):
+        found = listed(folder, name)
+        first, second = found[0], found[1]
+        merged = f"{first.first:020d}-{second.last:020d}-{2:010d}.parquet"
+        both = pa.concat_tables([pq.read_table(first.path), pq.read_table(second.path)])
+        pq.write_table(both, numbered / name / merged)
+        return found
+
+    monkeypatch.setattr(module, "segments", merge_after)
+    assert_equal(in_parts(numbered), expected)
+
+
 def test_records_that_are_deleted_while_they_are_read_are_missed(numbered, monkeypatch):
     monkeypatch.setattr(module, "VALUES_AT_ONCE", 8)
     parts = iter(LogStream(numbered, SURFACE))
@@ -261,6 +276,9 @@ def test_a_damaged_or_foreign_file_is_named(numbered):
     assert refusal(numbered).startswith(f"{path}: not readable as Parquet")
     pq.write_table(pq.read_table(sorted((numbered / "events").iterdir())[0]).drop_columns("seq"), path)
     assert refusal(numbered).startswith(f"{path}: the column 'seq' is missing")
+    path.unlink()
+    path.symlink_to("gone")
+    assert "delete the link" in refusal(numbered)
     path.unlink()
     for path in (numbered / "exposures").iterdir():
         path.unlink()
