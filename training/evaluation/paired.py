@@ -56,14 +56,13 @@ def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
     """Decide whether ours `beats` theirs by two standard errors, in the measure `by`.
 
     The measure is the expected labels where the rows support them; else NDCG@10, or logloss where
-    most slates have one candidate and so no order. Nothing beats another whose order is shown to be
-    better on the other slates. `beats` is None where the rows do not define the difference.
+    most slates have one candidate and so no order, unless the others show that ours orders worse.
+    `beats` is None where the rows do not define the difference.
     """
-    by = "ndcg@10" if slates.have_order else "logloss"
+    by = "ndcg@10" if slates.have_order or _side(pair, "ndcg@10") == -1 else "logloss"
     by = by if pair["expected_labels"] is None else "expected_labels"
     side = _side(pair, by)
-    is_worse = by == "logloss" and _side(pair, "ndcg@10") == -1
-    return {"by": by, "beats": None if side is None else side == 1 and not is_worse}
+    return {"by": by, "beats": None if side is None else side == 1}
 
 
 def shown(pair: Mapping[str, Any]) -> str:

@@ -73,9 +73,9 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
         # Time for reading and rivals.
         self._before_s = run.clock.running()
 
-    def left_s(self, budget_s: float | None = None) -> float:
-        """Return the seconds left for trials, of another budget if one is given."""
-        budget_s, winner = budget_s or self._run.clock.budget_s, self._run.winner()
+    def left_s(self, budget_s: float | None = None, winner: BoardEntry | None = None) -> float:
+        """Return the seconds left for trials, or of another budget with another winner."""
+        budget_s, winner = budget_s or self._run.clock.budget_s, winner or self._run.winner()
         left_s = budget_s - self._run.clock.spent()
         if winner is None:
             return left_s
@@ -84,13 +84,14 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
         return left_s - self._run.forecast.seconds(winner, training)
 
     def warn_of_shortage(self, first: BoardEntry) -> None:
-        """Tell of a budget in which no trial like the first finished one can follow it."""
-        clock, took_s = self._run.clock, first.seconds
-        if self.left_s() < took_s:
-            minutes = (m for m in itertools.count(clock.budget_s // 60 + 1) if self.left_s(60 * m) >= took_s)
+        """Tell of a budget in which no whole trial like the first one, even if stopped, can follow."""
+        budget_s, took_s = self._run.clock.budget_s, first.seconds / first.share
+        whole = replace(first, rows=first.rows / first.share, seconds=took_s)
+        if self.left_s(budget_s, whole) < took_s:
+            enough = (m for m in itertools.count(budget_s // 60 + 1) if self.left_s(60 * m, whole) >= took_s)
             print_progress(
-                f"--budget of {clock.budget_s:.0f} s is too small to compare networks: {first.name} took "
-                f"{took_s:.0f} s, and another trial like it needs at least --budget {next(minutes):.0f}m"
+                f"--budget of {budget_s:.0f} s is too small to compare networks: {first.name} takes {took_s:.0f} s, "
+                f"and another trial like it needs at least --budget {next(enough):.0f}m"
             )
 
     def in_time(self, config: FitConfig) -> bool:
@@ -142,7 +143,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         folder = board.path.parent.resolve() / "trials"
         for name, part in (("train", rows), ("valid", valid)):
             encode_rows(task.encoder, part, task.examination).save(folder, name)
-        np.save(folder / SLATES, valid.slate)
+        np.save(folder / SLATES, np.stack([valid.slate, valid.viewer]))
         try:
             _tuner(task, folder, study, deadline).fit()
         finally:
@@ -182,7 +183,7 @@ def _study(
             run.forecast.started(clock.spent() - began_s - entry.seconds)
         clock.save(over=False)
         print_progress(describe_trial(entry, run.winner(), deadline.left_s()))
-        if [one for one in board.tried() if one.finished] == [entry]:
+        if [one for one in board.tried() if one.rows] == [entry]:
             deadline.warn_of_shortage(entry)
 
     # Also try the network of `fit` first, and a larger one.

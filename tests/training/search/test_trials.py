@@ -167,7 +167,7 @@ def test_a_budget_too_small_is_told_after_the_first_trial_with_one_that_is_enoug
     deadline.warn_of_shortage(TRIAL)
     told = capsys.readouterr().err
     assert told.startswith(
-        "--budget of 40 s is too small to compare networks: TabNet 1 took 10 s, and another"
+        "--budget of 40 s is too small to compare networks: TabNet 1 takes 10 s, and another"
     )
     (minutes,) = re.findall(r"another trial like it needs at least --budget (\d+)m$", told.strip())
     # With the smallest such budget another trial is begun, with a minute less it is not.
@@ -176,3 +176,12 @@ def test_a_budget_too_small_is_told_after_the_first_trial_with_one_that_is_enoug
     assert deadline.in_time(config)
     search.clock.budget_s -= 60.0
     assert not deadline.in_time(config)
+
+
+def test_a_first_trial_that_was_stopped_tells_how_long_a_whole_one_takes(search, capsys):
+    deadline = search.deadline(search.forecast(num_rows=20_000, num_teachers=0))
+    stopped = replace(TRIAL, share=0.25, seconds=2.5, rows=2.5e4)
+    search.board.add(stopped)
+    search.clock.budget_s, search.clock.spent_s = 40.0, 30.0
+    deadline.warn_of_shortage(stopped)
+    assert "TabNet 1 takes 10 s, and another" in capsys.readouterr().err
