@@ -84,7 +84,7 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
         return left_s - self._run.forecast.seconds(winner, training)
 
     def warn_of_shortage(self, first: BoardEntry) -> None:
-        """Tell of a budget in which no whole trial like the first one, even if stopped, can follow."""
+        """Tell of a budget in which no whole trial like the first one can follow it."""
         budget_s, took_s = self._run.clock.budget_s, first.seconds / first.share
         whole = replace(first, rows=first.rows / first.share, seconds=took_s)
         if self.left_s(budget_s, whole) < took_s:
