@@ -307,12 +307,10 @@ def publish(
 ) -> None:
     """Verify an artifact, copy it to the published ones, and make it the current model."""
     from serve.model.artifact import load
-    from training.evaluation.verdict import not_beaten
     from training.fit.publish import publish as run
 
     version = run(model, models, make_current=promote)
-    for reason in not_beaten(load(models / version).manifest["paired"]):
-        print_progress(f"{version}: {reason}; see {model / 'report.html'}")
+    print_progress(f"{load(models / version).manifest['verdict']} See {model / 'report.html'}.")
     line = f"{models / version}{' is current' if promote else ''}"
     answer({"version": version, "current": promote}, as_json, line)
 

@@ -56,19 +56,33 @@ def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
     """Decide whether ours `beats` theirs by two standard errors, in the measure `by`.
 
     The measure is the expected labels where the rows support them; else NDCG@10, or logloss where
-    most slates have one candidate and so no order. `beats` is None where the rows do not define the
-    difference.
+    most slates have one candidate and so no order, unless the others show that ours orders worse.
+    `beats` is None where the rows do not define the difference.
     """
-    by = "ndcg@10" if slates.have_order else "logloss"
+    by = "ndcg@10" if slates.have_order or _side(pair, "ndcg@10") == -1 else "logloss"
     by = by if pair["expected_labels"] is None else "expected_labels"
-    better, error = _ahead(pair, by)
-    return {"by": by, "beats": None if better is None else bool(better > 0 and better >= ENOUGH * error)}
+    side = _side(pair, by)
+    return {"by": by, "beats": None if side is None else side == 1}
 
 
-def is_behind(pair: Mapping[str, Any]) -> bool:
-    """Return whether ours is worse by two standard errors, in the measure of the gate."""
-    better, error = _ahead(pair, pair["gate"]["by"])
-    return better is not None and bool(better < -ENOUGH * error)
+def shown(pair: Mapping[str, Any]) -> str:
+    """Return what two standard errors show of ours, in the words of the keys below.
+
+    Order is by the measure of the gate, or by NDCG@10 where logloss decides; predictions are by
+    logloss. "better" is a better order that passes the gate.
+    """
+    beats, by = pair["gate"]["beats"], pair["gate"]["by"]
+    order, predictions = _side(pair, "ndcg@10" if by == "logloss" else by), _side(pair, "logloss")
+    # The first one that holds is told.
+    found = {
+        "worse order": order == -1,
+        "better": order == 1 and beats,
+        "worse predictions": predictions == -1 and not beats,
+        "better order": order == 1,
+        "better predictions": predictions == 1,
+        "undefined": beats is None,
+    }
+    return next((what for what, holds in found.items() if holds), "nothing")
 
 
 def bounds(
@@ -101,3 +115,10 @@ def _ahead(pair: Mapping[str, Any], by: str) -> tuple[float | None, float]:
     """Return by how much ours is better in a measure, and the standard error."""
     value = pair[by]
     return -value if by == "logloss" and value is not None else value, pair[ERRORS[by]]
+
+
+def _side(pair: Mapping[str, Any], by: str) -> int | None:
+    """Return 1 if ours is better in a measure by two standard errors, -1 if worse, 0 if neither."""
+    better, error = _ahead(pair, by)
+    is_shown = better is not None and abs(better) >= ENOUGH * error
+    return None if better is None else (int(better > 0) - int(better < 0)) * int(is_shown)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.report.page import Tone
-from training.evaluation.paired import ENOUGH, ERRORS, is_behind
+from training.evaluation.paired import ENOUGH, ERRORS, shown
 from training.terminal import decimal
 
 TITLES = {
@@ -24,15 +24,23 @@ MEASURES = {
     "logloss": "logloss",
     "ece": "ECE",
 }
-OUTCOMES: Mapping[bool | None, str] = {
-    True: "The model beats",
-    False: "The model does not beat",
-    None: "These rows do not show whether the model beats",
+# What `shown` finds of a rival, in words with their colour: the gravest first.
+OUTCOMES: Mapping[str, tuple[Tone, str]] = {
+    "worse order": ("bad", "the model orders worse than {}"),
+    "worse predictions": ("bad", "the model predicts worse than {}"),
+    "nothing": ("bad", "the model does not beat {} by two standard errors"),
+    "undefined": ("unsure", "these rows do not show whether the model beats {}"),
+    "better order": ("unsure", "the model orders better than {}; better predictions are not shown"),
+    "better predictions": ("unsure", "the model predicts better than {}; a better order is not shown"),
+    "better": ("good", "the model beats {}"),
 }
+# What is said where nothing is shown of a rival that need not be beaten.
+LEVEL = "the model and {} are level within two standard errors"
 # Contenders that a model must beat.
 GATES = ("popular", "baseline")
 COUNTS = ("rows", "slates", "positives")
 SLICE_COLUMNS = ("slice", *COUNTS, "NDCG@10", "popular's", "difference", "AUC", "logloss", "ECE")
+BOARD_COLUMNS = ("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "tie", "epochs", "choices")
 Evaluation = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
 
@@ -41,13 +49,13 @@ def outcome(evaluation: Evaluation) -> tuple[Tone, str]:
     """Return the tone and the first words of a report: the gates that decide, and how."""
     pairs = {name: evaluation["paired"][f"model-{name}"] for name in evaluation["contenders"][1:]}
     if "bounds" in pairs.get("current", {}) and not holds(pairs["current"]):
-        return "bad", "The model is worse than the current one"
-    found = {TITLES[name]: pairs[name]["gate"]["beats"] for name in GATES if name in pairs}
+        return "bad", "The model exceeds a bound against the current one"
+    found = {TITLES[name]: shown(pairs[name]) for name in GATES if name in pairs}
     # The gravest outcome decides.
-    beats = min(found.values(), key=(False, None, True).index)
-    tones: Mapping[bool | None, Tone] = {True: "good", False: "bad", None: "unsure"}
-    which = " and ".join(title for title, one in found.items() if one is beats)
-    return tones[beats], f"{OUTCOMES[beats]} {which}"
+    gravest = min(found.values(), key=list(OUTCOMES).index)
+    tone, words = OUTCOMES[gravest]
+    which = " and ".join(title for title, one in found.items() if one == gravest)
+    return tone, _sentence(words.format(which))
 
 
 def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -64,32 +72,28 @@ def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def verdict(evaluation: Evaluation) -> str:
-    """Return the comparison with popular and the baseline, and with each rival that is better."""
+    """Return the comparison with each rival, and what would improve it."""
     return " ".join([*compared(evaluation), *support(evaluation)])
 
 
 def compared(evaluation: Evaluation) -> list[str]:
-    """Return a sentence for each rival that decides, or is better than the model."""
-    parts = []
-    for name in evaluation["contenders"][1:]:
-        pair, title = evaluation["paired"][f"model-{name}"], TITLES[name]
-        if name in GATES:
-            parts.append(f"{OUTCOMES[pair['gate']['beats']]} {title}: {difference(pair)}.")
-        elif "bounds" in pair:
-            parts.append(f"{_sentence(standing(pair))}.")
-        elif is_behind(pair):
-            parts.append(f"{_sentence(title)} beats the model: {difference(pair)}.")
-    return parts
+    """Return a sentence for each rival."""
+    pairs = {name: evaluation["paired"][f"model-{name}"] for name in evaluation["contenders"][1:]}
+    found = (standing(pair) if "bounds" in pair else against(name, pair) for name, pair in pairs.items())
+    return [f"{_sentence(text)}." for text in found]
+
+
+def against(name: str, pair: Mapping[str, Any]) -> str:
+    """Return what a pair shows of the model and a rival, with the difference."""
+    found = shown(pair)
+    words = LEVEL if found == "nothing" and name not in GATES else OUTCOMES[found][1]
+    return f"{words.format(TITLES[name])}: {difference(pair)}"
 
 
 def not_beaten(paired: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each rival that a model must beat and does not, or not surely."""
     pairs = {name: paired[f"model-{name}"] for name in GATES if f"model-{name}" in paired}
-    return [
-        f"{OUTCOMES[pair['gate']['beats']].lower()} {TITLES[name]} by two standard errors: {difference(pair)}"
-        for name, pair in pairs.items()
-        if not pair["gate"]["beats"]
-    ]
+    return [against(name, pair) for name, pair in pairs.items() if not pair["gate"]["beats"]]
 
 
 def support(evaluation: Evaluation) -> list[str]:
@@ -125,15 +129,17 @@ def standing(pair: Mapping[str, Any]) -> str:
 
 
 def headline(evaluation: Evaluation) -> str:
-    """Return a sentence about a search's winner, beside its rival on the same rows."""
-    search, paired = evaluation["search"], evaluation["paired"]
+    """Return a sentence about a search's winner, and what is level with it in validation."""
+    search, board = evaluation["search"], evaluation["search"]["leaderboard"]
     point = search["config"]
-    us = next(line["us_per_candidate"] for line in search["leaderboard"] if line["name"] == search["winner"])
+    us = next(line["us_per_candidate"] for line in board if line["name"] == search["winner"])
     name = f"{search['winner']} ({point['width']} wide, {point['n_steps']} steps, {point['mask_type']}, "
-    name += f"{us:.1f} µs a candidate) won the search"
-    rival = paired.get("model-lightgbm")
-    rows = f"on the {evaluation['rows']:,} test rows"
-    return f"{name}; {rows}, the model minus LightGBM: {difference(rival)}." if rival else f"{name}."
+    name += f"{us:.1f} µs a candidate)"
+    tied = [line["name"] for line in board if line.get("tie") and line["name"] != search["winner"]]
+    if not tied:
+        return f"{name} won the search."
+    named = ", ".join(tied[:3]) + f" and {len(tied) - 3} more" * (len(tied) > 3)
+    return f"{name} was taken by validation logloss; level with it within two standard errors: {named}."
 
 
 def order(evaluation: Evaluation) -> str:
@@ -187,12 +193,13 @@ def worst(parts: list[Mapping[str, Any]], most: int = 5) -> list[Mapping[str, An
 
 
 def leaderboard(search: Mapping[str, Any], most: int = 20) -> Rows:
-    """Return a header, then the best `most` of a search."""
-    rows: Rows = [("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "epochs", "choices")]
+    """Return a header, then the best `most` of a search; a tie is one with the winner."""
+    rows: Rows = [BOARD_COLUMNS]
     for line in search["leaderboard"][:most]:
         us, epochs = line["us_per_candidate"], line["epochs"]
         cells = [decimal(line[key]) for key in ("valid_logloss", "valid_auc", "valid_ndcg")]
-        cells += ["–" if us is None else f"{us:.2f}", "yes" if line["fits"] else "no"]
+        cells.append("–" if us is None else f"{us:.2f}")
+        cells += [{True: "yes", False: "no"}.get(line.get(key), "–") for key in ("fits", "tie")]
         config = {key: value for key, value in line["config"].items() if key != "epochs"}
         choices = ", ".join(f"{key} {_short(value)}" for key, value in config.items())
         rows.append((line["name"], *cells, "–" if epochs is None else str(epochs), choices))
@@ -206,16 +213,18 @@ def span(first_ms: int, last_ms: int) -> str:
 
 
 def difference(pair: Mapping[str, Any]) -> str:
-    """Return the difference in the measure of the gate as text, with its standard error."""
+    """Return the difference in the measure of the gate, and in another if both tell, as text."""
     by = pair["gate"]["by"]
-    name, value, error = MEASURES[by], pair[by], pair[ERRORS[by]]
+    name, beside = MEASURES[by], "ndcg@10" if by == "logloss" else "logloss"
     if by == "logloss":
         name += " (lower is better; it decides because most slates have one candidate)"
-    if by == "expected_labels":
-        name += " per exposure"
-    if value is None:
-        return f"too few viewers have slates that define the difference in {name}"
-    return f"{name} {_signed(value, error)} at 95 %, paired, viewers as clusters"
+    name += " per exposure" * (by == "expected_labels")
+    text = f"{name} {_signed(pair[by], pair[ERRORS[by]])} at 95 %, paired, viewers as clusters"
+    if pair[by] is None:
+        text = f"too few viewers have slates that define the difference in {name}"
+    if by == "logloss" or "predictions" in shown(pair):
+        text += f"; {MEASURES[beside]} {_signed(pair[beside], pair[ERRORS[beside]])}"
+    return text
 
 
 def _sentence(text: str) -> str:

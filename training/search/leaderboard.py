@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
 from training.evaluation.metrics import Contender, Values, calibrated
+from training.evaluation.paired import ENOUGH
 from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, lightgbm, tuned, us_per_candidate
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
@@ -19,6 +22,8 @@ from training.examination.examination import Examination
 from training.terminal import print_progress
 
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
+# Groups of viewers whose losses an entry keeps. From so many, an error is known to about 7 %.
+GROUPS = 100
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class BoardEntry:
     # Parameters a and b of Platt scaling, fitted on the validation rows.
     calibration: list[float] | None = None
     failed: str | None = None
+    # [GROUPS], the parts of the logloss by groups of viewers (`losses`).
+    losses: list[float] | None = None
 
     @property
     def finished(self) -> bool:
@@ -60,6 +67,13 @@ class BoardEntry:
     def fits(self, max_us: float | None) -> bool:
         """Return whether the model serves within so many µs a candidate."""
         return max_us is None or (self.us_per_candidate is not None and self.us_per_candidate <= max_us)
+
+    def ties(self, other: BoardEntry) -> bool | None:
+        """Return whether two standard errors show no difference to another, None if unknown."""
+        if self.losses is None or other.losses is None:
+            return None
+        parts = np.subtract(self.losses, other.losses)
+        return bool(abs(parts.sum()) <= ENOUGH * GROUPS**0.5 * parts.std(ddof=1))
 
 
 class Leaderboard:
@@ -100,13 +114,14 @@ class Leaderboard:
         """Return the best network of the ranking."""
         return next(iter(self.ranking(max_us)), None)
 
-    def table(self, max_us: float | None) -> list[dict[str, Any]]:
-        """Return the finished models as rows for the report, the best first."""
+    def table(self, max_us: float | None, winner: BoardEntry) -> list[dict[str, Any]]:
+        """Return the finished models, the best first, and whether each is a `tie` with a winner."""
         finished = [entry for entry in self.entries if entry.finished]
         return [
             {
                 **{name: getattr(entry, name) for name in MEASURES},
                 "fits": entry.fits(max_us),
+                "tie": entry.ties(winner),
                 "epochs": entry.point.get("epochs"),
                 "config": entry.point,
             }
@@ -127,7 +142,7 @@ def compete(
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
     LightGBM may take `TUNING_SHARE` of the budget; it trains on at most `MOST_ROWS` rows here.
     """
-    slates, theta = Slates(valid.label, valid.slate), examination.at(valid.position)
+    slates, theta = Slates(valid.label, valid.slate, valid.viewer), examination.at(valid.position)
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular, theta)
         board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
@@ -144,5 +159,16 @@ def compete(
 
 
 def _entry(kind: str, slates: Slates, score: Values, chance: Values, **about: Any) -> BoardEntry:
-    found = Contender.of(slates, score, chance).measures()
+    contender = Contender.of(slates, score, chance)
+    found, about["losses"] = contender.measures(), losses(contender)
     return BoardEntry(TITLES[kind], kind, found["logloss"], found["auc"], found["ndcg@10"], **about)
+
+
+def losses(contender: Contender) -> list[float]:
+    """Return what each of `GROUPS` groups of viewers adds to the logloss, which is their sum.
+
+    The differences of two models by group give the error of their difference (random groups,
+    Wolter 2007, "Introduction to variance estimation", chapter 2).
+    """
+    values, viewer = contender.terms["logloss"]
+    return [float(part) for part in np.bincount(viewer % GROUPS, values / len(values), GROUPS)]

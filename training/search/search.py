@@ -91,7 +91,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
         "test_looks": clock.setdefault(TEST_LOOKS, 0),
         "rows": {name: len(part) for name, part in task.parts.items()},
         "seconds": round(clock.spent(), 1),
-        "leaderboard": board.table(max_us),
+        "leaderboard": board.table(max_us, winner),
     }
 
 

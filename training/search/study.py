@@ -99,8 +99,8 @@ class Study(Searcher):  # type: ignore[misc]
             logloss, rest = None, {"failed": result.get("failed", "its process died")}
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
-            known = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "calibration")
-            rest = {name: result[name] for name in known if name in result}
+            kept = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "calibration", "losses")
+            rest = {name: result[name] for name in kept if name in result}
             self._study.tell(trial, (logloss, us))
         name = f"TabNet {len(self._leaderboard.tried()) + 1}"
         entry = BoardEntry(name, "tabnet", logloss, us_per_candidate=us, point=dict(trial.params), **rest)

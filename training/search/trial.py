@@ -10,7 +10,7 @@ import numpy as np
 import ray
 import ray.tune
 import torch
-from numpy.typing import NDArray
+from scipy.special import expit
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
@@ -21,9 +21,10 @@ from training.network.calibrate import fit_platt
 from training.network.model import Model
 from training.network.network import Inputs
 from training.search.budget import work
+from training.search.leaderboard import losses
 from training.search.space import Space
 
-# Slate numbers [N] of the validation rows, in the folder of the trials' rows.
+# Slate and viewer numbers [2, N] of the validation rows, in the folder of the trials' rows.
 SLATES = "slates.npy"
 
 
@@ -44,7 +45,7 @@ def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitCon
 
     try:
         state = run(train, valid, known, config, after_epoch=after_epoch, device=device())
-        found = verdict(state, known, config, valid, np.load(folder / SLATES))
+        found = verdict(state, known, config, valid, Slates(valid.label.numpy(), *np.load(folder / SLATES)))
         ray.tune.report(report(state, config, train, valid) | found)
     # Any error is reported on the leaderboard and ends only this trial.
     except Exception as error:
@@ -83,14 +84,16 @@ def report(state: State, config: FitConfig, train: Inputs, valid: Inputs) -> dic
 
 
 def verdict(
-    state: State, encoder: Encoder, config: FitConfig, valid: Inputs, slate: NDArray[np.int64]
+    state: State, encoder: Encoder, config: FitConfig, valid: Inputs, slates: Slates
 ) -> dict[str, Any]:
-    """Return NDCG by slates [N], calibration on the labels as shown, and history of a whole run."""
+    """Return NDCG, losses and calibration on the labels as shown, and history of a whole run."""
     network = Model.of(encoder, config.network, state.last).network
-    logit, label = network.logit(valid.x).double().numpy(), valid.label.numpy()
-    calibration = fit_platt(logit, label, valid.examination.double().numpy())
+    logit, theta = network.logit(valid.x).double().numpy(), valid.examination.double().numpy()
+    calibration = fit_platt(logit, slates.label, theta)
+    contender = Contender.of(slates, logit, theta * expit(logit))
     return {
-        "valid_ndcg": mean(Contender.of(Slates(label, slate), logit, None).ndcg),
+        "valid_ndcg": mean(contender.ndcg),
+        "losses": losses(contender),
         "calibration": [calibration.a, calibration.b],
         "history": list(state.history),
     }

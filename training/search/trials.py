@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Sequence
@@ -69,16 +70,29 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
         """Create a deadline; `num_train` and `num_valid` count the rows of a trial."""
         self._run = run
         self._num_train, self._num_valid = num_train, num_valid
-        # Reserve at most half of the time after reading and rivals, to leave the other for trials.
-        self._max_end_s = max(run.clock.budget_s - run.clock.running(), 0.0) / 2
+        # Time for reading and rivals.
+        self._before_s = run.clock.running()
 
-    def left_s(self) -> float:
-        """Return the seconds left for trials."""
-        winner = self._run.winner()
+    def left_s(self, budget_s: float | None = None, winner: BoardEntry | None = None) -> float:
+        """Return the seconds left for trials, or of another budget with another winner."""
+        budget_s, winner = budget_s or self._run.clock.budget_s, winner or self._run.winner()
+        left_s = budget_s - self._run.clock.spent()
         if winner is None:
-            return self._run.clock.left()
-        training = self._run.forecast.within(winner, self._max_end_s)
-        return self._run.clock.left() - self._run.forecast.seconds(winner, training)
+            return left_s
+        # Reserve at most half of the time after reading and rivals, to leave the other for trials.
+        training = self._run.forecast.within(winner, max(budget_s - self._before_s, 0.0) / 2)
+        return left_s - self._run.forecast.seconds(winner, training)
+
+    def warn_of_shortage(self, first: BoardEntry) -> None:
+        """Tell of a budget in which no whole trial like the first one can follow it."""
+        budget_s, took_s = self._run.clock.budget_s, first.seconds / first.share
+        whole = replace(first, rows=first.rows / first.share, seconds=took_s)
+        if self.left_s(budget_s, whole) < took_s:
+            enough = (m for m in itertools.count(budget_s // 60 + 1) if self.left_s(60 * m, whole) >= took_s)
+            print_progress(
+                f"--budget of {budget_s:.0f} s is too small to compare networks: {first.name} takes {took_s:.0f} s, "
+                f"and another trial like it needs at least --budget {next(enough):.0f}m"
+            )
 
     def in_time(self, config: FitConfig) -> bool:
         """Return whether a new trial would end in time, judged by the trials before it.
@@ -122,12 +136,14 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
     most = clock.setdefault("trial_rows", max(MIN_TRIAL_ROWS, int(clock.budget_s * ROWS_PER_S)))
     rows, valid = sample(task.parts["training"], most), task.valid
     deadline = Deadline(run, len(rows), len(valid))
+    if clock.left() <= 0:
+        print_progress(f"--budget of {clock.budget_s:.0f} s is too small: it is spent before the trials")
     if not deadline.stop_all():
         study = _study(run, deadline, costs, first, len(rows))
         folder = board.path.parent.resolve() / "trials"
         for name, part in (("train", rows), ("valid", valid)):
             encode_rows(task.encoder, part, task.examination).save(folder, name)
-        np.save(folder / SLATES, valid.slate)
+        np.save(folder / SLATES, np.stack([valid.slate, valid.viewer]))
         try:
             _tuner(task, folder, study, deadline).fit()
         finally:
@@ -167,6 +183,8 @@ def _study(
             run.forecast.started(clock.spent() - began_s - entry.seconds)
         clock.save(over=False)
         print_progress(describe_trial(entry, run.winner(), deadline.left_s()))
+        if [one for one in board.tried() if one.rows] == [entry]:
+            deadline.warn_of_shortage(entry)
 
     # Also try the network of `fit` first, and a larger one.
     default = sized(num_rows, seed=task.base.seed)

@@ -81,7 +81,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     search = {
         "budget_s": run.clock.budget_s,
         "tuning_share": TUNING_SHARE,
-        "leaderboard": run.board.table(task.settings.max_us),
+        "leaderboard": run.board.table(task.settings.max_us, winner),
         "max_us_per_candidate": task.settings.max_us,
         "test_looks": run.clock.increment(TEST_LOOKS),
         **stands_for,
@@ -137,9 +137,6 @@ def _size(run: SearchRun, winner: BoardEntry) -> FinalTraining:
     size = FinalTraining(**clock.setdefault(key, asdict(allowed)))
     if size != whole:
         print_progress(size.describe_shortfall(whole))
-    over_s = forecast.seconds(winner, size) - clock.left()
-    if over_s > 0.05 * clock.budget_s:
-        print_progress(f"the budget is too small: the smallest training takes about {over_s:.0f} s more")
     return size
 
 

@@ -13,7 +13,7 @@ from tests.support.evaluation_rows import evaluation as make_evaluation
 from tests.support.networks import artifact_files, random_encoder, random_network
 from tests.support.page_parser import Page
 from training.evaluation.report import model_card, regenerate, report_page
-from training.evaluation.verdict import headline, outcome, tiles, verdict
+from training.evaluation.verdict import headline, leaderboard, outcome, tiles, verdict
 from training.examination.examination import IGNORED
 from training.network.network import NetworkConfig
 
@@ -62,23 +62,40 @@ def test_the_tone_of_the_page_follows_the_gravest_gate(evaluation):
     changed = copy.deepcopy(evaluation)
     assert outcome(changed) == ("good", "The model beats popular")
     changed["contenders"].append("baseline")
-    changed["paired"]["model-baseline"] = {"gate": {"by": "ndcg@10", "beats": None}}
+    undefined = {"ndcg@10": None, "se": None, "gate": {"by": "ndcg@10", "beats": None}}
+    changed["paired"]["model-baseline"] = {"logloss": 0.0, "logloss_se": 0.1} | undefined
     assert outcome(changed) == ("unsure", "These rows do not show whether the model beats the baseline")
-    changed["paired"]["model-popular"]["gate"]["beats"] = False
-    assert outcome(changed) == ("bad", "The model does not beat popular")
+    nothing = {"ndcg@10": 0.01, "logloss": 0.0, "gate": {"by": "ndcg@10", "beats": False}}
+    changed["paired"]["model-popular"] |= nothing
+    assert outcome(changed) == ("bad", "The model does not beat popular by two standard errors")
     changed["contenders"].append("current")
     changed["paired"]["model-current"] = {"bounds": [{"holds": False}]}
-    assert outcome(changed) == ("bad", "The model is worse than the current one")
+    assert outcome(changed) == ("bad", "The model exceeds a bound against the current one")
 
 
-def test_the_headline_compares_the_winner_with_its_rival_on_the_test_rows(evaluation):
+def test_the_headline_names_what_is_level_with_the_winner(evaluation):
     changed = copy.deepcopy(evaluation)
-    name = "<trial 3> (24 wide, 2 steps, entmax, 4.0 µs a candidate) won the search"
-    changed["paired"]["model-lightgbm"].update({"ndcg@10": -0.05, "se": 0.01})
-    ahead = "; on the 2,400 test rows, the model minus LightGBM: NDCG@10 -0.0500 [-0.0700, -0.0300] at 95 %"
-    assert headline(changed).startswith(name + ahead)
-    del changed["paired"]["model-lightgbm"]
-    assert headline(changed) == f"{name}."
+    name = "<trial 3> (24 wide, 2 steps, entmax, 4.0 µs a candidate)"
+    assert headline(changed) == f"{name} won the search."
+    board = changed["search"]["leaderboard"]
+    board[2]["tie"] = True
+    for line in board[:2] + board[3:]:
+        line["tie"] = False
+    assert headline(changed) == f"{name} won the search."
+    board[0]["tie"] = board[5]["tie"] = True
+    tied = "was taken by validation logloss; level with it within two standard errors: <trial 1>, LightGBM"
+    assert headline(changed) == f"{name} {tied}."
+    card, page = model_card(MANIFEST, changed), report_page(MANIFEST, changed)
+    assert f"{name} {tied}." in card
+    assert html.escape(f"{name} {tied}.") in page
+    for line in board:
+        line["tie"] = True
+    assert headline(changed).endswith(": <trial 1>, <trial 2>, <trial 4> and 2 more.")
+    column = [row[6] for row in leaderboard(changed["search"])]
+    assert column == ["tie", "yes", "yes", "yes", "yes", "yes", "yes"]
+    # An artifact of an older search does not know.
+    del board[1]["tie"]
+    assert leaderboard(changed["search"])[2][6] == "–"
 
 
 def test_the_deciding_difference_has_its_sign_its_interval_and_the_better_side(evaluation):
@@ -115,12 +132,18 @@ def test_the_verdict_compares_the_model_with_popular_and_its_rivals(evaluation):
     changed = copy.deepcopy(evaluation)
     pair, rival = changed["paired"]["model-popular"], changed["paired"]["model-lightgbm"]
     rival.update({"ndcg@10": -0.05, "se": 0.01})
-    pair["gate"] = {"by": "ndcg@10", "beats": False}
-    assert verdict(changed).startswith("The model does not beat popular: NDCG@10 +0.")
-    assert "LightGBM beats the model: NDCG@10 -0.0500 [-0.0700, -0.0300] at 95 %" in verdict(changed)
-    rival["ndcg@10"] = -0.015
-    assert "LightGBM" not in verdict(changed)
-    pair.update({"logloss": None, "gate": {"by": "logloss", "beats": None}})
+    pair |= {"ndcg@10": 0.01, "logloss": 0.0, "gate": {"by": "ndcg@10", "beats": False}}
+    assert verdict(changed).startswith("The model does not beat popular by two standard errors: NDCG@10 +0.")
+    worse = "The model orders worse than LightGBM: NDCG@10 -0.0500 [-0.0700, -0.0300] at 95 %"
+    assert worse in verdict(changed)
+    rival |= {"ndcg@10": -0.015, "logloss": 0.0}
+    level = "The model and LightGBM are level within two standard errors: NDCG@10 -0.0150 [-0.0350, +0.0050]"
+    assert level in verdict(changed)
+    rival |= {"logloss": 0.02, "logloss_se": 0.005}
+    predicted = "The model predicts worse than LightGBM: NDCG@10 -0.0150 [-0.0350, +0.0050] at 95 %, paired, "
+    assert f"{predicted}viewers as clusters; logloss +0.0200 [+0.0100, +0.0300]." in verdict(changed)
+    unknown = {"ndcg@10": None, "se": None, "logloss": None, "gate": {"by": "logloss", "beats": None}}
+    pair |= unknown
     assert verdict(changed).startswith("These rows do not show whether the model beats popular")
     pair.update({"logloss": -0.1})
     assert "logloss (lower is better; it decides because most slates have one candidate) -0.1" in verdict(

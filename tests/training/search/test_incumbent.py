@@ -23,8 +23,9 @@ from training.search.search import configuration, followed, reasons, take_place
 from training.search.task import SearchSettings
 from training.search.winner import is_enough, unseen
 
-BETTER = {"ndcg@10": 0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": True}}
-WORSE = {"ndcg@10": -0.02, "se": 0.004, "gate": {"by": "ndcg@10", "beats": False}}
+EQUAL = {"ndcg@10": 0.0, "se": 0.004, "logloss": 0.0, "logloss_se": 0.001}
+BETTER = EQUAL | {"ndcg@10": 0.02, "gate": {"by": "ndcg@10", "beats": True}}
+WORSE = EQUAL | {"ndcg@10": -0.02, "gate": {"by": "ndcg@10", "beats": False}}
 OLD, CHOSEN, NEW = ("20260102T030405Z-0a1b", "20260102T040405Z-0a1b", "20260103T030405Z-0a1b")
 
 
@@ -135,10 +136,12 @@ def test_every_reason_is_named():
     assert blind.startswith(f"only 0 of 4,000 test rows are newer than the current model {OLD} has seen")
     assert "wait for newer rows, or run `python -m training publish` by hand" in blind
     (lost,) = reasons({"paired": {"model-popular": WORSE}})
-    assert lost.startswith("the model does not beat popular by two standard errors: NDCG@10 -0.0200")
+    assert lost.startswith("the model orders worse than popular: NDCG@10 -0.0200")
+    (equal,) = reasons({"paired": {"model-popular": WORSE | EQUAL}})
+    assert equal.startswith("the model does not beat popular by two standard errors: NDCG@10 +0.0000")
     (ruled,) = reasons({"paired": {"model-popular": BETTER, "model-baseline": WORSE}})
-    assert ruled.startswith("the model does not beat the baseline by two standard errors: NDCG@10 -0.0200")
-    unclear = BETTER | {"gate": WORSE["gate"] | {"beats": None}}
+    assert ruled.startswith("the model orders worse than the baseline: NDCG@10 -0.0200")
+    unclear = EQUAL | {"ndcg@10": None, "gate": WORSE["gate"] | {"beats": None}}
     (unknown,) = reasons({"paired": {"model-popular": unclear}})
     assert unknown.startswith("these rows do not show whether the model beats popular")
 

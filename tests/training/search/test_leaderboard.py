@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from training.search.leaderboard import BoardEntry, Leaderboard
+from training.evaluation.metrics import Contender
+from training.evaluation.slates import Slates
+from training.search.leaderboard import GROUPS, BoardEntry, Leaderboard, losses
 
 ONE = BoardEntry("TabNet 1", "tabnet", 0.40, us_per_candidate=2.0, point={"epochs": 3})
 
@@ -63,6 +66,50 @@ def test_the_table_is_sorted_and_says_what_fits(board):
     ):
         board.add(replace(ONE, name=name, valid_logloss=logloss, us_per_candidate=us))
     board.add(BoardEntry("popular", "popular", 0.5, us_per_candidate=0.0))
-    table = board.table(max_us=1.2)
+    table = board.table(1.2, ONE)
     assert [line["name"] for line in table] == ["good", "dear", "cheap", "worse", "popular"]
     assert [line["name"] for line in table if line["fits"]] == ["cheap", "popular"]
+    # Without losses by viewer, as in the file of an older search, a tie is not known.
+    assert {line["tie"] for line in table} == {None}
+
+
+VIEWERS = np.repeat(np.arange(800), 25)
+LOGIT = np.random.default_rng(0).normal(size=len(VIEWERS))
+LABEL = (np.random.default_rng(1).random(len(LOGIT)) < 1 / (1 + np.exp(-LOGIT))).astype(np.float32)
+
+
+def contender(noise: float, seed: int) -> Contender:
+    """Return the true probabilities after noise in their logits."""
+    chance = 1 / (1 + np.exp(-LOGIT - noise * np.random.default_rng(seed).normal(size=len(LOGIT))))
+    return Contender.of(Slates(LABEL, np.arange(len(LABEL)) // 5, VIEWERS), chance, chance)
+
+
+def entry(noise: float, seed: int) -> BoardEntry:
+    found = losses(contender(noise, seed))
+    return replace(ONE, name=f"{noise} {seed}", valid_logloss=sum(found), losses=found)
+
+
+def test_a_tie_is_what_two_errors_of_the_paired_difference_do_not_tell_apart(board):
+    for one in (entry(0.1, 0), entry(0.1, 1), entry(0.5, 2)):
+        board.add(one)
+    best = board.entries[0]
+    again = Leaderboard(board.path)
+    assert {line["name"]: line["tie"] for line in again.table(None, best)} == {
+        "0.1 0": True,
+        "0.1 1": True,
+        "0.5 2": False,
+    }
+    # Models that are equally good are a tie in about 95 % of the cases.
+    equals = [entry(0.1, seed) for seed in range(60)]
+    ties = [one.ties(other) for one, other in zip(equals[::2], equals[1::2], strict=True)]
+    assert np.mean(ties) >= 0.85
+
+
+def test_losses_by_group_add_up_and_have_the_error_by_viewers():
+    ours, theirs = contender(0.1, 3), contender(0.5, 3)
+    assert len(losses(ours)) == GROUPS
+    assert sum(losses(ours)) == pytest.approx(ours.measures()["logloss"])
+    by_group = np.subtract(losses(ours), losses(theirs))
+    difference, error = ours.minus(theirs, "logloss")
+    assert by_group.sum() == pytest.approx(difference)
+    assert GROUPS**0.5 * by_group.std(ddof=1) == pytest.approx(error, rel=0.2)

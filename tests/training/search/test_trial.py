@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from serve.model.encoder import Encoder, NumericColumn
+from training.evaluation.slates import Slates
 from training.fit.loop import FitConfig, run
 from training.network.network import Inputs, Network, NetworkConfig, inputs
 from training.search.trial import report, verdict
@@ -39,7 +40,9 @@ def test_stopped_and_finished_trials_have_one_measure_with_the_examination_of_po
     state = run(train, valid, ENCODER, CONFIG, after_epoch=after_epoch)
     assert report(state, CONFIG, train, valid) == reported[-1]
     assert [line["percent"] for line in reported] == [33, 66, 100]
-    found = verdict(state, ENCODER, CONFIG, valid, np.arange(1_000) // 10)
+    slates = Slates(valid.label.numpy(), np.arange(1_000) // 10)
+    found = verdict(state, ENCODER, CONFIG, valid, slates)
+    assert sum(found["losses"]) == pytest.approx(reported[-1]["valid_logloss"], abs=1e-6)
     assert 0.5 < found["valid_ndcg"] < 1
     assert len(found["history"]) == 3
     a, b = found["calibration"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -154,3 +155,33 @@ def test_so_many_trials_end_a_search_before_its_time(search):
     assert not deadline.stop_all()
     search.board.add(TRIAL)
     assert deadline.stop_all()
+
+
+def test_a_budget_too_small_is_told_after_the_first_trial_with_one_that_is_enough(search, capsys):
+    deadline = search.deadline(search.forecast(num_rows=20_000, num_teachers=0))
+    search.board.add(TRIAL)
+    search.clock.spent_s += 30.0
+    deadline.warn_of_shortage(TRIAL)
+    assert capsys.readouterr().err == ""
+    search.clock.budget_s = 40.0
+    deadline.warn_of_shortage(TRIAL)
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "--budget of 40 s is too small to compare networks: TabNet 1 takes 10 s, and another"
+    )
+    (minutes,) = re.findall(r"another trial like it needs at least --budget (\d+)m$", told.strip())
+    # With the smallest such budget another trial is begun, with a minute less it is not.
+    config = FitConfig(epochs=5)
+    search.clock.budget_s = 60.0 * int(minutes)
+    assert deadline.in_time(config)
+    search.clock.budget_s -= 60.0
+    assert not deadline.in_time(config)
+
+
+def test_a_first_trial_that_was_stopped_tells_how_long_a_whole_one_takes(search, capsys):
+    deadline = search.deadline(search.forecast(num_rows=20_000, num_teachers=0))
+    stopped = replace(TRIAL, share=0.25, seconds=2.5, rows=2.5e4)
+    search.board.add(stopped)
+    search.clock.budget_s, search.clock.spent_s = 40.0, 30.0
+    deadline.warn_of_shortage(stopped)
+    assert "TabNet 1 takes 10 s, and another" in capsys.readouterr().err

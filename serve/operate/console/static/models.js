@@ -65,7 +65,9 @@ function yardstick({ metrics, measured_on, paired }) {
   if (ours == null || pair[by] == null) return DASH;
   const error = pair[by === "ndcg@10" ? "se" : `${by}_se`];
   const spread = error == null ? "" : ` ± ${(2 * error).toFixed(4)}`;
-  const outcome = { true: "beats popular", false: "does not beat popular" }[pair.gate.beats] ?? "undecided";
+  // Logloss decides without an order, so it shows better predictions only.
+  const better = by === "logloss" ? "predicts better than popular" : "beats popular";
+  const outcome = { true: better, false: "does not beat popular" }[pair.gate.beats] ?? "undecided";
   return `${MEASURES[by] ?? by} ${ours.toFixed(4)}; to popular ${signed(pair[by])}${spread}: ${outcome}`;
 }
 

@@ -133,6 +133,32 @@ def test_trials_are_those_of_the_application_and_a_cluster_at_an_address_has_no_
 
 
 @needs_chromium
+def test_a_version_that_logloss_judged_is_said_to_predict_better_and_no_more(chromium, url, stage):
+    stage.state = stage.healthy
+    pair = {"logloss": -0.02, "logloss_se": 0.004, "ndcg@10": 0.03, "se": 0.01}
+    names = {"logloss": "predicts better than popular", "ndcg@10": "beats popular"}
+    versions = [
+        {
+            "version": f"by {by}",
+            "state": "current",
+            "measured_on": "test",
+            "metrics": {"test": {"logloss": 0.3, "ndcg@10": 0.6}},
+            "paired": {"model-popular": pair | {"gate": {"by": by, "beats": True}}},
+        }
+        for by in names
+    ]
+    data = {"applications": [{"name": "spaces", "models": "m", "versions": versions}], "shifts": []}
+    with page_at(chromium, url) as page:
+        page.route("**/data/models", lambda route: route.fulfill(json=data | {"options": ""}))
+        page.wait_for_selector(".tiles")
+        page.get_by_role("link", name="Models").click()
+        page.wait_for_selector("td:text('by logloss')")
+        for by, words_of in names.items():
+            row = page.locator("tr", has_text=f"by {by}").first
+            assert row.inner_text().count(words_of) == 1
+
+
+@needs_chromium
 def test_a_service_that_goes_is_shown_and_is_back_by_itself(chromium, url, stage):
     stage.state = stage.healthy
     with page_at(chromium, url) as page:
