@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve.contract.errors import TabrankError
+from serve.contract.errors import TabrankError, nearest
 from serve.contract.messages import quoted
 from serve.features.rows import NEVER_MS
 
@@ -26,8 +26,22 @@ SAME_IDS = "write the same ids in both tables"
 SAME_EXPOSURE = "an event needs its exposure's request_id, or a viewer and candidate of an earlier exposure"
 
 
-# Of a join: how many references name a row, the references, and the rows.
-Counted = tuple[int, pa.Table, pa.Table]
+# Warn where a smaller share of references names a row: ids are then spelt in two ways.
+MIN_JOIN = 0.95
+# Show so many examples. Compare each with so many ids for a common cause, and for likeness.
+EXAMPLES, MOST_COMPARED, MOST_SIMILAR = 3, 1_000_000, 5_000
+# Ids are the same but for case, spaces, zeros in front and ".0"; but for a prefix up to a mark; but
+# for letters around a number.
+SAME_BUT_FOR = (r"^\s*0*|(\.0)?\s*$", r"^.*[-_:/#\s]0*|(\.0)?\s*$", r"^\D*0*|(\.0)?\D*$")
+
+
+class Counted(NamedTuple):
+    """A join: how many references name a row, which do, the references, and the rows."""
+
+    num_found: int
+    is_found: Any
+    given: pa.Table
+    known: pa.Table
 
 
 def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
@@ -50,19 +64,50 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
     return {
         "viewers": _named(exposures.select(["viewer"]).drop_null(), tables["viewers"]),
         "candidates": _named(shown, tables["candidates"]),
-        "events": (int(is_found.sum()), given, known),
+        "events": Counted(int(is_found.sum()), is_found, given, known),
     }
 
 
 def _named(given: pa.Table, known: pa.Table) -> Counted:
     is_found = pc.is_in(given[0].cast("string"), known["id"].cast("string"))
-    return pc.sum(is_found).as_py() or 0, given, known.select(["id"])
+    return Counted(pc.sum(is_found).as_py() or 0, is_found, given, known.select(["id"]))
 
 
-def _first(table: pa.Table) -> str:
-    """Return the ids in a table's first row."""
-    (row,) = table.slice(0, 1).to_pylist()
-    return ", ".join(f"{name} {quoted(str(value))}" for name, value in row.items() if value is not None)
+def _first(table: pa.Table, num: int = 1) -> str:
+    """Return the ids in a table's first rows."""
+    return "; ".join(
+        ", ".join(f"{name} {quoted(str(value))}" for name, value in row.items() if value is not None)
+        for row in table.slice(0, num).to_pylist()
+    )
+
+
+def _doubt(join: Counted) -> str:
+    """Return examples of both sides of a join, and the known id that is nearest to each unknown one."""
+    lone = join.given.filter(pc.invert(join.is_found))
+    lone = lone.group_by(lone.column_names, use_threads=False).aggregate([]).slice(0, EXAMPLES)
+    said = [f"{_first(lone, EXAMPLES)} on one side, {_first(join.known, EXAMPLES)} on the other"]
+    for name in lone.column_names:
+        of = {"candidate": "candidates"}.get(name, name)
+        values = join.known[of if of in join.known.column_names else "id"]
+        values = pc.list_flatten(values) if pa.types.is_list(values.type) else values
+        known = pc.unique(values.cast("string").drop_null())
+        for one in pc.unique(lone[name].drop_null()).to_pylist():
+            if not pc.is_in(pa.scalar(one), known).as_py() and (near := _nearest(one, known)):
+                said.append(f"{name} {quoted(one)} is perhaps {quoted(near)}")
+    return "; ".join(said)
+
+
+def _nearest(name: str, known: pa.Array) -> str | None:
+    """Return the known id that is the same but for a common cause, or else the most similar one."""
+    known = known.slice(0, MOST_COMPARED)
+    for cause in SAME_BUT_FOR:
+        plain, wanted = (
+            pc.replace_substring_regex(pc.utf8_lower(ids), cause, "") for ids in (known, pa.scalar(name))
+        )
+        at = pc.index(plain, wanted).as_py()
+        if wanted.as_py() and at >= 0:
+            return str(known[at])
+    return nearest(name, known.slice(0, MOST_SIMILAR).to_pylist())
 
 
 def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:
@@ -100,7 +145,9 @@ def check_joins(
     *,
     is_trained_on: bool = True,
 ) -> dict[str, float]:
-    """Report the joins of a log's tables in one line; duplicates and lone events in another.
+    """Report the joins of a log's tables in one line, and duplicates and lone events in another.
+
+    A warning follows for each join of less than MIN_JOIN, with examples.
 
     Returns the share of each join that matters and has references. `fields` are those that a
     surface reads: a viewer or candidate without fields needs no row.
@@ -111,23 +158,29 @@ def check_joins(
     """
     coverage, shares = {}, []
     joins, num_events = join_coverage(tables), len(tables["events"])
-    num_unowned = num_events - len(joins["events"][1])
+    num_unowned = num_events - len(joins["events"].given)
     if is_trained_on and num_events and num_unowned == num_events:
         raise TabrankError(
             f"{log}: none of {num_events:,} events has a request_id or a viewer; {SAME_EXPOSURE}"
         )
-    for name, (found, given, known) in joins.items():
+    doubts = []
+    for name, join in joins.items():
+        found, _, given, known = join
         share, what = found / max(1, len(given)), f"{len(given):,} {JOINS[name]}"
+        remedy = SAME_EXPOSURE if name == "events" else SAME_IDS
         shares.append(f"{share:.1%} of {what}")
         if len(given) and fields.get(name.removesuffix("s"), True):
             coverage[name] = share
             if len(known) and not found:
                 sides = f"{_first(given)} on one side, {_first(known)} on the other"
-                remedy = SAME_EXPOSURE if name == "events" else SAME_IDS
                 raise TabrankError(f"{log}: none of {what}: {sides}; {remedy}")
+            if len(known) and share < MIN_JOIN:
+                doubts.append(f"{log}: warning: only {share:.1%} of {what}: {_doubt(join)}; {remedy}")
     for counts in (shares, _oddities(tables, num_unowned)):
         if line := ", ".join(counts):
             report(f"{log}: {line}")
+    for doubt in doubts:
+        report(doubt)
     return coverage
 
 
