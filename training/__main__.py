@@ -83,7 +83,9 @@ def surface(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The surface's name. Default: the log folder's.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Draft also if under 95 % of a join's ids join.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Draft also if under 95 % of a join's ids join.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Draft the surface of a log and its application, each choice with its reason.

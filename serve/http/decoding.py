@@ -54,8 +54,8 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
                 pointer = below(f"/candidates/{i}/fields", name)
                 if name in fields and name not in stated:
                     detail = (
-                        f"{quoted(name)} is stored: send it to /v1/events. To state it in a ranking, declare it under "
-                        f'[candidate] of the surface as {{ type = "{fields[name].type}", request_time = true }}'
+                        f"{quoted(name)} is stored; requests may state {', '.join(stated) or 'no field'}. Send it to "
+                        f"/v1/events, or declare it with request_time = true under [candidate] of the surface"
                     )
                     raise RequestError(422, "invalid request", detail, pointer)
                 candidate.fields[name] = bounded(stated, name, value, pointer)

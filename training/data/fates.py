@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from serve.features.slots import Bools, I64
+from serve.features.slots import I64, Bools
 
 # Names that the log, or the state built from it, uses itself: no field may have one.
 OWN_COLUMNS = (
@@ -31,7 +31,7 @@ MAX_CHANGES = 1 / 3
 MAX_WORD_SHARE, FEW_WORDS = 0.1, 20
 # From this share of distinct values on, strings are ids or free text.
 TEXT_SHARE = 0.9
-AFTER = "drop it if it is written after the ranking"
+AFTER = "drop it if it is written after the ranking: `surface` finds only what alone tells the label"
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Fate:
     `owner` is one of OWNERS' values, STATED, or "" for a column that is left out. `disagreement` is
     the share of rows, beyond the first of each id, that do not have the most frequent value of the
     owner's id; of a column that no id owns, of the id that comes nearest. `rows` are those of the
-    file that hold the values to write; a `dated` value holds from the time of its row on.
+    file that hold the values to write; a value that `is_dated` holds from the time of its row on.
     """
 
     column: str
+    values: pd.Series[Any]
     owner: str
     why: str
-    values: pd.Series[Any]
     disagreement: float | None = None
     rows: I64 | None = None
-    dated: bool = False
+    is_dated: bool = False
 
     @property
     def told(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Agreement(NamedTuple):
 class Ids:
     """One kind of ids by row of the file `[N]`, as numbers; −1 where there is none.
 
-    `partner` holds the other side of a row: of a candidate the viewer, of a viewer the candidate.
+    `partner` holds whose the rows of an id are: of a candidate the viewers, of a viewer the slates.
     """
 
     def __init__(self, ids: pd.Series[Any], partner: pd.Series[Any], ts_ms: I64) -> None:
@@ -118,8 +118,8 @@ class Ids:
         differs = is_same & (value[1:] != value[:-1])
         is_judged = is_same & ((partner[1:] != partner[:-1]) | (partner[1:] < 0))
         back = differs[1:] & differs[:-1] & (value[2:] == value[:-2])
-        share = float(differs[is_judged].mean()) if is_judged.any() else 1.0
-        if share > min(MAX_CHANGES, chance / 2) or back.sum() > differs.sum() / 4:
+        share = differs[is_judged].sum() / max(1, is_judged.sum())
+        if not 0 < share <= min(MAX_CHANGES, chance / 2) or back.sum() > differs.sum() / 4:
             return None
         return rows[np.append(True, differs | ~is_same)]
 
@@ -150,40 +150,42 @@ def numbered(values: pd.Series[Any]) -> tuple[pd.Series[Any], str]:
 
 
 def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything: Ids) -> Fate:
-    kind = values.dtype.pyarrow_dtype
+    fate, kind = partial(Fate, name, values), values.dtype.pyarrow_dtype
     comparable = values.astype(str).where(values.notna()) if pa.types.is_nested(kind) else values
     value = np.asarray(pd.factorize(comparable)[0], np.int64)
-    if re.fullmatch(OWN_COLUMNS, name) or value.max() < 0:
-        return Fate(name, "", OWN_NAME if value.max() >= 0 else "every row is empty", values)
+    if value.max() < 0:
+        return fate("", "every row is empty")
+    if re.fullmatch(OWN_COLUMNS, name):
+        return fate("", OWN_NAME)
     owners = [key for key, of in ids.items() if not of.is_single and of.covers(value)]
     owners.sort(key=lambda key: len(ids[key].names))
     found = {key: ids[key].agreement(value) for key in {*owners, "candidate", "request_id"}}
     overall, nearest = everything.agreement(value), min((found[key].apart for key in owners), default=None)
     exact = next((key for key in owners if found[key].apart == 0), "")
     if exact in ("candidate", "viewer"):
-        return Fate(name, OWNERS[exact], f"one value for each {exact}", values, 0.0, found[exact].rows)
+        return fate(OWNERS[exact], f"one value for each {exact}", 0.0, found[exact].rows)
     # What changes at one time for all ids, such as the hour, is no field of theirs.
     is_of_time = everything.changes(value, overall.chance) is not None
     for key in (key for key in owners if key != "request_id" and not is_of_time):
         if (rows := ids[key].changes(value, found[key].chance)) is not None:
             why = f"changes with time for each {key}: {len(rows):,} values with their ts_ms"
-            return Fate(name, OWNERS[key], why, values, found[key].apart, rows, dated=True)
+            return fate(OWNERS[key], why, found[key].apart, rows, is_dated=True)
     if exact or (is_of_time and ids["request_id"].is_single):
         why = "one value for each slate" if exact else "changes with time alone"
-        return Fate(name, "context", why, values, 0.0, found["request_id"].rows)
+        return fate("context", why, 0.0, found["request_id"].rows)
     for key in (key for key in owners if found[key].apart <= min(SLIPS, overall.apart / 2)):
         why = f"the most frequent value of each {key.replace('request_id', 'slate')}; its other rows differ"
-        return Fate(name, OWNERS[key], why, values, found[key].apart, found[key].rows)
+        return fate(OWNERS[key], why, found[key].apart, found[key].rows)
     if why := _unusable(values, value, kind, ids["request_id"]):
-        return Fate(name, "", why, values, nearest)
+        return fate("", why, nearest)
     if ids["candidate"].is_single:
-        return Fate(name, "candidates", f"each candidate has one row; {AFTER}", values, nearest, found["candidate"].rows)
-    return Fate(name, STATED, f"varies by viewer and candidate: a request states it; {AFTER}", values, nearest)
+        return fate("candidates", f"each candidate has one row; {AFTER}", nearest, found["candidate"].rows)
+    return fate(STATED, f"varies by viewer and candidate: a request states it; {AFTER}", nearest)
 
 
 def _unusable(values: pd.Series[Any], value: I64, kind: pa.DataType, slates: Ids) -> str:
     """Return why a column that no id owns cannot be a field of its rows, or an empty string."""
-    if pa.types.is_string(kind):
+    if pd.api.types.is_string_dtype(values.dtype):
         is_text = value.max() + 1 >= TEXT_SHARE * (value >= 0).sum()
         return "nearly every row has its own value: an id or free text" if is_text else ""
     if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):

@@ -130,7 +130,7 @@ def flat_tables(
         is_first = ~events.duplicated(["request_id", "candidate", "kind"])
         num_merged, events = int((~is_first).sum()), events[is_first]
     rows = rows.drop(columns=[name for _, name in columns.given if name in rows])
-    partner = {"candidate": "viewer", "viewer": "candidate", "request_id": "candidate"}
+    partner = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
     ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in partner.items()}
     found = list(fates(rows, log, ids))
     stated = {fate.column: fate.values for fate in found if fate.owner == STATED}
@@ -171,7 +171,7 @@ def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
     for fate in fates:
         rows = fate.rows
         of, values = ids.names[ids.number[rows]], fate.values.iloc[rows]
-        if not fate.dated:
+        if not fate.is_dated:
             static[fate.column] = values.set_axis(of)
             continue
         # A ranking sees what was stated before its time.
@@ -240,6 +240,8 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
         elif option == "position":
             log[option] = values
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
+    # Python objects iterate six times faster than Arrow's.
+    frame["candidate"] = frame["candidate"].astype(object)
     return rows, frame if columns.slate else frame.assign(request_id=_slates(frame, columns.window_ms))
 
 

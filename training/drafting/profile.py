@@ -128,7 +128,9 @@ def stated_columns(exposures: pa.Table) -> dict[str, pa.ChunkedArray]:
         try:
             found[name] = pa.chunked_array([pa.array([fields.get(name) for fields in rows])])
         except pa.ArrowException as error:
-            raise TabrankError(f"exposures: column 'stated': {name!r} has values of two types: {error}") from None
+            raise TabrankError(
+                f"exposures: column 'stated': {name!r} has values of two types: {error}"
+            ) from None
     return found
 
 

@@ -21,8 +21,8 @@ from serve.log.reader import Log, read_joined
 from serve.model.encoder import Encoder
 from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat, evenly
-from training.data.draws import drawn_weights
 from training.data.doubts import BOTH_LABELS
+from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Spill, Streamed
 from training.examination.estimate import examine

@@ -39,7 +39,9 @@ def test_every_join_is_counted_and_said_in_one_line(log_folder):
     assert log.coverage == {"viewers": 1, "candidates": 7 / 8, "events": 1}
     assert said == [
         f"{log_folder}: 100.0% of 3 exposures with a viewer find it in viewers, 87.5% of 8 shown candidates are in "
-        "candidates, 100.0% of 5 events join an exposure"
+        "candidates, 100.0% of 5 events join an exposure",
+        f"{log_folder}: warning: only 87.5% of 8 shown candidates are in candidates: candidate 'zz' on one side, "
+        "id 'a'; id 'b'; id 'c' on the other; write the same ids in both tables",
     ]
 
 
@@ -53,7 +55,7 @@ def test_every_kind_of_duplicate_is_counted_and_said_in_one_line(tmp_path):
     write_log(tmp_path / "log", parts)
     said = []
     read_joined(tmp_path / "log", SURFACE, said.append)
-    assert said[1:] == [
+    assert said[1:-1] == [
         f"{tmp_path / 'log'}: 1 exposures repeat a request_id (dropped), 2 events repeat an id (dropped), 1 events "
         "repeat viewer, candidate, kind and time (kept), 3 rows of viewers and candidates repeat an id and time "
         "(the last one holds)"
@@ -118,7 +120,7 @@ def test_anonymous_exposures_and_events_are_no_mismatch(tmp_path):
     assert log.coverage == {"candidates": 7 / 8, "events": 1}
     # The two events of request r1 are left.
     assert said[0].endswith("100.0% of 2 events join an exposure")
-    assert said[1:] == [f"{tmp_path / 'log'}: 3 events have neither request_id nor viewer"]
+    assert said[1:-1] == [f"{tmp_path / 'log'}: 3 events have neither request_id nor viewer"]
 
 
 @pytest.mark.parametrize("has_column", [True, False])
