@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError, nearest
 from serve.contract.messages import quoted
@@ -35,13 +36,8 @@ EXAMPLES, MOST_COMPARED, MOST_SIMILAR = 3, 1_000_000, 5_000
 SAME_BUT_FOR = (r"^\s*0*|(\.0)?\s*$", r"^.*[-_:/#\s]0*|(\.0)?\s*$", r"^\D*0*|(\.0)?\D*$")
 
 
-class Counted(NamedTuple):
-    """A join: how many references name a row, which do, the references, and the rows."""
-
-    num_found: int
-    is_found: Any
-    given: pa.Table
-    known: pa.Table
+# Of a join: which references name a row, the references, and the rows.
+Counted = tuple[NDArray[np.bool_], pa.Table, pa.Table]
 
 
 def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
@@ -64,13 +60,13 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
     return {
         "viewers": _named(exposures.select(["viewer"]).drop_null(), tables["viewers"]),
         "candidates": _named(shown, tables["candidates"]),
-        "events": Counted(int(is_found.sum()), is_found, given, known),
+        "events": (is_found, given, known),
     }
 
 
 def _named(given: pa.Table, known: pa.Table) -> Counted:
     is_found = pc.is_in(given[0].cast("string"), known["id"].cast("string"))
-    return Counted(pc.sum(is_found).as_py() or 0, is_found, given, known.select(["id"]))
+    return is_found.to_numpy(), given, known.select(["id"])
 
 
 def _first(table: pa.Table, num: int = 1) -> str:
@@ -81,18 +77,16 @@ def _first(table: pa.Table, num: int = 1) -> str:
     )
 
 
-def _doubt(join: Counted) -> str:
-    """Return examples of both sides of a join, and the known id that is nearest to each unknown one."""
-    lone = join.given.filter(pc.invert(join.is_found))
+def _doubt(is_found: NDArray[np.bool_], given: pa.Table, known: pa.Table) -> str:
+    """Return examples of both sides of a join, and the known ids nearest to unknown ones."""
+    lone = given.filter(pa.array(~is_found))
     lone = lone.group_by(lone.column_names, use_threads=False).aggregate([]).slice(0, EXAMPLES)
-    said = [f"{_first(lone, EXAMPLES)} on one side, {_first(join.known, EXAMPLES)} on the other"]
-    for name in lone.column_names:
-        of = {"candidate": "candidates"}.get(name, name)
-        values = join.known[of if of in join.known.column_names else "id"]
-        values = pc.list_flatten(values) if pa.types.is_list(values.type) else values
-        known = pc.unique(values.cast("string").drop_null())
+    said = [f"{_first(lone, EXAMPLES)} on one side, {_first(known, EXAMPLES)} on the other"]
+    for name, column in zip(lone.column_names, known, strict=True):
+        values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+        names = pc.unique(values.cast("string").drop_null())
         for one in pc.unique(lone[name].drop_null()).to_pylist():
-            if not pc.is_in(pa.scalar(one), known).as_py() and (near := _nearest(one, known)):
+            if not pc.is_in(pa.scalar(one), names).as_py() and (near := _nearest(one, names)):
                 said.append(f"{name} {quoted(one)} is perhaps {quoted(near)}")
     return "; ".join(said)
 
@@ -158,14 +152,14 @@ def check_joins(
     """
     coverage, shares = {}, []
     joins, num_events = join_coverage(tables), len(tables["events"])
-    num_unowned = num_events - len(joins["events"].given)
+    num_unowned = num_events - len(joins["events"][1])
     if is_trained_on and num_events and num_unowned == num_events:
         raise TabrankError(
             f"{log}: none of {num_events:,} events has a request_id or a viewer; {SAME_EXPOSURE}"
         )
     doubts = []
-    for name, join in joins.items():
-        found, _, given, known = join
+    for name, (is_found, given, known) in joins.items():
+        found = int(is_found.sum())
         share, what = found / max(1, len(given)), f"{len(given):,} {JOINS[name]}"
         remedy = SAME_EXPOSURE if name == "events" else SAME_IDS
         shares.append(f"{share:.1%} of {what}")
@@ -175,7 +169,9 @@ def check_joins(
                 sides = f"{_first(given)} on one side, {_first(known)} on the other"
                 raise TabrankError(f"{log}: none of {what}: {sides}; {remedy}")
             if len(known) and share < MIN_JOIN:
-                doubts.append(f"{log}: warning: only {share:.1%} of {what}: {_doubt(join)}; {remedy}")
+                doubts.append(
+                    f"{log}: warning: only {share:.1%} of {what}: {_doubt(is_found, given, known)}; {remedy}"
+                )
     for counts in (shares, _oddities(tables, num_unowned)):
         if line := ", ".join(counts):
             report(f"{log}: {line}")

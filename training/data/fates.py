@@ -49,13 +49,8 @@ class Fate:
     owner: str
     why: str
     disagreement: float | None = None
-    rows: I64 | None = None
+    rows: Any = None
     is_dated: bool = False
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """Return what a report says of the column."""
-        return {name: getattr(self, name) for name in ("column", "owner", "why", "disagreement")}
 
 
 class Agreement(NamedTuple):
@@ -76,7 +71,7 @@ class Ids:
     `partner` holds whose the rows of an id are: of a candidate the viewers, of a viewer the slates.
     """
 
-    def __init__(self, ids: pd.Series[Any], partner: pd.Series[Any], ts_ms: I64) -> None:
+    def __init__(self, ids: pd.Series[Any], partner: pd.Series[Any], ts_ms: pd.Series[int]) -> None:
         numbers, self.names = pd.factorize(ids, sort=True)
         self.number: I64 = np.asarray(numbers, np.int64)
         self.partner: I64 = np.asarray(pd.factorize(partner)[0], np.int64)
@@ -121,12 +116,12 @@ class Ids:
         share = differs[is_judged].sum() / max(1, is_judged.sum())
         if not 0 < share <= min(MAX_CHANGES, chance / 2) or back.sum() > differs.sum() / 4:
             return None
-        return rows[np.append(True, differs | ~is_same)]
+        return np.asarray(rows[np.append(True, differs | ~is_same)], np.int64)
 
 
 def fates(rows: pd.DataFrame, log: pd.DataFrame, ids: Mapping[str, Ids]) -> Iterator[Fate]:
     """Yield the fate of each column of the file; `log` and `ids` have the ids of its rows."""
-    everything = Ids(pd.Series(np.zeros(len(log), np.int64)), log["request_id"], log["at_ms"])
+    everything = Ids(pd.Series(0, log.index), log["request_id"], log["at_ms"])
     for name in rows:
         values, words = numbered(rows[name])
         fate = _fate(str(name), values, ids, everything)
@@ -150,7 +145,8 @@ def numbered(values: pd.Series[Any]) -> tuple[pd.Series[Any], str]:
 
 
 def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything: Ids) -> Fate:
-    fate, kind = partial(Fate, name, values), values.dtype.pyarrow_dtype
+    dtype: Any = values.dtype
+    fate, kind = partial(Fate, name, values), dtype.pyarrow_dtype
     comparable = values.astype(str).where(values.notna()) if pa.types.is_nested(kind) else values
     value = np.asarray(pd.factorize(comparable)[0], np.int64)
     if value.max() < 0:
@@ -158,24 +154,26 @@ def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything:
     if re.fullmatch(OWN_COLUMNS, name):
         return fate("", OWN_NAME)
     owners = [key for key, of in ids.items() if not of.is_single and of.covers(value)]
-    owners.sort(key=lambda key: len(ids[key].names))
-    found = {key: ids[key].agreement(value) for key in {*owners, "candidate", "request_id"}}
+    found = {key: ids[key].agreement(value) for key in {*owners, "candidate"}}
+    # First those whose rows agree, then those with the fewest ids.
+    owners.sort(key=lambda key: (found[key].apart > 0, len(ids[key].names)))
     overall, nearest = everything.agreement(value), min((found[key].apart for key in owners), default=None)
-    exact = next((key for key in owners if found[key].apart == 0), "")
-    if exact in ("candidate", "viewer"):
-        return fate(OWNERS[exact], f"one value for each {exact}", 0.0, found[exact].rows)
+    fits = [key for key in owners if found[key].apart <= min(SLIPS, overall.apart / 2)]
+    agrees = bool(fits) and not found[fits[0]].apart and fits[0] != "request_id"
     # What changes at one time for all ids, such as the hour, is no field of theirs.
-    is_of_time = everything.changes(value, overall.chance) is not None
-    for key in (key for key in owners if key != "request_id" and not is_of_time):
-        if (rows := ids[key].changes(value, found[key].chance)) is not None:
-            why = f"changes with time for each {key}: {len(rows):,} values with their ts_ms"
-            return fate(OWNERS[key], why, found[key].apart, rows, is_dated=True)
-    if exact or (is_of_time and ids["request_id"].is_single):
-        why = "one value for each slate" if exact else "changes with time alone"
-        return fate("context", why, 0.0, found["request_id"].rows)
-    for key in (key for key in owners if found[key].apart <= min(SLIPS, overall.apart / 2)):
-        why = f"the most frequent value of each {key.replace('request_id', 'slate')}; its other rows differ"
-        return fate(OWNERS[key], why, found[key].apart, found[key].rows)
+    if not agrees and everything.changes(value, overall.chance) is None:
+        for key in (key for key in owners if key != "request_id"):
+            if (rows := ids[key].changes(value, found[key].chance)) is not None:
+                why = f"changes with time for each {key}: {len(rows):,} values with their ts_ms"
+                return fate(OWNERS[key], why, found[key].apart, rows, is_dated=True)
+    if fits:
+        (apart, _, rows), what = found[fits[0]], fits[0].replace("request_id", "slate")
+        why = (
+            f"the most frequent value of each {what}; its other rows differ"
+            if apart
+            else f"one value for each {what}"
+        )
+        return fate(OWNERS[fits[0]], why, apart, rows)
     if why := _unusable(values, value, kind, ids["request_id"]):
         return fate("", why, nearest)
     if ids["candidate"].is_single:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ YES, NO = ["1", "1.0", "true"], ["", "0", "0.0", "f", "false", "n", "no", "none"
 WRONG_TIME = "is not of 1985 to 2128 in the unit of most rows; correct it or drop the row"
 # Options that name ids, and the column of the log that holds them.
 IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
+# What a report tells of a column.
+TOLD = ("column", "owner", "why", "disagreement")
 # The time of a row that holds always, until it is written as null.
 ALWAYS_MS = -1
 # Turn so many rows into JSON at once.
@@ -124,7 +125,10 @@ def flat_tables(
     exposures = exposures.sort_values("ts_ms", kind="stable")
     num_merged = 0
     if acts:
-        events = _events(acts, *_read_acts(acts, columns), columns)
+        act_rows, act_log = _read(acts, replace(columns, position=None, window_ms=0.0))
+        # Without a slate of its own, an event is of its viewer's latest.
+        act_log = act_log if columns.slate else act_log.assign(request_id=pd.Series(None, act_log.index, str))
+        events = _events(acts, act_rows, act_log, columns)
     else:
         events = _events(source, rows, log, columns)
         is_first = ~events.duplicated(["request_id", "candidate", "kind"])
@@ -147,22 +151,19 @@ def flat_tables(
         context = _table(own["request_id"].loc[exposures.index], "id").drop_columns("id")
         tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
+    positives = events.drop_duplicates(["request_id", "viewer", "candidate", "kind"])["kind"].value_counts()
     return tables, {
         "kinds": sorted(set(events["kind"])),
         "slates": columns.rule,
         "mean_candidates": len(shown) / len(exposures),
         "repeated_rows": len(log) - len(shown),
         "merged_events": num_merged,
-        "columns": [fate.told for fate in found],
-        "warnings": list(doubts(tables["exposures"], _positives(tables["events"]), missing)),
+        "columns": [{name: getattr(fate, name) for name in TOLD} for fate in found],
+        "warnings": list(
+            doubts(tables["exposures"], {str(kind): int(num) for kind, num in positives.items()}, missing)
+        ),
         "joined": True,
     }
-
-
-def _positives(events: pa.Table) -> dict[str, int]:
-    """Return the number of shown candidates, or of a viewer's, that each kind of event names."""
-    shown = events.group_by(["request_id", "viewer", "candidate", "kind"]).aggregate([])
-    return {one["values"]: one["counts"] for one in pc.value_counts(shown["kind"]).to_pylist()}
 
 
 def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
@@ -181,11 +182,14 @@ def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
         dated.append(changes[~changes.index.duplicated(keep="last")].rename(fate.column))
     if not dated:
         return static
-    always = pd.MultiIndex.from_product([ids.names, [ALWAYS_MS]], names=["id", "ts_ms"])
-    index = reduce(pd.MultiIndex.union, (one.index for one in dated), always)
+    # The fields of an id at each of these times, and always.
+    index = pd.MultiIndex.from_product([ids.names, [ALWAYS_MS]], names=["id", "ts_ms"])
+    for one in dated:
+        index = index.union(one.index)
     changed = pd.DataFrame({one.name: one.reindex(index) for one in dated}).groupby(level="id").ffill()
     changed = changed.reset_index("ts_ms").join(static)
-    return changed.assign(ts_ms=changed["ts_ms"].astype("Int64").replace(ALWAYS_MS, pd.NA))
+    times = changed["ts_ms"].astype("Int64")
+    return changed.assign(ts_ms=times.mask(times == ALWAYS_MS))
 
 
 def _stated(shown: pd.DataFrame, values: pd.DataFrame) -> pd.Series[str]:
@@ -260,12 +264,6 @@ def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
         text = pc.if_else(is_word, None, text) if name == columns.viewer else text
         table = table.set_column(table.column_names.index(name), name, text)
     return table
-
-
-def _read_acts(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a file of events; those without a slate of their own name none."""
-    rows, log = _read(source, replace(columns, position=None, window_ms=0.0))
-    return rows, log if columns.slate else log.assign(request_id=pd.Series(None, log.index, str))
 
 
 def _refuse(where: str, bad: pa.ChunkedArray, why: str) -> None:

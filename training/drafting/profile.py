@@ -123,15 +123,8 @@ def stated_columns(exposures: pa.Table) -> dict[str, pa.ChunkedArray]:
         for text, candidates in zip(texts.to_pylist(), shown.to_pylist(), strict=True):
             fields = msgspec.json.decode(text) if text else {}
             rows += [fields.get(name, {}) for name in candidates]
-    found = {}
-    for name in dict.fromkeys(name for fields in rows for name in fields):
-        try:
-            found[name] = pa.chunked_array([pa.array([fields.get(name) for fields in rows])])
-        except pa.ArrowException as error:
-            raise TabrankError(
-                f"exposures: column 'stated': {name!r} has values of two types: {error}"
-            ) from None
-    return found
+    names = dict.fromkeys(name for fields in rows for name in fields)
+    return {name: pa.chunked_array([pa.array([fields.get(name) for fields in rows])]) for name in names}
 
 
 def conversions(tables: dict[str, pa.Table]) -> list[str]:

@@ -181,7 +181,7 @@ def test_events_join_as_in_training(tmp_path_factory, exposures, events, at_once
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "EXPOSURES_AT_ONCE", at_once)
-        found = join_coverage(parts)["events"][0]
+        found = join_coverage(parts)["events"][0].sum()
     if not events:
         assert found == 0
         return
@@ -196,3 +196,32 @@ def test_events_join_as_in_training(tmp_path_factory, exposures, events, at_once
         replay.exposure_ms.repeat(replay.first[1:] - replay.first[:-1]),
     )
     assert found == (at >= 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("U7", "u7"),
+        ("u7 ", "u7"),
+        ("user-u7", "u7"),
+        ("u7.0", "u7"),
+        ("0012", "12"),
+        ("customer 12", "12"),
+        ("elisabeth", "elizabeth"),
+        ("nobody at all", None),
+    ],
+)
+def test_half_a_join_names_the_id_that_was_meant(tmp_path, given, near):
+    known = ["u7", "12", "elizabeth", "zoe"]
+    parts = tables()
+    viewers = pa.table({"id": known}).append_column("language", pa.array(["en"] * 4))
+    parts["viewers"] = viewers.append_column("follows", pa.nulls(4, STRINGS))
+    parts["exposures"] = parts["exposures"].set_column(2, "viewer", [["zoe", given, "zoe"]])
+    parts["events"] = parts["events"].set_column(2, "viewer", [["zoe"] * 5])
+    write_log(tmp_path / "log", parts)
+    said = []
+    assert read_joined(tmp_path / "log", SURFACE, said.append).coverage["viewers"] == 2 / 3
+    (warning,) = [line for line in said if "warning: only 66.7% of 3 exposures with a viewer" in line]
+    sides = f"viewer {given!r} on one side, id 'u7'; id '12'; id 'elizabeth' on the other"
+    hint = f"; viewer {given!r} is perhaps {near!r}" if near else ""
+    assert warning.endswith(f"find it in viewers: {sides}{hint}; write the same ids in both tables")

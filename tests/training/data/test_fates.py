@@ -21,10 +21,7 @@ from training.__main__ import app
 from training.audit.audit import audit
 from training.audit.player import posts, replay_requests
 from training.data.dataset import build
-from training.data.flat import FlatColumns, import_flat
 from training.drafting.draft import draft
-
-COLUMNS = FlatColumns("item", "at", ("liked",), "user")
 
 
 def run(*arguments, code=0):
@@ -74,7 +71,8 @@ def test_each_column_is_printed_with_its_fate_its_share_and_its_cause(home):
         ("slot", "left out", "name it with --position"),
         ("note", "left out", "an id or free text"),
     ]:
-        assert owner in said[name] and cause in said[name], said[name]
+        assert owner in said[name]
+        assert cause in said[name]
 
 
 def test_the_draft_declares_what_requests_state_and_the_request_states_it(home):
@@ -91,7 +89,7 @@ def test_the_draft_declares_what_requests_state_and_the_request_states_it(home):
 
 
 def test_training_reads_what_each_row_of_the_file_says(home):
-    """A price is missing where it is unknown, so it is the candidate's; all else is the row's own."""
+    """Compare all values but the price, which is the candidate's where a row lacks it."""
     surface = load_surface(str(home / "my/surface.toml"))
     data = build(Schema(surface), read_log(home / "log", surface))
     rows = pd.read_csv(home / "rows.csv").set_index(["at", "item"])
@@ -130,7 +128,8 @@ def test_what_is_served_equals_what_training_computes(home, tmp_path, monkeypatc
     service = Logging(tmp_path, log_folder)
     service.run(rankings)
     found = audit(tmp_path / "log", surface)
-    assert found["held"] and found["max"] <= 1e-6
+    assert found["held"]
+    assert found["max"] <= 1e-6
     assert found["rows"] > 250
     assert {"distance", "direction", "followers", "viewer_tier", "price"} <= set(found["features"])
 
@@ -164,7 +163,8 @@ def test_a_total_of_the_whole_log_is_no_field_beside_dated_ones(tmp_path):
     found = told(import_rows(tmp_path, rows, "--json"))
     assert (found["likes"][0], found["followers"][2][:17]) == ("candidates", "changes with time")
     surface = read_surface(draft(tmp_path / "log").text)
-    assert "likes" not in surface.fields["candidate"] and "followers" in surface.fields["candidate"]
+    assert "likes" not in surface.fields["candidate"]
+    assert "followers" in surface.fields["candidate"]
 
 
 def test_a_change_is_seen_by_the_ranking_that_has_it_and_by_none_before(tmp_path):
@@ -197,7 +197,7 @@ def test_a_candidate_that_comes_again_in_a_slate_counts_once_and_so_do_its_event
 
 
 def two_files(folder, spelt):
-    """Write rows and, in a file of their own, the likes a second later, of ids as they are `spelt`."""
+    """Write the likes of rows, a second later, to a file; half of their ids are as `spelt`."""
     rows = varied_rows(300)
     events = rows[rows["liked"] == 1][["at", "user", "item"]].assign(liked=1)
     events["at"] = pd.to_datetime(events["at"]) + pd.Timedelta("1s")
@@ -224,7 +224,8 @@ def test_half_misspelt_events_are_told_with_examples_and_nothing_is_written(tmp_
     assert warning.split(" on one side, ")[0].count(example) == 3
     assert warning.split(" on one side, ")[1].split(" on the other")[0].count("candidates") == 3
     hints = [part for part in warning.split("; ") if " is perhaps " in part]
-    assert hints and all(plain(hint.split("'")[1]) == hint.split("'")[3] for hint in hints)
+    assert hints
+    assert all(plain(hint.split("'")[1]) == hint.split("'")[3] for hint in hints)
     assert not (tmp_path / "log").exists()
     assert "repeat with --yes" in done.stdout
     import_rows(tmp_path, rows, "--events", tmp_path / "events.csv", "--yes")
