@@ -82,6 +82,8 @@ def test_the_draft_declares_what_requests_state_and_the_request_states_it(home):
     assert (fields["price"].type, fields["followers"].type) == ("number", "number")
     assert {"tier", "town"} == set(surface.fields["viewer"])
     assert {"device", "hour"} == set(surface.fields["context"])
+    affinities = {str(kind.field) for kind in surface.features.values() if type(kind).__name__ == "Affinity"}
+    assert affinities == {"candidate.topic", "candidate.slips"}
     request = json.loads((home / "my/request.json").read_text())
     assert {frozenset(one["fields"]) for one in request["candidates"]} == {
         frozenset(("distance", "direction"))
