@@ -244,7 +244,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
         elif option == "position":
             log[option] = values
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
-    # Python objects iterate six times faster than Arrow's.
+    # Loops over slates take Python's strings faster than Arrow's.
     frame["candidate"] = frame["candidate"].astype(object)
     return rows, frame if columns.slate else frame.assign(request_id=_slates(frame, columns.window_ms))
 
