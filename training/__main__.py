@@ -83,11 +83,15 @@ def surface(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The surface's name. Default: the log folder's.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Draft also if under 95 % of a join's ids join.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Draft the surface of a log and its application, each choice with its reason.
 
-    The draft has the fields, label, features and popularity; the application needs no edit.
+    The draft has the fields, label, features and popularity; the application needs no edit. Exit
+    code 1, and nothing written, if under 95 % of the log's viewers, candidates or events join.
     """
     from serve.contract.validation import refuse_existing
     from training.drafting.application import write_application
@@ -98,6 +102,9 @@ def surface(
     drafted = draft(log, name)
     for note in drafted.notes:
         print_progress(note)
+    if not (drafted.is_joined or yes):
+        print_progress("nothing was drafted: correct the ids, or repeat with --yes")
+        raise typer.Exit(1)
     result = {"surface": drafted.text, "notes": drafted.notes, "out": None if out is None else str(out)}
     if out is None:
         answer(result, as_json, drafted.text)

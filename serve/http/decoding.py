@@ -46,9 +46,16 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
             seen.add(name)
     if ids is request.candidates:
         return
-    stated = {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
+    fields = surface.fields["candidate"]
+    stated = {name: field for name, field in fields.items() if field.request_time}
     for i, candidate in enumerate(request.candidates):
         if type(candidate) is StatedCandidate:
             for name, value in candidate.fields.items():
                 pointer = below(f"/candidates/{i}/fields", name)
+                if name in fields and name not in stated:
+                    detail = (
+                        f"{quoted(name)} is stored; requests may state {', '.join(stated) or 'no field'}. Send it to "
+                        f"/v1/events, or declare it with request_time = true under [candidate] of the surface"
+                    )
+                    raise RequestError(422, "invalid request", detail, pointer)
                 candidate.fields[name] = bounded(stated, name, value, pointer)

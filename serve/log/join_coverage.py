@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from serve.contract.errors import TabrankError
+from serve.contract.errors import TabrankError, nearest
 from serve.contract.messages import quoted
 from serve.features.rows import NEVER_MS
 
@@ -26,8 +27,17 @@ SAME_IDS = "write the same ids in both tables"
 SAME_EXPOSURE = "an event needs its exposure's request_id, or a viewer and candidate of an earlier exposure"
 
 
-# Of a join: how many references name a row, the references, and the rows.
-Counted = tuple[int, pa.Table, pa.Table]
+# Warn where a smaller share of references names a row: ids are then spelt in two ways.
+MIN_JOIN = 0.95
+# Show so many examples. Compare each with so many ids for a common cause, and for likeness.
+EXAMPLES, MOST_COMPARED, MOST_SIMILAR = 3, 1_000_000, 5_000
+# Ids are the same but for case, spaces, zeros in front and ".0"; but for a prefix up to a mark; but
+# for letters around a number.
+SAME_BUT_FOR = (r"^\s*0*|(\.0)?\s*$", r"^.*[-_:/#\s]0*|(\.0)?\s*$", r"^\D*0*|(\.0)?\D*$")
+
+
+# Of a join: which references name a row, the references, and the rows.
+Counted = tuple[NDArray[np.bool_], pa.Table, pa.Table]
 
 
 def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
@@ -50,19 +60,48 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
     return {
         "viewers": _named(exposures.select(["viewer"]).drop_null(), tables["viewers"]),
         "candidates": _named(shown, tables["candidates"]),
-        "events": (int(is_found.sum()), given, known),
+        "events": (is_found, given, known),
     }
 
 
 def _named(given: pa.Table, known: pa.Table) -> Counted:
     is_found = pc.is_in(given[0].cast("string"), known["id"].cast("string"))
-    return pc.sum(is_found).as_py() or 0, given, known.select(["id"])
+    return is_found.to_numpy(), given, known.select(["id"])
 
 
-def _first(table: pa.Table) -> str:
-    """Return the ids in a table's first row."""
-    (row,) = table.slice(0, 1).to_pylist()
-    return ", ".join(f"{name} {quoted(str(value))}" for name, value in row.items() if value is not None)
+def _first(table: pa.Table, num: int = 1) -> str:
+    """Return the ids in a table's first rows."""
+    return "; ".join(
+        ", ".join(f"{name} {quoted(str(value))}" for name, value in row.items() if value is not None)
+        for row in table.slice(0, num).to_pylist()
+    )
+
+
+def _doubt(is_found: NDArray[np.bool_], given: pa.Table, known: pa.Table) -> str:
+    """Return examples of both sides of a join, and the known ids nearest to unknown ones."""
+    lone = given.filter(pa.array(~is_found))
+    lone = lone.group_by(lone.column_names, use_threads=False).aggregate([]).slice(0, EXAMPLES)
+    said = [f"{_first(lone, EXAMPLES)} on one side, {_first(known, EXAMPLES)} on the other"]
+    for name, column in zip(lone.column_names, known, strict=True):
+        values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+        names = pc.unique(values.cast("string").drop_null())
+        for one in pc.unique(lone[name].drop_null()).to_pylist():
+            if not pc.is_in(pa.scalar(one), names).as_py() and (near := _nearest(one, names)):
+                said.append(f"{name} {quoted(one)} is perhaps {quoted(near)}")
+    return "; ".join(said)
+
+
+def _nearest(name: str, known: pa.Array) -> str | None:
+    """Return the known id that is the same but for a common cause, or else the most similar one."""
+    known = known.slice(0, MOST_COMPARED)
+    for cause in SAME_BUT_FOR:
+        plain, wanted = (
+            pc.replace_substring_regex(pc.utf8_lower(ids), cause, "") for ids in (known, pa.scalar(name))
+        )
+        at = pc.index(plain, wanted).as_py()
+        if wanted.as_py() and at >= 0:
+            return str(known[at])
+    return nearest(name, known.slice(0, MOST_SIMILAR).to_pylist())
 
 
 def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:
@@ -100,7 +139,9 @@ def check_joins(
     *,
     is_trained_on: bool = True,
 ) -> dict[str, float]:
-    """Report the joins of a log's tables in one line; duplicates and lone events in another.
+    """Report the joins of a log's tables in one line, and duplicates and lone events in another.
+
+    A warning follows for each join of less than MIN_JOIN, with examples.
 
     Returns the share of each join that matters and has references. `fields` are those that a
     surface reads: a viewer or candidate without fields needs no row.
@@ -116,18 +157,26 @@ def check_joins(
         raise TabrankError(
             f"{log}: none of {num_events:,} events has a request_id or a viewer; {SAME_EXPOSURE}"
         )
-    for name, (found, given, known) in joins.items():
+    doubts = []
+    for name, (is_found, given, known) in joins.items():
+        found = int(is_found.sum())
         share, what = found / max(1, len(given)), f"{len(given):,} {JOINS[name]}"
+        remedy = SAME_EXPOSURE if name == "events" else SAME_IDS
         shares.append(f"{share:.1%} of {what}")
         if len(given) and fields.get(name.removesuffix("s"), True):
             coverage[name] = share
             if len(known) and not found:
                 sides = f"{_first(given)} on one side, {_first(known)} on the other"
-                remedy = SAME_EXPOSURE if name == "events" else SAME_IDS
                 raise TabrankError(f"{log}: none of {what}: {sides}; {remedy}")
+            if len(known) and share < MIN_JOIN:
+                doubts.append(
+                    f"{log}: warning: only {share:.1%} of {what}: {_doubt(is_found, given, known)}; {remedy}"
+                )
     for counts in (shares, _oddities(tables, num_unowned)):
         if line := ", ".join(counts):
             report(f"{log}: {line}")
+    for doubt in doubts:
+        report(doubt)
     return coverage
 
 

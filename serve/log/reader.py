@@ -117,7 +117,10 @@ def canonical(name: str, reader: TableReader, surface: Surface) -> pa.Table:
         # A service has judged each value when it took it.
         tolerated = 1.0 if "received_ms" in reader.raw.column_names else MAX_OLD_SHARE
         for field, declared in surface.fields[ENTITIES[TABLES.index(name)]].items():
-            reader.required(field, ARROW[declared.type], nullable=True)
+            if declared.request_time:
+                reader.optional(field, ARROW[declared.type])
+            else:
+                reader.required(field, ARROW[declared.type], nullable=True)
             if declared.type == "time":
                 reader.refuse_units(field, reader.columns[field], tolerated=tolerated)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))

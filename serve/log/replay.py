@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -280,21 +280,19 @@ class Replay:
     def candidates(self, shown: I64) -> PackedRows:
         """Return the rows of positions in `shown`, with the fields that their requests stated."""
         rows = self.state.candidates.table[self.candidate_rows(shown)]
-        if self._stated:
-            declared = self.state.schema.surface.fields["candidate"]
-            exposures = np.searchsorted(self.first, shown, "right") - 1
-            for place, exposure in enumerate(exposures.tolist()):
+        if self._stated_texts.null_count == len(self._stated_texts):
+            return rows
+        declared = self.state.schema.surface.fields["candidate"]
+        exposures = np.searchsorted(self.first, shown, "right") - 1
+        # Read the text of an exposure when its features are computed: all would take gigabytes.
+        for exposure, places in groupby(range(len(shown)), exposures.__getitem__):
+            text = self._stated_texts[int(exposure)].as_py()
+            stated = _stated(text, declared, exposure) if text else {}
+            for place in places if stated else ():
                 name = self.state.candidates.ids[self.shown[shown[place]]]
-                for field, value in self._stated.get(exposure, {}).get(name, {}).items():
+                for field, value in stated.get(name, {}).items():
                     rows[field][place] = encode(declared[field], value)
         return rows
-
-    @cached_property
-    def _stated(self) -> dict[int, dict[str, dict[str, object]]]:
-        """The fields that the requests of exposures stated, by exposure and candidate."""
-        declared = self.state.schema.surface.fields["candidate"]
-        texts = enumerate(self._stated_texts.to_pylist())
-        return {i: _stated(text, declared, i) for i, text in texts if text}
 
     def _known_rows(self, candidates: I64) -> I64:
         return np.where(self.known["candidate"][candidates], candidates, 0)

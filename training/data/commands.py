@@ -38,33 +38,48 @@ def csv(
     slate: Annotated[str | None, typer.Option(help="Column whose value all rows of a slate share.")] = None,
     window: Annotated[str | None, typer.Option(help="Longest time of a viewer's slate, such as 30s.")] = None,
     position: Annotated[str | None, typer.Option(help="Column by which a slate is sorted.")] = None,
+    events: Annotated[
+        Path | None, typer.Option(help="A file of the events, with columns of the same names and --event.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Write also if under 95 % of --events join.")] = False,
     as_json: Json = False,
 ) -> None:
     """Convert a flat file, one row for each candidate shown, to a canonical log.
 
     Rows are one slate if they have the same --slate; by default, the same viewer and time; with
-    --window, a viewer's rows within it. A column that has one value for each candidate becomes a
-    field of candidates, else of viewers, else of the slate's context; others are left out.
+    --window, a viewer's rows within it.
+
+    Each other column is told what becomes of it. If it has one value for each candidate, it is a
+    field of candidates; or of viewers, or of the slate's context. A value that changes with time
+    gets its times. One that varies by viewer and candidate is stated by requests.
 
     Ids are the text of a CSV: 007 is not 7. An empty field is missing; in columns without ids, NA,
-    N/A, #N/A, NaN, nan, NULL, null and n/a are too.
+    N/A, #N/A, NaN, nan, NULL, null and n/a are too. Exit code 1, and nothing written, if fewer
+    than 95 % of --events join a slate.
     """
+    from serve.report.rows import columns as aligned
     from training.data.flat import FlatColumns, import_flat
 
     window_ms = 0.0 if window is None else duration_ms(window, "--window")
     columns = FlatColumns(candidate, time, tuple(event), viewer, slate, position, window_ms)
-    found = import_flat(source, out, columns)
-    size = found["mean_candidates"]
+    found = import_flat(source, out, columns, events, is_sure=yes)
     lines = [
         f"{out}: {found['viewers']:,} viewers, {found['candidates']:,} candidates, "
         f"{found['events']:,} events ({', '.join(found['kinds'])})",
-        f"{found['exposures']:,} slates of {size:.1f} candidates: {found['slates']}",
+        f"{found['exposures']:,} slates of {found['mean_candidates']:.1f} candidates: {found['slates']}",
     ]
-    if size < 1.5:
-        lines.append("most slates have one candidate: if more were on screen, name --slate or --window")
     if repeated := found["repeated_rows"]:
-        lines.append(f"{repeated:,} rows repeat a candidate of their slate, which is shown once")
-    lines += [f"fields of {owner}: {', '.join(names)}" for owner, names in found["fields"].items() if names]
-    if names := ", ".join(name or "(no name)" for name in found["left_out"]):
-        lines.append(f"left out (empty, a name of the log, or no id of several rows determines it): {names}")
-    answer(found, as_json, "\n".join(lines))
+        lines.append(
+            f"{repeated:,} rows repeat a candidate of their slate, which is shown once; "
+            f"{found['merged_events']:,} of their events repeat another and count once"
+        )
+    if found["columns"]:
+        table = [("column", "becomes", "differs", "why")]
+        for one in found["columns"]:
+            differs = "" if one["disagreement"] is None else f"{one['disagreement']:.1%}"
+            table.append((one["column"] or "(no name)", one["owner"] or "left out", differs, one["why"]))
+        lines.append(aligned(table))
+    lines += found["warnings"]
+    if not found["joined"]:
+        lines.append("nothing was written: correct the ids, or repeat with --yes")
+    answer(found, as_json, "\n".join(lines), held=found["joined"])

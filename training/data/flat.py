@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate, product
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,24 +18,30 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing
+from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.writer import write_log
+from serve.storage.conversion import converted
 from serve.storage.parquet import refuse_oversize
+from training.data.doubts import doubts
+from training.data.fates import OWNERS, STATED, Fate, Ids, fates
+from training.terminal import print_progress
 
 # Infer the types of a CSV from all its rows, up to this many bytes.
 BLOCKS = pcsv.ReadOptions(block_size=1 << 30)
 # An empty field is missing, of strings too, and so are NA, N/A, #N/A, NaN, nan, NULL, null and n/a.
 NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
-# Names that the log, or the state built from it, uses itself: no field may have one.
-OWN_COLUMNS = (
-    r"|id|request_id|viewer|candidates?|ts_ms|ends_ms|received_ms|seq|seen_seq|removed|stated|traffic"
-    r"|seen_ms|stated_ms|_state"
-)
 # Words by which a column of events says that there was one, or none. A column of strings names the
 # kinds, so it must not say the latter.
 YES, NO = ["1", "1.0", "true"], ["", "0", "0.0", "f", "false", "n", "no", "none"]
 WRONG_TIME = "is not of 1985 to 2128 in the unit of most rows; correct it or drop the row"
-# Options that name ids, and the column of the log that holds them: each may own fields.
+# Options that name ids, and the column of the log that holds them.
 IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
+# What a report tells of a column.
+TOLD = ("column", "owner", "why", "disagreement")
+# The time of a row that holds always, until it is written as null.
+ALWAYS_MS = -1
+# Turn so many rows into JSON at once.
+ROWS_AT_ONCE = 65_536
 # Viewer, time and end of the window, and number of a row.
 Row = tuple[str, float, float, int]
 
@@ -73,64 +80,131 @@ class FlatColumns:
         return [pair for pair in one if pair[1]] + [("event", name) for name in self.events]
 
 
-def import_flat(source: Path, out: Path, columns: FlatColumns) -> dict[str, Any]:
+def import_flat(
+    source: Path, out: Path, columns: FlatColumns, events: Path | None = None, *, is_sure: bool = True
+) -> dict[str, Any]:
     """Write the log of a flat file to `out`; return what became of rows and columns.
+
+    Nothing is written if less than MIN_JOIN of the events of the file `events` join, unless the
+    caller `is_sure`; `joined` is then False.
 
     Raises:
         TabrankError: `out` exists, or as `flat_tables`.
     """
     refuse_existing(out)
-    tables, found = flat_tables(source, columns)
-    # A log whose viewers are all unknown has no table of them.
-    write_log(out, {name: table for name, table in tables.items() if len(table)})
+    tables, found = flat_tables(source, columns, events)
+    if events:
+        shares = check_joins(events, tables, {"viewer": (), "candidate": ()}, print_progress)
+        found["joined"] = is_sure or shares["events"] >= MIN_JOIN
+    if found["joined"]:
+        # A log whose viewers are all unknown has no table of them.
+        write_log(out, {name: table for name, table in tables.items() if len(table)})
     return {name: len(table) for name, table in tables.items()} | found
 
 
-def flat_tables(source: Path, columns: FlatColumns) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+def flat_tables(
+    source: Path, columns: FlatColumns, acts: Path | None = None
+) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """Return the tables of the log of a CSV or Parquet file, and what became of rows and columns.
 
-    A column that no option names goes to the candidates, the viewers or the context of rankings: to
-    the one with the fewest ids for each of which its rows agree, unless each id has one row. A
-    candidate that comes again in a slate is shown once.
+    `training.data.fates` decides what becomes of a column that no option names. A candidate that
+    comes again in a slate is shown once, with one event of a kind. The events may be in a file of
+    their own, `acts`, which has the columns of the same names.
 
     Raises:
-        TabrankError: the file cannot be read, or a column is missing or does not fit.
+        TabrankError: a file cannot be read, or a column is missing or does not fit.
     """
-    rows, log = _read(source, columns)
+    rows, log = _read(source, replace(columns, events=()) if acts else columns)
+    log["at_ms"] = log.groupby("request_id")["ts_ms"].transform("min").astype("int64")
     # Sort by position, or keep the order of the file.
     shown = log.sort_values("position", kind="stable").drop_duplicates(["request_id", "candidate"])
     slates = shown.groupby("request_id", sort=False)
     if slates["viewer"].nunique(dropna=False).max() > 1:
         raise TabrankError(f"{source}: --slate: {columns.slate!r} has a value with rows of two viewers")
-    exposures = slates.agg(ts_ms=("ts_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
+    exposures = slates.agg(ts_ms=("at_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
     exposures = exposures.sort_values("ts_ms", kind="stable")
-    events = _events(source, rows, log, columns)
-    rows = rows.drop(columns=[name for _, name in columns.given])
-    owner = _owners(rows, log)
-    fields = {own: list(owner.index[owner == own]) for own in IDS.values()}
-    about = {own: rows.groupby(log[own])[names].first() for own, names in fields.items()}
+    num_merged = 0
+    if acts:
+        act_rows, act_log = _read(acts, replace(columns, position=None, window_ms=0.0))
+        # Without a slate of its own, an event is of its viewer's latest.
+        act_log = act_log if columns.slate else act_log.assign(request_id=pd.Series(None, act_log.index, str))
+        events = _events(acts, act_rows, act_log, columns)
+    else:
+        events = _events(source, rows, log, columns)
+        is_first = ~events.duplicated(["request_id", "candidate", "kind"])
+        num_merged, events = int((~is_first).sum()), events[is_first]
+    rows = rows.drop(columns=[name for _, name in columns.given if name in rows])
+    partner = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
+    ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in partner.items()}
+    found = list(fates(rows, log, ids))
+    stated = {fate.column: fate.values for fate in found if fate.owner == STATED}
+    if stated:
+        exposures["stated"] = _stated(shown, pd.DataFrame(stated))
+    own = {key: _fields(ids[key], log, [fate for fate in found if fate.owner == OWNERS[key]]) for key in ids}
     tables = {
-        "viewers": _table(about["viewer"], "id"),
-        "candidates": _table(about["candidate"], "id"),
+        "viewers": _table(own["viewer"], "id"),
+        "candidates": _table(own["candidate"], "id"),
         "exposures": _table(exposures, "request_id"),
         "events": _table(events, "id"),
     }
-    if fields["request_id"]:
-        context = _table(about["request_id"].loc[exposures.index], "id").drop_columns("id")
+    if len(own["request_id"].columns):
+        context = _table(own["request_id"].loc[exposures.index], "id").drop_columns("id")
         tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
+    missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
+    positives = events.drop_duplicates(["request_id", "viewer", "candidate", "kind"])["kind"].value_counts()
     return tables, {
         "kinds": sorted(set(events["kind"])),
         "slates": columns.rule,
         "mean_candidates": len(shown) / len(exposures),
         "repeated_rows": len(log) - len(shown),
-        "fields": dict(zip(("candidates", "viewers", "context"), fields.values(), strict=True)),
-        "left_out": list(owner.index[owner == ""]),
+        "merged_events": num_merged,
+        "columns": [{name: getattr(fate, name) for name in TOLD} for fate in found],
+        "warnings": list(
+            doubts(tables["exposures"], {str(kind): int(num) for kind, num in positives.items()}, missing)
+        ),
+        "joined": True,
     }
+
+
+def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
+    """Return the fields of each id: one row, or, if a field is dated, one for each change."""
+    static, dated = pd.DataFrame(index=ids.names), []
+    for fate in fates:
+        rows = fate.rows
+        of, values = ids.names[ids.number[rows]], fate.values.iloc[rows]
+        if not fate.is_dated:
+            static[fate.column] = values.set_axis(of)
+            continue
+        # A ranking sees what was stated before its time.
+        is_first = ~pd.Series(of).duplicated()
+        since_ms = np.where(is_first, ALWAYS_MS, log["at_ms"].to_numpy()[rows] - 1)
+        changes = values.set_axis(pd.MultiIndex.from_arrays([of, since_ms], names=["id", "ts_ms"]))
+        dated.append(changes[~changes.index.duplicated(keep="last")].rename(fate.column))
+    if not dated:
+        return static
+    # The fields of an id at each of these times, and always.
+    index = pd.MultiIndex.from_product([ids.names, [ALWAYS_MS]], names=["id", "ts_ms"])
+    for one in dated:
+        index = index.union(one.index)
+    changed = pd.DataFrame({one.name: one.reindex(index) for one in dated}).groupby(level="id").ffill()
+    changed = changed.reset_index("ts_ms").join(static)
+    times = changed["ts_ms"].astype("Int64")
+    return changed.assign(ts_ms=times.mask(times == ALWAYS_MS))
+
+
+def _stated(shown: pd.DataFrame, values: pd.DataFrame) -> pd.Series[str]:
+    """Return the fields that the request of each slate states, by candidate, as JSON."""
+    table = converted(pa.Table.from_pandas(values.loc[shown.index], preserve_index=False), ())
+    fields = (row for batch in table.to_batches(ROWS_AT_ONCE) for row in batch.to_pylist())
+    parts = [
+        msgspec.json.encode({name: row})[1:-1].decode()
+        for name, row in zip(shown["candidate"], fields, strict=True)
+    ]
+    return "{" + pd.Series(parts).groupby(shown["request_id"].array, sort=False).agg(",".join) + "}"
 
 
 def _table(frame: pd.DataFrame, index: str) -> pa.Table:
     frame = frame.rename_axis(index).reset_index()
-    frame = frame.astype({"ts_ms": "int64"}) if "ts_ms" in frame else frame
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
@@ -170,6 +244,8 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
         elif option == "position":
             log[option] = values
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
+    # Loops over slates take Python's strings faster than Arrow's.
+    frame["candidate"] = frame["candidate"].astype(object)
     return rows, frame if columns.slate else frame.assign(request_id=_slates(frame, columns.window_ms))
 
 
@@ -246,22 +322,6 @@ def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
     return pd.Series([f"import-{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
 
 
-def _owners(rows: pd.DataFrame, log: pd.DataFrame) -> pd.Series[str]:
-    """Return the column of ids for each of which the rows agree, by field; "" if there is none."""
-    keys = log[[*IDS.values()]].astype("category")
-    num_ids = keys.nunique()
-    # Ids of a single row agree with everything, even with what came after the ranking.
-    ranked = num_ids[num_ids < keys.count()].sort_values(kind="stable").index
-    owners = dict.fromkeys(rows, "")
-    for key, name in product(reversed(ranked), rows.columns[~rows.columns.str.fullmatch(OWN_COLUMNS)]):
-        values: Any = rows[name].dropna()
-        values = values.astype(str) if pa.types.is_nested(values.dtype.pyarrow_dtype) else values
-        of = keys[key][values.index]
-        if of.notna().all() and values.groupby(of, observed=True).nunique().max() == 1:
-            owners[name] = key
-    return pd.Series(owners, dtype=object)
-
-
 def _events(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatColumns) -> pd.DataFrame:
     parts = []
     for name in columns.events:
@@ -277,4 +337,5 @@ def _events(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatCo
     if events.empty:
         raise TabrankError(f"{source}: --event: no row has an event, so that nothing can be learned")
     # The ids of later events from clients must differ.
-    return events.drop(columns="position").set_index("import-" + events.index.astype(str))
+    events = events.astype({"ts_ms": "int64"}).set_index("import-" + events.index.astype(str))
+    return events[["viewer", "candidate", "kind", "ts_ms", "request_id"]]

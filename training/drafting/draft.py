@@ -20,6 +20,7 @@ from serve.features.slots import IMPRESSION, OWNERS
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
 from training.data.dataset import Dataset, build
+from training.data.doubts import doubts
 from training.drafting.funnel import Funnel, funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import Column, conversions, profile, read_tables
@@ -37,12 +38,14 @@ class Draft:
     """Drafted TOML, to be reviewed before use.
 
     `notes` list what was converted, and what was left out and why. `request` is a ranking of the
-    log's last exposure, as `POST /v1/rank` takes it.
+    log's last exposure, as `POST /v1/rank` takes it. `is_joined` is False if one of the log's joins
+    is below MIN_JOIN.
     """
 
     text: str
     notes: tuple[str, ...]
     request: dict[str, Any]
+    is_joined: bool
 
 
 def draft(log: Path, name: str | None = None) -> Draft:
@@ -55,7 +58,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
     Raises:
         TabrankError: the log is invalid or holds nothing to learn from; names table and column.
     """
-    tables = read_tables(log)
+    tables, is_joined = read_tables(log)
     events = funnel(tables)
     columns = without_leaks(profile(tables), tables, events)
     name = name or _name(log)
@@ -78,14 +81,23 @@ def draft(log: Path, name: str | None = None) -> Draft:
     notes += [f"{c.path}: {c.distinct:,} values are {TOO_WIDE}" for c in columns if TOO_WIDE in c.why]
     notes += [f"{c.path} {c.why}" for c in columns if c.why.endswith("for a time")]
     notes += [f"the feature {f} is left out: {why}" for f, why in found.items() if f in pairs]
-    return Draft(text, tuple(notes), _request(surface, tables["exposures"]))
+    positives = {events.label: events.event_stats[events.label].positives}
+    notes += doubts(tables["exposures"], positives, {c.path: c.missing for c in columns if c.type})
+    return Draft(text, tuple(notes), _request(surface, tables["exposures"]), is_joined)
 
 
 def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
     has_any = pc.greater(pc.list_value_length(exposures["candidates"]), 0).fill_null(False)
     (last,) = exposures.slice(np.argmax(np.where(has_any, exposures["ts_ms"], -1)), 1).to_pylist()
     context = {k: v for k, v in (last.get("context") or {}).items() if k in surface.context and v is not None}
-    request = {"viewer": last["viewer"], "candidates": last["candidates"][:MAX_CANDIDATES], "limit": 10}
+    names = last["candidates"][:MAX_CANDIDATES]
+    allowed = {name for name, field in surface.candidate.items() if field.request_time}
+    stated = json.loads(last.get("stated") or "{}") if allowed else {}
+    candidates = [
+        {"candidate": n, "fields": {k: v for k, v in stated[n].items() if k in allowed}} if n in stated else n
+        for n in names
+    ]
+    request = {"viewer": last["viewer"], "candidates": candidates, "limit": 10}
     return request | ({"context": context} if context else {}) | {"explain": True, "traffic": "test"}
 
 
@@ -187,7 +199,10 @@ def _field(c: Column) -> str:
     remarks = [f"{c.distinct:,} values"] if c.type in ("category", "set") else []
     remarks += [f"{c.missing:.0%} missing"] if c.missing >= 0.005 else []
     remarks += [c.why] if c.why else []
-    spec: object = {"type": "set", "max": c.max_size} if c.type == "set" else c.type
+    more = ({"max": c.max_size} if c.type == "set" else {}) | (
+        {"request_time": True} if c.request_time else {}
+    )
+    spec: object = {"type": c.type, **more} if more else c.type
     return f"{toml_key(c.name)} = {toml(spec)}{_comment(', '.join(remarks))}"
 
 

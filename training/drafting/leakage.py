@@ -27,7 +27,7 @@ def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Fu
     judged = []
     for c in columns:
         why = _ahead(ages_ms(c, tables, events)) if c.type == "time" else ""
-        if c.type == "number" and c.owner in totals:
+        if c.type == "number" and c.owner in totals and not c.request_time:
             why = _is_total(c, tables[f"{c.owner}s"], totals[c.owner])
         judged.append(dataclasses.replace(c, type=None, why=why) if why else c)
     return judged
@@ -35,6 +35,8 @@ def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Fu
 
 def ages_ms(c: Column, tables: dict[str, pa.Table], events: Funnel) -> F64:
     """Return `[N]` the time from a column's value to each row's exposure in ms; NaN if missing."""
+    if c.request_time:
+        return np.asarray(events.shown_ms - c.numbers, np.float64)
     if c.owner == "context":
         return np.asarray(events.shown_ms - c.numbers[events.exposure], np.float64)
     table = tables[f"{c.owner}s"]
@@ -71,10 +73,10 @@ def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, I64]:
 
 
 def _is_total(c: Column, table: pa.Table, totals: dict[str, I64]) -> str:
-    if "ts_ms" in table.column_names and table["ts_ms"].null_count < len(table):
-        # Rows with a time are safe: the replay applies each at its time.
-        return ""
     given = (totals[IMPRESSION] > 0) & ~np.isnan(c.numbers)
+    if "ts_ms" in table.column_names:
+        # Rows with a time are safe: the replay applies each at its time.
+        given &= table["ts_ms"].is_null().to_numpy()
     if given.sum() < ENOUGH_IDS:
         return ""
     values = rankdata(c.numbers[given])

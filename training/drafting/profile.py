@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,11 +17,11 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import RECENT_MS, other_unit
 from serve.features.slots import ENTITIES, F64, I64, Entity
 from serve.features.surface import FieldType
-from serve.log.join_coverage import check_joins
+from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.reader import read_columns, unerased
 from serve.log.replay import Codes
 from serve.storage.conversion import CONVERSION
-from training.data.flat import OWN_COLUMNS
+from training.data.fates import OWN_COLUMNS, OWN_NAME
 from training.terminal import print_progress
 
 # Columns of each entity's table besides its fields.
@@ -56,6 +58,8 @@ class Column:
     is_text: bool = False
     # Values of a number or time by row; NaN if missing.
     numbers: F64 = field(default_factory=lambda: np.empty(0))
+    # Requests state it, so its rows are the shown candidates.
+    request_time: bool = False
 
     @property
     def path(self) -> str:
@@ -63,18 +67,18 @@ class Column:
         return f"{self.owner}.{self.name}"
 
 
-def read_tables(folder: Path) -> dict[str, pa.Table]:
+def read_tables(folder: Path) -> tuple[dict[str, pa.Table], bool]:
     """Read the four tables with all their columns, without repeated requests, test traffic and
     erased rows.
 
-    Prints what the log joins and repeats.
+    Prints what the log joins and repeats; also returns whether each join reaches MIN_JOIN.
 
     Raises:
         TabrankError: a column is missing or wrong, or nothing joins; names table and column.
     """
     tables = {name: unerased(table) for name, table in read_columns(folder).items()}
     fields = {owner: set(tables[f"{owner}s"].column_names) - OWN[owner] for owner in ENTITIES}
-    check_joins(folder, tables, fields, print_progress)
+    shares = check_joins(folder, tables, fields, print_progress)
     exposures = tables["exposures"]
     if "traffic" in exposures.column_names:
         exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
@@ -82,7 +86,7 @@ def read_tables(folder: Path) -> dict[str, pa.Table]:
             raise TabrankError(f"{folder}: exposures: every row is test traffic; a draft needs live traffic")
     first = np.sort(np.unique(codes_of(exposures["request_id"])[0], return_index=True)[1])
     tables["exposures"] = exposures.take(first) if len(first) < len(exposures) else exposures
-    return tables
+    return tables, min(shares.values(), default=1.0) >= MIN_JOIN
 
 
 def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
@@ -92,17 +96,35 @@ def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
 
 def profile(tables: dict[str, pa.Table]) -> list[Column]:
     """Return every column of viewers and candidates that a surface may use, then the context's."""
-    found = []
+    found, exposures = [], tables["exposures"]
+    stated = stated_columns(exposures)
     for owner in ENTITIES:
         table = tables[f"{owner}s"]
         num_ids = len(pc.unique(table["id"]))
-        found += [_column(owner, f, table[f.name], num_ids) for f in table.schema if f.name not in OWN[owner]]
-    exposures = tables["exposures"]
+        # A service's table has the fields that requests state too, mostly empty.
+        own = OWN[owner] | (stated.keys() if owner == "candidate" else set())
+        found += [_column(owner, f, table[f.name], num_ids) for f in table.schema if f.name not in own]
+    for name, values in stated.items():
+        column = _column("candidate", pa.field(name, values.type), values, len(values))
+        found.append(replace(column, request_time=True))
     if "context" in exposures.column_names and pa.types.is_struct(exposures["context"].type):
         context = exposures["context"]
         for i, part in enumerate(context.type):
             found.append(_column("context", part, pc.struct_field(context, i), len(exposures)))
     return found
+
+
+def stated_columns(exposures: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Return the fields that requests stated: for each the value of each shown candidate `[N]`."""
+    if "stated" not in exposures.column_names:
+        return {}
+    rows: list[dict[str, Any]] = []
+    for texts, shown in zip(exposures["stated"].chunks, exposures["candidates"].chunks, strict=True):
+        for text, candidates in zip(texts.to_pylist(), shown.to_pylist(), strict=True):
+            fields = msgspec.json.decode(text) if text else {}
+            rows += [fields.get(name, {}) for name in candidates]
+    names = dict.fromkeys(name for fields in rows for name in fields)
+    return {name: pa.chunked_array([pa.array([fields.get(name) for fields in rows])]) for name in names}
 
 
 def conversions(tables: dict[str, pa.Table]) -> list[str]:
@@ -125,7 +147,7 @@ def _column(owner: str, of: pa.Field, values: pa.ChunkedArray, num_ids: int) -> 
     missing = values.null_count / len(values)
     name, kind = of.name, values.type
     if re.fullmatch(OWN_COLUMNS, name):
-        return Column(owner, name, None, "the log itself uses this name; rename the column if it is your own")
+        return Column(owner, name, None, OWN_NAME)
     if missing == 1:
         return Column(owner, name, None, "every row is null")
     if kind == pa.string():

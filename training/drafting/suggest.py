@@ -220,7 +220,8 @@ def _viewer(columns: list[Column], events: Funnel) -> Iterator[Feature]:
     for kind in (label, IMPRESSION):
         yield Feature(VIEWER, f"viewer_num_{kind}", _count("viewer", kind, half))
     for c in columns:
-        is_known = c.owner == "candidate" and c.type in ("category", "set")
+        # An event on a candidate does not know what a request stated of it.
+        is_known = c.owner == "candidate" and c.type in ("category", "set") and not c.request_time
         if not is_known or c.distinct < 2 or c.is_text:
             continue
         keep = min(c.distinct, WIDE_AFFINITY * (2 if c.type == "set" else 1))

@@ -21,6 +21,7 @@ from serve.log.reader import Log, read_joined
 from serve.model.encoder import Encoder
 from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat, evenly
+from training.data.doubts import BOTH_LABELS
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Spill, Streamed
@@ -189,8 +190,7 @@ def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
 def _check_labels(name: str, num_rows: int, num_positive: int) -> None:
     if not 0 < num_positive < num_rows:
         raise TabrankError(
-            f"the {name} rows ({num_rows}) have {num_positive} positives; "
-            "training needs rows of both labels: give a longer log"
+            f"the {name} rows ({num_rows}) have {num_positive} positives; {BOTH_LABELS}: give a longer log"
         )
 
 

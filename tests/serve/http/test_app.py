@@ -822,7 +822,7 @@ REFUSED = [
         body(candidates=[{"candidate": "a", "fields": {"topic": "x"}}]),
         422,
         "/candidates/0/fields/topic",
-        "price",
+        "'topic' is stored; requests may state price. Send it to /v1/events, or declare it with request_time = true",
     ),
     (
         body(candidates=[{"candidate": "a", "filds": {}}]),

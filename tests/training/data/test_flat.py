@@ -77,10 +77,14 @@ def test_a_window_a_slate_column_and_positions_are_followed(tmp_path):
     assert "viewers" not in tables
 
 
+def owners(found):
+    return {one["column"]: one["owner"] for one in found["columns"]}
+
+
 def test_columns_go_to_their_owner_or_are_left_out_by_name(tmp_path):
     found, tables = imported(tmp_path)
-    assert found["fields"] == {"candidates": ["price"], "viewers": ["member"], "context": ["weekday"]}
-    assert found["left_out"] == ["", "rank", "score"]
+    owned = {"price": "candidates", "member": "viewers", "weekday": "context", "score": "stated"}
+    assert owners(found) == owned | {"": "", "rank": ""}
     assert tables["candidates"] == [
         {"id": "100", "price": 1.5},
         {"id": "200", "price": 2.5},
@@ -235,7 +239,12 @@ def test_names_of_the_log_itself_are_left_out(tmp_path):
     ]
     text = "\n".join(["when,who,what,did,seq,removed,ends_ms,traffic,size", *rows])
     found, tables = imported(tmp_path, text=text)
-    assert found["left_out"] == ["seq", "removed", "ends_ms", "traffic"]
+    assert [name for name, owner in owners(found).items() if not owner] == [
+        "seq",
+        "removed",
+        "ends_ms",
+        "traffic",
+    ]
     assert tables["candidates"] == [{"id": "1", "size": 1}, {"id": "2", "size": 2}]
     assert tables["viewers"] == [{"id": "0"}, {"id": "1"}, {"id": "2"}]
 
@@ -243,7 +252,7 @@ def test_names_of_the_log_itself_are_left_out(tmp_path):
 def test_what_came_after_is_no_context_of_slates_of_one_row(tmp_path):
     rows = [f"{START_MS + i},{i % 2},{i % 3},{i % 2},{i * i % 5}" for i in range(12)]
     found, tables = imported(tmp_path, text="\n".join(["when,who,what,did,paid", *rows]))
-    assert found["left_out"] == ["paid"]
+    assert owners(found) == {"paid": "stated"}
     assert "context" not in tables["exposures"][0]
 
 

@@ -356,7 +356,7 @@ def test_the_draft_counts_the_positives_that_the_labels_will_have(tmp_path, name
         event["request_id"] = f"r{event['candidate'][1:]}" if named else None
     schema = parts["events"].schema.append(pa.field("request_id", pa.string()))
     write_log(tmp_path / "log", parts | {"events": pa.Table.from_pylist(events, schema=schema)})
-    one = funnel(read_tables(tmp_path / "log"))
+    one = funnel(read_tables(tmp_path / "log")[0])
     surface = read_surface(draft(tmp_path / "log").text)
     log = read_log(tmp_path / "log", surface)
     for kind in ("buy", "view"):

@@ -1,0 +1,295 @@
+"""Test what becomes of the columns of a flat file, from the import to the served features."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from serve.features.rows import Schema
+from serve.features.surface import load_surface, read_surface
+from serve.log.reader import read_log
+from tests.support import live_service
+from tests.support.logging_service import Logging
+from tests.support.varied_rows import GIVEN, varied_rows
+from training.__main__ import app
+from training.audit.audit import audit
+from training.audit.player import posts, replay_requests
+from training.data.dataset import build
+from training.drafting.draft import draft
+
+
+def run(*arguments, code=0):
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == code, (done.stdout, done.stderr, done.exception)
+    return done
+
+
+def import_rows(folder, rows, *more, code=0, columns=GIVEN):
+    rows.to_csv(folder / "rows.csv", index=False)
+    given = ["--source", folder / "rows.csv", "--out", folder / "log", *columns, *more]
+    return run("import", "csv", *given, code=code)
+
+
+def told(done):
+    """Return the owner, the share and the reason that a printed table gives each column."""
+    found = json.loads(done.stdout)["columns"]
+    return {one["column"]: (one["owner"], one["disagreement"], one["why"]) for one in found}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Return a folder with the log of varied rows, its drafted surface, and the rows."""
+    home = tmp_path_factory.mktemp("varied")
+    (home / "printed").write_text(import_rows(home, varied_rows()).stdout)
+    run("surface", "--log", home / "log", "--out", home / "my")
+    return home
+
+
+def test_each_column_is_printed_with_its_fate_its_share_and_its_cause(home):
+    lines = (home / "printed").read_text().splitlines()
+    table = lines[lines.index(next(line for line in lines if line.startswith("column"))) :]
+    said = {line.split()[0]: line for line in table[1:18]}
+    for name, owner, cause in [
+        ("topic", "candidates  0.0%", "one value for each candidate"),
+        ("price", "candidates  0.0%", "numbers: 'n/k', 1.7% of the values, is read as missing"),
+        ("slips", "candidates  ", "the most frequent value of each candidate; its other rows differ"),
+        ("distance", "stated      ", "varies by viewer and candidate: a request states it"),
+        ("direction", "stated      ", "varies by viewer and candidate"),
+        ("followers", "candidates  ", "changes with time for each candidate"),
+        ("tier", "viewers     ", "changes with time for each viewer"),
+        ("town", "viewers     0.0%", "one value for each viewer"),
+        ("device", "context     0.0%", "one value for each slate"),
+        ("hour", "context     0.0%", "one value for each slate"),
+        ("empty", "left out", "every row is empty"),
+        ("seq", "left out", "the log itself uses this name"),
+        ("slot", "left out", "name it with --position"),
+        ("note", "left out", "an id or free text"),
+    ]:
+        assert owner in said[name]
+        assert cause in said[name]
+
+
+def test_the_draft_declares_what_requests_state_and_the_request_states_it(home):
+    surface = load_surface(str(home / "my/surface.toml"))
+    fields = surface.fields["candidate"]
+    assert {name for name, field in fields.items() if field.request_time} == {"distance", "direction"}
+    assert (fields["price"].type, fields["followers"].type) == ("number", "number")
+    assert {"tier", "town"} == set(surface.fields["viewer"])
+    assert {"device", "hour"} == set(surface.fields["context"])
+    affinities = {str(kind.field) for kind in surface.features.values() if type(kind).__name__ == "Affinity"}
+    assert affinities == {"candidate.topic", "candidate.slips"}
+    request = json.loads((home / "my/request.json").read_text())
+    assert {frozenset(one["fields"]) for one in request["candidates"]} == {
+        frozenset(("distance", "direction"))
+    }
+
+
+def test_training_reads_what_each_row_of_the_file_says(home):
+    """Compare all values but the price, which is the candidate's where a row lacks it."""
+    surface = load_surface(str(home / "my/surface.toml"))
+    data = build(Schema(surface), read_log(home / "log", surface))
+    rows = pd.read_csv(home / "rows.csv").set_index(["at", "item"])
+    ids = [data.candidate_ids[i] for i in data.shown]
+    at = pd.to_datetime(data.ts_ms, unit="ms", utc=True).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    own = rows.loc[list(zip(at, ids, strict=True))]
+    assert len(own) > 2_900
+    for name in ("distance", "followers", "hour"):
+        ours = data.matrix.numeric[:, data.columns.numeric.index(name)]
+        np.testing.assert_allclose(ours, own[name].to_numpy(np.float32), rtol=1e-6)
+    parts = dict(data.columns.category_parts())
+    for name, column in (("direction", "direction"), ("viewer_tier", "tier"), ("device", "device")):
+        codes = data.matrix.category[:, parts[name]][:, 0]
+        pairs = pd.DataFrame({"code": codes, "value": own[column].to_numpy()}).drop_duplicates()
+        assert len(pairs) == 2, f"{name}: {pairs}"
+
+
+def test_what_is_served_equals_what_training_computes(home, tmp_path, monkeypatch):
+    text = (home / "my/surface.toml").read_text()
+    monkeypatch.setattr(live_service, "TOML", text)
+    log_folder = tmp_path / "log"
+    run("split", "--log", home / "log", "--before", log_folder, "--after", tmp_path / "after", "--at", "0.9")
+    surface = read_surface(text)
+    later = read_log(tmp_path / "after", surface)
+
+    async def rankings(service):
+        for one in replay_requests(later, surface):
+            if isinstance(one, list):
+                for body in posts(one):
+                    assert (await service.post("/v1/events", body)).json()["rejected"] == []
+            else:
+                _, request = one
+                answer = (await service.post("/v1/rank", msgspec.json.encode(request))).json()
+                assert answer["rung"] == "full"
+
+    service = Logging(tmp_path, log_folder)
+    service.run(rankings)
+    found = audit(tmp_path / "log", surface)
+    assert found["held"]
+    assert found["max"] <= 1e-6
+    assert found["rows"] > 250
+    assert {"distance", "direction", "followers", "viewer_tier", "price"} <= set(found["features"])
+
+
+def test_where_each_candidate_occurs_once_its_fields_stay(tmp_path):
+    found = told(import_rows(tmp_path, varied_rows(once=True), "--json"))
+    for name in ("topic", "price", "distance", "followers", "direction"):
+        owner, _, why = found[name]
+        assert (owner, why.split(";")[0]) == ("candidates", "each candidate has one row")
+    assert (found["tier"][0], found["town"][0], found["hour"][0]) == ("viewers", "viewers", "context")
+    surface = read_surface(draft(tmp_path / "log").text)
+    assert {"topic", "price", "distance"} <= set(surface.fields["candidate"])
+    assert not any(field.request_time for field in surface.fields["candidate"].values())
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_what_tells_the_label_is_dropped_by_the_draft_with_the_reason(tmp_path, once):
+    rows = varied_rows(once=once)
+    rows["paid"] = np.where(rows["liked"] == 1, 3.5 + np.arange(len(rows)) % 7, np.nan)
+    rows["left"] = pd.to_datetime(rows["at"]) + pd.to_timedelta(1 + np.arange(len(rows)) % 50, "s")
+    found = told(import_rows(tmp_path, rows, "--json"))
+    assert found["paid"][0] == found["left"][0] == ("candidates" if once else "stated")
+    notes = " ".join(draft(tmp_path / "log").notes)
+    assert "candidate.paid is left out: looks like the label" in notes
+    assert "candidate.left is left out: lies after 100% of the rankings" in notes
+
+
+def test_a_total_of_the_whole_log_is_no_field_beside_dated_ones(tmp_path):
+    rows = varied_rows(1_500)
+    rows["likes"] = rows.groupby("item")["liked"].transform("sum")
+    found = told(import_rows(tmp_path, rows, "--json"))
+    assert (found["likes"][0], found["followers"][2][:17]) == ("candidates", "changes with time")
+    surface = read_surface(draft(tmp_path / "log").text)
+    assert "likes" not in surface.fields["candidate"]
+    assert "followers" in surface.fields["candidate"]
+
+
+def test_a_change_is_seen_by_the_ranking_that_has_it_and_by_none_before(tmp_path):
+    rows = pd.DataFrame(
+        {
+            "at": 1_780_000_000_000 + np.repeat(np.arange(40), 2),
+            "user": np.repeat([f"u{i % 7}" for i in range(40)], 2),
+            "item": ["a", "b"] * 40,
+            "stock": np.ravel([[i // 10, 9 - i // 20] for i in range(40)]),
+            "liked": [1, 0] * 40,
+        }
+    )
+    rows.loc[[4, 5], "stock"] = None
+    import_rows(tmp_path, rows)
+    table = pq.read_table(tmp_path / "log/candidates.parquet").to_pylist()
+    at = [(one["id"], one["ts_ms"] and one["ts_ms"] - 1_780_000_000_000, one["stock"]) for one in table]
+    assert at == [("a", None, 0), ("a", 9, 1), ("a", 19, 2), ("a", 29, 3), ("b", None, 9), ("b", 19, 8)]
+
+
+def test_a_candidate_that_comes_again_in_a_slate_counts_once_and_so_do_its_events(tmp_path):
+    rows = varied_rows(100)
+    again = pd.concat([rows, rows.iloc[:50]])
+    done = import_rows(tmp_path, again)
+    num = int(rows["liked"].iloc[:50].sum())
+    assert (
+        f"50 rows repeat a candidate of their slate, which is shown once; {num} of their events"
+        in done.stdout
+    )
+    assert len(pq.read_table(tmp_path / "log/events.parquet")) == rows["liked"].sum()
+
+
+def two_files(folder, spelt):
+    """Write the likes of rows, a second later, to a file; half of their ids are as `spelt`."""
+    rows = varied_rows(300)
+    events = rows[rows["liked"] == 1][["at", "user", "item"]].assign(liked=1)
+    events["at"] = pd.to_datetime(events["at"]) + pd.Timedelta("1s")
+    half = np.arange(len(events)) % 2 == 0
+    events["item"] = events["item"].where(half, events["item"].map(spelt))
+    events.to_csv(folder / "events.csv", index=False)
+    return rows.drop(columns="liked"), len(events)
+
+
+@pytest.mark.parametrize(
+    ("spelt", "example"),
+    [
+        (str.upper, "candidate 'I"),
+        (lambda name: f"item-{name}", "candidate 'item-i"),
+        (lambda name: f" {name}.0", "candidate ' i"),
+        (lambda name: name.replace("i", "i_"), "candidate 'i_"),
+    ],
+)
+def test_half_misspelt_events_are_told_with_examples_and_nothing_is_written(tmp_path, spelt, example):
+    rows, num = two_files(tmp_path, spelt)
+    done = import_rows(tmp_path, rows, "--events", tmp_path / "events.csv", code=1)
+    (warning,) = [line for line in done.stderr.splitlines() if "warning" in line]
+    assert f"of {num:,} events join an exposure" in warning
+    assert warning.split(" on one side, ")[0].count(example) == 3
+    assert warning.split(" on one side, ")[1].split(" on the other")[0].count("candidates") == 3
+    hints = [part for part in warning.split("; ") if " is perhaps " in part]
+    assert hints
+    assert all(plain(hint.split("'")[1]) == hint.split("'")[3] for hint in hints)
+    assert not (tmp_path / "log").exists()
+    assert "repeat with --yes" in done.stdout
+    import_rows(tmp_path, rows, "--events", tmp_path / "events.csv", "--yes")
+    run("surface", "--log", tmp_path / "log", "--out", tmp_path / "my", code=1)
+    assert not (tmp_path / "my").exists()
+    run("surface", "--log", tmp_path / "log", "--out", tmp_path / "my", "--yes")
+
+
+def plain(name):
+    return "i" + "".join(char for char in name.removesuffix(".0") if char.isdigit())
+
+
+def test_events_of_another_file_join_by_viewer_and_earlier_exposure(tmp_path):
+    rows, num = two_files(tmp_path, str)
+    done = import_rows(tmp_path, rows, "--events", tmp_path / "events.csv", "--json")
+    assert json.loads(done.stdout)["events"] == num
+    assert f"100.0% of {num:,} events join an exposure" in done.stderr
+    data = build(Schema(s := read_surface(draft(tmp_path / "log").text)), read_log(tmp_path / "log", s))
+    assert 0.9 * num < data.label.sum() <= num
+
+
+def test_nothing_that_joins_is_refused_as_before(tmp_path):
+    rows, _ = two_files(tmp_path, str)
+    events = pd.read_csv(tmp_path / "events.csv").assign(user="nobody")
+    events.to_csv(tmp_path / "events.csv", index=False)
+    done = import_rows(tmp_path, rows, "--events", tmp_path / "events.csv", "--yes", code=2)
+    assert "events join an exposure: viewer 'nobody'" in done.stderr
+
+
+def liked(rows, num):
+    """Return the rows with so many likes."""
+    return rows.assign(
+        liked=(
+            np.arange(len(rows)) * num // len(rows) != (np.arange(len(rows)) - 1) * num // len(rows)
+        ).astype(int)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda rows: rows.assign(liked=1),
+            "fit and search refuse it as a label; training needs rows of both",
+        ),
+        (lambda rows: liked(rows, 2), "check what it means before it is a label"),
+        (
+            lambda rows: liked(rows, 72),
+            "72 of 5,000 shown candidates (1.44%) have the event 'liked': with fewer",
+        ),
+        (
+            lambda rows: rows.assign(user=rows["user"].where(rows["user"] > "u4")),
+            "of viewer of the slates is missing",
+        ),
+        (
+            lambda rows: rows.assign(distance=rows["distance"].where(np.arange(5_000) % 3 > 0)),
+            "distance is missing",
+        ),
+        (lambda rows: rows.iloc[::5], "100% of the slates have one candidate: no order can be learned"),
+    ],
+)
+def test_doubts_are_told_at_import_and_at_surface(tmp_path, change, said):
+    done = import_rows(tmp_path, change(varied_rows(1_000)))
+    assert said in done.stdout
+    assert said in " ".join(draft(tmp_path / "log").notes)

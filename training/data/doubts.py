@@ -1,0 +1,42 @@
+"""Doubts about a log, told before hours of training: its label, its slates, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+BOTH_LABELS = "training needs rows of both labels"
+# With fewer positives, a model loses to "most popular".
+ENOUGH_POSITIVES = 2_000
+# A rarer label is more likely a mistake than an aim.
+RARE = 0.001
+# From this share on, name a column with missing values.
+MUCH_MISSING = 0.3
+
+
+def doubts(exposures: pa.Table, positives: Mapping[str, int], missing: Mapping[str, float]) -> Iterator[str]:
+    """Yield a sentence for each doubt.
+
+    `positives` is the number of shown candidates that each kind of event follows. `missing` is the
+    share of missing values by column.
+    """
+    sizes = pc.fill_null(pc.list_value_length(exposures["candidates"]), 0).to_numpy()
+    num_shown = int(sizes.sum())
+    for kind, num in positives.items():
+        what = f"warning: {num:,} of {num_shown:,} shown candidates ({num / num_shown:.2%}) have the event {kind!r}"
+        if num >= num_shown:
+            yield f"{what}: fit and search refuse it as a label; {BOTH_LABELS}"
+        elif num < RARE * num_shown:
+            yield f"{what}: check what it means before it is a label"
+        if num < ENOUGH_POSITIVES:
+            yield f"{what}: with fewer than some thousand positives a model loses to the popular order"
+    if (share := float(np.mean(sizes < 2))) >= 0.5:
+        why = "no order can be learned from them; if more were on screen, name --slate or --window of `import csv`"
+        yield f"warning: {share:.0%} of the slates have one candidate: {why}"
+    viewers = {"viewer of the slates": exposures["viewer"].null_count / len(exposures)}
+    for name, share in {**viewers, **missing}.items():
+        if MUCH_MISSING <= share < 1:
+            yield f"warning: {share:.0%} of {name} is missing; check its export"
