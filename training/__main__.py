@@ -83,15 +83,13 @@ def surface(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The surface's name. Default: the log folder's.")] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Draft also if under 95 % of a join's ids join.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Draft even if many ids do not join.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draft the surface of a log and its application, each choice with its reason.
 
     The draft has the fields, label, features and popularity; the application needs no edit. Exit
-    code 1, and nothing written, if under 95 % of the log's viewers, candidates or events join.
+    code 1, and nothing written, if under 95 % of the events or shown candidates join.
     """
     from serve.contract.validation import refuse_existing
     from training.drafting.application import write_application

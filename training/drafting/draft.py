@@ -38,8 +38,8 @@ class Draft:
     """Drafted TOML, to be reviewed before use.
 
     `notes` list what was converted, and what was left out and why. `request` is a ranking of the
-    log's last exposure, as `POST /v1/rank` takes it. `is_joined` is False if one of the log's joins
-    is below MIN_JOIN.
+    log's last exposure, as `POST /v1/rank` takes it. `is_joined` is False if many events or shown
+    candidates name ids that the log lacks.
     """
 
     text: str

@@ -71,7 +71,8 @@ def read_tables(folder: Path) -> tuple[dict[str, pa.Table], bool]:
     """Read the four tables with all their columns, without repeated requests, test traffic and
     erased rows.
 
-    Prints what the log joins and repeats; also returns whether each join reaches MIN_JOIN.
+    Prints what the log joins and repeats; also returns whether the joins of candidates and events
+    reach MIN_JOIN. (A service's own log has viewers of whom it was told nothing.)
 
     Raises:
         TabrankError: a column is missing or wrong, or nothing joins; names table and column.
@@ -86,7 +87,7 @@ def read_tables(folder: Path) -> tuple[dict[str, pa.Table], bool]:
             raise TabrankError(f"{folder}: exposures: every row is test traffic; a draft needs live traffic")
     first = np.sort(np.unique(codes_of(exposures["request_id"])[0], return_index=True)[1])
     tables["exposures"] = exposures.take(first) if len(first) < len(exposures) else exposures
-    return tables, min(shares.values(), default=1.0) >= MIN_JOIN
+    return tables, all(shares.get(name, 1.0) >= MIN_JOIN for name in ("candidates", "events"))
 
 
 def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
