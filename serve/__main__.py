@@ -219,7 +219,7 @@ def load(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fill a store by replaying a log, beside a running service if there is one.
+    """Fill a store by replaying a log, beside a running service if that has another store.
 
     After a change of the surface, fill the new store and then deploy with `python -m serve up`.
     Nothing is lost meanwhile: what arrives is applied when the service starts with the new store.
