@@ -37,8 +37,8 @@ def load(
 ) -> dict[str, Any]:
     """Rebuild the state of `log`, and replace the store's rows by it, atomically.
 
-    A service with another store may go on meanwhile. What it has not written to the log yet stays in
-    its journal. That and what comes later is applied when a writer next opens this store. If the
+    A service with another store may go on meanwhile. What it has not written to the log yet stays
+    in its journal. That and what comes later is applied when a writer next opens this store. If the
     store with the journal is lost, `without_journal` gives it up.
 
     Returns the numbers of viewers and candidates, `complete_since_ms` of each feature (None: from

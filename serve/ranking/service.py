@@ -281,7 +281,7 @@ class RankingService:
             stated={} if ids is request.candidates else stated_fields(request),
             explain=request.explain,
             traffic=request.traffic,
-            keep_matrix=request.explain or draw() < self.config.log_features,
+            keep_matrix=bool(request.explain) or draw() < self.config.log_features,
             explore=arm.explore > 0 and draw() < arm.explore,
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
         )

@@ -22,7 +22,7 @@ from serve.stores.protocol import MAX_REMOVED, Changes, Dump, Packed
 MAX_PLAIN_KEY = 480
 # First byte of the key of a longer id; the rest is a digest.
 DIGEST = b"\xff"
-# File beside the database that each handle which writes keeps locked; the lock ends with the process.
+# File beside the database that each writing handle keeps locked; the lock ends with the process.
 WRITER = ".writer.lock"
 
 

@@ -36,8 +36,8 @@ PROBE_ROWS = 100_000
 class Draft:
     """Drafted TOML, to be reviewed before use.
 
-    `notes` list what was converted, and what was left out and why. `request` is a ranking of the
-    log's last exposure, as `POST /v1/rank` takes it.
+    `notes` list what was converted, and what was left out and why. `request` is a ranking of
+    the log's newest large slate, as `POST /v1/rank` takes it.
     """
 
     text: str
@@ -82,11 +82,15 @@ def draft(log: Path, name: str | None = None) -> Draft:
 
 
 def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
-    has_any = pc.greater(pc.list_value_length(exposures["candidates"]), 0).fill_null(False)
-    (last,) = exposures.slice(np.argmax(np.where(has_any, exposures["ts_ms"], -1)), 1).to_pylist()
-    context = {k: v for k, v in (last.get("context") or {}).items() if k in surface.context and v is not None}
-    request = {"viewer": last["viewer"], "candidates": last["candidates"][:MAX_CANDIDATES], "limit": 10}
-    return request | ({"context": context} if context else {}) | {"explain": True, "traffic": "test"}
+    """Return the newest of the largest slates, as a ranking that shows what an order changes."""
+    sizes = pc.list_value_length(exposures["candidates"]).fill_null(0).to_numpy()
+    place = np.lexsort((exposures["ts_ms"], np.minimum(sizes, MAX_CANDIDATES)))[-1]
+    (shown,) = exposures.slice(place, 1).to_pylist()
+    context = {
+        k: v for k, v in (shown.get("context") or {}).items() if k in surface.context and v is not None
+    }
+    request = {"viewer": shown["viewer"], "candidates": shown["candidates"][:MAX_CANDIDATES], "limit": 10}
+    return request | ({"context": context} if context else {}) | {"explain": "reasons", "traffic": "test"}
 
 
 def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
