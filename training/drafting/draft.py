@@ -85,11 +85,9 @@ def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
     """Return the newest of the largest slates, as a ranking that shows what an order changes."""
     sizes = pc.list_value_length(exposures["candidates"]).fill_null(0).to_numpy()
     place = np.lexsort((exposures["ts_ms"], np.minimum(sizes, MAX_CANDIDATES)))[-1]
-    (shown,) = exposures.slice(place, 1).to_pylist()
-    context = {
-        k: v for k, v in (shown.get("context") or {}).items() if k in surface.context and v is not None
-    }
-    request = {"viewer": shown["viewer"], "candidates": shown["candidates"][:MAX_CANDIDATES], "limit": 10}
+    (full,) = exposures.slice(place, 1).to_pylist()
+    context = {k: v for k, v in (full.get("context") or {}).items() if k in surface.context and v is not None}
+    request = {"viewer": full["viewer"], "candidates": full["candidates"][:MAX_CANDIDATES], "limit": 10}
     return request | ({"context": context} if context else {}) | {"explain": "reasons", "traffic": "test"}
 
 
