@@ -19,6 +19,7 @@ from serve.contract.commands import (
     AnyRunFolder,
     ConfigFile,
     Json,
+    Parts,
     RunFolder,
     answer,
     command_line,
@@ -229,6 +230,8 @@ def load(
     from serve.stores.factory import shown
 
     os.umask(PRIVATE)
+    parts = Parts(_progress)
+    parts.begin(f"replaying {log}")
     counts = fill(
         load_surface(surface),
         log,
@@ -238,6 +241,7 @@ def load(
         named=surface,
         without_journal=without_journal,
     )
+    parts.end()
     partly = [name for name, since_ms in counts["complete_since_ms"].items() if since_ms is not None]
     rest = f"only with newer records: {', '.join(partly)}" if partly else "every feature is complete"
     text = f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates; {rest}"

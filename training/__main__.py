@@ -11,7 +11,7 @@ import typer
 
 from serve.contract.commands import Json, answer, command_line
 from serve.contract.errors import TabrankError
-from serve.contract.validation import milliseconds, num_bytes
+from serve.contract.validation import milliseconds, num_bytes, spelled
 from serve.features.surface import load_surface
 from serve.storage.atomic_files import PRIVATE
 from training.bench.commands import bench
@@ -19,6 +19,7 @@ from training.data.commands import imports
 from training.experiment.commands import experiment
 from training.search.commands import refresh, search
 from training.terminal import (
+    PARTS,
     PUBLISHED,
     LogFolder,
     Model,
@@ -69,7 +70,7 @@ def simulate(
         progress=ProgressLines("simulate"),
     )
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
-    answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
+    answer(summary, as_json, f"{line} in {spelled(summary['seconds'])}")
 
 
 @app.command()
@@ -159,10 +160,11 @@ def fit(
         memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
         progress=ProgressLines("features"),
     )
+    PARTS.end()
     for line in (Examination.of(manifest).describe(), *manifest["suspects"], *manifest["advice"]):
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
-    line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation "
+    line = f"{out}: {manifest['rows']} rows in {spelled(manifest['seconds'])}; validation "
     for name in ("expected_labels", "ndcg@10"):
         line += f"{name} {decimal(ours[name])} (popular {decimal(theirs[name])}), "
     line += f"auc {ours['auc']:.4f}, logloss {ours['logloss']:.4f}"
@@ -222,7 +224,7 @@ def replay(
     progress = ProgressLines("replay")
     result = run(log, url, surface=surface, model=model, history=history, progress=progress)
     lines = [
-        f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['requests_per_s']:.0f} requests/s, "
+        f"{result['rankings']} rankings in {spelled(result['seconds'])}, {result['requests_per_s']:.0f} requests/s, "
         + ", ".join(f"{n} {rung}" for rung, n in result["by_rung"].items()),
         f"{result['rows']} rows, {result['slates']} slates ({result['unscored_rows']} rows unscored)",
         "  ".join(f"{name} {decimal(result[name])}" for name in ("ndcg@10", "auc", "logloss")),

@@ -95,7 +95,7 @@ def rows_needed(shares: Sequence[float]) -> int:
     there are cells (Yurdakul and Naranjo 2020, "Statistical properties of the population stability
     index"). The number is for its mean and three standard deviations.
     """
-    freedom = max(np.count_nonzero(shares) - 1, 1)
+    freedom = max(int(np.count_nonzero(shares)) - 1, 1)
     return math.ceil((freedom + 3 * math.sqrt(2 * freedom)) / MOVED)
 
 
