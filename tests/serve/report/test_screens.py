@@ -8,8 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.report.charts import Axis, Series, plot
-from serve.report.page import whole_page
 from tests.support.browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
 from tests.support.evaluation_rows import evaluation
 from tests.support.experiment_log import write_experiment
@@ -116,18 +114,3 @@ def test_a_page_has_no_barrier_at_any_width_in_light_and_dark(page):
         assert page.evaluate("document.documentElement.scrollWidth") == width
     page.emulate_media(color_scheme="dark", media="print")
     assert page.evaluate(STROKE) == strokes["light"] != strokes["dark"]
-
-
-def test_an_axis_of_one_value_has_two_ticks_or_more(tmp_path):
-    x, y = Axis("second of the measurement"), Axis("failed", zero=True)
-    plots = [
-        plot("one second", x, y, [Series("a", [7], [3])]),
-        plot("none", x, y, [Series("a", [1, 2], [0, 0])]),
-    ]
-    (tmp_path / "page.html").write_text(whole_page("ticks", plots))
-    with browser() as chromium, page_at(chromium, (tmp_path / "page.html").as_uri(), width=390) as page:
-        page.wait_for_selector(".plot svg >> nth=1")
-        axes = page.locator(".role-axis-label")
-        assert axes.count() == 4
-        for axis in axes.all():
-            assert len([text for text in axis.locator("text").all_text_contents() if text]) >= 2
