@@ -29,7 +29,7 @@ REASONS = (
 )
 TRAFFIC = "Default live. Test traffic counts no impressions, and training ignores it."
 
-EXPLAIN = 'True: return feature values and reasons; "reasons": reasons alone. Default false.'
+EXPLAIN = '`true` returns feature values and reasons, `"reasons"` reasons alone; default false.'
 # What a ranking tells of its candidates.
 Explain = bool | Literal["reasons"]
 

@@ -158,8 +158,7 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(f"{SCORES:<{width}}  {'':10}{drifts[SCORES]}")
         if num := len(result["drift"]["not_judged"]):
             lines.append(
-                f"drift: {num} of {len(drifts)} are not judged, of which a ranking's rows with one value count once; "
-                "audit again with more rankings, or raise log_features"
+                f"drift: {num} are not judged: audit again with more rankings, or raise log_features"
             )
     if result.get("model"):
         ours = result["model"]
@@ -182,9 +181,7 @@ def _drifts(found: Mapping[str, Any]) -> dict[str, str]:
     words = {}
     for name, index in (found["features"] | {SCORES: found["score"]}).items():
         if index is None:
-            words[name] = "      –  not judged: {rows} rows, and it needs {needed}".format(
-                **found["not_judged"][name]
-            )
+            words[name] = "      –  not judged: {rows} of {needed} rows".format(**found["not_judged"][name])
         else:
             words[name] = f"  {index:.3f}  {reading(index)}"
     return words
