@@ -19,6 +19,7 @@ from serve.contract.commands import (
     AnyRunFolder,
     ConfigFile,
     Json,
+    Parts,
     RunFolder,
     answer,
     command_line,
@@ -219,7 +220,7 @@ def load(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fill a store by replaying a log, beside a running service if there is one.
+    """Fill a store by replaying a log, beside a running service if that has another store.
 
     After a change of the surface, fill the new store and then deploy with `python -m serve up`.
     Nothing is lost meanwhile: what arrives is applied when the service starts with the new store.
@@ -229,6 +230,8 @@ def load(
     from serve.stores.factory import shown
 
     os.umask(PRIVATE)
+    parts = Parts(_progress)
+    parts.begin(f"replaying {log}")
     counts = fill(
         load_surface(surface),
         log,
@@ -238,6 +241,7 @@ def load(
         named=surface,
         without_journal=without_journal,
     )
+    parts.end()
     partly = [name for name, since_ms in counts["complete_since_ms"].items() if since_ms is not None]
     rest = f"only with newer records: {', '.join(partly)}" if partly else "every feature is complete"
     text = f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates; {rest}"

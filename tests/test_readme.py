@@ -115,7 +115,8 @@ def test_up_rank_and_down(tree):
     assert answer["model"]
     assert len(answer["ranking"]) == 5
     assert answer["unknown_candidates"] == []
-    assert "topic_affinity" in answer["ranking"][0]["features"]
+    assert "features" not in answer["ranking"][0]
+    assert answer["ranking"][0]["reasons"]
 
 
 def test_your_own_data(tree):

@@ -11,7 +11,7 @@ import typer
 
 from serve.contract.commands import Json, answer, command_line
 from serve.contract.errors import TabrankError
-from serve.contract.validation import milliseconds, num_bytes
+from serve.contract.validation import milliseconds, num_bytes, spelled
 from serve.features.surface import load_surface
 from serve.storage.atomic_files import PRIVATE
 from training.bench.commands import bench
@@ -19,6 +19,7 @@ from training.data.commands import imports
 from training.experiment.commands import experiment
 from training.search.commands import refresh, search
 from training.terminal import (
+    PARTS,
     PUBLISHED,
     LogFolder,
     Model,
@@ -69,7 +70,7 @@ def simulate(
         progress=ProgressLines("simulate"),
     )
     line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
-    answer(summary, as_json, f"{line} in {summary['seconds']:.1f} s")
+    answer(summary, as_json, f"{line} in {spelled(summary['seconds'])}")
 
 
 @app.command()
@@ -164,10 +165,11 @@ def fit(
         memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
         progress=ProgressLines("features"),
     )
+    PARTS.end()
     for line in (Examination.of(manifest).describe(), *manifest["suspects"], *manifest["advice"]):
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
-    line = f"{out}: {manifest['rows']} rows in {manifest['seconds']} s; validation "
+    line = f"{out}: {manifest['rows']} rows in {spelled(manifest['seconds'])}; validation "
     for name in ("expected_labels", "ndcg@10"):
         line += f"{name} {decimal(ours[name])} (popular {decimal(theirs[name])}), "
     line += f"auc {ours['auc']:.4f}, logloss {ours['logloss']:.4f}"
@@ -227,7 +229,7 @@ def replay(
     progress = ProgressLines("replay")
     result = run(log, url, surface=surface, model=model, history=history, progress=progress)
     lines = [
-        f"{result['rankings']} rankings in {result['seconds']:.1f} s, {result['requests_per_s']:.0f} requests/s, "
+        f"{result['rankings']} rankings in {spelled(result['seconds'])}, {result['requests_per_s']:.0f} requests/s, "
         + ", ".join(f"{n} {rung}" for rung, n in result["by_rung"].items()),
         f"{result['rows']} rows, {result['slates']} slates ({result['unscored_rows']} rows unscored)",
         "  ".join(f"{name} {decimal(result[name])}" for name in ("ndcg@10", "auc", "logloss")),
@@ -257,13 +259,16 @@ def audit(
 
     With --model, also reports drift: the population stability index of each feature and of the
     scores against the model's training rows. Below 0.1 it is usually read as no change, above 0.25
-    as another population.
+    as another population. A feature is judged on 53 or more rows, of 11 cells on 235; one value
+    counts once a ranking. Exit code 2 if nothing differs, but no feature has enough rows.
     """
     from training.audit.audit import audit as run
     from training.audit.audit import table
 
     result = run(log, load_surface(surface), model, progress=ProgressLines("audit"))
     answer(result, as_json, table(result), held=result["held"])
+    if (result.get("drift") or {}).get("judged") == 0:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from serve.contract.commands import Parts
+
 SurfaceName = Annotated[str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")]
 LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
 NewLog = Annotated[Path, typer.Option(help="The log to write; must not exist.")]
@@ -29,6 +31,10 @@ Model = Annotated[Path, typer.Option(callback=artifact_of, help="An artifact, or
 def print_progress(message: str) -> None:
     """Print a line of progress on stderr."""
     print(message, file=sys.stderr)
+
+
+# The parts of a command of this package.
+PARTS = Parts(print_progress)
 
 
 def decimal(value: float | None) -> str:

@@ -11,6 +11,7 @@ from loadtest.measure.verdict import WORDS
 from loadtest.report.plots import load_and_cluster
 from loadtest.report.report import SAME_CORES, Report, doubts, marked, verdict, with_reasons, write_report
 from loadtest.workload.profiles import Slo
+from serve.contract.validation import spelled
 from serve.report.page import bullets, section, table, tiles
 from serve.report.rows import markdown, number
 
@@ -19,7 +20,7 @@ HEAD = ("fault", "allowed", "measured", "held")
 
 def chaos_summary(report: Report) -> str:
     """Return the report as lines for a terminal."""
-    head = f"{report['verdict']}: {len(report['faults'])} faults in {report['seconds']:g} s"
+    head = f"{report['verdict']}: {len(report['faults'])} faults in {spelled(report['seconds'])}"
     return "\n".join([head, *map(fault_line, report["faults"])])
 
 

@@ -15,6 +15,7 @@ from loadtest.report.run import SCORED, findings, latency_distribution
 from loadtest.workload.profiles import Slo, load_profile
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words, sentence
+from serve.contract.validation import spelled
 from serve.report.page import paragraph, section, table
 from serve.report.rows import number
 
@@ -59,7 +60,7 @@ def demo_findings(report: Report) -> Findings:
     if tried != load:
         failed = "gave no verdict" if tried["verdict"] == "void" else "did not hold on this machine"
         notes.append(f"{_rate(tried):g} rankings/s {failed}: {'; '.join(tried['reasons'])}")
-    return Findings("tabrank: the demo", demo_verdict(report), f"{report['seconds']:g} s", rows, notes)
+    return Findings("tabrank: the demo", demo_verdict(report), f"{spelled(report['seconds'])}", rows, notes)
 
 
 def write_demo(report: Report, folder: Path) -> str:

@@ -21,6 +21,7 @@ from loadtest.measure.measure import (
 from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.report.plots import distribution, freshness_over_time
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
+from serve.contract.validation import spelled
 from serve.report.page import bullets
 from serve.report.rows import csv_text
 
@@ -100,7 +101,7 @@ def freshness_findings(report: Report) -> Findings:
         (f"posts of {events['events_a_post']}, failed", f"{events['errors']:,} of {events['posts']:,}", ""),
         *indented(events["error_kinds"]),
     ]
-    lead = f"{report['seconds']:g} s at {report['url']}"
+    lead = f"{spelled(report['seconds'])} at {report['url']}"
     notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
     return Findings("Event to visible in a ranking", report["verdict"], lead, rows, notes)
 

@@ -9,6 +9,7 @@ from loadtest.measure.verdict import WORDS
 from loadtest.report.plots import PERCENTILES, latency_against_rate
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, verdict, write_report
 from loadtest.workload.profiles import Slo
+from serve.contract.validation import spelled
 from serve.report.page import section, table
 from serve.report.rows import number
 
@@ -53,7 +54,7 @@ def knee_findings(report: Report) -> Findings:
         lowest = min(reversed(report["steps"]), key=lambda step: step["rate_rps"])
         notes = [f"no rate held; the lowest tried was {lowest['rate_rps']:g} req/s", *lowest["reasons"]]
     title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
-    return Findings(title, report["verdict"], f"found in {report['seconds']:g} s", rows, notes)
+    return Findings(title, report["verdict"], f"found in {spelled(report['seconds'])}", rows, notes)
 
 
 def step_line(step: Report) -> str:

@@ -17,6 +17,7 @@ from loadtest.measure.verdict import judge
 from loadtest.report.plots import distribution, load_and_cluster, memory_and_files
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
 from loadtest.workload.profiles import Profile, Slo
+from serve.contract.validation import spelled
 from serve.operate.host.machine import describe_machine
 from serve.report.page import paragraph
 from serve.report.rows import csv_text, number
@@ -47,7 +48,7 @@ def report_run(
     found = findings(report)
     claim = f"{profile.offered_rps:,.0f} requests/s within the limits"
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
-    doubt = doubts(report, f"It took {report['seconds']:g} s; drift and leaks need loadtest soak.")
+    doubt = doubts(report, f"It took {spelled(report['seconds'])}; drift and leaks need loadtest soak.")
     head = verdict(report, claim, held, report["reasons"], doubt)
     watched = "" if report["watched"] else "With --cluster the page shows replicas and nodes too."
     plots = {
@@ -118,7 +119,8 @@ def findings(report: Report) -> Findings:
         *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
         ("generator late, p99", late, f"at most {slo['generator_late_ms_p99']:g} ms"),
     ]
-    title, lead = f"Load test, profile {report['profile']}", f"{report['seconds']:g} s at {report['url']}"
+    title = f"Load test, profile {report['profile']}"
+    lead = f"{spelled(report['seconds'])} at {report['url']}"
     return Findings(title, report["verdict"], lead, rows, report["reasons"])
 
 
@@ -164,7 +166,7 @@ def soak_findings(report: Report) -> Findings:
         ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
         ("requests that failed", f"{report['errors']:,} of {report['requests']:,}", "none allowed"),
     ]
-    lead = f"{report['seconds']:g} s at {report['rate_rps']:g} requests a second, {report['url']}"
+    lead = f"{spelled(report['seconds'])} at {report['rate_rps']:g} requests a second, {report['url']}"
     return Findings("Soak", report["verdict"], lead, rows, report["reasons"])
 
 

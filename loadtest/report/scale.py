@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loadtest.measure.verdict import WORDS
 from loadtest.report.report import SAME_CORES, Report, verdict, with_reasons, write_report
+from serve.contract.validation import spelled
 from serve.report.page import bullets, section, tiles
 
 TITLES = {
@@ -37,7 +38,7 @@ def _part(name: str, part: Report) -> str:
 
 def scale_summary(report: Report) -> str:
     """Return the report as a few lines for a terminal."""
-    head = f"{report['verdict']}: {', '.join(report['parts'])} in {report['seconds']:g} s"
+    head = f"{report['verdict']}: {', '.join(report['parts'])} in {spelled(report['seconds'])}"
     return "\n".join([head, *(part_line(name, part) for name, part in report["parts"].items())])
 
 

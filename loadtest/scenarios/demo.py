@@ -17,7 +17,9 @@ from loadtest.report.report import Report
 from loadtest.report.run import TILES, findings
 from loadtest.scenarios.topic_story import NUM_JOINS, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
+from serve.contract.commands import Parts
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 from serve.operate.host.machine import describe_machine
 from serve.report.rows import number
 from serve.storage.atomic_files import exclusive
@@ -76,13 +78,14 @@ def _demo() -> int:
         "machine": describe_machine(),
         "seconds": round(time.monotonic() - begun, 1),
     }
+    PARTS.end()
     show("\n" + write_demo(report, DEMO))
-    show(f"\nFull report: {DEMO / 'report.html'} ({report['seconds']} s)")
+    show(f"\nFull report: {DEMO / 'report.html'} ({spelled(report['seconds'])})")
     return EXIT_CODES[demo_verdict(report)]
 
 
 def _simulate() -> None:
-    show("1/6  Simulate a world of live audio rooms that a most-popular heuristic ranks.")
+    PARTS.begin("1/6  Simulate a world of live audio rooms that a most-popular heuristic ranks.")
     # The log ends now, so that the rooms that are live at its end are live for the service.
     size = ("--rows", str(ROWS), "--days", str(DAYS), "--end", "now")
     world = _run("training", "simulate", "--out", LOG, *size)
@@ -91,13 +94,13 @@ def _simulate() -> None:
 
 def _train() -> Report:
     """Fit and judge a model; return their part of the report."""
-    show("2/6  Train a TabNet on the first 80 % of the log, on Ray Train.")
+    PARTS.begin("2/6  Train a TabNet on the first 80 % of the log, on Ray Train.")
     _run("training", "split", "--log", LOG, "--at", "0.8", "--before", TRAIN, "--after", TEST)
     fit = ("--surface", "spaces", "--log", TRAIN, "--out", MODEL, "--epochs", str(EPOCHS))
     fitted = _run("training", "fit", *fit)
     judged = _run("training", "evaluate", "--model", MODEL, "--history", TRAIN, "--log", TEST)
     ours, popular = judged["model"], judged["popular"]
-    show(f"     {fitted['rows']:,} rows in {fitted['seconds']} s. On the last 20 %:")
+    show(f"     {fitted['rows']:,} rows in {spelled(fitted['seconds'])}. On the last 20 %:")
     for key, title in MEASURES.items():
         show(f"     {title}: {number(ours[key], '.3f')} (popular {number(popular[key], '.3f')})")
     train = {
@@ -111,7 +114,7 @@ def _train() -> Report:
 
 def _publish_and_serve() -> str:
     """Start the shipped `cluster.yaml` with the demo's data on a free port; return its URL."""
-    show("3/6  Publish the model, fill the store and start the service on Ray Serve.")
+    PARTS.begin("3/6  Publish the model, fill the store and start the service on Ray Serve.")
     _run("training", "publish", "--model", MODEL, "--models", f"{DEMO}/models")
     _run("serve", "load", "--log", LOG, "--store", f"lmdb:{DEMO}/store")
     config = read_document(Path("cluster.yaml"))
@@ -127,7 +130,7 @@ def _publish_and_serve() -> str:
 
 
 def _rank(story: TopicStory, url: str) -> Report:
-    show("4/6  Rank candidates.")
+    PARTS.begin("4/6  Rank candidates.")
     answer = story.rank(url, story.viewer)
     top, num = answer["ranking"][0], len(answer["ranking"])
     score = f"P(join | looked at) {top['score']:.3f}"
@@ -136,7 +139,7 @@ def _rank(story: TopicStory, url: str) -> Report:
 
 
 def _play(story: TopicStory, url: str) -> Report:
-    show(f"5/6  {NUM_JOINS} joins on {story.topic!r}: does a new Space on it rise for this viewer alone?")
+    PARTS.begin(f"5/6  {NUM_JOINS} joins on {story.topic!r}: does a new Space rise for this viewer alone?")
     topic = story.play(url)
     for who, place in (("the viewer", topic["viewer"]), ("a control viewer", topic["control"])):
         show(f"     For {who}: from place {place['before']} to {place['after']}.")
@@ -145,7 +148,7 @@ def _play(story: TopicStory, url: str) -> Report:
 
 def _load_service(url: str) -> list[Report]:
     """Load the service; if the first rate does not hold, also at the one that decides."""
-    show("6/6  Load: 900 rankings/s of 55 candidates, open loop, for half a minute.")
+    PARTS.begin("6/6  Load: 900 rankings/s of 55 candidates, open loop, for half a minute.")
     loads = [_load("headline", url)]
     if loads[0]["verdict"] != "held":
         failed = "No verdict" if loads[0]["verdict"] == "void" else "Not held on this machine"
@@ -175,6 +178,8 @@ def show(line: str) -> None:
     """Print one line of the demo."""
     print(line, flush=True)
 
+
+PARTS = Parts(show)
 
 if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

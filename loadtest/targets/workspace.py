@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from loadtest.commands import run_command
+from serve.contract.commands import Parts
 from serve.contract.rankings import MAX_CANDIDATES
 from serve.storage.atomic_files import draft_of, exclusive
 
@@ -64,18 +65,20 @@ class Workspace:
             emit(f"using the log, model and store in {self.data}")
             return
         with draft_of(self.data) as draft:
+            parts = Parts(emit)
             log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
-            emit(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
+            parts.begin(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
             size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
             # The log ends now, so that the rooms that are live at its end are live for the service.
             run("training", "simulate", "--out", log, *size, "--end", "now", log=output)
             _keep_live(draft / "log" / "candidates.parquet", MAX_CANDIDATES)
-            emit("fitting a model")
+            parts.begin("fitting a model")
             fit = ("--surface", "spaces", "--log", log, "--out", model, "--epochs", str(EPOCHS))
             run("training", "fit", *fit, log=output)
-            emit("publishing the model and filling the store")
+            parts.begin("publishing the model and filling the store")
             run("training", "publish", "--model", model, "--models", str(draft / "models"), log=output)
             run("serve", "load", "--log", log, "--store", f"lmdb:{(draft / 'store').resolve()}", log=output)
+            parts.end()
 
 
 def _keep_live(file: Path, num: int) -> None:

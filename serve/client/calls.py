@@ -12,7 +12,7 @@ import msgspec
 from serve.client.exchange import Exchange
 from serve.client.retries import Retries
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import RankAnswer, StatedCandidate, new_request_id
+from serve.contract.rankings import Explain, RankAnswer, StatedCandidate, new_request_id
 from serve.contract.records import ClientRecord, EventsAnswer
 
 # Results of `rank` and `send`: the answers, or coroutines of them.
@@ -59,7 +59,7 @@ class Calls(Generic[Ranking, Sent]):
         limit: int | None = None,
         context: Mapping[str, Any] | None = None,
         request_id: str | None = None,
-        explain: bool = False,
+        explain: Explain = False,
         traffic: Traffic = "live",
         timeout_s: float | None = None,
     ) -> Ranking:

@@ -19,7 +19,7 @@ from msgspec import Struct
 from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import StateMismatch, StoreMissing, StoreUnavailable, TabrankError
 from serve.contract.experiment_metrics import METRICS
-from serve.contract.validation import UNITS_MS, duration
+from serve.contract.validation import UNITS_MS, duration, spelled
 from serve.features.matrix import Features
 from serve.model.artifact import CANARY, CURRENT, pointed
 from serve.model.compatibility import load_for
@@ -53,8 +53,12 @@ class Diagnosis:
         return f"{self.cause} {self.remedy}"
 
 
-def diagnosis(name: str, /, **facts: object) -> Diagnosis:
-    """Return a diagnosis of the list, filled with the facts that its sentences name."""
+def diagnosis(name: str, /, **facts: Any) -> Diagnosis:
+    """Return a diagnosis of the list, filled with the facts that its sentences name.
+
+    A fact whose name ends in `_s` is a duration in seconds.
+    """
+    facts |= {name: spelled(round(value)) for name, value in facts.items() if name.endswith("_s")}
     return Diagnosis(name, *(DIAGNOSES[name][part].format(**facts) for part in ("cause", "remedy")))
 
 

@@ -292,7 +292,8 @@ class UserConfig:
         max_batch_candidates: Most candidates in a batch.
         max_batches_in_flight: Most batches in progress at once.
         stale_after_ms: Above this age of the features, answers report `stale_features`.
-        log_features: Share of rankings whose feature matrix is logged, for the audit.
+        log_features: Share of rankings whose feature matrix is logged, for the audit; of live ones
+            a replica logs one in 30 s at least. 0 logs none.
         kill_switch: Answer every ranking with the popular order; arms stay assigned.
         load_shedding: Popular order or 429 for what exceeds the capacity, so that the p99 holds.
         api_keys: Keys of the callers, by name. Without keys, requests from this machine need none.

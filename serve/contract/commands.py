@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RunFolder = Annotated[Path, typer.Option(help="Where the service keeps its logs and process ids.")]
@@ -72,6 +76,26 @@ def command_line(about: str | None, **options: Any) -> typer.Typer:
         pretty_exceptions_enable=False,
         **options,
     )
+
+
+class Parts:
+    """Parts of a command: a line as each begins, and after it how long it took."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show, self._line, self._since_s = show, "", 0.0
+
+    def begin(self, line: str) -> None:
+        """Show that a part begins."""
+        self.end()
+        self._show(line)
+        self._line, self._since_s = line, time.monotonic()
+
+    def end(self) -> None:
+        """Show how long the part took that began last, from a second on."""
+        took_s = time.monotonic() - self._since_s
+        if self._line and took_s >= 1:
+            self._show(f"{shorten(self._line, 60, placeholder=' …')}: took {spelled(took_s)}")
+        self._line = ""
 
 
 def answer(result: dict[str, Any], as_json: bool, text: str, *, held: bool = True) -> None:

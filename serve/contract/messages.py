@@ -38,6 +38,8 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
         detail = f"unknown field {quoted(unknown[1])}{hint}"
     elif len(detail) > MAX_DETAIL:
         detail = f"{detail[:MAX_DETAIL]}…"
+    elif pointer == "/explain":
+        detail = f'{detail}; write true, false or "reasons"'
     elif pointer.endswith("_ms"):
         detail = f"{detail}: whole {MILLISECONDS}"
     elif detail.startswith("Expected `str") and detail.endswith("got `int`"):

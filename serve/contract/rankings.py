@@ -29,6 +29,10 @@ REASONS = (
 )
 TRAFFIC = "Default live. Test traffic counts no impressions, and training ignores it."
 
+EXPLAIN = '`true` returns feature values and reasons, `"reasons"` reasons alone; default false.'
+# What a ranking tells of its candidates.
+Explain = bool | Literal["reasons"]
+
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
 ]
@@ -66,7 +70,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     request_id: Annotated[
         Id | None, Meta(description="Overrides X-Request-Id; generated if neither is given.")
     ] = None
-    explain: Annotated[bool, Meta(description="Return feature values and reasons; default false.")] = False
+    explain: Annotated[Explain, Meta(description=EXPLAIN)] = False
     traffic: Annotated[Literal["live", "test"], Meta(description=TRAFFIC)] = "live"
     now_ms: (
         Annotated[int, Meta(ge=0, le=2**53, description="Time of the ranking; only with the event clock.")]

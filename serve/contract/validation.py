@@ -139,6 +139,17 @@ def duration(ms: float) -> str:
     return f"{ms / UNITS_MS[unit]:g}{unit}"
 
 
+def spelled(seconds: float) -> str:
+    """Return a duration for people: 12.3 s, 4 min 5 s, 30 min, 2 h 5 min, 3 d."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    rest, parts = round(seconds), []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        parts += [f"{count:,} {unit}"] if count else []
+    return " ".join(parts[:2])
+
+
 def num_bytes(text: str, where: str) -> int:
     """Return a size, written as a number and a unit of 1,024 (512M, 4G), in bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 
 from serve.config.diagnoses import DeclaredService, LoadNote
 from serve.config.settings import AppArgs, UserConfig
-from serve.contract.errors import TabrankError, WriterFenced
+from serve.contract.errors import StoreUnavailable, TabrankError, WriterFenced
 from serve.features.matrix import Features
 from serve.features.rows import RowTable, Schema
 from serve.features.surface import Surface
@@ -36,28 +37,37 @@ def load(
 ) -> dict[str, Any]:
     """Rebuild the state of `log`, and replace the store's rows by it, atomically.
 
-    A service may go on meanwhile. What it has not written to the log yet stays in its journal. That
-    and what comes later is applied when a writer next opens this store. If the store with the
-    journal is lost, `without_journal` gives it up.
+    A service with another store may go on meanwhile. What it has not written to the log yet stays
+    in its journal. That and what comes later is applied when a writer next opens this store. If the
+    store with the journal is lost, `without_journal` gives it up.
 
     Returns the numbers of viewers and candidates, `complete_since_ms` of each feature (None: from
     the beginning), and the `diagnoses`, whose remedies name the surface as `named`. `report` is
     called with these, with what the log joins, and with the progress.
+
+    Raises:
+        TabrankError: a running service writes to the store.
     """
     check_address(store_url, base)
     schema = Schema(surface)
     claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface, base)
-    if without_journal:
-        claim.give_up()
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = DeclaredService(args, base, Features(schema), UserConfig())
+    busy = (
+        f"--store {shown(store_url)}: a running service writes to it; stop it first (`python -m serve down`), or "
+        "fill another store and deploy that with `python -m serve up`"
+    )
+    with suppress(StoreUnavailable), closing(service.open()) as present:
+        present.refuse_writer(busy)
+    if without_journal:
+        claim.give_up()
     erasures, through = claim.erasures(), claim.written()
     built = rebuild(schema, log, report, through)
     # The last records may change no state.
     state, seq = built.state, max(built.seq, through if through < MAX_SEQ else 0)
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
-        # This fences a service that writes to the store: its next commit fails.
+        # This fences a service that began to write to the store meanwhile: its next commit fails.
         store.take_epoch()
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
@@ -74,10 +84,7 @@ def load(
         # A store without a number counts as empty.
         store.replace(max(seq, 1), viewers, candidates, msgspec.json.encode(note))
     except WriterFenced:
-        raise TabrankError(
-            f"--store {shown(store_url)}: a running service writes to it; stop it first "
-            "(`python -m serve down`), then load"
-        ) from None
+        raise TabrankError(busy) from None
     finally:
         store.close()
     found = list(service.store_faults())

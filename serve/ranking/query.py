@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from serve.config.settings import Arm
+from serve.contract.rankings import Explain
 from serve.features.matrix import Matrix
 from serve.features.slots import F32, F64, I64
 
@@ -26,7 +27,7 @@ class Query(msgspec.Struct, frozen=True):
     context: Mapping[str, object]
     # Request-time fields by the candidate's index.
     stated: Mapping[int, Mapping[str, object]]
-    explain: bool
+    explain: Explain
     traffic: str
     # Keep the features to explain or to log them.
     keep_matrix: bool

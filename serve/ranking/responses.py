@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from serve.ranking.reasons import Explained
 MAX_REASONS = 5
 
 
-def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None) -> dict[str, Any]:
+def explain(
+    columns: Columns, encoder: Encoder | None, matrix: Matrix, row: int, among: Container[str] | None = None
+) -> dict[str, Any]:
     """Return the raw value of each feature: a number, a string or list of strings, None if missing.
 
-    Categories are hashes in the service. The model's vocabularies name the hashes that they
-    contain; other hashes are written `#<hash>`.
+    With `among`, only of these features. Categories are hashes in the service. The model's
+    vocabularies name the hashes that they contain; other hashes are written `#<hash>`.
     """
     known = encoder.entry_by_hash if encoder else {}
 
@@ -35,34 +38,43 @@ def explain(columns: Columns, matrix: Matrix, row: int, encoder: Encoder | None)
         return None if hashed == 0 else known.get(name, {}).get(hashed, f"#{hashed:016x}")
 
     # The shortest number that is the same float32.
-    numbers = (float(str(value)) for value in matrix.numeric[row])
     values: dict[str, Any] = {
-        name: value if value == value else None for name, value in zip(columns.numeric, numbers, strict=True)
+        name: float(str(value)) if value == value else None
+        for name, value in zip(columns.numeric, matrix.numeric[row], strict=True)
+        if among is None or name in among
     }
     hashes = matrix.category[row].tolist()
     for name, part in columns.category_parts():
+        if among is not None and name not in among:
+            continue
         words = [word(name, hashed) for hashed in hashes[part]]
         values[name] = words[0] if name in columns.single else [each for each in words if each is not None]
     return values
 
 
 def add_reasons(
-    ranked: Sequence[Ranked], contributions: F64, typical: Mapping[str, Any], kinds: Mapping[str, Kind]
+    ranked: Sequence[Ranked],
+    order: Sequence[int],
+    contributions: F64,
+    typical: Mapping[str, Any],
+    kinds: Mapping[str, Kind],
+    values_of: Callable[..., Mapping[str, Any]],
 ) -> None:
-    """Add the reasons of the explained candidates, which are the first and have their features.
+    """Add the reasons of the explained candidates, which are the first.
 
-    `contributions` `[E, N]` are of the features in the order of `typical`, their typical values.
+    `order` has the row of each. `contributions` `[E, N]` are of the features in the order of
+    `typical`, their typical values. `values_of` returns the values of some features of a row.
     """
     names = list(typical)
     largest = np.argsort(-np.abs(contributions), axis=1, kind="stable")[:, :MAX_REASONS]
     sizes = np.take_along_axis(contributions, largest, axis=1)
-    for each, features, log_odds in zip(ranked, largest.tolist(), sizes.tolist(), strict=False):
-        each.reasons = None if log_odds[0] != log_odds[0] else []
-        for name, contribution in zip(map(names.__getitem__, features), log_odds, strict=True):
-            if each.reasons is not None and contribution:
-                value, kind = each.features[name], kinds[name]  # type: ignore[index]
-                unit = kind.unit or None
-                each.reasons.append(Reason(name, kind.label, value, typical[name], unit, contribution))
+    for each, row, features, log_odds in zip(ranked, order, largest.tolist(), sizes.tolist(), strict=False):
+        told = {names[i]: size for i, size in zip(features, log_odds, strict=True) if size}
+        values, reasons = values_of(row, told), []
+        for name, size in told.items():
+            unit = kinds[name].unit or None
+            reasons.append(Reason(name, kinds[name].label, values[name], typical[name], unit, size))
+        each.reasons = None if log_odds[0] != log_odds[0] else reasons
 
 
 def answer(
@@ -82,11 +94,14 @@ def answer(
     scores = [None if score != score else score for score in slate.score[order].tolist()]
     ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
     if query.explain and slate.matrix is not None:
+        values_of = partial(explain, columns, encoder, slate.matrix)
         for each, i in zip(ranked, order, strict=True):
-            each.features, each.reasons = explain(columns, slate.matrix, i, encoder), None
+            each.reasons = None
+            if query.explain is True:
+                each.features = values_of(i)
         if explained is not None:
-            typical = explain(columns, explained.typical, 0, encoder)
-            add_reasons(ranked, explained.contributions, typical, surface.features)
+            typical = explain(columns, encoder, explained.typical, 0)
+            add_reasons(ranked, order, explained.contributions, typical, surface.features, values_of)
     queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
     timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
     return RankAnswer(

@@ -35,7 +35,8 @@ function rowsOf(series) {
     }));
 }
 
-function channel(name, given, series) {
+// `isFixed`: no limit has a value on this axis.
+function channel(name, given, series, isFixed) {
   const common = { field: name, title: given.title || null };
   const values = series.flatMap((one) => one[name]);
   if (typeof values[0] === "string") {
@@ -44,6 +45,12 @@ function channel(name, given, series) {
     return { ...common, type: "nominal", sort: categories, scale: { domain: categories }, axis };
   }
   const scale = given.log ? { type: "log", nice: false } : { zero: given.zero };
+  // One value has no extent, and so one tick.
+  const ends = series.flatMap((one) => [...one[name], ...(one.low ?? []), ...(one.high ?? [])]);
+  const [known] = new Set(ends.filter((value) => value !== null));
+  if (isFixed && !given.log && known !== undefined && ends.every((value) => value === known || value === null)) {
+    scale.domain = given.zero ? [Math.min(known, 0), Math.max(known, 0) || 1] : [known - 1, known + 1];
+  }
   const ticks = { format: given.format };
   if (given.whole) ticks.tickMinStep = 1;
   // Plots below each other align.
@@ -138,7 +145,9 @@ function hoverOf(series, given, axes, along) {
 
 function specOf(given) {
   const { series, limits } = given;
-  const axes = { x: channel("x", given.x, series), y: channel("y", given.y, series) };
+  const isFixed = (name) => limits.every((limit) => limit[name] === null);
+  const [x, y] = ["x", "y"].map((name) => channel(name, given[name], series, isFixed(name)));
+  const axes = { x, y };
   // Intervals lie along the axis of numbers.
   const [along, across] = axes.y.type === "nominal" ? ["x", "y"] : ["y", "x"];
   const bars = series.filter((one) => one.kind === "bars");

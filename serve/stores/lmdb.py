@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.features.slots import Entity
+from serve.storage.atomic_files import exclusive
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.lmdb_environment import OpenEnvironment, environment
 from serve.stores.protocol import MAX_REMOVED, Changes, Dump, Packed
@@ -19,6 +22,8 @@ from serve.stores.protocol import MAX_REMOVED, Changes, Dump, Packed
 MAX_PLAIN_KEY = 480
 # First byte of the key of a longer id; the rest is a digest.
 DIGEST = b"\xff"
+# File beside the database that each writing handle keeps locked; the lock ends with the process.
+WRITER = ".writer.lock"
 
 
 class LmdbStore:
@@ -37,6 +42,10 @@ class LmdbStore:
         self._epoch = FencingEpoch(writable=writable)
         self._environment = environment(folder.resolve())
         self._environment.join(self, writable)
+        self._writer = folder / WRITER
+        self._lock = os.open(self._writer, os.O_RDWR | os.O_CREAT, 0o600) if writable else None
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
         # Id of the content whose changes were last read from 0.
         self._id: bytes | None = None
 
@@ -88,6 +97,11 @@ class LmdbStore:
         with self._read() as (opened, txn):
             yield Dump(_number(txn, opened, b"seq"), _rows(txn, opened))
 
+    def refuse_writer(self, busy: str) -> None:
+        """See `Store`."""
+        with exclusive(self._writer, busy):
+            pass
+
     def take_epoch(self) -> int:
         """See `Store`."""
         self._epoch.require_writable()
@@ -128,6 +142,9 @@ class LmdbStore:
     def close(self) -> None:
         """See `Store`."""
         self._environment.leave(self)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     @contextmanager
     def _read(self) -> Iterator[tuple[OpenEnvironment, Any]]:

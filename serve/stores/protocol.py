@@ -89,6 +89,13 @@ class Store(Protocol):
         handle committed.
         """
 
+    def refuse_writer(self, busy: str) -> None:
+        """Raise TabrankError with the message `busy` while a living process has it open to write.
+
+        A handle that writes counts too, and so does one of this process. In some stores it needs a
+        right to see other clients, and raises `StoreUnavailable` without it.
+        """
+
     def take_epoch(self) -> int:
         """Make this handle the only writer, durably, and return its fencing epoch.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from serve.contract.errors import StoreMissing, StoreUnavailable
+from serve.contract.errors import StoreMissing, StoreUnavailable, TabrankError
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
@@ -58,7 +58,9 @@ class RedisStore:
         self._writing = threading.Lock()
         # Running dumps.
         self._dumps: list[RedisDump] = []
-        self._client: redis.Redis | None = connect(url)
+        # By this name `CLIENT LIST` of the server shows who writes, as long as the process lives.
+        self._writer = f"tabrank:{name}:writer"
+        self._client: redis.Redis | None = connect(url, self._writer if writable else None)
         self._where = where(url, self._client)
         self._generation = b""
         # Id of the content whose changes were last read from 0.
@@ -152,6 +154,14 @@ class RedisStore:
                 raise StoreUnavailable(f"another writer changed the store at {self._where} during its dump")
             for name, row in rest:
                 yield "viewer", _decode(name), row
+
+    def refuse_writer(self, busy: str) -> None:
+        """See `Store`. The right is that to `CLIENT LIST`."""
+        with self._server() as server:
+            clients = server.client_list()
+            database = str(server.get_connection_kwargs().get("db", 0))
+        if any((client["name"], client["db"]) == (self._writer, database) for client in clients):
+            raise TabrankError(busy)
 
     def take_epoch(self) -> int:
         """See `Store`."""

@@ -16,11 +16,11 @@ TIMEOUT_S = 1.0
 PASSWORD = "TABRANK_REDIS_PASSWORD"
 
 
-def connect(url: str) -> redis.Redis:
+def connect(url: str, name: str | None = None) -> redis.Redis:
     """Return a client of the server at a `redis://` or `rediss://` address.
 
-    The client connects at its first command. A password in the address overrides that of the
-    environment. Raises TabrankError for any other address.
+    The client connects at its first command, and tells the server its `name`. A password in the
+    address overrides that of the environment. Raises TabrankError for any other address.
     """
     # Do not retry: a commit whose answer was lost may have been written. redis-py replaces a stale
     # connection before it uses it.
@@ -29,6 +29,7 @@ def connect(url: str) -> redis.Redis:
         "socket_connect_timeout": TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
+        "client_name": name,
         "password": os.environ.get(PASSWORD) or None,
     }
     try:

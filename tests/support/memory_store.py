@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from serve.contract.errors import StoreUnavailable
+from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
@@ -30,6 +30,7 @@ class Rows:
     viewers: dict[str, bytes] = field(default_factory=dict)
     candidates: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     journal: dict[int, bytes] = field(default_factory=dict)
+    num_writers: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -39,6 +40,8 @@ class MemoryStore:
     def __init__(self, rows: Rows | None = None, *, writable: bool = True) -> None:
         self._rows: Rows | None = Rows() if rows is None else rows
         self._epoch = FencingEpoch(writable=writable)
+        self._writable = writable
+        self._rows.num_writers += writable
         self._id = -1
 
     def origin(self) -> str:
@@ -87,6 +90,12 @@ class MemoryStore:
             found += [("candidate", id_, row) for id_, (_, row) in rows.candidates.items() if row]
             dump = Dump(rows.seq, iter(found))
         yield dump
+
+    def refuse_writer(self, busy: str) -> None:
+        """See `Store`."""
+        with self._locked() as rows:
+            if rows.num_writers:
+                raise TabrankError(busy)
 
     def take_epoch(self) -> int:
         """See `Store`."""
@@ -138,7 +147,9 @@ class MemoryStore:
 
     def close(self) -> None:
         """See `Store`."""
-        self._rows = None
+        rows, self._rows = self._rows, None
+        if rows is not None:
+            rows.num_writers -= self._writable
 
     @contextmanager
     def _locked(self) -> Iterator[Rows]:

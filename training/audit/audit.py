@@ -25,7 +25,7 @@ from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from training.data.dataset import Progress, recompute_features
-from training.evaluation.drift import STATISTICS, drift, reading
+from training.evaluation.drift import SCORES, STATISTICS, drift, reading
 from training.evaluation.evaluate import score
 
 # Largest accepted difference of a feature, relative above 1: float64 sums in another order, cast
@@ -63,7 +63,8 @@ def audit(
     `before_snapshot`: exposures that cannot be compared, because the log was shortened after them;
     `other_surface`: exposures with the features of another surface; `features`: the largest
     `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`. With a
-    model it also holds `model`, `drift` and, where that is null, the reason `no_drift`.
+    model it also holds `model`, `drift` and, where that is null, the reason `no_drift`. What has
+    too few rows for its drift is in its `not_judged`.
 
     Raises:
         TabrankError: if the log or artifact is invalid, or the log is of another surface or has no
@@ -142,7 +143,7 @@ def difference(served: F32, ours: F32) -> F64:
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the result of `audit` as text, with the features that differ most first."""
-    drifts = (result.get("drift") or {"features": {}})["features"]
+    drifts = _drifts(result["drift"]) if result.get("drift") else {}
     ordered = sorted(result["features"].items(), key=lambda item: -_infinite(item[1]))
     width = max(len(name) for name, _ in ordered)
     tests = (
@@ -152,10 +153,13 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append("feature".ljust(width) + "  difference" + ("  drift" if drifts else ""))
     for name, most in ordered:
         line = f"{name:<{width}}  {_infinite(most):10.1e}"
-        lines.append(line + (f"  {drifts[name]:.3f}  {reading(drifts[name])}" if drifts else ""))
+        lines.append(line + drifts.get(name, ""))
     if drifts:
-        index = result["drift"]["score"]
-        lines.append(f"{'the scores':<{width}}  {'':10}  {index:.3f}  {reading(index)}")
+        lines.append(f"{SCORES:<{width}}  {'':10}{drifts[SCORES]}")
+        if num := len(result["drift"]["not_judged"]):
+            lines.append(
+                f"drift: {num} are not judged: audit again with more rankings, or raise log_features"
+            )
     if result.get("model"):
         ours = result["model"]
         most = "–" if ours["max_difference"] is None else f"{ours['max_difference']:.1e}"
@@ -172,6 +176,17 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"NOT held: {why}"])
 
 
+def _drifts(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the drift of each feature and of the scores in words."""
+    words = {}
+    for name, index in (found["features"] | {SCORES: found["score"]}).items():
+        if index is None:
+            words[name] = "      –  not judged: {rows} of {needed} rows".format(**found["not_judged"][name])
+        else:
+            words[name] = f"  {index:.3f}  {reading(index)}"
+    return words
+
+
 def _infinite(value: float | None) -> float:
     return np.inf if value is None else value
 
@@ -182,8 +197,8 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
     has_features = set(COLUMNS) <= set(logged.column_names)
     if not has_features or not len(logged := logged.filter(pc.is_valid(logged["numeric"]))):
         raise TabrankError(
-            f"{folder}: no exposure has logged features; set log_features in the user_config of FeatureFetch to the "
-            "share of rankings to log (1.0: all), serve, and audit the log that the service writes"
+            f"{folder}: no exposure has logged features; set log_features in the user_config of FeatureFetch above 0 "
+            "(1.0: all rankings), serve, and audit the log that the service writes"
         )
     num_logged = len(logged)
     if SURFACE in logged.column_names:
@@ -237,7 +252,9 @@ def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> 
     elif not is_live.any():
         why = "every exposure with features is test traffic, which does not represent viewers"
     else:
-        return {"model": found, "drift": drift(made_from, columns, matrix.rows(is_live), ours[is_live])}
+        ranking = np.repeat(np.arange(len(served)), lengths)[is_live]
+        moved = drift(made_from, columns, matrix.rows(is_live), ours[is_live], ranking)
+        return {"model": found, "drift": moved}
     return {"model": found, "drift": None, "no_drift": why}
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 from serve.features.baseline import Baseline
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
@@ -165,7 +166,7 @@ class DatasetPlan:
         self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], self._num_rows)
         if not len(self):
             raise TabrankError(
-                f"no row of the log has a closed label window of {schema.surface.label_window_ms / 1000:g} s; "
+                f"no row of the log has a closed label window of {spelled(schema.surface.label_window_ms / 1000)}; "
                 "give a longer log or a shorter label.within"
             )
         viewers = replay.exposure_viewer

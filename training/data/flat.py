@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
-from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing
+from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing, spelled
 from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.writer import write_log
 from serve.storage.conversion import converted
@@ -70,7 +70,7 @@ class FlatColumns:
     def rule(self) -> str:
         """Return the rule in words."""
         whose = f"of the same {self.viewer} " if self.viewer else ""
-        when = f"within {self.window_ms / 1e3:g} s, by" if self.window_ms else "at the same"
+        when = f"within {spelled(self.window_ms / 1e3)}, by" if self.window_ms else "at the same"
         return f"the rows with the same {self.slate}" if self.slate else f"the rows {whose}{when} {self.time}"
 
     @property

@@ -38,8 +38,8 @@ class Draft:
     """Drafted TOML, to be reviewed before use.
 
     `notes` list what was converted, and what was left out and why. `request` is a ranking of the
-    log's last exposure, as `POST /v1/rank` takes it. `is_joined` is False if many events or shown
-    candidates name ids that the log lacks.
+    log's newest large slate, as `POST /v1/rank` takes it. `is_joined` is False if many events or
+    shown candidates name ids that the log lacks.
     """
 
     text: str
@@ -87,18 +87,19 @@ def draft(log: Path, name: str | None = None) -> Draft:
 
 
 def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
-    has_any = pc.greater(pc.list_value_length(exposures["candidates"]), 0).fill_null(False)
-    (last,) = exposures.slice(np.argmax(np.where(has_any, exposures["ts_ms"], -1)), 1).to_pylist()
-    context = {k: v for k, v in (last.get("context") or {}).items() if k in surface.context and v is not None}
-    names = last["candidates"][:MAX_CANDIDATES]
+    """Return the newest of the largest slates, as a ranking that shows what an order changes."""
+    sizes = pc.list_value_length(exposures["candidates"]).fill_null(0).to_numpy()
+    place = np.lexsort((exposures["ts_ms"], np.minimum(sizes, MAX_CANDIDATES)))[-1]
+    (full,) = exposures.slice(place, 1).to_pylist()
+    context = {k: v for k, v in (full.get("context") or {}).items() if k in surface.context and v is not None}
     allowed = {name for name, field in surface.candidate.items() if field.request_time}
-    stated = json.loads(last.get("stated") or "{}") if allowed else {}
+    stated = json.loads(full.get("stated") or "{}") if allowed else {}
     candidates = [
         {"candidate": n, "fields": {k: v for k, v in stated[n].items() if k in allowed}} if n in stated else n
-        for n in names
+        for n in full["candidates"][:MAX_CANDIDATES]
     ]
-    request = {"viewer": last["viewer"], "candidates": candidates, "limit": 10}
-    return request | ({"context": context} if context else {}) | {"explain": True, "traffic": "test"}
+    request = {"viewer": full["viewer"], "candidates": candidates, "limit": 10}
+    return request | ({"context": context} if context else {}) | {"explain": "reasons", "traffic": "test"}
 
 
 def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:

@@ -7,6 +7,7 @@ category columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ LEAST = 1e-4
 MOVED, CHANGED = 0.1, 0.25
 # Key of the distributions in `evaluation.json`.
 STATISTICS = "statistics"
+# Name of the scores beside those of features.
+SCORES = "the scores"
 
 Shares = NDArray[np.float64]
 
@@ -43,20 +46,57 @@ def statistics(columns: Columns, matrix: Matrix, score: NDArray[np.floating]) ->
 
 
 def drift(
-    made_from: Mapping[str, Any], columns: Columns, matrix: Matrix, score: NDArray[np.floating]
+    made_from: Mapping[str, Any],
+    columns: Columns,
+    matrix: Matrix,
+    score: NDArray[np.floating],
+    ranking: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """Return the index of each feature and of the scores `[N]` against `statistics` of training."""
-    known = made_from["numeric"]
-    features = {n: _index(known[n], matrix.numeric[:, j]) for j, n in enumerate(columns.numeric)}
+    """Return the index of each feature and of the scores `[N]` against `statistics` of training.
+
+    `ranking` `[N]` tells the rankings of the rows apart. The index is None on fewer rows than
+    `rows_needed`; `not_judged` then has these numbers. Rows of a ranking with one value count once:
+    its viewer's language is one observation, however many candidates it has.
+    """
+    found: dict[str, float | None] = {}
+    not_judged: dict[str, dict[str, int]] = {}
+
+    def judge(name: str, cells: Mapping[str, Any], shares: Shares, values: NDArray[Any]) -> None:
+        order = np.lexsort((values, ranking))
+        is_new = np.diff(values[order]).astype(bool) | np.diff(ranking[order]).astype(bool)
+        rows, needed = 1 + int(is_new.sum()), rows_needed(cells["shares"])
+        found[name] = psi(np.array(cells["shares"]), shares) if rows >= needed else None
+        if rows < needed:
+            not_judged[name] = {"rows": rows, "needed": needed}
+
+    scores = np.asarray(score, np.float32)
+    judge(SCORES, made_from["score"], _number_shares(made_from["score"], scores), scores)
+    for j, name in enumerate(columns.numeric):
+        cells, values = made_from["numeric"][name], np.ascontiguousarray(matrix.numeric[:, j])
+        # As bits, missing equals missing.
+        judge(name, cells, _number_shares(cells, values), values.view(np.uint32))
     for name, part in columns.category_parts():
-        cells = made_from["category"][name]
-        features[name] = psi(np.array(cells["shares"]), _category_shares(cells, matrix.category[:, part]))
+        cells, hashes = made_from["category"][name], matrix.category[:, part]
+        judge(name, cells, _category_shares(cells, hashes), hashes.sum(axis=1))
     return {
         "rows": len(score),
         "training_rows": made_from["rows"],
-        "features": features,
-        "score": _index(made_from["score"], np.asarray(score, np.float32)),
+        "score": found.pop(SCORES),
+        "features": found,
+        "judged": sum(index is not None for index in found.values()),
+        "not_judged": not_judged,
     }
+
+
+def rows_needed(shares: Sequence[float]) -> int:
+    """Return the rows on which rows as in training seldom get an index of `MOVED`.
+
+    Without a change, N times the index is about χ² distributed with a degree of freedom less than
+    there are cells (Yurdakul and Naranjo 2020, "Statistical properties of the population stability
+    index"). The number is for its mean and three standard deviations.
+    """
+    freedom = max(int(np.count_nonzero(shares)) - 1, 1)
+    return math.ceil((freedom + 3 * math.sqrt(2 * freedom)) / MOVED)
 
 
 def psi(expected: Shares, found: Shares) -> float:
@@ -97,10 +137,6 @@ def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:
 def _number_shares(cells: Mapping[str, Any], values: NDArray[np.float32]) -> Shares:
     """Return the shares of missing, of the common value, and of cells with their upper decile."""
     return cell_counts(cells, values) / max(len(values), 1)
-
-
-def _index(cells: Mapping[str, Any], values: NDArray[np.float32]) -> float:
-    return psi(np.array(cells["shares"]), _number_shares(cells, values))
 
 
 def _categories(hashes: NDArray[np.uint64]) -> dict[str, Any]:

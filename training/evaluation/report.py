@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 from serve.model.artifact import load
 from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
@@ -125,21 +126,21 @@ On the {rows}: {verdict.verdict(evaluation)}
 
 ## What it is for
 
-A TabNet that predicts whether a viewer will {label["event"]} a candidate{looked} within
-{label["within_ms"] / 1000:g} s. It orders the candidates of one tab. It is not made for decisions about people, nor
-to select who may be shown.
+A TabNet that predicts for a viewer and a candidate{looked} whether the event `{label["event"]}` follows within
+{spelled(label["within_ms"] / 1000)}. It orders the candidates of one tab. It is not made for decisions about
+people, nor to select who may be shown.
 
 ## How it was made
 
 - **Data**: trained on {manifest["rows"]:,} rows ({verdict.span(*manifest["span_ms"])}); measured on
   {evaluation["rows"]:,} {rows} ({evaluation["positives"]:,} positive), later in time,
   {verdict.span(*evaluation["span_ms"])}.
-- **Label**: `{label["event"]}` within {label["within_ms"] / 1000:g} s of being shown.
+- **Label**: `{label["event"]}` within {spelled(label["within_ms"] / 1000)} of being shown.
 - **Features**: {features}. Popular sorts by `{evaluation["popular_feature"]}`.
 - **Network**: {network}.
 - **Calibration**: {_calibration(manifest)}
 - **Scores**: P(label) of a candidate{looked}; {Examination.of(manifest).describe()}.
-- **Made**: {manifest["created"]}, revision {manifest["git"] or "unknown"}, in {manifest["seconds"]} s.
+- **Made**: {manifest["created"]}, revision {manifest["git"] or "unknown"}, in {spelled(manifest["seconds"])}.
 
 ## How good it is
 

@@ -34,6 +34,7 @@ from training.fit.trainer import train
 from training.network import export
 from training.network.calibrate import fit_platt
 from training.network.model import Model
+from training.terminal import PARTS
 
 
 def fit(
@@ -63,11 +64,14 @@ def fit(
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tabrank-fit-") as temporary:
         storage = storage or Path(temporary)
+        PARTS.begin("reading the log and computing features")
         with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=progress) as prepared:
             encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
             config, examination = configure(num_rows), prepared.examination
             valid = encode_rows(encoder, held, examination)
+            PARTS.begin(f"training on {num_rows:,} rows")
             state = train(prepared.train, valid, encoder, config, storage=storage)
+    PARTS.begin("measuring it on the validation rows")
     model = Model.of(encoder, config.network, state.kept(config))
     calibration = fit_platt(model.logits(held.matrix), held.label, examination.at(held.position))
     model = dataclasses.replace(model, calibration=calibration)

@@ -19,7 +19,7 @@ from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, lightgbm, tuned,
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.examination import Examination
-from training.terminal import print_progress
+from training.terminal import PARTS
 
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
 # Groups of viewers whose losses an entry keeps. From so many, an error is known to about 7 %.
@@ -148,7 +148,7 @@ def compete(
         board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
     if board.of("lightgbm") is None:
         rows = train.take(evenly(len(train), MOST_ROWS))
-        print_progress(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
+        PARTS.begin(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
         point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s)
         began_s = time.perf_counter()
         rival = lightgbm(encoder, rows, examination, **point)

@@ -29,7 +29,7 @@ from training.search.task import SearchSettings, Task
 from training.search.trial import num_at_once
 from training.search.trials import SearchRun, check_cost, run_trials
 from training.search.winner import TEST_LOOKS, finish, is_enough, unseen
-from training.terminal import ProgressLines, print_progress
+from training.terminal import PARTS, ProgressLines, print_progress
 
 
 def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
     if models:
         check_surface(models, surface.name)
     with Clock(out, settings.budget_s) as clock:
-        print_progress("reading the log and computing features")
+        PARTS.begin("reading the log and computing features")
         task = Task.read(surface, log, settings, ProgressLines("features"))
         clock.claim(task.identity, restart=settings.restart)
         board = Leaderboard(out / "leaderboard.jsonl")
@@ -113,6 +113,7 @@ def _find(
         num_rows, num_test = len(task.before), len(task.parts["test"])
         forecast = Forecast(board, num_rows, num_test, task.settings.num_teachers, num_at_once())
         run = SearchRun(task, board, clock, forecast)
+        PARTS.begin("trying networks")
         run_trials(run, costs, first)
         ranking = board.ranking(max_us)
         for winner in ranking:

@@ -32,7 +32,7 @@ from training.search.distil import distilled
 from training.search.leaderboard import BoardEntry
 from training.search.space import Space
 from training.search.trials import SearchRun
-from training.terminal import print_progress
+from training.terminal import PARTS, print_progress
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
@@ -77,7 +77,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064).
     assert winner.calibration is not None
     calibration = UNCALIBRATED if num_teachers else Calibration(*winner.calibration)
-    print_progress("measuring it on the test rows, beside its rivals")
+    PARTS.begin("measuring it on the test rows, beside its rivals")
     search = {
         "budget_s": run.clock.budget_s,
         "tuning_share": TUNING_SHARE,
@@ -153,7 +153,7 @@ def _trained(
 
     The search's folder holds the state from which a killed training resumes.
     """
-    print_progress(
+    PARTS.begin(
         f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows"
     )
     storage = run.clock.out / "fit"

@@ -83,7 +83,8 @@ def simulate(
     # The last viewer asks for some of the Spaces that are live at the end, and joins the last one.
     live = world.spaces.live(end_ms)
     who, shown = f"v{viewer[-1]:07d}", [f"s{space:07d}" for space in live[-REQUESTED:]]
-    request = {"viewer": who, "candidates": shown, "limit": REQUESTED, "explain": True, "traffic": "test"}
+    request = {"viewer": who, "candidates": shown, "limit": REQUESTED}
+    request |= {"explain": "reasons", "traffic": "test"}
     join = {"type": "event", "id": "e1", "viewer": who, "candidate": shown[-1], "kind": "join"}
     (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
     (out / "event.json").write_text(json.dumps({"records": [join]}), encoding="utf-8")

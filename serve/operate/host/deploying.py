@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.config.reader import Config
+from serve.contract.commands import Parts
 from serve.contract.errors import TabrankError
 from serve.operate.host.field import unshared
 from serve.operate.host.run_folder import POLL_S, RunFolder
@@ -56,17 +57,18 @@ def follow(
 ) -> None:
     """Report the supervisor's stages until `done`; raise TabrankError on an error but `known`."""
     deadline = time.monotonic() + timeout_s
-    stage = ""
+    stage, parts = "", Parts(progress)
     while True:
         # Read before the file, so that the last stage of an ending supervisor is not missed.
         alive = bool(run.supervisors())
         service = run.service()
         if service and service.stage not in ("", stage):
             stage = service.stage
-            progress(stage)
+            parts.begin(stage)
         if service and done(service):
             if service.error not in ("", known):
                 raise TabrankError(f"{service.error} (more in {run.log})")
+            parts.end()
             return
         if not alive:
             raise TabrankError(f"the service ended early: {_last_line(run.log)} (more in {run.log})")

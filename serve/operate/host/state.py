@@ -101,5 +101,5 @@ def _unwatched(run: RunFolder, service: ServiceState, processes: list[psutil.Pro
         return diagnosis("supervisor_gone", up=run.up_command(Path(service.config)))
     # A start has its own timeout.
     if (age := run.age_s()) > STALE_S.get(service.state, math.inf):
-        return diagnosis("supervisor_silent", age=age, run=run.path, log=run.log)
+        return diagnosis("supervisor_silent", age_s=age, run=run.path, log=run.log)
     return None

@@ -115,7 +115,9 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
     red = _red(faults & {"errors", "unattributed", "overloaded", "limited", "client_errors", "unrouted"})
     yield "errors", f"{failed}, {refused}, {mistaken}", red
     old = "features_old", "stale_features"
-    yield "features", f"{_number(traffic.freshness_ms)} ms old", _red(faults.intersection(old))
+    # The age is that of a ranking's features.
+    age = "no traffic" if traffic.freshness_ms == 0 else f"{_number(traffic.freshness_ms)} ms old"
+    yield "features", age, _red(faults.intersection(old))
     used, limit = found.memory.used_mib or 0, found.memory.limit_mib
     of = f"{used:,} of {limit:,} MiB ({used / limit:.0%}) on {found.memory.node}" if limit else NOTHING
     ours = f"; the service {found.memory_mib:,} MiB in {found.processes} processes"

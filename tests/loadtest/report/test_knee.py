@@ -67,7 +67,7 @@ def test_the_spread_of_the_confirmation_is_in_the_page_and_in_the_last_line(tmp_
 
 def test_the_summary_names_what_was_found():
     lines = str(knee_findings({**found(450.0), **CONDITIONS})).splitlines()
-    assert lines[0] == "The knee: 450 requests a second of 55 candidates: held, found in 200 s"
+    assert lines[0] == "The knee: 450 requests a second of 55 candidates: held, found in 3 min 20 s"
     assert "  p99: 30.0 ms, at most 100 ms" in lines
 
 

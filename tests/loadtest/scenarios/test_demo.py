@@ -208,7 +208,9 @@ def test_a_demo_holds_only_if_the_room_rose_and_the_load_held():
 
 def test_the_report_tells_the_story_with_short_numbers(tmp_path):
     lines = write_demo(demo_report(), tmp_path)
-    assert lines.startswith("tabrank: the demo: held, 200 s\n  requests a second: 900.2, 900.0 offered\n")
+    assert lines.startswith(
+        "tabrank: the demo: held, 3 min 20 s\n  requests a second: 900.2, 900.0 offered\n"
+    )
     assert f"  {PLACE}: 20 → 3, after 0.31 s, at most 1 s" in lines
     page = (tmp_path / "report.html").read_text().partition("<script>")[0]
     for told in (

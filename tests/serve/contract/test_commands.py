@@ -11,8 +11,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from serve.contract.commands import Commands
+from serve.contract.commands import Commands, Parts
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 
 app, group = typer.Typer(cls=Commands, no_args_is_help=True), typer.Typer()
 app.add_typer(group, name="group")
@@ -106,3 +107,39 @@ def test_a_reader_that_is_gone_is_no_failure_worth_a_traceback(code):
 
 if __name__ == "__main__":
     app()
+
+
+def test_a_part_that_takes_a_second_or_more_says_how_long(monkeypatch):
+    clock = iter([0.0, 0.0, 65.2, 65.2, 65.9, 65.9, 70.0])
+    monkeypatch.setattr("serve.contract.commands.time.monotonic", lambda: next(clock))
+    shown = []
+    parts = Parts(shown.append)
+    parts.begin("reading a log whose name is much too long to be said again in full")
+    parts.begin("fitting")
+    parts.begin("measuring it")
+    parts.end()
+    assert shown == [
+        "reading a log whose name is much too long to be said again in full",
+        "reading a log whose name is much too long to be said again …: took 1 min 5 s",
+        "fitting",
+        "measuring it",
+        "measuring it: took 4.1 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.4567, "0.457 s"),
+        (59.94, "59.9 s"),
+        (59.96, "60 s"),
+        (90, "1 min 30 s"),
+        (1800, "30 min"),
+        (7_500, "2 h 5 min"),
+        (86_400, "1 d"),
+        (90 * 86_400 + 7_200, "90 d 2 h"),
+    ],
+)
+def test_a_duration_is_told_in_units_for_people(seconds, text):
+    assert spelled(seconds) == text

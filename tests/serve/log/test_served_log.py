@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import serve.ranking.service
 from serve.contract.errors import StoreUnavailable
 from serve.features.rows import Schema
 from serve.ingest.backfill import load
@@ -83,3 +84,23 @@ def test_a_ranking_without_the_store_is_logged_without_features(service):
     rows = pq.read_table(service.folder / "log" / "exposures").to_pylist()
     has_features = {row["request_id"]: row["numeric"] is not None for row in rows}
     assert (has_features["down"], has_features["up"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("share", "every_s", "logged"), [(1e-9, 600, [1]), (1e-9, 0, [1, 2, 3]), (0.0, 0, [])]
+)
+def test_a_small_service_logs_the_features_of_live_rankings_now_and_then(
+    tmp_path, log_folder, monkeypatch, share, every_s, logged
+):
+    monkeypatch.setattr(serve.ranking.service, "LOG_FEATURES_EVERY_S", every_s)
+    service = Live(tmp_path, log_folder, log_features=share)
+
+    async def scenario(service):
+        for i in range(4):
+            # Test traffic neither needs them nor takes the turn of a viewer.
+            await service.rank(request_id=str(i), traffic="live" if i else "test")
+
+    service.run(scenario)
+    table = pq.read_table(tmp_path / "served" / "exposures")
+    has_features = [int(row["request_id"]) for row in table.to_pylist() if row["numeric"] is not None]
+    assert sorted(has_features) == logged

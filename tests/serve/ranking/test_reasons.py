@@ -157,6 +157,22 @@ def test_reasons_take_one_call_of_their_own_without_a_row_twice(service):
         assert len(np.unique(rows, axis=0)) == len(rows)
 
 
+def test_reasons_can_be_asked_for_without_the_features(service):
+    with_features = ranked(service)
+    alone = service.run(lambda service: service.rank(explain="reasons"))["ranking"]
+    assert [candidate.pop("features") is not None for candidate in with_features] == [True] * 3
+    assert alone == with_features
+    assert any(candidate["reasons"] for candidate in alone)
+
+
+@pytest.mark.parametrize("explain", ["features", 1, None])
+def test_another_explanation_is_refused_by_name(service, explain):
+    body = {"viewer": "ann", "candidates": ["a"], "now_ms": 50_000, "explain": explain}
+    refused = service.run(lambda service: service.post("/v1/rank", body))
+    assert (refused.status_code, refused.json()["pointer"]) == (422, "/explain")
+    assert refused.json()["detail"].endswith('; write true, false or "reasons"')
+
+
 def test_a_ranking_without_explain_has_no_reasons_and_takes_one_call(service):
     answer = service.run(lambda service: service.rank())
     assert not any({"features", "reasons"} & each.keys() for each in answer["ranking"])

@@ -323,6 +323,19 @@ def test_each_writer_gets_the_next_epoch(open_: Open) -> None:
     assert open_(fenced=False, surface="spaces-2").take_epoch() == 1
 
 
+def test_a_store_is_refused_while_a_writer_has_it_open(open_: Open) -> None:
+    writer = open_()
+    others = open_(surface="spaces-2"), open_(fingerprint="f" * 64)
+    reader = open_(writable=False)
+    with pytest.raises(TabrankError, match="stop it first"):
+        reader.refuse_writer("stop it first")
+    writer.close()
+    reader.refuse_writer("nobody writes")
+    for other in others:
+        with pytest.raises(TabrankError, match="stop it first"):
+            other.refuse_writer("stop it first")
+
+
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_fenced_writer_cannot_write(open_: Open, replace: bool) -> None:
     first = open_()

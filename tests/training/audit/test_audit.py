@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -240,7 +241,32 @@ def test_drift_is_reported_for_live_rankings_and_fails_nothing(home, log, model)
     live = pq.read_table(log / "exposures").filter(pa.compute.field("traffic") == "live")
     assert found["rows"] == sum(map(len, live["candidates"].to_pylist()))
     assert set(found["features"]) == set(audit(home, log)["features"])
-    assert found["score"] >= 0.0
+    judged = {name for name, index in found["features"].items() if index is not None}
+    assert len(judged) == found["judged"] > 0
+    assert judged | set(found["not_judged"]) >= set(found["features"])
+
+
+def test_few_rows_leave_the_drift_unjudged_with_what_is_needed(home, log, model):
+    """Only three rankings have logged features."""
+    for path in (log / "exposures").glob("*.parquet"):
+        table = pq.read_table(path)
+        keep = [name in ("r3x", "r5x", "r7x") for name in table["request_id"].to_pylist()]
+        for name in ("numeric", "category"):
+            values = [
+                value if kept else None for value, kept in zip(table[name].to_pylist(), keep, strict=True)
+            ]
+            column = pa.array(values, table.schema.field(name).type)
+            table = table.set_column(table.column_names.index(name), name, column)
+        pq.write_table(table, path)
+    arguments = ["audit", "--surface", str(home / "tiny.toml"), "--log", str(log), "--model", str(model)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2, done.stderr
+    *lines, why, _, held = done.stdout.splitlines()
+    assert held == "held: the served features equal those of the log"
+    language = next(line for line in lines if line.startswith("viewer_language "))
+    assert re.search(r"  –  not judged: [23] of \d+ rows$", language)
+    assert not any("has changed" in line or "has moved" in line for line in lines)
+    assert "are not judged" in why
 
 
 def test_an_artifact_without_distributions_is_reported(home, log, tmp_path):

@@ -86,12 +86,26 @@ def test_a_file_is_the_surface_alone_and_a_folder_is_never_overwritten(folder):
     assert (done.exit_code, "exists already" in done.stderr) == (2, True)
 
 
-def test_the_request_is_the_last_ranking_of_the_log_and_does_not_train(folder):
+def test_the_request_is_the_newest_of_the_largest_slates_and_does_not_train(folder):
     request = json.loads((folder / "my/request.json").read_text())
-    assert request["viewer"].startswith("p")
-    assert 1 <= len(request["candidates"]) <= MAX_CANDIDATES
-    assert (request["explain"], request["traffic"], request["limit"]) == (True, "test", 10)
+    exposures = pq.read_table(folder / "the log/exposures.parquet").sort_by("ts_ms").to_pylist()
+    newest = [one for one in exposures if len(one["candidates"]) == 8][-1]
+    assert len(exposures[-1]["candidates"]) < 8
+    assert (request["viewer"], request["candidates"]) == (newest["viewer"], newest["candidates"])
+    assert (request["explain"], request["traffic"], request["limit"]) == ("reasons", "test", 10)
     assert (folder / "my").stat().st_mode & 0o777 == 0o700
+
+
+def test_of_a_slate_that_is_too_large_the_request_has_the_first_candidates(tmp_path):
+    write_shop(tmp_path / "the log", slates=300)
+    path = tmp_path / "the log/exposures.parquet"
+    exposures = pq.read_table(path)
+    wide = exposures["candidates"].to_pylist()
+    wide[7] = [f"i{i}" for i in range(MAX_CANDIDATES + 5)]
+    place = exposures.column_names.index("candidates")
+    pq.write_table(exposures.set_column(place, "candidates", pa.array(wide)), path)
+    draft(tmp_path, "--out", f"{tmp_path}/my")
+    assert json.loads((tmp_path / "my/request.json").read_text())["candidates"] == wide[7][:MAX_CANDIDATES]
 
 
 def test_the_next_commands_name_the_written_files(folder):

@@ -10,7 +10,7 @@ import pytest
 
 from serve.contract.hashing import hash64
 from tests.support.evaluation_rows import dataset, truth
-from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, statistics
+from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, rows_needed, statistics
 from training.fit.prepare import take_evenly
 
 
@@ -25,13 +25,14 @@ def kept(data, score=None):
     return json.loads(json.dumps(found, allow_nan=False))
 
 
-def against(made_from, data, **changed):
+def against(made_from, data, ranking=None, **changed):
     matrix = replace(data.matrix, **changed)
-    return drift(made_from, data.columns, matrix, truth(data, matrix))
+    ranking = np.arange(len(data)) if ranking is None else ranking
+    return drift(made_from, data.columns, matrix, truth(data, matrix), ranking)
 
 
 def test_the_rows_that_it_was_made_from_have_not_moved(data):
-    found = drift(kept(data), data.columns, data.matrix, truth(data))
+    found = against(kept(data), data)
     sets = [name for name, _ in data.columns.multi]
     assert set(found["features"]) == {*data.columns.numeric, *data.columns.single, *sets}
     assert max(found["features"].values()) == found["score"] == 0.0
@@ -40,7 +41,7 @@ def test_the_rows_that_it_was_made_from_have_not_moved(data):
 
 def test_rows_of_the_same_process_have_moved_by_chance_alone(data, surface):
     other = dataset(surface, seed=1)
-    found = drift(kept(data), data.columns, other.matrix, truth(other))
+    found = against(kept(data), other)
     assert 0.0 < max(found["features"].values()) < MOVED
     assert 0.0 < found["score"] < MOVED
 
@@ -135,3 +136,31 @@ def test_few_of_many_rows_are_kept_from_the_first_to_the_last(data):
     assert len(few.numeric) == len(few.category) == 10
     assert few.numeric[-1].tolist() == data.matrix.numeric[-1].tolist()
     assert len(take_evenly(data.matrix, 10**6).numeric) == len(data)
+
+
+def test_on_fewer_rows_than_it_needs_no_feature_is_judged(data):
+    few = take_evenly(data.matrix, 10)
+    found = drift(kept(data), data.columns, few, truth(data, few), np.arange(10))
+    assert {*found["features"].values(), found["score"]} == {None}
+    assert (found["judged"], found["not_judged"]["price"]) == (0, {"rows": 10, "needed": 218})
+
+
+def test_what_a_viewer_has_counts_once_a_ranking(data):
+    made_from, slate = kept(data), np.arange(len(data)) // 6
+    few = replace(data.matrix, numeric=data.matrix.numeric[:240], category=data.matrix.category[:240])
+    found = drift(made_from, data.columns, few, truth(data, few), slate[:240])
+    # 40 rankings, each of one viewer with one language, and 240 prices.
+    assert found["not_judged"]["viewer_language"]["rows"] == 40
+    assert found["features"]["viewer_language"] is None
+    assert found["features"]["price"] < MOVED
+
+
+def test_on_as_many_rows_as_it_needs_rows_as_in_training_seldom_have_moved():
+    rng = np.random.default_rng(0)
+    for cells in (2, 3, 10, 22):
+        expected = rng.dirichlet(np.full(cells, 5.0))
+        num = rows_needed(expected)
+        draws = rng.multinomial(num, expected, 2_000) / num
+        assert np.mean([psi(expected, found) >= MOVED for found in draws]) < 0.05
+        assert rows_needed([*expected, 0.0]) == num
+    assert rows_needed([1.0]) == rows_needed([0.5, 0.5]) == 53

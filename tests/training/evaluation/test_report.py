@@ -155,6 +155,7 @@ def test_the_card_describes_the_model_and_its_worst_slices(evaluation):
     card = model_card(MANIFEST, evaluation)
     assert "12,345 rows" in card
     assert "`join` within 10 s" in card
+    assert "whether the event `join` follows within\n10 s. It orders" in card
     assert "topic_affinity (affinity)" in card
     assert "| NDCG@10 | 0." in card
     worst = min(

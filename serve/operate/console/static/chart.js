@@ -4,6 +4,8 @@ import { withUnit } from "./parts.js";
 const { html, useEffect, useRef } = htmPreact;
 const HEIGHT = 150;
 const GAP_S = 10;
+// Seconds between times on the axis. uPlot has too few: of five minutes it would show one.
+const STEPS_S = [1, 2, 3, 5, 8, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300, 480, 600];
 
 // Points as uPlot's columns: seconds, then the values at `places`; a gap breaks the lines.
 function columns(points, places) {
@@ -25,7 +27,7 @@ function options(width, unit, lines, top) {
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
     scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.15, top)] } },
     axes: [
-      { ...axis, space: 70, size: 28, values: (_, seconds) => seconds.map((one) => new Date(one * 1e3).toISOString().slice(11, 19)) },
+      { ...axis, space: 70, size: 28, incrs: STEPS_S, values: (_, seconds) => seconds.map((one) => new Date(one * 1e3).toISOString().slice(11, 19)) },
       { ...axis, size: 48, space: 30 },
     ],
     cursor: { drag: { x: false, y: false } },

@@ -12,6 +12,8 @@ export function Try({ found }) {
   const [name, setName] = useState(names[0] ?? "");
   const [samples, setSamples] = useState([]);
   const [state, setState] = useState({ ...kept, busy: false });
+  // While somebody types, a read of the state must not tidy the lines.
+  const [typed, setTyped] = useState(null);
   const application = name || names[0] || "";
   const update = (news) => setState((old) => (kept = { ...old, ...news }));
   const pick = (sample) => sample && update({ text: JSON.stringify(sample.request, null, 1) });
@@ -41,8 +43,9 @@ export function Try({ found }) {
           ${samples?.map((one, i) => html`<option value=${i}>${titled(one)}</option>`)}</select></label>
         <label>Viewer (empty: anonymous)<input disabled=${!request} value=${request?.viewer ?? ""}
           onInput=${(event) => change({ viewer: event.target.value || null })} /></label>
-        <label>Candidates, separated by blanks<textarea rows="4" disabled=${!request} value=${ids(request).join(" ")}
-          onChange=${(event) => change({ candidates: event.target.value.split(/[\s,]+/).filter(Boolean) })} /></label>
+        <label>Candidates, one id a line<textarea rows="4" disabled=${!request} placeholder=${"candidate-1\ncandidate-2"}
+          value=${typed ?? ids(request).join("\n")} onBlur=${() => setTyped(null)}
+          onInput=${(event) => { setTyped(event.target.value); change({ candidates: lines(event.target.value, request) }); }} /></label>
       </div>
       <div>
         <label>The whole request<textarea rows="11" spellcheck="false" value=${state.text}
@@ -62,6 +65,12 @@ function parsed(text) {
   } catch {
     return null;
   }
+}
+
+// The candidates of the ids, one a line; those of before keep their fields.
+function lines(text, { candidates }) {
+  const before = new Map(candidates.map((one) => [one?.candidate ?? one, one]));
+  return text.split("\n").map((id) => id.trim()).filter(Boolean).map((id) => before.get(id) ?? id);
 }
 
 const ids = (request) => (request?.candidates ?? []).map((one) => one?.candidate ?? one);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.browser import browser, needs_axe, needs_chromium, page_at, violations
@@ -110,6 +112,68 @@ def test_a_ranking_is_tried_by_keyboard_and_models_are_read(chromium, url, stage
         page.wait_for_selector(".command")
         assert MODEL in words(page, "main")
         assert "python -m training experiment report" in words(page, "main")
+
+
+# Keeps the charts that a page makes.
+KEEP_CHARTS = """
+let kept; window.charts = [];
+Object.defineProperty(window, "uPlot", { get: () => kept, set: (made) => {
+  kept = new Proxy(made, { construct: (one, given) => {
+    const chart = Reflect.construct(one, given); window.charts.push(chart); return chart;
+  } });
+} });
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("seconds", [8, 20, 40, 66, 100, 130, 200, 310, 420, 599])
+def test_a_chart_has_at_least_two_times(chromium, stage, seconds, width):
+    stage.state = stage.healthy
+    now_s = round(time.time())
+    points = [[(now_s - ago_s) * 1e3, *[1.0] * 8] for ago_s in range(seconds, 0, -2)]
+    with (
+        listening(stage.look, stage.run, every_s=EVERY_S, points=points) as url,
+        page_at(chromium, url, width=width) as page,
+    ):
+        page.add_init_script(KEEP_CHARTS)
+        page.reload()
+        page.wait_for_selector(".verdict")
+        page.wait_for_timeout(500)
+        drawn = page.evaluate("charts.filter(one => one.data[0].length > 1).map(one => one.axes[0]._values)")
+        assert drawn
+        assert all(len(set(times)) >= 2 for times in drawn), drawn
+
+
+@needs_chromium
+def test_candidates_are_one_id_a_line_and_stay_while_one_types(chromium, url, stage):
+    stage.state = stage.healthy
+    with page_at(chromium, url) as page:
+        page.get_by_role("link", name="Try").click()
+        field = page.get_by_label("Candidates, one id a line")
+        stated = {"candidate": "s1", "fields": {"price": 2.0}}
+        page.get_by_label("The whole request").fill(json.dumps({"viewer": None, "candidates": [stated]}))
+        assert "\n" in field.get_attribute("placeholder")
+        field.press("End")
+        field.type("\nroom, with a comma\n\n")
+        # The page reads the state meanwhile.
+        page.wait_for_timeout(1.5 * EVERY_S * 1e3)
+        assert field.input_value() == "s1\nroom, with a comma\n\n"
+        field.type("s 3")
+        page.get_by_role("button", name="Rank").click()
+        page.wait_for_selector(".reasons")
+        assert stage.service.requests[-1][2]["candidates"] == [stated, "room, with a comma", "s 3"]
+        assert field.input_value() == "s1\nroom, with a comma\ns 3"
+
+
+@needs_chromium
+def test_without_traffic_the_features_have_no_age(chromium, url, stage):
+    stage.state = lambda: msgspec.structs.replace(
+        stage.healthy(), traffic=msgspec.structs.replace(stage.healthy().traffic, freshness_ms=0.0)
+    )
+    with page_at(chromium, url) as page:
+        page.wait_for_selector(".tiles >> text=no traffic")
+        assert "0.0 ms" not in words(page, ".tiles")
 
 
 @needs_chromium

@@ -147,6 +147,11 @@ def test_a_healthy_service_fits_a_terminal_of_80_columns_and_24_lines():
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_without_traffic_the_features_have_no_age():
+    lines = screen(report(traffic=FOUND["traffic"] | {"freshness_ms": 0.0}), 80).plain.splitlines()
+    assert "features  no traffic" in lines
+
+
 def test_a_degraded_service_begins_with_what_to_do_and_keeps_the_command_in_one_line():
     lines = screen(report(**DEGRADED), 80).plain.splitlines()
     assert lines[:7] == [
