@@ -289,6 +289,32 @@ class Replay:
                     rows[field][place] = encode(declared[field], value)
         return rows
 
+    def unknown(self, sees: I64) -> NDArray[np.bool_]:
+        """Return `[P]` which shown candidates had neither a row nor a stated value when shown.
+
+        `sees` `[exposures]` are the records that each exposure was ranked on. Valid until the first
+        record is applied.
+        """
+        rows, num_records = self.state.candidates, len(self._records)
+        upserts = [self._upserts[number] for number in self._records["place"][self._upsert_at[:-1]].tolist()]
+        # Keys sort by row, then by the number of records after which a row is known or not.
+        changes = [
+            (rows.index[one.id] * (num_records + 1) + at + 1, one.fields is not None)
+            for at, one in zip(self._upsert_at.tolist(), upserts, strict=False)
+            if one.entity == "candidate"
+        ]
+        first = np.arange(len(rows.ids)) * (num_records + 1)
+        keys = np.append(first, np.array([key for key, _ in changes], np.int64))
+        known = np.append(self.known["candidate"], np.array([is_known for _, is_known in changes], bool))
+        order = np.argsort(keys)
+        shown = first[self.shown] + np.repeat(sees, np.diff(self.first))
+        found = ~known[order][np.searchsorted(keys[order], shown, "right") - 1]
+        for exposure, stated in self._stated.items():
+            for at in range(self.first[exposure], self.first[exposure + 1]):
+                fields = stated.get(rows.ids[self.shown[at]] or "", {})
+                found[at] &= all(value is None for value in fields.values())
+        return np.asarray(found)
+
     @cached_property
     def _stated(self) -> dict[int, dict[str, dict[str, object]]]:
         """The fields that the requests of exposures stated, by exposure and candidate."""

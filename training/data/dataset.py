@@ -23,6 +23,7 @@ from serve.features.slots import F64, I64
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
+from training.terminal import print_progress
 
 Progress = Callable[[float], None]
 # Log weights of drawn exposures, each [C], by their row in the log.
@@ -148,21 +149,34 @@ class DatasetPlan:
         self._positive, self._is_row = labels.positive, labels.is_row
         self._is_row[: replay.first[self._skipped]] = False
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
-        self._weight = np.full(len(replay.shown), np.nan) if weights else None
-        for i, weight in (weights or {}).items():
-            shown = slice(*replay.first[i + self._skipped : i + self._skipped + 2])
-            if self._weight is not None and self._is_row[shown].all():
-                self._weight[shown] = weight
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
         # Replicas of a service may see more or less of the log at one time, so make `sees`
         # monotone: the state only moves forward.
         self._sees = np.maximum.accumulate(replay.sees[self._exposures])
+        num_unknown = self._leave_out_unknown() if schema.surface.unknown_candidates == "last" else 0
+        self._weight = np.full(len(replay.shown), np.nan) if weights else None
+        for i, weight in (weights or {}).items():
+            shown = slice(*replay.first[i + self._skipped : i + self._skipped + 2])
+            # What was not drawn, such as an unknown candidate, need not be a row.
+            if self._weight is not None and self._is_row[shown][np.isfinite(weight)].all():
+                self._weight[shown] = weight
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
         self.columns = self._features.columns
         # [N], the time of each row.
         self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], self._num_rows)
+        if num_unknown:
+            share = num_unknown / (num_unknown + len(self))
+            print_progress(
+                f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: no "
+                "record had named them, and the surface has unknown_candidates = \"last\""
+            )
+        if num_unknown and not len(self):
+            raise TabrankError(
+                "every shown candidate was unknown when it was shown; write the candidates to the log with times "
+                'before the rankings, or set unknown_candidates = "scored" in the surface'
+            )
         if not len(self):
             raise TabrankError(
                 f"no row of the log has a closed label window of {schema.surface.label_window_ms / 1000:g} s; "
@@ -176,8 +190,17 @@ class DatasetPlan:
         self.counts = labels.counts | {
             "rows": len(self),
             "positive": int((self._positive & self._is_row).sum()),
+            "unknown_rows": num_unknown,
             "before_snapshot": int(replay.before_snapshot[self._skipped :].sum()),
         }
+
+    def _leave_out_unknown(self) -> int:
+        """Leave out the rows of candidates that get no score in a service; return their number."""
+        sees = self._replay.sees.copy()
+        sees[self._exposures] = self._sees
+        unknown = self._is_row & self._replay.unknown(sees)
+        self._is_row[unknown] = False
+        return int(unknown.sum())
 
     def __len__(self) -> int:
         return len(self.ts_ms)
