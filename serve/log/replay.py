@@ -295,25 +295,29 @@ class Replay:
         `sees` `[exposures]` are the records that each exposure was ranked on. Valid until the first
         record is applied.
         """
-        rows, num_records = self.state.candidates, len(self._records)
-        upserts = [self._upserts[number] for number in self._records["place"][self._upsert_at[:-1]].tolist()]
-        # Keys sort by row, then by the number of records after which a row is known or not.
+        rows, width = self.state.candidates, len(self._records) + 1
+        numbers = self._records["place"][self._upsert_at[:-1]].tolist()
+        # A change of a row has the key of the row and of the number of records that include it.
         changes = [
-            (rows.index[one.id] * (num_records + 1) + at + 1, one.fields is not None)
-            for at, one in zip(self._upsert_at.tolist(), upserts, strict=False)
-            if one.entity == "candidate"
+            (rows.index[upsert.id] * width + at + 1, upsert.fields is not None)
+            for at, upsert in zip(self._upsert_at.tolist(), map(self._upserts.__getitem__, numbers), strict=False)
+            if upsert.entity == "candidate"
         ]
-        first = np.arange(len(rows.ids)) * (num_records + 1)
-        keys = np.append(first, np.array([key for key, _ in changes], np.int64))
+        begins = np.arange(len(rows.ids)) * width
+        keys = np.append(begins, np.array([key for key, _ in changes], np.int64))
         known = np.append(self.known["candidate"], np.array([is_known for _, is_known in changes], bool))
         order = np.argsort(keys)
-        shown = first[self.shown] + np.repeat(sees, np.diff(self.first))
-        found = ~known[order][np.searchsorted(keys[order], shown, "right") - 1]
-        for exposure, stated in self._stated.items():
+        exposures = np.repeat(np.arange(len(sees)), np.diff(self.first))
+        wanted = begins[self.shown] + sees[exposures]
+        found: NDArray[np.bool_] = ~known[order][np.searchsorted(keys[order], wanted, "right") - 1]
+        has_stated = pc.is_valid(self._stated_texts).to_numpy()
+        declared = self.state.schema.surface.fields["candidate"]
+        for exposure in np.unique(exposures[found & has_stated[exposures]]).tolist():
+            stated = _stated(self._stated_texts[exposure].as_py() or "{}", declared, exposure)
             for at in range(self.first[exposure], self.first[exposure + 1]):
                 fields = stated.get(rows.ids[self.shown[at]] or "", {})
                 found[at] &= all(value is None for value in fields.values())
-        return np.asarray(found)
+        return found
 
     @cached_property
     def _stated(self) -> dict[int, dict[str, dict[str, object]]]:

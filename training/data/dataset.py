@@ -60,7 +60,8 @@ class Dataset:
     # The surface's rule, if it has one.
     rule: Baseline | None = None
     # [N], the log weight with which the row's place was drawn; −inf for candidates that were not
-    # drawn, NaN for slates without a draw or with a candidate that is not a row. None: no draw.
+    # drawn, NaN for slates without a draw or with a candidate that is not a row, unless it is unknown
+    # and was not drawn. None: no draw.
     weight: F64 | None = None
 
     def __len__(self) -> int:
@@ -134,7 +135,7 @@ class DatasetPlan:
     are those of `training.data.draws.drawn_weights`.
 
     Raises:
-        TabrankError: if no row has a closed label window.
+        TabrankError: if no row has a closed label window, or all are of unknown candidates.
     """
 
     def __init__(
@@ -154,12 +155,19 @@ class DatasetPlan:
         # Replicas of a service may see more or less of the log at one time, so make `sees`
         # monotone: the state only moves forward.
         self._sees = np.maximum.accumulate(replay.sees[self._exposures])
-        num_unknown = self._leave_out_unknown() if schema.surface.unknown_candidates == "last" else 0
+        # A service that puts unknown candidates last gives them no score.
+        unknown = np.zeros(len(replay.shown), bool)
+        if schema.surface.unknown_candidates == "last":
+            sees = replay.sees.copy()
+            sees[self._exposures] = self._sees
+            unknown = self._is_row & replay.unknown(sees)
+        self._is_row &= ~unknown
+        num_unknown = int(unknown.sum())
         self._weight = np.full(len(replay.shown), np.nan) if weights else None
         for i, weight in (weights or {}).items():
             shown = slice(*replay.first[i + self._skipped : i + self._skipped + 2])
-            # What was not drawn, such as an unknown candidate, need not be a row.
-            if self._weight is not None and self._is_row[shown][np.isfinite(weight)].all():
+            is_whole = (self._is_row[shown] | (unknown[shown] & np.isneginf(weight))).all()
+            if self._weight is not None and is_whole:
                 self._weight[shown] = weight
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
@@ -172,14 +180,12 @@ class DatasetPlan:
                 f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: no "
                 "record had named them, and the surface has unknown_candidates = \"last\""
             )
-        if num_unknown and not len(self):
+        if not len(self):
             raise TabrankError(
                 "every shown candidate was unknown when it was shown; write the candidates to the log with times "
                 'before the rankings, or set unknown_candidates = "scored" in the surface'
-            )
-        if not len(self):
-            raise TabrankError(
-                f"no row of the log has a closed label window of {schema.surface.label_window_ms / 1000:g} s; "
+                if num_unknown
+                else f"no row of the log has a closed label window of {schema.surface.label_window_ms / 1000:g} s; "
                 "give a longer log or a shorter label.within"
             )
         viewers = replay.exposure_viewer
@@ -193,14 +199,6 @@ class DatasetPlan:
             "unknown_rows": num_unknown,
             "before_snapshot": int(replay.before_snapshot[self._skipped :].sum()),
         }
-
-    def _leave_out_unknown(self) -> int:
-        """Leave out the rows of candidates that get no score in a service; return their number."""
-        sees = self._replay.sees.copy()
-        sees[self._exposures] = self._sees
-        unknown = self._is_row & self._replay.unknown(sees)
-        self._is_row[unknown] = False
-        return int(unknown.sum())
 
     def __len__(self) -> int:
         return len(self.ts_ms)
