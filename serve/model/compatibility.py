@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from serve.contract.errors import ArtifactRefused, StateMismatch
+from serve.contract.errors import ArtifactRefused, StateMismatch, TabrankError
+from serve.contract.validation import json_value
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.features.surface import read_surface
+from serve.features.slots import field_refs
+from serve.features.surface import Surface, read_surface
 from serve.model.artifact import Artifact, load, require
+
+# A context field that more of the training rows lacked is one that requests need not have.
+MAX_MISSING = 0.01
 
 
 def load_for(folder: Path, features: Features) -> Artifact:
@@ -39,6 +45,19 @@ def require_promotable(models: Path, version: str) -> None:
     # Replicas refuse a broken artifact, and go on with the one before.
     with suppress(ArtifactRefused):
         check_own_state(models / version)
+
+
+def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
+    """Return the context fields that the model's features read and its training rows had."""
+    statistics: dict[str, Any] = {}
+    with suppress(TabrankError):
+        evaluation = json_value(artifact.read("evaluation.json"), "evaluation.json")
+        statistics = evaluation.get("statistics", {})
+    # The first cell of a feature counts the rows without a value (`training.evaluation.drift`).
+    cells = statistics.get("numeric", {}) | statistics.get("category", {})
+    had = [surface.features[name] for name, of in cells.items() if of["shares"][0] <= MAX_MISSING]
+    named = (ref.name for kind in had for ref in field_refs(kind) if ref.owner == "context")
+    return tuple(dict.fromkeys(named))
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:
