@@ -135,10 +135,10 @@ class Surface:
         position_bias: `examined` corrects for later positions being examined less, in training;
             serving does not use positions. Unset means `examined`, but `ignored` where clients
             report impressions.
-        unknown_candidates: Where a candidate goes whose id no record has named and of which the
-            request states no field. `last`, the default, gives it no score and puts it after all
-            others, and training leaves it out. `scored` treats it as a candidate without fields;
-            it is for clients that report no candidates.
+        unknown_candidates: Where a candidate goes of which no record is stored and the request
+            states no field. `last`, the default, gives it no score and puts it after all others,
+            and training leaves it out. `scored` treats it as a candidate without fields; it is for
+            clients that send no candidates.
     """
 
     __pydantic_config__ = STRICT

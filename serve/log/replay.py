@@ -289,34 +289,27 @@ class Replay:
                     rows[field][place] = encode(declared[field], value)
         return rows
 
-    def unknown(self, sees: I64) -> NDArray[np.bool_]:
+    def unknown(self) -> NDArray[np.bool_]:
         """Return `[P]` which shown candidates had neither a row nor a stated value when shown.
 
-        `sees` `[exposures]` are the records that each exposure was ranked on. Valid until the first
-        record is applied.
+        Call it before any record is applied.
         """
-        rows, width = self.state.candidates, len(self._records) + 1
-        numbers = self._records["place"][self._upsert_at[:-1]].tolist()
-        # A change of a row has the key of the row and of the number of records that include it.
-        changes = [
-            (rows.index[upsert.id] * width + at + 1, upsert.fields is not None)
-            for at, upsert in zip(self._upsert_at.tolist(), map(self._upserts.__getitem__, numbers), strict=False)
-            if upsert.entity == "candidate"
-        ]
-        begins = np.arange(len(rows.ids)) * width
-        keys = np.append(begins, np.array([key for key, _ in changes], np.int64))
-        known = np.append(self.known["candidate"], np.array([is_known for _, is_known in changes], bool))
-        order = np.argsort(keys)
-        exposures = np.repeat(np.arange(len(sees)), np.diff(self.first))
-        wanted = begins[self.shown] + sees[exposures]
-        found: NDArray[np.bool_] = ~known[order][np.searchsorted(keys[order], wanted, "right") - 1]
-        has_stated = pc.is_valid(self._stated_texts).to_numpy()
+        rows, known = self.state.candidates, self.known["candidate"].copy()
         declared = self.state.schema.surface.fields["candidate"]
-        for exposure in np.unique(exposures[found & has_stated[exposures]]).tolist():
-            stated = _stated(self._stated_texts[exposure].as_py() or "{}", declared, exposure)
-            for at in range(self.first[exposure], self.first[exposure + 1]):
-                fields = stated.get(rows.ids[self.shown[at]] or "", {})
-                found[at] &= all(value is None for value in fields.values())
+        places = ((at, self._upserts[self._records["place"][at]]) for at in self._upsert_at[:-1].tolist())
+        changes = [(at, upsert) for at, upsert in places if upsert.entity == "candidate"][::-1]
+        found = np.zeros(len(self.shown), bool)
+        for exposure in np.argsort(self.sees, kind="stable").tolist():
+            while changes and changes[-1][0] < self.sees[exposure]:
+                _, upsert = changes.pop()
+                known[rows.index[upsert.id]] = upsert.fields is not None
+            shown = range(self.first[exposure], self.first[exposure + 1])
+            found[shown] = ~known[self.shown[shown]]
+            if found[shown].any() and (text := self._stated_texts[exposure].as_py()):
+                stated = _stated(text, declared, exposure)
+                for place in shown:
+                    fields = stated.get(rows.ids[self.shown[place]] or "", {})
+                    found[place] &= all(value is None for value in fields.values())
         return found
 
     @cached_property

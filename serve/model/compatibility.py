@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from serve.contract.errors import ArtifactRefused, StateMismatch, TabrankError
 from serve.contract.validation import json_value
@@ -28,7 +28,7 @@ def load_for(folder: Path, features: Features) -> Artifact:
     artifact = load(folder)
     _check_state(artifact, features.schema)
     artifact.encoder.check(features.columns)
-    return artifact
+    return replace(artifact, context=trained_context(artifact, features.schema.surface))
 
 
 def check_own_state(folder: Path) -> None:
@@ -49,15 +49,14 @@ def require_promotable(models: Path, version: str) -> None:
 
 def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
     """Return the context fields that the model's features read and its training rows had."""
-    statistics: dict[str, Any] = {}
-    with suppress(TabrankError):
-        evaluation = json_value(artifact.read("evaluation.json"), "evaluation.json")
-        statistics = evaluation.get("statistics", {})
+    try:
+        made_from = json_value(artifact.read("evaluation.json"), "evaluation.json")["statistics"]
+    except (TabrankError, KeyError):
+        return ()
     # The first cell of a feature counts the rows without a value (`training.evaluation.drift`).
-    cells = statistics.get("numeric", {}) | statistics.get("category", {})
+    cells = made_from["numeric"] | made_from["category"]
     had = [surface.features[name] for name, of in cells.items() if of["shares"][0] <= MAX_MISSING]
-    named = (ref.name for kind in had for ref in field_refs(kind) if ref.owner == "context")
-    return tuple(dict.fromkeys(named))
+    return tuple({ref.name for kind in had for ref in field_refs(kind) if ref.owner == "context"})
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:

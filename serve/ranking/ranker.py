@@ -114,7 +114,7 @@ def _slates(
     all_known = batch.numbers.all()
     slates = []
     for b, (query, part) in enumerate(zip(batch.queries, batch.parts, strict=True)):
-        num_unknown = 0 if all_known else np.count_nonzero(batch.standing[part] == UNKNOWN)
+        num_unknown = 0 if all_known else int(np.count_nonzero(batch.standing[part] == UNKNOWN))
         degraded = _degraded(query, batch.failed[b], finite[part], num_unknown)
         by_model = query.arm.by_model and batch.failed[b] is None
         places, propensity = order[part] - part.start, None

@@ -23,7 +23,6 @@ from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.log.events import MAX_CALL_BYTES, IngestResult
 from serve.model.artifact import Artifact
-from serve.model.compatibility import trained_context
 from serve.model.scorer_cache import ModelHolder
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
@@ -74,8 +73,6 @@ class RankingService:
         self.settings_error: TabrankError | None = None
         # What is wrong with the store, as of a few seconds ago.
         self._store_faults: list[Diagnosis] = []
-        # The context that each version was trained on.
-        self._contexts: dict[str, tuple[str, ...]] = {}
         # Whether the log had records that the store lacked.
         self.is_behind = False
         self.surface = args.load_surface(base)
@@ -271,6 +268,8 @@ class RankingService:
         else:
             experiment = None
         ids, model = candidate_ids(request), self.models.version_for(arm)
+        artifact = self.models.artifact(model)
+        context = artifact.context if artifact else ()
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -287,16 +286,8 @@ class RankingService:
             keep_matrix=request.explain or draw() < self.config.log_features,
             explore=arm.explore > 0 and draw() < arm.explore,
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
-            lacks_context=any(request.context.get(name) is None for name in self._context_of(model)),
+            lacks_context=any(request.context.get(name) is None for name in context),
         )
-
-    def _context_of(self, version: str | None) -> tuple[str, ...]:
-        artifact = self.models.artifact(version)
-        if artifact is None:
-            return ()
-        if artifact.version not in self._contexts:
-            self._contexts[artifact.version] = trained_context(artifact, self.surface)
-        return self._contexts[artifact.version]
 
     def diagnose_store(self, log_end: LogEnd | None) -> None:
         """Diagnose the store as it was last read, after the end of the log was."""

@@ -52,8 +52,7 @@ class RankMetrics(Metrics):
         if query.traffic != "test":
             self._steady_rate.add()
             add(catalog.LIVE_CANDIDATES, YES, len(query.candidates) - slate.num_unknown)
-            if slate.num_unknown:
-                add(catalog.LIVE_CANDIDATES, NO, slate.num_unknown)
+            add(catalog.LIVE_CANDIDATES, NO, slate.num_unknown)
             if query.model is not None:
                 add(catalog.LIVE_RANKINGS, NO if query.lacks_context else YES)
         add(catalog.RANKINGS, (experiment, arm, rung))

@@ -60,8 +60,8 @@ class Dataset:
     # The surface's rule, if it has one.
     rule: Baseline | None = None
     # [N], the log weight with which the row's place was drawn; −inf for candidates that were not
-    # drawn, NaN for slates without a draw or with a candidate that is not a row, unless it is unknown
-    # and was not drawn. None: no draw.
+    # drawn. NaN for slates without a draw, or with a candidate that is not a row, unless it was
+    # unknown and not drawn. None: no draw.
     weight: F64 | None = None
 
     def __len__(self) -> int:
@@ -155,12 +155,10 @@ class DatasetPlan:
         # Replicas of a service may see more or less of the log at one time, so make `sees`
         # monotone: the state only moves forward.
         self._sees = np.maximum.accumulate(replay.sees[self._exposures])
-        # A service that puts unknown candidates last gives them no score.
         unknown = np.zeros(len(replay.shown), bool)
+        # A service gives them no score.
         if schema.surface.unknown_candidates == "last":
-            sees = replay.sees.copy()
-            sees[self._exposures] = self._sees
-            unknown = self._is_row & replay.unknown(sees)
+            unknown = self._is_row & replay.unknown()
         self._is_row &= ~unknown
         num_unknown = int(unknown.sum())
         self._weight = np.full(len(replay.shown), np.nan) if weights else None
@@ -177,8 +175,8 @@ class DatasetPlan:
         if num_unknown:
             share = num_unknown / (num_unknown + len(self))
             print_progress(
-                f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: no "
-                "record had named them, and the surface has unknown_candidates = \"last\""
+                f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: "
+                'no record of them came before, and the surface has unknown_candidates = "last"'
             )
         if not len(self):
             raise TabrankError(

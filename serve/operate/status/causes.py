@@ -195,13 +195,12 @@ def _of_app(app: str, counted: Counted, window_s: float, named: set[str]) -> Ite
         remedy = remedies.get(max(shares, key=lambda status: shares[status]), remedies["other"])
         facts = {"kinds": shown(shares), "remedy": remedy}
         yield _named("client_errors", app, share <= MAX_CLIENT_SHARE, share=share, **facts)
-    asked = (
+    for name, share, num in (
         ("unknown_candidates", counted.unknown_share or 0.0, counted.candidates),
         ("no_context", counted.no_context_share or 0.0, counted.model_rankings),
-    )
-    # Without a store nobody knows a candidate.
-    for name, share, num in asked if not named.intersection(OF_STORE) else ():
-        if _matters(share, num, MAX_UNKNOWN_SHARE):
+    ):
+        # Without a store nobody knows a candidate.
+        if _matters(share, num, MAX_UNKNOWN_SHARE) and not named.intersection(OF_STORE):
             yield _named(name, app, share <= MAX_CLIENT_SHARE, share=share)
     if not rankings and counted.steady_rps * window_s >= MIN_MISSED:
         yield _named("no_traffic", app, rate_rps=counted.steady_rps, window_s=window_s)

@@ -47,7 +47,9 @@ def reported(monkeypatch):
     return values
 
 
-def slate(arm="model", rung="full", model="v1", degraded=(), candidates=55, traffic="live", num_unknown=0, **asked):
+def slate(
+    arm="model", rung="full", model="v1", degraded=(), candidates=55, traffic="live", num_unknown=0, **asked
+):
     arm, candidates = SimpleNamespace(name=arm), ["c"] * candidates
     asked = {"model": model, "lacks_context": False} | asked
     query = SimpleNamespace(experiment="launch", arm=arm, candidates=candidates, traffic=traffic, **asked)

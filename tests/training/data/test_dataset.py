@@ -69,7 +69,9 @@ def test_a_log_of_unknown_candidates_alone_is_refused_with_the_remedy(tmp_path, 
     parts = tables()
     late = parts["candidates"].set_column(1, "ts_ms", pa.array([50_000] * 4, pa.int64()))
     write_log(tmp_path / "log", parts | {"candidates": late})
-    with pytest.raises(TabrankError, match='every shown candidate was unknown .* unknown_candidates = "scored"'):
+    with pytest.raises(
+        TabrankError, match=r'every shown candidate was unknown .* unknown_candidates = "scored"'
+    ):
         build(Schema(surface), read_log(tmp_path / "log", surface))
 
 

@@ -138,7 +138,7 @@ def test_a_candidate_is_unknown_where_the_state_has_no_row_of_it(log):
         replay.advance_to(int(replay.sees[i]))
         shown = np.arange(replay.first[i], replay.first[i + 1])
         expected += zip(shown.tolist(), (replay.candidate_rows(shown) == 0).tolist(), strict=True)
-    assert ahead.unknown(ahead.sees).tolist() == [is_unknown for _, is_unknown in sorted(expected)]
+    assert ahead.unknown().tolist() == [is_unknown for _, is_unknown in sorted(expected)]
 
 
 @settings(max_examples=30, deadline=None)

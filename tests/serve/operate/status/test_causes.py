@@ -305,8 +305,8 @@ def test_a_scanner_one_mistake_and_refusals_of_load_are_no_client_errors(stub):
 def test_unknown_candidates_and_missing_context_are_told_with_their_shares(stub):
     found = stub.look(full=100, _200=100, known=940, unknown=60, context=90, no_context=10)
     assert named(found) == {
-        "unknown_candidates": "6.0% of the candidates of live rankings are unknown: no record has named their "
-        "ids, and they come last without a score.",
+        "unknown_candidates": "6.0% of the candidates of live rankings are unknown: no record of them is "
+        "stored, and they come last without a score.",
         "no_context": "10.0% of the live rankings of a model lack context fields that its training rows had.",
     }
     # Callers ask so: the service is as it should be, unless it is for most of them.
