@@ -11,7 +11,7 @@ import numpy as np
 from serve.contract.errors import StoreUnavailable
 from serve.features.rows import Schema, encode
 from serve.features.slots import I64, PackedRows
-from serve.ranking.order import ENDED, LIVE, UNKNOWN, WORTHS, Standings
+from serve.ranking.order import LIVE, UNKNOWN, WORTHS, Standings
 from serve.ranking.query import Query
 from serve.stores.candidate_table import CandidateTable
 
@@ -31,6 +31,7 @@ class HydratedBatch(NamedTuple):
     failed: list[str | None]
     # Row numbers in the candidate table, 0 for candidates without a row.
     numbers: I64
+    all_known: bool
     candidates: PackedRows
     standing: Standings
     context: PackedRows
@@ -85,14 +86,16 @@ class Hydrator:
             unknown_viewer=[row is None for row in viewers],
             failed=list(failed),
             numbers=numbers,
+            all_known=bool(numbers.all()),
             candidates=candidates,
-            standing=(candidates["ends_ms"] <= now_ms[request_of_row]) * np.int8(ENDED),
+            # True is `ENDED`.
+            standing=(candidates["ends_ms"] <= now_ms[request_of_row]).view(np.int8),
             context=schema.context_rows([query.context for query in queries]),
             request_of_row=request_of_row,
             now_ms=now_ms,
             seen_seq=self._live.seq,
         )
-        if schema.surface.unknown_candidates == "last" and not numbers.all():
+        if not batch.all_known and schema.surface.unknown_candidates == "last":
             batch.standing[numbers == 0] = UNKNOWN
         self._overwrite_stated(batch)
         return batch

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from serve.config.settings import NOOP, SHUFFLE
 from serve.features.slots import F32, F64, I64
 
-# Standing of a candidate: those of a higher one come later, whatever their worth, without a score.
+# Standing of a candidate: those of a higher one come later, without a score, whatever their worth.
 LIVE, ENDED, UNKNOWN = range(3)
 Standings = NDArray[np.int8]
 

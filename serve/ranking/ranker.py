@@ -111,10 +111,9 @@ def _slates(
     order = ordered(batch.request_of_row, score, worth, batch.standing)
     # Without the features of all rows, none are kept.
     whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
-    all_known = batch.numbers.all()
     slates = []
     for b, (query, part) in enumerate(zip(batch.queries, batch.parts, strict=True)):
-        num_unknown = 0 if all_known else int(np.count_nonzero(batch.standing[part] == UNKNOWN))
+        num_unknown = 0 if batch.all_known else int(np.count_nonzero(batch.standing[part] == UNKNOWN))
         degraded = _degraded(query, batch.failed[b], finite[part], num_unknown)
         by_model = query.arm.by_model and batch.failed[b] is None
         places, propensity = order[part] - part.start, None
@@ -126,7 +125,7 @@ def _slates(
         # A drawn order that a rule changed is not what was drawn.
         if propensity is not None and not np.array_equal(shown, places):
             propensity = None
-        rowless = [] if all_known else np.flatnonzero(batch.numbers[part] == 0).tolist()
+        rowless = [] if batch.all_known else np.flatnonzero(batch.numbers[part] == 0).tolist()
         slates.append(
             Slate(
                 query=query,

@@ -28,12 +28,13 @@ async def model_scores(
     Queries whose version cannot score them are marked in `batch.failed`; it never raises.
     """
     request_of_row = batch.request_of_row[rows]
-    known = batch.standing[rows] != UNKNOWN
     scores = np.full(len(request_of_row), np.nan, np.float32)
     # A batch has one version, except while one version replaces another.
     for version, members in _by_version(batch).items():
-        is_all = len(members) == len(batch.queries) and known.all()
-        mine = slice(None) if is_all else np.flatnonzero(known & np.isin(request_of_row, members))
+        mine = slice(None)
+        if len(members) < len(batch.queries) or not batch.all_known:
+            known = batch.standing[rows] != UNKNOWN
+            mine = np.flatnonzero(known & np.isin(request_of_row, members))
         asked = matrix.rows(mine)
         if not len(asked.numeric):
             continue
