@@ -31,7 +31,7 @@ async def model_scores(
     scores = np.full(len(request_of_row), np.nan, np.float32)
     # A batch has one version, except while one version replaces another.
     for version, members in _by_version(batch).items():
-        mine = slice(None)
+        mine: slice | I64 = slice(None)
         if len(members) < len(batch.queries) or not batch.all_known:
             known = batch.standing[rows] != UNKNOWN
             mine = np.flatnonzero(known & np.isin(request_of_row, members))
