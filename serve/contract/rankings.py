@@ -27,6 +27,10 @@ LIMIT = (
 REASONS = (
     "With `explain`: the features that moved the candidate most, largest first; null if none were computed."
 )
+SCORE = "P(label if looked at), or null if not scored: ended and unknown candidates never are."
+UNKNOWN = (
+    "Ids without a stored record. Those without stated fields come last, unless the surface scores them."
+)
 TRAFFIC = "Default live. Test traffic counts no impressions, and training ignores it."
 
 EXPLAIN = '`true` returns feature values and reasons, `"reasons"` reasons alone; default false.'
@@ -93,7 +97,7 @@ class Ranked(Struct):
     """Candidate with its score and position."""
 
     candidate: str
-    score: Annotated[float | None, Meta(description="P(label if looked at), or null if not scored.")]
+    score: Annotated[float | None, Meta(description=SCORE)]
     position: Annotated[int, Meta(ge=1)]
     features: dict[str, Any] | UnsetType = UNSET
     reasons: Annotated[list[Reason] | None, Meta(description=REASONS)] | UnsetType = UNSET
@@ -119,7 +123,7 @@ class RankAnswer(Struct):
     rung: Annotated[Rung, Meta(description="Degradation level of this answer.")]
     degraded: Annotated[list[Degraded], Meta(description="Reasons why the answer is degraded.")]
     unknown_viewer: Annotated[bool, Meta(description="True if the viewer was looked up and not found.")]
-    unknown_candidates: list[str]
+    unknown_candidates: Annotated[list[str], Meta(description=UNKNOWN)]
     freshness_ms: Annotated[
         float | None, Meta(description="Age of the live table; null before its first read.")
     ]

@@ -27,6 +27,7 @@ from serve.features.state_kind import STATE
 SHIPPED = Path(__file__).parents[1] / "surfaces"
 FieldType = Literal["number", "category", "set", "time"]
 PositionBias = Literal["ignored", "examined"]
+UnknownCandidates = Literal["last", "scored"]
 # Room for some thousand features; the shipped surfaces have four thousand characters.
 MAX_CHARACTERS = 128 << 10
 # tomllib takes time quadratic in the parts of a dotted key.
@@ -134,6 +135,10 @@ class Surface:
         position_bias: `examined` corrects for later positions being examined less, in training;
             serving does not use positions. Unset means `examined`, but `ignored` where clients
             report impressions.
+        unknown_candidates: Where a candidate goes of which no record is stored and the request
+            states no field. `last`, the default, gives it no score and puts it after all others,
+            and training leaves it out. `scored` treats it as a candidate without fields; it is for
+            clients that send no candidates.
     """
 
     __pydantic_config__ = STRICT
@@ -149,6 +154,7 @@ class Surface:
     popular: str
     baseline: Baseline | None = None
     position_bias: PositionBias | None = None
+    unknown_candidates: UnknownCandidates = "last"
     # The TOML as written; artifacts contain it.
     text: Annotated[str, pydantic.Field(alias=TEXT_KEY), SkipJsonSchema()]
 
@@ -161,7 +167,8 @@ class Surface:
     def fingerprint(self) -> str:
         """Return a hash of the declaration that a model depends on.
 
-        Comments, the order of keys and the baseline do not change it.
+        Comments, the order of keys, the baseline and the place of unknown candidates do not change
+        it: no feature and no state depends on them.
         """
         bias = "examined" if self.is_debiased else "ignored"
         parts = (self.name, self.events, self.label, self.popular, self.fields, self.features, bias)

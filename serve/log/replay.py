@@ -294,6 +294,29 @@ class Replay:
                     rows[field][place] = encode(declared[field], value)
         return rows
 
+    def unknown(self) -> NDArray[np.bool_]:
+        """Return `[P]` which shown candidates had neither a row nor a stated value when shown.
+
+        Call it before any record is applied.
+        """
+        rows, known = self.state.candidates, self.known["candidate"].copy()
+        declared = self.state.schema.surface.fields["candidate"]
+        places = ((at, self._upserts[self._records["place"][at]]) for at in self._upsert_at[:-1].tolist())
+        changes = [(at, upsert) for at, upsert in places if upsert.entity == "candidate"][::-1]
+        found = np.zeros(len(self.shown), bool)
+        for exposure in np.argsort(self.sees, kind="stable").tolist():
+            while changes and changes[-1][0] < self.sees[exposure]:
+                _, upsert = changes.pop()
+                known[rows.index[upsert.id]] = upsert.fields is not None
+            shown = range(self.first[exposure], self.first[exposure + 1])
+            found[shown] = ~known[self.shown[shown]]
+            if found[shown].any() and (text := self._stated_texts[exposure].as_py()):
+                stated = _stated(text, declared, exposure)
+                for place in shown:
+                    fields = stated.get(rows.ids[self.shown[place]] or "", {})
+                    found[place] &= all(value is None for value in fields.values())
+        return found
+
     def _known_rows(self, candidates: I64) -> I64:
         return np.where(self.known["candidate"][candidates], candidates, 0)
 

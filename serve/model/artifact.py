@@ -60,6 +60,8 @@ class Artifact:
 
     path: Path
     manifest: Mapping[str, Any]
+    # The context fields that its training rows had (`serve.model.compatibility`).
+    context: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from serve.contract.errors import ArtifactRefused, StateMismatch
+from serve.contract.errors import ArtifactRefused, StateMismatch, TabrankError
+from serve.contract.validation import json_value
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.features.surface import read_surface
+from serve.features.slots import field_refs
+from serve.features.surface import Surface, read_surface
 from serve.model.artifact import Artifact, load, require
+
+# A context field that more of the training rows lacked is one that requests need not have.
+MAX_MISSING = 0.01
 
 
 def load_for(folder: Path, features: Features) -> Artifact:
@@ -22,7 +28,7 @@ def load_for(folder: Path, features: Features) -> Artifact:
     artifact = load(folder)
     _check_state(artifact, features.schema)
     artifact.encoder.check(features.columns)
-    return artifact
+    return replace(artifact, context=trained_context(artifact, features.schema.surface))
 
 
 def check_own_state(folder: Path) -> None:
@@ -39,6 +45,18 @@ def require_promotable(models: Path, version: str) -> None:
     # Replicas refuse a broken artifact, and go on with the one before.
     with suppress(ArtifactRefused):
         check_own_state(models / version)
+
+
+def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
+    """Return the context fields that the model's features read and its training rows had."""
+    try:
+        made_from = json_value(artifact.read("evaluation.json"), "evaluation.json")["statistics"]
+    except (TabrankError, KeyError):
+        return ()
+    # The first cell of a feature counts the rows without a value (`training.evaluation.drift`).
+    cells = made_from["numeric"] | made_from["category"]
+    had = [surface.features[name] for name, of in cells.items() if of["shares"][0] <= MAX_MISSING]
+    return tuple({ref.name for kind in had for ref in field_refs(kind) if ref.owner == "context"})
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:

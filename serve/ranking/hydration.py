@@ -10,8 +10,8 @@ import numpy as np
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.rows import Schema, encode
-from serve.features.slots import I64, Bools, PackedRows
-from serve.ranking.order import WORTHS
+from serve.features.slots import I64, PackedRows
+from serve.ranking.order import LIVE, UNKNOWN, WORTHS, Standings
 from serve.ranking.query import Query
 from serve.stores.candidate_table import CandidateTable
 
@@ -29,10 +29,11 @@ class HydratedBatch(NamedTuple):
     unknown_viewer: list[bool]
     # Why a query gets the popular order instead of its arm's; None if it does not.
     failed: list[str | None]
-    # Row numbers in the candidate table, 0 for unknown candidates.
+    # Row numbers in the candidate table, 0 for candidates without a row.
     numbers: I64
+    all_known: bool
     candidates: PackedRows
-    ended: Bools
+    standing: Standings
     context: PackedRows
     request_of_row: I64
     now_ms: I64
@@ -85,20 +86,30 @@ class Hydrator:
             unknown_viewer=[row is None for row in viewers],
             failed=list(failed),
             numbers=numbers,
+            all_known=bool(numbers.all()),
             candidates=candidates,
-            ended=candidates["ends_ms"] <= now_ms[request_of_row],
+            # True is `ENDED`.
+            standing=(candidates["ends_ms"] <= now_ms[request_of_row]).view(np.int8),
             context=schema.context_rows([query.context for query in queries]),
             request_of_row=request_of_row,
             now_ms=now_ms,
             seen_seq=self._live.seq,
         )
+        if not batch.all_known and schema.surface.unknown_candidates == "last":
+            batch.standing[numbers == 0] = UNKNOWN
         self._overwrite_stated(batch)
         return batch
 
     def _overwrite_stated(self, batch: HydratedBatch) -> None:
-        """Overwrite candidate fields with the request-time fields that the requests state."""
+        """Overwrite candidate fields with the request-time fields that the requests state.
+
+        A candidate of which a value is stated is not unknown.
+        """
         declared = self._schema.surface.fields["candidate"]
         for query, part in zip(batch.queries, batch.parts, strict=True):
             for place, fields in query.stated.items():
+                row = part.start + place
                 for name, value in fields.items():
-                    batch.candidates[name][part.start + place] = encode(declared[name], value)
+                    batch.candidates[name][row] = encode(declared[name], value)
+                    if value is not None and batch.standing[row] == UNKNOWN:
+                        batch.standing[row] = LIVE

@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.config.settings import NOOP, SHUFFLE
-from serve.features.slots import F32, F64, I64, Bools
+from serve.features.slots import F32, F64, I64
+
+# Standing of a candidate: those of a higher one come later, without a score, whatever their worth.
+LIVE, ENDED, UNKNOWN = range(3)
+Standings = NDArray[np.int8]
 
 # Arms that order by neither model nor popularity: the worth of one request's candidates, given
 # their popularity. They need no state, so they rank even while the store is down.
@@ -20,22 +25,22 @@ WORTHS: Mapping[str, Callable[[F32], F32]] = {
 }
 
 
-def ordered(request_of_row: I64, score: F32, worth: F64, ended: Bools) -> I64:
-    """Sort the rows of each request, all at once: scored, unscored by their worth, then ended.
+def ordered(request_of_row: I64, score: F32, worth: F64, standing: Standings) -> I64:
+    """Sort the rows of each request, all at once: scored, unscored by worth, ended, unknown.
 
     Ties keep the given order. Returns row numbers `[R]`, those of a request together.
     """
     # Sort keys above every score: the negated scores are -1 to 0.
-    unscored = np.where(ended, np.float32(2.0), np.float32(1.0))
-    return np.lexsort((-worth, np.where(np.isnan(score), unscored, -score), request_of_row))
+    key = np.where(np.isnan(score), standing + np.float32(1.0), -score)
+    return np.lexsort((-worth, key, request_of_row))
 
 
-def most_popular(request_of_row: I64, popularity: F32, ended: Bools, num_wanted: I64) -> I64:
-    """Return the rows, ascending, of each request's most popular candidates that have not ended.
+def most_popular(request_of_row: I64, popularity: F32, standing: Standings, num_wanted: I64) -> I64:
+    """Return the rows, ascending, of each request's most popular candidates: live ones first.
 
     `num_wanted` `[B]` is how many each request wants.
     """
-    order = np.lexsort((-popularity, ended, request_of_row))
+    order = np.lexsort((-popularity, standing, request_of_row))
     # Index within the request; `order` keeps each request's rows together.
     place = np.arange(len(request_of_row)) - np.searchsorted(request_of_row, request_of_row)
     return np.sort(order[place < num_wanted[request_of_row]])

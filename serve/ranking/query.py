@@ -35,6 +35,8 @@ class Query(msgspec.Struct, frozen=True):
     explore: bool
     # Most candidates that the model scores: the most popular ones, if a call takes fewer.
     num_scored: int
+    # Whether the context lacks a field that the model's training rows had.
+    lacks_context: bool = False
 
 
 class Slate(msgspec.Struct, frozen=True):
@@ -58,3 +60,5 @@ class Slate(msgspec.Struct, frozen=True):
     # `[C]` probability of each pick given the picks before it, if the order was drawn.
     propensity: F64 | None
     stage_ms: Mapping[str, float]
+    # Candidates that are last because they are unknown.
+    num_unknown: int = 0

@@ -16,7 +16,7 @@ from serve.features.matrix import Features, Matrix
 from serve.features.slots import F32, F64, I64, Bools
 from serve.ranking.exploration import draw
 from serve.ranking.hydration import HydratedBatch, Hydrator, OnDegraded
-from serve.ranking.order import WORTHS, missing_last, most_popular, ordered
+from serve.ranking.order import LIVE, UNKNOWN, WORTHS, missing_last, most_popular, ordered
 from serve.ranking.query import Query, Slate
 from serve.ranking.scoring import CallModel, model_scores
 from serve.ranking.slate import rerank
@@ -70,7 +70,7 @@ class Ranker:
             return slice(None), matrix, missing_last(matrix.numeric[:, self.features.popular])
         popularity = self._popularity(batch)
         num_scored = np.array([query.num_scored for query in batch.queries], np.int64)
-        rows = most_popular(batch.request_of_row, popularity, batch.ended, num_scored)
+        rows = most_popular(batch.request_of_row, popularity, batch.standing, num_scored)
         return rows, self._matrix(batch, rows), popularity
 
     def _matrix(self, batch: HydratedBatch, rows: slice | I64) -> Matrix:
@@ -107,25 +107,25 @@ def _slates(
 ) -> list[Slate]:
     """Order and re-rank each query's candidates, and state how the order came about."""
     finite = np.isfinite(score)
-    score = np.where(finite & ~batch.ended, score, np.float32(np.nan))
-    order = ordered(batch.request_of_row, score, worth, batch.ended)
+    score = np.where(finite & (batch.standing == LIVE), score, np.float32(np.nan))
+    order = ordered(batch.request_of_row, score, worth, batch.standing)
     # Without the features of all rows, none are kept.
     whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
-    all_known = batch.numbers.all()
     slates = []
     for b, (query, part) in enumerate(zip(batch.queries, batch.parts, strict=True)):
-        degraded = _degraded(query, batch.failed[b], finite[part])
+        num_unknown = 0 if batch.all_known else int(np.count_nonzero(batch.standing[part] == UNKNOWN))
+        degraded = _degraded(query, batch.failed[b], finite[part], num_unknown)
         by_model = query.arm.by_model and batch.failed[b] is None
         places, propensity = order[part] - part.start, None
         # Unscored candidates stay last.
         if query.explore and by_model:
             drawn, propensity = draw(score[part][places], np.random.default_rng())
             places = places[drawn]
-        shown = rerank(query, batch.candidates[part], places, score[part], batch.ended[part])
+        shown = rerank(query, batch.candidates[part], places, score[part], batch.standing[part])
         # A drawn order that a rule changed is not what was drawn.
         if propensity is not None and not np.array_equal(shown, places):
             propensity = None
-        unknown = [] if all_known else np.flatnonzero(batch.numbers[part] == 0).tolist()
+        rowless = [] if batch.all_known else np.flatnonzero(batch.numbers[part] == 0).tolist()
         slates.append(
             Slate(
                 query=query,
@@ -135,7 +135,8 @@ def _slates(
                 degraded=degraded,
                 model=query.model if by_model else None,
                 unknown_viewer=batch.unknown_viewer[b],
-                unknown_candidates=[query.candidates[i] for i in unknown],
+                unknown_candidates=[query.candidates[i] for i in rowless],
+                num_unknown=num_unknown,
                 seen_seq=batch.seen_seq,
                 matrix=whole.rows(part) if whole is not None and query.keep_matrix else None,
                 propensity=propensity,
@@ -145,13 +146,17 @@ def _slates(
     return slates
 
 
-def _degraded(query: Query, failed: str | None, finite: Bools) -> tuple[str, ...]:
-    """Return why an answer is not `full`; `finite` `[C]` tells which scores are."""
+def _degraded(query: Query, failed: str | None, finite: Bools, num_unknown: int) -> tuple[str, ...]:
+    """Return why an answer is not `full`; `finite` `[C]` tells which scores are.
+
+    Unknown candidates are never scored, so that they degrade no answer.
+    """
     if failed is not None:
         return (failed,)
     if not query.arm.by_model:
         return ()
-    overload = ("overload",) if query.num_scored < len(query.candidates) else ()
-    if np.count_nonzero(finite) < query.num_scored:
+    num_known = len(query.candidates) - num_unknown
+    overload = ("overload",) if query.num_scored < num_known else ()
+    if np.count_nonzero(finite) < min(query.num_scored, num_known):
         return (*overload, "non_finite_score")
     return overload

@@ -13,6 +13,7 @@ import numpy as np
 from serve.features.matrix import Matrix
 from serve.features.slots import F32, I64
 from serve.ranking.hydration import HydratedBatch, OnDegraded
+from serve.ranking.order import UNKNOWN
 
 # (version, rows, request of each row) → scores.
 CallModel = Callable[[str, Matrix, I64], Awaitable[F32]]
@@ -23,15 +24,20 @@ async def model_scores(
 ) -> F32:
     """Return the scores `[R]` of a batch, NaN where unscored; `matrix` are the features of `rows`.
 
+    Unknown candidates are not scored: training has no rows like theirs.
     Queries whose version cannot score them are marked in `batch.failed`; it never raises.
     """
     request_of_row = batch.request_of_row[rows]
     scores = np.full(len(request_of_row), np.nan, np.float32)
     # A batch has one version, except while one version replaces another.
     for version, members in _by_version(batch).items():
-        is_all = len(members) == len(batch.queries)
-        mine = slice(None) if is_all else np.flatnonzero(np.isin(request_of_row, members))
+        mine: slice | I64 = slice(None)
+        if len(members) < len(batch.queries) or not batch.all_known:
+            known = batch.standing[rows] != UNKNOWN
+            mine = np.flatnonzero(known & np.isin(request_of_row, members))
         asked = matrix.rows(mine)
+        if not len(asked.numeric):
+            continue
         try:
             answered = await call_model(version, asked, request_of_row[mine])
             if len(answered) != len(asked.numeric):

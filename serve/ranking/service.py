@@ -272,7 +272,9 @@ class RankingService:
             arm, experiment = assign(self.config.experiment, request.viewer, now_ms)
         else:
             experiment = None
-        ids = candidate_ids(request)
+        ids, model = candidate_ids(request), self.models.version_for(arm)
+        artifact = self.models.artifact(model)
+        context = artifact.context if artifact else ()
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -280,7 +282,7 @@ class RankingService:
             now_ms=now_ms,
             arm=arm,
             experiment=experiment,
-            model=self.models.version_for(arm),
+            model=model,
             limit=request.limit or len(ids),
             context=request.context,
             stated={} if ids is request.candidates else stated_fields(request),
@@ -289,6 +291,7 @@ class RankingService:
             keep_matrix=bool(request.explain) or self._logs_features(request),
             explore=arm.explore > 0 and draw() < arm.explore,
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
+            lacks_context=any(request.context.get(name) is None for name in context),
         )
 
     def _logs_features(self, request: RankRequest) -> bool:

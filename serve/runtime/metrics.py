@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FLUSH_EVERY_S = 1.0
 # The stages of a batch.
 BATCHES = ("features", "score")
+YES, NO = ("true",), ("false",)
 Record = Callable[[float, dict[str, str]], None]
 
 
@@ -35,6 +36,9 @@ class RankMetrics(Metrics):
         self._buffer.add(catalog.REJECTED, (), 0)
         for reason in get_args(Degraded):
             self._buffer.add(catalog.DEGRADED, (reason,), 0)
+        for answer in (YES, NO):
+            self._buffer.add(catalog.LOOKUPS, answer, 0)
+            self._buffer.add(catalog.LIVE_RANKINGS, answer, 0)
         self._steady_rate = SteadyRate(time.monotonic())
         self._oldest_ms = 0.0
         self._flushed = Moment(None, 0, 0, False, None, 0.0)
@@ -43,10 +47,14 @@ class RankMetrics(Metrics):
         """Count a ranking; takes about 2 µs."""
         query, stage_ms = slate.query, slate.stage_ms
         experiment, arm, rung = query.experiment or "", query.arm.name, slate.rung
-        # A test ends at any time, so that nobody misses its rankings.
+        add, observe = self._buffer.add, self._buffer.observe
+        # A test ends at any time, so that nobody misses its rankings, and it may make up ids.
         if query.traffic != "test":
             self._steady_rate.add()
-        add, observe = self._buffer.add, self._buffer.observe
+            add(catalog.LOOKUPS, YES, len(query.candidates) - slate.num_unknown)
+            add(catalog.LOOKUPS, NO, slate.num_unknown)
+            if query.model is not None:
+                add(catalog.LIVE_RANKINGS, NO if query.lacks_context else YES)
         add(catalog.RANKINGS, (experiment, arm, rung))
         add(catalog.CANDIDATES, (experiment, arm, rung), len(query.candidates))
         add(catalog.MODEL_RANKINGS, (slate.model or "",))

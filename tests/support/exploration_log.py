@@ -30,6 +30,8 @@ def write_drawn(folder, changed=lambda exposures: exposures, num=400, seed=0):
     """
     rng = np.random.default_rng(seed)
     made = tables()
+    more = pa.table({"id": ["e", "f"]})
+    made["candidates"] = pa.concat_tables([made["candidates"], more], promote_options="default")
     scores = rng.uniform(0.05, 0.8, (num, len(SHOWN))).astype(np.float32)
     drawn = [draw(row, rng) for row in scores]
     exposures = {

@@ -24,6 +24,7 @@ from serve.features.slots import F64, I64
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
+from training.terminal import print_progress
 
 Progress = Callable[[float], None]
 # Log weights of drawn exposures, each [C], by their row in the log.
@@ -60,7 +61,8 @@ class Dataset:
     # The surface's rule, if it has one.
     rule: Baseline | None = None
     # [N], the log weight with which the row's place was drawn; −inf for candidates that were not
-    # drawn, NaN for slates without a draw or with a candidate that is not a row. None: no draw.
+    # drawn. NaN for slates without a draw, or with a candidate that is not a row, unless it was
+    # unknown and not drawn. None: no draw.
     weight: F64 | None = None
 
     def __len__(self) -> int:
@@ -134,7 +136,7 @@ class DatasetPlan:
     are those of `training.data.draws.drawn_weights`.
 
     Raises:
-        TabrankError: if no row has a closed label window.
+        TabrankError: if no row has a closed label window, or all are of unknown candidates.
     """
 
     def __init__(
@@ -149,25 +151,42 @@ class DatasetPlan:
         self._positive, self._is_row = labels.positive, labels.is_row
         self._is_row[: replay.first[self._skipped]] = False
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
-        self._weight = np.full(len(replay.shown), np.nan) if weights else None
-        for i, weight in (weights or {}).items():
-            shown = slice(*replay.first[i + self._skipped : i + self._skipped + 2])
-            if self._weight is not None and self._is_row[shown].all():
-                self._weight[shown] = weight
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
         # Replicas of a service may see more or less of the log at one time, so make `sees`
         # monotone: the state only moves forward.
         self._sees = np.maximum.accumulate(replay.sees[self._exposures])
+        unknown = np.zeros(len(replay.shown), bool)
+        # A service gives them no score.
+        if schema.surface.unknown_candidates == "last":
+            unknown = self._is_row & replay.unknown()
+        self._is_row &= ~unknown
+        num_unknown = int(unknown.sum())
+        self._weight = np.full(len(replay.shown), np.nan) if weights else None
+        for i, weight in (weights or {}).items():
+            shown = slice(*replay.first[i + self._skipped : i + self._skipped + 2])
+            is_whole = (self._is_row[shown] | (unknown[shown] & np.isneginf(weight))).all()
+            if self._weight is not None and is_whole:
+                self._weight[shown] = weight
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
         self.columns = self._features.columns
         # [N], the time of each row.
         self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], self._num_rows)
+        if num_unknown:
+            share = num_unknown / (num_unknown + len(self))
+            print_progress(
+                f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: "
+                'no record of them came before, and the surface has unknown_candidates = "last"'
+            )
         if not len(self):
+            window = spelled(schema.surface.label_window_ms / 1000)
             raise TabrankError(
-                f"no row of the log has a closed label window of {spelled(schema.surface.label_window_ms / 1000)}; "
-                "give a longer log or a shorter label.within"
+                "every shown candidate was unknown when it was shown; write the candidates to the log with times "
+                'before the rankings, or set unknown_candidates = "scored" in the surface'
+                if num_unknown
+                else f"no row of the log has a closed label window of {window}; give a longer log or a shorter "
+                "label.within"
             )
         viewers = replay.exposure_viewer
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
@@ -177,6 +196,7 @@ class DatasetPlan:
         self.counts = labels.counts | {
             "rows": len(self),
             "positive": int((self._positive & self._is_row).sum()),
+            "unknown_rows": num_unknown,
             "before_snapshot": int(replay.before_snapshot[self._skipped :].sum()),
         }
 

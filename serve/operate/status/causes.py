@@ -28,6 +28,8 @@ MIN_FAILED, MOST = 3, 0.5
 MIN_UNROUTED = 10
 # As in TabrankCallersFail: fewer calls may fail because of one bad client.
 MAX_CLIENT_SHARE = 0.2
+# Of the candidates, or of the rankings: some ids are always new, or gone since they were retrieved.
+MAX_UNKNOWN_SHARE = 0.05
 # So many rankings that were to come do not stay away by chance.
 MIN_MISSED = 10
 # Callers may be moved in advance, so that after this time nobody is known to be left behind.
@@ -193,6 +195,13 @@ def _of_app(app: str, counted: Counted, window_s: float, named: set[str]) -> Ite
         remedy = remedies.get(max(shares, key=lambda status: shares[status]), remedies["other"])
         facts = {"kinds": shown(shares), "remedy": remedy}
         yield _named("client_errors", app, share <= MAX_CLIENT_SHARE, share=share, **facts)
+    for name, share, num in (
+        ("unknown_candidates", counted.unknown_share or 0.0, counted.candidates),
+        ("no_context", counted.no_context_share or 0.0, counted.model_rankings),
+    ):
+        # Without a store nobody knows a candidate.
+        if _matters(share, num, MAX_UNKNOWN_SHARE) and not named.intersection(OF_STORE):
+            yield _named(name, app, share <= MAX_CLIENT_SHARE, share=share)
     if not rankings and counted.steady_rps * window_s >= MIN_MISSED:
         yield _named("no_traffic", app, rate_rps=counted.steady_rps, window_s=window_s)
     not_full = sum(share for rung, share in counted.rungs.items() if rung != "full")
@@ -200,8 +209,8 @@ def _of_app(app: str, counted: Counted, window_s: float, named: set[str]) -> Ite
         yield _named("not_full", app, share=not_full, reasons=shown(counted.reasons) or "without a reason")
 
 
-def _matters(share: float, requests: int) -> bool:
-    return share > MAX_SHARE and (share * requests >= MIN_FAILED or share > MOST)
+def _matters(share: float, requests: int, most: float = MAX_SHARE) -> bool:
+    return share > most and (share * requests >= MIN_FAILED or share > MOST)
 
 
 def _named(name: str, where: str | None, advice: bool | None = None, **facts: object) -> Cause:

@@ -51,7 +51,9 @@ class Counted(Record):
     `unrouted_share` belong to no application, and `refused_share` got 429: `overload_share` from a
     full replica, `limited_share` for another reason. Of the `calls` of rankings and events,
     `client_error_share` got another 4xx (`client_errors` by status). `steady_rps` is the rate that
-    rankings kept up for five minutes in the last hour.
+    rankings kept up for five minutes in the last hour. Of live rankings, without a test's,
+    `unknown_share` of the `candidates` are unknown and so last, and `no_context_share` of the
+    `model_rankings` lack context that the model was trained on.
     """
 
     freshness_ms: float | None = None
@@ -70,6 +72,10 @@ class Counted(Record):
     client_error_share: float | None = None
     client_errors: dict[str, float] = field(default_factory=dict)
     steady_rps: float = 0.0
+    candidates: int = 0
+    unknown_share: float | None = None
+    model_rankings: int = 0
+    no_context_share: float | None = None
 
 
 class Traffic(Counted):

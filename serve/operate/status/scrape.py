@@ -18,6 +18,7 @@ from serve.operate.status.report import Counted, Memory, Traffic
 RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
 FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
 STEADY = catalog.STEADY.exported
+CANDIDATES, CONTEXTS = catalog.LOOKUPS.exported, catalog.LIVE_RANKINGS.exported
 # Requests that reached a replica, by Ray Serve's label `status_code`.
 REQUESTS = "ray_serve_num_http_requests_total"
 # Answers that clients got, by the class of their status in HAProxy's label `code`.
@@ -209,6 +210,8 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
     limited = max(grown(ANSWERED, STATUS).get("429", 0.0) - overload, 0.0)
     of_callers = before.of("http_route", *ROUTES), after.of("http_route", *ROUTES)
     calls = _grown(*of_callers, ANSWERED, STATUS)
+    known, has_context = grown(CANDIDATES, "known"), grown(CONTEXTS, "has_context")
+    candidates, asked = sum(known.values()), sum(has_context.values())
     mistaken = {status: n for status, n in calls.items() if status.startswith("4") and status != "429"}
     return {
         "freshness_ms": max((round(age_s * 1e3, 3) for age_s in after.all(FRESHNESS)), default=None),
@@ -227,6 +230,10 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
         "client_error_share": _share(sum(mistaken.values()), sum(calls.values())),
         "client_errors": _shares(mistaken, sum(calls.values())),
         "steady_rps": sum(after.all(STEADY)),
+        "candidates": round(candidates),
+        "unknown_share": _share(known.get("false", 0.0), candidates),
+        "model_rankings": round(asked),
+        "no_context_share": _share(has_context.get("false", 0.0), asked),
     }
 
 

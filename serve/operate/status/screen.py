@@ -109,6 +109,11 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
     yield "rankings", f"{_number(traffic.rate_rps)}/s; {latency}", _red(faults & {"no_traffic"})
     reasons = f"; degraded by {shown(traffic.reasons)}" if traffic.reasons else ""
     yield "answers", (shown(traffic.rungs) or NOTHING) + reasons, _red(faults & {"not_full"})
+    # A healthy service fits a small terminal.
+    if traffic.unknown_share or traffic.no_context_share:
+        unknown = f"{number(traffic.unknown_share, '.1%')} of the candidates"
+        lacking = f"{number(traffic.no_context_share, '.1%')} of the rankings lack the model's context"
+        yield "unknown", f"{unknown}; {lacking}", _red(faults & {"unknown_candidates", "no_context"})
     failed = f"{number(traffic.error_share, '.1%')} failed{_kinds(traffic.errors)}"
     refused = f"{number(traffic.refused_share, '.1%')} refused"
     mistaken = f"{number(traffic.client_error_share, '.1%')} client errors{_kinds(traffic.client_errors)}"

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from serve.features.slots import F32, I64, Bools, PackedRows
+from serve.features.slots import F32, I64, PackedRows
+from serve.ranking.order import LIVE, Standings
 from serve.ranking.query import Query
 
 # (query, rows of its candidates `[C]` with their fields, order) → another order of the same
@@ -19,16 +20,16 @@ Rule = Callable[[Query, PackedRows, I64], I64]
 RULES: tuple[Rule, ...] = ()
 
 
-def rerank(query: Query, candidates: PackedRows, order: I64, score: F32, ended: Bools) -> I64:
+def rerank(query: Query, candidates: PackedRows, order: I64, score: F32, standing: Standings) -> I64:
     """Return the order `[C]` after each rule has changed it in turn.
 
-    Rules see the scored candidates, or in an order without scores those that have not ended; the
-    others stay last. The order as drawn has propensities, which belong to no other: a caller drops
+    Rules see the scored candidates, or in an order without scores the live ones; the others
+    stay last. The order as drawn has propensities, which belong to no other: a caller drops
     them if a rule changed it.
     """
     if not RULES:
         return order
-    num_ranked = np.count_nonzero(np.isfinite(score)) or np.count_nonzero(~ended)
+    num_ranked = np.count_nonzero(np.isfinite(score)) or np.count_nonzero(standing == LIVE)
     ranked = order[:num_ranked]
     for rule in RULES:
         ranked = rule(query, candidates, ranked)

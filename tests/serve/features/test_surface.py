@@ -100,6 +100,14 @@ def test_position_bias_is_removed_unless_clients_report_impressions_or_the_surfa
     assert surface("examined").fingerprint == surface().fingerprint != surface("ignored").fingerprint
 
 
+def test_the_place_of_unknown_candidates_changes_no_fingerprint():
+    scored = read_surface(f'unknown_candidates = "scored"\n{TOML}')
+    assert (scored.unknown_candidates, read_surface(TOML).unknown_candidates) == ("scored", "last")
+    assert scored.fingerprint == read_surface(TOML).fingerprint
+    with pytest.raises(TabrankError, match="unknown_candidates"):
+        read_surface(f'unknown_candidates = "first"\n{TOML}')
+
+
 def test_the_state_fingerprint_depends_on_state_and_not_on_features():
     base = Schema(read_surface(TOML)).fingerprint
     assert Schema(read_surface("# a comment\n" + TOML)).fingerprint == base

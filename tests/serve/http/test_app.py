@@ -177,11 +177,11 @@ def test_an_ended_candidate_goes_last_without_a_score(service):
     assert order(service.ask(body(candidates=["c", "a"], now_ms=29_000)).json()) == ["c", "a"]
 
 
-def test_unknown_ids_are_scored_and_named(service):
+def test_unknown_ids_are_named_and_last(service):
     answer = service.ask(body(viewer="nobody", candidates=["a", "what"])).json()
     assert answer["unknown_viewer"] is True
     assert answer["unknown_candidates"] == ["what"]
-    assert order(answer) == ["what", "a"]
+    assert order(answer) == ["a", "what"]
     assert answer["rung"] == "full"
 
 
@@ -228,7 +228,7 @@ def test_the_arm_of_the_baseline_ranks_by_the_rule_without_the_scorer(ruled):
     assert [r["features"]["follows_host"] for r in answer["ranking"]] == [1.0, 1.0, 0.0]
     assert (answer["rung"], answer["model"], answer["degraded"]) == ("full", None, [])
     assert {r["score"] for r in answer["ranking"]} == {None}
-    assert order(ruled.ask(body(candidates=["c", "zz", "b", "a"])).json()) == ["a", "b", "zz", "c"]
+    assert order(ruled.ask(body(candidates=["c", "zz", "b", "a"])).json()) == ["a", "b", "c", "zz"]
     assert ruled.scorer.calls == 0
 
 
@@ -785,7 +785,8 @@ def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path)
     async def scenario():
         await refresh(service.fetcher)
         async with service.client() as client:
-            asked = [["a", "b"]] * 10 + [[f"c{i}" for i in range(9)]]
+            stated = [{"candidate": f"c{i}", "fields": {"price": 1.0}} for i in range(9)]
+            asked = [["a", "b"]] * 10 + [stated]
             posted = [client.post("/v1/rank", json=body(candidates=ids)) for ids in asked]
             return [answer.json() for answer in await asyncio.gather(*posted)]
 

@@ -47,12 +47,16 @@ def reported(monkeypatch):
     return values
 
 
-def slate(arm="model", rung="full", model="v1", degraded=(), candidates=55, traffic="live"):
-    query = SimpleNamespace(
-        experiment="launch", arm=SimpleNamespace(name=arm), candidates=["c"] * candidates, traffic=traffic
-    )
+def slate(
+    arm="model", rung="full", model="v1", degraded=(), candidates=55, traffic="live", num_unknown=0, **asked
+):
+    arm, candidates = SimpleNamespace(name=arm), ["c"] * candidates
+    asked = {"model": model, "lacks_context": False} | asked
+    query = SimpleNamespace(experiment="launch", arm=arm, candidates=candidates, traffic=traffic, **asked)
     stage_ms = {"features": 2.0, "score": 5.0}
-    return SimpleNamespace(query=query, rung=rung, model=model, degraded=degraded, stage_ms=stage_ms)
+    return SimpleNamespace(
+        query=query, rung=rung, model=model, degraded=degraded, stage_ms=stage_ms, num_unknown=num_unknown
+    )
 
 
 def moment(**changes):
@@ -82,6 +86,23 @@ def test_rankings_are_counted_by_arm_rung_and_model(reported):
     assert reported["tabrank_steady_rankings_per_second",] == 0
     # A counter's first sample is not an increase.
     assert reported["tabrank_degraded", "kill_switch"] == 0
+
+
+def test_unknown_candidates_and_missing_context_are_counted_in_live_traffic(reported):
+    tab = RankMetrics("tab")
+    tab.tick(moment())
+    # A counter's first sample is not an increase.
+    for name in ("tabrank_candidate_lookups", "tabrank_live_rankings"):
+        assert (reported[name, "true"], reported[name, "false"]) == (0, 0)
+    tab.ranked(slate(candidates=10), 12.0)
+    tab.ranked(slate(candidates=10, num_unknown=4, lacks_context=True), 12.0)
+    # An arm without a model needs no context, and a test may make up ids.
+    tab.ranked(slate("popular", model=None, candidates=3), 12.0)
+    tab.ranked(slate(candidates=10, num_unknown=10, lacks_context=True, traffic="test"), 12.0)
+    tab.tick(moment())
+    assert reported["tabrank_candidate_lookups", "true"] == 10 + 6 + 3
+    assert reported["tabrank_candidate_lookups", "false"] == 4
+    assert (reported["tabrank_live_rankings", "true"], reported["tabrank_live_rankings", "false"]) == (1, 1)
 
 
 def test_the_rankings_of_a_test_are_no_steady_traffic(reported, monkeypatch):

@@ -33,10 +33,46 @@ def test_a_row_is_positive_if_its_label_event_follows_in_the_window(log_folder, 
         ("r2", "a"): 0.0,
         # Joined without a request id: the viewer's latest exposure.
         ("r2", "d"): 1.0,
-        ("r2", "zz"): 0.0,
+        # zz, which no record names, is left out.
         ("r3", "b"): 1.0,
         ("r3", "a"): 0.0,
     }
+
+
+def test_rows_of_unknown_candidates_are_left_out_and_told_unless_the_surface_scores_them(
+    tmp_path, log_folder, surface, capsys
+):
+    log = read_log(log_folder, surface)
+    assert build(Schema(surface), log).counts["unknown_rows"] == 1
+    assert "left out 1 rows (12.5%) of candidates that were unknown" in capsys.readouterr().err
+    scored = dataclasses.replace(surface, unknown_candidates="scored")
+    data = build(Schema(scored), log)
+    assert (rows(data)["r2", "zz"], data.counts["unknown_rows"]) == (0.0, 0)
+    # A draw without them keeps its weights, as it does without a candidate that has ended.
+    weights = {1: np.array([2.0, -1.0, -np.inf])}
+    drawn = build(Schema(surface), log, weights=weights)
+    assert drawn.weight[drawn.slate == 1].tolist() == [2.0, -1.0]
+    assert np.isnan(build(Schema(surface), log, weights={1: np.array([2.0, -1.0, 0.5])}).weight).all()
+
+
+def test_a_candidate_of_which_the_request_stated_a_value_is_not_unknown(tmp_path, surface):
+    for value, num_unknown in (("9.0", 0), ("null", 1)):
+        parts = tables()
+        stated = pa.array([None, f'{{"zz": {{"price": {value}}}}}', None], pa.string())
+        parts["exposures"] = parts["exposures"].append_column("stated", stated)
+        write_log(tmp_path / value, parts)
+        data = build(Schema(surface), read_log(tmp_path / value, surface))
+        assert data.counts["unknown_rows"] == num_unknown
+
+
+def test_a_log_of_unknown_candidates_alone_is_refused_with_the_remedy(tmp_path, surface):
+    parts = tables()
+    late = parts["candidates"].set_column(1, "ts_ms", pa.array([50_000] * 4, pa.int64()))
+    write_log(tmp_path / "log", parts | {"candidates": late})
+    with pytest.raises(
+        TabrankError, match=r'every shown candidate was unknown .* unknown_candidates = "scored"'
+    ):
+        build(Schema(surface), read_log(tmp_path / "log", surface))
 
 
 def test_rows_whose_window_is_open_are_left_out(tmp_path, surface):
@@ -136,7 +172,7 @@ def test_rows_have_the_weights_of_their_draw_unless_one_of_its_candidates_is_no_
         return next(plan.parts(len(plan))).weight
 
     np.testing.assert_array_equal(
-        drawn(Schema(surface), read_log(log_folder, surface)), [2.0, -1.0, -np.inf, *[np.nan] * 5]
+        drawn(Schema(surface), read_log(log_folder, surface)), [2.0, -1.0, -np.inf, *[np.nan] * 4]
     )
     cut = drawn(*with_impressions(tmp_path / "cut", ("r1", "a", 10_500), ("r1", "b", 10_500)))
     assert np.isnan(cut).tolist() == [True, True]
@@ -174,12 +210,12 @@ def test_the_parts_are_the_dataset_cut_between_moments(log_folder, surface):
     plan = DatasetPlan(Schema(surface), log)
     assert plan.ts_ms.tolist() == whole.ts_ms.tolist()
     parts = list(plan.parts(2))
-    assert [len(part) for part in parts] == [3, 3, 2]
+    assert [len(part) for part in parts] == [3, 2, 2]
     joined = concat(parts)
     assert rows(joined) == rows(whole)
     np.testing.assert_array_equal(joined.matrix.numeric, whole.matrix.numeric)
     np.testing.assert_array_equal(joined.matrix.category, whole.matrix.category)
-    assert [len(part) for part in DatasetPlan(Schema(surface), log).parts(4)] == [6, 2]
+    assert [len(part) for part in DatasetPlan(Schema(surface), log).parts(4)] == [5, 2]
 
 
 def test_an_event_whose_clock_is_behind_is_of_the_exposure_that_it_names(tmp_path, surface):

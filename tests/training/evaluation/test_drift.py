@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serve.contract.hashing import hash64
+from serve.model.compatibility import trained_context
 from tests.support.evaluation_rows import dataset, truth
 from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, rows_needed, statistics
 from training.fit.prepare import take_evenly
@@ -29,6 +31,23 @@ def against(made_from, data, ranking=None, **changed):
     matrix = replace(data.matrix, **changed)
     ranking = np.arange(len(data)) if ranking is None else ranking
     return drift(made_from, data.columns, matrix, truth(data, matrix), ranking)
+
+
+def test_the_context_of_a_model_is_what_its_training_rows_had(data, surface):
+    def context(made_from):
+        evaluation = json.dumps({} if made_from is None else {"statistics": made_from}).encode()
+        return trained_context(SimpleNamespace(read=lambda name: evaluation), surface)
+
+    hour = data.matrix.numeric[:, data.columns.numeric.index("hour")]
+    before = hour.copy()
+    for share, named in ((0.0, ("hour",)), (0.005, ("hour",)), (0.05, ())):
+        hour[:] = 3.0
+        hour[: int(share * len(hour))] = np.nan
+        assert context(kept(data)) == named
+    hour[:] = before
+    # An artifact of an earlier release, or a broken one.
+    assert context(None) == ()
+    assert trained_context(SimpleNamespace(read=lambda name: b""), surface) == ()
 
 
 def test_the_rows_that_it_was_made_from_have_not_moved(data):

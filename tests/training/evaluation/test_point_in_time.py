@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import event, given, settings
@@ -18,7 +19,8 @@ from tests.support.point_in_time import point_in_time
 from tests.support.small_surface import STRINGS, TOML, tables
 
 TOLERANCE = 1e-6
-SURFACE = read_surface(TOML)
+# Rows of unknown candidates are compared too; those of `CLIENTS` are left out.
+SURFACE = read_surface(f'unknown_candidates = "scored"\n{TOML}')
 SCHEMA = Schema(SURFACE)
 CLIENTS = Schema(read_surface(TOML.replace('["click"', '["impression", "click"')))
 # eve and zz have no rows.
@@ -126,6 +128,17 @@ def test_every_kind_uses_the_past_alone(log, at):
     largest = point_in_time(SCHEMA, log, at)
     assert set(largest) == set(SURFACE.features)
     assert max(largest.values()) <= TOLERANCE, largest
+
+
+@settings(max_examples=60, deadline=None)
+@given(logs())
+def test_a_candidate_is_unknown_where_the_state_has_no_row_of_it(log):
+    expected, ahead, replay = [], Replay(SCHEMA, log), Replay(SCHEMA, log)
+    for i in np.argsort(replay.sees, kind="stable").tolist():
+        replay.advance_to(int(replay.sees[i]))
+        shown = np.arange(replay.first[i], replay.first[i + 1])
+        expected += zip(shown.tolist(), (replay.candidate_rows(shown) == 0).tolist(), strict=True)
+    assert ahead.unknown().tolist() == [is_unknown for _, is_unknown in sorted(expected)]
 
 
 @settings(max_examples=30, deadline=None)

@@ -57,6 +57,7 @@ class Stub:
     def __init__(self, run: RunFolder) -> None:
         self.run, self.ready = run, {"store": "fresh", "model": "m", "diagnoses": []}
         self.names = ["full", "fallback", "200", "429", "503", "overload", "full_replica"]
+        self.names += ["known", "unknown", "context", "no_context"]
         self.counts = {f"{app}{name}": 0.0 for app in ("", "other_") for name in self.names}
         self.freshness_s, self.used_mib, self.lost, self.is_metered = 0.1, 4_000, 0, True
         # The statuses of paths, calls by status, steady rankings, and requests of no application.
@@ -131,6 +132,10 @@ class Stub:
                 for code in ("200", "429", "503")
             ),
             f'{http}="429"}} {of["429"]}',
+            f'ray_tabrank_candidate_lookups_total{{{app},known="true"}} {of["known"]}',
+            f'ray_tabrank_candidate_lookups_total{{{app},known="false"}} {of["unknown"]}',
+            f'ray_tabrank_live_rankings_total{{{app},has_context="true"}} {of["context"]}',
+            f'ray_tabrank_live_rankings_total{{{app},has_context="false"}} {of["no_context"]}',
             f"ray_tabrank_refused_seconds_count{{{app}}} {of['full_replica']}",
         ]
 
@@ -295,6 +300,34 @@ def test_a_scanner_one_mistake_and_refusals_of_load_are_no_client_errors(stub):
     found = look(stub.run.path, None, stub.history)
     assert "client_errors" not in named(found)
     assert found.traffic.client_errors == {"422": pytest.approx(2 / 11)}
+
+
+def test_unknown_candidates_and_missing_context_are_told_with_their_shares(stub):
+    found = stub.look(full=100, _200=100, known=940, unknown=60, context=90, no_context=10)
+    assert named(found) == {
+        "unknown_candidates": "6.0% of the candidates of live rankings are unknown: no record of them is "
+        "stored, and they come last without a score.",
+        "no_context": "10.0% of the live rankings of a model lack context fields that its training rows had.",
+    }
+    # Callers ask so: the service is as it should be, unless it is for most of them.
+    assert found.health == HEALTHY
+    shown = "6.0% of the candidates; 10.0% of the rankings lack the model's context"
+    assert f"unknown   {shown}\n" in screen(found).plain
+    stub.history = PageHistory(1.0)
+    found = stub.look(full=100, _200=100, known=500, unknown=500)
+    assert (found.health.state, [*named(found)]) == ("degraded", ["unknown_candidates"])
+    assert found.health.runbook == "docs/runbook.md#tabrankunknowncandidates"
+
+
+def test_few_unknown_candidates_are_normal_and_without_a_store_all_are(stub):
+    stub.history = PageHistory(1.0)
+    found = stub.look(full=100, _200=100, known=960, unknown=40, context=200, no_context=2)
+    assert (named(found), found.traffic.unknown_share) == ({}, 0.04)
+    stub.history = PageHistory(1.0)
+    assert named(stub.look(full=2, _200=2, known=2, unknown=2)) == {}
+    stub.history = PageHistory(1.0)
+    stub.ready["diagnoses"] = [{"name": "no_store", "cause": "None.", "remedy": "Fill it."}]
+    assert [*named(stub.look(full=9, _200=9, unknown=90))] == ["no_store"]
 
 
 def test_requests_of_no_application_are_a_fault_if_the_route_has_changed(stub):
