@@ -104,7 +104,7 @@ def test_of_a_slate_that_is_too_large_the_request_has_the_first_candidates(tmp_p
     wide[7] = [f"i{i}" for i in range(MAX_CANDIDATES + 5)]
     place = exposures.column_names.index("candidates")
     pq.write_table(exposures.set_column(place, "candidates", pa.array(wide)), path)
-    draft(tmp_path, "--out", f"{tmp_path}/my")
+    draft(tmp_path, "--out", f"{tmp_path}/my", "--yes")
     assert json.loads((tmp_path / "my/request.json").read_text())["candidates"] == wide[7][:MAX_CANDIDATES]
 
 
