@@ -259,8 +259,9 @@ def audit(
 
     With --model, also reports drift: the population stability index of each feature and of the
     scores against the model's training rows. Below 0.1 it is usually read as no change, above 0.25
-    as another population. A feature is judged on 53 or more rows, of 11 cells on 235; one value
-    counts once a ranking. Exit code 2 if nothing differs, but no feature has enough rows.
+    as another population. A feature of two cells is judged on 53 rows, one of 11 on 235, or more if
+    the training rows were few; one value counts once a ranking. Exit code 2 if nothing differs, but
+    no feature has enough rows.
     """
     from training.audit.audit import audit as run
     from training.audit.audit import table

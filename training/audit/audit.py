@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Features, Matrix
@@ -76,6 +77,8 @@ def audit(
         artifact.encoder.check(features.columns)
     log = read_log(folder, surface, test_traffic=True)
     replay = Replay(features.schema, log)
+    # A service gives them no score, and no model was trained on such rows.
+    unknown = replay.unknown() & (surface.unknown_candidates == "last")
     logged, num_other = _served(folder, log, features.columns, surface.short_fingerprint)
     served = [one for one in logged if not replay.before_snapshot[one.exposure]]
     if not served:
@@ -125,7 +128,8 @@ def audit(
         "held": largest <= TOLERANCE,
     }
     if artifact is not None:
-        result |= _against(artifact, columns, served)
+        rows = [np.arange(*replay.first[one.exposure : one.exposure + 2]) for one in served]
+        result |= _against(artifact, columns, served, ~unknown[np.concatenate(rows)])
         result["held"] &= (result["model"]["max_difference"] or 0.0) <= SCORE_TOLERANCE
     return result
 
@@ -181,7 +185,9 @@ def _drifts(found: Mapping[str, Any]) -> dict[str, str]:
     words = {}
     for name, index in (found["features"] | {SCORES: found["score"]}).items():
         if index is None:
-            words[name] = "      –  not judged: {rows} of {needed} rows".format(**found["not_judged"][name])
+            enough = found["not_judged"][name]
+            why = "{rows} of {needed} rows" if enough["needed"] else "the model has too few training rows"
+            words[name] = f"      –  not judged: {why.format(**enough)}"
         else:
             words[name] = f"  {index:.3f}  {reading(index)}"
     return words
@@ -233,8 +239,13 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
     return served, num_logged - len(logged)
 
 
-def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> dict[str, Any]:
-    """Compare the logged scores of the artifact's version to its scores now, and measure drift."""
+def _against(
+    artifact: Artifact, columns: Columns, served: Sequence[Served], is_known: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Compare the logged scores of the artifact's version to its scores now, and measure drift.
+
+    The drift is of the rows `is_known` `[R]` in live traffic.
+    """
     matrix = Matrix.stacked([one.matrix for one in served])
     ours = score(artifact.path, matrix)
     logged = np.concatenate([one.scores for one in served])
@@ -245,12 +256,12 @@ def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> 
         "rows": int(is_mine.sum()),
         "max_difference": float(np.abs(logged - ours)[is_mine].max()) if is_mine.any() else None,
     }
-    is_live = np.repeat([not one.is_test for one in served], lengths)
+    is_live = np.repeat([not one.is_test for one in served], lengths) & is_known
     made_from = json.loads(artifact.read("evaluation.json")).get(STATISTICS)
     if made_from is None:
         why = f"{artifact.path} has no distributions of its training rows; fit or search again for a newer artifact"
     elif not is_live.any():
-        why = "every exposure with features is test traffic, which does not represent viewers"
+        why = "all rows with features are of test traffic, which does not represent viewers, or of unknown candidates"
     else:
         ranking = np.repeat(np.arange(len(served)), lengths)[is_live]
         moved = drift(made_from, columns, matrix.rows(is_live), ours[is_live], ranking)
