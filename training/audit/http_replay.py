@@ -192,11 +192,11 @@ def _measures(data: Dataset, scores: F64, examination: Examination) -> dict[str,
             "the service scored no candidate; give the arm of the model the share 1.0, and publish a model"
         )
     slates = Slates(data.label, data.slate, data.viewer)
-    contender = Contender.of(slates, scores, None)
+    found = Contender.of(slates, scores, None).measures()
     shown = (scores * examination.at(data.position))[scored]
     return {
-        "ndcg@10": mean(contender.ndcg),
-        "auc": contender.auc,
+        "ndcg@10": found["ndcg@10"],
+        "auc": found["auc"],
         "logloss": mean(row_logloss(data.label[scored], probability(shown))),
         "rows": len(data),
         "slates": int(slates.rankable.sum()),

@@ -60,11 +60,6 @@ class Contender:
         """NDCG@10 of each slate that can be ranked."""
         return self.slates.ndcg(self.order)
 
-    @property
-    def auc(self) -> float | None:
-        """AUC over all rows."""
-        return mean(self.terms["auc"].values)
-
     @cached_property
     def terms(self) -> dict[str, Terms]:
         """The terms of `ndcg@10`, `auc` and `logloss`; without any where a measure is undefined."""

@@ -65,7 +65,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         *map(paragraph, headline + verdict.support(evaluation)),
     ]
     if search:
-        budget = f"Budget: {search['budget_s'] / 60:g} minutes, {search['tuning_share']:.0%} for LightGBM. "
+        budget = f"Budget: {spelled(search['budget_s'])}, {search['tuning_share']:.0%} for LightGBM. "
         budget += f"Looks at the test rows: {search['test_looks']}."
         optimistic = "These rows chose the winner, so its figures on them are optimistic"
         board = table(verdict.leaderboard(search), optimistic)

@@ -30,6 +30,7 @@ OUTCOMES: Mapping[str, tuple[Tone, str]] = {
     "worse predictions": ("bad", "the model predicts worse than {}"),
     "nothing": ("bad", "the model does not beat {} by two standard errors"),
     "undefined": ("unsure", "these rows do not show whether the model beats {}"),
+    "better order, worse predictions": ("unsure", "the model orders better than {}, but predicts worse"),
     "better order": ("unsure", "the model orders better than {}; better predictions are not shown"),
     "better predictions": ("unsure", "the model predicts better than {}; a better order is not shown"),
     "better": ("good", "the model beats {}"),

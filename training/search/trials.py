@@ -19,6 +19,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 from training.data.dataset import sample
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows
@@ -90,8 +91,8 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
         if self.left_s(budget_s, whole) < took_s:
             enough = (m for m in itertools.count(budget_s // 60 + 1) if self.left_s(60 * m, whole) >= took_s)
             print_progress(
-                f"--budget of {budget_s:.0f} s is too small to compare networks: {first.name} takes {took_s:.0f} s, "
-                f"and another trial like it needs at least --budget {next(enough):.0f}m"
+                f"--budget of {spelled(budget_s)} is too small to compare networks: {first.name} takes "
+                f"{spelled(took_s)}, and another trial like it needs at least --budget {next(enough):.0f}m"
             )
 
     def in_time(self, config: FitConfig) -> bool:
@@ -137,7 +138,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
     rows, valid = sample(task.parts["training"], most), task.valid
     deadline = Deadline(run, len(rows), len(valid))
     if clock.left() <= 0:
-        print_progress(f"--budget of {clock.budget_s:.0f} s is too small: it is spent before the trials")
+        print_progress(f"--budget of {spelled(clock.budget_s)} is too small: it is spent before the trials")
     if not deadline.stop_all():
         study = _study(run, deadline, costs, first, len(rows))
         folder = board.path.parent.resolve() / "trials"
