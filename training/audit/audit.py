@@ -25,6 +25,7 @@ from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
+from serve.report.rows import columns as aligned
 from training.data.dataset import Progress, recompute_features
 from training.evaluation.drift import SCORES, STATISTICS, drift, reading
 from training.evaluation.evaluate import score
@@ -147,23 +148,22 @@ def difference(served: F32, ours: F32) -> F64:
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the result of `audit` as text, with the features that differ most first."""
-    drifts = _drifts(result["drift"]) if result.get("drift") else {}
-    ordered = sorted(result["features"].items(), key=lambda item: -_infinite(item[1]))
-    width = max(len(name) for name, _ in ordered)
+    moved = result.get("drift")
     tests = (
         f"{result['test_exposures']} of them test; {result['other_surface']} others are of another surface"
     )
-    lines = [f"{result['rows']} rows of {result['exposures']} exposures ({tests})"]
-    lines.append("feature".ljust(width) + "  difference" + ("  drift" if drifts else ""))
-    for name, most in ordered:
-        line = f"{name:<{width}}  {_infinite(most):10.1e}"
-        lines.append(line + drifts.get(name, ""))
-    if drifts:
-        lines.append(f"{SCORES:<{width}}  {'':10}{drifts[SCORES]}")
-        if num := len(result["drift"]["not_judged"]):
-            lines.append(
-                f"drift: {num} are not judged: audit again with more rankings, or raise log_features"
-            )
+    rows = [["feature", "difference", *["drift"] * bool(moved)]]
+    for name, most in sorted(result["features"].items(), key=lambda item: -_infinite(item[1])):
+        rows.append([name, f"{_infinite(most):10.1e}"])
+        if moved:
+            rows[-1].append(_drift(moved, name, moved["features"][name]))
+    if moved:
+        rows.append([SCORES, "", _drift(moved, SCORES, moved["score"])])
+    lines = [f"{result['rows']} rows of {result['exposures']} exposures ({tests})", aligned(rows)]
+    if moved and moved["not_judged"]:
+        lines.append(
+            f"drift: {len(moved['not_judged'])} are not judged: audit again with more rankings, or raise log_features"
+        )
     if result.get("model"):
         ours = result["model"]
         most = "–" if ours["max_difference"] is None else f"{ours['max_difference']:.1e}"
@@ -180,17 +180,13 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"NOT held: {why}"])
 
 
-def _drifts(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the drift of each feature and of the scores in words."""
-    words = {}
-    for name, index in (found["features"] | {SCORES: found["score"]}).items():
-        if index is None:
-            enough = found["not_judged"][name]
-            why = "{rows} of {needed} rows" if enough["needed"] else "the model has too few training rows"
-            words[name] = f"      –  not judged: {why.format(**enough)}"
-        else:
-            words[name] = f"  {index:.3f}  {reading(index)}"
-    return words
+def _drift(found: Mapping[str, Any], name: str, index: float | None) -> str:
+    """Return the drift of a feature or of the scores in words."""
+    if index is not None:
+        return f"{index:.3f}  {reading(index)}"
+    enough = found["not_judged"][name]
+    why = "{rows} of {needed} rows" if enough["needed"] else "the model has too few training rows"
+    return f"    –  not judged: {why.format(**enough)}"
 
 
 def _infinite(value: float | None) -> float:
