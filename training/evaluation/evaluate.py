@@ -106,8 +106,7 @@ def assess(
         rate = result["positives"] / len(data)
         limits = bounds(pair, result["model"], result["current"], rate, margin)
         pair |= {"rows": len(data), "margin": margin, "bounds": limits}
-    points = reliability(data.label, given["model"] * theta["model"])
-    result["curves"] = {"reliability": [list(point) for point in points]}
+    result["curves"] = {"reliability": reliability(data.label, given["model"] * theta["model"])}
     result["slices"] = slices(data, contenders["model"], contenders["popular"], surface, encoder)
     return result
 

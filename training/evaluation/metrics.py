@@ -170,9 +170,9 @@ def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:
     return float(sum(gaps) / len(label))
 
 
-def reliability(label: Labels, chance: Values, bins: int = 15) -> list[tuple[float, float]]:
-    """Return (mean prediction, observed rate) in bins of equal count, lowest predictions first."""
-    return [(p, y) for p, y, _ in _bins(label, np.asarray(chance, np.float64), bins)]
+def reliability(label: Labels, chance: Values, bins: int = 15) -> list[list[float]]:
+    """Return [mean prediction, observed rate] in bins of equal count, lowest predictions first."""
+    return [[p, y] for p, y, _ in _bins(label, np.asarray(chance, np.float64), bins)]
 
 
 def mean(values: F64) -> float | None:
