@@ -258,8 +258,8 @@ def audit(
     With --model, also reports drift: the population stability index of each feature and of the
     scores against the model's training rows. Below 0.1 it is usually read as no change, above 0.25
     as another population. A feature of two cells is judged on 53 rows, one of 11 on 235, or more if
-    the training rows were few; one value counts once a ranking. Exit code 2 if nothing differs, but
-    no feature has enough rows.
+    the training rows were few; rows of a ranking with one value count as one. Exit code 2 if
+    nothing differs, but no feature has enough rows.
     """
     from training.audit.audit import audit as run
     from training.audit.audit import table

@@ -56,8 +56,9 @@ def drift(
     """Return the index of each feature and of the scores `[N]` against `statistics` of training.
 
     `ranking` `[N]` tells the rankings of the rows apart. The index is None on fewer rows than
-    `rows_needed`; `not_judged` then has these numbers. Rows of a ranking with one value count once:
-    its viewer's language is one observation, however many candidates it has.
+    `rows_needed`; `not_judged` then has these numbers. Rows of a ranking with one value are one
+    observation, such as its viewer's language. Its weight is their number, so the rows that count
+    are the effective ones of Kish (1965, "Survey sampling"): (Σ weight)² / Σ weight².
     """
     numeric, category = made_from["numeric"], made_from["category"]
     parts = [(SCORES, made_from["score"], np.asarray(score, np.float32))]
@@ -66,7 +67,10 @@ def drift(
     found: dict[str, float | None] = {}
     not_judged: dict[str, dict[str, int | None]] = {}
     for name, cells, values in parts:
-        rows = len(pd.DataFrame(values).assign(ranking=ranking).drop_duplicates())
+        weight = (
+            pd.DataFrame(values).assign(ranking=ranking).value_counts(sort=False, dropna=False).to_numpy()
+        )
+        rows = int(weight.sum() ** 2 / (weight @ weight))
         needed = rows_needed(cells["shares"], made_from["rows"])
         if needed is None or rows < needed:
             found[name], not_judged[name] = None, {"rows": rows, "needed": needed}

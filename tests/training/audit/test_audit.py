@@ -75,9 +75,9 @@ def write_model(folder, log_folder, *, keeps=True):
     if keeps:
         save(folder.parent / f"{folder.name}-draft", files | {"surface.toml": TOML.encode()}, manifest)
         scores = score(folder.parent / f"{folder.name}-draft", data.matrix)
-        # As of a longer log, where everybody follows the host: one feature can be judged.
+        # As of a longer log, of candidates of one age: one feature can be judged.
         many = Matrix.stacked([data.matrix] * 20)
-        many.numeric[:, data.columns.numeric.index("follows_host")] = 1.0
+        many.numeric[:, data.columns.numeric.index("age_s")] = 1.0
         kept = {STATISTICS: statistics(data.columns, many, np.tile(scores, 20))}
     files |= {"surface.toml": TOML.encode(), "evaluation.json": json.dumps(kept).encode()}
     save(folder, files, manifest)
@@ -250,7 +250,7 @@ def test_drift_is_reported_for_live_rankings_and_fails_nothing(home, log, model)
     assert 0 < unknown.sum() < found["rows"] == (~unknown).sum()
     assert set(found["features"]) == set(audit(home, log)["features"])
     judged = {name for name, index in found["features"].items() if index is not None}
-    assert (judged, found["judged"]) == ({"follows_host"}, 1)
+    assert (judged, found["judged"]) == ({"age_s"}, 1)
     assert judged | set(found["not_judged"]) >= set(found["features"])
 
 

@@ -174,6 +174,25 @@ def test_what_a_viewer_has_counts_once_a_ranking(data):
     assert found["features"]["price"] < MOVED
 
 
+@pytest.mark.parametrize(("num_rankings", "is_judged"), [(100, False), (200, True)])
+def test_rankings_of_many_sizes_count_less_than_their_number(data, num_rankings, is_judged):
+    rng, made_from = np.random.default_rng(0), kept(data)
+    column = data.columns.single.index("viewer_language")
+    known = np.unique(data.matrix.category[:, column])
+    found = []
+    for _ in range(50):
+        sizes = rng.geometric(0.1, num_rankings)
+        few = take_evenly(data.matrix, int(sizes.sum()))
+        # Each viewer has one language in all rows, drawn as in training.
+        few.category[:, column] = np.repeat(rng.choice(known, num_rankings), sizes)
+        ranking = np.repeat(np.arange(num_rankings), sizes)
+        found.append(drift(made_from, data.columns, few, truth(data, few), ranking))
+    indices = [one["features"]["viewer_language"] for one in found]
+    assert [index is not None for index in indices] == [is_judged] * len(found)
+    if is_judged:
+        assert np.mean([index >= MOVED for index in indices]) < 0.05
+
+
 @pytest.mark.parametrize("training_rows", [1_000, 3_000, 10**7])
 @pytest.mark.parametrize("cells", [2, 3, 10, 22])
 def test_on_as_many_rows_as_it_needs_rows_as_in_training_seldom_have_moved(cells, training_rows):
