@@ -164,8 +164,7 @@ def differences(evaluation: Evaluation) -> Rows:
     rows: Rows = [("model minus", *(MEASURES[by] for by in ERRORS))]
     for name in evaluation["contenders"][1:]:
         pair = evaluation["paired"][f"model-{name}"]
-        cells = [_signed(pair[by], pair[error]) for by, error in ERRORS.items()]
-        rows.append((TITLES[name], *cells))
+        rows.append((TITLES[name], *(_signed(pair[by], pair[error]) for by, error in ERRORS.items())))
     return rows
 
 
