@@ -77,7 +77,7 @@ def replay(
                 f"{folder}: begins with a snapshot, because older records were deleted; split the log, load the "
                 "store from the first part, and replay the second with the first as --history"
             )
-        data = build(Schema(ours), log, history=history and read_log(history, ours))
+        data = build(Schema(ours), log, history=read_log(history, ours) if history else None)
         played, rungs, seconds = _play(service, log, ours, progress)
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
     # The answered scores of the dataset's rows, [N].

@@ -61,6 +61,7 @@ def drift(
     are the effective ones of Kish (1965, "Survey sampling"): (Σ weight)² / Σ weight².
     """
     numeric, category = made_from["numeric"], made_from["category"]
+    parts: list[tuple[str, Mapping[str, Any], NDArray[Any]]]
     parts = [(SCORES, made_from["score"], np.asarray(score, np.float32))]
     parts += [(name, numeric[name], matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)]
     parts += [(name, category[name], matrix.category[:, part]) for name, part in columns.category_parts()]
