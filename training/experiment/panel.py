@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,9 +105,14 @@ def panel(exposures: pd.DataFrame, events: pd.DataFrame, window: Window) -> Pane
     )
 
 
-def counted(events: pd.DataFrame, kind: str) -> pd.Series[float]:
-    """Return [E] 1 for each event of a kind, else 0."""
-    return (events["kind"] == kind).astype(float)
+def clicked(events: pd.DataFrame) -> pd.Series[float]:
+    """Return [E] 1 for each click, else 0."""
+    return (events["kind"] == CLICK).astype(float)
+
+
+def joined(events: pd.DataFrame) -> pd.Series[float]:
+    """Return [E] 1 for each join, else 0."""
+    return (events["kind"] == JOIN).astype(float)
 
 
 def listened(events: pd.DataFrame) -> pd.Series[float]:
@@ -125,11 +129,7 @@ def listened(events: pd.DataFrame) -> pd.Series[float]:
 
 # Sums of a viewer-day that metrics name: what each event adds.
 EVENT_SUMS: Mapping[str, Callable[[pd.DataFrame], pd.Series[float]]]
-EVENT_SUMS = {
-    "clicks": partial(counted, kind=CLICK),
-    "joins": partial(counted, kind=JOIN),
-    "minutes": listened,
-}
+EVENT_SUMS = {"clicks": clicked, "joins": joined, "minutes": listened}
 SUMS = ("exposures", "active_days", *EVENT_SUMS)
 
 
