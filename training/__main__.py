@@ -190,7 +190,7 @@ def evaluate(
 ) -> None:
     """Measure an artifact on a log, beside `popular` and the baseline on the same rows."""
     from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.verdict import difference, order, verdict
+    from training.evaluation.verdict import order, verdict
 
     result = run(model, history, log, baselines=baselines, progress=ProgressLines("evaluate"))
     if result["rows_seen_in_training"]:
@@ -201,8 +201,6 @@ def evaluate(
     lines = [verdict(result), f"{result['rows']} rows, {order(result)}"]
     for name in result["contenders"]:
         lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
-    for name, pair in result["paired"].items():
-        lines.append(f"{name}: {difference(pair)}")
     answer(result, as_json, "\n".join(lines))
 
 
@@ -259,8 +257,9 @@ def audit(
 
     With --model, also reports drift: the population stability index of each feature and of the
     scores against the model's training rows. Below 0.1 it is usually read as no change, above 0.25
-    as another population. A feature is judged on 53 or more rows, of 11 cells on 235; one value
-    counts once a ranking. Exit code 2 if nothing differs, but no feature has enough rows.
+    as another population. A feature of two cells is judged on 53 rows, one of 11 on 235, or more if
+    the training rows were few; rows of a ranking with one value count as one. Exit code 2 if
+    nothing differs, but no feature has enough rows.
     """
     from training.audit.audit import audit as run
     from training.audit.audit import table
@@ -320,7 +319,9 @@ def publish(
     from training.fit.publish import publish as run
 
     version = run(model, models, make_current=promote)
-    print_progress(f"{load(models / version).manifest['verdict']} See {model / 'report.html'}.")
+    # The first release wrote none.
+    verdict = load(models / version).manifest.get("verdict", "")
+    print_progress(f"{verdict} See {model / 'report.html'}.".lstrip())
     line = f"{models / version}{' is current' if promote else ''}"
     answer({"version": version, "current": promote}, as_json, line)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Features, Matrix
@@ -24,6 +25,7 @@ from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
+from serve.report.rows import columns as aligned
 from training.data.dataset import Progress, recompute_features
 from training.evaluation.drift import SCORES, STATISTICS, drift, reading
 from training.evaluation.evaluate import score
@@ -76,6 +78,8 @@ def audit(
         artifact.encoder.check(features.columns)
     log = read_log(folder, surface, test_traffic=True)
     replay = Replay(features.schema, log)
+    # A service gives them no score, and no model was trained on such rows.
+    unknown = replay.unknown() & (surface.unknown_candidates == "last")
     logged, num_other = _served(folder, log, features.columns, surface.short_fingerprint)
     served = [one for one in logged if not replay.before_snapshot[one.exposure]]
     if not served:
@@ -125,7 +129,8 @@ def audit(
         "held": largest <= TOLERANCE,
     }
     if artifact is not None:
-        result |= _against(artifact, columns, served)
+        rows = [np.arange(*replay.first[one.exposure : one.exposure + 2]) for one in served]
+        result |= _against(artifact, columns, served, ~unknown[np.concatenate(rows)])
         result["held"] &= (result["model"]["max_difference"] or 0.0) <= SCORE_TOLERANCE
     return result
 
@@ -143,23 +148,22 @@ def difference(served: F32, ours: F32) -> F64:
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the result of `audit` as text, with the features that differ most first."""
-    drifts = _drifts(result["drift"]) if result.get("drift") else {}
-    ordered = sorted(result["features"].items(), key=lambda item: -_infinite(item[1]))
-    width = max(len(name) for name, _ in ordered)
+    moved = result.get("drift")
     tests = (
         f"{result['test_exposures']} of them test; {result['other_surface']} others are of another surface"
     )
-    lines = [f"{result['rows']} rows of {result['exposures']} exposures ({tests})"]
-    lines.append("feature".ljust(width) + "  difference" + ("  drift" if drifts else ""))
-    for name, most in ordered:
-        line = f"{name:<{width}}  {_infinite(most):10.1e}"
-        lines.append(line + drifts.get(name, ""))
-    if drifts:
-        lines.append(f"{SCORES:<{width}}  {'':10}{drifts[SCORES]}")
-        if num := len(result["drift"]["not_judged"]):
-            lines.append(
-                f"drift: {num} are not judged: audit again with more rankings, or raise log_features"
-            )
+    rows = [["feature", "difference", *["drift"] * bool(moved)]]
+    for name, most in sorted(result["features"].items(), key=lambda item: -_infinite(item[1])):
+        rows.append([name, f"{_infinite(most):10.1e}"])
+        if moved:
+            rows[-1].append(_drift(moved, name, moved["features"][name]))
+    if moved:
+        rows.append([SCORES, "", _drift(moved, SCORES, moved["score"])])
+    lines = [f"{result['rows']} rows of {result['exposures']} exposures ({tests})", aligned(rows)]
+    if moved and moved["not_judged"]:
+        lines.append(
+            f"drift: {len(moved['not_judged'])} are not judged: audit again with more rankings, or raise log_features"
+        )
     if result.get("model"):
         ours = result["model"]
         most = "–" if ours["max_difference"] is None else f"{ours['max_difference']:.1e}"
@@ -176,15 +180,13 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"NOT held: {why}"])
 
 
-def _drifts(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the drift of each feature and of the scores in words."""
-    words = {}
-    for name, index in (found["features"] | {SCORES: found["score"]}).items():
-        if index is None:
-            words[name] = "      –  not judged: {rows} of {needed} rows".format(**found["not_judged"][name])
-        else:
-            words[name] = f"  {index:.3f}  {reading(index)}"
-    return words
+def _drift(found: Mapping[str, Any], name: str, index: float | None) -> str:
+    """Return the drift of a feature or of the scores in words."""
+    if index is not None:
+        return f"{index:.3f}  {reading(index)}"
+    enough = found["not_judged"][name]
+    why = "{rows} of {needed} rows" if enough["needed"] else "the model has too few training rows"
+    return f"    –  not judged: {why.format(**enough)}"
 
 
 def _infinite(value: float | None) -> float:
@@ -233,8 +235,13 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
     return served, num_logged - len(logged)
 
 
-def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> dict[str, Any]:
-    """Compare the logged scores of the artifact's version to its scores now, and measure drift."""
+def _against(
+    artifact: Artifact, columns: Columns, served: Sequence[Served], is_known: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Compare the logged scores of the artifact's version to its scores now, and measure drift.
+
+    The drift is of the rows `is_known` `[R]` in live traffic.
+    """
     matrix = Matrix.stacked([one.matrix for one in served])
     ours = score(artifact.path, matrix)
     logged = np.concatenate([one.scores for one in served])
@@ -245,12 +252,12 @@ def _against(artifact: Artifact, columns: Columns, served: Sequence[Served]) -> 
         "rows": int(is_mine.sum()),
         "max_difference": float(np.abs(logged - ours)[is_mine].max()) if is_mine.any() else None,
     }
-    is_live = np.repeat([not one.is_test for one in served], lengths)
+    is_live = np.repeat([not one.is_test for one in served], lengths) & is_known
     made_from = json.loads(artifact.read("evaluation.json")).get(STATISTICS)
     if made_from is None:
         why = f"{artifact.path} has no distributions of its training rows; fit or search again for a newer artifact"
     elif not is_live.any():
-        why = "every exposure with features is test traffic, which does not represent viewers"
+        why = "all rows with features are of test traffic, which does not represent viewers, or of unknown candidates"
     else:
         ranking = np.repeat(np.arange(len(served)), lengths)[is_live]
         moved = drift(made_from, columns, matrix.rows(is_live), ours[is_live], ranking)

@@ -77,8 +77,7 @@ def replay(
                 f"{folder}: begins with a snapshot, because older records were deleted; split the log, load the "
                 "store from the first part, and replay the second with the first as --history"
             )
-        past = None if history is None else read_log(history, ours)
-        data = build(Schema(ours), log, history=past)
+        data = build(Schema(ours), log, history=read_log(history, ours) if history else None)
         played, rungs, seconds = _play(service, log, ours, progress)
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
     # The answered scores of the dataset's rows, [N].
@@ -192,11 +191,11 @@ def _measures(data: Dataset, scores: F64, examination: Examination) -> dict[str,
             "the service scored no candidate; give the arm of the model the share 1.0, and publish a model"
         )
     slates = Slates(data.label, data.slate, data.viewer)
-    contender = Contender.of(slates, scores, None)
+    found = Contender.of(slates, scores, None).measures()
     shown = (scores * examination.at(data.position))[scored]
     return {
-        "ndcg@10": mean(contender.ndcg),
-        "auc": contender.auc,
+        "ndcg@10": found["ndcg@10"],
+        "auc": found["auc"],
         "logloss": mean(row_logloss(data.label[scored], probability(shown))),
         "rows": len(data),
         "slates": int(slates.rankable.sum()),

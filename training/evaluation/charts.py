@@ -79,9 +79,7 @@ def costs(search: Mapping[str, Any]) -> str:
     return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
 
 
-def _rows(
-    title: str, x: str, series: Sequence[Series], limits: Sequence[Limit] = (), *, caption: str, pixels: int
-) -> str:
+def _rows(title: str, x: str, series: Sequence[Series], *, caption: str, pixels: int) -> str:
     """Plot a row of some pixels for each category."""
     height = 16 + pixels * len({category for one in series for category in one.y})
-    return plot(title, Axis(x), Axis(""), series, limits, caption=caption, height=height)
+    return plot(title, Axis(x), Axis(""), series, caption=caption, height=height)

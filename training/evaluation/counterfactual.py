@@ -67,8 +67,7 @@ class Estimate:
 
     def minus(self, other: Estimate) -> Estimate:
         """Return the difference of two estimates on the same exposures."""
-        shift = self.shift - other.shift
-        return Estimate(self.value - other.value, self.influence - other.influence, shift)
+        return Estimate(self.value - other.value, self.influence - other.influence, self.shift - other.shift)
 
     def error(self, cluster: I64) -> float:
         """Return the standard error over clusters `[N]`, infinite for a single one."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from serve.features.matrix import Columns, Matrix
@@ -55,29 +56,28 @@ def drift(
     """Return the index of each feature and of the scores `[N]` against `statistics` of training.
 
     `ranking` `[N]` tells the rankings of the rows apart. The index is None on fewer rows than
-    `rows_needed`; `not_judged` then has these numbers. Rows of a ranking with one value count once:
-    its viewer's language is one observation, however many candidates it has.
+    `rows_needed`; `not_judged` then has these numbers. Rows of a ranking with one value are one
+    observation, such as its viewer's language. Its weight is their number, so the rows that count
+    are the effective ones of Kish (1965, "Survey sampling"): (Σ weight)² / Σ weight².
     """
+    numeric, category = made_from["numeric"], made_from["category"]
+    parts: list[tuple[str, Mapping[str, Any], NDArray[Any]]]
+    parts = [(SCORES, made_from["score"], np.asarray(score, np.float32))]
+    parts += [(name, numeric[name], matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)]
+    parts += [(name, category[name], matrix.category[:, part]) for name, part in columns.category_parts()]
     found: dict[str, float | None] = {}
-    not_judged: dict[str, dict[str, int]] = {}
-
-    def judge(name: str, cells: Mapping[str, Any], shares: Shares, values: NDArray[Any]) -> None:
-        order = np.lexsort((values, ranking))
-        is_new = np.diff(values[order]).astype(bool) | np.diff(ranking[order]).astype(bool)
-        rows, needed = 1 + int(is_new.sum()), rows_needed(cells["shares"])
-        found[name] = psi(np.array(cells["shares"]), shares) if rows >= needed else None
-        if rows < needed:
-            not_judged[name] = {"rows": rows, "needed": needed}
-
-    scores = np.asarray(score, np.float32)
-    judge(SCORES, made_from["score"], _number_shares(made_from["score"], scores), scores)
-    for j, name in enumerate(columns.numeric):
-        cells, values = made_from["numeric"][name], np.ascontiguousarray(matrix.numeric[:, j])
-        # As bits, missing equals missing.
-        judge(name, cells, _number_shares(cells, values), values.view(np.uint32))
-    for name, part in columns.category_parts():
-        cells, hashes = made_from["category"][name], matrix.category[:, part]
-        judge(name, cells, _category_shares(cells, hashes), hashes.sum(axis=1))
+    not_judged: dict[str, dict[str, int | None]] = {}
+    for name, cells, values in parts:
+        weight = (
+            pd.DataFrame(values).assign(ranking=ranking).value_counts(sort=False, dropna=False).to_numpy()
+        )
+        rows = int(weight.sum() ** 2 / (weight @ weight))
+        needed = rows_needed(cells["shares"], made_from["rows"])
+        if needed is None or rows < needed:
+            found[name], not_judged[name] = None, {"rows": rows, "needed": needed}
+        else:
+            shares = _category_shares if name in category else _number_shares
+            found[name] = psi(np.array(cells["shares"]), shares(cells, values))
     return {
         "rows": len(score),
         "training_rows": made_from["rows"],
@@ -88,15 +88,17 @@ def drift(
     }
 
 
-def rows_needed(shares: Sequence[float]) -> int:
-    """Return the rows on which rows as in training seldom get an index of `MOVED`.
+def rows_needed(shares: Sequence[float], training_rows: int) -> int | None:
+    """Return the rows N on which rows as in training seldom get an index of `MOVED`.
 
-    Without a change, N times the index is about χ² distributed with a degree of freedom less than
-    there are cells (Yurdakul and Naranjo 2020, "Statistical properties of the population stability
-    index"). The number is for its mean and three standard deviations.
+    Without a change, the index is about (1 / N + 1 / M) times a χ² of one degree of freedom less
+    than there are cells, with M training rows (Yurdakul and Naranjo 2020, "Statistical properties
+    of the population stability index", Journal of Risk Model Validation 14 (4)). N is for its mean
+    and three standard deviations; None if M alone is too small.
     """
     freedom = max(int(np.count_nonzero(shares)) - 1, 1)
-    return math.ceil((freedom + 3 * math.sqrt(2 * freedom)) / MOVED)
+    left = MOVED / (freedom + 3 * math.sqrt(2 * freedom)) - 1 / training_rows
+    return math.ceil(1 / left) if left > 0 else None
 
 
 def psi(expected: Shares, found: Shares) -> float:

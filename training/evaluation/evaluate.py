@@ -16,7 +16,6 @@ from serve.features.registry import KINDS
 from serve.features.rows import Schema
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
-from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
@@ -107,8 +106,7 @@ def assess(
         rate = result["positives"] / len(data)
         limits = bounds(pair, result["model"], result["current"], rate, margin)
         pair |= {"rows": len(data), "margin": margin, "bounds": limits}
-    points = reliability(data.label, given["model"] * theta["model"])
-    result["curves"] = {"reliability": [list(point) for point in points]}
+    result["curves"] = {"reliability": reliability(data.label, given["model"] * theta["model"])}
     result["slices"] = slices(data, contenders["model"], contenders["popular"], surface, encoder)
     return result
 
@@ -116,30 +114,11 @@ def assess(
 def evaluate(
     model: Path, history: Path | None, log: Path, *, baselines: bool, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
-    """Return the result of `assess` for the contenders of `scored`, `popular` and the baseline.
+    """Return the result of `assess` for `model`, `popular` and the baseline on the rows of `log`.
 
-    Raises:
-        TabrankError: as `scored`.
-    """
-    artifact, surface, data, scores = scored(model, history, log, baselines=baselines, progress=progress)
-    examination = Examination.of(artifact.manifest)
-    return {
-        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
-        "version": artifact.version,
-        "surface": surface.name,
-        "counts": data.counts,
-        **assess(data, scores, surface, examination=examination, encoder=artifact.encoder),
-    }
-
-
-def scored(
-    model: Path, history: Path | None, log: Path, *, baselines: bool, progress: Progress
-) -> tuple[Artifact, Surface, Dataset, dict[str, Values]]:
-    """Return an artifact, its surface, and the rows of `log` with scores `[N]` by name.
-
-    The scores are those of `model` and, with `baselines`, of `lightgbm`, tuned and trained on
-    `history`'s rows with the same features and the model's examination of positions. The state
-    starts from `history` and moves with the log.
+    With `baselines` also for `lightgbm`, tuned and trained on `history`'s rows with the same
+    features and the model's examination of positions. The state starts from `history` and moves
+    with the log.
 
     Raises:
         TabrankError: for an invalid artifact or log, and for `baselines` without a history.
@@ -148,15 +127,20 @@ def scored(
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    schema = Schema(surface)
+    schema, examination = Schema(surface), Examination.of(artifact.manifest)
     past = read_log(history, surface) if history else None
     rows = read_log(log, surface)
     data = build(schema, rows, history=past, weights=drawn_weights(log, rows), progress=progress)
     scores: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and past is not None:
-        examination = Examination.of(artifact.manifest)
         scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past), examination)(data.matrix)
-    return artifact, surface, data, scores
+    return {
+        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
+        "version": artifact.version,
+        "surface": surface.name,
+        "counts": data.counts,
+        **assess(data, scores, surface, examination=examination, encoder=artifact.encoder),
+    }
 
 
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:

@@ -60,11 +60,6 @@ class Contender:
         """NDCG@10 of each slate that can be ranked."""
         return self.slates.ndcg(self.order)
 
-    @property
-    def auc(self) -> float | None:
-        """AUC over all rows."""
-        return mean(self.terms["auc"].values)
-
     @cached_property
     def terms(self) -> dict[str, Terms]:
         """The terms of `ndcg@10`, `auc` and `logloss`; without any where a measure is undefined."""
@@ -175,9 +170,9 @@ def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:
     return float(sum(gaps) / len(label))
 
 
-def reliability(label: Labels, chance: Values, bins: int = 15) -> list[tuple[float, float]]:
-    """Return (mean prediction, observed rate) in bins of equal count, lowest predictions first."""
-    return [(p, y) for p, y, _ in _bins(label, np.asarray(chance, np.float64), bins)]
+def reliability(label: Labels, chance: Values, bins: int = 15) -> list[list[float]]:
+    """Return [mean prediction, observed rate] in bins of equal count, lowest predictions first."""
+    return [[p, y] for p, y, _ in _bins(label, np.asarray(chance, np.float64), bins)]
 
 
 def mean(values: F64) -> float | None:

@@ -15,8 +15,7 @@ def moves(evaluation: Mapping[str, Any]) -> str:
     lines = [line for line in evaluation["importance"] if line["logloss"] > 0][:MOST_FEATURES]
     if not lines:
         return "No importance of features was measured."
-    labels = evaluation["labels"]
-    parts = [f"{labels[line['feature']]} ({way(line['rises'])})" for line in lines]
+    parts = [f"{evaluation['labels'][line['feature']]} ({way(line['rises'])})" for line in lines]
     return (
         f"What moves a score most: {'; '.join(parts)}. The order is that of the logloss lost if a feature's values "
         "are shuffled over these rows. They describe the model, not causes."

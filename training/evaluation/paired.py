@@ -69,15 +69,16 @@ def shown(pair: Mapping[str, Any]) -> str:
     """Return what two standard errors show of ours, in the words of the keys below.
 
     Order is by the measure of the gate, or by NDCG@10 where logloss decides; predictions are by
-    logloss. "better" is a better order that passes the gate.
+    logloss. "better" is a better order that passes the gate, with predictions that are not worse.
     """
     beats, by = pair["gate"]["beats"], pair["gate"]["by"]
     order, predictions = _side(pair, "ndcg@10" if by == "logloss" else by), _side(pair, "logloss")
     # The first one that holds is told.
     found = {
         "worse order": order == -1,
+        "better order, worse predictions": order == 1 and predictions == -1,
         "better": order == 1 and beats,
-        "worse predictions": predictions == -1 and not beats,
+        "worse predictions": predictions == -1,
         "better order": order == 1,
         "better predictions": predictions == 1,
         "undefined": beats is None,

@@ -65,7 +65,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         *map(paragraph, headline + verdict.support(evaluation)),
     ]
     if search:
-        budget = f"Budget: {search['budget_s'] / 60:g} minutes, {search['tuning_share']:.0%} for LightGBM. "
+        budget = f"Budget: {spelled(search['budget_s'])}, {search['tuning_share']:.0%} for LightGBM. "
         budget += f"Looks at the test rows: {search['test_looks']}."
         optimistic = "These rows chose the winner, so its figures on them are optimistic"
         board = table(verdict.leaderboard(search), optimistic)
@@ -116,8 +116,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     features = ", ".join(f"{name} ({kind})" for name, kind in evaluation["features"].items())
     search = f"\n{verdict.headline(evaluation)}\n" if evaluation.get("search") else ""
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
-    noted = [*manifest["suspects"], *manifest.get("advice", [])]
-    suspects = "".join(f"- {line}\n" for line in noted)
+    noted = "".join(f"- {line}\n" for line in (*manifest["suspects"], *manifest.get("advice", [])))
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
     looked = "" if Examination.of(manifest).source == "ignored" else " that is looked at"
     return f"""# Model card: {manifest["surface"]} {manifest["version"]}
@@ -165,7 +164,7 @@ NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 - It has learned from the candidates that its log showed, and the order in which they were shown favours the top.
 - These figures hold for rows like these; the model ages with its data. Fit again as the log grows.
 - A probability is of the label event in its window, on average over rows like these, not for one person.
-{suspects}"""
+{noted}"""
 
 
 def _calibration(manifest: Mapping[str, Any]) -> str:

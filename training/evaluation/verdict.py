@@ -30,6 +30,7 @@ OUTCOMES: Mapping[str, tuple[Tone, str]] = {
     "worse predictions": ("bad", "the model predicts worse than {}"),
     "nothing": ("bad", "the model does not beat {} by two standard errors"),
     "undefined": ("unsure", "these rows do not show whether the model beats {}"),
+    "better order, worse predictions": ("unsure", "the model orders better than {}, but predicts worse"),
     "better order": ("unsure", "the model orders better than {}; better predictions are not shown"),
     "better predictions": ("unsure", "the model predicts better than {}; a better order is not shown"),
     "better": ("good", "the model beats {}"),
@@ -163,8 +164,7 @@ def differences(evaluation: Evaluation) -> Rows:
     rows: Rows = [("model minus", *(MEASURES[by] for by in ERRORS))]
     for name in evaluation["contenders"][1:]:
         pair = evaluation["paired"][f"model-{name}"]
-        cells = [_signed(pair[by], pair[error]) for by, error in ERRORS.items()]
-        rows.append((TITLES[name], *cells))
+        rows.append((TITLES[name], *(_signed(pair[by], pair[error]) for by, error in ERRORS.items())))
     return rows
 
 

@@ -12,6 +12,7 @@ from serve.contract.commands import Json, answer
 from serve.contract.validation import duration_ms
 from serve.features.surface import load_surface
 from serve.model.artifact import current
+from serve.report.rows import columns
 from training.terminal import PARTS, PUBLISHED, LogFolder, Models, Seed, SurfaceName
 
 Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
@@ -85,8 +86,7 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
     found = run(load_surface(surface), log, out, settings)
     PARTS.end()
     lines = [found["headline"], found["verdict"], "on the validation rows, which chose the winner:"]
-    for name, *cells, _ in leaderboard(found, most=10):
-        lines.append(f"  {name:<20}" + "".join(f"{cell:>15}" for cell in cells))
+    lines.append(columns([row[:-1] for row in leaderboard(found, most=10)]))
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
     if given["models"] and not found["passed"]:
         lines.append(not_published(out, given["models"]))

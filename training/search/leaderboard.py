@@ -13,7 +13,7 @@ import numpy as np
 
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
-from training.evaluation.metrics import Contender, Values, calibrated
+from training.evaluation.metrics import Contender, Values, calibrated, mean_and_error
 from training.evaluation.paired import ENOUGH
 from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, lightgbm, tuned, us_per_candidate
 from training.evaluation.slates import Slates
@@ -72,8 +72,8 @@ class BoardEntry:
         """Return whether two standard errors show no difference to another, None if unknown."""
         if self.losses is None or other.losses is None:
             return None
-        parts = np.subtract(self.losses, other.losses)
-        return bool(abs(parts.sum()) <= ENOUGH * GROUPS**0.5 * parts.std(ddof=1))
+        difference, error = mean_and_error(np.subtract(self.losses, other.losses), np.arange(GROUPS))
+        return difference is None or error is None or abs(difference) <= ENOUGH * error
 
 
 class Leaderboard:

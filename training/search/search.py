@@ -59,13 +59,11 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
         board = Leaderboard(out / "leaderboard.jsonl")
         follows = clock.setdefault("follows", current(models)) if models else None
         last, why_not = followed(models, follows, task.schema) if models and follows else (None, [])
-        for reason in why_not:
-            print_progress(reason)
         if last and not is_enough(unseen(task.parts["test"], last)):
             print_progress(f"too few rows are newer than {last.version} has seen: nothing will replace it")
         suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
-        for suspect in suspected:
-            print_progress(suspect)
+        for reason in (*why_not, *suspected):
+            print_progress(reason)
         winner, manifest = _find(task, board, clock, last)
         why_not += [*reasons(manifest), *suspected]
         published = promoted = False
@@ -106,8 +104,7 @@ def _find(
     print_progress(task.examination.describe())
     costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.tried())
     check_cost(costs, max_us)
-    train = task.parts["training"]
-    compete(board, task.encoder, train, task.valid, task.examination, clock.budget_s)
+    compete(board, task.encoder, task.parts["training"], task.valid, task.examination, clock.budget_s)
     first = configuration(last.manifest) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])

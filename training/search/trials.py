@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 from training.data.dataset import sample
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows
@@ -70,28 +71,26 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
         """Create a deadline; `num_train` and `num_valid` count the rows of a trial."""
         self._run = run
         self._num_train, self._num_valid = num_train, num_valid
-        # Time for reading and rivals.
-        self._before_s = run.clock.running()
-
-    def left_s(self, budget_s: float | None = None, winner: BoardEntry | None = None) -> float:
-        """Return the seconds left for trials, or of another budget with another winner."""
-        budget_s, winner = budget_s or self._run.clock.budget_s, winner or self._run.winner()
-        left_s = budget_s - self._run.clock.spent()
-        if winner is None:
-            return left_s
         # Reserve at most half of the time after reading and rivals, to leave the other for trials.
-        training = self._run.forecast.within(winner, max(budget_s - self._before_s, 0.0) / 2)
-        return left_s - self._run.forecast.seconds(winner, training)
+        self._max_end_s = max(run.clock.budget_s - run.clock.running(), 0.0) / 2
+
+    def left_s(self, winner: BoardEntry | None = None) -> float:
+        """Return the seconds left for trials, by default with the winner so far."""
+        winner = winner or self._run.winner()
+        if winner is None:
+            return self._run.clock.left()
+        training = self._run.forecast.within(winner, self._max_end_s)
+        return self._run.clock.left() - self._run.forecast.seconds(winner, training)
 
     def warn_of_shortage(self, first: BoardEntry) -> None:
         """Tell of a budget in which no whole trial like the first one can follow it."""
-        budget_s, took_s = self._run.clock.budget_s, first.seconds / first.share
+        clock, forecast, took_s = self._run.clock, self._run.forecast, first.seconds / first.share
         whole = replace(first, rows=first.rows / first.share, seconds=took_s)
-        if self.left_s(budget_s, whole) < took_s:
-            enough = (m for m in itertools.count(budget_s // 60 + 1) if self.left_s(60 * m, whole) >= took_s)
+        if self.left_s(whole) < took_s:
+            enough_s = clock.spent() + took_s + forecast.seconds(whole, forecast.whole(whole))
             print_progress(
-                f"--budget of {budget_s:.0f} s is too small to compare networks: {first.name} takes {took_s:.0f} s, "
-                f"and another trial like it needs at least --budget {next(enough):.0f}m"
+                f"--budget of {spelled(clock.budget_s)} is too small to compare networks: {first.name} takes "
+                f"{spelled(took_s)}; --budget {math.ceil(enough_s / 60)}m is enough for another like it and the rest"
             )
 
     def in_time(self, config: FitConfig) -> bool:
@@ -137,7 +136,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
     rows, valid = sample(task.parts["training"], most), task.valid
     deadline = Deadline(run, len(rows), len(valid))
     if clock.left() <= 0:
-        print_progress(f"--budget of {clock.budget_s:.0f} s is too small: it is spent before the trials")
+        print_progress(f"--budget of {spelled(clock.budget_s)} is too small: it is spent before the trials")
     if not deadline.stop_all():
         study = _study(run, deadline, costs, first, len(rows))
         folder = board.path.parent.resolve() / "trials"

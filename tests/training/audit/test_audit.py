@@ -19,6 +19,7 @@ from serve.features.matrix import Features, Matrix
 from serve.features.rows import Schema
 from serve.features.surface import load_surface, read_surface
 from serve.log.reader import read_log
+from serve.log.replay import Replay
 from serve.log.writer import write_log
 from serve.model.artifact import save
 from tests.support.logging_service import Logging, busy_hour
@@ -74,7 +75,10 @@ def write_model(folder, log_folder, *, keeps=True):
     if keeps:
         save(folder.parent / f"{folder.name}-draft", files | {"surface.toml": TOML.encode()}, manifest)
         scores = score(folder.parent / f"{folder.name}-draft", data.matrix)
-        kept = {STATISTICS: statistics(data.columns, data.matrix, scores)}
+        # As of a longer log, of candidates of one age: one feature can be judged.
+        many = Matrix.stacked([data.matrix] * 20)
+        many.numeric[:, data.columns.numeric.index("age_s")] = 1.0
+        kept = {STATISTICS: statistics(data.columns, many, np.tile(scores, 20))}
     files |= {"surface.toml": TOML.encode(), "evaluation.json": json.dumps(kept).encode()}
     save(folder, files, manifest)
     return folder
@@ -238,11 +242,15 @@ def test_scores_are_compared_where_the_model_gave_them(home, log, model):
 
 def test_drift_is_reported_for_live_rankings_and_fails_nothing(home, log, model):
     found = audit(home, log, "--model", model)["drift"]
-    live = pq.read_table(log / "exposures").filter(pa.compute.field("traffic") == "live")
-    assert found["rows"] == sum(map(len, live["candidates"].to_pylist()))
+    whole = read_log(log, read_surface(TOML))
+    replay = Replay(Schema(read_surface(TOML)), whole)
+    # No score is given to unknown candidates, and no model was trained on such rows.
+    has_features = [name.endswith("x") for name in whole.exposures["request_id"].to_pylist()]
+    unknown = replay.unknown()[np.repeat(has_features, np.diff(replay.first))]
+    assert 0 < unknown.sum() < found["rows"] == (~unknown).sum()
     assert set(found["features"]) == set(audit(home, log)["features"])
     judged = {name for name, index in found["features"].items() if index is not None}
-    assert len(judged) == found["judged"] > 0
+    assert (judged, found["judged"]) == ({"age_s"}, 1)
     assert judged | set(found["not_judged"]) >= set(found["features"])
 
 

@@ -161,7 +161,7 @@ def test_on_fewer_rows_than_it_needs_no_feature_is_judged(data):
     few = take_evenly(data.matrix, 10)
     found = drift(kept(data), data.columns, few, truth(data, few), np.arange(10))
     assert {*found["features"].values(), found["score"]} == {None}
-    assert (found["judged"], found["not_judged"]["price"]) == (0, {"rows": 10, "needed": 218})
+    assert (found["judged"], found["not_judged"]["price"]) == (0, {"rows": 10, "needed": 239})
 
 
 def test_what_a_viewer_has_counts_once_a_ranking(data):
@@ -174,12 +174,37 @@ def test_what_a_viewer_has_counts_once_a_ranking(data):
     assert found["features"]["price"] < MOVED
 
 
-def test_on_as_many_rows_as_it_needs_rows_as_in_training_seldom_have_moved():
+@pytest.mark.parametrize(("num_rankings", "is_judged"), [(100, False), (200, True)])
+def test_rankings_of_many_sizes_count_less_than_their_number(data, num_rankings, is_judged):
+    rng, made_from = np.random.default_rng(0), kept(data)
+    column = data.columns.single.index("viewer_language")
+    known = np.unique(data.matrix.category[:, column])
+    found = []
+    for _ in range(50):
+        sizes = rng.geometric(0.1, num_rankings)
+        few = take_evenly(data.matrix, int(sizes.sum()))
+        # Each viewer has one language in all rows, drawn as in training.
+        few.category[:, column] = np.repeat(rng.choice(known, num_rankings), sizes)
+        ranking = np.repeat(np.arange(num_rankings), sizes)
+        found.append(drift(made_from, data.columns, few, truth(data, few), ranking))
+    indices = [one["features"]["viewer_language"] for one in found]
+    assert [index is not None for index in indices] == [is_judged] * len(found)
+    if is_judged:
+        assert np.mean([index >= MOVED for index in indices]) < 0.05
+
+
+@pytest.mark.parametrize("training_rows", [1_000, 3_000, 10**7])
+@pytest.mark.parametrize("cells", [2, 3, 10, 22])
+def test_on_as_many_rows_as_it_needs_rows_as_in_training_seldom_have_moved(cells, training_rows):
     rng = np.random.default_rng(0)
-    for cells in (2, 3, 10, 22):
-        expected = rng.dirichlet(np.full(cells, 5.0))
-        num = rows_needed(expected)
-        draws = rng.multinomial(num, expected, 2_000) / num
-        assert np.mean([psi(expected, found) >= MOVED for found in draws]) < 0.05
-        assert rows_needed([*expected, 0.0]) == num
-    assert rows_needed([1.0]) == rows_needed([0.5, 0.5]) == 53
+    truth = rng.dirichlet(np.full(cells, 5.0))
+    num = rows_needed(truth, training_rows)
+    trained, served = (rng.multinomial(n, truth, 2_000) / n for n in (training_rows, num))
+    assert np.mean([psi(*shares) >= MOVED for shares in zip(trained, served, strict=True)]) < 0.05
+    assert rows_needed([*truth, 0.0], training_rows) == num
+
+
+def test_the_rows_that_are_needed_grow_as_training_rows_are_few():
+    assert rows_needed([1.0], 10**7) == rows_needed([0.5, 0.5], 10**7) == 53
+    eleven = [1 / 11] * 11
+    assert [rows_needed(eleven, n) for n in (10**7, 10_000, 1_000, 235, 234)] == [235, 240, 306, 65_830, None]

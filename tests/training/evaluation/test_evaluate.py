@@ -83,7 +83,10 @@ def test_labels_as_shown_are_compared_with_scores_times_examination(data, surfac
     for name in ("logloss", "ece"):
         assert found["model"][name] == found["lightgbm"][name] == pytest.approx(plain[name])
     # The order is that of the scores, which no position moves.
-    assert found["model"]["auc"] == Contender.of(Slates(seen.label, data.slate), truth(data), None).auc
+    assert (
+        found["model"]["auc"]
+        == Contender.of(Slates(seen.label, data.slate), truth(data), None).measures()["auc"]
+    )
     # The current model ignored position, so its scores are P(label) as shown, and too high here.
     assert found["current"]["ece"] > found["model"]["ece"] + 0.05
     # The calibration of popular knows the examination too, and gains by it.

@@ -29,7 +29,7 @@ def test_a_score_that_is_no_probability_has_only_measures_of_order():
     slates, chance = rows()
     measured = Contender.of(slates, 100 * chance, None).measures()
     assert [name for name, value in measured.items() if value is None] == ["logloss", "ece"]
-    assert measured["auc"] == Contender.of(slates, chance, chance).auc
+    assert measured["auc"] == Contender.of(slates, chance, chance).measures()["auc"]
 
 
 def test_what_one_label_or_slates_of_one_candidate_do_not_define_is_none():

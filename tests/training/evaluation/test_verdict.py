@@ -138,3 +138,21 @@ def test_an_order_alone_is_said_to_be_better_where_logloss_decides(surface):
     found["paired"]["model-popular"] = pair | {"gate": {"by": "logloss", "beats": False}}
     words = "The model orders better than popular; better predictions are not shown"
     assert outcome(found) == ("unsure", words)
+
+
+def test_a_better_order_with_worse_predictions_is_said_to_be_both(surface):
+    data, model = drawn(surface, single=0.0, tilt=1.0)
+    data = replace(data, popular=np.random.default_rng(1).normal(size=len(data)))
+    words = "The model orders better than popular, but predicts worse"
+    # Its order is that of the model.
+    found = assess(data, {"model": model**6}, surface)
+    pair = found["paired"]["model-popular"]
+    assert pair["gate"] == {"by": "ndcg@10", "beats": True}
+    assert pair["logloss"] > 2 * pair["logloss_se"]
+    assert outcome(found) == ("unsure", words)
+    assert verdict(found).startswith(f"{words}: NDCG@10 +0.0")
+    assert "viewers as clusters; logloss +0." in verdict(found)
+    # Where most slates have one candidate, it does not pass.
+    pair["gate"] = {"by": "logloss", "beats": False}
+    assert outcome(found) == ("unsure", words)
+    assert not_beaten(found["paired"])[0].startswith("the model orders better than popular, but")

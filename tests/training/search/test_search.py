@@ -177,7 +177,7 @@ def test_a_refresh_starts_from_the_current_model_and_may_replace_it(story):
     assert any(entry.point["learning_rate"] == point["learning_rate"] for entry in tried)
     before, _, after = story.refresh_stderr.partition("--budget of 1 s is too small to compare networks: ")
     assert "--budget of 1 s is too small: it is spent before the trials" in before
-    assert after.index("needs at least --budget") < after.index("rows before the test rows")
+    assert after.index("is enough for another like it") < after.index("rows before the test rows")
     # The rows after the first search's training rows are new to both models.
     assert 0 < refreshed["paired"]["model-current"]["rows"] <= refreshed["rows"]["test"]
     is_followed = refreshed["published"]

@@ -158,7 +158,8 @@ def test_so_many_trials_end_a_search_before_its_time(search):
 
 
 def test_a_budget_too_small_is_told_after_the_first_trial_with_one_that_is_enough(search, capsys):
-    deadline = search.deadline(search.forecast(num_rows=20_000, num_teachers=0))
+    forecast = search.forecast()
+    deadline = search.deadline(forecast)
     search.board.add(TRIAL)
     search.clock.spent_s += 30.0
     deadline.warn_of_shortage(TRIAL)
@@ -166,16 +167,15 @@ def test_a_budget_too_small_is_told_after_the_first_trial_with_one_that_is_enoug
     search.clock.budget_s = 40.0
     deadline.warn_of_shortage(TRIAL)
     told = capsys.readouterr().err
-    assert told.startswith(
-        "--budget of 40 s is too small to compare networks: TabNet 1 takes 10 s, and another"
-    )
-    (minutes,) = re.findall(r"another trial like it needs at least --budget (\d+)m$", told.strip())
-    # With the smallest such budget another trial is begun, with a minute less it is not.
-    config = FitConfig(epochs=5)
+    assert told.startswith("--budget of 40 s is too small to compare networks: TabNet 1 takes 10 s; --budget")
+    (minutes,) = re.findall(r"--budget (\d+)m is enough for another like it and the rest$", told.strip())
+    # Another trial is begun, and after it the whole final training fits; not with a minute less.
     search.clock.budget_s = 60.0 * int(minutes)
-    assert deadline.in_time(config)
-    search.clock.budget_s -= 60.0
-    assert not deadline.in_time(config)
+    assert deadline.in_time(FitConfig(epochs=5))
+    search.clock.spent_s += TRIAL.seconds
+    whole = forecast.whole(TRIAL)
+    assert forecast.within(TRIAL, search.clock.left()) == whole
+    assert forecast.within(TRIAL, search.clock.left() - 60.0) != whole
 
 
 def test_a_first_trial_that_was_stopped_tells_how_long_a_whole_one_takes(search, capsys):
@@ -184,4 +184,4 @@ def test_a_first_trial_that_was_stopped_tells_how_long_a_whole_one_takes(search,
     search.board.add(stopped)
     search.clock.budget_s, search.clock.spent_s = 40.0, 30.0
     deadline.warn_of_shortage(stopped)
-    assert "TabNet 1 takes 10 s, and another" in capsys.readouterr().err
+    assert "TabNet 1 takes 10 s; --budget" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
 from serve.model.artifact import load as load_artifact
 from serve.ranking.exploration import log_weight
+from serve.report.rows import columns
 from training.data.dataset import Progress
 from training.evaluation.attraction import attraction, ranked
 from training.evaluation.counterfactual import ESTIMATORS, MIN_EFFECTIVE, Counterfactual, Drawn, Estimate
@@ -147,22 +148,19 @@ def text(result: Mapping[str, Any]) -> str:
     relative = "" if against["relative"] is None else f" ({against['relative']:+.1%})"
     scope = "all positions" if result["positions"] is None else f"the first {result['positions']} positions"
     what = result.get("event", "event")
+    rows = [["ranking", "estimate", "value", "95 %", "effective events", "weight clipped"]]
+    for name in ("model", "served"):
+        one = result[name]
+        weighed = [f"{one['effective_events']:.0f}", f"{one['clipped']:.1%}"]
+        rows += [[name, how, *_cells(one[how]), *weighed] for how in ESTIMATORS]
+    rows.append(["as drawn", "mean", *_cells(result["drawn"]), "", ""])
     lines = [
         f"{result['verdict']}: {against['value']:+.4f}{relative} {what}s an exposure, 95 % "
         f"{_span(against['interval'])}, against the ranking that was served",
         f"{result['exposures']} exposures with a drawn order, {result['viewers']} viewers, "
         f"{result['events']} {what}s, {scope}",
-        "ranking   estimate   value    95 %                 effective events  weight clipped",
+        columns(rows),
     ]
-    for name in ("model", "served"):
-        for how in ESTIMATORS:
-            one = result[name]
-            lines.append(
-                f"{name:<10}{how:<9}{one[how]['value']:8.4f}    {_span(one[how]['interval']):<21}"
-                f"{one['effective_events']:>16.0f}{one['clipped']:>16.1%}"
-            )
-    drawn = result["drawn"]
-    lines.append(f"{'as drawn':<10}{'mean':<9}{drawn['value']:8.4f}    {_span(drawn['interval'])}")
     places = "  ".join(f"{place}: {theta:.2f}" for place, theta in result["examination"].items())
     lines.append(f"examination by position: {places}")
     if result["above"] and result["above"]["matters"]:
@@ -184,3 +182,7 @@ def text(result: Mapping[str, Any]) -> str:
 
 def _span(interval: list[float]) -> str:
     return f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _cells(one: Mapping[str, Any]) -> list[str]:
+    return [f"{one['value']:.4f}", _span(one["interval"])]

@@ -108,8 +108,7 @@ def explored(
         progress(done / len(rows))
     new = np.full(is_shown.shape, np.nan)
     new[is_shown] = scores[flat]
-    made_until_ms = artifact.manifest["seen_until_ms"]
-    num_seen = int((replay.exposure_ms[rows] <= made_until_ms).sum())
+    num_seen = int((replay.exposure_ms[rows] <= artifact.manifest["seen_until_ms"]).sum())
     served = dict(Counter(draws[i].model for i in rows.tolist()))
     cluster = np.where(viewer > 0, viewer, -1 - rows)
     drawn = Drawn(np.where(np.isnan(weight), -np.inf, weight), is_shown, reward, cluster)
