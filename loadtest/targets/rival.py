@@ -95,7 +95,7 @@ class Reader:
         self._live.read([])
 
     def read(self, request: RankRequest) -> tuple[Matrix, NDArray[np.int64]]:
-        """Return the matrix [C] of one request, and [C] 1 for ended and 2 for unknown candidates."""
+        """Return the matrix [C] of a request; and [C], 1 for ended and 2 for unknown candidates."""
         viewer, now_ms = request.viewer, int(time.time() * 1e3)
         packed = next(iter(self._live.read([] if viewer is None else [viewer])), None)
         numbers = self._live.rows.find(request.candidates)
