@@ -34,7 +34,7 @@ def run_scenario(
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:
         if writes:
-            _refuse_existing(folder)
+            refuse_existing(folder)
         report = measured(folder)
     except TabrankError as error:
         # `Commands` prints the error and exits with 2.
@@ -47,13 +47,6 @@ def run_scenario(
     if folder.exists():
         print_progress(f"report: {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[report["verdict"]])
-
-
-def _refuse_existing(folder: Path) -> None:
-    try:
-        refuse_existing(folder)
-    except TabrankError as error:
-        raise TabrankError(f"--out {error}") from None
 
 
 def print_progress(line: str) -> None:

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import Profile
-from serve.contract.rankings import MAX_ID_CHARACTERS
-from serve.contract.validation import json_value, table
+from serve.contract.rankings import MAX_ID_CHARACTERS, Id
 from serve.storage.conversion import IDS, converted
 
-KEYS = ("viewers", "candidates")
 IMPRESSION = "impression"
+Some = Annotated[list[Id], msgspec.Meta(min_length=1)]
+
+
+class _Given(msgspec.Struct, forbid_unknown_fields=True):
+    """Content of a file of ids."""
+
+    viewers: Some
+    candidates: Some
 
 
 @dataclass(frozen=True)
@@ -52,27 +59,17 @@ def read_ids(path: Path) -> Ids:
     """Return the ids of a JSON file `{"viewers": [...], "candidates": [...]}`, each once.
 
     Raises:
-        TabrankError: if the file holds anything else.
+        LoadtestError: if the file holds anything else.
     """
     where = f"--ids {path}"
     try:
-        content = path.read_bytes()
+        given = msgspec.json.decode(path.read_bytes(), type=_Given)
     except OSError as error:
         raise LoadtestError(f"{where}: cannot be read ({error.strerror})") from None
-    given = json_value(content, where)
-    if not isinstance(given, dict):
-        raise LoadtestError(f'{where}: must hold an object, {{"viewers": [...], "candidates": [...]}}')
-    table(given, where, KEYS)
-    for key in KEYS:
-        values = given.get(key)
-        if not isinstance(values, list) or not values:
-            raise LoadtestError(f"{where}: {key!r} must be a list of at least one id")
-        for index, value in enumerate(values):
-            if not (isinstance(value, str) and 1 <= len(value) <= MAX_ID_CHARACTERS):
-                rule = f"an id is a string of 1 to {MAX_ID_CHARACTERS} characters"
-                raise LoadtestError(f"{where}: {key}[{index}] is {repr(value)[:60]}; {rule}")
-    viewers, candidates = (list(dict.fromkeys(given[key])) for key in KEYS)
-    return Ids(viewers, candidates)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        form = f'{{"viewers": [...], "candidates": [...]}} with ids of 1 to {MAX_ID_CHARACTERS} characters'
+        raise LoadtestError(f"{where}: {error}; it must hold {form}") from None
+    return Ids(list(dict.fromkeys(given.viewers)), list(dict.fromkeys(given.candidates)))
 
 
 def read_log_ids(log: Path, num_candidates: int) -> Ids:

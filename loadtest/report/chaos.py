@@ -13,7 +13,7 @@ from loadtest.report.report import SAME_CORES, Report, doubts, marked, verdict, 
 from loadtest.workload.profiles import Slo
 from serve.contract.validation import spelled
 from serve.report.page import bullets, section, table, tiles
-from serve.report.rows import markdown, number
+from serve.report.rows import number
 
 HEAD = ("fault", "allowed", "measured", "held")
 
@@ -83,10 +83,8 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
         if one["fault"] in lines:
             plot = load_and_cluster(lines[one["fault"]], slo)
             body.append(section(one["what"], bullets(one["reasons"]), plot))
-    # The table for a document, with the short names of the faults.
-    named = [HEAD, *((one["fault"], *row) for one, row in zip(faults, cells, strict=True))]
     footer = FOOTER.format(timeout_ms=report["client_timeout_s"] * 1000)
-    write_report(folder, report, "Chaos", body, footer, {"table.md": markdown(named) + "\n"})
+    write_report(folder, report, "Chaos", body, footer)
 
 
 FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; changes have a third more load.

@@ -60,7 +60,7 @@ def demo_findings(report: Report) -> Findings:
     if tried != load:
         failed = "gave no verdict" if tried["verdict"] == "void" else "did not hold on this machine"
         notes.append(f"{_rate(tried):g} rankings/s {failed}: {'; '.join(tried['reasons'])}")
-    return Findings("tabrank: the demo", demo_verdict(report), f"{spelled(report['seconds'])}", rows, notes)
+    return Findings("tabrank: the demo", demo_verdict(report), spelled(report["seconds"]), rows, notes)
 
 
 def write_demo(report: Report, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Report of `loadtest freshness`: its numbers, report.json, report.html and probes.csv."""
+"""Report of `loadtest freshness`: its numbers, report.json and report.html."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from loadtest.report.plots import distribution, freshness_over_time
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
 from serve.contract.validation import spelled
 from serve.report.page import bullets
-from serve.report.rows import csv_text
 
 # Numbers of the posts in the report.
 OF_EVENTS = ("p50_ms", "p90_ms", "p99_ms", "max_ms", "errors", "error_kinds", "generator_late_ms_p99")
@@ -73,7 +72,7 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
     polled = "Rankings are polled every 20 ms, so the times are too long by up to 20 ms and one ranking."
     head = verdict(report, claim, held, report["reasons"], doubts(report, polled))
     body = found.body(head + bullets(found.notes[len(report["reasons"]) :]), TILES, plots)
-    write_report(folder, report, found.title, body, FOOTER, {"probes.csv": _to_csv(probes)})
+    write_report(folder, report, found.title, body, FOOTER)
 
 
 def freshness_findings(report: Report) -> Findings:
@@ -104,17 +103,6 @@ def freshness_findings(report: Report) -> Findings:
     lead = f"{spelled(report['seconds'])} at {report['url']}"
     notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
     return Findings("Event to visible in a ranking", report["verdict"], lead, rows, notes)
-
-
-def _to_csv(probes: Mapping[str, Requests]) -> str:
-    """Return the probes as CSV: due time, freshness (empty if never shown), outcome and polls."""
-    rows = []
-    for kind, part in probes.items():
-        for i in np.argsort(part.at_s).tolist():
-            shown_ms = float(part.latency_ms[i]) if part.ok[i] else None
-            outcome = part.outcomes[part.codes[i]].name
-            rows.append((kind, float(part.at_s[i]), shown_ms, outcome, int(part.scored[i])))
-    return csv_text(("kind", "at_s", "freshness_ms", "outcome", "rankings_asked"), rows)
 
 
 def _probes_of(parts: Sequence[Requests]) -> Report:

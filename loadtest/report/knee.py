@@ -8,13 +8,13 @@ from pathlib import Path
 from loadtest.measure.verdict import WORDS
 from loadtest.report.plots import PERCENTILES, latency_against_rate
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, verdict, write_report
+from loadtest.report.run import FULL, SCORED
 from loadtest.workload.profiles import Slo
 from serve.contract.validation import spelled
 from serve.report.page import section, table
 from serve.report.rows import number
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
-SCORED, FULL = "candidates a second, scored by the model", "full answers from a model"
 TILES = ("requests a second", SCORED, "p50", "p90", "p99", FULL)
 
 

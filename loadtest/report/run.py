@@ -1,11 +1,10 @@
 """Reports of `run` and `soak`: report.json, report.html and the numbers behind them.
 
-`run` also leaves timeline.csv, `soak` its footprints.
+`run` also leaves timeline.csv.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,13 +146,12 @@ def write_soak(
         "Load and latency": load_and_cluster(moments, slo),
         "Memory and open files of the service": memory_and_files(at_s, memory_mib, files),
     }
-    more = {"footprint.json": json.dumps([asdict(each) for each in footprints]) + "\n"}
     found = soak_findings(report)
     claim = f"{report['rate_rps']:,.0f} requests/s for {report['seconds'] / 60:,.3g} minutes"
     doubt = doubts(report, "A leak that needs longer than this run does not show.")
     head = verdict(report, claim, "no drift and no leak beyond the limits", report["reasons"], doubt)
     body = found.body(head, [name for name, *_ in found.rows], plots)
-    write_report(folder, report, found.title, body, SOAK_FOOTER, more)
+    write_report(folder, report, found.title, body, SOAK_FOOTER)
 
 
 def soak_findings(report: Report) -> Findings:

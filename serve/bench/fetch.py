@@ -8,10 +8,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,46 +30,46 @@ from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
 ROUNDS = 15
+# Candidates of a request.
+SLATE = 55
 # Requests of a cell in each round, but at least 8 batches.
 _REQUESTS_A_ROUND = 150
 _PAGE_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Sizes to measure: each of `viewers` × `candidates` × `batches`."""
 
     viewers: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     candidates: tuple[int, ...] = (1_000, 10_000, 100_000)
     batches: tuple[int, ...] = (1, 4, 16, 64)
-    slate: int = 55
 
 
-@dataclass
-class _Cell:
-    """One point of the measurement; `batch_us` holds the time of each batch."""
+SIZES = Sizes()
+
+
+class _Cell(NamedTuple):
+    """One point of the measurement."""
 
     viewers: int
     candidates: int
     batch: int
-    slate: int
-    batch_us: list[float] = field(default_factory=list)
 
-    def report(self) -> dict[str, Any]:
-        point = dict(vars(self))
-        batch_us = point.pop("batch_us")
-        p50, p99 = (float(np.percentile(batch_us, q)) for q in (50, 99))
+    def report(self, batch_us: Sequence[float]) -> dict[str, Any]:
+        """Return the percentiles of the times of its batches."""
+        p50, p99 = (float(us) / self.batch for us in np.percentile(batch_us, (50, 99)))
         return {
-            **point,
-            "p50_us": round(p50 / self.batch, 1),
-            "p99_us": round(p99 / self.batch, 1),
-            "us_per_candidate": round(p50 / self.batch / self.slate, 3),
+            **self._asdict(),
+            "slate": SLATE,
+            "p50_us": round(p50, 1),
+            "p99_us": round(p99, 1),
+            "us_per_candidate": round(p50 / SLATE, 3),
             "batches": len(batch_us),
         }
 
 
 def bench_fetch(
-    sizes: Sizes = Sizes(), *, rounds: int = ROUNDS, progress: Callable[[str], None] = lambda _: None
+    sizes: Sizes = SIZES, *, rounds: int = ROUNDS, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Measure the time from admitted requests to their feature matrix, on LMDB.
 
@@ -92,22 +91,21 @@ def bench_fetch(
     _require_room(sizes, schema)
     progress("making the candidate tables")
     tables = {n: RowMaker(schema, seed=n).live_table(n) for n in sizes.candidates}
-    sides = product(sizes.viewers, sizes.candidates, sizes.batches)
-    cells = [_Cell(*side, sizes.slate) for side in sides]
+    times_us = {_Cell(*sides): list[float]() for sides in product(*sizes)}
     with tempfile.TemporaryDirectory(prefix="tabrank-bench-") as temporary:
         stores = {}
         for n in sizes.viewers:
             progress(f"making {n} viewers")
             stores[n] = _filled(Path(temporary) / str(n), schema, n)
         progress("measuring")
-        asyncio.run(_measure(cells, schema, stores, tables, rounds))
+        asyncio.run(_measure(times_us, schema, stores, tables, rounds))
         for store in stores.values():
             store.close()
     return {
         "machine": describe_machine(),
         "seconds": round(time.perf_counter() - begun, 1),
         "features": len(surface.features),
-        "cells": [cell.report() for cell in cells],
+        "cells": [cell.report(batch_us) for cell, batch_us in times_us.items()],
     }
 
 
@@ -143,7 +141,7 @@ def _filled(folder: Path, schema: Schema, num_viewers: int) -> Store:
 
 
 async def _measure(
-    cells: Sequence[_Cell],
+    times_us: Mapping[_Cell, list[float]],
     schema: Schema,
     stores: Mapping[int, Store],
     tables: Mapping[int, RowTable],
@@ -152,11 +150,11 @@ async def _measure(
     draw = random.Random(0)
     features = Features(schema)
     for _ in range(rounds):
-        for cell in cells:
+        for cell, batch_us in times_us.items():
             ranker = Ranker(features, _live(schema, tables[cell.candidates], stores[cell.viewers]), _zeros)
             for _ in range(max(8, _REQUESTS_A_ROUND // cell.batch)):
                 slates = await ranker.rank([_query(cell, draw) for _ in range(cell.batch)])
-                cell.batch_us.append(slates[0].stage_ms["features"] * 1e3)
+                batch_us.append(slates[0].stage_ms["features"] * 1e3)
 
 
 def _live(schema: Schema, candidates: RowTable, store: Store) -> CandidateTable:
@@ -174,17 +172,17 @@ def _query(cell: _Cell, draw: random.Random) -> Query:
     return Query(
         request_id="bench",
         viewer=viewer_id(draw.randrange(cell.viewers)),
-        candidates=[candidate_id(i) for i in draw.sample(range(cell.candidates), cell.slate)],
+        candidates=[candidate_id(i) for i in draw.sample(range(cell.candidates), SLATE)],
         now_ms=NOW_MS,
         arm=Arm("bench", CURRENT, 1.0),
         experiment=None,
         model="zeros",
-        limit=cell.slate,
+        limit=SLATE,
         context={"hour": 20.0},
         stated={},
         explain=False,
         traffic="test",
         keep_matrix=False,
         explore=False,
-        num_scored=cell.slate,
+        num_scored=SLATE,
     )

@@ -46,7 +46,7 @@ def load(
     called with these, with what the log joins, and with the progress.
 
     Raises:
-        TabrankError: a running service writes to the store.
+        TabrankError: a running service, or another `load`, writes to the store.
     """
     check_address(store_url, base)
     schema = Schema(surface)
@@ -54,8 +54,8 @@ def load(
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = DeclaredService(args, base, Features(schema), UserConfig())
     busy = (
-        f"--store {shown(store_url)}: a running service writes to it; stop it first (`python -m serve down`), or "
-        "fill another store and deploy that with `python -m serve up`"
+        f"--store {shown(store_url)}: a running service or another load writes to it; stop that first "
+        "(`python -m serve down`), or fill another store and deploy that with `python -m serve up`"
     )
     with suppress(StoreUnavailable), closing(service.open()) as present:
         present.refuse_writer(busy)

@@ -27,8 +27,10 @@ def load_for(folder: Path, features: Features) -> Artifact:
     """
     artifact = load(folder)
     _check_state(artifact, features.schema)
+    artifact = replace(artifact, context=trained_context(artifact, features.schema.surface))
+    # Reads the encoder, which the artifact then has: a copy of it would read the file again.
     artifact.encoder.check(features.columns)
-    return replace(artifact, context=trained_context(artifact, features.schema.surface))
+    return artifact
 
 
 def check_own_state(folder: Path) -> None:
@@ -55,8 +57,9 @@ def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
         return ()
     # The first cell of a feature counts the rows without a value (`training.evaluation.drift`).
     cells = made_from["numeric"] | made_from["category"]
-    had = [surface.features[name] for name, of in cells.items() if of["shares"][0] <= MAX_MISSING]
-    return tuple({ref.name for kind in had for ref in field_refs(kind) if ref.owner == "context"})
+    had = {name for name, of in cells.items() if of["shares"][0] <= MAX_MISSING}
+    kinds = [kind for name, kind in surface.features.items() if name in had]
+    return tuple({ref.name for kind in kinds for ref in field_refs(kind) if ref.owner == "context"})
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import redis
@@ -19,8 +21,8 @@ PASSWORD = "TABRANK_REDIS_PASSWORD"
 def connect(url: str, name: str | None = None) -> redis.Redis:
     """Return a client of the server at a `redis://` or `rediss://` address.
 
-    The client connects at its first command, and tells the server its `name`. A password in the
-    address overrides that of the environment. Raises TabrankError for any other address.
+    The client connects at its first command, and tells the server its `name` if it may. A password
+    in the address overrides that of the environment. Raises TabrankError for any other address.
     """
     # Do not retry: a commit whose answer was lost may have been written. redis-py replaces a stale
     # connection before it uses it.
@@ -29,7 +31,7 @@ def connect(url: str, name: str | None = None) -> redis.Redis:
         "socket_connect_timeout": TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
-        "client_name": name,
+        "redis_connect_func": partial(_connected, name=name) if name else None,
         "password": os.environ.get(PASSWORD) or None,
     }
     try:
@@ -43,6 +45,14 @@ def connect(url: str, name: str | None = None) -> redis.Redis:
             "store: not an address of a Redis server; use redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS"
         ) from None
     return client
+
+
+def _connected(connection: redis.Connection, name: str) -> None:
+    connection.on_connect()
+    # Some servers forbid CLIENT; unlike redis-py's `client_name`, go on without a name.
+    with suppress(redis.ResponseError):
+        connection.send_command("CLIENT", "SETNAME", name)
+        connection.read_response()
 
 
 def where(url: str, client: redis.Redis) -> str:

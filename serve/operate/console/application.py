@@ -18,7 +18,7 @@ from serve.rollout import history
 from serve.rollout.registry import ModelRegistry
 
 NUM_CHANGES, NUM_NEWEST = 8, 20
-LOGGED = ["ts_ms", "viewer", "candidates", "context"]
+LOGGED = ["ts_ms", "viewer", "candidates", "context", "stated"]
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,21 @@ class Application:
         """Return the newest logged rankings as requests, then the example beside the log.
 
         Each has `at_ms` (None for the example) and `request`; candidates are those shown, in their
-        order. A log that cannot be read has none.
+        order, with the fields that the request stated. A log that cannot be read has none.
         """
         found = []
         segments = sorted((self.log / "exposures").glob("*.parquet")) or [self.log / "exposures.parquet"]
         # The newest segment may be merged with others meanwhile; the next call finds the result.
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError):
             for row in _newest(segments[-1]):
                 context = {
                     key: one for key, one in (row.pop("context", None) or {}).items() if one is not None
                 }
+                stated = json.loads(row.pop("stated", None) or "{}")
+                row["candidates"] = [
+                    {"candidate": name, "fields": stated[name]} if name in stated else name
+                    for name in row["candidates"]
+                ]
                 request = row | {"limit": len(row["candidates"])} | ({"context": context} if context else {})
                 request |= {"now_ms": row["ts_ms"]} if self.clock == "event" else {}
                 found.append({"at_ms": request.pop("ts_ms"), "request": request})

@@ -99,7 +99,7 @@ def _unwatched(run: RunFolder, service: ServiceState, processes: list[psutil.Pro
     """Return why `service.json` no longer describes the service, or None."""
     if not run.supervisors(processes):
         return diagnosis("supervisor_gone", up=run.up_command(Path(service.config)))
-    # A start has its own timeout.
-    if (age := run.age_s()) > STALE_S.get(service.state, math.inf):
+    # A start has its own timeout. Beside a `down` the file may be gone, without an age.
+    if STALE_S.get(service.state, math.inf) < (age := run.age_s()) < math.inf:
         return diagnosis("supervisor_silent", age_s=age, run=run.path, log=run.log)
     return None

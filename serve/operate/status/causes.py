@@ -26,8 +26,8 @@ MAX_SHARE = 14.4 * 0.001
 MIN_FAILED, MOST = 3, 0.5
 # Scanners ask for paths that nobody serves: so few in some seconds mean nothing.
 MIN_UNROUTED = 10
-# As in TabrankCallersFail: fewer calls may fail because of one bad client.
-MAX_CLIENT_SHARE = 0.2
+# Up to this share it is advice, as before TabrankCallersFail: one bad client may be the cause.
+MAX_ADVICE_SHARE = 0.2
 # Of the candidates, or of the rankings: some ids are always new, or gone since they were retrieved.
 MAX_UNKNOWN_SHARE = 0.05
 # So many rankings that were to come do not stay away by chance.
@@ -194,14 +194,14 @@ def _of_app(app: str, counted: Counted, window_s: float, named: set[str]) -> Ite
         remedies = DIAGNOSES["client_errors"]["remedies"]
         remedy = remedies.get(max(shares, key=lambda status: shares[status]), remedies["other"])
         facts = {"kinds": shown(shares), "remedy": remedy}
-        yield _named("client_errors", app, share <= MAX_CLIENT_SHARE, share=share, **facts)
+        yield _named("client_errors", app, share <= MAX_ADVICE_SHARE, share=share, **facts)
     for name, share, num in (
         ("unknown_candidates", counted.unknown_share or 0.0, counted.candidates),
         ("no_context", counted.no_context_share or 0.0, counted.model_rankings),
     ):
         # Without a store nobody knows a candidate.
         if _matters(share, num, MAX_UNKNOWN_SHARE) and not named.intersection(OF_STORE):
-            yield _named(name, app, share <= MAX_CLIENT_SHARE, share=share)
+            yield _named(name, app, share <= MAX_ADVICE_SHARE, share=share)
     if not rankings and counted.steady_rps * window_s >= MIN_MISSED:
         yield _named("no_traffic", app, rate_rps=counted.steady_rps, window_s=window_s)
     not_full = sum(share for rung, share in counted.rungs.items() if rung != "full")

@@ -120,8 +120,9 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
     red = _red(faults & {"errors", "unattributed", "overloaded", "limited", "client_errors", "unrouted"})
     yield "errors", f"{failed}, {refused}, {mistaken}", red
     old = "features_old", "stale_features"
-    # The age is that of a ranking's features.
-    age = "no traffic" if traffic.freshness_ms == 0 else f"{_number(traffic.freshness_ms)} ms old"
+    # The age is that of an exposure that is not taken, or of the table while it cannot be read.
+    has_age = traffic.freshness_ms != 0 or traffic.rate_rps != 0
+    age = f"{_number(traffic.freshness_ms)} ms old" if has_age else "no traffic"
     yield "features", age, _red(faults.intersection(old))
     used, limit = found.memory.used_mib or 0, found.memory.limit_mib
     of = f"{used:,} of {limit:,} MiB ({used / limit:.0%}) on {found.memory.node}" if limit else NOTHING

@@ -31,18 +31,15 @@ def test_ids_are_read_from_a_file_each_once(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not JSON"),
-        ([], 'must hold an object, {"viewers": [...], "candidates": [...]}'),
-        ({"viewer": ["v"], "candidates": ["c"]}, "unknown key 'viewer'; did you mean 'viewers'?"),
-        ({"viewers": ["v"], "candidates": ["c"], "contexts": {}}, "unknown key 'contexts'"),
-        ({"candidates": ["c"]}, "'viewers' must be a list of at least one id"),
-        ({"viewers": [], "candidates": ["c"]}, "'viewers' must be a list of at least one id"),
-        (
-            {"viewers": ["v"], "candidates": ["c", 7]},
-            "candidates[1] is 7; an id is a string of 1 to 256 characters",
-        ),
-        ({"viewers": ["v"], "candidates": ["c" * 257]}, "an id is a string of 1 to 256 characters"),
-        ({"viewers": [""], "candidates": ["c"]}, "viewers[0] is ''"),
+        ("{", "truncated; it must hold"),
+        ([], 'got `array`; it must hold {"viewers": [...], "candidates": [...]} with ids of 1 to 256'),
+        ({"viewer": ["v"], "candidates": ["c"]}, "unknown field `viewer`"),
+        ({"viewers": ["v"], "candidates": ["c"], "contexts": {}}, "unknown field `contexts`"),
+        ({"candidates": ["c"]}, "missing required field `viewers`"),
+        ({"viewers": [], "candidates": ["c"]}, "length >= 1 - at `$.viewers`"),
+        ({"viewers": ["v"], "candidates": ["c", 7]}, "Expected `str`, got `int` - at `$.candidates[1]`"),
+        ({"viewers": ["v"], "candidates": ["c" * 257]}, "length <= 256 - at `$.candidates[0]`"),
+        ({"viewers": [""], "candidates": ["c"]}, "length >= 1 - at `$.viewers[0]`"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, content, message):

@@ -169,6 +169,13 @@ def test_no_candidates_give_an_empty_ranking(service):
     assert (response.status_code, response.json()["ranking"]) == (200, [])
 
 
+def test_a_ranking_reads_no_file_of_its_model(service, tmp_path):
+    asyncio.run(refresh(service.fetcher))
+    for file in (tmp_path / "models" / MODEL).iterdir():
+        file.unlink()
+    assert service.ask(body()).json()["model"] == MODEL
+
+
 def test_an_ended_candidate_goes_last_without_a_score(service):
     answer = service.ask(body(candidates=["c", "a"])).json()
     assert order(answer) == ["a", "c"]

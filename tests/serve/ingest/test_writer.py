@@ -59,7 +59,9 @@ def test_a_load_into_the_store_of_a_running_service_is_refused(tmp_path, log_fol
     async def scenario(service):
         await service.events(event("e9"))
         before = audience(await service.rank(now_ms=52_000, explain=True))
-        with pytest.raises(TabrankError, match=r"--store .*: a running service writes to it; stop it first"):
+        with pytest.raises(
+            TabrankError, match=r"--store .*: a running service or another load writes to it; stop that first"
+        ):
             await asyncio.to_thread(load, *loaded)
         # Another store can be filled meanwhile.
         await asyncio.to_thread(load, service.surface, log_folder, "lmdb:other", service.folder)

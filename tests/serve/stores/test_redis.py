@@ -78,6 +78,23 @@ def holds_the_first_commit(store: RedisStore) -> bool:
 
 
 @needs_server
+def test_a_user_who_may_not_name_the_client_still_writes(server, client):
+    client.execute_command("ACL", "SETUSER", "ann", "on", ">pw", "~*", "+@all", "-client")
+    url = server.url.replace("//", "//ann:pw@")
+    store = RedisStore(url, NAME, writable=True)
+    try:
+        store.take_epoch()
+        store.commit(1, {"ann": b"1"}, {})
+        assert read_viewers(store, ["ann"]) == [b"1"]
+        # Such a user cannot see who writes.
+        with pytest.raises(StoreUnavailable, match="client"):
+            store.refuse_writer("stop it first")
+    finally:
+        store.close()
+        client.execute_command("ACL", "DELUSER", "ann")
+
+
+@needs_server
 def test_a_server_that_is_gone_is_unavailable_until_it_is_back(
     server: RedisServer, store: RedisStore
 ) -> None:

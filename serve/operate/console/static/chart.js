@@ -5,7 +5,8 @@ const { html, useEffect, useRef } = htmPreact;
 const HEIGHT = 150;
 const GAP_S = 10;
 // Seconds between times on the axis. uPlot has too few: of five minutes it would show one.
-const STEPS_S = [1, 2, 3, 5, 8, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300, 480, 600];
+// The long ones are for a machine that slept.
+const STEPS_S = [1, 2, 3, 5, 8, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 300, 480, 600, 3600, 14400, 86400];
 
 // Points as uPlot's columns: seconds, then the values at `places`; a gap breaks the lines.
 function columns(points, places) {

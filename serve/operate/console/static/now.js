@@ -72,7 +72,7 @@ function Tiles({ found, traffic }) {
     ["99 % answered within", withUnit(traffic.p99_ms, "ms"), `50 % ${withUnit(traffic.p50_ms, "ms")}, 90 % ${withUnit(traffic.p90_ms, "ms")}`],
     ["Full answers", percent(full), `as the arm says${short && `; ${short}${reasons && `, by ${reasons}`}`}`],
     ["Refused or failed", percent(sum(traffic.refused_share, traffic.error_share)), `refused ${percent(traffic.refused_share)}, client errors ${percent(traffic.client_error_share)}${traffic.client_error_share ? ` (${shares(traffic.client_errors)})` : ""}, errors ${percent(traffic.error_share)}${traffic.error_share ? ` (${shares(traffic.errors)})` : ""}`],
-    ["Age of features", traffic.freshness_ms === 0 ? "no traffic" : withUnit(traffic.freshness_ms, "ms"), "time until an event counts"],
+    ["Age of features", traffic.freshness_ms === 0 && traffic.rate_rps === 0 ? "no traffic" : withUnit(traffic.freshness_ms, "ms"), "time until an event counts"],
     ["Memory in use", withUnit(memory.used_mib, "MiB"), `of ${number(memory.limit_mib)} MiB; the service itself ${withUnit(found.memory_mib, "MiB")}`],
   ];
   return html`<dl class="tiles">${tiles.map(([label, value, note]) => html`

@@ -50,6 +50,18 @@ def test_a_log_of_tables_and_its_example_are_read(tmp_path):
     assert found[-1][1] == {"viewer": "x", "candidates": []}
 
 
+def test_a_logged_request_states_what_it_stated(tmp_path):
+    rows = [
+        {"ts_ms": at, "viewer": "ann", "candidates": ["a", "b"], "stated": stated}
+        for at, stated in enumerate((None, '{"b": {"price": 9.0}}'))
+    ]
+    schema = pa.schema([*(field for field in SCHEMA if field.name != "context"), ("stated", pa.string())])
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "exposures.parquet")
+    (_, newer), (_, older) = newest(tmp_path)
+    assert newer["candidates"] == ["a", {"candidate": "b", "fields": {"price": 9.0}}]
+    assert older == {"viewer": "ann", "candidates": ["a", "b"], "limit": 2}
+
+
 def test_with_the_event_clock_a_request_has_its_time(tmp_path):
     write(tmp_path / "var/log/exposures.parquet", range(2))
     ours = {"import_path": "serve.app:build", "route_prefix": "/", "deployments": {}}

@@ -169,7 +169,8 @@ def test_candidates_are_one_id_a_line_and_stay_while_one_types(chromium, url, st
 @needs_chromium
 def test_without_traffic_the_features_have_no_age(chromium, url, stage):
     stage.state = lambda: msgspec.structs.replace(
-        stage.healthy(), traffic=msgspec.structs.replace(stage.healthy().traffic, freshness_ms=0.0)
+        stage.healthy(),
+        traffic=msgspec.structs.replace(stage.healthy().traffic, freshness_ms=0.0, rate_rps=0.0),
     )
     with page_at(chromium, url) as page:
         page.wait_for_selector(".tiles >> text=no traffic")

@@ -148,8 +148,14 @@ def test_a_healthy_service_fits_a_terminal_of_80_columns_and_24_lines():
 
 
 def test_without_traffic_the_features_have_no_age():
-    lines = screen(report(traffic=FOUND["traffic"] | {"freshness_ms": 0.0}), 80).plain.splitlines()
-    assert "features  no traffic" in lines
+    def features(**changed):
+        lines = screen(report(traffic=FOUND["traffic"] | changed), 80).plain.splitlines()
+        return next(line for line in lines if line.startswith("features"))
+
+    assert features(freshness_ms=0.0, rate_rps=0.0) == "features  no traffic"
+    # The exposures of a little traffic are taken at once.
+    assert features(freshness_ms=0.0, rate_rps=0.5) == "features  0.0 ms old"
+    assert features(freshness_ms=9e3, rate_rps=0.0) == "features  9,000 ms old"
 
 
 def test_a_degraded_service_begins_with_what_to_do_and_keeps_the_command_in_one_line():
