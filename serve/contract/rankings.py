@@ -28,9 +28,7 @@ REASONS = (
     "With `explain`: the features that moved the candidate most, largest first; null if none were computed."
 )
 SCORE = "P(label if looked at), or null if not scored: ended and unknown candidates never are."
-UNKNOWN = (
-    "Ids without a stored record. Those without stated fields come last, unless the surface scores them."
-)
+UNKNOWN = "Ids without a stored record and stated fields; they come last, unless the surface scores them."
 TRAFFIC = "Default live. Test traffic counts no impressions, and training ignores it."
 
 EXPLAIN = '`true` returns feature values and reasons, `"reasons"` reasons alone; default false.'

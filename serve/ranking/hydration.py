@@ -10,8 +10,8 @@ import numpy as np
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.rows import Schema, encode
-from serve.features.slots import I64, PackedRows
-from serve.ranking.order import LIVE, UNKNOWN, WORTHS, Standings
+from serve.features.slots import I64, Bools, PackedRows
+from serve.ranking.order import UNKNOWN, WORTHS, Standings
 from serve.ranking.query import Query
 from serve.stores.candidate_table import CandidateTable
 
@@ -31,7 +31,8 @@ class HydratedBatch(NamedTuple):
     failed: list[str | None]
     # Row numbers in the candidate table, 0 for candidates without a row.
     numbers: I64
-    all_known: bool
+    # Candidates without a row and without a stated value.
+    unknown: Bools
     candidates: PackedRows
     standing: Standings
     context: PackedRows
@@ -86,7 +87,7 @@ class Hydrator:
             unknown_viewer=[row is None for row in viewers],
             failed=list(failed),
             numbers=numbers,
-            all_known=bool(numbers.all()),
+            unknown=numbers == 0,
             candidates=candidates,
             # True is `ENDED`.
             standing=(candidates["ends_ms"] <= now_ms[request_of_row]).view(np.int8),
@@ -95,21 +96,17 @@ class Hydrator:
             now_ms=now_ms,
             seen_seq=self._live.seq,
         )
-        if not batch.all_known and schema.surface.unknown_candidates == "last":
-            batch.standing[numbers == 0] = UNKNOWN
         self._overwrite_stated(batch)
+        if schema.surface.unknown_candidates == "last":
+            batch.standing[batch.unknown] = UNKNOWN
         return batch
 
     def _overwrite_stated(self, batch: HydratedBatch) -> None:
-        """Overwrite candidate fields with the request-time fields that the requests state.
-
-        A candidate of which a value is stated is not unknown.
-        """
+        """Overwrite candidate fields with the request-time fields that the requests state."""
         declared = self._schema.surface.fields["candidate"]
         for query, part in zip(batch.queries, batch.parts, strict=True):
             for place, fields in query.stated.items():
                 row = part.start + place
                 for name, value in fields.items():
                     batch.candidates[name][row] = encode(declared[name], value)
-                    if value is not None and batch.standing[row] == UNKNOWN:
-                        batch.standing[row] = LIVE
+                    batch.unknown[row] &= value is None

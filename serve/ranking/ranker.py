@@ -111,9 +111,11 @@ def _slates(
     order = ordered(batch.request_of_row, score, worth, batch.standing)
     # Without the features of all rows, none are kept.
     whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
+    any_unknown = batch.unknown.any()
     slates = []
     for b, (query, part) in enumerate(zip(batch.queries, batch.parts, strict=True)):
-        num_unknown = 0 if batch.all_known else int(np.count_nonzero(batch.standing[part] == UNKNOWN))
+        unknown = np.flatnonzero(batch.unknown[part]).tolist() if any_unknown else []
+        num_unknown = int(np.count_nonzero(batch.standing[part] == UNKNOWN)) if any_unknown else 0
         degraded = _degraded(query, batch.failed[b], finite[part], num_unknown)
         by_model = query.arm.by_model and batch.failed[b] is None
         places, propensity = order[part] - part.start, None
@@ -125,7 +127,6 @@ def _slates(
         # A drawn order that a rule changed is not what was drawn.
         if propensity is not None and not np.array_equal(shown, places):
             propensity = None
-        rowless = [] if batch.all_known else np.flatnonzero(batch.numbers[part] == 0).tolist()
         slates.append(
             Slate(
                 query=query,
@@ -135,7 +136,7 @@ def _slates(
                 degraded=degraded,
                 model=query.model if by_model else None,
                 unknown_viewer=batch.unknown_viewer[b],
-                unknown_candidates=[query.candidates[i] for i in rowless],
+                unknown_candidates=[query.candidates[i] for i in unknown],
                 num_unknown=num_unknown,
                 seen_seq=batch.seen_seq,
                 matrix=whole.rows(part) if whole is not None and query.keep_matrix else None,

@@ -32,7 +32,7 @@ async def model_scores(
     # A batch has one version, except while one version replaces another.
     for version, members in _by_version(batch).items():
         mine: slice | I64 = slice(None)
-        if len(members) < len(batch.queries) or not batch.all_known:
+        if len(members) < len(batch.queries) or batch.unknown.any():
             known = batch.standing[rows] != UNKNOWN
             mine = np.flatnonzero(known & np.isin(request_of_row, members))
         asked = matrix.rows(mine)

@@ -103,8 +103,10 @@ def test_an_unknown_candidate_of_which_a_value_is_stated_is_scored(tmp_path, log
 
     answer = asked(9.0)
     assert answer["ranking"][0] == {"candidate": "zz", "score": pytest.approx(0.9), "position": 1}
+    assert answer["unknown_candidates"] == []
     # A stated null says no more than nothing.
     assert (order(asked(None)), asked(None)["ranking"][1]["score"]) == (["a", "zz"], None)
+    assert asked(None)["unknown_candidates"] == ["zz"]
 
 
 def test_a_surface_whose_clients_send_no_candidates_may_score_them(tmp_path, log_folder):
