@@ -35,6 +35,8 @@ FEW_CODES = 20
 # Keep sets of up to 16 values whole; cut longer ones at their 99th percentile, or at 64.
 FEW_IN_SET, MAX_IN_SET = 16, 64
 
+_stated = msgspec.json.Decoder(dict[str, dict[str, Any]])
+
 
 @dataclass(frozen=True)
 class Column:
@@ -120,12 +122,19 @@ def stated_columns(exposures: pa.Table) -> dict[str, pa.ChunkedArray]:
     if "stated" not in exposures.column_names:
         return {}
     rows: list[dict[str, Any]] = []
-    for texts, shown in zip(exposures["stated"].chunks, exposures["candidates"].chunks, strict=True):
-        for text, candidates in zip(texts.to_pylist(), shown.to_pylist(), strict=True):
-            fields = msgspec.json.decode(text) if text else {}
-            rows += [fields.get(name, {}) for name in candidates]
+    for batch in exposures.select(["request_id", "candidates", "stated"]).to_batches():
+        for one in batch.to_pylist():
+            try:
+                fields = _stated.decode(one["stated"] or "{}")
+            except (msgspec.MsgspecError, TypeError) as error:
+                where = f"exposures: column 'stated', request_id {one['request_id']!r}"
+                raise TabrankError(f"{where}: {error}; write the fields by candidate as JSON") from None
+            rows += [fields.get(name, {}) for name in one["candidates"]]
     names = dict.fromkeys(name for fields in rows for name in fields)
-    return {name: pa.chunked_array([pa.array([fields.get(name) for fields in rows])]) for name in names}
+    try:
+        return {name: pa.chunked_array([[fields.get(name) for fields in rows]]) for name in names}
+    except pa.ArrowException as error:
+        raise TabrankError(f"exposures: column 'stated': a field has values of two types: {error}") from None
 
 
 def conversions(tables: dict[str, pa.Table]) -> list[str]:

@@ -66,19 +66,19 @@ NOTHING = [
     (
         "viewers",
         {"id": "user-"},
-        "none of 3 exposures with a viewer find it in viewers: viewer 'ann' on one side, id 'user-ann' on the other; "
-        "write the same ids in both tables",
+        "none of 3 exposures with a viewer find it in viewers: viewer 'ann'; viewer 'bob' on one side, id 'user-ann'; "
+        "id 'user-bob' on the other; viewer 'ann' is perhaps 'user-ann'; viewer 'bob' is perhaps 'user-bob'; write the "
+        "same ids in both tables",
     ),
     (
         "candidates",
         {"id": "0"},
-        "none of 8 shown candidates are in candidates: candidate 'a' on one side, id '0a' on the other",
+        "none of 8 shown candidates are in candidates: candidate 'a'; candidate 'b'; candidate 'c' on one side",
     ),
     (
         "events",
         {"candidate": "x"},
-        "none of 5 events join an exposure: request_id 'r1', viewer 'ann', candidate 'xa' on one side, request_id "
-        "'r1', viewer 'ann', candidates \"['a', 'b', 'c']\" on the other; an event needs its exposure's request_id",
+        "candidate 'xb' is perhaps 'b'; an event needs its exposure's request_id",
     ),
 ]
 

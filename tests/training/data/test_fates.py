@@ -7,13 +7,16 @@ import json
 import msgspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import load_surface, read_surface
 from serve.log.reader import read_log
+from serve.log.writer import write_log
 from tests.support import live_service
 from tests.support.logging_service import Logging
 from tests.support.varied_rows import GIVEN, varied_rows
@@ -91,6 +94,26 @@ def test_the_draft_declares_what_requests_state_and_the_request_states_it(home):
     assert {frozenset(one["fields"]) for one in request["candidates"]} == {
         frozenset(("distance", "direction"))
     }
+
+
+@pytest.mark.parametrize(
+    ("stated", "why"),
+    [
+        ("{i1", "request_id 'import-0': JSON is malformed"),
+        ('{"i1": 3}', "request_id 'import-0': Expected `object`, got `int`"),
+        ('{"i1": {"distance": "far"}}', "a field has values of two types: "),
+    ],
+)
+def test_what_requests_stated_is_refused_where_no_field_can_be_read(home, tmp_path, stated, why):
+    tables = {path.stem: pq.read_table(path) for path in (home / "log").glob("*.parquet")}
+    exposures = tables["exposures"]
+    first = [stated.replace("i1", exposures["candidates"][0][0].as_py())]
+    texts = pa.array(first + exposures["stated"].to_pylist()[1:])
+    tables["exposures"] = exposures.set_column(exposures.column_names.index("stated"), "stated", texts)
+    write_log(tmp_path / "log", tables)
+    with pytest.raises(TabrankError, match="exposures: column 'stated'") as refused:
+        draft(tmp_path / "log")
+    assert why in str(refused.value)
 
 
 def test_training_reads_what_each_row_of_the_file_says(home):
