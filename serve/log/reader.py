@@ -173,8 +173,8 @@ def _clean(log: Log, test_traffic: bool) -> Log:
         viewers=_unrepeated(log.viewers),
         candidates=_unrepeated(log.candidates),
         # Of an erased row that is there twice, the ids differ.
-        exposures=_once(_unrepeated(exposures), "request_id"),
-        events=_once(_unrepeated(log.events), "id"),
+        exposures=once(_unrepeated(exposures), "request_id"),
+        events=once(_unrepeated(log.events), "id"),
     )
 
 
@@ -191,7 +191,7 @@ def _unrepeated(table: pa.Table) -> pa.Table:
     return table if rows.all() else table.filter(pa.array(rows))
 
 
-def _once(table: pa.Table, column: str) -> pa.Table:
+def once(table: pa.Table, column: str) -> pa.Table:
     """Return the first row of each value of a column, in order."""
     codes = table[column].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     first = np.sort(np.unique(codes, return_index=True)[1])

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import json_value, typed
 from serve.features.field_values import plain
 from serve.features.interactions import Interactions
 from serve.features.rows import EVER_MS, NEVER_MS, Schema, State, encode
@@ -22,7 +22,7 @@ from serve.log.reader import Log
 from serve.log.snapshots import Snapshot, start
 
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
-
+_stated = msgspec.json.Decoder(dict[str, dict[str, Any]])
 
 # A record that changes the state: its place in its table, and of an exposure or event, its viewer
 # and its range in `Replay._candidates`.
@@ -64,20 +64,24 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
     return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
 
 
-def _stated(text: str, declared: Mapping[str, Field], row: int) -> dict[str, dict[str, object]]:
+def stated_fields(
+    text: str, where: str, declared: Mapping[str, Field] | None = None
+) -> dict[str, dict[str, Any]]:
     """Return the fields that an exposure's request stated, by candidate.
 
-    Fields that the surface no longer declares are left out.
+    If fields are `declared`, the others are left out, and the values are those of their types.
     """
-    where = f"exposures: column 'stated', row {row}"
-    stated: dict[str, dict[str, object]] = {}
-    for candidate, fields in typed(json_value(text, where), dict, where).items():
-        known = {name: value for name, value in typed(fields, dict, where).items() if name in declared}
-        try:
-            stated[candidate] = {name: plain(declared, name, value, "") for name, value in known.items()}
-        except TabrankError as error:
-            raise TabrankError(f"{where}: {error}") from None
-    return stated
+    try:
+        stated = _stated.decode(text)
+        if declared is None:
+            return stated
+        return {
+            candidate: {n: plain(declared, n, value, "") for n, value in fields.items() if n in declared}
+            for candidate, fields in stated.items()
+        }
+    except (msgspec.MsgspecError, TabrankError) as error:
+        why = f"{error}; it holds JSON: the fields by candidate"
+        raise TabrankError(f"exposures: column 'stated', {where}: {why}") from None
 
 
 class _Upsert(NamedTuple):
@@ -287,7 +291,7 @@ class Replay:
         # Read the text of an exposure when its features are computed: all would take gigabytes.
         for exposure, places in groupby(range(len(shown)), exposures.__getitem__):
             text = self._stated_texts[int(exposure)].as_py()
-            stated = _stated(text, declared, exposure) if text else {}
+            stated = stated_fields(text, f"row {exposure}", declared) if text else {}
             for place in places if stated else ():
                 name = self.state.candidates.ids[self.shown[shown[place]]]
                 for field, value in stated.get(name, {}).items():
@@ -311,7 +315,7 @@ class Replay:
             shown = range(self.first[exposure], self.first[exposure + 1])
             found[shown] = ~known[self.shown[shown]]
             if found[shown].any() and (text := self._stated_texts[exposure].as_py()):
-                stated = _stated(text, declared, exposure)
+                stated = stated_fields(text, f"row {exposure}", declared)
                 for place in shown:
                     fields = stated.get(rows.ids[self.shown[place]] or "", {})
                     found[place] &= all(value is None for value in fields.values())

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing, spelled
+from serve.features.slots import ENTITIES
 from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.writer import write_log
 from serve.storage.conversion import converted
@@ -93,14 +94,14 @@ def import_flat(
     """
     refuse_existing(out)
     tables, found = flat_tables(source, columns, events)
-    if events:
-        shares = check_joins(events, tables, {"viewer": (), "candidate": ()}, print_progress)
-        found["joined"] = is_sure or shares["events"] >= MIN_JOIN
-    if found["joined"]:
+    shares = check_joins(events, tables, dict.fromkeys(ENTITIES), print_progress) if events else {}
+    is_joined = is_sure or shares.get("events", 1.0) >= MIN_JOIN
+    if is_joined:
         # A log whose viewers are all unknown has no table of them.
         write_log(out, {name: table for name, table in tables.items() if len(table)})
     # An id may have several rows.
-    return {name: pc.count_distinct(table[0]).as_py() for name, table in tables.items()} | found
+    counts = {name: pc.count_distinct(table[0]).as_py() for name, table in tables.items()}
+    return counts | found | {"joined": is_joined}
 
 
 def flat_tables(
@@ -159,7 +160,6 @@ def flat_tables(
         "merged_events": int(is_again.sum()),
         "columns": [{name: getattr(fate, name) for name in TOLD} for fate in found],
         "warnings": list(doubts(tables["exposures"], positives, missing)),
-        "joined": True,
     }
 
 
