@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -54,8 +54,6 @@ class Log:
     exposures: pa.Table
     events: pa.Table
     snapshots: tuple[Snapshot, ...] = ()
-    # What `check_joins` returned for the log with its test traffic, if `read_joined` read it.
-    coverage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ends_ms(self) -> int:
@@ -77,10 +75,8 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     return _clean(_read_log(folder, surface), test_traffic)
 
 
-def read_joined(
-    folder: Path, surface: Surface, report: Callable[[str], None], *, is_trained_on: bool = True
-) -> Log:
-    """Read a log to train on or to fill a store from; report what it joins and repeats.
+def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -> Log:
+    """Read a log to train on; report what it joins and repeats.
 
     Raises:
         TabrankError: the log is invalid, or nothing in it joins.
@@ -89,8 +85,8 @@ def read_joined(
     # Most viewers and candidates of a truncated log are in its snapshots alone.
     fields = dict.fromkeys(ENTITIES) if log.snapshots else surface.fields
     tables = {name: unerased(getattr(log, name)) for name in TABLES}
-    coverage = check_joins(folder, tables, fields, report, is_trained_on=is_trained_on)
-    return replace(_clean(log, False), coverage=coverage)
+    check_joins(folder, tables, fields, report)
+    return _clean(log, False)
 
 
 def _read_log(folder: Path, surface: Surface) -> Log:
