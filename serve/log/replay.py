@@ -64,7 +64,7 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
     return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
 
 
-def stated_fields(
+def decode_stated(
     text: str, where: str, declared: Mapping[str, Field] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Return the fields that an exposure's request stated, by candidate.
@@ -291,7 +291,7 @@ class Replay:
         # Read the text of an exposure when its features are computed: all would take gigabytes.
         for exposure, places in groupby(range(len(shown)), exposures.__getitem__):
             text = self._stated_texts[int(exposure)].as_py()
-            stated = stated_fields(text, f"row {exposure}", declared) if text else {}
+            stated = decode_stated(text, f"row {exposure}", declared) if text else {}
             for place in places if stated else ():
                 name = self.state.candidates.ids[self.shown[shown[place]]]
                 for field, value in stated.get(name, {}).items():
@@ -315,7 +315,7 @@ class Replay:
             shown = range(self.first[exposure], self.first[exposure + 1])
             found[shown] = ~known[self.shown[shown]]
             if found[shown].any() and (text := self._stated_texts[exposure].as_py()):
-                stated = stated_fields(text, f"row {exposure}", declared)
+                stated = decode_stated(text, f"row {exposure}", declared)
                 for place in shown:
                     fields = stated.get(rows.ids[self.shown[place]] or "", {})
                     found[place] &= all(value is None for value in fields.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -150,10 +151,11 @@ def flat_tables(
         context = _table(own["request_id"].loc[exposures.index], "id").drop_columns("id")
         tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
+    kinds = Counter(events["kind"])
     # Which candidates the events of another file follow, `surface` finds out.
-    positives = {} if acts else events["kind"].value_counts().to_dict()
+    positives = {} if acts else kinds
     return tables, {
-        "kinds": sorted(set(events["kind"])),
+        "kinds": sorted(kinds),
         "slates": columns.rule,
         "mean_candidates": len(shown) / len(exposures),
         "repeated_rows": len(log) - len(shown),
@@ -181,8 +183,8 @@ def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
         return static
     # The fields of an id at each of these times, and always.
     always = pd.MultiIndex.from_product([ids.names, [ALWAYS_MS]], names=["id", "ts_ms"])
-    changed = pd.concat([pd.DataFrame(index=always), *dated], axis=1).sort_index().groupby(level="id").ffill()
-    changed = changed.reset_index("ts_ms").join(static)
+    every = pd.concat([pd.DataFrame(index=always), *dated], axis=1).sort_index()
+    changed: pd.DataFrame = every.groupby(level="id").ffill().reset_index("ts_ms").join(static)
     times = changed["ts_ms"].astype("Int64")
     return changed.assign(ts_ms=times.mask(times == ALWAYS_MS))
 

@@ -18,7 +18,7 @@ from serve.features.slots import ENTITIES, F64, I64, Entity
 from serve.features.surface import FieldType
 from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.reader import ONLY_TESTS, is_live, once, read_columns, unerased
-from serve.log.replay import Codes, stated_fields
+from serve.log.replay import Codes, decode_stated
 from serve.storage.conversion import CONVERSION
 from training.data.fates import OWN_COLUMNS, OWN_NAME, TEXT_SHARE
 from training.terminal import print_progress
@@ -118,7 +118,7 @@ def stated_columns(exposures: pa.Table) -> dict[str, pa.ChunkedArray]:
     rows: list[dict[str, Any]] = []
     for batch in exposures.select(["request_id", "candidates", "stated"]).to_batches():
         for one in batch.to_pylist():
-            fields = stated_fields(str(one["stated"] or "{}"), f"request_id {one['request_id']!r}")
+            fields = decode_stated(str(one["stated"] or "{}"), f"request_id {one['request_id']!r}")
             rows += [fields.get(name, {}) for name in one["candidates"]]
     names = dict.fromkeys(name for fields in rows for name in fields)
     try:
