@@ -47,8 +47,6 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
     candidate that an earlier exposure showed to that viewer. An event with neither does not count.
     """
     exposures, events = tables["exposures"], tables["events"]
-    if "request_id" not in events.column_names:
-        events = events.append_column("request_id", pa.nulls(len(events), pa.string()))
     events = events.filter(pc.or_(pc.is_valid(events["request_id"]), pc.is_valid(events["viewer"])))
     has_request = pc.is_valid(events["request_id"]).to_numpy()
     is_found = np.zeros(len(events), bool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Ids:
     """One kind of ids by row of the file `[N]`, as numbers; −1 where there is none.
 
     `partner` holds whose the rows of an id are: of a candidate the viewers, of a viewer the slates.
+    `is_single` says that each id has one row, which agrees with everything.
     """
 
     def __init__(self, ids: pd.Series[Any], partner: pd.Series[Any], ts_ms: pd.Series[int]) -> None:
@@ -65,15 +66,7 @@ class Ids:
         self.number: I64 = np.asarray(numbers, np.int64)
         self.partner: I64 = np.asarray(pd.factorize(partner)[0], np.int64)
         self.order = np.lexsort((ts_ms, self.number))
-
-    @cached_property
-    def is_single(self) -> bool:
-        """Return whether each id has one row, which agrees with everything."""
-        return len(self.names) == int((self.number >= 0).sum())
-
-    def covers(self, value: I64) -> bool:
-        """Return whether each row with a value has an id, so that no value is lost."""
-        return bool((self.number[value >= 0] >= 0).all())
+        self.is_single = len(self.names) == int((self.number >= 0).sum())
 
     def agreement(self, value: I64) -> tuple[float, float, I64]:
         """Return how far the given values agree; −1 is a missing one.
@@ -146,7 +139,8 @@ def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything:
         return fate("", "every row is empty")
     if re.fullmatch(OWN_COLUMNS, name):
         return fate("", OWN_NAME)
-    owners = [key for key, of in ids.items() if not of.is_single and of.covers(value)]
+    # If a row with a value has no id, the value would be lost.
+    owners = [key for key, of in ids.items() if not of.is_single and (of.number[value >= 0] >= 0).all()]
     apart, chance, usual = {}, {}, {}
     for key in {*owners, "candidate"}:
         apart[key], chance[key], usual[key] = ids[key].agreement(value)
