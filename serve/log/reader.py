@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
-from serve.features.slots import ENTITIES, IMPRESSION
+from serve.features.slots import ENTITIES, I64, IMPRESSION
 from serve.features.surface import FieldType, Surface
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
@@ -113,10 +113,8 @@ def canonical(name: str, reader: TableReader, surface: Surface) -> pa.Table:
         # A service has judged each value when it took it.
         tolerated = 1.0 if "received_ms" in reader.raw.column_names else MAX_OLD_SHARE
         for field, declared in surface.fields[ENTITIES[TABLES.index(name)]].items():
-            if declared.request_time:
-                reader.optional(field, ARROW[declared.type])
-            else:
-                reader.required(field, ARROW[declared.type], nullable=True)
+            read = reader.optional if declared.request_time else partial(reader.required, nullable=True)
+            read(field, ARROW[declared.type])
             if declared.type == "time":
                 reader.refuse_units(field, reader.columns[field], tolerated=tolerated)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
@@ -181,10 +179,16 @@ def is_live(exposures: pa.Table) -> pa.ChunkedArray:
 
 def _unrepeated(table: pa.Table) -> pa.Table:
     """Drop rows with a repeated number: segments being merged hold some records twice."""
-    numbers = pc.fill_null(table["seq"], 0).to_numpy()
+    numbers = filled(table, "seq")
     rows = numbers == 0
     rows[np.unique(numbers, return_index=True)[1]] = True
     return table if rows.all() else table.filter(pa.array(rows))
+
+
+def filled(table: pa.Table, column: str) -> I64:
+    """Return a column of whole numbers, 0 where it is null."""
+    numbers: I64 = pc.fill_null(table[column], 0).to_numpy()
+    return numbers
 
 
 def once(table: pa.Table, column: str) -> pa.Table:

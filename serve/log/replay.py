@@ -18,7 +18,7 @@ from serve.features.interactions import Interactions
 from serve.features.rows import EVER_MS, NEVER_MS, Schema, State, encode
 from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
-from serve.log.reader import Log
+from serve.log.reader import Log, filled
 from serve.log.snapshots import Snapshot, start
 
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
@@ -93,12 +93,6 @@ class _Upsert(NamedTuple):
     id: str
     ends_ms: int | None
     fields: Mapping[str, Any] | None
-
-
-def _numbers(table: pa.Table, column: str = "seq") -> I64:
-    """Return a column of record numbers, 0 where the service assigned none."""
-    numbers: I64 = pc.fill_null(table[column], 0).to_numpy()
-    return numbers
 
 
 def _records(which: int, seq: I64, ts_ms: I64 | list[int]) -> NDArray[np.void]:
@@ -188,7 +182,7 @@ class Replay:
         is_upsert = self._records["which"] == UPSERT
         self._upsert_at = np.append(np.flatnonzero(is_upsert), len(self._records))
         self._at = 0
-        seen_seq = _numbers(log.exposures, "seen_seq")
+        seen_seq = filled(log.exposures, "seen_seq")
         by_number = np.searchsorted(self._records["seq"], seen_seq, "right")
         is_logged = pc.is_valid(log.exposures["seen_seq"]).to_numpy()
         self.sees: I64 = np.where(is_logged, by_number, self.position(self.exposure_ms))
@@ -218,7 +212,7 @@ class Replay:
 
     def _ordered(self, log: Log) -> NDArray[np.void]:
         """Return the records that change the state, in the order of the service."""
-        seq = [_numbers(table) for table in (log.viewers, log.candidates, log.exposures, log.events)]
+        seq = [filled(table, "seq") for table in (log.viewers, log.candidates, log.exposures, log.events)]
         upserts = _records(UPSERT, np.concatenate(seq[:2]), [upsert.ts_ms for upsert in self._upserts])
         exposures = _records(EXPOSURE, seq[2], self.exposure_ms)
         exposures["event"] = self.state.schema.number[IMPRESSION]
