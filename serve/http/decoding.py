@@ -52,7 +52,7 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
         if type(candidate) is StatedCandidate:
             for name, value in candidate.fields.items():
                 pointer = below(f"/candidates/{i}/fields", name)
-                if name in fields and name not in stated:
+                if name not in stated and name in fields:
                     detail = (
                         f"{quoted(name)} is stored; requests may state {', '.join(stated) or 'no field'}. Send it to "
                         f"/v1/events, or declare it with request_time = true under [candidate] of the surface"

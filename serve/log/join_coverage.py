@@ -47,8 +47,6 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
     candidate that an earlier exposure showed to that viewer. An event with neither does not count.
     """
     exposures, events = tables["exposures"], tables["events"]
-    if "request_id" not in events.column_names:
-        events = events.append_column("request_id", pa.nulls(len(events), pa.string()))
     events = events.filter(pc.or_(pc.is_valid(events["request_id"]), pc.is_valid(events["viewer"])))
     has_request = pc.is_valid(events["request_id"]).to_numpy()
     is_found = np.zeros(len(events), bool)
@@ -69,11 +67,11 @@ def _named(given: pa.Table, known: pa.Table) -> Counted:
     return is_found.to_numpy(), given, known.select(["id"])
 
 
-def _first(table: pa.Table, num: int = 1) -> str:
+def _first(table: pa.Table) -> str:
     """Return the ids in a table's first rows."""
     return "; ".join(
         ", ".join(f"{name} {quoted(str(value))}" for name, value in row.items() if value is not None)
-        for row in table.slice(0, num).to_pylist()
+        for row in table.slice(0, EXAMPLES).to_pylist()
     )
 
 
@@ -81,7 +79,7 @@ def _doubt(is_found: NDArray[np.bool_], given: pa.Table, known: pa.Table) -> str
     """Return examples of both sides of a join, and the known ids nearest to unknown ones."""
     lone = given.filter(pa.array(~is_found))
     lone = lone.group_by(lone.column_names, use_threads=False).aggregate([]).slice(0, EXAMPLES)
-    said = [f"{_first(lone, EXAMPLES)} on one side, {_first(known, EXAMPLES)} on the other"]
+    said = [f"{_first(lone)} on one side, {_first(known)} on the other"]
     for name, column in zip(lone.column_names, known, strict=True):
         values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
         names = pc.unique(values.cast("string").drop_null())
@@ -165,13 +163,11 @@ def check_joins(
         shares.append(f"{share:.1%} of {what}")
         if len(given) and fields.get(name.removesuffix("s"), True):
             coverage[name] = share
-            if len(known) and not found:
-                sides = f"{_first(given)} on one side, {_first(known)} on the other"
-                raise TabrankError(f"{log}: none of {what}: {sides}; {remedy}")
             if len(known) and share < MIN_JOIN:
-                doubts.append(
-                    f"{log}: warning: only {share:.1%} of {what}: {_doubt(is_found, given, known)}; {remedy}"
-                )
+                doubt = f"{what}: {_doubt(is_found, given, known)}; {remedy}"
+                if not found:
+                    raise TabrankError(f"{log}: none of {doubt}")
+                doubts.append(f"{log}: warning: only {share:.1%} of {doubt}")
     for counts in (shares, _oddities(tables, num_unowned)):
         if line := ", ".join(counts):
             report(f"{log}: {line}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
-from serve.features.slots import ENTITIES, IMPRESSION
+from serve.features.slots import ENTITIES, I64, IMPRESSION
 from serve.features.surface import FieldType, Surface
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
@@ -54,8 +54,6 @@ class Log:
     exposures: pa.Table
     events: pa.Table
     snapshots: tuple[Snapshot, ...] = ()
-    # What `check_joins` returned for the log with its test traffic, if `read_joined` read it.
-    coverage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ends_ms(self) -> int:
@@ -77,10 +75,8 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
     return _clean(_read_log(folder, surface), test_traffic)
 
 
-def read_joined(
-    folder: Path, surface: Surface, report: Callable[[str], None], *, is_trained_on: bool = True
-) -> Log:
-    """Read a log to train on or to fill a store from; report what it joins and repeats.
+def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -> Log:
+    """Read a log to train on; report what it joins and repeats.
 
     Raises:
         TabrankError: the log is invalid, or nothing in it joins.
@@ -89,8 +85,8 @@ def read_joined(
     # Most viewers and candidates of a truncated log are in its snapshots alone.
     fields = dict.fromkeys(ENTITIES) if log.snapshots else surface.fields
     tables = {name: unerased(getattr(log, name)) for name in TABLES}
-    coverage = check_joins(folder, tables, fields, report, is_trained_on=is_trained_on)
-    return replace(_clean(log, False), coverage=coverage)
+    check_joins(folder, tables, fields, report)
+    return _clean(log, False)
 
 
 def _read_log(folder: Path, surface: Surface) -> Log:
@@ -117,10 +113,8 @@ def canonical(name: str, reader: TableReader, surface: Surface) -> pa.Table:
         # A service has judged each value when it took it.
         tolerated = 1.0 if "received_ms" in reader.raw.column_names else MAX_OLD_SHARE
         for field, declared in surface.fields[ENTITIES[TABLES.index(name)]].items():
-            if declared.request_time:
-                reader.optional(field, ARROW[declared.type])
-            else:
-                reader.required(field, ARROW[declared.type], nullable=True)
+            read = reader.optional if declared.request_time else partial(reader.required, nullable=True)
+            read(field, ARROW[declared.type])
             if declared.type == "time":
                 reader.refuse_units(field, reader.columns[field], tolerated=tolerated)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
@@ -173,8 +167,8 @@ def _clean(log: Log, test_traffic: bool) -> Log:
         viewers=_unrepeated(log.viewers),
         candidates=_unrepeated(log.candidates),
         # Of an erased row that is there twice, the ids differ.
-        exposures=_once(_unrepeated(exposures), "request_id"),
-        events=_once(_unrepeated(log.events), "id"),
+        exposures=once(_unrepeated(exposures), "request_id"),
+        events=once(_unrepeated(log.events), "id"),
     )
 
 
@@ -185,13 +179,19 @@ def is_live(exposures: pa.Table) -> pa.ChunkedArray:
 
 def _unrepeated(table: pa.Table) -> pa.Table:
     """Drop rows with a repeated number: segments being merged hold some records twice."""
-    numbers = pc.fill_null(table["seq"], 0).to_numpy()
+    numbers = filled(table, "seq")
     rows = numbers == 0
     rows[np.unique(numbers, return_index=True)[1]] = True
     return table if rows.all() else table.filter(pa.array(rows))
 
 
-def _once(table: pa.Table, column: str) -> pa.Table:
+def filled(table: pa.Table, column: str) -> I64:
+    """Return a column of whole numbers, 0 where it is null."""
+    numbers: I64 = pc.fill_null(table[column], 0).to_numpy()
+    return numbers
+
+
+def once(table: pa.Table, column: str) -> pa.Table:
     """Return the first row of each value of a column, in order."""
     codes = table[column].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     first = np.sort(np.unique(codes, return_index=True)[1])

@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import json_value, typed
 from serve.features.field_values import plain
 from serve.features.interactions import Interactions
 from serve.features.rows import EVER_MS, NEVER_MS, Schema, State, encode
 from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
-from serve.log.reader import Log
+from serve.log.reader import Log, filled
 from serve.log.snapshots import Snapshot, start
 
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
-
+_stated = msgspec.json.Decoder(dict[str, dict[str, Any]])
 
 # A record that changes the state: its place in its table, and of an exposure or event, its viewer
 # and its range in `Replay._candidates`.
@@ -64,20 +64,24 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
     return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
 
 
-def _stated(text: str, declared: Mapping[str, Field], row: int) -> dict[str, dict[str, object]]:
+def decode_stated(
+    text: str, where: str, declared: Mapping[str, Field] | None = None
+) -> dict[str, dict[str, Any]]:
     """Return the fields that an exposure's request stated, by candidate.
 
-    Fields that the surface no longer declares are left out.
+    If fields are `declared`, the others are left out, and the values are those of their types.
     """
-    where = f"exposures: column 'stated', row {row}"
-    stated: dict[str, dict[str, object]] = {}
-    for candidate, fields in typed(json_value(text, where), dict, where).items():
-        known = {name: value for name, value in typed(fields, dict, where).items() if name in declared}
-        try:
-            stated[candidate] = {name: plain(declared, name, value, "") for name, value in known.items()}
-        except TabrankError as error:
-            raise TabrankError(f"{where}: {error}") from None
-    return stated
+    try:
+        stated = _stated.decode(text)
+        if declared is None:
+            return stated
+        return {
+            candidate: {n: plain(declared, n, value, "") for n, value in fields.items() if n in declared}
+            for candidate, fields in stated.items()
+        }
+    except (msgspec.MsgspecError, TabrankError) as error:
+        why = f"{error}; it holds JSON: the fields by candidate"
+        raise TabrankError(f"exposures: column 'stated', {where}: {why}") from None
 
 
 class _Upsert(NamedTuple):
@@ -89,12 +93,6 @@ class _Upsert(NamedTuple):
     id: str
     ends_ms: int | None
     fields: Mapping[str, Any] | None
-
-
-def _numbers(table: pa.Table, column: str = "seq") -> I64:
-    """Return a column of record numbers, 0 where the service assigned none."""
-    numbers: I64 = pc.fill_null(table[column], 0).to_numpy()
-    return numbers
 
 
 def _records(which: int, seq: I64, ts_ms: I64 | list[int]) -> NDArray[np.void]:
@@ -184,7 +182,7 @@ class Replay:
         is_upsert = self._records["which"] == UPSERT
         self._upsert_at = np.append(np.flatnonzero(is_upsert), len(self._records))
         self._at = 0
-        seen_seq = _numbers(log.exposures, "seen_seq")
+        seen_seq = filled(log.exposures, "seen_seq")
         by_number = np.searchsorted(self._records["seq"], seen_seq, "right")
         is_logged = pc.is_valid(log.exposures["seen_seq"]).to_numpy()
         self.sees: I64 = np.where(is_logged, by_number, self.position(self.exposure_ms))
@@ -214,7 +212,7 @@ class Replay:
 
     def _ordered(self, log: Log) -> NDArray[np.void]:
         """Return the records that change the state, in the order of the service."""
-        seq = [_numbers(table) for table in (log.viewers, log.candidates, log.exposures, log.events)]
+        seq = [filled(table, "seq") for table in (log.viewers, log.candidates, log.exposures, log.events)]
         upserts = _records(UPSERT, np.concatenate(seq[:2]), [upsert.ts_ms for upsert in self._upserts])
         exposures = _records(EXPOSURE, seq[2], self.exposure_ms)
         exposures["event"] = self.state.schema.number[IMPRESSION]
@@ -287,7 +285,7 @@ class Replay:
         # Read the text of an exposure when its features are computed: all would take gigabytes.
         for exposure, places in groupby(range(len(shown)), exposures.__getitem__):
             text = self._stated_texts[int(exposure)].as_py()
-            stated = _stated(text, declared, exposure) if text else {}
+            stated = decode_stated(text, f"row {exposure}", declared) if text else {}
             for place in places if stated else ():
                 name = self.state.candidates.ids[self.shown[shown[place]]]
                 for field, value in stated.get(name, {}).items():
@@ -311,7 +309,7 @@ class Replay:
             shown = range(self.first[exposure], self.first[exposure + 1])
             found[shown] = ~known[self.shown[shown]]
             if found[shown].any() and (text := self._stated_texts[exposure].as_py()):
-                stated = _stated(text, declared, exposure)
+                stated = decode_stated(text, f"row {exposure}", declared)
                 for place in shown:
                     fields = stated.get(rows.ids[self.shown[place]] or "", {})
                     found[place] &= all(value is None for value in fields.values())

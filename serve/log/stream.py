@@ -27,6 +27,7 @@ from serve.log.reader import (
     TABLES,
     Log,
     canonical,
+    filled,
     is_live,
     no_rows,
     own_columns,
@@ -149,10 +150,10 @@ class _Table:
             if id_ != "seq":
                 reader.required(id_, pa.string())
             rows = reader.table
-            parts.append(_filled(rows, "seq") if id_ == "seq" else _hashes(rows[id_]))
+            parts.append(filled(rows, "seq") if id_ == "seq" else _hashes(rows[id_]))
             if self._name == "exposures":
                 lives.append(is_live(reader.optional("traffic", pa.string()).table).to_numpy())
-                times.append(_filled(rows, "ts_ms"))
+                times.append(filled(rows, "ts_ms"))
             least.append(_key(rows, num).min())
             num += len(rows)
         self.dropped = np.zeros(num, bool)
@@ -184,7 +185,7 @@ class _Table:
             is_kept = ~self.dropped[num : num + len(rows)]
             num += len(rows)
             if self._is_rest:
-                is_kept &= _filled(rows, "seq") > self._after
+                is_kept &= filled(rows, "seq") > self._after
             if self._name == "events":
                 rows, keys = self._corrected(rows, keys)
             floor = min(int(self._least[place]), coming)
@@ -298,14 +299,9 @@ def _files(
 
 def _key(rows: pa.Table, first_row: int) -> I64:
     """Return each key: a number above 0, or a time below 0; rows without both come first."""
-    seq, ts_ms = _filled(rows, "seq"), _filled(rows, "ts_ms") - MAX_SEQ
+    seq, ts_ms = filled(rows, "seq"), filled(rows, "ts_ms") - MAX_SEQ
     never = EVER_MS + first_row + np.arange(len(rows))
     return np.where(seq > 0, seq, np.where(rows["ts_ms"].is_valid().to_numpy(), ts_ms, never))
-
-
-def _filled(rows: pa.Table, column: str) -> I64:
-    filled: I64 = pc.fill_null(rows[column], 0).to_numpy()
-    return filled
 
 
 def _hashes(strings: pa.ChunkedArray) -> I64:

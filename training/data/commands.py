@@ -11,6 +11,10 @@ from serve.contract.commands import Json, answer
 from serve.contract.validation import duration_ms
 from training.terminal import NewLog
 
+WRITTEN_LATER = (
+    "drop a column that is written after the ranking: `surface` finds only what alone tells the label"
+)
+
 imports = typer.Typer(no_args_is_help=True, help="Convert other data to a canonical log.")
 
 
@@ -78,8 +82,8 @@ def csv(
         for one in found["columns"]:
             differs = "" if one["disagreement"] is None else f"{one['disagreement']:.1%}"
             table.append((one["column"] or "(no name)", one["owner"] or "left out", differs, one["why"]))
-        lines.append(aligned(table))
+        lines += [aligned(table), WRITTEN_LATER]
     lines += found["warnings"]
     if not found["joined"]:
-        lines.append("nothing was written: correct the ids, or repeat with --yes")
+        lines.append("nothing was written: correct ids and times, or repeat with --yes")
     answer(found, as_json, "\n".join(lines), held=found["joined"])

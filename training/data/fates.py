@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,9 +29,10 @@ SLIPS = 0.05
 MAX_CHANGES = 1 / 3
 # A column is one of numbers if all but this share of its values, a few words, are numbers.
 MAX_WORD_SHARE, FEW_WORDS = 0.1, 20
+# No field type holds these, besides lists of strings.
+UNFIT = (pa.types.is_nested, pa.types.is_decimal, pa.types.is_binary, pa.types.is_time, pa.types.is_duration)
 # From this share of distinct values on, strings are ids or free text.
 TEXT_SHARE = 0.9
-AFTER = "drop it if it is written after the ranking: `surface` finds only what alone tells the label"
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,11 @@ class Fate:
     is_dated: bool = False
 
 
-class Agreement(NamedTuple):
-    """How far the rows of each id agree.
-
-    `apart` is the disagreement of `Fate`, 1 where no id has two rows. `chance` is the probability
-    that two rows of one id differ. `rows` hold, for each id, its most frequent value.
-    """
-
-    apart: float
-    chance: float
-    rows: I64
-
-
 class Ids:
     """One kind of ids by row of the file `[N]`, as numbers; −1 where there is none.
 
     `partner` holds whose the rows of an id are: of a candidate the viewers, of a viewer the slates.
+    `is_single` says that each id has one row, which agrees with everything.
     """
 
     def __init__(self, ids: pd.Series[Any], partner: pd.Series[Any], ts_ms: pd.Series[int]) -> None:
@@ -76,18 +66,14 @@ class Ids:
         self.number: I64 = np.asarray(numbers, np.int64)
         self.partner: I64 = np.asarray(pd.factorize(partner)[0], np.int64)
         self.order = np.lexsort((ts_ms, self.number))
+        self.is_single = len(self.names) == int((self.number >= 0).sum())
 
-    @cached_property
-    def is_single(self) -> bool:
-        """Return whether each id has one row, which agrees with everything."""
-        return len(self.names) == int((self.number >= 0).sum())
+    def agreement(self, value: I64) -> tuple[float, float, I64]:
+        """Return how far the given values agree; −1 is a missing one.
 
-    def covers(self, value: I64) -> bool:
-        """Return whether each row with a value has an id, so that no value is lost."""
-        return bool((self.number[value >= 0] >= 0).all())
-
-    def agreement(self, value: I64) -> Agreement:
-        """Return how far the given values agree; −1 is a missing one."""
+        That is their disagreement as of `Fate`, 1 where no id has two rows; the probability that
+        two rows of one id differ; and, for each id, a row with its most frequent value.
+        """
         given = np.flatnonzero((value >= 0) & (self.number >= 0))
         base = value.max() + 1
         pairs, first, num = np.unique(
@@ -99,13 +85,13 @@ class Ids:
         spare, couples = len(given) - len(usual), float((total * (total - 1.0)).sum())
         apart = float(len(given) - num[usual].sum()) / spare if spare else 1.0
         chance = 1 - float((num * (num - 1.0)).sum()) / couples if couples else 0.0
-        return Agreement(apart, chance, given[first[usual]])
+        return apart, chance, given[first[usual]]
 
     def changes(self, value: I64, chance: float) -> I64 | None:
         """Return the rows with which a value begins to hold, if it changes with time; else None.
 
-        It does if rows that follow each other at an id differ seldom, also where the partner is
-        another one, and seldom go back at once, as after a slip.
+        It does if rows that follow each other at an id differ seldom, half as often as by chance,
+        also where the partner is another one, and seldom go back at once, as after a slip.
         """
         rows = self.order[((value >= 0) & (self.number >= 0))[self.order]]
         value, number, partner = value[rows], self.number[rows], self.partner[rows]
@@ -153,32 +139,32 @@ def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything:
         return fate("", "every row is empty")
     if re.fullmatch(OWN_COLUMNS, name):
         return fate("", OWN_NAME)
-    owners = [key for key, of in ids.items() if not of.is_single and of.covers(value)]
-    found = {key: ids[key].agreement(value) for key in {*owners, "candidate"}}
+    # If a row with a value has no id, the value would be lost.
+    owners = [key for key, of in ids.items() if not of.is_single and (of.number[value >= 0] >= 0).all()]
+    apart, chance, usual = {}, {}, {}
+    for key in {*owners, "candidate"}:
+        apart[key], chance[key], usual[key] = ids[key].agreement(value)
     # First those whose rows agree, then those with the fewest ids.
-    owners.sort(key=lambda key: (found[key].apart > 0, len(ids[key].names)))
-    overall, nearest = everything.agreement(value), min((found[key].apart for key in owners), default=None)
-    fits = [key for key in owners if found[key].apart <= min(SLIPS, overall.apart / 2)]
-    agrees = bool(fits) and not found[fits[0]].apart and fits[0] != "request_id"
+    owners.sort(key=lambda key: (apart[key] > 0, len(ids[key].names)))
+    overall, overall_chance, _ = everything.agreement(value)
+    fits = [key for key in owners if apart[key] <= min(SLIPS, overall / 2)]
+    agrees = bool(fits) and not apart[fits[0]] and fits[0] != "request_id"
     # What changes at one time for all ids, such as the hour, is no field of theirs.
-    if not agrees and everything.changes(value, overall.chance) is None:
+    if not agrees and everything.changes(value, overall_chance) is None:
         for key in (key for key in owners if key != "request_id"):
-            if (rows := ids[key].changes(value, found[key].chance)) is not None:
+            if (rows := ids[key].changes(value, chance[key])) is not None:
                 why = f"changes with time for each {key}: {len(rows):,} values with their ts_ms"
-                return fate(OWNERS[key], why, found[key].apart, rows, is_dated=True)
+                return fate(OWNERS[key], why, apart[key], rows, is_dated=True)
     if fits:
-        (apart, _, rows), what = found[fits[0]], fits[0].replace("request_id", "slate")
-        why = (
-            f"the most frequent value of each {what}; its other rows differ"
-            if apart
-            else f"one value for each {what}"
-        )
-        return fate(OWNERS[fits[0]], why, apart, rows)
+        key, what = fits[0], fits[0].replace("request_id", "slate")
+        why = f"the most frequent value of each {what}; its other rows differ"
+        return fate(OWNERS[key], why if apart[key] else f"one value for each {what}", apart[key], usual[key])
+    nearest = min((apart[key] for key in owners), default=None)
     if why := _unusable(values, value, kind, ids["request_id"]):
         return fate("", why, nearest)
     if ids["candidate"].is_single:
-        return fate("candidates", f"each candidate has one row; {AFTER}", nearest, found["candidate"].rows)
-    return fate(STATED, f"varies by viewer and candidate: a request states it; {AFTER}", nearest)
+        return fate("candidates", "each candidate has one row", rows=usual["candidate"])
+    return fate(STATED, "varies by viewer and candidate: a request states it", nearest)
 
 
 def _unusable(values: pd.Series[Any], value: I64, kind: pa.DataType, slates: Ids) -> str:
@@ -188,7 +174,7 @@ def _unusable(values: pd.Series[Any], value: I64, kind: pa.DataType, slates: Ids
         return "nearly every row has its own value: an id or free text" if is_text else ""
     if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
         return ""
-    if pa.types.is_nested(kind) or pa.types.is_decimal(kind) or pa.types.is_binary(kind):
+    if any(is_unfit(kind) for is_unfit in UNFIT):
         return f"no field type supports {kind}"
     if pa.types.is_integer(kind) and values.notna().all():
         numbers = pd.Series(values.to_numpy(np.int64))

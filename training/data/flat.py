@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing, spelled
+from serve.features.slots import ENTITIES
 from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.writer import write_log
 from serve.storage.conversion import converted
@@ -93,13 +95,14 @@ def import_flat(
     """
     refuse_existing(out)
     tables, found = flat_tables(source, columns, events)
-    if events:
-        shares = check_joins(events, tables, {"viewer": (), "candidate": ()}, print_progress)
-        found["joined"] = is_sure or shares["events"] >= MIN_JOIN
-    if found["joined"]:
+    shares = check_joins(events, tables, dict.fromkeys(ENTITIES), print_progress) if events else {}
+    is_joined = is_sure or shares.get("events", 1.0) >= MIN_JOIN
+    if is_joined:
         # A log whose viewers are all unknown has no table of them.
         write_log(out, {name: table for name, table in tables.items() if len(table)})
-    return {name: len(table) for name, table in tables.items()} | found
+    # An id may have several rows.
+    counts = {name: pc.count_distinct(table[0]).as_py() for name, table in tables.items()}
+    return counts | found | {"joined": is_joined}
 
 
 def flat_tables(
@@ -115,6 +118,8 @@ def flat_tables(
         TabrankError: a file cannot be read, or a column is missing or does not fit.
     """
     rows, log = _read(source, replace(columns, events=()) if acts else columns)
+    if not columns.slate:
+        log["request_id"] = _slates(log, columns.window_ms)
     log["at_ms"] = log.groupby("request_id")["ts_ms"].transform("min").astype("int64")
     # Sort by position, or keep the order of the file.
     shown = log.sort_values("position", kind="stable").drop_duplicates(["request_id", "candidate"])
@@ -123,17 +128,12 @@ def flat_tables(
         raise TabrankError(f"{source}: --slate: {columns.slate!r} has a value with rows of two viewers")
     exposures = slates.agg(ts_ms=("at_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
     exposures = exposures.sort_values("ts_ms", kind="stable")
-    num_merged = 0
-    if acts:
-        act_rows, act_log = _read(acts, replace(columns, position=None, window_ms=0.0))
-        # Without a slate of its own, an event is of its viewer's latest.
-        act_log = act_log if columns.slate else act_log.assign(request_id=pd.Series(None, act_log.index, str))
-        events = _events(acts, act_rows, act_log, columns)
-    else:
-        events = _events(source, rows, log, columns)
-        is_first = ~events.duplicated(["request_id", "candidate", "kind"])
-        num_merged, events = int((~is_first).sum()), events[is_first]
-    rows = rows.drop(columns=[name for _, name in columns.given if name in rows])
+    # Without a slate of its own, an event of another file is of its viewer's latest.
+    act_rows, act_log = _read(acts, replace(columns, position=None)) if acts else (rows, log)
+    events = _events(acts or source, act_rows, act_log, columns)
+    is_again = events.duplicated(["request_id", "candidate", "kind"]) & (acts is None)
+    events = events[~is_again]
+    rows = rows.drop(columns=[name for _, name in columns.given], errors="ignore")
     partner = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
     ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in partner.items()}
     found = list(fates(rows, log, ids))
@@ -151,18 +151,17 @@ def flat_tables(
         context = _table(own["request_id"].loc[exposures.index], "id").drop_columns("id")
         tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
-    positives = events.drop_duplicates(["request_id", "viewer", "candidate", "kind"])["kind"].value_counts()
+    kinds = Counter(events["kind"])
+    # Which candidates the events of another file follow, `surface` finds out.
+    positives = {} if acts else kinds
     return tables, {
-        "kinds": sorted(set(events["kind"])),
+        "kinds": sorted(kinds),
         "slates": columns.rule,
         "mean_candidates": len(shown) / len(exposures),
         "repeated_rows": len(log) - len(shown),
-        "merged_events": num_merged,
+        "merged_events": int(is_again.sum()),
         "columns": [{name: getattr(fate, name) for name in TOLD} for fate in found],
-        "warnings": list(
-            doubts(tables["exposures"], {str(kind): int(num) for kind, num in positives.items()}, missing)
-        ),
-        "joined": True,
+        "warnings": list(doubts(tables["exposures"], positives, missing)),
     }
 
 
@@ -183,11 +182,9 @@ def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
     if not dated:
         return static
     # The fields of an id at each of these times, and always.
-    index = pd.MultiIndex.from_product([ids.names, [ALWAYS_MS]], names=["id", "ts_ms"])
-    for one in dated:
-        index = index.union(one.index)
-    changed = pd.DataFrame({one.name: one.reindex(index) for one in dated}).groupby(level="id").ffill()
-    changed = changed.reset_index("ts_ms").join(static)
+    always = pd.MultiIndex.from_product([ids.names, [ALWAYS_MS]], names=["id", "ts_ms"])
+    every = pd.concat([pd.DataFrame(index=always), *dated], axis=1).sort_index()
+    changed: pd.DataFrame = every.groupby(level="id").ffill().reset_index("ts_ms").join(static)
     times = changed["ts_ms"].astype("Int64")
     return changed.assign(ts_ms=times.mask(times == ALWAYS_MS))
 
@@ -229,7 +226,14 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     table, known = table.cast(pa.schema(kinds)), table.column_names
     if twice := {name for name in known if known.count(name) > 1}:
         raise TabrankError(f"{source}: has two columns {min(twice)!r}; rename one of them")
-    log = {"viewer": pa.nulls(len(table), pa.string()), "position": np.arange(len(table))}
+    for place, name in enumerate(known):
+        if pa.types.is_floating(table[name].type):
+            numbers = table[name].cast(pa.float64())
+            why = "is infinite; leave it empty where there is no number"
+            _refuse(f"{source}: {name!r}", pc.is_inf(numbers), why)
+            table = table.set_column(place, name, pc.if_else(pc.is_nan(numbers), None, numbers))
+    nobody = pa.nulls(len(table), pa.string())
+    log = {"viewer": nobody, "request_id": nobody, "position": np.arange(len(table))}
     for option, name in columns.given:
         where = f"{source}: --{option}: {name!r}"
         if name not in known:
@@ -246,7 +250,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
     # Loops over slates take Python's strings faster than Arrow's.
     frame["candidate"] = frame["candidate"].astype(object)
-    return rows, frame if columns.slate else frame.assign(request_id=_slates(frame, columns.window_ms))
+    return rows, frame
 
 
 def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
@@ -304,7 +308,7 @@ def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
                 bad = pc.or_(pc.less(values, first), pc.greater_equal(values, 10 * first))
                 _refuse(where, bad, WRONG_TIME)
                 return numbers * (RECENT_MS / first)
-    what = "a time is ISO 8601 (2026-01-31T12:00:00Z) or a number of s, ms, µs or ns since 1970"
+    what = "a time is a datetime, in a CSV 2026-01-31T12:00:00Z, or a number of s, ms, µs or ns since 1970"
     raise _misfit(where, values, what)
 
 

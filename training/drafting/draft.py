@@ -200,9 +200,8 @@ def _field(c: Column) -> str:
     remarks = [f"{c.distinct:,} values"] if c.type in ("category", "set") else []
     remarks += [f"{c.missing:.0%} missing"] if c.missing >= 0.005 else []
     remarks += [c.why] if c.why else []
-    more = ({"max": c.max_size} if c.type == "set" else {}) | (
-        {"request_time": True} if c.request_time else {}
-    )
+    more = {"max": c.max_size} if c.type == "set" else {}
+    more |= {"request_time": True} if c.request_time else {}
     spec: object = {"type": c.type, **more} if more else c.type
     return f"{toml_key(c.name)} = {toml(spec)}{_comment(', '.join(remarks))}"
 

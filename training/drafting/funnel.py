@@ -116,8 +116,6 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     viewer, event_viewer = codes_of(exposures["viewer"], events["viewer"])
     shown_ms = exposures["ts_ms"].to_numpy().astype(np.int64)[exposure]
     kinds = np.array(events["kind"].to_pylist(), object)
-    if "request_id" not in events.column_names:
-        events = events.append_column("request_id", pa.nulls(len(events), pa.string()))
     request, event_request = codes_of(exposures["request_id"], events["request_id"])
     event_ms = event_times(exposures, events)
     shown_by = request[exposure], viewer[exposure]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,16 +17,14 @@ from serve.contract.validation import RECENT_MS, other_unit
 from serve.features.slots import ENTITIES, F64, I64, Entity
 from serve.features.surface import FieldType
 from serve.log.join_coverage import MIN_JOIN, check_joins
-from serve.log.reader import read_columns, unerased
-from serve.log.replay import Codes
+from serve.log.reader import ONLY_TESTS, is_live, once, read_columns, unerased
+from serve.log.replay import Codes, decode_stated
 from serve.storage.conversion import CONVERSION
-from training.data.fates import OWN_COLUMNS, OWN_NAME
+from training.data.fates import OWN_COLUMNS, OWN_NAME, TEXT_SHARE
 from training.terminal import print_progress
 
 # Columns of each entity's table besides its fields.
 OWN: Mapping[Entity, set[str]] = {"viewer": {"id", "ts_ms"}, "candidate": {"id", "ts_ms", "ends_ms"}}
-# From this share of distinct values on, a column holds ids or free text, which do not recur.
-FREE_TEXT_SHARE = 0.9
 # With fewer rows, do not call a column free text.
 FEW_ROWS = 50
 # Whole numbers with at most this many values may be codes of a category.
@@ -78,15 +75,17 @@ def read_tables(folder: Path) -> tuple[dict[str, pa.Table], bool]:
         TabrankError: a column is missing or wrong, or nothing joins; names table and column.
     """
     tables = {name: unerased(table) for name, table in read_columns(folder).items()}
+    if "request_id" not in tables["events"].column_names:
+        nulls = pa.nulls(len(tables["events"]), pa.string())
+        tables["events"] = tables["events"].append_column("request_id", nulls)
     fields = {owner: set(tables[f"{owner}s"].column_names) - OWN[owner] for owner in ENTITIES}
     shares = check_joins(folder, tables, fields, print_progress)
     exposures = tables["exposures"]
     if "traffic" in exposures.column_names:
-        exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
+        exposures = exposures.filter(is_live(exposures))
         if not len(exposures):
-            raise TabrankError(f"{folder}: exposures: every row is test traffic; a draft needs live traffic")
-    first = np.sort(np.unique(codes_of(exposures["request_id"])[0], return_index=True)[1])
-    tables["exposures"] = exposures.take(first) if len(first) < len(exposures) else exposures
+            raise TabrankError(f"{folder}: {ONLY_TESTS}")
+    tables["exposures"] = once(exposures, "request_id")
     return tables, all(shares.get(name, 1.0) >= MIN_JOIN for name in ("candidates", "events"))
 
 
@@ -120,12 +119,15 @@ def stated_columns(exposures: pa.Table) -> dict[str, pa.ChunkedArray]:
     if "stated" not in exposures.column_names:
         return {}
     rows: list[dict[str, Any]] = []
-    for texts, shown in zip(exposures["stated"].chunks, exposures["candidates"].chunks, strict=True):
-        for text, candidates in zip(texts.to_pylist(), shown.to_pylist(), strict=True):
-            fields = msgspec.json.decode(text) if text else {}
-            rows += [fields.get(name, {}) for name in candidates]
+    for batch in exposures.select(["request_id", "candidates", "stated"]).to_batches():
+        for one in batch.to_pylist():
+            fields = decode_stated(str(one["stated"] or "{}"), f"request_id {one['request_id']!r}")
+            rows += [fields.get(name, {}) for name in one["candidates"]]
     names = dict.fromkeys(name for fields in rows for name in fields)
-    return {name: pa.chunked_array([pa.array([fields.get(name) for fields in rows])]) for name in names}
+    try:
+        return {name: pa.chunked_array([[fields.get(name) for fields in rows]]) for name in names}
+    except pa.ArrowException as error:
+        raise TabrankError(f"exposures: column 'stated': a field has values of two types: {error}") from None
 
 
 def conversions(tables: dict[str, pa.Table]) -> list[str]:
@@ -165,7 +167,7 @@ def _category(owner: str, name: str, values: pa.ChunkedArray, missing: float, nu
     distinct = pc.unique(values.drop_null())
     num = len(distinct)
     given = min(len(values) - values.null_count, num_ids)
-    is_text = num > FEW_ROWS and num >= FREE_TEXT_SHARE * given
+    is_text = num > FEW_ROWS and num >= TEXT_SHARE * given
     remark = "nearly every row has its own value: an id or free text" if is_text else ""
     return Column(
         owner, name, "category", remark, missing, num, values=frozenset(distinct.to_pylist()), is_text=is_text

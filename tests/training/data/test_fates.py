@@ -7,13 +7,16 @@ import json
 import msgspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import load_surface, read_surface
 from serve.log.reader import read_log
+from serve.log.writer import write_log
 from tests.support import live_service
 from tests.support.logging_service import Logging
 from tests.support.varied_rows import GIVEN, varied_rows
@@ -53,6 +56,9 @@ def home(tmp_path_factory):
 
 def test_each_column_is_printed_with_its_fate_its_share_and_its_cause(home):
     lines = (home / "printed").read_text().splitlines()
+    # Some have several rows.
+    assert " 80 viewers, 40 candidates, " in lines[0]
+    assert sum("written after the ranking" in line for line in lines) == 1
     table = lines[lines.index(next(line for line in lines if line.startswith("column"))) :]
     said = {line.split()[0]: line for line in table[1:18]}
     for name, owner, cause in [
@@ -90,6 +96,26 @@ def test_the_draft_declares_what_requests_state_and_the_request_states_it(home):
     }
 
 
+@pytest.mark.parametrize(
+    ("stated", "why"),
+    [
+        ("{i1", "request_id 'import-0': JSON is malformed"),
+        ('{"i1": 3}', "request_id 'import-0': Expected `object`, got `int`"),
+        ('{"i1": {"distance": "far"}}', "a field has values of two types: "),
+    ],
+)
+def test_what_requests_stated_is_refused_where_no_field_can_be_read(home, tmp_path, stated, why):
+    tables = {path.stem: pq.read_table(path) for path in (home / "log").glob("*.parquet")}
+    exposures = tables["exposures"]
+    first = [stated.replace("i1", exposures["candidates"][0][0].as_py())]
+    texts = pa.array(first + exposures["stated"].to_pylist()[1:])
+    tables["exposures"] = exposures.set_column(exposures.column_names.index("stated"), "stated", texts)
+    write_log(tmp_path / "log", tables)
+    with pytest.raises(TabrankError, match="exposures: column 'stated'") as refused:
+        draft(tmp_path / "log")
+    assert why in str(refused.value)
+
+
 def test_training_reads_what_each_row_of_the_file_says(home):
     """Compare all values but the price, which is the candidate's where a row lacks it."""
     surface = load_surface(str(home / "my/surface.toml"))
@@ -98,6 +124,8 @@ def test_training_reads_what_each_row_of_the_file_says(home):
     ids = [data.candidate_ids[i] for i in data.shown]
     at = pd.to_datetime(data.ts_ms, unit="ms", utc=True).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     own = rows.loc[list(zip(at, ids, strict=True))]
+    # The first row of a candidate whose fields change with time holds always.
+    assert data.counts["unknown_rows"] == 0
     assert len(own) > 2_900
     for name in ("distance", "followers", "hour"):
         ours = data.matrix.numeric[:, data.columns.numeric.index(name)]
@@ -125,7 +153,7 @@ def test_what_is_served_equals_what_training_computes(home, tmp_path, monkeypatc
             else:
                 _, request = one
                 answer = (await service.post("/v1/rank", msgspec.json.encode(request))).json()
-                assert answer["rung"] == "full"
+                assert (answer["rung"], answer["unknown_candidates"]) == ("full", [])
 
     service = Logging(tmp_path, log_folder)
     service.run(rankings)
@@ -139,8 +167,8 @@ def test_what_is_served_equals_what_training_computes(home, tmp_path, monkeypatc
 def test_where_each_candidate_occurs_once_its_fields_stay(tmp_path):
     found = told(import_rows(tmp_path, varied_rows(once=True), "--json"))
     for name in ("topic", "price", "distance", "followers", "direction"):
-        owner, _, why = found[name]
-        assert (owner, why.split(";")[0]) == ("candidates", "each candidate has one row")
+        assert found[name][:2] == ("candidates", None)
+        assert found[name][2].startswith("each candidate has one row")
     assert (found["tier"][0], found["town"][0], found["hour"][0]) == ("viewers", "viewers", "context")
     surface = read_surface(draft(tmp_path / "log").text)
     assert {"topic", "price", "distance"} <= set(surface.fields["candidate"])
@@ -244,6 +272,8 @@ def test_events_of_another_file_join_by_viewer_and_earlier_exposure(tmp_path):
     rows, num = two_files(tmp_path, str)
     done = import_rows(tmp_path, rows, "--events", tmp_path / "events.csv", "--json")
     assert json.loads(done.stdout)["events"] == num
+    # A viewer may have liked a candidate of two slates, so the number of the positives is not told.
+    assert not any("shown candidates" in line for line in json.loads(done.stdout)["warnings"])
     assert f"100.0% of {num:,} events join an exposure" in done.stderr
     data = build(Schema(s := read_surface(draft(tmp_path / "log").text)), read_log(tmp_path / "log", s))
     assert 0.9 * num < data.label.sum() <= num

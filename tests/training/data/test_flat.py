@@ -116,6 +116,20 @@ def test_a_parquet_file_may_hold_sets(tmp_path):
     assert candidates == [{"id": "5", "tags": ["a", "b"]}, {"id": "6", "tags": ["c"]}]
 
 
+def test_what_no_field_holds_is_left_out_and_nan_is_missing(tmp_path):
+    rows = {"at": [START_MS + i // 2 for i in range(8)], "who": [i // 2 % 2 for i in range(8)]}
+    rows |= {"what": [5, 6] * 4, "did": [0, 1] * 4}
+    rows["opens"] = pa.array(range(8), pa.time32("s"))
+    rows["lasts"] = pa.array(range(8), pa.duration("s"))
+    rows["half"] = pa.array([float("nan") if i % 2 else i / 8 for i in range(8)], pa.float32())
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    columns = FlatColumns("what", "at", ("did",), "who")
+    found = import_flat(tmp_path / "rows.parquet", tmp_path / "log", columns)
+    assert owners(found) == {"opens": "", "lasts": "", "half": "stated"}
+    assert found["columns"][0]["why"] == "no field type supports time32[ms]"
+    assert any("50% of half is missing" in line for line in found["warnings"])
+
+
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.parquet/part-0.parquet"])
 def test_a_small_parquet_file_of_rows_larger_than_memory_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setattr(parquet, "available_bytes", lambda: 200 << 20)
@@ -152,7 +166,7 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
         (
             FlatColumns("what", "weekday", ("did",)),
             ROWS,
-            "--time: 'weekday' holds string, such as Thu; a time is",
+            "--time: 'weekday' holds string, such as Thu; a time is a datetime",
         ),
         (FlatColumns("what", "rank", ("did",)), ROWS, "--time: 'rank' holds int64, such as 2; a time is"),
         (FlatColumns("what", "when", ("rank",)), ROWS, "--event: 'rank' holds 2; write 1, true"),
@@ -192,6 +206,7 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, colum
         ("when", pa.array([START_MS, float("nan"), START_MS]), "row 1: is empty; every row needs a value"),
         ("did", [["buy"], None, []], "--event: 'did' holds ['buy']; write 1, true or the kind"),
         ("did", ["buy", "", None], "--event: 'did' holds ''; write 1, true or the kind"),
+        ("size", pa.array([1.5, float("inf"), 2.5]), "rows.parquet: 'size', row 1: is infinite; leave it"),
     ],
 )
 def test_a_column_of_parquet_that_does_not_fit_is_refused_with_its_row(tmp_path, name, values, message):

@@ -326,7 +326,7 @@ def test_odd_names_are_quoted(tmp_path):
         (
             "events",
             lambda t: t.set_column(3, "candidate", pa.array(["nothing"] * len(t))),
-            r"none of 1,800 events join an exposure: viewer 'u0', candidate 'nothing' on one side",
+            r"none of 1,800 events join an exposure: viewer 'u0', candidate 'nothing'; ",
         ),
         ("viewers", lambda t: t.slice(0, 0), r"viewers.parquet: has no rows"),
     ],

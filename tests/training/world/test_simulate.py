@@ -114,8 +114,8 @@ def test_the_tables_have_the_types_of_the_canonical_log(log):
 
 def test_the_log_reader_accepts_it_and_finds_no_unknown_id(log):
     said = []
-    read = read_joined(log.folder, load_surface("spaces"), said.append)
-    assert read.coverage == {"viewers": 1, "candidates": 1, "events": 1}
+    read_joined(log.folder, load_surface("spaces"), said.append)
+    assert said[0].count("100.0% of") == 3
     # Nothing is said of duplicates.
     assert len(said) == 1
 
