@@ -84,7 +84,8 @@ class AppArgs:
         log: Folder of the log of exposures and events.
         backend: What scores: onnx on the CPU, or torch, which pays off with a GPU only.
         clock: `event` takes the time from requests, for replays and tests.
-        keep_log_days: Delete older segments and keep a snapshot in their place; 0 keeps all.
+        keep_log_days: Delete older segments and keep a snapshot in their place; 0 keeps all. Files
+            that the service did not write, such as those of an import, stay.
         keep_viewers_days: While records arrive, forget a viewer so long after its last one, or
             after `serve load`; 0 keeps all.
     """

@@ -45,6 +45,7 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
 
     An event joins as in training: by its `request_id` and candidate, or else by its viewer and a
     candidate that an earlier exposure showed to that viewer. An event with neither does not count.
+    One that names another viewer than its exposure joins nothing: it counts for a stranger.
     """
     exposures, events = tables["exposures"], tables["events"]
     events = events.filter(pc.or_(pc.is_valid(events["request_id"]), pc.is_valid(events["viewer"])))
@@ -52,6 +53,9 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
     is_found = np.zeros(len(events), bool)
     for owner, is_of in (("request_id", has_request), ("viewer", ~has_request)):
         is_found[is_of] = _joined(exposures, events.filter(pa.array(is_of)), owner)
+    place = pc.index_in(events["request_id"].cast("string"), exposures["request_id"].cast("string"))
+    is_same = pc.equal(events["viewer"].cast("string"), exposures["viewer"].cast("string").take(place))
+    is_found &= pc.fill_null(is_same, True).to_numpy()
     shown = pa.table({"candidate": pc.list_flatten(exposures["candidates"])})
     owners = ["request_id", "viewer"]
     given, known = events.select([*owners, "candidate"]), exposures.select([*owners, "candidates"])

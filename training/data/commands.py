@@ -42,6 +42,9 @@ def csv(
     slate: Annotated[str | None, typer.Option(help="Column whose value all rows of a slate share.")] = None,
     window: Annotated[str | None, typer.Option(help="Longest time of a viewer's slate, such as 30s.")] = None,
     position: Annotated[str | None, typer.Option(help="Column by which a slate is sorted.")] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Column of codes, which are no numbers; repeat.")
+    ] = None,
     events: Annotated[
         Path | None, typer.Option(help="A file of the events, with columns of the same names and --event.")
     ] = None,
@@ -65,7 +68,9 @@ def csv(
     from training.data.flat import FlatColumns, import_flat
 
     window_ms = 0.0 if window is None else duration_ms(window, "--window")
-    columns = FlatColumns(candidate, time, tuple(event), viewer, slate, position, window_ms)
+    columns = FlatColumns(
+        candidate, time, tuple(event), viewer, slate, position, window_ms, tuple(category or ())
+    )
     found = import_flat(source, out, columns, events, is_sure=yes)
     lines = [
         f"{out}: {found['viewers']:,} viewers, {found['candidates']:,} candidates, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -105,11 +105,16 @@ class Ids:
         return np.asarray(rows[np.append(True, differs | ~is_same)], np.int64)
 
 
-def fates(rows: pd.DataFrame, log: pd.DataFrame, ids: Mapping[str, Ids]) -> Iterator[Fate]:
-    """Yield the fate of each column of the file; `log` and `ids` have the ids of its rows."""
+def fates(
+    rows: pd.DataFrame, log: pd.DataFrame, ids: Mapping[str, Ids], codes: Container[str] = ()
+) -> Iterator[Fate]:
+    """Yield the fate of each column of the file; `log` and `ids` have the ids of its rows.
+
+    The columns `codes` hold no numbers, whatever their values look like.
+    """
     everything = Ids(pd.Series(0, log.index), log["request_id"], log["at_ms"])
     for name in rows:
-        values, words = numbered(rows[name])
+        values, words = (rows[name], "") if name in codes else numbered(rows[name])
         fate = _fate(str(name), values, ids, everything)
         yield replace(fate, why=f"{fate.why}; {words}") if words else fate
 

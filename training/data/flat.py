@@ -40,6 +40,8 @@ WRONG_TIME = "is not of 1985 to 2128 in the unit of most rows; correct it or dro
 IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
 # What a report tells of a column.
 TOLD = ("column", "owner", "why", "disagreement")
+# Candidates that are shown so often can be learned one by one.
+OFTEN = 1_000
 # The time of a row that holds always, until it is written as null.
 ALWAYS_MS = -1
 # Turn so many rows into JSON at once.
@@ -63,6 +65,8 @@ class FlatColumns:
     slate: str | None = None
     position: str | None = None
     window_ms: float = 0.0
+    # Columns of codes, which are no numbers.
+    categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.window_ms and (self.slate or not self.viewer):
@@ -129,14 +133,14 @@ def flat_tables(
     exposures = slates.agg(ts_ms=("at_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
     exposures = exposures.sort_values("ts_ms", kind="stable")
     # Without a slate of its own, an event of another file is of its viewer's latest.
-    act_rows, act_log = _read(acts, replace(columns, position=None)) if acts else (rows, log)
+    act_rows, act_log = _read(acts, replace(columns, position=None, categories=())) if acts else (rows, log)
     events = _events(acts or source, act_rows, act_log, columns)
     is_again = events.duplicated(["request_id", "candidate", "kind"]) & (acts is None)
     events = events[~is_again]
     rows = rows.drop(columns=[name for _, name in columns.given], errors="ignore")
     partner = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
     ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in partner.items()}
-    found = list(fates(rows, log, ids))
+    found = list(fates(rows, log, ids, columns.categories))
     stated = {fate.column: fate.values for fate in found if fate.owner == STATED}
     if stated:
         exposures["stated"] = _stated(shown, pd.DataFrame(stated))
@@ -154,6 +158,13 @@ def flat_tables(
     kinds = Counter(events["kind"])
     # Which candidates the events of another file follow, `surface` finds out.
     positives = {} if acts else kinds
+    warnings = list(doubts(tables["exposures"], positives, missing))
+    num_ids = len(ids["candidate"].names)
+    if len(shown) >= OFTEN * num_ids and not (own["candidate"].nunique() == num_ids).any():
+        warnings.append(
+            f"note: each of {num_ids:,} candidates is shown {len(shown) / num_ids:,.0f} times, and no feature knows "
+            f"their ids: a model learns more of each one from a column that repeats {columns.candidate!r}"
+        )
     return tables, {
         "kinds": sorted(kinds),
         "slates": columns.rule,
@@ -161,7 +172,7 @@ def flat_tables(
         "repeated_rows": len(log) - len(shown),
         "merged_events": int(is_again.sum()),
         "columns": [{name: getattr(fate, name) for name in TOLD} for fate in found],
-        "warnings": list(doubts(tables["exposures"], positives, missing)),
+        "warnings": warnings,
     }
 
 
@@ -234,7 +245,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
             table = table.set_column(place, name, pc.if_else(pc.is_nan(numbers), None, numbers))
     nobody = pa.nulls(len(table), pa.string())
     log = {"viewer": nobody, "request_id": nobody, "position": np.arange(len(table))}
-    for option, name in columns.given:
+    for option, name in (*columns.given, *(("category", name) for name in columns.categories)):
         where = f"{source}: --{option}: {name!r}"
         if name not in known:
             raise TabrankError(f"{where} is not one of its columns, {', '.join(known)}")
@@ -247,6 +258,8 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
             log["ts_ms"] = _times(where, values)
         elif option == "position":
             log[option] = values
+        elif option == "category":
+            table = table.set_column(known.index(name), name, _ids(where, values))
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
     # Loops over slates take Python's strings faster than Arrow's.
     frame["candidate"] = frame["candidate"].astype(object)
@@ -256,7 +269,8 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
 def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
     """Read a CSV; its ids are the text that it holds: 007 is not 7, and NA is a name."""
     table = pcsv.read_csv(source, BLOCKS, convert_options=NULLS)
-    texts = {n: pa.string() for option, n in columns.given if option in IDS and n in table.column_names}
+    codes = [name for option, name in columns.given if option in IDS] + [*columns.categories]
+    texts = {name: pa.string() for name in codes if name in table.column_names}
     # The words of a missing value hold for all columns of a reading, so ids need their own.
     as_text = pcsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
     as_text.include_columns = [*texts]
@@ -265,7 +279,7 @@ def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
         text = ids[name]
         # Who is called NULL is nobody, while a candidate may well be called NA.
         is_word = pc.is_in(text, pa.array(NULLS.null_values))
-        text = pc.if_else(is_word, None, text) if name == columns.viewer else text
+        text = pc.if_else(is_word, None, text) if name in (columns.viewer, *columns.categories) else text
         table = table.set_column(table.column_names.index(name), name, text)
     return table
 

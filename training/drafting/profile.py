@@ -197,7 +197,7 @@ def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float, rema
     in_range = (given >= RECENT_MS) & (given < 10 * RECENT_MS)
     is_time = is_whole and (remark or np.mean(in_range) >= 0.99)
     if is_whole and not is_time and distinct <= FEW_CODES:
-        remark = "if these are codes, write them as strings for a category"
+        remark = "if these are codes, write them as strings (`import csv --category`)"
     if distinct and not is_time and (why := other_unit(int(np.median(given)))):
         remark = f"{why} for a time"
     return Column(owner, name, "time" if is_time else "number", remark, missing, distinct, numbers=numbers)

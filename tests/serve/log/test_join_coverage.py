@@ -105,6 +105,19 @@ def test_a_log_in_which_nothing_joins_is_refused_by_load(tmp_path, monkeypatch, 
     assert not (tmp_path / "store").exists()
 
 
+def test_events_that_name_another_viewer_than_their_exposure_are_told(tmp_path):
+    parts = tables()
+    viewers = [viewer and f"user-{viewer}" for viewer in parts["events"]["viewer"].to_pylist()]
+    place = parts["events"].column_names.index("viewer")
+    parts["events"] = parts["events"].set_column(place, "viewer", pa.array(viewers))
+    requests = pa.array(["r1", "r1", "r2", "r2", "r3"])
+    place = parts["events"].column_names.index("request_id")
+    parts["events"] = parts["events"].set_column(place, "request_id", requests)
+    write_log(tmp_path / "log", parts)
+    with pytest.raises(TabrankError, match="viewer 'user-ann' is perhaps 'ann'"):
+        coverage(tmp_path / "log")
+
+
 def test_viewers_without_fields_need_no_row(tmp_path):
     parts = tables()
     parts["viewers"] = renamed(parts["viewers"].select(["id"]), id="other-")
@@ -202,7 +215,10 @@ def test_events_join_as_in_training(tmp_path_factory, exposures, events, at_once
         np.arange(len(replay.shown)),
         replay.exposure_ms.repeat(replay.first[1:] - replay.first[:-1]),
     )
-    assert found == (at >= 0).sum()
+    shown_to = {f"r{i}": viewer for i, (_, viewer, _) in enumerate(exposures)}
+    # An event of another viewer than its exposure's counts for a stranger.
+    strange = [None not in (viewer, shown_to.get(r)) and viewer != shown_to[r] for _, viewer, _, r in events]
+    assert found == ((at >= 0) & ~np.array(strange)).sum()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
@@ -246,6 +247,29 @@ def test_ids_are_the_text_of_a_csv(tmp_path):
     # Pandas writes whole numbers with gaps as floats.
     _, tables = imported(tmp_path / "b", text=f"when,who,what,did\n{START_MS},7.0,5,1\n{START_MS},,5,1\n")
     assert slates(tables) == [(0, "7", ["5"]), (0, None, ["5"])]
+
+
+def test_codes_are_categories_in_the_words_of_the_file(tmp_path):
+    rows = ROWS.replace("price", "kind").replace("1.5", "01").replace("2.5", "2")
+    _, tables = imported(tmp_path, replace(COLUMNS, categories=("kind",)), rows)
+    assert {row["id"]: row["kind"] for row in tables["candidates"]} == {"100": "01", "200": "2", "300": None}
+    frame = pd.read_csv(tmp_path / "rows.csv", dtype={"who": "Int64", "kind": "Int64"})
+    frame["when"] = pd.to_datetime(frame["when"], utc=True)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    import_flat(tmp_path / "rows.parquet", tmp_path / "own", replace(COLUMNS, categories=("kind",)))
+    assert set(pq.read_table(tmp_path / "own/candidates.parquet")["kind"].to_pylist()) == {"1", "2", None}
+    with pytest.raises(TabrankError, match="--category: 'kinds' is not one of its columns"):
+        import_flat(tmp_path / "rows.csv", tmp_path / "no", replace(COLUMNS, categories=("kinds",)))
+
+
+def test_a_few_candidates_that_come_again_and_again_are_told_to_be_no_feature(tmp_path):
+    rows = "".join(f"{START_MS + i * 1000},{i % 9},{i % 2},{i % 3 == 0:d}\n" for i in range(4_000))
+    text, columns = f"when,who,what,did\n{rows}", FlatColumns("what", "when", ("did",), "who")
+    found, _ = imported(tmp_path, columns, text)
+    assert any("each of 2 candidates is shown 2,000 times" in warning for warning in found["warnings"])
+    copied = "".join(f"{line},m{line.split(',')[2]}\n" for line in rows.splitlines())
+    found, _ = imported(tmp_path / "again", columns, f"when,who,what,did,mode\n{copied}")
+    assert not any("shown 2,000 times" in warning for warning in found["warnings"])
 
 
 def test_names_of_the_log_itself_are_left_out(tmp_path):
