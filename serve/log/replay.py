@@ -22,7 +22,7 @@ from serve.log.reader import Log, filled
 from serve.log.snapshots import Snapshot, start
 
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
-_stated = msgspec.json.Decoder(dict[str, dict[str, Any]])
+_decoder = msgspec.json.Decoder(dict[str, dict[str, Any]])
 
 # A record that changes the state: its place in its table, and of an exposure or event, its viewer
 # and its range in `Replay._candidates`.
@@ -72,7 +72,7 @@ def decode_stated(
     If fields are `declared`, the others are left out, and the values are those of their types.
     """
     try:
-        stated = _stated.decode(text)
+        stated = _decoder.decode(text)
         if declared is None:
             return stated
         return {

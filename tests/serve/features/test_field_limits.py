@@ -19,7 +19,7 @@ from serve.features.surface import read_surface
 from serve.http.decoding import decode_request
 from serve.http.openapi import openapi
 from serve.log.events import MAX_CALL_BYTES, Exposure, decode_batch, pack
-from serve.log.replay import _stated
+from serve.log.replay import decode_stated
 from serve.ranking.exposure_buffer import ExposureBuffer
 from tests.support.small_surface import TOML
 
@@ -84,7 +84,7 @@ def test_fields_as_long_as_may_be_are_taken():
 
 def test_a_log_may_hold_longer_fields_than_a_request():
     stated = json.dumps({"a": {"place": LONGEST * 2}})
-    assert _stated(stated, SURFACE.fields["candidate"], 0) == {"a": {"place": LONGEST * 2}}
+    assert decode_stated(stated, "row 0", SURFACE.fields["candidate"]) == {"a": {"place": LONGEST * 2}}
 
 
 def test_a_record_has_a_limit_in_bytes():
