@@ -14,6 +14,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
+from serve.features.surface import read_surface
 from tests.support.shop_log import write_flat_shop
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +137,12 @@ def test_your_own_data(tree):
     assert answer["unknown_viewer"] is False
     assert answer["unknown_candidates"] == []
     assert len(answer["ranking"]) == len(json.loads((tree / "my/request.json").read_text())["candidates"])
-    assert {"viewer_region", "colour", "liked_rate"} <= set(answer["ranking"][0]["features"])
+    drafted = read_surface((tree / "my/surface.toml").read_text()).features
+    assert {"viewer_region", "colour", "liked_rate"} <= set(drafted)
+    told = {reason["feature"] for each in answer["ranking"] for reason in each["reasons"]}
+    assert told
+    assert told <= set(drafted)
+    assert "features" not in answer["ranking"][0]
 
 
 def test_the_commands_that_it_only_names_are_there(tree):

@@ -65,7 +65,8 @@ def test_requests_can_be_tried_with_a_key_and_without(chromium, url):
         page.click(".modal-ux .btn-done")
         status, ranking = answered(page, RANK)
         assert status == "200"
-        assert [one["candidate"] for one in ranking["ranking"]] == ["candidate-1", "candidate-3"]
+        # The store knows none of them, and the request states a field of the second one.
+        assert [one["candidate"] for one in ranking["ranking"]] == ["candidate-2", "candidate-1"]
         assert ranking["ranking"][0]["features"]["hour"] == 3
         status, outcome = answered(page, EVENTS)
         assert (status, outcome["accepted"], outcome["rejected"]) == ("200", 3, [])
