@@ -24,18 +24,19 @@ JOINS = {
 }
 # Remedies if nothing joins.
 SAME_IDS = "write the same ids in both tables"
-SAME_EXPOSURE = "an event needs its exposure's request_id, or a viewer and candidate of an earlier exposure"
+SAME_EXPOSURE = (
+    "an event needs its exposure's request_id and viewer, or a viewer and candidate of an earlier exposure"
+)
 
 
 # Warn where a smaller share of references names a row: ids are then spelt in two ways.
 MIN_JOIN = 0.95
 # Show so many examples. Compare each with so many ids for a common cause, and for likeness.
 EXAMPLES, MOST_COMPARED, MOST_SIMILAR = 3, 1_000_000, 5_000
-# Ids are the same but for case, spaces, zeros in front and ".0"; but for a prefix up to a mark; but
-# for letters around a number.
+# What common mistakes add to an id, tried one after the other, and without regard to case: spaces,
+# zeros in front or ".0" behind; a prefix that ends in a mark, as in "user-7"; letters around a
+# number.
 SAME_BUT_FOR = (r"^\s*0*|(\.0)?\s*$", r"^.*[-_:/#\s]0*|(\.0)?\s*$", r"^\D*0*|(\.0)?\D*$")
-
-
 # Of a join: which references name a row, the references, and the rows.
 Counted = tuple[NDArray[np.bool_], pa.Table, pa.Table]
 

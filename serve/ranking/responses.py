@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from serve.contract.rankings import RankAnswer, Ranked, Reason, Timing
 from serve.features.kind import Kind
@@ -63,14 +64,16 @@ def add_reasons(
     """Add the reasons of the explained candidates, which are the first.
 
     `order` has the row of each. `contributions` `[E, N]` are of the features in the order of
-    `typical`, their typical values. `values_of` returns the values of some features of a row.
+    `typical`, their typical values. `values_of` returns the values of some features of a row, for
+    candidates without their features.
     """
     names = list(typical)
     largest = np.argsort(-np.abs(contributions), axis=1, kind="stable")[:, :MAX_REASONS]
     sizes = np.take_along_axis(contributions, largest, axis=1)
     for each, row, features, log_odds in zip(ranked, order, largest.tolist(), sizes.tolist(), strict=False):
         told = {names[i]: size for i, size in zip(features, log_odds, strict=True) if size}
-        values, reasons = values_of(row, told), []
+        values = values_of(row, told) if each.features is UNSET else each.features
+        reasons = []
         for name, size in told.items():
             unit = kinds[name].unit or None
             reasons.append(Reason(name, kinds[name].label, values[name], typical[name], unit, size))

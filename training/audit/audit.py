@@ -79,7 +79,8 @@ def audit(
     log = read_log(folder, surface, test_traffic=True)
     replay = Replay(features.schema, log)
     # A service gives them no score, and no model was trained on such rows.
-    unknown = replay.unknown() & (surface.unknown_candidates == "last")
+    are_left_out = artifact is not None and surface.unknown_candidates == "last"
+    unknown = replay.unknown() if are_left_out else np.zeros(len(replay.shown), bool)
     logged, num_other = _served(folder, log, features.columns, surface.short_fingerprint)
     served = [one for one in logged if not replay.before_snapshot[one.exposure]]
     if not served:

@@ -18,7 +18,7 @@ from serve.operate.status.report import Counted, Memory, Traffic
 RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
 FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
 STEADY = catalog.STEADY.exported
-CANDIDATES, CONTEXTS = catalog.LOOKUPS.exported, catalog.LIVE_RANKINGS.exported
+LOOKUPS, CONTEXTS = catalog.LOOKUPS.exported, catalog.LIVE_RANKINGS.exported
 # Requests that reached a replica, by Ray Serve's label `status_code`.
 REQUESTS = "ray_serve_num_http_requests_total"
 # Answers that clients got, by the class of their status in HAProxy's label `code`.
@@ -210,7 +210,7 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
     limited = max(grown(ANSWERED, STATUS).get("429", 0.0) - overload, 0.0)
     of_callers = before.of("http_route", *ROUTES), after.of("http_route", *ROUTES)
     calls = _grown(*of_callers, ANSWERED, STATUS)
-    known, has_context = grown(CANDIDATES, "known"), grown(CONTEXTS, "has_context")
+    known, has_context = grown(LOOKUPS, "known"), grown(CONTEXTS, "has_context")
     candidates, asked = sum(known.values()), sum(has_context.values())
     mistaken = {status: n for status, n in calls.items() if status.startswith("4") and status != "429"}
     return {
