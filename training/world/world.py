@@ -235,8 +235,8 @@ class World:
     def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Ints) -> Response:
         """Draw a viewer's response to Spaces shown in this order; `audience` is [R].
 
-        Clicks come within a minute, a join within 90 s of its click or, where joins come late, within
-        two hours; a viewer who joined leaves by the Space's end.
+        Clicks come within a minute, a join within 90 s of its click, or within two hours where
+        joins come late; a viewer who joined leaves by the Space's end.
         """
         p_click, p_join = self.probabilities(viewer, shown, ts_ms, audience)
         examination = self.examination(p_join)
@@ -265,7 +265,7 @@ class World:
 
 
 def _goes_on(joins: Floats | Flags) -> Floats:
-    """Return the probability to look at each position after the one above, given the joins [R]."""
+    """Return P(looking at a position after the one above), given the joins [R]."""
     return np.append(1.0, GOES_ON * (1.0 - STOPS * joins[:-1]))
 
 
