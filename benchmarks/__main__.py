@@ -13,9 +13,20 @@ from training.terminal import ProgressLines
 app = command_line(__doc__)
 
 
-@app.callback()
-def benchmarks() -> None:
-    """Compare tabrank with the truth of a simulated world."""
+@app.command()
+def world(
+    rows: Annotated[int, typer.Option(min=30_000, help="Exposed candidates of each world.")] = 150_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of worlds and models.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit a model in worlds that break assumptions, and compare what is said with the truth.
+
+    Takes about a minute a world.
+    """
+    from benchmarks.world import table, worlds
+
+    result = worlds(rows, seed)
+    answer(result, as_json, table(result))
 
 
 @app.command()

@@ -50,7 +50,7 @@ def simulate(
     end: Annotated[str | None, typer.Option(help="End: an ISO time, or now. Default: a fixed day.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same log.")] = 0,
     examination: Annotated[
-        Literal["decay", "steps", "none"], typer.Option(help="How attention falls with position.")
+        Literal["decay", "steps", "none", "cascade"], typer.Option(help="How attention falls with position.")
     ] = "decay",
     as_json: Json = False,
 ) -> None:

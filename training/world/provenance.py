@@ -15,14 +15,14 @@ from serve.contract.typed_reader import STRICT, read
 from serve.contract.validation import json_value
 from training.world.population import Ints
 from training.world.record import VisitLog
-from training.world.world import Audience, ExaminationCurve, World
+from training.world.world import Audience, ExaminationCurve, Unkind, World
 
 WORLD = "world.json"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Seed, number of viewers and exposures, time span and examination of a simulated log."""
+    """Seed, number of viewers and exposures, time span and kind of the world of a simulated log."""
 
     __pydantic_config__ = STRICT
 
@@ -32,6 +32,7 @@ class Provenance:
     start_ms: int
     end_ms: int
     examination: ExaminationCurve
+    unkind: tuple[Unkind, ...] = ()
 
     @classmethod
     def read(cls, log: Path) -> Provenance:
@@ -59,7 +60,7 @@ class Provenance:
     def world(self) -> World:
         """Return the world at its beginning."""
         span = {"start_ms": self.start_ms, "end_ms": self.end_ms}
-        return World(seed=self.seed, viewers=self.viewers, **span, curve=self.examination)
+        return World(seed=self.seed, viewers=self.viewers, **span, curve=self.examination, unkind=self.unkind)
 
     def visits(self, world: World) -> tuple[Ints, Ints]:
         """Return the visits' times, in order, and their viewers."""
@@ -81,8 +82,7 @@ class Provenance:
                 progress(0.9 * num_done / len(visits))
             audience.advance(now_ms)
             found = world.retrieve(rng, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
-            # The popular arm: the largest audience first; among equals the newest first.
-            shown = found[np.lexsort((-found, -audience.listeners[found]))]
+            shown = world.order(rng, who, found, now_ms, audience.listeners)
             response = world.respond(rng, who, shown, now_ms, audience.listeners[shown])
             record.add(shown, response)
             for row in np.flatnonzero(response.joined).tolist():

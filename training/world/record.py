@@ -39,7 +39,7 @@ class VisitLog:
 
     def truth(self) -> dict[str, pa.Array]:
         """Return the true probabilities of each exposure, as lists aligned with its candidates."""
-        names = ("p_click", "p_join", "examination")
+        names = ("p_click", "p_join", "examination", "minutes")
         return {name: pa.ListArray.from_arrays(self.offsets, pa.array(self.flat(name))) for name in names}
 
 

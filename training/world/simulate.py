@@ -3,7 +3,7 @@
 Beside the canonical log's four tables the folder holds:
 
 * `truth.parquet`: for each exposure, aligned with its candidates, p_click and p_join (as if
-  examined) and the examination probability of the position;
+  examined), the examination probability of the position, and the median minutes of a stay;
 * `request.json` and `event.json`: bodies for `POST /v1/rank` and `/v1/events` of Spaces that are
   live when the log ends;
 * `world.json`: the provenance, from which `make experiment` continues this world.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from serve.log.writer import write_log
 from training.world.population import DAY_MS
 from training.world.provenance import Provenance
 from training.world.record import KINDS, log_tables
-from training.world.world import SLATE, ExaminationCurve
+from training.world.world import SLATE, ExaminationCurve, Unkind
 
 # 2026-01-05T00:00:00Z, a Monday.
 START_MS = 1_767_571_200_000
@@ -46,6 +46,7 @@ def simulate(
     seed: int = 0,
     end_ms: int | None = None,
     examination: ExaminationCurve = "decay",
+    unkind: Collection[Unkind] = (),
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Simulate `days` of the world with at least `rows` exposed candidates; write the log `out`.
@@ -68,7 +69,7 @@ def simulate(
     num_viewers = viewers or max(1, round(num_exposures / VISITS_PER_VIEWER))
     start_ms = START_MS if end_ms is None else end_ms - round(days * DAY_MS)
     end_ms = start_ms + round(days * DAY_MS)
-    provenance = Provenance(seed, num_viewers, num_exposures, start_ms, end_ms, examination)
+    provenance = Provenance(seed, num_viewers, num_exposures, start_ms, end_ms, examination, tuple(unkind))
     world = provenance.world()
     ts_ms, viewer = provenance.visits(world)
     record, _ = provenance.simulate_visits(world, progress)

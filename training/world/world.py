@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,8 +29,12 @@ from training.world.population import (
 )
 
 Flags = NDArray[np.bool_]
-# How examination falls with position: as 1 / (1 + position / 12), in steps, or not at all.
-ExaminationCurve = Literal["decay", "steps", "none"]
+# How examination falls with position: as 1 / (1 + position / 12), in steps, or not at all; or in a
+# cascade, where it also depends on what was shown above.
+ExaminationCurve = Literal["decay", "steps", "none", "cascade"]
+# What a log may have that the methods do not assume: an order that knew tastes and qualities, which
+# no feature tells; joins that come after the label's window; minutes that depend on taste.
+Unkind = Literal["hidden", "late", "taste"]
 
 # Candidates in an exposure, if that many are live.
 SLATE = 55
@@ -38,6 +43,14 @@ NUM_POPULAR = 12
 # First positions, from 0, of the steps of examination, and the probability at each step.
 STEPS = (0, 6, 14)
 STEP_EXAMINATION = (0.95, 0.35, 0.12)
+# In a cascade, the probability to look at the next candidate, and to stop looking after a join.
+GOES_ON, STOPS = 0.96, 0.9
+# Standard deviation of the error of the order that knows log P(join).
+HIDDEN_ERROR = 0.7
+# Longest time from a click to its join where joins come late; half of them come in a quarter of it.
+LATE_MS = 120 * MINUTE_MS
+# Median listening time in minutes, and standard deviation of its logarithm.
+STAY_MIN, STAY_SD = 20.0, 0.9
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,9 @@ class Process:
     join_same_language: float = 0.8
     # Position, from 0, that half of the viewers examine.
     examination: float = 12.0
+    # Effects on the logarithm of the minutes of a stay, in a world whose minutes depend on taste.
+    stay_taste: float = 0.7
+    stay_quality: float = 0.4
     # Share of the distance to `max_taste` by which a join moves the taste for its topic.
     drift: float = 0.04
     max_taste: float = 2.5
@@ -79,6 +95,8 @@ class Response:
     p_click: Floats
     p_join: Floats
     examination: Floats
+    # Median minutes of a stay, as if no Space ended.
+    minutes: Floats
     clicked: Flags
     joined: Flags
     click_ms: Ints
@@ -90,11 +108,19 @@ class World:
     """Population and process; the same seed, viewers and span give the same world."""
 
     def __init__(
-        self, *, seed: int, viewers: int, start_ms: int, end_ms: int, curve: ExaminationCurve = "decay"
+        self,
+        *,
+        seed: int,
+        viewers: int,
+        start_ms: int,
+        end_ms: int,
+        curve: ExaminationCurve = "decay",
+        unkind: Collection[Unkind] = (),
     ) -> None:
         streams = [default_rng(child) for child in SeedSequence(seed).spawn(4)]
         self.process = Process()
         self.curve = curve
+        self.unkind = unkind
         self.start_ms = start_ms
         self.end_ms = end_ms
         popularity = topics_by_language(streams[0])
@@ -171,39 +197,76 @@ class World:
         p_click = expit(click)
         return p_click, p_click * expit(join)
 
-    def examination(self, num: int) -> Floats:
-        """Return the probability that a viewer examines each of the first `num` positions."""
-        position = np.arange(num)
+    def order(self, rng: Generator, viewer: int, space: Ints, ts_ms: int, audience: Ints) -> Ints:
+        """Return the Spaces [R] as the popular arm shows them; `audience` is [S].
+
+        The largest audience is first, and among equals the newest. In a world with a hidden signal,
+        the order is that of P(join), not precisely known.
+        """
+        if "hidden" in self.unkind:
+            _, p_join = self.probabilities(viewer, space, ts_ms, audience[space])
+            return space[np.argsort(-np.log(p_join) - rng.normal(0.0, HIDDEN_ERROR, len(space)))]
+        return space[np.lexsort((-space, -audience[space]))]
+
+    def minutes(self, viewer: int | Ints, space: Ints) -> Floats:
+        """Return the median minutes [R] of a stay, as if no Space ended."""
+        if "taste" not in self.unkind:
+            return np.full(len(space), STAY_MIN)
+        taste = self.viewers.tastes[viewer, self.spaces.topic[space]]
+        process = self.process
+        effect = process.stay_taste * (taste - 1.0) + process.stay_quality * self.spaces.quality[space]
+        return np.asarray(STAY_MIN * np.exp(effect), dtype=np.float64)
+
+    def examination(self, p_join: Floats) -> Floats:
+        """Return the probability that a viewer examines each of these positions.
+
+        `p_join` [R] is P(join) of what they show, if examined, on which a cascade depends (Craswell
+        et al. 2008, "An experimental comparison of click position-bias models").
+        """
+        position = np.arange(len(p_join))
+        if self.curve == "cascade":
+            return np.asarray(np.cumprod(_goes_on(p_join)), dtype=np.float64)
         if self.curve == "steps":
             return np.array(STEP_EXAMINATION)[np.searchsorted(STEPS, position, side="right") - 1]
         if self.curve == "none":
-            return np.ones(num)
+            return np.ones(len(p_join))
         return np.asarray(1.0 / (1.0 + position / self.process.examination), dtype=np.float64)
 
     def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Ints) -> Response:
         """Draw a viewer's response to Spaces shown in this order; `audience` is [R].
 
-        Clicks come within a minute, a join within 90 s of its click; a viewer who joined leaves by
-        the Space's end.
+        Clicks come within a minute, a join within 90 s of its click, or within two hours where
+        joins come late; a viewer who joined leaves by the Space's end.
         """
         p_click, p_join = self.probabilities(viewer, shown, ts_ms, audience)
-        examination = self.examination(len(shown))
+        examination = self.examination(p_join)
         draw = rng.random((4, len(shown)))
         # One number decides both: below p_join is a join, below p_click a click.
-        clicked = (draw[0] < examination) & (draw[1] < p_click)
+        looked = draw[0] < examination
+        if self.curve == "cascade":
+            looked = np.logical_and.accumulate(draw[0] < _goes_on(draw[1] < p_join))
+        clicked = looked & (draw[1] < p_click)
         joined = clicked & (draw[1] < p_join)
         left_ms = self.spaces.ends_ms[shown] - ts_ms
         click_ms = ts_ms + np.minimum(1_000 + 59_000 * draw[2] ** 2, left_ms / 3).astype(np.int64)
-        join_ms = click_ms + np.minimum(1_000 + 89_000 * draw[3] ** 2, left_ms / 3).astype(np.int64)
-        listen_ms = (10_000 + MINUTE_MS * rng.lognormal(np.log(20.0), 0.9, size=len(shown))).astype(np.int64)
+        longest_ms, room_ms = (LATE_MS, left_ms / 2) if "late" in self.unkind else (90_000, left_ms / 3)
+        after_ms = 1_000 + (longest_ms - 1_000) * draw[3] ** 2
+        join_ms = click_ms + np.minimum(after_ms, room_ms).astype(np.int64)
+        minutes = self.minutes(viewer, shown)
+        listen_ms = (10_000 + MINUTE_MS * rng.lognormal(np.log(minutes), STAY_SD)).astype(np.int64)
         leave_ms = np.minimum(join_ms + listen_ms, self.spaces.ends_ms[shown])
-        return Response(p_click, p_join, examination, clicked, joined, click_ms, join_ms, leave_ms)
+        return Response(p_click, p_join, examination, minutes, clicked, joined, click_ms, join_ms, leave_ms)
 
     def update_tastes(self, viewer: int, joined: Ints) -> None:
         """Move the viewer's tastes a little towards the topics of the Spaces joined."""
         tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():
             tastes[topic] += self.process.drift * max(0.0, self.process.max_taste - tastes[topic])
+
+
+def _goes_on(joins: Floats | Flags) -> Floats:
+    """Return P(looking at a position after the one above), given the joins [R]."""
+    return np.append(1.0, GOES_ON * (1.0 - STOPS * joins[:-1]))
 
 
 class Audience:

@@ -27,14 +27,14 @@ _TYPES = {
     "follows": pa.list_(pa.string()),
     "candidates": pa.list_(pa.string()),
     "context": pa.struct({"hour": pa.float64()}),
-    **dict.fromkeys(("p_click", "p_join", "examination"), pa.list_(pa.float64())),
+    **dict.fromkeys(("p_click", "p_join", "examination", "minutes"), pa.list_(pa.float64())),
 }
 _COLUMNS = {
     "viewers": ("id", "ts_ms", "language", "country", "device", "follows"),
     "candidates": ("id", "ts_ms", "ends_ms", "host", "topic", "language", "speakers", "started_ms"),
     "exposures": ("request_id", "ts_ms", "viewer", "candidates", "context"),
     "events": ("id", "ts_ms", "viewer", "candidate", "kind", "request_id"),
-    "truth": ("request_id", "p_click", "p_join", "examination"),
+    "truth": ("request_id", "p_click", "p_join", "examination", "minutes"),
 }
 SCHEMAS = {
     table: pa.schema({name: _TYPES.get(name, pa.string()) for name in names})
@@ -213,7 +213,14 @@ def test_at_least_200_spaces_are_still_live_at_the_end(log):
     assert sum(log.ends_ms[space] == FAR_MS for space in log.started_ms) >= log.summary["live_at_end"] >= 200
 
 
-def test_the_truth_is_aligned_and_the_joins_agree_with_it(log):
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory) -> Simulated:
+    return run(tmp_path_factory.mktemp("simulated") / "cascade", examination="cascade")
+
+
+@pytest.mark.parametrize("kind", ["log", "cascade"])
+def test_the_truth_is_aligned_and_the_joins_agree_with_it(kind, request):
+    log = request.getfixturevalue(kind)
     joins, clicks = log.times("join"), log.times("click")
     closed_ms = log.summary["end_ms"] - WINDOW_MS
     rows = []
@@ -246,6 +253,53 @@ def test_examination_follows_the_curve_given_and_goes_on_with_it(tmp_path, curve
     assert all(row[: len(shown[0])] == shown[0] for row in shown if len(row) >= len(shown[0]))
     assert np.array(shown[0])[[0, 5, 6, 13, 14]] == pytest.approx(at_0_5_6_13_14)
     assert Provenance.read(found.folder).world().curve == curve
+
+
+def test_in_a_cascade_a_join_hides_what_is_below_it(cascade):
+    """Against the same positions and P(click) of slates without a join above."""
+    joins, clicks = cascade.times("join"), cascade.times("click")
+    happened = expected = 0.0
+    for exposure, truth in zip(cascade.exposures, cascade.truth, strict=True):
+        keys = [(exposure["request_id"], candidate) for candidate in exposure["candidates"]]
+        first = next((at for at, key in enumerate(keys) if key in joins), None)
+        if first is not None:
+            below = slice(first + 1, first + 20)
+            happened += sum(key in clicks for key in keys[below])
+            expected += sum(np.array(truth["p_click"])[below] * np.array(truth["examination"])[below])
+    assert happened < 0.4 * expected
+
+
+def test_an_order_with_a_hidden_signal_follows_the_join_and_not_the_audience(tmp_path):
+    found = run(tmp_path / "log", rows=3_000, unkind=("hidden",))
+    places = np.arange(55)
+    rank = [
+        np.corrcoef(places, np.argsort(np.argsort(-np.array(row["p_join"]))))[0, 1] for row in found.truth
+    ]
+    assert np.mean(rank) > 0.8
+    assert Provenance.read(found.folder).world().unkind == ("hidden",)
+
+
+def test_late_joins_come_after_the_labels_window(log, tmp_path):
+    late = run(tmp_path / "log", days=1.0, unkind=("late",))
+    for found, least, most in ((log, 0.0, 0.0), (late, 0.1, 0.6)):
+        shown_ms = {exposure["request_id"]: exposure["ts_ms"] for exposure in found.exposures}
+        after_ms = np.array([ms - shown_ms[request] for (request, _), ms in found.times("join").items()])
+        assert least <= (after_ms > WINDOW_MS).mean() <= most
+        assert all(ms > 0 for ms in after_ms)
+
+
+def test_minutes_may_depend_on_taste(log, tmp_path):
+    taste = run(tmp_path / "log", unkind=("taste",))
+    assert {minutes for row in log.truth for minutes in row["minutes"]} == {20.0}
+    joins, leaves, pairs = taste.times("join"), taste.times("leave"), []
+    for exposure, truth in zip(taste.exposures, taste.truth, strict=True):
+        for candidate, minutes in zip(exposure["candidates"], truth["minutes"], strict=True):
+            key = (exposure["request_id"], candidate)
+            if key in leaves and leaves[key] < taste.ends_ms[candidate]:
+                pairs.append((minutes, (leaves[key] - joins[key]) / 60_000))
+    median, stayed = np.array(pairs).T
+    long = median > np.median(median)
+    assert stayed[long].mean() > 1.5 * stayed[~long].mean()
 
 
 @pytest.mark.parametrize("altered", [{"examination": "cubic"}, {"seed": "seven"}, {"colour": 1}])

@@ -1,0 +1,119 @@
+"""Compare what a fit and its evaluation say with the truth, in simulated worlds of several kinds.
+
+Each world but the first breaks an assumption of a method. Letter: N rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from serve.features.rows import Schema
+from serve.features.surface import load_surface
+from serve.log.reader import read_log
+from serve.report.rows import columns
+from training.data.dataset import Dataset, build
+from training.data.split import split
+from training.evaluation.evaluate import assess, score
+from training.evaluation.slates import F64, I64, Slates
+from training.evaluation.verdict import outcome
+from training.examination.examination import Examination
+from training.fit.fit import fit
+from training.fit.sizing import sized
+from training.terminal import PARTS, decimal
+from training.world.provenance import Provenance
+from training.world.simulate import simulate
+from training.world.world import World
+
+SURFACE = "spaces"
+# What each world breaks, by the settings of `simulate`.
+WORLDS: Mapping[str, Mapping[str, Any]] = {
+    "as assumed": {},
+    "examination in a cascade": {"examination": "cascade"},
+    "the shown order knew more": {"unkind": ("hidden",)},
+    "it knew more, no position bias": {"unkind": ("hidden",), "examination": "none"},
+    "joins after the label's window": {"unkind": ("late",)},
+    "minutes depend on taste": {"unkind": ("taste",)},
+}
+SHARE = 0.8
+# The tenth position, from 0.
+TENTH = 9
+
+
+def worlds(rows: int, seed: int) -> dict[str, Any]:
+    """Return, under the name of each of `WORLDS`, what is said and what is true of a model there.
+
+    The first 80 % of at least `rows` rows train it, the rest measure it. A line holds `theta`, the
+    examination of the tenth position, its `source` and the `true theta`; the `verdict`; `said`, the
+    difference of model and popular in expected labels, with the standard error, and in truth
+    `joins`, and those of an oracle that knows P(join); the same in `minutes`; `auc` and `ece`.
+    """
+    found = {}
+    for name, kind in WORLDS.items():
+        PARTS.begin(name)
+        with tempfile.TemporaryDirectory(prefix="tabrank-world-") as folder:
+            found[name] = _measured(Path(folder), rows, seed, kind)
+    return found
+
+
+def table(result: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the worlds as text, a line for each."""
+    lines = [("world", *next(iter(result.values())))]
+    for name, line in result.items():
+        cells = (cell if isinstance(cell, str) else decimal(cell) for cell in line.values())
+        lines.append((name, *cells))
+    return columns(lines)
+
+
+def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> dict[str, Any]:
+    log, before, after, model = (folder / name for name in ("log", "before", "after", "model"))
+    simulate(log, rows=rows, days=2.0, seed=seed, **kind)
+    split(log, SHARE, before, after)
+    surface = load_surface(SURFACE)
+    manifest = fit(surface, before, model, lambda num: sized(num, seed=seed, num_workers=0))
+    data = build(Schema(surface), read_log(after, surface), history=read_log(before, surface))
+    examination, ours = Examination.of(manifest), score(model, data.matrix)
+    evaluation = assess(data, {"model": ours}, surface, examination=examination)
+    pair, truth = evaluation["paired"]["model-popular"], _truth(log, data)
+    world, slates = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
+    orders = (data.popular, ours, truth["p_join"])
+    joins, minutes = np.transpose([_earned(slates.order(by), slates, truth, world) for by in orders])
+    return {
+        "source": examination.source,
+        "theta": float(examination.at(np.array(TENTH))),
+        "true theta": float(truth["examination"][data.position == TENTH].mean()),
+        "said": pair["expected_labels"],
+        "error": pair["expected_labels_se"],
+        "joins": joins[1] - joins[0],
+        "oracle's": joins[2] - joins[0],
+        "minutes": minutes[1] - minutes[0],
+        "oracle's minutes": minutes[2] - minutes[0],
+        **{name: evaluation["model"][name] for name in ("auc", "ece")},
+        "verdict": outcome(evaluation)[1],
+    }
+
+
+def _truth(log: Path, data: Dataset) -> dict[str, F64]:
+    """Return the columns of the log's truth for each row of its dataset, [N]."""
+    truth = pq.read_table(log / "truth.parquet")
+    at = pc.index_in(pa.array(data.request_ids), truth["request_id"].combine_chunks()).to_numpy()
+    first = np.concatenate([[0], np.cumsum(pc.list_value_length(truth["p_join"]).to_numpy())])
+    rows = first[at[data.slate]] + data.position
+    names = ("p_join", "examination", "minutes")
+    return {name: pc.list_flatten(truth[name]).to_numpy()[rows] for name in names}
+
+
+def _earned(order: I64, slates: Slates, truth: Mapping[str, F64], world: World) -> F64:
+    """Return true joins and minutes per slate of the rows in this order, slate by slate."""
+    earned = np.zeros(2)
+    for rows in np.split(order, np.cumsum(slates.size).astype(np.int64)[:-1]):
+        joins = truth["p_join"][rows] * world.examination(truth["p_join"][rows])
+        earned += joins.sum(), joins @ truth["minutes"][rows]
+    return earned / len(slates)
