@@ -74,6 +74,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
     return {
         "headline": headline(evaluation),
         "verdict": verdict(evaluation),
+        "teachers": evaluation["search"]["teachers"],
         "winner": winner.name,
         "config": winner.point,
         "us_per_candidate": winner.us_per_candidate,
