@@ -48,11 +48,10 @@ def distilled(
     """
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
-    numbers = range(1, num_teachers + 1)
-    seeded = [replace(config, seed=config.seed + number) for number in numbers]
-    taught = [teach.remote(folder, encoder.to_json(), one) for one in seeded]
+    seeds = range(config.seed + 1, config.seed + 1 + num_teachers)
+    taught = [teach.remote(folder, encoder.to_json(), replace(config, seed=seed)) for seed in seeds]
     logits = []
-    for number, answer in zip(numbers, taught, strict=True):
+    for number, answer in enumerate(taught, start=1):
         logit = ray.get(answer)
         if logit is None:
             print_progress(f"teacher {number} diverged and is left out")
@@ -84,11 +83,10 @@ def brought(test: Dataset, theta: F64, student: F64, taught: Mapping[str, F64]) 
     kind; `theta` `[T]` is the examination of the rows' positions. Each has its measures and, as
     `minus_teachers`, its logloss minus that of all teachers with the standard error.
     """
-    scores = {"student": student, "teachers": np.mean(list(taught.values()), axis=0)}
-    if len(taught) > 1:
-        for kind in taught:
-            others = [score for name, score in taught.items() if name != kind]
-            scores[f"teachers without {kind}"] = np.mean(others, axis=0)
+    groups = {"student": [student], "teachers": [*taught.values()]}
+    for kind in taught if len(taught) > 1 else ():
+        groups[f"teachers without {kind}"] = [score for name, score in taught.items() if name != kind]
+    scores = {name: np.mean(group, axis=0) for name, group in groups.items()}
     slates = Slates(test.label, test.slate, test.viewer)
     found = {name: Contender.of(slates, score, score * theta) for name, score in scores.items()}
     minus = {name: one.minus(found["teachers"], "logloss") for name, one in found.items()}
