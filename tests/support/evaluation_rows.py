@@ -57,7 +57,7 @@ def truth(data: Dataset, matrix: Matrix | None = None) -> np.ndarray[Any, np.dty
 def evaluation(surface: Surface) -> dict[str, Any]:
     """Return an evaluation as an artifact stores it, with a search."""
     data = dataset(surface)
-    model = 0.8 * truth(data) + 0.05
+    rival = 0.8 * truth(data) + 0.05
     history = [
         {"epoch": i, "train_logloss": 0.5 / i, "valid_logloss": 0.5 / i + 0.01, "valid_auc": 0.7}
         for i in (1, 2, 3)
@@ -77,10 +77,10 @@ def evaluation(surface: Surface) -> dict[str, Any]:
         }
         for i in range(1, 6)
     ]
-    rival = {"name": "LightGBM", "kind": "lightgbm", "us_per_candidate": None, "fits": False}
-    board.append({**board[0], **rival, "epochs": None, "config": {}})
+    about = {"name": "LightGBM", "kind": "lightgbm", "us_per_candidate": None, "fits": False}
+    board.append({**board[0], **about, "epochs": None, "config": {}})
     return {
-        **assess(data, {"model": model, "lightgbm": truth(data)}, surface),
+        **assess(data, {"model": truth(data), "lightgbm": rival}, surface),
         "history": history,
         "best_epoch": 3,
         "importance": [{"feature": n, "logloss": 0.02, "rises": 0.5} for n in names],

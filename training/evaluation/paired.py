@@ -86,6 +86,13 @@ def shown(pair: Mapping[str, Any]) -> str:
     return next((what for what, holds in found.items() if holds), "nothing")
 
 
+def trails(pair: Mapping[str, Any]) -> list[str]:
+    """Return the measures, of order and predictions, in which two errors show ours worse."""
+    by = pair["gate"]["by"]
+    order = "ndcg@10" if by == "logloss" else by
+    return [name for name in (order, "logloss") if _side(pair, name) == -1]
+
+
 def bounds(
     pair: Mapping[str, Any],
     ours: Mapping[str, float | None],

@@ -70,7 +70,8 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         optimistic = "These rows chose the winner, so its figures on them are optimistic"
         board = table(verdict.leaderboard(search), optimistic)
         best = details("Leaderboard: the best 20 on the validation rows", board)
-        parts.append(section("Search", charts.costs(search), paragraph(budget), best))
+        taught = table(verdict.teachers(search), "In brackets: 95 % intervals; below 0 is better")
+        parts.append(section("Search", charts.costs(search), paragraph(budget), taught, best))
     measured = (
         f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
         f"{verdict.order(evaluation)}; {span}."
@@ -115,6 +116,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     network = ", ".join(f"{key} {value}" for key, value in manifest["network"].items())
     features = ", ".join(f"{name} ({kind})" for name, kind in evaluation["features"].items())
     search = f"\n{verdict.headline(evaluation)}\n" if evaluation.get("search") else ""
+    taught = verdict.teachers(evaluation.get("search") or {})
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
     noted = "".join(f"- {line}\n" for line in (*manifest["suspects"], *manifest.get("advice", [])))
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
@@ -148,7 +150,7 @@ people, nor to select who may be shown.
 NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 
 {markdown(verdict.differences(evaluation))}
-
+{f"{chr(10)}{markdown(taught)}{chr(10)}" if taught[1:] else ""}
 ## What moves a ranking
 
 {moves(evaluation)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve.report.page import Tone
-from training.evaluation.paired import ENOUGH, ERRORS, shown
+from training.evaluation.paired import ENOUGH, ERRORS, shown, trails
 from training.terminal import decimal
 
 TITLES = {
@@ -56,6 +56,8 @@ def outcome(evaluation: Evaluation) -> tuple[Tone, str]:
     gravest = min(found.values(), key=list(OUTCOMES).index)
     tone, words = OUTCOMES[gravest]
     which = " and ".join(title for title, one in found.items() if one == gravest)
+    if lead(evaluation):
+        return "unsure" if tone == "good" else tone, f"{_sentence(words.format(which))}; LightGBM leads"
     return tone, _sentence(words.format(which))
 
 
@@ -106,6 +108,14 @@ def support(evaluation: Evaluation) -> list[str]:
     return [f"{_sentence(found['note'])}."] if found["note"] else []
 
 
+def lead(evaluation: Evaluation) -> str:
+    """Return by what LightGBM leads by two standard errors, a sentence; empty if it does not."""
+    pair = evaluation["paired"].get("model-lightgbm", {})
+    found = [f"{abs(pair[by]):.4f} in {MEASURES[by]}" for by in (trails(pair) if pair else ())]
+    what = f"LightGBM leads by {' and by '.join(found)} on these rows: trees may suit this data better"
+    return f"{what}; the network is what is served." if found else ""
+
+
 def holds(pair: Mapping[str, Any]) -> bool:
     """Return whether the model is within all its bounds against the current model."""
     return all(bound["holds"] for bound in pair["bounds"])
@@ -137,10 +147,25 @@ def headline(evaluation: Evaluation) -> str:
     name = f"{search['winner']} ({point['width']} wide, {point['n_steps']} steps, {point['mask_type']}, "
     name += f"{us:.1f} µs a candidate)"
     tied = [line["name"] for line in board if line.get("tie") and line["name"] != search["winner"]]
-    if not tied:
-        return f"{name} won the search."
-    named = ", ".join(tied[:3]) + f" and {len(tied) - 3} more" * (len(tied) > 3)
-    return f"{name} was taken by validation logloss; level with it within two standard errors: {named}."
+    how = "won the search"
+    if tied:
+        named = ", ".join(tied[:3]) + f" and {len(tied) - 3} more" * (len(tied) > 3)
+        how = f"was taken by validation logloss; level with it within two standard errors: {named}"
+    return " ".join(filter(None, [f"{name} {how}.", lead(evaluation)]))
+
+
+def teaching(search: Mapping[str, Any]) -> str:
+    """Return what each kind of teachers brought on the test rows; empty without teachers."""
+    parts = [f"{name} {line['logloss']:.4f}" for name, line in search["teachers"].items()]
+    return f"logloss on the test rows: {', '.join(parts)}" if parts else ""
+
+
+def teachers(search: Mapping[str, Any]) -> Rows:
+    """Return a header, then a row for a search's network, its teachers, and them without a kind."""
+    rows: Rows = [("on the test rows", "logloss", "AUC", "logloss minus the teachers'")]
+    for name, line in search.get("teachers", {}).items():
+        rows.append((name, decimal(line["logloss"]), decimal(line["auc"]), _signed(*line["minus_teachers"])))
+    return rows
 
 
 def order(evaluation: Evaluation) -> str:

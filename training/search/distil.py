@@ -6,9 +6,10 @@ each of them. One network trained on that mean keeps most of the gain at the cos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 
 from serve.model.encoder import Encoder
 from serve.storage.atomic_files import file_draft_of
+from training.data.dataset import Dataset
+from training.evaluation.metrics import Contender
+from training.evaluation.slates import F64, Slates
 from training.fit.loop import Diverged, FitConfig, run
 from training.network.model import Model
 from training.network.network import Inputs
@@ -34,27 +38,27 @@ def distilled(
     config: FitConfig,
     num_teachers: int,
     rival: NDArray[np.float64] | None,
-) -> Inputs:
+) -> tuple[Inputs, list[NDArray[np.float32]]]:
     """Return `rows`, their labels mixed with the mean of `num_teachers` networks trained on them.
 
     The mean counts half if there is a `rival`, P(label | looked at) `[N]` of another model.
-    `folder` holds the rows as `train`, and `valid`, both of `Inputs.save`. The predictions of each
-    teacher are stored beside them, so that a killed search can resume. Ray must be running.
+    `folder` holds the rows as `train`, those that `valid`, and `test`, all of `Inputs.save`. Also
+    returns the logits `[T]` of each teacher on the test rows. The predictions of each teacher are
+    stored beside the rows, so that a killed search can resume. Ray must be running.
     """
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
-    numbers = range(1, num_teachers + 1)
-    seeded = [replace(config, seed=config.seed + number) for number in numbers]
-    taught = [teach.remote(folder, encoder.to_json(), one) for one in seeded]
+    seeds = range(config.seed + 1, config.seed + 1 + num_teachers)
+    taught = [teach.remote(folder, encoder.to_json(), replace(config, seed=seed)) for seed in seeds]
     logits = []
-    for number, answer in zip(numbers, taught, strict=True):
+    for number, answer in enumerate(taught, start=1):
         logit = ray.get(answer)
         if logit is None:
             print_progress(f"teacher {number} diverged and is left out")
         else:
             logits.append(logit)
             print_progress(f"teacher {number}/{num_teachers} is trained")
-    return mixed(rows, logits, rival)
+    return mixed(rows, [one[: len(rows)] for one in logits], rival), [one[len(rows) :] for one in logits]
 
 
 def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np.float64] | None) -> Inputs:
@@ -72,8 +76,25 @@ def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np
     return replace(rows, label=torch.from_numpy(np.asarray(label, np.float32)))
 
 
+def brought(test: Dataset, theta: F64, student: F64, taught: Mapping[str, F64]) -> dict[str, Any]:
+    """Measure a network, the mean of its teachers, and that mean without each kind of them.
+
+    `student` and `taught` are P(label | looked at) `[T]` on the test rows, those of the teachers by
+    kind; `theta` `[T]` is the examination of the rows' positions. Each has its measures and, as
+    `minus_teachers`, its logloss minus that of all teachers with the standard error.
+    """
+    groups = {"student": [student], "teachers": [*taught.values()]}
+    for kind in taught if len(taught) > 1 else ():
+        groups[f"teachers without {kind}"] = [score for name, score in taught.items() if name != kind]
+    scores = {name: np.mean(group, axis=0) for name, group in groups.items()}
+    slates = Slates(test.label, test.slate, test.viewer)
+    found = {name: Contender.of(slates, score, score * theta) for name, score in scores.items()}
+    minus = {name: one.minus(found["teachers"], "logloss") for name, one in found.items()}
+    return {name: one.measures() | {"minus_teachers": minus[name]} for name, one in found.items()}
+
+
 def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32] | None:
-    """Train a network, unless that is done; return its logits [N] on the training rows.
+    """Train a network, unless that is done; return its logits [N + T], of training, then test rows.
 
     Returns None if the training diverges.
     """
@@ -82,13 +103,13 @@ def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32]
         return np.asarray(np.load(path), np.float32)
     torch.set_num_threads(1)
     encoder = Encoder.from_json(as_json)
-    rows, valid = (Inputs.map(folder, name) for name in ("train", "valid"))
+    rows, valid, test = (Inputs.map(folder, name) for name in ("train", "valid", "test"))
     try:
         state = run(rows, valid, encoder, config, device=device())
     except Diverged:
         return None
     network = Model.of(encoder, config.network, state.last).network
-    logit = network.logit(rows.x).numpy()
+    logit = np.concatenate([network.logit(part.x).numpy() for part in (rows, test)])
     with file_draft_of(path) as draft, draft.open("wb") as file:
         np.save(file, logit)
     return np.asarray(logit, np.float32)

@@ -74,8 +74,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
     return {
         "headline": headline(evaluation),
         "verdict": verdict(evaluation),
-        "winner": winner.name,
-        "config": winner.point,
+        **{name: evaluation["search"][name] for name in ("winner", "config", "teachers")},
         "us_per_candidate": winner.us_per_candidate,
         "max_us_per_candidate": max_us,
         "artifact": str(out / "artifact"),

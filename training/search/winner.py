@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
@@ -20,6 +21,7 @@ from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
 from training.evaluation.rivals import TUNING_SHARE, lightgbm
 from training.evaluation.slates import Slates
+from training.evaluation.verdict import TITLES
 from training.examination.estimate import MIN_VIEWERS
 from training.examination.examination import IGNORED, Examination
 from training.fit.fit import Fitted, save
@@ -28,7 +30,7 @@ from training.fit.prepare import encode_rows, take_evenly
 from training.fit.trainer import train
 from training.network.model import UNCALIBRATED, Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
-from training.search.distil import distilled
+from training.search.distil import brought, distilled
 from training.search.leaderboard import BoardEntry
 from training.search.space import Space
 from training.search.trials import SearchRun
@@ -71,14 +73,20 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     rivals = {"lightgbm": lightgbm(encoder, rows, task.examination, **tuned.point)} if tuned else {}
     rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
     num_teachers = size.num_teachers + (rival is not None)
-    state = _trained(run, winner, size, config, rows, encoder, rival)
+    state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
     # A mean of teachers is less confident than each of them, so the network that it teaches needs
     # no calibration: that of a single network made it worse (RankLens, rows later than all
     # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064).
     assert winner.calibration is not None
     calibration = UNCALIBRATED if num_teachers else Calibration(*winner.calibration)
     PARTS.begin("measuring it on the test rows, beside its rivals")
+    model = Model.of(encoder, config.network, state.kept(config), calibration)
+    scores = {kind: rival(test.matrix) for kind, rival in rivals.items()}
+    taught = {"networks": expit(np.mean(logits, axis=0))} if logits else {}
+    taught |= {TITLES["lightgbm"]: scores["lightgbm"]} if rival is not None else {}
+    theta = task.examination.at(test.position)
     search = {
+        "teachers": brought(test, theta, model.probability(test.matrix), taught) if taught else {},
         "budget_s": run.clock.budget_s,
         "tuning_share": TUNING_SHARE,
         "leaderboard": run.board.table(task.settings.max_us, winner),
@@ -90,7 +98,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     shutil.rmtree(draft, ignore_errors=True)
     fitted = Fitted(
         task.schema,
-        Model.of(encoder, config.network, state.kept(config), calibration),
+        model,
         config,
         test,
         "test",
@@ -102,8 +110,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         counts=task.data.counts,
         begun=started_s,
         examination=task.examination,
-        rivals={kind: rival(test.matrix) for kind, rival in rivals.items()}
-        | ({"current": score(last.path, test.matrix)} if last else {}),
+        rivals=scores | ({"current": score(last.path, test.matrix)} if last else {}),
         current=Examination.of(last.manifest) if last else IGNORED,
         margin=task.settings.margin,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
@@ -148,10 +155,12 @@ def _trained(
     data: Dataset,
     encoder: Encoder,
     rival: NDArray[np.float64] | None,
-) -> State:
+    test: Dataset,
+) -> tuple[State, list[NDArray[np.float32]]]:
     """Train the winner's network on `data` and its teachers' labels, those of a `rival` included.
 
-    The search's folder holds the state from which a killed training resumes.
+    Also returns the logits `[T]` of each network that teaches on the `test` rows. The search's
+    folder holds the state from which a killed training resumes.
     """
     PARTS.begin(
         f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows"
@@ -159,12 +168,16 @@ def _trained(
     storage = run.clock.out / "fit"
     watched = data.take(slice(int(len(data) * (1 - MONITORED_SHARE)), None))
     rows, last_rows = (encode_rows(encoder, part, run.task.examination) for part in (data, watched))
+    logits: list[NDArray[np.float32]] = []
     if size.num_teachers or rival is not None:
-        folder = storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}"
+        folder = (
+            storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}, {len(test)}"
+        )
         rows.save(folder, "train")
         last_rows.save(folder, "valid")
-        rows = distilled(rows, folder, encoder, config, size.num_teachers, rival)
-    return train(rows, last_rows, encoder, config, storage=storage)
+        encode_rows(encoder, test, run.task.examination).save(folder, "test")
+        rows, logits = distilled(rows, folder, encoder, config, size.num_teachers, rival)
+    return train(rows, last_rows, encoder, config, storage=storage), logits
 
 
 def unseen(test: Dataset, last: Artifact) -> Dataset:

@@ -3,10 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
-from training.network.network import Inputs
-from training.search.distil import TEACHER_SHARE, mixed
+from serve.model.encoder import Encoder, NumericColumn
+from tests.support.inline_ray import InlineRay
+from training.fit.loop import FitConfig
+from training.network.network import Inputs, NetworkConfig
+from training.search.distil import TEACHER_SHARE, distilled, mixed
 
 ROWS = Inputs(torch.zeros(2, 1), torch.tensor([0.0, 1.0]), torch.ones(2))
 
@@ -29,3 +33,22 @@ def test_a_taught_label_is_as_shown_like_the_observed_one():
     assert np.allclose(
         label, TEACHER_SHARE * np.array([0.4, 0.2]) + (1 - TEACHER_SHARE) * np.array([0.0, 1.0])
     )
+
+
+def test_a_killed_search_keeps_what_its_teachers_said_of_both_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.search.distil.ray", InlineRay)
+    monkeypatch.setattr("training.search.distil.needs", lambda: {"cpu": 1.0})
+    encoder = Encoder(numeric=(NumericColumn("a"), NumericColumn("b")), single=(), multi=())
+    config = FitConfig(NetworkConfig(width=4, n_steps=1, virtual_batch_size=64), epochs=1, batch_size=64)
+    chance = torch.Generator().manual_seed(0)
+    for name, size in (("train", 200), ("valid", 50), ("test", 30)):
+        x = torch.randn(size, 2, generator=chance)
+        Inputs(x, (x[:, 0] > 0).float(), torch.ones(size)).save(tmp_path, name)
+    rows = Inputs.map(tmp_path, "train")
+    taught, logits = distilled(rows, tmp_path, encoder, config, 2, None)
+    assert [one.shape for one in logits] == [(30,), (30,)]
+    assert not np.array_equal(*logits)
+    monkeypatch.setattr("training.search.distil.run", lambda *given, **named: pytest.fail("trained again"))
+    again, kept = distilled(rows, tmp_path, encoder, config, 2, None)
+    assert torch.equal(again.label, taught.label)
+    assert np.array_equal(kept, logits)

@@ -163,6 +163,12 @@ def test_the_report_opens_with_the_leader_and_the_exit_code_is_the_gate(story):
     assert story.published == (story.found["version"] if story.found["passed"] else None)
 
 
+def test_the_answer_says_what_each_kind_of_teacher_brought(story):
+    kinds = ["student", "teachers", "teachers without networks", "teachers without LightGBM"]
+    assert list(story.found["teachers"]) == kinds
+    assert story.again["teachers"] == story.found["teachers"]
+
+
 def test_a_search_whose_budget_is_spent_answers_with_what_it_found(story):
     for key in ("winner", "version", "trials", "leaderboard", "test_looks"):
         assert story.again[key] == story.found[key]

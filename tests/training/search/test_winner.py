@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
 from serve.model.artifact import load
+from tests.support.inline_ray import InlineRay
 from tests.support.shop_log import write_shop
 from training.drafting.draft import draft
 from training.evaluation.report import regenerate
@@ -38,7 +40,7 @@ def made(tmp_path_factory):
     return folder, replace(task, base=replace(task.base, num_workers=0))
 
 
-def finished(task, last, out):
+def finished(task, last, out, *rivals):
     """Return the manifest of the winner of a search that tried one network."""
     test = task.parts["test"]
     with Clock(out, 600.0) as clock:
@@ -48,7 +50,10 @@ def finished(task, last, out):
         board.add(
             BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, point=point, calibration=[1, 0])
         )
-        forecast = Forecast(board, len(task.before), len(test), 0, 1)
+        for rival in rivals:
+            board.add(rival)
+        num_teachers = task.settings.num_teachers
+        forecast = Forecast(board, len(task.before), len(test), num_teachers, 1)
         run = SearchRun(task, board, clock, forecast)
         return finish(run, board.entries[0], last)
 
@@ -95,3 +100,31 @@ def test_the_winner_is_measured_on_the_rows_that_the_current_model_has_not_seen(
     regenerate(tmp_path / "out" / "artifact", tmp_path / "again")
     page = (tmp_path / "again" / "report.html").read_text()
     assert (f"On {num_unseen:,} rows that neither has seen, the model " in page) == (share < 1)
+
+
+def test_the_evaluation_says_what_the_teachers_brought_on_the_rows_that_measure_the_winner(
+    made, tmp_path, monkeypatch
+):
+    folder, task = made
+    monkeypatch.setattr("training.search.distil.ray", InlineRay)
+    monkeypatch.setattr("training.search.distil.needs", lambda: {"cpu": 1.0})
+    task = replace(task, settings=replace(task.settings, num_teachers=2))
+    test, last = task.parts["test"], load(folder / "model")
+    # The current model has seen half of the test rows.
+    last = replace(last, manifest={**last.manifest, "seen_until_ms": int(np.quantile(test.ts_ms, 0.5))})
+    boosted = BoardEntry("LightGBM", "lightgbm", 0.5, point={"num_iterations": 5})
+    manifest = finished(task, last, tmp_path / "out", boosted)
+    assert manifest["teachers"] == 3
+    found = json.loads(load(tmp_path / "out" / "artifact").read("evaluation.json"))
+    taught = found["search"]["teachers"]
+    assert list(taught) == ["student", "teachers", "teachers without networks", "teachers without LightGBM"]
+    for key in ("logloss", "auc"):
+        assert taught["student"][key] == pytest.approx(found["model"][key], abs=1e-9)
+        assert taught["teachers without networks"][key] == pytest.approx(found["lightgbm"][key], abs=1e-9)
+    minus, error = taught["student"]["minus_teachers"]
+    assert minus == pytest.approx(taught["student"]["logloss"] - taught["teachers"]["logloss"], abs=1e-9)
+    assert error > 0
+    assert taught["teachers"]["minus_teachers"] == [0.0, 0.0]
+    finished(made[1], None, tmp_path / "untaught")
+    untaught = json.loads(load(tmp_path / "untaught" / "artifact").read("evaluation.json"))
+    assert untaught["search"]["teachers"] == {}
