@@ -133,8 +133,8 @@ class DatasetPlan:
     """Rows of a log, known before any feature is computed, and then built part by part.
 
     Holds about 40 bytes for each row beside the log, and about 140 while it is created. `weights`
-    are those of `training.data.draws.drawn_weights`. With `newest_ms`, only rows of so many ms up to
-    the last one are rows; the records before them still build the state.
+    are those of `training.data.draws.drawn_weights`. With `newest_ms`, only candidates of so many
+    ms up to the last row are rows; the records before them still build the state.
 
     Raises:
         TabrankError: if no row has a closed label window, or all are of unknown candidates.

@@ -168,9 +168,10 @@ NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 
 
 def _calibration(manifest: Mapping[str, Any]) -> str:
-    if manifest.get("teachers") and manifest["calibration"] == {"a": 1.0, "b": 0.0}:
-        return f"none of its own: distilled from {manifest['teachers']} teachers."
-    text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on the"
+    if manifest["calibration"] == {"a": 1.0, "b": 0.0}:
+        teachers = manifest.get("teachers")
+        return f"none of its own: distilled from {teachers} teachers." if teachers else "none of its own."
+    text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on"
     if manifest["measured_on"] == "test":
-        return f"{text} validation rows, for a network that had not been trained on them."
-    return f"{text} validation rows. The figures below are of the same rows, so they are slightly optimistic."
+        return f"{text} rows that no network had been trained on."
+    return f"{text} the validation rows. The figures below are of the same rows, so they are slightly optimistic."

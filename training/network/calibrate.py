@@ -8,12 +8,14 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from serve.contract.errors import TabrankError
-from serve.features.slots import F64
+from serve.features.slots import F64, I64
 from serve.model.graph import Calibration
 
 # Lower bound of a. Where logits and labels are unrelated or inversely related, the calibrated
 # scores keep the order of the logits and have almost no spread.
 MIN_SLOPE = 1e-3
+# Bound of a probability, whose logloss would be infinite.
+LEAST = 1e-7
 
 
 def fit_platt(
@@ -56,3 +58,29 @@ def fit_platt(
     bounds, bits = [(least, None), (None, None)], {"ftol": 1e-15, "gtol": 1e-10}
     slope, offset = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=bits).x
     return Calibration(a=float(slope / spread), b=float(offset - slope * center / spread))
+
+
+def fit_if_better(logit: F64, label: NDArray[np.generic], examination: F64, group: I64) -> Calibration:
+    """Return the map of `fit_platt`, or the identity if no logloss of other rows shows a gain.
+
+    The rows are halved by `group` [R], their viewers; each half is measured with the map of the
+    other. A half needs both labels, or the answer is the identity.
+    """
+    identity = Calibration(1.0, 0.0)
+    half = np.unique(group, return_inverse=True)[1] % 2 > 0
+    gained = 0.0
+    for rows, others in ((half, ~half), (~half, half)):
+        if not 0 < label[rows].sum() < rows.sum():
+            return identity
+        found = fit_platt(logit[rows], label[rows], examination[rows])
+        before, after = (
+            _lost(c, logit[others], label[others], examination[others]) for c in (identity, found)
+        )
+        gained += before - after
+    return fit_platt(logit, label, examination) if gained > 0.0 else identity
+
+
+def _lost(found: Calibration, logit: F64, label: NDArray[np.generic], examination: F64) -> float:
+    """Return the sum of the logloss of rows [R], as shown."""
+    chance = examination * np.clip(expit(found.a * logit + found.b), LEAST, 1.0 - LEAST)
+    return -float(np.log(np.where(label > 0, chance, 1.0 - chance)).sum())

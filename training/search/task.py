@@ -30,7 +30,7 @@ from training.terminal import print_progress
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
 # Increment when the files of a search's folder change, so that no search resumes from others.
-FOLDER_FORMAT = 1
+FOLDER_FORMAT = 2
 # Bound the time to score a model after each epoch.
 MAX_VALID_ROWS = 200_000
 

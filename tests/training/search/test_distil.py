@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from training.fit.teaching import TEACHER_SHARE, mixed
 from training.network.network import Inputs
-from training.search.distil import TEACHER_SHARE, mixed
 
 ROWS = Inputs(torch.zeros(2, 1), torch.tensor([0.0, 1.0]), torch.ones(2))
 

@@ -22,7 +22,7 @@ from training.search.search import reasons
 from training.search.space import Space
 from training.search.task import SearchSettings, Task
 from training.search.trials import SearchRun
-from training.search.winner import finish
+from training.search.winner import finish, held_out
 
 CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
 
@@ -45,9 +45,7 @@ def finished(task, last, out):
         clock.claim(task.identity, restart=False)
         board = Leaderboard(out / "leaderboard.jsonl")
         point = Space(len(task.before)).point(CONFIG) | {"epochs": 1}
-        board.add(
-            BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, point=point, calibration=[1, 0])
-        )
+        board.add(BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, point=point))
         forecast = Forecast(board, len(task.before), len(test), 0, 1)
         run = SearchRun(task, board, clock, forecast)
         return finish(run, board.entries[0], last)
@@ -95,3 +93,17 @@ def test_the_winner_is_measured_on_the_rows_that_the_current_model_has_not_seen(
     regenerate(tmp_path / "out" / "artifact", tmp_path / "again")
     page = (tmp_path / "again" / "report.html").read_text()
     assert (f"On {num_unseen:,} rows that neither has seen, the model " in page) == (share < 1)
+
+
+def test_the_winner_is_calibrated_on_viewers_that_train_nothing(made, tmp_path):
+    _, task = made
+    rows, held = held_out(task.before)
+    assert not set(rows.viewer) & set(held.viewer)
+    assert len(rows) + len(held) == len(task.before)
+    assert 0.05 < len(held) / len(task.before) < 0.2
+    manifest = finished(task, None, tmp_path / "out")
+    assert manifest["rows"] == len(rows)
+    assert manifest["seen_until_ms"] == task.before.ts_ms[-1]
+    # One epoch of few rows leaves the network far from the label's rate; the map repairs it.
+    assert manifest["calibration"] != {"a": 1.0, "b": 0.0}
+    assert "rows that no network had been trained on" in (tmp_path / "out/artifact/MODEL_CARD.md").read_text()
