@@ -155,7 +155,8 @@ def fit(
 ) -> None:
     """Train, calibrate and write an artifact; the last tenth of the log by time validates.
 
-    Batch, epochs and weight decay follow the number of rows. Says when `search` would do better.
+    Batch, epochs and weight decay follow the number of rows. Where it takes two minutes at most,
+    LightGBM teaches the network, unless rows stream from disk. Says when `search` would do better.
     """
     from training.examination.examination import Examination
     from training.fit.fit import fit as run

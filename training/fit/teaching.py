@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from serve.contract.validation import spelled
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
-from training.evaluation.rivals import MOST_ROWS, NUM_SEEDS, lightgbm, tuned
+from training.evaluation.rivals import MOST_ROWS, NUM_SEEDS, SEED_ROWS, lightgbm, tuned
 from training.examination.examination import Examination
 from training.network.network import Inputs
 from training.terminal import print_progress
 
 # Share of the teachers' mean in a distilled label; the rest is the observed label.
 TEACHER_SHARE = 0.7
-# Longest training of LightGBM for a `fit`, as a short try of it forecasts: more is for a search.
+# Longest training of LightGBM for a `fit`, forecast from the pace of its first try on this machine.
 MOST_S = 120.0
 
 
@@ -46,8 +46,8 @@ def taught(rows: Inputs, data: Dataset, encoder: Encoder, examination: Examinati
     """
     begun_s = time.monotonic()
     settings = tuned(encoder, data, examination, 0.0)
-    pace_s = (time.monotonic() - begun_s) / min(len(data), MOST_ROWS)
-    if (forecast_s := NUM_SEEDS * pace_s * len(data)) > MOST_S:
+    row_s = (time.monotonic() - begun_s) / min(len(data), MOST_ROWS)
+    if (forecast_s := row_s * max(len(data), min(NUM_SEEDS * len(data), SEED_ROWS))) > MOST_S:
         print_progress(
             f"LightGBM does not teach: it would take {spelled(forecast_s)}; `training search` has the time"
         )

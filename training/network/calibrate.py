@@ -83,4 +83,4 @@ def fit_if_better(logit: F64, label: NDArray[np.generic], examination: F64, grou
 def _lost(found: Calibration, logit: F64, label: NDArray[np.generic], examination: F64) -> float:
     """Return the sum of the logloss of rows [R], as shown."""
     chance = examination * np.clip(expit(found.a * logit + found.b), LEAST, 1.0 - LEAST)
-    return -float(np.log(np.where(label > 0, chance, 1.0 - chance)).sum())
+    return -float(np.log(np.where(np.asarray(label) > 0.5, chance, 1.0 - chance)).sum())
