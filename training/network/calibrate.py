@@ -61,26 +61,25 @@ def fit_platt(
 
 
 def fit_if_better(logit: F64, label: NDArray[np.generic], examination: F64, group: I64) -> Calibration:
-    """Return the map of `fit_platt`, or the identity if no logloss of other rows shows a gain.
+    """Return the map of `fit_platt`, or the identity if other rows do not show that it gains.
 
     The rows are halved by `group` [R], their viewers; each half is measured with the map of the
-    other. A half needs both labels, or the answer is the identity.
+    other. The map is kept if it lowers the logloss by more than one standard error, with groups as
+    clusters. A half needs both labels, or the answer is the identity.
     """
-    identity = Calibration(1.0, 0.0)
-    half = np.unique(group, return_inverse=True)[1] % 2 > 0
-    gained = 0.0
-    for rows, others in ((half, ~half), (~half, half)):
+    identity, gain = Calibration(1.0, 0.0), np.zeros(len(logit))
+    number = np.unique(group, return_inverse=True)[1]
+    for rows in (number % 2 > 0, number % 2 == 0):
         if not 0 < label[rows].sum() < rows.sum():
             return identity
         found = fit_platt(logit[rows], label[rows], examination[rows])
-        before, after = (
-            _lost(c, logit[others], label[others], examination[others]) for c in (identity, found)
-        )
-        gained += before - after
-    return fit_platt(logit, label, examination) if gained > 0.0 else identity
+        for calibration, sign in ((identity, 1.0), (found, -1.0)):
+            gain[~rows] += sign * _lost(calibration, logit[~rows], label[~rows], examination[~rows])
+    gained = np.bincount(number, gain)
+    return fit_platt(logit, label, examination) if gained.sum() > np.linalg.norm(gained) else identity
 
 
-def _lost(found: Calibration, logit: F64, label: NDArray[np.generic], examination: F64) -> float:
-    """Return the sum of the logloss of rows [R], as shown."""
+def _lost(found: Calibration, logit: F64, label: NDArray[np.generic], examination: F64) -> F64:
+    """Return the logloss of rows as shown, [R]."""
     chance = examination * np.clip(expit(found.a * logit + found.b), LEAST, 1.0 - LEAST)
-    return -float(np.log(np.where(np.asarray(label) > 0.5, chance, 1.0 - chance)).sum())
+    return np.asarray(-np.log(np.where(np.asarray(label) > 0.5, chance, 1.0 - chance)), np.float64)
