@@ -19,7 +19,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
 from serve.features.baseline import Baseline
 from serve.features.matrix import Columns, Features, Matrix
-from serve.features.rows import Schema
+from serve.features.rows import EVER_MS, Schema
 from serve.features.slots import F64, I64
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
@@ -133,14 +133,21 @@ class DatasetPlan:
     """Rows of a log, known before any feature is computed, and then built part by part.
 
     Holds about 40 bytes for each row beside the log, and about 140 while it is created. `weights`
-    are those of `training.data.draws.drawn_weights`.
+    are those of `training.data.draws.drawn_weights`. With `newest_ms`, only candidates of so many
+    ms up to the last row are rows; the records before them still build the state.
 
     Raises:
         TabrankError: if no row has a closed label window, or all are of unknown candidates.
     """
 
     def __init__(
-        self, schema: Schema, log: Log, *, history: Log | None = None, weights: Weights | None = None
+        self,
+        schema: Schema,
+        log: Log,
+        *,
+        history: Log | None = None,
+        weights: Weights | None = None,
+        newest_ms: float = np.inf,
     ) -> None:
         self._features = Features(schema)
         self._skipped = len(history.exposures) if history else 0
@@ -151,6 +158,8 @@ class DatasetPlan:
         self._positive, self._is_row = labels.positive, labels.is_row
         self._is_row[: replay.first[self._skipped]] = False
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
+        shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
+        self._is_row &= shown_ms >= shown_ms[self._is_row].max(initial=EVER_MS) - newest_ms
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
         # Replicas of a service may see more or less of the log at one time, so make `sees`
@@ -190,7 +199,6 @@ class DatasetPlan:
             )
         viewers = replay.exposure_viewer
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
-        shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
         self._candidate_seen = _earlier(replay.shown, shown_ms).astype(np.int32)
         self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
         self.counts = labels.counts | {

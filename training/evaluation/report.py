@@ -170,9 +170,13 @@ NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 
 
 def _calibration(manifest: Mapping[str, Any]) -> str:
-    if manifest.get("teachers") and manifest["calibration"] == {"a": 1.0, "b": 0.0}:
-        return f"none of its own: distilled from {manifest['teachers']} teachers."
-    text = f"Platt, a = {manifest['calibration']['a']:.4f}, b = {manifest['calibration']['b']:.4f}, fitted on the"
-    if manifest["measured_on"] == "test":
-        return f"{text} validation rows, for a network that had not been trained on them."
-    return f"{text} validation rows. The figures below are of the same rows, so they are slightly optimistic."
+    calibration, teachers = manifest["calibration"], manifest.get("teachers")
+    is_test = manifest["measured_on"] == "test"
+    if calibration == {"a": 1.0, "b": 0.0}:
+        text = f"none of its own: distilled from {teachers} teachers." if teachers else "none of its own."
+    else:
+        rows = "rows that no network had been trained on" if is_test else "the validation rows"
+        text = f"Platt, a = {calibration['a']:.4f}, b = {calibration['b']:.4f}, fitted on {rows}."
+    if is_test:
+        return text
+    return f"{text} The figures below are of the rows that chose it, so they are slightly optimistic."

@@ -30,10 +30,12 @@ from training.examination.examination import IGNORED, Examination
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows, prepare
 from training.fit.sizing import advice
+from training.fit.teaching import taught
 from training.fit.trainer import train
 from training.network import export
-from training.network.calibrate import fit_platt
+from training.network.calibrate import fit_if_better
 from training.network.model import Model
+from training.network.network import Inputs
 from training.terminal import PARTS
 
 
@@ -68,12 +70,16 @@ def fit(
         with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=progress) as prepared:
             encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
             config, examination = configure(num_rows), prepared.examination
-            valid = encode_rows(encoder, held, examination)
+            valid, rows = encode_rows(encoder, held, examination), prepared.train
+            if isinstance(rows, Inputs) and prepared.rows is not None:
+                PARTS.begin("training LightGBM, which teaches the network")
+                rows = taught(rows, prepared.rows, encoder, examination)
             PARTS.begin(f"training on {num_rows:,} rows")
-            state = train(prepared.train, valid, encoder, config, storage=storage)
+            state = train(rows, valid, encoder, config, storage=storage)
     PARTS.begin("measuring it on the validation rows")
     model = Model.of(encoder, config.network, state.kept(config))
-    calibration = fit_platt(model.logits(held.matrix), held.label, examination.at(held.position))
+    theta = examination.at(held.position)
+    calibration = fit_if_better(model.logits(held.matrix), held.label, theta, held.viewer)
     model = dataclasses.replace(model, calibration=calibration)
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
     fitted = Fitted(

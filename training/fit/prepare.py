@@ -46,6 +46,8 @@ class Prepared:
 
     train: Inputs | Streamed
     valid: Dataset
+    # The training rows with their features; None if they are streamed.
+    rows: Dataset | None
     # Training rows, evenly spaced from the first to the last.
     sample: Matrix
     encoder: Encoder
@@ -109,7 +111,8 @@ def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress
     # Copy, so that the validation rows do not keep the training rows' features in memory.
     held = valid.take(np.arange(len(valid)))
     rows = encode_rows(encoder, train, examination)
-    return Prepared(rows, held, take_evenly(train.matrix), encoder, examination, span_ms, train.counts)
+    seen = take_evenly(train.matrix)
+    return Prepared(rows, held, train, seen, encoder, examination, span_ms, train.counts)
 
 
 def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progress: Progress) -> Prepared:
@@ -152,7 +155,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
     seen = take_evenly(sampled.matrix)
-    return Prepared(spill.streamed(), held, seen, encoder, examination, span_ms, plan.counts)
+    return Prepared(spill.streamed(), held, None, seen, encoder, examination, span_ms, plan.counts)
 
 
 def encode_rows(encoder: Encoder, data: Dataset, examination: Examination) -> Inputs:

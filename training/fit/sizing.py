@@ -15,6 +15,10 @@ STEPS, EPOCHS = 1_500, (6, 30)
 # Weight decay forgets a step after so many epochs, whatever the rows (Wang and Aitchison 2024, "How
 # to set AdamW's weight decay as you scale model and dataset size", arXiv:2405.13698).
 MEMORY_EPOCHS = 1.0
+# So many row passes, rows times epochs, train in this process: they take about a minute on one core
+# with the smallest batch, which is the slowest. Ray takes longer to start, on a busy machine by
+# minutes, than to repeat that if it is killed. Longer trainings gain from its restarts.
+IN_PROCESS_PASSES = 2_000_000
 # Where the validation logloss falls by more in the last epoch, longer training gains.
 STILL_FALLING = 0.002
 # With fewer rows for each parameter, size and regularisation decide the quality.
@@ -22,10 +26,15 @@ FEW_ROWS = 50
 
 
 def sized(num_rows: int, **given: Any) -> FitConfig:
-    """Return the settings for so many training rows; those that are `given` take precedence."""
+    """Return the settings for so many training rows; those that are `given` take precedence.
+
+    Trains without Ray (`num_workers` 0) up to `IN_PROCESS_PASSES`.
+    """
     batch = max([size for size in BATCHES if num_rows >= size * EPOCH_STEPS], default=BATCHES[0])
     epochs = min(max(STEPS * batch // max(num_rows, 1), EPOCHS[0]), EPOCHS[1])
     config = replace(FitConfig(NetworkConfig(width=8, n_steps=1), epochs, batch_size=batch), **given)
+    workers = 0 if num_rows * config.epochs <= IN_PROCESS_PASSES else 1
+    config = replace(config, num_workers=given.get("num_workers", workers))
     num_steps = max(num_rows / config.batch_size, 1.0)
     # Bound it as a search does: with few rows, each step would erase the weights.
     decay = min(1.0 / (config.learning_rate * num_steps * MEMORY_EPOCHS), 1.0)

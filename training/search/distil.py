@@ -6,7 +6,7 @@ each of them. One network trained on that mean keeps most of the gain at the cos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,11 @@ from training.data.dataset import Dataset
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import F64, Slates
 from training.fit.loop import Diverged, FitConfig, run
+from training.fit.teaching import mixed
 from training.network.model import Model
 from training.network.network import Inputs
 from training.search.trial import device, needs
 from training.terminal import print_progress
-
-# Share of the teachers' mean in a distilled label; the rest is the observed label.
-TEACHER_SHARE = 0.7
 
 
 def distilled(
@@ -59,21 +57,6 @@ def distilled(
             logits.append(logit)
             print_progress(f"teacher {number}/{num_teachers} is trained")
     return mixed(rows, [one[: len(rows)] for one in logits], rival), [one[len(rows) :] for one in logits]
-
-
-def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np.float64] | None) -> Inputs:
-    """Return `rows`, their labels mixed with the teachers': networks' logits, a rival's, [N].
-
-    Teachers answer P(label | looked at). A label is as shown, so it is mixed with that times the
-    examination of its position.
-    """
-    taught = [1.0 / (1.0 + np.exp(-np.mean(logits, axis=0)))] if logits else []
-    taught += [rival] if rival is not None else []
-    if not taught:
-        return rows
-    as_shown = rows.examination.numpy() * np.mean(taught, axis=0)
-    label = TEACHER_SHARE * as_shown + (1.0 - TEACHER_SHARE) * rows.label.numpy()
-    return replace(rows, label=torch.from_numpy(np.asarray(label, np.float32)))
 
 
 def brought(test: Dataset, theta: F64, student: F64, taught: Mapping[str, F64]) -> dict[str, Any]:

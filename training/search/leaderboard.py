@@ -47,8 +47,6 @@ class BoardEntry:
     # The model's point in the search space.
     point: dict[str, Any] = field(default_factory=dict)
     history: list[Any] = field(default_factory=list)
-    # Parameters a and b of Platt scaling, fitted on the validation rows.
-    calibration: list[float] | None = None
     failed: str | None = None
     # [GROUPS], the parts of the logloss by groups of viewers (`losses`).
     losses: list[float] | None = None

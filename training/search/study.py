@@ -99,7 +99,7 @@ class Study(Searcher):  # type: ignore[misc]
             logloss, rest = None, {"failed": result.get("failed", "its process died")}
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
-            kept = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "calibration", "losses")
+            kept = ("valid_auc", "valid_ndcg", "seconds", "rows", "share", "history", "losses")
             rest = {name: result[name] for name in kept if name in result}
             self._study.tell(trial, (logloss, us))
         name = f"TabNet {len(self._leaderboard.tried()) + 1}"

@@ -83,17 +83,15 @@ class Task:
             TabrankError: the log is bad or too short, or its rows do not fit in memory.
         """
         table, schema = read_joined(log, surface, print_progress), Schema(surface)
-        plan = DatasetPlan(schema, table, weights=drawn_weights(log, table))
+        newest_ms = math.inf if settings.days is None else settings.days * UNITS_MS["d"]
+        plan = DatasetPlan(schema, table, weights=drawn_weights(log, table), newest_ms=newest_ms)
         need, have = len(plan) * row_bytes(plan), available_bytes()
         if need > have:
             raise TabrankError(
                 f"{log}: a search over its {len(plan):,} rows needs {need / 2**30:.1f} GiB of memory, and "
-                f"{have / 2**30:.1f} GiB are free; search in a part of the log, or use `fit`"
+                f"{have / 2**30:.1f} GiB are free; train on fewer days with `refresh --days`, or use `fit`"
             )
         (data,) = plan.parts(len(plan), progress)
-        if settings.days is not None:
-            begins_ms = data.ts_ms[-1] - settings.days * UNITS_MS["d"]
-            data = data.take(slice(int(np.searchsorted(data.ts_ms, begins_ms)), None))
         base = FitConfig(seed=settings.seed)
         return cls(schema, data, category_strings(surface, table), base, settings, log)
 

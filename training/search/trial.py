@@ -17,7 +17,6 @@ from serve.model.encoder import Encoder
 from training.evaluation.metrics import Contender, mean
 from training.evaluation.slates import Slates
 from training.fit.loop import FitConfig, State, run
-from training.network.calibrate import fit_platt
 from training.network.model import Model
 from training.network.network import Inputs
 from training.search.budget import work
@@ -86,14 +85,12 @@ def report(state: State, config: FitConfig, train: Inputs, valid: Inputs) -> dic
 def verdict(
     state: State, encoder: Encoder, config: FitConfig, valid: Inputs, slates: Slates
 ) -> dict[str, Any]:
-    """Return NDCG, losses and calibration on the labels as shown, and history of a whole run."""
+    """Return NDCG and losses on the labels as shown, and history of a whole run."""
     network = Model.of(encoder, config.network, state.last).network
     logit, theta = network.logit(valid.x).double().numpy(), valid.examination.double().numpy()
-    calibration = fit_platt(logit, slates.label, theta)
     contender = Contender.of(slates, logit, theta * expit(logit))
     return {
         "valid_ndcg": mean(contender.ndcg),
         "losses": losses(contender),
-        "calibration": [calibration.a, calibration.b],
         "history": list(state.history),
     }

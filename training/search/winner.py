@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import default_rng
 from numpy.typing import NDArray
 from scipy.special import expit
 
 from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
-from serve.model.graph import Calibration
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
 from training.evaluation.rivals import TUNING_SHARE, lightgbm
@@ -28,7 +28,8 @@ from training.fit.fit import Fitted, save
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
 from training.fit.trainer import train
-from training.network.model import UNCALIBRATED, Model
+from training.network.calibrate import fit_if_better
+from training.network.model import Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import brought, distilled
 from training.search.leaderboard import BoardEntry
@@ -38,6 +39,9 @@ from training.terminal import PARTS, print_progress
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
+# Share of the viewers, and most rows about, whose rows calibrate the winner and train nothing: two
+# parameters need no more.
+HELD_SHARE, MAX_HELD_ROWS = 0.1, 5_000
 
 
 def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping[str, Any]:
@@ -62,7 +66,8 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     if made is not None:
         return made
     size = _size(run, winner)
-    rows = task.before.take(slice(len(task.before) - size.num_rows, None))
+    newest = task.before.take(slice(len(task.before) - size.num_rows, None))
+    rows, held = held_out(newest)
     encoder, test, incumbent = task.encoder_of(rows), task.parts["test"], None
     if last:
         newer = unseen(test, last)
@@ -74,13 +79,11 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
     num_teachers = size.num_teachers + (rival is not None)
     state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
-    # A mean of teachers is less confident than each of them, so the network that it teaches needs
-    # no calibration: that of a single network made it worse (RankLens, rows later than all
-    # training: ECE 0.0144 instead of 0.0107, logloss 0.4067 instead of 0.4064).
-    assert winner.calibration is not None
-    calibration = UNCALIBRATED if num_teachers else Calibration(*winner.calibration)
+    model = Model.of(encoder, config.network, state.kept(config))
+    theta = task.examination.at(held.position)
+    calibration = fit_if_better(model.logits(held.matrix), held.label, theta, held.viewer)
+    model = replace(model, calibration=calibration)
     PARTS.begin("measuring it on the test rows, beside its rivals")
-    model = Model.of(encoder, config.network, state.kept(config), calibration)
     scores = {kind: rival(test.matrix) for kind, rival in rivals.items()}
     taught = {"networks": expit(np.mean(logits, axis=0))} if logits else {}
     taught |= {TITLES["lightgbm"]: scores["lightgbm"]} if rival is not None else {}
@@ -106,7 +109,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         log=task.log,
         rows=len(rows),
         span_ms=(int(rows.ts_ms[0]), int(rows.ts_ms[-1])),
-        seen_until_ms=int(rows.ts_ms[-1]),
+        seen_until_ms=int(newest.ts_ms[-1]),
         counts=task.data.counts,
         begun=started_s,
         examination=task.examination,
@@ -133,6 +136,18 @@ def _made(artifact: Path, stands_for: Mapping[str, Any]) -> Mapping[str, Any] | 
     made = load(artifact)
     found = json.loads(made.read("evaluation.json"))["search"]
     return made.manifest if all(found.get(name) == value for name, value in stands_for.items()) else None
+
+
+def held_out(rows: Dataset) -> tuple[Dataset, Dataset]:
+    """Split rows into those to train on, and all of some viewers, which calibrate what is trained.
+
+    Neither a network nor the teachers of its labels have seen these. The calibration of its trial
+    is no substitute: a network that is taught is less confident.
+    """
+    viewers = np.unique(rows.viewer)
+    num = int(len(viewers) * min(HELD_SHARE, MAX_HELD_ROWS / len(rows)))
+    is_held = np.isin(rows.viewer, default_rng(0).choice(viewers, num, replace=False))
+    return rows.take(np.flatnonzero(~is_held)), rows.take(np.flatnonzero(is_held))
 
 
 def _size(run: SearchRun, winner: BoardEntry) -> FinalTraining:
@@ -163,7 +178,8 @@ def _trained(
     folder holds the state from which a killed training resumes.
     """
     PARTS.begin(
-        f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows"
+        f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows; "
+        "others calibrate it"
     )
     storage = run.clock.out / "fit"
     watched = data.take(slice(int(len(data) * (1 - MONITORED_SHARE)), None))

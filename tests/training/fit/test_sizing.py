@@ -56,3 +56,10 @@ def test_a_loss_that_still_falls_is_a_reason_to_search():
 def test_few_rows_for_each_parameter_are_a_reason_to_search():
     (reason,) = advice(history(0.5), FitConfig(epochs=1), num_rows=87_530, num_parameters=6_672)
     assert "87,530 training rows are 13 for each of the network's 6,672 parameters" in reason
+
+
+def test_what_one_process_trains_in_a_minute_needs_no_ray():
+    assert [sized(num_rows).num_workers for num_rows in (1, 10_000, 100_000, 5_000_000)] == [0, 0, 0, 1]
+    # The epochs count too, and a given number takes precedence.
+    assert sized(100_000, epochs=100).num_workers == 1
+    assert sized(10_000, num_workers=1).num_workers == 1

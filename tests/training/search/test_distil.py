@@ -9,8 +9,9 @@ import torch
 from serve.model.encoder import Encoder, NumericColumn
 from tests.support.inline_ray import InlineRay
 from training.fit.loop import FitConfig
+from training.fit.teaching import TEACHER_SHARE, mixed
 from training.network.network import Inputs, NetworkConfig
-from training.search.distil import TEACHER_SHARE, distilled, mixed
+from training.search.distil import distilled
 
 ROWS = Inputs(torch.zeros(2, 1), torch.tensor([0.0, 1.0]), torch.ones(2))
 

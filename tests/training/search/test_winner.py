@@ -24,7 +24,7 @@ from training.search.search import reasons
 from training.search.space import Space
 from training.search.task import SearchSettings, Task
 from training.search.trials import SearchRun
-from training.search.winner import finish
+from training.search.winner import finish, held_out
 
 CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
 
@@ -47,9 +47,7 @@ def finished(task, last, out, *rivals):
         clock.claim(task.identity, restart=False)
         board = Leaderboard(out / "leaderboard.jsonl")
         point = Space(len(task.before)).point(CONFIG) | {"epochs": 1}
-        board.add(
-            BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, point=point, calibration=[1, 0])
-        )
+        board.add(BoardEntry("TabNet 1", "tabnet", 0.4, us_per_candidate=2.0, point=point))
         for rival in rivals:
             board.add(rival)
         num_teachers = task.settings.num_teachers
@@ -128,3 +126,17 @@ def test_the_evaluation_says_what_the_teachers_brought_on_the_rows_that_measure_
     finished(made[1], None, tmp_path / "untaught")
     untaught = json.loads(load(tmp_path / "untaught" / "artifact").read("evaluation.json"))
     assert untaught["search"]["teachers"] == {}
+
+
+def test_the_winner_is_calibrated_on_viewers_that_train_nothing(made, tmp_path):
+    _, task = made
+    rows, held = held_out(task.before)
+    assert not set(rows.viewer) & set(held.viewer)
+    assert len(rows) + len(held) == len(task.before)
+    assert 0.05 < len(held) / len(task.before) < 0.2
+    manifest = finished(task, None, tmp_path / "out")
+    assert manifest["rows"] == len(rows)
+    assert manifest["seen_until_ms"] == task.before.ts_ms[-1]
+    # One epoch of few rows leaves the network far from the label's rate; the map repairs it.
+    assert manifest["calibration"] != {"a": 1.0, "b": 0.0}
+    assert "rows that no network had been trained on" in (tmp_path / "out/artifact/MODEL_CARD.md").read_text()

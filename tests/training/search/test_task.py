@@ -1,0 +1,49 @@
+"""Test what a search reads of its log."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from serve.contract.errors import TabrankError
+from serve.features.surface import read_surface
+from tests.support.shop_log import write_shop
+from training.drafting.draft import draft
+from training.search.task import SearchSettings, Task
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Return a log of five days and its surface."""
+    folder = tmp_path_factory.mktemp("task") / "log"
+    write_shop(folder, slates=1_000)
+    return read_surface(draft(folder).text), folder
+
+
+def read(shop, days=None):
+    """Return a task, and how often progress was told: about once an exposure."""
+    told = []
+    return Task.read(*shop, SearchSettings(60.0, days=days), told.append), len(told)
+
+
+def test_the_rows_of_the_newest_days_have_the_features_of_the_whole_log(shop):
+    (whole, _), (newest, _) = read(shop), read(shop, days=1)
+    late = whole.data.take(slice(len(whole.data) - len(newest.data), None))
+    assert 0 < late.ts_ms[-1] - late.ts_ms[0] <= 86_400_000
+    for name, array in newest.data.arrays().items():
+        np.testing.assert_array_equal(array, late.arrays()[name])
+    np.testing.assert_array_equal(newest.data.matrix.numeric, late.matrix.numeric)
+    np.testing.assert_array_equal(newest.data.matrix.category, late.matrix.category)
+    assert newest.data.counts["rows"] == len(newest.data)
+
+
+def test_features_are_computed_for_the_newest_days_alone(shop):
+    assert read(shop, days=1)[1] < read(shop)[1] / 4
+
+
+def test_only_the_rows_of_the_newest_days_need_memory(shop, monkeypatch):
+    num_bytes = 200 * len(read(shop)[0].data)
+    monkeypatch.setattr("training.search.task.available_bytes", lambda: num_bytes)
+    with pytest.raises(TabrankError, match="`refresh --days`"):
+        read(shop)
+    assert len(read(shop, days=1)[0].data)
