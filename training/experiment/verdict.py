@@ -104,9 +104,9 @@ def by_denominator(
     has_moved = -sign * moved["difference"] > MOVED * (moved["high"] - moved["low"]) / 2
     if agrees or not has_moved:
         return []
-    shows = "shows no difference" if own["low"] <= 0 <= own["high"] else "shows the opposite"
+    shows = "show no difference" if own["low"] <= 0 <= own["high"] else "show the opposite"
     return [
-        f"{denominator['title']} {sized(moved)} moves the ratio, and {numerator['title']} {shows} "
+        f"{denominator['title']} {sized(moved)} move the ratio, and {numerator['title']} {shows} "
         f"({sized(numerator['effect'])} {span(own)})"
     ]
 
