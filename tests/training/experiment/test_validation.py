@@ -127,7 +127,7 @@ def judged(rows, primary, *, ended):
 
 
 def shown_at_a_look(runs, draw, metrics, days=range(Experiment.min_days - 1, LOOKS)):
-    """Return the share of runs in which a report of these days shows each effect on the first metric."""
+    """Return the shares of runs that won or lost by the first metric in a report of these days."""
     rng, found = np.random.default_rng(1), Counter()
     for _ in range(runs):
         people = draw(rng)
@@ -163,7 +163,7 @@ def shown_at_the_end(runs, draw):
 
 @RUNS
 def test_a_small_arm_with_heavy_tails_shows_no_effect_where_there_is_none(runs):
-    """Split 95/5, lognormal minutes of sd 2; without limits, 23 % of the runs had lost at some look."""
+    """Without limits and a minimum of viewers, 23 % of the runs had lost at some look."""
     heavy = partial(simulated_panel, back=0.0, viewers=10_000, share=0.05, sd=2.0)
     assert sum(shown_at_a_look(runs, heavy, [MINUTES]).values()) <= 0.064
 
