@@ -95,7 +95,7 @@ def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list
     """Return a warning if the arms were degraded unevenly."""
     for row in tested:
         is_large = max(row["low"], -row["high"]) > FLAG_SHARE
-        if row["name"] != "slow" and row["p"] < FLAG_P and is_large:
+        if row["name"] in ("fallback", "degraded") and row["p"] < FLAG_P and is_large:
             return [
                 f"the arms were degraded unevenly: {row['title']} are {row['treatment']:.2%} of {arms[1]!r} and "
                 f"{row['control']:.2%} of {arms[0]!r} ({spread(row)}, p = {row['p']:.2g}); the effect includes "

@@ -145,7 +145,7 @@ def notes(result: Report) -> list[str]:
         "and joins without an exposure of the experiment (of holdout viewers, of test traffic, or without a ranking)"
     )
     limits = {name: limit for metric in result["metrics"] for name, limit in metric["capped"].items()}
-    each = (f"{name} {one['at']:,.4g} ({one['viewers']:,} viewers above)" for name, one in limits.items())
+    each = (f"{name} {one['at']:,.4g} (viewers above: {one['viewers']:,})" for name, one in limits.items())
     if limits:
         lines.append(f"{CAPPED}: {', '.join(each)}")
     if result["metrics_without_events"]:

@@ -461,6 +461,7 @@ def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
     assert result["reason"].startswith("not won: Exposures per viewer -50.03% [-5")
     assert "], lower by more than 2.0%; Join rate per exposure +" in result["reason"]
     assert result["outlook"] == "more days alone need not change this verdict"
+    assert result["warnings"] == []
     row = result["guardrail_tests"][0]
     assert (row["name"], row["control"], row["treatment"]) == (
         "exposures",
@@ -514,8 +515,8 @@ def test_a_viewer_of_very_many_minutes_counts_up_to_a_limit_that_the_report_name
     minutes = next(metric for metric in result["metrics"] if metric["name"] == "minutes")
     assert minutes["capped"] == {"minutes": {"at": 15.0, "viewers": 3}}
     assert minutes["control"] == pytest.approx(11.25, abs=0.1)
-    assert "minutes 15 (3 viewers above)" in text(result)
-    assert "minutes 15 (3 viewers above)" in page(result)
+    assert "minutes 15 (viewers above: 3)" in text(result)
+    assert "minutes 15 (viewers above: 3)" in page(result)
 
 
 def test_where_few_viewers_have_any_a_limit_is_among_them():
