@@ -13,9 +13,10 @@ Verdict = Literal["won", "lost", "no difference shown", "invalid"]
 SRM_P = 0.001
 # Above this share of viewers with exposures in two arms, an experiment is invalid.
 MAX_CROSSING = 0.001
-# The treatment may have moved a ratio's denominator where its 90 % interval of one look excludes
-# zero, whose half-width is this part of that of 95 %.
-MOVED = 1.645 / 1.96
+# The treatment may have moved a ratio's denominator where its interval of one look excludes zero:
+# that of 90 % at the declared end, of 80 % before, when less is known of it. Their half-widths are
+# these parts of that of 95 %.
+MOVED = {True: 1.645 / 1.96, False: 1.282 / 1.96}
 # When the interval that decides holds, by whether the declared end has passed.
 DECIDES = {True: "at the declared end", False: "valid however often you look"}
 
@@ -101,7 +102,7 @@ def by_denominator(
         return []
     sign, own = (1 if result == "won" else -1), deciding(numerator, ended)[0]
     agrees = min(sign * own["low"], sign * own["high"]) > 0
-    has_moved = -sign * moved["difference"] > MOVED * (moved["high"] - moved["low"]) / 2
+    has_moved = -sign * moved["difference"] > MOVED[ended] * (moved["high"] - moved["low"]) / 2
     if agrees or not has_moved:
         return []
     shows = "show no difference" if own["low"] <= 0 <= own["high"] else "show the opposite"
