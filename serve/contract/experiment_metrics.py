@@ -29,6 +29,8 @@ class Metric:
     denominator: str = VIEWERS
 
 
+# The denominator of ratios, and a guardrail of every experiment.
+EXPOSURES = Metric("exposures", "Exposures per viewer", "exposures per viewer", "exposures", "exposures")
 METRICS = (
     Metric(
         "active_days",

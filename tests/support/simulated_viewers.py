@@ -15,6 +15,8 @@ LOOKS = 14
 # Mean exposures beyond the first one, and shape of the gamma distribution of eagerness.
 MEAN_EXPOSURES, EAGERNESS = 5.0, 2.0
 CLICK_RATE, JOIN_RATE = 0.3, 0.1
+# Share of viewers with minutes.
+LISTENERS = 0.3
 # Expected metrics: E[eager · exposures] = 1 + m · (1 + 1 / shape).
 _EAGER_EXPOSURES = 1 + MEAN_EXPOSURES * (1 + 1 / EAGERNESS)
 EXPECTED = {
@@ -42,18 +44,34 @@ def _viewers(rng, uplift):
     return {"exposures": exposures, "clicks": clicks, "joins": joins}
 
 
-def simulated_panel(rng, back):
-    """Return a panel of viewers who arrive evenly over the days, in two arms without a difference.
+def simulated_panel(
+    rng, back, *, viewers=VIEWERS, share=0.5, mean=1.0, more=0.0, uplift=(0.0,), busy=(1.0,), sd=None
+):
+    """Return a panel of viewers who arrive evenly over the days, `share` of them in the treatment.
 
-    Each viewer returns on each later day with probability `back`.
+    Each viewer returns on each later day with probability `back`, and has `mean` exposures beyond
+    the first one of a day. The rates of click and join are multiplied by `busy`, in the treatment
+    also by 1 + `uplift`; both are of days in turn, so seven of them are weekdays. The treatment has
+    `more` exposures without more events. With `sd`, 30 % of the viewer-days have minutes, whose
+    logarithm has that standard deviation.
     """
-    first = np.sort(rng.integers(0, LOOKS, VIEWERS))
-    eager = rng.gamma(EAGERNESS, 1 / EAGERNESS, VIEWERS)
+    first = np.sort(rng.integers(0, LOOKS, viewers))
+    eager = rng.gamma(EAGERNESS, 1 / EAGERNESS, viewers)
     days = np.arange(LOOKS)
-    here = (days == first[:, None]) | ((days > first[:, None]) & (rng.random((VIEWERS, LOOKS)) < back))
+    here = (days == first[:, None]) | ((days > first[:, None]) & (rng.random((viewers, LOOKS)) < back))
     viewer, day = np.nonzero(here)
-    exposures = 1.0 + rng.poisson(eager[viewer])
-    clicks, joins = (rng.poisson(exposures * eager[viewer] * rate) * 1.0 for rate in (CLICK_RATE, JOIN_RATE))
-    arm, active_days = np.array(ARMS)[rng.integers(0, 2, VIEWERS)], np.ones(len(viewer))
-    sums = dict(zip(SUMS, (exposures, active_days, clicks, joins, rng.gamma(joins)), strict=True))
-    return Panel(arm, first, first == 0, viewer, day, sums, {})
+    treated = rng.random(viewers) < share
+    exposures = 1.0 + rng.poisson(mean * eager[viewer])
+    factor = np.resize(busy, LOOKS)[day] * (1 + np.resize(uplift, LOOKS)[day] * treated[viewer])
+    clicks, joins = (
+        rng.poisson(exposures * eager[viewer] * rate * factor) * 1.0 for rate in (CLICK_RATE, JOIN_RATE)
+    )
+    exposures += rng.binomial(exposures.astype(int), more * treated[viewer])
+    minutes = rng.gamma(joins) if sd is None else heavy_minutes(rng, sd, len(viewer))
+    sums = dict(zip(SUMS, (exposures, np.ones(len(viewer)), clicks, joins, minutes), strict=True))
+    return Panel(np.array(ARMS)[treated.astype(int)], first, first == 0, viewer, day, sums, {})
+
+
+def heavy_minutes(rng, sd, num):
+    """Return [num] lognormal minutes of the 30 % who listen, 0 of the others."""
+    return np.exp(sd * rng.normal(size=num)) * (rng.random(num) < LISTENERS)

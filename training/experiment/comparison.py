@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tea_tasting.aggr import Aggregates
 
-from serve.contract.experiment_metrics import METRICS, Metric
+from serve.contract.experiment_metrics import EXPOSURES, METRICS, Metric
 from training.experiment.confidence_sequence import DAYS, always_valid, any_look_p, level, needed_at_a_look
 from training.experiment.panel import F64, Panel
 from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
@@ -20,6 +20,9 @@ from training.experiment.statistics import Effect, aggregates, compare, explains
 DEFINITION = ("name", "title", "unit", "numerator", "denominator")
 # Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
+# Each viewer's sum counts at most this quantile over the viewers of both arms, or if higher, the
+# second one over those above 0: where few have any, the first would leave nothing of them.
+CAP, CAP_OF_SOME = 0.99, 0.95
 # Names of control and treatment.
 Arms = tuple[str, str]
 
@@ -45,7 +48,7 @@ def comparisons(
     control's, `smallest_effect` a relative effect. Power refers to the deciding interval: the
     fixed-horizon one if the experiment has `ended`, the one of any look before; so do p-values.
     """
-    totals = people.totals()
+    totals, limits = capped(people.totals(), people.rows(arms))
     control, treatment = (arm_of(totals, people.arm == arm) for arm in arms)
     best_at = best_after(people, arms)
     p, rows = {}, []
@@ -53,6 +56,7 @@ def comparisons(
         adjusted = explains(metric, control, treatment)
         effect = compare(metric, control, treatment, adjusted=adjusted)
         row: dict[str, Any] = {name: getattr(metric, name) for name in DEFINITION} | {"effect": None}
+        row["capped"] = {name: limits[name] for name in (metric.above, metric.below) if name in limits}
         rows.append(row)
         if effect is None:
             continue
@@ -75,10 +79,12 @@ def comparisons(
             "detectable": solve("rel_effect_size", metric, both, **now),
             "viewers_needed": needed and (int(needed) if ended else needed_at_a_look(needed, best_at)),
         }
-    corrected, days = holm(p), daily(people, arms, metrics)
+    # A guardrail is no further chance to show a success.
+    corrected = holm({name: value for name, value in p.items() if name != EXPOSURES.name})
+    days = daily(people, arms, metrics)
     for row, curve in zip(rows, days, strict=True):
         if row["effect"]:
-            row["effect"]["p_holm"] = corrected[row["name"]]
+            row["effect"]["p_holm"] = corrected.get(row["name"])
             row["days"] = curve
     return rows
 
@@ -94,7 +100,8 @@ def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dic
         here = [(people.arm == arm) & (people.first_day <= day) for arm in arms]
         if min(int(flags.sum()) for flags in here) < 2:
             continue
-        control, treatment = (arm_of({**sums, **people.before}, flags) for flags in here)
+        so_far, _ = capped({**sums, **people.before}, here[0] | here[1])
+        control, treatment = (arm_of(so_far, flags) for flags in here)
         for metric, curve in zip(metrics, curves, strict=True):
             adjusted = explains(metric, control, treatment)
             effect = compare(metric, control, treatment, adjusted=adjusted)
@@ -104,8 +111,10 @@ def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dic
     return curves
 
 
-def days_needed(people: Panel, arms: Arms, wanted: int | None, is_whole: Sequence[bool]) -> int | None:
-    """Return the days until `wanted` viewers have come, or None if unknown.
+def days_needed(
+    people: Panel, arms: Arms, wanted: int | None, is_whole: Sequence[bool], in_each: int = 0
+) -> int | None:
+    """Return the days until `wanted` viewers have come, and `in_each` arm; None if unknown.
 
     The rate is that of new viewers on the last seven of the whole days, or of all days if none is
     whole. It is unknown if `wanted` is None or no new viewers come.
@@ -113,7 +122,8 @@ def days_needed(people: Panel, arms: Arms, wanted: int | None, is_whole: Sequenc
     ours = people.rows(arms)
     if wanted is None:
         return None
-    missing = wanted - int(ours.sum())
+    num, fewest = int(ours.sum()), min(int((people.arm == arm).sum()) for arm in arms)
+    missing = max(wanted, num * max(1.0, in_each / fewest)) - num
     if missing <= 0:
         return 0
     new = np.bincount(people.first_day[ours], minlength=len(is_whole))
@@ -124,6 +134,25 @@ def days_needed(people: Panel, arms: Arms, wanted: int | None, is_whole: Sequenc
 def best_after(people: Panel, arms: Arms) -> int:
     """Return the number of viewers at which the interval of any look is narrowest."""
     return DAYS * max(1, int((people.rows(arms) & people.in_first_24h).sum()))
+
+
+def capped(sums: Mapping[str, F64], flags: Any) -> tuple[dict[str, F64], dict[str, dict[str, float]]]:
+    """Return the viewers' sums [V], none above its limit, and the limits by name.
+
+    Winsorised means: with a few viewers of very large sums, the interval of a small arm's mean
+    covers too seldom, because an arm without any of them seems both lower and more certain than it
+    is. A limit is that of the viewers with these flags [V], who are of both arms; `viewers` counts
+    those above it. Active days have none: their number is bounded by that of the days.
+    """
+    limits, most = {}, {}
+    for name, values in sums.items():
+        ours = values[flags]
+        parts = (ours, CAP), (ours[ours > 0], CAP_OF_SOME)
+        if not name.startswith("active_days"):
+            at = max(np.quantile(of, share, method="inverted_cdf") for of, share in parts if len(of))
+            limits[name] = {"at": float(at), "viewers": int((ours > at).sum())}
+        most[name] = np.minimum(values, at) if name in limits else values
+    return most, limits
 
 
 def arm_of(sums: Mapping[str, F64], flags: Any) -> Aggregates:

@@ -1,4 +1,4 @@
-"""Guardrails of an experiment: degraded and slow answers by arm, with a test of each difference.
+"""Guardrails of an experiment: exposures, degraded and slow answers by arm, with tests.
 
 Letters: N exposures, V viewers.
 """
@@ -6,7 +6,7 @@ Letters: N exposures, V viewers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from training.experiment.comparison import arm_of, best_after
 from training.experiment.confidence_sequence import AnyLook, always_valid
 from training.experiment.panel import Panel
 from training.experiment.statistics import Effect, compare
+from training.experiment.verdict import deciding, sized, span
 
 # Rung of answers that no model ranked, in any arm.
 FALLBACK = "fallback"
@@ -75,8 +76,8 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         effect = compare(metric, control, treatment, adjusted=False)
         base, share = (arm.mean(name) / arm.mean("exposures") for arm in (control, treatment))
         if effect is not None:
-            deciding: Effect | AnyLook = effect if ended else always_valid(effect, num_viewers, best_at)
-            low, high, p = deciding.low, deciding.high, deciding.p
+            interval: Effect | AnyLook = effect if ended else always_valid(effect, num_viewers, best_at)
+            low, high, p = interval.low, interval.high, interval.p
         elif base != share:
             # All answers of one arm and none of the other: nothing varies. Fisher's exact test.
             p = float(fisher_exact([[treatment.count(), 0], [0, control.count()]]).pvalue)
@@ -84,7 +85,9 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         else:
             continue
         row = {"name": name, "title": title, "control": base, "treatment": share, "difference": share - base}
-        rows.append(row | {"low": low, "high": high, "p": p})
+        # No share rises by more than 1: slow answers have no margin.
+        margin = 1.0 if name == "slow" else FLAG_SHARE
+        rows.append(row | {"low": low, "high": high, "p": p, "worse": "higher", "margin": margin})
     return rows
 
 
@@ -92,7 +95,7 @@ def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list
     """Return a warning if the arms were degraded unevenly."""
     for row in tested:
         is_large = max(row["low"], -row["high"]) > FLAG_SHARE
-        if row["name"] != "slow" and row["p"] < FLAG_P and is_large:
+        if row["name"] in ("fallback", "degraded") and row["p"] < FLAG_P and is_large:
             return [
                 f"the arms were degraded unevenly: {row['title']} are {row['treatment']:.2%} of {arms[1]!r} and "
                 f"{row['control']:.2%} of {arms[0]!r} ({spread(row)}, p = {row['p']:.2g}); the effect includes "
@@ -101,6 +104,33 @@ def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list
     return []
 
 
+def of_metric(
+    row: Mapping[str, Any], worse: Literal["lower", "higher"], margin: float, ended: bool
+) -> list[dict[str, Any]]:
+    """Return a metric's row as a test of a guardrail; none if it does not vary.
+
+    The metric must not become `worse` by more than the margin, which is relative.
+    """
+    if row["effect"] is None:
+        return []
+    names = ("name", "title", "control", "treatment")
+    interval = {**row["effect"], **deciding(row, ended)[0]}
+    return [{name: row[name] for name in names} | interval | {"worse": worse, "margin": margin}]
+
+
+def harm(tested: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in words each guardrail whose whole interval is beyond its margin."""
+    found = []
+    for row in tested:
+        low, high = row.get("relative_low"), row.get("relative_high")
+        low, high = (row["low"], row["high"]) if low is None or high is None else (low, high)
+        if (high < -row["margin"]) if row["worse"] == "lower" else (low > row["margin"]):
+            found.append(f"{row['title']} {spread(row)}, {row['worse']} by more than {row['margin']:.1%}")
+    return found
+
+
 def spread(row: Mapping[str, Any]) -> str:
-    """Format a difference of shares with its 95 % interval."""
+    """Format a difference with its 95 % interval: of shares, or of a metric."""
+    if "relative" in row:
+        return f"{sized(row)} {span(row)}"
     return f"{row['difference']:+.2%} [{row['low']:+.2%}, {row['high']:+.2%}]"

@@ -23,6 +23,7 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
     "no difference shown": ("unsure", "no difference shown between {treatment} and {control}"),
     "invalid": ("bad", "invalid: the arms cannot be compared"),
 }
+CAPPED = "So that a few viewers do not decide, a viewer's sum counts at most the 99th percentile of both arms' viewers"
 HOW_TO_READ = (
     "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
     "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The interval of "
@@ -143,6 +144,10 @@ def notes(result: Report) -> list[str]:
         f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "
         "and joins without an exposure of the experiment (of holdout viewers, of test traffic, or without a ranking)"
     )
+    limits = {name: limit for metric in result["metrics"] for name, limit in metric["capped"].items()}
+    each = (f"{name} {one['at']:,.4g} (viewers above: {one['viewers']:,})" for name, one in limits.items())
+    if limits:
+        lines.append(f"{CAPPED}: {', '.join(each)}")
     if result["metrics_without_events"]:
         lines.append(f"Without events in the log: {', '.join(result['metrics_without_events'])}")
     return lines
@@ -193,10 +198,11 @@ def _guardrails(result: Report) -> list[list[str]]:
 
 def _guardrail_tests(result: Report) -> list[list[str]]:
     when = DECIDES[result["window"]["ended"]]
-    rows = [["share of exposures", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]]
+    rows = [["guardrail", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]]
     for row in result["guardrail_tests"]:
-        shares = [f"{row[arm]:.3%}" for arm in ("control", "treatment")]
-        rows.append([row["title"], *shares, spread(row), f"{row['p']:.2g}"])
+        form = ".4g" if "relative" in row else ".3%"
+        values = [f"{row[arm]:{form}}" for arm in ("control", "treatment")]
+        rows.append([row["title"], *values, spread(row), f"{row['p']:.2g}"])
     return rows if len(rows) > 1 else []
 
 

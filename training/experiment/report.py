@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from serve.contract.errors import TabrankError
-from serve.contract.experiment_metrics import METRICS, Metric
+from serve.contract.experiment_metrics import EXPOSURES, METRICS, Metric
 from serve.storage.atomic_files import draft_of
 from training.experiment import guardrails
 from training.experiment.comparison import available, comparisons, days_needed
@@ -19,8 +19,8 @@ from training.experiment.declared import Declared
 from training.experiment.page import page
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
-from training.experiment.statistics import sample_ratio
-from training.experiment.verdict import Verdict, faults, outlook, too_early, verdict
+from training.experiment.statistics import MIN_VIEWERS, sample_ratio
+from training.experiment.verdict import Verdict, by_denominator, faults, outlook, too_early, verdict
 from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
 
 NO_MODEL = "no model"
@@ -59,33 +59,44 @@ def report(
     ended = declaration.end_ms is not None and last_ms >= declaration.end_ms and span.closed is None
     num_exposures = int(here["arm"].isin(arms).sum())
     num_days = span.whole_days(span.end_ms if ended else span.last_ms)
-    early = too_early(declaration, num_days, num_exposures)
+    early = too_early(declaration, num_days, num_exposures, split["viewers"])
     metrics = available(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
     result: Verdict = "invalid"
     reason, days = "; ".join(why), None
+    against: list[str] = []
+    tested = guardrails.tests(here, people, arms, ended=ended)
     if not why:
-        compared = comparisons(people, arms, metrics, ratio=ratio, smallest_effect=smallest, ended=ended)
-        row = next(row for row in compared if row["name"] == primary.name)
+        watched = [*metrics, EXPOSURES]
+        compared = comparisons(people, arms, watched, ratio=ratio, smallest_effect=smallest, ended=ended)
+        rows_of = {row["name"]: row for row in compared}
+        row = rows_of[primary.name]
+        tested = guardrails.of_metric(compared.pop(), "lower", smallest, ended) + tested
         result, reason = verdict(row, smallest, ended=ended)
+        against = guardrails.harm(tested) if result == "won" else []
+        if primary.below:
+            against += by_denominator(result, rows_of[primary.above], rows_of[primary.below], ended=ended)
+        if against:
+            result, reason = "no difference shown", f"not {result}: {'; '.join(against)}; {reason}"
         whole = [day not in partial_days(span) for day in span.days]
-        wanted = row.get("viewers_needed")
-        days = days_needed(people, arms, wanted, whole) if result == "no difference shown" else 0
+        wanted = row.get("viewers_needed") if result == "no difference shown" else 0
+        days = days_needed(people, arms, wanted, whole, MIN_VIEWERS)
         if early:
             result, reason = "no difference shown", f"too early: {reason}; {early}"
             missing = declaration.min_days - num_days
             days = None if days is None or num_exposures < declaration.min_exposures else max(days, missing)
     closed = span.closed or ("the declared end has passed" if ended and early else None)
+    instead = "more days alone need not change this verdict" if against and not early else None
+    instead = f"no further days come: {closed}" if closed else instead
     ranked_by = _treatments(here, arms)
-    tested = guardrails.tests(here, people, arms, ended=ended)
     return {
         "experiment": declaration.name,
         "verdict": result,
         "reason": reason,
         "days_needed": days,
-        "outlook": outlook(result, days, smallest, ended, closed),
+        "outlook": outlook(result, days, smallest, ended, instead),
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,

@@ -24,6 +24,8 @@ from training.experiment.panel import BEFORE, F64
 
 ALPHA = 0.05
 POWER = 0.8
+# Fewest viewers of the smallest arm for a verdict: docs/experiments.md has the coverage with fewer.
+MIN_VIEWERS = 300
 Z = float(norm.isf(ALPHA / 2))
 
 

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from serve.config.settings import Experiment
+from training.experiment.statistics import MIN_VIEWERS
 
 Verdict = Literal["won", "lost", "no difference shown", "invalid"]
 # Below this p-value of the sample ratio test, an experiment is invalid.
 SRM_P = 0.001
 # Above this share of viewers with exposures in two arms, an experiment is invalid.
 MAX_CROSSING = 0.001
+# The treatment may have moved a ratio's denominator where its interval of one look excludes zero:
+# that of 90 % at the declared end, of 80 % before, when less is known of it. Their half-widths are
+# these parts of that of 95 %.
+MOVED = {True: 1.645 / 1.96, False: 1.282 / 1.96}
 # When the interval that decides holds, by whether the declared end has passed.
 DECIDES = {True: "at the declared end", False: "valid however often you look"}
 
@@ -46,9 +51,15 @@ def split(viewers: Mapping[str, int], shares: Mapping[str, float]) -> str:
     )
 
 
-def too_early(declaration: Experiment, num_days: int, num_exposures: int) -> str | None:
-    """Return why the run is too short for a verdict, or None."""
-    missing = []
+def too_early(
+    declaration: Experiment, num_days: int, num_exposures: int, viewers: Mapping[str, int]
+) -> str | None:
+    """Return why the run is too short for a verdict, or None; `viewers` are by arm."""
+    missing = [
+        f"{MIN_VIEWERS} viewers in each arm ({MIN_VIEWERS - num} more in {arm!r})"
+        for arm, num in viewers.items()
+        if num < MIN_VIEWERS
+    ]
     if num_days < declaration.min_days:
         missing.append(f"{declaration.min_days} whole days (min_days), not {num_days}")
     if num_exposures < declaration.min_exposures:
@@ -78,17 +89,40 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     return "no difference shown", reason
 
 
+def by_denominator(
+    result: Verdict, numerator: Mapping[str, Any], denominator: Mapping[str, Any], *, ended: bool
+) -> list[str]:
+    """Return why a ratio that won or lost may have done so by its denominator; empty if it did not.
+
+    Both parts are means per viewer. The denominator explains the verdict if it may have moved the
+    other way, unless the numerator shows an effect like the ratio's.
+    """
+    moved = denominator["effect"]
+    if result not in ("won", "lost") or not (numerator["effect"] and moved):
+        return []
+    sign, own = (1 if result == "won" else -1), deciding(numerator, ended)[0]
+    agrees = min(sign * own["low"], sign * own["high"]) > 0
+    has_moved = -sign * moved["difference"] > MOVED[ended] * (moved["high"] - moved["low"]) / 2
+    if agrees or not has_moved:
+        return []
+    shows = "show no difference" if own["low"] <= 0 <= own["high"] else "show the opposite"
+    return [
+        f"{denominator['title']} {sized(moved)} move the ratio, and {numerator['title']} {shows} "
+        f"({sized(numerator['effect'])} {span(own)})"
+    ]
+
+
 def deciding(metric: Mapping[str, Any], ended: bool) -> tuple[Mapping[str, Any], str]:
     """Return the interval that decides, and when it holds."""
     return metric["effect" if ended else "always_valid"], DECIDES[ended]
 
 
 def outlook(
-    verdict: Verdict, days: int | None, smallest_effect: float, ended: bool, closed: str | None
+    verdict: Verdict, days: int | None, smallest_effect: float, ended: bool, instead: str | None
 ) -> str:
-    """Describe the data that a decision still needs; `closed` is why no more come."""
-    if verdict == "no difference shown" and closed:
-        return f"no further days come: {closed}"
+    """Describe the data that a decision still needs; `instead` says why more would not help."""
+    if verdict == "no difference shown" and instead:
+        return instead
     if verdict != "no difference shown":
         return "this verdict needs no further days" if verdict in ("won", "lost") else "more days do not help"
     size = f"an effect of {smallest_effect:.1%} shows with 80 % probability"

@@ -21,10 +21,10 @@ from tests.support.logging_service import Logging, busy_hour
 from tests.support.page_parser import Page
 from training.__main__ import app
 from training.experiment import guardrails
-from training.experiment.comparison import days_needed
+from training.experiment.comparison import capped, days_needed
 from training.experiment.confidence_sequence import factor
 from training.experiment.declared import Declared, declared
-from training.experiment.page import text
+from training.experiment.page import page, text
 from training.experiment.panel import panel
 from training.experiment.report import report
 from training.experiment.served_log import hashed, read_events, read_exposures
@@ -121,6 +121,8 @@ def test_the_days_needed_are_by_the_whole_days_or_by_all_if_none_is_whole(tmp_pa
     assert days(10, [True, False]) == 2
     assert days(10, [False, False]) == days(10, [True, True]) == 3
     assert (days(4, [False, True]), days(None, [False, True])) == (0, None)
+    # An arm lacks one of three viewers, and another comes with it.
+    assert (days(0, [True, True]), days(0, [True, True], 3)) == (0, 1)
 
 
 def test_days_are_those_of_the_time_zone(tmp_path):
@@ -433,6 +435,97 @@ def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
     assert result["verdict"] == "lost"
     assert result["reason"].startswith("Join rate per exposure -0.")
     assert "lost" in text(result)
+
+
+def judged(folder, exposures, joins, *, num=800, fallback=0):
+    """Return the report of viewers with these mean exposures and joins per exposure, by arm.
+
+    One in `fallback` answers of the model is a fallback.
+    """
+    rng, shows, events = np.random.default_rng(0), [], []
+    for i in range(num):
+        for k in range(exposures[i % 2] + i // 2 % 3 - 1):
+            hours = i / 100 + k / 1_000
+            shows.append(shown(f"v{i}", hours, ("popular", "model")[i % 2]))
+            if i % 2 and fallback and len(shows) % fallback == 0:
+                shows[-1]["rung"] = "fallback"
+            if rng.random() < joins[i % 2]:
+                events.append(did(f"v{i}", "join", hours, request_id=f"r{len(shows) - 1}"))
+    return report(write_rows(folder, shows, events), Declared("launch", min_days=0))
+
+
+def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
+    assert judged(tmp_path / "even", (4, 4), (0.1, 0.9))["verdict"] == "won"
+    result = judged(tmp_path / "fewer", (4, 2), (0.1, 0.9))
+    assert result["verdict"] == "no difference shown"
+    assert result["reason"].startswith("not won: Exposures per viewer -50.03% [-5")
+    assert "], lower by more than 2.0%; Join rate per exposure +" in result["reason"]
+    assert result["outlook"] == "more days alone need not change this verdict"
+    assert result["warnings"] == []
+    row = result["guardrail_tests"][0]
+    assert (row["name"], row["control"], row["treatment"]) == (
+        "exposures",
+        pytest.approx(4, abs=0.01),
+        pytest.approx(2, abs=0.01),
+    )
+    assert "Exposures per viewer" in text(result)
+    assert "exposures" not in [metric["name"] for metric in result["metrics"]]
+
+
+def test_a_treatment_with_more_fallbacks_has_not_won(tmp_path):
+    result = judged(tmp_path / "log", (4, 4), (0.1, 0.9), fallback=10)
+    assert result["verdict"] == "no difference shown"
+    assert result["reason"].startswith("not won: answers by fallback +")
+    assert "], higher by more than 0.5%" in result["reason"]
+
+
+def test_a_ratio_does_not_lose_or_win_by_its_denominator(tmp_path):
+    result = judged(tmp_path / "more", (4, 6), (0.6, 0.4))
+    assert result["verdict"] == "no difference shown"
+    assert result["reason"].startswith("not lost: Exposures per viewer +50.")
+    assert "% move the ratio, and Joins per viewer show no difference (" in result["reason"]
+    # Fewer joins per viewer, too.
+    assert judged(tmp_path / "worse", (4, 6), (0.6, 0.2))["verdict"] == "lost"
+    # More joins per viewer, and even more exposures.
+    result = judged(tmp_path / "better", (4, 8), (0.6, 0.45))
+    assert (result["verdict"], "Joins per viewer show the opposite (+" in result["reason"]) == (
+        "no difference shown",
+        True,
+    )
+    result = judged(tmp_path / "fewer", (6, 4), (0.4, 0.6))
+    assert result["verdict"] == "no difference shown"
+    assert "; Exposures per viewer -33." in result["reason"]
+
+
+def test_a_small_arm_is_too_early_for_a_verdict_and_what_is_missing_is_said(tmp_path):
+    result = judged(tmp_path / "log", (4, 4), (0.1, 0.9), num=590)
+    assert (result["verdict"], result["days_needed"]) == ("no difference shown", 1)
+    assert result["reason"].startswith("too early: Join rate per exposure +")
+    missing = "a verdict needs 300 viewers in each arm (5 more in 'popular'); and "
+    assert result["reason"].endswith(f"{missing}300 viewers in each arm (5 more in 'model')")
+
+
+def test_a_viewer_of_very_many_minutes_counts_up_to_a_limit_that_the_report_names(tmp_path):
+    exposures = [shown(f"v{i}", i / 64, ("popular", "model")[i % 2]) for i in range(700)]
+    events = []
+    for i in range(0, 700, 2):
+        hours = 1_000 if i < 6 else (0.125, 0.25)[i // 2 % 2]
+        events += [did(f"v{i}", "join", i / 64, request_id=f"r{i}"), did(f"v{i}", "leave", i / 64 + hours)]
+    result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
+    minutes = next(metric for metric in result["metrics"] if metric["name"] == "minutes")
+    assert minutes["capped"] == {"minutes": {"at": 15.0, "viewers": 3}}
+    assert minutes["control"] == pytest.approx(11.25, abs=0.1)
+    assert "minutes 15 (viewers above: 3)" in text(result)
+    assert "minutes 15 (viewers above: 3)" in page(result)
+
+
+def test_where_few_viewers_have_any_a_limit_is_among_them():
+    values = np.zeros(1_000)
+    values[:5] = [1, 2, 3, 4, 50]
+    most, limits = capped({"minutes": values, "active_days": values}, values >= 0)
+    assert limits == {"minutes": {"at": 50.0, "viewers": 0}}
+    assert most["active_days"] is values
+    assert capped({"minutes": np.zeros(9)}, slice(None))[1]["minutes"]["at"] == 0
 
 
 def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):

@@ -11,7 +11,7 @@ from scipy.stats import norm, ttest_ind
 from serve.config.settings import Experiment
 from serve.contract.experiment_metrics import METRICS
 from tests.support.simulated_viewers import ARMS, simulated_panel
-from training.experiment.comparison import comparisons
+from training.experiment.comparison import capped, comparisons
 from training.experiment.confidence_sequence import always_valid, any_look_p, factor
 from training.experiment.statistics import Effect, aggregates, compare, holm, solve
 
@@ -76,7 +76,7 @@ def test_power_is_that_of_the_deciding_interval(ended, smallest):
     (clicks,) = comparisons(people, ARMS, [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
     best_at = 7 * int((people.first_day == 0).sum())
     asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
-    values = people.totals()["clicks"]
+    values = capped(people.totals(), people.rows(ARMS))[0]["clicks"]
     # Standard error of the relative effect.
     error = 2 * values.std() / values.mean() / np.sqrt(len(values))
     assert clicks["detectable"] == pytest.approx((asked + norm.isf(0.2)) * error, rel=0.01)

@@ -9,18 +9,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from serve.contract.experiment_metrics import METRICS
-from tests.support.simulated_viewers import ARMS, EXPECTED, LOOKS, VIEWERS, simulated_arms, simulated_panel
-from training.experiment.comparison import daily
-from training.experiment.statistics import aggregates, compare, holm, sample_ratio
-from training.experiment.verdict import SRM_P, verdict
+from serve.config.settings import Experiment
+from serve.contract.experiment_metrics import EXPOSURES, METRICS
+from tests.support.simulated_viewers import (
+    ARMS,
+    EXPECTED,
+    LISTENERS,
+    LOOKS,
+    MEAN_EXPOSURES,
+    VIEWERS,
+    heavy_minutes,
+    simulated_arms,
+    simulated_panel,
+)
+from training.experiment.comparison import arm_of, capped, daily
+from training.experiment.statistics import MIN_VIEWERS, aggregates, compare, holm, sample_ratio
+from training.experiment.verdict import SRM_P, by_denominator, verdict
 
 BY_NAME = {metric.name: metric for metric in METRICS}
-CLICKS, JOIN_RATE = BY_NAME["clicks"], BY_NAME["join_rate"]
+CLICKS, JOIN_RATE, MINUTES = (BY_NAME[name] for name in ("clicks", "join_rate", "minutes"))
 UPLIFT = 0.1
 FEW, MANY = 50, 300
 proof = (pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof)
@@ -93,9 +107,123 @@ def shows_an_effect(curves, day):
     looks = {metric.name: look for metric, curve in pairs for look in curve if look["day"] == day}
     if any(p < 0.05 for p in holm({name: look["p"] for name, look in looks.items()}).values()):
         return True
-    look = looks.get(JOIN_RATE.name)
-    row = {"title": JOIN_RATE.title, "effect": look, "always_valid": look and look["always_valid"]}
-    return verdict(row, 1e-9, ended=False)[0] != "no difference shown"
+    rows = {metric.name: rows_on(metric, curve, day) for metric, curve in zip(METRICS, curves, strict=True)}
+    return judged(rows, "join_rate", ended=False) != "no difference shown"
+
+
+def rows_on(metric, curve, day):
+    """Return a metric's row in the report of a day."""
+    look = next((look for look in curve if look["day"] == day), None)
+    return {"title": metric.title, "effect": look} | (look or {})
+
+
+def judged(rows, primary, *, ended):
+    """Return the verdict; by the join rate with exposures, it is not by the denominator."""
+    result, _ = verdict(rows[primary], 1e-9, ended=ended)
+    is_ratio = primary == "join_rate" and "exposures" in rows
+    if is_ratio and by_denominator(result, rows["joins"], rows["exposures"], ended=ended):
+        return "no difference shown"
+    return result
+
+
+def shown_at_a_look(runs, draw, metrics, days=range(Experiment.min_days - 1, LOOKS)):
+    """Return the shares of runs that won or lost by the first metric in a report of these days."""
+    rng, found = np.random.default_rng(1), Counter()
+    for _ in range(runs):
+        people = draw(rng)
+        curves = daily(people, ARMS, metrics)
+        verdicts = {
+            judged(
+                {one.name: rows_on(one, curve, day) for one, curve in zip(metrics, curves, strict=True)},
+                metrics[0].name,
+                ended=False,
+            )
+            for day in days
+            if min((people.first_day[people.arm == arm] <= day).sum() for arm in ARMS) >= MIN_VIEWERS
+        }
+        found.update(verdicts - {"no difference shown"})
+    return {name: found[name] / runs for name in ("won", "lost")}
+
+
+def shown_at_the_end(runs, draw):
+    """Return the shares of runs with each verdict on the join rate, by itself and in a report."""
+    rng, alone, checked = np.random.default_rng(1), Counter(), Counter()
+    for _ in range(runs):
+        people = draw(rng)
+        totals, _ = capped(people.totals(), people.rows(ARMS))
+        arms = [arm_of(totals, people.arm == arm) for arm in ARMS]
+        rows = {
+            metric.name: {"title": metric.title, "effect": asdict(compare(metric, *arms, adjusted=False))}
+            for metric in RATIO
+        }
+        alone.update([verdict(rows["join_rate"], 1e-9, ended=True)[0]])
+        checked.update([judged(rows, "join_rate", ended=True)])
+    return [{name: found[name] / runs for name in ("won", "lost")} for found in (alone, checked)]
+
+
+@RUNS
+def test_a_small_arm_with_heavy_tails_shows_no_effect_where_there_is_none(runs):
+    """Without limits and a minimum of viewers, 23 % of the runs had lost at some look."""
+    heavy = partial(simulated_panel, back=0.0, viewers=10_000, share=0.05, sd=2.0)
+    assert sum(shown_at_a_look(runs, heavy, [MINUTES]).values()) <= 0.064
+
+
+@RUNS
+@pytest.mark.parametrize("uplift", [0.0, 0.2])
+def test_an_interval_of_a_small_arm_covers_the_effect_on_minutes_up_to_the_limit(runs, uplift):
+    """The true effect is that on the mean of what counts: min(minutes, limit)."""
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(runs):
+        minutes, small = heavy_minutes(rng, 2.0, 10_000), np.arange(10_000) < 500
+        most, limits = capped({"minutes": minutes * (1 + uplift * small)}, slice(None))
+        effect = compare(MINUTES, *(arm_of(most, flags) for flags in (~small, small)), adjusted=False)
+        at = limits["minutes"]["at"]
+        true = (1 + uplift) * expected_up_to(at / (1 + uplift)) - expected_up_to(at)
+        covered += effect.low <= true <= effect.high
+    assert covered / runs >= 0.93 - 0.014 * math.sqrt(1_000 / runs) * (runs < 1_000)
+
+
+def expected_up_to(limit):
+    """Return the mean of min(minutes, limit) at a standard deviation of 2."""
+    below = math.exp(2.0) * norm.cdf(math.log(limit) / 2 - 2)
+    return LISTENERS * (below + limit * norm.sf(math.log(limit) / 2))
+
+
+RATIO = [JOIN_RATE, BY_NAME["joins"], EXPOSURES]
+some = partial(simulated_panel, back=0.0, mean=MEAN_EXPOSURES)
+
+
+@RUNS
+def test_more_exposures_at_equal_joins_have_not_lost(runs):
+    alone, checked = shown_at_the_end(runs, partial(some, more=0.08))
+    assert alone["lost"] > 0.3
+    assert checked["lost"] <= 0.064
+
+
+@pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
+def test_more_exposures_at_equal_joins_have_not_lost_at_any_look(runs):
+    assert shown_at_a_look(runs, partial(some, more=0.08), RATIO)["lost"] <= 0.064
+
+
+@RUNS
+def test_a_better_rate_at_equal_exposures_is_found_as_often_as_by_the_ratio_alone(runs):
+    alone, checked = shown_at_the_end(runs, partial(some, uplift=(0.05,), viewers=2 * VIEWERS))
+    assert alone["won"] > 0.2
+    assert checked["won"] >= alone["won"] - 0.02
+
+
+@pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
+def test_busy_weekends_show_no_effect_where_there_is_none(runs):
+    week = partial(simulated_panel, back=0.2, busy=(2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+    assert sum(shown_at_a_look(runs, week, RATIO).values()) <= 0.064
+
+
+@pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
+def test_an_effect_of_the_weekend_needs_a_week_to_even_out(runs):
+    """An effect of +40 % on two days and -16 % on five is none over a week: hence `min_days: 7`."""
+    week = partial(some, uplift=(0.4, 0.4, *[-0.16] * 5), viewers=2 * VIEWERS)
+    assert sum(shown_at_a_look(runs, week, RATIO, [1]).values()) > 0.2
+    assert sum(shown_at_a_look(runs, week, RATIO, [6]).values()) <= 0.05
 
 
 def test_the_validation_sees_an_effect_that_the_report_would_show():
