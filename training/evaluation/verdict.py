@@ -29,6 +29,11 @@ OUTCOMES: Mapping[str, tuple[Tone, str]] = {
     "worse order": ("bad", "the model orders worse than {}"),
     "worse predictions": ("bad", "the model predicts worse than {}"),
     "nothing": ("bad", "the model does not beat {} by two standard errors"),
+    "doubtful": (
+        "unsure",
+        "the model orders better than {} if examination falls as learned, but the old ranker may have known more "
+        "than these features",
+    ),
     "undefined": ("unsure", "these rows do not show whether the model beats {}"),
     "better order, worse predictions": ("unsure", "the model orders better than {}, but predicts worse"),
     "better order": ("unsure", "the model orders better than {}; better predictions are not shown"),
@@ -214,15 +219,15 @@ def span(first_ms: int, last_ms: int) -> str:
 
 def difference(pair: Mapping[str, Any]) -> str:
     """Return the difference in the measure of the gate, and in another if both tell, as text."""
-    by = pair["gate"]["by"]
-    name, beside = MEASURES[by], "ndcg@10" if by == "logloss" else "logloss"
+    by, found = pair["gate"]["by"], shown(pair)
+    name, beside = MEASURES[by], "ndcg@10" if by == "logloss" or found == "doubtful" else "logloss"
     if by == "logloss":
         name += " (lower is better; it decides because most slates have one candidate)"
     name += " per exposure" * (by == "expected_labels")
     text = f"{name} {_signed(pair[by], pair[ERRORS[by]])} at 95 %, paired, viewers as clusters"
     if pair[by] is None:
         text = f"too few viewers have slates that define the difference in {name}"
-    if by == "logloss" or "predictions" in shown(pair):
+    if by == "logloss" or "predictions" in found or found == "doubtful":
         text += f"; {MEASURES[beside]} {_signed(pair[beside], pair[ERRORS[beside]])}"
     return text
 

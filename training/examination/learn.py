@@ -1,4 +1,8 @@
-"""Examination learned from a log as it was shown, not confounded with what the ranking prefers.
+"""Examination learned from a log as it was shown, apart from what features say of the ranking.
+
+Where the ranking knew more than the features, a candidate that it moved up is better than its
+features say, and θ is too steep: no log of one deterministic ranking can tell. So no decision rests
+on this curve alone (`training.evaluation.paired`).
 
 P(label) = θ(k)·a(x) for a row of features x at position k. The score for log θ that is efficient
 under Poisson noise, Σ (B(k) − m(x)) (y − θ(k)·a(x)) = 0 with m = E[Bθ | x] / E[θ | x], does not
@@ -13,7 +17,10 @@ Letters: N rows, B bins of positions, P = B − 1 parameters, C cells, V viewers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
 from serve.features.slots import F64, I64
@@ -32,7 +39,8 @@ TREES |= {"cat_smooth": 100, "cat_l2": 100, "num_threads": 1, "seed": 0, "verbos
 TREES |= {"force_row_wise": True}
 NUM_TREES = 80
 # Newton's method converges in fewer steps.
-_NUM_STEPS = 50
+NUM_STEPS = 50
+Target = tuple[str, NDArray[np.floating], NDArray[np.bool_]]
 
 
 def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
@@ -53,7 +61,7 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
     basis = np.eye(len(bins))[:, 1:]
     prior = SMOOTHNESS * np.diff(basis, axis=0).T @ np.diff(basis, axis=0)
     beta = np.zeros(len(bins) - 1)
-    for _ in range(_NUM_STEPS):
+    for _ in range(NUM_STEPS):
         theta = np.exp(basis @ beta)
         examined = np.maximum(density @ theta, 1e-9)
         mean = (density * theta) @ basis / examined[:, None]
@@ -77,18 +85,39 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
 
 def _from_others(rows: Dataset, encoder: Encoder, viewer: I64) -> tuple[F64, I64]:
     """Return E[label | x] and the cell of each row, [N], learned from the other half's viewers."""
+    everyone = np.ones(len(rows), np.bool_)
+    targets = ("binary", rows.label, everyone), ("regression", np.log1p(rows.position), everyone)
+    (chance, depth), half = by_others(rows, encoder, viewer, targets)
+    cell = np.empty(len(rows), np.int64)
+    for fold in (0, 1):
+        mine = half == fold
+        cell[mine] = fold * NUM_CELLS + quantiles(depth[mine], NUM_CELLS)
+    return chance, cell
+
+
+def by_others(
+    rows: Dataset, encoder: Encoder, viewer: I64, targets: Sequence[Target]
+) -> tuple[list[F64], I64]:
+    """Predict targets from the features, [N] each, by models of the other half's viewers.
+
+    Returns the half of each row too. A target has an objective of LightGBM, its values [N], and the
+    rows to learn from.
+    """
     import lightgbm as trees
 
     columns, categorical = tree_columns(encoder, rows.matrix)
     half = np.random.default_rng(0).permutation(int(viewer.max()) + 1)[viewer] % 2
-    chance, cell = np.empty(len(rows)), np.empty(len(rows), np.int64)
+    found = [np.empty(len(rows)) for _ in targets]
     for fold in (0, 1):
-        mine, found = half == fold, []
-        for objective, target in (("binary", rows.label), ("regression", np.log1p(rows.position))):
-            given = trees.Dataset(columns[~mine], target[~mine], categorical_feature=categorical)
+        mine = half == fold
+        for to, (objective, target, known) in zip(found, targets, strict=True):
+            from_rows = ~mine & known
+            given = trees.Dataset(columns[from_rows], target[from_rows], categorical_feature=categorical)
             model = trees.train(TREES | {"objective": objective}, given, NUM_TREES)
-            found.append(np.asarray(model.predict(columns[mine], num_threads=1), np.float64))
-        chance[mine], depth = found
-        edges = np.quantile(depth, np.linspace(0, 1, NUM_CELLS + 1)[1:-1])
-        cell[mine] = fold * NUM_CELLS + np.searchsorted(edges, depth)
-    return chance, cell
+            to[mine] = model.predict(columns[mine], num_threads=1)
+    return found, half
+
+
+def quantiles(values: F64, num: int) -> I64:
+    """Return which of `num` parts of equal count each value is in, [N]."""
+    return np.searchsorted(np.quantile(values, np.linspace(0, 1, num + 1)[1:-1]), values)

@@ -18,7 +18,7 @@ from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
 from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, DatasetPlan, Progress, sample
-from training.data.draws import drawn_weights
+from training.data.draws import drawn_weights, served_arms
 from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine
@@ -83,7 +83,7 @@ class Task:
             TabrankError: the log is bad or too short, or its rows do not fit in memory.
         """
         table, schema = read_joined(log, surface, print_progress), Schema(surface)
-        plan = DatasetPlan(schema, table, weights=drawn_weights(log, table))
+        plan = DatasetPlan(schema, table, weights=drawn_weights(log, table), arms=served_arms(log, table))
         need, have = len(plan) * row_bytes(plan), available_bytes()
         if need > have:
             raise TabrankError(
