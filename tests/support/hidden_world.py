@@ -8,16 +8,23 @@ noise. Letters: S slates, N = S · PER rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from serve.features.matrix import Columns, Matrix
+from serve.features.surface import Surface
 from serve.model.encoder import Encoder, NumericColumn
 from serve.ranking.exploration import log_weight
 from training.data.dataset import Dataset
-from training.evaluation.slates import F64
+from training.evaluation.expected_labels import expected_labels
+from training.evaluation.metrics import Contender, calibrated
+from training.evaluation.paired import paired
+from training.evaluation.slates import F64, Slates
+from training.examination.estimate import examine
 from training.examination.examination import Examination
 
 PER, VISITS = 20, 3
@@ -108,22 +115,63 @@ def hidden(
     return Hidden(rows, worth.ravel(), theta, terms[2].ravel())
 
 
-def fitted(world: Hidden, examination: Examination, columns: slice = slice(None)) -> tuple[F64, ...]:
-    """Fit P(label | looked at) to the log with some features, by Fisher scoring, and return weights."""
-    x = world.rows.matrix.numeric[:, columns].astype(np.float64)
-    x = np.concatenate([np.ones((len(x), 1)), x], axis=1)
-    theta, label = examination.at(world.rows.position), world.rows.label
+class Judged:
+    """Models that learned from the first half of a world, judged on the second half."""
+
+    def __init__(self, surface: Surface, seed: int, theta: F64, num_slates: int = 6_000, **more: Any) -> None:
+        self.world = hidden(2 * num_slates, seed, theta, **more)
+        self.first, self.second = (
+            self.world.take(half) for half in (slice(num_slates), slice(num_slates, None))
+        )
+        self.examination = examine(self.first.rows, ENCODER, surface)
+        self.weights = fitted(self.first.rows, self.examination)
+        rows = self.second.rows
+        self.slates, self.looked = (
+            Slates(rows.label, rows.slate, rows.viewer),
+            self.examination.at(rows.position),
+        )
+
+    def score(self, world: Hidden, taste: float) -> F64:
+        """Return the score of the model with a share of its weight of the viewer's taste."""
+        columns = world.rows.matrix.numeric.astype(np.float64)
+        return np.asarray(self.weights[2] * columns[:, 1] + taste * self.weights[1] * columns[:, 0])
+
+    def model(self, taste: float = 1.0) -> Contender:
+        """Return such a model, calibrated on the first half."""
+        matrix = Matrix(
+            self.score(self.first, taste)[:, None].astype(np.float32), self.first.rows.matrix.category
+        )
+        start, slope = fitted(replace(self.first.rows, matrix=matrix), self.examination)
+        chance = expit(start + slope * self.score(self.second, taste))
+        return Contender.of(self.slates, chance, chance * self.looked)
+
+    def rule(self, values: F64) -> Contender:
+        """Return a rule, with the probabilities that `assess` gives to it."""
+        return Contender.of(self.slates, values, calibrated(self.slates.label, values, self.looked))
+
+    def taste_that_earns(self, joins: float) -> float:
+        """Return the share of taste whose order earns so many labels per slate in truth."""
+        return float(
+            brentq(lambda taste: self.second.joins(self.score(self.second, taste)) - joins, 0.0, 1.0)
+        )
+
+    def pair(self, ours: Contender, theirs: Contender) -> dict[str, Any]:
+        """Return the comparison that decides."""
+        both, rows = {"model": ours, "rival": theirs}, self.second.rows
+        earns = expected_labels(both, rows.position, self.examination, rows.weight)
+        is_learned = self.examination.source == "learned"
+        return paired(ours, theirs, earns.difference("model", "rival"), is_learned=is_learned)
+
+
+def fitted(rows: Dataset, examination: Examination) -> F64:
+    """Fit P(label | looked at) to the features by Fisher scoring; return intercept and weights."""
+    x = np.insert(rows.matrix.numeric.astype(np.float64), 0, 1.0, axis=1)
+    theta, label = examination.at(rows.position), rows.label
     beta = np.append(np.log(label.mean() / theta.mean()), np.zeros(x.shape[1] - 1))
     for _ in range(20):
         p = expit(x @ beta)
         q = np.clip(theta * p, 1e-9, 1 - 1e-9)
-        score = x.T @ ((label - q) / (1 - q) * (1 - p))
         information = (x.T * ((1 - p) ** 2 * q / (1 - q))) @ x
-        step = np.linalg.solve(information, score)
+        step = np.linalg.solve(information, x.T @ ((label - q) / (1 - q) * (1 - p)))
         beta = beta + step * min(1.0, 1.0 / np.abs(step).max())
     return beta
-
-
-def predicted(world: Hidden, beta: F64, columns: slice = slice(None)) -> F64:
-    """Return the predictions of `fitted` weights."""
-    return expit(beta[0] + world.rows.matrix.numeric[:, columns].astype(np.float64) @ beta[1:])
