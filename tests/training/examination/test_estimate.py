@@ -128,19 +128,25 @@ def test_few_explored_exposures_do_not_decide(drawn, surface: Surface) -> None:
     ("source", "more"), [("arms", {"arms": ("legacy", "fame")}), ("explored", {"explore": 0.03})]
 )
 def test_arms_and_explored_orders_see_through_what_the_ranker_knew(theta, source, more, surface: Surface):
-    world = hidden(2_500, 0, theta, **more)
+    world = hidden(2_000, 0, theta, **more)
     found = examine(world.rows, HIDDEN, surface)
     assert found.source == source
     assert beyond(found, theta) <= 2
-    learned = examine(replace(world.rows, weight=None, arm=None), HIDDEN, surface)
-    assert learned.source == "learned"
-    assert beyond(learned, theta) > 5
-    # Alike arms and arms that cut their lists, which show other candidates, measure nothing.
-    if source == "arms":
-        same = replace(world.rows, arm=world.rows.viewer % 2)
-        assert examine(same, HIDDEN, surface).source == "learned"
-        top = world.rows.take(np.flatnonzero(world.rows.position < 8))
-        assert examine(top, HIDDEN, surface).source == "learned"
+
+
+@pytest.mark.parametrize("how", ["outside", "alike", "cut"])
+def test_arms_that_order_alike_or_show_other_candidates_measure_nothing(how, surface: Surface):
+    rows = hidden(1_500, 0, FLAT, arms=("legacy", "fame")).rows
+    changed = {
+        "outside": replace(rows, arm=None),
+        "alike": replace(rows, arm=rows.viewer % 2),
+        # Each arm shows its first candidates alone.
+        "cut": rows.take(np.flatnonzero(rows.position < 8)),
+    }
+    found = examine(changed[how], HIDDEN, surface)
+    assert found.source == "learned"
+    if how == "outside":
+        assert beyond(found, FLAT) > 5
 
 
 def beyond(found: Examination, theta: np.ndarray) -> float:
