@@ -25,17 +25,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.contract.errors import TabrankError
 from training.evaluation.metrics import Z95, mean_and_error
-from training.examination.curve import Curve, fit_curve, spline
+from training.examination.curve import Curve, fit_curve, prior
 from training.examination.placements import F64, I64, Bins, Counts, Flags
 
 # Clip weights at this value, which bounds the variance; the report holds the share clipped.
 MAX_WEIGHT = 50.0
 # With fewer effective events, the error itself is not reliable.
 MIN_EFFECTIVE = 50.0
-# With fewer events the curve of examination is too uncertain.
-MIN_EVENTS = 100
 # Process this many exposures at once, to bound the memory.
 _AT_ONCE = 1_000
 
@@ -122,22 +119,13 @@ class Counterfactual:
     """Evaluator of rankings on drawn exposures, with θ and the marginals of the draws."""
 
     def __init__(self, drawn: Drawn, bins: Bins, counts: Counts) -> None:
-        """Fit θ; `counts` are the `place_counts` of the exposures' weights.
-
-        Raises:
-            TabrankError: there are too few events.
-        """
+        """Fit θ; `counts` are the `place_counts` of the exposures' weights."""
         self.drawn, self.bins = drawn, bins
         self.is_drawn = drawn.is_shown & np.isfinite(drawn.weight)
         self._bin = bins.of[: drawn.weight.shape[1]]
         exposure, place = np.nonzero((drawn.reward > 0) & self.is_drawn)
-        if len(place) < MIN_EVENTS:
-            raise TabrankError(
-                f"{len(place)} events in exposures whose order was drawn, and examination needs at least "
-                f"{MIN_EVENTS}; collect more, or raise the arm's `explore`"
-            )
         known = counts[exposure, place], self._bin[place], exposure
-        self.curve: Curve = fit_curve(*known, len(drawn), spline(bins))
+        self.curve: Curve = fit_curve(*known, len(drawn), prior(bins))
         theta, basis = self.curve.theta, self.curve.basis
         columns = np.concatenate([theta[:, None], theta[:, None] * basis], axis=1).astype(np.float32)
         moments = np.empty((*counts.shape[:2], columns.shape[1]), np.float32)

@@ -31,8 +31,7 @@ OUTCOMES: Mapping[str, tuple[Tone, str]] = {
     "nothing": ("bad", "the model does not beat {} by two standard errors"),
     "doubtful": (
         "unsure",
-        "the model orders better than {} if examination falls as learned, but the old ranker may have known more "
-        "than these features",
+        "the model orders better than {}, or the old ranker knew more than these features",
     ),
     "undefined": ("unsure", "these rows do not show whether the model beats {}"),
     "better order, worse predictions": ("unsure", "the model orders better than {}, but predicts worse"),
@@ -40,6 +39,10 @@ OUTCOMES: Mapping[str, tuple[Tone, str]] = {
     "better predictions": ("unsure", "the model predicts better than {}; a better order is not shown"),
     "better": ("good", "the model beats {}"),
 }
+DOUBT = (
+    "the old ranker may have known more than these features, which `explore` of an arm, or an experiment whose arms "
+    "order otherwise, would tell"
+)
 # What is said where nothing is shown of a rival that need not be beaten.
 LEVEL = "the model and {} are level within two standard errors"
 # Contenders that a model must beat.
@@ -99,7 +102,8 @@ def against(name: str, pair: Mapping[str, Any]) -> str:
 def not_beaten(paired: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each rival that a model must beat and does not, or not surely."""
     pairs = {name: paired[f"model-{name}"] for name in GATES if f"model-{name}" in paired}
-    return [against(name, pair) for name, pair in pairs.items() if not pair["gate"]["beats"]]
+    found = {name: pair for name, pair in pairs.items() if not pair["gate"]["beats"]}
+    return [against(name, one) + f"; {DOUBT}" * (shown(one) == "doubtful") for name, one in found.items()]
 
 
 def support(evaluation: Evaluation) -> list[str]:
@@ -131,6 +135,9 @@ def standing(pair: Mapping[str, Any]) -> str:
         for bound in pair["bounds"]
         if not bound["holds"]
     ]
+    # By a learned examination, the newcomer may be the better one for a wrong reason.
+    if "agrees" in pair["gate"] and any(text.startswith(MEASURES["ndcg@10"]) for text in exceeded):
+        exceeded.append(DOUBT)
     return f"{what}: {'; '.join([difference(pair), *exceeded])}"
 
 

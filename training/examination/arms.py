@@ -22,7 +22,8 @@ from scipy.sparse import coo_array
 from serve.features.slots import F64
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
-from training.examination.learn import NUM_STEPS, by_others, quantiles
+from training.examination.curve import Prior
+from training.examination.learn import NUM_STEPS, by_others, halves, quantiles
 from training.examination.placements import Bins
 
 # Cells are products of so many quantiles of two expected positions, with about so many events each.
@@ -35,27 +36,25 @@ MIN_CELL_EVENTS = 10
 MAX_IMBALANCE = 0.1
 
 
-def compare_arms(
-    rows: Dataset, encoder: Encoder, bins: Bins, columns: F64, ridge: F64
-) -> tuple[F64, F64] | None:
+def compare_arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> tuple[F64, F64] | None:
     """Return log θ of each bin and its standard error with viewers as clusters, [B].
 
-    All rows are of arms, two or more; `columns` `[B, P]` is the basis of log θ, with its `ridge`
-    [P]. None: the arms show other candidates.
+    All rows are of arms, two or more. None: the arms show other candidates.
     """
+    columns, ridge = prior
     assert rows.arm is not None
     place, viewer = bins.of[rows.position], np.unique(rows.viewer, return_inverse=True)[1]
-    depth, num = np.log1p(rows.position), int(np.sqrt(rows.label.sum() / CELL_EVENTS))
-    num, sides = min(max(num, 2), MAX_QUANTILES), []
+    depth, half, sides = np.log1p(rows.position), halves(viewer), []
+    num = min(max(int(np.sqrt(rows.label.sum() / CELL_EVENTS)), 2), MAX_QUANTILES)
     # The largest arm, whose number is 0, is among the others of each.
     for arm in np.unique(rows.arm)[1:]:
-        is_in = rows.arm == arm
-        targets = [("regression", depth, known) for known in (is_in, ~is_in)]
-        expected, _ = by_others(rows, encoder, viewer, targets)
-        if any(abs(one[is_in].mean() - one[~is_in].mean()) > MAX_IMBALANCE * one.std() for one in expected):
-            return None
-        inside, outside = (quantiles(one, num) for one in expected)
-        sides.append((is_in, inside * num + outside))
+        is_in, cell = rows.arm == arm, np.zeros(len(place), np.int64)
+        for known in (is_in, ~is_in):
+            expected = by_others(rows, encoder, half, "regression", depth, known)
+            if abs(expected[is_in].mean() - expected[~is_in].mean()) > MAX_IMBALANCE * expected.std():
+                return None
+            cell = cell * num + quantiles(expected, num)
+        sides.append((is_in, cell))
     beta = np.zeros(columns.shape[1])
     for _ in range(NUM_STEPS):
         weight = rows.label * np.exp(-columns @ beta)[place]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
@@ -12,7 +10,7 @@ from serve.features.surface import Surface
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, sample
 from training.examination.arms import compare_arms
-from training.examination.curve import beside, fit_curve
+from training.examination.curve import MIN_EVENTS, Prior, fit_curve, prior
 from training.examination.examination import Examination, Source
 from training.examination.learn import learn
 from training.examination.placements import Bins, place_counts
@@ -22,12 +20,10 @@ MAX_ROWS = 300_000
 # Use explored exposures or arms where the standard error of log θ, the mean over rows, is at most
 # this. Arms that hardly differ seem to tell more than they do (Staiger and Stock 1997,
 # "Instrumental variables regression with weak instruments"): on 6,000 slates of simulated worlds
-# two equal ones have an error of XXX, and two that differ one of 0.1.
-MAX_ERROR = {"explored": 0.5, "arms": 0.2}
+# two equal ones have an error of 0.5, and two that differ one of 0.1.
+MAX_ERROR = {"explored": 0.5, "arms": 0.25}
 # Explored exposures must reach this quantile of all positions, and hold so many events.
 DEEP, MIN_DRAWN = 0.95, 50
-# Fewer events of all rows tell nothing.
-MIN_EVENTS = 100
 # A standard error from fewer viewers is too small (Cameron and Miller 2015, section VI).
 MIN_VIEWERS = 30
 
@@ -44,27 +40,18 @@ def examine(rows: Dataset, encoder: Encoder, surface: Surface) -> Examination:
     bins, part = Bins(int(rows.position.max()) + 1), sample(rows, MAX_ROWS)
     if int(part.label.sum()) < MIN_EVENTS or len(np.unique(part.viewer)) < MIN_VIEWERS:
         return Examination()
-    learned = Found("learned", *learn(part, encoder, bins), int(part.label.sum()))
-    columns, ridge = beside(learned.value, bins)
-    measured = [_explored(rows, bins, columns, ridge), _arms(rows, encoder, bins, columns, ridge)]
+    value, error = learn(part, encoder, bins)
+    measured = [_explored(rows, bins, prior(bins, value)), _arms(rows, encoder, bins, prior(bins, value))]
 
-    def off(one: Found) -> float:
-        return float(one.error[bins.of[rows.position]].mean())
+    def off(one: Examination) -> float:
+        return float(np.asarray(one.error)[rows.position].mean())
 
     precise = [one for one in measured if one and off(one) <= MAX_ERROR[one.source]]
-    return _not_increasing(min(precise, key=off, default=learned), bins)
+    learned = _not_increasing("learned", value, error, bins, int(part.label.sum()))
+    return min(precise, key=off, default=learned)
 
 
-class Found(NamedTuple):
-    """Log θ of each bin with its standard error, `[B]` each, and the label events behind it."""
-
-    source: Source
-    value: F64
-    error: F64
-    events: int
-
-
-def _explored(rows: Dataset, bins: Bins, columns: F64, ridge: F64) -> Found | None:
+def _explored(rows: Dataset, bins: Bins, prior: Prior) -> Examination | None:
     if rows.weight is None:
         return None
     deep = np.quantile(rows.position, DEEP)
@@ -82,17 +69,17 @@ def _explored(rows: Dataset, bins: Bins, columns: F64, ridge: F64) -> Found | No
     counts = place_counts(weight, bins, np.random.default_rng(0))
     exposure, position = code[is_event], rows.position[is_event]
     known = counts[exposure, position], bins.of[position], exposure
-    curve = fit_curve(*known, len(first), columns, ridge)
+    curve, columns = fit_curve(*known, len(first), prior, MIN_DRAWN), prior[0]
     viewer = np.unique(rows.viewer[first], return_inverse=True)[1]
     of_viewer = np.zeros((int(viewer.max()) + 1, columns.shape[1]))
     np.add.at(of_viewer, viewer, curve.influence / len(first))
     variance = ((of_viewer @ columns.T) ** 2).sum(axis=0)
     # Where few events tell, the ridge holds the curve, and the events have no error.
     variance = np.maximum(variance, (columns @ curve.covariance * columns).sum(axis=1))
-    return Found("explored", np.log(curve.theta), np.sqrt(variance), int(is_event.sum()))
+    return _not_increasing("explored", np.log(curve.theta), np.sqrt(variance), bins, int(is_event.sum()))
 
 
-def _arms(rows: Dataset, encoder: Encoder, bins: Bins, columns: F64, ridge: F64) -> Found | None:
+def _arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> Examination | None:
     if rows.arm is None:
         return None
     rows = sample(rows.take(np.flatnonzero(rows.arm >= 0)), MAX_ROWS)
@@ -100,18 +87,17 @@ def _arms(rows: Dataset, encoder: Encoder, bins: Bins, columns: F64, ridge: F64)
     arms, num_viewers = np.unique(rows.arm[np.unique(rows.viewer, return_index=True)[1]], return_counts=True)
     if len(arms) < 2 or num_viewers.min() < MIN_VIEWERS or rows.label.sum() < MIN_EVENTS:
         return None
-    found = compare_arms(rows, encoder, bins, columns, ridge)
-    return found and Found("arms", *found, int(rows.label.sum()))
+    found = compare_arms(rows, encoder, bins, prior)
+    return found and _not_increasing("arms", *found, bins, int(rows.label.sum()))
 
 
-def _not_increasing(found: Found, bins: Bins) -> Examination:
-    """Return the nearest examination that does not increase.
+def _not_increasing(source: Source, value: F64, error: F64, bins: Bins, num_events: int) -> Examination:
+    """Return the nearest examination that does not increase; `value` is log θ [B].
 
     A position is looked at by those who look at the next one, and so θ is at most 1. Rises within
     the error are averaged out: isotonic regression (Barlow, Bartholomew, Bremner and Brunk 1972).
     """
     # The first bin is the reference of all others, and as uncertain as these are beside it.
-    source, value, error, num_events = found
     spread = np.maximum(np.append(np.median(error[1:]), error[1:]), 1e-6)
     places, isotonic = np.arange(len(value)), IsotonicRegression(increasing=False)
     value = isotonic.fit_transform(places, value, sample_weight=spread**-2)

@@ -17,7 +17,7 @@ Letters: N rows, B bins of positions, P = B − 1 parameters, C cells, V viewers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from serve.features.slots import F64, I64
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.data.encoding import tree_columns
-from training.examination.placements import Bins
+from training.examination.placements import Bins, Flags
 
 # Cells of equal count. In more of them rows are more alike, and bins hold fewer.
 NUM_CELLS = 60
@@ -40,7 +40,6 @@ TREES |= {"force_row_wise": True}
 NUM_TREES = 80
 # Newton's method converges in fewer steps.
 NUM_STEPS = 50
-Target = tuple[str, NDArray[np.floating], NDArray[np.bool_]]
 
 
 def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
@@ -85,37 +84,38 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
 
 def _from_others(rows: Dataset, encoder: Encoder, viewer: I64) -> tuple[F64, I64]:
     """Return E[label | x] and the cell of each row, [N], learned from the other half's viewers."""
-    everyone = np.ones(len(rows), np.bool_)
-    targets = ("binary", rows.label, everyone), ("regression", np.log1p(rows.position), everyone)
-    (chance, depth), half = by_others(rows, encoder, viewer, targets)
-    cell = np.empty(len(rows), np.int64)
+    half = halves(viewer)
+    depth = by_others(rows, encoder, half, "regression", np.log1p(rows.position))
+    cell = NUM_CELLS * half
     for fold in (0, 1):
-        mine = half == fold
-        cell[mine] = fold * NUM_CELLS + quantiles(depth[mine], NUM_CELLS)
-    return chance, cell
+        cell[half == fold] += quantiles(depth[half == fold], NUM_CELLS)
+    return by_others(rows, encoder, half, "binary", rows.label), cell
+
+
+def halves(viewer: I64) -> I64:
+    """Return the half of viewers, 0 or 1, to which each row belongs, [N]."""
+    return np.random.default_rng(0).permutation(int(viewer.max()) + 1)[viewer] % 2
 
 
 def by_others(
-    rows: Dataset, encoder: Encoder, viewer: I64, targets: Sequence[Target]
-) -> tuple[list[F64], I64]:
-    """Predict targets from the features, [N] each, by models of the other half's viewers.
-
-    Returns the half of each row too. A target has an objective of LightGBM, its values [N], and the
-    rows to learn from.
-    """
+    rows: Dataset,
+    encoder: Encoder,
+    half: I64,
+    objective: str,
+    target: NDArray[Any],
+    known: Flags | bool = True,
+) -> F64:
+    """Predict a target [N] from the features by LightGBM on the `known` rows of the other half."""
     import lightgbm as trees
 
     columns, categorical = tree_columns(encoder, rows.matrix)
-    half = np.random.default_rng(0).permutation(int(viewer.max()) + 1)[viewer] % 2
-    found = [np.empty(len(rows)) for _ in targets]
+    found = np.empty(len(rows))
     for fold in (0, 1):
-        mine = half == fold
-        for to, (objective, target, known) in zip(found, targets, strict=True):
-            from_rows = ~mine & known
-            given = trees.Dataset(columns[from_rows], target[from_rows], categorical_feature=categorical)
-            model = trees.train(TREES | {"objective": objective}, given, NUM_TREES)
-            to[mine] = model.predict(columns[mine], num_threads=1)
-    return found, half
+        mine, others = half == fold, (half != fold) & known
+        given = trees.Dataset(columns[others], target[others], categorical_feature=categorical)
+        model = trees.train(TREES | {"objective": objective}, given, NUM_TREES)
+        found[mine] = model.predict(columns[mine], num_threads=1)
+    return found
 
 
 def quantiles(values: F64, num: int) -> I64:

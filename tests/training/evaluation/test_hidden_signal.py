@@ -14,7 +14,7 @@ from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Z95, Contender
 from training.evaluation.paired import MARGIN, bounds
 from training.evaluation.slates import Slates
-from training.evaluation.verdict import against
+from training.evaluation.verdict import not_beaten
 from training.examination.examination import Examination
 
 proof = (pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof)
@@ -40,7 +40,7 @@ def test_an_order_that_lacks_the_hidden_signal_does_not_beat_the_shown_one(surfa
     assert wrong <= 0.1 * runs
     text = against("popular", pair)
     assert text.startswith(
-        "the model orders better than popular if examination falls as learned, but the old"
+        "the model orders better than popular, or the old ranker knew more than these features: "
     )
     assert "; NDCG@10 -0." in text
 

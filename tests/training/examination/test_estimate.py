@@ -128,7 +128,7 @@ def test_few_explored_exposures_do_not_decide(drawn, surface: Surface) -> None:
     ("source", "more"), [("arms", {"arms": ("legacy", "fame")}), ("explored", {"explore": 0.03})]
 )
 def test_arms_and_explored_orders_see_through_what_the_ranker_knew(theta, source, more, surface: Surface):
-    world = hidden(2_000, 0, theta, **more)
+    world = hidden(2_500, 0, theta, **more)
     found = examine(world.rows, HIDDEN, surface)
     assert found.source == source
     assert beyond(found, theta) <= 2
