@@ -14,7 +14,7 @@ NUM = 200
 
 
 def in_experiment(exposures):
-    """Assign viewers to arms, whose shares change after 50 exposures; each tenth ranking is a test."""
+    """Assign viewers to arms, whose shares change after 50; each tenth ranking is a test."""
     num = len(exposures["viewer"])
     arms = ["b" if int(viewer[1:]) % 3 == 0 else "a" for viewer in exposures["viewer"]]
     exposures["arm"] = [arm if i % 10 else None for i, arm in enumerate(arms)]
