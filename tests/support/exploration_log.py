@@ -76,6 +76,7 @@ def _types(exposures):
         "candidates": pa.list_(pa.string()),
         "scores": pa.list_(pa.float32()),
         "propensity": pa.list_(pa.float64()),
+        "share": pa.float64(),
     }
     return pa.schema([(name, types.get(name, pa.string())) for name in exposures])
 

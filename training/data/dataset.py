@@ -64,6 +64,9 @@ class Dataset:
     # drawn. NaN for slates without a draw, or with a candidate that is not a row, unless it was
     # unknown and not drawn. None: no draw.
     weight: F64 | None = None
+    # [N], the arm to which the viewer was assigned at random, the largest 0; −1 outside of the
+    # experiment. None: no experiment.
+    arm: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -133,8 +136,9 @@ class DatasetPlan:
     """Rows of a log, known before any feature is computed, and then built part by part.
 
     Holds about 40 bytes for each row beside the log, and about 140 while it is created. `weights`
-    are those of `training.data.draws.drawn_weights`. With `newest_ms`, only candidates of so many
-    ms up to the last row are rows; the records before them still build the state.
+    are those of `training.data.draws.drawn_weights`, `arms` those of `served_arms`. With
+    `newest_ms`, only candidates of so many ms up to the last row are rows; the records before them
+    still build the state.
 
     Raises:
         TabrankError: if no row has a closed label window, or all are of unknown candidates.
@@ -148,8 +152,10 @@ class DatasetPlan:
         history: Log | None = None,
         weights: Weights | None = None,
         newest_ms: float = np.inf,
+        arms: I64 | None = None,
     ) -> None:
         self._features = Features(schema)
+        self._arms = arms
         self._skipped = len(history.exposures) if history else 0
         whole = concat_logs([history, log]) if history else log
         self._contexts = whole.exposures["context"].combine_chunks()
@@ -267,6 +273,7 @@ class DatasetPlan:
             counts=self.counts,
             rule=self._features.schema.surface.baseline,
             weight=None if self._weight is None else self._weight[rows],
+            arm=None if self._arms is None else self._arms[exposure - self._skipped],
         )
 
 

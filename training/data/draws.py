@@ -1,4 +1,4 @@
-"""Draws: the exposures of a served log whose order was drawn, with the log weights of the draw."""
+"""Randomness of a served log: orders that were drawn, with their weights, and arms of viewers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve.features.slots import F32, F64
+from serve.features.slots import F32, F64, I64
 from serve.log.reader import Log, read_table
 from serve.ranking.exploration import log_weight, pick_probability
 
 # Largest relative deviation of a logged propensity from the one that the logged scores give.
 TOLERANCE = 1e-3
 COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
+ARM_COLUMNS = ("request_id", "experiment", "arm", "share")
 
 
 class Draw(NamedTuple):
@@ -74,3 +76,33 @@ def drawn_weights(folder: Path, log: Log) -> dict[int, F64]:
     draws = read_draws(folder, log)
     whole = ((i, log_weight(draw.score)) for i, draw in draws.items() if draw.is_cut is False)
     return {i: np.where(np.isnan(weight), -np.inf, weight) for i, weight in whole}
+
+
+def served_arms(folder: Path, log: Log) -> I64 | None:
+    """Return the arm of each exposure `[N]`, 0 for the largest; −1 outside of the experiment.
+
+    A viewer keeps an arm while the shares of an experiment stay. So the arms are those of one time
+    of constant shares: the one with most exposures beside its largest arm. None: there is no such
+    time with two arms.
+    """
+    _, table = read_table(folder, "exposures", ARM_COLUMNS)
+    if not set(ARM_COLUMNS) <= set(table.column_names):
+        return None
+    table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.is_valid(table["experiment"])))
+    at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
+    rows = table.select(ARM_COLUMNS[1:]).to_pandas().assign(at=at.to_numpy(zero_copy_only=False))
+    rows = rows.dropna(subset="at").drop_duplicates("at").astype({"at": np.int64})
+    rows["ms"] = log.exposures["ts_ms"].to_numpy()[rows["at"]]
+    rows = rows.sort_values("ms", kind="stable")
+    # An arm's first exposure changes the shares too.
+    rows["time"] = rows["share"] != rows.groupby(["experiment", "arm"])["share"].shift()
+    rows["time"] = rows.groupby("experiment")["time"].cumsum()
+    sizes = rows.groupby(["experiment", "time", "arm"]).size()
+    beside = sizes.groupby(level=[0, 1]).agg(lambda num: num.sum() - num.max())
+    if not (beside > 0).any():
+        return None
+    largest_first = sizes.loc[beside.idxmax()].sort_values(ascending=False).index
+    rows = rows[pd.MultiIndex.from_frame(rows[["experiment", "time"]]) == beside.idxmax()]
+    found = np.full(len(log.exposures), -1)
+    found[rows["at"]] = largest_first.get_indexer(rows["arm"])
+    return found

@@ -63,6 +63,8 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
         ("name: launch\n", f"name: {name}\n"),
         ("salt: launch\n", f"salt: {name}\n"),
         ("primary_metric: join_rate\n", f"primary_metric: {primary}\n"),
+        # The ranker of a first log may have known more than the features (docs/quality.md).
+        ("{scorer: current, share: 1.0}\n", "{scorer: current, share: 1.0, explore: 0.01}\n"),
     ):
         assert text.count(old) == 1, f"cluster.yaml: {old!r}"
         text = text.replace(old, new)

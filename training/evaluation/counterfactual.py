@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.evaluation.metrics import Z95, mean_and_error
-from training.examination.curve import Curve, fit_curve
+from training.examination.curve import Curve, fit_curve, prior
 from training.examination.placements import F64, I64, Bins, Counts, Flags
 
 # Clip weights at this value, which bounds the variance; the report holds the share clipped.
@@ -124,7 +124,8 @@ class Counterfactual:
         self.is_drawn = drawn.is_shown & np.isfinite(drawn.weight)
         self._bin = bins.of[: drawn.weight.shape[1]]
         exposure, place = np.nonzero((drawn.reward > 0) & self.is_drawn)
-        self.curve: Curve = fit_curve(counts[exposure, place], self._bin[place], exposure, len(drawn), bins)
+        known = counts[exposure, place], self._bin[place], exposure
+        self.curve: Curve = fit_curve(*known, len(drawn), prior(bins))
         theta, basis = self.curve.theta, self.curve.basis
         columns = np.concatenate([theta[:, None], theta[:, None] * basis], axis=1).astype(np.float32)
         moments = np.empty((*counts.shape[:2], columns.shape[1]), np.float32)

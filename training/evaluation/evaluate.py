@@ -101,7 +101,8 @@ def assess(
         result["intervals"][name] = {"expected_labels": interval} | contender.intervals()
         if name != "model":
             rival, gain = fair.get(name, contender), earns.difference("model", name)
-            result["paired"][f"model-{name}"] = paired(contenders["model"], rival, gain)
+            pair = paired(contenders["model"], rival, gain, is_learned=examination.source == "learned")
+            result["paired"][f"model-{name}"] = pair
     if pair := result["paired"].get("model-current"):
         rate = result["positives"] / len(data)
         limits = bounds(pair, result["model"], result["current"], rate, margin)

@@ -2,6 +2,9 @@
 
 `gate` asks for superiority (against popular), `bounds` for non-inferiority (against the current
 model). Both decide by the measure that `gate` names: expected labels where the rows support them.
+A log of one deterministic ranking cannot tell position bias from what that ranking knew beyond the
+features. Where examination is learned from such a log, a claim has to hold under both readings: by
+expected labels, where positions make the difference, and by NDCG@10, where they make none.
 """
 
 from __future__ import annotations
@@ -32,7 +35,11 @@ ECE_SHARE = 0.1
 
 
 def paired(
-    ours: Contender, theirs: Contender, earns: tuple[float | None, float | None] = (None, None)
+    ours: Contender,
+    theirs: Contender,
+    earns: tuple[float | None, float | None] = (None, None),
+    *,
+    is_learned: bool = False,
 ) -> dict[str, Any]:
     """Return by how much `ours` is above `theirs` on the same rows; None where undefined.
 
@@ -41,7 +48,8 @@ def paired(
     * `ndcg@10`: mean difference over the slates that can be ranked.
     * `logloss`: mean difference over the rows, below 0 where ours is better.
     * `auc`: difference over all rows.
-    * `gate`: the result of `gate`.
+    * `gate`: the result of `gate`; `is_learned` says that the examination behind what ours earns
+      is learned from orders as shown.
 
     Each difference has its standard error under the name in `ERRORS`, with viewers as clusters.
     """
@@ -49,19 +57,23 @@ def paired(
     pair: dict[str, Any] = {}
     for name, error in ERRORS.items():
         pair[name], pair[error] = found[name]
-    return pair | {"gate": gate(pair, ours.slates)}
+    return pair | {"gate": gate(pair, ours.slates, is_learned=is_learned)}
 
 
-def gate(pair: Mapping[str, Any], slates: Slates) -> dict[str, Any]:
+def gate(pair: Mapping[str, Any], slates: Slates, *, is_learned: bool = False) -> dict[str, Any]:
     """Decide whether ours `beats` theirs by two standard errors, in the measure `by`.
 
     The measure is the expected labels where the rows support them; else NDCG@10, or logloss where
     most slates have one candidate and so no order, unless the others show that ours orders worse.
-    `beats` is None where the rows do not define the difference.
+    `beats` is None where the rows do not define the difference. Expected labels by a learned
+    examination need NDCG@10 to agree; `agrees` is then whether it does.
     """
     by = "ndcg@10" if slates.have_order or _side(pair, "ndcg@10") == -1 else "logloss"
     by = by if pair["expected_labels"] is None else "expected_labels"
     side = _side(pair, by)
+    if by == "expected_labels" and is_learned:
+        agrees = _side(pair, "ndcg@10") == 1
+        return {"by": by, "beats": side == 1 and agrees, "agrees": agrees}
     return {"by": by, "beats": None if side is None else side == 1}
 
 
@@ -69,13 +81,15 @@ def shown(pair: Mapping[str, Any]) -> str:
     """Return what two standard errors show of ours, in the words of the keys below.
 
     Order is by the measure of the gate, or by NDCG@10 where logloss decides; predictions are by
-    logloss. "better" is a better order that passes the gate, with predictions that are not worse.
+    logloss. "better" is a better order that passes the gate, with predictions that are not worse;
+    "doubtful" a better one by a learned examination alone.
     """
     beats, by = pair["gate"]["beats"], pair["gate"]["by"]
     order, predictions = _side(pair, "ndcg@10" if by == "logloss" else by), _side(pair, "logloss")
     # The first one that holds is told.
     found = {
         "worse order": order == -1,
+        "doubtful": order == 1 and not pair["gate"].get("agrees", True),
         "better order, worse predictions": order == 1 and predictions == -1,
         "better": order == 1 and beats,
         "worse predictions": predictions == -1,
@@ -105,11 +119,13 @@ def bounds(
     `ours` and `theirs` are measures, and `pair` is their comparison. Return for each bounded
     `measure` by how much ours is `worse`, how much is `allowed`, and whether that `holds`. In the
     measure of the gate, `worse` is the estimate plus `SPARE` standard errors, so that few rows need
-    a gain; it is None where the rows do not define it. Logloss and ECE are bounded in the estimate.
+    a gain; it is None where the rows do not define it. Logloss and ECE are bounded in the estimate,
+    and so is NDCG@10 where a learned examination needs it to agree.
     """
     by = pair["gate"]["by"]
     better, error = _ahead(pair, by)
-    worse = {"logloss": pair["logloss"], "ece": (ours["ece"] or 0.0) - (theirs["ece"] or 0.0)}
+    worse = {} if "agrees" not in pair["gate"] else {"ndcg@10": -(pair["ndcg@10"] or 0.0)}
+    worse |= {"logloss": pair["logloss"], "ece": (ours["ece"] or 0.0) - (theirs["ece"] or 0.0)}
     worse[by] = None if better is None else SPARE * error - better
     found = []
     for name, value in worse.items():

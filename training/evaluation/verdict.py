@@ -29,12 +29,20 @@ OUTCOMES: Mapping[str, tuple[Tone, str]] = {
     "worse order": ("bad", "the model orders worse than {}"),
     "worse predictions": ("bad", "the model predicts worse than {}"),
     "nothing": ("bad", "the model does not beat {} by two standard errors"),
+    "doubtful": (
+        "unsure",
+        "the model orders better than {}, or the old ranker knew more than these features",
+    ),
     "undefined": ("unsure", "these rows do not show whether the model beats {}"),
     "better order, worse predictions": ("unsure", "the model orders better than {}, but predicts worse"),
     "better order": ("unsure", "the model orders better than {}; better predictions are not shown"),
     "better predictions": ("unsure", "the model predicts better than {}; a better order is not shown"),
     "better": ("good", "the model beats {}"),
 }
+DOUBT = (
+    "the old ranker may have known more than these features, which `explore` of an arm, or an experiment whose arms "
+    "order otherwise, would tell"
+)
 # What is said where nothing is shown of a rival that need not be beaten.
 LEVEL = "the model and {} are level within two standard errors"
 # Contenders that a model must beat.
@@ -96,7 +104,8 @@ def against(name: str, pair: Mapping[str, Any]) -> str:
 def not_beaten(paired: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each rival that a model must beat and does not, or not surely."""
     pairs = {name: paired[f"model-{name}"] for name in GATES if f"model-{name}" in paired}
-    return [against(name, pair) for name, pair in pairs.items() if not pair["gate"]["beats"]]
+    found = {name: pair for name, pair in pairs.items() if not pair["gate"]["beats"]}
+    return [against(name, one) + f"; {DOUBT}" * (shown(one) == "doubtful") for name, one in found.items()]
 
 
 def support(evaluation: Evaluation) -> list[str]:
@@ -136,6 +145,9 @@ def standing(pair: Mapping[str, Any]) -> str:
         for bound in pair["bounds"]
         if not bound["holds"]
     ]
+    # By a learned examination, the newcomer may be the better one for a wrong reason.
+    if "agrees" in pair["gate"] and any(text.startswith(MEASURES["ndcg@10"]) for text in exceeded):
+        exceeded.append(DOUBT)
     return f"{what}: {'; '.join([difference(pair), *exceeded])}"
 
 
@@ -239,15 +251,15 @@ def span(first_ms: int, last_ms: int) -> str:
 
 def difference(pair: Mapping[str, Any]) -> str:
     """Return the difference in the measure of the gate, and in another if both tell, as text."""
-    by = pair["gate"]["by"]
-    name, beside = MEASURES[by], "ndcg@10" if by == "logloss" else "logloss"
+    by, found = pair["gate"]["by"], shown(pair)
+    name, beside = MEASURES[by], "ndcg@10" if by == "logloss" or found == "doubtful" else "logloss"
     if by == "logloss":
         name += " (lower is better; it decides because most slates have one candidate)"
     name += " per exposure" * (by == "expected_labels")
     text = f"{name} {_signed(pair[by], pair[ERRORS[by]])} at 95 %, paired, viewers as clusters"
     if pair[by] is None:
         text = f"too few viewers have slates that define the difference in {name}"
-    if by == "logloss" or "predictions" in shown(pair):
+    if by == "logloss" or "predictions" in found or found == "doubtful":
         text += f"; {MEASURES[beside]} {_signed(pair[beside], pair[ERRORS[beside]])}"
     return text
 

@@ -26,8 +26,12 @@ NUM_KNOTS = 4
 RIDGE = 1e-3
 # With fewer events the curve is too uncertain.
 MIN_EVENTS = 100
+# Precision of the departure of log θ from a multiple of a learned curve, whose shape need not be
+# right: half of its standard deviation.
+DEPARTURE = 4.0
 # Newton's method converges in fewer steps.
 _NUM_STEPS = 50
+Prior = tuple[F64, F64]
 
 
 @dataclass(frozen=True)
@@ -35,53 +39,65 @@ class Curve:
     """Examination curve over bins of positions.
 
     `theta` `[B]`; `basis` `[B, P]`: ∂ log θ / ∂ parameter; `influence` `[N, P]` of each exposure on
-    the parameters.
+    the parameters; `covariance` `[P, P]` of these, by the information of events and prior.
     """
 
     theta: F64
     basis: F64
     influence: F64
+    covariance: F64
 
 
-def basis(bins: Bins) -> F64:
-    """Return the basis of log θ, `[B, P]`, which is 0 at the first position."""
+def prior(bins: Bins, learned: F64 | None = None) -> Prior:
+    """Return a basis of log θ, `[B, P]`, which is 0 at the first position, and its ridge `[P]`.
+
+    With a `learned` log θ `[B]`, the basis holds multiples of it, and the rest is a departure. What
+    the ranker knew makes a learned curve too steep, and few events tell by how much. Many overrule
+    its shape too.
+    """
     depth = np.log1p(bins.centre)[:, None]
     # With few bins, each position has a parameter of its own.
-    if len(bins) <= NUM_KNOTS + 1:
-        return np.eye(len(bins))[:, 1:]
-    values = SplineTransformer(n_knots=NUM_KNOTS, degree=2).fit_transform(depth)[:, 1:]
-    return np.asarray(values - values[0], np.float64)
+    columns = np.eye(len(bins))[:, 1:]
+    if len(bins) > NUM_KNOTS + 1:
+        columns = SplineTransformer(n_knots=NUM_KNOTS, degree=2).fit_transform(depth)[:, 1:]
+        columns -= columns[0]
+    if learned is None:
+        return columns, np.full(columns.shape[1], RIDGE)
+    ridge = np.append(RIDGE, np.full(columns.shape[1], DEPARTURE))
+    return np.concatenate([learned[:, None], columns], axis=1), ridge
 
 
-def fit_curve(counts: Counts, place: I64, exposure: I64, num_exposures: int, bins: Bins) -> Curve:
+def fit_curve(
+    counts: Counts, place: I64, exposure: I64, num_exposures: int, prior: Prior, least: int = MIN_EVENTS
+) -> Curve:
     """Fit the curve to E events on drawn candidates.
 
     `counts` `[E, B]` are the candidate's bins over draws, `place` `[E]` the bin at which it was
-    shown, `exposure` `[E]` its exposure.
+    shown, `exposure` `[E]` its exposure, `prior` that of `prior`.
 
     Raises:
-        TabrankError: there are too few events.
+        TabrankError: there are fewer than `least` events.
     """
-    if len(place) < MIN_EVENTS:
+    if len(place) < least:
         raise TabrankError(
-            f"{len(place)} events in exposures whose order was drawn, and examination needs at least {MIN_EVENTS}; "
+            f"{len(place)} events in exposures whose order was drawn, and examination needs at least {least}; "
             "collect more, or raise the arm's `explore`"
         )
-    columns = basis(bins)
+    columns, ridge = prior
     density = counts.astype(np.float64)
     beta = np.zeros(columns.shape[1])
     # Newton's method on a concave likelihood, with a bounded step.
     for _ in range(_NUM_STEPS):
         score, information = _derivatives(density, place, columns, beta)
-        step = np.linalg.solve(information, score.sum(axis=0) - RIDGE * beta)
+        step = np.linalg.solve(information + np.diag(ridge), score.sum(axis=0) - ridge * beta)
         beta = beta + step * min(1.0, 2.0 / max(float(np.abs(columns @ step).max()), 1e-12))
         if float(np.abs(step).max(initial=0.0)) < 1e-8:
             break
     score, information = _derivatives(density, place, columns, beta)
     moved = np.zeros((num_exposures, len(beta)))
     np.add.at(moved, exposure, score)
-    influence = moved @ np.linalg.inv(information / num_exposures)
-    return Curve(np.exp(columns @ beta), columns, influence)
+    covariance = np.asarray(np.linalg.inv(information + np.diag(ridge)), np.float64)
+    return Curve(np.exp(columns @ beta), columns, moved @ covariance * num_exposures, covariance)
 
 
 def _derivatives(density: F64, place: I64, columns: F64, beta: F64) -> tuple[F64, F64]:
@@ -90,4 +106,4 @@ def _derivatives(density: F64, place: I64, columns: F64, beta: F64) -> tuple[F64
     mass /= mass.sum(axis=1, keepdims=True)
     expected = mass @ columns
     second = columns.T @ (mass.sum(axis=0)[:, None] * columns) - expected.T @ expected
-    return columns[place] - expected, second + RIDGE * np.eye(len(beta))
+    return columns[place] - expected, second

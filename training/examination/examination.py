@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# From exposures in randomised order, from the log as shown, or not removed.
-Source = Literal["explored", "learned", "ignored"]
+# From exposures in randomised order, from arms to which viewers were assigned at random, from the
+# log as shown, or not removed.
+Source = Literal["explored", "arms", "learned", "ignored"]
 
 # Positions, from 1, of the line for people.
 SHOWN = (2, 5, 10, 20, 50)
@@ -49,7 +50,8 @@ class Examination:
         cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in SHOWN]
         remedy = "; an arm's `explore` would measure it" if self.source == "learned" else ""
         shown = f"from {self.events:,} label events, {', '.join(cells)}"
-        return f"position bias: examination {self.source} {shown}{remedy}"
+        found = "measured by two arms" if self.source == "arms" else self.source
+        return f"position bias: examination {found} {shown}{remedy}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry `examination` of a manifest."""

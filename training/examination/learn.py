@@ -1,4 +1,8 @@
-"""Examination learned from a log as it was shown, not confounded with what the ranking prefers.
+"""Examination learned from a log as it was shown, apart from what features say of the ranking.
+
+Where the ranking knew more than the features, a candidate that it moved up is better than its
+features say, and θ is too steep: no log of one deterministic ranking can tell. So no decision rests
+on this curve alone (`training.evaluation.paired`).
 
 P(label) = θ(k)·a(x) for a row of features x at position k. The score for log θ that is efficient
 under Poisson noise, Σ (B(k) − m(x)) (y − θ(k)·a(x)) = 0 with m = E[Bθ | x] / E[θ | x], does not
@@ -13,14 +17,17 @@ Letters: N rows, B bins of positions, P = B − 1 parameters, C cells, V viewers
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
 from serve.features.slots import F64, I64
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.data.encoding import tree_columns
-from training.examination.placements import Bins
+from training.examination.placements import Bins, Flags
 
 # Cells of equal count. In more of them rows are more alike, and bins hold fewer.
 NUM_CELLS = 60
@@ -32,7 +39,7 @@ TREES |= {"cat_smooth": 100, "cat_l2": 100, "num_threads": 1, "seed": 0, "verbos
 TREES |= {"force_row_wise": True}
 NUM_TREES = 80
 # Newton's method converges in fewer steps.
-_NUM_STEPS = 50
+NUM_STEPS = 50
 
 
 def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
@@ -53,7 +60,7 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
     basis = np.eye(len(bins))[:, 1:]
     prior = SMOOTHNESS * np.diff(basis, axis=0).T @ np.diff(basis, axis=0)
     beta = np.zeros(len(bins) - 1)
-    for _ in range(_NUM_STEPS):
+    for _ in range(NUM_STEPS):
         theta = np.exp(basis @ beta)
         examined = np.maximum(density @ theta, 1e-9)
         mean = (density * theta) @ basis / examined[:, None]
@@ -77,18 +84,40 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
 
 def _from_others(rows: Dataset, encoder: Encoder, viewer: I64) -> tuple[F64, I64]:
     """Return E[label | x] and the cell of each row, [N], learned from the other half's viewers."""
+    half = halves(viewer)
+    depth = by_others(rows, encoder, half, "regression", np.log1p(rows.position))
+    cell = NUM_CELLS * half
+    for fold in (0, 1):
+        cell[half == fold] += quantiles(depth[half == fold], NUM_CELLS)
+    return by_others(rows, encoder, half, "binary", rows.label), cell
+
+
+def halves(viewer: I64) -> I64:
+    """Return the half of viewers, 0 or 1, to which each row belongs, [N]."""
+    return np.random.default_rng(0).permutation(int(viewer.max()) + 1)[viewer] % 2
+
+
+def by_others(
+    rows: Dataset,
+    encoder: Encoder,
+    half: I64,
+    objective: str,
+    target: NDArray[Any],
+    known: Flags | bool = True,
+) -> F64:
+    """Predict a target [N] from the features by LightGBM on the `known` rows of the other half."""
     import lightgbm as trees
 
     columns, categorical = tree_columns(encoder, rows.matrix)
-    half = np.random.default_rng(0).permutation(int(viewer.max()) + 1)[viewer] % 2
-    chance, cell = np.empty(len(rows)), np.empty(len(rows), np.int64)
+    found = np.empty(len(rows))
     for fold in (0, 1):
-        mine, found = half == fold, []
-        for objective, target in (("binary", rows.label), ("regression", np.log1p(rows.position))):
-            given = trees.Dataset(columns[~mine], target[~mine], categorical_feature=categorical)
-            model = trees.train(TREES | {"objective": objective}, given, NUM_TREES)
-            found.append(np.asarray(model.predict(columns[mine], num_threads=1), np.float64))
-        chance[mine], depth = found
-        edges = np.quantile(depth, np.linspace(0, 1, NUM_CELLS + 1)[1:-1])
-        cell[mine] = fold * NUM_CELLS + np.searchsorted(edges, depth)
-    return chance, cell
+        mine, others = half == fold, (half != fold) & known
+        given = trees.Dataset(columns[others], target[others], categorical_feature=categorical)
+        model = trees.train(TREES | {"objective": objective}, given, NUM_TREES)
+        found[mine] = model.predict(columns[mine], num_threads=1)
+    return found
+
+
+def quantiles(values: F64, num: int) -> I64:
+    """Return which of `num` parts of equal count each value is in, [N]."""
+    return np.searchsorted(np.quantile(values, np.linspace(0, 1, num + 1)[1:-1]), values)

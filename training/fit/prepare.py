@@ -22,7 +22,7 @@ from serve.model.encoder import Encoder
 from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, DatasetPlan, Progress, concat, evenly
 from training.data.doubts import BOTH_LABELS
-from training.data.draws import drawn_weights
+from training.data.draws import drawn_weights, served_arms
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Spill, Streamed
 from training.examination.estimate import examine
@@ -81,7 +81,9 @@ def prepare(
     shutil.rmtree(folder, ignore_errors=True)
     try:
         table = read_joined(log, surface, print_progress)
-        plan = DatasetPlan(Schema(surface), table, weights=drawn_weights(log, table))
+        plan = DatasetPlan(
+            Schema(surface), table, weights=drawn_weights(log, table), arms=served_arms(log, table)
+        )
         if len(plan) * row_bytes(plan) <= (memory_bytes or available_bytes() // 2):
             prepared = _in_memory(surface, table, plan, progress)
         else:

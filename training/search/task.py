@@ -18,7 +18,7 @@ from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
 from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, DatasetPlan, Progress, sample
-from training.data.draws import drawn_weights
+from training.data.draws import drawn_weights, served_arms
 from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine
@@ -84,7 +84,8 @@ class Task:
         """
         table, schema = read_joined(log, surface, print_progress), Schema(surface)
         newest_ms = math.inf if settings.days is None else settings.days * UNITS_MS["d"]
-        plan = DatasetPlan(schema, table, weights=drawn_weights(log, table), newest_ms=newest_ms)
+        weights, arms = drawn_weights(log, table), served_arms(log, table)
+        plan = DatasetPlan(schema, table, weights=weights, arms=arms, newest_ms=newest_ms)
         need, have = len(plan) * row_bytes(plan), available_bytes()
         if need > have:
             raise TabrankError(

@@ -52,6 +52,8 @@ def test_the_drafted_application_is_accepted_and_has_paths_beside_it(folder):
         "the-log",
         "active_days",
     )
+    # One order in a hundred is drawn, which measures the examination of positions.
+    assert experiment["arms"]["model"] == {"scorer": "current", "share": 1.0, "explore": 0.01}
     assert load_surface(str(folder / "my/surface.toml")).name == "the-log"
     # No metric of an experiment counts the label, which the file says.
     text = (folder / "my/cluster.yaml").read_text()
@@ -74,7 +76,7 @@ def test_it_carries_no_name_of_another_surface_and_every_other_setting(folder):
     shipped, drafted = (path.read_text() for path in (ROOT / "cluster.yaml", folder / "my/cluster.yaml"))
     assert len(drafted.splitlines()) == len(shipped.splitlines())
     changed = [new for old, new in zip(shipped.splitlines(), drafted.splitlines(), strict=True) if old != new]
-    assert len(changed) == 9
+    assert len(changed) == 10
     document = yaml.safe_load(drafted)
     assert not {"spaces", "launch", "join_rate"} & set(re.findall(r"\w+", json.dumps(document)))
 

@@ -169,14 +169,14 @@ def test_an_evaluation_decides_by_expected_labels_and_says_so(surface):
     scores = {"model": truth(data), "current": np.clip(0.9 * truth(data) ** 2, 0, 1)}
     found = assess(data, scores, surface, examination=curve)
     pair = found["paired"]["model-popular"]
-    assert pair["gate"] == {"by": "expected_labels", "beats": True}
+    assert pair["gate"] == {"by": "expected_labels", "beats": True, "agrees": True}
     gain = found["model"]["expected_labels"] - found["popular"]["expected_labels"]
     assert pair["expected_labels"] == pytest.approx(gain)
     assert 0 < 2 * pair["expected_labels_se"] < gain
     low, high = found["intervals"]["model"]["expected_labels"]
     assert low < found["model"]["expected_labels"] < high
     bounds = found["paired"]["model-current"]["bounds"]
-    assert [bound["measure"] for bound in bounds] == ["logloss", "ece", "expected_labels"]
+    assert [bound["measure"] for bound in bounds] == ["ndcg@10", "logloss", "ece", "expected_labels"]
     assert verdict(found).startswith("The model beats popular: expected labels per exposure +")
     assert "to measure it, set `explore` for an arm" in verdict(found)
     ignored = assess(data, scores, surface)

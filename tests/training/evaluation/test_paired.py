@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from training.evaluation.metrics import Contender, mean_and_error
-from training.evaluation.paired import ECE_SHARE, MARGIN, bounds, gate, paired
+from training.evaluation.paired import ECE_SHARE, MARGIN, bounds, gate, paired, shown
 from training.evaluation.slates import Slates
+from training.evaluation.verdict import standing
 
 
 def pair_of(num_slates: int, per: int, noise: float, seed: int = 0, *, probability: bool = True):
@@ -62,6 +63,22 @@ def test_expected_labels_decide_where_the_rows_support_them():
     assert pair["gate"] == {"by": "expected_labels", "beats": False}
     assert exceeded(0.0, 0.019, by="expected_labels") == set()
     assert exceeded(0.0, 0.021, by="expected_labels") == {"expected_labels"}
+
+
+@pytest.mark.parametrize(("ndcg", "agrees"), [(0.03, True), (0.01, False), (-0.03, False)])
+def test_a_learned_examination_needs_ndcg_to_agree(ndcg, agrees):
+    slates = pair_of(10, 3, noise=0)[0].slates
+    pair = {"expected_labels": 0.3, "expected_labels_se": 0.1, "ndcg@10": ndcg, "se": 0.01}
+    pair |= {"logloss": -0.1, "logloss_se": 0.01}
+    assert gate(pair, slates)["beats"]
+    found = gate(pair, slates, is_learned=True)
+    assert found == {"by": "expected_labels", "beats": agrees, "agrees": agrees}
+    assert shown(pair | {"gate": found}) == ("better" if agrees else "doubtful")
+    # Against the current model, NDCG@10 is bounded in the estimate.
+    limits = bounds(pair | {"gate": found}, THEIRS, THEIRS, 0.1, MARGIN)
+    assert {one["measure"] for one in limits if not one["holds"]} == ({"ndcg@10"} if ndcg < 0 else set())
+    text = standing(pair | {"gate": found, "bounds": limits, "rows": 100, "margin": MARGIN})
+    assert ("the old ranker may have known more" in text) == (ndcg < 0)
 
 
 THEIRS = {"expected_labels": 2.0, "ndcg@10": 0.4, "logloss": 0.2, "ece": 0.01}

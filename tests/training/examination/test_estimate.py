@@ -13,6 +13,8 @@ from serve.features.surface import Surface
 from serve.log.reader import read_log
 from serve.model.encoder import Encoder, NumericColumn
 from tests.support.exploration_log import SHOWN, write_drawn
+from tests.support.hidden_world import DECAY, FLAT, hidden
+from tests.support.hidden_world import ENCODER as HIDDEN
 from training.data.dataset import Dataset, DatasetPlan
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder
@@ -108,7 +110,7 @@ def test_explored_exposures_give_the_examination_where_the_log_has_them(drawn, s
 def test_few_explored_exposures_do_not_decide(drawn, surface: Surface) -> None:
     rows, encoder = drawn
     assert rows.weight is not None
-    few = replace(rows, weight=np.where(rows.slate < 40, rows.weight, np.nan))
+    few = replace(rows, weight=np.where(rows.slate < 15, rows.weight, np.nan))
     assert examine(few, encoder, surface).source == "learned"
     # Drawn orders of two viewers, and shorter ones than most.
     two = replace(rows, viewer=np.where(np.isnan(rows.weight), rows.viewer, rows.viewer % 2))
@@ -119,6 +121,51 @@ def test_few_explored_exposures_do_not_decide(drawn, surface: Surface) -> None:
     # Candidates that are never drawn, below the others.
     fixed = replace(rows, weight=np.where(rows.position >= 3, -np.inf, rows.weight))
     assert examine(fixed, encoder, surface).source == "learned"
+
+
+@pytest.mark.parametrize("theta", [FLAT, DECAY], ids=["none", "falling"])
+@pytest.mark.parametrize(
+    ("source", "more"), [("arms", {"arms": ("legacy", "fame")}), ("explored", {"explore": 0.03})]
+)
+def test_arms_and_explored_orders_see_through_what_the_ranker_knew(theta, source, more, surface: Surface):
+    world = hidden(2_500, 0, theta, **more)
+    found = examine(world.rows, HIDDEN, surface)
+    assert found.source == source
+    assert beyond(found, theta) <= 2
+
+
+@pytest.mark.parametrize("how", ["outside", "alike", "cut"])
+def test_arms_that_order_alike_or_show_other_candidates_measure_nothing(how, surface: Surface):
+    rows = hidden(1_500, 0, FLAT, arms=("legacy", "fame")).rows
+    changed = {
+        "outside": replace(rows, arm=None),
+        "alike": replace(rows, arm=rows.viewer % 2),
+        # Each arm shows its first candidates alone.
+        "cut": rows.take(np.flatnonzero(rows.position < 8)),
+    }
+    found = examine(changed[how], HIDDEN, surface)
+    assert found.source == "learned"
+    if how == "outside":
+        assert beyond(found, FLAT) > 5
+
+
+def beyond(found: Examination, theta: np.ndarray) -> float:
+    """Return by how many standard errors log θ is off at the worst position."""
+    return float(np.abs(np.log(np.array(found.theta[1:]) / theta[1:]) / found.error[1:]).max())
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+@pytest.mark.proof
+@pytest.mark.parametrize("theta", [FLAT, DECAY], ids=["none", "falling"])
+@pytest.mark.parametrize("more", [{"arms": ("legacy", "fame")}, {"explore": 0.01}], ids=["arms", "explore"])
+def test_the_curve_is_within_two_errors_of_the_truth_at_nearly_all_positions(theta, more, surface: Surface):
+    away = []
+    for seed in range(20):
+        found = examine(hidden(6_000, seed, theta, **more).rows, HIDDEN, surface)
+        assert found.source != "learned"
+        away.append(np.abs(np.log(np.array(found.theta[1:]) / theta[1:])) / found.error[1:])
+    assert np.mean(np.array(away) <= 2) >= 0.93
 
 
 def test_a_line_for_people_names_the_source_and_positions() -> None:
