@@ -55,7 +55,8 @@ def home(ranklens, tmp_path_factory):
     run(
         "training", "split", "--log", "log", "--at", "0.8", "--before", "before", "--after", "after", cwd=home
     )
-    run("training", "fit", "--surface", "ranklens", "--log", "before", "--out", "model", cwd=home)
+    fit = ("fit", "--surface", "ranklens", "--log", "before", "--out", "model", "--workers", "1")
+    run("training", *fit, cwd=home)
     run("training", "publish", "--model", "model", "--models", "models", cwd=home)
     run("serve", "load", "--surface", "ranklens", "--log", "before", "--store", "lmdb:store", cwd=home)
     return home

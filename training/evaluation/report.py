@@ -173,7 +173,8 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
     calibration, teachers = manifest["calibration"], manifest.get("teachers")
     is_test = manifest["measured_on"] == "test"
     if calibration == {"a": 1.0, "b": 0.0}:
-        text = f"none of its own: distilled from {teachers} teachers." if teachers else "none of its own."
+        taught = f": distilled from {teachers} teacher{'s' * (teachers > 1)}" if teachers else ""
+        text = f"none of its own{taught}."
     else:
         rows = "rows that no network had been trained on" if is_test else "the validation rows"
         text = f"Platt, a = {calibration['a']:.4f}, b = {calibration['b']:.4f}, fitted on {rows}."

@@ -98,7 +98,11 @@ def fit(
         begun=begun,
         examination=examination,
         about={"history": state.history, "best_epoch": state.best_epoch},
-        manifest={"parameters": num_parameters, "advice": advice(state, config, num_rows, num_parameters)},
+        manifest={
+            "parameters": num_parameters,
+            "advice": advice(state, config, num_rows, num_parameters),
+            "teachers": int(rows is not prepared.train),
+        },
     )
     return save(fitted, out)
 

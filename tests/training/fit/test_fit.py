@@ -43,6 +43,8 @@ def test_the_manifest_records_the_settings_for_its_rows_and_what_a_search_would_
     assert manifest["fit"]["batch_size"] == manifest["rows"] // 4
     network = Network(load(model).encoder, CONFIG.network)
     assert manifest["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    # LightGBM.
+    assert manifest["teachers"] == 1
     (reason,) = manifest["advice"]
     assert f"{manifest['rows']:,} training rows" in reason
     assert reason in load(model).read("MODEL_CARD.md").decode()
