@@ -80,6 +80,6 @@ def compare_arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> t
         beta = beta + step * min(1.0, 1.0 / max(float(np.abs(columns @ step).max()), 1e-12))
         if float(np.abs(step).max()) < 1e-8:
             break
-    # Where the arms show rows of a cell alike, only the ridge holds θ.
-    own_variance = ((of_viewer @ covariance @ columns.T) ** 2).sum(axis=0)
-    return columns @ beta, np.sqrt(np.maximum(own_variance, (columns @ covariance * columns).sum(axis=1)))
+    # Viewers' own variance alone is too small: the ridge pulls θ to the shape of the learned curve.
+    variance = ((of_viewer @ covariance @ columns.T) ** 2).sum(axis=0)
+    return columns @ beta, np.sqrt(variance + (columns @ covariance * columns).sum(axis=1))
