@@ -21,9 +21,11 @@ from ray.tune.schedulers import ASHAScheduler
 from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
 from training.data.dataset import sample
+from training.evaluation.rivals import lightgbm
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows
 from training.fit.sizing import sized
+from training.fit.teaching import mixed
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
@@ -140,8 +142,14 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
     if not deadline.stop_all():
         study = _study(run, deadline, costs, first, len(rows))
         folder = board.path.parent.resolve() / "trials"
-        for name, part in (("train", rows), ("valid", valid)):
-            encode_rows(task.encoder, part, task.examination).save(folder, name)
+        train = encode_rows(task.encoder, rows, task.examination)
+        tuned = board.of("lightgbm") if task.settings.num_teachers else None
+        if tuned:
+            # The winner will be taught, and less regularisation suits a network that is.
+            rival = lightgbm(task.encoder, rows, task.examination, **tuned.point)
+            train = mixed(train, [], rival(rows.matrix))
+        train.save(folder, "train")
+        encode_rows(task.encoder, valid, task.examination).save(folder, "valid")
         np.save(folder / SLATES, np.stack([valid.slate, valid.viewer]))
         try:
             _tuner(task, folder, study, deadline).fit()

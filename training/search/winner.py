@@ -27,6 +27,7 @@ from training.examination.examination import IGNORED, Examination
 from training.fit.fit import Fitted, save
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
+from training.fit.teaching import mixed
 from training.fit.trainer import train
 from training.network.calibrate import fit_if_better
 from training.network.model import Model
@@ -189,7 +190,8 @@ def _trained(
         folder = (
             storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}, {len(test)}"
         )
-        rows.save(folder, "train")
+        # They are taught too, as the network was in its trial.
+        mixed(rows, [], rival).save(folder, "train")
         last_rows.save(folder, "valid")
         encode_rows(encoder, test, run.task.examination).save(folder, "test")
         rows, logits = distilled(rows, folder, encoder, config, size.num_teachers, rival)

@@ -17,13 +17,13 @@ from training.drafting.draft import draft
 from training.evaluation.report import regenerate
 from training.fit.fit import fit
 from training.fit.loop import FitConfig
-from training.network.network import NetworkConfig
+from training.network.network import Inputs, NetworkConfig
 from training.search.budget import Clock, Forecast
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.search import reasons
 from training.search.space import Space
 from training.search.task import SearchSettings, Task
-from training.search.trials import SearchRun
+from training.search.trials import SearchRun, run_trials
 from training.search.winner import finish, held_out
 
 CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
@@ -126,6 +126,37 @@ def test_the_evaluation_says_what_the_teachers_brought_on_the_rows_that_measure_
     finished(made[1], None, tmp_path / "untaught")
     untaught = json.loads(load(tmp_path / "untaught" / "artifact").read("evaluation.json"))
     assert untaught["search"]["teachers"] == {}
+
+
+class Spy:
+    """Tuner of trials that keeps the labels on which they train."""
+
+    def __init__(self, task, folder, study, deadline) -> None:
+        self.folder = folder
+
+    def fit(self) -> None:
+        Spy.labels = Inputs.map(self.folder, "train").label.numpy().copy()
+
+
+@pytest.mark.parametrize(("num_teachers", "is_taught"), [(4, True), (0, False)])
+def test_trials_train_on_the_labels_of_lightgbm_as_the_winner_will(
+    made, tmp_path, monkeypatch, num_teachers, is_taught
+):
+    _, task = made
+    task = replace(task, settings=replace(task.settings, num_teachers=num_teachers))
+    monkeypatch.setattr("training.search.trials._tuner", Spy)
+    with Clock(tmp_path / "out", 600.0) as clock:
+        clock.claim(task.identity, restart=False)
+        board = Leaderboard(tmp_path / "out" / "leaderboard.jsonl")
+        board.add(BoardEntry("LightGBM", "lightgbm", 0.5, point={"num_iterations": 5}))
+        run = SearchRun(task, board, clock, Forecast(board, len(task.before), 1, num_teachers, 1))
+        with pytest.raises(IndexError):  # no trial ran
+            run_trials(run, lambda network: 1.0, [])
+    known = task.parts["training"].label
+    assert (Spy.labels == known).all() != is_taught
+    # 70 % of a label is the teacher's.
+    assert np.abs(Spy.labels - known).max() <= 0.7
+    assert Spy.labels.mean() == pytest.approx(known.mean(), rel=0.05)
 
 
 def test_the_winner_is_calibrated_on_viewers_that_train_nothing(made, tmp_path):
