@@ -501,8 +501,9 @@ def test_a_small_arm_is_too_early_for_a_verdict_and_what_is_missing_is_said(tmp_
     result = judged(tmp_path / "log", (4, 4), (0.1, 0.9), num=590)
     assert (result["verdict"], result["days_needed"]) == ("no difference shown", 1)
     assert result["reason"].startswith("too early: Join rate per exposure +")
-    missing = "a verdict needs 300 viewers in each arm (5 more in 'popular'); and "
-    assert result["reason"].endswith(f"{missing}300 viewers in each arm (5 more in 'model')")
+    missing = "a verdict needs 300 viewers in each arm (5 more in 'popular', 5 more in 'model')"
+    assert result["reason"].endswith(missing)
+    assert result["outlook"] == "the minimum run is reached after 1 more day"
 
 
 def test_a_viewer_of_very_many_minutes_counts_up_to_a_limit_that_the_report_names(tmp_path):
@@ -517,6 +518,26 @@ def test_a_viewer_of_very_many_minutes_counts_up_to_a_limit_that_the_report_name
     assert minutes["control"] == pytest.approx(11.25, abs=0.1)
     assert "minutes 15 (viewers above: 3)" in text(result)
     assert "minutes 15 (viewers above: 3)" in page(result)
+
+
+def test_the_limit_of_exposures_is_named_without_a_metric_that_uses_it(tmp_path):
+    exposures = [
+        shown(f"v{i}", i / 64 + k / 1_000, ("popular", "model")[i % 2])
+        for i in range(700)
+        for k in range(1 + i % 3)
+    ]
+    result = report(write_rows(tmp_path / "log", exposures, []), LAUNCH)
+    assert result["primary_metric"] == "active_days"
+    assert result["guardrail_tests"][0]["capped"] == {"exposures": {"at": 3.0, "viewers": 0}}
+    assert "or if higher the 95th of those above 0: exposures 3 (viewers above: 0)" in text(result)
+
+
+def test_a_guardrail_without_a_relative_size_is_not_judged_by_a_relative_margin():
+    row = {"title": "Joins", "difference": -0.5, "low": -0.9, "high": -0.1, "worse": "lower", "margin": 0.02}
+    known = row | {"relative": -0.5, "relative_low": -0.9, "relative_high": -0.1}
+    assert guardrails.harm([known]) == ["Joins -50.00% [-90.00%, -10.00%], lower by more than 2.0%"]
+    unknown = row | dict.fromkeys(("relative", "relative_low", "relative_high"))
+    assert guardrails.harm([unknown, known | {"worse": "higher"}]) == []
 
 
 def test_where_few_viewers_have_any_a_limit_is_among_them():
@@ -619,7 +640,8 @@ def test_without_a_difference_the_report_names_the_days_needed(tmp_path):
     result = report(write_experiment(tmp_path / "log"), LAUNCH)
     assert result["verdict"] == "no difference shown"
     assert result["days_needed"] > 10
-    assert f"after {result['days_needed']} more days, at a look at that time" in result["outlook"]
+    assert f"after {result['days_needed']} more days" in result["outlook"]
+    assert result["outlook"].startswith("an effect of 2.0% shows with 80 % probability at a look after ")
     join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_rate")
     assert join_rate["power"] < 0.2 < join_rate["detectable"] * 5
 
