@@ -28,6 +28,7 @@ from training.experiment.page import page, text
 from training.experiment.panel import panel
 from training.experiment.report import report
 from training.experiment.served_log import hashed, read_events, read_exposures
+from training.experiment.verdict import by_denominator
 from training.experiment.window import partial_days, utc, window
 
 LAUNCH = Declared("launch")
@@ -495,6 +496,28 @@ def test_a_ratio_does_not_lose_or_win_by_its_denominator(tmp_path):
     result = judged(tmp_path / "fewer", (6, 4), (0.4, 0.6))
     assert result["verdict"] == "no difference shown"
     assert "; Exposures per viewer -33." in result["reason"]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_denominator_may_have_moved_by_less_before_the_declared_end(ended):
+    def row(errors):
+        ends = {"low": errors - 1.96, "high": errors + 1.96, "relative_low": None, "relative_high": None}
+        return {
+            "title": "Sum",
+            "effect": ends | {"difference": errors, "relative": None},
+            "always_valid": ends,
+        }
+
+    bound = 1.645 if ended else 1.282
+    for result, sign in (("lost", 1), ("won", -1)):
+        moved, still = (
+            by_denominator(result, row(0.0), row(sign * at), ended=ended)
+            for at in (bound + 0.01, bound - 0.01)
+        )
+        assert (len(moved), still) == (1, [])
+    # A shift to the other side does not explain it; an equal effect of the numerator is enough.
+    assert by_denominator("won", row(0.0), row(3.0), ended=ended) == []
+    assert by_denominator("won", row(2.0), row(-3.0), ended=ended) == []
 
 
 def test_a_small_arm_is_too_early_for_a_verdict_and_what_is_missing_is_said(tmp_path):
