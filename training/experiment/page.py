@@ -38,8 +38,7 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    tables = *_metrics(result), _guardrails(result), _guardrail_tests(result)
-    for rows in filter(None, tables):
+    for rows in filter(None, (*_metrics(result), _guardrails(result), _guardrail_tests(result))):
         lines += ["", columns(rows), ""]
     return "\n".join(lines + notes(result))
 
@@ -59,8 +58,7 @@ def page(result: Report) -> str:
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
     ended = result["window"]["ended"]
-    pairs = [(metric["title"], deciding(metric, ended)) for metric in shown]
-    same = [title for title, interval in pairs if interval["low"] <= 0 <= interval["high"]]
+    same = [one["title"] for one in shown if (at := deciding(one, ended))["low"] <= 0 <= at["high"]]
     still = f" No effect shown: {', '.join(same)}." * bool(same)
     first, *others = [_cumulative_chart(metric, days, ended) for metric in shown if metric["days"]] or [""]
     parts = [

@@ -555,6 +555,17 @@ def test_the_limit_of_exposures_is_named_without_a_metric_that_uses_it(tmp_path)
     assert "or if higher the 95th of those above 0: exposures 3 (viewers above: 0)" in text(result)
 
 
+def test_an_effect_that_a_handful_of_viewers_would_show_has_a_report(tmp_path):
+    arms = ("popular", "model")
+    exposures = [
+        shown(f"v{i}", i / 64 + k, arms[i % 2]) for i in range(800) for k in range(1 + (i % 40 == 7))
+    ]
+    log = write_rows(tmp_path / "log", exposures, [did(f"v{i}", "click", i / 64) for i in range(0, 800, 3)])
+    result = report(log, Declared("launch", min_days=0, smallest_effect=1.0))
+    assert result["guardrail_tests"][0]["name"] == "exposures"
+    assert result["days_needed"] == 0
+
+
 def test_a_guardrail_without_a_relative_size_is_not_judged_by_a_relative_margin():
     row = {"title": "Joins", "difference": -0.5, "low": -0.9, "high": -0.1, "worse": "lower", "margin": 0.02}
     known = row | {"relative": -0.5, "relative_low": -0.9, "relative_high": -0.1}
