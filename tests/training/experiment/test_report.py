@@ -470,6 +470,10 @@ def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
         pytest.approx(2, abs=0.01),
     )
     assert "Exposures per viewer" in text(result)
+    # After the declared end the interval of one look decides.
+    ended = report(tmp_path / "fewer", Declared("launch", min_days=0, end_ms=START_MS + 7 * HOUR_MS))
+    one_look = ended["guardrail_tests"][0]
+    assert one_look["high"] - one_look["low"] < 0.8 * (row["high"] - row["low"])
     assert "exposures" not in [metric["name"] for metric in result["metrics"]]
 
 
