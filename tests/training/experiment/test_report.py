@@ -471,6 +471,8 @@ def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
         pytest.approx(2, abs=0.01),
     )
     assert "Exposures per viewer" in text(result)
+    # A guardrail does not speak against a loss.
+    assert judged(tmp_path / "worse", (4, 2), (0.9, 0.1))["verdict"] == "lost"
     # After the declared end the interval of one look decides.
     ended = report(tmp_path / "fewer", Declared("launch", min_days=0, end_ms=START_MS + 7 * HOUR_MS))
     one_look = ended["guardrail_tests"][0]
