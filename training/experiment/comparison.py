@@ -144,14 +144,13 @@ def capped(sums: Mapping[str, F64], flags: Any) -> tuple[dict[str, F64], dict[st
     is. A limit is that of the viewers with these flags [V], who are of both arms; `viewers` counts
     those above it. Active days have none: their number is bounded by that of the days.
     """
-    limits, most = {}, {}
-    for name, values in sums.items():
-        ours = values[flags]
+    most, limits = dict(sums), {}
+    for name in (name for name in sums if not name.startswith("active_days")):
+        ours = sums[name][flags]
         parts = (ours, CAP), (ours[ours > 0], CAP_OF_SOME)
-        if not name.startswith("active_days"):
-            at = max(np.quantile(of, share, method="inverted_cdf") for of, share in parts if len(of))
-            limits[name] = {"at": float(at), "viewers": int((ours > at).sum())}
-        most[name] = np.minimum(values, at) if name in limits else values
+        at = max(np.quantile(of, share, method="inverted_cdf") for of, share in parts if len(of))
+        limits[name] = {"at": float(at), "viewers": int((ours > at).sum())}
+        most[name] = np.minimum(sums[name], at)
     return most, limits
 
 

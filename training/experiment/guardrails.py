@@ -113,8 +113,8 @@ def of_metric(
     """
     if row["effect"] is None:
         return []
-    names = ("name", "title", "control", "treatment")
-    interval = {**row["effect"], **deciding(row, ended)[0]}
+    names = ("name", "title", "control", "treatment", "capped")
+    interval = {**row["effect"], **deciding(row, ended)}
     return [{name: row[name] for name in names} | interval | {"worse": worse, "margin": margin}]
 
 
@@ -122,9 +122,9 @@ def harm(tested: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return in words each guardrail whose whole interval is beyond its margin."""
     found = []
     for row in tested:
-        low, high = row.get("relative_low"), row.get("relative_high")
-        low, high = (row["low"], row["high"]) if low is None or high is None else (low, high)
-        if (high < -row["margin"]) if row["worse"] == "lower" else (low > row["margin"]):
+        # The margin of a metric is relative; without a relative size it cannot be judged.
+        low, high = (row.get(f"relative_{end}", row[end]) for end in ("low", "high"))
+        if low is not None and (high < -row["margin"] if row["worse"] == "lower" else low > row["margin"]):
             found.append(f"{row['title']} {spread(row)}, {row['worse']} by more than {row['margin']:.1%}")
     return found
 

@@ -23,7 +23,7 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
     "no difference shown": ("unsure", "no difference shown between {treatment} and {control}"),
     "invalid": ("bad", "invalid: the arms cannot be compared"),
 }
-CAPPED = "So that a few viewers do not decide, a viewer's sum counts at most the 99th percentile of both arms' viewers"
+CAPPED = "So that few do not decide, a viewer counts up to the 99th percentile, or if higher the 95th of those above 0"
 HOW_TO_READ = (
     "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
     "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The interval of "
@@ -38,8 +38,7 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    tables = *_metrics(result), _guardrails(result), _guardrail_tests(result)
-    for rows in filter(None, tables):
+    for rows in filter(None, (*_metrics(result), _guardrails(result), _guardrail_tests(result))):
         lines += ["", columns(rows), ""]
     return "\n".join(lines + notes(result))
 
@@ -59,8 +58,7 @@ def page(result: Report) -> str:
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
     ended = result["window"]["ended"]
-    pairs = [(metric["title"], deciding(metric, ended)[0]) for metric in shown]
-    same = [title for title, interval in pairs if interval["low"] <= 0 <= interval["high"]]
+    same = [one["title"] for one in shown if (at := deciding(one, ended))["low"] <= 0 <= at["high"]]
     still = f" No effect shown: {', '.join(same)}." * bool(same)
     first, *others = [_cumulative_chart(metric, days, ended) for metric in shown if metric["days"]] or [""]
     parts = [
@@ -93,8 +91,7 @@ def _tiles(result: Report) -> list[tuple[str, str, str]]:
     ]
     for metric in result["metrics"]:
         if metric["name"] == result["primary_metric"] and metric["effect"]:
-            interval, which = deciding(metric, window["ended"])
-            note = f"95 % interval {span(interval)}, {which}"
+            note = f"95 % interval {span(deciding(metric, window['ended']))}, {DECIDES[window['ended']]}"
             cells.insert(0, (metric["title"], sized(metric["effect"]), note))
     return cells
 
@@ -144,7 +141,8 @@ def notes(result: Report) -> list[str]:
         f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "
         "and joins without an exposure of the experiment (of holdout viewers, of test traffic, or without a ranking)"
     )
-    limits = {name: limit for metric in result["metrics"] for name, limit in metric["capped"].items()}
+    shown = (*result["metrics"], *result["guardrail_tests"])
+    limits = {name: limit for one in shown for name, limit in one.get("capped", {}).items()}
     each = (f"{name} {one['at']:,.4g} (viewers above: {one['viewers']:,})" for name, one in limits.items())
     if limits:
         lines.append(f"{CAPPED}: {', '.join(each)}")
@@ -209,7 +207,7 @@ def _guardrail_tests(result: Report) -> list[list[str]]:
 def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
     """Plot the relative effect on each metric with the deciding interval; empty without effects."""
     titles = [metric["title"] for metric in metrics]
-    decide = [deciding(metric, result["window"]["ended"])[0] for metric in metrics]
+    decide = [deciding(metric, result["window"]["ended"]) for metric in metrics]
     low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
     middle = [metric["effect"]["relative"] for metric in metrics]
     effects = Series("effect", middle, titles, "points", low=low, high=high, colour="model")
@@ -234,9 +232,8 @@ def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: boo
     at = [days[day["day"]] for day in curve]
     middle, low, high = ([day[name] for day in curve] for name in names)
     least, most = ([day["always_valid"][name] for day in curve] for name in names[1:])
-    decides = " (decides)"
-    often = f"95 % {OFTEN}{decides * (not ended)}"
-    once = f"all days so far, 95 % at one look{decides * ended}"
+    often = f"95 % {OFTEN}{' (decides)' * (not ended)}"
+    once = f"all days so far, 95 % at one look{' (decides)' * ended}"
     series = [
         Series(often, at, least, "band", low=least, high=most, colour="muted"),
         Series(once, at, middle, low=low, high=high, colour="model"),

@@ -69,7 +69,7 @@ class Panel:
 def panel(exposures: pd.DataFrame, events: pd.DataFrame, window: Window) -> Panel:
     """Build the panel of a window from all exposures, also earlier ones and other experiments."""
     ours = exposures[exposures["ours"] & window.holds(exposures["ts_ms"])]
-    events = events.assign(**{name: count(events) for name, count in EVENT_SUMS.items()})
+    events = events.assign(**EVENT_SUMS)
     # Number the viewers in order of their first exposure.
     codes, viewers = pd.factorize(ours["viewer"])
     first = ours.drop_duplicates("viewer")
@@ -105,14 +105,9 @@ def panel(exposures: pd.DataFrame, events: pd.DataFrame, window: Window) -> Pane
     )
 
 
-def clicked(events: pd.DataFrame) -> pd.Series[float]:
-    """Return [E] 1 for each click, else 0."""
-    return (events["kind"] == CLICK).astype(float)
-
-
-def joined(events: pd.DataFrame) -> pd.Series[float]:
-    """Return [E] 1 for each join, else 0."""
-    return (events["kind"] == JOIN).astype(float)
+def each(kind: str) -> Callable[[pd.DataFrame], pd.Series[float]]:
+    """Return a function that gives [E] 1 for each event of this kind, else 0."""
+    return lambda events: (events["kind"] == kind).astype(float)
 
 
 def listened(events: pd.DataFrame) -> pd.Series[float]:
@@ -128,8 +123,7 @@ def listened(events: pd.DataFrame) -> pd.Series[float]:
 
 
 # Sums of a viewer-day that metrics name: what each event adds.
-EVENT_SUMS: Mapping[str, Callable[[pd.DataFrame], pd.Series[float]]]
-EVENT_SUMS = {"clicks": clicked, "joins": joined, "minutes": listened}
+EVENT_SUMS = {"clicks": each(CLICK), "joins": each(JOIN), "minutes": listened}
 SUMS = ("exposures", "active_days", *EVENT_SUMS)
 
 

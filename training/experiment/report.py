@@ -65,8 +65,8 @@ def report(
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
     result: Verdict = "invalid"
-    reason, days = "; ".join(why), None
-    against: list[str] = []
+    reason, days, instead = "; ".join(why), None, None
+    awaited = f"an effect of {smallest:.1%} shows with 80 % probability{' at a look' * (not ended)}"
     tested = guardrails.tests(here, people, arms, ended=ended)
     if not why:
         watched = [*metrics, EXPOSURES]
@@ -80,23 +80,25 @@ def report(
             against += by_denominator(result, rows_of[primary.above], rows_of[primary.below], ended=ended)
         if against:
             result, reason = "no difference shown", f"not {result}: {'; '.join(against)}; {reason}"
+            instead = "more days alone need not change this verdict"
+        wanted = row.get("viewers_needed")
+        if result in ("won", "lost"):
+            wanted, awaited = 0, "the minimum run is reached"
         whole = [day not in partial_days(span) for day in span.days]
-        wanted = row.get("viewers_needed") if result == "no difference shown" else 0
         days = days_needed(people, arms, wanted, whole, MIN_VIEWERS)
         if early:
-            result, reason = "no difference shown", f"too early: {reason}; {early}"
+            result, reason, instead = "no difference shown", f"too early: {reason}; {early}", None
             missing = declaration.min_days - num_days
             days = None if days is None or num_exposures < declaration.min_exposures else max(days, missing)
-    closed = span.closed or ("the declared end has passed" if ended and early else None)
-    instead = "more days alone need not change this verdict" if against and not early else None
-    instead = f"no further days come: {closed}" if closed else instead
+    if closed := span.closed or ("the declared end has passed" if ended and early else None):
+        instead = f"no further days come: {closed}"
     ranked_by = _treatments(here, arms)
     return {
         "experiment": declaration.name,
         "verdict": result,
         "reason": reason,
         "days_needed": days,
-        "outlook": outlook(result, days, smallest, ended, instead),
+        "outlook": outlook(result, days, awaited, instead),
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,
@@ -245,9 +247,8 @@ def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
     warnings = []
     for arm, found in ranked_by.items():
         if len(found) > 1:
-            newest = max(found, key=lambda one: one["last_ms"])
-            since_ms = max(one["last_ms"] for one in found if one is not newest) + 1
-            since = utc(-(-since_ms // 1_000) * 1_000)
+            *_, previous, newest = sorted(found, key=lambda one: one["last_ms"])
+            since = utc((previous["last_ms"] // 1_000 + 1) * 1_000)
             models = ", ".join(
                 f"{one['model']} ({one['exposures']:,} exposures, {one['first']} to {one['last']})"
                 for one in found

@@ -3,7 +3,7 @@
 Viewers are the unit of randomisation, and therefore the unit of analysis of every metric.
 Computed by tea-tasting: Welch's test; the delta method for ratios (Deng, Knoblich and Lu 2018,
 section 3); CUPED, also for ratios (Deng, Xu, Kohavi and Walker 2013, sections 3.2 and 4.1);
-relative effects by the delta method on the logarithm; power; sample ratio.
+relative effects by the delta method on the logarithm; power.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import norm
-from tea_tasting import RatioOfMeans, SampleRatio
+from scipy.stats import binomtest, norm
+from tea_tasting import RatioOfMeans
 from tea_tasting.aggr import Aggregates
 
 from serve.contract.experiment_metrics import Metric
@@ -105,12 +105,9 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     The probability of any false positive is at most α. It stays so at any look if each p-value is
     valid at any look, because the proof needs only the union bound.
     """
-    corrected: dict[str, float] = {}
-    largest = 0.0
-    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
-        corrected[name] = largest
-    return corrected
+    names = sorted(p, key=p.__getitem__)
+    raised = (min(1.0, (len(p) - rank) * p[name]) for rank, name in enumerate(names))
+    return dict(zip(names, accumulate(raised, max), strict=True))
 
 
 def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
@@ -119,8 +116,7 @@ def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
     As in Fabijan and others 2019, "Diagnosing sample ratio mismatch in online controlled
     experiments", section 2.
     """
-    counts = {0: Aggregates(num_control), 1: Aggregates(num_treatment)}
-    return float(SampleRatio(ratio).analyze(counts, 0, 1).pvalue)
+    return float(binomtest(num_treatment, num_control + num_treatment, ratio / (1 + ratio)).pvalue)
 
 
 def solve(
@@ -143,7 +139,13 @@ def solve(
         return None
     more = {"alpha": alpha, "ratio": ratio, "rel_effect_size": effect}
     test = _test(metric, adjusted, power=POWER, use_t=False, **more)
-    (solved,) = test.solve_power_from_aggregates(both, wanted)
+    try:
+        (solved,) = test.solve_power_from_aggregates(both, wanted)
+    except ValueError:
+        if wanted != "n_obs":
+            raise
+        # The search begins at three viewers, and fails where these are enough.
+        return 3.0
     return float(getattr(solved, wanted))
 
 

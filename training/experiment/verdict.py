@@ -55,11 +55,8 @@ def too_early(
     declaration: Experiment, num_days: int, num_exposures: int, viewers: Mapping[str, int]
 ) -> str | None:
     """Return why the run is too short for a verdict, or None; `viewers` are by arm."""
-    missing = [
-        f"{MIN_VIEWERS} viewers in each arm ({MIN_VIEWERS - num} more in {arm!r})"
-        for arm, num in viewers.items()
-        if num < MIN_VIEWERS
-    ]
+    few = [f"{MIN_VIEWERS - num} more in {arm!r}" for arm, num in viewers.items() if num < MIN_VIEWERS]
+    missing = [f"{MIN_VIEWERS} viewers in each arm ({', '.join(few)})"] if few else []
     if num_days < declaration.min_days:
         missing.append(f"{declaration.min_days} whole days (min_days), not {num_days}")
     if num_exposures < declaration.min_exposures:
@@ -76,17 +73,14 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     title, effect = metric["title"], metric["effect"]
     if effect is None:
         return "no difference shown", f"{title} does not vary in either arm"
-    interval, which = deciding(metric, ended)
+    interval = deciding(metric, ended)
     low, high = interval["low"], interval["high"]
-    reason = f"{title} {sized(effect)}, 95 % interval {span(interval)}, {which}"
-    if low > 0:
-        return "won", reason
-    if high < 0:
-        return "lost", reason
+    reason = f"{title} {sized(effect)}, 95 % interval {span(interval)}, {DECIDES[ended]}"
+    result: Verdict = "won" if low > 0 else "lost" if high < 0 else "no difference shown"
     bounds = interval["relative_low"], interval["relative_high"]
-    if None not in bounds and bounds[0] > -smallest_effect and bounds[1] < smallest_effect:
-        return "no difference shown", f"{reason}: an effect of {smallest_effect:.1%} or more is excluded"
-    return "no difference shown", reason
+    if low <= 0 <= high and None not in bounds and max(-bounds[0], bounds[1]) < smallest_effect:
+        reason += f": an effect of {smallest_effect:.1%} or more is excluded"
+    return result, reason
 
 
 def by_denominator(
@@ -100,7 +94,7 @@ def by_denominator(
     moved = denominator["effect"]
     if result not in ("won", "lost") or not (numerator["effect"] and moved):
         return []
-    sign, own = (1 if result == "won" else -1), deciding(numerator, ended)[0]
+    sign, own = (1 if result == "won" else -1), deciding(numerator, ended)
     agrees = min(sign * own["low"], sign * own["high"]) > 0
     has_moved = -sign * moved["difference"] > MOVED[ended] * (moved["high"] - moved["low"]) / 2
     if agrees or not has_moved:
@@ -112,24 +106,24 @@ def by_denominator(
     ]
 
 
-def deciding(metric: Mapping[str, Any], ended: bool) -> tuple[Mapping[str, Any], str]:
-    """Return the interval that decides, and when it holds."""
-    return metric["effect" if ended else "always_valid"], DECIDES[ended]
+def deciding(metric: Mapping[str, Any], ended: bool) -> Any:
+    """Return the interval that decides, which holds as `DECIDES` says."""
+    return metric["effect" if ended else "always_valid"]
 
 
-def outlook(
-    verdict: Verdict, days: int | None, smallest_effect: float, ended: bool, instead: str | None
-) -> str:
-    """Describe the data that a decision still needs; `instead` says why more would not help."""
-    if verdict == "no difference shown" and instead:
-        return instead
+def outlook(verdict: Verdict, days: int | None, awaited: str, instead: str | None) -> str:
+    """Describe the data that a decision still needs.
+
+    `awaited` is what comes with these days; `instead` says why more would not help.
+    """
     if verdict != "no difference shown":
         return "this verdict needs no further days" if verdict in ("won", "lost") else "more days do not help"
-    size = f"an effect of {smallest_effect:.1%} shows with 80 % probability"
+    if instead:
+        return instead
     if days is None:
-        return f"the days until {size} are unknown: there is too little data, or no new viewers come"
+        return f"the days until {awaited} are unknown: there is too little data, or no new viewers come"
     more = f"after {days} more day{'s' * (days != 1)}" if days else "with the viewers so far"
-    return f"{size} {more}" + ("" if ended else ", at a look at that time")
+    return f"{awaited} {more}"
 
 
 def sized(effect: Mapping[str, Any]) -> str:

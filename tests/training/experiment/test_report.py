@@ -28,6 +28,7 @@ from training.experiment.page import page, text
 from training.experiment.panel import panel
 from training.experiment.report import report
 from training.experiment.served_log import hashed, read_events, read_exposures
+from training.experiment.verdict import by_denominator
 from training.experiment.window import partial_days, utc, window
 
 LAUNCH = Declared("launch")
@@ -437,10 +438,10 @@ def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
     assert "lost" in text(result)
 
 
-def judged(folder, exposures, joins, *, num=800, fallback=0):
+def judged(folder, exposures, joins, *, num=800, fallback=0, slow=0):
     """Return the report of viewers with these mean exposures and joins per exposure, by arm.
 
-    One in `fallback` answers of the model is a fallback.
+    One in `fallback` answers of the model is a fallback, one in `slow` takes seconds.
     """
     rng, shows, events = np.random.default_rng(0), [], []
     for i in range(num):
@@ -449,6 +450,7 @@ def judged(folder, exposures, joins, *, num=800, fallback=0):
             shows.append(shown(f"v{i}", hours, ("popular", "model")[i % 2]))
             if i % 2 and fallback and len(shows) % fallback == 0:
                 shows[-1]["rung"] = "fallback"
+            shows[-1]["latency_ms"] = float(len(shows) if i % 2 and slow and len(shows) % slow == 0 else 5)
             if rng.random() < joins[i % 2]:
                 events.append(did(f"v{i}", "join", hours, request_id=f"r{len(shows) - 1}"))
     return report(write_rows(folder, shows, events), Declared("launch", min_days=0))
@@ -469,6 +471,12 @@ def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
         pytest.approx(2, abs=0.01),
     )
     assert "Exposures per viewer" in text(result)
+    # A guardrail does not speak against a loss.
+    assert judged(tmp_path / "worse", (4, 2), (0.9, 0.1))["verdict"] == "lost"
+    # After the declared end the interval of one look decides.
+    ended = report(tmp_path / "fewer", Declared("launch", min_days=0, end_ms=START_MS + 7 * HOUR_MS))
+    one_look = ended["guardrail_tests"][0]
+    assert one_look["high"] - one_look["low"] < 0.8 * (row["high"] - row["low"])
     assert "exposures" not in [metric["name"] for metric in result["metrics"]]
 
 
@@ -477,6 +485,13 @@ def test_a_treatment_with_more_fallbacks_has_not_won(tmp_path):
     assert result["verdict"] == "no difference shown"
     assert result["reason"].startswith("not won: answers by fallback +")
     assert "], higher by more than 0.5%" in result["reason"]
+
+
+def test_slow_answers_are_shown_and_speak_against_nothing(tmp_path):
+    result = judged(tmp_path / "log", (4, 4), (0.1, 0.9), slow=10)
+    row = result["guardrail_tests"][-1]
+    assert (row["name"], row["low"] > guardrails.FLAG_SHARE) == ("slow", True)
+    assert (result["verdict"], result["warnings"]) == ("won", [])
 
 
 def test_a_ratio_does_not_lose_or_win_by_its_denominator(tmp_path):
@@ -497,12 +512,35 @@ def test_a_ratio_does_not_lose_or_win_by_its_denominator(tmp_path):
     assert "; Exposures per viewer -33." in result["reason"]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_denominator_may_have_moved_by_less_before_the_declared_end(ended):
+    def row(errors):
+        ends = {"low": errors - 1.96, "high": errors + 1.96, "relative_low": None, "relative_high": None}
+        return {
+            "title": "Sum",
+            "effect": ends | {"difference": errors, "relative": None},
+            "always_valid": ends,
+        }
+
+    bound = 1.645 if ended else 1.282
+    for result, sign in (("lost", 1), ("won", -1)):
+        moved, still = (
+            by_denominator(result, row(0.0), row(sign * at), ended=ended)
+            for at in (bound + 0.01, bound - 0.01)
+        )
+        assert (len(moved), still) == (1, [])
+    # A shift to the other side does not explain it; an equal effect of the numerator is enough.
+    assert by_denominator("won", row(0.0), row(3.0), ended=ended) == []
+    assert by_denominator("won", row(2.0), row(-3.0), ended=ended) == []
+
+
 def test_a_small_arm_is_too_early_for_a_verdict_and_what_is_missing_is_said(tmp_path):
     result = judged(tmp_path / "log", (4, 4), (0.1, 0.9), num=590)
     assert (result["verdict"], result["days_needed"]) == ("no difference shown", 1)
     assert result["reason"].startswith("too early: Join rate per exposure +")
-    missing = "a verdict needs 300 viewers in each arm (5 more in 'popular'); and "
-    assert result["reason"].endswith(f"{missing}300 viewers in each arm (5 more in 'model')")
+    missing = "a verdict needs 300 viewers in each arm (5 more in 'popular', 5 more in 'model')"
+    assert result["reason"].endswith(missing)
+    assert result["outlook"] == "the minimum run is reached after 1 more day"
 
 
 def test_a_viewer_of_very_many_minutes_counts_up_to_a_limit_that_the_report_names(tmp_path):
@@ -517,6 +555,37 @@ def test_a_viewer_of_very_many_minutes_counts_up_to_a_limit_that_the_report_name
     assert minutes["control"] == pytest.approx(11.25, abs=0.1)
     assert "minutes 15 (viewers above: 3)" in text(result)
     assert "minutes 15 (viewers above: 3)" in page(result)
+
+
+def test_the_limit_of_exposures_is_named_without_a_metric_that_uses_it(tmp_path):
+    exposures = [
+        shown(f"v{i}", i / 64 + k / 1_000, ("popular", "model")[i % 2])
+        for i in range(700)
+        for k in range(1 + i % 3)
+    ]
+    result = report(write_rows(tmp_path / "log", exposures, []), LAUNCH)
+    assert result["primary_metric"] == "active_days"
+    assert result["guardrail_tests"][0]["capped"] == {"exposures": {"at": 3.0, "viewers": 0}}
+    assert "or if higher the 95th of those above 0: exposures 3 (viewers above: 0)" in text(result)
+
+
+def test_an_effect_that_a_handful_of_viewers_would_show_has_a_report(tmp_path):
+    arms = ("popular", "model")
+    exposures = [
+        shown(f"v{i}", i / 64 + k, arms[i % 2]) for i in range(800) for k in range(1 + (i % 40 == 7))
+    ]
+    log = write_rows(tmp_path / "log", exposures, [did(f"v{i}", "click", i / 64) for i in range(0, 800, 3)])
+    result = report(log, Declared("launch", min_days=0, smallest_effect=1.0))
+    assert result["guardrail_tests"][0]["name"] == "exposures"
+    assert result["days_needed"] == 0
+
+
+def test_a_guardrail_without_a_relative_size_is_not_judged_by_a_relative_margin():
+    row = {"title": "Joins", "difference": -0.5, "low": -0.9, "high": -0.1, "worse": "lower", "margin": 0.02}
+    known = row | {"relative": -0.5, "relative_low": -0.9, "relative_high": -0.1}
+    assert guardrails.harm([known]) == ["Joins -50.00% [-90.00%, -10.00%], lower by more than 2.0%"]
+    unknown = row | dict.fromkeys(("relative", "relative_low", "relative_high"))
+    assert guardrails.harm([unknown, known | {"worse": "higher"}]) == []
 
 
 def test_where_few_viewers_have_any_a_limit_is_among_them():
@@ -619,7 +688,8 @@ def test_without_a_difference_the_report_names_the_days_needed(tmp_path):
     result = report(write_experiment(tmp_path / "log"), LAUNCH)
     assert result["verdict"] == "no difference shown"
     assert result["days_needed"] > 10
-    assert f"after {result['days_needed']} more days, at a look at that time" in result["outlook"]
+    assert f"after {result['days_needed']} more days" in result["outlook"]
+    assert result["outlook"].startswith("an effect of 2.0% shows with 80 % probability at a look after ")
     join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_rate")
     assert join_rate["power"] < 0.2 < join_rate["detectable"] * 5
 
