@@ -39,8 +39,8 @@ from training.terminal import PARTS, print_progress
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
-# Share of the viewers, and most rows about, whose rows calibrate the winner and train nothing: two
-# parameters need no more.
+# Share of the rows, and how many at most, that calibrate the winner and train nothing: two parameters
+# need no more.
 HELD_SHARE, MAX_HELD_ROWS = 0.1, 5_000
 
 
@@ -142,11 +142,13 @@ def held_out(rows: Dataset) -> tuple[Dataset, Dataset]:
     """Split rows into those to train on, and all of some viewers, which calibrate what is trained.
 
     Neither a network nor the teachers of its labels have seen these. The calibration of its trial
-    is no substitute: a network that is taught is less confident.
+    is no substitute: a network that is taught is less confident. A viewer with more rows than may
+    be held, such as one id for all guests, is trained on.
     """
-    viewers = np.unique(rows.viewer)
-    num = int(len(viewers) * min(HELD_SHARE, MAX_HELD_ROWS / len(rows)))
-    is_held = np.isin(rows.viewer, default_rng(0).choice(viewers, num, replace=False))
+    _, number, counts = np.unique(rows.viewer, return_inverse=True, return_counts=True)
+    most = min(HELD_SHARE * len(rows), MAX_HELD_ROWS)
+    drawn = default_rng(0).permutation(np.flatnonzero(counts <= most))
+    is_held = np.isin(number, drawn[np.cumsum(counts[drawn]) <= most])
     return rows.take(np.flatnonzero(~is_held)), rows.take(np.flatnonzero(is_held))
 
 
