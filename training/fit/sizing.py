@@ -33,12 +33,11 @@ def sized(num_rows: int, **given: Any) -> FitConfig:
     batch = max([size for size in BATCHES if num_rows >= size * EPOCH_STEPS], default=BATCHES[0])
     epochs = min(max(STEPS * batch // max(num_rows, 1), EPOCHS[0]), EPOCHS[1])
     config = replace(FitConfig(NetworkConfig(width=8, n_steps=1), epochs, batch_size=batch), **given)
-    workers = 0 if num_rows * config.epochs <= IN_PROCESS_PASSES else 1
-    config = replace(config, num_workers=given.get("num_workers", workers))
     num_steps = max(num_rows / config.batch_size, 1.0)
     # Bound it as a search does: with few rows, each step would erase the weights.
     decay = min(1.0 / (config.learning_rate * num_steps * MEMORY_EPOCHS), 1.0)
-    return replace(config, weight_decay=given.get("weight_decay", decay))
+    workers = 0 if num_rows * config.epochs <= IN_PROCESS_PASSES else 1
+    return replace(config, **{"weight_decay": decay, "num_workers": workers, **given})
 
 
 def advice(state: State, config: FitConfig, num_rows: int, num_parameters: int) -> list[str]:

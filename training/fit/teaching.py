@@ -53,7 +53,5 @@ def taught(rows: Inputs, data: Dataset, encoder: Encoder, examination: Examinati
             f"LightGBM does not teach: it would take {spelled(lasts_s)}; `training search` has the time"
         )
         return rows
-    print_progress(
-        f"{settings['num_iterations']} trees, each of {len(data):,} rows: about {spelled(lasts_s)}"
-    )
+    print_progress(f"trees: {settings['num_iterations']}; they take about {spelled(max(1, round(lasts_s)))}")
     return mixed(rows, [], lightgbm(encoder, data, examination, **settings)(data.matrix))

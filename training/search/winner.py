@@ -19,6 +19,7 @@ from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
+from training.evaluation.metrics import fit_if_better
 from training.evaluation.rivals import TUNING_SHARE, lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
@@ -28,7 +29,6 @@ from training.fit.fit import Fitted, save
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
 from training.fit.trainer import train
-from training.network.calibrate import fit_if_better
 from training.network.model import Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import brought, distilled
@@ -74,10 +74,11 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         incumbent = {"version": last.version, "unseen_rows": len(newer), "test_rows": len(test)}
         test, last = (newer, last) if is_enough(newer) else (test, None)
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
-    tuned = run.board.of("lightgbm")
-    rivals = {"lightgbm": lightgbm(encoder, rows, task.examination, **tuned.point)} if tuned else {}
+    rivals = {}
+    if tuned := run.board.of("lightgbm"):
+        PARTS.begin(f"training LightGBM on {len(rows):,} rows")
+        rivals["lightgbm"] = lightgbm(encoder, rows, task.examination, **tuned.point)
     rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
-    num_teachers = size.num_teachers + (rival is not None)
     state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
     model = Model.of(encoder, config.network, state.kept(config))
     theta = task.examination.at(held.position)
@@ -117,7 +118,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         current=Examination.of(last.manifest) if last else IGNORED,
         margin=task.settings.margin,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
-        manifest={"teachers": num_teachers, "incumbent": incumbent},
+        manifest={"teachers": len(logits) + (rival is not None), "incumbent": incumbent},
     )
     manifest = save(fitted, draft)
     shutil.rmtree(out / "artifact", ignore_errors=True)

@@ -266,7 +266,7 @@ class World:
 
 def _goes_on(joins: Floats | Flags) -> Floats:
     """Return P(looking at a position after the one above), given the joins [R]."""
-    return np.append(1.0, GOES_ON * (1.0 - STOPS * joins[:-1]))
+    return np.append(1.0, GOES_ON * (1.0 - STOPS * joins))[: len(joins)]
 
 
 class Audience:
