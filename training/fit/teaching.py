@@ -20,8 +20,8 @@ from training.terminal import print_progress
 
 # Share of the teachers' mean in a distilled label; the rest is the observed label.
 TEACHER_SHARE = 0.7
-# Longest training of LightGBM for a `fit`, and the time of a tree for each cell that it reads. On this
-# clock, and not on that of the wall, equal seeds give equal models, and a killed fit resumes.
+# Longest training of LightGBM for a `fit`, and the time of a tree for each cell that it reads. On
+# this clock, and not on that of the wall, equal seeds give equal models, and a killed fit resumes.
 MOST_S, CELL_S = 120.0, 1e-8
 
 

@@ -39,8 +39,8 @@ from training.terminal import PARTS, print_progress
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
-# Share of the rows, and how many at most, that calibrate the winner and train nothing: two parameters
-# need no more.
+# Share of the rows, and how many at most, that calibrate the winner and train nothing: two
+# parameters need no more.
 HELD_SHARE, MAX_HELD_ROWS = 0.1, 5_000
 
 
