@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,7 +19,6 @@ import pyarrow.parquet as pq
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.log.reader import read_log
-from serve.report.rows import columns
 from training.data.dataset import Dataset, build
 from training.data.split import split
 from training.evaluation.evaluate import assess, score
@@ -65,11 +65,8 @@ def worlds(rows: int, seed: int) -> dict[str, Any]:
 
 def table(result: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the worlds as text, a line for each."""
-    lines = [("world", *next(iter(result.values())))]
-    for name, line in result.items():
-        cells = (cell if isinstance(cell, str) else decimal(cell) for cell in line.values())
-        lines.append((name, *cells))
-    return columns(lines)
+    lines = pd.DataFrame([*result.values()], index=[*result])
+    return str(lines.to_string(float_format=decimal, na_rep="–"))
 
 
 def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> dict[str, Any]:

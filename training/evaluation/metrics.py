@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
+from serve.model.graph import Calibration
 from training.evaluation.slates import F64, I64, Slates, pairs_won, sink_non_finite
 from training.network.calibrate import fit_platt
 
@@ -146,6 +148,28 @@ def calibrated(label: Labels, score: Values, examination: F64 | float = 1.0) -> 
     score = sink_non_finite(score)
     chances = fitted(score), fitted(np.sign(score) * np.log1p(np.abs(score)))
     return min(chances, key=lambda chance: float(row_logloss(label, chance).mean()))
+
+
+def fit_if_better(logit: F64, label: Labels, examination: F64, group: I64) -> Calibration:
+    """Return the map of `fit_platt`, or the identity if other rows do not show that it gains.
+
+    The rows are halved by `group` [N], their viewers; each half is measured with the map of the
+    other. The map is kept if it lowers the logloss by more than one standard error, with groups as
+    clusters. A half needs both labels, or the answer is the identity.
+    """
+
+    def loss(found: Calibration) -> F64:
+        return row_logloss(label, probability(examination * expit(found.a * logit + found.b)))
+
+    identity, gain = Calibration(1.0, 0.0), np.zeros(len(logit))
+    number = np.unique(group, return_inverse=True)[1]
+    for rows in (number % 2 > 0, number % 2 == 0):
+        if not 0 < label[rows].sum() < rows.sum():
+            return identity
+        found = fit_platt(logit[rows], label[rows], examination[rows])
+        gain[~rows] = (loss(identity) - loss(found))[~rows]
+    gained = np.bincount(number, gain)
+    return fit_platt(logit, label, examination) if gained.sum() > np.linalg.norm(gained) else identity
 
 
 def probability(score: Values) -> F64:

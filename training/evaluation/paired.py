@@ -101,10 +101,16 @@ def shown(pair: Mapping[str, Any]) -> str:
 
 
 def trails(pair: Mapping[str, Any]) -> list[str]:
-    """Return the measures, of order and predictions, in which two errors show ours worse."""
+    """Return the measures, of order and predictions, in which two errors show ours worse.
+
+    As for `gate`, expected labels by a learned examination need NDCG@10 to agree.
+    """
     by = pair["gate"]["by"]
     order = "ndcg@10" if by == "logloss" else by
-    return [name for name in (order, "logloss") if _side(pair, name) == -1]
+    worse = {name for name in ERRORS if _side(pair, name) == -1}
+    if "agrees" in pair["gate"] and "ndcg@10" not in worse:
+        worse.discard(order)
+    return [name for name in (order, "logloss") if name in worse]
 
 
 def bounds(

@@ -172,12 +172,10 @@ NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 def _calibration(manifest: Mapping[str, Any]) -> str:
     calibration, teachers = manifest["calibration"], manifest.get("teachers")
     is_test = manifest["measured_on"] == "test"
+    rows = "rows that no network had been trained on" if is_test else "the validation rows"
+    text = f"Platt, a = {calibration['a']:.4f}, b = {calibration['b']:.4f}, fitted on {rows}."
     if calibration == {"a": 1.0, "b": 0.0}:
         taught = f": distilled from {teachers} teacher{'s' * (teachers > 1)}" if teachers else ""
         text = f"none of its own{taught}."
-    else:
-        rows = "rows that no network had been trained on" if is_test else "the validation rows"
-        text = f"Platt, a = {calibration['a']:.4f}, b = {calibration['b']:.4f}, fitted on {rows}."
-    if is_test:
-        return text
-    return f"{text} The figures below are of the rows that chose it, so they are slightly optimistic."
+    optimistic = " The figures below are of the rows that chose it, so they are slightly optimistic."
+    return text if is_test else text + optimistic

@@ -119,10 +119,10 @@ def support(evaluation: Evaluation) -> list[str]:
 
 def lead(evaluation: Evaluation) -> str:
     """Return by what LightGBM leads by two standard errors, a sentence; empty if it does not."""
-    pair = evaluation["paired"].get("model-lightgbm", {})
-    found = [f"{abs(pair[by]):.4f} in {MEASURES[by]}" for by in (trails(pair) if pair else ())]
-    what = f"LightGBM leads by {' and by '.join(found)} on these rows: trees may suit this data better"
-    return f"{what}; the network is what is served." if found else ""
+    pair = evaluation["paired"].get("model-lightgbm")
+    found = " and by ".join(f"{abs(pair[by]):.4f} in {MEASURES[by]}" for by in trails(pair)) if pair else ""
+    what = f"LightGBM leads by {found} on these rows: trees may suit this data better; the network is what is served."
+    return what if found else ""
 
 
 def holds(pair: Mapping[str, Any]) -> bool:
@@ -164,12 +164,6 @@ def headline(evaluation: Evaluation) -> str:
         named = ", ".join(tied[:3]) + f" and {len(tied) - 3} more" * (len(tied) > 3)
         how = f"was taken by validation logloss; level with it within two standard errors: {named}"
     return " ".join(filter(None, [f"{name} {how}.", lead(evaluation)]))
-
-
-def teaching(search: Mapping[str, Any]) -> str:
-    """Return what each kind of teachers brought on the test rows; empty without teachers."""
-    parts = [f"{name} {line['logloss']:.4f}" for name, line in search["teachers"].items()]
-    return f"logloss on the test rows: {', '.join(parts)}" if parts else ""
 
 
 def teachers(search: Mapping[str, Any]) -> Rows:

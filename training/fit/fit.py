@@ -22,7 +22,7 @@ from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
 from training.evaluation.leakage import suspects
-from training.evaluation.metrics import Values
+from training.evaluation.metrics import Values, fit_if_better
 from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
 from training.evaluation.verdict import verdict
@@ -33,7 +33,6 @@ from training.fit.sizing import advice
 from training.fit.teaching import taught
 from training.fit.trainer import train
 from training.network import export
-from training.network.calibrate import fit_if_better
 from training.network.model import Model
 from training.network.network import Inputs
 from training.terminal import PARTS

@@ -195,7 +195,7 @@ def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
 def _check_labels(name: str, num_rows: int, num_positive: int) -> None:
     if not 0 < num_positive < num_rows:
         raise TabrankError(
-            f"the {name} rows ({num_rows}) have {num_positive} positives; {BOTH_LABELS}: give a longer log"
+            f"the {name} rows ({num_rows}) have {num_positive} positives; {BOTH_LABELS}: give a longer log or more days"
         )
 
 

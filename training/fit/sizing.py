@@ -34,15 +34,14 @@ def sized(num_rows: int, **given: Any) -> FitConfig:
     batch = max([size for size in BATCHES if num_rows >= size * EPOCH_STEPS], default=BATCHES[0])
     epochs = min(max(STEPS * batch // max(num_rows, 1), EPOCHS[0]), EPOCHS[1])
     config = replace(FitConfig(NetworkConfig(width=8, n_steps=1), epochs, batch_size=batch), **given)
-    workers = 0 if num_rows * config.epochs <= IN_PROCESS_PASSES else 1
-    # While the learning rate is high, the validation logloss of one epoch says little: on 12,000
-    # rows, a patience of 4 epochs cost 0.003 of AUC, and made three seeds differ by 0.005.
-    defaults = {"num_workers": workers, "patience": config.epochs}
-    config = replace(config, **defaults | given)
     num_steps = max(num_rows / config.batch_size, 1.0)
     # Bound it as a search does: with few rows, each step would erase the weights.
     decay = min(1.0 / (config.learning_rate * num_steps * MEMORY_EPOCHS), 1.0)
-    return replace(config, weight_decay=given.get("weight_decay", decay))
+    workers = 0 if num_rows * config.epochs <= IN_PROCESS_PASSES else 1
+    # While the learning rate is high, the validation logloss of one epoch says little: on 12,000
+    # rows, a patience of 4 epochs cost 0.003 of AUC, and made three seeds differ by 0.005.
+    defaults = {"weight_decay": decay, "num_workers": workers, "patience": config.epochs}
+    return replace(config, **defaults | given)
 
 
 def advice(state: State, config: FitConfig, num_rows: int, num_parameters: int) -> list[str]:

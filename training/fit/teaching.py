@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from serve.contract.validation import spelled
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
-from training.evaluation.rivals import MOST_ROWS, NUM_SEEDS, SEED_ROWS, lightgbm, tuned
+from training.evaluation.rivals import NUM_SEEDS, SEED_ROWS, lightgbm, tuned
 from training.examination.examination import Examination
 from training.network.network import Inputs
 from training.terminal import print_progress
 
 # Share of the teachers' mean in a distilled label; the rest is the observed label.
 TEACHER_SHARE = 0.7
-# Longest training of LightGBM for a `fit`, forecast from the pace of its first try on this machine.
-MOST_S = 120.0
+# Longest training of LightGBM for a `fit`, and the time of a tree for each cell that it reads. On
+# this clock, and not on that of the wall, equal seeds give equal models, and a killed fit resumes.
+MOST_S, CELL_S = 120.0, 1e-8
 
 
 def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np.float64] | None) -> Inputs:
@@ -30,7 +31,7 @@ def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np
     Teachers answer P(label | looked at). A label is as shown, so it is mixed with that times the
     examination of its position.
     """
-    taught = [1.0 / (1.0 + np.exp(-np.mean(logits, axis=0)))] if logits else []
+    taught = [expit(np.mean(logits, axis=0))] if logits else []
     taught += [rival] if rival is not None else []
     if not taught:
         return rows
@@ -44,12 +45,13 @@ def taught(rows: Inputs, data: Dataset, encoder: Encoder, examination: Examinati
 
     LightGBM has the settings that suit small and noisy logs: to tune them is a search.
     """
-    begun_s = time.monotonic()
     settings = tuned(encoder, data, examination, 0.0)
-    row_s = (time.monotonic() - begun_s) / min(len(data), MOST_ROWS)
-    if (forecast_s := row_s * max(len(data), min(NUM_SEEDS * len(data), SEED_ROWS))) > MOST_S:
+    num_rows = max(len(data), min(NUM_SEEDS * len(data), SEED_ROWS))
+    lasts_s = settings["num_iterations"] * num_rows * len(encoder.input_names) * CELL_S
+    if lasts_s > MOST_S:
         print_progress(
-            f"LightGBM does not teach: it would take {spelled(forecast_s)}; `training search` has the time"
+            f"LightGBM does not teach: it would take {spelled(lasts_s)}; `training search` has the time"
         )
         return rows
+    print_progress(f"trees: {settings['num_iterations']}; they take about {spelled(max(1, round(lasts_s)))}")
     return mixed(rows, [], lightgbm(encoder, data, examination, **settings)(data.matrix))

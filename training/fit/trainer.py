@@ -53,8 +53,7 @@ def ray_session() -> Iterator[None]:
     A Ray that is started here listens on 127.0.0.1 and ends with this process, even if that is
     killed.
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ |= SETTINGS | os.environ
     if ray.is_initialized():
         yield
         return

@@ -60,7 +60,8 @@ class Model:
         """Return the network's logits [R], before calibration."""
         chunks = []
         with one_thread():
-            for start in range(0, len(matrix.numeric), EVALUATION_BATCH):
+            # No rows are one part too.
+            for start in range(0, len(matrix.numeric) or 1, EVALUATION_BATCH):
                 part = matrix.rows(slice(start, start + EVALUATION_BATCH))
                 chunks.append(self.network.logit(self.network.inputs_of(part)))
         return torch.cat(chunks).numpy().astype(np.float64)

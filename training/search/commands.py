@@ -78,14 +78,16 @@ def not_published(out: Path, models: Path) -> str:
 
 def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
     """Search with the settings `given`, and print the answer."""
-    from training.evaluation.verdict import leaderboard, teaching
+    from training.evaluation.verdict import leaderboard, teachers
     from training.search.search import search as run
     from training.search.task import SearchSettings
 
     settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
     found = run(load_surface(surface), log, out, settings)
     PARTS.end()
-    lines = [found["headline"], found["verdict"], *filter(None, [teaching(found)])]
+    lines = [found["headline"], found["verdict"]]
+    if found["teachers"]:
+        lines.append(columns(teachers(found)))
     lines.append("on the validation rows, which chose the winner:")
     lines.append(columns([row[:-1] for row in leaderboard(found, most=10)]))
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]

@@ -29,9 +29,8 @@ class Space:
 
     def __init__(self, num_rows: int) -> None:
         widths = [w for w in WIDTHS if w <= 16 or num_rows >= w * 500]
-        batches = [b for b in BATCHES if num_rows / 3_000 <= b <= num_rows / 20] or [BATCHES[0]]
-        if num_rows / 3_000 > BATCHES[-1]:
-            batches = [BATCHES[-1]]
+        smallest = min(num_rows / 3_000, BATCHES[-1])
+        batches = [b for b in BATCHES if smallest <= b <= num_rows / 20] or [BATCHES[0]]
         fewest = min(max(round(ROW_PASSES[0] / num_rows), 2), 20)
         most = max(min(round(ROW_PASSES[1] / num_rows), 100), fewest + 4)
         self.distributions: dict[str, BaseDistribution] = {

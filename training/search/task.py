@@ -134,8 +134,7 @@ class Task:
         shared = f"{FOLDER_FORMAT} {self.schema.surface.fingerprint} {self.base.seed}"
         digest = hashlib.sha256(shared.encode())
         # Another examination gives the trials another criterion.
-        if self.examination.source != "ignored":
-            digest.update(repr(self.examination.theta).encode())
+        digest.update(repr(self.examination.theta).encode())
         for array in (data.label, data.ts_ms, data.position, data.matrix.numeric, data.matrix.category):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]

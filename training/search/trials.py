@@ -223,8 +223,7 @@ def describe_trial(entry: BoardEntry, best: BoardEntry | None, left_s: float) ->
 
 
 def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ |= SETTINGS | os.environ
     trainable = tune.with_parameters(run_trial, folder=folder, encoder=task.encoder.to_json(), base=task.base)
     return tune.Tuner(
         tune.with_resources(trainable, needs()),

@@ -19,6 +19,7 @@ from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
+from training.evaluation.metrics import fit_if_better
 from training.evaluation.rivals import TUNING_SHARE, lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
@@ -29,7 +30,6 @@ from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
 from training.fit.teaching import mixed
 from training.fit.trainer import train
-from training.network.calibrate import fit_if_better
 from training.network.model import Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import brought, distilled
@@ -40,7 +40,7 @@ from training.terminal import PARTS, print_progress
 
 # Name of the counter of evaluations on the test rows. Each one makes the next less trustworthy.
 TEST_LOOKS = "test_looks"
-# Share of the viewers, and most rows about, whose rows calibrate the winner and train nothing: two
+# Share of the rows, and how many at most, that calibrate the winner and train nothing: two
 # parameters need no more.
 HELD_SHARE, MAX_HELD_ROWS = 0.1, 5_000
 
@@ -75,10 +75,11 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         incumbent = {"version": last.version, "unseen_rows": len(newer), "test_rows": len(test)}
         test, last = (newer, last) if is_enough(newer) else (test, None)
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
-    tuned = run.board.of("lightgbm")
-    rivals = {"lightgbm": lightgbm(encoder, rows, task.examination, **tuned.point)} if tuned else {}
+    rivals = {}
+    if tuned := run.board.of("lightgbm"):
+        PARTS.begin(f"training LightGBM on {len(rows):,} rows")
+        rivals["lightgbm"] = lightgbm(encoder, rows, task.examination, **tuned.point)
     rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
-    num_teachers = size.num_teachers + (rival is not None)
     state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
     model = Model.of(encoder, config.network, state.kept(config))
     theta = task.examination.at(held.position)
@@ -118,7 +119,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         current=Examination.of(last.manifest) if last else IGNORED,
         margin=task.settings.margin,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
-        manifest={"teachers": num_teachers, "incumbent": incumbent},
+        manifest={"teachers": len(logits) + (rival is not None), "incumbent": incumbent},
     )
     manifest = save(fitted, draft)
     shutil.rmtree(out / "artifact", ignore_errors=True)
@@ -143,11 +144,13 @@ def held_out(rows: Dataset) -> tuple[Dataset, Dataset]:
     """Split rows into those to train on, and all of some viewers, which calibrate what is trained.
 
     Neither a network nor the teachers of its labels have seen these. The calibration of its trial
-    is no substitute: a network that is taught is less confident.
+    is no substitute: a network that is taught is less confident. A viewer with more rows than may
+    be held, such as one id for all guests, is trained on.
     """
-    viewers = np.unique(rows.viewer)
-    num = int(len(viewers) * min(HELD_SHARE, MAX_HELD_ROWS / len(rows)))
-    is_held = np.isin(rows.viewer, default_rng(0).choice(viewers, num, replace=False))
+    _, number, counts = np.unique(rows.viewer, return_inverse=True, return_counts=True)
+    most = min(HELD_SHARE * len(rows), MAX_HELD_ROWS)
+    drawn = default_rng(0).permutation(np.flatnonzero(counts <= most))
+    is_held = np.isin(number, drawn[np.cumsum(counts[drawn]) <= most])
     return rows.take(np.flatnonzero(~is_held)), rows.take(np.flatnonzero(is_held))
 
 

@@ -210,12 +210,10 @@ class World:
 
     def minutes(self, viewer: int | Ints, space: Ints) -> Floats:
         """Return the median minutes [R] of a stay, as if no Space ended."""
-        if "taste" not in self.unkind:
-            return np.full(len(space), STAY_MIN)
         taste = self.viewers.tastes[viewer, self.spaces.topic[space]]
         process = self.process
         effect = process.stay_taste * (taste - 1.0) + process.stay_quality * self.spaces.quality[space]
-        return np.asarray(STAY_MIN * np.exp(effect), dtype=np.float64)
+        return np.asarray(STAY_MIN * np.exp(effect * ("taste" in self.unkind)), dtype=np.float64)
 
     def examination(self, p_join: Floats) -> Floats:
         """Return the probability that a viewer examines each of these positions.
@@ -266,7 +264,7 @@ class World:
 
 def _goes_on(joins: Floats | Flags) -> Floats:
     """Return P(looking at a position after the one above), given the joins [R]."""
-    return np.append(1.0, GOES_ON * (1.0 - STOPS * joins[:-1]))
+    return np.append(1.0, GOES_ON * (1.0 - STOPS * joins))[: len(joins)]
 
 
 class Audience:

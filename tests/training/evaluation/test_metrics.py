@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from training.evaluation.metrics import Contender, calibrated, ece, reliability
+from serve.model.graph import Calibration
+from training.evaluation.metrics import Contender, calibrated, ece, fit_if_better, reliability
 from training.evaluation.slates import Slates
+from training.network.calibrate import fit_platt
 
 
 def rows(num_slates: int = 500, per: int = 6, seed: int = 0):
@@ -106,3 +108,35 @@ def test_a_score_is_calibrated_in_its_favour_whatever_its_scale():
     for score in (logit, np.exp(logit), 1e3 * logit, np.where(logit < -5, np.nan, logit)):
         loss = log_loss(slates.label, calibrated(slates.label, score))
         assert loss == pytest.approx(log_loss(slates.label, chance), abs=0.01)
+
+
+def drawn(a: float, b: float, num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logit = rng.normal(1.0, 2.0, num_rows)
+    return logit, rng.random(num_rows) < 1 / (1 + np.exp(-(a * logit + b)))
+
+
+def viewers(num_rows: int) -> np.ndarray:
+    return np.arange(num_rows) // 10
+
+
+def test_a_map_that_helps_other_viewers_is_kept() -> None:
+    logit, label = drawn(0.6, -1.0, num_rows=2_000)
+    assert fit_if_better(logit, label, np.ones(2_000), viewers(2_000)) == fit_platt(logit, label)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_map_is_kept_that_only_fits_its_own_rows(seed: int) -> None:
+    """The few rows of one viewer differ from all others by more than a map can repair."""
+    logit, label = drawn(1.0, 0.0, num_rows=400, seed=seed)
+    group = np.where(np.arange(400) < 200, 0, 1)
+    label[group == 0] = logit[group == 0] > -2.0
+    label[group == 1] = logit[group == 1] > 4.0
+    assert fit_if_better(logit, label, np.ones(400), group) == Calibration(1.0, 0.0)
+
+
+def test_rows_without_both_labels_or_of_one_viewer_calibrate_nothing() -> None:
+    logit, label = drawn(0.6, -1.0, num_rows=100)
+    for group, labels in ((viewers(100), np.zeros(100)), (np.zeros(100), label)):
+        assert fit_if_better(logit, labels, np.ones(100), group) == Calibration(1.0, 0.0)
+    assert fit_if_better(*[np.empty(0)] * 4) == Calibration(1.0, 0.0)

@@ -13,7 +13,7 @@ from tests.support.evaluation_rows import evaluation as make_evaluation
 from tests.support.networks import artifact_files, random_encoder, random_network
 from tests.support.page_parser import Page
 from training.evaluation.report import model_card, regenerate, report_page
-from training.evaluation.verdict import headline, leaderboard, outcome, teaching, tiles, verdict
+from training.evaluation.verdict import headline, leaderboard, outcome, teachers, tiles, verdict
 from training.examination.examination import IGNORED
 from training.network.network import NetworkConfig
 
@@ -118,6 +118,12 @@ def test_a_booster_that_leads_is_said_in_the_first_line(evaluation, changes, by)
     page, card = report_page(MANIFEST, changed), model_card(MANIFEST, changed)
     assert page.index("<strong>The model beats popular; LightGBM leads</strong>") < page.index(said)
     assert card.count(said) == 1
+    # By a learned examination, expected labels lead only where NDCG@10 does.
+    learned = {"by": "expected_labels", "beats": False, "agrees": False}
+    pair = changed["paired"]["model-lightgbm"]
+    pair |= {"expected_labels": -0.3, "expected_labels_se": 0.1, "gate": learned}
+    assert ("expected labels" in headline(changed)) == ("NDCG@10" in by)
+    pair |= {"expected_labels": None, "gate": {"by": "ndcg@10", "beats": False}}
     # Within two errors, it does not lead.
     changed["paired"]["model-lightgbm"] |= {"logloss_se": 0.02, "se": 0.02}
     assert headline(changed).endswith(" won the search.")
@@ -127,17 +133,13 @@ def test_a_search_says_what_each_kind_of_teachers_brought(evaluation):
     changed = copy.deepcopy(evaluation)
     assert "minus the teachers" not in model_card(MANIFEST, changed) + report_page(MANIFEST, changed)
     changed["search"]["teachers"] = {}
-    assert teaching(changed["search"]) == ""
+    assert len(teachers(changed["search"])) == 1
     changed["search"]["teachers"] = {
         "student": {"logloss": 0.39, "auc": 0.8, "minus_teachers": [0.002, 0.0005]},
         "teachers": {"logloss": 0.388, "auc": 0.81, "minus_teachers": [0.0, 0.0]},
         "teachers without networks": {"logloss": 0.395, "auc": 0.79, "minus_teachers": [0.007, 0.001]},
         "teachers without LightGBM": {"logloss": 0.389, "auc": None, "minus_teachers": [None, None]},
     }
-    assert teaching(changed["search"]) == (
-        "logloss on the test rows: student 0.3900, teachers 0.3880, "
-        "teachers without networks 0.3950, teachers without LightGBM 0.3890"
-    )
     card, page = model_card(MANIFEST, changed), report_page(MANIFEST, changed)
     assert "| teachers without networks | 0.3950 | 0.7900 | +0.0070 [+0.0050, +0.0090] |\n" in card
     assert "| teachers without LightGBM | 0.3890 | – | – |\n" in card

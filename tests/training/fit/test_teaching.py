@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,13 @@ def test_the_labels_of_a_fit_lean_to_what_lightgbm_predicts(prepared):
     # A killed fit resumes, because the same rows are taught the same labels.
     again = taught(prepared.train, prepared.rows, prepared.encoder, prepared.examination)
     assert np.array_equal(again.label.numpy(), mixed)
+
+
+def test_a_slow_machine_teaches_the_same_labels(prepared, monkeypatch):
+    wall = itertools.count(step=1_000.0)
+    monkeypatch.setattr("time.monotonic", lambda: next(wall))
+    rows = taught(prepared.train, prepared.rows, prepared.encoder, prepared.examination)
+    assert rows is not prepared.train
 
 
 def test_a_lightgbm_that_would_take_too_long_teaches_nothing(prepared, monkeypatch, capsys):

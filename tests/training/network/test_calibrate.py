@@ -5,8 +5,7 @@ import pytest
 from scipy.optimize import minimize
 
 from serve.contract.errors import TabrankError
-from serve.model.graph import Calibration
-from training.network.calibrate import MIN_SLOPE, fit_if_better, fit_platt
+from training.network.calibrate import MIN_SLOPE, fit_platt
 
 
 def drawn(a: float, b: float, num_rows: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -74,29 +73,3 @@ def test_logits_that_are_not_finite_and_no_rows_are_refused() -> None:
     for logit in ([np.nan, 1.0], []):
         with pytest.raises(TabrankError, match="all finite"):
             fit_platt(np.array(logit), np.zeros(len(logit)))
-
-
-def viewers(num_rows: int) -> np.ndarray:
-    return np.arange(num_rows) // 10
-
-
-def test_a_map_that_helps_other_viewers_is_kept() -> None:
-    logit, label = drawn(0.6, -1.0, num_rows=2_000)
-    assert fit_if_better(logit, label, np.ones(2_000), viewers(2_000)) == fit_platt(logit, label)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_no_map_is_kept_that_only_fits_its_own_rows(seed: int) -> None:
-    """The few rows of one viewer differ from all others by more than a map can repair."""
-    logit, label = drawn(1.0, 0.0, num_rows=400, seed=seed)
-    group = np.where(np.arange(400) < 200, 0, 1)
-    label[group == 0] = logit[group == 0] > -2.0
-    label[group == 1] = logit[group == 1] > 4.0
-    assert fit_if_better(logit, label, np.ones(400), group) == Calibration(1.0, 0.0)
-
-
-def test_rows_without_both_labels_or_of_one_viewer_calibrate_nothing() -> None:
-    logit, label = drawn(0.6, -1.0, num_rows=100)
-    for group, labels in ((viewers(100), np.zeros(100)), (np.zeros(100), label)):
-        assert fit_if_better(logit, labels, np.ones(100), group) == Calibration(1.0, 0.0)
-    assert fit_if_better(*[np.empty(0)] * 4) == Calibration(1.0, 0.0)

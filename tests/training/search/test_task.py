@@ -41,6 +41,11 @@ def test_features_are_computed_for_the_newest_days_alone(shop):
     assert read(shop, days=1)[1] < read(shop)[1] / 4
 
 
+def test_too_few_days_are_refused_with_the_remedy(shop):
+    with pytest.raises(TabrankError, match="give a longer log or more days"):
+        read(shop, days=0.001)[0].parts  # noqa: B018 - it splits the rows
+
+
 def test_only_the_rows_of_the_newest_days_need_memory(shop, monkeypatch):
     num_bytes = 200 * len(read(shop)[0].data)
     monkeypatch.setattr("training.search.task.available_bytes", lambda: num_bytes)
