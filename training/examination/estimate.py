@@ -56,8 +56,7 @@ def _explored(rows: Dataset, bins: Bins, prior: Prior) -> Examination | None:
         return None
     deep = np.quantile(rows.position, DEEP)
     # Slates without an event on a drawn candidate say nothing.
-    is_event = (rows.label > 0) & np.isfinite(rows.weight)
-    rows = sample(rows.take(np.flatnonzero(np.isin(rows.slate, rows.slate[is_event]))), MAX_ROWS)
+    rows = sample(rows, MAX_ROWS, (rows.label > 0) & np.isfinite(rows.weight))
     assert rows.weight is not None
     is_event = (rows.label > 0) & np.isfinite(rows.weight)
     num_viewers, drawn = len(np.unique(rows.viewer)), rows.position[np.isfinite(rows.weight)]
@@ -82,10 +81,13 @@ def _explored(rows: Dataset, bins: Bins, prior: Prior) -> Examination | None:
 def _arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> Examination | None:
     if rows.arm is None:
         return None
-    rows = sample(rows.take(np.flatnonzero(rows.arm >= 0)), MAX_ROWS)
+    rows = sample(rows, MAX_ROWS, rows.arm >= 0)
     assert rows.arm is not None
+    # A viewer has one arm.
     arms, num_viewers = np.unique(rows.arm[np.unique(rows.viewer, return_index=True)[1]], return_counts=True)
-    if len(arms) < 2 or num_viewers.min() < MIN_VIEWERS or rows.label.sum() < MIN_EVENTS:
+    arms = arms[num_viewers >= MIN_VIEWERS]
+    rows = rows.take(np.flatnonzero(np.isin(rows.arm, arms)))
+    if len(arms) < 2 or rows.label.sum() < MIN_EVENTS:
         return None
     found = compare_arms(rows, encoder, bins, prior)
     return found and _not_increasing("arms", *found, bins, int(rows.label.sum()))

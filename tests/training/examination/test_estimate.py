@@ -149,6 +149,12 @@ def test_arms_that_order_alike_or_show_other_candidates_measure_nothing(how, sur
         assert beyond(found, FLAT) > 5
 
 
+def test_an_arm_of_few_viewers_leaves_the_others_to_be_compared(surface: Surface):
+    rows = hidden(1_500, 0, FLAT, arms=("legacy", "fame")).rows
+    arm = np.where(rows.viewer < 10, 2, rows.arm)
+    assert examine(replace(rows, arm=arm), HIDDEN, surface).source == "arms"
+
+
 def beyond(found: Examination, theta: np.ndarray) -> float:
     """Return by how many standard errors log θ is off at the worst position."""
     return float(np.abs(np.log(np.array(found.theta[1:]) / theta[1:]) / found.error[1:]).max())
