@@ -138,10 +138,11 @@ def standing(pair: Mapping[str, Any]) -> str:
     else:
         what += f"exceeds a bound against the current model (margin {margin})"
     exceeded = {bound["measure"]: bound for bound in pair["bounds"] if not bound["holds"]}
-    # The bound of the deciding measure counts its error, the others do not.
     by = pair["gate"]["by"]
+    # How these bounds count the error of the estimate; the others do not.
+    how = {"ndcg@10": "at least ", by: "up to "}
     told = [
-        f"{MEASURES[name]} {'up to ' * (name == by)}{decimal(bound['worse'])} worse, {bound['allowed']:.4f} allowed"
+        f"{MEASURES[name]} {how.get(name, '')}{decimal(bound['worse'])} worse, {bound['allowed']:.4f} allowed"
         for name, bound in exceeded.items()
     ]
     # By a learned examination alone, the newcomer may pass for a wrong reason.

@@ -74,11 +74,14 @@ def test_a_learned_examination_needs_ndcg_to_agree(ndcg, agrees):
     found = gate(pair, slates, is_learned=True)
     assert found == {"by": "expected_labels", "beats": agrees, "agrees": agrees}
     assert shown(pair | {"gate": found}) == ("better" if agrees else "doubtful")
-    # Against the current model, NDCG@10 is bounded in the estimate.
+    # Against the current model, NDCG@10 must not be shown worse by an error.
     limits = bounds(pair | {"gate": found}, THEIRS, THEIRS, 0.1, MARGIN)
     assert {one["measure"] for one in limits if not one["holds"]} == ({"ndcg@10"} if ndcg < 0 else set())
     text = standing(pair | {"gate": found, "bounds": limits, "rows": 100, "margin": MARGIN})
     assert ("the old ranker may have known more" in text) == (ndcg < 0)
+    assert ("NDCG@10 at least 0.0200 worse" in text) == (ndcg < 0)
+    by_chance = bounds(pair | {"gate": found, "ndcg@10": -0.013}, THEIRS, THEIRS, 0.1, MARGIN)
+    assert all(one["holds"] for one in by_chance)
     # Where both say that it is worse, nothing is in doubt.
     worse = pair | {"gate": found, "expected_labels": -0.3, "rows": 100, "margin": MARGIN}
     text = standing(worse | {"bounds": bounds(worse, THEIRS, THEIRS, 0.1, MARGIN)})
