@@ -139,7 +139,7 @@ def bounds(
 
 
 def _order(pair: Mapping[str, Any]) -> tuple[str, int | None, int | None]:
-    """Return the measure of order, and the side that it shows, surely or by a learned examination."""
+    """Return the measure of order, the side that it shows, and the one by a learned curve alone."""
     by = "ndcg@10" if pair["gate"]["by"] == "logloss" else pair["gate"]["by"]
     side = _side(pair, by)
     return (by, side, 0) if pair["gate"].get("agrees", True) else (by, 0, side)

@@ -35,8 +35,8 @@ Prior = tuple[F64, F64]
 class Curve:
     """Examination curve over bins of positions.
 
-    `theta` `[B]`; `basis` `[B, P]`: ∂ log θ / ∂ parameter; `influence` `[N, P]` of each cluster on the
-    parameters; `covariance` `[P, P]` of these, by the information of events and prior.
+    `theta` `[B]`; `basis` `[B, P]`: ∂ log θ / ∂ parameter; `influence` `[N, P]` of each cluster on
+    the parameters; `covariance` `[P, P]` of these, by the information of events and prior.
     """
 
     theta: F64
