@@ -74,7 +74,8 @@ def hidden(
 ) -> Hidden:
     """Return slates whose viewers are assigned to `arms` at random; a share `explore` is drawn.
 
-    The hidden signal weighs `signal` times as much in all.
+    A name that `arms` repeats is an arm of so many shares. The hidden signal weighs `signal` times
+    as much in all.
     """
     rng = np.random.default_rng(seed)
     shape = (num_slates, PER)
@@ -84,6 +85,7 @@ def hidden(
     eager = rng.normal(0, 0.4, viewer[-1] + 1)[viewer][:, None]
     worth = expit(base + eager + np.tensordot(WORTH * scale, terms, 1))
     arm = rng.integers(len(arms), size=viewer[-1] + 1)[viewer]
+    arm = np.array([arms.index(name) for name in arms])[arm]
     ranker = np.array([RANKERS[name] for name in arms])[arm] * scale
     score = np.einsum("sf,fsc->sc", ranker, terms) + rng.normal(0, 0.3, shape)
     drawn = rng.random(num_slates) < explore

@@ -89,12 +89,16 @@ class Dataset:
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
 
-def sample(data: Dataset, most: int) -> Dataset:
-    """Return about `most` rows at most: whole slates, evenly spread over time."""
-    if len(data) <= most:
+def sample(data: Dataset, most: int, among: NDArray[np.bool_] | None = None) -> Dataset:
+    """Return about `most` rows at most: whole slates, evenly spread over time.
+
+    With `among` `[N]`, they are slates that have such a row.
+    """
+    if among is None and len(data) <= most:
         return data
-    slates = np.unique(data.slate)
-    kept = slates[evenly(len(slates), max(1, len(slates) * most // len(data)))]
+    slates = np.unique(data.slate if among is None else data.slate[among])
+    num_rows = int(np.isin(data.slate, slates).sum())
+    kept = slates[evenly(len(slates), max(1, len(slates) * most // max(num_rows, 1)))]
     return data.take(np.flatnonzero(np.isin(data.slate, kept)))
 
 

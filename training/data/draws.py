@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -90,19 +89,21 @@ def served_arms(folder: Path, log: Log) -> I64 | None:
         return None
     table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.is_valid(table["experiment"])))
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
-    rows = table.select(ARM_COLUMNS[1:]).to_pandas().assign(at=at.to_numpy(zero_copy_only=False))
-    rows = rows.dropna(subset="at").drop_duplicates("at").astype({"at": np.int64})
+    rows = table.select(ARM_COLUMNS[1:]).to_pandas(categories=["experiment", "arm"])
+    rows = rows.assign(at=at.to_numpy(zero_copy_only=False)).dropna(subset="at")
+    rows = rows.drop_duplicates("at").astype({"at": np.int64})
     rows["ms"] = log.exposures["ts_ms"].to_numpy()[rows["at"]]
     rows = rows.sort_values("ms", kind="stable")
     # An arm's first exposure changes the shares too.
-    rows["time"] = rows["share"] != rows.groupby(["experiment", "arm"])["share"].shift()
-    rows["time"] = rows.groupby("experiment")["time"].cumsum()
-    sizes = rows.groupby(["experiment", "time", "arm"]).size()
-    beside = sizes.groupby(level=[0, 1]).agg(lambda num: num.sum() - num.max())
+    rows["time"] = rows["share"] != rows.groupby(["experiment", "arm"], observed=True)["share"].shift()
+    rows["time"] = rows.groupby("experiment", observed=True)["time"].cumsum()
+    sizes = rows.groupby(["experiment", "time", "arm"], observed=True).size()
+    beside = sizes.groupby(level=[0, 1], observed=True).agg(lambda num: num.sum() - num.max())
     if not (beside > 0).any():
         return None
-    largest_first = sizes.loc[beside.idxmax()].sort_values(ascending=False).index
-    rows = rows[pd.MultiIndex.from_frame(rows[["experiment", "time"]]) == beside.idxmax()]
+    experiment, time = beside.idxmax()
+    largest_first = sizes.loc[experiment, time].sort_values(ascending=False).index
+    rows = rows[(rows["experiment"] == experiment) & (rows["time"] == time)]
     found = np.full(len(log.exposures), -1)
     found[rows["at"]] = largest_first.get_indexer(rows["arm"])
     return found

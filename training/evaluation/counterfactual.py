@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from serve.contract.errors import TabrankError
 from training.evaluation.metrics import Z95, mean_and_error
 from training.examination.curve import Curve, fit_curve, prior
 from training.examination.placements import F64, I64, Bins, Counts, Flags
@@ -33,6 +34,8 @@ from training.examination.placements import F64, I64, Bins, Counts, Flags
 MAX_WEIGHT = 50.0
 # With fewer effective events, the error itself is not reliable.
 MIN_EFFECTIVE = 50.0
+# With fewer events the curve of examination is too uncertain.
+MIN_EVENTS = 100
 # Process this many exposures at once, to bound the memory.
 _AT_ONCE = 1_000
 
@@ -119,11 +122,20 @@ class Counterfactual:
     """Evaluator of rankings on drawn exposures, with θ and the marginals of the draws."""
 
     def __init__(self, drawn: Drawn, bins: Bins, counts: Counts) -> None:
-        """Fit θ; `counts` are the `place_counts` of the exposures' weights."""
+        """Fit θ; `counts` are the `place_counts` of the exposures' weights.
+
+        Raises:
+            TabrankError: there are too few events.
+        """
         self.drawn, self.bins = drawn, bins
         self.is_drawn = drawn.is_shown & np.isfinite(drawn.weight)
         self._bin = bins.of[: drawn.weight.shape[1]]
         exposure, place = np.nonzero((drawn.reward > 0) & self.is_drawn)
+        if len(place) < MIN_EVENTS:
+            raise TabrankError(
+                f"{len(place)} events in exposures whose order was drawn, and examination needs at least {MIN_EVENTS}; "
+                "collect more, or raise the arm's `explore`"
+            )
         known = counts[exposure, place], self._bin[place], exposure
         self.curve: Curve = fit_curve(*known, len(drawn), prior(bins))
         theta, basis = self.curve.theta, self.curve.basis

@@ -68,9 +68,8 @@ def drift(
     found: dict[str, float | None] = {}
     not_judged: dict[str, dict[str, int | None]] = {}
     for name, cells, values in parts:
-        weight = (
-            pd.DataFrame(values).assign(ranking=ranking).value_counts(sort=False, dropna=False).to_numpy()
-        )
+        observed = pd.DataFrame(values).assign(ranking=ranking)
+        weight = observed.value_counts(sort=False, dropna=False).to_numpy()
         rows = int(weight.sum() ** 2 / (weight @ weight))
         needed = rows_needed(cells["shares"], made_from["rows"])
         if needed is None or rows < needed:

@@ -24,15 +24,14 @@ MEASURES = {
     "logloss": "logloss",
     "ece": "ECE",
 }
+OR_ELSE = "or the old ranker knew more than these features"
 # What `shown` finds of a rival, in words with their colour: the gravest first.
 OUTCOMES: Mapping[str, tuple[Tone, str]] = {
     "worse order": ("bad", "the model orders worse than {}"),
     "worse predictions": ("bad", "the model predicts worse than {}"),
     "nothing": ("bad", "the model does not beat {} by two standard errors"),
-    "doubtful": (
-        "unsure",
-        "the model orders better than {}, or the old ranker knew more than these features",
-    ),
+    "doubtful, worse": ("unsure", f"the model orders worse than {{}}, {OR_ELSE}"),
+    "doubtful": ("unsure", f"the model orders better than {{}}, {OR_ELSE}"),
     "undefined": ("unsure", "these rows do not show whether the model beats {}"),
     "better order, worse predictions": ("unsure", "the model orders better than {}, but predicts worse"),
     "better order": ("unsure", "the model orders better than {}; better predictions are not shown"),
@@ -105,7 +104,7 @@ def not_beaten(paired: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each rival that a model must beat and does not, or not surely."""
     pairs = {name: paired[f"model-{name}"] for name in GATES if f"model-{name}" in paired}
     found = {name: pair for name, pair in pairs.items() if not pair["gate"]["beats"]}
-    return [against(name, one) + f"; {DOUBT}" * (shown(one) == "doubtful") for name, one in found.items()]
+    return [against(name, one) + f"; {DOUBT}" * ("doubtful" in shown(one)) for name, one in found.items()]
 
 
 def support(evaluation: Evaluation) -> list[str]:
@@ -138,17 +137,18 @@ def standing(pair: Mapping[str, Any]) -> str:
         what += f"is not worse than the current model by more than {margin}"
     else:
         what += f"exceeds a bound against the current model (margin {margin})"
-    # The bound of the deciding measure counts its error, the others do not.
-    exceeded = [
-        f"{MEASURES[bound['measure']]} {'up to ' * (bound['measure'] == pair['gate']['by'])}"
-        f"{decimal(bound['worse'])} worse, {bound['allowed']:.4f} allowed"
-        for bound in pair["bounds"]
-        if not bound["holds"]
+    exceeded = {bound["measure"]: bound for bound in pair["bounds"] if not bound["holds"]}
+    by = pair["gate"]["by"]
+    # How these bounds count the error of the estimate; the others do not.
+    how = {"ndcg@10": "at least ", by: "up to "}
+    told = [
+        f"{MEASURES[name]} {how.get(name, '')}{decimal(bound['worse'])} worse, {bound['allowed']:.4f} allowed"
+        for name, bound in exceeded.items()
     ]
-    # By a learned examination, the newcomer may be the better one for a wrong reason.
-    if "agrees" in pair["gate"] and any(text.startswith(MEASURES["ndcg@10"]) for text in exceeded):
-        exceeded.append(DOUBT)
-    return f"{what}: {'; '.join([difference(pair), *exceeded])}"
+    # By a learned examination alone, the newcomer may pass for a wrong reason.
+    if by == "expected_labels" and by not in exceeded and "ndcg@10" in exceeded:
+        told.append(DOUBT)
+    return f"{what}: {'; '.join([difference(pair), *told])}"
 
 
 def headline(evaluation: Evaluation) -> str:
@@ -246,14 +246,14 @@ def span(first_ms: int, last_ms: int) -> str:
 def difference(pair: Mapping[str, Any]) -> str:
     """Return the difference in the measure of the gate, and in another if both tell, as text."""
     by, found = pair["gate"]["by"], shown(pair)
-    name, beside = MEASURES[by], "ndcg@10" if by == "logloss" or found == "doubtful" else "logloss"
+    name, beside = MEASURES[by], "ndcg@10" if by == "logloss" or "doubtful" in found else "logloss"
     if by == "logloss":
         name += " (lower is better; it decides because most slates have one candidate)"
     name += " per exposure" * (by == "expected_labels")
     text = f"{name} {_signed(pair[by], pair[ERRORS[by]])} at 95 %, paired, viewers as clusters"
     if pair[by] is None:
         text = f"too few viewers have slates that define the difference in {name}"
-    if by == "logloss" or "predictions" in found or found == "doubtful":
+    if by == "logloss" or "predictions" in found or "doubtful" in found:
         text += f"; {MEASURES[beside]} {_signed(pair[beside], pair[ERRORS[beside]])}"
     return text
 

@@ -26,9 +26,10 @@ from training.examination.curve import Prior
 from training.examination.learn import NUM_STEPS, by_others, halves, quantiles
 from training.examination.placements import Bins
 
-# Cells are products of so many quantiles of two expected positions, with about so many events each.
-MAX_QUANTILES, CELL_EVENTS = 12, 80
-# The logarithm of the mean of fewer events of an arm is biased.
+# Cells are products of so many quantiles of two expected positions, with about so many events of
+# the arm or of the others, whichever has fewer. The logarithm of the mean of few events is too low.
+MAX_QUANTILES, CELL_EVENTS = 12, 40
+# Cells of fewer events of either are left out.
 MIN_CELL_EVENTS = 10
 # Standard deviations by which the expected position of what two arms show may differ; beyond, they
 # cut their lists and show other candidates (Austin 2009, "Balance diagnostics for comparing the
@@ -45,36 +46,37 @@ def compare_arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> t
     assert rows.arm is not None
     place, viewer = bins.of[rows.position], np.unique(rows.viewer, return_inverse=True)[1]
     depth, half, sides = np.log1p(rows.position), halves(viewer), []
-    num = min(max(int(np.sqrt(rows.label.sum() / CELL_EVENTS)), 2), MAX_QUANTILES)
     # The largest arm, whose number is 0, is among the others of each.
     for arm in np.unique(rows.arm)[1:]:
         is_in, cell = rows.arm == arm, np.zeros(len(place), np.int64)
+        fewer = np.bincount(is_in, rows.label).min()
+        num = min(max(int(np.sqrt(fewer / CELL_EVENTS)), 2), MAX_QUANTILES)
         for known in (is_in, ~is_in):
             expected = by_others(rows, encoder, half, "regression", depth, known)
             if abs(expected[is_in].mean() - expected[~is_in].mean()) > MAX_IMBALANCE * expected.std():
                 return None
             cell = cell * num + quantiles(expected, num)
-        sides.append((is_in, cell))
+        sides.append((is_in, cell, num * num))
     beta = np.zeros(columns.shape[1])
     for _ in range(NUM_STEPS):
         weight = rows.label * np.exp(-columns @ beta)[place]
         information, score = np.diag(ridge), -ridge * beta
         of_viewer = np.zeros((int(viewer.max()) + 1, len(beta)))
-        for is_in, cell in sides:
-            side, shape = 2 * cell + is_in, (num * num, 2)
-            count, events = (np.bincount(side, x, 2 * num * num) for x in (None, rows.label))
-            by_place = coo_array((weight, (side, place)), (2 * num * num, len(bins))).toarray()
+        for is_in, cell, num in sides:
+            side, shape = 2 * cell + is_in, (num, 2)
+            count, events = (np.bincount(side, x, 2 * num) for x in (None, rows.label))
+            by_place = coo_array((weight, (side, place)), (2 * num, len(bins))).toarray()
             total = np.maximum(by_place.sum(axis=1), 1e-12)
             gap = np.diff(np.log(total / np.maximum(count, 1)).reshape(shape))[:, 0]
             slope = np.diff((by_place / total[:, None] @ columns).reshape(*shape, -1), axis=1)[:, 0]
-            variance = (np.bincount(side, weight**2, 2 * num * num) / total**2).reshape(shape).sum(axis=1)
+            variance = (np.bincount(side, weight**2, 2 * num) / total**2).reshape(shape).sum(axis=1)
             is_used = (events.reshape(shape) >= MIN_CELL_EVENTS).all(axis=1)
             weighed = slope * (is_used / np.maximum(variance, 1e-12))[:, None]
             information += slope.T @ weighed
             score += weighed.T @ gap
             # Influence of each row on its cell's difference.
             own = np.where(is_in, 1, -1) * (weight / total[side] - 1 / count[side])
-            of_viewer += coo_array((own, (viewer, cell)), (len(of_viewer), num * num)).tocsr() @ weighed
+            of_viewer += coo_array((own, (viewer, cell)), (len(of_viewer), num)).tocsr() @ weighed
         covariance = np.linalg.inv(information)
         step = covariance @ score
         beta = beta + step * min(1.0, 1.0 / max(float(np.abs(columns @ step).max()), 1e-12))

@@ -8,7 +8,7 @@ distribution π(k)θ(k) / Σ π(l)θ(l), where π is the known distribution of i
 positions are those of Agarwal, Zaitsev, Wang, Li, Najork and Joachims (2019, "Estimating position
 bias without intrusive interventions").
 log θ is a quadratic spline in log(1 + position), with θ(0) = 1. Letters: E events, B bins,
-P parameters, N exposures.
+P parameters, N clusters.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.preprocessing import SplineTransformer
 
-from serve.contract.errors import TabrankError
 from training.examination.placements import F64, I64, Bins, Counts
 
 NUM_KNOTS = 4
 # Penalty of a squared parameter in events, so that a position without events has a unique solution.
 RIDGE = 1e-3
-# With fewer events the curve is too uncertain.
-MIN_EVENTS = 100
 # Precision of the departure of log θ from a multiple of a learned curve, whose shape need not be
 # right: half of its standard deviation.
 DEPARTURE = 4.0
@@ -38,7 +35,7 @@ Prior = tuple[F64, F64]
 class Curve:
     """Examination curve over bins of positions.
 
-    `theta` `[B]`; `basis` `[B, P]`: ∂ log θ / ∂ parameter; `influence` `[N, P]` of each exposure on
+    `theta` `[B]`; `basis` `[B, P]`: ∂ log θ / ∂ parameter; `influence` `[N, P]` of each cluster on
     the parameters; `covariance` `[P, P]` of these, by the information of events and prior.
     """
 
@@ -67,22 +64,12 @@ def prior(bins: Bins, learned: F64 | None = None) -> Prior:
     return np.concatenate([learned[:, None], columns], axis=1), ridge
 
 
-def fit_curve(
-    counts: Counts, place: I64, exposure: I64, num_exposures: int, prior: Prior, least: int = MIN_EVENTS
-) -> Curve:
+def fit_curve(counts: Counts, place: I64, cluster: I64, num_clusters: int, prior: Prior) -> Curve:
     """Fit the curve to E events on drawn candidates.
 
     `counts` `[E, B]` are the candidate's bins over draws, `place` `[E]` the bin at which it was
-    shown, `exposure` `[E]` its exposure, `prior` that of `prior`.
-
-    Raises:
-        TabrankError: there are fewer than `least` events.
+    shown, `cluster` `[E]` its exposure or viewer, `prior` that of `prior`.
     """
-    if len(place) < least:
-        raise TabrankError(
-            f"{len(place)} events in exposures whose order was drawn, and examination needs at least {least}; "
-            "collect more, or raise the arm's `explore`"
-        )
     columns, ridge = prior
     density = counts.astype(np.float64)
     beta = np.zeros(columns.shape[1])
@@ -94,10 +81,10 @@ def fit_curve(
         if float(np.abs(step).max(initial=0.0)) < 1e-8:
             break
     score, information = _derivatives(density, place, columns, beta)
-    moved = np.zeros((num_exposures, len(beta)))
-    np.add.at(moved, exposure, score)
+    moved = np.zeros((num_clusters, len(beta)))
+    np.add.at(moved, cluster, score)
     covariance = np.asarray(np.linalg.inv(information + np.diag(ridge)), np.float64)
-    return Curve(np.exp(columns @ beta), columns, moved @ covariance * num_exposures, covariance)
+    return Curve(np.exp(columns @ beta), columns, moved @ covariance * num_clusters, covariance)
 
 
 def _derivatives(density: F64, place: I64, columns: F64, beta: F64) -> tuple[F64, F64]:

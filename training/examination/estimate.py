@@ -10,7 +10,7 @@ from serve.features.surface import Surface
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, sample
 from training.examination.arms import compare_arms
-from training.examination.curve import MIN_EVENTS, Prior, fit_curve, prior
+from training.examination.curve import Prior, fit_curve, prior
 from training.examination.examination import Examination, Source
 from training.examination.learn import learn
 from training.examination.placements import Bins, place_counts
@@ -22,8 +22,10 @@ MAX_ROWS = 300_000
 # "Instrumental variables regression with weak instruments"): on 6,000 slates of simulated worlds
 # two equal ones have an error of 0.5 or more, and two that differ one of 0.1 to 0.2.
 MAX_ERROR = {"explored": 0.5, "arms": 0.35}
-# Explored exposures must reach this quantile of all positions, and hold so many events.
-DEEP, MIN_DRAWN = 0.95, 50
+# With fewer events a curve is too uncertain; few drawn ones are added to those of the learned one.
+MIN_EVENTS, MIN_DRAWN = 100, 50
+# Explored exposures must reach this quantile of all positions.
+DEEP = 0.95
 # A standard error from fewer viewers is too small (Cameron and Miller 2015, section VI).
 MIN_VIEWERS = 30
 
@@ -56,8 +58,7 @@ def _explored(rows: Dataset, bins: Bins, prior: Prior) -> Examination | None:
         return None
     deep = np.quantile(rows.position, DEEP)
     # Slates without an event on a drawn candidate say nothing.
-    is_event = (rows.label > 0) & np.isfinite(rows.weight)
-    rows = sample(rows.take(np.flatnonzero(np.isin(rows.slate, rows.slate[is_event]))), MAX_ROWS)
+    rows = sample(rows, MAX_ROWS, (rows.label > 0) & np.isfinite(rows.weight))
     assert rows.weight is not None
     is_event = (rows.label > 0) & np.isfinite(rows.weight)
     num_viewers, drawn = len(np.unique(rows.viewer)), rows.position[np.isfinite(rows.weight)]
@@ -67,13 +68,10 @@ def _explored(rows: Dataset, bins: Bins, prior: Prior) -> Examination | None:
     weight = np.full((len(first), int(rows.position.max()) + 1), -np.inf)
     weight[code, rows.position] = rows.weight
     counts = place_counts(weight, bins, np.random.default_rng(0))
-    exposure, position = code[is_event], rows.position[is_event]
-    known = counts[exposure, position], bins.of[position], exposure
-    curve, columns = fit_curve(*known, len(first), prior, MIN_DRAWN), prior[0]
-    viewer = np.unique(rows.viewer[first], return_inverse=True)[1]
-    of_viewer = np.zeros((int(viewer.max()) + 1, columns.shape[1]))
-    np.add.at(of_viewer, viewer, curve.influence / len(first))
-    variance = ((of_viewer @ columns.T) ** 2).sum(axis=0)
+    position, viewer = rows.position[is_event], np.unique(rows.viewer, return_inverse=True)[1]
+    known = counts[code[is_event], position], bins.of[position], viewer[is_event]
+    curve, columns = fit_curve(*known, num_viewers, prior), prior[0]
+    variance = ((curve.influence @ columns.T / num_viewers) ** 2).sum(axis=0)
     # Where few events tell, the ridge holds the curve, and the events have no error.
     variance = np.maximum(variance, (columns @ curve.covariance * columns).sum(axis=1))
     return _not_increasing("explored", np.log(curve.theta), np.sqrt(variance), bins, int(is_event.sum()))
@@ -82,10 +80,13 @@ def _explored(rows: Dataset, bins: Bins, prior: Prior) -> Examination | None:
 def _arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> Examination | None:
     if rows.arm is None:
         return None
-    rows = sample(rows.take(np.flatnonzero(rows.arm >= 0)), MAX_ROWS)
+    rows = sample(rows, MAX_ROWS, rows.arm >= 0)
     assert rows.arm is not None
+    # A viewer has one arm.
     arms, num_viewers = np.unique(rows.arm[np.unique(rows.viewer, return_index=True)[1]], return_counts=True)
-    if len(arms) < 2 or num_viewers.min() < MIN_VIEWERS or rows.label.sum() < MIN_EVENTS:
+    arms = arms[num_viewers >= MIN_VIEWERS]
+    rows = rows.take(np.flatnonzero(np.isin(rows.arm, arms)))
+    if len(arms) < 2 or rows.label.sum() < MIN_EVENTS:
         return None
     found = compare_arms(rows, encoder, bins, prior)
     return found and _not_increasing("arms", *found, bins, int(rows.label.sum()))

@@ -49,9 +49,8 @@ class Examination:
         known = list(enumerate(zip(self.theta, self.error, strict=True), 1))
         cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in SHOWN]
         remedy = "; an arm's `explore` would measure it" if self.source == "learned" else ""
-        shown = f"from {self.events:,} label events, {', '.join(cells)}"
-        found = "measured by two arms" if self.source == "arms" else self.source
-        return f"position bias: examination {found} {shown}{remedy}"
+        found = "measured between arms" if self.source == "arms" else self.source
+        return f"position bias: examination {found} from {self.events:,} label events, {', '.join(cells)}{remedy}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry `examination` of a manifest."""

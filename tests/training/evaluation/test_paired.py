@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from training.evaluation.metrics import Contender, mean_and_error
-from training.evaluation.paired import ECE_SHARE, MARGIN, bounds, gate, paired, shown
+from training.evaluation.paired import ECE_SHARE, MARGIN, bounds, gate, paired, shown, trails
 from training.evaluation.slates import Slates
-from training.evaluation.verdict import standing
+from training.evaluation.verdict import not_beaten, standing
 
 
 def pair_of(num_slates: int, per: int, noise: float, seed: int = 0, *, probability: bool = True):
@@ -74,11 +74,35 @@ def test_a_learned_examination_needs_ndcg_to_agree(ndcg, agrees):
     found = gate(pair, slates, is_learned=True)
     assert found == {"by": "expected_labels", "beats": agrees, "agrees": agrees}
     assert shown(pair | {"gate": found}) == ("better" if agrees else "doubtful")
-    # Against the current model, NDCG@10 is bounded in the estimate.
+    # Against the current model, NDCG@10 must not be shown worse by an error.
     limits = bounds(pair | {"gate": found}, THEIRS, THEIRS, 0.1, MARGIN)
     assert {one["measure"] for one in limits if not one["holds"]} == ({"ndcg@10"} if ndcg < 0 else set())
     text = standing(pair | {"gate": found, "bounds": limits, "rows": 100, "margin": MARGIN})
     assert ("the old ranker may have known more" in text) == (ndcg < 0)
+    assert ("NDCG@10 at least 0.0200 worse" in text) == (ndcg < 0)
+    by_chance = bounds(pair | {"gate": found, "ndcg@10": -0.013}, THEIRS, THEIRS, 0.1, MARGIN)
+    assert all(one["holds"] for one in by_chance)
+    # Where both say that it is worse, nothing is in doubt.
+    worse = pair | {"gate": found, "expected_labels": -0.3, "rows": 100, "margin": MARGIN}
+    text = standing(worse | {"bounds": bounds(worse, THEIRS, THEIRS, 0.1, MARGIN)})
+    assert "the old ranker may have known more" not in text
+
+
+@pytest.mark.parametrize(("ndcg", "what"), [(-0.03, "worse order"), (0.01, "doubtful, worse")])
+def test_a_learned_examination_alone_shows_no_worse_order(ndcg, what):
+    slates = pair_of(10, 3, noise=0)[0].slates
+    pair = {"expected_labels": -0.3, "expected_labels_se": 0.1, "ndcg@10": ndcg, "se": 0.01}
+    pair |= {"logloss": 0.0, "logloss_se": 0.01}
+    pair["gate"] = gate(pair, slates, is_learned=True)
+    assert not pair["gate"]["beats"]
+    assert shown(pair) == what
+    assert trails(pair) == (["expected_labels"] if ndcg < 0 else [])
+    assert shown(pair | {"logloss": 0.03}) == ("worse order" if ndcg < 0 else "worse predictions")
+    (text,) = not_beaten({"model-popular": pair})
+    assert ("or the old ranker knew more than these features" in text) == (ndcg > 0)
+    # Measured at random, it decides.
+    pair["gate"] = gate(pair, slates)
+    assert (shown(pair), trails(pair)) == ("worse order", ["expected_labels"])
 
 
 THEIRS = {"expected_labels": 2.0, "ndcg@10": 0.4, "logloss": 0.2, "ece": 0.01}

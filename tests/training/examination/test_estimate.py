@@ -13,13 +13,17 @@ from serve.features.surface import Surface
 from serve.log.reader import read_log
 from serve.model.encoder import Encoder, NumericColumn
 from tests.support.exploration_log import SHOWN, write_drawn
-from tests.support.hidden_world import DECAY, FLAT, hidden
+from tests.support.hidden_world import DECAY, FLAT, PER, hidden
 from tests.support.hidden_world import ENCODER as HIDDEN
 from training.data.dataset import Dataset, DatasetPlan
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder
+from training.examination.arms import compare_arms
+from training.examination.curve import prior
 from training.examination.estimate import examine
 from training.examination.examination import Examination
+from training.examination.learn import learn
+from training.examination.placements import Bins
 
 ENCODER = Encoder((NumericColumn("popular"), NumericColumn("quality")), (), ())
 NUM_SLATES, WIDTH = 2_500, 12
@@ -149,6 +153,12 @@ def test_arms_that_order_alike_or_show_other_candidates_measure_nothing(how, sur
         assert beyond(found, FLAT) > 5
 
 
+def test_an_arm_of_few_viewers_leaves_the_others_to_be_compared(surface: Surface):
+    rows = hidden(1_500, 0, FLAT, arms=("legacy", "fame")).rows
+    arm = np.where(rows.viewer < 10, 2, rows.arm)
+    assert examine(replace(rows, arm=arm), HIDDEN, surface).source == "arms"
+
+
 def beyond(found: Examination, theta: np.ndarray) -> float:
     """Return by how many standard errors log θ is off at the worst position."""
     return float(np.abs(np.log(np.array(found.theta[1:]) / theta[1:]) / found.error[1:]).max())
@@ -166,6 +176,27 @@ def test_the_curve_is_within_two_errors_of_the_truth_at_nearly_all_positions(the
         assert found.source != "learned"
         away.append(np.abs(np.log(np.array(found.theta[1:]) / theta[1:])) / found.error[1:])
     assert np.mean(np.array(away) <= 2) >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("theta", "others", "slates", "runs"),
+    [
+        (FLAT, 9, 8_000, 1),
+        # One run does not tell a bias from its error.
+        pytest.param(
+            *(DECAY, 19, 6_000, 8),
+            marks=[pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof],
+        ),
+    ],
+    ids=["tenth", "twentieth"],
+)
+def test_a_small_arm_does_not_shift_the_curve(theta, others, slates, runs):
+    off, bins = [], Bins(PER)
+    for seed in range(runs):
+        rows = hidden(slates, seed, theta, arms=("legacy",) * others + ("fame",)).rows
+        value, _ = compare_arms(rows, HIDDEN, bins, prior(bins, learn(rows, HIDDEN, bins)[0]))
+        off.append(np.mean(value - np.log(theta)))
+    assert abs(np.mean(off)) < 0.15
 
 
 def test_a_line_for_people_names_the_source_and_positions() -> None:
