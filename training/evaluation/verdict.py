@@ -120,8 +120,8 @@ def lead(evaluation: Evaluation) -> str:
     """Return by what LightGBM leads by two standard errors, a sentence; empty if it does not."""
     pair = evaluation["paired"].get("model-lightgbm")
     found = " and by ".join(f"{abs(pair[by]):.4f} in {MEASURES[by]}" for by in trails(pair)) if pair else ""
-    what = f"LightGBM leads by {found} on these rows: trees may suit this data better; the network is what is served."
-    return what if found else ""
+    what = f"LightGBM leads by {found} on the rows that measure both: trees may suit this data better; "
+    return f"{what}the network is what is served." if found else ""
 
 
 def holds(pair: Mapping[str, Any]) -> bool:
@@ -162,7 +162,7 @@ def headline(evaluation: Evaluation) -> str:
     how = "won the search"
     if tied:
         named = ", ".join(tied[:3]) + f" and {len(tied) - 3} more" * (len(tied) > 3)
-        how = f"was taken by validation logloss; level with it within two standard errors: {named}"
+        how = f"was taken by validation logloss and cost; level with it there within two standard errors: {named}"
     return " ".join(filter(None, [f"{name} {how}.", lead(evaluation)]))
 
 

@@ -66,12 +66,12 @@ class BoardEntry:
         """Return whether the model serves within so many µs a candidate."""
         return max_us is None or (self.us_per_candidate is not None and self.us_per_candidate <= max_us)
 
-    def ties(self, other: BoardEntry) -> bool | None:
-        """Return whether two standard errors show no difference to another, None if unknown."""
+    def ties(self, other: BoardEntry, errors: float = ENOUGH) -> bool | None:
+        """Return whether so many errors show no difference to another, None if unknown."""
         if self.losses is None or other.losses is None:
             return None
         difference, error = mean_and_error(np.subtract(self.losses, other.losses), np.arange(GROUPS))
-        return difference is None or error is None or abs(difference) <= ENOUGH * error
+        return difference is None or error is None or abs(difference) <= errors * error
 
 
 class Leaderboard:
@@ -105,8 +105,16 @@ class Leaderboard:
         return next((entry for entry in self.entries if entry.kind == kind), None)
 
     def ranking(self, max_us: float | None) -> list[BoardEntry]:
-        """Return the finished networks within the cost, lowest validation logloss first."""
-        return sorted((e for e in self.tried() if e.finished and e.fits(max_us)), key=lambda e: e.logloss)
+        """Return the finished networks within the cost, the first one to be taken.
+
+        It is the cheapest of those whose validation logloss is within one standard error of the
+        lowest: the lowest of many is low by chance too (the one-standard-error rule of Breiman,
+        Friedman, Olshen and Stone 1984, section 3.4.3). The others follow by logloss.
+        """
+        found = sorted((e for e in self.tried() if e.finished and e.fits(max_us)), key=lambda e: e.logloss)
+        level = [entry for entry in found if entry is found[0] or entry.ties(found[0], 1.0)]
+        first = sorted(level, key=lambda entry: entry.us_per_candidate or 0.0)[:1]
+        return first + [entry for entry in found if entry not in first]
 
     def winner(self, max_us: float | None) -> BoardEntry | None:
         """Return the best network of the ranking."""

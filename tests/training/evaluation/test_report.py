@@ -83,7 +83,8 @@ def test_the_headline_names_what_is_level_with_the_winner(evaluation):
         line["tie"] = False
     assert headline(changed) == f"{name} won the search."
     board[0]["tie"] = board[5]["tie"] = True
-    tied = "was taken by validation logloss; level with it within two standard errors: <trial 1>, LightGBM"
+    tied = "was taken by validation logloss and cost; level with it there within two standard errors: "
+    tied += "<trial 1>, LightGBM"
     assert headline(changed) == f"{name} {tied}."
     card, page = model_card(MANIFEST, changed), report_page(MANIFEST, changed)
     assert f"{name} {tied}." in card
@@ -112,7 +113,10 @@ def test_the_headline_names_what_is_level_with_the_winner(evaluation):
 def test_a_booster_that_leads_is_said_in_the_first_line(evaluation, changes, by):
     changed = copy.deepcopy(evaluation)
     changed["paired"]["model-lightgbm"] |= changes
-    said = f"LightGBM leads by {by} on these rows: trees may suit this data better; the network is what is served."
+    said = (
+        f"LightGBM leads by {by} on the rows that measure both: trees may suit this data better; "
+        "the network is what is served."
+    )
     assert headline(changed).endswith(f" won the search. {said}")
     assert outcome(changed) == ("unsure", "The model beats popular; LightGBM leads")
     page, card = report_page(MANIFEST, changed), model_card(MANIFEST, changed)

@@ -49,6 +49,30 @@ def test_the_winner_is_the_best_finished_network_that_fits_its_cost(board):
     assert board.winner(1.0) is None
 
 
+def test_the_cheapest_network_that_one_error_does_not_tell_from_the_best_is_taken(board):
+    rng = np.random.default_rng(0)
+    base = rng.normal(0.4, 0.02, GROUPS) / GROUPS
+
+    def network(name, more, us):
+        """A network whose logloss is so many errors above that of `base`."""
+        noise = rng.normal(0, 1e-3, GROUPS)
+        noise += (
+            (more - noise.sum() / (noise.std(ddof=1) * np.sqrt(GROUPS))) * noise.std(ddof=1) / np.sqrt(GROUPS)
+        )
+        losses = base + noise
+        return replace(
+            ONE, name=name, valid_logloss=losses.sum(), us_per_candidate=us, losses=losses.tolist()
+        )
+
+    best = replace(ONE, name="best", valid_logloss=base.sum(), us_per_candidate=3.0, losses=base.tolist())
+    for entry in (network("far", 1.6, 0.2), network("near", 0.8, 0.5), best, network("dear", 0.5, 4.0)):
+        board.add(entry)
+    assert [entry.name for entry in board.ranking(None)] == ["near", "best", "dear", "far"]
+    # Without losses, as an older search has them, nothing is known to be level.
+    board.add(replace(ONE, name="old", valid_logloss=base.sum() - 1e-6, us_per_candidate=9.0))
+    assert board.winner(None).name == "old"
+
+
 def test_no_trial_that_is_added_makes_the_best_so_far_worse(board):
     best = []
     for number, logloss in enumerate((0.41, 0.43, 0.40, 0.45, 0.39)):
