@@ -139,8 +139,10 @@ def configuration(manifest: Mapping[str, Any]) -> list[FitConfig]:
 
     Trials take the place of its seed and workers by those of the search.
     """
+    # Earlier releases could end a training before its last epoch.
+    known = {name: value for name, value in manifest["fit"].items() if name != "patience"}
     try:
-        return [FitConfig(**{**manifest["fit"], "network": NetworkConfig(**manifest["network"])})]
+        return [FitConfig(**{**known, "network": NetworkConfig(**manifest["network"])})]
     except (TabrankError, TypeError) as error:
         print_progress(
             f"the search does not start from {manifest['version']}, trained by another release: {error}"
