@@ -44,17 +44,11 @@ class Model:
     calibration: Calibration
 
     @classmethod
-    def of(
-        cls,
-        encoder: Encoder,
-        config: NetworkConfig,
-        weights: Mapping[str, Tensor],
-        calibration: Calibration = UNCALIBRATED,
-    ) -> Model:
-        """Build the model from the TabNet's state dict `weights`."""
+    def of(cls, encoder: Encoder, config: NetworkConfig, weights: Mapping[str, Tensor]) -> Model:
+        """Build the model from the TabNet's state dict `weights`, without a calibration."""
         network = Network(encoder, config)
         network.tabnet.load_state_dict(weights)
-        return cls(encoder, network.eval(), calibration)
+        return cls(encoder, network.eval(), UNCALIBRATED)
 
     def logits(self, matrix: Matrix) -> NDArray[np.float64]:
         """Return the network's logits [R], before calibration."""

@@ -19,13 +19,12 @@ from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
-from training.evaluation.metrics import fit_if_better
 from training.evaluation.rivals import TUNING_SHARE, lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.estimate import MIN_VIEWERS
 from training.examination.examination import IGNORED, Examination
-from training.fit.fit import Fitted, save
+from training.fit.fit import Fitted, save, with_calibration
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
 from training.fit.teaching import mixed
@@ -81,10 +80,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         rivals["lightgbm"] = lightgbm(encoder, rows, task.examination, **tuned.point)
     rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
     state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
-    model = Model.of(encoder, config.network, state.kept(config))
-    theta = task.examination.at(held.position)
-    calibration = fit_if_better(model.logits(held.matrix), held.label, theta, held.viewer)
-    model = replace(model, calibration=calibration)
+    model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, task.examination)
     PARTS.begin("measuring it on the test rows, beside its rivals")
     scores = {kind: rival(test.matrix) for kind, rival in rivals.items()}
     taught = {"networks": expit(np.mean(logits, axis=0))} if logits else {}

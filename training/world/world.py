@@ -121,7 +121,6 @@ class World:
         self.process = Process()
         self.curve = curve
         self.unkind = unkind
-        self.start_ms = start_ms
         self.end_ms = end_ms
         popularity = topics_by_language(streams[0])
         self.topic_hour = streams[0].uniform(0.0, 24.0, size=len(TOPICS))
