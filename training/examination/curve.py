@@ -30,8 +30,8 @@ DEPARTURE = 4.0
 # Newton's method converges in fewer steps.
 _NUM_STEPS = 50
 Prior = tuple[F64, F64]
-# From the parameters [P] to the score [P], the information [P, P], and the influence of each cluster
-# on the score [N, P].
+# From the parameters [P] to the score [P], the information [P, P], and the influence of each
+# cluster on the score [N, P].
 Slopes = Callable[[F64], tuple[F64, F64, F64]]
 
 
@@ -99,7 +99,7 @@ def newton(slopes: Slopes, columns: F64, ridge: F64) -> tuple[F64, F64, F64]:
     beta = np.zeros(columns.shape[1])
     for _ in range(_NUM_STEPS):
         score, information, moved = slopes(beta)
-        covariance: F64 = np.linalg.inv(information + ridge)
+        covariance = np.asarray(np.linalg.inv(information + ridge), np.float64)
         step = covariance @ (score - ridge @ beta)
         beta = beta + step * min(1.0, 1.0 / max(float(np.abs(columns @ step).max()), 1e-12))
         if float(np.abs(step).max(initial=0.0)) < 1e-8:

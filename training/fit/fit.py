@@ -174,7 +174,7 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         "network": dataclasses.asdict(config.network),
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
         "calibration": dataclasses.asdict(model.calibration),
-        "examination": fitted.examination.to_json(),
+        "examination": dataclasses.asdict(fitted.examination),
         "verdict": verdict(evaluation),
         "suspects": [str(suspect) for suspect in suspects(held)],
         "git": git_revision(),

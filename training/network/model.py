@@ -57,7 +57,8 @@ class Model:
             # No rows are one part too.
             for start in range(0, len(matrix.numeric) or 1, EVALUATION_BATCH):
                 part = matrix.rows(slice(start, start + EVALUATION_BATCH))
-                chunks.append(self.network.logit(self.network.inputs_of(part)))
+                encoded = map(torch.from_numpy, self.encoder.encode(part.numeric, part.category))
+                chunks.append(self.network.logit(self.network.inputs(*encoded)))
         return torch.cat(chunks).numpy().astype(np.float64)
 
     def probability(self, matrix: Matrix) -> NDArray[np.float64]:

@@ -103,7 +103,7 @@ def _find(
     print_progress(task.examination.describe())
     costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.tried())
     check_cost(costs, max_us)
-    compete(board, task.encoder, task.parts["training"], task.valid, task.examination, clock.budget_s)
+    compete(board, task, clock.budget_s)
     first = configuration(last.manifest) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])
