@@ -11,7 +11,6 @@ from training.network.network import Inputs, NetworkConfig, inputs
 CONFIG = FitConfig(
     NetworkConfig(width=16, n_steps=3, n_independent=2, n_shared=2, virtual_batch_size=256),
     epochs=10,
-    patience=10,
     batch_size=2048,
     category_dropout=0.0,
     restore_best=False,

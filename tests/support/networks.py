@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def artifact_files(
         "version": VERSION,
         "network": dataclasses.asdict(network.config),
         "calibration": dataclasses.asdict(CALIBRATION),
-        "examination": IGNORED.to_json(),
+        "examination": asdict(IGNORED),
         "seen_until_ms": 0,
     }
     return files, manifest

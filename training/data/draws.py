@@ -88,12 +88,10 @@ def served_arms(folder: Path, log: Log) -> I64 | None:
     if not set(ARM_COLUMNS) <= set(table.column_names):
         return None
     table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.is_valid(table["experiment"])))
-    at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
-    rows = table.select(ARM_COLUMNS[1:]).to_pandas(categories=["experiment", "arm"])
-    rows = rows.assign(at=at.to_numpy(zero_copy_only=False)).dropna(subset="at")
-    rows = rows.drop_duplicates("at").astype({"at": np.int64})
-    rows["ms"] = log.exposures["ts_ms"].to_numpy()[rows["at"]]
-    rows = rows.sort_values("ms", kind="stable")
+    # Of each exposure the row, the first one of a repeated request; null outside of experiments.
+    place = pc.index_in(log.exposures["request_id"], table["request_id"].cast(pa.string()).combine_chunks())
+    rows = table.select(ARM_COLUMNS[1:]).take(place).to_pandas(categories=["experiment", "arm"])
+    rows = rows.assign(ms=log.exposures["ts_ms"]).dropna(subset="arm").sort_values("ms", kind="stable")
     # An arm's first exposure changes the shares too.
     rows["time"] = rows["share"] != rows.groupby(["experiment", "arm"], observed=True)["share"].shift()
     rows["time"] = rows.groupby("experiment", observed=True)["time"].cumsum()
@@ -105,5 +103,5 @@ def served_arms(folder: Path, log: Log) -> I64 | None:
     largest_first = sizes.loc[experiment, time].sort_values(ascending=False).index
     rows = rows[(rows["experiment"] == experiment) & (rows["time"] == time)]
     found = np.full(len(log.exposures), -1)
-    found[rows["at"]] = largest_first.get_indexer(rows["arm"])
+    found[rows.index] = largest_first.get_indexer(rows["arm"])
     return found

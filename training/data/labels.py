@@ -51,9 +51,8 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
     seen = last_ms > EVER_MS
     seen &= ~np.repeat(pc.fill_null(log.exposures["erased"], False).to_numpy(), np.diff(replay.first))
     is_open = seen & (last_ms > log.ends_ms - window_ms)
-    is_label = (replay.event_kind == surface.label.event) & ~pc.fill_null(
-        log.events["erased"], False
-    ).to_numpy()
+    is_erased = pc.fill_null(log.events["erased"], False).to_numpy()
+    is_label = (replay.event_kind == surface.label.event) & ~is_erased
     at = owners.of(np.flatnonzero(is_label), shown, since_ms, surface.label.within_ms)
     positive = np.zeros(len(replay.shown), bool)
     positive[shown[at[at >= 0]]] = True

@@ -125,7 +125,9 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     num_shown = len(np.unique(row[is_on[IMPRESSION]])) if IMPRESSION in is_on else len(exposure)
     longest = WINDOW_SHARE * (max(shown_ms.max(), event_ms.max()) - shown_ms.min())
     firsts = {kind: _first(row[on], delay[on], len(exposure)) for kind, on in is_on.items()}
-    downs = _downs(list(is_on))
+    # The kinds that undo another one, by name: `leave` of `join`, `unlike` of `like`.
+    pairs = ((up, down) for up in is_on for down in (*UNDO_KINDS.get(up, ()), f"un{up}"))
+    downs = {down: up for up, down in pairs if down in is_on}
     event_stats = {}
     for kind, on in is_on.items():
         window = _window(delay[on], longest)
@@ -178,12 +180,6 @@ def _first(row: I64, delay: I64, num_rows: int) -> NDArray[np.float64]:
 def _follows(first: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     on = np.isfinite(first)
     return bool(on.any()) and float(np.mean(other[on] <= first[on])) >= FOLLOWS_SHARE
-
-
-def _downs(kinds: list[str]) -> dict[str, str]:
-    """Return the kinds that undo another one, by name: `leave` of `join`, `unlike` of `like`."""
-    pairs = ((up, down) for up in kinds for down in (*UNDO_KINDS.get(up, ()), f"un{up}"))
-    return {down: up for up, down in pairs if down in kinds}
 
 
 def _why_not(kind: str, positives: int, downs: dict[str, str]) -> str:

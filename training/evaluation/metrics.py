@@ -48,9 +48,8 @@ class Contender:
 
     def take(self, rows: NDArray[np.bool_]) -> Contender:
         """Return the contender on the rows of this mask alone."""
-        return Contender(
-            self.slates.take(rows), self.score[rows], None if self.chance is None else self.chance[rows]
-        )
+        chance = None if self.chance is None else self.chance[rows]
+        return Contender(self.slates.take(rows), self.score[rows], chance)
 
     @cached_property
     def order(self) -> I64:

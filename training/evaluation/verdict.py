@@ -184,7 +184,8 @@ def measures(evaluation: Evaluation) -> Rows:
     names = evaluation["contenders"]
     rows: Rows = [("", *(TITLES[name] for name in names))]
     for key, title in MEASURES.items():
-        cells = [_with_interval(evaluation, name, key) for name in names]
+        bounds = (evaluation["intervals"][name].get(key) for name in names)
+        cells = [decimal(evaluation[n].get(key)) + _bounds(b) for n, b in zip(names, bounds, strict=True)]
         if set(cells) != {"–"}:
             rows.append((title, *cells))
     return rows
@@ -260,10 +261,6 @@ def difference(pair: Mapping[str, Any]) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _with_interval(evaluation: Evaluation, name: str, key: str) -> str:
-    return decimal(evaluation[name].get(key)) + _bounds(evaluation["intervals"][name].get(key))
 
 
 def _bounds(interval: list[float] | None, sign: str = "") -> str:

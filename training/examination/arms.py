@@ -22,8 +22,8 @@ from scipy.sparse import coo_array
 from serve.features.slots import F64
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
-from training.examination.curve import Prior
-from training.examination.learn import NUM_STEPS, by_others, halves, quantiles
+from training.examination.curve import Prior, newton
+from training.examination.learn import by_others, halves, quantiles
 from training.examination.placements import Bins
 
 # Cells are products of so many quantiles of two expected positions, with about so many events of
@@ -57,10 +57,10 @@ def compare_arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> t
                 return None
             cell = cell * num + quantiles(expected, num)
         sides.append((is_in, cell, num * num))
-    beta = np.zeros(columns.shape[1])
-    for _ in range(NUM_STEPS):
+
+    def slopes(beta: F64) -> tuple[F64, F64, F64]:
         weight = rows.label * np.exp(-columns @ beta)[place]
-        information, score = np.diag(ridge), -ridge * beta
+        information, score = np.zeros((len(beta), len(beta))), np.zeros(len(beta))
         of_viewer = np.zeros((int(viewer.max()) + 1, len(beta)))
         for is_in, cell, num in sides:
             side, shape = 2 * cell + is_in, (num, 2)
@@ -77,11 +77,9 @@ def compare_arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> t
             # Influence of each row on its cell's difference.
             own = np.where(is_in, 1, -1) * (weight / total[side] - 1 / count[side])
             of_viewer += coo_array((own, (viewer, cell)), (len(of_viewer), num)).tocsr() @ weighed
-        covariance = np.linalg.inv(information)
-        step = covariance @ score
-        beta = beta + step * min(1.0, 1.0 / max(float(np.abs(columns @ step).max()), 1e-12))
-        if float(np.abs(step).max()) < 1e-8:
-            break
+        return score, information, of_viewer
+
+    beta, covariance, of_viewer = newton(slopes, columns, np.diag(ridge))
     # Viewers' own variance alone is too small: the ridge pulls θ to the shape of the learned curve.
     variance = ((of_viewer @ covariance @ columns.T) ** 2).sum(axis=0)
     return columns @ beta, np.sqrt(variance + (columns @ covariance * columns).sum(axis=1))

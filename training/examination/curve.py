@@ -13,6 +13,7 @@ P parameters, N clusters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,9 @@ DEPARTURE = 4.0
 # Newton's method converges in fewer steps.
 _NUM_STEPS = 50
 Prior = tuple[F64, F64]
+# From the parameters [P] to the score [P], the information [P, P], and the influence of each
+# cluster on the score [N, P].
+Slopes = Callable[[F64], tuple[F64, F64, F64]]
 
 
 @dataclass(frozen=True)
@@ -72,25 +76,32 @@ def fit_curve(counts: Counts, place: I64, cluster: I64, num_clusters: int, prior
     """
     columns, ridge = prior
     density = counts.astype(np.float64)
-    beta = np.zeros(columns.shape[1])
-    # Newton's method on a concave likelihood, with a bounded step.
-    for _ in range(_NUM_STEPS):
-        score, information = _derivatives(density, place, columns, beta)
-        step = np.linalg.solve(information + np.diag(ridge), score.sum(axis=0) - ridge * beta)
-        beta = beta + step * min(1.0, 2.0 / max(float(np.abs(columns @ step).max()), 1e-12))
-        if float(np.abs(step).max(initial=0.0)) < 1e-8:
-            break
-    score, information = _derivatives(density, place, columns, beta)
-    moved = np.zeros((num_clusters, len(beta)))
-    np.add.at(moved, cluster, score)
-    covariance = np.asarray(np.linalg.inv(information + np.diag(ridge)), np.float64)
+
+    def slopes(beta: F64) -> tuple[F64, F64, F64]:
+        mass = density * np.exp(columns @ beta)
+        mass /= mass.sum(axis=1, keepdims=True)
+        expected = mass @ columns
+        information = columns.T @ (mass.sum(axis=0)[:, None] * columns) - expected.T @ expected
+        moved = np.zeros((num_clusters, len(beta)))
+        np.add.at(moved, cluster, columns[place] - expected)
+        return moved.sum(axis=0), information, moved
+
+    beta, covariance, moved = newton(slopes, columns, np.diag(ridge))
     return Curve(np.exp(columns @ beta), columns, moved @ covariance * num_clusters, covariance)
 
 
-def _derivatives(density: F64, place: I64, columns: F64, beta: F64) -> tuple[F64, F64]:
-    """Return gradients `[E, P]` and −Hessian `[P, P]` of the conditional log likelihood."""
-    mass = density * np.exp(columns @ beta)
-    mass /= mass.sum(axis=1, keepdims=True)
-    expected = mass @ columns
-    second = columns.T @ (mass.sum(axis=0)[:, None] * columns) - expected.T @ expected
-    return columns[place] - expected, second
+def newton(slopes: Slopes, columns: F64, ridge: F64) -> tuple[F64, F64, F64]:
+    """Return the parameters `[P]` of a log θ of these `columns`, their covariance, and influences.
+
+    Newton's method on a concave likelihood with the penalty `ridge` `[P, P]`; no step moves log θ
+    by more than 1. The influences are those of the clusters on the score `[N, P]`.
+    """
+    beta = np.zeros(columns.shape[1])
+    for _ in range(_NUM_STEPS):
+        score, information, moved = slopes(beta)
+        covariance = np.asarray(np.linalg.inv(information + ridge), np.float64)
+        step = covariance @ (score - ridge @ beta)
+        beta = beta + step * min(1.0, 1.0 / max(float(np.abs(columns @ step).max()), 1e-12))
+        if float(np.abs(step).max(initial=0.0)) < 1e-8:
+            break
+    return beta, covariance, moved

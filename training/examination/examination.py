@@ -8,7 +8,7 @@ of click position-bias models"). Scores absorb the examination of the first posi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -52,13 +52,9 @@ class Examination:
         found = "measured between arms" if self.source == "arms" else self.source
         return f"position bias: examination {found} from {self.events:,} label events, {', '.join(cells)}{remedy}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry `examination` of a manifest."""
-        return asdict(self)
-
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Examination:
-        """Return that of a manifest."""
+        """Return that of a manifest, whose entry `examination` holds the fields."""
         return cls(**manifest["examination"])
 
 

@@ -27,6 +27,7 @@ from serve.features.slots import F64, I64
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.data.encoding import tree_columns
+from training.examination.curve import newton
 from training.examination.placements import Bins, Flags
 
 # Cells of equal count. In more of them rows are more alike, and bins hold fewer.
@@ -38,8 +39,6 @@ TREES = {"learning_rate": 0.1, "num_leaves": 15, "min_data_in_leaf": 100, "featu
 TREES |= {"cat_smooth": 100, "cat_l2": 100, "num_threads": 1, "seed": 0, "verbose": -1}
 TREES |= {"force_row_wise": True}
 NUM_TREES = 80
-# Newton's method converges in fewer steps.
-NUM_STEPS = 50
 
 
 def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
@@ -55,28 +54,25 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
         """Sum values [N] of each cell and bin, [C, B]."""
         return np.asarray(coo_array((values, (cell, place)), (2 * NUM_CELLS, len(bins))).toarray())
 
-    shown, labels, chances = table(np.ones(len(label))), table(label), table(chance)
+    shown, chances = table(np.ones(len(label))), table(chance)
     density = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1.0)
     basis = np.eye(len(bins))[:, 1:]
     prior = SMOOTHNESS * np.diff(basis, axis=0).T @ np.diff(basis, axis=0)
-    beta = np.zeros(len(bins) - 1)
-    for _ in range(NUM_STEPS):
+
+    def slopes(beta: F64) -> tuple[F64, F64, F64]:
         theta = np.exp(basis @ beta)
         examined = np.maximum(density @ theta, 1e-9)
         mean = (density * theta) @ basis / examined[:, None]
         expected = chances * theta / examined[:, None]
-        rest, per_cell = labels - expected, expected.sum(axis=1)
-        score = basis.T @ rest.sum(axis=0) - mean.T @ rest.sum(axis=1)
         cross = (expected @ basis).T @ mean
-        information = np.diag(expected.sum(axis=0)[1:]) - cross - cross.T + (mean.T * per_cell) @ mean + prior
-        step = np.linalg.solve(information, score - prior @ beta)
-        beta = beta + step * min(1.0, 1.0 / max(float(np.abs(step).max()), 1e-12))
-        if float(np.abs(step).max()) < 1e-8:
-            break
-    rest_of_row = label - theta[place] * chance / examined[cell]
-    of_viewer = coo_array((rest_of_row, (viewer, place))).tocsr() @ basis
-    of_viewer -= coo_array((rest_of_row, (viewer, cell))).tocsr() @ mean[: cell.max() + 1]
-    covariance = np.linalg.inv(information)
+        information = np.diag(expected.sum(axis=0)[1:]) - cross - cross.T
+        information += (mean.T * expected.sum(axis=1)) @ mean
+        rest = label - theta[place] * chance / examined[cell]
+        of_viewer = coo_array((rest, (viewer, place))).tocsr() @ basis
+        of_viewer -= coo_array((rest, (viewer, cell))).tocsr() @ mean[: cell.max() + 1]
+        return of_viewer.sum(axis=0), information, of_viewer
+
+    beta, covariance, of_viewer = newton(slopes, basis, prior)
     # Where nothing moves rows of a cell, only the prior holds θ, and the data have no error.
     variance = np.maximum(((of_viewer @ covariance) ** 2).sum(axis=0), np.diag(covariance))
     return np.append(0.0, beta), np.append(0.0, np.sqrt(variance))

@@ -53,13 +53,15 @@ def report(
     arms = _compared(people, declaration, control, treatment)
     shares, source = _shares(here, arms, declaration)
     ratio = shares[arms[1]] / shares[arms[0]] if shares[arms[0]] else 0.0
-    split = _sample_ratio(people, shares, source, ratio)
-    why = faults(split["viewers"], shares, split["p"], split["crossing_share"])
+    viewers = {arm: int((people.arm == arm).sum()) for arm in shares}
+    p = sample_ratio(viewers[arms[0]], viewers[arms[1]], ratio) if ratio and any(viewers.values()) else None
+    crossing_share = people.num_crossing / len(people.arm)
+    why = faults(viewers, shares, p, crossing_share)
     last_ms = max(int(table["ts_ms"].max()) for table in (rows, events) if len(table))
     ended = declaration.end_ms is not None and last_ms >= declaration.end_ms and span.closed is None
     num_exposures = int(here["arm"].isin(arms).sum())
     num_days = span.whole_days(span.end_ms if ended else span.last_ms)
-    early = too_early(declaration, num_days, num_exposures, split["viewers"])
+    early = too_early(declaration, num_days, num_exposures, viewers)
     metrics = available(events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
@@ -108,11 +110,18 @@ def report(
         "ranked_by": ranked_by,
         "window": _window(span, rows, declaration)
         | {"ended": ended, "whole_days": num_days, "exposures": num_exposures},
-        "sample_ratio": split,
+        "sample_ratio": {
+            "viewers": viewers,
+            "shares": shares,
+            "shares_from": source,
+            "p": p,
+            "crossing_viewers": people.num_crossing,
+            "crossing_share": crossing_share,
+        },
         "left_out": {
             "test_exposures": exposures.num_test,
             "anonymous_exposures": exposures.num_anonymous,
-            "viewers_of_other_arms": len(people.arm) - sum(split["viewers"].values()),
+            "viewers_of_other_arms": len(people.arm) - sum(viewers.values()),
             "events_without_exposure": people.num_unattributed,
         },
         "viewers_seen_before": people.num_seen_before,
@@ -121,21 +130,6 @@ def report(
         "daily_viewers": _daily_viewers(people, arms, len(span.days)),
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
-    }
-
-
-def _sample_ratio(people: Panel, shares: dict[str, float], source: str, ratio: float) -> dict[str, Any]:
-    """Return how the viewers are split, the p-value of that split, and viewers of two arms."""
-    viewers = {arm: int((people.arm == arm).sum()) for arm in shares}
-    control, treatment = viewers.values()
-    has_test = ratio and control + treatment
-    return {
-        "viewers": viewers,
-        "shares": shares,
-        "shares_from": source,
-        "p": sample_ratio(control, treatment, ratio) if has_test else None,
-        "crossing_viewers": people.num_crossing,
-        "crossing_share": people.num_crossing / len(people.arm),
     }
 
 

@@ -76,10 +76,7 @@ def fit(
             PARTS.begin(f"training on {num_rows:,} rows")
             state = train(rows, valid, encoder, config, storage=storage)
     PARTS.begin("measuring it on the validation rows")
-    model = Model.of(encoder, config.network, state.kept(config))
-    theta = examination.at(held.position)
-    calibration = fit_if_better(model.logits(held.matrix), held.label, theta, held.viewer)
-    model = dataclasses.replace(model, calibration=calibration)
+    model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, examination)
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
     fitted = Fitted(
         Schema(surface),
@@ -104,6 +101,13 @@ def fit(
         },
     )
     return save(fitted, out)
+
+
+def with_calibration(model: Model, held: Dataset, examination: Examination) -> Model:
+    """Return the model with the calibration that suits these rows, which it was not trained on."""
+    theta = examination.at(held.position)
+    calibration = fit_if_better(model.logits(held.matrix), held.label, theta, held.viewer)
+    return dataclasses.replace(model, calibration=calibration)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
             encoder=model.encoder,
             margin=fitted.margin,
         ),
-        "importance": importance(model, held, fitted.examination),
+        "importance": importance(model.probability, held, fitted.examination),
         STATISTICS: statistics(held.columns, fitted.seen, model.probability(fitted.seen)),
         **fitted.about,
     }
@@ -170,7 +174,7 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         "network": dataclasses.asdict(config.network),
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
         "calibration": dataclasses.asdict(model.calibration),
-        "examination": fitted.examination.to_json(),
+        "examination": dataclasses.asdict(fitted.examination),
         "verdict": verdict(evaluation),
         "suspects": [str(suspect) for suspect in suspects(held)],
         "git": git_revision(),

@@ -1,4 +1,4 @@
-"""Training loop in plain torch: minibatches, early stopping, and a state to resume from.
+"""Training loop in plain torch: minibatches, the best epoch, and a state to resume from.
 
 Runs in one process, or as every rank of a torch.distributed group that the caller has opened.
 Letters: N rows, b rows of a rank's batch, K single category columns.
@@ -52,10 +52,8 @@ class FitConfig:
     """Settings of a training. The learning rate warms up, then falls on a cosine over `epochs`."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    # Maximum passes over the training rows.
+    # Passes over the training rows.
     epochs: int = 6
-    # Stop after so many epochs without a better validation logloss.
-    patience: int = 4
     # Rows in one step of all workers together.
     batch_size: int = 1024
     learning_rate: float = 0.02
@@ -74,7 +72,7 @@ class FitConfig:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 2), ("num_workers", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 2), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise TabrankError(f"fit: {name} {getattr(self, name)} must be {least} or more")
 
@@ -98,8 +96,6 @@ class State:
 
     history: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
-    # No epoch is left to train.
-    stopped: bool = False
     # The TabNet's state dicts after the last and after the best epoch.
     last: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -114,7 +110,7 @@ class State:
         """Write the state to a file, or replace that file, as a whole."""
         parts = ("last", "best", "optimiser")
         tensors = {f"{part}/{name}": t for part in parts for name, t in getattr(self, part).items()}
-        about = {"history": self.history, "best_epoch": self.best_epoch, "stopped": self.stopped}
+        about = {"history": self.history, "best_epoch": self.best_epoch}
         write_whole(path, save(tensors, metadata={"state": json.dumps(about)}))
 
     @classmethod
@@ -138,22 +134,19 @@ def run(
     after_epoch: Callable[[State], None] = lambda state: None,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
 ) -> State:
-    """Train until `config.epochs` or the patience ends, from `state` on; return the final state.
+    """Train until `config.epochs` end, from `state` on; return the final state.
 
     Each rank of an open torch.distributed group calls it with the same arguments and takes its part
     of every batch, so that the ranks together take the steps of one process. The first rank calls
     `after_epoch`, which must save or use the state before it returns: the next epoch changes it.
     """
     state = state or State()
-    if not state.stopped:
-        train = train.to(device) if isinstance(train, Inputs) else train
-        fit = _Fit(train, valid.to(device), encoder, config, state)
-        for epoch in range(len(state.history) + 1, config.epochs + 1):
-            fit.train_epoch(epoch)
-            if fit.rank == 0:
-                after_epoch(state)
-            if state.stopped:
-                break
+    train = train.to(device) if isinstance(train, Inputs) else train
+    fit = _Fit(train, valid.to(device), encoder, config, state)
+    for epoch in range(len(state.history) + 1, config.epochs + 1):
+        fit.train_epoch(epoch)
+        if fit.rank == 0:
+            after_epoch(state)
     return state
 
 
@@ -254,7 +247,7 @@ class _Fit:
         return logloss.item(), auc(label.cpu().numpy(), logit.cpu().numpy())
 
     def _record(self, line: Epoch) -> None:
-        """Append an epoch to the state, keep its weights if best, set `stopped` after the last."""
+        """Append an epoch to the state, keep its weights if best."""
         state, epoch = self.state, line["epoch"]
         best = min((past["valid_logloss"] for past in state.history), default=math.inf)
         state.history.append(line)
@@ -264,7 +257,6 @@ class _Fit:
             state.best = {name: t.clone() for name, t in state.last.items()}
         moments = self.optimiser.state[self.parameter]
         state.optimiser = {name: value.detach().cpu().clone() for name, value in moments.items()}
-        state.stopped = epoch == self.config.epochs or epoch - state.best_epoch >= self.config.patience
 
     def _average(self, value: Tensor | None) -> None:
         """Replace a value by its mean over all ranks, in place."""

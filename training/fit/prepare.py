@@ -80,10 +80,7 @@ def prepare(
     # Remove what a killed fit has left.
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        table = read_joined(log, surface, print_progress)
-        plan = DatasetPlan(
-            Schema(surface), table, weights=drawn_weights(log, table), arms=served_arms(log, table)
-        )
+        table, plan = read_plan(Schema(surface), log)
         if len(plan) * row_bytes(plan) <= (memory_bytes or available_bytes() // 2):
             prepared = _in_memory(surface, table, plan, progress)
         else:
@@ -93,6 +90,13 @@ def prepare(
         yield prepared
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_plan(schema: Schema, log: Path, newest_ms: float = np.inf) -> tuple[Log, DatasetPlan]:
+    """Read a log, and return the plan of its rows, with what was random in their order."""
+    table = read_joined(log, schema.surface, print_progress)
+    weights, arms = drawn_weights(log, table), served_arms(log, table)
+    return table, DatasetPlan(schema, table, weights=weights, arms=arms, newest_ms=newest_ms)
 
 
 # Training rows kept to describe their distribution: enough for shares accurate to 0.002.

@@ -42,7 +42,7 @@ SETTINGS = {
 }
 
 # Increment when the layout of `State` changes, so that no run resumes from another one.
-STATE_FORMAT = b"1"
+STATE_FORMAT = b"2"
 STATE, PROGRESS = "state.safetensors", "progress.jsonl"
 
 
@@ -112,7 +112,7 @@ def train(
     """
     folder = storage.resolve() / f"fit-{_fingerprint(train, valid, encoder, config)}"
     state = State.load(folder / STATE) if (folder / STATE).exists() else None
-    if state is None or not state.stopped:
+    if state is None or len(state.history) < config.epochs:
         valid.save(folder / "inputs", "valid")
         if isinstance(train, Inputs):
             train.save(folder / "inputs", "train")

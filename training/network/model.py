@@ -44,17 +44,11 @@ class Model:
     calibration: Calibration
 
     @classmethod
-    def of(
-        cls,
-        encoder: Encoder,
-        config: NetworkConfig,
-        weights: Mapping[str, Tensor],
-        calibration: Calibration = UNCALIBRATED,
-    ) -> Model:
-        """Build the model from the TabNet's state dict `weights`."""
+    def of(cls, encoder: Encoder, config: NetworkConfig, weights: Mapping[str, Tensor]) -> Model:
+        """Build the model from the TabNet's state dict `weights`, without a calibration."""
         network = Network(encoder, config)
         network.tabnet.load_state_dict(weights)
-        return cls(encoder, network.eval(), calibration)
+        return cls(encoder, network.eval(), UNCALIBRATED)
 
     def logits(self, matrix: Matrix) -> NDArray[np.float64]:
         """Return the network's logits [R], before calibration."""
@@ -63,7 +57,8 @@ class Model:
             # No rows are one part too.
             for start in range(0, len(matrix.numeric) or 1, EVALUATION_BATCH):
                 part = matrix.rows(slice(start, start + EVALUATION_BATCH))
-                chunks.append(self.network.logit(self.network.inputs_of(part)))
+                encoded = map(torch.from_numpy, self.encoder.encode(part.numeric, part.category))
+                chunks.append(self.network.logit(self.network.inputs(*encoded)))
         return torch.cat(chunks).numpy().astype(np.float64)
 
     def probability(self, matrix: Matrix) -> NDArray[np.float64]:

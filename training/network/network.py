@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from serve.contract.errors import TabrankError
-from serve.features.matrix import Matrix
 from serve.model.encoder import CLIP, Encoder
 from training.network.config import NetworkConfig as NetworkConfig
 from training.network.tabnet import TabNet
@@ -70,10 +69,6 @@ class Network(nn.Module):
         value = torch.where(missing, self.mean, torch.where(self.logged, logged, numeric))
         value = torch.clamp((value - self.mean) * self.scale, -CLIP, CLIP)
         return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
-
-    def inputs_of(self, matrix: Matrix) -> Tensor:
-        """Encode and transform rows of features to x f32 [R, D0 + K1]."""
-        return self.inputs(*map(torch.from_numpy, self.encoder.encode(matrix.numeric, matrix.category)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x [R, D0 + K1] to (logit [R], sparsity).

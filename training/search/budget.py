@@ -33,7 +33,7 @@ IMPORTANCE_US = 250.0
 FILE = "search.json"
 
 
-class Clock:
+class Clock(contextlib.AbstractContextManager["Clock"]):
     """Time that all calls of one search have spent, kept in the search's folder with its settings.
 
     The context manager holds an exclusive lock on the folder.
@@ -54,9 +54,6 @@ class Clock:
             self._read()
             # Nothing was raised: hold the lock until `__exit__`.
             self._held = held.pop_all()
-
-    def __enter__(self) -> Clock:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._held.close()

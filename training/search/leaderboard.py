@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, evenly
+from training.data.dataset import evenly
 from training.evaluation.metrics import Contender, Values, calibrated, mean_and_error
 from training.evaluation.paired import ENOUGH
 from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, lightgbm, tuned, us_per_candidate
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
-from training.examination.examination import Examination
+from training.search.task import Task
 from training.terminal import PARTS
 
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
@@ -135,24 +134,19 @@ class Leaderboard:
         ]
 
 
-def compete(
-    board: Leaderboard,
-    encoder: Encoder,
-    train: Dataset,
-    valid: Dataset,
-    examination: Examination,
-    budget_s: float,
-) -> None:
+def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
     """Add the rivals of the networks to the leaderboard if missing: popular and LightGBM.
 
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
     LightGBM may take `TUNING_SHARE` of the budget; it trains on at most `MOST_ROWS` rows here.
     """
+    encoder, valid, examination = task.encoder, task.valid, task.examination
     slates, theta = Slates(valid.label, valid.slate, valid.viewer), examination.at(valid.position)
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular, theta)
         board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
     if board.of("lightgbm") is None:
+        train = task.parts["training"]
         rows = train.take(evenly(len(train), MOST_ROWS))
         PARTS.begin(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
         point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s)

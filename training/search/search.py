@@ -103,7 +103,7 @@ def _find(
     print_progress(task.examination.describe())
     costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.tried())
     check_cost(costs, max_us)
-    compete(board, task.encoder, task.parts["training"], task.valid, task.examination, clock.budget_s)
+    compete(board, task, clock.budget_s)
     first = configuration(last.manifest) if last else []
     with ray_session():
         num_rows, num_test = len(task.before), len(task.parts["test"])
@@ -139,8 +139,10 @@ def configuration(manifest: Mapping[str, Any]) -> list[FitConfig]:
 
     Trials take the place of its seed and workers by those of the search.
     """
+    # Earlier releases could end a training before its last epoch.
+    known = {name: value for name, value in manifest["fit"].items() if name != "patience"}
     try:
-        return [FitConfig(**{**manifest["fit"], "network": NetworkConfig(**manifest["network"])})]
+        return [FitConfig(**{**known, "network": NetworkConfig(**manifest["network"])})]
     except (TabrankError, TypeError) as error:
         print_progress(
             f"the search does not start from {manifest['version']}, trained by another release: {error}"

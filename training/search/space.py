@@ -54,7 +54,7 @@ class Space:
         """Return `base` with the settings of a point."""
         network = {field.name: point[field.name] for field in fields(NetworkConfig)}
         rest = {name: value for name, value in point.items() if name not in network}
-        return replace(base, **rest, network=NetworkConfig(**network), patience=rest["epochs"])
+        return replace(base, **rest, network=NetworkConfig(**network))
 
     def point(self, config: FitConfig) -> dict[str, Any]:
         """Return the point of the space nearest to a configuration."""

@@ -14,18 +14,15 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import Schema
 from serve.features.surface import Surface
-from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
 from serve.storage.memory import available_bytes
-from training.data.dataset import Dataset, DatasetPlan, Progress, sample
-from training.data.draws import drawn_weights, served_arms
+from training.data.dataset import Dataset, Progress, sample
 from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine
 from training.examination.examination import Examination
 from training.fit.loop import FitConfig
-from training.fit.prepare import row_bytes, split_by_time
-from training.terminal import print_progress
+from training.fit.prepare import read_plan, row_bytes, split_by_time
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
@@ -82,10 +79,9 @@ class Task:
         Raises:
             TabrankError: the log is bad or too short, or its rows do not fit in memory.
         """
-        table, schema = read_joined(log, surface, print_progress), Schema(surface)
         newest_ms = math.inf if settings.days is None else settings.days * UNITS_MS["d"]
-        weights, arms = drawn_weights(log, table), served_arms(log, table)
-        plan = DatasetPlan(schema, table, weights=weights, arms=arms, newest_ms=newest_ms)
+        schema = Schema(surface)
+        table, plan = read_plan(schema, log, newest_ms)
         need, have = len(plan) * row_bytes(plan), available_bytes()
         if need > have:
             raise TabrankError(

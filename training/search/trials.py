@@ -155,7 +155,14 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
             _tuner(task, folder, study, deadline).fit()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    _check_winner(board, task.settings.max_us)
+    if run.winner() is None:
+        failures = [entry.failed for entry in board.tried() if entry.failed]
+        if any(entry.finished for entry in board.tried()):
+            raise TabrankError(
+                f"search: none of {len(board.tried())} networks serves within {task.settings.max_us:g} µs a candidate, "
+                "and the budget is spent; give more --budget, or allow more --max-us-per-candidate"
+            )
+        raise TabrankError(f"search: no network could be trained; last failure: {failures[-1]}")
 
 
 def check_cost(costs: Costs, max_us: float | None) -> None:
@@ -165,17 +172,6 @@ def check_cost(costs: Costs, max_us: float | None) -> None:
             f"--max-us-per-candidate {max_us:g}: the smallest network takes {cheapest:.2f} µs on this "
             "machine; allow more, or give the surface fewer features"
         )
-
-
-def _check_winner(board: Leaderboard, max_us: float | None) -> None:
-    if board.winner(max_us) is None:
-        failures = [entry.failed for entry in board.tried() if entry.failed]
-        if any(entry.finished for entry in board.tried()):
-            raise TabrankError(
-                f"search: none of {len(board.tried())} networks serves within {max_us:g} µs a candidate, and the "
-                "budget is spent; give more --budget, or allow more --max-us-per-candidate"
-            )
-        raise TabrankError(f"search: no network could be trained; last failure: {failures[-1]}")
 
 
 def _study(

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,12 @@ from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
-from training.evaluation.metrics import fit_if_better
 from training.evaluation.rivals import TUNING_SHARE, lightgbm
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.estimate import MIN_VIEWERS
 from training.examination.examination import IGNORED, Examination
-from training.fit.fit import Fitted, save
+from training.fit.fit import Fitted, save, with_calibration
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
 from training.fit.teaching import mixed
@@ -63,10 +61,18 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         "follows": last.version if last else None,
         "margin": task.settings.margin,
     }
-    made = _made(out / "artifact", stands_for)
-    if made is not None:
-        return made
-    size = _size(run, winner)
+    if (out / "artifact").exists():
+        made = load(out / "artifact")
+        stored = json.loads(made.read("evaluation.json"))["search"]
+        # Further trials that changed nothing do not justify another evaluation on the test rows.
+        if all(stored.get(name) == value for name, value in stands_for.items()):
+            return made.manifest
+    whole, allowed = run.forecast.whole(winner), run.forecast.within(winner, run.clock.left())
+    key = f"end of {winner.name}, {whole.num_teachers} asked"
+    # A killed training resumes with the same size.
+    size = FinalTraining(**run.clock.setdefault(key, asdict(allowed)))
+    if size != whole:
+        print_progress(size.describe_shortfall(whole))
     newest = task.before.take(slice(len(task.before) - size.num_rows, None))
     rows, held = held_out(newest)
     encoder, test, incumbent = task.encoder_of(rows), task.parts["test"], None
@@ -81,10 +87,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         rivals["lightgbm"] = lightgbm(encoder, rows, task.examination, **tuned.point)
     rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
     state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
-    model = Model.of(encoder, config.network, state.kept(config))
-    theta = task.examination.at(held.position)
-    calibration = fit_if_better(model.logits(held.matrix), held.label, theta, held.viewer)
-    model = replace(model, calibration=calibration)
+    model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, task.examination)
     PARTS.begin("measuring it on the test rows, beside its rivals")
     scores = {kind: rival(test.matrix) for kind, rival in rivals.items()}
     taught = {"networks": expit(np.mean(logits, axis=0))} if logits else {}
@@ -128,18 +131,6 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     return manifest
 
 
-def _made(artifact: Path, stands_for: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the manifest of an artifact that is there already for the same winner, or None.
-
-    Further trials that changed nothing do not justify another evaluation on the test rows.
-    """
-    if not artifact.exists():
-        return None
-    made = load(artifact)
-    found = json.loads(made.read("evaluation.json"))["search"]
-    return made.manifest if all(found.get(name) == value for name, value in stands_for.items()) else None
-
-
 def held_out(rows: Dataset) -> tuple[Dataset, Dataset]:
     """Split rows into those to train on, and all of some viewers, which calibrate what is trained.
 
@@ -152,18 +143,6 @@ def held_out(rows: Dataset) -> tuple[Dataset, Dataset]:
     drawn = default_rng(0).permutation(np.flatnonzero(counts <= most))
     is_held = np.isin(number, drawn[np.cumsum(counts[drawn]) <= most])
     return rows.take(np.flatnonzero(~is_held)), rows.take(np.flatnonzero(is_held))
-
-
-def _size(run: SearchRun, winner: BoardEntry) -> FinalTraining:
-    """Return the final training that the time allows; a killed one resumes with the same size."""
-    clock, forecast = run.clock, run.forecast
-    whole = forecast.whole(winner)
-    allowed = forecast.within(winner, clock.left())
-    key = f"end of {winner.name}, {whole.num_teachers} asked"
-    size = FinalTraining(**clock.setdefault(key, asdict(allowed)))
-    if size != whole:
-        print_progress(size.describe_shortfall(whole))
-    return size
 
 
 def _trained(
@@ -190,9 +169,8 @@ def _trained(
     rows, last_rows = (encode_rows(encoder, part, run.task.examination) for part in (data, watched))
     logits: list[NDArray[np.float32]] = []
     if size.num_teachers or rival is not None:
-        folder = (
-            storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}, {len(test)}"
-        )
+        taught = f"teachers of {winner.name}, {size.epochs} x {size.num_rows}, {len(test)}"
+        folder = storage.resolve() / taught
         # They are taught too, as the network was in its trial.
         mixed(rows, [], rival).save(folder, "train")
         last_rows.save(folder, "valid")

@@ -121,7 +121,6 @@ class World:
         self.process = Process()
         self.curve = curve
         self.unkind = unkind
-        self.start_ms = start_ms
         self.end_ms = end_ms
         popularity = topics_by_language(streams[0])
         self.topic_hour = streams[0].uniform(0.0, 24.0, size=len(TOPICS))
@@ -150,8 +149,7 @@ class World:
         language, then any. `audience` is [S]; the Spaces in `without` are left out.
         """
         live = self.spaces.live(ts_ms)
-        if len(without):
-            live = live[~np.isin(live, without)]
+        live = live[~np.isin(live, without)]
         if len(live) <= SLATE:
             return live
         key = rng.random(len(live))
@@ -293,8 +291,6 @@ class Audience:
 
     def of(self, viewer: int, ts_ms: int) -> Ints:
         """Return the Spaces that the viewer is in at ts_ms, or about to join."""
-        stays = self._stays.get(viewer)
-        if not stays:
-            return np.empty(0, dtype=np.int64)
-        self._stays[viewer] = stays = {space: leave for space, leave in stays.items() if leave >= ts_ms}
+        stays = {space: leave for space, leave in self._stays[viewer].items() if leave >= ts_ms}
+        self._stays[viewer] = stays
         return np.array(list(stays), dtype=np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
@@ -35,7 +36,7 @@ MANIFEST = {
     "surface": "tiny",
     "measured_on": "test",
     "git": None,
-    "examination": IGNORED.to_json(),
+    "examination": asdict(IGNORED),
 }
 # The colour of the model in a plot.
 STROKE = "getComputedStyle(document.querySelector('.plot [stroke=\"var(--model)\"]')).stroke"

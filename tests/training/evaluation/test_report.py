@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import html
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ MANIFEST = {
     "calibration": {"a": 1.0, "b": 0.0},
     "git": None,
     "seconds": 1.5,
-    "examination": IGNORED.to_json(),
+    "examination": asdict(IGNORED),
 }
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stderr
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lightgbm as trees
 import numpy as np
@@ -60,11 +61,17 @@ def said() -> io.StringIO:
     return io.StringIO()
 
 
+def task(train) -> SimpleNamespace:
+    """Return what rivals need of a search's task."""
+    shared = {"encoder": ENCODER, "examination": Examination()}
+    return SimpleNamespace(parts={"training": train}, valid=dataset(2_000, 2), **shared)
+
+
 @pytest.fixture(scope="module")
 def board(tmp_path_factory, said) -> Leaderboard:
     board = Leaderboard(tmp_path_factory.mktemp("rivals") / "leaderboard.jsonl")
     with redirect_stderr(said):
-        compete(board, ENCODER, dataset(6_000, 1), dataset(2_000, 2), Examination(), budget_s=0.0)
+        compete(board, task(dataset(6_000, 1)), budget_s=0.0)
     return board
 
 
@@ -78,7 +85,7 @@ def test_the_rival_learns_from_numbers_and_categories(board):
 
 def test_rivals_that_are_on_the_leaderboard_are_not_trained_again(board):
     before = list(board.entries)
-    compete(board, ENCODER, dataset(0, 1), dataset(2_000, 2), Examination(), budget_s=0.0)
+    compete(board, task(dataset(0, 1)), budget_s=0.0)
     assert board.entries == before
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -206,4 +206,4 @@ def test_a_line_for_people_names_the_source_and_positions() -> None:
         "an arm's `explore` would measure it"
     )
     assert Examination().describe().startswith("position bias: not removed (")
-    assert Examination.of({"examination": found.to_json()}) == found
+    assert Examination.of({"examination": asdict(found)}) == found

@@ -38,12 +38,6 @@ def test_the_weight_decay_of_few_rows_is_bounded_as_that_of_a_search():
     assert [sized(num_rows).weight_decay for num_rows in (1, 128, 500, 1_250)] == [most] * 4
 
 
-def test_a_fit_trains_all_its_epochs():
-    for num_rows in (500, 12_000, 5_000_000):
-        assert sized(num_rows).patience == sized(num_rows).epochs
-    assert sized(12_000, epochs=40).patience == 40
-
-
 def test_given_settings_take_precedence():
     config = sized(5_000, epochs=2, batch_size=64, weight_decay=0.5, seed=3)
     assert (config.epochs, config.batch_size, config.weight_decay, config.seed) == (2, 64, 0.5, 3)
@@ -55,8 +49,6 @@ def test_a_loss_that_still_falls_is_a_reason_to_search():
     assert "`training search`" in reason
     assert "still fell by 2.5% in the last of 3 epochs" in reason
     assert advice(history(0.5, 0.4, 0.4), config, 1_000_000, 1_000) == []
-    # This one ended before.
-    assert advice(history(0.5, 0.4), config, 1_000_000, 1_000) == []
 
 
 def test_few_rows_for_each_parameter_are_a_reason_to_search():

@@ -73,9 +73,7 @@ with ray_session():
 """
 
 ENCODER = Encoder((NumericColumn("a"), NumericColumn("b")), (SingleColumn("topic", ("x", "y", "z")),))
-CONFIG = FitConfig(
-    NetworkConfig(width=8, n_steps=2, virtual_batch_size=64), epochs=40, patience=40, batch_size=512
-)
+CONFIG = FitConfig(NetworkConfig(width=8, n_steps=2, virtual_batch_size=64), epochs=40, batch_size=512)
 
 
 def made(num_rows: int, seed: int) -> Inputs:

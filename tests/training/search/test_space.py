@@ -35,8 +35,3 @@ def test_fewer_rows_mean_narrower_networks_smaller_batches_and_more_epochs():
     assert max(few["width"].choices) < max(many["width"].choices)
     assert max(few["batch_size"].choices) < max(many["batch_size"].choices)
     assert few["epochs"].high > many["epochs"].high
-
-
-def test_a_run_of_the_space_sees_its_rows_to_the_end_whatever_the_patience():
-    config = Space(150_000).config(Space(150_000).point(FitConfig(epochs=9)), FitConfig(patience=1))
-    assert config.patience == config.epochs == 9

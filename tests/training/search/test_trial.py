@@ -14,7 +14,7 @@ from training.search.trial import report, verdict
 
 ENCODER = Encoder(numeric=(NumericColumn("a"), NumericColumn("b")), single=(), multi=())
 NETWORK = NetworkConfig(width=8, n_steps=1, n_independent=1, n_shared=1, virtual_batch_size=64)
-CONFIG = FitConfig(NETWORK, epochs=3, batch_size=128, patience=3)
+CONFIG = FitConfig(NETWORK, epochs=3, batch_size=128)
 
 
 def shown(num_rows: int, seed: int) -> Inputs:
