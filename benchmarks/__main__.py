@@ -19,7 +19,7 @@ def world(
     seed: Annotated[int, typer.Option(min=0, help="Seed of worlds and models.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit a model in worlds that break assumptions, and compare what is said with the truth.
+    """Fit a model in six worlds that break assumptions, and compare what is said with the truth.
 
     Takes about a minute a world.
     """

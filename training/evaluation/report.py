@@ -84,7 +84,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "NDCG@10 is of labels as shown, which favour the shown order. In brackets: 95 % intervals; one slice in twenty "
         "is outside its interval by chance. A dash: too few rows"
     )
-    learned = "Of the winning trial; the model itself was then trained on all rows before the test."
+    learned = "Of the winning trial; the model itself was then trained again, on more rows."
     parts += [
         section(
             "Measures",
@@ -175,7 +175,7 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
     rows = "rows that no network had been trained on" if is_test else "the validation rows"
     text = f"Platt, a = {calibration['a']:.4f}, b = {calibration['b']:.4f}, fitted on {rows}."
     if calibration == {"a": 1.0, "b": 0.0}:
-        taught = f": distilled from {teachers} teacher{'s' * (teachers > 1)}" if teachers else ""
-        text = f"none of its own{taught}."
+        taught = f"; distilled from {teachers} teacher{'s' * (teachers > 1)}" if teachers else ""
+        text = f"none: a map fitted on {rows} did not surely lower their logloss{taught}."
     optimistic = " The figures below are of the rows that chose it, so they are slightly optimistic."
     return text if is_test else text + optimistic

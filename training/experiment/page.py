@@ -20,7 +20,7 @@ PERCENT = "+.3~%"
 TONES: Mapping[str, tuple[kit.Tone, str]] = {
     "won": ("good", "{treatment} won against {control}"),
     "lost": ("bad", "{treatment} lost against {control}"),
-    "no difference shown": ("unsure", "no difference shown between {treatment} and {control}"),
+    "no difference shown": ("unsure", "{treatment} neither won nor lost against {control}"),
     "invalid": ("bad", "invalid: the arms cannot be compared"),
 }
 CAPPED = "So that few do not decide, a viewer counts up to the 99th percentile, or if higher the 95th of those above 0"

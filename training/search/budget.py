@@ -139,9 +139,11 @@ class FinalTraining:
     def describe_shortfall(self, whole: FinalTraining) -> str:
         """Describe which part of the full training the budget does not allow."""
         if self.epochs == whole.epochs and self.num_rows == whole.num_rows:
-            return f"the budget leaves time for {self.num_teachers} of {whole.num_teachers} teachers"
+            return (
+                f"the budget leaves time for {self.num_teachers} of {whole.num_teachers} networks that teach"
+            )
         what = f"{self.epochs} of {whole.epochs} epochs on {self.num_rows:,} of {whole.num_rows:,} rows"
-        none = " and for no teachers" if whole.num_teachers else ""
+        none = " and for no networks that teach" if whole.num_teachers else ""
         return f"the budget leaves the winner time for {what}{none}"
 
 
