@@ -42,7 +42,6 @@ WORLDS: Mapping[str, Mapping[str, Any]] = {
     "joins after the label's window": {"unkind": ("late",)},
     "minutes depend on taste": {"unkind": ("taste",)},
 }
-SHARE = 0.8
 # The tenth position, from 0.
 TENTH = 9
 
@@ -72,7 +71,7 @@ def table(result: Mapping[str, Mapping[str, Any]]) -> str:
 def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> dict[str, Any]:
     log, before, after, model = (folder / name for name in ("log", "before", "after", "model"))
     simulate(log, rows=rows, days=2.0, seed=seed, **kind)
-    split(log, SHARE, before, after)
+    split(log, 0.8, before, after)
     surface = load_surface(SURFACE)
     manifest = fit(surface, before, model, lambda num: sized(num, seed=seed, num_workers=0))
     data = build(Schema(surface), read_log(after, surface), history=read_log(before, surface))

@@ -177,5 +177,4 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
     if calibration == {"a": 1.0, "b": 0.0}:
         taught = f"; distilled from {teachers} teacher{'s' * (teachers > 1)}" if teachers else ""
         text = f"none: a map fitted on {rows} did not surely lower their logloss{taught}."
-    optimistic = " The figures below are of the rows that chose it, so they are slightly optimistic."
-    return text if is_test else text + optimistic
+    return text if is_test else f"{text} The figures below are of these rows: slightly optimistic."

@@ -143,8 +143,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         study = _study(run, deadline, costs, first, len(rows))
         folder = board.path.parent.resolve() / "trials"
         train = encode_rows(task.encoder, rows, task.examination)
-        tuned = board.of("lightgbm") if task.settings.num_teachers else None
-        if tuned:
+        if task.settings.num_teachers and (tuned := board.of("lightgbm")):
             # The winner will be taught, and less regularisation suits a network that is.
             rival = lightgbm(task.encoder, rows, task.examination, **tuned.point)
             train = mixed(train, [], rival(rows.matrix))
