@@ -138,7 +138,7 @@ def fit(
     log: LogFolder,
     out: Annotated[Path, typer.Option(help="The artifact to write; must not exist.")],
     seed: Seed = 0,
-    epochs: Annotated[int | None, typer.Option(help="Maximum passes; default by the rows.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the rows; default by the rows.")] = None,
     memory: Annotated[
         str | None,
         typer.Option(help="Memory for rows, such as 4G; more stream from disk. Default: half of the free."),

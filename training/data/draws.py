@@ -88,7 +88,7 @@ def served_arms(folder: Path, log: Log) -> I64 | None:
     if not set(ARM_COLUMNS) <= set(table.column_names):
         return None
     table = table.filter(pc.and_(pc.is_valid(table["arm"]), pc.is_valid(table["experiment"])))
-    # Of each exposure the row, the first one of a repeated request; null outside of experiments.
+    # The row of each exposure: the first one of a repeated request, null outside of experiments.
     place = pc.index_in(log.exposures["request_id"], table["request_id"].cast(pa.string()).combine_chunks())
     rows = table.select(ARM_COLUMNS[1:]).take(place).to_pandas(categories=["experiment", "arm"])
     rows = rows.assign(ms=log.exposures["ts_ms"]).dropna(subset="arm").sort_values("ms", kind="stable")

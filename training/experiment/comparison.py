@@ -141,8 +141,8 @@ def capped(sums: Mapping[str, F64], flags: Any) -> tuple[dict[str, F64], dict[st
 
     Winsorised means: with a few viewers of very large sums, the interval of a small arm's mean
     covers too seldom, because an arm without any of them seems both lower and more certain than it
-    is. A limit is that of the viewers with these flags [V], who are of both arms; `viewers` counts
-    those above it. Active days have none: their number is bounded by that of the days.
+    is. A limit is computed from the viewers with these flags [V], those of both arms; `viewers`
+    counts those above it. Active days have none: their number is bounded by that of the days.
     """
     most, limits = dict(sums), {}
     for name in (name for name in sums if not name.startswith("active_days")):

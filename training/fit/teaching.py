@@ -41,7 +41,7 @@ def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np
 
 
 def taught(rows: Inputs, data: Dataset, encoder: Encoder, examination: Examination) -> Inputs:
-    """Return `rows`, those of `data`, taught by LightGBM; as they are if it took too long.
+    """Return `rows`, those of `data`, taught by LightGBM, or unchanged if that would take too long.
 
     LightGBM has the settings that suit small and noisy logs: to tune them is a search.
     """

@@ -40,9 +40,10 @@ def distilled(
     """Return `rows`, their labels mixed with the mean of `num_teachers` networks trained on them.
 
     The mean counts half if there is a `rival`, P(label | looked at) `[N]` of another model.
-    `folder` holds the rows as `train`, those that `valid`, and `test`, all of `Inputs.save`. Also
-    returns the logits `[T]` of each teacher on the test rows. The predictions of each teacher are
-    stored beside the rows, so that a killed search can resume. Ray must be running.
+    `folder` holds the teachers' rows as `train`, the newest of them as `valid`, and the test rows
+    as `test`, all of `Inputs.save`. Also returns the logits `[T]` of each network that teaches on
+    the test rows. The predictions of each are stored beside the rows, so that a killed search can
+    resume. Ray must be running.
     """
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
