@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.features.kinds.affinity import Maps
-from serve.features.rows import RowTable, Schema
+from serve.features.rows import CandidateRows, Schema
 from serve.features.slots import I64, PackedRows
 from serve.features.state_kind import STATE
 from serve.stores.protocol import Store
@@ -38,14 +38,17 @@ class RowMaker:
             rows = {viewer_id(first + i): packed[i * size : (i + 1) * size] for i in range(num_rows)}
             store.commit(first + num_rows, rows, {})
 
-    def live_table(self, num_candidates: int) -> RowTable:
+    def live_table(self, num_candidates: int) -> CandidateRows:
         """Return a table of candidates `space0` to `space<n - 1>`; none of them ends."""
-        rows = RowTable(self._schema, "candidate")
+        rows = CandidateRows(self._schema)
         at = np.array([rows.add(candidate_id(i)) for i in range(num_candidates)])
         made = self._schema.blank("candidate", num_candidates)
         self._fill(made, "candidate")
         made["ends_ms"] = NOW_MS + _DAY_MS
         rows.table[at] = made
+        rows.link(at)
+        for values in rows.values.values():
+            self._fill_sums(values.table[1:])
         return rows
 
     def _viewers(self, num_rows: int) -> PackedRows:
@@ -71,6 +74,9 @@ class RowMaker:
                 rows[name] = self._rng.integers(1, 12, len(rows))
             else:
                 rows[name] = self._past_ms((len(rows),), _DAY_MS // 4)
+        self._fill_sums(rows)
+
+    def _fill_sums(self, rows: PackedRows) -> None:
         sums = rows[STATE]["sums"]
         sums[:] = self._rng.random(sums.shape) * 100.0
         rows[STATE]["sums_ms"] = self._past_ms(sums.shape, _DAY_MS // 8)

@@ -19,8 +19,9 @@ class Batch:
     """Rows of a batch of B requests with R candidates; methods return `[R]` or `[R, M]`.
 
     `state` are the schema's kinds of state. `viewer`, `context` and the time `request_ms` are
-    `[B]`, `candidate` and `request_of_row` `[R]`. Viewer values are computed once a request and
-    then spread over the request's rows.
+    `[B]`, `candidate` and `request_of_row` `[R]`. `values` has by field the rows `[R]` of the
+    candidates' values that the state counts. Viewer values are computed once a request and then
+    spread over the request's rows.
     """
 
     state: Mapping[type, Any]
@@ -29,6 +30,7 @@ class Batch:
     context: PackedRows
     request_of_row: I64
     request_ms: I64
+    values: Mapping[str, PackedRows] = field(default_factory=dict)
     _computed: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -40,17 +42,18 @@ class Batch:
         return found
 
     def rows(self, owner: str) -> PackedRows:
-        """Return the rows of viewers or contexts `[B]`, or of candidates `[R]`."""
-        rows: PackedRows = getattr(self, owner)
+        """Return the rows of viewers or contexts `[B]`, of candidates or their values `[R]`."""
+        _, _, name = owner.partition(".")
+        rows: PackedRows = self.values[name] if name else getattr(self, owner)
         return rows
 
     def times_ms(self, entity: Entity) -> I64:
         """Return the time at which each of the entity's rows is read."""
-        return self.now_ms if entity == "candidate" else self.request_ms
+        return self.request_ms if entity == "viewer" else self.now_ms
 
     def per_row(self, owner: str, values: NDArray[Any]) -> NDArray[Any]:
         """Return a value `[R, ...]` for each row, from one for each row of the owner."""
-        return values if owner == "candidate" else values.take(self.request_of_row, axis=0)
+        return values.take(self.request_of_row, axis=0) if owner in ("viewer", "context") else values
 
     def once(self, key: Hashable, compute: Callable[[Batch], T]) -> T:
         """Return what was computed for this key; compute it from the batch the first time."""

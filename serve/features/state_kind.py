@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from serve.features.interactions import Interactions
-from serve.features.slots import Entity, PackedRows, Slot
+from serve.features.slots import ENTITIES, I64, Entity, PackedRows, Slot
 
 # The field of a row that holds all of its state; no attribute may have this name.
 STATE = "_state"
@@ -30,6 +30,18 @@ class Rows(Protocol):
 
     def find_hash(self, hashed: int) -> int:
         """Return the row number of the id with this hash, 0 for an unknown id."""
+
+
+class Candidates(Rows, Protocol):
+    """Rows of candidates, and by field those of its values, with their row of each candidate."""
+
+    @property
+    def values(self) -> Mapping[str, Rows]:
+        """The tables of values."""
+
+    @property
+    def value_of(self) -> Mapping[str, I64]:
+        """The row of each candidate's value, 0 without one."""
 
 
 class StateKind(ABC, Generic[S]):
@@ -57,8 +69,13 @@ class StateKind(ABC, Generic[S]):
         Each field begins at a multiple of eight bytes: NumPy reads others slowly.
         """
 
+    @property
+    def entities(self) -> Iterable[Entity]:
+        """The entities of which a row may have fields of these slots."""
+        return ENTITIES
+
     @abstractmethod
-    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterable[int]:
+    def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Iterable[int]:
         """Apply records; return the rows of candidates that changed without a record of theirs."""
 
     def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterable[int]:

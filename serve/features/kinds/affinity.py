@@ -1,11 +1,13 @@
 """The viewer's decayed engagement by value of a candidate's field: the kind `affinity`.
 
+By the hash of the candidate's id, a map keeps pairs of viewer and candidate.
+
 Shapes: B requests, R rows, K entries of a map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -13,12 +15,12 @@ from typing import Annotated
 import numpy as np
 
 from serve.contract.typed_reader import Between
-from serve.features.affinity_maps import Pairs, Parts, apply_to_map
+from serve.features.affinity_maps import Pairs, Parts, Rule, apply_to_map
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import Event, HalfLife, Kind, Prior, Transform, field_of
-from serve.features.slots import F64, U64, Entity, FieldRef, Slot
-from serve.features.state_kind import Fields, Rows, StateKind
+from serve.features.slots import CANDIDATE_ID, F64, U64, Entity, FieldRef, Slot
+from serve.features.state_kind import Candidates, Fields, Rows, StateKind
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Map(Slot):
 
     A map holds `keep` entries. It evicts the entry with the least `event`, then the least `over`
     (both decayed to a common time), then the greatest key. An entry that the record's own `event`
-    touches is never evicted: otherwise a full map could not learn new values. The rule does not
-    read a clock, so a replay evicts the same entries as the service did.
+    touches is never evicted: otherwise a full map could not learn new values. A map of pairs evicts
+    the entry with the oldest record, because candidates come and go. The rule does not read a
+    clock, so a replay evicts the same entries as the service did.
     """
 
     event: str
@@ -36,6 +39,16 @@ class Map(Slot):
     field: FieldRef
     half_life_ms: float
     keep: int
+
+    @property
+    def rule(self) -> Rule:
+        """How entries decay and leave."""
+        return Rule(self.half_life_ms, by_time=self.field == CANDIDATE_ID)
+
+
+def pairs(event: str, over: str, half_life_ms: float, keep: int | None) -> Map:
+    """Return the map of a viewer's last candidates, 64 by default."""
+    return Map(event, over, CANDIDATE_ID, half_life_ms, keep or 64)
 
 
 class Maps(StateKind[Map], of=Map):
@@ -47,7 +60,7 @@ class Maps(StateKind[Map], of=Map):
         parts = zip(Parts._fields, codes, strict=True)
         return [(name, code, (slot.keep,)) for name, code in parts] if entity == "viewer" else []
 
-    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Sequence[int]:
+    def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Sequence[int]:
         """Apply the records of a map's two events."""
         pairs: dict[str, Pairs] = {}
         for slot in self.slots:
@@ -58,7 +71,7 @@ class Maps(StateKind[Map], of=Map):
                     pairs[field] = Pairs.of(candidates.table[field][run.candidates], run.lengths)
                 parts = Parts.of(self.of(viewers.table, slot))
                 hit, counted = run.event == event, run.event == over
-                apply_to_map(slot.half_life_ms, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
+                apply_to_map(slot.rule, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
         return ()
 
     def read(self, batch: Batch, slot: Map) -> tuple[U64, F64, F64]:
@@ -70,6 +83,16 @@ class Maps(StateKind[Map], of=Map):
         age_ms = np.maximum(batch.request_ms[:, None] - parts.ms, 0)
         decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
         return parts.keys, parts.event * decay, parts.over * decay
+
+    def at_candidates(self, batch: Batch, slot: Map, worth: Callable[[F64, F64], F64]) -> F64:
+        """Return for a map of pairs `worth` of `event` and `over`, 0 without an entry, `[R]`."""
+        keys, event, over = self.read(batch, slot)
+        return batch.found(keys, worth(event, over), batch.candidate[CANDIDATE_ID.name])
+
+    def last_ms(self, batch: Batch, slot: Map) -> F64:
+        """Return the time of the last record of each pair, 0 without an entry, `[R]`."""
+        parts = Parts.of(self.of(batch.viewer, slot))
+        return batch.found(parts.keys, parts.ms.astype(np.float64), batch.candidate[CANDIDATE_ID.name])
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,7 @@ class Affinity(Kind, kind="affinity"):
         p = self.prior
         keys, event, over = batch.kept(Maps).read(batch, *self.slots)
         # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
-        gain = (event - p.rate * over) / (over + p.weight)
+        gain = p.gain(event, over)
         values = batch.field(self.field)
         if values.ndim == 1:
             return np.where(values == 0, np.nan, p.rate + batch.found(keys, gain, values))

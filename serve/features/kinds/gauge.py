@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,7 +218,7 @@ class Gauge(Kind, kind="gauge"):
     """
 
     template = "between {up} and {down} now"
-    entity: Entity
+    entity: Literal["viewer", "candidate"]
     up: Event
     down: Event
     max_stay_ms: MaxStay = 4.0 * UNITS_MS["h"]
