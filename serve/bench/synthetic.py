@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.hashing import hash64
 from serve.features.kinds.affinity import Maps
 from serve.features.rows import CandidateRows, Schema
-from serve.features.slots import I64, PackedRows
+from serve.features.slots import CANDIDATE_ID, I64, PackedRows
 from serve.features.state_kind import STATE
 from serve.stores.protocol import Store
 
@@ -16,6 +17,8 @@ _DAY_MS = 86_400_000
 _ROWS_A_COMMIT = 20_000
 # Number of categories by field. They are prime, so that any stride visits all before it repeats.
 _POOLS = {"host": 5003, "topic": 61, "language": 31, "country": 97, "device": 5}
+# Candidates that viewers were shown before.
+_NUM_SHOWN = 1009
 _POOL_OF = {"follows": "host"}
 
 
@@ -28,6 +31,8 @@ class RowMaker:
         # Viewers and candidates draw from the same values, so that some of them match.
         shared = np.random.default_rng(0)
         self._pools = {name: shared.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
+        ids = [hash64(candidate_id(i)) for i in range(_NUM_SHOWN)]
+        self._pools[CANDIDATE_ID.name] = np.array(ids, np.uint64)
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
         """Commit viewers `viewer0` to `viewer<n - 1>`."""
@@ -45,6 +50,8 @@ class RowMaker:
         made = self._schema.blank("candidate", num_candidates)
         self._fill(made, "candidate")
         made["ends_ms"] = NOW_MS + _DAY_MS
+        if CANDIDATE_ID.name in (made.dtype.names or ()):
+            made[CANDIDATE_ID.name] = rows.table[CANDIDATE_ID.name][at]
         rows.table[at] = made
         rows.link(at)
         for values in rows.values.values():
