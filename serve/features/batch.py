@@ -72,9 +72,17 @@ class Batch:
         The result is 0 where no key equals the value. A viewer's keys are distinct, except for 0:
         an empty place, which a missing value equals, so its worth must be 0.
         """
+        rows, places = self.places(keys, values)
+        return self.spread(rows, worth[self.request_of_row[rows], places])
+
+    def places(self, keys: U64, values: U64) -> tuple[I64, I64]:
+        """Return the rows whose value is a key of their viewer, and the keys' places."""
         # The keys of a single request need no copy for each row.
         hits = np.flatnonzero((keys if len(keys) == 1 else self.per_row("viewer", keys)) == values[:, None])
-        rows, places = np.divmod(hits, keys.shape[1])
-        found = np.zeros(len(values))
-        found[rows] = worth[self.request_of_row[rows], places]
+        return np.divmod(hits, keys.shape[1])
+
+    def spread(self, rows: I64, worth: NDArray[Any]) -> F64:
+        """Return the worth of these rows, and 0 for the others, `[R]`."""
+        found = np.zeros(len(self.request_of_row))
+        found[rows] = worth
         return found

@@ -100,6 +100,5 @@ class Member(Kind, kind="member"):
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, NaN where the candidate's category is missing; 0 for an empty set."""
         theirs = batch.field(self.candidate)
-        # [B, M]
-        ours = batch.viewer[self.viewer.name]
-        return np.where(theirs == 0, np.nan, batch.found(ours, np.ones(ours.shape), theirs))
+        rows, _ = batch.places(batch.viewer[self.viewer.name], theirs)
+        return np.where(theirs == 0, np.nan, batch.spread(rows, np.ones(len(rows))))

@@ -145,7 +145,8 @@ class Count(Kind, kind="count"):
         """Return `[R]`, ≥ 0; 0 of a pair that is forgotten."""
         (slot,) = self.slots
         if isinstance(slot, Map):
-            return batch.kept(Maps).at_candidates(batch, slot, lambda event, _: event)
+            entries = batch.kept(Maps).read_pairs(batch, slot)
+            return batch.spread(entries.rows, entries.event)
         return batch.kept(Sums).read(batch, slot)
 
 
@@ -177,7 +178,8 @@ class Rate(Kind, kind="rate"):
         """Return `[R]`; the prior's rate where neither event occurred, or the pair is forgotten."""
         p = self.prior
         if isinstance(self.slots[0], Map):
-            return p.rate + batch.kept(Maps).at_candidates(batch, self.slots[0], p.gain)
+            entries = batch.kept(Maps).read_pairs(batch, self.slots[0])
+            return p.rate + batch.spread(entries.rows, p.gain(entries.event, entries.over))
         event, over = (batch.kept(Sums).read(batch, slot) for slot in self.slots if isinstance(slot, Sum))
         return (event + p.rate * p.weight) / (over + p.weight)
 
@@ -203,7 +205,8 @@ class Recency(Kind, kind="recency"):
         (slot,) = self.slots
         last_ms: I64 | F64
         if isinstance(slot, Map):
-            last_ms = batch.kept(Maps).last_ms(batch, slot)
+            entries = batch.kept(Maps).read_pairs(batch, slot)
+            last_ms = batch.spread(entries.rows, entries.ms)
         else:
             last_ms = batch.kept(Sums).last_ms(batch, slot)
         return np.where(last_ms == 0, np.nan, np.maximum(batch.now_ms - last_ms, 0) / 1000.0)
