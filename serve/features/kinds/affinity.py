@@ -101,7 +101,8 @@ class Maps(StateKind[Map], of=Map):
         parts = Parts.of(self.of(batch.viewer, slot))
         rows, places = batch.places(parts.keys, batch.candidate[CANDIDATE_ID.name])
         request = batch.request_of_row[rows]
-        event, over, ms = (part[request, places] for part in (parts.event, parts.over, parts.ms))
+        event, over = (part[request, places] for part in (parts.event, parts.over))
+        ms = parts.ms[request, places]
         # Few candidates have an entry: decay theirs alone.
         decay = np.exp2(np.maximum(batch.request_ms[request] - ms, 0) * (-1.0 / slot.half_life_ms))
         return Entries(rows, event * decay, over * decay, ms)
