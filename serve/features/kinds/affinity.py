@@ -38,7 +38,7 @@ class Map(Slot):
     keep: int
 
 
-class Maps(StateKind[Map], of=Map):
+class Maps(StateKind[Map], of=(Map,)):
     """All maps."""
 
     def fields(self, slot: Map, entity: Entity) -> Fields:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import StrictBool
 
 from serve.contract.reasons import YES_NO
 from serve.features.batch import Batch
 from serve.features.kind import Kind, Transform, field_of
-from serve.features.slots import F64, U64, FieldRef
+from serve.features.slots import F64, I64, U64, FieldRef
 from serve.features.words import Words
 
 
@@ -103,3 +104,29 @@ class Member(Kind, kind="member"):
         # [B, M]
         ours = batch.viewer[self.viewer.name]
         return np.where(theirs == 0, np.nan, batch.found(ours, np.ones(ours.shape), theirs))
+
+
+@dataclass(frozen=True)
+class Overlap(Kind, kind="overlap"):
+    """Number of members that the viewer's and the candidate's set share.
+
+    With `share`, it is divided by the size of the candidate's set.
+    """
+
+    template = "{candidate} shared with {viewer}"
+    viewer: Annotated[FieldRef, field_of("set")]
+    candidate: Annotated[FieldRef, field_of("set")]
+    share: StrictBool = False
+    transform: Transform = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`, NaN where the candidate's set is missing or empty."""
+        num_shared, size = batch.once((Overlap, self.viewer, self.candidate), self._counts)
+        value = num_shared / np.maximum(size, 1) if self.share else num_shared
+        return np.where(size == 0, np.nan, value)
+
+    def _counts(self, batch: Batch) -> tuple[I64, I64]:
+        """Return the number of shared members and of the candidate's, `[R]` each."""
+        theirs = batch.field(self.candidate)
+        is_shared = batch.among(theirs, batch.viewer[self.viewer.name])
+        return np.count_nonzero(is_shared, axis=1), np.count_nonzero(theirs, axis=1)
