@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Bools, Entity, FieldRef, PackedRows
+from serve.features.slots import F64, I64, U64, Entity, FieldRef, PackedRows
 
 T = TypeVar("T")
-# Places of a table for each member of a set. Of 64 hashes that are not in the set, about one has the
-# place of a member, and is compared with it.
+# Places of a table for each member of a set. Of 64 hashes that are not in the set, about one has
+# the place of a member, and is compared with it.
 SPREAD = 64
 
 
@@ -79,8 +79,8 @@ class Batch:
         found[rows] = worth[self.request_of_row[rows], places]
         return found
 
-    def among(self, hashes: U64, sets: U64) -> Bools:
-        """Return which of each row's hashes `[R, N]` are in the set `[B, M]` of its viewer.
+    def among(self, hashes: U64, sets: U64) -> tuple[I64, I64]:
+        """Return rows and columns of the hashes `[R, N]` that are in their viewer's set `[B, M]`.
 
         0 is an empty place, which is in no set.
         """
@@ -95,15 +95,14 @@ class Batch:
         at = (hashes & low).view(np.int64)
         at += (self.request_of_row * size)[:, None]
         hits = np.flatnonzero(is_taken.take(at))
-        at, candidates = at.ravel()[hits], hashes[np.divmod(hits, hashes.shape[1])]
+        rows, columns = np.divmod(hits, hashes.shape[1])
+        at, values = at.ravel()[hits], hashes[rows, columns]
         # A place holds one member: compare those that share it one after the other.
         member_at = np.empty(len(is_taken), np.int32)
         is_equal = np.zeros(len(hits), bool)
         while len(left):
             member_at[place] = left
-            is_equal |= members[member_at[at]] == candidates
+            is_equal |= members[member_at[at]] == values
             is_next = member_at[place] != left
             left, place = left[is_next], place[is_next]
-        found = np.zeros(hashes.shape, bool)
-        found.ravel()[hits] = is_equal
-        return found
+        return rows[is_equal], columns[is_equal]

@@ -121,12 +121,14 @@ class Overlap(Kind, kind="overlap"):
 
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, NaN where the candidate's set is missing or empty."""
-        num_shared, size = batch.once((Overlap, self.viewer, self.candidate), self._counts)
-        value = num_shared / np.maximum(size, 1) if self.share else num_shared
-        return np.where(size == 0, np.nan, value)
-
-    def _counts(self, batch: Batch) -> tuple[I64, I64]:
-        """Return the number of shared members and of the candidate's, `[R]` each."""
         theirs = batch.field(self.candidate)
-        is_shared = batch.among(theirs, batch.viewer[self.viewer.name])
-        return np.count_nonzero(is_shared, axis=1), np.count_nonzero(theirs, axis=1)
+        shared, _ = batch.once((Overlap, self.viewer, self.candidate), self._shared)
+        value = np.bincount(shared, minlength=len(theirs)).astype(np.float64)
+        if self.share:
+            value /= np.maximum((theirs != 0).sum(axis=1), 1)
+        # The members of a set come before its empty places.
+        value[theirs[:, 0] == 0] = np.nan
+        return value
+
+    def _shared(self, batch: Batch) -> tuple[I64, I64]:
+        return batch.among(batch.field(self.candidate), batch.viewer[self.viewer.name])

@@ -177,9 +177,10 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
     def num_inside(self, batch: Batch, slot: Inside, sets: U64) -> I64:
         """Return how many at each candidate are in the set `[B, M]` of the row's viewer, `[R]`."""
         number = self.read(batch, slot.presence, "candidate")
-        is_inside = np.arange(NEWEST) < number[:, None]
-        is_inside &= batch.among(self.of(batch.candidate, slot)["viewers"], sets)
-        num: I64 = np.count_nonzero(is_inside, axis=1)
+        # Empty places cost as much as others: leave out those that all have.
+        viewers = self.of(batch.candidate, slot)["viewers"][:, : number.max(initial=1)]
+        rows, places = batch.among(viewers, sets)
+        num: I64 = np.bincount(rows[places < number[rows]], minlength=len(number))
         return num
 
 

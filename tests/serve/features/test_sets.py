@@ -15,11 +15,13 @@ from tests.support.kind_world import surface_of
 HASHES = st.sampled_from([0, 1, 2, 3, 1 << 63, 2 << 60, (1 << 63) + 1, (1 << 40) + 1, 2**64 - 1])
 
 
-def batch_of(request_of_row, num_requests):
-    nothing = np.zeros(num_requests, [("x", "<f8")])
-    return Batch(
-        {}, nothing, nothing, nothing, np.array(request_of_row, np.int64), np.zeros(num_requests, np.int64)
-    )
+def among(request_of_row, hashes, sets):
+    """Return whether each hash is in the set of its row's request."""
+    nothing, times = np.zeros(len(sets), [("x", "<f8")]), np.zeros(len(sets), np.int64)
+    batch = Batch({}, nothing, nothing, nothing, np.array(request_of_row, np.int64), times)
+    found = np.zeros(hashes.shape, bool)
+    found[batch.among(hashes, sets)] = True
+    return found
 
 
 @given(st.data(), st.integers(0, 3), st.integers(1, 5), st.integers(1, 5))
@@ -28,11 +30,9 @@ def test_members_are_those_of_the_set_of_the_rows_own_viewer(data, num_requests,
     sets = [data.draw(st.lists(HASHES, min_size=width, max_size=width)) for _ in range(num_requests)]
     of_row = data.draw(st.lists(st.integers(0, num_requests - 1), max_size=6)) if num_requests else []
     rows = [data.draw(st.lists(HASHES, min_size=num, max_size=num)) for _ in of_row]
-    found = batch_of(of_row, num_requests).among(
-        np.array(rows, np.uint64).reshape(-1, num), np.array(sets, np.uint64).reshape(-1, width)
-    )
-    wanted = [[bool(each) and each in sets[r] for each in row] for r, row in zip(of_row, rows, strict=True)]
-    assert found.tolist() == wanted
+    rows, sets = np.array(rows, np.uint64).reshape(-1, num), np.array(sets, np.uint64).reshape(-1, width)
+    wanted = [[each != 0 and each in sets[r] for each in row] for r, row in zip(of_row, rows, strict=True)]
+    assert among(of_row, rows, sets).tolist() == wanted
 
 
 def test_a_large_set_finds_all_of_its_members_and_nothing_else():
@@ -40,11 +40,11 @@ def test_a_large_set_finds_all_of_its_members_and_nothing_else():
     sets = rng.integers(1, 2**63, (4, 256), dtype=np.uint64)
     of_row = np.repeat(np.arange(4), 20)
     ours = sets[of_row][:, rng.permutation(256)]
-    assert batch_of(of_row, 4).among(ours, sets).all()
+    assert among(of_row, ours, sets).all()
     # Others are ruled out even if they have the low bits of a member.
     size = np.uint64(1 << (SPREAD * 256).bit_length())
-    assert not batch_of(of_row, 4).among(ours + size, sets).any()
-    assert not batch_of((of_row + 1) % 4, 4).among(ours, sets).any()
+    assert not among(of_row, ours + size, sets).any()
+    assert not among((of_row + 1) % 4, ours, sets).any()
 
 
 @pytest.fixture
