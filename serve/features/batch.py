@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from serve.features.slots import F64, I64, U64, Entity, FieldRef, PackedRows
 
 T = TypeVar("T")
+# Places of a table for each member of a set. Of 64 hashes that are not in the set, about one has
+# the place of a member, and is compared with it.
+SPREAD = 64
 
 
 @dataclass(eq=False)
@@ -86,3 +89,31 @@ class Batch:
         found = np.zeros(len(self.request_of_row))
         found[rows] = worth
         return found
+
+    def among(self, hashes: U64, sets: U64) -> tuple[I64, I64]:
+        """Return rows and columns of the hashes `[R, N]` that are in their viewer's set `[B, M]`.
+
+        0 is an empty place, which is in no set.
+        """
+        members = sets.ravel()
+        left = np.flatnonzero(members)
+        # A table for each set, by the low bits of a hash, rules out most hashes in one look-up.
+        size = 1 << (SPREAD * sets.shape[1] - 1).bit_length()
+        low = np.uint64(size - 1)
+        place = (members[left] & low).view(np.int64) + left // sets.shape[1] * size
+        is_taken = np.zeros(len(sets) * size, bool)
+        is_taken[place] = True
+        at = (hashes & low).view(np.int64)
+        at += (self.request_of_row * size)[:, None]
+        hits = np.flatnonzero(is_taken.take(at))
+        rows, columns = np.divmod(hits, hashes.shape[1])
+        at, values = at.ravel()[hits], hashes[rows, columns]
+        # A place holds one member: compare those that share it one after the other.
+        member_at = np.empty(len(is_taken), np.int32)
+        is_equal = np.zeros(len(hits), bool)
+        while len(left):
+            member_at[place] = left
+            is_equal |= members[member_at[at]] == values
+            is_next = member_at[place] != left
+            left, place = left[is_next], place[is_next]
+        return rows[is_equal], columns[is_equal]

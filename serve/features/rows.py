@@ -47,11 +47,12 @@ class Schema:
         self.surface = surface
         self.events = tuple(dict.fromkeys((IMPRESSION, *surface.events)))
         self.number = {event: number for number, event in enumerate(self.events)}
-        by_type: defaultdict[type[Slot], list[Slot]] = defaultdict(list)
+        by_kind: defaultdict[type[StateKind[Any]], list[Slot]] = defaultdict(list)
         for slot in dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots):
-            by_type[type(slot)].append(slot)
-        kinds = ((StateKind.registry[of], slots) for of, slots in by_type.items())
-        self.state: dict[type, StateKind[Any]] = {kind: kind(slots, self.number) for kind, slots in kinds}
+            by_kind[StateKind.registry[type(slot)]].append(slot)
+        self.state: dict[type, StateKind[Any]] = {
+            kind: kind(slots, self.number) for kind, slots in by_kind.items()
+        }
         self.kept_by = {slot: kind for kind in self.state.values() for slot in kind.slots}
         keeps_id = any(CANDIDATE_ID in field_refs(slot) for slot in self.kept_by)
         # Attributes in the order of their times in `stated_ms`, the candidate's end included.

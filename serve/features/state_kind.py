@@ -45,17 +45,17 @@ class Candidates(Rows, Protocol):
 
 
 class StateKind(ABC, Generic[S]):
-    """All slots of one type in the state of a surface; `numbers` are those of its events.
+    """All slots of some types in the state of a surface; `numbers` are those of its events.
 
-    A subclass states `fields` and `observe`, and a `read` for its features. By default each slot
-    has a column of its own.
+    A subclass names the types, `of=(Sum,)`, and states `fields` and `observe`, and a `read` for its
+    features. By default each slot has a column of its own.
     """
 
     registry: ClassVar[dict[type[Slot], type[StateKind[Any]]]] = {}
 
-    def __init_subclass__(cls, *, of: type[Slot]) -> None:
-        assert of not in cls.registry, f"two kinds of state keep {of.__name__}"
-        cls.registry[of] = cls
+    def __init_subclass__(cls, *, of: tuple[type[Slot], ...]) -> None:
+        assert cls.registry.keys().isdisjoint(of), f"two kinds of state keep one of {of}"
+        cls.registry |= dict.fromkeys(of, cls)
 
     def __init__(self, slots: Sequence[S], numbers: Mapping[str, int]) -> None:
         self.slots = tuple(slots)

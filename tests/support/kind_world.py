@@ -121,7 +121,7 @@ def drawn_fields(rng):
     """Return some fields of a viewer, a candidate or a context."""
     values = {
         "language": ["en", "fr", None],
-        "topics": [["jazz"], ["jazz", "news", "en"], [], None],
+        "topics": [["jazz"], ["jazz", "news", "en"], VIEWERS[1:], ["v0", "jazz"], [], None],
         "price": [0.0, 2.5, -1.0, None],
         "born_ms": [START_MS - 60_000, START_MS + 200_000, None],
     }

@@ -60,7 +60,7 @@ def pairs(event: str, over: str, half_life_ms: float, keep: int | None) -> Map:
     return Map(event, over, CANDIDATE_ID, half_life_ms, keep or 64)
 
 
-class Maps(StateKind[Map], of=Map):
+class Maps(StateKind[Map], of=(Map,)):
     """All maps."""
 
     def fields(self, slot: Map, entity: Entity) -> Fields:

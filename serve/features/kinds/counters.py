@@ -31,7 +31,7 @@ class Sum(Slot):
     half_life_ms: float = np.inf
 
 
-class Sums(StateKind[Sum], of=Sum):
+class Sums(StateKind[Sum], of=(Sum,)):
     """All sums; those of an entity share two columns, so that one operation reads many."""
 
     def __init__(self, slots: Sequence[Sum], numbers: Mapping[str, int]) -> None:
