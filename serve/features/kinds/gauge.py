@@ -115,10 +115,11 @@ class Counts(NamedTuple):
 class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
     """All presences."""
 
-    @property
-    def presences(self) -> list[Presence]:
-        """The slots that count; the others are kept beside them."""
-        return [slot for slot in self.slots if isinstance(slot, Presence)]
+    @cached_property
+    def presences(self) -> dict[Presence, Inside | None]:
+        """The slots that count, each with the one beside it, if a feature needs that."""
+        beside = {slot.presence: slot for slot in self.slots if isinstance(slot, Inside)}
+        return {slot: beside.get(slot) for slot in self.slots if isinstance(slot, Presence)}
 
     def fields(self, slot: Presence | Inside, entity: Entity) -> Fields:
         """Return the fields of `Stays` for a viewer, of `Counts` or of `Inside` for a candidate."""
@@ -131,11 +132,11 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
 
     def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterator[int]:
         """Apply the records of one viewer and candidate after the other."""
-        for slot in self.presences:
+        for slot, inside in self.presences.items():
             up, down = self.numbers[slot.up], self.numbers[slot.down]
             if run.events.isdisjoint((up, down)):
                 continue
-            table = self._table(viewers, candidates, slot)
+            table = self._table(viewers, candidates, slot, inside)
             event, viewer, ts_ms = (
                 np.repeat(values, run.lengths) for values in (run.event, run.viewer, run.ts_ms)
             )
@@ -147,17 +148,16 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
 
     def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterator[int]:
         """Take a viewer out of all candidates, and yield their rows."""
-        for slot in self.presences:
-            yield from self._table(viewers, candidates, slot).leave_all(viewer)
+        for slot, inside in self.presences.items():
+            yield from self._table(viewers, candidates, slot, inside).leave_all(viewer)
 
-    def _table(self, viewers: Rows, candidates: Rows, slot: Presence) -> _Table:
+    def _table(self, viewers: Rows, candidates: Rows, slot: Presence, inside: Inside | None) -> _Table:
         stays, counts = self.of(viewers.table, slot), self.of(candidates.table, slot)
-        inside = Inside(slot)
         return _Table(
             slot.step_ms,
             Stays(*(stays[name] for name in Stays._fields)),
             Counts(*(counts[name] for name in Counts._fields)),
-            self.of(candidates.table, inside)["viewers"] if inside in self.slots else None,
+            self.of(candidates.table, inside)["viewers"] if inside else None,
             viewers,
             candidates,
         )
