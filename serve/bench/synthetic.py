@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from serve.contract.hashing import hash64
 from serve.features.kinds.affinity import Maps
-from serve.features.kinds.gauge import Inside, Presences
+from serve.features.kinds.gauge import Presences
 from serve.features.rows import CandidateRows, Schema
 from serve.features.slots import CANDIDATE_ID, I64, PackedRows
 from serve.features.state_kind import STATE
@@ -56,25 +56,27 @@ class RowMaker:
         made["ends_ms"] = NOW_MS + _DAY_MS
         if CANDIDATE_ID.name in (made.dtype.names or ()):
             made[CANDIDATE_ID.name] = rows.table[CANDIDATE_ID.name][at]
-        self._fill_presences(made)
         rows.table[at] = made
         rows.link(at)
-        for values in rows.values.values():
-            self._fill_sums(values.table[1:])
+        for field, values in rows.values.items():
+            if field != CANDIDATE_ID.name:
+                self._fill_sums(values.table[1:])
+        self._fill_presences(rows, at)
         return rows
 
-    def _fill_presences(self, rows: PackedRows) -> None:
+    def _fill_presences(self, rows: CandidateRows, at: I64) -> None:
         """Let 12 viewers be at a candidate on average, with a long tail."""
         presences = self._schema.kept(Presences)
-        num = self._rng.geometric(1 / 12, len(rows)) - 1
-        for slot in presences.slots:
-            fields = presences.of(rows, slot)
-            if isinstance(slot, Inside):
-                named = self._distinct("viewers", len(rows), fields["viewers"].shape[1])
-                fields["viewers"] = np.where(np.arange(named.shape[1]) < num[:, None], named, 0)
-            else:
-                fields["newest_step"] = NOW_MS // slot.step_ms
-                fields["present"][:, :-1] = num[:, None]
+        num = self._rng.geometric(1 / 12, len(at)) - 1
+        for slot, inside in presences.presences.items():
+            counts = presences.of(rows.table, slot)
+            counts["newest_step"][at] = NOW_MS // slot.step_ms
+            counts["present"][at, :-1] = num[:, None]
+            if inside:
+                field = CANDIDATE_ID.name
+                viewers = presences.of(rows.values[field].table, inside)["viewers"]
+                made = self._distinct("viewers", len(at), viewers.shape[1])
+                viewers[rows.value_of[field][at]] = np.where(np.arange(made.shape[1]) < num[:, None], made, 0)
 
     def _viewers(self, num_rows: int) -> PackedRows:
         rows = self._schema.blank("viewer", num_rows)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Entity, FieldRef, PackedRows
+from serve.features.slots import F64, I64, U64, Entity, FieldRef, PackedRows, Values
 
 T = TypeVar("T")
 # Places of a table for each member of a set. Of 64 hashes that are not in the set, about one has
@@ -22,9 +22,8 @@ class Batch:
     """Rows of a batch of B requests with R candidates; methods return `[R]` or `[R, M]`.
 
     `state` are the schema's kinds of state. `viewer`, `context` and the time `request_ms` are
-    `[B]`, `candidate` and `request_of_row` `[R]`. `values` has by field the rows `[R]` of the
-    candidates' values that the state counts. Viewer values are computed once a request and then
-    spread over the request's rows.
+    `[B]`, `candidate` and `request_of_row` `[R]`, and `values` those of the candidates. Viewer
+    values are computed once a request and then spread over the request's rows.
     """
 
     state: Mapping[type, Any]
@@ -33,7 +32,7 @@ class Batch:
     context: PackedRows
     request_of_row: I64
     request_ms: I64
-    values: Mapping[str, PackedRows] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
     _computed: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,7 +46,10 @@ class Batch:
     def rows(self, owner: str) -> PackedRows:
         """Return the rows of viewers or contexts `[B]`, of candidates or their values `[R]`."""
         _, _, name = owner.partition(".")
-        rows: PackedRows = self.values[name] if name else getattr(self, owner)
+        if name:
+            table, at = self.values[name]
+            return table.take(at)
+        rows: PackedRows = getattr(self, owner)
         return rows
 
     def times_ms(self, entity: Entity) -> I64:

@@ -17,7 +17,7 @@ behind where viewers are not known: those beyond 64, and those of an old state w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -32,8 +32,8 @@ from serve.contract.validation import UNITS_MS, duration_ms
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import DURATION_SCHEMA, Event, Kind, Transform, field_of
-from serve.features.slots import I64, U64, Bools, Entity, FieldRef, Slot
-from serve.features.state_kind import Fields, Rows, StateKind
+from serve.features.slots import CANDIDATE_ID, ENTITIES, I64, U64, Bools, Entity, FieldRef, Slot
+from serve.features.state_kind import Candidates, Fields, Rows, StateKind
 
 # Candidates at which a viewer is counted at once.
 PLACES = 8
@@ -44,6 +44,8 @@ STEPS = 7
 NEWEST = 64
 # A time this many steps ahead of a later record's comes from a wrong clock.
 FAR = STEPS * STEPS
+# The entity of state that few records change, and that would slow down the read of all others.
+BESIDE = str(CANDIDATE_ID)
 STAY = Field(alias="max_stay", json_schema_extra={"default": "4h"})
 MaxStay = Annotated[float, checked_by(duration_ms), STAY, DURATION_SCHEMA]
 
@@ -121,16 +123,23 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
         beside = {slot.presence: slot for slot in self.slots if isinstance(slot, Inside)}
         return {slot: beside.get(slot) for slot in self.slots if isinstance(slot, Presence)}
 
+    @property
+    def entities(self) -> Iterable[Entity]:
+        """Viewers and candidates, and what is beside a candidate if a feature needs that."""
+        return (*ENTITIES, BESIDE) if any(self.presences.values()) else ENTITIES
+
     def fields(self, slot: Presence | Inside, entity: Entity) -> Fields:
         """Return the fields of `Stays` for a viewer, of `Counts` or of `Inside` for a candidate."""
         if isinstance(slot, Inside):
-            return [] if entity == "viewer" else [("viewers", "<u8", (NEWEST,))]
+            return [("viewers", "<u8", (NEWEST,))] if entity == BESIDE else []
+        if entity not in ENTITIES:
+            return []
         if entity == "viewer":
             codes = zip(Stays._fields, ("<u8", "<i8", "?", "<i8"), strict=True)
             return [(name, code, (PLACES,)) for name, code in codes]
         return [("newest_step", "<i8"), ("present", "<i4", (STEPS + 1,)), ("count_began_ms", "<i8")]
 
-    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterator[int]:
+    def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Iterator[int]:
         """Apply the records of one viewer and candidate after the other."""
         for slot, inside in self.presences.items():
             up, down = self.numbers[slot.up], self.numbers[slot.down]
@@ -146,18 +155,19 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
                 if left := table.move(*move):
                     yield left
 
-    def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterator[int]:
+    def forget(self, viewers: Rows, candidates: Candidates, viewer: int) -> Iterator[int]:
         """Take a viewer out of all candidates, and yield their rows."""
         for slot, inside in self.presences.items():
             yield from self._table(viewers, candidates, slot, inside).leave_all(viewer)
 
-    def _table(self, viewers: Rows, candidates: Rows, slot: Presence, inside: Inside | None) -> _Table:
+    def _table(self, viewers: Rows, candidates: Candidates, slot: Presence, inside: Inside | None) -> _Table:
         stays, counts = self.of(viewers.table, slot), self.of(candidates.table, slot)
+        beside = candidates.values.get(CANDIDATE_ID.name)
         return _Table(
             slot.step_ms,
             Stays(*(stays[name] for name in Stays._fields)),
             Counts(*(counts[name] for name in Counts._fields)),
-            self.of(candidates.table, inside)["viewers"] if inside else None,
+            self.of(beside.table, inside)["viewers"] if beside and inside else None,
             viewers,
             candidates,
         )
@@ -178,7 +188,8 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
         """Return how many at each candidate are in the set `[B, M]` of the row's viewer, `[R]`."""
         number = self.read(batch, slot.presence, "candidate")
         # Empty places cost as much as others: leave out those that all have.
-        viewers = self.of(batch.candidate, slot)["viewers"][:, : number.max(initial=1)]
+        table, at = batch.values[CANDIDATE_ID.name]
+        viewers = self.of(table, slot)["viewers"][at, : number.max(initial=1)]
         rows, places = batch.among(viewers, sets)
         num: I64 = np.bincount(rows[places < number[rows]], minlength=len(number))
         return num
@@ -193,7 +204,7 @@ class _Table:
     counts: Counts
     inside: U64 | None
     viewers: Rows
-    candidates: Rows
+    candidates: Candidates
 
     def move(self, viewer: int, candidate: int, ts_ms: int, comes: bool) -> int:
         """Apply one record; return the row of another candidate that the viewer left, or 0."""
@@ -236,16 +247,21 @@ class _Table:
         if not present[0]:
             counts.count_began_ms[candidate] = ts_ms
         end = max(0, STEPS + ahead)
-        if self.inside is not None:
-            self._insert(viewer, self.inside[candidate], int(present[end]))
+        place = int(present[end])
+        if self.inside is not None and place < NEWEST:
+            # Behind those whose stays end later.
+            inside = self._changing(self.inside, candidate)
+            inside[place + 1 :] = inside[place:-1]
+            inside[place] = self._hash(viewer)
         present[:end] += 1
         return int(counts.count_began_ms[candidate])
 
-    def _insert(self, viewer: int, inside: U64, place: int) -> None:
-        """Put a viewer behind this many of those who are counted."""
-        if place < NEWEST:
-            inside[place + 1 :] = inside[place:-1]
-            inside[place] = self._hash(viewer)
+    def _changing(self, inside: U64, candidate: int) -> U64:
+        """Return the row of those inside, which the caller is about to change."""
+        row = self.candidates.value_of[CANDIDATE_ID.name][candidate]
+        self.candidates.values[CANDIDATE_ID.name].changed[row] = True
+        found: U64 = inside[row]
+        return found
 
     def _hash(self, viewer: int) -> int:
         return hash64(self.viewers.ids[viewer] or "")
@@ -259,7 +275,7 @@ class _Table:
         if is_counted and count_began_ms == counts.count_began_ms[candidate]:
             present[:end] -= 1
         if self.inside is not None:
-            inside = self.inside[candidate]
+            inside = self._changing(self.inside, candidate)
             others = inside[inside != self._hash(viewer)]
             inside[: len(others)] = others
             inside[len(others) :] = 0

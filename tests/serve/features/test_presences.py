@@ -53,9 +53,10 @@ class Tab:
         """Return the features by name, of each viewer (an unknown one first) and candidate."""
         viewers, rows = np.array([0, *self.viewers]), np.arange(1, CANDIDATES + 1)
         each = [np.repeat(np.arange(len(viewers)), CANDIDATES), np.full(len(viewers), now_ms)]
-        tables = self.state.viewers.table[viewers], self.state.candidates.table[np.tile(rows, len(viewers))]
-        features = Features(self.schema)
-        matrix = features.compute(*tables, self.schema.context_rows([{}] * len(viewers)), *each)
+        at, candidates = np.tile(rows, len(viewers)), self.state.candidates
+        tables = self.state.viewers.table[viewers], candidates.table[at]
+        features, contexts = Features(self.schema), self.schema.context_rows([{}] * len(viewers))
+        matrix = features.compute(*tables, contexts, *each, candidates.values_of(at))
         columns = matrix.numeric.T.reshape(-1, len(viewers), CANDIDATES)
         return dict(zip(features.columns.numeric, columns, strict=True))
 
@@ -358,7 +359,9 @@ def test_nobody_is_known_who_is_not_there(moves, restored):
             if i == restored:
                 # A surface without friends has kept only the numbers.
                 inside = gauge.Inside(SURFACE.features["friends"].slots[0])
-                few.schema.kept(gauge.Presences).of(few.state.candidates.table, inside)["viewers"] = 0
+                few.schema.kept(gauge.Presences).of(few.state.candidates.values["id"].table, inside)[
+                    "viewers"
+                ] = 0
             now_ms = max(now_ms, ts_ms)
             known = few.inside(now_ms)
             with mock.patch.object(gauge, "NEWEST", NEWEST):
