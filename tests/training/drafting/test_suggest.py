@@ -9,12 +9,18 @@ import pyarrow as pa
 import pytest
 
 from serve.features.registry import KINDS
+from serve.features.rows import Schema
+from serve.features.surface import read_surface
+from serve.log.reader import read_log
 from serve.log.writer import write_log
 from tests.support.small_surface import STRINGS
+from training.data.dataset import build
+from training.drafting.draft import draft
 from training.drafting.funnel import funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import profile, read_tables
 from training.drafting.suggest import suggest
+from training.evaluation.slates import auc
 
 START_MS = 1_700_000_000_000
 MINUTE_MS = 60_000
@@ -224,3 +230,17 @@ def test_a_field_that_requests_state_has_no_rate(tmp_path):
     parts["candidates"] = parts["candidates"].drop_columns("host")
     parts["exposures"] = parts["exposures"].append_column("stated", pa.array(stated))
     assert "host_join_rate" not in suggested(tmp_path, parts)
+
+
+def test_the_draft_of_rooms_has_these_features_and_they_differ_between_rows(tmp_path):
+    write_log(tmp_path / "log", rooms())
+    surface = read_surface(draft(tmp_path / "log").text)
+    data = build(Schema(surface), read_log(tmp_path / "log", surface))
+    new = ("host_join_rate", "since_join", "shown_before", "since_shown", "shared_topics", "friends_inside")
+    for name in new:
+        values = data.matrix.numeric[:, data.columns.numeric.index(name)]
+        assert np.nanmax(values) > np.nanmin(values), name
+    hosts = data.matrix.numeric[:, data.columns.numeric.index("host_join_rate")]
+    # The record of hosts tells of their new rooms, too.
+    is_new = data.candidate_seen == 0
+    assert auc(data.label[is_new], hosts[is_new]) > 0.6
