@@ -6,9 +6,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
-from serve.features.registry import KINDS
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.reader import read_log
@@ -27,14 +25,6 @@ MINUTE_MS = 60_000
 EXPOSURES, PER = 3_000, 4
 VIEWERS, ROOMS = 50, 600
 DAY = 1_440
-
-
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch):
-    """Words for kinds that are not there yet."""
-    for kind, other in {"overlap": "match", "friends": "gauge"}.items():
-        if kind not in KINDS:
-            monkeypatch.setitem(KINDS, kind, KINDS[other])
 
 
 def rooms(*, stay=30, hosts=60, hosts_differ=True, gap=10, returns=True, leaves=True) -> dict[str, pa.Table]:
@@ -232,7 +222,6 @@ def test_a_field_that_requests_state_has_no_rate(tmp_path):
     assert "host_join_rate" not in suggested(tmp_path, parts)
 
 
-@pytest.mark.skipif("friends" not in KINDS, reason="the kinds of sets are not there yet")
 def test_the_draft_of_rooms_has_these_features_and_they_differ_between_rows(tmp_path):
     write_log(tmp_path / "log", rooms())
     surface = read_surface(draft(tmp_path / "log").text)
