@@ -230,7 +230,7 @@ class CandidateRows(RowTable):
         self.value_of: dict[str, I64] = {field: np.zeros(len(self.table), np.int64) for field in self.values}
         self.at_rest: dict[str, bytes] = {}
         self._hashes: dict[str, U64] = {field: np.zeros(len(self.table), np.uint64) for field in self.values}
-        # By field: the number of candidates that have the value in a row, and rows of which it changed.
+        # By field: how many candidates have the value in a row, and the rows where this changed.
         self._holders: dict[str, Counter[int]] = {field: Counter() for field in self.values}
         self._back: set[str] = set()
         self._moved: dict[str, set[int]] = {field: set() for field in self.values}
@@ -292,7 +292,7 @@ class CandidateRows(RowTable):
         return back
 
     def values_of(self, rows: I64) -> Values:
-        """Return by field the table of values, and the rows there `[R]` of these candidates' values."""
+        """Return the values `[R]` of the candidates in these rows."""
         return {field: (of.table, self.value_of[field].take(rows)) for field, of in self.values.items()}
 
     def apply(self, changed: Mapping[str, bytes]) -> None:
