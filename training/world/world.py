@@ -66,7 +66,7 @@ INVITED = np.array([[0.0], [1.0]])
 class Process:
     """Data-generating process: weights of the click logit and the join logit."""
 
-    click: float = -3.75
+    click: float = -3.8
     taste: float = 0.85
     same_language: float = 1.9
     follows: float = 1.6
@@ -86,10 +86,10 @@ class Process:
     invited_join: float = 0.6
     # Probability that a guest whom the viewer follows is a reason to come, and the effect of one.
     attracts: float = 0.6
-    attracted: float = 1.4
+    attracted: float = 1.3
     # Penalty of a Space that the viewer recalls passing over.
     passed: float = 1.4
-    join: float = -0.75
+    join: float = -0.8
     join_taste: float = 0.3
     join_quality: float = 0.5
     join_same_language: float = 0.8
