@@ -35,10 +35,10 @@ def live(
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Measure what hosts' records, friends, guests and memory tell about rooms that have just begun.
+    """Measure what hosts, friends, guests and memory tell about rooms that have just begun.
 
-    Fits seven models in each world, which takes about TIME a world. Exit code 1 if all these
-    features together do not gain more than two standard errors there.
+    Fits seven models in each world, about a minute each. Exit code 1 if all features of
+    benchmarks/live.toml together gain no more than two standard errors there.
     """
     from benchmarks.live import live, table
 

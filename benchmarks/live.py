@@ -73,10 +73,10 @@ def live(rows: int, num_seeds: int) -> dict[str, Any]:
                 surface = read_surface("\n".join([*spaces, lines]))
                 slates = _measured(log, surface, log.with_name(name), seed)
                 measured.append(slates.assign(features=name, seed=seed))
-    lines = _lines(pd.concat(measured))
-    young = lines[(lines.age == YOUNG) & (lines.features == ALL)]
-    held = all((young[f"{name}_gain"] > 2 * young[f"{name}_error"]).all() for name in MEASURES)
-    return {"rows": rows, "lines": lines.to_dict("records"), "held": held}
+    found = _lines(pd.concat(measured))
+    young = found[(found.age == YOUNG) & (found.features == ALL)]
+    held = all(bool((young[f"{name}_gain"] > 2 * young[f"{name}_error"]).all()) for name in MEASURES)
+    return {"rows": rows, "lines": found.to_dict("records"), "held": held}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -101,17 +101,17 @@ def _measured(log: Path, surface: Surface, model: Path, seed: int) -> pd.DataFra
         slates = every.take(chosen)
         order = slates.order(scores[chosen])
         shown = np.split(p_join[chosen][order], np.cumsum(slates.size).astype(np.int64)[:-1])
-        viewer = slates.viewer[np.unique(slates.slate, return_index=True)[1]]
         earned = pd.DataFrame([_earned(p, world) for p in shown], columns=["joins", "won", "pairs"])
-        found.append(earned.assign(viewer=viewer, age=age, rooms=slates.size, slates=1))
+        found.append(earned.assign(viewer=slates.cluster, age=age, rooms=slates.size, slates=1))
     return pd.concat(found)
 
 
 def _earned(p_join: F64, world: World) -> tuple[float, float, float]:
-    """Return the joins expected in this order, and of pairs with one join those in order and all."""
+    """Return the joins expected in this order, and of pairs with one join, those won and all."""
     missed = 1.0 - p_join
     won = p_join @ (missed.sum() - np.cumsum(missed))
-    return p_join @ world.examination(p_join), won, p_join.sum() * missed.sum() - p_join @ missed
+    pairs = p_join.sum() * missed.sum() - p_join @ missed
+    return float(p_join @ world.examination(p_join)), float(won), float(pairs)
 
 
 def _lines(slates: pd.DataFrame) -> pd.DataFrame:

@@ -69,13 +69,15 @@ _PLACE_OFFSET_H = np.array([place.utc_offset_h for place in PLACES])
 
 NUM_HOSTS = 3_000
 NUM_FOLLOWS = 32
-# People whom a viewer meets, those among them who speak any language, and the most who become friends.
+# People whom a viewer meets, those among them who speak any language, and the most who become
+# friends.
 NUM_MET, NUM_ABROAD, NUM_FRIENDS = 96, 10, 32
 # Hosts whom a Space may invite, and the most who are on stage beside its own host.
 NUM_INVITED, NUM_GUESTS = 12, 4
-# Waves by which the quality of a Space rises and falls: how many, their periods, and their amplitude.
+# Waves by which the quality of a Space rises and falls: their number, shortest period, its
+# ratio to the longest, and amplitude.
 NUM_WAVES = 2
-WAVE_MS = (25 * MINUTE_MS, 150 * MINUTE_MS)
+WAVE_MS, WAVE_RANGE = 25.0 * MINUTE_MS, 6.0
 WAVE_AMPLITUDE = 0.6
 # Spaces that would start in an hour if no host were live already.
 STARTS_PER_HOUR = 265
@@ -176,7 +178,7 @@ class Viewers(Placed):
 
     @classmethod
     def draw(cls, rng: Generator, num: int, hosts: Hosts, popularity: Floats) -> Viewers:
-        """Draw `num` viewers, who follow famous hosts, and know viewers, of their language and taste."""
+        """Draw `num` viewers, who follow hosts, and know viewers, of their language and taste."""
         place = rng.choice(len(PLACES), size=num, p=_PLACE_SHARES)
         device = rng.choice(len(DEVICES), size=num, p=DEVICE_SHARES)
         favourite = _favourites(rng, popularity[_PLACE_LANGUAGE[place]], rng.integers(2, 6, size=num))
@@ -288,7 +290,7 @@ class Spaces:
             grown_ms,
             speakers + 1 + rng.poisson(1.0, size=num),
             _draw_guests(rng, hosts, host, topic, speakers),
-            np.exp(rng.uniform(*np.log(WAVE_MS), size=(num, NUM_WAVES))),
+            WAVE_MS * WAVE_RANGE ** rng.random((num, NUM_WAVES)),
             rng.uniform(0.0, 2.0 * np.pi, size=(num, NUM_WAVES)),
         )
 
@@ -319,7 +321,7 @@ def _draw_guests(rng: Generator, hosts: Hosts, host: Ints, topic: Ints, speakers
 
 
 def _meet(rng: Generator, mine: Ints, theirs: Ints, weight: Floats, num: int) -> Ints:
-    """Draw, for each of N languages, `num` of the people who speak it, by their weight: [N, num]."""
+    """Draw, for each of N languages, `num` people who speak it, by their weight: [N, num]."""
     met = np.empty((len(mine), num), dtype=np.int64)
     for language in np.unique(mine):
         here, there = np.flatnonzero(mine == language), np.flatnonzero(theirs == language)
@@ -328,7 +330,7 @@ def _meet(rng: Generator, mine: Ints, theirs: Ints, weight: Floats, num: int) ->
 
 
 def _closest(rng: Generator, met: Ints, closeness: Floats, num: Floats | Ints) -> Ints:
-    """Draw up to num[n] different people of met[n], by exp(closeness); -1 follows or replaces them."""
+    """Draw up to num[n] different people of met[n], by exp(closeness); -1 pads the rows."""
     order = np.argsort(-closeness - rng.gumbel(size=met.shape), axis=1)
     chosen = np.take_along_axis(met, order, axis=1)[:, : int(num.max())]
     chosen = np.sort(np.where(np.arange(chosen.shape[1]) < num.astype(np.int64)[:, None], chosen, -1), axis=1)

@@ -51,9 +51,10 @@ GOES_ON, STOPS = 0.96, 0.9
 HIDDEN_ERROR = 0.7
 # Longest time from a click to its join where joins come late; half of them come in a quarter of it.
 LATE_MS = 120 * MINUTE_MS
-# How memory fades, as activation in ACT-R (Anderson and Schooler 1991, "Reflections of the environment
-# in memory"): a showing of t minutes ago adds t ** -FADING. One showing of HALF_KNOWN_MIN ago, if
-# surely examined, is recalled with probability 0.5; RECALL_NOISE is that of the activation.
+# How memory fades, as activation in ACT-R (Anderson and Schooler 1991, "Reflections of the
+# environment in memory"): a showing of t minutes ago adds t ** -FADING. One showing of
+# HALF_KNOWN_MIN ago, if surely examined, is recalled with probability 0.5; RECALL_NOISE is that of
+# the activation.
 FADING, HALF_KNOWN_MIN, RECALL_NOISE = 0.5, 120.0, 0.4
 # Median listening time in minutes, and standard deviation of its logarithm.
 STAY_MIN, STAY_SD = 20.0, 0.9
@@ -310,9 +311,10 @@ def _goes_on(joins: Floats | Flags) -> Floats:
 
 
 class Audience:
-    """Listeners of each Space over time, and Spaces passed over, by which rankings affect later ones.
+    """Listeners of each Space over time, and what viewers passed over.
 
-    Joins and leaves are queued and applied in time order. `friends` are those of the viewers.
+    Through both, earlier rankings affect later ones. Joins and leaves are queued and applied in
+    time order. `friends` are those of the viewers.
     """
 
     def __init__(self, num_spaces: int, friends: Ints) -> None:
