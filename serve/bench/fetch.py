@@ -19,7 +19,7 @@ from serve.bench.synthetic import NOW_MS, RowMaker, candidate_id, viewer_id
 from serve.config.settings import CURRENT, Arm
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Features, Matrix
-from serve.features.rows import RowTable, Schema
+from serve.features.rows import CandidateRows, Schema
 from serve.features.slots import I64
 from serve.features.surface import load_surface
 from serve.operate.host.machine import describe_machine
@@ -144,7 +144,7 @@ async def _measure(
     times_us: Mapping[_Cell, list[float]],
     schema: Schema,
     stores: Mapping[int, Store],
-    tables: Mapping[int, RowTable],
+    tables: Mapping[int, CandidateRows],
     rounds: int,
 ) -> None:
     draw = random.Random(0)
@@ -157,7 +157,7 @@ async def _measure(
                 batch_us.append(slates[0].stage_ms["features"] * 1e3)
 
 
-def _live(schema: Schema, candidates: RowTable, store: Store) -> CandidateTable:
+def _live(schema: Schema, candidates: CandidateRows, store: Store) -> CandidateTable:
     """Return a table with the store's viewers and separate candidates."""
     live = CandidateTable(schema, lambda: store)
     live.rows, live.seq = candidates, store.seq()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.hashing import hash64
 from serve.features.kinds.affinity import Maps
-from serve.features.rows import RowTable, Schema
-from serve.features.slots import I64, PackedRows
+from serve.features.kinds.gauge import Inside, Presences
+from serve.features.rows import CandidateRows, Schema
+from serve.features.slots import CANDIDATE_ID, I64, PackedRows
 from serve.features.state_kind import STATE
 from serve.stores.protocol import Store
 
@@ -16,7 +18,9 @@ _DAY_MS = 86_400_000
 _ROWS_A_COMMIT = 20_000
 # Number of categories by field. They are prime, so that any stride visits all before it repeats.
 _POOLS = {"host": 5003, "topic": 61, "language": 31, "country": 97, "device": 5}
-_POOL_OF = {"follows": "host"}
+# Candidates that viewers were shown before, and viewers who are at candidates or friends.
+_NUM_SHOWN, _NUM_FRIENDS = 1009, 4999
+_POOL_OF = {"follows": "host", "guests": "host", "friends": "viewers"}
 
 
 class RowMaker:
@@ -28,6 +32,11 @@ class RowMaker:
         # Viewers and candidates draw from the same values, so that some of them match.
         shared = np.random.default_rng(0)
         self._pools = {name: shared.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
+        for name, made, num in (
+            (CANDIDATE_ID.name, candidate_id, _NUM_SHOWN),
+            ("viewers", viewer_id, _NUM_FRIENDS),
+        ):
+            self._pools[name] = np.array([hash64(made(i)) for i in range(num)], np.uint64)
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
         """Commit viewers `viewer0` to `viewer<n - 1>`."""
@@ -38,15 +47,34 @@ class RowMaker:
             rows = {viewer_id(first + i): packed[i * size : (i + 1) * size] for i in range(num_rows)}
             store.commit(first + num_rows, rows, {})
 
-    def live_table(self, num_candidates: int) -> RowTable:
+    def live_table(self, num_candidates: int) -> CandidateRows:
         """Return a table of candidates `space0` to `space<n - 1>`; none of them ends."""
-        rows = RowTable(self._schema, "candidate")
+        rows = CandidateRows(self._schema)
         at = np.array([rows.add(candidate_id(i)) for i in range(num_candidates)])
         made = self._schema.blank("candidate", num_candidates)
         self._fill(made, "candidate")
         made["ends_ms"] = NOW_MS + _DAY_MS
+        if CANDIDATE_ID.name in (made.dtype.names or ()):
+            made[CANDIDATE_ID.name] = rows.table[CANDIDATE_ID.name][at]
+        self._fill_presences(made)
         rows.table[at] = made
+        rows.link(at)
+        for values in rows.values.values():
+            self._fill_sums(values.table[1:])
         return rows
+
+    def _fill_presences(self, rows: PackedRows) -> None:
+        """Let 12 viewers be at a candidate on average, with a long tail."""
+        presences = self._schema.kept(Presences)
+        num = self._rng.geometric(1 / 12, len(rows)) - 1
+        for slot in presences.slots:
+            fields = presences.of(rows, slot)
+            if isinstance(slot, Inside):
+                named = self._distinct("viewers", len(rows), fields["viewers"].shape[1])
+                fields["viewers"] = np.where(np.arange(named.shape[1]) < num[:, None], named, 0)
+            else:
+                fields["newest_step"] = NOW_MS // slot.step_ms
+                fields["present"][:, :-1] = num[:, None]
 
     def _viewers(self, num_rows: int) -> PackedRows:
         rows = self._schema.blank("viewer", num_rows)
@@ -71,6 +99,9 @@ class RowMaker:
                 rows[name] = self._rng.integers(1, 12, len(rows))
             else:
                 rows[name] = self._past_ms((len(rows),), _DAY_MS // 4)
+        self._fill_sums(rows)
+
+    def _fill_sums(self, rows: PackedRows) -> None:
         sums = rows[STATE]["sums"]
         sums[:] = self._rng.random(sums.shape) * 100.0
         rows[STATE]["sums_ms"] = self._past_ms(sums.shape, _DAY_MS // 8)

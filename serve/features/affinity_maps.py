@@ -20,6 +20,13 @@ from serve.features.slots import F64, I64, U64, Bools, PackedRows
 TOUCHED, UNTOUCHED, EMPTY = 0, 1, 2
 
 
+class Rule(NamedTuple):
+    """How the entries of a map decay, and whether the oldest of them go first."""
+
+    half_life_ms: float
+    by_time: bool = False
+
+
 class Parts(NamedTuple):
     """Arrays of one map, one row a viewer. Key 0 marks an empty place; empty places come last."""
 
@@ -95,13 +102,13 @@ class Round(NamedTuple):
 
 
 def apply_to_map(
-    half_life_ms: float, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
+    rule: Rule, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
 ) -> None:
     """Apply records `[N]` to a map; skip those neither `hit` nor `over`, and those of viewer 0."""
     # Fast path: one record is the most frequent call in training.
     if len(viewers) == 1:
         if viewers[0] and (hit[0] or over[0]) and len(pairs.keys):
-            _apply(half_life_ms, parts, Round(viewers, ts_ms, hit, *pairs))
+            _apply(rule, parts, Round(viewers, ts_ms, hit, *pairs))
         return
     rounds = _rounds(np.where(hit | over, viewers, 0))
     round_of_pair = rounds[pairs.record]
@@ -111,7 +118,7 @@ def apply_to_map(
             records = (rounds == number).nonzero()[0]
             owner = np.searchsorted(records, pairs.record[mine])
             of_record = viewers[records], ts_ms[records], hit[records]
-            _apply(half_life_ms, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
+            _apply(rule, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
 
 
 def _rounds(viewers: I64) -> I64:
@@ -125,7 +132,7 @@ def _rounds(viewers: I64) -> I64:
     return rounds
 
 
-def _apply(half_life_ms: float, parts: Parts, now: Round) -> None:
+def _apply(rule: Rule, parts: Parts, now: Round) -> None:
     # A single record changes its row in place, which halves its time.
     one = len(now.viewers) == 1
     rows = slice(int(now.viewers[0]), int(now.viewers[0]) + 1) if one else now.viewers
@@ -133,15 +140,15 @@ def _apply(half_life_ms: float, parts: Parts, now: Round) -> None:
     keep = held.keys.shape[1]
     hits = (now.each(held.keys) == now.keys[:, None]).ravel().nonzero()[0]
     if len(hits) == len(now.keys):
-        _add(half_life_ms, held, hits % keep + now.owner * keep, now)
+        _add(rule.half_life_ms, held, hits % keep + now.owner * keep, now)
     else:
-        held, one = _with_new(half_life_ms, held, hits, now), False
+        held, one = _with_new(rule, held, hits, now), False
     if not one:
         for part, values in zip(parts, held, strict=True):
             part[rows] = values
 
 
-def _with_new(half_life_ms: float, held: Parts, hits: I64, now: Round) -> Parts:
+def _with_new(rule: Rule, held: Parts, hits: I64, now: Round) -> Parts:
     """Return `[V, K]` the maps after a round that adds entries and evicts others.
 
     `hits` are the places, in `[Q, K]`, at which a key of the round is already held.
@@ -163,10 +170,10 @@ def _with_new(half_life_ms: float, held: Parts, hits: I64, now: Round) -> Parts:
     wide.keys.ravel()[at[is_new]] = now.keys[is_new]
     wide.ms.ravel()[at[is_new]] = now.ts_ms[owner]
     if width == keep:
-        _add(half_life_ms, wide, at, now)
+        _add(rule.half_life_ms, wide, at, now)
         return wide
-    stay = _staying(half_life_ms, keep, wide, at, is_new, now)
-    _add(half_life_ms, wide, at, now)
+    stay = _staying(rule, keep, wide, at, is_new, now)
+    _add(rule.half_life_ms, wide, at, now)
     return wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
 
 
@@ -177,16 +184,18 @@ def _widened(part: NDArray[Any], width: int) -> NDArray[Any]:
     return wide
 
 
-def _staying(half_life_ms: float, keep: int, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
+def _staying(rule: Rule, keep: int, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
     """Return `[V, K]` the columns of the `[V, W]` entries that are kept, in ascending order."""
     hit = now.hit[now.owner]
     rank = np.where(wide.keys == 0, EMPTY, UNTOUCHED)
-    rank.ravel()[at[hit]] = TOUCHED
+    rank.ravel()[at if rule.by_time else at[hit]] = TOUCHED
+    if rule.by_time:
+        return np.sort(np.lexsort((wide.keys, -wide.ms, rank))[:, :keep], axis=1)
     # A new entry is judged by the counts that arrive with it, an old one by its sums so far.
     over = wide.over.copy()
     arrived = is_new & ~hit
     over.ravel()[at[arrived]] = now.counts[arrived]
-    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / half_life_ms)
+    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / rule.half_life_ms)
     best = np.lexsort((wide.keys, -over * decay, -wide.event * decay, rank))
     return np.sort(best[:, :keep], axis=1)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from serve.features.kind import Kind
 from serve.features.rows import Schema
-from serve.features.slots import Entity, FieldRef, PackedRows, Slot, field_refs
+from serve.features.slots import CANDIDATE_ID, Entity, FieldRef, PackedRows, Slot, field_refs
 from serve.features.state_kind import STATE, Cell
 
 
@@ -17,7 +17,7 @@ def common_cells(new: Schema, old: Schema, entity: Entity) -> Iterator[tuple[Cel
     """Yield pairs of cells, of an entity's rows of `new` and of `old`, with the same meaning."""
     if entity == "viewer":
         yield ("seen_ms",), ("seen_ms",)
-    for place, name in enumerate(new.stated[entity]):
+    for place, name in enumerate(new.stated.get(entity, ())):
         if name == "ends_ms" or _is_same_field(FieldRef(entity, name), new, old):
             yield (name,), (name,)
             yield ("stated_ms", place), ("stated_ms", old.stated[entity].index(name))
@@ -34,6 +34,8 @@ def is_common(kind: Kind, new: Schema, old: Schema) -> bool:
 
 
 def _is_same_field(ref: FieldRef, new: Schema, old: Schema) -> bool:
+    if ref == CANDIDATE_ID:
+        return True
     ours, theirs = (schema.surface.fields[ref.owner].get(ref.name) for schema in (new, old))
     return bool(ours and theirs and (ours.type, ours.max) == (theirs.type, theirs.max))
 

@@ -12,19 +12,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema
 
 from serve.contract.errors import TabrankError, unknown
 from serve.contract.typed_reader import STRICT, Between, checked_by
 from serve.contract.validation import duration_ms, one_of, typed
 from serve.features.batch import Batch
-from serve.features.slots import IMPRESSION, OWNERS, FieldRef, Slot
+from serve.features.slots import ENTITIES, F64, IMPRESSION, OWNERS, Entity, FieldRef, Slot
 from serve.features.words import MAX_WORDS, Words
 
 Transform = Literal["none", "log1p"]
 
 
-def declared(check: Callable[..., Any]) -> PlainValidator:
+def declared(check: Callable[..., Any], schema: Any = str) -> PlainValidator:
     """Read an option that names a part of the surface, by a function of value, parts and key.
 
     The parts are the attributes of the surface that are valid so far. Without them, the option
@@ -40,7 +40,7 @@ def declared(check: Callable[..., Any]) -> PlainValidator:
         except TabrankError as error:
             raise ValueError(str(error).removeprefix(": ")) from None
 
-    return PlainValidator(validate, json_schema_input_type=str)
+    return PlainValidator(validate, json_schema_input_type=schema)
 
 
 def field_of(*types: str) -> PlainValidator:
@@ -69,8 +69,34 @@ def _event(value: object, parts: Mapping[str, Any], key: str) -> str:
     return one_of(value, (*parts["events"], IMPRESSION), "")
 
 
+def _holder(value: object, parts: Mapping[str, Any], key: str) -> Entity | tuple[Entity, ...]:
+    """Read the entity that a kind counts for: one of two, a candidate's field, or the pair."""
+    if value == list(PAIR):
+        return PAIR
+    declared = parts["candidate"].items()
+    fields = [f"candidate.{name}" for name, field in declared if field.type == "category"]
+    text = typed(value, str, "")
+    if text not in (*ENTITIES, *fields):
+        wanted = f"{unknown('value', text, (*ENTITIES, *fields))}"
+        raise TabrankError(f'{wanted}; or state the pair ["viewer", "candidate"]')
+    if text in fields and parts["candidate"][text.partition(".")[2]].request_time:
+        raise TabrankError(f"{text!r} is stated by requests, so that no event can count for it")
+    return str(text)
+
+
+def _of_pairs(value: int | None, info: ValidationInfo) -> int | None:
+    if value is not None and info.data.get("entity", PAIR) != PAIR:
+        raise ValueError('only entity = ["viewer", "candidate"] takes it; leave it out')
+    return value
+
+
+# The entity of a kind that counts for each viewer and candidate.
+PAIR: tuple[Entity, ...] = ("viewer", "candidate")
 DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?[smhd]$"})
 Event = Annotated[str, declared(_event)]
+Holder = Annotated[Entity | tuple[Entity, ...], declared(_holder, str | list[str])]
+# The candidates of a viewer that a pair's state keeps; None for the default.
+Keep = Annotated[Annotated[int, Between(1, 1024)] | None, AfterValidator(_of_pairs)]
 HalfLife = Annotated[float, checked_by(duration_ms), Field(alias="half_life"), DURATION_SCHEMA]
 
 
@@ -81,6 +107,10 @@ class Prior:
     __pydantic_config__ = STRICT
     rate: Annotated[float, Between(0.0001, 0.9999)]
     weight: Annotated[float, Between(0.01, 1e6)]
+
+    def gain(self, event: F64, over: F64) -> F64:
+        """Return how far the posterior mean is above the prior; exactly 0 without a record."""
+        return (event - self.rate * over) / (over + self.weight)
 
 
 @dataclass(frozen=True)
@@ -117,7 +147,13 @@ class Kind:
     @classmethod
     def worded(cls, options: Mapping[str, object]) -> str:
         """Return `Words` for a feature with these options; fields are written owner.name."""
-        text = cls.template.format(**options).replace("candidate.", "").replace("context.", "")
+        entity = options.get("entity", "")
+        who = entity if isinstance(entity, str) else "viewer at the candidate"
+        text = (
+            cls.template.format(**{**options, "entity": who})
+            .replace("candidate.", "")
+            .replace("context.", "")
+        )
         text = text.replace("viewer.", "viewer's ").replace("_", " ").removesuffix(" ms")
         return "".join(filter(str.isprintable, text))[:MAX_WORDS].strip() or "unnamed"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from serve.features.batch import Batch
 from serve.features.rows import Schema
 from serve.features.slots import I64, U64, PackedRows
+
+# The values of candidates' fields for a surface that counts none.
+NO_VALUES: Mapping[str, PackedRows] = {}
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Features:
         context: PackedRows,
         request_of_row: I64,
         now_ms: I64,
+        values: Mapping[str, PackedRows] = NO_VALUES,
     ) -> Matrix:
         """Compute the matrix of a batch of requests.
 
@@ -104,8 +108,9 @@ class Features:
             context: `[B]` rows.
             request_of_row: `[R]`, the index of each row's request.
             now_ms: `[B]`, the time of each request.
+            values: `[R]` rows by field, as `CandidateRows.values_of` returns them.
         """
-        batch = Batch(self.schema.state, viewers, candidates, context, request_of_row, now_ms)
+        batch = Batch(self.schema.state, viewers, candidates, context, request_of_row, now_ms, values)
         num_rows = len(request_of_row)
         numeric = np.empty((num_rows, len(self._numeric)), np.float32)
         for j, kind in enumerate(self._numeric.values()):
@@ -114,17 +119,22 @@ class Features:
         at = 0
         for kind in self._categories:
             # Hashes `[R]`, or `[R, M]` of a set.
-            values = kind.value(batch)
-            width = values.shape[1] if values.ndim == 2 else 1
-            category[:, at : at + width] = values.reshape(num_rows, width)
+            hashes = kind.value(batch)
+            width = hashes.shape[1] if hashes.ndim == 2 else 1
+            category[:, at : at + width] = hashes.reshape(num_rows, width)
             at += width
         return Matrix(numeric, category)
 
     def popularity(
-        self, candidates: PackedRows, context: PackedRows, request_of_row: I64, now_ms: I64
+        self,
+        candidates: PackedRows,
+        context: PackedRows,
+        request_of_row: I64,
+        now_ms: I64,
+        values: Mapping[str, PackedRows] = NO_VALUES,
     ) -> NDArray[np.float32]:
         """Return `[R]` the popularity feature as in `compute`, without rows of viewers."""
         schema = self.schema
         viewers = schema.blank("viewer", len(now_ms))
-        batch = Batch(schema.state, viewers, candidates, context, request_of_row, now_ms)
+        batch = Batch(schema.state, viewers, candidates, context, request_of_row, now_ms, values)
         return np.asarray(self._numeric[schema.surface.popular].value(batch), np.float32)

@@ -7,7 +7,7 @@ are missing, and it never changes.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +16,20 @@ import numpy as np
 from serve.contract.hashing import hash64
 from serve.features.id_index import Buckets
 from serve.features.interactions import Interactions
-from serve.features.slots import I64, IMPRESSION, Entity, PackedRows, Slot
+from serve.features.slots import (
+    CANDIDATE_ID,
+    ENTITIES,
+    I64,
+    IMPRESSION,
+    U64,
+    VALUE,
+    Entity,
+    PackedRows,
+    Slot,
+    field_of_key,
+    field_refs,
+    value_key,
+)
 from serve.features.state_kind import STATE, StateKind
 from serve.features.surface import Field, Surface
 
@@ -34,12 +47,14 @@ class Schema:
         self.surface = surface
         self.events = tuple(dict.fromkeys((IMPRESSION, *surface.events)))
         self.number = {event: number for number, event in enumerate(self.events)}
-        by_type: defaultdict[type[Slot], list[Slot]] = defaultdict(list)
+        by_kind: defaultdict[type[StateKind[Any]], list[Slot]] = defaultdict(list)
         for slot in dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots):
-            by_type[type(slot)].append(slot)
-        kinds = ((StateKind.registry[of], slots) for of, slots in by_type.items())
-        self.state: dict[type, StateKind[Any]] = {kind: kind(slots, self.number) for kind, slots in kinds}
+            by_kind[StateKind.registry[type(slot)]].append(slot)
+        self.state: dict[type, StateKind[Any]] = {
+            kind: kind(slots, self.number) for kind, slots in by_kind.items()
+        }
         self.kept_by = {slot: kind for kind in self.state.values() for slot in kind.slots}
+        keeps_id = any(CANDIDATE_ID in field_refs(slot) for slot in self.kept_by)
         # Attributes in the order of their times in `stated_ms`, the candidate's end included.
         self.stated: dict[Entity, tuple[str, ...]] = {
             "viewer": tuple(surface.fields["viewer"]),
@@ -47,8 +62,16 @@ class Schema:
         }
         seen, ends = ("seen_ms", "<i8"), ("ends_ms", "<i8")
         self.viewer = np.dtype([*self._attributes("viewer"), seen, *self._state("viewer")])
-        self.candidate = np.dtype([*self._attributes("candidate"), ends, *self._state("candidate")])
+        id_hash = [(CANDIDATE_ID.name, "<u8")] * keeps_id
+        self.candidate = np.dtype([*self._attributes("candidate"), *id_hash, ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
+        entities = dict.fromkeys(entity for kind in self.state.values() for entity in kind.entities)
+        # By field of candidates of which the state counts the values: the layout of a value's row.
+        self.values = {
+            entity.removeprefix("candidate."): np.dtype(self._state(entity))
+            for entity in entities
+            if entity not in ENTITIES
+        }
         layout = repr((self.viewer.descr, self.candidate.descr, list(self.kept_by)))
         self.fingerprint = hashlib.sha256(layout.encode()).hexdigest()
 
@@ -66,11 +89,15 @@ class Schema:
 
     def _state(self, entity: Entity) -> list[Any]:
         columns = [column for kind in self.state.values() for column in kind.columns(entity)]
+        if entity not in ENTITIES:
+            return [(STATE, columns)]
         stated = ("stated_ms", "<i8", (len(self.stated[entity]),))
         return [stated, (STATE, columns)] if columns else [stated]
 
     def blank(self, entity: Entity, n: int = 1) -> PackedRows:
         """Return `n` rows with all values missing."""
+        if entity not in ENTITIES:
+            return np.zeros(n, self.values[entity.removeprefix("candidate.")])
         rows = np.zeros(n, self.viewer if entity == "viewer" else self.candidate)
         for name, declared in self.surface.fields[entity].items():
             if declared.type in ("number", "time"):
@@ -139,10 +166,14 @@ class RowTable:
             if row == len(self.table):
                 self.table = np.concatenate([self.table, self.schema.blank(self.entity, row)])
         self.index[name] = row
+        self._begin(row)
         if self._by_hash is not None:
             self._by_hash[hash64(name)] = row
         self._buckets.changed(name)
         return row
+
+    def _begin(self, row: int) -> None:
+        """Prepare the blank row of a new id."""
 
     def see(self, now_ms: int) -> None:
         """Keep the time at which all viewers of the table were seen, by which their rows expire."""
@@ -176,13 +207,109 @@ class RowTable:
             self._buckets.changed(name)
 
 
+class CandidateRows(RowTable):
+    """Rows of candidates, with those of their fields' values that the state counts.
+
+    `values` has a table by field, with the keys of `value_key`, and `value_of` the row there of
+    each candidate's value, 0 without one. A value stays in its table when no candidate has it any
+    more, unless the caller takes it out. One that comes back takes its row from `at_rest`.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema, "candidate")
+        self.values = {field: RowTable(schema, f"candidate.{field}") for field in schema.values}
+        self.value_of: dict[str, I64] = {field: np.zeros(len(self.table), np.int64) for field in self.values}
+        self.at_rest: dict[str, bytes] = {}
+        self._hashes: dict[str, U64] = {field: np.zeros(len(self.table), np.uint64) for field in self.values}
+        # By field: the number of candidates that have the value in a row, and rows that one left.
+        self._holders: dict[str, Counter[int]] = {field: Counter() for field in self.values}
+        self._back: set[str] = set()
+        self._left: dict[str, set[int]] = {field: set() for field in self.values}
+
+    def clear(self, row: int) -> None:
+        """Make the row of an id blank, apart from the id's hash."""
+        self.table[row] = self.table[0]
+        if CANDIDATE_ID.name in (self.schema.candidate.names or ()):
+            self.table[CANDIDATE_ID.name][row] = hash64(self.ids[row] or "")
+        self.link(np.array([row]))
+
+    def link(self, rows: I64) -> None:
+        """Link rows whose fields may have changed to the values that they have now."""
+        for field, values in self.values.items():
+            if more := len(self.table) - len(self._hashes[field]):
+                self._hashes[field] = np.append(self._hashes[field], np.zeros(more, np.uint64))
+                self.value_of[field] = np.append(self.value_of[field], np.zeros(more, np.int64))
+            hashes, value_of = self._hashes[field], self.value_of[field]
+            now = self.table[field][rows]
+            changed = now != hashes[rows]
+            for row, hashed in zip(rows[changed].tolist(), now[changed].tolist(), strict=True):
+                old, new = int(value_of[row]), 0
+                if hashed:
+                    new = self._found(values, value_key(field, hashed))
+                self._holders[field].update({new: 1, old: -1})
+                self._left[field].add(old)
+                hashes[row], value_of[row] = hashed, new
+
+    def _found(self, values: RowTable, key: str) -> int:
+        if packed := self.at_rest.pop(key, b""):
+            values.apply({key: packed})
+            self._back.add(key)
+        return values.add(key)
+
+    def absent(self, fields: Mapping[str, Any]) -> list[str]:
+        """Return the keys of a candidate's values that have no row here."""
+        keys = {field: value_key(field, hash64(fields[field])) for field in self.values if fields.get(field)}
+        return [key for field, key in keys.items() if key not in self.values[field].index]
+
+    def is_held(self, field: str, row: int) -> bool:
+        """Return whether a candidate has the value in this row."""
+        return self._holders[field][row] > 0
+
+    def take_left(self, field: str) -> set[int]:
+        """Return the rows of values that a candidate left since the last call."""
+        left, self._left[field] = self._left[field], set()
+        return left
+
+    def take_back(self) -> set[str]:
+        """Return the keys of values that were taken from `at_rest` since the last call."""
+        back, self._back = self._back, set()
+        return back
+
+    def values_of(self, rows: I64) -> dict[str, PackedRows]:
+        """Return by field the rows `[R]` of the values of these candidates."""
+        tables = self.values.items()
+        return {field: table.table.take(self.value_of[field].take(rows)) for field, table in tables}
+
+    def apply(self, changed: Mapping[str, bytes]) -> None:
+        """Apply the changes that a store reports, those of values included."""
+        if not self.values:
+            super().apply(changed)
+            return
+        parts: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+        for name, packed in changed.items():
+            parts[field_of_key(name) if name[0] == VALUE else ""][name] = packed
+        super().apply(parts[""])
+        self.link(self.find(list(parts[""])))
+        for field, values in self.values.items():
+            values.apply(parts[field])
+
+    def drop(self, name: str) -> None:
+        """Remove an id; a later id may reuse its row."""
+        row = self.index.get(name, 0)
+        super().drop(name)
+        self.link(np.array([row]))
+
+    def _begin(self, row: int) -> None:
+        self.clear(row)
+
+
 class State:
     """Rows of all viewers and candidates of a surface; it changes only by records, in order."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.viewers = RowTable(schema, "viewer")
-        self.candidates = RowTable(schema, "candidate")
+        self.candidates = CandidateRows(schema)
 
     def forget(self, row: int) -> list[int]:
         """Make a viewer's row blank; return the rows of candidates that change by it."""
@@ -191,6 +318,14 @@ class State:
             left += kind.forget(self.viewers, self.candidates, row)
         self.viewers.table[row] = self.schema.blank("viewer")[0]
         return left
+
+    def forget_value(self, key: str) -> None:
+        """Forget the state of a field's value, unless a candidate has it."""
+        field = field_of_key(key)
+        values = self.candidates.values.get(field)
+        self.candidates.at_rest.pop(key, None)
+        if values and (row := values.index.get(key)) and not self.candidates.is_held(field, row):
+            values.table[row] = values.table[0]
 
     def upsert(
         self,
@@ -216,6 +351,8 @@ class State:
             if not ts_ms < stated_ms[place] <= received_ms:
                 rows.table[key][row] = encode(declared[key], value) if key in declared else value
                 stated_ms[place] = ts_ms
+        if entity == "candidate":
+            self.candidates.link(np.array([row]))
 
     def observe(self, run: Interactions) -> list[int]:
         """Apply records; the result equals that of one at a time, except for rounding of sums.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,14 @@ Bools = NDArray[np.bool_]
 PackedRows = NDArray[np.void]
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]
-Entity = Literal["viewer", "candidate"]
+# What has a row of state: a viewer, a candidate, or, as "candidate.FIELD", a value of that field of
+# candidates, which all candidates that have it share.
+Entity = str
 ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 # The owners of fields.
 OWNERS = ("viewer", "candidate", "context")
+# The first character of a value's key in a store, with which no id may begin.
+VALUE = "\0"
 # The event that every surface has.
 IMPRESSION = "impression"
 
@@ -32,6 +36,20 @@ class FieldRef:
 
     def __str__(self) -> str:
         return f"{self.owner}.{self.name}"
+
+
+# The hash of a candidate's id, which is in its row if a slot reads it.
+CANDIDATE_ID = FieldRef("candidate", "id")
+
+
+def value_key(field: str, hashed: int) -> str:
+    """Return the key of the row of a field's value with this hash; see `VALUE`."""
+    return f"{VALUE}{field}={hashed:016x}"
+
+
+def field_of_key(key: str) -> str:
+    """Return the field that `value_key` was given."""
+    return key[1:].rpartition("=")[0]
 
 
 @dataclass(frozen=True)

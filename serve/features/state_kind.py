@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from serve.features.interactions import Interactions
-from serve.features.slots import Entity, PackedRows, Slot
+from serve.features.slots import ENTITIES, I64, Entity, PackedRows, Slot
 
 # The field of a row that holds all of its state; no attribute may have this name.
 STATE = "_state"
@@ -32,18 +32,30 @@ class Rows(Protocol):
         """Return the row number of the id with this hash, 0 for an unknown id."""
 
 
-class StateKind(ABC, Generic[S]):
-    """All slots of one type in the state of a surface; `numbers` are those of its events.
+class Candidates(Rows, Protocol):
+    """Rows of candidates, and by field those of its values, with their row of each candidate."""
 
-    A subclass states `fields` and `observe`, and a `read` for its features. By default each slot
-    has a column of its own.
+    @property
+    def values(self) -> Mapping[str, Rows]:
+        """The tables of values."""
+
+    @property
+    def value_of(self) -> Mapping[str, I64]:
+        """The row of each candidate's value, 0 without one."""
+
+
+class StateKind(ABC, Generic[S]):
+    """All slots of some types in the state of a surface; `numbers` are those of its events.
+
+    A subclass names the types, `of=(Sum,)`, and states `fields` and `observe`, and a `read` for its
+    features. By default each slot has a column of its own.
     """
 
     registry: ClassVar[dict[type[Slot], type[StateKind[Any]]]] = {}
 
-    def __init_subclass__(cls, *, of: type[Slot]) -> None:
-        assert of not in cls.registry, f"two kinds of state keep {of.__name__}"
-        cls.registry[of] = cls
+    def __init_subclass__(cls, *, of: tuple[type[Slot], ...]) -> None:
+        assert cls.registry.keys().isdisjoint(of), f"two kinds of state keep one of {of}"
+        cls.registry |= dict.fromkeys(of, cls)
 
     def __init__(self, slots: Sequence[S], numbers: Mapping[str, int]) -> None:
         self.slots = tuple(slots)
@@ -57,8 +69,13 @@ class StateKind(ABC, Generic[S]):
         Each field begins at a multiple of eight bytes: NumPy reads others slowly.
         """
 
+    @property
+    def entities(self) -> Iterable[Entity]:
+        """The entities of which a row may have fields of these slots."""
+        return ENTITIES
+
     @abstractmethod
-    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterable[int]:
+    def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Iterable[int]:
         """Apply records; return the rows of candidates that changed without a record of theirs."""
 
     def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterable[int]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.interactions import Interactions
-from serve.features.rows import NEVER_MS, RowTable, State
-from serve.features.slots import IMPRESSION
+from serve.features.rows import NEVER_MS, CandidateRows, RowTable, State
+from serve.features.slots import IMPRESSION, field_of_key
 from serve.log.events import Ended, Exposure, JournalEntry, Record, viewer_of
 from serve.stores.protocol import Store
 
@@ -58,6 +58,7 @@ class RecordApplier:
             self._state.upsert("candidate", record.id, record.fields, record.ends_ms, **times)
             self.candidates[record.id] = None
         elif isinstance(record, Forget):
+            self._state.forget_value(record.viewer)
             if row := self._state.viewers.index.get(record.viewer):
                 self._add_changed(self._state.forget(row))
                 self._state.viewers.drop(record.viewer)
@@ -98,22 +99,66 @@ def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
     }
 
 
+def read_rows(state: State, store: Store, seq: int, viewers: Sequence[str], brought: Iterable[str]) -> None:
+    """Read the rows of viewers as stored at `seq`, and of values that candidates may bring back."""
+    names = dict.fromkeys((*viewers, *brought))
+    rows = zip(names, store.read(list(names), seq)[0], strict=True)
+    found = {name: row for name, row in rows if row is not None}
+    state.candidates.at_rest = {key: found.pop(key) for key in brought if key in found}
+    state.viewers.apply(found)
+
+
+def packed_changes(
+    state: State, viewers: Iterable[str], candidates: Iterable[str]
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return the packed rows of viewers and of candidates that changed, with those of values.
+
+    A store keeps a value that a candidate has among the candidates, which every replica holds, and
+    any other one among the viewers.
+    """
+    live = state.candidates
+    rows_of, rows = packed(state.viewers, viewers), live.find(list(candidates))
+    rows_of |= dict.fromkeys(live.take_back(), b"")
+    changed = {
+        name: live.take_left(name).union(of[rows].tolist()) - {0} for name, of in live.value_of.items()
+    }
+    held, at_rest = packed_values(live, changed)
+    for key in at_rest:
+        live.values[field_of_key(key)].drop(key)
+    return rows_of | at_rest, packed(live, candidates) | held | dict.fromkeys(at_rest, b"")
+
+
+def packed_values(
+    candidates: CandidateRows, rows: Mapping[str, Iterable[int]]
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return the packed rows of values, by field, that a candidate has, and of those at rest."""
+    parts: tuple[dict[str, bytes], dict[str, bytes]] = {}, {}
+    for field, at in rows.items():
+        values = candidates.values[field]
+        blank = values.table[0].tobytes()
+        for key, row in packed(values, [str(values.ids[place]) for place in at]).items():
+            is_held = candidates.is_held(field, values.index[key])
+            parts[not is_held][key] = row if is_held or row != blank else b""
+    return parts
+
+
 def apply_records(
-    candidates: RowTable, store: Store, seq: int, entry: JournalEntry, now_ms: int
+    candidates: CandidateRows, store: Store, seq: int, entry: JournalEntry, now_ms: int
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Apply records in order to the live table, and to their viewers' rows as stored at `seq`.
 
     The viewers are then seen at `now_ms` of the service's clock. Returns the packed rows of the
-    changed viewers and of the changed candidates.
+    changed viewers and of the changed candidates. Values that no candidate has are among the
+    viewers, and are read from there when a candidate brings one back.
     """
     state = State(candidates.schema)
     state.candidates = candidates
     names = list(dict.fromkeys(name for name in map(viewer_of, entry.records) if name is not None))
-    rows = store.read(names, seq)[0]
-    state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
+    added = [record.fields for record in entry.records if isinstance(record, Candidate)]
+    read_rows(state, store, seq, names, [key for fields in added for key in candidates.absent(fields)])
     changes = RecordApplier(state)
     for record in entry.records:
         changes.apply(record, entry.received_ms)
     changes.observe()
     state.viewers.see(now_ms)
-    return packed(state.viewers, changes.viewers), packed(state.candidates, changes.candidates)
+    return packed_changes(state, changes.viewers, changes.candidates)

@@ -17,7 +17,7 @@ from serve.contract.errors import StoreUnavailable, TabrankError, WriterFenced
 from serve.features.matrix import Features
 from serve.features.rows import RowTable, Schema
 from serve.features.surface import Surface
-from serve.ingest.apply import packed
+from serve.ingest.apply import packed, packed_values
 from serve.ingest.takeover import Claim
 from serve.log.rebuild import rebuild
 from serve.log.segments import MAX_SEQ
@@ -73,6 +73,10 @@ def load(
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
         viewers, candidates = (_packed(rows) for rows in (state.viewers, state.candidates))
+        num_viewers, num_candidates = len(viewers), len(candidates)
+        every = {field: values.index.values() for field, values in state.candidates.values.items()}
+        for stored, values in zip((candidates, viewers), packed_values(state.candidates, every), strict=True):
+            stored |= values
         # A flat log may hold numbers, but only segments and snapshots count as its end.
         log_seq = end.seq if (end := service.log_end()) else 0
         note = LoadNote(service.log_paths(), log_seq, now_ms, built.ends_ms, dict(built.coverage), erasures)
@@ -91,8 +95,8 @@ def load(
     for diagnosis in found:
         report(f"warning: {diagnosis}")
     return {
-        "viewers": len(viewers),
-        "candidates": len(candidates),
+        "viewers": num_viewers,
+        "candidates": num_candidates,
         "complete_since_ms": since_ms,
         "diagnoses": list(map(asdict, found)),
     }

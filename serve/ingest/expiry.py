@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from serve.contract.errors import StoreUnavailable
 from serve.contract.logs import SeldomWarning
 from serve.contract.records import Forget
+from serve.contract.validation import UNITS_MS
 from serve.features.rows import Schema
+from serve.features.slots import VALUE, field_of_key
+from serve.features.state_kind import STATE
 from serve.ingest.intake import Group
 from serve.log.events import viewer_of
 from serve.stores.protocol import Store
@@ -20,18 +24,25 @@ EVERY_RECORDS, EVERY_S = 1_000, 1.0
 # has at most twice the rows of those who came in time. In a commit they are at most `MOST`, which
 # take some ms to read and 0.1 s to forget; the next commits examine the rest.
 LEAST, MOST = 64, 2_048
+# Values of candidates' fields that no candidate has now. With more, those without an event for
+# longest are forgotten before their time.
+MAX_VALUES = 2_000_000
+FOR_YEARS_MS = 10 * 365 * UNITS_MS["d"]
 
 
 class ViewerExpiry:
     """Round through a store's viewers that forgets those without a record for `keep_ms`.
 
-    0 keeps all. A commit forgets at most `most` viewers. `store_bytes` is the store's size when
-    viewers were last examined.
+    So it does with the values of candidates' fields that no candidate has now. 0 keeps all, apart
+    from values beyond `MAX_VALUES`. A commit forgets at most `most` viewers. `store_bytes` is the
+    store's size when viewers were last examined.
     """
 
     def __init__(self, schema: Schema, keep_ms: int, most: int) -> None:
         self._schema, self._keep_ms, self._most = schema, keep_ms, min(most, MOST)
         self._cursor = b""
+        # Values at rest that this round has found so far, and for how long they are kept.
+        self._num_values, self._keep_values_ms = 0, keep_ms or FOR_YEARS_MS
         # Viewers that are due to be examined, and when some were.
         self._due, self._examined_s = 0, -EVERY_S
         self._warn = SeldomWarning()
@@ -46,7 +57,7 @@ class ViewerExpiry:
         limit = min(max(self._due, LEAST), self._most)
         self._due, self._examined_s = max(self._due - limit, 0), now_s
         try:
-            if self._keep_ms:
+            if self._keep_ms or self._schema.values:
                 self._examine(store, limit, group, now_ms)
             self.store_bytes = store.num_bytes()
         except StoreUnavailable as error:
@@ -54,10 +65,32 @@ class ViewerExpiry:
 
     def _examine(self, store: Store, limit: int, group: Group, now_ms: int) -> None:
         self._cursor, found = store.viewers(self._cursor, limit)
+        values = [(key, row) for key, row in found if key[0] == VALUE]
+        self._num_values += len(values)
+        expired = list(self._old_values(values, now_ms - self._keep_values_ms))
+        if not self._cursor:
+            self._end_round()
         present, size = set(map(viewer_of, group.records)), self._schema.viewer.itemsize
-        rows = {name: row for name, row in found if len(row) == size and name not in present}
+        rows = {
+            name: row for name, row in found if len(row) == size and name not in present and name[0] != VALUE
+        }
         seen = np.frombuffer(b"".join(rows.values()), self._schema.viewer)["seen_ms"].tolist()
-        before_ms = now_ms - self._keep_ms
-        expired = [Forget(name, ms) for name, ms in zip(rows, seen, strict=True) if ms < before_ms]
+        before_ms = now_ms - self._keep_ms if self._keep_ms else 0
+        expired += [Forget(name, ms) for name, ms in zip(rows, seen, strict=True) if ms < before_ms]
         group.records += expired
         group.counts["expired"] += len(expired)
+
+    def _old_values(self, values: Iterable[tuple[str, bytes]], before_ms: int) -> Iterator[Forget]:
+        """Yield records that forget the values without an event since a time."""
+        for key, row in values:
+            layout = self._schema.values.get(field_of_key(key))
+            if layout is not None and len(row) == layout.itemsize:
+                last_ms = int(np.frombuffer(row, layout)[STATE]["sums_ms"].max())
+                if last_ms < before_ms:
+                    yield Forget(key, last_ms)
+
+    def _end_round(self) -> None:
+        """Keep values for less time where there are too many of them, and else for more."""
+        room = MAX_VALUES / max(self._num_values, 1)
+        self._keep_values_ms = min(int(self._keep_values_ms * min(room, 1.1)), self._keep_ms or FOR_YEARS_MS)
+        self._num_values = 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from serve.contract.records import Candidate, Event
 from serve.contract.validation import UNITS_MS
-from serve.features.rows import RowTable, Schema
+from serve.features.rows import CandidateRows, Schema
 from serve.log.events import (
     CANDIDATES,
     EVENT_IDS,
@@ -102,9 +102,10 @@ class Intake:
     """Admission by live table and keys of earlier records; the caller commits the result."""
 
     def __init__(self, schema: Schema, *, event_clock: bool, max_live: int) -> None:
-        self.candidates = RowTable(schema, "candidate")
+        self.candidates = CandidateRows(schema)
         self._event_clock = event_clock
-        self._max_live = min(max_live, MAX_LIVE_BYTES // schema.candidate.itemsize)
+        row_bytes = sum(row.itemsize for row in (schema.candidate, *schema.values.values()))
+        self._max_live = min(max_live, MAX_LIVE_BYTES // row_bytes)
         # Remembered keys, oldest first, with values of `_values`.
         self._keys: dict[bytes, dict[bytes, int]] = {
             window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from serve.contract.errors import StoreMissing, StoreUnavailable, TabrankError, WriterFenced
 from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
-from serve.ingest.apply import packed
+from serve.ingest.apply import packed_changes, read_rows
 from serve.log.events import entries
 from serve.log.lease import Lease, read_lease, swap_lease
 from serve.log.replay import apply
@@ -171,13 +171,15 @@ def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_m
         names = pc.unique(pa.chunked_array([c for column in columns for c in column.chunks], pa.string()))
         names = names.drop_null().to_pylist()
         state.viewers = RowTable(schema, "viewer")
-        rows = store.read(names, after)[0]
-        state.viewers.apply({name: row for name, row in zip(names, rows, strict=True) if row is not None})
+        counted = {field: pc.unique(part.candidates[field]).to_pylist() for field in schema.values}
+        added = ({field: value} for field, values in counted.items() for value in values)
+        keys = [key for fields in added for key in state.candidates.absent(fields)]
+        read_rows(state, store, after, names, keys)
         apply(part, state)
         state.viewers.see(now_ms)
-        after_rows = packed(state.candidates, before.keys() | state.candidates.index)
-        changed = {name: row for name, row in after_rows.items() if before.get(name) != row}
-        store.commit(part.last_seq, packed(state.viewers, names), changed)
+        viewers, live = packed_changes(state, names, before.keys() | state.candidates.index)
+        changed = {name: row for name, row in live.items() if before.get(name) != row}
+        store.commit(part.last_seq, viewers, changed)
     if store.seq() < end:
         # The last records change no state.
         store.commit(end, {}, {})

@@ -21,7 +21,7 @@ from serve.contract.errors import Busy, StoreUnavailable, TabrankError, WriterFe
 from serve.contract.logs import SeldomWarning
 from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
-from serve.features.rows import RowTable, Schema
+from serve.features.rows import CandidateRows, Schema
 from serve.features.slots import I64
 from serve.ingest import intake
 from serve.ingest.apply import apply_records
@@ -334,7 +334,7 @@ class Ingester:
                 changes = store.read([], 0)[1]
                 # The events of a commit that failed do not count.
                 self._intake.window = -1
-                self._intake.candidates = RowTable(self._schema, "candidate")
+                self._intake.candidates = CandidateRows(self._schema)
                 self._intake.candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._intake.remember(dict.fromkeys(self._segments.recent_keys(intake.WINDOW, self._seq), 0))
                 self._intake.remember(self._segments.removals(self._clock() - intake.REMOVED_MS))

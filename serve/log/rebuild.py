@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from serve.features.common_state import common_cells, is_common, view
 from serve.features.rows import Schema, State
-from serve.features.slots import ENTITIES
+from serve.features.slots import ENTITIES, field_of_key
 from serve.log.join_coverage import check_joins
 from serve.log.replay import apply
 from serve.log.segments import MAX_SEQ, log_end
@@ -125,6 +125,14 @@ def _restore(built: Rebuilt, snapshot: Snapshot, old: Schema) -> None:
                 view(rows.table, ours)[at] = view(given, theirs)
         for name in rows.index.keys() - held:
             rows.drop(name)
+    live = built.state.candidates
+    live.link(np.fromiter(live.index.values(), np.int64))
+    common = {field: list(common_cells(live.schema, old, f"candidate.{field}")) for field in live.values}
+    for _, key, packed in snapshot.values():
+        if cells := common.get(field := field_of_key(key), []):
+            row, given = live.values[field].add(key), np.frombuffer(packed, old.values[field])
+            for ours, theirs in cells:
+                view(live.values[field].table, ours)[row] = view(given, theirs)[0]
     built.seq, built.ends_ms = snapshot.seq, snapshot.ts_ms
 
 

@@ -16,7 +16,7 @@ from serve.contract.errors import TabrankError
 from serve.features.field_values import plain
 from serve.features.interactions import Interactions
 from serve.features.rows import EVER_MS, NEVER_MS, Schema, State, encode
-from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows
+from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows, field_of_key
 from serve.features.surface import Field
 from serve.log.reader import Log, filled
 from serve.log.snapshots import Snapshot, start
@@ -196,6 +196,10 @@ class Replay:
                 at = rows.find(ids)
                 rows.table[at] = np.frombuffer(packed, rows.table.dtype)
                 self.known[entity][at] = True
+        live = self.state.candidates
+        live.link(np.fromiter(live.index.values(), np.int64))
+        for _, key, row in snapshot.values():
+            live.values[field_of_key(key)].apply({key: row})
 
     def _read_upserts(self, entity: Entity, table: pa.Table) -> list[_Upsert]:
         declared = self.state.schema.surface.fields[entity]
@@ -323,9 +327,10 @@ class Replay:
         rows = self.state.viewers if entity == "viewer" else self.state.candidates
         row = rows.index[name]
         if fields is None and entity == "viewer":
+            self.state.forget_value(name)
             self.state.forget(row)
         elif fields is None:
-            rows.table[row] = self.state.schema.blank(entity)[0]
+            self.state.candidates.clear(row)
         else:
             self.state.upsert(entity, name, fields, ends_ms, ts_ms=ts_ms, received_ms=received_ms)
         self.known[entity][row] = fields is not None

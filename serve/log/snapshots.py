@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
-from serve.features.slots import Entity
+from serve.features.slots import VALUE, Entity
 from serve.features.surface import read_surface
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import ASIDE, put, swap, sync, write_whole
@@ -85,13 +86,26 @@ class Snapshot:
 
     def ids(self, entity: Entity) -> pa.ChunkedArray:
         """Return the ids of all rows."""
-        return pq.read_table(self.path / FILES[entity], columns=["id"])["id"]
+        ids = pq.read_table(self.path / FILES[entity], columns=["id"])["id"]
+        return ids.filter(pc.invert(pc.starts_with(ids, VALUE)))
 
     def rows(self, entity: Entity) -> Iterator[tuple[list[str], bytes]]:
         """Yield some thousand ids at a time, with their packed rows concatenated."""
+        for batch in self._batches(entity):
+            own = batch.filter(pc.invert(pc.starts_with(batch["id"], VALUE)))
+            yield own["id"].to_pylist(), b"".join(own["row"].to_pylist())
+
+    def values(self) -> Iterator[tuple[Entity, str, bytes]]:
+        """Yield entity, key and row of values of candidates' fields, as `rewrite` takes them."""
+        for entity in FILES:
+            for batch in self._batches(entity):
+                found = batch.filter(pc.starts_with(batch["id"], VALUE))
+                for key, row in zip(found["id"].to_pylist(), found["row"].to_pylist(), strict=True):
+                    yield entity, key, row
+
+    def _batches(self, entity: Entity) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(self.path / FILES[entity]) as file:
-            for batch in file.iter_batches(AT_ONCE):
-                yield batch["id"].to_pylist(), b"".join(batch["row"].to_pylist())
+            yield from file.iter_batches(AT_ONCE)
 
 
 def numbers(log: Path) -> list[int]:

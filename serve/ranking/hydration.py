@@ -34,6 +34,8 @@ class HydratedBatch(NamedTuple):
     # Candidates without a row and without a stated value.
     unknown: Bools
     candidates: PackedRows
+    # Rows `[R]` of the values of candidates' fields that the state counts, by field.
+    values: Mapping[str, PackedRows]
     standing: Standings
     context: PackedRows
     request_of_row: I64
@@ -89,6 +91,7 @@ class Hydrator:
             numbers=numbers,
             unknown=numbers == 0,
             candidates=candidates,
+            values=self._live.rows.values_of(numbers),
             # True is `ENDED`.
             standing=(candidates["ends_ms"] <= now_ms[request_of_row]).view(np.int8),
             context=schema.context_rows([query.context for query in queries]),

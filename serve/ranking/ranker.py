@@ -75,12 +75,19 @@ class Ranker:
 
     def _matrix(self, batch: HydratedBatch, rows: slice | I64) -> Matrix:
         return self.features.compute(
-            batch.viewers, batch.candidates[rows], batch.context, batch.request_of_row[rows], batch.now_ms
+            batch.viewers,
+            batch.candidates[rows],
+            batch.context,
+            batch.request_of_row[rows],
+            batch.now_ms,
+            {field: values[rows] for field, values in batch.values.items()},
         )
 
     def _popularity(self, batch: HydratedBatch) -> F32:
         return missing_last(
-            self.features.popularity(batch.candidates, batch.context, batch.request_of_row, batch.now_ms)
+            self.features.popularity(
+                batch.candidates, batch.context, batch.request_of_row, batch.now_ms, batch.values
+            )
         )
 
     def _worth(self, batch: HydratedBatch, rows: slice | I64, matrix: Matrix, popularity: F32) -> F64:

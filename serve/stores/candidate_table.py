@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from serve.contract.errors import StoreUnavailable
-from serve.features.rows import RowTable, Schema
+from serve.features.rows import CandidateRows, Schema
 from serve.stores.protocol import Store
 
 # After a failed read, wait max(RETRY_S, PATIENCE × the duration of the failed read). A store that
@@ -22,7 +22,7 @@ class CandidateTable:
     """
 
     def __init__(self, schema: Schema, open_store: Callable[[], Store]) -> None:
-        self.rows = RowTable(schema, "candidate")
+        self.rows = CandidateRows(schema)
         self._viewer_bytes = schema.viewer.itemsize
         self.seq = 0
         self._open_store = open_store
@@ -66,7 +66,7 @@ class CandidateTable:
             packed, changes = self._store.read(viewers, since := 0)
         if not since:
             self.note = self._store.note()
-            self.rows = RowTable(self.rows.schema, "candidate")
+            self.rows = CandidateRows(self.rows.schema)
         self.rows.apply(changes.rows)
         self.seq = changes.seq
         return packed

@@ -77,8 +77,12 @@ def _values(declared, schema):
         model = schema["$defs"][declared["$ref"].rpartition("/")[2]]
         each = {name: _values(part, schema) for name, part in model["properties"].items()}
         return [dict(zip(each, values, strict=True)) for values in product(*each.values())]
+    if "anyOf" in declared:
+        return [v for part in declared["anyOf"] if part.get("type") != "null" for v in _values(part, schema)]
     if "enum" in declared:
         return declared["enum"]
+    if declared["type"] == "array":
+        return [["viewer", "candidate"], ["candidate", "viewer"]]
     if declared["type"] in ("integer", "number"):
         low, high = declared.get("minimum", 0), declared.get("maximum", 10)
         return [low, 3 if low <= 3 <= high else (low + high) / 2]
@@ -86,7 +90,7 @@ def _values(declared, schema):
         return [False, True]
     if "pattern" in declared:
         return DURATIONS
-    return [*EVENTS, "impression", *(f"{owner}.{name}" for owner in OWNERS for name in FIELDS)]
+    return [*EVENTS, "impression", *OWNERS, *(f"{owner}.{name}" for owner in OWNERS for name in FIELDS)]
 
 
 def _is_valid(kind, option, value, parts):
@@ -99,16 +103,25 @@ def _is_valid(kind, option, value, parts):
 
 def features_of(kind):
     """Return a strategy of features of a kind, as the options that a surface states."""
-    return st.fixed_dictionaries(
+    drawn = st.fixed_dictionaries(
         {name: st.sampled_from(values) for name, values in options_of(kind).items()}
-    ).map(lambda options: {"kind": kind, **{k: v for k, v in options.items() if v is not None}})
+    )
+    return drawn.map(
+        lambda options: {"kind": kind, **{k: v for k, v in options.items() if _is_stated(k, v, options)}}
+    )
+
+
+def _is_stated(option, value, options):
+    """Return whether to state an option; only a pair of viewer and candidate takes some."""
+    is_of_pairs = option == "keep" and "entity" in options
+    return value is not None and not (is_of_pairs and isinstance(options["entity"], str))
 
 
 def drawn_fields(rng):
     """Return some fields of a viewer, a candidate or a context."""
     values = {
         "language": ["en", "fr", None],
-        "topics": [["jazz"], ["jazz", "news", "en"], [], None],
+        "topics": [["jazz"], ["jazz", "news", "en"], VIEWERS[1:], ["v0", "jazz"], [], None],
         "price": [0.0, 2.5, -1.0, None],
         "born_ms": [START_MS - 60_000, START_MS + 200_000, None],
     }

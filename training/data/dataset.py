@@ -306,6 +306,7 @@ def _compute(
         features.schema.context_rows([contexts[int(i)].as_py() or {} for i in exposures]),
         np.repeat(np.arange(len(exposures)), lengths),
         replay.exposure_ms[exposures],
+        replay.state.candidates.values_of(replay.candidate_rows(pairs)),
     )
 
 

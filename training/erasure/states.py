@@ -122,3 +122,4 @@ def forgotten(
                 yield "viewer", name, row.tobytes()
     for name, left in packed(state.candidates, state.candidates.index).items():
         yield "candidate", name, left
+    yield from snapshot.values()

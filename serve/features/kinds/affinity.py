@@ -1,5 +1,7 @@
 """The viewer's decayed engagement by value of a candidate's field: the kind `affinity`.
 
+By the hash of the candidate's id, a map keeps pairs of viewer and candidate.
+
 Shapes: B requests, R rows, K entries of a map.
 """
 
@@ -8,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from serve.contract.typed_reader import Between
-from serve.features.affinity_maps import Pairs, Parts, apply_to_map
+from serve.features.affinity_maps import Pairs, Parts, Rule, apply_to_map
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import Event, HalfLife, Kind, Prior, Transform, field_of
-from serve.features.slots import F64, U64, Entity, FieldRef, Slot
-from serve.features.state_kind import Fields, Rows, StateKind
+from serve.features.slots import CANDIDATE_ID, F64, I64, U64, Entity, FieldRef, Slot
+from serve.features.state_kind import Candidates, Fields, Rows, StateKind
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Map(Slot):
 
     A map holds `keep` entries. It evicts the entry with the least `event`, then the least `over`
     (both decayed to a common time), then the greatest key. An entry that the record's own `event`
-    touches is never evicted: otherwise a full map could not learn new values. The rule does not
-    read a clock, so a replay evicts the same entries as the service did.
+    touches is never evicted: otherwise a full map could not learn new values. A map of pairs evicts
+    the entry with the oldest record, because candidates come and go. The rule does not read a
+    clock, so a replay evicts the same entries as the service did.
     """
 
     event: str
@@ -37,8 +40,27 @@ class Map(Slot):
     half_life_ms: float
     keep: int
 
+    @property
+    def rule(self) -> Rule:
+        """How entries decay and leave."""
+        return Rule(self.half_life_ms, by_time=self.field == CANDIDATE_ID)
 
-class Maps(StateKind[Map], of=Map):
+
+class Entries(NamedTuple):
+    """Entries `[H]` of viewers' maps of pairs: the row of each, its decayed sums, and its time."""
+
+    rows: I64
+    event: F64
+    over: F64
+    ms: I64
+
+
+def pairs(event: str, over: str, half_life_ms: float, keep: int | None) -> Map:
+    """Return the map of a viewer's last candidates, 64 by default."""
+    return Map(event, over, CANDIDATE_ID, half_life_ms, keep or 64)
+
+
+class Maps(StateKind[Map], of=(Map,)):
     """All maps."""
 
     def fields(self, slot: Map, entity: Entity) -> Fields:
@@ -47,7 +69,7 @@ class Maps(StateKind[Map], of=Map):
         parts = zip(Parts._fields, codes, strict=True)
         return [(name, code, (slot.keep,)) for name, code in parts] if entity == "viewer" else []
 
-    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Sequence[int]:
+    def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Sequence[int]:
         """Apply the records of a map's two events."""
         pairs: dict[str, Pairs] = {}
         for slot in self.slots:
@@ -58,7 +80,7 @@ class Maps(StateKind[Map], of=Map):
                     pairs[field] = Pairs.of(candidates.table[field][run.candidates], run.lengths)
                 parts = Parts.of(self.of(viewers.table, slot))
                 hit, counted = run.event == event, run.event == over
-                apply_to_map(slot.half_life_ms, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
+                apply_to_map(slot.rule, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
         return ()
 
     def read(self, batch: Batch, slot: Map) -> tuple[U64, F64, F64]:
@@ -70,6 +92,20 @@ class Maps(StateKind[Map], of=Map):
         age_ms = np.maximum(batch.request_ms[:, None] - parts.ms, 0)
         decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
         return parts.keys, parts.event * decay, parts.over * decay
+
+    def read_pairs(self, batch: Batch, slot: Map) -> Entries:
+        """Return the entries of a map of pairs; features with the same map share them."""
+        return batch.once((Maps, slot), lambda _: self._read_pairs(batch, slot))
+
+    def _read_pairs(self, batch: Batch, slot: Map) -> Entries:
+        parts = Parts.of(self.of(batch.viewer, slot))
+        rows, places = batch.places(parts.keys, batch.candidate[CANDIDATE_ID.name])
+        request = batch.request_of_row[rows]
+        event, over = (part[request, places] for part in (parts.event, parts.over))
+        ms = parts.ms[request, places]
+        # Few candidates have an entry: decay theirs alone.
+        decay = np.exp2(np.maximum(batch.request_ms[request] - ms, 0) * (-1.0 / slot.half_life_ms))
+        return Entries(rows, event * decay, over * decay, ms)
 
 
 @dataclass(frozen=True)
@@ -98,7 +134,7 @@ class Affinity(Kind, kind="affinity"):
         p = self.prior
         keys, event, over = batch.kept(Maps).read(batch, *self.slots)
         # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
-        gain = (event - p.rate * over) / (over + p.weight)
+        gain = p.gain(event, over)
         values = batch.field(self.field)
         if values.ndim == 1:
             return np.where(values == 0, np.nan, p.rate + batch.found(keys, gain, values))

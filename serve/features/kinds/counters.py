@@ -1,39 +1,44 @@
-"""Decayed sums of the events of viewers and candidates: the kinds `count` and `rate`.
+"""Decayed sums of events: the kinds `count` and `rate`, and `recency`, the time since the last.
 
+Their entity is a viewer, a candidate, a value of a candidate's field, or a pair of viewer and
+candidate. Pairs are kept in maps of `serve.features.kinds.affinity`, all others in sums.
 Shapes: B requests, R rows, n rows of a table, S sums of an entity, or those that an event changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
-from serve.features.kind import Event, HalfLife, Kind, Prior, Transform
+from serve.features.kind import PAIR, Event, HalfLife, Holder, Keep, Kind, Prior, Transform
+from serve.features.kinds.affinity import Map, Maps, pairs
 from serve.features.slots import ENTITIES, F64, I64, Entity, Slot
-from serve.features.state_kind import STATE, Cell, Fields, Rows, StateKind
+from serve.features.state_kind import STATE, Candidates, Cell, Fields, Rows, StateKind
+from serve.features.words import Words
 
 
 @dataclass(frozen=True)
 class Sum(Slot):
-    """The number of a viewer's or candidate's events, with a half-life."""
+    """The number of an entity's events, with a half-life."""
 
     entity: Entity
     event: str
     half_life_ms: float = np.inf
 
 
-class Sums(StateKind[Sum], of=Sum):
+class Sums(StateKind[Sum], of=(Sum,)):
     """All sums; those of an entity share two columns, so that one operation reads many."""
 
     def __init__(self, slots: Sequence[Sum], numbers: Mapping[str, int]) -> None:
         super().__init__(slots, numbers)
         self.by_entity: dict[Entity, tuple[Sum, ...]] = {
-            entity: tuple(s for s in slots if s.entity == entity) for entity in ENTITIES
+            entity: tuple(s for s in slots if s.entity == entity)
+            for entity in dict.fromkeys((*ENTITIES, *(s.entity for s in slots)))
         }
         self.place = {s: i for sums in self.by_entity.values() for i, s in enumerate(sums)}
         # An infinite half-life gives the rate 0, so the factor exp2(0) = 1.
@@ -44,6 +49,11 @@ class Sums(StateKind[Sum], of=Sum):
             for entity, sums in self.by_entity.items()
             for event in numbers
         }
+
+    @property
+    def entities(self) -> Iterable[Entity]:
+        """The entities that have a sum, and viewers and candidates."""
+        return self.by_entity
 
     def fields(self, slot: Sum, entity: Entity) -> Fields:
         """Return the sum, and the time to which it is decayed."""
@@ -58,13 +68,16 @@ class Sums(StateKind[Sum], of=Sum):
         """Return the place of a sum in both columns."""
         return [(name, self.place[slot]) for name, _ in self.fields(slot, entity)]
 
-    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Sequence[int]:
+    def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Sequence[int]:
         """Apply the records of one event after another, all at once because sums commute."""
         for event in run.events:
             records = run.only(event)
             times_ms = np.repeat(records.ts_ms, records.lengths)
             self._add("viewer", event, viewers, records.viewer, records.ts_ms, records.lengths)
             self._add("candidate", event, candidates, records.candidates, times_ms)
+            for name, values in candidates.values.items():
+                at = candidates.value_of[name][records.candidates]
+                self._add(f"candidate.{name}", event, values, at, times_ms)
         return ()
 
     def _add(
@@ -92,8 +105,13 @@ class Sums(StateKind[Sum], of=Sum):
         decayed = batch.once(Sums, self._decayed)
         return batch.per_row(slot.entity, decayed[slot.entity][self.place[slot]])
 
+    def last_ms(self, batch: Batch, slot: Sum) -> I64:
+        """Return the time of the last event of a sum, 0 without one, `[R]`."""
+        rows = batch.rows(slot.entity)[STATE]
+        return batch.per_row(slot.entity, rows["sums_ms"][:, self.place[slot]])
+
     def _decayed(self, batch: Batch) -> dict[Entity, F64]:
-        """Return all sums, `[S, B]` of viewers and `[S, R]` of candidates."""
+        """Return all sums, `[S, B]` of viewers and `[S, R]` of candidates and of their values."""
         decayed: dict[Entity, F64] = {}
         for entity, rates in self.rates.items():
             rows = batch.rows(entity)[STATE]
@@ -107,22 +125,29 @@ class Sums(StateKind[Sum], of=Sum):
 
 @dataclass(frozen=True)
 class Count(Kind, kind="count"):
-    """Number of the viewer's or candidate's events, decayed with `half_life`."""
+    """Number of the entity's events, decayed with `half_life`."""
 
     template = "{event} events of the {entity}"
-    entity: Entity
+    entity: Holder
     event: Event
     half_life_ms: HalfLife = np.inf
+    keep: Keep = None
     transform: Transform = "none"
 
     @cached_property
-    def slots(self) -> tuple[Sum]:
-        """One decayed sum."""
-        return (Sum(self.entity, self.event, self.half_life_ms),)
+    def slots(self) -> tuple[Map | Sum]:
+        """One decayed sum, or the viewer's map of them by candidate."""
+        if self.entity == PAIR:
+            return (pairs(self.event, self.event, self.half_life_ms, self.keep),)
+        return (Sum(str(self.entity), self.event, self.half_life_ms),)
 
     def value(self, batch: Batch) -> F64:
-        """Return `[R]`, ≥ 0."""
-        return batch.kept(Sums).read(batch, *self.slots)
+        """Return `[R]`, ≥ 0; 0 of a pair that is forgotten."""
+        (slot,) = self.slots
+        if isinstance(slot, Map):
+            entries = batch.kept(Maps).read_pairs(batch, slot)
+            return batch.spread(entries.rows, entries.event)
+        return batch.kept(Sums).read(batch, slot)
 
 
 @dataclass(frozen=True)
@@ -133,21 +158,55 @@ class Rate(Kind, kind="rate"):
     """
 
     template = "{event} per {over} of the {entity}"
-    entity: Entity
+    entity: Holder
     event: Event
     over: Event
     prior: Prior
     half_life_ms: HalfLife = np.inf
+    keep: Keep = None
     transform: Transform = "none"
 
     @cached_property
-    def slots(self) -> tuple[Sum, Sum]:
-        """The decayed sums of `event` and `over`."""
-        event = Sum(self.entity, self.event, self.half_life_ms)
+    def slots(self) -> tuple[Map] | tuple[Sum, Sum]:
+        """The decayed sums of `event` and `over`, or the viewer's map of both by candidate."""
+        if self.entity == PAIR:
+            return (pairs(self.event, self.over, self.half_life_ms, self.keep),)
+        event = Sum(str(self.entity), self.event, self.half_life_ms)
         return event, replace(event, event=self.over)
 
     def value(self, batch: Batch) -> F64:
-        """Return `[R]`; the prior's rate where neither event occurred."""
+        """Return `[R]`; the prior's rate where neither event occurred, or the pair is forgotten."""
         p = self.prior
-        event, over = (batch.kept(Sums).read(batch, slot) for slot in self.slots)
+        if isinstance(self.slots[0], Map):
+            entries = batch.kept(Maps).read_pairs(batch, self.slots[0])
+            return p.rate + batch.spread(entries.rows, p.gain(entries.event, entries.over))
+        event, over = (batch.kept(Sums).read(batch, slot) for slot in self.slots if isinstance(slot, Sum))
         return (event + p.rate * p.weight) / (over + p.weight)
+
+
+@dataclass(frozen=True)
+class Recency(Kind, kind="recency"):
+    """Seconds since the entity's last `event`."""
+
+    template = "time since the last {event} of the {entity}"
+    unit: Words = field(default="s", repr=False, compare=False, kw_only=True)
+    entity: Holder
+    event: Event
+    keep: Keep = None
+    transform: Transform = "none"
+
+    @cached_property
+    def slots(self) -> tuple[Map | Sum]:
+        """A sum, or a map, that holds the time; a `count` without half-life shares it."""
+        return Count(self.entity, self.event, keep=self.keep).slots
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`, ≥ 0; NaN without an event, or of a pair that is forgotten."""
+        (slot,) = self.slots
+        last_ms: I64 | F64
+        if isinstance(slot, Map):
+            entries = batch.kept(Maps).read_pairs(batch, slot)
+            last_ms = batch.spread(entries.rows, entries.ms)
+        else:
+            last_ms = batch.kept(Sums).last_ms(batch, slot)
+        return np.where(last_ms == 0, np.nan, np.maximum(batch.now_ms - last_ms, 0) / 1000.0)

@@ -18,7 +18,7 @@ from serve.features.common_state import common_cells, is_common, view
 from serve.features.matrix import Features
 from serve.features.registry import KINDS
 from serve.features.rows import Schema, State
-from serve.ingest.apply import RecordApplier, packed
+from serve.ingest.apply import RecordApplier, packed, packed_values
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
@@ -53,20 +53,31 @@ def served(schema, records, at_once=1, restart_at=()):
         if begin in restart_at:
             before, state = state, State(schema)
             state.viewers.apply(packed(before.viewers, before.viewers.index))
-            state.candidates.apply(packed(before.candidates, before.candidates.index))
+            state.candidates.apply(
+                {**packed(before.candidates, before.candidates.index), **values_in(before)}
+            )
     return state
+
+
+def values_in(state):
+    """Return the packed rows of all values of candidates' fields."""
+    every = {field: values.index.values() for field, values in state.candidates.values.items()}
+    held, at_rest = packed_values(state.candidates, every)
+    return held | at_rest
 
 
 def batch_of(state, now_ms, viewers=(*VIEWERS, "nobody")):
     """Return what features read, for a request of each viewer with all candidates."""
     shown = [*CANDIDATES, "nothing"]
     contexts = [{"language": "fr", "price": 3.0}, {}, {"topics": ["jazz"]}, {}, {"born_ms": 5}]
+    at = state.candidates.find(shown * len(viewers))
     return (
         state.viewers.table[state.viewers.find(viewers)],
-        state.candidates.table[state.candidates.find(shown * len(viewers))],
+        state.candidates.table[at],
         state.schema.context_rows([contexts[len(name) % len(contexts)] for name in viewers]),
         np.repeat(np.arange(len(viewers)), len(shown)),
         np.full(len(viewers), now_ms),
+        state.candidates.values_of(at),
     )
 
 
@@ -142,9 +153,9 @@ def test_a_batch_has_the_bits_of_each_request_alone_and_its_rows_stay(kind, data
     records, now_ms = drawn_records(seed, 40)
     state = served(Schema(surface_of(x=data.draw(features_of(kind)))), records)
     rows = batch_of(state, now_ms)
-    before = [part.tobytes() for part in rows]
+    before = [part.tobytes() for part in rows[:-1]]
     together = Features(state.schema).compute(*rows)
-    assert [part.tobytes() for part in rows] == before
+    assert [part.tobytes() for part in rows[:-1]] == before
     viewers = [*VIEWERS, "nobody"]
     num = len(together.numeric) // len(viewers)
     for i, viewer in enumerate(viewers):
@@ -176,6 +187,12 @@ def test_a_changed_surface_takes_the_state_that_it_has_in_common(kind, data, see
     given_state, state = served(old, records), State(new)
     for rows, theirs in ((state.viewers, given_state.viewers), (state.candidates, given_state.candidates)):
         at = [rows.add(name) for name in theirs.index]
+        for ours, cell in common_cells(new, old, rows.entity):
+            view(rows.table, ours)[at] = view(theirs.table, cell)[list(theirs.index.values())]
+    state.candidates.link(np.arange(len(state.candidates.ids)))
+    for field, theirs in given_state.candidates.values.items():
+        rows = state.candidates.values[field]
+        at = [rows.add(key) for key in theirs.index]
         for ours, cell in common_cells(new, old, rows.entity):
             view(rows.table, ours)[at] = view(theirs.table, cell)[list(theirs.index.values())]
     for name in ("x", "y"):
