@@ -6,9 +6,9 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from serve.features.slots import Entity
 from serve.storage.atomic_files import exclusive
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.lmdb_environment import OpenEnvironment, environment
-from serve.stores.protocol import MAX_REMOVED, Changes, Dump, Packed
+from serve.stores.protocol import Changes, Dump, Packed
 
-# LMDB takes keys of up to 511 bytes, and a key of `changes` spends 8 of them on the number.
-MAX_PLAIN_KEY = 480
+# LMDB takes keys of up to 511 bytes, and the cursor that follows a viewer is longer by one.
+MAX_PLAIN_KEY = 510
 # First byte of the key of a longer id; the rest is a digest.
 DIGEST = b"\xff"
+# Separates the ids of a list; UTF-8 never contains it.
+SEPARATOR = b"\xfe"
+# Bytes of the lists of changed ids, which keep some 200,000 different ids.
+MAX_LISTS_BYTES = 8 << 20
 # File beside the database that each writing handle keeps locked; the lock ends with the process.
 WRITER = ".writer.lock"
 
@@ -32,9 +36,9 @@ class LmdbStore:
     Databases:
 
     - `meta`: number, epoch, origin, id of the content (a replacement gets a new one), format, note
-    - `viewers`: key → row; if the key is a digest, the id precedes the row
-    - `changes`: number + key → id and row, one entry per candidate, with row b"" for a removed one
-    - `candidates`: key → number of its change
+    - `viewers`, `candidates`: key → row; if the key is a digest, the id precedes the row
+    - `changes`: number → ids of the candidates that the commit put or removed; to bound them, lists
+      of old commits become one, of the newest number, and then are forgotten
     - `journal`: number → entry
     """
 
@@ -61,7 +65,7 @@ class LmdbStore:
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`."""
-        keys = [_key(id_) for id_ in ids]
+        keys = [_key(_encode(id_)) for id_ in ids]
         with self._read() as (opened, txn):
             return [_viewer(txn, opened, key) for key in keys], self._changes(opened, txn, since)
 
@@ -75,7 +79,7 @@ class LmdbStore:
         with self._read() as (opened, txn), txn.cursor(opened.viewers) as at:
             found = at.set_range(cursor) if cursor else at.first()
             rows = list(islice(at, limit)) if found else []
-            return at.key() + b"\0" if len(rows) == limit else b"", [_unpack_viewer(*row) for row in rows]
+            return at.key() + b"\0" if len(rows) == limit else b"", list(starmap(_unpack, rows))
 
     def num_bytes(self) -> int:
         """See `Store`."""
@@ -123,7 +127,7 @@ class LmdbStore:
         with self._write() as (opened, txn):
             for database in (opened.viewers, opened.candidates, opened.changes):
                 txn.drop(database, delete=False)
-            numbers = {b"removed": 0, b"floor": seq, b"seq": seq}
+            numbers = {b"floor": seq, b"seq": seq}
             for name, value in (
                 {name: _pack(n) for name, n in numbers.items()} | {b"note": note, b"id": id_}
             ).items():
@@ -170,83 +174,85 @@ class LmdbStore:
             return Changes(0, {})
         if since == seq:
             return Changes(seq, {})
-        with txn.cursor(opened.changes) as cursor:
-            found = cursor.set_range(_pack(since + 1))
-            values = cursor.iternext(keys=False, values=True) if found else ()
-            return Changes(seq, dict(map(_unpack_change, values)))
+        with txn.cursor(opened.changes) as lists, txn.cursor(opened.candidates) as rows:
+            if not since:
+                return Changes(seq, dict(starmap(_unpack, rows)))
+            found = lists.set_range(_pack(since + 1))
+            ids = _ids(list(lists.iternext(keys=False, values=True)) if found else [])
+            changed = {}
+            for raw in ids:
+                # Often thousands: make no call for most of them.
+                key = raw if len(raw) <= MAX_PLAIN_KEY else _key(raw)
+                row = rows.get(key, b"")
+                changed[raw.decode("utf-8", "surrogatepass")] = row if key is raw else row[2 + len(raw) :]
+            return Changes(seq, changed)
 
 
 def _viewer(txn: Any, opened: OpenEnvironment, key: bytes) -> bytes | None:
     value: bytes | None = txn.get(key, None, opened.viewers)
-    return _unpack_change(value)[1] if value and key.startswith(DIGEST) else value
+    return _unpack(key, value)[1] if value and key.startswith(DIGEST) else value
 
 
 def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, bytes]]:
-    with txn.cursor(opened.viewers) as cursor:
-        for key, value in cursor:
-            yield ("viewer", *_unpack_viewer(key, value))
-    with txn.cursor(opened.changes) as cursor:
-        for value in cursor.iternext(keys=False, values=True):
-            id_, row = _unpack_change(value)
-            if row:
-                yield "candidate", id_, row
+    databases: dict[Entity, Any] = {"viewer": opened.viewers, "candidate": opened.candidates}
+    for entity, database in databases.items():
+        with txn.cursor(database) as cursor:
+            for key, value in cursor:
+                yield (entity, *_unpack(key, value))
 
 
 def _write_rows(txn: Any, opened: OpenEnvironment, seq: int, viewers: Packed, candidates: Packed) -> None:
-    _put_sorted(txn, opened.viewers, (_pack_viewer(id_, row) for id_, row in viewers.items() if row))
-    for id_, row in viewers.items():
-        if not row:
-            txn.delete(_key(id_), db=opened.viewers)
-    num_removed = _number(txn, opened, b"removed")
-    changed: list[tuple[bytes, bytes]] = []
-    pointers: list[tuple[bytes, bytes]] = []
-    for id_, row in candidates.items():
-        key = _key(id_)
-        pointer = txn.get(key, None, opened.candidates)
-        old = b"" if pointer is None else _unpack_change(txn.get(pointer + key, b"", opened.changes))[1]
-        if not row and not old:
+    _put(txn, opened.viewers, viewers)
+    changed = _put(txn, opened.candidates, candidates)
+    if changed:
+        txn.put(_pack(seq), SEPARATOR.join(changed), db=opened.changes, append=True)
+        _bound_lists(txn, opened)
+
+
+def _put(txn: Any, database: Any, rows: Packed) -> list[bytes]:
+    """Put and remove rows; return the ids of those that it changed."""
+    changed: list[bytes] = []
+    items: list[tuple[bytes, bytes]] = []
+    # In the order of the keys, LMDB finds most rows in the page of the one before.
+    for id_ in sorted(rows):
+        # Often thousands: make no call for most of them.
+        raw, row = id_.encode("utf-8", "surrogatepass"), rows[id_]
+        key = raw if len(raw) <= MAX_PLAIN_KEY else _key(raw)
+        if row:
+            items.append((key, row if key is raw else len(raw).to_bytes(2, "big") + raw + row))
+        elif not txn.delete(key, db=database):
             continue
-        if pointer is not None:
-            txn.delete(pointer + key, db=opened.changes)
-        num_removed += (not row) - (pointer is not None and not old)
-        changed.append((_pack(seq) + key, _pack_change(id_, row)))
-        pointers.append((key, _pack(seq)))
-    _put_sorted(txn, opened.changes, changed)
-    _put_sorted(txn, opened.candidates, pointers)
-    if num_removed > MAX_REMOVED:
-        num_removed = _forget_removed(txn, opened, num_removed, seq)
-    txn.put(b"removed", _pack(num_removed), db=opened.meta)
-
-
-def _forget_removed(txn: Any, opened: OpenEnvironment, num_removed: int, newest: int) -> int:
-    """Forget the oldest removals down to half the limit; return the number of those left.
-
-    Going down to half keeps this work rare.
-    """
-    with txn.cursor(opened.changes) as cursor:
-        found = cursor.first()
-        while found and num_removed > MAX_REMOVED // 2 and (pointer := cursor.key()[:8]) < _pack(newest):
-            if _unpack_change(cursor.value())[1]:
-                found = cursor.next()
-                continue
-            txn.delete(cursor.key()[8:], db=opened.candidates)
-            txn.put(b"floor", pointer, db=opened.meta)
-            # `delete` moves the cursor to the next entry.
-            cursor.delete()
-            found = bool(cursor.key())
-            num_removed -= 1
-    return num_removed
-
-
-def _put_sorted(txn: Any, database: Any, items: Iterable[tuple[bytes, bytes]]) -> None:
-    """Put the items in key order, so that LMDB writes each leaf page once.
-
-    Items beyond the last key are appended without a search.
-    """
-    rows = sorted(items)
+        changed.append(raw)
+    # Digests come last. Rows beyond the last key are appended without a search.
+    items.sort()
     with txn.cursor(database) as cursor:
-        append = bool(rows) and (not cursor.last() or cursor.key() < rows[0][0])
-        cursor.putmulti(rows, append=append)
+        append = bool(items) and (not cursor.last() or cursor.key() < items[0][0])
+        cursor.putmulti(items, append=append)
+    return changed
+
+
+def _bound_lists(txn: Any, opened: OpenEnvironment) -> None:
+    """If the lists of changes take too much, merge the older half; forget it if it stays long."""
+    pages = txn.stat(opened.changes)
+    num_pages, num_lists = pages["leaf_pages"] + pages["overflow_pages"], pages["entries"]
+    if num_pages * pages["psize"] <= MAX_LISTS_BYTES or num_lists < 2:
+        return
+    with txn.cursor(opened.changes) as cursor:
+        older = dict(islice(cursor, num_lists // 2))
+    for each in older:
+        txn.delete(each, db=opened.changes)
+    number = max(older)
+    merged = SEPARATOR.join(_ids(list(older.values())))
+    if len(merged) > MAX_LISTS_BYTES // 2:
+        txn.put(b"floor", number, db=opened.meta)
+    else:
+        txn.put(number, merged, db=opened.changes)
+
+
+def _ids(lists: Sequence[bytes]) -> list[bytes]:
+    """Return the ids of some lists, each once, sorted as in each list."""
+    ids = SEPARATOR.join(lists).split(SEPARATOR) if lists else []
+    return ids if len(lists) < 2 else sorted(set(ids))
 
 
 def _number(txn: Any, opened: OpenEnvironment, name: bytes) -> int:
@@ -261,31 +267,22 @@ def _pack(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
-def _key(id_: str) -> bytes:
+def _encode(id_: str) -> bytes:
+    return id_.encode("utf-8", "surrogatepass")
+
+
+def _key(raw: bytes) -> bytes:
     """Return the id, or a digest of an id that is too long for LMDB.
 
     UTF-8 never contains 0xff, so an id never equals a digest.
     """
-    raw = id_.encode("utf-8", "surrogatepass")
     if 0 < len(raw) <= MAX_PLAIN_KEY:
         return raw
     return DIGEST + hashlib.blake2b(raw, digest_size=32).digest()
 
 
-def _pack_viewer(id_: str, row: bytes) -> tuple[bytes, bytes]:
-    key = _key(id_)
-    return key, _pack_change(id_, row) if key.startswith(DIGEST) else row
-
-
-def _unpack_viewer(key: bytes, value: bytes) -> tuple[str, bytes]:
-    return _unpack_change(value) if key.startswith(DIGEST) else (key.decode("utf-8", "surrogatepass"), value)
-
-
-def _pack_change(id_: str, row: bytes) -> bytes:
-    raw = id_.encode("utf-8", "surrogatepass")
-    return len(raw).to_bytes(2, "big") + raw + row
-
-
-def _unpack_change(value: bytes) -> tuple[str, bytes]:
+def _unpack(key: bytes, value: bytes) -> tuple[str, bytes]:
+    if not key.startswith(DIGEST):
+        return key.decode("utf-8", "surrogatepass"), value
     end = 2 + int.from_bytes(value[:2], "big")
     return value[2:end].decode("utf-8", "surrogatepass"), value[end:]

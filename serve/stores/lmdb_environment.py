@@ -21,7 +21,7 @@ from serve.stores.protocol import LOAD
 # Bytes of mapped address space, which limit a store's size. The file takes only the bytes written.
 MAP_SIZE = 64 << 30
 MAX_READERS = 1024
-FORMAT = b"3"
+FORMAT = b"4"
 DATABASES = (b"meta", b"viewers", b"candidates", b"changes", b"journal")
 # Place and size of LMDB's magic number in a meta page; a lock file begins with the same number.
 _MAGIC_AT, _MAGIC_BYTES = 16, 4

@@ -13,22 +13,21 @@ from typing import Protocol
 from serve.features.slots import Entity
 
 LOAD = "`python -m serve load --log LOG`"
-# Removed candidates that a store remembers. Beyond it the store forgets the oldest down to half,
-# but none of the newest commit. A reader that missed a removal must reread (see `Changes`).
-MAX_REMOVED = 10_000
 # Packed rows by id.
 Packed = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Candidates whose row changed after the requested number, oldest change first.
+    """Candidates whose row changed after the requested number, and perhaps others, in any order.
 
-    `rows` maps an id to its newest row; b"" means that the candidate was removed. `seq` is the
-    store's number at the time of the read; pass it to the next read.
+    `rows` maps an id to its newest row; b"" means that there is no such candidate any more, of
+    which a read from 0 need not tell: its reader holds no rows. `seq` is the store's number at the
+    time of the read; pass it to the next read.
 
     `seq` is 0, **below the requested number**, and `rows` is empty when the store cannot answer
-    from the requested number: the store or all its rows were replaced, or it forgot removals since.
+    from the requested number: the store or all its rows were replaced, or it forgot which
+    candidates changed or were removed. It forgets the oldest, never what the newest commit did.
     Then drop all rows and read from 0.
     """
 

@@ -15,13 +15,16 @@ import redis
 from serve.contract.errors import StoreMissing, StoreUnavailable, TabrankError
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
+from serve.stores.protocol import LOAD, Changes, Dump, Packed
 from serve.stores.redis_client import connect, where
 from serve.stores.redis_dump import CHUNK, RedisDump, chunks, pattern
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
 log = logging.getLogger("tabrank")
 FORMAT = b"2"
+# Removed candidates that the store remembers. Beyond it the store forgets the oldest down to half,
+# but none of the newest commit. A reader that missed a removal must reread (see `Changes`).
+MAX_REMOVED = 10_000
 
 
 class RedisStore:

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.features.slots import Entity
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import LOAD, MAX_REMOVED, Changes, Dump, Packed
+from serve.stores.protocol import LOAD, Changes, Dump, Packed
 
 
 @dataclass
 class Rows:
     """Content that all stores of one name share.
 
-    `candidates` maps an id to (number of its change, row), oldest change first. Removals with
-    numbers up to `floor` may be forgotten.
+    `candidates` maps an id to (number of its change, row), with the row b"" for a removed one. The
+    store knows all changes after the number `floor`, that of the last replacement.
     """
 
     seq: int = 0
@@ -131,9 +131,7 @@ class MemoryStore:
                     rows.viewers.pop(id_, None)
             for id_, row in candidates.items():
                 if row or rows.candidates.get(id_, (0, b""))[1]:
-                    rows.candidates.pop(id_, None)
                     rows.candidates[id_] = (seq, row)
-            _forget(rows, seq)
             if journal:
                 rows.journal[seq] = journal
             rows.seq = seq
@@ -167,15 +165,6 @@ def _changes(rows: Rows, since: int) -> Changes:
     if since and not rows.floor <= since <= rows.seq:
         return Changes(0, {})
     return Changes(rows.seq, {id_: row for id_, (seq, row) in rows.candidates.items() if seq > since})
-
-
-def _forget(rows: Rows, newest: int) -> None:
-    removed = [(id_, seq) for id_, (seq, row) in rows.candidates.items() if not row]
-    if len(removed) > MAX_REMOVED:
-        for id_, seq in removed[: len(removed) - MAX_REMOVED // 2]:
-            if seq < newest:
-                del rows.candidates[id_]
-                rows.floor = seq
 
 
 _named: dict[str, Rows] = {}

@@ -155,7 +155,9 @@ def test_another_process_reads_what_was_committed(folder: Path) -> None:
     assert run(READ, folder) == "1 [b'1', None] {'x': b'1'}"
     store = writer(folder)
     store.commit(2, {"eve": b"2"}, {"x": b""})
-    assert run(READ, folder) == "2 [b'1', b'2'] {'x': b''}"
+    assert run(READ, folder) == "2 [b'1', b'2'] {}"
+    store.commit(3, {}, {"x": b"3"})
+    assert run(READ, folder) == "3 [b'1', b'2'] {'x': b'3'}"
     store.close()
 
 
@@ -196,6 +198,65 @@ def test_the_slots_of_killed_readers_are_freed_at_the_next_open(folder: Path) ->
     before = int(run(count, folder))
     run(READ, folder)
     assert int(run(count, folder)) == before - 1
+    store.close()
+
+
+def listed(folder: Path) -> list[tuple[int, int]]:
+    """Return number and length of the lists of changes."""
+    with lmdb.open(str(folder), readonly=True, max_dbs=5) as env, env.begin() as txn:
+        changes = env.open_db(b"changes", txn=txn, create=False)
+        return [(int.from_bytes(number, "big"), len(ids)) for number, ids in txn.cursor(changes)]
+
+
+def test_lists_of_old_changes_become_one_and_a_late_reader_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.stores.lmdb.MAX_LISTS_BYTES", 40_000)
+    store = writer(folder)
+    live, long = {"x": b"1"}, "\ud800" + "𝕏" * 200
+    late = {1: dict(live)}
+    for number in range(2, 300):
+        # Some 500 ids of rooms that change again and again, and one new room that is removed later.
+        changed = {f"room {(number * 7 + i) % 500}": b"%d" % number for i in range(60)}
+        changed |= {
+            f"new {number}": b"1",
+            f"new {number - 3}": b"",
+            long: b"%d" % number if number % 2 else b"",
+        }
+        store.commit(number, {}, changed)
+        live = {id_: row for id_, row in (live | changed).items() if row}
+        late[number] = live
+    for since, held in late.items():
+        changes = read_changes(store, since)
+        assert changes.seq == 299
+        assert {id_: row for id_, row in (held | changes.rows).items() if row} == live
+    assert read_changes(store, 298).rows.keys() == changed.keys()
+    assert read_changes(store, 0).rows == live
+    store.close()
+    assert len(listed(folder)) < 100
+    assert sum(size for _, size in listed(folder)) <= 40_000
+
+
+def test_changes_of_too_many_ids_are_forgotten_but_for_the_newest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.stores.lmdb.MAX_LISTS_BYTES", 40_000)
+    store = writer(folder)
+    for number in range(2, 100):
+        rooms = {f"room {number} {i}": b"1" for i in range(200)}
+        store.commit(number, {}, dict.fromkeys((f"room {number - 1} {i}" for i in range(200)), b"") | rooms)
+        changes = read_changes(store, number - 1)
+        assert (changes.seq, len(changes.rows)) == (number, 200 + 200 * (number > 2))
+    known = [number for number in range(1, 99) if read_changes(store, number) != Changes(0, {})]
+    assert known == list(range(known[0], 99))
+    assert 80 < known[0] < 98
+    # A commit that alone is beyond the bound.
+    store.commit(100, {}, {f"room {number}": b"1" for number in range(20_000)})
+    assert len(read_changes(store, 99).rows) == 20_000
+    for number in range(101, 110):
+        store.commit(number, {}, {"x": b"2"})
+        assert read_changes(store, number - 1) == Changes(number, {"x": b"2"})
+    assert read_changes(store, 99) == Changes(0, {})
     store.close()
 
 
@@ -421,9 +482,9 @@ def test_what_goes_wrong_with_a_dumps_taker_is_no_error_of_the_store(folder: Pat
 
 
 def test_a_store_of_another_format_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.stores.lmdb_environment.FORMAT", b"4")
+    monkeypatch.setattr("serve.stores.lmdb_environment.FORMAT", b"5")
     for writable in (False, True):
-        with pytest.raises(StoreUnavailable, match=r"has format b'3', not b'4'.*load --log LOG` again"):
+        with pytest.raises(StoreUnavailable, match=r"has format b'4', not b'5'.*load --log LOG` again"):
             LmdbStore(folder, writable=writable)
 
 

@@ -24,7 +24,7 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.stores.factory import open_store
 from serve.stores.protocol import Changes
-from serve.stores.redis import CHUNK, RedisStore
+from serve.stores.redis import CHUNK, MAX_REMOVED, RedisStore
 from serve.stores.redis_client import PASSWORD, connect
 from serve.stores.redis_scripts import REPLACE
 from tests.support.redis_server import MISSING, RedisServer, find_server
@@ -55,6 +55,15 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
     store = RedisStore(server.url, NAME, writable=True)
     store.take_epoch()
     store.commit(1, {"ann": b"1"}, {"x": b"1"}, journal=b"one")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def empty_store(server: RedisServer) -> Iterator[RedisStore]:
+    """Return a writer with a fencing epoch and no commit."""
+    store = RedisStore(server.url, NAME, writable=True)
+    store.take_epoch()
     yield store
     store.close()
 
@@ -264,6 +273,59 @@ def test_replacing_a_store_larger_than_one_chunk_leaves_no_old_rows(
     assert read_viewers(other, ["ann"]) == [b"eu"]
     other.close()
     reader.close()
+
+
+@needs_server
+def test_a_reader_that_missed_forgotten_removals_has_to_start_again(empty_store: RedisStore) -> None:
+    store = empty_store
+    ids = [f"room {number}" for number in range(MAX_REMOVED + 1)]
+    store.commit(1, {}, dict.fromkeys([*ids, "stays"], b"1"))
+    store.commit(2, {}, dict.fromkeys(ids[:100], b""))
+    store.commit(3, {}, dict.fromkeys(ids[100:], b""))
+    assert len(read_changes(store, 2).rows) == MAX_REMOVED + 1 - 100, "none of the newest commit is forgotten"
+    assert read_changes(store, 1) == Changes(0, {})
+    assert read_changes(store, 0).rows == {"stays": b"1", **dict.fromkeys(ids[100:], b"")}
+    store.commit(4, {}, {"again": b"4"})
+    store.commit(5, {}, {"again": b"", ids[100]: b"", ids[0]: b"5"})
+    assert read_changes(store, 3) == Changes(5, {"again": b"", ids[0]: b"5"})
+    store.commit(6, {}, dict.fromkeys([*ids, "stays"], b"6"))
+    store.commit(7, {}, dict.fromkeys(ids, b""))
+    assert len(read_changes(store, 6).rows) == MAX_REMOVED + 1
+    store.commit(8, {}, {"stays": b"8"})
+    assert read_changes(store, 6) == Changes(0, {})
+    assert read_changes(store, 7) == Changes(8, {"stays": b"8"})
+    assert len(read_changes(store, 0).rows) == MAX_REMOVED // 2 + 1
+    store.commit(9, {}, {ids[0]: b"9", ids[-1]: b"9"})
+    assert read_changes(store, 8) == Changes(9, {ids[0]: b"9", ids[-1]: b"9"})
+
+
+@needs_server
+def test_a_candidate_that_came_back_is_not_forgotten_with_the_removed(empty_store: RedisStore) -> None:
+    store = empty_store
+    ids = [f"room {number}" for number in range(MAX_REMOVED)]
+    store.commit(1, {}, dict.fromkeys([*ids, "back", "gone"], b"1"))
+    store.commit(2, {}, {"back": b"", "gone": b""})
+    store.commit(3, {}, {"back": b"3"})
+    store.commit(4, {}, dict.fromkeys(ids, b""))
+    assert read_changes(store, 0).rows == {"back": b"3", **dict.fromkeys(ids, b"")}
+    seqs = [read_changes(store, since).seq for since in (1, 2)]
+    assert seqs == [0, 4], "room was made by forgetting what was gone"
+
+
+@needs_server
+def test_replacing_forgets_all_removals_and_later_ones_are_remembered(empty_store: RedisStore) -> None:
+    store = empty_store
+    ids = [f"room {number}" for number in range(MAX_REMOVED)]
+    store.commit(1, {}, dict.fromkeys([*ids, "stays"], b"1"))
+    store.commit(2, {}, dict.fromkeys(ids[:100], b""))
+    store.replace(3, {}, dict.fromkeys([*ids, "stays"], b"3"))
+    assert read_changes(store, 2) == Changes(0, {})
+    assert read_changes(store, 0) == Changes(3, dict.fromkeys([*ids, "stays"], b"3"))
+    store.commit(4, {}, dict.fromkeys(ids, b""))
+    assert read_changes(store, 3) == Changes(4, dict.fromkeys(ids, b"")), "room for all of them"
+    store.commit(5, {}, {"stays": b""})
+    assert read_changes(store, 3) == Changes(0, {})
+    assert len(read_changes(store, 0).rows) == MAX_REMOVED // 2
 
 
 @needs_server
