@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from serve.contract.errors import RequestError, did_you_mean
-from serve.contract.messages import below, decoded, invalid, malformed, quoted
+from serve.contract.messages import below, check_stored, decoded, invalid, malformed, quoted
 from serve.contract.records import (
     MAX_RECORD_BYTES,
     MAX_RECORDS,
@@ -149,6 +149,8 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientR
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         kind = KINDS.get(_kind(raw), Event)
         raise invalid(str(error), {"": kind.__struct_fields__}) from None
+    for name in ("viewer", "candidate") if isinstance(record, Event | Forget) else ("id",):
+        check_stored(getattr(record, name, None), f"/{name}")
     if isinstance(record, Event):
         if record.kind not in surface.events:
             names = ", ".join(surface.events)
@@ -158,7 +160,11 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientR
     elif not isinstance(record, Forget):
         owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
         for name, value in record.fields.items():
-            record.fields[name] = bounded(surface.fields[owner], name, value, below("/fields", name))
+            record.fields[name] = value = bounded(surface.fields[owner], name, value, below("/fields", name))
+            # No reader of the log takes one.
+            if value == "" or (isinstance(value, list) and "" in value):
+                detail = f"{name!r} holds an empty string; send null, or leave that member of the set out"
+                raise RequestError(422, "invalid record", detail, below("/fields", name))
         if isinstance(record, Candidate) and record.ends_ms:
             check_unit(record.ends_ms, "/ends_ms")
     if event_clock and record.ts_ms is None:
