@@ -24,7 +24,7 @@ from serve.features.slots import VALUE, value_key
 from serve.features.surface import read_surface
 from serve.ingest import expiry, intake
 from serve.ingest.apply import apply_records
-from serve.log import rebuild
+from serve.log import rebuild, stream
 from serve.log.events import Ended, Exposure, JournalEntry
 from serve.log.reader import read_log
 from serve.log.replay import Replay
@@ -72,6 +72,8 @@ def soon(monkeypatch):
     """Let candidates be removed soon after their end, and examine viewers in each commit."""
     # Drawn events follow no ranking.
     monkeypatch.setattr(rebuild, "check_joins", lambda *_, **options: {})
+    # A log is replayed in many parts.
+    monkeypatch.setattr(stream, "VALUES_AT_ONCE", 16)
     monkeypatch.setattr(intake, "ENDED_MS", 20_000)
     monkeypatch.setattr(expiry, "EVERY_S", 0.0)
 
