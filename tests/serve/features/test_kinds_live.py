@@ -351,6 +351,21 @@ def test_a_forgotten_viewer_leaves_the_values_and_takes_the_pairs(service):
     service.check()
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_commit_that_fails_brings_no_value_back_twice(service, is_written):
+    now_ms = service.now_ms
+    service.commit(begin("c0", "hal", now_ms), begin("c1", "ida", now_ms), join("c0", now_ms))
+    service.commit(begin("c0", "joe", now_ms))
+    records = [begin("c1", "hal", now_ms), join("c1", now_ms)]
+    with service.failing(is_written=is_written), pytest.raises(StoreUnavailable):
+        service.take(records)
+    service.commit()
+    assert counted(service, "hosts", "c1") == (2 if is_written else 0)
+    service.commit(*records)
+    assert counted(service, "hosts", "c1") == 2
+    service.check()
+
+
 def test_a_store_that_takes_over_has_the_values_that_rested_and_came_back_meanwhile(service):
     now_ms = service.now_ms
     service.commit(begin("c0", "hal", now_ms), begin("c1", "ida", now_ms), join("c0", now_ms))
