@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.contract.hashing import hash64
 from serve.contract.records import Candidate, Event, Forget, Viewer
+from serve.features.kinds.counters import Sum, Sums
 from serve.features.registry import KINDS
 from serve.features.rows import CandidateRows, Schema
 from serve.features.slots import VALUE, value_key
+from serve.features.state_kind import STATE
 from serve.features.surface import read_surface
 from serve.ingest import expiry, intake
 from serve.ingest.apply import apply_records
+from serve.ingest.backfill import load
 from serve.log import rebuild, stream
 from serve.log.events import Ended, Exposure, JournalEntry
 from serve.log.reader import read_log
@@ -31,6 +34,7 @@ from serve.log.replay import Replay
 from serve.log.snapshots import replay_snapshots
 from serve.log.writer import write_log
 from serve.stores.candidate_table import CandidateTable
+from serve.stores.factory import open_store
 from tests.support import live_service
 from tests.support.kind_service import (
     DAY_MS,
@@ -40,6 +44,7 @@ from tests.support.kind_service import (
     assert_holds_live_values_alone,
     assert_stored,
     drawn_call,
+    rows_of,
 )
 from tests.support.kind_world import START_MS, features_of, log_tables, surface_of
 from tests.support.kind_world import toml as toml_of
@@ -391,6 +396,26 @@ def test_a_log_without_its_first_records_has_the_values_live_and_at_rest(service
     service.commit()
     service.check()
     assert replay_snapshots(service.log)
+
+
+def test_a_changed_surface_takes_the_counts_that_both_have_from_a_snapshot(service):
+    now_ms = service.now_ms
+    service.commit(begin("c0", "hal", now_ms), begin("c1", "kim", now_ms))
+    service.commit(join("c0", now_ms), join("c1", now_ms), join("c1", now_ms, "v1"))
+    service.commit(begin("c1", "joe", now_ms))
+    service.cut()
+    service.stop()
+    clicks = {"kind": "count", "entity": "candidate.host", "event": "click"}
+    surface = surface_of(clicks=clicks, **COUNTED)
+    schema = Schema(surface)
+    load(surface, service.log, "lmdb:other", service.folder)
+    place = schema.kept(Sums).place[Sum("candidate.host", "join")]
+    with closing(
+        open_store("lmdb:other", surface.name, schema.fingerprint, base=service.folder, writable=False)
+    ) as store:
+        rows = rows_of(schema, store)
+    assert rows["held"][HAL][STATE]["sums"][place] == 1
+    assert rows["at rest"][key_of("kim")][STATE]["sums"][place] == 2
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
