@@ -40,15 +40,8 @@ Id = Annotated[
 ]
 # The id of a viewer or candidate that a store keeps. Values of fields are kept there under other
 # keys, which begin with NUL.
-StoredId = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=MAX_ID_CHARACTERS,
-        description="An id, 1 to 256 characters of which the first is not NUL.",
-        extra_json_schema={"pattern": r"^[^\u0000]"},
-    ),
-]
+STORED = "An id, 1 to 256 characters of which the first is not NUL."
+StoredId = Annotated[Id, Meta(description=STORED, extra_json_schema={"pattern": r"^[^\u0000]"})]
 Degraded = Literal[
     "store_unavailable",
     "scorer_unavailable",
