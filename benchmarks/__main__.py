@@ -30,6 +30,23 @@ def world(
 
 
 @app.command()
+def live(
+    rows: Annotated[int, typer.Option(min=30_000, help="Exposed candidates of each world.")] = 240_000,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Measure what hosts, friends, guests and memory tell about rooms that have just begun.
+
+    Fits seven models in each world, about a minute each. Exit code 1 if all features of
+    benchmarks/live.toml together gain no more than two standard errors there.
+    """
+    from benchmarks.live import live, table
+
+    result = live(rows, seeds)
+    answer(result, as_json, table(result), held=result["held"])
+
+
+@app.command()
 def rerun(
     log: Annotated[Path, typer.Option(help="Log that `training simulate` wrote and that filled the store.")],
     out: Annotated[Path, typer.Option(help="New folder for truth.json.")],

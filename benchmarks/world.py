@@ -77,7 +77,7 @@ def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> di
     data = build(Schema(surface), read_log(after, surface), history=read_log(before, surface))
     examination, ours = Examination.of(manifest), score(model, data.matrix)
     evaluation = assess(data, {"model": ours}, surface, examination=examination)
-    pair, truth = evaluation["paired"]["model-popular"], _truth(log, data)
+    pair, truth = evaluation["paired"]["model-popular"], truth_of(log, data)
     world, slates = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
     orders = (data.popular, ours, truth["p_join"])
     joins, minutes = np.transpose([_earned(slates.order(by), slates, truth, world) for by in orders])
@@ -96,7 +96,7 @@ def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> di
     }
 
 
-def _truth(log: Path, data: Dataset) -> dict[str, F64]:
+def truth_of(log: Path, data: Dataset) -> dict[str, F64]:
     """Return the columns of the log's truth for each row of its dataset, [N]."""
     truth = pq.read_table(log / "truth.parquet")
     at = pc.index_in(pa.array(data.request_ids), truth["request_id"].combine_chunks()).to_numpy()

@@ -16,7 +16,7 @@ from serve.contract import messages
 from serve.contract import rankings as api
 from serve.contract import records as contract_records
 from serve.contract.metric_catalog import METRICS
-from serve.features.kinds.gauge import PLACES
+from serve.features.kinds.gauge import NEWEST, PLACES
 from serve.http import auth, request_headers
 from serve.http import body_reader as bodies
 from serve.ingest import intake, quality
@@ -197,6 +197,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "candidates at which a gauge counts a viewer": (
         (PLACES,),
         "serve/features/test_presences.py::test_a_viewer_counts_at_the_last_candidates_only",
+    ),
+    "viewers at a candidate whom `friends` knows": (
+        (NEWEST,),
+        "serve/features/test_presences.py::test_a_candidate_knows_the_64_who_came_last",
     ),
     "rankings that wait for labels": (
         (mib(quality.MAX_BYTES),),

@@ -53,7 +53,7 @@ def drive(
             progress(number / len(ts_ms))
         audience.advance(now_ms)
         rng = default_rng([simulator.provenance.seed, RESPONSES, number])
-        found = world.retrieve(rng, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
+        found = world.retrieve(rng, who, now_ms, audience)
         _send(simulator, now_ms, service, served)
         request_id = f"r{simulator.provenance.exposures + number:07d}"
         answer = service.rank(
@@ -67,10 +67,11 @@ def drive(
             )
         )
         shown = np.array([int(ranked.candidate[1:]) for ranked in answer.ranking], np.int64)
-        response = world.respond(rng, who, shown, now_ms, audience.listeners[shown])
+        response = world.respond(rng, who, shown, now_ms, audience)
         served.arm.append(answer.arm)
         served.rung.append(answer.rung)
         served.record.add(shown, response)
+        audience.add(who, shown, now_ms, response)
         _respond(simulator, who, request_id, shown, response)
     _send(simulator, world.end_ms, service, served)
     progress(1.0)
@@ -89,9 +90,7 @@ def _respond(simulator: SimulatorState, who: int, request_id: str, shown: Ints, 
         space = int(shown[row])
         doing = {"click": response.click_ms[row]}
         if response.joined[row]:
-            join_ms, leave_ms = int(response.join_ms[row]), int(response.leave_ms[row])
-            doing |= {"join": join_ms, "leave": leave_ms}
-            simulator.audience.enter(who, space, join_ms, leave_ms)
+            doing |= {"join": response.join_ms[row], "leave": response.leave_ms[row]}
         for kind, ts_ms in doing.items():
             simulator.add(
                 Event(

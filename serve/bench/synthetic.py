@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from serve.contract.hashing import hash64
 from serve.features.kinds.affinity import Maps
+from serve.features.kinds.gauge import Presences
 from serve.features.rows import CandidateRows, Schema
 from serve.features.slots import CANDIDATE_ID, I64, PackedRows
 from serve.features.state_kind import STATE
@@ -17,9 +18,9 @@ _DAY_MS = 86_400_000
 _ROWS_A_COMMIT = 20_000
 # Number of categories by field. They are prime, so that any stride visits all before it repeats.
 _POOLS = {"host": 5003, "topic": 61, "language": 31, "country": 97, "device": 5}
-# Candidates that viewers were shown before.
-_NUM_SHOWN = 1009
-_POOL_OF = {"follows": "host"}
+# Candidates that viewers were shown before, and viewers who are at candidates or friends.
+_NUM_SHOWN, _NUM_FRIENDS = 1009, 4999
+_POOL_OF = {"follows": "host", "guests": "host", "friends": "viewers"}
 
 
 class RowMaker:
@@ -31,8 +32,11 @@ class RowMaker:
         # Viewers and candidates draw from the same values, so that some of them match.
         shared = np.random.default_rng(0)
         self._pools = {name: shared.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
-        ids = [hash64(candidate_id(i)) for i in range(_NUM_SHOWN)]
-        self._pools[CANDIDATE_ID.name] = np.array(ids, np.uint64)
+        for name, made, num in (
+            (CANDIDATE_ID.name, candidate_id, _NUM_SHOWN),
+            ("viewers", viewer_id, _NUM_FRIENDS),
+        ):
+            self._pools[name] = np.array([hash64(made(i)) for i in range(num)], np.uint64)
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
         """Commit viewers `viewer0` to `viewer<n - 1>`."""
@@ -54,9 +58,25 @@ class RowMaker:
             made[CANDIDATE_ID.name] = rows.table[CANDIDATE_ID.name][at]
         rows.table[at] = made
         rows.link(at)
-        for values in rows.values.values():
-            self._fill_sums(values.table[1:])
+        for field, values in rows.values.items():
+            if field != CANDIDATE_ID.name:
+                self._fill_sums(values.table[1:])
+        self._fill_presences(rows, at)
         return rows
+
+    def _fill_presences(self, rows: CandidateRows, at: I64) -> None:
+        """Let 12 viewers be at a candidate on average, with a long tail."""
+        presences = self._schema.kept(Presences)
+        num = self._rng.geometric(1 / 12, len(at)) - 1
+        for slot, inside in presences.presences.items():
+            counts = presences.of(rows.table, slot)
+            counts["newest_step"][at] = NOW_MS // slot.step_ms
+            counts["present"][at, :-1] = num[:, None]
+            if inside:
+                field = CANDIDATE_ID.name
+                viewers = presences.of(rows.values[field].table, inside)["viewers"]
+                made = self._distinct("viewers", len(at), viewers.shape[1])
+                viewers[rows.value_of[field][at]] = np.where(np.arange(made.shape[1]) < num[:, None], made, 0)
 
     def _viewers(self, num_rows: int) -> PackedRows:
         rows = self._schema.blank("viewer", num_rows)

@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Entity, FieldRef, PackedRows
+from serve.features.slots import F64, I64, U64, Entity, FieldRef, PackedRows, Values
 
 T = TypeVar("T")
+# Places of a table for each member of a set. Of 64 hashes that are not in the set, about one has
+# the place of a member, and is compared with it.
+SPREAD = 64
 
 
 @dataclass(eq=False)
@@ -19,9 +22,8 @@ class Batch:
     """Rows of a batch of B requests with R candidates; methods return `[R]` or `[R, M]`.
 
     `state` are the schema's kinds of state. `viewer`, `context` and the time `request_ms` are
-    `[B]`, `candidate` and `request_of_row` `[R]`. `values` has by field the rows `[R]` of the
-    candidates' values that the state counts. Viewer values are computed once a request and then
-    spread over the request's rows.
+    `[B]`, `candidate` and `request_of_row` `[R]`, and `values` those of the candidates. Viewer
+    values are computed once a request and then spread over the request's rows.
     """
 
     state: Mapping[type, Any]
@@ -30,7 +32,7 @@ class Batch:
     context: PackedRows
     request_of_row: I64
     request_ms: I64
-    values: Mapping[str, PackedRows] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
     _computed: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -44,7 +46,10 @@ class Batch:
     def rows(self, owner: str) -> PackedRows:
         """Return the rows of viewers or contexts `[B]`, of candidates or their values `[R]`."""
         _, _, name = owner.partition(".")
-        rows: PackedRows = self.values[name] if name else getattr(self, owner)
+        if name:
+            table, at = self.values[name]
+            return table.take(at)
+        rows: PackedRows = getattr(self, owner)
         return rows
 
     def times_ms(self, entity: Entity) -> I64:
@@ -72,9 +77,45 @@ class Batch:
         The result is 0 where no key equals the value. A viewer's keys are distinct, except for 0:
         an empty place, which a missing value equals, so its worth must be 0.
         """
+        rows, places = self.places(keys, values)
+        return self.spread(rows, worth[self.request_of_row[rows], places])
+
+    def places(self, keys: U64, values: U64) -> tuple[I64, I64]:
+        """Return the rows whose value is a key of their viewer, and the keys' places."""
         # The keys of a single request need no copy for each row.
         hits = np.flatnonzero((keys if len(keys) == 1 else self.per_row("viewer", keys)) == values[:, None])
-        rows, places = np.divmod(hits, keys.shape[1])
-        found = np.zeros(len(values))
-        found[rows] = worth[self.request_of_row[rows], places]
+        return np.divmod(hits, keys.shape[1])
+
+    def spread(self, rows: I64, worth: NDArray[Any]) -> F64:
+        """Return the worth of these rows, and 0 for the others, `[R]`."""
+        found = np.zeros(len(self.request_of_row))
+        found[rows] = worth
         return found
+
+    def among(self, hashes: U64, sets: U64) -> tuple[I64, I64]:
+        """Return rows and columns of the hashes `[R, N]` that are in their viewer's set `[B, M]`.
+
+        0 is an empty place, which is in no set.
+        """
+        members = sets.ravel()
+        left = np.flatnonzero(members)
+        # A table for each set, by the low bits of a hash, rules out most hashes in one look-up.
+        size = 1 << (SPREAD * sets.shape[1] - 1).bit_length()
+        low = np.uint64(size - 1)
+        place = (members[left] & low).view(np.int64) + left // sets.shape[1] * size
+        is_taken = np.zeros(len(sets) * size, bool)
+        is_taken[place] = True
+        at = (hashes & low).view(np.int64)
+        at += (self.request_of_row * size)[:, None]
+        hits = np.flatnonzero(is_taken.take(at))
+        rows, columns = np.divmod(hits, hashes.shape[1])
+        at, values = at.ravel()[hits], hashes[rows, columns]
+        # A place holds one member: compare those that share it one after the other.
+        member_at = np.empty(len(is_taken), np.int32)
+        is_equal = np.zeros(len(hits), bool)
+        while len(left):
+            member_at[place] = left
+            is_equal |= members[member_at[at]] == values
+            is_next = member_at[place] != left
+            left, place = left[is_next], place[is_next]
+        return rows[is_equal], columns[is_equal]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from serve.features.batch import Batch
 from serve.features.rows import Schema
-from serve.features.slots import I64, U64, PackedRows
+from serve.features.slots import I64, U64, PackedRows, Values
 
 # The values of candidates' fields for a surface that counts none.
-NO_VALUES: Mapping[str, PackedRows] = {}
+NO_VALUES: Values = {}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Features:
         context: PackedRows,
         request_of_row: I64,
         now_ms: I64,
-        values: Mapping[str, PackedRows] = NO_VALUES,
+        values: Values = NO_VALUES,
     ) -> Matrix:
         """Compute the matrix of a batch of requests.
 
@@ -108,7 +108,7 @@ class Features:
             context: `[B]` rows.
             request_of_row: `[R]`, the index of each row's request.
             now_ms: `[B]`, the time of each request.
-            values: `[R]` rows by field, as `CandidateRows.values_of` returns them.
+            values: of the candidates, as `CandidateRows.values_of` returns them.
         """
         batch = Batch(self.schema.state, viewers, candidates, context, request_of_row, now_ms, values)
         num_rows = len(request_of_row)
@@ -131,7 +131,7 @@ class Features:
         context: PackedRows,
         request_of_row: I64,
         now_ms: I64,
-        values: Mapping[str, PackedRows] = NO_VALUES,
+        values: Values = NO_VALUES,
     ) -> NDArray[np.float32]:
         """Return `[R]` the popularity feature as in `compute`, without rows of viewers."""
         schema = self.schema

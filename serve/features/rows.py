@@ -23,9 +23,11 @@ from serve.features.slots import (
     IMPRESSION,
     U64,
     VALUE,
+    Bools,
     Entity,
     PackedRows,
     Slot,
+    Values,
     field_of_key,
     field_refs,
     value_key,
@@ -47,13 +49,16 @@ class Schema:
         self.surface = surface
         self.events = tuple(dict.fromkeys((IMPRESSION, *surface.events)))
         self.number = {event: number for number, event in enumerate(self.events)}
-        by_type: defaultdict[type[Slot], list[Slot]] = defaultdict(list)
+        by_kind: defaultdict[type[StateKind[Any]], list[Slot]] = defaultdict(list)
         for slot in dict.fromkeys(slot for kind in surface.features.values() for slot in kind.slots):
-            by_type[type(slot)].append(slot)
-        kinds = ((StateKind.registry[of], slots) for of, slots in by_type.items())
-        self.state: dict[type, StateKind[Any]] = {kind: kind(slots, self.number) for kind, slots in kinds}
+            by_kind[StateKind.registry[type(slot)]].append(slot)
+        self.state: dict[type, StateKind[Any]] = {
+            kind: kind(slots, self.number) for kind, slots in by_kind.items()
+        }
         self.kept_by = {slot: kind for kind in self.state.values() for slot in kind.slots}
-        keeps_id = any(CANDIDATE_ID in field_refs(slot) for slot in self.kept_by)
+        entities = dict.fromkeys(entity for kind in self.state.values() for entity in kind.entities)
+        refs = (ref for slot in self.kept_by for ref in field_refs(slot))
+        keeps_id = str(CANDIDATE_ID) in entities or CANDIDATE_ID in refs
         # Attributes in the order of their times in `stated_ms`, the candidate's end included.
         self.stated: dict[Entity, tuple[str, ...]] = {
             "viewer": tuple(surface.fields["viewer"]),
@@ -64,7 +69,6 @@ class Schema:
         id_hash = [(CANDIDATE_ID.name, "<u8")] * keeps_id
         self.candidate = np.dtype([*self._attributes("candidate"), *id_hash, ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
-        entities = dict.fromkeys(entity for kind in self.state.values() for entity in kind.entities)
         # By field of candidates of which the state counts the values: the layout of a value's row.
         self.values = {
             entity.removeprefix("candidate."): np.dtype(self._state(entity))
@@ -132,6 +136,8 @@ class RowTable:
         self.schema = schema
         self.index: dict[str, int] = {}
         self.table = schema.blank(entity, 64)
+        # Rows that kinds of state have changed, of values alone.
+        self.changed: Bools = np.zeros(len(self.table), bool)
         self.ids: list[str | None] = [None]
         self._free: list[int] = []
         self._buckets = Buckets(self.index)
@@ -164,6 +170,7 @@ class RowTable:
             self.ids.append(name)
             if row == len(self.table):
                 self.table = np.concatenate([self.table, self.schema.blank(self.entity, row)])
+                self.changed = np.append(self.changed, np.zeros(row, bool))
         self.index[name] = row
         self._begin(row)
         if self._by_hash is not None:
@@ -212,6 +219,9 @@ class CandidateRows(RowTable):
     `values` has a table by field, with the keys of `value_key`, and `value_of` the row there of
     each candidate's value, 0 without one. A value stays in its table when no candidate has it any
     more, unless the caller takes it out. One that comes back takes its row from `at_rest`.
+
+    The id of a candidate counts as such a field, if a kind keeps state there: wide state that few
+    records change. It ends with the candidate.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -220,17 +230,19 @@ class CandidateRows(RowTable):
         self.value_of: dict[str, I64] = {field: np.zeros(len(self.table), np.int64) for field in self.values}
         self.at_rest: dict[str, bytes] = {}
         self._hashes: dict[str, U64] = {field: np.zeros(len(self.table), np.uint64) for field in self.values}
-        # By field: the number of candidates that have the value in a row, and rows that one left.
+        # By field: how many candidates have the value in a row, and the rows where this changed.
         self._holders: dict[str, Counter[int]] = {field: Counter() for field in self.values}
         self._back: set[str] = set()
-        self._left: dict[str, set[int]] = {field: set() for field in self.values}
+        self._moved: dict[str, set[int]] = {field: set() for field in self.values}
 
     def clear(self, row: int) -> None:
         """Make the row of an id blank, apart from the id's hash."""
-        self.table[row] = self.table[0]
-        if CANDIDATE_ID.name in (self.schema.candidate.names or ()):
-            self.table[CANDIDATE_ID.name][row] = hash64(self.ids[row] or "")
+        name, self.table[row] = CANDIDATE_ID.name, self.table[0]
+        # A candidate that was removed begins anew.
         self.link(np.array([row]))
+        if name in (self.schema.candidate.names or ()):
+            self.table[name][row] = hash64(self.ids[row] or "")
+            self.link(np.array([row]))
 
     def link(self, rows: I64) -> None:
         """Link rows whose fields may have changed to the values that they have now."""
@@ -246,7 +258,9 @@ class CandidateRows(RowTable):
                 if hashed:
                     new = self._found(values, value_key(field, hashed))
                 self._holders[field].update({new: 1, old: -1})
-                self._left[field].add(old)
+                if field == CANDIDATE_ID.name:
+                    values.table[old] = values.table[0]
+                self._moved[field].update((old, new))
                 hashes[row], value_of[row] = hashed, new
 
     def _found(self, values: RowTable, key: str) -> int:
@@ -264,20 +278,22 @@ class CandidateRows(RowTable):
         """Return whether a candidate has the value in this row."""
         return self._holders[field][row] > 0
 
-    def take_left(self, field: str) -> set[int]:
-        """Return the rows of values that a candidate left since the last call."""
-        left, self._left[field] = self._left[field], set()
-        return left
+    def take_changed(self, field: str) -> set[int]:
+        """Return the rows of values that have changed, or moved, since the last call."""
+        values, moved = self.values[field], self._moved[field]
+        moved.update(values.changed.nonzero()[0].tolist())
+        values.changed[:] = False
+        self._moved[field] = set()
+        return moved - {0}
 
     def take_back(self) -> set[str]:
         """Return the keys of values that were taken from `at_rest` since the last call."""
         back, self._back = self._back, set()
         return back
 
-    def values_of(self, rows: I64) -> dict[str, PackedRows]:
-        """Return by field the rows `[R]` of the values of these candidates."""
-        tables = self.values.items()
-        return {field: table.table.take(self.value_of[field].take(rows)) for field, table in tables}
+    def values_of(self, rows: I64) -> Values:
+        """Return the values `[R]` of the candidates in these rows."""
+        return {field: (of.table, self.value_of[field].take(rows)) for field, of in self.values.items()}
 
     def apply(self, changed: Mapping[str, bytes]) -> None:
         """Apply the changes that a store reports, those of values included."""

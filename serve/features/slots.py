@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +38,8 @@ class FieldRef:
         return f"{self.owner}.{self.name}"
 
 
+# Values of candidates' fields, by field: a table of them, and the rows there `[R]` of candidates.
+Values = Mapping[str, tuple[PackedRows, I64]]
 # The hash of a candidate's id, which is in its row if a slot reads it.
 CANDIDATE_ID = FieldRef("candidate", "id")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from serve.features.interactions import Interactions
-from serve.features.slots import ENTITIES, I64, Entity, PackedRows, Slot
+from serve.features.slots import ENTITIES, I64, Bools, Entity, PackedRows, Slot
 
 # The field of a row that holds all of its state; no attribute may have this name.
 STATE = "_state"
@@ -27,6 +27,8 @@ class Rows(Protocol):
 
     table: PackedRows
     ids: list[str | None]
+    # Which rows have changed, of values of candidates' fields.
+    changed: Bools
 
     def find_hash(self, hashed: int) -> int:
         """Return the row number of the id with this hash, 0 for an unknown id."""
@@ -45,17 +47,17 @@ class Candidates(Rows, Protocol):
 
 
 class StateKind(ABC, Generic[S]):
-    """All slots of one type in the state of a surface; `numbers` are those of its events.
+    """All slots of some types in the state of a surface; `numbers` are those of its events.
 
-    A subclass states `fields` and `observe`, and a `read` for its features. By default each slot
-    has a column of its own.
+    A subclass names the types, `of=(Sum,)`, and states `fields` and `observe`, and a `read` for its
+    features. By default each slot has a column of its own.
     """
 
     registry: ClassVar[dict[type[Slot], type[StateKind[Any]]]] = {}
 
-    def __init_subclass__(cls, *, of: type[Slot]) -> None:
-        assert of not in cls.registry, f"two kinds of state keep {of.__name__}"
-        cls.registry[of] = cls
+    def __init_subclass__(cls, *, of: tuple[type[Slot], ...]) -> None:
+        assert cls.registry.keys().isdisjoint(of), f"two kinds of state keep one of {of}"
+        cls.registry |= dict.fromkeys(of, cls)
 
     def __init__(self, slots: Sequence[S], numbers: Mapping[str, int]) -> None:
         self.slots = tuple(slots)
@@ -78,7 +80,7 @@ class StateKind(ABC, Generic[S]):
     def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Iterable[int]:
         """Apply records; return the rows of candidates that changed without a record of theirs."""
 
-    def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterable[int]:
+    def forget(self, viewers: Rows, candidates: Candidates, viewer: int) -> Iterable[int]:
         """Undo what a viewer counts for in candidates' rows, and return these rows."""
         return ()
 

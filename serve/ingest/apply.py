@@ -10,7 +10,7 @@ import numpy as np
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.interactions import Interactions
 from serve.features.rows import NEVER_MS, CandidateRows, RowTable, State
-from serve.features.slots import IMPRESSION, field_of_key
+from serve.features.slots import CANDIDATE_ID, IMPRESSION, field_of_key
 from serve.log.events import Ended, Exposure, JournalEntry, Record, viewer_of
 from serve.stores.protocol import Store
 
@@ -117,12 +117,8 @@ def packed_changes(
     any other one among the viewers.
     """
     live = state.candidates
-    rows_of, rows = packed(state.viewers, viewers), live.find(list(candidates))
-    rows_of |= dict.fromkeys(live.take_back(), b"")
-    changed = {
-        name: live.take_left(name).union(of[rows].tolist()) - {0} for name, of in live.value_of.items()
-    }
-    held, at_rest = packed_values(live, changed)
+    rows_of = packed(state.viewers, viewers) | dict.fromkeys(live.take_back(), b"")
+    held, at_rest = packed_values(live, {field: live.take_changed(field) for field in live.values})
     for key in at_rest:
         live.values[field_of_key(key)].drop(key)
     return rows_of | at_rest, packed(live, candidates) | held | dict.fromkeys(at_rest, b"")
@@ -138,7 +134,8 @@ def packed_values(
         blank = values.table[0].tobytes()
         for key, row in packed(values, [str(values.ids[place]) for place in at]).items():
             is_held = candidates.is_held(field, values.index[key])
-            parts[not is_held][key] = row if is_held or row != blank else b""
+            is_kept = is_held or (row != blank and field != CANDIDATE_ID.name)
+            parts[not is_held][key] = row if is_kept else b""
     return parts
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from serve.contract.errors import StoreUnavailable
 from serve.features.rows import Schema, encode
-from serve.features.slots import I64, Bools, PackedRows
+from serve.features.slots import I64, Bools, PackedRows, Values
 from serve.ranking.order import UNKNOWN, WORTHS, Standings
 from serve.ranking.query import Query
 from serve.stores.candidate_table import CandidateTable
@@ -34,8 +34,7 @@ class HydratedBatch(NamedTuple):
     # Candidates without a row and without a stated value.
     unknown: Bools
     candidates: PackedRows
-    # Rows `[R]` of the values of candidates' fields that the state counts, by field.
-    values: Mapping[str, PackedRows]
+    values: Values
     standing: Standings
     context: PackedRows
     request_of_row: I64

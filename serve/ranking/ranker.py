@@ -80,7 +80,7 @@ class Ranker:
             batch.context,
             batch.request_of_row[rows],
             batch.now_ms,
-            {field: values[rows] for field, values in batch.values.items()},
+            {field: (table, at[rows]) for field, (table, at) in batch.values.items()},
         )
 
     def _popularity(self, batch: HydratedBatch) -> F32:

@@ -102,20 +102,20 @@ def write_world(folder, num=1_500, days=0.25, noise=1.0, seed=0):
     world = World(seed=seed, viewers=num // 5, start_ms=START_MS, end_ms=end_ms)
     visiting, responding = (np.random.default_rng([seed, i]) for i in (1, 2))
     ts_ms, viewer = world.viewers.visits(visiting, num, START_MS, end_ms)
-    audience, record = Audience(len(world.spaces)), VisitLog()
+    audience, record = Audience(len(world.spaces), world.viewers.friends), VisitLog()
     logged = {"scores": [], "propensity": []}
     for now_ms, who in zip(ts_ms.tolist(), viewer.tolist(), strict=True):
         audience.advance(now_ms)
-        found = world.retrieve(responding, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
-        _, p_join = world.probabilities(who, found, now_ms, audience.listeners[found])
+        found = world.retrieve(responding, who, now_ms, audience)
+        around = audience.around(who, found, now_ms)
+        _, p_join = world.probabilities(who, found, now_ms, around)
         odds = np.log(p_join / (1 - p_join)) + responding.normal(0.0, noise, len(found))
         score = (1 / (1 + np.exp(-odds))).astype(np.float32)
         order, propensity = draw(score, responding)
         shown = found[order]
-        response = world.respond(responding, who, shown, now_ms, audience.listeners[shown])
+        response = world.respond(responding, who, shown, now_ms, audience)
         record.add(shown, response)
-        for row in np.flatnonzero(response.joined).tolist():
-            audience.enter(who, int(shown[row]), int(response.join_ms[row]), int(response.leave_ms[row]))
+        audience.add(who, shown, now_ms, response)
         logged["scores"].append(score[order])
         logged["propensity"].append(propensity)
     made = log_tables(world, ts_ms, viewer, record)

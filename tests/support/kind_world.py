@@ -124,7 +124,7 @@ def drawn_fields(rng):
     values = {
         "language": ["en", "fr", None],
         "host": ["hal", "ida", "joe", None],
-        "topics": [["jazz"], ["jazz", "news", "en"], [], None],
+        "topics": [["jazz"], ["jazz", "news", "en"], VIEWERS[1:], ["v0", "jazz"], [], None],
         "price": [0.0, 2.5, -1.0, None],
         "born_ms": [START_MS - 60_000, START_MS + 200_000, None],
     }

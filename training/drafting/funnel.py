@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
-from serve.features.slots import I64, IMPRESSION
+from serve.features.slots import I64, IMPRESSION, Bools
 from serve.log.replay import event_times
 from training.data.labels import Owners
 from training.drafting.profile import codes_of
@@ -66,15 +66,16 @@ class Funnel:
     """Shown candidates and the events on them. N rows, one for each shown candidate.
 
     `exposure` [N] are rows of the exposures table, `candidate` [N] and `viewer` codes, with
-    `viewer` by exposure and 0 for null. `covered` is the share of the label's delays within its
-    window, None if all are 0. `gauge` are the kinds that raise and lower a current
-    number, if there is such a pair.
+    `viewer` by exposure and 0 for null. `positive` [N] are the rows that the label follows within
+    its window. `covered` is the share of the label's delays within its window, None if all are 0.
+    `gauge` are the kinds that raise and lower a current number, if there is such a pair.
     """
 
     exposure: I64
     candidate: I64
     shown_ms: I64
     viewer: I64
+    positive: Bools
     event_stats: dict[str, EventStats]
     label: str
     covered: float | None
@@ -138,9 +139,10 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
         event_stats[kind] = EventStats(kind, num, window, positives, rate, after, why_not)
     label = _label(event_stats)
     delays = delay[is_on[label]]
+    positive = firsts[label] <= event_stats[label].within_ms
     covered = float(np.mean(delays <= event_stats[label].within_ms)) if delays.any() else None
     gauge = next(((up, down) for down, up in downs.items()), None)
-    return Funnel(exposure, candidate, shown_ms, viewer, event_stats, label, covered, gauge)
+    return Funnel(exposure, candidate, shown_ms, viewer, positive, event_stats, label, covered, gauge)
 
 
 def _followed(owners: Owners, kinds: NDArray[np.object_], shown_ms: I64) -> tuple[I64, I64]:

@@ -35,20 +35,26 @@ def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Fu
 
 def ages_ms(c: Column, tables: dict[str, pa.Table], events: Funnel) -> F64:
     """Return `[N]` the time from a column's value to each row's exposure in ms; NaN if missing."""
+    return np.asarray(events.shown_ms - on_rows(c, c.numbers, tables, events), np.float64)
+
+
+def on_rows(c: Column, values: F64, tables: dict[str, pa.Table], events: Funnel) -> F64:
+    """Return `[N]` what each row has of a column, from the `values` of the column; NaN if missing.
+
+    If an id has several values, the last one counts.
+    """
     if c.request_time:
-        return np.asarray(events.shown_ms - c.numbers, np.float64)
+        return values
     if c.owner == "context":
-        return np.asarray(events.shown_ms - c.numbers[events.exposure], np.float64)
+        return values[events.exposure]
     table = tables[f"{c.owner}s"]
     shown = pc.list_flatten(tables["exposures"]["candidates"]) if c.owner == "candidate" else None
     wanted = tables["exposures"]["viewer"] if shown is None else shown
     own, code = codes_of(table["id"], wanted)
     # Code 0 stands for a null id.
-    values = np.full(max(own.max(), code.max()) + 1, np.nan)
-    # If an id has several rows, the last one counts.
-    values[own] = c.numbers
-    of_row = values[code] if shown is not None else values[code][events.exposure]
-    return np.asarray(events.shown_ms - of_row, np.float64)
+    of_id = np.full(max(own.max(), code.max()) + 1, np.nan)
+    of_id[own] = values
+    return of_id[code] if shown is not None else of_id[code][events.exposure]
 
 
 def _ahead(age_ms: F64) -> str:

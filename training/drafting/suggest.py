@@ -11,14 +11,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.stats import skew
 
-from serve.contract.validation import duration
+from serve.contract.validation import duration, spelled
 from serve.features.registry import KINDS
 from serve.features.slots import F64, IMPRESSION
+from training.drafting.evidence import label_gaps, remembered, share_of_viewers, told_by_others
 from training.drafting.funnel import Funnel, round_up_ms
 from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
+from training.evaluation.leakage import SUSPECT_AUC
 
 Spec = dict[str, object]
 # Largest vocabulary of a category feature. Columns with more values serve affinities only.
@@ -36,6 +39,16 @@ MANY_IDS, SHARED_IDS = 100, 0.1
 HEAVY_TAIL = 2.0
 # Candidates are short-lived if they are shown for less than this share of the log's span.
 SHORT_LIVED = 0.25
+# Count events at a category that at least this number of candidates share, on average.
+SHARED_BY = 2
+# A category tells of new candidates from this AUC on (`told_by_others`); count at so many of them.
+TELLING, MAX_TELLING = 0.52, 2
+# Count what a viewer was shown before if this share of the rows shows one of the viewer's last 64
+# candidates, which the state remembers, again.
+AGAIN, REMEMBERED = 0.05, 64
+# Label events come in bursts if half of them follow the one before within this share of their mean
+# distance. Of events at random, half do so within 0.69.
+BURST = 0.35
 # Keep state of viewers from this number of exposures a viewer on.
 COME_BACK = 1.5
 DAY_MS = 86_400_000
@@ -80,7 +93,9 @@ def suggest(
     usable = [c for c in columns if c.type]
     own = (feature for c in usable for feature in _own(c, tables, events))
     found: dict[str, Feature] = {}
-    for feature in (*own, *_pairs(usable), *_candidate(events), *_viewer(usable, events)):
+    candidates = (*_candidate(tables, events), *_values(usable, tables, events))
+    viewers = (*_viewer(usable, events), *_shown_before(events), *_friends(usable, tables, events))
+    for feature in (*own, *_pairs(usable), *candidates, *viewers):
         # Append a number to a name that is taken.
         names = (feature.name if i == 1 else f"{feature.name}_{i}" for i in itertools.count(1))
         free = next(name for name in names if name not in found)
@@ -140,10 +155,11 @@ def _transform(numbers: F64) -> Spec:
 
 
 def _pairs(columns: list[Column]) -> Iterator[Feature]:
-    """Yield `match` and `member` features of fields that viewers and candidates share."""
-    theirs = [c for c in columns if c.owner == "candidate" and c.type == "category"]
+    """Yield `match`, `member` and `overlap` of fields that viewers and candidates share."""
+    theirs = [c for c in columns if c.owner == "candidate" and c.type in ("category", "set")]
     for v in (c for c in columns if c.owner == "viewer"):
-        for c in theirs:
+        # No kind looks for a viewer's category in a candidate's set.
+        for c in (c for c in theirs if v.type == "set" or c.type == "category"):
             both = len(v.values & c.values)
             fewer = min(len(v.values), len(c.values))
             if both < 2 or both < fewer * (SHARED if fewer < MANY_IDS else SHARED_IDS):
@@ -151,6 +167,8 @@ def _pairs(columns: list[Column]) -> Iterator[Feature]:
             kind, name = "member", f"{c.name}_in_{v.name}"
             if v.type == "category":
                 kind, name = "match", f"same_{c.name}" if c.name == v.name else f"{v.name}_is_{c.name}"
+            if c.type == "set":
+                kind, name = "overlap", f"shared_{c.name}"
             spec: Spec = {"kind": kind, "viewer": v.path, "candidate": c.path}
             yield Feature(ATTRIBUTES, name, spec, f"they share {both:,} values", (v.path, c.path))
 
@@ -176,35 +194,108 @@ def _rate(entity: str, events: Funnel, kind: str, half: Spec) -> Spec:
     return {"kind": "rate", "entity": entity, "event": kind, "over": IMPRESSION, **half, "prior": prior}
 
 
-def _count(entity: str, kind: str, half: Spec) -> Spec:
+def _count(entity: str | list[str], kind: str, half: Spec) -> Spec:
     return {"kind": "count", "entity": entity, "event": kind, **half, "transform": "log1p"}
 
 
-def _candidate(events: Funnel) -> Iterator[Feature]:
-    """Yield gauge, counts and rates of candidates; half-lives follow how long they are shown."""
+def _recency(entity: str | list[str], kind: str) -> Spec:
+    return {"kind": "recency", "entity": entity, "event": kind, "transform": "log1p"}
+
+
+def _life_ms(events: Funnel) -> float:
+    """Return for how long the median candidate is shown; 0 if candidates stay."""
     shown = pd.Series(events.shown_ms).groupby(events.candidate)
-    come_back = shown.size().mean() >= 2
     lives_ms = (shown.max() - shown.min())[shown.size() > 1]
     life_ms = float(lives_ms.median()) if len(lives_ms) else 0.0
-    is_short = 0 < life_ms < SHORT_LIVED * events.span_ms
-    slow: Spec = {"half_life": duration(round_up_ms(life_ms))} if is_short else {}
-    fast: Spec = {"half_life": duration(round_up_ms(life_ms / 5))} if is_short else {}
-    why = "about the time that a candidate is shown" if is_short else "candidates stay, so nothing decays"
+    return life_ms if life_ms < SHORT_LIVED * events.span_ms else 0.0
+
+
+def _half(life_ms: float) -> Spec:
+    return {"half_life": duration(round_up_ms(life_ms))} if life_ms else {}
+
+
+def _long_half(events: Funnel) -> Spec:
+    """Return the half-life of what outlives a candidate: the span of the log, but 7 to 90 days."""
+    return _half(float(np.clip(events.span_ms, 7 * DAY_MS, 90 * DAY_MS)))
+
+
+def _candidate(tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
+    """Yield gauge, counts, rates and recency of candidates.
+
+    Half-lives follow how long candidates are shown.
+    """
+    life_ms, label = _life_ms(events), events.label
+    come_back = len(events.candidate) >= 2 * len(np.unique(events.candidate))
+    why = "about the time that a candidate is shown" if life_ms else "candidates stay, so nothing decays"
     why = why if come_back else "few candidates are shown twice, so this carries little information"
     if events.gauge:
         up, down = events.gauge
         spec: Spec = {"kind": "gauge", "entity": "candidate", "up": up, "down": down, "transform": "log1p"}
         yield Feature(CANDIDATE, f"{up}_now", spec, popular=True)
-    for kind in _counted(events) if come_back else [events.label]:
-        popular = kind == events.label and not events.gauge
-        yield Feature(CANDIDATE, f"{kind}_rate", _rate("candidate", events, kind, slow), why, popular=popular)
+    for kind in _counted(events) if come_back else [label]:
+        spec = _rate("candidate", events, kind, _half(life_ms))
+        yield Feature(CANDIDATE, f"{kind}_rate", spec, why, popular=kind == label and not events.gauge)
         why = ""
-    if come_back:
-        why = "a fifth of that, to follow a candidate's rise and fall" if is_short else ""
-        for kind in (*_counted(events)[:2], IMPRESSION):
-            name = f"recent_{kind}" if is_short else f"num_{kind}"
-            yield Feature(CANDIDATE, name, _count("candidate", kind, fast), why)
-            why = ""
+    if not come_back:
+        return
+    why = "a fifth of that, to follow a candidate's rise and fall" if life_ms else ""
+    for kind in (*_counted(events)[:2], IMPRESSION):
+        name = f"recent_{kind}" if life_ms else f"num_{kind}"
+        yield Feature(CANDIDATE, name, _count("candidate", kind, _half(life_ms / 5)), why)
+        why = ""
+    gap_ms, shares = label_gaps(tables, events)
+    if len(gap_ms) and (life_ms or np.median(shares) < BURST):
+        within = spelled(float(np.median(gap_ms)) / 1000)
+        why = f"half of a candidate's {label} events come within {within} of the one before"
+        yield Feature(CANDIDATE, f"since_{label}", _recency("candidate", label), why)
+
+
+def _values(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
+    """Yield rates at the categories that tell most of a candidate without events of its own."""
+    num = len(pc.unique(tables["candidates"]["id"]))
+    able = [
+        c
+        for c in columns
+        # An event on a candidate does not know what a request stated of it.
+        if c.owner == "candidate" and c.type == "category" and not c.request_time
+        if 2 <= c.distinct <= num / SHARED_BY
+    ]
+    told = sorted(((told_by_others(c, tables, events), c) for c in able), key=lambda pair: -pair[0])
+    # What tells almost everything was written after the ranking.
+    telling = [(auc, c) for auc, c in told if TELLING <= auc < SUSPECT_AUC]
+    # Candidates that stay soon have a record of their own.
+    for auc, c in telling[: MAX_TELLING if _life_ms(events) else 1]:
+        spec = _rate(c.path, events, events.label, _long_half(events))
+        why = (
+            f"{num / c.distinct:,.1f} candidates share a value; their rate without its own has AUC {auc:.2f}"
+        )
+        yield Feature(CANDIDATE, f"{c.name}_{events.label}_rate", spec, why, (c.path,))
+
+
+def _shown_before(events: Funnel) -> Iterator[Feature]:
+    """Yield how often and when a viewer was shown this very candidate."""
+    share = remembered(events, REMEMBERED)
+    if share >= AGAIN:
+        pair = ["viewer", "candidate"]
+        why = f"{share:.0%} of the rows show one of the viewer's last {REMEMBERED} candidates again"
+        # Without a half-life, both read the same state.
+        yield Feature(VIEWER, "shown_before", _count(pair, IMPRESSION, {}), why)
+        yield Feature(VIEWER, "since_shown", _recency(pair, IMPRESSION))
+
+
+def _friends(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
+    """Yield how many of a viewer's set are at the candidate, if the set holds ids of viewers."""
+    if events.gauge is None:
+        return
+    up, down = events.gauge
+    for c in columns:
+        if c.owner != "viewer" or c.type != "set":
+            continue
+        share = share_of_viewers(c, tables)
+        if share >= (SHARED if c.distinct < MANY_IDS else SHARED_IDS):
+            spec: Spec = {"kind": "friends", "viewer": c.path, "up": up, "down": down}
+            why = f"{share:.0%} of its values are ids of viewers"
+            yield Feature(VIEWER, "friends_inside", spec, why, (c.path,))
 
 
 def _viewer(columns: list[Column], events: Funnel) -> Iterator[Feature]:
@@ -212,9 +303,7 @@ def _viewer(columns: list[Column], events: Funnel) -> Iterator[Feature]:
     known = events.viewer[events.viewer > 0]
     if len(known) < COME_BACK * max(len(np.unique(known)), 1):
         return
-    half_ms = int(np.clip(round_up_ms(events.span_ms), 7 * DAY_MS, 90 * DAY_MS))
-    half: Spec = {"half_life": duration(half_ms)}
-    label, before = events.label, _counted(events)[1:2]
+    half, label, before = _long_half(events), events.label, _counted(events)[1:2]
     why = "the span of the log, but 7 to 90 days"
     yield Feature(VIEWER, f"viewer_{label}_rate", _rate("viewer", events, label, half), why)
     for kind in (label, IMPRESSION):

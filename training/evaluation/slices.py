@@ -1,7 +1,8 @@
 """Slices: the measures on parts of the rows, to find where a good model performs badly.
 
 Rows of a slice are ranked among themselves. A part with few rows gets no figures, which would be
-noise.
+noise. Where a feature is a candidate's age and some candidates are young, a report shows what the
+model knows of a candidate in its first minute and in its first ten.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.kinds.attributes import Category
+from serve.features.kinds.attributes import Age, Category
 from serve.features.surface import Surface
 from serve.model.encoder import Encoder, vocabulary_entry
 from training.data.dataset import Dataset
@@ -24,6 +25,9 @@ MIN_OF_EACH_LABEL = 20
 MAX_VALUES = 20
 # Hours in one band of the day.
 HOURS = 3
+# Parts by a candidate's age, and the ages in seconds that end all but the last.
+AGES = ("first minute", "first ten minutes (after the first)", "older")
+AGE_ENDS_S = (60, 600)
 
 Mask = NDArray[np.bool_]
 
@@ -60,6 +64,12 @@ def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[
             for i in np.argsort(-np.bincount(code), kind="stable").tolist():
                 value = int(values[i])
                 yield name, known.get(value, vocabulary_entry(value)), code == i
+    for k, name in enumerate(data.columns.numeric):
+        kind, age_s = surface.features[name], data.matrix.numeric[:, k]
+        # Where no candidate is young, age divides nothing.
+        if isinstance(kind, Age) and kind.field.owner == "candidate" and (age_s < AGE_ENDS_S[-1]).any():
+            part = np.where(np.isnan(age_s), len(AGES), np.digitize(age_s, AGE_ENDS_S))
+            yield from ((name, value, part == i) for i, value in enumerate((*AGES, "(missing)")))
     band = data.ts_ms // 3_600_000 % 24 // HOURS
     for i in range(24 // HOURS):
         yield "hour (UTC)", f"{i * HOURS:02d}–{i * HOURS + HOURS:02d}", band == i

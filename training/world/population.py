@@ -69,6 +69,16 @@ _PLACE_OFFSET_H = np.array([place.utc_offset_h for place in PLACES])
 
 NUM_HOSTS = 3_000
 NUM_FOLLOWS = 32
+# People whom a viewer meets, those among them who speak any language, and the most who become
+# friends.
+NUM_MET, NUM_ABROAD, NUM_FRIENDS = 96, 10, 32
+# Hosts whom a Space may invite, and the most who are on stage beside its own host.
+NUM_INVITED, NUM_GUESTS = 12, 4
+# Waves by which the quality of a Space rises and falls: their number, shortest period, its
+# ratio to the longest, and amplitude.
+NUM_WAVES = 2
+WAVE_MS, WAVE_RANGE = 25.0 * MINUTE_MS, 6.0
+WAVE_AMPLITUDE = 0.6
 # Spaces that would start in an hour if no host were live already.
 STARTS_PER_HOUR = 265
 MIN_LIFE_MS = 10 * MINUTE_MS
@@ -163,10 +173,12 @@ class Viewers(Placed):
     activity: Floats
     # [V, NUM_FOLLOWS], hosts, padded with -1.
     follows: Ints
+    # [V, up to NUM_FRIENDS], viewers whom this one knows, padded with -1.
+    friends: Ints
 
     @classmethod
     def draw(cls, rng: Generator, num: int, hosts: Hosts, popularity: Floats) -> Viewers:
-        """Draw `num` viewers, who follow famous hosts of their language and taste."""
+        """Draw `num` viewers, who follow hosts, and know viewers, of their language and taste."""
         place = rng.choice(len(PLACES), size=num, p=_PLACE_SHARES)
         device = rng.choice(len(DEVICES), size=num, p=DEVICE_SHARES)
         favourite = _favourites(rng, popularity[_PLACE_LANGUAGE[place]], rng.integers(2, 6, size=num))
@@ -175,8 +187,10 @@ class Viewers(Placed):
         eagerness = rng.normal(size=num)
         activity = rng.lognormal(0.0, 0.7, size=num)
         num_follows = np.minimum(rng.geometric(1 / 14, size=num) - 1, NUM_FOLLOWS)
-        viewers = cls(place, device, tastes, eagerness, activity / activity.sum(), np.empty((0, 0), np.int64))
+        nobody = np.empty((0, 0), np.int64)
+        viewers = cls(place, device, tastes, eagerness, activity / activity.sum(), nobody, nobody)
         viewers.follows = viewers._draw_follows(rng, num_follows, hosts)
+        viewers.friends = viewers._draw_friends(rng)
         return viewers
 
     def __len__(self) -> int:
@@ -200,12 +214,21 @@ class Viewers(Placed):
             follows[viewer, :num] = np.sort(np.argpartition(-key, num)[:num])
         return follows
 
+    def _draw_friends(self, rng: Generator) -> Ints:
+        sociable = rng.pareto(2.0, size=len(self)) + 0.5
+        met = _meet(rng, self.language, self.language, sociable, NUM_MET)
+        met[:, :NUM_ABROAD] = rng.choice(len(self), size=(len(self), NUM_ABROAD), p=sociable / sociable.sum())
+        alike = np.array([self.tastes[met[viewer]] @ self.tastes[viewer] for viewer in range(len(self))])
+        num_friends = 4.0 * (1.0 + rng.pareto(1.2, size=len(self)))
+        friends = _closest(rng, met, alike / 12.0, np.minimum(num_friends, NUM_FRIENDS))
+        return np.where(friends == np.arange(len(self))[:, None], -1, friends)
+
 
 @dataclass
 class Spaces:
     """Audio rooms in the order of their start; S rows.
 
-    `quality`, `peak` and a future end are not in the log.
+    `quality` and its waves, `peak` and a future end are not in the log.
     """
 
     started_ms: Ints
@@ -220,6 +243,11 @@ class Spaces:
     # Time when more speakers join the stage; after the end if none do.
     grown_ms: Ints
     grown_speakers: Ints
+    # [S, NUM_GUESTS], hosts on stage beside the Space's own, padded with -1.
+    guests: Ints
+    # [S, NUM_WAVES], their periods, and the phase at the start in radians.
+    wave_ms: Floats
+    wave_phase: Floats
 
     @classmethod
     def draw(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
@@ -242,10 +270,11 @@ class Spaces:
         num = round(STARTS_PER_HOUR * (end_ms - start_ms) / HOUR_MS)
         host = rng.choice(NUM_HOSTS, size=num, p=hosts.activity)
         started_ms = times(rng, hosts.utc_offset_h[host], start_ms, end_ms)
-        quality = 0.7 * hosts.quality[host] + 0.7 * rng.normal(size=num)
+        quality = 0.9 * hosts.quality[host] + 0.45 * rng.normal(size=num)
         life_ms = np.exp(rng.normal(np.log(70 * MINUTE_MS), 0.7, size=num) + 0.1 * quality)
         ends_ms = started_ms + np.clip(life_ms, MIN_LIFE_MS, MAX_LIFE_MS).astype(np.int64)
         topic = (np.cumsum(hosts.topics[host], axis=1) < rng.random((num, 1))).sum(axis=1)
+        topic = np.minimum(topic, len(TOPICS) - 1)
         peak = rng.uniform(0.2, 0.6, size=num)
         speakers = 1 + rng.poisson(np.exp(0.5 + 0.35 * quality))
         grown_ms = started_ms + ((ends_ms - started_ms) * rng.uniform(0.1, 3.0, size=num)).astype(np.int64)
@@ -253,13 +282,16 @@ class Spaces:
             started_ms,
             ends_ms,
             host.astype(np.int64),
-            np.minimum(topic, len(TOPICS) - 1),
+            topic,
             hosts.language[host],
             quality,
             peak,
             speakers,
             grown_ms,
             speakers + 1 + rng.poisson(1.0, size=num),
+            _draw_guests(rng, hosts, host, topic, speakers),
+            WAVE_MS * WAVE_RANGE ** rng.random((num, NUM_WAVES)),
+            rng.uniform(0.0, 2.0 * np.pi, size=(num, NUM_WAVES)),
         )
 
     def _at(self, rows: Ints) -> Spaces:
@@ -268,10 +300,42 @@ class Spaces:
     def __len__(self) -> int:
         return len(self.started_ms)
 
+    def quality_at(self, space: Ints, ts_ms: int | Ints) -> Floats:
+        """Return the quality [R] of Spaces at a time: that of the Space, and its waves."""
+        lived_ms = np.asarray(ts_ms - self.started_ms[space])[:, None]
+        wave = np.sin(2.0 * np.pi * lived_ms / self.wave_ms[space] + self.wave_phase[space])
+        return np.asarray(self.quality[space] + WAVE_AMPLITUDE * wave.sum(axis=1), dtype=np.float64)
+
     def live(self, ts_ms: int) -> Ints:
         """Return the Spaces that are listed at a time: begun before it, and not closing."""
         low, high = np.searchsorted(self.started_ms, [ts_ms - MAX_LIFE_MS, ts_ms])
         return np.asarray(low + np.flatnonzero(self.ends_ms[low:high] >= ts_ms + CLOSING_MS), dtype=np.int64)
+
+
+def _draw_guests(rng: Generator, hosts: Hosts, host: Ints, topic: Ints, speakers: Ints) -> Ints:
+    """Draw the guests of Spaces: some of the speakers are hosts who talk about its topic."""
+    met = _meet(rng, hosts.language[host], hosts.language, hosts.fame**0.5, NUM_INVITED)
+    num_guests = rng.binomial(np.minimum(speakers - 1, NUM_GUESTS), 0.5)
+    guests = _closest(rng, met, np.log(hosts.topics[met, topic[:, None]]), num_guests)
+    return np.where(guests == host[:, None], -1, guests)
+
+
+def _meet(rng: Generator, mine: Ints, theirs: Ints, weight: Floats, num: int) -> Ints:
+    """Draw, for each of N languages, `num` people who speak it, by their weight: [N, num]."""
+    met = np.empty((len(mine), num), dtype=np.int64)
+    for language in np.unique(mine):
+        here, there = np.flatnonzero(mine == language), np.flatnonzero(theirs == language)
+        met[here] = rng.choice(there, size=(len(here), num), p=weight[there] / weight[there].sum())
+    return met
+
+
+def _closest(rng: Generator, met: Ints, closeness: Floats, num: Floats | Ints) -> Ints:
+    """Draw up to num[n] different people of met[n], by exp(closeness); -1 pads the rows."""
+    order = np.argsort(-closeness - rng.gumbel(size=met.shape), axis=1)
+    chosen = np.take_along_axis(met, order, axis=1)[:, : int(num.max())]
+    chosen = np.sort(np.where(np.arange(chosen.shape[1]) < num.astype(np.int64)[:, None], chosen, -1), axis=1)
+    chosen[:, 1:][chosen[:, 1:] == chosen[:, :-1]] = -1
+    return chosen
 
 
 def _favourites(rng: Generator, weights: Floats, num: Ints) -> Floats:

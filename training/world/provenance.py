@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
 from serve.contract.errors import TabrankError
@@ -26,6 +26,8 @@ class Provenance:
 
     __pydantic_config__ = STRICT
 
+    # That of the world: the same seed gives another world in another version.
+    version: Literal[2]
     seed: int
     viewers: int
     exposures: int
@@ -75,18 +77,17 @@ class Provenance:
         """
         ts_ms, viewer = self.visits(world)
         rng = self._streams()[1]
-        audience, record = Audience(len(world.spaces)), VisitLog()
+        audience, record = Audience(len(world.spaces), world.viewers.friends), VisitLog()
         visits = list(zip(ts_ms.tolist(), viewer.tolist(), strict=True))
         for num_done, (now_ms, who) in enumerate(visits):
             if num_done % 500 == 0:
                 progress(0.9 * num_done / len(visits))
             audience.advance(now_ms)
-            found = world.retrieve(rng, who, now_ms, audience.listeners, without=audience.of(who, now_ms))
-            shown = world.order(rng, who, found, now_ms, audience.listeners)
-            response = world.respond(rng, who, shown, now_ms, audience.listeners[shown])
+            found = world.retrieve(rng, who, now_ms, audience)
+            shown = world.order(rng, who, found, now_ms, audience)
+            response = world.respond(rng, who, shown, now_ms, audience)
             record.add(shown, response)
-            for row in np.flatnonzero(response.joined).tolist():
-                audience.enter(who, int(shown[row]), int(response.join_ms[row]), int(response.leave_ms[row]))
+            audience.add(who, shown, now_ms, response)
             world.update_tastes(who, shown[response.joined])
         return record, audience
 

@@ -69,16 +69,14 @@ def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dic
 
 def _viewer_columns(world: World, viewer_ids: pa.Array) -> dict[str, pa.Array]:
     viewers = world.viewers
-    follows = viewers.follows[viewers.follows >= 0]
-    offsets = pa.array(np.concatenate([[0], np.cumsum((viewers.follows >= 0).sum(axis=1))]), pa.int32())
-    hosts = _ids("h", len(world.hosts.place)).take(pa.array(follows))
     return {
         "id": viewer_ids,
         "ts_ms": pa.nulls(len(viewers), pa.int64()),
         "language": _names(LANGUAGES, viewers.language),
         "country": _names([place.country for place in PLACES], viewers.place),
         "device": _names(DEVICES, viewers.device),
-        "follows": pa.ListArray.from_arrays(offsets, hosts),
+        "follows": _lists(_ids("h", len(world.hosts.place)), viewers.follows),
+        "friends": _lists(viewer_ids, viewers.friends),
     }
 
 
@@ -87,7 +85,7 @@ def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]
 
     No row holds an end in the future.
     """
-    spaces = world.spaces
+    spaces, hosts = world.spaces, _ids("h", len(world.hosts.place))
     every = np.arange(len(spaces))
     grown = np.flatnonzero(spaces.grown_ms < np.minimum(spaces.ends_ms, world.end_ms))
     ended = np.flatnonzero(spaces.ends_ms < world.end_ms)
@@ -101,11 +99,12 @@ def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]
         "id": space_ids.take(pa.array(space)),
         "ts_ms": pa.array(ts_ms[order]),
         "ends_ms": pa.array(ts_ms[order], mask=~is_end[order]),
-        "host": _ids("h", len(world.hosts.place)).take(pa.array(spaces.host[space])),
+        "host": hosts.take(pa.array(spaces.host[space])),
         "topic": _names(TOPICS, spaces.topic[space]),
         "language": _names(LANGUAGES, spaces.language[space]),
         "speakers": pa.array(speakers[order].astype(np.float64)),
         "started_ms": pa.array(spaces.started_ms[space]),
+        "guests": _lists(hosts, spaces.guests[space]),
     }
 
 
@@ -133,6 +132,12 @@ def _event_columns(exposures: Mapping[str, pa.Array], record: VisitLog, end_ms: 
 
 def _ids(prefix: str, num: int) -> pa.Array:
     return pa.array([f"{prefix}{i:07d}" for i in range(num)], pa.string())
+
+
+def _lists(ids: pa.Array, index: Ints) -> pa.Array:
+    """Return the ids of each row of an index into them, without its negative ones."""
+    offsets = pa.array(np.append(0, np.cumsum((index >= 0).sum(axis=1))), pa.int32())
+    return pa.ListArray.from_arrays(offsets, ids.take(pa.array(index[index >= 0])))
 
 
 def _names(names: Sequence[str], index: Ints) -> pa.Array:

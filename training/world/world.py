@@ -9,7 +9,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from training.world.population import (
+    MAX_LIFE_MS,
     MINUTE_MS,
+    NUM_HOSTS,
     TOPICS,
     Floats,
     Hosts,
@@ -49,19 +51,27 @@ GOES_ON, STOPS = 0.96, 0.9
 HIDDEN_ERROR = 0.7
 # Longest time from a click to its join where joins come late; half of them come in a quarter of it.
 LATE_MS = 120 * MINUTE_MS
+# How memory fades, as activation in ACT-R (Anderson and Schooler 1991, "Reflections of the
+# environment in memory"): a showing of t minutes ago adds t ** -FADING. One showing of
+# HALF_KNOWN_MIN ago, if surely examined, is recalled with probability 0.5; RECALL_NOISE is that of
+# the activation.
+FADING, HALF_KNOWN_MIN, RECALL_NOISE = 0.5, 120.0, 0.4
 # Median listening time in minutes, and standard deviation of its logarithm.
 STAY_MIN, STAY_SD = 20.0, 0.9
+
+
+INVITED = np.array([[0.0], [1.0]])
 
 
 @dataclass(frozen=True)
 class Process:
     """Data-generating process: weights of the click logit and the join logit."""
 
-    click: float = -3.6
+    click: float = -3.8
     taste: float = 0.85
     same_language: float = 1.9
     follows: float = 1.6
-    quality: float = 0.4
+    quality: float = 0.55
     # Social proof, times log1p(audience).
     audience: float = 0.15
     # Approximate penalty at the very start or end of a Space, compared with its best moment.
@@ -71,9 +81,18 @@ class Process:
     # Effect of the topic's preferred time of day.
     hour: float = 0.4
     eagerness: float = 0.4
-    join: float = -0.7
+    # Probability that a friend inside invites, and effects of an invitation on click and join.
+    invites: float = 0.4
+    invited: float = 1.5
+    invited_join: float = 0.6
+    # Probability that a guest whom the viewer follows is a reason to come, and the effect of one.
+    attracts: float = 0.6
+    attracted: float = 1.3
+    # Penalty of a Space that the viewer recalls passing over.
+    passed: float = 1.4
+    join: float = -0.8
     join_taste: float = 0.3
-    join_quality: float = 0.4
+    join_quality: float = 0.5
     join_same_language: float = 0.8
     # Position, from 0, that half of the viewers examine.
     examination: float = 12.0
@@ -83,6 +102,17 @@ class Process:
     # Share of the distance to `max_taste` by which a join moves the taste for its topic.
     drift: float = 0.04
     max_taste: float = 2.5
+
+
+class Around(NamedTuple):
+    """What surrounds rows [R]: listeners in the Space, and the viewer's friends among them.
+
+    `recalled` is the probability that the viewer recalls passing the Space over.
+    """
+
+    listeners: Ints
+    friends: Ints
+    recalled: Floats
 
 
 @dataclass(frozen=True)
@@ -137,40 +167,44 @@ class World:
         """Return the hour of the day at the viewer's place."""
         return local_hour(ts_ms, self.viewers.utc_offset_h[viewer])
 
-    def follows(self, viewer: int | Ints, space: Ints) -> Flags:
-        """Return whether the viewer follows the Space's host, [R]."""
-        host = self.spaces.host[space][:, None]
-        return np.asarray((host == self.viewers.follows[viewer]).any(axis=1), dtype=np.bool_)
+    def follows(self, viewer: int, space: Ints) -> tuple[Flags, Ints]:
+        """Return whether the viewer follows the Space's host, and how many of its guests, [R]."""
+        followed = np.zeros(NUM_HOSTS + 1, dtype=np.bool_)
+        followed[self.viewers.follows[viewer]] = True
+        # What pads the lists is -1.
+        followed[-1] = False
+        return followed[self.spaces.host[space]], followed[self.spaces.guests[space]].sum(axis=1)
 
-    def retrieve(self, rng: Generator, viewer: int, ts_ms: int, audience: Ints, *, without: Ints) -> Ints:
+    def retrieve(self, rng: Generator, viewer: int, ts_ms: int, audience: Audience) -> Ints:
         """Return up to SLATE live Spaces for a visit, unordered.
 
-        Spaces of followed hosts and widely popular ones come first, then those of the viewer's
-        language, then any. `audience` is [S]; the Spaces in `without` are left out.
+        Widely popular Spaces, and those with a followed host or guest or a friend inside, come
+        first, then those of the viewer's language, then any. Those that the viewer is in are left
+        out.
         """
         live = self.spaces.live(ts_ms)
-        live = live[~np.isin(live, without)]
+        live = live[~_among(live, audience.of(viewer, ts_ms))]
         if len(live) <= SLATE:
             return live
         key = rng.random(len(live))
         key += self.spaces.language[live] == self.viewers.language[viewer]
-        key += 2.0 * self.follows(viewer, live)
-        key[np.argpartition(-audience[live], NUM_POPULAR)[:NUM_POPULAR]] += 2.0
+        follows, num_guests = self.follows(viewer, live)
+        key += 2.0 * (follows | (num_guests > 0) | _among(live, audience.inside(viewer, ts_ms)))
+        key[np.argpartition(-audience.listeners[live], NUM_POPULAR)[:NUM_POPULAR]] += 2.0
         return live[np.argpartition(-key, SLATE)[:SLATE]]
 
-    def probabilities(
-        self, viewer: int | Ints, space: Ints, ts_ms: int | Ints, audience: Ints
-    ) -> tuple[Floats, Floats]:
+    def probabilities(self, viewer: int, space: Ints, ts_ms: int, around: Around) -> tuple[Floats, Floats]:
         """Return the true P(click) and P(join) of each row if examined, at any position.
 
-        `space` and `audience` (listeners in that Space) are [R]; `viewer` and `ts_ms` are [R] or
-        one for all.
+        `space` and `around` are [R].
         """
         process, spaces, viewers = self.process, self.spaces, self.viewers
         topic = spaces.topic[space]
         taste = viewers.tastes[viewer, topic]
         same_language = spaces.language[space] == viewers.language[viewer]
-        quality = spaces.quality[space]
+        quality = spaces.quality_at(space, ts_ms)
+        follows, num_guests = self.follows(viewer, space)
+        attracted = 1.0 - (1.0 - process.attracts) ** num_guests
         age_ms = ts_ms - spaces.started_ms[space]
         phase = age_ms / (spaces.ends_ms[space] - spaces.started_ms[space])
         angle = (self.hour(viewer, ts_ms) - self.topic_hour[topic]) * (2.0 * np.pi / 24.0)
@@ -178,13 +212,15 @@ class World:
             process.click
             + process.taste * taste
             + process.same_language * same_language
-            + process.follows * self.follows(viewer, space)
+            + process.follows * follows
             + process.quality * quality
-            + process.audience * np.log1p(audience)
+            + process.audience * np.log1p(around.listeners)
             - process.peak * (2.0 * (phase - spaces.peak[space])) ** 2
             - process.age * np.log1p(age_ms / (30 * MINUTE_MS))
             + process.hour * np.cos(angle)
             + process.eagerness * viewers.eagerness[viewer]
+            + process.attracted * attracted
+            - process.passed * around.recalled
         )
         join = (
             process.join
@@ -192,19 +228,23 @@ class World:
             + process.join_quality * quality
             + process.join_same_language * same_language
         )
-        p_click = expit(click)
-        return p_click, p_click * expit(join)
+        # [2, R]: not invited by a friend, and invited.
+        p_click = expit(click + process.invited * INVITED)
+        p_join = p_click * expit(join + process.invited_join * INVITED)
+        not_invited = (1.0 - process.invites) ** around.friends
+        share = np.array([not_invited, 1.0 - not_invited])
+        return (share * p_click).sum(axis=0), (share * p_join).sum(axis=0)
 
-    def order(self, rng: Generator, viewer: int, space: Ints, ts_ms: int, audience: Ints) -> Ints:
-        """Return the Spaces [R] as the popular arm shows them; `audience` is [S].
+    def order(self, rng: Generator, viewer: int, space: Ints, ts_ms: int, audience: Audience) -> Ints:
+        """Return the Spaces [R] as the popular arm shows them.
 
         The largest audience is first, and among equals the newest. In a world with a hidden signal,
         the order is that of P(join), not precisely known.
         """
         if "hidden" in self.unkind:
-            _, p_join = self.probabilities(viewer, space, ts_ms, audience[space])
+            _, p_join = self.probabilities(viewer, space, ts_ms, audience.around(viewer, space, ts_ms))
             return space[np.argsort(-np.log(p_join) - rng.normal(0.0, HIDDEN_ERROR, len(space)))]
-        return space[np.lexsort((-space, -audience[space]))]
+        return space[np.lexsort((-space, -audience.listeners[space]))]
 
     def minutes(self, viewer: int | Ints, space: Ints) -> Floats:
         """Return the median minutes [R] of a stay, as if no Space ended."""
@@ -228,13 +268,13 @@ class World:
             return np.ones(len(p_join))
         return np.asarray(1.0 / (1.0 + position / self.process.examination), dtype=np.float64)
 
-    def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Ints) -> Response:
-        """Draw a viewer's response to Spaces shown in this order; `audience` is [R].
+    def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Audience) -> Response:
+        """Draw a viewer's response to Spaces shown in this order.
 
         Clicks come within a minute, a join within 90 s of its click, or within two hours where
         joins come late; a viewer who joined leaves by the Space's end.
         """
-        p_click, p_join = self.probabilities(viewer, shown, ts_ms, audience)
+        p_click, p_join = self.probabilities(viewer, shown, ts_ms, audience.around(viewer, shown, ts_ms))
         examination = self.examination(p_join)
         draw = rng.random((4, len(shown)))
         # One number decides both: below p_join is a join, below p_click a click.
@@ -260,28 +300,47 @@ class World:
             tastes[topic] += self.process.drift * max(0.0, self.process.max_taste - tastes[topic])
 
 
+def _among(space: Ints, chosen: Ints) -> Flags:
+    """Return which Spaces are among the chosen, a few."""
+    return np.asarray((space[:, None] == chosen).any(axis=1), dtype=np.bool_)
+
+
 def _goes_on(joins: Floats | Flags) -> Floats:
     """Return P(looking at a position after the one above), given the joins [R]."""
     return np.append(1.0, GOES_ON * (1.0 - STOPS * joins))[: len(joins)]
 
 
 class Audience:
-    """Listeners of each Space over time, through which earlier rankings affect later ones.
+    """Listeners of each Space over time, and what viewers passed over.
 
-    Joins and leaves are queued and applied in time order.
+    Through both, earlier rankings affect later ones. Joins and leaves are queued and applied in
+    time order. `friends` are those of the viewers.
     """
 
-    def __init__(self, num_spaces: int) -> None:
+    def __init__(self, num_spaces: int, friends: Ints) -> None:
         # [S], as of the last `advance`.
         self.listeners: Ints = np.zeros(num_spaces, dtype=np.int64)
+        self._friends = friends
+        # [S], room for the sums of one viewer's visits; 0 between them.
+        self._trace = np.zeros(num_spaces)
         self._ahead: list[tuple[int, int, int]] = []
-        self._stays: defaultdict[int, dict[int, int]] = defaultdict(dict)
+        # Of each viewer, the time of joining and of leaving, by Space.
+        self._stays: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
+        # Of each viewer, the visits: time, Spaces shown and not clicked, their examination.
+        self._passed: defaultdict[int, list[tuple[int, Ints, Floats]]] = defaultdict(list)
 
-    def enter(self, viewer: int, space: int, join_ms: int, leave_ms: int) -> None:
-        """Queue the stay of a viewer in a Space from join_ms to leave_ms."""
-        heapq.heappush(self._ahead, (join_ms, space, 1))
-        heapq.heappush(self._ahead, (leave_ms, space, -1))
-        self._stays[viewer][space] = leave_ms
+    def add(self, viewer: int, shown: Ints, ts_ms: int, response: Response) -> None:
+        """Queue the stays of a viewer who joined, and remember what was passed over."""
+        for row in np.flatnonzero(response.joined).tolist():
+            space, join_ms, leave_ms = (
+                int(values[row]) for values in (shown, response.join_ms, response.leave_ms)
+            )
+            heapq.heappush(self._ahead, (join_ms, space, 1))
+            heapq.heappush(self._ahead, (leave_ms, space, -1))
+            self._stays[viewer][space] = join_ms, leave_ms
+        passed = ~response.clicked
+        recent = [visit for visit in self._passed[viewer] if visit[0] >= ts_ms - MAX_LIFE_MS]
+        self._passed[viewer] = [*recent, (ts_ms, shown[passed], response.examination[passed])]
 
     def advance(self, ts_ms: int) -> None:
         """Apply all joins and leaves strictly before ts_ms."""
@@ -291,6 +350,27 @@ class Audience:
 
     def of(self, viewer: int, ts_ms: int) -> Ints:
         """Return the Spaces that the viewer is in at ts_ms, or about to join."""
-        stays = {space: leave for space, leave in self._stays[viewer].items() if leave >= ts_ms}
+        stays = {space: stay for space, stay in self._stays[viewer].items() if stay[1] >= ts_ms}
         self._stays[viewer] = stays
         return np.array(list(stays), dtype=np.int64)
+
+    def inside(self, viewer: int, ts_ms: int) -> Ints:
+        """Return the Spaces in which friends of the viewer are, one for each friend inside."""
+        found = [
+            space
+            for friend in self._friends[viewer].tolist()
+            for space, (join_ms, leave_ms) in self._stays.get(friend, {}).items()
+            if join_ms < ts_ms <= leave_ms
+        ]
+        return np.array(found, dtype=np.int64)
+
+    def around(self, viewer: int, space: Ints, ts_ms: int) -> Around:
+        """Return what surrounds these Spaces [R] for a viewer at the time of the last `advance`."""
+        for shown_ms, passed, examination in self._passed[viewer]:
+            self._trace[passed] += examination * (max(1, ts_ms - shown_ms) / MINUTE_MS) ** -FADING
+        trace = self._trace[space]
+        for _, passed, _ in self._passed[viewer]:
+            self._trace[passed] = 0.0
+        strength = (trace * HALF_KNOWN_MIN**FADING) ** (1.0 / RECALL_NOISE)
+        friends = (space[:, None] == self.inside(viewer, ts_ms)).sum(axis=1)
+        return Around(self.listeners[space], friends, strength / (1.0 + strength))

@@ -7,10 +7,10 @@ Shapes: B requests, R rows, K entries of a map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from serve.features.affinity_maps import Pairs, Parts, Rule, apply_to_map
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import Event, HalfLife, Kind, Prior, Transform, field_of
-from serve.features.slots import CANDIDATE_ID, F64, U64, Entity, FieldRef, Slot
+from serve.features.slots import CANDIDATE_ID, F64, I64, U64, Entity, FieldRef, Slot
 from serve.features.state_kind import Candidates, Fields, Rows, StateKind
 
 
@@ -46,12 +46,21 @@ class Map(Slot):
         return Rule(self.half_life_ms, by_time=self.field == CANDIDATE_ID)
 
 
+class Entries(NamedTuple):
+    """Entries `[H]` of viewers' maps of pairs: the row of each, its decayed sums, and its time."""
+
+    rows: I64
+    event: F64
+    over: F64
+    ms: I64
+
+
 def pairs(event: str, over: str, half_life_ms: float, keep: int | None) -> Map:
     """Return the map of a viewer's last candidates, 64 by default."""
     return Map(event, over, CANDIDATE_ID, half_life_ms, keep or 64)
 
 
-class Maps(StateKind[Map], of=Map):
+class Maps(StateKind[Map], of=(Map,)):
     """All maps."""
 
     def fields(self, slot: Map, entity: Entity) -> Fields:
@@ -84,15 +93,19 @@ class Maps(StateKind[Map], of=Map):
         decay = np.exp2(age_ms * (-1.0 / slot.half_life_ms))
         return parts.keys, parts.event * decay, parts.over * decay
 
-    def at_candidates(self, batch: Batch, slot: Map, worth: Callable[[F64, F64], F64]) -> F64:
-        """Return for a map of pairs `worth` of `event` and `over`, 0 without an entry, `[R]`."""
-        keys, event, over = self.read(batch, slot)
-        return batch.found(keys, worth(event, over), batch.candidate[CANDIDATE_ID.name])
+    def read_pairs(self, batch: Batch, slot: Map) -> Entries:
+        """Return the entries of a map of pairs; features with the same map share them."""
+        return batch.once((Maps, slot), lambda _: self._read_pairs(batch, slot))
 
-    def last_ms(self, batch: Batch, slot: Map) -> F64:
-        """Return the time of the last record of each pair, 0 without an entry, `[R]`."""
+    def _read_pairs(self, batch: Batch, slot: Map) -> Entries:
         parts = Parts.of(self.of(batch.viewer, slot))
-        return batch.found(parts.keys, parts.ms.astype(np.float64), batch.candidate[CANDIDATE_ID.name])
+        rows, places = batch.places(parts.keys, batch.candidate[CANDIDATE_ID.name])
+        request = batch.request_of_row[rows]
+        event, over = (part[request, places] for part in (parts.event, parts.over))
+        ms = parts.ms[request, places]
+        # Few candidates have an entry: decay theirs alone.
+        decay = np.exp2(np.maximum(batch.request_ms[request] - ms, 0) * (-1.0 / slot.half_life_ms))
+        return Entries(rows, event * decay, over * decay, ms)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import StrictBool
 
 from serve.contract.reasons import YES_NO
 from serve.features.batch import Batch
 from serve.features.kind import Kind, Transform, field_of
-from serve.features.slots import F64, U64, FieldRef
+from serve.features.slots import F64, I64, U64, FieldRef
 from serve.features.words import Words
 
 
@@ -100,6 +101,33 @@ class Member(Kind, kind="member"):
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, NaN where the candidate's category is missing; 0 for an empty set."""
         theirs = batch.field(self.candidate)
-        # [B, M]
-        ours = batch.viewer[self.viewer.name]
-        return np.where(theirs == 0, np.nan, batch.found(ours, np.ones(ours.shape), theirs))
+        rows, _ = batch.places(batch.viewer[self.viewer.name], theirs)
+        return np.where(theirs == 0, np.nan, batch.spread(rows, np.ones(len(rows))))
+
+
+@dataclass(frozen=True)
+class Overlap(Kind, kind="overlap"):
+    """Number of members that the viewer's and the candidate's set share.
+
+    With `share`, it is divided by the size of the candidate's set.
+    """
+
+    template = "{candidate} shared with {viewer}"
+    viewer: Annotated[FieldRef, field_of("set")]
+    candidate: Annotated[FieldRef, field_of("set")]
+    share: StrictBool = False
+    transform: Transform = "none"
+
+    def value(self, batch: Batch) -> F64:
+        """Return `[R]`, NaN where the candidate's set is missing or empty."""
+        theirs = batch.field(self.candidate)
+        shared, _ = batch.once((Overlap, self.viewer, self.candidate), self._shared)
+        value = np.bincount(shared, minlength=len(theirs)).astype(np.float64)
+        if self.share:
+            value /= np.maximum((theirs != 0).sum(axis=1), 1)
+        # The members of a set come before its empty places.
+        value[theirs[:, 0] == 0] = np.nan
+        return value
+
+    def _shared(self, batch: Batch) -> tuple[I64, I64]:
+        return batch.among(batch.field(self.candidate), batch.viewer[self.viewer.name])

@@ -31,7 +31,7 @@ class Sum(Slot):
     half_life_ms: float = np.inf
 
 
-class Sums(StateKind[Sum], of=Sum):
+class Sums(StateKind[Sum], of=(Sum,)):
     """All sums; those of an entity share two columns, so that one operation reads many."""
 
     def __init__(self, slots: Sequence[Sum], numbers: Mapping[str, int]) -> None:
@@ -40,6 +40,7 @@ class Sums(StateKind[Sum], of=Sum):
             entity: tuple(s for s in slots if s.entity == entity)
             for entity in dict.fromkeys((*ENTITIES, *(s.entity for s in slots)))
         }
+        self._value_fields = [e.partition(".")[2] for e in self.by_entity if e not in ENTITIES]
         self.place = {s: i for sums in self.by_entity.values() for i, s in enumerate(sums)}
         # An infinite half-life gives the rate 0, so the factor exp2(0) = 1.
         self.rates = {e: np.array([1.0 / s.half_life_ms for s in sums]) for e, sums in self.by_entity.items()}
@@ -61,6 +62,8 @@ class Sums(StateKind[Sum], of=Sum):
 
     def columns(self, entity: Entity) -> Fields:
         """Return two columns with a place for each of the entity's sums."""
+        if entity not in self.by_entity:
+            return []
         num = len(self.by_entity[entity])
         return [("sums", "<f8", (num,)), ("sums_ms", "<i8", (num,))]
 
@@ -75,9 +78,9 @@ class Sums(StateKind[Sum], of=Sum):
             times_ms = np.repeat(records.ts_ms, records.lengths)
             self._add("viewer", event, viewers, records.viewer, records.ts_ms, records.lengths)
             self._add("candidate", event, candidates, records.candidates, times_ms)
-            for name, values in candidates.values.items():
+            for name in self._value_fields:
                 at = candidates.value_of[name][records.candidates]
-                self._add(f"candidate.{name}", event, values, at, times_ms)
+                self._add(f"candidate.{name}", event, candidates.values[name], at, times_ms)
         return ()
 
     def _add(
@@ -96,6 +99,7 @@ class Sums(StateKind[Sum], of=Sum):
         new_ms = sums_ms[cells]
         # The cells of a repeated row get the same decayed value.
         sums[cells] *= np.exp2((old_ms - new_ms) * rates)
+        table.changed[rows] = True
         # A late event counts at its own time, so it is added in decayed form.
         arrived = np.exp2((at_ms - new_ms) * rates)
         np.add.at(sums, cells, arrived if times is None else arrived * times[known, None])
@@ -145,7 +149,8 @@ class Count(Kind, kind="count"):
         """Return `[R]`, ≥ 0; 0 of a pair that is forgotten."""
         (slot,) = self.slots
         if isinstance(slot, Map):
-            return batch.kept(Maps).at_candidates(batch, slot, lambda event, _: event)
+            entries = batch.kept(Maps).read_pairs(batch, slot)
+            return batch.spread(entries.rows, entries.event)
         return batch.kept(Sums).read(batch, slot)
 
 
@@ -177,7 +182,8 @@ class Rate(Kind, kind="rate"):
         """Return `[R]`; the prior's rate where neither event occurred, or the pair is forgotten."""
         p = self.prior
         if isinstance(self.slots[0], Map):
-            return p.rate + batch.kept(Maps).at_candidates(batch, self.slots[0], p.gain)
+            entries = batch.kept(Maps).read_pairs(batch, self.slots[0])
+            return p.rate + batch.spread(entries.rows, p.gain(entries.event, entries.over))
         event, over = (batch.kept(Sums).read(batch, slot) for slot in self.slots if isinstance(slot, Sum))
         return (event + p.rate * p.weight) / (over + p.weight)
 
@@ -203,7 +209,8 @@ class Recency(Kind, kind="recency"):
         (slot,) = self.slots
         last_ms: I64 | F64
         if isinstance(slot, Map):
-            last_ms = batch.kept(Maps).last_ms(batch, slot)
+            entries = batch.kept(Maps).read_pairs(batch, slot)
+            last_ms = batch.spread(entries.rows, entries.ms)
         else:
             last_ms = batch.kept(Sums).last_ms(batch, slot)
         return np.where(last_ms == 0, np.nan, np.maximum(batch.now_ms - last_ms, 0) / 1000.0)

@@ -1,4 +1,4 @@
-"""Numbers of viewers at candidates, from one event until another: the kind `gauge`.
+"""Viewers at candidates, from one event until another: the kinds `gauge` and `friends`.
 
 A viewer's row holds the newest record at each of some candidates. A candidate's row holds the
 numbers of its viewers: those who still count in the newest step in which a viewer came, one step
@@ -7,11 +7,17 @@ counted, a seventh of the longest stay.
 
 A count that was 0 begins anew with its next viewer, for example of a removed candidate that was
 added again. A viewer keeps the time at which the count began, and takes nothing from another count.
+
+For `friends`, a candidate's row also holds which viewers are counted, at most 64 (`NEWEST`), in the
+order in which their stays end, the last first. So the number of a read says how many of the first
+still count. Example: after 3 of 5 stays have ended, the first 2 viewers. A viewer's place in the
+row is never before the one in the true order, so nobody counts longer than the number says. It is
+behind where viewers are not known: those beyond 64, and those of an old state without `Inside`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -25,17 +31,21 @@ from serve.contract.typed_reader import checked_by
 from serve.contract.validation import UNITS_MS, duration_ms
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
-from serve.features.kind import DURATION_SCHEMA, Event, Kind, Transform
-from serve.features.slots import I64, U64, Bools, Entity, Slot
-from serve.features.state_kind import Fields, Rows, StateKind
+from serve.features.kind import DURATION_SCHEMA, Event, Kind, Transform, field_of
+from serve.features.slots import CANDIDATE_ID, ENTITIES, I64, U64, Bools, Entity, FieldRef, Slot
+from serve.features.state_kind import Candidates, Fields, Rows, StateKind
 
 # Candidates at which a viewer is counted at once.
 PLACES = 8
 # Steps of `Presence.max_stay_ms` in which a stay ends. `STEPS` + 1 numbers of four bytes leave the
 # fields of a row aligned to eight bytes.
 STEPS = 7
+# Viewers that a candidate's row names; a row of 64 takes 512 bytes.
+NEWEST = 64
 # A time this many steps ahead of a later record's comes from a wrong clock.
 FAR = STEPS * STEPS
+# The entity of state that few records change, and that would slow down the read of all others.
+BESIDE = str(CANDIDATE_ID)
 STAY = Field(alias="max_stay", json_schema_extra={"default": "4h"})
 MaxStay = Annotated[float, checked_by(duration_ms), STAY, DURATION_SCHEMA]
 
@@ -68,6 +78,17 @@ class Presence(Slot):
         return max(1, int(self.max_stay_ms) // STEPS)
 
 
+@dataclass(frozen=True)
+class Inside(Slot):
+    """The viewers whom a presence counts at each candidate, the newest 64 (`NEWEST`).
+
+    Where more are counted, the others are not known, also after one of the newest has left.
+    """
+
+    forgets: ClassVar[bool] = True
+    presence: Presence
+
+
 class Stays(NamedTuple):
     """Newest record of each viewer at `PLACES` candidates.
 
@@ -93,23 +114,38 @@ class Counts(NamedTuple):
     count_began_ms: I64
 
 
-class Presences(StateKind[Presence], of=Presence):
+class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
     """All presences."""
 
-    def fields(self, slot: Presence, entity: Entity) -> Fields:
-        """Return the fields of `Stays` for a viewer, of `Counts` for a candidate."""
+    @cached_property
+    def presences(self) -> dict[Presence, Inside | None]:
+        """The slots that count, each with the one beside it, if a feature needs that."""
+        beside = {slot.presence: slot for slot in self.slots if isinstance(slot, Inside)}
+        return {slot: beside.get(slot) for slot in self.slots if isinstance(slot, Presence)}
+
+    @property
+    def entities(self) -> Iterable[Entity]:
+        """Viewers and candidates, and what is beside a candidate if a feature needs that."""
+        return (*ENTITIES, BESIDE) if any(self.presences.values()) else ENTITIES
+
+    def fields(self, slot: Presence | Inside, entity: Entity) -> Fields:
+        """Return the fields of `Stays` for a viewer, of `Counts` or of `Inside` for a candidate."""
+        if isinstance(slot, Inside):
+            return [("viewers", "<u8", (NEWEST,))] if entity == BESIDE else []
+        if entity not in ENTITIES:
+            return []
         if entity == "viewer":
             codes = zip(Stays._fields, ("<u8", "<i8", "?", "<i8"), strict=True)
             return [(name, code, (PLACES,)) for name, code in codes]
         return [("newest_step", "<i8"), ("present", "<i4", (STEPS + 1,)), ("count_began_ms", "<i8")]
 
-    def observe(self, viewers: Rows, candidates: Rows, run: Interactions) -> Iterator[int]:
+    def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Iterator[int]:
         """Apply the records of one viewer and candidate after the other."""
-        for slot in self.slots:
+        for slot, inside in self.presences.items():
             up, down = self.numbers[slot.up], self.numbers[slot.down]
             if run.events.isdisjoint((up, down)):
                 continue
-            table = self._table(viewers, candidates, slot)
+            table = self._table(viewers, candidates, slot, inside)
             event, viewer, ts_ms = (
                 np.repeat(values, run.lengths) for values in (run.event, run.viewer, run.ts_ms)
             )
@@ -119,17 +155,20 @@ class Presences(StateKind[Presence], of=Presence):
                 if left := table.move(*move):
                     yield left
 
-    def forget(self, viewers: Rows, candidates: Rows, viewer: int) -> Iterator[int]:
+    def forget(self, viewers: Rows, candidates: Candidates, viewer: int) -> Iterator[int]:
         """Take a viewer out of all candidates, and yield their rows."""
-        for slot in self.slots:
-            yield from self._table(viewers, candidates, slot).leave_all(viewer)
+        for slot, inside in self.presences.items():
+            yield from self._table(viewers, candidates, slot, inside).leave_all(viewer)
 
-    def _table(self, viewers: Rows, candidates: Rows, slot: Presence) -> _Table:
+    def _table(self, viewers: Rows, candidates: Candidates, slot: Presence, inside: Inside | None) -> _Table:
         stays, counts = self.of(viewers.table, slot), self.of(candidates.table, slot)
+        beside = candidates.values.get(CANDIDATE_ID.name)
         return _Table(
             slot.step_ms,
             Stays(*(stays[name] for name in Stays._fields)),
             Counts(*(counts[name] for name in Counts._fields)),
+            self.of(beside.table, inside)["viewers"] if beside and inside else None,
+            viewers,
             candidates,
         )
 
@@ -145,15 +184,27 @@ class Presences(StateKind[Presence], of=Presence):
         present: NDArray[np.int32] = rows["present"][np.arange(len(rows)), np.minimum(age, STEPS)]
         return present
 
+    def num_inside(self, batch: Batch, slot: Inside, sets: U64) -> I64:
+        """Return how many at each candidate are in the set `[B, M]` of the row's viewer, `[R]`."""
+        number = self.read(batch, slot.presence, "candidate")
+        # Empty places cost as much as others: leave out those that all have.
+        table, at = batch.values[CANDIDATE_ID.name]
+        viewers = self.of(table, slot)["viewers"][at, : number.max(initial=1)]
+        rows, places = batch.among(viewers, sets)
+        num: I64 = np.bincount(rows[places < number[rows]], minlength=len(number))
+        return num
+
 
 @dataclass
 class _Table:
-    """Stays of all viewers and counts of all candidates, of one slot."""
+    """Stays of all viewers, and counts of all candidates with those `inside`, of one slot."""
 
     step_ms: int
     stays: Stays
     counts: Counts
-    candidates: Rows
+    inside: U64 | None
+    viewers: Rows
+    candidates: Candidates
 
     def move(self, viewer: int, candidate: int, ts_ms: int, comes: bool) -> int:
         """Apply one record; return the row of another candidate that the viewer left, or 0."""
@@ -169,8 +220,8 @@ class _Table:
         if is_late:
             return 0
         if is_there[at]:
-            self._leave(row, ms[at], began_ms[at])
-        count_began_ms = self._come(candidate, ts_ms) if comes else 0
+            self._leave(viewer, row, ms[at], began_ms[at])
+        count_began_ms = self._come(viewer, candidate, ts_ms) if comes else 0
         for field, value in zip(self.stays, (key, ts_ms, comes, count_began_ms), strict=True):
             field[viewer, at] = value
         return 0 if row == candidate else row
@@ -182,10 +233,10 @@ class _Table:
         ):
             if is_there:
                 row = self.candidates.find_hash(key)
-                self._leave(row, ms, began_ms)
+                self._leave(viewer, row, ms, began_ms)
                 yield row
 
-    def _come(self, candidate: int, ts_ms: int) -> int:
+    def _come(self, viewer: int, candidate: int, ts_ms: int) -> int:
         """Count a viewer from this time on; return the time at which the count began."""
         counts, step = self.counts, ts_ms // self.step_ms
         present, ahead = counts.present[candidate], step - int(counts.newest_step[candidate])
@@ -195,10 +246,27 @@ class _Table:
             counts.newest_step[candidate], ahead = step, 0
         if not present[0]:
             counts.count_began_ms[candidate] = ts_ms
-        present[: max(0, STEPS + ahead)] += 1
+        end = max(0, STEPS + ahead)
+        place = int(present[end])
+        if self.inside is not None and place < NEWEST:
+            # Behind those whose stays end later.
+            inside = self._changing(self.inside, candidate)
+            inside[place + 1 :] = inside[place:-1]
+            inside[place] = self._hash(viewer)
+        present[:end] += 1
         return int(counts.count_began_ms[candidate])
 
-    def _leave(self, candidate: int, ms: int, count_began_ms: int) -> None:
+    def _changing(self, inside: U64, candidate: int) -> U64:
+        """Return the row of those inside, which the caller is about to change."""
+        row = self.candidates.value_of[CANDIDATE_ID.name][candidate]
+        self.candidates.values[CANDIDATE_ID.name].changed[row] = True
+        found: U64 = inside[row]
+        return found
+
+    def _hash(self, viewer: int) -> int:
+        return hash64(self.viewers.ids[viewer] or "")
+
+    def _leave(self, viewer: int, candidate: int, ms: int, count_began_ms: int) -> None:
         """Count a viewer who came at this time no longer, if the count is the same one."""
         counts, present = self.counts, self.counts.present[candidate]
         end = STEPS + ms // self.step_ms - int(counts.newest_step[candidate])
@@ -206,6 +274,11 @@ class _Table:
         is_counted = 0 < end <= STEPS and present[end - 1] > present[end]
         if is_counted and count_began_ms == counts.count_began_ms[candidate]:
             present[:end] -= 1
+        if self.inside is not None:
+            inside = self._changing(self.inside, candidate)
+            others = inside[inside != self._hash(viewer)]
+            inside[: len(others)] = others
+            inside[len(others) :] = 0
 
 
 @dataclass(frozen=True)
@@ -232,3 +305,28 @@ class Gauge(Kind, kind="gauge"):
     def value(self, batch: Batch) -> NDArray[Any]:
         """Return `[R]`, ≥ 0."""
         return batch.kept(Presences).read(batch, *self.slots, self.entity)
+
+
+@dataclass(frozen=True)
+class Friends(Kind, kind="friends"):
+    """Number of viewers at a candidate, counted as by `Gauge`, whose ids are in the viewer's set.
+
+    A candidate keeps the 64 who came last, so the number is exact while at most 64 are there.
+    """
+
+    template = "{viewer} between {up} and {down} now"
+    viewer: Annotated[FieldRef, field_of("set")]
+    up: Event
+    down: Event
+    max_stay_ms: MaxStay = 4.0 * UNITS_MS["h"]
+    transform: Transform = "none"
+
+    @cached_property
+    def slots(self) -> tuple[Presence, Inside]:
+        """The presence of a gauge with the same options, and the viewers that it counts."""
+        presence = Presence(self.up, self.down, self.max_stay_ms)
+        return (presence, Inside(presence))
+
+    def value(self, batch: Batch) -> NDArray[Any]:
+        """Return `[R]`, ≥ 0; 0 for an empty set."""
+        return batch.kept(Presences).num_inside(batch, self.slots[1], batch.viewer[self.viewer.name])

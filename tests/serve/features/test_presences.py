@@ -1,19 +1,27 @@
-"""Gauges count each viewer once at a candidate, drop who stays too long, and stay above 0."""
+"""Gauges count each viewer once at a candidate, drop who stays too long, and stay above 0.
+
+Friends are those viewers of a set whom the gauge counts.
+"""
 
 from __future__ import annotations
+
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.features.kinds.gauge import PLACES, STEPS
+from serve.contract.hashing import hash64
+from serve.features.kinds import gauge
+from serve.features.kinds.gauge import NEWEST, PLACES, STEPS
 from serve.features.matrix import Features
 from serve.features.rows import Schema, State
 from serve.features.surface import read_surface
 from tests.support.small_surface import TOML, run_of
 
 OURS = 'rooms = { kind = "gauge", entity = "viewer", up = "join", down = "leave", max_stay = "70s" }\n'
+OURS += 'friends = { kind = "friends", viewer = "viewer.follows", up = "join", down = "leave", max_stay = "70s" }\n'
 SURFACE = read_surface(TOML.replace('down = "leave" }', 'down = "leave", max_stay = "70s" }\n' + OURS))
 SCHEMA = Schema(SURFACE)
 STAY_MS, STEP_MS = 70_000, 70_000 // STEPS
@@ -21,27 +29,47 @@ CANDIDATES = 12
 
 
 class Tab:
-    """State of twelve candidates and their audiences."""
+    """State of twelve candidates and their audiences.
 
-    def __init__(self, num_viewers):
-        self.state = State(SCHEMA)
+    Each viewer follows one: the viewer. So a feature's value says whether it knows the viewer.
+    """
+
+    def __init__(self, num_viewers, schema=SCHEMA):
+        self.schema = schema
+        self.state = State(schema)
         self.viewers = [self.state.viewers.add(f"v{i}") for i in range(num_viewers)]
+        for i in range(num_viewers):
+            self.state.upsert("viewer", f"v{i}", {"follows": [f"v{i}"]})
         for i in range(CANDIDATES):
             self.state.upsert("candidate", f"c{i}", {})
 
     def observe(self, *records):
         """Apply (event, viewer's row, candidate's row, ts_ms) at once; return the rows left."""
-        return self.state.observe(run_of(SCHEMA, [(event, v, [c], ts_ms) for event, v, c, ts_ms in records]))
+        return self.state.observe(
+            run_of(self.schema, [(event, v, [c], ts_ms) for event, v, c, ts_ms in records])
+        )
+
+    def read(self, now_ms):
+        """Return the features by name, of each viewer (an unknown one first) and candidate."""
+        viewers, rows = np.array([0, *self.viewers]), np.arange(1, CANDIDATES + 1)
+        each = [np.repeat(np.arange(len(viewers)), CANDIDATES), np.full(len(viewers), now_ms)]
+        at, candidates = np.tile(rows, len(viewers)), self.state.candidates
+        tables = self.state.viewers.table[viewers], candidates.table[at]
+        features, contexts = Features(self.schema), self.schema.context_rows([{}] * len(viewers))
+        matrix = features.compute(*tables, contexts, *each, candidates.values_of(at))
+        columns = matrix.numeric.T.reshape(-1, len(viewers), CANDIDATES)
+        return dict(zip(features.columns.numeric, columns, strict=True))
 
     def gauges(self, now_ms):
         """Return the audience of each candidate, and the number of rooms of each viewer."""
-        viewers, rows = np.array([0, *self.viewers]), np.arange(1, CANDIDATES + 1)
-        each = [np.repeat(np.arange(len(viewers)), CANDIDATES), np.full(len(viewers), now_ms)]
-        tables = self.state.viewers.table[viewers], self.state.candidates.table[np.tile(rows, len(viewers))]
-        matrix = Features(SCHEMA).compute(*tables, SCHEMA.context_rows([{}] * len(viewers)), *each)
-        named = dict(zip(Features(SCHEMA).columns.numeric, matrix.numeric.T, strict=True))
-        audience, rooms = (named[name].reshape(len(viewers), CANDIDATES) for name in ("audience", "rooms"))
-        return audience[0].tolist(), rooms[1:, 0].tolist()
+        named = self.read(now_ms)
+        return named["audience"][0].tolist(), named["rooms"][1:, 0].tolist()
+
+    def inside(self, now_ms):
+        """Return the rows of the viewers whom each candidate knows to be there."""
+        friends = self.read(now_ms)["friends"]
+        assert friends.max() <= 1
+        return [set(np.flatnonzero(column).tolist()) for column in friends.T]
 
     def renew(self, candidate):
         """Remove a candidate, and add it again."""
@@ -144,6 +172,8 @@ def test_a_forgotten_viewer_leaves():
         tab.observe(("join", 1, 1, 0), ("join", 2, 1, 0), ("join", 1, 2, 0))
         assert sorted(tab.state.forget(1)) == [1, 2]
     assert tab.gauges(0) == ([1] + [0] * 11, [0, 1])
+    assert tab.inside(0)[:2] == [{2}, set()]
+    assert hash64("v0").to_bytes(8, "little") not in tab.state.candidates.table.tobytes()
     assert tab.state.viewers.table[1].tobytes() == SCHEMA.blank("viewer").tobytes()
 
 
@@ -196,13 +226,13 @@ def test_an_audience_is_not_negative_after_two_that_began_at_one_time():
     assert tab.audience(101) == 0
 
 
-def records(num_candidates):
+def records(num_candidates, last_ms=3 * STAY_MS):
     return st.lists(
         st.tuples(
             st.sampled_from(["join", "join", "leave", "click"]),
             st.integers(0, 4),
             st.integers(0, num_candidates),
-            st.integers(0, 40).map(lambda n: n * STEP_MS // 3) | st.integers(0, 3 * STAY_MS),
+            st.integers(0, 40).map(lambda n: n * STEP_MS // 3) | st.integers(0, last_ms),
         ),
         max_size=60,
     )
@@ -227,8 +257,16 @@ def test_a_candidate_counts_those_who_came_since_it_was_added_last(moves):
             times.add(now_ms)
             tab.observe((event, viewer, 1, now_ms))
             latest[viewer] = max(latest.get(viewer, (0, "")), (now_ms, event))
-    newest, there = max(times, default=0), [ts_ms for ts_ms, event in latest.values() if event == "join"]
-    assert tab.audience(newest) == sum(newest // STEP_MS - ts_ms // STEP_MS < STEPS for ts_ms in there)
+    newest = max(times, default=0)
+    there = {
+        viewer: newest // STEP_MS - ts_ms // STEP_MS
+        for viewer, (ts_ms, event) in latest.items()
+        if event == "join"
+    }
+    for steps in range(STEPS):
+        inside = {viewer for viewer, age in there.items() if age + steps < STEPS}
+        assert tab.audience(newest + steps * STEP_MS) == len(inside)
+        assert tab.inside(newest + steps * STEP_MS)[0] == inside
 
 
 @given(records(PLACES), st.randoms(), st.integers(1, 60))
@@ -240,18 +278,24 @@ def test_the_last_word_of_each_viewer_holds_in_whatever_order_it_comes(moves, ra
     for event, v, c, ts_ms in moves:
         if v and c and event != "click":
             latest[v, c] = max(latest.get((v, c), (-1, "")), (ts_ms, event))
-    wanted = [0] * CANDIDATES
-    for (_, c), (ts_ms, event) in latest.items():
-        wanted[c - 1] += event == "join" and now_ms // STEP_MS - ts_ms // STEP_MS < STEPS
+    wanted = [set() for _ in range(CANDIDATES)]
+    for (v, c), (ts_ms, event) in latest.items():
+        if event == "join" and now_ms // STEP_MS - ts_ms // STEP_MS < STEPS:
+            wanted[c - 1].add(v)
     retried = moves + random.sample(moves, len(moves) // 2)
     random.shuffle(retried)
     tab = Tab(4)
     for begin in range(0, len(retried), length):
         tab.observe(*retried[begin : begin + length])
-    assert tab.gauges(now_ms)[0] == wanted
+    assert tab.gauges(now_ms)[0] == list(map(len, wanted))
+    assert tab.inside(now_ms) == wanted
 
 
-@given(records(CANDIDATES), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 60))
+@given(
+    records(CANDIDATES) | records(CANDIDATES, 100 * STAY_MS),
+    st.lists(st.integers(1, 4), max_size=3),
+    st.integers(1, 60),
+)
 @settings(deadline=None, max_examples=100)
 def test_an_audience_is_never_negative_nor_larger_than_its_viewers(moves, forgotten, length):
     tab, at_once = Tab(4), Tab(4)
@@ -263,6 +307,7 @@ def test_an_audience_is_never_negative_nor_larger_than_its_viewers(moves, forgot
             audiences, rooms = tab.gauges(now_ms)
             for number, audience in enumerate(audiences, start=1):
                 assert 0 <= audience <= sum(c == number for _, c in came)
+            assert list(map(len, tab.inside(now_ms))) == audiences
             assert max(rooms) <= PLACES
     for begin in range(0, len(moves), length):
         at_once.observe(*moves[begin : begin + length])
@@ -270,3 +315,54 @@ def test_an_audience_is_never_negative_nor_larger_than_its_viewers(moves, forgot
         tab.state.forget(row)
         at_once.state.forget(row)
     assert tab.gauges(3 * STAY_MS) == at_once.gauges(3 * STAY_MS)
+    assert tab.inside(3 * STAY_MS) == at_once.inside(3 * STAY_MS)
+    packed = tab.state.candidates.table.tobytes()
+    assert not any(hash64(f"v{row - 1}").to_bytes(8, "little") in packed for row in cuts)
+
+
+def test_a_candidate_knows_the_64_who_came_last():
+    tab = Tab(100)
+    tab.observe(*(("join", viewer, 1, 100 * viewer) for viewer in tab.viewers))
+    assert tab.audience(10_000) == 100
+    assert tab.inside(10_000)[0] == set(range(37, 101))
+    # Who was pushed out stays unknown when others leave.
+    tab.observe(*(("leave", viewer, 1, 10_001) for viewer in range(91, 101)))
+    assert (tab.audience(10_001), tab.inside(10_001)[0]) == (90, set(range(37, 91)))
+    tab.observe(*(("join", viewer, 1, 10_002) for viewer in range(1, 16)))
+    assert (tab.audience(10_002), tab.inside(10_002)[0]) == (90, {*range(1, 16), *range(42, 91)})
+    assert len(tab.inside(10_002)[0]) == NEWEST
+
+
+@given(st.lists(st.tuples(st.sampled_from("jjl"), st.integers(1, 8), st.integers(0, STEP_MS)), max_size=60))
+@settings(deadline=None, max_examples=100)
+def test_those_who_came_last_are_known_in_a_candidate_with_more(moves):
+    with mock.patch.object(gauge, "NEWEST", 3):
+        tab, newest, came_ms, now_ms = Tab(8, Schema(SURFACE)), [], {}, STAY_MS
+        for event, viewer, later_ms in moves:
+            now_ms += later_ms
+            tab.observe(("join" if event == "j" else "leave", viewer, 1, now_ms))
+            newest = [each for each in newest if each != viewer]
+            if event == "j":
+                newest, came_ms[viewer] = [viewer, *newest][:3], now_ms
+            inside = {each for each in newest if now_ms // STEP_MS - came_ms[each] // STEP_MS < STEPS}
+            assert tab.inside(now_ms)[0] == inside
+
+
+@given(records(PLACES) | records(PLACES, 100 * STAY_MS), st.integers(0, 20))
+@settings(deadline=None, max_examples=100)
+def test_nobody_is_known_who_is_not_there(moves, restored):
+    with mock.patch.object(gauge, "NEWEST", 2):
+        few, tab, now_ms = Tab(4, Schema(SURFACE)), Tab(4), 0
+        for i, (event, v, c, ts_ms) in enumerate(moves):
+            for each in (few, tab):
+                each.observe((event, v, c, ts_ms))
+            if i == restored:
+                # A surface without friends has kept only the numbers.
+                inside = gauge.Inside(SURFACE.features["friends"].slots[0])
+                few.schema.kept(gauge.Presences).of(few.state.candidates.values["id"].table, inside)[
+                    "viewers"
+                ] = 0
+            now_ms = max(now_ms, ts_ms)
+            known = few.inside(now_ms)
+            with mock.patch.object(gauge, "NEWEST", NEWEST):
+                assert all(ours <= theirs for ours, theirs in zip(known, tab.inside(now_ms), strict=True))

@@ -10,7 +10,7 @@ import pytest
 from serve.contract.errors import TabrankError
 from serve.features.kinds.affinity import Affinity
 from serve.features.kinds.attributes import Age, Match, Member, Number
-from serve.features.kinds.counters import Rate
+from serve.features.kinds.counters import Rate, Recency
 from serve.features.kinds.gauge import Gauge
 from serve.features.rows import Schema
 from serve.features.surface import Surface, read_surface
@@ -120,6 +120,8 @@ def test_the_draft_of_the_simulated_tab_matches_its_own_surface(spaces):
     assert any(isinstance(k, Member) and str(k.candidate) == "candidate.host" for k in kinds)
     assert any(isinstance(k, Affinity) and str(k.field) == "candidate.host" for k in kinds)
     assert any(isinstance(k, Age) and str(k.field) == "candidate.started_ms" for k in kinds)
+    assert any(isinstance(k, Rate) and str(k.entity).startswith("candidate.") for k in kinds)
+    assert any(isinstance(k, Recency) and k.entity == "candidate" for k in kinds)
     base = data.label.mean()
     rates = [k for k in kinds if isinstance(k, Rate) and k.event == "join"]
     assert all(abs(k.prior.rate - base) < 0.2 * base for k in rates)

@@ -162,3 +162,24 @@ def test_a_category_named_viewer_is_sliced_beside_cold_and_known_viewers(data, s
     found = assess(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
     values = [part["value"] for part in found if part["by"] == "viewer"]
     assert sorted(values) == ["cold (no exposure before)", "de", "en", "fr", "seen before"]
+
+
+def test_rows_are_sliced_by_the_candidates_age_where_some_are_young(data, surface):
+    ages = np.full(len(data), 86_400.0, np.float32)
+    ages[:1800] = np.tile([0, 59, 60, 599, 600, np.nan], 300)
+    numeric = data.matrix.numeric.copy()
+    numeric[:, data.columns.numeric.index("age_s")] = ages
+    data = replace(data, matrix=replace(data.matrix, numeric=numeric))
+    found = assess(data, {"model": truth(data)}, surface)["slices"]
+    parts = {part["value"]: part for part in found if part["by"] == "age_s"}
+    assert {value: part["rows"] for value, part in parts.items()} == {
+        "first minute": 600,
+        "first ten minutes (after the first)": 600,
+        "older": len(data) - 1500,
+        "(missing)": 300,
+    }
+    assert parts["first minute"]["model"]["auc"] is not None
+    # Without a young candidate, there is nothing to tell.
+    numeric[:, data.columns.numeric.index("age_s")] = 3_600.0
+    found = assess(data, {"model": truth(data)}, surface)["slices"]
+    assert not any(part["by"] == "age_s" for part in found)

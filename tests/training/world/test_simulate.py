@@ -4,6 +4,7 @@ import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 from serve.contract.errors import TabrankError
 from serve.features.surface import load_surface
 from serve.log.reader import read_joined
+from training.world.population import Floats, Ints
 from training.world.provenance import Provenance
 from training.world.simulate import simulate
-from training.world.world import World
+from training.world.world import Around, Audience, World
 
 # Types of the columns that are not strings.
 _TYPES = {
@@ -24,14 +26,14 @@ _TYPES = {
     "ends_ms": pa.int64(),
     "started_ms": pa.int64(),
     "speakers": pa.float64(),
-    "follows": pa.list_(pa.string()),
+    **dict.fromkeys(("follows", "friends", "guests"), pa.list_(pa.string())),
     "candidates": pa.list_(pa.string()),
     "context": pa.struct({"hour": pa.float64()}),
     **dict.fromkeys(("p_click", "p_join", "examination", "minutes"), pa.list_(pa.float64())),
 }
 _COLUMNS = {
-    "viewers": ("id", "ts_ms", "language", "country", "device", "follows"),
-    "candidates": ("id", "ts_ms", "ends_ms", "host", "topic", "language", "speakers", "started_ms"),
+    "viewers": ("id", "ts_ms", "language", "country", "device", "follows", "friends"),
+    "candidates": ("id", "ts_ms", "ends_ms", "host", "topic", "language", "speakers", "started_ms", "guests"),
     "exposures": ("request_id", "ts_ms", "viewer", "candidates", "context"),
     "events": ("id", "ts_ms", "viewer", "candidate", "kind", "request_id"),
     "truth": ("request_id", "p_click", "p_join", "examination", "minutes"),
@@ -195,8 +197,8 @@ def test_a_space_does_not_tell_its_end_before_it_ends(log):
         assert first["ends_ms"] is None
         assert all(row["ends_ms"] is None for row in versions[:-1])
         assert last["ends_ms"] in (None, last["ts_ms"])
-        for name in ("host", "topic", "language", "started_ms"):
-            assert len({row[name] for row in versions}) == 1
+        for name in ("host", "topic", "language", "started_ms", "guests"):
+            assert all(row[name] == first[name] for row in versions)
         changed += len({row["speakers"] for row in versions}) > 1
     assert changed > 0, "speakers come up on stage"
 
@@ -302,7 +304,9 @@ def test_minutes_may_depend_on_taste(log, tmp_path):
     assert stayed[long].mean() > 1.5 * stayed[~long].mean()
 
 
-@pytest.mark.parametrize("altered", [{"examination": "cubic"}, {"seed": "seven"}, {"colour": 1}])
+@pytest.mark.parametrize(
+    "altered", [{"examination": "cubic"}, {"seed": "seven"}, {"colour": 1}, {"version": 1}, {"version": None}]
+)
 def test_a_world_of_another_version_is_refused_with_the_remedy(log, tmp_path, altered):
     with pytest.raises(TabrankError, match=r"has no world\.json"):
         Provenance.read(tmp_path)
@@ -312,56 +316,176 @@ def test_a_world_of_another_version_is_refused_with_the_remedy(log, tmp_path, al
         Provenance.read(tmp_path)
 
 
+def test_a_log_from_before_worlds_had_a_version_is_refused(log, tmp_path):
+    values = json.loads((log.folder / "world.json").read_text())
+    del values["version"]
+    (tmp_path / "world.json").write_text(json.dumps(values))
+    with pytest.raises(TabrankError, match=r"another version: .*version.*simulate` again"):
+        Provenance.read(tmp_path)
+
+
 def test_the_truth_is_the_process_with_tastes_that_follow_joins(log):
+    """Against friends inside and showings passed over that are found again from the log alone."""
     summary = log.summary
     world = World(seed=0, viewers=summary["viewers"], start_ms=summary["start_ms"], end_ms=summary["end_ms"])
+    friends = {viewer["id"]: viewer["friends"] for viewer in log.viewers}
+    joins, leaves, clicks = log.times("join"), log.times("leave"), log.times("click")
+    stays = defaultdict(list)
+    for (request_id, candidate), join_ms in joins.items():
+        viewer = log.by_request[request_id]["viewer"]
+        stays[viewer, candidate].append((join_ms, leaves.get((request_id, candidate), FAR_MS)))
+    passed = defaultdict(list)
     has_joined: set[str] = set()
-    joined = {request_id for request_id, _ in log.times("join")}
-    risen = []
+    joined = {request_id for request_id, _ in joins}
+    risen, most_friends, most_recalled = [], 0, 0.0
     for (exposure, audience), truth in zip(log.audiences(), log.truth, strict=True):
-        space = np.array([int(candidate[1:]) for candidate in exposure["candidates"]])
-        viewer = int(exposure["viewer"][1:])
-        p_click, _ = world.probabilities(viewer, space, exposure["ts_ms"], np.array(audience))
-        if exposure["viewer"] in has_joined:
+        viewer, now_ms, shown = exposure["viewer"], exposure["ts_ms"], exposure["candidates"]
+        inside = [
+            sum(
+                start < now_ms <= end for friend in friends[viewer] for start, end in stays[friend, candidate]
+            )
+            for candidate in shown
+        ]
+        traces = [
+            sum(
+                looked / np.sqrt((now_ms - then_ms) / 60_000) for then_ms, looked in passed[viewer, candidate]
+            )
+            for candidate in shown
+        ]
+        recalled = [trace and 1 / (1 + (1 / (trace * np.sqrt(120))) ** (1 / 0.4)) for trace in traces]
+        most_friends, most_recalled = max(most_friends, *inside), max(most_recalled, *recalled)
+        space = np.array([int(candidate[1:]) for candidate in shown])
+        around = Around(np.array(audience), np.array(inside), np.array(recalled))
+        p_click, _ = world.probabilities(int(viewer[1:]), space, now_ms, around)
+        if viewer in has_joined:
             risen.append(np.array(truth["p_click"]) - p_click)
         else:
             np.testing.assert_allclose(truth["p_click"], p_click, rtol=1e-12)
         if exposure["request_id"] in joined:
-            has_joined.add(exposure["viewer"])
+            has_joined.add(viewer)
+        for candidate, looked in zip(shown, truth["examination"], strict=True):
+            if (exposure["request_id"], candidate) not in clicks:
+                passed[viewer, candidate].append((now_ms, looked))
     assert np.min(risen) > -1e-12
     assert np.max(risen) > 0.01
+    assert most_friends >= 2
+    assert most_recalled > 0.8
 
 
-def test_probabilities_of_pairs_equal_those_of_single_viewers():
-    start_ms = 1_767_571_200_000
-    world = World(seed=3, viewers=20, start_ms=start_ms, end_ms=start_ms + 3_600_000)
-    now_ms = start_ms + 1_800_000
-    live = world.spaces.live(now_ms)
-    audience = np.arange(len(live))
-    one = world.probabilities(7, live, now_ms, audience)
-    pairs = world.probabilities(np.full(len(live), 7), live, np.full(len(live), now_ms), audience)
-    np.testing.assert_array_equal(one, pairs)
+START_MS, HOUR_MS = 1_767_571_200_000, 3_600_000
+
+
+def new_world(viewers: int) -> tuple[World, int, Ints]:
+    """Return a world of an hour, a time in it, and the Spaces that are live then."""
+    world = World(seed=3, viewers=viewers, start_ms=START_MS, end_ms=START_MS + HOUR_MS)
+    now_ms = START_MS + HOUR_MS // 2
+    return world, now_ms, world.spaces.live(now_ms)
+
+
+def alone(space: Ints) -> Around:
+    """Return that nobody is in these Spaces, and that the viewer recalls none of them."""
+    return Around(*np.zeros((2, len(space)), np.int64), np.zeros(len(space)))
+
+
+def odds(p: Floats) -> Floats:
+    return p / (1 - p)
 
 
 def test_viewers_take_to_their_language_their_topics_and_whom_they_follow():
-    start_ms = 1_767_571_200_000
-    world = World(seed=3, viewers=400, start_ms=start_ms, end_ms=start_ms + 3_600_000)
-    now_ms = start_ms + 1_800_000
-    live = world.spaces.live(now_ms)
-    viewer, space = (grid.ravel() for grid in np.meshgrid(np.arange(400), live))
-    p_click, p_join = world.probabilities(viewer, space, now_ms, np.zeros(len(space), np.int64))
+    world, now_ms, live = new_world(400)
+    viewer, space = (grid.ravel() for grid in np.meshgrid(np.arange(400), live, indexing="ij"))
+    chances = [world.probabilities(who, live, now_ms, alone(live)) for who in range(400)]
+    p_click, p_join = np.hstack(chances)
     mine = world.spaces.language[space] == world.viewers.language[viewer]
     liked = world.viewers.tastes[viewer, world.spaces.topic[space]] > 1
-    followed = world.follows(viewer, space)
+    follows = [world.follows(who, live) for who in range(400)]
+    followed, num_guests = map(np.concatenate, zip(*follows, strict=True))
     # Vary each alone, because a viewer who follows a host tends to share its language and topics.
     for flag, rest in ((mine, ~liked & ~followed), (liked, mine & ~followed), (followed, mine & ~liked)):
         for p in (p_click, p_join):
             assert p[flag & rest].mean() > 2 * p[~flag & rest].mean()
+    guests, rest = num_guests > 0, mine & ~liked & ~followed
+    for p in (p_click, p_join):
+        assert p[guests & rest].mean() > 1.3 * p[~guests & rest].mean()
+
+
+def test_friends_inside_attract_and_the_first_does_most():
+    world, now_ms, live = new_world(20)
+    nobody = alone(live)
+    none, one, two, many = (
+        np.array(world.probabilities(7, live, now_ms, nobody._replace(friends=nobody.friends + num)))
+        for num in (0, 1, 2, 20)
+    )
+    assert (odds(one) > 1.2 * odds(none)).all()
+    assert ((two > one) & (two - one < 0.7 * (one - none))).all()
+    # All of them together do no more than one invitation.
+    assert (odds(many) < 9 * odds(none)).all()
+
+
+def test_what_a_viewer_passed_over_attracts_less_until_it_is_forgotten():
+    """Half of the memory's activation is left after four times the time, however long that is."""
+    world, now_ms, live = new_world(20)
+    audience, shown = Audience(len(world.spaces), world.viewers.friends), live[:40]
+    before = world.probabilities(7, shown, now_ms, audience.around(7, shown, now_ms))
+    response = world.respond(np.random.default_rng(0), 7, shown, now_ms, audience)
+    response = replace(response, clicked=np.arange(len(shown)) % 5 == 0)
+    audience.add(7, shown, now_ms, response)
+    minutes = np.array([1, 4, 16, 64, 256])
+    recalled = np.array([audience.around(7, shown, now_ms + 60_000 * after).recalled for after in minutes])
+    assert (recalled[:, response.clicked] == 0).all()
+    # Of what is high up, more is recalled.
+    passed = recalled[:, ~response.clicked]
+    assert (np.diff(passed, axis=1) < 0).all()
+    np.testing.assert_allclose(odds(passed[:-1]) / odds(passed[1:]), 2 ** (1 / 0.4))
+    after = world.probabilities(7, shown, now_ms, audience.around(7, shown, now_ms + 60_000))
+    # The first of them.
+    assert (odds(np.array(after))[:, 1] < 0.5 * odds(np.array(before))[:, 1]).all()
+    # Another viewer has seen none of it.
+    assert (audience.around(8, shown, now_ms).recalled == 0).all()
+
+
+def test_a_room_that_is_good_now_may_be_bad_in_an_hour_but_not_in_a_minute():
+    world, now_ms, live = new_world(20)
+    now, soon, later = (world.spaces.quality_at(live, now_ms + after) for after in (0, 60_000, HOUR_MS))
+    fixed = world.spaces.quality[live]
+    assert np.corrcoef(now - fixed, soon - fixed)[0, 1] > 0.9
+    assert abs(np.corrcoef(now - fixed, later - fixed)[0, 1]) < 0.4
+    # Most of what makes a room good is its host.
+    assert np.corrcoef(world.hosts.quality[world.spaces.host], world.spaces.quality)[0, 1] > 0.8
+
+
+def test_friends_speak_the_viewers_language_and_like_the_same():
+    world, *_ = new_world(2_000)
+    viewers = world.viewers
+    viewer, at = np.nonzero(viewers.friends >= 0)
+    friend = viewers.friends[viewer, at]
+    assert (viewer != friend).all()
+    assert len({*zip(viewer, friend, strict=True)}) == len(viewer)
+    assert 0.7 < (viewers.language[viewer] == viewers.language[friend]).mean() < 0.98
+    stranger = np.random.default_rng(0).permutation(friend)
+    alike = [(viewers.tastes[viewer] * viewers.tastes[who]).sum(axis=1).mean() for who in (friend, stranger)]
+    assert alike[0] > 1.3 * alike[1]
+    num = np.bincount(viewer)
+    assert np.percentile(num, 95) > 3 * np.median(num)
+    assert num.max() <= 32
+
+
+def test_guests_are_other_hosts_who_speak_the_language():
+    world, *_ = new_world(20)
+    spaces = world.spaces
+    space, at = np.nonzero(spaces.guests >= 0)
+    guest = spaces.guests[space, at]
+    assert (guest != spaces.host[space]).all()
+    assert (world.hosts.language[guest] == spaces.language[space]).all()
+    num = np.bincount(space, minlength=len(spaces))
+    assert len({*zip(space, guest, strict=True)}) == len(space)
+    assert (num < spaces.speakers).all()
+    assert 0.4 < (num > 0).mean() < 0.8
+    assert num.max() <= 4
 
 
 def test_a_join_moves_the_taste_for_its_topic_and_no_other():
-    start_ms = 1_767_571_200_000
-    world = World(seed=3, viewers=2, start_ms=start_ms, end_ms=start_ms + 3_600_000)
+    world, *_ = new_world(2)
     before = world.viewers.tastes.copy()
     world.update_tastes(1, np.array([5]))
     moved = np.argwhere(world.viewers.tastes != before)

@@ -1,0 +1,135 @@
+"""Measure what features tell about rooms that have just begun, in simulated worlds.
+
+Letters: N rows, S slates.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.world import SURFACE, truth_of
+from serve.features.rows import Schema
+from serve.features.surface import Surface, load_surface, read_surface
+from serve.log.reader import read_log
+from training.data.dataset import build
+from training.data.split import split
+from training.evaluation.evaluate import score
+from training.evaluation.metrics import mean_and_error
+from training.evaluation.slates import F64, Slates
+from training.fit.fit import fit
+from training.fit.sizing import sized
+from training.terminal import PARTS, decimal
+from training.world.provenance import Provenance
+from training.world.simulate import simulate
+from training.world.world import World
+
+# Features of live items, in groups.
+ADDED = Path(__file__).with_suffix(".toml")
+TODAY, ALL = "without any", "all"
+# Ages of rooms in seconds: from, and up to.
+AGES = {"first minute": (0, 60), "first ten minutes": (0, 600), "older": (600, np.inf)}
+YOUNG = "first ten minutes"
+# By measure: what is summed over slates, and over what it is divided.
+MEASURES = {"joins": ("joins", "slates"), "auc": ("won", "pairs")}
+# The world of a day has more repeated visits and more friends inside than that of two.
+DAYS = 1.0
+EPOCHS = 8
+
+
+def live(rows: int, num_seeds: int) -> dict[str, Any]:
+    """Return, for rooms of each age, what the features of `ADDED` tell beside those of `spaces`.
+
+    The first 80 % of each world train a model without any of them, one with all, and one without
+    each group; the rest measures them. There is a line for each of `AGES`, model and seed, and for
+    the seeds `together`: `joins` expected per ranking of the rooms of that age alone; `auc`, the
+    probability that of two of them in a ranking, one joined and one not, the joined one is above,
+    both by the world's truth; and by how much they are above those of the model without any, with
+    errors clustered by viewer. `held` is true if young rooms gain more than two errors from all
+    features, in both measures, each seed and together.
+    """
+    _, *parts = re.split(r"^\[(.+)\]$", ADDED.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    groups = dict(zip(parts[::2], parts[1::2], strict=True))
+    models = {TODAY: "", ALL: "".join(groups.values())}
+    models |= {f"without {name}": models[ALL].replace(lines, "") for name, lines in groups.items()}
+    # Surfaces may use some of the features already.
+    names = {line.split(" = ")[0] for line in models[ALL].splitlines()}
+    spaces = [line for line in load_surface(SURFACE).text.splitlines() if line.split(" = ")[0] not in names]
+    measured = []
+    for seed in range(num_seeds):
+        with tempfile.TemporaryDirectory(prefix="tabrank-live-") as folder:
+            log = Path(folder) / "log"
+            simulate(log, rows=rows, days=DAYS, seed=seed)
+            split(log, 0.8, log.with_name("before"), log.with_name("after"))
+            for name, lines in models.items():
+                PARTS.begin(f"seed {seed}, {name}")
+                surface = read_surface("\n".join([*spaces, lines]))
+                slates = _measured(log, surface, log.with_name(name), seed)
+                measured.append(slates.assign(features=name, seed=seed))
+    found = _lines(pd.concat(measured))
+    young = found[(found.age == YOUNG) & (found.features == ALL)]
+    held = all(bool((young[f"{name}_gain"] > 2 * young[f"{name}_error"]).all()) for name in MEASURES)
+    return {"rows": rows, "lines": found.to_dict("records"), "held": held}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the lines as text, and whether all features held."""
+    lines = pd.DataFrame(result["lines"]).set_index(["age", "features", "seed"])
+    held = "held" if result["held"] else f"NOT held: all features gain too little, {YOUNG}"
+    return f"{lines.to_string(float_format=decimal, na_rep='–')}\n{held}"
+
+
+def _measured(log: Path, surface: Surface, model: Path, seed: int) -> pd.DataFrame:
+    """Return, for each age and slate, what a model of the log's first part earns on the rest."""
+    before = log.with_name("before")
+    fit(surface, before, model, lambda num: sized(num, epochs=EPOCHS, seed=seed, num_workers=0))
+    rows = read_log(log.with_name("after"), surface)
+    data = build(Schema(surface), rows, history=read_log(before, surface))
+    scores, p_join = score(model, data.matrix), truth_of(log, data)["p_join"]
+    world, every = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
+    age_s = data.matrix.numeric[:, data.columns.numeric.index("age_s")]
+    found = []
+    for age, (low, high) in AGES.items():
+        chosen = (low <= age_s) & (age_s < high)
+        slates = every.take(chosen)
+        order = slates.order(scores[chosen])
+        shown = np.split(p_join[chosen][order], np.cumsum(slates.size).astype(np.int64)[:-1])
+        earned = pd.DataFrame([_earned(p, world) for p in shown], columns=["joins", "won", "pairs"])
+        found.append(earned.assign(viewer=slates.cluster, age=age, rooms=slates.size, slates=1))
+    return pd.concat(found)
+
+
+def _earned(p_join: F64, world: World) -> tuple[float, float, float]:
+    """Return the joins expected in this order, and of pairs with one join, those won and all."""
+    missed = 1.0 - p_join
+    won = p_join @ (missed.sum() - np.cumsum(missed))
+    pairs = p_join.sum() * missed.sum() - p_join @ missed
+    return float(p_join @ world.examination(p_join)), float(won), float(pairs)
+
+
+def _lines(slates: pd.DataFrame) -> pd.DataFrame:
+    """Return a line for each age, model and seed, and for the seeds together."""
+    found = []
+    worlds = [*slates.groupby("seed"), ("together", slates)]
+    for age, (seed, world) in itertools.product(AGES, worlds):
+        models = dict(iter(world[world.age == age].groupby("features", sort=False)))
+        without = models[TODAY]
+        viewer = without.groupby(["seed", "viewer"]).ngroup().to_numpy()
+        for name, model in models.items():
+            line = {"age": age, "features": name, "seed": seed, "rooms": int(model.rooms.sum())}
+            for measure, (part, whole) in MEASURES.items():
+                # A ratio of sums over slates; the error is that of its linear part.
+                total, gained = model[whole].to_numpy(), model[part].to_numpy() - without[part].to_numpy()
+                gain = gained.sum() / total.sum()
+                linear = gain + (gained - gain * total) / total.mean()
+                line[measure] = model[part].sum() / total.sum()
+                line[f"{measure}_gain"], line[f"{measure}_error"] = mean_and_error(linear, viewer)
+            found.append(line)
+    return pd.DataFrame(found)

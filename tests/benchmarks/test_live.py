@@ -1,0 +1,90 @@
+"""Test the measures of rooms by age, on made-up orders and on a small world."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import live
+from training.fit.fit import fit
+from training.world.population import MINUTE_MS
+from training.world.world import World
+
+START_MS = 1_767_571_200_000
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(seed=0, viewers=2, start_ms=START_MS, end_ms=START_MS + MINUTE_MS)
+
+
+def test_a_slate_earns_joins_by_its_positions_and_pairs_by_their_order(world):
+    p_join = np.array([0.1, 0.7, 0.4])
+    joins, won, pairs = live._earned(p_join, world)
+    assert joins == pytest.approx(sum(p / (1 + i / 12) for i, p in enumerate(p_join)))
+    # Of all outcomes with their chances: pairs of a join and none, and those with the join above.
+    expected = np.zeros(2)
+    for joined in itertools.product((0, 1), repeat=3):
+        chance = np.prod(np.where(joined, p_join, 1 - p_join))
+        above = sum(joined[i] > joined[j] for i, j in itertools.combinations(range(3), 2))
+        below = sum(joined[i] < joined[j] for i, j in itertools.combinations(range(3), 2))
+        expected += chance * np.array([above, above + below])
+    assert (won, pairs) == pytest.approx(tuple(expected))
+
+
+def made_up(gain, seed, num=400):
+    """Return slates of 40 viewers whose joins, and pairs won, rise by about `gain`."""
+    rng = np.random.default_rng(seed)
+    viewer, pairs = np.arange(num) % 40, rng.uniform(0.5, 1.5, num)
+    better = gain + 0.1 * rng.normal(size=num)
+    same = {"viewer": viewer, "age": live.YOUNG, "rooms": 5, "slates": 1, "seed": seed, "pairs": pairs}
+    models = {live.TODAY: np.zeros(num), live.ALL: better}
+    return pd.concat(
+        pd.DataFrame(same | {"features": name, "joins": 1 + rise, "won": pairs * (0.6 + rise)})
+        for name, rise in models.items()
+    )
+
+
+def test_gains_have_errors_by_viewer_for_each_seed_and_together(monkeypatch):
+    monkeypatch.setattr(live, "AGES", {live.YOUNG: (0, 600)})
+    lines = live._lines(pd.concat([made_up(0.02, 0), made_up(0.02, 1)]))
+    assert lines.seed.tolist() == [0, 0, 1, 1, "together", "together"]
+    best = lines[lines.features == live.ALL].set_index("seed")
+    assert best.rooms.tolist() == [2_000, 2_000, 4_000]
+    for measure, before in (("joins", 1.0), ("auc", 0.6)):
+        gain, error = best[f"{measure}_gain"], best[f"{measure}_error"]
+        # 400 gains with a standard deviation of 0.1.
+        assert error[0] == pytest.approx(0.005, rel=0.35)
+        assert error["together"] == pytest.approx(0.005 / np.sqrt(2), rel=0.35)
+        assert (abs(gain - 0.02) < 4 * error).all()
+        assert best[measure].to_numpy() == pytest.approx(before + gain.to_numpy())
+    base = lines[lines.features == live.TODAY]
+    assert (base[["joins_gain", "joins_error", "auc_gain", "auc_error"]] == 0).all(axis=None)
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+@pytest.mark.proof
+def test_a_world_is_measured_with_and_without_each_group_of_features(tmp_path, monkeypatch):
+    added = tmp_path / "added.toml"
+    count = '{ kind = "count", entity = "viewer", event = "click", half_life = "7d", transform = "log1p" }'
+    shown = count.replace("click", "impression")
+    added.write_text(
+        f"# Two.\n\n[one]\nclicks = {count}\n\n[other]\nshows = {shown}\nviewer_joins = {count}\n"
+    )
+    monkeypatch.setattr(live, "ADDED", added)
+    # `spaces` has `viewer_joins` already.
+    seen = []
+    monkeypatch.setattr(live, "fit", lambda surface, *given: (seen.append(surface), fit(surface, *given)))
+    found = live.live(60_000, 1)
+    names = [live.TODAY, live.ALL, "without one", "without other"]
+    assert [line["features"] for line in found["lines"][:4]] == names
+    kept = [{"clicks", "shows", "viewer_joins"} & surface.features.keys() for surface in seen]
+    assert kept == [set(), {"clicks", "shows", "viewer_joins"}, {"shows", "viewer_joins"}, {"clicks"}]
+    assert len(found["lines"]) == 2 * len(live.AGES) * len(names)
+    rooms = {line["age"]: line["rooms"] for line in found["lines"]}
+    assert 0 < rooms["first minute"] < rooms["first ten minutes"] < rooms["older"]
+    assert "held" in live.table(found)

@@ -1,0 +1,75 @@
+"""Figures of a log that decide whether a feature is suggested, and give its reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serve.features.slots import F64
+from training.drafting.funnel import Funnel
+from training.drafting.leakage import on_rows
+from training.drafting.profile import Column, codes_of
+from training.evaluation.slates import auc
+
+# Weight of the base rate in the rate at a value, in rows.
+PRIOR_ROWS = 20.0
+
+
+def told_by_others(c: Column, tables: dict[str, pa.Table], events: Funnel) -> float:
+    """Return the AUC of the label's rate among the other candidates with the same category.
+
+    This is what the category says of a candidate that has no events yet. It is ½ if it is not above
+    chance by two standard errors: those of a Mann-Whitney test of rows and of Kendall's tau of
+    candidates, whose rows are alike.
+    """
+    (codes,) = codes_of(tables["candidates"][c.name])
+    value = np.nan_to_num(on_rows(c, codes.astype(np.float64), tables, events)).astype(np.int64)
+    # A row counts at its value, and is taken out with all rows of its candidate.
+    parts = [(value, 1.0), (events.candidate, -1.0)]
+    num, hits = (
+        sum(sign * np.bincount(key, weights)[key] for key, sign in parts)
+        for weights in (None, events.positive)
+    )
+    base = events.positive.mean()
+    score = (hits + PRIOR_ROWS * base) / (num + PRIOR_ROWS)
+    has_value = value > 0
+    label = events.positive[has_value]
+    positives, candidates = label.sum(), len(np.unique(events.candidate[has_value]))
+    found = auc(label, score[has_value])
+    if found is None:
+        return 0.5
+    rows = (len(label) + 1) / (12 * positives * (len(label) - positives))
+    error = np.sqrt(rows + 1 / (9 * candidates))
+    return found if found > 0.5 + 2 * error else 0.5
+
+
+def remembered(events: Funnel, last: int) -> float:
+    """Return the share of rows that show one of the viewer's `last` candidates again."""
+    viewer = events.viewer[events.exposure]
+    rows = pd.DataFrame({"viewer": viewer, "candidate": events.candidate, "ms": events.shown_ms})
+    rows = rows[viewer > 0].sort_values("ms", kind="stable")
+    rows["place"] = rows.groupby("viewer").cumcount()
+    since = rows.groupby(["viewer", "candidate"])["place"].diff()
+    return float((since <= last).mean()) if len(rows) else 0.0
+
+
+def label_gaps(tables: dict[str, pa.Table], events: Funnel) -> tuple[F64, F64]:
+    """Return the times from a candidate's label event to its next one, in ms.
+
+    Also returns each as a share of the candidate's mean.
+    """
+    found = tables["events"].filter(pc.equal(tables["events"]["kind"], events.label))
+    times = found.select(["candidate", "ts_ms"]).to_pandas().sort_values("ts_ms")
+    gap = times.groupby("candidate")["ts_ms"].diff()
+    share = gap / gap.groupby(times["candidate"]).transform("mean")
+    return gap.dropna().to_numpy(np.float64), share.dropna().to_numpy(np.float64)
+
+
+def share_of_viewers(c: Column, tables: dict[str, pa.Table]) -> float:
+    """Return the share of a column's values that are ids of viewers."""
+    ids = pa.chunked_array([pa.array(sorted(c.values), pa.string())])
+    known = (tables["viewers"]["id"], tables["exposures"]["viewer"])
+    found = [pc.is_in(ids, pc.unique(column.cast(pa.string()))) for column in known]
+    return float(np.mean(pc.or_(*found).to_numpy()))
