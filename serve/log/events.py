@@ -128,9 +128,15 @@ def decode_batch(
     raws = decoded(_batch, body, {"": ("records",)}).records
     good: dict[int, ClientRecord] = {}
     rejected: list[Rejected] = []
+    # JSON has no other way to begin a string with NUL.
+    may_begin_with_nul = b'"\\u0000' in body
     for i, raw in enumerate(raws):
         try:
-            good[i] = _decode(raw, surface, event_clock=event_clock)
+            record = _decode(raw, surface, event_clock=event_clock)
+            if may_begin_with_nul:
+                for name in ("viewer", "candidate") if isinstance(record, Event | Forget) else ("id",):
+                    check_stored(getattr(record, name, None), f"/{name}")
+            good[i] = record
         except RequestError as error:
             rejected.append(Rejected(f"/records/{i}{error.pointer or ''}", str(error)))
     return good, rejected
@@ -149,8 +155,6 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientR
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         kind = KINDS.get(_kind(raw), Event)
         raise invalid(str(error), {"": kind.__struct_fields__}) from None
-    for name in ("viewer", "candidate") if isinstance(record, Event | Forget) else ("id",):
-        check_stored(getattr(record, name, None), f"/{name}")
     if isinstance(record, Event):
         if record.kind not in surface.events:
             names = ", ".join(surface.events)
