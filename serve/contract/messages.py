@@ -69,7 +69,7 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…")
 
 
-def check_stored(name: str | None, pointer: str) -> None:
+def check_kept(name: str | None, pointer: str) -> None:
     """Raise RequestError, 422, if the id of a viewer or candidate begins as keys of values do."""
     if name is not None and name[0] == "\0":
         detail = f"the id {quoted(name)} begins with NUL, as no id may; leave that character out"

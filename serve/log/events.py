@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from serve.contract.errors import RequestError, did_you_mean
-from serve.contract.messages import below, check_stored, decoded, invalid, malformed, quoted
+from serve.contract.messages import below, check_kept, decoded, invalid, malformed, quoted
 from serve.contract.records import (
     MAX_RECORD_BYTES,
     MAX_RECORDS,
@@ -135,7 +135,7 @@ def decode_batch(
             record = _decode(raw, surface, event_clock=event_clock)
             if may_begin_with_nul:
                 for name in ("viewer", "candidate") if isinstance(record, Event | Forget) else ("id",):
-                    check_stored(getattr(record, name, None), f"/{name}")
+                    check_kept(getattr(record, name, None), f"/{name}")
             good[i] = record
         except RequestError as error:
             rejected.append(Rejected(f"/records/{i}{error.pointer or ''}", str(error)))
