@@ -69,6 +69,13 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…")
 
 
+def check_kept(name: str | None, pointer: str) -> None:
+    """Raise RequestError, 422, if the id of a viewer or candidate begins as keys of values do."""
+    if name is not None and name[0] == "\0":
+        detail = f"the id {quoted(name)} begins with NUL, as no id may; leave that character out"
+        raise RequestError(422, "invalid request", detail, pointer)
+
+
 def below(pointer: str, name: str) -> str:
     """Return a JSON Pointer to a member of an object, or to the object if the name is too long."""
     if len(name) > MAX_ID_CHARACTERS:

@@ -38,6 +38,10 @@ Explain = bool | Literal["reasons"]
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
 ]
+# The id of a viewer or candidate of which a store keeps a row. Values of fields have theirs under
+# keys that begin with NUL.
+KEPT = "An id, 1 to 256 characters of which the first is not NUL."
+KeptId = Annotated[Id, Meta(description=KEPT, extra_json_schema={"pattern": r"^[^\u0000]"})]
 Degraded = Literal[
     "store_unavailable",
     "scorer_unavailable",
@@ -62,7 +66,7 @@ class StatedCandidate(Struct, forbid_unknown_fields=True):
 class RankRequest(Struct, forbid_unknown_fields=True):
     """Body of a ranking request: the viewer and the candidates to rank."""
 
-    viewer: Annotated[Id | None, Meta(description="The viewer to rank for; null is an anonymous viewer.")]
+    viewer: Annotated[KeptId | None, Meta(description="The viewer to rank for; null is an anonymous viewer.")]
     candidates: Annotated[
         list[Id | StatedCandidate],
         Meta(max_length=MAX_CANDIDATES, description="Items to rank; each id once."),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from serve.contract.rankings import MAX_MS, Id
+from serve.contract.rankings import MAX_MS, Id, KeptId
 
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
 # Limit the JSON of one record; MessagePack takes at most twice as many bytes.
@@ -28,8 +28,8 @@ class Event(Struct, tag_field="type", tag="event", forbid_unknown_fields=True, o
     """Action of a viewer on a candidate; `id` makes a retry idempotent."""
 
     id: Id
-    viewer: Annotated[Id | None, Meta(description="The viewer who acted; null is an anonymous viewer.")]
-    candidate: Id
+    viewer: Annotated[KeptId | None, Meta(description="The viewer who acted; null is an anonymous viewer.")]
+    candidate: KeptId
     kind: Annotated[str, Meta(description="One of the surface's events.")]
     ts_ms: TsMs = None
     request_id: Annotated[Id | None, Meta(description="The ranking that showed the candidate.")] = None
@@ -39,7 +39,7 @@ class Event(Struct, tag_field="type", tag="event", forbid_unknown_fields=True, o
 class Viewer(Struct, tag_field="type", tag="viewer", forbid_unknown_fields=True, omit_defaults=True):
     """Attributes of a viewer; attributes that are not named keep their values."""
 
-    id: Id
+    id: KeptId
     fields: dict[str, Any] = {}
     ts_ms: TsMs = None
 
@@ -47,7 +47,7 @@ class Viewer(Struct, tag_field="type", tag="viewer", forbid_unknown_fields=True,
 class Candidate(Struct, tag_field="type", tag="candidate", forbid_unknown_fields=True, omit_defaults=True):
     """Attributes and end of a candidate; attributes that are not named keep their values."""
 
-    id: Id
+    id: KeptId
     fields: dict[str, Any] = {}
     ts_ms: TsMs = None
     ends_ms: Annotated[Ms | None, Meta(description="Time at which the candidate ends or ended.")] = None
@@ -59,7 +59,7 @@ class Forget(Struct, tag_field="type", tag="forget", forbid_unknown_fields=True,
     The log keeps the viewer's exposures and events until their segments are deleted.
     """
 
-    viewer: Id
+    viewer: KeptId
     ts_ms: TsMs = None
 
 

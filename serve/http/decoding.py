@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from serve.contract.errors import RequestError
-from serve.contract.messages import below, decoded, quoted
+from serve.contract.messages import below, check_kept, decoded, quoted
 from serve.contract.rankings import RankRequest, StatedCandidate, candidate_ids
 from serve.features.field_values import bounded, check_unit
 from serve.features.surface import Surface
@@ -21,6 +21,7 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
         RequestError: 400 for malformed JSON; 422 with a JSON Pointer for invalid values.
     """
     request = decoded(_decoder, body, _FIELDS)
+    check_kept(request.viewer, "/viewer")
     _check_candidates(request, surface)
     for name, value in request.context.items():
         pointer = below("/context", name)

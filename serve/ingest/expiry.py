@@ -47,6 +47,8 @@ class ViewerExpiry:
         self._due, self._examined_s = 0, -EVERY_S
         self._warn = SeldomWarning()
         self.store_bytes = 0
+        # When `serve load` filled the store: an old log does not lose its values at once.
+        self.filled_ms = 0
 
     def expire(self, store: Store, group: Group, now_ms: int) -> None:
         """Add records that forget the next expired viewers; none of a viewer in the group."""
@@ -86,11 +88,13 @@ class ViewerExpiry:
             layout = self._schema.values.get(field_of_key(key))
             if layout is not None and len(row) == layout.itemsize:
                 last_ms = int(np.frombuffer(row, layout)[STATE]["sums_ms"].max())
-                if last_ms < before_ms:
+                if max(last_ms, self.filled_ms) < before_ms:
                     yield Forget(key, last_ms)
 
     def _end_round(self) -> None:
         """Keep values for less time where there are too many of them, and else for more."""
         room = MAX_VALUES / max(self._num_values, 1)
-        self._keep_values_ms = min(int(self._keep_values_ms * min(room, 1.1)), self._keep_ms or FOR_YEARS_MS)
+        # From 0 it could not grow again.
+        keep_ms = max(int(self._keep_values_ms * min(room, 1.1)), UNITS_MS["s"])
+        self._keep_values_ms = min(keep_ms, self._keep_ms or FOR_YEARS_MS)
         self._num_values = 0

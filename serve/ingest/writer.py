@@ -332,6 +332,7 @@ class Ingester:
                 self._segments.epoch = lease.epoch
                 catch_up(self._segments.folder, store, self._surface, self._schema, self._now_ms())
                 changes = store.read([], 0)[1]
+                self._expiry.filled_ms = LoadNote.of(store.note()).filled_ms
                 # The events of a commit that failed do not count.
                 self._intake.window = -1
                 self._intake.candidates = CandidateRows(self._schema)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from serve.contract.errors import RequestError, did_you_mean
-from serve.contract.messages import below, decoded, invalid, malformed, quoted
+from serve.contract.messages import below, check_kept, decoded, invalid, malformed, quoted
 from serve.contract.records import (
     MAX_RECORD_BYTES,
     MAX_RECORDS,
@@ -128,9 +128,15 @@ def decode_batch(
     raws = decoded(_batch, body, {"": ("records",)}).records
     good: dict[int, ClientRecord] = {}
     rejected: list[Rejected] = []
+    # JSON has no other way to begin a string with NUL.
+    may_begin_with_nul = b'"\\u0000' in body
     for i, raw in enumerate(raws):
         try:
-            good[i] = _decode(raw, surface, event_clock=event_clock)
+            record = _decode(raw, surface, event_clock=event_clock)
+            if may_begin_with_nul:
+                for name in ("viewer", "candidate") if isinstance(record, Event | Forget) else ("id",):
+                    check_kept(getattr(record, name, None), f"/{name}")
+            good[i] = record
         except RequestError as error:
             rejected.append(Rejected(f"/records/{i}{error.pointer or ''}", str(error)))
     return good, rejected
@@ -158,7 +164,11 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientR
     elif not isinstance(record, Forget):
         owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
         for name, value in record.fields.items():
-            record.fields[name] = bounded(surface.fields[owner], name, value, below("/fields", name))
+            record.fields[name] = value = bounded(surface.fields[owner], name, value, below("/fields", name))
+            # No reader of the log takes one.
+            if value == "" or (isinstance(value, list) and "" in value):
+                detail = f"{name!r} holds an empty string; send null, or leave that member of the set out"
+                raise RequestError(422, "invalid record", detail, below("/fields", name))
         if isinstance(record, Candidate) and record.ends_ms:
             check_unit(record.ends_ms, "/ends_ms")
     if event_clock and record.ts_ms is None:

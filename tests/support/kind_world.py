@@ -19,12 +19,14 @@ from serve.log.events import Ended, Exposure
 EVENTS = ("click", "join", "leave")
 FIELDS = {
     "language": "category",
+    "host": "category",
     "topics": {"type": "set", "max": 3},
     "price": "number",
     "born_ms": "time",
 }
 ARROW = {
     "language": pa.string(),
+    "host": pa.string(),
     "topics": pa.list_(pa.string()),
     "price": pa.float64(),
     "born_ms": pa.int64(),
@@ -121,6 +123,7 @@ def drawn_fields(rng):
     """Return some fields of a viewer, a candidate or a context."""
     values = {
         "language": ["en", "fr", None],
+        "host": ["hal", "ida", "joe", None],
         "topics": [["jazz"], ["jazz", "news", "en"], VIEWERS[1:], ["v0", "jazz"], [], None],
         "price": [0.0, 2.5, -1.0, None],
         "born_ms": [START_MS - 60_000, START_MS + 200_000, None],

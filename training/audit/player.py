@@ -15,6 +15,7 @@ from serve.contract import records as wire
 from serve.contract.rankings import RankRequest, StatedCandidate
 from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS, ClientRecord
 from serve.features.rows import EVER_MS
+from serve.features.slots import VALUE
 from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.log.replay import EVENT, UPSERT, event_times
@@ -70,8 +71,9 @@ def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
         ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
         if not row["removed"]:
             yield ts_ms, UPSERT, wire.Viewer(row["id"], _fields(row, surface, "viewer"), max(ts_ms, 0))
-        # An earlier forget is already in the store, with what the viewer did since.
-        elif ts_ms >= first_ms:
+        # An earlier forget is already in the store, with what the viewer did since. A service
+        # forgets values of fields by itself.
+        elif ts_ms >= first_ms and row["id"][0] != VALUE:
             yield ts_ms, UPSERT, wire.Forget(row["id"], ts_ms)
     for row in log.candidates.to_pylist():
         # The service removes candidates that ended long ago by itself.

@@ -95,6 +95,45 @@ def test_a_record_has_a_limit_in_bytes():
     assert f"one may have {MAX_RECORD_BYTES}" in rejected.detail
 
 
+NUL = "\0host=00"
+EVENT = {"type": "event", "id": "e", "viewer": "a", "candidate": "a", "kind": "join"}
+
+
+@pytest.mark.parametrize(
+    ("record", "pointer"),
+    [
+        (EVENT | {"viewer": NUL}, "/viewer"),
+        (EVENT | {"candidate": NUL}, "/candidate"),
+        ({"type": "viewer", "id": NUL}, "/id"),
+        ({"type": "candidate", "id": NUL}, "/id"),
+        ({"type": "forget", "viewer": NUL}, "/viewer"),
+    ],
+)
+def test_a_record_takes_no_id_that_begins_as_a_key_of_a_value(record, pointer):
+    good, (rejected,) = batch(record, EVENT | {"id": NUL, "viewer": None, "candidate": "a\0"})
+    assert list(good) == [1]
+    assert rejected.pointer == f"/records/0{pointer}"
+    assert rejected.detail == "the id '\\x00host=00' begins with NUL, as no id may; leave that character out"
+
+
+def test_a_ranking_takes_no_viewer_that_begins_as_a_key_of_a_value():
+    request = json.dumps({"viewer": NUL, "candidates": ["a"]}).encode()
+    with pytest.raises(RequestError, match=r"'\\x00host=00' begins with NUL") as error:
+        decode_request(request, SURFACE, event_clock=False)
+    assert (error.value.status, error.value.pointer) == (422, "/viewer")
+    # Nothing is kept under these: a check of each would hold up the event loop.
+    request = json.dumps({"viewer": None, "candidates": [NUL]}).encode()
+    assert decode_request(request, SURFACE, event_clock=False).candidates == [NUL]
+
+
+@pytest.mark.parametrize("fields", [{"place": ""}, {"labels": ["a", ""]}])
+def test_a_record_takes_no_empty_string_which_no_reader_of_a_log_takes(fields):
+    good, (rejected,) = batch({"type": "viewer", "id": "a", "fields": fields}, EVENT)
+    (name,) = fields
+    assert (list(good), rejected.pointer) == ([1], f"/records/0/fields/{name}")
+    assert rejected.detail.startswith(f"{name!r} holds an empty string; send null")
+
+
 def test_the_openapi_document_says_the_limits():
     schemas = openapi(SURFACE, event_clock=False)["components"]["schemas"]
     context = schemas["RankRequest"]["properties"]["context"]["properties"]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from serve.contract.rankings import RankRequest, StatedCandidate
+from serve.features.slots import value_key
 from serve.log.reader import read_log
 from serve.log.writer import write_log
 from tests.support.small_surface import tables
@@ -91,20 +92,20 @@ def test_an_event_is_sent_as_of_its_ranking_where_a_clock_ran_behind(tmp_path, s
 def test_a_served_log_is_sent_with_stated_fields_and_forgets(tmp_path, surface):
     viewers = pa.table(
         {
-            "id": ["ann", "bob", "cyd", "cyd"],
-            "ts_ms": pa.array([None, 15_000, 5_000, 15_000], pa.int64()),
-            "language": ["en", "fr", None, None],
-            "follows": pa.array([["hal"], None, None, None], pa.list_(pa.string())),
-            "stated": pa.array([None, ["language"], None, None], pa.list_(pa.string())),
-            "removed": [False, False, True, True],
+            "id": ["ann", "bob", "cyd", "cyd", value_key("host", 1)],
+            "ts_ms": pa.array([None, 15_000, 5_000, 15_000, 15_000], pa.int64()),
+            "language": ["en", "fr", None, None, None],
+            "follows": pa.array([["hal"], None, None, None, None], pa.list_(pa.string())),
+            "stated": pa.array([None, ["language"], None, None, None], pa.list_(pa.string())),
+            "removed": [False, False, True, True, True],
         }
     )
     sent = played(tmp_path, surface, viewers=viewers)
     records = [record for step in sent if isinstance(step, list) for record in step]
     (bob,) = (record for record in records if record.get("id") == "bob")
     assert bob["fields"] == {"language": "fr"}
-    # The earlier forget is in the store.
-    assert [r["ts_ms"] for r in records if r["type"] == "forget"] == [15_000]
+    # The earlier forget is in the store, and clients cannot forget values of fields.
+    assert [(r["viewer"], r["ts_ms"]) for r in records if r["type"] == "forget"] == [("cyd", 15_000)]
 
 
 @pytest.mark.parametrize(("limit", "most"), [("MAX_RECORDS", 2), ("MAX_POST_BYTES", 300)])
