@@ -332,9 +332,8 @@ class Audience:
     def add(self, viewer: int, shown: Ints, ts_ms: int, response: Response) -> None:
         """Queue the stays of a viewer who joined, and remember what was passed over."""
         for row in np.flatnonzero(response.joined).tolist():
-            space, join_ms, leave_ms = (
-                int(values[row]) for values in (shown, response.join_ms, response.leave_ms)
-            )
+            space, join_ms = int(shown[row]), int(response.join_ms[row])
+            leave_ms = int(response.leave_ms[row])
             heapq.heappush(self._ahead, (join_ms, space, 1))
             heapq.heappush(self._ahead, (leave_ms, space, -1))
             self._stays[viewer][space] = join_ms, leave_ms
