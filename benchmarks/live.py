@@ -39,9 +39,7 @@ AGES = {"first minute": (0, 60), "first ten minutes": (0, 600), "older": (600, n
 YOUNG = "first ten minutes"
 # By measure: what is summed over slates, and over what it is divided.
 MEASURES = {"joins": ("joins", "slates"), "auc": ("won", "pairs")}
-# The world of a day has more repeated visits and more friends inside than that of two.
-DAYS = 1.0
-EPOCHS = 8
+DAYS = 2.0
 
 
 def live(rows: int, num_seeds: int) -> dict[str, Any]:
@@ -89,9 +87,9 @@ def table(result: Mapping[str, Any]) -> str:
 def _measured(log: Path, surface: Surface, model: Path, seed: int) -> pd.DataFrame:
     """Return, for each age and slate, what a model of the log's first part earns on the rest."""
     before = log.with_name("before")
-    fit(surface, before, model, lambda num: sized(num, epochs=EPOCHS, seed=seed, num_workers=0))
-    rows = read_log(log.with_name("after"), surface)
-    data = build(Schema(surface), rows, history=read_log(before, surface))
+    fit(surface, before, model, lambda num: sized(num, seed=seed, num_workers=0))
+    after, history = (read_log(part, surface) for part in (log.with_name("after"), before))
+    data = build(Schema(surface), after, history=history)
     scores, p_join = score(model, data.matrix), truth_of(log, data)["p_join"]
     world, every = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
     age_s = data.matrix.numeric[:, data.columns.numeric.index("age_s")]

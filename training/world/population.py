@@ -78,7 +78,7 @@ NUM_INVITED, NUM_GUESTS = 12, 4
 # ratio to the longest, and amplitude.
 NUM_WAVES = 2
 WAVE_MS, WAVE_RANGE = 25.0 * MINUTE_MS, 6.0
-WAVE_AMPLITUDE = 0.6
+WAVE_AMPLITUDE = 0.45
 # Spaces that would start in an hour if no host were live already.
 STARTS_PER_HOUR = 265
 MIN_LIFE_MS = 10 * MINUTE_MS
@@ -270,7 +270,7 @@ class Spaces:
         num = round(STARTS_PER_HOUR * (end_ms - start_ms) / HOUR_MS)
         host = rng.choice(NUM_HOSTS, size=num, p=hosts.activity)
         started_ms = times(rng, hosts.utc_offset_h[host], start_ms, end_ms)
-        quality = 0.9 * hosts.quality[host] + 0.45 * rng.normal(size=num)
+        quality = 0.9 * hosts.quality[host] + 0.4 * rng.normal(size=num)
         life_ms = np.exp(rng.normal(np.log(70 * MINUTE_MS), 0.7, size=num) + 0.1 * quality)
         ends_ms = started_ms + np.clip(life_ms, MIN_LIFE_MS, MAX_LIFE_MS).astype(np.int64)
         topic = (np.cumsum(hosts.topics[host], axis=1) < rng.random((num, 1))).sum(axis=1)

@@ -67,11 +67,11 @@ INVITED = np.array([[0.0], [1.0]])
 class Process:
     """Data-generating process: weights of the click logit and the join logit."""
 
-    click: float = -3.8
-    taste: float = 0.85
+    click: float = -3.95
+    taste: float = 1.0
     same_language: float = 1.9
     follows: float = 1.6
-    quality: float = 0.55
+    quality: float = 0.65
     # Social proof, times log1p(audience).
     audience: float = 0.15
     # Approximate penalty at the very start or end of a Space, compared with its best moment.
@@ -90,9 +90,9 @@ class Process:
     attracted: float = 1.3
     # Penalty of a Space that the viewer recalls passing over.
     passed: float = 1.4
-    join: float = -0.8
+    join: float = -0.95
     join_taste: float = 0.3
-    join_quality: float = 0.5
+    join_quality: float = 0.65
     join_same_language: float = 0.8
     # Position, from 0, that half of the viewers examine.
     examination: float = 12.0
@@ -332,9 +332,8 @@ class Audience:
     def add(self, viewer: int, shown: Ints, ts_ms: int, response: Response) -> None:
         """Queue the stays of a viewer who joined, and remember what was passed over."""
         for row in np.flatnonzero(response.joined).tolist():
-            space, join_ms, leave_ms = (
-                int(values[row]) for values in (shown, response.join_ms, response.leave_ms)
-            )
+            space, join_ms = int(shown[row]), int(response.join_ms[row])
+            leave_ms = int(response.leave_ms[row])
             heapq.heappush(self._ahead, (join_ms, space, 1))
             heapq.heappush(self._ahead, (leave_ms, space, -1))
             self._stays[viewer][space] = join_ms, leave_ms
