@@ -37,8 +37,8 @@ def live(
 ) -> None:
     """Measure what hosts, friends, guests and memory tell about rooms that have just begun.
 
-    Fits seven models in each world, about a minute each. Exit code 1 if all features of
-    benchmarks/live.toml together gain no more than two standard errors there.
+    Fits seven models in each world, about a minute each. Exit code 1 if these features of `spaces`
+    together gain no more than two standard errors there.
     """
     from benchmarks.live import live, table
 

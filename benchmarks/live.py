@@ -6,7 +6,6 @@ Letters: N rows, S slates.
 from __future__ import annotations
 
 import itertools
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +30,14 @@ from training.world.provenance import Provenance
 from training.world.simulate import simulate
 from training.world.world import World
 
-# Features of live items, in groups.
-ADDED = Path(__file__).with_suffix(".toml")
+# Features of `spaces` about live items, by kind.
+GROUPS = {
+    "host and topic": ("host_join_rate", "topic_join_rate"),
+    "pair": ("shown_before",),
+    "recency": ("since_shown", "since_join"),
+    "overlap": ("guests_followed",),
+    "friends": ("friends_inside",),
+}
 TODAY, ALL = "without any", "all"
 # Ages of rooms in seconds: from, and up to.
 AGES = {"first minute": (0, 60), "first ten minutes": (0, 600), "older": (600, np.inf)}
@@ -43,7 +48,7 @@ DAYS = 2.0
 
 
 def live(rows: int, num_seeds: int) -> dict[str, Any]:
-    """Return, for rooms of each age, what the features of `ADDED` tell beside those of `spaces`.
+    """Return, for rooms of each age, what the features of `GROUPS` tell beside others of `spaces`.
 
     The first 80 % of each world train a model without any of them, one with all, and one without
     each group; the rest measures them. There is a line for each of `AGES`, model and seed, and for
@@ -53,22 +58,18 @@ def live(rows: int, num_seeds: int) -> dict[str, Any]:
     errors clustered by viewer. `held` is true if young rooms gain more than two errors from all
     features, in both measures, each seed and together.
     """
-    _, *parts = re.split(r"^\[(.+)\]$", ADDED.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    groups = dict(zip(parts[::2], parts[1::2], strict=True))
-    models = {TODAY: "", ALL: "".join(groups.values())}
-    models |= {f"without {name}": models[ALL].replace(lines, "") for name, lines in groups.items()}
-    # Surfaces may use some of the features already.
-    names = {line.split(" = ")[0] for line in models[ALL].splitlines()}
-    spaces = [line for line in load_surface(SURFACE).text.splitlines() if line.split(" = ")[0] not in names]
+    left_out = {TODAY: tuple(itertools.chain(*GROUPS.values())), ALL: ()}
+    left_out |= {f"without {name}": features for name, features in GROUPS.items()}
+    lines = load_surface(SURFACE).text.splitlines()
     measured = []
     for seed in range(num_seeds):
         with tempfile.TemporaryDirectory(prefix="tabrank-live-") as folder:
             log = Path(folder) / "log"
             simulate(log, rows=rows, days=DAYS, seed=seed)
             split(log, 0.8, log.with_name("before"), log.with_name("after"))
-            for name, lines in models.items():
+            for name, features in left_out.items():
                 PARTS.begin(f"seed {seed}, {name}")
-                surface = read_surface("\n".join([*spaces, lines]))
+                surface = read_surface("\n".join(x for x in lines if x.split(" = ")[0] not in features))
                 slates = _measured(log, surface, log.with_name(name), seed)
                 measured.append(slates.assign(features=name, seed=seed))
     found = _lines(pd.concat(measured))

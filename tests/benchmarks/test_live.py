@@ -68,22 +68,20 @@ def test_gains_have_errors_by_viewer_for_each_seed_and_together(monkeypatch):
 @pytest.mark.integration
 @pytest.mark.no_ray
 @pytest.mark.proof
-def test_a_world_is_measured_with_and_without_each_group_of_features(tmp_path, monkeypatch):
-    added = tmp_path / "added.toml"
-    count = '{ kind = "count", entity = "viewer", event = "click", half_life = "7d", transform = "log1p" }'
-    shown = count.replace("click", "impression")
-    added.write_text(
-        f"# Two.\n\n[one]\nclicks = {count}\n\n[other]\nshows = {shown}\nviewer_joins = {count}\n"
-    )
-    monkeypatch.setattr(live, "ADDED", added)
-    # `spaces` has `viewer_joins` already.
+def test_a_world_is_measured_with_and_without_each_group_of_features(monkeypatch):
+    monkeypatch.setattr(live, "GROUPS", {"one": ("recent_joins",), "other": ("join_rate", "viewer_joins")})
     seen = []
     monkeypatch.setattr(live, "fit", lambda surface, *given: (seen.append(surface), fit(surface, *given)))
     found = live.live(60_000, 1)
     names = [live.TODAY, live.ALL, "without one", "without other"]
     assert [line["features"] for line in found["lines"][:4]] == names
-    kept = [{"clicks", "shows", "viewer_joins"} & surface.features.keys() for surface in seen]
-    assert kept == [set(), {"clicks", "shows", "viewer_joins"}, {"shows", "viewer_joins"}, {"clicks"}]
+    left_out = [{"recent_joins", "join_rate", "viewer_joins"} - surface.features.keys() for surface in seen]
+    assert left_out == [
+        {"recent_joins", "join_rate", "viewer_joins"},
+        set(),
+        {"recent_joins"},
+        {"join_rate", "viewer_joins"},
+    ]
     assert len(found["lines"]) == 2 * len(live.AGES) * len(names)
     rooms = {line["age"]: line["rooms"] for line in found["lines"]}
     assert 0 < rooms["first minute"] < rooms["first ten minutes"] < rooms["older"]
