@@ -46,19 +46,30 @@ def told_by_others(c: Column, tables: dict[str, pa.Table], events: Funnel) -> fl
 
 
 def remembered(events: Funnel, last: int) -> float:
-    """Return the share of rows that show one of the viewer's `last` candidates again."""
-    viewer = events.viewer[events.exposure]
-    rows = pd.DataFrame({"viewer": viewer, "candidate": events.candidate, "ms": events.shown_ms})
-    rows = rows[viewer > 0].sort_values("ms", kind="stable")
+    """Return the share of rows that show one of the viewer's `last` candidates again.
+
+    A candidate that was shown twice counts twice among the last ones.
+    """
+    rows = pd.DataFrame(
+        {
+            "viewer": events.viewer[events.exposure],
+            "candidate": events.candidate,
+            "exposure": events.exposure,
+            "ms": events.shown_ms,
+        }
+    )
+    rows = rows[rows["viewer"] > 0].sort_values("ms", kind="stable")
     rows["place"] = rows.groupby("viewer").cumcount()
-    since = rows.groupby(["viewer", "candidate"])["place"].diff()
-    return float((since <= last).mean()) if len(rows) else 0.0
+    # A ranking knows what was shown before it, and none of its own candidates.
+    begun = rows.groupby("exposure")["place"].transform("min")
+    before = rows.groupby(["viewer", "candidate"])["place"].shift()
+    return float((begun - before <= last).mean()) if len(rows) else 0.0
 
 
 def label_gaps(tables: dict[str, pa.Table], events: Funnel) -> tuple[F64, F64]:
     """Return the times from a candidate's label event to its next one, in ms.
 
-    Also returns each as a share of the candidate's mean.
+    Also returns each as a share of the candidate's mean, of which there is none if that is 0.
     """
     found = tables["events"].filter(pc.equal(tables["events"]["kind"], events.label))
     times = found.select(["candidate", "ts_ms"]).to_pandas().sort_values("ts_ms")

@@ -244,32 +244,29 @@ def _candidate(tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]
         yield Feature(CANDIDATE, name, _count("candidate", kind, _half(life_ms / 5)), why)
         why = ""
     gap_ms, shares = label_gaps(tables, events)
-    if len(gap_ms) and (life_ms or np.median(shares) < BURST):
+    if len(shares) and (life_ms or np.median(shares) < BURST):
         within = spelled(float(np.median(gap_ms)) / 1000)
         why = f"half of a candidate's {label} events come within {within} of the one before"
         yield Feature(CANDIDATE, f"since_{label}", _recency("candidate", label), why)
 
 
-def _values(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
-    """Yield rates at the categories that tell most of a candidate without events of its own."""
-    num = len(pc.unique(tables["candidates"]["id"]))
-    able = [
-        c
-        for c in columns
+def _values(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Feature]:
+    """Return rates at the categories that tell most of a candidate without events of its own."""
+    num, told = len(pc.unique(tables["candidates"]["id"])), []
+    for c in columns:
         # An event on a candidate does not know what a request stated of it.
-        if c.owner == "candidate" and c.type == "category" and not c.request_time
-        if 2 <= c.distinct <= num / SHARED_BY
-    ]
-    told = sorted(((told_by_others(c, tables, events), c) for c in able), key=lambda pair: -pair[0])
-    # What tells almost everything was written after the ranking.
-    telling = [(auc, c) for auc, c in told if TELLING <= auc < SUSPECT_AUC]
+        if c.owner != "candidate" or c.type != "category" or c.request_time or c.distinct < 2:
+            continue
+        sharing = num * (1 - c.missing) / c.distinct
+        auc = told_by_others(c, tables, events) if sharing >= SHARED_BY else 0.5
+        # What tells almost everything was written after the ranking.
+        if TELLING <= auc < SUSPECT_AUC:
+            spec = _rate(c.path, events, events.label, _long_half(events))
+            why = f"{sharing:,.1f} candidates share a value; their rate without its own has AUC {auc:.2f}"
+            told.append((auc, Feature(CANDIDATE, f"{c.name}_{events.label}_rate", spec, why, (c.path,))))
+    told.sort(key=lambda pair: -pair[0])
     # Candidates that stay soon have a record of their own.
-    for auc, c in telling[: MAX_TELLING if _life_ms(events) else 1]:
-        spec = _rate(c.path, events, events.label, _long_half(events))
-        why = (
-            f"{num / c.distinct:,.1f} candidates share a value; their rate without its own has AUC {auc:.2f}"
-        )
-        yield Feature(CANDIDATE, f"{c.name}_{events.label}_rate", spec, why, (c.path,))
+    return [feature for _, feature in told[: MAX_TELLING if _life_ms(events) else 1]]
 
 
 def _shown_before(events: Funnel) -> Iterator[Feature]:

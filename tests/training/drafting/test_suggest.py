@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pytest
 
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
@@ -234,3 +236,32 @@ def test_the_draft_of_rooms_has_these_features_and_they_differ_between_rows(tmp_
     # The record of hosts tells of their new rooms, too.
     is_new = data.candidate_seen == 0
     assert auc(data.label[is_new], hosts[is_new]) > 0.6
+
+
+def test_a_ranking_remembers_the_whole_ranking_before_it(tmp_path):
+    """Each viewer is shown the same 60 rooms again and again, in turns from above and from below."""
+    parts = rooms()
+    some = [f"r{i}" for i in range(60)]
+    shown = pa.array([some[:: (-1) ** (i // VIEWERS)] for i in range(EXPOSURES)], STRINGS)
+    viewer = pa.array([f"v{i % VIEWERS}" for i in range(EXPOSURES)])
+    parts["exposures"] = parts["exposures"].set_column(2, "viewer", viewer).set_column(3, "candidates", shown)
+    found = suggested(tmp_path, parts)
+    # All but the first ranking of each viewer.
+    assert found["shown_before"].comment.startswith("98% of the rows show one of the viewer's last 64")
+
+
+@pytest.mark.filterwarnings("error")
+def test_events_that_only_repeat_are_no_burst(tmp_path):
+    parts = rooms(stay=2 * DAY, leaves=False)
+    joins = parts["events"].to_pandas().drop_duplicates("candidate")
+    twice = pd.concat([joins, joins.assign(id=joins["id"] + "again")])
+    parts["events"] = pa.Table.from_pandas(twice, preserve_index=False)
+    assert "since_join" not in suggested(tmp_path, parts)
+
+
+def test_candidates_without_a_value_share_none(tmp_path):
+    parts = rooms()
+    host = [None if i % 3 == 0 else host for i, host in enumerate(parts["candidates"]["host"].to_pylist())]
+    parts["candidates"] = parts["candidates"].set_column(1, "host", pa.array(host))
+    # 400 rooms have one of 59 hosts.
+    assert suggested(tmp_path, parts)["host_join_rate"].comment.startswith("6.8 candidates share a value")
