@@ -55,9 +55,9 @@ def live(rows: int, num_seeds: int) -> dict[str, Any]:
     each group; the rest measures them. There is a line for each of `AGES`, model and seed, and for
     the seeds `together`: `joins` expected per ranking of the rooms of that age alone; `auc`, the
     probability that of two of them in a ranking, one joined and one not, the joined one is above,
-    both by the world's truth; and by how much they are above those of the model without any, with
-    errors clustered by viewer. `held` is true if young rooms gain more than two errors from all
-    features, in both measures, each seed and together.
+    both by the world's truth; and by how much they are less than those of the model with all, with
+    errors clustered by viewer: what the group left out adds to the others. `held` is true if young
+    rooms have less by more than two errors without any, in both measures, each seed and together.
     """
     left_out = {TODAY: tuple(itertools.chain(*GROUPS.values())), ALL: ()}
     left_out |= {f"without {name}": features for name, features in GROUPS.items()}
@@ -74,8 +74,8 @@ def live(rows: int, num_seeds: int) -> dict[str, Any]:
                 slates = _measured(log, surface, log.with_name(name), seed)
                 measured.append(slates.assign(features=name, seed=seed))
     found = _lines(pd.concat(measured))
-    young = found[(found.age == YOUNG) & (found.features == ALL)]
-    held = all(bool((young[f"{name}_gain"] > 2 * young[f"{name}_error"]).all()) for name in MEASURES)
+    young = found[(found.age == YOUNG) & (found.features == TODAY)]
+    held = all(bool((young[f"{name}_less"] > 2 * young[f"{name}_error"]).all()) for name in MEASURES)
     return {"rows": rows, "lines": found.to_dict("records"), "held": held}
 
 
@@ -120,16 +120,16 @@ def _lines(slates: pd.DataFrame) -> pd.DataFrame:
     worlds = [*slates.groupby("seed"), ("together", slates)]
     for age, (seed, world) in itertools.product(AGES, worlds):
         models = dict(iter(world[world.age == age].groupby("features", sort=False)))
-        without = models[TODAY]
-        viewer = without.groupby(["seed", "viewer"]).ngroup().to_numpy()
+        every = models[ALL]
+        viewer = every.groupby(["seed", "viewer"]).ngroup().to_numpy()
         for name, model in models.items():
             line = {"age": age, "features": name, "seed": seed, "rooms": int(model.rooms.sum())}
             for measure, (part, whole) in MEASURES.items():
                 # A ratio of sums over slates; the error is that of its linear part.
-                total, gained = model[whole].to_numpy(), model[part].to_numpy() - without[part].to_numpy()
-                gain = gained.sum() / total.sum()
-                linear = gain + (gained - gain * total) / total.mean()
+                total, lost = model[whole].to_numpy(), every[part].to_numpy() - model[part].to_numpy()
+                less = lost.sum() / total.sum()
+                linear = less + (lost - less * total) / total.mean()
                 line[measure] = model[part].sum() / total.sum()
-                line[f"{measure}_gain"], line[f"{measure}_error"] = mean_and_error(linear, viewer)
+                line[f"{measure}_less"], line[f"{measure}_error"] = mean_and_error(linear, viewer)
             found.append(line)
     return pd.DataFrame(found)

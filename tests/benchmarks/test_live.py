@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import live
+from serve.features.surface import load_surface
 from training.fit.fit import fit
 from training.world.population import MINUTE_MS
 from training.world.world import World
@@ -35,6 +36,11 @@ def test_a_slate_earns_joins_by_its_positions_and_pairs_by_their_order(world):
     assert (won, pairs) == pytest.approx(tuple(expected))
 
 
+def test_the_groups_are_features_of_the_surface():
+    """Else nothing would be left out."""
+    assert set(itertools.chain(*live.GROUPS.values())) <= load_surface(live.SURFACE).features.keys()
+
+
 def made_up(gain, seed, num=400):
     """Return slates of 40 viewers whose joins, and pairs won, rise by about `gain`."""
     rng = np.random.default_rng(seed)
@@ -48,21 +54,21 @@ def made_up(gain, seed, num=400):
     )
 
 
-def test_gains_have_errors_by_viewer_for_each_seed_and_together(monkeypatch):
+def test_what_is_lost_has_errors_by_viewer_for_each_seed_and_together(monkeypatch):
     monkeypatch.setattr(live, "AGES", {live.YOUNG: (0, 600)})
     lines = live._lines(pd.concat([made_up(0.02, 0), made_up(0.02, 1)]))
     assert lines.seed.tolist() == [0, 0, 1, 1, "together", "together"]
-    best = lines[lines.features == live.ALL].set_index("seed")
+    without, best = (lines[lines.features == name].set_index("seed") for name in (live.TODAY, live.ALL))
     assert best.rooms.tolist() == [2_000, 2_000, 4_000]
     for measure, before in (("joins", 1.0), ("auc", 0.6)):
-        gain, error = best[f"{measure}_gain"], best[f"{measure}_error"]
+        less, error = without[f"{measure}_less"], without[f"{measure}_error"]
         # 400 gains with a standard deviation of 0.1.
         assert error[0] == pytest.approx(0.005, rel=0.35)
         assert error["together"] == pytest.approx(0.005 / np.sqrt(2), rel=0.35)
-        assert (abs(gain - 0.02) < 4 * error).all()
-        assert best[measure].to_numpy() == pytest.approx(before + gain.to_numpy())
-    base = lines[lines.features == live.TODAY]
-    assert (base[["joins_gain", "joins_error", "auc_gain", "auc_error"]] == 0).all(axis=None)
+        assert (abs(less - 0.02) < 4 * error).all()
+        assert without[measure].to_numpy() == pytest.approx(before)
+        assert best[measure].to_numpy() == pytest.approx(before + less.to_numpy())
+    assert (best[["joins_less", "joins_error", "auc_less", "auc_error"]] == 0).all(axis=None)
 
 
 @pytest.mark.integration

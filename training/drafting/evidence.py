@@ -50,15 +50,9 @@ def remembered(events: Funnel, last: int) -> float:
 
     A candidate that was shown twice counts twice among the last ones.
     """
-    rows = pd.DataFrame(
-        {
-            "viewer": events.viewer[events.exposure],
-            "candidate": events.candidate,
-            "exposure": events.exposure,
-            "ms": events.shown_ms,
-        }
-    )
-    rows = rows[rows["viewer"] > 0].sort_values("ms", kind="stable")
+    viewer = events.viewer[events.exposure]
+    rows = pd.DataFrame({"viewer": viewer, "candidate": events.candidate, "exposure": events.exposure})
+    rows = rows.iloc[np.argsort(events.shown_ms, kind="stable")].query("viewer > 0")
     rows["place"] = rows.groupby("viewer").cumcount()
     # A ranking knows what was shown before it, and none of its own candidates.
     begun = rows.groupby("exposure")["place"].transform("min")
