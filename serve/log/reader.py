@@ -95,8 +95,11 @@ def _read_log(folder: Path, surface: Surface) -> Log:
     return Log(**tables, snapshots=replay_snapshots(folder))
 
 
-def canonical(name: str, reader: TableReader, surface: Surface) -> pa.Table:
+def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bool = False) -> pa.Table:
     """Return the validated columns of the table `name` of a log of this surface.
+
+    If a service went on with it (`is_served`), the surface may have gained a field since: fields
+    without a column are null then.
 
     Raises:
         TabrankError: the table is invalid; the message names file, column, row and remedy.
@@ -110,13 +113,14 @@ def canonical(name: str, reader: TableReader, surface: Surface) -> pa.Table:
     elif name == "events":
         reader.optional("seq", pa.int64()).flag("erased").one_of("kind", (*surface.events, IMPRESSION))
     else:
-        # A service has judged each value when it took it.
-        tolerated = 1.0 if "received_ms" in reader.raw.column_names else MAX_OLD_SHARE
+        # A service took the rows, and judged each value.
+        judged = "received_ms" in reader.raw.column_names
         for field, declared in surface.fields[ENTITIES[TABLES.index(name)]].items():
-            read = reader.optional if declared.request_time else partial(reader.required, nullable=True)
+            may_lack = declared.request_time or is_served or judged
+            read = reader.optional if may_lack else partial(reader.required, nullable=True)
             read(field, ARROW[declared.type])
             if declared.type == "time":
-                reader.refuse_units(field, reader.columns[field], tolerated=tolerated)
+                reader.refuse_units(field, reader.columns[field], tolerated=1.0 if judged else MAX_OLD_SHARE)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
         reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
     return reader.table

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import EVER_MS
-from serve.features.slots import ENTITIES, I64
+from serve.features.slots import I64
 from serve.features.surface import Surface
 from serve.log.reader import (
     ONLY_TESTS,
@@ -101,9 +101,6 @@ class _Table:
         paths, self._flat, self._segments = _files(folder, name, may_lack=self._is_rest)
         empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
-        self._fields = {
-            field for entity in ENTITIES if name == f"{entity}s" for field in surface.fields[entity]
-        }
         self._held, self._keys = empty, np.zeros(0, np.int64)
         # Eight times as much is needed for a moment: four tables, and a copy of each.
         self._most_bytes = available_bytes() // 8
@@ -223,12 +220,9 @@ class _Table:
                 yield path, first_row, raw
 
     def _canonical(self, path: Path, raw: pa.Table, first_row: int) -> pa.Table:
-        if self._segments:
-            # A service went on with this table, and its surface may have gained a field since.
-            for field in self._fields.difference(raw.column_names):
-                raw = raw.append_column(field, pa.nulls(len(raw)))
         reader = TableReader(path, raw, IDS[self._name], first_row)
-        return canonical(self._name, reader, self._surface).select(self._columns)
+        rows = canonical(self._name, reader, self._surface, is_served=bool(self._segments))
+        return rows.select(self._columns)
 
     def _live(self, rows: pa.Table, keys: I64) -> tuple[pa.Table, I64]:
         if self._name != "exposures":

@@ -55,8 +55,9 @@ class TableReader:
             self.columns[column] = pa.chunked_array([], wanted)
             return self
         if column not in self.raw.column_names:
+            remedy = "; add it, of nulls where nothing is known" * nullable
             raise TabrankError(
-                f"{self.path}: the column {column!r} is missing; it holds {WANTED.get(wanted, wanted)}"
+                f"{self.path}: the column {column!r} is missing; it holds {WANTED.get(wanted, wanted)}{remedy}"
             )
         values = self._cast(self.raw.schema.field(column), column, self.raw[column], wanted)
         if not nullable:

@@ -239,7 +239,7 @@ def test_the_draft_of_rooms_has_these_features_and_they_differ_between_rows(tmp_
 
 
 def test_a_ranking_remembers_the_whole_ranking_before_it(tmp_path):
-    """Each viewer is shown the same 60 rooms again and again, in turns from above and from below."""
+    """Each viewer is shown the same 60 rooms again and again, in turns from either end."""
     parts = rooms()
     some = [f"r{i}" for i in range(60)]
     shown = pa.array([some[:: (-1) ** (i // VIEWERS)] for i in range(EXPOSURES)], STRINGS)
