@@ -14,17 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.world import SURFACE, truth_of
-from serve.features.rows import Schema
+from benchmarks.world import SURFACE, trained
 from serve.features.surface import Surface, load_surface, read_surface
-from serve.log.reader import read_log
-from training.data.dataset import build
-from training.data.split import split
-from training.evaluation.evaluate import score
 from training.evaluation.metrics import mean_and_error
 from training.evaluation.slates import F64, Slates
-from training.fit.fit import fit
-from training.fit.sizing import sized
 from training.terminal import PARTS, decimal
 from training.world.provenance import Provenance
 from training.world.simulate import simulate
@@ -67,7 +60,6 @@ def live(rows: int, num_seeds: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="tabrank-live-") as folder:
             log = Path(folder) / "log"
             simulate(log, rows=rows, days=DAYS, seed=seed)
-            split(log, 0.8, log.with_name("before"), log.with_name("after"))
             for name, features in left_out.items():
                 PARTS.begin(f"seed {seed}, {name}")
                 surface = read_surface("\n".join(x for x in lines if x.split(" = ")[0] not in features))
@@ -88,11 +80,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _measured(log: Path, surface: Surface, model: Path, seed: int) -> pd.DataFrame:
     """Return, for each age and slate, what a model of the log's first part earns on the rest."""
-    before = log.with_name("before")
-    fit(surface, before, model, lambda num: sized(num, seed=seed, num_workers=0))
-    after, history = (read_log(part, surface) for part in (log.with_name("after"), before))
-    data = build(Schema(surface), after, history=history)
-    scores, p_join = score(model, data.matrix), truth_of(log, data)["p_join"]
+    _, data, scores, truth = trained(log, surface, model, seed)
     world, every = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
     age_s = data.matrix.numeric[:, data.columns.numeric.index("age_s")]
     found = []
@@ -100,7 +88,7 @@ def _measured(log: Path, surface: Surface, model: Path, seed: int) -> pd.DataFra
         chosen = (low <= age_s) & (age_s < high)
         slates = every.take(chosen)
         order = slates.order(scores[chosen])
-        shown = np.split(p_join[chosen][order], np.cumsum(slates.size).astype(np.int64)[:-1])
+        shown = np.split(truth["p_join"][chosen][order], np.cumsum(slates.size).astype(np.int64)[:-1])
         earned = pd.DataFrame([_earned(p, world) for p in shown], columns=["joins", "won", "pairs"])
         found.append(earned.assign(viewer=slates.cluster, age=age, rooms=slates.size, slates=1))
     return pd.concat(found)

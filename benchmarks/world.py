@@ -15,9 +15,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from serve.features.rows import Schema
-from serve.features.surface import load_surface
+from serve.features.surface import Surface, load_surface
 from serve.log.reader import read_log
 from training.data.dataset import Dataset, build
 from training.data.split import split
@@ -69,15 +70,12 @@ def table(result: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> dict[str, Any]:
-    log, before, after, model = (folder / name for name in ("log", "before", "after", "model"))
+    log, surface = folder / "log", load_surface(SURFACE)
     simulate(log, rows=rows, days=2.0, seed=seed, **kind)
-    split(log, 0.8, before, after)
-    surface = load_surface(SURFACE)
-    manifest = fit(surface, before, model, lambda num: sized(num, seed=seed, num_workers=0))
-    data = build(Schema(surface), read_log(after, surface), history=read_log(before, surface))
-    examination, ours = Examination.of(manifest), score(model, data.matrix)
+    manifest, data, ours, truth = trained(log, surface, folder / "model", seed)
+    examination = Examination.of(manifest)
     evaluation = assess(data, {"model": ours}, surface, examination=examination)
-    pair, truth = evaluation["paired"]["model-popular"], truth_of(log, data)
+    pair = evaluation["paired"]["model-popular"]
     world, slates = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
     orders = (data.popular, ours, truth["p_join"])
     joins, minutes = np.transpose([_earned(slates.order(by), slates, truth, world) for by in orders])
@@ -96,7 +94,22 @@ def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> di
     }
 
 
-def truth_of(log: Path, data: Dataset) -> dict[str, F64]:
+def trained(
+    log: Path, surface: Surface, model: Path, seed: int
+) -> tuple[dict[str, Any], Dataset, NDArray[np.float32], dict[str, F64]]:
+    """Fit a model to the first 80 % of a simulated log, split beside it.
+
+    Returns the manifest, and of the rest the rows, their scores and their truth, [N].
+    """
+    before, after = log.with_name("before"), log.with_name("after")
+    if not before.exists():
+        split(log, 0.8, before, after)
+    manifest = fit(surface, before, model, lambda num: sized(num, seed=seed, num_workers=0))
+    data = build(Schema(surface), read_log(after, surface), history=read_log(before, surface))
+    return manifest, data, score(model, data.matrix), _truth(log, data)
+
+
+def _truth(log: Path, data: Dataset) -> dict[str, F64]:
     """Return the columns of the log's truth for each row of its dataset, [N]."""
     truth = pq.read_table(log / "truth.parquet")
     at = pc.index_in(pa.array(data.request_ids), truth["request_id"].combine_chunks()).to_numpy()

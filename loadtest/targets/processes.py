@@ -73,7 +73,9 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
         start_s = round(time.monotonic() - begun, 1)
         # Wait for processes that start late.
         time.sleep(SETTLE_S)
-        yield _footprint(marker, start_s)
+        processes = marked(marker)
+        names = sorted(filter(None, map(name_of, processes)))
+        yield Footprint(start_s, memory_mib(processes), len(names), names)
     finally:
         _end(service, marker, process)
 
@@ -116,17 +118,12 @@ def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] |
         with contextlib.suppress(subprocess.TimeoutExpired):
             env = dict(service.environment)
             subprocess.run(service.stop, env=env, capture_output=True, timeout=2 * STOP_S, check=False)
-    end_marked(marker)
+    kill(partial(marked, marker))
 
 
 def marker_of(work: Workspace, service: TargetService) -> str:
     """Return the marker of each process of a service."""
     return f"{work.id}-{service.name}"
-
-
-def end_marked(marker: str) -> None:
-    """End by id every process whose environment has this MARKER."""
-    kill(partial(marked, marker))
 
 
 def marked(marker: str) -> list[psutil.Process]:
@@ -137,9 +134,3 @@ def marked(marker: str) -> list[psutil.Process]:
 def of_cluster(cluster_id: str) -> list[psutil.Process]:
     """Return the live processes of a service that `serve up` started."""
     return processes_with(CLUSTER, cluster_id)
-
-
-def _footprint(marker: str, start_s: float) -> Footprint:
-    processes = marked(marker)
-    names = sorted(filter(None, map(name_of, processes)))
-    return Footprint(start_s, memory_mib(processes), len(names), names)

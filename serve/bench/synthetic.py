@@ -32,10 +32,8 @@ class RowMaker:
         # Viewers and candidates draw from the same values, so that some of them match.
         shared = np.random.default_rng(0)
         self._pools = {name: shared.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
-        for name, made, num in (
-            (CANDIDATE_ID.name, candidate_id, _NUM_SHOWN),
-            ("viewers", viewer_id, _NUM_FRIENDS),
-        ):
+        ids = {CANDIDATE_ID.name: (candidate_id, _NUM_SHOWN), "viewers": (viewer_id, _NUM_FRIENDS)}
+        for name, (made, num) in ids.items():
             self._pools[name] = np.array([hash64(made(i)) for i in range(num)], np.uint64)
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
@@ -51,11 +49,10 @@ class RowMaker:
         """Return a table of candidates `space0` to `space<n - 1>`; none of them ends."""
         rows = CandidateRows(self._schema)
         at = np.array([rows.add(candidate_id(i)) for i in range(num_candidates)])
-        made = self._schema.blank("candidate", num_candidates)
+        # With the hashes of ids, where a kind reads them.
+        made = rows.table[at]
         self._fill(made, "candidate")
         made["ends_ms"] = NOW_MS + _DAY_MS
-        if CANDIDATE_ID.name in (made.dtype.names or ()):
-            made[CANDIDATE_ID.name] = rows.table[CANDIDATE_ID.name][at]
         rows.table[at] = made
         rows.link(at)
         for field, values in rows.values.items():

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import live
+from benchmarks.world import trained
 from serve.features.surface import load_surface
-from training.fit.fit import fit
 from training.world.population import MINUTE_MS
 from training.world.world import World
 
@@ -77,7 +77,7 @@ def test_what_is_lost_has_errors_by_viewer_for_each_seed_and_together(monkeypatc
 def test_a_world_is_measured_with_and_without_each_group_of_features(monkeypatch):
     monkeypatch.setattr(live, "GROUPS", {"one": ("recent_joins",), "other": ("join_rate", "viewer_joins")})
     seen = []
-    monkeypatch.setattr(live, "fit", lambda surface, *given: (seen.append(surface), fit(surface, *given)))
+    monkeypatch.setattr(live, "trained", lambda *given: (seen.append(given[1]), trained(*given))[1])
     found = live.live(60_000, 1)
     names = [live.TODAY, live.ALL, "without one", "without other"]
     assert [line["features"] for line in found["lines"][:4]] == names

@@ -7,7 +7,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve.features.slots import F64
 from training.drafting.funnel import Funnel
 from training.drafting.leakage import on_rows
 from training.drafting.profile import Column, codes_of
@@ -60,21 +59,20 @@ def remembered(events: Funnel, last: int) -> float:
     return float((begun - before <= last).mean()) if len(rows) else 0.0
 
 
-def label_gaps(tables: dict[str, pa.Table], events: Funnel) -> tuple[F64, F64]:
-    """Return the times from a candidate's label event to its next one, in ms.
+def label_gap(tables: dict[str, pa.Table], events: Funnel) -> tuple[float, float]:
+    """Return the median time from a candidate's label event to its next one, in ms.
 
-    Also returns each as a share of the candidate's mean, of which there is none if that is 0.
+    Also returns that of these times as shares of the candidate's mean. NaN where there is none.
     """
     found = tables["events"].filter(pc.equal(tables["events"]["kind"], events.label))
     times = found.select(["candidate", "ts_ms"]).to_pandas().sort_values("ts_ms")
     gap = times.groupby("candidate")["ts_ms"].diff()
     share = gap / gap.groupby(times["candidate"]).transform("mean")
-    return gap.dropna().to_numpy(np.float64), share.dropna().to_numpy(np.float64)
+    return float(gap.median()), float(share.median())
 
 
 def share_of_viewers(c: Column, tables: dict[str, pa.Table]) -> float:
     """Return the share of a column's values that are ids of viewers."""
-    ids = pa.chunked_array([pa.array(sorted(c.values), pa.string())])
-    known = (tables["viewers"]["id"], tables["exposures"]["viewer"])
-    found = [pc.is_in(ids, pc.unique(column.cast(pa.string()))) for column in known]
-    return float(np.mean(pc.or_(*found).to_numpy()))
+    columns = (tables["viewers"]["id"], tables["exposures"]["viewer"])
+    known = {each for column in columns for each in pc.unique(column).to_pylist()}
+    return len(c.values & known) / len(c.values)

@@ -47,14 +47,17 @@ def on_rows(c: Column, values: F64, tables: dict[str, pa.Table], events: Funnel)
         return values
     if c.owner == "context":
         return values[events.exposure]
-    table = tables[f"{c.owner}s"]
-    shown = pc.list_flatten(tables["exposures"]["candidates"]) if c.owner == "candidate" else None
-    wanted = tables["exposures"]["viewer"] if shown is None else shown
-    own, code = codes_of(table["id"], wanted)
+    own, code = codes_of(tables[f"{c.owner}s"]["id"], _shown(tables, c.owner))
     # Code 0 stands for a null id.
     of_id = np.full(max(own.max(), code.max()) + 1, np.nan)
     of_id[own] = values
-    return of_id[code] if shown is not None else of_id[code][events.exposure]
+    return of_id[code] if c.owner == "candidate" else of_id[code][events.exposure]
+
+
+def _shown(tables: dict[str, pa.Table], owner: str) -> pa.ChunkedArray:
+    """Return the viewer of each exposure, or each shown candidate."""
+    exposures = tables["exposures"]
+    return exposures["viewer"] if owner == "viewer" else pc.list_flatten(exposures["candidates"])
 
 
 def _ahead(age_ms: F64) -> str:
@@ -67,9 +70,8 @@ def _ahead(age_ms: F64) -> str:
 
 def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, I64]:
     """Return, by event kind, the events in the whole log on each row of the owner's table."""
-    events, exposures = tables["events"], tables["exposures"]
-    shown = exposures["viewer"] if owner == "viewer" else pc.list_flatten(exposures["candidates"])
-    own, on_event, seen = codes_of(tables[f"{owner}s"]["id"], events[owner], shown)
+    events = tables["events"]
+    own, on_event, seen = codes_of(tables[f"{owner}s"]["id"], events[owner], _shown(tables, owner))
     kinds = np.array(events["kind"].to_pylist(), object)
     size = own.max(initial=0) + 1
     totals = {

@@ -17,7 +17,7 @@ from scipy.stats import skew
 from serve.contract.validation import duration, spelled
 from serve.features.registry import KINDS
 from serve.features.slots import F64, IMPRESSION
-from training.drafting.evidence import label_gaps, remembered, share_of_viewers, told_by_others
+from training.drafting.evidence import label_gap, remembered, share_of_viewers, told_by_others
 from training.drafting.funnel import Funnel, round_up_ms
 from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
@@ -194,12 +194,8 @@ def _rate(entity: str, events: Funnel, kind: str, half: Spec) -> Spec:
     return {"kind": "rate", "entity": entity, "event": kind, "over": IMPRESSION, **half, "prior": prior}
 
 
-def _count(entity: str | list[str], kind: str, half: Spec) -> Spec:
-    return {"kind": "count", "entity": entity, "event": kind, **half, "transform": "log1p"}
-
-
-def _recency(entity: str | list[str], kind: str) -> Spec:
-    return {"kind": "recency", "entity": entity, "event": kind, "transform": "log1p"}
+def _tamed(kind: str, entity: str | list[str], event: str, half: Spec | None = None) -> Spec:
+    return {"kind": kind, "entity": entity, "event": event, **(half or {}), "transform": "log1p"}
 
 
 def _life_ms(events: Funnel) -> float:
@@ -241,13 +237,12 @@ def _candidate(tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]
     why = "a fifth of that, to follow a candidate's rise and fall" if life_ms else ""
     for kind in (*_counted(events)[:2], IMPRESSION):
         name = f"recent_{kind}" if life_ms else f"num_{kind}"
-        yield Feature(CANDIDATE, name, _count("candidate", kind, _half(life_ms / 5)), why)
+        yield Feature(CANDIDATE, name, _tamed("count", "candidate", kind, _half(life_ms / 5)), why)
         why = ""
-    gap_ms, shares = label_gaps(tables, events)
-    if len(shares) and (life_ms or np.median(shares) < BURST):
-        within = spelled(float(np.median(gap_ms)) / 1000)
-        why = f"half of a candidate's {label} events come within {within} of the one before"
-        yield Feature(CANDIDATE, f"since_{label}", _recency("candidate", label), why)
+    gap_ms, share = label_gap(tables, events)
+    if share < (np.inf if life_ms else BURST):
+        why = f"half of a candidate's {label} events come within {spelled(gap_ms / 1000)} of the one before"
+        yield Feature(CANDIDATE, f"since_{label}", _tamed("recency", "candidate", label), why)
 
 
 def _values(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Feature]:
@@ -276,8 +271,8 @@ def _shown_before(events: Funnel) -> Iterator[Feature]:
         pair = ["viewer", "candidate"]
         why = f"{share:.0%} of the rows show one of the viewer's last {REMEMBERED} candidates again"
         # Without a half-life, both read the same state.
-        yield Feature(VIEWER, "shown_before", _count(pair, IMPRESSION, {}), why)
-        yield Feature(VIEWER, "since_shown", _recency(pair, IMPRESSION))
+        yield Feature(VIEWER, "shown_before", _tamed("count", pair, IMPRESSION), why)
+        yield Feature(VIEWER, "since_shown", _tamed("recency", pair, IMPRESSION))
 
 
 def _friends(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
@@ -285,9 +280,7 @@ def _friends(columns: list[Column], tables: dict[str, pa.Table], events: Funnel)
     if events.gauge is None:
         return
     up, down = events.gauge
-    for c in columns:
-        if c.owner != "viewer" or c.type != "set":
-            continue
+    for c in (c for c in columns if c.owner == "viewer" and c.type == "set"):
         share = share_of_viewers(c, tables)
         if share >= (SHARED if c.distinct < MANY_IDS else SHARED_IDS):
             spec: Spec = {"kind": "friends", "viewer": c.path, "up": up, "down": down}
@@ -304,7 +297,7 @@ def _viewer(columns: list[Column], events: Funnel) -> Iterator[Feature]:
     why = "the span of the log, but 7 to 90 days"
     yield Feature(VIEWER, f"viewer_{label}_rate", _rate("viewer", events, label, half), why)
     for kind in (label, IMPRESSION):
-        yield Feature(VIEWER, f"viewer_num_{kind}", _count("viewer", kind, half))
+        yield Feature(VIEWER, f"viewer_num_{kind}", _tamed("count", "viewer", kind, half))
     for c in columns:
         # An event on a candidate does not know what a request stated of it.
         is_known = c.owner == "candidate" and c.type in ("category", "set") and not c.request_time

@@ -58,8 +58,7 @@ LATE_MS = 120 * MINUTE_MS
 FADING, HALF_KNOWN_MIN, RECALL_NOISE = 0.5, 120.0, 0.4
 # Median listening time in minutes, and standard deviation of its logarithm.
 STAY_MIN, STAY_SD = 20.0, 0.9
-
-
+# Whether a friend inside invites: not, and so.
 INVITED = np.array([[0.0], [1.0]])
 
 
