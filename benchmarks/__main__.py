@@ -31,7 +31,7 @@ def world(
 
 @app.command()
 def live(
-    rows: Annotated[int, typer.Option(min=30_000, help="Exposed candidates of each world.")] = 240_000,
+    rows: Annotated[int, typer.Option(min=30_000, help="Exposed candidates of each world.")] = 360_000,
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 3,
     as_json: Json = False,
 ) -> None:

@@ -19,7 +19,7 @@ from serve.contract.metric_catalog import METRICS
 from serve.features.kinds.gauge import NEWEST, PLACES
 from serve.http import auth, request_headers
 from serve.http import body_reader as bodies
-from serve.ingest import intake, quality
+from serve.ingest import expiry, intake, quality
 from serve.ingest import writer as ingest
 from serve.log import compaction, retention, snapshots, stream
 from serve.log import events as records
@@ -189,6 +189,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "the store": (
         (mib(MAP_SIZE), AppArgs("").keep_viewers_days),
         "serve/stores/test_lmdb.py::test_a_full_store_says_so_and_is_opened_afresh",
+    ),
+    "values of candidates' fields that are counted and that no candidate has": (
+        (expiry.MAX_VALUES,),
+        "serve/features/test_kinds_live.py::test_with_too_many_values_at_rest_the_oldest_are_forgotten_before_their_time",
     ),
     "a viewer's events of a kind at a candidate": (
         (intake.MAX_REPEATS, intake.REPEATS_MS // 60_000, intake.MAX_ARRIVED),

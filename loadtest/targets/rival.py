@@ -109,6 +109,7 @@ class Reader:
             self._schema.context_rows([request.context]),
             np.zeros(len(rows), np.int64),
             np.array([now_ms], np.int64),
+            self._live.rows.values_of(numbers),
         )
         return matrix, (rows["ends_ms"] <= now_ms) + 2 * (numbers == 0)
 

@@ -21,7 +21,7 @@ ROWS, EPOCHS = 300_000, 2
 # Many more viewers than the rows need, so that reading one is a read and not a cache hit.
 VIEWERS = 20_000
 # The embedded store rejects other formats; a test compares this number with the store's own.
-STORE_FORMAT = "3"
+STORE_FORMAT = "4"
 
 Progress = Callable[[str], None]
 RunCommand = Callable[..., object]

@@ -92,8 +92,8 @@ class Batch:
         found[rows] = worth
         return found
 
-    def among(self, hashes: U64, sets: U64) -> tuple[I64, I64]:
-        """Return rows and columns of the hashes `[R, N]` that are in their viewer's set `[B, M]`.
+    def among(self, hashes: U64, rows: I64, sets: U64) -> I64:
+        """Return which of the hashes `[N]` of rows `[N]` are in their viewer's set `[B, M]`.
 
         0 is an empty place, which is in no set.
         """
@@ -105,11 +105,10 @@ class Batch:
         place = (members[left] & low).view(np.int64) + left // sets.shape[1] * size
         is_taken = np.zeros(len(sets) * size, bool)
         is_taken[place] = True
-        at = (hashes & low).view(np.int64)
-        at += (self.request_of_row * size)[:, None]
+        at = (self.request_of_row * size).take(rows)
+        at += (hashes & low).view(np.int64)
         hits = np.flatnonzero(is_taken.take(at))
-        rows, columns = np.divmod(hits, hashes.shape[1])
-        at, values = at.ravel()[hits], hashes[rows, columns]
+        at, values = at[hits], hashes[hits]
         # A place holds one member: compare those that share it one after the other.
         member_at = np.empty(len(is_taken), np.int32)
         is_equal = np.zeros(len(hits), bool)
@@ -118,4 +117,4 @@ class Batch:
             is_equal |= members[member_at[at]] == values
             is_next = member_at[place] != left
             left, place = left[is_next], place[is_next]
-        return rows[is_equal], columns[is_equal]
+        return hits[is_equal]

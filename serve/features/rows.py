@@ -297,7 +297,7 @@ class CandidateRows(RowTable):
 
     def apply(self, changed: Mapping[str, bytes]) -> None:
         """Apply the changes that a store reports, those of values included."""
-        if not self.values:
+        if not self.values or not changed:
             super().apply(changed)
             return
         parts: defaultdict[str, dict[str, bytes]] = defaultdict(dict)

@@ -100,12 +100,14 @@ class Maps(StateKind[Map], of=(Map,)):
     def _read_pairs(self, batch: Batch, slot: Map) -> Entries:
         parts = Parts.of(self.of(batch.viewer, slot))
         rows, places = batch.places(parts.keys, batch.candidate[CANDIDATE_ID.name])
+        # Few candidates have an entry: decay theirs alone.
         request = batch.request_of_row[rows]
         event, over = (part[request, places] for part in (parts.event, parts.over))
         ms = parts.ms[request, places]
-        # Few candidates have an entry: decay theirs alone.
-        decay = np.exp2(np.maximum(batch.request_ms[request] - ms, 0) * (-1.0 / slot.half_life_ms))
-        return Entries(rows, event * decay, over * decay, ms)
+        if slot.half_life_ms < np.inf:
+            decay = np.exp2(np.maximum(batch.request_ms[request] - ms, 0) * (-1.0 / slot.half_life_ms))
+            event, over = event * decay, over * decay
+        return Entries(rows, event, over, ms)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Overlap(Kind, kind="overlap"):
     def value(self, batch: Batch) -> F64:
         """Return `[R]`, NaN where the candidate's set is missing or empty."""
         theirs = batch.field(self.candidate)
-        shared, _ = batch.once((Overlap, self.viewer, self.candidate), self._shared)
+        shared = batch.once((Overlap, self.viewer, self.candidate), self._shared)
         value = np.bincount(shared, minlength=len(theirs)).astype(np.float64)
         if self.share:
             value /= np.maximum((theirs != 0).sum(axis=1), 1)
@@ -129,5 +129,8 @@ class Overlap(Kind, kind="overlap"):
         value[theirs[:, 0] == 0] = np.nan
         return value
 
-    def _shared(self, batch: Batch) -> tuple[I64, I64]:
-        return batch.among(batch.field(self.candidate), batch.viewer[self.viewer.name])
+    def _shared(self, batch: Batch) -> I64:
+        """Return the row of each shared member."""
+        theirs = batch.field(self.candidate)
+        rows = np.arange(len(theirs)).repeat(theirs.shape[1])
+        return rows[batch.among(theirs.ravel(), rows, batch.viewer[self.viewer.name])]

@@ -123,6 +123,12 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
         beside = {slot.presence: slot for slot in self.slots if isinstance(slot, Inside)}
         return {slot: beside.get(slot) for slot in self.slots if isinstance(slot, Presence)}
 
+    @cached_property
+    def _start(self) -> dict[Inside, int]:
+        """The place of each slot's first hash in a row that is beside a candidate."""
+        insides = [slot for slot in self.slots if isinstance(slot, Inside)]
+        return {slot: i * NEWEST for i, slot in enumerate(insides)}
+
     @property
     def entities(self) -> Iterable[Entity]:
         """Viewers and candidates, and what is beside a candidate if a feature needs that."""
@@ -174,6 +180,9 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
 
     def read(self, batch: Batch, slot: Presence, entity: Entity) -> NDArray[Any]:
         """Return the number of viewers at each candidate, or of candidates of its viewer, `[R]`."""
+        return batch.once((slot, entity), lambda _: self._read(batch, slot, entity))
+
+    def _read(self, batch: Batch, slot: Presence, entity: Entity) -> NDArray[Any]:
         rows = self.of(batch.rows(entity), slot)
         step = batch.times_ms(entity) // slot.step_ms
         if entity == "viewer":
@@ -186,13 +195,14 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
 
     def num_inside(self, batch: Batch, slot: Inside, sets: U64) -> I64:
         """Return how many at each candidate are in the set `[B, M]` of the row's viewer, `[R]`."""
-        number = self.read(batch, slot.presence, "candidate")
-        # Empty places cost as much as others: leave out those that all have.
+        number = np.minimum(self.read(batch, slot.presence, "candidate"), NEWEST)
         table, at = batch.values[CANDIDATE_ID.name]
-        viewers = self.of(table, slot)["viewers"][at, : number.max(initial=1)]
-        rows, places = batch.among(viewers, sets)
-        num: I64 = np.bincount(rows[places < number[rows]], minlength=len(number))
-        return num
+        # Most candidates have few viewers: read these alone, as words of eight bytes.
+        start = self._start[slot] + at * (table.itemsize // 8) - number.cumsum() + number
+        rows = np.arange(len(number)).repeat(number)
+        viewers = table.view(np.uint64).take(start.take(rows) + np.arange(len(rows)))
+        inside = batch.among(viewers, rows, sets)
+        return np.bincount(rows[inside], minlength=len(number))
 
 
 @dataclass

@@ -366,3 +366,14 @@ def test_nobody_is_known_who_is_not_there(moves, restored):
             known = few.inside(now_ms)
             with mock.patch.object(gauge, "NEWEST", NEWEST):
                 assert all(ours <= theirs for ours, theirs in zip(known, tab.inside(now_ms), strict=True))
+
+
+def test_friends_who_came_by_other_events_are_kept_apart():
+    clicked = OURS.replace("friends =", "clicked =").replace('up = "join"', 'up = "click"').splitlines()[1]
+    tab = Tab(3, Schema(read_surface(TOML + OURS + clicked)))
+    tab.observe(("join", 1, 1, STAY_MS), ("click", 2, 1, STAY_MS), ("click", 3, 2, STAY_MS))
+    found = tab.read(STAY_MS)
+    assert [column[:, :2].tolist() for column in (found["friends"], found["clicked"])] == [
+        [[0, 0], [1, 0], [0, 0], [0, 0]],
+        [[0, 0], [0, 0], [1, 0], [0, 1]],
+    ]

@@ -19,9 +19,10 @@ def among(request_of_row, hashes, sets):
     """Return whether each hash is in the set of its row's request."""
     nothing, times = np.zeros(len(sets), [("x", "<f8")]), np.zeros(len(sets), np.int64)
     batch = Batch({}, nothing, nothing, nothing, np.array(request_of_row, np.int64), times)
-    found = np.zeros(hashes.shape, bool)
-    found[batch.among(hashes, sets)] = True
-    return found
+    rows = np.repeat(np.arange(len(hashes)), hashes.shape[1])
+    found = np.zeros(hashes.size, bool)
+    found[batch.among(hashes.ravel(), rows, sets)] = True
+    return found.reshape(hashes.shape)
 
 
 @given(st.data(), st.integers(0, 3), st.integers(1, 5), st.integers(1, 5))
