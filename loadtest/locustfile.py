@@ -102,8 +102,7 @@ class OpenLoopUser(RankUser):
     def _share_rps(self) -> float:
         """Return this process's share of the rate among all current dispatchers."""
         num_dispatchers = getattr(self.environment.parsed_options, "num_dispatchers", 1)
-        rate_rps: float = self.environment.load.profile.target_rps
-        return rate_rps / num_dispatchers
+        return float(self.environment.load.profile.target_rps / num_dispatchers)
 
 
 class ClosedLoopUser(RankUser):

@@ -26,9 +26,8 @@ def told_by_others(c: Column, tables: dict[str, pa.Table], events: Funnel) -> fl
     (codes,) = codes_of(tables["candidates"][c.name])
     value = np.nan_to_num(on_rows(c, codes.astype(np.float64), tables, events)).astype(np.int64)
     # A row counts at its value, and is taken out with all rows of its candidate.
-    parts = [(value, 1.0), (events.candidate, -1.0)]
     num, hits = (
-        sum(sign * np.bincount(key, weights)[key] for key, sign in parts)
+        np.bincount(value, weights)[value] - np.bincount(events.candidate, weights)[events.candidate]
         for weights in (None, events.positive)
     )
     base = events.positive.mean()
