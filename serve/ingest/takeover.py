@@ -173,8 +173,7 @@ def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_m
         state.viewers = RowTable(schema, "viewer")
         counted = {field: pc.unique(part.candidates[field]).to_pylist() for field in schema.values}
         added = ({field: value} for field, values in counted.items() for value in values)
-        keys = [key for fields in added for key in state.candidates.absent(fields)]
-        read_rows(state, store, after, names, keys)
+        names += read_rows(state, store, after, names, added)
         apply(part, state)
         state.viewers.see(now_ms)
         viewers, live = packed_changes(state, names, before.keys() | state.candidates.index)
