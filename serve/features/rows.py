@@ -196,7 +196,7 @@ class RowTable:
         if not {0, self.table.itemsize}.issuperset(map(len, changed.values())):
             size = self.table.itemsize
             changed = {name: row if len(row) == size else b"" for name, row in changed.items()}
-        put = [RowTable.add(self, name) for name, packed in changed.items() if packed]
+        put = [self.add(name) for name, packed in changed.items() if packed]
         if put:
             self.table[put] = np.frombuffer(b"".join(changed.values()), self.table.dtype)
         for name, packed in changed.items():
@@ -236,24 +236,12 @@ class CandidateRows(RowTable):
         self._keeps_id = CANDIDATE_ID.name in (schema.candidate.names or ())
 
     def add(self, name: str) -> int:
-        """Return the row number of an id; an unknown id gets a row that is blank, apart from its hash."""
-        is_new, row = name not in self.index, super().add(name)
+        """Return the row number of an id, which the caller links; see `RowTable.add`."""
+        is_new = self._keeps_id and name not in self.index
+        row = super().add(name)
         if is_new:
-            self._begin(row)
+            self.table[CANDIDATE_ID.name][row] = hash64(name)
         return row
-
-    def clear(self, row: int) -> None:
-        """Make the row of an id blank, apart from the id's hash."""
-        self.table[row] = self.table[0]
-        # A candidate that was removed begins anew.
-        self.link(np.array([row]))
-        self._begin(row)
-
-    def _begin(self, row: int) -> None:
-        if self._keeps_id:
-            self.table[CANDIDATE_ID.name][row] = hash64(self.ids[row] or "")
-        if self.values:
-            self.link(np.array([row]))
 
     def link(self, rows: I64) -> None:
         """Link rows whose fields may have changed to the values that they have now."""
@@ -377,7 +365,7 @@ class State:
             if not ts_ms < stated_ms[place] <= received_ms:
                 rows.table[key][row] = encode(declared[key], value) if key in declared else value
                 stated_ms[place] = ts_ms
-        if entity == "candidate":
+        if entity == "candidate" and self.candidates.values:
             self.candidates.link(np.array([row]))
 
     def observe(self, run: Interactions) -> list[int]:

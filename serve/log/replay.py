@@ -158,6 +158,7 @@ class Replay:
         self._candidates = np.concatenate([shown, event_candidate])
         # Views of `_candidates`.
         self.shown, self.event_candidate = np.split(self._candidates, [len(shown)])
+        self.state.candidates.link(np.arange(len(self.state.candidates.ids)))
         if self._snapshot:
             self._restore(self._snapshot)
         lengths = pc.list_value_length(log.exposures["candidates"]).to_numpy()
@@ -325,7 +326,9 @@ class Replay:
             self.state.forget_value(name)
             self.state.forget(row)
         elif fields is None:
-            self.state.candidates.clear(row)
+            # One that comes again begins anew, in the row that was freed last.
+            self.state.candidates.drop(name)
+            self.state.candidates.add(name)
         else:
             self.state.upsert(entity, name, fields, ends_ms, ts_ms=ts_ms, received_ms=received_ms)
         self.known[entity][row] = fields is not None
