@@ -326,20 +326,21 @@ class State:
             return self.candidates.values[entity.removeprefix("candidate.")]
         return self.viewers if entity == "viewer" else self.candidates
 
-    def forget(self, row: int) -> list[int]:
-        """Make a viewer's row blank; return the rows of candidates that change by it."""
-        left: list[int] = []
-        for kind in self.schema.state.values():
-            left += kind.forget(self.viewers, self.candidates, row)
-        self.viewers.table[row] = self.schema.blank("viewer")[0]
-        return left
+    def forget(self, name: str) -> list[int]:
+        """Make a viewer's row blank; return the rows of candidates that change by it.
 
-    def forget_value(self, key: str) -> None:
-        """Forget the state of a field's value, unless a candidate has it."""
-        field = field_of_key(key)
+        So it is done with the key of a field's value, unless a candidate has the value.
+        """
+        left: list[int] = []
+        if row := self.viewers.index.get(name):
+            for kind in self.schema.state.values():
+                left += kind.forget(self.viewers, self.candidates, row)
+            self.viewers.table[row] = self.viewers.table[0]
+        field = field_of_key(name)
         values = self.candidates.values.get(field)
-        if values and (row := values.index.get(key)) and not self.candidates.is_held(field, row):
+        if values and (row := values.index.get(name)) and not self.candidates.is_held(field, row):
             values.table[row] = values.table[0]
+        return left
 
     def upsert(
         self,

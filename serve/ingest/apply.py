@@ -59,10 +59,8 @@ class RecordApplier:
             self._state.upsert("candidate", record.id, record.fields, record.ends_ms, **times)
             self.candidates[record.id] = None
         elif isinstance(record, Forget):
-            self._state.forget_value(record.viewer)
-            if row := self._state.viewers.index.get(record.viewer):
-                self._add_changed(self._state.forget(row))
-                self._state.viewers.drop(record.viewer)
+            self._add_changed(self._state.forget(record.viewer))
+            self._state.viewers.drop(record.viewer)
             self.viewers[record.viewer] = None
         elif isinstance(record, Ended):
             self._state.candidates.drop(record.id)
@@ -103,7 +101,7 @@ def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
 def read_rows(
     state: State, store: Store, seq: int, viewers: Iterable[str], added: Iterable[Mapping[str, Any]]
 ) -> list[str]:
-    """Read the rows of viewers as stored at `seq`, and of values that rest there, among the viewers.
+    """Read the rows of viewers as stored at `seq`, and of values that rest there among them.
 
     These are the values that candidates with the fields `added` may bring back; returns their keys.
     """

@@ -323,8 +323,7 @@ class Replay:
         ts_ms, received_ms, entity, name, ends_ms, fields = self._upserts[number]
         row = self.state.rows(entity).index[name]
         if fields is None and entity == "viewer":
-            self.state.forget_value(name)
-            self.state.forget(row)
+            self.state.forget(name)
         elif fields is None:
             # One that comes again begins anew, in the row that was freed last.
             self.state.candidates.drop(name)

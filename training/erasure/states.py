@@ -112,7 +112,7 @@ def forgotten(
         for name, row in rows.items():
             if entity == "viewer" and name in viewers:
                 state.viewers.apply({name: row})
-                state.forget(state.viewers.index[name])
+                state.forget(name)
                 state.viewers.drop(name)
             else:
                 yield "viewer", name, row
