@@ -191,8 +191,7 @@ def _viewer(txn: Any, opened: OpenEnvironment, key: bytes) -> bytes | None:
 
 
 def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, bytes]]:
-    databases: dict[Entity, Any] = {"viewer": opened.viewers, "candidate": opened.candidates}
-    for entity, database in databases.items():
+    for entity, database in (("viewer", opened.viewers), ("candidate", opened.candidates)):
         with txn.cursor(database) as cursor:
             for key, value in cursor:
                 yield (entity, *_unpack(key, value))

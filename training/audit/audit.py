@@ -62,11 +62,11 @@ def audit(
 
     The result holds `exposures` (`test_exposures` of them test traffic) and `rows` that were
     compared; `erased_rows`: those of which gauges and friends were not, as they counted erased
-    viewers; `before_snapshot`: exposures that cannot be compared, because the log was shortened after them;
-    `other_surface`: exposures with the features of another surface; `features`: the largest
-    `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`. With a
-    model it also holds `model`, `drift` and, where that is null, the reason `no_drift`. What has
-    too few rows for its drift is in its `not_judged`.
+    viewers; `before_snapshot`: exposures that cannot be compared, because the log was shortened
+    after them; `other_surface`: exposures with the features of another surface; `features`: the
+    largest `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`.
+    With a model it also holds `model`, `drift` and, where that is null, the reason `no_drift`. What
+    has too few rows for its drift is in its `not_judged`.
 
     Raises:
         TabrankError: if the log or artifact is invalid, or the log is of another surface or has no
