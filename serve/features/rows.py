@@ -70,11 +70,8 @@ class Schema:
         self.candidate = np.dtype([*self._attributes("candidate"), *id_hash, ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
         # By field of candidates of which the state counts the values: the layout of a value's row.
-        self.values = {
-            entity.removeprefix("candidate."): np.dtype(self._state(entity))
-            for entity in entities
-            if entity not in ENTITIES
-        }
+        counted = [entity.removeprefix("candidate.") for entity in entities if entity not in ENTITIES]
+        self.values = {field: np.dtype(self._state(f"candidate.{field}")) for field in counted}
         layout = repr((self.viewer.descr, self.candidate.descr, list(self.kept_by)))
         self.fingerprint = hashlib.sha256(layout.encode()).hexdigest()
 
@@ -244,7 +241,7 @@ class CandidateRows(RowTable):
         return row
 
     def link(self, rows: I64) -> None:
-        """Link rows whose fields may have changed to the values that they have now."""
+        """Link rows, each named once, to the values that their fields have now."""
         for field, values in self.values.items():
             if more := len(self.table) - len(self._hashes[field]):
                 self._hashes[field] = np.append(self._hashes[field], np.zeros(more, np.uint64))
