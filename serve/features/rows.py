@@ -70,11 +70,8 @@ class Schema:
         self.candidate = np.dtype([*self._attributes("candidate"), *id_hash, ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
         # By field of candidates of which the state counts the values: the layout of a value's row.
-        self.values = {
-            entity.removeprefix("candidate."): np.dtype(self._state(entity))
-            for entity in entities
-            if entity not in ENTITIES
-        }
+        counted = [entity.removeprefix("candidate.") for entity in entities if entity not in ENTITIES]
+        self.values = {field: np.dtype(self._state(f"candidate.{field}")) for field in counted}
         layout = repr((self.viewer.descr, self.candidate.descr, list(self.kept_by)))
         self.fingerprint = hashlib.sha256(layout.encode()).hexdigest()
 
@@ -97,11 +94,17 @@ class Schema:
         stated = ("stated_ms", "<i8", (len(self.stated[entity]),))
         return [stated, (STATE, columns)] if columns else [stated]
 
+    def layout(self, entity: Entity) -> np.dtype[np.void]:
+        """Return the layout of an entity's row."""
+        if entity not in ENTITIES:
+            return self.values[entity.removeprefix("candidate.")]
+        return self.viewer if entity == "viewer" else self.candidate
+
     def blank(self, entity: Entity, n: int = 1) -> PackedRows:
         """Return `n` rows with all values missing."""
+        rows = np.zeros(n, self.layout(entity))
         if entity not in ENTITIES:
-            return np.zeros(n, self.values[entity.removeprefix("candidate.")])
-        rows = np.zeros(n, self.viewer if entity == "viewer" else self.candidate)
+            return rows
         for name, declared in self.surface.fields[entity].items():
             if declared.type in ("number", "time"):
                 rows[name] = np.nan
@@ -172,14 +175,10 @@ class RowTable:
                 self.table = np.concatenate([self.table, self.schema.blank(self.entity, row)])
                 self.changed = np.append(self.changed, np.zeros(row, bool))
         self.index[name] = row
-        self._begin(row)
         if self._by_hash is not None:
             self._by_hash[hash64(name)] = row
         self._buckets.changed(name)
         return row
-
-    def _begin(self, row: int) -> None:
-        """Prepare the blank row of a new id."""
 
     def see(self, now_ms: int) -> None:
         """Keep the time at which all viewers of the table were seen, by which their rows expire."""
@@ -218,7 +217,7 @@ class CandidateRows(RowTable):
 
     `values` has a table by field, with the keys of `value_key`, and `value_of` the row there of
     each candidate's value, 0 without one. A value stays in its table when no candidate has it any
-    more, unless the caller takes it out. One that comes back takes its row from `at_rest`.
+    more, unless the caller takes it out, and brings it back before a candidate has it again.
 
     The id of a candidate counts as such a field, if a kind keeps state there: wide state that few
     records change. It ends with the candidate.
@@ -228,68 +227,60 @@ class CandidateRows(RowTable):
         super().__init__(schema, "candidate")
         self.values = {field: RowTable(schema, f"candidate.{field}") for field in schema.values}
         self.value_of: dict[str, I64] = {field: np.zeros(len(self.table), np.int64) for field in self.values}
-        self.at_rest: dict[str, bytes] = {}
         self._hashes: dict[str, U64] = {field: np.zeros(len(self.table), np.uint64) for field in self.values}
-        # By field: how many candidates have the value in a row, and the rows where this changed.
+        # By field: how many candidates have the value in a row.
         self._holders: dict[str, Counter[int]] = {field: Counter() for field in self.values}
-        self._back: set[str] = set()
-        self._moved: dict[str, set[int]] = {field: set() for field in self.values}
+        self._keeps_id = CANDIDATE_ID.name in (schema.candidate.names or ())
 
-    def clear(self, row: int) -> None:
-        """Make the row of an id blank, apart from the id's hash."""
-        name, self.table[row] = CANDIDATE_ID.name, self.table[0]
-        # A candidate that was removed begins anew.
-        self.link(np.array([row]))
-        if name in (self.schema.candidate.names or ()):
-            self.table[name][row] = hash64(self.ids[row] or "")
-            self.link(np.array([row]))
+    def add(self, name: str) -> int:
+        """Return the row number of an id, which the caller links; see `RowTable.add`."""
+        is_new = self._keeps_id and name not in self.index
+        row = super().add(name)
+        if is_new:
+            self.table[CANDIDATE_ID.name][row] = hash64(name)
+        return row
 
     def link(self, rows: I64) -> None:
-        """Link rows whose fields may have changed to the values that they have now."""
+        """Link rows, each named once, to the values that their fields have now."""
         for field, values in self.values.items():
             if more := len(self.table) - len(self._hashes[field]):
                 self._hashes[field] = np.append(self._hashes[field], np.zeros(more, np.uint64))
                 self.value_of[field] = np.append(self.value_of[field], np.zeros(more, np.int64))
             hashes, value_of = self._hashes[field], self.value_of[field]
-            now = self.table[field][rows]
-            changed = now != hashes[rows]
-            for row, hashed in zip(rows[changed].tolist(), now[changed].tolist(), strict=True):
-                old, new = int(value_of[row]), 0
-                if hashed:
-                    new = self._found(values, value_key(field, hashed))
-                self._holders[field].update({new: 1, old: -1})
-                if field == CANDIDATE_ID.name:
-                    values.table[old] = values.table[0]
-                self._moved[field].update((old, new))
-                hashes[row], value_of[row] = hashed, new
-
-    def _found(self, values: RowTable, key: str) -> int:
-        if packed := self.at_rest.pop(key, b""):
-            values.apply({key: packed})
-            self._back.add(key)
-        return values.add(key)
+            at = rows[self.table[field][rows] != hashes[rows]]
+            if not len(at):
+                continue
+            old, now = value_of[at], self.table[field][at]
+            new = [values.add(value_key(field, hashed)) if hashed else 0 for hashed in now.tolist()]
+            hashes[at], value_of[at] = now, new
+            self._holders[field].update(new)
+            self._holders[field].subtract(old.tolist())
+            if field == CANDIDATE_ID.name:
+                values.table[old] = values.table[0]
+            values.changed[old] = values.changed[new] = True
 
     def absent(self, fields: Mapping[str, Any]) -> list[str]:
         """Return the keys of a candidate's values that have no row here."""
         keys = {field: value_key(field, hash64(fields[field])) for field in self.values if fields.get(field)}
         return [key for field, key in keys.items() if key not in self.values[field].index]
 
+    def bring(self, key: str, packed: bytes) -> None:
+        """Take the row of a value back that the caller has taken out."""
+        values = self.values[field_of_key(key)]
+        values.apply({key: packed})
+        values.changed[values.index.get(key, 0)] = True
+
     def is_held(self, field: str, row: int) -> bool:
         """Return whether a candidate has the value in this row."""
         return self._holders[field][row] > 0
 
-    def take_changed(self, field: str) -> set[int]:
-        """Return the rows of values that have changed, or moved, since the last call."""
-        values, moved = self.values[field], self._moved[field]
-        moved.update(values.changed.nonzero()[0].tolist())
-        values.changed[:] = False
-        self._moved[field] = set()
-        return moved - {0}
-
-    def take_back(self) -> set[str]:
-        """Return the keys of values that were taken from `at_rest` since the last call."""
-        back, self._back = self._back, set()
-        return back
+    def take_changed(self, field: str) -> list[int]:
+        """Return the rows of values that have changed, come or gone since the last call."""
+        changed = self.values[field].changed
+        changed[0] = False
+        rows: list[int] = changed.nonzero()[0].tolist()
+        changed[rows] = False
+        return rows
 
     def values_of(self, rows: I64) -> Values:
         """Return the values `[R]` of the candidates in these rows."""
@@ -307,15 +298,15 @@ class CandidateRows(RowTable):
         self.link(self.find(list(parts[""])))
         for field, values in self.values.items():
             values.apply(parts[field])
+            # The store has them.
+            values.changed[:] = False
 
     def drop(self, name: str) -> None:
         """Remove an id; a later id may reuse its row."""
         row = self.index.get(name, 0)
         super().drop(name)
-        self.link(np.array([row]))
-
-    def _begin(self, row: int) -> None:
-        self.clear(row)
+        if self.values:
+            self.link(np.array([row]))
 
 
 class State:
@@ -326,21 +317,27 @@ class State:
         self.viewers = RowTable(schema, "viewer")
         self.candidates = CandidateRows(schema)
 
-    def forget(self, row: int) -> list[int]:
-        """Make a viewer's row blank; return the rows of candidates that change by it."""
-        left: list[int] = []
-        for kind in self.schema.state.values():
-            left += kind.forget(self.viewers, self.candidates, row)
-        self.viewers.table[row] = self.schema.blank("viewer")[0]
-        return left
+    def rows(self, entity: Entity) -> RowTable:
+        """Return the rows of an entity."""
+        if entity not in ENTITIES:
+            return self.candidates.values[entity.removeprefix("candidate.")]
+        return self.viewers if entity == "viewer" else self.candidates
 
-    def forget_value(self, key: str) -> None:
-        """Forget the state of a field's value, unless a candidate has it."""
-        field = field_of_key(key)
+    def forget(self, name: str) -> list[int]:
+        """Make a viewer's row blank; return the rows of candidates that change by it.
+
+        So it is done with the key of a field's value, unless a candidate has the value.
+        """
+        left: list[int] = []
+        if row := self.viewers.index.get(name):
+            for kind in self.schema.state.values():
+                left += kind.forget(self.viewers, self.candidates, row)
+            self.viewers.table[row] = self.viewers.table[0]
+        field = field_of_key(name)
         values = self.candidates.values.get(field)
-        self.candidates.at_rest.pop(key, None)
-        if values and (row := values.index.get(key)) and not self.candidates.is_held(field, row):
+        if values and (row := values.index.get(name)) and not self.candidates.is_held(field, row):
             values.table[row] = values.table[0]
+        return left
 
     def upsert(
         self,
@@ -357,7 +354,7 @@ class State:
         A stored time after `received_ms`, the arrival of this record, does not count as later: it
         comes from a wrong clock. State that features keep does not change.
         """
-        rows = self.viewers if entity == "viewer" else self.candidates
+        rows = self.rows(entity)
         row = rows.add(name)
         declared, stated_ms = self.schema.surface.fields[entity], rows.table["stated_ms"][row]
         end = {} if ends_ms is None else {"ends_ms": ends_ms}
@@ -366,7 +363,7 @@ class State:
             if not ts_ms < stated_ms[place] <= received_ms:
                 rows.table[key][row] = encode(declared[key], value) if key in declared else value
                 stated_ms[place] = ts_ms
-        if entity == "candidate":
+        if entity == "candidate" and self.candidates.values:
             self.candidates.link(np.array([row]))
 
     def observe(self, run: Interactions) -> list[int]:

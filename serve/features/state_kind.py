@@ -37,13 +37,12 @@ class Rows(Protocol):
 class Candidates(Rows, Protocol):
     """Rows of candidates, and by field those of its values, with their row of each candidate."""
 
+    # The row of each candidate's value, 0 without one.
+    value_of: dict[str, I64]
+
     @property
     def values(self) -> Mapping[str, Rows]:
         """The tables of values."""
-
-    @property
-    def value_of(self) -> Mapping[str, I64]:
-        """The row of each candidate's value, 0 without one."""
 
 
 class StateKind(ABC, Generic[S]):

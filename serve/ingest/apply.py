@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -58,10 +59,8 @@ class RecordApplier:
             self._state.upsert("candidate", record.id, record.fields, record.ends_ms, **times)
             self.candidates[record.id] = None
         elif isinstance(record, Forget):
-            self._state.forget_value(record.viewer)
-            if row := self._state.viewers.index.get(record.viewer):
-                self._add_changed(self._state.forget(row))
-                self._state.viewers.drop(record.viewer)
+            self._add_changed(self._state.forget(record.viewer))
+            self._state.viewers.drop(record.viewer)
             self.viewers[record.viewer] = None
         elif isinstance(record, Ended):
             self._state.candidates.drop(record.id)
@@ -99,13 +98,22 @@ def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
     }
 
 
-def read_rows(state: State, store: Store, seq: int, viewers: Sequence[str], brought: Iterable[str]) -> None:
-    """Read the rows of viewers as stored at `seq`, and of values that candidates may bring back."""
-    names = dict.fromkeys((*viewers, *brought))
-    rows = zip(names, store.read(list(names), seq)[0], strict=True)
+def read_rows(
+    state: State, store: Store, seq: int, viewers: Iterable[str], added: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """Read the rows of viewers as stored at `seq`, and of values that rest there among them.
+
+    These are the values that candidates with the fields `added` may bring back; returns their keys.
+    """
+    brought = dict.fromkeys(key for fields in added for key in state.candidates.absent(fields))
+    names = list(dict.fromkeys((*viewers, *brought)))
+    rows = zip(names, store.read(names, seq)[0], strict=True)
     found = {name: row for name, row in rows if row is not None}
-    state.candidates.at_rest = {key: found.pop(key) for key in brought if key in found}
+    at_rest = [key for key in brought if key in found]
+    for key in at_rest:
+        state.candidates.bring(key, found.pop(key))
     state.viewers.apply(found)
+    return at_rest
 
 
 def packed_changes(
@@ -114,14 +122,14 @@ def packed_changes(
     """Return the packed rows of viewers and of candidates that changed, with those of values.
 
     A store keeps a value that a candidate has among the candidates, which every replica holds, and
-    any other one among the viewers.
+    any other one among the viewers. Those that `read_rows` returned are to be in `viewers`.
     """
     live = state.candidates
-    rows_of = packed(state.viewers, viewers) | dict.fromkeys(live.take_back(), b"")
     held, at_rest = packed_values(live, {field: live.take_changed(field) for field in live.values})
     for key in at_rest:
         live.values[field_of_key(key)].drop(key)
-    return rows_of | at_rest, packed(live, candidates) | held | dict.fromkeys(at_rest, b"")
+    gone = dict.fromkeys(at_rest, b"")
+    return packed(state.viewers, viewers) | at_rest, packed(live, candidates) | held | gone
 
 
 def packed_values(
@@ -150,12 +158,12 @@ def apply_records(
     """
     state = State(candidates.schema)
     state.candidates = candidates
-    names = list(dict.fromkeys(name for name in map(viewer_of, entry.records) if name is not None))
-    added = [record.fields for record in entry.records if isinstance(record, Candidate)]
-    read_rows(state, store, seq, names, [key for fields in added for key in candidates.absent(fields)])
+    names = filter(None, map(viewer_of, entry.records))
+    added = (record.fields for record in entry.records if isinstance(record, Candidate))
+    at_rest = read_rows(state, store, seq, names, added)
     changes = RecordApplier(state)
     for record in entry.records:
         changes.apply(record, entry.received_ms)
     changes.observe()
     state.viewers.see(now_ms)
-    return packed_changes(state, changes.viewers, changes.candidates)
+    return packed_changes(state, [*changes.viewers, *at_rest], changes.candidates)

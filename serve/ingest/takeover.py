@@ -171,10 +171,9 @@ def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_m
         names = pc.unique(pa.chunked_array([c for column in columns for c in column.chunks], pa.string()))
         names = names.drop_null().to_pylist()
         state.viewers = RowTable(schema, "viewer")
-        counted = {field: pc.unique(part.candidates[field]).to_pylist() for field in schema.values}
-        added = ({field: value} for field, values in counted.items() for value in values)
-        keys = [key for fields in added for key in state.candidates.absent(fields)]
-        read_rows(state, store, after, names, keys)
+        counted = schema.values.keys() & surface.candidate.keys()
+        added = ({name: each} for name in counted for each in pc.unique(part.candidates[name]).to_pylist())
+        names += read_rows(state, store, after, names, added)
         apply(part, state)
         state.viewers.see(now_ms)
         viewers, live = packed_changes(state, names, before.keys() | state.candidates.index)

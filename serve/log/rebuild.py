@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from serve.features.common_state import common_cells, is_common, view
 from serve.features.rows import Schema, State
-from serve.features.slots import ENTITIES, field_of_key
+from serve.features.slots import ENTITIES
 from serve.log.join_coverage import check_joins
 from serve.log.replay import apply
 from serve.log.segments import MAX_SEQ, log_end
@@ -115,24 +116,20 @@ def _replay(built: Rebuilt, folder: Path, stream: LogStream, report: Report) -> 
 def _restore(built: Rebuilt, snapshot: Snapshot, old: Schema) -> None:
     """Take what the state has in common with a snapshot of the schema `old`, and its ids."""
     snapshot.verify()
-    for rows in (built.state.viewers, built.state.candidates):
-        cells, held = list(common_cells(rows.schema, old, rows.entity)), set()
-        for ids, packed in snapshot.rows(rows.entity):
-            given = np.frombuffer(packed, getattr(old, rows.entity))
-            held.update(ids)
-            at = [rows.add(name) for name in ids]
+    state, held = built.state, {entity: set[str]() for entity in ENTITIES}
+    for entity, packed in chain.from_iterable(map(snapshot.rows, ENTITIES)):
+        held.get(entity, set()).update(packed)
+        cells = list(common_cells(state.schema, old, entity))
+        # The values of a field may be none of this state.
+        if cells:
+            rows, given = state.rows(entity), np.frombuffer(b"".join(packed.values()), old.layout(entity))
+            at = [rows.add(name) for name in packed]
             for ours, theirs in cells:
                 view(rows.table, ours)[at] = view(given, theirs)
-        for name in rows.index.keys() - held:
-            rows.drop(name)
-    live = built.state.candidates
-    live.link(np.fromiter(live.index.values(), np.int64))
-    common = {field: list(common_cells(live.schema, old, f"candidate.{field}")) for field in live.values}
-    for _, key, packed in snapshot.values():
-        if cells := common.get(field := field_of_key(key), []):
-            row, given = live.values[field].add(key), np.frombuffer(packed, old.values[field])
-            for ours, theirs in cells:
-                view(live.values[field].table, ours)[row] = view(given, theirs)[0]
+    for entity, names in held.items():
+        for name in state.rows(entity).index.keys() - names:
+            state.rows(entity).drop(name)
+    state.candidates.link(np.fromiter(state.candidates.index.values(), np.int64))
     built.seq, built.ends_ms = snapshot.seq, snapshot.ts_ms
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,7 +16,7 @@ from serve.contract.errors import TabrankError
 from serve.features.field_values import plain
 from serve.features.interactions import Interactions
 from serve.features.rows import EVER_MS, NEVER_MS, Schema, State, encode
-from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows, field_of_key
+from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
 from serve.log.reader import Log, filled
 from serve.log.snapshots import Snapshot, start
@@ -158,6 +158,7 @@ class Replay:
         self._candidates = np.concatenate([shown, event_candidate])
         # Views of `_candidates`.
         self.shown, self.event_candidate = np.split(self._candidates, [len(shown)])
+        self.state.candidates.link(np.arange(len(self.state.candidates.ids)))
         if self._snapshot:
             self._restore(self._snapshot)
         lengths = pc.list_value_length(log.exposures["candidates"]).to_numpy()
@@ -191,15 +192,11 @@ class Replay:
 
     def _restore(self, snapshot: Snapshot) -> None:
         """Restore the rows of a snapshot in small parts: packed, they are as large as the state."""
-        for entity, rows in zip(ENTITIES, (self.state.viewers, self.state.candidates), strict=True):
-            for ids, packed in snapshot.rows(entity):
-                at = rows.find(ids)
-                rows.table[at] = np.frombuffer(packed, rows.table.dtype)
-                self.known[entity][at] = True
-        live = self.state.candidates
-        live.link(np.fromiter(live.index.values(), np.int64))
-        for _, key, row in snapshot.values():
-            live.values[field_of_key(key)].apply({key: row})
+        for entity, packed in chain.from_iterable(map(snapshot.rows, ENTITIES)):
+            rows = self.state.rows(entity)
+            rows.apply(packed)
+            if entity in ENTITIES:
+                self.known[entity][rows.find(list(packed))] = True
 
     def _read_upserts(self, entity: Entity, table: pa.Table) -> list[_Upsert]:
         declared = self.state.schema.surface.fields[entity]
@@ -324,13 +321,13 @@ class Replay:
 
     def _upsert(self, number: int) -> None:
         ts_ms, received_ms, entity, name, ends_ms, fields = self._upserts[number]
-        rows = self.state.viewers if entity == "viewer" else self.state.candidates
-        row = rows.index[name]
+        row = self.state.rows(entity).index[name]
         if fields is None and entity == "viewer":
-            self.state.forget_value(name)
-            self.state.forget(row)
+            self.state.forget(name)
         elif fields is None:
-            self.state.candidates.clear(row)
+            # One that comes again begins anew, in the row that was freed last.
+            self.state.candidates.drop(name)
+            self.state.candidates.add(name)
         else:
             self.state.upsert(entity, name, fields, ends_ms, ts_ms=ts_ms, received_ms=received_ms)
         self.known[entity][row] = fields is not None

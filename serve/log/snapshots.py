@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
-from serve.features.slots import VALUE, Entity
+from serve.features.slots import VALUE, Entity, field_of_key
 from serve.features.surface import read_surface
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import ASIDE, put, swap, sync, write_whole
@@ -89,23 +90,18 @@ class Snapshot:
         ids = pq.read_table(self.path / FILES[entity], columns=["id"])["id"]
         return ids.filter(pc.invert(pc.starts_with(ids, VALUE)))
 
-    def rows(self, entity: Entity) -> Iterator[tuple[list[str], bytes]]:
-        """Yield some thousand ids at a time, with their packed rows concatenated."""
-        for batch in self._batches(entity):
-            own = batch.filter(pc.invert(pc.starts_with(batch["id"], VALUE)))
-            yield own["id"].to_pylist(), b"".join(own["row"].to_pylist())
+    def rows(self, among: Entity) -> Iterator[tuple[Entity, dict[str, bytes]]]:
+        """Yield (entity, packed rows by id), some thousand rows at a time.
 
-    def values(self) -> Iterator[tuple[Entity, str, bytes]]:
-        """Yield entity, key and row of values of candidates' fields, as `rewrite` takes them."""
-        for entity in FILES:
-            for batch in self._batches(entity):
-                found = batch.filter(pc.starts_with(batch["id"], VALUE))
-                for key, row in zip(found["id"].to_pylist(), found["row"].to_pylist(), strict=True):
-                    yield entity, key, row
-
-    def _batches(self, entity: Entity) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(self.path / FILES[entity]) as file:
-            yield from file.iter_batches(AT_ONCE)
+        They are those among the viewers, or among the candidates, with the values that a store has
+        there.
+        """
+        with pq.ParquetFile(self.path / FILES[among]) as file:
+            for batch in file.iter_batches(AT_ONCE):
+                parts: defaultdict[Entity, dict[str, bytes]] = defaultdict(dict)
+                for name, row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    parts[f"candidate.{field_of_key(name)}" if name[0] == VALUE else among][name] = row
+                yield from parts.items()
 
 
 def numbers(log: Path) -> list[int]:

@@ -77,8 +77,7 @@ class LmdbStore:
     def viewers(self, cursor: bytes, limit: int) -> tuple[bytes, list[tuple[str, bytes]]]:
         """See `Store`."""
         with self._read() as (opened, txn), txn.cursor(opened.viewers) as at:
-            found = at.set_range(cursor) if cursor else at.first()
-            rows = list(islice(at, limit)) if found else []
+            rows = list(islice(at, limit)) if at.set_range(cursor) else []
             return at.key() + b"\0" if len(rows) == limit else b"", list(starmap(_unpack, rows))
 
     def num_bytes(self) -> int:
@@ -127,10 +126,8 @@ class LmdbStore:
         with self._write() as (opened, txn):
             for database in (opened.viewers, opened.candidates, opened.changes):
                 txn.drop(database, delete=False)
-            numbers = {b"floor": seq, b"seq": seq}
-            for name, value in (
-                {name: _pack(n) for name, n in numbers.items()} | {b"note": note, b"id": id_}
-            ).items():
+            meta = {b"floor": _pack(seq), b"seq": _pack(seq), b"note": note, b"id": id_}
+            for name, value in meta.items():
                 txn.put(name, value, db=opened.meta)
             _write_rows(txn, opened, seq, viewers, candidates)
         self._epoch.take(id_, self._epoch.held()[1])
@@ -194,8 +191,7 @@ def _viewer(txn: Any, opened: OpenEnvironment, key: bytes) -> bytes | None:
 
 
 def _rows(txn: Any, opened: OpenEnvironment) -> Iterator[tuple[Entity, str, bytes]]:
-    databases: dict[Entity, Any] = {"viewer": opened.viewers, "candidate": opened.candidates}
-    for entity, database in databases.items():
+    for entity, database in (("viewer", opened.viewers), ("candidate", opened.candidates)):
         with txn.cursor(database) as cursor:
             for key, value in cursor:
                 yield (entity, *_unpack(key, value))

@@ -180,7 +180,8 @@ class RedisStore:
             token, _ = self._epoch.held()
             for dump in self._dumps:
                 dump.keep(server, map(_encode, viewers))
-            rows = chain(_flat(viewers), _flat(candidates))
+            changed = chain(viewers.items(), candidates.items())
+            rows = chain.from_iterable((_encode(id_), row) for id_, row in changed)
             found = self._run(server, COMMIT, token, seq, journal, MAX_REMOVED, 2 * len(viewers), *rows)
             self._check(found, seq)
             for dump in self._dumps:
@@ -314,12 +315,6 @@ class RedisStore:
         self._epoch.check(token, int(epoch))
         if seq is not None:
             check_seq(seq, int(stored))
-
-
-def _flat(rows: Packed) -> Iterator[bytes]:
-    for id_, row in rows.items():
-        yield _encode(id_)
-        yield row
 
 
 def _encode(id_: str) -> bytes:

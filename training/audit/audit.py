@@ -61,12 +61,12 @@ def audit(
     With `model`, compare its scores too.
 
     The result holds `exposures` (`test_exposures` of them test traffic) and `rows` that were
-    compared; `erased_rows`: those of which gauges were not, because they counted erased viewers;
-    `before_snapshot`: exposures that cannot be compared, because the log was shortened after them;
-    `other_surface`: exposures with the features of another surface; `features`: the largest
-    `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`. With a
-    model it also holds `model`, `drift` and, where that is null, the reason `no_drift`. What has
-    too few rows for its drift is in its `not_judged`.
+    compared; `erased_rows`: those of which gauges and friends were not, as they counted erased
+    viewers; `before_snapshot`: exposures that cannot be compared, because the log was shortened
+    after them; `other_surface`: exposures with the features of another surface; `features`: the
+    largest `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`.
+    With a model it also holds `model`, `drift` and, where that is null, the reason `no_drift`. What
+    has too few rows for its drift is in its `not_judged`.
 
     Raises:
         TabrankError: if the log or artifact is invalid, or the log is of another surface or has no
@@ -174,7 +174,7 @@ def table(result: Mapping[str, Any]) -> str:
     if where := result["worst"]:
         lines.append("the most: {feature} of candidate {candidate} in ranking {request_id}".format(**where))
     if rows := result["erased_rows"]:
-        lines.append(f"gauges of {rows} rows were not compared: erased viewers were counted there")
+        lines.append(f"gauges and friends of {rows} rows were not compared: they counted erased viewers")
     if result["held"]:
         return "\n".join([*lines, "held: the served features equal those of the log"])
     why = "served features or scores differ from the log's; does the log hold all that the store was filled from?"

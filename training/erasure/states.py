@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 from serve.config.settings import AppArgs
 from serve.contract.errors import StoreMissing, TabrankError
 from serve.contract.records import Forget
@@ -108,18 +106,16 @@ def forgotten(
 ) -> Iterator[tuple[Entity, str, bytes]]:
     """Yield (entity, id, row) of a snapshot once these viewers left; candidates are in memory."""
     state = State(schema)
-    for ids, rows in snapshot.rows("candidate"):
-        at = [state.candidates.add(name) for name in ids]
-        state.candidates.table[at] = np.frombuffer(rows, schema.candidate)
-    for ids, rows in snapshot.rows("viewer"):
-        for name, row in zip(ids, np.frombuffer(rows, schema.viewer), strict=True):
-            if name in viewers:
-                place = state.viewers.add(name)
-                state.viewers.table[place] = row
-                state.forget(place)
+    for entity, rows in snapshot.rows("candidate"):
+        state.rows(entity).apply(rows)
+    for entity, rows in snapshot.rows("viewer"):
+        for name, row in rows.items():
+            if entity == "viewer" and name in viewers:
+                state.viewers.apply({name: row})
+                state.forget(name)
                 state.viewers.drop(name)
             else:
-                yield "viewer", name, row.tobytes()
-    for name, left in packed(state.candidates, state.candidates.index).items():
-        yield "candidate", name, left
-    yield from snapshot.values()
+                yield "viewer", name, row
+    for table in (state.candidates, *state.candidates.values.values()):
+        for name, left in packed(table, table.index).items():
+            yield "candidate", name, left

@@ -31,7 +31,7 @@ from serve.log import rebuild, stream
 from serve.log.events import Ended, Exposure, JournalEntry
 from serve.log.reader import read_log
 from serve.log.replay import Replay
-from serve.log.snapshots import replay_snapshots
+from serve.log.snapshots import FILES, replay_snapshots
 from serve.log.writer import write_log
 from serve.stores.candidate_table import CandidateTable
 from serve.stores.factory import open_store
@@ -46,7 +46,7 @@ from tests.support.kind_service import (
     drawn_call,
     rows_of,
 )
-from tests.support.kind_world import START_MS, features_of, log_tables, surface_of
+from tests.support.kind_world import START_MS, VIEWERS, features_of, log_tables, surface_of
 from tests.support.kind_world import toml as toml_of
 from tests.support.logging_service import Logging, busy_hour
 from tests.support.memory_store import MemoryStore, Rows
@@ -372,6 +372,17 @@ def test_a_commit_that_fails_brings_no_value_back_twice(service, is_written):
     service.check()
 
 
+def test_a_writer_that_starts_writes_only_the_values_that_change(service):
+    now_ms = service.now_ms
+    service.commit(begin("c0", "hal", now_ms), begin("c1", "ida", now_ms), join("c0", now_ms))
+    service.restart()
+    store = service.writer._opened()
+    with mock.patch.object(store, "commit", wraps=store.commit) as commit:
+        service.take([join("c1", now_ms)])
+    written = {name for name in commit.call_args.args[2] if name.startswith(f"{VALUE}host=")}
+    assert written == {key_of("ida")}
+
+
 def test_a_store_that_takes_over_has_the_values_that_rested_and_came_back_meanwhile(service):
     now_ms = service.now_ms
     service.commit(begin("c0", "hal", now_ms), begin("c1", "ida", now_ms), join("c0", now_ms))
@@ -441,6 +452,27 @@ def test_the_erasure_of_a_viewer_leaves_the_values(service, is_cut):
     service.check_state(service.replay().as_served())
     service.fill("lmdb:two")
     service.check_state(service.replay().as_served(), "lmdb:two")
+
+
+def test_an_erased_viewer_is_inside_no_candidate_of_a_snapshot(tmp_path):
+    friends = {"kind": "friends", "viewer": "viewer.topics", "up": "join", "down": "leave"}
+    with KindService(tmp_path / "served", surface_of(friends=friends, **COUNTED)) as service:
+        now_ms = service.now_ms + 1
+        service.commit(begin("c0", "hal", now_ms), *(join("c0", now_ms, f"v{i}") for i in range(3)))
+        service.cut()
+        service.stop()
+
+        def inside():
+            key, path = value_key("id", hash64("c0")), replay_snapshots(service.log)[-1].path
+            stored = dict(zip(*pq.read_table(path / FILES["candidate"]).to_pydict().values(), strict=True))
+            hashes = np.frombuffer(stored[key], np.uint64).tolist()
+            return [viewer for viewer in VIEWERS if hash64(viewer) in hashes]
+
+        assert inside() == ["v0", "v1", "v2"]
+        forget(service.log, ["v1"], service.folder / "models")
+        assert inside() == ["v0", "v2"]
+        service.start("lmdb:one")
+        service.check_state(service.replay().as_served())
 
 
 @pytest.mark.parametrize(("unknown", "popular"), [("last", "audience"), ("scored", "host_rate")])
