@@ -172,8 +172,13 @@ def _with_new(rule: Rule, held: Parts, hits: I64, now: Round) -> Parts:
     if width == keep:
         _add(rule.half_life_ms, wide, at, now)
         return wide
-    stay = _staying(rule, keep, wide, at, is_new, now)
-    _add(rule.half_life_ms, wide, at, now)
+    if rule.by_time:
+        _add(rule.half_life_ms, wide, at, now)
+        best = np.lexsort((wide.keys, -wide.ms, wide.keys == 0))
+    else:
+        best = _by_worth(rule.half_life_ms, wide, at, is_new, now)
+        _add(rule.half_life_ms, wide, at, now)
+    stay = np.sort(best[:, :keep], axis=1)
     return wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
 
 
@@ -184,20 +189,17 @@ def _widened(part: NDArray[Any], width: int) -> NDArray[Any]:
     return wide
 
 
-def _staying(rule: Rule, keep: int, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
-    """Return `[V, K]` the columns of the `[V, W]` entries that are kept, in ascending order."""
+def _by_worth(half_life_ms: float, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
+    """Return `[V, W]` the columns of the entries before a round counts, the best first."""
     hit = now.hit[now.owner]
     rank = np.where(wide.keys == 0, EMPTY, UNTOUCHED)
-    rank.ravel()[at if rule.by_time else at[hit]] = TOUCHED
-    if rule.by_time:
-        return np.sort(np.lexsort((wide.keys, -wide.ms, rank))[:, :keep], axis=1)
+    rank.ravel()[at[hit]] = TOUCHED
     # A new entry is judged by the counts that arrive with it, an old one by its sums so far.
     over = wide.over.copy()
     arrived = is_new & ~hit
     over.ravel()[at[arrived]] = now.counts[arrived]
-    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / rule.half_life_ms)
-    best = np.lexsort((wide.keys, -over * decay, -wide.event * decay, rank))
-    return np.sort(best[:, :keep], axis=1)
+    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / half_life_ms)
+    return np.lexsort((wide.keys, -over * decay, -wide.event * decay, rank))
 
 
 def _add(half_life_ms: float, parts: Parts, at: I64, now: Round) -> None:

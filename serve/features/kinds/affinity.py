@@ -29,9 +29,11 @@ class Map(Slot):
 
     A map holds `keep` entries. It evicts the entry with the least `event`, then the least `over`
     (both decayed to a common time), then the greatest key. An entry that the record's own `event`
-    touches is never evicted: otherwise a full map could not learn new values. A map of pairs evicts
-    the entry with the oldest record, because candidates come and go. The rule does not read a
-    clock, so a replay evicts the same entries as the service did.
+    touches is never evicted: otherwise a full map could not learn new values.
+
+    A map of pairs evicts the entry with the oldest record, because candidates come and go, then the
+    greatest key: a page with more candidates than `keep` leaves the same ones each time it is shown.
+    Neither rule reads a clock, so a replay evicts the same entries as the service did.
     """
 
     event: str
