@@ -32,7 +32,7 @@ class Batch:
     context: PackedRows
     request_of_row: I64
     request_ms: I64
-    values: Values = field(default_factory=dict)
+    values: Values
     _computed: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,9 +62,9 @@ class Batch:
 
     def once(self, key: Hashable, compute: Callable[[Batch], T]) -> T:
         """Return what was computed for this key; compute it from the batch the first time."""
-        if key not in self._computed:
-            self._computed[key] = compute(self)
-        value: T = self._computed[key]
+        value: T | None = self._computed.get(key)
+        if value is None:
+            value = self._computed[key] = compute(self)
         return value
 
     def field(self, ref: FieldRef) -> NDArray[Any]:

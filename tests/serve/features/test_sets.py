@@ -18,7 +18,7 @@ HASHES = st.sampled_from([0, 1, 2, 3, 1 << 63, 2 << 60, (1 << 63) + 1, (1 << 40)
 def among(request_of_row, hashes, sets):
     """Return whether each hash is in the set of its row's request."""
     nothing, times = np.zeros(len(sets), [("x", "<f8")]), np.zeros(len(sets), np.int64)
-    batch = Batch({}, nothing, nothing, nothing, np.array(request_of_row, np.int64), times)
+    batch = Batch({}, nothing, nothing, nothing, np.array(request_of_row, np.int64), times, {})
     rows = np.repeat(np.arange(len(hashes)), hashes.shape[1])
     found = np.zeros(hashes.size, bool)
     found[batch.among(hashes.ravel(), rows, sets)] = True
