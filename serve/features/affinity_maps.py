@@ -151,10 +151,9 @@ def _apply(slot: Map, parts: Parts, now: Round) -> None:
     one = len(now.viewers) == 1
     rows = slice(int(now.viewers[0]), int(now.viewers[0]) + 1) if one else now.viewers
     held = parts.each(lambda part: part[rows])
-    keep = slot.keep
     hits = (now.each(held.keys) == now.keys[:, None]).ravel().nonzero()[0]
     if len(hits) == len(now.keys):
-        _add(slot.half_life_ms, held, hits % keep + now.owner * keep, now)
+        _add(slot.half_life_ms, held, hits % slot.keep + now.owner * slot.keep, now)
     else:
         held, one = _with_new(slot, held, hits, now), False
     if not one:
@@ -167,8 +166,7 @@ def _with_new(slot: Map, held: Parts, hits: I64, now: Round) -> Parts:
 
     `hits` are the places, in `[Q, K]`, at which a key of the round is already held.
     """
-    keep = slot.keep
-    known, places = np.divmod(hits, keep)
+    known, places = np.divmod(hits, slot.keep)
     is_new = np.ones(len(now.keys), bool)
     is_new[known] = False
     owner = now.owner[is_new]
@@ -178,12 +176,12 @@ def _with_new(slot: Map, held: Parts, hits: I64, now: Round) -> Parts:
     columns = np.empty(len(now.keys), np.int64)
     columns[known] = places
     columns[is_new] = used[owner] + np.arange(len(owner)) - first_new[owner]
-    width = max(keep, int((used + num_new).max()))
+    width = max(slot.keep, int((used + num_new).max()))
     at = columns + now.owner * width
     wide = held.each(lambda part: _widened(part, width))
     wide.keys.ravel()[at[is_new]] = now.keys[is_new]
     wide.ms.ravel()[at[is_new]] = now.ts_ms[owner]
-    if width == keep:
+    if width == slot.keep:
         _add(slot.half_life_ms, wide, at, now)
         return wide
     if slot.field == CANDIDATE_ID:
@@ -192,7 +190,7 @@ def _with_new(slot: Map, held: Parts, hits: I64, now: Round) -> Parts:
     else:
         best = _by_worth(slot.half_life_ms, wide, at, is_new, now)
         _add(slot.half_life_ms, wide, at, now)
-    stay = np.sort(best[:, :keep], axis=1)
+    stay = np.sort(best[:, : slot.keep], axis=1)
     return wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
 
 
