@@ -30,7 +30,7 @@ class Map(Slot):
     touches is never evicted: otherwise a full map could not learn new values.
 
     A map of pairs evicts the entry with the oldest record, because candidates come and go, then the
-    greatest key: a page with more candidates than `keep` leaves the same ones each time it is shown.
+    greatest key: a page with more candidates than `keep` leaves the same ones whenever it is shown.
     Neither rule reads a clock, so a replay evicts the same entries as the service did.
     """
 
