@@ -116,12 +116,14 @@ def by_the_library(home):
     exposures = read_log(home / "after", surface).exposures.slice(0, NUM_REQUESTS).to_pylist()
     for exposure in exposures:
         names = exposure["candidates"]
+        at = replay.state.candidates.find(names)
         matrix = features.compute(
             replay.state.viewers.table[replay.state.viewers.find([exposure["viewer"]])],
-            replay.state.candidates.table[replay.state.candidates.find(names)],
+            replay.state.candidates.table[at],
             schema.context_rows([{}]),
             np.zeros(len(names), np.int64),
             np.array([exposure["ts_ms"]]),
+            replay.state.candidates.values_of(at),
         )
         exposure["scores"] = dict(zip(names, scorer.score(matrix.numeric, matrix.category), strict=True))
     return exposures

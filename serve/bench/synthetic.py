@@ -18,8 +18,6 @@ _DAY_MS = 86_400_000
 _ROWS_A_COMMIT = 20_000
 # Number of categories by field. They are prime, so that any stride visits all before it repeats.
 _POOLS = {"host": 5003, "topic": 61, "language": 31, "country": 97, "device": 5}
-# Candidates that viewers were shown before, and viewers who are at candidates or friends.
-_NUM_SHOWN, _NUM_FRIENDS = 1009, 4999
 _POOL_OF = {"follows": "host", "guests": "host", "friends": "viewers"}
 
 
@@ -32,9 +30,8 @@ class RowMaker:
         # Viewers and candidates draw from the same values, so that some of them match.
         shared = np.random.default_rng(0)
         self._pools = {name: shared.integers(1, 2**64, size, np.uint64) for name, size in _POOLS.items()}
-        ids = {CANDIDATE_ID.name: (candidate_id, _NUM_SHOWN), "viewers": (viewer_id, _NUM_FRIENDS)}
-        for name, (made, num) in ids.items():
-            self._pools[name] = np.array([hash64(made(i)) for i in range(num)], np.uint64)
+        ids = {CANDIDATE_ID.name: map(candidate_id, range(1009)), "viewers": map(viewer_id, range(4999))}
+        self._pools |= {name: np.array([*map(hash64, each)], np.uint64) for name, each in ids.items()}
 
     def fill_store(self, store: Store, num_viewers: int) -> None:
         """Commit viewers `viewer0` to `viewer<n - 1>`."""

@@ -1,4 +1,4 @@
-"""Vectorized updates of the viewers' affinity maps; `kinds.affinity.Map` states the rule.
+"""Vectorized updates of the viewers' maps; `Map` states the rule.
 
 The records of one viewer must be applied in order. Records are therefore applied in rounds: the
 first record of each viewer, then the second, and so on.
@@ -9,22 +9,36 @@ different viewer), K entries of a map, W entries before eviction.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.features.slots import F64, I64, U64, Bools, PackedRows
+from serve.features.slots import CANDIDATE_ID, F64, I64, U64, Bools, FieldRef, PackedRows, Slot
 
 # Ranks for eviction: entries of the lowest rank are kept first.
 TOUCHED, UNTOUCHED, EMPTY = 0, 1, 2
 
 
-class Rule(NamedTuple):
-    """How the entries of a map decay, and whether the oldest of them go first."""
+@dataclass(frozen=True)
+class Map(Slot):
+    """A viewer's decayed `event` and `over` sums by value of a candidate's field.
 
+    A map holds `keep` entries. It evicts the entry with the least `event`, then the least `over`
+    (both decayed to a common time), then the greatest key. An entry that the record's own `event`
+    touches is never evicted: otherwise a full map could not learn new values.
+
+    A map of pairs evicts the entry with the oldest record, because candidates come and go, then the
+    greatest key: a page with more candidates than `keep` leaves the same ones whenever it is shown.
+    Neither rule reads a clock, so a replay evicts the same entries as the service did.
+    """
+
+    event: str
+    over: str
+    field: FieldRef
     half_life_ms: float
-    by_time: bool = False
+    keep: int
 
 
 class Parts(NamedTuple):
@@ -102,13 +116,13 @@ class Round(NamedTuple):
 
 
 def apply_to_map(
-    rule: Rule, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
+    slot: Map, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
 ) -> None:
     """Apply records `[N]` to a map; skip those neither `hit` nor `over`, and those of viewer 0."""
     # Fast path: one record is the most frequent call in training.
     if len(viewers) == 1:
         if viewers[0] and (hit[0] or over[0]) and len(pairs.keys):
-            _apply(rule, parts, Round(viewers, ts_ms, hit, *pairs))
+            _apply(slot, parts, Round(viewers, ts_ms, hit, *pairs))
         return
     rounds = _rounds(np.where(hit | over, viewers, 0))
     round_of_pair = rounds[pairs.record]
@@ -118,7 +132,7 @@ def apply_to_map(
             records = (rounds == number).nonzero()[0]
             owner = np.searchsorted(records, pairs.record[mine])
             of_record = viewers[records], ts_ms[records], hit[records]
-            _apply(rule, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
+            _apply(slot, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
 
 
 def _rounds(viewers: I64) -> I64:
@@ -132,29 +146,27 @@ def _rounds(viewers: I64) -> I64:
     return rounds
 
 
-def _apply(rule: Rule, parts: Parts, now: Round) -> None:
+def _apply(slot: Map, parts: Parts, now: Round) -> None:
     # A single record changes its row in place, which halves its time.
     one = len(now.viewers) == 1
     rows = slice(int(now.viewers[0]), int(now.viewers[0]) + 1) if one else now.viewers
     held = parts.each(lambda part: part[rows])
-    keep = held.keys.shape[1]
     hits = (now.each(held.keys) == now.keys[:, None]).ravel().nonzero()[0]
     if len(hits) == len(now.keys):
-        _add(rule.half_life_ms, held, hits % keep + now.owner * keep, now)
+        _add(slot.half_life_ms, held, hits % slot.keep + now.owner * slot.keep, now)
     else:
-        held, one = _with_new(rule, held, hits, now), False
+        held, one = _with_new(slot, held, hits, now), False
     if not one:
         for part, values in zip(parts, held, strict=True):
             part[rows] = values
 
 
-def _with_new(rule: Rule, held: Parts, hits: I64, now: Round) -> Parts:
+def _with_new(slot: Map, held: Parts, hits: I64, now: Round) -> Parts:
     """Return `[V, K]` the maps after a round that adds entries and evicts others.
 
     `hits` are the places, in `[Q, K]`, at which a key of the round is already held.
     """
-    keep = held.keys.shape[1]
-    known, places = np.divmod(hits, keep)
+    known, places = np.divmod(hits, slot.keep)
     is_new = np.ones(len(now.keys), bool)
     is_new[known] = False
     owner = now.owner[is_new]
@@ -164,16 +176,21 @@ def _with_new(rule: Rule, held: Parts, hits: I64, now: Round) -> Parts:
     columns = np.empty(len(now.keys), np.int64)
     columns[known] = places
     columns[is_new] = used[owner] + np.arange(len(owner)) - first_new[owner]
-    width = max(keep, int((used + num_new).max()))
+    width = max(slot.keep, int((used + num_new).max()))
     at = columns + now.owner * width
     wide = held.each(lambda part: _widened(part, width))
     wide.keys.ravel()[at[is_new]] = now.keys[is_new]
     wide.ms.ravel()[at[is_new]] = now.ts_ms[owner]
-    if width == keep:
-        _add(rule.half_life_ms, wide, at, now)
+    if width == slot.keep:
+        _add(slot.half_life_ms, wide, at, now)
         return wide
-    stay = _staying(rule, keep, wide, at, is_new, now)
-    _add(rule.half_life_ms, wide, at, now)
+    if slot.field == CANDIDATE_ID:
+        _add(slot.half_life_ms, wide, at, now)
+        best = np.lexsort((wide.keys, -wide.ms, wide.keys == 0))
+    else:
+        best = _by_worth(slot.half_life_ms, wide, at, is_new, now)
+        _add(slot.half_life_ms, wide, at, now)
+    stay = np.sort(best[:, : slot.keep], axis=1)
     return wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
 
 
@@ -184,20 +201,17 @@ def _widened(part: NDArray[Any], width: int) -> NDArray[Any]:
     return wide
 
 
-def _staying(rule: Rule, keep: int, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
-    """Return `[V, K]` the columns of the `[V, W]` entries that are kept, in ascending order."""
+def _by_worth(half_life_ms: float, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
+    """Return `[V, W]` the columns of the entries before a round counts, the best first."""
     hit = now.hit[now.owner]
     rank = np.where(wide.keys == 0, EMPTY, UNTOUCHED)
-    rank.ravel()[at if rule.by_time else at[hit]] = TOUCHED
-    if rule.by_time:
-        return np.sort(np.lexsort((wide.keys, -wide.ms, rank))[:, :keep], axis=1)
+    rank.ravel()[at[hit]] = TOUCHED
     # A new entry is judged by the counts that arrive with it, an old one by its sums so far.
     over = wide.over.copy()
     arrived = is_new & ~hit
     over.ravel()[at[arrived]] = now.counts[arrived]
-    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / rule.half_life_ms)
-    best = np.lexsort((wide.keys, -over * decay, -wide.event * decay, rank))
-    return np.sort(best[:, :keep], axis=1)
+    decay = np.exp2((wide.ms - wide.ms.max(axis=1, keepdims=True)) / half_life_ms)
+    return np.lexsort((wide.keys, -over * decay, -wide.event * decay, rank))
 
 
 def _add(half_life_ms: float, parts: Parts, at: I64, now: Round) -> None:

@@ -13,8 +13,9 @@ from serve.features.slots import F64, I64, U64, Entity, FieldRef, PackedRows, Va
 
 T = TypeVar("T")
 # Places of a table for each member of a set. Of 64 hashes that are not in the set, about one has
-# the place of a member, and is compared with it.
-SPREAD = 64
+# the place of a member, and is compared with it. Training computes many requests of one moment at
+# once: with this many places, which take 20 MiB, a member has fewer.
+SPREAD, MAX_PLACES = 64, 1 << 22
 
 
 @dataclass(eq=False)
@@ -32,7 +33,7 @@ class Batch:
     context: PackedRows
     request_of_row: I64
     request_ms: I64
-    values: Values = field(default_factory=dict)
+    values: Values
     _computed: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,9 +63,9 @@ class Batch:
 
     def once(self, key: Hashable, compute: Callable[[Batch], T]) -> T:
         """Return what was computed for this key; compute it from the batch the first time."""
-        if key not in self._computed:
-            self._computed[key] = compute(self)
-        value: T = self._computed[key]
+        value: T | None = self._computed.get(key)
+        if value is None:
+            value = self._computed[key] = compute(self)
         return value
 
     def field(self, ref: FieldRef) -> NDArray[Any]:
@@ -78,19 +79,15 @@ class Batch:
         an empty place, which a missing value equals, so its worth must be 0.
         """
         rows, places = self.places(keys, values)
-        return self.spread(rows, worth[self.request_of_row[rows], places])
+        found = np.zeros(len(values))
+        found[rows] = worth[self.request_of_row[rows], places]
+        return found
 
     def places(self, keys: U64, values: U64) -> tuple[I64, I64]:
         """Return the rows whose value is a key of their viewer, and the keys' places."""
         # The keys of a single request need no copy for each row.
         hits = np.flatnonzero((keys if len(keys) == 1 else self.per_row("viewer", keys)) == values[:, None])
         return np.divmod(hits, keys.shape[1])
-
-    def spread(self, rows: I64, worth: NDArray[Any]) -> F64:
-        """Return the worth of these rows, and 0 for the others, `[R]`."""
-        found = np.zeros(len(self.request_of_row))
-        found[rows] = worth
-        return found
 
     def among(self, hashes: U64, rows: I64, sets: U64) -> I64:
         """Return which of the hashes `[N]` of rows `[N]` are in their viewer's set `[B, M]`.
@@ -100,7 +97,8 @@ class Batch:
         members = sets.ravel()
         left = np.flatnonzero(members)
         # A table for each set, by the low bits of a hash, rules out most hashes in one look-up.
-        size = 1 << (SPREAD * sets.shape[1] - 1).bit_length()
+        spread = max(1, min(SPREAD, MAX_PLACES // max(sets.size, 1)))
+        size = 1 << (spread * sets.shape[1] - 1).bit_length()
         low = np.uint64(size - 1)
         place = (members[left] & low).view(np.int64) + left // sets.shape[1] * size
         is_taken = np.zeros(len(sets) * size, bool)

@@ -18,7 +18,7 @@ from serve.contract.errors import TabrankError, unknown
 from serve.contract.typed_reader import STRICT, Between, checked_by
 from serve.contract.validation import duration_ms, one_of, typed
 from serve.features.batch import Batch
-from serve.features.slots import ENTITIES, F64, IMPRESSION, OWNERS, Entity, FieldRef, Slot
+from serve.features.slots import ENTITIES, IMPRESSION, OWNERS, Entity, FieldRef, Slot
 from serve.features.words import MAX_WORDS, Words
 
 Transform = Literal["none", "log1p"]
@@ -107,10 +107,6 @@ class Prior:
     __pydantic_config__ = STRICT
     rate: Annotated[float, Between(0.0001, 0.9999)]
     weight: Annotated[float, Between(0.01, 1e6)]
-
-    def gain(self, event: F64, over: F64) -> F64:
-        """Return how far the posterior mean is above the prior; exactly 0 without a record."""
-        return (event - self.rate * over) / (over + self.weight)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,6 @@ from serve.features.batch import Batch
 from serve.features.rows import Schema
 from serve.features.slots import I64, U64, PackedRows, Values
 
-# The values of candidates' fields for a surface that counts none.
-NO_VALUES: Values = {}
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -98,7 +95,7 @@ class Features:
         context: PackedRows,
         request_of_row: I64,
         now_ms: I64,
-        values: Values = NO_VALUES,
+        values: Values,
     ) -> Matrix:
         """Compute the matrix of a batch of requests.
 
@@ -126,12 +123,7 @@ class Features:
         return Matrix(numeric, category)
 
     def popularity(
-        self,
-        candidates: PackedRows,
-        context: PackedRows,
-        request_of_row: I64,
-        now_ms: I64,
-        values: Values = NO_VALUES,
+        self, candidates: PackedRows, context: PackedRows, request_of_row: I64, now_ms: I64, values: Values
     ) -> NDArray[np.float32]:
         """Return `[R]` the popularity feature as in `compute`, without rows of viewers."""
         schema = self.schema

@@ -34,6 +34,7 @@ class HydratedBatch(NamedTuple):
     # Candidates without a row and without a stated value.
     unknown: Bools
     candidates: PackedRows
+    # Of the live candidates' own tables, which the next read of the store changes.
     values: Values
     standing: Standings
     context: PackedRows

@@ -125,6 +125,7 @@ def assert_served_features(service, replay):
             schema.context_rows([log.exposures["context"][i].as_py() or {}]),
             np.zeros(len(shown), np.int64),
             replay.exposure_ms[i : i + 1],
+            replay.state.candidates.values_of(replay.candidate_rows(shown)),
         )
         theirs = np.array(matrices[names[i]]["numeric"], np.float32).reshape(len(shown), -1)
         np.testing.assert_allclose(matrix.numeric, theirs, rtol=1e-6, atol=1e-6)

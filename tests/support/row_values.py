@@ -20,5 +20,5 @@ def audience(schema, rows, ids, now_ms):
     at, features = rows.find(ids), Features(schema)
     blank, contexts = schema.blank("viewer"), schema.context_rows([{}])
     each = np.zeros(len(at), np.int64), np.array([now_ms])
-    matrix = features.compute(blank, rows.table[at], contexts, *each)
+    matrix = features.compute(blank, rows.table[at], contexts, *each, {})
     return matrix.numeric[:, features.columns.numeric.index("audience")].tolist()

@@ -15,44 +15,20 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from serve.contract.typed_reader import Between
-from serve.features.affinity_maps import Pairs, Parts, Rule, apply_to_map
+from serve.features.affinity_maps import Map, Pairs, Parts, apply_to_map
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import Event, HalfLife, Kind, Prior, Transform, field_of
-from serve.features.slots import CANDIDATE_ID, F64, I64, U64, Entity, FieldRef, Slot
+from serve.features.slots import CANDIDATE_ID, F64, U64, Entity, FieldRef
 from serve.features.state_kind import Candidates, Fields, Rows, StateKind
 
 
-@dataclass(frozen=True)
-class Map(Slot):
-    """A viewer's decayed `event` and `over` sums by value of a candidate's field.
-
-    A map holds `keep` entries. It evicts the entry with the least `event`, then the least `over`
-    (both decayed to a common time), then the greatest key. An entry that the record's own `event`
-    touches is never evicted: otherwise a full map could not learn new values. A map of pairs evicts
-    the entry with the oldest record, because candidates come and go. The rule does not read a
-    clock, so a replay evicts the same entries as the service did.
-    """
-
-    event: str
-    over: str
-    field: FieldRef
-    half_life_ms: float
-    keep: int
-
-    @property
-    def rule(self) -> Rule:
-        """How entries decay and leave."""
-        return Rule(self.half_life_ms, by_time=self.field == CANDIDATE_ID)
-
-
 class Entries(NamedTuple):
-    """Entries `[H]` of viewers' maps of pairs: the row of each, its decayed sums, and its time."""
+    """Decayed sums `[R]` and newest time of each row's pair; 0 of a pair without an entry."""
 
-    rows: I64
     event: F64
     over: F64
-    ms: I64
+    ms: F64
 
 
 def pairs(event: str, over: str, half_life_ms: float, keep: int | None) -> Map:
@@ -80,7 +56,7 @@ class Maps(StateKind[Map], of=(Map,)):
                     pairs[field] = Pairs.of(candidates.table[field][run.candidates], run.lengths)
                 parts = Parts.of(self.of(viewers.table, slot))
                 hit, counted = run.event == event, run.event == over
-                apply_to_map(slot.rule, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
+                apply_to_map(slot, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)
         return ()
 
     def read(self, batch: Batch, slot: Map) -> tuple[U64, F64, F64]:
@@ -107,7 +83,9 @@ class Maps(StateKind[Map], of=(Map,)):
         if slot.half_life_ms < np.inf:
             decay = np.exp2(np.maximum(batch.request_ms[request] - ms, 0) * (-1.0 / slot.half_life_ms))
             event, over = event * decay, over * decay
-        return Entries(rows, event, over, ms)
+        found = np.zeros((len(Entries._fields), len(batch.candidate)))
+        found[:, rows] = event, over, ms
+        return Entries(*found)
 
 
 @dataclass(frozen=True)
@@ -136,7 +114,7 @@ class Affinity(Kind, kind="affinity"):
         p = self.prior
         keys, event, over = batch.kept(Maps).read(batch, *self.slots)
         # [B, K]: the entry's rate minus the prior's; exactly 0 at an empty place.
-        gain = p.gain(event, over)
+        gain = (event - p.rate * over) / (over + p.weight)
         values = batch.field(self.field)
         if values.ndim == 1:
             return np.where(values == 0, np.nan, p.rate + batch.found(keys, gain, values))

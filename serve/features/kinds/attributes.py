@@ -102,7 +102,7 @@ class Member(Kind, kind="member"):
         """Return `[R]`, NaN where the candidate's category is missing; 0 for an empty set."""
         theirs = batch.field(self.candidate)
         rows, _ = batch.places(batch.viewer[self.viewer.name], theirs)
-        return np.where(theirs == 0, np.nan, batch.spread(rows, np.ones(len(rows))))
+        return np.where(theirs == 0, np.nan, np.bincount(rows, minlength=len(theirs)))
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,14 @@ class Overlap(Kind, kind="overlap"):
         """Return `[R]`, NaN where the candidate's set is missing or empty."""
         theirs = batch.field(self.candidate)
         shared = batch.once((Overlap, self.viewer, self.candidate), self._shared)
-        value = np.bincount(shared, minlength=len(theirs)).astype(np.float64)
-        if self.share:
-            value /= np.maximum((theirs != 0).sum(axis=1), 1)
+        value: F64 = shared / (np.maximum((theirs != 0).sum(axis=1), 1) if self.share else 1)
         # The members of a set come before its empty places.
         value[theirs[:, 0] == 0] = np.nan
         return value
 
     def _shared(self, batch: Batch) -> I64:
-        """Return the row of each shared member."""
+        """Return the number of shared members `[R]`."""
         theirs = batch.field(self.candidate)
         rows = np.arange(len(theirs)).repeat(theirs.shape[1])
-        return rows[batch.among(theirs.ravel(), rows, batch.viewer[self.viewer.name])]
+        shared = rows[batch.among(theirs.ravel(), rows, batch.viewer[self.viewer.name])]
+        return np.bincount(shared, minlength=len(theirs))

@@ -13,10 +13,11 @@ from functools import cached_property
 
 import numpy as np
 
+from serve.features.affinity_maps import Map
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import PAIR, Event, HalfLife, Holder, Keep, Kind, Prior, Transform
-from serve.features.kinds.affinity import Map, Maps, pairs
+from serve.features.kinds.affinity import Maps, pairs
 from serve.features.slots import ENTITIES, F64, I64, Entity, Slot
 from serve.features.state_kind import STATE, Candidates, Cell, Fields, Rows, StateKind
 from serve.features.words import Words
@@ -149,8 +150,7 @@ class Count(Kind, kind="count"):
         """Return `[R]`, ≥ 0; 0 of a pair that is forgotten."""
         (slot,) = self.slots
         if isinstance(slot, Map):
-            entries = batch.kept(Maps).read_pairs(batch, slot)
-            return batch.spread(entries.rows, entries.event)
+            return batch.kept(Maps).read_pairs(batch, slot).event
         return batch.kept(Sums).read(batch, slot)
 
 
@@ -182,9 +182,9 @@ class Rate(Kind, kind="rate"):
         """Return `[R]`; the prior's rate where neither event occurred, or the pair is forgotten."""
         p = self.prior
         if isinstance(self.slots[0], Map):
-            entries = batch.kept(Maps).read_pairs(batch, self.slots[0])
-            return p.rate + batch.spread(entries.rows, p.gain(entries.event, entries.over))
-        event, over = (batch.kept(Sums).read(batch, slot) for slot in self.slots if isinstance(slot, Sum))
+            event, over, _ = batch.kept(Maps).read_pairs(batch, self.slots[0])
+        else:
+            event, over = (batch.kept(Sums).read(batch, slot) for slot in self.slots if isinstance(slot, Sum))
         return (event + p.rate * p.weight) / (over + p.weight)
 
 
@@ -209,8 +209,7 @@ class Recency(Kind, kind="recency"):
         (slot,) = self.slots
         last_ms: I64 | F64
         if isinstance(slot, Map):
-            entries = batch.kept(Maps).read_pairs(batch, slot)
-            last_ms = batch.spread(entries.rows, entries.ms)
+            last_ms = batch.kept(Maps).read_pairs(batch, slot).ms
         else:
             last_ms = batch.kept(Sums).last_ms(batch, slot)
         return np.where(last_ms == 0, np.nan, np.maximum(batch.now_ms - last_ms, 0) / 1000.0)

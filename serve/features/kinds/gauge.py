@@ -33,7 +33,7 @@ from serve.features.batch import Batch
 from serve.features.interactions import Interactions
 from serve.features.kind import DURATION_SCHEMA, Event, Kind, Transform, field_of
 from serve.features.slots import CANDIDATE_ID, ENTITIES, I64, U64, Bools, Entity, FieldRef, Slot
-from serve.features.state_kind import Candidates, Fields, Rows, StateKind
+from serve.features.state_kind import STATE, Candidates, Fields, Rows, StateKind
 
 # Candidates at which a viewer is counted at once.
 PLACES = 8
@@ -123,12 +123,6 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
         beside = {slot.presence: slot for slot in self.slots if isinstance(slot, Inside)}
         return {slot: beside.get(slot) for slot in self.slots if isinstance(slot, Presence)}
 
-    @cached_property
-    def _start(self) -> dict[Inside, int]:
-        """The place of each slot's first hash in a row that is beside a candidate."""
-        insides = [slot for slot in self.slots if isinstance(slot, Inside)]
-        return {slot: i * NEWEST for i, slot in enumerate(insides)}
-
     @property
     def entities(self) -> Iterable[Entity]:
         """Viewers and candidates, and what is beside a candidate if a feature needs that."""
@@ -138,12 +132,11 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
         """Return the fields of `Stays` for a viewer, of `Counts` or of `Inside` for a candidate."""
         if isinstance(slot, Inside):
             return [("viewers", "<u8", (NEWEST,))] if entity == BESIDE else []
-        if entity not in ENTITIES:
-            return []
         if entity == "viewer":
             codes = zip(Stays._fields, ("<u8", "<i8", "?", "<i8"), strict=True)
             return [(name, code, (PLACES,)) for name, code in codes]
-        return [("newest_step", "<i8"), ("present", "<i4", (STEPS + 1,)), ("count_began_ms", "<i8")]
+        counts = [("newest_step", "<i8"), ("present", "<i4", (STEPS + 1,)), ("count_began_ms", "<i8")]
+        return counts if entity == "candidate" else []
 
     def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Iterator[int]:
         """Apply the records of one viewer and candidate after the other."""
@@ -168,12 +161,11 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
 
     def _table(self, viewers: Rows, candidates: Candidates, slot: Presence, inside: Inside | None) -> _Table:
         stays, counts = self.of(viewers.table, slot), self.of(candidates.table, slot)
-        beside = candidates.values.get(CANDIDATE_ID.name)
         return _Table(
             slot.step_ms,
             Stays(*(stays[name] for name in Stays._fields)),
             Counts(*(counts[name] for name in Counts._fields)),
-            self.of(beside.table, inside)["viewers"] if beside and inside else None,
+            self.of(candidates.values[CANDIDATE_ID.name].table, inside)["viewers"] if inside else None,
             viewers,
             candidates,
         )
@@ -198,7 +190,8 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
         number = np.minimum(self.read(batch, slot.presence, "candidate"), NEWEST)
         table, at = batch.values[CANDIDATE_ID.name]
         # Most candidates have few viewers: read these alone, as words of eight bytes.
-        start = self._start[slot] + at * (table.itemsize // 8) - number.cumsum() + number
+        offset = table.dtype[STATE].fields[self._columns[slot]][1]  # type: ignore[index]
+        start = (at * table.itemsize + offset) // 8 - number.cumsum() + number
         rows = np.arange(len(number)).repeat(number)
         viewers = table.view(np.uint64).take(start.take(rows) + np.arange(len(rows)))
         inside = batch.among(viewers, rows, sets)

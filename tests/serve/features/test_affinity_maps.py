@@ -14,15 +14,22 @@ from serve.features.interactions import MAX_CANDIDATES_AT_ONCE, MIN_RECORDS_AT_O
 from serve.features.kinds.affinity import Maps
 from serve.features.kinds.counters import Sums
 from serve.features.rows import Schema, State
+from serve.features.slots import CANDIDATE_ID
 from serve.features.state_kind import STATE
 from serve.features.surface import read_surface
 from tests.support.small_surface import TOML, run_of
 
 CLICKS = (
     'click_affinity = { kind = "affinity", event = "click", over = "join", field = "candidate.tags", '
-    'half_life = "1m", prior = { rate = 0.1, weight = 10 }, keep = 2 }'
+    'half_life = "1m", prior = { rate = 0.1, weight = 10 }, keep = 2 }\n'
 )
-SCHEMA = Schema(read_surface(TOML.replace("keep = 4", "keep = 3") + CLICKS))
+PAIR = 'entity = ["viewer", "candidate"]'
+PAIRS = (
+    f'shown = {{ kind = "count", {PAIR}, event = "impression", keep = 3 }}\n'
+    f'clicked = {{ kind = "rate", {PAIR}, event = "click", over = "impression", half_life = "1h", '
+    "prior = { rate = 0.1, weight = 10 }, keep = 4 }\n"
+)
+SCHEMA = Schema(read_surface(TOML.replace("keep = 4", "keep = 3") + CLICKS + PAIRS))
 MAPS, SUMS = SCHEMA.kept(Maps), SCHEMA.kept(Sums)
 VIEWERS, CANDIDATES = 3, 9
 HOUR_MS = 3_600_000
@@ -70,7 +77,8 @@ class Plain:
             if viewer and event in (m.event, m.over):
                 values = self.candidates[m.field.name][list(candidates)].ravel().tolist()
                 touched = Counter(sorted(value for value in values if value))
-                self.held[i, viewer] = self.after(m, self.held[i, viewer], touched, ts_ms, event == m.event)
+                after = self.after_of_pairs if m.field == CANDIDATE_ID else self.after
+                self.held[i, viewer] = after(m, self.held[i, viewer], touched, ts_ms, event == m.event)
 
     def after(self, m, entries, touched, ts_ms, hit):
         new = {key: (0.0, 0.0, ts_ms) for key in touched if key not in entries}
@@ -85,6 +93,15 @@ class Plain:
 
         for key in sorted(entries, key=worth)[: max(0, len(entries) - m.keep)]:
             del entries[key]
+        return self.counted(m, entries, touched, ts_ms, hit)
+
+    def after_of_pairs(self, m, entries, touched, ts_ms, hit):
+        new = {key: (0.0, 0.0, ts_ms) for key in touched if key not in entries}
+        entries = self.counted(m, entries | new, touched, ts_ms, hit)
+        newest = sorted(entries, key=lambda key: (-entries[key][2], key))[: m.keep]
+        return {key: entry for key, entry in entries.items() if key in newest}
+
+    def counted(self, m, entries, touched, ts_ms, hit):
         for key in touched.keys() & entries.keys():
             event, over, ms = entries[key]
             now_ms = max(ms, ts_ms)
@@ -166,3 +183,14 @@ def test_a_long_run_leaves_the_maps_of_its_records_to_the_last_bit(num):
     for record in records:
         stepped.observe(run_of(SCHEMA, [record]))
     assert held(at_once) == held(stepped)
+
+
+def test_a_page_that_is_shown_again_leaves_the_same_pairs():
+    state = world([(0, [])] * CANDIDATES)
+    for ts_ms in range(1, 6):
+        state.observe(run_of(SCHEMA, [("impression", 1, range(1, CANDIDATES + 1), ts_ms)]))
+    shown = next(i for i, m in enumerate(MAPS.slots) if m.over == m.event)
+    assert [(event, ms) for _, event, _, ms in held(state)[shown, 1]] == [(5, 5)] * 3
+    # One from before them is not among the last.
+    state.observe(run_of(SCHEMA, [("impression", 1, range(1, CANDIDATES + 1), 4)]))
+    assert [ms for *_, ms in held(state)[shown, 1]] == [5] * 3

@@ -6,7 +6,8 @@ import pytest
 from serve.contract.hashing import hash64
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import Schema, State
-from tests.support.small_surface import run_of
+from serve.features.surface import read_surface
+from tests.support.small_surface import TOML, run_of
 
 
 class World:
@@ -22,12 +23,14 @@ class World:
         self.state.observe(run_of(self.schema, [(event, v, c, ts_ms)]))
 
     def values(self, viewers, slates, now_ms, contexts=None):
+        at = self.state.candidates.find([c for slate in slates for c in slate])
         matrix = self.features.compute(
             self.state.viewers.table[self.state.viewers.find(viewers)],
-            self.state.candidates.table[self.state.candidates.find([c for slate in slates for c in slate])],
+            self.state.candidates.table[at],
             self.schema.context_rows(contexts or [{}] * len(viewers)),
             np.repeat(np.arange(len(slates)), [len(slate) for slate in slates]),
             np.full(len(viewers), now_ms),
+            self.state.candidates.values_of(at),
         )
         columns = self.features.columns
         named = {name: matrix.numeric[:, j] for j, name in enumerate(columns.numeric)}
@@ -67,6 +70,31 @@ def test_unknown_ids_are_missing_and_have_the_priors_rates(world):
         assert np.isnan(named[name]).all(), name
     assert named["join_rate"] == pytest.approx([0.1])
     assert named["audience"].tolist() == [0.0]
+
+
+PAIR = 'entity = ["viewer", "candidate"], event = "join"'
+
+
+@pytest.mark.parametrize("half_life", ["", ', half_life = "10s"'])
+def test_pairs_of_unknown_candidates_have_no_events_beside_those_of_known_ones(half_life):
+    features = (
+        f'since = {{ kind = "recency", {PAIR} }}',
+        f'times = {{ kind = "count", {PAIR}{half_life} }}',
+        f'share = {{ kind = "rate", {PAIR}, over = "click", prior = {{ rate = 0.1, weight = 1 }}{half_life} }}',
+    )
+    world = World(read_surface(TOML + "\n".join(features)))
+    for name in ("a", "b", "c"):
+        world.state.upsert("candidate", name, {})
+    for viewer, name in (("ann", "a"), ("bob", "b"), ("ann", "b")):
+        world.happen("join", viewer, [name], 1_000)
+    slate = ["nothing", "a", "c", "nobody", "b", "none"]
+    named, _ = world.values(["ann", "unknown", "bob"], [slate] * 3, 11_000)
+    events, nan = 0.5 if half_life else 1.0, np.nan
+    ann, unknown, bob = (0, 1, 0, 0, 1, 0), (0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 1, 0)
+    joined = np.array([*ann, *unknown, *bob])
+    np.testing.assert_allclose(named["since"], np.where(joined, 10, nan))
+    np.testing.assert_allclose(named["times"], joined * events)
+    np.testing.assert_allclose(named["share"], np.where(joined, events + 0.1, 0.1), rtol=1e-6)
 
 
 def test_a_count_halves_every_half_life(world):

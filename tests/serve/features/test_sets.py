@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.features.batch import SPREAD, Batch
+from serve.features import batch as batches
+from serve.features.batch import MAX_PLACES, SPREAD, Batch
 from tests.serve.features.test_matrix import World
 from tests.support.kind_world import surface_of
 
@@ -18,7 +22,7 @@ HASHES = st.sampled_from([0, 1, 2, 3, 1 << 63, 2 << 60, (1 << 63) + 1, (1 << 40)
 def among(request_of_row, hashes, sets):
     """Return whether each hash is in the set of its row's request."""
     nothing, times = np.zeros(len(sets), [("x", "<f8")]), np.zeros(len(sets), np.int64)
-    batch = Batch({}, nothing, nothing, nothing, np.array(request_of_row, np.int64), times)
+    batch = Batch({}, nothing, nothing, nothing, np.array(request_of_row, np.int64), times, {})
     rows = np.repeat(np.arange(len(hashes)), hashes.shape[1])
     found = np.zeros(hashes.size, bool)
     found[batch.among(hashes.ravel(), rows, sets)] = True
@@ -33,7 +37,9 @@ def test_members_are_those_of_the_set_of_the_rows_own_viewer(data, num_requests,
     rows = [data.draw(st.lists(HASHES, min_size=num, max_size=num)) for _ in of_row]
     rows, sets = np.array(rows, np.uint64).reshape(-1, num), np.array(sets, np.uint64).reshape(-1, width)
     wanted = [[each != 0 and each in sets[r] for each in row] for r, row in zip(of_row, rows, strict=True)]
-    assert among(of_row, rows, sets).tolist() == wanted
+    for places in (MAX_PLACES, 1):
+        with mock.patch.object(batches, "MAX_PLACES", places):
+            assert among(of_row, rows, sets).tolist() == wanted
 
 
 def test_a_large_set_finds_all_of_its_members_and_nothing_else():
@@ -46,6 +52,16 @@ def test_a_large_set_finds_all_of_its_members_and_nothing_else():
     size = np.uint64(1 << (SPREAD * 256).bit_length())
     assert not among(of_row, ours + size, sets).any()
     assert not among((of_row + 1) % 4, ours, sets).any()
+
+
+def test_many_requests_of_one_moment_take_bounded_memory():
+    rng = np.random.default_rng(0)
+    sets = rng.integers(1, 2**63, (4_000, 256), dtype=np.uint64)
+    tracemalloc.start()
+    assert among(np.arange(4_000), sets[:, :2], sets).all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 128 << 20
 
 
 @pytest.fixture

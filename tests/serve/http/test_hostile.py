@@ -24,7 +24,7 @@ from serve.config.yaml_positions import Document
 from serve.contract.errors import ArtifactRefused, RequestError, TabrankError
 from serve.contract.validation import json_value
 from serve.features.matrix import Features
-from serve.features.rows import Schema
+from serve.features.rows import CandidateRows, Schema
 from serve.features.surface import Surface, read_surface
 from serve.http.decoding import decode_request
 from serve.log.events import decode_batch
@@ -172,7 +172,8 @@ def read_to_the_end(text: str) -> None:
     rows = np.zeros(2, np.int64)
     context = schema.context_rows([{}])
     Features(schema).compute(
-        schema.blank("viewer"), schema.blank("candidate", 2), context, rows, np.array([5])
+        *(schema.blank("viewer"), schema.blank("candidate", 2), context, rows, np.array([5])),
+        CandidateRows(schema).values_of(rows),
     )
 
 
