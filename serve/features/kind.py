@@ -73,15 +73,20 @@ def _holder(value: object, parts: Mapping[str, Any], key: str) -> Entity | tuple
     """Read the entity that a kind counts for: one of two, a candidate's field, or the pair."""
     if value == list(PAIR):
         return PAIR
-    declared = parts["candidate"].items()
-    fields = [f"candidate.{name}" for name, field in declared if field.type == "category"]
-    text = typed(value, str, "")
-    if text not in (*ENTITIES, *fields):
-        wanted = f"{unknown('value', text, (*ENTITIES, *fields))}"
+    if isinstance(value, list):
+        raise TabrankError(f'{value} must be ["viewer", "candidate"], which is the only pair')
+    text = str(typed(value, str, ""))
+    if text in ENTITIES:
+        return text
+    fields = {f"candidate.{name}": field for name, field in parts["candidate"].items()}
+    if text not in fields:
+        wanted = unknown("value", text, (*ENTITIES, *fields))
         raise TabrankError(f'{wanted}; or state the pair ["viewer", "candidate"]')
-    if text in fields and parts["candidate"][text.partition(".")[2]].request_time:
+    if fields[text].type != "category":
+        raise TabrankError(f"{text!r} is a {fields[text].type}; it must be a category")
+    if fields[text].request_time:
         raise TabrankError(f"{text!r} is stated by requests, so that no event can count for it")
-    return str(text)
+    return text
 
 
 def _of_pairs(value: int | None, info: ValidationInfo) -> int | None:

@@ -19,6 +19,9 @@ from tests.support.write_schemas import FOLDER
 SCHEMA = jsonschema.Draft7Validator(json.loads((FOLDER / "surface.json").read_text()))
 
 
+COUNTED = 'entity = "candidate", event'
+
+
 @pytest.mark.parametrize("name", ["spaces", "ranklens"])
 def test_a_shipped_surface_is_read_by_its_name(name):
     assert load_surface(name).name == name
@@ -62,6 +65,10 @@ def test_a_surface_is_read_from_a_path(tmp_path):
         ('name = "tiny"', 'nme = "tiny"', "unknown key 'nme'; did you mean 'name'?"),
         ('name = "tiny"', "name = [", "not valid TOML"),
         ('entity = "candidate", event', "event", "the key 'entity' is missing"),
+        (COUNTED, 'entity = ["candidate", "viewer"], event', 'must be ["viewer", "candidate"]'),
+        (COUNTED, 'entity = "candidate.topc", event', "did you mean 'candidate.topic'?"),
+        (COUNTED, 'entity = "candidate.price", event', "is a number; it must be a category"),
+        (COUNTED, f"keep = 8, {COUNTED}", "features.joins.keep: only entity ="),
         (
             'viewer = "viewer.language", candidate',
             'viewer = "candidate.language", candidate',
