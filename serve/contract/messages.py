@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from serve.contract.errors import RequestError, did_you_mean
-from serve.contract.rankings import MAX_ID_CHARACTERS
+from serve.contract.rankings import MAX_ID_CHARACTERS, VALUE
 from serve.contract.validation import MILLISECONDS
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def quoted(text: str) -> str:
 
 def check_kept(name: str | None, pointer: str) -> None:
     """Raise RequestError, 422, if the id of a viewer or candidate begins as keys of values do."""
-    if name is not None and name[0] == "\0":
+    if name is not None and name[0] == VALUE:
         detail = f"the id {quoted(name)} begins with NUL, as no id may; leave that character out"
         raise RequestError(422, "invalid request", detail, pointer)
 

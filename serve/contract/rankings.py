@@ -38,8 +38,9 @@ Explain = bool | Literal["reasons"]
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
 ]
-# The id of a viewer or candidate of which a store keeps a row. Values of fields have theirs under
-# keys that begin with NUL.
+# With this begin the keys under which a store keeps the rows of values of candidates' fields.
+VALUE = "\0"
+# The id of a viewer or candidate of which a store keeps a row.
 KEPT = "An id, 1 to 256 characters of which the first is not NUL."
 KeptId = Annotated[Id, Meta(description=KEPT, extra_json_schema={"pattern": r"^[^\u0000]"})]
 Degraded = Literal[

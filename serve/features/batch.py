@@ -49,7 +49,7 @@ class Batch:
         _, _, name = owner.partition(".")
         if name:
             table, at = self.values[name]
-            return table.take(at)
+            return self.once(owner, lambda _: table.take(at))
         rows: PackedRows = getattr(self, owner)
         return rows
 

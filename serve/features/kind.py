@@ -150,12 +150,9 @@ class Kind:
         """Return `Words` for a feature with these options; fields are written owner.name."""
         entity = options.get("entity", "")
         who = entity if isinstance(entity, str) else "viewer at the candidate"
-        text = (
-            cls.template.format(**{**options, "entity": who})
-            .replace("candidate.", "")
-            .replace("context.", "")
-        )
-        text = text.replace("viewer.", "viewer's ").replace("_", " ").removesuffix(" ms")
+        text = cls.template.format(**{**options, "entity": who})
+        text = text.replace("candidate.", "").replace("context.", "").replace("viewer.", "viewer's ")
+        text = text.replace("_", " ").removesuffix(" ms")
         return "".join(filter(str.isprintable, text))[:MAX_WORDS].strip() or "unnamed"
 
     @property

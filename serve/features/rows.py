@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from serve.contract.hashing import hash64
+from serve.contract.rankings import VALUE
 from serve.features.id_index import Buckets
 from serve.features.interactions import Interactions
 from serve.features.slots import (
@@ -22,7 +23,6 @@ from serve.features.slots import (
     I64,
     IMPRESSION,
     U64,
-    VALUE,
     Bools,
     Entity,
     PackedRows,

@@ -9,6 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.rankings import VALUE
+
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -21,8 +23,6 @@ Entity = str
 ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 # The owners of fields.
 OWNERS = ("viewer", "candidate", "context")
-# The first character of a value's key in a store, with which no id may begin.
-VALUE = "\0"
 # The event that every surface has.
 IMPRESSION = "impression"
 

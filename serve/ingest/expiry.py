@@ -9,10 +9,11 @@ import numpy as np
 
 from serve.contract.errors import StoreUnavailable
 from serve.contract.logs import SeldomWarning
+from serve.contract.rankings import VALUE
 from serve.contract.records import Forget
 from serve.contract.validation import UNITS_MS
 from serve.features.rows import Schema
-from serve.features.slots import VALUE, field_of_key
+from serve.features.slots import field_of_key
 from serve.features.state_kind import STATE
 from serve.ingest.intake import Group
 from serve.log.events import viewer_of

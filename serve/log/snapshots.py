@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
+from serve.contract.rankings import VALUE
 from serve.features.rows import Schema
-from serve.features.slots import VALUE, Entity, field_of_key
+from serve.features.slots import Entity, field_of_key
 from serve.features.surface import read_surface
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import ASIDE, put, swap, sync, write_whole

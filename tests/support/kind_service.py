@@ -9,10 +9,11 @@ import numpy as np
 
 from serve.config.settings import AppArgs
 from serve.contract.errors import StoreUnavailable
+from serve.contract.rankings import VALUE
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.matrix import Features
 from serve.features.rows import Schema, State
-from serve.features.slots import VALUE, field_of_key, value_key
+from serve.features.slots import field_of_key, value_key
 from serve.ingest.backfill import load
 from serve.ingest.writer import Ingester
 from serve.log.events import Exposure, pack

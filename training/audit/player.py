@@ -12,10 +12,9 @@ from typing import Any, Literal
 import msgspec
 
 from serve.contract import records as wire
-from serve.contract.rankings import RankRequest, StatedCandidate
+from serve.contract.rankings import VALUE, RankRequest, StatedCandidate
 from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS, ClientRecord
 from serve.features.rows import EVER_MS
-from serve.features.slots import VALUE
 from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.log.replay import EVENT, UPSERT, event_times

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.contract.hashing import hash64
+from serve.contract.rankings import VALUE
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.features.kinds.counters import Sum, Sums
 from serve.features.registry import KINDS
 from serve.features.rows import CandidateRows, Schema
-from serve.features.slots import VALUE, value_key
+from serve.features.slots import value_key
 from serve.features.state_kind import STATE
 from serve.features.surface import read_surface
 from serve.ingest import expiry, intake
