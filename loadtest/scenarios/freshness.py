@@ -111,8 +111,9 @@ def run_freshness(
 def _label_event(url: str) -> str:
     status, body = ask(url, MODEL_PATH)
     try:
-        event_kind = msgspec.json.decode(body)["label"]["event"] if status == 200 else None
-    except (msgspec.DecodeError, KeyError, TypeError):
+        outcomes = msgspec.json.decode(body)["outcomes"] if status == 200 else {}
+        event_kind = next(iter(outcomes.values()))["event"]
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, StopIteration):
         event_kind = None
     if not isinstance(event_kind, str):
         raise LoadtestError(

@@ -6,7 +6,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,9 +17,9 @@ from pydantic.json_schema import SkipJsonSchema
 
 from serve.contract.errors import TabrankError, suggest, unknown
 from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
-from serve.contract.validation import duration_ms
 from serve.features.baseline import Baseline
-from serve.features.kind import DURATION_SCHEMA, Kind
+from serve.features.kind import Kind
+from serve.features.outcomes import Outcome, Outcomes, Weight, check_outcomes, check_weights, refuse_label
 from serve.features.registry import KINDS
 from serve.features.slots import IMPRESSION, OWNERS
 from serve.features.state_kind import STATE
@@ -35,7 +35,6 @@ MAX_DOTS = 1_000
 NAME = re.compile("[a-z][a-z0-9_-]{0,63}")
 # The key under which the reader passes the text. No TOML file can have it by accident.
 TEXT_KEY = "<text>"
-WITHIN = pydantic.Field(alias="within")
 
 
 @dataclass(frozen=True)
@@ -101,20 +100,6 @@ Fields = Mapping[
 ]
 
 
-@dataclass(frozen=True)
-class Label:
-    """Event to predict, and the time within which it counts.
-
-    Attributes:
-        event: Name of the event.
-        within: Time after the impression, inclusive.
-    """
-
-    __pydantic_config__ = STRICT
-    event: str
-    within_ms: Annotated[int, BeforeValidator(int), checked_by(duration_ms), WITHIN, DURATION_SCHEMA]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Surface:
     """Declaration of one ranked tab.
@@ -125,7 +110,9 @@ class Surface:
         viewer: Fields of a viewer.
         candidate: Fields of a candidate.
         context: Fields of a request.
-        label: Event to predict.
+        outcomes: What may follow an impression, by name; the first is the primary one.
+        weights: What one unit of an outcome is worth. Those that have a weight are predicted, and
+            the others only measured. Without any, the first has the weight 1.
         features: Inputs of the model.
         popular: The numeric feature that orders by popularity. A viewer with an id moves a gauge by
             1. On the wall clock, such a viewer moves another feature by at most 20 events of each
@@ -147,7 +134,8 @@ class Surface:
     viewer: Fields = field(default_factory=dict)
     candidate: Fields
     context: Fields = field(default_factory=dict)
-    label: Label
+    outcomes: Outcomes
+    weights: Mapping[str, Weight] = field(default_factory=dict)
     features: Annotated[
         Mapping[str, Kind], PlainValidator(_read_features, json_schema_input_type=dict[str, Any])
     ]
@@ -167,11 +155,12 @@ class Surface:
     def fingerprint(self) -> str:
         """Return a hash of the declaration that a model depends on.
 
-        Comments, the order of keys, the baseline and the place of unknown candidates do not change
-        it: no feature and no state depends on them.
+        Comments, the order of keys, the baseline, the place of unknown candidates, values of weights
+        and outcomes that are only measured do not change it: no model depends on them.
         """
         bias = "examined" if self.is_debiased else "ignored"
-        parts = (self.name, self.events, self.label, self.popular, self.fields, self.features, bias)
+        predicted = {name: replace(self.outcomes[name], unit="", bad=False) for name in self.worth}
+        parts = (self.name, self.events, predicted, self.popular, self.fields, self.features, bias)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
@@ -184,13 +173,30 @@ class Surface:
         """Return whether clients report impressions; if not, answered rankings count as seen."""
         return IMPRESSION in self.events
 
-    @property
-    def label_window_ms(self) -> int:
-        """Return the longest time after an impression within which a label event counts.
+    @cached_property
+    def worth(self) -> dict[str, float]:
+        """The weight of each outcome that is predicted, in the order of the outcomes."""
+        given = self.weights or {next(iter(self.outcomes)): 1.0}
+        return {name: given[name] for name in self.outcomes if name in given}
 
-        Whether younger rows are positive is still open.
-        """
-        return self.label.within_ms
+    @cached_property
+    def predicted(self) -> dict[str, Outcome]:
+        """The outcomes that are predicted, in their order: those of the columns of predictions."""
+        return {name: self.outcomes[name] for name in self.worth}
+
+    @property
+    def primary(self) -> Outcome:
+        """Return the first outcome that is predicted."""
+        return next(iter(self.predicted.values()))
+
+    def is_bad(self, outcome: str) -> bool:
+        """Return whether less of an outcome is better."""
+        return self.outcomes[outcome].bad or self.weights.get(outcome, 0.0) < 0
+
+    @property
+    def longest_window_ms(self) -> int:
+        """Return the longest time after an impression within which a predicted outcome counts."""
+        return max(outcome.within_ms for outcome in self.predicted.values())
 
     @property
     def is_debiased(self) -> bool:
@@ -215,13 +221,15 @@ class Surface:
                 raise refusal(((name, "request_time"), detail))
         return fields
 
-    @field_validator("label")
+    @field_validator("outcomes")
     @classmethod
-    def _is_declared(cls, label: Label, info: ValidationInfo) -> Label:
-        events = info.data.get("events", [label.event])
-        if label.event not in events:
-            raise refusal((("event",), unknown("value", label.event, events)))
-        return label
+    def _are_declared(cls, outcomes: Outcomes, info: ValidationInfo) -> Outcomes:
+        return check_outcomes(outcomes, info.data.get("events"))
+
+    @field_validator("weights")
+    @classmethod
+    def _fit_the_outcomes(cls, weights: Mapping[str, float], info: ValidationInfo) -> Mapping[str, float]:
+        return check_weights(weights, info.data.get("outcomes"))
 
     @field_validator("popular")
     @classmethod
@@ -274,7 +282,9 @@ def read_surface(text: str, where: str = "surface") -> Surface:
             f"{where}: not a surface: longer than {MAX_CHARACTERS:,} characters, or over {MAX_DOTS} dots in a line"
         )
     try:
-        return read(Surface, {**tomllib.loads(text), TEXT_KEY: text}, where, ": ")
+        document = tomllib.loads(text)
+        refuse_label(document, where)
+        return read(Surface, {**document, TEXT_KEY: text}, where, ": ")
     except RecursionError:
         raise TabrankError(f"{where}: not valid TOML: is nested too deeply") from None
     # tomllib raises a plain ValueError for a number with thousands of digits.

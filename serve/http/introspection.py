@@ -10,10 +10,11 @@ from msgspec import Meta, Struct
 from serve.config.diagnoses import Diagnosis
 from serve.contract.rankings import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARACTERS
 from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
-from serve.features.surface import Label
+from serve.features.outcomes import Outcome
 from serve.ranking.service import RankingService
 
 LIMITS = (MAX_CANDIDATES, MAX_ID_CHARACTERS, MAX_BODY_BYTES, MAX_EVENTS_BODY_BYTES, MAX_RECORDS)
+WEIGHTS = "What one unit of each predicted outcome is worth, unless an arm has its own weights."
 Version = Annotated[str | None, Meta(description="A published version; null for none.")]
 
 
@@ -80,7 +81,8 @@ class Description(Struct):
     metrics: Annotated[dict[str, Any], Meta(description="Metrics of the model's evaluation.")]
     features: list[str]
     popular: Annotated[str, Meta(description="The feature that orders by popularity.")]
-    label: Label
+    outcomes: dict[str, Outcome]
+    weights: Annotated[dict[str, float], Meta(description=WEIGHTS)]
     kill_switch: bool
     experiment: ExperimentInUse
     limits: Limits
@@ -116,7 +118,8 @@ def description(service: RankingService) -> Description:
         metrics=manifest.get("metrics", {}),
         features=[*columns.numeric, *columns.single, *(name for name, _ in columns.multi)],
         popular=surface.popular,
-        label=surface.label,
+        outcomes=dict(surface.outcomes),
+        weights=surface.worth,
         kill_switch=service.config.kill_switch,
         experiment=_experiment(service),
         limits=Limits(*LIMITS, service.config.deadline_ms),

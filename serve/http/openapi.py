@@ -70,7 +70,7 @@ def _filled(surface: Surface) -> dict[str, Any]:
         "about": ABOUT,
         "late": f"Without scores at {100 * SCORES_DUE:g} % of it, the popular order.",
         "surface": surface.name,
-        "event": surface.label.event,
+        "event": surface.primary.event,
         "feature": next(iter(surface.features)),
         "stated": _of_fields(_stated(surface), EXAMPLES),
         **{owner: _of_fields(fields, EXAMPLES) for owner, fields in surface.fields.items()},

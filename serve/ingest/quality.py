@@ -64,9 +64,9 @@ class LiveQuality:
     """
 
     def __init__(self, surface: Surface, models: Path, max_bytes: int = MAX_BYTES) -> None:
-        self._by_client, self._label = surface.impression_events, surface.label
+        self._by_client, self._label = surface.impression_events, surface.primary
         # Labels come within a window after an impression, and that within one after the exposure.
-        self._span_ms = surface.label_window_ms * (1 + self._by_client)
+        self._span_ms = surface.longest_window_ms * (1 + self._by_client)
         self._models, self._max_bytes, self._num_bytes = models, max_bytes, 0
         # Share of the viewers that count, when it last grew, and up to when events are joined.
         self._share, self._grown_ms, self._joined_ms = 1.0, 0, 0

@@ -97,7 +97,11 @@ class LiveStub(Stub):
 
     def respond(self, path: str, request: dict) -> tuple[int, dict]:
         if path == "/v1/model":
-            return 200, {"surface": "any", "label": {"event": "join", "within_ms": 1}, "features": []}
+            return 200, {
+                "surface": "any",
+                "outcomes": {"join": {"event": "join", "within_ms": 1}},
+                "features": [],
+            }
         if path == "/v1/events":
             return self.take(request["records"])
         if self.score:

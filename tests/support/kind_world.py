@@ -45,7 +45,7 @@ def surface_of(**features):
     sections = ["\n".join([f"[{owner}]", *declared]) for owner in OWNERS]
     head = (
         f'name = "drawn"\nevents = {json.dumps(EVENTS)}\npopular = "always"\n'
-        'label = { event = "join", within = "10s" }'
+        'outcomes.join = { event = "join", within = "10s" }'
     )
     always = 'always = { kind = "number", field = "candidate.price" }'
     return read_surface("\n".join([head, *sections, "[features]", always, *lines]))

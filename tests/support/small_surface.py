@@ -13,7 +13,7 @@ from serve.features.rows import Schema
 TOML = """
 name = "tiny"
 events = ["click", "join", "leave"]
-label = { event = "join", within = "10s" }
+outcomes.join = { event = "join", within = "10s" }
 popular = "audience"
 
 [viewer]

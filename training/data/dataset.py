@@ -199,7 +199,7 @@ class DatasetPlan:
                 'no record of them came before, and the surface has unknown_candidates = "last"'
             )
         if not len(self):
-            window = spelled(schema.surface.label_window_ms / 1000)
+            window = spelled(schema.surface.longest_window_ms / 1000)
             raise TabrankError(
                 "every shown candidate was unknown when it was shown; write the candidates to the log with times "
                 'before the rankings, or set unknown_candidates = "scored" in the surface'

@@ -39,7 +39,7 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
     at the end of the log are left out, and those of erased exposures. Erased events label nothing.
     """
     owners = Owners.in_replay(replay, log)
-    window_ms = surface.label_window_ms
+    window_ms = surface.longest_window_ms
     shown = np.arange(len(replay.shown))
     since_ms = last_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     if surface.impression_events:
@@ -52,8 +52,8 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
     seen &= ~np.repeat(pc.fill_null(log.exposures["erased"], False).to_numpy(), np.diff(replay.first))
     is_open = seen & (last_ms > log.ends_ms - window_ms)
     is_erased = pc.fill_null(log.events["erased"], False).to_numpy()
-    is_label = (replay.event_kind == surface.label.event) & ~is_erased
-    at = owners.of(np.flatnonzero(is_label), shown, since_ms, surface.label.within_ms)
+    is_label = (replay.event_kind == surface.primary.event) & ~is_erased
+    at = owners.of(np.flatnonzero(is_label), shown, since_ms, surface.primary.within_ms)
     positive = np.zeros(len(replay.shown), bool)
     positive[shown[at[at >= 0]]] = True
     counts = {"open_rows": int(is_open.sum()), "unmatched_label_events": int((at < 0).sum())}

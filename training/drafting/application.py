@@ -49,7 +49,7 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
     text = (shipped / "cluster.yaml").read_text(encoding="utf-8")
     # JSON strings are valid YAML, whatever they hold.
     name = json.dumps(surface.name)
-    event = surface.label.event
+    event = surface.primary.event
     none = f"active_days  # every log has it; no metric counts {json.dumps(event)}"
     primary = next((metric.name for metric in METRICS if metric.events == (event,)), none)
     log_path = json.dumps(os.path.relpath(log.resolve(), out.resolve()), ensure_ascii=False)

@@ -111,7 +111,7 @@ def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
     schema = Schema(replace(surface, features=kept))
     table = read_log(log, surface)
     step = max(1, len(pc.list_flatten(table.exposures["candidates"])) // PROBE_ROWS)
-    wanted = pa.array(sorted({surface.label.event, IMPRESSION}))
+    wanted = pa.array(sorted({surface.primary.event, IMPRESSION}))
     probe = replace(
         table,
         # Snapshots hold state, which the probed features do not use.
@@ -167,7 +167,7 @@ def _text(name: str, log: Path, events: Funnel, columns: list[Column], features:
     spec = {"event": label.kind, "within": duration(label.within_ms)}
     popular = next(f for f in features if f.popular)
     lines += [
-        f"label = {toml(spec)}  # {events.window_reason}",
+        f"outcomes.{toml_key(label.kind)} = {toml(spec)}  # {events.window_reason}",
         f"popular = {toml(popular.name)}  # {POPULAR[str(popular.spec['kind'])]}",
     ]
     for owner in OWNERS:

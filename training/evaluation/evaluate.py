@@ -86,7 +86,7 @@ def assess(
         "slates": int(slates.rankable.sum()),
         "positives": int(data.label.sum(dtype=np.float64)),
         "span_ms": [int(data.ts_ms.min()), int(data.ts_ms.max())],
-        "label": {"event": surface.label.event, "within_ms": surface.label.within_ms},
+        "label": {"event": surface.primary.event, "within_ms": surface.primary.within_ms},
         "popular_feature": surface.popular,
         "features": {name: kinds[type(kind)] for name, kind in surface.features.items()},
         "labels": {name: kind.label for name, kind in surface.features.items()},

@@ -110,7 +110,7 @@ def take_evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
 
 def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress) -> Prepared:
     (data,) = plan.parts(len(plan), progress)
-    train, valid = split_by_time(data, SHARES, surface.label_window_ms)
+    train, valid = split_by_time(data, SHARES, surface.longest_window_ms)
     encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
     examination = examine(train, encoder, surface)
     span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
@@ -125,7 +125,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     """Write the features of each part to disk; then encode them with the encoder of a sample."""
     cut = int(_cuts(plan.ts_ms, SHARES)[0])
     cut_ms = plan.ts_ms[cut]
-    num_train = int(np.searchsorted(plan.ts_ms, cut_ms - surface.label_window_ms))
+    num_train = int(np.searchsorted(plan.ts_ms, cut_ms - surface.longest_window_ms))
     every = -(-(len(plan) - cut) // MAX_VALIDATION)
     # Slates with a lower number are in the sample.
     chance = default_rng(0).random(len(log.exposures))
@@ -133,7 +133,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     num_slates = num_positive = 0
     (folder / "raw").mkdir(parents=True)
     for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
-        num_early, late = np.searchsorted(part.ts_ms, (cut_ms - surface.label_window_ms, cut_ms))
+        num_early, late = np.searchsorted(part.ts_ms, (cut_ms - surface.longest_window_ms, cut_ms))
         if late < len(part):
             kept = part.take(slice(late, None))
             slates = num_slates + np.cumsum(np.diff(kept.slate, prepend=-1) != 0) - 1

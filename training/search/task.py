@@ -95,7 +95,7 @@ class Task:
     @cached_property
     def parts(self) -> dict[str, Dataset]:
         """Return the rows for training, validation and test."""
-        parts = split_by_time(self.data, SHARES, self.schema.surface.label_window_ms)
+        parts = split_by_time(self.data, SHARES, self.schema.surface.longest_window_ms)
         return dict(zip(SHARES, parts, strict=True))
 
     @cached_property
@@ -107,7 +107,7 @@ class Task:
     def before(self) -> Dataset:
         """Return all rows before the test rows."""
         shares = {"training": SHARES["training"] + SHARES["validation"], "test": SHARES["test"]}
-        return split_by_time(self.data, shares, self.schema.surface.label_window_ms)[0]
+        return split_by_time(self.data, shares, self.schema.surface.longest_window_ms)[0]
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -29,7 +29,7 @@ def test_a_shipped_surface_is_read_by_its_name(name):
 
 def test_a_surface_is_read_from_a_path(tmp_path):
     (tmp_path / "mine.toml").write_text(TOML)
-    assert load_surface(str(tmp_path / "mine.toml")).label.within_ms == 10_000
+    assert load_surface(str(tmp_path / "mine.toml")).primary.within_ms == 10_000
 
 
 @pytest.mark.parametrize(

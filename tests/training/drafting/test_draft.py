@@ -94,7 +94,7 @@ def spaces(tmp_path_factory):
 
 def test_the_tiny_log_gives_a_surface_that_builds(log_folder):
     surface, data, _ = read(log_folder)
-    assert surface.label.event == "join"
+    assert surface.primary.event == "join"
     assert isinstance(surface.features[surface.popular], Gauge)
     assert data.counts["positive"] >= 2
     types = {name: declared.type for name, declared in surface.fields["candidate"].items()}
@@ -108,8 +108,8 @@ def test_the_tiny_log_gives_a_surface_that_builds(log_folder):
 
 def test_the_draft_of_the_simulated_tab_matches_its_own_surface(spaces):
     surface, data, text = spaces
-    assert surface.label.event == "join"
-    assert 60_000 <= surface.label.within_ms <= 1_800_000
+    assert surface.primary.event == "join"
+    assert 60_000 <= surface.primary.within_ms <= 1_800_000
     popular = surface.features[surface.popular]
     assert isinstance(popular, Gauge)
     assert (popular.up, popular.down) == ("join", "leave")
@@ -135,7 +135,7 @@ def test_the_draft_of_the_simulated_tab_matches_its_own_surface(spaces):
 def test_a_log_without_repeated_ids_and_a_base_rate_above_one_half(market_log):
     surface, data, text = read(market_log)
     assert surface.name == "market-7"
-    assert (surface.label.event, surface.label.within_ms) == ("buy", 60_000)
+    assert (surface.primary.event, surface.primary.within_ms) == ("buy", 60_000)
     assert data.label.mean() == pytest.approx(0.6, abs=0.01)
     assert {"color", "size", "viewer_shade"} <= set(data.columns.single)
     assert not any(
@@ -364,7 +364,7 @@ def test_the_draft_counts_the_positives_that_the_labels_will_have(tmp_path, name
     for kind in ("buy", "view"):
         stats = one.event_stats[kind]
         changed = dataclasses.replace(
-            surface, label=dataclasses.replace(surface.label, event=kind, within_ms=stats.within_ms)
+            surface, label=dataclasses.replace(surface.primary, event=kind, within_ms=stats.within_ms)
         )
         labels = label(Replay(Schema(changed), log), log, changed)
         assert stats.positives == labels.positive.sum()

@@ -50,11 +50,11 @@ def offline(
     """
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    event = event or surface.label.event
+    event = event or surface.primary.event
     found = explored(folder, artifact, surface, event, progress)
     return {
         "event": event,
-        "within_ms": surface.label_window_ms,
+        "within_ms": surface.longest_window_ms,
         "version": artifact.version,
         "served_versions": found.served,
         "left_out": found.left_out,

@@ -69,7 +69,7 @@ def explored(
             "cannot be evaluated; set `explore` for the arm in cluster.yaml, and use the log served after that"
         )
     replay = Replay(features.schema, log)
-    open_ms = log.ends_ms - surface.label_window_ms
+    open_ms = log.ends_ms - surface.longest_window_ms
     why: dict[int, str] = {}
     for i, draw in draws.items():
         if draw.is_outside:
@@ -120,7 +120,7 @@ def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
     owners = Owners.in_replay(replay, log)
     shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     events = np.flatnonzero(replay.event_kind == event)
-    at = owners.of(events, np.arange(len(replay.shown)), shown_ms, surface.label_window_ms)
+    at = owners.of(events, np.arange(len(replay.shown)), shown_ms, surface.longest_window_ms)
     earned = np.zeros(len(replay.shown))
     earned[at[at >= 0]] = 1.0
     return earned

@@ -111,7 +111,7 @@ def test_a_shift_raises_the_calibration_alert_within_the_hour_and_a_healthy_day_
         pytest.skip("promtool is missing: apt-get install prometheus")
     publish(tmp_path)
     series = scraped(tmp_path, 1.5, np.random.default_rng(5))
-    closed = DAY + (load_surface("spaces").label.within_ms + GRACE_MS) // MINUTE_MS
+    closed = DAY + (load_surface("spaces").primary.within_ms + GRACE_MS) // MINUTE_MS
     found = firing(tmp_path, series, every=10)
     assert {name for name, _ in found} == {"TabrankCalibration"}
     assert closed < min(minute for _, minute in found) <= closed + 60

@@ -1,0 +1,149 @@
+"""Outcomes of a surface: what may follow when a candidate is shown, and what each is worth.
+
+The amount of an outcome is that of one shown candidate: 1 if the event follows and 0 if not, the
+minutes from the event to the one that ends it, or the sum of the values that the events carry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
+
+from serve.contract.errors import TabrankError, unknown
+from serve.contract.typed_reader import STRICT, Between, checked_by, refusal
+from serve.contract.validation import UNITS_MS, duration_ms, number
+from serve.features.kind import DURATION_SCHEMA
+
+# Names become those of metrics, such as `join_per_viewer`.
+NAME = re.compile("[a-z][a-z0-9_]{0,31}")
+# Each is an output of the network and a number in the log for each candidate shown.
+MAX_OUTCOMES = 16
+MAX_CAP = 1e9
+# Metrics of every experiment, whatever its outcomes are.
+RESERVED = ("exposures", "active_days")
+Weight = Annotated[float, Between(-1e6, 1e6)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What may follow an impression.
+
+    Attributes:
+        event: Name of the event.
+        within: Time after the impression within which it counts, inclusive.
+        until: Event that ends a stay. The amount is then the minutes from `event` to `until`.
+        sum: `value` adds up the values of the events.
+        cap: The most that counts: a duration such as "60m" with `until`, a number with `sum`.
+        unit: Unit of a sum, for people.
+        bad: Less of it is better. An outcome with a negative weight is bad without it.
+    """
+
+    __pydantic_config__ = STRICT
+    event: str
+    within_ms: Annotated[
+        int, BeforeValidator(int), checked_by(duration_ms), Field(alias="within"), DURATION_SCHEMA
+    ]
+    until: str | None = None
+    sum: Literal["value"] | None = None
+    cap: Annotated[
+        float | None, Field(validate_default=True, json_schema_extra={"type": ["string", "number"]})
+    ] = None
+    unit: str = ""
+    bad: StrictBool = False
+
+    @property
+    def scale(self) -> float:
+        """Return the amount that a prediction of 1 stands for: the cap, or one event."""
+        return self.cap or 1.0
+
+    @field_validator("sum")
+    @classmethod
+    def _is_one_amount(cls, sum_: str | None, info: ValidationInfo) -> str | None:
+        if sum_ and info.data.get("until"):
+            raise ValueError("an outcome is either a stay, with until, or a sum; leave one of them out")
+        return sum_
+
+    @field_validator("cap", mode="before")
+    @classmethod
+    def _fits_the_amount(cls, cap: object, info: ValidationInfo) -> float | None:
+        if info.data.get("until"):
+            if cap is None:
+                raise ValueError('is missing; state the longest stay that counts, such as cap = "60m"')
+            return _checked(duration_ms, cap) / UNITS_MS["m"]
+        if info.data.get("sum"):
+            if cap is None:
+                raise ValueError("is missing; state the largest sum that counts, such as cap = 500")
+            return _checked(number, cap, 1e-9, MAX_CAP)
+        if cap is not None:
+            raise ValueError("only a stay, with until, or a sum has a cap; leave it out")
+        return None
+
+
+def _checked(check: Callable[..., float], value: object, *bounds: float) -> float:
+    try:
+        return check(value, "", *bounds)
+    except TabrankError as error:
+        raise ValueError(str(error).removeprefix(": ")) from None
+
+
+def _check_name(name: str, where: str) -> str:
+    if not NAME.fullmatch(name) or name in RESERVED:
+        reserved = " and ".join(RESERVED)
+        raise TabrankError(f"{where}: {name!r} must be lower-case letters, digits and _, and not {reserved}")
+    return name
+
+
+Outcomes = Mapping[Annotated[str, checked_by(_check_name)], Outcome]
+
+
+def check_outcomes(outcomes: Outcomes, events: tuple[str, ...] | None) -> Outcomes:
+    """Return the outcomes; raise a validator's error unless they fit the declared events."""
+    if not 0 < len(outcomes) <= MAX_OUTCOMES:
+        raise ValueError(f"{len(outcomes)} outcomes; state 1 to {MAX_OUTCOMES}, the most important one first")
+    problems = []
+    for name, outcome in outcomes.items():
+        for key, event in (("event", outcome.event), ("until", outcome.until)):
+            if events is not None and event is not None and event not in events:
+                problems.append(((name, key), unknown("value", event, events)))
+        if outcome.unit and not outcome.sum:
+            problems.append(((name, "unit"), "only a sum has a unit; leave it out"))
+    if problems:
+        raise refusal(*problems)
+    return outcomes
+
+
+def check_weights(weights: Mapping[str, float], outcomes: Outcomes | None) -> Mapping[str, float]:
+    """Return the weights; raise a validator's error unless they fit the outcomes."""
+    if outcomes is None or not weights:
+        return weights
+    problems: list[tuple[tuple[str, ...], str]] = []
+    for name, weight in weights.items():
+        if name not in outcomes:
+            problems.append(((name,), unknown("outcome", name, outcomes)))
+        elif weight > 0 and outcomes[name].bad:
+            problems.append(
+                ((name,), f"{weight:g} rewards a bad outcome; make it negative, or leave bad out")
+            )
+    if not any(weights.values()):
+        problems.append(
+            ((), "all weights are 0, so all candidates are worth the same; give one another weight")
+        )
+    if problems:
+        raise refusal(*problems)
+    return weights
+
+
+def refuse_label(document: Mapping[str, object], where: str) -> None:
+    """Raise TabrankError with the lines that replace it, if a surface still has a `label`."""
+    label = document.get("label")
+    if label is not None:
+        table = label if isinstance(label, dict) else {}
+        event, within = table.get("event", "join"), table.get("within", "30m")
+        raise TabrankError(
+            f"{where}: label: outcomes have taken its place; delete the key, and write below the other tables\n"
+            f'[outcomes]\n{event} = {{ event = "{event}", within = "{within}" }}'
+        )
