@@ -1,0 +1,67 @@
+"""Amounts of an outcome: 1 for an event, the minutes of a stay, or what an event's value says.
+
+Training and the report of an experiment both count by this function. E events, in the order in
+which they took place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from serve.contract.validation import UNITS_MS
+from serve.features.outcomes import Outcome
+
+
+def amounts(
+    outcome: Outcome,
+    kind: NDArray[Any] | pd.Series[Any],
+    ts_ms: ArrayLike,
+    viewer: ArrayLike,
+    candidate: ArrayLike,
+    value: ArrayLike,
+) -> NDArray[np.float64]:
+    """Return [E] the amount of each event that begins the outcome, in its unit, and 0 for others.
+
+    An amount is between 0 and the cap. A stay lasts until the next `until` of the same viewer and
+    candidate, for example from a join to a leave. NaN is an amount that nobody knows: that of a stay
+    which begins again before it has ended, or never ends, and that of a sum without a value.
+
+    `viewer` and `candidate` are codes of any integer type. Events of unknown viewers need codes of
+    their own, or one's stay would end with another's.
+    """
+    begins = np.asarray(kind == outcome.event)
+    found = np.zeros(len(begins))
+    if outcome.until is not None:
+        found[begins] = _minutes(
+            begins, np.asarray(kind == outcome.until), *map(np.asarray, (ts_ms, viewer, candidate))
+        )
+    elif outcome.sum is not None:
+        found[begins] = np.asarray(value, np.float64)[begins]
+    else:
+        found[begins] = 1.0
+    return np.clip(found, 0.0, outcome.scale)
+
+
+def _minutes(
+    begins: NDArray[np.bool_],
+    ends: NDArray[np.bool_],
+    ts_ms: NDArray[Any],
+    viewer: NDArray[Any],
+    candidate: NDArray[Any],
+) -> NDArray[np.float64]:
+    """Return the minutes of each stay, in order of its beginning, and NaN without an end."""
+    of_a_stay = np.flatnonzero(begins | ends)
+    # The sort is stable: of two events in the same millisecond, the first one stays first.
+    order = of_a_stay[np.lexsort((ts_ms[of_a_stay], candidate[of_a_stay], viewer[of_a_stay]))]
+    here, following = order[:-1], order[1:]
+    is_ended = (
+        (viewer[here] == viewer[following]) & (candidate[here] == candidate[following]) & ends[following]
+    )
+    minutes = np.full(len(begins), np.nan)
+    lasted_ms = (ts_ms[following] - ts_ms[here])[is_ended]
+    minutes[here[is_ended]] = lasted_ms / UNITS_MS["m"]
+    return minutes[begins]
