@@ -73,7 +73,7 @@ def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> di
     log, surface = folder / "log", load_surface(SURFACE)
     simulate(log, rows=rows, days=2.0, seed=seed, **kind)
     manifest, data, ours, truth = trained(log, surface, folder / "model", seed)
-    examination = Examination.of(manifest)
+    (examination,) = Examination.of(manifest)
     evaluation = assess(data, {"model": ours}, surface, examination=examination)
     pair = evaluation["paired"]["model-popular"]
     world, slates = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)

@@ -55,7 +55,7 @@ class Scorer:
             logging.getLogger("tabrank").warning("the promoted model is refused: %s", error)
 
     async def score(self, version: str, payload: bytes) -> bytes:
-        """Return the float32 probabilities of the matrix in `payload`, with the scoring time.
+        """Return the float32 predictions of the matrix in `payload`, with the scoring time.
 
         `serve.model.scorer_cache` describes the format. Runs on the event loop: a replica scores
         one batch at a time.

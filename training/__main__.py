@@ -174,7 +174,7 @@ def fit(
         progress=ProgressLines("features"),
     )
     PARTS.end()
-    for line in (Examination.of(manifest).describe(), *manifest["suspects"], *manifest["advice"]):
+    for line in (Examination.of(manifest)[0].describe(), *manifest["suspects"], *manifest["advice"]):
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {spelled(manifest['seconds'])}; validation "

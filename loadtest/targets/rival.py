@@ -142,7 +142,7 @@ async def rank(request: RankRequest, http: Request) -> dict[str, Any]:
     """
     begun, state = time.perf_counter(), http.app.state
     matrix, standing = state.reader.read(request)
-    scores = state.scorer.score(matrix.numeric, matrix.category)
+    scores = state.scorer.score(matrix.numeric, matrix.category)[:, 0]
     places = np.lexsort((-scores, standing)).tolist()[: request.limit]
     names, values, over = request.candidates, scores.tolist(), standing.tolist()
     return {

@@ -201,7 +201,7 @@ class LiveQuality:
             try:
                 artifact = load(self._models / model)
                 evaluation = json_value(artifact.read("evaluation.json"), "evaluation.json")
-                theta = artifact.manifest.get("examination", {}).get("theta", (1.0,))
+                theta = next(iter(artifact.manifest["outcomes"].values()))["examination"]["theta"]
                 self._versions[model] = np.array(theta), evaluation.get("statistics", {}).get("score")
             except TabrankError as error:
                 log.warning("live quality: a version's scores are not measured: %s", error)

@@ -26,7 +26,7 @@ from serve.contract.validation import json_value
 from serve.model.encoder import Encoder
 from serve.storage.atomic_files import draft_of, sync, write_whole
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 # The last key of a manifest; its value is the SHA-256 of all bytes before it.
 CHECKSUM_KEY = "sha256"
@@ -67,6 +67,14 @@ class Artifact:
     def version(self) -> str:
         """The version's name, sortable by its time of creation."""
         return str(self.manifest["version"])
+
+    @cached_property
+    def outcomes(self) -> dict[str, float]:
+        """The predicted outcomes, in the order of a score's columns.
+
+        The value is the amount that a score of 1 stands for: one event, or the cap of an amount.
+        """
+        return {name: float(about["scale"]) for name, about in self.manifest["outcomes"].items()}
 
     @cached_property
     def encoder(self) -> Encoder:

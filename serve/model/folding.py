@@ -6,7 +6,7 @@ The letters are those of `serve.model.graph`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +74,10 @@ def _places(encoder: Encoder) -> _Places:
 
 
 def fold(
-    state: Mapping[str, NDArray[Any]], encoder: Encoder, config: Mapping[str, Any], calibration: Calibration
+    state: Mapping[str, NDArray[Any]],
+    encoder: Encoder,
+    config: Mapping[str, Any],
+    calibrations: Sequence[Calibration],
 ) -> Folded:
     """Fold a TabNet's state dict, in float64.
 
@@ -86,7 +89,7 @@ def fold(
         state: the state dict of `training.network.network.Network.tabnet`.
         encoder: the columns that the network was trained on.
         config: the fields of `training.network.network.NetworkConfig`.
-        calibration: fitted on the network's logits.
+        calibrations: of each outcome, fitted on the network's logits.
 
     Raises:
         TabrankError: a weight is missing or not finite.
@@ -96,8 +99,9 @@ def fold(
     num_logged = sum(column.transform == "log1p" for column in numbers)
     scale, shift = weights.batch_norm("tabnet.encoder.initial_bn")
     shares = np.repeat(at.widths, at.widths)
-    output = np.zeros((1, 2 * width))
-    output[:, :width] = weights["tabnet.final_mapping.weight"] * _residual_scale(config) * calibration.a
+    slopes = np.array([[calibration.a] for calibration in calibrations])
+    output = np.zeros((len(slopes), 2 * width))
+    output[:, :width] = weights["tabnet.final_mapping.weight"] * _residual_scale(config) * slopes
     return Folded(
         logged=np.array(at.numbers[:num_logged], np.int64),
         plain=np.array(at.numbers[num_logged:], np.int64),
@@ -115,7 +119,7 @@ def fold(
         gamma=float(config["gamma"]),
         mask_type=config["mask_type"],
         output=_f32(output),
-        output_bias=_f32([[calibration.b]]),
+        output_bias=_f32([[calibration.b] for calibration in calibrations]),
     )
 
 

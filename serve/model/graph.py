@@ -6,7 +6,7 @@ written once, over an `Ops` namespace: `serve.model.torch_ops` computes with it,
 
 Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
 columns, G = F + I + V + K1 columns that the masks choose from, D of them after the embedding, H
-hidden units. Arrays are laid out as [columns, R]: sums over columns and thresholds per row then run
+hidden units, O outcomes. Arrays are laid out as [columns, R]: sums over columns and thresholds per row then run
 along whole rows of memory, two to four times as fast in ONNX Runtime as [R, columns]. The cost of a
 small batch is per node (0.7 µs), that of a large batch per pass over [G, R]; the graph minimises
 both.
@@ -98,7 +98,9 @@ class Folded:
 
 
 def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact: bool) -> tuple[T, T]:
-    """Score numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1] → probability [R], residual [R].
+    """Score numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1] → shares [R, O], residual [R].
+
+    A share is the expected amount of an outcome by its cap: of an event, its probability.
 
     The residual is the largest deviation of a mask's sum from 1 in the row (NaN counts as 1). Above
     1e-6 the passes of `serve.model.masks` did not suffice, and the row must be scored with `exact`,
@@ -123,7 +125,7 @@ def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact:
         spread = chosen if folded.spread is None else ops.take(chosen, folded.spread)
         hidden = _transform(ops, step.layers, ops.mul(spread, x))
         logit = ops.linear(ops.constant(folded.output), ops.relu(hidden), logit)
-    return ops.flatten(ops.sigmoid(logit)), _residual(ops, sums)
+    return ops.transpose(ops.sigmoid(logit)), _residual(ops, sums)
 
 
 def _inputs(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T) -> T:

@@ -33,9 +33,17 @@ def timed(scores: bytes, took_ms: float) -> bytes:
 
 
 def untimed(answer: bytes, num_rows: int) -> tuple[NDArray[np.float32], float]:
-    """Split an answer for `num_rows` rows into scores and time; raise struct.error for another."""
-    (took_ms,) = TAIL.unpack(answer[4 * num_rows :])
-    return np.frombuffer(answer, np.float32, num_rows), took_ms
+    """Split an answer for `num_rows` rows into scores `[R, O]` and time.
+
+    Raises:
+        struct.error: the answer is for other rows.
+    """
+    num_scores, rest = divmod(len(answer) - TAIL.size, 4)
+    if rest or num_scores % max(num_rows, 1) or num_scores < num_rows:
+        raise struct.error(f"{len(answer)} bytes are no scores of {num_rows} rows")
+    (took_ms,) = TAIL.unpack_from(answer, 4 * num_scores)
+    scores = np.frombuffer(answer, np.float32, num_scores)
+    return scores.reshape(num_rows, num_scores // max(num_rows, 1)), took_ms
 
 
 class ModelHolder:
@@ -74,7 +82,7 @@ class ModelHolder:
             self.load(version)
 
     def score_packed(self, version: str, payload: bytes) -> bytes:
-        """Return float32 probabilities `[R]` of the matrix in `payload`, with the time, as `timed`.
+        """Return float32 shares `[R, O]` of the matrix in `payload`, with the time, as `timed`.
 
         Raises:
             ArtifactRefused: the version cannot be loaded.

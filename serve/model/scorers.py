@@ -1,6 +1,7 @@
-"""Scorers: from feature matrix to probabilities with one artifact, on ONNX Runtime or torch.
+"""Scorers: from feature matrix to predictions with one artifact, on ONNX Runtime or torch.
 
-Letters: R rows, F numeric columns, K category columns.
+A prediction is the expected amount of an outcome as a share of its cap; of an event, its probability.
+Letters: R rows, F numeric columns, K category columns, O outcomes.
 """
 
 from __future__ import annotations
@@ -46,26 +47,27 @@ class Scorer:
 
     def __init__(self, artifact: Artifact) -> None:
         self._encoder = artifact.encoder
+        self.outcomes = artifact.outcomes
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Score numeric f32 [R, F] (NaN missing), category u64 [R, K] (0 missing): P(label) [R]."""
+        """Score numeric f32 [R, F] (NaN missing), category u64 [R, K] (0 missing): shares [R, O]."""
         parts = self._encoder.encode(numeric, category)
         if not len(numeric):
-            return np.empty(0, np.float32)
-        probability, residual = self._run(parts, exact=self.always_sorts)
+            return np.empty((0, len(self.outcomes)), np.float32)
+        shares, residual = self._run(parts, exact=self.always_sorts)
         settled = residual <= MAX_RESIDUAL
         if not settled.all():
             self.num_reruns += 1
-            probability = np.where(settled, probability, self._run(parts, exact=True)[0])
-        return probability
+            shares = np.where(settled[:, None], shares, self._run(parts, exact=True)[0])
+        return shares
 
     def score_sorting(self, numeric: F32, category: U64) -> F32:
-        """Return probabilities [R], all with a sort."""
+        """Return shares [R, O], all with a sort."""
         return self._run(self._encoder.encode(numeric, category), exact=True)[0]
 
     def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
-        """Return probabilities [R] and residuals [R]; `exact` sorts. There is at least one row."""
+        """Return shares [R, O] and residuals [R]; `exact` sorts. There is at least one row."""
         raise NotImplementedError
 
 
@@ -81,8 +83,8 @@ class OnnxScorer(Scorer):
         arrays: tuple[NDArray[Any], ...] = parts
         feeds = {name: array for name, array in zip(_INPUTS, arrays, strict=True) if array.shape[1]}
         session = self._sorting if exact else self._passes
-        probability, residual = session.run(("probability", "residual"), feeds)
-        return probability, residual
+        shares, residual = session.run(OUTPUTS, feeds)
+        return shares, residual
 
 
 class TorchScorer(Scorer):
@@ -102,16 +104,16 @@ class TorchScorer(Scorer):
             load_safetensors(artifact.read("weights.safetensors")),
             artifact.encoder,
             artifact.manifest["network"],
-            Calibration(**artifact.manifest["calibration"]),
+            [Calibration(**about["calibration"]) for about in artifact.manifest["outcomes"].values()],
         )
 
     def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
         with self._torch.inference_mode():
             # Copy: torch warns about read-only arrays, such as those received over a connection.
             inputs = [self._torch.tensor(part, device=self._device) for part in parts]
-            probability, residual = forward(self._ops, self._folded, *inputs, exact=exact)
-            scores: F32 = probability.cpu().numpy()
-            return scores, np.zeros_like(scores) if exact else residual.cpu().numpy()
+            shares, residual = forward(self._ops, self._folded, *inputs, exact=exact)
+            scores: F32 = shares.cpu().numpy()
+            return scores, np.zeros(len(scores), np.float32) if exact else residual.cpu().numpy()
 
 
 def load_scorer(folder: Path, backend: Literal["onnx", "torch"], device: str | None = None) -> Scorer:
@@ -133,7 +135,7 @@ def load_scorer(folder: Path, backend: Literal["onnx", "torch"], device: str | N
     return scorer
 
 
-_INPUTS = ("numeric", "hot", "index")
+_INPUTS, OUTPUTS = ("numeric", "hot", "index"), ["shares", "residual"]
 
 
 def one_thread_session(model: bytes) -> Any:
@@ -157,7 +159,7 @@ def _session(artifact: Artifact, name: str) -> Any:
         ) from error
     session = one_thread_session(model)
     unknown = {value.name for value in session.get_inputs()} - set(_INPUTS)
-    if unknown or [value.name for value in session.get_outputs()] != ["probability", "residual"]:
+    if unknown or [value.name for value in session.get_outputs()] != OUTPUTS:
         raise ArtifactRefused(f"artifact {artifact.path}: {name} is not a supported graph; export it again")
     return session
 
@@ -169,12 +171,13 @@ def _check_golden(artifact: Artifact, scorer: Scorer) -> None:
         numeric, category, want = golden["numeric"], golden["category"], golden["score"]
     except (SafetensorError, KeyError) as error:
         raise ArtifactRefused(f"{where}: cannot be read: {error}") from error
-    if want.dtype != np.float32 or want.ndim != 1 or not 0 < len(want) <= MAX_GOLDEN:
+    if want.dtype != np.float32 or want.ndim != 2 or not 0 < len(want) <= MAX_GOLDEN:
         raise ArtifactRefused(
-            f"{where}: score is {want.dtype} {list(want.shape)}; it must be float32 of 1 to {MAX_GOLDEN:,} rows; "
+            f"{where}: score is {want.dtype} {list(want.shape)}; it must be float32 of 1 to {MAX_GOLDEN:,} rows with "
+            "a column for each outcome; "
             "fit again"
         )
-    if not numeric.shape[:1] == category.shape[:1] == want.shape:
+    if not numeric.shape[:1] == category.shape[:1] == want.shape[:1]:
         raise ArtifactRefused(f"{where}: not as many rows as scores; fit again")
     for score in (scorer.score, scorer.score_sorting):
         try:
@@ -184,10 +187,10 @@ def _check_golden(artifact: Artifact, scorer: Scorer) -> None:
         # Whatever the exception is, the artifact must not serve.
         except Exception as error:
             raise ArtifactRefused(f"{where}: cannot be scored: {type(error).__name__}: {error}") from error
-        off = np.flatnonzero(~(np.abs(found - want) <= TOLERANCE))
+        off = np.argwhere(~(np.abs(found - want) <= TOLERANCE))
         if len(off):
-            row = off[0]
+            row, column = off[0]
             raise ArtifactRefused(
-                f"{where}: row {row} scores {found[row]:.7f} here and scored {want[row]:.7f} when the "
-                f"artifact was made ({len(off)} of {len(want)} rows differ by over {TOLERANCE}); fit again"
+                f"{where}: row {row} scores {found[row, column]:.7f} here and scored {want[row, column]:.7f} when the "
+                f"artifact was made ({len(off)} of {want.size} scores differ by over {TOLERANCE}); fit again"
             )

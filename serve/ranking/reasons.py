@@ -64,7 +64,7 @@ async def explain(
     candidate, feature = np.nonzero(differs)
     rows, places = _rows(columns, given.rows(candidate), feature, typical)
     answer = await call(slate.model, rows.to_bytes())
-    odds = _log_odds(untimed(answer, len(rows.numeric))[0])[places]
+    odds = _log_odds(untimed(answer, len(rows.numeric))[0][:, 0])[places]
     without, only = np.split(odds[1:], 2)
     whole = _log_odds(slate.score[shown[: len(differs)]])
     # [2, E, N]: without the candidate's value, and with it alone.

@@ -42,7 +42,7 @@ async def model_scores(
             answered = await call_model(version, asked, request_of_row[mine])
             if len(answered) != len(asked.numeric):
                 raise ValueError(f"expected {len(asked.numeric)} scores, got {len(answered)}")
-            scores[mine] = answered
+            scores[mine] = answered[:, 0]
         # After any failure of the scorer, the popular order is still available.
         except Exception as error:
             on_degraded("scorer_unavailable", error, batch.queries[members[0]].request_id)

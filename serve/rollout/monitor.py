@@ -124,7 +124,7 @@ class RolloutMonitor:
             raise
         self._offer(batch, scores, took_ms)
         if trial is not None:
-            trial.scored(scores, time.monotonic())
+            trial.scored(scores[:, 0], time.monotonic())
             self._judge(trial)
         return scores
 
@@ -187,10 +187,10 @@ class RolloutMonitor:
         # Of a trial, the sample has the new version's scores; of a shadow, the current version's.
         if batch.trial is not None:
             versions = (batch.version, sample.again)
-            pair = ScorePair(sample.scores, scores, sample.took_ms, took_ms, batch.request_of_row)
+            pair = ScorePair(sample.scores[:, 0], scores[:, 0], sample.took_ms, took_ms, batch.request_of_row)
         else:
             versions = (sample.again, batch.version)
-            pair = ScorePair(scores, sample.scores, took_ms, sample.took_ms, batch.request_of_row)
+            pair = ScorePair(scores[:, 0], sample.scores[:, 0], took_ms, sample.took_ms, batch.request_of_row)
         measures = pair.measures()
         self.sums[versions].add(measures)
         if batch.trial is not None:

@@ -32,7 +32,7 @@ def dataset(surface: Surface, num_slates: int = 400, per: int = 6, seed: int = 0
     return Dataset(
         columns=columns,
         matrix=Matrix(numeric, category),
-        label=(rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32),
+        outcomes=((rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32))[:, None],
         slate=slate,
         viewer=np.repeat(np.arange(num_slates) // 2, per),
         shown=np.zeros(num_rows, np.int64),

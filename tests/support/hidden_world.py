@@ -99,7 +99,7 @@ def hidden(
     rows = Dataset(
         columns=Columns(NAMES, (), ()),
         matrix=Matrix(numeric.astype(np.float32), np.zeros((num, 0), np.uint64)),
-        label=(rng.random(shape) < worth * theta).astype(np.float32).ravel(),
+        outcomes=((rng.random(shape) < worth * theta).astype(np.float32).ravel())[:, None],
         slate=slate,
         viewer=slate // VISITS,
         shown=zeros,

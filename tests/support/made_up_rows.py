@@ -33,4 +33,6 @@ def made_up(num_rows: int, seed: int) -> Inputs:
     logit = 2.0 * np.abs(numeric[:, 0]) + numeric[:, 1] - np.maximum(numeric[:, 2], 0.0) - 2.0
     logit += 1.5 * (index[:, 0] % 2) + numeric[:, 3] * (index[:, 1] % 3 - 1)
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
-    return inputs(ENCODER, (numeric, np.zeros((num_rows, 0), np.float32), index), label, np.ones(num_rows))
+    return inputs(
+        ENCODER, (numeric, np.zeros((num_rows, 0), np.float32), index), label[:, None], np.ones((num_rows, 1))
+    )

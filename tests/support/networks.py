@@ -164,8 +164,8 @@ def artifact_files(
     """Return files and manifest of an artifact, for `serve.model.artifact.save`."""
     numeric, category = random_rows(rng, network.encoder, 2 * num_golden)
     files = {
-        **build(network, CALIBRATION),
-        "golden.safetensors": golden(network, CALIBRATION, Matrix(numeric, category), num_golden),
+        **build(network, [CALIBRATION]),
+        "golden.safetensors": golden(network, [CALIBRATION], Matrix(numeric, category), num_golden),
         "surface.toml": b"",
         "evaluation.json": b"{}",
         "report.html": b"",
@@ -174,8 +174,13 @@ def artifact_files(
     manifest = {
         "version": VERSION,
         "network": dataclasses.asdict(network.config),
-        "calibration": dataclasses.asdict(CALIBRATION),
-        "examination": asdict(IGNORED),
+        "outcomes": {
+            "join": {
+                "scale": 1.0,
+                "calibration": dataclasses.asdict(CALIBRATION),
+                "examination": asdict(IGNORED),
+            }
+        },
         "seen_until_ms": 0,
     }
     return files, manifest

@@ -25,7 +25,8 @@ def publish_stub(models: Path, toml: str, version: str = MODEL) -> str:
 
 @cache
 def _made(toml: str, version: str) -> Path:
-    columns = Features(Schema(read_surface(toml))).columns
+    surface = read_surface(toml)
+    columns = Features(Schema(surface)).columns
     encoder = Encoder(
         tuple(NumericColumn(name) for name in columns.numeric),
         tuple(SingleColumn(name, ()) for name in columns.single),
@@ -34,7 +35,7 @@ def _made(toml: str, version: str) -> Path:
     # It is flushed to disk once per test run.
     folder = Path(tempfile.mkdtemp()) / version
     atexit.register(shutil.rmtree, folder.parent)
-    save(
-        folder, dict.fromkeys(FILES, b"") | {"encoder.json": encoder.to_json().encode()}, {"version": version}
-    )
+    outcomes = {name: {"scale": outcome.scale} for name, outcome in surface.predicted.items()}
+    files = dict.fromkeys(FILES, b"") | {"encoder.json": encoder.to_json().encode()}
+    save(folder, files, {"version": version, "outcomes": outcomes})
     return folder

@@ -244,7 +244,7 @@ def _against(
     The drift is of the rows `is_known` `[R]` in live traffic.
     """
     matrix = Matrix.stacked([one.matrix for one in served])
-    ours = score(artifact.path, matrix)
+    ours = score(artifact.path, matrix)[:, 0]
     logged = np.concatenate([one.scores for one in served])
     lengths = [len(one.scores) for one in served]
     is_mine = np.repeat([one.model == artifact.version for one in served], lengths) & ~np.isnan(logged)

@@ -82,9 +82,13 @@ def replay(
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
     # The answered scores of the dataset's rows, [N].
     scores: F64 = played[first[data.slate] + data.position]
-    examination = IGNORED if artifact is None else Examination.of(artifact.manifest)
+    examination = IGNORED if artifact is None else Examination.of(artifact.manifest)[0]
     result = _measures(data, scores, examination)
-    far = None if artifact is None else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix))))
+    far = (
+        None
+        if artifact is None
+        else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix)[:, 0])))
+    )
     return result | {
         "surface": ours.name,
         "model": described["model"],

@@ -1,7 +1,7 @@
 """Dataset: the candidates of a log's exposures as rows with features and labels, point in time.
 
 Features are those of `serve.features.matrix`, computed on the state strictly before each exposure.
-Shapes: N rows, F numeric and K category columns.
+Shapes: N rows, F numeric and K category columns, O predicted outcomes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Dataset:
 
     columns: Columns
     matrix: Matrix
-    # [N], 0 or 1
-    label: NDArray[np.float32]
+    # [N, O], the amount of each outcome as a share of its cap (of an event 0 or 1); NaN where unknown.
+    outcomes: NDArray[np.float32]
     # [N], index into `request_ids`
     slate: I64
     # [N], number of the viewer; an exposure without a viewer has a number of its own, below 0.
@@ -69,7 +69,19 @@ class Dataset:
     arm: I64 | None = None
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(self.outcomes)
+
+    @property
+    def label(self) -> NDArray[np.float32]:
+        """The share of the only outcome, `[N]`; `of` returns such a dataset where there are several."""
+        assert self.outcomes.shape[1] == 1
+        return self.outcomes[:, 0]
+
+    def of(self, outcome: int) -> Dataset:
+        """Return the rows at which the outcome of this number is known, with that outcome alone."""
+        known = ~np.isnan(self.outcomes[:, outcome])
+        rows = self if known.all() else self.take(np.flatnonzero(known))
+        return replace(rows, outcomes=rows.outcomes[:, outcome : outcome + 1])
 
     @property
     def rules(self) -> dict[str, NDArray[np.floating]]:
@@ -129,7 +141,7 @@ def build(
     `weights` are those of `training.data.draws.drawn_weights`.
 
     Raises:
-        TabrankError: if no row has a closed label window.
+        TabrankError: if no outcome of any row is known.
     """
     plan = DatasetPlan(schema, log, history=history, weights=weights)
     (data,) = plan.parts(len(plan), progress)
@@ -145,7 +157,7 @@ class DatasetPlan:
     still build the state.
 
     Raises:
-        TabrankError: if no row has a closed label window, or all are of unknown candidates.
+        TabrankError: if no outcome of any row is known, or all are of unknown candidates.
     """
 
     def __init__(
@@ -165,7 +177,7 @@ class DatasetPlan:
         self._contexts = whole.exposures["context"].combine_chunks()
         self._replay = replay = Replay(schema, whole)
         labels = label(replay, whole, schema.surface)
-        self._positive, self._is_row = labels.positive, labels.is_row
+        self._outcomes, self._is_row = labels.outcomes, labels.is_row
         self._is_row[: replay.first[self._skipped]] = False
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
         shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
@@ -199,13 +211,13 @@ class DatasetPlan:
                 'no record of them came before, and the surface has unknown_candidates = "last"'
             )
         if not len(self):
-            window = spelled(schema.surface.longest_window_ms / 1000)
+            window = spelled(min(outcome.within_ms for outcome in schema.surface.predicted.values()) / 1000)
             raise TabrankError(
                 "every shown candidate was unknown when it was shown; write the candidates to the log with times "
                 'before the rankings, or set unknown_candidates = "scored" in the surface'
                 if num_unknown
-                else f"no row of the log has a closed label window of {window}; give a longer log or a shorter "
-                "label.within"
+                else f"no outcome of a row is known: the log is shorter than the window of {window}; give a longer log or "
+                "a shorter within"
             )
         viewers = replay.exposure_viewer
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
@@ -213,7 +225,7 @@ class DatasetPlan:
         self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
         self.counts = labels.counts | {
             "rows": len(self),
-            "positive": int((self._positive & self._is_row).sum()),
+            "positive": int((self._outcomes[self._is_row, 0] > 0).sum()),
             "unknown_rows": num_unknown,
             "before_snapshot": int(replay.before_snapshot[self._skipped :].sum()),
         }
@@ -263,7 +275,7 @@ class DatasetPlan:
         return Dataset(
             columns=columns,
             matrix=Matrix(numeric, category),
-            label=self._positive[rows].astype(np.float32),
+            outcomes=self._outcomes[rows],
             slate=exposure - self._skipped,
             viewer=np.where(viewer > 0, viewer, -1 - exposure),
             shown=replay.shown[rows],

@@ -1,6 +1,6 @@
-"""Labels: decide which shown candidates are rows and which rows are positive.
+"""Labels: decide which shown candidates are rows, and what followed each.
 
-P shown candidates, of all exposures end to end, as in `Replay.shown`.
+P shown candidates, of all exposures end to end, as in `Replay.shown`; O predicted outcomes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from serve.features.slots import I64, IMPRESSION
 from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.log.replay import Codes, Replay
+from training.data.amounts import amounts
 
 # Length of a window that never closes.
 FOREVER_MS = int(np.iinfo(np.int64).max)
@@ -24,40 +25,56 @@ FOREVER_MS = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True)
 class Labels:
-    """`positive` and `is_row`, bool [P], with the counts of rows and events that were left out."""
+    """Which shown candidates are rows, bool [P], and what followed each, f32 [P, O].
 
-    positive: NDArray[np.bool_]
+    `outcomes` are shares of the caps, NaN where unknown. `counts` are of rows and events left out.
+    """
+
+    outcomes: NDArray[np.float32]
     is_row: NDArray[np.bool_]
     counts: dict[str, int]
 
 
 def label(replay: Replay, log: Log, surface: Surface) -> Labels:
-    """Label each shown candidate; a row is positive if the label event follows within the window.
+    """Label each shown candidate with the amount of each predicted outcome within its window.
 
     The window begins with the exposure or, where the surface has client impressions, with an
-    impression; a candidate without an impression is then not a row. Rows whose window is still open
-    at the end of the log are left out, and those of erased exposures. Erased events label nothing.
+    impression; a candidate without an impression is then not a row. An outcome is unknown where its
+    window is still open at the end of the log, and where an amount is: a stay without its end, an
+    event without its value. A shown candidate of which no outcome is known is no row, nor are those
+    of erased exposures. Erased events label nothing.
     """
     owners = Owners.in_replay(replay, log)
-    window_ms = surface.longest_window_ms
     shown = np.arange(len(replay.shown))
     since_ms = last_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     if surface.impression_events:
         events = np.flatnonzero(replay.event_kind == IMPRESSION)
-        at = owners.of(events, shown, since_ms, window_ms)
+        at = owners.of(events, shown, since_ms, surface.longest_window_ms)
         shown, since_ms = at[at >= 0], replay.event_ms[events[at >= 0]]
         last_ms = np.full(len(replay.shown), EVER_MS)
         np.maximum.at(last_ms, shown, since_ms)
     seen = last_ms > EVER_MS
     seen &= ~np.repeat(pc.fill_null(log.exposures["erased"], False).to_numpy(), np.diff(replay.first))
-    is_open = seen & (last_ms > log.ends_ms - window_ms)
-    is_erased = pc.fill_null(log.events["erased"], False).to_numpy()
-    is_label = (replay.event_kind == surface.primary.event) & ~is_erased
-    at = owners.of(np.flatnonzero(is_label), shown, since_ms, surface.primary.within_ms)
-    positive = np.zeros(len(replay.shown), bool)
-    positive[shown[at[at >= 0]]] = True
-    counts = {"open_rows": int(is_open.sum()), "unmatched_label_events": int((at < 0).sum())}
-    return Labels(positive, seen & ~is_open, counts)
+    kind = np.where(pc.fill_null(log.events["erased"], False).to_numpy(), "", replay.event_kind)
+    # Events of nobody belong together if they name one request.
+    who = np.where(owners.event_viewer > 0, owners.event_viewer, -1 - owners.event_request)
+    value = (
+        log.events["value"].to_numpy() if "value" in log.events.column_names else np.full(len(kind), np.nan)
+    )
+    outcomes = np.empty((len(replay.shown), len(surface.predicted)), np.float32)
+    counts = {"open_rows": 0, "unmatched_label_events": 0}
+    for column, outcome in zip(outcomes.T, surface.predicted.values(), strict=True):
+        amount = amounts(outcome, kind, replay.event_ms, who, replay.event_candidate, value)
+        events = np.flatnonzero(kind == outcome.event)
+        at = owners.of(events, shown, since_ms, outcome.within_ms)
+        total = np.zeros(len(replay.shown))
+        np.add.at(total, shown[at[at >= 0]], amount[events[at >= 0]])
+        is_open = seen & (last_ms > log.ends_ms - outcome.within_ms)
+        column[:] = np.where(seen & ~is_open, np.clip(total / outcome.scale, 0.0, 1.0), np.nan)
+        counts["open_rows"] += int(is_open.sum())
+        counts["unmatched_label_events"] += int((at < 0).sum())
+    is_row = np.asarray(~np.isnan(outcomes).all(axis=1), np.bool_)
+    return Labels(outcomes, is_row, counts)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Rows that do not fit in memory: shuffled once into files, of which training reads one at a time.
 
-Letters: N rows, D inputs.
+Letters: N rows, D inputs, O outcomes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from training.network.network import Inputs
 ROWS_PER_FILE = 65_536
 
 
-def _record(width: int) -> np.dtype[np.void]:
+def _record(width: int, num_outcomes: int) -> np.dtype[np.void]:
     """Return the dtype of one row with D = `width` inputs in a file."""
-    return np.dtype([("x", "<f4", (width,)), ("label", "<f4"), ("examination", "<f4")])
+    shapes = {"x": width, "label": num_outcomes, "examination": num_outcomes}
+    return np.dtype([(name, "<f4", (size,)) for name, size in shapes.items()])
 
 
 def _name(number: int) -> str:
@@ -37,20 +38,22 @@ class Spill:
     file after the other, each in random order, are therefore as good as batches of all rows.
     """
 
-    def __init__(self, folder: Path, num_rows: int, width: int) -> None:
-        self._folder, self._width = folder, width
+    def __init__(self, folder: Path, num_rows: int, width: int, num_outcomes: int) -> None:
+        self._folder, self._shape = folder, (width, num_outcomes)
         num_files = max(1, -(-num_rows // ROWS_PER_FILE))
         self._file = (default_rng(0).permutation(num_rows) % num_files).astype(np.int32)
         self._sizes: tuple[int, ...] = tuple(np.bincount(self._file, minlength=num_files).tolist())
         self._hash = hashlib.sha256()
         self._at = 0
+        self._sums = np.zeros((2, num_outcomes))
         folder.mkdir(parents=True)
 
     def add(self, rows: Inputs) -> None:
         """Append rows."""
-        records = np.empty(len(rows), _record(self._width))
+        records = np.empty(len(rows), _record(*self._shape))
         for name, tensor in vars(rows).items():
             records[name] = tensor.numpy()
+        self._sums += np.nansum(records["label"], axis=0), (~np.isnan(records["label"])).sum(axis=0)
         self._hash.update(records.data)
         chosen = self._file[self._at : self._at + len(records)]
         self._at += len(records)
@@ -62,7 +65,8 @@ class Spill:
 
     def streamed(self) -> Streamed:
         """Return the rows written; the same rows have the same digest."""
-        return Streamed(self._folder, self._sizes, self._width, self._hash.hexdigest())
+        total, num = self._sums
+        return Streamed(self._folder, self._sizes, self._shape, tuple(total / num), self._hash.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,10 @@ class Streamed:
     folder: Path
     # Rows of each file.
     sizes: tuple[int, ...]
-    width: int
+    # D and O.
+    shape: tuple[int, int]
+    # [O], the mean label of the rows at which it is known.
+    rates: tuple[float, ...]
     # SHA-256 of the rows.
     digest: str
 
@@ -86,7 +93,7 @@ class Streamed:
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
         """Yield the batches as `Source.batches` defines them."""
-        own, rows = mine.stop - mine.start, np.empty(0, _record(self.width))
+        own, rows = mine.stop - mine.start, np.empty(0, _record(*self.shape))
         for number, start in self.files(seed):
             # A batch may begin in one file and end in the next.
             rows = np.concatenate([rows, self.read(number, start, size, mine, seed)])
@@ -108,7 +115,7 @@ class Streamed:
         `start` on. Of each batch of `size` rows, the rank takes the rows `mine`. Rows after the
         last whole batch are left out.
         """
-        rows = np.fromfile(self.folder / _name(number), _record(self.width))
+        rows = np.fromfile(self.folder / _name(number), _record(*self.shape))
         order = default_rng([seed, number]).permutation(len(rows))
         place = start + np.arange(len(rows))
         within = place % size

@@ -128,13 +128,14 @@ def evaluate(
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    schema, examination = Schema(surface), Examination.of(artifact.manifest)
+    schema, (examination, *_) = Schema(surface), Examination.of(artifact.manifest)
     past = read_log(history, surface) if history else None
     rows = read_log(log, surface)
     data = build(schema, rows, history=past, weights=drawn_weights(log, rows), progress=progress)
-    scores: dict[str, Values] = {"model": score(model, data.matrix)}
+    data = data.of(0)
+    scores: dict[str, Values] = {"model": score(model, data.matrix)[:, 0]}
     if baselines and past is not None:
-        scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past), examination)(data.matrix)
+        scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past).of(0), examination)(data.matrix)
     return {
         "rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
         "version": artifact.version,
@@ -145,10 +146,10 @@ def evaluate(
 
 
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:
-    """Score a matrix's rows with the artifact's serving graph."""
+    """Score a matrix's rows with the artifact's serving graph: shares `[N, O]`."""
     scorer = load_scorer(model, "onnx")
     parts = [
         scorer.score(matrix.numeric[i : i + CHUNK], matrix.category[i : i + CHUNK])
         for i in range(0, len(matrix.numeric), CHUNK)
     ]
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+    return np.concatenate(parts) if parts else np.empty((0, len(scorer.outcomes)), np.float32)

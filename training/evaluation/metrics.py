@@ -177,8 +177,11 @@ def probability(score: Values) -> F64:
 
 
 def row_logloss(label: Labels, chance: F64) -> F64:
-    """Return −log of the probability of each row's label, `[N]`, in nats."""
-    return np.asarray(-np.log(np.where(label > 0, chance, 1.0 - chance)), np.float64)
+    """Return −log of the probability of each row's label, `[N]`, in nats.
+
+    Of a label between 0 and 1 it is the cross-entropy.
+    """
+    return np.asarray(-label * np.log(chance) - (1.0 - label) * np.log1p(-chance), np.float64)
 
 
 def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:

@@ -91,7 +91,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             paragraph(measured),
             table(verdict.measures(evaluation), "In brackets: 95 % intervals"),
             table(verdict.differences(evaluation), differences),
-            paragraph(f"{LEGEND} {Examination.of(manifest).describe().capitalize()}."),
+            paragraph(f"{LEGEND} {Examination.of(manifest)[0].describe().capitalize()}."),
         ),
         section("Features", paragraph(moves(evaluation)), charts.importance(evaluation["importance"])),
         section("Slices", table(verdict.slices(evaluation["slices"]), sliced)),
@@ -120,7 +120,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
     noted = "".join(f"- {line}\n" for line in (*manifest["suspects"], *manifest.get("advice", [])))
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
-    looked = "" if Examination.of(manifest).source == "ignored" else " that is looked at"
+    looked = "" if Examination.of(manifest)[0].source == "ignored" else " that is looked at"
     return f"""# Model card: {manifest["surface"]} {manifest["version"]}
 {search}
 On the {rows}: {verdict.verdict(evaluation)}
@@ -140,7 +140,7 @@ people, nor to select who may be shown.
 - **Features**: {features}. Popular sorts by `{evaluation["popular_feature"]}`.
 - **Network**: {network}.
 - **Calibration**: {_calibration(manifest)}
-- **Scores**: P(label) of a candidate{looked}; {Examination.of(manifest).describe()}.
+- **Scores**: P(label) of a candidate{looked}; {Examination.of(manifest)[0].describe()}.
 - **Made**: {manifest["created"]}, revision {manifest["git"] or "unknown"}, in {spelled(manifest["seconds"])}.
 
 ## How good it is
@@ -170,7 +170,7 @@ NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 
 
 def _calibration(manifest: Mapping[str, Any]) -> str:
-    calibration, teachers = manifest["calibration"], manifest.get("teachers")
+    calibration, teachers = next(iter(manifest["outcomes"].values()))["calibration"], manifest.get("teachers")
     is_test = manifest["measured_on"] == "test"
     rows = "rows that no network had been trained on" if is_test else "the validation rows"
     text = f"Platt, a = {calibration['a']:.4f}, b = {calibration['b']:.4f}, fitted on {rows}."

@@ -14,6 +14,7 @@ from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, evenly
 from training.data.encoding import tree_columns
+from training.evaluation.metrics import row_logloss
 from training.evaluation.slates import F64
 from training.examination.examination import Examination
 
@@ -120,7 +121,9 @@ def _boosted(rows: Any, settings: dict[str, Any], late: Any = None) -> Any:
     import lightgbm as trees
 
     is_plain = rows.get_weight() is None
-    settings = LIGHTGBM | settings | {"objective": "binary" if is_plain else _derivatives}
+    # Labels that are shares have a cross-entropy, which takes longer.
+    plain = "binary" if np.isin(rows.get_label(), (0, 1)).all() else "cross_entropy"
+    settings = LIGHTGBM | settings | {"objective": plain if is_plain else _derivatives}
     return trees.train(settings, rows, valid_sets=late and [late], feval=None if is_plain else _logloss)
 
 
@@ -130,14 +133,14 @@ def _derivatives(raw: F64, rows: Any) -> tuple[F64, F64]:
     With p = sigmoid(logit) and q = θp they are (1 − p) ((1 − y) q / (1 − q) − y) and
     (1 − p)² q / (1 − q).
     """
-    chance, shown = expit(raw), _shown(raw, rows)
+    chance, shown, label = expit(raw), _shown(raw, rows), rows.get_label()
     odds = shown / (1 - shown)
-    return (1 - chance) * np.where(rows.get_label() > 0, -1.0, odds), (1 - chance) ** 2 * odds
+    return (1 - chance) * ((1 - label) * odds - label), (1 - chance) ** 2 * odds
 
 
 def _logloss(raw: F64, rows: Any) -> tuple[str, float, bool]:
     """Return the logloss of the labels as shown, as LightGBM takes a metric."""
-    return "logloss", -float(np.log(np.abs(1 - rows.get_label() - _shown(raw, rows))).mean()), False
+    return "logloss", float(row_logloss(rows.get_label(), _shown(raw, rows)).mean()), False
 
 
 def _shown(raw: F64, rows: Any) -> F64:

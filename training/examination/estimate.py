@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
@@ -24,10 +26,29 @@ MAX_ROWS = 300_000
 MAX_ERROR = {"explored": 0.5, "arms": 0.35}
 # With fewer events a curve is too uncertain; few drawn ones are added to those of the learned one.
 MIN_EVENTS, MIN_DRAWN = 100, 50
+# With fewer events the curve of an outcome is less certain than that of the primary one.
+MIN_OWN_EVENTS = 2_000
 # Explored exposures must reach this quantile of all positions.
 DEEP = 0.95
 # A standard error from fewer viewers is too small (Cameron and Miller 2015, section VI).
 MIN_VIEWERS = 30
+
+
+def examine_each(rows: Dataset, encoder: Encoder, surface: Surface) -> list[Examination]:
+    """Estimate the examination of the positions for each outcome of `rows`.
+
+    Outcomes of one event share it. One with few events has that of the primary outcome: to look at
+    a position is the same act, whatever follows.
+    """
+    by_event: dict[str, Examination] = {}
+    for k, outcome in enumerate(surface.predicted.values()):
+        if outcome.event not in by_event:
+            part = rows.of(k)
+            happened = replace(part, outcomes=(part.outcomes > 0).astype(np.float32))
+            found = examine(happened, encoder, surface)
+            primary = next(iter(by_event.values()), found)
+            by_event[outcome.event] = found if found.events >= MIN_OWN_EVENTS else primary
+    return [by_event[outcome.event] for outcome in surface.predicted.values()]
 
 
 def examine(rows: Dataset, encoder: Encoder, surface: Surface) -> Examination:

@@ -53,9 +53,14 @@ class Examination:
         return f"position bias: examination {found} from {self.events:,} label events, {', '.join(cells)}{remedy}"
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> Examination:
-        """Return that of a manifest, whose entry `examination` holds the fields."""
-        return cls(**manifest["examination"])
+    def of(cls, manifest: Mapping[str, Any]) -> list[Examination]:
+        """Return that of each outcome of a manifest."""
+        return [cls(**about["examination"]) for about in manifest["outcomes"].values()]
 
 
 IGNORED = Examination()
+
+
+def at_positions(examinations: Sequence[Examination], position: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the examination of each outcome at positions i64 [N], [N, O]."""
+    return np.stack([examination.at(position) for examination in examinations], axis=1)

@@ -7,7 +7,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model import artifact
+from serve.model.graph import Calibration
 from training.data.dataset import Dataset, Progress
 from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
@@ -68,15 +69,15 @@ def fit(
         PARTS.begin("reading the log and computing features")
         with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=progress) as prepared:
             encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
-            config, examination = configure(num_rows), prepared.examination
-            valid, rows = encode_rows(encoder, held, examination), prepared.train
+            config, examinations = configure(num_rows), prepared.examinations
+            valid, rows = encode_rows(encoder, held, examinations), prepared.train
             if isinstance(rows, Inputs) and prepared.rows is not None:
                 PARTS.begin("training LightGBM, which teaches the network")
-                rows = taught(rows, prepared.rows, encoder, examination)
+                rows = taught(rows, prepared.rows, encoder, examinations)
             PARTS.begin(f"training on {num_rows:,} rows")
             state = train(rows, valid, encoder, config, storage=storage)
     PARTS.begin("measuring it on the validation rows")
-    model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, examination)
+    model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, examinations)
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
     fitted = Fitted(
         Schema(surface),
@@ -92,7 +93,7 @@ def fit(
         seen_until_ms=int(held.ts_ms[-1]),
         counts=prepared.counts,
         begun=begun,
-        examination=examination,
+        examinations=examinations,
         about={"history": state.history, "best_epoch": state.best_epoch},
         manifest={
             "parameters": num_parameters,
@@ -103,11 +104,14 @@ def fit(
     return save(fitted, out)
 
 
-def with_calibration(model: Model, held: Dataset, examination: Examination) -> Model:
-    """Return the model with the calibration that suits these rows, which it was not trained on."""
-    theta = examination.at(held.position)
-    calibration = fit_if_better(model.logits(held.matrix), held.label, theta, held.viewer)
-    return dataclasses.replace(model, calibration=calibration)
+def with_calibration(model: Model, held: Dataset, examinations: Sequence[Examination]) -> Model:
+    """Return the model with the calibrations that suit these rows, which it was not trained on."""
+    calibrations = []
+    for k, examination in enumerate(examinations):
+        rows = held.of(k)
+        logit, theta = model.logits(rows.matrix)[:, k], examination.at(rows.position)
+        calibrations.append(fit_if_better(logit, rows.label, theta, rows.viewer))
+    return dataclasses.replace(model, calibrations=calibrations)
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,11 @@ class Fitted:
     counts: Mapping[str, int]
     # When the work began, on the clock of `time.perf_counter`.
     begun: float
-    examination: Examination = IGNORED
-    # Further scores of the held rows, by name. All are P(label | looked at) with `examination`, but
+    examinations: Sequence[Examination] = (IGNORED,)
+    # Further scores of the held rows, by name. All are P(label | looked at) with `examinations`, but
     # those of `current`, which has its own.
     rivals: Mapping[str, Values] = field(default_factory=dict)
-    current: Examination = IGNORED
+    current: Sequence[Examination] = (IGNORED,)
     # The model must not be worse than `current` by more (`training.evaluation.paired`).
     margin: float = MARGIN
     # Further entries of `evaluation.json` and of the manifest.
@@ -145,19 +149,24 @@ class Fitted:
 
 def save(fitted: Fitted, out: Path) -> dict[str, Any]:
     """Measure a model, write it as an artifact, and return the manifest."""
-    surface, model, held, config = fitted.schema.surface, fitted.model, fitted.held, fitted.config
+    surface, model, config = fitted.schema.surface, fitted.model, fitted.config
+    held, examination = fitted.held.of(0), fitted.examinations[0]
+
+    def primary(matrix: Matrix) -> Values:
+        return model.shares(matrix)[:, 0]
+
     evaluation = {
         **assess(
             held,
-            {"model": model.probability(held.matrix), **fitted.rivals},
+            {"model": primary(held.matrix), **fitted.rivals},
             surface,
-            examination=fitted.examination,
-            current=fitted.current,
+            examination=examination,
+            current=fitted.current[0],
             encoder=model.encoder,
             margin=fitted.margin,
         ),
-        "importance": importance(model.probability, held, fitted.examination),
-        STATISTICS: statistics(held.columns, fitted.seen, model.probability(fitted.seen)),
+        "importance": importance(primary, held, examination),
+        STATISTICS: statistics(held.columns, fitted.seen, primary(fitted.seen)),
         **fitted.about,
     }
     manifest: dict[str, Any] = {
@@ -173,8 +182,7 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         f"{fitted.part}_rows": len(held),
         "network": dataclasses.asdict(config.network),
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
-        "calibration": dataclasses.asdict(model.calibration),
-        "examination": dataclasses.asdict(fitted.examination),
+        "outcomes": _outcomes(surface, model.calibrations, fitted.examinations),
         "verdict": verdict(evaluation),
         "suspects": [str(suspect) for suspect in suspects(held)],
         "git": git_revision(),
@@ -186,14 +194,27 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         **fitted.manifest,
         "seconds": round(time.perf_counter() - fitted.begun, 1),
     }
-    files = export.build(model.network, model.calibration)
+    files = export.build(model.network, model.calibrations)
     files["surface.toml"] = surface.text.encode()
     files["evaluation.json"] = json.dumps(evaluation, indent=1, allow_nan=False).encode()
-    files["golden.safetensors"] = export.golden(model.network, model.calibration, held.matrix)
+    files["golden.safetensors"] = export.golden(model.network, model.calibrations, held.matrix)
     files["MODEL_CARD.md"] = model_card(manifest, evaluation).encode()
     files["report.html"] = report_page(manifest, evaluation).encode()
     artifact.save(out, files, manifest)
     return manifest
+
+
+def _outcomes(
+    surface: Surface, calibrations: Sequence[Calibration], examinations: Sequence[Examination]
+) -> dict[str, Any]:
+    """Return what a manifest says of each outcome, in the order of the network's outputs."""
+    found = {}
+    each = zip(surface.predicted.items(), calibrations, examinations, strict=True)
+    for (name, outcome), calibration, examination in each:
+        fitted = {"calibration": calibration, "examination": examination}
+        about = {what: dataclasses.asdict(one) for what, one in fitted.items()}
+        found[name] = {"scale": outcome.scale, **about}
+    return found
 
 
 def git_revision() -> str | None:

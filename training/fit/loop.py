@@ -1,7 +1,7 @@
 """Training loop in plain torch: minibatches, the best epoch, and a state to resume from.
 
 Runs in one process, or as every rank of a torch.distributed group that the caller has opened.
-Letters: N rows, b rows of a rank's batch, K single category columns.
+Letters: N rows, b rows of a rank's batch, K single category columns, O outcomes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypedDict
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
@@ -28,6 +29,9 @@ from training.evaluation.slates import auc
 from training.network.layers import GhostBatchNorm
 from training.network.network import Inputs, Network, NetworkConfig, flat
 
+# The mean label of an outcome counts as at least this, which bounds its weight.
+LEAST_RATE = 1e-5
+
 
 class Diverged(TabrankError):
     """Training of one configuration diverged; other configurations may succeed on the same rows."""
@@ -35,6 +39,10 @@ class Diverged(TabrankError):
 
 class Source(Protocol):
     """Source of training rows."""
+
+    @property
+    def rates(self) -> Sequence[float]:
+        """Return the mean label of each outcome, [O], over the rows at which it is known."""
 
     def __len__(self) -> int:
         """Return N, over all ranks."""
@@ -81,9 +89,10 @@ class Epoch(TypedDict):
     """One line of a run's history."""
 
     epoch: int  # from 1
+    # Weighed over the outcomes (`outcome_weights`).
     train_logloss: float
     valid_logloss: float
-    # None where the validation rows have one label only.
+    # Of the primary outcome; None where the validation rows have one label only.
     valid_auc: float | None
     # Learning rate of the epoch's last step.
     learning_rate: float
@@ -163,7 +172,8 @@ class _Fit:
         self.batch = _batch(len(train), self.world, config)
         self.num_steps = len(train) // (self.batch * self.world)
         torch.manual_seed(config.seed)
-        self.network = Network(encoder, config.network).to(device)
+        self.network = Network(encoder, config.network, valid.label.shape[1]).to(device)
+        self.weights = torch.tensor(outcome_weights(train.rates), device=device)
         if state.last:
             self.network.tabnet.load_state_dict(state.last)
         if self.world > 1:
@@ -222,7 +232,7 @@ class _Fit:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         logit, sparsity = self.network(x)
-        logloss = binary_cross_entropy_with_logits(as_shown(logit, rows.examination), label)
+        logloss = self._logloss(as_shown(logit, rows.examination), label)
         # Zero in place: the parameters' gradients are views of the flat gradient.
         self.optimiser.zero_grad(set_to_none=False)
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
@@ -239,12 +249,24 @@ class _Fit:
         """Return (logloss, AUC) of the validation rows, equal on all ranks; each scores a part."""
         self.network.eval()
         num_rows = len(self.valid)
-        logit = torch.zeros(num_rows, device=self.device)
+        logit = torch.zeros_like(self.valid.label)
         mine = slice(*(num_rows * rank // self.world for rank in (self.rank, self.rank + 1)))
         logit[mine] = self.network.logit(self.valid.x[mine])
         logit, label = self._sum(logit).double(), self.valid.label.double()
-        logloss = binary_cross_entropy_with_logits(as_shown(logit, self.valid.examination), label)
-        return logloss.item(), auc(label.cpu().numpy(), logit.cpu().numpy())
+        logloss = self._logloss(as_shown(logit, self.valid.examination), label)
+        known = ~torch.isnan(label[:, 0])
+        return logloss.item(), auc(label[known, 0].cpu().numpy(), logit[known, 0].cpu().numpy())
+
+    def _logloss(self, logit: Tensor, label: Tensor) -> Tensor:
+        """Return the weighed logloss of logits [R, O]; a share as label has a cross-entropy too.
+
+        Papke and Wooldridge 1996, "Econometric methods for fractional response variables". A label
+        that is not known counts for nothing.
+        """
+        known = ~torch.isnan(label)
+        losses = binary_cross_entropy_with_logits(logit, torch.nan_to_num(label), reduction="none")
+        means = (losses * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+        return (means * self.weights).sum()
 
     def _record(self, line: Epoch) -> None:
         """Append an epoch to the state, keep its weights if best."""
@@ -272,10 +294,22 @@ class _Fit:
         return value
 
 
-def as_shown(logit: Tensor, examination: Tensor) -> Tensor:
-    """Map logits [R] of P(label | looked at) to those of the label as shown, [R].
+def outcome_weights(rates: Sequence[float]) -> list[float]:
+    """Return the weight of each outcome's logloss, [O], so that a rare outcome counts.
 
-    P(label as shown) = θ · P(label | looked at), with the `examination` θ [R] of the row's
+    A logloss is divided by that of a constant prediction, the entropy of the mean label (He et al.
+    2014, "Practical lessons from predicting clicks on ads at Facebook", section 3). The primary
+    outcome, the first, has the weight 1.
+    """
+    p = np.clip(rates, LEAST_RATE, 1 - LEAST_RATE)
+    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
+    return [float(weight) for weight in (entropy[0] / entropy).astype(np.float32)]
+
+
+def as_shown(logit: Tensor, examination: Tensor) -> Tensor:
+    """Map logits [R, O] of P(label | looked at) to those of the label as shown, [R, O].
+
+    P(label as shown) = θ · P(label | looked at), with the `examination` θ [R, O] of the row's
     position, above 0 and at most 1: the position-based model of Craswell et al. (2008), "An
     experimental comparison of click position-bias models". θ is estimated once, before any network
     is trained (`training.examination`). The network learns the other factor, and only the network

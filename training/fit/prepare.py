@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ from training.data.doubts import BOTH_LABELS
 from training.data.draws import drawn_weights, served_arms
 from training.data.encoding import category_strings, fit_encoder
 from training.data.stream import Spill, Streamed
-from training.examination.estimate import examine
-from training.examination.examination import Examination
+from training.examination.estimate import examine_each
+from training.examination.examination import Examination, at_positions
 from training.network.network import Inputs, inputs
 from training.terminal import print_progress
 
@@ -51,7 +51,8 @@ class Prepared:
     # Training rows, evenly spaced from the first to the last.
     sample: Matrix
     encoder: Encoder
-    examination: Examination
+    # Of each outcome.
+    examinations: Sequence[Examination]
     # Times of the first and the last training row.
     span_ms: tuple[int, int]
     counts: dict[str, int]
@@ -69,7 +70,7 @@ def prepare(
     """Prepare the rows of a log; the last tenth by time is for validation.
 
     Rows are spilled to a folder in `storage` if they would take more than `memory_bytes` in memory
-    (default: half of the free memory), and deleted when the block ends. Encoder and examination
+    (default: half of the free memory), and deleted when the block ends. Encoder and examinations
     are fitted to all training rows, or to random slates of spilled ones. With spilled rows at most
     MAX_VALIDATION validation rows are kept, in whole slates.
 
@@ -110,84 +111,96 @@ def take_evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
 
 def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress) -> Prepared:
     (data,) = plan.parts(len(plan), progress)
-    train, valid = split_by_time(data, SHARES, surface.longest_window_ms)
+    train, valid = split_by_time(data, SHARES, surface)
     encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
-    examination = examine(train, encoder, surface)
+    examinations = examine_each(train, encoder, surface)
     span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
     # Copy, so that the validation rows do not keep the training rows' features in memory.
     held = valid.take(np.arange(len(valid)))
-    rows = encode_rows(encoder, train, examination)
+    rows = encode_rows(encoder, train, examinations)
     seen = take_evenly(train.matrix)
-    return Prepared(rows, held, train, seen, encoder, examination, span_ms, train.counts)
+    return Prepared(rows, held, train, seen, encoder, examinations, span_ms, train.counts)
 
 
 def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progress: Progress) -> Prepared:
     """Write the features of each part to disk; then encode them with the encoder of a sample."""
     cut = int(_cuts(plan.ts_ms, SHARES)[0])
     cut_ms = plan.ts_ms[cut]
-    num_train = int(np.searchsorted(plan.ts_ms, cut_ms - surface.longest_window_ms))
+    windows_ms = [outcome.within_ms for outcome in surface.predicted.values()]
+    early_ms = cut_ms - min(windows_ms)
+    num_train = int(np.searchsorted(plan.ts_ms, early_ms))
     every = -(-(len(plan) - cut) // MAX_VALIDATION)
     # Slates with a lower number are in the sample.
     chance = default_rng(0).random(len(log.exposures))
     sample, valid, raw = [], [], []
-    num_slates = num_positive = 0
+    num_slates, num_positive = 0, np.zeros((2, len(windows_ms)), np.int64)
     (folder / "raw").mkdir(parents=True)
     for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
-        num_early, late = np.searchsorted(part.ts_ms, (cut_ms - surface.longest_window_ms, cut_ms))
+        num_early, late = np.searchsorted(part.ts_ms, (early_ms, cut_ms))
         if late < len(part):
             kept = part.take(slice(late, None))
             slates = num_slates + np.cumsum(np.diff(kept.slate, prepend=-1) != 0) - 1
             valid.append(kept.take(np.flatnonzero(slates % every == 0)))
             num_slates = int(slates[-1]) + 1
         if num_early:
-            kept = part.take(slice(num_early))
+            kept = masked(part.take(slice(num_early)), cut_ms, windows_ms)
             sample.append(kept.take(np.flatnonzero(chance[kept.slate] * num_train <= MAX_SAMPLE)))
             raw.append(folder / "raw" / f"{number}.npz")
-            np.savez(raw[-1], **vars(kept.matrix), label=kept.label, position=kept.position)
-            num_positive += int(kept.label.sum())
+            np.savez(raw[-1], **vars(kept.matrix), outcomes=kept.outcomes, position=kept.position)
+            num_positive += (kept.outcomes > 0).sum(axis=0), (kept.outcomes == 0).sum(axis=0)
     held = concat(valid)
-    _check_labels("training", num_train, num_positive)
-    _check_labels("validation", len(held), int(held.label.sum()))
+    _check_labels("training", surface, *num_positive)
+    _check_primary("validation", surface, held)
     sampled = concat(sample)
     encoder = fit_encoder(surface, plan.columns, sampled.matrix, category_strings(surface, log))
-    examination = examine(sampled, encoder, surface)
-    spill = Spill(folder / "inputs", num_train, len(encoder.input_names))
+    examinations = examine_each(sampled, encoder, surface)
+    spill = Spill(folder / "inputs", num_train, len(encoder.input_names), len(windows_ms))
     for number, path in enumerate(raw):
         with np.load(path) as part:
             encoded = encoder.encode(part["numeric"], part["category"])
-            rows = inputs(encoder, encoded, part["label"], examination.at(part["position"]))
+            rows = inputs(encoder, encoded, part["outcomes"], at_positions(examinations, part["position"]))
         path.unlink()
         spill.add(rows)
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
     seen = take_evenly(sampled.matrix)
-    return Prepared(spill.streamed(), held, None, seen, encoder, examination, span_ms, plan.counts)
+    return Prepared(spill.streamed(), held, None, seen, encoder, examinations, span_ms, plan.counts)
 
 
-def encode_rows(encoder: Encoder, data: Dataset, examination: Examination) -> Inputs:
+def encode_rows(encoder: Encoder, data: Dataset, examinations: Sequence[Examination]) -> Inputs:
     """Return the rows of a dataset as the training loop reads them."""
     encoded = encoder.encode(data.matrix.numeric, data.matrix.category)
-    return inputs(encoder, encoded, data.label, examination.at(data.position))
+    return inputs(encoder, encoded, data.outcomes, at_positions(examinations, data.position))
 
 
-def split_by_time(data: Dataset, shares: Mapping[str, float], within_ms: int) -> list[Dataset]:
+def split_by_time(data: Dataset, shares: Mapping[str, float], surface: Surface) -> list[Dataset]:
     """Split the rows by time into parts of these shares, as views; rows of one time stay together.
 
-    Rows whose label window of `within_ms` reaches into the next part are left out, because their
-    labels come from the time of that part.
+    An outcome whose window reaches into the next part is not known, because it would come from the
+    time of that part. Rows are left out where that is so of all outcomes.
 
     Raises:
         TabrankError: naming the part that does not hold both labels.
     """
     cuts = _cuts(data.ts_ms, shares).tolist()
+    windows_ms = [outcome.within_ms for outcome in surface.predicted.values()]
     parts = []
     for name, begin, end in zip(shares, [0, *cuts], [*cuts, len(data)], strict=True):
-        if end < len(data):
-            end = max(begin, int(np.searchsorted(data.ts_ms, data.ts_ms[end] - within_ms)))
         part = data.take(slice(begin, end))
-        _check_labels(name, len(part), int(part.label.sum()))
+        if end < len(data):
+            num_early = int(np.searchsorted(part.ts_ms, data.ts_ms[end] - min(windows_ms)))
+            part = masked(part.take(slice(num_early)), int(data.ts_ms[end]), windows_ms)
+        _check_primary(name, surface, part)
         parts.append(part)
+    known = parts[0].outcomes
+    _check_labels(next(iter(shares)), surface, (known > 0).sum(axis=0), (known == 0).sum(axis=0))
     return parts
+
+
+def masked(rows: Dataset, end_ms: int, windows_ms: Sequence[int]) -> Dataset:
+    """Return the rows without the outcomes whose windows reach to `end_ms`."""
+    is_open = rows.ts_ms[:, None] >= end_ms - np.array(windows_ms)
+    return replace(rows, outcomes=np.where(is_open, np.float32(np.nan), rows.outcomes))
 
 
 def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
@@ -196,11 +209,19 @@ def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
     return np.asarray(np.searchsorted(ts_ms, np.quantile(ts_ms, ends, method="lower")), np.int64)
 
 
-def _check_labels(name: str, num_rows: int, num_positive: int) -> None:
-    if not 0 < num_positive < num_rows:
-        raise TabrankError(
-            f"the {name} rows ({num_rows}) have {num_positive} positives; {BOTH_LABELS}: give a longer log or more days"
-        )
+def _check_primary(name: str, surface: Surface, rows: Dataset) -> None:
+    """Raise TabrankError unless the primary outcome happens at some rows, and not at others."""
+    primary = rows.outcomes[:, :1]
+    _check_labels(name, surface, (primary > 0).sum(axis=0), (primary == 0).sum(axis=0))
+
+
+def _check_labels(name: str, surface: Surface, num_positive: I64, num_negative: I64) -> None:
+    for outcome, positives, negatives in zip(surface.predicted, num_positive, num_negative, strict=False):
+        if not (positives and negatives):
+            raise TabrankError(
+                f"the {name} rows ({positives + negatives}) have {positives} positives of the outcome {outcome!r}; "
+                f"{BOTH_LABELS}: give a longer log or more days"
+            )
 
 
 def row_bytes(plan: DatasetPlan) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from serve.contract.validation import spelled
+from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.rivals import NUM_SEEDS, SEED_ROWS, lightgbm, tuned
@@ -26,10 +28,10 @@ MOST_S, CELL_S = 120.0, 1e-8
 
 
 def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np.float64] | None) -> Inputs:
-    """Return `rows`, their labels mixed with the teachers': networks' logits, a rival's, [N].
+    """Return `rows`, their labels mixed with the teachers': networks' logits, a rival's, [N, O].
 
     Teachers answer P(label | looked at). A label is as shown, so it is mixed with that times the
-    examination of its position.
+    examination of its position. A label that is not known stays so.
     """
     taught = [expit(np.mean(logits, axis=0))] if logits else []
     taught += [rival] if rival is not None else []
@@ -40,18 +42,31 @@ def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np
     return replace(rows, label=torch.from_numpy(np.asarray(label, np.float32)))
 
 
-def taught(rows: Inputs, data: Dataset, encoder: Encoder, examination: Examination) -> Inputs:
+def trees(
+    encoder: Encoder,
+    data: Dataset,
+    examinations: Sequence[Examination],
+    settings: Sequence[Mapping[str, Any]],
+) -> Callable[[Matrix], NDArray[np.float64]]:
+    """Train LightGBM on each outcome, and return what predicts them for a matrix, [N, O]."""
+    each = zip(examinations, settings, strict=True)
+    rivals = [lightgbm(encoder, data.of(k), one, **chosen) for k, (one, chosen) in enumerate(each)]
+    return lambda matrix: np.stack([rival(matrix) for rival in rivals], axis=1)
+
+
+def taught(rows: Inputs, data: Dataset, encoder: Encoder, examinations: Sequence[Examination]) -> Inputs:
     """Return `rows`, those of `data`, taught by LightGBM, or unchanged if that would take too long.
 
     LightGBM has the settings that suit small and noisy logs: to tune them is a search.
     """
-    settings = tuned(encoder, data, examination, 0.0)
+    settings = [tuned(encoder, data.of(k), one, 0.0) for k, one in enumerate(examinations)]
     num_rows = max(len(data), min(NUM_SEEDS * len(data), SEED_ROWS))
-    lasts_s = settings["num_iterations"] * num_rows * len(encoder.input_names) * CELL_S
+    num_trees = sum(one["num_iterations"] for one in settings)
+    lasts_s = num_trees * num_rows * len(encoder.input_names) * CELL_S
     if lasts_s > MOST_S:
         print_progress(
             f"LightGBM does not teach: it would take {spelled(lasts_s)}; `training search` has the time"
         )
         return rows
-    print_progress(f"trees: {settings['num_iterations']}; they take about {spelled(max(1, round(lasts_s)))}")
-    return mixed(rows, [], lightgbm(encoder, data, examination, **settings)(data.matrix))
+    print_progress(f"trees: {num_trees}; they take about {spelled(max(1, round(lasts_s)))}")
+    return mixed(rows, [], trees(encoder, data, examinations, settings)(data.matrix))

@@ -19,7 +19,7 @@ MIN_SLOPE = 1e-3
 def fit_platt(
     logit: NDArray[np.floating], label: NDArray[np.generic], examination: F64 | float = 1.0
 ) -> Calibration:
-    """Fit a and b of θ · sigmoid(a · logit + b) to labels 0 or 1 [R] by least logloss.
+    """Fit a and b of θ · sigmoid(a · logit + b) to labels from 0 to 1 [R] by least logloss.
 
     θ is the `examination` [R] of each row, so the sigmoid is P(label | looked at). The targets are
     those of Platt (1999), (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2): where θ is 1, they keep a and
@@ -28,14 +28,15 @@ def fit_platt(
     Raises:
         TabrankError: if there are no rows, or a logit is not finite.
     """
-    x, y = np.asarray(logit, np.float64), np.asarray(label) > 0.5
+    x, y = np.asarray(logit, np.float64), np.asarray(label, np.float64)
     if not len(x) or not np.isfinite(x).all():
         raise TabrankError(
             f"calibration: {len(x)} logits must be at least 1 and all finite; the training diverged: "
             "lower the learning rate"
         )
-    num_positive = int(y.sum())
-    target = np.where(y, (num_positive + 1) / (num_positive + 2), 1 / (len(x) - num_positive + 2))
+    num_positive = float(y.sum())
+    of_positive, of_negative = (num_positive + 1) / (num_positive + 2), 1 / (len(x) - num_positive + 2)
+    target = y * of_positive + (1 - y) * of_negative
     center, spread = x.mean(), x.std() or 1.0
     rows = np.stack([(x - center) / spread, np.ones(len(x))])
     theta = examination * np.ones(len(x))

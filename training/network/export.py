@@ -33,12 +33,12 @@ _NUM_TRIED = 1024
 _TOLERANCE = 2e-6
 
 
-def build(network: Network, calibration: Calibration) -> dict[str, bytes]:
+def build(network: Network, calibrations: Sequence[Calibration]) -> dict[str, bytes]:
     """Return the files that the network contributes to an artifact, by name.
 
     `serve.model.artifact.save` writes them.
     """
-    folded = folded_of(network, calibration)
+    folded = folded_of(network, calibrations)
     return {
         "weights.safetensors": save_safetensors(_weights(network)),
         "encoder.json": network.encoder.to_json().encode(),
@@ -48,7 +48,9 @@ def build(network: Network, calibration: Calibration) -> dict[str, bytes]:
 
 
 @torch.no_grad()
-def golden(network: Network, calibration: Calibration, matrix: Matrix, num_rows: int = 64) -> bytes:
+def golden(
+    network: Network, calibrations: Sequence[Calibration], matrix: Matrix, num_rows: int = 64
+) -> bytes:
     """Return `golden.safetensors`: evenly spaced rows with the trained network's scores.
 
     The first row is all missing. Deep networks amplify rounding, on single rows beyond the
@@ -61,9 +63,10 @@ def golden(network: Network, calibration: Calibration, matrix: Matrix, num_rows:
     numeric[:1], category[:1] = np.nan, 0
     parts = [torch.from_numpy(part) for part in network.encoder.encode(numeric, category)]
     logit = network.logit(network.inputs(*parts))
-    score = torch.sigmoid(calibration.a * logit + calibration.b).numpy()
-    served, _ = forward(TorchOps(), folded_of(network, calibration), *parts, exact=True)
-    off = np.abs(served.numpy() - score)
+    a, b = torch.tensor([(one.a, one.b) for one in calibrations]).T
+    score = torch.sigmoid(a * logit + b).numpy()
+    served, _ = forward(TorchOps(), folded_of(network, calibrations), *parts, exact=True)
+    off = np.abs(served.numpy() - score).max(axis=1)
     if not np.median(off) <= _TOLERANCE:
         raise TabrankError(
             f"export: the inference graph differs from the trained network by {np.median(off):.1e} "
@@ -78,7 +81,7 @@ def export(folded: Folded, exact: bool) -> bytes:
     """Return the graph as a serialised ONNX model over any number of rows.
 
     Inputs are numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1], without those that have no
-    columns; outputs are probability f32 [R] and residual f32 [R].
+    columns; outputs are shares f32 [R, O] and residual f32 [R].
     """
     ops = _OnnxOps()
     num_single = sum(len(group.columns) for group in folded.embedded)
@@ -91,10 +94,14 @@ def export(folded: Folded, exact: bool) -> bytes:
         )
         if num_columns
     ]
-    names = ("probability", "residual")
+    names = ("shares", "residual")
     values = forward(ops, folded, "numeric", "hot", "index", exact=exact)
     ops.nodes += [helper.make_node("Identity", [v], [name]) for v, name in zip(values, names, strict=True)]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows"]) for name in names]
+    shapes = (["rows", len(folded.output)], ["rows"])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
     graph = helper.make_graph(ops.nodes, "tabnet", inputs, outputs, ops.initializers)
     model = helper.make_model(
         graph, producer_name="tabrank", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
@@ -104,9 +111,9 @@ def export(folded: Folded, exact: bool) -> bytes:
     return serialised
 
 
-def folded_of(network: Network, calibration: Calibration) -> Folded:
+def folded_of(network: Network, calibrations: Sequence[Calibration]) -> Folded:
     """Return the constants of a network's inference graph."""
-    return fold(_weights(network), network.encoder, asdict(network.config), calibration)
+    return fold(_weights(network), network.encoder, asdict(network.config), calibrations)
 
 
 def _weights(network: Network) -> dict[str, NDArray[Any]]:

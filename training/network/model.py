@@ -1,9 +1,9 @@
-"""Trained model in memory: network, encoder and calibration, from features to P(label)."""
+"""Trained model in memory: network, encoder and calibration, from features to predictions."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,17 +41,19 @@ class Model:
 
     encoder: Encoder
     network: Network
-    calibration: Calibration
+    # Of each outcome.
+    calibrations: Sequence[Calibration]
 
     @classmethod
     def of(cls, encoder: Encoder, config: NetworkConfig, weights: Mapping[str, Tensor]) -> Model:
         """Build the model from the TabNet's state dict `weights`, without a calibration."""
-        network = Network(encoder, config)
+        num_outcomes = len(weights["tabnet.final_mapping.weight"])
+        network = Network(encoder, config, num_outcomes)
         network.tabnet.load_state_dict(weights)
-        return cls(encoder, network.eval(), UNCALIBRATED)
+        return cls(encoder, network.eval(), [UNCALIBRATED] * num_outcomes)
 
     def logits(self, matrix: Matrix) -> NDArray[np.float64]:
-        """Return the network's logits [R], before calibration."""
+        """Return the network's logits [R, O], before calibration."""
         chunks = []
         with one_thread():
             # No rows are one part too.
@@ -61,7 +63,11 @@ class Model:
                 chunks.append(self.network.logit(self.network.inputs(*encoded)))
         return torch.cat(chunks).numpy().astype(np.float64)
 
-    def probability(self, matrix: Matrix) -> NDArray[np.float64]:
-        """Return P(label) [R]."""
-        logit = self.calibration.a * self.logits(matrix) + self.calibration.b
+    def shares(self, matrix: Matrix) -> NDArray[np.float64]:
+        """Return the expected amount of each outcome as a share of its cap, [R, O], if looked at.
+
+        Of an event it is the probability.
+        """
+        a, b = np.array([(one.a, one.b) for one in self.calibrations]).T
+        logit = a * self.logits(matrix) + b
         return np.asarray(1.0 / (1.0 + np.exp(-logit)), np.float64)

@@ -1,6 +1,6 @@
 """Trainable network: TabNet on the inputs of an encoder, and rows of these inputs.
 
-Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
+Letters: R rows, O outcomes, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
 columns, D0 = F + I + V.
 """
 
@@ -27,7 +27,7 @@ EVALUATION_BATCH = 16_384
 
 
 class Network(nn.Module):
-    """TabNet with one output on the columns of `encoder.input_names`.
+    """TabNet with an output for each outcome on the columns of `encoder.input_names`.
 
     Its inputs come from `encoder.encode`; an embedded category is one column. Export the state dict
     `network.tabnet.state_dict()`.
@@ -38,7 +38,7 @@ class Network(nn.Module):
     logged: Tensor
     indicators: Tensor
 
-    def __init__(self, encoder: Encoder, config: NetworkConfig) -> None:
+    def __init__(self, encoder: Encoder, config: NetworkConfig, num_outcomes: int = 1) -> None:
         super().__init__()
         self.encoder = encoder
         self.config = config
@@ -47,7 +47,7 @@ class Network(nn.Module):
             raise TabrankError("network: the encoder has no columns; give the surface at least one feature")
         sizes = [column.embedding for column in encoder.single]
         tables = list(zip(encoder.cardinalities, sizes, strict=True))
-        self.tabnet = TabNet(num_inputs - num_single, tables, config)
+        self.tabnet = TabNet(num_inputs - num_single, tables, config, num_outcomes)
         columns = encoder.numeric
         for name, values in (
             ("mean", torch.tensor([c.mean for c in columns], dtype=torch.float32)),
@@ -71,7 +71,7 @@ class Network(nn.Module):
         return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [R, D0 + K1] to (logit [R], sparsity).
+        """Map x [R, D0 + K1] to (logit [R, O], sparsity).
 
         The loss to minimise is logloss + lambda_sparse · sparsity. `sparsity` is the mean entropy
         of the masks over steps and rows: 0 where each step uses one column.
@@ -81,7 +81,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def logit(self, x: Tensor) -> Tensor:
-        """Return the logit [R] of x [R, D0 + K1], in eval mode and without gradients."""
+        """Return the logit [R, O] of x [R, D0 + K1], in eval mode and without gradients."""
         assert not self.training
         return torch.cat([self.tabnet(part)[0] for part in torch.split(x, EVALUATION_BATCH)])
 
@@ -91,13 +91,19 @@ class Inputs:
     """Rows in memory as the training loop reads them; `Network.forward` takes x f32 [N, D]."""
 
     x: Tensor
-    # f32 [N], 0 or 1; a probability in between where the label is the prediction of another model.
+    # f32 [N, O], the shares of `Dataset.outcomes`, NaN where unknown; mixed with the predictions of
+    # other models where these teach.
     label: Tensor
-    # f32 [N], examination of the position at which the row was shown; 1 where bias is ignored.
+    # f32 [N, O], examination of the position at which the row was shown; 1 where bias is ignored.
     examination: Tensor
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The mean label of each outcome, [O], over the rows at which it is known."""
+        return tuple(self.label.double().nanmean(dim=0).tolist())
 
     def to(self, device: torch.device) -> Inputs:
         """Return the same rows on `device`."""

@@ -1,10 +1,10 @@
-"""TabNet with one output.
+"""TabNet with an output for each outcome.
 
 Arik and Pfister 2019, "TabNet: Attentive Interpretable Tabular Learning" (arXiv:1908.07442). The
 modules have the names that the modules of the package pytorch_tabnet have, so state dicts fit both.
 
 Letters: R rows, D0 dense columns, K1 embedded categories, D network inputs after the embedding, G =
-D0 + K1 columns that the masks choose among, N the width of a decision.
+D0 + K1 columns that the masks choose among, N the width of a decision, O outcomes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ LEAST = 1e-15
 class TabNet(nn.Module):
     """TabNet on D0 dense columns and one embedding for each (cardinality, size) of `tables`."""
 
-    def __init__(self, num_dense: int, tables: Sequence[tuple[int, int]], config: NetworkConfig) -> None:
+    def __init__(
+        self, num_dense: int, tables: Sequence[tuple[int, int]], config: NetworkConfig, num_outcomes: int = 1
+    ) -> None:
         super().__init__()
         self.embedder = Embedder(num_dense, tables)
-        self.tabnet = DecisionSteps(num_dense, [size for _, size in tables], config)
+        self.tabnet = DecisionSteps(num_dense, [size for _, size in tables], config, num_outcomes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [R, D0 + K1] to (logit [R], sparsity), see `DecisionSteps.forward`."""
+        """Map x [R, D0 + K1] to (logit [R, O], sparsity), see `DecisionSteps.forward`."""
         logit, sparsity = self.tabnet(self.embedder(x))
         return logit, sparsity
 
@@ -55,19 +57,21 @@ class Embedder(nn.Module):
 
 
 class DecisionSteps(nn.Module):
-    """The steps of TabNet on D embedded inputs, and the sum of their decisions as one logit."""
+    """The steps of TabNet on D embedded inputs, and the sum of their decisions as logits."""
 
     _spread: Tensor
     _share: Tensor
 
-    def __init__(self, num_dense: int, sizes: Sequence[int], config: NetworkConfig) -> None:
+    def __init__(
+        self, num_dense: int, sizes: Sequence[int], config: NetworkConfig, num_outcomes: int
+    ) -> None:
         """Create the network for D0 = `num_dense` and embeddings of these sizes."""
         super().__init__()
         self.config = config
         # Never used: a part of the state dicts alone.
         self.initial_bn = nn.BatchNorm1d(num_dense + sum(sizes)).requires_grad_(False)
         self.encoder = _Encoder(num_dense + sum(sizes), num_dense + len(sizes), config)
-        self.final_mapping = nn.Linear(config.width, 1, bias=False)
+        self.final_mapping = nn.Linear(config.width, num_outcomes, bias=False)
         draw_weights(self.final_mapping, gain=1.0)
         # The inputs of an embedded category share the mask of one column.
         widths = torch.tensor([1] * num_dense + list(sizes))
@@ -76,7 +80,7 @@ class DecisionSteps(nn.Module):
         self.register_buffer("_share", (1.0 / widths).repeat_interleave(widths)[:, None], False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map embedded inputs [D, R] to (logit [R], sparsity).
+        """Map embedded inputs [D, R] to (logit [R, O], sparsity).
 
         The sparsity is the mean entropy of the masks over steps and rows: 0 where each step uses
         one column.
@@ -86,7 +90,7 @@ class DecisionSteps(nn.Module):
             total = total + decision
             negative_entropy = negative_entropy + (mask * (mask + LEAST).log()).sum()
         sparsity = -negative_entropy / (x.shape[1] * self.config.n_steps)
-        return (self.final_mapping.weight @ total)[0], sparsity
+        return (self.final_mapping.weight @ total).T, sparsity
 
     def steps(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (mask [G, R], rectified decision [N, R]) of each step, for inputs [D, R]."""

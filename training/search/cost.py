@@ -31,13 +31,13 @@ def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix) ->
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Network(encoder, config).eval()
-    session = one_thread_session(export(folded_of(network, UNCALIBRATED), exact=False))
+    session = one_thread_session(export(folded_of(network, [UNCALIBRATED]), exact=False))
 
     def score(matrix: Matrix) -> NDArray[np.float64]:
         arrays: tuple[NDArray[Any], ...] = encoder.encode(matrix.numeric, matrix.category)
         parts = zip(("numeric", "hot", "index"), arrays, strict=True)
         feeds = {name: array for name, array in parts if array.shape[1]}
-        return np.asarray(session.run(["probability"], feeds)[0])
+        return np.asarray(session.run(["shares"], feeds)[0])
 
     return measured(score, matrix)
 

@@ -140,13 +140,13 @@ def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
     LightGBM may take `TUNING_SHARE` of the budget; it trains on at most `MOST_ROWS` rows here.
     """
-    encoder, valid, examination = task.encoder, task.valid, task.examination
+    encoder, valid, examination = task.encoder, task.valid.of(0), task.examinations[0]
     slates, theta = Slates(valid.label, valid.slate, valid.viewer), examination.at(valid.position)
     if board.of("popular") is None:
         chance = calibrated(valid.label, valid.popular, theta)
         board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
     if board.of("lightgbm") is None:
-        train = task.parts["training"]
+        train = task.parts["training"].of(0)
         rows = train.take(evenly(len(train), MOST_ROWS))
         PARTS.begin(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
         point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s)

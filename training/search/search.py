@@ -100,7 +100,7 @@ def _find(
     `last` is the incumbent.
     """
     max_us = task.settings.max_us
-    print_progress(task.examination.describe())
+    print_progress(task.examinations[0].describe())
     costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.tried())
     check_cost(costs, max_us)
     compete(board, task, clock.budget_s)

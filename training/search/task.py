@@ -19,7 +19,7 @@ from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, Progress, sample
 from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.paired import MARGIN
-from training.examination.estimate import examine
+from training.examination.estimate import examine_each
 from training.examination.examination import Examination
 from training.fit.loop import FitConfig
 from training.fit.prepare import read_plan, row_bytes, split_by_time
@@ -95,7 +95,7 @@ class Task:
     @cached_property
     def parts(self) -> dict[str, Dataset]:
         """Return the rows for training, validation and test."""
-        parts = split_by_time(self.data, SHARES, self.schema.surface.longest_window_ms)
+        parts = split_by_time(self.data, SHARES, self.schema.surface)
         return dict(zip(SHARES, parts, strict=True))
 
     @cached_property
@@ -107,7 +107,7 @@ class Task:
     def before(self) -> Dataset:
         """Return all rows before the test rows."""
         shares = {"training": SHARES["training"] + SHARES["validation"], "test": SHARES["test"]}
-        return split_by_time(self.data, shares, self.schema.surface.longest_window_ms)[0]
+        return split_by_time(self.data, shares, self.schema.surface)[0]
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -119,9 +119,9 @@ class Task:
         return fit_encoder(self.schema.surface, rows.columns, rows.matrix, self.strings)
 
     @cached_property
-    def examination(self) -> Examination:
-        """Return the examination of positions, from the training rows, for all models."""
-        return examine(self.parts["training"], self.encoder, self.schema.surface)
+    def examinations(self) -> list[Examination]:
+        """Return the examination of positions of each outcome, from the training rows, for all models."""
+        return examine_each(self.parts["training"], self.encoder, self.schema.surface)
 
     @cached_property
     def identity(self) -> str:
@@ -130,7 +130,7 @@ class Task:
         shared = f"{FOLDER_FORMAT} {self.schema.surface.fingerprint} {self.base.seed}"
         digest = hashlib.sha256(shared.encode())
         # Another examination gives the trials another criterion.
-        digest.update(repr(self.examination.theta).encode())
-        for array in (data.label, data.ts_ms, data.position, data.matrix.numeric, data.matrix.category):
+        digest.update(repr([examination.theta for examination in self.examinations]).encode())
+        for array in (data.outcomes, data.ts_ms, data.position, data.matrix.numeric, data.matrix.category):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]

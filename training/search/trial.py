@@ -44,7 +44,9 @@ def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitCon
 
     try:
         state = run(train, valid, known, config, after_epoch=after_epoch, device=device())
-        found = verdict(state, known, config, valid, Slates(valid.label.numpy(), *np.load(folder / SLATES)))
+        found = verdict(
+            state, known, config, valid, Slates(valid.label.numpy()[:, 0], *np.load(folder / SLATES))
+        )
         ray.tune.report(report(state, config, train, valid) | found)
     # Any error is reported on the leaderboard and ends only this trial.
     except Exception as error:
@@ -87,8 +89,8 @@ def verdict(
 ) -> dict[str, Any]:
     """Return NDCG and losses on the labels as shown, and history of a whole run."""
     network = Model.of(encoder, config.network, state.last).network
-    logit, theta = network.logit(valid.x).double().numpy(), valid.examination.double().numpy()
-    contender = Contender.of(slates, logit, theta * expit(logit))
+    logit, theta = network.logit(valid.x).double().numpy()[:, 0], valid.examination.double().numpy()[:, 0]
+    contender = Contender.of(slates, logit, theta * expit(logit)).take(~np.isnan(slates.label))
     return {
         "valid_ndcg": mean(contender.ndcg),
         "losses": losses(contender),

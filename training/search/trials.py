@@ -21,11 +21,10 @@ from ray.tune.schedulers import ASHAScheduler
 from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
 from training.data.dataset import sample
-from training.evaluation.rivals import lightgbm
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows
 from training.fit.sizing import sized
-from training.fit.teaching import mixed
+from training.fit.teaching import mixed, trees
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
@@ -142,13 +141,13 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
     if not deadline.stop_all():
         study = _study(run, deadline, costs, first, len(rows))
         folder = board.path.parent.resolve() / "trials"
-        train = encode_rows(task.encoder, rows, task.examination)
+        train = encode_rows(task.encoder, rows, task.examinations)
         if task.settings.num_teachers and (tuned := board.of("lightgbm")):
             # The winner will be taught, and less regularisation suits a network that is.
-            rival = lightgbm(task.encoder, rows, task.examination, **tuned.point)
-            train = mixed(train, [], rival(rows.matrix))
+            settings = [tuned.point] * len(task.examinations)
+            train = mixed(train, [], trees(task.encoder, rows, task.examinations, settings)(rows.matrix))
         train.save(folder, "train")
-        encode_rows(task.encoder, valid, task.examination).save(folder, "valid")
+        encode_rows(task.encoder, valid, task.examinations).save(folder, "valid")
         np.save(folder / SLATES, np.stack([valid.slate, valid.viewer]))
         try:
             _tuner(task, folder, study, deadline).fit()
@@ -197,7 +196,7 @@ def _study(
         first=[*first, default, replace(default, network=NetworkConfig())],
         cost=costs,
         max_us=task.settings.max_us,
-        rate=float(task.valid.label.mean()),
+        rate=float(task.valid.of(0).label.mean()),
         in_time=deadline.in_time,
         on_entry=on_entry,
     )

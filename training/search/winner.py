@@ -18,7 +18,7 @@ from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
-from training.evaluation.rivals import TUNING_SHARE, lightgbm
+from training.evaluation.rivals import TUNING_SHARE
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.estimate import MIN_VIEWERS
@@ -26,7 +26,7 @@ from training.examination.examination import IGNORED, Examination
 from training.fit.fit import Fitted, save, with_calibration
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
-from training.fit.teaching import mixed
+from training.fit.teaching import mixed, trees
 from training.fit.trainer import train
 from training.network.model import Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
@@ -81,20 +81,22 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         incumbent = {"version": last.version, "unseen_rows": len(newer), "test_rows": len(test)}
         test, last = (newer, last) if is_enough(newer) else (test, None)
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
-    rivals = {}
+    boosted = None
     if tuned := run.board.of("lightgbm"):
         PARTS.begin(f"training LightGBM on {len(rows):,} rows")
-        rivals["lightgbm"] = lightgbm(encoder, rows, task.examination, **tuned.point)
-    rival = rivals["lightgbm"](rows.matrix) if task.settings.num_teachers else None
+        boosted = trees(encoder, rows, task.examinations, [tuned.point] * len(task.examinations))
+    rival = boosted(rows.matrix) if boosted and task.settings.num_teachers else None
     state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
-    model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, task.examination)
+    model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, task.examinations)
     PARTS.begin("measuring it on the test rows, beside its rivals")
-    scores = {kind: rival(test.matrix) for kind, rival in rivals.items()}
-    taught = {"networks": expit(np.mean(logits, axis=0))} if logits else {}
+    judged = test.of(0)
+    scores = {"lightgbm": boosted(judged.matrix)[:, 0]} if boosted else {}
+    known = ~np.isnan(test.outcomes[:, 0])
+    taught = {"networks": expit(np.mean(logits, axis=0))[known, 0]} if logits else {}
     taught |= {TITLES["lightgbm"]: scores["lightgbm"]} if rival is not None else {}
-    theta = task.examination.at(test.position)
+    theta = task.examinations[0].at(judged.position)
     search = {
-        "teachers": brought(test, theta, model.probability(test.matrix), taught) if taught else {},
+        "teachers": brought(judged, theta, model.shares(judged.matrix)[:, 0], taught) if taught else {},
         "budget_s": run.clock.budget_s,
         "tuning_share": TUNING_SHARE,
         "leaderboard": run.board.table(task.settings.max_us, winner),
@@ -117,9 +119,9 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         seen_until_ms=int(newest.ts_ms[-1]),
         counts=task.data.counts,
         begun=started_s,
-        examination=task.examination,
-        rivals=scores | ({"current": score(last.path, test.matrix)} if last else {}),
-        current=Examination.of(last.manifest) if last else IGNORED,
+        examinations=task.examinations,
+        rivals=scores | ({"current": score(last.path, judged.matrix)[:, 0]} if last else {}),
+        current=Examination.of(last.manifest) if last else (IGNORED,),
         margin=task.settings.margin,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={"teachers": len(logits) + (rival is not None), "incumbent": incumbent},
@@ -157,7 +159,7 @@ def _trained(
 ) -> tuple[State, list[NDArray[np.float32]]]:
     """Train the winner's network on `data` and its teachers' labels, those of a `rival` included.
 
-    Also returns the logits `[T]` of each network that teaches on the `test` rows. The search's
+    Also returns the logits `[T, O]` of each network that teaches on the `test` rows. The search's
     folder holds the state from which a killed training resumes.
     """
     PARTS.begin(
@@ -166,7 +168,7 @@ def _trained(
     )
     storage = run.clock.out / "fit"
     watched = data.take(slice(int(len(data) * (1 - MONITORED_SHARE)), None))
-    rows, last_rows = (encode_rows(encoder, part, run.task.examination) for part in (data, watched))
+    rows, last_rows = (encode_rows(encoder, part, run.task.examinations) for part in (data, watched))
     logits: list[NDArray[np.float32]] = []
     if size.num_teachers or rival is not None:
         taught = f"teachers of {winner.name}, {size.epochs} x {size.num_rows}, {len(test)}"
@@ -174,7 +176,7 @@ def _trained(
         # They are taught too, as the network was in its trial.
         mixed(rows, [], rival).save(folder, "train")
         last_rows.save(folder, "valid")
-        encode_rows(encoder, test, run.task.examination).save(folder, "test")
+        encode_rows(encoder, test, run.task.examinations).save(folder, "test")
         rows, logits = distilled(rows, folder, encoder, config, size.num_teachers, rival)
     return train(rows, last_rows, encoder, config, storage=storage), logits
 
@@ -187,6 +189,7 @@ def unseen(test: Dataset, last: Artifact) -> Dataset:
 
 def is_enough(rows: Dataset) -> bool:
     """Return whether enough viewers have a positive that counts to compare two models."""
+    rows = rows.of(0)
     slates = Slates(rows.label, rows.slate, rows.viewer)
     counts = slates.rankable if slates.have_order else slates.positives > 0
     return len(np.unique(slates.cluster[counts])) >= MIN_VIEWERS

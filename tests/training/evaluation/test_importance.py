@@ -32,7 +32,9 @@ def test_the_direction_is_the_share_of_changes_that_move_the_score_with_the_valu
     rows.numeric[:40, 0] = np.nan
     label = (rng.random(400) < 0.5).astype(np.float32)
     columns = Columns(("up", "down", "either"), (), ())
-    data = replace(dataset(surface), columns=columns, matrix=rows, label=label, position=np.zeros(400, int))
+    data = replace(
+        dataset(surface), columns=columns, matrix=rows, outcomes=(label)[:, None], position=np.zeros(400, int)
+    )
 
     def score(matrix):
         up, down, either = np.nan_to_num(matrix.numeric).T
@@ -49,7 +51,9 @@ def test_the_columns_of_a_set_are_permuted_together(surface):
     label = (np.arange(200) % 2).astype(np.float32)
     seen = []
     rows = Matrix(np.zeros((200, 0), np.float32), category)
-    data = replace(dataset(surface), columns=columns, matrix=rows, label=label, position=np.zeros(200, int))
+    data = replace(
+        dataset(surface), columns=columns, matrix=rows, outcomes=(label)[:, None], position=np.zeros(200, int)
+    )
     importance(lambda matrix: (seen.append(matrix.category), np.full(200, 0.5))[1], data)
     whole, without_a, without_b = seen
     np.testing.assert_array_equal(whole, category)

@@ -41,7 +41,7 @@ def dataset(num_rows: int, seed: int) -> Dataset:
     return Dataset(
         columns=Columns(("audience", "age"), ("topic",), ()),
         matrix=Matrix(numeric, category),
-        label=label,
+        outcomes=(label)[:, None],
         slate=np.arange(num_rows) // 8,
         viewer=zeros,
         shown=zeros,
@@ -144,7 +144,7 @@ def test_the_rival_answers_for_a_candidate_that_is_looked_at():
     # Older viewers see a candidate lower, and like it as much as others.
     position = np.clip(data.matrix.numeric[:, 1] // 2, 0, 7).astype(np.int64)
     looked_at = np.random.default_rng(3).random(len(data)) < examination.at(position)
-    shown = replace(data, position=position, label=data.label * looked_at)
+    shown = replace(data, position=position, outcomes=(data.label * looked_at)[:, None])
     point = {"num_leaves": 5, "num_iterations": 50, "learning_rate": 0.1}
     ours, biased = (
         lightgbm(ENCODER, shown, known, **point)(truth.matrix) for known in (examination, LOOKED_AT)

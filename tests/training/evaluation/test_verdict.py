@@ -33,7 +33,7 @@ def drawn(surface, *, single: float, tilt: float, num_slates=3_000, seed=0):
     label = rng.random(len(data)) < 1 / (1 + np.exp(1 - viewer - candidate))
     popular = candidate + 0.5 * rng.normal(size=len(data))
     model = 1 / (1 + np.exp(1 - viewer - tilt * candidate))
-    return replace(data, label=label.astype(np.float32), popular=popular), model
+    return replace(data, outcomes=(label.astype(np.float32))[:, None], popular=popular), model
 
 
 def order_of(data, score) -> tuple[float, float, float]:
@@ -122,7 +122,7 @@ def test_where_slates_have_an_order_better_predictions_do_not_pass(surface, thet
         data = replace(data, popular=np.random.default_rng(1).normal(size=len(data)))
     examination = Examination() if theta is None else Examination("learned", theta, np.full(2, 0.01), 100)
     seen = np.random.default_rng(2).random(len(data)) < examination.at(data.position)
-    data = replace(data, label=data.label * seen)
+    data = replace(data, outcomes=(data.label * seen)[:, None])
     found = assess(data, {"model": model}, surface, examination=examination)
     by = found["paired"]["model-popular"]["gate"]["by"]
     assert by == ("ndcg@10" if theta is None else "expected_labels")

@@ -43,7 +43,7 @@ def shown(theta: np.ndarray, seed: int = 0) -> Dataset:
     return Dataset(
         columns=Columns(("popular", "quality"), (), ()),
         matrix=Matrix(numeric, np.zeros((rows, 0), np.uint64)),
-        label=(rng.random(rows) < chance.ravel()).astype(np.float32),
+        outcomes=((rng.random(rows) < chance.ravel()).astype(np.float32))[:, None],
         slate=slate,
         viewer=slate // 3,
         shown=zeros,

@@ -172,7 +172,7 @@ def test_rows_whose_label_window_reaches_into_the_next_part_are_left_out(tmp_pat
     data = Dataset(
         columns=Columns(("a",), (), ()),
         matrix=Matrix(np.zeros((100, 1), np.float32), np.zeros((100, 0), np.uint64)),
-        label=(np.arange(100) % 2).astype(np.float32),
+        outcomes=((np.arange(100) % 2).astype(np.float32))[:, None],
         slate=np.arange(100),
         viewer=zeros,
         shown=zeros,

@@ -104,7 +104,7 @@ def explored(
     scores = np.full(len(replay.shown), np.nan)
     scorer = load_scorer(artifact.path, "onnx")
     for done, (i, matrix) in enumerate(recompute_features(features, log, replay, rows), 1):
-        scores[replay.first[i] : replay.first[i + 1]] = scorer.score(matrix.numeric, matrix.category)
+        scores[replay.first[i] : replay.first[i + 1]] = scorer.score(matrix.numeric, matrix.category)[:, 0]
         progress(done / len(rows))
     new = np.full(is_shown.shape, np.nan)
     new[is_shown] = scores[flat]
