@@ -171,11 +171,14 @@ def _check_golden(artifact: Artifact, scorer: Scorer) -> None:
         numeric, category, want = golden["numeric"], golden["category"], golden["score"]
     except (SafetensorError, KeyError) as error:
         raise ArtifactRefused(f"{where}: cannot be read: {error}") from error
-    if want.dtype != np.float32 or want.ndim != 2 or not 0 < len(want) <= MAX_GOLDEN:
+    if (
+        want.dtype != np.float32
+        or want.shape[1:] != (len(artifact.outcomes),)
+        or not 0 < len(want) <= MAX_GOLDEN
+    ):
         raise ArtifactRefused(
             f"{where}: score is {want.dtype} {list(want.shape)}; it must be float32 of 1 to {MAX_GOLDEN:,} rows with "
-            "a column for each outcome; "
-            "fit again"
+            f"a column for each of the outcomes {list(artifact.outcomes)}; fit again"
         )
     if not numeric.shape[:1] == category.shape[:1] == want.shape[:1]:
         raise ArtifactRefused(f"{where}: not as many rows as scores; fit again")

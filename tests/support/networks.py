@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,10 @@ from training.network.network import Network, NetworkConfig
 # Small networks: a second thread only waits, the longer the busier the machine is.
 torch.set_num_threads(1)
 
-CALIBRATION = Calibration(0.7, -0.3)
+# Of the outcomes of a random network, in order; one with fewer has the first ones.
+CALIBRATIONS = (Calibration(0.7, -0.3), Calibration(1.4, 0.2), Calibration(0.4, -1.0))
+# The outcomes of an artifact, with the amount that a prediction of 1 stands for.
+SCALES = {"join": 1.0, "stay": 60.0, "hide": 1.0}
 VERSION = "20260102T030405Z-0a1b"
 
 
@@ -82,13 +84,15 @@ def random_rows(
     return numeric, category
 
 
-def random_network(rng: np.random.Generator, encoder: Encoder, config: NetworkConfig) -> Network:
+def random_network(
+    rng: np.random.Generator, encoder: Encoder, config: NetworkConfig, num_outcomes: int = 1
+) -> Network:
     """Return a network in eval mode, whose batch norms have seen rows.
 
     Its logits have a standard deviation of about 1.
     """
     torch.manual_seed(int(rng.integers(1 << 31)))
-    network = Network(encoder, config)
+    network = Network(encoder, config, num_outcomes)
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm1d)]
     for norm in norms:
         norm.momentum = 0.5
@@ -132,11 +136,9 @@ def trained_scores(
     network: Network,
     numeric: NDArray[np.float32],
     category: NDArray[np.uint64],
-    calibration: Calibration = CALIBRATION,
 ) -> NDArray[np.float32]:
-    """Return calibrated probabilities from pytorch_tabnet itself."""
-    logit = reference(network)(inputs(network, numeric, category))[0][:, 0]
-    return torch.sigmoid(calibration.a * logit + calibration.b).numpy()
+    """Return calibrated predictions [R, O] from pytorch_tabnet itself."""
+    return _calibrated(network, reference(network)(inputs(network, numeric, category))[0])
 
 
 @torch.no_grad()
@@ -148,9 +150,18 @@ def tolerance(network: Network, numeric: NDArray[np.float32], category: NDArray[
     than 1e-5.
     """
     double = copy.deepcopy(network).double()
-    logit = reference(double)(inputs(network, numeric, category).double())[0][:, 0]
-    score = torch.sigmoid(CALIBRATION.a * logit + CALIBRATION.b).numpy()
+    score = _calibrated(network, reference(double)(inputs(network, numeric, category).double())[0])
     return 1e-5 + 3 * float(np.abs(score - trained_scores(network, numeric, category)).max())
+
+
+def calibrations(network: Network) -> Sequence[Calibration]:
+    """Return the calibration of each output of a network."""
+    return CALIBRATIONS[: len(network.tabnet.tabnet.final_mapping.weight)]
+
+
+def _calibrated(network: Network, logit: torch.Tensor) -> NDArray[Any]:
+    a, b = torch.tensor([(one.a, one.b) for one in calibrations(network)]).T
+    return torch.sigmoid(a * logit + b).numpy()
 
 
 def weights(network: Network) -> dict[str, NDArray[Any]]:
@@ -164,8 +175,8 @@ def artifact_files(
     """Return files and manifest of an artifact, for `serve.model.artifact.save`."""
     numeric, category = random_rows(rng, network.encoder, 2 * num_golden)
     files = {
-        **build(network, [CALIBRATION]),
-        "golden.safetensors": golden(network, [CALIBRATION], Matrix(numeric, category), num_golden),
+        **build(network, calibrations(network)),
+        "golden.safetensors": golden(network, calibrations(network), Matrix(numeric, category), num_golden),
         "surface.toml": b"",
         "evaluation.json": b"{}",
         "report.html": b"",
@@ -173,13 +184,10 @@ def artifact_files(
     }
     manifest = {
         "version": VERSION,
-        "network": dataclasses.asdict(network.config),
+        "network": asdict(network.config),
         "outcomes": {
-            "join": {
-                "scale": 1.0,
-                "calibration": dataclasses.asdict(CALIBRATION),
-                "examination": asdict(IGNORED),
-            }
+            name: {"scale": scale, "calibration": asdict(calibration), "examination": asdict(IGNORED)}
+            for (name, scale), calibration in zip(SCALES.items(), calibrations(network), strict=False)
         },
         "seen_until_ms": 0,
     }

@@ -23,19 +23,20 @@ with warnings.catch_warnings():
 def module_of(network: Network) -> Any:
     """Return the package's module with the weights and in the mode of a network of ours.
 
-    It maps the same x to (output [R, 1], minus the sparsity).
+    It maps the same x to (output [R, O], minus the sparsity).
     """
-    module = untrained_module(network.encoder, network.config)
+    num_outcomes = len(network.tabnet.tabnet.final_mapping.weight)
+    module = untrained_module(network.encoder, network.config, num_outcomes)
     module.load_state_dict(network.tabnet.state_dict())
     return module.train(network.training)
 
 
-def untrained_module(encoder: Encoder, config: NetworkConfig) -> Any:
+def untrained_module(encoder: Encoder, config: NetworkConfig, num_outcomes: int = 1) -> Any:
     """Return the package's module of this shape, with the momentum of our input norm."""
     num_inputs, single = len(encoder.input_names), encoder.single
     module = TabNet(
         num_inputs,
-        1,
+        num_outcomes,
         n_d=config.width,
         n_a=config.width,
         n_steps=config.n_steps,

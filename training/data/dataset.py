@@ -216,8 +216,8 @@ class DatasetPlan:
                 "every shown candidate was unknown when it was shown; write the candidates to the log with times "
                 'before the rankings, or set unknown_candidates = "scored" in the surface'
                 if num_unknown
-                else f"no outcome of a row is known: the log is shorter than the window of {window}; give a longer log or "
-                "a shorter within"
+                else f"no outcome of any row is known: the log is shorter than a window of {window}; "
+                "give a longer log or a shorter within"
             )
         viewers = replay.exposure_viewer
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)

@@ -47,7 +47,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     artifact = load(write(tmp_path / "made" / "a", **{"encoder.json": encoder.to_json().encode()}))
     assert artifact.version == OLD
     assert artifact.manifest["rows"] == 3
-    assert artifact.manifest["format"] == 3
+    assert artifact.manifest["format"] == 4
     assert artifact.read("model.onnx") == b"model.onnx"
     assert artifact.encoder == encoder
     assert names(tmp_path / "made") == ["a"]
@@ -158,8 +158,8 @@ def no_checksum(folder: Path) -> None:
         (manifest_text(b'"rows": 3', b'"rows": 4'), r"manifest\.json: is not the file that was written"),
         (manifest_text(b"\n", b"\n\n"), r"manifest\.json: is not the file that was written"),
         (no_checksum, r"manifest\.json: is not the file that was written"),
-        (manifest_with(format=2), "has format 2, not 3; make it again: python -m training fit"),
-        (manifest_with(format=[]), r"has format \[\], not 3"),
+        (manifest_with(format=3), "has format 3, not 4; make it again: python -m training fit"),
+        (manifest_with(format=[]), r"has format \[\], not 4"),
         (manifest_with(version="../../etc"), r"version '\.\./\.\./etc' is not like"),
         (manifest_with(files={"../secret": "0"}), "files must name exactly"),
         (manifest_with(files=[]), "files must name exactly"),

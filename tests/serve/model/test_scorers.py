@@ -37,10 +37,10 @@ on_cpu = pytest.mark.parametrize("place", CPU)
 everywhere = pytest.mark.parametrize("place", [*CPU, GPU])
 
 
-@pytest.fixture(scope="module")
-def network() -> Network:
+@pytest.fixture(scope="module", params=[1, 3], ids=["one outcome", "three outcomes"])
+def network(request: pytest.FixtureRequest) -> Network:
     rng = np.random.default_rng(5)
-    return random_network(rng, random_encoder(rng, 5, 2, 1), NetworkConfig(n_steps=3))
+    return random_network(rng, random_encoder(rng, 5, 2, 1), NetworkConfig(n_steps=3), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,8 @@ def test_both_backends_score_as_the_trained_network(place: Place, network: Netwo
 
 @everywhere
 def test_no_rows_have_no_scores(place: Place, network: Network, folder: Path) -> None:
-    assert load_scorer(folder, *place).score(*rows(network, 0)).shape == (0,)
+    scorer = load_scorer(folder, *place)
+    assert scorer.score(*rows(network, 0)).shape == (0, len(scorer.outcomes))
 
 
 @everywhere
@@ -105,7 +106,8 @@ def test_a_row_scores_alike_whatever_is_beside_it(place: Place, network: Network
 def test_rows_that_may_not_be_written_to_are_scored(place: Place, network: Network, folder: Path) -> None:
     numeric, category = rows(network, 5)
     numeric.flags.writeable = category.flags.writeable = False
-    assert load_scorer(folder, *place).score(numeric, category).shape == (5,)
+    scorer = load_scorer(folder, *place)
+    assert scorer.score(numeric, category).shape == (5, len(scorer.outcomes))
 
 
 @on_cpu
@@ -184,7 +186,8 @@ def test_any_shape_of_network_makes_an_artifact_that_both_backends_accept(
 ) -> None:
     rng = np.random.default_rng(seed)
     encoder = random_encoder(rng, *((2, 0, 0), (0, 1, 0), (0, 0, 1), (4, 3, 0), (0, 2, 1), (6, 2, 2))[seed])
-    network = random_network(rng, encoder, random_config(rng, ("entmax", "sparsemax")[seed % 2]))
+    config = random_config(rng, ("entmax", "sparsemax")[seed % 2])
+    network = random_network(rng, encoder, config, 1 + seed % 3)
     write_artifact(tmp_path / "a", network, rng)
     numeric, category = random_rows(rng, encoder, 30)
     want, allowed = trained_scores(network, numeric, category), tolerance(network, numeric, category)
@@ -210,13 +213,13 @@ def test_golden_scores_that_differ_refuse_the_artifact(
     place: Place, tmp_path: Path, network: Network, folder: Path
 ) -> None:
     golden = load_safetensors((folder / "golden.safetensors").read_bytes())
-    for wrong in (golden["score"][4] + 3e-5, np.float32(np.nan)):
+    for wrong in (golden["score"][4, -1] + 3e-5, np.float32(np.nan)):
         score = golden["score"].copy()
-        score[4] = wrong
+        score[4, -1] = wrong
         changed = {"golden.safetensors": save_safetensors({**golden, "score": score})}
         message = refused(tmp_path / f"{wrong}", network, changed, place[0])
         assert "row 4 scores" in message
-        assert "1 of 16 rows" in message
+        assert f"1 of {score.size} scores" in message
 
 
 @pytest.mark.parametrize(
@@ -232,17 +235,17 @@ def test_golden_scores_that_differ_refuse_the_artifact(
                 {
                     "numeric": np.zeros((0, 5), np.float32),
                     "category": np.zeros((0, 5), np.uint64),
-                    "score": np.zeros(0, np.float32),
+                    "score": np.zeros((0, 1), np.float32),
                 }
             ),
-            "score is float32 [0]; it must be",
+            "score is float32 [0, 1]; it must be",
         ),
         (
             save_safetensors(
                 {
                     "numeric": np.zeros((1, 2), np.float32),
                     "category": np.zeros((1, 5), np.uint64),
-                    "score": np.zeros(1, np.float32),
+                    "score": np.zeros((1, 1), np.float32),
                 }
             ),
             "golden.safetensors: cannot be scored",
@@ -250,24 +253,35 @@ def test_golden_scores_that_differ_refuse_the_artifact(
         (
             save_safetensors(
                 {
+                    "numeric": np.zeros((1, 5), np.float32),
+                    "category": np.zeros((1, 5), np.uint64),
+                    "score": np.zeros((1, 2), np.float32),
+                }
+            ),
+            "rows with a column for each of the outcomes ['join']",
+        ),
+        (
+            save_safetensors(
+                {
                     "numeric": np.zeros((100_000, 5), np.float32),
                     "category": np.zeros((100_000, 5), np.uint64),
-                    "score": np.zeros(1, np.float32),
+                    "score": np.zeros((1, 1), np.float32),
                 }
             ),
             "golden.safetensors: not as many rows as scores",
         ),
     ],
 )
-def test_damaged_golden_rows_refuse_the_artifact(
-    tmp_path: Path, network: Network, golden: bytes, message: str
-) -> None:
+def test_damaged_golden_rows_refuse_the_artifact(tmp_path: Path, golden: bytes, message: str) -> None:
+    rng = np.random.default_rng(5)
+    network = random_network(rng, random_encoder(rng, 5, 2, 1), NetworkConfig(n_steps=3))
     assert message in refused(tmp_path, network, {"golden.safetensors": golden})
 
 
 def test_the_sorting_graph_is_verified_too(tmp_path: Path, network: Network) -> None:
     rng = np.random.default_rng(9)
-    other = random_network(rng, network.encoder, NetworkConfig(n_steps=3))
+    num_outcomes = len(network.tabnet.tabnet.final_mapping.weight)
+    other = random_network(rng, network.encoder, NetworkConfig(n_steps=3), num_outcomes)
     files, _ = artifact_files(other, rng)
     assert "row 0 scores" in refused(tmp_path, network, {"model_sorting.onnx": files["model_sorting.onnx"]})
 

@@ -53,7 +53,7 @@ class Service:
         for version in (GOOD, SHIFTED, ALTERED):
             with pytest.MonkeyPatch.context() as patch:
                 if version == SHIFTED:
-                    patch.setattr(networks, "CALIBRATION", Calibration(0.7, 2.0))
+                    patch.setattr(networks, "CALIBRATIONS", (Calibration(0.7, 2.0),))
                 files, manifest = artifact_files(network, rng)
             save(folder / "models" / version, files, manifest | {"version": version})
         (folder / "models" / ALTERED / "model.onnx").write_bytes(b"altered")

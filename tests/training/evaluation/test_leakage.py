@@ -21,7 +21,7 @@ NOISE = np.random.default_rng(0).normal(size=ROWS).astype(np.float32)
 def dataset(
     numeric: dict[str, np.ndarray] | None = None,
     category: dict[str, list] | None = None,
-    outcomes=(LABEL)[:, None],
+    label=LABEL,
     slates=80,
 ) -> Dataset:
     """Return a data set of one-column features; a list of lists of strings is a set."""
@@ -40,7 +40,7 @@ def dataset(
     return Dataset(
         columns=Columns(tuple(numeric), tuple(single), tuple(multi)),
         matrix=Matrix(np.stack(list(numeric.values()), 1).astype(np.float32), np.concatenate(parts, 1)),
-        outcomes=(label)[:, None],
+        outcomes=label[:, None],
         slate=rows % slates,
         viewer=rows % slates,
         shown=rows,

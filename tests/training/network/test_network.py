@@ -19,14 +19,19 @@ from tests.support.pytorch_tabnet_networks import untrained_module
 from training.network.network import Network, NetworkConfig
 
 
+@pytest.mark.parametrize("num_outcomes", [1, 3])
 @pytest.mark.parametrize("columns", [(4, 0, 1), (0, 3, 0), (5, 2, 2)])
-def test_the_logit_is_that_of_pytorch_tabnet_with_its_own_embedder(columns: tuple[int, int, int]) -> None:
+def test_the_logits_are_those_of_pytorch_tabnet_with_its_own_embedder(
+    columns: tuple[int, int, int], num_outcomes: int
+) -> None:
     rng = np.random.default_rng(0)
     encoder = random_encoder(rng, *columns)
-    network = random_network(rng, encoder, NetworkConfig())
+    network = random_network(rng, encoder, NetworkConfig(), num_outcomes)
     x = inputs(network, *random_rows(rng, encoder, 30))
     assert x.shape == (30, len(encoder.input_names))
-    torch.testing.assert_close(network.logit(x), reference(network)(x)[0][:, 0], rtol=0, atol=1e-5)
+    logit = network.logit(x)
+    assert logit.shape == (30, num_outcomes)
+    torch.testing.assert_close(logit, reference(network)(x)[0], rtol=0, atol=1e-5)
 
 
 def test_numbers_are_transformed_standardised_clipped_and_marked_missing() -> None:

@@ -19,9 +19,9 @@ from training.network.layers import Mask
 from training.network.network import Network, NetworkConfig
 
 
-def pair(encoder: Encoder, config: NetworkConfig) -> tuple[Network, Any]:
+def pair(encoder: Encoder, config: NetworkConfig, num_outcomes: int) -> tuple[Network, Any]:
     """Return a network and its equal in pytorch_tabnet; the norms' weights differ by channel."""
-    network = Network(encoder, config).double()
+    network = Network(encoder, config, num_outcomes).double()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm1d):
@@ -39,7 +39,7 @@ def rows(encoder: Encoder, num_rows: int) -> Tensor:
 def theirs(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits and sparsity as pytorch_tabnet computes them."""
     output, negative_entropy = module(x)
-    return output[:, 0], -negative_entropy
+    return output, -negative_entropy
 
 
 def assert_same_step(ours: Network, reference: Any, x: Tensor, label: Tensor) -> None:
@@ -69,8 +69,10 @@ def _statistics(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(["entmax", "sparsemax"]), st.integers(8, 90))
-def test_steps_are_those_of_pytorch_tabnet(seed: int, mask_type: str, num_rows: int) -> None:
+@given(st.integers(0, 10**6), st.sampled_from(["entmax", "sparsemax"]), st.integers(8, 90), st.integers(1, 3))
+def test_steps_are_those_of_pytorch_tabnet(
+    seed: int, mask_type: str, num_rows: int, num_outcomes: int
+) -> None:
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     encoder = random_encoder(rng, int(rng.integers(0, 6)), int(rng.integers(1, 4)), int(rng.integers(0, 2)))
@@ -80,10 +82,10 @@ def test_steps_are_those_of_pytorch_tabnet(seed: int, mask_type: str, num_rows: 
     while 0 < num_rows % -(-num_rows // -(-num_rows // size)) < 4:
         size += 1
     config = replace(random_config(rng, mask_type), virtual_batch_size=size, momentum=0.3)
-    ours, reference = pair(encoder, config)
+    ours, reference = pair(encoder, config, num_outcomes)
     for _ in range(2):
         x = rows(encoder, num_rows).float().double()
-        assert_same_step(ours, reference, x, torch.rand(num_rows, dtype=torch.float64))
+        assert_same_step(ours, reference, x, torch.rand(num_rows, num_outcomes, dtype=torch.float64))
     ours.eval()
     reference.eval()
     x = rows(encoder, 7).float().double()
@@ -95,8 +97,8 @@ def test_steps_are_those_of_pytorch_tabnet(seed: int, mask_type: str, num_rows: 
 def test_columns_without_categories_take_the_same_step(mask_type: Any) -> None:
     torch.manual_seed(0)
     encoder = random_encoder(np.random.default_rng(0), 6, 0, 1)
-    ours, reference = pair(encoder, NetworkConfig(width=4, mask_type=mask_type, virtual_batch_size=16))
-    assert_same_step(ours, reference, rows(encoder, 64), torch.rand(64, dtype=torch.float64))
+    ours, reference = pair(encoder, NetworkConfig(width=4, mask_type=mask_type, virtual_batch_size=16), 1)
+    assert_same_step(ours, reference, rows(encoder, 64), torch.rand(64, 1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("mask_type", ["entmax", "sparsemax"])
