@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from serve.contract.errors import TabrankError
 from serve.model.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from training.evaluation.slates import auc
-from training.fit.loop import Diverged, FitConfig, State, as_shown, learning_rate, run
+from training.fit.loop import Diverged, FitConfig, State, as_shown, learning_rate, outcome_weights, run
 from training.network.network import Inputs, Network, NetworkConfig, inputs
 
 ENCODER = Encoder(
@@ -49,7 +49,7 @@ def made(num_rows: int, seed: int) -> Inputs:
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     numeric[rng.random(num_rows) < 0.1, 0] = np.nan
     hot = rng.integers(0, 2, size=(num_rows, 2)).astype(np.float32)
-    return inputs(ENCODER, (numeric, hot, index), label, np.ones(num_rows))
+    return inputs(ENCODER, (numeric, hot, index), label[:, None], np.ones((num_rows, 1)))
 
 
 def first(rows: Inputs, num_rows: int) -> Inputs:
@@ -164,10 +164,12 @@ def test_each_set_of_weights_is_that_of_its_epoch(worsened, upside_down, trained
 def test_every_epoch_draws_its_rows_anew(valid):
     config = replace(CONFIG, batch_size=64, epochs=12)
     # One batch; 63 rows are left out.
-    label = valid.label[:127]
+    part = first(valid, 127)
 
     def spoilt(row: int) -> Inputs:
-        return replace(first(valid, 127), label=torch.where(torch.arange(127) == row, math.nan, label))
+        x = part.x.clone()
+        x[row, 0] = math.inf
+        return replace(part, x=x)
 
     def is_clean(row: int, epochs: int) -> bool:
         try:
@@ -203,7 +205,8 @@ def test_rows_without_categories_are_trained(train, valid):
 
 
 def test_a_gradient_that_is_no_number_ends_the_run(train, valid):
-    broken = replace(train, label=torch.full_like(train.label, math.nan))
+    broken = replace(train, x=train.x.clone())
+    broken.x[:, 0] = math.inf
     with pytest.raises(Diverged, match="gradient became nan; lower learning_rate"):
         run(broken, valid, ENCODER, CONFIG)
 
@@ -270,8 +273,8 @@ def shown(num_rows: int, seed: int) -> Inputs:
     rows = made(num_rows, seed)
     rng = np.random.default_rng(seed)
     examination = 1 / (1 + rng.integers(0, 4, num_rows) / TAU)
-    looked = torch.from_numpy((rng.random(num_rows) < examination).astype(np.float32))
-    return Inputs(rows.x, rows.label * looked, torch.from_numpy(examination).float())
+    looked = torch.from_numpy((rng.random(num_rows) < examination).astype(np.float32))[:, None]
+    return Inputs(rows.x, rows.label * looked, torch.from_numpy(examination).float()[:, None])
 
 
 def test_a_network_that_knows_the_examination_learns_the_label_of_rows_that_are_looked_at():
@@ -279,7 +282,7 @@ def test_a_network_that_knows_the_examination_learns_the_label_of_rows_that_are_
     config = replace(CONFIG, network=replace(CONFIG.network, n_independent=1, n_shared=1))
     seen = made(2_000, seed=6)
     losses = []
-    for examination in (train.examination, torch.ones(len(train))):
+    for examination in (train.examination, torch.ones(len(train), 1)):
         state = run(replace(train, examination=examination), valid, ENCODER, config)
         network = Network(ENCODER, config.network).eval()
         network.tabnet.load_state_dict(state.last)
@@ -299,7 +302,55 @@ def test_the_validation_logloss_is_of_labels_as_shown_and_the_auc_of_the_scores(
     assert line["valid_logloss"] == pytest.approx(
         torch.nn.functional.binary_cross_entropy(chance, valid.label.double()).item()
     )
-    assert line["valid_auc"] == pytest.approx(auc(valid.label.numpy(), logit.numpy()))
+    assert line["valid_auc"] == pytest.approx(auc(valid.label[:, 0].numpy(), logit[:, 0].numpy()))
+
+
+def two_outcomes(rows: Inputs) -> Inputs:
+    """Add an outcome of the same rows: a share that depends on one number, NaN at every third row."""
+    share = torch.sigmoid(2 * rows.x[:, 1:2])
+    share[::3] = math.nan
+    return Inputs(rows.x, torch.cat([rows.label, share], dim=1), rows.examination.repeat(1, 2))
+
+
+def test_two_outcomes_are_learned_together_a_share_as_well_as_an_event(train, valid):
+    held = two_outcomes(valid)
+    state = run(two_outcomes(train), held, ENCODER, CONFIG)
+    network = Network(ENCODER, CONFIG.network, 2).eval()
+    network.tabnet.load_state_dict(state.best)
+    found = torch.sigmoid(network.logit(held.x))
+    assert auc(held.label[:, 0].numpy(), found[:, 0].numpy()) > 0.85
+    known = ~held.label[:, 1].isnan()
+    assert (found[known, 1] - held.label[known, 1]).abs().mean() < 0.1
+
+
+def test_one_outcome_trains_bit_for_bit_as_without_weights_and_masks(train, valid, trained, monkeypatch):
+    plain = torch.nn.functional.binary_cross_entropy_with_logits
+    monkeypatch.setattr("training.fit.loop._Fit._logloss", lambda self, logit, label: plain(logit, label))
+    assert is_same(run(train, valid, ENCODER, CONFIG), trained)
+
+
+def test_an_unknown_label_counts_for_nothing(train, valid):
+    train, held = two_outcomes(train), two_outcomes(valid)
+    config = replace(CONFIG, epochs=1)
+    state = run(train, held, ENCODER, config)
+    network = Network(ENCODER, config.network, 2).eval()
+    network.tabnet.load_state_dict(state.last)
+    logit, known = network.logit(held.x).double(), ~held.label[:, 1].isnan()
+    parts = ((logit[:, 0], held.label[:, 0]), (logit[known, 1], held.label[known, 1]))
+    losses = [torch.nn.functional.binary_cross_entropy_with_logits(x, y.double()).item() for x, y in parts]
+    wanted = float(np.dot(losses, outcome_weights(train.rates)))
+    assert state.history[0]["valid_logloss"] == pytest.approx(wanted, rel=1e-6)
+    # Where a label is not known, nothing else that was said of that outcome changes the run.
+    examination = torch.where(train.label.isnan(), 0.1, train.examination)
+    assert is_same(run(replace(train, examination=examination), held, ENCODER, config), state)
+
+
+def test_a_rare_outcome_weighs_as_much_as_its_entropy_is_small():
+    weights = outcome_weights([0.1, 0.1, 0.01, 0.0])
+    assert weights[:2] == [1.0, 1.0]
+    assert weights[2] == pytest.approx(0.3251 / 0.0560, rel=1e-3)
+    # An outcome that never happened has no entropy, and its weight is bounded all the same.
+    assert weights[2] < weights[3] < 3_000
 
 
 def test_clipping_bounds_the_first_step_of_all_weights_together(train, valid):
@@ -329,7 +380,7 @@ def test_examination_is_a_product_of_chances_and_stays_finite(theta):
 
 def test_ranks_share_the_batches_of_one_process_and_read_each_row_once():
     number = torch.arange(1_000)
-    rows = Inputs(number[:, None].float(), torch.zeros(1_000), number)
+    rows = Inputs(number[:, None].float(), torch.zeros(1_000, 1), number[:, None])
     alone, *ranks = (
         torch.stack([batch.examination for batch in rows.batches(100, mine, seed=7)])
         for mine in (slice(0, 100), slice(0, 50), slice(50, 100))
@@ -346,8 +397,8 @@ class FixedInputNorm(Network):
     processors beyond the bounds.
     """
 
-    def __init__(self, encoder: Encoder, config: NetworkConfig) -> None:
-        super().__init__(encoder, config)
+    def __init__(self, encoder: Encoder, config: NetworkConfig, num_outcomes: int) -> None:
+        super().__init__(encoder, config, num_outcomes)
         self.double()
 
     def train(self, mode: bool = True) -> "FixedInputNorm":
@@ -367,8 +418,8 @@ from training.fit.loop import FitConfig, Inputs, run
 from training.network.network import Network, NetworkConfig
 
 class FixedInputNorm(Network):
-    def __init__(self, encoder, config):
-        super().__init__(encoder, config)
+    def __init__(self, encoder, config, num_outcomes):
+        super().__init__(encoder, config, num_outcomes)
         self.double()
 
     def train(self, mode=True):

@@ -28,14 +28,14 @@ def plain_loop(train, valid, config):
         for rows in train.batches(size, slice(None), config.seed * 1_000_003 + epoch):
             optimiser.param_groups[0]["lr"] = learning_rate(step, num_steps, config)
             logit, negative_entropy = network(rows.x)
-            loss = binary_cross_entropy_with_logits(logit[:, 0], rows.label)
+            loss = binary_cross_entropy_with_logits(logit, rows.label)
             optimiser.zero_grad()
             (loss - config.network.lambda_sparse * negative_entropy).backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
             optimiser.step()
             step += 1
     with torch.no_grad():
-        logit = network.eval()(valid.x)[0][:, 0]
+        logit = network.eval()(valid.x)[0]
     return binary_cross_entropy_with_logits(logit.double(), valid.label.double()).item()
 
 

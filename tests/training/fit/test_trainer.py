@@ -36,7 +36,7 @@ spill.ROWS_PER_FILE = 2_000
 
 def spilled(rows, folder):
     shutil.rmtree(folder, ignore_errors=True)
-    out = spill.Spill(folder, len(rows), rows.x.shape[1])
+    out = spill.Spill(folder, len(rows), rows.x.shape[1], 1)
     out.add(rows)
     return out.streamed()
 
@@ -82,7 +82,7 @@ def made(num_rows: int, seed: int) -> Inputs:
     logit = 4 * np.sign(numeric[:, 0] * numeric[:, 1]) - 1
     label = (rng.random(num_rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     hot, index = np.zeros((num_rows, 0), np.float32), rng.integers(2, 5, size=(num_rows, 1))
-    return inputs(ENCODER, (numeric, hot, index), label, np.ones(num_rows))
+    return inputs(ENCODER, (numeric, hot, index), label[:, None], np.ones((num_rows, 1)))
 
 
 TRAIN, VALID = made(16_000, 1), made(1_000, 2)
@@ -253,16 +253,16 @@ class Pass:
 
     def __init__(self, rows: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spill, "ROWS_PER_FILE", 2_000)
-        out = spill.Spill(folder, len(rows), rows.x.shape[1])
-        out.add(replace(rows, examination=torch.arange(len(rows)).float()))
-        self.rows, self.streamed = rows, out.streamed()
+        out = spill.Spill(folder, len(rows), rows.x.shape[1], 1)
+        out.add(replace(rows, examination=torch.arange(len(rows)).float()[:, None]))
+        self.rows, self.streamed, self.rates = rows, out.streamed(), rows.rates
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
         files = [self.streamed.read(*file, size, slice(0, size), seed) for file in self.streamed.files(seed)]
-        order = torch.from_numpy(np.concatenate(files)["examination"].astype(np.int64))
+        order = torch.from_numpy(np.concatenate(files)["examination"][:, 0].astype(np.int64))
         for start in range(0, len(order), size):
             rows = order[start : start + size][mine]
             yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.examination[rows])
