@@ -48,6 +48,16 @@ topic_affinity = { kind = "affinity", event = "join", over = "impression", field
 tag_affinity = { kind = "affinity", event = "join", over = "impression", field = "candidate.tags", prior = { rate = 0.1, weight = 10 }, keep = 4 }
 """
 
+# The same surface with three outcomes, each with a window of its own.
+THREE = TOML.replace(
+    "popular =",
+    """outcomes.stay = { event = "join", until = "leave", cap = "1m", within = "15s" }
+outcomes.spend = { event = "click", sum = "value", cap = 5, within = "25s" }
+weights = { join = 1, stay = 0.1, spend = 2 }
+popular =""",
+    1,
+)
+
 STRINGS = pa.list_(pa.string())
 
 

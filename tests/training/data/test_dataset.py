@@ -12,7 +12,7 @@ from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from serve.log.writer import write_log
 from tests.support.point_in_time import shown_ids
-from tests.support.small_surface import tables
+from tests.support.small_surface import THREE, tables
 from training.data.dataset import DatasetPlan, build, concat
 from training.data.split import split
 
@@ -37,6 +37,45 @@ def test_a_row_is_positive_if_its_label_event_follows_in_the_window(log_folder, 
         ("r3", "b"): 1.0,
         ("r3", "a"): 0.0,
     }
+
+
+def three_outcomes(folder, values=(3.0, None, None, None, None)):
+    """Build the data set of three outcomes, of events with these values."""
+    parts, surface = tables(), read_surface(THREE)
+    parts["events"] = parts["events"].append_column("value", pa.array(values, pa.float64()))
+    write_log(folder, parts)
+    return build(Schema(surface), read_log(folder, surface))
+
+
+def test_each_outcome_has_its_amount_and_its_window_and_is_masked_where_either_is_unknown(tmp_path):
+    data = three_outcomes(tmp_path / "log")
+    found = {
+        (data.request_ids[s], c): y.tolist()
+        for s, c, y in zip(data.slate, shown_ids(data), np.round(data.outcomes, 6), strict=True)
+    }
+    never, nan = [0.0, 0.0, 0.0], pytest.approx(np.nan, nan_ok=True)
+    assert found == {
+        # Joined for 48 s of at most a minute, and spent 3 of at most 5.
+        ("r1", "a"): pytest.approx([1.0, 0.8, 0.6]),
+        ("r1", "b"): never,
+        ("r1", "c"): never,
+        ("r2", "a"): never,
+        # Nobody knows how long these two stayed.
+        ("r2", "d"): [1.0, nan, 0.0],
+        # The window of what was spent is still open at the end of the log.
+        ("r3", "b"): [1.0, nan, nan],
+        ("r3", "a"): [0.0, 0.0, nan],
+    }
+    assert data.counts["open_rows"] == 2
+    assert [len(data.of(k)) for k in range(3)] == [7, 5, 5]
+    assert data.of(1).label.tolist() == pytest.approx([0.8, 0, 0, 0, 0])
+    assert shown_ids(data.of(2)) == ["a", "b", "c", "a", "d"]
+
+
+def test_a_sum_is_capped_and_unknown_where_an_event_has_no_value(tmp_path):
+    for value, share in ((40.0, 1.0), (None, np.nan)):
+        data = three_outcomes(tmp_path / str(value), (value, None, None, None, None))
+        np.testing.assert_equal(data.outcomes[0, 2], np.float32(share))
 
 
 def test_rows_of_unknown_candidates_are_left_out_and_told_unless_the_surface_scores_them(
@@ -235,7 +274,7 @@ def test_a_log_without_a_closed_window_is_refused(tmp_path):
 
     surface = read_surface(TOML.replace('"10s" }', '"1d" }'))
     write_log(tmp_path / "log", tables())
-    with pytest.raises(TabrankError, match="no row of the log has a closed label window"):
+    with pytest.raises(TabrankError, match="no outcome of any row is known"):
         build(Schema(surface), read_log(tmp_path / "log", surface))
 
 

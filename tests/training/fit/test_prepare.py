@@ -7,9 +7,10 @@ import torch
 
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Matrix
+from serve.features.surface import Surface, read_surface
 from serve.log.writer import write_log
 from tests.support.point_in_time import shown_ids
-from tests.support.small_surface import tables
+from tests.support.small_surface import THREE, TOML, tables
 from training.data import stream as spilling
 from training.data.dataset import Dataset
 from training.data.stream import Spill, Streamed
@@ -24,6 +25,8 @@ REPEATS = 40
 def long_log(tmp_path):
     """Repeat the small log to 320 rows."""
     parts = tables()
+    values = pa.array([3.0, None, None, None, None], pa.float64())
+    parts["events"] = parts["events"].append_column("value", values)
     for name in ("exposures", "events"):
         again = []
         for number in range(REPEATS):
@@ -39,6 +42,12 @@ def long_log(tmp_path):
         parts[name] = pa.concat_tables(again)
     write_log(tmp_path / "long", parts)
     return tmp_path / "long"
+
+
+@pytest.fixture(params=[TOML, THREE], ids=["one outcome", "three outcomes"])
+def surface(request):
+    """Return a small surface."""
+    return read_surface(request.param)
 
 
 @pytest.fixture
@@ -66,6 +75,8 @@ def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_p
         assert isinstance(disk.train, Streamed)
         assert len(disk.train.sizes) > 3
         assert len(disk.train) == len(memory.train)
+        assert disk.train.shape[1] == len(surface.predicted)
+        assert disk.train.rates == pytest.approx(memory.train.rates)
         assert disk.encoder == memory.encoder
         assert disk.counts == memory.counts
         ready = memory.train
@@ -76,6 +87,7 @@ def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_p
         )
         assert shown_ids(disk.valid) == shown_ids(memory.valid)
         assert disk.valid.ts_ms.tolist() == memory.valid.ts_ms.tolist()
+        np.testing.assert_array_equal(disk.valid.outcomes, memory.valid.outcomes)
         np.testing.assert_array_equal(disk.valid.matrix.numeric, memory.valid.matrix.numeric)
         folder = disk.train.folder
     assert not folder.exists()
@@ -124,7 +136,7 @@ def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
     write_log(tmp_path / "log", parts)
     for memory_bytes in (1, 1 << 30):
         with (
-            pytest.raises(TabrankError, match="have 0 positives"),
+            pytest.raises(TabrankError, match="have 0 positives of the outcome 'join'"),
             prepare(surface, tmp_path / "log", tmp_path, memory_bytes=memory_bytes),
         ):
             pass
@@ -167,13 +179,23 @@ def test_ranks_share_the_batches_that_one_process_would_have(streamed):
     assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
 
 
-def test_rows_whose_label_window_reaches_into_the_next_part_are_left_out(tmp_path):
+def windows(*within: str) -> Surface:
+    """Return a surface with an outcome for each window."""
+    outcomes = "".join(
+        f'outcomes.o{i} = {{ event = "join", within = "{time}" }}\n' for i, time in enumerate(within)
+    )
+    weights = ", ".join(f"o{i} = 1" for i in range(len(within)))
+    join = 'outcomes.join = { event = "join", within = "10s" }\n'
+    return read_surface(TOML.replace(join, f"{outcomes}weights = {{ {weights} }}\n"))
+
+
+def test_an_outcome_whose_window_reaches_into_the_next_part_is_left_out_of_its_rows():
     ts_ms = np.arange(100) * 1_000
     zeros = np.zeros(100, np.int64)
     data = Dataset(
         columns=Columns(("a",), (), ()),
         matrix=Matrix(np.zeros((100, 1), np.float32), np.zeros((100, 0), np.uint64)),
-        outcomes=((np.arange(100) % 2).astype(np.float32))[:, None],
+        outcomes=np.repeat(np.arange(100) % 2, 2).reshape(100, 2).astype(np.float32),
         slate=np.arange(100),
         viewer=zeros,
         shown=zeros,
@@ -186,7 +208,22 @@ def test_rows_whose_label_window_reaches_into_the_next_part_are_left_out(tmp_pat
         candidate_ids=[],
         counts={},
     )
-    early, late = split_by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=5_000)
-    assert late.ts_ms[0] - early.ts_ms[-1] > 5_000
-    assert late.ts_ms[0] - early.ts_ms[-1] <= 6_000
-    assert len(late) == len(split_by_time(data, {"training": 0.8, "validation": 0.2}, within_ms=0)[1])
+    shares = {"training": 0.8, "validation": 0.2}
+    early, late = split_by_time(data, shares, windows("5s", "20s"))
+    assert late.ts_ms.tolist() == ts_ms[79:].tolist()
+    # A window includes its end, so that of the row at 74 s reaches the row at 79 s.
+    assert early.ts_ms[-1] == early.of(0).ts_ms[-1] == 73_000
+    assert early.of(1).ts_ms[-1] == 58_000
+    assert [len(late.of(k)) for k in (0, 1)] == [21, 21]
+    (alone, _) = split_by_time(data.of(0), shares, windows("5s"))
+    assert alone.ts_ms.tolist() == early.of(0).ts_ms.tolist()
+
+
+def test_an_outcome_that_never_happens_is_refused_by_name(long_log, tmp_path, small_parts):
+    surface = read_surface(THREE.replace('event = "click"', 'event = "leave"'))
+    for memory_bytes in (1, 1 << 30):
+        with (
+            pytest.raises(TabrankError, match="have 0 positives of the outcome 'spend'"),
+            prepare(surface, long_log, tmp_path, memory_bytes=memory_bytes),
+        ):
+            pass
