@@ -28,7 +28,7 @@ WINDOW_SHARE = 0.2
 FOLLOWS_SHARE = 0.8
 # Prefer a later, rarer step as the label from this number of positives on.
 ENOUGH_POSITIVES = 500
-# Pairs of kinds between which a viewer stays at a candidate.
+# Pairs of kinds between which a viewer is at a candidate.
 STAYS = {
     "join": ("leave", "part"),
     "enter": ("exit", "leave"),
@@ -90,11 +90,11 @@ class Funnel:
         if self.covered >= COVERED_SHARE:
             return "the window holds 99 % of its delays"
         share = f"{self.covered:.0%} of its delays"
-        return f"the window holds {share}; with a longer one too few rows would have a label"
+        return f"the window holds {share}; with a longer one too few rows would be known"
 
     @property
     def responses(self) -> list[EventStats]:
-        """Return the kinds that follow exposures and undo no other: the label, then by frequency."""
+        """Return the kinds that follow exposures and undo no other: the label, then the others."""
         able = [h for h in self.event_stats.values() if h.positives and h.kind != IMPRESSION]
         able = [h for h in able if not h.why_not.startswith("undoes")]
         return sorted(able, key=lambda h: (h.kind != self.label, -h.num, h.kind))

@@ -70,8 +70,9 @@ def _lasts(h: EventStats, tables: dict[str, pa.Table], events: Funnel) -> Iterat
         # Viewers who are not known have no stays.
         both = _of(tables["events"], h.kind, until).filter(pc.field("viewer").is_valid())
         kind, ts_ms = (both[name].to_numpy() for name in ("kind", "ts_ms"))
-        ids = (codes_of(both[name])[0] for name in ("viewer", "candidate"))
-        found = amounts(Outcome(h.kind, h.within_ms, until=until, cap=MAX_CAP), kind, ts_ms, *ids, None)
+        viewer, candidate = (codes_of(both[name])[0] for name in ("viewer", "candidate"))
+        stay = Outcome(h.kind, h.within_ms, until=until, cap=MAX_CAP)
+        found = amounts(stay, kind, ts_ms, viewer, candidate, value=())
         minutes = found[(kind == h.kind) & ~np.isnan(found)]
         if minutes.any():
             cap_ms = round_up_ms(float(np.quantile(minutes, COVERED_STAYS)) * UNITS_MS["m"])

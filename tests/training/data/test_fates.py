@@ -301,9 +301,9 @@ def liked(rows, num):
     [
         (
             lambda rows: rows.assign(liked=1),
-            "fit and search refuse it as a label; training needs rows of both",
+            "fit and search refuse it as an outcome; training needs rows of both",
         ),
-        (lambda rows: liked(rows, 2), "check what it means before it is a label"),
+        (lambda rows: liked(rows, 2), "check what it means before it is an outcome"),
         (
             lambda rows: liked(rows, 72),
             "72 of 5,000 shown candidates (1.44%) have the event 'liked': with fewer",
