@@ -149,7 +149,7 @@ def own_columns(name: str, reader: TableReader) -> TableReader:
         reader.required("candidates", pa.list_(pa.string())).no_repeats("candidates")
         return reader
     reader.required("candidate", pa.string()).required("kind", pa.string())
-    return reader.optional("request_id", pa.string())
+    return reader.optional("request_id", pa.string()).optional("value", pa.float64())
 
 
 def unerased(table: pa.Table) -> pa.Table:

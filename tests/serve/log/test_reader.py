@@ -33,6 +33,15 @@ def test_a_log_is_read(log_folder, surface):
     assert log.ends_ms == 60_000
 
 
+def test_events_have_a_value_where_the_log_has_one(tmp_path, surface):
+    parts = tables()
+    write_log(tmp_path / "without", parts)
+    assert read_log(tmp_path / "without", surface).events["value"].null_count == 5
+    parts["events"] = parts["events"].append_column("value", pa.array([1, None, 3, 4, 5]))
+    write_log(tmp_path / "with", parts)
+    assert read_log(tmp_path / "with", surface).events["value"].to_pylist() == [1.0, None, 3.0, 4.0, 5.0]
+
+
 def test_a_log_and_a_store_filled_from_it_are_their_users_alone(tmp_path, monkeypatch):
     (tmp_path / "tiny.toml").write_text(TOML)
     monkeypatch.chdir(tmp_path)
@@ -250,6 +259,11 @@ BROKEN = [
         "exposures",
         lambda t: with_column(t, "context", pa.array([{"hour": "x"}] * 3)),
         "column 'context.hour' holds string; it must hold numbers",
+    ),
+    (
+        "events",
+        lambda t: t.append_column("value", pa.array(["9 €"] * 5)),
+        "column 'value' holds string; it must hold numbers",
     ),
 ]
 
