@@ -92,7 +92,7 @@ def _adds_up(h: EventStats, tables: dict[str, pa.Table], events: Funnel) -> Iter
     if len(positive) > MOST * h.num and np.ptp(positive) > 0:
         cap = min(float(f"{np.quantile(positive, COVERED_SUMS):.2g}"), MAX_CAP)
         spec = _spec(h, sum="value", cap=int(cap) if cap >= 10 else cap, unit="")
-        mean = float(np.clip(values, 0, cap).mean())
+        mean = float(np.nanmean(np.clip(values, 0, cap)))
         why = f"fill in the unit; the cap covers about {COVERED_SUMS:.0%} of {len(positive):,} values"
         worth = f"for one unit: a mean {h.kind} of {mean:.3g} then weighs as much as one {events.label}"
         yield DraftedOutcome(f"{h.kind}_value", spec, why, (-1 if "bad" in spec else 1) / mean, worth)

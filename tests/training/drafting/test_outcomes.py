@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve.features.outcomes import MAX_OUTCOMES
+from serve.features.rows import Schema
 from serve.features.surface import read_surface
+from serve.log.reader import read_log
 from tests.support.shop_log import write_sales
+from training.data.dataset import build
 from training.drafting.draft import draft
 from training.world.simulate import simulate
 
@@ -118,6 +121,18 @@ def test_steps_of_the_funnel_are_measured_and_weigh_as_much_in_total(sales):
     assert weight * float(shares["click"]) == pytest.approx(float(shares["buy"]), rel=0.05)
 
 
+def test_each_drafted_outcome_has_rows_once_it_has_a_weight(rooms, sales):
+    for folder in (rooms, sales):
+        surface = read_surface(weighed(draft(folder).text))
+        data = build(Schema(surface), read_log(folder, surface))
+        shares = [data.of(k).label for k in range(len(surface.predicted))]
+        assert all(len(share) and 0 < share.mean() < 1 for share in shares), list(surface.predicted)
+    # The values reach the rows: a purchase of half the cap is one half.
+    names, positive = list(surface.predicted), shares[list(surface.predicted).index("buy_value")]
+    assert np.mean(positive[positive > 0] == 1) < 0.05
+    assert len(positive) == len(shares[names.index("buy")])
+
+
 @pytest.mark.parametrize("value", [None, 1.0, 0.0, -3.0])
 def test_values_that_are_missing_the_same_or_not_positive_are_no_sum(tmp_path, value):
     write_sales(tmp_path / "log", slates=300)
@@ -132,6 +147,14 @@ def test_a_log_without_values_has_no_sum(tmp_path):
     path = tmp_path / "log/events.parquet"
     pq.write_table(pq.read_table(path).drop_columns("value"), path)
     assert list(read_surface(draft(tmp_path / "log").text).outcomes) == ["click", "buy", "return"]
+
+
+def test_values_that_are_no_number_change_no_hint(tmp_path, sales):
+    events = pq.read_table(sales / "events.parquet")
+    known = np.array(events["value"].to_pylist(), float)
+    write_sales(tmp_path / "log", value=np.where(np.arange(len(known)) % 3, known, np.nan))
+    weight = read_surface(weighed(draft(tmp_path / "log").text)).weights["buy_value"]
+    assert weight == pytest.approx(read_surface(weighed(draft(sales).text)).weights["buy_value"], rel=0.2)
 
 
 def test_only_what_ends_by_itself_is_a_stay(tmp_path):
