@@ -66,23 +66,25 @@ def _happens(h: EventStats, events: Funnel) -> DraftedOutcome:
 
 def _lasts(h: EventStats, tables: dict[str, pa.Table], events: Funnel) -> Iterator[DraftedOutcome]:
     """Yield how many minutes viewers stay, if the event begins a stay and some have ended."""
-    for until in [down for down in STAYS.get(h.kind, ()) if down in events.event_stats][:1]:
-        # Viewers who are not known have no stays.
-        both = _of(tables["events"], h.kind, until).filter(pc.field("viewer").is_valid())
-        kind, ts_ms = (both[name].to_numpy() for name in ("kind", "ts_ms"))
-        viewer, candidate = (codes_of(both[name])[0] for name in ("viewer", "candidate"))
-        stay = Outcome(h.kind, h.within_ms, until=until, cap=MAX_CAP)
-        found = amounts(stay, kind, ts_ms, viewer, candidate, value=())
-        minutes = found[(kind == h.kind) & ~np.isnan(found)]
-        if minutes.any():
-            cap_ms = round_up_ms(float(np.quantile(minutes, COVERED_STAYS)) * UNITS_MS["m"])
-            spec = _spec(h, until=until, cap=duration(cap_ms))
-            # By the end of its window, a stay should have ended too.
-            spec["within"] = duration(round_up_ms(h.within_ms + cap_ms))
-            mean = float(np.minimum(minutes, cap_ms / UNITS_MS["m"]).mean())
-            why = f"minutes; the cap covers {COVERED_STAYS:.0%} of {len(minutes):,} stays that ended"
-            worth = f"for a minute: a mean stay of {mean:.3g} minutes is then worth one {events.label}"
-            yield DraftedOutcome("stay", spec, why, 1 / mean, worth)
+    until = next((down for down in STAYS.get(h.kind, ()) if down in events.event_stats), None)
+    if until is None:
+        return
+    # Viewers who are not known have no stays.
+    both = _of(tables["events"], h.kind, until).filter(pc.field("viewer").is_valid())
+    kind, ts_ms = (both[name].to_numpy() for name in ("kind", "ts_ms"))
+    viewer, candidate = (codes_of(both[name])[0] for name in ("viewer", "candidate"))
+    stay = Outcome(h.kind, h.within_ms, until=until, cap=MAX_CAP)
+    minutes = amounts(stay, kind, ts_ms, viewer, candidate, value=())[kind == h.kind]
+    minutes = minutes[~np.isnan(minutes)]
+    if minutes.any():
+        cap_ms = round_up_ms(float(np.quantile(minutes, COVERED_STAYS)) * UNITS_MS["m"])
+        spec = _spec(h, until=until, cap=duration(cap_ms))
+        # By the end of its window, a stay should have ended too.
+        spec["within"] = duration(round_up_ms(h.within_ms + cap_ms))
+        mean = float(np.minimum(minutes, cap_ms / UNITS_MS["m"]).mean())
+        why = f"minutes; the cap covers {COVERED_STAYS:.0%} of {len(minutes):,} stays that ended"
+        worth = f"for a minute: a mean stay of {mean:.3g} minutes is then worth one {events.label}"
+        yield DraftedOutcome("stay", spec, why, 1 / mean, worth)
 
 
 def _adds_up(h: EventStats, tables: dict[str, pa.Table], events: Funnel) -> Iterator[DraftedOutcome]:
