@@ -89,7 +89,7 @@ def surface(
 ) -> None:
     """Draft the surface of a log and its application, each choice with its reason.
 
-    The draft has the fields, label, features and popularity; the application needs no edit. Exit
+    The draft has the fields, outcomes, features and popularity; the application needs no edit. Exit
     code 1, and nothing written, if under 95 % of the events or shown candidates join.
     """
     from serve.contract.validation import refuse_existing
@@ -113,7 +113,7 @@ def surface(
         answer(result, as_json, f"{out}: review it, then fit with --surface {out}")
     else:
         commands = write_application(drafted, log, out)
-        lines = [f"{out / 'surface.toml'}: review it, above all the label; then", *commands]
+        lines = [f"{out / 'surface.toml'}: review it, above all the outcomes; then", *commands]
         answer(result | {"commands": commands}, as_json, "\n  ".join(lines))
 
 

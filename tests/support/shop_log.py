@@ -69,6 +69,43 @@ def write_shop(folder: Path, *, slates: int = 4_000, seed: int = 0) -> None:
     )
 
 
+def write_sales(folder: Path, *, slates: int = 1_500, seed: int = 0, **columns: object) -> None:
+    """Write slates of four items, with clicks, purchases with their price, and returns of them.
+
+    `columns` replace those of the events.
+    """
+    rng = np.random.default_rng(seed)
+    start_ms, minute_ms = 1_760_000_000_000, 60_000
+    shown = [[f"i{i}" for i in rng.choice(50, 4, replace=False)] for _ in range(slates)]
+    events = []
+    for number, slate in enumerate(shown):
+        for item in slate:
+            at_ms, price = start_ms + 10 * minute_ms * number, float(np.exp(rng.normal(3, 0.8)))
+            chances = (("click", 0.5, 1, None), ("buy", 0.3, 5, price), ("return", 0.1, 60, price))
+            for kind, chance, minutes, value in chances:
+                if rng.random() > chance:
+                    break
+                events.append((kind, at_ms + minutes * minute_ms, f"p{number % 90}", item, value))
+    names = ("kind", "ts_ms", "viewer", "candidate", "value")
+    given = dict(zip(names, map(list, zip(*events, strict=True)), strict=True))
+    write_log(
+        folder,
+        {
+            "viewers": pa.table({"id": [f"p{i}" for i in range(90)]}),
+            "candidates": pa.table({"id": [f"i{i}" for i in range(50)], "price": rng.random(50)}),
+            "exposures": pa.table(
+                {
+                    "request_id": [f"r{i}" for i in range(slates)],
+                    "ts_ms": [start_ms + 10 * minute_ms * i for i in range(slates)],
+                    "viewer": [f"p{i % 90}" for i in range(slates)],
+                    "candidates": pa.array(shown, pa.list_(pa.string())),
+                }
+            ),
+            "events": pa.table({"id": [f"e{i}" for i in range(len(events))], **given, **columns}),
+        },
+    )
+
+
 def write_flat_shop(path: Path, *, slates: int) -> None:
     """Write the shop as rows of a CSV: ids of whole numbers, a datetime, and the likes."""
     log = path.with_name("flat-shop")

@@ -12,7 +12,7 @@ from serve.contract.validation import duration_ms
 from training.terminal import NewLog
 
 WRITTEN_LATER = (
-    "drop a column that is written after the ranking: `surface` finds only what alone tells the label"
+    "drop a column that is written after the ranking: `surface` finds only what alone tells the outcome"
 )
 
 imports = typer.Typer(no_args_is_help=True, help="Convert other data to a canonical log.")

@@ -1,4 +1,4 @@
-"""Doubts about a log, told before hours of training: its label, its slates, what is missing."""
+"""Doubts about a log, told before hours of training: its outcome, its slates, what is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 BOTH_LABELS = "training needs rows of both labels"
 # With fewer positives, a model loses to "most popular".
 ENOUGH_POSITIVES = 2_000
-# A rarer label is more likely a mistake than an aim.
+# A rarer outcome is more likely a mistake than an aim.
 RARE = 0.001
 # From this share on, name a column with missing values.
 MUCH_MISSING = 0.3
@@ -28,9 +28,9 @@ def doubts(exposures: pa.Table, positives: Mapping[str, int], missing: Mapping[s
     for kind, num in positives.items():
         what = f"warning: {num:,} of {num_shown:,} shown candidates ({num / num_shown:.2%}) have the event {kind!r}"
         if num >= num_shown:
-            yield f"{what}: fit and search refuse it as a label; {BOTH_LABELS}"
+            yield f"{what}: fit and search refuse it as an outcome; {BOTH_LABELS}"
         elif num < RARE * num_shown:
-            yield f"{what}: check what it means before it is a label"
+            yield f"{what}: check what it means before it is an outcome"
         if num < ENOUGH_POSITIVES:
             yield f"{what}: with fewer than some thousand positives a model loses to the popular order"
     if (share := float(np.mean(sizes < 2))) >= 0.5:

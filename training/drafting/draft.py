@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.rankings import MAX_CANDIDATES
-from serve.contract.validation import duration
 from serve.features.rows import Schema
 from serve.features.slots import IMPRESSION, OWNERS
 from serve.features.surface import Surface, read_surface
@@ -23,6 +22,7 @@ from training.data.dataset import Dataset, build
 from training.data.doubts import doubts
 from training.drafting.funnel import Funnel, funnel
 from training.drafting.leakage import without_leaks
+from training.drafting.outcomes import DraftedOutcome, draft_outcomes
 from training.drafting.profile import Column, conversions, profile, read_tables
 from training.drafting.suggest import TOO_WIDE, Feature, suggest, toml, toml_key
 from training.evaluation.leakage import suspects
@@ -52,7 +52,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
     """Draft the surface of a log, named `name` or after its folder.
 
     Each choice has its reason in a comment. Fields that look as if they were written after the
-    ranking are left out: copies of the label (`leakage.suspects`, on a sample of the log), totals
+    ranking are left out: copies of the outcome (`leakage.suspects`, on a sample of the log), totals
     over the whole log, and times after the ranking.
 
     Raises:
@@ -61,20 +61,20 @@ def draft(log: Path, name: str | None = None) -> Draft:
     tables, is_joined = read_tables(log)
     events = funnel(tables)
     columns = without_leaks(profile(tables), tables, events)
-    name = name or _name(log)
     features, columns = suggest(columns, tables, events)
     pairs = {f.name for f in features if len(f.fields) == 2}
-    data = _probe(log, _text(name, log, events, columns, features), features)
-    popular = next(f.name for f in features if f.popular)
+    popular = next(f for f in features if f.popular)
+    head = _head(name or _name(log), log, events, draft_outcomes(tables, events), popular)
+    data = _probe(log, _text(head, columns, features), features)
     found = {
-        s.feature: f"looks like the label, known before the ranking ({s.sign} alone has AUC {s.auc:.3f})"
+        s.feature: f"looks like the outcome, known before the ranking ({s.sign} alone has AUC {s.auc:.3f})"
         for s in suspects(data)
-        if s.feature != popular
+        if s.feature != popular.name
     }
     leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
     columns = [replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns]
     features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
-    text = _text(name, log, events, columns, features) + _rule(data, features, popular)
+    text = _text(head, columns, features) + _rule(data, features, popular.name)
     surface = read_surface(text, f"draft of {log}")
     notes = conversions(tables)
     notes += [f"{c.path} is left out: {c.why}" for c in columns if c.type is None]
@@ -103,7 +103,7 @@ def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
 
 
 def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
-    """Return the stateless features and the label of sampled exposures."""
+    """Return the stateless features and the primary outcome of sampled exposures."""
     surface = read_surface(text)
     read = {f.name for f in features if f.fields and not surface.features[f.name].slots}
     stateless = read | {surface.popular}
@@ -123,7 +123,7 @@ def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
 
 
 def _rule(data: Dataset, features: list[Feature], popular: str) -> str:
-    """Return the table `[baseline]`: the pairs that raise the label's rate, then popularity.
+    """Return the table `[baseline]`: the pairs that raise the outcome's rate, then popularity.
 
     A pair raises it if the rates at 1 and at 0 differ by two standard errors of a difference of
     proportions. The text is empty if no pair does.
@@ -137,39 +137,46 @@ def _rule(data: Dataset, features: list[Feature], popular: str) -> str:
             rates += [(ones.mean(), name, zeros.mean())] if ones.mean() > zeros.mean() + 2 * error else []
     rates.sort(reverse=True)
     lines = [f"# {_plain(name)}: {one:.1%} where it is 1, else {zero:.1%}" for one, name, zero in rates]
-    head = ["", "# A rule to compare the model with: first what raises the label's rate, then popularity."]
+    head = ["", "# A rule to compare the model with: first what raises the outcome's rate, then popularity."]
     rule = ["[baseline]", f"sort = {toml([*(name for _, name, _ in rates), popular])}", ""]
     return "\n".join([*head, *lines, *rule]) if rates else ""
 
 
-def _text(name: str, log: Path, events: Funnel, columns: list[Column], features: list[Feature]) -> str:
+def _head(
+    name: str, log: Path, events: Funnel, outcomes: list[DraftedOutcome], popular: Feature
+) -> list[str]:
+    """Return what stands above the fields: names, the kinds of event, outcomes and weights."""
     when = span(int(events.shown_ms.min()), int(events.shown_ms.max()))
     num_exposures, num_rows = len(events.viewer), len(events.exposure)
-    label = events.event_stats[events.label]
-    declared = sorted(events.event_stats, key=lambda kind: (-events.event_stats[kind].num, kind))
-    lines = [
+    declared = sorted(events.event_stats.values(), key=lambda h: (-h.num, h.kind))
+    others = [h for h in declared if h not in events.responses]
+    bad = ", ".join(one.name for one in outcomes if "bad" in one.spec) or "none"
+    primary, *more = outcomes
+    return [
         f"# Drafted from the log {json.dumps(log.name, ensure_ascii=False)}:",
         f"# {num_exposures:,} exposures of {num_rows:,} candidates, {when}.",
-        "# This is a draft: review it, above all the label and what is known at the time of a ranking.",
+        "# This is a draft: review it, above all the outcomes and what is known at the time of a ranking.",
         f"name = {json.dumps(name)}",
-        f"events = {toml(declared)}",
-        "",
-        "# What to predict. The kinds of event, and the share of shown candidates that they follow:",
-    ]
-    width = max(map(len, declared))
-    for kind in declared:
-        h = events.event_stats[kind]
-        after = f", after {' and '.join(h.after)}" if h.after else ""
-        within = f"{h.rate:.2%} within {duration(h.within_ms)}{after}"
-        verdict = f"not the label: {h.why_not}" if h.why_not else within
-        chosen = "  <- chosen: the deepest step that is frequent enough" if kind == label.kind else ""
-        lines.append(f"#   {_plain(kind):<{width}}  {h.num:>9,} events, {verdict}{chosen}")
-    spec = {"event": label.kind, "within": duration(label.within_ms)}
-    popular = next(f for f in features if f.popular)
-    lines += [
-        f"outcomes.{toml_key(label.kind)} = {toml(spec)}  # {events.window_reason}",
+        f"events = {toml([h.kind for h in declared])}",
         f"popular = {toml(popular.name)}  # {POPULAR[str(popular.spec['kind'])]}",
+        "",
+        "# What may follow when a candidate is shown. The first is the primary one: the deepest step",
+        "# that is frequent enough.",
+        "[outcomes]",
+        *(f"{o.name} = {toml(o.spec)}{_comment(_plain(o.why))}" for o in outcomes),
+        *(f"# {_plain(h.kind)} is no outcome: it {h.why_not} ({h.num:,} events)" for h in others),
+        "",
+        f"# Which kinds of event are bad, so that less of them is better? Marked with bad = true: {bad}.",
+        "# What is one unit of each outcome worth beside the primary one: one event, one minute of a",
+        "# stay, 1 of a sum? Outcomes with a weight are predicted, the others are only measured.",
+        "[weights]",
+        f"{primary.name} = 1",
+        *(f"# {o.name} = {float(f'{o.weight:.2g}'):g}{_comment(_plain(o.worth))}" for o in more),
     ]
+
+
+def _text(head: list[str], columns: list[Column], features: list[Feature]) -> str:
+    lines = [*head]
     for owner in OWNERS:
         own = [c for c in columns if c.owner == owner]
         if not own and owner != "candidate":

@@ -28,8 +28,8 @@ WINDOW_SHARE = 0.2
 FOLLOWS_SHARE = 0.8
 # Prefer a later, rarer step as the label from this number of positives on.
 ENOUGH_POSITIVES = 500
-# Pairs of kinds that raise and lower the current number of viewers.
-UNDO_KINDS = {
+# Pairs of kinds between which a viewer is at a candidate.
+STAYS = {
     "join": ("leave", "part"),
     "enter": ("exit", "leave"),
     "start": ("stop", "end", "finish"),
@@ -37,8 +37,9 @@ UNDO_KINDS = {
     "connect": ("disconnect",),
     "check_in": ("check_out",),
     "login": ("logout",),
-    "add": ("remove",),
 }
+# Pairs of kinds that raise and lower the current number of viewers.
+UNDO_KINDS = {**STAYS, "add": ("remove",)}
 # Kinds that reject a candidate.
 REJECTS = ("hide", "block", "report", "dislike", "skip", "dismiss", "mute", "downvote", "refund", "return")
 
@@ -89,7 +90,14 @@ class Funnel:
         if self.covered >= COVERED_SHARE:
             return "the window holds 99 % of its delays"
         share = f"{self.covered:.0%} of its delays"
-        return f"the window holds {share}; with a longer one too few rows would have a label"
+        return f"the window holds {share}; with a longer one too few rows would be known"
+
+    @property
+    def responses(self) -> list[EventStats]:
+        """Return the kinds that follow exposures and undo no other: the label, then the others."""
+        able = [h for h in self.event_stats.values() if h.positives and h.kind != IMPRESSION]
+        able = [h for h in able if not h.why_not.startswith("undoes")]
+        return sorted(able, key=lambda h: (h.kind != self.label, -h.num, h.kind))
 
     @property
     def span_ms(self) -> int:
@@ -189,9 +197,9 @@ def _why_not(kind: str, positives: int, downs: dict[str, str]) -> str:
         return "records what was on screen"
     if kind in downs:
         return f"undoes a {downs[kind]}"
-    if kind in REJECTS:
-        return "rejects the candidate"
-    return "" if positives else "follows no exposure that showed its candidate"
+    if not positives:
+        return "follows no exposure that showed its candidate"
+    return "rejects the candidate" if kind in REJECTS else ""
 
 
 def _label(event_stats: dict[str, EventStats]) -> str:

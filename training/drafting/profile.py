@@ -75,9 +75,10 @@ def read_tables(folder: Path) -> tuple[dict[str, pa.Table], bool]:
         TabrankError: a column is missing or wrong, or nothing joins; names table and column.
     """
     tables = {name: unerased(table) for name, table in read_columns(folder).items()}
-    if "request_id" not in tables["events"].column_names:
-        nulls = pa.nulls(len(tables["events"]), pa.string())
-        tables["events"] = tables["events"].append_column("request_id", nulls)
+    for name, column in (("request_id", pa.string()), ("value", pa.float64())):
+        if name not in tables["events"].column_names:
+            nulls = pa.nulls(len(tables["events"]), column)
+            tables["events"] = tables["events"].append_column(name, nulls)
     fields = {owner: set(tables[f"{owner}s"].column_names) - OWN[owner] for owner in ENTITIES}
     shares = check_joins(folder, tables, fields, print_progress)
     exposures = tables["exposures"]

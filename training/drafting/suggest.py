@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,6 +86,12 @@ def toml_key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml(name)
 
 
+def free_name(name: str, taken: Container[str]) -> str:
+    """Return the name, or with the first number that makes it one that is not taken."""
+    names = (name if i == 1 else f"{name}_{i}" for i in itertools.count(1))
+    return next(each for each in names if each not in taken)
+
+
 def suggest(
     columns: list[Column], tables: dict[str, pa.Table], events: Funnel
 ) -> tuple[list[Feature], list[Column]]:
@@ -96,9 +102,7 @@ def suggest(
     candidates = (*_candidate(tables, events), *_values(usable, tables, events))
     viewers = (*_viewer(usable, events), *_shown_before(events), *_friends(usable, tables, events))
     for feature in (*own, *_pairs(usable), *candidates, *viewers):
-        # Append a number to a name that is taken.
-        names = (feature.name if i == 1 else f"{feature.name}_{i}" for i in itertools.count(1))
-        free = next(name for name in names if name not in found)
+        free = free_name(feature.name, found)
         words = KINDS[str(feature.spec["kind"])].worded(feature.spec)
         found[free] = replace(feature, name=free, spec={**feature.spec, "describe": words})
     used = {name for feature in found.values() for name in feature.fields}
@@ -178,9 +182,7 @@ def _counted(events: Funnel) -> list[str]:
 
     Leave out kinds that undo another one or follow no exposure.
     """
-    able = [h for h in events.event_stats.values() if h.positives and h.kind != IMPRESSION]
-    able = [h for h in able if h.kind == events.label or not h.why_not.startswith("undoes")]
-    return [h.kind for h in sorted(able, key=lambda h: (h.kind != events.label, -h.num, h.kind))][:4]
+    return [h.kind for h in events.responses][:4]
 
 
 def _prior(events: Funnel, kind: str, share: float = 1.0) -> Spec:

@@ -183,7 +183,7 @@ def test_what_tells_the_label_is_dropped_by_the_draft_with_the_reason(tmp_path, 
     found = told(import_rows(tmp_path, rows, "--json"))
     assert found["paid"][0] == found["left"][0] == ("candidates" if once else "stated")
     notes = " ".join(draft(tmp_path / "log").notes)
-    assert "candidate.paid is left out: looks like the label" in notes
+    assert "candidate.paid is left out: looks like the outcome" in notes
     assert "candidate.left is left out: lies after 100% of the rankings" in notes
 
 
@@ -301,9 +301,9 @@ def liked(rows, num):
     [
         (
             lambda rows: rows.assign(liked=1),
-            "fit and search refuse it as a label; training needs rows of both",
+            "fit and search refuse it as an outcome; training needs rows of both",
         ),
-        (lambda rows: liked(rows, 2), "check what it means before it is a label"),
+        (lambda rows: liked(rows, 2), "check what it means before it is an outcome"),
         (
             lambda rows: liked(rows, 72),
             "72 of 5,000 shown candidates (1.44%) have the event 'liked': with fewer",
