@@ -69,6 +69,8 @@ _PLACE_OFFSET_H = np.array([place.utc_offset_h for place in PLACES])
 
 NUM_HOSTS = 3_000
 NUM_FOLLOWS = 32
+# Share of the hosts whose Spaces are bait, and how much: uniform between these.
+BAITING, BAIT = 0.06, (0.5, 1.5)
 # People whom a viewer meets, those among them who speak any language, and the most who become
 # friends.
 NUM_MET, NUM_ABROAD, NUM_FRIENDS = 96, 10, 32
@@ -146,6 +148,8 @@ class Hosts(Placed):
     # [H, T], shares of the topics they talk about: one to three home topics and a little of the
     # rest.
     topics: Floats
+    # How far their Spaces promise more than they hold: 0 for most hosts. Not in the log.
+    bait: Floats
 
     @classmethod
     def draw(cls, rng: Generator, popularity: Floats) -> Hosts:
@@ -157,7 +161,8 @@ class Hosts(Placed):
         home = _favourites(rng, here, rng.integers(1, 4, size=NUM_HOSTS))
         topics = 0.88 * home / home.sum(axis=1, keepdims=True) + 0.12 * here
         quality = rng.normal(size=NUM_HOSTS)
-        return cls(place, fame / fame.sum(), activity / activity.sum(), quality, topics)
+        bait = (rng.random(NUM_HOSTS) < BAITING) * rng.uniform(*BAIT, size=NUM_HOSTS)
+        return cls(place, fame / fame.sum(), activity / activity.sum(), quality, topics, bait)
 
 
 @dataclass
@@ -169,6 +174,8 @@ class Viewers(Placed):
     tastes: Floats
     # General inclination to click; not in the log.
     eagerness: Floats
+    # General inclination to hide what does not please; not in the log.
+    touchiness: Floats
     # Share of all visits; sums to 1.
     activity: Floats
     # [V, NUM_FOLLOWS], hosts, padded with -1.
@@ -184,11 +191,12 @@ class Viewers(Placed):
         favourite = _favourites(rng, popularity[_PLACE_LANGUAGE[place]], rng.integers(2, 6, size=num))
         tastes = rng.normal(0.0, 0.5, size=(num, len(TOPICS)))
         tastes += favourite * rng.normal(2.0, 0.5, size=tastes.shape)
-        eagerness = rng.normal(size=num)
+        eagerness, touchiness = rng.normal(size=(2, num))
         activity = rng.lognormal(0.0, 0.7, size=num)
         num_follows = np.minimum(rng.geometric(1 / 14, size=num) - 1, NUM_FOLLOWS)
         nobody = np.empty((0, 0), np.int64)
-        viewers = cls(place, device, tastes, eagerness, activity / activity.sum(), nobody, nobody)
+        activity /= activity.sum()
+        viewers = cls(place, device, tastes, eagerness, touchiness, activity, nobody, nobody)
         viewers.follows = viewers._draw_follows(rng, num_follows, hosts)
         viewers.friends = viewers._draw_friends(rng)
         return viewers

@@ -27,7 +27,7 @@ class Provenance:
     __pydantic_config__ = STRICT
 
     # That of the world: the same seed gives another world in another version.
-    version: Literal[2]
+    version: Literal[3]
     seed: int
     viewers: int
     exposures: int

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from training.world.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
 from training.world.world import Response, World
 
-KINDS = ("click", "join", "leave")
+KINDS = ("click", "join", "leave", "hide")
 
 
 @dataclass
@@ -39,7 +39,7 @@ class VisitLog:
 
     def truth(self) -> dict[str, pa.Array]:
         """Return the true probabilities of each exposure, as lists aligned with its candidates."""
-        names = ("p_click", "p_join", "examination", "minutes")
+        names = ("p_click", "p_join", "p_hide", "examination", "minutes")
         return {name: pa.ListArray.from_arrays(self.offsets, pa.array(self.flat(name))) for name in names}
 
 
@@ -109,11 +109,12 @@ def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]
 
 
 def _event_columns(exposures: Mapping[str, pa.Array], record: VisitLog, end_ms: int) -> dict[str, pa.Array]:
-    clicked, joined = np.flatnonzero(record.flat("clicked")), np.flatnonzero(record.flat("joined"))
-    row = np.concatenate([clicked, joined, joined])
-    kind = np.repeat([0, 1, 2], [len(clicked), len(joined), len(joined)])
-    times = zip(("click_ms", "join_ms", "leave_ms"), (clicked, joined, joined), strict=True)
-    ts_ms = np.concatenate([record.flat(name)[rows] for name, rows in times])
+    # Of each kind: which rows have the event, and when.
+    kinds = (("clicked", "click_ms"), ("joined", "join_ms"), ("joined", "leave_ms"), ("hidden", "click_ms"))
+    rows = [np.flatnonzero(record.flat(happened)) for happened, _ in kinds]
+    kind = np.repeat(np.arange(len(KINDS)), [len(found) for found in rows])
+    ts_ms = np.concatenate([record.flat(when)[found] for (_, when), found in zip(kinds, rows, strict=True)])
+    row = np.concatenate(rows)
     order = np.argsort(ts_ms, kind="stable")
     # Drop events after the log's end: they have not happened yet.
     order = order[ts_ms[order] < end_ms]

@@ -69,7 +69,7 @@ def simulate(
     num_viewers = viewers or max(1, round(num_exposures / VISITS_PER_VIEWER))
     start_ms = START_MS if end_ms is None else end_ms - round(days * DAY_MS)
     end_ms = start_ms + round(days * DAY_MS)
-    provenance = Provenance(2, seed, num_viewers, num_exposures, start_ms, end_ms, examination, tuple(unkind))
+    provenance = Provenance(3, seed, num_viewers, num_exposures, start_ms, end_ms, examination, tuple(unkind))
     world = provenance.world()
     ts_ms, viewer = provenance.visits(world)
     record, _ = provenance.simulate_visits(world, progress)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, ndtr
 
 from training.world.population import (
     MAX_LIFE_MS,
@@ -35,8 +35,8 @@ Flags = NDArray[np.bool_]
 # cascade, where it also depends on what was shown above.
 ExaminationCurve = Literal["decay", "steps", "none", "cascade"]
 # What a log may have that the methods do not assume: an order that knew tastes and qualities, which
-# no feature tells; joins that come after the label's window; minutes that depend on taste.
-Unkind = Literal["hidden", "late", "taste"]
+# no feature tells, or joins that come after the label's window.
+Unkind = Literal["hidden", "late"]
 
 # Candidates in an exposure, if that many are live.
 SLATE = 55
@@ -56,8 +56,11 @@ LATE_MS = 120 * MINUTE_MS
 # HALF_KNOWN_MIN ago, if surely examined, is recalled with probability 0.5; RECALL_NOISE is that of
 # the activation.
 FADING, HALF_KNOWN_MIN, RECALL_NOISE = 0.5, 120.0, 0.4
-# Median listening time in minutes, and standard deviation of its logarithm.
-STAY_MIN, STAY_SD = 20.0, 0.9
+# Median listening time in minutes, standard deviation of its logarithm, and the minutes that count
+# at most in the truth: the cap of the outcome `stay` of `spaces`.
+STAY_MIN, STAY_SD, STAY_CAP_MIN = 20.0, 0.9, 60.0
+# After every world's end.
+NEVER_MS = 1 << 62
 # Whether a friend inside invites: not, and so.
 INVITED = np.array([[0.0], [1.0]])
 
@@ -95,9 +98,19 @@ class Process:
     join_same_language: float = 0.8
     # Position, from 0, that half of the viewers examine.
     examination: float = 12.0
-    # Effects on the logarithm of the minutes of a stay, in a world whose minutes depend on taste.
+    # Effects on the logarithm of the minutes of a stay.
     stay_taste: float = 0.7
     stay_quality: float = 0.4
+    # Logit of hiding what was looked at and not clicked, and effects on it.
+    hide: float = -7.5
+    hide_taste: float = 0.5
+    hide_same_language: float = 0.5
+    hide_touchiness: float = 0.7
+    # Effects of bait on click, join, minutes and hide.
+    bait: float = 0.6
+    bait_join: float = 0.3
+    bait_stay: float = 0.8
+    bait_hide: float = 5.0
     # Share of the distance to `max_taste` by which a join moves the taste for its topic.
     drift: float = 0.04
     max_taste: float = 2.5
@@ -123,11 +136,14 @@ class Response:
 
     p_click: Floats
     p_join: Floats
+    p_hide: Floats
     examination: Floats
-    # Median minutes of a stay, as if no Space ended.
+    # Expected minutes of a stay, given a join: STAY_CAP_MIN of them count, and none after the end.
     minutes: Floats
     clicked: Flags
     joined: Flags
+    hidden: Flags
+    # The time of a hide, too.
     click_ms: Ints
     join_ms: Ints
     leave_ms: Ints
@@ -178,8 +194,8 @@ class World:
         """Return up to SLATE live Spaces for a visit, unordered.
 
         Widely popular Spaces, and those with a followed host or guest or a friend inside, come
-        first, then those of the viewer's language, then any. Those that the viewer is in are left
-        out.
+        first, then those of the viewer's language, then any. Those that the viewer is in, or hid,
+        are left out.
         """
         live = self.spaces.live(ts_ms)
         live = live[~_among(live, audience.of(viewer, ts_ms))]
@@ -204,6 +220,7 @@ class World:
         quality = spaces.quality_at(space, ts_ms)
         follows, num_guests = self.follows(viewer, space)
         attracted = 1.0 - (1.0 - process.attracts) ** num_guests
+        bait = self.hosts.bait[spaces.host[space]]
         age_ms = ts_ms - spaces.started_ms[space]
         phase = age_ms / (spaces.ends_ms[space] - spaces.started_ms[space])
         angle = (self.hour(viewer, ts_ms) - self.topic_hour[topic]) * (2.0 * np.pi / 24.0)
@@ -220,12 +237,14 @@ class World:
             + process.eagerness * viewers.eagerness[viewer]
             + process.attracted * attracted
             - process.passed * around.recalled
+            + process.bait * bait
         )
         join = (
             process.join
             + process.join_taste * taste
             + process.join_quality * quality
             + process.join_same_language * same_language
+            + process.bait_join * bait
         )
         # [2, R]: not invited by a friend, and invited.
         p_click = expit(click + process.invited * INVITED)
@@ -245,12 +264,27 @@ class World:
             return space[np.argsort(-np.log(p_join) - rng.normal(0.0, HIDDEN_ERROR, len(space)))]
         return space[np.lexsort((-space, -audience.listeners[space]))]
 
-    def minutes(self, viewer: int | Ints, space: Ints) -> Floats:
+    def p_hide(self, viewer: int, space: Ints, p_click: Floats) -> Floats:
+        """Return the true P(hide) [R] if examined: of what is not clicked, above all bait."""
+        process, spaces = self.process, self.spaces
+        hide = (
+            process.hide
+            - process.hide_taste * self.viewers.tastes[viewer, spaces.topic[space]]
+            - process.hide_same_language * (spaces.language[space] == self.viewers.language[viewer])
+            + process.hide_touchiness * self.viewers.touchiness[viewer]
+            + process.bait_hide * self.hosts.bait[spaces.host[space]]
+        )
+        return np.asarray((1.0 - p_click) * expit(hide), dtype=np.float64)
+
+    def median_min(self, viewer: int, space: Ints) -> Floats:
         """Return the median minutes [R] of a stay, as if no Space ended."""
-        taste = self.viewers.tastes[viewer, self.spaces.topic[space]]
-        process = self.process
-        effect = process.stay_taste * (taste - 1.0) + process.stay_quality * self.spaces.quality[space]
-        return np.asarray(STAY_MIN * np.exp(effect * ("taste" in self.unkind)), dtype=np.float64)
+        process, spaces = self.process, self.spaces
+        effect = (
+            process.stay_taste * (self.viewers.tastes[viewer, spaces.topic[space]] - 1.0)
+            + process.stay_quality * spaces.quality[space]
+            - process.bait_stay * self.hosts.bait[spaces.host[space]]
+        )
+        return np.asarray(STAY_MIN * np.exp(effect), dtype=np.float64)
 
     def examination(self, p_join: Floats) -> Floats:
         """Return the probability that a viewer examines each of these positions.
@@ -275,22 +309,28 @@ class World:
         """
         p_click, p_join = self.probabilities(viewer, shown, ts_ms, audience.around(viewer, shown, ts_ms))
         examination = self.examination(p_join)
+        p_hide = self.p_hide(viewer, shown, p_click)
         draw = rng.random((4, len(shown)))
-        # One number decides both: below p_join is a join, below p_click a click.
+        # One number decides all three: below p_join is a join, below p_click a click, and at the
+        # other end a hide, which excludes both.
         looked = draw[0] < examination
         if self.curve == "cascade":
             looked = np.logical_and.accumulate(draw[0] < _goes_on(draw[1] < p_join))
         clicked = looked & (draw[1] < p_click)
         joined = clicked & (draw[1] < p_join)
+        hidden = looked & (draw[1] > 1.0 - p_hide)
         left_ms = self.spaces.ends_ms[shown] - ts_ms
         click_ms = ts_ms + np.minimum(1_000 + 59_000 * draw[2] ** 2, left_ms / 3).astype(np.int64)
         longest_ms, room_ms = (LATE_MS, left_ms / 2) if "late" in self.unkind else (90_000, left_ms / 3)
         after_ms = 1_000 + (longest_ms - 1_000) * draw[3] ** 2
         join_ms = click_ms + np.minimum(after_ms, room_ms).astype(np.int64)
-        minutes = self.minutes(viewer, shown)
-        listen_ms = (10_000 + MINUTE_MS * rng.lognormal(np.log(minutes), STAY_SD)).astype(np.int64)
+        median_min = self.median_min(viewer, shown)
+        listen_ms = (MINUTE_MS * rng.lognormal(np.log(median_min), STAY_SD)).astype(np.int64)
         leave_ms = np.minimum(join_ms + listen_ms, self.spaces.ends_ms[shown])
-        return Response(p_click, p_join, examination, minutes, clicked, joined, click_ms, join_ms, leave_ms)
+        minutes = _expected_min(median_min, (self.spaces.ends_ms[shown] - join_ms) / MINUTE_MS)
+        return Response(
+            p_click, p_join, p_hide, examination, minutes, clicked, joined, hidden, click_ms, join_ms, leave_ms
+        )
 
     def update_tastes(self, viewer: int, joined: Ints) -> None:
         """Move the viewer's tastes a little towards the topics of the Spaces joined."""
@@ -302,6 +342,17 @@ class World:
 def _among(space: Ints, chosen: Ints) -> Flags:
     """Return which Spaces are among the chosen, a few."""
     return np.asarray((space[:, None] == chosen).any(axis=1), dtype=np.bool_)
+
+
+def _expected_min(median_min: Floats, left_min: Floats) -> Floats:
+    """Return the mean minutes that count of stays in Spaces that end in `left_min` minutes, [R].
+
+    It is the mean of the smaller one of a lognormal and a limit.
+    """
+    most = np.minimum(left_min, STAY_CAP_MIN)
+    z = np.log(most / median_min) / STAY_SD
+    inside = median_min * np.exp(STAY_SD**2 / 2) * ndtr(z - STAY_SD)
+    return np.asarray(inside + most * ndtr(-z), dtype=np.float64)
 
 
 def _goes_on(joins: Floats | Flags) -> Floats:
@@ -336,6 +387,8 @@ class Audience:
             heapq.heappush(self._ahead, (join_ms, space, 1))
             heapq.heappush(self._ahead, (leave_ms, space, -1))
             self._stays[viewer][space] = join_ms, leave_ms
+        # What a viewer hid is not shown again: as a stay in it that nobody sees.
+        self._stays[viewer] |= dict.fromkeys(shown[response.hidden].tolist(), (NEVER_MS, NEVER_MS))
         passed = ~response.clicked
         recent = [visit for visit in self._passed[viewer] if visit[0] >= ts_ms - MAX_LIFE_MS]
         self._passed[viewer] = [*recent, (ts_ms, shown[passed], response.examination[passed])]
@@ -347,7 +400,7 @@ class Audience:
             self.listeners[space] += change
 
     def of(self, viewer: int, ts_ms: int) -> Ints:
-        """Return the Spaces that the viewer is in at ts_ms, or about to join."""
+        """Return the Spaces that the viewer is in at ts_ms, or about to join, or hid."""
         stays = {space: stay for space, stay in self._stays[viewer].items() if stay[1] >= ts_ms}
         self._stays[viewer] = stays
         return np.array(list(stays), dtype=np.int64)
