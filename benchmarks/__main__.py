@@ -19,7 +19,7 @@ def world(
     seed: Annotated[int, typer.Option(min=0, help="Seed of worlds and models.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit a model in six worlds that break assumptions, and compare what is said with the truth.
+    """Fit a model in five worlds, four of which break an assumption, and compare what is said with the truth.
 
     Takes about a minute a world.
     """
@@ -44,6 +44,22 @@ def live(
 
     result = live(rows, seeds)
     answer(result, as_json, table(result), held=result["held"])
+
+
+@app.command()
+def outcomes(
+    rows: Annotated[int, typer.Option(min=30_000, help="Exposed candidates of each world.")] = 360_000,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Compare one network of joins, stays and hides with networks of one, and see what weights do.
+
+    Fits four models in each world, about a minute each.
+    """
+    from benchmarks.outcomes import outcomes, table
+
+    result = outcomes(rows, seeds)
+    answer(result, as_json, table(result))
 
 
 @app.command()

@@ -41,7 +41,6 @@ WORLDS: Mapping[str, Mapping[str, Any]] = {
     "the shown order knew more": {"unkind": ("hidden",)},
     "it knew more, no position bias": {"unkind": ("hidden",), "examination": "none"},
     "joins after the label's window": {"unkind": ("late",)},
-    "minutes depend on taste": {"unkind": ("taste",)},
 }
 # The tenth position, from 0.
 TENTH = 9
@@ -78,7 +77,7 @@ def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> di
     pair = evaluation["paired"]["model-popular"]
     world, slates = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
     orders = (data.popular, ours, truth["p_join"])
-    joins, minutes = np.transpose([_earned(slates.order(by), slates, truth, world) for by in orders])
+    joins, minutes, _ = np.transpose([earned(slates.order(by), slates, truth, world) for by in orders])
     return {
         "source": examination.source,
         "theta": float(examination.at(np.array(TENTH))),
@@ -115,14 +114,14 @@ def _truth(log: Path, data: Dataset) -> dict[str, F64]:
     at = pc.index_in(pa.array(data.request_ids), truth["request_id"].combine_chunks()).to_numpy()
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(truth["p_join"]).to_numpy())])
     rows = first[at[data.slate]] + data.position
-    names = ("p_join", "examination", "minutes")
+    names = ("p_join", "p_hide", "examination", "minutes")
     return {name: pc.list_flatten(truth[name]).to_numpy()[rows] for name in names}
 
 
-def _earned(order: I64, slates: Slates, truth: Mapping[str, F64], world: World) -> F64:
-    """Return true joins and minutes per slate of the rows in this order, slate by slate."""
-    earned = np.zeros(2)
+def earned(order: I64, slates: Slates, truth: Mapping[str, F64], world: World) -> F64:
+    """Return true joins, minutes and hides per slate of the rows in this order, slate by slate."""
+    each = np.array([truth["p_join"], truth["p_join"] * truth["minutes"], truth["p_hide"]])
+    total = np.zeros(len(each))
     for rows in np.split(order, np.cumsum(slates.size).astype(np.int64)[:-1]):
-        joins = truth["p_join"][rows] * world.examination(truth["p_join"][rows])
-        earned += joins.sum(), joins @ truth["minutes"][rows]
-    return earned / len(slates)
+        total += each[:, rows] @ world.examination(truth["p_join"][rows])
+    return total / len(slates)

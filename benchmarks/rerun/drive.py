@@ -28,7 +28,7 @@ class Served:
     arm: list[str] = field(default_factory=list)
     rung: list[str] = field(default_factory=list)
     record: VisitLog = field(default_factory=VisitLog)
-    # Clicks, joins and leaves sent to the service.
+    # Events sent to the service.
     num_events: int = 0
 
 
@@ -86,9 +86,9 @@ def _send(simulator: SimulatorState, before_ms: int, service: ReplayClient, serv
 
 def _respond(simulator: SimulatorState, who: int, request_id: str, shown: Ints, response: Response) -> None:
     """Schedule what a viewer does with the candidates shown."""
-    for row in np.flatnonzero(response.clicked).tolist():
+    for row in np.flatnonzero(response.clicked | response.hidden).tolist():
         space = int(shown[row])
-        doing = {"click": response.click_ms[row]}
+        doing = {"hide" if response.hidden[row] else "click": response.click_ms[row]}
         if response.joined[row]:
             doing |= {"join": response.join_ms[row], "leave": response.leave_ms[row]}
         for kind, ts_ms in doing.items():

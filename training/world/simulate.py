@@ -2,8 +2,9 @@
 
 Beside the canonical log's four tables the folder holds:
 
-* `truth.parquet`: for each exposure, aligned with its candidates, p_click and p_join (as if
-  examined), the examination probability of the position, and the median minutes of a stay;
+* `truth.parquet`: for each exposure, aligned with its candidates, p_click, p_join and p_hide (as if
+  examined), the examination probability of the position, and the minutes of a stay that are
+  expected given a join, of which 60 count;
 * `request.json` and `event.json`: bodies for `POST /v1/rank` and `/v1/events` of Spaces that are
   live when the log ends;
 * `world.json`: the provenance, from which `make experiment` continues this world.

@@ -1,4 +1,4 @@
-"""World simulator: the data-generating process of clicks and joins, and responses drawn from it.
+"""World simulator: the data-generating process of what viewers do, and responses drawn from it.
 
 R rows, each a (viewer, Space) pair; S Spaces.
 """
@@ -67,7 +67,7 @@ INVITED = np.array([[0.0], [1.0]])
 
 @dataclass(frozen=True)
 class Process:
-    """Data-generating process: weights of the click logit and the join logit."""
+    """Data-generating process: weights of the logits of click, join and hide, and of minutes."""
 
     click: float = -3.95
     taste: float = 1.0
@@ -329,7 +329,17 @@ class World:
         leave_ms = np.minimum(join_ms + listen_ms, self.spaces.ends_ms[shown])
         minutes = _expected_min(median_min, (self.spaces.ends_ms[shown] - join_ms) / MINUTE_MS)
         return Response(
-            p_click, p_join, p_hide, examination, minutes, clicked, joined, hidden, click_ms, join_ms, leave_ms
+            p_click,
+            p_join,
+            p_hide,
+            examination,
+            minutes,
+            clicked,
+            joined,
+            hidden,
+            click_ms,
+            join_ms,
+            leave_ms,
         )
 
     def update_tastes(self, viewer: int, joined: Ints) -> None:

@@ -29,14 +29,14 @@ _TYPES = {
     **dict.fromkeys(("follows", "friends", "guests"), pa.list_(pa.string())),
     "candidates": pa.list_(pa.string()),
     "context": pa.struct({"hour": pa.float64()}),
-    **dict.fromkeys(("p_click", "p_join", "examination", "minutes"), pa.list_(pa.float64())),
+    **dict.fromkeys(("p_click", "p_join", "p_hide", "examination", "minutes"), pa.list_(pa.float64())),
 }
 _COLUMNS = {
     "viewers": ("id", "ts_ms", "language", "country", "device", "follows", "friends"),
     "candidates": ("id", "ts_ms", "ends_ms", "host", "topic", "language", "speakers", "started_ms", "guests"),
     "exposures": ("request_id", "ts_ms", "viewer", "candidates", "context"),
     "events": ("id", "ts_ms", "viewer", "candidate", "kind", "request_id"),
-    "truth": ("request_id", "p_click", "p_join", "examination", "minutes"),
+    "truth": ("request_id", "p_click", "p_join", "p_hide", "examination", "minutes"),
 }
 SCHEMAS = {
     table: pa.schema({name: _TYPES.get(name, pa.string()) for name in names})
@@ -70,7 +70,7 @@ class Simulated:
     def audiences(self) -> Iterator[tuple[dict, list[int]]]:
         """Yield each exposure with its candidates' audience, from the events strictly before it."""
         audience: Counter[str] = Counter()
-        ahead = iter([*(e for e in self.events if e["kind"] != "click"), None])
+        ahead = iter([*(e for e in self.events if e["kind"] in ("join", "leave")), None])
         event = next(ahead)
         for exposure in self.exposures:
             while event and event["ts_ms"] < exposure["ts_ms"]:
@@ -163,6 +163,16 @@ def test_a_viewer_is_not_shown_a_space_that_they_are_in(log):
                 assert not join_ms <= exposure["ts_ms"] <= leave_ms
 
 
+def test_a_viewer_is_not_shown_again_what_they_hid(log):
+    hidden_ms = {}
+    for request_id, candidate in log.times("hide"):
+        exposure = log.by_request[request_id]
+        hidden_ms[exposure["viewer"], candidate] = exposure["ts_ms"]
+    for exposure in log.exposures:
+        for candidate in exposure["candidates"]:
+            assert exposure["ts_ms"] <= hidden_ms.get((exposure["viewer"], candidate), FAR_MS)
+
+
 def test_events_name_the_viewer_and_a_candidate_of_their_exposure(log):
     for event in log.events:
         exposure = log.by_request[event["request_id"]]
@@ -170,10 +180,12 @@ def test_events_name_the_viewer_and_a_candidate_of_their_exposure(log):
         assert event["candidate"] in exposure["candidates"]
 
 
-def test_clicks_follow_within_a_minute_and_joins_within_the_window(log):
-    clicks, joins = log.times("click"), log.times("join")
-    for (request_id, _), click_ms in clicks.items():
-        assert 1_000 <= click_ms - log.by_request[request_id]["ts_ms"] <= 60_000
+def test_clicks_and_hides_follow_within_a_minute_and_joins_within_the_window(log):
+    clicks, joins, hides = (log.times(kind) for kind in ("click", "join", "hide"))
+    assert hides
+    assert not hides.keys() & clicks.keys(), "who hides a room does not click it"
+    for (request_id, _), ts_ms in (clicks | hides).items():
+        assert 1_000 <= ts_ms - log.by_request[request_id]["ts_ms"] <= 60_000
     for key, join_ms in joins.items():
         assert clicks[key] < join_ms <= log.by_request[key[0]]["ts_ms"] + WINDOW_MS
 
@@ -221,29 +233,31 @@ def cascade(tmp_path_factory) -> Simulated:
 
 
 @pytest.mark.parametrize("kind", ["log", "cascade"])
-def test_the_truth_is_aligned_and_the_joins_agree_with_it(kind, request):
+def test_the_truth_is_aligned_and_the_events_agree_with_it(kind, request):
     log = request.getfixturevalue(kind)
-    joins, clicks = log.times("join"), log.times("click")
+    joins, clicks, hides = (log.times(kind) for kind in ("join", "click", "hide"))
     closed_ms = log.summary["end_ms"] - WINDOW_MS
     rows = []
+    names = ("p_click", "p_join", "p_hide", "examination")
     for exposure, truth in zip(log.exposures, log.truth, strict=True):
         assert truth["request_id"] == exposure["request_id"]
-        columns = (exposure["candidates"], truth["p_click"], truth["p_join"], truth["examination"])
         if exposure["ts_ms"] < closed_ms:
-            for candidate, p_click, p_join, examination in zip(*columns, strict=True):
+            for candidate, *chances in zip(exposure["candidates"], *map(truth.get, names), strict=True):
                 key = (exposure["request_id"], candidate)
-                rows.append((p_click, p_join, examination, key in clicks, key in joins))
-    p_click, p_join, examination, clicked, joined = np.array(rows, dtype=float).T
+                rows.append((*chances, key in clicks, key in joins, key in hides))
+    p_click, p_join, p_hide, examination, *happened = np.array(rows, dtype=float).T
     assert (p_join > 0).all()
     assert (p_join < p_click).all()
-    assert (p_click < 1).all()
+    assert (p_hide > 0).all()
+    assert (p_click + p_hide < 1).all()
     assert (examination > 0).all()
     assert (examination <= 1).all()
-    for p, happened in ((p_click * examination, clicked), (p_join * examination, joined)):
+    for chance, events in zip((p_click, p_join, p_hide), happened, strict=True):
+        p = chance * examination
         # Compare overall, and separately for likely and unlikely rows, high and low positions.
         for part in (p >= 0, p > np.median(p), p <= np.median(p), examination > 0.5, examination <= 0.5):
             noise = np.sqrt((p * (1 - p))[part].sum())
-            assert abs(happened[part].sum() - p[part].sum()) < 4 * noise
+            assert abs(events[part].sum() - p[part].sum()) < 4 * noise
 
 
 @pytest.mark.parametrize(
@@ -290,22 +304,43 @@ def test_late_joins_come_after_the_labels_window(log, tmp_path):
         assert all(ms > 0 for ms in after_ms)
 
 
-def test_minutes_may_depend_on_taste(log, tmp_path):
-    taste = run(tmp_path / "log", unkind=("taste",))
-    assert {minutes for row in log.truth for minutes in row["minutes"]} == {20.0}
-    joins, leaves, pairs = taste.times("join"), taste.times("leave"), []
-    for exposure, truth in zip(taste.exposures, taste.truth, strict=True):
+def test_stays_last_on_average_as_long_as_the_truth_says(log):
+    joins, leaves = log.times("join"), log.times("leave")
+    # In the last 70 minutes a stay may be longer than the log can tell.
+    closed_ms = log.summary["end_ms"] - 70 * 60_000
+    pairs = []
+    for exposure, truth in zip(log.exposures, log.truth, strict=True):
         for candidate, minutes in zip(exposure["candidates"], truth["minutes"], strict=True):
             key = (exposure["request_id"], candidate)
-            if key in leaves and leaves[key] < taste.ends_ms[candidate]:
-                pairs.append((minutes, (leaves[key] - joins[key]) / 60_000))
-    median, stayed = np.array(pairs).T
-    long = median > np.median(median)
-    assert stayed[long].mean() > 1.5 * stayed[~long].mean()
+            if key in joins and exposure["ts_ms"] < closed_ms:
+                left_ms = leaves.get(key, FAR_MS)
+                pairs.append((minutes, min(60.0, (left_ms - joins[key]) / 60_000)))
+    expected, stayed = np.array(pairs).T
+    for part in (expected > 0, expected > np.median(expected), expected <= np.median(expected)):
+        noise = stayed[part].std() / np.sqrt(part.sum())
+        assert abs(stayed[part].mean() - expected[part].mean()) < 4 * noise
+    assert expected.std() > 5
+
+
+def test_few_joins_are_the_price_of_many_fewer_hides(log):
+    """Ordered by the truth, with a hide worth minus 50 joins and minus nothing."""
+    earned = np.zeros((2, 2))
+    looked = 1 / (1 + np.arange(55) / 12)
+    for row in log.truth:
+        p_join, p_hide = np.array(row["p_join"]), np.array(row["p_hide"])
+        for worth, at in ((0, 0), (-50, 1)):
+            order = np.argsort(-(p_join + worth * p_hide))
+            earned[at] += looked @ p_join[order], looked @ p_hide[order]
+    joins, hides = earned[1] / earned[0] - 1
+    assert -0.04 < joins < 0
+    assert hides < -0.4
+    p_hide, examination = (np.hstack([row[name] for row in log.truth]) for name in ("p_hide", "examination"))
+    assert 0.003 < np.average(p_hide, weights=examination) < 0.01
+    assert np.sort(p_hide)[-len(p_hide) // 10 :].sum() > 0.8 * p_hide.sum(), "a few rooms are hidden most"
 
 
 @pytest.mark.parametrize(
-    "altered", [{"examination": "cubic"}, {"seed": "seven"}, {"colour": 1}, {"version": 1}, {"version": None}]
+    "altered", [{"examination": "cubic"}, {"seed": "seven"}, {"colour": 1}, {"version": 2}, {"version": None}]
 )
 def test_a_world_of_another_version_is_refused_with_the_remedy(log, tmp_path, altered):
     with pytest.raises(TabrankError, match=r"has no world\.json"):
@@ -407,6 +442,32 @@ def test_viewers_take_to_their_language_their_topics_and_whom_they_follow():
     guests, rest = num_guests > 0, mine & ~liked & ~followed
     for p in (p_click, p_join):
         assert p[guests & rest].mean() > 1.3 * p[~guests & rest].mean()
+
+
+def test_bait_is_clicked_and_joined_more_but_left_earlier_and_hidden():
+    world, now_ms, live = new_world(20)
+    host = world.spaces.host[live]
+
+    def chances(bait):
+        """Return the odds of click, join and hide, and the median minutes."""
+        world.hosts.bait[host] = bait
+        p_click, p_join = world.probabilities(7, live, now_ms, alone(live))
+        p_hide = world.p_hide(7, live, p_click)
+        return *map(odds, (p_click, p_join, p_hide)), world.median_min(7, live)
+
+    honest, bait = chances(0.0), chances(1.0)
+    for before, after, factor in zip(honest, bait, (1.5, 1.5, 20, 1), strict=True):
+        assert (after > factor * before).all() if factor > 1 else (after < 0.5 * before).all()
+    # Whom the topic pleases hides less, and stays longer.
+    world.viewers.tastes[7] += 1.0
+    pleased = chances(1.0)
+    assert (pleased[2] < 0.8 * bait[2]).all()
+    assert (pleased[3] > 1.5 * bait[3]).all()
+    mine = world.spaces.language[live] == world.viewers.language[7]
+    tastes = world.viewers.tastes
+    tastes[7] = 0.0
+    hide = chances(1.0)[2]
+    assert hide[mine].mean() < 0.8 * hide[~mine].mean()
 
 
 def test_friends_inside_attract_and_the_first_does_most():
