@@ -25,7 +25,7 @@ from training.world.world import World
 
 # Features of `spaces` about live items, by kind.
 GROUPS = {
-    "host and topic": ("host_join_rate", "topic_join_rate"),
+    "host and topic": ("host_join_rate", "host_hide_rate", "topic_join_rate"),
     "pair": ("shown_before",),
     "recency": ("since_shown", "since_join"),
     "overlap": ("guests_followed",),

@@ -80,7 +80,9 @@ def test_the_log_of_the_service_holds_the_exposures_of_both_arms(home, done):
 def test_the_popular_arm_shows_the_largest_audience_first(done):
     folder, log, _ = done
     arms = {row["request_id"]: row["arm"] for row in exposures_of(folder)}
-    events = sorted((e for e in log.events.to_pylist() if e["kind"] != "click"), key=lambda e: e["ts_ms"])
+    events = sorted(
+        (e for e in log.events.to_pylist() if e["kind"] in ("join", "leave")), key=lambda e: e["ts_ms"]
+    )
     audience, at, compared = defaultdict(set), 0, 0
     for row in log.exposures.to_pylist():
         while at < len(events) and events[at]["ts_ms"] < row["ts_ms"]:

@@ -108,7 +108,7 @@ def write_world(folder, num=1_500, days=0.25, noise=1.0, seed=0):
         audience.advance(now_ms)
         found = world.retrieve(responding, who, now_ms, audience)
         around = audience.around(who, found, now_ms)
-        _, p_join = world.probabilities(who, found, now_ms, around)
+        _, p_join, _ = world.probabilities(who, found, now_ms, around)
         odds = np.log(p_join / (1 - p_join)) + responding.normal(0.0, noise, len(found))
         score = (1 / (1 + np.exp(-odds))).astype(np.float32)
         order, propensity = draw(score, responding)

@@ -208,10 +208,12 @@ class World:
         key[np.argpartition(-audience.listeners[live], NUM_POPULAR)[:NUM_POPULAR]] += 2.0
         return live[np.argpartition(-key, SLATE)[:SLATE]]
 
-    def probabilities(self, viewer: int, space: Ints, ts_ms: int, around: Around) -> tuple[Floats, Floats]:
-        """Return the true P(click) and P(join) of each row if examined, at any position.
+    def probabilities(
+        self, viewer: int, space: Ints, ts_ms: int, around: Around
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return the true P(click), P(join) and P(hide) of each row if examined, at any position.
 
-        `space` and `around` are [R].
+        `space` and `around` are [R]. Only what is not clicked is hidden.
         """
         process, spaces, viewers = self.process, self.spaces, self.viewers
         topic = spaces.topic[space]
@@ -246,12 +248,20 @@ class World:
             + process.join_same_language * same_language
             + process.bait_join * bait
         )
+        hide = (
+            process.hide
+            - process.hide_taste * taste
+            - process.hide_same_language * same_language
+            + process.hide_touchiness * viewers.touchiness[viewer]
+            + process.bait_hide * bait
+        )
         # [2, R]: not invited by a friend, and invited.
         p_click = expit(click + process.invited * INVITED)
         p_join = p_click * expit(join + process.invited_join * INVITED)
         not_invited = (1.0 - process.invites) ** around.friends
         share = np.array([not_invited, 1.0 - not_invited])
-        return (share * p_click).sum(axis=0), (share * p_join).sum(axis=0)
+        p_click, p_join = (share * p_click).sum(axis=0), (share * p_join).sum(axis=0)
+        return p_click, p_join, (1.0 - p_click) * expit(hide)
 
     def order(self, rng: Generator, viewer: int, space: Ints, ts_ms: int, audience: Audience) -> Ints:
         """Return the Spaces [R] as the popular arm shows them.
@@ -260,31 +270,20 @@ class World:
         the order is that of P(join), not precisely known.
         """
         if "hidden" in self.unkind:
-            _, p_join = self.probabilities(viewer, space, ts_ms, audience.around(viewer, space, ts_ms))
+            _, p_join, _ = self.probabilities(viewer, space, ts_ms, audience.around(viewer, space, ts_ms))
             return space[np.argsort(-np.log(p_join) - rng.normal(0.0, HIDDEN_ERROR, len(space)))]
         return space[np.lexsort((-space, -audience.listeners[space]))]
 
-    def p_hide(self, viewer: int, space: Ints, p_click: Floats) -> Floats:
-        """Return the true P(hide) [R] if examined: of what is not clicked, above all bait."""
+    def log_minutes(self, viewer: int, space: Ints) -> Floats:
+        """Return the mean logarithm [R] of the minutes of a stay, as if no Space ended."""
         process, spaces = self.process, self.spaces
-        hide = (
-            process.hide
-            - process.hide_taste * self.viewers.tastes[viewer, spaces.topic[space]]
-            - process.hide_same_language * (spaces.language[space] == self.viewers.language[viewer])
-            + process.hide_touchiness * self.viewers.touchiness[viewer]
-            + process.bait_hide * self.hosts.bait[spaces.host[space]]
-        )
-        return np.asarray((1.0 - p_click) * expit(hide), dtype=np.float64)
-
-    def median_min(self, viewer: int, space: Ints) -> Floats:
-        """Return the median minutes [R] of a stay, as if no Space ended."""
-        process, spaces = self.process, self.spaces
-        effect = (
-            process.stay_taste * (self.viewers.tastes[viewer, spaces.topic[space]] - 1.0)
+        return np.asarray(
+            np.log(STAY_MIN)
+            + process.stay_taste * (self.viewers.tastes[viewer, spaces.topic[space]] - 1.0)
             + process.stay_quality * spaces.quality[space]
-            - process.bait_stay * self.hosts.bait[spaces.host[space]]
+            - process.bait_stay * self.hosts.bait[spaces.host[space]],
+            dtype=np.float64,
         )
-        return np.asarray(STAY_MIN * np.exp(effect), dtype=np.float64)
 
     def examination(self, p_join: Floats) -> Floats:
         """Return the probability that a viewer examines each of these positions.
@@ -304,12 +303,12 @@ class World:
     def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Audience) -> Response:
         """Draw a viewer's response to Spaces shown in this order.
 
-        Clicks come within a minute, a join within 90 s of its click, or within two hours where
-        joins come late; a viewer who joined leaves by the Space's end.
+        Clicks and hides come within a minute, a join within 90 s of its click, or within two hours
+        where joins come late; a viewer who joined leaves by the Space's end.
         """
-        p_click, p_join = self.probabilities(viewer, shown, ts_ms, audience.around(viewer, shown, ts_ms))
+        around = audience.around(viewer, shown, ts_ms)
+        p_click, p_join, p_hide = self.probabilities(viewer, shown, ts_ms, around)
         examination = self.examination(p_join)
-        p_hide = self.p_hide(viewer, shown, p_click)
         draw = rng.random((4, len(shown)))
         # One number decides all three: below p_join is a join, below p_click a click, and at the
         # other end a hide, which excludes both.
@@ -319,28 +318,18 @@ class World:
         clicked = looked & (draw[1] < p_click)
         joined = clicked & (draw[1] < p_join)
         hidden = looked & (draw[1] > 1.0 - p_hide)
-        left_ms = self.spaces.ends_ms[shown] - ts_ms
+        ends_ms = self.spaces.ends_ms[shown]
+        left_ms = ends_ms - ts_ms
         click_ms = ts_ms + np.minimum(1_000 + 59_000 * draw[2] ** 2, left_ms / 3).astype(np.int64)
         longest_ms, room_ms = (LATE_MS, left_ms / 2) if "late" in self.unkind else (90_000, left_ms / 3)
         after_ms = 1_000 + (longest_ms - 1_000) * draw[3] ** 2
         join_ms = click_ms + np.minimum(after_ms, room_ms).astype(np.int64)
-        median_min = self.median_min(viewer, shown)
-        listen_ms = (MINUTE_MS * rng.lognormal(np.log(median_min), STAY_SD)).astype(np.int64)
-        leave_ms = np.minimum(join_ms + listen_ms, self.spaces.ends_ms[shown])
-        minutes = _expected_min(median_min, (self.spaces.ends_ms[shown] - join_ms) / MINUTE_MS)
-        return Response(
-            p_click,
-            p_join,
-            p_hide,
-            examination,
-            minutes,
-            clicked,
-            joined,
-            hidden,
-            click_ms,
-            join_ms,
-            leave_ms,
-        )
+        log_minutes = self.log_minutes(viewer, shown)
+        listen_ms = (MINUTE_MS * rng.lognormal(log_minutes, STAY_SD)).astype(np.int64)
+        leave_ms = np.minimum(join_ms + listen_ms, ends_ms)
+        minutes = _expected_min(log_minutes, (ends_ms - join_ms) / MINUTE_MS)
+        truth = (p_click, p_join, p_hide, examination, minutes)
+        return Response(*truth, clicked, joined, hidden, click_ms, join_ms, leave_ms)
 
     def update_tastes(self, viewer: int, joined: Ints) -> None:
         """Move the viewer's tastes a little towards the topics of the Spaces joined."""
@@ -354,15 +343,15 @@ def _among(space: Ints, chosen: Ints) -> Flags:
     return np.asarray((space[:, None] == chosen).any(axis=1), dtype=np.bool_)
 
 
-def _expected_min(median_min: Floats, left_min: Floats) -> Floats:
+def _expected_min(log_minutes: Floats, left_min: Floats) -> Floats:
     """Return the mean minutes that count of stays in Spaces that end in `left_min` minutes, [R].
 
     It is the mean of the smaller one of a lognormal and a limit.
     """
     most = np.minimum(left_min, STAY_CAP_MIN)
-    z = np.log(most / median_min) / STAY_SD
-    inside = median_min * np.exp(STAY_SD**2 / 2) * ndtr(z - STAY_SD)
-    return np.asarray(inside + most * ndtr(-z), dtype=np.float64)
+    z = (np.log(most) - log_minutes) / STAY_SD
+    whole = np.exp(log_minutes + STAY_SD**2 / 2) * ndtr(z - STAY_SD)
+    return np.asarray(whole + most * ndtr(-z), dtype=np.float64)
 
 
 def _goes_on(joins: Floats | Flags) -> Floats:

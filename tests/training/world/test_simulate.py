@@ -391,11 +391,12 @@ def test_the_truth_is_the_process_with_tastes_that_follow_joins(log):
         most_friends, most_recalled = max(most_friends, *inside), max(most_recalled, *recalled)
         space = np.array([int(candidate[1:]) for candidate in shown])
         around = Around(np.array(audience), np.array(inside), np.array(recalled))
-        p_click, _ = world.probabilities(int(viewer[1:]), space, now_ms, around)
+        p_click, _, p_hide = world.probabilities(int(viewer[1:]), space, now_ms, around)
         if viewer in has_joined:
             risen.append(np.array(truth["p_click"]) - p_click)
         else:
             np.testing.assert_allclose(truth["p_click"], p_click, rtol=1e-12)
+            np.testing.assert_allclose(truth["p_hide"], p_hide, rtol=1e-12)
         if exposure["request_id"] in joined:
             has_joined.add(viewer)
         for candidate, looked in zip(shown, truth["examination"], strict=True):
@@ -430,7 +431,7 @@ def test_viewers_take_to_their_language_their_topics_and_whom_they_follow():
     world, now_ms, live = new_world(400)
     viewer, space = (grid.ravel() for grid in np.meshgrid(np.arange(400), live, indexing="ij"))
     chances = [world.probabilities(who, live, now_ms, alone(live)) for who in range(400)]
-    p_click, p_join = np.hstack(chances)
+    p_click, p_join, _ = np.hstack(chances)
     mine = world.spaces.language[space] == world.viewers.language[viewer]
     liked = world.viewers.tastes[viewer, world.spaces.topic[space]] > 1
     follows = [world.follows(who, live) for who in range(400)]
@@ -451,9 +452,9 @@ def test_bait_is_clicked_and_joined_more_but_left_earlier_and_hidden():
     def chances(bait):
         """Return the odds of click, join and hide, and the median minutes."""
         world.hosts.bait[host] = bait
-        p_click, p_join = world.probabilities(7, live, now_ms, alone(live))
-        p_hide = world.p_hide(7, live, p_click)
-        return *map(odds, (p_click, p_join, p_hide)), world.median_min(7, live)
+        return *map(odds, world.probabilities(7, live, now_ms, alone(live))), np.exp(
+            world.log_minutes(7, live)
+        )
 
     honest, bait = chances(0.0), chances(1.0)
     for before, after, factor in zip(honest, bait, (1.5, 1.5, 20, 1), strict=True):
@@ -474,7 +475,7 @@ def test_friends_inside_attract_and_the_first_does_most():
     world, now_ms, live = new_world(20)
     nobody = alone(live)
     none, one, two, many = (
-        np.array(world.probabilities(7, live, now_ms, nobody._replace(friends=nobody.friends + num)))
+        np.array(world.probabilities(7, live, now_ms, nobody._replace(friends=nobody.friends + num))[:2])
         for num in (0, 1, 2, 20)
     )
     assert (odds(one) > 1.2 * odds(none)).all()
