@@ -87,7 +87,7 @@ def _measured(log: Path, surface: Surface, model: Path, seed: int) -> pd.DataFra
     for age, (low, high) in AGES.items():
         chosen = (low <= age_s) & (age_s < high)
         slates = every.take(chosen)
-        order = slates.order(scores[chosen])
+        order = slates.order(scores[chosen, 0])
         shown = np.split(truth["p_join"][chosen][order], np.cumsum(slates.size).astype(np.int64)[:-1])
         earned = pd.DataFrame([_earned(p, world) for p in shown], columns=["joins", "won", "pairs"])
         found.append(earned.assign(viewer=slates.cluster, age=age, rooms=slates.size, slates=1))

@@ -1,6 +1,6 @@
 """Compare what a fit and its evaluation say with the truth, in simulated worlds of several kinds.
 
-Each world but the first breaks an assumption of a method. Letter: N rows.
+Each world but the first breaks an assumption of a method. Letters: N rows, O outcomes.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def table(result: Mapping[str, Mapping[str, Any]]) -> str:
 def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> dict[str, Any]:
     log, surface = folder / "log", load_surface(SURFACE)
     simulate(log, rows=rows, days=2.0, seed=seed, **kind)
-    manifest, data, ours, truth = trained(log, surface, folder / "model", seed)
-    (examination,) = Examination.of(manifest)
+    manifest, data, scores, truth = trained(log, surface, folder / "model", seed)
+    (examination,), ours = Examination.of(manifest), scores[:, 0]
     evaluation = assess(data, {"model": ours}, surface, examination=examination)
     pair = evaluation["paired"]["model-popular"]
     world, slates = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
@@ -98,7 +98,7 @@ def trained(
 ) -> tuple[dict[str, Any], Dataset, NDArray[np.float32], dict[str, F64]]:
     """Fit a model to the first 80 % of a simulated log, split beside it.
 
-    Returns the manifest, and of the rest the rows, their scores and their truth, [N].
+    Returns the manifest, and of the rest the rows, their scores [N, O] and their truth, each [N].
     """
     before, after = log.with_name("before"), log.with_name("after")
     if not before.exists():

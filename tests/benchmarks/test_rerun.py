@@ -96,9 +96,9 @@ def test_the_popular_arm_shows_the_largest_audience_first(done):
     assert compared > 10
 
 
-def test_the_truth_is_the_expectation_of_the_data_generating_process(done):
+def test_the_truth_is_the_expectation_of_the_data_generating_process(home, done):
     *_, served = done
-    truth = served.record.truth()
+    truth = served.record.truth(SimulatorState.after(home / "a", DAYS).world)
     for arm in ("tabnet", "popular"):
         mine = [i for i, name in enumerate(served.arm) if name == arm]
         found = expected(served, arm)

@@ -37,10 +37,13 @@ class VisitLog:
         """Index of each exposure's first row: [exposures + 1], int32."""
         return pa.array(np.cumsum([0, *map(len, self.shown)]), pa.int32())
 
-    def truth(self) -> dict[str, pa.Array]:
-        """Return the true probabilities of each exposure, as lists aligned with its candidates."""
-        names = ("p_click", "p_join", "p_hide", "examination", "minutes")
-        return {name: pa.ListArray.from_arrays(self.offsets, pa.array(self.flat(name))) for name in names}
+    def truth(self, world: World) -> dict[str, pa.Array]:
+        """Return the truth about each exposure, as lists aligned with its candidates."""
+        names = ("p_click", "p_join", "p_hide", "examination")
+        left_ms = world.spaces.ends_ms[np.concatenate(self.shown)] - self.flat("join_ms")
+        truth = {name: self.flat(name) for name in names}
+        truth["minutes"] = world.minutes(self.flat("log_minutes"), left_ms)
+        return {name: pa.ListArray.from_arrays(self.offsets, pa.array(each)) for name, each in truth.items()}
 
 
 def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dict[str, pa.Table]:
@@ -62,7 +65,7 @@ def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dic
         "candidates": _candidate_columns(world, space_ids),
         "exposures": exposures,
         "events": _event_columns(exposures, record, world.end_ms),
-        "truth": {"request_id": exposures["request_id"], **record.truth()},
+        "truth": {"request_id": exposures["request_id"], **record.truth(world)},
     }
     return {name: pa.table(table) for name, table in columns.items()}
 

@@ -138,8 +138,8 @@ class Response:
     p_join: Floats
     p_hide: Floats
     examination: Floats
-    # Expected minutes of a stay, given a join: STAY_CAP_MIN of them count, and none after the end.
-    minutes: Floats
+    # Mean logarithm of the minutes of a stay, as if no Space ended.
+    log_minutes: Floats
     clicked: Flags
     joined: Flags
     hidden: Flags
@@ -285,6 +285,17 @@ class World:
             dtype=np.float64,
         )
 
+    def minutes(self, log_minutes: Floats, left_ms: Ints) -> Floats:
+        """Return the expected minutes [R] of a stay, given a join `left_ms` before the Space's end.
+
+        STAY_CAP_MIN of them count, and none after the end: it is the mean of the smaller one of a
+        lognormal and a limit.
+        """
+        most = np.minimum(left_ms / MINUTE_MS, STAY_CAP_MIN)
+        z = (np.log(most) - log_minutes) / STAY_SD
+        whole = np.exp(log_minutes + STAY_SD**2 / 2) * ndtr(z - STAY_SD)
+        return np.asarray(whole + most * ndtr(-z), dtype=np.float64)
+
     def examination(self, p_join: Floats) -> Floats:
         """Return the probability that a viewer examines each of these positions.
 
@@ -327,8 +338,7 @@ class World:
         log_minutes = self.log_minutes(viewer, shown)
         listen_ms = (MINUTE_MS * rng.lognormal(log_minutes, STAY_SD)).astype(np.int64)
         leave_ms = np.minimum(join_ms + listen_ms, ends_ms)
-        minutes = _expected_min(log_minutes, (ends_ms - join_ms) / MINUTE_MS)
-        truth = (p_click, p_join, p_hide, examination, minutes)
+        truth = (p_click, p_join, p_hide, examination, log_minutes)
         return Response(*truth, clicked, joined, hidden, click_ms, join_ms, leave_ms)
 
     def update_tastes(self, viewer: int, joined: Ints) -> None:
@@ -341,17 +351,6 @@ class World:
 def _among(space: Ints, chosen: Ints) -> Flags:
     """Return which Spaces are among the chosen, a few."""
     return np.asarray((space[:, None] == chosen).any(axis=1), dtype=np.bool_)
-
-
-def _expected_min(log_minutes: Floats, left_min: Floats) -> Floats:
-    """Return the mean minutes that count of stays in Spaces that end in `left_min` minutes, [R].
-
-    It is the mean of the smaller one of a lognormal and a limit.
-    """
-    most = np.minimum(left_min, STAY_CAP_MIN)
-    z = (np.log(most) - log_minutes) / STAY_SD
-    whole = np.exp(log_minutes + STAY_SD**2 / 2) * ndtr(z - STAY_SD)
-    return np.asarray(whole + most * ndtr(-z), dtype=np.float64)
 
 
 def _goes_on(joins: Floats | Flags) -> Floats:

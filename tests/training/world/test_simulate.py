@@ -488,7 +488,7 @@ def test_what_a_viewer_passed_over_attracts_less_until_it_is_forgotten():
     """Half of the memory's activation is left after four times the time, however long that is."""
     world, now_ms, live = new_world(20)
     audience, shown = Audience(len(world.spaces), world.viewers.friends), live[:40]
-    before = world.probabilities(7, shown, now_ms, audience.around(7, shown, now_ms))
+    before = world.probabilities(7, shown, now_ms, audience.around(7, shown, now_ms))[:2]
     response = world.respond(np.random.default_rng(0), 7, shown, now_ms, audience)
     response = replace(response, clicked=np.arange(len(shown)) % 5 == 0)
     audience.add(7, shown, now_ms, response)
@@ -499,7 +499,7 @@ def test_what_a_viewer_passed_over_attracts_less_until_it_is_forgotten():
     passed = recalled[:, ~response.clicked]
     assert (np.diff(passed, axis=1) < 0).all()
     np.testing.assert_allclose(odds(passed[:-1]) / odds(passed[1:]), 2 ** (1 / 0.4))
-    after = world.probabilities(7, shown, now_ms, audience.around(7, shown, now_ms + 60_000))
+    after = world.probabilities(7, shown, now_ms, audience.around(7, shown, now_ms + 60_000))[:2]
     # The first of them.
     assert (odds(np.array(after))[:, 1] < 0.5 * odds(np.array(before))[:, 1]).all()
     # Another viewer has seen none of it.
