@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
 from serve.contract.errors import TabrankError, unknown
 from serve.contract.typed_reader import STRICT, Between, checked_by, refusal
@@ -50,7 +50,7 @@ class Outcome:
     until: str | None = None
     sum: Literal["value"] | None = None
     cap: Annotated[
-        float | None, Field(validate_default=True, json_schema_extra={"type": ["string", "number"]})
+        float | None, Field(validate_default=True), WithJsonSchema({"type": ["string", "number"]})
     ] = None
     unit: str = ""
     bad: StrictBool = False
