@@ -19,9 +19,9 @@ def world(
     seed: Annotated[int, typer.Option(min=0, help="Seed of worlds and models.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit a model in five worlds, four of which break an assumption, and compare what is said with the truth.
+    """Fit a model in five worlds, and compare what is said of it with the truth.
 
-    Takes about a minute a world.
+    Four of them break an assumption. Takes about a minute a world.
     """
     from benchmarks.world import table, worlds
 

@@ -68,7 +68,7 @@ def weighed(weights: Mapping[str, float]) -> Surface:
 def _measured(
     log: Path, weights: Mapping[str, float], seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return how well a network predicts these outcomes and, if joins are among them, its orders."""
+    """Return how well a network predicts these outcomes and, if it has joins, what it orders."""
     _, data, scores, truth = trained(log, weighed(weights), log.with_name("-".join(weights)), seed)
     amounts = {JOIN: truth["p_join"], "stay": truth["p_join"] * truth["minutes"], HIDE: truth["p_hide"]}
     share = dict(zip(weights, scores.T.astype(np.float64), strict=True))

@@ -18,7 +18,7 @@ from training.world.provenance import Provenance
 from training.world.record import log_tables
 from training.world.world import Audience, World
 
-# Stop visits 3 minutes before the end: clicks, hides and joins, all within 2.5 minutes, stay inside.
+# Stop visits 3 minutes before the end: clicks, hides and joins, within 2.5 minutes, stay inside.
 QUIET_MS = 3 * MINUTE_MS
 # Random streams beside the two of `Origin`.
 SPACES, VISITS = 3, 4
