@@ -39,9 +39,8 @@ class VisitLog:
 
     def truth(self, world: World) -> dict[str, pa.Array]:
         """Return the truth about each exposure, as lists aligned with its candidates."""
-        names = ("p_click", "p_join", "p_hide", "examination")
         left_ms = world.spaces.ends_ms[np.concatenate(self.shown)] - self.flat("join_ms")
-        truth = {name: self.flat(name) for name in names}
+        truth = {name: self.flat(name) for name in ("p_click", "p_join", "p_hide", "examination")}
         truth["minutes"] = world.minutes(self.flat("log_minutes"), left_ms)
         return {name: pa.ListArray.from_arrays(self.offsets, pa.array(each)) for name, each in truth.items()}
 
