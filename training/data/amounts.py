@@ -27,8 +27,8 @@ def amounts(
     """Return [E] the amount of each event that begins the outcome, in its unit, and 0 for others.
 
     An amount is between 0 and the cap. A stay lasts until the next `until` of the same viewer and
-    candidate, for example from a join to a leave. NaN is an amount that nobody knows: that of a stay
-    which begins again before it has ended, or never ends, and that of a sum without a value.
+    candidate, for example from a join to a leave. NaN is an amount that nobody knows: of a stay
+    which begins again before it has ended, or never ends, and of a sum without a value.
 
     `viewer` and `candidate` are codes of any integer type. Events of unknown viewers need codes of
     their own, or one's stay would end with another's.
