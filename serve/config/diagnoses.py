@@ -18,7 +18,6 @@ from msgspec import Struct
 
 from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import StateMismatch, StoreMissing, StoreUnavailable, TabrankError
-from serve.contract.experiment_metrics import METRICS
 from serve.contract.validation import UNITS_MS, duration, spelled
 from serve.features.matrix import Features
 from serve.model.artifact import CANARY, CURRENT, pointed
@@ -177,17 +176,12 @@ class DeclaredService:
             yield self.diagnosis("no_model", arms=", ".join(names))
 
     def foreign_names(self) -> Iterator[Diagnosis]:
-        """Diagnose names and metrics that belong to another surface."""
+        """Diagnose names that belong to another surface."""
         surface, experiment = self.features.schema.surface, self.config.experiment
-        (counted,) = (metric.events for metric in METRICS if metric.name == experiment.primary_metric)
-        lacking = [event for event in counted if event not in surface.events]
-        names = []
-        if lacking:
-            names.append(f"primary_metric: {experiment.primary_metric} (no event {', '.join(lacking)})")
-        if surface.name != SHIPPED_NAMES[0]:
-            given = {"name": self.application, "experiment.name": experiment.name}
-            names += [f"{key}: {name}" for key, name in given.items() if name in SHIPPED_NAMES]
-        if names:
+        if surface.name == SHIPPED_NAMES[0]:
+            return
+        given = {"name": self.application, "experiment.name": experiment.name}
+        if names := [f"{key}: {name}" for key, name in given.items() if name in SHIPPED_NAMES]:
             yield self.diagnosis("other_names", surface=surface.name, names=", ".join(names))
 
     def unavailable_store(self, error: StoreUnavailable) -> Diagnosis:

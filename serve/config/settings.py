@@ -10,7 +10,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
 from serve.contract.errors import TabrankError, did_you_mean
-from serve.contract.experiment_metrics import MetricName
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
 from serve.contract.validation import milliseconds
 from serve.features.baseline import NO_RULE
+from serve.features.experiment_metrics import metrics_of, no_metric
 from serve.features.surface import Surface, load_surface
 from serve.model.artifact import VERSION, require
 from serve.model.scorer_cache import MAX_VERSIONS
@@ -164,7 +164,10 @@ class Experiment:
         holdout: Share of viewers who take part in no experiment and get the popular order.
         start: ISO 8601 in quotes. Nobody takes part before.
         end: ISO 8601 in quotes. Nobody takes part from then on.
-        primary_metric: The metric that decides.
+        primary_metric: The metric that decides: NAME_per_viewer or NAME_per_exposure of an outcome,
+            active_days or exposures_per_viewer. Default: the first outcome per viewer.
+        guardrails: Metrics that may not get worse, each with the largest share that is tolerated.
+            The treatment has won only once the data show that it stays within.
         smallest_effect: Smallest relative change of the primary metric that matters.
         min_days: Whole days (24 hours) before a report says won or lost.
         min_exposures: Exposures of both arms before a report says won or lost.
@@ -177,7 +180,8 @@ class Experiment:
     holdout: Annotated[float, Between(0, 0.5)] = 0.0
     start_ms: Annotated[Time, Field(alias="start")] = None
     end_ms: Annotated[Time, Field(alias="end")] = None
-    primary_metric: MetricName = "join_rate"
+    primary_metric: str | None = None
+    guardrails: Mapping[str, Annotated[float, Between(1e-4, 0.99)]] = field(default_factory=dict)
     smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
     min_days: Annotated[int, Between(0, 365)] = 2
     min_exposures: Annotated[int, Between(0, 1_000_000_000)] = 500
@@ -185,6 +189,14 @@ class Experiment:
     def runs(self, now_ms: int) -> bool:
         """Return True if viewers take part at this time."""
         return (self.start_ms or 0) <= now_ms and (self.end_ms is None or now_ms < self.end_ms)
+
+    def misfits(self, surface: Surface) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the path of each metric that the surface does not give, and the error."""
+        named: dict[tuple[str, ...], str] = {("guardrails", name): name for name in self.guardrails}
+        if self.primary_metric is not None:
+            named["primary_metric",] = self.primary_metric
+        known = {metric.name for metric in metrics_of(surface)}
+        yield from ((path, no_metric(name, surface)) for path, name in named.items() if name not in known)
 
     @field_validator("arms")
     @classmethod
@@ -335,11 +347,13 @@ class UserConfig:
         for arm in self.experiment.arms:
             if arm.scorer == BASELINE and surface.baseline is None:
                 yield ("experiment", "arms", arm.name, "scorer"), NO_RULE
+        for below, error in self.experiment.misfits(surface):
+            yield ("experiment", *below), error
         for path, version in self.versions.items():
             try:
                 require(models, version)
-            except TabrankError as error:
-                yield path, str(error)
+            except TabrankError as missing:
+                yield path, str(missing)
 
     @field_validator("api_keys")
     @classmethod

@@ -6,9 +6,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.features.surface import read_surface
+
 DAY_MS = 86_400_000
 START_MS = 20_000 * DAY_MS
 ARMS = ("popular", "model")
+SURFACE = read_surface(
+    """
+name = "launch"
+events = ["click", "join", "leave"]
+popular = "joins"
+[candidate]
+topic = "category"
+[outcomes]
+join = { event = "join", within = "30m" }
+click = { event = "click", within = "30m" }
+stay = { event = "join", until = "leave", cap = "60m", within = "4h" }
+[features]
+joins = { kind = "count", entity = "candidate", event = "join" }
+"""
+)
 
 
 def write_rows(folder, exposures, events=()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.experiment.panel import SUMS, Panel
+from training.experiment.panel import Panel
 from training.experiment.statistics import aggregates
 
 ARMS = ("popular", "model")
@@ -20,8 +20,8 @@ LISTENERS = 0.3
 # Expected metrics: E[eager · exposures] = 1 + m · (1 + 1 / shape).
 _EAGER_EXPOSURES = 1 + MEAN_EXPOSURES * (1 + 1 / EAGERNESS)
 EXPECTED = {
-    "clicks": CLICK_RATE * _EAGER_EXPOSURES,
-    "join_rate": JOIN_RATE * _EAGER_EXPOSURES / (1 + MEAN_EXPOSURES),
+    "click_per_viewer": CLICK_RATE * _EAGER_EXPOSURES,
+    "join_per_exposure": JOIN_RATE * _EAGER_EXPOSURES / (1 + MEAN_EXPOSURES),
 }
 
 
@@ -41,7 +41,7 @@ def _viewers(rng, uplift):
     clicks, joins = (
         rng.poisson(exposures * eager * rate * (1 + uplift)) * 1.0 for rate in (CLICK_RATE, JOIN_RATE)
     )
-    return {"exposures": exposures, "clicks": clicks, "joins": joins}
+    return {"exposures": exposures, "click": clicks, "join": joins}
 
 
 def simulated_panel(
@@ -68,7 +68,8 @@ def simulated_panel(
     )
     exposures += rng.binomial(exposures.astype(int), more * treated[viewer])
     minutes = rng.gamma(joins) if sd is None else heavy_minutes(rng, sd, len(viewer))
-    sums = dict(zip(SUMS, (exposures, np.ones(len(viewer)), clicks, joins, minutes), strict=True))
+    sums = {"exposures": exposures, "active_days": np.ones(len(viewer))}
+    sums |= {"join": joins, "click": clicks, "stay": minutes}
     return Panel(np.array(ARMS)[treated.astype(int)], first, first == 0, viewer, day, sums, {})
 
 

@@ -7,7 +7,6 @@ import os
 import shlex
 from pathlib import Path
 
-from serve.contract.experiment_metrics import METRICS
 from serve.features.surface import SHIPPED, Surface, read_surface
 from serve.storage.atomic_files import draft_of
 from training.drafting.draft import Draft
@@ -49,9 +48,6 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
     text = (shipped / "cluster.yaml").read_text(encoding="utf-8")
     # JSON strings are valid YAML, whatever they hold.
     name = json.dumps(surface.name)
-    event = surface.primary.event
-    none = f"active_days  # every log has it; no metric counts {json.dumps(event)}"
-    primary = next((metric.name for metric in METRICS if metric.events == (event,)), none)
     log_path = json.dumps(os.path.relpath(log.resolve(), out.resolve()), ensure_ascii=False)
     for old, new in (
         ("$schema=serve", f"$schema={os.path.relpath(package, out)}"),
@@ -62,7 +58,6 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
         ("log: var/log\n", f"log: {log_path}\n"),
         ("name: launch\n", f"name: {name}\n"),
         ("salt: launch\n", f"salt: {name}\n"),
-        ("primary_metric: join_rate\n", f"primary_metric: {primary}\n"),
         # The ranker of a first log may have known more than the features (docs/quality.md).
         ("{scorer: current, share: 1.0}\n", "{scorer: current, share: 1.0, explore: 0.01}\n"),
     ):

@@ -19,6 +19,7 @@ def report(
     log: LogFolder,
     name: Annotated[str, typer.Option("--experiment", help="The experiment's name.")],
     config: Annotated[Path | None, typer.Option(help="File that declares it; default cluster.yaml.")] = None,
+    surface: Annotated[str | None, typer.Option(help="Surface of the log; default that of the file.")] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of the days.")] = "UTC",
     control: Annotated[str | None, typer.Option(help="Arm to compare with; default the popular one.")] = None,
     treatment: Annotated[str | None, typer.Option(help="Arm to evaluate; needed if several remain.")] = None,
@@ -27,7 +28,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Analyse an experiment: won, lost, no difference shown, or invalid (exit code 1)."""
+    from serve.contract.errors import TabrankError
     from serve.contract.validation import milliseconds, refuse_existing
+    from serve.features.surface import load_surface
     from training.experiment.declared import Declared, declared
     from training.experiment.page import text
     from training.experiment.report import report as run
@@ -38,11 +41,19 @@ def report(
     until_ms = None if until is None else milliseconds(until, "--until")
     at = config or CONFIG
     is_there = config is not None or at.is_file()
-    declaration = declared(at, name) if is_there else Declared(name)
+    declaration, of_file = declared(at, name) if is_there else (Declared(name), None)
     if declaration.source is None:
         why = f"{at} declares no experiment {name!r}" if is_there else f"{at} does not exist"
         print_progress(f"{why}: using the log alone, with defaults")
-    result = run(log, declaration, timezone=timezone, control=control, treatment=treatment, until_ms=until_ms)
+    of_log = load_surface(surface) if surface else of_file
+    if of_log is None:
+        raise TabrankError(
+            f"--surface: the metrics are those of the surface's outcomes, and {at} names no surface; give the one "
+            "that served, such as --surface spaces or --surface surface.toml"
+        )
+    result = run(
+        log, declaration, of_log, timezone=timezone, control=control, treatment=treatment, until_ms=until_ms
+    )
     if out is not None:
         write_report(out, result)
     answer(result, as_json, text(result), held=result["verdict"] != "invalid")
@@ -52,7 +63,9 @@ def report(
 def offline(
     log: LogFolder,
     model: Model,
-    event: Annotated[str | None, typer.Option(help="Event to count as reward; default the label's.")] = None,
+    event: Annotated[
+        str | None, typer.Option(help="Event to count as reward; default the first outcome's.")
+    ] = None,
     positions: Annotated[int | None, typer.Option(min=1, help="Positions to count; default all.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from tea_tasting.aggr import Aggregates
 
-from serve.contract.experiment_metrics import EXPOSURES, METRICS, Metric
+from serve.features.experiment_metrics import ACTIVE_DAYS, Metric
 from training.experiment.confidence_sequence import DAYS, always_valid, any_look_p, level, needed_at_a_look
-from training.experiment.panel import F64, Panel
+from training.experiment.panel import BEFORE, F64, Panel
 from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
 
 # Fields of a metric that the report shows.
-DEFINITION = ("name", "title", "unit", "numerator", "denominator")
+DEFINITION = ("name", "title", "unit", "numerator", "denominator", "bad")
 # Estimate the rate of new viewers from the newest days.
 RECENT_DAYS = 7
 # Each viewer's sum counts at most this quantile over the viewers of both arms, or if higher, the
@@ -27,10 +27,10 @@ CAP, CAP_OF_SOME = 0.99, 0.95
 Arms = tuple[str, str]
 
 
-def available(events: pd.DataFrame) -> list[Metric]:
+def available(metrics: Sequence[Metric], events: pd.DataFrame) -> list[Metric]:
     """Return the metrics whose events the log holds."""
     kinds = set(events["kind"].unique())
-    return [metric for metric in METRICS if kinds.issuperset(metric.events)]
+    return [metric for metric in metrics if kinds.issuperset(metric.events)]
 
 
 def comparisons(
@@ -79,12 +79,11 @@ def comparisons(
             "detectable": solve("rel_effect_size", metric, both, **now),
             "viewers_needed": needed and (int(needed) if ended else needed_at_a_look(needed, best_at)),
         }
-    # A guardrail is no further chance to show a success.
-    corrected = holm({name: value for name, value in p.items() if name != EXPOSURES.name})
+    corrected = holm(p)
     days = daily(people, arms, metrics)
     for row, curve in zip(rows, days, strict=True):
         if row["effect"]:
-            row["effect"]["p_holm"] = corrected.get(row["name"])
+            row["effect"]["p_holm"] = corrected[row["name"]]
             row["days"] = curve
     return rows
 
@@ -145,7 +144,7 @@ def capped(sums: Mapping[str, F64], flags: Any) -> tuple[dict[str, F64], dict[st
     counts those above it. Active days have none: their number is bounded by that of the days.
     """
     most, limits = dict(sums), {}
-    for name in (name for name in sums if not name.startswith("active_days")):
+    for name in (name for name in sums if name.removesuffix(BEFORE) != ACTIVE_DAYS.above):
         ours = sums[name][flags]
         parts = (ours, CAP), (ours[ours > 0], CAP_OF_SOME)
         at = max(np.quantile(of, share, method="inverted_cdf") for of, share in parts if len(of))

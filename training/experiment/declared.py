@@ -9,10 +9,11 @@ from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.reader import parse
-from serve.config.settings import POPULAR, Arm, Experiment
+from serve.config.settings import POPULAR, AppArgs, Arm, Experiment
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
 from serve.contract.validation import table
+from serve.features.surface import Surface
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,6 @@ class Declared(Experiment):
 
     salt: str = ""
     arms: tuple[Arm, ...] = ()
-    # True if the file names the primary metric.
-    has_primary: bool = False
     # Path of the file that declares it.
     source: str | None = None
 
@@ -33,8 +32,10 @@ class Declared(Experiment):
         return POPULAR if POPULAR in named or not named else named[0]
 
 
-def declared(path: Path, name: str) -> Declared:
+def declared(path: Path, name: str) -> tuple[Declared, Surface | None]:
     """Read the experiment of this name from a file, or return defaults if the file has none.
+
+    The surface is that of the application that declares it, or else of the file's only one.
 
     Uses the service's reader for this block and ignores the rest of the file.
 
@@ -47,14 +48,20 @@ def declared(path: Path, name: str) -> Declared:
         raise TabrankError(
             f"--config {path}: cannot be read ({error.strerror}); give the cluster.yaml that declares {name}"
         ) from None
-    for where, given in _experiments(path, parse(path, raw)):
+    found = list(_experiments(path, parse(path, raw)))
+    surfaces = {surface for _, _, surface in found}
+    for where, given, surface in found:
         if given.get("name") == name:
             experiment = read(Experiment, given, where)
-            return Declared(**vars(experiment), has_primary="primary_metric" in given, source=str(path))
-    return Declared(name)
+            return Declared(**vars(experiment), source=str(path)), _load(surface, path)
+    return Declared(name), _load(surfaces.pop(), path) if len(surfaces) == 1 else None
 
 
-def _experiments(path: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _load(surface: object, path: Path) -> Surface | None:
+    return AppArgs(surface).load_surface(path.parent) if isinstance(surface, str) else None
+
+
+def _experiments(path: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], object]]:
     for where, application in _listed(document.get("applications"), f"{path}: applications"):
         if application.get("import_path") != OUR_APPLICATION:
             continue
@@ -62,7 +69,8 @@ def _experiments(path: Path, document: Mapping[str, Any]) -> Iterator[tuple[str,
             if deployment.get("name") == OUR_INGRESS:
                 config = table(deployment.get("user_config") or {}, f"{here}.user_config")
                 inside = f"{here}.user_config.experiment"
-                yield inside, table(config.get("experiment") or {}, inside)
+                args = table(application.get("args") or {}, f"{where}.args")
+                yield inside, table(config.get("experiment") or {}, inside), args.get("surface")
 
 
 def _listed(value: object, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

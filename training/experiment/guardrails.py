@@ -5,18 +5,20 @@ Letters: N exposures, V viewers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import fisher_exact
+from scipy.stats import fisher_exact, norm
 
-from serve.contract.experiment_metrics import Metric
+from serve.config.settings import Experiment
+from serve.features.experiment_metrics import EXPOSURES, Metric
 from training.experiment.comparison import arm_of, best_after
-from training.experiment.confidence_sequence import AnyLook, always_valid
+from training.experiment.confidence_sequence import AnyLook, always_valid, needed_at_a_look
 from training.experiment.panel import Panel
-from training.experiment.statistics import Effect, compare
+from training.experiment.statistics import POWER, Effect, Z, compare
 from training.experiment.verdict import deciding, sized, span
 
 # Rung of answers that no model ranked, in any arm.
@@ -25,6 +27,11 @@ FALLBACK = "fallback"
 # if all of its interval is beyond this share of the answers: only an arm with a model can lack it.
 FLAG_P = 0.01
 FLAG_SHARE = 0.005
+# What the data say of a guardrail and its margin.
+State = Literal["worse", "holds", "not shown", "no relative size"]
+NO_SIZE: State = "no relative size"
+RELATIVE = ("relative", "relative_low", "relative_high")
+ABSOLUTE = ("difference", "low", "high")
 
 
 def by_arm(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
@@ -87,15 +94,16 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         row = {"name": name, "title": title, "control": base, "treatment": share, "difference": share - base}
         # No share rises by more than 1: slow answers have no margin.
         margin = 1.0 if name == "slow" else FLAG_SHARE
-        rows.append(row | {"low": low, "high": high, "p": p, "worse": "higher", "margin": margin})
+        row |= {"low": low, "high": high, "p": p, "worse": "higher", "margin": margin}
+        rows.append(row | {"state": _state(low, high, "higher", margin)})
     return rows
 
 
 def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list[str]:
     """Return a warning if the arms were degraded unevenly."""
     for row in tested:
-        is_large = max(row["low"], -row["high"]) > FLAG_SHARE
-        if row["name"] in ("fallback", "degraded") and row["p"] < FLAG_P and is_large:
+        is_of_answers = row["name"] in ("fallback", "degraded")
+        if is_of_answers and row["p"] < FLAG_P and max(row["low"], -row["high"]) > FLAG_SHARE:
             return [
                 f"the arms were degraded unevenly: {row['title']} are {row['treatment']:.2%} of {arms[1]!r} and "
                 f"{row['control']:.2%} of {arms[0]!r} ({spread(row)}, p = {row['p']:.2g}); the effect includes "
@@ -104,33 +112,105 @@ def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list
     return []
 
 
-def of_metric(
-    row: Mapping[str, Any], worse: Literal["lower", "higher"], margin: float, ended: bool
+def of_metrics(
+    rows_of: Mapping[str, Any],
+    metrics: Sequence[Metric],
+    declaration: Experiment,
+    people: Panel,
+    arms: tuple[str, str],
+    *,
+    ended: bool,
 ) -> list[dict[str, Any]]:
-    """Return a metric's row as a test of a guardrail; none if it does not vary.
+    """Return a test of each declared guardrail among the metrics, and of exposures in any case.
 
-    The metric must not become `worse` by more than the margin, which is relative.
+    `rows_of` are the rows of a comparison by name, which lack metrics without events in the log.
     """
+    margins = {EXPOSURES.name: declaration.smallest_effect, **declaration.guardrails}
+    found = []
+    for metric in metrics:
+        row = rows_of.get(metric.name, {**vars(metric), "effect": None})
+        is_declared = metric.name in declaration.guardrails
+        if metric.name in margins and (row["effect"] or is_declared):
+            margin = margins[metric.name]
+            needed = _needed(row, margin, people, arms, ended) if row["effect"] and is_declared else None
+            more = {"declared": is_declared, "viewers_needed": needed}
+            found.append(_of_metric(row, margin, ended) | more)
+    return found
+
+
+def _of_metric(row: Mapping[str, Any], margin: float, ended: bool) -> dict[str, Any]:
+    """Return a metric's row as a test of a guardrail that it does not get worse by this share.
+
+    The test is one of non-inferiority: a guardrail holds once the whole interval that decides is
+    within the margin.
+    """
+    worse = "higher" if row["bad"] else "lower"
+    found = {name: row.get(name) for name in ("name", "title", "control", "treatment", "capped")}
+    found |= {"worse": worse, "margin": margin}
     if row["effect"] is None:
-        return []
-    names = ("name", "title", "control", "treatment", "capped")
+        return found | dict.fromkeys((*ABSOLUTE, *RELATIVE, "p")) | {"state": NO_SIZE}
     interval = {**row["effect"], **deciding(row, ended)}
-    return [{name: row[name] for name in names} | interval | {"worse": worse, "margin": margin}]
+    if interval["relative_low"] is None and row["control"] > 0:
+        # The logarithm of the ratio has no interval where the treatment has none.
+        interval |= {of: interval[name] / row["control"] for of, name in zip(RELATIVE, ABSOLUTE, strict=True)}
+    state = _state(interval["relative_low"], interval["relative_high"], worse, margin)
+    return found | interval | {"state": state}
+
+
+def _needed(
+    row: Mapping[str, Any], margin: float, people: Panel, arms: tuple[str, str], ended: bool
+) -> int | None:
+    """Return the viewers of both arms who show with 80 % probability that a metric holds.
+
+    That is if the treatment does not change it. None without a relative interval.
+    """
+    low, high = (row["effect"][name] for name in RELATIVE[1:])
+    if low is None:
+        return None
+    log_se = math.log((1 + high) / (1 + low)) / (2 * Z)
+    bound = math.log1p(margin) if row["bad"] else -math.log1p(-margin)
+    errors = (Z + float(norm.ppf(POWER))) * log_se / bound
+    num = max(3.0, int(people.rows(arms).sum()) * errors**2)
+    return math.ceil(num) if ended else needed_at_a_look(num, best_after(people, arms))
+
+
+def _state(low: float | None, high: float | None, worse: str, margin: float) -> State:
+    if low is None or high is None:
+        return NO_SIZE
+    # What it loses at best and at worst.
+    best, worst = (-high, -low) if worse == "lower" else (low, high)
+    return "worse" if best > margin else "holds" if worst <= margin else "not shown"
 
 
 def harm(tested: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return in words each guardrail whose whole interval is beyond its margin."""
-    found = []
-    for row in tested:
-        # The margin of a metric is relative; without a relative size it cannot be judged.
-        low, high = (row.get(f"relative_{end}", row[end]) for end in ("low", "high"))
-        if low is not None and (high < -row["margin"] if row["worse"] == "lower" else low > row["margin"]):
-            found.append(f"{row['title']} {spread(row)}, {row['worse']} by more than {row['margin']:.1%}")
-    return found
+    return [
+        f"{row['title']} {spread(row)}, {row['worse']} by more than {row['margin']:.1%}"
+        for row in tested
+        if row["state"] == "worse"
+    ]
+
+
+def unproven(tested: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return each declared guardrail that the data do not show to hold."""
+    return [row for row in tested if row.get("declared") and row["state"] != "holds"]
+
+
+def why_unproven(row: Mapping[str, Any], control: str) -> str:
+    """Return in words what the data leave open about a guardrail, and what helps."""
+    if row["state"] == NO_SIZE:
+        return (
+            f"the guardrail {row['name']} has no relative size, as it is 0 in {control!r} or does not vary: wait "
+            "until there is some of it, or take it out of guardrails"
+        )
+    enough = f" (about {row['viewers_needed']:,} viewers would show it)" if row["viewers_needed"] else ""
+    return f"{row['title']} {spread(row)} is not shown to be {row['worse']} by at most {row['margin']:.1%}{enough}"
 
 
 def spread(row: Mapping[str, Any]) -> str:
     """Format a difference with its 95 % interval: of shares, or of a metric."""
     if "relative" in row:
+        if row["low"] is None:
+            return "–"
         return f"{sized(row)} {span(row)}"
     return f"{row['difference']:+.2%} [{row['low']:+.2%}, {row['high']:+.2%}]"

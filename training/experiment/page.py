@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.contract.experiment_metrics import METRICS
 from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
@@ -138,11 +137,17 @@ def notes(result: Report) -> list[str]:
         )
     lines.append(
         f"Left out: {left['test_exposures']:,} exposures of test traffic, {left['anonymous_exposures']:,} of anonymous "
-        f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} clicks "
-        "and joins without an exposure of the experiment (of holdout viewers, of test traffic, or without a ranking)"
+        f"viewers; {left['viewers_of_other_arms']:,} viewers of other arms; {left['events_without_exposure']:,} events "
+        "that begin an outcome, without an exposure of the experiment (of holdout viewers, of test traffic, or without "
+        "a ranking)"
     )
+    if unknown := left["events_of_unknown_amount"]:
+        counts = ", ".join(f"{num:,} of {name}" for name, num in unknown.items())
+        lines.append(
+            f"Events of unknown amount (a stay without its end, a sum without a value), counted as 0: {counts}"
+        )
     shown = (*result["metrics"], *result["guardrail_tests"])
-    limits = {name: limit for one in shown for name, limit in one.get("capped", {}).items()}
+    limits = {name: limit for one in shown for name, limit in (one.get("capped") or {}).items()}
     each = (f"{name} {one['at']:,.4g} (viewers above: {one['viewers']:,})" for name, one in limits.items())
     if limits:
         lines.append(f"{CAPPED}: {', '.join(each)}")
@@ -176,8 +181,8 @@ def _metrics(result: Report) -> list[list[list[str]]]:
 
 def _definitions(result: Report) -> list[list[str]]:
     day = f"from midnight to midnight, {result['window']['timezone']}"
-    rows = [["metric", "unit", "numerator", "denominator", "day"]]
-    return rows + [[m.title, m.unit, m.numerator, m.denominator, day] for m in METRICS]
+    rows = [["title", "unit", "numerator", "denominator", "day"]]
+    return rows + [[m[part] for part in rows[0][:-1]] + [day] for m in result["metrics"]]
 
 
 def _guardrails(result: Report) -> list[list[str]]:
@@ -196,11 +201,15 @@ def _guardrails(result: Report) -> list[list[str]]:
 
 def _guardrail_tests(result: Report) -> list[list[str]]:
     when = DECIDES[result["window"]["ended"]]
-    rows = [["guardrail", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]]
+    head = ["guardrail", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]
+    rows = [[*head, "may get worse by", "verdict"]]
     for row in result["guardrail_tests"]:
         form = ".4g" if "relative" in row else ".3%"
-        values = [f"{row[arm]:{form}}" for arm in ("control", "treatment")]
-        rows.append([row["title"], *values, spread(row), f"{row['p']:.2g}"])
+        values = [number(row[arm], form) for arm in ("control", "treatment")]
+        verdict = [f"{row['margin']:.1%}{' (declared)' * row.get('declared', False)}", row["state"]]
+        # Nothing is too much of what is shown alone.
+        verdict = verdict if row["margin"] < 1 else [NOTHING, NOTHING]
+        rows.append([row["title"], *values, spread(row), number(row["p"], ".2g"), *verdict])
     return rows if len(rows) > 1 else []
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from serve.contract.errors import TabrankError
-from serve.contract.experiment_metrics import EXPOSURES, METRICS, Metric
+from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of, per_viewer
+from serve.features.surface import Surface
 from serve.storage.atomic_files import draft_of
 from training.experiment import guardrails
 from training.experiment.comparison import available, comparisons, days_needed
@@ -29,6 +30,7 @@ NO_MODEL = "no model"
 def report(
     log: Path,
     declaration: Declared,
+    surface: Surface,
     *,
     timezone: str = "UTC",
     control: str | None = None,
@@ -42,13 +44,15 @@ def report(
     only other arm.
 
     Raises:
-        TabrankError: the log holds no exposure of the experiment, or it is unclear which arms to
-            compare.
+        TabrankError: the log holds no exposure of the experiment, it is unclear which arms to
+            compare, or the declaration names a metric that the surface does not give.
     """
+    for path, error in declaration.misfits(surface):
+        raise TabrankError(f"{declaration.source}: experiment.{'.'.join(path)}: {error}")
     exposures, events = read_exposures(log, declaration.name), read_events(log)
     rows = exposures.rows
     span = window(rows, declaration, timezone, until_ms)
-    people = panel(rows, events, span)
+    people = panel(rows, events, span, surface.outcomes)
     here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
     arms = _compared(people, declaration, control, treatment)
     shares, source = _shares(here, arms, declaration)
@@ -62,7 +66,8 @@ def report(
     num_exposures = int(here["arm"].isin(arms).sum())
     num_days = span.whole_days(span.end_ms if ended else span.last_ms)
     early = too_early(declaration, num_days, num_exposures, viewers)
-    metrics = available(events)
+    every = metrics_of(surface)
+    metrics = available(every, events)
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
@@ -71,20 +76,26 @@ def report(
     awaited = f"an effect of {smallest:.1%} shows with 80 % probability{' at a look' * (not ended)}"
     tested = guardrails.tests(here, people, arms, ended=ended)
     if not why:
-        watched = [*metrics, EXPOSURES]
-        compared = comparisons(people, arms, watched, ratio=ratio, smallest_effect=smallest, ended=ended)
+        compared = comparisons(people, arms, metrics, ratio=ratio, smallest_effect=smallest, ended=ended)
         rows_of = {row["name"]: row for row in compared}
         row = rows_of[primary.name]
-        tested = guardrails.of_metric(compared.pop(), "lower", smallest, ended) + tested
+        tested = guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + tested
         result, reason = verdict(row, smallest, ended=ended)
         against = guardrails.harm(tested) if result == "won" else []
         if primary.below:
-            against += by_denominator(result, rows_of[primary.above], rows_of[primary.below], ended=ended)
+            parts = rows_of[per_viewer(primary.above)], rows_of[EXPOSURES.name]
+            against += by_denominator(result, *parts, ended=ended)
+        wanted = row.get("viewers_needed")
         if against:
             result, reason = "no difference shown", f"not {result}: {'; '.join(against)}; {reason}"
             instead = "more days alone need not change this verdict"
-        wanted = row.get("viewers_needed")
-        if result in ("won", "lost"):
+        elif result == "won" and (unproven := guardrails.unproven(tested)):
+            whys = (guardrails.why_unproven(one, arms[0]) for one in unproven)
+            result, reason = "no difference shown", f"not won: {'; '.join(whys)}; {reason}"
+            needed = [one["viewers_needed"] for one in unproven]
+            wanted = None if None in needed else max(needed)
+            awaited = "a guardrail that has not changed is shown to hold with 80 % probability"
+        elif result in ("won", "lost"):
             wanted, awaited = 0, "the minimum run is reached"
         whole = [day not in partial_days(span) for day in span.days]
         days = days_needed(people, arms, wanted, whole, MIN_VIEWERS)
@@ -104,7 +115,7 @@ def report(
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,
-        "primary_declared": declaration.has_primary,
+        "primary_declared": declaration.primary_metric is not None,
         "smallest_effect": smallest,
         "warnings": _change_warnings(ranked_by) + guardrails.warnings(tested, arms),
         "ranked_by": ranked_by,
@@ -123,10 +134,11 @@ def report(
             "anonymous_exposures": exposures.num_anonymous,
             "viewers_of_other_arms": len(people.arm) - sum(viewers.values()),
             "events_without_exposure": people.num_unattributed,
+            "events_of_unknown_amount": {name: num for name, num in people.num_unknown.items() if num},
         },
         "viewers_seen_before": people.num_seen_before,
         "metrics": compared,
-        "metrics_without_events": [metric.title for metric in METRICS if metric not in metrics],
+        "metrics_without_events": [metric.title for metric in every if metric not in metrics],
         "daily_viewers": _daily_viewers(people, arms, len(span.days)),
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
@@ -187,14 +199,16 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
 
 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
-    """Return the declared primary metric, or by default the join rate or the last available one."""
+    """Return the declared primary metric, or by default the first outcome of the log per viewer."""
+    if declaration.primary_metric is None:
+        return metrics[0]
     known = {metric.name: metric for metric in metrics}
-    if declaration.has_primary and declaration.primary_metric not in known:
+    if declaration.primary_metric not in known:
         raise TabrankError(
             f"{declaration.source}: primary_metric {declaration.primary_metric!r} is not in this log; "
             f"use one of {', '.join(known)}"
         )
-    return known.get(declaration.primary_metric) or metrics[-1]
+    return known[declaration.primary_metric]
 
 
 def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str, Any]:

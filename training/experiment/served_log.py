@@ -37,7 +37,7 @@ OPTIONAL = {
         "latency_ms": pa.float64(),
         "degraded": pa.list_(pa.string()),
     },
-    "events": {"kind": pa.string(), "request_id": pa.string()},
+    "events": {"kind": pa.string(), "request_id": pa.string(), "value": pa.float64()},
 }
 
 

@@ -19,7 +19,7 @@ from scipy.stats import binomtest, norm
 from tea_tasting import RatioOfMeans
 from tea_tasting.aggr import Aggregates
 
-from serve.contract.experiment_metrics import Metric
+from serve.features.experiment_metrics import Metric
 from training.experiment.panel import BEFORE, F64
 
 ALPHA = 0.05

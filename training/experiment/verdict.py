@@ -65,7 +65,7 @@ def too_early(
 
 
 def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -> tuple[Verdict, str]:
-    """Return the verdict on the primary metric, with its reason.
+    """Return the verdict on the primary metric, with its reason. Of a bad outcome, less has won.
 
     Once the declared end has passed, the fixed-horizon interval decides. Before, and without a
     declared end, the interval that holds at every look decides.
@@ -76,7 +76,9 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     interval = deciding(metric, ended)
     low, high = interval["low"], interval["high"]
     reason = f"{title} {sized(effect)}, 95 % interval {span(interval)}, {DECIDES[ended]}"
-    result: Verdict = "won" if low > 0 else "lost" if high < 0 else "no difference shown"
+    result: Verdict = "no difference shown"
+    if low > 0 or high < 0:
+        result = "won" if (low > 0) != metric["bad"] else "lost"
     bounds = interval["relative_low"], interval["relative_high"]
     if low <= 0 <= high and None not in bounds and max(-bounds[0], bounds[1]) < smallest_effect:
         reason += f": an effect of {smallest_effect:.1%} or more is excluded"
@@ -94,12 +96,12 @@ def by_denominator(
     moved = denominator["effect"]
     if result not in ("won", "lost") or not (numerator["effect"] and moved):
         return []
-    sign, own = (1 if result == "won" else -1), deciding(numerator, ended)
+    sign, own = (1 if (result == "won") != numerator["bad"] else -1), deciding(numerator, ended)
     agrees = min(sign * own["low"], sign * own["high"]) > 0
     has_moved = -sign * moved["difference"] > MOVED[ended] * (moved["high"] - moved["low"]) / 2
     if agrees or not has_moved:
         return []
-    shows = "show no difference" if own["low"] <= 0 <= own["high"] else "show the opposite"
+    shows = "shows no difference" if own["low"] <= 0 <= own["high"] else "shows the opposite"
     return [
         f"{denominator['title']} {sized(moved)} move the ratio, and {numerator['title']} {shows} "
         f"({sized(numerator['effect'])} {span(own)})"

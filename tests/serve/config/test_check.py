@@ -41,7 +41,7 @@ INTENDED = (
 # Errors of one key or value, which a JSON Schema can find too.
 KEY_ERRORS = re.compile(r"unknown (key|value)|the key '\w+' is missing|must be (a whole number|from)")
 # The keys directly under these are names that the user chooses.
-CHOSEN = ("arms", "nodes", "api_keys")
+CHOSEN = ("arms", "nodes", "api_keys", "guardrails")
 
 
 @pytest.fixture(autouse=True)

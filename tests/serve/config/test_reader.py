@@ -64,7 +64,7 @@ def test_the_names_that_the_shipped_file_sets_are_frozen():
         "max_batches_in_flight", "stale_after_ms",
     ]  # fmt: skip
     assert sorted(front["user_config"]["experiment"]) == [
-        "arms", "holdout", "name", "primary_metric", "salt", "smallest_effect",
+        "arms", "holdout", "name", "salt", "smallest_effect",
     ]  # fmt: skip
 
 
@@ -197,6 +197,48 @@ def test_a_shadow_that_is_not_published_is_refused_without_such_an_arm(tmp_path)
         read(written(tmp_path, text.replace("V", "20260101T000000Z-abcd")))
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "primary_metric: join_rate",
+            "primary_metric: there is no metric 'join_rate'; it is called 'join_per_exposure'",
+        ),
+        (
+            "primary_metric: joins",
+            "primary_metric: there is no metric 'joins'; it is called 'join_per_viewer'",
+        ),
+        ("primary_metric: join", "primary_metric: there is no metric 'join'; it is called 'join_per_viewer'"),
+        ("primary_metric: likes", "unknown metric 'likes'"),
+        ("primary_metric: likes", "an outcome of the surface gives NAME_per_viewer and NAME_per_exposure"),
+        (
+            "guardrails: {jion_per_viewer: 0.1}",
+            "guardrails.jion_per_viewer: unknown metric 'jion_per_viewer'; did",
+        ),
+        ("guardrails: {join_per_viewer: 0}", "guardrails.join_per_viewer: 0 must be from 0.0001 to 0.99"),
+    ],
+)
+def test_a_metric_that_the_surface_does_not_give_is_refused_with_the_name_that_is_meant(
+    tmp_path, setting, message
+):
+    text = OURS.replace("20260101T000000Z-abcd", "current")
+    with pytest.raises(TabrankError) as caught:
+        read(written(tmp_path, f"{text}        {setting}\n"))
+    assert message in str(caught.value)
+
+
+def test_the_listening_time_of_earlier_versions_is_that_of_the_first_stay(tmp_path):
+    spaces = SHIPPED.parent / "serve/surfaces/spaces.toml"
+    stay = '{ event = "join", until = "leave", cap = "60m", within = "4h" }'
+    lines = [line for line in spaces.read_text().splitlines() if not line.startswith("outcomes")]
+    at = lines.index('popular = "audience"')
+    lines[at:at] = ['outcomes.join = { event = "join", within = "30m" }', f"outcomes.listened = {stay}"]
+    (tmp_path / "own.toml").write_text("\n".join(lines))
+    text = OURS.replace("20260101T000000Z-abcd", "current").replace("surface: spaces", "surface: own.toml")
+    with pytest.raises(TabrankError, match="no metric 'minutes'; it is called 'listened_per_viewer'"):
+        read(written(tmp_path, f"{text}        primary_metric: minutes\n"))
+
+
 def test_a_second_application_of_a_surface_is_refused(tmp_path):
     shipped = SHIPPED.read_text()
     begin, end = shipped.index("- name: spaces"), shipped.index("\nnodes:") + 1
@@ -216,8 +258,8 @@ def test_a_key_that_comes_twice_is_refused_with_its_line(tmp_path):
 def test_the_keys_of_an_experiment_are_frozen():
     known = levels(UserConfig)
     assert known["experiment",] == [
-        "name", "salt", "arms", "holdout", "start", "end", "primary_metric", "smallest_effect", "min_days",
-        "min_exposures",
+        "name", "salt", "arms", "holdout", "start", "end", "primary_metric", "guardrails", "smallest_effect",
+        "min_days", "min_exposures",
     ]  # fmt: skip
     assert known["experiment", "arms", "*"] == ["scorer", "share", "explore"]
     assert known["api_keys", "*"] == ["sha256", "requests_per_s", "may_choose_arm"]

@@ -200,7 +200,7 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
             "experiment.end: 2026-12-01 must come after the start",
         ),
         ({"experiment": GOOD | {"holdout": 0.9}}, "experiment.holdout: 0.9 must be from 0 to 0.5"),
-        ({"experiment": GOOD | {"primary_metric": "click"}}, "did you mean 'clicks'?"),
+        ({"experiment": GOOD | {"guardrails": {"hide_per_viewer": 2}}}, "hide_per_viewer: 2 must be from"),
         ({"experiment": GOOD | {"smallest_effect": 0}}, "smallest_effect: 0 must be from"),
     ],
 )

@@ -47,38 +47,19 @@ def test_the_drafted_application_is_accepted_and_has_paths_beside_it(folder):
     }
     assert (folder / "my" / given["log"] / "exposures.parquet").is_file()
     experiment = application["deployments"][0]["user_config"]["experiment"]
-    assert (experiment["name"], experiment["salt"], experiment["primary_metric"]) == (
-        "the-log",
-        "the-log",
-        "active_days",
-    )
+    assert (experiment["name"], experiment["salt"]) == ("the-log", "the-log")
     # One order in a hundred is drawn, which measures the examination of positions.
     assert experiment["arms"]["model"] == {"scorer": "current", "share": 1.0, "explore": 0.01}
     assert load_surface(str(folder / "my/surface.toml")).name == "the-log"
-    # No metric of an experiment counts the label, which the file says.
-    text = (folder / "my/cluster.yaml").read_text()
-    assert 'primary_metric: active_days  # every log has it; no metric counts "keep"\n' in text
-
-
-@pytest.mark.parametrize(("event", "primary"), [("join", "join_rate"), ("click", "clicks")])
-def test_the_experiment_counts_the_label_where_a_metric_does(tmp_path, event, primary):
-    write_shop(tmp_path / "the log", slates=300)
-    path = tmp_path / "the log/events.parquet"
-    events = pq.read_table(path)
-    kinds = pa.array([event] * len(events))
-    pq.write_table(events.set_column(events.column_names.index("kind"), "kind", kinds), path)
-    draft(tmp_path, "--out", f"{tmp_path}/my")
-    (application,) = read(tmp_path / "my/cluster.yaml").serve["applications"]
-    assert application["deployments"][0]["user_config"]["experiment"]["primary_metric"] == primary
 
 
 def test_it_carries_no_name_of_another_surface_and_every_other_setting(folder):
     shipped, drafted = (path.read_text() for path in (ROOT / "cluster.yaml", folder / "my/cluster.yaml"))
     assert len(drafted.splitlines()) == len(shipped.splitlines())
     changed = [new for old, new in zip(shipped.splitlines(), drafted.splitlines(), strict=True) if old != new]
-    assert len(changed) == 10
+    assert len(changed) == 9
     document = yaml.safe_load(drafted)
-    assert not {"spaces", "launch", "join_rate"} & set(re.findall(r"\w+", json.dumps(document)))
+    assert not {"spaces", "launch"} & set(re.findall(r"\w+", json.dumps(document)))
 
 
 def test_a_file_is_the_surface_alone_and_a_folder_is_never_overwritten(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,24 +16,30 @@ from typer.testing import CliRunner
 
 from serve.config.settings import Arm
 from serve.contract.errors import TabrankError
-from serve.contract.experiment_metrics import METRICS
-from tests.support.experiment_log import DAY_MS, START_MS, write_experiment, write_rows
+from serve.features.experiment_metrics import metrics_of
+from serve.features.surface import read_surface
+from tests.support.experiment_log import ARMS, DAY_MS, START_MS, SURFACE, write_experiment, write_rows
 from tests.support.logging_service import Logging, busy_hour
 from tests.support.page_parser import Page
 from training.__main__ import app
 from training.experiment import guardrails
+from training.experiment import report as analysis
 from training.experiment.comparison import capped, days_needed
 from training.experiment.confidence_sequence import factor
 from training.experiment.declared import Declared, declared
 from training.experiment.page import page, text
 from training.experiment.panel import panel
-from training.experiment.report import report
 from training.experiment.served_log import hashed, read_events, read_exposures
 from training.experiment.verdict import by_denominator
 from training.experiment.window import partial_days, utc, window
 
 LAUNCH = Declared("launch")
 HOUR_MS = 3_600_000
+METRICS = metrics_of(SURFACE)
+
+
+def report(log, declaration, surface=SURFACE, **more):
+    return analysis.report(log, declaration, surface, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +66,18 @@ def did(viewer, kind, hours, **more):
 
 def panel_of(log, declaration=LAUNCH, timezone="UTC"):
     exposures = read_exposures(log, "launch").rows
-    return panel(exposures, read_events(log), window(exposures, declaration, timezone))
+    return panel(exposures, read_events(log), window(exposures, declaration, timezone), SURFACE.outcomes)
 
 
 def run(*arguments):
     return CliRunner().invoke(app, ["experiment", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def surface_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("surface") / "surface.toml"
+    path.write_text(SURFACE.text)
+    return path
 
 
 def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
@@ -91,14 +105,15 @@ def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
         (int(viewer), int(day)): tuple(float(people.sums[name][i]) for name in people.sums)
         for i, (viewer, day) in enumerate(zip(people.viewer, people.day, strict=True))
     }
-    # Order: exposures, active days, clicks, joins, minutes.
+    # Order: exposures, active days, joins, clicks, minutes of stays.
     assert cells == {
         (0, 0): (2, 1, 1, 1, 15),
         (0, 1): (1, 1, 0, 0, 0),
-        (1, 0): (1, 1, 1, 0, 0),
-        (2, 1): (1, 1, 0, 1, 0),
+        (1, 0): (1, 1, 0, 1, 0),
+        (2, 1): (1, 1, 1, 0, 0),
     }
     assert people.num_unattributed == 3
+    assert people.num_unknown == {"join": 0, "click": 0, "stay": 1}
     assert people.totals()["exposures"].tolist() == [3, 1, 1]
     assert people.first_day.tolist() == [0, 0, 1]
 
@@ -196,7 +211,7 @@ def test_a_model_that_is_better_has_won(won):
     assert (result["verdict"], result["days_needed"]) == ("won", 0)
     metrics = {metric["name"]: metric for metric in result["metrics"]}
     assert list(metrics) == [metric.name for metric in METRICS]
-    for name in ("join_rate", "clicks", "joins"):
+    for name in ("join_per_exposure", "click_per_viewer", "join_per_viewer"):
         effect, always = metrics[name]["effect"], metrics[name]["always_valid"]
         assert 0 < effect["relative_low"] < 0.4 < effect["relative_high"]
         assert always["low"] < effect["low"] < effect["high"] < always["high"]
@@ -204,7 +219,8 @@ def test_a_model_that_is_better_has_won(won):
         assert 0.02 < metrics[name]["variance_removed"] < 0.9
         assert metrics[name]["effect"]["difference"] == pytest.approx(metrics[name]["days"][-1]["difference"])
     # A join lasts one minute.
-    assert metrics["minutes"]["control"] == pytest.approx(metrics["joins"]["control"], rel=0.05)
+    minutes, joins = (metrics[f"{name}_per_viewer"]["control"] for name in ("stay", "join"))
+    assert minutes == pytest.approx(joins, rel=0.05)
     of_model = result["guardrails"]["model"]
     assert of_model["degraded_share"] == pytest.approx(0.02, abs=0.01)
     assert of_model["reasons"] == {"deadline": pytest.approx(of_model["degraded_share"])}
@@ -253,7 +269,7 @@ def test_a_winner_that_was_shipped_has_still_won_with_the_same_effect(tmp_path):
 
 def test_a_winner_shipped_before_the_declared_end_is_judged_as_at_any_look(tmp_path):
     log = write_experiment(tmp_path / "log", uplift=-0.15, num_viewers=1_000)
-    known = {"start_ms": START_MS, "primary_metric": "clicks", "end_ms": START_MS + 5 * DAY_MS}
+    known = {"start_ms": START_MS, "primary_metric": "click_per_viewer", "end_ms": START_MS + 5 * DAY_MS}
     ship(log, at_hours=96.5, num=24 * 60)
     result = report(log, Declared("launch", **known))
     assert (result["verdict"], result["window"]["ended"]) == ("no difference shown", False)
@@ -314,7 +330,7 @@ def test_p_values_before_the_declared_end_are_those_of_any_look(tmp_path):
         p, always = metric["effect"]["p"], metric["always_valid"]
         assert (p < 0.05) == (always["low"] > 0 or always["high"] < 0)
         assert p == always["p"] == metric["days"][-1]["p"]
-    clicks = ended["clicks"]
+    clicks = ended["click_per_viewer"]
     assert clicks["effect"]["p"] < clicks["always_valid"]["p"] / 5
 
 
@@ -324,7 +340,7 @@ def test_a_run_of_45_seconds_is_too_early_for_a_verdict(tmp_path):
     log = write_rows(tmp_path / "log", exposures, events)
     result = report(log, LAUNCH)
     assert (result["verdict"], result["days_needed"]) == ("no difference shown", 2)
-    assert result["reason"].startswith("too early: Join rate per exposure +")
+    assert result["reason"].startswith("too early: Join per viewer +")
     assert "a verdict needs 2 whole days (min_days), not 0" in text(result)
     assert report(log, Declared("launch", min_days=0))["verdict"] == "won"
     result = report(log, Declared("launch", min_days=0, min_exposures=1_201))
@@ -373,18 +389,18 @@ def test_the_days_of_the_period_before_are_those_of_the_time_zone(tmp_path):
     before = [shown("ann", hours, None, experiment=None, share=None) for hours in (-26.5, -25.5)]
     log = write_rows(tmp_path / "log", [*before, shown("ann", 1), shown("bob", 2, "popular")])
     days = [
-        panel_of(log, timezone=zone).before["active_days_before"].tolist()
+        panel_of(log, timezone=zone).before["active_days before"].tolist()
         for zone in ("UTC", "Europe/Berlin")
     ]
     assert days == [[1, 0], [2, 0]]
     # A day without a midnight, in April.
     before = [shown("ann", hours - 161 * 24, None, experiment=None, share=None) for hours in (9, 10)]
     log = write_rows(tmp_path / "april", [*before, shown("ann", 1), shown("bob", 2, "popular")])
-    assert panel_of(log, timezone="Africa/Cairo").before["active_days_before"].tolist() == [1, 0]
+    assert panel_of(log, timezone="Africa/Cairo").before["active_days before"].tolist() == [1, 0]
 
 
 def clicks_of(result):
-    return next(metric for metric in result["metrics"] if metric["name"] == "clicks")
+    return next(metric for metric in result["metrics"] if metric["name"] == "click_per_viewer")
 
 
 def test_what_the_arms_did_before_a_late_start_is_not_adjusted_by(tmp_path):
@@ -434,7 +450,7 @@ def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
     ]
     result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
     assert result["verdict"] == "lost"
-    assert result["reason"].startswith("Join rate per exposure -0.")
+    assert result["reason"].startswith("Join per viewer -0.")
     assert "lost" in text(result)
 
 
@@ -453,7 +469,9 @@ def judged(folder, exposures, joins, *, num=800, fallback=0, slow=0):
             shows[-1]["latency_ms"] = float(len(shows) if i % 2 and slow and len(shows) % slow == 0 else 5)
             if rng.random() < joins[i % 2]:
                 events.append(did(f"v{i}", "join", hours, request_id=f"r{len(shows) - 1}"))
-    return report(write_rows(folder, shows, events), Declared("launch", min_days=0))
+    return report(
+        write_rows(folder, shows, events), Declared("launch", min_days=0, primary_metric="join_per_exposure")
+    )
 
 
 def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
@@ -461,12 +479,12 @@ def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
     result = judged(tmp_path / "fewer", (4, 2), (0.1, 0.9))
     assert result["verdict"] == "no difference shown"
     assert result["reason"].startswith("not won: Exposures per viewer -50.03% [-5")
-    assert "], lower by more than 2.0%; Join rate per exposure +" in result["reason"]
+    assert "], lower by more than 2.0%; Join per exposure +" in result["reason"]
     assert result["outlook"] == "more days alone need not change this verdict"
     assert result["warnings"] == []
     row = result["guardrail_tests"][0]
     assert (row["name"], row["control"], row["treatment"]) == (
-        "exposures",
+        "exposures_per_viewer",
         pytest.approx(4, abs=0.01),
         pytest.approx(2, abs=0.01),
     )
@@ -477,7 +495,6 @@ def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
     ended = report(tmp_path / "fewer", Declared("launch", min_days=0, end_ms=START_MS + 7 * HOUR_MS))
     one_look = ended["guardrail_tests"][0]
     assert one_look["high"] - one_look["low"] < 0.8 * (row["high"] - row["low"])
-    assert "exposures" not in [metric["name"] for metric in result["metrics"]]
 
 
 def test_a_treatment_with_more_fallbacks_has_not_won(tmp_path):
@@ -498,12 +515,12 @@ def test_a_ratio_does_not_lose_or_win_by_its_denominator(tmp_path):
     result = judged(tmp_path / "more", (4, 6), (0.6, 0.4))
     assert result["verdict"] == "no difference shown"
     assert result["reason"].startswith("not lost: Exposures per viewer +50.")
-    assert "% move the ratio, and Joins per viewer show no difference (" in result["reason"]
+    assert "% move the ratio, and Join per viewer shows no difference (" in result["reason"]
     # Fewer joins per viewer, too.
     assert judged(tmp_path / "worse", (4, 6), (0.6, 0.2))["verdict"] == "lost"
     # More joins per viewer, and even more exposures.
     result = judged(tmp_path / "better", (4, 8), (0.6, 0.45))
-    assert (result["verdict"], "Joins per viewer show the opposite (+" in result["reason"]) == (
+    assert (result["verdict"], "Join per viewer shows the opposite (+" in result["reason"]) == (
         "no difference shown",
         True,
     )
@@ -518,6 +535,7 @@ def test_a_denominator_may_have_moved_by_less_before_the_declared_end(ended):
         ends = {"low": errors - 1.96, "high": errors + 1.96, "relative_low": None, "relative_high": None}
         return {
             "title": "Sum",
+            "bad": False,
             "effect": ends | {"difference": errors, "relative": None},
             "always_valid": ends,
         }
@@ -537,7 +555,7 @@ def test_a_denominator_may_have_moved_by_less_before_the_declared_end(ended):
 def test_a_small_arm_is_too_early_for_a_verdict_and_what_is_missing_is_said(tmp_path):
     result = judged(tmp_path / "log", (4, 4), (0.1, 0.9), num=590)
     assert (result["verdict"], result["days_needed"]) == ("no difference shown", 1)
-    assert result["reason"].startswith("too early: Join rate per exposure +")
+    assert result["reason"].startswith("too early: Join per exposure +")
     missing = "a verdict needs 300 viewers in each arm (5 more in 'popular', 5 more in 'model')"
     assert result["reason"].endswith(missing)
     assert result["outlook"] == "the minimum run is reached after 1 more day"
@@ -550,11 +568,11 @@ def test_a_viewer_of_very_many_minutes_counts_up_to_a_limit_that_the_report_name
         hours = 1_000 if i < 6 else (0.125, 0.25)[i // 2 % 2]
         events += [did(f"v{i}", "join", i / 64, request_id=f"r{i}"), did(f"v{i}", "leave", i / 64 + hours)]
     result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
-    minutes = next(metric for metric in result["metrics"] if metric["name"] == "minutes")
-    assert minutes["capped"] == {"minutes": {"at": 15.0, "viewers": 3}}
+    minutes = next(metric for metric in result["metrics"] if metric["name"] == "stay_per_viewer")
+    assert minutes["capped"] == {"stay": {"at": 15.0, "viewers": 3}}
     assert minutes["control"] == pytest.approx(11.25, abs=0.1)
-    assert "minutes 15 (viewers above: 3)" in text(result)
-    assert "minutes 15 (viewers above: 3)" in page(result)
+    assert "stay 15 (viewers above: 3)" in text(result)
+    assert "stay 15 (viewers above: 3)" in page(result)
 
 
 def test_the_limit_of_exposures_is_named_without_a_metric_that_uses_it(tmp_path):
@@ -576,16 +594,131 @@ def test_an_effect_that_a_handful_of_viewers_would_show_has_a_report(tmp_path):
     ]
     log = write_rows(tmp_path / "log", exposures, [did(f"v{i}", "click", i / 64) for i in range(0, 800, 3)])
     result = report(log, Declared("launch", min_days=0, smallest_effect=1.0))
-    assert result["guardrail_tests"][0]["name"] == "exposures"
+    assert result["guardrail_tests"][0]["name"] == "exposures_per_viewer"
     assert result["days_needed"] == 0
 
 
-def test_a_guardrail_without_a_relative_size_is_not_judged_by_a_relative_margin():
-    row = {"title": "Joins", "difference": -0.5, "low": -0.9, "high": -0.1, "worse": "lower", "margin": 0.02}
-    known = row | {"relative": -0.5, "relative_low": -0.9, "relative_high": -0.1}
-    assert guardrails.harm([known]) == ["Joins -50.00% [-90.00%, -10.00%], lower by more than 2.0%"]
-    unknown = row | dict.fromkeys(("relative", "relative_low", "relative_high"))
-    assert guardrails.harm([unknown, known | {"worse": "higher"}]) == []
+SHOP = read_surface(
+    """
+name = "shop"
+events = ["buy", "return"]
+popular = "sales"
+[candidate]
+topic = "category"
+[outcomes]
+buy = { event = "buy", within = "1d" }
+spend = { event = "buy", sum = "value", cap = 500, unit = "€", within = "1d" }
+return = { event = "return", within = "7d", bad = true }
+[features]
+sales = { kind = "count", entity = "candidate", event = "buy" }
+"""
+)
+SHOPPING = Declared(
+    "launch", min_days=0, primary_metric="spend_per_viewer", guardrails={"return_per_viewer": 0.2}
+)
+
+
+def shop(folder, *, spend=1.3, returns=(0.5, 0.5), declaration=SHOPPING, num=8_000, **more):
+    """Return the report of a shop whose model raises the value of what viewers buy."""
+    rng, shows, events = np.random.default_rng(0), [], []
+    for i in range(num):
+        hours = i / 200
+        known = {"request_id": f"r{i}"}
+        shows.append(shown(f"v{i}", hours, ("popular", "model")[i % 2]))
+        value = rng.lognormal(3, 0.8) * (spend if i % 2 else 1.0)
+        events.append(did(f"v{i}", "buy", hours, value=value, **known))
+        if rng.random() < returns[i % 2]:
+            events.append(did(f"v{i}", "return", hours, value=None, **known))
+    return report(write_rows(folder, shows, events), declaration, SHOP, **more)
+
+
+def guardrail(result, name="return_per_viewer"):
+    return next(row for row in result["guardrail_tests"] if row["name"] == name)
+
+
+def test_a_shop_decides_on_what_viewers_spend_with_a_guardrail_on_returns(tmp_path):
+    result = shop(tmp_path / "log")
+    assert [metric["name"] for metric in result["metrics"]] == [
+        *(f"{name}_per_{one}" for name in ("buy", "spend", "return") for one in ("viewer", "exposure")),
+        *("active_days", "exposures_per_viewer"),
+    ]
+    assert result["verdict"] == "won"
+    assert result["reason"].startswith("Spend per viewer, € +")
+    assert guardrail(result)["state"] == "holds"
+    assert "20.0% (declared)" in text(result)
+    assert "20.0% (declared)" in page(result)
+
+
+def test_more_spending_has_not_won_if_returns_rise(tmp_path):
+    result = shop(tmp_path / "log", returns=(0.4, 0.7))
+    assert result["verdict"] == "no difference shown"
+    assert result["reason"].startswith("not won: Return per viewer +7")
+    assert "], higher by more than 20.0%; Spend per viewer, € +" in result["reason"]
+    assert guardrail(result)["state"] == "worse"
+    # It is no loss: the primary metric has not fallen.
+    assert result["outlook"] == "more days alone need not change this verdict"
+
+
+def test_a_guardrail_that_is_not_yet_shown_to_hold_names_the_viewers_that_it_takes(tmp_path):
+    strict = replace(SHOPPING, guardrails={"return_per_viewer": 0.05})
+    result = shop(tmp_path / "log", declaration=strict)
+    row = guardrail(result)
+    assert (result["verdict"], row["state"]) == ("no difference shown", "not shown")
+    assert result["reason"].startswith("not won: Return per viewer ")
+    assert (
+        f"is not shown to be higher by at most 5.0% (about {row['viewers_needed']:,} viewers"
+        in result["reason"]
+    )
+    assert 10_000 < row["viewers_needed"] < 200_000
+    assert result["days_needed"] > 0
+    assert result["outlook"].startswith("a guardrail that has not changed is shown to hold with 80 %")
+    # At the declared end the interval of one look decides, and fewer viewers are enough.
+    ended = report(tmp_path / "log", replace(strict, end_ms=START_MS + 39 * HOUR_MS), SHOP)
+    assert guardrail(ended)["viewers_needed"] < 0.6 * row["viewers_needed"]
+
+
+def test_a_guardrail_without_a_relative_size_is_not_shown_to_hold_and_what_helps_is_said(tmp_path):
+    for name, returns in (("none", (0, 0)), ("only the model", (0, 0.5))):
+        result = shop(tmp_path / name, returns=returns)
+        assert (result["verdict"], guardrail(result)["state"]) == ("no difference shown", "no relative size")
+        assert (
+            "not won: the guardrail return_per_viewer has no relative size, as it is 0 in" in result["reason"]
+        )
+        assert "take it out of guardrails" in result["reason"]
+        assert "no relative size" in text(result)
+        assert "no relative size" in page(result)
+
+
+def test_a_guardrail_of_which_the_treatment_has_none_is_judged_by_the_size_of_the_control(tmp_path):
+    result = shop(tmp_path / "log", returns=(0.5, 0))
+    row = guardrail(result)
+    assert (result["verdict"], row["state"], row["relative"]) == ("won", "holds", -1.0)
+    # Nothing is left of a good one.
+    one = {"relative": None, "relative_low": None, "relative_high": None}
+    effect = one | {"difference": -0.5, "low": -0.6, "high": -0.4, "p": 0.001}
+    lost = {"name": "x_per_viewer", "title": "X", "bad": False, "control": 0.5, "treatment": 0.0}
+    row = lost | {"effect": effect, "always_valid": effect, "capped": {}}
+    declaration = Declared("launch", guardrails={"x_per_viewer": 0.02})
+    metric = replace(METRICS[0], name="x_per_viewer")
+    people = panel_of(tmp_path / "log")
+    rows = guardrails.of_metrics({"x_per_viewer": row}, [metric], declaration, people, ARMS, ended=True)
+    (found,) = guardrails.harm(rows)
+    assert found == "X -100.00% [-120.00%, -80.00%], lower by more than 2.0%"
+
+
+def test_of_a_bad_outcome_less_has_won(tmp_path):
+    declaration = Declared("launch", min_days=0, primary_metric="return_per_viewer")
+    assert shop(tmp_path / "fewer", returns=(0.7, 0.4), declaration=declaration)["verdict"] == "won"
+    assert shop(tmp_path / "more", returns=(0.4, 0.7), declaration=declaration)["verdict"] == "lost"
+
+
+def test_a_metric_that_the_surface_does_not_give_is_refused_with_the_name_that_is_meant(tmp_path):
+    log = write_rows(tmp_path / "log", [shown("ann", 1), shown("bob", 2, "popular")])
+    wrong = Declared("launch", guardrails={"hides": 0.1}, source="cluster.yaml")
+    with pytest.raises(
+        TabrankError, match=r"cluster.yaml: experiment.guardrails.hides: unknown metric 'hides'"
+    ):
+        report(log, wrong)
 
 
 def test_where_few_viewers_have_any_a_limit_is_among_them():
@@ -620,9 +753,9 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
 
 
 def test_a_default_primary_metric_is_reported(won):
-    assert "primary metric, join_rate, is the default" in text(report(won, LAUNCH))
+    assert "primary metric, join_per_viewer, is the default" in text(report(won, LAUNCH))
     assert "is the default" not in text(
-        report(won, Declared("launch", primary_metric="clicks", has_primary=True, source="cluster.yaml"))
+        report(won, Declared("launch", primary_metric="click_per_viewer", source="cluster.yaml"))
     )
 
 
@@ -690,13 +823,13 @@ def test_without_a_difference_the_report_names_the_days_needed(tmp_path):
     assert result["days_needed"] > 10
     assert f"after {result['days_needed']} more days" in result["outlook"]
     assert result["outlook"].startswith("an effect of 2.0% shows with 80 % probability at a look after ")
-    join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_rate")
+    join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_per_viewer")
     assert join_rate["power"] < 0.2 < join_rate["detectable"] * 5
 
 
 def test_at_the_declared_end_the_fixed_horizon_counts(tmp_path):
     log = write_experiment(tmp_path / "log", uplift=-0.15, num_viewers=1_000)
-    known = {"start_ms": START_MS, "primary_metric": "clicks"}
+    known = {"start_ms": START_MS, "primary_metric": "click_per_viewer"}
     early = report(log, Declared("launch", **known))
     ended = report(log, Declared("launch", end_ms=START_MS + 4 * DAY_MS - 10 * HOUR_MS, **known))
     assert (early["verdict"], ended["verdict"]) == ("no difference shown", "lost")
@@ -734,13 +867,14 @@ def test_an_arm_without_viewers_makes_it_invalid(tmp_path):
     assert "arm 'popular' has 0 viewers" in result["reason"]
 
 
-def test_the_verdict_comes_first(won, tmp_path):
-    done = run("report", "--log", won, "--experiment", "launch", "--out", tmp_path / "out")
+def test_the_verdict_comes_first(won, tmp_path, surface_file):
+    known = ("--experiment", "launch", "--surface", surface_file)
+    done = run("report", "--log", won, *known, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.startswith("won: Join rate per exposure +")
+    assert done.stdout.startswith("won: Join per viewer +")
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("<strong>model won against popular</strong>") < page.index("Sample ratio")
-    assert "No effect shown: Active days per viewer.</p>" in page
+    assert "No effect shown: Active days per viewer, Exposures per viewer.</p>" in page
     # No table is wider than a page of 1,216 pixels.
     assert max(row.count("<th ") for row in page.split("<tr>")) <= 8
     assert '<dd class="value">as planned</dd>' in page
@@ -784,8 +918,10 @@ def test_an_end_before_all_exposures_is_named_with_what_sets_it(won):
 
 def test_a_declared_primary_metric_without_events_is_refused(tmp_path):
     log = write_rows(tmp_path / "log", [shown("ann", 1), shown("bob", 2, "popular")])
-    declaration = Declared("launch", primary_metric="minutes", has_primary=True, source="cluster.yaml")
-    with pytest.raises(TabrankError, match=r"cluster.yaml: primary_metric 'minutes' is not in this log; use"):
+    declaration = Declared("launch", primary_metric="stay_per_viewer", source="cluster.yaml")
+    with pytest.raises(
+        TabrankError, match=r"cluster.yaml: primary_metric 'stay_per_viewer' is not in this log; use"
+    ):
         report(log, declaration)
 
 
@@ -808,18 +944,23 @@ applications:
         name: launch
         salt: s
         start: "2026-01-02T00:00:00Z"
-        primary_metric: clicks
+        primary_metric: click_per_viewer
         smallest_effect: 0.05
         arms:
           heuristic: {scorer: popular, share: 0.4}
           model: {scorer: current, share: 0.6}
 """
     )
-    read = declared(path, "launch")
-    assert (read.popular, read.primary_metric, read.smallest_effect) == ("heuristic", "clicks", 0.05)
+    read, surface = declared(path, "launch")
+    assert (read.popular, read.primary_metric, read.smallest_effect) == (
+        "heuristic",
+        "click_per_viewer",
+        0.05,
+    )
     assert {arm.name: arm.share for arm in read.arms} == {"heuristic": 0.4, "model": 0.6}
     assert read.start_ms == np.datetime64("2026-01-02", "ms").astype(int)
-    assert declared(path, "other") == Declared("other")
+    assert surface is None
+    assert declared(path, "other") == (Declared("other"), None)
 
 
 INGRESS = (
@@ -852,8 +993,29 @@ def test_a_cluster_file_that_cannot_be_read_is_refused_in_a_sentence(won, tmp_pa
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_cluster_file_the_report_uses_the_log_alone(won, tmp_path, monkeypatch):
+def test_without_a_cluster_file_the_report_uses_the_log_and_the_surface_that_is_given(
+    won, tmp_path, monkeypatch, surface_file
+):
     monkeypatch.chdir(tmp_path)
-    done = run("report", "--log", won, "--experiment", "launch")
-    assert done.exit_code == 0
+    done = run("report", "--log", won, "--experiment", "launch", "--surface", surface_file)
+    assert done.exit_code == 0, done.stderr
     assert "cluster.yaml does not exist: using the log alone" in done.stderr
+    done = run("report", "--log", won, "--experiment", "launch")
+    assert done.exit_code == 2
+    assert "cluster.yaml names no surface; give the one that served, such as --surface spaces" in done.stderr
+
+
+def test_the_surface_is_that_of_the_application_beside_the_file(won, tmp_path, surface_file):
+    (tmp_path / "mine.toml").write_text(SURFACE.text)
+    path = tmp_path / "cluster.yaml"
+    application = (
+        "- {import_path: 'serve.app:build', args: {surface: %s}, deployments: "
+        "[{name: FeatureFetch, user_config: {experiment: {name: %s}}}]}\n"
+    )
+    path.write_text("applications:\n" + application % ("mine.toml", "other"))
+    _, surface = declared(path, "launch")
+    assert surface.name == "launch"
+    path.write_text(path.read_text() + application % ("spaces", "another"))
+    assert declared(path, "launch") == (Declared("launch"), None)
+    done = run("report", "--log", won, "--experiment", "launch", "--config", path)
+    assert (done.exit_code, "names no surface" in done.stderr) == (2, True)

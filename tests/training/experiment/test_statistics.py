@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
-
 import numpy as np
 import pytest
 from scipy.stats import norm, ttest_ind
 
-from serve.config.settings import Experiment
-from serve.contract.experiment_metrics import METRICS
+from serve.features.experiment_metrics import metrics_of
+from tests.support.experiment_log import SURFACE
 from tests.support.simulated_viewers import ARMS, simulated_panel
 from training.experiment.comparison import capped, comparisons
 from training.experiment.confidence_sequence import always_valid, any_look_p, factor
 from training.experiment.statistics import Effect, aggregates, compare, holm, solve
 
-CLICKS = next(metric for metric in METRICS if metric.name == "clicks")
+METRICS = metrics_of(SURFACE)
+CLICKS = next(metric for metric in METRICS if metric.name == "click_per_viewer")
 
 
 def test_the_interval_of_any_look_is_narrowest_at_best_at():
@@ -45,17 +44,17 @@ def test_holms_correction_is_that_of_the_paper():
 
 def test_aggregates_of_two_parts_add_up():
     rng = np.random.default_rng(0)
-    parts = [{"clicks": rng.poisson(2.0, 50) * 1.0, "joins": rng.poisson(1.0, 50) * 1.0} for _ in range(2)]
+    parts = [{"click": rng.poisson(2.0, 50) * 1.0, "joins": rng.poisson(1.0, 50) * 1.0} for _ in range(2)]
     whole = aggregates({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     summed = aggregates(parts[0]) + aggregates(parts[1])
-    assert summed.mean("clicks") == pytest.approx(whole.mean("clicks"))
-    assert summed.cov("clicks", "joins") == pytest.approx(whole.cov("clicks", "joins"))
+    assert summed.mean("click") == pytest.approx(whole.mean("click"))
+    assert summed.cov("click", "joins") == pytest.approx(whole.cov("click", "joins"))
 
 
 def test_a_difference_of_means_uses_welchs_test():
     rng = np.random.default_rng(2)
     control, treatment = rng.gamma(2.0, 1.0, 300), rng.gamma(3.0, 1.0, 100)
-    effect = compare(CLICKS, *(aggregates({"clicks": arm}) for arm in (control, treatment)), adjusted=False)
+    effect = compare(CLICKS, *(aggregates({"click": arm}) for arm in (control, treatment)), adjusted=False)
     welch = ttest_ind(treatment, control, equal_var=False)
     assert effect.p == pytest.approx(welch.pvalue)
     assert (effect.low, effect.high) == pytest.approx(tuple(welch.confidence_interval()))
@@ -63,7 +62,7 @@ def test_a_difference_of_means_uses_welchs_test():
 
 def test_viewers_needed_match_the_textbook_formula():
     rng = np.random.default_rng(0)
-    both = aggregates({"clicks": rng.normal(10.0, 2.0, 100_000)})
+    both = aggregates({"click": rng.normal(10.0, 2.0, 100_000)})
     needed = solve("n_obs", CLICKS, both, ratio=1.0, adjusted=False, effect=0.02)
     per_arm = 2 * ((norm.isf(0.025) + norm.isf(0.2)) * 2.0 / 0.2) ** 2
     assert needed == pytest.approx(2 * per_arm, rel=0.02)
@@ -76,7 +75,7 @@ def test_power_is_that_of_the_deciding_interval(ended, smallest):
     (clicks,) = comparisons(people, ARMS, [CLICKS], ratio=1.0, smallest_effect=smallest, ended=ended)
     best_at = 7 * int((people.first_day == 0).sum())
     asked = norm.isf(0.025) if ended else factor(len(people.arm), best_at)
-    values = capped(people.totals(), people.rows(ARMS))[0]["clicks"]
+    values = capped(people.totals(), people.rows(ARMS))[0]["click"]
     # Standard error of the relative effect.
     error = 2 * values.std() / values.mean() / np.sqrt(len(values))
     assert clicks["detectable"] == pytest.approx((asked + norm.isf(0.2)) * error, rel=0.01)
@@ -90,7 +89,7 @@ def test_power_is_that_of_the_deciding_interval(ended, smallest):
 
 
 def test_a_constant_metric_has_no_effect():
-    same = aggregates({"clicks": np.ones(10)})
+    same = aggregates({"click": np.ones(10)})
     assert compare(CLICKS, same, same, adjusted=False) is None
 
 
@@ -100,7 +99,7 @@ def test_an_arm_without_any_event_has_an_effect():
     some, none = rng.poisson(0.1, 500) * 1.0, np.zeros(500)
     for adjusted in (False, True):
         control, treatment = (
-            aggregates({"clicks": now, "clicks_before": then})
+            aggregates({"click": now, "click before": then})
             for now, then in zip((some, none), before, strict=True)
         )
         effect = compare(CLICKS, control, treatment, adjusted=adjusted)
@@ -112,13 +111,8 @@ def test_an_arm_without_any_event_has_an_effect():
 
 def test_both_scales_of_an_interval_exclude_zero_alike():
     rng = np.random.default_rng(1)
-    control, treatment = (aggregates({"clicks": rng.poisson(rate, 4_000) * 1.0}) for rate in (2.0, 2.2))
+    control, treatment = (aggregates({"click": rng.poisson(rate, 4_000) * 1.0}) for rate in (2.0, 2.2))
     effect = compare(CLICKS, control, treatment, adjusted=False)
     valid = always_valid(effect, 8_000, 8_000)
     assert (valid.low > 0) == (valid.relative_low > 0)
     assert valid.high - valid.low == pytest.approx(2 * factor(8_000, 8_000) * effect.se)
-
-
-def test_an_experiment_may_declare_exactly_the_metrics_of_the_report():
-    declared = get_args(get_type_hints(Experiment)["primary_metric"])
-    assert {metric.name for metric in METRICS} == set(declared)

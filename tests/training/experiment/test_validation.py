@@ -17,7 +17,8 @@ import pytest
 from scipy.stats import norm
 
 from serve.config.settings import Experiment
-from serve.contract.experiment_metrics import EXPOSURES, METRICS
+from serve.features.experiment_metrics import EXPOSURES, metrics_of
+from tests.support.experiment_log import SURFACE
 from tests.support.simulated_viewers import (
     ARMS,
     EXPECTED,
@@ -33,8 +34,11 @@ from training.experiment.comparison import arm_of, capped, daily
 from training.experiment.statistics import MIN_VIEWERS, aggregates, compare, holm, sample_ratio
 from training.experiment.verdict import SRM_P, by_denominator, verdict
 
+METRICS = metrics_of(SURFACE)
 BY_NAME = {metric.name: metric for metric in METRICS}
-CLICKS, JOIN_RATE, MINUTES = (BY_NAME[name] for name in ("clicks", "join_rate", "minutes"))
+CLICKS, JOIN_RATE, MINUTES = (
+    BY_NAME[name] for name in ("click_per_viewer", "join_per_exposure", "stay_per_viewer")
+)
 UPLIFT = 0.1
 FEW, MANY = 50, 300
 proof = (pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof)
@@ -108,20 +112,20 @@ def shows_an_effect(curves, day):
     if any(p < 0.05 for p in holm({name: look["p"] for name, look in looks.items()}).values()):
         return True
     rows = {metric.name: rows_on(metric, curve, day) for metric, curve in zip(METRICS, curves, strict=True)}
-    return judged(rows, "join_rate", ended=False) != "no difference shown"
+    return judged(rows, JOIN_RATE.name, ended=False) != "no difference shown"
 
 
 def rows_on(metric, curve, day):
     """Return a metric's row in the report of a day."""
     look = next((look for look in curve if look["day"] == day), None)
-    return {"title": metric.title, "effect": look} | (look or {})
+    return {"title": metric.title, "bad": metric.bad, "effect": look} | (look or {})
 
 
 def judged(rows, primary, *, ended):
     """Return the verdict; by the join rate with exposures, it is not by the denominator."""
     result, _ = verdict(rows[primary], 1e-9, ended=ended)
-    is_ratio = primary == "join_rate" and "exposures" in rows
-    if is_ratio and by_denominator(result, rows["joins"], rows["exposures"], ended=ended):
+    is_ratio = primary == JOIN_RATE.name and EXPOSURES.name in rows
+    if is_ratio and by_denominator(result, rows["join_per_viewer"], rows[EXPOSURES.name], ended=ended):
         return "no difference shown"
     return result
 
@@ -153,11 +157,15 @@ def shown_at_the_end(runs, draw):
         totals, _ = capped(people.totals(), people.rows(ARMS))
         arms = [arm_of(totals, people.arm == arm) for arm in ARMS]
         rows = {
-            metric.name: {"title": metric.title, "effect": asdict(compare(metric, *arms, adjusted=False))}
+            metric.name: {
+                "title": metric.title,
+                "bad": metric.bad,
+                "effect": asdict(compare(metric, *arms, adjusted=False)),
+            }
             for metric in RATIO
         }
-        alone.update([verdict(rows["join_rate"], 1e-9, ended=True)[0]])
-        checked.update([judged(rows, "join_rate", ended=True)])
+        alone.update([verdict(rows[JOIN_RATE.name], 1e-9, ended=True)[0]])
+        checked.update([judged(rows, JOIN_RATE.name, ended=True)])
     return [{name: found[name] / runs for name in ("won", "lost")} for found in (alone, checked)]
 
 
@@ -175,9 +183,9 @@ def test_an_interval_of_a_small_arm_covers_the_effect_on_minutes_up_to_the_limit
     rng, covered = np.random.default_rng(1), 0
     for _ in range(runs):
         minutes, small = heavy_minutes(rng, 2.0, 10_000), np.arange(10_000) < 500
-        most, limits = capped({"minutes": minutes * (1 + uplift * small)}, slice(None))
+        most, limits = capped({"stay": minutes * (1 + uplift * small)}, slice(None))
         effect = compare(MINUTES, *(arm_of(most, flags) for flags in (~small, small)), adjusted=False)
-        at = limits["minutes"]["at"]
+        at = limits["stay"]["at"]
         true = (1 + uplift) * expected_up_to(at / (1 + uplift)) - expected_up_to(at)
         covered += effect.low <= true <= effect.high
     assert covered / runs >= 0.93 - 0.014 * math.sqrt(1_000 / runs) * (runs < 1_000)
@@ -189,7 +197,7 @@ def expected_up_to(limit):
     return LISTENERS * (below + limit * norm.sf(math.log(limit) / 2))
 
 
-RATIO = [JOIN_RATE, BY_NAME["joins"], EXPOSURES]
+RATIO = [JOIN_RATE, BY_NAME["join_per_viewer"], EXPOSURES]
 some = partial(simulated_panel, back=0.0, mean=MEAN_EXPOSURES)
 
 
@@ -245,7 +253,7 @@ def test_cuped_removes_the_variance_that_the_period_before_explains(runs):
             for _ in range(2):
                 before, noise = rng.normal(size=(2, VIEWERS // 2))
                 now = correlation * before + math.sqrt(1 - correlation**2) * noise
-                arms.append(aggregates({"clicks": 10 + now, "clicks_before": 10 + before}))
+                arms.append(aggregates({"click": 10 + now, "click before": 10 + before}))
             for to, is_adjusted in ((plain, False), (adjusted, True)):
                 effect = compare(CLICKS, *arms, adjusted=is_adjusted)
                 to[:, i] = effect.se, effect.difference

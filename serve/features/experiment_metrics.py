@@ -1,0 +1,104 @@
+"""Metrics of an experiment: two of each outcome of the surface, and those of every surface.
+
+`primary_metric` and `guardrails` in `cluster.yaml` take their names. `training.experiment.panel`
+computes the sums that `above` and `below` name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from serve.contract.errors import unknown
+from serve.features.outcomes import Outcome
+from serve.features.surface import Surface
+
+VIEWERS = "viewers assigned to the arm: those with an exposure in the window, by the arm of their first one"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Ratio Σ `above` / Σ `below` over an arm's viewers, or mean of `above` if `below` is None."""
+
+    name: str
+    title: str
+    unit: str
+    numerator: str
+    above: str
+    # Event kinds that the log must hold.
+    events: tuple[str, ...] = ()
+    below: str | None = None
+    denominator: str = VIEWERS
+    # Less of it is better.
+    bad: bool = False
+
+
+ACTIVE_DAYS = Metric(
+    "active_days",
+    "Active days per viewer",
+    "days per viewer",
+    "days on which a viewer had an exposure, summed over viewers: the daily active viewers of all days",
+    "active_days",
+)
+# The denominator of ratios, and a guardrail of every experiment.
+EXPOSURES = Metric(
+    "exposures_per_viewer", "Exposures per viewer", "exposures per viewer", "exposures", "exposures"
+)
+
+
+def metrics_of(surface: Surface) -> tuple[Metric, ...]:
+    """Return the metrics of a surface, those of its outcomes first and in their order."""
+    of_outcomes = (
+        metric
+        for name, outcome in surface.outcomes.items()
+        for metric in _metrics(name, outcome, surface.is_bad(name))
+    )
+    return (*of_outcomes, ACTIVE_DAYS, EXPOSURES)
+
+
+def per_viewer(outcome: str) -> str:
+    """Return the name of the metric that counts an outcome by viewer."""
+    return f"{outcome}_per_viewer"
+
+
+def no_metric(name: str, surface: Surface) -> str:
+    """Return the message that a surface has no metric of this name, with the one that is meant.
+
+    `NAME_rate`, `NAMEs` and `minutes` were the names of metrics before they were those of outcomes.
+    """
+    known = [metric.name for metric in metrics_of(surface)]
+    stays = [outcome for outcome, declared in surface.outcomes.items() if declared.until]
+    if name.endswith("_rate"):
+        meant = f"{name.removesuffix('_rate')}_per_exposure"
+    else:
+        meant = per_viewer(stays[0] if name == "minutes" and stays else name.removesuffix("s"))
+    if meant in known:
+        return f"there is no metric {name!r}; it is called {meant!r}"
+    return f"{unknown('metric', name, known)} (an outcome of the surface gives NAME_per_viewer and NAME_per_exposure)"
+
+
+def _metrics(name: str, outcome: Outcome, bad: bool) -> Iterator[Metric]:
+    words = name.replace("_", " ").capitalize()
+    events: tuple[str, ...] = (outcome.event,)
+    unit = outcome.unit
+    counted = f"{outcome.event} events"
+    if outcome.until is not None:
+        events, unit = (*events, outcome.until), "minutes"
+        counted = f"minutes from {outcome.event} to the same viewer's {outcome.until} of the candidate"
+    elif outcome.sum is not None:
+        counted = f"values of {outcome.event} events"
+    if outcome.cap is not None:
+        counted += f", each at most {outcome.cap:g} {unit}".rstrip()
+    amount = f", {unit}" if unit else ""
+    for one, below, denominator in (("viewer", None, VIEWERS), ("exposure", "exposures", "exposures")):
+        yield Metric(
+            f"{name}_per_{one}",
+            f"{words} per {one}{amount}",
+            f"{unit or name} per {one}",
+            counted,
+            name,
+            events,
+            below,
+            denominator,
+            bad,
+        )
