@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from serve.contract.errors import unknown
 from serve.features.outcomes import Outcome
@@ -48,12 +49,8 @@ EXPOSURES = Metric(
 
 def metrics_of(surface: Surface) -> tuple[Metric, ...]:
     """Return the metrics of a surface, those of its outcomes first and in their order."""
-    of_outcomes = (
-        metric
-        for name, outcome in surface.outcomes.items()
-        for metric in _metrics(name, outcome, surface.is_bad(name))
-    )
-    return (*of_outcomes, ACTIVE_DAYS, EXPOSURES)
+    of_outcomes = (_metrics(name, each, surface.is_bad(name)) for name, each in surface.outcomes.items())
+    return (*chain.from_iterable(of_outcomes), ACTIVE_DAYS, EXPOSURES)
 
 
 def per_viewer(outcome: str) -> str:
@@ -91,14 +88,6 @@ def _metrics(name: str, outcome: Outcome, bad: bool) -> Iterator[Metric]:
         counted += f", each at most {outcome.cap:g} {unit}".rstrip()
     amount = f", {unit}" if unit else ""
     for one, below, denominator in (("viewer", None, VIEWERS), ("exposure", "exposures", "exposures")):
-        yield Metric(
-            f"{name}_per_{one}",
-            f"{words} per {one}{amount}",
-            f"{unit or name} per {one}",
-            counted,
-            name,
-            events,
-            below,
-            denominator,
-            bad,
-        )
+        title = f"{words} per {one}{amount}"
+        by = f"{unit or name} per {one}"
+        yield Metric(f"{name}_per_{one}", title, by, counted, name, events, below, denominator, bad)

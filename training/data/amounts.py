@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from serve.contract.validation import UNITS_MS
 from serve.features.outcomes import Outcome
 
+Column = NDArray[Any]
+Flags = NDArray[np.bool_]
+
 
 def amounts(
     outcome: Outcome,
@@ -36,9 +39,8 @@ def amounts(
     begins = np.asarray(kind == outcome.event)
     found = np.zeros(len(begins))
     if outcome.until is not None:
-        found[begins] = _minutes(
-            begins, np.asarray(kind == outcome.until), *map(np.asarray, (ts_ms, viewer, candidate))
-        )
+        ends = np.asarray(kind == outcome.until)
+        found[begins] = _minutes(begins, ends, *map(np.asarray, (ts_ms, viewer, candidate)))
     elif outcome.sum is not None:
         found[begins] = np.asarray(value, np.float64)[begins]
     else:
@@ -46,13 +48,7 @@ def amounts(
     return np.clip(found, 0.0, outcome.scale)
 
 
-def _minutes(
-    begins: NDArray[np.bool_],
-    ends: NDArray[np.bool_],
-    ts_ms: NDArray[Any],
-    viewer: NDArray[Any],
-    candidate: NDArray[Any],
-) -> NDArray[np.float64]:
+def _minutes(begins: Flags, ends: Flags, ts_ms: Column, viewer: Column, candidate: Column) -> Column:
     """Return the minutes of each stay, in order of its beginning, and NaN without an end."""
     of_a_stay = np.flatnonzero(begins | ends)
     # The sort is stable: of two events in the same millisecond, the first one stays first.

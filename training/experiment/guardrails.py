@@ -207,6 +207,12 @@ def why_unproven(row: Mapping[str, Any], control: str) -> str:
     return f"{row['title']} {spread(row)} is not shown to be {row['worse']} by at most {row['margin']:.1%}{enough}"
 
 
+def ranker(one: Mapping[str, Any]) -> str:
+    """Return the model that ranked, with the weights of the outcomes that the log holds."""
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in one["weights"].items())
+    return f"{one['model']} with the weights {weights}" if weights else str(one["model"])
+
+
 def spread(row: Mapping[str, Any]) -> str:
     """Format a difference with its 95 % interval: of shares, or of a metric."""
     if "relative" in row:

@@ -8,7 +8,7 @@ from typing import Any
 from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
-from training.experiment.guardrails import spread
+from training.experiment.guardrails import ranker, spread
 from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span, split
 
 Report = Mapping[str, Any]
@@ -194,7 +194,7 @@ def _guardrails(result: Report) -> list[list[str]]:
         took = [number(line[key], ".1f") for key in ("p50_ms", "p99_ms")]
         shares = [f"{line['rungs'].get(rung, 0.0):.3%}" for rung in rungs]
         why = ", ".join(f"{reason} {share:.3%}" for reason, share in line["reasons"].items()) or NOTHING
-        by = ", ".join(one["model"] for one in result["ranked_by"][arm]) or NOTHING
+        by = ", ".join(map(ranker, result["ranked_by"][arm])) or NOTHING
         rows.append([arm, by, f"{line['exposures']:,}", *took, *shares, why])
     return rows
 

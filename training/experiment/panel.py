@@ -32,8 +32,8 @@ class Panel:
     whether it was within 24 hours of the first exposure of all. `viewer` [C] are indices into V,
     `sums` [C] a number for each viewer-day with an exposure. `before` [V] are sums over the
     pre-period, 0 for new viewers, and empty if all are new. `num_crossing` counts viewers with
-    exposures in a second arm, and `num_unattributed` events without an exposure that begin an outcome.
-    `num_unknown` counts by outcome the events of unknown amount, which count 0.
+    exposures in a second arm, and `num_unattributed` events that begin an outcome, without an
+    exposure. `num_unknown` counts by outcome the events of unknown amount, which count 0.
     """
 
     arm: NDArray[Any]
@@ -63,11 +63,9 @@ class Panel:
 
     def totals(self) -> dict[str, F64]:
         """Return the viewers' sums [V] over the window, and those of the pre-period."""
-        size = len(self.arm)
-        totals = {
-            name: np.bincount(self.viewer, sums, size).astype(np.float64) for name, sums in self.sums.items()
-        }
-        return {**totals, **self.before}
+        cells, size = self.sums.items(), len(self.arm)
+        sums = {name: np.bincount(self.viewer, each, size).astype(np.float64) for name, each in cells}
+        return {**sums, **self.before}
 
 
 def panel(

@@ -231,24 +231,29 @@ def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str
 def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Return by arm the model versions that ranked in the window, in order of first exposure.
 
-    Each has its number of `exposures`, and the times of the first and the last. Fallbacks are
-    left out. The log does not record which order an arm without a model used.
+    A version with other weights of the outcomes counts as another one. Each has its number of
+    `exposures`, and the times of the first and the last. Fallbacks are left out. The log does not
+    record which order an arm without a model used.
     """
     ranked = here[here["rung"] != guardrails.FALLBACK]
     ranked_by = {}
     for name in names:
         ours = ranked[ranked["arm"] == name]
         models = ours["model"].astype(object).fillna(NO_MODEL)
-        spans = ours["ts_ms"].groupby(models, sort=False).agg(["size", "first", "last"])
+        weights = ours["weights"].astype(object).fillna("{}")
+        spans = ours["ts_ms"].groupby([models, weights], sort=False).agg(["size", "first", "last"])
         ranked_by[name] = [
-            {"model": model, "exposures": num, "first": utc(first), "last": utc(last), "last_ms": last}
-            for model, num, first, last in zip(spans.index, *spans.to_numpy().T.tolist(), strict=True)
+            {"model": model, "weights": json.loads(worth)}
+            | {"exposures": num, "first": utc(first), "last": utc(last), "last_ms": last}
+            for (model, worth), num, first, last in zip(
+                spans.index, *spans.to_numpy().T.tolist(), strict=True
+            )
         ]
     return ranked_by
 
 
 def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return a warning with the remedy for each arm that ranked with several models.
+    """Return a warning with the remedy for each arm that ranked with several models or weights.
 
     Such an arm mixes two treatments.
     """
@@ -258,12 +263,12 @@ def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
             *_, previous, newest = sorted(found, key=lambda one: one["last_ms"])
             since = utc((previous["last_ms"] // 1_000 + 1) * 1_000)
             models = ", ".join(
-                f"{one['model']} ({one['exposures']:,} exposures, {one['first']} to {one['last']})"
+                f"{guardrails.ranker(one)} ({one['exposures']:,} exposures, {one['first']} to {one['last']})"
                 for one in found
             )
             warnings.append(
                 f"the treatment changed: arm {arm!r} ranked by {models}, and the effect is that of all of them; "
-                f'declare `start: "{since}"` in cluster.yaml to analyse only {newest["model"]}'
+                f'declare `start: "{since}"` in cluster.yaml to analyse only {guardrails.ranker(newest)}'
             )
     return warnings
 

@@ -32,7 +32,7 @@ REQUIRED = {
 }
 OPTIONAL = {
     "exposures": {
-        **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic"), pa.string()),
+        **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic", "weights"), pa.string()),
         "share": pa.float64(),
         "latency_ms": pa.float64(),
         "degraded": pa.list_(pa.string()),
@@ -47,8 +47,8 @@ class Exposures:
 
     `rows` has the columns of the log, and the flag `ours` of exposures of the experiment. `share`
     is the arm's share at that time and `latency_ms` the duration of the answer, NaN if the log
-    lacks them. Several reasons in `degraded` are joined. The other fields count the exposures left
-    out.
+    lacks them. `weights` are those of the outcomes as JSON. Several reasons in `degraded` are
+    joined. The other fields count the exposures left out.
     """
 
     rows: pd.DataFrame

@@ -752,6 +752,23 @@ def test_an_arm_whose_model_was_replaced_is_warned_of_with_the_remedy(tmp_path):
     assert report(log, Declared("launch", start_ms=since))["warnings"] == []
 
 
+def test_an_arm_whose_weights_were_changed_is_warned_of_with_the_remedy(tmp_path):
+    weights = [json.dumps({"join": 1.0, "stay": stay}) for stay in (0.02, 0.08)]
+    exposures = [
+        shown(f"v{i}", i, ("popular", "model")[i % 2], model="m" if i % 2 else None)
+        | {"weights": weights[i > 40] if i % 2 else None}
+        for i in range(60)
+    ]
+    result = report(write_rows(tmp_path / "log", exposures, [did("v1", "join", 1.1)]), LAUNCH)
+    ranked = result["ranked_by"]["model"]
+    assert [one["weights"]["stay"] for one in ranked] == [0.02, 0.08]
+    assert [one["weights"] for one in result["ranked_by"]["popular"]] == [{}]
+    (warning,) = result["warnings"]
+    assert "arm 'model' ranked by m with the weights join 1, stay 0.02 (20 exposures" in warning
+    assert warning.endswith("to analyse only m with the weights join 1, stay 0.08")
+    assert "m with the weights join 1, stay 0.02, m with the weights join 1, stay 0.08" in text(result)
+
+
 def test_a_default_primary_metric_is_reported(won):
     assert "primary metric, join_per_viewer, is the default" in text(report(won, LAUNCH))
     assert "is the default" not in text(
