@@ -19,6 +19,7 @@ from serve.contract.errors import TabrankError
 from serve.features.experiment_metrics import metrics_of
 from serve.features.surface import read_surface
 from tests.support.experiment_log import ARMS, DAY_MS, START_MS, SURFACE, write_experiment, write_rows
+from tests.support.live_service import event
 from tests.support.logging_service import Logging, busy_hour
 from tests.support.page_parser import Page
 from training.__main__ import app
@@ -832,6 +833,17 @@ def test_what_a_service_has_written_is_read(tmp_path, log_folder):
     assert set(exposures.rows["arm"].dropna()) == {"model"}
     assert "full" in set(exposures.rows["rung"])
     assert len(events) == sum(row["viewer"] is not None for row in written.events.to_pylist())
+
+
+def test_what_an_event_was_worth_is_read_from_what_a_service_has_written(tmp_path, log_folder):
+    async def buy(service):
+        sold = event("sold", "join", "a", "ann", 70_000, value=12.5)
+        await service.events(sold, event("given", "join", "b", "ann", 71_000))
+
+    service = Logging(tmp_path, log_folder)
+    service.run(buy)
+    values = read_events(service.folder / "log")["value"].tolist()
+    assert values[-2:] == pytest.approx([12.5, np.nan], nan_ok=True)
 
 
 def test_without_a_difference_the_report_names_the_days_needed(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,7 @@ from tests.support.simulated_viewers import (
     simulated_panel,
 )
 from training.experiment.comparison import arm_of, capped, daily
+from training.experiment.guardrails import of_metrics
 from training.experiment.statistics import MIN_VIEWERS, aggregates, compare, holm, sample_ratio
 from training.experiment.verdict import SRM_P, by_denominator, verdict
 
@@ -43,6 +44,7 @@ UPLIFT = 0.1
 FEW, MANY = 50, 300
 proof = (pytest.mark.integration, pytest.mark.no_ray, pytest.mark.proof)
 RUNS = pytest.mark.parametrize("runs", [FEW, pytest.param(MANY, marks=proof)])
+PROOF = pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
 
 
 def around(share, runs):
@@ -79,7 +81,7 @@ def test_an_interval_covers_a_true_effect_in_19_of_20(runs):
         assert num / runs == around(0.95, runs)
 
 
-@pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
+@PROOF
 def test_daily_looks_at_new_viewers_are_valid_for_the_interval_of_any_look_alone(runs):
     rng, fixed, always = np.random.default_rng(1), 0, 0
     for _ in range(runs):
@@ -90,7 +92,7 @@ def test_daily_looks_at_new_viewers_are_valid_for_the_interval_of_any_look_alone
     assert fixed / runs >= 0.15
 
 
-@pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
+@PROOF
 def test_daily_looks_at_all_metrics_of_returning_viewers_are_valid(runs):
     rng, always, wrong = np.random.default_rng(1), 0, 0
     for _ in range(runs):
@@ -169,32 +171,120 @@ def shown_at_the_end(runs, draw):
     return [{name: found[name] / runs for name in ("won", "lost")} for found in (alone, checked)]
 
 
-@RUNS
-def test_a_small_arm_with_heavy_tails_shows_no_effect_where_there_is_none(runs):
-    """Without limits and a minimum of viewers, 23 % of the runs had lost at some look."""
-    heavy = partial(simulated_panel, back=0.0, viewers=10_000, share=0.05, sd=2.0)
-    assert sum(shown_at_a_look(runs, heavy, [MINUTES]).values()) <= 0.064
+# Viewers of both arms, and the share of the treatment, of which the small arm has 500.
+SPLITS = {"50/50": {"viewers": VIEWERS, "share": 0.5}, "95/5": {"viewers": 10_000, "share": 0.05}}
+EACH_SPLIT = pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+# Standard deviations of the logarithm: of what a viewer spends, and of minutes with a heavy tail.
+SPEND, HEAVY = 1.0, 2.0
+
+
+@PROOF
+@EACH_SPLIT
+@pytest.mark.parametrize(
+    ("metric", "sd"), [(CLICKS, None), (MINUTES, None), (MINUTES, SPEND), (MINUTES, HEAVY)]
+)
+def test_looks_at_counts_and_amounts_show_no_effect_where_there_is_none(runs, split, metric, sd):
+    """Without limits and a minimum of viewers, 23 % of the runs at 95/5 and HEAVY had lost."""
+    draw = partial(simulated_panel, back=0.0, sd=sd, **split)
+    assert sum(shown_at_a_look(runs, draw, [metric]).values()) <= 0.064
 
 
 @RUNS
+@EACH_SPLIT
+@pytest.mark.parametrize("sd", [SPEND, HEAVY])
 @pytest.mark.parametrize("uplift", [0.0, 0.2])
-def test_an_interval_of_a_small_arm_covers_the_effect_on_minutes_up_to_the_limit(runs, uplift):
+def test_an_interval_covers_the_effect_on_amounts_up_to_the_limit(runs, split, sd, uplift):
     """The true effect is that on the mean of what counts: min(minutes, limit)."""
     rng, covered = np.random.default_rng(1), 0
+    num = split["viewers"]
     for _ in range(runs):
-        minutes, small = heavy_minutes(rng, 2.0, 10_000), np.arange(10_000) < 500
-        most, limits = capped({"stay": minutes * (1 + uplift * small)}, slice(None))
-        effect = compare(MINUTES, *(arm_of(most, flags) for flags in (~small, small)), adjusted=False)
+        amount, treated = heavy_minutes(rng, sd, num), np.arange(num) < num * split["share"]
+        most, limits = capped({"stay": amount * (1 + uplift * treated)}, slice(None))
+        effect = compare(MINUTES, *(arm_of(most, flags) for flags in (~treated, treated)), adjusted=False)
         at = limits["stay"]["at"]
-        true = (1 + uplift) * expected_up_to(at / (1 + uplift)) - expected_up_to(at)
+        true = (1 + uplift) * expected_up_to(at / (1 + uplift), sd) - expected_up_to(at, sd)
         covered += effect.low <= true <= effect.high
     assert covered / runs >= 0.93 - 0.014 * math.sqrt(1_000 / runs) * (runs < 1_000)
 
 
-def expected_up_to(limit):
-    """Return the mean of min(minutes, limit) at a standard deviation of 2."""
-    below = math.exp(2.0) * norm.cdf(math.log(limit) / 2 - 2)
-    return LISTENERS * (below + limit * norm.sf(math.log(limit) / 2))
+@RUNS
+@EACH_SPLIT
+def test_an_interval_covers_the_effect_on_counts_at_any_split(runs, split):
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(runs):
+        people = simulated_panel(rng, 0.0, uplift=(UPLIFT,), mean=MEAN_EXPOSURES, **split)
+        control, treatment = (arm_of(people.totals(), people.arm == arm) for arm in ARMS)
+        effect = compare(CLICKS, control, treatment, adjusted=False)
+        covered += effect.relative_low <= UPLIFT <= effect.relative_high
+    assert covered / runs >= 0.93 - 0.014 * math.sqrt(1_000 / runs) * (runs < 1_000)
+
+
+def expected_up_to(limit, sd):
+    """Return the mean of min(amount, limit) at a standard deviation of its logarithm."""
+    below = math.exp(sd**2 / 2) * norm.cdf(math.log(limit) / sd - sd)
+    return LISTENERS * (below + limit * norm.sf(math.log(limit) / sd))
+
+
+HIDES, SPENT = replace(CLICKS, bad=True), MINUTES
+
+
+def holds(runs, draw, metric, margin):
+    """Return the shares of runs in which a guardrail holds.
+
+    That is at any look, at the last one, and at the declared end.
+    """
+    rng, found = np.random.default_rng(1), Counter()
+    declaration = Experiment("x", "x", (), guardrails={metric.name: margin})
+    for _ in range(runs):
+        people = draw(rng)
+        (curve,) = daily(people, ARMS, [metric])
+        states = []
+        for day in range(Experiment.min_days - 1, LOOKS):
+            if min((people.first_day[people.arm == arm] <= day).sum() for arm in ARMS) >= MIN_VIEWERS:
+                row = rows_on(metric, curve, day)
+                states.append(state(metric, row, people, declaration, ended=False))
+        at_the_end = state(metric, row, people, declaration, ended=True) == "holds"
+        found.update({"any": "holds" in states, "last": states[-1] == "holds", "end": at_the_end})
+    return {name: found[name] / runs for name in ("any", "last", "end")}
+
+
+def state(metric, row, people, declaration, *, ended):
+    """Return what the report of a day says of a guardrail."""
+    (one,) = of_metrics({metric.name: row}, [metric], declaration, people, ARMS, ended=ended)
+    return one["state"]
+
+
+def guarded(metric, split):
+    """Return draws of a panel without an effect, and of one that is worse by a quarter or more.
+
+    With so wide a margin, most experiments of the split can show that nothing changed.
+    """
+    draw = partial(simulated_panel, back=0.0, mean=MEAN_EXPOSURES, **SPLITS[split])
+    size = {"50/50": 0.25, "95/5": 0.4}[split]
+    # Fewer minutes, and more of what is bad.
+    return draw, partial(draw, uplift=(size if metric.bad else -size,))
+
+
+def true_effect(draw, metric):
+    """Return the relative effect on the mean of what counts, from very many viewers."""
+    people = draw(np.random.default_rng(2), viewers=1_000_000)
+    most, _ = capped(people.totals(), people.rows(ARMS))
+    control, treatment = (most[metric.above][people.arm == arm].mean() for arm in ARMS)
+    return treatment / control - 1
+
+
+@PROOF
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("metric", [HIDES, SPENT], ids=["hides", "minutes"])
+def test_a_guardrail_that_is_worse_by_its_margin_holds_at_few_looks_and_one_unchanged_at_most(
+    runs, split, metric
+):
+    draw, worse = guarded(metric, split)
+    margin = abs(true_effect(worse, metric))
+    worsened = holds(runs, worse, metric, margin)
+    assert max(worsened["any"], worsened["end"]) <= 0.05
+    unchanged = holds(runs, draw, metric, margin)
+    assert min(unchanged["last"], unchanged["end"]) >= 0.8
 
 
 RATIO = [JOIN_RATE, BY_NAME["join_per_viewer"], EXPOSURES]
@@ -208,7 +298,7 @@ def test_more_exposures_at_equal_joins_have_not_lost(runs):
     assert checked["lost"] <= 0.064
 
 
-@pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
+@PROOF
 def test_more_exposures_at_equal_joins_have_not_lost_at_any_look(runs):
     assert shown_at_a_look(runs, partial(some, more=0.08), RATIO)["lost"] <= 0.064
 
@@ -220,13 +310,13 @@ def test_a_better_rate_at_equal_exposures_is_found_as_often_as_by_the_ratio_alon
     assert checked["won"] >= alone["won"] - 0.02
 
 
-@pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
+@PROOF
 def test_busy_weekends_show_no_effect_where_there_is_none(runs):
     week = partial(simulated_panel, back=0.2, busy=(2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0))
     assert sum(shown_at_a_look(runs, week, RATIO).values()) <= 0.064
 
 
-@pytest.mark.parametrize("runs", [pytest.param(MANY, marks=proof)])
+@PROOF
 def test_an_effect_of_the_weekend_needs_a_week_to_even_out(runs):
     """An effect of +40 % on two days and -16 % on five is none over a week: hence `min_days: 7`."""
     week = partial(some, uplift=(0.4, 0.4, *[-0.16] * 5), viewers=2 * VIEWERS)
