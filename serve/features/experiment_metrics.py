@@ -53,11 +53,6 @@ def metrics_of(surface: Surface) -> tuple[Metric, ...]:
     return (*chain.from_iterable(of_outcomes), ACTIVE_DAYS, EXPOSURES)
 
 
-def per_viewer(outcome: str) -> str:
-    """Return the name of the metric that counts an outcome by viewer."""
-    return f"{outcome}_per_viewer"
-
-
 def no_metric(name: str, surface: Surface) -> str:
     """Return the message that a surface has no metric of this name, with the one that is meant.
 
@@ -65,10 +60,9 @@ def no_metric(name: str, surface: Surface) -> str:
     """
     known = [metric.name for metric in metrics_of(surface)]
     stays = [outcome for outcome, declared in surface.outcomes.items() if declared.until]
-    if name.endswith("_rate"):
-        meant = f"{name.removesuffix('_rate')}_per_exposure"
-    else:
-        meant = per_viewer(stays[0] if name == "minutes" and stays else name.removesuffix("s"))
+    counted = stays[0] if name == "minutes" and stays else name.removesuffix("s")
+    rate = name.removesuffix("_rate")
+    meant = f"{counted}_per_viewer" if rate == name else f"{rate}_per_exposure"
     if meant in known:
         return f"there is no metric {name!r}; it is called {meant!r}"
     return f"{unknown('metric', name, known)} (an outcome of the surface gives NAME_per_viewer and NAME_per_exposure)"

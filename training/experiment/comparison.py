@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from tea_tasting.aggr import Aggregates
 
 from serve.features.experiment_metrics import ACTIVE_DAYS, Metric
@@ -25,12 +24,6 @@ RECENT_DAYS = 7
 CAP, CAP_OF_SOME = 0.99, 0.95
 # Names of control and treatment.
 Arms = tuple[str, str]
-
-
-def available(metrics: Sequence[Metric], events: pd.DataFrame) -> list[Metric]:
-    """Return the metrics whose events the log holds."""
-    kinds = set(events["kind"].unique())
-    return [metric for metric in metrics if kinds.issuperset(metric.events)]
 
 
 def comparisons(

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from serve.contract.errors import TabrankError
-from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of, per_viewer
+from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of
 from serve.features.surface import Surface
 from serve.storage.atomic_files import draft_of
 from training.experiment import guardrails
-from training.experiment.comparison import available, comparisons, days_needed
+from training.experiment.comparison import comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.page import page
 from training.experiment.panel import Panel, panel
@@ -66,8 +66,8 @@ def report(
     num_exposures = int(here["arm"].isin(arms).sum())
     num_days = span.whole_days(span.end_ms if ended else span.last_ms)
     early = too_early(declaration, num_days, num_exposures, viewers)
-    every = metrics_of(surface)
-    metrics = available(every, events)
+    every, kinds = metrics_of(surface), set(events["kind"].unique())
+    metrics = [metric for metric in every if kinds.issuperset(metric.events)]
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ def report(
         result, reason = verdict(row, smallest, ended=ended)
         against = guardrails.harm(tested) if result == "won" else []
         if primary.below:
-            parts = rows_of[per_viewer(primary.above)], rows_of[EXPOSURES.name]
+            parts = rows_of[f"{primary.above}_per_viewer"], rows_of[EXPOSURES.name]
             against += by_denominator(result, *parts, ended=ended)
         wanted = row.get("viewers_needed")
         if against:
@@ -200,15 +200,13 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     """Return the declared primary metric, or by default the first outcome of the log per viewer."""
-    if declaration.primary_metric is None:
-        return metrics[0]
     known = {metric.name: metric for metric in metrics}
-    if declaration.primary_metric not in known:
+    wanted = declaration.primary_metric or metrics[0].name
+    if wanted not in known:
         raise TabrankError(
-            f"{declaration.source}: primary_metric {declaration.primary_metric!r} is not in this log; "
-            f"use one of {', '.join(known)}"
+            f"{declaration.source}: primary_metric {wanted!r} is not in this log; use one of {', '.join(known)}"
         )
-    return known[declaration.primary_metric]
+    return known[wanted]
 
 
 def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str, Any]:

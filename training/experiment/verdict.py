@@ -76,9 +76,8 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     interval = deciding(metric, ended)
     low, high = interval["low"], interval["high"]
     reason = f"{title} {sized(effect)}, 95 % interval {span(interval)}, {DECIDES[ended]}"
-    result: Verdict = "no difference shown"
-    if low > 0 or high < 0:
-        result = "won" if (low > 0) != metric["bad"] else "lost"
+    is_better, is_worse = (high < 0, low > 0) if metric["bad"] else (low > 0, high < 0)
+    result: Verdict = "won" if is_better else "lost" if is_worse else "no difference shown"
     bounds = interval["relative_low"], interval["relative_high"]
     if low <= 0 <= high and None not in bounds and max(-bounds[0], bounds[1]) < smallest_effect:
         reason += f": an effect of {smallest_effect:.1%} or more is excluded"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from tests.support.browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
 from tests.support.evaluation_rows import evaluation
-from tests.support.experiment_log import write_experiment
+from tests.support.experiment_log import SURFACE, write_experiment
 from training.evaluation.report import report_page
 from training.examination.examination import IGNORED
 from training.experiment.declared import Declared
@@ -50,7 +50,7 @@ def pages(tmp_path_factory, surface):
     found = json.loads(json.dumps(evaluation(surface)))
     (folder / "model" / "report.html").write_text(report_page(MANIFEST, found))
     log = write_experiment(folder / "log", uplift=0.5, days=3)
-    write_report(folder / "experiment", report(log, Declared("launch")))
+    write_report(folder / "experiment", report(log, Declared("launch"), SURFACE))
     trace = folder / "trace.csv"
     trace.write_text("t_s,offered_rps\n" + "".join(f"{at},{20 + 10 * at}\n" for at in range(6)))
     done = CliRunner().invoke(app, ["plan", "--trace", str(trace), "--out", str(folder / "plan")])
