@@ -45,8 +45,11 @@ def report(
     if declaration.source is None:
         why = f"{at} declares no experiment {name!r}" if is_there else f"{at} does not exist"
         print_progress(f"{why}: using the log alone, with defaults")
-    of_log = load_surface(surface) if surface else of_file
-    if of_log is None:
+    if surface is not None:
+        of_log = load_surface(surface)
+    elif of_file is not None:
+        of_log = of_file.load_surface(at.parent)
+    else:
         raise TabrankError(
             f"--surface: the metrics are those of the surface's outcomes, and {at} names no surface; give the one "
             "that served, such as --surface spaces or --surface surface.toml"

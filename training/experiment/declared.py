@@ -13,7 +13,6 @@ from serve.config.settings import POPULAR, AppArgs, Arm, Experiment
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
 from serve.contract.validation import table
-from serve.features.surface import Surface
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class Declared(Experiment):
         return POPULAR if POPULAR in named or not named else named[0]
 
 
-def declared(path: Path, name: str) -> tuple[Declared, Surface | None]:
+def declared(path: Path, name: str) -> tuple[Declared, AppArgs | None]:
     """Read the experiment of this name from a file, or return defaults if the file has none.
 
-    The surface is that of the application that declares it, or else of the file's only one.
+    The arguments name the surface of the application that declares it, or else of the only one.
 
     Uses the service's reader for this block and ignores the rest of the file.
 
@@ -49,19 +48,15 @@ def declared(path: Path, name: str) -> tuple[Declared, Surface | None]:
             f"--config {path}: cannot be read ({error.strerror}); give the cluster.yaml that declares {name}"
         ) from None
     found = list(_experiments(path, parse(path, raw)))
-    surfaces = {surface for _, _, surface in found}
-    for where, given, surface in found:
+    for where, given, args in found:
         if given.get("name") == name:
-            experiment = read(Experiment, given, where)
-            return Declared(**vars(experiment), source=str(path)), _load(surface, path)
-    return Declared(name), _load(surfaces.pop(), path) if len(surfaces) == 1 else None
+            return Declared(**vars(read(Experiment, given, where)), source=str(path)), args
+    return Declared(name), found[0][2] if len(found) == 1 else None
 
 
-def _load(surface: object, path: Path) -> Surface | None:
-    return AppArgs(surface).load_surface(path.parent) if isinstance(surface, str) else None
-
-
-def _experiments(path: Path, document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], object]]:
+def _experiments(
+    path: Path, document: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any], AppArgs | None]]:
     for where, application in _listed(document.get("applications"), f"{path}: applications"):
         if application.get("import_path") != OUR_APPLICATION:
             continue
@@ -69,8 +64,9 @@ def _experiments(path: Path, document: Mapping[str, Any]) -> Iterator[tuple[str,
             if deployment.get("name") == OUR_INGRESS:
                 config = table(deployment.get("user_config") or {}, f"{here}.user_config")
                 inside = f"{here}.user_config.experiment"
-                args = table(application.get("args") or {}, f"{where}.args")
-                yield inside, table(config.get("experiment") or {}, inside), args.get("surface")
+                surface = table(application.get("args") or {}, f"{where}.args").get("surface")
+                args = AppArgs(surface) if isinstance(surface, str) else None
+                yield inside, table(config.get("experiment") or {}, inside), args
 
 
 def _listed(value: object, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1042,9 +1042,15 @@ def test_the_surface_is_that_of_the_application_beside_the_file(won, tmp_path, s
         "[{name: FeatureFetch, user_config: {experiment: {name: %s}}}]}\n"
     )
     path.write_text("applications:\n" + application % ("mine.toml", "other"))
-    _, surface = declared(path, "launch")
-    assert surface.name == "launch"
+    _, args = declared(path, "launch")
+    assert args.load_surface(path.parent).name == "launch"
     path.write_text(path.read_text() + application % ("spaces", "another"))
     assert declared(path, "launch") == (Declared("launch"), None)
-    done = run("report", "--log", won, "--experiment", "launch", "--config", path)
+    known = ("report", "--log", won, "--experiment", "launch", "--config", path)
+    done = run(*known)
     assert (done.exit_code, "names no surface" in done.stderr) == (2, True)
+    # One that is given stands for one of the file, also if that is missing.
+    arms = "{model: {scorer: current, share: 0.5}, popular: {scorer: popular, share: 0.5}}"
+    path.write_text("applications:\n" + application % ("missing.toml", f"launch, salt: s, arms: {arms}"))
+    assert "missing.toml: no such surface file" in run(*known).stderr
+    assert run(*known, "--surface", surface_file).exit_code == 0
