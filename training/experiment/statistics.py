@@ -77,7 +77,7 @@ def aggregates(columns: Mapping[str, F64]) -> Aggregates:
 def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjusted: bool) -> Effect | None:
     """Return the effect of the treatment, adjusted by the pre-period if `adjusted`.
 
-    Returns None if neither arm varies. One arm may be constant, for example without any join:
+    Returns None if neither arm varies. One arm may be constant, for example without any event:
     Welch's test needs one arm that varies.
     """
     arms = control, treatment
