@@ -209,6 +209,8 @@ def test_a_shadow_that_is_not_published_is_refused_without_such_an_arm(tmp_path)
             "primary_metric: there is no metric 'joins'; it is called 'join_per_viewer'",
         ),
         ("primary_metric: join", "primary_metric: there is no metric 'join'; it is called 'join_per_viewer'"),
+        # The first stay of the surface.
+        ("primary_metric: minutes", "there is no metric 'minutes'; it is called 'stay_per_viewer'"),
         ("primary_metric: likes", "unknown metric 'likes'"),
         ("primary_metric: likes", "an outcome of the surface gives NAME_per_viewer and NAME_per_exposure"),
         (
@@ -225,18 +227,6 @@ def test_a_metric_that_the_surface_does_not_give_is_refused_with_the_name_that_i
     with pytest.raises(TabrankError) as caught:
         read(written(tmp_path, f"{text}        {setting}\n"))
     assert message in str(caught.value)
-
-
-def test_the_listening_time_of_earlier_versions_is_that_of_the_first_stay(tmp_path):
-    spaces = SHIPPED.parent / "serve/surfaces/spaces.toml"
-    stay = '{ event = "join", until = "leave", cap = "60m", within = "4h" }'
-    lines = [line for line in spaces.read_text().splitlines() if not line.startswith("outcomes")]
-    at = lines.index('popular = "audience"')
-    lines[at:at] = ['outcomes.join = { event = "join", within = "30m" }', f"outcomes.listened = {stay}"]
-    (tmp_path / "own.toml").write_text("\n".join(lines))
-    text = OURS.replace("20260101T000000Z-abcd", "current").replace("surface: spaces", "surface: own.toml")
-    with pytest.raises(TabrankError, match="no metric 'minutes'; it is called 'listened_per_viewer'"):
-        read(written(tmp_path, f"{text}        primary_metric: minutes\n"))
 
 
 def test_a_second_application_of_a_surface_is_refused(tmp_path):
