@@ -165,7 +165,7 @@ def _live(schema: Schema, candidates: CandidateRows, store: Store) -> CandidateT
 
 
 async def _zeros(model: str, matrix: Matrix, request_of_row: I64) -> NDArray[np.float32]:
-    return np.zeros(len(matrix.numeric), np.float32)
+    return np.zeros((len(matrix.numeric), 1), np.float32)
 
 
 def _query(cell: _Cell, draw: random.Random) -> Query:

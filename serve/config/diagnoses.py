@@ -20,7 +20,7 @@ from serve.config.settings import AppArgs, Arm, UserConfig
 from serve.contract.errors import StateMismatch, StoreMissing, StoreUnavailable, TabrankError
 from serve.contract.validation import UNITS_MS, duration, spelled
 from serve.features.matrix import Features
-from serve.model.artifact import CANARY, CURRENT, pointed
+from serve.model.artifact import CANARY, CURRENT, Artifact, pointed
 from serve.model.compatibility import load_for
 from serve.stores.factory import name_of, open_store, shown
 from serve.stores.protocol import LOAD, Store
@@ -174,6 +174,12 @@ class DeclaredService:
         """Diagnose arms without a model if they need one and have viewers."""
         if names := [arm.name for arm in without if arm.by_model and arm.share]:
             yield self.diagnosis("no_model", arms=", ".join(names))
+
+    def arms_without_outcomes(self, named: Iterable[tuple[Arm, Artifact | None]]) -> Iterator[Diagnosis]:
+        """Diagnose arms that weigh an outcome which the artifact that they name does not predict."""
+        for arm, artifact in named:
+            if artifact is not None and (why := arm.lacks(artifact.outcomes, artifact.version)):
+                yield self.error_fault("outcomes_missing", TabrankError(why))
 
     def foreign_names(self) -> Iterator[Diagnosis]:
         """Diagnose names that belong to another surface."""

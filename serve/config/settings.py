@@ -10,20 +10,32 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StrictBool,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from serve.contract.errors import TabrankError, did_you_mean
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
 from serve.contract.validation import milliseconds
 from serve.features.baseline import NO_RULE
 from serve.features.experiment_metrics import metrics_of, no_metric
+from serve.features.outcomes import Weight, check_weights
 from serve.features.surface import Surface, load_surface
-from serve.model.artifact import VERSION, require
+from serve.model.artifact import CANARY as CANARY_POINTER
+from serve.model.artifact import CURRENT as CURRENT_POINTER
+from serve.model.artifact import VERSION, outcomes_of, pointed, require
 from serve.model.scorer_cache import MAX_VERSIONS
 from serve.model.scorers import Backend
 
@@ -119,6 +131,8 @@ class Arm:
             canary), or an artifact's version.
         share: Share of the viewers.
         explore: Share of rankings whose order is drawn, for `training experiment offline`.
+        weights: What one unit of an outcome is worth in this arm. Outcomes that it does not name
+            keep the surface's weights.
     """
 
     __pydantic_config__ = STRICT
@@ -129,6 +143,7 @@ class Arm:
     ]
     share: Share
     explore: Share = 0.0
+    weights: Mapping[str, Weight] = field(default_factory=dict)
 
     @property
     def by_model(self) -> bool:
@@ -151,6 +166,23 @@ class Arm:
         if explore and scorer in HEURISTICS:
             raise ValueError(f"orders are drawn from a model's scores, and {scorer} has none; leave it out")
         return explore
+
+    @field_validator("weights")
+    @classmethod
+    def _has_predictions(cls, weights: Mapping[str, float], info: ValidationInfo) -> Mapping[str, float]:
+        scorer = info.data.get("scorer")
+        if weights and scorer in HEURISTICS:
+            raise ValueError(f"they weigh a model's predictions, and {scorer} has none; leave them out")
+        return weights
+
+    def lacks(self, outcomes: Mapping[str, float], version: str) -> str | None:
+        """Return why a version that predicts these outcomes cannot rank; None if it can."""
+        if self.weights.keys() <= outcomes.keys():
+            return None
+        return (
+            f"arm {self.name} weighs {', '.join(self.weights)}, and version {version} predicts "
+            f"{', '.join(outcomes)}; leave the others out, or fit with a weight for each in the surface"
+        )
 
 
 @dataclass(frozen=True)
@@ -342,11 +374,18 @@ class UserConfig:
             named["shadow", "version"] = self.shadow.version
         return {path: version for path, version in named.items() if VERSION.fullmatch(version)}
 
-    def misfits(self, surface: Surface, models: Path) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield the path of each setting that the surface or the models lack, and the error."""
+    def misfits(
+        self, surface: Surface, models: Path, *, of_pointers: bool = True
+    ) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the path of each setting that the surface or the models lack, and the error.
+
+        Without `of_pointers`, weights are not compared with the versions that pointers name now.
+        """
         for arm in self.experiment.arms:
             if arm.scorer == BASELINE and surface.baseline is None:
                 yield ("experiment", "arms", arm.name, "scorer"), NO_RULE
+            at = ("experiment", "arms", arm.name, "weights")
+            yield from ((at + step, error) for step, error in _misweighed(arm, surface, models, of_pointers))
         for below, error in self.experiment.misfits(surface):
             yield ("experiment", *below), error
         for path, version in self.versions.items():
@@ -364,6 +403,29 @@ class UserConfig:
             if first != key.name:
                 raise refusal(((key.name, "sha256"), f"it is also the key of {first!r}; create another"))
         return keys
+
+
+def _misweighed(
+    arm: Arm, surface: Surface, models: Path, of_pointers: bool
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield what the surface, or the versions that the arm names, lack of an arm's weights."""
+    if not arm.weights:
+        return
+    try:
+        check_weights(surface.worth | dict(arm.weights), surface.outcomes)
+    except ValidationError as error:
+        yield from ((one["loc"], one["msg"]) for one in error.errors(include_url=False))
+        return
+    # The canary ranks if there is one.
+    pointers = (CANARY_POINTER, CURRENT_POINTER) if arm.scorer == CANARY else (CURRENT_POINTER,)
+    named = [arm.scorer]
+    if arm.scorer in (CURRENT, CANARY):
+        with suppress(TabrankError):
+            named = [pointed(models, pointer) for pointer in pointers] if of_pointers else []
+    for version in filter(None, named):
+        outcomes = outcomes_of(models / version)
+        if outcomes is not None and (why := arm.lacks(outcomes, version)):
+            yield (), why
 
 
 @lru_cache(64)

@@ -27,10 +27,18 @@ LIMIT = (
 REASONS = (
     "With `explain`: the features that moved the candidate most, largest first; null if none were computed."
 )
-SCORE = "P(label if looked at), or null if not scored: ended and unknown candidates never are."
+SCORE = (
+    "The utility: the sum of weight times prediction, each if looked at. With one outcome of weight 1 it is "
+    "the outcome's probability. Null if not scored: ended and unknown candidates never are."
+)
+PREDICTIONS = (
+    "The expected amount of each outcome if looked at, in its unit: events, minutes, or the sum's; null if not "
+    "scored. Left out if there is one outcome."
+)
 UNKNOWN = "Ids without a stored record and stated fields; they come last, unless the surface scores them."
 TRAFFIC = "Default live. Test traffic counts no impressions, and training ignores it."
 
+ADDS = "What the value adds to the score: in log-odds of a probability, else in units of the utility."
 EXPLAIN = '`true` returns feature values and reasons, `"reasons"` reasons alone; default false.'
 # What a ranking tells of its candidates.
 Explain = bool | Literal["reasons"]
@@ -93,7 +101,7 @@ class Reason(Struct):
     value: Annotated[FeatureValue, Meta(description="The candidate's value, as in `features`.")]
     typical: Annotated[FeatureValue, Meta(description="The value of the request's typical candidate.")]
     unit: Annotated[str | None, Meta(description="The values' unit; yes/no of 1 and 0.")]
-    contribution: Annotated[float, Meta(description="What the value adds to the score, in log-odds.")]
+    contribution: Annotated[float, Meta(description=ADDS)]
 
 
 class Ranked(Struct):
@@ -102,6 +110,7 @@ class Ranked(Struct):
     candidate: str
     score: Annotated[float | None, Meta(description=SCORE)]
     position: Annotated[int, Meta(ge=1)]
+    predictions: Annotated[dict[str, float] | None, Meta(description=PREDICTIONS)] | UnsetType = UNSET
     features: dict[str, Any] | UnsetType = UNSET
     reasons: Annotated[list[Reason] | None, Meta(description=REASONS)] | UnsetType = UNSET
 

@@ -12,9 +12,11 @@ from serve.contract.rankings import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARA
 from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
 from serve.features.outcomes import Outcome
 from serve.ranking.service import RankingService
+from serve.ranking.utility import effective_weights
 
 LIMITS = (MAX_CANDIDATES, MAX_ID_CHARACTERS, MAX_BODY_BYTES, MAX_EVENTS_BODY_BYTES, MAX_RECORDS)
 WEIGHTS = "What one unit of each predicted outcome is worth, unless an arm has its own weights."
+ARM_WEIGHTS = "Its own weights, and the surface's of outcomes that it does not name; none without a model."
 Version = Annotated[str | None, Meta(description="A published version; null for none.")]
 
 
@@ -45,6 +47,7 @@ class ArmInUse(Struct):
     share: float
     explore: float
     model: Version
+    weights: Annotated[dict[str, float], Meta(description=ARM_WEIGHTS)]
 
 
 class ExperimentInUse(Struct):
@@ -129,7 +132,14 @@ def description(service: RankingService) -> Description:
 def _experiment(service: RankingService) -> ExperimentInUse:
     experiment = service.config.experiment
     arms = [
-        ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, service.models.version_for(arm))
+        ArmInUse(
+            arm.name,
+            arm.scorer,
+            arm.share,
+            arm.explore,
+            service.models.version_for(arm),
+            effective_weights(service.surface, arm),
+        )
         for arm in experiment.arms
     ]
     return ExperimentInUse(experiment.name, experiment.start_ms, experiment.end_ms, experiment.holdout, arms)

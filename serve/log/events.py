@@ -45,15 +45,22 @@ class Ended(Struct, tag_field="type", tag="ended", forbid_unknown_fields=True, o
     ts_ms: int | None = None
 
 
-class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=True, omit_defaults=True):
+class Exposure(Struct, tag_field="type", tag="exposure", omit_defaults=True):
     """One answered ranking.
 
-    `candidates` are in the order shown, up to the limit. `scores` are float32, NaN where the model
-    did not score. `experiment` is None for a viewer in none, `share` the arm's share in it.
+    Unknown fields are ignored: when a release deploys, its replicas may send exposures with new
+    fields to the writer of the release before, which must not refuse them.
+
+    `candidates` are in the order shown, up to the limit. `scores`, the utilities, are float32, NaN
+    where the model did not score. `predictions` are float32, the amounts of all outcomes of the
+    first candidate, then of the next; without them there is one outcome. `weights` name these
+    outcomes in order, with the weights applied; without them the score is a probability.
+    `experiment` is None for a viewer in none, `share` the arm's share in it.
     `seen_seq` is the number of the last record in the features. `stated` holds the fields that the
     request stated, by candidate. `latency_ms` runs from the request's arrival in the replica to its
     answer. `degraded` gives the reasons of a degraded answer. `propensity`, of a randomized order,
-    is the probability of each pick given the picks before it. `numeric` (float32) and `category`
+    is the probability of each pick given the picks before it, and `draw` the float32 log weight of
+    each candidate, −inf for those not drawn. `numeric` (float32) and `category`
     (uint64) are the feature matrix of a sampled share of exposures, rows as shown; `surface` then
     names the declaration of the features (`Surface.fingerprint`, its first 12 digits).
     """
@@ -78,6 +85,9 @@ class Exposure(Struct, tag_field="type", tag="exposure", forbid_unknown_fields=T
     numeric: bytes | None = None
     category: bytes | None = None
     surface: str | None = None
+    predictions: bytes | None = None
+    weights: dict[str, float] = {}
+    draw: bytes | None = None
 
 
 Record = ClientRecord | Ended | Exposure

@@ -221,11 +221,20 @@ class Segments:
         records: list[Exposure] = [record for _, _, record in rows]
         context = [(name, ARROW[type_]) for name, type_ in self.types["context"].items()]
         kinds = EXPOSURE | ({"context": pa.struct(context)} if context else {})
-        stated = [json.dumps(record.stated) if record.stated else None for record in records]
+        stated, weights = (
+            pa.array(
+                [json.dumps(table) if (table := getattr(record, name)) else None for record in records],
+                pa.string(),
+            )
+            for name in ("stated", "weights")
+        )
         return _columns(records, kinds) | {
             # A candidate without a score has null.
             "scores": _arrays([record.scores for record in records], np.float32, from_pandas=True),
-            "stated": pa.array(stated, pa.string()),
+            "predictions": _arrays([record.predictions for record in records], np.float32, from_pandas=True),
+            "draw": _arrays([record.draw for record in records], np.float32),
+            "stated": stated,
+            "weights": weights,
             "numeric": _arrays([record.numeric for record in records], np.float32),
             "category": _arrays([record.category for record in records], np.uint64),
             **_numbers(rows),

@@ -143,6 +143,13 @@ def state_of(folder: Path) -> str | None:
     return None
 
 
+def outcomes_of(folder: Path) -> dict[str, float] | None:
+    """Return the outcomes that an artifact predicts, as `Artifact.outcomes`, or None."""
+    with suppress(ArtifactRefused):
+        return Artifact(folder, _checked(folder, _read(folder, MANIFEST))).outcomes
+    return None
+
+
 def publish(folder: Path, models: Path) -> str:
     """Verify the artifact in `folder`, copy it to `models`/<version>, and return the version.
 

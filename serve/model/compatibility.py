@@ -23,10 +23,12 @@ def load_for(folder: Path, features: Features) -> Artifact:
 
     Raises:
         StateMismatch: it was trained on another state.
-        TabrankError: it was trained on other columns, or as `load`.
+        TabrankError: it was trained on other columns, or without an outcome that the surface
+            weighs, or as `load`.
     """
     artifact = load(folder)
     _check_state(artifact, features.schema)
+    _check_outcomes(artifact, features.schema.surface)
     artifact = replace(artifact, context=trained_context(artifact, features.schema.surface))
     # Reads the encoder, which the artifact then has: a copy of it would read the file again.
     artifact.encoder.check(features.columns)
@@ -60,6 +62,14 @@ def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
     had = {name for name, of in cells.items() if of["shares"][0] <= MAX_MISSING}
     kinds = [kind for name, kind in surface.features.items() if name in had]
     return tuple({ref.name for kind in kinds for ref in field_refs(kind) if ref.owner == "context"})
+
+
+def _check_outcomes(artifact: Artifact, surface: Surface) -> None:
+    if not surface.worth.keys() <= artifact.outcomes.keys():
+        raise TabrankError(
+            f"the surface {surface.name} weighs {', '.join(surface.worth)}, and it predicts "
+            f"{', '.join(artifact.outcomes)}; fit a model with this surface and publish it"
+        )
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:

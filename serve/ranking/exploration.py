@@ -13,31 +13,55 @@ from numpy.random import Generator
 from serve.features.slots import F32, F64, I64
 
 NEAREST = 1e-6
-"""Clip scores to [1e-6, 1 − 1e-6] in a draw, so that no candidate is surely first or last."""
+"""Clip probabilities to [1e-6, 1 − 1e-6] in a draw, so that no candidate is surely first or last."""
+
+FLAT = 1e-12
+"""Relative deviation of a slate whose utilities are equal but for rounding in float64."""
 
 
-def draw(score: F32, rng: Generator) -> tuple[I64, F64]:
-    """Draw an order: score `[C]`, NaN where unscored → (order `[C]`, propensity `[C]`).
+def draw(score: F32, rng: Generator, *, is_probability: bool = True) -> tuple[I64, F64, F64]:
+    """Draw an order from score `[C]`, NaN where unscored: (order, propensity, log weight), `[C]`.
 
     `order` holds indices into `score`, first pick first. `propensity[k]` is the probability of the
-    k-th pick given the picks before it; their product is the probability of the order. Unscored
-    candidates are not drawn: they follow in their given order with propensity 1.
+    k-th pick given the picks before it; their product is the probability of the order. The log
+    weights are in this order too. Unscored candidates are not drawn: they follow in their given
+    order with propensity 1 and log weight −inf.
     """
     scored = np.flatnonzero(~np.isnan(score))
-    weight = log_weight(score[scored])
+    weight = log_weight(score[scored], is_probability=is_probability)
     # Sorting log weights with Gumbel noise gives such a draw (Yellott 1977, "The relationship
     # between Luce's choice axiom, Thurstone's theory of comparative judgment, and the double
     # exponential distribution").
     picks = np.argsort(-(weight + rng.gumbel(size=len(weight))), kind="stable")
-    propensity = np.ones(len(score))
+    propensity, drawn = np.ones(len(score)), np.full(len(score), -np.inf)
     propensity[: len(picks)] = pick_probability(weight[picks])
-    return np.concatenate([scored[picks], np.flatnonzero(np.isnan(score))]), propensity
+    drawn[: len(picks)] = weight[picks]
+    return np.concatenate([scored[picks], np.flatnonzero(np.isnan(score))]), propensity, drawn
 
 
-def log_weight(score: F32 | F64) -> F64:
-    """Return the log weight of each score: its log-odds."""
+def log_weight(score: F32 | F64, *, is_probability: bool = True) -> F64:
+    """Return the log weight of each score, NaN where it is.
+
+    Of a probability these are its log-odds. Of another utility it is the distance from the mean of
+    its slate, the last axis, in standard deviations of the slate: utilities have neither a zero nor
+    a unit of their own. It is 0 where all are equal.
+    """
+    if not is_probability:
+        return _standardized(score.astype(np.float64))
     p = np.clip(score.astype(np.float64), NEAREST, 1.0 - NEAREST)
     return np.asarray(np.log(p) - np.log1p(-p), np.float64)
+
+
+def _standardized(score: F64) -> F64:
+    known = ~np.isnan(score)
+    num = np.maximum(known.sum(axis=-1, keepdims=True), 1)
+    distance = score - np.where(known, score, 0.0).sum(axis=-1, keepdims=True) / num
+    square = np.where(known, distance, 0.0) ** 2
+    deviation = np.sqrt(square.sum(axis=-1, keepdims=True) / num)
+    # What is left of equal scores is rounding.
+    least = FLAT * np.max(np.abs(score), axis=-1, keepdims=True, initial=0.0, where=known)
+    is_flat = deviation <= least
+    return np.where(is_flat & known, 0.0, distance / np.where(is_flat, 1.0, deviation))
 
 
 def pick_probability(weight: F64) -> F64:

@@ -16,6 +16,8 @@ from serve.features.slots import F32, F64, I64
 # Standing of a candidate: those of a higher one come later, without a score, whatever their worth.
 LIVE, ENDED, UNKNOWN = range(3)
 Standings = NDArray[np.int8]
+# Sort key that no score reaches: it is above every float32.
+BEHIND = 1e39
 
 # Arms that order by neither model nor popularity: the worth of one request's candidates, given
 # their popularity. They need no state, so they rank even while the store is down.
@@ -30,8 +32,8 @@ def ordered(request_of_row: I64, score: F32, worth: F64, standing: Standings) ->
 
     Ties keep the given order. Returns row numbers `[R]`, those of a request together.
     """
-    # Sort keys above every score: the negated scores are -1 to 0.
-    key = np.where(np.isnan(score), standing + np.float32(1.0), -score)
+    # A score may be any number, such as a utility of -3.
+    key = np.where(np.isnan(score), BEHIND * (1.0 + standing), -score.astype(np.float64))
     return np.lexsort((-worth, key, request_of_row))
 
 

@@ -10,6 +10,7 @@ from serve.config.settings import Arm
 from serve.contract.rankings import Explain
 from serve.features.matrix import Matrix
 from serve.features.slots import F32, F64, I64
+from serve.ranking.utility import PROBABILITY, Weighing
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -37,17 +38,21 @@ class Query(msgspec.Struct, frozen=True):
     num_scored: int
     # Whether the context lacks a field that the model's training rows had.
     lacks_context: bool = False
+    # What the arm makes of the outcomes that the model predicts.
+    weighing: Weighing = PROBABILITY
 
 
 class Slate(msgspec.Struct, frozen=True):
     """One ranked query.
 
-    `order` `[C]` holds indices into `candidates`, best first; `score` `[C]` is NaN where unscored.
+    `order` `[C]` holds indices into `candidates`, best first; `score` `[C]`, the utility, is NaN
+    where unscored. `shares` `[C, O]` are the predictions of the outcomes as shares of their caps.
     """
 
     query: Query
     order: I64
     score: F32
+    shares: F32
     rung: str
     degraded: tuple[str, ...]
     model: str | None
@@ -57,8 +62,10 @@ class Slate(msgspec.Struct, frozen=True):
     seen_seq: int
     # Features of the rows, if the query keeps them.
     matrix: Matrix | None
-    # `[C]` probability of each pick given the picks before it, if the order was drawn.
+    # `[C]` probability of each pick given the picks before it, and log weight of each, in the order
+    # shown, if the order was drawn.
     propensity: F64 | None
+    draw: F32 | None
     stage_ms: Mapping[str, float]
     # Candidates that are last because they are unknown.
     num_unknown: int = 0

@@ -1,7 +1,7 @@
-"""Rank a batch of requests: hydrate → features → score → order → re-rank.
+"""Rank a batch of requests: hydrate → features → score → utility → order → re-rank.
 
 Shapes: B requests; R rows, one per request and candidate, those of a request together; C candidates
-of one request.
+of one request; O outcomes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from serve.ranking.exploration import draw
 from serve.ranking.hydration import HydratedBatch, Hydrator, OnDegraded
 from serve.ranking.order import LIVE, UNKNOWN, WORTHS, missing_last, most_popular, ordered
 from serve.ranking.query import Query, Slate
-from serve.ranking.scoring import CallModel, model_scores
+from serve.ranking.scoring import CallModel, model_shares
 from serve.ranking.slate import rerank
+from serve.ranking.utility import utilities
 from serve.stores.candidate_table import CandidateTable
 
 NOTHING_DONE = {"features": 0.0, "score": 0.0}
@@ -52,16 +53,18 @@ class Ranker:
         rows, matrix, popularity = self._features(batch)
         worth = self._worth(batch, rows, matrix, popularity)
         computed = time.perf_counter()
-        score = await model_scores(batch, rows, matrix, self._call_model, self._on_degraded)
+        shares = await model_shares(batch, rows, matrix, self._call_model, self._on_degraded)
+        score = utilities(shares, [query.weighing for query in queries], batch.request_of_row)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
         self._on_batch(len(matrix.numeric), stage_ms)
-        return _slates(batch, score, worth, matrix, stage_ms)
+        return _slates(batch, shares, score, worth, matrix, stage_ms)
 
     def popular(self, queries: Sequence[Query], reasons: Sequence[str]) -> list[Slate]:
         """Return the popular order from the candidate table; `reasons` say why it is not scored."""
         batch = self._hydrator.without_viewers(queries, reasons)
-        unscored = np.full(len(batch.numbers), np.nan, np.float32)
-        return _slates(batch, unscored, self._popularity(batch).astype(np.float64), None, NOTHING_DONE)
+        unscored = np.full((len(batch.numbers), 1), np.nan, np.float32)
+        worth = self._popularity(batch).astype(np.float64)
+        return _slates(batch, unscored, unscored[:, 0], worth, None, NOTHING_DONE)
 
     def _features(self, batch: HydratedBatch) -> tuple[slice | I64, Matrix, F32]:
         """Return the rows to score, their features, and the popularity `[R]` of all rows."""
@@ -110,7 +113,12 @@ class Ranker:
 
 
 def _slates(
-    batch: HydratedBatch, score: F32, worth: F64, matrix: Matrix | None, stage_ms: Mapping[str, float]
+    batch: HydratedBatch,
+    shares: F32,
+    score: F32,
+    worth: F64,
+    matrix: Matrix | None,
+    stage_ms: Mapping[str, float],
 ) -> list[Slate]:
     """Order and re-rank each query's candidates, and state how the order came about."""
     finite = np.isfinite(score)
@@ -125,20 +133,23 @@ def _slates(
         num_unknown = int(np.count_nonzero(batch.standing[part] == UNKNOWN)) if any_unknown else 0
         degraded = _degraded(query, batch.failed[b], finite[part], num_unknown)
         by_model = query.arm.by_model and batch.failed[b] is None
-        places, propensity = order[part] - part.start, None
+        places, propensity, weights = order[part] - part.start, None, None
         # Unscored candidates stay last.
         if query.explore and by_model:
-            drawn, propensity = draw(score[part][places], np.random.default_rng())
+            drawn, propensity, weights = draw(
+                score[part][places], np.random.default_rng(), is_probability=query.weighing.is_share
+            )
             places = places[drawn]
         shown = rerank(query, batch.candidates[part], places, score[part], batch.standing[part])
         # A drawn order that a rule changed is not what was drawn.
         if propensity is not None and not np.array_equal(shown, places):
-            propensity = None
+            propensity = weights = None
         slates.append(
             Slate(
                 query=query,
                 order=shown,
                 score=score[part],
+                shares=shares[part, : len(query.weighing.weights)],
                 rung="fallback" if batch.failed[b] else "partial" if degraded else "full",
                 degraded=degraded,
                 model=query.model if by_model else None,
@@ -148,6 +159,7 @@ def _slates(
                 seen_seq=batch.seen_seq,
                 matrix=whole.rows(part) if whole is not None and query.keep_matrix else None,
                 propensity=propensity,
+                draw=None if weights is None else weights.astype(np.float32),
                 stage_ms=stage_ms,
             )
         )

@@ -1,10 +1,11 @@
 """Reasons of a ranking: what each feature adds, compared with the slate's typical candidate.
 
-Occlusion (Zeiler and Fergus 2014) from both ends: the mean of what a candidate loses in log-odds if
-a feature takes the typical value, and of what the typical candidate gains from the candidate's
+Occlusion (Zeiler and Fergus 2014) from both ends: the mean of what a candidate loses in worth if a
+feature takes the typical value, and of what the typical candidate gains from the candidate's
 value. These are the last and the first step of the orders that a Shapley value averages (1953);
 they give it exactly if features interact in pairs only. What they leave of the difference between
-the two candidates is divided among the features in proportion to their steps.
+the two candidates is divided among the features in proportion to their steps. The worth is the log-odds
+of a probability, and any other utility itself, which may be negative.
 
 Shapes: C scored candidates, of which E are explained; N features; P pairs of a candidate and a
 feature in which it is not typical; F numeric and K category columns.
@@ -12,6 +13,7 @@ feature in which it is not typical; F numeric and K category columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from serve.features.matrix import Columns, Matrix
 from serve.features.slots import F32, F64, I64, Bools
 from serve.model.scorer_cache import untimed
 from serve.ranking.query import Slate
+from serve.ranking.utility import Weighing, utility
 
 # Candidates explained, and rows of their batch: a thread, or a Scorer, which scores nothing else
 # meanwhile, takes 2 to 6 ms for so many.
@@ -30,12 +33,13 @@ MAX_ROWS = 4_000
 MAX_BYTES = 512 * 1024
 # Keep the logarithm finite where a float32 score is 0 or 1.
 SMALLEST = 1e-7
-# Digits of a contribution; beyond them scores differ by rounding.
+# Digits of a contribution in log-odds; beyond them scores differ by rounding. A utility may have any
+# unit, so its largest contribution has so many.
 DIGITS = 4
 
 
 class Explained(NamedTuple):
-    """Contributions `[E, N]` in log-odds of an answer's first candidates.
+    """Contributions `[E, N]` of an answer's first candidates, in log-odds or units of the utility.
 
     Those of a candidate sum to its difference from the typical one, whose row is `typical`; they
     are NaN where a score is.
@@ -64,16 +68,18 @@ async def explain(
     candidate, feature = np.nonzero(differs)
     rows, places = _rows(columns, given.rows(candidate), feature, typical)
     answer = await call(slate.model, rows.to_bytes())
-    odds = _log_odds(untimed(answer, len(rows.numeric))[0][:, 0])[places]
-    without, only = np.split(odds[1:], 2)
-    whole = _log_odds(slate.score[shown[: len(differs)]])
+    weighing = slate.query.weighing
+    worth = _worth(weighing, untimed(answer, len(rows.numeric))[0])[places]
+    without, only = np.split(worth[1:], 2)
+    whole = _worth(weighing, slate.shares[shown[: len(differs)]])
     # [2, E, N]: without the candidate's value, and with it alone.
     steps = np.zeros((2, *differs.shape))
-    steps[:, differs] = whole[candidate] - without, only - odds[0]
+    steps[:, differs] = whole[candidate] - without, only - worth[0]
     contributions, share = steps.mean(axis=0), np.abs(steps).sum(axis=0)
-    rest = whole - odds[0] - contributions.sum(axis=1)
+    rest = whole - worth[0] - contributions.sum(axis=1)
     contributions += share * (rest / np.maximum(share.sum(axis=1), SMALLEST))[:, None]
-    return Explained(typical, np.round(contributions, DIGITS))
+    digits = DIGITS if weighing.is_share else _digits(contributions)
+    return Explained(typical, np.round(contributions, digits))
 
 
 def typical_row(columns: Columns, matrix: Matrix) -> Matrix:
@@ -129,6 +135,14 @@ def _rows(columns: Columns, given: Matrix, feature: I64, typical: Matrix) -> tup
     return rows.rows(first), places
 
 
-def _log_odds(scores: F32) -> F64:
-    p = np.clip(scores.astype(np.float64), SMALLEST, 1 - SMALLEST)
+def _worth(weighing: Weighing, shares: F32) -> F64:
+    """Return the worth `[R]` of shares `[R, O]`: log-odds of a probability, or the utility."""
+    if not weighing.is_share:
+        return utility(shares, weighing.coefficients)
+    p = np.clip(shares[:, 0].astype(np.float64), SMALLEST, 1 - SMALLEST)
     return np.log(p) - np.log1p(-p)
+
+
+def _digits(contributions: F64) -> int:
+    largest = float(np.max(np.abs(contributions), initial=0.0))
+    return DIGITS - math.ceil(math.log10(largest)) if math.isfinite(largest) and largest else DIGITS

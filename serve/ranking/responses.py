@@ -15,7 +15,7 @@ from msgspec import UNSET
 from serve.contract.rankings import RankAnswer, Ranked, Reason, Timing
 from serve.features.kind import Kind
 from serve.features.matrix import Columns, Matrix
-from serve.features.slots import F64
+from serve.features.slots import F32, F64, I64
 from serve.features.surface import Surface
 from serve.log.events import Exposure
 from serve.model.encoder import Encoder
@@ -96,6 +96,10 @@ def answer(
     order = slate.order[: len(shown)].tolist()
     scores = [None if score != score else score for score in slate.score[order].tolist()]
     ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
+    if len(weights := query.weighing.weights) > 1:
+        amounts = _amounts(slate, slate.order[: len(shown)])
+        for each, values in zip(ranked, amounts.tolist(), strict=True):
+            each.predictions = None if each.score is None else dict(zip(weights, values, strict=True))
     if query.explain and slate.matrix is not None:
         values_of = partial(explain, columns, encoder, slate.matrix)
         for each, i in zip(ranked, order, strict=True):
@@ -123,6 +127,13 @@ def answer(
     )
 
 
+def _amounts(slate: Slate, order: I64) -> F32:
+    """Return the predictions `[C, O]` in units of the candidates in this order, NaN where unscored."""
+    amounts = slate.query.weighing.amounts(slate.shares[order])
+    amounts[np.isnan(slate.score[order])] = np.nan
+    return amounts
+
+
 def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> Exposure:
     """Return the log record of a ranking: the order shown, its reasons and its latency.
 
@@ -132,6 +143,9 @@ def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> E
     # Without the store the features are those of blank viewers; training could not reproduce them.
     matrix = None if "store_unavailable" in slate.degraded else slate.matrix
     propensity = None if slate.propensity is None else slate.propensity[: len(shown)].tolist()
+    weighing = query.weighing
+    # The score tells the prediction of one outcome.
+    has_several = slate.model is not None and len(weighing.weights) > 1
     return Exposure(
         request_id=query.request_id,
         ts_ms=query.now_ms,
@@ -153,4 +167,7 @@ def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> E
         numeric=None if matrix is None else matrix.numeric[order].tobytes(),
         category=None if matrix is None else matrix.category[order].tobytes(),
         surface=None if matrix is None else surface,
+        predictions=_amounts(slate, order).tobytes() if has_several else None,
+        weights={} if slate.model is None or weighing.is_share else weighing.weights,
+        draw=None if slate.draw is None else slate.draw[: len(shown)].tobytes(),
     )

@@ -1,4 +1,4 @@
-"""Score: ask each query's model version for the scores of its rows.
+"""Score: ask each query's model version for the predictions of its rows.
 
 `CallModel` leads to the arithmetic in `serve.model.graph`: in this process, as `in_process_scoring`
 decides, or in the deployment `Scorer`.
@@ -15,20 +15,22 @@ from serve.features.slots import F32, I64
 from serve.ranking.hydration import HydratedBatch, OnDegraded
 from serve.ranking.order import UNKNOWN
 
-# (version, rows, request of each row) → scores.
+# (version, rows, request of each row) → shares `[R, O]`.
 CallModel = Callable[[str, Matrix, I64], Awaitable[F32]]
 
 
-async def model_scores(
+async def model_shares(
     batch: HydratedBatch, rows: slice | I64, matrix: Matrix, call_model: CallModel, on_degraded: OnDegraded
 ) -> F32:
-    """Return the scores `[R]` of a batch, NaN where unscored; `matrix` are the features of `rows`.
+    """Return the shares `[R, O]` of a batch, NaN where unscored; `matrix` has the features of `rows`.
 
+    O is the most outcomes that a version of the batch predicts; the others have zeros after theirs.
     Unknown candidates are not scored: training has no rows like theirs.
     Queries whose version cannot score them are marked in `batch.failed`; it never raises.
     """
     request_of_row = batch.request_of_row[rows]
-    scores = np.full(len(request_of_row), np.nan, np.float32)
+    num_outcomes = max(len(query.weighing.weights) for query in batch.queries)
+    shares = np.full((len(request_of_row), num_outcomes), np.nan, np.float32)
     # A batch has one version, except while one version replaces another.
     for version, members in _by_version(batch).items():
         mine: slice | I64 = slice(None)
@@ -40,16 +42,18 @@ async def model_scores(
             continue
         try:
             answered = await call_model(version, asked, request_of_row[mine])
-            if len(answered) != len(asked.numeric):
-                raise ValueError(f"expected {len(asked.numeric)} scores, got {len(answered)}")
-            scores[mine] = answered[:, 0]
+            expected = len(asked.numeric), len(batch.queries[members[0]].weighing.weights)
+            if answered.shape != expected:
+                raise ValueError(f"expected scores of the shape {expected}, got {answered.shape}")
+            shares[mine, : expected[1]] = answered
+            shares[mine, expected[1] :] = 0.0
         # After any failure of the scorer, the popular order is still available.
         except Exception as error:
             on_degraded("scorer_unavailable", error, batch.queries[members[0]].request_id)
             for b in members:
                 batch.failed[b] = "scorer_unavailable"
-    everywhere = np.full(len(batch.numbers), np.nan, np.float32)
-    everywhere[rows] = scores
+    everywhere = np.full((len(batch.numbers), num_outcomes), np.nan, np.float32)
+    everywhere[rows] = shares
     return everywhere
 
 

@@ -21,6 +21,7 @@ from serve.contract.logs import SeldomWarning
 from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
 from serve.features.matrix import Features
 from serve.features.rows import Schema
+from serve.features.slots import F32
 from serve.log.events import MAX_CALL_BYTES, IngestResult
 from serve.model.artifact import Artifact
 from serve.model.scorer_cache import ModelHolder
@@ -36,6 +37,7 @@ from serve.ranking.ranker import Ranker
 from serve.ranking.reasons import Explained, explain
 from serve.ranking.responses import answer, exposure
 from serve.ranking.telemetry import Metrics
+from serve.ranking.utility import Weighings
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.monitor import CallScorer, RolloutMonitor
 from serve.stores.candidate_table import CandidateTable
@@ -72,6 +74,7 @@ class RankingService:
     ) -> None:
         self.args = args
         self.base = base
+        self._is_configured = False
         # Why the last settings were refused.
         self.settings_error: TabrankError | None = None
         # What is wrong with the store, as of a few seconds ago.
@@ -82,6 +85,7 @@ class RankingService:
         self.schema = Schema(self.surface)
         self._surface_name = self.surface.short_fingerprint
         self.config = UserConfig()
+        self._weighings = Weighings(self.surface)
         # When a live ranking logs its features whatever their share, on the monotonic clock.
         self._features_due_s = 0.0
         self._peers = peers
@@ -101,7 +105,13 @@ class RankingService:
             score = self._in_process(call, in_process)
             self._score_reasons = self._in_process(call_for_reasons, in_process).aside
         self.rollout = RolloutMonitor(
-            self.models, score, lambda: self._scored.is_idle, peers.roll_back, self.warn, call
+            self.models,
+            score,
+            lambda: self._scored.is_idle,
+            peers.roll_back,
+            self.warn,
+            call,
+            self._surface_utility,
         )
         self.ranker = Ranker(features, self.live, self.rollout.score_and_watch, self.warn, self.metrics.batch)
         self.exposure_buffer = ExposureBuffer(self.ingest, self.warn)
@@ -135,11 +145,14 @@ class RankingService:
 
         Raises:
             TabrankError: an arm names a version that is not published, or a baseline that the
-                surface does not have; the settings do not change.
+                surface does not have, or weighs an outcome that its version does not predict; the
+                settings do not change.
         """
-        for path, error in config.misfits(self.surface, self.base / self.args.models):
+        models = self.base / self.args.models
+        # A replica that starts takes the settings of those that run, whatever was promoted since.
+        for path, error in config.misfits(self.surface, models, of_pointers=self._is_configured):
             raise TabrankError(f"{'.'.join(('user_config', *path))}: {error}")
-        self.config, self.settings_error = config, None
+        self.config, self.settings_error, self._is_configured = config, None, True
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
         self._scored.max_in_flight = config.max_batches_in_flight
@@ -292,7 +305,12 @@ class RankingService:
             explore=arm.explore > 0 and draw() < arm.explore,
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
             lacks_context=any(request.context.get(name) is None for name in context),
+            weighing=self._weighings.of(arm.weights, artifact),
         )
+
+    def _surface_utility(self, version: str, shares: F32) -> F32:
+        """Return the utilities `[R]` of a version's shares with the weights of the surface."""
+        return self._weighings.of({}, self.models.artifact(version)).utility(shares)
 
     def _logs_features(self, request: RankRequest) -> bool:
         """Return whether to log the features: of a share, and of live rankings now and then."""
@@ -337,9 +355,9 @@ class RankingService:
             yield declared.version_fault(version, error)
         if lost := models.lost:
             yield declared.diagnosis("current_lost", version=lost)
-        yield from declared.arms_without_model(
-            a for a in config.experiment.arms if models.version_for(a) is None
-        )
+        named = [(arm, models.named_by(arm)) for arm in config.experiment.arms]
+        yield from declared.arms_without_model(arm for arm, artifact in named if artifact is None)
+        yield from declared.arms_without_outcomes(named)
         yield from declared.foreign_names()
 
     @property

@@ -46,12 +46,20 @@ class ActiveModels:
         self._history = CachedHistory(folder)
 
     def version_for(self, arm: Arm) -> str | None:
-        """Return the loaded version that ranks for an arm; None if there is none."""
+        """Return the loaded version that ranks for an arm; None if there is none.
+
+        A version that was promoted since may lack an outcome that the arm weighs: it does not rank
+        for this arm, because the order would not be what its weights say.
+        """
+        artifact = self.named_by(arm)
+        is_able = artifact is not None and arm.weights.keys() <= artifact.outcomes.keys()
+        return artifact.version if artifact is not None and is_able else None
+
+    def named_by(self, arm: Arm) -> Artifact | None:
+        """Return the loaded artifact that an arm names, whether or not it can rank for it."""
         if arm.scorer == CANARY_SCORER and self.canary is not None:
-            return self.canary.version
-        if arm.scorer in (CURRENT_SCORER, CANARY_SCORER):
-            return self.current.version if self.current else None
-        return arm.scorer if self.artifact(arm.scorer) else None
+            return self.canary
+        return self.current if arm.scorer in (CURRENT_SCORER, CANARY_SCORER) else self.artifact(arm.scorer)
 
     def artifact(self, name: str | None) -> Artifact | None:
         """Return the artifact of a loaded version, or None."""

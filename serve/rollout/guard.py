@@ -59,14 +59,14 @@ class Trial:
         # (new, incumbent) times of the last pairs, in ms.
         self._times: deque[tuple[float, float]] = deque(maxlen=64)
 
-    def scored(self, scores: F32, now_s: float) -> None:
-        """Record the scores of a batch; takes about 3 µs."""
+    def scored(self, shares: F32, now_s: float) -> None:
+        """Record the predictions `[R, O]` of a batch; takes about 3 µs."""
         tally = self._now(now_s)
         tally["calls"] += 1
-        tally["scores"] += len(scores)
-        num_finite = int(np.count_nonzero(np.isfinite(scores)))
-        if num_finite < len(scores):
-            tally["non_finite"] += len(scores) - num_finite
+        tally["scores"] += len(shares)
+        num_finite = int(np.count_nonzero(np.isfinite(shares).all(axis=1)))
+        if num_finite < len(shares):
+            tally["non_finite"] += len(shares) - num_finite
             rows, bad = self._total("scores"), self._total("non_finite")
             if bad >= MIN_NON_FINITE and bad > MAX_NON_FINITE * rows:
                 self._decide("non_finite", f"{bad} of {rows} scores are not finite")
@@ -94,11 +94,12 @@ class Trial:
         both = ScoreSums()
         for tally in self._tallies:
             both.add(tally)
-        found = both.psi()
+        outcome, found = both.largest_psi()
         if found > self.limits.max_psi + NOISE / num_rows:
+            what = f"predictions of {outcome}" if outcome else "scores"
             self._decide(
                 "shifted",
-                f"its scores of {num_rows} rows are shifted from those of {self.incumbent}: PSI {found:.2f}, "
+                f"its {what} of {num_rows} rows are shifted from those of {self.incumbent}: PSI {found:.2f}, "
                 f"allowed {self.limits.max_psi:g}",
             )
 

@@ -53,7 +53,7 @@ class _Sample(NamedTuple):
 
     batch: _Batch
     again: str
-    scores: F32
+    shares: F32
     took_ms: float
 
 
@@ -62,7 +62,8 @@ class RolloutMonitor:
 
     `roll_back(version, verdict)` reports to the single writer. It is called again until no pointer
     names the version. `rescore` scores a sample again where versions on trial are scored, so that
-    their times compare; `call_scorer` by default.
+    their times compare; `call_scorer` by default. `utility(version, shares)` returns what the shares
+    `[R, O]` of a version are worth to the surface, `[R]`: the order of two versions is compared by it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class RolloutMonitor:
         roll_back: RollBack,
         warn: Warn,
         rescore: CallScorer | None = None,
+        utility: Callable[[str, F32], F32] = lambda version, shares: shares[:, 0],
     ) -> None:
         # A second version for a share of the current version's batches, a live setting.
         self.shadow: Shadow | None = None
@@ -81,6 +83,7 @@ class RolloutMonitor:
         self._models = models
         self._call = call_scorer
         self._rescore = rescore or call_scorer
+        self._utility = utility
         self._is_idle = is_idle
         self._roll_back = roll_back
         self._warn = warn
@@ -95,7 +98,7 @@ class RolloutMonitor:
         self._late: asyncio.Task[F32] | None = None
 
     async def score_and_watch(self, version: str, matrix: Matrix, request_of_row: I64) -> F32:
-        """Score a batch with a version, watching it if on trial; return the scores `[R]`."""
+        """Score a batch with a version, watching it if on trial; return the shares `[R, O]`."""
         batch = _Batch(version, matrix.to_bytes(), request_of_row, self._models.trial(version))
         if batch.trial is None:
             return await self._score(batch)
@@ -116,26 +119,26 @@ class RolloutMonitor:
         trial = batch.trial
         try:
             answer = await self._call(batch.version, batch.payload)
-            scores, took_ms = untimed(answer, len(batch.request_of_row))
+            shares, took_ms = untimed(answer, len(batch.request_of_row))
         except ITS_OWN as error:
             if trial is not None:
                 trial.failed(error, time.monotonic())
                 self._judge(trial)
             raise
-        self._offer(batch, scores, took_ms)
+        self._offer(batch, shares, took_ms)
         if trial is not None:
-            trial.scored(scores[:, 0], time.monotonic())
+            trial.scored(shares, time.monotonic())
             self._judge(trial)
-        return scores
+        return shares
 
-    def _offer(self, batch: _Batch, scores: F32, took_ms: float) -> None:
+    def _offer(self, batch: _Batch, shares: F32, took_ms: float) -> None:
         """Offer a batch to a second version: at most one waits, and a trial replaces a shadow."""
         waiting, trial = self._sample, batch.trial
         if waiting is not None and (trial is None or waiting.batch.trial is not None):
             return
         again = self._shadow_of(batch.version) if trial is None else self._next_pair(trial)
         if again is not None:
-            self._sample = _Sample(batch, again, scores, took_ms)
+            self._sample = _Sample(batch, again, shares, took_ms)
             self._offered.set()
 
     def _next_pair(self, trial: Trial) -> str | None:
@@ -183,19 +186,35 @@ class RolloutMonitor:
         batch = sample.batch
         async with asyncio.timeout(RESCORE_S):
             answer = await self._rescore(sample.again, batch.payload)
-            scores, took_ms = untimed(answer, len(batch.request_of_row))
+            shares, took_ms = untimed(answer, len(batch.request_of_row))
         # Of a trial, the sample has the new version's scores; of a shadow, the current version's.
         if batch.trial is not None:
-            versions = (batch.version, sample.again)
-            pair = ScorePair(sample.scores[:, 0], scores[:, 0], sample.took_ms, took_ms, batch.request_of_row)
+            versions, both = (batch.version, sample.again), (sample.shares, shares)
+            times_ms = sample.took_ms, took_ms
         else:
-            versions = (sample.again, batch.version)
-            pair = ScorePair(scores[:, 0], sample.scores[:, 0], took_ms, sample.took_ms, batch.request_of_row)
-        measures = pair.measures()
+            versions, both = (sample.again, batch.version), (shares, sample.shares)
+            times_ms = took_ms, sample.took_ms
+        new, old = map(self._utility, versions, both)
+        by_outcome = self._shares_of_both(versions, both)
+        measures = ScorePair(new, old, *times_ms, batch.request_of_row, by_outcome).measures()
         self.sums[versions].add(measures)
         if batch.trial is not None:
             batch.trial.compared(measures, time.monotonic())
             self._judge(batch.trial)
+
+    def _shares_of_both(
+        self, versions: tuple[str, str], shares: tuple[F32, F32]
+    ) -> dict[str, tuple[F32, F32]]:
+        """Return the shares `[R]` of each outcome that both versions predict."""
+        places = [
+            {name: place for place, name in enumerate(artifact.outcomes)}
+            for artifact in map(self._models.artifact, versions)
+            if artifact is not None
+        ]
+        if len(places) < len(versions):
+            return {}
+        (new, old), (new_at, old_at) = shares, places
+        return {name: (new[:, new_at[name]], old[:, old_at[name]]) for name in new_at if name in old_at}
 
     def take_sums(self) -> dict[tuple[str, str], ScoreSums]:
         """Return the sums of the pairs since the last call, and reset them."""

@@ -7,6 +7,7 @@ near 0, and bins evenly spaced in probability would put them all in one bin.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,24 +23,32 @@ NUM_BINS = len(EDGES) + 1
 # Group the bins into deciles of the old version's scores, as is usual for the PSI.
 NUM_GROUPS = 10
 TOP = 10
+# The name of a bin's measure, which ends with its outcome if there are several.
+BIN = re.compile(r"(?:new|old)_bin_[0-9]{2}(|_.+)")
 # Relative difference of two scores whose order is noise. Of 60,000 rows that were shifted by a
 # calibration, no two changed places that differ by more than 1.3 units of float32's precision.
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
 class ScorePair(NamedTuple):
-    """One batch scored by two versions: `new` is examined, `old` is the reference. Scores `[R]`."""
+    """One batch scored by two versions: `new` is examined, `old` is the reference. Scores `[R]`.
+
+    `shares` are the (new, old) shares `[R]` of each outcome that both predict. Without them, the
+    scores are those of the one outcome.
+    """
 
     new: F32
     old: F32
     new_ms: float
     old_ms: float
     request_of_row: I64
+    shares: Mapping[str, tuple[F32, F32]] = {}
 
     def measures(self) -> dict[str, float]:
         """Return sums by the values of the metric label `measure`, over rows with finite scores.
 
-        `requests` counts those of more than ten candidates; `new_bin_07` is a bin of a histogram.
+        `requests` counts those of more than ten candidates; `new_bin_07` is a bin of a histogram of
+        shares, and `new_bin_07_hide` is that of an outcome if there are several.
         """
         good = np.isfinite(self.new) & np.isfinite(self.old)
         kept, num_requests = top_kept(self)
@@ -47,8 +56,11 @@ class ScorePair(NamedTuple):
         for side, scores, took_ms in (("new", self.new, self.new_ms), ("old", self.old, self.old_ms)):
             found[f"{side}_score"] = float(scores[good].sum(dtype=np.float64))
             found[f"{side}_ms"] = took_ms
-            bins = histogram(scores[good])
-            found |= {f"{side}_bin_{b:02d}": int(bins[b]) for b in np.flatnonzero(bins).tolist()}
+        for outcome, both in (self.shares or {"": (self.new, self.old)}).items():
+            end = f"_{outcome}" if len(self.shares) > 1 else ""
+            for side, shares in zip(("new", "old"), both, strict=True):
+                bins = histogram(shares[good])
+                found |= {f"{side}_bin_{b:02d}{end}": int(bins[b]) for b in np.flatnonzero(bins).tolist()}
         return found
 
 
@@ -108,7 +120,9 @@ def top_kept(pair: ScorePair) -> tuple[float, int]:
         return 0.0, 0
     old, new = (_places(scores, request, length) for scores in (pair.old, pair.new))
     old_eleventh, new_tenth = _at(TOP, old, pair.old, request), _at(TOP - 1, new, pair.new, request)
-    is_tie = (pair.old <= old_eleventh * (1 + ROUNDING)) & (pair.new >= new_tenth * (1 - ROUNDING))
+    # A utility may be negative.
+    is_tie = pair.old <= old_eleventh + ROUNDING * np.abs(old_eleventh)
+    is_tie &= pair.new >= new_tenth - ROUNDING * np.abs(new_tenth)
     kept = np.bincount(request, (old < TOP) & ((new < TOP) | is_tie)) / TOP
     return float(kept[is_long].sum()), int(is_long.sum())
 
@@ -141,9 +155,12 @@ class ScoreSums(defaultdict[str, float]):
         for name, value in measures.items():
             self[name] += value
 
-    def psi(self) -> float:
-        """Return the shift between the two distributions; 0 without rows."""
-        return psi(self._bins("old"), self._bins("new"))
+    def largest_psi(self) -> tuple[str, float]:
+        """Return the outcome whose two distributions differ most, "" if there is one, and its PSI."""
+        outcomes = {match[1] for name in self if (match := BIN.fullmatch(name))} or {""}
+        shifts = {name: psi(self._bins("old", name), self._bins("new", name)) for name in sorted(outcomes)}
+        outcome = max(shifts, key=lambda name: shifts[name])
+        return outcome.removeprefix("_"), shifts[outcome]
 
     def report(self) -> dict[str, float | int | None]:
         """Return the shift of mean, distribution, order and time; None where data is missing."""
@@ -151,13 +168,13 @@ class ScoreSums(defaultdict[str, float]):
             "rows": int(self["rows"]),
             "mean_score": _over(self["new_score"], self["rows"]),
             "mean_shift": _over(self["new_score"] - self["old_score"], self["rows"]),
-            "psi": self.psi() if self["rows"] else None,
+            "psi": self.largest_psi()[1] if self["rows"] else None,
             "top10_kept": _over(self["top_kept"], self["requests"]),
             "latency_ratio": _over(self["new_ms"], self["old_ms"]),
         }
 
-    def _bins(self, side: str) -> I64:
-        return np.array([self[f"{side}_bin_{b:02d}"] for b in range(NUM_BINS)], np.int64)
+    def _bins(self, side: str, end: str) -> I64:
+        return np.array([self.get(f"{side}_bin_{b:02d}{end}", 0) for b in range(NUM_BINS)], np.int64)
 
 
 def _over(a: float, b: float) -> float | None:

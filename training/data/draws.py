@@ -9,20 +9,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serve.features.slots import F32, F64, I64
+from serve.features.slots import F64, I64
 from serve.log.reader import Log, read_table
 from serve.ranking.exploration import log_weight, pick_probability
 
-# Largest relative deviation of a logged propensity from the one that the logged scores give.
+# Largest relative deviation of a logged propensity from the one that the log weights give.
 TOLERANCE = 1e-3
-COLUMNS = ("request_id", "scores", "propensity", "model", "experiment", "viewer")
+COLUMNS = ("request_id", "scores", "propensity", "draw", "model", "experiment", "viewer")
 ARM_COLUMNS = ("request_id", "experiment", "arm", "share")
 
 
 class Draw(NamedTuple):
-    """Log entry of a drawn exposure, in the order shown; `score` is NaN for unscored candidates."""
+    """Log entry of a drawn exposure, in the order shown.
 
-    score: F32
+    `weight` is the log weight of each candidate, −inf if it was not drawn.
+    """
+
+    weight: F64
     propensity: F64
     model: str
     is_outside: bool
@@ -31,12 +34,12 @@ class Draw(NamedTuple):
     def is_cut(self) -> bool | None:
         """Return whether the draw included candidates that were not logged.
 
-        None if the propensities are not those of the scores: another release drew the order.
+        None if the propensities are not those of the weights: another release drew the order.
         """
-        score, propensity = self.score, self.propensity
-        is_drawn = ~np.isnan(score)
-        if len(score) == len(propensity):
-            logged, ours = propensity[is_drawn], pick_probability(log_weight(score[is_drawn]))
+        weight, propensity = self.weight, self.propensity
+        is_drawn = np.isfinite(weight)
+        if len(weight) == len(propensity):
+            logged, ours = propensity[is_drawn], pick_probability(weight[is_drawn])
             if not is_drawn.any() or np.abs(logged / ours - 1.0).max() <= TOLERANCE:
                 return False
             if is_drawn.all() and logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
@@ -62,19 +65,27 @@ def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
     for row, place in enumerate(at.to_pylist()):
         # Test traffic has no place, and repeated requests have one already.
         if place is not None and place not in found:
-            scores, propensity = (
-                table[name][row].values.to_numpy(zero_copy_only=False).astype(np.float64)
-                for name in ("scores", "propensity")
-            )
-            found[place] = Draw(scores.astype(np.float32), propensity, models[row] or "unknown", outside[row])
+            propensity = _numbers(table["propensity"][row])
+            has_weights = "draw" in table.column_names and table["draw"][row].is_valid
+            weight = _numbers(table["draw"][row]) if has_weights else _of_scores(table["scores"][row])
+            found[place] = Draw(weight, propensity, models[row] or "unknown", outside[row])
     return found
+
+
+def _numbers(values: pa.ListScalar) -> F64:
+    return values.values.to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _of_scores(scores: pa.ListScalar) -> F64:
+    """Return the log weights in a log of a release that did not log them: scores were probabilities."""
+    weight = log_weight(_numbers(scores).astype(np.float32))
+    return np.where(np.isnan(weight), -np.inf, weight)
 
 
 def drawn_weights(folder: Path, log: Log) -> dict[int, F64]:
     """Return the log weights of each whole draw by its row in the log; −inf where not drawn."""
     draws = read_draws(folder, log)
-    whole = ((i, log_weight(draw.score)) for i, draw in draws.items() if draw.is_cut is False)
-    return {i: np.where(np.isnan(weight), -np.inf, weight) for i, weight in whole}
+    return {i: draw.weight for i, draw in draws.items() if draw.is_cut is False}
 
 
 def served_arms(folder: Path, log: Log) -> I64 | None:

@@ -59,11 +59,13 @@ def offline(
         "served_versions": found.served,
         "left_out": found.left_out,
         "seen_in_training": found.num_seen,
-        **compare(found.drawn, found.score, positions),
+        **compare(found.drawn, found.score, positions, is_probability=found.is_probability),
     }
 
 
-def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str, Any]:
+def compare(
+    drawn: Drawn, score: F64, positions: int | None = None, *, is_probability: bool = True
+) -> dict[str, Any]:
     """Compare the ranking by `score` `[N, C]`, in the order shown, with that by the logged scores.
 
     The result holds
@@ -86,7 +88,8 @@ def compare(drawn: Drawn, score: F64, positions: int | None = None) -> dict[str,
     bins = Bins(drawn.weight.shape[1])
     known = Counterfactual(drawn, bins, place_counts(drawn.weight, bins, np.random.default_rng(SEED)))
     places = {"model": ranked(score, known.is_drawn), "served": ranked(drawn.weight, known.is_drawn)}
-    worth = attraction(known, np.stack([drawn.weight, log_weight(score)], axis=2))
+    weight = log_weight(score, is_probability=is_probability)
+    worth = attraction(known, np.stack([drawn.weight, weight], axis=2))
     sums = {name: known.value(place, worth, num_places) for name, place in places.items()}
     for name, one in sums.items():
         if one.effective < MIN_EFFECTIVE:

@@ -20,7 +20,7 @@ from serve.log.reader import Log, read_log
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
 from serve.model.scorers import load_scorer
-from serve.ranking.exploration import log_weight
+from serve.ranking.utility import Weighings
 from training.data.dataset import Progress, recompute_features
 from training.data.draws import read_draws
 from training.data.labels import Owners
@@ -34,6 +34,8 @@ CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 class Explored:
     """N drawn exposures with the artifact's `score` `[N, C]` in the order shown, NaN for padding.
 
+    The score is the utility with the surface's weights: one outcome's is its probability.
+
     `left_out` counts drawn exposures that cannot be used: `cut` (the request's limit hid
     candidates), `open` (the event may still come), `before_snapshot` (the features cannot be
     recomputed), `outside` (a known viewer outside experiments: a tester, or before the start or
@@ -43,6 +45,7 @@ class Explored:
 
     drawn: Drawn
     score: F64
+    is_probability: bool
     left_out: dict[str, int]
     served: dict[str, int]
     num_seen: int
@@ -55,7 +58,7 @@ def explored(
 
     Raises:
         TabrankError: the log is invalid, the surface does not have the event or the artifact's
-            features, the log has no propensities or some that do not match its scores, or no
+            features, the log has no propensities or some that do not match its draws, or no
             exposure can be used.
     """
     one_of(event, surface.events, "--event")
@@ -81,7 +84,7 @@ def explored(
         elif draw.is_cut is None:
             raise TabrankError(
                 f"{folder}: the propensities of exposure {log.exposures['request_id'][i].as_py()!r} are not those "
-                "of its scores: another release drew the order; use that release, or a log served by this one"
+                "of its draw: another release drew the order; use that release, or a log served by this one"
             )
         elif draw.is_cut:
             why[i] = CUT
@@ -97,22 +100,24 @@ def explored(
     is_shown = np.arange(lengths.max()) < lengths[:, None]
     flat = np.concatenate([np.arange(replay.first[i], replay.first[i + 1]) for i in rows])
     weight = np.full(is_shown.shape, -np.inf)
-    weight[is_shown] = np.concatenate([log_weight(draws[i].score) for i in rows.tolist()])
+    weight[is_shown] = np.concatenate([draws[i].weight for i in rows.tolist()])
     reward = np.zeros(is_shown.shape)
     reward[is_shown] = _earned(replay, log, surface, event)[flat]
     viewer = replay.exposure_viewer[rows]
     scores = np.full(len(replay.shown), np.nan)
-    scorer = load_scorer(artifact.path, "onnx")
+    scorer, weighing = load_scorer(artifact.path, "onnx"), Weighings(surface).of({}, artifact)
     for done, (i, matrix) in enumerate(recompute_features(features, log, replay, rows), 1):
-        scores[replay.first[i] : replay.first[i + 1]] = scorer.score(matrix.numeric, matrix.category)[:, 0]
+        scores[replay.first[i] : replay.first[i + 1]] = weighing.utility(
+            scorer.score(matrix.numeric, matrix.category)
+        )
         progress(done / len(rows))
     new = np.full(is_shown.shape, np.nan)
     new[is_shown] = scores[flat]
     num_seen = int((replay.exposure_ms[rows] <= artifact.manifest["seen_until_ms"]).sum())
     served = dict(Counter(draws[i].model for i in rows.tolist()))
     cluster = np.where(viewer > 0, viewer, -1 - rows)
-    drawn = Drawn(np.where(np.isnan(weight), -np.inf, weight), is_shown, reward, cluster)
-    return Explored(drawn, new, left_out, served, num_seen)
+    drawn = Drawn(weight, is_shown, reward, cluster)
+    return Explored(drawn, new, weighing.is_share, left_out, served, num_seen)
 
 
 def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
