@@ -33,7 +33,7 @@ def write_drawn(folder, changed=lambda exposures: exposures, num=400, seed=0):
     more = pa.table({"id": ["e", "f"]})
     made["candidates"] = pa.concat_tables([made["candidates"], more], promote_options="default")
     scores = rng.uniform(0.05, 0.8, (num, len(SHOWN))).astype(np.float32)
-    drawn = [draw(row, rng) for row in scores]
+    drawn = [draw(row, rng)[:2] for row in scores]
     exposures = {
         "request_id": [f"r{i}" for i in range(num)],
         "ts_ms": [100_000 + 20_000 * i for i in range(num)],
@@ -76,6 +76,7 @@ def _types(exposures):
         "candidates": pa.list_(pa.string()),
         "scores": pa.list_(pa.float32()),
         "propensity": pa.list_(pa.float64()),
+        "draw": pa.list_(pa.float32()),
         "share": pa.float64(),
     }
     return pa.schema([(name, types.get(name, pa.string())) for name in exposures])
@@ -111,7 +112,7 @@ def write_world(folder, num=1_500, days=0.25, noise=1.0, seed=0):
         _, p_join, _ = world.probabilities(who, found, now_ms, around)
         odds = np.log(p_join / (1 - p_join)) + responding.normal(0.0, noise, len(found))
         score = (1 / (1 + np.exp(-odds))).astype(np.float32)
-        order, propensity = draw(score, responding)
+        order, propensity, _ = draw(score, responding)
         shown = found[order]
         response = world.respond(responding, who, shown, now_ms, audience)
         record.add(shown, response)

@@ -31,9 +31,11 @@ from tests.support.stub_artifact import MODEL, publish_stub
 class Live:
     """Service of the small surface; `log_folder` fills its store, and `served` is its log."""
 
-    def __init__(self, folder, log_folder=None, *, clock="event", store=STORE, max_live=MAX_LIVE, **config):
-        (folder / "tiny.toml").write_text(TOML)
-        publish_stub(folder / "models", TOML)
+    def __init__(
+        self, folder, log_folder=None, *, clock="event", store=STORE, max_live=MAX_LIVE, toml=TOML, **config
+    ):
+        (folder / "tiny.toml").write_text(toml)
+        publish_stub(folder / "models", toml)
         self.folder = folder
         self.surface = load_surface(str(folder / "tiny.toml"))
         if log_folder and store == STORE:

@@ -32,6 +32,7 @@ def slate_of(matrix, score, model="m"):
         query=query,
         order=np.argsort(-score, kind="stable"),
         score=np.asarray(score, np.float32),
+        shares=np.asarray(score, np.float32)[:, None],
         rung="full",
         degraded=(),
         model=model,
@@ -40,5 +41,6 @@ def slate_of(matrix, score, model="m"):
         seen_seq=0,
         matrix=matrix,
         propensity=None,
+        draw=None,
         stage_ms=NOTHING_DONE,
     )

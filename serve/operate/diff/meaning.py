@@ -166,6 +166,10 @@ def _arms(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     before, after = ([arm.name for arm in one.config.experiment.arms if arm.share] for one in (old, new))
     if len(before) > 1 == len(after):
         yield _meaning("experiment_ends", arm=after[0], experiment=old.config.experiment.name)
+    weighed = {arm.name: arm.weights for arm in old.config.experiment.arms}
+    for arm in new.config.experiment.arms:
+        if arm.weights != weighed.get(arm.name, arm.weights):
+            yield _meaning("weights", arm=arm.name, experiment=old.config.experiment.name)
 
 
 def _keys(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:

@@ -9,7 +9,7 @@ from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.operate.diff.apply import SWITCH
-from serve.operate.diff.difference import compare
+from serve.operate.diff.difference import Change, compare, shown
 from serve.operate.host.field import get
 from serve.operate.host.service_state import Probe, ServiceChange, iso
 
@@ -31,17 +31,29 @@ def added(changes: list[ServiceChange], what: str, probes: Sequence[Probe] = ())
 
 
 def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return what a deploy changed: the kill switch, or the file's first fields without values."""
+    """Return what a deploy changed: the kill switch, or the file's first fields.
+
+    Only weights have their values: other fields may hold secrets, and the list is the history of
+    what ranked.
+    """
     changes = compare(before, after, {}).changes
     if changes and all(change.path[-1] == SWITCH for change in changes):
         switched = (f"{'on' if one.new is True else 'off'} for {one.path[1]}" for one in changes)
         return f"kill switch {', '.join(switched)}"
     # A deployment's fields are named without its application if there is no other.
     short = 3 if len(after["applications"]) == 1 else 0
-    fields = [".".join(map(str, one.path[short * (one.path[2:3] == ("deployments",)) :])) for one in changes]
+    fields = [
+        ".".join(map(str, one.path[short * (one.path[2:3] == ("deployments",)) :])) + _weights(one)
+        for one in changes
+    ]
     more = [f"{len(fields) - MAX_FIELDS} more"] * (len(fields) > MAX_FIELDS)
     what = ", ".join([*fields[:MAX_FIELDS], *more]) or "no field differs"
     return f"deployed {file.name}: {what}"
+
+
+def _weights(change: Change) -> str:
+    is_weight = KEYS[:-1] == change.path[2:5] and "weights" in change.path[7:]
+    return f" {shown(change.old)} → {shown(change.new)}" if is_weight else ""
 
 
 def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Probe]:

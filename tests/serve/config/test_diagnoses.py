@@ -240,6 +240,7 @@ def promote_made_for(home, state: str, pointer: str = CURRENT) -> None:
     made = load(home.folder / "models" / MODEL)
     contents = {name: made.read(name) for name in FILES} | {"surface.toml": TOML.encode()}
     manifest = {"version": NEW, "surface": "tiny", "state_fingerprint": state}
+    manifest["outcomes"] = made.manifest["outcomes"]
     save(home.folder / "models" / NEW, contents, manifest)
     point(home.folder / "models", pointer, NEW)
 
@@ -310,9 +311,11 @@ def test_a_fault_is_named_everywhere_in_the_same_words(home, fault, name, words,
 
 def test_every_diagnosis_of_the_list_is_provoked():
     of_state = {name for name, one in DIAGNOSES.items() if one.get("status")}
-    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY | {"log_taken", "current_lost"} | of_state == set(
-        DIAGNOSES
-    )
+    assert {name for _, name, *_ in FAULTS} | RUNNING_ONLY | {
+        "log_taken",
+        "current_lost",
+        "outcomes_missing",
+    } | of_state == set(DIAGNOSES)
 
 
 def test_the_event_clock_and_a_log_of_today_have_no_old_records(home):

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 
 from serve.contract.errors import TooLarge
-from serve.log.events import MAX_CALL_BYTES, Exposure, unpack
+from serve.log.events import MAX_CALL_BYTES, Exposure, pack_raw, unpack
 from serve.ranking.exposure_buffer import SEND_EVERY_S, ExposureBuffer
 from tests.support import virtual_time
 
@@ -65,6 +65,55 @@ class Receiver:
             self.num_refused += 1
             raise TooLarge("larger than max")
         self.taken += [exposure.request_id for exposure in unpack(payload)]
+
+
+class OldExposure(msgspec.Struct, tag_field="type", tag="exposure", forbid_unknown_fields=True):
+    """The record of a release whose writer refuses fields that it does not know."""
+
+    request_id: str
+    ts_ms: int
+    viewer: str | None
+    candidates: list[str]
+    scores: bytes
+    experiment: str | None
+    arm: str
+    rung: str
+    seen_seq: int
+
+
+def test_exposures_with_new_fields_wait_until_the_new_writer_replaces_an_old_one():
+    old, taken = msgspec.msgpack.Decoder(list[OldExposure]), []
+
+    async def old_writer(payload):
+        taken.extend(old.decode(payload))
+
+    async def new_writer(payload):
+        taken.extend(unpack(payload))
+
+    async def scenario():
+        writer = old_writer
+        buffer = ExposureBuffer(lambda payload: writer(payload))
+        buffer.put(exposure(1))
+        assert await buffer.flush()
+        more = {"predictions": b"1234" * 2, "weights": {"join": 1.0, "hide": -5.0}, "draw": b"1234"}
+        buffer.put(msgspec.structs.replace(exposure(2), **more))
+        buffer.put(exposure(3))
+        for _ in range(3):
+            assert not await buffer.flush()
+        writer = new_writer
+        assert await buffer.flush()
+        return buffer
+
+    buffer = asyncio.run(scenario())
+    assert [one.ts_ms for one in taken] == [1, 2, 3]
+    assert taken[1].weights == {"join": 1.0, "hide": -5.0}
+    assert (buffer.num_dropped, buffer.num_too_large) == (0, 0)
+
+
+def test_a_writer_takes_exposures_with_fields_of_a_later_release():
+    later = msgspec.msgpack.decode(pack_raw(exposure(1))) | {"novel": [1, 2]}
+    (found,) = unpack(msgspec.msgpack.encode([later]))
+    assert found == exposure(1)
 
 
 def wide(name, num_candidates=1_000, length=256):

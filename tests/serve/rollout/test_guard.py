@@ -86,7 +86,7 @@ def test_a_few_stalls_are_not_slowness_and_neither_is_what_nobody_feels():
 
 def test_scores_that_are_not_finite_come_back_at_the_first_batch():
     held = trial()
-    held.scored(np.full(55, np.nan, np.float32), 0.0)
+    held.scored(np.full((55, 1), np.nan, np.float32), 0.0)
     assert held.verdict.kind == "non_finite"
 
 
@@ -95,14 +95,14 @@ def test_a_stray_score_that_is_not_finite_is_none():
     for i in range(100):
         scores = np.full(1_760, 0.5, np.float32)
         scores[0] = np.inf
-        held.scored(scores, 0.1 * i)
+        held.scored(scores[:, None], 0.1 * i)
     assert held.verdict is None
 
 
 def test_failures_count_against_the_calls_of_the_last_minutes():
     held = trial()
     for i in range(1_000):
-        held.scored(np.full(5, 0.5, np.float32), 0.01 * i)
+        held.scored(np.full((5, 1), 0.5, np.float32), 0.01 * i)
     for _ in range(50):
         held.failed(ValueError("no kernel"), 11.0)
     assert held.verdict is None, "50 of 1,050"
@@ -115,7 +115,7 @@ def test_failures_count_against_the_calls_of_the_last_minutes():
 
 def test_the_first_reason_stays():
     held = trial()
-    held.scored(np.full(55, np.nan, np.float32), 0.0)
+    held.scored(np.full((55, 1), np.nan, np.float32), 0.0)
     for _ in range(5):
         held.failed(ValueError("gone"), 1.0)
     assert held.verdict.kind == "non_finite"
@@ -189,3 +189,44 @@ def test_sums_go_through_a_page_of_metrics_and_back():
     assert back.report() == sums.report()
     assert back.report()["mean_shift"] > 0.01
     assert ScoreSums().report() == dict.fromkeys(sums.report()) | {"rows": 0}
+
+
+def three_outcomes(rng, **shifts):
+    """A pair of versions that predict joins, stays and hides; `shifts` are in log-odds."""
+    request = np.repeat(np.arange(2), 55)
+    odds = {name: rng.normal(-3.0, 0.8, 110) for name in ("join", "stay", "hide")}
+    shares = {name: (probability(of + shifts.get(name, 0.0)), probability(of)) for name, of in odds.items()}
+    new, old = (sum(share[side] for share in shares.values()) for side in (0, 1))
+    return ScorePair(new, old, 5.0, 5.0, request, shares)
+
+
+def test_of_several_outcomes_the_one_that_shifts_most_decides_and_is_named():
+    for shifts, outcome in (({"stay": 1.0}, "stay"), ({"join": 0.1, "hide": -1.5}, "hide")):
+        held, rng = trial(), np.random.default_rng(4)
+        for i in range(20):
+            held.compared(three_outcomes(rng, **shifts).measures(), float(i))
+        assert held.verdict.kind == "shifted"
+        assert held.verdict.reason.startswith(f"its predictions of {outcome} of 1100 rows are shifted from")
+    held, rng = trial(), np.random.default_rng(4)
+    for i in range(20):
+        held.compared(three_outcomes(rng, join=0.1).measures(), float(i))
+    assert held.verdict is None
+
+
+def test_a_prediction_of_any_outcome_that_is_not_finite_counts():
+    shares = np.full((55, 3), 0.5, np.float32)
+    shares[:, 2] = np.inf
+    held = trial()
+    held.scored(shares, 0.0)
+    assert held.verdict.reason == "55 of 55 scores are not finite"
+
+
+def test_the_top_ten_of_negative_utilities_is_kept_where_they_stay():
+    old = np.linspace(-9.0, -1.0, 40, dtype=np.float32)
+    request = np.zeros(40, np.int64)
+    assert top_kept(ScorePair(old, old, 1.0, 1.0, request)) == (1.0, 1)
+    assert top_kept(ScorePair(old[::-1].copy(), old, 1.0, 1.0, request)) == (0.0, 1)
+    # The last of the ten and the one after it change places.
+    swapped = old.copy()
+    swapped[[30, 29]] = swapped[[29, 30]]
+    assert top_kept(ScorePair(swapped, old, 1.0, 1.0, request)) == (0.9, 1)

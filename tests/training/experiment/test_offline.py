@@ -16,12 +16,14 @@ from typer.testing import CliRunner
 import serve
 from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
+from serve.log.reader import read_log
 from serve.model.artifact import load
-from serve.ranking.exploration import pick_probability
+from serve.ranking.exploration import log_weight, pick_probability
 from tests.support.exploration_log import SHOWN, write_drawn, write_random_model, write_world
 from tests.support.position_world import NUM_CANDIDATES, examination, sample, true_values
 from tests.support.small_surface import TOML
 from training.__main__ import app
+from training.data.draws import drawn_weights, read_draws
 from training.evaluation.attraction import attraction, ranked
 from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Drawn
 from training.evaluation.evaluate import evaluate
@@ -230,7 +232,7 @@ def test_propensities_that_do_not_match_the_scores_are_refused(home, tmp_path):
         return exposures
 
     message = offline(home, write_drawn(tmp_path / "log", warmer), code=2)
-    assert "'r7' are not those of its scores" in message
+    assert "'r7' are not those of its draw" in message
 
 
 def test_exposures_cut_to_a_limit_are_left_out_and_counted(home, tmp_path):
@@ -262,6 +264,31 @@ def test_known_viewers_outside_experiments_are_dropped_anonymous_stay(home, tmp_
     found = explored(folder, load(home / "model"), read_surface(TOML), "join")
     assert found.left_out["outside"] == 40
     assert len(found.drawn) == 360
+
+
+def test_the_log_weights_of_a_draw_are_read_where_they_are_logged(home, tmp_path):
+    """An order drawn from utilities has weights that its scores alone do not tell."""
+    rng = np.random.default_rng(5)
+
+    def by_utility(exposures):
+        exposures["draw"] = []
+        for scores, propensity in zip(exposures["scores"], exposures["propensity"], strict=True):
+            utility = np.array([20.0 * score - 7.0 for score in scores], np.float32)
+            weight = log_weight(utility, is_probability=False)
+            scores[:], propensity[:] = utility.tolist(), pick_probability(weight).tolist()
+            exposures["draw"].append(weight.tolist())
+        return exposures
+
+    folder = write_drawn(tmp_path / "log", by_utility, seed=int(rng.integers(9)))
+    surface = read_surface(TOML)
+    log = read_log(folder, surface)
+    draws, weights = read_draws(folder, log), drawn_weights(folder, log)
+    assert {draw.is_cut for draw in draws.values()} == {False}
+    assert len(weights) == len(draws)
+    for weight in weights.values():
+        np.testing.assert_allclose([weight.mean(), weight.std()], [0.0, 1.0], atol=1e-6)
+    found = explored(folder, load(home / "model"), surface, "join")
+    assert len(found.drawn) == 400
 
 
 def test_every_explored_exposure_is_scored_and_reported(home):

@@ -230,6 +230,10 @@ NOTED = [
     ({f"{LIVE}/max_batches_in_flight": 1}, "one FeatureFetch sends at most 1 batches at once"),
     ({f"{SCALING}/downscale_delay_s": 1}, "replicas stop after 1 s of less load"),
     (
+        {f"{ARMS}/model/weights": {"join": 2.0}},
+        "the next rankings of arm 'model' are ordered by the new weights, and nothing restarts. Weights are",
+    ),
+    (
         {f"{APP}/args/store": "lmdb:full"},
         "rows are not carried over; lmdb:full has 1,234 viewers and 1 candidates",
     ),

@@ -35,6 +35,17 @@ def test_the_first_fields_are_named_without_their_values():
     assert described(FILE, document(), document()) == "deployed cluster.yaml: no field differs"
 
 
+def test_weights_have_their_values_so_that_the_list_is_the_history_of_what_ranked():
+    def weighed(**weights: float) -> dict[str, Any]:
+        arm = {"scorer": "current", "share": 1.0, **({"weights": weights} if weights else {})}
+        return document(experiment={"name": "e", "salt": "s", "arms": {"b": arm}})
+
+    at = "deployed cluster.yaml: FeatureFetch.user_config.experiment.arms.b.weights"
+    assert described(FILE, weighed(stay=0.02), weighed(stay=0.08)) == f"{at}.stay 0.02 → 0.08"
+    assert described(FILE, weighed(stay=0.08), weighed(stay=0.02)) == f"{at}.stay 0.08 → 0.02"
+    assert described(FILE, weighed(), weighed(stay=1.0)) == f'{at} (not set) → {{"stay": 1.0}}'
+
+
 def test_of_several_applications_each_is_named():
     before, after = document(), document(max_batches_in_flight=3)
     for one in (before, after):
