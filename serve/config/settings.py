@@ -16,15 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    StrictBool,
-    ValidationError,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-)
+import pydantic
+from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
 from serve.contract.errors import TabrankError, did_you_mean
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
@@ -44,6 +37,11 @@ HEURISTICS = POPULAR, BASELINE, SHUFFLE, NOOP = ("popular", "baseline", "shuffle
 SCORERS = (CURRENT, CANARY, *HEURISTICS)
 # The arm of the viewers who take part in no experiment.
 HOLDOUT = "holdout"
+# Settings of an arm that only a model can have, and why.
+OF_MODELS = {
+    "explore": "orders are drawn from a model's scores",
+    "weights": "weights are of a model's predictions",
+}
 NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
@@ -79,6 +77,8 @@ def _refuse_a_key(values: object) -> object:
     return values
 
 
+# Paths of settings, each with an error.
+Misfits = Iterator[tuple[tuple[str, ...], str]]
 NoKey = BeforeValidator(_refuse_a_key)
 Name = Annotated[str, checked_by(_check_name), Field(min_length=1)]
 Share = Annotated[float, Between(0, 1)]
@@ -159,21 +159,13 @@ class Arm:
             raise ValueError(f"there is no scorer {scorer!r}{near}{there}")
         return scorer
 
-    @field_validator("explore")
+    @field_validator(*OF_MODELS)
     @classmethod
-    def _has_scores(cls, explore: float, info: ValidationInfo) -> float:
+    def _has_scores(cls, value: object, info: ValidationInfo) -> object:
         scorer = info.data.get("scorer")
-        if explore and scorer in HEURISTICS:
-            raise ValueError(f"orders are drawn from a model's scores, and {scorer} has none; leave it out")
-        return explore
-
-    @field_validator("weights")
-    @classmethod
-    def _has_predictions(cls, weights: Mapping[str, float], info: ValidationInfo) -> Mapping[str, float]:
-        scorer = info.data.get("scorer")
-        if weights and scorer in HEURISTICS:
-            raise ValueError(f"they weigh a model's predictions, and {scorer} has none; leave them out")
-        return weights
+        if value and scorer in HEURISTICS:
+            raise ValueError(f"{OF_MODELS[str(info.field_name)]}, and {scorer} has none; leave it out")
+        return value
 
     def lacks(self, outcomes: Mapping[str, float], version: str) -> str | None:
         """Return why a version that predicts these outcomes cannot rank; None if it can."""
@@ -374,9 +366,7 @@ class UserConfig:
             named["shadow", "version"] = self.shadow.version
         return {path: version for path, version in named.items() if VERSION.fullmatch(version)}
 
-    def misfits(
-        self, surface: Surface, models: Path, *, of_pointers: bool = True
-    ) -> Iterator[tuple[tuple[str, ...], str]]:
+    def misfits(self, surface: Surface, models: Path, *, of_pointers: bool = True) -> Misfits:
         """Yield the path of each setting that the surface or the models lack, and the error.
 
         Without `of_pointers`, weights are not compared with the versions that pointers name now.
@@ -405,21 +395,20 @@ class UserConfig:
         return keys
 
 
-def _misweighed(
-    arm: Arm, surface: Surface, models: Path, of_pointers: bool
-) -> Iterator[tuple[tuple[str, ...], str]]:
+def _misweighed(arm: Arm, surface: Surface, models: Path, of_pointers: bool) -> Misfits:
     """Yield what the surface, or the versions that the arm names, lack of an arm's weights."""
     if not arm.weights:
         return
     try:
         check_weights(surface.worth | dict(arm.weights), surface.outcomes)
-    except ValidationError as error:
-        yield from ((one["loc"], one["msg"]) for one in error.errors(include_url=False))
+    except pydantic.ValidationError as error:
+        yield from ((tuple(map(str, one["loc"])), one["msg"]) for one in error.errors(include_url=False))
         return
-    # The canary ranks if there is one.
-    pointers = (CANARY_POINTER, CURRENT_POINTER) if arm.scorer == CANARY else (CURRENT_POINTER,)
-    named = [arm.scorer]
-    if arm.scorer in (CURRENT, CANARY):
+    # The current version ranks for the arm of the canary too, once that ends.
+    pointers = {CURRENT: (CURRENT_POINTER,), CANARY: (CANARY_POINTER, CURRENT_POINTER)}.get(arm.scorer)
+    named: list[str | None] = [arm.scorer]
+    if pointers is not None:
+        # A broken pointer is diagnosed elsewhere.
         with suppress(TabrankError):
             named = [pointed(models, pointer) for pointer in pointers] if of_pointers else []
     for version in filter(None, named):

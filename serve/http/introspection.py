@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -130,16 +131,10 @@ def description(service: RankingService) -> Description:
 
 
 def _experiment(service: RankingService) -> ExperimentInUse:
-    experiment = service.config.experiment
+    experiment, models = service.config.experiment, service.models
+    weights = partial(effective_weights, service.surface)
     arms = [
-        ArmInUse(
-            arm.name,
-            arm.scorer,
-            arm.share,
-            arm.explore,
-            service.models.version_for(arm),
-            effective_weights(service.surface, arm),
-        )
+        ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, models.version_for(arm), weights(arm))
         for arm in experiment.arms
     ]
     return ExperimentInUse(experiment.name, experiment.start_ms, experiment.end_ms, experiment.holdout, arms)

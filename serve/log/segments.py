@@ -221,20 +221,13 @@ class Segments:
         records: list[Exposure] = [record for _, _, record in rows]
         context = [(name, ARROW[type_]) for name, type_ in self.types["context"].items()]
         kinds = EXPOSURE | ({"context": pa.struct(context)} if context else {})
-        stated, weights = (
-            pa.array(
-                [json.dumps(table) if (table := getattr(record, name)) else None for record in records],
-                pa.string(),
-            )
-            for name in ("stated", "weights")
-        )
         return _columns(records, kinds) | {
             # A candidate without a score has null.
             "scores": _arrays([record.scores for record in records], np.float32, from_pandas=True),
             "predictions": _arrays([record.predictions for record in records], np.float32, from_pandas=True),
             "draw": _arrays([record.draw for record in records], np.float32),
-            "stated": stated,
-            "weights": weights,
+            "stated": _objects([record.stated for record in records]),
+            "weights": _objects([record.weights for record in records]),
             "numeric": _arrays([record.numeric for record in records], np.float32),
             "category": _arrays([record.category for record in records], np.uint64),
             **_numbers(rows),
@@ -369,6 +362,11 @@ def _numbers(rows: list[Numbered]) -> Columns:
         "seq": pa.array([seq for seq, _, _ in rows], pa.int64()),
         "received_ms": pa.array([received_ms for _, received_ms, _ in rows], pa.int64()),
     }
+
+
+def _objects(parts: Sequence[Mapping[str, Any]]) -> pa.Array:
+    """Return objects as JSON, null for an empty one."""
+    return pa.array([json.dumps(part) if part else None for part in parts], pa.string())
 
 
 def _arrays(parts: Sequence[bytes | None], dtype: Any, *, from_pandas: bool = False) -> pa.Array:

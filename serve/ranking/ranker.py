@@ -136,9 +136,8 @@ def _slates(
         places, propensity, weights = order[part] - part.start, None, None
         # Unscored candidates stay last.
         if query.explore and by_model:
-            drawn, propensity, weights = draw(
-                score[part][places], np.random.default_rng(), is_probability=query.weighing.is_share
-            )
+            rng, is_share = np.random.default_rng(), query.weighing.is_share
+            drawn, propensity, weights = draw(score[part][places], rng, is_probability=is_share)
             places = places[drawn]
         shown = rerank(query, batch.candidates[part], places, score[part], batch.standing[part])
         # A drawn order that a rule changed is not what was drawn.

@@ -74,7 +74,6 @@ class RankingService:
     ) -> None:
         self.args = args
         self.base = base
-        self._is_configured = False
         # Why the last settings were refused.
         self.settings_error: TabrankError | None = None
         # What is wrong with the store, as of a few seconds ago.
@@ -105,14 +104,9 @@ class RankingService:
             score = self._in_process(call, in_process)
             self._score_reasons = self._in_process(call_for_reasons, in_process).aside
         self.rollout = RolloutMonitor(
-            self.models,
-            score,
-            lambda: self._scored.is_idle,
-            peers.roll_back,
-            self.warn,
-            call,
-            self._surface_utility,
+            self.models, score, lambda: self._scored.is_idle, peers.roll_back, self.warn, call
         )
+        self.rollout.utility = self._surface_utility
         self.ranker = Ranker(features, self.live, self.rollout.score_and_watch, self.warn, self.metrics.batch)
         self.exposure_buffer = ExposureBuffer(self.ingest, self.warn)
         self.admission = Admission()
@@ -140,19 +134,22 @@ class RankingService:
         """The promoted artifact."""
         return self.models.current
 
-    def configure(self, config: UserConfig) -> None:
+    def configure(self, config: UserConfig, *, of_pointers: bool = False) -> None:
         """Apply new live settings; running batches are not affected.
+
+        With `of_pointers`, the versions that pointers name now must have the outcomes that arms
+        weigh. A replica that starts takes the settings of the others, whatever was promoted since.
 
         Raises:
             TabrankError: an arm names a version that is not published, or a baseline that the
                 surface does not have, or weighs an outcome that its version does not predict; the
                 settings do not change.
         """
-        models = self.base / self.args.models
-        # A replica that starts takes the settings of those that run, whatever was promoted since.
-        for path, error in config.misfits(self.surface, models, of_pointers=self._is_configured):
+        for path, error in config.misfits(
+            self.surface, self.base / self.args.models, of_pointers=of_pointers
+        ):
             raise TabrankError(f"{'.'.join(('user_config', *path))}: {error}")
-        self.config, self.settings_error, self._is_configured = config, None, True
+        self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
         self._scored.max_in_flight = config.max_batches_in_flight
@@ -178,7 +175,7 @@ class RankingService:
         # If a scorer is slow or gone, its arms fall back to the popular order until it is ready.
         except Exception as error:
             self.warn("model_refused", error)
-        self.configure(config)
+        self.configure(config, of_pointers=True)
 
     async def rank(
         self,

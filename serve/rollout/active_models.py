@@ -52,8 +52,9 @@ class ActiveModels:
         for this arm, because the order would not be what its weights say.
         """
         artifact = self.named_by(arm)
-        is_able = artifact is not None and arm.weights.keys() <= artifact.outcomes.keys()
-        return artifact.version if artifact is not None and is_able else None
+        if artifact is None or arm.lacks(artifact.outcomes, artifact.version):
+            return None
+        return artifact.version
 
     def named_by(self, arm: Arm) -> Artifact | None:
         """Return the loaded artifact that an arm names, whether or not it can rank for it."""

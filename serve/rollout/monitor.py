@@ -62,8 +62,7 @@ class RolloutMonitor:
 
     `roll_back(version, verdict)` reports to the single writer. It is called again until no pointer
     names the version. `rescore` scores a sample again where versions on trial are scored, so that
-    their times compare; `call_scorer` by default. `utility(version, shares)` returns what the shares
-    `[R, O]` of a version are worth to the surface, `[R]`: the order of two versions is compared by it.
+    their times compare; `call_scorer` by default.
     """
 
     def __init__(
@@ -74,16 +73,16 @@ class RolloutMonitor:
         roll_back: RollBack,
         warn: Warn,
         rescore: CallScorer | None = None,
-        utility: Callable[[str, F32], F32] = lambda version, shares: shares[:, 0],
     ) -> None:
         # A second version for a share of the current version's batches, a live setting.
         self.shadow: Shadow | None = None
+        # What a version's shares `[R, O]` are worth `[R]`: it orders the rows of two versions.
+        self.utility: Callable[[str, F32], F32] = lambda version, shares: shares[:, 0]
         # By (new, old) version, since the last `take_sums`.
         self.sums: defaultdict[tuple[str, str], ScoreSums] = defaultdict(ScoreSums)
         self._models = models
         self._call = call_scorer
         self._rescore = rescore or call_scorer
-        self._utility = utility
         self._is_idle = is_idle
         self._roll_back = roll_back
         self._warn = warn
@@ -194,27 +193,21 @@ class RolloutMonitor:
         else:
             versions, both = (sample.again, batch.version), (shares, sample.shares)
             times_ms = took_ms, sample.took_ms
-        new, old = map(self._utility, versions, both)
-        by_outcome = self._shares_of_both(versions, both)
+        new, old = map(self.utility, versions, both)
+        by_outcome = self._of_both(versions, both)
         measures = ScorePair(new, old, *times_ms, batch.request_of_row, by_outcome).measures()
         self.sums[versions].add(measures)
         if batch.trial is not None:
             batch.trial.compared(measures, time.monotonic())
             self._judge(batch.trial)
 
-    def _shares_of_both(
-        self, versions: tuple[str, str], shares: tuple[F32, F32]
-    ) -> dict[str, tuple[F32, F32]]:
+    def _of_both(self, versions: tuple[str, str], shares: tuple[F32, F32]) -> dict[str, tuple[F32, F32]]:
         """Return the shares `[R]` of each outcome that both versions predict."""
-        places = [
-            {name: place for place, name in enumerate(artifact.outcomes)}
-            for artifact in map(self._models.artifact, versions)
-            if artifact is not None
-        ]
-        if len(places) < len(versions):
-            return {}
-        (new, old), (new_at, old_at) = shares, places
-        return {name: (new[:, new_at[name]], old[:, old_at[name]]) for name in new_at if name in old_at}
+        new, old = (
+            dict(zip(artifact.outcomes, of.T, strict=True)) if artifact else {}
+            for artifact, of in zip(map(self._models.artifact, versions), shares, strict=True)
+        )
+        return {name: (new[name], old[name]) for name in new if name in old}
 
     def take_sums(self) -> dict[tuple[str, str], ScoreSums]:
         """Return the sums of the pairs since the last call, and reset them."""

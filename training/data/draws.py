@@ -73,7 +73,8 @@ def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
 
 
 def _numbers(values: pa.ListScalar) -> F64:
-    return values.values.to_numpy(zero_copy_only=False).astype(np.float64)
+    numbers: F64 = values.values.to_numpy(zero_copy_only=False).astype(np.float64)
+    return numbers
 
 
 def _of_scores(scores: pa.ListScalar) -> F64:

@@ -230,7 +230,10 @@ def test_an_outcome_that_the_surface_does_not_have_is_refused_with_the_nearest(s
 
 def test_an_arm_without_a_model_has_no_weights():
     arms = {"p": {"scorer": "popular", "share": 1.0, "weights": {"join": 2.0}}}
-    with pytest.raises(TabrankError, match="weights: they weigh a model's predictions, and popular has none"):
+    with pytest.raises(
+        TabrankError,
+        match="weights: weights are of a model's predictions, and popular has none; leave it out",
+    ):
         UserConfig.from_mapping({"experiment": {"name": "e", "salt": "s", "arms": arms}})
     arms["p"] = {"scorer": "current", "share": 1.0, "weights": {"join": 1e9}}
     with pytest.raises(TabrankError, match=r"arms\.p\.weights\.join: .*1e\+06|1000000"):

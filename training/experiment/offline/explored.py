@@ -107,9 +107,8 @@ def explored(
     scores = np.full(len(replay.shown), np.nan)
     scorer, weighing = load_scorer(artifact.path, "onnx"), Weighings(surface).of({}, artifact)
     for done, (i, matrix) in enumerate(recompute_features(features, log, replay, rows), 1):
-        scores[replay.first[i] : replay.first[i + 1]] = weighing.utility(
-            scorer.score(matrix.numeric, matrix.category)
-        )
+        shares = scorer.score(matrix.numeric, matrix.category)
+        scores[replay.first[i] : replay.first[i + 1]] = weighing.utility(shares)
         progress(done / len(rows))
     new = np.full(is_shown.shape, np.nan)
     new[is_shown] = scores[flat]

@@ -95,13 +95,20 @@ function Head({ answer }) {
 
 function Ranking({ ranking }) {
   const rows = ranking.slice(0, MAX_ROWS).map((one) => [
-    one.position, one.candidate, one.score == null ? DASH : percent(one.score), html`<${Reasons} one=${one} />`,
+    one.position, one.candidate, score(one), html`<${Reasons} one=${one} />`,
     one.features && html`<details><summary>${Object.keys(one.features).length} features</summary>
       ${Object.entries(one.features).map(([name, value]) => html`<div>${name}: ${shown(value)}</div>`)}</details>`,
   ]);
   const more = ranking.length > MAX_ROWS ? `, the first ${MAX_ROWS} of ${ranking.length}` : "";
-  return html`<${Table} caption=${`Ranking${more}. Reasons add to the score, in log-odds, against a typical candidate of the request`}
+  return html`<${Table} caption=${`Ranking${more}. Reasons add to the score, in log-odds of a probability, against a typical candidate of the request`}
     head=${["#position", "candidate", "#score", "reasons", "features"]} rows=${rows} />`;
+}
+
+// With one outcome a score is a probability; with several it is a utility, beside what is predicted.
+function score(one) {
+  if (one.score == null) return DASH;
+  if (!one.predictions) return percent(one.score);
+  return `${signed(one.score, 3)} (${Object.entries(one.predictions).map(([name, amount]) => `${name} ${shown(amount)}`).join(", ")})`;
 }
 
 function Reasons({ one }) {
