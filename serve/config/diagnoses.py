@@ -176,7 +176,7 @@ class DeclaredService:
             yield self.diagnosis("no_model", arms=", ".join(names))
 
     def arms_without_outcomes(self, named: Iterable[tuple[Arm, Artifact | None]]) -> Iterator[Diagnosis]:
-        """Diagnose arms that weigh an outcome which the artifact that they name does not predict."""
+        """Diagnose arms that weigh an outcome which the artifact they name does not predict."""
         for arm, artifact in named:
             if artifact is not None and (why := arm.lacks(artifact.outcomes, artifact.version)):
                 yield self.error_fault("outcomes_missing", TabrankError(why))

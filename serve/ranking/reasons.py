@@ -4,8 +4,8 @@ Occlusion (Zeiler and Fergus 2014) from both ends: the mean of what a candidate 
 feature takes the typical value, and of what the typical candidate gains from the candidate's
 value. These are the last and the first step of the orders that a Shapley value averages (1953);
 they give it exactly if features interact in pairs only. What they leave of the difference between
-the two candidates is divided among the features in proportion to their steps. The worth is the log-odds
-of a probability, and any other utility itself, which may be negative.
+the two candidates is divided among the features in proportion to their steps. The worth is the
+log-odds of a probability, and any other utility itself, which may be negative.
 
 Shapes: C scored candidates, of which E are explained; N features; P pairs of a candidate and a
 feature in which it is not typical; F numeric and K category columns.
@@ -33,8 +33,8 @@ MAX_ROWS = 4_000
 MAX_BYTES = 512 * 1024
 # Keep the logarithm finite where a float32 score is 0 or 1.
 SMALLEST = 1e-7
-# Digits of a contribution in log-odds; beyond them scores differ by rounding. A utility may have any
-# unit, so its largest contribution has so many.
+# Digits of a contribution in log-odds; beyond them scores differ by rounding. A utility may have
+# any unit, so its largest contribution has so many.
 DIGITS = 4
 
 

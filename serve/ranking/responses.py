@@ -128,8 +128,8 @@ def answer(
 
 
 def _amounts(slate: Slate, order: I64) -> F32:
-    """Return the predictions `[C, O]` in units of the candidates in this order, NaN where unscored."""
-    amounts = slate.query.weighing.amounts(slate.shares[order])
+    """Return predictions `[C, O]` in units of their outcomes, in this order; NaN if unscored."""
+    amounts = (slate.shares[order] * slate.query.weighing.scales).astype(np.float32)
     amounts[np.isnan(slate.score[order])] = np.nan
     return amounts
 

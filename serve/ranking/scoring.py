@@ -22,7 +22,7 @@ CallModel = Callable[[str, Matrix, I64], Awaitable[F32]]
 async def model_shares(
     batch: HydratedBatch, rows: slice | I64, matrix: Matrix, call_model: CallModel, on_degraded: OnDegraded
 ) -> F32:
-    """Return the shares `[R, O]` of a batch, NaN where unscored; `matrix` has the features of `rows`.
+    """Return the shares `[R, O]` of a batch, NaN where unscored; `matrix` is that of `rows`.
 
     O is the most outcomes that a version of the batch predicts; the others have zeros after theirs.
     Unknown candidates are not scored: training has no rows like theirs.

@@ -36,10 +36,6 @@ class Weighing:
         """Return the utility `[R]` of shares `[R, O]`, NaN where a share is."""
         return utilities(shares, [self], np.zeros(len(shares), np.int64))
 
-    def amounts(self, shares: F32) -> F32:
-        """Return predictions `[R, O]` in units of their outcomes: events, minutes, the sum's unit."""
-        return (shares * self.scales).astype(np.float32)
-
 
 PROBABILITY = Weighing({"": 1.0}, [1.0])
 """The weighing of one outcome whose weight and cap are 1."""
@@ -72,7 +68,7 @@ class Weighings:
 
 
 def effective_weights(surface: Surface, arm: Arm) -> dict[str, float]:
-    """Return the weights of an arm: its own, and the surface's of outcomes that it does not name."""
+    """Return an arm's own weights, and the surface's of outcomes that it does not name."""
     return surface.worth | dict(arm.weights) if arm.by_model else {}
 
 

@@ -78,7 +78,7 @@ def _numbers(values: pa.ListScalar) -> F64:
 
 
 def _of_scores(scores: pa.ListScalar) -> F64:
-    """Return the log weights in a log of a release that did not log them: scores were probabilities."""
+    """Return the log weights where a release did not log them: its scores were probabilities."""
     weight = log_weight(_numbers(scores).astype(np.float32))
     return np.where(np.isnan(weight), -np.inf, weight)
 
