@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from serve.contract.rankings import RankAnswer, Ranked, Reason, Timing
 from serve.features.kind import Kind
@@ -95,11 +96,12 @@ def answer(
     query, stage = slate.query, slate.stage_ms
     order = slate.order[: len(shown)].tolist()
     scores = [None if score != score else score for score in slate.score[order].tolist()]
-    ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1)))
+    told: Iterable[dict[str, float] | UnsetType | None] = repeat(UNSET)
     if len(weights := query.weighing.weights) > 1:
-        amounts = _amounts(slate, slate.order[: len(shown)])
-        for each, values in zip(ranked, amounts.tolist(), strict=True):
-            each.predictions = None if each.score is None else dict(zip(weights, values, strict=True))
+        # A loop over 55 candidates takes 17 µs more.
+        amounts = map(dict, map(zip, repeat(weights), _amounts(slate, slate.order[: len(shown)]).tolist()))
+        told = (None if score is None else row for score, row in zip(scores, amounts, strict=True))
+    ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1), told))
     if query.explain and slate.matrix is not None:
         values_of = partial(explain, columns, encoder, slate.matrix)
         for each, i in zip(ranked, order, strict=True):
