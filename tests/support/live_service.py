@@ -32,8 +32,9 @@ class Live:
     """Service of the small surface; `log_folder` fills its store, and `served` is its log."""
 
     def __init__(
-        self, folder, log_folder=None, *, clock="event", store=STORE, max_live=MAX_LIVE, toml=TOML, **config
+        self, folder, log_folder=None, *, clock="event", store=STORE, max_live=MAX_LIVE, toml=None, **config
     ):
+        toml = toml or TOML
         (folder / "tiny.toml").write_text(toml)
         publish_stub(folder / "models", toml)
         self.folder = folder
