@@ -46,13 +46,13 @@ class Slate(msgspec.Struct, frozen=True):
     """One ranked query.
 
     `order` `[C]` holds indices into `candidates`, best first; `score` `[C]`, the utility, is NaN
-    where unscored. `shares` `[C, O]` are the predictions of the outcomes as shares of their caps.
+    where unscored. `predictions` `[C, O]` are the amounts of the outcomes if there are several.
     """
 
     query: Query
     order: I64
     score: F32
-    shares: F32
+    predictions: F32 | None
     rung: str
     degraded: tuple[str, ...]
     model: str | None

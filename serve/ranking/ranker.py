@@ -20,7 +20,7 @@ from serve.ranking.order import LIVE, UNKNOWN, WORTHS, missing_last, most_popula
 from serve.ranking.query import Query, Slate
 from serve.ranking.scoring import CallModel, model_shares
 from serve.ranking.slate import rerank
-from serve.ranking.utility import utilities
+from serve.ranking.utility import weighed
 from serve.stores.candidate_table import CandidateTable
 
 NOTHING_DONE = {"features": 0.0, "score": 0.0}
@@ -54,10 +54,10 @@ class Ranker:
         worth = self._worth(batch, rows, matrix, popularity)
         computed = time.perf_counter()
         shares = await model_shares(batch, rows, matrix, self._call_model, self._on_degraded)
-        score = utilities(shares, [query.weighing for query in queries], batch.request_of_row)
+        score, amounts = weighed(shares, [query.weighing for query in queries], batch.request_of_row)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
         self._on_batch(len(matrix.numeric), stage_ms)
-        return _slates(batch, shares, score, worth, matrix, stage_ms)
+        return _slates(batch, amounts, score, worth, matrix, stage_ms)
 
     def popular(self, queries: Sequence[Query], reasons: Sequence[str]) -> list[Slate]:
         """Return the popular order from the candidate table; `reasons` say why it is not scored."""
@@ -114,7 +114,7 @@ class Ranker:
 
 def _slates(
     batch: HydratedBatch,
-    shares: F32,
+    amounts: F32,
     score: F32,
     worth: F64,
     matrix: Matrix | None,
@@ -122,7 +122,9 @@ def _slates(
 ) -> list[Slate]:
     """Order and re-rank each query's candidates, and state how the order came about."""
     finite = np.isfinite(score)
-    score = np.where(finite & (batch.standing == LIVE), score, np.float32(np.nan))
+    is_scored = finite & (batch.standing == LIVE)
+    score = np.where(is_scored, score, np.float32(np.nan))
+    amounts = np.where(is_scored[:, None], amounts, np.float32(np.nan))
     order = ordered(batch.request_of_row, score, worth, batch.standing)
     # Without the features of all rows, none are kept.
     whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
@@ -133,6 +135,7 @@ def _slates(
         num_unknown = int(np.count_nonzero(batch.standing[part] == UNKNOWN)) if any_unknown else 0
         degraded = _degraded(query, batch.failed[b], finite[part], num_unknown)
         by_model = query.arm.by_model and batch.failed[b] is None
+        num_outcomes = len(query.weighing.weights)
         places, propensity, weights = order[part] - part.start, None, None
         # Unscored candidates stay last.
         if query.explore and by_model:
@@ -148,7 +151,8 @@ def _slates(
                 query=query,
                 order=shown,
                 score=score[part],
-                shares=shares[part, : len(query.weighing.weights)],
+                # The score tells the prediction of one outcome.
+                predictions=amounts[part, :num_outcomes] if by_model and num_outcomes > 1 else None,
                 rung="fallback" if batch.failed[b] else "partial" if degraded else "full",
                 degraded=degraded,
                 model=query.model if by_model else None,

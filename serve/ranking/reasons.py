@@ -23,7 +23,7 @@ from serve.features.matrix import Columns, Matrix
 from serve.features.slots import F32, F64, I64, Bools
 from serve.model.scorer_cache import untimed
 from serve.ranking.query import Slate
-from serve.ranking.utility import Weighing, utility
+from serve.ranking.utility import Weighing
 
 # Candidates explained, and rows of their batch: a thread, or a Scorer, which scores nothing else
 # meanwhile, takes 2 to 6 ms for so many.
@@ -69,9 +69,9 @@ async def explain(
     rows, places = _rows(columns, given.rows(candidate), feature, typical)
     answer = await call(slate.model, rows.to_bytes())
     weighing = slate.query.weighing
-    worth = _worth(weighing, untimed(answer, len(rows.numeric))[0])[places]
+    worth = _worth(weighing, weighing.utility(untimed(answer, len(rows.numeric))[0]))[places]
     without, only = np.split(worth[1:], 2)
-    whole = _worth(weighing, slate.shares[shown[: len(differs)]])
+    whole = _worth(weighing, slate.score[shown[: len(differs)]])
     # [2, E, N]: without the candidate's value, and with it alone.
     steps = np.zeros((2, *differs.shape))
     steps[:, differs] = whole[candidate] - without, only - worth[0]
@@ -135,11 +135,11 @@ def _rows(columns: Columns, given: Matrix, feature: I64, typical: Matrix) -> tup
     return rows.rows(first), places
 
 
-def _worth(weighing: Weighing, shares: F32) -> F64:
-    """Return the worth `[R]` of shares `[R, O]`: log-odds of a probability, or the utility."""
+def _worth(weighing: Weighing, score: F32) -> F64:
+    """Return the worth `[R]` of scores: the log-odds of a probability, or the utility."""
     if not weighing.is_share:
-        return utility(shares, weighing.coefficients)
-    p = np.clip(shares[:, 0].astype(np.float64), SMALLEST, 1 - SMALLEST)
+        return score.astype(np.float64)
+    p = np.clip(score.astype(np.float64), SMALLEST, 1 - SMALLEST)
     return np.log(p) - np.log1p(-p)
 
 

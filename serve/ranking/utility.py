@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from serve.config.settings import Arm
-from serve.features.slots import F32, F64, I64
+from serve.features.slots import F32, I64
 from serve.features.surface import Surface
 from serve.model.artifact import Artifact
 
@@ -27,14 +28,17 @@ class Weighing:
     def __init__(self, weights: Mapping[str, float], scales: Sequence[float]) -> None:
         # By outcome, in the order of the version.
         self.weights = dict(weights)
-        self.scales = np.array(scales, np.float64)
-        self.coefficients: F64 = np.array(list(weights.values()), np.float64) * self.scales
+        self.scales = list(scales)
         # Whether the utility is the share of the only outcome, so a probability.
-        self.is_share = self.coefficients.tolist() == [1.0]
+        self.is_share = [*weights.values()] == self.scales == [1.0]
+        # Of an answer's candidates: as fast as a tuple, and JSON has the names. No field of a class
+        # may have the name of a keyword, an outcome may.
+        fields = {f"outcome_{k}": name for k, name in enumerate(weights)}
+        self.told = msgspec.defstruct("Predictions", [(field, float) for field in fields], rename=fields)
 
     def utility(self, shares: F32) -> F32:
         """Return the utility `[R]` of shares `[R, O]`, NaN where a share is."""
-        return utilities(shares, [self], np.zeros(len(shares), np.int64))
+        return weighed(shares, [self], np.zeros(len(shares), np.int64))[0]
 
 
 PROBABILITY = Weighing({"": 1.0}, [1.0])
@@ -72,8 +76,11 @@ def effective_weights(surface: Surface, arm: Arm) -> dict[str, float]:
     return surface.worth | dict(arm.weights) if arm.by_model else {}
 
 
-def utilities(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -> F32:
-    """Return the utility of each row of a batch `[R]`, NaN where a share is.
+def weighed(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -> tuple[F32, F32]:
+    """Return the utility of each row of a batch `[R]`, and its predictions in units `[R, O]`.
+
+    Both are NaN where a share is. It adds one outcome after the other, so that the utility of a row
+    does not depend on other rows.
 
     Args:
         shares: `[R, O]` with the outcomes of the version that has most; those of others come first.
@@ -81,20 +88,13 @@ def utilities(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -
         request_of_row: `[R]`.
     """
     if all(weighing.is_share for weighing in weighings):
-        return shares[:, 0]
-    coefficients = np.zeros((len(weighings), shares.shape[1]))
+        return shares[:, 0], shares
+    weights, scales = np.zeros((2, len(weighings), shares.shape[1]))
     for b, weighing in enumerate(weighings):
-        coefficients[b, : len(weighing.coefficients)] = weighing.coefficients
-    return utility(shares, coefficients[request_of_row]).astype(np.float32)
-
-
-def utility(shares: F32, coefficients: F64) -> F64:
-    """Return the sum of shares `[R, O]` times coefficients, `[O]` or `[R, O]`.
-
-    It adds one outcome after the other, so that a row's utility does not depend on other rows.
-    """
-    terms = shares * coefficients
-    total: F64 = np.zeros(len(terms))
-    for term in terms.T:
-        total += term
-    return total
+        weights[b, : len(weighing.scales)] = [*weighing.weights.values()]
+        scales[b, : len(weighing.scales)] = weighing.scales
+    amounts = (shares * scales[request_of_row]).astype(np.float32)
+    total = np.zeros(len(amounts))
+    for terms in (amounts * weights[request_of_row]).T:
+        total += terms
+    return total.astype(np.float32), amounts

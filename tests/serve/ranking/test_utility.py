@@ -22,7 +22,7 @@ from serve.model.artifact import CANARY, CURRENT, load, point
 from serve.model.compatibility import load_for
 from serve.model.scorer_cache import timed
 from serve.ranking.upkeep import refresh
-from serve.ranking.utility import PROBABILITY, Weighing, Weighings, utilities
+from serve.ranking.utility import PROBABILITY, Weighing, Weighings, weighed
 from tests.support.live_service import Live
 from tests.support.small_surface import TOML
 from tests.support.stub_artifact import MODEL, publish_stub
@@ -308,13 +308,12 @@ def test_reasons_explain_the_utility(service):
 
 def test_one_outcome_of_weight_and_cap_1_is_the_probability_itself():
     shares = np.random.default_rng(0).random((5, 1), np.float32)
-    found = utilities(shares, [PROBABILITY, Weighing({"join": 1.0}, [1.0])], np.zeros(5, np.int64))
+    found, _ = weighed(shares, [PROBABILITY, Weighing({"join": 1.0}, [1.0])], np.zeros(5, np.int64))
     assert np.shares_memory(found, shares)
     assert found.tolist() == shares[:, 0].tolist()
-    for other in (Weighing({"join": -1.0}, [1.0]), Weighing({"stay": 1.0}, [60.0])):
+    for other, factor in ((Weighing({"join": -1.0}, [1.0]), -1), (Weighing({"stay": 1.0}, [60.0]), 60)):
         assert not other.is_share
-        scaled = shares[:, 0].astype(np.float64) * other.coefficients[0]
-        np.testing.assert_allclose(other.utility(shares), scaled, rtol=1e-6)
+        np.testing.assert_allclose(other.utility(shares), factor * shares[:, 0], rtol=1e-6)
 
 
 def test_a_utility_has_the_same_bits_in_any_batch():
@@ -324,7 +323,7 @@ def test_a_utility_has_the_same_bits_in_any_batch():
     alone = one.utility(shares)
     wide = np.concatenate([shares, np.zeros((200, 2), np.float32)], axis=1)
     request = np.repeat([0, 1], 100)
-    mixed = utilities(wide, [one, other], request)
+    mixed, _ = weighed(wide, [one, other], request)
     assert mixed[:100].tolist() == alone[:100].tolist()
     assert mixed[100:].tolist() == shares[100:, 0].tolist()
 
@@ -335,7 +334,7 @@ def test_weighings_are_made_once_for_each_arm_and_version(tmp_path):
     first = weighings.of({"stay": 0.5}, artifact)
     assert weighings.of({"stay": 0.5}, artifact) is first
     assert first.weights == WEIGHTS | {"stay": 0.5}
-    assert first.coefficients.tolist() == [1.0, 30.0, -5.0]
+    assert first.scales == [1.0, 60.0, 1.0]
     assert weighings.of({"stay": 0.6}, artifact) is not first
     for i in range(100):
         weighings.of({"stay": float(i)}, artifact)
