@@ -76,13 +76,13 @@ class LiveQuality:
     """Sums of the amounts of each outcome that predictions promised and of those that came.
 
     An exposure counts for an outcome once the window of that outcome has closed, so that all sums
-    are of the same candidates; a restart loses those that wait. An event belongs to a candidate, and
-    has an amount, as in training (`training.data.labels`): a stay whose end has not come when its
-    window closes is left out of all sums. The window of a stay is longer by its cap, so that a stay
-    that begins late may end. What is expected is the prediction times the examination of the position.
-    Artifacts are read from the folder `models`; without a readable one nothing is expected. Of one
-    viewer all exposures count or none: half as many viewers count once they exceed `max_bytes`, and
-    twice as many once they take less than a quarter of it.
+    are of the same candidates; a restart loses those that wait. An event belongs to a candidate,
+    and has an amount, as in training (`training.data.labels`). The window of a stay is longer by
+    its cap, so that one that begins late may end; without its end a stay is left out of all sums.
+    What is expected is the prediction times the examination of the position. Artifacts are read
+    from the folder `models`; without a readable one nothing is expected. Of one viewer all
+    exposures count or none: half as many viewers count once they exceed `max_bytes`, and twice as
+    many once they take less than a quarter of it.
     """
 
     def __init__(self, surface: Surface, models: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -109,10 +109,11 @@ class LiveQuality:
         self._retry_ms: dict[str, int] = {}
         # Heap of events by time; of the same time impressions come first, and ids break ties.
         self._events: list[tuple[int, bool, str, Event]] = []
-        # Exposures, oldest first, by request; those of each viewer, and those of open windows.
-        self._shown: dict[str, _Shown] = {}
+        # Exposures, oldest first, by request: of each viewer, with an open window of each outcome,
+        # and all, which are those of the outcome that closes last.
         self._shown_to: defaultdict[str, dict[str, _Shown]] = defaultdict(dict)
         self._open: dict[str, dict[str, _Shown]] = {name: {} for name in self._spans_ms}
+        self._shown: dict[str, _Shown] = next(reversed(self._open.values()), {})
         self._sums: defaultdict[tuple[str, str, str, str, str, str], float] = defaultdict(float)
 
     def add(self, records: Iterable[Record], now_ms: int) -> None:
@@ -161,8 +162,7 @@ class LiveQuality:
         stays: dict[str, dict[str, int]] = {name: {} for name, one in self._outcomes.items() if one.until}
         amounts: dict[str, dict[str, float]] = {name: {} for name in self._outcomes}
         shown = _Shown(bare, [times_ms, *({} for _ in range(self._by_client))], amounts, stays)
-        self._shown[bare.request_id] = self._shown_to[_viewer(bare)][bare.request_id] = shown
-        for waiting in self._open.values():
+        for waiting in (self._shown_to[_viewer(bare)], *self._open.values()):
             waiting[bare.request_id] = shown
         self._num_bytes += shown.num_bytes()
 
@@ -184,8 +184,7 @@ class LiveQuality:
 
     def _forget(self, shown: _Shown) -> None:
         request, viewer = shown.exposure.request_id, _viewer(shown.exposure)
-        del self._shown[request], self._shown_to[viewer][request]
-        for waiting in self._open.values():
+        for waiting in (self._shown_to[viewer], *self._open.values()):
             waiting.pop(request, None)
         if not self._shown_to[viewer]:
             del self._shown_to[viewer]
@@ -230,52 +229,50 @@ class LiveQuality:
                 continue
             if outcome.until:
                 self._note(shown.begun_ms[of], event.candidate, at_ms)
-                continue
-            value = event.value if event.value is not None else np.nan
-            self._raise(shown, of, event.candidate, value if outcome.sum else 1.0)
+            else:
+                value = np.nan if event.value is None else event.value
+                self._raise(shown.amounts[of], event.candidate, value if outcome.sum else 1.0)
 
     def _end_stays(self, event: Event, ts_ms: int, recent: Iterable[_Shown]) -> None:
-        """End the viewer's stays at a candidate; nobody knows how long one was that begins again."""
+        """End the stays of a viewer at a candidate; one that begins again has an unknown length."""
         for of, outcome in self._outcomes.items():
             if outcome.until is None or event.kind not in (outcome.event, outcome.until):
                 continue
             for shown in recent:
                 begun_ms = shown.begun_ms[of].get(event.candidate, ENDED)
                 if begun_ms != ENDED:
-                    minutes = (ts_ms - begun_ms) / UNITS_MS["m"]
-                    self._raise(
-                        shown, of, event.candidate, minutes if event.kind == outcome.until else np.nan
-                    )
                     shown.begun_ms[of][event.candidate] = ENDED
+                    minutes = (ts_ms - begun_ms) / UNITS_MS["m"]
+                    minutes = minutes if event.kind == outcome.until else np.nan
+                    self._raise(shown.amounts[of], event.candidate, minutes)
 
-    def _raise(self, shown: _Shown, outcome: str, name: str, amount: float) -> None:
-        # Of each event, at most the cap counts, and of their sum; NaN stays NaN.
-        amount = np.clip(amount, 0.0, self._outcomes[outcome].scale)
-        total = np.minimum(shown.amounts[outcome].get(name, 0.0) + amount, self._outcomes[outcome].scale)
-        self._note(shown.amounts[outcome], name, float(total))
+    def _raise(self, amounts: dict[str, float], name: str, amount: float) -> None:
+        # NaN, an unknown amount, stays NaN.
+        self._note(amounts, name, amounts.get(name, 0.0) + max(amount, 0.0))
 
     def _close(self, outcome: str, shown: _Shown) -> None:
         """Count an exposure for an outcome; hold it no longer once it has counted for all."""
         exposure, amounts, begun_ms = shown.exposure, shown.amounts[outcome], shown.begun_ms.get(outcome, {})
         names, key = exposure.candidates, (exposure.arm, exposure.model or "", outcome)
-        amount = np.array([amounts.get(name, 0.0) for name in names])
+        # At most the cap counts, of each event as of their sum.
+        amount = np.minimum([amounts.get(name, 0.0) for name in names], self._outcomes[outcome].scale)
         seen = np.array([name in shown.times_ms[-1] for name in names])
         known = seen & ~np.isnan(amount) & [begun_ms.get(name, ENDED) == ENDED for name in names]
         self._add(*key, candidates=known.sum(), labels=amount[known].sum())
         score = np.frombuffer(exposure.scores, np.float32)
-        is_scored = bool((seen & ~np.isnan(score)).any())
-        version = self._version(exposure.model or "") if is_scored else None
+        scored = score[seen & ~np.isnan(score)]
+        version = self._version(key[1]) if len(scored) else None
         if version is not None and outcome in version.theta:
             self._compare(key, version, exposure, np.where(known, amount, np.nan))
-        del self._open[outcome][exposure.request_id]
-        if any(exposure.request_id in waiting for waiting in self._open.values()):
+        if self._open[outcome] is not self._shown:
+            del self._open[outcome][exposure.request_id]
             return
         self._forget(shown)
-        self._add(*key[:2], "", unreadable=is_scored and version is None)
+        self._add(*key[:2], "", unreadable=version is None and len(scored) > 0)
         if version is not None:
             self._add(*key[:2], "", scored_rankings=1)
-            cells = cell_counts(version.cells, score[seen & ~np.isnan(score)]) if version.cells else None
-            for cell, served in enumerate(() if cells is None else cells.tolist()):
+            counts = cell_counts(version.cells, scored).tolist() if version.cells else ()
+            for cell, served in enumerate(counts):
                 self._sums[*key[:2], "served_scores", str(cell), "", ""] += served
 
     def _compare(self, key: tuple[str, str, str], version: _Version, exposure: Exposure, amount: F64) -> None:
