@@ -19,6 +19,7 @@ from serve.contract.validation import UNITS_MS, json_value
 from serve.features.slots import F64, IMPRESSION
 from serve.features.surface import Surface
 from serve.log.events import Exposure, Record
+from serve.log.predictions import predictions
 from serve.model.artifact import load
 from serve.rollout.score_comparison import cell_counts
 
@@ -278,7 +279,13 @@ class LiveQuality:
     def _compare(self, key: tuple[str, str, str], version: _Version, exposure: Exposure, amount: F64) -> None:
         """Compare the amounts `[C]` of an outcome, NaN where not known, with what was expected."""
         column = list(version.theta).index(key[2])
-        predicted = predictions(exposure, len(version.theta))[:, column]
+        given = exposure.predictions
+        predicted = predictions(
+            np.frombuffer(exposure.scores, np.float32),
+            None if given is None else np.frombuffer(given, np.float32),
+            exposure.weights,
+            len(version.theta),
+        )[:, column]
         at = np.flatnonzero(~np.isnan(predicted) & ~np.isnan(amount))
         predicted, amount, theta = predicted[at], amount[at], version.theta[key[2]]
         num, expected = amount.sum(), float(predicted @ theta[np.minimum(at, len(theta) - 1)])
@@ -306,14 +313,3 @@ class LiveQuality:
 def _viewer(record: Exposure | Event) -> str:
     """Return the viewer; each request without one has its own."""
     return record.viewer or record.request_id or ""
-
-
-def predictions(exposure: Exposure, num_outcomes: int) -> F64:
-    """Return the predictions `[C, O]` of an exposure's version, in units; NaN where it had none."""
-    given, weights = exposure.predictions, list(exposure.weights.values())
-    if given is not None:
-        return np.frombuffer(given, np.float32).reshape(-1, num_outcomes).astype(np.float64)
-    score = np.frombuffer(exposure.scores, np.float32).astype(np.float64)[:, None]
-    if num_outcomes > 1 or weights == [0.0]:
-        return np.full((len(score), num_outcomes), np.nan)
-    return score / weights[0] if weights else score
