@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 from typer.testing import CliRunner
@@ -20,17 +21,20 @@ from tests.support.networks import artifact_files, random_network
 from training.__main__ import app
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
+from training.examination.examination import IGNORED
 from training.network.network import NetworkConfig
 
 SURFACE = load_surface("spaces")
 
 
-def write_model(folder, log_folder, **about):
+def write_model(folder, log_folder, examination=IGNORED, **about):
     log = read_log(log_folder, SURFACE)
     data = build(Schema(SURFACE), log)
     rng = np.random.default_rng(0)
     encoder = fit_encoder(SURFACE, data.columns, data.matrix, category_strings(SURFACE, log))
     files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig(width=4, n_steps=1)), rng)
+    for outcome in manifest["outcomes"].values():
+        outcome["examination"] = asdict(examination)
     about = {"surface": SURFACE.name, "surface_fingerprint": SURFACE.fingerprint} | about
     save(folder, files | {"surface.toml": SURFACE.text.encode()}, manifest | about)
 

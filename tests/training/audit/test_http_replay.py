@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +26,7 @@ def home(tmp_path_factory):
     simulate(home / "log", rows=6_000, viewers=60, days=0.15)
     split(home / "log", 0.4, home / "a", home / "b")
     looked = Examination("learned", (1.0, 0.7, 0.4), (0.0, 0.1, 0.1), 500)
-    write_model(home / "model", home / "a", examination=asdict(looked))
+    write_model(home / "model", home / "a", examination=looked)
     return home
 
 
