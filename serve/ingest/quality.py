@@ -5,13 +5,14 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.records import Event
@@ -46,6 +47,7 @@ RETRY_MS = 60_000
 # By the labels of `metric_catalog.QUALITY`: arm, version, measure, cell of the scores, outcome, and
 # whether that is the primary one.
 Sums = Mapping[tuple[str, str, str, str, str, str], float]
+Known = NDArray[np.bool_]
 
 
 class _Shown(NamedTuple):
@@ -59,8 +61,8 @@ class _Shown(NamedTuple):
     begun_ms: dict[str, dict[str, int]]
 
     def num_bytes(self) -> int:
-        tables: list[Iterable[str]] = [*self.times_ms, *self.amounts.values(), *self.begun_ms.values()]
-        entries = sum(ENTRY_BYTES + len(name) for table in tables for name in table)
+        tables: list[Collection[str]] = [*self.times_ms, *self.amounts.values(), *self.begun_ms.values()]
+        entries = sum(ENTRY_BYTES * len(table) + sum(map(len, table)) for table in tables if table)
         # One outcome, and the times of two tables, are a part of EXPOSURE_BYTES.
         more = ENTRY_BYTES * (len(self.amounts) + len(self.begun_ms) - 1)
         return EXPOSURE_BYTES + entries + more + len(self.exposure.predictions or b"")
@@ -253,18 +255,20 @@ class LiveQuality:
 
     def _close(self, outcome: str, shown: _Shown) -> None:
         """Count an exposure for an outcome; hold it no longer once it has counted for all."""
-        exposure, amounts, begun_ms = shown.exposure, shown.amounts[outcome], shown.begun_ms.get(outcome, {})
+        exposure, amounts, seen_ms = shown.exposure, shown.amounts[outcome], shown.times_ms[-1]
         names, key = exposure.candidates, (exposure.arm, exposure.model or "", outcome)
-        # At most the cap counts, of each event as of their sum.
+        # At most the cap counts, of each event as of their sum. NaN is an unknown amount.
         amount = np.minimum([amounts.get(name, 0.0) for name in names], self._outcomes[outcome].scale)
-        seen = np.array([name in shown.times_ms[-1] for name in names])
-        known = seen & ~np.isnan(amount) & [begun_ms.get(name, ENDED) == ENDED for name in names]
+        seen = np.array([name in seen_ms for name in names])
+        known = seen & ~np.isnan(amount)
+        if begun_ms := shown.begun_ms.get(outcome):
+            known &= [begun_ms.get(name, ENDED) == ENDED for name in names]
         self._add(*key, candidates=known.sum(), labels=amount[known].sum())
         score = np.frombuffer(exposure.scores, np.float32)
         scored = score[seen & ~np.isnan(score)]
         version = self._version(key[1]) if len(scored) else None
         if version is not None and outcome in version.theta:
-            self._compare(key, version, exposure, np.where(known, amount, np.nan))
+            self._compare(key, version, exposure, amount, known)
         if self._open[outcome] is not self._shown:
             del self._open[outcome][exposure.request_id]
             return
@@ -276,8 +280,10 @@ class LiveQuality:
             for cell, served in enumerate(counts):
                 self._sums[*key[:2], "served_scores", str(cell), "", ""] += served
 
-    def _compare(self, key: tuple[str, str, str], version: _Version, exposure: Exposure, amount: F64) -> None:
-        """Compare the amounts `[C]` of an outcome, NaN where not known, with what was expected."""
+    def _compare(
+        self, key: tuple[str, str, str], version: _Version, exposure: Exposure, amount: F64, known: Known
+    ) -> None:
+        """Compare the amounts `[C]` of an outcome, where they are known, with what was expected."""
         column = list(version.theta).index(key[2])
         given = exposure.predictions
         predicted = predictions(
@@ -286,7 +292,7 @@ class LiveQuality:
             exposure.weights,
             len(version.theta),
         )[:, column]
-        at = np.flatnonzero(~np.isnan(predicted) & ~np.isnan(amount))
+        at = np.flatnonzero(known & ~np.isnan(predicted))
         predicted, amount, theta = predicted[at], amount[at], version.theta[key[2]]
         num, expected = amount.sum(), float(predicted @ theta[np.minimum(at, len(theta) - 1)])
         self._add(*key, scored_labels=num, expected_labels=expected, squared_error=(num - expected) ** 2)
