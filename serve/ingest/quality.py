@@ -267,7 +267,9 @@ class LiveQuality:
         score = np.frombuffer(exposure.scores, np.float32)
         scored = score[seen & ~np.isnan(score)]
         version = self._version(key[1]) if len(scored) else None
-        if version is not None and outcome in version.theta:
+        # A writer of an earlier release has left the predictions out.
+        num_predicted = len(exposure.weights) or 1
+        if version is not None and outcome in version.theta and num_predicted == len(version.theta):
             self._compare(key, version, exposure, amount, known)
         if self._open[outcome] is not self._shown:
             del self._open[outcome][exposure.request_id]
@@ -285,13 +287,7 @@ class LiveQuality:
     ) -> None:
         """Compare the amounts `[C]` of an outcome, where they are known, with what was expected."""
         column = list(version.theta).index(key[2])
-        given = exposure.predictions
-        predicted = predictions(
-            np.frombuffer(exposure.scores, np.float32),
-            None if given is None else np.frombuffer(given, np.float32),
-            exposure.weights,
-            len(version.theta),
-        )[:, column]
+        predicted = predictions(exposure.scores, exposure.predictions, exposure.weights)[:, column]
         at = np.flatnonzero(known & ~np.isnan(predicted))
         predicted, amount, theta = predicted[at], amount[at], version.theta[key[2]]
         num, expected = amount.sum(), float(predicted @ theta[np.minimum(at, len(theta) - 1)])

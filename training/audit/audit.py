@@ -50,9 +50,8 @@ class Served:
     matrix: Matrix
     # [R], NaN where unscored
     scores: F32
-    # Row by row; None with one outcome.
-    predictions: F32 | None
-    weights: Mapping[str, float]
+    # [R, O], in units
+    predictions: F64
     model: str | None
     is_test: bool
 
@@ -240,16 +239,9 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
             logged[name][place[seq]].as_py() if name in logged.column_names else None
             for name in (PREDICTIONS, WEIGHTS)
         )
+        amounts = predictions(scores, given and np.array(given, np.float32), json.loads(weights or "{}"))
         served.append(
-            Served(
-                exposure,
-                matrix,
-                scores,
-                None if given is None else np.array(given, np.float32),
-                json.loads(weights or "{}"),
-                row["model"].as_py(),
-                traffic[exposure] == "test",
-            )
+            Served(exposure, matrix, scores, amounts, row["model"].as_py(), traffic[exposure] == "test")
         )
     return served, num_logged - len(logged)
 
@@ -271,9 +263,8 @@ def _against(
     lengths = [len(one.scores) for one in served]
     logged = np.full(shares.shape, np.nan)
     for one, end in zip(served, np.cumsum(lengths), strict=True):
-        if one.model == artifact.version:
-            amounts = predictions(one.scores, one.predictions, one.weights, len(outcomes))
-            logged[end - len(amounts) : end] = amounts / scales
+        if one.model == artifact.version and one.predictions.shape[1] == len(outcomes):
+            logged[end - len(one.scores) : end] = one.predictions / scales
     is_mine = ~np.isnan(logged).any(axis=1)
     ours = shares @ (scales * [surface.worth.get(name, 0.0) for name in outcomes])
     found: dict[str, Any] = {
