@@ -211,6 +211,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/ingest/test_quality.py::"
         "test_what_waits_is_bounded_in_bytes_and_what_is_left_out_is_counted_without_bias",
     ),
+    "the window of an outcome in live quality": (
+        (quality.MAX_WITHIN_MS / 3_600_000,),
+        "serve/ingest/test_quality.py::test_each_outcome_counts_once_its_own_window_has_closed",
+    ),
     "removals by which a late record is known": (
         (intake.WINDOW,),
         "serve/ingest/test_order.py::test_what_a_forgotten_viewer_did_before_comes_too_late",

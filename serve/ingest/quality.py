@@ -5,20 +5,22 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.records import Event
-from serve.contract.validation import json_value
+from serve.contract.validation import UNITS_MS, json_value
 from serve.features.slots import F64, IMPRESSION
 from serve.features.surface import Surface
 from serve.log.events import Exposure, Record
+from serve.log.predictions import predictions
 from serve.model.artifact import load
 from serve.rollout.score_comparison import cell_counts
 
@@ -35,50 +37,87 @@ ALL = 1 << 16
 EXPOSURE_BYTES, EVENT_BYTES, ENTRY_BYTES = 1_536, 1_024, 128
 # An event without a request belongs to one of its viewer's last exposures, of this many.
 RECENT = 100
+# Leave out outcomes with a longer window: too many exposures would have to wait for them.
+MAX_WITHIN_MS = 2 * UNITS_MS["h"]
+# Time of a stay that is over.
+ENDED = -1
 # Read an artifact that could not be read again after this time.
 RETRY_MS = 60_000
 
-# By the labels of `metric_catalog.QUALITY`: arm, version, measure, cell of the scores.
-Sums = Mapping[tuple[str, str, str, str], float]
+# By the labels of `metric_catalog.QUALITY`: arm, version, measure, cell of the scores, outcome, and
+# whether that is the primary one.
+Sums = Mapping[tuple[str, str, str, str, str, str], float]
+Known = NDArray[np.bool_]
 
 
 class _Shown(NamedTuple):
-    """Exposure that waits, and the times of exposure, any impression and label, by candidate."""
+    """Exposure that waits, and what followed by candidate: times, and amounts of each outcome."""
 
     exposure: Exposure
+    # Of the exposure and of any impression.
     times_ms: list[dict[str, int]]
+    amounts: dict[str, dict[str, float]]
+    # Of each outcome that is a stay, when it began last, or ENDED.
+    begun_ms: dict[str, dict[str, int]]
 
     def num_bytes(self) -> int:
-        return EXPOSURE_BYTES + sum(ENTRY_BYTES + len(name) for times in self.times_ms for name in times)
+        tables: list[Collection[str]] = [*self.times_ms, *self.amounts.values(), *self.begun_ms.values()]
+        entries = sum(ENTRY_BYTES * len(table) + sum(map(len, table)) for table in tables if table)
+        # One outcome, and the times of two tables, are a part of EXPOSURE_BYTES.
+        more = ENTRY_BYTES * (len(self.amounts) + len(self.begun_ms) - 1)
+        return EXPOSURE_BYTES + entries + more + len(self.exposure.predictions or b"")
+
+
+class _Version(NamedTuple):
+    """What an artifact says: the examination of each outcome by position, and cells of scores."""
+
+    theta: dict[str, F64]
+    cells: Any
 
 
 class LiveQuality:
-    """Sums of the labels that served scores promised and of those that came.
+    """Sums of the amounts of each outcome that predictions promised and of those that came.
 
-    An exposure counts once its label window has closed, so that all sums are of the same
-    candidates; a restart loses those that wait. A label belongs to a candidate as in training
-    (`training.data.labels`). Its expectation is the score times the examination of the position.
-    Artifacts are read from the folder `models`; without a readable one nothing is expected. Of one
-    viewer all exposures count or none: half as many viewers count once they exceed `max_bytes`, and
-    twice as many once they take less than a quarter of it.
+    An exposure counts for an outcome once the window of that outcome has closed, so that all sums
+    are of the same candidates; a restart loses those that wait. An event belongs to a candidate,
+    and has an amount, as in training (`training.data.labels`). The window of a stay is longer by
+    its cap, so that one that begins late may end; without its end a stay is left out of all sums.
+    What is expected is the prediction times the examination of the position. Artifacts are read
+    from the folder `models`; without a readable one nothing is expected. Of one viewer all
+    exposures count or none: half as many viewers count once they exceed `max_bytes`, and twice as
+    many once they take less than a quarter of it.
     """
 
     def __init__(self, surface: Surface, models: Path, max_bytes: int = MAX_BYTES) -> None:
-        self._by_client, self._label = surface.impression_events, surface.primary
-        # Labels come within a window after an impression, and that within one after the exposure.
-        self._span_ms = surface.longest_window_ms * (1 + self._by_client)
+        self._by_client, self._primary = surface.impression_events, next(iter(surface.predicted))
+        held = {name: one for name, one in surface.outcomes.items() if one.within_ms <= MAX_WITHIN_MS}
+        if left_out := [name for name in surface.outcomes if name not in held]:
+            log.warning("live quality: windows of more than two hours are not measured: %s", left_out)
+        # An impression comes within a window after the exposure, and events within that after it.
+        self._seen_within_ms = max((one.within_ms for one in held.values()), default=0)
+        later_ms = self._seen_within_ms * self._by_client
+        spans_ms = {
+            name: later_ms + one.within_ms + int(UNITS_MS["m"] * one.scale) * bool(one.until)
+            for name, one in held.items()
+        }
+        # Those that close first come first.
+        self._spans_ms = dict(sorted(spans_ms.items(), key=lambda of: of[1]))
+        self._outcomes, self._span_ms = held, max(spans_ms.values(), default=0)
+        self._kinds = {IMPRESSION, *(kind for one in held.values() for kind in (one.event, one.until))}
         self._models, self._max_bytes, self._num_bytes = models, max_bytes, 0
         # Share of the viewers that count, when it last grew, and up to when events are joined.
         self._share, self._grown_ms, self._joined_ms = 1.0, 0, 0
-        # Examination by position and cells of the scores, by version; when to read one again.
-        self._versions: dict[str, tuple[F64, Any]] = {}
+        # What artifacts say, by version; when to read one again.
+        self._versions: dict[str, _Version] = {}
         self._retry_ms: dict[str, int] = {}
-        # Heap of events by time; of the same time labels come last, and ids break ties.
+        # Heap of events by time; of the same time impressions come first, and ids break ties.
         self._events: list[tuple[int, bool, str, Event]] = []
-        # Exposures, oldest first, by request; and those of each viewer.
-        self._shown: dict[str, _Shown] = {}
+        # Exposures, oldest first, by request: of each viewer, with an open window of each outcome,
+        # and all, which are those of the outcome that closes last.
         self._shown_to: defaultdict[str, dict[str, _Shown]] = defaultdict(dict)
-        self._sums: defaultdict[tuple[str, str, str, str], float] = defaultdict(float)
+        self._open: dict[str, dict[str, _Shown]] = {name: {} for name in self._spans_ms}
+        self._shown: dict[str, _Shown] = next(reversed(self._open.values()), {})
+        self._sums: defaultdict[tuple[str, str, str, str, str, str], float] = defaultdict(float)
 
     def add(self, records: Iterable[Record], now_ms: int) -> None:
         """Take committed records at `now_ms` of the service's clock, and count what has closed."""
@@ -86,7 +125,7 @@ class LiveQuality:
         for record in records:
             if isinstance(record, Exposure) and record.traffic != "test":
                 self._show(record)
-            elif isinstance(record, Event) and record.kind in (self._label.event, IMPRESSION):
+            elif isinstance(record, Event) and record.kind in self._kinds:
                 self._happen(record)
             while self._num_bytes > self._max_bytes and self._share * ALL > 1:
                 self._halve()
@@ -94,10 +133,11 @@ class LiveQuality:
         self._joined_ms = max(self._joined_ms, now_ms - GRACE_MS)
         while self._events and self._events[0][0] <= self._joined_ms:
             self._join(*heapq.heappop(self._events))
-        while oldest := next(iter(self._shown.values()), None):
-            if oldest.exposure.ts_ms > self._joined_ms - self._span_ms:
-                break
-            self._close(oldest)
+        for name, span_ms in self._spans_ms.items():
+            while oldest := next(iter(self._open[name].values()), None):
+                if oldest.exposure.ts_ms > self._joined_ms - span_ms:
+                    break
+                self._close(name, oldest)
         is_low = self._share < 1 and self._num_bytes < self._max_bytes / 4
         if is_low and self._joined_ms - self._grown_ms >= self._span_ms:
             self._share, self._grown_ms = self._share * 2, now_ms
@@ -107,21 +147,26 @@ class LiveQuality:
         sums, self._sums = self._sums, defaultdict(float)
         return sums
 
-    def _add(self, arm: str, model: str, **sums: float) -> None:
+    def _add(self, arm: str, model: str, outcome: str, **sums: float) -> None:
+        """Add to the sums of an outcome, or of rankings and events if it is empty."""
+        is_primary = outcome and ("yes" if outcome == self._primary else "no")
         for measure, value in sums.items():
-            self._sums[arm, model, measure, ""] += float(value)
+            self._sums[arm, model, measure, "", outcome, is_primary] += float(value)
 
     def _counts(self, record: Exposure | Event) -> bool:
         return hash(_viewer(record)) % ALL < ALL * self._share
 
     def _show(self, exposure: Exposure) -> None:
-        if exposure.ts_ms < self._joined_ms or not self._counts(exposure):
-            self._add("", "", left_out=1)
+        if exposure.ts_ms < self._joined_ms or not self._outcomes or not self._counts(exposure):
+            self._add("", "", "", left_out=1)
             return
         bare = replace(exposure, context={}, stated={}, propensity=None, numeric=None, category=None)
         times_ms = dict.fromkeys(exposure.candidates, exposure.ts_ms)
-        shown = _Shown(bare, [times_ms, *({} for _ in range(1 + self._by_client))])
-        self._shown[bare.request_id] = self._shown_to[_viewer(bare)][bare.request_id] = shown
+        stays: dict[str, dict[str, int]] = {name: {} for name, one in self._outcomes.items() if one.until}
+        amounts: dict[str, dict[str, float]] = {name: {} for name in self._outcomes}
+        shown = _Shown(bare, [times_ms, *({} for _ in range(self._by_client))], amounts, stays)
+        for waiting in (self._shown_to[_viewer(bare)], *self._open.values()):
+            waiting[bare.request_id] = shown
         self._num_bytes += shown.num_bytes()
 
     def _happen(self, event: Event) -> None:
@@ -134,7 +179,7 @@ class LiveQuality:
         self._share /= 2
         for shown in [shown for shown in self._shown.values() if not self._counts(shown.exposure)]:
             self._forget(shown)
-            self._add("", "", left_out=1)
+            self._add("", "", "", left_out=1)
         kept = [each for each in self._events if each[3].request_id in self._shown or self._counts(each[3])]
         self._num_bytes -= EVENT_BYTES * (len(self._events) - len(kept))
         heapq.heapify(kept)
@@ -142,67 +187,126 @@ class LiveQuality:
 
     def _forget(self, shown: _Shown) -> None:
         request, viewer = shown.exposure.request_id, _viewer(shown.exposure)
-        del self._shown[request], self._shown_to[viewer][request]
+        for waiting in (self._shown_to[viewer], *self._open.values()):
+            waiting.pop(request, None)
         if not self._shown_to[viewer]:
             del self._shown_to[viewer]
         self._num_bytes -= shown.num_bytes()
 
-    def _join(self, ts_ms: int, is_label: bool, _: str, event: Event) -> None:
+    def _join(self, ts_ms: int, is_outcome: bool, _: str, event: Event) -> None:
         """Join an event to its request's exposure, or to its viewer's latest of the candidate."""
         self._num_bytes -= EVENT_BYTES
-        name, request, is_joined = event.candidate, event.request_id, False
+        name, request, joined_ms = event.candidate, event.request_id, None
         mine = self._shown_to.get(_viewer(event), {})
+        recent = list(islice(reversed(mine.values()), RECENT))
+        self._end_stays(event, ts_ms, recent)
         named = [self._shown[request]] if request in self._shown else []
-        for shown in islice(reversed(mine.values()), RECENT) if request is None else named:
+        for shown in recent if request is None else named:
             # As in training, an event is never before its request: a client's clock may be behind.
             at_ms = max(ts_ms, shown.exposure.ts_ms) if named else ts_ms
-            since_ms, times_ms = shown.times_ms[: 2 + is_label][-2:]
-            age_ms = at_ms - since_ms.get(name, at_ms + 1)
+            age_ms = at_ms - shown.times_ms[-1 if is_outcome else 0].get(name, at_ms + 1)
             if age_ms >= 0:
-                if is_joined := age_ms <= self._label.within_ms:
-                    self._num_bytes += (ENTRY_BYTES + len(name)) * (name not in times_ms)
-                    times_ms[name] = at_ms
+                joined_ms = age_ms
+                if is_outcome:
+                    self._count(shown, event, at_ms, age_ms)
+                elif age_ms <= self._seen_within_ms:
+                    self._note(shown.times_ms[-1], name, at_ms)
                 break
         # Soon after viewers began to count, an event's ranking may have been left out. That of a
         # viewer without a ranking that waits may also be of test traffic.
-        if is_label and ts_ms - self._grown_ms >= self._span_ms:
+        primary = self._outcomes.get(self._primary)
+        if primary and event.kind == primary.event and ts_ms - self._grown_ms >= self._span_ms:
+            is_joined = joined_ms is not None and joined_ms <= primary.within_ms
             known = bool(mine or is_joined)
-            self._add(
-                "", "", label_events=known, unjoined_events=known > is_joined, unknown_viewers=not known
-            )
+            sums = {"unjoined_events": known > is_joined, "unknown_viewers": not known}
+            self._add("", "", "", label_events=known, **sums)
 
-    def _close(self, shown: _Shown) -> None:
-        """Count an exposure, and hold it no longer."""
-        self._forget(shown)
-        exposure, (*_, seen_ms, label_ms) = shown
-        names, key = exposure.candidates, (exposure.arm, exposure.model or "")
+    def _note(self, table: dict[str, Any], name: str, value: float) -> None:
+        self._num_bytes += (ENTRY_BYTES + len(name)) * (name not in table)
+        table[name] = value
+
+    def _count(self, shown: _Shown, event: Event, at_ms: int, age_ms: int) -> None:
+        """Add an event's amount to those of each outcome that it is, or begins."""
+        for of, outcome in self._outcomes.items():
+            if event.kind != outcome.event or age_ms > outcome.within_ms:
+                continue
+            if outcome.until:
+                self._note(shown.begun_ms[of], event.candidate, at_ms)
+            else:
+                value = np.nan if event.value is None else event.value
+                self._raise(shown.amounts[of], event.candidate, value if outcome.sum else 1.0)
+
+    def _end_stays(self, event: Event, ts_ms: int, recent: Iterable[_Shown]) -> None:
+        """End the stays of a viewer at a candidate; one that begins again has an unknown length."""
+        for of, outcome in self._outcomes.items():
+            if outcome.until is None or event.kind not in (outcome.event, outcome.until):
+                continue
+            for shown in recent:
+                begun_ms = shown.begun_ms[of].get(event.candidate, ENDED)
+                if begun_ms != ENDED:
+                    shown.begun_ms[of][event.candidate] = ENDED
+                    minutes = (ts_ms - begun_ms) / UNITS_MS["m"]
+                    minutes = minutes if event.kind == outcome.until else np.nan
+                    self._raise(shown.amounts[of], event.candidate, minutes)
+
+    def _raise(self, amounts: dict[str, float], name: str, amount: float) -> None:
+        # NaN, an unknown amount, stays NaN.
+        self._note(amounts, name, amounts.get(name, 0.0) + max(amount, 0.0))
+
+    def _close(self, outcome: str, shown: _Shown) -> None:
+        """Count an exposure for an outcome; hold it no longer once it has counted for all."""
+        exposure, amounts, seen_ms = shown.exposure, shown.amounts[outcome], shown.times_ms[-1]
+        names, key = exposure.candidates, (exposure.arm, exposure.model or "", outcome)
+        # At most the cap counts, of each event as of their sum. NaN is an unknown amount.
+        amount = np.minimum([amounts.get(name, 0.0) for name in names], self._outcomes[outcome].scale)
+        seen = np.array([name in seen_ms for name in names])
+        known = seen & ~np.isnan(amount)
+        if begun_ms := shown.begun_ms.get(outcome):
+            known &= [begun_ms.get(name, ENDED) == ENDED for name in names]
+        self._add(*key, candidates=known.sum(), labels=amount[known].sum())
         score = np.frombuffer(exposure.scores, np.float32)
-        at = np.flatnonzero(~np.isnan(score) & [name in seen_ms for name in names])
-        version = self._version(key[1]) if len(at) else None
-        is_unreadable = version is None and len(at) > 0
-        self._add(*key, candidates=len(seen_ms), labels=len(label_ms), unreadable=is_unreadable)
-        if version is None:
+        scored = score[seen & ~np.isnan(score)]
+        version = self._version(key[1]) if len(scored) else None
+        # A writer of an earlier release has left the predictions out.
+        num_predicted = len(exposure.weights) or 1
+        if version is not None and outcome in version.theta and num_predicted == len(version.theta):
+            self._compare(key, version, exposure, amount, known)
+        if self._open[outcome] is not self._shown:
+            del self._open[outcome][exposure.request_id]
             return
-        score, label = score[at], np.array([names[k] in label_ms for k in at])
-        examination, cells = version
-        num, expected = label.sum(), float(score @ examination[np.minimum(at, len(examination) - 1)])
-        self._add(*key, scored_labels=num, expected_labels=expected, squared_error=(num - expected) ** 2)
-        self._add(*key, scored_rankings=1)
-        if 0 < num < len(at):
-            above = score[label][:, None] - score[~label]
-            self._add(*key, auc=((above > 0) + (above == 0) / 2).mean(), auc_rankings=1)
-        for cell, served in enumerate(cell_counts(cells, score).tolist() if cells else ()):
-            self._sums[*key, "served_scores", str(cell)] += served
+        self._forget(shown)
+        self._add(*key[:2], "", unreadable=version is None and len(scored) > 0)
+        if version is not None:
+            self._add(*key[:2], "", scored_rankings=1)
+            counts = cell_counts(version.cells, scored).tolist() if version.cells else ()
+            for cell, served in enumerate(counts):
+                self._sums[*key[:2], "served_scores", str(cell), "", ""] += served
 
-    def _version(self, model: str) -> tuple[F64, Any] | None:
+    def _compare(
+        self, key: tuple[str, str, str], version: _Version, exposure: Exposure, amount: F64, known: Known
+    ) -> None:
+        """Compare the amounts `[C]` of an outcome, where they are known, with what was expected."""
+        column = list(version.theta).index(key[2])
+        predicted = predictions(exposure.scores, exposure.predictions, exposure.weights)[:, column]
+        at = np.flatnonzero(known & ~np.isnan(predicted))
+        predicted, amount, theta = predicted[at], amount[at], version.theta[key[2]]
+        num, expected = amount.sum(), float(predicted @ theta[np.minimum(at, len(theta) - 1)])
+        self._add(*key, scored_labels=num, expected_labels=expected, squared_error=(num - expected) ** 2)
+        happened = amount > 0
+        if 0 < happened.sum() < len(at):
+            above = predicted[happened][:, None] - predicted[~happened]
+            self._add(*key, auc=((above > 0) + (above == 0) / 2).mean(), auc_rankings=1)
+
+    def _version(self, model: str) -> _Version | None:
         """Return what an artifact says, or None if it cannot be read."""
         if model not in self._versions and self._joined_ms >= self._retry_ms.get(model, 0):
             self._retry_ms[model] = self._joined_ms + RETRY_MS
             try:
                 artifact = load(self._models / model)
                 evaluation = json_value(artifact.read("evaluation.json"), "evaluation.json")
-                theta = next(iter(artifact.manifest["outcomes"].values()))["examination"]["theta"]
-                self._versions[model] = np.array(theta), evaluation.get("statistics", {}).get("score")
+                outcomes = artifact.manifest["outcomes"].items()
+                theta = {name: np.array(about["examination"]["theta"]) for name, about in outcomes}
+                self._versions[model] = _Version(theta, evaluation.get("statistics", {}).get("score"))
             except TabrankError as error:
                 log.warning("live quality: a version's scores are not measured: %s", error)
         return self._versions.get(model)

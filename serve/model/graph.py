@@ -6,10 +6,10 @@ written once, over an `Ops` namespace: `serve.model.torch_ops` computes with it,
 
 Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
 columns, G = F + I + V + K1 columns that the masks choose from, D of them after the embedding, H
-hidden units, O outcomes. Arrays are laid out as [columns, R]: sums over columns and thresholds per row then run
-along whole rows of memory, two to four times as fast in ONNX Runtime as [R, columns]. The cost of a
-small batch is per node (0.7 µs), that of a large batch per pass over [G, R]; the graph minimises
-both.
+hidden units, O outcomes. Arrays are laid out as [columns, R]: sums over columns and thresholds per
+row then run along whole rows of memory, two to four times as fast in ONNX Runtime as [R, columns].
+The cost of a small batch is per node (0.7 µs), that of a large batch per pass over [G, R]; the
+graph minimises both.
 """
 
 from __future__ import annotations

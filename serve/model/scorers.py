@@ -1,6 +1,7 @@
 """Scorers: from feature matrix to predictions with one artifact, on ONNX Runtime or torch.
 
-A prediction is the expected amount of an outcome as a share of its cap; of an event, its probability.
+A prediction is the expected amount of an outcome as a share of its cap: of an event, its
+probability.
 Letters: R rows, F numeric columns, K category columns, O outcomes.
 """
 
@@ -51,7 +52,7 @@ class Scorer:
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Score numeric f32 [R, F] (NaN missing), category u64 [R, K] (0 missing): shares [R, O]."""
+        """Return shares [R, O] of numeric f32 [R, F] and category u64 [R, K], NaN and 0 if missing."""
         parts = self._encoder.encode(numeric, category)
         if not len(numeric):
             return np.empty((0, len(self.outcomes)), np.float32)

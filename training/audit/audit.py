@@ -21,6 +21,7 @@ from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import Schema
 from serve.features.slots import F32, F64
 from serve.features.surface import Surface
+from serve.log.predictions import predictions
 from serve.log.reader import Log, read_log, read_table
 from serve.log.replay import Replay
 from serve.model.artifact import Artifact
@@ -37,7 +38,7 @@ TOLERANCE = 1e-6
 SCORE_TOLERANCE = 1e-5
 COLUMNS = ("seq", "model", "scores", "numeric", "category")
 # Missing in a log of an earlier version.
-SURFACE = "surface"
+SURFACE, PREDICTIONS, WEIGHTS = "surface", "predictions", "weights"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Served:
     matrix: Matrix
     # [R], NaN where unscored
     scores: F32
+    # [R, O], in units
+    predictions: F64
     model: str | None
     is_test: bool
 
@@ -131,7 +134,7 @@ def audit(
     }
     if artifact is not None:
         rows = [np.arange(*replay.first[one.exposure : one.exposure + 2]) for one in served]
-        result |= _against(artifact, columns, served, ~unknown[np.concatenate(rows)])
+        result |= _against(artifact, surface, columns, served, ~unknown[np.concatenate(rows)])
         result["held"] &= (result["model"]["max_difference"] or 0.0) <= SCORE_TOLERANCE
     return result
 
@@ -196,7 +199,7 @@ def _infinite(value: float | None) -> float:
 
 def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[list[Served], int]:
     """Return the exposures with a matrix of a surface, in order, and how many are of others."""
-    _, logged = read_table(folder, "exposures", ("request_id", *COLUMNS, SURFACE))
+    _, logged = read_table(folder, "exposures", ("request_id", *COLUMNS, SURFACE, PREDICTIONS, WEIGHTS))
     has_features = set(COLUMNS) <= set(logged.column_names)
     if not has_features or not len(logged := logged.filter(pc.is_valid(logged["numeric"]))):
         raise TabrankError(
@@ -232,26 +235,42 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
                 f"and {columns.num_category} for each of its {num_rows} rows; name the surface that was served"
             )
         matrix = Matrix(numeric.reshape(shapes[0]), category.reshape(shapes[1]))
-        served.append(Served(exposure, matrix, scores, row["model"].as_py(), traffic[exposure] == "test"))
+        given, weights = (
+            logged[name][place[seq]].as_py() if name in logged.column_names else None
+            for name in (PREDICTIONS, WEIGHTS)
+        )
+        amounts = predictions(scores, given and np.array(given, np.float32), json.loads(weights or "{}"))
+        served.append(
+            Served(exposure, matrix, scores, amounts, row["model"].as_py(), traffic[exposure] == "test")
+        )
     return served, num_logged - len(logged)
 
 
 def _against(
-    artifact: Artifact, columns: Columns, served: Sequence[Served], is_known: NDArray[np.bool_]
+    artifact: Artifact,
+    surface: Surface,
+    columns: Columns,
+    served: Sequence[Served],
+    is_known: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Compare the logged scores of the artifact's version to its scores now, and measure drift.
+    """Compare the logged predictions of the artifact's version to those now, and measure drift.
 
-    The drift is of the rows `is_known` `[R]` in live traffic.
+    The drift is of the rows `is_known` `[R]` in live traffic; of their utilities by the weights of
+    the surface, whatever weights were served.
     """
-    matrix = Matrix.stacked([one.matrix for one in served])
-    ours = score(artifact.path, matrix)[:, 0]
-    logged = np.concatenate([one.scores for one in served])
+    matrix, outcomes = Matrix.stacked([one.matrix for one in served]), artifact.outcomes
+    shares, scales = score(artifact.path, matrix), np.array(list(outcomes.values()))
     lengths = [len(one.scores) for one in served]
-    is_mine = np.repeat([one.model == artifact.version for one in served], lengths) & ~np.isnan(logged)
+    logged = np.full(shares.shape, np.nan)
+    for one, end in zip(served, np.cumsum(lengths), strict=True):
+        if one.model == artifact.version and one.predictions.shape[1] == len(outcomes):
+            logged[end - len(one.scores) : end] = one.predictions / scales
+    is_mine = ~np.isnan(logged).any(axis=1)
+    ours = shares @ (scales * [surface.worth.get(name, 0.0) for name in outcomes])
     found: dict[str, Any] = {
         "version": artifact.version,
         "rows": int(is_mine.sum()),
-        "max_difference": float(np.abs(logged - ours)[is_mine].max()) if is_mine.any() else None,
+        "max_difference": float(np.abs(logged - shares)[is_mine].max()) if is_mine.any() else None,
     }
     is_live = np.repeat([not one.is_test for one in served], lengths) & is_known
     made_from = json.loads(artifact.read("evaluation.json")).get(STATISTICS)

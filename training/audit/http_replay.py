@@ -1,6 +1,7 @@
 """Replay a log through a running service and measure its answers as `evaluate` measures a model.
 
-P shown candidates, of all exposures end to end; N rows, those of them whose label is known.
+P shown candidates, of all exposures end to end; N rows, those of them of which an outcome is known;
+O outcomes that the surface predicts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import Problem, RankAnswer, RankRequest
+from serve.contract.rankings import Problem, RankAnswer, Ranked, RankRequest
 from serve.contract.records import ClientRecord, EventsAnswer
 from serve.features.rows import Schema
 from serve.features.slots import F64
@@ -56,11 +57,13 @@ def replay(
 ) -> dict[str, Any]:
     """Replay a log through the service at `url`, one request after the other in order of its time.
 
-    The result holds `ndcg@10`, `auc` and `logloss` of the answered scores on the `rows` and
-    `slates` of `evaluate`; `rankings`, `by_rung`, `unscored_rows`, `seconds` and `requests_per_s`.
-    With `model` it also holds `max_score_difference` from the scores of `evaluate` with `history`.
-    `held` is true if every ranking was full and no score differs by more than 1e-5. `surface`
-    defaults to the model's, else the service's.
+    The result holds `ndcg@10`, `auc` and `logloss` of the answered predictions of the primary
+    outcome on the `rows` and `slates` of `evaluate`; `rankings`, `by_rung`, `unscored_rows`,
+    `seconds` and `requests_per_s`. With `model` it also holds `max_score_difference`, by which the
+    prediction of any outcome, as a share of its cap, differs from that of `evaluate` with
+    `history`. `held` is true if every ranking was full and none differs by more than 1e-5. An
+    answer does not say the weights: the prediction of a single outcome is the score by the weight
+    in the surface. `surface` defaults to the model's, else the service's.
 
     Raises:
         TabrankError: if there is no service, it has its own clock or another surface or model, or
@@ -80,15 +83,13 @@ def replay(
         data = build(Schema(ours), log, history=read_log(history, ours) if history else None)
         played, rungs, seconds = _play(service, log, ours, progress)
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
-    # The answered scores of the dataset's rows, [N].
-    scores: F64 = played[first[data.slate] + data.position]
+    # The answered shares of the dataset's rows, [N, O].
+    shares: F64 = played[first[data.slate] + data.position]
     examination = IGNORED if artifact is None else Examination.of(artifact.manifest)[0]
-    result = _measures(data, scores, examination)
-    far = (
-        None
-        if artifact is None
-        else float(np.nanmax(np.abs(scores - score(artifact.path, data.matrix)[:, 0])))
-    )
+    result = _measures(data.of(0), shares[~np.isnan(data.outcomes[:, 0]), 0], examination)
+    far = None
+    if artifact is not None:
+        far = float(np.nanmax(np.abs(shares - score(artifact.path, data.matrix))))
     return result | {
         "surface": ours.name,
         "model": described["model"],
@@ -164,9 +165,9 @@ class ReplayClient:
 def _play(
     service: ReplayClient, log: Log, surface: Surface, progress: Progress
 ) -> tuple[F64, Counter[str], float]:
-    """Return the answered scores `[P]` (NaN if unscored), rankings by rung, and seconds."""
+    """Return the answered shares `[P, O]` (NaN if unscored), rankings by rung, and seconds."""
     shown = log.exposures["candidates"].to_pylist()
-    scores: list[list[float | None]] = [[] for _ in shown]
+    shares: list[list[list[float]]] = [[] for _ in shown]
     rungs: Counter[str] = Counter()
     begun = time.perf_counter()
     for step in replay_requests(log, surface):
@@ -175,13 +176,20 @@ def _play(
             continue
         exposure, request = step
         answer = service.rank(request)
-        # None becomes NaN.
-        found = {ranked.candidate: ranked.score for ranked in answer.ranking}
-        scores[exposure] = [found[name] for name in shown[exposure]]
+        found = {ranked.candidate: _shares(ranked, surface) for ranked in answer.ranking}
+        shares[exposure] = [found[name] for name in shown[exposure]]
         rungs[answer.rung] += 1
         progress(rungs.total() / len(shown))
     seconds = time.perf_counter() - begun
-    return np.array([value for part in scores for value in part], np.float64), rungs, seconds
+    return np.array([row for part in shares for row in part], np.float64), rungs, seconds
+
+
+def _shares(ranked: Ranked, surface: Surface) -> list[float]:
+    """Return the predictions `[O]` of an answered candidate as shares of the caps."""
+    if ranked.score is None:
+        return [np.nan] * len(surface.worth)
+    told = ranked.predictions or {name: ranked.score / weight for name, weight in surface.worth.items()}
+    return [told[name] / outcome.scale for name, outcome in surface.predicted.items()]
 
 
 def _measures(data: Dataset, scores: F64, examination: Examination) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Dataset:
 
     columns: Columns
     matrix: Matrix
-    # [N, O], the amount of each outcome as a share of its cap (of an event 0 or 1); NaN where unknown.
+    # [N, O], the amount of each outcome as a share of its cap, 0 or 1 of an event; NaN if unknown.
     outcomes: NDArray[np.float32]
     # [N], index into `request_ids`
     slate: I64
@@ -73,7 +73,7 @@ class Dataset:
 
     @property
     def label(self) -> NDArray[np.float32]:
-        """The share of the only outcome, `[N]`; `of` returns such a dataset where there are several."""
+        """The share of the only outcome, `[N]`; of several, `of` returns a dataset of one."""
         assert self.outcomes.shape[1] == 1
         return self.outcomes[:, 0]
 

@@ -58,9 +58,7 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
     kind = np.where(pc.fill_null(log.events["erased"], False).to_numpy(), "", replay.event_kind)
     # Events of nobody belong together if they name one request.
     who = np.where(owners.event_viewer > 0, owners.event_viewer, -1 - owners.event_request)
-    value = (
-        log.events["value"].to_numpy() if "value" in log.events.column_names else np.full(len(kind), np.nan)
-    )
+    value = log.events["value"].to_numpy()
     outcomes = np.empty((len(replay.shown), len(surface.predicted)), np.float32)
     counts = {"open_rows": 0, "unmatched_label_events": 0}
     for column, outcome in zip(outcomes.T, surface.predicted.values(), strict=True):

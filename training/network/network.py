@@ -1,7 +1,7 @@
 """Trainable network: TabNet on the inputs of an encoder, and rows of these inputs.
 
-Letters: R rows, O outcomes, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
-columns, D0 = F + I + V.
+Letters: R rows, O outcomes, F numeric columns, I missing indicators, V multi-hot columns, K1 single
+category columns, D0 = F + I + V.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import defaultdict
 
@@ -31,7 +32,8 @@ def models(tmp_path):
     files = dict.fromkeys(FILES, b"") | {
         "evaluation.json": json.dumps({"statistics": {"score": CELLS}}).encode()
     }
-    save(tmp_path / VERSION, files, {"version": VERSION, "examination": {"theta": [1.0, 0.5]}})
+    outcomes = {"join": {"scale": 1.0, "examination": {"theta": [1.0, 0.5]}}}
+    save(tmp_path / VERSION, files, {"version": VERSION, "outcomes": outcomes})
     return tmp_path
 
 
@@ -49,10 +51,21 @@ def act(candidate, ts_ms, request="r", viewer="ann", kind="join"):
     return Event(f"{request}{viewer}{candidate}{kind}{ts_ms}", viewer, candidate, kind, ts_ms, request)
 
 
-def sums(quality, arm="model", model=VERSION):
+def taken(quality, outcome="join"):
+    """Return the sums of an outcome, and those of none, by their other labels."""
+    primary = {"join": "yes", "": ""}
+    found = {}
+    for (*key, of, is_primary), value in quality.take().items():
+        assert is_primary == primary.get(of, "no")
+        if of in (outcome, ""):
+            found[tuple(key)] = value
+    return found
+
+
+def sums(quality, arm="model", model=VERSION, outcome="join"):
     """Return the sums of an arm by measure; those of a cell by measure and cell."""
     found = defaultdict(float)
-    for (of, version, measure, cell), value in quality.take().items():
+    for (of, version, measure, cell), value in taken(quality, outcome).items():
         if (of, version) == (arm, model):
             found[measure + cell] = pytest.approx(value)
     return found
@@ -115,7 +128,7 @@ def test_without_a_request_a_label_belongs_to_the_viewers_latest_exposure_of_the
     labels = [act("a", 4_000, None), act("b", 2_500, None), act("a", 4_000, None, viewer=None)]
     quality.add([*exposures, *labels], 5_000)
     quality.add([], 3_000 + CLOSED_MS)
-    found = quality.take()
+    found = taken(quality)
     by_arm = {
         arm: found[arm, VERSION, "labels", ""] for arm in ("first", "second", "third", "other", "nobody")
     }
@@ -135,7 +148,7 @@ def test_rankings_without_scores_have_labels_and_no_expectation(quality):
         5_000,
     )
     quality.add([], 1_000 + CLOSED_MS)
-    found = quality.take()
+    found = taken(quality)
     for arm, model in (("popular", ""), ("model", "")):
         assert {key[2] for key in found if key[:2] == (arm, model)} == {"candidates", "labels", "unreadable"}
         assert found[arm, model, "unreadable", ""] == 0
@@ -145,12 +158,150 @@ def test_rankings_without_scores_have_labels_and_no_expectation(quality):
     assert found["model", VERSION, "expected_labels", ""] == pytest.approx(0.65)
 
 
+SEVERAL = TOML.replace(
+    "popular =",
+    """outcomes.stay = { event = "join", until = "leave", cap = "1m", within = "20s" }
+outcomes.spend = { event = "click", sum = "value", cap = 5, within = "30s" }
+outcomes.left = { event = "leave", within = "10s" }
+outcomes.late = { event = "click", within = "3h" }
+weights = { join = 1, stay = 0.1, spend = -2 }
+popular =""",
+    1,
+)
+# By candidate: the chance of a join, minutes, and what is spent.
+PREDICTIONS = np.float32([[0.5, 0.4, 1.0], [0.3, 0.2, 2.0], [0.1, 0.3, 4.0]])
+THETA = np.array([1.0, 0.5, 0.5])
+
+
+@pytest.fixture
+def several(models):
+    """Measure five outcomes, of which a version predicts three, and one closes too late."""
+    files = {name: (models / VERSION / name).read_bytes() for name in FILES}
+    shutil.rmtree(models / VERSION)
+    outcome = {"scale": 1.0, "examination": {"theta": [1.0, 0.5]}}
+    manifest = {"version": VERSION, "outcomes": dict.fromkeys(("join", "stay", "spend"), outcome)}
+    save(models / VERSION, files, manifest)
+    return LiveQuality(read_surface(SEVERAL), models)
+
+
+def predicted(request="r", ts_ms=1_000, **more):
+    weights = {"join": 1.0, "stay": 0.1, "spend": -2.0}
+    utility = (PREDICTIONS @ list(weights.values())).tolist()
+    return shown(request, ts_ms, scores=utility, predictions=PREDICTIONS.tobytes(), weights=weights, **more)
+
+
+def buy(candidate, ts_ms, value):
+    event = act(candidate, ts_ms, kind="click")
+    event.value = value
+    return event
+
+
+def test_each_outcome_counts_once_its_own_window_has_closed(several, caplog):
+    acts = [act("a", 2_000), act("b", 3_000), buy("c", 4_000, 3.0), buy("c", 5_000, 4.0)]
+    several.add([predicted(), *acts, act("a", 32_000, kind="leave")], 32_000)
+    closed = {}
+    # The window of a stay is longer by its cap.
+    for outcome, ms in (("join", 10_000), ("spend", 30_000), ("stay", 80_000)):
+        several.add([], 1_000 + ms + GRACE_MS - 1)
+        assert not several._sums
+        several.add([], 1_000 + ms + GRACE_MS)
+        both = several.take()
+        closed[outcome] = {key[2]: value for key, value in both.items() if key[4] == outcome}
+        primary = {key[5] for key in both if key[4] == outcome}
+        assert primary == {"yes" if outcome == "join" else "no"}
+        if outcome == "join":
+            # It is measured, and not predicted; the leave came too late.
+            left = {key[2]: value for key, value in both.items() if key[4] == "left"}
+            assert left == {"candidates": 3, "labels": 0}
+    assert {key[4] for key in both} == {"stay", ""}
+    whole = PREDICTIONS * THETA[:, None]
+    join, stay, spend = (closed[name] for name in ("join", "stay", "spend"))
+    assert (join["candidates"], join["labels"], join["scored_labels"]) == (3, 2, 2)
+    assert join["expected_labels"] == pytest.approx(whole[:, 0].sum())
+    # Of two sums, at most the cap counts.
+    assert (spend["candidates"], spend["labels"], spend["scored_labels"]) == (3, 5, 5)
+    assert spend["expected_labels"] == pytest.approx(whole[:, 2].sum())
+    assert spend["squared_error"] == pytest.approx((5 - whole[:, 2].sum()) ** 2)
+    assert spend["auc"] == 1.0
+    # Nobody knows how long the viewer stayed at `b`.
+    assert (stay["candidates"], stay["labels"], stay["scored_labels"]) == (2, 0.5, 0.5)
+    assert stay["expected_labels"] == pytest.approx(whole[[0, 2], 1].sum())
+    assert stay["auc"] == 1.0
+    assert several._num_bytes == 0
+    (said,) = caplog.get_records("setup")
+    assert "more than two hours are not measured: ['late']" in said.getMessage()
+
+
+def test_a_stay_lasts_until_the_next_end_of_the_same_viewer_and_candidate_and_at_most_its_cap(several):
+    leave = {"request": None, "kind": "leave"}
+    # At `a` for 6 s twice; `b` begins again before it ends; `c` lasts longer than the cap.
+    acts = [act("a", 2_000), act("a", 8_000, **leave), act("a", 9_000, None), act("a", 15_000, **leave)]
+    acts += [act("b", 2_000), act("b", 3_000), act("b", 4_000, **leave), act("c", 2_000)]
+    acts += [act("c", 3_000, viewer="bob", **leave), act("c", 70_000, **leave)]
+    several.add([predicted()], 1_000)
+    several.add(acts, 70_000)
+    several.add([], 1_000 + 80_000 + GRACE_MS)
+    found = sums(several, outcome="stay")
+    assert (found["candidates"], found["labels"]) == (2, pytest.approx(0.2 + 1.0))
+
+
+def test_a_sum_of_which_a_value_is_missing_is_not_known(several):
+    several.add([predicted(), buy("a", 2_000, 1.0), buy("a", 3_000, None)], 5_000)
+    several.add([], 1_000 + 80_000 + GRACE_MS)
+    found = sums(several, outcome="spend")
+    assert (found["candidates"], found["labels"]) == (2, 0)
+
+
+def test_with_one_outcome_the_prediction_is_the_score_by_its_weight(quality):
+    doubled = {"scores": (1.0, 0.6, 0.2), "weights": {"join": 2.0}}
+    quality.add([shown("r1"), shown("r2", arm="b", **doubled)], 5_000)
+    quality.add([shown("r3", arm="c", scores=(0.0,) * 3, weights={"join": 0.0})], 5_000)
+    quality.add([], 1_000 + CLOSED_MS)
+    found = taken(quality)
+    expected = [found[arm, VERSION, "expected_labels", ""] for arm in ("model", "b", "c")]
+    assert expected == pytest.approx([0.7, 0.7, 0.0])
+
+
+def test_of_several_outcomes_without_their_predictions_nothing_is_expected(several):
+    # A writer of the release before dropped them.
+    several.add([shown()], 5_000)
+    several.add([], 1_000 + CLOSED_MS)
+    assert sums(several)["expected_labels"] == 0
+
+
+def test_a_surface_of_long_windows_measures_nothing_and_says_so(models, caplog):
+    quality = LiveQuality(read_surface(TOML.replace('within = "10s"', 'within = "1d"')), models)
+    quality.add([shown(), act("a", 2_000)], 5_000)
+    assert quality._num_bytes == 0
+    assert sums(quality, "", "") == {"left_out": 1}
+    assert "['join']" in caplog.text
+
+
+def test_what_waits_for_several_outcomes_is_bounded_in_bytes(several):
+    several._max_bytes = 100 * predicted_bytes(several)
+    for i in range(2_000):
+        ts_ms = 1_000 + 200 * i
+        acts = [act("a", ts_ms, f"r{i}", f"v{i}", kind) for kind in ("join", "leave", "click")]
+        several.add([predicted(f"r{i}", ts_ms, viewer=f"v{i}"), *acts], ts_ms)
+        assert several._num_bytes <= several._max_bytes
+    several.add([], ts_ms + 80_000 + GRACE_MS)
+    assert several._num_bytes == 0
+    assert not any(several._open.values())
+
+
+def predicted_bytes(quality):
+    quality.add([predicted("first", 0)], 0)
+    size = quality._num_bytes
+    quality.add([], 80_000 + GRACE_MS)
+    return size
+
+
 def test_of_test_traffic_only_the_labels_count_as_of_an_unknown_viewer(quality):
     quality.add([], 1_000)
     quality.add([shown(ts_ms=20_000, traffic="test"), act("a", 21_000)], 22_000)
     assert quality._num_bytes == EVENT_BYTES
     quality.add([], 20_000 + CLOSED_MS)
-    assert {key[2]: num for key, num in quality.take().items() if num} == {"unknown_viewers": 1}
+    assert {key[2]: num for key, num in taken(quality).items() if num} == {"unknown_viewers": 1}
 
 
 def test_of_client_impressions_only_what_was_seen_counts_from_then_on(models):
@@ -193,7 +344,9 @@ def test_a_version_that_cannot_be_read_is_counted_and_read_again_after_a_while(q
 
 def test_an_artifact_without_examination_and_statistics_expects_its_scores(quality, models):
     files = dict.fromkeys(FILES, b"") | {"evaluation.json": b"{}"}
-    save(models / "20250101T000000Z-0000", files, {"version": "20250101T000000Z-0000"})
+    outcomes = {"join": {"scale": 1.0, "examination": {"theta": [1.0]}}}
+    manifest = {"version": "20250101T000000Z-0000", "outcomes": outcomes}
+    save(models / "20250101T000000Z-0000", files, manifest)
     quality.add([shown(model="20250101T000000Z-0000")], 5_000)
     quality.add([], 1_000 + CLOSED_MS)
     found = sums(quality, model="20250101T000000Z-0000")
@@ -213,10 +366,10 @@ def served(quality, times_ms, wrong=0.0):
         label = [act("a", ts_ms, named, viewer)] if i % 2 else []
         quality.add([shown(request, ts_ms, viewer), *label], ts_ms)
         assert quality._num_bytes <= quality._max_bytes
-        closed.append(quality.take())
+        closed.append(taken(quality))
     quality.add([], ts_ms + CLOSED_MS)
     assert quality._num_bytes == 0
-    return [*closed, quality.take()]
+    return [*closed, taken(quality)]
 
 
 def total(part, *key):
@@ -260,7 +413,7 @@ def test_soon_after_more_viewers_count_no_label_of_a_ranking_left_out_is_called_
     quality.add([shown(f"r{i}", 200_000) for i in range(3)], 200_000)
     quality.add([shown("r4", 200_000), act("a", 200_000, "r1")], 200_000)
     quality.add([], 200_000 + CLOSED_MS)
-    found = quality.take()
+    found = taken(quality)
     assert found["model", VERSION, "candidates", ""] == 3
     assert {key[2]: num for key, num in found.items() if key[:2] == ("", "")} == {"left_out": 3}
 
@@ -311,7 +464,7 @@ def test_the_writer_measures_what_the_service_ranks_and_a_failure_stops_no_recor
     service.run(scenario)
     measured = defaultdict(float)
     for tally in tallies:
-        for (arm, _, measure, _), value in tally.quality.items():
+        for (arm, _, measure, *_), value in tally.quality.items():
             measured[arm, measure] += value
     assert (measured["model", "candidates"], measured["model", "labels"]) == (6, 1)
     assert caplog.text.count("scores are not measured") == 1

@@ -19,7 +19,7 @@ OLD, NEW = "20260102T030405Z-0a1b", "20260102T030406Z-0a1b"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Return a folder of two versions of one and three outcomes, and the scores of the same rows by each."""
+    """Return a folder of versions of one and three outcomes, and the scores of rows by each."""
     rng, folder = np.random.default_rng(21), tmp_path_factory.mktemp("models")
     encoder = random_encoder(rng, 5, 2, 1)
     rows, want = random_rows(rng, encoder, 55), {}

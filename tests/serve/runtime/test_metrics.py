@@ -179,7 +179,12 @@ def test_records_are_counted_with_how_late_they_came(reported):
     ingest = IngestMetrics("tab")
     ingest.tick(
         Tally(
-            Counter(event=2, exposure=3), [90.0, 40_000.0], [120.0], 5, 4_096, {("m", "v1", "auc", ""): 1.5}
+            Counter(event=2, exposure=3),
+            [90.0, 40_000.0],
+            [120.0],
+            5,
+            4_096,
+            {("m", "v1", "auc", "", "join", "yes"): 1.5},
         )
     )
     assert reported["tabrank_records", "event"] == 2
@@ -193,7 +198,7 @@ def test_records_are_counted_with_how_late_they_came(reported):
     assert [reported["tabrank_commit_seconds", le] for le in ("0.1", "0.15", "+Inf")] == [0, 1, 1]
     assert reported["tabrank_unrolled_records",] == 5
     assert reported["tabrank_store_bytes",] == 4_096
-    assert reported["tabrank_quality", "m", "v1", "auc", ""] == 1.5
+    assert reported["tabrank_quality", "m", "v1", "auc", "", "join", "yes"] == 1.5
 
 
 def test_the_table_is_what_the_code_has():

@@ -21,7 +21,7 @@ from serve.features.surface import load_surface, read_surface
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
-from serve.model.artifact import save
+from serve.model.artifact import load, save
 from tests.support.logging_service import Logging, busy_hour
 from tests.support.networks import (
     VERSION,
@@ -63,18 +63,18 @@ def model(home):
     return write_model(home / "model", home / "log")
 
 
-def write_model(folder, log_folder, *, keeps=True):
+def write_model(folder, log_folder, *, keeps=True, num_outcomes=1):
     surface = read_surface(TOML)
     log = read_log(log_folder, surface)
     data = build(Schema(surface), log)
     rng = np.random.default_rng(0)
     encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, log))
-    network = random_network(rng, encoder, NetworkConfig(width=4, n_steps=1))
+    network = random_network(rng, encoder, NetworkConfig(width=4, n_steps=1), num_outcomes)
     files, manifest = artifact_files(network, rng)
     kept = {}
     if keeps:
         save(folder.parent / f"{folder.name}-draft", files | {"surface.toml": TOML.encode()}, manifest)
-        scores = score(folder.parent / f"{folder.name}-draft", data.matrix)
+        scores = score(folder.parent / f"{folder.name}-draft", data.matrix)[:, 0]
         # As of a longer log, of candidates of one age: one feature can be judged.
         many = Matrix.stacked([data.matrix] * 20)
         many.numeric[:, data.columns.numeric.index("age_s")] = 1.0
@@ -209,20 +209,28 @@ def test_people_get_a_table_with_the_worst_feature_first(home, log):
     assert lines[-1].startswith("NOT held")
 
 
-def scored_by(log, model):
-    """Write scores of the model into the log."""
+def scored_by(log, model, weights=(1.0,)):
+    """Write utilities and predictions of the model into the log."""
+    scales = load(model).outcomes
+    applied = dict(zip(scales, weights, strict=True))
     for path in (log / "exposures").glob("*.parquet"):
         table = pq.read_table(path)
-        rows, scores = [len(shown) for shown in table["candidates"].to_pylist()], []
+        rows, scores, predicted = [len(shown) for shown in table["candidates"].to_pylist()], [], []
         for i, num_rows in enumerate(rows):
             numeric = np.array(table["numeric"][i].as_py(), np.float32).reshape(num_rows, -1)
             category = np.array(table["category"][i].as_py(), np.uint64).reshape(num_rows, -1)
-            scores.append(score(model, Matrix(numeric, category)))
+            amounts = score(model, Matrix(numeric, category)) * np.float32(list(scales.values()))
+            scores.append(amounts @ np.float32(weights))
+            predicted.append(amounts.ravel() if len(weights) > 1 else None)
         for name, values in (
             ("scores", pa.array(scores, pa.list_(pa.float32()))),
             ("model", pa.array([VERSION] * len(rows), pa.string())),
+            ("predictions", pa.array(predicted, pa.list_(pa.float32()))),
+            ("weights", pa.array([json.dumps(applied)] * len(rows), pa.string())),
         ):
-            table = table.set_column(table.column_names.index(name), name, values)
+            if name in table.column_names:
+                table = table.drop_columns([name])
+            table = table.append_column(name, values)
         pq.write_table(table, path)
 
 
@@ -237,6 +245,27 @@ def test_scores_are_compared_where_the_model_gave_them(home, log, model):
     found = audit(home, log, "--model", model, code=1)
     # Only the scores differ.
     assert found["max"] <= 1e-6
+    assert found["model"]["max_difference"] == pytest.approx(0.01, abs=1e-4)
+
+
+def test_of_one_outcome_the_score_by_its_weight_is_compared(home, log, model):
+    scored_by(log, model, weights=(2.5,))
+    found = audit(home, log, "--model", model)
+    assert found["model"]["rows"] == found["rows"]
+    assert found["model"]["max_difference"] <= 1e-6
+
+
+def test_of_several_outcomes_the_predictions_are_compared_whatever_the_weights_were(home, log, tmp_path):
+    model = write_model(tmp_path / "model", home / "log", num_outcomes=3)
+    scored_by(log, model, weights=(1.0, 0.08, -7.0))
+    found = audit(home, log, "--model", model)
+    assert found["model"]["rows"] == found["rows"]
+    assert found["model"]["max_difference"] <= 1e-6
+    altered(log, "r7x", "scores", lambda scores: [scores[0] + 1.0, *scores[1:]])
+    assert audit(home, log, "--model", model)["held"]
+    # Of the second candidate, the minutes.
+    altered(log, "r7x", "predictions", lambda amounts: [*amounts[:4], amounts[4] + 0.6, *amounts[5:]])
+    found = audit(home, log, "--model", model, code=1)
     assert found["model"]["max_difference"] == pytest.approx(0.01, abs=1e-4)
 
 

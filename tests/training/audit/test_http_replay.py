@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +10,12 @@ import pytest
 
 from serve.config.settings import Arm, Experiment
 from serve.features.rows import Schema
+from serve.log.reader import read_log
 from serve.log.snapshots import set_truncation_point, write
 from serve.stores.factory import open_store
-from tests.support.simulated_service import SURFACE, Service, command, write_model
+from tests.support.simulated_service import SURFACE, THREE, Service, command, write_model
 from tests.support.stub_artifact import MODEL
+from training.data.dataset import build
 from training.data.split import split
 from training.examination.examination import Examination
 from training.world.simulate import simulate
@@ -27,7 +28,7 @@ def home(tmp_path_factory):
     simulate(home / "log", rows=6_000, viewers=60, days=0.15)
     split(home / "log", 0.4, home / "a", home / "b")
     looked = Examination("learned", (1.0, 0.7, 0.4), (0.0, 0.1, 0.1), 500)
-    write_model(home / "model", home / "a", examination=asdict(looked))
+    write_model(home / "model", home / "a", examination=looked)
     return home
 
 
@@ -53,6 +54,27 @@ def test_a_replayed_log_has_the_evaluations_scores_and_passes_the_audit(home, se
     assert audited["held"] is True
     assert audited["exposures"] == found["rankings"]
     assert audited["max"] <= 1e-6
+    assert audited["model"]["rows"] == audited["rows"]
+    assert audited["model"]["max_difference"] <= 1e-5
+
+
+def test_of_several_outcomes_the_predictions_are_compared_and_the_primary_one_is_measured(home, tmp_path):
+    write_model(home / "three", home / "a", surface=THREE)
+    (tmp_path / "three.toml").write_text(THREE.text)
+    model, history = ("--model", home / "three"), ("--history", home / "a")
+    # The weights that an arm applies move its scores, and no prediction.
+    arms = (Arm("model", "current", 1.0, weights={"stay": 0.5}),)
+    config = {"surface": THREE, "model": "three", "experiment": Experiment("launch", "s", arms)}
+    service = Service(home, tmp_path, **config)
+    with service.listening() as url:
+        found = command("replay", "--log", home / "b", "--url", url, *model, *history)
+    assert found["held"] is True
+    assert 0 < found["max_score_difference"] < 1e-5
+    rows = build(Schema(THREE), read_log(home / "b", THREE), history=read_log(home / "a", THREE))
+    assert found["rows"] == len(rows.of(0))
+    surface = ("--surface", tmp_path / "three.toml")
+    audited = command("audit", "--log", tmp_path / "a", *surface, *model)
+    assert audited["held"] is True
     assert audited["model"]["rows"] == audited["rows"]
     assert audited["model"]["max_difference"] <= 1e-5
 

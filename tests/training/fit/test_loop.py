@@ -306,7 +306,7 @@ def test_the_validation_logloss_is_of_labels_as_shown_and_the_auc_of_the_scores(
 
 
 def two_outcomes(rows: Inputs) -> Inputs:
-    """Add an outcome of the same rows: a share that depends on one number, NaN at every third row."""
+    """Add an outcome: a share that depends on one number, and is NaN at every third row."""
     share = torch.sigmoid(2 * rows.x[:, 1:2])
     share[::3] = math.nan
     return Inputs(rows.x, torch.cat([rows.label, share], dim=1), rows.examination.repeat(1, 2))

@@ -36,6 +36,16 @@ def test_the_chance_of_a_candidate_that_is_looked_at_is_found_from_labels_as_sho
     assert calibration.b == pytest.approx(-0.5, abs=0.05)
 
 
+def test_the_map_that_drew_shares_is_found_as_from_events_of_these_chances() -> None:
+    logit, event = drawn(0.6, -1.0, num_rows=50_000)
+    share = 1 / (1 + np.exp(-(0.6 * logit - 1.0)))
+    theta = np.where(np.arange(50_000) % 2, 1.0, 0.4)
+    for label, examination in ((share, 1.0), (share * theta, theta), (event, 1.0)):
+        calibration = fit_platt(logit, label, examination)
+        assert calibration.a == pytest.approx(0.6, abs=0.03)
+        assert calibration.b == pytest.approx(-1.0, abs=0.05)
+
+
 @pytest.mark.parametrize("num_rows", [3, 30, 1_000])
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
 def test_no_other_map_has_less_loss(num_rows: int, scale: float) -> None:

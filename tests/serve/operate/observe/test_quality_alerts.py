@@ -32,7 +32,8 @@ def publish(models):
     files = dict.fromkeys(FILES, b"") | {
         "evaluation.json": json.dumps({"statistics": {"score": cells}}).encode()
     }
-    save(models / VERSION, files, {"version": VERSION, "examination": {"theta": EXAMINATION.tolist()}})
+    outcomes = {"join": {"scale": 1.0, "examination": {"theta": EXAMINATION.tolist()}}}
+    save(models / VERSION, files, {"version": VERSION, "outcomes": outcomes})
 
 
 def scraped(models, factor, rng):
