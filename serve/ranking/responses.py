@@ -97,7 +97,7 @@ def answer(
     places = slate.order[: len(shown)]
     order = places.tolist()
     scores = [None if score != score else score for score in slate.score[places].tolist()]
-    told: Iterable[Any] = repeat(UNSET)
+    told: Iterable[Any] = repeat(None if len(query.weighing.weights) > 1 else UNSET)
     if slate.predictions is not None:
         amounts = map(query.weighing.told, *np.ascontiguousarray(slate.predictions[places].T).tolist())
         told = (None if score is None else row for score, row in zip(scores, amounts, strict=True))

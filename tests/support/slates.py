@@ -32,7 +32,7 @@ def slate_of(matrix, score, model="m"):
         query=query,
         order=np.argsort(-score, kind="stable"),
         score=np.asarray(score, np.float32),
-        shares=np.asarray(score, np.float32)[:, None],
+        predictions=None,
         rung="full",
         degraded=(),
         model=model,
