@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ NUM_RUNS, WARM_UPS = 25, 3
 # Bound of a probability, because the logloss of 0 and 1 may be infinite.
 TINY = 1e-6
 
-# P(label | looked at) `[R]` of the rows of a matrix.
+# P(label | looked at) `[R]` of the rows of a matrix, or `[R, O]` of several outcomes.
 Rival = Callable[[Matrix], F64]
 
 
@@ -98,6 +98,18 @@ def lightgbm(encoder: Encoder, train: Dataset, examination: Examination, **setti
         return np.asarray(expit(np.add(raw, start)).mean(axis=0), np.float64)
 
     return score
+
+
+def trees(
+    encoder: Encoder,
+    data: Dataset,
+    examinations: Sequence[Examination],
+    settings: Sequence[Mapping[str, Any]],
+) -> Rival:
+    """Train LightGBM on each outcome, and return what predicts them for a matrix, `[R, O]`."""
+    each = zip(examinations, settings, strict=True)
+    rivals = [lightgbm(encoder, data.of(k), one, **chosen) for k, (one, chosen) in enumerate(each)]
+    return lambda matrix: np.stack([rival(matrix) for rival in rivals], axis=1)
 
 
 def _inputs(encoder: Encoder, rows: Dataset, examination: Examination, like: Any = None) -> Any:

@@ -39,6 +39,7 @@ class Study(Searcher):  # type: ignore[misc]
         cost: Callable[[NetworkConfig], float],
         max_us: float | None,
         rate: float,
+        num_outcomes: int = 1,
         in_time: Callable[[FitConfig], bool],
         on_entry: Callable[[BoardEntry], None],
     ) -> None:
@@ -50,7 +51,8 @@ class Study(Searcher):  # type: ignore[misc]
         super().__init__(metric="valid_logloss", mode="min")
         self._space, self._base, self._leaderboard = space, base, leaderboard
         self._cost, self._max_us, self._in_time, self._on_entry = cost, max_us, in_time, on_entry
-        self._worst = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+        # Weighed, the constant logloss of each outcome is that of the primary one.
+        self._worst = -num_outcomes * (rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
         self._running: dict[str, tuple[optuna.trial.Trial, float]] = {}
         past = leaderboard.tried()
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -21,7 +21,7 @@ from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine_each
 from training.examination.examination import Examination
-from training.fit.loop import FitConfig
+from training.fit.loop import FitConfig, outcome_weights
 from training.fit.prepare import read_plan, row_bytes, split_by_time
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
@@ -122,6 +122,11 @@ class Task:
     def examinations(self) -> list[Examination]:
         """Return the examination of positions of each outcome, from the training rows, for all models."""
         return examine_each(self.parts["training"], self.encoder, self.schema.surface)
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Return the weight of each outcome's logloss, from the training rows, for all models."""
+        return outcome_weights(np.nanmean(self.parts["training"].outcomes, axis=0, dtype=np.float64).tolist())
 
     @cached_property
     def identity(self) -> str:
