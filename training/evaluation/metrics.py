@@ -188,7 +188,7 @@ def row_logloss(label: Labels, chance: F64) -> F64:
 
     Of a label between 0 and 1 it is the cross-entropy.
     """
-    return np.asarray(-label * np.log(chance) - (1.0 - label) * np.log1p(-chance), np.float64)
+    return np.asarray(-(label * np.log(chance)) - (1.0 - label) * np.log1p(-chance), np.float64)
 
 
 def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:
