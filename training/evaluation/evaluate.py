@@ -99,7 +99,7 @@ def assess(
     fitted = {name: calibrated(primary.label, rules[name][known], theta["model"]) for name in rules}
     fair = {name: Contender.of(slates, rules[name][known], chance) for name, chance in fitted.items()}
     scales = {name: outcome.scale for name, outcome in surface.predicted.items()}
-    odds = [odds_of(orders, shares | predictions, k) for k in range(len(scales))]
+    odds = [odds_of(orders, {**shares, **predictions}, k) for k in range(len(scales))]
     earns = expected_amounts(data, orders, scales, examined["model"], odds)
     by = "expected_labels" if is_plain(surface) else "expected_utility"
     kinds = {cls: kind for kind, cls in KINDS.items()}
@@ -132,7 +132,7 @@ def assess(
     if by == "expected_utility":
         result["outcomes"] = measured(data, shares, surface, examined, earns, list(contenders))
     if pair := result["paired"].get("model-current"):
-        rate = result["positives"] / len(primary)
+        rate = float(primary.label.mean(dtype=np.float64))
         limits = bounds(pair, result["model"], result["current"], rate, margin)
         # Those of the primary outcome are there.
         rest = dict(list(result.get("outcomes", {}).items())[1:])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from serve.features.surface import Surface
 from training.data.dataset import Dataset
-from training.evaluation.metrics import Contender, Values
+from training.evaluation.metrics import Contender, Values, mean
 from training.evaluation.slates import F64, Slates
 from training.evaluation.worth import Worth
 from training.examination.examination import Examination
@@ -26,7 +26,7 @@ def per_share(surface: Surface) -> F64:
 
 def is_plain(surface: Surface) -> bool:
     """Return whether the worth of a row is its label: one event of weight 1."""
-    return per_share(surface).tolist() == [1.0]
+    return [*per_share(surface)] == [1.0]
 
 
 def predicts(shares: Values) -> NDArray[np.bool_]:
@@ -53,8 +53,8 @@ def measured(
     """Measure each outcome on the rows at which it is known; return plain data by outcome.
 
     `shares` `[N, O]` and `examinations`, one an outcome, are by contender; `worth` are the expected
-    amounts of the contenders `names`. An outcome has its declaration, `weight`, `is_bad`, `rows` and
-    `positives`; under the name of each contender
+    amounts of the contenders `names`. An outcome has its declaration, `weight`, `is_bad`, `rows`,
+    `positives` and `mean_share`; under the name of each contender
 
     * `expected`, the amount per exposure that its order would earn, in the outcome's unit, with its
       95 % interval `expected_interval`, None where the rows do not support it;
@@ -70,7 +70,8 @@ def measured(
         slates = Slates(part.label, part.slate, part.viewer)
         about = {key: value for key, value in vars(outcome).items() if value not in (None, "", False)}
         about |= {"weight": surface.worth[name], "is_bad": surface.is_bad(name)}
-        about |= {"rows": len(part), "positives": int(slates.positives.sum()), "paired": {}}
+        about |= {"rows": len(part), "positives": int(slates.positives.sum())}
+        about |= {"mean_share": mean(part.label.astype(np.float64)), "paired": {}}
         contenders = {}
         for key, one in shares.items():
             if predicts(one)[k]:

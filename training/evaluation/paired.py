@@ -158,8 +158,8 @@ def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[d
     pair, ours, theirs = about["paired"]["model-current"], about["model"], about["current"]
     if pair.get("logloss") is None:
         return []
-    rows, rate = about["rows"], about["positives"] / about["rows"]
-    error = math.sqrt(rate * (1 - rate) / rows)
+    rate = about["mean_share"]
+    error = math.sqrt(rate * (1 - rate) / about["rows"])
     found = []
     for measure, worse, allowed in (
         ("logloss", pair["logloss"] - SPARE * pair["logloss_se"], margin * theirs["logloss"]),

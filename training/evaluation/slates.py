@@ -76,7 +76,8 @@ class Slates:
 
     def take(self, rows: NDArray[np.bool_]) -> Slates:
         """Return the rows of this mask, in slates of their own."""
-        viewer, worth = (None if one is None else one[rows] for one in (self.viewer, self.worth))
+        viewer = None if self.viewer is None else self.viewer[rows]
+        worth = None if self.worth is None else self.worth[rows]
         return Slates(self.label[rows], self.slate[rows], viewer, worth)
 
     def total(self, values: NDArray[np.generic]) -> F64:

@@ -212,9 +212,11 @@ def _outcomes(
     found = {}
     each = zip(surface.predicted.items(), calibrations, examinations, strict=True)
     for (name, outcome), calibration, examination in each:
-        fitted = {"calibration": calibration, "examination": examination}
-        about = {what: dataclasses.asdict(one) for what, one in fitted.items()}
-        found[name] = {"scale": outcome.scale, **about}
+        found[name] = {
+            "scale": outcome.scale,
+            "calibration": dataclasses.asdict(calibration),
+            "examination": dataclasses.asdict(examination),
+        }
     return found
 
 

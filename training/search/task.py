@@ -126,7 +126,8 @@ class Task:
     @cached_property
     def weights(self) -> list[float]:
         """Return the weight of each outcome's logloss, from the training rows, for all models."""
-        return outcome_weights(np.nanmean(self.parts["training"].outcomes, axis=0, dtype=np.float64).tolist())
+        rates = np.nanmean(self.parts["training"].outcomes, axis=0, dtype=np.float64)
+        return outcome_weights([float(rate) for rate in rates])
 
     @cached_property
     def identity(self) -> str:

@@ -51,7 +51,8 @@ def run_trial(
 
     try:
         state = run(train, valid, known, config, after_epoch=after_epoch, device=device(), weights=weights)
-        judged = Judged(valid.label.numpy(), *np.load(folder / SLATES), weights, per_share)
+        slate, viewer = np.load(folder / SLATES)
+        judged = Judged(valid.label.numpy(), slate, viewer, weights, per_share)
         found = verdict(state, known, config, valid, judged)
         ray.tune.report(report(state, config, train, valid) | found)
     # Any error is reported on the leaderboard and ends only this trial.
