@@ -27,7 +27,7 @@ def contenders(evaluation: Mapping[str, Any], by: str) -> str:
 
 
 def outcomes(evaluation: Mapping[str, Any]) -> str:
-    """Plot the change of each outcome beside popular and the current model; empty for a single one."""
+    """Plot the change of each outcome beside popular and the current model; empty for one."""
     found = evaluation.get("outcomes", {})
     series = []
     for rival in ("popular", "current") if len(found) > 1 else ():

@@ -63,8 +63,8 @@ def assess(
       `label`, `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
     * `contenders`: the names; under each name its measures (`Contender.measures`), first
       `expected_labels`, or `expected_utility` if there are several outcomes, a weight or an amount.
-    * `expected_labels`: that of `training.evaluation.expected_labels`, of the primary outcome, or of
-      one that the rows do not support.
+    * `expected_labels`: that of `training.evaluation.expected_labels`, of the primary outcome, or
+      of one that the rows do not support.
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
     * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`. `popular` and `baseline`
       have the logloss of a calibration that favours them, `metrics.calibrated`. With `current`

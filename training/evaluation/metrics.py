@@ -96,7 +96,8 @@ class Contender:
         """Return all measures; those of probabilities are None for other scores.
 
         `ndcg@10`: mean over the slates of two or more candidates with a gain; ties are broken at
-        random with a fixed seed. `auc` (of a label above 0), `logloss` (nats) and `ece`: over all rows.
+        random with a fixed seed. `auc` (of a label above 0), `logloss` (nats) and `ece`: over all
+        rows.
         """
         found = {name: mean(terms.values) for name, terms in self.terms.items()}
         return found | {"ece": None if self.chance is None else ece(self.slates.label, self.chance)}

@@ -151,8 +151,8 @@ def bounds(
 def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[dict[str, Any]]:
     """Check that ours predicts an outcome not worse than theirs, if theirs predicts it.
 
-    `about` is the outcome's entry of `training.evaluation.outcomes`. Return bounds as `bounds`, with
-    the `outcome`. As not every outcome has the events of the primary one, logloss is the estimate
+    `about` is the outcome's entry of `training.evaluation.outcomes`. Return bounds as `bounds`,
+    with the `outcome`. As not every outcome has the events of the primary one, logloss is the estimate
     less `SPARE` standard errors, and ECE may be higher by what few events make it.
     """
     pair, ours, theirs = about["paired"]["model-current"], about["model"], about["current"]

@@ -122,7 +122,8 @@ def _inputs(encoder: Encoder, rows: Dataset, examination: Examination, like: Any
 
     inputs, categorical = tree_columns(encoder, rows.matrix)
     theta = examination.at(rows.position)
-    data = trees.Dataset(inputs, rows.label, like, theta, params=LIGHTGBM, categorical_feature=categorical)
+    label = np.ascontiguousarray(rows.label)
+    data = trees.Dataset(inputs, label, like, theta, params=LIGHTGBM, categorical_feature=categorical)
     # Begin from the logit of the base rate, P(label | looked at) of all rows.
     start = like.init_score[0] if like else logit(np.clip(rows.label.mean() / theta.mean(), TINY, 0.9))
     return data.set_init_score(np.full(len(rows), start)).construct()

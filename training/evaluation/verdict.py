@@ -97,16 +97,16 @@ def compared(evaluation: Evaluation) -> list[str]:
 
 
 def worsened(evaluation: Evaluation) -> str:
-    """Return by how much bad outcomes rise by two standard errors, beside what is served; or empty."""
-    rival, title, found = "popular", "popular", []
-    if "current" in evaluation["contenders"]:
-        rival, title = "current", "the current model"
+    """Return by how much bad outcomes surely rise beside the current model, or popular; or empty."""
+    rival = "current" if "current" in evaluation["contenders"] else "popular"
+    found = []
     for name, about in evaluation.get("outcomes", {}).items():
         pair, before = about["paired"][f"model-{rival}"], about[rival]["expected"]
         more, error = pair["expected"], pair["expected_se"]
         if about["is_bad"] and more is not None and 0 < ENOUGH * error <= more:
             found.append(f"{name} rises by {_relative(more, error, before) or _signed(more, error)}")
-    return f"{' and '.join(found)} beside {title}" if found else ""
+    the = "the " * (rival == "current")
+    return f"{' and '.join(found)} beside {the}{TITLES[rival]}" if found else ""
 
 
 def against(name: str, pair: Mapping[str, Any]) -> str:
@@ -225,7 +225,7 @@ def differences(evaluation: Evaluation) -> Rows:
 
 
 def outcomes(evaluation: Evaluation) -> Rows:
-    """Return a header, then a row for each outcome and contender; the header alone if it has none."""
+    """Return a header, then a row for each outcome and contender, if outcomes were measured."""
     rows: Rows = [("", "expected per exposure", "model minus", *OUTCOME_MEASURES.values())]
     for name, about in evaluation.get("outcomes", {}).items():
         rows.append((f"{name}, weight {about['weight']:g}", *("" for _ in rows[0][1:])))

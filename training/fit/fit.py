@@ -137,8 +137,8 @@ class Fitted:
     # When the work began, on the clock of `time.perf_counter`.
     begun: float
     examinations: Sequence[Examination] = (IGNORED,)
-    # Further shares [N, O] of the held rows, by name. All are those if looked at with `examinations`,
-    # but those of `current`, which has its own.
+    # Further shares [N, O] of the held rows, by name. All are those if looked at with
+    # `examinations`, but those of `current`, which has its own.
     rivals: Mapping[str, Values] = field(default_factory=dict)
     current: Sequence[Examination] | None = None
     # The model must not be worse than `current` by more (`training.evaluation.paired`).

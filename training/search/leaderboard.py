@@ -210,7 +210,7 @@ class Judged:
         return [float(part) for part in found]
 
     def entry(self, kind: str, score: Values, primary: Values, chance: Values, **about: Any) -> BoardEntry:
-        """Return the entry of a rival, with its order, and its shares `[N]` of the primary outcome."""
+        """Return the entry of a rival, with its order, and its `primary` outcome's shares `[N]`."""
         losses, known = self.losses(chance), self._known
         measures = sum(losses), auc(self.outcomes[known, 0], primary[known]), self.ndcg(score)
         return BoardEntry(TITLES[kind], kind, *measures, losses=losses, **about)

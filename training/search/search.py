@@ -61,7 +61,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
         last, why_not = followed(models, follows, task.schema) if models and follows else (None, [])
         if last and not is_enough(unseen(task.parts["test"], last)):
             print_progress(f"too few rows are newer than {last.version} has seen: nothing will replace it")
-        suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
+        suspected = [str(suspect) for suspect in suspects(task.parts["training"].of(0))]
         for reason in (*why_not, *suspected):
             print_progress(reason)
         winner, manifest = _find(task, board, clock, last)
