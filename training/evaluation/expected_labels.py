@@ -90,7 +90,8 @@ def expected_labels(
     if log_weight is not None:
         looked[drawn] = _over_draws(slates, position, log_weight, theta)
     if odds is None:
-        # Ranks take the place of probabilities. A chance may hold the examination, a score does not.
+        # Ranks take the place of probabilities. A chance may hold the examination, a score does
+        # not.
         columns = (
             (midranks(one.score) - 0.5) / len(position) if one.chance is None else one.score
             for one in contenders.values()

@@ -152,8 +152,8 @@ def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[d
     """Check that ours predicts an outcome not worse than theirs, if theirs predicts it.
 
     `about` is the outcome's entry of `training.evaluation.outcomes`. Return bounds as `bounds`,
-    with the `outcome`. As not every outcome has the events of the primary one, logloss is the estimate
-    less `SPARE` standard errors, and ECE may be higher by what few events make it.
+    with the `outcome`. Not every outcome has the events of the primary one, so logloss is the
+    estimate less `SPARE` standard errors, and ECE may be higher by what few events make it.
     """
     pair, ours, theirs = about["paired"]["model-current"], about["model"], about["current"]
     if pair.get("logloss") is None:

@@ -97,7 +97,7 @@ def compared(evaluation: Evaluation) -> list[str]:
 
 
 def worsened(evaluation: Evaluation) -> str:
-    """Return by how much bad outcomes surely rise beside the current model, or popular; or empty."""
+    """Return by how much bad outcomes rise beside the current model or popular, if any do."""
     rival = "current" if "current" in evaluation["contenders"] else "popular"
     found = []
     for name, about in evaluation.get("outcomes", {}).items():
