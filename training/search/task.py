@@ -126,8 +126,8 @@ class Task:
     @cached_property
     def weights(self) -> list[float]:
         """Return the weight of each outcome's logloss, from the training rows, for all models."""
-        rates = np.nanmean(self.parts["training"].outcomes, axis=0, dtype=np.float64)
-        return outcome_weights([float(rate) for rate in rates])
+        columns = self.parts["training"].outcomes.T
+        return outcome_weights([float(np.nanmean(column, dtype=np.float64)) for column in columns])
 
     @cached_property
     def identity(self) -> str:
