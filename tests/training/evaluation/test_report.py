@@ -27,10 +27,9 @@ MANIFEST = {
     "span_ms": [0, 86_400_000],
     "suspects": [],
     "network": dataclasses.asdict(NetworkConfig()),
-    "calibration": {"a": 1.0, "b": 0.0},
     "git": None,
     "seconds": 1.5,
-    "examination": asdict(IGNORED),
+    "outcomes": {"join": {"scale": 1.0, "calibration": {"a": 1.0, "b": 0.0}, "examination": asdict(IGNORED)}},
 }
 
 

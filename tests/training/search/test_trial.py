@@ -26,7 +26,10 @@ def shown(num_rows: int, seed: int) -> Inputs:
     label = (rng.random(num_rows) < chance).astype(np.float32)
     none = np.zeros((num_rows, 0))
     return inputs(
-        ENCODER, (numeric, none.astype(np.float32), none.astype(np.int64)), label, 1 / (1 + position / 5)
+        ENCODER,
+        (numeric, none.astype(np.float32), none.astype(np.int64)),
+        label[:, None],
+        1 / (1 + position / 5)[:, None],
     )
 
 
@@ -40,7 +43,7 @@ def test_stopped_and_finished_trials_have_one_measure_with_the_examination_of_po
     state = run(train, valid, ENCODER, CONFIG, after_epoch=after_epoch)
     assert report(state, CONFIG, train, valid) == reported[-1]
     assert [line["percent"] for line in reported] == [33, 66, 100]
-    slates = Slates(valid.label.numpy(), np.arange(1_000) // 10)
+    slates = Slates(valid.label[:, 0].numpy(), np.arange(1_000) // 10)
     found = verdict(state, ENCODER, CONFIG, valid, slates)
     assert sum(found["losses"]) == pytest.approx(reported[-1]["valid_logloss"], abs=1e-6)
     assert 0.5 < found["valid_ndcg"] < 1
