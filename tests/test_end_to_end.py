@@ -125,7 +125,9 @@ def by_the_library(home):
             np.array([exposure["ts_ms"]]),
             replay.state.candidates.values_of(at),
         )
-        exposure["scores"] = dict(zip(names, scorer.score(matrix.numeric, matrix.category), strict=True))
+        exposure["scores"] = dict(
+            zip(names, scorer.score(matrix.numeric, matrix.category)[:, 0], strict=True)
+        )
     return exposures
 
 

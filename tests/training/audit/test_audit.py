@@ -74,7 +74,7 @@ def write_model(folder, log_folder, *, keeps=True):
     kept = {}
     if keeps:
         save(folder.parent / f"{folder.name}-draft", files | {"surface.toml": TOML.encode()}, manifest)
-        scores = score(folder.parent / f"{folder.name}-draft", data.matrix)
+        scores = score(folder.parent / f"{folder.name}-draft", data.matrix)[:, 0]
         # As of a longer log, of candidates of one age: one feature can be judged.
         many = Matrix.stacked([data.matrix] * 20)
         many.numeric[:, data.columns.numeric.index("age_s")] = 1.0
@@ -217,7 +217,7 @@ def scored_by(log, model):
         for i, num_rows in enumerate(rows):
             numeric = np.array(table["numeric"][i].as_py(), np.float32).reshape(num_rows, -1)
             category = np.array(table["category"][i].as_py(), np.uint64).reshape(num_rows, -1)
-            scores.append(score(model, Matrix(numeric, category)))
+            scores.append(score(model, Matrix(numeric, category))[:, 0])
         for name, values in (
             ("scores", pa.array(scores, pa.list_(pa.float32()))),
             ("model", pa.array([VERSION] * len(rows), pa.string())),

@@ -113,7 +113,7 @@ def test_a_score_is_calibrated_in_its_favour_whatever_its_scale():
 def drawn(a: float, b: float, num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     logit = rng.normal(1.0, 2.0, num_rows)
-    return logit, rng.random(num_rows) < 1 / (1 + np.exp(-(a * logit + b)))
+    return logit, (rng.random(num_rows) < 1 / (1 + np.exp(-(a * logit + b)))).astype(np.float32)
 
 
 def viewers(num_rows: int) -> np.ndarray:

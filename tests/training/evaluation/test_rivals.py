@@ -63,7 +63,7 @@ def said() -> io.StringIO:
 
 def task(train) -> SimpleNamespace:
     """Return what rivals need of a search's task."""
-    shared = {"encoder": ENCODER, "examination": Examination()}
+    shared = {"encoder": ENCODER, "examinations": [Examination()]}
     return SimpleNamespace(parts={"training": train}, valid=dataset(2_000, 2), **shared)
 
 

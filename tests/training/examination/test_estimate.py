@@ -9,18 +9,19 @@ import pytest
 
 from serve.features.matrix import Columns, Matrix
 from serve.features.rows import Schema
-from serve.features.surface import Surface
+from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
 from serve.model.encoder import Encoder, NumericColumn
 from tests.support.exploration_log import SHOWN, write_drawn
 from tests.support.hidden_world import DECAY, FLAT, PER, hidden
 from tests.support.hidden_world import ENCODER as HIDDEN
+from tests.support.small_surface import THREE, TOML
 from training.data.dataset import Dataset, DatasetPlan
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder
 from training.examination.arms import compare_arms
 from training.examination.curve import prior
-from training.examination.estimate import examine
+from training.examination.estimate import examine, examine_each
 from training.examination.examination import Examination
 from training.examination.learn import learn
 from training.examination.placements import Bins
@@ -71,6 +72,17 @@ def test_examination_is_learned_apart_from_popularity(theta: np.ndarray, surface
     # The label is far rarer at the last position even where examination does not fall.
     rate = rows.label.reshape(-1, WIDTH).mean(axis=0)
     assert rate[-1] / rate[0] < 0.4 * found.theta[-1] / theta[-1]
+
+
+def test_outcomes_of_one_event_share_a_curve_and_a_rare_event_has_that_of_the_primary_outcome() -> None:
+    rows = shown(TRUE)
+    stay = np.where(np.arange(len(rows)) % 3, 0.4 * rows.label, np.nan)
+    rare = rows.label * (np.arange(len(rows)) % 20 == 0)
+    three = replace(rows, outcomes=np.stack([rows.label, stay, rare], axis=1).astype(np.float32))
+    join, of_stay, spend = examine_each(three, ENCODER, read_surface(THREE))
+    assert join == examine(rows, ENCODER, read_surface(TOML))
+    assert of_stay is join
+    assert spend is join
 
 
 def test_an_order_that_nothing_disturbs_shows_nothing_and_says_so(surface: Surface) -> None:
@@ -206,4 +218,5 @@ def test_a_line_for_people_names_the_source_and_positions() -> None:
         "an arm's `explore` would measure it"
     )
     assert Examination().describe().startswith("position bias: not removed (")
-    assert Examination.of({"examination": asdict(found)}) == found
+    kept = {"join": {"examination": asdict(found)}, "hide": {"examination": asdict(Examination())}}
+    assert Examination.of({"outcomes": kept}) == [found, Examination()]

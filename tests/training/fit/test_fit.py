@@ -68,10 +68,10 @@ def test_an_artifact_keeps_the_distributions_of_rows_and_scores(fitted):
     data = build(Schema(surface), read_log(log, surface))
     # Validation rows come last.
     early = data.matrix.rows(slice(0, kept["rows"]))
-    found = drift(kept, data.columns, early, score(model, early), np.arange(len(early.numeric)))
+    found = drift(kept, data.columns, early, score(model, early)[:, 0], np.arange(len(early.numeric)))
     assert max(found["features"].values()) < 1e-9
     # Another implementation computes these scores, so some fall into a neighbouring cell.
     assert found["score"] < 0.001
     late = data.matrix.rows(slice(kept["rows"], None))
-    moved = drift(kept, data.columns, late, score(model, late), np.arange(len(late.numeric)))
+    moved = drift(kept, data.columns, late, score(model, late)[:, 0], np.arange(len(late.numeric)))
     assert max(index for index in moved["features"].values() if index is not None) > CHANGED

@@ -152,11 +152,16 @@ def test_trials_train_on_the_labels_of_lightgbm_as_the_winner_will(
         run = SearchRun(task, board, clock, Forecast(board, len(task.before), 1, num_teachers, 1))
         with pytest.raises(IndexError):  # no trial ran
             run_trials(run, lambda network: 1.0, [])
-    known = task.parts["training"].label
+    known = task.parts["training"].outcomes
     assert (Spy.labels == known).all() != is_taught
     # 70 % of a label is the teacher's.
     assert np.abs(Spy.labels - known).max() <= 0.7
     assert Spy.labels.mean() == pytest.approx(known.mean(), rel=0.05)
+
+
+def calibration_of(manifest):
+    (outcome,) = manifest["outcomes"].values()
+    return outcome["calibration"]
 
 
 def test_the_winner_is_calibrated_on_viewers_that_train_nothing(made, tmp_path, monkeypatch):
@@ -171,7 +176,7 @@ def test_the_winner_is_calibrated_on_viewers_that_train_nothing(made, tmp_path, 
     assert manifest["rows"] == len(rows)
     assert manifest["seen_until_ms"] == task.before.ts_ms[-1]
     # So few and small steps leave the network far from the label's rate; the map repairs it.
-    assert manifest["calibration"] != {"a": 1.0, "b": 0.0}
+    assert calibration_of(manifest) != {"a": 1.0, "b": 0.0}
     assert "rows that no network had been trained on" in (tmp_path / "out/artifact/MODEL_CARD.md").read_text()
 
 
@@ -192,4 +197,4 @@ def test_too_few_viewers_to_hold_any_out_are_all_trained_on(made, num_viewers, t
     task.__dict__["before"] = replace(task.before, viewer=np.arange(len(task.before)) % num_viewers)
     manifest = finished(task, None, tmp_path / "out")
     assert manifest["rows"] == len(task.before)
-    assert manifest["calibration"] == {"a": 1.0, "b": 0.0}
+    assert calibration_of(manifest) == {"a": 1.0, "b": 0.0}
