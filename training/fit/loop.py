@@ -25,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from serve.contract.errors import TabrankError
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from serve.storage.atomic_files import write_whole
-from training.evaluation.slates import auc
+from training.evaluation.slates import F64, auc
 from training.network.layers import GhostBatchNorm
 from training.network.network import Inputs, Network, NetworkConfig, flat
 
@@ -304,16 +304,22 @@ class _Fit:
         return value
 
 
+def entropy(rates: Sequence[float]) -> F64:
+    """Return the logloss of constant predictions, [O], for the mean label of each outcome."""
+    p = np.clip(rates, LEAST_RATE, 1 - LEAST_RATE)
+    return np.asarray(-(p * np.log(p) + (1 - p) * np.log1p(-p)))
+
+
 def outcome_weights(rates: Sequence[float]) -> list[float]:
     """Return the weight of each outcome's logloss, [O], so that a rare outcome counts.
 
-    A logloss is divided by that of a constant prediction, the entropy of the mean label (He et al.
-    2014, "Practical lessons from predicting clicks on ads at Facebook", section 3). The primary
-    outcome, the first, has the weight 1.
+    Divided by its `entropy`, a logloss would count as much as any other (He et al. 2014, "Practical
+    lessons from predicting clicks on ads at Facebook", section 3), and undivided, a rare outcome
+    would count little. The root is between: docs/quality.md has what each of the three costs. The
+    primary outcome, the first, has the weight 1.
     """
-    p = np.clip(rates, LEAST_RATE, 1 - LEAST_RATE)
-    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
-    return [float(weight) for weight in (entropy[0] / entropy).astype(np.float32)]
+    found = entropy(rates)
+    return [float(weight) for weight in np.sqrt(found[0] / found).astype(np.float32)]
 
 
 def as_shown(logit: Tensor, examination: Tensor) -> Tensor:

@@ -124,10 +124,15 @@ class Task:
         return examine_each(self.parts["training"], self.encoder, self.schema.surface)
 
     @cached_property
-    def weights(self) -> list[float]:
-        """Return the weight of each outcome's logloss, from the training rows, for all models."""
+    def rates(self) -> list[float]:
+        """Return the mean share of each outcome in the training rows."""
         columns = self.parts["training"].outcomes.T
-        return outcome_weights([float(np.nanmean(column, dtype=np.float64)) for column in columns])
+        return [float(np.nanmean(column, dtype=np.float64)) for column in columns]
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Return the weight of each outcome's logloss, for all models."""
+        return outcome_weights(self.rates)
 
     @cached_property
     def identity(self) -> str:

@@ -23,7 +23,7 @@ from serve.contract.validation import spelled
 from training.data.dataset import sample
 from training.evaluation.outcomes import per_share
 from training.evaluation.rivals import trees
-from training.fit.loop import FitConfig
+from training.fit.loop import FitConfig, entropy
 from training.fit.prepare import encode_rows
 from training.fit.sizing import sized
 from training.fit.teaching import mixed
@@ -198,8 +198,7 @@ def _study(
         first=[*first, default, replace(default, network=NetworkConfig())],
         cost=costs,
         max_us=task.settings.max_us,
-        rate=float(task.valid.of(0).label.mean()),
-        num_outcomes=len(task.weights),
+        worst=float(entropy(task.rates) @ task.weights),
         in_time=deadline.in_time,
         on_entry=on_entry,
     )
