@@ -73,7 +73,7 @@ def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> di
     simulate(log, rows=rows, days=2.0, seed=seed, **kind)
     manifest, data, scores, truth = trained(log, surface, folder / "model", seed)
     (examination,), ours = Examination.of(manifest), scores[:, 0]
-    evaluation = assess(data, {"model": ours}, surface, examination=examination)
+    evaluation = assess(data, {"model": scores}, surface, examinations=[examination])
     pair = evaluation["paired"]["model-popular"]
     world, slates = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
     orders = (data.popular, ours, truth["p_join"])

@@ -13,6 +13,7 @@ from serve.contract.commands import Json, answer, command_line
 from serve.contract.errors import TabrankError
 from serve.contract.validation import milliseconds, num_bytes, spelled
 from serve.features.surface import load_surface
+from serve.report.rows import columns
 from serve.storage.atomic_files import PRIVATE
 from training.bench.commands import bench
 from training.data.commands import imports
@@ -158,6 +159,7 @@ def fit(
     Batch, epochs and weight decay follow the number of rows. Where it takes two minutes at most,
     LightGBM teaches the network, unless rows stream from disk. Says when `search` would do better.
     """
+    from training.evaluation.paired import EARNED
     from training.examination.examination import Examination
     from training.fit.fit import fit as run
     from training.fit.sizing import sized
@@ -178,8 +180,8 @@ def fit(
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {spelled(manifest['seconds'])}; validation "
-    for name in ("expected_labels", "ndcg@10"):
-        line += f"{name} {decimal(ours[name])} (popular {decimal(theirs[name])}), "
+    for name in [*EARNED, "ndcg@10"]:
+        line += f"{name} {decimal(ours[name])} (popular {decimal(theirs[name])}), " if name in ours else ""
     line += f"auc {ours['auc']:.4f}, logloss {ours['logloss']:.4f}"
     answer(manifest, as_json, f"{manifest['verdict']}\n{line}")
 
@@ -198,7 +200,7 @@ def evaluate(
 ) -> None:
     """Measure an artifact on a log, beside `popular` and the baseline on the same rows."""
     from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.verdict import order, verdict
+    from training.evaluation.verdict import order, outcomes, verdict
 
     result = run(model, history, log, baselines=baselines, progress=ProgressLines("evaluate"))
     if result["rows_seen_in_training"]:
@@ -209,6 +211,8 @@ def evaluate(
     lines = [verdict(result), f"{result['rows']} rows, {order(result)}"]
     for name in result["contenders"]:
         lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
+    if "outcomes" in result:
+        lines.append(columns(outcomes(result)))
     answer(result, as_json, "\n".join(lines))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import assess
+from training.evaluation.metrics import Values
+from training.examination.examination import Examination
 
 LANGUAGES = ("en", "fr", "de")
 
@@ -54,6 +57,22 @@ def truth(data: Dataset, matrix: Matrix | None = None) -> np.ndarray[Any, np.dty
     return 1 / (1 + np.exp(-logit))
 
 
+def judge(
+    data: Dataset,
+    scores: Mapping[str, Values],
+    surface: Surface,
+    *,
+    examination: Examination | None = None,
+    current: Examination | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Return the evaluation of scores `[N]` of a single outcome."""
+    shares = {name: np.asarray(score)[:, None] for name, score in scores.items()}
+    each = {"examinations": examination, "current": current}
+    given = {name: one and [one] for name, one in each.items()}
+    return assess(data, shares, surface, **given, **settings)
+
+
 def evaluation(surface: Surface) -> dict[str, Any]:
     """Return an evaluation as an artifact stores it, with a search."""
     data = dataset(surface)
@@ -80,7 +99,7 @@ def evaluation(surface: Surface) -> dict[str, Any]:
     about = {"name": "LightGBM", "kind": "lightgbm", "us_per_candidate": None, "fits": False}
     board.append({**board[0], **about, "epochs": None, "config": {}})
     return {
-        **assess(data, {"model": truth(data), "lightgbm": rival}, surface),
+        **judge(data, {"model": truth(data), "lightgbm": rival}, surface),
         "history": history,
         "best_epoch": 3,
         "importance": [{"feature": n, "logloss": 0.02, "rises": 0.5} for n in names],

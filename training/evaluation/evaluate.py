@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
 from training.data.dataset import Dataset, Progress, build
 from training.data.draws import drawn_weights
-from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Contender, Values, calibrated, reliability
-from training.evaluation.paired import MARGIN, bounds, paired
-from training.evaluation.rivals import lightgbm
+from training.evaluation.outcomes import is_plain, measured, predicts, utility
+from training.evaluation.paired import MARGIN, bounds, outcome_bounds, paired
+from training.evaluation.rivals import TUNING_S, trees, tuned
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
+from training.evaluation.worth import Worth, expected_amounts, odds_of
 from training.examination.examination import IGNORED, Examination
 
 # Rows to score at once, which bounds memory.
@@ -37,79 +38,125 @@ NO_NAMES = Encoder(())
 
 def assess(
     data: Dataset,
-    scores: Mapping[str, Values],
+    shares: Mapping[str, Values],
     surface: Surface,
     *,
-    examination: Examination = IGNORED,
-    current: Examination = IGNORED,
+    examinations: Sequence[Examination] | None = None,
+    current: Sequence[Examination] | None = None,
     encoder: Encoder = NO_NAMES,
     margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Measure each contender on the rows of `data`; return plain data for JSON.
 
-    Null stands for a measure that the rows do not define. `scores` `[N]` are by name: `model`, and
-    rivals whose scores are probabilities too; `popular`, and the `baseline` of a surface that has
-    one, are added from the data. A score is P(label | looked at). Logloss, ECE and reliability are
-    of the label as shown: of the score times the `examination` of the row's position, for the
-    contender `current` its own. The result holds
+    Null stands for a measure that the rows do not define. `shares` `[N, O]` are by name: `model`,
+    and rivals that predict too; `popular`, and the `baseline` of a surface that has one, are added
+    from the data. A share is that of an outcome's scale if looked at, of an event P(event | looked
+    at); the column of an outcome that a contender does not predict is NaN. `examinations` are one
+    an outcome, for the contender `current` its own; by default positions make no difference.
+
+    A contender orders by its utility, the sum of weights times predictions; NDCG@10 gains what
+    followed, weighed alike. All other measures are of the primary outcome, on the rows at which it
+    is known, and as shown: of the share times the examination of the row's position. The result
+    holds
 
     * `rows`, `slates` (that can be ranked), `positives`, `span_ms` [first, last], and the task:
       `label`, `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
-    * `contenders`: the names; under each name its measures (`Contender.measures`),
-      `expected_labels` first.
-    * `expected_labels`: that of `training.evaluation.expected_labels`.
+    * `contenders`: the names; under each name its measures (`Contender.measures`), first
+      `expected_labels`, or `expected_utility` if there are several outcomes, a weight or an amount.
+    * `expected_labels`: that of `training.evaluation.expected_labels`, of the primary outcome, or
+      of one that the rows do not support.
     * `intervals`: {name: {measure: [low, high]}}, 95 %.
     * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`. `popular` and `baseline`
       have the logloss of a calibration that favours them, `metrics.calibrated`. With `current`
-      among the scores, its pair has `rows`, `margin` and their `bounds`.
+      among the shares, its pair has `rows`, `margin` and their `bounds`, those of further outcomes
+      included, and `outcomes`, the names of those that both predict, if they are not all.
     * `curves`: `reliability` of the model.
     * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
+    * `outcomes`, unless the only one is an event of weight 1: that of `outcomes.measured`.
     """
-    slates = Slates(data.label, data.slate, data.viewer)
-    rules = data.rules
-    given = {"model": scores["model"], **rules, **scores}
-    is_rate = isinstance(surface.features[surface.popular], Rate)
-    theta = {name: (current if name == "current" else examination).at(data.position) for name in given}
-    # A rate counts labels as shown.
-    theta["popular"] = np.ones(len(data))
-    chances = scores.keys() | ({"popular"} if is_rate else set())
-    contenders = {
-        name: Contender.of(slates, values, values * theta[name] if name in chances else None)
-        for name, values in given.items()
-    }
-    fitted = {name: calibrated(data.label, rule, theta["model"]) for name, rule in rules.items()}
-    fair = {name: Contender.of(slates, rule, fitted[name]) for name, rule in rules.items()}
-    earns = expected_labels(contenders, data.position, examination, data.weight)
+    examined = {"model": [*(examinations or [IGNORED] * len(surface.predicted))]}
+    examined |= dict.fromkeys(shares, examined["model"])
+    if current is not None:
+        examined["current"] = [*current]
+    known, primary, rules = ~np.isnan(data.outcomes[:, 0]), data.of(0), data.rules
+    orders = {"model": utility(surface, shares["model"]), **rules}
+    orders |= {name: utility(surface, one) for name, one in shares.items()}
+    worth = utility(surface, np.nan_to_num(data.outcomes))
+    slates = Slates(primary.label, primary.slate, primary.viewer, worth[known])
+    # [N, O], where the contender predicts.
+    predictions = {name: one for name, one in shares.items() if predicts(one)[0]}
+    theta = {name: examined[name][0].at(primary.position) for name in predictions}
+    if isinstance(surface.features[surface.popular], Rate):
+        # A rate counts labels as shown.
+        predictions["popular"] = np.full(data.outcomes.shape, np.nan)
+        predictions["popular"][:, 0] = data.popular
+        theta["popular"] = np.ones(len(primary))
+    contenders = {}
+    for name, order in orders.items():
+        share = predictions[name][known, 0] if name in predictions else None
+        chance = None if share is None else share * theta[name]
+        contenders[name] = Contender.of(slates, order[known], chance, share)
+    fitted = {name: calibrated(primary.label, rules[name][known], theta["model"]) for name in rules}
+    fair = {name: Contender.of(slates, rules[name][known], chance) for name, chance in fitted.items()}
+    scales = {name: outcome.scale for name, outcome in surface.predicted.items()}
+    odds = [odds_of(orders, {**shares, **predictions}, k) for k in range(len(scales))]
+    earns = expected_amounts(data, orders, scales, examined["model"], odds)
+    by = "expected_labels" if is_plain(surface) else "expected_utility"
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {
-        "rows": len(data),
+        "rows": len(primary),
         "slates": int(slates.rankable.sum()),
-        "positives": int(data.label.sum(dtype=np.float64)),
-        "span_ms": [int(data.ts_ms.min()), int(data.ts_ms.max())],
+        "positives": int(slates.positives.sum()),
+        "span_ms": [int(primary.ts_ms.min()), int(primary.ts_ms.max())],
         "label": {"event": surface.primary.event, "within_ms": surface.primary.within_ms},
         "popular_feature": surface.popular,
         "features": {name: kinds[type(kind)] for name, kind in surface.features.items()},
         "labels": {name: kind.label for name, kind in surface.features.items()},
         "contenders": list(contenders),
-        "expected_labels": earns.about,
+        "expected_labels": _support(surface, earns),
         "intervals": {},
         "paired": {},
     }
+    is_learned = any(one.source == "learned" for one in examined["model"])
     for name, contender in contenders.items():
-        value, interval = earns.value(name)
-        result[name] = {"expected_labels": value} | contender.measures()
-        result["intervals"][name] = {"expected_labels": interval} | contender.intervals()
+        value = earns.weighed(name, surface.worth)
+        ends = value and list(value.interval(earns.cluster))
+        result[name] = {by: value and value.value} | contender.measures()
+        result["intervals"][name] = {by: ends} | contender.intervals()
         if name != "model":
-            rival, gain = fair.get(name, contender), earns.difference("model", name)
-            pair = paired(contenders["model"], rival, gain, is_learned=examination.source == "learned")
+            more = earns.weighed("model", surface.worth, name)
+            gain = (more.value, more.error(earns.cluster)) if more else (None, None)
+            rival = fair.get(name, contender)
+            pair = paired(contenders["model"], rival, gain, earned=by, is_learned=is_learned)
             result["paired"][f"model-{name}"] = pair
+    if by == "expected_utility":
+        result["outcomes"] = measured(data, shares, surface, examined, earns, list(contenders))
     if pair := result["paired"].get("model-current"):
-        rate = result["positives"] / len(data)
+        rate = float(primary.label.mean(dtype=np.float64))
         limits = bounds(pair, result["model"], result["current"], rate, margin)
-        pair |= {"rows": len(data), "margin": margin, "bounds": limits}
-    result["curves"] = {"reliability": reliability(data.label, given["model"] * theta["model"])}
-    result["slices"] = slices(data, contenders["model"], contenders["popular"], surface, encoder)
+        # Those of the primary outcome are there.
+        rest = dict(list(result.get("outcomes", {}).items())[1:])
+        pair |= {
+            "rows": len(primary),
+            "margin": margin,
+            "bounds": limits + [one for name in rest for one in outcome_bounds(name, rest[name], margin)],
+        }
+        both = np.array(list(scales))[predicts(shares["current"])].tolist()
+        pair |= {} if len(both) == len(scales) else {"outcomes": both}
+    given = predictions["model"][known, 0] * theta["model"]
+    result["curves"] = {"reliability": reliability(primary.label, given)}
+    result["slices"] = slices(primary, contenders["model"], contenders["popular"], surface, encoder)
     return result
+
+
+def _support(surface: Surface, earns: Worth) -> Mapping[str, Any]:
+    """Return what is known of the primary outcome's estimates, or of those that cannot be made."""
+    names = [name for name, weight in surface.worth.items() if weight]
+    lacking = [name for name in names if earns.about[name]["reason"]]
+    if not lacking or len(names) == 1:
+        return earns.about[(lacking or names)[0]]
+    about = earns.about[lacking[0]]
+    return {**about, "reason": f"{lacking[0]}: {about['reason']}"}
 
 
 def evaluate(
@@ -128,20 +175,21 @@ def evaluate(
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    schema, (examination, *_) = Schema(surface), Examination.of(artifact.manifest)
+    schema, examinations = Schema(surface), Examination.of(artifact.manifest)
     past = read_log(history, surface) if history else None
     rows = read_log(log, surface)
     data = build(schema, rows, history=past, weights=drawn_weights(log, rows), progress=progress)
-    data = data.of(0)
-    scores: dict[str, Values] = {"model": score(model, data.matrix)[:, 0]}
+    shares: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and past is not None:
-        scores["lightgbm"] = lightgbm(artifact.encoder, build(schema, past).of(0), examination)(data.matrix)
+        before = build(schema, past)
+        settings = [tuned(artifact.encoder, before.of(0), examinations[0], TUNING_S)] * len(examinations)
+        shares["lightgbm"] = trees(artifact.encoder, before, examinations, settings)(data.matrix)
     return {
-        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
+        "rows_seen_in_training": int((data.of(0).ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
         "version": artifact.version,
         "surface": surface.name,
         "counts": data.counts,
-        **assess(data, scores, surface, examination=examination, encoder=artifact.encoder),
+        **assess(data, shares, surface, examinations=examinations, encoder=artifact.encoder),
     }
 
 

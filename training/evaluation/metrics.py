@@ -37,19 +37,26 @@ class Contender:
     """Scores `[N]` of one contender on the rows of `slates`, with values that measures share."""
 
     slates: Slates
+    # [N], by which it orders.
     score: F64
-    # [N], probabilities; None if the score is not a probability.
+    # [N], probabilities of the label as shown; None if it has none.
     chance: F64 | None
+    # [N], what it predicts of the label if looked at, or the score.
+    share: F64
 
     @classmethod
-    def of(cls, slates: Slates, score: Values, chance: Values | None) -> Contender:
-        """Return the contender of raw scores and probabilities."""
-        return cls(slates, sink_non_finite(score), None if chance is None else probability(chance))
+    def of(
+        cls, slates: Slates, score: Values, chance: Values | None, share: Values | None = None
+    ) -> Contender:
+        """Return the contender of raw scores and probabilities; `share` is by default the score."""
+        score = sink_non_finite(score)
+        share = score if share is None else sink_non_finite(share)
+        return cls(slates, score, None if chance is None else probability(chance), share)
 
     def take(self, rows: NDArray[np.bool_]) -> Contender:
         """Return the contender on the rows of this mask alone."""
         chance = None if self.chance is None else self.chance[rows]
-        return Contender(self.slates.take(rows), self.score[rows], chance)
+        return Contender(self.slates.take(rows), self.score[rows], chance, self.share[rows])
 
     @cached_property
     def order(self) -> I64:
@@ -80,7 +87,7 @@ class Contender:
         """
         slates, negatives = self.slates, self.slates.size - self.slates.positives
         num_positive, num_negative = slates.positives.sum(), negatives.sum()
-        won = slates.total(pairs_won(slates.label > 0, self.score)) / (num_positive * num_negative)
+        won = slates.total(pairs_won(slates.label > 0, self.share)) / (num_positive * num_negative)
         value = won.sum() / 2
         influence = won - value * (slates.positives / num_positive + negatives / num_negative)
         return np.asarray(value + len(slates) * influence, np.float64)
@@ -88,8 +95,9 @@ class Contender:
     def measures(self) -> dict[str, float | None]:
         """Return all measures; those of probabilities are None for other scores.
 
-        `ndcg@10`: mean over the slates of two or more candidates with a positive; ties are broken
-        at random with a fixed seed. `auc`, `logloss` (nats) and `ece`: over all rows.
+        `ndcg@10`: mean over the slates of two or more candidates with a gain; ties are broken at
+        random with a fixed seed. `auc` (of a label above 0), `logloss` (nats) and `ece`: over all
+        rows.
         """
         found = {name: mean(terms.values) for name, terms in self.terms.items()}
         return found | {"ece": None if self.chance is None else ece(self.slates.label, self.chance)}
@@ -181,7 +189,7 @@ def row_logloss(label: Labels, chance: F64) -> F64:
 
     Of a label between 0 and 1 it is the cross-entropy.
     """
-    return np.asarray(-label * np.log(chance) - (1.0 - label) * np.log1p(-chance), np.float64)
+    return np.asarray(-(label * np.log(chance)) - (1.0 - label) * np.log1p(-chance), np.float64)
 
 
 def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:

@@ -17,9 +17,16 @@ from training.evaluation import charts, verdict
 from training.evaluation.moves import moves
 from training.examination.examination import Examination
 
-LEGEND = (
-    "Expected labels: label events per exposure that an order would earn. Examination: how often a "
-    "position is looked at, relative to the first; ± one standard error."
+EXPECTED = {
+    "expected_labels": "Expected labels: label events per exposure that an order would earn.",
+    "expected_utility": "Expected utility: the sum of weights times amounts per exposure that an order would earn.",
+}
+LEGEND = "Examination: how often a position is looked at, relative to the first; ± one standard error."
+OF_PRIMARY = " AUC, logloss and ECE are of {}; NDCG@10 gains weights times amounts."
+OF_OUTCOMES = (
+    "Expected: the amount per exposure that an order would earn, without position bias, in events, minutes or the "
+    "unit of a sum. The other measures are of predictions as shown; AUC is of an amount above 0. In brackets: 95 % "
+    "intervals"
 )
 ROWS = {"validation": "validation rows", "test": "test rows"}
 
@@ -91,8 +98,9 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             paragraph(measured),
             table(verdict.measures(evaluation), "In brackets: 95 % intervals"),
             table(verdict.differences(evaluation), differences),
-            paragraph(f"{LEGEND} {Examination.of(manifest)[0].describe().capitalize()}."),
+            paragraph(f"{_legend(evaluation)} {Examination.of(manifest)[0].describe().capitalize()}."),
         ),
+        section("Outcomes", table(verdict.outcomes(evaluation), OF_OUTCOMES), charts.outcomes(evaluation)),
         section("Features", paragraph(moves(evaluation)), charts.importance(evaluation["importance"])),
         section("Slices", table(verdict.slices(evaluation["slices"]), sliced)),
         section("Reliability", reliability(evaluation["curves"]["reliability"])),
@@ -121,36 +129,46 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     noted = "".join(f"- {line}\n" for line in (*manifest["suspects"], *manifest.get("advice", [])))
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
     looked = "" if Examination.of(manifest)[0].source == "ignored" else " that is looked at"
+    event, within = f"`{label['event']}`", spelled(label["within_ms"] / 1000)
+    predicts = f"whether the event {event} follows within\n{within}"
+    what = f"{event} within {within} of being shown"
+    score = f"P(label) of a candidate{looked}"
+    if outcomes := evaluation.get("outcomes"):
+        predicts = f"how much of {len(outcomes)} outcomes\nfollows (see below)"
+        what = "; ".join(verdict.declared(name, about) for name, about in outcomes.items())
+        score = f"the sum of weights times expected amounts of a candidate{looked}"
+    parts = [f"{markdown(verdict.outcomes(evaluation))}\n\n{OF_OUTCOMES}." if outcomes else ""]
+    parts += [markdown(taught) if taught[1:] else ""]
+    further = "".join(f"\n{part}\n" for part in parts if part)
     return f"""# Model card: {manifest["surface"]} {manifest["version"]}
 {search}
 On the {rows}: {verdict.verdict(evaluation)}
 
 ## What it is for
 
-A TabNet that predicts for a viewer and a candidate{looked} whether the event `{label["event"]}` follows within
-{spelled(label["within_ms"] / 1000)}. It orders the candidates of one tab. It is not made for decisions about
-people, nor to select who may be shown.
+A TabNet that predicts for a viewer and a candidate{looked} {predicts}. It orders the candidates of one tab. It is
+not made for decisions about people, nor to select who may be shown.
 
 ## How it was made
 
 - **Data**: trained on {manifest["rows"]:,} rows ({verdict.span(*manifest["span_ms"])}); measured on
   {evaluation["rows"]:,} {rows} ({evaluation["positives"]:,} positive), later in time,
   {verdict.span(*evaluation["span_ms"])}.
-- **Label**: `{label["event"]}` within {spelled(label["within_ms"] / 1000)} of being shown.
+- **{"Outcomes" if outcomes else "Label"}**: {what}.
 - **Features**: {features}. Popular sorts by `{evaluation["popular_feature"]}`.
 - **Network**: {network}.
 - **Calibration**: {_calibration(manifest)}
-- **Scores**: P(label) of a candidate{looked}; {Examination.of(manifest)[0].describe()}.
+- **Scores**: {score}; {Examination.of(manifest)[0].describe()}.
 - **Made**: {manifest["created"]}, revision {manifest["git"] or "unknown"}, in {spelled(manifest["seconds"])}.
 
 ## How good it is
 
 {markdown(verdict.measures(evaluation))}
 
-NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
+NDCG: of {verdict.order(evaluation)}. {_legend(evaluation)} In brackets: 95 % intervals.
 
 {markdown(verdict.differences(evaluation))}
-{f"{chr(10)}{markdown(taught)}{chr(10)}" if taught[1:] else ""}
+{further}
 ## What moves a ranking
 
 {moves(evaluation)}
@@ -167,6 +185,13 @@ NDCG: of {verdict.order(evaluation)}. {LEGEND} In brackets: 95 % intervals.
 - These figures hold for rows like these; the model ages with its data. Fit again as the log grows.
 - A probability is of the label event in its window, on average over rows like these, not for one person.
 {noted}"""
+
+
+def _legend(evaluation: Mapping[str, Any]) -> str:
+    """Return what the measures of an evaluation mean."""
+    by = next(name for name in EXPECTED if name in evaluation["model"])
+    primary = next(iter(evaluation.get("outcomes", {})), "")
+    return f"{EXPECTED[by]}{OF_PRIMARY.format(primary) if primary else ''} {LEGEND}"
 
 
 def _calibration(manifest: Mapping[str, Any]) -> str:

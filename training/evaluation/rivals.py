@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ NUM_RUNS, WARM_UPS = 25, 3
 # Bound of a probability, because the logloss of 0 and 1 may be infinite.
 TINY = 1e-6
 
-# P(label | looked at) `[R]` of the rows of a matrix.
+# P(label | looked at) `[R]` of the rows of a matrix, or `[R, O]` of several outcomes.
 Rival = Callable[[Matrix], F64]
 
 
@@ -100,6 +100,18 @@ def lightgbm(encoder: Encoder, train: Dataset, examination: Examination, **setti
     return score
 
 
+def trees(
+    encoder: Encoder,
+    data: Dataset,
+    examinations: Sequence[Examination],
+    settings: Sequence[Mapping[str, Any]],
+) -> Rival:
+    """Train LightGBM on each outcome, and return what predicts them for a matrix, `[R, O]`."""
+    each = zip(examinations, settings, strict=True)
+    rivals = [lightgbm(encoder, data.of(k), one, **chosen) for k, (one, chosen) in enumerate(each)]
+    return lambda matrix: np.stack([rival(matrix) for rival in rivals], axis=1)
+
+
 def _inputs(encoder: Encoder, rows: Dataset, examination: Examination, like: Any = None) -> Any:
     """Return rows as LightGBM trains on them, with the bins and the start of `like` if given.
 
@@ -110,7 +122,8 @@ def _inputs(encoder: Encoder, rows: Dataset, examination: Examination, like: Any
 
     inputs, categorical = tree_columns(encoder, rows.matrix)
     theta = examination.at(rows.position)
-    data = trees.Dataset(inputs, rows.label, like, theta, params=LIGHTGBM, categorical_feature=categorical)
+    label = np.ascontiguousarray(rows.label)
+    data = trees.Dataset(inputs, label, like, theta, params=LIGHTGBM, categorical_feature=categorical)
     # Begin from the logit of the base rate, P(label | looked at) of all rows.
     start = like.init_score[0] if like else logit(np.clip(rows.label.mean() / theta.mean(), TINY, 0.9))
     return data.set_init_score(np.full(len(rows), start)).construct()

@@ -1,7 +1,7 @@
 """Slates of an evaluation and their measures, computed for all slates at once.
 
 Letters: N rows, S slates, S2 slates that can be ranked: two or more candidates, at least one
-positive.
+that gains.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ TIE_SEED = 0
 
 @dataclass(frozen=True)
 class Slates:
-    """Rows of an evaluation: `label` 0/1, number of the `slate` and of the `viewer`, each `[N]`.
+    """Rows of an evaluation: `label` 0 to 1, number of the `slate` and of the `viewer`, each `[N]`.
 
     Slates of one viewer share the viewer's taste, so they are not independent: standard errors and
-    intervals count viewers. Without `viewer`, each slate is independent.
+    intervals count viewers. Without `viewer`, each slate is independent. `worth` `[N]` is what a
+    row gains an order, the label if it is not given.
     """
 
     label: NDArray[np.float32]
     slate: I64
     viewer: I64 | None = None
+    worth: F64 | None = None
 
     def __len__(self) -> int:
         return len(self.size)
@@ -54,13 +56,18 @@ class Slates:
 
     @cached_property
     def positives(self) -> F64:
-        """Positives of each slate, `[S]`."""
-        return self.total(self.label)
+        """Positives of each slate, `[S]`: rows with a label above 0."""
+        return self.total(self.label > 0)
+
+    @cached_property
+    def gain(self) -> F64:
+        """What each row gains an order, `[N]`; below 0 it costs."""
+        return np.asarray(self.label if self.worth is None else self.worth, np.float64)
 
     @property
     def rankable(self) -> NDArray[np.bool_]:
         """Mask of the slates that can be ranked, `[S]`, S2 of them."""
-        return (self.size >= 2) & (self.positives > 0)
+        return (self.size >= 2) & (self.total(np.maximum(self.gain, 0.0)) > 0)
 
     @property
     def have_order(self) -> bool:
@@ -69,7 +76,9 @@ class Slates:
 
     def take(self, rows: NDArray[np.bool_]) -> Slates:
         """Return the rows of this mask, in slates of their own."""
-        return Slates(self.label[rows], self.slate[rows], None if self.viewer is None else self.viewer[rows])
+        viewer = None if self.viewer is None else self.viewer[rows]
+        worth = None if self.worth is None else self.worth[rows]
+        return Slates(self.label[rows], self.slate[rows], viewer, worth)
 
     def total(self, values: NDArray[np.generic]) -> F64:
         """Sum `values` `[N]` in each slate, `[S]`."""
@@ -83,15 +92,22 @@ class Slates:
     def ndcg(self, order: I64, k: int = 10) -> F64:
         """Return NDCG@k of the slates that can be ranked, `[S2]`, with the rows in this order.
 
-        The gain is the label and the discount 1 / log2(1 + position), from 1 (Järvelin and
-        Kekäläinen 2002). `order` `[N]` is that of `order`.
+        The discount of a gain is 1 / log2(1 + position), from 1 (Järvelin and Kekäläinen 2002). The
+        ideal order, which is 1, has the positive gains alone; a row that costs lowers an order that
+        shows it. `order` `[N]` is that of `order`.
         """
+        rankable = self.rankable
+        return np.asarray(self._dcg(self.gain, order, k)[rankable] / self._ideal(k)[rankable], np.float64)
+
+    def _ideal(self, k: int) -> F64:
+        """Return the DCG@k of the best order of each slate, `[S]`."""
+        positive = np.maximum(self.gain, 0.0)
+        return self._dcg(positive, np.lexsort((-positive, self.code)), k)
+
+    def _dcg(self, gain: F64, order: I64, k: int) -> F64:
         position = np.arange(len(order)) - (np.cumsum(self.size) - self.size)[self.code[order]]
         discount = np.where(position < k, 1.0 / np.log2(position + 2.0), 0.0)
-        gain = np.bincount(self.code[order], weights=self.label[order] * discount)[self.rankable]
-        ideal = np.cumsum(1.0 / np.log2(np.arange(k) + 2.0))
-        best = ideal[np.minimum(self.positives[self.rankable], k).astype(np.int64) - 1]
-        return np.asarray(gain / best, np.float64)
+        return np.bincount(self.code[order], weights=gain[order] * discount).astype(np.float64)
 
 
 def midranks(values: NDArray[np.generic]) -> F64:

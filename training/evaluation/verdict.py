@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from serve.contract.validation import spelled
 from serve.report.page import Tone
-from training.evaluation.paired import ENOUGH, ERRORS, shown, trails
+from training.evaluation.paired import EARNED, ENOUGH, ERRORS, shown, trails
 from training.terminal import decimal
 
 TITLES = {
@@ -19,6 +20,7 @@ TITLES = {
 }
 MEASURES = {
     "expected_labels": "expected labels",
+    "expected_utility": "expected utility",
     "ndcg@10": "NDCG@10",
     "auc": "AUC",
     "logloss": "logloss",
@@ -26,7 +28,7 @@ MEASURES = {
 }
 OR_ELSE = "or the old ranker knew more than these features"
 # What `shown` finds of a rival, in words with their colour: the gravest first.
-OUTCOMES: Mapping[str, tuple[Tone, str]] = {
+FINDINGS: Mapping[str, tuple[Tone, str]] = {
     "worse order": ("bad", "the model orders worse than {}"),
     "worse predictions": ("bad", "the model predicts worse than {}"),
     "nothing": ("bad", "the model does not beat {} by two standard errors"),
@@ -46,6 +48,7 @@ DOUBT = (
 LEVEL = "the model and {} are level within two standard errors"
 # Contenders that a model must beat.
 GATES = ("popular", "baseline")
+OUTCOME_MEASURES = {"auc": "AUC", "correlation": "correlation", "logloss": "logloss", "ece": "ECE"}
 COUNTS = ("rows", "slates", "positives")
 SLICE_COLUMNS = ("slice", *COUNTS, "NDCG@10", "popular's", "difference", "AUC", "logloss", "ECE")
 BOARD_COLUMNS = ("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "tie", "epochs", "choices")
@@ -60,12 +63,12 @@ def outcome(evaluation: Evaluation) -> tuple[Tone, str]:
         return "bad", "The model exceeds a bound against the current one"
     found = {TITLES[name]: shown(pairs[name]) for name in GATES if name in pairs}
     # The gravest outcome decides.
-    gravest = min(found.values(), key=list(OUTCOMES).index)
-    tone, words = OUTCOMES[gravest]
+    gravest = min(found.values(), key=list(FINDINGS).index)
+    tone, words = FINDINGS[gravest]
     which = " and ".join(title for title, one in found.items() if one == gravest)
-    if lead(evaluation):
-        return "unsure" if tone == "good" else tone, f"{_sentence(words.format(which))}; LightGBM leads"
-    return tone, _sentence(words.format(which))
+    leads, worse = "; LightGBM leads" * bool(lead(evaluation)), worsened(evaluation)
+    said = ", but ".join([_sentence(words.format(which)), *filter(None, [worse])])
+    return "unsure" if tone == "good" and (leads or worse) else tone, said + leads
 
 
 def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -87,16 +90,29 @@ def verdict(evaluation: Evaluation) -> str:
 
 
 def compared(evaluation: Evaluation) -> list[str]:
-    """Return a sentence for each rival."""
+    """Return a sentence for each rival, and one for the bad outcomes that rise."""
     pairs = {name: evaluation["paired"][f"model-{name}"] for name in evaluation["contenders"][1:]}
-    found = (standing(pair) if "bounds" in pair else against(name, pair) for name, pair in pairs.items())
-    return [f"{_sentence(text)}." for text in found]
+    found = [standing(pair) if "bounds" in pair else against(name, pair) for name, pair in pairs.items()]
+    return [f"{_sentence(text)}." for text in filter(None, [*found, worsened(evaluation)])]
+
+
+def worsened(evaluation: Evaluation) -> str:
+    """Return by how much bad outcomes rise beside the current model or popular, if any do."""
+    rival = "current" if "current" in evaluation["contenders"] else "popular"
+    found = []
+    for name, about in evaluation.get("outcomes", {}).items():
+        pair, before = about["paired"][f"model-{rival}"], about[rival]["expected"]
+        more, error = pair["expected"], pair["expected_se"]
+        if about["is_bad"] and more is not None and 0 < ENOUGH * error <= more:
+            found.append(f"{name} rises by {_relative(more, error, before) or _signed(more, error)}")
+    the = "the " * (rival == "current")
+    return f"{' and '.join(found)} beside {the}{TITLES[rival]}" if found else ""
 
 
 def against(name: str, pair: Mapping[str, Any]) -> str:
     """Return what a pair shows of the model and a rival, with the difference."""
     found = shown(pair)
-    words = LEVEL if found == "nothing" and name not in GATES else OUTCOMES[found][1]
+    words = LEVEL if found == "nothing" and name not in GATES else FINDINGS[found][1]
     return f"{words.format(TITLES[name])}: {difference(pair)}"
 
 
@@ -108,11 +124,11 @@ def not_beaten(paired: Mapping[str, Any]) -> list[str]:
 
 
 def support(evaluation: Evaluation) -> list[str]:
-    """Return why the rows do not support expected labels, or what would improve them, if known."""
-    found = evaluation["expected_labels"]
+    """Return why the rows do not support what orders earn, or what would improve it, if known."""
+    found, pair = evaluation["expected_labels"], evaluation["paired"]["model-popular"]
     if found["reason"]:
-        by = MEASURES[evaluation["paired"]["model-popular"]["gate"]["by"]]
-        return [f"{by} decides and not expected labels: {found['reason']}."]
+        earned = next(MEASURES[name] for name in EARNED if name in pair)
+        return [f"{MEASURES[pair['gate']['by']]} decides and not {earned}: {found['reason']}."]
     return [f"{_sentence(found['note'])}."] if found["note"] else []
 
 
@@ -137,17 +153,24 @@ def standing(pair: Mapping[str, Any]) -> str:
         what += f"is not worse than the current model by more than {margin}"
     else:
         what += f"exceeds a bound against the current model (margin {margin})"
-    exceeded = {bound["measure"]: bound for bound in pair["bounds"] if not bound["holds"]}
-    by = pair["gate"]["by"]
+    exceeded, by = [bound for bound in pair["bounds"] if not bound["holds"]], pair["gate"]["by"]
     # How these bounds count the error of the estimate; the others do not.
     how = {"ndcg@10": "at least ", by: "up to "}
-    told = [
-        f"{MEASURES[name]} {how.get(name, '')}{decimal(bound['worse'])} worse, {bound['allowed']:.4f} allowed"
-        for name, bound in exceeded.items()
-    ]
+    told = []
+    for bound in exceeded:
+        name, outcome = bound["measure"], bound.get("outcome")
+        title = f"{MEASURES[name]} of {outcome} at least" if outcome else MEASURES[name]
+        size = f"{how.get(name, '')}{decimal(bound['worse'])}"
+        told.append(f"{title} {size} worse, {bound['allowed']:.4f} allowed")
     # By a learned examination alone, the newcomer may pass for a wrong reason.
-    if by == "expected_labels" and by not in exceeded and "ndcg@10" in exceeded:
+    broken = {bound["measure"] for bound in exceeded}
+    if by in EARNED and by not in broken and "ndcg@10" in broken:
         told.append(DOUBT)
+    if "outcomes" in pair:
+        both = " and ".join(pair["outcomes"])
+        told.append(
+            f"of the weighed outcomes the current model predicts {both} alone, and is ordered by that"
+        )
     return f"{what}: {'; '.join([difference(pair), *told])}"
 
 
@@ -193,11 +216,37 @@ def measures(evaluation: Evaluation) -> Rows:
 
 def differences(evaluation: Evaluation) -> Rows:
     """Return a header, then a row for each rival: the model's measures minus its own."""
-    rows: Rows = [("model minus", *(MEASURES[by] for by in ERRORS))]
+    known = [by for by in ERRORS if by in evaluation["paired"]["model-popular"]]
+    rows: Rows = [("model minus", *(MEASURES[by] for by in known))]
     for name in evaluation["contenders"][1:]:
         pair = evaluation["paired"][f"model-{name}"]
-        rows.append((TITLES[name], *(_signed(pair[by], pair[error]) for by, error in ERRORS.items())))
+        rows.append((TITLES[name], *(_signed(pair[by], pair[ERRORS[by]]) for by in known)))
     return rows
+
+
+def outcomes(evaluation: Evaluation) -> Rows:
+    """Return a header, then a row for each outcome and contender, if outcomes were measured."""
+    rows: Rows = [("", "expected per exposure", "model minus", *OUTCOME_MEASURES.values())]
+    for name, about in evaluation.get("outcomes", {}).items():
+        rows.append((f"{name}, weight {about['weight']:g}", *("" for _ in rows[0][1:])))
+        for key in evaluation["contenders"]:
+            one, pair = about[key], about["paired"].get(f"model-{key}", {})
+            expected = decimal(one["expected"]) + _bounds(one["expected_interval"])
+            more = _signed(pair.get("expected"), pair.get("expected_se"))
+            if part := _relative(pair.get("expected"), pair.get("expected_se"), one["expected"]):
+                more += f", {part}"
+            rows.append((TITLES[key], expected, more, *(decimal(one.get(by)) for by in OUTCOME_MEASURES)))
+    return rows
+
+
+def declared(name: str, about: Mapping[str, Any]) -> str:
+    """Return what an outcome of an evaluation is, in words."""
+    within, what = spelled(about["within_ms"] / 1000), f"the event `{about['event']}`"
+    if "until" in about:
+        what = f"minutes from `{about['event']}` until `{about['until']}`, at most {about['cap']:g},"
+    elif "sum" in about:
+        what = f"the sum of `{about['event']}`, at most {about['cap']:g}{about.get('unit', '')},"
+    return f"`{name}` (weight {about['weight']:g}): {what} within {within} of being shown"
 
 
 def slices(parts: list[Mapping[str, Any]]) -> Rows:
@@ -250,7 +299,7 @@ def difference(pair: Mapping[str, Any]) -> str:
     name, beside = MEASURES[by], "ndcg@10" if by == "logloss" or "doubtful" in found else "logloss"
     if by == "logloss":
         name += " (lower is better; it decides because most slates have one candidate)"
-    name += " per exposure" * (by == "expected_labels")
+    name += " per exposure" * (by in EARNED)
     text = f"{name} {_signed(pair[by], pair[ERRORS[by]])} at 95 %, paired, viewers as clusters"
     if pair[by] is None:
         text = f"too few viewers have slates that define the difference in {name}"
@@ -265,6 +314,13 @@ def _sentence(text: str) -> str:
 
 def _bounds(interval: list[float] | None, sign: str = "") -> str:
     return "" if interval is None else f" [{interval[0]:{sign}.4f}, {interval[1]:{sign}.4f}]"
+
+
+def _relative(more: float | None, error: float | None, before: float | None) -> str:
+    """Return a difference as a share of what was before, with its 95 % reach; empty if unknown."""
+    if more is None or error is None or not before or before < 0:
+        return ""
+    return f"{100 * more / before:.3g} % ± {100 * ENOUGH * error / before:.2g} %"
 
 
 def _signed(value: float | None, error: float | None) -> str:

@@ -24,6 +24,7 @@ from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
 from training.evaluation.leakage import suspects
 from training.evaluation.metrics import Values, fit_if_better
+from training.evaluation.outcomes import utility
 from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
 from training.evaluation.verdict import verdict
@@ -136,10 +137,10 @@ class Fitted:
     # When the work began, on the clock of `time.perf_counter`.
     begun: float
     examinations: Sequence[Examination] = (IGNORED,)
-    # Further scores of the held rows, by name. All are P(label | looked at) with `examinations`, but
-    # those of `current`, which has its own.
+    # Further shares [N, O] of the held rows, by name. All are those if looked at with
+    # `examinations`, but those of `current`, which has its own.
     rivals: Mapping[str, Values] = field(default_factory=dict)
-    current: Sequence[Examination] = (IGNORED,)
+    current: Sequence[Examination] | None = None
     # The model must not be worse than `current` by more (`training.evaluation.paired`).
     margin: float = MARGIN
     # Further entries of `evaluation.json` and of the manifest.
@@ -150,7 +151,7 @@ class Fitted:
 def save(fitted: Fitted, out: Path) -> dict[str, Any]:
     """Measure a model, write it as an artifact, and return the manifest."""
     surface, model, config = fitted.schema.surface, fitted.model, fitted.config
-    held, examination = fitted.held.of(0), fitted.examinations[0]
+    held, rows = fitted.held, fitted.held.of(0)
 
     def primary(matrix: Matrix) -> Values:
         return model.shares(matrix)[:, 0]
@@ -158,15 +159,15 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
     evaluation = {
         **assess(
             held,
-            {"model": primary(held.matrix), **fitted.rivals},
+            {"model": model.shares(held.matrix), **fitted.rivals},
             surface,
-            examination=examination,
-            current=fitted.current[0],
+            examinations=fitted.examinations,
+            current=fitted.current,
             encoder=model.encoder,
             margin=fitted.margin,
         ),
-        "importance": importance(primary, held, examination),
-        STATISTICS: statistics(held.columns, fitted.seen, primary(fitted.seen)),
+        "importance": importance(primary, rows, fitted.examinations[0]),
+        STATISTICS: statistics(held.columns, fitted.seen, utility(surface, model.shares(fitted.seen))),
         **fitted.about,
     }
     manifest: dict[str, Any] = {
@@ -179,12 +180,12 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         "measured_on": fitted.part,
         "paired": evaluation["paired"],
         "gate": evaluation["paired"]["model-popular"]["gate"],
-        f"{fitted.part}_rows": len(held),
+        f"{fitted.part}_rows": len(rows),
         "network": dataclasses.asdict(config.network),
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
         "outcomes": _outcomes(surface, model.calibrations, fitted.examinations),
         "verdict": verdict(evaluation),
-        "suspects": [str(suspect) for suspect in suspects(held)],
+        "suspects": [str(suspect) for suspect in suspects(rows)],
         "git": git_revision(),
         "log": str(fitted.log.resolve()),
         "rows": fitted.rows,
@@ -211,9 +212,11 @@ def _outcomes(
     found = {}
     each = zip(surface.predicted.items(), calibrations, examinations, strict=True)
     for (name, outcome), calibration, examination in each:
-        fitted = {"calibration": calibration, "examination": examination}
-        about = {what: dataclasses.asdict(one) for what, one in fitted.items()}
-        found[name] = {"scale": outcome.scale, **about}
+        found[name] = {
+            "scale": outcome.scale,
+            "calibration": dataclasses.asdict(calibration),
+            "examination": dataclasses.asdict(examination),
+        }
     return found
 
 

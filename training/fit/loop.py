@@ -25,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from serve.contract.errors import TabrankError
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from serve.storage.atomic_files import write_whole
-from training.evaluation.slates import auc
+from training.evaluation.slates import F64, auc
 from training.network.layers import GhostBatchNorm
 from training.network.network import Inputs, Network, NetworkConfig, flat
 
@@ -142,8 +142,11 @@ def run(
     state: State | None = None,
     after_epoch: Callable[[State], None] = lambda state: None,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    weights: Sequence[float] | None = None,
 ) -> State:
     """Train until `config.epochs` end, from `state` on; return the final state.
+
+    The loss of each outcome has its weight in `weights` [O], by default that of `outcome_weights`.
 
     Each rank of an open torch.distributed group calls it with the same arguments and takes its part
     of every batch, so that the ranks together take the steps of one process. The first rank calls
@@ -151,7 +154,8 @@ def run(
     """
     state = state or State()
     train = train.to(device) if isinstance(train, Inputs) else train
-    fit = _Fit(train, valid.to(device), encoder, config, state)
+    weights = outcome_weights(train.rates) if weights is None else weights
+    fit = _Fit(train, valid.to(device), encoder, config, state, weights)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
         fit.train_epoch(epoch)
         if fit.rank == 0:
@@ -163,7 +167,13 @@ class _Fit:
     """One run on one rank: network, optimiser and the rank's part of the rows."""
 
     def __init__(
-        self, train: Source, valid: Inputs, encoder: Encoder, config: FitConfig, state: State
+        self,
+        train: Source,
+        valid: Inputs,
+        encoder: Encoder,
+        config: FitConfig,
+        state: State,
+        weights: Sequence[float],
     ) -> None:
         self.train, self.valid, self.config, self.state = train, valid, config, state
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -173,7 +183,7 @@ class _Fit:
         self.num_steps = len(train) // (self.batch * self.world)
         torch.manual_seed(config.seed)
         self.network = Network(encoder, config.network, valid.label.shape[1]).to(device)
-        self.weights = torch.tensor(outcome_weights(train.rates), device=device)
+        self.weights = torch.tensor(weights, device=device)
         if state.last:
             self.network.tabnet.load_state_dict(state.last)
         if self.world > 1:
@@ -294,16 +304,22 @@ class _Fit:
         return value
 
 
+def entropy(rates: Sequence[float]) -> F64:
+    """Return the logloss of constant predictions, [O], for the mean label of each outcome."""
+    p = np.clip(rates, LEAST_RATE, 1 - LEAST_RATE)
+    return np.asarray(-(p * np.log(p) + (1 - p) * np.log1p(-p)))
+
+
 def outcome_weights(rates: Sequence[float]) -> list[float]:
     """Return the weight of each outcome's logloss, [O], so that a rare outcome counts.
 
-    A logloss is divided by that of a constant prediction, the entropy of the mean label (He et al.
-    2014, "Practical lessons from predicting clicks on ads at Facebook", section 3). The primary
-    outcome, the first, has the weight 1.
+    Divided by its `entropy`, a logloss would count as much as any other (He et al. 2014, "Practical
+    lessons from predicting clicks on ads at Facebook", section 3), and undivided, a rare outcome
+    would count little. The root is between: docs/quality.md has what each of the three costs. The
+    primary outcome, the first, has the weight 1.
     """
-    p = np.clip(rates, LEAST_RATE, 1 - LEAST_RATE)
-    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
-    return [float(weight) for weight in (entropy[0] / entropy).astype(np.float32)]
+    found = entropy(rates)
+    return [float(weight) for weight in np.sqrt(found[0] / found).astype(np.float32)]
 
 
 def as_shown(logit: Tensor, examination: Tensor) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from serve.contract.validation import spelled
-from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
-from training.evaluation.rivals import NUM_SEEDS, SEED_ROWS, lightgbm, tuned
+from training.evaluation.rivals import NUM_SEEDS, SEED_ROWS, trees, tuned
 from training.examination.examination import Examination
 from training.network.network import Inputs
 from training.terminal import print_progress
@@ -40,18 +38,6 @@ def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np
     as_shown = rows.examination.numpy() * np.mean(taught, axis=0)
     label = TEACHER_SHARE * as_shown + (1.0 - TEACHER_SHARE) * rows.label.numpy()
     return replace(rows, label=torch.from_numpy(np.asarray(label, np.float32)))
-
-
-def trees(
-    encoder: Encoder,
-    data: Dataset,
-    examinations: Sequence[Examination],
-    settings: Sequence[Mapping[str, Any]],
-) -> Callable[[Matrix], NDArray[np.float64]]:
-    """Train LightGBM on each outcome, and return what predicts them for a matrix, [N, O]."""
-    each = zip(examinations, settings, strict=True)
-    rivals = [lightgbm(encoder, data.of(k), one, **chosen) for k, (one, chosen) in enumerate(each)]
-    return lambda matrix: np.stack([rival(matrix) for rival in rivals], axis=1)
 
 
 def taught(rows: Inputs, data: Dataset, encoder: Encoder, examinations: Sequence[Examination]) -> Inputs:

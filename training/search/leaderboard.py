@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.data.dataset import evenly
-from training.evaluation.metrics import Contender, Values, calibrated, mean_and_error
+from training.evaluation.metrics import (
+    Contender,
+    Values,
+    calibrated,
+    mean,
+    mean_and_error,
+    probability,
+    row_logloss,
+)
+from training.evaluation.outcomes import per_share
 from training.evaluation.paired import ENOUGH
-from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, lightgbm, tuned, us_per_candidate
-from training.evaluation.slates import Slates
+from training.evaluation.rivals import MOST_ROWS, TUNING_SHARE, trees, tuned, us_per_candidate
+from training.evaluation.slates import F64, I64, Slates, auc
 from training.evaluation.verdict import TITLES
+from training.examination.examination import at_positions
 from training.search.task import Task
 from training.terminal import PARTS
 
@@ -140,35 +152,74 @@ def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
     Popular is calibrated on the validation rows themselves, which favours it. The tuning of
     LightGBM may take `TUNING_SHARE` of the budget; it trains on at most `MOST_ROWS` rows here.
     """
-    encoder, valid, examination = task.encoder, task.valid.of(0), task.examinations[0]
-    slates, theta = Slates(valid.label, valid.slate, valid.viewer), examination.at(valid.position)
+    encoder, valid, examinations = task.encoder, task.valid, task.examinations
+    worth = per_share(task.schema.surface)
+    judged = Judged(valid.outcomes, valid.slate, valid.viewer, task.weights, worth)
+    theta = at_positions(examinations, valid.position)
     if board.of("popular") is None:
-        chance = calibrated(valid.label, valid.popular, theta)
-        board.add(_entry("popular", slates, valid.popular, chance, us_per_candidate=0.0))
+        chance = np.full(theta.shape, np.nan)
+        for k, column in enumerate(chance.T):
+            known = ~np.isnan(valid.outcomes[:, k])
+            if known.any():
+                label = valid.outcomes[known, k]
+                column[known] = calibrated(label, valid.popular[known], theta[known, k])
+        board.add(judged.entry("popular", valid.popular, valid.popular, chance, us_per_candidate=0.0))
     if board.of("lightgbm") is None:
-        train = task.parts["training"].of(0)
+        train = task.parts["training"]
         rows = train.take(evenly(len(train), MOST_ROWS))
         PARTS.begin(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
-        point = tuned(encoder, rows, examination, TUNING_SHARE * budget_s)
+        point = tuned(encoder, rows.of(0), examinations[0], TUNING_SHARE * budget_s)
         began_s = time.perf_counter()
-        rival = lightgbm(encoder, rows, examination, **point)
-        score = rival(valid.matrix)
+        rival = trees(encoder, rows, examinations, [point] * len(examinations))
+        shares = rival(valid.matrix)
         cost = {"seconds": time.perf_counter() - began_s, "rows": float(len(rows))}
         cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
-        board.add(_entry("lightgbm", slates, score, score * theta, **cost, point=point))
+        board.add(judged.entry("lightgbm", shares @ worth, shares[:, 0], shares * theta, **cost, point=point))
 
 
-def _entry(kind: str, slates: Slates, score: Values, chance: Values, **about: Any) -> BoardEntry:
-    contender = Contender.of(slates, score, chance)
-    found, about["losses"] = contender.measures(), losses(contender)
-    return BoardEntry(TITLES[kind], kind, found["logloss"], found["auc"], found["ndcg@10"], **about)
+@dataclass(frozen=True)
+class Judged:
+    """Validation rows on which all models of a search are judged by the same criterion.
 
-
-def losses(contender: Contender) -> list[float]:
-    """Return what each of `GROUPS` groups of viewers adds to the logloss, which is their sum.
-
-    The differences of two models by group give the error of their difference (random groups,
-    Wolter 2007, "Introduction to variance estimation", chapter 2).
+    Outcomes `[N, O]`, the numbers `[N]` of slate and viewer, and `[O]` the weights of the outcomes'
+    loglosses and the worth of their shares. The criterion is the weighed sum of the loglosses.
     """
-    values, viewer = contender.terms["logloss"]
-    return [float(part) for part in np.bincount(viewer % GROUPS, values / len(values), GROUPS)]
+
+    outcomes: NDArray[np.float32]
+    slate: I64
+    viewer: I64
+    weights: Sequence[float]
+    per_share: F64
+
+    def ndcg(self, score: Values) -> float | None:
+        """Return the NDCG@10 of an order, on the rows at which the primary outcome is known."""
+        return mean(Contender.of(self._slates, score[self._known], None).ndcg)
+
+    def losses(self, chance: Values) -> list[float]:
+        """Return what each of `GROUPS` groups of viewers adds to the criterion, which is their sum.
+
+        `chance` `[N, O]` are the predictions as shown. The differences of two models by group give
+        the error of their difference (random groups, Wolter 2007, "Introduction to variance
+        estimation", chapter 2).
+        """
+        group, found = np.unique(self.viewer, return_inverse=True)[1] % GROUPS, np.zeros(GROUPS)
+        for label, one, weight in zip(self.outcomes.T, chance.T, self.weights, strict=True):
+            known = ~np.isnan(label)
+            values = row_logloss(label[known], probability(one[known]))
+            found += weight * np.bincount(group[known], values / len(values), GROUPS)
+        return [float(part) for part in found]
+
+    def entry(self, kind: str, score: Values, primary: Values, chance: Values, **about: Any) -> BoardEntry:
+        """Return the entry of a rival, with its order, and its `primary` outcome's shares `[N]`."""
+        losses, known = self.losses(chance), self._known
+        measures = sum(losses), auc(self.outcomes[known, 0], primary[known]), self.ndcg(score)
+        return BoardEntry(TITLES[kind], kind, *measures, losses=losses, **about)
+
+    @property
+    def _known(self) -> NDArray[np.bool_]:
+        return np.asarray(~np.isnan(self.outcomes[:, 0]))
+
+    @property
+    def _slates(self) -> Slates:
+        worth, known = np.nan_to_num(self.outcomes) @ self.per_share, self._known
+        return Slates(self.outcomes[known, 0], self.slate[known], self.viewer[known], worth[known])

@@ -61,7 +61,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
         last, why_not = followed(models, follows, task.schema) if models and follows else (None, [])
         if last and not is_enough(unseen(task.parts["test"], last)):
             print_progress(f"too few rows are newer than {last.version} has seen: nothing will replace it")
-        suspected = [str(suspect) for suspect in suspects(task.parts["training"])]
+        suspected = [str(suspect) for suspect in suspects(task.parts["training"].of(0))]
         for reason in (*why_not, *suspected):
             print_progress(reason)
         winner, manifest = _find(task, board, clock, last)
@@ -126,7 +126,11 @@ def _find(
 def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | None, list[str]]:
     """Load the model of a version, or return None and why no winner can be compared with it."""
     try:
-        return load_for(models / version, Features(schema)), []
+        last = load_for(models / version, Features(schema))
+        if not last.outcomes.keys() & schema.surface.predicted.keys():
+            theirs, ours = (", ".join(each) for each in (last.outcomes, schema.surface.predicted))
+            raise TabrankError(f"it predicts {theirs}, and the surface weighs {ours}")
+        return last, []
     except TabrankError as error:
         return None, [
             f"the current model {version} cannot rank with this surface, so nothing is compared with it: {error}; "

@@ -26,7 +26,7 @@ class Study(Searcher):  # type: ignore[misc]
 
     It measures the cost of a network before its training, in the driver process, where only
     trials run beside it. A network that costs more than `max_us` is never trained; Optuna
-    receives the logloss of the constant `rate` for it.
+    receives for it the `worst` logloss, that of constant predictions.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Study(Searcher):  # type: ignore[misc]
         first: Sequence[FitConfig],
         cost: Callable[[NetworkConfig], float],
         max_us: float | None,
-        rate: float,
+        worst: float,
         in_time: Callable[[FitConfig], bool],
         on_entry: Callable[[BoardEntry], None],
     ) -> None:
@@ -50,7 +50,7 @@ class Study(Searcher):  # type: ignore[misc]
         super().__init__(metric="valid_logloss", mode="min")
         self._space, self._base, self._leaderboard = space, base, leaderboard
         self._cost, self._max_us, self._in_time, self._on_entry = cost, max_us, in_time, on_entry
-        self._worst = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+        self._worst = worst
         self._running: dict[str, tuple[optuna.trial.Trial, float]] = {}
         past = leaderboard.tried()
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -21,7 +21,7 @@ from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine_each
 from training.examination.examination import Examination
-from training.fit.loop import FitConfig
+from training.fit.loop import FitConfig, outcome_weights
 from training.fit.prepare import read_plan, row_bytes, split_by_time
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
@@ -120,8 +120,19 @@ class Task:
 
     @cached_property
     def examinations(self) -> list[Examination]:
-        """Return the examination of positions of each outcome, from the training rows, for all models."""
+        """Return the examination of positions of each outcome, from the training rows."""
         return examine_each(self.parts["training"], self.encoder, self.schema.surface)
+
+    @cached_property
+    def rates(self) -> list[float]:
+        """Return the mean share of each outcome in the training rows."""
+        columns = self.parts["training"].outcomes.T
+        return [float(np.nanmean(column, dtype=np.float64)) for column in columns]
+
+    @cached_property
+    def weights(self) -> list[float]:
+        """Return the weight of each outcome's logloss, for all models."""
+        return outcome_weights(self.rates)
 
     @cached_property
     def identity(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,31 @@ from scipy.special import expit
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
-from training.evaluation.metrics import Contender, mean
-from training.evaluation.slates import Slates
+from training.evaluation.slates import F64
 from training.fit.loop import FitConfig, State, run
 from training.network.model import Model
 from training.network.network import Inputs
 from training.search.budget import work
-from training.search.leaderboard import losses
+from training.search.leaderboard import Judged
 from training.search.space import Space
 
 # Slate and viewer numbers [2, N] of the validation rows, in the folder of the trials' rows.
 SLATES = "slates.npy"
 
 
-def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitConfig) -> None:
+def run_trial(
+    point: Mapping[str, Any],
+    folder: Path,
+    encoder: str,
+    base: FitConfig,
+    weights: Sequence[float],
+    per_share: F64,
+) -> None:
     """Train the network of a point and report its validation logloss after each epoch.
 
     The rows `train` and `valid` of `Inputs.save` in `folder` are mapped into memory, so that all
-    trials share them. `encoder` is JSON; `base` holds the settings that no trial changes.
+    trials share them. `encoder` is JSON; `base` holds the settings that no trial changes. `weights`
+    are those of the outcomes' loglosses, `per_share` what their shares are worth, each [O].
     """
     torch.set_num_threads(1)
     known, config = Encoder.from_json(encoder), Space.config(point, base)
@@ -43,10 +50,10 @@ def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitCon
             ray.tune.report(report(state, config, train, valid))
 
     try:
-        state = run(train, valid, known, config, after_epoch=after_epoch, device=device())
-        found = verdict(
-            state, known, config, valid, Slates(valid.label.numpy()[:, 0], *np.load(folder / SLATES))
-        )
+        state = run(train, valid, known, config, after_epoch=after_epoch, device=device(), weights=weights)
+        slate, viewer = np.load(folder / SLATES)
+        judged = Judged(valid.label.numpy(), slate, viewer, weights, per_share)
+        found = verdict(state, known, config, valid, judged)
         ray.tune.report(report(state, config, train, valid) | found)
     # Any error is reported on the leaderboard and ends only this trial.
     except Exception as error:
@@ -85,14 +92,13 @@ def report(state: State, config: FitConfig, train: Inputs, valid: Inputs) -> dic
 
 
 def verdict(
-    state: State, encoder: Encoder, config: FitConfig, valid: Inputs, slates: Slates
+    state: State, encoder: Encoder, config: FitConfig, valid: Inputs, judged: Judged
 ) -> dict[str, Any]:
     """Return NDCG and losses on the labels as shown, and history of a whole run."""
     network = Model.of(encoder, config.network, state.last).network
-    logit, theta = network.logit(valid.x).double().numpy()[:, 0], valid.examination.double().numpy()[:, 0]
-    contender = Contender.of(slates, logit, theta * expit(logit)).take(~np.isnan(slates.label))
+    share, theta = expit(network.logit(valid.x).double().numpy()), valid.examination.double().numpy()
     return {
-        "valid_ndcg": mean(contender.ndcg),
-        "losses": losses(contender),
+        "valid_ndcg": judged.ndcg(share @ judged.per_share),
+        "losses": judged.losses(theta * share),
         "history": list(state.history),
     }

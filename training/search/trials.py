@@ -21,10 +21,12 @@ from ray.tune.schedulers import ASHAScheduler
 from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
 from training.data.dataset import sample
-from training.fit.loop import FitConfig
+from training.evaluation.outcomes import per_share
+from training.evaluation.rivals import trees
+from training.fit.loop import FitConfig, entropy
 from training.fit.prepare import encode_rows
 from training.fit.sizing import sized
-from training.fit.teaching import mixed, trees
+from training.fit.teaching import mixed
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
@@ -196,7 +198,7 @@ def _study(
         first=[*first, default, replace(default, network=NetworkConfig())],
         cost=costs,
         max_us=task.settings.max_us,
-        rate=float(task.valid.of(0).label.mean()),
+        worst=float(entropy(task.rates) @ task.weights),
         in_time=deadline.in_time,
         on_entry=on_entry,
     )
@@ -218,7 +220,8 @@ def describe_trial(entry: BoardEntry, best: BoardEntry | None, left_s: float) ->
 
 def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
     os.environ |= SETTINGS | os.environ
-    trainable = tune.with_parameters(run_trial, folder=folder, encoder=task.encoder.to_json(), base=task.base)
+    shared = {"base": task.base, "weights": task.weights, "per_share": per_share(task.schema.surface)}
+    trainable = tune.with_parameters(run_trial, folder=folder, encoder=task.encoder.to_json(), **shared)
     return tune.Tuner(
         tune.with_resources(trainable, needs()),
         tune_config=tune.TuneConfig(

@@ -14,11 +14,14 @@ from numpy.random import default_rng
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from serve.features.matrix import Matrix
+from serve.features.surface import Surface
 from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import score
-from training.evaluation.rivals import TUNING_SHARE
+from training.evaluation.metrics import Values
+from training.evaluation.rivals import TUNING_SHARE, trees
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import TITLES
 from training.examination.estimate import MIN_VIEWERS
@@ -26,7 +29,7 @@ from training.examination.examination import IGNORED, Examination
 from training.fit.fit import Fitted, save, with_calibration
 from training.fit.loop import FitConfig, State
 from training.fit.prepare import encode_rows, take_evenly
-from training.fit.teaching import mixed, trees
+from training.fit.teaching import mixed
 from training.fit.trainer import train
 from training.network.model import Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
@@ -89,12 +92,14 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
     model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, task.examinations)
     PARTS.begin("measuring it on the test rows, beside its rivals")
-    judged = test.of(0)
-    scores = {"lightgbm": boosted(judged.matrix)[:, 0]} if boosted else {}
-    known = ~np.isnan(test.outcomes[:, 0])
+    rivals: dict[str, Values] = {"lightgbm": boosted(test.matrix)} if boosted else {}
+    judged, known = test.of(0), ~np.isnan(test.outcomes[:, 0])
     taught = {"networks": expit(np.mean(logits, axis=0))[known, 0]} if logits else {}
-    taught |= {TITLES["lightgbm"]: scores["lightgbm"]} if rival is not None else {}
+    taught |= {TITLES["lightgbm"]: rivals["lightgbm"][known, 0]} if rival is not None else {}
     theta = task.examinations[0].at(judged.position)
+    current = None
+    if last:
+        rivals["current"], current = predicted(last, test.matrix, task.schema.surface)
     search = {
         "teachers": brought(judged, theta, model.shares(judged.matrix)[:, 0], taught) if taught else {},
         "budget_s": run.clock.budget_s,
@@ -120,8 +125,8 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         counts=task.data.counts,
         begun=started_s,
         examinations=task.examinations,
-        rivals=scores | ({"current": score(last.path, judged.matrix)[:, 0]} if last else {}),
-        current=Examination.of(last.manifest) if last else (IGNORED,),
+        rivals=rivals,
+        current=current,
         margin=task.settings.margin,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={"teachers": len(logits) + (rival is not None), "incumbent": incumbent},
@@ -131,6 +136,22 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     draft.rename(out / "artifact")
     shutil.rmtree(out / "fit", ignore_errors=True)
     return manifest
+
+
+def predicted(last: Artifact, matrix: Matrix, surface: Surface) -> tuple[Values, list[Examination]]:
+    """Return the shares `[N, O]` of a model and their examinations, by the outcomes of a surface.
+
+    They are shares of the scales of the surface, and NaN for what the model does not predict.
+    """
+    given, examined = score(last.path, matrix), Examination.of(last.manifest)
+    shares = np.full((len(given), len(surface.predicted)), np.nan, given.dtype)
+    examinations = [IGNORED] * len(surface.predicted)
+    for k, (name, outcome) in enumerate(surface.predicted.items()):
+        if name in last.outcomes:
+            at = list(last.outcomes).index(name)
+            shares[:, k] = given[:, at] * (last.outcomes[name] / outcome.scale)
+            examinations[k] = examined[at]
+    return shares, examinations
 
 
 def held_out(rows: Dataset) -> tuple[Dataset, Dataset]:

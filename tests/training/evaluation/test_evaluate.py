@@ -10,8 +10,7 @@ import pytest
 from serve.contract.hashing import hash64
 from serve.features.baseline import Baseline
 from serve.model.encoder import Encoder, SingleColumn
-from tests.support.evaluation_rows import LANGUAGES, dataset, truth
-from training.evaluation.evaluate import assess
+from tests.support.evaluation_rows import LANGUAGES, dataset, judge, truth
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates
 from training.evaluation.slices import MIN_OF_EACH_LABEL, MIN_ROWS
@@ -28,7 +27,7 @@ def part_of(found, by, value):
 
 
 def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, surface):
-    found = assess(data, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
+    found = judge(data, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
     assert found["contenders"] == ["model", "popular", "lightgbm"]
     assert found["rows"] == len(data)
     measures = Contender.of(Slates(data.label, data.slate), truth(data), truth(data)).measures()
@@ -45,7 +44,7 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
 
 def test_a_baseline_has_a_row_and_a_comparison_but_no_probability(data, surface):
     ruled = dataclasses.replace(data, rule=Baseline(sort=("same_language", "audience")))
-    found = assess(ruled, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
+    found = judge(ruled, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
     assert found["contenders"] == ["model", "popular", "baseline", "lightgbm"]
     assert found["baseline"]["ndcg@10"] != found["popular"]["ndcg@10"]
     assert found["baseline"]["logloss"] is None
@@ -62,12 +61,12 @@ def test_a_baseline_has_a_row_and_a_comparison_but_no_probability(data, surface)
 
 def test_the_current_model_is_compared_for_not_being_better(data, surface):
     scores = {"model": truth(data), "current": np.clip(0.9 * truth(data) ** 2, 0, 1)}
-    found = assess(data, scores, surface, margin=0.02)
+    found = judge(data, scores, surface, margin=0.02)
     pair = json.loads(json.dumps(found["paired"]["model-current"]))
     assert (pair["rows"], pair["margin"]) == (len(data), 0.02)
     assert [bound["measure"] for bound in pair["bounds"]] == ["logloss", "ece", "ndcg@10"]
     assert all(bound["holds"] for bound in pair["bounds"])
-    other = assess(data, {"model": scores["current"], "current": scores["model"]}, surface)
+    other = judge(data, {"model": scores["current"], "current": scores["model"]}, surface)
     assert [bound["holds"] for bound in other["paired"]["model-current"]["bounds"]] == [False, False, True]
     assert "bounds" not in found["paired"]["model-popular"]
 
@@ -75,11 +74,13 @@ def test_the_current_model_is_compared_for_not_being_better(data, surface):
 def test_labels_as_shown_are_compared_with_scores_times_examination(data, surface):
     examination = Examination("learned", 1 / (1 + np.arange(6) / 2), np.zeros(6), 100)
     theta = examination.at(data.position)
-    seen = replace(data, label=data.label * (np.random.default_rng(0).random(len(data)) < theta))
+    seen = replace(
+        data, outcomes=(data.label * (np.random.default_rng(0).random(len(data)) < theta))[:, None]
+    )
     scores = {"model": truth(data), "lightgbm": truth(data), "current": truth(data)}
     given = {"examination": examination, "current": Examination()}
-    found = assess(seen, scores, surface, **given)
-    plain = assess(seen, {"model": truth(data) * theta}, surface)["model"]
+    found = judge(seen, scores, surface, **given)
+    plain = judge(seen, {"model": truth(data) * theta}, surface)["model"]
     for name in ("logloss", "ece"):
         assert found["model"][name] == found["lightgbm"][name] == pytest.approx(plain[name])
     # The order is that of the scores, which no position moves.
@@ -90,7 +91,7 @@ def test_labels_as_shown_are_compared_with_scores_times_examination(data, surfac
     # The current model ignored position, so its scores are P(label) as shown, and too high here.
     assert found["current"]["ece"] > found["model"]["ece"] + 0.05
     # The calibration of popular knows the examination too, and gains by it.
-    rivals = [assess(seen, scores, surface, examination=one) for one in (examination, Examination())]
+    rivals = [judge(seen, scores, surface, examination=one) for one in (examination, Examination())]
     aware, unaware = (one["model"]["logloss"] - one["paired"]["model-popular"]["logloss"] for one in rivals)
     assert aware < unaware
 
@@ -99,13 +100,13 @@ def test_the_answer_is_plain_data_whatever_is_not_defined(data, surface):
     # Keep slates of one candidate.
     rows = np.flatnonzero(data.position == 0)
     alone = data.take(rows)
-    found = json.loads(json.dumps(assess(alone, {"model": truth(alone)}, surface), allow_nan=False))
+    found = json.loads(json.dumps(judge(alone, {"model": truth(alone)}, surface), allow_nan=False))
     assert found["model"]["ndcg@10"] is found["intervals"]["model"]["ndcg@10"] is None
     assert found["slates"] == 0
     assert found["paired"]["model-popular"]["gate"]["by"] == "logloss"
-    json.dumps(assess(data.take(np.arange(3)), {"model": truth(data)[:3]}, surface), allow_nan=False)
+    json.dumps(judge(data.take(np.arange(3)), {"model": truth(data)[:3]}, surface), allow_nan=False)
     negative = data.take(np.flatnonzero(data.label == 0))
-    json.dumps(assess(negative, {"model": truth(negative)}, surface), allow_nan=False)
+    json.dumps(judge(negative, {"model": truth(negative)}, surface), allow_nan=False)
 
 
 def test_a_popular_that_is_missing_for_some_sinks(data, surface):
@@ -113,12 +114,12 @@ def test_a_popular_that_is_missing_for_some_sinks(data, surface):
 
     missing = dataclasses.replace(data, popular=np.where(data.popular < 0, np.nan, data.popular))
     least = dataclasses.replace(data, popular=np.where(data.popular < 0, -1, data.popular))
-    found = [assess(d, {"model": truth(d)}, surface)["popular"] for d in (missing, least)]
+    found = [judge(d, {"model": truth(d)}, surface)["popular"] for d in (missing, least)]
     assert found[0]["ndcg@10"] == found[1]["ndcg@10"]
 
 
 def test_the_parts_of_a_slice_are_measured_among_themselves(data, surface):
-    found = assess(data, {"model": truth(data)}, surface)
+    found = judge(data, {"model": truth(data)}, surface)
     cold, others = part_of(found, "viewer", "cold"), part_of(found, "viewer", "seen")
     assert cold["rows"] + others["rows"] == len(data)
     part = data.viewer_seen == 0
@@ -132,7 +133,7 @@ def test_the_parts_of_a_slice_are_measured_among_themselves(data, surface):
 
 
 def test_a_slice_of_few_rows_has_its_counts_and_no_figures(data, surface):
-    new = part_of(assess(data, {"model": truth(data)}, surface), "candidate", "new")
+    new = part_of(judge(data, {"model": truth(data)}, surface), "candidate", "new")
     assert 0 < new["rows"] < MIN_ROWS
     assert new["positives"] < MIN_OF_EACH_LABEL
     assert new["model"] is new["popular"] is new["paired"] is None
@@ -140,7 +141,7 @@ def test_a_slice_of_few_rows_has_its_counts_and_no_figures(data, surface):
 
 def test_viewers_are_sliced_by_category_under_the_encoders_names(data, surface):
     encoder = Encoder((), (SingleColumn("viewer_language", LANGUAGES[:2]),))
-    found = assess(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
+    found = judge(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
     names = {part["value"] for part in found if part["by"] == "viewer_language"}
     assert names == {"en", "fr", f"#{hash64('de'):016x}"}
     rows = [part["rows"] for part in found if part["by"] == "viewer_language"]
@@ -159,7 +160,7 @@ def test_a_category_named_viewer_is_sliced_beside_cold_and_known_viewers(data, s
     data = dataclasses.replace(data, columns=dataclasses.replace(data.columns, single=single))
     encoder = Encoder((), (SingleColumn("viewer", LANGUAGES),))
     surface = dataclasses.replace(surface, features=features)
-    found = assess(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
+    found = judge(data, {"model": truth(data)}, surface, encoder=encoder)["slices"]
     values = [part["value"] for part in found if part["by"] == "viewer"]
     assert sorted(values) == ["cold (no exposure before)", "de", "en", "fr", "seen before"]
 
@@ -170,7 +171,7 @@ def test_rows_are_sliced_by_the_candidates_age_where_some_are_young(data, surfac
     numeric = data.matrix.numeric.copy()
     numeric[:, data.columns.numeric.index("age_s")] = ages
     data = replace(data, matrix=replace(data.matrix, numeric=numeric))
-    found = assess(data, {"model": truth(data)}, surface)["slices"]
+    found = judge(data, {"model": truth(data)}, surface)["slices"]
     parts = {part["value"]: part for part in found if part["by"] == "age_s"}
     assert {value: part["rows"] for value, part in parts.items()} == {
         "first minute": 600,
@@ -181,5 +182,5 @@ def test_rows_are_sliced_by_the_candidates_age_where_some_are_young(data, surfac
     assert parts["first minute"]["model"]["auc"] is not None
     # Without a young candidate, there is nothing to tell.
     numeric[:, data.columns.numeric.index("age_s")] = 3_600.0
-    found = assess(data, {"model": truth(data)}, surface)["slices"]
+    found = judge(data, {"model": truth(data)}, surface)["slices"]
     assert not any(part["by"] == "age_s" for part in found)

@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.support.evaluation_rows import dataset, truth
+from tests.support.evaluation_rows import dataset, judge, truth
 from tests.support.position_world import examination as drawn_examination
 from tests.support.position_world import sample
-from training.evaluation.evaluate import assess
 from training.evaluation.expected_labels import expected_labels, placed
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates
@@ -167,7 +166,7 @@ def test_an_evaluation_decides_by_expected_labels_and_says_so(surface):
     data = dataset(surface)
     curve = Examination("learned", (1.0, 0.7, 0.5, 0.4, 0.3, 0.3), (0.0,) * 6, 900)
     scores = {"model": truth(data), "current": np.clip(0.9 * truth(data) ** 2, 0, 1)}
-    found = assess(data, scores, surface, examination=curve)
+    found = judge(data, scores, surface, examination=curve)
     pair = found["paired"]["model-popular"]
     assert pair["gate"] == {"by": "expected_labels", "beats": True, "agrees": True}
     gain = found["model"]["expected_labels"] - found["popular"]["expected_labels"]
@@ -179,6 +178,6 @@ def test_an_evaluation_decides_by_expected_labels_and_says_so(surface):
     assert [bound["measure"] for bound in bounds] == ["ndcg@10", "logloss", "ece", "expected_labels"]
     assert verdict(found).startswith("The model beats popular: expected labels per exposure +")
     assert "to measure it, set `explore` for an arm" in verdict(found)
-    ignored = assess(data, scores, surface)
+    ignored = judge(data, scores, surface)
     assert ignored["paired"]["model-popular"]["gate"]["by"] == "ndcg@10"
     assert "NDCG@10 decides and not expected labels: the model knows no examination" in verdict(ignored)

@@ -242,7 +242,7 @@ def test_the_card_and_the_report_say_what_moves_a_ranking(evaluation):
 
 
 def test_the_card_names_the_teachers_of_a_search(evaluation):
-    taught = MANIFEST | {"teachers": 3, "calibration": {"a": 1.0, "b": 0.0}}
+    taught = MANIFEST | {"teachers": 3}
     assert "not surely lower their logloss; distilled from 3 teachers.\n" in model_card(taught, evaluation)
 
 

@@ -11,7 +11,9 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from serve.features.matrix import Columns, Matrix
+from serve.features.surface import read_surface
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
+from tests.support.small_surface import TOML
 from training.data.dataset import Dataset
 from training.evaluation.rivals import SPACE, STOP, TUNING_SHARE, _logloss, lightgbm, tuned
 from training.examination.examination import Examination
@@ -63,7 +65,8 @@ def said() -> io.StringIO:
 
 def task(train) -> SimpleNamespace:
     """Return what rivals need of a search's task."""
-    shared = {"encoder": ENCODER, "examinations": [Examination()]}
+    shared = {"encoder": ENCODER, "examinations": [Examination()], "weights": [1.0]}
+    shared["schema"] = SimpleNamespace(surface=read_surface(TOML, "tiny.toml"))
     return SimpleNamespace(parts={"training": train}, valid=dataset(2_000, 2), **shared)
 
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.support.evaluation_rows import dataset
+from tests.support.evaluation_rows import dataset, judge
 from tests.support.evaluation_rows import evaluation as make_evaluation
 from tests.training.evaluation.test_report import MANIFEST
-from training.evaluation.evaluate import assess
 from training.evaluation.report import model_card, report_page
 from training.evaluation.slates import auc
 from training.evaluation.verdict import not_beaten, outcome, verdict
@@ -61,7 +60,7 @@ def assert_only_the_auc_is_better(data, model, found) -> None:
 
 def test_a_worse_order_is_said_and_does_not_pass_however_well_it_predicts(surface):
     data, model = drawn(surface, single=0.6, tilt=-0.3)
-    found = assess(data, {"model": model}, surface)
+    found = judge(data, {"model": model}, surface)
     assert_only_the_auc_is_better(data, model, found)
     pair = found["paired"]["model-popular"]
     assert pair["logloss"] < -2 * pair["logloss_se"]
@@ -70,7 +69,7 @@ def test_a_worse_order_is_said_and_does_not_pass_however_well_it_predicts(surfac
     (reason,) = not_beaten(found["paired"])
     assert reason.startswith("the model orders worse than popular: NDCG@10 -0.")
     # A model whose order is worse takes the place of no other one either.
-    both = assess(data, {"model": model, "current": 1 / (1 + np.exp(-data.popular))}, surface)
+    both = judge(data, {"model": model, "current": 1 / (1 + np.exp(-data.popular))}, surface)
     bounds = {one["measure"]: one["holds"] for one in both["paired"]["model-current"]["bounds"]}
     assert bounds == {"logloss": True, "ece": True, "ndcg@10": False}
 
@@ -78,7 +77,7 @@ def test_a_worse_order_is_said_and_does_not_pass_however_well_it_predicts(surfac
 def test_an_order_that_is_worse_within_error_is_not_claimed_as_better(surface):
     data, model = drawn(surface, single=0.99, tilt=-0.3)
     data = replace(data, popular=data.popular + 2.0 * np.random.default_rng(1).normal(size=len(data)))
-    found = assess(data, {"model": model}, surface)
+    found = judge(data, {"model": model}, surface)
     assert_only_the_auc_is_better(data, model, found)
     assert found["paired"]["model-popular"]["gate"] == {"by": "logloss", "beats": True}
     assert outcome(found) == ("unsure", PREDICTS)
@@ -97,7 +96,7 @@ def test_an_order_that_is_worse_within_error_is_not_claimed_as_better(surface):
 
 def test_slates_of_one_candidate_show_predictions_and_no_order(surface):
     data, model = drawn(surface, single=1.0, tilt=1.0)
-    found = assess(data, {"model": model}, surface)
+    found = judge(data, {"model": model}, surface)
     assert outcome(found) == ("unsure", PREDICTS)
     assert "viewers as clusters; NDCG@10 –." in verdict(found)
 
@@ -105,7 +104,7 @@ def test_slates_of_one_candidate_show_predictions_and_no_order(surface):
 def test_a_better_order_beside_slates_of_one_is_claimed(surface):
     data, model = drawn(surface, single=0.6, tilt=1.0)
     data = replace(data, popular=np.random.default_rng(1).normal(size=len(data)))
-    found = assess(data, {"model": model}, surface)
+    found = judge(data, {"model": model}, surface)
     assert found["paired"]["model-popular"]["gate"] == {"by": "logloss", "beats": True}
     assert outcome(found) == ("good", "The model beats popular")
 
@@ -123,7 +122,7 @@ def test_where_slates_have_an_order_better_predictions_do_not_pass(surface, thet
     examination = Examination() if theta is None else Examination("learned", theta, np.full(2, 0.01), 100)
     seen = np.random.default_rng(2).random(len(data)) < examination.at(data.position)
     data = replace(data, outcomes=(data.label * seen)[:, None])
-    found = assess(data, {"model": model}, surface, examination=examination)
+    found = judge(data, {"model": model}, surface, examination=examination)
     by = found["paired"]["model-popular"]["gate"]["by"]
     assert by == ("ndcg@10" if theta is None else "expected_labels")
     assert outcome(found) == (tone, words)
@@ -133,7 +132,7 @@ def test_where_slates_have_an_order_better_predictions_do_not_pass(surface, thet
 
 def test_an_order_alone_is_said_to_be_better_where_logloss_decides(surface):
     data, model = drawn(surface, single=0.6, tilt=1.0)
-    found = assess(data, {"model": model}, surface)
+    found = judge(data, {"model": model}, surface)
     pair = found["paired"]["model-popular"] | {"ndcg@10": 0.1, "se": 0.01, "logloss": 0.0}
     found["paired"]["model-popular"] = pair | {"gate": {"by": "logloss", "beats": False}}
     words = "The model orders better than popular; better predictions are not shown"
@@ -145,7 +144,7 @@ def test_a_better_order_with_worse_predictions_is_said_to_be_both(surface):
     data = replace(data, popular=np.random.default_rng(1).normal(size=len(data)))
     words = "The model orders better than popular, but predicts worse"
     # Its order is that of the model.
-    found = assess(data, {"model": model**6}, surface)
+    found = judge(data, {"model": model**6}, surface)
     pair = found["paired"]["model-popular"]
     assert pair["gate"] == {"by": "ndcg@10", "beats": True}
     assert pair["logloss"] > 2 * pair["logloss_se"]

@@ -10,18 +10,20 @@ import pytest
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
-from serve.features.surface import Surface
+from serve.features.surface import Surface, read_surface
 from serve.model.artifact import CURRENT, FILES, current, point, save
 from tests.support.evaluation_rows import dataset
 from tests.support.networks import artifact_files, random_network
+from tests.support.small_surface import TOML
 from training.data.encoding import fit_encoder
 from training.examination.estimate import MIN_VIEWERS
+from training.examination.examination import IGNORED, Examination
 from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
 from training.search.commands import not_published
 from training.search.search import configuration, followed, reasons, take_place
 from training.search.task import SearchSettings
-from training.search.winner import is_enough, unseen
+from training.search.winner import is_enough, predicted, unseen
 
 EQUAL = {"ndcg@10": 0.0, "se": 0.004, "logloss": 0.0, "logloss_se": 0.001}
 BETTER = EQUAL | {"ndcg@10": 0.02, "gate": {"by": "ndcg@10", "beats": True}}
@@ -165,3 +167,44 @@ def test_a_configuration_that_this_release_refuses_is_no_start(capsys):
         printed = capsys.readouterr().err
         assert OLD in printed
         assert message in printed
+
+
+def weighed(*outcomes: str) -> Surface:
+    """Return the small surface with these outcomes in the place of its own."""
+    rest = [line for line in TOML.splitlines() if not line.startswith("outcomes")]
+    return read_surface("\n".join([*rest[:2], *outcomes, *rest[2:]]), "surface.toml")
+
+
+def test_a_current_model_without_an_outcome_of_the_surface_is_not_compared(tmp_path, surface):
+    data, rng = dataset(surface), np.random.default_rng(0)
+    encoder = fit_encoder(surface, data.columns, data.matrix, {})
+    files, about = artifact_files(random_network(rng, encoder, NetworkConfig(width=4)), rng)
+    schema = Schema(weighed('outcomes.tap = { event = "click", within = "10s" }'))
+    about |= {"version": OLD, "state_fingerprint": schema.fingerprint}
+    save(tmp_path / OLD, files, about)
+    last, (reason,) = followed(tmp_path, OLD, schema)
+    assert last is None
+    assert "it predicts join, and the surface weighs tap" in reason
+
+
+def test_predictions_of_the_current_model_are_told_by_the_outcomes_of_the_surface(monkeypatch):
+    surface = weighed(
+        'outcomes.join = { event = "join", within = "10s" }',
+        'outcomes.stay = { event = "join", until = "leave", cap = "30m", within = "20s" }',
+        'outcomes.tap = { event = "click", within = "10s" }',
+        "weights = { join = 1, stay = 0.02, tap = 0.1 }",
+    )
+    theirs = np.array([[0.1, 0.2, 0.9], [0.3, 0.4, 0.9]], np.float32)
+    monkeypatch.setattr("training.search.winner.score", lambda path, matrix: theirs)
+    learned = Examination("learned", [1.0, 0.5], [0.0, 0.1], 200)
+    examined = {"stay": learned, "join": IGNORED, "gone": IGNORED}
+    last = SimpleNamespace(
+        path=Path("m"),
+        outcomes={"stay": 60.0, "join": 1.0, "gone": 1.0},
+        manifest={"outcomes": {name: {"examination": asdict(one)} for name, one in examined.items()}},
+    )
+    shares, examinations = predicted(last, None, surface)
+    # A share of 60 minutes is twice one of 30.
+    np.testing.assert_allclose(shares[:, :2], [[0.2, 0.2], [0.4, 0.6]], rtol=1e-6)
+    assert np.isnan(shares[:, 2]).all()
+    assert examinations == [IGNORED, learned, IGNORED]

@@ -7,7 +7,7 @@ import pytest
 
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates
-from training.search.leaderboard import GROUPS, BoardEntry, Leaderboard, losses
+from training.search.leaderboard import GROUPS, BoardEntry, Judged, Leaderboard
 
 ONE = BoardEntry("TabNet 1", "tabnet", 0.40, us_per_candidate=2.0, point={"epochs": 3})
 
@@ -100,12 +100,18 @@ def test_the_table_is_sorted_and_says_what_fits(board):
 VIEWERS = np.repeat(np.arange(800), 25)
 LOGIT = np.random.default_rng(0).normal(size=len(VIEWERS))
 LABEL = (np.random.default_rng(1).random(len(LOGIT)) < 1 / (1 + np.exp(-LOGIT))).astype(np.float32)
+SLATES = Slates(LABEL, np.arange(len(LABEL)) // 5, VIEWERS)
+JUDGED = Judged(LABEL[:, None], SLATES.slate, VIEWERS, [1.0], np.ones(1))
 
 
 def contender(noise: float, seed: int) -> Contender:
     """Return the true probabilities after noise in their logits."""
     chance = 1 / (1 + np.exp(-LOGIT - noise * np.random.default_rng(seed).normal(size=len(LOGIT))))
-    return Contender.of(Slates(LABEL, np.arange(len(LABEL)) // 5, VIEWERS), chance, chance)
+    return Contender.of(SLATES, chance, chance)
+
+
+def losses(one: Contender) -> list[float]:
+    return JUDGED.losses(one.chance[:, None])
 
 
 def entry(noise: float, seed: int) -> BoardEntry:
@@ -137,3 +143,21 @@ def test_losses_by_group_add_up_and_have_the_error_by_viewers():
     difference, error = ours.minus(theirs, "logloss")
     assert by_group.sum() == pytest.approx(difference)
     assert GROUPS**0.5 * by_group.std(ddof=1) == pytest.approx(error, rel=0.2)
+
+
+def test_several_outcomes_are_judged_by_the_weighed_sum_of_their_loglosses():
+    rng = np.random.default_rng(4)
+    rare = (rng.random(len(LABEL)) < 0.005).astype(np.float32)
+    # Its window is open at the newest rows.
+    rare[-5_000:] = np.nan
+    chance = np.stack([1 / (1 + np.exp(-LOGIT)), np.full(len(LABEL), 0.005)], axis=1)
+    both = Judged(np.stack([LABEL, rare], axis=1), SLATES.slate, VIEWERS, [1.0, 20.0], np.array([1.0, -5.0]))
+    parts = [Judged(each[:, None], SLATES.slate, VIEWERS, [1.0], np.ones(1)) for each in (LABEL, rare)]
+    one, other = (part.losses(chance[:, k : k + 1]) for k, part in enumerate(parts))
+    np.testing.assert_allclose(both.losses(chance), np.add(one, np.multiply(20.0, other)))
+    # An order by both gains more than the one by the first alone, whose rare outcomes cost.
+    known = np.nan_to_num(rare)
+    assert both.ndcg(LOGIT - 5.0 * known) > both.ndcg(LOGIT)
+    entry = both.entry("popular", LOGIT, LOGIT, chance, us_per_candidate=0.0)
+    assert entry.valid_logloss == pytest.approx(sum(entry.losses))
+    assert entry.valid_auc == pytest.approx(contender(0.0, 0).measures()["auc"])

@@ -26,7 +26,7 @@ def study(
     board, *, first=(), max_us=None, cost=cost, in_time=lambda config: True, on_entry=lambda entry: None
 ) -> Study:
     known = {"first": first, "cost": cost, "max_us": max_us, "in_time": in_time, "on_entry": on_entry}
-    return Study(SPACE, FitConfig(), board, rate=0.2, **known)
+    return Study(SPACE, FitConfig(), board, worst=0.5, **known)
 
 
 def finished(point) -> dict[str, object]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from serve.model.encoder import Encoder, NumericColumn
-from training.evaluation.slates import Slates
-from training.fit.loop import FitConfig, run
+from training.fit.loop import FitConfig, outcome_weights, run
 from training.network.network import Inputs, NetworkConfig, inputs
+from training.search.leaderboard import Judged
 from training.search.trial import report, verdict
 
 ENCODER = Encoder(numeric=(NumericColumn("a"), NumericColumn("b")), single=(), multi=())
@@ -25,12 +25,8 @@ def shown(num_rows: int, seed: int) -> Inputs:
     chance = 1 / (1 + np.exp(-2 * numeric[:, 0])) / (1 + position / 5)
     label = (rng.random(num_rows) < chance).astype(np.float32)
     none = np.zeros((num_rows, 0))
-    return inputs(
-        ENCODER,
-        (numeric, none.astype(np.float32), none.astype(np.int64)),
-        label[:, None],
-        1 / (1 + position / 5)[:, None],
-    )
+    encoded = numeric, none.astype(np.float32), none.astype(np.int64)
+    return inputs(ENCODER, encoded, label[:, None], 1 / (1 + position[:, None] / 5))
 
 
 def test_stopped_and_finished_trials_have_one_measure_with_the_examination_of_positions():
@@ -43,8 +39,9 @@ def test_stopped_and_finished_trials_have_one_measure_with_the_examination_of_po
     state = run(train, valid, ENCODER, CONFIG, after_epoch=after_epoch)
     assert report(state, CONFIG, train, valid) == reported[-1]
     assert [line["percent"] for line in reported] == [33, 66, 100]
-    slates = Slates(valid.label[:, 0].numpy(), np.arange(1_000) // 10)
-    found = verdict(state, ENCODER, CONFIG, valid, slates)
+    slate = np.arange(1_000) // 10
+    judged = Judged(valid.label.numpy(), slate, slate, outcome_weights(train.rates), np.ones(1))
+    found = verdict(state, ENCODER, CONFIG, valid, judged)
     assert sum(found["losses"]) == pytest.approx(reported[-1]["valid_logloss"], abs=1e-6)
     assert 0.5 < found["valid_ndcg"] < 1
     assert len(found["history"]) == 3

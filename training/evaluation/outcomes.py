@@ -1,0 +1,107 @@
+"""Measures of each outcome that a model predicts, beside its rivals.
+
+Letters: N rows, O outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.features.surface import Surface
+from training.data.dataset import Dataset
+from training.evaluation.metrics import Contender, Values, mean
+from training.evaluation.slates import F64, Slates
+from training.evaluation.worth import Worth
+from training.examination.examination import Examination
+
+
+def per_share(surface: Surface) -> F64:
+    """Return what a predicted share of 1 is worth, by outcome `[O]`: the weight times the scale."""
+    return np.array([surface.worth[name] * one.scale for name, one in surface.predicted.items()])
+
+
+def is_plain(surface: Surface) -> bool:
+    """Return whether the worth of a row is its label: one event of weight 1."""
+    return [*per_share(surface)] == [1.0]
+
+
+def predicts(shares: Values) -> NDArray[np.bool_]:
+    """Return which outcomes `[O]` have predictions; the columns of the others are all NaN."""
+    return np.asarray(~np.isnan(shares).all(axis=0))
+
+
+def utility(surface: Surface, shares: Values) -> F64:
+    """Return the weighed sum `[N]` of shares `[N, O]`, by the weights of the surface.
+
+    An outcome that is not predicted counts nothing.
+    """
+    return np.asarray(np.where(predicts(shares), shares, 0.0) @ per_share(surface), np.float64)
+
+
+def measured(
+    data: Dataset,
+    shares: Mapping[str, Values],
+    surface: Surface,
+    examinations: Mapping[str, Sequence[Examination]],
+    worth: Worth,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Measure each outcome on the rows at which it is known; return plain data by outcome.
+
+    `shares` `[N, O]` and `examinations`, one an outcome, are by contender; `worth` are the expected
+    amounts of the contenders `names`. An outcome has its declaration, `weight`, `is_bad`, `rows`,
+    `positives` and `mean_share`; under the name of each contender
+
+    * `expected`, the amount per exposure that its order would earn, in the outcome's unit, with its
+      95 % interval `expected_interval`, None where the rows do not support it;
+    * if it predicts the outcome, `auc` (of an amount above 0), `logloss`, `ece`, and of an amount
+      the `correlation` with the prediction as shown;
+
+    and in `paired`, {"model-<rival>": by how much the model is above it in `expected`, `auc` and
+    `logloss`, each with its standard error}.
+    """
+    found = {}
+    for k, (name, outcome) in enumerate(surface.predicted.items()):
+        part, known = data.of(k), ~np.isnan(data.outcomes[:, k])
+        slates = Slates(part.label, part.slate, part.viewer)
+        about = {key: value for key, value in vars(outcome).items() if value not in (None, "", False)}
+        about |= {"weight": surface.worth[name], "is_bad": surface.is_bad(name)}
+        about |= {"rows": len(part), "positives": int(slates.positives.sum())}
+        about |= {"mean_share": mean(part.label.astype(np.float64)), "paired": {}}
+        contenders = {}
+        for key, one in shares.items():
+            if predicts(one)[k]:
+                theta = examinations[key][k].at(part.position)
+                contenders[key] = Contender.of(slates, one[known, k], one[known, k] * theta)
+        for key in names:
+            estimate = worth.estimates[name].get(key)
+            about[key] = {
+                "expected": estimate and estimate.value,
+                "expected_interval": estimate and list(estimate.interval(worth.cluster)),
+            }
+            if key in contenders:
+                about[key] |= contenders[key].measures()
+                del about[key]["ndcg@10"]
+                if outcome.until or outcome.sum:
+                    about[key]["correlation"] = _correlation(contenders[key])
+            if key != "model":
+                earns = worth.difference("model", key, name)
+                pair = {"expected": earns and earns.value}
+                pair["expected_se"] = earns and earns.error(worth.cluster)
+                for by in ("auc", "logloss") if key in contenders else ():
+                    pair[by], pair[f"{by}_se"] = contenders["model"].minus(contenders[key], by)
+                about["paired"][f"model-{key}"] = pair
+        found[name] = about
+    return found
+
+
+def _correlation(contender: Contender) -> float | None:
+    """Return the correlation of amounts with predictions as shown; None if either is constant."""
+    label, chance = contender.slates.label, contender.chance
+    assert chance is not None
+    constant = not len(label) or not np.ptp(label) or not np.ptp(chance)
+    return None if constant else float(np.corrcoef(label, chance)[0, 1])
