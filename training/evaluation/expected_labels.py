@@ -65,11 +65,13 @@ def expected_labels(
     position: I64,
     examination: Examination,
     log_weight: F64 | None = None,
+    odds: F64 | None = None,
 ) -> ExpectedLabels:
     """Estimate the label events per exposure of each contender, all on the same slates.
 
     Each order puts the rows of a slate at their own positions, `position` `[N]`. `log_weight` `[N]`
-    are the log weights of the draw of the shown order, NaN for rows that were not drawn.
+    are the log weights of the draw of the shown order, NaN for rows that were not drawn. Attraction
+    is modelled from `odds` `[N, columns]`; by default from the scores of the contenders.
     """
     slates = next(iter(contenders.values())).slates
     drawn = np.zeros(len(position), bool) if log_weight is None else np.isfinite(log_weight)
@@ -87,13 +89,15 @@ def expected_labels(
     looked, most = theta[position], np.where(drawn, MAX_WEIGHT, moved)
     if log_weight is not None:
         looked[drawn] = _over_draws(slates, position, log_weight, theta)
-    # Ranks take the place of probabilities. A chance may hold the examination, a score does not.
-    odds = [
-        log_odds((midranks(one.score) - 0.5) / len(position) if one.chance is None else one.score)
-        for one in contenders.values()
-    ]
+    if odds is None:
+        # Ranks take the place of probabilities. A chance may hold the examination, a score does not.
+        columns = (
+            (midranks(one.score) - 0.5) / len(position) if one.chance is None else one.score
+            for one in contenders.values()
+        )
+        odds = np.stack([log_odds(column) for column in columns], axis=1)
     of_viewer = slates.cluster[slates.code]
-    worth, worth_influence = modelled(label, theta[position], of_viewer, np.stack(odds, axis=1))
+    worth, worth_influence = modelled(label, theta[position], of_viewer, odds)
     estimates = {}
     for name, contender in contenders.items():
         place = placed(contender, position)

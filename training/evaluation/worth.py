@@ -1,0 +1,117 @@
+"""Worth of orders: the expected amount of each outcome per exposure, and their weighed sum.
+
+Amounts are free of position bias, by the estimator of `training.evaluation.expected_labels` for
+one outcome at a time. Letters: N rows, O outcomes, S slates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serve.ranking.exploration import log_weight as log_odds
+from training.data.dataset import Dataset
+from training.evaluation.counterfactual import Estimate
+from training.evaluation.expected_labels import expected_labels
+from training.evaluation.metrics import Contender, Values
+from training.evaluation.slates import F64, I64, Slates, midranks, sink_non_finite
+from training.examination.examination import Examination
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Estimates in units by outcome and contender, all on the same slates.
+
+    An outcome has no estimates where its rows do not support them; `about` says why, for each
+    outcome as `ExpectedLabels.about`. `curve` numbers the curve of examination of each outcome:
+    outcomes with equal ones share its error.
+    """
+
+    # [S], the number of the viewer.
+    cluster: I64
+    about: Mapping[str, Mapping[str, Any]]
+    estimates: Mapping[str, Mapping[str, Estimate]]
+    curve: Mapping[str, int]
+
+    def difference(self, ours: str, theirs: str, outcome: str) -> Estimate | None:
+        """Return by how much ours earns more of an outcome than theirs."""
+        found = self.estimates[outcome]
+        return found[ours].minus(found[theirs]) if found else None
+
+    def weighed(
+        self, contender: str, weights: Mapping[str, float], against: str | None = None
+    ) -> Estimate | None:
+        """Return the sum of each weight times the amount of its outcome, less that of `against`.
+
+        Its influence is the weighed sum of the influences, so errors of outcomes that go together
+        add up, and others cancel. It is None if the rows do not support an outcome that weighs.
+        """
+        value, influence = 0.0, np.zeros(len(self.cluster))
+        shift = np.zeros(len(self.curve))
+        for name, weight in weights.items():
+            if not weight:
+                continue
+            if not self.estimates[name]:
+                return None
+            one = self.estimates[name][contender]
+            one = one if against is None else one.minus(self.estimates[name][against])
+            value += weight * one.value
+            influence += weight * one.influence
+            shift[self.curve[name]] += weight * one.shift
+        # A curve shifts its outcomes together; curves of different events are independent.
+        return Estimate(value, influence, float(np.hypot.reduce(shift)))
+
+
+def expected_amounts(
+    data: Dataset,
+    orders: Mapping[str, Values],
+    scales: Mapping[str, float],
+    examinations: Sequence[Examination],
+    odds: Sequence[F64],
+) -> Worth:
+    """Estimate the amounts per exposure that each contender's order would earn.
+
+    `orders` are the scores `[N]` of the contenders and `scales` the amount of a share of 1, by
+    outcome in the order of the dataset's columns. For each outcome there is its examination, and
+    its `odds` `[N, columns]`, such as those of `odds_of`, from which its attraction is modelled.
+    """
+    whole = Slates(data.outcomes[:, 0], data.slate, data.viewer)
+    numbers, size = np.unique(data.slate, return_counts=True)
+    about, estimates = {}, {}
+    for k, (name, scale) in enumerate(scales.items()):
+        known, part = ~np.isnan(data.outcomes[:, k]), data.of(k)
+        slates = Slates(part.label, part.slate, part.viewer)
+        contenders = {key: Contender.of(slates, order[known], None) for key, order in orders.items()}
+        at = np.searchsorted(numbers, np.unique(part.slate))
+        weight = part.weight
+        if weight is not None:
+            # A draw is known only with all its candidates.
+            weight = np.where((size[at] == slates.size)[slates.code], weight, np.nan)
+        found = expected_labels(contenders, part.position, examinations[k], weight, odds[k][known])
+        # The mean over all slates becomes that over the slates that know the outcome.
+        factor = scale * (len(whole) / max(len(slates), 1))
+        about[name], estimates[name] = found.about, {}
+        for key, one in found.estimates.items():
+            influence = np.zeros(len(whole))
+            influence[at] = factor * one.influence
+            estimates[name][key] = Estimate(scale * one.value, influence, scale * one.shift)
+    distinct = list(examinations)
+    curve = {name: distinct.index(one) for name, one in zip(scales, examinations, strict=True)}
+    return Worth(whole.cluster, about, estimates, curve)
+
+
+def odds_of(orders: Mapping[str, Values], predictions: Mapping[str, Values], outcome: int) -> F64:
+    """Return log odds `[N, contenders]` of an outcome's number by each contender.
+
+    They are those of its prediction, shares `[N, O]`, or of the ranks of its order where it has
+    none, or NaN in the column.
+    """
+    columns = []
+    for name, order in orders.items():
+        shares = predictions[name][:, outcome] if name in predictions else np.full(len(order), np.nan)
+        ranks = (midranks(sink_non_finite(order)) - 0.5) / len(order)
+        columns.append(log_odds(ranks if np.isnan(shares).all() else sink_non_finite(shares)))
+    return np.stack(columns, axis=1)
