@@ -101,8 +101,8 @@ def exchange(
     * `points`: for each `weight`, `places_changed`, the share of the first ten places that show
       another candidate, and `outcomes`: by name the `value` per exposure, its `change` and the
       `relative` one, each [estimate, low, high] at 95 %, or null without support by the rows.
-    * `chosen`: the strongest weight at which the interval of the primary outcome's relative change
-      is above −`give`, or null.
+    * `chosen`: the strongest weight, stronger than the surface's own, at which the interval of the
+      primary outcome's relative change is above −`give`, or null.
 
     Raises:
         TabrankError: the rows support no estimate of the primary outcome or of the swept one.
@@ -139,7 +139,11 @@ def exchange(
         }
         for value in values
     ]
-    held = [one["weight"] for one in points if one["outcomes"][primary]["relative"][1] > -give]
+    held = [
+        point["weight"]
+        for point in points
+        if abs(point["weight"]) > abs(own[name]) and point["outcomes"][primary]["relative"][1] > -give
+    ]
     return {
         "rows": len(data),
         "slates": len(slates),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,6 @@ DOUBT = (
 )
 
 
-def text(result: Mapping[str, Any]) -> str:
-    """Format the exchange rate for a terminal."""
-    return "\n".join([columns(_table(result)), *_notes(result), *_choice(result)])
-
-
 def write(out: Path, result: Mapping[str, Any]) -> None:
     """Write report.json and report.html to a new folder, atomically."""
     with draft_of(out) as draft:
@@ -30,18 +25,19 @@ def write(out: Path, result: Mapping[str, Any]) -> None:
         (draft / "report.html").write_text(page(result), encoding="utf-8")
 
 
+def text(result: Mapping[str, Any]) -> str:
+    """Format the exchange rate for a terminal."""
+    return "\n".join([columns(_table(result)), *_notes(result), *_choice(result)])
+
+
 def page(result: Mapping[str, Any]) -> str:
     """Return report.html: the choice, a curve with its band for each outcome, and the table."""
-    name, series = result["outcome"], []
-    for outcome in result["own"]:
-        found = [
-            (one["weight"], *told["relative"])
-            for one in result["points"]
-            if (told := one["outcomes"][outcome])
-        ]
-        x, y, low, high = zip(*found, strict=True) if found else ((), (), (), ())
-        series.append(Series(outcome, x, y, low=low, high=high))
-    limits = [Limit("the surface's own", x=result["own"][name], colour="muted")]
+    name, points = result["outcome"], result["points"]
+    series = []
+    for outcome in (key for key, about in result["about"].items() if not about["reason"]):
+        y, low, high = zip(*(one["outcomes"][outcome]["relative"] for one in points), strict=True)
+        series.append(Series(outcome, [one["weight"] for one in points], y, low=low, high=high))
+    own = [Limit("the surface's own", x=result["own"][name], colour="muted")]
     axes = Axis(f"weight of {name}"), Axis("change per exposure", format="+.3~%")
     caption = (
         "Against the order by the surface's own weights; bands are 95 % intervals, with viewers as clusters."
@@ -49,7 +45,7 @@ def page(result: Mapping[str, Any]) -> str:
     *words, line = _choice(result)
     parts = [
         kit.banner("neutral", line, " ".join(words), DOUBT),
-        plot(f"What each weight of {name} buys and costs", *axes, series, limits, caption=caption),
+        plot(f"What each weight of {name} buys and costs", *axes, series, own, caption=caption),
         kit.table(_table(result), f"{result['slates']:,} rankings, {result['rows']:,} rows"),
         kit.bullets(_notes(result)),
         kit.footer({"model": result["version"]}, "", ["report.json"]),
@@ -57,32 +53,18 @@ def page(result: Mapping[str, Any]) -> str:
     return kit.whole_page(f"The weight of {name}", parts)
 
 
-def _table(result: Mapping[str, Any]) -> list[list[str]]:
-    """Return a header, then a row for each weight."""
-    units = {key: f" ({unit})" * bool(unit) for key, unit in result["units"].items()}
-    each = [(f"{key} per exposure{unit}", "change", "relative") for key, unit in units.items()]
-    rows = [[result["outcome"], *(cell for cells in each for cell in cells), "first ten changed"]]
+def _table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return a header, then a row for each weight and outcome."""
+    rows = [(result["outcome"], "outcome", "per exposure", "change", "relative", "first ten changed")]
     for point in result["points"]:
-        cells = [f"{point['weight']:g}"]
-        for found in point["outcomes"].values():
-            told = (
-                (f"{found['value'][0]:.4g}", _span(found["change"], "+.3g"), percent(found))
-                if found
-                else "–" * 3
-            )
-            cells += told
-        rows.append([*cells, f"{point['places_changed']:.0%}"])
+        changed = f"{point['places_changed']:.0%}"
+        for name, found in point["outcomes"].items():
+            told = ("–", "–", "–")
+            if found:
+                value = f"{found['value'][0]:.4g} {result['units'][name]}".rstrip()
+                told = (value, _span(found["change"], "+.3g"), _percent(found))
+            rows.append((f"{point['weight']:g}", name, *told, changed))
     return rows
-
-
-def percent(found: Mapping[str, list[float]]) -> str:
-    """Return a relative change with its interval."""
-    return f"{_span([100 * value for value in found['relative']], '+.2f')} %"
-
-
-def _span(numbers: list[float], spec: str) -> str:
-    value, low, high = (format(number, spec) for number in numbers)
-    return f"{value} [{low}, {high}]"
 
 
 def _choice(result: Mapping[str, Any]) -> list[str]:
@@ -90,10 +72,10 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
     name, chosen, own = result["outcome"], result["chosen"], result["own"][result["outcome"]]
     rule = f"{result['primary']} is shown to fall by less than {100 * result['give']:g} %"
     if chosen is None:
-        remedy = f"Sweep nearer to {own:g}, or give a larger log or a larger --give."
-        return [f"At no weight of this sweep {rule}. {remedy}", f"no weight: {name} keeps {own:g}"]
+        why = f"At no weight of this sweep that is stronger than {own:g}, the surface's own, {rule}."
+        return [why, "Sweep nearer to it, or give a larger log or a larger --give.", f"{name} keeps {own:g}"]
     (point,) = (point for point in result["points"] if point["weight"] == chosen)
-    told = [f"{outcome} {percent(found)}" for outcome, found in point["outcomes"].items() if found]
+    told = [f"{outcome} {_percent(found)}" for outcome, found in point["outcomes"].items() if found]
     changes = f"Against the surface's own {own:g}, it changes what an exposure brings by: {'; '.join(told)}."
     best = f"{chosen:g} is the strongest weight of this sweep at which {rule}."
     return [best, changes, f"weights: {{{name}: {chosen:g}}}"]
@@ -101,9 +83,16 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     """Return why there is no estimate of an outcome, and what would make others better."""
-    told = [(key, about["reason"], about["note"]) for key, about in result["about"].items()]
-    return [
-        f"{key}: {f'no estimate, {reason}' if reason else note}"
-        for key, reason, note in told
-        if reason or note
-    ]
+    about = result["about"].items()
+    lines = [f"{name}: no estimate, {one['reason']}" for name, one in about if one["reason"]]
+    return lines + [f"{name}: {one['note']}" for name, one in about if one["note"]]
+
+
+def _percent(found: Mapping[str, Sequence[float]]) -> str:
+    """Return a relative change with its interval."""
+    return f"{_span([100 * value for value in found['relative']], '+.2f')} %"
+
+
+def _span(numbers: Sequence[float], spec: str) -> str:
+    value, low, high = (format(number, spec) for number in numbers)
+    return f"{value} [{low}, {high}]"

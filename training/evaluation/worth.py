@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from serve.ranking.exploration import log_weight as log_odds
 from training.data.dataset import Dataset
 from training.evaluation.counterfactual import Estimate
-from training.evaluation.expected_labels import expected_labels
+from training.evaluation.expected_labels import expected_labels, score_odds
 from training.evaluation.metrics import Contender, Values
-from training.evaluation.slates import F64, I64, Slates, midranks, sink_non_finite
+from training.evaluation.slates import F64, I64, Slates, sink_non_finite
 from training.examination.examination import Examination
 
 
@@ -106,7 +105,7 @@ def odds_of(orders: Mapping[str, Values], predictions: Mapping[str, Values], out
     """
     columns = []
     for name, order in orders.items():
-        shares = predictions[name][:, outcome] if name in predictions else np.full(len(order), np.nan)
-        ranks = (midranks(sink_non_finite(order)) - 0.5) / len(order)
-        columns.append(log_odds(ranks if np.isnan(shares).all() else sink_non_finite(shares)))
+        shares = predictions[name][:, outcome] if name in predictions else np.array([np.nan])
+        is_rank = bool(np.isnan(shares).all())
+        columns.append(score_odds(sink_non_finite(order if is_rank else shares), is_rank=is_rank))
     return np.stack(columns, axis=1)
