@@ -101,8 +101,8 @@ def exchange(
     * `points`: for each `weight`, `places_changed`, the share of the first ten places that show
       another candidate, and `outcomes`: by name the `value` per exposure, its `change` and the
       `relative` one, each [estimate, low, high] at 95 %, or null without support by the rows.
-    * `chosen`: the strongest weight, stronger than the surface's own, at which the interval of the
-      primary outcome's relative change is above −`give`, or null.
+    * `chosen`: the strongest weight, stronger than the surface's own and of its sign, at which the
+      interval of the primary outcome's relative change is above −`give`, or null.
 
     Raises:
         TabrankError: the rows support no estimate of the primary outcome or of the swept one.
@@ -131,7 +131,7 @@ def exchange(
         return {what: [one.value, *one.interval(worth.cluster)] for what, one in told.items()}
 
     first = {key: _first_places(slates, order) for key, order in orders.items()}
-    points = [
+    points: list[dict[str, Any]] = [
         {
             "weight": value,
             "places_changed": float((first[f"{value:g}"] != first[OWN]).mean()),
@@ -139,11 +139,8 @@ def exchange(
         }
         for value in values
     ]
-    held = [
-        point["weight"]
-        for point in points
-        if abs(point["weight"]) > abs(own[name]) and point["outcomes"][primary]["relative"][1] > -give
-    ]
+    held = [one["weight"] for one in points if one["outcomes"][primary]["relative"][1] > -give]
+    stronger = [value for value in held if abs(value) > abs(own[name]) and value * own[name] >= 0]
     return {
         "rows": len(data),
         "slates": len(slates),
@@ -154,7 +151,7 @@ def exchange(
         "give": give,
         "about": worth.about,
         "points": points,
-        "chosen": max(held, key=abs, default=None),
+        "chosen": max(stronger, key=abs, default=None),
     }
 
 

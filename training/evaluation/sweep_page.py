@@ -12,6 +12,7 @@ from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns
 from serve.storage.atomic_files import draft_of
 
+Rows = list[tuple[str, ...]]
 DOUBT = (
     "These are estimates from logged rankings, as if viewers acted on another order as they did on this one. What "
     "viewers do over weeks, only an experiment with the weight in one arm shows."
@@ -53,9 +54,9 @@ def page(result: Mapping[str, Any]) -> str:
     return kit.whole_page(f"The weight of {name}", parts)
 
 
-def _table(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _table(result: Mapping[str, Any]) -> Rows:
     """Return a header, then a row for each weight and outcome."""
-    rows = [(result["outcome"], "outcome", "per exposure", "change", "relative", "first ten changed")]
+    rows: Rows = [(result["outcome"], "outcome", "per exposure", "change", "relative", "first ten changed")]
     for point in result["points"]:
         changed = f"{point['places_changed']:.0%}"
         for name, found in point["outcomes"].items():

@@ -76,7 +76,8 @@ def expected_amounts(
     """
     whole = Slates(data.outcomes[:, 0], data.slate, data.viewer)
     numbers, size = np.unique(data.slate, return_counts=True)
-    about, estimates = {}, {}
+    about: dict[str, Mapping[str, Any]] = {}
+    estimates: dict[str, dict[str, Estimate]] = {}
     for k, (name, scale) in enumerate(scales.items()):
         known, part = ~np.isnan(data.outcomes[:, k]), data.of(k)
         slates = Slates(part.label, part.slate, part.viewer)

@@ -85,6 +85,10 @@ def test_the_choice_is_the_strongest_weight_whose_cost_is_shown_to_be_small(worl
     assert text(none).endswith("hide keeps -2")
 
 
+def test_a_weight_of_the_other_sign_is_not_a_stronger_one(world):
+    assert swept(world, give=0.5, values=[-4.0, 40.0])["chosen"] == -4
+
+
 def test_less_evidence_never_chooses_a_stronger_weight(world):
     few, large = world.rows.take(slice(0, 8_000)), swept(world, give=0.04, values=[-5.0])
     small = exchange(few, world.shares[:8_000], surface(), [KNOWN] * 2, "hide", [-5.0], 0.04)
