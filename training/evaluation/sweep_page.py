@@ -43,9 +43,9 @@ def page(result: Mapping[str, Any]) -> str:
     caption = (
         "Against the order by the surface's own weights; bands are 95 % intervals, with viewers as clusters."
     )
-    *words, line = _choice(result)
+    chosen = result["own"][name] if result["chosen"] is None else result["chosen"]
     parts = [
-        kit.banner("neutral", line, " ".join(words), DOUBT),
+        kit.banner("neutral", f"{name}: {chosen:g}", " ".join(_choice(result)), DOUBT),
         plot(f"What each weight of {name} buys and costs", *axes, series, own, caption=caption),
         kit.table(_table(result), f"{result['slates']:,} rankings, {result['rows']:,} rows"),
         kit.bullets(_notes(result)),
