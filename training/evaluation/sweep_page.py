@@ -84,9 +84,9 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     """Return why there is no estimate of an outcome, and what would make others better."""
-    about = result["about"].items()
-    lines = [f"{name}: no estimate, {one['reason']}" for name, one in about if one["reason"]]
-    return lines + [f"{name}: {one['note']}" for name, one in about if one["note"]]
+    about = result["about"]
+    lines = [f"{name}: no estimate, {one['reason']}" for name, one in about.items() if one["reason"]]
+    return lines + sorted({one["note"] for one in about.values() if one["note"]})
 
 
 def _percent(found: Mapping[str, Sequence[float]]) -> str:
