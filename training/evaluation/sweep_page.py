@@ -47,7 +47,7 @@ def page(result: Mapping[str, Any]) -> str:
     parts = [
         kit.banner("neutral", f"{name}: {chosen:g}", " ".join(_choice(result)), DOUBT),
         plot(f"What each weight of {name} buys and costs", *axes, series, own, caption=caption),
-        kit.table(_table(result), f"{result['slates']:,} rankings, {result['rows']:,} rows"),
+        kit.table(_table(result), f"Amounts per exposure of {result['slates']:,} rankings"),
         kit.bullets(_notes(result)),
         kit.footer({"model": result["version"]}, "", ["report.json"]),
     ]
@@ -56,7 +56,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 def _table(result: Mapping[str, Any]) -> Rows:
     """Return a header, then a row for each weight and outcome."""
-    rows: Rows = [(result["outcome"], "outcome", "per exposure", "change", "relative", "first ten changed")]
+    rows: Rows = [(result["outcome"], "outcome", "amount", "change", "relative", "top 10 new")]
     for point in result["points"]:
         changed = f"{point['places_changed']:.0%}"
         for name, found in point["outcomes"].items():
