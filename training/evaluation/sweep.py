@@ -11,15 +11,17 @@ import numpy as np
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
+from serve.features.slots import F32
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
 from serve.model.artifact import load as load_artifact
 from serve.ranking.exploration import log_weight as log_odds
+from serve.ranking.utility import Weighing
 from training.data.dataset import Dataset, Progress, build
 from training.data.draws import drawn_weights
 from training.evaluation.evaluate import score
 from training.evaluation.metrics import Values
-from training.evaluation.slates import I64, Slates, sink_non_finite
+from training.evaluation.slates import I64, Slates
 from training.evaluation.worth import expected_amounts
 from training.examination.examination import Examination
 
@@ -85,7 +87,7 @@ def swept_weights(sweep: str, surface: Surface, steps: int) -> tuple[str, list[f
 
 def exchange(
     data: Dataset,
-    shares: Values,
+    shares: F32,
     surface: Surface,
     examinations: Sequence[Examination],
     name: str,
@@ -109,10 +111,8 @@ def exchange(
     """
     own, slates = surface.worth, Slates(data.outcomes[:, 0], data.slate, data.viewer)
     primary, scales = next(iter(own)), {key: one.scale for key, one in surface.predicted.items()}
-    orders = {
-        key: sink_non_finite(shares @ np.array([(own | moved)[one] * scales[one] for one in own]))
-        for key, moved in {OWN: {}, **{f"{value:g}": {name: value} for value in values}}.items()
-    }
+    moved = {OWN: own} | {f"{value:g}": own | {name: value} for value in values}
+    orders = {key: Weighing(one, [*scales.values()]).utility(shares) for key, one in moved.items()}
     # An order moves with all shares, so attraction is modelled from them all.
     worth = expected_amounts(data, orders, scales, examinations, [log_odds(shares)] * len(own))
     for needed in (primary, name):
