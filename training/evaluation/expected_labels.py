@@ -133,6 +133,8 @@ def placed(contender: Contender, position: I64) -> I64:
 
 def _unsupported(slates: Slates, examination: Examination) -> str | None:
     """Return why the rows support no estimate, whatever their labels."""
+    if not len(slates):
+        return "its window is open at all rows: give a longer log"
     if examination.source == "ignored":
         return (
             "the model knows no examination of positions (position_bias ignored, impressions by clients, or too few "

@@ -165,6 +165,12 @@ def test_rows_that_support_no_estimate_say_why(world):
         swept(world, rows=replace(world.rows, outcomes=outcomes))
 
 
+def test_an_outcome_whose_window_is_open_everywhere_asks_for_a_longer_log(world):
+    outcomes = world.rows.outcomes * np.float32([1, np.nan])
+    with pytest.raises(TabrankError, match="no estimate of hide: its window is open at all rows: give a"):
+        swept(world, rows=replace(world.rows, outcomes=outcomes))
+
+
 @pytest.fixture
 def command(world, tmp_path, monkeypatch):
     """Return the command's arguments; a made-up world takes the place of the log's rows."""
