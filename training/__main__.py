@@ -34,6 +34,8 @@ from training.terminal import (
     print_progress,
 )
 
+History = Annotated[Path | None, typer.Option(help="The log from which the state starts.")]
+
 app = command_line(__doc__)
 app.add_typer(imports, name="import")
 app.add_typer(bench, name="bench", help="Measure the speed of scoring.")
@@ -194,7 +196,7 @@ app.command()(refresh)
 def evaluate(
     model: Model,
     log: LogFolder,
-    history: Annotated[Path | None, typer.Option(help="The log from which the state starts.")] = None,
+    history: History = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also LightGBM, tuned on the past.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -203,17 +205,46 @@ def evaluate(
     from training.evaluation.verdict import order, outcomes, verdict
 
     result = run(model, history, log, baselines=baselines, progress=ProgressLines("evaluate"))
-    if result["rows_seen_in_training"]:
-        print_progress(
-            f"{result['rows_seen_in_training']} rows are from the model's training time, so these figures are too "
-            "optimistic; split the log first, and train on the earlier part"
-        )
+    _warn_of_training(result["rows_seen_in_training"])
     lines = [verdict(result), f"{result['rows']} rows, {order(result)}"]
     for name in result["contenders"]:
         lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
     if "outcomes" in result:
         lines.append(columns(outcomes(result)))
     answer(result, as_json, "\n".join(lines))
+
+
+@app.command()
+def weights(
+    model: Model,
+    log: LogFolder,
+    sweep: Annotated[str, typer.Option(help="An outcome and its range of weights, such as hide=-50..0.")],
+    steps: Annotated[int, typer.Option(min=2, max=101, help="Weights to try, evenly spaced.")] = 11,
+    give: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the primary outcome that may be given up.")
+    ] = 0.01,
+    history: History = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank a log along a sweep of a weight: what each weight buys and costs, before any experiment.
+
+    For each weight, the amount of each outcome per exposure without position bias, and its change
+    against the surface's own weights, with 95 % intervals. Prints the line for an arm in
+    cluster.yaml of the strongest weight at which the whole interval of the primary outcome's change
+    lies above the share to give up.
+    """
+    from serve.contract.validation import refuse_existing
+    from training.evaluation.sweep import sweep_log
+    from training.evaluation.sweep_page import text, write
+
+    if out is not None:
+        refuse_existing(out)
+    result = sweep_log(model, history, log, sweep, steps, give, ProgressLines("weights"))
+    _warn_of_training(result["rows_seen_in_training"])
+    if out is not None:
+        write(out, result)
+    answer(result, as_json, text(result))
 
 
 @app.command()
@@ -336,6 +367,15 @@ def publish(
     print_progress(f"{verdict} See {model / 'report.html'}.".lstrip())
     line = f"{models / version}{' is current' if promote else ''}"
     answer({"version": version, "current": promote}, as_json, line)
+
+
+def _warn_of_training(num_rows: int) -> None:
+    """Say how many rows the model may have learned from."""
+    if num_rows:
+        print_progress(
+            f"{num_rows} rows are from the model's training time, so these figures are too optimistic; split the log "
+            "first, and train on the earlier part"
+        )
 
 
 if __name__ == "__main__":

@@ -52,11 +52,11 @@ class Trade:
     worth: F64
 
     def earns(self, weights: Mapping[str, float]) -> F64:
-        """Return the joins and hides per slate `[2]` that the order by the utility earns in truth."""
+        """Return the joins and hides per slate `[2]` that an order by the utility truly earns."""
         utility = self.shares @ np.array([weights["join"], weights["hide"]])
         order = np.argsort(-utility.reshape(-1, PER), axis=1)
         sorted_worth = np.take_along_axis(self.worth.reshape(-1, PER, 2), order[:, :, None], 1)
-        return np.einsum("sco,c->o", sorted_worth, THETA) / len(order)
+        return np.asarray(np.einsum("sco,c->o", sorted_worth, THETA) / len(order))
 
 
 def trade(num_slates: int, seed: int) -> Trade:

@@ -72,6 +72,10 @@ class Estimate:
         """Return the difference of two estimates on the same exposures."""
         return Estimate(self.value - other.value, self.influence - other.influence, self.shift - other.shift)
 
+    def times(self, factor: float) -> Estimate:
+        """Return the estimate of so many times the value."""
+        return Estimate(factor * self.value, factor * self.influence, factor * self.shift)
+
     def error(self, cluster: I64) -> float:
         """Return the standard error over clusters `[N]`, infinite for a single one."""
         _, error = mean_and_error(self.influence, cluster)

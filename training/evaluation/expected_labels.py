@@ -90,13 +90,9 @@ def expected_labels(
     if log_weight is not None:
         looked[drawn] = _over_draws(slates, position, log_weight, theta)
     if odds is None:
-        # Ranks take the place of probabilities. A chance may hold the examination, a score does
-        # not.
-        columns = (
-            (midranks(one.score) - 0.5) / len(position) if one.chance is None else one.score
-            for one in contenders.values()
-        )
-        odds = np.stack([log_odds(column) for column in columns], axis=1)
+        # A chance may hold the examination, a score does not.
+        columns = [score_odds(one.score, is_rank=one.chance is None) for one in contenders.values()]
+        odds = np.stack(columns, axis=1)
     of_viewer = slates.cluster[slates.code]
     worth, worth_influence = modelled(label, theta[position], of_viewer, odds)
     estimates = {}
@@ -121,6 +117,11 @@ def expected_labels(
             f"so NDCG@10 has to agree; to measure it, {_EXPLORE}, or run an experiment whose arms order otherwise"
         )
     return ExpectedLabels(slates.cluster, about, {} if about["reason"] else estimates)
+
+
+def score_odds(score: F64, *, is_rank: bool) -> F64:
+    """Return the log odds `[N]` of scores; ranks take the place of what is no probability."""
+    return log_odds((midranks(score) - 0.5) / len(score) if is_rank else score)
 
 
 def placed(contender: Contender, position: I64) -> I64:

@@ -7,17 +7,16 @@ one outcome at a time. Letters: N rows, O outcomes, S slates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from serve.ranking.exploration import log_weight as log_odds
 from training.data.dataset import Dataset
 from training.evaluation.counterfactual import Estimate
-from training.evaluation.expected_labels import expected_labels
+from training.evaluation.expected_labels import expected_labels, score_odds
 from training.evaluation.metrics import Contender, Values
-from training.evaluation.slates import F64, I64, Slates, midranks, sink_non_finite
+from training.evaluation.slates import F64, I64, Slates, sink_non_finite
 from training.examination.examination import Examination
 
 
@@ -49,20 +48,17 @@ class Worth:
         Its influence is the weighed sum of the influences, so errors of outcomes that go together
         add up, and others cancel. It is None if the rows do not support an outcome that weighs.
         """
-        value, influence = 0.0, np.zeros(len(self.cluster))
-        shift = np.zeros(len(self.curve))
+        total, shift = Estimate(0.0, np.zeros(len(self.cluster))), np.zeros(len(self.curve))
         for name, weight in weights.items():
-            if not weight:
-                continue
-            if not self.estimates[name]:
+            found = self.estimates[name]
+            if weight and not found:
                 return None
-            one = self.estimates[name][contender]
-            one = one if against is None else one.minus(self.estimates[name][against])
-            value += weight * one.value
-            influence += weight * one.influence
-            shift[self.curve[name]] += weight * one.shift
+            if weight:
+                one = (found[contender].minus(found[against]) if against else found[contender]).times(weight)
+                total = Estimate(total.value + one.value, total.influence + one.influence)
+                shift[self.curve[name]] += one.shift
         # A curve shifts its outcomes together; curves of different events are independent.
-        return Estimate(value, influence, float(np.hypot.reduce(shift)))
+        return replace(total, shift=float(np.hypot.reduce(shift)))
 
 
 def expected_amounts(
@@ -80,24 +76,23 @@ def expected_amounts(
     """
     whole = Slates(data.outcomes[:, 0], data.slate, data.viewer)
     numbers, size = np.unique(data.slate, return_counts=True)
-    about, estimates = {}, {}
+    about: dict[str, Mapping[str, Any]] = {}
+    estimates: dict[str, dict[str, Estimate]] = {}
     for k, (name, scale) in enumerate(scales.items()):
         known, part = ~np.isnan(data.outcomes[:, k]), data.of(k)
         slates = Slates(part.label, part.slate, part.viewer)
         contenders = {key: Contender.of(slates, order[known], None) for key, order in orders.items()}
         at = np.searchsorted(numbers, np.unique(part.slate))
-        weight = part.weight
-        if weight is not None:
-            # A draw is known only with all its candidates.
-            weight = np.where((size[at] == slates.size)[slates.code], weight, np.nan)
+        # A draw is known only with all its candidates.
+        is_whole = (size[at] == slates.size)[slates.code]
+        weight = None if part.weight is None else np.where(is_whole, part.weight, np.nan)
         found = expected_labels(contenders, part.position, examinations[k], weight, odds[k][known])
-        # The mean over all slates becomes that over the slates that know the outcome.
-        factor = scale * (len(whole) / max(len(slates), 1))
         about[name], estimates[name] = found.about, {}
         for key, one in found.estimates.items():
+            # The mean over all slates becomes that over the slates that know the outcome.
             influence = np.zeros(len(whole))
-            influence[at] = factor * one.influence
-            estimates[name][key] = Estimate(scale * one.value, influence, scale * one.shift)
+            influence[at] = one.influence * (len(whole) / len(slates))
+            estimates[name][key] = replace(one, influence=influence).times(scale)
     distinct = list(examinations)
     curve = {name: distinct.index(one) for name, one in zip(scales, examinations, strict=True)}
     return Worth(whole.cluster, about, estimates, curve)
@@ -111,7 +106,7 @@ def odds_of(orders: Mapping[str, Values], predictions: Mapping[str, Values], out
     """
     columns = []
     for name, order in orders.items():
-        shares = predictions[name][:, outcome] if name in predictions else np.full(len(order), np.nan)
-        ranks = (midranks(sink_non_finite(order)) - 0.5) / len(order)
-        columns.append(log_odds(ranks if np.isnan(shares).all() else sink_non_finite(shares)))
+        shares = predictions[name][:, outcome] if name in predictions else np.array([np.nan])
+        is_rank = bool(np.isnan(shares).all())
+        columns.append(score_odds(sink_non_finite(order if is_rank else shares), is_rank=is_rank))
     return np.stack(columns, axis=1)

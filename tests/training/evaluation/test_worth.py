@@ -19,7 +19,7 @@ WEIGHTS = {"join": 1.0, "hide": -5.0}
 
 @pytest.fixture(scope="module")
 def world():
-    return trade(1_500, 0)
+    return trade(900, 0)
 
 
 def orders(world):
@@ -96,14 +96,14 @@ def test_an_uncertain_curve_moves_the_outcomes_that_share_it_together(world):
 def test_slates_whose_outcome_is_unknown_do_not_count_for_it_alone(world):
     """Of the last third of the slates, hides are not known yet."""
     outcomes = world.rows.outcomes.copy()
-    outcomes[world.rows.slate >= 1_000, 1] = np.nan
+    outcomes[world.rows.slate >= 600, 1] = np.nan
     masked = found(world, replace(world.rows, outcomes=outcomes))
     assert masked.estimates["join"]["joins"].value == found(world).estimates["join"]["joins"].value
     hides = masked.estimates["hide"]["joins"]
-    assert not hides.influence[1_000:].any()
-    early = world.rows.take(slice(0, 20_000))
-    names = {name: score[:20_000] for name, score in orders(world).items()}
-    odds = [odds_of(orders(world), dict.fromkeys(names, world.shares), k)[:20_000] for k in range(2)]
+    assert not hides.influence[600:].any()
+    early = world.rows.take(slice(0, 12_000))
+    names = {name: score[:12_000] for name, score in orders(world).items()}
+    odds = [odds_of(orders(world), dict.fromkeys(names, world.shares), k)[:12_000] for k in range(2)]
     alone = expected_amounts(early, names, SCALES, [KNOWN, KNOWN], odds)
     want = alone.estimates["hide"]["joins"]
     assert hides.value == pytest.approx(want.value)
@@ -115,8 +115,8 @@ def test_the_draw_of_a_slate_that_lacks_a_row_is_not_known(world):
     outcomes = world.rows.outcomes.copy()
     outcomes[0, 1] = np.nan
     drawn = found(world, replace(world.rows, outcomes=outcomes, weight=weight))
-    assert drawn.about["join"]["explored_rows"] == 30_000
-    assert drawn.about["hide"]["explored_rows"] == 29_980
+    assert drawn.about["join"]["explored_rows"] == 18_000
+    assert drawn.about["hide"]["explored_rows"] == 17_980
 
 
 def test_an_outcome_without_support_has_a_reason_and_no_sum(world):

@@ -1,0 +1,162 @@
+"""Exchange rate of a weight: what each value of a sweep buys and costs on a log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.contract.errors import TabrankError
+from serve.features.rows import Schema
+from serve.features.slots import F32
+from serve.features.surface import Surface, read_surface
+from serve.log.reader import read_log
+from serve.model.artifact import load as load_artifact
+from serve.ranking.exploration import log_weight as log_odds
+from serve.ranking.utility import Weighing
+from training.data.dataset import Dataset, Progress, build
+from training.data.draws import drawn_weights
+from training.evaluation.evaluate import score
+from training.evaluation.metrics import Values
+from training.evaluation.slates import I64, Slates
+from training.evaluation.worth import expected_amounts
+from training.examination.examination import Examination
+
+# First places of a ranking that are compared.
+TOP = 10
+# Largest weight of a surface, either way.
+MOST = 1e6
+# Name of the order by the surface's own weights.
+OWN = "own"
+
+
+def sweep_log(
+    model: Path, history: Path | None, log: Path, sweep: str, steps: int, give: float, progress: Progress
+) -> dict[str, Any]:
+    """Return the result of `exchange` for an artifact on the rows of a log.
+
+    `sweep` is such as "hide=-50..0", in so many `steps`. The result also holds `version`, `surface`
+    and `rows_seen_in_training`.
+
+    Raises:
+        TabrankError: for an invalid artifact, log or sweep, or a log that supports no estimate.
+    """
+    artifact = load_artifact(model)
+    surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+    name, values = swept_weights(sweep, surface, steps)
+    past, rows = read_log(history, surface) if history else None, read_log(log, surface)
+    data = build(Schema(surface), rows, history=past, weights=drawn_weights(log, rows), progress=progress)
+    examinations = Examination.of(artifact.manifest)
+    return {
+        "version": artifact.version,
+        "surface": surface.name,
+        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
+        **exchange(data, score(model, data.matrix), surface, examinations, name, values, give),
+    }
+
+
+def swept_weights(sweep: str, surface: Surface, steps: int) -> tuple[str, list[float]]:
+    """Return the outcome and the weights of a sweep such as "hide=-50..0".
+
+    Raises:
+        TabrankError: the sweep is malformed, or does not fit the surface's outcomes.
+    """
+    where, predicted = f"--sweep {sweep}", surface.predicted
+    try:
+        name, span = sweep.split("=")
+        low, high = map(float, span.split(".."))
+    except ValueError:
+        name, low, high = "", 0.0, 0.0
+    if not -MOST <= low < high <= MOST:
+        raise TabrankError(
+            f"{where}: write an outcome, its least and its largest weight, such as hide=-50..0"
+        )
+    if name not in predicted or len(predicted) == 1:
+        raise TabrankError(
+            f"{where}: the model predicts {', '.join(predicted)}; the surface has {', '.join(surface.outcomes)}. Name "
+            "an outcome that the model predicts beside another: give both a weight in [weights], and fit again"
+        )
+    if high > 0 and surface.outcomes[name].bad:
+        raise TabrankError(f"{where}: {high:g} rewards a bad outcome; end the sweep at 0")
+    # Round to what is printed, and then copied.
+    return name, [float(f"{value:.6g}") for value in np.linspace(low, high, steps)]
+
+
+def exchange(
+    data: Dataset,
+    shares: F32,
+    surface: Surface,
+    examinations: Sequence[Examination],
+    name: str,
+    values: Sequence[float],
+    give: float,
+) -> dict[str, Any]:
+    """Rank the rows with each weight of an outcome, and compare with the surface's own weights.
+
+    `shares` `[N, O]` are a model's. Return plain data for JSON:
+
+    * `rows`, `slates`, `outcome` (whose weight moves), `own` (the surface's weights), `primary`,
+      `units` by outcome, `give`, and `about` of `training.evaluation.worth` by outcome.
+    * `points`: for each `weight`, `places_changed`, the share of the first ten places that show
+      another candidate, and `outcomes`: by name the `value` per exposure, its `change` and the
+      `relative` one, each [estimate, low, high] at 95 %, or null without support by the rows.
+    * `chosen`: the strongest weight, stronger than the surface's own and of its sign, at which the
+      interval of the primary outcome's relative change is above −`give`, or null.
+
+    Raises:
+        TabrankError: the rows support no estimate of the primary outcome or of the swept one.
+    """
+    own, slates = surface.worth, Slates(data.outcomes[:, 0], data.slate, data.viewer)
+    primary, scales = next(iter(own)), {key: one.scale for key, one in surface.predicted.items()}
+    moved = {OWN: own} | {f"{value:g}": own | {name: value} for value in values}
+    orders = {key: Weighing(one, [*scales.values()]).utility(shares) for key, one in moved.items()}
+    # An order moves with all shares, so attraction is modelled from them all.
+    worth = expected_amounts(data, orders, scales, examinations, [log_odds(shares)] * len(own))
+    for needed in (primary, name):
+        if reason := worth.about[needed]["reason"]:
+            raise TabrankError(f"the log supports no estimate of {needed}: {reason}")
+
+    def compared(key: str, outcome: str) -> dict[str, list[float]] | None:
+        found = worth.estimates[outcome]
+        if not found:
+            return None
+        base, change = found[OWN], found[key].minus(found[OWN])
+        ratio = change.value / base.value
+        # The base is uncertain too (delta method).
+        relative = replace(change.minus(base.times(ratio)).times(1 / base.value), value=ratio)
+        told = {"value": found[key], "change": change, "relative": relative}
+        return {what: [one.value, *one.interval(worth.cluster)] for what, one in told.items()}
+
+    first = {key: _first_places(slates, order) for key, order in orders.items()}
+    points: list[dict[str, Any]] = [
+        {
+            "weight": value,
+            "places_changed": float((first[f"{value:g}"] != first[OWN]).mean()),
+            "outcomes": {outcome: compared(f"{value:g}", outcome) for outcome in own},
+        }
+        for value in values
+    ]
+    held = [one["weight"] for one in points if one["outcomes"][primary]["relative"][1] > -give]
+    stronger = [value for value in held if abs(value) > abs(own[name]) and value * own[name] >= 0]
+    return {
+        "rows": len(data),
+        "slates": len(slates),
+        "outcome": name,
+        "own": own,
+        "primary": primary,
+        "units": {key: "min" if one.until else one.unit for key, one in surface.predicted.items()},
+        "give": give,
+        "about": worth.about,
+        "points": points,
+        "chosen": max(stronger, key=abs, default=None),
+    }
+
+
+def _first_places(slates: Slates, order: Values) -> I64:
+    """Return the rows in the first places of each slate, slate by slate."""
+    rows = slates.order(order)
+    place = np.arange(len(rows)) - (np.cumsum(slates.size) - slates.size)[slates.code[rows]]
+    return rows[place < TOP]

@@ -1,0 +1,99 @@
+"""Presentation of the exchange rate of a weight, as text and as HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from serve.report import page as kit
+from serve.report.charts import Axis, Limit, Series, plot
+from serve.report.rows import columns
+from serve.storage.atomic_files import draft_of
+
+Rows = list[tuple[str, ...]]
+DOUBT = (
+    "These are estimates from logged rankings, as if viewers acted on another order as they did on this one. What "
+    "viewers do over weeks, only an experiment with the weight in one arm shows."
+)
+
+
+def write(out: Path, result: Mapping[str, Any]) -> None:
+    """Write report.json and report.html to a new folder, atomically."""
+    with draft_of(out) as draft:
+        (draft / "report.json").write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
+        (draft / "report.html").write_text(page(result), encoding="utf-8")
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """Format the exchange rate for a terminal."""
+    return "\n".join([columns(_table(result)), *_notes(result), *_choice(result)])
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """Return report.html: the choice, a curve with its band for each outcome, and the table."""
+    name, points = result["outcome"], result["points"]
+    series = []
+    for outcome in (key for key, about in result["about"].items() if not about["reason"]):
+        y, low, high = zip(*(one["outcomes"][outcome]["relative"] for one in points), strict=True)
+        series.append(Series(outcome, [one["weight"] for one in points], y, low=low, high=high))
+    own = [Limit("the surface's own", x=result["own"][name], colour="muted")]
+    axes = Axis(f"weight of {name}"), Axis("change per exposure", format="+.3~%")
+    caption = (
+        "Against the order by the surface's own weights; bands are 95 % intervals, with viewers as clusters."
+    )
+    chosen = result["own"][name] if result["chosen"] is None else result["chosen"]
+    parts = [
+        kit.banner("neutral", f"{name}: {chosen:g}", " ".join(_choice(result)), DOUBT),
+        plot(f"What each weight of {name} buys and costs", *axes, series, own, caption=caption),
+        kit.table(_table(result), f"Amounts per exposure of {result['slates']:,} rankings"),
+        kit.bullets(_notes(result)),
+        kit.footer({"model": result["version"]}, "", ["report.json"]),
+    ]
+    return kit.whole_page(f"The weight of {name}", parts)
+
+
+def _table(result: Mapping[str, Any]) -> Rows:
+    """Return a header, then a row for each weight and outcome."""
+    rows: Rows = [(result["outcome"], "outcome", "amount", "change", "relative", "top 10 new")]
+    for point in result["points"]:
+        changed = f"{point['places_changed']:.0%}"
+        for name, found in point["outcomes"].items():
+            told = ("–", "–", "–")
+            if found:
+                value = f"{found['value'][0]:.4g} {result['units'][name]}".rstrip()
+                told = (value, _span(found["change"], "+.3g"), _percent(found))
+            rows.append((f"{point['weight']:g}", name, *told, changed))
+    return rows
+
+
+def _choice(result: Mapping[str, Any]) -> list[str]:
+    """Return what the chosen weight buys and costs, and the line for an arm in cluster.yaml."""
+    name, chosen, own = result["outcome"], result["chosen"], result["own"][result["outcome"]]
+    rule = f"{result['primary']} is shown to fall by less than {100 * result['give']:g} %"
+    if chosen is None:
+        why = f"At no weight of this sweep that is stronger than {own:g}, the surface's own, {rule}."
+        return [why, "Sweep nearer to it, or give a larger log or a larger --give.", f"{name} keeps {own:g}"]
+    (point,) = (point for point in result["points"] if point["weight"] == chosen)
+    told = [f"{outcome} {_percent(found)}" for outcome, found in point["outcomes"].items() if found]
+    changes = f"Against the surface's own {own:g}, it changes what an exposure brings by: {'; '.join(told)}."
+    best = f"{chosen:g} is the strongest weight of this sweep at which {rule}."
+    return [best, changes, f"weights: {{{name}: {chosen:g}}}"]
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    """Return why there is no estimate of an outcome, and what would make others better."""
+    about = result["about"]
+    lines = [f"{name}: no estimate, {one['reason']}" for name, one in about.items() if one["reason"]]
+    return lines + sorted({one["note"] for one in about.values() if one["note"]})
+
+
+def _percent(found: Mapping[str, Sequence[float]]) -> str:
+    """Return a relative change with its interval."""
+    return f"{_span([100 * value for value in found['relative']], '+.2f')} %"
+
+
+def _span(numbers: Sequence[float], spec: str) -> str:
+    value, low, high = (format(number, spec) for number in numbers)
+    return f"{value} [{low}, {high}]"
