@@ -120,7 +120,7 @@ class Task:
 
     @cached_property
     def examinations(self) -> list[Examination]:
-        """Return the examination of positions of each outcome, from the training rows, for all models."""
+        """Return the examination of each outcome, from the training rows, for all models."""
         return examine_each(self.parts["training"], self.encoder, self.schema.surface)
 
     @cached_property
