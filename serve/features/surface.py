@@ -155,8 +155,8 @@ class Surface:
     def fingerprint(self) -> str:
         """Return a hash of the declaration that a model depends on.
 
-        Comments, the order of keys, the baseline, the place of unknown candidates, values of weights
-        and outcomes that are only measured do not change it: no model depends on them.
+        Comments, the order of keys, the baseline, the place of unknown candidates, values of
+        weights and outcomes that are only measured do not change it: no model depends on them.
         """
         bias = "examined" if self.is_debiased else "ignored"
         predicted = {name: replace(self.outcomes[name], unit="", bad=False) for name in self.worth}

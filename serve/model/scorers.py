@@ -52,7 +52,7 @@ class Scorer:
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Return shares [R, O] of numeric f32 [R, F] and category u64 [R, K], NaN and 0 if missing."""
+        """Return shares [R, O] of numeric f32 [R, F] (NaN missing), category u64 [R, K] (0)."""
         parts = self._encoder.encode(numeric, category)
         if not len(numeric):
             return np.empty((0, len(self.outcomes)), np.float32)

@@ -45,7 +45,6 @@ class Spill:
         self._sizes: tuple[int, ...] = tuple(np.bincount(self._file, minlength=num_files).tolist())
         self._hash = hashlib.sha256()
         self._at = 0
-        self._sums = np.zeros((2, num_outcomes))
         folder.mkdir(parents=True)
 
     def add(self, rows: Inputs) -> None:
@@ -53,7 +52,6 @@ class Spill:
         records = np.empty(len(rows), _record(*self._shape))
         for name, tensor in vars(rows).items():
             records[name] = tensor.numpy()
-        self._sums += np.nansum(records["label"], axis=0), (~np.isnan(records["label"])).sum(axis=0)
         self._hash.update(records.data)
         chosen = self._file[self._at : self._at + len(records)]
         self._at += len(records)
@@ -65,8 +63,7 @@ class Spill:
 
     def streamed(self) -> Streamed:
         """Return the rows written; the same rows have the same digest."""
-        total, num = self._sums
-        return Streamed(self._folder, self._sizes, self._shape, tuple(total / num), self._hash.hexdigest())
+        return Streamed(self._folder, self._sizes, self._shape, self._hash.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -83,8 +80,6 @@ class Streamed:
     sizes: tuple[int, ...]
     # D and O.
     shape: tuple[int, int]
-    # [O], the mean label of the rows at which it is known.
-    rates: tuple[float, ...]
     # SHA-256 of the rows.
     digest: str
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypedDict
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
@@ -25,12 +24,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from serve.contract.errors import TabrankError
 from serve.model.encoder import FIRST_SEEN, UNSEEN, Encoder
 from serve.storage.atomic_files import write_whole
-from training.evaluation.slates import F64, auc
+from training.evaluation.slates import auc
 from training.network.layers import GhostBatchNorm
 from training.network.network import Inputs, Network, NetworkConfig, flat
-
-# The mean label of an outcome counts as at least this, which bounds its weight.
-LEAST_RATE = 1e-5
 
 
 class Diverged(TabrankError):
@@ -39,10 +35,6 @@ class Diverged(TabrankError):
 
 class Source(Protocol):
     """Source of training rows."""
-
-    @property
-    def rates(self) -> Sequence[float]:
-        """Return the mean label of each outcome, [O], over the rows at which it is known."""
 
     def __len__(self) -> int:
         """Return N, over all ranks."""
@@ -89,7 +81,7 @@ class Epoch(TypedDict):
     """One line of a run's history."""
 
     epoch: int  # from 1
-    # Weighed over the outcomes (`outcome_weights`).
+    # The sum over the outcomes.
     train_logloss: float
     valid_logloss: float
     # Of the primary outcome; None where the validation rows have one label only.
@@ -142,11 +134,8 @@ def run(
     state: State | None = None,
     after_epoch: Callable[[State], None] = lambda state: None,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
-    weights: Sequence[float] | None = None,
 ) -> State:
     """Train until `config.epochs` end, from `state` on; return the final state.
-
-    The loss of each outcome has its weight in `weights` [O], by default that of `outcome_weights`.
 
     Each rank of an open torch.distributed group calls it with the same arguments and takes its part
     of every batch, so that the ranks together take the steps of one process. The first rank calls
@@ -154,8 +143,7 @@ def run(
     """
     state = state or State()
     train = train.to(device) if isinstance(train, Inputs) else train
-    weights = outcome_weights(train.rates) if weights is None else weights
-    fit = _Fit(train, valid.to(device), encoder, config, state, weights)
+    fit = _Fit(train, valid.to(device), encoder, config, state)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
         fit.train_epoch(epoch)
         if fit.rank == 0:
@@ -173,7 +161,6 @@ class _Fit:
         encoder: Encoder,
         config: FitConfig,
         state: State,
-        weights: Sequence[float],
     ) -> None:
         self.train, self.valid, self.config, self.state = train, valid, config, state
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -183,7 +170,6 @@ class _Fit:
         self.num_steps = len(train) // (self.batch * self.world)
         torch.manual_seed(config.seed)
         self.network = Network(encoder, config.network, valid.label.shape[1]).to(device)
-        self.weights = torch.tensor(weights, device=device)
         if state.last:
             self.network.tabnet.load_state_dict(state.last)
         if self.world > 1:
@@ -268,15 +254,16 @@ class _Fit:
         return logloss.item(), auc(label[known, 0].cpu().numpy(), logit[known, 0].cpu().numpy())
 
     def _logloss(self, logit: Tensor, label: Tensor) -> Tensor:
-        """Return the weighed logloss of logits [R, O]; a share as label has a cross-entropy too.
+        """Return the sum of the outcomes' loglosses of logits [R, O].
 
-        Papke and Wooldridge 1996, "Econometric methods for fractional response variables". A label
-        that is not known counts for nothing.
+        A share as label has a cross-entropy too (Papke and Wooldridge 1996, "Econometric methods
+        for fractional response variables"). A label that is not known counts for nothing. A rare
+        outcome needs no higher weight: see "Losses of several outcomes" in docs/quality.md.
         """
         known = ~torch.isnan(label)
         losses = binary_cross_entropy_with_logits(logit, torch.nan_to_num(label), reduction="none")
         means = (losses * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
-        return (means * self.weights).sum()
+        return means.sum()
 
     def _record(self, line: Epoch) -> None:
         """Append an epoch to the state, keep its weights if best."""
@@ -302,24 +289,6 @@ class _Fit:
             value = value.clone()
             dist.all_reduce(value)
         return value
-
-
-def entropy(rates: Sequence[float]) -> F64:
-    """Return the logloss of constant predictions, [O], for the mean label of each outcome."""
-    p = np.clip(rates, LEAST_RATE, 1 - LEAST_RATE)
-    return np.asarray(-(p * np.log(p) + (1 - p) * np.log1p(-p)))
-
-
-def outcome_weights(rates: Sequence[float]) -> list[float]:
-    """Return the weight of each outcome's logloss, [O], so that a rare outcome counts.
-
-    Divided by its `entropy`, a logloss would count as much as any other (He et al. 2014, "Practical
-    lessons from predicting clicks on ads at Facebook", section 3), and undivided, a rare outcome
-    would count little. The root is between: docs/quality.md has what each of the three costs. The
-    primary outcome, the first, has the weight 1.
-    """
-    found = entropy(rates)
-    return [float(weight) for weight in np.sqrt(found[0] / found).astype(np.float32)]
 
 
 def as_shown(logit: Tensor, examination: Tensor) -> Tensor:

@@ -100,11 +100,6 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.label)
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """The mean label of each outcome, [O], over the rows at which it is known."""
-        return tuple(self.label.double().nanmean(dim=0).tolist())
-
     def to(self, device: torch.device) -> Inputs:
         """Return the same rows on `device`."""
         return Inputs(self.x.to(device), self.label.to(device), self.examination.to(device))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,7 @@ def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
     """
     encoder, valid, examinations = task.encoder, task.valid, task.examinations
     worth = per_share(task.schema.surface)
-    judged = Judged(valid.outcomes, valid.slate, valid.viewer, task.weights, worth)
+    judged = Judged(valid.outcomes, valid.slate, valid.viewer, worth)
     theta = at_positions(examinations, valid.position)
     if board.of("popular") is None:
         chance = np.full(theta.shape, np.nan)
@@ -181,14 +180,13 @@ def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
 class Judged:
     """Validation rows on which all models of a search are judged by the same criterion.
 
-    Outcomes `[N, O]`, the numbers `[N]` of slate and viewer, and `[O]` the weights of the outcomes'
-    loglosses and the worth of their shares. The criterion is the weighed sum of the loglosses.
+    Outcomes `[N, O]`, the numbers `[N]` of slate and viewer, and `[O]` what the shares of the outcomes
+    are worth. The criterion is the sum of the outcomes' loglosses.
     """
 
     outcomes: NDArray[np.float32]
     slate: I64
     viewer: I64
-    weights: Sequence[float]
     per_share: F64
 
     def ndcg(self, score: Values) -> float | None:
@@ -203,10 +201,10 @@ class Judged:
         estimation", chapter 2).
         """
         group, found = np.unique(self.viewer, return_inverse=True)[1] % GROUPS, np.zeros(GROUPS)
-        for label, one, weight in zip(self.outcomes.T, chance.T, self.weights, strict=True):
+        for label, one in zip(self.outcomes.T, chance.T, strict=True):
             known = ~np.isnan(label)
             values = row_logloss(label[known], probability(one[known]))
-            found += weight * np.bincount(group[known], values / len(values), GROUPS)
+            found += np.bincount(group[known], values / len(values), GROUPS)
         return [float(part) for part in found]
 
     def entry(self, kind: str, score: Values, primary: Values, chance: Values, **about: Any) -> BoardEntry:

@@ -21,13 +21,15 @@ from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine_each
 from training.examination.examination import Examination
-from training.fit.loop import FitConfig, outcome_weights
+from training.fit.loop import FitConfig
 from training.fit.prepare import read_plan, row_bytes, split_by_time
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
 # Increment when the files of a search's folder change, so that no search resumes from others.
 FOLDER_FORMAT = 2
+# The rate of an outcome that validation rows hardly have, so that its entropy is finite.
+LEAST_RATE = 1e-5
 # Bound the time to score a model after each epoch.
 MAX_VALID_ROWS = 200_000
 
@@ -120,19 +122,14 @@ class Task:
 
     @cached_property
     def examinations(self) -> list[Examination]:
-        """Return the examination of positions of each outcome, from the training rows."""
+        """Return the examination of each outcome, from the training rows, for all models."""
         return examine_each(self.parts["training"], self.encoder, self.schema.surface)
 
     @cached_property
-    def rates(self) -> list[float]:
-        """Return the mean share of each outcome in the training rows."""
-        columns = self.parts["training"].outcomes.T
-        return [float(np.nanmean(column, dtype=np.float64)) for column in columns]
-
-    @cached_property
-    def weights(self) -> list[float]:
-        """Return the weight of each outcome's logloss, for all models."""
-        return outcome_weights(self.rates)
+    def worst(self) -> float:
+        """Return the logloss of constant predictions, summed over the outcomes."""
+        rates = np.nanmean(self.valid.outcomes, axis=0, dtype=np.float64).clip(LEAST_RATE, 1 - LEAST_RATE)
+        return float(-(rates * np.log(rates) + (1 - rates) * np.log1p(-rates)).sum())
 
     @cached_property
     def identity(self) -> str:

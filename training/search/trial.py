@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,13 @@ def run_trial(
     folder: Path,
     encoder: str,
     base: FitConfig,
-    weights: Sequence[float],
     per_share: F64,
 ) -> None:
     """Train the network of a point and report its validation logloss after each epoch.
 
     The rows `train` and `valid` of `Inputs.save` in `folder` are mapped into memory, so that all
-    trials share them. `encoder` is JSON; `base` holds the settings that no trial changes. `weights`
-    are those of the outcomes' loglosses, `per_share` what their shares are worth, each [O].
+    trials share them. `encoder` is JSON; `base` holds the settings that no trial changes, and
+    `per_share` [O] what the shares of the outcomes are worth.
     """
     torch.set_num_threads(1)
     known, config = Encoder.from_json(encoder), Space.config(point, base)
@@ -50,9 +49,9 @@ def run_trial(
             ray.tune.report(report(state, config, train, valid))
 
     try:
-        state = run(train, valid, known, config, after_epoch=after_epoch, device=device(), weights=weights)
+        state = run(train, valid, known, config, after_epoch=after_epoch, device=device())
         slate, viewer = np.load(folder / SLATES)
-        judged = Judged(valid.label.numpy(), slate, viewer, weights, per_share)
+        judged = Judged(valid.label.numpy(), slate, viewer, per_share)
         found = verdict(state, known, config, valid, judged)
         ray.tune.report(report(state, config, train, valid) | found)
     # Any error is reported on the leaderboard and ends only this trial.

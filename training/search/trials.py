@@ -23,7 +23,7 @@ from serve.contract.validation import spelled
 from training.data.dataset import sample
 from training.evaluation.outcomes import per_share
 from training.evaluation.rivals import trees
-from training.fit.loop import FitConfig, entropy
+from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows
 from training.fit.sizing import sized
 from training.fit.teaching import mixed
@@ -198,7 +198,7 @@ def _study(
         first=[*first, default, replace(default, network=NetworkConfig())],
         cost=costs,
         max_us=task.settings.max_us,
-        worst=float(entropy(task.rates) @ task.weights),
+        worst=task.worst,
         in_time=deadline.in_time,
         on_entry=on_entry,
     )
@@ -220,7 +220,7 @@ def describe_trial(entry: BoardEntry, best: BoardEntry | None, left_s: float) ->
 
 def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
     os.environ |= SETTINGS | os.environ
-    shared = {"base": task.base, "weights": task.weights, "per_share": per_share(task.schema.surface)}
+    shared = {"base": task.base, "per_share": per_share(task.schema.surface)}
     trainable = tune.with_parameters(run_trial, folder=folder, encoder=task.encoder.to_json(), **shared)
     return tune.Tuner(
         tune.with_resources(trainable, needs()),
