@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from serve.contract.errors import TabrankError
 from serve.model.encoder import UNSEEN, Encoder, MultiColumn, NumericColumn, SingleColumn
 from training.evaluation.slates import auc
-from training.fit.loop import Diverged, FitConfig, State, as_shown, learning_rate, outcome_weights, run
+from training.fit.loop import Diverged, FitConfig, State, as_shown, learning_rate, run
 from training.network.network import Inputs, Network, NetworkConfig, inputs
 
 ENCODER = Encoder(
@@ -338,19 +338,10 @@ def test_an_unknown_label_counts_for_nothing(train, valid):
     logit, known = network.logit(held.x).double(), ~held.label[:, 1].isnan()
     parts = ((logit[:, 0], held.label[:, 0]), (logit[known, 1], held.label[known, 1]))
     losses = [torch.nn.functional.binary_cross_entropy_with_logits(x, y.double()).item() for x, y in parts]
-    wanted = float(np.dot(losses, outcome_weights(train.rates)))
-    assert state.history[0]["valid_logloss"] == pytest.approx(wanted, rel=1e-6)
+    assert state.history[0]["valid_logloss"] == pytest.approx(sum(losses), rel=1e-6)
     # Where a label is not known, nothing else that was said of that outcome changes the run.
     examination = torch.where(train.label.isnan(), 0.1, train.examination)
     assert is_same(run(replace(train, examination=examination), held, ENCODER, config), state)
-
-
-def test_a_rare_outcome_weighs_as_much_as_the_root_of_its_entropy_is_small():
-    weights = outcome_weights([0.1, 0.1, 0.01, 0.0])
-    assert weights[:2] == [1.0, 1.0]
-    assert weights[2] == pytest.approx((0.3251 / 0.0560) ** 0.5, rel=1e-3)
-    # An outcome that never happened has no entropy, and its weight is bounded all the same.
-    assert weights[2] < weights[3] < 60
 
 
 def test_clipping_bounds_the_first_step_of_all_weights_together(train, valid):

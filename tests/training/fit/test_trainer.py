@@ -255,7 +255,7 @@ class Pass:
         monkeypatch.setattr(spill, "ROWS_PER_FILE", 2_000)
         out = spill.Spill(folder, len(rows), rows.x.shape[1], 1)
         out.add(replace(rows, examination=torch.arange(len(rows)).float()[:, None]))
-        self.rows, self.streamed, self.rates = rows, out.streamed(), rows.rates
+        self.rows, self.streamed = rows, out.streamed()
 
     def __len__(self) -> int:
         return len(self.rows)
