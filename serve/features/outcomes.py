@@ -60,6 +60,11 @@ class Outcome:
         """Return the amount that a prediction of 1 stands for: the cap, or one event."""
         return self.cap or 1.0
 
+    @property
+    def known_ms(self) -> int:
+        """Return the time after an impression when its amount is known: a stay may last its cap."""
+        return self.within_ms + (int(UNITS_MS["m"] * self.scale) if self.until else 0)
+
     @field_validator("sum")
     @classmethod
     def _is_one_amount(cls, sum_: str | None, info: ValidationInfo) -> str | None:

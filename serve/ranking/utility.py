@@ -34,7 +34,9 @@ class Weighing:
         # Of an answer's candidates: as fast as a tuple, and JSON has the names. No field of a class
         # may have the name of a keyword, an outcome may.
         fields = {f"outcome_{k}": name for k, name in enumerate(weights)}
-        self.told = msgspec.defstruct("Predictions", [(field, float) for field in fields], rename=fields, gc=False)
+        self.told = msgspec.defstruct(
+            "Predictions", [(field, float) for field in fields], rename=fields, gc=False
+        )
 
     def utility(self, shares: F32) -> F32:
         """Return the utility `[R]` of shares `[R, O]`, NaN where a share is."""
