@@ -7,7 +7,7 @@ minutes from the event to the one that ends it, or the sum of the values that th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -121,25 +121,15 @@ def check_outcomes(outcomes: Outcomes, events: tuple[str, ...] | None) -> Outcom
     return outcomes
 
 
-def check_weights(weights: Mapping[str, float], outcomes: Outcomes | None) -> Mapping[str, float]:
-    """Return the weights; raise a validator's error unless they fit the outcomes."""
-    if outcomes is None or not weights:
-        return weights
-    problems: list[tuple[tuple[str, ...], str]] = []
+def misfits(weights: Mapping[str, float], outcomes: Outcomes) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the path of each weight that does not fit the outcomes, and the error."""
     for name, weight in weights.items():
         if name not in outcomes:
-            problems.append(((name,), unknown("outcome", name, outcomes)))
+            yield (name,), unknown("outcome", name, outcomes)
         elif weight > 0 and outcomes[name].bad:
-            problems.append(
-                ((name,), f"{weight:g} rewards a bad outcome; make it negative, or leave bad out")
-            )
+            yield (name,), f"{weight:g} rewards a bad outcome; make it negative, or leave bad out"
     if not any(weights.values()):
-        problems.append(
-            ((), "all weights are 0, so all candidates are worth the same; give one another weight")
-        )
-    if problems:
-        raise refusal(*problems)
-    return weights
+        yield (), "all weights are 0, so all candidates are worth the same; give one another weight"
 
 
 def refuse_label(document: Mapping[str, object], where: str) -> None:

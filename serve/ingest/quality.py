@@ -214,8 +214,9 @@ class LiveQuality:
         if primary and event.kind == primary.event and ts_ms - self._grown_ms >= self._span_ms:
             is_joined = joined_ms is not None and joined_ms <= primary.within_ms
             known = bool(mine or is_joined)
-            sums = {"unjoined_events": known > is_joined, "unknown_viewers": not known}
-            self._add("", "", label_events=known, **sums)
+            self._add(
+                "", "", label_events=known, unjoined_events=known > is_joined, unknown_viewers=not known
+            )
 
     def _note(self, shown: _Shown, table: dict[str, Any], name: str, value: float) -> None:
         if name not in table:

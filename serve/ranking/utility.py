@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from serve.config.settings import Arm
 from serve.features.slots import F32, I64
 from serve.features.surface import Surface
 from serve.model.artifact import Artifact
@@ -71,11 +70,6 @@ class Weighings:
                 {name: effective.get(name, 0.0) for name in scales}, list(scales.values())
             )
         return self._made[key]
-
-
-def effective_weights(surface: Surface, arm: Arm) -> dict[str, float]:
-    """Return an arm's own weights, and the surface's of outcomes that it does not name."""
-    return surface.worth | dict(arm.weights) if arm.by_model else {}
 
 
 def weighed(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -> tuple[F32, F32]:
