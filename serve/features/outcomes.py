@@ -7,7 +7,7 @@ minutes from the event to the one that ends it, or the sum of the values that th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -75,24 +75,22 @@ class Outcome:
     @field_validator("cap", mode="before")
     @classmethod
     def _fits_the_amount(cls, cap: object, info: ValidationInfo) -> float | None:
-        if info.data.get("until"):
-            if cap is None:
-                raise ValueError('is missing; state the longest stay that counts, such as cap = "60m"')
-            return _checked(duration_ms, cap) / UNITS_MS["m"]
-        if info.data.get("sum"):
-            if cap is None:
-                raise ValueError("is missing; state the largest sum that counts, such as cap = 500")
-            return _checked(number, cap, 1e-9, MAX_CAP)
-        if cap is not None:
+        until, is_sum = info.data.get("until"), info.data.get("sum")
+        if cap is None and not (until or is_sum):
+            return None
+        if cap is None:
+            most = (
+                'longest stay that counts, such as cap = "60m"'
+                if until
+                else "largest sum that counts, such as cap = 500"
+            )
+            raise ValueError(f"is missing; state the {most}")
+        if not (until or is_sum):
             raise ValueError("only a stay, with until, or a sum has a cap; leave it out")
-        return None
-
-
-def _checked(check: Callable[..., float], value: object, *bounds: float) -> float:
-    try:
-        return check(value, "", *bounds)
-    except TabrankError as error:
-        raise ValueError(str(error).removeprefix(": ")) from None
+        try:
+            return duration_ms(cap, "") / UNITS_MS["m"] if until else number(cap, "", 1e-9, MAX_CAP)
+        except TabrankError as error:
+            raise ValueError(str(error).removeprefix(": ")) from None
 
 
 def _check_name(name: str, where: str) -> str:
