@@ -142,7 +142,7 @@ class ModelRegistry:
         return found
 
     def _previous(self, version: str | None) -> str | None:
-        """Return the good version before this one that a service which ranks with it can rank with."""
+        """Return the good version before this one that its service can rank with."""
         found = {each: peek(self.models / each) for each in versions(self.models)}
         was = found.get(version or "")
         alike = [each for each, artifact in found.items() if artifact and _can_replace(artifact, was)]
