@@ -168,12 +168,12 @@ class Arm:
 
     def lacks(self, artifact: Artifact) -> str | None:
         """Return why an artifact does not predict what the arm weighs; None if it does."""
-        if self.weights.keys() <= artifact.outcomes.keys():
+        lacking = [name for name in self.weights if name not in artifact.outcomes]
+        if not lacking:
             return None
-        predicted = ", ".join(artifact.outcomes)
         return (
-            f"arm {self.name} weighs {', '.join(self.weights)}, and version {artifact.version} predicts {predicted}; "
-            "leave the others out, or fit with a weight for each in the surface"
+            f"arm {self.name} weighs {', '.join(self.weights)}, and version {artifact.version} predicts "
+            f"{', '.join(artifact.outcomes)}; leave out {', '.join(lacking)}, or give it a weight in the surface and fit"
         )
 
 
@@ -399,7 +399,7 @@ def _misweighed(arm: Arm, surface: Surface, models: Path, of_pointers: bool) -> 
     """Yield what the surface, or the versions that the arm names, lack of an arm's weights."""
     if not arm.weights:
         return
-    if problems := [*misfits(surface.worth | dict(arm.weights), surface.outcomes)]:
+    if problems := [*misfits(surface.worth | dict(arm.weights), surface.outcomes, surface.worth)]:
         yield from problems
         return
     # The current version ranks for the arm of the canary too, once that ends.

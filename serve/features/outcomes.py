@@ -94,9 +94,10 @@ class Outcome:
 
 
 def _check_name(name: str, where: str) -> str:
-    if not NAME.fullmatch(name) or name in RESERVED:
-        reserved = " and ".join(RESERVED)
-        raise TabrankError(f"{where}: {name!r} must be lower-case letters, digits and _, and not {reserved}")
+    if name in RESERVED:
+        raise TabrankError(f"{where}: {name!r} is a metric of every experiment; choose another name")
+    if not NAME.fullmatch(name):
+        raise TabrankError(f"{where}: {name!r} must be 1 to 32 lower-case letters, digits and _")
     return name
 
 
@@ -119,13 +120,18 @@ def check_outcomes(outcomes: Outcomes, events: tuple[str, ...] | None) -> Outcom
     return outcomes
 
 
-def misfits(weights: Mapping[str, float], outcomes: Outcomes) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the path of each weight that does not fit the outcomes, and the error."""
+def misfits(
+    weights: Mapping[str, float], outcomes: Outcomes, own: Mapping[str, float]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the path of each weight that does not fit the outcomes, and the error.
+
+    `own` are the weights of the surface, of which those below 0 make an outcome bad.
+    """
     for name, weight in weights.items():
         if name not in outcomes:
             yield (name,), unknown("outcome", name, outcomes)
-        elif weight > 0 and outcomes[name].bad:
-            yield (name,), f"{weight:g} rewards a bad outcome; make it negative, or leave bad out"
+        elif weight > 0 and (outcomes[name].bad or own.get(name, 0.0) < 0):
+            yield (name,), f"{weight:g} rewards a bad outcome; make it negative, or change the surface"
     if not any(weights.values()):
         yield (), "all weights are 0, so all candidates are worth the same; give one another weight"
 

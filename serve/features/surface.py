@@ -230,7 +230,7 @@ class Surface:
     @classmethod
     def _fit_the_outcomes(cls, weights: Mapping[str, float], info: ValidationInfo) -> Mapping[str, float]:
         outcomes = info.data.get("outcomes")
-        if weights and outcomes is not None and (problems := [*misfits(weights, outcomes)]):
+        if weights and outcomes is not None and (problems := [*misfits(weights, outcomes, weights)]):
             raise refusal(*problems)
         return weights
 

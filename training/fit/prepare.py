@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.random import default_rng
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.slots import I64
@@ -216,11 +217,13 @@ def _check_primary(name: str, surface: Surface, rows: Dataset) -> None:
 
 
 def _check_labels(name: str, surface: Surface, num_positive: I64, num_negative: I64) -> None:
-    for outcome, positives, negatives in zip(surface.predicted, num_positive, num_negative, strict=False):
+    predicted = zip(surface.predicted.items(), num_positive, num_negative, strict=False)
+    for (outcome, declared), positives, negatives in predicted:
         if not (positives and negatives):
             raise TabrankError(
-                f"the {name} rows ({positives + negatives}) have {positives} positives of the outcome {outcome!r}; "
-                f"{BOTH_LABELS}: give a longer log or more days"
+                f"of the {name} rows, {positives + negatives} are older than the window of the outcome {outcome!r}, "
+                f"{spelled(declared.within_ms / 1000)}, and {positives} of them have it; {BOTH_LABELS}: give a longer "
+                "log or a shorter within"
             )
 
 
