@@ -20,7 +20,7 @@ from serve.contract.validation import spelled
 from serve.features.baseline import Baseline
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import EVER_MS, Schema
-from serve.features.slots import F64, I64
+from serve.features.slots import F64, I64, Bools
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
@@ -176,8 +176,8 @@ class DatasetPlan:
         whole = concat_logs([history, log]) if history else log
         self._contexts = whole.exposures["context"].combine_chunks()
         self._replay = replay = Replay(schema, whole)
-        labels = label(replay, whole, schema.surface)
-        self._outcomes, self._is_row = labels.outcomes, labels.is_row
+        self._outcomes = label(replay, whole, schema.surface)
+        self._is_row: Bools = ~np.isnan(self._outcomes).all(axis=1)
         self._is_row[: replay.first[self._skipped]] = False
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
         shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
@@ -223,7 +223,7 @@ class DatasetPlan:
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
         self._candidate_seen = _earlier(replay.shown, shown_ms).astype(np.int32)
         self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
-        self.counts = labels.counts | {
+        self.counts = {
             "rows": len(self),
             "positive": int((self._outcomes[self._is_row, 0] > 0).sum()),
             "unknown_rows": num_unknown,
