@@ -20,7 +20,7 @@ from serve.contract.validation import spelled
 from serve.features.baseline import Baseline
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import EVER_MS, Schema
-from serve.features.slots import F64, I64, Bools
+from serve.features.slots import F64, I64
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
@@ -177,7 +177,7 @@ class DatasetPlan:
         self._contexts = whole.exposures["context"].combine_chunks()
         self._replay = replay = Replay(schema, whole)
         self._outcomes = label(replay, whole, schema.surface)
-        self._is_row: Bools = ~np.isnan(self._outcomes).all(axis=1)
+        self._is_row = np.asarray(~np.isnan(self._outcomes).all(axis=1), np.bool_)
         self._is_row[: replay.first[self._skipped]] = False
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
         shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
