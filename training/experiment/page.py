@@ -207,8 +207,6 @@ def _guardrail_tests(result: Report) -> list[list[str]]:
         form = ".4g" if "relative" in row else ".3%"
         values = [number(row[arm], form) for arm in ("control", "treatment")]
         verdict = [f"{row['margin']:.1%}{' (declared)' * row.get('declared', False)}", row["state"]]
-        # Nothing is too much of what is shown alone.
-        verdict = verdict if row["margin"] < 1 else [NOTHING, NOTHING]
         rows.append([row["title"], *values, spread(row), number(row["p"], ".2g"), *verdict])
     return rows if len(rows) > 1 else []
 
