@@ -14,13 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from serve.features.outcomes import Outcome
-from serve.features.slots import F64, I64
 from training.data.amounts import amounts
 from training.experiment.served_log import NO_ID
 from training.experiment.window import DAY_MS, Window
 
 # Suffix of the names of sums over the pre-period. No outcome has a name with a space.
 BEFORE = " before"
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,4 @@ def _earned(replay: Replay, log: Log, event: str, within_ms: int) -> F64:
     shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     events = np.flatnonzero(replay.event_kind == event)
     at = owners.of(events, np.arange(len(replay.shown)), shown_ms, within_ms)
-    earned = np.zeros(len(replay.shown))
-    earned[at[at >= 0]] = 1.0
-    return earned
+    return np.isin(np.arange(len(replay.shown)), at).astype(np.float64)
