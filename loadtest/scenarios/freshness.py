@@ -125,10 +125,9 @@ def _label_event(url: str) -> str:
 
 def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
     """Post the anchor candidate and one event of each kind of the run."""
-    tried = [
-        Event(f"{prober.run_id}-t{i}", prober.asker, prober.anchor, kind) for i, kind in enumerate(kinds)
-    ]
-    status, body = ask(url, EVENTS_PATH, pack([Candidate(prober.anchor), *tried]))
+    asker, anchor = prober.asker, prober.anchor
+    tried = [Event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
+    status, body = ask(url, EVENTS_PATH, pack([Candidate(anchor), *tried]))
     if status not in (200, 207):
         raise LoadtestError(f"--url {url}: the service does not accept events: {status} {detail_of(body)}")
     for refused in decode_acknowledgement(body).rejected:
