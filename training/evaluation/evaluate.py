@@ -188,7 +188,6 @@ def evaluate(
         "rows_seen_in_training": int((data.of(0).ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
         "version": artifact.version,
         "surface": surface.name,
-        "counts": data.counts,
         **assess(data, shares, surface, examinations=examinations, encoder=artifact.encoder),
     }
 

@@ -92,7 +92,6 @@ def fit(
         span_ms=prepared.span_ms,
         # The validation rows chose the epoch and the calibration.
         seen_until_ms=int(held.ts_ms[-1]),
-        counts=prepared.counts,
         begun=begun,
         examinations=examinations,
         about={"history": state.history, "best_epoch": state.best_epoch},
@@ -127,13 +126,12 @@ class Fitted:
     part: Literal["validation", "test"]
     # Training rows, whose distributions the artifact keeps (`training.evaluation.drift`).
     seen: Matrix
-    # The log, the number of training rows, the times of the first and the last one, the time of the
-    # last row that had any influence, and what the log's reader counted.
+    # The log, the number of training rows, the times of the first and the last one, and the time of
+    # the last row that had any influence.
     log: Path
     rows: int
     span_ms: tuple[int, int]
     seen_until_ms: int
-    counts: Mapping[str, int]
     # When the work began, on the clock of `time.perf_counter`.
     begun: float
     examinations: Sequence[Examination] = (IGNORED,)
@@ -191,7 +189,6 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         "rows": fitted.rows,
         "span_ms": fitted.span_ms,
         "seen_until_ms": fitted.seen_until_ms,
-        "counts": fitted.counts,
         **fitted.manifest,
         "seconds": round(time.perf_counter() - fitted.begun, 1),
     }

@@ -56,7 +56,6 @@ class Prepared:
     examinations: Sequence[Examination]
     # Times of the first and the last training row.
     span_ms: tuple[int, int]
-    counts: dict[str, int]
 
 
 @contextlib.contextmanager
@@ -120,7 +119,7 @@ def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress
     held = valid.take(np.arange(len(valid)))
     rows = encode_rows(encoder, train, examinations)
     seen = take_evenly(train.matrix)
-    return Prepared(rows, held, train, seen, encoder, examinations, span_ms, train.counts)
+    return Prepared(rows, held, train, seen, encoder, examinations, span_ms)
 
 
 def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progress: Progress) -> Prepared:
@@ -165,7 +164,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
     seen = take_evenly(sampled.matrix)
-    return Prepared(spill.streamed(), held, None, seen, encoder, examinations, span_ms, plan.counts)
+    return Prepared(spill.streamed(), held, None, seen, encoder, examinations, span_ms)
 
 
 def encode_rows(encoder: Encoder, data: Dataset, examinations: Sequence[Examination]) -> Inputs:

@@ -77,7 +77,6 @@ def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_p
         assert len(disk.train) == len(memory.train)
         assert disk.train.shape[1] == len(surface.predicted)
         assert disk.encoder == memory.encoder
-        assert disk.counts == memory.counts
         ready = memory.train
         given = batches(disk.train, 1, 0, 1, seed=5)
         np.testing.assert_array_equal(
@@ -205,7 +204,6 @@ def test_an_outcome_whose_window_reaches_into_the_next_part_is_left_out_of_its_r
         candidate_seen=zeros,
         request_ids=[],
         candidate_ids=[],
-        counts={},
     )
     shares = {"training": 0.8, "validation": 0.2}
     early, late = split_by_time(data, shares, windows("5s", "20s"))
