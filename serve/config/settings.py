@@ -171,9 +171,10 @@ class Arm:
         lacking = [name for name in self.weights if name not in artifact.outcomes]
         if not lacking:
             return None
+        weighed, predicted = ", ".join(self.weights), ", ".join(artifact.outcomes)
         return (
-            f"arm {self.name} weighs {', '.join(self.weights)}, and version {artifact.version} predicts "
-            f"{', '.join(artifact.outcomes)}; leave out {', '.join(lacking)}, or give it a weight in the surface and fit"
+            f"arm {self.name} weighs {weighed}, and version {artifact.version} predicts {predicted}; leave out "
+            f"{', '.join(lacking)}, or give it a weight in the surface and fit"
         )
 
 
