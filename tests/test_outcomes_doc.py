@@ -80,10 +80,10 @@ def test_what_the_guide_says_of_a_change_is_so():
     text = ABOVE + blocks("toml")[0] + BELOW
     for old, new, needs_a_model in (
         ("hide = -5", "hide = -20", False),
-        ('click = { event = "click", within = "30m" }', "", False),
+        ('click = { event = "click", within = "5m" }', "", False),
         (
-            'hide = { event = "hide", within = "1d" }',
-            'hide = { event = "hide", within = "1d", bad = true }',
+            'hide = { event = "hide", within = "30m" }',
+            'hide = { event = "hide", within = "30m", bad = true }',
             False,
         ),
         ("hide = -5", "", True),
