@@ -75,7 +75,7 @@ def expected_amounts(
     its `odds` `[N, columns]`, such as those of `odds_of`, from which its attraction is modelled.
     """
     whole = Slates(data.outcomes[:, 0], data.slate, data.viewer)
-    numbers, size = np.unique(data.slate, return_counts=True)
+    numbers = np.unique(data.slate)
     about: dict[str, Mapping[str, Any]] = {}
     estimates: dict[str, dict[str, Estimate]] = {}
     for k, (name, scale) in enumerate(scales.items()):
@@ -83,10 +83,7 @@ def expected_amounts(
         slates = Slates(part.label, part.slate, part.viewer)
         contenders = {key: Contender.of(slates, order[known], None) for key, order in orders.items()}
         at = np.searchsorted(numbers, np.unique(part.slate))
-        # A draw is known only with all its candidates.
-        is_whole = (size[at] == slates.size)[slates.code]
-        weight = None if part.weight is None else np.where(is_whole, part.weight, np.nan)
-        found = expected_labels(contenders, part.position, examinations[k], weight, odds[k][known])
+        found = expected_labels(contenders, part.position, examinations[k], part.weight, odds[k][known])
         about[name], estimates[name] = found.about, {}
         for key, one in found.estimates.items():
             # The mean over all slates becomes that over the slates that know the outcome.

@@ -126,7 +126,7 @@ def _find(
 def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | None, list[str]]:
     """Load the model of a version, or return None and why no winner can be compared with it."""
     try:
-        last = load_for(models / version, Features(schema))
+        last = load_for(models / version, Features(schema), may_lack_outcomes=True)
         if not last.outcomes.keys() & schema.surface.predicted.keys():
             theirs, ours = (", ".join(each) for each in (last.outcomes, schema.surface.predicted))
             raise TabrankError(f"it predicts {theirs}, and the surface weighs {ours}")

@@ -30,7 +30,7 @@ from training.fit.teaching import mixed
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
-from training.search.leaderboard import BoardEntry, Leaderboard
+from training.search.leaderboard import BoardEntry, Judged, Leaderboard
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import Task
@@ -198,7 +198,7 @@ def _study(
         first=[*first, default, replace(default, network=NetworkConfig())],
         cost=costs,
         max_us=task.settings.max_us,
-        worst=task.worst,
+        worst=Judged.of(task).worst,
         in_time=deadline.in_time,
         on_entry=on_entry,
     )
