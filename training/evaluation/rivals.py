@@ -84,10 +84,9 @@ def tuned(encoder: Encoder, train: Dataset, examination: Examination, seconds: f
 def lightgbm(encoder: Encoder, train: Dataset, examination: Examination, **settings: Any) -> Rival:
     """Train gradient-boosted trees (Ke et al. 2017), native categories, and average over seeds.
 
-    `settings` are those of `tuned`, which finds them in `TUNING_S` by default. Seeds differ less
-    with more rows, so there is only one beyond `SEED_ROWS`.
+    `settings` are those of `tuned`. Seeds differ less with more rows, so there is only one beyond
+    `SEED_ROWS`.
     """
-    settings = settings or tuned(encoder, train, examination, TUNING_S)
     rows = _inputs(encoder, train, examination)
     seeds = range(min(NUM_SEEDS, max(1, SEED_ROWS // len(train))))
     models, start = [_boosted(rows, settings | {"seed": seed}) for seed in seeds], rows.init_score[0]

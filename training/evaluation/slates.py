@@ -104,8 +104,12 @@ class Slates:
         positive = np.maximum(self.gain, 0.0)
         return self._dcg(positive, np.lexsort((-positive, self.code)), k)
 
+    def place(self, order: I64) -> F64:
+        """Return the place in its slate, from 0, of each row of an order `[N]` of `order`."""
+        return np.arange(len(order)) - (np.cumsum(self.size) - self.size)[self.code[order]]
+
     def _dcg(self, gain: F64, order: I64, k: int) -> F64:
-        position = np.arange(len(order)) - (np.cumsum(self.size) - self.size)[self.code[order]]
+        position = self.place(order)
         discount = np.where(position < k, 1.0 / np.log2(position + 2.0), 0.0)
         return np.bincount(self.code[order], weights=gain[order] * discount).astype(np.float64)
 

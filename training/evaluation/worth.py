@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from serve.ranking.exploration import log_weight as log_odds
 from training.data.dataset import Dataset
 from training.evaluation.counterfactual import Estimate
-from training.evaluation.expected_labels import expected_labels, score_odds
+from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Contender, Values
-from training.evaluation.slates import F64, I64, Slates, sink_non_finite
+from training.evaluation.slates import F64, I64, Slates, midranks, sink_non_finite
 from training.examination.examination import Examination
 
 
@@ -34,11 +35,6 @@ class Worth:
     about: Mapping[str, Mapping[str, Any]]
     estimates: Mapping[str, Mapping[str, Estimate]]
     curve: Mapping[str, int]
-
-    def difference(self, ours: str, theirs: str, outcome: str) -> Estimate | None:
-        """Return by how much ours earns more of an outcome than theirs."""
-        found = self.estimates[outcome]
-        return found[ours].minus(found[theirs]) if found else None
 
     def weighed(
         self, contender: str, weights: Mapping[str, float], against: str | None = None
@@ -104,6 +100,7 @@ def odds_of(orders: Mapping[str, Values], predictions: Mapping[str, Values], out
     columns = []
     for name, order in orders.items():
         shares = predictions[name][:, outcome] if name in predictions else np.array([np.nan])
-        is_rank = bool(np.isnan(shares).all())
-        columns.append(score_odds(sink_non_finite(order if is_rank else shares), is_rank=is_rank))
+        if np.isnan(shares).all():
+            shares = (midranks(sink_non_finite(order)) - 0.5) / len(order)
+        columns.append(log_odds(sink_non_finite(shares)))
     return np.stack(columns, axis=1)

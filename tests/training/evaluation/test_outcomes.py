@@ -19,6 +19,7 @@ from tests.support.trade_world import KNOWN, OUTCOMES, trade
 from tests.training.evaluation.test_report import MANIFEST
 from training.evaluation.evaluate import assess
 from training.evaluation.metrics import Contender, calibrated
+from training.evaluation.outcomes import is_plain
 from training.evaluation.paired import outcome_bounds
 from training.evaluation.report import model_card, report_page
 from training.evaluation.slates import Slates, auc
@@ -88,6 +89,18 @@ def test_the_error_of_the_weighed_sum_counts_what_outcomes_have_in_common(found)
     alone = [one["paired"]["model-popular"]["expected_se"] for one in found["outcomes"].values()]
     independent = np.hypot(alone[0], 2 * alone[1])
     assert pair["expected_utility_se"] != pytest.approx(independent, rel=1e-3)
+
+
+def test_only_an_event_of_weight_1_is_its_own_worth():
+    for declared, weight, plain in (
+        ('event = "join", within = "10s"', 1, True),
+        ('event = "join", within = "10s"', 2, False),
+        # A share of two minutes that weigh a half is worth 1, and yet it is no probability.
+        ('event = "join", until = "leave", cap = "2m", within = "10s"', 0.5, False),
+    ):
+        toml = TOML.replace('event = "join", within = "10s"', declared)
+        given = read_surface(toml.replace("popular =", f"weights.join = {weight}\npopular =", 1))
+        assert is_plain(given) is plain
 
 
 def test_ndcg_gains_the_worth_of_rows_and_costs_lower_it():
@@ -224,7 +237,6 @@ def test_the_page_and_the_card_have_each_outcome(surface, found):
     del whole["search"]
     page, card = html.unescape(report_page(MANIFEST, whole)), model_card(MANIFEST, whole)
     assert "<h2>Outcomes</h2>" in page
-    assert "What the order changes" in page
     for text in (page, card):
         assert "hide, weight -2" in text
         assert "Expected utility: the sum of weights times amounts per exposure" in text

@@ -177,4 +177,4 @@ def test_a_rivals_scores_are_probabilities_whatever_the_numbers():
 
 
 def test_the_cost_of_a_network_is_known_before_it_is_trained():
-    assert us_per_candidate(ENCODER, NetworkConfig(width=8, n_steps=1), dataset(500, 1).matrix) > 0
+    assert us_per_candidate(ENCODER, NetworkConfig(width=8, n_steps=1), dataset(500, 1).matrix, 2) > 0

@@ -154,10 +154,8 @@ def manifest(fit: dict[str, object], network: dict[str, object]) -> dict[str, ob
 
 
 def test_a_search_starts_from_the_configuration_of_a_model(capsys):
-    # An earlier release wrote its patience too.
-    for more in ({}, {"patience": 4}):
-        (config,) = configuration(manifest(more, {}))
-        assert (config.epochs, config.network.width) == (9, 24)
+    (config,) = configuration(manifest({}, {}))
+    assert (config.epochs, config.network.width) == (9, 24)
     assert capsys.readouterr().err == ""
 
 
