@@ -179,7 +179,7 @@ def evaluate(
     shares: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and history is not None:
         before = build(Schema(surface), read_log(history, surface))
-        settings = [tuned(artifact.encoder, before.of(0), examinations[0], TUNING_S)] * len(examinations)
+        settings = tuned(artifact.encoder, before.of(0), examinations[0], TUNING_S)
         shares["lightgbm"] = trees(artifact.encoder, before, examinations, settings)(data.matrix)
     return measured_by(artifact, data) | {
         "counts": data.counts,

@@ -168,7 +168,7 @@ def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
         PARTS.begin(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
         point = tuned(encoder, rows.of(0), examinations[0], TUNING_SHARE * budget_s)
         began_s = time.perf_counter()
-        rival = trees(encoder, rows, examinations, [point] * len(examinations))
+        rival = trees(encoder, rows, examinations, point)
         shares = rival(valid.matrix)
         cost = {"seconds": time.perf_counter() - began_s, "rows": float(len(rows))}
         cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)

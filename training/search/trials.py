@@ -146,8 +146,8 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         train = encode_rows(task.encoder, rows, task.examinations)
         if task.settings.num_teachers and (tuned := board.of("lightgbm")):
             # The winner will be taught, and less regularisation suits a network that is.
-            settings = [tuned.point] * len(task.examinations)
-            train = mixed(train, [], trees(task.encoder, rows, task.examinations, settings)(rows.matrix))
+            rival = trees(task.encoder, rows, task.examinations, tuned.point)
+            train = mixed(train, [], rival(rows.matrix))
         train.save(folder, "train")
         encode_rows(task.encoder, valid, task.examinations).save(folder, "valid")
         np.save(folder / SLATES, np.stack([valid.slate, valid.viewer]))

@@ -143,7 +143,7 @@ def test_what_the_rows_cannot_support_is_named(shown):
         "effective label events, and 50 are needed": Shown(15).found(),
         "all rows are of one viewer": Shown(2).found(),
     }
-    alone = Slates(shown.slates.label, np.arange(len(shown.position)))
+    alone = Slates(shown.slates.label, *2 * [np.arange(len(shown.position))])
     single = {"model": Contender.of(alone, shown.worth, shown.worth)}
     reasons["most slates have one candidate"] = expected(single, shown.position, LEARNED)
     for text, found in reasons.items():

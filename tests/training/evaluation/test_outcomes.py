@@ -105,12 +105,12 @@ def test_only_an_event_of_weight_1_is_its_own_worth():
 
 def test_ndcg_gains_the_worth_of_rows_and_costs_lower_it():
     label, slate = np.array([1, 0, 0, 1, 0], np.float32), np.array([0, 0, 0, 1, 1])
-    slates = Slates(label, slate, worth=np.array([1.0, -3.0, 0.0, 1.0, 0.0]))
+    slates = Slates(label, slate, slate, np.array([1.0, -3.0, 0.0, 1.0, 0.0]))
     first, last = (slates.ndcg(slates.order(np.array(score))) for score in ([3, 2, 1, 2, 1], [3, 1, 2, 2, 1]))
     assert last.tolist() == [1.0 - 3.0 / 2.0, 1.0]
     assert first[0] == pytest.approx(1.0 - 3.0 / np.log2(3))
     # Nothing is to be gained where all rows cost.
-    assert not Slates(label, slate, worth=-label).rankable.any()
+    assert not Slates(label, slate, slate, -label).rankable.any()
 
 
 def test_rows_with_an_open_window_count_for_the_other_outcomes_alone(world, found):
@@ -187,7 +187,8 @@ def test_equal_models_of_a_rare_outcome_are_within_its_bounds():
 
 
 def _rare(label, ours, theirs):
-    slates = Slates(label, np.arange(len(label)) // 10)
+    slate = np.arange(len(label)) // 10
+    slates = Slates(label, slate, slate)
     one, other = (Contender.of(slates, chance, chance) for chance in (ours, theirs))
     difference, error = one.minus(other, "logloss")
     pair = {"logloss": difference, "logloss_se": error}

@@ -185,7 +185,12 @@ def test_an_outcome_whose_window_is_open_everywhere_asks_for_a_longer_log(world)
 def command(world, tmp_path, monkeypatch):
     """Return the command's arguments; a made-up world takes the place of the log's rows."""
     about = {"scale": 1.0, "examination": asdict(KNOWN)}
-    manifest = {"version": VERSION, "surface": "tiny", "outcomes": {"join": about, "hide": about}, "seen_until_ms": 999}
+    manifest = {
+        "version": VERSION,
+        "surface": "tiny",
+        "outcomes": {"join": about, "hide": about},
+        "seen_until_ms": 999,
+    }
     files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
     save(tmp_path / "model", files, manifest)
     write_log(tmp_path / "log", tables())
