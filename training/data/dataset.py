@@ -81,11 +81,11 @@ class Dataset:
         """Return the rows at which the outcome of this number is known, with that outcome alone."""
         known = ~np.isnan(self.outcomes[:, outcome])
         rows = self if known.all() else self.take(np.flatnonzero(known))
-        weight = rows.weight
-        if weight is not None and rows is not self:
+        weight = None
+        if self.weight is not None:
             # A draw is known only with all its candidates.
             cut = self.slate[~known & ~np.isneginf(self.weight)]
-            weight = np.where(np.isin(rows.slate, cut), np.nan, weight)
+            weight = np.where(np.isin(self.slate, cut), np.nan, self.weight)[known]
         return replace(rows, outcomes=rows.outcomes[:, outcome : outcome + 1], weight=weight)
 
     @property

@@ -152,11 +152,11 @@ def assess(
 def _support(surface: Surface, earns: Worth) -> Mapping[str, Any]:
     """Return what is known of the primary outcome's estimates, or of those that cannot be made."""
     names = [name for name, weight in surface.worth.items() if weight]
-    lacking = [name for name in names if earns.about[name]["reason"]]
-    if not lacking or len(names) == 1:
-        return earns.about[(lacking or names)[0]]
-    about = earns.about[lacking[0]]
-    return {**about, "reason": f"{lacking[0]}: {about['reason']}"}
+    lacking = next((name for name in names if earns.about[name]["reason"]), None)
+    about = earns.about[lacking or names[0]]
+    if lacking is None or len(names) == 1:
+        return about
+    return {**about, "reason": f"{lacking}: {about['reason']}"}
 
 
 def evaluate(
@@ -194,7 +194,7 @@ def read_rows(surface: Surface, history: Path | None, log: Path, progress: Progr
 
 
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
-    """Return `version`, `surface`, and how many rows, `rows_seen_in_training`, it may have learned."""
+    """Return `version`, `surface` and `rows_seen_in_training`: those it may have learned from."""
     seen = int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())
     names = {"version": artifact.version, "surface": artifact.manifest["surface"]}
     return {"rows_seen_in_training": seen, **names}

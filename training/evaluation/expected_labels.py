@@ -10,7 +10,7 @@ off-policy evaluation with shrinkage"). Letters: N rows, P positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -32,26 +32,18 @@ SEED = 0
 _EXPLORE = "set `explore` for an arm in cluster.yaml"
 
 
-class ExpectedLabels(NamedTuple):
-    """Estimates by contender, none where the rows do not support them.
-
-    `about` is the entry `expected_labels` of an evaluation: `source` of the examination,
-    `explored_rows` (whose order was drawn), `effective_events` by contender (Kish 1965), `reason`
-    why there are no estimates, and `note` on what would make them better.
-    """
-
-    about: Mapping[str, Any]
-    estimates: Mapping[str, Estimate]
-
-
 def expected_labels(
     contenders: Mapping[str, Contender],
     position: I64,
     examination: Examination,
     log_weight: F64 | None,
     odds: F64,
-) -> ExpectedLabels:
+) -> tuple[dict[str, Any], dict[str, Estimate]]:
     """Estimate the label events per exposure of each contender, all on the same slates.
+
+    Also returns, as first, the entry `expected_labels` of an evaluation: `source` of the
+    examination, `explored_rows` (whose order was drawn), `effective_events` by contender (Kish
+    1965), `reason` why there are no estimates, and `note` on what would make them better.
 
     Each order puts the rows of a slate at their own positions, `position` `[N]`. `log_weight` `[N]`
     are the log weights of the draw of the shown order, NaN for rows that were not drawn. Attraction
@@ -62,7 +54,7 @@ def expected_labels(
     about: dict[str, Any] = {"source": examination.source, "explored_rows": int(drawn.sum())}
     about |= {"effective_events": {}, "reason": _unsupported(slates, examination), "note": None}
     if about["reason"]:
-        return ExpectedLabels(about, {})
+        return about, {}
     places = np.arange(position.max() + 1)
     theta, label = examination.at(places), slates.label.astype(np.float64)
     # Change of log θ by one standard error at all positions alike.
@@ -96,7 +88,7 @@ def expected_labels(
             "examination is learned from orders as shown, and the old ranker may have known more than these features, "
             f"so NDCG@10 has to agree; to measure it, {_EXPLORE}, or run an experiment whose arms order otherwise"
         )
-    return ExpectedLabels(about, {} if about["reason"] else estimates)
+    return about, {} if about["reason"] else estimates
 
 
 def placed(contender: Contender, position: I64) -> I64:

@@ -24,7 +24,8 @@ class Slates:
     """Rows of an evaluation: `label` 0 to 1, number of the `slate` and of the `viewer`, each `[N]`.
 
     Slates of one viewer share the viewer's taste, so they are not independent: standard errors and
-    intervals count viewers. `worth` `[N]` is what a row gains an order, the label if it is not given.
+    intervals count viewers. `worth` `[N]` is what a row gains an order, the label if it is not
+    given.
     """
 
     label: NDArray[np.float32]

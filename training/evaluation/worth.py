@@ -26,7 +26,7 @@ class Worth:
     """Estimates in units by outcome and contender, all on the same slates.
 
     An outcome has no estimates where its rows do not support them; `about` says why, for each
-    outcome as `ExpectedLabels.about`. `curve` numbers the curve of examination of each outcome:
+    outcome as `expected_labels`. `curve` numbers the curve of examination of each outcome:
     outcomes with equal ones share its error.
     """
 
@@ -79,9 +79,10 @@ def expected_amounts(
         slates = Slates(part.label, part.slate, part.viewer)
         contenders = {key: Contender.of(slates, order[known], None) for key, order in orders.items()}
         at = np.searchsorted(numbers, np.unique(part.slate))
-        found = expected_labels(contenders, part.position, examinations[k], part.weight, odds[k][known])
-        about[name], estimates[name] = found.about, {}
-        for key, one in found.estimates.items():
+        of_outcome = contenders, part.position, examinations[k], part.weight, odds[k][known]
+        about[name], found = expected_labels(*of_outcome)
+        estimates[name] = {}
+        for key, one in found.items():
             # The mean over all slates becomes that over the slates that know the outcome.
             influence = np.zeros(len(whole))
             influence[at] = one.influence * (len(whole) / len(slates))

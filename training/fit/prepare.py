@@ -185,7 +185,7 @@ def split_by_time(data: Dataset, shares: Mapping[str, float], surface: Surface) 
     """
     cuts = _cuts(data.ts_ms, shares).tolist()
     windows_ms = [outcome.within_ms for outcome in surface.predicted.values()]
-    parts = []
+    parts: list[Dataset] = []
     for name, begin, end in zip(shares, [0, *cuts], [*cuts, len(data)], strict=True):
         part = data.take(slice(begin, end))
         if end < len(data):

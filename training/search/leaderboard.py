@@ -183,8 +183,8 @@ def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
 class Judged:
     """Validation rows on which all models of a search are judged by the same criterion.
 
-    Outcomes `[N, O]`, the numbers `[N]` of slate and viewer, and `[O]` what the shares of the outcomes
-    are worth. The criterion is the sum of the outcomes' loglosses.
+    Outcomes `[N, O]`, the numbers `[N]` of slate and viewer, and `[O]` what a share of each outcome
+    is worth. The criterion is the sum of the outcomes' loglosses.
     """
 
     outcomes: NDArray[np.float32]

@@ -102,8 +102,8 @@ def _find(
     """
     max_us = task.settings.max_us
     print_progress(task.examinations[0].describe())
-    given = {"matrix": task.valid.matrix, "num_outcomes": len(task.examinations)}
-    costs = Costs(partial(us_per_candidate, task.encoder, **given), board.tried())
+    matrix, num = task.valid.matrix, len(task.examinations)
+    costs = Costs(partial(us_per_candidate, task.encoder, matrix=matrix, num_outcomes=num), board.tried())
     check_cost(costs, max_us)
     compete(board, task, clock.budget_s)
     first = configuration(last.manifest) if last else []
