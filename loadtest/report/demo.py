@@ -25,12 +25,6 @@ LINKS = {
     "model/report.html": "The model: measures, slices, features",
     "model/MODEL_CARD.md": "The model's card",
 }
-COMMANDS = {
-    "make up": "start the service alone, with its API at /docs",
-    "make experiment": "an A/B test of the model against popular, in the simulated world",
-    "python -m loadtest knee": "the highest rate that this machine holds",
-    "python -m training surface --log my-log --out my": "begin with your own log",
-}
 PLACE, GAIN = "place of the new room", "model − popular"
 TILES = ("requests a second", SCORED, "p90", "p99", PLACE, GAIN)
 COMPARED = "The model is compared with popular on logged rankings, not with people."
@@ -126,6 +120,5 @@ def _reasons_of(room: Mapping[str, Any]) -> list[Reason]:
 
 def _next(folder: Path) -> str:
     found = {file: what for file, what in LINKS.items() if (folder / file).exists()}
-    pages = [f'<li><a href="{file}">{escape(what)}</a></li>' for file, what in found.items()]
-    commands = [f"<li><code>{escape(line)}</code>: {escape(what)}</li>" for line, what in COMMANDS.items()]
-    return f"<ul>{''.join((*pages, *commands))}</ul>"
+    pages = (f'<li><a href="{file}">{escape(what)}</a></li>' for file, what in found.items())
+    return f"<ul>{''.join(pages)}</ul><p>More to do is in README.md.</p>"

@@ -178,7 +178,7 @@ class DeclaredService:
     def arms_without_outcomes(self, named: Iterable[tuple[Arm, Artifact | None]]) -> Iterator[Diagnosis]:
         """Diagnose arms that weigh an outcome which the artifact they name does not predict."""
         for arm, artifact in named:
-            if artifact is not None and (why := arm.lacks(artifact.outcomes, artifact.version)):
+            if artifact is not None and (why := arm.lacks(artifact)):
                 yield self.error_fault("outcomes_missing", TabrankError(why))
 
     def foreign_names(self) -> Iterator[Diagnosis]:

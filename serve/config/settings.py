@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import pydantic
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
 from serve.contract.errors import TabrankError, did_you_mean
@@ -24,11 +23,11 @@ from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, check
 from serve.contract.validation import milliseconds
 from serve.features.baseline import NO_RULE
 from serve.features.experiment_metrics import metrics_of, no_metric
-from serve.features.outcomes import Weight, check_weights
+from serve.features.outcomes import Weight, misfits
 from serve.features.surface import Surface, load_surface
 from serve.model.artifact import CANARY as CANARY_POINTER
 from serve.model.artifact import CURRENT as CURRENT_POINTER
-from serve.model.artifact import VERSION, outcomes_of, pointed, require
+from serve.model.artifact import VERSION, Artifact, peek, pointed, require
 from serve.model.scorer_cache import MAX_VERSIONS
 from serve.model.scorers import Backend
 
@@ -167,13 +166,15 @@ class Arm:
             raise ValueError(f"{OF_MODELS[str(info.field_name)]}, and {scorer} has none; leave it out")
         return value
 
-    def lacks(self, outcomes: Mapping[str, float], version: str) -> str | None:
-        """Return why a version that predicts these outcomes cannot rank; None if it can."""
-        if self.weights.keys() <= outcomes.keys():
+    def lacks(self, artifact: Artifact) -> str | None:
+        """Return why an artifact does not predict what the arm weighs; None if it does."""
+        lacking = [name for name in self.weights if name not in artifact.outcomes]
+        if not lacking:
             return None
+        weighed, predicted = ", ".join(self.weights), ", ".join(artifact.outcomes)
         return (
-            f"arm {self.name} weighs {', '.join(self.weights)}, and version {version} predicts "
-            f"{', '.join(outcomes)}; leave the others out, or fit with a weight for each in the surface"
+            f"arm {self.name} weighs {weighed}, and version {artifact.version} predicts {predicted}; leave out "
+            f"{', '.join(lacking)}, or give it a weight in the surface and fit"
         )
 
 
@@ -214,7 +215,7 @@ class Experiment:
         """Return True if viewers take part at this time."""
         return (self.start_ms or 0) <= now_ms and (self.end_ms is None or now_ms < self.end_ms)
 
-    def misfits(self, surface: Surface) -> Iterator[tuple[tuple[str, ...], str]]:
+    def misfits(self, surface: Surface) -> Misfits:
         """Yield the path of each metric that the surface does not give, and the error."""
         named: dict[tuple[str, ...], str] = {("guardrails", name): name for name in self.guardrails}
         if self.primary_metric is not None:
@@ -399,10 +400,8 @@ def _misweighed(arm: Arm, surface: Surface, models: Path, of_pointers: bool) -> 
     """Yield what the surface, or the versions that the arm names, lack of an arm's weights."""
     if not arm.weights:
         return
-    try:
-        check_weights(surface.worth | dict(arm.weights), surface.outcomes)
-    except pydantic.ValidationError as error:
-        yield from ((tuple(map(str, one["loc"])), one["msg"]) for one in error.errors(include_url=False))
+    if problems := [*misfits(surface.worth | dict(arm.weights), surface.outcomes, surface.worth)]:
+        yield from problems
         return
     # The current version ranks for the arm of the canary too, once that ends.
     pointers = {CURRENT: (CURRENT_POINTER,), CANARY: (CANARY_POINTER, CURRENT_POINTER)}.get(arm.scorer)
@@ -412,8 +411,8 @@ def _misweighed(arm: Arm, surface: Surface, models: Path, of_pointers: bool) -> 
         with suppress(TabrankError):
             named = [pointed(models, pointer) for pointer in pointers] if of_pointers else []
     for version in filter(None, named):
-        outcomes = outcomes_of(models / version)
-        if outcomes is not None and (why := arm.lacks(outcomes, version)):
+        artifact = peek(models / version)
+        if artifact is not None and (why := arm.lacks(artifact)):
             yield (), why
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from serve.contract.errors import TabrankError, unknown
 
@@ -39,15 +39,6 @@ MILLISECONDS = "milliseconds since 1970 (multiply seconds by 1000, divide nanose
 # Nearly every time in milliseconds is in this range.
 PLAIN_MS = (10 * OTHER_UNITS[0][0], OTHER_UNITS[1][0])
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-
-def table(value: object, where: str, keys: Collection[str] | None = None) -> dict[str, Any]:
-    """Return the value as a table that holds only `keys`, or any keys."""
-    checked = cast(dict[str, Any], typed(value, dict, where))
-    if keys is not None:
-        for key in checked:
-            one_of(key, keys, where, "key")
-    return checked
 
 
 def typed(value: Any, kind: Any, where: str) -> Any:

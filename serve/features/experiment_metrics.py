@@ -29,9 +29,13 @@ class Metric:
     # Event kinds that the log must hold.
     events: tuple[str, ...] = ()
     below: str | None = None
-    denominator: str = VIEWERS
     # Less of it is better.
     bad: bool = False
+
+    @property
+    def denominator(self) -> str:
+        """Return the denominator in words."""
+        return self.below or VIEWERS
 
 
 ACTIVE_DAYS = Metric(
@@ -69,19 +73,15 @@ def no_metric(name: str, surface: Surface) -> str:
 
 
 def _metrics(name: str, outcome: Outcome, bad: bool) -> Iterator[Metric]:
-    words = name.replace("_", " ").capitalize()
-    events: tuple[str, ...] = (outcome.event,)
-    unit = outcome.unit
-    counted = f"{outcome.event} events"
-    if outcome.until is not None:
-        events, unit = (*events, outcome.until), "minutes"
-        counted = f"minutes from {outcome.event} to the same viewer's {outcome.until} of the candidate"
-    elif outcome.sum is not None:
-        counted = f"values of {outcome.event} events"
+    event, until, unit = outcome.event, outcome.until, outcome.unit
+    events: tuple[str, ...] = (event,)
+    counted = f"values of {event} events" if outcome.sum else f"{event} events"
+    if until is not None:
+        events, unit = (event, until), "minutes"
+        counted = f"minutes from {event} to the same viewer's {until} of the candidate"
     if outcome.cap is not None:
         counted += f", each at most {outcome.cap:g} {unit}".rstrip()
-    amount = f", {unit}" if unit else ""
-    for one, below, denominator in (("viewer", None, VIEWERS), ("exposure", "exposures", "exposures")):
-        title = f"{words} per {one}{amount}"
-        by = f"{unit or name} per {one}"
-        yield Metric(f"{name}_per_{one}", title, by, counted, name, events, below, denominator, bad)
+    words, amount = name.replace("_", " ").capitalize(), f", {unit}" if unit else ""
+    for one, below in (("viewer", None), ("exposure", EXPOSURES.above)):
+        title, by = f"{words} per {one}{amount}", f"{unit or name} per {one}"
+        yield Metric(f"{name}_per_{one}", title, by, counted, name, events, below, bad)

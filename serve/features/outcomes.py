@@ -7,7 +7,7 @@ minutes from the event to the one that ends it, or the sum of the values that th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -60,6 +60,11 @@ class Outcome:
         """Return the amount that a prediction of 1 stands for: the cap, or one event."""
         return self.cap or 1.0
 
+    @property
+    def known_ms(self) -> int:
+        """Return the time after an impression when its amount is known: a stay may last its cap."""
+        return self.within_ms + (int(UNITS_MS["m"] * self.scale) if self.until else 0)
+
     @field_validator("sum")
     @classmethod
     def _is_one_amount(cls, sum_: str | None, info: ValidationInfo) -> str | None:
@@ -70,30 +75,29 @@ class Outcome:
     @field_validator("cap", mode="before")
     @classmethod
     def _fits_the_amount(cls, cap: object, info: ValidationInfo) -> float | None:
-        if info.data.get("until"):
-            if cap is None:
-                raise ValueError('is missing; state the longest stay that counts, such as cap = "60m"')
-            return _checked(duration_ms, cap) / UNITS_MS["m"]
-        if info.data.get("sum"):
-            if cap is None:
-                raise ValueError("is missing; state the largest sum that counts, such as cap = 500")
-            return _checked(number, cap, 1e-9, MAX_CAP)
-        if cap is not None:
+        until, is_sum = info.data.get("until"), info.data.get("sum")
+        if cap is None and not (until or is_sum):
+            return None
+        if cap is None:
+            most = (
+                'longest stay that counts, such as cap = "60m"'
+                if until
+                else "largest sum that counts, such as cap = 500"
+            )
+            raise ValueError(f"is missing; state the {most}")
+        if not (until or is_sum):
             raise ValueError("only a stay, with until, or a sum has a cap; leave it out")
-        return None
-
-
-def _checked(check: Callable[..., float], value: object, *bounds: float) -> float:
-    try:
-        return check(value, "", *bounds)
-    except TabrankError as error:
-        raise ValueError(str(error).removeprefix(": ")) from None
+        try:
+            return duration_ms(cap, "") / UNITS_MS["m"] if until else number(cap, "", 1e-9, MAX_CAP)
+        except TabrankError as error:
+            raise ValueError(str(error).removeprefix(": ")) from None
 
 
 def _check_name(name: str, where: str) -> str:
-    if not NAME.fullmatch(name) or name in RESERVED:
-        reserved = " and ".join(RESERVED)
-        raise TabrankError(f"{where}: {name!r} must be lower-case letters, digits and _, and not {reserved}")
+    if name in RESERVED:
+        raise TabrankError(f"{where}: {name!r} is a metric of every experiment; choose another name")
+    if not NAME.fullmatch(name):
+        raise TabrankError(f"{where}: {name!r} must be 1 to 32 lower-case letters, digits and _")
     return name
 
 
@@ -116,25 +120,20 @@ def check_outcomes(outcomes: Outcomes, events: tuple[str, ...] | None) -> Outcom
     return outcomes
 
 
-def check_weights(weights: Mapping[str, float], outcomes: Outcomes | None) -> Mapping[str, float]:
-    """Return the weights; raise a validator's error unless they fit the outcomes."""
-    if outcomes is None or not weights:
-        return weights
-    problems: list[tuple[tuple[str, ...], str]] = []
+def misfits(
+    weights: Mapping[str, float], outcomes: Outcomes, own: Mapping[str, float]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the path of each weight that does not fit the outcomes, and the error.
+
+    `own` are the weights of the surface, of which those below 0 make an outcome bad.
+    """
     for name, weight in weights.items():
         if name not in outcomes:
-            problems.append(((name,), unknown("outcome", name, outcomes)))
-        elif weight > 0 and outcomes[name].bad:
-            problems.append(
-                ((name,), f"{weight:g} rewards a bad outcome; make it negative, or leave bad out")
-            )
+            yield (name,), unknown("outcome", name, outcomes)
+        elif weight > 0 and (outcomes[name].bad or own.get(name, 0.0) < 0):
+            yield (name,), f"{weight:g} rewards a bad outcome; make it negative, or change the surface"
     if not any(weights.values()):
-        problems.append(
-            ((), "all weights are 0, so all candidates are worth the same; give one another weight")
-        )
-    if problems:
-        raise refusal(*problems)
-    return weights
+        yield (), "all weights are 0, so all candidates are worth the same; give one another weight"
 
 
 def refuse_label(document: Mapping[str, object], where: str) -> None:

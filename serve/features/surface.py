@@ -19,7 +19,7 @@ from serve.contract.errors import TabrankError, suggest, unknown
 from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
 from serve.features.baseline import Baseline
 from serve.features.kind import Kind
-from serve.features.outcomes import Outcome, Outcomes, Weight, check_outcomes, check_weights, refuse_label
+from serve.features.outcomes import Outcome, Outcomes, Weight, check_outcomes, misfits, refuse_label
 from serve.features.registry import KINDS
 from serve.features.slots import IMPRESSION, OWNERS
 from serve.features.state_kind import STATE
@@ -229,7 +229,10 @@ class Surface:
     @field_validator("weights")
     @classmethod
     def _fit_the_outcomes(cls, weights: Mapping[str, float], info: ValidationInfo) -> Mapping[str, float]:
-        return check_weights(weights, info.data.get("outcomes"))
+        outcomes = info.data.get("outcomes")
+        if weights and outcomes is not None and (problems := [*misfits(weights, outcomes, weights)]):
+            raise refusal(*problems)
+        return weights
 
     @field_validator("popular")
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -13,7 +12,6 @@ from serve.contract.rankings import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_ID_CHARA
 from serve.contract.records import MAX_EVENTS_BODY_BYTES, MAX_RECORDS
 from serve.features.outcomes import Outcome
 from serve.ranking.service import RankingService
-from serve.ranking.utility import effective_weights
 
 LIMITS = (MAX_CANDIDATES, MAX_ID_CHARACTERS, MAX_BODY_BYTES, MAX_EVENTS_BODY_BYTES, MAX_RECORDS)
 WEIGHTS = "What one unit of each predicted outcome is worth, unless an arm has its own weights."
@@ -131,10 +129,9 @@ def description(service: RankingService) -> Description:
 
 
 def _experiment(service: RankingService) -> ExperimentInUse:
-    experiment, models = service.config.experiment, service.models
-    weights = partial(effective_weights, service.surface)
-    arms = [
-        ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, models.version_for(arm), weights(arm))
-        for arm in experiment.arms
-    ]
+    experiment, arms = service.config.experiment, []
+    for arm in experiment.arms:
+        version, weights = service.models.version_for(arm), service.surface.worth | dict(arm.weights)
+        in_use = weights if arm.by_model else {}
+        arms.append(ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, version, in_use))
     return ExperimentInUse(experiment.name, experiment.start_ms, experiment.end_ms, experiment.holdout, arms)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS, json_value
-from serve.features.slots import F64, IMPRESSION
+from serve.features.slots import F64, IMPRESSION, Bools
 from serve.features.surface import Surface
 from serve.log.events import Exposure, Record
 from serve.log.predictions import predictions
@@ -37,7 +37,7 @@ ALL = 1 << 16
 EXPOSURE_BYTES, EVENT_BYTES, ENTRY_BYTES = 1_536, 1_024, 128
 # An event without a request belongs to one of its viewer's last exposures, of this many.
 RECENT = 100
-# Leave out outcomes with a longer window: too many exposures would have to wait for them.
+# Leave out outcomes that are known only later: too many exposures would have to wait for them.
 MAX_WITHIN_MS = 2 * UNITS_MS["h"]
 # Time of a stay that is over.
 ENDED = -1
@@ -46,11 +46,11 @@ RETRY_MS = 60_000
 
 # By the labels of `metric_catalog.QUALITY`: arm, version, measure, cell of the scores, outcome, and
 # whether that is the primary one.
-Sums = Mapping[tuple[str, str, str, str, str, str], float]
-Known = NDArray[np.bool_]
+Sums = Mapping[tuple[str, ...], float]
 
 
-class _Shown(NamedTuple):
+@dataclass(slots=True)
+class _Shown:
     """Exposure that waits, and what followed by candidate: times, and amounts of each outcome."""
 
     exposure: Exposure
@@ -59,13 +59,7 @@ class _Shown(NamedTuple):
     amounts: dict[str, dict[str, float]]
     # Of each outcome that is a stay, when it began last, or ENDED.
     begun_ms: dict[str, dict[str, int]]
-
-    def num_bytes(self) -> int:
-        tables: list[Collection[str]] = [*self.times_ms, *self.amounts.values(), *self.begun_ms.values()]
-        entries = sum(ENTRY_BYTES * len(table) + sum(map(len, table)) for table in tables if table)
-        # One outcome, and the times of two tables, are a part of EXPOSURE_BYTES.
-        more = ENTRY_BYTES * (len(self.amounts) + len(self.begun_ms) - 1)
-        return EXPOSURE_BYTES + entries + more + len(self.exposure.predictions or b"")
+    num_bytes: int
 
 
 class _Version(NamedTuple):
@@ -90,19 +84,17 @@ class LiveQuality:
 
     def __init__(self, surface: Surface, models: Path, max_bytes: int = MAX_BYTES) -> None:
         self._by_client, self._primary = surface.impression_events, next(iter(surface.predicted))
-        held = {name: one for name, one in surface.outcomes.items() if one.within_ms <= MAX_WITHIN_MS}
+        held = {name: one for name, one in surface.outcomes.items() if one.known_ms <= MAX_WITHIN_MS}
         if left_out := [name for name in surface.outcomes if name not in held]:
             log.warning("live quality: windows of more than two hours are not measured: %s", left_out)
+        # Those that close first come first.
+        self._outcomes = dict(sorted(held.items(), key=lambda of: of[1].known_ms))
+        self._stays = {name: one for name, one in held.items() if one.until}
         # An impression comes within a window after the exposure, and events within that after it.
         self._seen_within_ms = max((one.within_ms for one in held.values()), default=0)
         later_ms = self._seen_within_ms * self._by_client
-        spans_ms = {
-            name: later_ms + one.within_ms + int(UNITS_MS["m"] * one.scale) * bool(one.until)
-            for name, one in held.items()
-        }
-        # Those that close first come first.
-        self._spans_ms = dict(sorted(spans_ms.items(), key=lambda of: of[1]))
-        self._outcomes, self._span_ms = held, max(spans_ms.values(), default=0)
+        self._spans_ms = {name: later_ms + one.known_ms for name, one in self._outcomes.items()}
+        self._span_ms = max(self._spans_ms.values(), default=0)
         self._kinds = {IMPRESSION, *(kind for one in held.values() for kind in (one.event, one.until))}
         self._models, self._max_bytes, self._num_bytes = models, max_bytes, 0
         # Share of the viewers that count, when it last grew, and up to when events are joined.
@@ -117,7 +109,7 @@ class LiveQuality:
         self._shown_to: defaultdict[str, dict[str, _Shown]] = defaultdict(dict)
         self._open: dict[str, dict[str, _Shown]] = {name: {} for name in self._spans_ms}
         self._shown: dict[str, _Shown] = next(reversed(self._open.values()), {})
-        self._sums: defaultdict[tuple[str, str, str, str, str, str], float] = defaultdict(float)
+        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
 
     def add(self, records: Iterable[Record], now_ms: int) -> None:
         """Take committed records at `now_ms` of the service's clock, and count what has closed."""
@@ -147,27 +139,32 @@ class LiveQuality:
         sums, self._sums = self._sums, defaultdict(float)
         return sums
 
-    def _add(self, arm: str, model: str, outcome: str, **sums: float) -> None:
+    def _add(self, arm: str, model: str, outcome: str = "", cell: str = "", **sums: float) -> None:
         """Add to the sums of an outcome, or of rankings and events if it is empty."""
         is_primary = outcome and ("yes" if outcome == self._primary else "no")
         for measure, value in sums.items():
-            self._sums[arm, model, measure, "", outcome, is_primary] += float(value)
+            self._sums[arm, model, measure, cell, outcome, is_primary] += float(value)
 
     def _counts(self, record: Exposure | Event) -> bool:
         return hash(_viewer(record)) % ALL < ALL * self._share
 
     def _show(self, exposure: Exposure) -> None:
         if exposure.ts_ms < self._joined_ms or not self._outcomes or not self._counts(exposure):
-            self._add("", "", "", left_out=1)
+            self._add("", "", left_out=1)
             return
-        bare = replace(exposure, context={}, stated={}, propensity=None, numeric=None, category=None)
-        times_ms = dict.fromkeys(exposure.candidates, exposure.ts_ms)
-        stays: dict[str, dict[str, int]] = {name: {} for name, one in self._outcomes.items() if one.until}
+        bare = replace(
+            exposure, context={}, stated={}, propensity=None, draw=None, numeric=None, category=None
+        )
+        times_ms = [dict.fromkeys(bare.candidates, bare.ts_ms), *({} for _ in range(self._by_client))]
         amounts: dict[str, dict[str, float]] = {name: {} for name in self._outcomes}
-        shown = _Shown(bare, [times_ms, *({} for _ in range(self._by_client))], amounts, stays)
+        # One outcome and its tables are a part of EXPOSURE_BYTES.
+        entries = len(times_ms[0]) + len(amounts) + len(self._stays) + len(bare.weights) - 1
+        num_bytes = EXPOSURE_BYTES + ENTRY_BYTES * entries + len(bare.predictions or b"")
+        num_bytes += sum(map(len, times_ms[0]))
+        self._num_bytes += num_bytes
+        shown = _Shown(bare, times_ms, amounts, {name: {} for name in self._stays}, num_bytes)
         for waiting in (self._shown_to[_viewer(bare)], *self._open.values()):
             waiting[bare.request_id] = shown
-        self._num_bytes += shown.num_bytes()
 
     def _happen(self, event: Event) -> None:
         if event.request_id in self._shown or self._counts(event):
@@ -179,7 +176,7 @@ class LiveQuality:
         self._share /= 2
         for shown in [shown for shown in self._shown.values() if not self._counts(shown.exposure)]:
             self._forget(shown)
-            self._add("", "", "", left_out=1)
+            self._add("", "", left_out=1)
         kept = [each for each in self._events if each[3].request_id in self._shown or self._counts(each[3])]
         self._num_bytes -= EVENT_BYTES * (len(self._events) - len(kept))
         heapq.heapify(kept)
@@ -191,17 +188,16 @@ class LiveQuality:
             waiting.pop(request, None)
         if not self._shown_to[viewer]:
             del self._shown_to[viewer]
-        self._num_bytes -= shown.num_bytes()
+        self._num_bytes -= shown.num_bytes
 
     def _join(self, ts_ms: int, is_outcome: bool, _: str, event: Event) -> None:
         """Join an event to its request's exposure, or to its viewer's latest of the candidate."""
         self._num_bytes -= EVENT_BYTES
         name, request, joined_ms = event.candidate, event.request_id, None
         mine = self._shown_to.get(_viewer(event), {})
-        recent = list(islice(reversed(mine.values()), RECENT))
-        self._end_stays(event, ts_ms, recent)
+        self._end_stays(event, ts_ms, mine)
         named = [self._shown[request]] if request in self._shown else []
-        for shown in recent if request is None else named:
+        for shown in islice(reversed(mine.values()), RECENT) if request is None else named:
             # As in training, an event is never before its request: a client's clock may be behind.
             at_ms = max(ts_ms, shown.exposure.ts_ms) if named else ts_ms
             age_ms = at_ms - shown.times_ms[-1 if is_outcome else 0].get(name, at_ms + 1)
@@ -210,7 +206,7 @@ class LiveQuality:
                 if is_outcome:
                     self._count(shown, event, at_ms, age_ms)
                 elif age_ms <= self._seen_within_ms:
-                    self._note(shown.times_ms[-1], name, at_ms)
+                    self._note(shown, shown.times_ms[-1], name, at_ms)
                 break
         # Soon after viewers began to count, an event's ranking may have been left out. That of a
         # viewer without a ranking that waits may also be of test traffic.
@@ -218,11 +214,14 @@ class LiveQuality:
         if primary and event.kind == primary.event and ts_ms - self._grown_ms >= self._span_ms:
             is_joined = joined_ms is not None and joined_ms <= primary.within_ms
             known = bool(mine or is_joined)
-            sums = {"unjoined_events": known > is_joined, "unknown_viewers": not known}
-            self._add("", "", "", label_events=known, **sums)
+            self._add(
+                "", "", label_events=known, unjoined_events=known > is_joined, unknown_viewers=not known
+            )
 
-    def _note(self, table: dict[str, Any], name: str, value: float) -> None:
-        self._num_bytes += (ENTRY_BYTES + len(name)) * (name not in table)
+    def _note(self, shown: _Shown, table: dict[str, Any], name: str, value: float) -> None:
+        if name not in table:
+            shown.num_bytes += ENTRY_BYTES + len(name)
+            self._num_bytes += ENTRY_BYTES + len(name)
         table[name] = value
 
     def _count(self, shown: _Shown, event: Event, at_ms: int, age_ms: int) -> None:
@@ -231,27 +230,29 @@ class LiveQuality:
             if event.kind != outcome.event or age_ms > outcome.within_ms:
                 continue
             if outcome.until:
-                self._note(shown.begun_ms[of], event.candidate, at_ms)
+                self._note(shown, shown.begun_ms[of], event.candidate, at_ms)
             else:
                 value = np.nan if event.value is None else event.value
-                self._raise(shown.amounts[of], event.candidate, value if outcome.sum else 1.0)
+                self._raise(shown, of, event.candidate, value if outcome.sum else 1.0)
 
-    def _end_stays(self, event: Event, ts_ms: int, recent: Iterable[_Shown]) -> None:
+    def _end_stays(self, event: Event, ts_ms: int, mine: dict[str, _Shown]) -> None:
         """End the stays of a viewer at a candidate; one that begins again has an unknown length."""
-        for of, outcome in self._outcomes.items():
-            if outcome.until is None or event.kind not in (outcome.event, outcome.until):
+        for of, outcome in self._stays.items():
+            if event.kind not in (outcome.event, outcome.until):
                 continue
-            for shown in recent:
+            for shown in islice(reversed(mine.values()), RECENT):
                 begun_ms = shown.begun_ms[of].get(event.candidate, ENDED)
                 if begun_ms != ENDED:
                     shown.begun_ms[of][event.candidate] = ENDED
                     minutes = (ts_ms - begun_ms) / UNITS_MS["m"]
-                    minutes = minutes if event.kind == outcome.until else np.nan
-                    self._raise(shown.amounts[of], event.candidate, minutes)
+                    self._raise(
+                        shown, of, event.candidate, minutes if event.kind == outcome.until else np.nan
+                    )
 
-    def _raise(self, amounts: dict[str, float], name: str, amount: float) -> None:
+    def _raise(self, shown: _Shown, outcome: str, name: str, amount: float) -> None:
         # NaN, an unknown amount, stays NaN.
-        self._note(amounts, name, amounts.get(name, 0.0) + max(amount, 0.0))
+        before = shown.amounts[outcome].get(name, 0.0)
+        self._note(shown, shown.amounts[outcome], name, before + max(amount, 0.0))
 
     def _close(self, outcome: str, shown: _Shown) -> None:
         """Count an exposure for an outcome; hold it no longer once it has counted for all."""
@@ -275,15 +276,15 @@ class LiveQuality:
             del self._open[outcome][exposure.request_id]
             return
         self._forget(shown)
-        self._add(*key[:2], "", unreadable=version is None and len(scored) > 0)
+        self._add(*key[:2], unreadable=version is None and len(scored) > 0)
         if version is not None:
-            self._add(*key[:2], "", scored_rankings=1)
+            self._add(*key[:2], scored_rankings=1)
             counts = cell_counts(version.cells, scored).tolist() if version.cells else ()
             for cell, served in enumerate(counts):
-                self._sums[*key[:2], "served_scores", str(cell), "", ""] += served
+                self._add(*key[:2], cell=str(cell), served_scores=served)
 
     def _compare(
-        self, key: tuple[str, str, str], version: _Version, exposure: Exposure, amount: F64, known: Known
+        self, key: tuple[str, str, str], version: _Version, exposure: Exposure, amount: F64, known: Bools
     ) -> None:
         """Compare the amounts `[C]` of an outcome, where they are known, with what was expected."""
         column = list(version.theta).index(key[2])

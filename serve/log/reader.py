@@ -39,7 +39,7 @@ ARROW: Mapping[FieldType, pa.DataType] = {
 
 @dataclass(frozen=True)
 class Log:
-    """Four tables in canonical types.
+    """Four tables with all columns of `canonical`, in its types; a log's own gaps are null.
 
     `exposures.context` and the fields of viewers and candidates are those of the surface. A log of
     a service also has numbers: `seq` of each record, and `seen_seq` of the last record that a

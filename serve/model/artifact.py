@@ -136,17 +136,10 @@ def load(folder: Path) -> Artifact:
     return artifact
 
 
-def state_of(folder: Path) -> str | None:
-    """Return the fingerprint of the state that an artifact was trained on, or None."""
+def peek(folder: Path) -> Artifact | None:
+    """Return the artifact in `folder` by its manifest alone, or None without a valid one."""
     with suppress(ArtifactRefused):
-        return _checked(folder, _read(folder, MANIFEST)).get("state_fingerprint")
-    return None
-
-
-def outcomes_of(folder: Path) -> dict[str, float] | None:
-    """Return the outcomes that an artifact predicts, as `Artifact.outcomes`, or None."""
-    with suppress(ArtifactRefused):
-        return Artifact(folder, _checked(folder, _read(folder, MANIFEST))).outcomes
+        return Artifact(folder, _checked(folder, _read(folder, MANIFEST)))
     return None
 
 

@@ -99,8 +99,9 @@ def answer(
     scores = [None if score != score else score for score in slate.score[places].tolist()]
     told: Iterable[Any] = repeat(None if len(query.weighing.weights) > 1 else UNSET)
     if slate.predictions is not None:
-        amounts = map(query.weighing.told, *np.ascontiguousarray(slate.predictions[places].T).tolist())
-        told = (None if score is None else row for score, row in zip(scores, amounts, strict=True))
+        told = map(query.weighing.told, *slate.predictions[places].T.tolist())
+        if None in scores:
+            told = [None if score is None else one for score, one in zip(scores, told, strict=True)]
     ranked = list(map(Ranked, shown, scores, range(1, len(shown) + 1), told))
     if query.explain and slate.matrix is not None:
         values_of = partial(explain, columns, encoder, slate.matrix)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from serve.config.settings import Arm
 from serve.features.slots import F32, I64
 from serve.features.surface import Surface
 from serve.model.artifact import Artifact
@@ -34,7 +33,9 @@ class Weighing:
         # Of an answer's candidates: as fast as a tuple, and JSON has the names. No field of a class
         # may have the name of a keyword, an outcome may.
         fields = {f"outcome_{k}": name for k, name in enumerate(weights)}
-        self.told = msgspec.defstruct("Predictions", [(field, float) for field in fields], rename=fields)
+        self.told = msgspec.defstruct(
+            "Predictions", [(field, float) for field in fields], rename=fields, gc=False
+        )
 
     def utility(self, shares: F32) -> F32:
         """Return the utility `[R]` of shares `[R, O]`, NaN where a share is."""
@@ -71,11 +72,6 @@ class Weighings:
         return self._made[key]
 
 
-def effective_weights(surface: Surface, arm: Arm) -> dict[str, float]:
-    """Return an arm's own weights, and the surface's of outcomes that it does not name."""
-    return surface.worth | dict(arm.weights) if arm.by_model else {}
-
-
 def weighed(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -> tuple[F32, F32]:
     """Return the utility of each row of a batch `[R]`, and its predictions in units `[R, O]`.
 
@@ -87,14 +83,19 @@ def weighed(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -> 
         weighings: That of each request.
         request_of_row: `[R]`.
     """
-    if all(weighing.is_share for weighing in weighings):
+    distinct = list(dict.fromkeys(weighings))
+    if all(weighing.is_share for weighing in distinct):
         return shares[:, 0], shares
-    weights, scales = np.zeros((2, len(weighings), shares.shape[1]))
-    for b, weighing in enumerate(weighings):
-        weights[b, : len(weighing.scales)] = [*weighing.weights.values()]
-        scales[b, : len(weighing.scales)] = weighing.scales
-    amounts = (shares * scales[request_of_row]).astype(np.float32)
+    weights, scales = np.zeros((2, len(distinct), shares.shape[1]))
+    for k, weighing in enumerate(distinct):
+        weights[k, : len(weighing.scales)] = [*weighing.weights.values()]
+        scales[k, : len(weighing.scales)] = weighing.scales
+    # A batch has one weighing, unless arms differ.
+    if len(distinct) > 1:
+        of_row = np.array([distinct.index(weighing) for weighing in weighings])[request_of_row]
+        weights, scales = weights[of_row], scales[of_row]
+    amounts = (shares * scales).astype(np.float32)
     total = np.zeros(len(amounts))
-    for terms in (amounts * weights[request_of_row]).T:
+    for terms in (amounts * weights).T:
         total += terms
     return total.astype(np.float32), amounts

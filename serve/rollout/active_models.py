@@ -52,9 +52,7 @@ class ActiveModels:
         for this arm, because the order would not be what its weights say.
         """
         artifact = self.named_by(arm)
-        if artifact is None or arm.lacks(artifact.outcomes, artifact.version):
-            return None
-        return artifact.version
+        return None if artifact is None or arm.lacks(artifact) else artifact.version
 
     def named_by(self, arm: Arm) -> Artifact | None:
         """Return the loaded artifact that an arm names, whether or not it can rank for it."""

@@ -186,28 +186,24 @@ class RolloutMonitor:
         async with asyncio.timeout(RESCORE_S):
             answer = await self._rescore(sample.again, batch.payload)
             shares, took_ms = untimed(answer, len(batch.request_of_row))
+        sides = [(batch.version, sample.shares, sample.took_ms), (sample.again, shares, took_ms)]
         # Of a trial, the sample has the new version's scores; of a shadow, the current version's.
-        if batch.trial is not None:
-            versions, both = (batch.version, sample.again), (sample.shares, shares)
-            times_ms = sample.took_ms, took_ms
-        else:
-            versions, both = (sample.again, batch.version), (shares, sample.shares)
-            times_ms = took_ms, sample.took_ms
-        new, old = map(self.utility, versions, both)
-        by_outcome = self._of_both(versions, both)
-        measures = ScorePair(new, old, *times_ms, batch.request_of_row, by_outcome).measures()
-        self.sums[versions].add(measures)
+        if batch.trial is None:
+            sides.reverse()
+        (new, of_new, new_ms), (old, of_old, old_ms) = sides
+        its, other = self._by_outcome(new, of_new), self._by_outcome(old, of_old)
+        both = {name: (its[name], other[name]) for name in its if name in other}
+        scores = self.utility(new, of_new), self.utility(old, of_old)
+        measures = ScorePair(*scores, new_ms, old_ms, batch.request_of_row, both).measures()
+        self.sums[new, old].add(measures)
         if batch.trial is not None:
             batch.trial.compared(measures, time.monotonic())
             self._judge(batch.trial)
 
-    def _of_both(self, versions: tuple[str, str], shares: tuple[F32, F32]) -> dict[str, tuple[F32, F32]]:
-        """Return the shares `[R]` of each outcome that both versions predict."""
-        new, old = (
-            dict(zip(artifact.outcomes, of.T, strict=True)) if artifact else {}
-            for artifact, of in zip(map(self._models.artifact, versions), shares, strict=True)
-        )
-        return {name: (new[name], old[name]) for name in new if name in old}
+    def _by_outcome(self, version: str, shares: F32) -> dict[str, F32]:
+        """Return the shares `[R]` of each outcome that a loaded version predicts."""
+        artifact = self._models.artifact(version)
+        return dict(zip(artifact.outcomes, shares.T, strict=True)) if artifact else {}
 
     def take_sums(self) -> dict[tuple[str, str], ScoreSums]:
         """Return the sums of the pairs since the last call, and reset them."""

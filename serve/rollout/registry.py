@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.contract.validation import refuse_file
-from serve.model.artifact import CANARY, CURRENT, load, point, pointed, state_of, unpoint, versions
+from serve.model.artifact import CANARY, CURRENT, Artifact, load, peek, point, pointed, unpoint, versions
 from serve.model.compatibility import require_promotable
 from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
 from serve.storage.atomic_files import exclusive
@@ -100,7 +100,7 @@ class ModelRegistry:
         Return the version that is then current; None if `version` was neither current nor canary.
 
         Raises:
-            NothingBefore: no good version of its state exists before it.
+            NothingBefore: no good version of its state and outcomes exists before it.
             TabrankError: the folder cannot be written.
         """
         with self._locked():
@@ -114,7 +114,7 @@ class ModelRegistry:
                 return None
             before = self._previous(version)
             if before is None:
-                none = f"no good version of its state was current before {was}"
+                none = f"no good version of its state and outcomes was current before {was}"
                 raise NothingBefore(f"models {self.models}: {none}; promote another")
             self._record("rollback", version, before, reason)
             point(self.models, CURRENT, before)
@@ -142,10 +142,11 @@ class ModelRegistry:
         return found
 
     def _previous(self, version: str | None) -> str | None:
-        """Return the good version before this one that a service with its state can rank with."""
-        state = state_of(self.models / version) if version else None
-        alike = [each for each in versions(self.models) if state_of(self.models / each) in (state, None)]
-        return self._history.read().previous(version, alike if state else versions(self.models))
+        """Return the good version before this one that its service can rank with."""
+        found = {each: peek(self.models / each) for each in versions(self.models)}
+        was = found.get(version or "")
+        alike = [each for each, artifact in found.items() if artifact and _can_replace(artifact, was)]
+        return self._history.read().previous(version, alike)
 
     def _pointed(self, pointer: str) -> str | None:
         with suppress(ArtifactRefused):
@@ -173,3 +174,12 @@ class ModelRegistry:
 def _made(version: str) -> str:
     """Return when a version was made, as ISO 8601, from its name."""
     return f"{version[:4]}-{version[4:6]}-{version[6:11]}:{version[11:13]}:{version[13:16]}"
+
+
+def _can_replace(artifact: Artifact, was: Artifact | None) -> bool:
+    """Return whether a service that ranks with `was` would not refuse an artifact."""
+    if was is None:
+        return True
+    one, other = artifact.manifest, was.manifest
+    is_of_state = one.get("state_fingerprint") == other.get("state_fingerprint")
+    return is_of_state and other.get("outcomes", {}).keys() <= one.get("outcomes", {}).keys()

@@ -46,7 +46,6 @@ def dataset(surface: Surface, num_slates: int = 400, per: int = 6, seed: int = 0
         candidate_seen=rng.integers(0, 400, num_rows),
         request_ids=[str(i) for i in range(num_slates)],
         candidate_ids=["c"],
-        counts={},
     )
 
 

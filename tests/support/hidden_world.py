@@ -110,7 +110,6 @@ def hidden(
         candidate_seen=zeros,
         request_ids=[],
         candidate_ids=[],
-        counts={},
         weight=np.where(np.repeat(drawn, PER), weight.ravel(), np.nan) if explore else None,
         arm=np.repeat(arm, PER) if len(arms) > 1 else None,
     )

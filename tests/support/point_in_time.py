@@ -31,7 +31,7 @@ def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:
         raise TabrankError(f"at: {at:g} must lie between 0 and 1, a share of the exposures by time")
     times = np.sort(log.exposures["ts_ms"].to_numpy())
     cut_ms = int(times[min(int(len(times) * at), len(times) - 1)])
-    end_ms = log.ends_ms + schema.surface.primary.within_ms + 1
+    end_ms = log.ends_ms + schema.surface.longest_window_ms + 1
     is_later = pc.greater(log.exposures["ts_ms"], cut_ms)
     later = log.exposures["request_id"].filter(is_later)
     # An event counts no earlier than the exposure that it names, even if its own time is earlier.

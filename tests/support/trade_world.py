@@ -89,6 +89,5 @@ def trade(num_slates: int, seed: int) -> Trade:
         candidate_seen=zeros,
         request_ids=[],
         candidate_ids=[],
-        counts={},
     )
     return Trade(rows, shares, worth)

@@ -57,7 +57,6 @@ class Dataset:
     candidate_seen: I64
     request_ids: Sequence[str]
     candidate_ids: Sequence[str | None]
-    counts: dict[str, int]
     # The surface's rule, if it has one.
     rule: Baseline | None = None
     # [N], the log weight with which the row's place was drawn; −inf for candidates that were not
@@ -181,8 +180,8 @@ class DatasetPlan:
         whole = concat_logs([history, log]) if history else log
         self._contexts = whole.exposures["context"].combine_chunks()
         self._replay = replay = Replay(schema, whole)
-        labels = label(replay, whole, schema.surface)
-        self._outcomes, self._is_row = labels.outcomes, labels.is_row
+        self._outcomes = label(replay, whole, schema.surface)
+        self._is_row = np.asarray(~np.isnan(self._outcomes).all(axis=1), np.bool_)
         self._is_row[: replay.first[self._skipped]] = False
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
         shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
@@ -231,12 +230,6 @@ class DatasetPlan:
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
         self._candidate_seen = _earlier(replay.shown, shown_ms).astype(np.int32)
         self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
-        self.counts = labels.counts | {
-            "rows": len(self),
-            "positive": int((self._outcomes[self._is_row, 0] > 0).sum()),
-            "unknown_rows": num_unknown,
-            "before_snapshot": int(replay.before_snapshot[self._skipped :].sum()),
-        }
 
     def __len__(self) -> int:
         return len(self.ts_ms)
@@ -294,7 +287,6 @@ class DatasetPlan:
             candidate_seen=self._candidate_seen[rows].astype(np.int64),
             request_ids=self._request_ids,
             candidate_ids=replay.state.candidates.ids,
-            counts=self.counts,
             rule=self._features.schema.surface.baseline,
             weight=None if self._weight is None else self._weight[rows],
             arm=None if self._arms is None else self._arms[exposure - self._skipped],

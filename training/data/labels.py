@@ -1,4 +1,4 @@
-"""Labels: decide which shown candidates are rows, and what followed each.
+"""Labels: what followed each shown candidate, and so which of them are rows.
 
 P shown candidates, of all exposures end to end, as in `Replay.shown`; O predicted outcomes.
 """
@@ -23,26 +23,14 @@ from training.data.amounts import amounts
 FOREVER_MS = int(np.iinfo(np.int64).max)
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Which shown candidates are rows, bool [P], and what followed each, f32 [P, O].
+def label(replay: Replay, log: Log, surface: Surface) -> NDArray[np.float32]:
+    """Return [P, O] the amount of each predicted outcome within its window, as a share of its cap.
 
-    `outcomes` are shares of the caps, NaN where unknown. `counts` are of rows and events left out.
-    """
-
-    outcomes: NDArray[np.float32]
-    is_row: NDArray[np.bool_]
-    counts: dict[str, int]
-
-
-def label(replay: Replay, log: Log, surface: Surface) -> Labels:
-    """Label each shown candidate with the amount of each predicted outcome within its window.
-
-    The window begins with the exposure or, where the surface has client impressions, with an
-    impression; a candidate without an impression is then not a row. An outcome is unknown where its
-    window is still open at the end of the log, and where an amount is: a stay without its end, an
-    event without its value. A shown candidate of which no outcome is known is no row, nor are those
-    of erased exposures. Erased events label nothing.
+    It is NaN where it is unknown, and a shown candidate of which all are is no row. The window
+    begins with the exposure or, where the surface has client impressions, with an impression; of a
+    candidate without one, all are unknown. An outcome is unknown where its window is still open at
+    the end of the log, and where an amount is: a stay without its end, an event without its value.
+    All are unknown of erased exposures. Erased events label nothing.
     """
     owners = Owners.in_replay(replay, log)
     shown = np.arange(len(replay.shown))
@@ -60,19 +48,15 @@ def label(replay: Replay, log: Log, surface: Surface) -> Labels:
     who = np.where(owners.event_viewer > 0, owners.event_viewer, -1 - owners.event_request)
     value = log.events["value"].to_numpy()
     outcomes = np.empty((len(replay.shown), len(surface.predicted)), np.float32)
-    counts = {"open_rows": 0, "unmatched_label_events": 0}
     for column, outcome in zip(outcomes.T, surface.predicted.values(), strict=True):
         amount = amounts(outcome, kind, replay.event_ms, who, replay.event_candidate, value)
         events = np.flatnonzero(kind == outcome.event)
         at = owners.of(events, shown, since_ms, outcome.within_ms)
         total = np.zeros(len(replay.shown))
         np.add.at(total, shown[at[at >= 0]], amount[events[at >= 0]])
-        is_open = seen & (last_ms > log.ends_ms - outcome.within_ms)
-        column[:] = np.where(seen & ~is_open, np.clip(total / outcome.scale, 0.0, 1.0), np.nan)
-        counts["open_rows"] += int(is_open.sum())
-        counts["unmatched_label_events"] += int((at < 0).sum())
-    is_row = np.asarray(~np.isnan(outcomes).all(axis=1), np.bool_)
-    return Labels(outcomes, is_row, counts)
+        is_closed = last_ms <= log.ends_ms - outcome.within_ms
+        column[:] = np.where(seen & is_closed, np.clip(total / outcome.scale, 0.0, 1.0), np.nan)
+    return outcomes
 
 
 @dataclass(frozen=True)

@@ -181,10 +181,8 @@ def evaluate(
         before = build(Schema(surface), read_log(history, surface))
         settings = tuned(artifact.encoder, before.of(0), examinations[0], TUNING_S)
         shares["lightgbm"] = trees(artifact.encoder, before, examinations, settings)(data.matrix)
-    return measured_by(artifact, data) | {
-        "counts": data.counts,
-        **assess(data, shares, surface, examinations=examinations, encoder=artifact.encoder),
-    }
+    found = assess(data, shares, surface, examinations=examinations, encoder=artifact.encoder)
+    return measured_by(artifact, data) | found
 
 
 def read_rows(surface: Surface, history: Path | None, log: Path, progress: Progress) -> Dataset:

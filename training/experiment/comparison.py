@@ -95,8 +95,7 @@ def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dic
         so_far, _ = capped({**sums, **people.before}, here[0] | here[1])
         control, treatment = (arm_of(so_far, flags) for flags in here)
         for metric, curve in zip(metrics, curves, strict=True):
-            adjusted = explains(metric, control, treatment)
-            effect = compare(metric, control, treatment, adjusted=adjusted)
+            effect = compare(metric, control, treatment, adjusted=explains(metric, control, treatment))
             if effect is not None:
                 valid = always_valid(effect, control.count() + treatment.count(), best_at)
                 curve.append({"day": day, **_row(effect, valid.p), "always_valid": asdict(valid)})

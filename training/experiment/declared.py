@@ -12,7 +12,7 @@ from serve.config.reader import parse
 from serve.config.settings import POPULAR, AppArgs, Arm, Experiment
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
-from serve.contract.validation import table
+from serve.contract.validation import typed
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ def _experiments(
             continue
         for here, deployment in _listed(application.get("deployments"), f"{where}.deployments"):
             if deployment.get("name") == OUR_INGRESS:
-                config = table(deployment.get("user_config") or {}, f"{here}.user_config")
+                config = typed(deployment.get("user_config") or {}, dict, f"{here}.user_config")
                 inside = f"{here}.user_config.experiment"
-                surface = table(application.get("args") or {}, f"{where}.args").get("surface")
+                surface = typed(application.get("args") or {}, dict, f"{where}.args").get("surface")
                 args = AppArgs(surface) if isinstance(surface, str) else None
-                yield inside, table(config.get("experiment") or {}, inside), args
+                yield inside, typed(config.get("experiment") or {}, dict, inside), args
 
 
 def _listed(value: object, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(value, list | None):
         raise TabrankError(f"{where}: {value!r} must be a list; begin each entry with a dash")
     for i, entry in enumerate(value or []):
-        yield f"{where}[{i}]", table(entry, f"{where}[{i}]")
+        yield f"{where}[{i}]", typed(entry, dict, f"{where}[{i}]")

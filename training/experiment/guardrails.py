@@ -1,4 +1,4 @@
-"""Guardrails of an experiment: exposures, degraded and slow answers by arm, with tests.
+"""Guardrails of an experiment: metrics and degraded answers by arm, with tests.
 
 Letters: N exposures, V viewers.
 """
@@ -56,20 +56,18 @@ def by_arm(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
 
 
 def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bool) -> list[dict[str, Any]]:
-    """Return the shares of fallback, degraded and slow answers, with interval and test.
+    """Return the shares of fallback and of degraded answers, with interval and test.
 
     `here` [N] are the exposures of the panel `people`. A share that does not vary has no test.
-    Viewers are the unit of the variance. Slow answers are those above the p99 of both arms.
+    Viewers are the unit of the variance.
     """
     flags = [people.arm == arm for arm in arms]
     if min(int(mine.sum()) for mine in flags) < 2:
         return []
-    rung, took_ms = here["rung"], here["latency_ms"]
-    slow_ms = float(took_ms[here["arm"].isin(arms)].quantile(0.99))
+    rung = here["rung"]
     shares: dict[str, tuple[str, Any]] = {
         "fallback": ("answers by fallback", rung == FALLBACK),
         "degraded": ("answers not by rung full", rung.notna() & (rung != "full")),
-        "slow": (f"answers slower than {slow_ms:.1f} ms, the p99 of both arms", took_ms > slow_ms),
     }
     # The panel numbers viewers in the same order.
     viewer = pd.factorize(here["viewer"])[0]
@@ -92,10 +90,8 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         else:
             continue
         row = {"name": name, "title": title, "control": base, "treatment": share, "difference": share - base}
-        # No share rises by more than 1: slow answers have no margin.
-        margin = 1.0 if name == "slow" else FLAG_SHARE
-        row |= {"low": low, "high": high, "p": p, "worse": "higher", "margin": margin}
-        rows.append(row | {"state": _state(low, high, "higher", margin)})
+        row |= {"low": low, "high": high, "p": p, "worse": "higher", "margin": FLAG_SHARE}
+        rows.append(row | {"state": _state(low, high, "higher", FLAG_SHARE)})
     return rows
 
 

@@ -70,7 +70,6 @@ def page(result: Report) -> str:
         kit.section("Metrics", *map(kit.table, _metrics(result)), how),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
-        _viewers_chart(result, days),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
         kit.section("Guardrails", *map(kit.table, (_guardrails(result), _guardrail_tests(result)))),
         kit.footer({}, "", ["report.json"]),
@@ -207,8 +206,6 @@ def _guardrail_tests(result: Report) -> list[list[str]]:
         form = ".4g" if "relative" in row else ".3%"
         values = [number(row[arm], form) for arm in ("control", "treatment")]
         verdict = [f"{row['margin']:.1%}{' (declared)' * row.get('declared', False)}", row["state"]]
-        # Nothing is too much of what is shown alone.
-        verdict = verdict if row["margin"] < 1 else [NOTHING, NOTHING]
         rows.append([row["title"], *values, spread(row), number(row["p"], ".2g"), *verdict])
     return rows if len(rows) > 1 else []
 
@@ -250,14 +247,3 @@ def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: boo
     y = Axis("effect", format=PERCENT) if relative else Axis(f"effect, {metric['unit']}")
     none = Limit("", y=0, colour="muted")
     return plot(f"{metric['title']}, cumulative by day", Axis(""), y, series, [none])
-
-
-def _viewers_chart(result: Report, days: Sequence[str]) -> str:
-    """Plot the viewers with an exposure on each day, by arm."""
-    colours = {result["control"]: "popular", result["treatment"]: "model"}
-    lines = [
-        Series(arm, days, counts, colour=colours[arm], dashed=arm == result["control"])
-        for arm, counts in result["daily_viewers"].items()
-    ]
-    caption = "Viewers with an exposure on the day; the first and last day may be partial."
-    return plot("Viewers by day", Axis(""), Axis("viewers of the day", zero=True), lines, caption=caption)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from serve.contract.errors import TabrankError
@@ -139,7 +138,6 @@ def report(
         "viewers_seen_before": people.num_seen_before,
         "metrics": compared,
         "metrics_without_events": [metric.title for metric in every if metric not in metrics],
-        "daily_viewers": _daily_viewers(people, arms, len(span.days)),
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
     }
@@ -269,9 +267,3 @@ def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
                 f'declare `start: "{since}"` in cluster.yaml to analyse only {guardrails.ranker(newest)}'
             )
     return warnings
-
-
-def _daily_viewers(people: Panel, arms: tuple[str, str], num_days: int) -> dict[str, list[int]]:
-    """Return the number of viewers with an exposure on each day, by arm."""
-    of_cell = people.arm[people.viewer]
-    return {name: np.bincount(people.day[of_cell == name], minlength=num_days).tolist() for name in arms}

@@ -96,7 +96,6 @@ def fit(
             "span_ms": prepared.span_ms,
             # The validation rows chose the epoch and the calibration.
             "seen_until_ms": int(held.ts_ms[-1]),
-            "counts": prepared.counts,
             "parameters": num_parameters,
             "advice": advice(state, config, num_rows, num_parameters),
             "teachers": int(rows is not prepared.train),
@@ -129,7 +128,7 @@ class Fitted:
     seen: Matrix
     # Further entries of the manifest: `log`, the number of training `rows`, `span_ms`, the times of
     # the first and the last one, `seen_until_ms`, the time of the last row that had any influence,
-    # `counts` of the log's reader, and others.
+    # and others.
     manifest: Mapping[str, Any]
     # When the work began, on the clock of `time.perf_counter`.
     begun: float

@@ -14,6 +14,7 @@ from numpy.random import default_rng
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import spelled
 from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.slots import I64
@@ -56,7 +57,6 @@ class Prepared:
     examinations: Sequence[Examination]
     # Times of the first and the last training row.
     span_ms: tuple[int, int]
-    counts: dict[str, int]
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress
     held = valid.take(np.arange(len(valid)))
     rows = encode_rows(encoder, train, examinations)
     seen = take_evenly(train.matrix)
-    return Prepared(rows, held, train, seen, encoder, examinations, span_ms, train.counts)
+    return Prepared(rows, held, train, seen, encoder, examinations, span_ms)
 
 
 def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progress: Progress) -> Prepared:
@@ -165,7 +165,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
         progress(0.9 + 0.1 * (number + 1) / len(raw))
     span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
     seen = take_evenly(sampled.matrix)
-    return Prepared(spill.streamed(), held, None, seen, encoder, examinations, span_ms, plan.counts)
+    return Prepared(spill.streamed(), held, None, seen, encoder, examinations, span_ms)
 
 
 def encode_rows(encoder: Encoder, data: Dataset, examinations: Sequence[Examination]) -> Inputs:
@@ -216,11 +216,13 @@ def _counts(outcomes: NDArray[np.float32]) -> I64:
 
 def _check_labels(name: str, surface: Surface, counts: I64) -> None:
     """Raise TabrankError unless each outcome counted happens at some rows, and not at others."""
-    for outcome, (positives, negatives) in zip(surface.predicted, counts.T, strict=False):
+    for (outcome, declared), counted in zip(surface.predicted.items(), counts.T, strict=False):
+        positives, negatives = counted
         if not (positives and negatives):
             raise TabrankError(
-                f"the {name} rows ({positives + negatives}) have {positives} positives of the outcome {outcome!r}; "
-                f"{BOTH_LABELS}: give a longer log or more days"
+                f"of the {name} rows, {positives + negatives} are older than the window of the outcome {outcome!r}, "
+                f"{spelled(declared.within_ms / 1000)}, and {positives} of them have it; {BOTH_LABELS}: give a longer "
+                "log, more days or a shorter within"
             )
 
 

@@ -129,7 +129,6 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
             "rows": len(rows),
             "span_ms": (int(rows.ts_ms[0]), int(rows.ts_ms[-1])),
             "seen_until_ms": int(newest.ts_ms[-1]),
-            "counts": task.data.counts,
             "teachers": len(logits) + (rival is not None),
             "incumbent": incumbent,
         },

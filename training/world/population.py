@@ -195,8 +195,7 @@ class Viewers(Placed):
         activity = rng.lognormal(0.0, 0.7, size=num)
         num_follows = np.minimum(rng.geometric(1 / 14, size=num) - 1, NUM_FOLLOWS)
         nobody = np.empty((0, 0), np.int64)
-        activity /= activity.sum()
-        viewers = cls(place, device, tastes, eagerness, touchiness, activity, nobody, nobody)
+        viewers = cls(place, device, tastes, eagerness, touchiness, activity / activity.sum(), nobody, nobody)
         viewers.follows = viewers._draw_follows(rng, num_follows, hosts)
         viewers.friends = viewers._draw_friends(rng)
         return viewers

@@ -105,7 +105,5 @@ def simulate(
         "candidates": len(world.spaces),
         "live_at_end": len(live),
         "events": num_events,
-        "click_rate": num_events["click"] / num_rows,
-        "join_rate": num_events["join"] / num_rows,
         "seconds": time.perf_counter() - began_s,
     }

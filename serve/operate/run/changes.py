@@ -52,8 +52,14 @@ def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -
 
 
 def _weights(change: Change) -> str:
-    is_weight = KEYS[:-1] == change.path[2:5] and "weights" in change.path[7:]
-    return f" {shown(change.old)} → {shown(change.new)}" if is_weight else ""
+    """Return the weights of an arm before and after, if they or the whole arm changed."""
+    settings, arms, below = change.path[2:5], change.path[5:7], change.path[8:]
+    if settings != KEYS[:-1] or arms != ("experiment", "arms") or below[:1] not in ((), ("weights",)):
+        return ""
+    old, new = (
+        side if below else get({"arm": side}, ("arm", "weights")) for side in (change.old, change.new)
+    )
+    return "" if old == new else f" {shown(old)} → {shown(new)}"
 
 
 def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Probe]:

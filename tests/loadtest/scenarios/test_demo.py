@@ -220,7 +220,7 @@ def test_the_report_tells_the_story_with_short_numbers(tmp_path):
         "↑ 17, from 20",
         "P(join | looked at)",
         "± 0.008",
-        "make experiment",
+        "README.md",
     ):
         assert told in page, told
     assert "0.0500000" not in page

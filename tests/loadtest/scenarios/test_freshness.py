@@ -154,7 +154,7 @@ def test_a_service_without_events_is_no_case_for_a_verdict(live_stub, fresh, tmp
     live_stub.events_status = 404
     code, report, messages = fresh()
     assert (code, report["verdict"]) == (2, "void")
-    assert "the service has no POST /v1/events" in report["reasons"][0]
+    assert "the service does not accept events: 404" in report["reasons"][0]
     assert messages.strip() == report["reasons"][0]
     assert not (tmp_path / "out").exists()
 

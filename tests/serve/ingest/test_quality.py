@@ -245,6 +245,28 @@ def test_a_stay_lasts_until_the_next_end_of_the_same_viewer_and_candidate_and_at
     assert (found["candidates"], found["labels"]) == (2, pytest.approx(0.2 + 1.0))
 
 
+def test_a_stay_that_may_last_longer_than_two_hours_is_not_measured(models, caplog):
+    toml = SEVERAL.replace('cap = "1m", within = "20s"', 'cap = "2h", within = "20s"')
+    quality = LiveQuality(read_surface(toml), models)
+    assert "not measured: ['stay', 'late']" in caplog.text
+    quality.add([predicted(), act("a", 2_000)], 2_000)
+    # The outcomes with short windows do not wait for it.
+    quality.add([], 1_000 + 30_000 + GRACE_MS)
+    assert quality._num_bytes == 0
+
+
+def test_what_is_kept_of_an_exposure_is_counted(several):
+    drawn = predicted(draw=bytes(1 << 20), propensity=[0.5] * 3)
+    several.add([drawn], 1_000)
+    (waiting,) = several._shown.values()
+    assert (waiting.exposure.draw, waiting.exposure.propensity) == (None, None)
+    with_weights = several._num_bytes
+    drawn.weights = {}
+    drawn.request_id = "other"
+    several.add([drawn], 2_000)
+    assert several._num_bytes == 2 * with_weights - 3 * ENTRY_BYTES
+
+
 def test_a_sum_of_which_a_value_is_missing_is_not_known(several):
     several.add([predicted(), buy("a", 2_000, 1.0), buy("a", 3_000, None)], 5_000)
     several.add([], 1_000 + 80_000 + GRACE_MS)

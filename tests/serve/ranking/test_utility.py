@@ -208,7 +208,9 @@ def publish(service, toml, pointer=None, version=NEW):
         point(service.folder / "models", pointer, version)
 
 
-LACKS = "weighs stay, and version {} predicts join; leave the others out, or fit with a weight for each"
+LACKS = (
+    "weighs stay, and version {} predicts join; leave out stay, or give it a weight in the surface and fit"
+)
 
 
 @pytest.mark.parametrize("scorer", [NEW, "current", "canary"])
@@ -339,3 +341,11 @@ def test_weighings_are_made_once_for_each_arm_and_version(tmp_path):
     for i in range(100):
         weighings.of({"stay": float(i)}, artifact)
     assert weighings.of({"stay": 0.5}, artifact).weights == first.weights
+
+
+def test_an_arm_may_not_reward_what_the_surface_punishes(tmp_path):
+    publish_stub(tmp_path, THREE)
+    arms = (Arm("model", CURRENT, 1.0, weights={"hide": 20.0}),)
+    found = [*UserConfig(Experiment("e", "e", arms)).misfits(read_surface(THREE), tmp_path)]
+    path = ("experiment", "arms", "model", "weights", "hide")
+    assert found == [(path, "20 rewards a bad outcome; make it negative, or change the surface")]

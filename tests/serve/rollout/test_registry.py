@@ -62,7 +62,7 @@ def test_a_rollback_goes_to_the_good_one_before_and_is_remembered(models, releas
     assert states(ModelRegistry(models)) == {A: "previous", B: "current", C: "rolled back"}
     assert releases.table()[0]["reason"] == "wrong topic"
     assert releases.roll_back(None, "that one too") == A
-    with pytest.raises(NothingBefore, match="no good version of its state was current before"):
+    with pytest.raises(NothingBefore, match="no good version of its state and outcomes was current before"):
         releases.roll_back(None, "and that")
     assert releases.current == A
     # Promoting it by name clears the rollback.
@@ -88,11 +88,35 @@ def test_a_rollback_goes_to_no_version_of_another_state(tmp_path):
     command(models, "promote", B)
     # The service with the state of B would refuse it.
     refusal = command(models, "rollback", code=1)
-    assert f"no good version of its state was current before {B}; promote another" in refusal
+    assert f"no good version of its state and outcomes was current before {B}; promote another" in refusal
     assert ModelRegistry(models).current == B
     command(models, "promote", C)
     assert states(ModelRegistry(models)) == {FIRST: "previous", A: "published", B: "published", C: "current"}
     assert command(models, "rollback")["current"] == FIRST
+
+
+def test_a_rollback_goes_to_no_version_that_lacks_an_outcome(tmp_path):
+    models, releases = tmp_path / "models", ModelRegistry(tmp_path / "models")
+    wider = TOML.replace(
+        "popular =",
+        'outcomes.click = { event = "click", within = "10s" }\nweights = { join = 1, click = 1 }\npopular =',
+        1,
+    )
+    for version, toml in ((A, wider), (B, TOML), (C, wider)):
+        publish_stub(models, toml, version)
+        releases.promote(version)
+    # A service that weighs clicks would refuse B.
+    assert releases.roll_back(None, "slow") == A
+    releases.promote(B)
+    assert releases.roll_back(None, "slow") == A
+
+
+def test_a_rollback_goes_to_no_version_of_another_format(models, releases):
+    for version in (A, B, C):
+        releases.promote(version)
+    text = (models / B / "manifest.json").read_text()
+    (models / B / "manifest.json").write_text(text.replace('"format": 4', '"format": 3'))
+    assert releases.roll_back(None, "slow") == A
 
 
 def test_a_version_promoted_before_the_history_can_be_rolled_back_to(models, releases):

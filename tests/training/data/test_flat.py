@@ -322,6 +322,6 @@ def test_a_flat_file_becomes_a_log_that_drafts_and_builds(tmp_path):
     types = {name: field.type for name, field in surface.fields["candidate"].items()}
     assert types == {"size": "number", "new": "number", "since": "time"}
     data = build(Schema(surface), read_log(tmp_path / "log", surface))
-    assert data.counts["positive"] > 1_000
+    assert data.label.sum() > 1_000
     assert len(pd.read_parquet(tmp_path / "log/exposures.parquet")) == 2_000
     assert pq.read_schema(tmp_path / "log/candidates.parquet").field("new").type == pa.bool_()

@@ -97,7 +97,7 @@ def test_the_tiny_log_gives_a_surface_that_builds(log_folder):
     surface, data, _ = read(log_folder)
     assert surface.primary.event == "join"
     assert isinstance(surface.features[surface.popular], Gauge)
-    assert data.counts["positive"] >= 2
+    assert data.label.sum() >= 2
     types = {name: declared.type for name, declared in surface.fields["candidate"].items()}
     assert {name: types[name] for name in ("topic", "language", "tags", "price")} == {
         "topic": "category",
@@ -370,8 +370,8 @@ def test_the_draft_counts_the_positives_that_the_labels_will_have(tmp_path, name
         stats = one.event_stats[kind]
         outcome = dataclasses.replace(surface.primary, event=kind, within_ms=stats.within_ms)
         changed = dataclasses.replace(surface, outcomes={"it": outcome}, weights={})
-        labels = label(Replay(Schema(changed), log), log, changed)
-        assert stats.positives == (labels.outcomes[:, 0] > 0).sum()
+        outcomes = label(Replay(Schema(changed), log), log, changed)
+        assert stats.positives == (outcomes[:, 0] > 0).sum()
     # A view 1 s after the answer, on a clock 2 s slow, counts only if it names the request.
     assert one.event_stats["view"].positives == (NUM * 9 // 10 if named and not impressions else 0)
     assert one.event_stats["buy"].positives > 0

@@ -51,7 +51,6 @@ def dataset(
         candidate_seen=rows,
         request_ids=[f"r{i}" for i in range(slates)],
         candidate_ids=[f"c{i}" for i in rows],
-        counts={},
     )
 
 

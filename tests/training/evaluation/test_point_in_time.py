@@ -73,7 +73,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
         return pa.array([row[i] for row in rows], kind)
 
     def unserved(rows, **kinds):
-        """Add the columns that only a service's log has."""
+        """Add the columns that these rows leave empty."""
         kinds = {"seq": pa.int64()} | kinds
         return {name: pa.nulls(len(rows), kind) for name, kind in kinds.items()}
 
@@ -116,7 +116,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 n: column(events, 1 + i, text)
                 for i, n in enumerate(("viewer", "candidate", "kind", "request_id"))
             }
-            | unserved(events)
+            | unserved(events, value=real)
             | erased(events)
         ),
     )

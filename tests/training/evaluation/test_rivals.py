@@ -55,7 +55,6 @@ def dataset(num_rows: int, seed: int) -> Dataset:
         candidate_seen=zeros,
         request_ids=[],
         candidate_ids=[],
-        counts={},
     )
 
 

@@ -55,7 +55,6 @@ def shown(theta: np.ndarray, seed: int = 0) -> Dataset:
         candidate_seen=zeros,
         request_ids=[],
         candidate_ids=[],
-        counts={},
     )
 
 

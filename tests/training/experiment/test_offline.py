@@ -21,7 +21,7 @@ from serve.model.artifact import load
 from serve.ranking.exploration import log_weight, pick_probability
 from tests.support.exploration_log import SHOWN, write_drawn, write_random_model, write_world
 from tests.support.position_world import NUM_CANDIDATES, examination, sample, true_values
-from tests.support.small_surface import TOML
+from tests.support.small_surface import THREE, TOML
 from training.__main__ import app
 from training.data.draws import drawn_weights, read_draws
 from training.evaluation.attraction import attraction, ranked
@@ -114,7 +114,7 @@ def test_the_text_opens_with_the_verdict_and_names_doubts(world):
     assert text(found).startswith("better: +0.")
     assert "doubtful" not in text(found)
     found["above"] |= {"value": -0.4, "matters": True}
-    assert "changes the chance of one by -33%" in text(found)
+    assert "further up lowers the chance of one event" in text(found)
 
 
 def test_the_served_ranking_itself_shows_no_difference(world):
@@ -289,6 +289,16 @@ def test_the_log_weights_of_a_draw_are_read_where_they_are_logged(home, tmp_path
         np.testing.assert_allclose([weight.mean(), weight.std()], [0.0, 1.0], atol=1e-6)
     found = explored(folder, load(home / "model"), surface, "join")
     assert len(found.drawn) == 400
+
+
+def test_an_event_has_the_window_of_its_own_outcome_and_not_of_the_longest(home):
+    surface = read_surface(THREE.replace('within = "25s"', 'within = "1h"'))
+    model = load(home / "model")
+    found, alone = (explored(home / "log", model, each, "join") for each in (surface, read_surface(TOML)))
+    assert (found.within_ms, found.left_out) == (alone.within_ms, alone.left_out)
+    assert found.drawn.reward.tolist() == alone.drawn.reward.tolist()
+    # Of an event that begins no outcome, all windows have to be closed.
+    assert explored(home / "log", model, surface, "leave").within_ms == 3_600_000
 
 
 def test_every_explored_exposure_is_scored_and_reported(home):

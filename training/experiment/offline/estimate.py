@@ -40,7 +40,7 @@ def offline(
 ) -> dict[str, Any]:
     """Estimate the expected number of candidates with `event`, per exposure, in a model's ranking.
 
-    `event` defaults to that of the label, `positions` (the first ones that count) to all.
+    `event` defaults to that of the primary outcome, `positions` (the first ones that count) to all.
     The result holds that of `compare`, and `event`, `within_ms`, `version`, `served_versions`,
     `left_out` and `seen_in_training`, the last two in exposures.
 
@@ -54,7 +54,7 @@ def offline(
     found = explored(folder, artifact, surface, event, progress)
     return {
         "event": event,
-        "within_ms": surface.longest_window_ms,
+        "within_ms": found.within_ms,
         "version": artifact.version,
         "served_versions": found.served,
         "left_out": found.left_out,
@@ -167,10 +167,10 @@ def text(result: Mapping[str, Any]) -> str:
     places = "  ".join(f"{place}: {theta:.2f}" for place, theta in result["examination"].items())
     lines.append(f"examination by position: {places}")
     if result["above"] and result["above"]["matters"]:
-        change = np.expm1(result["above"]["value"])
+        change = "raises" if result["above"]["value"] > 0 else "lowers"
         lines.append(
-            f"doubtful: each {what} expected further up changes the chance of one by {change:+.0%}, which the model "
-            "assumes to be 0: trust at most the direction, not the size"
+            f"doubtful: what is expected further up {change} the chance of one {what}, which the model assumes not to "
+            "depend on it: trust at most the direction, not the size"
         )
     if result.get("seen_in_training"):
         lines.append(

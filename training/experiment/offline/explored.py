@@ -40,7 +40,8 @@ class Explored:
     candidates), `open` (the event may still come), `before_snapshot` (the features cannot be
     recomputed), `outside` (a known viewer outside experiments: a tester, or before the start or
     after the end). `served` counts the versions whose scores were drawn from. `num_seen` counts
-    exposures from the artifact's training period.
+    exposures from the artifact's training period. `within_ms` is the window of the event: that of
+    the first outcome which it begins, else the longest.
     """
 
     drawn: Drawn
@@ -49,6 +50,7 @@ class Explored:
     left_out: dict[str, int]
     served: dict[str, int]
     num_seen: int
+    within_ms: int
 
 
 def explored(
@@ -72,7 +74,9 @@ def explored(
             "cannot be evaluated; set `explore` for the arm in cluster.yaml, and use the log served after that"
         )
     replay = Replay(features.schema, log)
-    open_ms = log.ends_ms - surface.longest_window_ms
+    windows = (outcome.within_ms for outcome in surface.outcomes.values() if outcome.event == event)
+    within_ms = next(windows, surface.longest_window_ms)
+    open_ms = log.ends_ms - within_ms
     why: dict[int, str] = {}
     for i, draw in draws.items():
         if draw.is_outside:
@@ -94,7 +98,7 @@ def explored(
         raise TabrankError(
             f"{folder}: none of the {len(draws)} exposures with a drawn order can be used ("
             + ", ".join(f"{name} {num}" for name, num in left_out.items())
-            + "); rank viewers of the experiment without a limit, and wait until the label's window has passed"
+            + "); rank viewers of the experiment without a limit, and wait until the event's window has passed"
         )
     lengths = np.diff(replay.first)[rows]
     is_shown = np.arange(lengths.max()) < lengths[:, None]
@@ -102,7 +106,7 @@ def explored(
     weight = np.full(is_shown.shape, -np.inf)
     weight[is_shown] = np.concatenate([draws[i].weight for i in rows.tolist()])
     reward = np.zeros(is_shown.shape)
-    reward[is_shown] = _earned(replay, log, surface, event)[flat]
+    reward[is_shown] = _earned(replay, log, event, within_ms)[flat]
     viewer = replay.exposure_viewer[rows]
     scores = np.full(len(replay.shown), np.nan)
     scorer, weighing = load_scorer(artifact.path, "onnx"), Weighings(surface).of({}, artifact)
@@ -116,15 +120,13 @@ def explored(
     served = dict(Counter(draws[i].model for i in rows.tolist()))
     cluster = np.where(viewer > 0, viewer, -1 - rows)
     drawn = Drawn(weight, is_shown, reward, cluster)
-    return Explored(drawn, new, weighing.is_share, left_out, served, num_seen)
+    return Explored(drawn, new, weighing.is_share, left_out, served, num_seen, within_ms)
 
 
-def _earned(replay: Replay, log: Log, surface: Surface, event: str) -> F64:
-    """Return `[P]` 1 if the event followed within the label's window, else 0."""
+def _earned(replay: Replay, log: Log, event: str, within_ms: int) -> F64:
+    """Return `[P]` 1 if the event followed within its window, else 0."""
     owners = Owners.in_replay(replay, log)
     shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     events = np.flatnonzero(replay.event_kind == event)
-    at = owners.of(events, np.arange(len(replay.shown)), shown_ms, surface.longest_window_ms)
-    earned = np.zeros(len(replay.shown))
-    earned[at[at >= 0]] = 1.0
-    return earned
+    at = owners.of(events, np.arange(len(replay.shown)), shown_ms, within_ms)
+    return np.isin(np.arange(len(replay.shown)), at).astype(np.float64)

@@ -6,7 +6,9 @@ mean over draws with the same position of the candidate, Σ y·(z − z̄) has m
 and candidate matter. That sum is the score of γ = 0 in the model θ(k)·a·exp(γ(z − z̄)); divided by
 its information it is a one-step estimate of γ (Rao 1948, "Large sample tests of statistical
 hypotheses concerning several parameters"). Viewers who leave after they found something give
-γ < 0. The test needs thousands of events. Letters: N exposures, C candidates, D draws.
+γ < 0. The test needs thousands of events. Orders drawn from utilities have no logged probability:
+of those, a score is the logistic function of its log weight, and only the sign of γ has a meaning.
+Letters: N exposures, C candidates, D draws.
 """
 
 from __future__ import annotations

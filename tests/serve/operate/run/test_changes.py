@@ -46,6 +46,22 @@ def test_weights_have_their_values_so_that_the_list_is_the_history_of_what_ranke
     assert described(FILE, weighed(), weighed(stay=1.0)) == f'{at} (not set) → {{"stay": 1.0}}'
 
 
+def test_weights_of_a_new_arm_are_told_and_no_other_setting():
+    def arms(**arms: Any) -> dict[str, Any]:
+        return document(experiment={"name": "e", "salt": "s", "arms": arms})
+
+    at = "deployed cluster.yaml: FeatureFetch.user_config.experiment.arms"
+    one, weighed = (
+        {"scorer": "current", "share": 0.5},
+        {"scorer": "current", "share": 0.5, "weights": {"stay": 1}},
+    )
+    assert described(FILE, arms(a=one), arms(a=one, b=weighed)) == f'{at}.b (not set) → {{"stay": 1}}'
+    assert described(FILE, arms(a=one, b=weighed), arms(a=one)) == f'{at}.b {{"stay": 1}} → (not set)'
+    assert described(FILE, arms(a=one), arms(a=one, b=one)) == f"{at}.b"
+    canary = {**one, "scorer": "canary"}
+    assert described(FILE, arms(weights=one), arms(weights=canary)) == f"{at}.weights.scorer"
+
+
 def test_of_several_applications_each_is_named():
     before, after = document(), document(max_batches_in_flight=3)
     for one in (before, after):
