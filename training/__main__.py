@@ -232,7 +232,7 @@ def weights(
     For each weight, the amount of each outcome per exposure without position bias, and its change
     against the surface's own weights, with 95 % intervals. Prints the line for an arm in
     cluster.yaml of the strongest weight at which the whole interval of the primary outcome's change
-    lies above the share to give up.
+    lies above the share to give up, and the swept outcome changes as the weight asks.
     """
     from serve.contract.validation import refuse_existing
     from training.evaluation.sweep import sweep_log

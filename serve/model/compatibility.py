@@ -18,17 +18,18 @@ from serve.model.artifact import Artifact, load, require
 MAX_MISSING = 0.01
 
 
-def load_for(folder: Path, features: Features) -> Artifact:
+def load_for(folder: Path, features: Features, *, may_lack_outcomes: bool = False) -> Artifact:
     """Load an artifact that is to rank with these features.
 
     Raises:
         StateMismatch: it was trained on another state.
         TabrankError: it was trained on other columns, or without an outcome that the surface
-            weighs, or as `load`.
+            weighs, unless it may lack some, or as `load`.
     """
     artifact = load(folder)
     _check_state(artifact, features.schema)
-    _check_outcomes(artifact, features.schema.surface)
+    if not may_lack_outcomes:
+        _check_outcomes(artifact, features.schema.surface)
     artifact = replace(artifact, context=trained_context(artifact, features.schema.surface))
     # Reads the encoder, which the artifact then has: a copy of it would read the file again.
     artifact.encoder.check(features.columns)

@@ -56,7 +56,7 @@ def test_the_surface_predicts_the_outcomes_that_are_weighed():
 
 
 def test_an_order_earns_what_is_looked_at(world):
-    slates = Slates(np.zeros(6, np.float32), np.repeat([0, 1], 3))
+    slates = Slates(np.zeros(6, np.float32), *2 * [np.repeat([0, 1], 3)])
     joins, minutes, hides = earned(np.array([2, 1, 0, 3, 4, 5]), slates, TRUTH, world)
     rows = np.array([[2, 1, 0], [3, 4, 5]])
     assert joins == pytest.approx((TRUTH["p_join"][rows] @ LOOKED).mean())

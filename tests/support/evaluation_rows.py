@@ -14,7 +14,7 @@ from serve.features.surface import Surface
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import assess
 from training.evaluation.metrics import Values
-from training.examination.examination import Examination
+from training.examination.examination import IGNORED, Examination
 
 LANGUAGES = ("en", "fr", "de")
 
@@ -61,15 +61,14 @@ def judge(
     scores: Mapping[str, Values],
     surface: Surface,
     *,
-    examination: Examination | None = None,
+    examination: Examination = IGNORED,
     current: Examination | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Return the evaluation of scores `[N]` of a single outcome."""
     shares = {name: np.asarray(score)[:, None] for name, score in scores.items()}
-    each = {"examinations": examination, "current": current}
-    given = {name: one and [one] for name, one in each.items()}
-    return assess(data, shares, surface, **given, **settings)
+    theirs = current and [current]
+    return assess(data, shares, surface, examinations=[examination], current=theirs, **settings)
 
 
 def evaluation(surface: Surface) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from serve.features.matrix import Columns, Matrix
 from serve.features.surface import Surface
 from serve.model.encoder import Encoder, NumericColumn
 from serve.ranking.exploration import log_weight
+from tests.support.expected import expected
 from training.data.dataset import Dataset
-from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Contender, calibrated
 from training.evaluation.paired import paired
 from training.evaluation.slates import F64, Slates
@@ -159,7 +159,7 @@ class Judged:
     def pair(self, ours: Contender, theirs: Contender) -> dict[str, Any]:
         """Return the comparison that decides."""
         both, rows = {"model": ours, "rival": theirs}, self.second.rows
-        earns = expected_labels(both, rows.position, self.examination, rows.weight)
+        earns = expected(both, rows.position, self.examination, rows.weight)
         is_learned = self.examination.source == "learned"
         return paired(ours, theirs, earns.difference("model", "rival"), is_learned=is_learned)
 

@@ -21,6 +21,7 @@ from tests.support.networks import artifact_files, random_network
 from training.__main__ import app
 from training.data.dataset import build
 from training.data.encoding import category_strings, fit_encoder
+from training.evaluation.drift import STATISTICS, statistics
 from training.examination.examination import IGNORED
 from training.network.network import NetworkConfig
 
@@ -38,8 +39,10 @@ def write_model(folder, log_folder, examination=IGNORED, surface=SURFACE, **abou
     files, manifest = artifact_files(network, rng)
     for outcome in manifest["outcomes"].values():
         outcome["examination"] = asdict(examination)
+    kept = {STATISTICS: statistics(data.columns, data.matrix, np.linspace(0.0, 1.0, len(data)))}
+    files |= {"surface.toml": surface.text.encode(), "evaluation.json": json.dumps(kept).encode()}
     about = {"surface": surface.name, "surface_fingerprint": surface.fingerprint} | about
-    save(folder, files | {"surface.toml": surface.text.encode()}, manifest | about)
+    save(folder, files, manifest | about)
 
 
 class Service(Live):

@@ -48,9 +48,7 @@ class Served:
     # Index in the log.
     exposure: int
     matrix: Matrix
-    # [R], NaN where unscored
-    scores: F32
-    # [R, O], in units
+    # [R, O], in units; NaN where unscored
     predictions: F64
     model: str | None
     is_test: bool
@@ -125,7 +123,7 @@ def audit(
         "test_exposures": sum(one.is_test for one in served),
         "before_snapshot": len(logged) - len(served),
         "other_surface": num_other,
-        "rows": sum(len(one.scores) for one in served),
+        "rows": sum(len(one.predictions) for one in served),
         "erased_rows": erased_rows,
         "features": {name: _finite(value) for name, (value, *_) in most.items()},
         "max": _finite(largest),
@@ -240,9 +238,7 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
             for name in (PREDICTIONS, WEIGHTS)
         )
         amounts = predictions(scores, given and np.array(given, np.float32), json.loads(weights or "{}"))
-        served.append(
-            Served(exposure, matrix, scores, amounts, row["model"].as_py(), traffic[exposure] == "test")
-        )
+        served.append(Served(exposure, matrix, amounts, row["model"].as_py(), traffic[exposure] == "test"))
     return served, num_logged - len(logged)
 
 
@@ -260,11 +256,11 @@ def _against(
     """
     matrix, outcomes = Matrix.stacked([one.matrix for one in served]), artifact.outcomes
     shares, scales = score(artifact.path, matrix), np.array(list(outcomes.values()))
-    lengths = [len(one.scores) for one in served]
+    lengths = [len(one.predictions) for one in served]
     logged = np.full(shares.shape, np.nan)
     for one, end in zip(served, np.cumsum(lengths), strict=True):
         if one.model == artifact.version and one.predictions.shape[1] == len(outcomes):
-            logged[end - len(one.scores) : end] = one.predictions / scales
+            logged[end - len(one.predictions) : end] = one.predictions / scales
     is_mine = ~np.isnan(logged).any(axis=1)
     ours = shares @ (scales * [surface.worth.get(name, 0.0) for name in outcomes])
     found: dict[str, Any] = {
@@ -273,16 +269,12 @@ def _against(
         "max_difference": float(np.abs(logged - shares)[is_mine].max()) if is_mine.any() else None,
     }
     is_live = np.repeat([not one.is_test for one in served], lengths) & is_known
-    made_from = json.loads(artifact.read("evaluation.json")).get(STATISTICS)
-    if made_from is None:
-        why = f"{artifact.path} has no distributions of its training rows; fit or search again for a newer artifact"
-    elif not is_live.any():
+    if not is_live.any():
         why = "all rows with features are of test traffic, which does not represent viewers, or of unknown candidates"
-    else:
-        ranking = np.repeat(np.arange(len(served)), lengths)[is_live]
-        moved = drift(made_from, columns, matrix.rows(is_live), ours[is_live], ranking)
-        return {"model": found, "drift": moved}
-    return {"model": found, "drift": None, "no_drift": why}
+        return {"model": found, "drift": None, "no_drift": why}
+    made_from = json.loads(artifact.read("evaluation.json"))[STATISTICS]
+    ranking = np.repeat(np.arange(len(served)), lengths)[is_live]
+    return {"model": found, "drift": drift(made_from, columns, matrix.rows(is_live), ours[is_live], ranking)}
 
 
 def _finite(value: float) -> float | None:

@@ -93,7 +93,7 @@ def _fields(
 def _events(log: Log) -> Iterator[Timed]:
     times = event_times(log.exposures, log.events).tolist()
     for ts_ms, row in zip(times, log.events.to_pylist(), strict=True):
-        names = ("id", "viewer", "candidate", "kind", "request_id")
+        names = ("id", "viewer", "candidate", "kind", "request_id", "value")
         yield ts_ms, EVENT, wire.Event(**{name: row[name] for name in names}, ts_ms=ts_ms)
 
 

@@ -80,7 +80,12 @@ class Dataset:
         """Return the rows at which the outcome of this number is known, with that outcome alone."""
         known = ~np.isnan(self.outcomes[:, outcome])
         rows = self if known.all() else self.take(np.flatnonzero(known))
-        return replace(rows, outcomes=rows.outcomes[:, outcome : outcome + 1])
+        weight = None
+        if self.weight is not None:
+            # A draw is known only with all its candidates.
+            cut = self.slate[~known & ~np.isneginf(self.weight)]
+            weight = np.where(np.isin(self.slate, cut), np.nan, self.weight)[known]
+        return replace(rows, outcomes=rows.outcomes[:, outcome : outcome + 1], weight=weight)
 
     @property
     def rules(self) -> dict[str, NDArray[np.floating]]:
@@ -140,7 +145,7 @@ def build(
     `weights` are those of `training.data.draws.drawn_weights`.
 
     Raises:
-        TabrankError: if no outcome of any row is known.
+        TabrankError: if the primary outcome of no row is known.
     """
     plan = DatasetPlan(schema, log, history=history, weights=weights)
     (data,) = plan.parts(len(plan), progress)
@@ -156,7 +161,7 @@ class DatasetPlan:
     still build the state.
 
     Raises:
-        TabrankError: if no outcome of any row is known, or all are of unknown candidates.
+        TabrankError: if the primary outcome of no row is known, or all are of unknown candidates.
     """
 
     def __init__(
@@ -209,13 +214,16 @@ class DatasetPlan:
                 f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: "
                 'no record of them came before, and the surface has unknown_candidates = "last"'
             )
-        if not len(self):
-            window = spelled(min(outcome.within_ms for outcome in schema.surface.predicted.values()) / 1000)
+        if np.isnan(self._outcomes[self._is_row, 0]).all():
+            name, window = (
+                next(iter(schema.surface.predicted)),
+                spelled(schema.surface.primary.within_ms / 1000),
+            )
             raise TabrankError(
                 "every shown candidate was unknown when it was shown; write the candidates to the log with times "
                 'before the rankings, or set unknown_candidates = "scored" in the surface'
-                if num_unknown
-                else f"no outcome of any row is known: the log is shorter than a window of {window}; "
+                if num_unknown and not len(self)
+                else f"the outcome {name!r} of no row is known: the log is shorter than its window of {window}; "
                 "give a longer log or a shorter within"
             )
         viewers = replay.exposure_viewer

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.report.charts import Axis, Limit, Series, plot
-from training.evaluation.paired import ENOUGH
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
@@ -24,22 +23,6 @@ def contenders(evaluation: Mapping[str, Any], by: str) -> str:
     caption = f"The {which}, the better. Bars are 95 % intervals of each alone; on the same rows, "
     caption += "differences are surer than overlapping bars suggest: see the table of differences."
     return _rows(f"{MEASURES[by]} of each", MEASURES[by], series, caption=caption, pixels=34)
-
-
-def outcomes(evaluation: Mapping[str, Any]) -> str:
-    """Plot the change of each outcome beside popular and the current model; empty for one."""
-    found = evaluation.get("outcomes", {})
-    series = []
-    for rival in ("popular", "current") if len(found) > 1 else ():
-        known = [name for name, one in found.items() if one.get(rival, {}).get("expected")]
-        pairs = [found[name]["paired"][f"model-{rival}"] for name in known]
-        units = [found[name][rival]["expected"] / 100 for name in known]
-        more = [pair["expected"] / unit for pair, unit in zip(pairs, units, strict=True)]
-        reach = [ENOUGH * pair["expected_se"] / unit for pair, unit in zip(pairs, units, strict=True)]
-        low, high = ([a + sign * b for a, b in zip(more, reach, strict=True)] for sign in (-1, 1))
-        series.append(Series(f"model minus {TITLES[rival]}", more, known, "points", low=low, high=high))
-    caption = "Expected amounts per exposure. Bars are 95 % intervals. Of a bad outcome, less is better."
-    return _rows("What the order changes", "% of the rival's", series, caption=caption, pixels=44)
 
 
 def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:

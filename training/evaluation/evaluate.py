@@ -16,6 +16,7 @@ from serve.features.registry import KINDS
 from serve.features.rows import Schema
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
+from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
@@ -28,7 +29,7 @@ from training.evaluation.rivals import TUNING_S, trees, tuned
 from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
 from training.evaluation.worth import Worth, expected_amounts, odds_of
-from training.examination.examination import IGNORED, Examination
+from training.examination.examination import Examination
 
 # Rows to score at once, which bounds memory.
 CHUNK = 4_096
@@ -41,7 +42,7 @@ def assess(
     shares: Mapping[str, Values],
     surface: Surface,
     *,
-    examinations: Sequence[Examination] | None = None,
+    examinations: Sequence[Examination],
     current: Sequence[Examination] | None = None,
     encoder: Encoder = NO_NAMES,
     margin: float = MARGIN,
@@ -52,7 +53,7 @@ def assess(
     and rivals that predict too; `popular`, and the `baseline` of a surface that has one, are added
     from the data. A share is that of an outcome's scale if looked at, of an event P(event | looked
     at); the column of an outcome that a contender does not predict is NaN. `examinations` are one
-    an outcome, for the contender `current` its own; by default positions make no difference.
+    an outcome, for the contender `current` its own.
 
     A contender orders by its utility, the sum of weights times predictions; NDCG@10 gains what
     followed, weighed alike. All other measures are of the primary outcome, on the rows at which it
@@ -74,10 +75,9 @@ def assess(
     * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
     * `outcomes`, unless the only one is an event of weight 1: that of `outcomes.measured`.
     """
-    examined = {"model": [*(examinations or [IGNORED] * len(surface.predicted))]}
-    examined |= dict.fromkeys(shares, examined["model"])
+    examined = dict.fromkeys(shares, examinations)
     if current is not None:
-        examined["current"] = [*current]
+        examined["current"] = current
     known, primary, rules = ~np.isnan(data.outcomes[:, 0]), data.of(0), data.rules
     orders = {"model": utility(surface, shares["model"]), **rules}
     orders |= {name: utility(surface, one) for name, one in shares.items()}
@@ -100,7 +100,7 @@ def assess(
     fair = {name: Contender.of(slates, rules[name][known], chance) for name, chance in fitted.items()}
     scales = {name: outcome.scale for name, outcome in surface.predicted.items()}
     odds = [odds_of(orders, {**shares, **predictions}, k) for k in range(len(scales))]
-    earns = expected_amounts(data, orders, scales, examined["model"], odds)
+    earns = expected_amounts(data, orders, scales, examinations, odds)
     by = "expected_labels" if is_plain(surface) else "expected_utility"
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {
@@ -117,7 +117,7 @@ def assess(
         "intervals": {},
         "paired": {},
     }
-    is_learned = any(one.source == "learned" for one in examined["model"])
+    is_learned = any(one.source == "learned" for one in examinations)
     for name, contender in contenders.items():
         value = earns.weighed(name, surface.worth)
         ends = value and list(value.interval(earns.cluster))
@@ -152,11 +152,11 @@ def assess(
 def _support(surface: Surface, earns: Worth) -> Mapping[str, Any]:
     """Return what is known of the primary outcome's estimates, or of those that cannot be made."""
     names = [name for name, weight in surface.worth.items() if weight]
-    lacking = [name for name in names if earns.about[name]["reason"]]
-    if not lacking or len(names) == 1:
-        return earns.about[(lacking or names)[0]]
-    about = earns.about[lacking[0]]
-    return {**about, "reason": f"{lacking[0]}: {about['reason']}"}
+    lacking = next((name for name in names if earns.about[name]["reason"]), None)
+    about = earns.about[lacking or names[0]]
+    if lacking is None or len(names) == 1:
+        return about
+    return {**about, "reason": f"{lacking}: {about['reason']}"}
 
 
 def evaluate(
@@ -175,21 +175,27 @@ def evaluate(
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    schema, examinations = Schema(surface), Examination.of(artifact.manifest)
-    past = read_log(history, surface) if history else None
-    rows = read_log(log, surface)
-    data = build(schema, rows, history=past, weights=drawn_weights(log, rows), progress=progress)
+    data, examinations = read_rows(surface, history, log, progress), Examination.of(artifact.manifest)
     shares: dict[str, Values] = {"model": score(model, data.matrix)}
-    if baselines and past is not None:
-        before = build(schema, past)
-        settings = [tuned(artifact.encoder, before.of(0), examinations[0], TUNING_S)] * len(examinations)
+    if baselines and history is not None:
+        before = build(Schema(surface), read_log(history, surface))
+        settings = tuned(artifact.encoder, before.of(0), examinations[0], TUNING_S)
         shares["lightgbm"] = trees(artifact.encoder, before, examinations, settings)(data.matrix)
-    return {
-        "rows_seen_in_training": int((data.of(0).ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
-        "version": artifact.version,
-        "surface": surface.name,
-        **assess(data, shares, surface, examinations=examinations, encoder=artifact.encoder),
-    }
+    found = assess(data, shares, surface, examinations=examinations, encoder=artifact.encoder)
+    return measured_by(artifact, data) | found
+
+
+def read_rows(surface: Surface, history: Path | None, log: Path, progress: Progress) -> Dataset:
+    """Return the rows of a log, with the draws of their orders; the state starts from a history."""
+    past, rows = read_log(history, surface) if history else None, read_log(log, surface)
+    return build(Schema(surface), rows, history=past, weights=drawn_weights(log, rows), progress=progress)
+
+
+def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
+    """Return `version`, `surface` and `rows_seen_in_training`: those it may have learned from."""
+    seen = int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())
+    names = {"version": artifact.version, "surface": artifact.manifest["surface"]}
+    return {"rows_seen_in_training": seen, **names}
 
 
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:

@@ -10,16 +10,14 @@ off-policy evaluation with shrinkage"). Letters: N rows, P positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from serve.ranking.exploration import log_weight as log_odds
 from training.evaluation.attraction import modelled
 from training.evaluation.counterfactual import MAX_WEIGHT, MIN_EFFECTIVE, Estimate
 from training.evaluation.metrics import Contender
-from training.evaluation.slates import F64, I64, Slates, midranks
+from training.evaluation.slates import F64, I64, Slates
 from training.examination.examination import Examination
 from training.examination.placements import drawn_orders
 
@@ -34,51 +32,29 @@ SEED = 0
 _EXPLORE = "set `explore` for an arm in cluster.yaml"
 
 
-@dataclass(frozen=True)
-class ExpectedLabels:
-    """Estimates by contender, none where the rows do not support them.
-
-    `about` is the entry `expected_labels` of an evaluation: `source` of the examination,
-    `explored_rows` (whose order was drawn), `effective_events` by contender (Kish 1965), `reason`
-    why there are no estimates, and `note` on what would make them better.
-    """
-
-    cluster: I64
-    about: Mapping[str, Any]
-    estimates: Mapping[str, Estimate]
-
-    def value(self, name: str) -> tuple[float | None, list[float] | None]:
-        """Return the value of a contender and its 95 % interval."""
-        one = self.estimates.get(name)
-        return (one.value, list(one.interval(self.cluster))) if one else (None, None)
-
-    def difference(self, ours: str, theirs: str) -> tuple[float | None, float | None]:
-        """Return by how much ours earns more than theirs, and the standard error."""
-        if not self.estimates:
-            return None, None
-        found = self.estimates[ours].minus(self.estimates[theirs])
-        return found.value, found.error(self.cluster)
-
-
 def expected_labels(
     contenders: Mapping[str, Contender],
     position: I64,
     examination: Examination,
-    log_weight: F64 | None = None,
-    odds: F64 | None = None,
-) -> ExpectedLabels:
+    log_weight: F64 | None,
+    odds: F64,
+) -> tuple[dict[str, Any], dict[str, Estimate]]:
     """Estimate the label events per exposure of each contender, all on the same slates.
+
+    Also returns, as first, the entry `expected_labels` of an evaluation: `source` of the
+    examination, `explored_rows` (whose order was drawn), `effective_events` by contender (Kish
+    1965), `reason` why there are no estimates, and `note` on what would make them better.
 
     Each order puts the rows of a slate at their own positions, `position` `[N]`. `log_weight` `[N]`
     are the log weights of the draw of the shown order, NaN for rows that were not drawn. Attraction
-    is modelled from `odds` `[N, columns]`; by default from the scores of the contenders.
+    is modelled from `odds` `[N, columns]`, such as those of `training.evaluation.worth.odds_of`.
     """
     slates = next(iter(contenders.values())).slates
     drawn = np.zeros(len(position), bool) if log_weight is None else np.isfinite(log_weight)
     about: dict[str, Any] = {"source": examination.source, "explored_rows": int(drawn.sum())}
     about |= {"effective_events": {}, "reason": _unsupported(slates, examination), "note": None}
     if about["reason"]:
-        return ExpectedLabels(slates.cluster, about, {})
+        return about, {}
     places = np.arange(position.max() + 1)
     theta, label = examination.at(places), slates.label.astype(np.float64)
     # Change of log θ by one standard error at all positions alike.
@@ -89,10 +65,6 @@ def expected_labels(
     looked, most = theta[position], np.where(drawn, MAX_WEIGHT, moved)
     if log_weight is not None:
         looked[drawn] = _over_draws(slates, position, log_weight, theta)
-    if odds is None:
-        # A chance may hold the examination, a score does not.
-        columns = [score_odds(one.score, is_rank=one.chance is None) for one in contenders.values()]
-        odds = np.stack(columns, axis=1)
     of_viewer = slates.cluster[slates.code]
     worth, worth_influence = modelled(label, theta[position], of_viewer, odds)
     estimates = {}
@@ -116,12 +88,7 @@ def expected_labels(
             "examination is learned from orders as shown, and the old ranker may have known more than these features, "
             f"so NDCG@10 has to agree; to measure it, {_EXPLORE}, or run an experiment whose arms order otherwise"
         )
-    return ExpectedLabels(slates.cluster, about, {} if about["reason"] else estimates)
-
-
-def score_odds(score: F64, *, is_rank: bool) -> F64:
-    """Return the log odds `[N]` of scores; ranks take the place of what is no probability."""
-    return log_odds((midranks(score) - 0.5) / len(score) if is_rank else score)
+    return about, {} if about["reason"] else estimates
 
 
 def placed(contender: Contender, position: I64) -> I64:

@@ -26,7 +26,8 @@ def per_share(surface: Surface) -> F64:
 
 def is_plain(surface: Surface) -> bool:
     """Return whether the worth of a row is its label: one event of weight 1."""
-    return [*per_share(surface)] == [1.0]
+    each = zip(surface.worth.values(), surface.predicted.values(), strict=True)
+    return [(weight, one.until, one.sum) for weight, one in each] == [(1.0, None, None)]
 
 
 def predicts(shares: Values) -> NDArray[np.bool_]:
@@ -89,7 +90,7 @@ def measured(
                 if outcome.until or outcome.sum:
                     about[key]["correlation"] = _correlation(contenders[key])
             if key != "model":
-                earns = worth.difference("model", key, name)
+                earns = worth.weighed("model", {name: 1.0}, key)
                 pair = {"expected": earns and earns.value}
                 pair["expected_se"] = earns and earns.error(worth.cluster)
                 for by in ("auc", "logloss") if key in contenders else ():

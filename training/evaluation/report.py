@@ -100,7 +100,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
             table(verdict.differences(evaluation), differences),
             paragraph(f"{_legend(evaluation)} {Examination.of(manifest)[0].describe().capitalize()}."),
         ),
-        section("Outcomes", table(verdict.outcomes(evaluation), OF_OUTCOMES), charts.outcomes(evaluation)),
+        section("Outcomes", table(verdict.outcomes(evaluation), OF_OUTCOMES)),
         section("Features", paragraph(moves(evaluation)), charts.importance(evaluation["importance"])),
         section("Slices", table(verdict.slices(evaluation["slices"]), sliced)),
         section("Reliability", reliability(evaluation["curves"]["reliability"])),

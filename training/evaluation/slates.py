@@ -24,13 +24,13 @@ class Slates:
     """Rows of an evaluation: `label` 0 to 1, number of the `slate` and of the `viewer`, each `[N]`.
 
     Slates of one viewer share the viewer's taste, so they are not independent: standard errors and
-    intervals count viewers. Without `viewer`, each slate is independent. `worth` `[N]` is what a
-    row gains an order, the label if it is not given.
+    intervals count viewers. `worth` `[N]` is what a row gains an order, the label if it is not
+    given.
     """
 
     label: NDArray[np.float32]
     slate: I64
-    viewer: I64 | None = None
+    viewer: I64
     worth: F64 | None = None
 
     def __len__(self) -> int:
@@ -44,8 +44,6 @@ class Slates:
     @cached_property
     def cluster(self) -> I64:
         """Index of each slate's viewer, `[S]`, from 0."""
-        if self.viewer is None:
-            return np.arange(len(self))
         first = np.unique(self.slate, return_index=True)[1]
         return np.unique(self.viewer[first], return_inverse=True)[1].astype(np.int64)
 
@@ -76,9 +74,8 @@ class Slates:
 
     def take(self, rows: NDArray[np.bool_]) -> Slates:
         """Return the rows of this mask, in slates of their own."""
-        viewer = None if self.viewer is None else self.viewer[rows]
         worth = None if self.worth is None else self.worth[rows]
-        return Slates(self.label[rows], self.slate[rows], viewer, worth)
+        return Slates(self.label[rows], self.slate[rows], self.viewer[rows], worth)
 
     def total(self, values: NDArray[np.generic]) -> F64:
         """Sum `values` `[N]` in each slate, `[S]`."""
@@ -96,16 +93,16 @@ class Slates:
         ideal order, which is 1, has the positive gains alone; a row that costs lowers an order that
         shows it. `order` `[N]` is that of `order`.
         """
-        rankable = self.rankable
-        return np.asarray(self._dcg(self.gain, order, k)[rankable] / self._ideal(k)[rankable], np.float64)
+        rankable, positive = self.rankable, np.maximum(self.gain, 0.0)
+        ideal = self._dcg(positive, np.lexsort((-positive, self.code)), k)
+        return np.asarray(self._dcg(self.gain, order, k)[rankable] / ideal[rankable], np.float64)
 
-    def _ideal(self, k: int) -> F64:
-        """Return the DCG@k of the best order of each slate, `[S]`."""
-        positive = np.maximum(self.gain, 0.0)
-        return self._dcg(positive, np.lexsort((-positive, self.code)), k)
+    def place(self, order: I64) -> F64:
+        """Return the place in its slate, from 0, of each row of an order `[N]` of `order`."""
+        return np.arange(len(order)) - (np.cumsum(self.size) - self.size)[self.code[order]]
 
     def _dcg(self, gain: F64, order: I64, k: int) -> F64:
-        position = np.arange(len(order)) - (np.cumsum(self.size) - self.size)[self.code[order]]
+        position = self.place(order)
         discount = np.where(position < k, 1.0 / np.log2(position + 2.0), 0.0)
         return np.bincount(self.code[order], weights=gain[order] * discount).astype(np.float64)
 

@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 
 from serve.contract.errors import TabrankError
-from serve.features.rows import Schema
 from serve.features.slots import F32
 from serve.features.surface import Surface, read_surface
-from serve.log.reader import read_log
 from serve.model.artifact import load as load_artifact
 from serve.ranking.exploration import log_weight as log_odds
 from serve.ranking.utility import Weighing
-from training.data.dataset import Dataset, Progress, build
-from training.data.draws import drawn_weights
-from training.evaluation.evaluate import score
+from training.data.dataset import Dataset, Progress
+from training.evaluation.evaluate import measured_by, read_rows, score
 from training.evaluation.metrics import Values
 from training.evaluation.slates import I64, Slates
 from training.evaluation.worth import expected_amounts
@@ -47,15 +44,9 @@ def sweep_log(
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
     name, values = swept_weights(sweep, surface, steps)
-    past, rows = read_log(history, surface) if history else None, read_log(log, surface)
-    data = build(Schema(surface), rows, history=past, weights=drawn_weights(log, rows), progress=progress)
-    examinations = Examination.of(artifact.manifest)
-    return {
-        "version": artifact.version,
-        "surface": surface.name,
-        "rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum()),
-        **exchange(data, score(model, data.matrix), surface, examinations, name, values, give),
-    }
+    data, examinations = read_rows(surface, history, log, progress), Examination.of(artifact.manifest)
+    found = exchange(data, score(model, data.matrix), surface, examinations, name, values, give)
+    return measured_by(artifact, data) | found
 
 
 def swept_weights(sweep: str, surface: Surface, steps: int) -> tuple[str, list[float]]:
@@ -104,7 +95,8 @@ def exchange(
       another candidate, and `outcomes`: by name the `value` per exposure, its `change` and the
       `relative` one, each [estimate, low, high] at 95 %, or null without support by the rows.
     * `chosen`: the strongest weight, stronger than the surface's own and of its sign, at which the
-      interval of the primary outcome's relative change is above −`give`, or null.
+      interval of the primary outcome's relative change is above −`give`, and the swept outcome
+      changes as the weight asks; or null.
 
     Raises:
         TabrankError: the rows support no estimate of the primary outcome or of the swept one.
@@ -139,8 +131,10 @@ def exchange(
         }
         for value in values
     ]
-    held = [one["weight"] for one in points if one["outcomes"][primary]["relative"][1] > -give]
-    stronger = [value for value in held if abs(value) > abs(own[name]) and value * own[name] >= 0]
+    held = [one for one in points if one["outcomes"][primary]["relative"][1] > -give]
+    # A model that predicts an outcome badly may move it the other way.
+    gains = [one["weight"] for one in held if one["outcomes"][name]["change"][0] * one["weight"] > 0]
+    stronger = [value for value in gains if abs(value) > abs(own[name]) and value * own[name] >= 0]
     return {
         "rows": len(data),
         "slates": len(slates),
@@ -158,5 +152,4 @@ def exchange(
 def _first_places(slates: Slates, order: Values) -> I64:
     """Return the rows in the first places of each slate, slate by slate."""
     rows = slates.order(order)
-    place = np.arange(len(rows)) - (np.cumsum(slates.size) - slates.size)[slates.code[rows]]
-    return rows[place < TOP]
+    return rows[slates.place(rows) < TOP]

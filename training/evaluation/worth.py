@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from serve.ranking.exploration import log_weight as log_odds
 from training.data.dataset import Dataset
 from training.evaluation.counterfactual import Estimate
-from training.evaluation.expected_labels import expected_labels, score_odds
+from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Contender, Values
-from training.evaluation.slates import F64, I64, Slates, sink_non_finite
+from training.evaluation.slates import F64, I64, Slates, midranks, sink_non_finite
 from training.examination.examination import Examination
 
 
@@ -25,7 +26,7 @@ class Worth:
     """Estimates in units by outcome and contender, all on the same slates.
 
     An outcome has no estimates where its rows do not support them; `about` says why, for each
-    outcome as `ExpectedLabels.about`. `curve` numbers the curve of examination of each outcome:
+    outcome as `expected_labels`. `curve` numbers the curve of examination of each outcome:
     outcomes with equal ones share its error.
     """
 
@@ -34,11 +35,6 @@ class Worth:
     about: Mapping[str, Mapping[str, Any]]
     estimates: Mapping[str, Mapping[str, Estimate]]
     curve: Mapping[str, int]
-
-    def difference(self, ours: str, theirs: str, outcome: str) -> Estimate | None:
-        """Return by how much ours earns more of an outcome than theirs."""
-        found = self.estimates[outcome]
-        return found[ours].minus(found[theirs]) if found else None
 
     def weighed(
         self, contender: str, weights: Mapping[str, float], against: str | None = None
@@ -75,7 +71,7 @@ def expected_amounts(
     its `odds` `[N, columns]`, such as those of `odds_of`, from which its attraction is modelled.
     """
     whole = Slates(data.outcomes[:, 0], data.slate, data.viewer)
-    numbers, size = np.unique(data.slate, return_counts=True)
+    numbers = np.unique(data.slate)
     about: dict[str, Mapping[str, Any]] = {}
     estimates: dict[str, dict[str, Estimate]] = {}
     for k, (name, scale) in enumerate(scales.items()):
@@ -83,12 +79,10 @@ def expected_amounts(
         slates = Slates(part.label, part.slate, part.viewer)
         contenders = {key: Contender.of(slates, order[known], None) for key, order in orders.items()}
         at = np.searchsorted(numbers, np.unique(part.slate))
-        # A draw is known only with all its candidates.
-        is_whole = (size[at] == slates.size)[slates.code]
-        weight = None if part.weight is None else np.where(is_whole, part.weight, np.nan)
-        found = expected_labels(contenders, part.position, examinations[k], weight, odds[k][known])
-        about[name], estimates[name] = found.about, {}
-        for key, one in found.estimates.items():
+        of_outcome = contenders, part.position, examinations[k], part.weight, odds[k][known]
+        about[name], found = expected_labels(*of_outcome)
+        estimates[name] = {}
+        for key, one in found.items():
             # The mean over all slates becomes that over the slates that know the outcome.
             influence = np.zeros(len(whole))
             influence[at] = one.influence * (len(whole) / len(slates))
@@ -107,6 +101,7 @@ def odds_of(orders: Mapping[str, Values], predictions: Mapping[str, Values], out
     columns = []
     for name, order in orders.items():
         shares = predictions[name][:, outcome] if name in predictions else np.array([np.nan])
-        is_rank = bool(np.isnan(shares).all())
-        columns.append(score_odds(sink_non_finite(order if is_rank else shares), is_rank=is_rank))
+        if np.isnan(shares).all():
+            shares = (midranks(sink_non_finite(order)) - 0.5) / len(order)
+        columns.append(log_odds(sink_non_finite(shares)))
     return np.stack(columns, axis=1)

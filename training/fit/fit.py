@@ -28,7 +28,7 @@ from training.evaluation.outcomes import utility
 from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
 from training.evaluation.verdict import verdict
-from training.examination.examination import IGNORED, Examination
+from training.examination.examination import Examination
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows, prepare
 from training.fit.sizing import advice
@@ -87,15 +87,15 @@ def fit(
         held,
         "validation",
         seen=prepared.sample,
-        log=log,
-        rows=num_rows,
-        span_ms=prepared.span_ms,
-        # The validation rows chose the epoch and the calibration.
-        seen_until_ms=int(held.ts_ms[-1]),
         begun=begun,
         examinations=examinations,
         about={"history": state.history, "best_epoch": state.best_epoch},
         manifest={
+            "log": str(log.resolve()),
+            "rows": num_rows,
+            "span_ms": prepared.span_ms,
+            # The validation rows chose the epoch and the calibration.
+            "seen_until_ms": int(held.ts_ms[-1]),
             "parameters": num_parameters,
             "advice": advice(state, config, num_rows, num_parameters),
             "teachers": int(rows is not prepared.train),
@@ -126,34 +126,27 @@ class Fitted:
     part: Literal["validation", "test"]
     # Training rows, whose distributions the artifact keeps (`training.evaluation.drift`).
     seen: Matrix
-    # The log, the number of training rows, the times of the first and the last one, and the time of
-    # the last row that had any influence.
-    log: Path
-    rows: int
-    span_ms: tuple[int, int]
-    seen_until_ms: int
+    # Further entries of the manifest: `log`, the number of training `rows`, `span_ms`, the times of
+    # the first and the last one, `seen_until_ms`, the time of the last row that had any influence,
+    # and others.
+    manifest: Mapping[str, Any]
     # When the work began, on the clock of `time.perf_counter`.
     begun: float
-    examinations: Sequence[Examination] = (IGNORED,)
+    examinations: Sequence[Examination]
     # Further shares [N, O] of the held rows, by name. All are those if looked at with
     # `examinations`, but those of `current`, which has its own.
     rivals: Mapping[str, Values] = field(default_factory=dict)
     current: Sequence[Examination] | None = None
     # The model must not be worse than `current` by more (`training.evaluation.paired`).
     margin: float = MARGIN
-    # Further entries of `evaluation.json` and of the manifest.
+    # Further entries of `evaluation.json`.
     about: Mapping[str, Any] = field(default_factory=dict)
-    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(fitted: Fitted, out: Path) -> dict[str, Any]:
     """Measure a model, write it as an artifact, and return the manifest."""
     surface, model, config = fitted.schema.surface, fitted.model, fitted.config
     held, rows = fitted.held, fitted.held.of(0)
-
-    def primary(matrix: Matrix) -> Values:
-        return model.shares(matrix)[:, 0]
-
     evaluation = {
         **assess(
             held,
@@ -164,7 +157,7 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
             encoder=model.encoder,
             margin=fitted.margin,
         ),
-        "importance": importance(primary, rows, fitted.examinations[0]),
+        "importance": importance(lambda matrix: model.shares(matrix)[:, 0], rows, fitted.examinations[0]),
         STATISTICS: statistics(held.columns, fitted.seen, utility(surface, model.shares(fitted.seen))),
         **fitted.about,
     }
@@ -185,10 +178,6 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         "verdict": verdict(evaluation),
         "suspects": [str(suspect) for suspect in suspects(rows)],
         "git": git_revision(),
-        "log": str(fitted.log.resolve()),
-        "rows": fitted.rows,
-        "span_ms": fitted.span_ms,
-        "seen_until_ms": fitted.seen_until_ms,
         **fitted.manifest,
         "seconds": round(time.perf_counter() - fitted.begun, 1),
     }

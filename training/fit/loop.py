@@ -155,12 +155,7 @@ class _Fit:
     """One run on one rank: network, optimiser and the rank's part of the rows."""
 
     def __init__(
-        self,
-        train: Source,
-        valid: Inputs,
-        encoder: Encoder,
-        config: FitConfig,
-        state: State,
+        self, train: Source, valid: Inputs, encoder: Encoder, config: FitConfig, state: State
     ) -> None:
         self.train, self.valid, self.config, self.state = train, valid, config, state
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

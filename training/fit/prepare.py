@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.random import default_rng
+from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
@@ -133,7 +134,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     # Slates with a lower number are in the sample.
     chance = default_rng(0).random(len(log.exposures))
     sample, valid, raw = [], [], []
-    num_slates, num_positive = 0, np.zeros((2, len(windows_ms)), np.int64)
+    num_slates, counts = 0, np.zeros((2, len(windows_ms)), np.int64)
     (folder / "raw").mkdir(parents=True)
     for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
         num_early, late = np.searchsorted(part.ts_ms, (early_ms, cut_ms))
@@ -147,10 +148,10 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
             sample.append(kept.take(np.flatnonzero(chance[kept.slate] * num_train <= MAX_SAMPLE)))
             raw.append(folder / "raw" / f"{number}.npz")
             np.savez(raw[-1], **vars(kept.matrix), outcomes=kept.outcomes, position=kept.position)
-            num_positive += (kept.outcomes > 0).sum(axis=0), (kept.outcomes == 0).sum(axis=0)
+            counts += _counts(kept.outcomes)
     held = concat(valid)
-    _check_labels("training", surface, *num_positive)
-    _check_primary("validation", surface, held)
+    _check_labels("training", surface, counts)
+    _check_labels("validation", surface, _counts(held.outcomes[:, :1]))
     sampled = concat(sample)
     encoder = fit_encoder(surface, plan.columns, sampled.matrix, category_strings(surface, log))
     examinations = examine_each(sampled, encoder, surface)
@@ -184,16 +185,15 @@ def split_by_time(data: Dataset, shares: Mapping[str, float], surface: Surface) 
     """
     cuts = _cuts(data.ts_ms, shares).tolist()
     windows_ms = [outcome.within_ms for outcome in surface.predicted.values()]
-    parts = []
+    parts: list[Dataset] = []
     for name, begin, end in zip(shares, [0, *cuts], [*cuts, len(data)], strict=True):
         part = data.take(slice(begin, end))
         if end < len(data):
             num_early = int(np.searchsorted(part.ts_ms, data.ts_ms[end] - min(windows_ms)))
             part = masked(part.take(slice(num_early)), int(data.ts_ms[end]), windows_ms)
-        _check_primary(name, surface, part)
+        # The first part trains every outcome; of the others, the primary one decides.
+        _check_labels(name, surface, _counts(part.outcomes[:, :1] if parts else part.outcomes))
         parts.append(part)
-    known = parts[0].outcomes
-    _check_labels(next(iter(shares)), surface, (known > 0).sum(axis=0), (known == 0).sum(axis=0))
     return parts
 
 
@@ -209,20 +209,20 @@ def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
     return np.asarray(np.searchsorted(ts_ms, np.quantile(ts_ms, ends, method="lower")), np.int64)
 
 
-def _check_primary(name: str, surface: Surface, rows: Dataset) -> None:
-    """Raise TabrankError unless the primary outcome happens at some rows, and not at others."""
-    primary = rows.outcomes[:, :1]
-    _check_labels(name, surface, (primary > 0).sum(axis=0), (primary == 0).sum(axis=0))
+def _counts(outcomes: NDArray[np.float32]) -> I64:
+    """Return at how many rows each outcome happens, and at how many not, [2, O]."""
+    return np.stack([(outcomes > 0).sum(axis=0), (outcomes == 0).sum(axis=0)])
 
 
-def _check_labels(name: str, surface: Surface, num_positive: I64, num_negative: I64) -> None:
-    predicted = zip(surface.predicted.items(), num_positive, num_negative, strict=False)
-    for (outcome, declared), positives, negatives in predicted:
+def _check_labels(name: str, surface: Surface, counts: I64) -> None:
+    """Raise TabrankError unless each outcome counted happens at some rows, and not at others."""
+    for (outcome, declared), counted in zip(surface.predicted.items(), counts.T, strict=False):
+        positives, negatives = counted
         if not (positives and negatives):
             raise TabrankError(
                 f"of the {name} rows, {positives + negatives} are older than the window of the outcome {outcome!r}, "
                 f"{spelled(declared.within_ms / 1000)}, and {positives} of them have it; {BOTH_LABELS}: give a longer "
-                "log or a shorter within"
+                "log, more days or a shorter within"
             )
 
 

@@ -22,7 +22,7 @@ from training.search.leaderboard import BoardEntry
 SHAPE = ("width", "n_steps", "mask_type", "n_independent", "n_shared")
 
 
-def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix) -> float:
+def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix, num_outcomes: int) -> float:
     """Measure the µs a candidate of a network of this shape, on one thread, with these rows.
 
     The time covers look-ups, network and calibration. The weights are random, because the cost of
@@ -30,8 +30,8 @@ def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix) ->
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Network(encoder, config).eval()
-    session = one_thread_session(export(folded_of(network, [UNCALIBRATED]), exact=False))
+        network = Network(encoder, config, num_outcomes).eval()
+    session = one_thread_session(export(folded_of(network, [UNCALIBRATED] * num_outcomes), exact=False))
 
     def score(matrix: Matrix) -> NDArray[np.float64]:
         arrays: tuple[NDArray[Any], ...] = encoder.encode(matrix.numeric, matrix.category)

@@ -152,8 +152,7 @@ def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
     LightGBM may take `TUNING_SHARE` of the budget; it trains on at most `MOST_ROWS` rows here.
     """
     encoder, valid, examinations = task.encoder, task.valid, task.examinations
-    worth = per_share(task.schema.surface)
-    judged = Judged(valid.outcomes, valid.slate, valid.viewer, worth)
+    judged = Judged.of(task)
     theta = at_positions(examinations, valid.position)
     if board.of("popular") is None:
         chance = np.full(theta.shape, np.nan)
@@ -169,25 +168,41 @@ def compete(board: Leaderboard, task: Task, budget_s: float) -> None:
         PARTS.begin(f"training {TITLES['lightgbm']}, {TUNING_SHARE:.0%} of the budget to tune it")
         point = tuned(encoder, rows.of(0), examinations[0], TUNING_SHARE * budget_s)
         began_s = time.perf_counter()
-        rival = trees(encoder, rows, examinations, [point] * len(examinations))
+        rival = trees(encoder, rows, examinations, point)
         shares = rival(valid.matrix)
         cost = {"seconds": time.perf_counter() - began_s, "rows": float(len(rows))}
         cost["us_per_candidate"] = us_per_candidate(rival, valid.matrix)
-        board.add(judged.entry("lightgbm", shares @ worth, shares[:, 0], shares * theta, **cost, point=point))
+        board.add(
+            judged.entry(
+                "lightgbm", shares @ judged.per_share, shares[:, 0], shares * theta, **cost, point=point
+            )
+        )
 
 
 @dataclass(frozen=True)
 class Judged:
     """Validation rows on which all models of a search are judged by the same criterion.
 
-    Outcomes `[N, O]`, the numbers `[N]` of slate and viewer, and `[O]` what the shares of the
-    outcomes are worth. The criterion is the sum of the outcomes' loglosses.
+    Outcomes `[N, O]`, the numbers `[N]` of slate and viewer, and `[O]` what a share of each outcome
+    is worth. The criterion is the sum of the outcomes' loglosses.
     """
 
     outcomes: NDArray[np.float32]
     slate: I64
     viewer: I64
     per_share: F64
+
+    @classmethod
+    def of(cls, task: Task) -> Judged:
+        """Return the validation rows of a task."""
+        valid = task.valid
+        return cls(valid.outcomes, valid.slate, valid.viewer, per_share(task.schema.surface))
+
+    @property
+    def worst(self) -> float:
+        """Return the criterion of constant predictions."""
+        rates = [mean(label[~np.isnan(label)]) or 0.0 for label in self.outcomes.T.astype(np.float64)]
+        return sum(self.losses(np.tile(rates, (len(self.outcomes), 1))))
 
     def ndcg(self, score: Values) -> float | None:
         """Return the NDCG@10 of an order, on the rows at which the primary outcome is known."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def _find(
     """
     max_us = task.settings.max_us
     print_progress(task.examinations[0].describe())
-    costs = Costs(lambda network: us_per_candidate(task.encoder, network, task.valid.matrix), board.tried())
+    matrix, num = task.valid.matrix, len(task.examinations)
+    costs = Costs(partial(us_per_candidate, task.encoder, matrix=matrix, num_outcomes=num), board.tried())
     check_cost(costs, max_us)
     compete(board, task, clock.budget_s)
     first = configuration(last.manifest) if last else []
@@ -126,7 +128,7 @@ def _find(
 def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | None, list[str]]:
     """Load the model of a version, or return None and why no winner can be compared with it."""
     try:
-        last = load_for(models / version, Features(schema))
+        last = load_for(models / version, Features(schema), may_lack_outcomes=True)
         if not last.outcomes.keys() & schema.surface.predicted.keys():
             theirs, ours = (", ".join(each) for each in (last.outcomes, schema.surface.predicted))
             raise TabrankError(f"it predicts {theirs}, and the surface weighs {ours}")
@@ -143,10 +145,8 @@ def configuration(manifest: Mapping[str, Any]) -> list[FitConfig]:
 
     Trials take the place of its seed and workers by those of the search.
     """
-    # Earlier releases could end a training before its last epoch.
-    known = {name: value for name, value in manifest["fit"].items() if name != "patience"}
     try:
-        return [FitConfig(**{**known, "network": NetworkConfig(**manifest["network"])})]
+        return [FitConfig(**manifest["fit"], network=NetworkConfig(**manifest["network"]))]
     except (TabrankError, TypeError) as error:
         print_progress(
             f"the search does not start from {manifest['version']}, trained by another release: {error}"

@@ -28,8 +28,6 @@ from training.fit.prepare import read_plan, row_bytes, split_by_time
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
 # Increment when the files of a search's folder change, so that no search resumes from others.
 FOLDER_FORMAT = 2
-# The rate of an outcome that validation rows hardly have, so that its entropy is finite.
-LEAST_RATE = 1e-5
 # Bound the time to score a model after each epoch.
 MAX_VALID_ROWS = 200_000
 
@@ -124,12 +122,6 @@ class Task:
     def examinations(self) -> list[Examination]:
         """Return the examination of each outcome, from the training rows, for all models."""
         return examine_each(self.parts["training"], self.encoder, self.schema.surface)
-
-    @cached_property
-    def worst(self) -> float:
-        """Return the logloss of constant predictions, summed over the outcomes."""
-        rates = np.nanmean(self.valid.outcomes, axis=0, dtype=np.float64).clip(LEAST_RATE, 1 - LEAST_RATE)
-        return float(-(rates * np.log(rates) + (1 - rates) * np.log1p(-rates)).sum())
 
     @cached_property
     def identity(self) -> str:

@@ -26,13 +26,7 @@ from training.search.space import Space
 SLATES = "slates.npy"
 
 
-def run_trial(
-    point: Mapping[str, Any],
-    folder: Path,
-    encoder: str,
-    base: FitConfig,
-    per_share: F64,
-) -> None:
+def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitConfig, per_share: F64) -> None:
     """Train the network of a point and report its validation logloss after each epoch.
 
     The rows `train` and `valid` of `Inputs.save` in `folder` are mapped into memory, so that all

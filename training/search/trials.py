@@ -30,7 +30,7 @@ from training.fit.teaching import mixed
 from training.network.network import NetworkConfig
 from training.search.budget import Clock, Forecast, row_s, work
 from training.search.cost import Costs
-from training.search.leaderboard import BoardEntry, Leaderboard
+from training.search.leaderboard import BoardEntry, Judged, Leaderboard
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import Task
@@ -146,8 +146,8 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         train = encode_rows(task.encoder, rows, task.examinations)
         if task.settings.num_teachers and (tuned := board.of("lightgbm")):
             # The winner will be taught, and less regularisation suits a network that is.
-            settings = [tuned.point] * len(task.examinations)
-            train = mixed(train, [], trees(task.encoder, rows, task.examinations, settings)(rows.matrix))
+            rival = trees(task.encoder, rows, task.examinations, tuned.point)
+            train = mixed(train, [], rival(rows.matrix))
         train.save(folder, "train")
         encode_rows(task.encoder, valid, task.examinations).save(folder, "valid")
         np.save(folder / SLATES, np.stack([valid.slate, valid.viewer]))
@@ -198,7 +198,7 @@ def _study(
         first=[*first, default, replace(default, network=NetworkConfig())],
         cost=costs,
         max_us=task.settings.max_us,
-        worst=task.worst,
+        worst=Judged.of(task).worst,
         in_time=deadline.in_time,
         on_entry=on_entry,
     )

@@ -87,7 +87,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     boosted = None
     if tuned := run.board.of("lightgbm"):
         PARTS.begin(f"training LightGBM on {len(rows):,} rows")
-        boosted = trees(encoder, rows, task.examinations, [tuned.point] * len(task.examinations))
+        boosted = trees(encoder, rows, task.examinations, tuned.point)
     rival = boosted(rows.matrix) if boosted and task.settings.num_teachers else None
     state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
     model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, task.examinations)
@@ -118,17 +118,20 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         test,
         "test",
         seen=take_evenly(rows.matrix),
-        log=task.log,
-        rows=len(rows),
-        span_ms=(int(rows.ts_ms[0]), int(rows.ts_ms[-1])),
-        seen_until_ms=int(newest.ts_ms[-1]),
         begun=started_s,
         examinations=task.examinations,
         rivals=rivals,
         current=current,
         margin=task.settings.margin,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
-        manifest={"teachers": len(logits) + (rival is not None), "incumbent": incumbent},
+        manifest={
+            "log": str(task.log.resolve()),
+            "rows": len(rows),
+            "span_ms": (int(rows.ts_ms[0]), int(rows.ts_ms[-1])),
+            "seen_until_ms": int(newest.ts_ms[-1]),
+            "teachers": len(logits) + (rival is not None),
+            "incumbent": incumbent,
+        },
     )
     manifest = save(fitted, draft)
     shutil.rmtree(out / "artifact", ignore_errors=True)

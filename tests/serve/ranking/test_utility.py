@@ -208,7 +208,9 @@ def publish(service, toml, pointer=None, version=NEW):
         point(service.folder / "models", pointer, version)
 
 
-LACKS = "weighs stay, and version {} predicts join; leave out stay, or give it a weight in the surface and fit"
+LACKS = (
+    "weighs stay, and version {} predicts join; leave out stay, or give it a weight in the surface and fit"
+)
 
 
 @pytest.mark.parametrize("scorer", [NEW, "current", "canary"])

@@ -63,7 +63,7 @@ def model(home):
     return write_model(home / "model", home / "log")
 
 
-def write_model(folder, log_folder, *, keeps=True, num_outcomes=1):
+def write_model(folder, log_folder, *, num_outcomes=1):
     surface = read_surface(TOML)
     log = read_log(log_folder, surface)
     data = build(Schema(surface), log)
@@ -71,14 +71,12 @@ def write_model(folder, log_folder, *, keeps=True, num_outcomes=1):
     encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, log))
     network = random_network(rng, encoder, NetworkConfig(width=4, n_steps=1), num_outcomes)
     files, manifest = artifact_files(network, rng)
-    kept = {}
-    if keeps:
-        save(folder.parent / f"{folder.name}-draft", files | {"surface.toml": TOML.encode()}, manifest)
-        scores = score(folder.parent / f"{folder.name}-draft", data.matrix)[:, 0]
-        # As of a longer log, of candidates of one age: one feature can be judged.
-        many = Matrix.stacked([data.matrix] * 20)
-        many.numeric[:, data.columns.numeric.index("age_s")] = 1.0
-        kept = {STATISTICS: statistics(data.columns, many, np.tile(scores, 20))}
+    save(folder.parent / f"{folder.name}-draft", files | {"surface.toml": TOML.encode()}, manifest)
+    scores = score(folder.parent / f"{folder.name}-draft", data.matrix)[:, 0]
+    # As of a longer log, of candidates of one age: one feature can be judged.
+    many = Matrix.stacked([data.matrix] * 20)
+    many.numeric[:, data.columns.numeric.index("age_s")] = 1.0
+    kept = {STATISTICS: statistics(data.columns, many, np.tile(scores, 20))}
     files |= {"surface.toml": TOML.encode(), "evaluation.json": json.dumps(kept).encode()}
     save(folder, files, manifest)
     return folder
@@ -304,13 +302,6 @@ def test_few_rows_leave_the_drift_unjudged_with_what_is_needed(home, log, model)
     assert re.search(r"  –  not judged: [23] of \d+ rows$", language)
     assert not any("has changed" in line or "has moved" in line for line in lines)
     assert "are not judged" in why
-
-
-def test_an_artifact_without_distributions_is_reported(home, log, tmp_path):
-    old = write_model(tmp_path / "old", log, keeps=False)
-    found = audit(home, log, "--model", old)
-    assert found["drift"] is None
-    assert "newer artifact" in found["no_drift"]
 
 
 def test_the_scores_of_a_model_of_other_columns_are_not_asked(home, log, tmp_path):

@@ -117,3 +117,13 @@ def test_records_go_in_posts_that_a_service_takes(tmp_path, surface, monkeypatch
     posts = [step for step in played(tmp_path / "parts", surface) if isinstance(step, list)]
     assert [record for post in posts for record in post] == whole
     assert 1 < max(map(len, posts)) < 5
+
+
+def test_events_keep_their_values(tmp_path, surface):
+    """Outcomes such as what was spent are sums of values."""
+    events = tables()["events"]
+    values = pa.array([3.5, *[None] * (len(events) - 1)], pa.float64())
+    sent = played(tmp_path, surface, events=events.append_column("value", values))
+    found = {record["id"]: record for step in sent if isinstance(step, list) for record in step}
+    assert found["e1"]["value"] == 3.5
+    assert "value" not in found["e2"]

@@ -12,7 +12,7 @@ from serve.features.surface import read_surface
 from serve.log.reader import read_log
 from serve.log.writer import write_log
 from tests.support.point_in_time import shown_ids
-from tests.support.small_surface import THREE, tables
+from tests.support.small_surface import THREE, TOML, tables
 from training.data.dataset import DatasetPlan, build, concat
 from training.data.split import split
 
@@ -69,6 +69,15 @@ def test_each_outcome_has_its_amount_and_its_window_and_is_masked_where_either_i
     assert [len(data.of(k)) for k in range(3)] == [7, 5, 5]
     assert data.of(1).label.tolist() == pytest.approx([0.8, 0, 0, 0, 0])
     assert shown_ids(data.of(2)) == ["a", "b", "c", "a", "d"]
+
+
+def test_a_draw_is_not_known_of_an_outcome_that_a_drawn_row_lacks(tmp_path):
+    data = three_outcomes(tmp_path / "log")
+    drawn = np.array([1.0, 2.0, 3.0, 4.0, 5.0, -np.inf, 6.0])
+    data = dataclasses.replace(data, weight=drawn, slate=np.array([0, 0, 0, 1, 1, 2, 2]))
+    assert data.of(0).weight.tolist() == drawn.tolist()
+    # Of the stay, the second slate lacks a drawn row, and the third one that was not drawn.
+    np.testing.assert_equal(data.of(1).weight, [1.0, 2.0, 3.0, np.nan, 6.0])
 
 
 def test_a_sum_is_capped_and_unknown_where_an_event_has_no_value(tmp_path):
@@ -266,12 +275,13 @@ def test_an_event_whose_clock_is_behind_is_of_the_exposure_that_it_names(tmp_pat
 
 
 def test_a_log_without_a_closed_window_is_refused(tmp_path):
-    from tests.support.small_surface import TOML
-
-    surface = read_surface(TOML.replace('"10s" }', '"1d" }'))
     write_log(tmp_path / "log", tables())
-    with pytest.raises(TabrankError, match="no outcome of any row is known"):
-        build(Schema(surface), read_log(tmp_path / "log", surface))
+    several = THREE.replace('event = "join", within = "10s"', 'event = "join", within = "1d"')
+    # Further outcomes, whose windows are shorter, measure nothing alone.
+    for toml in (TOML.replace('"10s" }', '"1d" }'), several):
+        surface = read_surface(toml)
+        with pytest.raises(TabrankError, match=r"outcome 'join' of no row is known: .* window of 1 d"):
+            build(Schema(surface), read_log(tmp_path / "log", surface))
 
 
 def test_a_split_keeps_one_time_together_and_refuses_an_empty_side(tmp_path, log_folder):

@@ -30,7 +30,7 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
     found = judge(data, {"model": truth(data), "lightgbm": truth(data) ** 2}, surface)
     assert found["contenders"] == ["model", "popular", "lightgbm"]
     assert found["rows"] == len(data)
-    measures = Contender.of(Slates(data.label, data.slate), truth(data), truth(data)).measures()
+    measures = Contender.of(Slates(data.label, data.slate, data.slate), truth(data), truth(data)).measures()
     assert found["model"] == {"expected_labels": None} | measures
     # An audience is not a probability.
     assert found["popular"]["logloss"] is None
@@ -86,7 +86,7 @@ def test_labels_as_shown_are_compared_with_scores_times_examination(data, surfac
     # The order is that of the scores, which no position moves.
     assert (
         found["model"]["auc"]
-        == Contender.of(Slates(seen.label, data.slate), truth(data), None).measures()["auc"]
+        == Contender.of(Slates(seen.label, data.slate, data.slate), truth(data), None).measures()["auc"]
     )
     # The current model ignored position, so its scores are P(label) as shown, and too high here.
     assert found["current"]["ece"] > found["model"]["ece"] + 0.05
@@ -124,7 +124,9 @@ def test_the_parts_of_a_slice_are_measured_among_themselves(data, surface):
     assert cold["rows"] + others["rows"] == len(data)
     part = data.viewer_seen == 0
     chance = truth(data)[part]
-    alone = Contender.of(Slates(data.label[part], data.slate[part]), chance, chance).measures()
+    alone = Contender.of(
+        Slates(data.label[part], data.slate[part], data.slate[part]), chance, chance
+    ).measures()
     for key in ("auc", "logloss", "ece", "ndcg@10"):
         assert cold["model"][key] == pytest.approx(alone[key])
     difference = cold["model"]["ndcg@10"] - cold["popular"]["ndcg@10"]

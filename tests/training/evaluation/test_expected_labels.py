@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.support.evaluation_rows import dataset, judge, truth
+from tests.support.expected import expected
 from tests.support.position_world import examination as drawn_examination
 from tests.support.position_world import sample
-from training.evaluation.expected_labels import expected_labels, placed
+from training.evaluation.expected_labels import placed
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import verdict
@@ -50,7 +51,7 @@ class Shown:
         return float(self.theta[place] @ self.worth / len(self.slates))
 
     def found(self, examination=LEARNED):
-        return expected_labels(self.contenders, self.position, examination)
+        return expected(self.contenders, self.position, examination)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_the_shown_order_earns_the_labels_of_the_log(shown):
 def test_chances_as_shown_change_nothing(shown):
     chance = shown.worth * STEPS[shown.position]
     contenders = shown.contenders | {"oracle": Contender.of(shown.slates, shown.worth, chance)}
-    again = expected_labels(contenders, shown.position, LEARNED)
+    again = expected(contenders, shown.position, LEARNED)
     assert again.value("oracle") == shown.found().value("oracle")
 
 
@@ -116,7 +117,7 @@ def test_orders_that_were_drawn_are_measured_by_the_draw(is_drawn):
     position = np.tile(np.arange(per), num)
     contenders["shown"] = Contender.of(slates, -position, None)
     curve = Examination("explored", tuple(drawn_examination()), (0.0,) * per, 1_000)
-    found = expected_labels(contenders, position, curve, weight.ravel())
+    found = expected(contenders, position, curve, weight.ravel())
     # The draw tells what the order would earn on average, not in these slates.
     logged, (low, high) = slates.label.sum() / num, found.value("shown")[1]
     assert low < logged < high
@@ -142,9 +143,9 @@ def test_what_the_rows_cannot_support_is_named(shown):
         "effective label events, and 50 are needed": Shown(15).found(),
         "all rows are of one viewer": Shown(2).found(),
     }
-    alone = Slates(shown.slates.label, np.arange(len(shown.position)))
+    alone = Slates(shown.slates.label, *2 * [np.arange(len(shown.position))])
     single = {"model": Contender.of(alone, shown.worth, shown.worth)}
-    reasons["most slates have one candidate"] = expected_labels(single, shown.position, LEARNED)
+    reasons["most slates have one candidate"] = expected(single, shown.position, LEARNED)
     for text, found in reasons.items():
         assert text in found.about["reason"]
         assert found.difference("model", "popular") == (None, None)

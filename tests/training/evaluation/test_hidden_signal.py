@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from tests.support.expected import expected
 from tests.support.hidden_world import DECAY, FLAT, PER, WORTH, Judged, hidden
-from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Z95, Contender
 from training.evaluation.paired import MARGIN, bounds
 from training.evaluation.slates import Slates
@@ -84,6 +84,6 @@ def test_expected_labels_at_a_known_examination_cover_the_truth(ranker, slates, 
             "popular": Contender.of(slate, rows.popular, None),
         }
         known = Examination("explored", tuple(DECAY), (0.0,) * PER, 1_000)
-        value, error = expected_labels(both, rows.position, known).difference("model", "popular")
+        value, error = expected(both, rows.position, known).difference("model", "popular")
         covered += abs(value - world.joins(score) + world.joins(rows.popular)) < Z95 * error
     assert covered >= least * runs

@@ -17,7 +17,7 @@ def rows(num_slates: int = 500, per: int = 6, seed: int = 0):
     rng = np.random.default_rng(seed)
     chance = 1 / (1 + np.exp(2 - rng.normal(size=num_slates * per)))
     label = (rng.random(len(chance)) < chance).astype(np.float32)
-    return Slates(label, np.repeat(np.arange(num_slates), per)), chance
+    return Slates(label, *2 * [np.repeat(np.arange(num_slates), per)]), chance
 
 
 def test_measures_over_rows_are_those_of_scikit_learn():
@@ -35,11 +35,11 @@ def test_a_score_that_is_no_probability_has_only_measures_of_order():
 
 
 def test_what_one_label_or_slates_of_one_candidate_do_not_define_is_none():
-    apart = Slates(np.float32([0, 1, 0]), np.arange(3))
+    apart = Slates(np.float32([0, 1, 0]), np.arange(3), np.arange(3))
     measured = Contender.of(apart, *2 * [np.float64([0.1, 0.5, 0.2])]).measures()
     undefined = {name for name, value in measured.items() if value is None}
     assert undefined == {"ndcg@10"}
-    together = Slates(np.float32([0, 0]), np.int64([0, 0]))
+    together = Slates(np.float32([0, 0]), *2 * [np.int64([0, 0])])
     one_label = Contender.of(together, *2 * [np.float64([0.1, 0.2])]).measures()
     assert {name for name, value in one_label.items() if value is not None} == {"logloss", "ece"}
 
@@ -75,7 +75,7 @@ def test_the_error_of_the_auc_equals_a_bootstrap_that_counts_all_pairs():
     label = (rng.random(len(score)) < 1 / (1 + np.exp(1 - score - 3 * luck))).astype(np.float32)
 
     def width(slate):
-        low, high = Contender.of(Slates(label, slate), score, None).intervals()["auc"]
+        low, high = Contender.of(Slates(label, slate, slate), score, None).intervals()["auc"]
         assert (low + high) / 2 == pytest.approx(roc_auc_score(label, score))
         return high - low
 

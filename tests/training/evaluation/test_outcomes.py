@@ -19,6 +19,7 @@ from tests.support.trade_world import KNOWN, OUTCOMES, trade
 from tests.training.evaluation.test_report import MANIFEST
 from training.evaluation.evaluate import assess
 from training.evaluation.metrics import Contender, calibrated
+from training.evaluation.outcomes import is_plain
 from training.evaluation.paired import outcome_bounds
 from training.evaluation.report import model_card, report_page
 from training.evaluation.slates import Slates, auc
@@ -90,14 +91,26 @@ def test_the_error_of_the_weighed_sum_counts_what_outcomes_have_in_common(found)
     assert pair["expected_utility_se"] != pytest.approx(independent, rel=1e-3)
 
 
+def test_only_an_event_of_weight_1_is_its_own_worth():
+    for declared, weight, plain in (
+        ('event = "join", within = "10s"', 1, True),
+        ('event = "join", within = "10s"', 2, False),
+        # A share of two minutes that weigh a half is worth 1, and yet it is no probability.
+        ('event = "join", until = "leave", cap = "2m", within = "10s"', 0.5, False),
+    ):
+        toml = TOML.replace('event = "join", within = "10s"', declared)
+        given = read_surface(toml.replace("popular =", f"weights.join = {weight}\npopular =", 1))
+        assert is_plain(given) is plain
+
+
 def test_ndcg_gains_the_worth_of_rows_and_costs_lower_it():
     label, slate = np.array([1, 0, 0, 1, 0], np.float32), np.array([0, 0, 0, 1, 1])
-    slates = Slates(label, slate, worth=np.array([1.0, -3.0, 0.0, 1.0, 0.0]))
+    slates = Slates(label, slate, slate, np.array([1.0, -3.0, 0.0, 1.0, 0.0]))
     first, last = (slates.ndcg(slates.order(np.array(score))) for score in ([3, 2, 1, 2, 1], [3, 1, 2, 2, 1]))
     assert last.tolist() == [1.0 - 3.0 / 2.0, 1.0]
     assert first[0] == pytest.approx(1.0 - 3.0 / np.log2(3))
     # Nothing is to be gained where all rows cost.
-    assert not Slates(label, slate, worth=-label).rankable.any()
+    assert not Slates(label, slate, slate, -label).rankable.any()
 
 
 def test_rows_with_an_open_window_count_for_the_other_outcomes_alone(world, found):
@@ -174,7 +187,8 @@ def test_equal_models_of_a_rare_outcome_are_within_its_bounds():
 
 
 def _rare(label, ours, theirs):
-    slates = Slates(label, np.arange(len(label)) // 10)
+    slate = np.arange(len(label)) // 10
+    slates = Slates(label, slate, slate)
     one, other = (Contender.of(slates, chance, chance) for chance in (ours, theirs))
     difference, error = one.minus(other, "logloss")
     pair = {"logloss": difference, "logloss_se": error}
@@ -224,7 +238,6 @@ def test_the_page_and_the_card_have_each_outcome(surface, found):
     del whole["search"]
     page, card = html.unescape(report_page(MANIFEST, whole)), model_card(MANIFEST, whole)
     assert "<h2>Outcomes</h2>" in page
-    assert "What the order changes" in page
     for text in (page, card):
         assert "hide, weight -2" in text
         assert "Expected utility: the sum of weights times amounts per exposure" in text

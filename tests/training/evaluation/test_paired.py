@@ -14,7 +14,7 @@ def pair_of(num_slates: int, per: int, noise: float, seed: int = 0, *, probabili
     rng = np.random.default_rng(seed)
     logit = rng.normal(size=num_slates * per) - 1
     label = (rng.random(len(logit)) < 1 / (1 + np.exp(-logit))).astype(np.float32)
-    slates = Slates(label, np.repeat(np.arange(num_slates), per))
+    slates = Slates(label, *2 * [np.repeat(np.arange(num_slates), per)])
     sides = [1 / (1 + np.exp(-x)) for x in (logit, logit + noise * rng.normal(size=len(logit)))]
     return [Contender.of(slates, side, side if probability else None) for side in sides]
 
@@ -50,7 +50,7 @@ def test_the_gate_is_undefined_where_nothing_can_be_compared():
 def test_two_standard_errors_are_needed(difference, beats):
     slates = pair_of(10, 3, noise=0)[0].slates
     assert gate({"expected_labels": None, "ndcg@10": difference, "se": 0.01}, slates)["beats"] is beats
-    apart = Slates(slates.label, np.arange(len(slates.label)))
+    apart = Slates(slates.label, *2 * [np.arange(len(slates.label))])
     lower = {"expected_labels": None, "ndcg@10": None, "se": None, "logloss": -difference, "logloss_se": 0.01}
     assert gate(lower, apart)["beats"] is beats
 
@@ -198,7 +198,7 @@ def test_viewers_of_many_slates_widen_the_standard_error():
         slates = Slates(label, slate, viewer)
         return paired(*(Contender.of(slates, side, side) for side in sides))
 
-    alone, clustered = compared(None), compared(viewer)
+    alone, clustered = compared(slate), compared(viewer)
     assert clustered["ndcg@10"] == alone["ndcg@10"]
     for error in ("se", "logloss_se", "auc_se"):
         assert clustered[error] > 2 * alone[error]

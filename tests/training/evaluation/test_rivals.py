@@ -16,6 +16,7 @@ from serve.model.encoder import Encoder, NumericColumn, SingleColumn, entry_hash
 from tests.support.small_surface import TOML
 from training.data.dataset import Dataset
 from training.evaluation.rivals import SPACE, STOP, TUNING_SHARE, _logloss, lightgbm, tuned
+from training.evaluation.rivals import trees as boosted
 from training.examination.examination import Examination
 from training.network.network import NetworkConfig
 from training.search.cost import us_per_candidate
@@ -176,4 +177,17 @@ def test_a_rivals_scores_are_probabilities_whatever_the_numbers():
 
 
 def test_the_cost_of_a_network_is_known_before_it_is_trained():
-    assert us_per_candidate(ENCODER, NetworkConfig(width=8, n_steps=1), dataset(500, 1).matrix) > 0
+    assert us_per_candidate(ENCODER, NetworkConfig(width=8, n_steps=1), dataset(500, 1).matrix, 2) > 0
+
+
+def test_a_further_outcome_has_its_own_number_of_trees():
+    train, test = dataset(3_000, 1), dataset(500, 2)
+    rare = train.label * (np.arange(len(train)) % 9 == 0)
+    both = replace(train, outcomes=np.stack([train.label, rare], axis=1).astype(np.float32))
+    many = {"num_iterations": 80, "seed": 1}
+    found = boosted(ENCODER, both, [LOOKED_AT] * 2, many)(test.matrix)
+    own = tuned(ENCODER, both.of(1), LOOKED_AT, 0.0)
+    assert own["num_iterations"] < 80
+    for k, chosen in enumerate((many, own)):
+        want = lightgbm(ENCODER, both.of(k), LOOKED_AT, **chosen)(test.matrix)
+        np.testing.assert_array_equal(found[:, k], want)

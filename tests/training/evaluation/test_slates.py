@@ -12,7 +12,7 @@ def ragged(seed: int = 0, num_slates: int = 60):
     rng = np.random.default_rng(seed)
     slate = rng.permutation(np.repeat(np.arange(num_slates) * 7, rng.integers(1, 16, num_slates)))
     label = (rng.random(len(slate)) < 0.3).astype(np.float32)
-    return Slates(label, slate), rng.permutation(len(slate)).astype(np.float64), rng
+    return Slates(label, slate, slate), rng.permutation(len(slate)).astype(np.float64), rng
 
 
 def by_slate(slates, score, measured, counts):
@@ -44,12 +44,12 @@ def test_ties_are_broken_at_random_and_always_the_same_way():
     # The score is random.
     assert ndcg(slates, level).mean() == pytest.approx(ndcg(slates, score).mean(), abs=0.02)
     # The log's order does not break ties.
-    by_label = Slates(np.sort(slates.label)[::-1].copy(), slates.slate)
+    by_label = Slates(np.sort(slates.label)[::-1].copy(), slates.slate, slates.slate)
     assert ndcg(by_label, level).mean() == pytest.approx(ndcg(slates, score).mean(), abs=0.02)
 
 
 def test_what_no_slate_defines_is_empty():
-    slates = Slates(np.float32([0, 1, 0]), np.int64([3, 1, 2]))
+    slates = Slates(np.float32([0, 1, 0]), *2 * [np.int64([3, 1, 2])])
     score = np.float64([0.1, 0.2, 0.3])
     assert len(ndcg(slates, score)) == 0
     assert len(ndcg(slates.take(np.zeros(3, bool)), score[:0])) == 0

@@ -85,6 +85,16 @@ def test_the_choice_is_the_strongest_weight_whose_cost_is_shown_to_be_small(worl
     assert text(none).endswith("hide keeps -2")
 
 
+def test_a_weight_that_does_not_move_its_outcome_as_it_should_is_not_chosen(world):
+    """This model predicts few hides where there are many."""
+    blind = replace(world, shares=world.shares * [1, -1] + [0, world.shares[:, 1].max()])
+    result = swept(blind, give=0.9)
+    assert result["points"][0]["outcomes"]["hide"]["change"][0] > 0
+    assert result["points"][0]["outcomes"]["join"]["relative"][1] > -0.9
+    assert result["chosen"] is None
+    assert "fall by less than 90 % and hide changes as wanted." in text(result)
+
+
 def test_a_weight_of_the_other_sign_is_not_a_stronger_one(world):
     assert swept(world, give=0.5, values=[-4.0, 40.0])["chosen"] == -4
 
@@ -175,11 +185,16 @@ def test_an_outcome_whose_window_is_open_everywhere_asks_for_a_longer_log(world)
 def command(world, tmp_path, monkeypatch):
     """Return the command's arguments; a made-up world takes the place of the log's rows."""
     about = {"scale": 1.0, "examination": asdict(KNOWN)}
-    manifest = {"version": VERSION, "outcomes": {"join": about, "hide": about}, "seen_until_ms": 999}
+    manifest = {
+        "version": VERSION,
+        "surface": "tiny",
+        "outcomes": {"join": about, "hide": about},
+        "seen_until_ms": 999,
+    }
     files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
     save(tmp_path / "model", files, manifest)
     write_log(tmp_path / "log", tables())
-    monkeypatch.setattr(module, "build", lambda *args, **options: world.rows)
+    monkeypatch.setattr(module, "read_rows", lambda *args, **options: world.rows)
     monkeypatch.setattr(module, "score", lambda model, matrix: world.shares)
     return ["weights", "--model", str(tmp_path / "model"), "--log", str(tmp_path / "log")]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.support.expected import expected
 from tests.support.trade_world import KNOWN, trade
-from training.evaluation.expected_labels import expected_labels
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates
 from training.evaluation.worth import Worth, expected_amounts, odds_of
@@ -41,7 +41,7 @@ def test_with_one_outcome_the_numbers_are_those_of_expected_labels(world):
         "model": Contender.of(slates, score, score),
         "popular": Contender.of(slates, popular, None),
     }
-    one = expected_labels(contenders, data.position, KNOWN)
+    one = expected(contenders, data.position, KNOWN)
     names = {"model": score, "popular": popular}
     odds = [odds_of(names, {"model": score[:, None]}, 0)]
     many = expected_amounts(data, names, {"join": 1.0}, [KNOWN], odds)
@@ -50,7 +50,7 @@ def test_with_one_outcome_the_numbers_are_those_of_expected_labels(world):
         for got in (many.estimates["join"][name], many.weighed(name, {"join": 1.0})):
             assert (got.value, got.shift) == (want.value, want.shift)
             np.testing.assert_array_equal(got.influence, want.influence)
-    difference = many.difference("model", "popular", "join")
+    difference = many.weighed("model", {"join": 1.0}, "popular")
     assert (difference.value, difference.error(many.cluster)) == one.difference("model", "popular")
     assert many.about["join"] == one.about
 
@@ -124,7 +124,7 @@ def test_an_outcome_without_support_has_a_reason_and_no_sum(world):
     outcomes[:, 1] *= world.rows.slate < 40
     worth = found(world, replace(world.rows, outcomes=outcomes))
     assert "effective label events" in worth.about["hide"]["reason"]
-    assert worth.difference("joins", "fewer hides", "hide") is None
+    assert worth.weighed("joins", {"hide": 1.0}, "fewer hides") is None
     assert worth.weighed("joins", WEIGHTS) is None
     assert worth.weighed("joins", {"join": 1.0, "hide": 0.0}) is not None
 

@@ -154,10 +154,8 @@ def manifest(fit: dict[str, object], network: dict[str, object]) -> dict[str, ob
 
 
 def test_a_search_starts_from_the_configuration_of_a_model(capsys):
-    # An earlier release wrote its patience too.
-    for more in ({}, {"patience": 4}):
-        (config,) = configuration(manifest(more, {}))
-        assert (config.epochs, config.network.width) == (9, 24)
+    (config,) = configuration(manifest({}, {}))
+    assert (config.epochs, config.network.width) == (9, 24)
     assert capsys.readouterr().err == ""
 
 
@@ -185,6 +183,15 @@ def test_a_current_model_without_an_outcome_of_the_surface_is_not_compared(tmp_p
     last, (reason,) = followed(tmp_path, OLD, schema)
     assert last is None
     assert "it predicts join, and the surface weighs tap" in reason
+    # One that lacks only some is compared by those that both predict.
+    both = weighed(
+        'outcomes.tap = { event = "click", within = "10s" }',
+        'outcomes.join = { event = "join", within = "10s" }',
+        "weights = { tap = 0.1, join = 1 }",
+    )
+    assert Schema(both).fingerprint == schema.fingerprint
+    last, reasons = followed(tmp_path, OLD, Schema(both))
+    assert (list(last.outcomes), reasons) == (["join"], [])
 
 
 def test_predictions_of_the_current_model_are_told_by_the_outcomes_of_the_surface(monkeypatch):

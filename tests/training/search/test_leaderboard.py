@@ -101,7 +101,7 @@ VIEWERS = np.repeat(np.arange(800), 25)
 LOGIT = np.random.default_rng(0).normal(size=len(VIEWERS))
 LABEL = (np.random.default_rng(1).random(len(LOGIT)) < 1 / (1 + np.exp(-LOGIT))).astype(np.float32)
 SLATES = Slates(LABEL, np.arange(len(LABEL)) // 5, VIEWERS)
-JUDGED = Judged(LABEL[:, None], SLATES.slate, VIEWERS, [1.0], np.ones(1))
+JUDGED = Judged(LABEL[:, None], SLATES.slate, VIEWERS, np.ones(1))
 
 
 def contender(noise: float, seed: int) -> Contender:
@@ -145,19 +145,25 @@ def test_losses_by_group_add_up_and_have_the_error_by_viewers():
     assert GROUPS**0.5 * by_group.std(ddof=1) == pytest.approx(error, rel=0.2)
 
 
-def test_several_outcomes_are_judged_by_the_weighed_sum_of_their_loglosses():
+def test_several_outcomes_are_judged_by_the_sum_of_their_loglosses():
     rng = np.random.default_rng(4)
     rare = (rng.random(len(LABEL)) < 0.005).astype(np.float32)
     # Its window is open at the newest rows.
     rare[-5_000:] = np.nan
     chance = np.stack([1 / (1 + np.exp(-LOGIT)), np.full(len(LABEL), 0.005)], axis=1)
-    both = Judged(np.stack([LABEL, rare], axis=1), SLATES.slate, VIEWERS, [1.0, 20.0], np.array([1.0, -5.0]))
-    parts = [Judged(each[:, None], SLATES.slate, VIEWERS, [1.0], np.ones(1)) for each in (LABEL, rare)]
+    both = Judged(np.stack([LABEL, rare], axis=1), SLATES.slate, VIEWERS, np.array([1.0, -5.0]))
+    parts = [Judged(each[:, None], SLATES.slate, VIEWERS, np.ones(1)) for each in (LABEL, rare)]
     one, other = (part.losses(chance[:, k : k + 1]) for k, part in enumerate(parts))
-    np.testing.assert_allclose(both.losses(chance), np.add(one, np.multiply(20.0, other)))
+    np.testing.assert_allclose(both.losses(chance), np.add(one, other))
     # An order by both gains more than the one by the first alone, whose rare outcomes cost.
     known = np.nan_to_num(rare)
     assert both.ndcg(LOGIT - 5.0 * known) > both.ndcg(LOGIT)
+    # Constant predictions lose the entropies, and an outcome known at no row nothing.
+    rates = [np.nanmean(one, dtype=float) for one in (LABEL, rare)]
+    entropies = [-rate * np.log(rate) - (1 - rate) * np.log1p(-rate) for rate in rates]
+    assert both.worst == pytest.approx(sum(entropies))
+    unknown = replace(both, outcomes=np.stack([LABEL, np.full_like(LABEL, np.nan)], axis=1))
+    assert unknown.worst == pytest.approx(entropies[0])
     entry = both.entry("popular", LOGIT, LOGIT, chance, us_per_candidate=0.0)
     assert entry.valid_logloss == pytest.approx(sum(entry.losses))
     assert entry.valid_auc == pytest.approx(contender(0.0, 0).measures()["auc"])

@@ -41,7 +41,7 @@ def test_features_are_computed_for_the_newest_days_alone(shop):
 
 
 def test_too_few_days_are_refused_with_the_remedy(shop):
-    with pytest.raises(TabrankError, match="give a longer log or more days"):
+    with pytest.raises(TabrankError, match="give a longer log, more days or a shorter within"):
         read(shop, days=0.001)[0].parts  # noqa: B018 - it splits the rows
 
 

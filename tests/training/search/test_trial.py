@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from serve.model.encoder import Encoder, NumericColumn
-from training.fit.loop import FitConfig, outcome_weights, run
+from training.fit.loop import FitConfig, run
 from training.network.network import Inputs, NetworkConfig, inputs
 from training.search.leaderboard import Judged
 from training.search.trial import report, verdict
@@ -40,7 +40,7 @@ def test_stopped_and_finished_trials_have_one_measure_with_the_examination_of_po
     assert report(state, CONFIG, train, valid) == reported[-1]
     assert [line["percent"] for line in reported] == [33, 66, 100]
     slate = np.arange(1_000) // 10
-    judged = Judged(valid.label.numpy(), slate, slate, outcome_weights(train.rates), np.ones(1))
+    judged = Judged(valid.label.numpy(), slate, slate, np.ones(1))
     found = verdict(state, ENCODER, CONFIG, valid, judged)
     assert sum(found["losses"]) == pytest.approx(reported[-1]["valid_logloss"], abs=1e-6)
     assert 0.5 < found["valid_ndcg"] < 1
