@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.contract.errors import TabrankError
+from serve.contract.errors import TabrankError, did_you_mean
 from serve.features.slots import F32
 from serve.features.surface import Surface, read_surface
 from serve.model.artifact import load as load_artifact
@@ -24,6 +25,8 @@ from training.examination.examination import Examination
 
 # First places of a ranking that are compared.
 TOP = 10
+# An outcome, and its weights from the least to the largest.
+SWEEP = re.compile(r"(\w+)=(-?\d+(?:\.\d+)?)\.\.(-?\d+(?:\.\d+)?)", re.ASCII)
 # Largest weight of a surface, either way.
 MOST = 1e6
 # Name of the order by the surface's own weights.
@@ -56,19 +59,17 @@ def swept_weights(sweep: str, surface: Surface, steps: int) -> tuple[str, list[f
         TabrankError: the sweep is malformed, or does not fit the surface's outcomes.
     """
     where, predicted = f"--sweep {sweep}", surface.predicted
-    try:
-        name, span = sweep.split("=")
-        low, high = map(float, span.split(".."))
-    except ValueError:
-        name, low, high = "", 0.0, 0.0
+    found = SWEEP.fullmatch(sweep)
+    name, low, high = (found[1], float(found[2]), float(found[3])) if found else ("", 0.0, 0.0)
     if not -MOST <= low < high <= MOST:
         raise TabrankError(
-            f"{where}: write an outcome, its least and its largest weight, such as hide=-50..0"
+            f"{where}: write an outcome, its least weight and then its largest, such as hide=-50..0"
         )
-    if name not in predicted or len(predicted) == 1:
+    if name not in (further := list(predicted)[1:]):
         raise TabrankError(
-            f"{where}: the model predicts {', '.join(predicted)}; the surface has {', '.join(surface.outcomes)}. Name "
-            "an outcome that the model predicts beside another: give both a weight in [weights], and fit again"
+            f"{where}: {name!r} is no outcome that the model predicts beside {next(iter(predicted))}, its primary one"
+            f"{did_you_mean(name, further)}; it predicts {', '.join(predicted)}, and the surface has "
+            f"{', '.join(surface.outcomes)}. To sweep another, give it a weight in [weights], and fit again"
         )
     if high > 0 and surface.outcomes[name].bad:
         raise TabrankError(f"{where}: {high:g} rewards a bad outcome; end the sweep at 0")

@@ -138,13 +138,16 @@ def test_an_amount_has_its_unit_and_an_outcome_without_support_its_reason(world)
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("hide", "write an outcome, its least and its largest weight, such as hide=-50..0"),
+        ("hide", "write an outcome, its least weight and then its largest, such as hide=-50..0"),
         ("hide=-50", "such as hide=-50..0"),
         ("hide=0..-50", "such as hide=-50..0"),
         ("hide=a..b", "such as hide=-50..0"),
         ("hide=-inf..0", "such as hide=-50..0"),
         ("hide=nan..0", "such as hide=-50..0"),
-        ("stay=0..1", "the model predicts join, hide; the surface has join, hide"),
+        ("hide=-50...5", "such as hide=-50..0"),
+        ("hied=-50..0", "did you mean 'hide'"),
+        ("join=0..1", "beside join, its primary one"),
+        ("stay=0..1", "it predicts join, hide, and the surface has join, hide"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(given, words):
@@ -154,9 +157,7 @@ def test_a_sweep_that_cannot_be_is_refused(given, words):
 
 
 def test_a_sweep_of_the_only_outcome_or_of_a_bad_one_is_refused():
-    with pytest.raises(
-        TabrankError, match=r"the model predicts join; the surface has join\. Name an outcome"
-    ):
+    with pytest.raises(TabrankError, match="it predicts join, and the surface has join"):
         swept_weights("join=0..1", read_surface(TOML), 11)
     bad = read_surface(surface().text.replace('within = "20s"', 'within = "20s", bad = true'))
     with pytest.raises(TabrankError, match="5 rewards a bad outcome; end the sweep at 0"):
