@@ -58,10 +58,8 @@ def _without_node(seconds: Sequence[Second]) -> Iterator[str]:
 
 def _deployment(deployment: Deployment, seconds: Sequence[Second]) -> dict[str, Any]:
     """Return the counts of running replicas, compared with those that the load needs."""
-    running, needed = (
-        [counts[deployment.name] for counts in column]
-        for column in zip(*((second.running, second.needed) for second in seconds), strict=True)
-    )
+    running = [second.running[deployment.name] for second in seconds]
+    needed = [second.needed[deployment.name] for second in seconds]
     return {
         **_counts(running),
         "follows_load": deployment.autoscaler is not None,
