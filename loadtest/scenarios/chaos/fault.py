@@ -152,7 +152,6 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
         "after": (times.ends_s - 5.0, times.ends_s),
     }
     failing_s = float(bad.max() - bad.min()) if len(bad) else 0.0
-    gap_s = _gap_s(offered, times)
     found = {
         "requests": len(requests.ok),
         "failed": int((~after.ok).sum()),
@@ -161,7 +160,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
         "failed_first_kinds": dict(Counter(failed_first)),
         "failed_before": len(offered.failed) - len(failed_first),
         "in_flight": _in_flight(offered, times),
-        "outage_s": max(gap_s, failing_s),
+        "outage_s": max(_gap_s(offered, times), failing_s),
         "strength_s": _strength_s(seen, times),
         "p99_back_s": recovered_s(requests, since, lambda one: in_time(one, slo)),
         "whole_s": recovered_s(requests, healed, lambda one: in_time(one, slo) and in_full(one, slo)),
