@@ -95,7 +95,7 @@ def _stop_order(replica: Replica, now_s: float) -> tuple[bool, bool, int]:
     """Return the sort key of Ray's stop order: not running, off the head, few neighbours."""
     if replica.node is None:
         return False, False, 0
-    return replica.ready_s <= now_s, replica.node.is_head, replica.node.num_replicas
+    return replica.ready_s <= now_s, replica.node.pool == HEAD, replica.node.num_replicas
 
 
 @dataclass(frozen=True)
