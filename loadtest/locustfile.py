@@ -38,7 +38,7 @@ from loadtest.generator.bodies import make_bodies
 from loadtest.generator.connections import Connections
 from loadtest.generator.dispatcher import Dispatcher, arrivals
 from loadtest.generator.ids import find_ids
-from loadtest.measure.measure import Measurement, milliseconds
+from loadtest.measure.measure import milliseconds
 from loadtest.measure.service import PATH, Ended, read_answer
 from loadtest.measure.tally import Tally, bucket_ms
 from loadtest.measure.verdict import EXIT_CODES, REMEDY, Verdict
@@ -215,7 +215,10 @@ class Run:
 
     def log_verdict(self, **_: Any) -> Verdict:
         """Log and return the verdict on the test; the web UI shows it among its logs."""
-        measured, verdict, reasons = self._judged()
+        measured, verdict, reasons = self.tally.judged(self._slo)
+        runner = self._environment.runner
+        if verdict == "not held" and (runner.cpu_warning_emitted or runner.worker_cpu_warning_emitted):
+            verdict, reasons = "void", [f"Locust needs more than a core; {REMEDY}", *reasons]
         found = ""
         if measured:
             found = f", p90 {milliseconds(measured.p90_ms)}, p99 {milliseconds(measured.p99_ms)}"
@@ -228,13 +231,6 @@ class Run:
         if isinstance(self._environment.runner, MasterRunner):
             self._environment.runner.quit()
         self._environment.process_exit_code = EXIT_CODES[self.log_verdict()]
-
-    def _judged(self) -> tuple[Measurement | None, Verdict, list[str]]:
-        measured, verdict, reasons = self.tally.judged(self._slo)
-        runner = self._environment.runner
-        if verdict == "not held" and (runner.cpu_warning_emitted or runner.worker_cpu_warning_emitted):
-            return measured, "void", [f"Locust needs more than a core; {REMEDY}", *reasons]
-        return measured, verdict, reasons
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]

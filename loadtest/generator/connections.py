@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -166,23 +167,17 @@ class Failure(NamedTuple):
     kind: str
 
 
+@dataclass(frozen=True)
 class Retrying:
     """Transport with the client's one retry; it passes each failed first try to `on_failed`.
 
     `timeout_s` covers both tries together, as in the client.
     """
 
-    def __init__(
-        self,
-        connections: Connections,
-        timeout_s: float,
-        on_failed: Callable[[Failure], None],
-        policy: Retries | None = None,
-    ) -> None:
-        self._connections = connections
-        self._timeout_s = timeout_s
-        self._on_failed = on_failed
-        self._policy = policy or Retries()
+    connections: Connections
+    timeout_s: float
+    on_failed: Callable[[Failure], None]
+    policy: Retries = field(default_factory=Retries)
 
     def exchange(self, request: bytes) -> Reply:
         """Return the answer of the last try.
@@ -190,23 +185,23 @@ class Retrying:
         Raises:
             OSError, HTTPParseError: of the last try.
         """
-        until = perf_counter() + self._timeout_s
-        self._policy.sent()
+        until = perf_counter() + self.timeout_s
+        self.policy.sent()
         error: OSError | HTTPParseError | None = None
         reply: Reply | Lost
         try:
-            reply = self._connections.exchange(request)
+            reply = self.connections.exchange(request)
             if reply.code in OK:
                 return reply
             kind = f"HTTP {reply.code}"
         except (OSError, HTTPParseError) as raised:
             error, reply, kind = raised, Lost(str(raised)), error_kind(raised)
         now = perf_counter()
-        self._on_failed(Failure(now, kind))
-        delay_s = self._policy.delay_s(reply.status, until - now, reply.retry_after_s)
+        self.on_failed(Failure(now, kind))
+        delay_s = self.policy.delay_s(reply.status, until - now, reply.retry_after_s)
         if delay_s is not None:
             gevent.sleep(delay_s)
-            answer = self._connections.exchange(request)
+            answer = self.connections.exchange(request)
             if perf_counter() > until:
                 raise TimeoutError
             return answer

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import gevent
@@ -30,6 +31,7 @@ TIMEOUT = Outcome("timeout", ok=False)
 PROGRESS_S = 5.0
 
 
+@dataclass(eq=False)
 class Dispatcher:
     """Dispatcher of requests; it passes the end of each request to `on_end`, in order.
 
@@ -40,17 +42,11 @@ class Dispatcher:
     is due above this limit is not sent and ends as `not sent`.
     """
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        read: Callable[[int, bytes], tuple[Outcome, int]],
-        on_end: Callable[[Ended], None],
-    ) -> None:
-        self._exchange = exchange
-        self._read = read
-        self._on_end = on_end
-        self._due: dict[int, float] = {}
-        self._begins = 0.0
+    exchange: Exchange
+    read: Callable[[int, bytes], tuple[Outcome, int]]
+    on_end: Callable[[Ended], None]
+    _due: dict[int, float] = field(default_factory=dict, init=False)
+    _begins: float = field(default=0.0, init=False)
 
     def run(self, times_s: Iterable[float], requests: Iterable[bytes]) -> None:
         """Send a request at each time (seconds from now, ascending), then wait for all answers."""
@@ -62,7 +58,7 @@ class Dispatcher:
                 gevent.spawn_raw(self._send, number, at_s, request)
             else:
                 late_ms = self._since_ms(at_s)
-                self._on_end(Ended(at_s, late_ms, late_ms, NOT_SENT, 0, 0))
+                self.on_end(Ended(at_s, late_ms, late_ms, NOT_SENT, 0, 0))
         self._drain()
 
     def run_closed(self, connections: int, seconds: float, requests: Iterable[bytes]) -> None:
@@ -92,16 +88,16 @@ class Dispatcher:
         late_ms = self._since_ms(at_s)
         num_bytes = scored = 0
         try:
-            reply = self._exchange(request)
+            reply = self.exchange(request)
         except (OSError, HTTPParseError) as error:
             latency_ms = self._since_ms(at_s)
             outcome = Outcome(error_kind(error), ok=False)
         else:
             latency_ms = self._since_ms(at_s)
-            outcome, scored = self._read(reply.code, reply.body)
+            outcome, scored = self.read(reply.code, reply.body)
             num_bytes = len(reply.body)
         if self._due.pop(number, None) is not None:
-            self._on_end(Ended(at_s, late_ms, latency_ms, outcome, scored, num_bytes))
+            self.on_end(Ended(at_s, late_ms, latency_ms, outcome, scored, num_bytes))
 
     def _drain(self) -> None:
         until = perf_counter() + TIMEOUT_S
@@ -109,7 +105,7 @@ class Dispatcher:
             gevent.sleep(0.01)
         while self._due:
             _, at_s = self._due.popitem()
-            self._on_end(Ended(at_s, 0.0, self._since_ms(at_s), TIMEOUT, 0, 0))
+            self.on_end(Ended(at_s, 0.0, self._since_ms(at_s), TIMEOUT, 0, 0))
 
     def _since_ms(self, at_s: float) -> float:
         return (perf_counter() - self._begins - at_s) * 1000

@@ -6,7 +6,7 @@ import http.client
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def find_cluster(named: str | None, url: str) -> Look | None:
         ours = bool(base) and f"{url.rstrip('/')}/".startswith(f"{base}/")
         return partial(look_at_folder, DEFAULT_RUN) if ours else None
     if named.startswith(("http://", "https://")):
-        look: Look = Dashboard(named, os.environ.get("RAY_AUTH_TOKEN")).look
+        look: Look = partial(look_at_dashboard, named)
     else:
         look = partial(look_at_folder, Path(named))
     try:
@@ -88,28 +88,27 @@ def look_at_folder(folder: Path) -> tuple[Mapping[str, int], int | None]:
     return running, None if nodes is None else sum(bool(node["alive"]) for node in nodes)
 
 
-@dataclass(frozen=True)
-class Dashboard:
-    """Client of Ray's REST API, with an optional token; LoadtestError if it does not answer."""
+def look_at_dashboard(url: str) -> tuple[Mapping[str, int], int | None]:
+    """Return the running replicas by deployment, and the number of nodes, from Ray's REST API.
 
-    url: str
-    token: str | None = field(default=None, repr=False)
+    Raises:
+        LoadtestError: if it does not answer.
+    """
+    replicas = {
+        name: sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
+        for name, deployment in deployments(_get(url, APPLICATIONS)["applications"])
+    }
+    nodes = _get(url, NODES)["data"]["result"]["result"]
+    return replicas, sum(node["state"] == "ALIVE" for node in nodes)
 
-    def look(self) -> tuple[Mapping[str, int], int | None]:
-        """Return the running replicas by deployment, and the number of nodes."""
-        replicas = {
-            name: sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
-            for name, deployment in deployments(self._get(APPLICATIONS)["applications"])
-        }
-        nodes = self._get(NODES)["data"]["result"]["result"]
-        return replicas, sum(node["state"] == "ALIVE" for node in nodes)
 
-    def _get(self, path: str) -> Any:
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        status, body = ask(self.url.rstrip("/"), path, headers=headers)
-        if status != http.client.OK:
-            raise LoadtestError(f"{path} answered {status}")
-        return json.loads(body)
+def _get(url: str, path: str) -> Any:
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    status, body = ask(url.rstrip("/"), path, headers=headers)
+    if status != http.client.OK:
+        raise LoadtestError(f"{path} answered {status}")
+    return json.loads(body)
 
 
 def deployments(applications: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -41,9 +41,9 @@ class RequestLog:
         self._outcome.append(self._outcomes.setdefault(outcome, len(self._outcomes)))
         self._scored.append(scored)
 
-    def keep(self, ended: Ended, *, zero_s: float = 0.0) -> None:
-        """Add a request as a dispatcher reports it, with times relative to `zero_s`."""
-        self.add(ended.at_s - zero_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored)
+    def keep(self, ended: Ended) -> None:
+        """Add a request as a dispatcher reports it."""
+        self.add(ended.at_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored)
 
     def requests(self, first: int = 0) -> Requests:
         """Return a copy of the rows from `first` on, as columns."""

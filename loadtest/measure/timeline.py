@@ -121,11 +121,6 @@ def in_full(measured: Measurement, slo: Slo) -> bool:
     return bool(measured.requests) and full >= slo.min_full_share * measured.requests
 
 
-def is_normal(measured: Measurement, slo: Slo) -> bool:
-    """Return whether p99 and full answers are within the SLO; failed requests count as not full."""
-    return in_time(measured, slo) and in_full(measured, slo)
-
-
 def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], bool]) -> int | None:
     """Return the seconds from the step to its recovery, or None if there is none in the phase.
 

@@ -65,19 +65,14 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     for run in runs:
         full = (run_title(run), f"{run['full_of_knee']:.1%}", "full answers, of the knee")
         shown += marked(run["verdict"], [full])
+    claim, held = "answers of the model under overload", f"All runs held; {_control(report)}"
     doubt = "One machine: one core for the service and one for the load generator. A fleet has more parts."
     control, cells = report["control"], [*map(_cells, runs)]
     # A control that could not run has a verdict and a reason only.
     if "times" in control:
         cells.append(_cells(control) | {"offered": f"{run_title(control)}, no load shedding"})
     body = [
-        verdict(
-            report,
-            "answers of the model under overload",
-            f"All runs held; {_control(report)}",
-            reasons,
-            doubt,
-        ),
+        verdict(report, claim, held, reasons, doubt),
         tiles(shown),
         section("Answers against load", _answers_against_load(report)),
         paragraph(lead),

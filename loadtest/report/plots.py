@@ -42,7 +42,7 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
     Without samples of a cluster there is no plot of replicas.
     """
     at = [moment.t_s for moment in moments]
-    warm = _warm_up(at)
+    warm = [Limit("warm-up", x=at[0], until=0, colour="muted")] if at and at[0] < 0 else []
     failed = [moment for moment in moments if moment.failed]
     load = [
         Series("answered", at, [moment.answered_rps for moment in moments], colour="muted"),
@@ -63,19 +63,11 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
         axis = Axis("running", zero=True, whole=True)
         parts.append(plot("Replicas and nodes", SECOND, axis, running, warm, height=HEIGHT // 2))
     lines = {name: [getattr(moment, f"{name}_ms") for moment in moments] for name in PERCENTILES}
-    return "\n".join([*parts, latency_over_time(at, lines, slo)])
-
-
-def latency_over_time(at_s: Sequence[float], lines: Mapping[str, Sequence[float | None]], slo: Slo) -> str:
-    """Plot the percentiles of each second, with their limits."""
-    series = [Series(name, at_s, values, colour=PERCENTILES[name]) for name, values in lines.items()]
+    series = [Series(name, at, values, colour=PERCENTILES[name]) for name, values in lines.items()]
     # The plot of the load above names the warm-up; here its name would meet that of a limit.
-    limits = [*(replace(each, name="") for each in _warm_up(at_s)), *_limits(slo)]
-    return plot("Latency", SECOND, Axis("ms", zero=True), series, limits, height=HEIGHT)
-
-
-def _warm_up(at_s: Sequence[float]) -> list[Limit]:
-    return [Limit("warm-up", x=at_s[0], until=0, colour="muted")] if at_s and at_s[0] < 0 else []
+    limits = [*(replace(each, name="") for each in warm), *_limits(slo)]
+    parts.append(plot("Latency", SECOND, Axis("ms", zero=True), series, limits, height=HEIGHT))
+    return "\n".join(parts)
 
 
 def latency_against_rate(lines: Mapping[str, Sequence[Point]], slo: Slo) -> str:

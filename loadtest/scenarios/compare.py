@@ -21,7 +21,7 @@ from loadtest.measure.verdict import REMEDY, Verdict
 from loadtest.report.compare import NUMBERS, window_line, write_compare
 from loadtest.report.report import Report
 from loadtest.scenarios.knee import KEPT_UP, Bench
-from loadtest.targets.processes import START_S, await_full_answer, marker_of, started
+from loadtest.targets.processes import await_full_answer, marker_of, started
 from loadtest.targets.running import cpu_by_process
 from loadtest.targets.services import TargetService, fastapi, tabrank
 from loadtest.targets.workspace import Progress, Workspace
@@ -112,7 +112,7 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
                 past.append(_offer(bench, service, LOADS[at], seconds))
                 bench.emit(f"  {at}, {window_line(service.name, asdict(past[-1]))}")
                 # Its queues must not affect the next window.
-                await_full_answer(service.name, service.url, bench.bodies[0], bench.candidates, START_S)
+                await_full_answer(service, bench.bodies[0], bench.candidates)
     ratios = {key: ratio(windows["tabrank"], windows["fastapi"], key) for key in NUMBERS}
     found = {name: describe(measured) for name, measured in windows.items()}
     return {**asdict(LOADS[at]), "services": found, "ratios": ratios}

@@ -72,7 +72,6 @@ def run_freshness(
     kinds = kinds or {label_event: 1}
     prober = Prober(url, label_event)
     posts = RequestLog()
-    left_behind: list[str] = []
     try:
         _try_events(url, prober, sorted({*kinds, label_event}))
         allow_open_files()
@@ -90,15 +89,16 @@ def run_freshness(
                 gevent.killall(others)
             rankings = offer.result().requests.counted_from(warmup_s)
     finally:
-        left_behind += _clean_up(url, prober)
+        left_behind = _clean_up(url, prober)
     probes = {kind: log.requests() for kind, log in prober.records.items()}
+    posted = measure(posts.requests().counted_from(warmup_s), seconds)
     measured = {
         "url": url,
         "seconds": seconds,
         "freshness_ms": freshness_numbers(probes),
         "answered_freshness_ms": spread(np.array(prober.answered_ms)),
         "rank": {"target_rps": profile.target_rps, **rounded_numbers(asdict(measure(rankings, seconds)))},
-        "events": event_numbers(plan.events_per_s, plan.batch, measure(posts.requests(), seconds)),
+        "events": event_numbers(plan.events_per_s, plan.batch, posted),
         "left_behind": left_behind,
         "machine": describe_machine(),
     }
@@ -138,12 +138,11 @@ def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
 
 
 def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: RequestLog) -> None:
-    keep = partial(posts.keep, zero_s=plan.profile.warmup_s)
     read = partial(read_acknowledgement, num_records=plan.batch)
     posts_per_s = plan.events_per_s / plan.batch
     times_s = arrivals(lambda: posts_per_s, plan.profile.blocks, np.random.default_rng(SEED))
     with closing(Connections(url, EVENTS_PATH)) as connections:
-        Dispatcher(connections.exchange, read, keep).run(times_s, map(connections.prepare, bodies))
+        Dispatcher(connections.exchange, read, posts.keep).run(times_s, map(connections.prepare, bodies))
 
 
 def _clean_up(url: str, prober: Prober) -> list[str]:

@@ -69,7 +69,7 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
 
     try:
         hint = f"; see {log}, and remove {work.path} if another version of the code made it"
-        await_full_answer(service.name, service.url, body, num_candidates, START_S, check_alive, hint)
+        await_full_answer(service, body, num_candidates, check_alive, hint)
         start_s = round(time.monotonic() - begun, 1)
         # Wait for processes that start late.
         time.sleep(SETTLE_S)
@@ -81,11 +81,9 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
 
 
 def await_full_answer(
-    name: str,
-    url: str,
+    service: TargetService,
     body: bytes,
     num_candidates: int,
-    limit_s: float,
     check: Callable[[], None] = lambda: None,
     hint: str = "",
 ) -> None:
@@ -94,16 +92,18 @@ def await_full_answer(
     Raises:
         LoadtestError: with the last outcome and the hint, if there was none in time.
     """
-    deadline, last = time.monotonic() + limit_s, "nothing"
+    deadline, last = time.monotonic() + START_S, "nothing"
     while time.monotonic() < deadline:
         check()
         with contextlib.suppress(LoadtestError):
-            outcome, _ = read_answer(*ask(url, PATH, body), num_candidates)
+            outcome, _ = read_answer(*ask(service.url, PATH, body), num_candidates)
             if outcome.full:
                 return
             last = outcome.name
         time.sleep(POLL_S)
-    raise LoadtestError(f"{name} gave no full answer within {limit_s:g} s (last answer: {last}){hint}")
+    raise LoadtestError(
+        f"{service.name} gave no full answer within {START_S:g} s (last answer: {last}){hint}"
+    )
 
 
 def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] | None) -> None:

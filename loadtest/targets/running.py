@@ -75,13 +75,9 @@ class Target:
         names = Counter(title(process).partition(".")[0] for process in marked(self.marker))
         return Counter({name: number for name, number in names.items() if name and name != IDLE})
 
-    def replicas(self) -> dict[str, dict[str, int]]:
-        """Return the number of replicas by deployment and state, as the service reports it."""
-        return replica_states(self.run)
-
     def at_full_strength(self, wanted: Mapping[str, int]) -> bool:
         """Return whether exactly these replicas run and none is starting or stopping."""
-        states = self.replicas()
+        states = replica_states(self.run)
         return all(states.get(name) == {"RUNNING": number} for name, number in wanted.items())
 
     def document(self) -> Document:

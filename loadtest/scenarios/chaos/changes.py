@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.commands import run_command
@@ -67,8 +66,6 @@ class ModelSwap(Change):
     """Fault that promotes another version: the same kind of model, published twice."""
 
     name, what = "model-swap", f"{TIMES} models promoted"
-
-    _versions: Sequence[str]
 
     def prepare(self, document: Document, folder: Path) -> None:
         """Publish a second model, fitted once to the workspace's log for one epoch."""

@@ -6,7 +6,6 @@ from abc import ABC
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import numpy as np
 from loadtest.generator.offer import OfferResult
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import Measurement, measure, rounded_numbers
-from loadtest.measure.timeline import in_time, is_normal, recovered_s
+from loadtest.measure.timeline import in_full, in_time, recovered_s
 from loadtest.measure.verdict import listed
 from loadtest.report.report import Report
 from loadtest.targets.running import Target
@@ -153,7 +152,6 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
         "after": (times.ends_s - 5.0, times.ends_s),
     }
     failing_s = float(bad.max() - bad.min()) if len(bad) else 0.0
-    gap_s = _gap_s(offered, times)
     found = {
         "requests": len(requests.ok),
         "failed": int((~after.ok).sum()),
@@ -162,10 +160,10 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
         "failed_first_kinds": dict(Counter(failed_first)),
         "failed_before": len(offered.failed) - len(failed_first),
         "in_flight": _in_flight(offered, times),
-        "outage_s": max(gap_s, failing_s),
+        "outage_s": max(_gap_s(offered, times), failing_s),
         "strength_s": _strength_s(seen, times),
-        "p99_back_s": recovered_s(requests, since, partial(in_time, slo=slo)),
-        "whole_s": recovered_s(requests, healed, partial(is_normal, slo=slo)),
+        "p99_back_s": recovered_s(requests, since, lambda one: in_time(one, slo)),
+        "whole_s": recovered_s(requests, healed, lambda one: in_time(one, slo) and in_full(one, slo)),
         "rungs": dict(after.where(after.ok).named_counts()),
         **{f"p99_{name}_ms": _part(offered, *span).p99_ms for name, span in parts.items()},
         "generator_late_ms_p99": _part(offered, WARM_S, times.ends_s).generator_late_ms_p99,

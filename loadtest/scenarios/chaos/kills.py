@@ -20,6 +20,7 @@ from loadtest.targets.running import CONTROLLER, HAPROXY, MANAGER, REPLICA, Targ
 
 ONE_OF_TWO = Allowed(failed_share=0.0, first="in flight", strength_s=15.0)
 NOTHING = Allowed(failed_share=0.0, first="none")
+HUNG = Allowed(failed_share=0.01, p99_back_s=5.0, whole_s=15.0)
 INGRESS = Allowed(failed_share=None, outage_s=5.0, whole_s=15.0)
 
 
@@ -62,7 +63,6 @@ class Unwatched(Fault):
     # `status` must report it after 10 s. Starting the command takes some of these seconds.
     hold_s, watch_s = 7.0, 8.0
 
-    _supervisor: psutil.Process
     _status: Mapping[str, Any] = {}
 
     def aim(self, target: Target) -> None:
@@ -129,12 +129,7 @@ KILLS: tuple[Fault, ...] = (
     Kill("controller", "kill -9 the Serve controller", CONTROLLER, NOTHING),
     Kill("haproxy", "kill -9 HAProxy", HAPROXY, INGRESS),
     Kill("haproxy-manager", "kill -9 HAProxy's manager", MANAGER, INGRESS),
-    Stop(
-        "scorer-stopped",
-        "SIGSTOP one of two Scorers for 30 s",
-        REPLICA + "Scorer",
-        Allowed(failed_share=0.01, p99_back_s=5.0, whole_s=15.0),
-    ),
+    Stop("scorer-stopped", "SIGSTOP one of two Scorers for 30 s", REPLICA + "Scorer", HUNG),
 )
 ONLY_SCORER = Kill("only-scorer", "kill -9 the only Scorer", REPLICA + "Scorer", NOTHING, ONE)
 SUPERVISOR: tuple[Fault, ...] = (SupervisorKilled(), RunDiskFull())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import ClusterSample, read_service
+from loadtest.measure.cluster import ClusterSample, look_at_folder, read_service
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, verdict_if_late
@@ -201,9 +201,8 @@ def _under_load(
 
     def look() -> None:
         at_s = time.monotonic() - offer.begun_s
-        counts = target.replicas()
-        if counts:
-            running = {name: states.get("RUNNING", 0) for name, states in counts.items()}
+        running, _ = look_at_folder(target.run)
+        if running:
             seen.append(ClusterSample(at_s, running, None, target.at_full_strength(fault.replicas)))
 
     with offering(load) as offer, repeated(look, LOOK_S):

@@ -54,8 +54,7 @@ class DiskFull(Fault):
     """
 
     name, what = "disk-full", "disk full for Ingest, 20 s"
-    allowed = Allowed(failed_share=0.0, first="none", whole_s=5.0)
-    hold_s, watch_s = 20.0, 10.0
+    allowed, hold_s, watch_s = HEALED, 20.0, 10.0
 
     def inject(self, target: Target) -> None:
         """Limit the size of its files."""

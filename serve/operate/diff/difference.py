@@ -74,13 +74,12 @@ class Change:
                 sides[side] = value
             elif self.default is not ...:
                 sides[f"{side}_default"] = self.default
-        effect = {
+        return sides | {
             "consequence": self.consequence.name.lower(),
             "touched": list(self.touched),
             "note": self.note,
             "meanings": [meaning._asdict() for meaning in self.meanings],
         }
-        return sides | effect
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
@@ -150,9 +149,8 @@ def compare(old: Document, new: Document, applications: Mapping[str, Application
 
     `applications` are those that run: their documents may not list all deployments.
     """
-    with warnings.catch_warnings():
-        # Ray warns of its own declarations of fields.
-        warnings.simplefilter("ignore")
+    # Ray warns of its own declarations of fields.
+    with warnings.catch_warnings(action="ignore"):
         return _Comparison(old, new, applications).difference()
 
 

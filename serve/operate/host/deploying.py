@@ -71,12 +71,8 @@ def follow(
             parts.end()
             return
         if not alive:
-            raise TabrankError(f"the service ended early: {_last_line(run.log)} (more in {run.log})")
+            lines = run.log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"]
+            raise TabrankError(f"the service ended early: {lines[-1]} (more in {run.log})")
         if time.monotonic() > deadline:
             raise TabrankError(f"no answer in {timeout_s:.0f} s, at: {stage or 'start'} (more in {run.log})")
         time.sleep(POLL_S)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it wrote nothing"

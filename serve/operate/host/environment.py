@@ -93,10 +93,10 @@ def rendered_environment(home: str) -> dict[str, str]:
     """Return the environment of each Ray process of a cluster of several machines.
 
     `home` is the folder of its `cluster.yaml`. The ports are Ray's defaults, since each machine is
-    one node. The token comes from outside, never from a rendered file.
+    one node. The mode and the token of Ray's authentication come from outside, never from a
+    rendered file.
     """
-    settings = HAPROXY | FAST | SEVERAL_MACHINES | EVERYWHERE
-    return settings | {"RAY_AUTH_MODE": "token", "TABRANK_HOME": home}
+    return HAPROXY | FAST | SEVERAL_MACHINES | EVERYWHERE | {"TABRANK_HOME": home}
 
 
 def import_folders(config: Config) -> list[str]:

@@ -26,11 +26,6 @@ class Node:
     idle_since_s: float
     num_replicas: int = 0
 
-    @property
-    def is_head(self) -> bool:
-        """Return whether this is the machine of Ray's controller."""
-        return self.pool == HEAD
-
     def has_room(self, needs: Needs) -> bool:
         """Return whether one more replica fits."""
         return all(self.free[name] + EPSILON >= amount for name, amount in needs.items())
@@ -82,7 +77,7 @@ class Cluster:
         num_of_pool = Counter(node.pool for node in self.nodes)
         for node in reversed(self.nodes):
             is_idle = not node.num_replicas and now_s - node.idle_since_s >= IDLE_TIMEOUT_S
-            if is_idle and not node.is_head and num_of_pool[node.pool] > self._pools[node.pool].min_nodes:
+            if is_idle and node.pool != HEAD and num_of_pool[node.pool] > self._pools[node.pool].min_nodes:
                 self.nodes.remove(node)
                 num_of_pool[node.pool] -= 1
 

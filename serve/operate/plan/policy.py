@@ -66,21 +66,7 @@ class Autoscaler:
         if now_s - self._reported_s >= self.config.metrics_interval_s:
             self._reported_s = now_s
             self.total = AGGREGATE[self.config.aggregation_function](self._counted)
-        context = self._context(now_s, num_running, num_wanted)
-        decided = _get_cold_start_scale_up_replicas(context)
-        if decided is None:
-            desired, self._state = self._policy(context)
-            scaled = max(_apply_scaling_factors(desired, num_running, self.config), 0)
-            decided, self._delays = _apply_delay_logic(
-                scaled, num_wanted, self.config, self._delays, _now=now_s
-            )
-        return self._bounded(decided)
-
-    def _bounded(self, count: float) -> int:
-        return int(min(max(count, self.config.min_replicas), self.config.max_replicas))
-
-    def _context(self, now_s: float, num_running: int, num_wanted: int) -> AutoscalingContext:
-        return AutoscalingContext(
+        context = AutoscalingContext(
             deployment_id=DeploymentID(self.name),
             deployment_name=self.name,
             app_name=None,
@@ -99,3 +85,14 @@ class Autoscaler:
             current_time=now_s,
             config=self.config,
         )
+        decided = _get_cold_start_scale_up_replicas(context)
+        if decided is None:
+            desired, self._state = self._policy(context)
+            scaled = max(_apply_scaling_factors(desired, num_running, self.config), 0)
+            decided, self._delays = _apply_delay_logic(
+                scaled, num_wanted, self.config, self._delays, _now=now_s
+            )
+        return self._bounded(decided)
+
+    def _bounded(self, count: float) -> int:
+        return int(min(max(count, self.config.min_replicas), self.config.max_replicas))

@@ -48,19 +48,12 @@ class Deployment:
         self.autoscaler = autoscaler
         self.wanted = size.min_replicas
         self.replicas: list[Replica] = []
-        self._needs = {
-            unit: amount for unit, amount in (("CPU", size.num_cpus), ("GPU", size.num_gpus)) if amount
-        }
+        self._needs = {"CPU": size.num_cpus, "GPU": size.num_gpus}
 
     @property
     def num_needed(self) -> int:
         """Return the number of replicas that have at most their target of ongoing requests."""
         return self.autoscaler.num_needed if self.autoscaler else self.wanted
-
-    @property
-    def num_unplaced(self) -> int:
-        """Return the number of replicas without room on a node."""
-        return sum(replica.node is None for replica in self.replicas)
 
     def num_running(self, now_s: float) -> int:
         """Return the number of replicas that take requests."""
@@ -102,7 +95,7 @@ def _stop_order(replica: Replica, now_s: float) -> tuple[bool, bool, int]:
     """Return the sort key of Ray's stop order: not running, off the head, few neighbours."""
     if replica.node is None:
         return False, False, 0
-    return replica.ready_s <= now_s, replica.node.is_head, replica.node.num_replicas
+    return replica.ready_s <= now_s, replica.node.pool == HEAD, replica.node.num_replicas
 
 
 @dataclass(frozen=True)
@@ -185,7 +178,7 @@ def simulate(
                 {each.name: each.num_running(now_s) for each in deployments},
                 {each.name: each.num_needed for each in deployments},
                 cluster.num_joined(now_s),
-                sum(each.num_unplaced for each in deployments),
+                sum(replica.node is None for each in deployments for replica in each.replicas),
             )
         )
     return seconds

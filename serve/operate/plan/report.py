@@ -58,10 +58,8 @@ def _without_node(seconds: Sequence[Second]) -> Iterator[str]:
 
 def _deployment(deployment: Deployment, seconds: Sequence[Second]) -> dict[str, Any]:
     """Return the counts of running replicas, compared with those that the load needs."""
-    running, needed = (
-        [counts[deployment.name] for counts in column]
-        for column in zip(*((second.running, second.needed) for second in seconds), strict=True)
-    )
+    running = [second.running[deployment.name] for second in seconds]
+    needed = [second.needed[deployment.name] for second in seconds]
     return {
         **_counts(running),
         "follows_load": deployment.autoscaler is not None,
@@ -143,18 +141,14 @@ def _page(report: Report) -> str:
         (name, f"{counts['max']}", f"at most; mean {counts['mean']:g}")
         for name, counts in [*report["deployments"].items(), (NODES, report[NODES])]
     ]
+    held = "All replicas that it needs are within max_replicas, and have a node."
+    why = "; ".join(report["problems"]) or held
     doubt = (
         "Requests are not simulated: it assumes that the time for which one is ongoing does not depend on the load. "
         "Latencies and load shedding are left out."
     )
     parts = [
-        banner(
-            "good" if report["fits"] else "bad",
-            _verdict(report).capitalize(),
-            "; ".join(report["problems"])
-            or "All replicas that it needs are within max_replicas, and have a node.",
-            doubt,
-        ),
+        banner("good" if report["fits"] else "bad", _verdict(report).capitalize(), why, doubt),
         tiles(numbers),
         plot("Replicas and nodes", Axis("second of the trace"), Axis("count", zero=True, whole=True), series),
         section("Changes", tabled(_rows(report)), bullets(_lines(report))),

@@ -46,9 +46,6 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
         raise TabrankError(
             "--redis is missing: name HOST:PORT of the server that keeps Ray's state when the head is lost"
         )
-    environment = rendered_environment(HOME)
-    # KubeRay sets the mode and the token by authOptions.
-    del environment["RAY_AUTH_MODE"]
     # A pod listens on all addresses, behind the NetworkPolicy.
     serve = {**config.serve, "http_options": {**config.serve.get("http_options", {}), "host": "0.0.0.0"}}
     if several:
@@ -58,9 +55,11 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
         options=options,
         head=head,
         workers=workers,
+        has_workers=several,
         port=config.port,
         serve_config=yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
-        environment=environment,
+        # KubeRay sets the mode and the token by authOptions.
+        environment=rendered_environment(HOME),
         redis=redis,
         has_store_password=bool(stores),
     )

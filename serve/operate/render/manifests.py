@@ -22,22 +22,19 @@ class Manifests:
     """What the objects are made from.
 
     `serve_config` is the text of the Serve document, `environment` is that of each Ray process.
-    `redis` keeps Ray's state, and `has_store_password` says that pods need the password of a store.
+    With `has_workers` replicas run on workers, and none on the head. `redis` keeps Ray's state, and
+    `has_store_password` says that pods need the password of a store.
     """
 
     options: Kubernetes
     head: NodePool
     workers: Mapping[str, NodePool]
+    has_workers: bool
     port: int
     serve_config: str
     environment: Mapping[str, str]
     redis: str | None
     has_store_password: bool
-
-    @property
-    def has_workers(self) -> bool:
-        """True if replicas run on workers, and none on the head."""
-        return any(pool.max_nodes for pool in self.workers.values())
 
     @property
     def _metadata(self) -> Object:

@@ -89,7 +89,9 @@ def _rows(found: Report) -> Iterator[Row]:
         yield "at", f"{clock}{window}; {found.state} {found.url}".rstrip(), ""
     if found.applications:
         yield from _of_traffic(found, traffic, {one.name for one in faults})
-        yield from _of_surfaces(found, traffic)
+        for name, answer in found.surfaces.items():
+            yield name, f"model {answer.get('model') or NOTHING}", ""
+            yield "", f"arms {_arms(answer.get('experiment'), traffic.arms)}", ""
         yield from _of_processes(found)
     changes = [f"{datetime.fromisoformat(one.at):%H:%M} {one.what}" for one in found.changes]
     if len(changes) > MAX_CHANGES:
@@ -128,12 +130,6 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
     of = f"{used:,} of {limit:,} MiB ({used / limit:.0%}) on {found.memory.node}" if limit else NOTHING
     ours = f"; the service {found.memory_mib:,} MiB in {found.processes} processes"
     yield "memory", of + (ours if found.memory_mib else ""), _red(faults & {"memory_high"})
-
-
-def _of_surfaces(found: Report, traffic: Traffic) -> Iterator[Row]:
-    for name, answer in found.surfaces.items():
-        yield name, f"model {answer.get('model') or NOTHING}", ""
-        yield "", f"arms {_arms(answer.get('experiment'), traffic.arms)}", ""
 
 
 def _of_processes(found: Report) -> Iterator[Row]:
