@@ -24,7 +24,7 @@ JOIN, HIDE = "join", "hide"
 WEIGHTS = {JOIN: 1.0, "stay": 0.02, HIDE: -5.0}
 # Weights of a hide, by which candidates are ordered, beside a join's 1 and a stay's 0.
 HIDE_WEIGHTS = (0, -5, -20, -50)
-# A hide has a window of a day, so the outcome of the last day's rows is not known.
+# Hides are rare, and a host's record of them, which predicts them, takes days to form.
 DAYS = 7.0
 
 

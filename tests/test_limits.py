@@ -211,7 +211,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/ingest/test_quality.py::"
         "test_what_waits_is_bounded_in_bytes_and_what_is_left_out_is_counted_without_bias",
     ),
-    "the window of an outcome in live quality": (
+    "the window of an outcome in live quality, that of a stay with its cap": (
         (quality.MAX_WITHIN_MS / 3_600_000,),
         "serve/ingest/test_quality.py::test_each_outcome_counts_once_its_own_window_has_closed",
     ),

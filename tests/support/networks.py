@@ -184,6 +184,7 @@ def artifact_files(
     }
     manifest = {
         "version": VERSION,
+        "surface": "tiny",
         "network": asdict(network.config),
         "outcomes": {
             name: {"scale": scale, "calibration": asdict(calibration), "examination": asdict(IGNORED)}
