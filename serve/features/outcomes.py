@@ -23,6 +23,8 @@ NAME = re.compile("[a-z][a-z0-9_]{0,31}")
 # Each is an output of the network and a number in the log for each candidate shown.
 MAX_OUTCOMES = 16
 MAX_CAP = 1e9
+# Metrics of every experiment, whatever its outcomes are.
+RESERVED = ("exposures", "active_days")
 Weight = Annotated[float, Between(-1e6, 1e6)]
 
 
@@ -92,8 +94,7 @@ class Outcome:
 
 
 def _check_name(name: str, where: str) -> str:
-    # Whatever the outcomes are, an experiment measures these.
-    if name in ("exposures", "active_days"):
+    if name in RESERVED:
         raise TabrankError(f"{where}: {name!r} is a metric of every experiment; choose another name")
     if not NAME.fullmatch(name):
         raise TabrankError(f"{where}: {name!r} must be 1 to 32 lower-case letters, digits and _")

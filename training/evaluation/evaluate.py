@@ -193,9 +193,8 @@ def read_rows(surface: Surface, history: Path | None, log: Path, progress: Progr
 
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
     """Return `version`, `surface` and `rows_seen_in_training`: those it may have learned from."""
-    seen = int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())
-    names = {"version": artifact.version, "surface": artifact.manifest["surface"]}
-    return {"rows_seen_in_training": seen, **names}
+    about = {"version": artifact.version, "surface": artifact.manifest["surface"]}
+    return about | {"rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())}
 
 
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:
