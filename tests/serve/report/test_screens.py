@@ -36,7 +36,7 @@ MANIFEST = {
     "surface": "tiny",
     "measured_on": "test",
     "git": None,
-    "examination": asdict(IGNORED),
+    "outcomes": {"join": {"scale": 1.0, "calibration": {"a": 1.0, "b": 0.0}, "examination": asdict(IGNORED)}},
 }
 # The colour of the model in a plot.
 STROKE = "getComputedStyle(document.querySelector('.plot [stroke=\"var(--model)\"]')).stroke"
