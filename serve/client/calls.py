@@ -57,6 +57,7 @@ class Calls(Generic[Ranking, Sent]):
         candidates: Sequence[Rankable],
         *,
         limit: int | None = None,
+        pins: Mapping[str, int] | None = None,
         context: Mapping[str, Any] | None = None,
         request_id: str | None = None,
         explain: Explain = False,
@@ -66,7 +67,8 @@ class Calls(Generic[Ranking, Sent]):
         """Rank `candidates` for `viewer`; None is an anonymous viewer.
 
         Each candidate in the answer counts as an impression, unless the surface has `impression`
-        events: set `limit` to the number that the viewer sees. Test traffic counts none.
+        events: set `limit` to the number that the viewer sees. Test traffic counts none. `pins` are
+        positions, from 1, of candidates that come there whatever they are worth.
 
         Raises:
             ClientError: `Refused`, `TimedOut` or `Unreachable`.
@@ -81,6 +83,8 @@ class Calls(Generic[Ranking, Sent]):
             "request_id": id_,
             "explain": explain,
             "traffic": traffic,
+            # An older service does not know the field.
+            **({"pins": dict(pins)} if pins else {}),
         }
         # The header names the request to proxies and services that refuse it before they read it.
         headers = {**self._headers, **({"X-Request-Id": id_} if IN_HEADER.fullmatch(id_) else {})}

@@ -13,7 +13,7 @@ from serve.contract.typed_reader import Level, levels
 
 Levels = Mapping[Level, Iterable[str]]
 # The keys directly under these are names that the user chooses.
-CHOSEN = ("nodes", "arms", "api_keys")
+CHOSEN = ("nodes", "arms", "api_keys", "where")
 APPLICATION: Level = ("applications",)
 DEPLOYMENT: Level = ("applications", "deployments")
 LIVE: Level = (*DEPLOYMENT, "user_config")

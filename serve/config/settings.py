@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
+from serve.config.slate import MAX_RULES, Rule
 from serve.contract.errors import TabrankError, did_you_mean
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
 from serve.contract.validation import milliseconds
@@ -77,7 +78,7 @@ def _refuse_a_key(values: object) -> object:
 
 
 # Paths of settings, each with an error.
-Misfits = Iterator[tuple[tuple[str, ...], str]]
+Misfits = Iterator[tuple[tuple[Any, ...], str]]
 NoKey = BeforeValidator(_refuse_a_key)
 Name = Annotated[str, checked_by(_check_name), Field(min_length=1)]
 Share = Annotated[float, Between(0, 1)]
@@ -132,6 +133,8 @@ class Arm:
         explore: Share of rankings whose order is drawn, for `training experiment offline`.
         weights: What one unit of an outcome is worth in this arm. Outcomes that it does not name
             keep the surface's weights.
+        slate: Rules that change the order, in turn: boost, spread and limit. A boost needs scores;
+            the others hold in the popular order too.
     """
 
     __pydantic_config__ = STRICT
@@ -143,6 +146,7 @@ class Arm:
     share: Share
     explore: Share = 0.0
     weights: Mapping[str, Weight] = field(default_factory=dict)
+    slate: Annotated[tuple[Rule, ...], Field(max_length=MAX_RULES)] = ()
 
     @property
     def by_model(self) -> bool:
@@ -165,6 +169,15 @@ class Arm:
         if value and scorer in HEURISTICS:
             raise ValueError(f"{OF_MODELS[str(info.field_name)]}, and {scorer} has none; leave it out")
         return value
+
+    @field_validator("slate")
+    @classmethod
+    def _can_boost(cls, slate: tuple[Rule, ...], info: ValidationInfo) -> tuple[Rule, ...]:
+        boosts = [k for k, rule in enumerate(slate) if rule.boost]
+        if boosts and (scorer := info.data.get("scorer")) in HEURISTICS:
+            why = f"a boost adds to a model's utility, and {scorer} has none; leave it out"
+            raise refusal(*(((k, "boost"), why) for k in boosts))
+        return slate
 
     def lacks(self, artifact: Artifact) -> str | None:
         """Return why an artifact does not predict what the arm weighs; None if it does."""
@@ -375,6 +388,9 @@ class UserConfig:
         for arm in self.experiment.arms:
             if arm.scorer == BASELINE and surface.baseline is None:
                 yield ("experiment", "arms", arm.name, "scorer"), NO_RULE
+            for k, rule in enumerate(arm.slate):
+                at: tuple[Any, ...] = ("experiment", "arms", arm.name, "slate", k)
+                yield from ((at + below, error) for below, error in rule.misfits(surface))
             at = ("experiment", "arms", arm.name, "weights")
             yield from ((at + step, error) for step, error in _misweighed(arm, surface, models, of_pointers))
         for below, error in self.experiment.misfits(surface):

@@ -35,6 +35,13 @@ PREDICTIONS = (
     "The expected amount of each outcome if looked at, in its unit: events, minutes, or the sum's; null if not "
     "scored. Left out if there is one outcome."
 )
+PINS = (
+    "The positions of candidates that come there whatever they are worth. The rules of the arm, such as at "
+    "most one room of a host in four, count them too."
+)
+MOVED = (
+    "With `explain`, where the arm has rules or the request pins: null if the candidate stayed in its place."
+)
 UNKNOWN = "Ids without a stored record and stated fields; they come last, unless the surface scores them."
 TRAFFIC = "Default live. Test traffic counts no impressions, and training ignores it."
 
@@ -81,6 +88,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
         Meta(max_length=MAX_CANDIDATES, description="Items to rank; each id once."),
     ]
     limit: Annotated[int, Meta(ge=1, le=MAX_MS, description=LIMIT)] | None = None
+    pins: Annotated[dict[Id, Annotated[int, Meta(ge=1, le=MAX_CANDIDATES)]], Meta(description=PINS)] = {}
     context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
     request_id: Annotated[
         Id | None, Meta(description="Overrides X-Request-Id; generated if neither is given.")
@@ -104,6 +112,16 @@ class Reason(Struct):
     contribution: Annotated[float, Meta(description=ADDS)]
 
 
+class Moved(Struct):
+    """Place of a candidate before rules and pins."""
+
+    position_before: Annotated[int, Meta(ge=1, description="Its position by utility.")]
+    rules: Annotated[
+        list[str],
+        Meta(description="The rules that moved it, in words; empty if it moved because others did."),
+    ]
+
+
 class Ranked(Struct):
     """Candidate with its score and position."""
 
@@ -113,6 +131,7 @@ class Ranked(Struct):
     predictions: Annotated[dict[str, float] | None, Meta(description=PREDICTIONS)] | UnsetType = UNSET
     features: dict[str, Any] | UnsetType = UNSET
     reasons: Annotated[list[Reason] | None, Meta(description=REASONS)] | UnsetType = UNSET
+    moved: Annotated[Moved | None, Meta(description=MOVED)] | UnsetType = UNSET
 
 
 class Timing(Struct):

@@ -23,6 +23,8 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
     request = decoded(_decoder, body, _FIELDS)
     check_kept(request.viewer, "/viewer")
     _check_candidates(request, surface)
+    if request.pins:
+        _check_pins(request)
     for name, value in request.context.items():
         pointer = below("/context", name)
         request.context[name] = bounded(surface.fields["context"], name, value, pointer)
@@ -34,6 +36,20 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
     if request.now_ms is not None:
         check_unit(request.now_ms, "/now_ms")
     return request
+
+
+def _check_pins(request: RankRequest) -> None:
+    ids, taken = candidate_ids(request), dict[int, str]()
+    for name, position in request.pins.items():
+        detail = None
+        if name not in ids:
+            detail = f"{quoted(name)} is pinned and is no candidate; list it, or leave its pin out"
+        elif position > len(ids):
+            detail = f"position {position} is beyond the {len(ids)} candidates; pin to 1 to {len(ids)}"
+        elif (other := taken.setdefault(position, name)) != name:
+            detail = f"position {position} has the pin of {quoted(other)} already; give each one of its own"
+        if detail:
+            raise RequestError(422, "invalid request", detail, below("/pins", name))
 
 
 def _check_candidates(request: RankRequest, surface: Surface) -> None:

@@ -60,7 +60,10 @@ class Exposure(Struct, tag_field="type", tag="exposure", omit_defaults=True):
     request stated, by candidate. `latency_ms` runs from the request's arrival in the replica to its
     answer. `degraded` gives the reasons of a degraded answer. `propensity`, of a randomized order,
     is the probability of each pick given the picks before it, and `draw` the float32 log weight of
-    each candidate, −inf for those not drawn. `numeric` (float32) and `category`
+    each candidate, −inf for those not drawn and for pins. `rules` are those of the arm's slate in
+    words, `place_before` the uint16 place from 0 of each candidate before rules and pins, left out
+    where they changed nothing, and `pinned` the places that the request chose. Rules do not apply
+    to a drawn order, nor boosts where nothing is scored. `numeric` (float32) and `category`
     (uint64) are the feature matrix of a sampled share of exposures, rows as shown; `surface` then
     names the declaration of the features (`Surface.fingerprint`, its first 12 digits).
     """
@@ -88,6 +91,9 @@ class Exposure(Struct, tag_field="type", tag="exposure", omit_defaults=True):
     predictions: bytes | None = None
     weights: dict[str, float] = {}
     draw: bytes | None = None
+    rules: list[str] = []
+    place_before: bytes | None = None
+    pinned: list[int] = []
 
 
 Record = ClientRecord | Ended | Exposure

@@ -7,16 +7,42 @@ Shapes: C candidates.
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 from numpy.random import Generator
 
 from serve.features.slots import F32, F64, I64
+from serve.ranking.query import Slate
+from serve.ranking.slate.pins import pinned
 
 NEAREST = 1e-6
 """Clip probabilities to [1e-6, 1 − 1e-6] in a draw, so that no candidate is surely first or last."""
 
 FLAT = 1e-12
 """Relative deviation of a slate whose utilities are equal but for rounding in float64."""
+
+
+def explored(slate: Slate) -> Slate:
+    """Return the slate with its scored candidates in a drawn order, and each pin at its place.
+
+    Pins are left out of the draw, and rules do not apply: the order would not be what was drawn.
+    """
+    query, places = slate.query, slate.order
+    at_places = list(query.pins.values())
+    score = np.where(np.isin(places, at_places), np.float32(np.nan), slate.score[places])
+    rng = np.random.default_rng()
+    drawn, propensity, weight = draw(score, rng, is_probability=query.weighing.is_share)
+    order, place_before = places[drawn], None
+    if query.pins:
+        others = order[~np.isin(order, at_places)].tolist()
+        shown = np.array(pinned(others, query.pins), np.int64)
+        where = np.argsort(order)[shown]
+        order, propensity, weight = shown, propensity[where], weight[where]
+        place_before = np.argsort(places)[order]
+    weights = weight.astype(np.float32)
+    return msgspec.structs.replace(
+        slate, order=order, propensity=propensity, draw=weights, place_before=place_before
+    )
 
 
 def draw(score: F32, rng: Generator, *, is_probability: bool = True) -> tuple[I64, F64, F64]:

@@ -40,6 +40,8 @@ class Query(msgspec.Struct, frozen=True):
     lacks_context: bool = False
     # What the arm makes of the outcomes that the model predicts.
     weighing: Weighing = PROBABILITY
+    # Candidates by the place, from 0, to which the request pins them.
+    pins: Mapping[int, int] = {}
 
 
 class Slate(msgspec.Struct, frozen=True):
@@ -69,3 +71,9 @@ class Slate(msgspec.Struct, frozen=True):
     stage_ms: Mapping[str, float]
     # Candidates that are last because they are unknown.
     num_unknown: int = 0
+    # `[C]` in the order shown, the place of each before rules and pins, if there are any.
+    place_before: I64 | None = None
+    # The numbers of the arm's rules that moved a candidate.
+    why: Mapping[int, Sequence[int]] = {}
+    # Places shown at which each candidate that was left broke a rule.
+    num_unmet: int = 0

@@ -14,12 +14,13 @@ import numpy as np
 from serve.config.settings import BASELINE
 from serve.features.matrix import Features, Matrix
 from serve.features.slots import F32, F64, I64, Bools
-from serve.ranking.exploration import draw
+from serve.ranking.exploration import explored
 from serve.ranking.hydration import HydratedBatch, Hydrator, OnDegraded
 from serve.ranking.order import LIVE, UNKNOWN, WORTHS, missing_last, most_popular, ordered
 from serve.ranking.query import Query, Slate
 from serve.ranking.scoring import CallModel, model_shares
-from serve.ranking.slate import rerank
+from serve.ranking.slate import ruled
+from serve.ranking.slate.where import Facts, facts_of
 from serve.ranking.utility import weighed
 from serve.stores.candidate_table import CandidateTable
 
@@ -57,14 +58,14 @@ class Ranker:
         score, amounts = weighed(shares, [query.weighing for query in queries], batch.request_of_row)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
         self._on_batch(len(matrix.numeric), stage_ms)
-        return _slates(batch, amounts, score, worth, matrix, stage_ms)
+        return self._slates(batch, amounts, score, worth, rows, matrix, stage_ms)
 
     def popular(self, queries: Sequence[Query], reasons: Sequence[str]) -> list[Slate]:
         """Return the popular order from the candidate table; `reasons` say why it is not scored."""
         batch = self._hydrator.without_viewers(queries, reasons)
         unscored = np.full((len(batch.numbers), 1), np.nan, np.float32)
         worth = self._popularity(batch).astype(np.float64)
-        return _slates(batch, unscored, unscored[:, 0], worth, None, NOTHING_DONE)
+        return self._slates(batch, unscored, unscored[:, 0], worth, slice(0), None, NOTHING_DONE)
 
     def _features(self, batch: HydratedBatch) -> tuple[slice | I64, Matrix, F32]:
         """Return the rows to score, their features, and the popularity `[R]` of all rows."""
@@ -111,45 +112,39 @@ class Ranker:
                 worth[part] = WORTHS[query.arm.scorer](popularity[part])
         return worth
 
+    def _slates(
+        self,
+        batch: HydratedBatch,
+        amounts: F32,
+        score: F32,
+        worth: F64,
+        rows: slice | I64,
+        matrix: Matrix | None,
+        stage_ms: Mapping[str, float],
+    ) -> list[Slate]:
+        """Order and re-rank each query's candidates, and state how the order came about.
 
-def _slates(
-    batch: HydratedBatch,
-    amounts: F32,
-    score: F32,
-    worth: F64,
-    matrix: Matrix | None,
-    stage_ms: Mapping[str, float],
-) -> list[Slate]:
-    """Order and re-rank each query's candidates, and state how the order came about."""
-    finite = np.isfinite(score)
-    is_scored = finite & (batch.standing == LIVE)
-    score = np.where(is_scored, score, np.float32(np.nan))
-    amounts = np.where(is_scored[:, None], amounts, np.float32(np.nan))
-    order = ordered(batch.request_of_row, score, worth, batch.standing)
-    # Without the features of all rows, none are kept.
-    whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
-    any_unknown = batch.unknown.any()
-    slates = []
-    for b, (query, part) in enumerate(zip(batch.queries, batch.parts, strict=True)):
-        unknown = np.flatnonzero(batch.unknown[part]).tolist() if any_unknown else []
-        num_unknown = int(np.count_nonzero(batch.standing[part] == UNKNOWN)) if any_unknown else 0
-        degraded = _degraded(query, batch.failed[b], finite[part], num_unknown)
-        by_model = query.arm.by_model and batch.failed[b] is None
-        num_outcomes = len(query.weighing.weights)
-        places, propensity, weights = order[part] - part.start, None, None
-        # Unscored candidates stay last.
-        if query.explore and by_model:
-            rng, is_share = np.random.default_rng(), query.weighing.is_share
-            drawn, propensity, weights = draw(score[part][places], rng, is_probability=is_share)
-            places = places[drawn]
-        shown = rerank(query, batch.candidates[part], places, score[part], batch.standing[part])
-        # A drawn order that a rule changed is not what was drawn.
-        if propensity is not None and not np.array_equal(shown, places):
-            propensity = weights = None
-        slates.append(
-            Slate(
+        `matrix` holds the features of `rows`.
+        """
+        finite = np.isfinite(score)
+        is_scored = finite & (batch.standing == LIVE)
+        score = np.where(is_scored, score, np.float32(np.nan))
+        amounts = np.where(is_scored[:, None], amounts, np.float32(np.nan))
+        order = ordered(batch.request_of_row, score, worth, batch.standing)
+        # Without the features of all rows, none are kept.
+        whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
+        any_unknown = batch.unknown.any()
+        slates = []
+        for b, (query, part) in enumerate(zip(batch.queries, batch.parts, strict=True)):
+            unknown = np.flatnonzero(batch.unknown[part]).tolist() if any_unknown else []
+            num_unknown = int(np.count_nonzero(batch.standing[part] == UNKNOWN)) if any_unknown else 0
+            degraded = _degraded(query, batch.failed[b], finite[part], num_unknown)
+            by_model = query.arm.by_model and batch.failed[b] is None
+            num_outcomes = len(query.weighing.weights)
+            places = order[part] - part.start
+            slate = Slate(
                 query=query,
-                order=shown,
+                order=places,
                 score=score[part],
                 # The score tells the prediction of one outcome.
                 predictions=amounts[part, :num_outcomes] if by_model and num_outcomes > 1 else None,
@@ -161,12 +156,31 @@ def _slates(
                 num_unknown=num_unknown,
                 seen_seq=batch.seen_seq,
                 matrix=whole.rows(part) if whole is not None and query.keep_matrix else None,
-                propensity=propensity,
-                draw=None if weights is None else weights.astype(np.float32),
+                propensity=None,
+                draw=None,
                 stage_ms=stage_ms,
             )
-        )
-    return slates
+            if query.explore and by_model:
+                slate = explored(slate)
+            elif query.arm.slate or query.pins:
+                slate = ruled(slate, batch.standing[part], self._facts(batch, b, rows, matrix))
+            slates.append(slate)
+        return slates
+
+    def _facts(self, batch: HydratedBatch, b: int, rows: slice | I64, matrix: Matrix | None) -> Facts:
+        """Return what the rules may ask about the candidates of a query."""
+        part, at = batch.parts[b], None
+        owners = {
+            "candidate": batch.candidates[part],
+            "viewer": batch.viewers[b : b + 1],
+            "context": batch.context[b : b + 1],
+        }
+        if isinstance(rows, slice):
+            mine = part
+        else:
+            mine = slice(*np.searchsorted(rows, (part.start, part.stop)))
+            at = rows[mine] - part.start
+        return facts_of(owners, self.features.columns, matrix.rows(mine) if matrix else None, at)
 
 
 def _degraded(query: Query, failed: str | None, finite: Bools, num_unknown: int) -> tuple[str, ...]:

@@ -61,8 +61,9 @@ async def explain(
     if slate.model is None or slate.matrix is None or not len(scored):
         return None
     typical = typical_row(columns, slate.matrix.rows(scored))
-    # Candidates without a score are last.
-    shown = slate.order[: min(num_shown, MAX_EXPLAINED, len(scored))]
+    # Without a score are the last, and some pins.
+    last = np.flatnonzero(np.isfinite(slate.score[slate.order]))[-1]
+    shown = slate.order[: min(num_shown, MAX_EXPLAINED, last + 1)]
     given = slate.matrix.rows(shown)
     differs = _differences(columns, given, typical)
     candidate, feature = np.nonzero(differs)

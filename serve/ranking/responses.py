@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from msgspec import UNSET
 
-from serve.contract.rankings import RankAnswer, Ranked, Reason, Timing
+from serve.contract.rankings import Moved, RankAnswer, Ranked, Reason, Timing
 from serve.features.kind import Kind
 from serve.features.matrix import Columns, Matrix
 from serve.features.slots import F64
@@ -112,6 +112,9 @@ def answer(
         if explained is not None:
             typical = explain(columns, encoder, explained.typical, 0)
             add_reasons(ranked, order, explained.contributions, typical, surface.features, values_of)
+    if query.explain and slate.place_before is not None:
+        for place, (each, before) in enumerate(zip(ranked, slate.place_before.tolist(), strict=False)):
+            each.moved = Moved(before + 1, told_why(slate, order[place])) if place != before else None
     queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
     timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
     return RankAnswer(
@@ -130,6 +133,13 @@ def answer(
     )
 
 
+def told_why(slate: Slate, candidate: int) -> list[str]:
+    """Return in words which rules moved a candidate, or that the request did."""
+    if candidate in slate.query.pins.values():
+        return ["pin of the request"]
+    return [slate.query.arm.slate[k].text for k in slate.why.get(candidate, ())]
+
+
 def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> Exposure:
     """Return the log record of a ranking: the order shown, its reasons and its latency.
 
@@ -140,6 +150,9 @@ def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> E
     matrix = None if "store_unavailable" in slate.degraded else slate.matrix
     propensity = None if slate.propensity is None else slate.propensity[: len(shown)].tolist()
     weighing = query.weighing
+    before = None if slate.place_before is None else slate.place_before[: len(shown)]
+    if before is not None and np.array_equal(before, np.arange(len(before))):
+        before = None
     return Exposure(
         request_id=query.request_id,
         ts_ms=query.now_ms,
@@ -164,4 +177,7 @@ def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> E
         predictions=None if slate.predictions is None else slate.predictions[order].tobytes(),
         weights={} if slate.model is None or weighing.is_share else weighing.weights,
         draw=None if slate.draw is None else slate.draw[: len(shown)].tobytes(),
+        rules=[rule.text for rule in query.arm.slate],
+        place_before=None if before is None else before.astype(np.uint16).tobytes(),
+        pinned=sorted(place for place in query.pins if place < len(shown)),
     )

@@ -16,6 +16,7 @@ import msgspec
 
 from serve.config.diagnoses import DeclaredService, Diagnosis, LogEnd
 from serve.config.settings import BASELINE, AppArgs, Arm, UserConfig
+from serve.config.yaml_positions import show
 from serve.contract.errors import TabrankError
 from serve.contract.logs import SeldomWarning
 from serve.contract.rankings import RankAnswer, RankRequest, candidate_ids, new_request_id, stated_fields
@@ -148,7 +149,7 @@ class RankingService:
         for path, error in config.misfits(
             self.surface, self.base / self.args.models, of_pointers=of_pointers
         ):
-            raise TabrankError(f"{'.'.join(('user_config', *path))}: {error}")
+            raise TabrankError(f"{show(('user_config', *path))}: {error}")
         self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
@@ -303,6 +304,7 @@ class RankingService:
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
             lacks_context=any(request.context.get(name) is None for name in context),
             weighing=self._weighings.of(arm.weights, artifact),
+            pins={position - 1: ids.index(name) for name, position in request.pins.items()},
         )
 
     def _surface_utility(self, version: str, shares: F32) -> F32:

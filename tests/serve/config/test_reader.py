@@ -251,7 +251,8 @@ def test_the_keys_of_an_experiment_are_frozen():
         "name", "salt", "arms", "holdout", "start", "end", "primary_metric", "guardrails", "smallest_effect",
         "min_days", "min_exposures",
     ]  # fmt: skip
-    assert known["experiment", "arms", "*"] == ["scorer", "share", "explore", "weights"]
+    assert known["experiment", "arms", "*"] == ["scorer", "share", "explore", "weights", "slate"]
+    assert known["experiment", "arms", "*", "slate"] == ["boost", "spread", "limit"]
     assert known["api_keys", "*"] == ["sha256", "requests_per_s", "may_choose_arm"]
     assert known["shadow",] == ["version", "share"]
     assert known["guard",] == ["enabled", "watch_s", "max_psi", "max_slowdown", "max_failed"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serve.config.settings import NOOP, SHUFFLE
-from serve.ranking import slate
+from serve.config.slate import Limit, Rule, Spread, Wanted
 from tests.serve.http.test_app import NOW_MS, RULE, Service, body, order
 from tests.support.small_surface import TOML
 from tests.support.stub_artifact import MODEL
@@ -46,7 +46,11 @@ def broken(service, monkeypatch):
 
 
 def with_rules(service, monkeypatch):
-    monkeypatch.setattr(slate, "RULES", (lambda query, candidates, order: order[::-1],))
+    experiment = service.fetcher.config.experiment
+    near = {"candidate.host": Wanted(("mia",))}
+    rules = (Rule(limit=Limit(near, 0, 6)), Rule(spread=Spread("candidate.host", 1, 6)))
+    arms = tuple(replace(arm, slate=rules) for arm in experiment.arms)
+    service.fetcher.config = replace(service.fetcher.config, experiment=replace(experiment, arms=arms))
 
 
 def as_it_is(service, monkeypatch):

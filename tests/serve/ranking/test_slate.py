@@ -1,68 +1,98 @@
-"""Tests of the stage re-rank with a rule that turns every order around."""
+"""Tests of rules and pins: properties of the order, beside an arrangement by brute force."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from serve.config.settings import Arm, Experiment
-from serve.ranking import slate
-from tests.support.live_service import Live
-from tests.support.stub_artifact import MODEL
+from serve.config.slate import Boost, Limit, Rule, Spread, Wanted
+from serve.ranking.order import ENDED, LIVE, UNKNOWN
+from serve.ranking.slate import rerank
 
-
-@pytest.fixture
-def turned(monkeypatch):
-    """Apply a rule that turns an order around."""
-    monkeypatch.setattr(slate, "RULES", (lambda query, candidates, order: order[::-1],))
+HOSTS, PARTNER = "candidate.host", "candidate.partner"
 
 
-def reranked(order, score, ended):
-    return slate.rerank(None, None, np.array(order), np.array(score), np.array(ended)).tolist()
+@st.composite
+def requests(draw):
+    """Return rules, pins, order, scores, standings, facts and the number shown of a request."""
+    num = draw(st.integers(1, 12))
+    standing = np.array(
+        draw(st.lists(st.sampled_from([LIVE, LIVE, ENDED, UNKNOWN]), min_size=num, max_size=num))
+    )
+    score = np.where(standing == LIVE, np.linspace(1, 0, num), np.nan).astype(np.float32)
+    order = np.argsort(standing, kind="stable")
+    facts = {
+        HOSTS: np.array(draw(st.lists(st.integers(0, 3), min_size=num, max_size=num)), np.uint64),
+        PARTNER: np.array(draw(st.lists(st.integers(0, 1), min_size=num, max_size=num)), np.float32),
+    }
+    most = st.integers(1, 3)
+    spread = st.builds(lambda m, more: Rule(spread=Spread(HOSTS, m, m + more)), most, st.integers(1, 4))
+    where = {PARTNER: Wanted(low=1, high=1)}
+    limit = st.builds(
+        lambda m, more: Rule(limit=Limit(where, m, m + more)), st.integers(0, 2), st.integers(1, 5)
+    )
+    rules = draw(st.lists(st.one_of(spread, limit), max_size=3))
+    chosen = draw(st.lists(st.integers(0, num - 1), unique=True, max_size=3))
+    places = draw(st.permutations(range(num)))
+    pins = dict(zip(places, chosen, strict=False))
+    return rules, pins, order, score, standing, facts, draw(st.integers(1, num))
 
 
-def test_without_rules_an_order_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(slate, "RULES", ())
-    order = np.array([2, 0, 1])
-    assert slate.rerank(None, None, order, np.ones(3), np.zeros(3, bool)) is order
+def breaks(rules, facts, shown, candidate, place):
+    """Return whether a candidate at a place breaks a rule, beside the others that are shown."""
+    for rule in rules:
+        if limit := rule.limit:
+            others = [at for at, other in shown.items() if facts[PARTNER][other] and at < limit.first]
+            if facts[PARTNER][candidate] and place < limit.first and len(others) >= limit.most:
+                return True
+        elif facts[HOSTS][candidate]:
+            spread, host = rule.spread, facts[HOSTS][candidate]
+            alike = {place} | {at for at, other in shown.items() if facts[HOSTS][other] == host}
+            for first in range(place - spread.within + 1, place + 1):
+                if sum(first <= at < first + spread.within for at in alike) > spread.most:
+                    return True
+    return False
 
 
-def test_rules_change_an_order_one_after_the_other(monkeypatch):
-    first_last = lambda query, candidates, order: np.roll(order, -1)  # noqa: E731
-    monkeypatch.setattr(slate, "RULES", (first_last, lambda query, candidates, order: order[::-1]))
-    assert reranked([0, 1, 2], [0.3, 0.2, 0.1], [False] * 3) == [0, 2, 1]
+def by_brute_force(rules, pins, order, score, standing, facts, num_shown):
+    """Return the order and the number of places not kept, trying each candidate at each place."""
+    shown, left = dict(pins), [i for i in order.tolist() if i not in pins.values()]
+    num_unmet = 0
+    for place in (place for place in range(len(order)) if place not in pins):
+        tier = [i for i in left if standing[i] == standing[left[0]]]
+        allowed = (
+            [i for i in tier if not breaks(rules, facts, shown, i, place)] if place < num_shown else tier
+        )
+        num_unmet += not allowed
+        shown[place] = (allowed or tier)[0]
+        left.remove(shown[place])
+    return [shown[place] for place in range(len(order))], num_unmet
 
 
-def test_candidates_without_a_score_stay_last_whatever_a_rule_does(turned):
-    assert reranked([2, 0, 1, 3], [0.2, np.nan, 0.3, np.nan], [False, True, False, False]) == [0, 2, 1, 3]
+@given(requests())
+def test_each_place_has_its_pin_or_the_best_candidate_that_breaks_no_rule(request):
+    rules, pins, order, score, standing, facts, num_shown = request
+    found = rerank(rules, pins, order, score, standing, facts.__getitem__, num_shown)
+    assert (found.order.tolist(), found.num_unmet) == by_brute_force(*request)
 
 
-def test_in_an_order_without_scores_ended_candidates_stay_last(turned):
-    assert reranked([2, 0, 1], [np.nan] * 3, [False, True, False]) == [0, 2, 1]
+@given(requests())
+def test_a_boost_orders_scored_candidates_by_the_boosted_utility(request):
+    _, _, order, score, standing, facts, num_shown = request
+    boost = Boost({PARTNER: Wanted(low=1, high=1)}, 0.3)
+    found = rerank([Rule(boost=boost)], {}, order, score, standing, facts.__getitem__, num_shown)
+    num_scored = np.count_nonzero(standing == LIVE)
+    utility = score + 0.3 * facts[PARTNER]
+    ranked = sorted(order[:num_scored].tolist(), key=lambda i: -utility[i])
+    assert found.order.tolist() == ranked + order[num_scored:].tolist()
+    assert set(found.why) == {i for i in ranked if facts[PARTNER][i]}
 
 
-def drawn(tmp_path, log_folder):
-    """Return an answer whose order was drawn, and the propensities in the log."""
-
-    async def ranked(service):
-        return await service.rank()
-
-    service = Live(tmp_path, log_folder, clock="wall")
-    arm = Arm("model", MODEL, 1.0, explore=1.0)
-    service.config = replace(service.config, experiment=Experiment("launch", "s", (arm,)))
-    answer = service.run(ranked)
-    (path,) = (tmp_path / "served" / "exposures").glob("*.parquet")
-    (logged,) = pq.read_table(path).to_pylist()
-    assert logged["candidates"] == [each["candidate"] for each in answer["ranking"]]
-    return logged["propensity"]
-
-
-def test_a_drawn_order_is_logged_with_its_propensities(tmp_path, log_folder):
-    assert len(drawn(tmp_path, log_folder)) == 3
-
-
-def test_a_drawn_order_that_a_rule_changed_is_logged_as_not_drawn(tmp_path, log_folder, turned):
-    assert drawn(tmp_path, log_folder) is None
+@pytest.mark.parametrize("pins", [{}, {0: 2}])
+def test_a_place_that_no_candidate_may_have_gets_the_best_and_counts(pins):
+    hosts = {HOSTS: np.array([7, 7, 7], np.uint64)}
+    rules, order = [Rule(spread=Spread(HOSTS, 1, 3))], np.arange(3)
+    found = rerank(rules, pins, order, np.ones(3, np.float32), np.zeros(3, np.int8), hosts.__getitem__, 3)
+    assert (found.order.tolist(), found.num_unmet) == (([2, 0, 1] if pins else [0, 1, 2]), 2)

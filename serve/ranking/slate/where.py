@@ -1,0 +1,68 @@
+"""Where a rule applies: which candidates of one request meet its conditions.
+
+Shapes: C candidates of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.config.slate import Wanted
+from serve.contract.hashing import hash64
+from serve.features.matrix import Columns, Matrix
+from serve.features.slots import I64, Bools, PackedRows
+
+# Values of a field or a feature: numbers, NaN if missing, or hashes of words, 0 if missing. They
+# are `[C]`, one for all candidates, or `[C, M]` of sets.
+Facts = Callable[[str], NDArray[Any]]
+
+
+def meeting(where: Mapping[str, Wanted], facts: Facts, num: int) -> Bools:
+    """Return which of `num` candidates meet all conditions, `[C]`; a missing value meets none."""
+    met = np.ones(num, bool)
+    for name, wanted in where.items():
+        values = facts(name)
+        if wanted.words:
+            hit = values == hash64(wanted.words[0])
+            for word in wanted.words[1:]:
+                hit |= values == hash64(word)
+        else:
+            hit = (values >= wanted.low) & (values <= wanted.high)
+        met &= hit.any(axis=-1) if np.ndim(hit) == 2 else hit
+    return met
+
+
+def facts_of(
+    owners: Mapping[str, PackedRows], columns: Columns, matrix: Matrix | None, at: I64 | None = None
+) -> Facts:
+    """Return the facts of one request.
+
+    Args:
+        owners: The rows of its candidates `[C]`, its viewer `[1]` and its context `[1]`.
+        columns: The names of the matrix's columns.
+        matrix: The features of the candidates, if they were computed.
+        at: The candidates that the matrix has, if not all.
+    """
+
+    def facts(name: str) -> NDArray[Any]:
+        owner, dot, field = name.partition(".")
+        if dot:
+            return owners[owner][field]
+        assert matrix is not None, "only boosts name features, and they need scores"
+        if name in columns.numeric:
+            values: NDArray[Any] = matrix.numeric[:, columns.numeric.index(name)]
+        else:
+            values = matrix.category[:, dict(columns.category_parts())[name]]
+        if at is None:
+            return values
+        # Missing elsewhere.
+        missing = np.nan if name in columns.numeric else 0
+        everywhere = np.full((len(owners["candidate"]), *values.shape[1:]), missing, values.dtype)
+        everywhere[at] = values
+        return everywhere
+
+    return facts
