@@ -6,20 +6,20 @@ What evaluates a model on a log orders by score alone, without rules. Shapes: C 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from serve.config.slate import Limit, Rule, Spread
-from serve.features.slots import F32, I64, Bools
+from serve.features.slots import F32, I64
 from serve.ranking.order import UNKNOWN, Standings
 from serve.ranking.query import Slate
 from serve.ranking.slate.arrangement import arrange
 from serve.ranking.slate.boost import boosted
 from serve.ranking.slate.pins import pinned
-from serve.ranking.slate.spread import counted
+from serve.ranking.slate.spread import NONE, counted
 from serve.ranking.slate.where import Facts, meeting
 
 
@@ -70,39 +70,33 @@ def rerank(
         num_shown: Number of places that are shown.
     """
     why: dict[int, list[int]] = {}
-    scored = order[~np.isnan(score[order])]
-    if boosts := {k: rule.boost for k, rule in enumerate(rules) if rule.boost and len(scored)}:
+    boosts = {k: rule.boost for k, rule in enumerate(rules) if rule.boost}
+    if boosts and len(scored := order[~np.isnan(score[order])]):
         met = [meeting(boost.where, facts, len(order)) for boost in boosts.values()]
-        why = _moved(dict(zip(boosts, met, strict=True)), scored)
+        for k, here in zip(boosts, met, strict=True):
+            for i in scored[here[scored]].tolist():
+                why.setdefault(i, []).append(k)
         scored = boosted(score, scored, list(boosts.values()), met)
         order = np.concatenate([scored, order[len(scored) :]])
-    others, num_unmet = order.tolist(), 0
-    if pins:
-        at_places = set(pins.values())
-        others = [i for i in others if i not in at_places]
-    if kept := {k: one for k, rule in enumerate(rules) if (one := rule.spread or rule.limit)}:
-        tiers = [others]
-        if standing.any():
-            tiers = [[i for i in others if standing[i] == tier] for tier in range(UNKNOWN + 1)]
-        keys = [_keys(rule, facts, len(order)) for rule in kept.values()]
-        others, waited, num_unmet = arrange(tiers, list(kept.values()), keys, pins, num_shown)
-        numbers = list(kept)
-        for i, k in waited.items():
-            why.setdefault(i, []).append(numbers[k])
-    return Reranked(np.array(pinned(others, pins), np.int64), why, num_unmet)
+    rank_of = np.argsort(order) if pins else order
+    ranks = {place: int(rank_of[i]) for place, i in pins.items()}
+    kept = {k: one for k, rule in enumerate(rules) if (one := rule.spread or rule.limit)}
+    if not kept:
+        others = [rank for rank in range(len(order)) if rank not in ranks.values()]
+        return Reranked(order[pinned(others, ranks)], why, 0)
+    # Candidates of a lower standing come later.
+    ends = np.cumsum(np.bincount(standing, minlength=UNKNOWN + 1)).tolist()
+    codes = [_codes(rule, facts, order) for rule in kept.values()]
+    found = arrange(list(kept.values()), codes, ends, ranks, num_shown)
+    numbers = list(kept)
+    for rank, k in found.waited.items():
+        why.setdefault(int(order[rank]), []).append(numbers[k])
+    return Reranked(order[pinned(found.order, ranks)], why, found.num_unmet)
 
 
-def _moved(met: Mapping[int, Bools], scored: I64) -> dict[int, list[int]]:
-    """Return the numbers of the boosts whose conditions a scored candidate meets."""
-    why: dict[int, list[int]] = {}
-    for k, here in met.items():
-        for i in scored[here[scored]].tolist():
-            why.setdefault(i, []).append(k)
-    return why
-
-
-def _keys(rule: Spread | Limit, facts: Facts, num: int) -> list[Hashable]:
-    """Return what the rule counts together `[C]`, None for what it does not count."""
+def _codes(rule: Spread | Limit, facts: Facts, order: I64) -> list[int]:
+    """Return the code `[C]` by which the rule counts each rank, NONE if it does not."""
     if isinstance(rule, Spread):
-        return counted(facts(rule.field).tolist(), rule)
-    return [here or None for here in meeting(rule.where, facts, num).tolist()]
+        return counted(facts(rule.field)[order].tolist(), rule)
+    codes: list[int] = np.where(meeting(rule.where, facts, len(order))[order], 0, NONE).tolist()
+    return codes

@@ -1,20 +1,21 @@
 """Arrange the places of one request: at each comes the best candidate that breaks no rule.
 
-Letters: C candidates of the request, K rules, G groups of candidates that are alike to all rules.
+Candidates are numbered by rank, best first. Letters: C candidates, K rules, G groups of candidates
+that are alike to all rules.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from serve.config.slate import Limit, Spread
 from serve.ranking.slate.limit import Quota
-from serve.ranking.slate.spread import Spacing
+from serve.ranking.slate.spread import NONE, Spacing
 
-Take = Callable[[Hashable, int], int]
 NEVER = 1 << 30
 
 
@@ -30,9 +31,9 @@ class Arranged(NamedTuple):
 
 
 def arrange(
-    tiers: Sequence[Sequence[int]],
     rules: Sequence[Spread | Limit],
-    keys: Sequence[Sequence[Hashable]],
+    codes: Sequence[Sequence[int]],
+    ends: Sequence[int],
     pins: Mapping[int, int],
     num_shown: int,
 ) -> Arranged:
@@ -41,50 +42,50 @@ def arrange(
     If each that is left breaks one, the best one comes. The rest follows in its order.
 
     Args:
-        tiers: Candidates, best first, but for pinned ones; those of a tier come before the next.
         rules: `[K]`, one at least.
-        keys: `[K, C]`; a rule counts candidates of equal keys together, and None not at all.
+        codes: `[K, C]`; a rule counts candidates of equal codes together, and NONE not at all.
+        ends: Rank at which each tier ends; all of a tier come before the next one.
         pins: Candidates by place, from 0.
         num_shown: Number of places that are shown.
     """
     # After these places no rule changes anything.
-    last = max(rule.first if isinstance(rule, Limit) else NEVER for rule in rules)
-    places = iter([place for place in range(min(len(keys[0]), num_shown, last)) if place not in pins])
-    # Candidates that are alike to all rules form a group; a rule counts some groups together.
-    number: dict[Any, int] = {}
-    alike: Sequence[Any] = keys[0] if len(keys) == 1 else list(zip(*keys, strict=True))
-    group_of = [number.setdefault(key, len(number)) for key in alike]
-    # [G], the first place to which a candidate of the group may come.
-    free = [0] * len(number)
-    # [G], the rule for which it must wait until then.
-    by = [0] * len(number)
-    # [G], what takes its places for a rule, the key, and the groups that are counted together.
-    takes: list[list[tuple[Take, Hashable, list[int], int]]] = [[] for _ in number]
+    last = min(num_shown, max(getattr(rule, "first", NEVER) for rule in rules))
+    places = iter([place for place in range(last) if place not in pins] if pins else range(last))
+    group_of, groups = _groups(codes)
+    # [G + 1], the first place to which a candidate of the group may come, and the rule for that.
+    # The last group is of those that no rule counts.
+    free, by = [0] * (len(groups) + 1), [0] * (len(groups) + 1)
+    # [G + 1], what takes its places for a rule, the code, the groups of this code, and the rule.
+    takes: list[list[tuple[Callable[[int, int], int], int, list[int], int]]] = [[] for _ in free]
     # Spans of places that are closed to others from the start: begin, end, rule, and the groups.
     closing: list[tuple[int, int, int, list[int]]] = []
     for k, rule in enumerate(rules):
-        pinned: dict[Hashable, list[int]] = {}
+        pinned: dict[int, list[int]] = {}
         for place in sorted(pins):
-            if (key := keys[k][pins[place]]) is not None:
-                pinned.setdefault(key, []).append(place)
+            pinned.setdefault(codes[k][pins[place]], []).append(place)
+        pinned.pop(NONE, None)
         counts = Spacing(rule, pinned) if isinstance(rule, Spread) else Quota(rule, pinned)
-        together: dict[Hashable, list[int]] = {}
-        for group, key in enumerate(number if len(keys) == 1 else [each[k] for each in number]):
-            if key is not None:
-                together.setdefault(key, []).append(group)
-                takes[group].append((counts.take, key, together[key], k))
-        closing += [(begin, end, k, together.get(key, [])) for begin, end, key in counts.closed()]
+        together: dict[int, list[int]] = {}
+        for group, alike in enumerate(groups):
+            if (code := alike[k]) != NONE:
+                together.setdefault(code, []).append(group)
+                takes[group].append((counts.take, code, together[code], k))
+        closing += [(begin, end, k, together.get(code, [])) for begin, end, code in counts.closed()]
     closing.sort()
     order: list[int] = []
     waited: dict[int, int] = {}
-    num_unmet = 0
-    for tier in tiers:
-        mine, taken = [group_of[i] for i in tier], bytearray(len(tier))
+    num_unmet, begin = 0, 0
+    is_taken = bytearray(len(group_of))
+    for rank in pins.values():
+        is_taken[rank] = True
+    ranks = [rank for rank in range(len(group_of)) if not is_taken[rank]]
+    for end in ends:
         # Those who wait, by group, best first; only the first of a group can be the next one.
         held: dict[int, deque[int]] = {}
         # The place at which the first of them may come, and the best candidate that is left.
-        soonest, best = NEVER, 0
-        new_ones = iter(range(len(tier)))
+        soonest, best = NEVER, begin
+        tier = ranks[bisect_left(ranks, begin) : bisect_left(ranks, end)]
+        new_ones = iter(tier)
         for place in islice(places, len(tier)):
             while closing and closing[0][0] <= place:
                 _, until, k, others = closing.pop(0)
@@ -95,37 +96,52 @@ def arrange(
             if soonest <= place:
                 soonest = NEVER
                 for group, queue in held.items():
-                    if free[group] <= place:
-                        chosen, soonest = min(chosen, queue[0]), place
-                    elif free[group] < soonest:
-                        soonest = free[group]
+                    if free[group] > place:
+                        soonest = min(soonest, free[group])
+                    elif queue[0] < chosen:
+                        chosen = queue[0]
+                if chosen < NEVER:
+                    soonest = place
             if chosen == NEVER:
                 # No group of `held` may come now, so that a new one that may is the best.
                 for new in new_ones:
-                    group = mine[new]
+                    group = group_of[new]
                     if free[group] <= place:
                         chosen = new
                         break
                     held.setdefault(group, deque()).append(new)
-                    waited[tier[new]] = by[group]
+                    waited[new] = by[group]
                     soonest = min(soonest, free[group])
                 else:
                     num_unmet += 1
-                    while taken[best]:
+                    while is_taken[best]:
                         best += 1
                     chosen = best
-            taken[chosen] = True
-            order.append(tier[chosen])
-            group = mine[chosen]
-            if held and group in held:
+            is_taken[chosen] = True
+            order.append(chosen)
+            group = group_of[chosen]
+            if group == NONE:
+                continue
+            if group in held:
                 held[group].popleft()
                 if not held[group]:
                     del held[group]
-            for take, key, others, k in takes[group]:
-                until = take(key, place)
+            for take, code, others, k in takes[group]:
+                until = take(code, place)
                 if until > place:
                     for other in others:
                         if free[other] < until:
                             free[other], by[other] = until, k
-        order += [i for i, is_taken in zip(tier, taken, strict=True) if not is_taken]
+        begin = end
+    # Of a tier that is not shown in full, and of those after it.
+    order += [rank for rank, taken in enumerate(is_taken) if not taken]
     return Arranged(order, waited, num_unmet)
+
+
+def _groups(codes: Sequence[Sequence[int]]) -> tuple[Sequence[int], list[tuple[int, ...]]]:
+    """Return the group of each candidate `[C]`, and the codes `[K]` of each group."""
+    if len(codes) == 1:
+        return codes[0], [(code,) for code in range(max(codes[0]) + 1)]
+    number: dict[tuple[int, ...], int] = {(NONE,) * len(codes): NONE}
+    group_of = [number.setdefault(alike, len(number) - 1) for alike in zip(*codes, strict=True)]
+    return group_of, list(number)[1:]

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 from serve.config.slate import Spread
 
+# Code of a candidate that a rule does not count.
+NONE = -1
+
 
 class Spacing:
-    """Places that the candidates of each value take, during one arrangement.
+    """Places that the candidates of each value take, in ascending order.
 
-    `pinned` are the places of pins by value, ascending from 0.
+    `pinned` are the places of pins by the code of the value, ascending from 0.
     """
 
-    def __init__(self, rule: Spread, pinned: Mapping[Hashable, list[int]]) -> None:
+    def __init__(self, rule: Spread, pinned: Mapping[int, list[int]]) -> None:
         self._most, self._within = rule.most, rule.within
         # Ascending, pinned ones included.
-        self._places: dict[Hashable, list[int]] = {}
-        self._pinned = pinned
+        self._places: defaultdict[int, list[int]] = defaultdict(list, pinned)
+        self.take = self._take_among_pins if pinned else self._take
 
-    def closed(self) -> Iterator[tuple[int, int, Hashable]]:
-        """Yield spans of places [begin, end) that pins alone close to others of a value."""
-        for value, places in self._pinned.items():
-            self._places[value] = [*places]
+    def closed(self) -> Iterator[tuple[int, int, int]]:
+        """Yield spans of places [begin, end) that pins alone close to others of a code."""
+        for code, places in self._places.items():
             for first, last in zip(places, places[self._most - 1 :], strict=False):
                 if last - first < self._within:
-                    yield max(last - self._within + 1, 0), first + self._within, value
+                    yield max(last - self._within + 1, 0), first + self._within, code
 
-    def take(self, value: Hashable, place: int) -> int:
-        """Take a place, and return until which one, exclusive, others of the value must wait."""
-        most, places = self._most, self._places.get(value)
-        if places is None:
-            self._places[value] = [place]
-            return place + self._within if most == 1 else 0
-        if not self._pinned:
-            places.append(place)
-            return places[-most] + self._within if len(places) >= most else 0
+    def _take(self, code: int, place: int) -> int:
+        """Take a place, and return until which one, exclusive, others of the code must wait."""
+        places = self._places[code]
+        places.append(place)
+        return places[-self._most] + self._within if len(places) >= self._most else 0
+
+    def _take_among_pins(self, code: int, place: int) -> int:
+        places, most = self._places[code], self._most
         insort(places, place)
         # No other may come between so many that are so near.
         at = places.index(place)
@@ -46,10 +47,11 @@ class Spacing:
         return max((first + self._within for first in near), default=0)
 
 
-def counted(values: Sequence[Hashable], rule: Spread) -> list[Hashable]:
-    """Return the values `[C]`, None for missing ones and those of too few to break the rule.
+def counted(values: Sequence[int], rule: Spread) -> list[int]:
+    """Return a code `[C]` for each value, NONE for missing ones and those of too few candidates.
 
-    A missing value is 0: candidates without one have nothing in common.
+    So few cannot break the rule. A missing value is 0: candidates without one share nothing.
     """
-    few = {value for value, num in Counter(values).items() if num <= rule.most} | {0}
-    return [None if value in few else value for value in values]
+    many = (value for value, num in Counter(values).items() if num > rule.most and value)
+    code_of = {value: code for code, value in enumerate(many)}
+    return [code_of.get(value, NONE) for value in values]
