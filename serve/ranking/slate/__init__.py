@@ -6,20 +6,22 @@ What evaluates a model on a log orders by score alone, without rules. Shapes: C 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from serve.config.slate import Limit, Rule, Spread
+from serve.config.slate import Rule
 from serve.features.slots import F32, I64
-from serve.ranking.order import UNKNOWN, Standings
+from serve.ranking.order import Standings
 from serve.ranking.query import Slate
-from serve.ranking.slate.arrangement import arrange
+from serve.ranking.slate.arrangement import Window, arrange
 from serve.ranking.slate.boost import boosted
+from serve.ranking.slate.limit import Quota
 from serve.ranking.slate.pins import pinned
-from serve.ranking.slate.spread import NONE, counted
+from serve.ranking.slate.spread import Spacing
 from serve.ranking.slate.where import Facts, meeting
 
 
@@ -39,7 +41,8 @@ def ruled(slate: Slate, standing: Standings, facts: Facts) -> Slate:
     """Return the slate with its order changed by the rules of its arm and the pins of its query."""
     query = slate.query
     num_shown = min(query.limit, len(slate.order))
-    found = rerank(query.arm.slate, query.pins, slate.order, slate.score, standing, facts, num_shown)
+    given = slate.order, slate.score, standing, facts, num_shown
+    found = rerank(query.arm.slate, query.pins, *given, tells=bool(query.explain))
     place_before = np.argsort(slate.order)[found.order]
     return msgspec.structs.replace(
         slate, order=found.order, place_before=place_before, why=found.why, num_unmet=found.num_unmet
@@ -54,6 +57,8 @@ def rerank(
     standing: Standings,
     facts: Facts,
     num_shown: int,
+    *,
+    tells: bool = False,
 ) -> Reranked:
     """Return the order after boosts, and then with pins, spreads and limits at the places shown.
 
@@ -68,35 +73,34 @@ def rerank(
         standing: `[C]`.
         facts: Values of fields and features of the candidates.
         num_shown: Number of places that are shown.
+        tells: Whether `why` names boosts too.
     """
-    why: dict[int, list[int]] = {}
+    why: defaultdict[int, list[int]] = defaultdict(list)
     boosts = {k: rule.boost for k, rule in enumerate(rules) if rule.boost}
     if boosts and len(scored := order[~np.isnan(score[order])]):
         met = [meeting(boost.where, facts, len(order)) for boost in boosts.values()]
-        for k, here in zip(boosts, met, strict=True):
-            for i in scored[here[scored]].tolist():
-                why.setdefault(i, []).append(k)
         scored = boosted(score, scored, list(boosts.values()), met)
         order = np.concatenate([scored, order[len(scored) :]])
-    rank_of = np.argsort(order) if pins else order
-    ranks = {place: int(rank_of[i]) for place, i in pins.items()}
-    kept = {k: one for k, rule in enumerate(rules) if (one := rule.spread or rule.limit)}
-    if not kept:
-        others = [rank for rank in range(len(order)) if rank not in ranks.values()]
-        return Reranked(order[pinned(others, ranks)], why, 0)
+        for k, here in zip(boosts, met, strict=True):
+            for i in scored[here[scored]].tolist() if tells else ():
+                why[i].append(k)
+    windows = {k: one for k, rule in enumerate(rules) if (one := _window(rule, facts, order))}
+    if not pins and all(window.is_kept(num_shown) for window in windows.values()):
+        return Reranked(order, why, 0)
+    ranks: dict[int, int] = {}
+    if pins:
+        rank_of = np.argsort(order)
+        ranks = {place: int(rank_of[i]) for place, i in pins.items()}
     # Candidates of a lower standing come later.
-    ends = np.cumsum(np.bincount(standing, minlength=UNKNOWN + 1)).tolist()
-    codes = [_codes(rule, facts, order) for rule in kept.values()]
-    found = arrange(list(kept.values()), codes, ends, ranks, num_shown)
-    numbers = list(kept)
+    ends = np.cumsum(np.bincount(standing)).tolist()
+    found = arrange(windows, ends, ranks, num_shown)
     for rank, k in found.waited.items():
-        why.setdefault(int(order[rank]), []).append(numbers[k])
+        why[int(order[rank])].append(k)
     return Reranked(order[pinned(found.order, ranks)], why, found.num_unmet)
 
 
-def _codes(rule: Spread | Limit, facts: Facts, order: I64) -> list[int]:
-    """Return the code `[C]` by which the rule counts each rank, NONE if it does not."""
-    if isinstance(rule, Spread):
-        return counted(facts(rule.field)[order].tolist(), rule)
-    codes: list[int] = np.where(meeting(rule.where, facts, len(order))[order], 0, NONE).tolist()
-    return codes
+def _window(rule: Rule, facts: Facts, order: I64) -> Window | None:
+    """Return a spread or a limit over the candidates in this order."""
+    if rule.spread:
+        return Spacing(rule.spread, facts(rule.spread.field)[order])
+    return Quota(rule.limit, meeting(rule.limit.where, facts, len(order))[order]) if rule.limit else None

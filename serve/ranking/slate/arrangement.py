@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from serve.config.slate import Limit, Spread
 from serve.ranking.slate.limit import Quota
-from serve.ranking.slate.spread import NONE, Spacing
+from serve.ranking.slate.spread import NEVER, NONE, Spacing
 
-NEVER = 1 << 30
+Window = Spacing | Quota
 
 
 class Arranged(NamedTuple):
@@ -31,8 +30,7 @@ class Arranged(NamedTuple):
 
 
 def arrange(
-    rules: Sequence[Spread | Limit],
-    codes: Sequence[Sequence[int]],
+    windows: Mapping[int, Window],
     ends: Sequence[int],
     pins: Mapping[int, int],
     num_shown: int,
@@ -42,16 +40,18 @@ def arrange(
     If each that is left breaks one, the best one comes. The rest follows in its order.
 
     Args:
-        rules: `[K]`, one at least.
-        codes: `[K, C]`; a rule counts candidates of equal codes together, and NONE not at all.
+        windows: The rules by number.
         ends: Rank at which each tier ends; all of a tier come before the next one.
         pins: Candidates by place, from 0.
         num_shown: Number of places that are shown.
     """
+    # A rule counts candidates of equal codes together, and NONE not at all.
+    # Of rules without codes no candidate can break one.
+    codes = {k: of_rule for k, window in windows.items() if (of_rule := window.codes())}
     # After these places no rule changes anything.
-    last = min(num_shown, max(getattr(rule, "first", NEVER) for rule in rules))
+    last = min(ends[-1], num_shown, max((windows[k].end for k in codes), default=0))
     places = iter([place for place in range(last) if place not in pins] if pins else range(last))
-    group_of, groups = _groups(codes)
+    group_of, groups = _groups(list(codes.values()))
     # [G + 1], the first place to which a candidate of the group may come, and the rule for that.
     # The last group is of those that no rule counts.
     free, by = [0] * (len(groups) + 1), [0] * (len(groups) + 1)
@@ -59,26 +59,28 @@ def arrange(
     takes: list[list[tuple[Callable[[int, int], int], int, list[int], int]]] = [[] for _ in free]
     # Spans of places that are closed to others from the start: begin, end, rule, and the groups.
     closing: list[tuple[int, int, int, list[int]]] = []
-    for k, rule in enumerate(rules):
+    for at, (k, of_rule) in enumerate(codes.items()):
         pinned: dict[int, list[int]] = {}
         for place in sorted(pins):
-            pinned.setdefault(codes[k][pins[place]], []).append(place)
+            pinned.setdefault(of_rule[pins[place]], []).append(place)
         pinned.pop(NONE, None)
-        counts = Spacing(rule, pinned) if isinstance(rule, Spread) else Quota(rule, pinned)
+        spans = list(windows[k].pin(pinned))
         together: dict[int, list[int]] = {}
         for group, alike in enumerate(groups):
-            if (code := alike[k]) != NONE:
+            if (code := alike[at]) != NONE:
                 together.setdefault(code, []).append(group)
-                takes[group].append((counts.take, code, together[code], k))
-        closing += [(begin, end, k, together.get(code, [])) for begin, end, code in counts.closed()]
+                takes[group].append((windows[k].take, code, together[code], k))
+        closing += [(begin, end, k, together.get(code, [])) for begin, end, code in spans]
     closing.sort()
     order: list[int] = []
     waited: dict[int, int] = {}
     num_unmet, begin = 0, 0
-    is_taken = bytearray(len(group_of))
-    for rank in pins.values():
-        is_taken[rank] = True
-    ranks = [rank for rank in range(len(group_of)) if not is_taken[rank]]
+    is_taken = bytearray(ends[-1])
+    ranks: Sequence[int] = range(ends[-1])
+    if pins:
+        for rank in pins.values():
+            is_taken[rank] = True
+        ranks = [rank for rank in ranks if not is_taken[rank]]
     for end in ends:
         # Those who wait, by group, best first; only the first of a group can be the next one.
         held: dict[int, deque[int]] = {}
@@ -134,7 +136,8 @@ def arrange(
                             free[other], by[other] = until, k
         begin = end
     # Of a tier that is not shown in full, and of those after it.
-    order += [rank for rank, taken in enumerate(is_taken) if not taken]
+    if len(order) < len(ranks):
+        order += [rank for rank in ranks if not is_taken[rank]]
     return Arranged(order, waited, num_unmet)
 
 

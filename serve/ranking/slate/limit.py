@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from serve.config.slate import Limit
+from serve.features.slots import Bools
+from serve.ranking.slate.spread import NONE
 
 
 class Quota:
-    """Places that the candidates which meet the conditions take; they share the code 0.
+    """Limit over one request; `met` `[C]` tells which candidates meet the conditions, by rank.
 
-    It is like a `Spacing` of which only the first places are a row.
+    These have the code 0. It is like a `Spacing` of which only the first places are a row.
     """
 
-    def __init__(self, rule: Limit, pinned: Mapping[int, list[int]]) -> None:
-        self._first = rule.first
-        self._left = rule.most - sum(place < rule.first for place in pinned.get(0, ()))
+    def __init__(self, rule: Limit, met: Bools) -> None:
+        self.end, self._left, self._met = rule.first, rule.most, met
 
-    def closed(self) -> Iterator[tuple[int, int, int]]:
-        """Yield the first places if pins, or a limit of 0, close them."""
+    def is_kept(self, num_shown: int) -> bool:
+        """Return whether the first ranks keep the rule as they are."""
+        return bool(np.count_nonzero(self._met[: min(self.end, num_shown)]) <= self._left)
+
+    def codes(self) -> list[int]:
+        """Return a code `[C]`, NONE for those that do not meet the conditions; [] if few do."""
+        codes: list[int] = np.where(self._met, 0, NONE).tolist()
+        return codes if np.count_nonzero(self._met) > self._left else []
+
+    def pin(self, pinned: Mapping[int, list[int]]) -> Iterator[tuple[int, int, int]]:
+        """Take the places of pins; yield the first places if these, or a limit of 0, close them."""
+        self._left -= sum(place < self.end for place in pinned.get(0, ()))
         if self._left <= 0:
-            yield 0, self._first, 0
+            yield 0, self.end, 0
 
     def take(self, code: int, place: int) -> int:
         """Take a place, and return until which one, exclusive, others must wait."""
         self._left -= 1
-        return self._first if self._left <= 0 else 0
+        return self.end if self._left <= 0 else 0

@@ -4,29 +4,57 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
 
 from serve.config.slate import Spread
+from serve.features.slots import U64
 
-# Code of a candidate that a rule does not count.
-NONE = -1
+# Code of a candidate that a rule does not count, and a place that no request has.
+NONE, NEVER = -1, 1 << 30
 
 
 class Spacing:
-    """Places that the candidates of each value take, in ascending order.
+    """Spread over one request; `values` `[C]` are those of its candidates by rank, 0 if missing."""
 
-    `pinned` are the places of pins by the code of the value, ascending from 0.
-    """
+    # The place from which the rule changes nothing.
+    end = NEVER
 
-    def __init__(self, rule: Spread, pinned: Mapping[int, list[int]]) -> None:
-        self._most, self._within = rule.most, rule.within
-        # Ascending, pinned ones included.
-        self._places: defaultdict[int, list[int]] = defaultdict(list, pinned)
-        self.take = self._take_among_pins if pinned else self._take
+    def __init__(self, rule: Spread, values: U64) -> None:
+        self._most, self._within, self._values = rule.most, rule.within, values
+        # Ascending places by code, pinned ones included.
+        self._places: defaultdict[int, list[int]] = defaultdict(list)
+        self.take: Callable[[int, int], int] = self._take_last if rule.most == 1 else self._take
 
-    def closed(self) -> Iterator[tuple[int, int, int]]:
-        """Yield spans of places [begin, end) that pins alone close to others of a code."""
-        for code, places in self._places.items():
+    def is_kept(self, num_shown: int) -> bool:
+        """Return whether the first ranks keep the rule as they are."""
+        values, most = self._values[:num_shown], self._most
+        at = np.argsort(values, kind="stable")
+        first, last = at[:-most], at[most:]
+        return not (
+            (values[first] == values[last]) & (last - first < self._within) & (values[last] != 0)
+        ).any()
+
+    def codes(self) -> list[int]:
+        """Return a code `[C]` for each value, NONE for missing ones and those of too few candidates.
+
+        So few cannot break the rule: it is [] if all are. Candidates without a value share none.
+        """
+        values = self._values.tolist()
+        many = (value for value, num in Counter(values).items() if num > self._most and value)
+        code_of = {value: code for code, value in enumerate(many)}
+        return [code_of.get(value, NONE) for value in values] if code_of else []
+
+    def pin(self, pinned: Mapping[int, list[int]]) -> Iterator[tuple[int, int, int]]:
+        """Take the places of pins, ascending by code.
+
+        Yields spans of places [begin, end) that pins alone close to others of a code.
+        """
+        self._places |= pinned
+        if pinned:
+            self.take = self._take_among_pins
+        for code, places in pinned.items():
             for first, last in zip(places, places[self._most - 1 :], strict=False):
                 if last - first < self._within:
                     yield max(last - self._within + 1, 0), first + self._within, code
@@ -37,21 +65,15 @@ class Spacing:
         places.append(place)
         return places[-self._most] + self._within if len(places) >= self._most else 0
 
+    def _take_last(self, code: int, place: int) -> int:
+        """Take a place if one candidate is the most; a third of the time of a spread goes to it."""
+        return place + self._within
+
     def _take_among_pins(self, code: int, place: int) -> int:
-        places, most = self._places[code], self._most
+        most, places = self._most, self._places[code]
         insort(places, place)
         # No other may come between so many that are so near.
         at = places.index(place)
         runs = (places[i : i + most] for i in range(max(at - most + 1, 0), at + 1))
         near = (run[0] for run in runs if len(run) == most and run[-1] - run[0] < self._within)
         return max((first + self._within for first in near), default=0)
-
-
-def counted(values: Sequence[int], rule: Spread) -> list[int]:
-    """Return a code `[C]` for each value, NONE for missing ones and those of too few candidates.
-
-    So few cannot break the rule. A missing value is 0: candidates without one share nothing.
-    """
-    many = (value for value, num in Counter(values).items() if num > rule.most and value)
-    code_of = {value: code for code, value in enumerate(many)}
-    return [code_of.get(value, NONE) for value in values]

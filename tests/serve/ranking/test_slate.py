@@ -82,7 +82,7 @@ def test_each_place_has_its_pin_or_the_best_candidate_that_breaks_no_rule(reques
 def test_a_boost_orders_scored_candidates_by_the_boosted_utility(request):
     _, _, order, score, standing, facts, num_shown = request
     boost = Boost({PARTNER: Wanted(low=1, high=1)}, 0.3)
-    found = rerank([Rule(boost=boost)], {}, order, score, standing, facts.__getitem__, num_shown)
+    found = rerank([Rule(boost=boost)], {}, order, score, standing, facts.__getitem__, num_shown, tells=True)
     num_scored = np.count_nonzero(standing == LIVE)
     utility = score.astype(np.float64) + 0.3 * facts[PARTNER]
     ranked = sorted(order[:num_scored].tolist(), key=lambda i: -utility[i])
