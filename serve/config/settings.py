@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
-from serve.config.slate import MAX_RULES, Rule
+from serve.config.slate import MAX_RULES, MAX_TEXT, Rule
 from serve.contract.errors import TabrankError, did_you_mean
 from serve.contract.typed_reader import STRICT, Between, ByName, ItemName, checked_by, read, refusal
 from serve.contract.validation import milliseconds
@@ -177,6 +177,10 @@ class Arm:
         if boosts and (scorer := info.data.get("scorer")) in HEURISTICS:
             why = f"a boost adds to a model's utility, and {scorer} has none; leave it out"
             raise refusal(*(((k, "boost"), why) for k in boosts))
+        if (num := sum(len(rule.text) for rule in slate)) > MAX_TEXT:
+            raise ValueError(
+                f"the rules have {num:,} characters in words, which each exposure logs, and may have {MAX_TEXT:,}; shorten their lists"
+            )
         return slate
 
     def lacks(self, artifact: Artifact) -> str | None:

@@ -15,8 +15,8 @@ from serve.contract.typed_reader import STRICT, Between
 from serve.features.outcomes import Weight
 from serve.features.surface import Surface
 
-# Bounds of a request's time and of an answer's size: nobody needs more.
-MAX_RULES, MAX_WORDS = 32, 100
+# Bounds of the time of a request, and of its exposure, which has the rules in words.
+MAX_RULES, MAX_WORDS, MAX_TEXT = 32, 100, 4_000
 # The longest list of candidates of a request.
 PLACES = 1_000
 Number = Annotated[float, Between(-1e30, 1e30)]

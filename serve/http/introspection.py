@@ -47,6 +47,7 @@ class ArmInUse(Struct):
     explore: float
     model: Version
     weights: Annotated[dict[str, float], Meta(description=ARM_WEIGHTS)]
+    rules: Annotated[list[str], Meta(description="The rules of its slate, in words.")]
 
 
 class ExperimentInUse(Struct):
@@ -132,6 +133,6 @@ def _experiment(service: RankingService) -> ExperimentInUse:
     experiment, arms = service.config.experiment, []
     for arm in experiment.arms:
         version, weights = service.models.version_for(arm), service.surface.worth | dict(arm.weights)
-        in_use = weights if arm.by_model else {}
-        arms.append(ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, version, in_use))
+        in_use, rules = weights if arm.by_model else {}, [rule.text for rule in arm.slate]
+        arms.append(ArmInUse(arm.name, arm.scorer, arm.share, arm.explore, version, in_use, rules))
     return ExperimentInUse(experiment.name, experiment.start_ms, experiment.end_ms, experiment.holdout, arms)

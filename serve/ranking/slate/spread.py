@@ -37,7 +37,7 @@ class Spacing:
         ).any()
 
     def codes(self) -> list[int]:
-        """Return a code `[C]` for each value, NONE for missing ones and those of too few candidates.
+        """Return a code `[C]` for each value, NONE for a missing one or one of too few candidates.
 
         So few cannot break the rule: it is [] if all are. Candidates without a value share none.
         """
