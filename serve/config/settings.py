@@ -179,7 +179,8 @@ class Arm:
             raise refusal(*(((k, "boost"), why) for k in boosts))
         if (num := sum(len(rule.text) for rule in slate)) > MAX_TEXT:
             raise ValueError(
-                f"the rules have {num:,} characters in words, which each exposure logs, and may have {MAX_TEXT:,}; shorten their lists"
+                f"the rules have {num:,} characters in words, and each exposure logs them; "
+                f"they may have {MAX_TEXT:,}: shorten their lists"
             )
         return slate
 
