@@ -152,9 +152,8 @@ class LiveQuality:
         if exposure.ts_ms < self._joined_ms or not self._outcomes or not self._counts(exposure):
             self._add("", "", left_out=1)
             return
-        bare = replace(
-            exposure, context={}, stated={}, propensity=None, draw=None, numeric=None, category=None
-        )
+        bare = replace(exposure, context={}, stated={}, rules=[], pinned=[], place_before=None)
+        bare = replace(bare, propensity=None, draw=None, numeric=None, category=None)
         times_ms = [dict.fromkeys(bare.candidates, bare.ts_ms), *({} for _ in range(self._by_client))]
         amounts: dict[str, dict[str, float]] = {name: {} for name in self._outcomes}
         # One outcome and its tables are a part of EXPOSURE_BYTES.

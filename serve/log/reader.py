@@ -109,7 +109,7 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
         fields = [(name, ARROW[declared.type]) for name, declared in surface.fields["context"].items()]
         reader.optional("context", pa.struct(fields)).optional("traffic", pa.string())
         reader.optional("stated", pa.string()).optional("seq", pa.int64()).optional("seen_seq", pa.int64())
-        reader.flag("erased")
+        reader.optional("pinned", pa.list_(pa.int64())).flag("erased")
     elif name == "events":
         reader.optional("seq", pa.int64()).flag("erased").one_of("kind", (*surface.events, IMPRESSION))
     else:

@@ -30,6 +30,7 @@ WANTED = {
     pa.int64(): "whole numbers (milliseconds since 1970)",
     pa.float64(): "numbers",
     pa.list_(pa.string()): "lists of strings",
+    pa.list_(pa.int64()): "lists of whole numbers",
     pa.bool_(): "true or false",
 }
 
@@ -175,4 +176,4 @@ def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
         return True
     if wanted in CASTABLE:
         return any(is_kind(given) for is_kind in CASTABLE[wanted])
-    return pa.types.is_list(given) and _fits(given.value_type, pa.string())
+    return pa.types.is_list(given) and _fits(given.value_type, wanted.value_type)

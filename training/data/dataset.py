@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
@@ -20,7 +21,7 @@ from serve.contract.validation import spelled
 from serve.features.baseline import Baseline
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import EVER_MS, Schema
-from serve.features.slots import F64, I64
+from serve.features.slots import F64, I64, Bools
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
@@ -66,6 +67,8 @@ class Dataset:
     # [N], the arm to which the viewer was assigned at random, the largest 0; −1 outside of the
     # experiment. None: no experiment.
     arm: I64 | None = None
+    # [N], whether the request chose the row's place; None: no request of the log did.
+    pinned: Bools | None = None
 
     def __len__(self) -> int:
         return len(self.outcomes)
@@ -86,6 +89,12 @@ class Dataset:
             cut = self.slate[~known & ~np.isneginf(self.weight)]
             weight = np.where(np.isin(self.slate, cut), np.nan, self.weight)[known]
         return replace(rows, outcomes=rows.outcomes[:, outcome : outcome + 1], weight=weight)
+
+    def unpinned(self) -> Dataset:
+        """Return the rows whose places the ranking chose, which alone tell of it."""
+        if self.pinned is None:
+            return self
+        return replace(self.take(np.flatnonzero(~self.pinned)), pinned=None)
 
     @property
     def rules(self) -> dict[str, NDArray[np.floating]]:
@@ -203,6 +212,9 @@ class DatasetPlan:
             is_whole = (self._is_row[shown] | (unknown[shown] & np.isneginf(weight))).all()
             if self._weight is not None and is_whole:
                 self._weight[shown] = weight
+        pinned = whole.exposures["pinned"].combine_chunks()
+        places = replay.first[pc.list_parent_indices(pinned).to_numpy()] + pc.list_flatten(pinned).to_numpy()
+        self._pinned = np.isin(np.arange(len(replay.shown)), places) if len(places) else None
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
         self.columns = self._features.columns
@@ -290,6 +302,7 @@ class DatasetPlan:
             rule=self._features.schema.surface.baseline,
             weight=None if self._weight is None else self._weight[rows],
             arm=None if self._arms is None else self._arms[exposure - self._skipped],
+            pinned=None if self._pinned is None else self._pinned[rows],
         )
 
 

@@ -15,20 +15,23 @@ from serve.ranking.exploration import log_weight, pick_probability
 
 # Largest relative deviation of a logged propensity from the one that the log weights give.
 TOLERANCE = 1e-3
-COLUMNS = ("request_id", "scores", "propensity", "draw", "model", "experiment", "viewer")
+COLUMNS = ("request_id", "scores", "propensity", "draw", "model", "experiment", "viewer", "rules", "pinned")
 ARM_COLUMNS = ("request_id", "experiment", "arm", "share")
 
 
 class Draw(NamedTuple):
     """Log entry of a drawn exposure, in the order shown.
 
-    `weight` is the log weight of each candidate, −inf if it was not drawn.
+    `weight` is the log weight of each candidate, −inf if it was not drawn, as pins are not. `rules`
+    are those of its arm in words, which did not apply, and `num_pinned` counts the pins.
     """
 
     weight: F64
     propensity: F64
     model: str
     is_outside: bool
+    rules: tuple[str, ...] = ()
+    num_pinned: int = 0
 
     @property
     def is_cut(self) -> bool | None:
@@ -42,8 +45,8 @@ class Draw(NamedTuple):
             logged, ours = propensity[is_drawn], pick_probability(weight[is_drawn])
             if not is_drawn.any() or np.abs(logged / ours - 1.0).max() <= TOLERANCE:
                 return False
-            if is_drawn.all() and logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
-                # Even the last candidate shown had alternatives.
+            if logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
+                # Even the last pick shown had alternatives; that of a whole draw has none.
                 return True
         return None
 
@@ -56,7 +59,10 @@ def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
         return found
     table = table.filter(pc.is_valid(table["propensity"]))
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
-    models = table["model"].to_pylist() if "model" in table.column_names else [None] * len(table)
+    models, rules, pins = (
+        table[name].to_pylist() if name in table.column_names else [None] * len(table)
+        for name in ("model", "rules", "pinned")
+    )
     # Known viewers outside experiments include testers under an arm of the X-Arm header, which the
     # log does not mark. Anonymous viewers are outside experiments too, and stay.
     outside = [False] * len(table)
@@ -68,7 +74,8 @@ def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
             propensity = _numbers(table["propensity"][row])
             has_weights = "draw" in table.column_names and table["draw"][row].is_valid
             weight = _numbers(table["draw"][row]) if has_weights else _of_scores(table["scores"][row])
-            found[place] = Draw(weight, propensity, models[row] or "unknown", outside[row])
+            about = models[row] or "unknown", outside[row], tuple(rules[row] or ()), len(pins[row] or ())
+            found[place] = Draw(weight, propensity, *about)
     return found
 
 

@@ -25,13 +25,16 @@ _L2 = 1e-4
 def ranked(score: F64, is_drawn: Flags) -> I64:
     """Return the position `[N, C]` of each candidate by descending score.
 
-    Candidates that were not drawn keep their positions. Ties are broken at random: breaking them
-    by the shown position would favour the candidates that the draw favoured.
+    Candidates that were not drawn keep their positions, and the others share the rest. Ties are
+    broken at random: breaking them by the shown position would favour the candidates that the draw
+    favoured.
     """
     tie = np.random.default_rng(TIE_SEED).random(score.shape)
     key = np.where(is_drawn, -np.where(np.isfinite(score), score, -np.inf), np.inf)
     order = np.lexsort((tie, key, ~is_drawn), axis=1)
-    return np.where(is_drawn, np.argsort(order, axis=1), np.arange(score.shape[1]))
+    free = np.argsort(~is_drawn, axis=1, kind="stable")
+    place = np.take_along_axis(free, np.argsort(order, axis=1), axis=1)
+    return np.where(is_drawn, place, np.arange(score.shape[1]))
 
 
 def attraction(known: Counterfactual, scores: F64) -> F64:

@@ -57,10 +57,11 @@ def assess(
 
     A contender orders by its utility, the sum of weights times predictions; NDCG@10 gains what
     followed, weighed alike. All other measures are of the primary outcome, on the rows at which it
-    is known, and as shown: of the share times the examination of the row's position. The result
-    holds
+    is known, and as shown: of the share times the examination of the row's position. Rows that
+    requests pinned are left out: their places are the same in every order. The result holds
 
-    * `rows`, `slates` (that can be ranked), `positives`, `span_ms` [first, last], and the task:
+    * `rows`, `pinned_rows` (left out), `slates` (that can be ranked), `positives`, `span_ms`
+      [first, last], and the task:
       `label`, `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
     * `contenders`: the names; under each name its measures (`Contender.measures`), first
       `expected_labels`, or `expected_utility` if there are several outcomes, a weight or an amount.
@@ -75,6 +76,10 @@ def assess(
     * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
     * `outcomes`, unless the only one is an event of weight 1: that of `outcomes.measured`.
     """
+    num_rows = len(data)
+    if data.pinned is not None:
+        shares = {name: share[~data.pinned] for name, share in shares.items()}
+        data = data.unpinned()
     examined = dict.fromkeys(shares, examinations)
     if current is not None:
         examined["current"] = current
@@ -105,6 +110,7 @@ def assess(
     kinds = {cls: kind for kind, cls in KINDS.items()}
     result: dict[str, Any] = {
         "rows": len(primary),
+        "pinned_rows": num_rows - len(data),
         "slates": int(slates.rankable.sum()),
         "positives": int(slates.positives.sum()),
         "span_ms": [int(primary.ts_ms.min()), int(primary.ts_ms.max())],

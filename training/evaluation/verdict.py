@@ -198,8 +198,12 @@ def teachers(search: Mapping[str, Any]) -> Rows:
 
 
 def order(evaluation: Evaluation) -> str:
-    """Return how many slates the measures of order come from."""
-    return f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
+    """Return how many slates the measures of order come from, and what was left out."""
+    alone = (
+        f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
+    )
+    num = evaluation.get("pinned_rows", 0)
+    return alone + f"; {num:,} rows that requests pinned are left out" * (num > 0)
 
 
 def measures(evaluation: Evaluation) -> Rows:

@@ -56,8 +56,11 @@ def examine(rows: Dataset, encoder: Encoder, surface: Surface) -> Examination:
 
     It comes from explored exposures or from arms, whichever is more precise, if it is precise
     enough; else from all rows (`learn`). It is 1 everywhere where the surface ignores position
-    bias, and where there are too few events.
+    bias, and where there are too few events. Rows that requests pinned are left out: people chose
+    their places, for reasons that no feature knows.
     """
+    if rows.pinned is not None:
+        return replace(examine(rows.unpinned(), encoder, surface), pinned=int(rows.pinned.sum()))
     if not surface.is_debiased or not rows.position.any():
         return Examination()
     bins, part = Bins(int(rows.position.max()) + 1), sample(rows, MAX_ROWS)

@@ -31,12 +31,14 @@ class Examination:
         theta: Examination of each position, of the first one 1.
         error: Standard error of its logarithm at each position.
         events: Label events that it was estimated from.
+        pinned: Rows that were left out, because requests chose their places.
     """
 
     source: Source = "ignored"
     theta: Sequence[float] = (1.0,)
     error: Sequence[float] = (0.0,)
     events: int = 0
+    pinned: int = 0
 
     def at(self, position: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the examination of positions i64 [N], [N]."""
@@ -50,7 +52,10 @@ class Examination:
         cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in SHOWN]
         remedy = "; an arm's `explore` would measure it" if self.source == "learned" else ""
         found = "measured between arms" if self.source == "arms" else self.source
-        return f"position bias: examination {found} from {self.events:,} label events, {', '.join(cells)}{remedy}"
+        found += f" from {self.events:,} label events" + f", without {self.pinned:,} pinned rows" * (
+            self.pinned > 0
+        )
+        return f"position bias: examination {found}, {', '.join(cells)}{remedy}"
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> list[Examination]:

@@ -62,7 +62,9 @@ def place_counts(weight: F64, bins: Bins, rng: Generator, num_draws: int = NUM_D
 def drawn_orders(weight: F64, rng: Generator, num_draws: int = NUM_DRAWS) -> Iterator[tuple[slice, I64]]:
     """Draw orders from log weights `[N, C]` as `serve.ranking.exploration` does.
 
-    Yields some exposures at a time, with their orders `[D, n, C]`.
+    Candidates that are not drawn, of weight −inf, keep their columns, and the picks fill the others:
+    of three with a pin at the second place, the second pick comes to the third. Yields some
+    exposures at a time, with their orders `[D, n, C]`.
     """
     num, width = weight.shape
     at_once = max(1, KEYS_AT_ONCE // max(1, num_draws * width))
@@ -71,4 +73,8 @@ def drawn_orders(weight: F64, rng: Generator, num_draws: int = NUM_DRAWS) -> Ite
         keys = rng.standard_exponential((num_draws, *weight[part].shape), np.float32)
         # −log of an exponential is Gumbel noise. float32 keys rarely tie, and sort twice as fast.
         keys = np.log(np.maximum(keys, _TINY, out=keys), out=keys) - weight[part].astype(np.float32)
-        yield part, np.argsort(keys, axis=2)
+        order, is_drawn = np.argsort(keys, axis=2), np.isfinite(weight[part])
+        pick = np.maximum(np.cumsum(is_drawn, axis=1) - 1, 0)
+        if (is_drawn & (pick < np.arange(width))).any():
+            order = np.where(is_drawn, np.take_along_axis(order, pick[None], axis=2), np.arange(width))
+        yield part, order

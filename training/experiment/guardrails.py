@@ -204,9 +204,11 @@ def why_unproven(row: Mapping[str, Any], control: str) -> str:
 
 
 def ranker(one: Mapping[str, Any]) -> str:
-    """Return the model that ranked, with the weights of the outcomes that the log holds."""
+    """Return the model that ranked, with the weights and rules that the log holds."""
     weights = ", ".join(f"{name} {weight:g}" for name, weight in one["weights"].items())
-    return f"{one['model']} with the weights {weights}" if weights else str(one["model"])
+    parts = {"weights": weights, "rules": "; ".join(one["rules"])}
+    said = " and ".join(f"the {name} {part}" for name, part in parts.items() if part)
+    return f"{one['model']} with {said}" if said else str(one["model"])
 
 
 def spread(row: Mapping[str, Any]) -> str:

@@ -227,7 +227,7 @@ def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str
 def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Return by arm the model versions that ranked in the window, in order of first exposure.
 
-    A version with other weights of the outcomes counts as another one. Each has its number of
+    A version with other weights of the outcomes or other rules counts as another one. Each has its number of
     `exposures`, and the times of the first and the last. Fallbacks are left out. The log does not
     record which order an arm without a model used.
     """
@@ -237,11 +237,12 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
         ours = ranked[ranked["arm"] == name]
         models = ours["model"].astype(object).fillna(NO_MODEL)
         weights = ours["weights"].astype(object).fillna("{}")
-        spans = ours["ts_ms"].groupby([models, weights], sort=False).agg(["size", "first", "last"])
+        rules = ours["rules"].astype(object).fillna("")
+        spans = ours["ts_ms"].groupby([models, weights, rules], sort=False).agg(["size", "first", "last"])
         ranked_by[name] = [
-            {"model": model, "weights": json.loads(worth)}
+            {"model": model, "weights": json.loads(worth), "rules": lines.splitlines()}
             | {"exposures": num, "first": utc(first), "last": utc(last), "last_ms": last}
-            for (model, worth), num, first, last in zip(
+            for (model, worth, lines), num, first, last in zip(
                 spans.index, *spans.to_numpy().T.tolist(), strict=True
             )
         ]
@@ -249,7 +250,7 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
 
 
 def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return a warning with the remedy for each arm that ranked with several models or weights.
+    """Return a warning with the remedy for each arm that ranked with several models, weights or rules.
 
     Such an arm mixes two treatments.
     """

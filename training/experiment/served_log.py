@@ -35,7 +35,7 @@ OPTIONAL = {
         **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic", "weights"), pa.string()),
         "share": pa.float64(),
         "latency_ms": pa.float64(),
-        "degraded": pa.list_(pa.string()),
+        **dict.fromkeys(("degraded", "rules"), pa.list_(pa.string())),
     },
     "events": {"kind": pa.string(), "request_id": pa.string(), "value": pa.float64()},
 }
@@ -48,7 +48,7 @@ class Exposures:
     `rows` has the columns of the log, and the flag `ours` of exposures of the experiment. `share`
     is the arm's share at that time and `latency_ms` the duration of the answer, NaN if the log
     lacks them. `weights` are those of the outcomes as JSON. Several reasons in `degraded` are
-    joined. The other fields count the exposures left out.
+    joined, and so are `rules`, a line each. The other fields count the exposures left out.
     """
 
     rows: pd.DataFrame
@@ -118,7 +118,7 @@ def _compact(table: pa.Table, ids: Container[str]) -> pa.Table:
         if name in ids:
             columns[name] = hashed(column)
         elif pa.types.is_list(column.type):
-            joined = pc.binary_join(column, " and ")
+            joined = pc.binary_join(column, "\n" if name == "rules" else " and ")
             columns[name] = pc.if_else(pc.equal(joined, ""), None, joined).dictionary_encode()
         elif pa.types.is_string(column.type):
             columns[name] = column.dictionary_encode()

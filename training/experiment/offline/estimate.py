@@ -1,6 +1,8 @@
 """Offline estimate of an artifact's reward before any traffic, from a served log with exploration.
 
-The reference is `served`, the ranking by the logged scores, which is served without exploration.
+The reference is `served`, the ranking by the logged scores, which is served without exploration. The
+rules of an arm change that order; this one knows none, and neither does the model's. Pins of the
+requests stay at their places in both.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def offline(
 
     `event` defaults to that of the primary outcome, `positions` (the first ones that count) to all.
     The result holds that of `compare`, and `event`, `within_ms`, `version`, `served_versions`,
-    `left_out` and `seen_in_training`, the last two in exposures.
+    `rules` (of the arms, in words: no ranking here has them), `pinned_candidates` (at their places
+    in each ranking), `left_out` and `seen_in_training`, the last two in exposures.
 
     Raises:
         TabrankError: the artifact or the log is invalid, the log has no propensities, or it has
@@ -57,6 +60,8 @@ def offline(
         "within_ms": found.within_ms,
         "version": artifact.version,
         "served_versions": found.served,
+        "rules": found.rules,
+        "pinned_candidates": found.num_pinned,
         "left_out": found.left_out,
         "seen_in_training": found.num_seen,
         **compare(found.drawn, found.score, positions, is_probability=found.is_probability),
@@ -177,6 +182,13 @@ def text(result: Mapping[str, Any]) -> str:
             f"{result['seen_in_training']} of the exposures are from the training period of the model: the estimate "
             "is too optimistic; use a later log"
         )
+    if rules := result.get("rules"):
+        lines.append(
+            f"no ranking here has the rules of the arm ({'; '.join(rules)}): without a draw, viewers see the served "
+            "ranking as these rules change it"
+        )
+    if num_pinned := result.get("pinned_candidates"):
+        lines.append(f"{num_pinned} candidates that requests pinned keep their places in each ranking")
     left = {name: num for name, num in result.get("left_out", {}).items() if num}
     if left:
         lines.append("left out: " + ", ".join(f"{num} {name}" for name, num in left.items()))

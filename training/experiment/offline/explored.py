@@ -39,7 +39,9 @@ class Explored:
     `left_out` counts drawn exposures that cannot be used: `cut` (the request's limit hid
     candidates), `open` (the event may still come), `before_snapshot` (the features cannot be
     recomputed), `outside` (a known viewer outside experiments: a tester, or before the start or
-    after the end). `served` counts the versions whose scores were drawn from. `num_seen` counts
+    after the end). `rules` are those of the arms, in words: a drawn order has none of them, and
+    `num_pinned` counts its candidates that requests pinned. `served` counts the versions whose
+    scores were drawn from. `num_seen` counts
     exposures from the artifact's training period. `within_ms` is the window of the event: that of
     the first outcome which it begins, else the longest.
     """
@@ -48,6 +50,8 @@ class Explored:
     score: F64
     is_probability: bool
     left_out: dict[str, int]
+    rules: list[str]
+    num_pinned: int
     served: dict[str, int]
     num_seen: int
     within_ms: int
@@ -120,7 +124,10 @@ def explored(
     served = dict(Counter(draws[i].model for i in rows.tolist()))
     cluster = np.where(viewer > 0, viewer, -1 - rows)
     drawn = Drawn(weight, is_shown, reward, cluster)
-    return Explored(drawn, new, weighing.is_share, left_out, served, num_seen, within_ms)
+    rules = sorted({rule for i in rows.tolist() for rule in draws[i].rules})
+    num_pinned = sum(draws[i].num_pinned for i in rows.tolist())
+    about = left_out, rules, num_pinned, served, num_seen, within_ms
+    return Explored(drawn, new, weighing.is_share, *about)
 
 
 def _earned(replay: Replay, log: Log, event: str, within_ms: int) -> F64:
