@@ -77,6 +77,8 @@ def _types(exposures):
         "scores": pa.list_(pa.float32()),
         "propensity": pa.list_(pa.float64()),
         "draw": pa.list_(pa.float32()),
+        "pinned": pa.list_(pa.int64()),
+        "rules": pa.list_(pa.string()),
         "share": pa.float64(),
     }
     return pa.schema([(name, types.get(name, pa.string())) for name in exposures])

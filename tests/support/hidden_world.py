@@ -2,7 +2,9 @@
 
 Each slate has PER candidates. What makes a label likely is the viewer's taste, the candidate's fame
 and a hidden signal. The ranker that wrote the log used all three; models have the first two and
-noise. Letters: S slates, N = S · PER rows.
+noise. The arm `ruled` ranks as `legacy` does, and then applies RULES; partners then stand in the
+place of the noise. People pin what the hidden signal is best of. Letters: S slates, N = S · PER
+rows.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit
 
+from serve.config.slate import Boost, Limit, Rule, Spread, Wanted
 from serve.features.matrix import Columns, Matrix
 from serve.features.surface import Surface
 from serve.model.encoder import Encoder, NumericColumn
 from serve.ranking.exploration import log_weight
+from serve.ranking.slate import rerank
 from tests.support.expected import expected
 from training.data.dataset import Dataset
 from training.evaluation.metrics import Contender, calibrated
@@ -38,7 +42,15 @@ RANKERS: Mapping[str, F64] = {
     "fame": np.array([0.0, 1.0, 0.0]),
     "taste": np.array([1.0, 0.2, 0.0]),
     "mixed": np.array([0.5, 0.5, 0.7]),
+    "ruled": np.array([0.7, 0.5, 0.9]),
 }
+# Hosts are from 0 to 4, and a fifth of the candidates are partners.
+HOST, PARTNER = "candidate.host", "candidate.partner"
+RULES = (
+    Rule(boost=Boost({PARTNER: Wanted(low=1, high=1)}, 2.0)),
+    Rule(spread=Spread(HOST, 1, 4)),
+    Rule(limit=Limit({HOST: Wanted(low=1, high=1)}, 1, 10)),
+)
 FLAT, DECAY = np.ones(PER), 1 / (1 + np.arange(PER) / 5)
 
 
@@ -71,11 +83,13 @@ def hidden(
     explore: float = 0.0,
     signal: float = 1.0,
     base: float = -2.85,
+    pins: float = 0.0,
 ) -> Hidden:
     """Return slates whose viewers are assigned to `arms` at random; a share `explore` is drawn.
 
     A name that `arms` repeats is an arm of so many shares. The hidden signal weighs `signal` times
-    as much in all.
+    as much in all. In a share `pins` of the slates, the request pins the candidate of the highest
+    hidden signal to one of the first four places.
     """
     rng = np.random.default_rng(seed)
     shape = (num_slates, PER)
@@ -91,9 +105,20 @@ def hidden(
     drawn = rng.random(num_slates) < explore
     weight = log_weight(expit(score - 3.0))
     key = np.where(drawn[:, None], weight + rng.gumbel(size=shape), score)
-    order = np.argsort(-key, axis=1)
-    worth, weight, *terms = (np.take_along_axis(x, order, 1) for x in (worth, weight, *terms))
-    numeric = np.stack([terms[0], terms[1], rng.normal(size=shape)], axis=2).reshape(-1, 3)
+    order, pinned, partner = np.argsort(-key, axis=1), np.zeros(shape, bool), np.zeros(shape)
+    for s in range(num_slates) if pins or "ruled" in arms else ():
+        rules = RULES if arms[arm[s]] == "ruled" and not drawn[s] else ()
+        chosen = {int(rng.integers(4)): int(terms[2][s].argmax())} if rng.random() < pins else {}
+        partner[s] = rng.random(PER) < 0.2
+        facts = {HOST: rng.integers(5, size=PER), PARTNER: partner[s]}
+        of_slate = order[s], score[s].astype(np.float32), np.zeros(PER, np.int64), facts.__getitem__, PER
+        order[s] = rerank(rules, chosen, *of_slate).order
+        pinned[s, list(chosen)] = True
+    arrays = (worth, weight, partner, *terms)
+    worth, weight, partner, *terms = (np.take_along_axis(x, order, 1) for x in arrays)
+    weight[pinned] = -np.inf
+    third = partner if "ruled" in arms else rng.normal(size=shape)
+    numeric = np.stack([terms[0], terms[1], third], axis=2).reshape(-1, 3)
     slate, num = np.repeat(np.arange(num_slates), PER), num_slates * PER
     zeros = np.zeros(num, np.int64)
     rows = Dataset(
@@ -112,6 +137,7 @@ def hidden(
         candidate_ids=[],
         weight=np.where(np.repeat(drawn, PER), weight.ravel(), np.nan) if explore else None,
         arm=np.repeat(arm, PER) if len(arms) > 1 else None,
+        pinned=pinned.ravel() if pins else None,
     )
     return Hidden(rows, worth.ravel(), theta, terms[2].ravel())
 

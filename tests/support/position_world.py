@@ -15,6 +15,7 @@ import numpy as np
 from numpy.random import Generator
 
 from serve.ranking.exploration import log_weight
+from serve.ranking.slate.pins import pinned
 from training.evaluation.counterfactual import Drawn
 from training.examination.placements import F64
 
@@ -49,8 +50,12 @@ def examination() -> F64:
     return np.asarray(1.0 / (1.0 + np.arange(NUM_CANDIDATES) / HALF_LOOK), np.float64)
 
 
-def sample(rng: Generator, num_viewers: int) -> WorldSample:
-    """Draw exposures of some viewers, with orders drawn as `serve.ranking.exploration` does."""
+def sample(rng: Generator, num_viewers: int, pins: float = 0.0) -> WorldSample:
+    """Draw exposures of some viewers, with orders drawn as `serve.ranking.exploration` does.
+
+    A share `pins` of the requests pins the first candidate to the second place, and the best one to
+    the fifth.
+    """
     shape = (num_viewers * PER_VIEWER, NUM_CANDIDATES)
     viewer = np.repeat(np.arange(num_viewers), PER_VIEWER)
     truth = rng.normal(-2.2, 1.2, shape)
@@ -59,6 +64,12 @@ def sample(rng: Generator, num_viewers: int) -> WorldSample:
     odds = {name: slope * truth + rng.normal(0.0, noise, shape) for name, (slope, noise) in SCORERS.items()}
     weight = log_weight((1 / (1 + np.exp(-odds["logging"]))).astype(np.float32))
     order = np.argsort(-(weight + rng.gumbel(size=shape)), axis=1)
+    is_pinned = np.zeros(shape, bool)
+    for i in np.flatnonzero(rng.random(len(viewer)) < pins) if pins else ():
+        chosen = {1: 0, 4: 1 + int(truth[i, 1:].argmax())}
+        order[i] = pinned([j for j in order[i].tolist() if j not in chosen.values()], chosen)
+        is_pinned[i, list(chosen.values())] = True
+    weight[is_pinned] = -np.inf
     worth, weight = (np.take_along_axis(values, order, 1) for values in (worth, weight))
     reward = (rng.random(shape) < worth * examination()).astype(np.float64)
     drawn = Drawn(weight, np.ones(shape, bool), reward, viewer)

@@ -62,8 +62,8 @@ def place_counts(weight: F64, bins: Bins, rng: Generator, num_draws: int = NUM_D
 def drawn_orders(weight: F64, rng: Generator, num_draws: int = NUM_DRAWS) -> Iterator[tuple[slice, I64]]:
     """Draw orders from log weights `[N, C]` as `serve.ranking.exploration` does.
 
-    Candidates that are not drawn, of weight −inf, keep their columns, and the picks fill the others:
-    of three with a pin at the second place, the second pick comes to the third. Yields some
+    Candidates that are not drawn, of weight −inf, keep their columns, and the picks fill the
+    others: of three with a pin at the second place, the second pick comes to the third. Yields some
     exposures at a time, with their orders `[D, n, C]`.
     """
     num, width = weight.shape

@@ -227,9 +227,9 @@ def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str
 def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Return by arm the model versions that ranked in the window, in order of first exposure.
 
-    A version with other weights of the outcomes or other rules counts as another one. Each has its number of
-    `exposures`, and the times of the first and the last. Fallbacks are left out. The log does not
-    record which order an arm without a model used.
+    A version with other weights of the outcomes or with other rules counts as another one. Each has
+    its number of `exposures`, and the times of the first and the last. Fallbacks are left out. The
+    log does not record which order an arm without a model used.
     """
     ranked = here[here["rung"] != guardrails.FALLBACK]
     ranked_by = {}
@@ -250,9 +250,9 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
 
 
 def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return a warning with the remedy for each arm that ranked with several models, weights or rules.
+    """Return a warning with the remedy for each arm that ranked by several of `_treatments`.
 
-    Such an arm mixes two treatments.
+    Such an arm mixes them.
     """
     warnings = []
     for arm, found in ranked_by.items():

@@ -291,6 +291,13 @@ def test_of_several_outcomes_without_their_predictions_nothing_is_expected(sever
     assert sums(several)["expected_labels"] == 0
 
 
+def test_an_exposure_waits_without_its_rules_which_nothing_counts(quality):
+    rules = ["limit candidate.host = " + "x" * 1_000] * 30
+    quality.add([shown(rules=rules, place_before=bytes(6), pinned=[1])], 5_000)
+    (waiting,) = quality._shown.values()
+    assert (waiting.exposure.rules, waiting.exposure.place_before, waiting.exposure.pinned) == ([], None, [])
+
+
 def test_a_surface_of_long_windows_measures_nothing_and_says_so(models, caplog):
     quality = LiveQuality(read_surface(TOML.replace('within = "10s"', 'within = "1d"')), models)
     quality.add([shown(), act("a", 2_000)], 5_000)

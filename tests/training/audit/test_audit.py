@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from serve.config.settings import Arm, Experiment
+from serve.config.slate import Boost, Rule, Spread, Wanted
 from serve.contract.hashing import hash64
 from serve.features.matrix import Features, Matrix
 from serve.features.rows import Schema
@@ -135,6 +136,30 @@ def test_the_log_of_a_baseline_arm_holds_its_features_and_shows_the_order_of_the
     falls = np.diff(data.rules["baseline"])[same & served[1:]]
     assert (falls <= 0).all()
     assert (falls < 0).sum() > 30
+
+
+def test_the_log_of_an_arm_with_rules_and_pins_holds_its_features_in_the_order_shown(tmp_path):
+    write_log(tmp_path / "log", tables())
+    service = Logging(tmp_path, tmp_path / "log")
+    rules = Rule(boost=Boost({"seen": Wanted(low=1)}, 0.3)), Rule(spread=Spread("candidate.host", 1, 2))
+    arms = (dataclasses.replace(service.config.experiment.arms[0], slate=rules),)
+    service.config = dataclasses.replace(service.config, experiment=Experiment("e", "s", arms))
+
+    async def pinning(service):
+        for i in range(20):
+            shown = np.roll(["a", "b", "c", "d"], i).tolist()
+            pins = {shown[-1]: 1 + i % 3} if i % 2 else {}
+            await service.rank("ann", shown, 50_000 + 1_000 * i, pins=pins, request_id=f"r{i}x")
+
+    service.run(pinning)
+    found = audit(tmp_path, tmp_path / "log")
+    assert (found["held"], found["exposures"], found["rows"]) == (True, 20, 80)
+    log = read_log(tmp_path / "log", read_surface(TOML))
+    pinned = [places for places in log.exposures["pinned"].to_pylist() if places]
+    assert sorted(pinned) == [[0]] * 3 + [[1]] * 4 + [[2]] * 3
+    # The log that filled the store has no pins, nor the last outcomes a closed window.
+    data = build(Schema(read_surface(TOML)), log)
+    assert 0 < data.pinned.sum() < 10
 
 
 def test_a_feature_that_differs_is_named_with_its_ranking(home, log):

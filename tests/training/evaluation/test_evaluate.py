@@ -14,6 +14,7 @@ from tests.support.evaluation_rows import LANGUAGES, dataset, judge, truth
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates
 from training.evaluation.slices import MIN_OF_EACH_LABEL, MIN_ROWS
+from training.evaluation.verdict import order
 from training.examination.examination import Examination
 
 
@@ -40,6 +41,22 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
     # In the comparison, the audience has the probabilities of a calibration on these rows.
     assert pair["logloss"] < -2 * pair["logloss_se"] < 0
     assert len(found["curves"]["reliability"]) == 15
+
+
+def test_rows_that_requests_pinned_are_left_out_and_said(data, surface):
+    pinned = (data.position == 1) & (data.slate % 2 == 0)
+    weight = np.where(pinned, -np.inf, 0.5)
+    drawn = dataclasses.replace(data, pinned=pinned, weight=weight)
+    curve = Examination("explored", tuple(1 / (1 + np.arange(6))), (0.05,) * 6, 1_000)
+    shares = {"model": truth(data), "lightgbm": truth(data) ** 2}
+    found = judge(drawn, shares, surface, examination=curve)
+    assert (found["pinned_rows"], found["rows"]) == (200, len(data) - 200)
+    assert "; 200 rows that requests pinned are left out" in order(found)
+    rest = {name: share[~pinned] for name, share in shares.items()}
+    alone = judge(drawn.unpinned(), rest, surface, examination=curve)
+    assert found == alone | {"pinned_rows": 200}
+    assert found["model"]["expected_labels"] is not None
+    assert "pinned" not in order(alone)
 
 
 def test_a_baseline_has_a_row_and_a_comparison_but_no_probability(data, surface):

@@ -134,6 +134,26 @@ def test_orders_that_were_drawn_are_measured_by_the_draw(is_drawn):
         assert found.value("better")[0] == pytest.approx(offline["model"]["dr"]["value"], rel=0.05)
 
 
+def test_the_rows_between_pins_earn_what_they_would_in_truth():
+    world = sample(np.random.default_rng([0, 9]), 1_000, pins=0.5)
+    rest, theta = np.isfinite(world.drawn.weight), drawn_examination()
+    slate, position = np.nonzero(rest)
+    slates = Slates(world.drawn.reward[rest].astype(np.float32), slate, world.drawn.cluster[slate])
+    chances = {name: 1 / (1 + np.exp(-odds[rest])) for name, odds in world.odds.items()}
+    contenders = {name: Contender.of(slates, one, one) for name, one in chances.items()}
+    curve = Examination("explored", tuple(theta), (0.0,) * len(theta), 1_000)
+    found = expected(contenders, position, curve, world.drawn.weight[rest])
+    truth = {
+        name: float(theta[placed(one, position)] @ world.worth[rest] / len(slates))
+        for name, one in contenders.items()
+    }
+    for name in ("better", "worse", "reversed"):
+        low, high = found.value(name)[1]
+        assert low < truth[name] < high
+        value, error = found.difference(name, "logging")
+        assert abs(value - (truth[name] - truth["logging"])) < 2.5 * error
+
+
 def test_what_the_rows_cannot_support_is_named(shown):
     reasons = {
         "the model knows no examination of positions (position_bias ignored": shown.found(Examination()),

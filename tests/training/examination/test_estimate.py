@@ -149,6 +149,33 @@ def test_arms_and_explored_orders_see_through_what_the_ranker_knew(theta, source
     assert beyond(found, theta) <= 2
 
 
+@pytest.mark.parametrize("theta", [FLAT, DECAY], ids=["none", "falling"])
+@pytest.mark.parametrize(
+    ("source", "more"), [("arms", {"arms": ("legacy", "ruled")}), ("explored", {"explore": 0.03})]
+)
+def test_arms_that_differ_in_rules_and_draws_between_pins_measure_it_too(theta, source, more, surface):
+    rows = hidden(3_500, 0, theta, pins=0.5, **more).rows
+    found = examine(rows, HIDDEN, surface)
+    assert (found.source, found.pinned) == (source, rows.pinned.sum())
+    assert f"label events, without {found.pinned:,} pinned rows, " in found.describe()
+    assert beyond(found, theta) <= 2
+
+
+@pytest.mark.parametrize("theta", [FLAT, DECAY], ids=["none", "falling"])
+def test_examination_is_learned_from_the_places_that_rules_gave(theta, surface: Surface) -> None:
+    found = examine(hidden(2_500, 0, theta, arms=("ruled",), signal=0.0).rows, HIDDEN, surface)
+    assert found.source == "learned"
+    assert beyond(found, theta) < 2.5
+
+
+@pytest.mark.parametrize("theta", [FLAT, DECAY], ids=["none", "falling"])
+def test_what_people_knew_when_they_pinned_does_not_pass_for_examination(theta, surface: Surface) -> None:
+    rows = hidden(2_500, 0, theta, arms=("honest",), pins=0.5).rows
+    found, unaware = (examine(each, HIDDEN, surface) for each in (rows, replace(rows, pinned=None)))
+    assert (found.source, unaware.source) == ("learned", "learned")
+    assert beyond(found, theta) < 2 < 3 < beyond(unaware, theta)
+
+
 @pytest.mark.parametrize("how", ["outside", "alike", "cut"])
 def test_arms_that_order_alike_or_show_other_candidates_measure_nothing(how, surface: Surface):
     rows = hidden(1_500, 0, FLAT, arms=("legacy", "fame")).rows

@@ -54,6 +54,17 @@ def test_places_are_counted_as_the_draw_gives_them():
     assert found[0, :3, :3] / 20_000 == pytest.approx(want, abs=0.015)
 
 
+def test_picks_fill_the_places_between_pins():
+    weight = np.array([[0.5, -np.inf, -1.0, -np.inf, 1.5, -np.inf], [2.0, 1.0, 0.0, -1.0, -2.0, -np.inf]])
+    one, other = place_counts(weight, Bins(6), np.random.default_rng(0))
+    assert np.flatnonzero(one.sum(axis=1)).tolist() == [0, 2, 4]
+    assert np.flatnonzero(one.sum(axis=0)).tolist() == [0, 2, 4]
+    # An exposure without pins beside it counts as if it was alone.
+    alone = place_counts(weight[1:], Bins(6), np.random.default_rng(1))[0]
+    assert np.flatnonzero(other.sum(axis=0)).tolist() == [0, 1, 2, 3, 4]
+    assert other.astype(float) == pytest.approx(alone.astype(float), abs=40)
+
+
 def test_bins_hold_every_place_once_and_single_ones_first():
     bins = Bins(1_000)
     assert bins.of[:24].tolist() == list(range(24))
@@ -78,6 +89,12 @@ def test_candidates_that_were_not_drawn_keep_their_positions():
     assert place.tolist() == [[1, 2, 0, 3], [1, 0, 2, 3]]
 
 
+def test_a_ranking_fills_the_places_between_pins():
+    is_drawn = np.array([[True, False, True, False, True], [False, True, True, True, False]])
+    place = ranked(np.array([[0.2, 0.9, np.nan, 0.9, 0.7], [0.1, 0.3, 0.5, 0.4, 0.9]]), is_drawn)
+    assert place.tolist() == [[2, 1, 4, 3, 0], [0, 3, 1, 2, 4]]
+
+
 def test_ties_do_not_favour_the_order_shown():
     place = ranked(np.zeros((2_000, 4)), np.ones((2_000, 4), bool))
     assert place.mean(axis=0) == pytest.approx(np.full(4, 1.5), abs=0.1)
@@ -96,6 +113,29 @@ def test_a_ranking_gets_its_true_verdict(world, scorer, verdict):
         assert low < truth < high
     assert not found["above"]["matters"]
     assert found["model"]["clipped"] == 0.0
+
+
+@pytest.mark.parametrize("pins", [0.0, 0.5, 0.8])
+def test_pins_keep_their_places_and_the_estimate_is_as_right_as_without(pins):
+    world = sample(np.random.default_rng([0, 9]), 1_000, pins)
+    found = compare(world.drawn, scores(world.odds["better"]))
+    assert list(found["examination"].values()) == pytest.approx(
+        examination()[[0, 1, 2, 4, 9]].tolist(), abs=0.09
+    )
+    is_drawn = np.isfinite(world.drawn.weight)
+    truth = {}
+    for name, scorer in (("model", "better"), ("served", "logging")):
+        place = np.arange(NUM_CANDIDATES) + np.zeros(is_drawn.shape, np.int64)
+        for row, drawn, odds in zip(place, is_drawn, world.odds[scorer], strict=True):
+            free = np.flatnonzero(drawn)
+            row[free[np.argsort(-odds[free])]] = free
+        truth[name] = float((world.worth * examination()[place]).sum(axis=1).mean())
+        low, high = found[name]["dr"]["interval"]
+        assert low < truth[name] < high
+    low, high = found["difference"]["served"]["dr"]["interval"]
+    assert low < truth["model"] - truth["served"] < high
+    assert found["verdict"] == "better"
+    assert not found["above"]["matters"]
 
 
 @pytest.mark.integration
@@ -244,6 +284,54 @@ def test_exposures_cut_to_a_limit_are_left_out_and_counted(home, tmp_path):
     found = offline(home, write_drawn(tmp_path / "log", cut))
     assert found["left_out"]["cut"] == 30
     assert found["exposures"] == 370
+
+
+def pinning(exposures):
+    """Pin the first candidate of all to the second place of each third exposure, with rules."""
+    num = len(exposures["candidates"])
+    exposures |= {
+        "draw": [],
+        "pinned": [None] * num,
+        "rules": [["spread"], []] * (num // 2) + [None] * (num % 2),
+    }
+    for i, names in enumerate(exposures["candidates"]):
+        scores, at = exposures["scores"][i], names.index(SHOWN[0])
+        weight = log_weight(np.float32(scores))
+        if i % 3 == 0:
+            weight[at] = -np.inf
+            rest = [k for k in range(len(names)) if k != at]
+            order = [rest[0], at, *rest[1:]]
+            weight, exposures["pinned"][i] = weight[order], [1]
+            for values in (names, scores):
+                values[:] = [values[k] for k in order]
+            propensity = np.ones(len(names))
+            propensity[np.isfinite(weight)] = pick_probability(weight[np.isfinite(weight)])
+            exposures["propensity"][i] = propensity.tolist()
+        exposures["draw"].append(weight.tolist())
+    return exposures
+
+
+def test_pins_and_rules_of_the_log_are_said(home, tmp_path):
+    folder = write_drawn(tmp_path / "log", pinning)
+    found = offline(home, folder)
+    assert (found["exposures"], found["pinned_candidates"], found["rules"]) == (400, 134, ["spread"])
+    assert "no ranking here has the rules of the arm (spread)" in text(found)
+    assert "134 candidates that requests pinned keep their places" in text(found)
+    assert "pinned" not in text(offline(home, home / "log"))
+    told = evaluate(home / "model", None, folder, baselines=False)
+    assert (told["rows"], told["pinned_rows"]) == (400 * len(SHOWN) - 134, 134)
+    assert told["expected_labels"]["explored_rows"] == told["rows"]
+
+
+def test_a_draw_between_pins_that_a_limit_cut_is_left_out(home, tmp_path):
+    def cut(exposures):
+        pinning(exposures)
+        for name in ("candidates", "scores", "propensity", "draw"):
+            exposures[name][:30] = [values[:3] for values in exposures[name][:30]]
+        return exposures
+
+    found = offline(home, write_drawn(tmp_path / "log", cut))
+    assert (found["left_out"]["cut"], found["exposures"]) == (30, 370)
 
 
 def test_test_traffic_is_ignored(home, tmp_path):

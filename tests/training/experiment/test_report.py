@@ -762,6 +762,26 @@ def test_an_arm_whose_weights_were_changed_is_warned_of_with_the_remedy(tmp_path
     assert "m with the weights join 1, stay 0.02, m with the weights join 1, stay 0.08" in text(result)
 
 
+def test_an_arm_whose_rules_were_changed_is_warned_of_with_the_remedy(tmp_path):
+    rules = [["boost by +0.1 where candidate.partner = yes"], []]
+    exposures = [
+        shown(f"v{i}", i, ("popular", "model")[i % 2], model="m" if i % 2 else None)
+        | {"rules": [*rules[i > 40], "spread candidate.host"] if i % 2 else []}
+        for i in range(60)
+    ]
+    result = report(write_rows(tmp_path / "log", exposures, [did("v1", "join", 1.1)]), LAUNCH)
+    ranked = result["ranked_by"]["model"]
+    assert [one["rules"] for one in ranked] == [
+        [*rules[0], "spread candidate.host"],
+        ["spread candidate.host"],
+    ]
+    assert [one["rules"] for one in result["ranked_by"]["popular"]] == [[]]
+    (warning,) = result["warnings"]
+    both = "boost by +0.1 where candidate.partner = yes; spread candidate.host"
+    assert f"arm 'model' ranked by m with the rules {both} (20 exposures" in warning
+    assert warning.endswith("to analyse only m with the rules spread candidate.host")
+
+
 def test_a_default_primary_metric_is_reported(won):
     assert "primary metric, join_per_viewer, is the default" in text(report(won, LAUNCH))
     assert "is the default" not in text(

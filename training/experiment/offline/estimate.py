@@ -1,8 +1,8 @@
 """Offline estimate of an artifact's reward before any traffic, from a served log with exploration.
 
-The reference is `served`, the ranking by the logged scores, which is served without exploration. The
-rules of an arm change that order; this one knows none, and neither does the model's. Pins of the
-requests stay at their places in both.
+The reference is `served`, the ranking by the logged scores, which is served without exploration.
+Where an arm has rules, viewers see that order as the rules change it: neither ranking here applies
+them. What requests pinned keeps its place in both.
 """
 
 from __future__ import annotations
