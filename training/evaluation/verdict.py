@@ -203,7 +203,7 @@ def order(evaluation: Evaluation) -> str:
         f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
     )
     num = evaluation.get("pinned_rows", 0)
-    return alone + f"; {num:,} rows that requests pinned are left out" * (num > 0)
+    return alone + (f"; {num:,} rows that requests pinned are left out" if num else "")
 
 
 def measures(evaluation: Evaluation) -> Rows:

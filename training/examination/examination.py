@@ -52,10 +52,9 @@ class Examination:
         cells = [f"{at:.2f} ± {at * error:.2f} at {k}" for k, (at, error) in known if k in SHOWN]
         remedy = "; an arm's `explore` would measure it" if self.source == "learned" else ""
         found = "measured between arms" if self.source == "arms" else self.source
-        found += f" from {self.events:,} label events" + f", without {self.pinned:,} pinned rows" * (
-            self.pinned > 0
-        )
-        return f"position bias: examination {found}, {', '.join(cells)}{remedy}"
+        without = f", without {self.pinned:,} pinned rows" if self.pinned else ""
+        events = f"{self.events:,} label events{without}"
+        return f"position bias: examination {found} from {events}, {', '.join(cells)}{remedy}"
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> list[Examination]:

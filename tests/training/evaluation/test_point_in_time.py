@@ -107,7 +107,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 "context": pa.array([None if e[3] is None else {"hour": e[3]} for e in exposures], CONTEXT),
                 "traffic": pa.nulls(len(exposures), text),
             }
-            | unserved(exposures, seen_seq=whole, stated=text)
+            | unserved(exposures, seen_seq=whole, stated=text, pinned=pa.list_(whole))
             | erased(exposures)
         ),
         events=pa.table(
