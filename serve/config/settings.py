@@ -182,6 +182,8 @@ class Arm:
                 f"the rules have {num:,} characters in words, and each exposure logs them; "
                 f"they may have {MAX_TEXT:,}: shorten their lists"
             )
+        if again := [k for k, rule in enumerate(slate) if rule in slate[:k]]:
+            raise refusal(*(((k,), "this rule is above already; leave it out") for k in again))
         return slate
 
     def lacks(self, artifact: Artifact) -> str | None:
