@@ -56,7 +56,7 @@ def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -
 
 
 def _treatment(change: Change) -> str:
-    """Return the weights and the rules of an arm before and after, if they or the whole arm changed."""
+    """Return an arm's weights and rules before and after, if they or the whole arm changed."""
     settings, arms, below = change.path[2:5], change.path[5:7], change.path[8:]
     if settings != KEYS[:-1] or arms != ("experiment", "arms"):
         return ""
