@@ -133,7 +133,7 @@ class Limit:
     first: Annotated[int, Between(1, PLACES)]
 
     def __str__(self) -> str:
-        return f"limit {spelled(self.where)}: at most {self.most} in the first {self.first} places"
+        return f"limit {spelled(self.where)}: at most {self.most} in the first {self.first} place{'s' * (self.first > 1)}"
 
 
 @dataclass(frozen=True)
