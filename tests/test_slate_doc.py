@@ -62,7 +62,7 @@ def arranged(rules, score, pins=(), **facts):
     }
     values["shown_before"] = np.array(facts.get("shown_before", [np.nan] * num), np.float32)
     scores, standing = np.array(score, np.float32), np.zeros(num, np.int8)
-    return rerank(rules, dict(pins), np.arange(num), scores, standing, values.__getitem__, num)
+    return rerank(rules, dict(pins), np.arange(num), scores, standing, values.__getitem__, num, tells=True)
 
 
 @pytest.mark.parametrize("block", [EXAMPLE, *OTHERS], ids=range(1 + len(OTHERS)))

@@ -133,7 +133,8 @@ class Limit:
     first: Annotated[int, Between(1, PLACES)]
 
     def __str__(self) -> str:
-        return f"limit {spelled(self.where)}: at most {self.most} in the first {self.first} place{'s' * (self.first > 1)}"
+        places = f"{self.first} place{'s' * (self.first > 1)}"
+        return f"limit {spelled(self.where)}: at most {self.most} in the first {places}"
 
 
 @dataclass(frozen=True)
