@@ -8,7 +8,7 @@ from functools import cached_property
 from math import inf
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
 from serve.contract.errors import unknown
 from serve.contract.typed_reader import STRICT, Between, refusal
@@ -147,7 +147,7 @@ class Rule:
         limit: Show few of some candidates in the first places.
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = ConfigDict(**STRICT, json_schema_extra={"minProperties": 1, "maxProperties": 1})
     boost: Boost | None = None
     spread: Spread | None = None
     limit: Limit | None = None
