@@ -133,8 +133,8 @@ class Arm:
         explore: Share of rankings whose order is drawn, for `training experiment offline`.
         weights: What one unit of an outcome is worth in this arm. Outcomes that it does not name
             keep the surface's weights.
-        slate: Rules that change the order, in turn: boost, spread and limit. A boost needs scores;
-            the others hold in the popular order too.
+        slate: Rules that change the order: boost, spread and limit. A boost needs scores; the
+            others hold in the popular order too.
     """
 
     __pydantic_config__ = STRICT
@@ -182,6 +182,8 @@ class Arm:
                 f"the rules have {num:,} characters in words, and each exposure logs them; "
                 f"they may have {MAX_TEXT:,}: shorten their lists"
             )
+        if again := [k for k, rule in enumerate(slate) if rule in slate[:k]]:
+            raise refusal(*(((k,), "this rule is above already; leave it out") for k in again))
         return slate
 
     def lacks(self, artifact: Artifact) -> str | None:

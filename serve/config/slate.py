@@ -8,10 +8,10 @@ from functools import cached_property
 from math import inf
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
 from serve.contract.errors import unknown
-from serve.contract.typed_reader import STRICT, Between
+from serve.contract.typed_reader import STRICT, Between, refusal
 from serve.features.outcomes import Weight
 from serve.features.surface import Surface
 
@@ -19,7 +19,6 @@ from serve.features.surface import Surface
 MAX_RULES, MAX_WORDS, MAX_TEXT = 32, 100, 4_000
 # The longest list of candidates of a request.
 PLACES = 1_000
-Number = Annotated[float, Between(-1e30, 1e30)]
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,12 @@ def _wanted(value: object) -> Wanted:
     ends: dict[Any, Any] = value if isinstance(value, dict) else {"min": value, "max": value}
     for key in ends:
         if key not in ("min", "max"):
-            raise ValueError(unknown("key", key, ("min", "max")))
-    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends.values())
-    if not ends or not numbers:
+            raise refusal(((key,), unknown("key", key, ("min", "max"))))
+    numbers = (isinstance(end, int | float) and not isinstance(end, bool) for end in ends.values())
+    # NaN is no number either.
+    if not ends or not all(numbers) or not all(abs(end) < inf for end in ends.values()):
         raise ValueError(
-            f"{value!r} must be a string in quotes, a list of up to {MAX_WORDS} of them, a number, "
+            f"{value!r:.60} must be a string in quotes, a list of up to {MAX_WORDS} of them, a number, "
             "or a range such as {min: 3}, {max: 5} or both"
         )
     low, high = float(ends.get("min", -inf)), float(ends.get("max", inf))
@@ -68,10 +68,10 @@ def _names_some(value: object) -> object:
 
 _ENDS = {"min": {"type": "number"}, "max": {"type": "number"}}
 _WANTED: list[dict[str, Any]] = [
-    {"type": "string"},
+    {"type": "string", "minLength": 1},
     {"type": "number"},
-    {"type": "array", "items": {"type": "string"}, "maxItems": MAX_WORDS},
-    {"type": "object", "properties": _ENDS, "additionalProperties": False},
+    {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_WORDS},
+    {"type": "object", "properties": _ENDS, "additionalProperties": False, "minProperties": 1},
 ]
 Where = Annotated[
     Mapping[str, Annotated[Wanted, BeforeValidator(_wanted), WithJsonSchema({"anyOf": _WANTED})]],
@@ -133,7 +133,8 @@ class Limit:
     first: Annotated[int, Between(1, PLACES)]
 
     def __str__(self) -> str:
-        return f"limit {spelled(self.where)}: at most {self.most} in the first {self.first} places"
+        places = f"{self.first} place{'s' * (self.first > 1)}"
+        return f"limit {spelled(self.where)}: at most {self.most} in the first {places}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Rule:
         limit: Show few of some candidates in the first places.
     """
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__ = ConfigDict(**STRICT, json_schema_extra={"minProperties": 1, "maxProperties": 1})
     boost: Boost | None = None
     spread: Spread | None = None
     limit: Limit | None = None
@@ -155,6 +156,8 @@ class Rule:
     def _is_one(self) -> Rule:
         if len([one for one in (self.boost, self.spread, self.limit) if one]) != 1:
             raise ValueError("a rule is one of boost, spread and limit; begin each rule with a dash")
+        if self.boost and not self.boost.by:
+            raise ValueError("by is 0, so the rule changes nothing; give another number, or leave it out")
         for one, span in ((self.spread, "within"), (self.limit, "first")):
             if one and one.most >= getattr(one, span):
                 raise ValueError(
@@ -182,29 +185,29 @@ class Rule:
         known, name = fields | features, "boost"
         if self.spread:
             shared = [key for key, kind in fields.items() if (key[:9], kind) == ("candidate", "category")]
-            if self.spread.field not in shared:
-                yield ("spread", "field"), unknown("category of candidates", self.spread.field, shared)
+            if self.spread.field in fields.keys() - shared:
+                yield ("spread", "field"), f"a spread needs a category of candidates: {', '.join(shared)}"
+            elif self.spread.field not in shared:
+                yield ("spread", "field"), unknown("category field", self.spread.field, shared)
         elif self.boost:
             where = self.boost.where
         elif self.limit:
             where, name = self.limit.where, "limit"
             known = {key: kind for key, kind in fields.items() if not key.startswith("viewer.")}
+        if where and all(key in known and key.startswith(("viewer.", "context.")) for key in where):
+            why = "the candidates of a request share these fields, so the rule cannot tell them apart"
+            yield (name, "where"), f"{why}; add a field of candidates{' or a feature' * (name == 'boost')}"
         for key, wanted in where.items():
-            at = (name, "where", key)
+            at, given = (name, "where", key), str(wanted).removeprefix("= ")
             if key not in known and key in fields | features:
-                yield (
-                    at,
-                    (
-                        "a limit holds in the popular order too, which has neither viewers nor features; "
-                        f"use one of {', '.join(known)}"
-                    ),
-                )
+                why = "a limit holds in the popular order too, which has neither viewers nor features"
+                yield at, f"{why}; use one of {', '.join(known)}"
             elif key not in known:
                 yield at, unknown("field or feature", key, known)
             elif wanted.words and known[key] not in ("category", "set"):
-                yield at, f"{key} is a number; give a number or a range such as {{min: 3}}, not {wanted}"
+                yield at, f"{key} is a number; give a number or a range such as {{min: 3}}, not {given}"
             elif not wanted.words and known[key] in ("category", "set"):
-                yield at, f"{key} is a {known[key]}; give a string in quotes or a list of them, not {wanted}"
+                yield at, f"{key} is a {known[key]}; give a string in quotes or a list of them, not {given}"
 
 
 def spelled(where: Mapping[str, Wanted]) -> str:

@@ -172,6 +172,8 @@ def _problem(model: Any, error: Any) -> Problem:
         detail = unknown("key", steps[-1], _known_at(model, steps[:-1]))
     elif kind == "literal_error":
         detail = unknown("value", given, re.findall(r"'([^']+)'", error["ctx"]["expected"]))
+    elif kind == "too_long":
+        detail = f"there are {len(given)}, and at most {error['ctx']['max_length']} are allowed"
     elif kind in TYPE_ERRORS:
         detail = f"{given!r} must be {TYPE_ERRORS[kind]}"
     else:

@@ -57,6 +57,8 @@ class RankMetrics(Metrics):
                 add(catalog.LIVE_RANKINGS, NO if query.lacks_context else YES)
         add(catalog.RANKINGS, (experiment, arm, rung))
         add(catalog.CANDIDATES, (experiment, arm, rung), len(query.candidates))
+        if query.arm.slate:
+            add(catalog.UNMET, (experiment, arm), slate.num_unmet)
         add(catalog.MODEL_RANKINGS, (slate.model or "",))
         observe(catalog.LATENCY, latency_ms / 1e3, (experiment, arm))
         observe(catalog.QUEUE, (latency_ms - stage_ms["features"] - stage_ms["score"]) / 1e3)

@@ -18,7 +18,7 @@ from serve.rollout import history
 from serve.rollout.registry import ModelRegistry
 
 NUM_CHANGES, NUM_NEWEST = 8, 20
-LOGGED = ["ts_ms", "viewer", "candidates", "context", "stated"]
+LOGGED = ["ts_ms", "viewer", "candidates", "context", "stated", "pinned"]
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,13 @@ class Application:
                     key: one for key, one in (row.pop("context", None) or {}).items() if one is not None
                 }
                 stated = json.loads(row.pop("stated", None) or "{}")
+                pins = {row["candidates"][place]: place + 1 for place in row.pop("pinned", None) or ()}
                 row["candidates"] = [
                     {"candidate": name, "fields": stated[name]} if name in stated else name
                     for name in row["candidates"]
                 ]
                 request = row | {"limit": len(row["candidates"])} | ({"context": context} if context else {})
+                request |= {"pins": pins} if pins else {}
                 request |= {"now_ms": row["ts_ms"]} if self.clock == "event" else {}
                 found.append({"at_ms": request.pop("ts_ms"), "request": request})
         example = _read(self.log / "request.json")

@@ -10,7 +10,7 @@ import math
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path as FilePath
 from typing import Any
@@ -20,6 +20,7 @@ from serve.config.diagnoses import DIAGNOSES, DeclaredService
 from serve.config.known_keys import APPLICATION
 from serve.config.reader import Config
 from serve.config.settings import AppArgs, UserConfig
+from serve.config.slate import Rule
 from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.features.matrix import Features
 from serve.features.rows import Schema
@@ -166,10 +167,22 @@ def _arms(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     before, after = ([arm.name for arm in one.config.experiment.arms if arm.share] for one in (old, new))
     if len(before) > 1 == len(after):
         yield _meaning("experiment_ends", arm=after[0], experiment=old.config.experiment.name)
-    weighed = {arm.name: arm.weights for arm in old.config.experiment.arms}
+    known = {arm.name: arm for arm in old.config.experiment.arms}
     for arm in new.config.experiment.arms:
-        if arm.weights != weighed.get(arm.name, arm.weights):
-            yield _meaning("weights", arm=arm.name, experiment=old.config.experiment.name)
+        was, facts = known.get(arm.name, arm), {"arm": arm.name, "experiment": old.config.experiment.name}
+        if arm.weights != was.weights:
+            yield _meaning("weights", **facts)
+        if arm.slate != was.slate:
+            yield _of_rules(was.slate, arm.slate, facts)
+
+
+def _of_rules(before: Sequence[Rule], after: Sequence[Rule], facts: Mapping[str, str]) -> Meaning:
+    """Return what comes, goes or changes of the rules of an arm."""
+    news = ["no rule is left"] if not after else []
+    for sign, these, others in (("gone", before, after), ("new", after, before)):
+        news += [f"{sign}: {rule.text}" for rule in these if rule not in others]
+    holds = "; spreads and limits hold in the popular order too" * any(not rule.boost for rule in after)
+    return _meaning("slate", news="; ".join(news) or "their order", holds=holds, **facts)
 
 
 def _keys(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
+from serve.config.slate import Rule
+from serve.contract.typed_reader import read
 from serve.operate.diff.apply import SWITCH
 from serve.operate.diff.difference import Change, compare, shown
 from serve.operate.host.field import get
@@ -18,6 +20,8 @@ MAX_CHANGES = 50
 # The rest of a longer list is counted.
 MAX_FIELDS = 3
 KEYS = ("deployments", OUR_INGRESS, "user_config", "api_keys")
+# Keys of an arm that say how it orders.
+TREATMENTS = ("weights", "slate")
 
 
 def now() -> str:
@@ -33,8 +37,8 @@ def added(changes: list[ServiceChange], what: str, probes: Sequence[Probe] = ())
 def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return what a deploy changed: the kill switch, or the file's first fields.
 
-    Only weights have their values: other fields may hold secrets, and the list is the history of
-    what ranked.
+    Only weights and rules have their values: other fields may hold secrets, and the list is the
+    history of what ranked.
     """
     changes = compare(before, after, {}).changes
     if changes and all(change.path[-1] == SWITCH for change in changes):
@@ -43,7 +47,7 @@ def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -
     # A deployment's fields are named without its application if there is no other.
     short = 3 if len(after["applications"]) == 1 else 0
     fields = [
-        ".".join(map(str, one.path[short * (one.path[2:3] == ("deployments",)) :])) + _weights(one)
+        ".".join(map(str, one.path[short * (one.path[2:3] == ("deployments",)) :])) + _treatment(one)
         for one in changes
     ]
     more = [f"{len(fields) - MAX_FIELDS} more"] * (len(fields) > MAX_FIELDS)
@@ -51,15 +55,24 @@ def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -
     return f"deployed {file.name}: {what}"
 
 
-def _weights(change: Change) -> str:
-    """Return the weights of an arm before and after, if they or the whole arm changed."""
+def _treatment(change: Change) -> str:
+    """Return an arm's weights and rules before and after, if they or the whole arm changed."""
     settings, arms, below = change.path[2:5], change.path[5:7], change.path[8:]
-    if settings != KEYS[:-1] or arms != ("experiment", "arms") or below[:1] not in ((), ("weights",)):
+    if settings != KEYS[:-1] or arms != ("experiment", "arms"):
         return ""
-    old, new = (
-        side if below else get({"arm": side}, ("arm", "weights")) for side in (change.old, change.new)
-    )
-    return "" if old == new else f" {shown(old)} → {shown(new)}"
+    if below:
+        sides = [(change.old, change.new)] if below[0] in TREATMENTS else []
+    else:
+        sides = [(get(change.old, (key,)), get(change.new, (key,))) for key in TREATMENTS]
+    told = [f"{_in_words(old)} → {_in_words(new)}" for old, new in sides if old != new]
+    return f" {', '.join(told)}" if told else ""
+
+
+def _in_words(value: Any) -> str:
+    """Return weights, or one of them, as `diff` shows them, and all rules in words."""
+    if not isinstance(value, list):
+        return shown(value)
+    return f"[{'; '.join(read(Rule, rule, 'slate').text for rule in value)}]"
 
 
 def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Probe]:

@@ -290,6 +290,36 @@ def test_a_shipped_cluster_file_is_accepted_and_names_the_schema(path):
     assert (ROOT / path).parent.joinpath(named).resolve() == FOLDER / "cluster.json"
 
 
+SPREAD = {"field": "candidate.host", "most": 1, "within": 4}
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_right"),
+    [
+        ({"spread": SPREAD}, True),
+        ({"spread": SPREAD | {"most": 0}}, False),
+        ({"spread": SPREAD | {"field": None}}, False),
+        ({"boost": {"where": {"shown_before": {"min": 3}}, "by": -0.05}}, True),
+        ({"boost": {"where": {"shown_before": {}}, "by": -0.05}}, False),
+        ({"boost": {"where": {"shown_before": {"mn": 3}}, "by": -0.05}}, False),
+        (
+            {"limit": {"where": {"candidate.topic": ["a", "b"], "context.hour": 3}, "most": 0, "first": 5}},
+            True,
+        ),
+        ({"limit": {"where": {"candidate.topic": []}, "most": 0, "first": 5}}, False),
+        ({"limit": {"where": {"candidate.topic": True}, "most": 0, "first": 5}}, False),
+        ({"spread": SPREAD, "limit": {"where": {"context.hour": 3}, "most": 0, "first": 5}}, False),
+        ({}, False),
+        ({"pin": "s1"}, False),
+    ],
+)
+def test_the_schema_knows_the_rules_of_a_slate(rule, is_right):
+    document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    ingress = document["applications"][0]["deployments"][0]
+    ingress["user_config"]["experiment"]["arms"]["model"]["slate"] = [rule]
+    assert SCHEMA.is_valid(document) == is_right
+
+
 @pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
 def test_a_broken_key_is_refused_by_the_schema_too(path):
     content = path.read_text()

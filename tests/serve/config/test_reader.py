@@ -229,6 +229,29 @@ def test_a_metric_that_the_surface_does_not_give_is_refused_with_the_name_that_i
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("slate", "message"),
+    [
+        (
+            [f"{{boost: {{where: {{candidate.topic: t{i}}}, by: 1}}}}" for i in range(33)],
+            "slate: there are 33, and at most 32 are allowed",
+        ),
+        (
+            [f"{{boost: {{where: {{candidate.topic: [{', '.join(f't{i}' for i in range(101))}]}}, by: 1}}}}"],
+            "a list of up to 100 of them, a number, or a range such as {min: 3}, {max: 5} or both",
+        ),
+    ],
+)
+def test_more_rules_or_words_than_a_ranking_has_time_for_are_refused(tmp_path, slate, message):
+    text = OURS.replace(
+        "20260101T000000Z-abcd, share: 1.0", f"current, share: 1.0, slate: [{', '.join(slate)}]"
+    )
+    with pytest.raises(TabrankError) as caught:
+        read(written(tmp_path, text))
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 def test_a_second_application_of_a_surface_is_refused(tmp_path):
     shipped = SHIPPED.read_text()
     begin, end = shipped.index("- name: spaces"), shipped.index("\nnodes:") + 1

@@ -6,6 +6,8 @@ The scorer of the tests gives a tenth of the price, and 0.5 to what has none: b 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,8 +23,11 @@ NEWS_LATER = Rule(limit=Limit({"candidate.topic": Wanted(("news",))}, 0, 1))
 NEWS_UP = Rule(boost=Boost({"candidate.topic": Wanted(("news",)), "price": Wanted(low=4)}, 0.2))
 
 
-def served(tmp_path, log_folder, *rules, arm=MODEL, **options):
-    return Service(tmp_path, log_folder, arm=arm, toml=TOML + RULE, slate=rules, **options)
+def served(tmp_path, log_folder, *rules, arm=MODEL, holdout=0.0, **options):
+    service = Service(tmp_path, log_folder, arm=arm, toml=TOML + RULE, slate=rules, **options)
+    experiment = replace(service.fetcher.config.experiment, holdout=holdout)
+    service.fetcher.configure(replace(service.fetcher.config, experiment=experiment))
+    return service
 
 
 def exposures(service):
@@ -106,6 +111,22 @@ def test_a_drawn_order_has_pins_alone_and_leaves_them_out_of_the_draw(tmp_path, 
         is_drawn = np.isfinite(np.frombuffer(logged.draw, np.float32))
         assert is_drawn.tolist() == [False, False, True, True, False]
     assert first == {"b", "d"}
+
+
+def test_an_exposure_of_an_order_that_no_rule_changed_names_the_rules_and_no_places(tmp_path, log_folder):
+    service = served(tmp_path, log_folder, NEWS_UP, APART)
+    seen = exposures(service)
+    service.ask(body(candidates=["b"]))
+    (logged,) = seen
+    assert (logged.candidates, logged.rules) == (["b"], [NEWS_UP.text, APART.text])
+    assert (logged.place_before, logged.pinned) == (None, [])
+
+
+def test_a_viewer_of_the_holdout_has_pins_and_no_rules(tmp_path, log_folder):
+    service = served(tmp_path, log_folder, NEWS_LATER, holdout=1.0)
+    asked = body(candidates=["d", "b", "a"])
+    assert order(service.ask(asked).json()) == ["d", "b", "a"]
+    assert order(service.ask(asked | {"pins": {"a": 1}}).json()) == ["a", "d", "b"]
 
 
 @pytest.mark.parametrize(

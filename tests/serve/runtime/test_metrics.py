@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from serve.config.slate import Rule, Spread
 from serve.contract.metric_catalog import METRICS
 from serve.ingest.writer import Tally
 from serve.ranking.telemetry import Moment
@@ -48,14 +49,29 @@ def reported(monkeypatch):
 
 
 def slate(
-    arm="model", rung="full", model="v1", degraded=(), candidates=55, traffic="live", num_unknown=0, **asked
+    arm="model",
+    rung="full",
+    model="v1",
+    degraded=(),
+    candidates=55,
+    traffic="live",
+    num_unknown=0,
+    rules=(),
+    num_unmet=0,
+    **asked,
 ):
-    arm, candidates = SimpleNamespace(name=arm), ["c"] * candidates
+    arm, candidates = SimpleNamespace(name=arm, slate=rules), ["c"] * candidates
     asked = {"model": model, "lacks_context": False} | asked
     query = SimpleNamespace(experiment="launch", arm=arm, candidates=candidates, traffic=traffic, **asked)
     stage_ms = {"features": 2.0, "score": 5.0}
     return SimpleNamespace(
-        query=query, rung=rung, model=model, degraded=degraded, stage_ms=stage_ms, num_unknown=num_unknown
+        query=query,
+        rung=rung,
+        model=model,
+        degraded=degraded,
+        stage_ms=stage_ms,
+        num_unknown=num_unknown,
+        num_unmet=num_unmet,
     )
 
 
@@ -68,6 +84,17 @@ def moment(**changes):
         "model": "v1",
     }
     return Moment(**healthy | {"level": 0.0} | changes)
+
+
+def test_places_without_a_fitting_candidate_are_counted_from_the_first_ranking_with_rules(reported):
+    tab, rules = RankMetrics("tab"), (Rule(spread=Spread("candidate.host", 1, 4)),)
+    for arm, num_unmet in (("model", 0), ("model", 3), ("canary", 0)):
+        tab.ranked(slate(arm, rules=rules, num_unmet=num_unmet), 12.0)
+    tab.ranked(slate("popular"), 12.0)
+    tab.tick(moment())
+    assert reported["tabrank_unmet_places", "launch", "model"] == 3
+    assert reported["tabrank_unmet_places", "launch", "canary"] == 0
+    assert ("tabrank_unmet_places", "launch", "popular") not in reported
 
 
 def test_rankings_are_counted_by_arm_rung_and_model(reported):

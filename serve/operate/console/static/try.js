@@ -1,4 +1,4 @@
-// Try: rank a request as test traffic, and see scores and reasons.
+// Try: rank a request as test traffic, and see scores, reasons and what rules and pins moved.
 import { AWAY, clock, DASH, load, number, percent, signed, Table } from "./parts.js";
 
 const { html, useEffect, useState } = htmPreact;
@@ -12,8 +12,6 @@ export function Try({ found }) {
   const [name, setName] = useState(names[0] ?? "");
   const [samples, setSamples] = useState([]);
   const [state, setState] = useState({ ...kept, busy: false });
-  // While somebody types, a read of the state must not tidy the lines.
-  const [typed, setTyped] = useState(null);
   const application = name || names[0] || "";
   const update = (news) => setState((old) => (kept = { ...old, ...news }));
   const pick = (sample) => sample && update({ text: JSON.stringify(sample.request, null, 1) });
@@ -43,9 +41,11 @@ export function Try({ found }) {
           ${samples?.map((one, i) => html`<option value=${i}>${titled(one)}</option>`)}</select></label>
         <label>Viewer (empty: anonymous)<input disabled=${!request} value=${request?.viewer ?? ""}
           onInput=${(event) => change({ viewer: event.target.value || null })} /></label>
-        <label>Candidates, one id a line<textarea rows="4" disabled=${!request} placeholder=${"candidate-1\ncandidate-2"}
-          value=${typed ?? ids(request).join("\n")} onBlur=${() => setTyped(null)}
-          onInput=${(event) => { setTyped(event.target.value); change({ candidates: lines(event.target.value, request) }); }} /></label>
+        <${Lines} label="Candidates, one id a line" rows="4" disabled=${!request} placeholder=${"candidate-1\ncandidate-2"}
+          value=${ids(request)} onLines=${(found) => change({ candidates: listed(found, request) })} />
+        <${Lines} label="Pins, a position and an id a line" rows="2" disabled=${!request} placeholder="1 candidate-2"
+          value=${Object.entries(request?.pins ?? {}).map(([id, position]) => [position, id].join(" ").trim())}
+          onLines=${(found) => change({ pins: found.length ? pinned(found) : undefined })} />
       </div>
       <div>
         <label>The whole request<textarea rows="11" spellcheck="false" value=${state.text}
@@ -67,10 +67,29 @@ function parsed(text) {
   }
 }
 
-// The candidates of the ids, one a line; those of before keep their fields.
-function lines(text, { candidates }) {
+// A field of lines. While somebody types, a read of the state must not tidy them.
+function Lines({ label, value, onLines, ...more }) {
+  const [typed, setTyped] = useState(null);
+  const take = (text) => {
+    setTyped(text);
+    onLines(text.split("\n").map((line) => line.trim()).filter(Boolean));
+  };
+  return html`<label>${label}<textarea ...${more} value=${typed ?? value.join("\n")} onBlur=${() => setTyped(null)}
+    onInput=${(event) => take(event.target.value)} /></label>`;
+}
+
+// The candidates of these ids; those of before keep their fields.
+function listed(found, { candidates }) {
   const before = new Map(candidates.map((one) => [one?.candidate ?? one, one]));
-  return text.split("\n").map((id) => id.trim()).filter(Boolean).map((id) => before.get(id) ?? id);
+  return found.map((id) => before.get(id) ?? id);
+}
+
+// The pins of lines such as "1 s42". Without a position the service says what is missing.
+function pinned(found) {
+  return Object.fromEntries(found.map((line) => {
+    const [, position, id] = /^(\d+)\s+(.+)$/.exec(line) ?? [null, null, line];
+    return [id, position && Number(position)];
+  }));
 }
 
 const ids = (request) => (request?.candidates ?? []).map((one) => one?.candidate ?? one);
@@ -95,14 +114,18 @@ function Head({ answer }) {
 
 function Ranking({ ranking }) {
   const rows = ranking.slice(0, MAX_ROWS).map((one) => [
-    one.position, one.candidate, score(one), html`<${Reasons} one=${one} />`,
+    one.position, before(one), one.candidate, score(one), html`<${Reasons} one=${one} />`,
+    one.moved && (one.moved.rules.join("; ") || "others moved"),
     one.features && html`<details><summary>${Object.keys(one.features).length} features</summary>
       ${Object.entries(one.features).map(([name, value]) => html`<div>${name}: ${shown(value)}</div>`)}</details>`,
   ]);
   const more = ranking.length > MAX_ROWS ? `, the first ${MAX_ROWS} of ${ranking.length}` : "";
   return html`<${Table} caption=${`Ranking${more}. Reasons add to the score, in log-odds of a probability, against a typical candidate of the request`}
-    head=${["#position", "candidate", "#score", "reasons", "features"]} rows=${rows} />`;
+    head=${["#position", "#by utility", "candidate", "#score", "reasons", "moved by", "features"]} rows=${rows} />`;
 }
+
+// The position before rules and pins; none where there are neither.
+const before = ({ moved, position }) => (moved === undefined ? null : moved?.position_before ?? position);
 
 // With one outcome a score is a probability; with several it is a utility, beside what is predicted.
 function score(one) {

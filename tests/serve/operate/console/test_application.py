@@ -72,6 +72,17 @@ def test_with_the_event_clock_a_request_has_its_time(tmp_path):
     assert [one["request"]["now_ms"] for one in app.requests()] == [1, 0]
 
 
+def test_a_logged_request_pins_what_it_pinned(tmp_path):
+    rows = [{"ts_ms": at, "viewer": "ann", "candidates": ["a", "b"], "pinned": [1] * at} for at in range(2)]
+    schema = pa.schema(
+        [*(field for field in SCHEMA if field.name != "context"), ("pinned", pa.list_(pa.int64()))]
+    )
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "exposures.parquet")
+    (_, newer), (_, older) = newest(tmp_path)
+    assert newer["pins"] == {"b": 2}
+    assert older == {"viewer": "ann", "candidates": ["a", "b"], "limit": 2}
+
+
 def test_a_log_that_cannot_be_read_has_no_requests(tmp_path):
     assert newest(tmp_path) == []
     (tmp_path / "exposures.parquet").write_text("not parquet")

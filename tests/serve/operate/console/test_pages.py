@@ -166,6 +166,60 @@ def test_candidates_are_one_id_a_line_and_stay_while_one_types(chromium, url, st
         assert field.input_value() == "s1\nroom, with a comma\ns 3"
 
 
+MOVED = [
+    {"position_before": 3, "rules": ["pin of the request"]},
+    {"position_before": 1, "rules": []},
+    {
+        "position_before": 2,
+        "rules": ["boost by +0.02 where candidate.partner = yes", "spread candidate.host"],
+    },
+    None,
+]
+
+
+@needs_chromium
+@needs_axe
+@pytest.mark.parametrize("width", [390, 1440])
+def test_pins_are_typed_and_both_orders_are_shown_with_what_moved_a_candidate(
+    chromium, url, stage, width, monkeypatch
+):
+    stage.state, made = stage.healthy, stage.service.answer["ranking"][0]
+    ranking = [
+        made | {"candidate": f"s{k}", "position": k, "moved": one} for k, one in enumerate(MOVED, start=1)
+    ]
+    with page_at(chromium, url, width=width) as page:
+        page.get_by_role("link", name="Try").click()
+        page.get_by_label("The whole request").fill('{"viewer": null, "candidates": ["s1", "s 2", "3"]}')
+        pins = page.get_by_label("Pins, a position and an id a line")
+        pins.fill("1 s 2\n2 ")
+        # The page reads the state meanwhile.
+        page.wait_for_timeout(1.5 * EVERY_S * 1e3)
+        assert pins.input_value() == "1 s 2\n2 "
+        pins.press("End")
+        pins.type("3\ns1")
+        page.get_by_role("button", name="Rank").click()
+        page.wait_for_selector(".reasons")
+        assert stage.service.requests[-1][2]["pins"] == {"3": 2, "s 2": 1, "s1": None}
+        assert "by utility" not in words(page, "thead")
+        assert "moved by" not in words(page, "thead")
+        pins.fill("")
+        monkeypatch.setattr(stage.service, "answer", stage.service.answer | {"ranking": ranking})
+        page.get_by_role("button", name="Rank").click()
+        page.wait_for_selector("th:text('by utility')")
+        assert "pins" not in stage.service.requests[-1][2]
+        cells = [row.split("\t") for row in page.locator("tbody tr").all_inner_texts()]
+        assert [row[:3] for row in cells] == [
+            ["1", "3", "s1"],
+            ["2", "1", "s2"],
+            ["3", "2", "s3"],
+            ["4", "4", "s4"],
+        ]
+        told = ["pin of the request", "others moved", "; ".join(MOVED[2]["rules"]), ""]
+        assert [row[5] for row in cells] == told
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 @needs_chromium
 def test_without_traffic_the_features_have_no_age(chromium, url, stage):
     stage.state = lambda: msgspec.structs.replace(

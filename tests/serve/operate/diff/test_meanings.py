@@ -145,6 +145,9 @@ def week_ago():
     return f"{datetime.now(UTC) - timedelta(days=7):%Y-%m-%d}"
 
 
+SPREAD = {"spread": {"field": "candidate.topic", "most": 1, "within": 3}}
+BOOST = {"boost": {"where": {"candidate.topic": "jazz"}, "by": 0.02}}
+RULES = f"{ARMS}/model/slate"
 ENDS = {f"{ARMS}/model/share": 0.5, f"{ARMS}/popular/share": 0.5}
 # What was there before, what changes, and the sentence.
 DANGEROUS = [
@@ -234,6 +237,12 @@ NOTED = [
         "the next rankings of arm 'model' are ordered by the new weights, and nothing restarts. Weights are",
     ),
     (
+        {f"{ARMS}/popular/slate": [SPREAD]},
+        "the next rankings of arm 'popular' follow its new rules (new: spread candidate.topic: at most 1 in "
+        "any 3 places in a row), and nothing restarts; spreads and limits hold in the popular order too. "
+        "Rules are part of the treatment: if the experiment 'launch' runs, give it a new name and salt",
+    ),
+    (
         {f"{APP}/args/store": "lmdb:full"},
         "rows are not carried over; lmdb:full has 1,234 viewers and 1 candidates",
     ),
@@ -246,6 +255,40 @@ def test_what_fails_nobody_is_noted_and_applied(change, sentence, document, tmp_
     result, lines, held = applied(document, changed(document, **change))
     assert (held, result["needs_yes"]) == (True, False)
     assert any(line.startswith(f"    note: {sentence}") for line in lines), lines
+
+
+RULES_CHANGED = [
+    ([SPREAD, BOOST], [BOOST, SPREAD], "(their order), and nothing restarts; spreads and limits hold"),
+    (
+        [SPREAD, BOOST],
+        [BOOST],
+        "(gone: spread candidate.topic: at most 1 in any 3 places in a row), and nothing restarts. R",
+    ),
+    (
+        [BOOST],
+        [],
+        "(no rule is left; gone: boost by +0.02 where candidate.topic = jazz), and nothing restarts. R",
+    ),
+    (
+        [BOOST],
+        [{"boost": BOOST["boost"] | {"by": 0.5}}],
+        "(gone: boost by +0.02 where candidate.topic = jazz; new: boost by +0.5 where candidate.topic = jazz)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "told"), RULES_CHANGED)
+def test_rules_that_come_go_or_change_are_told_in_words(old, new, told, document, applied):
+    result, _, held = applied(changed(document, **{RULES: old}), changed(document, **{RULES: new}))
+    (sentence,) = sentences(result)
+    assert (held, result["consequence"]) == (True, "in_place")
+    assert f"the next rankings of arm 'model' follow its new rules {told}" in sentence
+
+
+def test_rules_that_are_written_otherwise_mean_nothing(document, applied):
+    other = [{"boost": {"where": {"candidate.topic": ["jazz"]}, "by": 0.02}}]
+    result, _, _ = applied(changed(document, **{RULES: [BOOST]}), changed(document, **{RULES: other}))
+    assert sentences(result) == []
 
 
 SILENT = [

@@ -62,6 +62,27 @@ def test_weights_of_a_new_arm_are_told_and_no_other_setting():
     assert described(FILE, arms(weights=one), arms(weights=canary)) == f"{at}.weights.scorer"
 
 
+def test_rules_are_told_in_words_and_whole():
+    boost = {"boost": {"where": {"candidate.partner": "yes"}, "by": 0.02}}
+    spread = {"spread": {"field": "candidate.host", "most": 1, "within": 4}}
+
+    def ruled(*rules: Any, **more: Any) -> dict[str, Any]:
+        arm = {"scorer": "current", "share": 1.0, **({"slate": [*rules]} if rules else {}), **more}
+        return document(experiment={"name": "e", "salt": "s", "arms": {"b": arm}})
+
+    at = "deployed cluster.yaml: FeatureFetch.user_config.experiment.arms"
+    boosted = "boost by +0.02 where candidate.partner = yes"
+    spaced = "spread candidate.host: at most 1 in any 4 places in a row"
+    assert described(FILE, ruled(), ruled(boost)) == f"{at}.b.slate (not set) → [{boosted}]"
+    assert (
+        described(FILE, ruled(boost), ruled(boost, spread))
+        == f"{at}.b.slate [{boosted}] → [{boosted}; {spaced}]"
+    )
+    new = ruled(spread, weights={"stay": 1})
+    none = document(experiment={"name": "e", "salt": "s", "arms": {}})
+    assert described(FILE, none, new) == f'{at}.b (not set) → {{"stay": 1}}, (not set) → [{spaced}]'
+
+
 def test_of_several_applications_each_is_named():
     before, after = document(), document(max_batches_in_flight=3)
     for one in (before, after):
