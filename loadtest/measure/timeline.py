@@ -55,7 +55,6 @@ def timeline(
     """Return every second of the warm-up and the measurement, also seconds without requests."""
     due = np.floor(requests.at_s).astype(int)
     came = np.floor(requests.ended_s[requests.ok]).astype(int)
-    full = np.array([outcome.full for outcome in requests.outcomes], dtype=bool)[requests.codes]
     names = sorted({name for sample in samples for name in sample.replicas})
     moments = []
     for second in range(-int(np.ceil(warmup_s)), int(np.ceil(seconds))):
@@ -73,7 +72,7 @@ def timeline(
                 p50_ms=p50_ms,
                 p90_ms=p90_ms,
                 p99_ms=p99_ms,
-                full_share=int(full[due == second].sum()) / num_ok if num_ok else None,
+                full_share=int(here.full.sum()) / num_ok if num_ok else None,
                 failed=len(here.ok) - num_ok,
                 late_ms_p99=percentile(here.late_ms, 0.99),
                 replicas={name: seen.replicas.get(name) if seen else None for name in names},

@@ -110,7 +110,7 @@ def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: f
         "refused_rps": len(refused) / seconds,
         "refused_share": len(refused) / num,
         "refused_p99_ms": percentile(refused, 0.99),
-        "failures": {o.name: n for o, n in due.counts().items() if not o.ok and o.name != REFUSED},
+        "failures": {name: n for name, n in due.where(~due.ok).named_counts().items() if name != REFUSED},
         "generator_late_ms_p99": percentile(due.late_ms, 0.99) or 0.0,
         "back_s": _back_s(load, [one for one in moments if one.t_s not in late_s]),
     }

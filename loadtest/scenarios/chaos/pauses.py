@@ -65,8 +65,7 @@ def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> R
     inside = np.zeros(len(due.ok), dtype=bool)
     for begun_s, ended_s in pauses_s[pauses_s[:, 1] - pauses_s[:, 0] >= EXCUSED_S]:
         inside |= (due.ended_s >= begun_s) & (due.at_s <= ended_s + AFTER * (ended_s - begun_s))
-    full = np.array([outcome.full for outcome in due.outcomes], dtype=bool)[due.codes]
-    outside = due.ok & ~full & ~inside
+    outside = due.ok & ~due.full & ~inside
     first = Counter(failure.kind for failure in offered.failed if pauses_s[0, 0] <= failure.at_s < ends_s)
     # The union counts a request once if its retry failed in the same way.
     failed = first | due.where(~due.ok).named_counts()
@@ -74,8 +73,8 @@ def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> R
         "length_ms": length_ms,
         "held": not failed and not outside.any(),
         "requests": len(due.ok),
-        "full": int(full.sum()),
-        "inside": int((due.ok & ~full & inside).sum()),
+        "full": int(due.full.sum()),
+        "inside": int((due.ok & ~due.full & inside).sum()),
         "outside": int(outside.sum()),
         "refused": failed.pop("HTTP 429", 0),
         "failed": dict(failed),

@@ -22,7 +22,8 @@ def test_each_block_gets_its_share_of_the_rate(stub):
     requests = offered(OfferedLoad(stub.url, [BODY], 1, 100.0, [Block(1.0), Block(1.0, 2.0, 2.0)])).requests
     assert requests.ok.all()
     assert [int((requests.at_s < 1).sum()), len(requests.ok)] == [100, 300]
-    assert {(o.name, o.full): n for o, n in requests.counts().items()} == {("full", True): 300}
+    assert requests.full.all()
+    assert requests.named_counts() == {"full": 300}
 
 
 def test_first_tries_that_failed_are_reported_beside_the_final_outcomes(stub):

@@ -99,7 +99,7 @@ def test_rows_can_be_read_from_the_middle():
     log.add(1.0, 0.0, 2.0, DOWN, 0)
     rows = log.requests(1)
     assert rows.at_s.tolist() == [1.0]
-    assert rows.counts() == {DOWN: 1}
+    assert rows.named_counts() == {DOWN.name: 1}
     # A view of the columns would forbid this call.
     log.add(2.0, 0.0, 3.0, FULL, 1)
     assert len(log.requests().ok) == 3

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from loadtest.measure.measure import Requests
+from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import Outcome
 from loadtest.scenarios import compare
 from loadtest.scenarios.compare import (
@@ -48,11 +48,11 @@ CLOSED, OPEN = LOADS["closed loop × 8"], LOADS["open loop, 10/s"]
 
 def requests(num, late_ms=0.0, seconds=2, num_shed=0):
     """Return requests at even times, answered after 5 ms; the late ones are due in second 0."""
-    at_s = np.arange(num) * seconds / num
-    codes = np.where(np.arange(num) < num - num_shed, 0, 1)
-    late = np.where(at_s < 1, late_ms, 0.0)
-    latency_ms = np.full(num, 5.0) + late
-    return Requests(at_s, late, latency_ms, codes == 0, np.ones(num, int), [FULL, SHED], codes)
+    log = RequestLog()
+    for number, at_s in enumerate(np.arange(num) * seconds / num):
+        late = late_ms if at_s < 1 else 0.0
+        log.add(at_s, late, 5.0 + late, FULL if number < num - num_shed else SHED, 1)
+    return log.requests()
 
 
 def numbers(num, load, late_ms=0.0, seconds=2, num_shed=0):
