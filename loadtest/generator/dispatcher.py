@@ -10,6 +10,7 @@ The due times are a Poisson process. A progress line shows what came back every 
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -166,12 +167,12 @@ def _ms(value: float | None) -> str:
 
 
 def show_progress(record: RequestLog, warmup_s: float) -> None:
-    """Print progress lines until the greenlet of this function is killed."""
+    """Print progress lines to stderr until the greenlet of this function is killed."""
     begins, since_s, first = perf_counter(), 0.0, 0
     while True:
         gevent.sleep(PROGRESS_S)
         now_s = perf_counter() - begins
         requests = record.requests(first)
         first += len(requests.ok)
-        print(progress_line(requests, since_s, now_s, warmup_s), flush=True)
+        print(progress_line(requests, since_s, now_s, warmup_s), file=sys.stderr, flush=True)
         since_s = now_s

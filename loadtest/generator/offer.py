@@ -1,27 +1,36 @@
-"""Offer a load from a separate process, and collect the end of each request."""
+"""Offer a load from a process of its own, and collect the end of each request.
+
+The process does not share an interpreter with the scenario. So the scenario's own work does not
+delay requests, and the generator can be pinned to a core.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import pickle
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import gc
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from itertools import cycle, takewhile
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from time import perf_counter
+from typing import Any
 
-from loadtest.commands import die_with_parent, failure
+import gevent
+import numpy as np
+
+from loadtest.commands import die_with_parent
 from loadtest.errors import LoadtestError
-from loadtest.generator.connections import TIMEOUT_S, Failure
-from loadtest.measure.measure import Requests
-from loadtest.workload.profiles import Block, Profile
+from loadtest.generator.connections import TIMEOUT_S, Connections, Failure, Retrying
+from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals, show_progress
+from loadtest.measure.measure import RequestLog, Requests
+from loadtest.measure.service import read_answer
+from loadtest.workload.profiles import SEED, Block, Profile
 
-# Files of the load, of its result and of messages, in the folder that both processes share.
-LOAD, RESULT, LOG = "load.pickle", "result.pickle", "generator.log"
-# Time for the last answers, and to write the results.
+# Time for the last answers, and to send the results.
 OVERTIME_S = 30.0
 
 
@@ -74,8 +83,8 @@ class Offer:
     """Running load process; `begun_s` is its second 0 on the clock of `time.monotonic()`."""
 
     load: OfferedLoad
-    folder: Path
-    process: subprocess.Popen[str]
+    process: SpawnProcess
+    pipe: Connection
     begun_s: float
 
     def stop(self) -> None:
@@ -88,13 +97,9 @@ class Offer:
         Raises:
             LoadtestError: if the generator failed.
         """
-        try:
-            self.process.wait(self.load.seconds + OVERTIME_S)
-        except subprocess.TimeoutExpired:
-            raise LoadtestError("the load generator did not end in time") from None
-        if not (self.folder / RESULT).exists():
-            raise failure("the load generator failed", self.folder / LOG)
-        result: OfferResult = pickle.loads((self.folder / RESULT).read_bytes())
+        if not self.pipe.poll(self.load.seconds + OVERTIME_S):
+            raise LoadtestError("the load generator did not end in time")
+        result: OfferResult = _received(self.pipe, "failed")
         return result
 
 
@@ -105,36 +110,72 @@ def offering(load: OfferedLoad) -> Iterator[Offer]:
     Raises:
         LoadtestError: if the generator does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="tabrank-load-") as name:
-        folder = Path(name)
-        (folder / LOAD).write_bytes(pickle.dumps(load))
-        command = [sys.executable, "-m", "loadtest.generator.process", name]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with (
-            (folder / LOG).open("wb") as log,
-            subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                preexec_fn=die_with_parent,
-                text=True,
-            ) as process,
-            ThreadPoolExecutor(1) as progress,
-        ):
-            assert process.stdout is not None
-            try:
-                begun = process.stdout.readline()
-                if not begun:
-                    raise failure("the load generator did not start", folder / LOG)
-                progress.submit(sys.stderr.writelines, process.stdout)
-                yield Offer(load, folder, process, float(begun))
-            finally:
-                process.kill()
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_generate, args=(load, theirs))
+    process.start()
+    # Once the process has ended, no other one holds this end, and the pipe ends too.
+    theirs.close()
+    try:
+        yield Offer(load, process, ours, _received(ours, "did not start"))
+    finally:
+        process.kill()
+        process.join()
 
 
 def offered(load: OfferedLoad) -> OfferResult:
     """Offer a load and wait for its end."""
     with offering(load) as offer:
         return offer.result()
+
+
+def _received(pipe: Connection, failed: str) -> Any:
+    """Return what the load process sends next; raise LoadtestError if that is an error's text."""
+    try:
+        found = pipe.recv()
+    except EOFError:
+        found = "its process was killed"
+    if isinstance(found, str):
+        raise LoadtestError(f"the load generator {failed}: {found}")
+    return found
+
+
+def _generate(load: OfferedLoad, pipe: Connection) -> None:
+    """Offer a load in this process; send its second 0 and then its result, or an error's text."""
+    die_with_parent()
+    # Ctrl-C interrupts the parent, which ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pipe.send(_result_of(load, pipe.send))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def _result_of(load: OfferedLoad, begin: Callable[[float], None]) -> OfferResult:
+    """Offer a load until its end or SIGTERM; call `begin` with its second 0."""
+    allow_open_files()
+    failures: list[Failure] = []
+    record = RequestLog()
+    connections = Connections(load.url, timeout_s=load.timeout_s)
+    exchange = connections.exchange
+    if load.retry:
+        exchange = Retrying(connections, load.timeout_s, failures.append).exchange
+    read = partial(read_answer, num_candidates=load.num_candidates)
+    dispatcher = Dispatcher(exchange, read, record.keep)
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    bodies = cycle([connections.prepare(body) for body in load.bodies])
+    requests = takewhile(lambda _: not stopped, bodies)
+    gc.collect()
+    gc.freeze()
+    # The parent compares this time with its own time.monotonic(), which is the same clock.
+    begun = perf_counter()
+    begin(begun)
+    progress = None if load.warmup_s is None else gevent.spawn(show_progress, record, load.warmup_s)
+    if load.connections:
+        dispatcher.run_closed(load.connections, load.seconds, requests)
+    else:
+        dispatcher.run(arrivals(lambda: load.rate_rps, load.blocks, np.random.default_rng(SEED)), requests)
+    gevent.killall(filter(None, [progress]))
+    connections.close()
+    return OfferResult(record.requests(), [Failure(at_s - begun, kind) for at_s, kind in failures])

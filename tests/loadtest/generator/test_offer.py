@@ -89,6 +89,6 @@ def test_a_generator_that_fails_says_why_although_it_shows_progress(stub):
         offered(OfferedLoad(stub.url, [BODY], 1, None, [Block(1.0)], warmup_s=0.0))
 
 
-def test_progress_goes_to_stderr_with_a_mark_in_the_warm_up(stub, capsys):
+def test_progress_goes_to_stderr_with_a_mark_in_the_warm_up(stub, capfd):
     offered(OfferedLoad(stub.url, [BODY], 1, 20.0, [Block(6.0)], warmup_s=6.0))
-    assert re.fullmatch(r"\d s  \d+ req/s  p50 .* ms  errors 0  \(warm-up\)\n", capsys.readouterr().err)
+    assert re.fullmatch(r"\d s  \d+ req/s  p50 .* ms  errors 0  \(warm-up\)\n", capfd.readouterr().err)
