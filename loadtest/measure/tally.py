@@ -26,41 +26,34 @@ def bucket_ms(ms: float) -> float:
     return math.ceil(ms) if ms > 1000 else math.ceil(ms * 10) / 10
 
 
-class Tally:
+class Tally(Counter[tuple[Outcome, float, float]]):
     """Number of ended requests by outcome, latency and lateness."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[Outcome, float, float]] = Counter()
 
     def keep(self, ended: Ended) -> None:
         """Count a request."""
-        self._counts[ended.outcome, bucket_ms(ended.latency_ms), bucket_ms(ended.late_ms)] += 1
+        self[ended.outcome, bucket_ms(ended.latency_ms), bucket_ms(ended.late_ms)] += 1
 
     def take(self) -> list[Row]:
         """Return the counts as rows for another process, and begin anew."""
-        rows: list[Row] = [(*outcome, *took_ms, num) for (outcome, *took_ms), num in self._counts.items()]
+        rows: list[Row] = [(*outcome, *took_ms, num) for (outcome, *took_ms), num in self.items()]
         self.clear()
         return rows
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add the rows that another process took."""
         for name, ok, full, latency_ms, late_ms, num in rows:
-            self._counts[Outcome(name, ok, full), latency_ms, late_ms] += num
-
-    def clear(self) -> None:
-        """Forget all requests."""
-        self._counts.clear()
+            self[Outcome(name, ok, full), latency_ms, late_ms] += num
 
     def judged(self, slo: Slo) -> tuple[Measurement | None, Verdict, list[str]]:
         """Compare all requests with an SLO; void, without a measurement, if there are none.
 
         The measurement has no rates.
         """
-        if not self._counts:
+        if not self:
             return None, "void", ["no request ended; check the host, the users and the run time"]
         log = RequestLog()
-        for outcome, latency_ms, late_ms in self._counts:
+        for outcome, latency_ms, late_ms in self:
             log.add(0.0, late_ms, latency_ms, outcome, 0)
-        every = np.repeat(np.arange(len(self._counts)), list(self._counts.values()))
+        every = np.repeat(np.arange(len(self)), list(self.values()))
         measured = measure(log.requests().where(every), math.inf)
         return measured, *judge(measured, slo)
