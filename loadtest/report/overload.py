@@ -8,9 +8,10 @@ from pathlib import Path
 from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import LEAST_KNEE, WORDS, listed
-from loadtest.report.plots import answers_against_load, load_and_cluster
+from loadtest.report.plots import load_and_cluster
 from loadtest.report.report import Report, marked, verdict, with_reasons, write_report
 from loadtest.workload.profiles import Slo
+from serve.report.charts import Axis, Series, plot
 from serve.report.page import figures, paragraph, section, table, tiles
 from serve.report.rows import number
 
@@ -86,9 +87,11 @@ def _answers_against_load(report: Report) -> str:
     """Plot the answers and refusals of the runs without bursts, as shares of the knee."""
     runs = sorted((run for run in report["runs"] if not run["bursts"]), key=lambda run: run["times"])
     rates = [run["goodput_by_rung_rps"] | {"refused": run["refused_rps"]} for run in runs]
-    names = ("full", "partial", "fallback", "refused")
-    shares = {name: [rate.get(name, 0.0) / report["knee_rps"] for rate in rates] for name in names}
-    return answers_against_load([run_title(run) for run in runs], shares)
+    loads = [run_title(run) for run in runs]
+    colours = {"full": "model", "partial": "other", "fallback": "popular", "refused": "muted"}
+    shares = {name: [rate.get(name, 0.0) / report["knee_rps"] for rate in rates] for name in colours}
+    series = [Series(name, loads, y, "bars", colour=colours[name]) for name, y in shares.items() if any(y)]
+    return plot("", Axis("offered"), Axis("share of the knee", zero=True, format=".0%"), series)
 
 
 def _cells(run: Report) -> dict[str, str]:

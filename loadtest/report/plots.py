@@ -80,13 +80,6 @@ def latency_against_rate(lines: Mapping[str, Sequence[Point]], slo: Slo) -> str:
     return plot("", x, y, series, _limits(slo))
 
 
-def answers_against_load(loads: Sequence[str], shares: Mapping[str, Sequence[float]]) -> str:
-    """Plot named shares of the knee, side by side at each load."""
-    colours = {"full": "model", "partial": "other", "fallback": "popular", "refused": "muted"}
-    series = [Series(name, loads, y, "bars", colour=colours[name]) for name, y in shares.items() if any(y)]
-    return plot("", Axis("offered"), Axis("share of the knee", zero=True, format=".0%"), series)
-
-
 def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
     """Plot a mark for each probe event by its kind, also for one that never showed."""
     series = []

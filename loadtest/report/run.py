@@ -157,20 +157,17 @@ def write_soak(
 def soak_findings(report: Report) -> Findings:
     """Return the numbers of a report with their limits."""
     thirds = " → ".join(milliseconds(value) for value in report["p99_ms"])
-    drift = f"at most {report['criteria']['p99_drift']:+.0%}"
+    allowed = report["criteria"]
+    drift = f"at most {allowed['p99_drift']:+.0%}"
+    growth = f"at most {allowed['growth']:+.0%} after the first {allowed['warm_up_share']:.0%}"
     rows = [
         ("p99 of each third", f"{thirds} ({number(report['p99_drift'], '+.1%')})", drift),
-        ("private resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), _at_most(report)),
-        ("open files", _grown(report, "files", "files_growth", ""), _at_most(report)),
+        ("private resident memory", _grown(report, "memory_mib", "memory_growth", " MiB"), growth),
+        ("open files", _grown(report, "files", "files_growth", ""), growth),
         ("requests that failed", f"{report['errors']:,} of {report['requests']:,}", "none allowed"),
     ]
     lead = f"{spelled(report['seconds'])} at {report['rate_rps']:g} requests a second, {report['url']}"
     return Findings("Soak", report["verdict"], lead, rows, report["reasons"])
-
-
-def _at_most(report: Report) -> str:
-    allowed = report["criteria"]
-    return f"at most {allowed['growth']:+.0%} after the first {allowed['warm_up_share']:.0%}"
 
 
 def _grown(report: Report, values: str, share: str, unit: str) -> str:
