@@ -12,7 +12,7 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
-from loadtest.measure.measure import measure, rounded
+from loadtest.measure.measure import measure, rounded_numbers
 from loadtest.measure.verdict import Verdict, judge
 from loadtest.report.knee import step_line, write_knee
 from loadtest.report.report import Report
@@ -47,14 +47,14 @@ def run_knee(
             knee = find_knee(partial(bench.step, service.url), plan)
     at, numbers = knee.confirmed, ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
     # A p99 of None was not reached.
-    confirming = sorted(knee.confirming, key=lambda step: step.p99_ms or float("inf"))
+    confirming = sorted(knee.confirming, key=lambda step: step.numbers["p99_ms"] or float("inf"))
     report = {
         "verdict": "held" if at else knee_verdict(knee.steps),
         "knee_rps": at.rate_rps if at else None,
-        **{name: getattr(at, name) if at else None for name in numbers},
-        "confirming": [{"p99_ms": step.p99_ms, "full_share": step.full_share} for step in confirming],
+        **{name: at.numbers[name] if at else None for name in numbers},
+        "confirming": [{key: step.numbers[key] for key in ("p99_ms", "full_share")} for step in confirming],
         **asdict(footprint),
-        "steps": [asdict(step) for step in knee.steps],
+        "steps": [step.plain() for step in knee.steps],
         "config": str(config),
         **bench.circumstances(),
     }
@@ -117,17 +117,7 @@ class Bench:
         measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
         verdict, reasons = judge(measured, self.slo)
         kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
-        numbers = ("p50_ms", "p90_ms", "p99_ms", "errors", "generator_late_ms_p99")
-        step = KneeStep(
-            rate_rps=rate_rps,
-            verdict=verdict,
-            reasons=reasons,
-            kept_up=kept_up,
-            rps=round(measured.rps, 1),
-            candidates_per_s=round(measured.candidates_per_s, 1),
-            full_share=round(measured.full_share, 6),
-            phase=phase,
-            **{name: rounded(getattr(measured, name)) for name in numbers},
-        )
-        self.emit(step_line(asdict(step)))
+        numbers = rounded_numbers(asdict(measured)) | {"full_share": round(measured.full_share, 6)}
+        step = KneeStep(rate_rps, verdict, reasons, kept_up, phase, numbers)
+        self.emit(step_line(step.plain()))
         return step

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def run_overload(
         "deadline_ms": deadline_ms,
         "runs": runs,
         "control": control,
-        "knee_steps": [asdict(step) for step in steps],
+        "knee_steps": [step.plain() for step in steps],
         "pinning": {"service_core": cores[0], "generator_core": cores[1]},
         "config": str(config),
         **bench.circumstances(),

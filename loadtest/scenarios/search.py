@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from loadtest.measure.verdict import Verdict
 
@@ -45,7 +45,7 @@ class KneePlan:
 
 @dataclass(frozen=True)
 class KneeStep:
-    """One offered rate and its measurement.
+    """One offered rate and its measurement, whose `numbers` are for the report.
 
     A `verdict` of "void" means that the generator was late: it says nothing about the service.
     `kept_up`: nearly all requests got a full answer within the step.
@@ -55,15 +55,12 @@ class KneeStep:
     verdict: Verdict
     reasons: list[str]
     kept_up: bool
-    rps: float
-    candidates_per_s: float
-    full_share: float
-    p50_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-    errors: int
-    generator_late_ms_p99: float
-    phase: StepPhase = "search"
+    phase: StepPhase
+    numbers: Mapping[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the step for JSON, with its numbers beside its other fields."""
+        return {**self.numbers, **{name: one for name, one in vars(self).items() if name != "numbers"}}
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ CONDITIONS = {"candidates": 55, "slo": asdict(load_slo()), "machine": describe_m
 
 
 def step(rate_rps, p99_ms, verdict="held", **changes):
-    made = KneeStep(rate_rps, verdict, [], True, rate_rps, 55 * rate_rps, 1.0, 5.0, 9.0, p99_ms, 0, 1.0)
-    return {**asdict(made), **changes}
+    latencies = {"p50_ms": 5.0, "p90_ms": 9.0, "p99_ms": p99_ms}
+    numbers = {"rps": rate_rps, "full_share": 1.0, **latencies, "errors": 0, "generator_late_ms_p99": 1.0}
+    return {**KneeStep(rate_rps, verdict, [], True, "search", numbers).plain(), **changes}
 
 
 def found(knee_rps):
@@ -101,7 +102,8 @@ def test_a_service_without_a_knee_does_not_hold_and_says_why(tmp_path, knee_rps,
         step(10, 200.0, lowest, reasons=["the lowest step's reason"]),
     ]
     report = {**found(knee_rps), "steps": steps, "verdict": verdict, **CONDITIONS}
-    assert knee_rps or knee_verdict([KneeStep(**one) for one in steps]) == verdict
+    made = [KneeStep(one["rate_rps"], one["verdict"], [], True, "search", {}) for one in steps]
+    assert knee_rps or knee_verdict(made) == verdict
     write_knee(tmp_path / "out", report)
     page = (tmp_path / "out" / "report.html").read_text()
     assert headline in page

@@ -35,15 +35,8 @@ class Model:
             verdict="void" if late else "held" if held else "not held",
             reasons=[] if held and not late else ["as the model says"],
             kept_up=kept_up,
-            rps=rate_rps,
-            candidates_per_s=55 * rate_rps,
-            full_share=1.0 if kept_up else 0.5,
-            p50_ms=5.0,
-            p90_ms=10.0,
-            p99_ms=20.0 if held else 200.0,
-            errors=0,
-            generator_late_ms_p99=50.0 if late else 1.0,
             phase=phase,
+            numbers={},
         )
 
     def search(self, plan=PLAN):
