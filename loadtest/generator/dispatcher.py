@@ -68,37 +68,35 @@ class Dispatcher:
         Each request follows the answer to another one at once; it is due when it is sent.
         """
         self._begins = perf_counter()
-        numbered = enumerate(requests)
+        coming = iter(requests)
 
         def send_next() -> None:
-            for number, request in numbered:
-                if (at_s := perf_counter() - self._begins) >= seconds:
+            for request in coming:
+                if perf_counter() - self._begins >= seconds:
                     break
-                self._due[number] = at_s
-                self._send(number, at_s, request)
+                self.send(request)
 
         gevent.joinall([gevent.spawn(send_next) for _ in range(connections)], raise_error=True)
 
     def send(self, request: bytes) -> None:
         """Send one request now, and wait for its answer."""
-        at_s = perf_counter() - self._begins
-        self._due[0] = at_s
-        self._send(0, at_s, request)
+        self.on_end(self._ended(perf_counter() - self._begins, request))
 
     def _send(self, number: int, at_s: float, request: bytes) -> None:
+        """Send a request of the open loop; its end does not count if it has timed out."""
+        ended = self._ended(at_s, request)
+        if self._due.pop(number, None) is not None:
+            self.on_end(ended)
+
+    def _ended(self, at_s: float, request: bytes) -> Ended:
         late_ms = self._since_ms(at_s)
-        num_bytes = scored = 0
         try:
             reply = self.exchange(request)
         except (OSError, HTTPParseError) as error:
-            latency_ms = self._since_ms(at_s)
-            outcome = Outcome(error_kind(error), ok=False)
-        else:
-            latency_ms = self._since_ms(at_s)
-            outcome, scored = self.read(reply.code, reply.body)
-            num_bytes = len(reply.body)
-        if self._due.pop(number, None) is not None:
-            self.on_end(Ended(at_s, late_ms, latency_ms, outcome, scored, num_bytes))
+            return Ended(at_s, late_ms, self._since_ms(at_s), Outcome(error_kind(error), ok=False), 0, 0)
+        latency_ms = self._since_ms(at_s)
+        outcome, scored = self.read(reply.code, reply.body)
+        return Ended(at_s, late_ms, latency_ms, outcome, scored, len(reply.body))
 
     def _drain(self) -> None:
         until = perf_counter() + TIMEOUT_S
