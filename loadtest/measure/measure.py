@@ -91,6 +91,11 @@ class Requests:
             named[outcome.name] += number
         return +named
 
+    def percentiles(self) -> dict[str, float | None]:
+        """Return the p50, p90 and p99 of the latencies, by the names that reports have for them."""
+        shares = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
+        return {name: percentile(self.latency_ms, share, self.ok) for name, share in shares.items()}
+
 
 def percentile(latency_ms: Floats, share: float, ok: NDArray[np.bool_] | None = None) -> float | None:
     """Return the least latency within which at least `share` of the requests were answered.
@@ -157,9 +162,7 @@ def measure(requests: Requests, seconds: float) -> Measurement:
         rps=len(came.ok) / seconds,
         candidates_per_s=int(came.scored.sum()) / seconds,
         full_share=full / answered if answered else 0.0,
-        p50_ms=percentile(due.latency_ms, 0.5, due.ok),
-        p90_ms=percentile(due.latency_ms, 0.9, due.ok),
-        p99_ms=percentile(due.latency_ms, 0.99, due.ok),
+        **due.percentiles(),
         max_ms=percentile(due.latency_ms, 1.0, due.ok),
         errors=sum(errors.values()),
         error_kinds=errors,

@@ -60,7 +60,6 @@ def timeline(
     for second in range(-int(np.ceil(warmup_s)), int(np.ceil(seconds))):
         here = requests.where(due == second)
         num_ok = int(here.ok.sum())
-        p50_ms, p90_ms, p99_ms = (percentile(here.latency_ms, share, here.ok) for share in (0.5, 0.9, 0.99))
         ends_s = second + 1
         recent = (sample for sample in reversed(samples) if ends_s - STALE_S <= sample.at_s < ends_s)
         seen = next(recent, None)
@@ -69,9 +68,7 @@ def timeline(
                 t_s=second,
                 offered_rps=len(here.ok),
                 answered_rps=int((came == second).sum()),
-                p50_ms=p50_ms,
-                p90_ms=p90_ms,
-                p99_ms=p99_ms,
+                **here.percentiles(),
                 full_share=int(here.full.sum()) / num_ok if num_ok else None,
                 failed=len(here.ok) - num_ok,
                 late_ms_p99=percentile(here.late_ms, 0.99),

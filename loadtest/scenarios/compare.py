@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.measure import Requests, percentile, rounded_numbers
+from loadtest.measure.measure import Requests, rounded_numbers
 from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import REMEDY, Verdict
 from loadtest.report.compare import NUMBERS, window_line, write_compare
@@ -36,26 +36,6 @@ class Load:
 
     connections: int = 0
     rate_rps: float = 0.0
-
-
-@dataclass(frozen=True)
-class Window:
-    """Numbers of one service in one turn: `rps` of full answers in time, and latencies in ms.
-
-    They exclude the seconds in which the generator's p99 lateness exceeds its limit (`late_s` of
-    them), and are None if no other is left; a latency is None too if failures prevent its
-    percentile. `kept_up` and `ended`, the number of requests by outcome, cover all seconds.
-    `cpu_used_us` is by group of processes.
-    """
-
-    seconds: int
-    late_s: int
-    kept_up: bool
-    rps: float | None
-    p50_ms: float | None
-    p99_ms: float | None
-    ended: Mapping[str, int]
-    cpu_used_us: Mapping[str, int]
 
 
 LOADS = {
@@ -104,13 +84,13 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
     Raises:
         LoadtestError: if a service gives no full answer after a window.
     """
-    windows: dict[str, list[Window]] = {service.name: [] for service in services}
+    windows: dict[str, list[Report]] = {service.name: [] for service in services}
     for first in (number % len(services) for number in range(rounds)):
         for service in (*services[first:], *services[:first]):
             past = windows[service.name]
-            if not past or past[0].kept_up:
+            if not past or past[0]["kept_up"]:
                 past.append(_offer(bench, service, LOADS[at], seconds))
-                bench.emit(f"  {at}, {window_line(service.name, asdict(past[-1]))}")
+                bench.emit(f"  {at}, {window_line(service.name, past[-1])}")
                 # Its queues must not affect the next window.
                 await_full_answer(service, bench.bodies[0], bench.candidates)
     ratios = {key: ratio(windows["tabrank"], windows["fastapi"], key) for key in NUMBERS}
@@ -118,7 +98,7 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
     return {**asdict(LOADS[at]), "services": found, "ratios": ratios}
 
 
-def _offer(bench: Bench, service: TargetService, load: Load, seconds: int) -> Window:
+def _offer(bench: Bench, service: TargetService, load: Load, seconds: int) -> Report:
     marker, blocks, used_us = marker_of(bench.work, service), [Block(seconds)], Counter[str]()
     with offering(
         OfferedLoad(service.url, bench.bodies, bench.candidates, blocks=blocks, **asdict(load))
@@ -133,53 +113,57 @@ def _offer(bench: Bench, service: TargetService, load: Load, seconds: int) -> Wi
 
 def window(
     requests: Requests, load: Load, seconds: int, late_limit_ms: float, cpu_used_us: Mapping[str, int]
-) -> Window:
-    """Return the numbers of one window."""
+) -> Report:
+    """Return the numbers of one service in one turn.
+
+    `rps` counts full answers in time. It and the latencies exclude the seconds in which the
+    generator's p99 lateness exceeds its limit (`late_s` of them), and are None if no other is left;
+    a latency is None too if failures prevent its percentile. `kept_up` and `ended`, the number of
+    requests by outcome, cover all seconds. `cpu_used_us` is by group of processes.
+    """
     moments = timeline(requests, seconds, [])
     late = [moment.t_s for moment in moments if (moment.late_ms_p99 or 0.0) > late_limit_ms]
     due = requests.where(~np.isin(np.floor(requests.at_s), late))
     in_time, counted = (part.where(part.ended_s < seconds).named_counts()["full"] for part in (requests, due))
-    return Window(
-        seconds=seconds,
-        late_s=len(late),
-        kept_up=bool(load.connections) or in_time >= KEPT_UP * len(requests.ok),
-        rps=counted / (seconds - len(late)) if len(late) < seconds else None,
-        p50_ms=percentile(due.latency_ms, 0.5, due.ok),
-        p99_ms=percentile(due.latency_ms, 0.99, due.ok),
-        # `asdict` would count the items of a Counter.
-        ended=dict(requests.named_counts()),
-        cpu_used_us=dict(cpu_used_us),
-    )
+    return {
+        "seconds": seconds,
+        "late_s": len(late),
+        "kept_up": bool(load.connections) or in_time >= KEPT_UP * len(requests.ok),
+        "rps": counted / (seconds - len(late)) if len(late) < seconds else None,
+        **due.percentiles(),
+        "ended": requests.named_counts(),
+        "cpu_used_us": cpu_used_us,
+    }
 
 
-def describe(windows: Sequence[Window]) -> Report:
+def describe(windows: Sequence[Report]) -> Report:
     """Return medians and sums over a service's windows; CPU in µs per full answer, by process."""
     ended, cpu_us = Counter[str](), Counter[str]()
     for one in windows:
-        ended.update(one.ended)
-        cpu_us.update(one.cpu_used_us)
+        ended.update(one["ended"])
+        cpu_us.update(one["cpu_used_us"])
     cpu_us["all"] = cpu_us.total()
-    in_time = [one for one in windows if one.late_s < one.seconds]
-    found = {key: [getattr(one, key) for one in in_time] for key in NUMBERS}
+    in_time = [one for one in windows if one["late_s"] < one["seconds"]]
+    found = {key: [one[key] for one in in_time] for key in NUMBERS}
     numbers = {
-        "kept_up": windows[0].kept_up,
+        "kept_up": windows[0]["kept_up"],
         **{key: median(each) if each and None not in each else None for key, each in found.items()},
-        "late_s": sum(one.late_s for one in windows),
+        "late_s": sum(one["late_s"] for one in windows),
         "ended": dict(ended),
         "cpu_us": {group: used_us / max(1, ended["full"]) for group, used_us in cpu_us.most_common()},
-        "windows": [asdict(one) for one in windows],
+        "windows": list(windows),
     }
     return rounded_numbers(numbers)
 
 
-def ratio(ours: Sequence[Window], rivals: Sequence[Window], key: str) -> Report | None:
+def ratio(ours: Sequence[Report], rivals: Sequence[Report], key: str) -> Report | None:
     """Return our number divided by the rival's in the same round: median, lowest and highest.
 
     None: one of the two did not keep up, or has no such number in any round.
     """
-    pairs = [(getattr(a, key), getattr(b, key)) for a, b in zip(ours, rivals, strict=False)]
+    pairs = [(a[key], b[key]) for a, b in zip(ours, rivals, strict=False)]
     found = [a / b for a, b in pairs if a and b]
-    if not found or not (ours[0].kept_up and rivals[0].kept_up):
+    if not found or not (ours[0]["kept_up"] and rivals[0]["kept_up"]):
         return None
     spread = {"median": median(found), "lowest": min(found), "highest": max(found)}
     return rounded_numbers(spread) | {"meaningless": max(found) > MOST_SPREAD * min(found)}

@@ -16,7 +16,6 @@ from loadtest.scenarios import compare
 from loadtest.scenarios.compare import (
     LOADS,
     Load,
-    Window,
     alternate,
     compare_verdict,
     describe,
@@ -61,7 +60,8 @@ def numbers(num, load, late_ms=0.0, seconds=2, num_shed=0):
 
 
 def turn(rps, kept_up=True, late_s=0):
-    return Window(2, late_s, kept_up, rps, 5.0, 9.0, {"full": 4}, {"Scorer": 300, "rest": 100})
+    numbers = {"seconds": 2, "late_s": late_s, "kept_up": kept_up, "rps": rps, "p50_ms": 5.0, "p99_ms": 9.0}
+    return {**numbers, "ended": {"full": 4}, "cpu_used_us": {"Scorer": 300, "rest": 100}}
 
 
 @pytest.mark.integration
@@ -125,18 +125,18 @@ def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monk
 
 def test_a_second_with_a_late_generator_is_excluded_and_counted():
     found = numbers(200, OPEN, late_ms=50.0)
-    assert (found.late_s, found.rps, found.p50_ms) == (1, 100.0, 5.0)
-    assert found.ended == {"full": 200}
+    assert (found["late_s"], found["rps"], found["p50_ms"]) == (1, 100.0, 5.0)
+    assert found["ended"] == {"full": 200}
     never = numbers(10, OPEN, late_ms=2_000.0, seconds=1)
-    assert not never.kept_up
-    assert (never.late_s, never.rps, never.p99_ms) == (1, None, None)
+    assert not never["kept_up"]
+    assert (never["late_s"], never["rps"], never["p99_ms"]) == (1, None, None)
 
 
 def test_only_full_answers_in_time_count_as_kept_up():
-    assert numbers(200, OPEN, num_shed=20).kept_up
+    assert numbers(200, OPEN, num_shed=20)["kept_up"]
     behind = numbers(200, OPEN, num_shed=22)
-    assert (behind.kept_up, behind.rps) == (False, 89.0)
-    assert numbers(200, CLOSED, num_shed=22).kept_up
+    assert (behind["kept_up"], behind["rps"]) == (False, 89.0)
+    assert numbers(200, CLOSED, num_shed=22)["kept_up"]
 
 
 def test_numbers_of_a_service_are_medians_and_cpu_per_full_answer():
