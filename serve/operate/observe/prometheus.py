@@ -87,7 +87,7 @@ def run_prometheus(
 
 def configuration(data: Path, every_s: float) -> dict[str, Any]:
     """Return Prometheus' configuration: our rules, and target files that it watches."""
-    scrapes = [{"job_name": job, "file_sd_configs": [{"files": [str(_targets(data, job))]}]} for job in JOBS]
+    scrapes = [{"job_name": job, "file_sd_configs": [{"files": [str(data / f"{job}.json")]}]} for job in JOBS]
     every = f"{round(every_s * 1e3)}ms"
     return {
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
@@ -100,13 +100,9 @@ def write_targets(run: RunFolder, data: Path) -> None:
     """Write the current pages as targets; a stopped service stays one, so that alerts fire."""
     service = run.service()
     for job, key in JOBS.items():
-        path = _targets(data, job)
+        path = data / f"{job}.json"
         url = getattr(service, key, None)
         if url or not path.exists():
             targets = json.dumps([{"targets": [urlsplit(url).netloc]}] if url else [])
             if not path.exists() or path.read_text() != targets:
                 write_whole(path, targets.encode())
-
-
-def _targets(data: Path, job: str) -> Path:
-    return data / f"{job}.json"
