@@ -50,7 +50,9 @@ def compact(served: Segments, cuts: Sequence[int] = (), step: OnStep = lambda: T
     for name in TABLES:
         for group in _mergeable(_without_repeats(segments(served.folder, name)), cuts, served.damaged):
             try:
-                _merge(group, served.epoch, step)
+                # Schemas differ if the surface gained a field.
+                for schema, same in groupby(group, key=lambda segment: pq.read_schema(segment.path)):
+                    _merge(list(same), schema, served.epoch, step)
             except (TabrankError, pa.ArrowException, UnicodeDecodeError) as error:
                 # Find the one that cannot be read, so that the others are merged the next time.
                 for segment in group:
@@ -99,15 +101,9 @@ def _part(segment: Segment, cuts: Sequence[int]) -> int:
     return sum(cut < segment.first for cut in cuts)
 
 
-def _merge(parts: Sequence[Segment], epoch: int, step: OnStep) -> None:
-    # Schemas differ if the surface gained a field.
-    for schema, same in groupby(parts, key=lambda segment: pq.read_schema(segment.path)):
-        group = list(same)
-        if len(group) > 1:
-            _merge_alike(group, schema, epoch, step)
-
-
-def _merge_alike(group: Sequence[Segment], schema: pa.Schema, epoch: int, step: OnStep) -> None:
+def _merge(group: Sequence[Segment], schema: pa.Schema, epoch: int, step: OnStep) -> None:
+    if len(group) == 1:
+        return
     first, last = group[0].first, max(segment.last for segment in group)
     name = f"{first:020d}-{last:020d}-{epoch:010d}.parquet"
     with draft_segment(group[0].path.parent, schema, first, epoch, lambda: name) as writer:
