@@ -35,17 +35,11 @@ class Codes:
     """Ids encoded as numbers from 1, in order of first appearance; 0 encodes null."""
 
     def __init__(self, *columns: pa.ChunkedArray) -> None:
-        arrays = [_flat(column) for column in columns]
-        encoded = (
-            pa.chunked_array([a for a in arrays if len(a)], pa.string()).combine_chunks().dictionary_encode()
-        )
+        chunks = [chunk for column in columns for chunk in column.chunks if len(chunk)]
+        encoded = pa.chunked_array(chunks, pa.string()).combine_chunks().dictionary_encode()
         self.ids: list[str] = encoded.dictionary.to_pylist()
         codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
-        self.columns: list[I64] = np.split(codes, np.cumsum([len(a) for a in arrays])[:-1])
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        self.columns: list[I64] = np.split(codes, np.cumsum([len(column) for column in columns])[:-1])
 
 
 def event_times(exposures: pa.Table, events: pa.Table) -> I64:
@@ -57,7 +51,7 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
     if not len(exposures):
         return event_ms
     number = pc.index_in(
-        events["request_id"].cast(pa.string()), _flat(exposures["request_id"].cast(pa.string()))
+        events["request_id"].cast(pa.string()), exposures["request_id"].cast(pa.string()).combine_chunks()
     )
     exposure = pc.fill_null(number, -1).to_numpy().astype(np.int64)
     exposure_ms = exposures["ts_ms"].to_numpy().astype(np.int64)
@@ -166,7 +160,7 @@ class Replay:
         self.first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         self.exposure_ms = log.exposures["ts_ms"].to_numpy()
         self.event_ms = event_times(log.exposures, log.events)
-        kinds = _flat(log.events["kind"]).dictionary_encode()
+        kinds = log.events["kind"].combine_chunks().dictionary_encode()
         # Share one string per kind instead of creating one per event.
         names = np.array(kinds.dictionary.to_pylist(), dtype=object)
         self.event_kind = names[kinds.indices.to_numpy()]
