@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import gevent
 import gevent.socket
-from geventhttpclient.response import HTTPParseError, HTTPResponse
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketResponse
 
 from loadtest.measure.service import key_header, read_address
 from serve.client.reply import Lost, Reply
@@ -65,23 +65,16 @@ class Connections:
         sock = self._idle_connection() or self._connect()
         try:
             sock.sendall(request)
-            answer = _Answer("POST")
-            while not answer.message_complete:
-                received = sock.recv(RECEIVE_BYTES)
-                if received:
-                    answer.feed(received)
-                else:
-                    _end(answer)
+            answer = _Answer(sock, RECEIVE_BYTES, "POST")
+            body = answer.read()
         except BaseException:
             sock.close()
             raise
-        if answer.should_close():
-            sock.close()
-        else:
+        if not answer.should_close():
             self._idle.append(sock)
         kind, retry_after = answer.get("content-type", ""), answer.get("retry-after")
         delay = None if retry_after is None else str(retry_after)
-        return Reply(answer.status_code, bytes(answer.body), str(kind), delay)
+        return Reply(answer.status_code, body, str(kind), delay)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -111,24 +104,18 @@ class Connections:
         raise failure or OSError("no address")
 
 
-class _Answer(HTTPResponse):
-    """Response parser that keeps the body."""
+class _Answer(HTTPSocketResponse):
+    """Answer on a socket, which the service may close; a close may end a valid answer."""
 
-    def __init__(self, method: str) -> None:
-        super().__init__(method)
-        self.body = bytearray()
-
-    def _on_body(self, buf: bytearray) -> None:
-        self.body += buf
-
-
-def _end(answer: _Answer) -> None:
-    """Finish an answer whose connection the service closed; a close may end a valid answer."""
-    # The check below reports an incomplete answer.
-    with suppress(HTTPParseError):
-        answer.feed(b"")
-    if not answer.message_complete:
-        raise ConnectionResetError("closed before the answer was complete")
+    def feed(self, data: str | bytes) -> None:
+        """Parse what was received; nothing tells that the connection was closed."""
+        if data:
+            super().feed(data)
+            return
+        with suppress(HTTPParseError):
+            super().feed(data)
+        if not self.message_complete:
+            raise ConnectionResetError("closed before the answer was complete")
 
 
 def _is_idle(sock: Any, timeout_s: float) -> bool:
@@ -153,7 +140,7 @@ def error_kind(error: OSError | HTTPParseError) -> str:
         return "timeout"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError | HTTPConnectionClosed):
         return "connection closed"
     if isinstance(error, HTTPParseError):
         return "not HTTP"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -47,6 +48,10 @@ class Peer:
                     self.received.append(request)
                     if answer == b"hang":
                         self.hold.wait(5)
+                    if answer == b"reset":
+                        # A close without waiting for what was sent resets the connection.
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        break
                     sock.sendall(answer)
             self.closed.set()
 
@@ -118,6 +123,8 @@ def test_answers_come_in_chunks_or_until_the_end_of_the_connection(peer, answer)
     ("answer", "kind"),
     [
         (b"", "connection closed"),
+        (b"reset", "connection closed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "connection closed"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", "connection closed"),
         (b"hello\r\n\r\n", "not HTTP"),
         (b"hang", "timeout"),
