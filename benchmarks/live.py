@@ -6,7 +6,6 @@ Letters: N rows, S slates.
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.world import SURFACE, trained
+from benchmarks.world import SURFACE, simulated, trained
 from serve.features.surface import Surface, load_surface, read_surface
 from training.evaluation.metrics import mean_and_error
 from training.evaluation.slates import F64, Slates
 from training.terminal import PARTS, decimal
 from training.world.provenance import Provenance
-from training.world.simulate import simulate
 from training.world.world import World
 
 # Features of `spaces` about live items, by kind.
@@ -57,9 +55,7 @@ def live(rows: int, num_seeds: int) -> dict[str, Any]:
     lines = load_surface(SURFACE).text.splitlines()
     measured = []
     for seed in range(num_seeds):
-        with tempfile.TemporaryDirectory(prefix="tabrank-live-") as folder:
-            log = Path(folder) / "log"
-            simulate(log, rows=rows, days=DAYS, seed=seed)
+        with simulated(rows, seed, days=DAYS) as log:
             for name, features in left_out.items():
                 PARTS.begin(f"seed {seed}, {name}")
                 surface = read_surface("\n".join(x for x in lines if x.split(" = ")[0] not in features))

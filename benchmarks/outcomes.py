@@ -5,7 +5,6 @@ Letters: N rows, O outcomes.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.world import SURFACE, earned, trained
+from benchmarks.world import SURFACE, earned, simulated, trained
 from serve.features.surface import Surface, load_surface, read_surface
 from training.evaluation.slates import Slates, auc
 from training.terminal import PARTS, decimal
 from training.world.provenance import Provenance
-from training.world.simulate import simulate
 
 JOIN, HIDE = "join", "hide"
 WEIGHTS = {JOIN: 1.0, "stay": 0.02, HIDE: -5.0}
@@ -39,9 +37,7 @@ def outcomes(rows: int, num_seeds: int) -> dict[str, Any]:
     """
     outputs, orders = [], []
     for seed in range(num_seeds):
-        with tempfile.TemporaryDirectory(prefix="tabrank-outcomes-") as folder:
-            log = Path(folder) / "log"
-            simulate(log, rows=rows, days=DAYS, seed=seed)
+        with simulated(rows, seed, days=DAYS) as log:
             networks = {"all": WEIGHTS} | {f"{name} alone": {name: WEIGHTS[name]} for name in WEIGHTS}
             for network, weights in networks.items():
                 PARTS.begin(f"seed {seed}, {network}")

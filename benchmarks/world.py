@@ -6,7 +6,8 @@ Each world but the first breaks an assumption of a method. Letters: N rows, O ou
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def worlds(rows: int, seed: int) -> dict[str, Any]:
     found = {}
     for name, kind in WORLDS.items():
         PARTS.begin(name)
-        with tempfile.TemporaryDirectory(prefix="tabrank-world-") as folder:
-            found[name] = _measured(Path(folder), rows, seed, kind)
+        with simulated(rows, seed, days=2.0, **kind) as log:
+            found[name] = _measured(log, seed)
     return found
 
 
@@ -68,10 +69,18 @@ def table(result: Mapping[str, Mapping[str, Any]]) -> str:
     return str(lines.to_string(float_format=decimal, na_rep="–"))
 
 
-def _measured(folder: Path, rows: int, seed: int, kind: Mapping[str, Any]) -> dict[str, Any]:
-    log, surface = folder / "log", load_surface(SURFACE)
-    simulate(log, rows=rows, days=2.0, seed=seed, **kind)
-    manifest, data, scores, truth = trained(log, surface, folder / "model", seed)
+@contextmanager
+def simulated(rows: int, seed: int, **settings: Any) -> Iterator[Path]:
+    """Simulate a world, and yield its log; the folder around it goes with the block."""
+    with tempfile.TemporaryDirectory(prefix="tabrank-benchmark-") as folder:
+        log = Path(folder) / "log"
+        simulate(log, rows=rows, seed=seed, **settings)
+        yield log
+
+
+def _measured(log: Path, seed: int) -> dict[str, Any]:
+    surface = load_surface(SURFACE)
+    manifest, data, scores, truth = trained(log, surface, log.with_name("model"), seed)
     (examination,), ours = Examination.of(manifest), scores[:, 0]
     evaluation = assess(data, {"model": scores}, surface, examinations=[examination])
     pair = evaluation["paired"]["model-popular"]
