@@ -16,6 +16,7 @@ from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import Profile
 from serve.contract.rankings import MAX_ID_CHARACTERS, Id
 from serve.storage.conversion import IDS, converted
+from serve.storage.parquet import readable
 
 IMPRESSION = "impression"
 Some = Annotated[list[Id], msgspec.Meta(min_length=1)]
@@ -141,7 +142,7 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
     path = path if path.exists() else log / name
     if not path.exists():
         raise LoadtestError(f"--log {log}: {name}.parquet is missing; is this folder a log?")
-    try:
+    with readable(path):
         data = ds.dataset(path, format="parquet")
         for column in needed:
             if column not in data.schema.names:
@@ -150,5 +151,3 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
         # A column that the table lacks is null.
         columns = {n: ds.field(n) if n in known else pc.scalar(None) for n in (*needed, *wanted)}
         return converted(data.to_table(columns=columns), IDS[name])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise LoadtestError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None

@@ -160,7 +160,7 @@ def test_no_log_and_no_parquet_are_refused(tmp_path):
     with pytest.raises(LoadtestError, match=r"exposures\.parquet is missing"):
         read_log_ids(tmp_path, 1)
     (tmp_path / "exposures.parquet").write_text("not parquet")
-    with pytest.raises(LoadtestError, match="not readable as Parquet"):
+    with pytest.raises(TabrankError, match="not readable as Parquet"):
         read_log_ids(tmp_path, 1)
 
 
