@@ -134,12 +134,9 @@ def read_deployments(config: Config, ongoing_ms: Mapping[str, float]) -> list[De
     times_ms = {**ONGOING_MS, **ongoing_ms}
     deployments = []
     for i, size in sizes:
-        if i != planned:
-            deployments.append(Deployment(f"applications[{i}].{size.name}", size))
-        elif size.name in targets and size.name in times_ms:
-            deployments.append(_scaled(size, times_ms[size.name]))
-        else:
-            deployments.append(Deployment(size.name, size))
+        name = size.name if i == planned else f"applications[{i}].{size.name}"
+        follows = name in targets and name in times_ms
+        deployments.append(_scaled(size, times_ms[name]) if follows else Deployment(name, size))
     if not any(each.autoscaler for each in deployments):
         raise TabrankError(
             f"{config.path}: applications[{planned}]: no deployment scales, so there is nothing to plan; give {FETCH} "
