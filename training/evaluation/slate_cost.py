@@ -173,7 +173,7 @@ def cost(
 def _ranked(
     data: Dataset, slates: Slates, rules: Sequence[Rule], sets: Set[Numbers], utility: F32, worth: F64
 ) -> tuple[dict[Numbers, I64], dict[Numbers, I64]]:
-    """Return by the numbers of some rules the places of rows `[N]`, and of those unmet, `[S]`."""
+    """Return by the numbers of some rules the places of rows `[N]`, and of unmet ones `[S]`."""
     fields = data.fields
     assert fields is not None
     standing = (fields["candidate"]["ends_ms"] <= data.ts_ms).astype(np.int8)
@@ -245,7 +245,7 @@ def _checked(arm: Arm, surface: Surface, by: str | None) -> str | None:
 
 
 def _artifact(arm: Arm, models: Path, features: Features) -> Artifact | None:
-    """Return the version that ranks for an arm; for a heuristic the current one, if there is one."""
+    """Return the version that ranks for an arm; for a heuristic the current one, if any."""
     named = {CURRENT: None, CANARY: pointed(models, CANARY_POINTER)}
     version = (named.get(arm.scorer, arm.scorer) if arm.by_model else None) or current(models)
     if version:

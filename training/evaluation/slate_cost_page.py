@@ -8,7 +8,6 @@ from typing import Any
 from serve.report import page as kit
 from serve.report.charts import Axis, Series, plot
 from serve.report.rows import columns, number
-from training.evaluation.sweep import TOP
 from training.evaluation.sweep_page import Rows, percent, reasons
 
 DOUBT = (
@@ -16,6 +15,7 @@ DOUBT = (
     "has only the candidates that a ranking showed, so nothing is known of those beyond its limit that a rule would "
     "have brought up. An explored ranking applies no rules, and is ranked again with them here."
 )
+ORDERS = "Orders, and impressions in their first places: without the rule → with it"
 CAPTION = "All rules against none, and each against the others alone. Intervals are at 95 %, with viewers as clusters."
 
 
@@ -52,25 +52,12 @@ def _sentence(result: Mapping[str, Any]) -> str:
     if "reason" in result:
         return f"It is not known what the rules of arm {result['arm']} cost: {result['reason']}."
     every = result["costs"][0]
-    unmet, shares = every["with"]["unmet"], [every[side]["impressions"] for side in ("with", "without")]
     amounts = [f"{name} by {percent(found)}" for name, found in every["outcomes"].items() if found]
-    told = [
+    told = (
         f"All rules of arm {result['arm']} together change {every['rankings_changed']:.1%} of {result['slates']:,} "
-        f"rankings, and move a candidate by {every['displacement']:.2f} places on average."
-    ]
-    if amounts:
-        told.append(f"They change what an exposure brings: {', '.join(amounts)}.")
-    if all(shares):
-        largest, before = (share["largest"] for share in shares)
-        told.append(
-            f"The largest {result['by']} has {largest:.1%} of the first {TOP} places, without them {before:.1%}."
-        )
-    if unmet["places"]:
-        told.append(
-            f"At {unmet['places']:,} places, in {unmet['rankings']:.2%} of the rankings, each candidate that was left "
-            "broke a rule."
-        )
-    return " ".join(told)
+        f"rankings, and move a candidate by {every['displacement']:.2f} places on average"
+    )
+    return f"{told}. They change what an exposure brings: {', '.join(amounts)}." if amounts else f"{told}."
 
 
 def _label(cost: Mapping[str, Any]) -> str:

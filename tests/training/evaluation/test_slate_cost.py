@@ -128,7 +128,6 @@ def test_the_text_has_the_sentence_first_and_the_page_a_picture_of_each_outcome(
     first, head, every, *rest = text(told(found)).splitlines()
     assert first.startswith("All rules of arm model together change ")
     assert "They change what an exposure brings: join by -" in first
-    assert "The largest candidate.host has " in first
     assert head.split() == ["rule", "join", "hide"]
     assert every.startswith("all rules ")
     assert rest[4].split()[:3] == ["rule", "rankings", "changed"]
@@ -346,3 +345,12 @@ def test_a_report_whose_models_are_missing_says_why_it_does_not_know_the_cost(ho
     assert (
         "It is not known what the rules of arm model cost: " in (tmp_path / "out" / "report.html").read_text()
     )
+
+
+def test_pinned_rows_keep_their_places_whatever_the_rules(world):
+    """With all but two places pinned, only those two can be exchanged."""
+    pinned = world.rows.position > 1
+    cost = costs(world, [BOOST], rows=replace(world.rows, pinned=pinned))["costs"][0]
+    assert 0 < cost["displacement"] <= 2 / PER
+    nobody = costs(world, [BOOST, SPREAD], rows=replace(world.rows, pinned=pinned | True))["costs"][0]
+    assert (nobody["displacement"], nobody["outcomes"]["join"]["change"]) == (0, [0, 0, 0])
