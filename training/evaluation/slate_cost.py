@@ -41,8 +41,9 @@ from training.examination.examination import IGNORED, Examination
 from training.terminal import ProgressLines
 
 Numbers = tuple[int, ...]
-# Rankings whose rows take more are left out, evenly over time.
-MEMORY_BYTES = 4 << 30
+# Rankings whose rows take more are left out, evenly over time: a million rows take minutes, and
+# their intervals are narrow.
+MEMORY_BYTES = 1 << 30
 # Bytes of a row beside its features, and in each of the orders that are compared.
 ROW_BYTES, ORDER_BYTES = 600, 60
 
