@@ -17,7 +17,7 @@ from serve.report.rows import columns
 from serve.storage.atomic_files import PRIVATE
 from training.bench.commands import bench
 from training.data.commands import imports
-from training.experiment.commands import experiment
+from training.experiment.commands import CONFIG, experiment
 from training.search.commands import refresh, search
 from training.terminal import (
     PARTS,
@@ -236,14 +236,52 @@ def weights(
     """
     from serve.contract.validation import refuse_existing
     from training.evaluation.sweep import sweep_log
-    from training.evaluation.sweep_page import text, write
+    from training.evaluation.sweep_page import page, text, write
 
     if out is not None:
         refuse_existing(out)
     result = sweep_log(model, history, log, sweep, steps, give, ProgressLines("weights"))
     _warn_of_training(result["rows_seen_in_training"])
     if out is not None:
-        write(out, result)
+        write(out, result, page(result))
+    answer(result, as_json, text(result))
+
+
+@app.command()
+def slate(
+    log: LogFolder,
+    arm: Annotated[str, typer.Option(help="The arm whose rules are replayed.")],
+    config: Annotated[Path, typer.Option(help="File that declares it.")] = CONFIG,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Field by which impressions are counted. Default: that of the first spread."),
+    ] = None,
+    history: History = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank a log with the rules of an arm: what all and each of them cost.
+
+    For all rules and each one, the amount of each outcome per exposure with it and without, free of
+    position bias and with 95 % intervals; the share of rankings that it changes, how far candidates
+    move, and how impressions are spread, by host for example. Surface and models are those of the
+    file.
+    """
+    from serve.contract.validation import refuse_existing
+    from training.evaluation.slate_cost import cost_of_arm
+    from training.evaluation.slate_cost_page import page, text
+    from training.evaluation.sweep_page import write
+    from training.experiment.declared import declared_arm
+
+    if out is not None:
+        refuse_existing(out)
+    declared, args = declared_arm(config, arm)
+    base = config.parent
+    result = cost_of_arm(declared, args.load_surface(base), base / args.models, log, history=history, by=by)
+    _warn_of_training(result.get("rows_seen_in_training", 0))
+    if out is not None:
+        write(out, result, page(result))
+        print_progress(f"the page is {out / 'report.html'}")
     answer(result, as_json, text(result))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow as pa
 
@@ -84,14 +86,16 @@ def _types(exposures):
     return pa.schema([(name, types.get(name, pa.string())) for name in exposures])
 
 
-def write_random_model(folder, log_folder, toml, seed=0):
-    """Write an artifact of a network with random weights."""
+def write_random_model(folder, log_folder, toml, seed=0, examination=None):
+    """Write an artifact of a network with random weights; it ignores examination by default."""
     surface = read_surface(toml)
     log = read_log(log_folder, surface)
     data = build(Schema(surface), log)
     rng = np.random.default_rng(seed)
     encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, log))
     files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig(width=4, n_steps=1)), rng)
+    if examination:
+        manifest["outcomes"]["join"]["examination"] = asdict(examination)
     save(folder, files | {"surface.toml": toml.encode()}, manifest)
     return folder
 

@@ -21,7 +21,7 @@ from serve.contract.validation import spelled
 from serve.features.baseline import Baseline
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import EVER_MS, Schema
-from serve.features.slots import F64, I64, Bools
+from serve.features.slots import F64, I64, Bools, PackedRows
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
@@ -69,6 +69,8 @@ class Dataset:
     arm: I64 | None = None
     # [N], whether the request chose the row's place; None: no request of the log did.
     pinned: Bools | None = None
+    # [N], the fields that were asked for, as a record for each owner. None: none were.
+    fields: PackedRows | None = None
 
     def __len__(self) -> int:
         return len(self.outcomes)
@@ -166,8 +168,9 @@ class DatasetPlan:
 
     Holds about 40 bytes for each row beside the log, and about 140 while it is created. `weights`
     are those of `training.data.draws.drawn_weights`, `arms` those of `served_arms`. With
-    `newest_ms`, only candidates of so many ms up to the last row are rows; the records before them
-    still build the state.
+    `newest_ms`, only candidates of so many ms up to the last row are rows, and with `kept`
+    `[exposures of the log]` only those of some exposures; the other records still build the state.
+    `fields`, such as candidate.host, and candidate.ends_ms, are those that the rows keep.
 
     Raises:
         TabrankError: if the primary outcome of no row is known, or all are of unknown candidates.
@@ -182,7 +185,10 @@ class DatasetPlan:
         weights: Weights | None = None,
         newest_ms: float = np.inf,
         arms: I64 | None = None,
+        kept: Bools | None = None,
+        fields: Sequence[str] = (),
     ) -> None:
+        self._fields = _layout(schema, fields)
         self._features = Features(schema)
         self._arms = arms
         self._skipped = len(history.exposures) if history else 0
@@ -192,6 +198,9 @@ class DatasetPlan:
         self._outcomes = label(replay, whole, schema.surface)
         self._is_row = np.asarray(~np.isnan(self._outcomes).all(axis=1), np.bool_)
         self._is_row[: replay.first[self._skipped]] = False
+        if kept is not None:
+            lengths = np.diff(replay.first)[self._skipped :]
+            self._is_row[replay.first[self._skipped] :] &= np.repeat(kept, lengths)
         self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
         shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
         self._is_row &= shown_ms >= shown_ms[self._is_row].max(initial=EVER_MS) - newest_ms
@@ -267,6 +276,7 @@ class DatasetPlan:
         replay, columns = self._replay, self.columns
         numeric = np.empty((size, len(columns.numeric)), np.float32)
         category = np.empty((size, columns.num_category), np.uint64)
+        fields = np.empty(size, self._fields)
         # Index of the shown candidate of each row.
         rows = np.empty(size, np.int64)
         at = 0
@@ -278,8 +288,11 @@ class DatasetPlan:
                 continue
             replay.advance_to(sees)
             lengths = [len(part) for part in taken]
-            matrix = _compute(self._features, replay, self._contexts, exposures, pairs, lengths)
+            matrix, owners = _compute(self._features, replay, self._contexts, exposures, pairs, lengths)
             part = slice(at, at + len(pairs))
+            for owner in self._fields.names or ():
+                held = owners[owner][[*(self._fields[owner].names or ())]]
+                fields[owner][part] = held if owner == "candidate" else np.repeat(held, lengths)
             numeric[part], category[part], rows[part] = matrix.numeric, matrix.category, pairs
             at += len(pairs)
             progress((done + at) / len(self))
@@ -303,6 +316,7 @@ class DatasetPlan:
             weight=None if self._weight is None else self._weight[rows],
             arm=None if self._arms is None else self._arms[exposure - self._skipped],
             pinned=None if self._pinned is None else self._pinned[rows],
+            fields=fields if self._fields.names else None,
         )
 
 
@@ -318,21 +332,37 @@ def recompute_features(
     for i in exposures[np.argsort(replay.sees[exposures], kind="stable")].tolist():
         replay.advance_to(int(replay.sees[i]))
         shown = np.arange(replay.first[i], replay.first[i + 1])
-        yield i, _compute(features, replay, contexts, np.array([i]), shown, [len(shown)])
+        yield i, _compute(features, replay, contexts, np.array([i]), shown, [len(shown)])[0]
+
+
+def _layout(schema: Schema, fields: Sequence[str]) -> np.dtype[np.void]:
+    """Return the layout of fields, such as candidate.host: a record for each owner of one."""
+    whole = {"viewer": schema.viewer, "candidate": schema.candidate, "context": schema.context}
+    of_owner: dict[str, list[Any]] = {}
+    for owner, _, name in (field.partition(".") for field in dict.fromkeys(fields)):
+        of_owner.setdefault(owner, []).append((name, whole[owner][name]))
+    return np.dtype([*of_owner.items()])
 
 
 def _compute(
     features: Features, replay: Replay, contexts: pa.Array, exposures: I64, pairs: I64, lengths: list[int]
-) -> Matrix:
-    """Return the features of `pairs` at this state, `lengths` of them for each exposure."""
-    return features.compute(
-        replay.state.viewers.table[replay.exposure_viewer[exposures]],
-        replay.candidates(pairs),
-        features.schema.context_rows([contexts[int(i)].as_py() or {} for i in exposures]),
+) -> tuple[Matrix, dict[str, PackedRows]]:
+    """Return the features of `pairs` at this state, `lengths` of them for each exposure.
+
+    Also returns the rows of the viewers and contexts of the exposures, and of the candidates.
+    """
+    viewers = replay.state.viewers.table[replay.exposure_viewer[exposures]]
+    candidates = replay.candidates(pairs)
+    context = features.schema.context_rows([contexts[int(i)].as_py() or {} for i in exposures])
+    matrix = features.compute(
+        viewers,
+        candidates,
+        context,
         np.repeat(np.arange(len(exposures)), lengths),
         replay.exposure_ms[exposures],
         replay.state.candidates.values_of(replay.candidate_rows(pairs)),
     )
+    return matrix, {"viewer": viewers, "candidate": candidates, "context": context}
 
 
 def _earlier(keys: I64, times: I64) -> I64:

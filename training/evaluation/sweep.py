@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +92,8 @@ def exchange(
     * `rows`, `slates`, `outcome` (whose weight moves), `own` (the surface's weights), `primary`,
       `units` by outcome, `give`, and `about` of `training.evaluation.worth` by outcome.
     * `points`: for each `weight`, `places_changed`, the share of the first ten places that show
-      another candidate, and `outcomes`: by name the `value` per exposure, its `change` and the
-      `relative` one, each [estimate, low, high] at 95 %, or null without support by the rows.
+      another candidate, and `outcomes`: by name what `Worth.compared` tells of an exposure against
+      the surface's own weights, or null without support by the rows.
     * `chosen`: the strongest weight, stronger than the surface's own and of its sign, at which the
       interval of the primary outcome's relative change is above −`give`, and the swept outcome
       changes as the weight asks; or null.
@@ -112,23 +111,12 @@ def exchange(
         if reason := worth.about[needed]["reason"]:
             raise TabrankError(f"the log supports no estimate of {needed}: {reason}")
 
-    def compared(key: str, outcome: str) -> dict[str, list[float]] | None:
-        found = worth.estimates[outcome]
-        if not found:
-            return None
-        base, change = found[OWN], found[key].minus(found[OWN])
-        ratio = change.value / base.value
-        # The base is uncertain too (delta method).
-        relative = replace(change.minus(base.times(ratio)).times(1 / base.value), value=ratio)
-        told = {"value": found[key], "change": change, "relative": relative}
-        return {what: [one.value, *one.interval(worth.cluster)] for what, one in told.items()}
-
     first = {key: _first_places(slates, order) for key, order in orders.items()}
     points: list[dict[str, Any]] = [
         {
             "weight": value,
             "places_changed": float((first[f"{value:g}"] != first[OWN]).mean()),
-            "outcomes": {outcome: compared(f"{value:g}", outcome) for outcome in own},
+            "outcomes": {outcome: worth.compared(outcome, f"{value:g}", OWN) for outcome in own},
         }
         for value in values
     ]

@@ -19,16 +19,17 @@ DOUBT = (
 )
 
 
-def write(out: Path, result: Mapping[str, Any]) -> None:
-    """Write report.json and report.html to a new folder, atomically."""
+def write(out: Path, result: Mapping[str, Any], html: str) -> None:
+    """Write report.json and report.html, its page, to a new folder, atomically."""
     with draft_of(out) as draft:
-        (draft / "report.json").write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
-        (draft / "report.html").write_text(page(result), encoding="utf-8")
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        (draft / "report.json").write_text(text, encoding="utf-8")
+        (draft / "report.html").write_text(html, encoding="utf-8")
 
 
 def text(result: Mapping[str, Any]) -> str:
     """Format the exchange rate for a terminal."""
-    return "\n".join([columns(_table(result)), *_notes(result), *_choice(result)])
+    return "\n".join([columns(_table(result)), *reasons(result), *_choice(result)])
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -48,7 +49,7 @@ def page(result: Mapping[str, Any]) -> str:
         kit.banner("neutral", f"{name}: {chosen:g}", " ".join(_choice(result)), DOUBT),
         plot(f"What each weight of {name} buys and costs", *axes, series, own, caption=caption),
         kit.table(_table(result), f"Amounts per exposure of {result['slates']:,} rankings"),
-        kit.bullets(_notes(result)),
+        kit.bullets(reasons(result)),
         kit.footer({"model": result["version"]}, "", ["report.json"]),
     ]
     return kit.whole_page(f"The weight of {name}", parts)
@@ -63,7 +64,7 @@ def _table(result: Mapping[str, Any]) -> Rows:
             told = ("–", "–", "–")
             if found:
                 value = f"{found['value'][0]:.4g} {result['units'][name]}".rstrip()
-                told = (value, _span(found["change"], "+.3g"), _percent(found))
+                told = (value, _span(found["change"], "+.3g"), percent(found))
             rows.append((f"{point['weight']:g}", name, *told, changed))
     return rows
 
@@ -79,20 +80,20 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
         why += "changes as wanted."
         return [why, "Sweep nearer to it, or give a larger log or a larger --give.", f"{name} keeps {own:g}"]
     (point,) = (point for point in result["points"] if point["weight"] == chosen)
-    told = [f"{outcome} {_percent(found)}" for outcome, found in point["outcomes"].items() if found]
+    told = [f"{outcome} {percent(found)}" for outcome, found in point["outcomes"].items() if found]
     changes = f"Against the surface's own {own:g}, it changes what an exposure brings by: {'; '.join(told)}."
     best = f"{chosen:g} is the strongest weight of this sweep at which {rule}."
     return [best, changes, f"weights: {{{name}: {chosen:g}}}"]
 
 
-def _notes(result: Mapping[str, Any]) -> list[str]:
+def reasons(result: Mapping[str, Any]) -> list[str]:
     """Return why there is no estimate of an outcome, and what would make others better."""
     about = result["about"]
     lines = [f"{name}: no estimate, {one['reason']}" for name, one in about.items() if one["reason"]]
     return lines + sorted({one["note"] for one in about.values() if one["note"]})
 
 
-def _percent(found: Mapping[str, Sequence[float]]) -> str:
+def percent(found: Mapping[str, Sequence[float]]) -> str:
     """Return a relative change with its interval."""
     return f"{_span([100 * value for value in found['relative']], '+.2f')} %"
 

@@ -36,6 +36,21 @@ class Worth:
     estimates: Mapping[str, Mapping[str, Estimate]]
     curve: Mapping[str, int]
 
+    def compared(self, outcome: str, contender: str, against: str) -> dict[str, list[float]] | None:
+        """Return the amount of an outcome in two orders, the change and the relative one.
+
+        Each is [estimate, low, high] at 95 %: `value` of the contender, `base` of the other,
+        `change` and `relative`. It is None if the rows do not support the outcome.
+        """
+        if not (found := self.estimates[outcome]):
+            return None
+        base, change = found[against], found[contender].minus(found[against])
+        ratio = change.value / base.value
+        # The base is uncertain too (delta method).
+        relative = replace(change.minus(base.times(ratio)).times(1 / base.value), value=ratio)
+        told = {"value": found[contender], "base": base, "change": change, "relative": relative}
+        return {what: [one.value, *one.interval(self.cluster)] for what, one in told.items()}
+
     def weighed(
         self, contender: str, weights: Mapping[str, float], against: str | None = None
     ) -> Estimate | None:

@@ -31,10 +31,10 @@ def report(
     from serve.contract.errors import TabrankError
     from serve.contract.validation import milliseconds, refuse_existing
     from serve.features.surface import load_surface
+    from training.evaluation.sweep_page import write
     from training.experiment.declared import Declared, declared
-    from training.experiment.page import text
+    from training.experiment.page import page, text
     from training.experiment.report import report as run
-    from training.experiment.report import write_report
 
     if out is not None:
         refuse_existing(out)
@@ -58,7 +58,7 @@ def report(
         log, declaration, of_log, timezone=timezone, control=control, treatment=treatment, until_ms=until_ms
     )
     if out is not None:
-        write_report(out, result)
+        write(out, result, page(result))
     answer(result, as_json, text(result), held=result["verdict"] != "invalid")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.reader import parse
 from serve.config.settings import POPULAR, AppArgs, Arm, Experiment
-from serve.contract.errors import TabrankError
+from serve.contract.errors import TabrankError, unknown
 from serve.contract.typed_reader import read
 from serve.contract.validation import typed
 
@@ -23,6 +23,8 @@ class Declared(Experiment):
     arms: tuple[Arm, ...] = ()
     # Path of the file that declares it.
     source: str | None = None
+    # Folder of the published models beside that file.
+    models: Path | None = None
 
     @property
     def popular(self) -> str:
@@ -41,22 +43,41 @@ def declared(path: Path, name: str) -> tuple[Declared, AppArgs | None]:
     Raises:
         TabrankError: the file does not exist, is not YAML, or has an invalid experiment.
     """
+    found = list(_experiments(path, name))
+    for where, given, args in found:
+        if given.get("name") == name:
+            models = path.parent / (args.models if args else AppArgs.models)
+            return Declared(**vars(read(Experiment, given, where)), source=str(path), models=models), args
+    return Declared(name), found[0][2] if len(found) == 1 else None
+
+
+def declared_arm(path: Path, name: str) -> tuple[Arm, AppArgs]:
+    """Read the arm of this name from a file, and the arguments of its application.
+
+    Raises:
+        TabrankError: the file has no such arm or names no surface, or as `declared`.
+    """
+    arms = {
+        arm.name: (arm, args)
+        for where, given, args in _experiments(path, f"arm {name}")
+        for arm in (read(Experiment, given, where).arms if given else ())
+    }
+    arm, args = arms.get(name, (None, None))
+    if arm is None:
+        raise TabrankError(f"{path}: {unknown('arm', name, arms)}")
+    if args is None:
+        raise TabrankError(f"{path}: the application of arm {name} names no surface; add one to its args")
+    return arm, args
+
+
+def _experiments(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any], AppArgs | None]]:
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise TabrankError(
-            f"--config {path}: cannot be read ({error.strerror}); give the cluster.yaml that declares {name}"
+            f"--config {path}: cannot be read ({error.strerror}); give the cluster.yaml that declares {what}"
         ) from None
-    found = list(_experiments(path, parse(path, raw)))
-    for where, given, args in found:
-        if given.get("name") == name:
-            return Declared(**vars(read(Experiment, given, where)), source=str(path)), args
-    return Declared(name), found[0][2] if len(found) == 1 else None
-
-
-def _experiments(
-    path: Path, document: Mapping[str, Any]
-) -> Iterator[tuple[str, dict[str, Any], AppArgs | None]]:
+    document = parse(path, raw)
     for where, application in _listed(document.get("applications"), f"{path}: applications"):
         if application.get("import_path") != OUR_APPLICATION:
             continue
@@ -64,8 +85,9 @@ def _experiments(
             if deployment.get("name") == OUR_INGRESS:
                 config = typed(deployment.get("user_config") or {}, dict, f"{here}.user_config")
                 inside = f"{here}.user_config.experiment"
-                surface = typed(application.get("args") or {}, dict, f"{where}.args").get("surface")
-                args = AppArgs(surface) if isinstance(surface, str) else None
+                given = typed(application.get("args") or {}, dict, f"{where}.args")
+                named = {key: given[key] for key in ("surface", "models") if isinstance(given.get(key), str)}
+                args = AppArgs(**named) if "surface" in named else None
                 yield inside, typed(config.get("experiment") or {}, dict, inside), args
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
+from training.evaluation import slate_cost_page
 from training.experiment.guardrails import ranker, spread
 from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span, split
 
@@ -39,7 +40,7 @@ def text(result: Report) -> str:
     lines += sample_ratio(result)
     for rows in filter(None, (*_metrics(result), _guardrails(result), _guardrail_tests(result))):
         lines += ["", columns(rows), ""]
-    return "\n".join(lines + notes(result))
+    return "\n".join([*lines, *notes(result), *map(slate_cost_page.text, result["slate"].values())])
 
 
 def page(result: Report) -> str:
@@ -72,6 +73,7 @@ def page(result: Report) -> str:
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
         kit.section("Guardrails", *map(kit.table, (_guardrails(result), _guardrail_tests(result)))),
+        *map(slate_cost_page.section, result["slate"].values()),
         kit.footer({}, "", ["report.json"]),
     ]
     return kit.whole_page(title, parts)

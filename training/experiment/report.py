@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from serve.config.settings import Arm
 from serve.contract.errors import TabrankError
 from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of
 from serve.features.surface import Surface
-from serve.storage.atomic_files import draft_of
+from training.evaluation.slate_cost import cost_of_arm
 from training.experiment import guardrails
 from training.experiment.comparison import comparisons, days_needed
 from training.experiment.declared import Declared
-from training.experiment.page import page
 from training.experiment.panel import Panel, panel
-from training.experiment.served_log import read_events, read_exposures
+from training.experiment.served_log import hashed, read_events, read_exposures
 from training.experiment.statistics import MIN_VIEWERS, sample_ratio
 from training.experiment.verdict import Verdict, by_denominator, faults, outlook, too_early, verdict
 from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
+from training.terminal import print_progress
 
 NO_MODEL = "no model"
 
@@ -140,19 +142,12 @@ def report(
         "metrics_without_events": [metric.title for metric in every if metric not in metrics],
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
+        "slate": {
+            arm.name: _cost_of_rules(arm, here, surface, declaration.models, log)
+            for arm in declaration.arms
+            if declaration.models and arm.slate and arm.name in arms
+        },
     }
-
-
-def write_report(out: Path, result: Mapping[str, Any]) -> None:
-    """Write report.json and report.html to a new folder, atomically.
-
-    Raises:
-        TabrankError: `out` exists.
-    """
-    with draft_of(out) as draft:
-        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        (draft / "report.json").write_text(text, encoding="utf-8")
-        (draft / "report.html").write_text(page(result), encoding="utf-8")
 
 
 def _compared(
@@ -247,6 +242,16 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
             )
         ]
     return ranked_by
+
+
+def _cost_of_rules(arm: Arm, here: pd.DataFrame, surface: Surface, models: Path, log: Path) -> dict[str, Any]:
+    """Return what the rules of an arm cost in its exposures, or the `reason` why none is known."""
+    print_progress(f"ranking the exposures of arm {arm.name} again, with its rules and without")
+    ours = here.loc[here["arm"] == arm.name, "request_id"]
+    try:
+        return cost_of_arm(arm, surface, models, log, kept=lambda ids: np.isin(hashed(ids), ours))
+    except TabrankError as error:
+        return {"arm": arm.name, "reason": str(error)}
 
 
 def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -13,9 +13,11 @@ from tests.support.browser import WIDTHS, browser, needs_axe, needs_chromium, pa
 from tests.support.evaluation_rows import evaluation
 from tests.support.experiment_log import SURFACE, write_experiment
 from training.evaluation.report import report_page
+from training.evaluation.sweep_page import write
 from training.examination.examination import IGNORED
 from training.experiment.declared import Declared
-from training.experiment.report import report, write_report
+from training.experiment.page import page as experiment_page
+from training.experiment.report import report
 
 pytestmark = [
     pytest.mark.integration,
@@ -50,7 +52,8 @@ def pages(tmp_path_factory, surface):
     found = json.loads(json.dumps(evaluation(surface)))
     (folder / "model" / "report.html").write_text(report_page(MANIFEST, found))
     log = write_experiment(folder / "log", uplift=0.5, days=3)
-    write_report(folder / "experiment", report(log, Declared("launch"), SURFACE))
+    found = report(log, Declared("launch"), SURFACE)
+    write(folder / "experiment", found, experiment_page(found))
     trace = folder / "trace.csv"
     trace.write_text("t_s,offered_rps\n" + "".join(f"{at},{20 + 10 * at}\n" for at in range(6)))
     done = CliRunner().invoke(app, ["plan", "--trace", str(trace), "--out", str(folder / "plan")])

@@ -1,0 +1,257 @@
+"""Cost of an arm's rules: a log ranked again with all rules, without each one, and without any.
+
+Letters: N rows, S rankings, C candidates of one ranking, V sets of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from serve.config.settings import BASELINE, CANARY, CURRENT, POPULAR, Arm
+from serve.config.slate import Rule
+from serve.contract.errors import TabrankError, unknown
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.features.slots import F32, F64, I64, Bools
+from serve.features.surface import Surface
+from serve.log.reader import read_log
+from serve.model.artifact import CANARY as CANARY_POINTER
+from serve.model.artifact import Artifact, current, pointed, require
+from serve.model.compatibility import load_for
+from serve.ranking.exploration import log_weight as log_odds
+from serve.ranking.order import LIVE, missing_last, ordered
+from serve.ranking.slate import rerank
+from serve.ranking.slate.where import facts_of
+from serve.ranking.utility import Weighings
+from training.data.dataset import Dataset, DatasetPlan, evenly
+from training.data.draws import drawn_weights
+from training.evaluation.evaluate import measured_by, score
+from training.evaluation.slates import TIE_SEED, Slates
+from training.evaluation.sweep import TOP
+from training.evaluation.worth import expected_amounts, odds_of
+from training.examination.examination import IGNORED, Examination
+from training.terminal import ProgressLines
+
+Numbers = tuple[int, ...]
+# Rankings whose rows take more are left out, evenly over time: a million rows take minutes, and
+# their intervals are narrow.
+MEMORY_BYTES = 1 << 30
+# Bytes of a row beside its features, and in each of the orders that are compared.
+ROW_BYTES, ORDER_BYTES = 600, 60
+
+
+def cost_of_arm(
+    arm: Arm,
+    surface: Surface,
+    models: Path,
+    log: Path,
+    *,
+    history: Path | None = None,
+    by: str | None = None,
+    kept: Callable[[pa.Array], Bools] = lambda ids: np.ones(len(ids), bool),
+) -> dict[str, Any]:
+    """Return the result of `cost` for an arm's rules on the rows of a log.
+
+    The arm's version scores the rows, and the arm's weights weigh them; a heuristic orders by its
+    worth, and its examination is that of the current version. `kept` tells by their ids which
+    requests are ranked again. The result also holds `arm`, `scorer`, `version`, `units` by outcome,
+    of a version `surface` and `rows_seen_in_training`, and `left_out`: the `rankings` for which
+    memory is too small, and the `candidates` that rankings showed and that are no rows, because
+    they were unknown or it is not known what followed.
+
+    Raises:
+        TabrankError: the arm has no rules, or some that do not fit the surface, or orders by
+            chance; or its version, the log or `by` is invalid.
+    """
+    by, features = _checked(arm, surface, by), Features(Schema(surface))
+    artifact, columns = _artifact(arm, models, features), features.columns
+    past, rows = read_log(history, surface) if history else None, read_log(log, surface)
+    num_shown = pc.list_value_length(rows.exposures["candidates"]).to_numpy()
+    asked = np.flatnonzero(kept(rows.exposures["request_id"].combine_chunks()))
+    row_bytes = ROW_BYTES + 4 * len(columns.numeric) + 8 * columns.num_category + ORDER_BYTES * len(arm.slate)
+    num_bytes = row_bytes * int(num_shown[asked].sum()) + 1
+    again = asked[evenly(len(asked), len(asked) * MEMORY_BYTES // num_bytes)]
+    plan = DatasetPlan(
+        features.schema,
+        rows,
+        history=past,
+        weights=drawn_weights(log, rows),
+        kept=np.isin(np.arange(len(num_shown)), again),
+        fields=["candidate.ends_ms", *_named(arm.slate), *([by] if by else [])],
+    )
+    (data,) = plan.parts(len(plan), ProgressLines("features"))
+    scales = {name: one.scale for name, one in surface.predicted.items()}
+    utility, worth = np.full(len(data), np.nan, np.float32), np.zeros(len(data))
+    about: dict[str, Any] = {"version": None}
+    if artifact and arm.by_model:
+        about = measured_by(artifact, data)
+        shares = score(artifact.path, data.matrix)
+        utility = Weighings(surface).of(arm.weights, artifact).utility(shares)
+        odds = [log_odds(shares)] * len(scales)
+    else:
+        worth = missing_last(data.rules[arm.scorer]).astype(np.float64)
+        odds = [odds_of({arm.scorer: worth}, {}, k) for k in range(len(scales))]
+    known = artifact.manifest["outcomes"] if artifact else {}
+    examinations = [
+        Examination(**known[name]["examination"]) if name in known else IGNORED for name in scales
+    ]
+    left_out = {
+        "rankings": len(asked) - len(again),
+        "candidates": int(num_shown[np.unique(data.slate)].sum()) - len(data),
+    }
+    about |= {"arm": arm.name, "scorer": arm.scorer, "left_out": left_out}
+    about |= {"units": {key: "min" if one.until else one.unit for key, one in surface.predicted.items()}}
+    return about | cost(data, arm.slate, utility, worth, scales, examinations, odds, by)
+
+
+def cost(
+    data: Dataset,
+    rules: Sequence[Rule],
+    utility: F32,
+    worth: F64,
+    scales: Mapping[str, float],
+    examinations: Sequence[Examination],
+    odds: Sequence[F64],
+    by: str | None,
+) -> dict[str, Any]:
+    """Rank the rows with all rules, without each one and without any, and compare.
+
+    The order is that of `serve.ranking.order.ordered` by `utility` and `worth`, each `[N]`;
+    `scales`, `examinations` and `odds` are those of `expected_amounts`. `data.fields` has the
+    fields that the rules name, `by`, and candidate.ends_ms. Return plain data for JSON:
+
+    * `rows`, `slates`, `rules` (in words), `by`, `about` of `training.evaluation.worth`.
+    * `costs`: first of all rules against none, then of each `rule`, numbered from 1, against the
+      others alone. Each has its `text`; `outcomes`, by name what `Worth.compared` tells, or null
+      without support by the rows; `rankings_changed`, their share; `displacement`, the mean number
+      of places that a candidate moves; and of the order `with` the rule or rules and `without`,
+      `unmet`: the `places` at which each candidate that was left broke a rule, and the share of
+      `rankings` that have one; and `impressions` of the first ten places by the value of a field:
+      the share of the `largest` and the `gini` over all values in the rows, or null without any.
+    """
+    assert data.fields is not None
+    values = data.fields["candidate"][by.partition(".")[2]] if by else np.zeros(len(data))
+    slates = Slates(data.outcomes[:, 0], data.slate, data.viewer)
+    every = tuple(range(len(rules)))
+    pairs = [(every, ()), *((every, every[:k] + every[k + 1 :]) for k in every)]
+    place, num_unmet = _ranked(data, slates, rules, set(chain(*pairs)), utility, worth)
+    names = {kept: "rules " + ", ".join(str(k + 1) for k in kept) if kept else "no rules" for kept in place}
+    orders = {names[kept]: -places.astype(np.float64) for kept, places in place.items()}
+    amounts = expected_amounts(data, orders, scales, examinations, odds)
+    sides = {
+        kept: {
+            "unmet": {"places": int(unmet.sum()), "rankings": float((unmet > 0).mean())},
+            "impressions": _concentration(values, place[kept] < TOP),
+        }
+        for kept, unmet in num_unmet.items()
+    }
+    texts, costs = [rule.text for rule in rules], []
+    for number, (ours, theirs) in enumerate(pairs):
+        moved = np.abs(place[ours] - place[theirs])
+        costs.append(
+            {
+                "rule": number or None,
+                "text": ["all rules", *texts][number],
+                "outcomes": {name: amounts.compared(name, names[ours], names[theirs]) for name in scales},
+                "rankings_changed": float((slates.total(moved) > 0).mean()),
+                "displacement": float(moved.mean()),
+                "with": sides[ours],
+                "without": sides[theirs],
+            }
+        )
+    size = {"rows": len(data), "slates": len(slates)}
+    return size | {"rules": texts, "by": by, "about": amounts.about, "costs": costs}
+
+
+def _ranked(
+    data: Dataset, slates: Slates, rules: Sequence[Rule], sets: Set[Numbers], utility: F32, worth: F64
+) -> tuple[dict[Numbers, I64], dict[Numbers, I64]]:
+    """Return by the numbers of some rules the places of rows `[N]`, and of unmet ones `[S]`."""
+    fields = data.fields
+    assert fields is not None
+    standing = (fields["candidate"]["ends_ms"] <= data.ts_ms).astype(np.int8)
+    utility = np.where(np.isfinite(utility) & (standing == LIVE), utility, np.float32(np.nan))
+    # Ties keep the order of the request, which the log lacks: the order shown would tell too much.
+    tie = np.random.default_rng(TIE_SEED).permutation(len(data))
+    order = tie[ordered(slates.code[tie], utility[tie], worth[tie], standing[tie])]
+    # The rows as they were shown, and the number of each among them.
+    shown = np.lexsort((data.position, slates.code))
+    number, ends = np.argsort(shown), np.cumsum(slates.size, dtype=np.int64).tolist()
+    place = {kept: np.empty(len(data), np.int64) for kept in sets}
+    num_unmet = {kept: np.empty(len(slates), np.int64) for kept in sets}
+    progress = ProgressLines("rankings")
+    for s, (begin, end) in enumerate(pairwise([0, *ends])):
+        mine = shown[begin:end]
+        owners = {owner: fields[owner][mine[:1]] for owner in fields.dtype.names or ()}
+        owners["candidate"] = fields["candidate"][mine]
+        facts = facts_of(owners, data.columns, data.matrix.rows(mine))
+        # A pin is the request's, so its place is the same whatever the rules.
+        pins = {} if data.pinned is None else {k: k for k in np.flatnonzero(data.pinned[mine]).tolist()}
+        given = number[order[begin:end]] - begin, utility[mine], standing[mine], facts, end - begin
+        for kept in sets:
+            found = rerank([rules[k] for k in kept], pins, *given)
+            place[kept][mine[found.order]] = np.arange(end - begin)
+            num_unmet[kept][s] = found.num_unmet
+        progress((s + 1) / len(slates))
+    return place, num_unmet
+
+
+def _concentration(values: NDArray[Any], is_first: Bools) -> dict[str, float] | None:
+    """Return the largest share of impressions that one value has, and the Gini coefficient.
+
+    A missing value is 0, and its rows do not count.
+    """
+    known = values != 0
+    names, code = np.unique(values[known], return_inverse=True)
+    counts = np.sort(np.bincount(code[is_first[known]], minlength=len(names)))
+    if not counts.any():
+        return None
+    rank = np.arange(1, len(counts) + 1)
+    gini = 2 * (rank @ counts) / (len(counts) * counts.sum()) - (len(counts) + 1) / len(counts)
+    return {"largest": float(counts[-1] / counts.sum()), "gini": float(gini)}
+
+
+def _named(rules: Sequence[Rule]) -> list[str]:
+    """Return the fields that rules name."""
+    wheres = [one.where for rule in rules if (one := rule.boost or rule.limit)]
+    fields = [rule.spread.field for rule in rules if rule.spread]
+    return fields + [name for where in wheres for name in where if "." in name]
+
+
+def _checked(arm: Arm, surface: Surface, by: str | None) -> str | None:
+    """Return the field by which impressions are told, once it and the arm are valid."""
+    sorts = [POPULAR, BASELINE] if surface.baseline else [POPULAR]
+    if not arm.slate:
+        raise TabrankError(f"arm {arm.name} has no rules; give it a `slate` in cluster.yaml")
+    if not arm.by_model and arm.scorer not in sorts:
+        raise TabrankError(
+            f"arm {arm.name} ranks by {arm.scorer}, and rows of this surface can be ranked by a model or "
+            f"{' or '.join(sorts)}; name such an arm"
+        )
+    for k, rule in enumerate(arm.slate):
+        for path, error in rule.misfits(surface):
+            raise TabrankError(f"arm {arm.name}: slate[{k}].{'.'.join(path)}: {error}")
+    shared = [f"candidate.{name}" for name, f in surface.fields["candidate"].items() if f.type == "category"]
+    if by and by not in shared:
+        raise TabrankError("--by: " + unknown("category of candidates", by, shared))
+    return by or next((rule.spread.field for rule in arm.slate if rule.spread), next(iter(shared), None))
+
+
+def _artifact(arm: Arm, models: Path, features: Features) -> Artifact | None:
+    """Return the version that ranks for an arm; for a heuristic the current one, if any."""
+    named = {CURRENT: None, CANARY: pointed(models, CANARY_POINTER)}
+    version = (named.get(arm.scorer, arm.scorer) if arm.by_model else None) or current(models)
+    if version:
+        require(models, version)
+        return load_for(models / version, features)
+    if arm.by_model:
+        raise TabrankError(f"arm {arm.name} ranks by {arm.scorer}, and {models} has no model; publish one")
+    return None
