@@ -89,13 +89,9 @@ class RecordApplier:
 def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
     """Return the packed rows of ids, b"" for an id without a row."""
     names = list(names)
-    at = rows.find(names)
-    packed = rows.table.take(at).tobytes()
-    size = rows.table.dtype.itemsize
-    return {
-        name: packed[i * size : (i + 1) * size] if row else b""
-        for i, (name, row) in enumerate(zip(names, at.tolist(), strict=True))
-    }
+    # One row after the other is faster than all rows at once, which are in memory twice.
+    found = zip(names, rows.find(names).tolist(), strict=True)
+    return {name: rows.table[row].tobytes() if row else b"" for name, row in found}
 
 
 def read_rows(
