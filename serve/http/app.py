@@ -105,7 +105,7 @@ class Edge:
 
     def _answered(self, scope: Scope, status: int, begun: float) -> int:
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
-        path, seconds = _path(scope), time.perf_counter() - begun
+        path, seconds = path_of(scope), time.perf_counter() - begun
         # A caller that asks below an earlier `route_prefix` is told from a scanner by the end.
         lost = next((route for route in (RANK, EVENTS) if status == 404 and path.endswith(route)), "")
         route = self._routes.get(path, lost)
@@ -158,7 +158,7 @@ class Edge:
         return send_lingering
 
     async def _route(self, request: _Request) -> Answer:
-        path, method = _path(request.scope), request.scope["method"]
+        path, method = path_of(request.scope), request.scope["method"]
         key = None
         if path not in OPEN:
             keys, host = self._service.config.api_keys, request.headers.get(b"host", b"")
@@ -225,7 +225,7 @@ class Edge:
         return Answer(JSON, self._encoder.encode(outcome), status)
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
     """Return the path below the prefix of the server and of the application's `route_prefix`."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
