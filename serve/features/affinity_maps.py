@@ -181,15 +181,14 @@ def _with_new(slot: Map, held: Parts, hits: I64, now: Round) -> Parts:
     wide = held.each(lambda part: _widened(part, width))
     wide.keys.ravel()[at[is_new]] = now.keys[is_new]
     wide.ms.ravel()[at[is_new]] = now.ts_ms[owner]
-    if width == slot.keep:
-        _add(slot.half_life_ms, wide, at, now)
-        return wide
-    if slot.field == CANDIDATE_ID:
-        _add(slot.half_life_ms, wide, at, now)
-        best = np.lexsort((wide.keys, -wide.ms, wide.keys == 0))
-    else:
+    best = None
+    if width > slot.keep and slot.field != CANDIDATE_ID:
         best = _by_worth(slot.half_life_ms, wide, at, is_new, now)
-        _add(slot.half_life_ms, wide, at, now)
+    _add(slot.half_life_ms, wide, at, now)
+    if width == slot.keep:
+        return wide
+    if best is None:
+        best = np.lexsort((wide.keys, -wide.ms, wide.keys == 0))
     stay = np.sort(best[:, : slot.keep], axis=1)
     return wide.each(lambda part: part[np.arange(len(stay))[:, None], stay])
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import numpy as np
 
-from serve.contract.typed_reader import STRICT, Between
+from serve.contract.typed_reader import STRICT
+from serve.features.outcomes import Weight
 from serve.features.slots import F32, F64
 
 NO_RULE = "the surface has no [baseline]; add one to its TOML, or name another scorer, such as popular"
-Weight = Annotated[float, Between(-1e6, 1e6)]
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,9 @@ class Features:
         for j, kind in enumerate(self._numeric.values()):
             numeric[:, j] = kind.value(batch)
         category = np.empty((num_rows, self.columns.num_category), np.uint64)
-        at = 0
-        for kind in self._categories:
-            # Hashes `[R]`, or `[R, M]` of a set.
-            hashes = kind.value(batch)
-            width = hashes.shape[1] if hashes.ndim == 2 else 1
-            category[:, at : at + width] = hashes.reshape(num_rows, width)
-            at += width
+        for kind, (_, part) in zip(self._categories, self.columns.category_parts(), strict=True):
+            # Hashes `[R]`, or `[R, M]` of a set: transposed, both fit the columns.
+            category.T[part] = kind.value(batch).T
         return Matrix(numeric, category)
 
     def popularity(

@@ -63,28 +63,20 @@ def _spelled_out(field: object) -> object:
     return field if isinstance(field, dict) else {"type": field}
 
 
-def _read_features(values: object, info: ValidationInfo) -> dict[str, Kind]:
-    """Read each feature; its options are the fields of the kind's dataclass."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{values!r} must be a table")
-    features: dict[str, Kind] = {}
-    problems: list[tuple[tuple[Any, ...], str]] = []
-    for name, spec in values.items():
-        if not isinstance(spec, dict):
-            problems.append(((name,), f"{spec!r} must be a table"))
-        elif "kind" not in spec:
-            problems.append(((name,), f"the key 'kind' is missing; kinds are {', '.join(KINDS)}"))
-        elif not isinstance(kind := spec["kind"], str) or kind not in KINDS:
-            problems.append(((name, "kind"), unknown("kind", kind, KINDS)))
-        else:
-            options = {key: value for key, value in spec.items() if key != "kind"}
-            try:
-                features[name] = read(KINDS[kind], options, "", context=info.data)
-            except Invalid as error:
-                problems += [((name, *problem.steps), problem.detail) for problem in error.problems]
-    if problems:
-        raise refusal(*problems)
-    return features
+def _read_feature(spec: object, info: ValidationInfo) -> Kind:
+    """Read a feature; its options are the fields of the kind's dataclass."""
+    if not isinstance(spec, dict):
+        raise ValueError(f"{spec!r} must be a table")
+    if "kind" not in spec:
+        raise ValueError(f"the key 'kind' is missing; kinds are {', '.join(KINDS)}")
+    options = dict(spec)
+    kind = options.pop("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise refusal((("kind",), unknown("kind", kind, KINDS)))
+    try:
+        return read(KINDS[kind], options, "", context=info.data)
+    except Invalid as error:
+        raise refusal(*((problem.steps, problem.detail) for problem in error.problems)) from None
 
 
 def _misnamed(feature: str, features: Mapping[str, Kind]) -> str:
@@ -136,8 +128,8 @@ class Surface:
     context: Fields = field(default_factory=dict)
     outcomes: Outcomes
     weights: Mapping[str, Weight] = field(default_factory=dict)
-    features: Annotated[
-        Mapping[str, Kind], PlainValidator(_read_features, json_schema_input_type=dict[str, Any])
+    features: Mapping[
+        str, Annotated[Kind, PlainValidator(_read_feature, json_schema_input_type=dict[str, Any])]
     ]
     popular: str
     baseline: Baseline | None = None

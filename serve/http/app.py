@@ -58,10 +58,6 @@ def busy() -> RequestError:
 _BUSY = refusal(busy())
 
 
-class _Unread(Exception):
-    """A ranking is refused before its body is read."""
-
-
 class _Request(NamedTuple):
     """A request whose body is not read yet."""
 
@@ -91,7 +87,8 @@ class Edge:
             "/openapi.json": lambda: Answer(JSON, self._openapi),
             "/docs": lambda: Answer(KINDS["html"], self._docs, more=OF_PAGE),
         }
-        self._routes = {path: path for path in (RANK, EVENTS, *self._get)}
+        self._post = {RANK: self._rank, EVENTS: self._events}
+        self._routes = {path: path for path in (*self._post, *self._get)}
         self._routes |= dict.fromkeys(FILES, "/docs/{file}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> int:
@@ -103,15 +100,12 @@ class Edge:
             # Before a handshake is accepted, this answers 403. Ray's proxy fails without a code.
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            try:
-                return self._answered(scope, await self._http(scope, receive, send), begun)
-            except _Unread:
-                return await self.busy(scope, send, begun)
+            return await self._http(scope, receive, send, begun)
         return 0
 
     def _answered(self, scope: Scope, status: int, begun: float) -> int:
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
-        path, seconds = _path(scope), time.perf_counter() - begun
+        path, seconds = path_of(scope), time.perf_counter() - begun
         # A caller that asks below an earlier `route_prefix` is told from a scanner by the end.
         lost = next((route for route in (RANK, EVENTS) if status == 404 and path.endswith(route)), "")
         route = self._routes.get(path, lost)
@@ -120,15 +114,13 @@ class Edge:
             self._trace(dict(scope["headers"]), lambda parent: record_failed(parent, scope, status, seconds))
         return status
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> int:
+    async def _http(self, scope: Scope, receive: Receive, send: Send, begun: float) -> int:
         headers = dict(scope["headers"])
         request_id = None
         try:
             require_few(scope["headers"])
             request_id = request_id_of(headers)
             answer = await self._route(_Request(scope, receive, headers, request_id))
-        except _Unread:
-            raise
         except RequestError as error:
             if error.status == 413:
                 send = self._lingering(receive, send)
@@ -139,7 +131,10 @@ class Edge:
             log.exception("request %s failed", request_id, extra=of_request(request_id, trace_id))
             detail = "internal server error; the log has the details under this request id"
             answer = refusal(RequestError(500, "internal error", detail), request_id)
-        return await send_answer(send, answer, without_body=scope["method"] == "HEAD")
+        if answer is _BUSY:
+            return await self.busy(scope, send, begun)
+        status = await send_answer(send, answer, without_body=scope["method"] == "HEAD")
+        return self._answered(scope, status, begun)
 
     async def busy(self, scope: Scope, send: Send, begun: float) -> int:
         """Refuse a request unread and return the status; `begun` is when it was seen.
@@ -163,17 +158,14 @@ class Edge:
         return send_lingering
 
     async def _route(self, request: _Request) -> Answer:
-        path, method = _path(request.scope), request.scope["method"]
+        path, method = path_of(request.scope), request.scope["method"]
         key = None
         if path not in OPEN:
             keys, host = self._service.config.api_keys, request.headers.get(b"host", b"")
             key = self._keys.admit(keys, request.headers.get(b"x-api-key"), host)
-        if path == RANK:
+        if path in self._post:
             _require(method, "POST", path)
-            return await self._rank(request, key)
-        if path == EVENTS:
-            _require(method, "POST", path)
-            return await self._events(request, key)
+            return await self._post[path](request, key)
         if path in self._get or path in FILES:
             _require("GET" if method == "HEAD" else method, "GET", path)
             return self._get[path]() if path in self._get else _resource(path, request.headers)
@@ -184,7 +176,7 @@ class Edge:
         arrived_s = service.admission.arrived_s(headers.get(STAMP, b""))
         if service.admission.refuses(caller, arrived_s):
             self._keys.charge(key, None)
-            raise _Unread
+            return _BUSY
         require_no_page(headers)
         arm = None
         if b"x-arm" in headers:
@@ -233,7 +225,7 @@ class Edge:
         return Answer(JSON, self._encoder.encode(outcome), status)
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
     """Return the path below the prefix of the server and of the application's `route_prefix`."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

@@ -36,11 +36,9 @@ class Authenticator:
     Without any keys, every request is admitted if the service listens on this machine alone.
     """
 
-    def __init__(
-        self, *, host: str = LOOPBACK, num_replicas: int = 1, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, host: str = LOOPBACK, clock: Callable[[], float] = time.monotonic) -> None:
         self.host = host
-        self.num_replicas = num_replicas
+        self.num_replicas = 1
         self._clock = clock
         self._known: tuple[ApiKey, ...] = ()
         self._by_hash: dict[str, ApiKey] = {}

@@ -15,6 +15,9 @@ from serve.features.slots import CANDIDATE_ID, IMPRESSION, field_of_key
 from serve.log.events import Ended, Exposure, JournalEntry, Record, viewer_of
 from serve.stores.protocol import Store
 
+# Packed rows by id, of two kinds.
+PackedPair = tuple[dict[str, bytes], dict[str, bytes]]
+
 
 class RecordApplier:
     """Applier of records that batches exposures and events and collects the changed ids.
@@ -89,13 +92,9 @@ class RecordApplier:
 def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
     """Return the packed rows of ids, b"" for an id without a row."""
     names = list(names)
-    at = rows.find(names)
-    packed = rows.table.take(at).tobytes()
-    size = rows.table.dtype.itemsize
-    return {
-        name: packed[i * size : (i + 1) * size] if row else b""
-        for i, (name, row) in enumerate(zip(names, at.tolist(), strict=True))
-    }
+    # One row after the other is faster than all rows at once, which are in memory twice.
+    found = zip(names, rows.find(names).tolist(), strict=True)
+    return {name: rows.table[row].tobytes() if row else b"" for name, row in found}
 
 
 def read_rows(
@@ -116,9 +115,7 @@ def read_rows(
     return at_rest
 
 
-def packed_changes(
-    state: State, viewers: Iterable[str], candidates: Iterable[str]
-) -> tuple[dict[str, bytes], dict[str, bytes]]:
+def packed_changes(state: State, viewers: Iterable[str], candidates: Iterable[str]) -> PackedPair:
     """Return the packed rows of viewers and of candidates that changed, with those of values.
 
     A store keeps a value that a candidate has among the candidates, which every replica holds, and
@@ -132,11 +129,9 @@ def packed_changes(
     return packed(state.viewers, viewers) | at_rest, packed(live, candidates) | held | gone
 
 
-def packed_values(
-    candidates: CandidateRows, rows: Mapping[str, Iterable[int]]
-) -> tuple[dict[str, bytes], dict[str, bytes]]:
+def packed_values(candidates: CandidateRows, rows: Mapping[str, Iterable[int]]) -> PackedPair:
     """Return the packed rows of values, by field, that a candidate has, and of those at rest."""
-    parts: tuple[dict[str, bytes], dict[str, bytes]] = {}, {}
+    parts: PackedPair = {}, {}
     for field, at in rows.items():
         values = candidates.values[field]
         blank = values.table[0].tobytes()
@@ -149,7 +144,7 @@ def packed_values(
 
 def apply_records(
     candidates: CandidateRows, store: Store, seq: int, entry: JournalEntry, now_ms: int
-) -> tuple[dict[str, bytes], dict[str, bytes]]:
+) -> PackedPair:
     """Apply records in order to the live table, and to their viewers' rows as stored at `seq`.
 
     The viewers are then seen at `now_ms` of the service's clock. Returns the packed rows of the

@@ -15,13 +15,12 @@ from serve.config.diagnoses import DeclaredService, LoadNote
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.errors import StoreUnavailable, TabrankError, WriterFenced
 from serve.features.matrix import Features
-from serve.features.rows import RowTable, Schema
+from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.ingest.apply import packed, packed_values
 from serve.ingest.takeover import Claim
 from serve.log.rebuild import rebuild
 from serve.log.segments import MAX_SEQ
-from serve.log.snapshots import AT_ONCE
 from serve.stores.factory import check_address, name_of, open_store, shown
 
 
@@ -72,7 +71,7 @@ def load(
         # An old log must not lose its viewers before `keep_viewers_days` have passed.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
-        viewers, candidates = (_packed(rows) for rows in (state.viewers, state.candidates))
+        viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
         num_viewers, num_candidates = len(viewers), len(candidates)
         every = {field: values.index.values() for field, values in state.candidates.values.items()}
         for stored, values in zip((candidates, viewers), packed_values(state.candidates, every), strict=True):
@@ -100,11 +99,3 @@ def load(
         "complete_since_ms": since_ms,
         "diagnoses": list(map(asdict, found)),
     }
-
-
-def _packed(rows: RowTable) -> dict[str, bytes]:
-    """Return all packed rows by id, made some at a time to hold them in memory once only."""
-    names, all_packed = list(rows.index), {}
-    for begin in range(0, len(names), AT_ONCE):
-        all_packed.update(packed(rows, names[begin : begin + AT_ONCE]))
-    return all_packed

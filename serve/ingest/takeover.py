@@ -157,7 +157,7 @@ def _flush(store: Store, held: Lease, folder: Path) -> None:
     flush_journal(store, Segments(folder, held.types, held.epoch), np.zeros(2, np.int64), lambda: True)
 
 
-def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_ms: int) -> None:
+def catch_up(folder: Path, store: Store, schema: Schema, now_ms: int) -> None:
     """Apply the records of the log that a store lacks, because another store took them."""
     after, end = store.seq(), log_end(folder)
     if after >= end:
@@ -165,13 +165,13 @@ def catch_up(folder: Path, store: Store, surface: Surface, schema: Schema, now_m
     log.info("records from number %d to %d of %s are applied first", after + 1, end, folder)
     state = State(schema)
     state.candidates.apply(store.read([], 0)[1].rows)
-    for part in LogStream(folder, surface, after):
+    for part in LogStream(folder, schema.surface, after):
         before = {name: state.candidates.table[row].tobytes() for name, row in state.candidates.index.items()}
         columns = [part.viewers["id"], part.exposures["viewer"], part.events["viewer"]]
         names = pc.unique(pa.chunked_array([c for column in columns for c in column.chunks], pa.string()))
         names = names.drop_null().to_pylist()
         state.viewers = RowTable(schema, "viewer")
-        counted = schema.values.keys() & surface.candidate.keys()
+        counted = schema.values.keys() & schema.surface.candidate.keys()
         added = ({name: each} for name in counted for each in pc.unique(part.candidates[name]).to_pylist())
         names += read_rows(state, store, after, names, added)
         apply(part, state)

@@ -97,7 +97,6 @@ class Ingester:
         surface = args.load_surface(base)
         self._schema = schema = Schema(surface)
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
-        self._surface = surface
         self._segments = Segments(base / args.log, types_of(surface.text))
         name = name_of(surface.name, schema.fingerprint)
         self._claim = Claim(self._segments.folder, args.store, name, surface, base)
@@ -330,7 +329,7 @@ class Ingester:
                 store.take_epoch()
                 lease = self._claim.take(store, held)
                 self._segments.epoch = lease.epoch
-                catch_up(self._segments.folder, store, self._surface, self._schema, self._now_ms())
+                catch_up(self._segments.folder, store, self._schema, self._now_ms())
                 changes = store.read([], 0)[1]
                 self._expiry.filled_ms = LoadNote.of(store.note()).filled_ms
                 # The events of a commit that failed do not count.
@@ -356,16 +355,13 @@ class Ingester:
             WriterFenced: another writer has held it for a short time.
         """
         held = read_lease(self._segments.folder)
-        if held is None or self.epoch in (None, held.epoch) or held.released:
-            self._fenced_s = None
-            return held
-        now_s = time.monotonic()
-        self._fenced_s = self._fenced_s or now_s
-        if now_s - self._fenced_s < TAKE_BACK_S:
-            raise WriterFenced(
-                f"another writer has taken over {self._segments.folder}: its lease has the store {held.name} "
-                f"at {held.store}; send the records to that one"
-            )
+        if held is not None and self.epoch not in (None, held.epoch) and not held.released:
+            self._fenced_s = self._fenced_s or time.monotonic()
+            if time.monotonic() - self._fenced_s < TAKE_BACK_S:
+                raise WriterFenced(
+                    f"another writer has taken over {self._segments.folder}: its lease has the store {held.name} "
+                    f"at {held.store}; send the records to that one"
+                )
         self._fenced_s = None
         return held
 

@@ -26,11 +26,14 @@ def load_for(folder: Path, features: Features, *, may_lack_outcomes: bool = Fals
         TabrankError: it was trained on other columns, or without an outcome that the surface
             weighs, unless it may lack some, or as `load`.
     """
-    artifact = load(folder)
+    artifact, surface = load(folder), features.schema.surface
     _check_state(artifact, features.schema)
-    if not may_lack_outcomes:
-        _check_outcomes(artifact, features.schema.surface)
-    artifact = replace(artifact, context=trained_context(artifact, features.schema.surface))
+    if not may_lack_outcomes and not surface.worth.keys() <= artifact.outcomes.keys():
+        raise TabrankError(
+            f"the surface {surface.name} weighs {', '.join(surface.worth)}, and it predicts "
+            f"{', '.join(artifact.outcomes)}; fit a model with this surface and publish it"
+        )
+    artifact = replace(artifact, context=trained_context(artifact, surface))
     # Reads the encoder, which the artifact then has: a copy of it would read the file again.
     artifact.encoder.check(features.columns)
     return artifact
@@ -63,14 +66,6 @@ def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
     had = {name for name, of in cells.items() if of["shares"][0] <= MAX_MISSING}
     kinds = [kind for name, kind in surface.features.items() if name in had]
     return tuple({ref.name for kind in kinds for ref in field_refs(kind) if ref.owner == "context"})
-
-
-def _check_outcomes(artifact: Artifact, surface: Surface) -> None:
-    if not surface.worth.keys() <= artifact.outcomes.keys():
-        raise TabrankError(
-            f"the surface {surface.name} weighs {', '.join(surface.worth)}, and it predicts "
-            f"{', '.join(artifact.outcomes)}; fit a model with this surface and publish it"
-        )
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:

@@ -275,8 +275,7 @@ class _Lookup:
         at = self._first.take((hashes >> self._shifts).astype(np.int64) + self._places)
         for _ in range(self._steps):
             at += self._keys.take(at) < hashes
-        found: NDArray[np.int64] = np.where(self._keys.take(at) == hashes, self._index.take(at), UNSEEN)
-        return found
+        return np.where(self._keys.take(at) == hashes, self._index.take(at), UNSEEN)
 
 
 def _entry_by_hash(name: str, vocabulary: Iterable[str]) -> dict[int, str]:

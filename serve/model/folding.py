@@ -186,5 +186,4 @@ def _layers(
 
 
 def _f32(values: Any) -> F32:
-    array: F32 = np.ascontiguousarray(np.asarray(values, np.float64), np.float32)
-    return array
+    return np.ascontiguousarray(np.asarray(values, np.float64), np.float32)

@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from serve.config.settings import Limits
-from serve.rollout.score_comparison import F32, ScoreSums
+from serve.features.slots import F32
+from serve.rollout.score_comparison import ScoreSums
 
 # Forget observations after one to two periods.
 PERIOD_S = 150.0

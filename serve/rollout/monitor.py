@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from serve.config.settings import CANARY, Shadow
 from serve.features.matrix import Matrix
+from serve.features.slots import F32, I64
 from serve.model.scorer_cache import ITS_OWN, untimed
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.guard import Trial, Verdict
-from serve.rollout.score_comparison import F32, I64, ScorePair, ScoreSums
+from serve.rollout.score_comparison import ScorePair, ScoreSums
 
 log = logging.getLogger("tabrank")
 # Score at most one pair of a version on trial in 200 ms.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -27,15 +27,9 @@ class NothingBefore(TabrankError):
 class ModelRegistry:
     """Version pointers of a models folder; each change is in the history before a pointer moves."""
 
-    def __init__(
-        self,
-        models: Path,
-        by: Literal["command", "service"] = "command",
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, models: Path, by: Literal["command", "service"] = "command") -> None:
         self.models = models
         self._by = by
-        self._clock = clock
         self._history = CachedHistory(models)
 
     @property
@@ -155,7 +149,7 @@ class ModelRegistry:
 
     def _record(self, action: Action, version: str, now: str | None, reason: str = "") -> None:
         """Record a change before a pointer moves; `now` is the version that is then current."""
-        at_ms = int(self._clock() * 1e3)
+        at_ms = int(time.time() * 1e3)
         entry = HistoryEntry(at_ms, action, version, self.current, now, self._by, reason[:500])
         try:
             append(self.models, entry)

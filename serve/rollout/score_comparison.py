@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
+from serve.features.slots import F32, I64
 
 EDGES: F32 = (1 / (1 + np.exp(-np.arange(-8.0, 8.01, 0.25)))).astype(np.float32)
 NUM_BINS = len(EDGES) + 1
@@ -67,8 +65,7 @@ class ScorePair(NamedTuple):
 def histogram(scores: F32) -> I64:
     """Return counts `[B]`; non-finite scores are not counted."""
     scores = scores[np.isfinite(scores)]
-    counts: I64 = np.bincount(np.searchsorted(EDGES, scores, side="right"), minlength=NUM_BINS)
-    return counts
+    return np.bincount(np.searchsorted(EDGES, scores, side="right"), minlength=NUM_BINS)
 
 
 def psi(old: I64, new: I64) -> float:

@@ -31,7 +31,7 @@ from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.contract.rankings import new_request_id
-from serve.http.app import EVENTS, RANK, Edge, busy
+from serve.http.app import EVENTS, RANK, Edge, busy, path_of
 from serve.http.request_headers import VALID_ID
 from serve.runtime.backup import Backup
 from serve.runtime.metrics import FLUSH_EVERY_S
@@ -133,9 +133,7 @@ class _Replica:
 
     def serves(self, scope: Scope) -> bool:
         """Return True for our paths below the server's root and the `route_prefix`."""
-        path: str = scope["path"]
-        root: str = scope.get("root_path", "")
-        return (path.removeprefix(root) if root else path) in self._paths
+        return path_of(scope) in self._paths
 
     async def answer(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answer a request, hold a slot once its body is complete, and update Ray's metrics."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import TYPE_CHECKING, get_args
 
 from serve.contract import metric_catalog as catalog
@@ -145,8 +146,7 @@ class _Buffer:
     """Metrics of one replica, by name: what is added and observed is flushed together."""
 
     def __init__(self, application: str) -> None:
-        self._application = application
-        self._recorders: dict[str, Record] = {}
+        self._recorder = cache(partial(recorder, application=application))
         self._counts: dict[str, tuple[Metric, defaultdict[Labels, float]]] = {}
         self._histograms: dict[str, Histogram] = {}
         self._send, self._send_every_s = agent(application)
@@ -164,9 +164,7 @@ class _Buffer:
 
     def record(self, metric: Metric, value: float, labels: Labels = ()) -> None:
         """Set a gauge in Ray, or increment a counter."""
-        if metric.name not in self._recorders:
-            self._recorders[metric.name] = recorder(metric, self._application)
-        self._recorders[metric.name](value, dict(zip(metric.labels, labels, strict=True)))
+        self._recorder(metric)(value, dict(zip(metric.labels, labels, strict=True)))
 
     def is_due(self) -> bool:
         return time.monotonic() - self._flushed_s >= FLUSH_EVERY_S

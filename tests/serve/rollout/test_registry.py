@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -268,8 +269,9 @@ def _failing(path):
     raise OSError(errno.EIO, "input/output error")
 
 
-def test_a_version_is_on_trial_after_promotion_and_not_after_a_rollback(models):
-    releases = ModelRegistry(models, clock=lambda: 7.0)
+def test_a_version_is_on_trial_after_promotion_and_not_after_a_rollback(models, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 7.0)
+    releases = ModelRegistry(models)
     releases.promote(A)
     releases.promote(B)
     assert history.read(models).promoted_ms(B) == 7_000
