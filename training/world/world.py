@@ -42,6 +42,8 @@ Unkind = Literal["hidden", "late"]
 SLATE = 55
 # Candidates in it that come from the most popular of all languages.
 NUM_POPULAR = 12
+# Position, from 0, that half of the viewers examine where examination decays.
+HALF_EXAMINED = 12.0
 # First positions, from 0, of the steps of examination, and the probability at each step.
 STEPS = (0, 6, 14)
 STEP_EXAMINATION = (0.95, 0.35, 0.12)
@@ -59,61 +61,15 @@ FADING, HALF_KNOWN_MIN, RECALL_NOISE = 0.5, 120.0, 0.4
 # Median listening time in minutes, standard deviation of its logarithm, and the minutes that count
 # at most in the truth: the cap of the outcome `stay` of `spaces`.
 STAY_MIN, STAY_SD, STAY_CAP_MIN = 20.0, 0.9, 60.0
+# Share of the distance to MAX_TASTE by which a join moves the taste for its topic.
+DRIFT, MAX_TASTE = 0.04, 2.5
 # After every world's end.
 NEVER_MS = 1 << 62
+# Probability that a friend inside invites, and that a guest whom the viewer follows is a reason to
+# come.
+INVITES, ATTRACTS = 0.4, 0.6
 # Whether a friend inside invites: not, and so.
 INVITED = np.array([[0.0], [1.0]])
-
-
-@dataclass(frozen=True)
-class Process:
-    """Data-generating process: weights of the logits of click, join and hide, and of minutes."""
-
-    click: float = -3.95
-    taste: float = 1.0
-    same_language: float = 1.9
-    follows: float = 1.6
-    quality: float = 0.65
-    # Social proof, times log1p(audience).
-    audience: float = 0.15
-    # Approximate penalty at the very start or end of a Space, compared with its best moment.
-    peak: float = 1.2
-    # Penalty for age, times log1p(age / 30 min).
-    age: float = 0.15
-    # Effect of the topic's preferred time of day.
-    hour: float = 0.4
-    eagerness: float = 0.4
-    # Probability that a friend inside invites, and effects of an invitation on click and join.
-    invites: float = 0.4
-    invited: float = 1.5
-    invited_join: float = 0.6
-    # Probability that a guest whom the viewer follows is a reason to come, and the effect of one.
-    attracts: float = 0.6
-    attracted: float = 1.3
-    # Penalty of a Space that the viewer recalls passing over.
-    passed: float = 1.4
-    join: float = -0.95
-    join_taste: float = 0.3
-    join_quality: float = 0.65
-    join_same_language: float = 0.8
-    # Position, from 0, that half of the viewers examine.
-    examination: float = 12.0
-    # Effects on the logarithm of the minutes of a stay.
-    stay_taste: float = 0.7
-    stay_quality: float = 0.4
-    # Logit of hiding what was looked at and not clicked, and effects on it.
-    hide: float = -7.5
-    hide_taste: float = 0.5
-    hide_same_language: float = 0.5
-    hide_touchiness: float = 0.7
-    # Effects of bait on click, join, minutes and hide.
-    bait: float = 0.6
-    bait_join: float = 0.3
-    bait_stay: float = 0.8
-    bait_hide: float = 5.0
-    # Share of the distance to `max_taste` by which a join moves the taste for its topic.
-    drift: float = 0.04
-    max_taste: float = 2.5
 
 
 class Around(NamedTuple):
@@ -163,7 +119,6 @@ class World:
         unkind: Collection[Unkind] = (),
     ) -> None:
         streams = [default_rng(child) for child in SeedSequence(seed).spawn(4)]
-        self.process = Process()
         self.curve = curve
         self.unkind = unkind
         self.end_ms = end_ms
@@ -215,50 +170,42 @@ class World:
 
         `space` and `around` are [R]. Only what is not clicked is hidden.
         """
-        process, spaces, viewers = self.process, self.spaces, self.viewers
+        spaces, viewers = self.spaces, self.viewers
         topic = spaces.topic[space]
         taste = viewers.tastes[viewer, topic]
         same_language = spaces.language[space] == viewers.language[viewer]
         quality = spaces.quality_at(space, ts_ms)
         follows, num_guests = self.follows(viewer, space)
-        attracted = 1.0 - (1.0 - process.attracts) ** num_guests
+        attracted = 1.0 - (1.0 - ATTRACTS) ** num_guests
         bait = self.hosts.bait[spaces.host[space]]
         age_ms = ts_ms - spaces.started_ms[space]
         phase = age_ms / (spaces.ends_ms[space] - spaces.started_ms[space])
         angle = (self.hour(viewer, ts_ms) - self.topic_hour[topic]) * (2.0 * np.pi / 24.0)
         click = (
-            process.click
-            + process.taste * taste
-            + process.same_language * same_language
-            + process.follows * follows
-            + process.quality * quality
-            + process.audience * np.log1p(around.listeners)
-            - process.peak * (2.0 * (phase - spaces.peak[space])) ** 2
-            - process.age * np.log1p(age_ms / (30 * MINUTE_MS))
-            + process.hour * np.cos(angle)
-            + process.eagerness * viewers.eagerness[viewer]
-            + process.attracted * attracted
-            - process.passed * around.recalled
-            + process.bait * bait
+            -3.95
+            + taste
+            + 1.9 * same_language
+            + 1.6 * follows
+            + 0.65 * quality
+            # Social proof.
+            + 0.15 * np.log1p(around.listeners)
+            # About 1.2 less at the very start or end of a Space than at its best moment.
+            - 1.2 * (2.0 * (phase - spaces.peak[space])) ** 2
+            - 0.15 * np.log1p(age_ms / (30 * MINUTE_MS))
+            # The topic's preferred time of day.
+            + 0.4 * np.cos(angle)
+            + 0.4 * viewers.eagerness[viewer]
+            + 1.3 * attracted
+            - 1.4 * around.recalled
+            + 0.6 * bait
         )
-        join = (
-            process.join
-            + process.join_taste * taste
-            + process.join_quality * quality
-            + process.join_same_language * same_language
-            + process.bait_join * bait
-        )
-        hide = (
-            process.hide
-            - process.hide_taste * taste
-            - process.hide_same_language * same_language
-            + process.hide_touchiness * viewers.touchiness[viewer]
-            + process.bait_hide * bait
-        )
+        join = -0.95 + 0.3 * taste + 0.65 * quality + 0.8 * same_language + 0.3 * bait
+        # Of what was looked at and not clicked.
+        hide = -7.5 - 0.5 * taste - 0.5 * same_language + 0.7 * viewers.touchiness[viewer] + 5.0 * bait
         # [2, R]: not invited by a friend, and invited.
-        p_click = expit(click + process.invited * INVITED)
-        p_join = p_click * expit(join + process.invited_join * INVITED)
-        not_invited = (1.0 - process.invites) ** around.friends
+        p_click = expit(click + 1.5 * INVITED)
+        p_join = p_click * expit(join + 0.6 * INVITED)
+        not_invited = (1.0 - INVITES) ** around.friends
         share = np.array([not_invited, 1.0 - not_invited])
         p_click, p_join = (share * p_click).sum(axis=0), (share * p_join).sum(axis=0)
         return p_click, p_join, (1.0 - p_click) * expit(hide)
@@ -276,12 +223,12 @@ class World:
 
     def log_minutes(self, viewer: int, space: Ints) -> Floats:
         """Return the mean logarithm [R] of the minutes of a stay, as if no Space ended."""
-        process, spaces = self.process, self.spaces
+        spaces = self.spaces
         return np.asarray(
             np.log(STAY_MIN)
-            + process.stay_taste * (self.viewers.tastes[viewer, spaces.topic[space]] - 1.0)
-            + process.stay_quality * spaces.quality[space]
-            - process.bait_stay * self.hosts.bait[spaces.host[space]],
+            + 0.7 * (self.viewers.tastes[viewer, spaces.topic[space]] - 1.0)
+            + 0.4 * spaces.quality[space]
+            - 0.8 * self.hosts.bait[spaces.host[space]],
             dtype=np.float64,
         )
 
@@ -309,7 +256,7 @@ class World:
             return np.array(STEP_EXAMINATION)[np.searchsorted(STEPS, position, side="right") - 1]
         if self.curve == "none":
             return np.ones(len(p_join))
-        return np.asarray(1.0 / (1.0 + position / self.process.examination), dtype=np.float64)
+        return np.asarray(1.0 / (1.0 + position / HALF_EXAMINED), dtype=np.float64)
 
     def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Audience) -> Response:
         """Draw a viewer's response to Spaces shown in this order.
@@ -345,7 +292,7 @@ class World:
         """Move the viewer's tastes a little towards the topics of the Spaces joined."""
         tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():
-            tastes[topic] += self.process.drift * max(0.0, self.process.max_taste - tastes[topic])
+            tastes[topic] += DRIFT * max(0.0, MAX_TASTE - tastes[topic])
 
 
 def _among(space: Ints, chosen: Ints) -> Flags:
