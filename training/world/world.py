@@ -316,8 +316,6 @@ class Audience:
         # [S], as of the last `advance`.
         self.listeners: Ints = np.zeros(num_spaces, dtype=np.int64)
         self._friends = friends
-        # [S], room for the sums of one viewer's visits; 0 between them.
-        self._trace = np.zeros(num_spaces)
         self._ahead: list[tuple[int, int, int]] = []
         # Of each viewer, the time of joining and of leaving, by Space.
         self._stays: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
@@ -362,11 +360,9 @@ class Audience:
 
     def around(self, viewer: int, space: Ints, ts_ms: int) -> Around:
         """Return what surrounds these Spaces [R] for a viewer at the time of the last `advance`."""
+        trace = np.zeros(len(self.listeners))
         for shown_ms, passed, examination in self._passed[viewer]:
-            self._trace[passed] += examination * (max(1, ts_ms - shown_ms) / MINUTE_MS) ** -FADING
-        trace = self._trace[space]
-        for _, passed, _ in self._passed[viewer]:
-            self._trace[passed] = 0.0
-        strength = (trace * HALF_KNOWN_MIN**FADING) ** (1.0 / RECALL_NOISE)
+            trace[passed] += examination * (max(1, ts_ms - shown_ms) / MINUTE_MS) ** -FADING
+        strength = (trace[space] * HALF_KNOWN_MIN**FADING) ** (1.0 / RECALL_NOISE)
         friends = (space[:, None] == self.inside(viewer, ts_ms)).sum(axis=1)
         return Around(self.listeners[space], friends, strength / (1.0 + strength))
