@@ -137,7 +137,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
 
 def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed | None) -> State:
-    job = {"encoder": encoder.to_json(), "config": config, "folder": str(folder), "streamed": streamed}
+    job = {"encoder": encoder, "config": config, "folder": str(folder), "streamed": streamed}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     session = ray_session() if config.num_workers else contextlib.nullcontext()
     with session:
@@ -183,7 +183,7 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
             return run(
                 job["streamed"] if job["streamed"] is not None else Inputs.map(folder / "inputs", "train"),
                 Inputs.map(folder / "inputs", "valid"),
-                Encoder.from_json(job["encoder"]),
+                job["encoder"],
                 job["config"],
                 state=State.load(path) if path.exists() else None,
                 after_epoch=after_epoch,

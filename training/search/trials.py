@@ -14,14 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
 from training.data.dataset import sample
-from training.evaluation.outcomes import per_share
 from training.evaluation.rivals import trees
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows
@@ -34,7 +32,7 @@ from training.search.leaderboard import BoardEntry, Judged, Leaderboard
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import Task
-from training.search.trial import SLATES, needs, num_at_once, run_trial
+from training.search.trial import needs, num_at_once, run_trial
 from training.terminal import print_progress
 
 # Training rows of a trial for each second of the budget. More rows would leave too few trials.
@@ -150,7 +148,6 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
             train = mixed(train, [], rival(rows.matrix))
         train.save(folder, "train")
         encode_rows(task.encoder, valid, task.examinations).save(folder, "valid")
-        np.save(folder / SLATES, np.stack([valid.slate, valid.viewer]))
         try:
             _tuner(task, folder, study, deadline).fit()
         finally:
@@ -220,8 +217,8 @@ def describe_trial(entry: BoardEntry, best: BoardEntry | None, left_s: float) ->
 
 def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
     os.environ |= SETTINGS | os.environ
-    shared = {"base": task.base, "per_share": per_share(task.schema.surface)}
-    trainable = tune.with_parameters(run_trial, folder=folder, encoder=task.encoder.to_json(), **shared)
+    shared = {"folder": folder, "encoder": task.encoder, "base": task.base, "judged": Judged.of(task)}
+    trainable = tune.with_parameters(run_trial, **shared)
     return tune.Tuner(
         tune.with_resources(trainable, needs()),
         tune_config=tune.TuneConfig(
