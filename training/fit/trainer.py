@@ -39,6 +39,11 @@ SETTINGS = {
     # The interval at which Ray Train sees that workers have ended; Ray's default is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Let Ctrl-C end the command; the next call resumes the search.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 # Increment when the layout of `State` changes, so that no run resumes from another one.

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,14 +40,6 @@ ROWS_PER_S = 500
 MIN_TRIAL_ROWS = 15_000
 # End the trials after this many failures. Fewer may be the fault of single points of the space.
 MAX_FAILED_TRIALS = 5
-# Environment variables for Ray Tune. A value that is already set takes precedence.
-SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Let Ctrl-C end the command; the next call resumes the search.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -216,7 +207,6 @@ def describe_trial(entry: BoardEntry, best: BoardEntry | None, left_s: float) ->
 
 
 def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
-    os.environ |= SETTINGS | os.environ
     shared = {"folder": folder, "encoder": task.encoder, "base": task.base, "judged": Judged.of(task)}
     trainable = tune.with_parameters(run_trial, **shared)
     return tune.Tuner(
