@@ -48,7 +48,7 @@ SETTINGS = {
 
 # Increment when the layout of `State` changes, so that no run resumes from another one.
 STATE_FORMAT = b"2"
-STATE, PROGRESS = "state.safetensors", "progress.jsonl"
+STATE = "state.safetensors"
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def train(
         valid.save(folder / "inputs", "valid")
         if isinstance(train, Inputs):
             train.save(folder / "inputs", "train")
-        with _following(folder / PROGRESS, config):
+        with _following(folder / STATE, config, num_told=len(state.history) if state else 0):
             state = _fit(encoder, config, folder, train if isinstance(train, Streamed) else None)
         if config.restore_best:
             print_progress(f"best epoch {state.best_epoch}")
@@ -177,11 +177,6 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
     folder = Path(job["folder"])
     path = folder / STATE
 
-    def after_epoch(state: State) -> None:
-        state.save(path)
-        with (folder / PROGRESS).open("a") as file:
-            file.write(json.dumps(state.history[-1]) + "\n")
-
     try:
         # To use more cores, use more workers.
         with one_thread():
@@ -191,7 +186,7 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
                 job["encoder"],
                 job["config"],
                 state=State.load(path) if path.exists() else None,
-                after_epoch=after_epoch,
+                after_epoch=lambda state: state.save(path),
                 device=get_device(),
             )
     except TabrankError as error:
@@ -222,25 +217,23 @@ def describe_epoch(line: Epoch, config: FitConfig) -> str:
 
 
 @contextlib.contextmanager
-def _following(path: Path, config: FitConfig) -> Iterator[None]:
-    """Print the epoch of each line that is added to a file, while the block runs."""
-    path.touch()
+def _following(path: Path, config: FitConfig, num_told: int) -> Iterator[None]:
+    """Print the epochs after the first `num_told` that a state's file gains, while the block runs."""
     over = threading.Event()
-    with path.open() as file:
-        file.seek(0, os.SEEK_END)
 
-        def follow() -> None:
-            text, is_over = "", False
-            while not is_over:
-                is_over = over.wait(0.1)
-                *lines, text = (text + file.read()).split("\n")
-                for line in lines:
-                    print_progress(describe_epoch(json.loads(line), config))
+    def follow() -> None:
+        told, is_over = num_told, False
+        while not is_over:
+            is_over = over.wait(0.1)
+            history = State.load(path).history if path.exists() else []
+            for line in history[told:]:
+                print_progress(describe_epoch(line, config))
+            told = len(history)
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
