@@ -13,24 +13,21 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
-from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
+from serve.features.slots import F64, I64, Bools
 from training.world.population import (
     MAX_LIFE_MS,
     MINUTE_MS,
     NUM_HOSTS,
     TOPICS,
-    Floats,
     Hosts,
-    Ints,
     Spaces,
     Viewers,
     local_hour,
     topics_by_language,
 )
 
-Flags = NDArray[np.bool_]
 # How examination falls with position: as 1 / (1 + position / 12), in steps, or not at all; or in a
 # cascade, where it also depends on what was shown above.
 ExaminationCurve = Literal["decay", "steps", "none", "cascade"]
@@ -78,9 +75,9 @@ class Around(NamedTuple):
     `recalled` is the probability that the viewer recalls passing the Space over.
     """
 
-    listeners: Ints
-    friends: Ints
-    recalled: Floats
+    listeners: I64
+    friends: I64
+    recalled: F64
 
 
 @dataclass(frozen=True)
@@ -90,19 +87,19 @@ class Response:
     A time is valid where its flag is set.
     """
 
-    p_click: Floats
-    p_join: Floats
-    p_hide: Floats
-    examination: Floats
+    p_click: F64
+    p_join: F64
+    p_hide: F64
+    examination: F64
     # Mean logarithm of the minutes of a stay, as if no Space ended.
-    log_minutes: Floats
-    clicked: Flags
-    joined: Flags
-    hidden: Flags
+    log_minutes: F64
+    clicked: Bools
+    joined: Bools
+    hidden: Bools
     # The time of a hide, too.
-    click_ms: Ints
-    join_ms: Ints
-    leave_ms: Ints
+    click_ms: I64
+    join_ms: I64
+    leave_ms: I64
 
 
 class World:
@@ -133,11 +130,11 @@ class World:
         self.spaces = self.spaces.extended(rng, self.hosts, self.end_ms, end_ms)
         self.end_ms = end_ms
 
-    def hour(self, viewer: int | Ints, ts_ms: int | Ints) -> Floats:
+    def hour(self, viewer: int | I64, ts_ms: int | I64) -> F64:
         """Return the hour of the day at the viewer's place."""
         return local_hour(ts_ms, self.viewers.utc_offset_h[viewer])
 
-    def follows(self, viewer: int, space: Ints) -> tuple[Flags, Ints]:
+    def follows(self, viewer: int, space: I64) -> tuple[Bools, I64]:
         """Return whether the viewer follows the Space's host, and how many of its guests, [R]."""
         followed = np.zeros(NUM_HOSTS + 1, dtype=np.bool_)
         followed[self.viewers.follows[viewer]] = True
@@ -145,7 +142,7 @@ class World:
         followed[-1] = False
         return followed[self.spaces.host[space]], followed[self.spaces.guests[space]].sum(axis=1)
 
-    def retrieve(self, rng: Generator, viewer: int, ts_ms: int, audience: Audience) -> Ints:
+    def retrieve(self, rng: Generator, viewer: int, ts_ms: int, audience: Audience) -> I64:
         """Return up to SLATE live Spaces for a visit, unordered.
 
         Widely popular Spaces, and those with a followed host or guest or a friend inside, come
@@ -163,9 +160,7 @@ class World:
         key[np.argpartition(-audience.listeners[live], NUM_POPULAR)[:NUM_POPULAR]] += 2.0
         return live[np.argpartition(-key, SLATE)[:SLATE]]
 
-    def probabilities(
-        self, viewer: int, space: Ints, ts_ms: int, around: Around
-    ) -> tuple[Floats, Floats, Floats]:
+    def probabilities(self, viewer: int, space: I64, ts_ms: int, around: Around) -> tuple[F64, F64, F64]:
         """Return the true P(click), P(join) and P(hide) of each row if examined, at any position.
 
         `space` and `around` are [R]. Only what is not clicked is hidden.
@@ -210,7 +205,7 @@ class World:
         p_click, p_join = (share * p_click).sum(axis=0), (share * p_join).sum(axis=0)
         return p_click, p_join, (1.0 - p_click) * expit(hide)
 
-    def order(self, rng: Generator, viewer: int, space: Ints, ts_ms: int, audience: Audience) -> Ints:
+    def order(self, rng: Generator, viewer: int, space: I64, ts_ms: int, audience: Audience) -> I64:
         """Return the Spaces [R] as the popular arm shows them.
 
         The largest audience is first, and among equals the newest. In a world with a hidden signal,
@@ -221,7 +216,7 @@ class World:
             return space[np.argsort(-np.log(p_join) - rng.normal(0.0, HIDDEN_ERROR, len(space)))]
         return space[np.lexsort((-space, -audience.listeners[space]))]
 
-    def log_minutes(self, viewer: int, space: Ints) -> Floats:
+    def log_minutes(self, viewer: int, space: I64) -> F64:
         """Return the mean logarithm [R] of the minutes of a stay, as if no Space ended."""
         spaces = self.spaces
         return np.asarray(
@@ -232,7 +227,7 @@ class World:
             dtype=np.float64,
         )
 
-    def minutes(self, log_minutes: Floats, left_ms: Ints) -> Floats:
+    def minutes(self, log_minutes: F64, left_ms: I64) -> F64:
         """Return the expected minutes [R] of a stay, given a join `left_ms` before the Space's end.
 
         STAY_CAP_MIN of them count, and none after the end: it is the mean of the smaller one of a
@@ -243,7 +238,7 @@ class World:
         whole = np.exp(log_minutes + STAY_SD**2 / 2) * ndtr(z - STAY_SD)
         return np.asarray(whole + most * ndtr(-z), dtype=np.float64)
 
-    def examination(self, p_join: Floats) -> Floats:
+    def examination(self, p_join: F64) -> F64:
         """Return the probability that a viewer examines each of these positions.
 
         `p_join` [R] is P(join) of what they show, if examined, on which a cascade depends (Craswell
@@ -258,7 +253,7 @@ class World:
             return np.ones(len(p_join))
         return np.asarray(1.0 / (1.0 + position / HALF_EXAMINED), dtype=np.float64)
 
-    def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Audience) -> Response:
+    def respond(self, rng: Generator, viewer: int, shown: I64, ts_ms: int, audience: Audience) -> Response:
         """Draw a viewer's response to Spaces shown in this order.
 
         Clicks and hides come within a minute, a join within 90 s of its click, or within two hours
@@ -288,19 +283,19 @@ class World:
         truth = (p_click, p_join, p_hide, examination, log_minutes)
         return Response(*truth, clicked, joined, hidden, click_ms, join_ms, leave_ms)
 
-    def update_tastes(self, viewer: int, joined: Ints) -> None:
+    def update_tastes(self, viewer: int, joined: I64) -> None:
         """Move the viewer's tastes a little towards the topics of the Spaces joined."""
         tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():
             tastes[topic] += DRIFT * max(0.0, MAX_TASTE - tastes[topic])
 
 
-def _among(space: Ints, chosen: Ints) -> Flags:
+def _among(space: I64, chosen: I64) -> Bools:
     """Return which Spaces are among the chosen, a few."""
     return np.asarray((space[:, None] == chosen).any(axis=1), dtype=np.bool_)
 
 
-def _goes_on(joins: Floats | Flags) -> Floats:
+def _goes_on(joins: F64 | Bools) -> F64:
     """Return P(looking at a position after the one above), given the joins [R]."""
     return np.append(1.0, GOES_ON * (1.0 - STOPS * joins))[: len(joins)]
 
@@ -312,17 +307,17 @@ class Audience:
     time order. `friends` are those of the viewers.
     """
 
-    def __init__(self, num_spaces: int, friends: Ints) -> None:
+    def __init__(self, num_spaces: int, friends: I64) -> None:
         # [S], as of the last `advance`.
-        self.listeners: Ints = np.zeros(num_spaces, dtype=np.int64)
+        self.listeners: I64 = np.zeros(num_spaces, dtype=np.int64)
         self._friends = friends
         self._ahead: list[tuple[int, int, int]] = []
         # Of each viewer, the time of joining and of leaving, by Space.
         self._stays: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
         # Of each viewer, the visits: time, Spaces shown and not clicked, their examination.
-        self._passed: defaultdict[int, list[tuple[int, Ints, Floats]]] = defaultdict(list)
+        self._passed: defaultdict[int, list[tuple[int, I64, F64]]] = defaultdict(list)
 
-    def add(self, viewer: int, shown: Ints, ts_ms: int, response: Response) -> None:
+    def add(self, viewer: int, shown: I64, ts_ms: int, response: Response) -> None:
         """Queue the stays of a viewer who joined, and remember what was passed over."""
         for row in np.flatnonzero(response.joined).tolist():
             space, join_ms = int(shown[row]), int(response.join_ms[row])
@@ -342,13 +337,13 @@ class Audience:
             _, space, change = heapq.heappop(self._ahead)
             self.listeners[space] += change
 
-    def of(self, viewer: int, ts_ms: int) -> Ints:
+    def of(self, viewer: int, ts_ms: int) -> I64:
         """Return the Spaces that the viewer is in at ts_ms, or about to join, or hid."""
         stays = {space: stay for space, stay in self._stays[viewer].items() if stay[1] >= ts_ms}
         self._stays[viewer] = stays
         return np.array(list(stays), dtype=np.int64)
 
-    def inside(self, viewer: int, ts_ms: int) -> Ints:
+    def inside(self, viewer: int, ts_ms: int) -> I64:
         """Return the Spaces in which friends of the viewer are, one for each friend inside."""
         found = [
             space
@@ -358,7 +353,7 @@ class Audience:
         ]
         return np.array(found, dtype=np.int64)
 
-    def around(self, viewer: int, space: Ints, ts_ms: int) -> Around:
+    def around(self, viewer: int, space: I64, ts_ms: int) -> Around:
         """Return what surrounds these Spaces [R] for a viewer at the time of the last `advance`."""
         trace = np.zeros(len(self.listeners))
         for shown_ms, passed, examination in self._passed[viewer]:
