@@ -11,8 +11,8 @@ from numpy.random import default_rng
 from benchmarks.rerun.simulator_state import SimulatorState
 from serve.contract.rankings import RankRequest
 from serve.contract.records import Event
+from serve.features.slots import I64
 from training.audit.http_replay import ReplayClient
-from training.world.population import Ints
 from training.world.record import VisitLog
 from training.world.world import Response
 
@@ -24,7 +24,7 @@ RESPONSES = 5
 class Served:
     """Exposures and responses in the order of the visits."""
 
-    viewer: Ints
+    viewer: I64
     arm: list[str] = field(default_factory=list)
     rung: list[str] = field(default_factory=list)
     record: VisitLog = field(default_factory=VisitLog)
@@ -34,7 +34,7 @@ class Served:
 
 def drive(
     simulator: SimulatorState,
-    visits: tuple[Ints, Ints],
+    visits: tuple[I64, I64],
     service: ReplayClient,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Served:
@@ -84,7 +84,7 @@ def _send(simulator: SimulatorState, before_ms: int, service: ReplayClient, serv
     served.num_events += sum(isinstance(record, Event) for record in records)
 
 
-def _respond(simulator: SimulatorState, who: int, request_id: str, shown: Ints, response: Response) -> None:
+def _respond(simulator: SimulatorState, who: int, request_id: str, shown: I64, response: Response) -> None:
     """Schedule what a viewer does with the candidates shown."""
     for row in np.flatnonzero(response.clicked | response.hidden).tolist():
         space = int(shown[row])

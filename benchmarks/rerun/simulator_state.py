@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from numpy.random import default_rng
 
 from serve.contract.records import Candidate, ClientRecord, Event
+from serve.features.slots import I64
 from serve.log.replay import EVENT, UPSERT
-from training.world.population import DAY_MS, MINUTE_MS, Ints
+from training.world.population import DAY_MS, MINUTE_MS
 from training.world.provenance import Provenance
 from training.world.record import log_tables
 from training.world.world import Audience, World
@@ -70,7 +71,7 @@ class SimulatorState:
         due, self.queue[:num] = self.queue[:num], []
         return due
 
-    def visits(self, num: int) -> tuple[Ints, Ints]:
+    def visits(self, num: int) -> tuple[I64, I64]:
         """Return times and viewers of `num` visits after the log's end, in order of time."""
         rng = default_rng([self.provenance.seed, VISITS])
         end_ms = max(self.world.end_ms - QUIET_MS, self.provenance.end_ms + 1)

@@ -39,11 +39,16 @@ SETTINGS = {
     # The interval at which Ray Train sees that workers have ended; Ray's default is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Let Ctrl-C end the command; the next call resumes the search.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 # Increment when the layout of `State` changes, so that no run resumes from another one.
 STATE_FORMAT = b"2"
-STATE, PROGRESS = "state.safetensors", "progress.jsonl"
+STATE = "state.safetensors"
 
 
 @contextlib.contextmanager
@@ -116,7 +121,7 @@ def train(
         valid.save(folder / "inputs", "valid")
         if isinstance(train, Inputs):
             train.save(folder / "inputs", "train")
-        with _following(folder / PROGRESS, config):
+        with _following(folder / STATE, config, num_told=len(state.history) if state else 0):
             state = _fit(encoder, config, folder, train if isinstance(train, Streamed) else None)
         if config.restore_best:
             print_progress(f"best epoch {state.best_epoch}")
@@ -137,7 +142,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
 
 def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed | None) -> State:
-    job = {"encoder": encoder.to_json(), "config": config, "folder": str(folder), "streamed": streamed}
+    job = {"encoder": encoder, "config": config, "folder": str(folder), "streamed": streamed}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     session = ray_session() if config.num_workers else contextlib.nullcontext()
     with session:
@@ -172,21 +177,16 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
     folder = Path(job["folder"])
     path = folder / STATE
 
-    def after_epoch(state: State) -> None:
-        state.save(path)
-        with (folder / PROGRESS).open("a") as file:
-            file.write(json.dumps(state.history[-1]) + "\n")
-
     try:
         # To use more cores, use more workers.
         with one_thread():
             return run(
                 job["streamed"] if job["streamed"] is not None else Inputs.map(folder / "inputs", "train"),
                 Inputs.map(folder / "inputs", "valid"),
-                Encoder.from_json(job["encoder"]),
+                job["encoder"],
                 job["config"],
                 state=State.load(path) if path.exists() else None,
-                after_epoch=after_epoch,
+                after_epoch=lambda state: state.save(path),
                 device=get_device(),
             )
     except TabrankError as error:
@@ -217,25 +217,23 @@ def describe_epoch(line: Epoch, config: FitConfig) -> str:
 
 
 @contextlib.contextmanager
-def _following(path: Path, config: FitConfig) -> Iterator[None]:
-    """Print the epoch of each line that is added to a file, while the block runs."""
-    path.touch()
+def _following(path: Path, config: FitConfig, num_told: int) -> Iterator[None]:
+    """Print the epochs after the first `num_told` that a state's file gains, while the block runs."""
     over = threading.Event()
-    with path.open() as file:
-        file.seek(0, os.SEEK_END)
 
-        def follow() -> None:
-            text, is_over = "", False
-            while not is_over:
-                is_over = over.wait(0.1)
-                *lines, text = (text + file.read()).split("\n")
-                for line in lines:
-                    print_progress(describe_epoch(json.loads(line), config))
+    def follow() -> None:
+        told, is_over = num_told, False
+        while not is_over:
+            is_over = over.wait(0.1)
+            history = State.load(path).history if path.exists() else []
+            for line in history[told:]:
+                print_progress(describe_epoch(line, config))
+            told = len(history)
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -48,7 +48,7 @@ def distilled(
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
     seeds = range(config.seed + 1, config.seed + 1 + num_teachers)
-    taught = [teach.remote(folder, encoder.to_json(), replace(config, seed=seed)) for seed in seeds]
+    taught = [teach.remote(folder, encoder, replace(config, seed=seed)) for seed in seeds]
     logits = []
     for number, answer in enumerate(taught, start=1):
         logit = ray.get(answer)
@@ -77,7 +77,7 @@ def brought(test: Dataset, theta: F64, student: F64, taught: Mapping[str, F64]) 
     return {name: one.measures() | {"minus_teachers": minus[name]} for name, one in found.items()}
 
 
-def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32] | None:
+def _teach(folder: Path, encoder: Encoder, config: FitConfig) -> NDArray[np.float32] | None:
     """Train a network, unless that is done; return its logits [N + T], of training, then test rows.
 
     Returns None if the training diverges.
@@ -86,7 +86,6 @@ def _teach(folder: Path, as_json: str, config: FitConfig) -> NDArray[np.float32]
     if path.exists():
         return np.asarray(np.load(path), np.float32)
     torch.set_num_threads(1)
-    encoder = Encoder.from_json(as_json)
     rows, valid, test = (Inputs.map(folder, name) for name in ("train", "valid", "test"))
     try:
         state = run(rows, valid, encoder, config, device=device())

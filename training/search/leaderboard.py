@@ -1,9 +1,8 @@
-"""Leaderboard of a search: append-only file of all models tried, and choice of the winner."""
+"""Leaderboard of a search: file of all models tried, and choice of the winner."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.storage.atomic_files import write_whole
 from training.data.dataset import evenly
 from training.evaluation.metrics import (
     Contender,
@@ -85,26 +85,18 @@ class BoardEntry:
 
 
 class Leaderboard:
-    """Entries of a search in a file of JSON lines; an incomplete last line is discarded."""
+    """Entries of a search in a file of JSON lines, which is only ever replaced as a whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.entries: list[BoardEntry] = []
-        if path.exists():
-            # A killed search leaves an incomplete line behind the last line break.
-            *whole, rest = path.read_bytes().split(b"\n")
-            if rest:
-                with path.open("r+b") as file:
-                    file.truncate(sum(len(line) + 1 for line in whole))
-            self.entries = [BoardEntry(**json.loads(line)) for line in whole]
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.entries = [BoardEntry(**json.loads(line)) for line in lines]
 
     def add(self, entry: BoardEntry) -> None:
-        """Append an entry and fsync the file."""
-        with self.path.open("ab") as file:
-            file.write(json.dumps(asdict(entry), allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add an entry, in the file too."""
         self.entries.append(entry)
+        lines = [json.dumps(asdict(one), allow_nan=False) + "\n" for one in self.entries]
+        write_whole(self.path, "".join(lines).encode())
 
     def tried(self) -> list[BoardEntry]:
         """Return the entries of networks, in the order in which their trials ended."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.tune
 import torch
@@ -14,7 +13,6 @@ from scipy.special import expit
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
-from training.evaluation.slates import F64
 from training.fit.loop import FitConfig, State, run
 from training.network.model import Model
 from training.network.network import Inputs
@@ -22,19 +20,18 @@ from training.search.budget import work
 from training.search.leaderboard import Judged
 from training.search.space import Space
 
-# Slate and viewer numbers [2, N] of the validation rows, in the folder of the trials' rows.
-SLATES = "slates.npy"
 
-
-def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitConfig, per_share: F64) -> None:
+def run_trial(
+    point: Mapping[str, Any], folder: Path, encoder: Encoder, base: FitConfig, judged: Judged
+) -> None:
     """Train the network of a point and report its validation logloss after each epoch.
 
     The rows `train` and `valid` of `Inputs.save` in `folder` are mapped into memory, so that all
-    trials share them. `encoder` is JSON; `base` holds the settings that no trial changes, and
-    `per_share` [O] what the shares of the outcomes are worth.
+    trials share them; `judged` are those of `valid`. `base` holds the settings that no trial
+    changes.
     """
     torch.set_num_threads(1)
-    known, config = Encoder.from_json(encoder), Space.config(point, base)
+    config = Space.config(point, base)
     train, valid = (Inputs.map(folder, name) for name in ("train", "valid"))
 
     def after_epoch(state: State) -> None:
@@ -43,10 +40,8 @@ def run_trial(point: Mapping[str, Any], folder: Path, encoder: str, base: FitCon
             ray.tune.report(report(state, config, train, valid))
 
     try:
-        state = run(train, valid, known, config, after_epoch=after_epoch, device=device())
-        slate, viewer = np.load(folder / SLATES)
-        judged = Judged(valid.label.numpy(), slate, viewer, per_share)
-        found = verdict(state, known, config, valid, judged)
+        state = run(train, valid, encoder, config, after_epoch=after_epoch, device=device())
+        found = verdict(state, encoder, config, valid, judged)
         ray.tune.report(report(state, config, train, valid) | found)
     # Any error is reported on the leaderboard and ends only this trial.
     except Exception as error:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
 from training.data.dataset import sample
-from training.evaluation.outcomes import per_share
 from training.evaluation.rivals import trees
 from training.fit.loop import FitConfig
 from training.fit.prepare import encode_rows
@@ -34,7 +31,7 @@ from training.search.leaderboard import BoardEntry, Judged, Leaderboard
 from training.search.space import SMALLEST, Space
 from training.search.study import Study
 from training.search.task import Task
-from training.search.trial import SLATES, needs, num_at_once, run_trial
+from training.search.trial import needs, num_at_once, run_trial
 from training.terminal import print_progress
 
 # Training rows of a trial for each second of the budget. More rows would leave too few trials.
@@ -43,14 +40,6 @@ ROWS_PER_S = 500
 MIN_TRIAL_ROWS = 15_000
 # End the trials after this many failures. Fewer may be the fault of single points of the space.
 MAX_FAILED_TRIALS = 5
-# Environment variables for Ray Tune. A value that is already set takes precedence.
-SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Let Ctrl-C end the command; the next call resumes the search.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +139,6 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
             train = mixed(train, [], rival(rows.matrix))
         train.save(folder, "train")
         encode_rows(task.encoder, valid, task.examinations).save(folder, "valid")
-        np.save(folder / SLATES, np.stack([valid.slate, valid.viewer]))
         try:
             _tuner(task, folder, study, deadline).fit()
         finally:
@@ -219,9 +207,8 @@ def describe_trial(entry: BoardEntry, best: BoardEntry | None, left_s: float) ->
 
 
 def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
-    os.environ |= SETTINGS | os.environ
-    shared = {"base": task.base, "per_share": per_share(task.schema.surface)}
-    trainable = tune.with_parameters(run_trial, folder=folder, encoder=task.encoder.to_json(), **shared)
+    shared = {"folder": folder, "encoder": task.encoder, "base": task.base, "judged": Judged.of(task)}
+    trainable = tune.with_parameters(run_trial, **shared)
     return tune.Tuner(
         tune.with_resources(trainable, needs()),
         tune_config=tune.TuneConfig(

@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from serve.features.slots import F64, I64
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
@@ -89,17 +87,17 @@ MAX_LIFE_MS = 5 * HOUR_MS
 CLOSING_MS = 10_000
 
 
-def local_hour(ts_ms: int | Ints, utc_offset_h: float | Floats) -> Floats:
+def local_hour(ts_ms: int | I64, utc_offset_h: float | F64) -> F64:
     """Return the hour of the day, 0 <= hour < 24, on the clock of a place."""
     return np.asarray((np.asarray(ts_ms) / HOUR_MS + utc_offset_h) % 24.0, dtype=np.float64)
 
 
-def rhythm(hour: Floats) -> Floats:
+def rhythm(hour: F64) -> F64:
     """Return the activity of an hour, 1 on average: low before dawn, high in the evening."""
     return np.asarray(1.0 + 0.75 * np.cos((hour - 20.5) / 24.0 * 2.0 * np.pi), dtype=np.float64)
 
 
-def times(rng: Generator, utc_offset_h: Floats, start_ms: int, end_ms: int) -> Ints:
+def times(rng: Generator, utc_offset_h: F64, start_ms: int, end_ms: int) -> I64:
     """Draw one time in [start_ms, end_ms) for each clock, by the daily rhythm of that clock."""
     edges = np.linspace(start_ms, end_ms, max(2, (end_ms - start_ms) // (5 * MINUTE_MS)) + 1)
     centres = (edges[1:] + edges[:-1]) / 2
@@ -112,7 +110,7 @@ def times(rng: Generator, utc_offset_h: Floats, start_ms: int, end_ms: int) -> I
     return np.clip(drawn.astype(np.int64), start_ms, end_ms - 1)
 
 
-def topics_by_language(rng: Generator) -> Floats:
+def topics_by_language(rng: Generator) -> F64:
     """Draw the popularity of topics in each language: [num languages, T], rows sum to 1."""
     everywhere = rng.dirichlet(np.full(len(TOPICS), 2.0))
     here = rng.dirichlet(np.full(len(TOPICS), 0.8), size=len(LANGUAGES))
@@ -123,15 +121,15 @@ def topics_by_language(rng: Generator) -> Floats:
 class Placed:
     """People at a place, by its index into PLACES."""
 
-    place: Ints
+    place: I64
 
     @property
-    def language(self) -> Ints:
+    def language(self) -> I64:
         """Index into LANGUAGES."""
         return _PLACE_LANGUAGE[self.place]
 
     @property
-    def utc_offset_h(self) -> Floats:
+    def utc_offset_h(self) -> F64:
         """Hours by which their clock is ahead of UTC."""
         return _PLACE_OFFSET_H[self.place]
 
@@ -141,18 +139,18 @@ class Hosts(Placed):
     """Hosts, who open Spaces; H rows."""
 
     # Weight by which hosts gain followers; heavy-tailed, sums to 1.
-    fame: Floats
+    fame: F64
     # Share of all Spaces; sums to 1.
-    activity: Floats
-    quality: Floats
+    activity: F64
+    quality: F64
     # [H, T], shares of the topics they talk about: one to three home topics and a little of the
     # rest.
-    topics: Floats
+    topics: F64
     # How far their Spaces promise more than they hold: 0 for most hosts. Not in the log.
-    bait: Floats
+    bait: F64
 
     @classmethod
-    def draw(cls, rng: Generator, popularity: Floats) -> Hosts:
+    def draw(cls, rng: Generator, popularity: F64) -> Hosts:
         """Draw NUM_HOSTS hosts, with home topics that are popular in their language."""
         place = rng.choice(len(PLACES), size=NUM_HOSTS, p=_PLACE_SHARES)
         fame = rng.pareto(1.1, size=NUM_HOSTS) + 0.1
@@ -169,22 +167,22 @@ class Hosts(Placed):
 class Viewers(Placed):
     """Viewers, who visit the tab; V rows. `tastes` is not in the log and moves with each join."""
 
-    device: Ints
+    device: I64
     # [V, T], about 0 for a topic of no interest and 2 for a favourite.
-    tastes: Floats
+    tastes: F64
     # General inclination to click; not in the log.
-    eagerness: Floats
+    eagerness: F64
     # General inclination to hide what does not please; not in the log.
-    touchiness: Floats
+    touchiness: F64
     # Share of all visits; sums to 1.
-    activity: Floats
+    activity: F64
     # [V, NUM_FOLLOWS], hosts, padded with -1.
-    follows: Ints
+    follows: I64
     # [V, up to NUM_FRIENDS], viewers whom this one knows, padded with -1.
-    friends: Ints
+    friends: I64
 
     @classmethod
-    def draw(cls, rng: Generator, num: int, hosts: Hosts, popularity: Floats) -> Viewers:
+    def draw(cls, rng: Generator, num: int, hosts: Hosts, popularity: F64) -> Viewers:
         """Draw `num` viewers, who follow hosts, and know viewers, of their language and taste."""
         place = rng.choice(len(PLACES), size=num, p=_PLACE_SHARES)
         device = rng.choice(len(DEVICES), size=num, p=DEVICE_SHARES)
@@ -203,14 +201,14 @@ class Viewers(Placed):
     def __len__(self) -> int:
         return len(self.place)
 
-    def visits(self, rng: Generator, num: int, start_ms: int, end_ms: int) -> tuple[Ints, Ints]:
+    def visits(self, rng: Generator, num: int, start_ms: int, end_ms: int) -> tuple[I64, I64]:
         """Draw `num` visits; return their times in order, and their viewers."""
         viewer = rng.choice(len(self), size=num, p=self.activity)
         ts_ms = times(rng, self.utc_offset_h[viewer], start_ms, end_ms)
         order = np.argsort(ts_ms, kind="stable")
         return ts_ms[order], viewer[order].astype(np.int64)
 
-    def _draw_follows(self, rng: Generator, num_follows: Ints, hosts: Hosts) -> Ints:
+    def _draw_follows(self, rng: Generator, num_follows: I64, hosts: Hosts) -> I64:
         follows = np.full((len(self), NUM_FOLLOWS), -1, dtype=np.int64)
         log_fame = np.log(hosts.fame)
         for viewer, num in enumerate(num_follows):
@@ -221,7 +219,7 @@ class Viewers(Placed):
             follows[viewer, :num] = np.sort(np.argpartition(-key, num)[:num])
         return follows
 
-    def _draw_friends(self, rng: Generator) -> Ints:
+    def _draw_friends(self, rng: Generator) -> I64:
         sociable = rng.pareto(2.0, size=len(self)) + 0.5
         met = _meet(rng, self.language, self.language, sociable, NUM_MET)
         met[:, :NUM_ABROAD] = rng.choice(len(self), size=(len(self), NUM_ABROAD), p=sociable / sociable.sum())
@@ -238,23 +236,23 @@ class Spaces:
     `quality` and its waves, `peak` and a future end are not in the log.
     """
 
-    started_ms: Ints
-    ends_ms: Ints
-    host: Ints
-    topic: Ints
-    language: Ints
-    quality: Floats
+    started_ms: I64
+    ends_ms: I64
+    host: I64
+    topic: I64
+    language: I64
+    quality: F64
     # Share of its life at which a Space is at its best, 0 to 1.
-    peak: Floats
-    speakers: Ints
+    peak: F64
+    speakers: I64
     # Time when more speakers join the stage; after the end if none do.
-    grown_ms: Ints
-    grown_speakers: Ints
+    grown_ms: I64
+    grown_speakers: I64
     # [S, NUM_GUESTS], hosts on stage beside the Space's own, padded with -1.
-    guests: Ints
+    guests: I64
     # [S, NUM_WAVES], their periods, and the phase at the start in radians.
-    wave_ms: Floats
-    wave_phase: Floats
+    wave_ms: F64
+    wave_phase: F64
 
     @classmethod
     def draw(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
@@ -301,25 +299,25 @@ class Spaces:
             rng.uniform(0.0, 2.0 * np.pi, size=(num, NUM_WAVES)),
         )
 
-    def _at(self, rows: Ints) -> Spaces:
+    def _at(self, rows: I64) -> Spaces:
         return Spaces(**{name: column[rows] for name, column in vars(self).items()})
 
     def __len__(self) -> int:
         return len(self.started_ms)
 
-    def quality_at(self, space: Ints, ts_ms: int | Ints) -> Floats:
+    def quality_at(self, space: I64, ts_ms: int | I64) -> F64:
         """Return the quality [R] of Spaces at a time: that of the Space, and its waves."""
         lived_ms = np.asarray(ts_ms - self.started_ms[space])[:, None]
         wave = np.sin(2.0 * np.pi * lived_ms / self.wave_ms[space] + self.wave_phase[space])
         return np.asarray(self.quality[space] + WAVE_AMPLITUDE * wave.sum(axis=1), dtype=np.float64)
 
-    def live(self, ts_ms: int) -> Ints:
+    def live(self, ts_ms: int) -> I64:
         """Return the Spaces that are listed at a time: begun before it, and not closing."""
         low, high = np.searchsorted(self.started_ms, [ts_ms - MAX_LIFE_MS, ts_ms])
         return np.asarray(low + np.flatnonzero(self.ends_ms[low:high] >= ts_ms + CLOSING_MS), dtype=np.int64)
 
 
-def _draw_guests(rng: Generator, hosts: Hosts, host: Ints, topic: Ints, speakers: Ints) -> Ints:
+def _draw_guests(rng: Generator, hosts: Hosts, host: I64, topic: I64, speakers: I64) -> I64:
     """Draw the guests of Spaces: some of the speakers are hosts who talk about its topic."""
     met = _meet(rng, hosts.language[host], hosts.language, hosts.fame**0.5, NUM_INVITED)
     num_guests = rng.binomial(np.minimum(speakers - 1, NUM_GUESTS), 0.5)
@@ -327,7 +325,7 @@ def _draw_guests(rng: Generator, hosts: Hosts, host: Ints, topic: Ints, speakers
     return np.where(guests == host[:, None], -1, guests)
 
 
-def _meet(rng: Generator, mine: Ints, theirs: Ints, weight: Floats, num: int) -> Ints:
+def _meet(rng: Generator, mine: I64, theirs: I64, weight: F64, num: int) -> I64:
     """Draw, for each of N languages, `num` people who speak it, by their weight: [N, num]."""
     met = np.empty((len(mine), num), dtype=np.int64)
     for language in np.unique(mine):
@@ -336,7 +334,7 @@ def _meet(rng: Generator, mine: Ints, theirs: Ints, weight: Floats, num: int) ->
     return met
 
 
-def _closest(rng: Generator, met: Ints, closeness: Floats, num: Floats | Ints) -> Ints:
+def _closest(rng: Generator, met: I64, closeness: F64, num: F64 | I64) -> I64:
     """Draw up to num[n] different people of met[n], by exp(closeness); -1 pads the rows."""
     order = np.argsort(-closeness - rng.gumbel(size=met.shape), axis=1)
     chosen = np.take_along_axis(met, order, axis=1)[:, : int(num.max())]
@@ -345,14 +343,14 @@ def _closest(rng: Generator, met: Ints, closeness: Floats, num: Floats | Ints) -
     return chosen
 
 
-def _favourites(rng: Generator, weights: Floats, num: Ints) -> Floats:
+def _favourites(rng: Generator, weights: F64, num: I64) -> F64:
     """Draw, for each row of weights [N, T], a 0/1 row with num[n] topics without replacement."""
     key = np.log(weights) + rng.gumbel(size=weights.shape)
     rank = np.argsort(np.argsort(-key, axis=1), axis=1)
     return (rank < num[:, None]).astype(np.float64)
 
 
-def _one_at_a_time(spaces: Spaces) -> Ints:
+def _one_at_a_time(spaces: Spaces) -> I64:
     """Return the Spaces in order of start, without those that start during one of the same host."""
     kept = []
     free_ms: dict[int, int] = {}

@@ -13,7 +13,7 @@ from numpy.random import Generator, SeedSequence, default_rng
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import STRICT, read
 from serve.contract.validation import json_value
-from training.world.population import Ints
+from serve.features.slots import I64
 from training.world.record import VisitLog
 from training.world.world import Audience, ExaminationCurve, Unkind, World
 
@@ -64,7 +64,7 @@ class Provenance:
         span = {"start_ms": self.start_ms, "end_ms": self.end_ms}
         return World(seed=self.seed, viewers=self.viewers, **span, curve=self.examination, unkind=self.unkind)
 
-    def visits(self, world: World) -> tuple[Ints, Ints]:
+    def visits(self, world: World) -> tuple[I64, I64]:
         """Return the visits' times, in order, and their viewers."""
         return world.viewers.visits(self._streams()[0], self.exposures, self.start_ms, self.end_ms)
 

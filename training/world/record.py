@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from training.world.population import DEVICES, LANGUAGES, PLACES, TOPICS, Ints
+from serve.features.slots import I64
+from training.world.population import DEVICES, LANGUAGES, PLACES, TOPICS
 from training.world.world import Response, World
 
 KINDS = ("click", "join", "leave", "hide")
@@ -20,10 +21,10 @@ KINDS = ("click", "join", "leave", "hide")
 class VisitLog:
     """Exposures and responses in the order of the visits."""
 
-    shown: list[Ints] = field(default_factory=list)
+    shown: list[I64] = field(default_factory=list)
     responses: list[Response] = field(default_factory=list)
 
-    def add(self, shown: Ints, response: Response) -> None:
+    def add(self, shown: I64, response: Response) -> None:
         """Add one exposure (Spaces in the shown order) and its response."""
         self.shown.append(shown)
         self.responses.append(response)
@@ -45,7 +46,7 @@ class VisitLog:
         return {name: pa.ListArray.from_arrays(self.offsets, pa.array(each)) for name, each in truth.items()}
 
 
-def log_tables(world: World, ts_ms: Ints, viewer: Ints, record: VisitLog) -> dict[str, pa.Table]:
+def log_tables(world: World, ts_ms: I64, viewer: I64, record: VisitLog) -> dict[str, pa.Table]:
     """Return the tables of a log and its truth, for visits at `ts_ms` by `viewer`.
 
     Each visit is an exposure.
@@ -137,11 +138,11 @@ def _ids(prefix: str, num: int) -> pa.Array:
     return pa.array([f"{prefix}{i:07d}" for i in range(num)], pa.string())
 
 
-def _lists(ids: pa.Array, index: Ints) -> pa.Array:
+def _lists(ids: pa.Array, index: I64) -> pa.Array:
     """Return the ids of each row of an index into them, without its negative ones."""
     offsets = pa.array(np.append(0, np.cumsum((index >= 0).sum(axis=1))), pa.int32())
     return pa.ListArray.from_arrays(offsets, ids.take(pa.array(index[index >= 0])))
 
 
-def _names(names: Sequence[str], index: Ints) -> pa.Array:
+def _names(names: Sequence[str], index: I64) -> pa.Array:
     return pa.array(list(names), pa.string()).take(pa.array(index))

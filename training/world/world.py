@@ -13,24 +13,21 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
-from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
+from serve.features.slots import F64, I64, Bools
 from training.world.population import (
     MAX_LIFE_MS,
     MINUTE_MS,
     NUM_HOSTS,
     TOPICS,
-    Floats,
     Hosts,
-    Ints,
     Spaces,
     Viewers,
     local_hour,
     topics_by_language,
 )
 
-Flags = NDArray[np.bool_]
 # How examination falls with position: as 1 / (1 + position / 12), in steps, or not at all; or in a
 # cascade, where it also depends on what was shown above.
 ExaminationCurve = Literal["decay", "steps", "none", "cascade"]
@@ -42,6 +39,8 @@ Unkind = Literal["hidden", "late"]
 SLATE = 55
 # Candidates in it that come from the most popular of all languages.
 NUM_POPULAR = 12
+# Position, from 0, that half of the viewers examine where examination decays.
+HALF_EXAMINED = 12.0
 # First positions, from 0, of the steps of examination, and the probability at each step.
 STEPS = (0, 6, 14)
 STEP_EXAMINATION = (0.95, 0.35, 0.12)
@@ -59,61 +58,15 @@ FADING, HALF_KNOWN_MIN, RECALL_NOISE = 0.5, 120.0, 0.4
 # Median listening time in minutes, standard deviation of its logarithm, and the minutes that count
 # at most in the truth: the cap of the outcome `stay` of `spaces`.
 STAY_MIN, STAY_SD, STAY_CAP_MIN = 20.0, 0.9, 60.0
+# Share of the distance to MAX_TASTE by which a join moves the taste for its topic.
+DRIFT, MAX_TASTE = 0.04, 2.5
 # After every world's end.
 NEVER_MS = 1 << 62
+# Probability that a friend inside invites, and that a guest whom the viewer follows is a reason to
+# come.
+INVITES, ATTRACTS = 0.4, 0.6
 # Whether a friend inside invites: not, and so.
 INVITED = np.array([[0.0], [1.0]])
-
-
-@dataclass(frozen=True)
-class Process:
-    """Data-generating process: weights of the logits of click, join and hide, and of minutes."""
-
-    click: float = -3.95
-    taste: float = 1.0
-    same_language: float = 1.9
-    follows: float = 1.6
-    quality: float = 0.65
-    # Social proof, times log1p(audience).
-    audience: float = 0.15
-    # Approximate penalty at the very start or end of a Space, compared with its best moment.
-    peak: float = 1.2
-    # Penalty for age, times log1p(age / 30 min).
-    age: float = 0.15
-    # Effect of the topic's preferred time of day.
-    hour: float = 0.4
-    eagerness: float = 0.4
-    # Probability that a friend inside invites, and effects of an invitation on click and join.
-    invites: float = 0.4
-    invited: float = 1.5
-    invited_join: float = 0.6
-    # Probability that a guest whom the viewer follows is a reason to come, and the effect of one.
-    attracts: float = 0.6
-    attracted: float = 1.3
-    # Penalty of a Space that the viewer recalls passing over.
-    passed: float = 1.4
-    join: float = -0.95
-    join_taste: float = 0.3
-    join_quality: float = 0.65
-    join_same_language: float = 0.8
-    # Position, from 0, that half of the viewers examine.
-    examination: float = 12.0
-    # Effects on the logarithm of the minutes of a stay.
-    stay_taste: float = 0.7
-    stay_quality: float = 0.4
-    # Logit of hiding what was looked at and not clicked, and effects on it.
-    hide: float = -7.5
-    hide_taste: float = 0.5
-    hide_same_language: float = 0.5
-    hide_touchiness: float = 0.7
-    # Effects of bait on click, join, minutes and hide.
-    bait: float = 0.6
-    bait_join: float = 0.3
-    bait_stay: float = 0.8
-    bait_hide: float = 5.0
-    # Share of the distance to `max_taste` by which a join moves the taste for its topic.
-    drift: float = 0.04
-    max_taste: float = 2.5
 
 
 class Around(NamedTuple):
@@ -122,9 +75,9 @@ class Around(NamedTuple):
     `recalled` is the probability that the viewer recalls passing the Space over.
     """
 
-    listeners: Ints
-    friends: Ints
-    recalled: Floats
+    listeners: I64
+    friends: I64
+    recalled: F64
 
 
 @dataclass(frozen=True)
@@ -134,19 +87,19 @@ class Response:
     A time is valid where its flag is set.
     """
 
-    p_click: Floats
-    p_join: Floats
-    p_hide: Floats
-    examination: Floats
+    p_click: F64
+    p_join: F64
+    p_hide: F64
+    examination: F64
     # Mean logarithm of the minutes of a stay, as if no Space ended.
-    log_minutes: Floats
-    clicked: Flags
-    joined: Flags
-    hidden: Flags
+    log_minutes: F64
+    clicked: Bools
+    joined: Bools
+    hidden: Bools
     # The time of a hide, too.
-    click_ms: Ints
-    join_ms: Ints
-    leave_ms: Ints
+    click_ms: I64
+    join_ms: I64
+    leave_ms: I64
 
 
 class World:
@@ -163,7 +116,6 @@ class World:
         unkind: Collection[Unkind] = (),
     ) -> None:
         streams = [default_rng(child) for child in SeedSequence(seed).spawn(4)]
-        self.process = Process()
         self.curve = curve
         self.unkind = unkind
         self.end_ms = end_ms
@@ -178,11 +130,11 @@ class World:
         self.spaces = self.spaces.extended(rng, self.hosts, self.end_ms, end_ms)
         self.end_ms = end_ms
 
-    def hour(self, viewer: int | Ints, ts_ms: int | Ints) -> Floats:
+    def hour(self, viewer: int | I64, ts_ms: int | I64) -> F64:
         """Return the hour of the day at the viewer's place."""
         return local_hour(ts_ms, self.viewers.utc_offset_h[viewer])
 
-    def follows(self, viewer: int, space: Ints) -> tuple[Flags, Ints]:
+    def follows(self, viewer: int, space: I64) -> tuple[Bools, I64]:
         """Return whether the viewer follows the Space's host, and how many of its guests, [R]."""
         followed = np.zeros(NUM_HOSTS + 1, dtype=np.bool_)
         followed[self.viewers.follows[viewer]] = True
@@ -190,7 +142,7 @@ class World:
         followed[-1] = False
         return followed[self.spaces.host[space]], followed[self.spaces.guests[space]].sum(axis=1)
 
-    def retrieve(self, rng: Generator, viewer: int, ts_ms: int, audience: Audience) -> Ints:
+    def retrieve(self, rng: Generator, viewer: int, ts_ms: int, audience: Audience) -> I64:
         """Return up to SLATE live Spaces for a visit, unordered.
 
         Widely popular Spaces, and those with a followed host or guest or a friend inside, come
@@ -208,62 +160,52 @@ class World:
         key[np.argpartition(-audience.listeners[live], NUM_POPULAR)[:NUM_POPULAR]] += 2.0
         return live[np.argpartition(-key, SLATE)[:SLATE]]
 
-    def probabilities(
-        self, viewer: int, space: Ints, ts_ms: int, around: Around
-    ) -> tuple[Floats, Floats, Floats]:
+    def probabilities(self, viewer: int, space: I64, ts_ms: int, around: Around) -> tuple[F64, F64, F64]:
         """Return the true P(click), P(join) and P(hide) of each row if examined, at any position.
 
         `space` and `around` are [R]. Only what is not clicked is hidden.
         """
-        process, spaces, viewers = self.process, self.spaces, self.viewers
+        spaces, viewers = self.spaces, self.viewers
         topic = spaces.topic[space]
         taste = viewers.tastes[viewer, topic]
         same_language = spaces.language[space] == viewers.language[viewer]
         quality = spaces.quality_at(space, ts_ms)
         follows, num_guests = self.follows(viewer, space)
-        attracted = 1.0 - (1.0 - process.attracts) ** num_guests
+        attracted = 1.0 - (1.0 - ATTRACTS) ** num_guests
         bait = self.hosts.bait[spaces.host[space]]
         age_ms = ts_ms - spaces.started_ms[space]
         phase = age_ms / (spaces.ends_ms[space] - spaces.started_ms[space])
         angle = (self.hour(viewer, ts_ms) - self.topic_hour[topic]) * (2.0 * np.pi / 24.0)
         click = (
-            process.click
-            + process.taste * taste
-            + process.same_language * same_language
-            + process.follows * follows
-            + process.quality * quality
-            + process.audience * np.log1p(around.listeners)
-            - process.peak * (2.0 * (phase - spaces.peak[space])) ** 2
-            - process.age * np.log1p(age_ms / (30 * MINUTE_MS))
-            + process.hour * np.cos(angle)
-            + process.eagerness * viewers.eagerness[viewer]
-            + process.attracted * attracted
-            - process.passed * around.recalled
-            + process.bait * bait
+            -3.95
+            + taste
+            + 1.9 * same_language
+            + 1.6 * follows
+            + 0.65 * quality
+            # Social proof.
+            + 0.15 * np.log1p(around.listeners)
+            # About 1.2 less at the very start or end of a Space than at its best moment.
+            - 1.2 * (2.0 * (phase - spaces.peak[space])) ** 2
+            - 0.15 * np.log1p(age_ms / (30 * MINUTE_MS))
+            # The topic's preferred time of day.
+            + 0.4 * np.cos(angle)
+            + 0.4 * viewers.eagerness[viewer]
+            + 1.3 * attracted
+            - 1.4 * around.recalled
+            + 0.6 * bait
         )
-        join = (
-            process.join
-            + process.join_taste * taste
-            + process.join_quality * quality
-            + process.join_same_language * same_language
-            + process.bait_join * bait
-        )
-        hide = (
-            process.hide
-            - process.hide_taste * taste
-            - process.hide_same_language * same_language
-            + process.hide_touchiness * viewers.touchiness[viewer]
-            + process.bait_hide * bait
-        )
+        join = -0.95 + 0.3 * taste + 0.65 * quality + 0.8 * same_language + 0.3 * bait
+        # Of what was looked at and not clicked.
+        hide = -7.5 - 0.5 * taste - 0.5 * same_language + 0.7 * viewers.touchiness[viewer] + 5.0 * bait
         # [2, R]: not invited by a friend, and invited.
-        p_click = expit(click + process.invited * INVITED)
-        p_join = p_click * expit(join + process.invited_join * INVITED)
-        not_invited = (1.0 - process.invites) ** around.friends
+        p_click = expit(click + 1.5 * INVITED)
+        p_join = p_click * expit(join + 0.6 * INVITED)
+        not_invited = (1.0 - INVITES) ** around.friends
         share = np.array([not_invited, 1.0 - not_invited])
         p_click, p_join = (share * p_click).sum(axis=0), (share * p_join).sum(axis=0)
         return p_click, p_join, (1.0 - p_click) * expit(hide)
 
-    def order(self, rng: Generator, viewer: int, space: Ints, ts_ms: int, audience: Audience) -> Ints:
+    def order(self, rng: Generator, viewer: int, space: I64, ts_ms: int, audience: Audience) -> I64:
         """Return the Spaces [R] as the popular arm shows them.
 
         The largest audience is first, and among equals the newest. In a world with a hidden signal,
@@ -274,18 +216,18 @@ class World:
             return space[np.argsort(-np.log(p_join) - rng.normal(0.0, HIDDEN_ERROR, len(space)))]
         return space[np.lexsort((-space, -audience.listeners[space]))]
 
-    def log_minutes(self, viewer: int, space: Ints) -> Floats:
+    def log_minutes(self, viewer: int, space: I64) -> F64:
         """Return the mean logarithm [R] of the minutes of a stay, as if no Space ended."""
-        process, spaces = self.process, self.spaces
+        spaces = self.spaces
         return np.asarray(
             np.log(STAY_MIN)
-            + process.stay_taste * (self.viewers.tastes[viewer, spaces.topic[space]] - 1.0)
-            + process.stay_quality * spaces.quality[space]
-            - process.bait_stay * self.hosts.bait[spaces.host[space]],
+            + 0.7 * (self.viewers.tastes[viewer, spaces.topic[space]] - 1.0)
+            + 0.4 * spaces.quality[space]
+            - 0.8 * self.hosts.bait[spaces.host[space]],
             dtype=np.float64,
         )
 
-    def minutes(self, log_minutes: Floats, left_ms: Ints) -> Floats:
+    def minutes(self, log_minutes: F64, left_ms: I64) -> F64:
         """Return the expected minutes [R] of a stay, given a join `left_ms` before the Space's end.
 
         STAY_CAP_MIN of them count, and none after the end: it is the mean of the smaller one of a
@@ -296,7 +238,7 @@ class World:
         whole = np.exp(log_minutes + STAY_SD**2 / 2) * ndtr(z - STAY_SD)
         return np.asarray(whole + most * ndtr(-z), dtype=np.float64)
 
-    def examination(self, p_join: Floats) -> Floats:
+    def examination(self, p_join: F64) -> F64:
         """Return the probability that a viewer examines each of these positions.
 
         `p_join` [R] is P(join) of what they show, if examined, on which a cascade depends (Craswell
@@ -309,9 +251,9 @@ class World:
             return np.array(STEP_EXAMINATION)[np.searchsorted(STEPS, position, side="right") - 1]
         if self.curve == "none":
             return np.ones(len(p_join))
-        return np.asarray(1.0 / (1.0 + position / self.process.examination), dtype=np.float64)
+        return np.asarray(1.0 / (1.0 + position / HALF_EXAMINED), dtype=np.float64)
 
-    def respond(self, rng: Generator, viewer: int, shown: Ints, ts_ms: int, audience: Audience) -> Response:
+    def respond(self, rng: Generator, viewer: int, shown: I64, ts_ms: int, audience: Audience) -> Response:
         """Draw a viewer's response to Spaces shown in this order.
 
         Clicks and hides come within a minute, a join within 90 s of its click, or within two hours
@@ -341,19 +283,19 @@ class World:
         truth = (p_click, p_join, p_hide, examination, log_minutes)
         return Response(*truth, clicked, joined, hidden, click_ms, join_ms, leave_ms)
 
-    def update_tastes(self, viewer: int, joined: Ints) -> None:
+    def update_tastes(self, viewer: int, joined: I64) -> None:
         """Move the viewer's tastes a little towards the topics of the Spaces joined."""
         tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():
-            tastes[topic] += self.process.drift * max(0.0, self.process.max_taste - tastes[topic])
+            tastes[topic] += DRIFT * max(0.0, MAX_TASTE - tastes[topic])
 
 
-def _among(space: Ints, chosen: Ints) -> Flags:
+def _among(space: I64, chosen: I64) -> Bools:
     """Return which Spaces are among the chosen, a few."""
     return np.asarray((space[:, None] == chosen).any(axis=1), dtype=np.bool_)
 
 
-def _goes_on(joins: Floats | Flags) -> Floats:
+def _goes_on(joins: F64 | Bools) -> F64:
     """Return P(looking at a position after the one above), given the joins [R]."""
     return np.append(1.0, GOES_ON * (1.0 - STOPS * joins))[: len(joins)]
 
@@ -365,19 +307,17 @@ class Audience:
     time order. `friends` are those of the viewers.
     """
 
-    def __init__(self, num_spaces: int, friends: Ints) -> None:
+    def __init__(self, num_spaces: int, friends: I64) -> None:
         # [S], as of the last `advance`.
-        self.listeners: Ints = np.zeros(num_spaces, dtype=np.int64)
+        self.listeners: I64 = np.zeros(num_spaces, dtype=np.int64)
         self._friends = friends
-        # [S], room for the sums of one viewer's visits; 0 between them.
-        self._trace = np.zeros(num_spaces)
         self._ahead: list[tuple[int, int, int]] = []
         # Of each viewer, the time of joining and of leaving, by Space.
         self._stays: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
         # Of each viewer, the visits: time, Spaces shown and not clicked, their examination.
-        self._passed: defaultdict[int, list[tuple[int, Ints, Floats]]] = defaultdict(list)
+        self._passed: defaultdict[int, list[tuple[int, I64, F64]]] = defaultdict(list)
 
-    def add(self, viewer: int, shown: Ints, ts_ms: int, response: Response) -> None:
+    def add(self, viewer: int, shown: I64, ts_ms: int, response: Response) -> None:
         """Queue the stays of a viewer who joined, and remember what was passed over."""
         for row in np.flatnonzero(response.joined).tolist():
             space, join_ms = int(shown[row]), int(response.join_ms[row])
@@ -397,13 +337,13 @@ class Audience:
             _, space, change = heapq.heappop(self._ahead)
             self.listeners[space] += change
 
-    def of(self, viewer: int, ts_ms: int) -> Ints:
+    def of(self, viewer: int, ts_ms: int) -> I64:
         """Return the Spaces that the viewer is in at ts_ms, or about to join, or hid."""
         stays = {space: stay for space, stay in self._stays[viewer].items() if stay[1] >= ts_ms}
         self._stays[viewer] = stays
         return np.array(list(stays), dtype=np.int64)
 
-    def inside(self, viewer: int, ts_ms: int) -> Ints:
+    def inside(self, viewer: int, ts_ms: int) -> I64:
         """Return the Spaces in which friends of the viewer are, one for each friend inside."""
         found = [
             space
@@ -413,13 +353,11 @@ class Audience:
         ]
         return np.array(found, dtype=np.int64)
 
-    def around(self, viewer: int, space: Ints, ts_ms: int) -> Around:
+    def around(self, viewer: int, space: I64, ts_ms: int) -> Around:
         """Return what surrounds these Spaces [R] for a viewer at the time of the last `advance`."""
+        trace = np.zeros(len(self.listeners))
         for shown_ms, passed, examination in self._passed[viewer]:
-            self._trace[passed] += examination * (max(1, ts_ms - shown_ms) / MINUTE_MS) ** -FADING
-        trace = self._trace[space]
-        for _, passed, _ in self._passed[viewer]:
-            self._trace[passed] = 0.0
-        strength = (trace * HALF_KNOWN_MIN**FADING) ** (1.0 / RECALL_NOISE)
+            trace[passed] += examination * (max(1, ts_ms - shown_ms) / MINUTE_MS) ** -FADING
+        strength = (trace[space] * HALF_KNOWN_MIN**FADING) ** (1.0 / RECALL_NOISE)
         friends = (space[:, None] == self.inside(viewer, ts_ms)).sum(axis=1)
         return Around(self.listeners[space], friends, strength / (1.0 + strength))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,14 +26,22 @@ def test_a_leaderboard_read_again_holds_what_was_added(board):
     assert Leaderboard(board.path).entries == entries
 
 
-def test_a_line_that_was_cut_short_is_forgotten_and_the_next_one_kept(board):
+def test_a_write_that_was_cut_short_is_forgotten_and_the_next_one_kept(board, monkeypatch):
     board.add(ONE)
-    whole = board.path.read_bytes()
-    board.path.write_bytes(whole + whole[:20])
+    whole = Path.write_bytes
+
+    def cut_short(path, content):
+        whole(path, content[:-20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        board.add(replace(ONE, name="TabNet 2"))
+    monkeypatch.undo()
     again = Leaderboard(board.path)
     assert again.entries == [ONE]
-    again.add(replace(ONE, name="TabNet 2"))
-    assert [entry.name for entry in Leaderboard(board.path).entries] == ["TabNet 1", "TabNet 2"]
+    again.add(replace(ONE, name="TabNet 3"))
+    assert [entry.name for entry in Leaderboard(board.path).entries] == ["TabNet 1", "TabNet 3"]
 
 
 def test_the_winner_is_the_best_finished_network_that_fits_its_cost(board):

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve.contract.errors import TabrankError
+from serve.features.slots import F64, I64
 from serve.features.surface import load_surface
 from serve.log.reader import read_joined
-from training.world.population import Floats, Ints
 from training.world.provenance import Provenance
 from training.world.simulate import simulate
 from training.world.world import Around, Audience, World
@@ -411,19 +411,19 @@ def test_the_truth_is_the_process_with_tastes_that_follow_joins(log):
 START_MS, HOUR_MS = 1_767_571_200_000, 3_600_000
 
 
-def new_world(viewers: int) -> tuple[World, int, Ints]:
+def new_world(viewers: int) -> tuple[World, int, I64]:
     """Return a world of an hour, a time in it, and the Spaces that are live then."""
     world = World(seed=3, viewers=viewers, start_ms=START_MS, end_ms=START_MS + HOUR_MS)
     now_ms = START_MS + HOUR_MS // 2
     return world, now_ms, world.spaces.live(now_ms)
 
 
-def alone(space: Ints) -> Around:
+def alone(space: I64) -> Around:
     """Return that nobody is in these Spaces, and that the viewer recalls none of them."""
     return Around(*np.zeros((2, len(space)), np.int64), np.zeros(len(space)))
 
 
-def odds(p: Floats) -> Floats:
+def odds(p: F64) -> F64:
     return p / (1 - p)
 
 
