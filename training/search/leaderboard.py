@@ -198,7 +198,9 @@ class Judged:
 
     def ndcg(self, score: Values) -> float | None:
         """Return the NDCG@10 of an order, on the rows at which the primary outcome is known."""
-        return mean(Contender.of(self._slates, score[self._known], None).ndcg)
+        worth, known = np.nan_to_num(self.outcomes) @ self.per_share, self._known
+        slates = Slates(self.outcomes[known, 0], self.slate[known], self.viewer[known], worth[known])
+        return mean(Contender.of(slates, score[known], None).ndcg)
 
     def losses(self, chance: Values) -> list[float]:
         """Return what each of `GROUPS` groups of viewers adds to the criterion, which is their sum.
@@ -223,8 +225,3 @@ class Judged:
     @property
     def _known(self) -> NDArray[np.bool_]:
         return np.asarray(~np.isnan(self.outcomes[:, 0]))
-
-    @property
-    def _slates(self) -> Slates:
-        worth, known = np.nan_to_num(self.outcomes) @ self.per_share, self._known
-        return Slates(self.outcomes[known, 0], self.slate[known], self.viewer[known], worth[known])
