@@ -64,6 +64,13 @@ class Network(nn.Module):
         Numbers are transformed, standardised and clipped; missing ones are 0. The transform is not
         learned, so it runs once for each row.
         """
+        x = torch.empty(len(numeric), len(self.encoder.input_names))
+        parts = (torch.split(rows, EVALUATION_BATCH) for rows in (x, numeric, hot, index))
+        for part, *encoded in zip(*parts, strict=True):
+            part[:] = self._transformed(*encoded)
+        return x
+
+    def _transformed(self, numeric: Tensor, hot: Tensor, index: Tensor) -> Tensor:
         missing = torch.isnan(numeric)
         logged = torch.sign(numeric) * torch.log(1.0 + torch.abs(numeric))
         value = torch.where(missing, self.mean, torch.where(self.logged, logged, numeric))
@@ -132,11 +139,7 @@ def inputs(
     encoder: Encoder, encoded: Encoded, label: NDArray[np.float32], examination: NDArray[np.float64]
 ) -> Inputs:
     """Transform all rows once, so that an epoch only selects rows from the result."""
-    network = Network(encoder, NetworkConfig())
-    x = torch.empty(len(label), len(encoder.input_names))
-    for start in range(0, len(label), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
-        x[part] = network.inputs(*(torch.from_numpy(array[part]) for array in encoded))
+    x = Network(encoder, NetworkConfig()).inputs(*map(torch.from_numpy, encoded))
     return Inputs(x, torch.from_numpy(label), torch.from_numpy(examination).float())
 
 
