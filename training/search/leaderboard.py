@@ -118,10 +118,6 @@ class Leaderboard:
         first = sorted(level, key=lambda entry: entry.us_per_candidate or 0.0)[:1]
         return first + [entry for entry in found if entry not in first]
 
-    def winner(self, max_us: float | None) -> BoardEntry | None:
-        """Return the best network of the ranking."""
-        return next(iter(self.ranking(max_us)), None)
-
     def table(self, max_us: float | None, winner: BoardEntry) -> list[dict[str, Any]]:
         """Return the finished models, the best first, and whether each is a `tie` with a winner."""
         finished = [entry for entry in self.entries if entry.finished]
