@@ -77,15 +77,6 @@ class Network(nn.Module):
         value = torch.clamp((value - self.mean) * self.scale, -CLIP, CLIP)
         return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [R, D0 + K1] to (logit [R, O], sparsity).
-
-        The loss to minimise is logloss + lambda_sparse · sparsity. `sparsity` is the mean entropy
-        of the masks over steps and rows: 0 where each step uses one column.
-        """
-        logit, sparsity = self.tabnet(x)
-        return logit, sparsity
-
     @torch.no_grad()
     def logit(self, x: Tensor) -> Tensor:
         """Return the logit [R, O] of x [R, D0 + K1], in eval mode and without gradients."""
@@ -95,7 +86,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows in memory as the training loop reads them; `Network.forward` takes x f32 [N, D]."""
+    """Rows in memory as the training loop reads them; `TabNet.forward` takes x f32 [N, D]."""
 
     x: Tensor
     # f32 [N, O], the shares of `Dataset.outcomes`, NaN where unknown; mixed with the predictions of
