@@ -101,7 +101,7 @@ def random_network(
     with torch.no_grad():
         for _ in range(4):
             x = inputs(network, *random_rows(rng, encoder, 128))
-            logit, _ = network(x)
+            logit, _ = network.tabnet(x)
         network.tabnet.tabnet.final_mapping.weight /= max(float(logit.std()), 0.1)
         for norm in norms:
             assert norm.running_mean is not None

@@ -73,11 +73,9 @@ class Feature:
 
 
 def toml(value: object) -> str:
-    """Return a string, number, list or inline table as TOML on one line."""
+    """Return a string, number, list of these or inline table as TOML on one line."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{toml_key(k)} = {toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

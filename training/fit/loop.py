@@ -222,7 +222,7 @@ class _Fit:
         rate = learning_rate(step, self.num_steps * self.config.epochs, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        logit, sparsity = self.network(x)
+        logit, sparsity = self.network.tabnet(x)
         logloss = self._logloss(as_shown(logit, rows.examination), label)
         # Zero in place: the parameters' gradients are views of the flat gradient.
         self.optimiser.zero_grad(set_to_none=False)

@@ -64,20 +64,18 @@ class Network(nn.Module):
         Numbers are transformed, standardised and clipped; missing ones are 0. The transform is not
         learned, so it runs once for each row.
         """
+        x = torch.empty(len(numeric), len(self.encoder.input_names))
+        parts = (torch.split(rows, EVALUATION_BATCH) for rows in (x, numeric, hot, index))
+        for part, *encoded in zip(*parts, strict=True):
+            part[:] = self._transformed(*encoded)
+        return x
+
+    def _transformed(self, numeric: Tensor, hot: Tensor, index: Tensor) -> Tensor:
         missing = torch.isnan(numeric)
         logged = torch.sign(numeric) * torch.log(1.0 + torch.abs(numeric))
         value = torch.where(missing, self.mean, torch.where(self.logged, logged, numeric))
         value = torch.clamp((value - self.mean) * self.scale, -CLIP, CLIP)
         return torch.cat([value, missing[:, self.indicators].float(), hot, index.float()], dim=1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [R, D0 + K1] to (logit [R, O], sparsity).
-
-        The loss to minimise is logloss + lambda_sparse · sparsity. `sparsity` is the mean entropy
-        of the masks over steps and rows: 0 where each step uses one column.
-        """
-        logit, sparsity = self.tabnet(x)
-        return logit, sparsity
 
     @torch.no_grad()
     def logit(self, x: Tensor) -> Tensor:
@@ -88,7 +86,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows in memory as the training loop reads them; `Network.forward` takes x f32 [N, D]."""
+    """Rows in memory as the training loop reads them; `TabNet.forward` takes x f32 [N, D]."""
 
     x: Tensor
     # f32 [N, O], the shares of `Dataset.outcomes`, NaN where unknown; mixed with the predictions of
@@ -132,11 +130,7 @@ def inputs(
     encoder: Encoder, encoded: Encoded, label: NDArray[np.float32], examination: NDArray[np.float64]
 ) -> Inputs:
     """Transform all rows once, so that an epoch only selects rows from the result."""
-    network = Network(encoder, NetworkConfig())
-    x = torch.empty(len(label), len(encoder.input_names))
-    for start in range(0, len(label), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
-        x[part] = network.inputs(*(torch.from_numpy(array[part]) for array in encoded))
+    x = Network(encoder, NetworkConfig()).inputs(*map(torch.from_numpy, encoded))
     return Inputs(x, torch.from_numpy(label), torch.from_numpy(examination).float())
 
 

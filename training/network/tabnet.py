@@ -36,7 +36,10 @@ class TabNet(nn.Module):
         self.tabnet = DecisionSteps(num_dense, [size for _, size in tables], config, num_outcomes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [R, D0 + K1] to (logit [R, O], sparsity), see `DecisionSteps.forward`."""
+        """Map x [R, D0 + K1] to (logit [R, O], sparsity), see `DecisionSteps.forward`.
+
+        The loss to minimise is logloss + lambda_sparse · sparsity.
+        """
         logit, sparsity = self.tabnet(self.embedder(x))
         return logit, sparsity
 

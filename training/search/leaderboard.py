@@ -118,10 +118,6 @@ class Leaderboard:
         first = sorted(level, key=lambda entry: entry.us_per_candidate or 0.0)[:1]
         return first + [entry for entry in found if entry not in first]
 
-    def winner(self, max_us: float | None) -> BoardEntry | None:
-        """Return the best network of the ranking."""
-        return next(iter(self.ranking(max_us)), None)
-
     def table(self, max_us: float | None, winner: BoardEntry) -> list[dict[str, Any]]:
         """Return the finished models, the best first, and whether each is a `tie` with a winner."""
         finished = [entry for entry in self.entries if entry.finished]
@@ -198,7 +194,9 @@ class Judged:
 
     def ndcg(self, score: Values) -> float | None:
         """Return the NDCG@10 of an order, on the rows at which the primary outcome is known."""
-        return mean(Contender.of(self._slates, score[self._known], None).ndcg)
+        worth, known = np.nan_to_num(self.outcomes) @ self.per_share, self._known
+        slates = Slates(self.outcomes[known, 0], self.slate[known], self.viewer[known], worth[known])
+        return mean(Contender.of(slates, score[known], None).ndcg)
 
     def losses(self, chance: Values) -> list[float]:
         """Return what each of `GROUPS` groups of viewers adds to the criterion, which is their sum.
@@ -223,8 +221,3 @@ class Judged:
     @property
     def _known(self) -> NDArray[np.bool_]:
         return np.asarray(~np.isnan(self.outcomes[:, 0]))
-
-    @property
-    def _slates(self) -> Slates:
-        worth, known = np.nan_to_num(self.outcomes) @ self.per_share, self._known
-        return Slates(self.outcomes[known, 0], self.slate[known], self.viewer[known], worth[known])

@@ -60,9 +60,8 @@ class Study(Searcher):  # type: ignore[misc]
         self._study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
         for entry in past:
             self._remember(entry)
-        for point in map(space.point, first):
-            if all(entry.point != point for entry in past):
-                self._study.enqueue_trial(point)
+        for config in first:
+            self._study.enqueue_trial(space.point(config), skip_if_exists=True)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the next point to train, or `FINISHED` if none fits cost and time."""

@@ -53,7 +53,7 @@ class SearchRun:
 
     def winner(self) -> BoardEntry | None:
         """Return the best finished network within the cost so far."""
-        return self.board.winner(self.task.settings.max_us)
+        return next(iter(self.board.ranking(self.task.settings.max_us)), None)
 
 
 class Deadline(tune.Stopper):  # type: ignore[misc]

@@ -57,10 +57,10 @@ def test_sparsity_is_the_entropy_of_the_masks() -> None:
     with torch.no_grad():
         for step in attention:
             step.fc.weight.zero_()
-        assert network(x)[1].item() == pytest.approx(np.log(8), abs=1e-5)
+        assert network.tabnet(x)[1].item() == pytest.approx(np.log(8), abs=1e-5)
         for step in attention:
             step.bn.bn.bias[3] = 100.0
-        assert network(x)[1].item() == pytest.approx(0.0, abs=1e-5)
+        assert network.tabnet(x)[1].item() == pytest.approx(0.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("mask_type", ["entmax", "sparsemax"])
@@ -68,7 +68,7 @@ def test_every_parameter_that_learns_gets_a_gradient(mask_type: str) -> None:
     rng = np.random.default_rng(1)
     encoder = random_encoder(rng, 3, 2, 1)
     network = Network(encoder, NetworkConfig(mask_type=mask_type))
-    logit, sparsity = network(inputs(network, *random_rows(rng, encoder, 64)))
+    logit, sparsity = network.tabnet(inputs(network, *random_rows(rng, encoder, 64)))
     (logit.square().mean() + sparsity).backward()
     without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []

@@ -45,7 +45,7 @@ def theirs(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 def assert_same_step(ours: Network, reference: Any, x: Tensor, label: Tensor) -> None:
     """Compare outputs, gradients and running statistics; then both networks take the same step."""
     found: list[tuple[Tensor, Tensor]] = []
-    for network, answer in ((ours, ours(x)), (reference, theirs(reference, x))):
+    for network, answer in ((ours, ours.tabnet(x)), (reference, theirs(reference, x))):
         network.zero_grad()
         logit, sparsity = answer
         (binary_cross_entropy_with_logits(logit, label) + 0.1 * sparsity).backward()

@@ -53,9 +53,9 @@ def test_the_winner_is_the_best_finished_network_that_fits_its_cost(board):
         replace(ONE, name="rival", kind="lightgbm", valid_logloss=0.2),
     ):
         board.add(entry)
-    assert board.winner(5.0).name == "TabNet 1"
-    assert board.winner(None).name == "dear"
-    assert board.winner(1.0) is None
+    assert board.ranking(5.0)[0].name == "TabNet 1"
+    assert board.ranking(None)[0].name == "dear"
+    assert board.ranking(1.0) == []
 
 
 def test_the_cheapest_network_that_one_error_does_not_tell_from_the_best_is_taken(board):
@@ -79,14 +79,14 @@ def test_the_cheapest_network_that_one_error_does_not_tell_from_the_best_is_take
     assert [entry.name for entry in board.ranking(None)] == ["near", "best", "dear", "far"]
     # Without losses, as an older search has them, nothing is known to be level.
     board.add(replace(ONE, name="old", valid_logloss=base.sum() - 1e-6, us_per_candidate=9.0))
-    assert board.winner(None).name == "old"
+    assert board.ranking(None)[0].name == "old"
 
 
 def test_no_trial_that_is_added_makes_the_best_so_far_worse(board):
     best = []
     for number, logloss in enumerate((0.41, 0.43, 0.40, 0.45, 0.39)):
         board.add(replace(ONE, name=f"TabNet {number}", valid_logloss=logloss))
-        best.append(board.winner(None).logloss)
+        best.append(board.ranking(None)[0].logloss)
     assert best == sorted(best, reverse=True)
 
 
