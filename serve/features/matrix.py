@@ -84,8 +84,8 @@ class Features:
         single = [name for name, width in widths.items() if width is None]
         multi = [(name, width) for name, width in widths.items() if width is not None]
         self._numeric = {name: kind for name, kind in kinds.items() if not kind.categorical}
-        self._categories = [kinds[name] for name in (*single, *dict(multi))]
         self.columns = Columns(tuple(self._numeric), tuple(single), tuple(multi))
+        self._categories = [(kinds[name], part) for name, part in self.columns.category_parts()]
         self.popular = self.columns.numeric.index(schema.surface.popular)
 
     def compute(
@@ -113,7 +113,7 @@ class Features:
         for j, kind in enumerate(self._numeric.values()):
             numeric[:, j] = kind.value(batch)
         category = np.empty((num_rows, self.columns.num_category), np.uint64)
-        for kind, (_, part) in zip(self._categories, self.columns.category_parts(), strict=True):
+        for kind, part in self._categories:
             # Hashes `[R]`, or `[R, M]` of a set: transposed, both fit the columns.
             category.T[part] = kind.value(batch).T
         return Matrix(numeric, category)

@@ -9,7 +9,7 @@ fixed set of fields for each message.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 MAX_NODES = 50_000
@@ -28,6 +28,8 @@ ITEM_BYTES = {1: 4, 7: 8}
 VARINT, BYTES = 0, 2
 FIXED_BYTES = {1: 8, 5: 4}
 Value = int | memoryview
+# The values of a message by the name of their field.
+Found = dict[str, list[Value]]
 
 
 class _Message(NamedTuple):
@@ -60,9 +62,7 @@ _MODEL = _Message(
 def validate(content: bytes) -> None:
     """Raise ValueError with the reason unless `content` is a model as our export writes it."""
     num_nodes = 0
-
-    def check(message: _Message, found: Mapping[str, list[Value]]) -> None:
-        nonlocal num_nodes
+    for message, found in _messages(memoryview(content), _MODEL, iter(range(MAX_FIELDS))):
         if message is _NODE:
             num_nodes += 1
             operators = list(map(_text, found["op_type"]))
@@ -74,18 +74,15 @@ def validate(content: bytes) -> None:
             _check_tensor(found)
         elif message is _OPSET and any(map(_text, found["domain"])):
             raise ValueError("imports operators that are not ONNX's own")
-
-    _walk(memoryview(content), _MODEL, check, iter(range(MAX_FIELDS)))
     if not num_nodes:
         raise ValueError("has no graph")
 
 
-Check = Callable[[_Message, Mapping[str, list[Value]]], None]
-
-
-def _walk(content: memoryview, message: _Message, check: Check, left: Iterator[int]) -> None:
-    """Check a message and everything in it; `left` counts the fields that are still allowed."""
-    found: dict[str, list[Value]] = {name: [] for name in message.fields.values()}
+def _messages(
+    content: memoryview, message: _Message, left: Iterator[int]
+) -> Iterator[tuple[_Message, Found]]:
+    """Yield all in a message, and it last; `left` counts the fields that are still allowed."""
+    found: Found = {name: [] for name in message.fields.values()}
     for number, value in _fields(content):
         if next(left, None) is None:
             raise ValueError(f"has more than {MAX_FIELDS:,} fields")
@@ -98,11 +95,11 @@ def _walk(content: memoryview, message: _Message, check: Check, left: Iterator[i
         if name in message.inner:
             if isinstance(value, int):
                 raise ValueError(f"has a {name} that is a number")
-            _walk(value, message.inner[name], check, left)
-    check(message, found)
+            yield from _messages(value, message.inner[name], left)
+    yield message, found
 
 
-def _check_tensor(found: Mapping[str, list[Value]]) -> None:
+def _check_tensor(found: Found) -> None:
     """Check that a tensor contains all its numbers: a few bytes must not request gigabytes."""
     # Our export writes each dimension as a number of its own, and never several as bytes.
     shape = [dim for dim in found["dims"] if isinstance(dim, int)]

@@ -56,7 +56,7 @@ class LmdbStore:
     def origin(self) -> str:
         """See `Store`."""
         with self._read() as (opened, txn):
-            return _meta(txn, opened, b"origin").hex()
+            return bytes(txn.get(b"origin", b"", opened.meta)).hex()
 
     def seq(self) -> int:
         """See `Store`."""
@@ -65,14 +65,14 @@ class LmdbStore:
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`."""
-        keys = [_key(id_.encode("utf-8", "surrogatepass")) for id_ in ids]
+        keys = [_key(_encode(id_)) for id_ in ids]
         with self._read() as (opened, txn):
             return [_viewer(txn, opened, key) for key in keys], self._changes(opened, txn, since)
 
     def note(self) -> bytes:
         """See `Store`."""
         with self._read() as (opened, txn):
-            return _meta(txn, opened, b"note")
+            return bytes(txn.get(b"note", b"", opened.meta))
 
     def viewers(self, cursor: bytes, limit: int) -> tuple[bytes, list[tuple[str, bytes]]]:
         """See `Store`."""
@@ -111,7 +111,7 @@ class LmdbStore:
         with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
             epoch = _number(txn, opened, b"epoch") + 1
             txn.put(b"epoch", _pack(epoch), db=opened.meta)
-            return self._epoch.take(_meta(txn, opened, b"id"), epoch)
+            return self._epoch.take(_id(txn, opened), epoch)
 
     def commit(self, seq: int, viewers: Packed, candidates: Packed, journal: bytes = b"") -> None:
         """See `Store`. The commit is durable when the call returns."""
@@ -157,18 +157,14 @@ class LmdbStore:
     def _write(self, seq: int | None = None) -> Iterator[tuple[OpenEnvironment, Any]]:
         self._epoch.held()
         with self._environment.use(self) as opened, opened.env.begin(write=True) as txn:
-            self._epoch.check(_meta(txn, opened, b"id"), _number(txn, opened, b"epoch"))
+            self._epoch.check(_id(txn, opened), _number(txn, opened, b"epoch"))
             if seq is not None:
                 check_seq(seq, _number(txn, opened, b"seq"))
                 txn.put(b"seq", _pack(seq), db=opened.meta)
             yield opened, txn
 
     def _changes(self, opened: OpenEnvironment, txn: Any, since: int) -> Changes:
-        seq, floor, id_ = (
-            _number(txn, opened, b"seq"),
-            _number(txn, opened, b"floor"),
-            _meta(txn, opened, b"id"),
-        )
+        seq, floor, id_ = _number(txn, opened, b"seq"), _number(txn, opened, b"floor"), _id(txn, opened)
         if self._id is None or since == 0:
             self._id = id_
         if since and not (self._id == id_ and floor <= since <= seq):
@@ -256,15 +252,19 @@ def _ids(lists: Sequence[bytes]) -> list[bytes]:
 
 
 def _number(txn: Any, opened: OpenEnvironment, name: bytes) -> int:
-    return int.from_bytes(_meta(txn, opened, name), "big")
+    return int.from_bytes(txn.get(name, b"", opened.meta), "big")
 
 
-def _meta(txn: Any, opened: OpenEnvironment, name: bytes) -> bytes:
-    return bytes(txn.get(name, b"", opened.meta))
+def _id(txn: Any, opened: OpenEnvironment) -> bytes:
+    return bytes(txn.get(b"id", b"", opened.meta))
 
 
 def _pack(number: int) -> bytes:
     return number.to_bytes(8, "big")
+
+
+def _encode(id_: str) -> bytes:
+    return id_.encode("utf-8", "surrogatepass")
 
 
 def _key(raw: bytes) -> bytes:

@@ -31,7 +31,7 @@ DISK_FULL = tuple(map(os.strerror, (errno.EIO, errno.ENOSPC, errno.EDQUOT)))
 
 
 class OpenEnvironment:
-    """Open LMDB environment: its id, the handles of its databases, and its files.
+    """Open LMDB environment: the handles of its databases, and its files.
 
     LMDB maps the files, and a read past the end of one raises SIGBUS. They are therefore checked
     before every use, which takes 7 µs. A file that is truncated during a read still ends the
@@ -82,7 +82,7 @@ class OpenEnvironment:
         # LMDB closes the databases opened in it.
         self.meta = self.env.open_db(b"meta", create=False)
         with self.env.begin() as txn:
-            self.id, written = (txn.get(name, b"", self.meta) for name in (b"id", b"format"))
+            written = txn.get(b"format", b"", self.meta)
         if written != FORMAT:
             raise StoreUnavailable(
                 f"the store at {folder} has format {written!r}, not {FORMAT!r}; delete that folder and run {LOAD} again"
