@@ -1,21 +1,27 @@
 """Arrange the places of one request: at each comes the best candidate that breaks no rule.
 
 Candidates are numbered by rank, best first. Letters: C candidates, K rules, G groups of candidates
-that are alike to all rules.
+that are alike to all rules. The group NONE, at the end of each list `[G + 1]`, has those that no
+rule counts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from itertools import islice
 from typing import NamedTuple
 
 from serve.ranking.slate.limit import Quota
-from serve.ranking.slate.spread import NEVER, NONE, Spacing
+from serve.ranking.slate.spread import NONE, Spacing
 
 Window = Spacing | Quota
+# What takes a place for a rule, the code, the groups of this code, and the rule.
+Claim = tuple[Callable[[int, int], int], int, list[int], int]
+# Span of places that pins close to others: begin, end, the rule, and the groups.
+Closing = tuple[int, int, int, list[int]]
 
 
 class Arranged(NamedTuple):
@@ -30,10 +36,7 @@ class Arranged(NamedTuple):
 
 
 def arrange(
-    windows: Mapping[int, Window],
-    ends: Sequence[int],
-    pins: Mapping[int, int],
-    num_shown: int,
+    windows: Mapping[int, Window], ends: Sequence[int], pins: Mapping[int, int], num_shown: int
 ) -> Arranged:
     """Fill the places shown: at each comes the best candidate that breaks no rule.
 
@@ -48,96 +51,78 @@ def arrange(
     # A rule counts candidates of equal codes together, and NONE not at all.
     # Of rules without codes no candidate can break one.
     codes = {k: of_rule for k, window in windows.items() if (of_rule := window.codes())}
+    group_of, groups = _groups(list(codes.values()))
+    claims, closings = _claims(windows, codes, groups, pins)
     # After these places no rule changes anything.
     last = min(ends[-1], num_shown, max((windows[k].end for k in codes), default=0))
-    places = iter([place for place in range(last) if place not in pins] if pins else range(last))
-    group_of, groups = _groups(list(codes.values()))
+    places: Iterator[int] = iter(range(last))
+    others: Sequence[int] = range(ends[-1])
+    is_taken = bytearray(ends[-1])
+    if pins:
+        places = iter([place for place in places if place not in pins])
+        for rank in pins.values():
+            is_taken[rank] = True
+        others = [rank for rank in others if not is_taken[rank]]
     # [G + 1], the first place to which a candidate of the group may come, and the rule for that.
-    # The last group is of those that no rule counts.
-    free, by = [0] * (len(groups) + 1), [0] * (len(groups) + 1)
-    # [G + 1], what takes its places for a rule, the code, the groups of this code, and the rule.
-    takes: list[list[tuple[Callable[[int, int], int], int, list[int], int]]] = [[] for _ in free]
-    # Spans of places that are closed to others from the start: begin, end, rule, and the groups.
-    closing: list[tuple[int, int, int, list[int]]] = []
-    for at, (k, of_rule) in enumerate(codes.items()):
-        pinned: dict[int, list[int]] = {}
-        for place in sorted(pins):
-            pinned.setdefault(of_rule[pins[place]], []).append(place)
-        pinned.pop(NONE, None)
-        spans = list(windows[k].pin(pinned))
-        together: dict[int, list[int]] = {}
-        for group, alike in enumerate(groups):
-            if (code := alike[at]) != NONE:
-                together.setdefault(code, []).append(group)
-                takes[group].append((windows[k].take, code, together[code], k))
-        closing += [(begin, end, k, together.get(code, [])) for begin, end, code in spans]
-    closing.sort()
+    free, by = [0] * len(claims), [0] * len(claims)
     order: list[int] = []
     waited: dict[int, int] = {}
     num_unmet, begin = 0, 0
-    is_taken = bytearray(ends[-1])
-    ranks: Sequence[int] = range(ends[-1])
-    if pins:
-        for rank in pins.values():
-            is_taken[rank] = True
-        ranks = [rank for rank in ranks if not is_taken[rank]]
     for end in ends:
+        tier = others[bisect_left(others, begin) : bisect_left(others, end)]
+        begin, new_ones, best = end, iter(tier), iter(tier)
         # Those who wait, by group, best first; only the first of a group can be the next one.
         held: dict[int, deque[int]] = {}
-        # The place at which the first of them may come, and the best candidate that is left.
-        soonest, best = NEVER, begin
-        tier = ranks[bisect_left(ranks, begin) : bisect_left(ranks, end)]
-        new_ones = iter(tier)
+        # Each of these groups is in one of two heaps: by the place of its turn, or, from then on,
+        # by its first candidate. At its turn it may have to wait again.
+        turns: list[tuple[int, int]] = []
+        ready: list[int] = []
         for place in islice(places, len(tier)):
-            while closing and closing[0][0] <= place:
-                _, until, k, others = closing.pop(0)
-                for group in others:
+            while closings and closings[0][0] <= place:
+                _, until, k, closed = closings.pop(0)
+                for group in closed:
                     if free[group] < until:
                         free[group], by[group] = until, k
-            chosen = NEVER
-            if soonest <= place:
-                soonest = NEVER
-                for group, queue in held.items():
-                    if free[group] > place:
-                        soonest = min(soonest, free[group])
-                    elif queue[0] < chosen:
-                        chosen = queue[0]
-                if chosen < NEVER:
-                    soonest = place
-            if chosen == NEVER:
+            while turns and turns[0][0] <= place:
+                group = heappop(turns)[1]
+                if held[group]:
+                    heappush(ready, held[group][0])
+                else:
+                    del held[group]
+            while ready and free[group := group_of[ready[0]]] > place:
+                heappop(ready)
+                heappush(turns, (free[group], group))
+            if ready:
+                chosen = heappop(ready)
+                held[group].popleft()
+                heappush(turns, (place + 1, group))
+            else:
                 # No group of `held` may come now, so that a new one that may is the best.
-                for new in new_ones:
-                    group = group_of[new]
+                for chosen in new_ones:
+                    group = group_of[chosen]
                     if free[group] <= place:
-                        chosen = new
                         break
-                    held.setdefault(group, deque()).append(new)
-                    waited[new] = by[group]
-                    soonest = min(soonest, free[group])
+                    waited[chosen] = by[group]
+                    if group not in held:
+                        held[group] = deque()
+                        heappush(turns, (free[group], group))
+                    held[group].append(chosen)
                 else:
                     num_unmet += 1
-                    while is_taken[best]:
-                        best += 1
-                    chosen = best
+                    chosen = next(rank for rank in best if not is_taken[rank])
+                    group = group_of[chosen]
+                    held[group].popleft()
             is_taken[chosen] = True
             order.append(chosen)
-            group = group_of[chosen]
-            if group == NONE:
-                continue
-            if group in held:
-                held[group].popleft()
-                if not held[group]:
-                    del held[group]
-            for take, code, others, k in takes[group]:
+            for take, code, alike, k in claims[group]:
                 until = take(code, place)
                 if until > place:
-                    for other in others:
+                    for other in alike:
                         if free[other] < until:
                             free[other], by[other] = until, k
-        begin = end
     # Of a tier that is not shown in full, and of those after it.
-    if len(order) < len(ranks):
-        order += [rank for rank in ranks if not is_taken[rank]]
+    if len(order) < len(others):
+        order += [rank for rank in others if not is_taken[rank]]
     return Arranged(order, waited, num_unmet)
 
 
@@ -148,3 +133,27 @@ def _groups(codes: Sequence[Sequence[int]]) -> tuple[Sequence[int], list[tuple[i
     number: dict[tuple[int, ...], int] = {(NONE,) * len(codes): NONE}
     group_of = [number.setdefault(alike, len(number) - 1) for alike in zip(*codes, strict=True)]
     return group_of, list(number)[1:]
+
+
+def _claims(
+    windows: Mapping[int, Window],
+    codes: Mapping[int, Sequence[int]],
+    groups: Sequence[tuple[int, ...]],
+    pins: Mapping[int, int],
+) -> tuple[list[list[Claim]], list[Closing]]:
+    """Take the places of pins; return what each group claims at a place `[G + 1]`, and closings."""
+    claims: list[list[Claim]] = [[] for _ in range(len(groups) + 1)]
+    closings: list[Closing] = []
+    for at, (k, of_rule) in enumerate(codes.items()):
+        pinned: defaultdict[int, list[int]] = defaultdict(list)
+        for place in sorted(pins):
+            pinned[of_rule[pins[place]]].append(place)
+        pinned.pop(NONE, None)
+        spans = list(windows[k].pin(pinned))
+        together: defaultdict[int, list[int]] = defaultdict(list)
+        for group, alike in enumerate(groups):
+            if (code := alike[at]) != NONE:
+                together[code].append(group)
+                claims[group].append((windows[k].take, code, together[code], k))
+        closings += [(begin, end, k, together[code]) for begin, end, code in spans]
+    return claims, sorted(closings)

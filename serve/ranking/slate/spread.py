@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Spacing:
         values = self._values.tolist()
         many = (value for value, num in Counter(values).items() if num > self._most and value)
         code_of = {value: code for code, value in enumerate(many)}
-        return [code_of.get(value, NONE) for value in values] if code_of else []
+        return list(map(code_of.get, values, repeat(NONE))) if code_of else []
 
     def pin(self, pinned: Mapping[int, list[int]]) -> Iterator[tuple[int, int, int]]:
         """Take the places of pins, ascending by code.

@@ -84,7 +84,7 @@ def test_a_boost_orders_scored_candidates_by_the_boosted_utility(request):
     boost = Boost({PARTNER: Wanted(low=1, high=1)}, 0.3)
     found = rerank([Rule(boost=boost)], {}, order, score, standing, facts.__getitem__, num_shown, tells=True)
     num_scored = np.count_nonzero(standing == LIVE)
-    utility = score.astype(np.float64) + 0.3 * facts[PARTNER]
+    utility = score.astype(np.float64) + 0.3 * facts[PARTNER].astype(np.float64)
     ranked = sorted(order[:num_scored].tolist(), key=lambda i: -utility[i])
     assert found.order.tolist() == ranked + order[num_scored:].tolist()
     assert set(found.why) == {i for i in ranked if facts[PARTNER][i]}
