@@ -6,6 +6,7 @@ What evaluates a model on a log orders by score alone, without rules. Shapes: C 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -73,7 +74,7 @@ def rerank(
         standing: `[C]`.
         facts: Values of fields and features of the candidates.
         num_shown: Number of places that are shown.
-        tells: Whether `why` names boosts too.
+        tells: Whether `why` is wanted, which takes time.
     """
     why: defaultdict[int, list[int]] = defaultdict(list)
     boosts = {k: rule.boost for k, rule in enumerate(rules) if rule.boost}
@@ -94,8 +95,8 @@ def rerank(
     # Candidates of a lower standing come later.
     ends = np.cumsum(np.bincount(standing)).tolist()
     found = arrange(windows, ends, ranks, num_shown)
-    for rank, k in found.waited.items():
-        why[int(order[rank])].append(k)
+    for rank, code in found.waited.items() if tells else ():
+        insort(why[int(order[rank])], found.rule_of[code])
     return Reranked(order[pinned(found.order, ranks)], why, found.num_unmet)
 
 

@@ -96,3 +96,11 @@ def test_a_place_that_no_candidate_may_have_gets_the_best_and_counts(pins):
     rules, order = [Rule(spread=Spread(HOSTS, 1, 3))], np.arange(3)
     found = rerank(rules, pins, order, np.ones(3, np.float32), np.zeros(3, np.int8), hosts.__getitem__, 3)
     assert (found.order.tolist(), found.num_unmet) == (([2, 0, 1] if pins else [0, 1, 2]), 2)
+
+
+def test_the_rules_that_moved_a_candidate_are_named_in_their_order():
+    facts = {HOSTS: np.array([7, 7, 8], np.uint64), PARTNER: np.array([0, 1, 0], np.float32)}
+    rules = [Rule(spread=Spread(HOSTS, 1, 2)), Rule(boost=Boost({PARTNER: Wanted(low=1)}, 0.1))]
+    given = np.arange(3), np.array([0.9, 0.5, 0.1], np.float32), np.zeros(3, np.int8), facts.__getitem__
+    found = rerank(rules, {}, *given, 3, tells=True)
+    assert (found.order.tolist(), found.why) == ([0, 2, 1], {1: [0, 1]})
