@@ -39,7 +39,7 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
 
 
 def _check_pins(request: RankRequest) -> None:
-    ids, taken = candidate_ids(request), dict[int, str]()
+    ids, taken = set(candidate_ids(request)), dict[int, str]()
     num_shown = min(request.limit or len(ids), len(ids))
     for name, position in request.pins.items():
         detail = None
