@@ -88,10 +88,8 @@ def rerank(
     windows = {k: one for k, rule in enumerate(rules) if (one := _window(rule, facts, order))}
     if not pins and all(window.is_kept(num_shown) for window in windows.values()):
         return Reranked(order, why, 0)
-    ranks: dict[int, int] = {}
-    if pins:
-        rank_of = np.argsort(order)
-        ranks = {place: int(rank_of[i]) for place, i in pins.items()}
+    rank_of = np.argsort(order) if pins else order
+    ranks = {place: int(rank_of[i]) for place, i in pins.items()}
     # Candidates of a lower standing come later.
     ends = np.cumsum(np.bincount(standing)).tolist()
     found = arrange(windows, ends, ranks, num_shown)

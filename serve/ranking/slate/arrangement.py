@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
-from itertools import islice
+from itertools import compress, islice
 from typing import NamedTuple
 
 from serve.ranking.slate.limit import Quota
@@ -65,21 +65,19 @@ def arrange(
         num_shown: Number of places that are shown.
     """
     codes_of, rule_of, take_of, closed, end_of_rules = _codes(windows, pins)
-    places: Iterator[int] = iter(range(min(ends[-1], num_shown, end_of_rules)))
-    others: Sequence[int] = range(ends[-1])
-    is_taken = bytearray(ends[-1])
-    if pins:
-        places = iter([place for place in places if place not in pins])
-        for rank in pins.values():
-            is_taken[rank] = True
-        others = [rank for rank in others if not is_taken[rank]]
+    last = min(ends[-1], num_shown, end_of_rules)
+    places = iter([place for place in range(last) if place not in pins] if pins else range(last))
+    is_left = bytearray(b"\1") * ends[-1]
+    for rank in pins.values():
+        is_left[rank] = False
+    others = list(compress(range(ends[-1]), is_left))
     # [N + 1], the place from which on a code may come; the last one is that of NONE.
     free = [0] * (len(take_of) + 1)
     order: list[int] = []
     waited: dict[int, int] = {}
-    num_unmet, begin = 0, 0
+    num_unmet = 0
     for end in ends:
-        tier = others[bisect_left(others, begin) : bisect_left(others, end)]
+        tier = others[len(order) : bisect_left(others, end)]
         # Those not looked at yet, the best one last.
         unseen, best = [*reversed(tier)], iter(tier)
         # Heaps: the candidates that wait for a code; the turns of these codes, each a place; and
@@ -109,7 +107,7 @@ def arrange(
                     chosen = unseen.pop()
                 else:
                     num_unmet += 1
-                    chosen = next(rank for rank in best if not is_taken[rank])
+                    chosen = next(rank for rank in best if is_left[rank])
                     heappop(held[waited[chosen]])
                     break
                 for code in codes_of[chosen]:
@@ -121,17 +119,15 @@ def arrange(
                 if not held[code]:
                     heappush(turns, (free[code], code))
                 heappush(held[code], chosen)
-            is_taken[chosen] = True
+            is_left[chosen] = False
             order.append(chosen)
             for code in codes_of[chosen]:
                 if code != NONE and (until := take_of[code](code, place)) > free[code]:
                     free[code] = until
                     if code in held:
                         heappush(turns, (until, code))
-        begin = end
     # Of a tier that is not shown in full, and of those after it.
-    if len(order) < len(others):
-        order += [rank for rank in others if not is_taken[rank]]
+    order += compress(range(ends[-1]), is_left)
     return Arranged(order, waited, rule_of, num_unmet)
 
 
