@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -283,7 +283,7 @@ class RankingService:
             arm, experiment = assign(self.config.experiment, request.viewer, now_ms)
         else:
             experiment = None
-        ids, model = candidate_ids(request), self.models.version_for(arm)
+        ids, pins, model = candidate_ids(request), request.pins, self.models.version_for(arm)
         artifact = self.models.artifact(model)
         context = artifact.context if artifact else ()
         return Query(
@@ -304,7 +304,7 @@ class RankingService:
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
             lacks_context=any(request.context.get(name) is None for name in context),
             weighing=self._weighings.of(arm.weights, artifact),
-            pins=_places(request.pins, ids) if request.pins else {},
+            pins={pins[name] - 1: i for i, name in enumerate(ids if pins else ()) if name in pins},
         )
 
     def _surface_utility(self, version: str, shares: F32) -> F32:
@@ -374,8 +374,3 @@ def _guarded(peers: Peers) -> CallScorer:
         return await breakers[version](version, payload)
 
     return call
-
-
-def _places(pins: Mapping[str, int], ids: Sequence[str]) -> dict[int, int]:
-    """Return the candidates that are pinned, by place from 0."""
-    return {pins[name] - 1: i for i, name in enumerate(ids) if name in pins}

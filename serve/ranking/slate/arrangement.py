@@ -39,7 +39,7 @@ class Codes(NamedTuple):
     Attributes:
         of: `[C, K]`, those of each candidate.
         rule: `[N]`, the rule of each code.
-        take: `[N]`, takes a place for the code; returns until which one, exclusive, its others wait.
+        take: `[N]`, takes a place for the code; returns until which one, exclusive, others wait.
         closed: Spans of places that pins close to a code: begin, end, and the code; sorted.
         end: The place from which no rule changes anything.
     """
