@@ -11,7 +11,7 @@ from serve.config.slate import Boost, Limit, Rule, Spread, Wanted
 from serve.ranking.order import ENDED, LIVE, UNKNOWN
 from serve.ranking.slate import rerank
 
-HOSTS, PARTNER = "candidate.host", "candidate.partner"
+HOSTS, TOPICS, PARTNER = "candidate.host", "candidate.topic", "candidate.partner"
 
 
 @st.composite
@@ -25,10 +25,12 @@ def requests(draw):
     order = np.argsort(standing, kind="stable")
     facts = {
         HOSTS: np.array(draw(st.lists(st.integers(0, 3), min_size=num, max_size=num)), np.uint64),
+        TOPICS: np.array(draw(st.lists(st.integers(0, 2), min_size=num, max_size=num)), np.uint64),
         PARTNER: np.array(draw(st.lists(st.integers(0, 1), min_size=num, max_size=num)), np.float32),
     }
     most = st.integers(1, 3)
-    spread = st.builds(lambda m, more: Rule(spread=Spread(HOSTS, m, m + more)), most, st.integers(1, 4))
+    field, more = st.sampled_from([HOSTS, TOPICS]), st.integers(1, 4)
+    spread = st.builds(lambda name, m, more: Rule(spread=Spread(name, m, m + more)), field, most, more)
     where = {PARTNER: Wanted(low=1, high=1)}
     limit = st.builds(
         lambda m, more: Rule(limit=Limit(where, m, m + more)), st.integers(0, 2), st.integers(1, 5)
@@ -47,9 +49,9 @@ def breaks(rules, facts, shown, candidate, place):
             others = [at for at, other in shown.items() if facts[PARTNER][other] and at < limit.first]
             if facts[PARTNER][candidate] and place < limit.first and len(others) >= limit.most:
                 return True
-        elif facts[HOSTS][candidate]:
-            spread, host = rule.spread, facts[HOSTS][candidate]
-            alike = {place} | {at for at, other in shown.items() if facts[HOSTS][other] == host}
+        elif value := facts[rule.spread.field][candidate]:
+            spread, values = rule.spread, facts[rule.spread.field]
+            alike = {place} | {at for at, other in shown.items() if values[other] == value}
             for first in range(place - spread.within + 1, place + 1):
                 if sum(first <= at < first + spread.within for at in alike) > spread.most:
                     return True
