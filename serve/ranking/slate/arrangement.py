@@ -79,7 +79,7 @@ def arrange(
     for end in ends:
         tier = others[len(order) : bisect_left(others, end)]
         # Those not looked at yet, the best one last.
-        unseen, best = [*reversed(tier)], iter(tier)
+        unseen, best = tier[::-1], iter(tier)
         # Heaps: the candidates that wait for a code; the turns of these codes, each a place; and
         # the first candidate of each whose turn has come, with the code. Entries may be outdated.
         held: defaultdict[int, list[int]] = defaultdict(list)
@@ -116,7 +116,7 @@ def arrange(
                 else:
                     break
                 waited[chosen] = code
-                if not held[code]:
+                if not held[code] and free[code] < last:
                     heappush(turns, (free[code], code))
                 heappush(held[code], chosen)
             is_left[chosen] = False
