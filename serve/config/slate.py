@@ -19,6 +19,10 @@ from serve.features.surface import Surface
 MAX_RULES, MAX_WORDS, MAX_TEXT = 32, 100, 4_000
 # The longest list of candidates of a request.
 PLACES = 1_000
+# Numbers that differ must differ in words too, times in milliseconds included.
+EXACT = ".15g"
+# Features are float32, and none is so large.
+LARGEST = 1e38
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,9 @@ class Wanted:
     def __str__(self) -> str:
         if self.words:
             return f"= {' or '.join(self.words)}"
-        ends = [f"≥ {self.low:g}"] * (self.low > -inf) + [f"≤ {self.high:g}"] * (self.high < inf)
-        return f"= {self.low:g}" if self.low == self.high else " and ".join(ends)
+        low, high = f"{self.low:{EXACT}}", f"{self.high:{EXACT}}"
+        ends = [f"≥ {low}"] * (self.low > -inf) + [f"≤ {high}"] * (self.high < inf)
+        return f"= {low}" if self.low == self.high else " and ".join(ends)
 
 
 def _wanted(value: object) -> Wanted:
@@ -47,14 +52,16 @@ def _wanted(value: object) -> Wanted:
             raise refusal(((key,), unknown("key", key, ("min", "max"))))
     numbers = (isinstance(end, int | float) and not isinstance(end, bool) for end in ends.values())
     # NaN is no number either.
-    if not ends or not all(numbers) or not all(abs(end) < inf for end in ends.values()):
+    if not ends or not all(numbers) or not all(abs(end) <= LARGEST for end in ends.values()):
         raise ValueError(
-            f"{value!r:.60} must be a string in quotes, a list of up to {MAX_WORDS} of them, a number, "
-            "or a range such as {min: 3}, {max: 5} or both"
+            f"{value!r:.60} must be a string in quotes, a list of up to {MAX_WORDS} of them, a number "
+            f"within ±{LARGEST:g}, or a range such as {{min: 3}}, {{max: 5}} or both"
         )
     low, high = float(ends.get("min", -inf)), float(ends.get("max", inf))
     if not low <= high:
-        raise ValueError(f"no number is at least {low:g} and at most {high:g}; exchange min and max")
+        raise ValueError(
+            f"no number is at least {low:{EXACT}} and at most {high:{EXACT}}; exchange min and max"
+        )
     return Wanted(low=low, high=high)
 
 
@@ -94,7 +101,7 @@ class Boost:
     by: Weight
 
     def __str__(self) -> str:
-        return f"boost by {self.by:+g} where {spelled(self.where)}"
+        return f"boost by {self.by:+{EXACT}} where {spelled(self.where)}"
 
 
 @dataclass(frozen=True)

@@ -39,20 +39,18 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
 
 
 def _check_pins(request: RankRequest) -> None:
-    ids, taken = candidate_ids(request), dict[int, str]()
+    ids, taken = set(candidate_ids(request)), dict[int, str]()
     num_shown = min(request.limit or len(ids), len(ids))
     for name, position in request.pins.items():
-        detail = None
         if name not in ids:
             detail = f"{quoted(name)} is pinned and is no candidate; list it, or leave its pin out"
         elif position > num_shown:
-            detail = (
-                f"position {position} is beyond the {num_shown} that the answer shows; pin to one of them"
-            )
+            detail = f"position {position} is beyond the {num_shown} that are shown; pin to one of them"
         elif (other := taken.setdefault(position, name)) != name:
             detail = f"position {position} has the pin of {quoted(other)} already; give each one of its own"
-        if detail:
-            raise RequestError(422, "invalid request", detail, below("/pins", name))
+        else:
+            continue
+        raise RequestError(422, "invalid request", detail, below("/pins", name))
 
 
 def _check_candidates(request: RankRequest, surface: Surface) -> None:

@@ -64,11 +64,11 @@ class Slate(msgspec.Struct, frozen=True):
     seen_seq: int
     # Features of the rows, if the query keeps them.
     matrix: Matrix | None
+    stage_ms: Mapping[str, float]
     # `[C]` probability of each pick given the picks before it, and log weight of each, in the order
     # shown, if the order was drawn.
-    propensity: F64 | None
-    draw: F32 | None
-    stage_ms: Mapping[str, float]
+    propensity: F64 | None = None
+    draw: F32 | None = None
     # Candidates that are last because they are unknown.
     num_unknown: int = 0
     # `[C]` in the order shown, the place of each before rules and pins, if there are any.

@@ -156,8 +156,6 @@ class Ranker:
                 num_unknown=num_unknown,
                 seen_seq=batch.seen_seq,
                 matrix=whole.rows(part) if whole is not None and query.keep_matrix else None,
-                propensity=None,
-                draw=None,
                 stage_ms=stage_ms,
             )
             if query.explore and by_model:

@@ -145,5 +145,6 @@ def _worth(weighing: Weighing, score: F32) -> F64:
 
 
 def _digits(contributions: F64) -> int:
-    largest = float(np.max(np.abs(contributions), initial=0.0))
+    # Of a pin without a score they are NaN.
+    largest = float(np.fmax.reduce(np.abs(contributions), axis=None, initial=0.0))
     return DIGITS - math.ceil(math.log10(largest)) if math.isfinite(largest) and largest else DIGITS

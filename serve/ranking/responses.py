@@ -114,7 +114,7 @@ def answer(
             add_reasons(ranked, order, explained.contributions, typical, surface.features, values_of)
     if query.explain and slate.place_before is not None:
         for place, (each, before) in enumerate(zip(ranked, slate.place_before.tolist(), strict=False)):
-            each.moved = Moved(before + 1, told_why(slate, order[place])) if place != before else None
+            each.moved = Moved(before + 1, told_why(slate, place)) if place != before else None
     queue_ms = max(total_ms - stage["features"] - stage["score"], 0.0)
     timing = [round(ms, 3) for ms in (queue_ms, stage["features"], stage["score"], total_ms)]
     return RankAnswer(
@@ -133,11 +133,11 @@ def answer(
     )
 
 
-def told_why(slate: Slate, candidate: int) -> list[str]:
-    """Return in words which rules moved a candidate, or that the request did."""
-    if candidate in slate.query.pins.values():
+def told_why(slate: Slate, place: int) -> list[str]:
+    """Return in words which rules moved the candidate at a place, or that the request did."""
+    if place in slate.query.pins:
         return ["pin of the request"]
-    return [slate.query.arm.slate[k].text for k in slate.why.get(candidate, ())]
+    return [slate.query.arm.slate[k].text for k in slate.why.get(int(slate.order[place]), ())]
 
 
 def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> Exposure:

@@ -283,7 +283,7 @@ class RankingService:
             arm, experiment = assign(self.config.experiment, request.viewer, now_ms)
         else:
             experiment = None
-        ids, model = candidate_ids(request), self.models.version_for(arm)
+        ids, pins, model = candidate_ids(request), request.pins, self.models.version_for(arm)
         artifact = self.models.artifact(model)
         context = artifact.context if artifact else ()
         return Query(
@@ -304,7 +304,7 @@ class RankingService:
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
             lacks_context=any(request.context.get(name) is None for name in context),
             weighing=self._weighings.of(arm.weights, artifact),
-            pins={position - 1: ids.index(name) for name, position in request.pins.items()},
+            pins={pins[name] - 1: i for i, name in enumerate(ids if pins else ()) if name in pins},
         )
 
     def _surface_utility(self, version: str, shares: F32) -> F32:

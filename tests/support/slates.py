@@ -40,7 +40,5 @@ def slate_of(matrix, score, model="m"):
         unknown_candidates=[],
         seen_seq=0,
         matrix=matrix,
-        propensity=None,
-        draw=None,
         stage_ms=NOTHING_DONE,
     )

@@ -6,6 +6,7 @@ What evaluates a model on a log orders by score alone, without rules. Shapes: C 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -73,7 +74,7 @@ def rerank(
         standing: `[C]`.
         facts: Values of fields and features of the candidates.
         num_shown: Number of places that are shown.
-        tells: Whether `why` names boosts too.
+        tells: Whether `why` is wanted, which takes time.
     """
     why: defaultdict[int, list[int]] = defaultdict(list)
     boosts = {k: rule.boost for k, rule in enumerate(rules) if rule.boost}
@@ -87,15 +88,13 @@ def rerank(
     windows = {k: one for k, rule in enumerate(rules) if (one := _window(rule, facts, order))}
     if not pins and all(window.is_kept(num_shown) for window in windows.values()):
         return Reranked(order, why, 0)
-    ranks: dict[int, int] = {}
-    if pins:
-        rank_of = np.argsort(order)
-        ranks = {place: int(rank_of[i]) for place, i in pins.items()}
+    rank_of = np.argsort(order) if pins else order
+    ranks = {place: int(rank_of[i]) for place, i in pins.items()}
     # Candidates of a lower standing come later.
     ends = np.cumsum(np.bincount(standing)).tolist()
     found = arrange(windows, ends, ranks, num_shown)
-    for rank, k in found.waited.items():
-        why[int(order[rank])].append(k)
+    for rank, code in found.waited.items() if tells else ():
+        insort(why[int(order[rank])], found.rule_of[code])
     return Reranked(order[pinned(found.order, ranks)], why, found.num_unmet)
 
 

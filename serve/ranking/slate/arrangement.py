@@ -1,39 +1,58 @@
 """Arrange the places of one request: at each comes the best candidate that breaks no rule.
 
-Candidates are numbered by rank, best first. Letters: C candidates, K rules, G groups of candidates
-that are alike to all rules.
+Candidates are numbered by rank, best first. A rule gives a *code* to candidates that it counts
+together, and NONE to those that it does not count; no two rules share a code.
+Letters: C candidates, K rules, N codes.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from heapq import heappop, heappush
+from itertools import compress, islice
 from typing import NamedTuple
 
 from serve.ranking.slate.limit import Quota
-from serve.ranking.slate.spread import NEVER, NONE, Spacing
+from serve.ranking.slate.spread import NONE, Spacing
 
 Window = Spacing | Quota
 
 
 class Arranged(NamedTuple):
-    """Order of the candidates that are not pinned, and the rule for which some had to wait.
+    """Order of the candidates that are not pinned, and how it came about.
 
+    `waited` has the code for which some had to wait, and `rule_of` the rule of each code.
     `num_unmet` counts the places at which each candidate that was left broke a rule.
     """
 
     order: list[int]
     waited: dict[int, int]
+    rule_of: list[int]
     num_unmet: int
 
 
+class Codes(NamedTuple):
+    """Codes of the rules that a candidate can break.
+
+    Attributes:
+        of: `[C, K]`, those of each candidate.
+        rule: `[N]`, the rule of each code.
+        take: `[N]`, takes a place for the code; returns until which one, exclusive, others wait.
+        closed: Spans of places that pins close to a code: begin, end, and the code; sorted.
+        end: The place from which no rule changes anything.
+    """
+
+    of: list[tuple[int, ...]]
+    rule: list[int]
+    take: list[Callable[[int, int], int]]
+    closed: list[tuple[int, int, int]]
+    end: int
+
+
 def arrange(
-    windows: Mapping[int, Window],
-    ends: Sequence[int],
-    pins: Mapping[int, int],
-    num_shown: int,
+    windows: Mapping[int, Window], ends: Sequence[int], pins: Mapping[int, int], num_shown: int
 ) -> Arranged:
     """Fill the places shown: at each comes the best candidate that breaks no rule.
 
@@ -45,106 +64,90 @@ def arrange(
         pins: Candidates by place, from 0.
         num_shown: Number of places that are shown.
     """
-    # A rule counts candidates of equal codes together, and NONE not at all.
-    # Of rules without codes no candidate can break one.
-    codes = {k: of_rule for k, window in windows.items() if (of_rule := window.codes())}
-    # After these places no rule changes anything.
-    last = min(ends[-1], num_shown, max((windows[k].end for k in codes), default=0))
+    codes_of, rule_of, take_of, closed, end_of_rules = _codes(windows, pins)
+    last = min(ends[-1], num_shown, end_of_rules)
     places = iter([place for place in range(last) if place not in pins] if pins else range(last))
-    group_of, groups = _groups(list(codes.values()))
-    # [G + 1], the first place to which a candidate of the group may come, and the rule for that.
-    # The last group is of those that no rule counts.
-    free, by = [0] * (len(groups) + 1), [0] * (len(groups) + 1)
-    # [G + 1], what takes its places for a rule, the code, the groups of this code, and the rule.
-    takes: list[list[tuple[Callable[[int, int], int], int, list[int], int]]] = [[] for _ in free]
-    # Spans of places that are closed to others from the start: begin, end, rule, and the groups.
-    closing: list[tuple[int, int, int, list[int]]] = []
-    for at, (k, of_rule) in enumerate(codes.items()):
-        pinned: dict[int, list[int]] = {}
-        for place in sorted(pins):
-            pinned.setdefault(of_rule[pins[place]], []).append(place)
-        pinned.pop(NONE, None)
-        spans = list(windows[k].pin(pinned))
-        together: dict[int, list[int]] = {}
-        for group, alike in enumerate(groups):
-            if (code := alike[at]) != NONE:
-                together.setdefault(code, []).append(group)
-                takes[group].append((windows[k].take, code, together[code], k))
-        closing += [(begin, end, k, together.get(code, [])) for begin, end, code in spans]
-    closing.sort()
+    is_left = bytearray(b"\1") * ends[-1]
+    for rank in pins.values():
+        is_left[rank] = False
+    others = list(compress(range(ends[-1]), is_left))
+    # [N + 1], the place from which on a code may come; the last one is that of NONE.
+    free = [0] * (len(take_of) + 1)
     order: list[int] = []
     waited: dict[int, int] = {}
-    num_unmet, begin = 0, 0
-    is_taken = bytearray(ends[-1])
-    ranks: Sequence[int] = range(ends[-1])
-    if pins:
-        for rank in pins.values():
-            is_taken[rank] = True
-        ranks = [rank for rank in ranks if not is_taken[rank]]
+    num_unmet = 0
     for end in ends:
-        # Those who wait, by group, best first; only the first of a group can be the next one.
-        held: dict[int, deque[int]] = {}
-        # The place at which the first of them may come, and the best candidate that is left.
-        soonest, best = NEVER, begin
-        tier = ranks[bisect_left(ranks, begin) : bisect_left(ranks, end)]
-        new_ones = iter(tier)
+        tier = others[len(order) : bisect_left(others, end)]
+        # Those not looked at yet, the best one last.
+        unseen, best = tier[::-1], iter(tier)
+        # Heaps: the candidates that wait for a code; the turns of these codes, each a place; and
+        # the first candidate of each whose turn has come, with the code. Entries may be outdated.
+        held: defaultdict[int, list[int]] = defaultdict(list)
+        turns: list[tuple[int, int]] = []
+        ready: list[tuple[int, int]] = []
         for place in islice(places, len(tier)):
-            while closing and closing[0][0] <= place:
-                _, until, k, others = closing.pop(0)
-                for group in others:
-                    if free[group] < until:
-                        free[group], by[group] = until, k
-            chosen = NEVER
-            if soonest <= place:
-                soonest = NEVER
-                for group, queue in held.items():
-                    if free[group] > place:
-                        soonest = min(soonest, free[group])
-                    elif queue[0] < chosen:
-                        chosen = queue[0]
-                if chosen < NEVER:
-                    soonest = place
-            if chosen == NEVER:
-                # No group of `held` may come now, so that a new one that may is the best.
-                for new in new_ones:
-                    group = group_of[new]
-                    if free[group] <= place:
-                        chosen = new
-                        break
-                    held.setdefault(group, deque()).append(new)
-                    waited[new] = by[group]
-                    soonest = min(soonest, free[group])
+            while closed and closed[0][0] <= place:
+                _, until, code = closed.pop(0)
+                free[code] = max(free[code], until)
+                heappush(turns, (free[code], code))
+            while turns and turns[0][0] <= place:
+                code = heappop(turns)[1]
+                if held[code]:
+                    heappush(ready, (held[code][0], code))
+            while True:
+                if ready:
+                    chosen, code = heappop(ready)
+                    queue = held[code]
+                    if free[code] > place or not queue or queue[0] != chosen:
+                        continue
+                    heappop(queue)
+                    if queue:
+                        heappush(ready, (queue[0], code))
+                elif unseen:
+                    chosen = unseen.pop()
                 else:
                     num_unmet += 1
-                    while is_taken[best]:
-                        best += 1
-                    chosen = best
-            is_taken[chosen] = True
+                    chosen = next(rank for rank in best if is_left[rank])
+                    heappop(held[waited[chosen]])
+                    break
+                for code in codes_of[chosen]:
+                    if free[code] > place:
+                        break
+                else:
+                    break
+                waited[chosen] = code
+                if not held[code] and free[code] < last:
+                    heappush(turns, (free[code], code))
+                heappush(held[code], chosen)
+            is_left[chosen] = False
             order.append(chosen)
-            group = group_of[chosen]
-            if group == NONE:
-                continue
-            if group in held:
-                held[group].popleft()
-                if not held[group]:
-                    del held[group]
-            for take, code, others, k in takes[group]:
-                until = take(code, place)
-                if until > place:
-                    for other in others:
-                        if free[other] < until:
-                            free[other], by[other] = until, k
-        begin = end
+            for code in codes_of[chosen]:
+                if code != NONE and (until := take_of[code](code, place)) > free[code]:
+                    free[code] = until
+                    if code in held:
+                        heappush(turns, (until, code))
     # Of a tier that is not shown in full, and of those after it.
-    if len(order) < len(ranks):
-        order += [rank for rank in ranks if not is_taken[rank]]
-    return Arranged(order, waited, num_unmet)
+    order += compress(range(ends[-1]), is_left)
+    return Arranged(order, waited, rule_of, num_unmet)
 
 
-def _groups(codes: Sequence[Sequence[int]]) -> tuple[Sequence[int], list[tuple[int, ...]]]:
-    """Return the group of each candidate `[C]`, and the codes `[K]` of each group."""
-    if len(codes) == 1:
-        return codes[0], [(code,) for code in range(max(codes[0]) + 1)]
-    number: dict[tuple[int, ...], int] = {(NONE,) * len(codes): NONE}
-    group_of = [number.setdefault(alike, len(number) - 1) for alike in zip(*codes, strict=True)]
-    return group_of, list(number)[1:]
+def _codes(windows: Mapping[int, Window], pins: Mapping[int, int]) -> Codes:
+    """Return the codes of the rules, which then count the pins."""
+    by_rule: list[list[int]] = []
+    rule_of: list[int] = []
+    take_of: list[Callable[[int, int], int]] = []
+    closed, end = list[tuple[int, int, int]](), 0
+    for k, window in windows.items():
+        if not (codes := window.codes(len(rule_of))):
+            continue
+        pinned: defaultdict[int, list[int]] = defaultdict(list)
+        for place in sorted(pins):
+            pinned[codes[pins[place]]].append(place)
+        pinned.pop(NONE, None)
+        closed += window.pin(pinned)
+        num = max(codes) + 1 - len(rule_of)
+        rule_of += [k] * num
+        take_of += [window.take] * num
+        by_rule.append(codes)
+        end = max(end, window.end)
+    return Codes(list(zip(*by_rule, strict=True)), rule_of, take_of, sorted(closed), end)

@@ -14,7 +14,7 @@ from serve.ranking.slate.spread import NONE
 class Quota:
     """Limit over one request; `met` `[C]` tells which candidates meet the conditions, by rank.
 
-    These have the code 0. It is like a `Spacing` of which only the first places are a row.
+    These have one code. It is like a `Spacing` of which only the first places are a row.
     """
 
     def __init__(self, rule: Limit, met: Bools) -> None:
@@ -24,16 +24,20 @@ class Quota:
         """Return whether the first ranks keep the rule as they are."""
         return bool(np.count_nonzero(self._met[: min(self.end, num_shown)]) <= self._left)
 
-    def codes(self) -> list[int]:
-        """Return a code `[C]`, NONE for those that do not meet the conditions; [] if few do."""
-        codes: list[int] = np.where(self._met, 0, NONE).tolist()
+    def codes(self, first: int) -> list[int]:
+        """Return the code `first` or, for those that do not meet the conditions, NONE `[C]`.
+
+        It is [] if few meet them.
+        """
+        self._code = first
+        codes: list[int] = np.where(self._met, first, NONE).tolist()
         return codes if np.count_nonzero(self._met) > self._left else []
 
     def pin(self, pinned: Mapping[int, list[int]]) -> Iterator[tuple[int, int, int]]:
         """Take the places of pins; yield the first places if these, or a limit of 0, close them."""
-        self._left -= sum(place < self.end for place in pinned.get(0, ()))
+        self._left -= sum(place < self.end for places in pinned.values() for place in places)
         if self._left <= 0:
-            yield 0, self.end, 0
+            yield 0, self.end, self._code
 
     def take(self, code: int, place: int) -> int:
         """Take a place, and return until which one, exclusive, others must wait."""

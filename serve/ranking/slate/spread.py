@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 
 import numpy as np
 
@@ -36,15 +37,16 @@ class Spacing:
             (values[first] == values[last]) & (last - first < self._within) & (values[last] != 0)
         ).any()
 
-    def codes(self) -> list[int]:
+    def codes(self, first: int) -> list[int]:
         """Return a code `[C]` for each value, NONE for a missing one or one of too few candidates.
 
-        So few cannot break the rule: it is [] if all are. Candidates without a value share none.
+        The codes begin at `first`. So few cannot break the rule: it is [] if all are. Candidates
+        without a value share none.
         """
         values = self._values.tolist()
         many = (value for value, num in Counter(values).items() if num > self._most and value)
-        code_of = {value: code for code, value in enumerate(many)}
-        return [code_of.get(value, NONE) for value in values] if code_of else []
+        code_of = {value: code for code, value in enumerate(many, first)}
+        return list(map(code_of.get, values, repeat(NONE))) if code_of else []
 
     def pin(self, pinned: Mapping[int, list[int]]) -> Iterator[tuple[int, int, int]]:
         """Take the places of pins, ascending by code.
@@ -70,10 +72,11 @@ class Spacing:
         return place + self._within
 
     def _take_among_pins(self, code: int, place: int) -> int:
+        """Take a place; no other may come between so many that are so near."""
         most, places = self._most, self._places[code]
-        insort(places, place)
-        # No other may come between so many that are so near.
-        at = places.index(place)
-        runs = (places[i : i + most] for i in range(max(at - most + 1, 0), at + 1))
-        near = (run[0] for run in runs if len(run) == most and run[-1] - run[0] < self._within)
-        return max((first + self._within for first in near), default=0)
+        at = bisect(places, place)
+        places.insert(at, place)
+        # The place is one of the `most` that begin here, the last ones first.
+        begins = range(min(at, len(places) - most), max(at - most, -1), -1)
+        near = (places[i] for i in begins if places[i + most - 1] - places[i] < self._within)
+        return next(near, -self._within) + self._within

@@ -53,14 +53,14 @@ def facts_of(
         if dot:
             return owners[owner][field]
         assert matrix is not None, "only boosts name features, and they need scores"
+        # `missing` stands for the candidates that the matrix lacks.
+        values: NDArray[Any]
         if name in columns.numeric:
-            values: NDArray[Any] = matrix.numeric[:, columns.numeric.index(name)]
+            values, missing = matrix.numeric[:, columns.numeric.index(name)], np.nan
         else:
-            values = matrix.category[:, dict(columns.category_parts())[name]]
+            values, missing = matrix.category[:, dict(columns.category_parts())[name]], 0
         if at is None:
             return values
-        # Missing elsewhere.
-        missing = np.nan if name in columns.numeric else 0
         everywhere = np.full((len(owners["candidate"]), *values.shape[1:]), missing, values.dtype)
         everywhere[at] = values
         return everywhere

@@ -238,7 +238,7 @@ def test_a_metric_that_the_surface_does_not_give_is_refused_with_the_name_that_i
         ),
         (
             [f"{{boost: {{where: {{candidate.topic: [{', '.join(f't{i}' for i in range(101))}]}}, by: 1}}}}"],
-            "a list of up to 100 of them, a number, or a range such as {min: 3}, {max: 5} or both",
+            "a list of up to 100 of them, a number within ±1e+38, or a range such as {min: 3}, {max: 5} or both",
         ),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_viewer_of_the_holdout_has_pins_and_no_rules(tmp_path, log_folder):
     ("pins", "pointer", "detail"),
     [
         ({"x": 1}, "/pins/x", "'x' is pinned and is no candidate; list it, or leave its pin out"),
-        ({"a": 3}, "/pins/a", "position 3 is beyond the 2 that the answer shows; pin to one of them"),
+        ({"a": 3}, "/pins/a", "position 3 is beyond the 2 that are shown; pin to one of them"),
         ({"a": 2, "b": 2}, "/pins/b", "position 2 has the pin of 'a' already; give each one of its own"),
         ({"a": 0}, "/pins", "Expected `int` >= 1"),
         ({"a": "1"}, "/pins", "Expected `int`, got `str`"),

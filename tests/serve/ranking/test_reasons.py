@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from msgspec import structs
 from pyarrow.parquet import read_table
 
 from serve.config.settings import POPULAR, Arm, Experiment, UserConfig
@@ -18,6 +19,7 @@ from serve.ranking import in_process_scoring
 from serve.ranking.load_shedding import TICK_S, TICKS
 from serve.ranking.reasons import MAX_BYTES, MAX_EXPLAINED, MAX_ROWS, explain
 from serve.ranking.responses import MAX_REASONS
+from serve.ranking.utility import Weighing
 from tests.support.live_service import Live
 from tests.support.slates import slate_of
 from tests.support.small_surface import TOML
@@ -298,6 +300,21 @@ def test_rows_that_many_candidates_need_are_scored_once_and_unscored_ones_are_no
     assert explained.typical.numeric.tolist() == [[0.0, 1.0]]
     assert explained.contributions.shape == (10, 2)
     assert sorted(calls[0].tolist()) == [[0.0, 1.0], [1.0, 1.0]]
+
+
+def test_a_pin_without_a_score_takes_no_digits_from_the_reasons_of_the_others():
+    columns, numeric = Columns(("price",), (), ()), np.array([[1], [2], [3], [4]], np.float32)
+
+    async def call(version, payload):
+        return timed((1e-6 * Matrix.from_bytes(payload).numeric[:, 0]).tobytes(), 1.0)
+
+    slate = slate_of(Matrix(numeric, np.zeros((4, 0), np.uint64)), np.array([4e-6, 3e-6, 2e-6, np.nan]))
+    weighing = Weighing({"stay": 1.0}, [2.0])
+    query = structs.replace(slate.query, weighing=weighing)
+    pinned = structs.replace(slate, query=query, order=np.array([3, 0, 1, 2]))
+    found = asyncio.run(explain(pinned, columns, call, 4)).contributions[:, 0]
+    assert np.isnan(found[0])
+    assert found[1:].any()
 
 
 def unlike(num_candidates, columns):

@@ -11,7 +11,7 @@ from serve.config.slate import Boost, Limit, Rule, Spread, Wanted
 from serve.ranking.order import ENDED, LIVE, UNKNOWN
 from serve.ranking.slate import rerank
 
-HOSTS, PARTNER = "candidate.host", "candidate.partner"
+HOSTS, TOPICS, PARTNER = "candidate.host", "candidate.topic", "candidate.partner"
 
 
 @st.composite
@@ -25,10 +25,12 @@ def requests(draw):
     order = np.argsort(standing, kind="stable")
     facts = {
         HOSTS: np.array(draw(st.lists(st.integers(0, 3), min_size=num, max_size=num)), np.uint64),
+        TOPICS: np.array(draw(st.lists(st.integers(0, 2), min_size=num, max_size=num)), np.uint64),
         PARTNER: np.array(draw(st.lists(st.integers(0, 1), min_size=num, max_size=num)), np.float32),
     }
     most = st.integers(1, 3)
-    spread = st.builds(lambda m, more: Rule(spread=Spread(HOSTS, m, m + more)), most, st.integers(1, 4))
+    field, more = st.sampled_from([HOSTS, TOPICS]), st.integers(1, 4)
+    spread = st.builds(lambda name, m, more: Rule(spread=Spread(name, m, m + more)), field, most, more)
     where = {PARTNER: Wanted(low=1, high=1)}
     limit = st.builds(
         lambda m, more: Rule(limit=Limit(where, m, m + more)), st.integers(0, 2), st.integers(1, 5)
@@ -47,9 +49,9 @@ def breaks(rules, facts, shown, candidate, place):
             others = [at for at, other in shown.items() if facts[PARTNER][other] and at < limit.first]
             if facts[PARTNER][candidate] and place < limit.first and len(others) >= limit.most:
                 return True
-        elif facts[HOSTS][candidate]:
-            spread, host = rule.spread, facts[HOSTS][candidate]
-            alike = {place} | {at for at, other in shown.items() if facts[HOSTS][other] == host}
+        elif value := facts[rule.spread.field][candidate]:
+            spread, values = rule.spread, facts[rule.spread.field]
+            alike = {place} | {at for at, other in shown.items() if values[other] == value}
             for first in range(place - spread.within + 1, place + 1):
                 if sum(first <= at < first + spread.within for at in alike) > spread.most:
                     return True
@@ -84,7 +86,7 @@ def test_a_boost_orders_scored_candidates_by_the_boosted_utility(request):
     boost = Boost({PARTNER: Wanted(low=1, high=1)}, 0.3)
     found = rerank([Rule(boost=boost)], {}, order, score, standing, facts.__getitem__, num_shown, tells=True)
     num_scored = np.count_nonzero(standing == LIVE)
-    utility = score.astype(np.float64) + 0.3 * facts[PARTNER]
+    utility = score.astype(np.float64) + 0.3 * facts[PARTNER].astype(np.float64)
     ranked = sorted(order[:num_scored].tolist(), key=lambda i: -utility[i])
     assert found.order.tolist() == ranked + order[num_scored:].tolist()
     assert set(found.why) == {i for i in ranked if facts[PARTNER][i]}
@@ -96,3 +98,11 @@ def test_a_place_that_no_candidate_may_have_gets_the_best_and_counts(pins):
     rules, order = [Rule(spread=Spread(HOSTS, 1, 3))], np.arange(3)
     found = rerank(rules, pins, order, np.ones(3, np.float32), np.zeros(3, np.int8), hosts.__getitem__, 3)
     assert (found.order.tolist(), found.num_unmet) == (([2, 0, 1] if pins else [0, 1, 2]), 2)
+
+
+def test_the_rules_that_moved_a_candidate_are_named_in_their_order():
+    facts = {HOSTS: np.array([7, 7, 8], np.uint64), PARTNER: np.array([0, 1, 0], np.float32)}
+    rules = [Rule(spread=Spread(HOSTS, 1, 2)), Rule(boost=Boost({PARTNER: Wanted(low=1)}, 0.1))]
+    given = np.arange(3), np.array([0.9, 0.5, 0.1], np.float32), np.zeros(3, np.int8), facts.__getitem__
+    found = rerank(rules, {}, *given, 3, tells=True)
+    assert (found.order.tolist(), found.why) == ([0, 2, 1], {1: [0, 1]})
