@@ -44,6 +44,8 @@ def ruled(slate: Slate, standing: Standings, facts: Facts) -> Slate:
     num_shown = min(query.limit, len(slate.order))
     given = slate.order, slate.score, standing, facts, num_shown
     found = rerank(query.arm.slate, query.pins, *given, tells=bool(query.explain))
+    if found.order is slate.order and not query.explain:
+        return slate
     place_before = np.argsort(slate.order)[found.order]
     return msgspec.structs.replace(
         slate, order=found.order, place_before=place_before, why=found.why, num_unmet=found.num_unmet
@@ -78,12 +80,11 @@ def rerank(
     """
     why: defaultdict[int, list[int]] = defaultdict(list)
     boosts = {k: rule.boost for k, rule in enumerate(rules) if rule.boost}
-    if boosts and len(scored := order[~np.isnan(score[order])]):
+    if boosts and (is_scored := score == score).any():
         met = [meeting(boost.where, facts, len(order)) for boost in boosts.values()]
-        scored = boosted(score, scored, list(boosts.values()), met)
-        order = np.concatenate([scored, order[len(scored) :]])
+        order = boosted(score, order, list(boosts.values()), met)
         for k, here in zip(boosts, met, strict=True):
-            for i in scored[here[scored]].tolist() if tells else ():
+            for i in np.flatnonzero(here & is_scored).tolist() if tells else ():
                 why[i].append(k)
     windows = {k: one for k, rule in enumerate(rules) if (one := _window(rule, facts, order))}
     if not pins and all(window.is_kept(num_shown) for window in windows.values()):
@@ -101,5 +102,5 @@ def rerank(
 def _window(rule: Rule, facts: Facts, order: I64) -> Window | None:
     """Return a spread or a limit over the candidates in this order."""
     if rule.spread:
-        return Spacing(rule.spread, facts(rule.spread.field)[order])
+        return Spacing(rule.spread, facts(rule.spread.field)[order].tolist())
     return Quota(rule.limit, meeting(rule.limit.where, facts, len(order))[order]) if rule.limit else None

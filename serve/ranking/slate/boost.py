@@ -11,12 +11,15 @@ from serve.features.slots import F32, I64, Bools
 
 
 def boosted(score: F32, order: I64, boosts: Sequence[Boost], met: Sequence[Bools]) -> I64:
-    """Return the order of the scored candidates by boosted utility; ties keep the given order.
+    """Return the order `[C]` by boosted utility; ties, and what is not scored, keep the given order.
 
-    `score` `[C]` are utilities, `order` `[S]` the scored candidates, best first, and `met` `[C]`
-    tells for each boost which candidates meet its conditions.
+    `score` `[C]` are utilities, NaN where unscored, and `met` `[C]` tells for each boost which
+    candidates meet its conditions.
     """
-    utility = score.astype(np.float64)
+    if not any(here.any() for here in met):
+        return order
+    key = -score.astype(np.float64)
     for boost, here in zip(boosts, met, strict=True):
-        utility += boost.by * here
-    return order[np.argsort(-utility[order], kind="stable")]
+        key[here] -= boost.by
+    # NaN sorts last.
+    return order[key[order].argsort(kind="stable")]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 
-import numpy as np
-
 from serve.config.slate import Spread
-from serve.features.slots import U64
 
 # Code of a candidate that a rule does not count, and a place that no request has.
 NONE, NEVER = -1, 1 << 30
@@ -22,7 +19,7 @@ class Spacing:
     # The place from which the rule changes nothing.
     end = NEVER
 
-    def __init__(self, rule: Spread, values: U64) -> None:
+    def __init__(self, rule: Spread, values: Sequence[int]) -> None:
         self._most, self._within, self._values = rule.most, rule.within, values
         # Ascending places by code, pinned ones included.
         self._places: defaultdict[int, list[int]] = defaultdict(list)
@@ -30,12 +27,17 @@ class Spacing:
 
     def is_kept(self, num_shown: int) -> bool:
         """Return whether the first ranks keep the rule as they are."""
-        values, most = self._values[:num_shown], self._most
-        at = np.argsort(values, kind="stable")
-        first, last = at[:-most], at[most:]
-        return not (
-            (values[first] == values[last]) & (last - first < self._within) & (values[last] != 0)
-        ).any()
+        values = self._values[:num_shown]
+        # Mostly each has one of its own.
+        if len(set(values)) == len(values):
+            return True
+        places: defaultdict[int, list[int]] = defaultdict(list)
+        for place, value in enumerate(values):
+            before = places[value]
+            if value and len(before) >= self._most and place - before[-self._most] < self._within:
+                return False
+            before.append(place)
+        return True
 
     def codes(self, first: int) -> list[int]:
         """Return a code `[C]` for each value, NONE for a missing one or one of too few candidates.
@@ -43,7 +45,7 @@ class Spacing:
         The codes begin at `first`. So few cannot break the rule: it is [] if all are. Candidates
         without a value share none.
         """
-        values = self._values.tolist()
+        values = self._values
         many = (value for value, num in Counter(values).items() if num > self._most and value)
         code_of = {value: code for code, value in enumerate(many, first)}
         return list(map(code_of.get, values, repeat(NONE))) if code_of else []

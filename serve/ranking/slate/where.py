@@ -23,7 +23,8 @@ Facts = Callable[[str], NDArray[Any]]
 
 def meeting(where: Mapping[str, Wanted], facts: Facts, num: int) -> Bools:
     """Return which of `num` candidates meet all conditions, `[C]`; a missing value meets none."""
-    met = np.ones(num, bool)
+    # Each call of numpy costs more than its work on so few candidates.
+    met: Bools | None = None
     for name, wanted in where.items():
         values = facts(name)
         if wanted.words:
@@ -31,9 +32,14 @@ def meeting(where: Mapping[str, Wanted], facts: Facts, num: int) -> Bools:
             for word in wanted.words[1:]:
                 hit |= values == hash64(word)
         else:
-            hit = (values >= wanted.low) & (values <= wanted.high)
-        met &= hit.any(axis=-1) if np.ndim(hit) == 2 else hit
-    return met
+            hit = values >= wanted.low
+            if wanted.high < np.inf:
+                hit &= values <= wanted.high
+        hit = hit.any(axis=1) if hit.ndim == 2 else hit
+        met = hit if met is None else met & hit
+    assert met is not None, "rules without a condition are refused"
+    # One value may hold for all.
+    return met if len(met) == num else np.repeat(met, num)
 
 
 def facts_of(
