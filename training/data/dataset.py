@@ -93,9 +93,18 @@ class Dataset:
         return replace(rows, outcomes=rows.outcomes[:, outcome : outcome + 1], weight=weight)
 
     def unpinned(self) -> Dataset:
-        """Return the rows whose places the ranking chose, which alone tell of it."""
+        """Return the rows whose places the ranking chose, which alone tell of it.
+
+        Raises:
+            TabrankError: there are rows, and requests pinned them all.
+        """
         if self.pinned is None:
             return self
+        if len(self) and self.pinned.all():
+            raise TabrankError(
+                f"requests pinned all {len(self):,} rows, so that none tells how a ranking orders; "
+                "give a log with candidates that were not pinned"
+            )
         return replace(self.take(np.flatnonzero(~self.pinned)), pinned=None)
 
     @property
