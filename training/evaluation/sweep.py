@@ -90,8 +90,9 @@ def exchange(
     `shares` `[N, O]` are a model's. Rows that requests pinned are left out: no weight moves them.
     Return plain data for JSON:
 
-    * `rows`, `pinned_rows` (left out), `slates`, `outcome` (whose weight moves), `own` (the surface's weights), `primary`,
-      `units` by outcome, `give`, and `about` of `training.evaluation.worth` by outcome.
+    * `rows`, `pinned_rows` (left out), `slates`, `outcome` (whose weight moves), `own` (the
+      surface's weights), `primary`, `units` by outcome, `give`, and `about` of
+      `training.evaluation.worth` by outcome.
     * `points`: for each `weight`, `places_changed`, the share of the first ten places that show
       another candidate, and `outcomes`: by name what `Worth.compared` tells of an exposure against
       the surface's own weights, or null without support by the rows.

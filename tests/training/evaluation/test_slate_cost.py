@@ -27,7 +27,6 @@ from tests.support.stub_artifact import MODEL
 from tests.support.trade_world import KNOWN, PER
 from training.__main__ import app
 from training.data.dataset import DatasetPlan
-from training.evaluation import slate_cost
 from training.evaluation.slate_cost_page import page, text
 from training.examination.examination import Examination
 
@@ -131,7 +130,7 @@ def test_the_text_has_the_sentence_first_and_the_page_a_picture_of_each_outcome(
     assert head.split() == ["rule", "join", "hide"]
     assert every.startswith("all rules ")
     assert rest[4].split()[:3] == ["rule", "rankings", "changed"]
-    assert "left out: 0 rankings for lack of memory, 7 candidates" in text(told(found))
+    assert "left out: 0 rankings to save time and memory, 7 candidates" in text(told(found))
     html = page(told(found))
     for words in ("Change of join", "Change of hide", "2. spread candidate.host", "What this does not say"):
         assert words in html
@@ -293,14 +292,6 @@ def test_a_rule_of_an_unknown_field_is_refused_with_its_place(home, tmp_path):
     assert "arm model: slate[0].boost.where.candidate.hots: unknown field or feature" in done.stderr
 
 
-def test_rankings_beyond_the_memory_are_left_out_evenly_and_counted(home, monkeypatch):
-    monkeypatch.setattr(slate_cost, "MEMORY_BYTES", 800_000)
-    result = json.loads(run(home, "--arm", "model", "--json").stdout)
-    assert 100 < result["slates"] < 300
-    # The window of the last one, which is kept, is open.
-    assert result["slates"] + result["left_out"]["rankings"] == 400
-
-
 def in_experiment(exposures):
     """Return the exposures as an experiment's, whose viewers of even numbers have a model."""
     arms = ["popular" if int(viewer[1:]) % 2 else "model" for viewer in exposures["viewer"]]
@@ -331,6 +322,19 @@ def test_the_report_of_an_experiment_tells_it_of_the_exposures_of_each_arm(home,
     assert "The rules of arm model" in html
     assert "The rules of arm popular" in html
     assert "All rules of arm popular together change" in done.stdout
+
+
+def test_a_report_ranks_few_rows_again_evenly_over_time_and_counts_the_others(home, tmp_path, monkeypatch):
+    shutil.copytree(home, tmp_path / "here")
+    shutil.rmtree(tmp_path / "here" / "log")
+    write_drawn(tmp_path / "here" / "log", in_experiment)
+    monkeypatch.setattr("training.experiment.report.COST_ROWS", 600)
+    done = report(tmp_path / "here")
+    found = json.loads((tmp_path / "here" / "out" / "report.json").read_text())["slate"]
+    assert [cost["left_out"]["rankings"] for cost in found.values()] == [101, 100]
+    # The window of the last one, which is kept, may be open.
+    assert all(99 <= cost["slates"] <= 100 for cost in found.values())
+    assert "left out: 100 rankings to save time and memory, 0 candidates" in done.stdout
 
 
 def test_a_report_whose_models_are_missing_says_why_it_does_not_know_the_cost(home, tmp_path):
