@@ -245,10 +245,8 @@ class DatasetPlan:
                 'no record of them came before, and the surface has unknown_candidates = "last"'
             )
         if np.isnan(self._outcomes[self._is_row, 0]).all():
-            name, window = (
-                next(iter(schema.surface.predicted)),
-                spelled(schema.surface.primary.within_ms / 1000),
-            )
+            name = next(iter(schema.surface.predicted))
+            window = spelled(schema.surface.primary.within_ms / 1000)
             raise TabrankError(
                 "every shown candidate was unknown when it was shown; write the candidates to the log with times "
                 'before the rankings, or set unknown_candidates = "scored" in the surface'
@@ -290,8 +288,8 @@ class DatasetPlan:
         rows = np.empty(size, np.int64)
         at = 0
         for sees, exposures in moments:
-            shown = [np.arange(replay.first[i], replay.first[i + 1]) for i in exposures]
-            taken = [part[self._is_row[part]] for part in shown]
+            parts = (slice(replay.first[i], replay.first[i + 1]) for i in exposures)
+            taken = [part.start + np.flatnonzero(self._is_row[part]) for part in parts]
             pairs = np.concatenate(taken)
             if not len(pairs):
                 continue

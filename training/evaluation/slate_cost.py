@@ -246,11 +246,8 @@ def _checked(arm: Arm, surface: Surface, by: str | None) -> str | None:
 
 def _artifact(arm: Arm, models: Path, features: Features) -> Artifact | None:
     """Return the version that ranks for an arm; for a heuristic the current one, if any."""
-    version = current(models)
-    if arm.scorer == CANARY:
-        version = pointed(models, CANARY_POINTER) or version
-    elif arm.by_model and arm.scorer != CURRENT:
-        version = arm.scorer
+    named = {CURRENT: None, CANARY: pointed(models, CANARY_POINTER)}
+    version = (named.get(arm.scorer, arm.scorer) if arm.by_model else None) or current(models)
     if version:
         require(models, version)
         return load_for(models / version, features)

@@ -10,9 +10,9 @@ from typing import Any
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.reader import parse
 from serve.config.settings import POPULAR, AppArgs, Arm, Experiment
-from serve.contract.errors import TabrankError, unknown
+from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
-from serve.contract.validation import typed
+from serve.contract.validation import one_of, typed
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ def declared_arm(path: Path, name: str) -> tuple[Arm, AppArgs]:
         for where, given, args in _experiments(path, f"arm {name}")
         for arm in (read(Experiment, given, where).arms if given else ())
     }
-    arm, args = arms.get(name, (None, None))
-    if arm is None:
-        raise TabrankError(f"{path}: {unknown('arm', name, arms)}")
+    arm, args = arms[one_of(name, arms, str(path), "arm")]
     if args is None:
         raise TabrankError(f"{path}: the application of arm {name} names no surface; add one to its args")
     return arm, args
