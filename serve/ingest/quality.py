@@ -152,13 +152,14 @@ class LiveQuality:
         if exposure.ts_ms < self._joined_ms or not self._outcomes or not self._counts(exposure):
             self._add("", "", left_out=1)
             return
-        bare = replace(exposure, context={}, stated={}, rules=[], place_before=None)
-        bare = replace(bare, propensity=None, draw=None, numeric=None, category=None)
+        nothing = dict.fromkeys(("place_before", "propensity", "draw", "numeric", "category"))
+        bare = replace(exposure, context={}, stated={}, rules=[], **nothing)
         times_ms = [dict.fromkeys(bare.candidates, bare.ts_ms), *({} for _ in range(self._by_client))]
         amounts: dict[str, dict[str, float]] = {name: {} for name in self._outcomes}
         # One outcome and its tables are a part of EXPOSURE_BYTES.
-        entries = len(times_ms[0]) + len(amounts) + len(self._stays) + len(bare.weights) - 1
-        entries += len(bare.pinned)
+        entries = (
+            len(times_ms[0]) + len(amounts) + len(self._stays) + len(bare.weights) + len(bare.pinned) - 1
+        )
         num_bytes = EXPOSURE_BYTES + ENTRY_BYTES * entries + len(bare.predictions or b"")
         num_bytes += sum(map(len, times_ms[0]))
         self._num_bytes += num_bytes
