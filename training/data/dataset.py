@@ -344,10 +344,9 @@ def recompute_features(
 
 def _layout(schema: Schema, fields: Sequence[str]) -> np.dtype[np.void]:
     """Return the layout of fields, such as candidate.host: a record for each owner of one."""
-    whole = {"viewer": schema.viewer, "candidate": schema.candidate, "context": schema.context}
     of_owner: dict[str, list[Any]] = {}
     for owner, _, name in (field.partition(".") for field in dict.fromkeys(fields)):
-        of_owner.setdefault(owner, []).append((name, whole[owner][name]))
+        of_owner.setdefault(owner, []).append((name, getattr(schema, owner)[name]))
     return np.dtype([*of_owner.items()])
 
 
