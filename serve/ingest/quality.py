@@ -152,12 +152,14 @@ class LiveQuality:
         if exposure.ts_ms < self._joined_ms or not self._outcomes or not self._counts(exposure):
             self._add("", "", left_out=1)
             return
-        bare = replace(exposure, context={}, stated={}, rules=[], pinned=[], place_before=None)
-        bare = replace(bare, propensity=None, draw=None, numeric=None, category=None)
+        nothing = dict.fromkeys(("place_before", "propensity", "draw", "numeric", "category"))
+        bare = replace(exposure, context={}, stated={}, rules=[], **nothing)
         times_ms = [dict.fromkeys(bare.candidates, bare.ts_ms), *({} for _ in range(self._by_client))]
         amounts: dict[str, dict[str, float]] = {name: {} for name in self._outcomes}
         # One outcome and its tables are a part of EXPOSURE_BYTES.
-        entries = len(times_ms[0]) + len(amounts) + len(self._stays) + len(bare.weights) - 1
+        entries = (
+            len(times_ms[0]) + len(amounts) + len(self._stays) + len(bare.weights) + len(bare.pinned) - 1
+        )
         num_bytes = EXPOSURE_BYTES + ENTRY_BYTES * entries + len(bare.predictions or b"")
         num_bytes += sum(map(len, times_ms[0]))
         self._num_bytes += num_bytes
@@ -288,7 +290,8 @@ class LiveQuality:
         """Compare the amounts `[C]` of an outcome, where they are known, with what was expected."""
         column = list(version.theta).index(key[2])
         predicted = predictions(exposure.scores, exposure.predictions, exposure.weights)[:, column]
-        at = np.flatnonzero(known & ~np.isnan(predicted))
+        # People chose the places of pins, for reasons that no model knows.
+        at = np.setdiff1d(np.flatnonzero(known & ~np.isnan(predicted)), exposure.pinned)
         predicted, amount, theta = predicted[at], amount[at], version.theta[key[2]]
         num, expected = amount.sum(), float(predicted @ theta[np.minimum(at, len(theta) - 1)])
         self._add(*key, scored_labels=num, expected_labels=expected, squared_error=(num - expected) ** 2)

@@ -51,8 +51,7 @@ def costs(
     """Return the cost of rules on a world's rows, impressions by host."""
     data = world.rows if rows is None else rows
     nothing = np.zeros(len(data))
-    odds = [log_odds(world.shares)] * 2
-    given = utility(world), nothing, SCALES, examinations or [KNOWN] * 2, odds
+    given = utility(world), nothing, SCALES, examinations or [KNOWN] * 2, log_odds(world.shares)
     return cost(data, rules, *given, "candidate.host")
 
 

@@ -93,9 +93,18 @@ class Dataset:
         return replace(rows, outcomes=rows.outcomes[:, outcome : outcome + 1], weight=weight)
 
     def unpinned(self) -> Dataset:
-        """Return the rows whose places the ranking chose, which alone tell of it."""
+        """Return the rows whose places the ranking chose, which alone tell of it.
+
+        Raises:
+            TabrankError: there are rows, and requests pinned them all.
+        """
         if self.pinned is None:
             return self
+        if len(self) and self.pinned.all():
+            raise TabrankError(
+                f"requests pinned all {len(self):,} rows, so that none tells how a ranking orders; "
+                "give a log with candidates that were not pinned"
+            )
         return replace(self.take(np.flatnonzero(~self.pinned)), pinned=None)
 
     @property
@@ -236,10 +245,8 @@ class DatasetPlan:
                 'no record of them came before, and the surface has unknown_candidates = "last"'
             )
         if np.isnan(self._outcomes[self._is_row, 0]).all():
-            name, window = (
-                next(iter(schema.surface.predicted)),
-                spelled(schema.surface.primary.within_ms / 1000),
-            )
+            name = next(iter(schema.surface.predicted))
+            window = spelled(schema.surface.primary.within_ms / 1000)
             raise TabrankError(
                 "every shown candidate was unknown when it was shown; write the candidates to the log with times "
                 'before the rankings, or set unknown_candidates = "scored" in the surface'
@@ -281,8 +288,8 @@ class DatasetPlan:
         rows = np.empty(size, np.int64)
         at = 0
         for sees, exposures in moments:
-            shown = [np.arange(replay.first[i], replay.first[i + 1]) for i in exposures]
-            taken = [part[self._is_row[part]] for part in shown]
+            parts = (slice(replay.first[i], replay.first[i + 1]) for i in exposures)
+            taken = [part.start + np.flatnonzero(self._is_row[part]) for part in parts]
             pairs = np.concatenate(taken)
             if not len(pairs):
                 continue
@@ -337,10 +344,9 @@ def recompute_features(
 
 def _layout(schema: Schema, fields: Sequence[str]) -> np.dtype[np.void]:
     """Return the layout of fields, such as candidate.host: a record for each owner of one."""
-    whole = {"viewer": schema.viewer, "candidate": schema.candidate, "context": schema.context}
     of_owner: dict[str, list[Any]] = {}
     for owner, _, name in (field.partition(".") for field in dict.fromkeys(fields)):
-        of_owner.setdefault(owner, []).append((name, whole[owner][name]))
+        of_owner.setdefault(owner, []).append((name, getattr(schema, owner)[name]))
     return np.dtype([*of_owner.items()])
 
 

@@ -5,8 +5,8 @@ Letters: N rows, S rankings, C candidates of one ranking, V sets of rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from itertools import chain, pairwise
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from serve.config.settings import BASELINE, CANARY, CURRENT, POPULAR, Arm
 from serve.config.slate import Rule
-from serve.contract.errors import TabrankError, unknown
+from serve.contract.errors import TabrankError
+from serve.contract.validation import one_of
 from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.slots import F32, F64, I64, Bools
@@ -40,12 +41,11 @@ from training.evaluation.worth import expected_amounts, odds_of
 from training.examination.examination import IGNORED, Examination
 from training.terminal import ProgressLines
 
-Numbers = tuple[int, ...]
-# Rankings whose rows take more are left out, evenly over time: a million rows take minutes, and
-# their intervals are narrow.
-MEMORY_BYTES = 1 << 30
-# Bytes of a row beside its features, and in each of the orders that are compared.
-ROW_BYTES, ORDER_BYTES = 600, 60
+# Rows that are ranked again, which bounds the memory (about 1 GiB) and the time (minutes). Their
+# intervals are narrow.
+MOST_ROWS = 1_000_000
+# Names of the sets of rules that each one is compared in.
+ALL, NONE = "all rules", "no rules"
 
 
 def cost_of_arm(
@@ -57,28 +57,28 @@ def cost_of_arm(
     history: Path | None = None,
     by: str | None = None,
     kept: Callable[[pa.Array], Bools] = lambda ids: np.ones(len(ids), bool),
+    most_rows: int = MOST_ROWS,
 ) -> dict[str, Any]:
     """Return the result of `cost` for an arm's rules on the rows of a log.
 
     The arm's version scores the rows, and the arm's weights weigh them; a heuristic orders by its
     worth, and its examination is that of the current version. `kept` tells by their ids which
-    requests are ranked again. The result also holds `arm`, `scorer`, `version`, `units` by outcome,
-    of a version `surface` and `rows_seen_in_training`, and `left_out`: the `rankings` for which
-    memory is too small, and the `candidates` that rankings showed and that are no rows, because
-    they were unknown or it is not known what followed.
+    requests are ranked again: all of them, or as many, evenly over time, as have `most_rows`. The
+    result also holds `arm`, `scorer`, `version`, `units` by outcome, of a version `surface` and
+    `rows_seen_in_training`, and `left_out`: the `rankings` beyond these rows, and the `candidates`
+    that rankings showed and that are no rows, because they were unknown or it is not known what
+    followed.
 
     Raises:
         TabrankError: the arm has no rules, or some that do not fit the surface, or orders by
             chance; or its version, the log or `by` is invalid.
     """
     by, features = _checked(arm, surface, by), Features(Schema(surface))
-    artifact, columns = _artifact(arm, models, features), features.columns
+    artifact = _artifact(arm, models, features)
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
     num_shown = pc.list_value_length(rows.exposures["candidates"]).to_numpy()
     asked = np.flatnonzero(kept(rows.exposures["request_id"].combine_chunks()))
-    row_bytes = ROW_BYTES + 4 * len(columns.numeric) + 8 * columns.num_category + ORDER_BYTES * len(arm.slate)
-    num_bytes = row_bytes * int(num_shown[asked].sum()) + 1
-    again = asked[evenly(len(asked), len(asked) * MEMORY_BYTES // num_bytes)]
+    again = asked[evenly(len(asked), len(asked) * most_rows // max(1, int(num_shown[asked].sum())))]
     plan = DatasetPlan(
         features.schema,
         rows,
@@ -95,20 +95,18 @@ def cost_of_arm(
         about = measured_by(artifact, data)
         shares = score(artifact.path, data.matrix)
         utility = Weighings(surface).of(arm.weights, artifact).utility(shares)
-        odds = [log_odds(shares)] * len(scales)
+        odds = log_odds(shares)
     else:
         worth = missing_last(data.rules[arm.scorer]).astype(np.float64)
-        odds = [odds_of({arm.scorer: worth}, {}, k) for k in range(len(scales))]
-    known = artifact.manifest["outcomes"] if artifact else {}
-    examinations = [
-        Examination(**known[name]["examination"]) if name in known else IGNORED for name in scales
-    ]
+        odds = odds_of({arm.scorer: worth}, {}, 0)
+    known = dict(zip(artifact.outcomes, Examination.of(artifact.manifest), strict=True)) if artifact else {}
     left_out = {
         "rankings": len(asked) - len(again),
         "candidates": int(num_shown[np.unique(data.slate)].sum()) - len(data),
     }
     about |= {"arm": arm.name, "scorer": arm.scorer, "left_out": left_out}
     about |= {"units": {key: "min" if one.until else one.unit for key, one in surface.predicted.items()}}
+    examinations = [known.get(name, IGNORED) for name in scales]
     return about | cost(data, arm.slate, utility, worth, scales, examinations, odds, by)
 
 
@@ -119,14 +117,15 @@ def cost(
     worth: F64,
     scales: Mapping[str, float],
     examinations: Sequence[Examination],
-    odds: Sequence[F64],
+    odds: F64,
     by: str | None,
 ) -> dict[str, Any]:
     """Rank the rows with all rules, without each one and without any, and compare.
 
     The order is that of `serve.ranking.order.ordered` by `utility` and `worth`, each `[N]`;
-    `scales`, `examinations` and `odds` are those of `expected_amounts`. `data.fields` has the
-    fields that the rules name, `by`, and candidate.ends_ms. Return plain data for JSON:
+    `scales` and `examinations` are those of `expected_amounts`, and `odds` `[N, columns]` those of
+    each outcome. `data.fields` has the fields that the rules name, `by`, and candidate.ends_ms.
+    Return plain data for JSON:
 
     * `rows`, `slates`, `rules` (in words), `by`, `about` of `training.evaluation.worth`.
     * `costs`: first of all rules against none, then of each `rule`, numbered from 1, against the
@@ -139,32 +138,32 @@ def cost(
     """
     assert data.fields is not None
     values = data.fields["candidate"][by.partition(".")[2]] if by else np.zeros(len(data))
-    slates = Slates(data.outcomes[:, 0], data.slate, data.viewer)
-    every = tuple(range(len(rules)))
-    pairs = [(every, ()), *((every, every[:k] + every[k + 1 :]) for k in every)]
-    place, num_unmet = _ranked(data, slates, rules, set(chain(*pairs)), utility, worth)
-    names = {kept: "rules " + ", ".join(str(k + 1) for k in kept) if kept else "no rules" for kept in place}
-    orders = {names[kept]: -places.astype(np.float64) for kept, places in place.items()}
-    amounts = expected_amounts(data, orders, scales, examinations, odds)
+    slates, texts = Slates(data.outcomes[:, 0], data.slate, data.viewer), [rule.text for rule in rules]
+    sets: dict[str, Sequence[Rule]] = {ALL: rules, NONE: []}
+    sets |= {f"without rule {k + 1}": [*rules[:k], *rules[k + 1 :]] for k in range(len(rules))}
+    place, num_unmet = _ranked(data, slates, sets, utility, worth)
+    orders = {name: -places.astype(np.float64) for name, places in place.items()}
+    amounts = expected_amounts(data, orders, scales, examinations, [odds] * len(scales))
     sides = {
-        kept: {
+        name: {
             "unmet": {"places": int(unmet.sum()), "rankings": float((unmet > 0).mean())},
-            "impressions": _concentration(values, place[kept] < TOP),
+            "impressions": _concentration(values, place[name] < TOP),
         }
-        for kept, unmet in num_unmet.items()
+        for name, unmet in num_unmet.items()
     }
-    texts, costs = [rule.text for rule in rules], []
-    for number, (ours, theirs) in enumerate(pairs):
-        moved = np.abs(place[ours] - place[theirs])
+    costs = []
+    _, *others = sets
+    for number, (text, other) in enumerate(zip([ALL, *texts], others, strict=True)):
+        moved = np.abs(place[ALL] - place[other])
         costs.append(
             {
                 "rule": number or None,
-                "text": ["all rules", *texts][number],
-                "outcomes": {name: amounts.compared(name, names[ours], names[theirs]) for name in scales},
+                "text": text,
+                "outcomes": {name: amounts.compared(name, ALL, other) for name in scales},
                 "rankings_changed": float((slates.total(moved) > 0).mean()),
                 "displacement": float(moved.mean()),
-                "with": sides[ours],
-                "without": sides[theirs],
+                "with": sides[ALL],
+                "without": sides[other],
             }
         )
     size = {"rows": len(data), "slates": len(slates)}
@@ -172,9 +171,9 @@ def cost(
 
 
 def _ranked(
-    data: Dataset, slates: Slates, rules: Sequence[Rule], sets: Set[Numbers], utility: F32, worth: F64
-) -> tuple[dict[Numbers, I64], dict[Numbers, I64]]:
-    """Return by the numbers of some rules the places of rows `[N]`, and of unmet ones `[S]`."""
+    data: Dataset, slates: Slates, sets: Mapping[str, Sequence[Rule]], utility: F32, worth: F64
+) -> tuple[dict[str, I64], dict[str, I64]]:
+    """Return by the name of a set of rules the places of rows `[N]`, and of unmet ones `[S]`."""
     fields = data.fields
     assert fields is not None
     standing = (fields["candidate"]["ends_ms"] <= data.ts_ms).astype(np.int8)
@@ -185,8 +184,8 @@ def _ranked(
     # The rows as they were shown, and the number of each among them.
     shown = np.lexsort((data.position, slates.code))
     number, ends = np.argsort(shown), np.cumsum(slates.size, dtype=np.int64).tolist()
-    place = {kept: np.empty(len(data), np.int64) for kept in sets}
-    num_unmet = {kept: np.empty(len(slates), np.int64) for kept in sets}
+    place = {name: np.empty(len(data), np.int64) for name in sets}
+    num_unmet = {name: np.empty(len(slates), np.int64) for name in sets}
     progress = ProgressLines("rankings")
     for s, (begin, end) in enumerate(pairwise([0, *ends])):
         mine = shown[begin:end]
@@ -196,10 +195,10 @@ def _ranked(
         # A pin is the request's, so its place is the same whatever the rules.
         pins = {} if data.pinned is None else {k: k for k in np.flatnonzero(data.pinned[mine]).tolist()}
         given = number[order[begin:end]] - begin, utility[mine], standing[mine], facts, end - begin
-        for kept in sets:
-            found = rerank([rules[k] for k in kept], pins, *given)
-            place[kept][mine[found.order]] = np.arange(end - begin)
-            num_unmet[kept][s] = found.num_unmet
+        for name, rules in sets.items():
+            found = rerank(rules, pins, *given)
+            place[name][mine[found.order]] = np.arange(end - begin)
+            num_unmet[name][s] = found.num_unmet
         progress((s + 1) / len(slates))
     return place, num_unmet
 
@@ -240,9 +239,9 @@ def _checked(arm: Arm, surface: Surface, by: str | None) -> str | None:
         for path, error in rule.misfits(surface):
             raise TabrankError(f"arm {arm.name}: slate[{k}].{'.'.join(path)}: {error}")
     shared = [f"candidate.{name}" for name, f in surface.fields["candidate"].items() if f.type == "category"]
-    if by and by not in shared:
-        raise TabrankError("--by: " + unknown("category of candidates", by, shared))
-    return by or next((rule.spread.field for rule in arm.slate if rule.spread), next(iter(shared), None))
+    if by:
+        return one_of(by, shared, "--by", "category of candidates")
+    return next((rule.spread.field for rule in arm.slate if rule.spread), next(iter(shared), None))
 
 
 def _artifact(arm: Arm, models: Path, features: Features) -> Artifact | None:

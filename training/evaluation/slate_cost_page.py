@@ -85,7 +85,7 @@ def _tables(result: Mapping[str, Any]) -> list[Rows]:
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     """Return what has no estimate, and what is left out."""
-    left = result["left_out"]
-    lacking = "they were unknown, or it is not known what followed"
-    told = f"left out: {left['rankings']:,} rankings for lack of memory, {left['candidates']:,} candidates ({lacking})"
+    left = {name: f"{num:,} {name}" for name, num in result["left_out"].items()}
+    why = "they were unknown, or it is not known what followed"
+    told = f"left out: {left['rankings']} to save time and memory, {left['candidates']} ({why})"
     return [*reasons(result), told]

@@ -87,10 +87,12 @@ def exchange(
 ) -> dict[str, Any]:
     """Rank the rows with each weight of an outcome, and compare with the surface's own weights.
 
-    `shares` `[N, O]` are a model's. Return plain data for JSON:
+    `shares` `[N, O]` are a model's. Rows that requests pinned are left out: no weight moves them.
+    Return plain data for JSON:
 
-    * `rows`, `slates`, `outcome` (whose weight moves), `own` (the surface's weights), `primary`,
-      `units` by outcome, `give`, and `about` of `training.evaluation.worth` by outcome.
+    * `rows`, `pinned_rows` (left out), `slates`, `outcome` (whose weight moves), `own` (the
+      surface's weights), `primary`, `units` by outcome, `give`, and `about` of
+      `training.evaluation.worth` by outcome.
     * `points`: for each `weight`, `places_changed`, the share of the first ten places that show
       another candidate, and `outcomes`: by name what `Worth.compared` tells of an exposure against
       the surface's own weights, or null without support by the rows.
@@ -101,6 +103,9 @@ def exchange(
     Raises:
         TabrankError: the rows support no estimate of the primary outcome or of the swept one.
     """
+    num_rows = len(data)
+    if data.pinned is not None:
+        shares, data = shares[~data.pinned], data.unpinned()
     own, slates = surface.worth, Slates(data.outcomes[:, 0], data.slate, data.viewer)
     primary, scales = next(iter(own)), {key: one.scale for key, one in surface.predicted.items()}
     moved = {OWN: own} | {f"{value:g}": own | {name: value} for value in values}
@@ -126,6 +131,7 @@ def exchange(
     stronger = [value for value in gains if abs(value) > abs(own[name]) and value * own[name] >= 0]
     return {
         "rows": len(data),
+        "pinned_rows": num_rows - len(data),
         "slates": len(slates),
         "outcome": name,
         "own": own,

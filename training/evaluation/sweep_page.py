@@ -87,9 +87,10 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
 
 
 def reasons(result: Mapping[str, Any]) -> list[str]:
-    """Return why there is no estimate of an outcome, and what would make others better."""
-    about = result["about"]
+    """Return why an outcome has no estimate, what is left out, and what would make more better."""
+    about, num = result["about"], result.get("pinned_rows", 0)
     lines = [f"{name}: no estimate, {one['reason']}" for name, one in about.items() if one["reason"]]
+    lines += [f"{num:,} rows that requests pinned are left out"] if num else []
     return lines + sorted({one["note"] for one in about.values() if one["note"]})
 
 

@@ -199,11 +199,9 @@ def teachers(search: Mapping[str, Any]) -> Rows:
 
 def order(evaluation: Evaluation) -> str:
     """Return how many slates the measures of order come from, and what was left out."""
-    alone = (
-        f"{evaluation['slates']:,} slates with a positive and another candidate, which alone have an order"
-    )
-    num = evaluation.get("pinned_rows", 0)
-    return alone + (f"; {num:,} rows that requests pinned are left out" if num else "")
+    num, num_pinned = evaluation["slates"], evaluation.get("pinned_rows", 0)
+    alone = f"{num:,} slates with a positive and another candidate, which alone have an order"
+    return alone + (f"; {num_pinned:,} rows that requests pinned are left out" if num_pinned else "")
 
 
 def measures(evaluation: Evaluation) -> Rows:

@@ -10,9 +10,9 @@ from typing import Any
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.reader import parse
 from serve.config.settings import POPULAR, AppArgs, Arm, Experiment
-from serve.contract.errors import TabrankError, unknown
+from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
-from serve.contract.validation import typed
+from serve.contract.validation import one_of, typed
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ def declared_arm(path: Path, name: str) -> tuple[Arm, AppArgs]:
     """Read the arm of this name from a file, and the arguments of its application.
 
     Raises:
-        TabrankError: the file has no such arm or names no surface, or as `declared`.
+        TabrankError: the file has no such arm, or several, or names no surface, or as `declared`.
     """
-    arms = {
-        arm.name: (arm, args)
-        for where, given, args in _experiments(path, f"arm {name}")
-        for arm in (read(Experiment, given, where).arms if given else ())
-    }
-    arm, args = arms.get(name, (None, None))
-    if arm is None:
-        raise TabrankError(f"{path}: {unknown('arm', name, arms)}")
+    arms: dict[str, list[tuple[Arm, AppArgs | None]]] = {}
+    for where, given, args in _experiments(path, f"arm {name}"):
+        for arm in read(Experiment, given, where).arms if given else ():
+            arms.setdefault(arm.name, []).append((arm, args))
+    (arm, args), *others = arms[one_of(name, arms, str(path), "arm")]
+    if others:
+        num = 1 + len(others)
+        raise TabrankError(f"{path}: {num} applications have an arm {name}; give a file that has one of them")
     if args is None:
         raise TabrankError(f"{path}: the application of arm {name} names no surface; add one to its args")
     return arm, args

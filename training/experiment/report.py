@@ -26,6 +26,8 @@ from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, w
 from training.terminal import print_progress
 
 NO_MODEL = "no model"
+# Rows of an arm that are ranked again to tell what its rules cost: in seconds, not minutes.
+COST_ROWS = 100_000
 
 
 def report(
@@ -249,7 +251,9 @@ def _cost_of_rules(arm: Arm, here: pd.DataFrame, surface: Surface, models: Path,
     print_progress(f"ranking the exposures of arm {arm.name} again, with its rules and without")
     ours = here.loc[here["arm"] == arm.name, "request_id"]
     try:
-        return cost_of_arm(arm, surface, models, log, kept=lambda ids: np.isin(hashed(ids), ours))
+        return cost_of_arm(
+            arm, surface, models, log, kept=lambda ids: np.isin(hashed(ids), ours), most_rows=COST_ROWS
+        )
     except TabrankError as error:
         return {"arm": arm.name, "reason": str(error)}
 

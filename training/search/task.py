@@ -100,8 +100,11 @@ class Task:
 
     @cached_property
     def valid(self) -> Dataset:
-        """Return the validation rows that compare the models: all, or a sample of them."""
-        return sample(self.parts["validation"], MAX_VALID_ROWS)
+        """Return the validation rows that compare the models: all, or a sample of them.
+
+        Rows that requests pinned are not among them, as in an evaluation.
+        """
+        return sample(self.parts["validation"].unpinned(), MAX_VALID_ROWS)
 
     @cached_property
     def before(self) -> Dataset:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
 from serve.features.baseline import Baseline
 from serve.model.encoder import Encoder, SingleColumn
@@ -57,6 +58,12 @@ def test_rows_that_requests_pinned_are_left_out_and_said(data, surface):
     assert found == alone | {"pinned_rows": 200}
     assert found["model"]["expected_labels"] is not None
     assert "pinned" not in order(alone)
+
+
+def test_rows_that_are_all_pinned_are_refused_in_a_sentence(data, surface):
+    pinned = dataclasses.replace(data, pinned=np.ones(len(data), bool))
+    with pytest.raises(TabrankError, match=f"requests pinned all {len(data):,} rows, .* give a log with"):
+        judge(pinned, {"model": truth(data)}, surface)
 
 
 def test_a_baseline_has_a_row_and_a_comparison_but_no_probability(data, surface):

@@ -27,7 +27,6 @@ from tests.support.stub_artifact import MODEL
 from tests.support.trade_world import KNOWN, PER
 from training.__main__ import app
 from training.data.dataset import DatasetPlan
-from training.evaluation import slate_cost
 from training.evaluation.slate_cost_page import page, text
 from training.examination.examination import Examination
 
@@ -131,7 +130,7 @@ def test_the_text_has_the_sentence_first_and_the_page_a_picture_of_each_outcome(
     assert head.split() == ["rule", "join", "hide"]
     assert every.startswith("all rules ")
     assert rest[4].split()[:3] == ["rule", "rankings", "changed"]
-    assert "left out: 0 rankings for lack of memory, 7 candidates" in text(told(found))
+    assert "left out: 0 rankings to save time and memory, 7 candidates" in text(told(found))
     html = page(told(found))
     for words in ("Change of join", "Change of hide", "2. spread candidate.host", "What this does not say"):
         assert words in html
@@ -285,20 +284,21 @@ def test_what_cannot_be_is_refused_in_a_sentence(home, arguments, words):
     assert words in done.stderr
 
 
+def test_an_arm_of_two_applications_is_refused_as_nobody_knows_which_is_meant(home, tmp_path):
+    both = tmp_path / "cluster.yaml"
+    application = CLUSTER.partition("applications:\n")[2]
+    both.write_text(CLUSTER + application.replace("tiny.toml", "spaces"))
+    done = run(home, "--arm", "model", "--config", both)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "2 applications have an arm model; give a file that has one of them" in done.stderr
+
+
 def test_a_rule_of_an_unknown_field_is_refused_with_its_place(home, tmp_path):
     (tmp_path / "tiny.toml").write_text(TOML)
     wrong = tmp_path / "cluster.yaml"
     wrong.write_text(CLUSTER.replace('{candidate.host: "ida"}', '{candidate.hots: "ida"}'))
     done = run(home, "--arm", "model", "--config", wrong)
     assert "arm model: slate[0].boost.where.candidate.hots: unknown field or feature" in done.stderr
-
-
-def test_rankings_beyond_the_memory_are_left_out_evenly_and_counted(home, monkeypatch):
-    monkeypatch.setattr(slate_cost, "MEMORY_BYTES", 800_000)
-    result = json.loads(run(home, "--arm", "model", "--json").stdout)
-    assert 100 < result["slates"] < 300
-    # The window of the last one, which is kept, is open.
-    assert result["slates"] + result["left_out"]["rankings"] == 400
 
 
 def in_experiment(exposures):
@@ -331,6 +331,19 @@ def test_the_report_of_an_experiment_tells_it_of_the_exposures_of_each_arm(home,
     assert "The rules of arm model" in html
     assert "The rules of arm popular" in html
     assert "All rules of arm popular together change" in done.stdout
+
+
+def test_a_report_ranks_few_rows_again_evenly_over_time_and_counts_the_others(home, tmp_path, monkeypatch):
+    shutil.copytree(home, tmp_path / "here")
+    shutil.rmtree(tmp_path / "here" / "log")
+    write_drawn(tmp_path / "here" / "log", in_experiment)
+    monkeypatch.setattr("training.experiment.report.COST_ROWS", 600)
+    done = report(tmp_path / "here")
+    found = json.loads((tmp_path / "here" / "out" / "report.json").read_text())["slate"]
+    assert [cost["left_out"]["rankings"] for cost in found.values()] == [101, 100]
+    # The window of the last one, which is kept, may be open.
+    assert all(99 <= cost["slates"] <= 100 for cost in found.values())
+    assert "left out: 100 rankings to save time and memory, 0 candidates" in done.stdout
 
 
 def test_a_report_whose_models_are_missing_says_why_it_does_not_know_the_cost(home, tmp_path):

@@ -66,6 +66,19 @@ def test_a_relative_change_counts_the_error_of_its_base(found, world):
     assert point["relative"][2] - point["relative"][1] < naive
 
 
+def test_rows_that_requests_pinned_are_left_out_and_said(world, found):
+    """A weight moves no pin: the rows tell as much as if the log lacked the pins."""
+    pinned = (world.rows.position == 0) & (world.rows.slate % 2 == 0)
+    known = swept(world, rows=replace(world.rows, pinned=pinned))
+    rest = replace(world, rows=world.rows.take(~pinned), shares=world.shares[~pinned])
+    assert known == swept(rest) | {"pinned_rows": 750}
+    assert "750 rows that requests pinned are left out" in text(known)
+    assert "750 rows that requests pinned are left out" in page(known)
+    assert "pinned" not in text(found)
+    with pytest.raises(TabrankError, match="requests pinned all"):
+        swept(world, rows=replace(world.rows, pinned=pinned | True))
+
+
 def test_the_choice_is_the_strongest_weight_whose_cost_is_shown_to_be_small(world, found):
     # Weaker weights give more joins, and that is not what a sweep against hides is for.
     assert found["chosen"] is None

@@ -350,7 +350,7 @@ def test_known_viewers_outside_experiments_are_dropped_anonymous_stay(home, tmp_
 
     folder = write_drawn(tmp_path / "log", some_outside)
     found = explored(folder, load(home / "model"), read_surface(TOML), "join")
-    assert found.left_out["outside"] == 40
+    assert found.about["left_out"]["outside"] == 40
     assert len(found.drawn) == 360
 
 
@@ -383,10 +383,10 @@ def test_an_event_has_the_window_of_its_own_outcome_and_not_of_the_longest(home)
     surface = read_surface(THREE.replace('within = "25s"', 'within = "1h"'))
     model = load(home / "model")
     found, alone = (explored(home / "log", model, each, "join") for each in (surface, read_surface(TOML)))
-    assert (found.within_ms, found.left_out) == (alone.within_ms, alone.left_out)
+    assert found.about == alone.about
     assert found.drawn.reward.tolist() == alone.drawn.reward.tolist()
     # Of an event that begins no outcome, all windows have to be closed.
-    assert explored(home / "log", model, surface, "leave").within_ms == 3_600_000
+    assert explored(home / "log", model, surface, "leave").about["within_ms"] == 3_600_000
 
 
 def test_every_explored_exposure_is_scored_and_reported(home):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,14 @@ def test_the_rows_of_the_newest_days_have_the_features_of_the_whole_log(shop):
 
 def test_features_are_computed_for_the_newest_days_alone(shop):
     assert read(shop, days=1)[1] < read(shop)[1] / 4
+
+
+def test_rows_that_requests_pinned_do_not_compare_the_models(shop):
+    task, _ = read(shop)
+    pinned = replace(task, data=replace(task.data, pinned=task.data.position == 1))
+    assert len(pinned.parts["validation"]) == len(task.valid)
+    assert (pinned.valid.position != 1).all()
+    assert len(pinned.valid) == (task.valid.position != 1).sum()
 
 
 def test_too_few_days_are_refused_with_the_remedy(shop):

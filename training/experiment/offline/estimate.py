@@ -43,9 +43,8 @@ def offline(
     """Estimate the expected number of candidates with `event`, per exposure, in a model's ranking.
 
     `event` defaults to that of the primary outcome, `positions` (the first ones that count) to all.
-    The result holds that of `compare`, and `event`, `within_ms`, `version`, `served_versions`,
-    `rules` (of the arms, in words: no ranking here has them), `pinned_candidates` (at their places
-    in each ranking), `left_out` and `seen_in_training`, the last two in exposures.
+    The result holds that of `compare`, what is told `about` the exposures (`Explored`), `event` and
+    `version`. No ranking here has the rules of the arms, and pins keep their places in each.
 
     Raises:
         TabrankError: the artifact or the log is invalid, the log has no propensities, or it has
@@ -57,13 +56,8 @@ def offline(
     found = explored(folder, artifact, surface, event, progress)
     return {
         "event": event,
-        "within_ms": found.within_ms,
         "version": artifact.version,
-        "served_versions": found.served,
-        "rules": found.rules,
-        "pinned_candidates": found.num_pinned,
-        "left_out": found.left_out,
-        "seen_in_training": found.num_seen,
+        **found.about,
         **compare(found.drawn, found.score, positions, is_probability=found.is_probability),
     }
 

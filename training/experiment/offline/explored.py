@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,27 +35,25 @@ CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 class Explored:
     """N drawn exposures with the artifact's `score` `[N, C]` in the order shown, NaN for padding.
 
-    The score is the utility with the surface's weights: one outcome's is its probability.
+    The score is the utility with the surface's weights: one outcome's is its probability. `about`
+    is plain data for JSON:
 
-    `left_out` counts drawn exposures that cannot be used: `cut` (the request's limit hid
-    candidates), `open` (the event may still come), `before_snapshot` (the features cannot be
-    recomputed), `outside` (a known viewer outside experiments: a tester, or before the start or
-    after the end). `rules` are those of the arms, in words: a drawn order has none of them, and
-    `num_pinned` counts its candidates that requests pinned. `served` counts the versions whose
-    scores were drawn from. `num_seen` counts
-    exposures from the artifact's training period. `within_ms` is the window of the event: that of
-    the first outcome which it begins, else the longest.
+    * `within_ms`, the window of the event: that of the first outcome which it begins, else the
+      longest.
+    * `served_versions`, the exposures by the version whose scores were drawn from, and
+      `seen_in_training`, those from the artifact's training period.
+    * `rules` of the arms, in words, of which a drawn order has none; and `pinned_candidates`, whose
+      places requests chose.
+    * `left_out`, the drawn exposures that cannot be used: `cut` (the request's limit hid
+      candidates), `open` (the event may still come), `before_snapshot` (the features cannot be
+      recomputed), `outside` (a known viewer outside experiments: a tester, or before the start or
+      after the end).
     """
 
     drawn: Drawn
     score: F64
     is_probability: bool
-    left_out: dict[str, int]
-    rules: list[str]
-    num_pinned: int
-    served: dict[str, int]
-    num_seen: int
-    within_ms: int
+    about: dict[str, Any]
 
 
 def explored(
@@ -120,14 +119,17 @@ def explored(
         progress(done / len(rows))
     new = np.full(is_shown.shape, np.nan)
     new[is_shown] = scores[flat]
-    num_seen = int((replay.exposure_ms[rows] <= artifact.manifest["seen_until_ms"]).sum())
-    served = dict(Counter(draws[i].model for i in rows.tolist()))
+    used = [draws[i] for i in rows.tolist()]
+    about = {
+        "within_ms": within_ms,
+        "served_versions": Counter(draw.model for draw in used),
+        "rules": sorted({rule for draw in used for rule in draw.rules}),
+        "pinned_candidates": sum(draw.num_pinned for draw in used),
+        "left_out": left_out,
+        "seen_in_training": int((replay.exposure_ms[rows] <= artifact.manifest["seen_until_ms"]).sum()),
+    }
     cluster = np.where(viewer > 0, viewer, -1 - rows)
-    drawn = Drawn(weight, is_shown, reward, cluster)
-    rules = sorted({rule for i in rows.tolist() for rule in draws[i].rules})
-    num_pinned = sum(draws[i].num_pinned for i in rows.tolist())
-    about = left_out, rules, num_pinned, served, num_seen, within_ms
-    return Explored(drawn, new, weighing.is_share, *about)
+    return Explored(Drawn(weight, is_shown, reward, cluster), new, weighing.is_share, about)
 
 
 def _earned(replay: Replay, log: Log, event: str, within_ms: int) -> F64:
