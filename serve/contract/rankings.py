@@ -115,7 +115,7 @@ class Reason(Struct):
 class Moved(Struct):
     """Place of a candidate before rules and pins."""
 
-    position_before: Annotated[int, Meta(ge=1, description="Its position by utility.")]
+    position_before: Annotated[int, Meta(ge=1, description="Its position before rules, pins and draw.")]
     rules: Annotated[
         list[str],
         Meta(description="The rules that moved it, in words; empty if it moved because others did."),
