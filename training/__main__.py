@@ -252,10 +252,6 @@ def slate(
     log: LogFolder,
     arm: Annotated[str, typer.Option(help="The arm whose rules are replayed.")],
     config: Annotated[Path, typer.Option(help="File that declares it.")] = CONFIG,
-    by: Annotated[
-        str | None,
-        typer.Option(help="Field by which impressions are counted. Default: that of the first spread."),
-    ] = None,
     history: History = None,
     out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
     as_json: Json = False,
@@ -277,7 +273,7 @@ def slate(
         refuse_existing(out)
     declared, args = declared_arm(config, arm)
     base = config.parent
-    result = cost_of_arm(declared, args.load_surface(base), base / args.models, log, history=history, by=by)
+    result = cost_of_arm(declared, args.load_surface(base), base / args.models, log, history=history)
     _warn_of_training(result.get("rows_seen_in_training", 0))
     if out is not None:
         write(out, result, page(result))

@@ -50,8 +50,7 @@ def costs(
 ) -> dict[str, Any]:
     """Return the cost of rules on a world's rows, impressions by host."""
     data = world.rows if rows is None else rows
-    nothing = np.zeros(len(data))
-    given = utility(world), nothing, SCALES, examinations or [KNOWN] * 2, log_odds(world.shares)
+    given = utility(world), SCALES, examinations or [KNOWN] * 2, log_odds(world.shares)
     return cost(data, rules, *given, "candidate.host")
 
 

@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from serve.config.settings import BASELINE, CANARY, CURRENT, POPULAR, Arm
+from serve.config.settings import CANARY, CURRENT, Arm
 from serve.config.slate import Rule
 from serve.contract.errors import TabrankError
-from serve.contract.validation import one_of
 from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.slots import F32, F64, I64, Bools
@@ -28,7 +27,7 @@ from serve.model.artifact import CANARY as CANARY_POINTER
 from serve.model.artifact import Artifact, current, pointed, require
 from serve.model.compatibility import load_for
 from serve.ranking.exploration import log_weight as log_odds
-from serve.ranking.order import LIVE, missing_last, ordered
+from serve.ranking.order import LIVE, ordered
 from serve.ranking.slate import rerank
 from serve.ranking.slate.where import facts_of
 from serve.ranking.utility import Weighings
@@ -37,7 +36,7 @@ from training.data.draws import drawn_weights
 from training.evaluation.evaluate import measured_by, score
 from training.evaluation.slates import TIE_SEED, Slates
 from training.evaluation.sweep import TOP
-from training.evaluation.worth import expected_amounts, odds_of
+from training.evaluation.worth import expected_amounts
 from training.examination.examination import IGNORED, Examination
 from training.terminal import ProgressLines
 
@@ -55,25 +54,27 @@ def cost_of_arm(
     log: Path,
     *,
     history: Path | None = None,
-    by: str | None = None,
     kept: Callable[[pa.Array], Bools] = lambda ids: np.ones(len(ids), bool),
     most_rows: int = MOST_ROWS,
 ) -> dict[str, Any]:
     """Return the result of `cost` for an arm's rules on the rows of a log.
 
-    The arm's version scores the rows, and the arm's weights weigh them; a heuristic orders by its
-    worth, and its examination is that of the current version. `kept` tells by their ids which
-    requests are ranked again: all of them, or as many, evenly over time, as have `most_rows`. The
-    result also holds `arm`, `scorer`, `version`, `units` by outcome, of a version `surface` and
-    `rows_seen_in_training`, and `left_out`: the `rankings` beyond these rows, and the `candidates`
-    that rankings showed and that are no rows, because they were unknown or it is not known what
-    followed.
+    The arm's version scores the rows, and the arm's weights weigh them. `kept` tells by their ids
+    which requests are ranked again: all of them, or as many, evenly over time, as have `most_rows`.
+    Impressions are counted by the field of the first spread, or else the first category of
+    candidates. The result also holds `arm`, `version`, `units` by outcome, `surface`,
+    `rows_seen_in_training`, and `left_out`: the `rankings` beyond these rows, or of which nothing
+    is known, and the `candidates` of the others that are no rows, because they were unknown or it
+    is not known what followed.
 
     Raises:
-        TabrankError: the arm has no rules, or some that do not fit the surface, or orders by
-            chance; or its version, the log or `by` is invalid.
+        TabrankError: the arm has no rules, or some that do not fit the surface, or orders without a
+            model; or its version or the log is invalid.
     """
-    by, features = _checked(arm, surface, by), Features(Schema(surface))
+    _check(arm, surface)
+    features, categories = Features(Schema(surface)), surface.fields["candidate"].items()
+    shared = (f"candidate.{name}" for name, field in categories if field.type == "category")
+    by = next((rule.spread.field for rule in arm.slate if rule.spread), next(shared, None))
     artifact = _artifact(arm, models, features)
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
     num_shown = pc.list_value_length(rows.exposures["candidates"]).to_numpy()
@@ -89,32 +90,24 @@ def cost_of_arm(
     )
     (data,) = plan.parts(len(plan), ProgressLines("features"))
     scales = {name: one.scale for name, one in surface.predicted.items()}
-    utility, worth = np.full(len(data), np.nan, np.float32), np.zeros(len(data))
-    about: dict[str, Any] = {"version": None}
-    if artifact and arm.by_model:
-        about = measured_by(artifact, data)
-        shares = score(artifact.path, data.matrix)
-        utility = Weighings(surface).of(arm.weights, artifact).utility(shares)
-        odds = log_odds(shares)
-    else:
-        worth = missing_last(data.rules[arm.scorer]).astype(np.float64)
-        odds = odds_of({arm.scorer: worth}, {}, 0)
-    known = dict(zip(artifact.outcomes, Examination.of(artifact.manifest), strict=True)) if artifact else {}
+    shares = score(artifact.path, data.matrix)
+    utility = Weighings(surface).of(arm.weights, artifact).utility(shares)
+    known = dict(zip(artifact.outcomes, Examination.of(artifact.manifest), strict=True))
+    ranked = np.unique(data.slate)
     left_out = {
-        "rankings": len(asked) - len(again),
-        "candidates": int(num_shown[np.unique(data.slate)].sum()) - len(data),
+        "rankings": len(asked) - len(ranked),
+        "candidates": int(num_shown[ranked].sum()) - len(data),
     }
-    about |= {"arm": arm.name, "scorer": arm.scorer, "left_out": left_out}
+    about = measured_by(artifact, data) | {"arm": arm.name, "left_out": left_out}
     about |= {"units": {key: "min" if one.until else one.unit for key, one in surface.predicted.items()}}
     examinations = [known.get(name, IGNORED) for name in scales]
-    return about | cost(data, arm.slate, utility, worth, scales, examinations, odds, by)
+    return about | cost(data, arm.slate, utility, scales, examinations, log_odds(shares), by)
 
 
 def cost(
     data: Dataset,
     rules: Sequence[Rule],
     utility: F32,
-    worth: F64,
     scales: Mapping[str, float],
     examinations: Sequence[Examination],
     odds: F64,
@@ -122,7 +115,7 @@ def cost(
 ) -> dict[str, Any]:
     """Rank the rows with all rules, without each one and without any, and compare.
 
-    The order is that of `serve.ranking.order.ordered` by `utility` and `worth`, each `[N]`;
+    The order is that of `serve.ranking.order.ordered` by `utility` `[N]`;
     `scales` and `examinations` are those of `expected_amounts`, and `odds` `[N, columns]` those of
     each outcome. `data.fields` has the fields that the rules name, `by`, and candidate.ends_ms.
     Return plain data for JSON:
@@ -141,7 +134,7 @@ def cost(
     slates, texts = Slates(data.outcomes[:, 0], data.slate, data.viewer), [rule.text for rule in rules]
     sets: dict[str, Sequence[Rule]] = {ALL: rules, NONE: []}
     sets |= {f"without rule {k + 1}": [*rules[:k], *rules[k + 1 :]] for k in range(len(rules))}
-    place, num_unmet = _ranked(data, slates, sets, utility, worth)
+    place, num_unmet = _ranked(data, slates, sets, utility)
     orders = {name: -places.astype(np.float64) for name, places in place.items()}
     amounts = expected_amounts(data, orders, scales, examinations, [odds] * len(scales))
     sides = {
@@ -171,16 +164,17 @@ def cost(
 
 
 def _ranked(
-    data: Dataset, slates: Slates, sets: Mapping[str, Sequence[Rule]], utility: F32, worth: F64
+    data: Dataset, slates: Slates, sets: Mapping[str, Sequence[Rule]], utility: F32
 ) -> tuple[dict[str, I64], dict[str, I64]]:
     """Return by the name of a set of rules the places of rows `[N]`, and of unmet ones `[S]`."""
     fields = data.fields
     assert fields is not None
     standing = (fields["candidate"]["ends_ms"] <= data.ts_ms).astype(np.int8)
     utility = np.where(np.isfinite(utility) & (standing == LIVE), utility, np.float32(np.nan))
+    popular = data.popular.astype(np.float64)
     # Ties keep the order of the request, which the log lacks: the order shown would tell too much.
     tie = np.random.default_rng(TIE_SEED).permutation(len(data))
-    order = tie[ordered(slates.code[tie], utility[tie], worth[tie], standing[tie])]
+    order = tie[ordered(slates.code[tie], utility[tie], popular[tie], standing[tie])]
     # The rows as they were shown, and the number of each among them.
     shown = np.lexsort((data.position, slates.code))
     number, ends = np.argsort(shown), np.cumsum(slates.size, dtype=np.int64).tolist()
@@ -225,32 +219,23 @@ def _named(rules: Sequence[Rule]) -> list[str]:
     return fields + [name for where in wheres for name in where if "." in name]
 
 
-def _checked(arm: Arm, surface: Surface, by: str | None) -> str | None:
-    """Return the field by which impressions are told, once it and the arm are valid."""
-    sorts = [POPULAR, BASELINE] if surface.baseline else [POPULAR]
+def _check(arm: Arm, surface: Surface) -> None:
     if not arm.slate:
         raise TabrankError(f"arm {arm.name} has no rules; give it a `slate` in cluster.yaml")
-    if not arm.by_model and arm.scorer not in sorts:
+    if not arm.by_model:
         raise TabrankError(
-            f"arm {arm.name} ranks by {arm.scorer}, and rows of this surface can be ranked by a model or "
-            f"{' or '.join(sorts)}; name such an arm"
+            f"arm {arm.name} ranks by {arm.scorer}; name an arm of a model, whose utility a log gives again"
         )
     for k, rule in enumerate(arm.slate):
         for path, error in rule.misfits(surface):
             raise TabrankError(f"arm {arm.name}: slate[{k}].{'.'.join(path)}: {error}")
-    shared = [f"candidate.{name}" for name, f in surface.fields["candidate"].items() if f.type == "category"]
-    if by:
-        return one_of(by, shared, "--by", "category of candidates")
-    return next((rule.spread.field for rule in arm.slate if rule.spread), next(iter(shared), None))
 
 
-def _artifact(arm: Arm, models: Path, features: Features) -> Artifact | None:
-    """Return the version that ranks for an arm; for a heuristic the current one, if any."""
+def _artifact(arm: Arm, models: Path, features: Features) -> Artifact:
+    """Return the version that ranks for an arm."""
     named = {CURRENT: None, CANARY: pointed(models, CANARY_POINTER)}
-    version = (named.get(arm.scorer, arm.scorer) if arm.by_model else None) or current(models)
-    if version:
-        require(models, version)
-        return load_for(models / version, features)
-    if arm.by_model:
+    version = named.get(arm.scorer, arm.scorer) or current(models)
+    if version is None:
         raise TabrankError(f"arm {arm.name} ranks by {arm.scorer}, and {models} has no model; publish one")
-    return None
+    require(models, version)
+    return load_for(models / version, features)

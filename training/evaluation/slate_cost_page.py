@@ -15,7 +15,11 @@ DOUBT = (
     "has only the candidates that a ranking showed, so nothing is known of those beyond its limit that a rule would "
     "have brought up. An explored ranking applies no rules, and is ranked again with them here."
 )
-ORDERS = "Orders, and impressions in their first places: without the rule → with it"
+ORDERS = (
+    "Orders, and impressions in the first ten places: without the rule → with it. The Gini coefficient is 0 if all "
+    "values have as many impressions, and near 1 if one has nearly all. A place is unmet if each candidate that was "
+    "left broke a rule."
+)
 CAPTION = "All rules against none, and each against the others alone. Intervals are at 95 %, with viewers as clusters."
 
 
@@ -27,7 +31,7 @@ def text(result: Mapping[str, Any]) -> str:
 
 def page(result: Mapping[str, Any]) -> str:
     """Return report.html."""
-    footer = kit.footer({"model": result["version"] or result["scorer"]}, "", ["report.json"])
+    footer = kit.footer({"model": result["version"]}, "", ["report.json"])
     return kit.whole_page(f"What the rules of arm {result['arm']} cost", [section(result), footer])
 
 
@@ -85,7 +89,6 @@ def _tables(result: Mapping[str, Any]) -> list[Rows]:
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     """Return what has no estimate, and what is left out."""
-    left = {name: f"{num:,} {name}" for name, num in result["left_out"].items()}
-    why = "they were unknown, or it is not known what followed"
-    told = f"left out: {left['rankings']} to save time and memory, {left['candidates']} ({why})"
-    return [*reasons(result), told]
+    left = " and ".join(f"{num:,} {name}" for name, num in result["left_out"].items())
+    why = "they were unknown, or it is not known what followed, or there are more than a report takes"
+    return [*reasons(result), f"left out: {left} ({why})"]
