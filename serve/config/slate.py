@@ -54,8 +54,8 @@ def _wanted(value: object) -> Wanted:
     # NaN is no number either.
     if not ends or not all(numbers) or not all(abs(end) <= LARGEST for end in ends.values()):
         raise ValueError(
-            f"{value!r:.60} must be a string in quotes, a list of up to {MAX_WORDS} of them, a number "
-            f"within ±{LARGEST:g}, or a range such as {{min: 3}}, {{max: 5}} or both"
+            f"{value!r:.60} must be a string in quotes (YAML reads yes as true), a list of up to {MAX_WORDS} of "
+            f"them, a number within ±{LARGEST:g}, or a range such as {{min: 3}}, {{max: 5}} or both"
         )
     low, high = float(ends.get("min", -inf)), float(ends.get("max", inf))
     if not low <= high:
@@ -203,7 +203,10 @@ class Rule:
             known = {key: kind for key, kind in fields.items() if not key.startswith("viewer.")}
         if where and all(key in known and key.startswith(("viewer.", "context.")) for key in where):
             why = "the candidates of a request share these fields, so the rule cannot tell them apart"
-            yield (name, "where"), f"{why}; add a field of candidates{' or a feature' * (name == 'boost')}"
+            yield (
+                (name, "where"),
+                f"{why}; add a field of candidates{' or a feature of them' * (name == 'boost')}",
+            )
         for key, wanted in where.items():
             at, given = (name, "where", key), str(wanted).removeprefix("= ")
             if key not in known and key in fields | features:

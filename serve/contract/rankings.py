@@ -118,7 +118,9 @@ class Moved(Struct):
     position_before: Annotated[int, Meta(ge=1, description="Its position before rules, pins and draw.")]
     rules: Annotated[
         list[str],
-        Meta(description="The rules that moved it, in words; empty if it moved because others did."),
+        Meta(
+            description="The rules that moved it, in words; empty if others moved, or if the order was drawn."
+        ),
     ]
 
 

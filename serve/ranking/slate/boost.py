@@ -11,7 +11,7 @@ from serve.features.slots import F32, I64, Bools
 
 
 def boosted(score: F32, order: I64, boosts: Sequence[Boost], met: Sequence[Bools]) -> I64:
-    """Return the order `[C]` by boosted utility; ties, and what is not scored, keep the given order.
+    """Return the order `[C]` by boosted utility; ties and unscored ones keep the given order.
 
     `score` `[C]` are utilities, NaN where unscored, and `met` `[C]` tells for each boost which
     candidates meet its conditions.
