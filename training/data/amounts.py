@@ -50,14 +50,10 @@ def amounts(
 
 def _minutes(begins: Flags, ends: Flags, ts_ms: Column, viewer: Column, candidate: Column) -> Column:
     """Return the minutes of each stay, in order of its beginning, and NaN without an end."""
-    of_a_stay = np.flatnonzero(begins | ends)
+    columns = {"ms": ts_ms, "end_ms": np.where(ends, ts_ms, np.nan), "viewer": viewer, "candidate": candidate}
     # The sort is stable: of two events in the same millisecond, the first one stays first.
-    order = of_a_stay[np.lexsort((ts_ms[of_a_stay], candidate[of_a_stay], viewer[of_a_stay]))]
-    here, following = order[:-1], order[1:]
-    is_ended = (
-        (viewer[here] == viewer[following]) & (candidate[here] == candidate[following]) & ends[following]
-    )
-    minutes = np.full(len(begins), np.nan)
-    lasted_ms = (ts_ms[following] - ts_ms[here])[is_ended]
-    minutes[here[is_ended]] = lasted_ms / UNITS_MS["m"]
-    return minutes[begins]
+    events = pd.DataFrame(columns)[begins | ends].sort_values("ms", kind="stable")
+    # The end is the next event of the same viewer and candidate, if that is one.
+    end_ms = events.groupby(["viewer", "candidate"])["end_ms"].shift(-1)
+    lasted_ms = (end_ms - events["ms"])[np.flatnonzero(begins)]
+    return lasted_ms.to_numpy() / UNITS_MS["m"]
