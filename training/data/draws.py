@@ -80,8 +80,7 @@ def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
 
 
 def _numbers(values: pa.ListScalar) -> F64:
-    numbers: F64 = values.values.to_numpy(zero_copy_only=False).astype(np.float64)
-    return numbers
+    return np.asarray(values.values, np.float64)
 
 
 def _of_scores(scores: pa.ListScalar) -> F64:
