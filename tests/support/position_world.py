@@ -72,7 +72,7 @@ def sample(rng: Generator, num_viewers: int, pins: float = 0.0) -> WorldSample:
     weight[is_pinned] = -np.inf
     worth, weight = (np.take_along_axis(values, order, 1) for values in (worth, weight))
     reward = (rng.random(shape) < worth * examination()).astype(np.float64)
-    drawn = Drawn(weight, np.ones(shape, bool), reward, viewer)
+    drawn = Drawn(weight, reward, viewer)
     odds = {name: np.take_along_axis(values, order, 1) for name, values in odds.items()}
     return WorldSample(drawn, odds, worth)
 

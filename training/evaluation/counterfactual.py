@@ -28,7 +28,7 @@ import numpy as np
 from serve.contract.errors import TabrankError
 from training.evaluation.metrics import Z95, mean_and_error
 from training.examination.curve import Curve, fit_curve, prior
-from training.examination.placements import F64, I64, Bins, Counts, Flags
+from training.examination.placements import F64, I64, Bins, Counts
 
 # Clip weights at this value, which bounds the variance; the report holds the share clipped.
 MAX_WEIGHT = 50.0
@@ -45,11 +45,10 @@ class Drawn:
     """N exposures with a randomised order, candidates in the order shown.
 
     `weight` `[N, C]` are the log weights of the draw, −inf for candidates that were not drawn and
-    for padding. `is_shown` `[N, C]`, `reward` `[N, C]` 0 or 1, `cluster` `[N]` the viewer's number.
+    for padding. `reward` `[N, C]` is 0 or 1, of padding 0, and `cluster` `[N]` the viewer's number.
     """
 
     weight: F64
-    is_shown: Flags
     reward: F64
     cluster: I64
 
@@ -131,8 +130,7 @@ class Counterfactual:
         Raises:
             TabrankError: there are too few events.
         """
-        self.drawn, self.bins = drawn, bins
-        self.is_drawn = drawn.is_shown & np.isfinite(drawn.weight)
+        self.drawn, self.is_drawn = drawn, np.isfinite(drawn.weight)
         self._bin = bins.of[: drawn.weight.shape[1]]
         exposure, place = np.nonzero((drawn.reward > 0) & self.is_drawn)
         if len(place) < MIN_EVENTS:
@@ -181,11 +179,9 @@ class Counterfactual:
             kept = np.minimum(full, MAX_WEIGHT).sum()
             totals += [rows[0].sum(), (rows[0] ** 2).sum(), kept, full.sum()]
         earned, squared, kept, whole = totals.tolist()
-        fixed = self.drawn.is_shown & ~self.is_drawn
-        fixed[:, num_places:] = False
         return Sums(
             parts=parts,
-            fixed=np.where(fixed, self.drawn.reward, 0.0).sum(axis=1),
+            fixed=np.where(self.is_drawn, 0.0, self.drawn.reward)[:, :num_places].sum(axis=1),
             moved=(gradient / num) @ self.curve.influence.T,
             effective=earned**2 / squared if squared else 0.0,
             clipped=1.0 - kept / whole if whole else 0.0,

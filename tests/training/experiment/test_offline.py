@@ -167,7 +167,7 @@ def test_the_served_ranking_itself_shows_no_difference(world):
 
 def test_candidates_never_drawn_earn_the_same_in_every_ranking(world):
     drawn, odds = world.drawn, world.odds["better"]
-    columns = ((drawn.weight, -np.inf), (drawn.is_shown, True), (drawn.reward, 1.0))
+    columns = ((drawn.weight, -np.inf), (drawn.reward, 1.0))
     padded = [np.pad(x, ((0, 0), (0, 1)), constant_values=fill) for x, fill in columns]
     beside = Drawn(*padded, drawn.cluster)
     alone = compare(drawn, scores(odds))
@@ -392,7 +392,7 @@ def test_an_event_has_the_window_of_its_own_outcome_and_not_of_the_longest(home)
 def test_every_explored_exposure_is_scored_and_reported(home):
     shares = []
     found = explored(home / "log", load(home / "model"), read_surface(TOML), "join", shares.append)
-    assert np.isfinite(found.score[found.drawn.is_shown]).all()
+    assert (np.isfinite(found.score) == np.isfinite(found.drawn.weight)).all()
     assert len(shares) == len(found.drawn)
     assert shares[-1] == 1.0
 
@@ -432,5 +432,5 @@ def true_value(log, model, toml):
         np.array([row + [0.0] * (found.score.shape[1] - len(row)) for row in known[name].to_pylist()[:num]])
         for name in ("p_click", "examination")
     )
-    place = ranked(found.score, found.drawn.is_shown)
+    place = ranked(found.score, looked > 0)
     return float((np.take_along_axis(looked, place, 1) * worth).sum(axis=1).mean())

@@ -105,20 +105,18 @@ def explored(
         )
     lengths = np.diff(replay.first)[rows]
     is_shown = np.arange(lengths.max()) < lengths[:, None]
-    flat = np.concatenate([np.arange(replay.first[i], replay.first[i + 1]) for i in rows])
+    # [N, C], the index of each shown candidate; of padding that of a value after the last.
+    at = np.where(is_shown, replay.first[rows][:, None] + np.arange(lengths.max()), len(replay.shown))
     weight = np.full(is_shown.shape, -np.inf)
     weight[is_shown] = np.concatenate([draws[i].weight for i in rows.tolist()])
-    reward = np.zeros(is_shown.shape)
-    reward[is_shown] = _earned(replay, log, event, within_ms)[flat]
+    reward = np.append(_earned(replay, log, event, within_ms), 0.0)[at]
     viewer = replay.exposure_viewer[rows]
-    scores = np.full(len(replay.shown), np.nan)
+    scores = np.full(len(replay.shown) + 1, np.nan)
     scorer, weighing = load_scorer(artifact.path, "onnx"), Weighings(surface).of({}, artifact)
     for done, (i, matrix) in enumerate(recompute_features(features, log, replay, rows), 1):
         shares = scorer.score(matrix.numeric, matrix.category)
         scores[replay.first[i] : replay.first[i + 1]] = weighing.utility(shares)
         progress(done / len(rows))
-    new = np.full(is_shown.shape, np.nan)
-    new[is_shown] = scores[flat]
     used = [draws[i] for i in rows.tolist()]
     about = {
         "within_ms": within_ms,
@@ -129,7 +127,7 @@ def explored(
         "seen_in_training": int((replay.exposure_ms[rows] <= artifact.manifest["seen_until_ms"]).sum()),
     }
     cluster = np.where(viewer > 0, viewer, -1 - rows)
-    return Explored(Drawn(weight, is_shown, reward, cluster), new, weighing.is_share, about)
+    return Explored(Drawn(weight, reward, cluster), scores[at], weighing.is_share, about)
 
 
 def _earned(replay: Replay, log: Log, event: str, within_ms: int) -> F64:
