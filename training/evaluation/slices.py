@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.features.kinds.attributes import Age, Category
+from serve.features.slots import Bools
 from serve.features.surface import Surface
 from serve.model.encoder import Encoder, vocabulary_entry
 from training.data.dataset import Dataset
@@ -28,8 +28,6 @@ HOURS = 3
 # Parts by a candidate's age, and the ages in seconds that end all but the last.
 AGES = ("first minute", "first ten minutes (after the first)", "older")
 AGE_ENDS_S = (60, 600)
-
-Mask = NDArray[np.bool_]
 
 
 def slices(
@@ -48,7 +46,7 @@ def slices(
     ]
 
 
-def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[str, str, Mask]]:
+def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[str, str, Bools]]:
     """Yield what divides the rows, value and mask of each part; frequent categories first."""
     yield "viewer", "cold (no exposure before)", data.viewer_seen == 0
     yield "viewer", "seen before", data.viewer_seen != 0
@@ -75,7 +73,7 @@ def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[
         yield "hour (UTC)", f"{i * HOURS:02d}–{i * HOURS + HOURS:02d}", band == i
 
 
-def _measured(model: Contender, popular: Contender, part: Mask) -> dict[str, Any]:
+def _measured(model: Contender, popular: Contender, part: Bools) -> dict[str, Any]:
     ours, theirs = model.take(part), popular.take(part)
     slates = ours.slates
     rows, positives = len(slates.label), int(slates.positives.sum())
