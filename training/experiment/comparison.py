@@ -8,10 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from tea_tasting.aggr import Aggregates
 
 from serve.features.experiment_metrics import ACTIVE_DAYS, Metric
-from training.experiment.confidence_sequence import DAYS, always_valid, any_look_p, level, needed_at_a_look
+from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
 from training.experiment.panel import BEFORE, F64, Panel
 from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
 
@@ -42,7 +41,7 @@ def comparisons(
     fixed-horizon one if the experiment has `ended`, the one of any look before; so do p-values.
     """
     totals, limits = capped(people.totals(), people.rows(arms))
-    control, treatment = (arm_of(totals, people.arm == arm) for arm in arms)
+    control, treatment = (aggregates(totals, people.arm == arm) for arm in arms)
     best_at = best_after(people, arms)
     p, rows = {}, []
     for metric in metrics:
@@ -66,7 +65,7 @@ def comparisons(
             "effect": _row(effect, p[metric.name]),
             "always_valid": asdict(valid),
             "unadjusted": plain
-            and _row(plain, plain.p if ended else any_look_p(plain, both.count(), best_at)),
+            and _row(plain, plain.p if ended else always_valid(plain, both.count(), best_at).p),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
             "power": solve("power", metric, both, effect=smallest_effect, **now),
             "detectable": solve("rel_effect_size", metric, both, **now),
@@ -93,7 +92,7 @@ def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dic
         if min(int(flags.sum()) for flags in here) < 2:
             continue
         so_far, _ = capped({**sums, **people.before}, here[0] | here[1])
-        control, treatment = (arm_of(so_far, flags) for flags in here)
+        control, treatment = (aggregates(so_far, flags) for flags in here)
         for metric, curve in zip(metrics, curves, strict=True):
             effect = compare(metric, control, treatment, adjusted=explains(metric, control, treatment))
             if effect is not None:
@@ -143,11 +142,6 @@ def capped(sums: Mapping[str, F64], flags: Any) -> tuple[dict[str, F64], dict[st
         limits[name] = {"at": float(at), "viewers": int((ours > at).sum())}
         most[name] = np.minimum(sums[name], at)
     return most, limits
-
-
-def arm_of(sums: Mapping[str, F64], flags: Any) -> Aggregates:
-    """Return the aggregates of the viewers with these flags [V]."""
-    return aggregates({name: values[flags] for name, values in sums.items()})
 
 
 def _row(effect: Effect, p: float) -> dict[str, Any]:

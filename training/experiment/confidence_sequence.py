@@ -23,47 +23,21 @@ Bonferroni's inequality at most 5 % of experiments have an error in any of twent
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from scipy.optimize import brentq
 from scipy.special import lambertw
 from scipy.stats import norm
 
-from training.experiment.statistics import ALPHA, POWER, Effect, Z
+from training.experiment.statistics import ALPHA, POWER, Effect, Interval, Z
 
 # Days of new viewers, at the rate of the first day, after which the interval is narrowest.
 DAYS = 7
-
-
-@dataclass(frozen=True)
-class AnyLook:
-    """Interval and p-value of an effect that hold at every look.
-
-    The relative bounds are None where the effect has no relative size.
-    """
-
-    low: float
-    high: float
-    relative_low: float | None
-    relative_high: float | None
-    p: float
 
 
 def factor(num_viewers: float, best_at: float) -> float:
     """Return the half-width of the interval in standard errors."""
     time = _time(num_viewers, best_at)
     return math.sqrt(2 * (time + 1) / time * math.log(math.sqrt(time + 1) / ALPHA))
-
-
-def any_look_p(effect: Effect, num_viewers: float, best_at: float) -> float:
-    """Return the p-value of a look: the smallest α whose interval excludes 0.
-
-    Without an effect it is below α at any look of at most a share α of experiments. With z standard
-    errors it is √(tρ² + 1) · exp(−z² tρ² / (2 (tρ² + 1))), the theorem's interval solved for α.
-    """
-    time = _time(num_viewers, best_at)
-    z = effect.difference / effect.se
-    return min(1.0, math.sqrt(time + 1) * math.exp(-z * z * time / (2 * (time + 1))))
 
 
 def _time(num_viewers: float, best_at: float) -> float:
@@ -93,13 +67,19 @@ def needed_at_a_look(needed: float, best_at: float) -> int:
     return math.ceil(float(brentq(missing, needed, 10 * max(needed, best_at))))
 
 
-def always_valid(effect: Effect, num_viewers: int, best_at: float) -> AnyLook:
-    """Return the interval and p-value of a look after so many viewers of both arms."""
-    wide = factor(num_viewers, best_at)
+def always_valid(effect: Effect, num_viewers: int, best_at: float) -> Interval:
+    """Return the interval and p-value of a look after so many viewers of both arms.
+
+    The p-value is the smallest α whose interval excludes 0. Without an effect it is below α at any
+    look of at most a share α of experiments. With z standard errors it is √(tρ² + 1) ·
+    exp(−z² tρ² / (2 (tρ² + 1))), the theorem's interval solved for α.
+    """
+    wide, time = factor(num_viewers, best_at), _time(num_viewers, best_at)
     half, log_se = wide * effect.se, effect.log_se
     low = high = None
     if effect.relative is not None and log_se is not None:
         ratio, times = 1 + effect.relative, math.exp(wide * log_se)
         low, high = ratio / times - 1, ratio * times - 1
-    p = any_look_p(effect, num_viewers, best_at)
-    return AnyLook(effect.difference - half, effect.difference + half, low, high, p)
+    z = effect.difference / effect.se
+    p = min(1.0, math.sqrt(time + 1) * math.exp(-z * z * time / (2 * (time + 1))))
+    return Interval(effect.difference - half, effect.difference + half, low, high, p)

@@ -15,10 +15,10 @@ from scipy.stats import fisher_exact, norm
 
 from serve.config.settings import Experiment
 from serve.features.experiment_metrics import EXPOSURES, Metric
-from training.experiment.comparison import arm_of, best_after
-from training.experiment.confidence_sequence import AnyLook, always_valid, needed_at_a_look
+from training.experiment.comparison import best_after
+from training.experiment.confidence_sequence import always_valid, needed_at_a_look
 from training.experiment.panel import Panel
-from training.experiment.statistics import POWER, Effect, Z, compare
+from training.experiment.statistics import POWER, Z, aggregates, compare
 from training.experiment.verdict import deciding, sized, span
 
 # Rung of answers that no model ranked, in any arm.
@@ -73,7 +73,7 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
     viewer = pd.factorize(here["viewer"])[0]
     counted = {"exposures": None} | {name: is_one for name, (_, is_one) in shares.items()}
     sums = {name: np.bincount(viewer, is_one).astype(np.float64) for name, is_one in counted.items()}
-    control, treatment = (arm_of(sums, mine) for mine in flags)
+    control, treatment = (aggregates(sums, mine) for mine in flags)
     num_viewers, best_at = control.count() + treatment.count(), best_after(people, arms)
     rows = []
     for name, (title, _) in shares.items():
@@ -81,7 +81,7 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         effect = compare(metric, control, treatment, adjusted=False)
         base, share = (arm.mean(name) / arm.mean("exposures") for arm in (control, treatment))
         if effect is not None:
-            interval: Effect | AnyLook = effect if ended else always_valid(effect, num_viewers, best_at)
+            interval = effect if ended else always_valid(effect, num_viewers, best_at)
             low, high, p = interval.low, interval.high, interval.p
         elif base != share:
             # All answers of one arm and none of the other: nothing varies. Fisher's exact test.
@@ -96,10 +96,9 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
 
 
 def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list[str]:
-    """Return a warning if the arms were degraded unevenly."""
+    """Return a warning if the arms were degraded unevenly, by the result of `tests`."""
     for row in tested:
-        is_of_answers = row["name"] in ("fallback", "degraded")
-        if is_of_answers and row["p"] < FLAG_P and max(row["low"], -row["high"]) > FLAG_SHARE:
+        if row["p"] < FLAG_P and max(row["low"], -row["high"]) > FLAG_SHARE:
             return [
                 f"the arms were degraded unevenly: {row['title']} are {row['treatment']:.2%} of {arms[1]!r} and "
                 f"{row['control']:.2%} of {arms[0]!r} ({spread(row)}, p = {row['p']:.2g}); the effect includes "

@@ -77,12 +77,12 @@ def report(
     result: Verdict = "invalid"
     reason, days, instead = "; ".join(why), None, None
     awaited = f"an effect of {smallest:.1%} shows with 80 % probability{' at a look' * (not ended)}"
-    tested = guardrails.tests(here, people, arms, ended=ended)
+    tested = of_answers = guardrails.tests(here, people, arms, ended=ended)
     if not why:
         compared = comparisons(people, arms, metrics, ratio=ratio, smallest_effect=smallest, ended=ended)
         rows_of = {row["name"]: row for row in compared}
         row = rows_of[primary.name]
-        tested = guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + tested
+        tested = guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + of_answers
         result, reason = verdict(row, smallest, ended=ended)
         against = guardrails.harm(tested) if result == "won" else []
         if primary.below:
@@ -120,7 +120,7 @@ def report(
         "primary_metric": primary.name,
         "primary_declared": declaration.primary_metric is not None,
         "smallest_effect": smallest,
-        "warnings": _change_warnings(ranked_by) + guardrails.warnings(tested, arms),
+        "warnings": _change_warnings(ranked_by) + guardrails.warnings(of_answers, arms),
         "ranked_by": ranked_by,
         "window": _window(span, rows, declaration)
         | {"ended": ended, "whole_days": num_days, "exposures": num_exposures},
@@ -239,9 +239,7 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
         ranked_by[name] = [
             {"model": model, "weights": json.loads(worth), "rules": lines.splitlines()}
             | {"exposures": num, "first": utc(first), "last": utc(last), "last_ms": last}
-            for (model, worth, lines), num, first, last in zip(
-                spans.index, *spans.to_numpy().T.tolist(), strict=True
-            )
+            for (model, worth, lines), num, first, last in spans.itertuples()
         ]
     return ranked_by
 

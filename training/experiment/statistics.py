@@ -30,8 +30,22 @@ Z = float(norm.isf(ALPHA / 2))
 
 
 @dataclass(frozen=True)
-class Effect:
-    """Means of a metric by arm and their difference, with 95 % intervals.
+class Interval:
+    """95 % interval of a difference, absolute and relative, and its p-value.
+
+    The relative bounds are None where the difference has no relative size.
+    """
+
+    low: float
+    high: float
+    relative_low: float | None
+    relative_high: float | None
+    p: float
+
+
+@dataclass(frozen=True)
+class Effect(Interval):
+    """Means of a metric by arm and their difference, with its interval at one look.
 
     The relative values are None if a mean is not above 0. Standard errors are derived from the
     widths of the intervals.
@@ -40,12 +54,7 @@ class Effect:
     control: float
     treatment: float
     difference: float
-    low: float
-    high: float
-    p: float
     relative: float | None
-    relative_low: float | None
-    relative_high: float | None
 
     @property
     def se(self) -> float:
@@ -60,10 +69,13 @@ class Effect:
         return math.log((1 + self.relative_high) / (1 + self.relative_low)) / (2 * Z)
 
 
-def aggregates(columns: Mapping[str, F64]) -> Aggregates:
-    """Return an arm's count, means, variances and covariances from columns [V], V ≥ 2."""
-    names = list(columns)
-    values = np.stack([columns[name] for name in names])
+def aggregates(sums: Mapping[str, F64], rows: Any = slice(None)) -> Aggregates:
+    """Return the count, means, variances and covariances of an arm's viewers, two or more.
+
+    `sums` are those of the viewers of all arms [V], and `rows` the flags [V] of the arm's own.
+    """
+    names = list(sums)
+    values = np.stack([sums[name][rows] for name in names])
     covariance = np.atleast_2d(np.cov(values))
     pairs = {(names[i], names[j]): float(covariance[i, j]) for i, j in combinations(range(len(names)), 2)}
     return Aggregates(
@@ -95,8 +107,9 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
         return None
     relative = result.rel_effect_size, result.rel_effect_size_ci_lower, result.rel_effect_size_ci_upper
     is_relative = result.control > 0 and result.treatment > 0 and all(map(math.isfinite, relative))
-    absolute = result.control, result.treatment, result.effect_size, *interval, result.pvalue
-    return Effect(*absolute, *(map(float, relative) if is_relative else (None, None, None)))
+    size, *bounds = map(float, relative) if is_relative else (None, None, None)
+    means = result.control, result.treatment, result.effect_size
+    return Effect(*interval, *bounds, result.pvalue, *means, size)
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

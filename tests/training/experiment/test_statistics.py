@@ -10,7 +10,7 @@ from serve.features.experiment_metrics import metrics_of
 from tests.support.experiment_log import SURFACE
 from tests.support.simulated_viewers import ARMS, simulated_panel
 from training.experiment.comparison import capped, comparisons
-from training.experiment.confidence_sequence import always_valid, any_look_p, factor
+from training.experiment.confidence_sequence import always_valid, factor
 from training.experiment.statistics import Effect, aggregates, compare, holm, solve
 
 METRICS = metrics_of(SURFACE)
@@ -30,9 +30,10 @@ def test_the_p_value_of_any_look_is_005_where_the_interval_touches_zero():
         se = 0.1
         wide = factor(num, 7_000) * se
         half = norm.isf(0.025) * se
-        effect = Effect(1.0, 1.0 + wide, wide, wide - half, wide + half, 0.0, None, None, None)
-        assert always_valid(effect, num, 7_000).low == pytest.approx(0.0, abs=1e-12)
-        assert any_look_p(effect, num, 7_000) == pytest.approx(0.05)
+        interval = wide - half, wide + half, None, None, 0.0
+        effect = Effect(*interval, control=1.0, treatment=1.0 + wide, difference=wide, relative=None)
+        look = always_valid(effect, num, 7_000)
+        assert (look.low, look.p) == (pytest.approx(0.0, abs=1e-12), pytest.approx(0.05))
 
 
 def test_holms_correction_is_that_of_the_paper():

@@ -30,7 +30,7 @@ from tests.support.simulated_viewers import (
     simulated_arms,
     simulated_panel,
 )
-from training.experiment.comparison import arm_of, capped, daily
+from training.experiment.comparison import capped, daily
 from training.experiment.guardrails import of_metrics
 from training.experiment.statistics import MIN_VIEWERS, aggregates, compare, holm, sample_ratio
 from training.experiment.verdict import SRM_P, by_denominator, verdict
@@ -157,7 +157,7 @@ def shown_at_the_end(runs, draw):
     for _ in range(runs):
         people = draw(rng)
         totals, _ = capped(people.totals(), people.rows(ARMS))
-        arms = [arm_of(totals, people.arm == arm) for arm in ARMS]
+        arms = [aggregates(totals, people.arm == arm) for arm in ARMS]
         rows = {
             metric.name: {
                 "title": metric.title,
@@ -200,7 +200,7 @@ def test_an_interval_covers_the_effect_on_amounts_up_to_the_limit(runs, split, s
     for _ in range(runs):
         amount, treated = heavy_minutes(rng, sd, num), np.arange(num) < num * split["share"]
         most, limits = capped({"stay": amount * (1 + uplift * treated)}, slice(None))
-        effect = compare(MINUTES, *(arm_of(most, flags) for flags in (~treated, treated)), adjusted=False)
+        effect = compare(MINUTES, *(aggregates(most, flags) for flags in (~treated, treated)), adjusted=False)
         at = limits["stay"]["at"]
         true = (1 + uplift) * expected_up_to(at / (1 + uplift), sd) - expected_up_to(at, sd)
         covered += effect.low <= true <= effect.high
@@ -213,7 +213,7 @@ def test_an_interval_covers_the_effect_on_counts_at_any_split(runs, split):
     rng, covered = np.random.default_rng(1), 0
     for _ in range(runs):
         people = simulated_panel(rng, 0.0, uplift=(UPLIFT,), mean=MEAN_EXPOSURES, **split)
-        control, treatment = (arm_of(people.totals(), people.arm == arm) for arm in ARMS)
+        control, treatment = (aggregates(people.totals(), people.arm == arm) for arm in ARMS)
         effect = compare(CLICKS, control, treatment, adjusted=False)
         covered += effect.relative_low <= UPLIFT <= effect.relative_high
     assert covered / runs >= 0.93 - 0.014 * math.sqrt(1_000 / runs) * (runs < 1_000)
