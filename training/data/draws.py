@@ -15,7 +15,9 @@ from serve.ranking.exploration import log_weight, pick_probability
 
 # Largest relative deviation of a logged propensity from the one that the log weights give.
 TOLERANCE = 1e-3
-COLUMNS = ("request_id", "scores", "propensity", "draw", "model", "experiment", "viewer", "rules", "pinned")
+# Columns of lists of numbers, and of what is told of an exposure; older segments lack some.
+NUMBERS = ("scores", "propensity", "draw")
+ABOUT = ("model", "experiment", "viewer", "rules", "pinned")
 ARM_COLUMNS = ("request_id", "experiment", "arm", "share")
 
 
@@ -53,29 +55,24 @@ class Draw(NamedTuple):
 
 def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
     """Return the entries of drawn exposures by their row in the log; {} if no order was drawn."""
-    _, table = read_table(folder, "exposures", COLUMNS)
+    _, table = read_table(folder, "exposures", ("request_id", *NUMBERS, *ABOUT))
     found: dict[int, Draw] = {}
     if not {"scores", "propensity"} <= set(table.column_names):
         return found
     table = table.filter(pc.is_valid(table["propensity"]))
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
-    models, rules, pins = (
-        table[name].to_pylist() if name in table.column_names else [None] * len(table)
-        for name in ("model", "rules", "pinned")
-    )
-    # Known viewers outside experiments include testers under an arm of the X-Arm header, which the
-    # log does not mark. Anonymous viewers are outside experiments too, and stay.
-    outside = [False] * len(table)
-    if {"experiment", "viewer"} <= set(table.column_names):
-        outside = pc.and_(pc.is_null(table["experiment"]), pc.is_valid(table["viewer"])).to_pylist()
-    for row, place in enumerate(at.to_pylist()):
+    rows = table.select([name for name in table.column_names if name in ABOUT]).to_pylist()
+    for row, (place, told) in enumerate(zip(at.to_pylist(), rows, strict=True)):
         # Test traffic has no place, and repeated requests have one already.
         if place is not None and place not in found:
             propensity = _numbers(table["propensity"][row])
             has_weights = "draw" in table.column_names and table["draw"][row].is_valid
             weight = _numbers(table["draw"][row]) if has_weights else _of_scores(table["scores"][row])
-            about = models[row] or "unknown", outside[row], tuple(rules[row] or ()), len(pins[row] or ())
-            found[place] = Draw(weight, propensity, *about)
+            # Known viewers outside experiments include testers under an arm of the X-Arm header,
+            # which the log does not mark. Anonymous viewers are outside too, and stay.
+            is_outside = told.get("experiment", "") is None and told.get("viewer") is not None
+            about = tuple(told.get("rules") or ()), len(told.get("pinned") or ())
+            found[place] = Draw(weight, propensity, told.get("model") or "unknown", is_outside, *about)
     return found
 
 
