@@ -107,9 +107,9 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
         return None
     relative = result.rel_effect_size, result.rel_effect_size_ci_lower, result.rel_effect_size_ci_upper
     is_relative = result.control > 0 and result.treatment > 0 and all(map(math.isfinite, relative))
-    size, *bounds = map(float, relative) if is_relative else (None, None, None)
+    size, low, high = map(float, relative) if is_relative else (None, None, None)
     means = result.control, result.treatment, result.effect_size
-    return Effect(*interval, *bounds, result.pvalue, *means, size)
+    return Effect(*interval, low, high, result.pvalue, *means, size)
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
