@@ -25,7 +25,8 @@ from training.experiment.verdict import Verdict, by_denominator, faults, outlook
 from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
 from training.terminal import print_progress
 
-NO_MODEL = "no model"
+# What stands for a missing value of the columns that tell how an exposure was ranked.
+MISSING = {"model": "no model", "weights": "{}", "rules": ""}
 # Rows of an arm that are ranked again to tell what its rules cost: in seconds, not minutes.
 COST_ROWS = 100_000
 
@@ -232,10 +233,8 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
     ranked_by = {}
     for name in names:
         ours = ranked[ranked["arm"] == name]
-        models = ours["model"].astype(object).fillna(NO_MODEL)
-        weights = ours["weights"].astype(object).fillna("{}")
-        rules = ours["rules"].astype(object).fillna("")
-        spans = ours["ts_ms"].groupby([models, weights, rules], sort=False).agg(["size", "first", "last"])
+        told = ours[["ts_ms", *MISSING]].astype(dict.fromkeys(MISSING, object)).fillna(MISSING)
+        spans = told.groupby([*MISSING], sort=False)["ts_ms"].agg(["size", "first", "last"])
         ranked_by[name] = [
             {"model": model, "weights": json.loads(worth), "rules": lines.splitlines()}
             | {"exposures": num, "first": utc(first), "last": utc(last), "last_ms": last}
