@@ -124,6 +124,4 @@ def _last(keys: I64, times: I64, key: I64, time: I64, within: int) -> I64:
     shown = pd.DataFrame({"key": keys, "ms": times, "at": np.arange(len(keys))})
     wanted = pd.DataFrame({"key": key, "ms": time}).sort_values("ms", kind="stable")
     found = pd.merge_asof(wanted, shown.sort_values("ms", kind="stable"), on="ms", by="key", tolerance=within)
-    at = np.empty(len(key), np.int64)
-    at[wanted.index] = found["at"].fillna(-1)
-    return at
+    return found["at"].fillna(-1).set_axis(wanted.index).sort_index().to_numpy(np.int64)
