@@ -153,8 +153,7 @@ def _category_shares(cells: Mapping[str, Any], hashes: NDArray[np.uint64]) -> Sh
 
     The total is the number of categories plus the number of rows without one.
     """
-    known = np.array([entry_hash(entry) for entry in cells["values"]], np.uint64)
     present = hashes[hashes != 0]
-    named = [int((present == value).sum()) for value in known]
+    named = [int((present == entry_hash(entry)).sum()) for entry in cells["values"]]
     counts = np.array([int((hashes == 0).all(axis=1).sum()), *named, len(present) - sum(named)], np.float64)
     return np.asarray(counts / max(float(counts.sum()), 1.0), np.float64)
