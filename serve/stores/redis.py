@@ -14,9 +14,10 @@ import redis
 
 from serve.contract.errors import StoreMissing, StoreUnavailable, TabrankError
 from serve.features.slots import Entity
+from serve.stores.factory import shown
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, Changes, Dump, Packed
-from serve.stores.redis_client import connect, where
+from serve.stores.redis_client import connect
 from serve.stores.redis_dump import CHUNK, RedisDump, chunks, pattern
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
@@ -64,7 +65,7 @@ class RedisStore:
         # By this name `CLIENT LIST` of the server shows who writes, as long as the process lives.
         self._writer = f"tabrank:{name}:writer"
         self._client: redis.Redis | None = connect(url, self._writer if writable else None)
-        self._where = where(url, self._client)
+        self._where = shown(url)
         self._generation = b""
         # Id of the content whose changes were last read from 0.
         self._id = b""
