@@ -295,9 +295,7 @@ def settled(applications: Mapping[str, ApplicationState]) -> bool:
 
 def reason(error: Exception) -> str:
     """Return our own error as it is, and the last line of any other error."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     return str(error) if isinstance(error, TabrankError) else lines[-1]
 
 
