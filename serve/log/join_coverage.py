@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import TabrankError, nearest
 from serve.contract.messages import quoted
 from serve.features.rows import NEVER_MS
+from serve.features.slots import I64
 
 # Limit the memory for shown candidates: 3.6 million at once where an exposure has 55.
 EXPOSURES_AT_ONCE = 65_536
@@ -129,7 +130,7 @@ def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:
     return first_ms[pair] <= until_ms
 
 
-def places_in(values: Any, known: Any) -> Any:
+def places_in(values: Any, known: Any) -> I64:
     """Return the place of each string among the known ones, or −1."""
     return np.asarray(pc.fill_null(pc.index_in(values.cast("string"), known), -1).to_numpy(), np.int64)
 
