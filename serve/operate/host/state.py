@@ -67,7 +67,7 @@ class RunState(ServiceState):
 
 def status(run_dir: Path) -> RunState:
     """Return the state of a run folder's service."""
-    run = RunFolder.of(run_dir)
+    run = RunFolder(run_dir)
     service, processes = run.service(), run.processes()
     kept = str(run.kept_logs) if run.kept_logs.exists() else None
     if not service and not processes:

@@ -334,4 +334,4 @@ def supervise(run: RunFolder, haproxy: bool) -> None:
 
 if __name__ == "__main__":
     # `local_cluster` starts this module with: --supervise RUN_FOLDER 0|1
-    supervise(RunFolder.of(Path(sys.argv[2])), sys.argv[3] == "1")
+    supervise(RunFolder(Path(sys.argv[2])), sys.argv[3] == "1")
