@@ -51,7 +51,8 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
     exposure = places_in(events["request_id"], exposures["request_id"].cast("string").combine_chunks())
     # The last one is before all: of an event that names no exposure of the log, the place is −1.
     exposure_ms = np.append(exposures["ts_ms"].to_numpy(), EVER_MS)
-    return np.maximum(events["ts_ms"].to_numpy(), exposure_ms[exposure])
+    times_ms: I64 = np.maximum(events["ts_ms"].to_numpy(), exposure_ms[exposure])
+    return times_ms
 
 
 def decode_stated(
