@@ -234,11 +234,6 @@ def entries(store: Store, after: int = 0) -> Iterator[tuple[int, JournalEntry]]:
             yield after, entry
 
 
-def numbered(last: int, entry: JournalEntry) -> Iterator[tuple[int, Record]]:
-    """Yield an entry's records with their numbers, up to `last`, the entry's own."""
-    yield from enumerate(entry.records, last - len(entry.records) + 1)
-
-
 def remembered_key(record: Record) -> bytes | None:
     """Return the key that deduplicates an event or exposure, or identifies a removal.
 
