@@ -202,9 +202,9 @@ def _kind(raw: msgspec.Raw) -> str:
     return str(value.get("type", "")) if isinstance(value, dict) else ""
 
 
-def pack(records: Sequence[Record | msgspec.Raw]) -> bytes:
-    """Pack records for Ingest; those of `pack_raw` are copied as they are."""
-    return _encoder.encode(records)
+def pack(content: Sequence[Record | msgspec.Raw] | JournalEntry) -> bytes:
+    """Pack records for Ingest, or an entry for the journal; those of `pack_raw` are copied."""
+    return _encoder.encode(content)
 
 
 def pack_raw(record: Record) -> msgspec.Raw:
@@ -215,11 +215,6 @@ def pack_raw(record: Record) -> msgspec.Raw:
 def unpack(payload: bytes) -> list[Record]:
     """Unpack the records that `pack` packed."""
     return _records.decode(payload)
-
-
-def pack_entry(entry: JournalEntry) -> bytes:
-    """Pack an entry for the journal."""
-    return _encoder.encode(entry)
 
 
 def entries(store: Store, after: int = 0) -> Iterator[tuple[int, JournalEntry]]:
