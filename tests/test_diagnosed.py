@@ -97,7 +97,7 @@ def named_everywhere(home: Path, name: str, *, in_file: bool = True) -> str:
 
 def deploy(home: Path) -> None:
     """Deploy the file in place as `diff --apply` does, whatever it means for callers."""
-    LocalService(RunFolder.of(home / "var/run")).deploy(read(home / "cluster.yaml"), 60, print)
+    LocalService(RunFolder(home / "var/run")).deploy(read(home / "cluster.yaml"), 60, print)
 
 
 class Callers(Thread):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from serve.operate.render.kubernetes import HOME
+from serve.operate.render.manifests import HOME
 
 ROOT = Path(__file__).parents[1]
 LINES = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()

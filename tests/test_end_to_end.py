@@ -211,7 +211,7 @@ def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
 def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is missing: apt-get install prometheus")
-    run = RunFolder.of(home / "var/run")
+    run = RunFolder(home / "var/run")
     body = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
     event = {"type": "event", "viewer": "0", "candidate": "1805", "kind": "click", "ts_ms": body["now_ms"]}
 
@@ -246,7 +246,7 @@ def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
 
 @pytest.mark.parametrize("url", ["haproxy"], indirect=True)
 def test_a_sampled_trace_gets_its_spans_and_log_lines_are_objects(home, url):
-    run, trace_id = RunFolder.of(home / "var/run"), f"{time.time_ns():032x}"
+    run, trace_id = RunFolder(home / "var/run"), f"{time.time_ns():032x}"
     body = {"viewer": "0", "candidates": ["1805"], "now_ms": 1_636_994_000_000, "traffic": "test"}
     headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
     answer = httpx.post(f"{url}/v1/rank", json=body, headers=headers, timeout=30).json()

@@ -318,7 +318,7 @@ def test_haproxy_passes_on_all_headers_that_the_service_takes():
 
 
 def test_the_journal_is_read_a_few_commits_at_a_time():
-    commits = [(seq, records.pack_entry(records.JournalEntry(0, []))) for seq in range(1, 30)]
+    commits = [(seq, records.pack(records.JournalEntry(0, []))) for seq in range(1, 30)]
     reads = []
 
     class Store:

@@ -96,7 +96,9 @@ def bench_fetch(
         stores = {}
         for n in sizes.viewers:
             progress(f"making {n} viewers")
-            stores[n] = _filled(Path(temporary) / str(n), schema, n)
+            address = f"lmdb:{temporary}/{n}"
+            stores[n] = open_store(address, "spaces", schema.fingerprint, base=Path(), writable=True)
+            RowMaker(schema, seed=n).fill_store(stores[n], n)
         progress("measuring")
         asyncio.run(_measure(times_us, schema, stores, tables, rounds))
         for store in stores.values():
@@ -132,12 +134,6 @@ def _require_room(sizes: Sizes, schema: Schema) -> None:
             f"bench fetch: {num_rows} viewers need {need / 1e9:.1f} GB in {folder}, which has "
             f"{have / 1e9:.1f} GB free; set TMPDIR to a folder with more"
         )
-
-
-def _filled(folder: Path, schema: Schema, num_viewers: int) -> Store:
-    store = open_store(f"lmdb:{folder}", "spaces", schema.fingerprint, base=folder, writable=True)
-    RowMaker(schema, seed=num_viewers).fill_store(store, num_viewers)
-    return store
 
 
 async def _measure(

@@ -160,9 +160,8 @@ class Document:
 
 def show(steps: Steps) -> str:
     """Format a path as text: `applications[0].deployments[1].name`."""
-    indices = (isinstance(step, int) and not isinstance(step, bool) for step in steps)
-    shown = (f"[{step}]" if index else f".{step}" for step, index in zip(steps, indices, strict=True))
-    return "".join(shown).lstrip(".")
+    # True and False are keys, and numbers to `isinstance`.
+    return "".join(f"[{step}]" if type(step) is int else f".{step}" for step in steps).lstrip(".")
 
 
 def _below(node: yaml.Node, step: Any) -> tuple[yaml.Node, yaml.Node] | None:

@@ -16,7 +16,7 @@ from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import packed_changes, read_rows
 from serve.log.events import entries
-from serve.log.lease import Lease, read_lease, swap_lease
+from serve.log.lease import Lease, read_lease, swap_lease, types_of
 from serve.log.replay import apply
 from serve.log.retention import flush_journal
 from serve.log.segments import MAX_SEQ, Segments, log_end
@@ -154,7 +154,8 @@ class Claim:
 
 
 def _flush(store: Store, held: Lease, folder: Path) -> None:
-    flush_journal(store, Segments(folder, held.types, held.epoch), np.zeros(2, np.int64), lambda: True)
+    served = Segments(folder, types_of(held.surface), held.epoch)
+    flush_journal(store, served, np.zeros(2, np.int64), lambda: True)
 
 
 def catch_up(folder: Path, store: Store, schema: Schema, now_ms: int) -> None:

@@ -30,7 +30,7 @@ from serve.ingest.expiry import ViewerExpiry
 from serve.ingest.intake import COMMIT_ROW_BYTES, MAX_LIVE, Group, Intake, PendingCall, groups
 from serve.ingest.quality import LiveQuality, Sums
 from serve.ingest.takeover import Claim, catch_up
-from serve.log.events import IngestResult, JournalEntry, Record, pack_entry
+from serve.log.events import IngestResult, JournalEntry, Record, pack
 from serve.log.lease import Lease, read_lease, swap_lease, types_of
 from serve.log.retention import enforce_retention, flush_journal, rewriting
 from serve.log.segments import Segments, log_end
@@ -294,7 +294,7 @@ class Ingester:
             try:
                 entry = JournalEntry(received_ms, records)
                 viewers, candidates = apply_records(self._intake.candidates, store, self._seq, entry, now_ms)
-                journal = pack_entry(entry)
+                journal = pack(entry)
                 store.commit(seq, viewers, candidates, journal=journal)
             except BaseException:
                 # The live table holds uncommitted changes: read it again.

@@ -83,7 +83,7 @@ def _mergeable(
     total = 0
     for segment in found:
         size = segment.path.stat().st_size
-        is_apart = bool(group) and _part(group[0], cuts) != _part(segment, cuts)
+        is_apart = bool(group) and any(group[0].first <= cut < segment.first for cut in cuts)
         is_whole = size >= DONE_BYTES or segment.path in damaged
         if is_apart or is_whole or total + size > MAX_BYTES:
             if len(group) > 1:
@@ -94,11 +94,6 @@ def _mergeable(
             total += size
     if len(group) >= MIN_SEGMENTS:
         yield group
-
-
-def _part(segment: Segment, cuts: Sequence[int]) -> int:
-    """Return the number of cuts before a segment's first record."""
-    return sum(cut < segment.first for cut in cuts)
 
 
 def _merge(group: Sequence[Segment], schema: pa.Schema, epoch: int, step: OnStep) -> None:

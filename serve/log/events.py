@@ -202,9 +202,9 @@ def _kind(raw: msgspec.Raw) -> str:
     return str(value.get("type", "")) if isinstance(value, dict) else ""
 
 
-def pack(records: Sequence[Record | msgspec.Raw]) -> bytes:
-    """Pack records for Ingest; those of `pack_raw` are copied as they are."""
-    return _encoder.encode(records)
+def pack(content: Sequence[Record | msgspec.Raw] | JournalEntry) -> bytes:
+    """Pack records for Ingest, or an entry for the journal; those of `pack_raw` are copied."""
+    return _encoder.encode(content)
 
 
 def pack_raw(record: Record) -> msgspec.Raw:
@@ -217,11 +217,6 @@ def unpack(payload: bytes) -> list[Record]:
     return _records.decode(payload)
 
 
-def pack_entry(entry: JournalEntry) -> bytes:
-    """Pack an entry for the journal."""
-    return _encoder.encode(entry)
-
-
 def entries(store: Store, after: int = 0) -> Iterator[tuple[int, JournalEntry]]:
     """Yield (number of the last record, entry) of a store's journal for entries above `after`.
 
@@ -232,11 +227,6 @@ def entries(store: Store, after: int = 0) -> Iterator[tuple[int, JournalEntry]]:
             entry = _entry.decode(payload)
             entry.num_bytes = len(payload)
             yield after, entry
-
-
-def numbered(last: int, entry: JournalEntry) -> Iterator[tuple[int, Record]]:
-    """Yield an entry's records with their numbers, up to `last`, the entry's own."""
-    yield from enumerate(entry.records, last - len(entry.records) + 1)
 
 
 def remembered_key(record: Record) -> bytes | None:

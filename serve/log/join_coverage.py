@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import TabrankError, nearest
 from serve.contract.messages import quoted
 from serve.features.rows import NEVER_MS
+from serve.features.slots import I64
 
 # Limit the memory for shown candidates: 3.6 million at once where an exposure has 55.
 EXPOSURES_AT_ONCE = 65_536
@@ -112,15 +113,15 @@ def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:
     owners, candidates = (pc.unique(events[name].cast("string")) for name in (owner, "candidate"))
     # One more than the candidates: an unknown one, −1, meets no pair of the owner before.
     base = len(candidates) + 1
-    keys = _codes(events[owner], owners) * base + _codes(events["candidate"], candidates)
+    keys = places_in(events[owner], owners) * base + places_in(events["candidate"], candidates)
     pairs, pair = np.unique(keys, return_inverse=True)
     first_ms = np.full(len(pairs), NEVER_MS)
-    exposures = exposures.append_column("owner", pa.array(_codes(exposures[owner], owners)))
+    exposures = exposures.append_column("owner", pa.array(places_in(exposures[owner], owners)))
     for begin in range(0, len(exposures) if len(pairs) else 0, EXPOSURES_AT_ONCE):
         part = exposures.slice(begin, EXPOSURES_AT_ONCE).filter(pc.field("owner") >= 0)
         lists = part["candidates"].combine_chunks()
         row = pc.list_parent_indices(lists).to_numpy()
-        keys = part["owner"].to_numpy()[row] * base + _codes(pc.list_flatten(lists), candidates)
+        keys = part["owner"].to_numpy()[row] * base + places_in(pc.list_flatten(lists), candidates)
         at = np.minimum(np.searchsorted(pairs, keys), len(pairs) - 1)
         is_hit = pairs[at] == keys
         np.minimum.at(first_ms, at[is_hit], part["ts_ms"].to_numpy()[row[is_hit]])
@@ -129,7 +130,7 @@ def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:
     return first_ms[pair] <= until_ms
 
 
-def _codes(values: Any, known: Any) -> Any:
+def places_in(values: Any, known: Any) -> I64:
     """Return the place of each string among the known ones, or −1."""
     return np.asarray(pc.fill_null(pc.index_in(values.cast("string"), known), -1).to_numpy(), np.int64)
 

@@ -67,11 +67,6 @@ class Lease:
         """Return whether two leases of a log name the same store."""
         return self.name == other.name and other.store == self.address(log)
 
-    @property
-    def types(self) -> Types:
-        """Return the types of the surface's fields, whether or not this release reads its text."""
-        return types_of(self.surface)
-
     def address(self, log: Path) -> str | None:
         """Return the address at which the store of the lease can be, or None.
 
@@ -85,7 +80,7 @@ class Lease:
 
 
 def types_of(surface: str) -> Types:
-    """Return the types of the fields that the text of a surface declares."""
+    """Return the types of the fields in the text of a surface, which this release may not read."""
     declared = tomllib.loads(surface)
     return {
         owner: {

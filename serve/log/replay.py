@@ -18,6 +18,7 @@ from serve.features.interactions import Interactions
 from serve.features.rows import EVER_MS, NEVER_MS, Schema, State, encode
 from serve.features.slots import ENTITIES, I64, IMPRESSION, Entity, PackedRows
 from serve.features.surface import Field
+from serve.log.join_coverage import places_in
 from serve.log.reader import Log, filled
 from serve.log.snapshots import Snapshot, start
 
@@ -47,15 +48,11 @@ def event_times(exposures: pa.Table, events: pa.Table) -> I64:
 
     A client's clock may be behind.
     """
-    event_ms: I64 = events["ts_ms"].to_numpy().astype(np.int64)
-    if not len(exposures):
-        return event_ms
-    number = pc.index_in(
-        events["request_id"].cast(pa.string()), exposures["request_id"].cast(pa.string()).combine_chunks()
-    )
-    exposure = pc.fill_null(number, -1).to_numpy().astype(np.int64)
-    exposure_ms = exposures["ts_ms"].to_numpy().astype(np.int64)
-    return np.maximum(event_ms, np.where(exposure < 0, EVER_MS, exposure_ms[exposure]))
+    exposure = places_in(events["request_id"], exposures["request_id"].cast("string").combine_chunks())
+    # The last one is before all: of an event that names no exposure of the log, the place is −1.
+    exposure_ms = np.append(exposures["ts_ms"].to_numpy(), EVER_MS)
+    times_ms: I64 = np.maximum(events["ts_ms"].to_numpy(), exposure_ms[exposure])
+    return times_ms
 
 
 def decode_stated(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
@@ -65,8 +65,7 @@ def _placed(
         yield (num_gaps, side, place // SEGMENT_ENTRIES, num_bytes // SEGMENT_BYTES), (last, entry)
 
 
-@contextmanager
-def rewriting(folder: Path) -> Iterator[None]:
+def rewriting(folder: Path) -> AbstractContextManager[None]:
     """Hold the lock under which files of a log are merged, rewritten or deleted.
 
     New segments are written without it.
@@ -75,8 +74,7 @@ def rewriting(folder: Path) -> Iterator[None]:
         TabrankError: another process holds it.
     """
     busy = f"another process, such as `training forget`, rewrites {folder}; its segments are merged later"
-    with exclusive(folder / ".lock", busy):
-        yield
+    return exclusive(folder / ".lock", busy)
 
 
 def enforce_retention(

@@ -27,7 +27,6 @@ from serve.log.events import (
     Exposure,
     JournalEntry,
     key,
-    numbered,
 )
 from serve.log.lease import Types, under_lease
 from serve.log.reader import ARROW, TABLES, unmerged
@@ -348,7 +347,8 @@ def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterato
     part: list[Numbered] = []
     num = num_bytes = 0
     for last, entry in entries:
-        part += ((seq, entry.received_ms, record) for seq, record in numbered(last, entry))
+        first = last - len(entry.records) + 1
+        part += ((seq, entry.received_ms, record) for seq, record in enumerate(entry.records, first))
         num += sum(1 + len(getattr(record, "candidates", ())) for record in entry.records)
         num_bytes += entry.num_bytes
         step()

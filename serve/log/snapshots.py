@@ -13,7 +13,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -257,11 +257,12 @@ def clean_up(log: Path) -> None:
 
 def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: OnStep) -> bool:
     """Write the rows; return False if `step` ended the work early."""
-    writers = {
-        entity: pq.ParquetWriter(draft / name, SCHEMA, compression="zstd") for entity, name in FILES.items()
-    }
     waiting: dict[Entity, list[tuple[str, bytes]]] = {entity: [] for entity in FILES}
-    try:
+    with ExitStack() as files:
+        writers = {
+            entity: files.enter_context(pq.ParquetWriter(draft / name, SCHEMA, compression="zstd"))
+            for entity, name in FILES.items()
+        }
         for entity, id_, row in rows:
             waiting[entity].append((id_, row))
             if len(waiting[entity]) >= min(AT_ONCE, 1 + AT_ONCE_BYTES // max(1, len(row))):
@@ -271,9 +272,6 @@ def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: On
                 waiting[entity] = []
         for entity, left in waiting.items():
             writers[entity].write_batch(_batch(left))
-    finally:
-        for writer in writers.values():
-            writer.close()
     return True
 
 

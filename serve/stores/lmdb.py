@@ -16,7 +16,7 @@ from serve.features.slots import Entity
 from serve.storage.atomic_files import exclusive
 from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.lmdb_environment import OpenEnvironment, environment
-from serve.stores.protocol import Changes, Dump, Packed
+from serve.stores.protocol import Changes, Dump, Packed, decoded, encoded
 
 # LMDB takes keys of up to 511 bytes, and the cursor that follows a viewer is longer by one.
 MAX_PLAIN_KEY = 510
@@ -65,7 +65,7 @@ class LmdbStore:
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
         """See `Store`."""
-        keys = [_key(_encode(id_)) for id_ in ids]
+        keys = [_key(encoded(id_)) for id_ in ids]
         with self._read() as (opened, txn):
             return [_viewer(txn, opened, key) for key in keys], self._changes(opened, txn, since)
 
@@ -263,10 +263,6 @@ def _pack(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
-def _encode(id_: str) -> bytes:
-    return id_.encode("utf-8", "surrogatepass")
-
-
 def _key(raw: bytes) -> bytes:
     """Return the id, or a digest of an id that is too long for LMDB.
 
@@ -279,6 +275,6 @@ def _key(raw: bytes) -> bytes:
 
 def _unpack(key: bytes, value: bytes) -> tuple[str, bytes]:
     if not key.startswith(DIGEST):
-        return key.decode("utf-8", "surrogatepass"), value
+        return decoded(key), value
     end = 2 + int.from_bytes(value[:2], "big")
-    return value[2:end].decode("utf-8", "surrogatepass"), value[end:]
+    return decoded(value[2:end]), value[end:]

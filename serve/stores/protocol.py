@@ -17,6 +17,16 @@ LOAD = "`python -m serve load --log LOG`"
 Packed = Mapping[str, bytes]
 
 
+def encoded(id_: str) -> bytes:
+    """Return the bytes of an id, which may be no valid Unicode."""
+    return id_.encode("utf-8", "surrogatepass")
+
+
+def decoded(raw: bytes) -> str:
+    """Return the id of its bytes."""
+    return raw.decode("utf-8", "surrogatepass")
+
+
 @dataclass(frozen=True)
 class Changes:
     """Candidates whose row changed after the requested number, and perhaps others, in any order.

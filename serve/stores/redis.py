@@ -14,9 +14,10 @@ import redis
 
 from serve.contract.errors import StoreMissing, StoreUnavailable, TabrankError
 from serve.features.slots import Entity
+from serve.stores.factory import shown
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import LOAD, Changes, Dump, Packed
-from serve.stores.redis_client import connect, where
+from serve.stores.protocol import LOAD, Changes, Dump, Packed, decoded, encoded
+from serve.stores.redis_client import connect
 from serve.stores.redis_dump import CHUNK, RedisDump, chunks, pattern
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
@@ -64,7 +65,7 @@ class RedisStore:
         # By this name `CLIENT LIST` of the server shows who writes, as long as the process lives.
         self._writer = f"tabrank:{name}:writer"
         self._client: redis.Redis | None = connect(url, self._writer if writable else None)
-        self._where = where(url, self._client)
+        self._where = shown(url)
         self._generation = b""
         # Id of the content whose changes were last read from 0.
         self._id = b""
@@ -108,7 +109,7 @@ class RedisStore:
             rows = server.execute_command("MGET", *keys) if keys else []
         found = zip(keys, rows, strict=True)
         next_cursor = b"%d" % following if following else b""
-        return next_cursor, [(_decode(key[len(prefix) :]), row) for key, row in found if row]
+        return next_cursor, [(decoded(key[len(prefix) :]), row) for key, row in found if row]
 
     def num_bytes(self) -> int:
         """See `Store`."""
@@ -147,16 +148,16 @@ class RedisStore:
     ) -> Iterator[tuple[Entity, str, bytes]]:
         with self._server() as server:
             for name, row in candidates:
-                yield "candidate", _decode(name), row
+                yield "candidate", decoded(name), row
             for name, row in dump.rows(server):
-                yield "viewer", _decode(name), row
+                yield "viewer", decoded(name), row
             with self._writing:
                 rest = dump.rest()
                 now = self._mget(server, [])[0]
             if now != dump.now:
                 raise StoreUnavailable(f"another writer changed the store at {self._where} during its dump")
             for name, row in rest:
-                yield "viewer", _decode(name), row
+                yield "viewer", decoded(name), row
 
     def refuse_writer(self, busy: str) -> None:
         """See `Store`. The right is that to `CLIENT LIST`."""
@@ -179,9 +180,9 @@ class RedisStore:
         with self._writing, self._server() as server:
             token, _ = self._epoch.held()
             for dump in self._dumps:
-                dump.keep(server, map(_encode, viewers))
+                dump.keep(server, map(encoded, viewers))
             changed = chain(viewers.items(), candidates.items())
-            rows = chain.from_iterable((_encode(id_), row) for id_, row in changed)
+            rows = chain.from_iterable((encoded(id_), row) for id_, row in changed)
             found = self._run(server, COMMIT, token, seq, journal, MAX_REMOVED, 2 * len(viewers), *rows)
             self._check(found, seq)
             for dump in self._dumps:
@@ -200,8 +201,8 @@ class RedisStore:
                 for chunk in chunks(pairs):
                     server.execute_command(*command, *chain.from_iterable(chunk))
 
-            write(((at + b"v:" + _encode(id_), row) for id_, row in viewers.items() if row), "MSET")
-            rows = {_encode(id_): row for id_, row in candidates.items() if row}
+            write(((at + b"v:" + encoded(id_), row) for id_, row in viewers.items() if row), "MSET")
+            rows = {encoded(id_): row for id_, row in candidates.items() if row}
             write(rows.items(), "HSET", at + b"rows")
             write(((seq, id_) for id_ in rows), "ZADD", at + b"order")
             new_id = secrets.token_hex(8)
@@ -226,7 +227,7 @@ class RedisStore:
 
     def _mget(self, server: redis.Redis, ids: Sequence[str]) -> tuple[list[bytes], list[bytes | None]]:
         """Return [generation, number, id] of the store, and the rows, from one atomic MGET."""
-        names = [_encode(id_) for id_ in ids]
+        names = [encoded(id_) for id_ in ids]
         while True:
             # Read the attribute once: other threads change it too.
             generation = self._generation
@@ -241,11 +242,11 @@ class RedisStore:
         self, server: redis.Redis, ids: Sequence[str], since: int
     ) -> tuple[list[bytes | None], Changes]:
         known = self._id if since else b""
-        read = self._run(server, READ, since, known, *map(_encode, ids))
+        read = self._run(server, READ, since, known, *map(encoded, ids))
         id_, seq, viewers, names, rows = self._present(read)
         if not known:
             self._id = id_
-        found = zip(map(_decode, names), rows, strict=True)
+        found = zip(map(decoded, names), rows, strict=True)
         return viewers, Changes(int(seq), {name: row or b"" for name, row in found})
 
     def _create(self) -> None:
@@ -316,11 +317,3 @@ class RedisStore:
         self._epoch.check(token, int(epoch))
         if seq is not None:
             check_seq(seq, int(stored))
-
-
-def _encode(id_: str) -> bytes:
-    return id_.encode("utf-8", "surrogatepass")
-
-
-def _decode(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""Redis client for an address, and the address as messages may show it."""
+"""Redis client for an address."""
 
 from __future__ import annotations
 
@@ -53,9 +53,3 @@ def _connected(connection: redis.Connection, name: str) -> None:
     with suppress(redis.ResponseError):
         connection.send_command("CLIENT", "SETNAME", name)
         connection.read_response()
-
-
-def where(url: str, client: redis.Redis) -> str:
-    """Return the address without user and password."""
-    at = client.connection_pool.connection_kwargs
-    return f"{url.partition(':')[0]}://{at.get('host', 'localhost')}:{at.get('port', 6379)}/{at.get('db', 0)}"

@@ -91,7 +91,7 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
         service = None
         # Another version of tabrank may have written its state.
         with suppress(TabrankError):
-            service = RunFolder.of(run or RUN).service() if is_here else None
+            service = RunFolder(run or RUN).service() if is_here else None
         return applications(watch.found, service.document if service else {})
 
     def asked(request: Request) -> Application:

@@ -110,13 +110,12 @@ def switched(document: Mapping[str, Any], on: bool) -> dict[str, Any]:
         raise TabrankError(f"no application of {OUR_APPLICATION} runs here; only those have a kill switch")
     for app in ours:
         deployments = app.setdefault("deployments", [])
-        ingress = [deployment for deployment in deployments if deployment["name"] == OUR_INGRESS]
-        if not ingress:
-            ingress = [{"name": OUR_INGRESS}]
-            deployments += ingress
-        knobs = ingress[0].get("user_config") or {}
+        ingress = next((one for one in deployments if one["name"] == OUR_INGRESS), None)
+        if ingress is None:
+            deployments.append(ingress := {"name": OUR_INGRESS})
+        knobs = ingress.get("user_config") or {}
         if on:
-            ingress[0]["user_config"] = {**knobs, SWITCH: True}
+            ingress["user_config"] = {**knobs, SWITCH: True}
         elif knobs.get(SWITCH):
-            ingress[0]["user_config"] = {key: value for key, value in knobs.items() if key != SWITCH}
+            ingress["user_config"] = {key: value for key, value in knobs.items() if key != SWITCH}
     return switched_document

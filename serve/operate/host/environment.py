@@ -35,21 +35,13 @@ PORTS = range(20_000, 30_000)
 
 _SETTINGS: Mapping[str, dict[str, str]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 PLAIN_PROXY, HAPROXY = _SETTINGS["plain_proxy"], _SETTINGS["haproxy"]
+HAPROXY_PLACES = _SETTINGS["haproxy_places"]
 FAST = _SETTINGS["fast"]
 ONE_MACHINE = _SETTINGS["one_machine"]
 OTHERS_MEMORY = _SETTINGS["others_memory"]
 SEVERAL_MACHINES = _SETTINGS["several_machines"]
 BOUNDS = ",".join(map(str, BOUNDS_MS))
 EVERYWHERE = {name: value.format(bounds_ms=BOUNDS) for name, value in _SETTINGS["everywhere"].items()}
-
-
-def haproxy_places(sockets: Path, stats: int, metrics: int, fallback: int) -> dict[str, str]:
-    """Return the ports and files of a node's HAProxy; `sockets` is a folder with a short path.
-
-    The node's 56-character id and the file's name are appended to a socket's path.
-    """
-    places = {"sockets": sockets, "stats": stats, "metrics": metrics, "fallback": fallback}
-    return {name: value.format(**places) for name, value in _SETTINGS["haproxy_places"].items()}
 
 
 def environment(
@@ -63,7 +55,9 @@ def environment(
     if haproxy:
         _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
         tunable = FAST | ONE_MACHINE
-        forced = HAPROXY | haproxy_places(temp / "h", stats, haproxy_metrics, fallback)
+        # The folder has a short path: the node's 56-character id and a name follow it in a socket's.
+        places = {"sockets": temp / "h", "stats": stats, "metrics": haproxy_metrics, "fallback": fallback}
+        forced = HAPROXY | {name: value.format(**places) for name, value in HAPROXY_PLACES.items()}
     else:
         tunable, forced = {}, dict(PLAIN_PROXY)
     tunable |= OTHERS_MEMORY | EVERYWHERE

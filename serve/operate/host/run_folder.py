@@ -18,7 +18,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -55,19 +54,20 @@ KEPT_SESSIONS, KEPT_BYTES = 3, 64 << 20
 MEASURED_EVERY_S = 30.0
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Run folder at a path, with the names that follow from the path."""
+    """Run folder at a path, with the names that follow from the path, which may not exist.
 
-    path: Path
-    cluster_id: str
+    `log` is the supervisor's log, and `kept_logs` keeps one folder of logs for each of the last
+    sessions. `token` is the file of the token that Ray's dashboard asks for.
+    """
 
-    @classmethod
-    def of(cls, path: Path) -> RunFolder:
-        """Return the run folder at this path, which may not exist; refuse a file."""
-        path = path.resolve()
-        refuse_file(path)
-        return cls(path, hashlib.sha256(str(path).encode()).hexdigest()[:8])
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        refuse_file(self.path)
+        self.cluster_id = hashlib.sha256(str(self.path).encode()).hexdigest()[:8]
+        self.log = self.path / "supervisor.log"
+        self.kept_logs = self.path / "logs"
+        self.token = self.path / "dashboard.token"
 
     @property
     def temp(self) -> Path | None:
@@ -94,23 +94,13 @@ class RunFolder:
             fcntl.flock(os.open(self.temp, os.O_RDONLY), fcntl.LOCK_SH)
 
     @property
-    def log(self) -> Path:
-        """Return the path of the supervisor's log."""
-        return self.path / "supervisor.log"
-
-    @property
     def replica_logs(self) -> Path | None:
         """Return the folder of the logs of replicas, controller and proxies, or None."""
         return self.temp and self.temp / RAY / "session_latest" / "logs" / "serve"
 
-    @property
-    def kept_logs(self) -> Path:
-        """Return the folder that keeps one folder of logs for each of the last sessions."""
-        return self.path / "logs"
-
     def up_command(self, config: Path) -> str:
         """Return the command that starts or restarts its service with a file."""
-        given = "" if self == RunFolder.of(RUN) else f" --run {shlex.quote(str(self.path))}"
+        given = "" if self.path == RUN.resolve() else f" --run {shlex.quote(str(self.path))}"
         return f"python -m serve up {shlex.quote(str(config))}{given}"
 
     def service(self) -> SupervisedState | None:
@@ -127,11 +117,6 @@ class RunFolder:
     def write_pid(self) -> None:
         """Write the supervisor's process id, for systemd."""
         self._replace("supervisor.pid", f"{os.getpid()}\n".encode())
-
-    @property
-    def token(self) -> Path:
-        """Return the path of the token that Ray's dashboard asks for."""
-        return self.path / "dashboard.token"
 
     def save_token(self, token: str) -> None:
         """Store the token for this user alone."""

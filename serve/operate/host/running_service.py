@@ -185,7 +185,7 @@ class RemoteService(RunningService):
 
 def find(run: Path | None, address: str | None) -> RunningService:
     """Return the service of a run folder or at an address; raise TabrankError if none runs."""
-    return RemoteService(address) if address and run is None else LocalService(RunFolder.of(run or RUN))
+    return RemoteService(address) if address and run is None else LocalService(RunFolder(run or RUN))
 
 
 @contextlib.contextmanager

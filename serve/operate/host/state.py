@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import psutil
 
@@ -20,10 +19,10 @@ from serve.operate.host.service_state import DeploymentState, ServiceState, Supe
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def get(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> tuple[int, bytes]:
+def get(url: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
     """Return the HTTP status of `url` and the body of a page, or 0 without an answer."""
     try:
-        with DIRECT.open(urllib.request.Request(url, headers=dict(headers)), timeout=2.0) as response:
+        with DIRECT.open(urllib.request.Request(url, headers=dict(headers or {})), timeout=2.0) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         error.close()
@@ -67,7 +66,7 @@ class RunState(ServiceState):
 
 def status(run_dir: Path) -> RunState:
     """Return the state of a run folder's service."""
-    run = RunFolder.of(run_dir)
+    run = RunFolder(run_dir)
     service, processes = run.service(), run.processes()
     kept = str(run.kept_logs) if run.kept_logs.exists() else None
     if not service and not processes:

@@ -161,11 +161,10 @@ def simulate(
 ) -> list[Second]:
     """Return the counts of each second; at first the replicas run that the first rate needs."""
     cluster = Cluster(config.nodes or UNLIMITED, node_start_s)
-    rates_rps = trace.rates_rps()
     for deployment in deployments:
-        deployment.begin(rates_rps[0], cluster)
+        deployment.begin(trace.rates_rps[0], cluster)
     seconds = []
-    for now_s, rate_rps in enumerate(rates_rps):
+    for now_s, rate_rps in enumerate(trace.rates_rps):
         for deployment in deployments:
             deployment.update(now_s, rate_rps, cluster)
         cluster.remove_idle(now_s)

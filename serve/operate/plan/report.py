@@ -85,7 +85,7 @@ def _timeline(trace: Trace, seconds: Sequence[Second]) -> Iterator[dict[str, flo
     for i, second in enumerate(seconds):
         counts = {**second.running, NODES: second.num_nodes}
         if counts != last or i + 1 == len(seconds):
-            yield {TIME: trace.t_s[0] + i, RATE: second.rate_rps, **counts}
+            yield {TIME: trace.begin_s + i, RATE: second.rate_rps, **counts}
         last = counts
 
 

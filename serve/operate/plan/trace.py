@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,26 +17,11 @@ TIME, RATE = "t_s", "offered_rps"
 MAX_SECONDS = 7 * 86_400
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Load trace: `offered_rps[i]` applies from `t_s[i]`.
+class Trace(NamedTuple):
+    """Load trace: the offered rates at the beginning of each second from `begin_s` on."""
 
-    The last row lasts as long as the one before.
-    """
-
-    t_s: tuple[float, ...]
-    offered_rps: tuple[float, ...]
-
-    @property
-    def seconds(self) -> int:
-        """Return how long the trace lasts; a second that has begun counts."""
-        return math.ceil(round(2 * self.t_s[-1] - self.t_s[-2] - self.t_s[0], 6))
-
-    def rates_rps(self) -> list[float]:
-        """Return the rate at the beginning of each second of the trace."""
-        at_s = self.t_s[0] + np.arange(self.seconds)
-        rows = np.searchsorted(self.t_s, at_s, side="right") - 1
-        return [self.offered_rps[row] for row in rows]
+    begin_s: float
+    rates_rps: list[float]
 
 
 def shown(at_s: float) -> str:
@@ -73,9 +58,10 @@ def read_trace(path: Path) -> Trace:
             row = int(is_valid.argmin())
             # The header is row 1.
             raise TabrankError(f"{path}: row {row + 2}: column {name}: {shown(values[row])} must be {valid}")
-    trace = Trace(tuple(times_s.tolist()), tuple(rates_rps.tolist()))
-    if trace.seconds > MAX_SECONDS:
-        raise TabrankError(
-            f"{path}: lasts {trace.seconds:,} s; at most {MAX_SECONDS:,} s are planned: shorten it"
-        )
-    return trace
+    begin_s = float(times_s[0])
+    # The last row lasts as long as the one before, and a second that has begun counts.
+    seconds = math.ceil(round(2 * times_s[-1] - times_s[-2] - begin_s, 6))
+    if seconds > MAX_SECONDS:
+        raise TabrankError(f"{path}: lasts {seconds:,} s; at most {MAX_SECONDS:,} s are planned: shorten it")
+    rows = np.searchsorted(times_s, begin_s + np.arange(seconds), side="right") - 1
+    return Trace(begin_s, rates_rps[rows].tolist())

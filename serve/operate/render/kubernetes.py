@@ -14,12 +14,8 @@ from serve.config.pools import HEAD, NodePool
 from serve.config.reader import Config
 from serve.config.settings import AppArgs
 from serve.contract.errors import TabrankError
-from serve.operate.host.environment import rendered_environment
-from serve.operate.render.manifests import Manifests
+from serve.operate.render.manifests import HOME, Manifests
 from serve.operate.render.options import Kubernetes
-
-# The image's folder, from which relative paths start.
-HOME = "/home/tabrank/app"
 
 
 def kubernetes(config: Config, options: Kubernetes) -> str:
@@ -58,8 +54,6 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
         has_workers=several,
         port=config.port,
         serve_config=yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
-        # KubeRay sets the mode and the token by authOptions.
-        environment=rendered_environment(HOME),
         redis=redis,
         has_store_password=bool(stores),
     )

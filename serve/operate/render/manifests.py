@@ -8,9 +8,12 @@ from importlib.metadata import version
 from typing import Any
 
 from serve.config.pools import HEAD, NodePool
+from serve.operate.host.environment import rendered_environment
 from serve.operate.render.options import Kubernetes
 
 Object = dict[str, Any]
+# The image's folder, from which relative paths start.
+HOME = "/home/tabrank/app"
 HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 # The ports of the head alone: Ray's controller, its dashboard and its client.
 HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
@@ -21,9 +24,9 @@ METRICS_PORT = 8080
 class Manifests:
     """What the objects are made from.
 
-    `serve_config` is the text of the Serve document, `environment` is that of each Ray process.
-    With `has_workers` replicas run on workers, and none on the head. `redis` keeps Ray's state, and
-    `has_store_password` says that pods need the password of a store.
+    `serve_config` is the text of the Serve document. With `has_workers` replicas run on workers,
+    and none on the head. `redis` keeps Ray's state, and `has_store_password` says that pods need
+    the password of a store.
     """
 
     options: Kubernetes
@@ -32,7 +35,6 @@ class Manifests:
     has_workers: bool
     port: int
     serve_config: str
-    environment: Mapping[str, str]
     redis: str | None
     has_store_password: bool
 
@@ -117,7 +119,8 @@ class Manifests:
         """Return the template of the pods of a pool."""
         options, is_head = self.options, name == HEAD
         claims = options.volume or ()
-        environment = [{"name": key, "value": value} for key, value in self.environment.items()]
+        # KubeRay sets the mode and the token by authOptions.
+        environment = [{"name": key, "value": value} for key, value in rendered_environment(HOME).items()]
         if self.has_store_password:
             environment.append({"name": "TABRANK_REDIS_PASSWORD", **self._password})
         if not is_head:

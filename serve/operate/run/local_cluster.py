@@ -74,7 +74,7 @@ def up(
     config = read(config_path)
     for warning in config.warnings:
         progress(f"warning: {warning}")
-    run = RunFolder.of(run_dir or config.path.parent / "var" / "run")
+    run = RunFolder(run_dir or config.path.parent / "var" / "run")
     with run.locked(timeout_s):
         if dashboard:
             _refuse_dashboard(run)
@@ -100,7 +100,7 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
     processes that had to be killed), `kept_logs` (the folder of the logs, or None) and `seconds`.
     """
     begin = time.monotonic()
-    run = RunFolder.of(run_dir)
+    run = RunFolder(run_dir)
     if not run.path.exists() and not run.processes() and run.temp is None:
         return {"was": NEVER, "killed": [], "kept_logs": None, "seconds": 0.0}
     was = "unknown"

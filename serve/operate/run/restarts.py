@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ class Restarts:
         # Replicas of deployments that were reported as unhealthy, and those of them that ended.
         self._unhealthy: set[str] = set()
         self._stopped: set[str] = set()
-        # Signals that ended processes, by process id.
-        self._signals: dict[int, str] = {}
         # Ray restarts some actors in place: how often by then, and when that was noticed.
         self._in_place: dict[str, int] = {}
         self._noticed: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -73,27 +72,26 @@ class Restarts:
             return MEMORY
         context = cause.actor_died_error_context
         if context.reason != context.RAY_KILL:
-            return ENDED + self._signal(actor)
+            return ENDED + (_signal(self._logs, actor.get("Pid", 0)) if self._logs else "")
         replica = actor["Name"].rpartition("#")[2]
         self._stopped |= self._unhealthy & {replica}
         is_replica = actor["Name"].startswith(REPLICA)
         return "" if is_replica and replica not in self._stopped else UNHEALTHY
 
-    def _signal(self, actor: Mapping[str, Any]) -> str:
-        """Return the signal that the process noted in its log as its end, in words; or nothing."""
-        pid = actor.get("Pid", 0)
-        if self._logs and pid not in self._signals:
-            found = None
-            # A file may be larger than memory.
-            for path in self._logs.glob(f"worker-*-{pid}.err"):
-                with path.open(errors="replace") as file:
-                    found = found or next(filter(None, map(SIGNAL.match, file)), None)
-            self._signals[pid] = f" by {found[1]}" if found else ""
-        return self._signals.get(pid, "")
-
     def deploying(self) -> None:
         """Forget which replicas were unhealthy: a deploy stops replicas as planned."""
         self._unhealthy.clear()
+
+
+@cache
+def _signal(logs: Path, pid: int) -> str:
+    """Return the signal that a process noted in its log as its end, in words; or nothing."""
+    for path in logs.glob(f"worker-*-{pid}.err"):
+        # A file may be larger than memory.
+        with path.open(errors="replace") as file:
+            if found := next(filter(None, map(SIGNAL.match, file)), None):
+                return f" by {found[1]}"
+    return ""
 
 
 def _row(count: int, events: list[tuple[str, str]]) -> Restarted:

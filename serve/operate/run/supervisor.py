@@ -295,9 +295,7 @@ def settled(applications: Mapping[str, ApplicationState]) -> bool:
 
 def reason(error: Exception) -> str:
     """Return our own error as it is, and the last line of any other error."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     return str(error) if isinstance(error, TabrankError) else lines[-1]
 
 
@@ -336,4 +334,4 @@ def supervise(run: RunFolder, haproxy: bool) -> None:
 
 if __name__ == "__main__":
     # `local_cluster` starts this module with: --supervise RUN_FOLDER 0|1
-    supervise(RunFolder.of(Path(sys.argv[2])), sys.argv[3] == "1")
+    supervise(RunFolder(Path(sys.argv[2])), sys.argv[3] == "1")

@@ -90,7 +90,7 @@ def waiting(found: Report, now: datetime) -> Iterator[Cause]:
     yield _named("deploying", "", config=under_way.config, since=under_way.since)
     if now - datetime.fromisoformat(under_way.since) < STARTS_WITHIN:
         return
-    wanted = RunFolder.of(Path(found.run or RUN)).wanted()
+    wanted = RunFolder(Path(found.run or RUN)).wanted()
     for app, name, deployment in found.deployments:
         if starting := deployment.replicas.get("STARTING", 0):
             path = (*APPLICATION, app, "deployments", name, "ray_actor_options", "num_cpus")
@@ -104,7 +104,7 @@ def waiting(found: Report, now: datetime) -> Iterator[Cause]:
 def _of_state(found: Report) -> Iterator[Cause]:
     """Yield what the state says: nobody is served, unsupervised, or the last deploy failed."""
     state, error = found.state, found.error.rstrip(".")
-    run = RunFolder.of(Path(found.run or RUN))
+    run = RunFolder(Path(found.run or RUN))
     up = run.up_command(Path(found.config))
     facts: dict[str, Any] = {"run": run.path, "up": up, "log": found.log or run.log}
     if state in DOWN:

@@ -255,10 +255,8 @@ def _quantile_ms(within: Mapping[str, float], quantile: float) -> float | None:
     # A series appears with its first count, so that a missing bound has none.
     bounds = [(float(bound) * 1e3, within.get(bound, 0.0)) for bound in (*map(str, catalog.BOUNDS_S), "+Inf")]
     wanted = quantile * bounds[-1][1]
-    for (low, below), (high, count) in itertools.pairwise([(0.0, 0.0), *bounds]):
-        if count >= wanted:
-            if math.isinf(high):
-                return round(low, 3)
-            share = (wanted - below) / (count - below) if count > below else 1.0
-            return round(low + (high - low) * share, 3)
-    return None
+    pairs = itertools.pairwise([(0.0, 0.0), *bounds])
+    (low, below), (high, count) = next(pair for pair in pairs if pair[1][1] >= wanted)
+    if math.isinf(high):
+        return round(low, 3)
+    return round(low + (high - low) * (wanted - below) / (count - below), 3)

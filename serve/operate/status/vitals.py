@@ -119,7 +119,7 @@ def _changes(found: Report, now: datetime) -> list[ServiceChange]:
     for name, one in (found.restarts or {}).items():
         changes += [ServiceChange(at, f"{name} restarted: {one.last}") for at in one.times[-1:]]
         changes += [ServiceChange(at, f"{name} restarted") for at in one.times[:-1]]
-    service = RunFolder.of(Path(found.run)).service() if found.run else None
+    service = RunFolder(Path(found.run)).service() if found.run else None
     for app in service.document.get("applications", ()) if service else ():
         models = Path(found.config).parent / (app.get("args") or {}).get("models", "var/models")
         with contextlib.suppress(OSError):

@@ -211,8 +211,7 @@ def test_a_file_that_cannot_be_read_is_no_refusal():
 
 def test_the_drain_that_is_checked_is_the_one_that_up_sets(tmp_path):
     assert (
-        float(environment(read(SHIPPED), RunFolder.of(tmp_path), tmp_path, haproxy=True)[DRAIN_ENV])
-        == DRAIN_S
+        float(environment(read(SHIPPED), RunFolder(tmp_path), tmp_path, haproxy=True)[DRAIN_ENV]) == DRAIN_S
     )
 
 

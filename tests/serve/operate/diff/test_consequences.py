@@ -258,7 +258,7 @@ class Service:
 
     def controller_log(self):
         """Return what Serve's controller has logged so far."""
-        (path,) = RunFolder.of(self.run).replica_logs.glob("controller_[0-9]*.log")
+        (path,) = RunFolder(self.run).replica_logs.glob("controller_[0-9]*.log")
         return path.read_text()
 
     def effects(self, seen, deployments, expected):
@@ -416,7 +416,7 @@ def test_an_application_comes_and_goes(service, deploys):
 def test_settings_that_serve_reads_at_its_start_are_refused_in_place(service):
     before, deployed, log = (
         service.ids(),
-        RunFolder.of(service.run).service().document,
+        RunFolder(service.run).service().document,
         service.controller_log(),
     )
     document = service.document
@@ -426,7 +426,7 @@ def test_settings_that_serve_reads_at_its_start_are_refused_in_place(service):
     assert (result["consequence"], result["applied"], held) == ("restart", False, False)
     assert [change["consequence"] for change in result["changes"]].count("restart") == len(RESTARTS)
     assert lines[-1].startswith("refused: Serve reads this setting only at its start")
-    assert (service.ids(), RunFolder.of(service.run).service().document) == (before, deployed)
+    assert (service.ids(), RunFolder(service.run).service().document) == (before, deployed)
     assert not re.search(LOGGED["applied"], service.controller_log()[len(log) :])
 
 

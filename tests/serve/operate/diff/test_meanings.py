@@ -375,7 +375,7 @@ def test_up_refuses_a_dangerous_change_of_a_running_service_without_yes(document
     file.write_text(yaml.safe_dump(changed(document, **{f"{APP}/route_prefix": "/ranking"})))
     running = Running(file, document)
     monkeypatch.setattr(local_cluster, "_running", lambda run: running)
-    local_cluster.RunFolder.of(tmp_path / "run").write(SupervisedState("ready"))
+    local_cluster.RunFolder(tmp_path / "run").write(SupervisedState("ready"))
     with pytest.raises(TabrankError) as refused:
         local_cluster.up(file, run_dir=tmp_path / "run")
     lines = str(refused.value).splitlines()

@@ -26,20 +26,20 @@ SOURCE = str(Path(inspect.getfile(environment)).resolve().parents[3])
 
 def built(folder: Path, haproxy: bool = True) -> dict[str, str]:
     return environment(
-        Config(folder / "cluster.yaml", {}, {}, ""), RunFolder.of(folder), folder / "temp", haproxy
+        Config(folder / "cluster.yaml", {}, {}, ""), RunFolder(folder), folder / "temp", haproxy
     )
 
 
 def test_every_process_carries_the_marker_and_keeps_it(tmp_path):
     env = built(tmp_path)
-    assert env[MARKER] == RunFolder.of(tmp_path).cluster_id
+    assert env[MARKER] == RunFolder(tmp_path).cluster_id
     assert env["SPT_NOENV"] == "1"
 
 
 def test_ray_opens_its_dashboard_on_request_alone(tmp_path, monkeypatch):
     monkeypatch.setenv(DASHBOARD_PORT, "1")
     assert DASHBOARD_PORT not in built(tmp_path)
-    folder = RunFolder.of(tmp_path)
+    folder = RunFolder(tmp_path)
     env = environment(Config(tmp_path / "cluster.yaml", {}, {}, ""), folder, tmp_path / "temp", True, True)
     assert int(env[DASHBOARD_PORT]) > 1
     folder.save_token(env["RAY_AUTH_TOKEN"])

@@ -23,22 +23,22 @@ WANTED = Wanted("/srv/cluster.yaml", {"applications": []})
 
 def test_a_folder_has_one_cluster_id_however_it_is_written(tmp_path):
     (tmp_path / "sub").mkdir()
-    assert RunFolder.of(tmp_path) == RunFolder.of(tmp_path / "sub" / "..")
-    assert RunFolder.of(tmp_path).cluster_id != RunFolder.of(tmp_path / "sub").cluster_id
+    assert RunFolder(tmp_path).cluster_id == RunFolder(tmp_path / "sub" / "..").cluster_id
+    assert RunFolder(tmp_path).cluster_id != RunFolder(tmp_path / "sub").cluster_id
 
 
 def test_the_longest_socket_path_fits_what_a_unix_socket_may_have(tmp_path):
-    temp = RunFolder.of(tmp_path).make_temp()
+    temp = RunFolder(tmp_path).make_temp()
     shutil.rmtree(temp)
     assert len(str(temp / "h" / ("f" * 56) / "admin.sock.4194304.tmp")) <= 107
 
 
 def test_the_temporary_folder_has_a_new_name_each_time_and_is_found(tmp_path):
-    run = RunFolder.of(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     first = run.make_temp()
     assert first.stat().st_mode & 0o777 == 0o700
-    assert RunFolder.of(tmp_path / "run").temp == first
-    assert RunFolder.of(tmp_path / "other").temp is None
+    assert RunFolder(tmp_path / "run").temp == first
+    assert RunFolder(tmp_path / "other").temp is None
     shutil.rmtree(first)
     assert run.temp is None
     second = run.make_temp()
@@ -47,7 +47,7 @@ def test_the_temporary_folder_has_a_new_name_each_time_and_is_found(tmp_path):
 
 
 def test_a_held_temporary_folder_is_locked_against_cleaners(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     run.hold_temp()
     folder = run.make_temp()
     cleaner = os.open(folder, os.O_RDONLY)
@@ -63,7 +63,7 @@ def test_a_held_temporary_folder_is_locked_against_cleaners(tmp_path):
 
 
 def test_a_temporary_folder_of_another_user_is_not_taken_for_ours(tmp_path, monkeypatch):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     folder = run.make_temp()
     monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid + 1)
     assert run.temp is None
@@ -81,7 +81,7 @@ def session(run, **logs):
 
 def test_the_newest_logs_of_the_last_sessions_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("serve.operate.host.run_folder.KEPT_BYTES", 10)
-    run = RunFolder.of(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     assert run.keep_logs() is None
     for number in range(5):
@@ -99,7 +99,7 @@ def test_the_newest_logs_of_the_last_sessions_are_kept(tmp_path, monkeypatch):
 
 
 def test_the_error_of_a_full_disk_names_the_file_and_the_remedy(tmp_path):
-    run, before = RunFolder.of(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run, before = RunFolder(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     run.write(SupervisedState("ready"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -111,7 +111,7 @@ def test_the_error_of_a_full_disk_names_the_file_and_the_remedy(tmp_path):
 
 
 def test_written_state_is_read_back_and_a_cut_off_file_counts_as_none(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     assert (run.service(), run.wanted()) == (None, None)
     run.write(SupervisedState("ready", document={"applications": []}))
     assert run.service() == SupervisedState("ready", document={"applications": []})
@@ -123,7 +123,7 @@ def test_written_state_is_read_back_and_a_cut_off_file_counts_as_none(tmp_path):
 
 
 def test_a_service_of_another_version_is_refused_with_the_command_that_restarts_it(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     (tmp_path / "service.json").write_text('{"state": "ready", "config": "/srv/a.yaml", "slots": 2}')
     with pytest.raises(
         TabrankError, match=rf"restart the service with: .* up /srv/a.yaml --run {tmp_path} --yes$"
@@ -132,7 +132,7 @@ def test_a_service_of_another_version_is_refused_with_the_command_that_restarts_
 
 
 def test_removed_state_includes_the_hashes_of_keys_that_earlier_versions_kept(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     for name in ("deployed.yaml", "wanted.yaml", "dashboard.token", "lock"):
         (tmp_path / name).touch()
     run.remove_state()
@@ -140,13 +140,13 @@ def test_removed_state_includes_the_hashes_of_keys_that_earlier_versions_kept(tm
 
 
 def test_the_command_that_restarts_names_the_file_and_another_run_folder(tmp_path):
-    assert RunFolder.of(RUN).up_command(Path("my file.yaml")) == "python -m serve up 'my file.yaml'"
-    command = RunFolder.of(tmp_path).up_command(Path("cluster.yaml"))
+    assert RunFolder(RUN).up_command(Path("my file.yaml")) == "python -m serve up 'my file.yaml'"
+    command = RunFolder(tmp_path).up_command(Path("cluster.yaml"))
     assert command == f"python -m serve up cluster.yaml --run {tmp_path}"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     for name, read in (("service.json", run.service), ("wanted.json", run.wanted)):
         (tmp_path / name).mkdir()
         with pytest.raises(TabrankError, match=rf"{name}: Is a directory; make it a file"):
@@ -170,7 +170,7 @@ def test_a_killed_process_has_time_to_end_on_a_busy_machine(ends_after_s, is_giv
 
 
 def test_processes_are_found_by_the_marker_alone(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     command = [sys.executable, "-c", "print(flush=True); input()"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with (
@@ -187,7 +187,7 @@ def test_processes_are_found_by_the_marker_alone(tmp_path):
 
 
 def test_two_commands_cannot_hold_one_folder(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     with run.locked(1.0), pytest.raises(TabrankError, match="another up or down runs"), run.locked(0.0):
         pass
     with run.locked(0.0):
@@ -195,7 +195,7 @@ def test_two_commands_cannot_hold_one_folder(tmp_path):
 
 
 def test_files_that_may_hold_a_password_are_private(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     for _ in range(2):
         run.save_wanted(WANTED)
         run.write(SupervisedState())

@@ -175,7 +175,7 @@ def test_prometheus_is_not_started_where_its_data_cannot_be_kept(run, tmp_path, 
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "run").mkdir()
-    folder = RunFolder.of(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
     folder.write(SupervisedState(metrics_url="http://127.0.0.1:1234/metrics"))
     return folder
 
@@ -201,7 +201,7 @@ def test_a_restarted_service_is_followed_and_a_stopped_one_stays_a_target(run, t
 
 def test_without_a_service_or_prometheus_the_command_names_the_remedy(run, tmp_path, monkeypatch):
     with pytest.raises(TabrankError, match="python -m serve up"):
-        observe(RunFolder.of(tmp_path / "none"), tmp_path, 9090, print)
+        observe(RunFolder(tmp_path / "none"), tmp_path, 9090, print)
     monkeypatch.setattr(prometheus.shutil, "which", lambda name: None)
     with pytest.raises(TabrankError, match="apt-get install prometheus"):
         observe(run, tmp_path, 9090, print)

@@ -229,7 +229,7 @@ def test_a_trace_is_read_strictly(tmp_path, text, message):
 def test_a_trace_may_have_a_byte_order_mark_unix_times_and_parts_of_seconds(tmp_path):
     path = tmp_path / "trace.csv"
     path.write_bytes(b"\xef\xbb\xbft_s,offered_rps\n1790000000,1\n1790000001.5,2\n")
-    assert read_trace(path).rates_rps() == [1, 1, 2]
+    assert read_trace(path).rates_rps == [1, 1, 2]
     assert "1790000002" in call(cluster(tmp_path), "--trace", path).stdout
 
 

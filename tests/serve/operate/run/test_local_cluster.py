@@ -157,7 +157,7 @@ def idle_process(marker: str, *words: str) -> subprocess.Popen[bytes]:
 
 def kill_supervisor(folder: Path) -> int:
     """Kill the supervisor and return its id once it has ended."""
-    (supervisor,) = RunFolder.of(folder / "run").supervisors()
+    (supervisor,) = RunFolder(folder / "run").supervisors()
     supervisor.kill()
     supervisor.wait(10)
     return supervisor.pid
@@ -171,7 +171,7 @@ def unplaceable(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_nothing_is_left(folder: Path, port: int) -> None:
-    run = RunFolder.of(folder / "run")
+    run = RunFolder(folder / "run")
     assert run.processes() == []
     assert run.temp is None
     assert status(folder / "run").state == "stopped"
@@ -179,7 +179,7 @@ def assert_nothing_is_left(folder: Path, port: int) -> None:
 
 
 def test_down_ends_every_process_with_the_marker_and_no_other(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     with (
         idle_process(marker=run.cluster_id) as orphan,
         idle_process(marker="another") as stranger,
@@ -194,7 +194,7 @@ def test_down_ends_every_process_with_the_marker_and_no_other(tmp_path):
 
 
 def test_a_failed_service_is_dead_and_its_error_is_shown(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     run.write(SupervisedState("failed", url="http://127.0.0.1:1", error="no room"))
     found = look(tmp_path, None)
     assert (found.state, found.supervision) == ("dead", None)
@@ -202,7 +202,7 @@ def test_a_failed_service_is_dead_and_its_error_is_shown(tmp_path):
 
 
 def test_a_deploy_that_stops_writing_its_state_is_dead_after_a_minute(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     run.write(SupervisedState("deploying", deploying=Deploying("a.yaml", "2026-01-31T12:00:00+00:00")))
     with idle_process(run.cluster_id, SUPERVISE) as supervisor:
         for age_s, state in ((30, "deploying"), (90, "dead")):
@@ -232,7 +232,7 @@ def test_an_answer_that_is_not_http_counts_as_none():
 
 
 def test_a_dead_service_shows_no_running_replica(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     tab = ApplicationState(deployments={"Scorer": DeploymentState(replicas={"RUNNING": 1})})
     run.write(SupervisedState("ready", url="http://127.0.0.1:1", applications={"tab": tab}))
     found = status(tmp_path)
@@ -249,7 +249,7 @@ def test_down_of_a_missing_folder_reports_it_and_creates_none(tmp_path):
 
 
 def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch):
-    run = RunFolder.of(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.write(
         SupervisedState("deploying", url="http://127.0.0.1:1", applications={"tab": ApplicationState()})
     )
@@ -266,11 +266,11 @@ def test_a_running_service_is_not_stopped_for_a_busy_port(tmp_path, monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as holder, pytest.raises(TabrankError, match="is in use by"):
         service(tmp_path, holder.getsockname()[1], messages=messages)
     assert messages[-1].startswith("restarting")
-    assert RunFolder.of(tmp_path / "run").service()
+    assert RunFolder(tmp_path / "run").service()
 
 
 def test_a_restart_tells_the_new_supervisor_what_ran_before(tmp_path, port, monkeypatch):
-    run, starts = RunFolder.of(tmp_path / "run"), Starts(monkeypatch, "")
+    run, starts = RunFolder(tmp_path / "run"), Starts(monkeypatch, "")
     run.write(SupervisedState("ready", url=f"http://127.0.0.1:{port}"))
     document = {"applications": [{"name": "old", "import_path": "a:b", "route_prefix": "/old"}], "nodes": {}}
     running = SimpleNamespace(
@@ -313,7 +313,7 @@ def test_a_restart_notes_what_it_broke_for_callers(tmp_path, monkeypatch):
 
     monkeypatch.setenv(METRICS_PORT, "1")
     monkeypatch.setattr("serve.operate.run.supervisor.nodes", list)
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     for before, probes in (
         ({}, []),
         (document("/ranking"), []),
@@ -452,7 +452,7 @@ def test_a_start_that_began_under_load_keeps_its_time_when_the_load_falls(tmp_pa
     ],
 )
 def test_down_calls_only_a_service_that_runs_a_running_one(tmp_path, state, told):
-    run, messages = RunFolder.of(tmp_path), []
+    run, messages = RunFolder(tmp_path), []
     run.write(SupervisedState(state))
     with idle_process(run.cluster_id, SUPERVISE):
         down(tmp_path, progress=messages.append)
@@ -462,7 +462,7 @@ def test_down_calls_only_a_service_that_runs_a_running_one(tmp_path, state, told
 @pytest.mark.integration
 @pytest.mark.no_ray
 def test_down_takes_ten_seconds_at_most_where_a_supervisor_and_a_node_hang(tmp_path):
-    run = RunFolder.of(tmp_path)
+    run = RunFolder(tmp_path)
     with idle_process(run.cluster_id, SUPERVISE) as supervisor, idle_process(run.cluster_id) as other:
         for process in (supervisor, other):
             process.send_signal(signal.SIGSTOP)
@@ -502,7 +502,7 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
     assert "unknown" in screen(now).plain
     assert "running" not in screen(now).plain
     with pytest.raises(TabrankError, match="the supervisor is gone; start a new one"):
-        LocalService(RunFolder.of(folder / "run"))
+        LocalService(RunFolder(folder / "run"))
     for _ in range(50):
         assert answer(port) == first
         time.sleep(0.05)
@@ -510,7 +510,7 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
     assert taken["action"] == "taken over"
     assert taken["pid"] != started["pid"]
     with pytest.raises(BlockingIOError):
-        fcntl.flock(os.open(RunFolder.of(folder / "run").temp, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(os.open(RunFolder(folder / "run").temp, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert status(folder / "run").applications["tab"].deployments["Scorer"].replicas == {"RUNNING": 1}
     assert service(folder, port, knob=1)["action"] == "none"
     assert service(folder, port, knob=3)["action"] == "deployed"
@@ -519,7 +519,7 @@ def test_up_takes_over_a_service_whose_supervisor_was_killed(folder, port):
 
 @pytest.mark.integration
 def test_up_deploys_again_after_a_failed_deploy_and_a_killed_supervisor(folder, port):
-    started, run = service(folder, port, knob=3), RunFolder.of(folder / "run")
+    started, run = service(folder, port, knob=3), RunFolder(folder / "run")
     wanted = run.path / "wanted.json"
     wanted.unlink(missing_ok=True)
     wanted.mkdir()
@@ -557,7 +557,7 @@ def test_a_deleted_run_folder_comes_back_and_deploys_in_place(folder, port):
 
 @pytest.mark.integration
 def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, port):
-    started, run = service(folder, port, knob=4), RunFolder.of(folder / "run")
+    started, run = service(folder, port, knob=4), RunFolder(folder / "run")
     supervisor = psutil.Process(started["pid"])
     # As on a full disk: not a byte more of its log and its state is written.
     supervisor.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
@@ -578,7 +578,7 @@ def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, 
 @pytest.mark.integration
 def test_down_waits_only_some_seconds_for_a_replica_that_hangs(folder, port):
     service(folder, port)
-    run = RunFolder.of(folder / "run")
+    run = RunFolder(folder / "run")
     next(one for one in run.processes() if one.cmdline()[:1] == ["ray::ServeReplica:tab:Scorer"]).suspend()
     assert down(folder / "run")["seconds"] <= 10
     assert_nothing_is_left(folder, port)
@@ -587,7 +587,7 @@ def test_down_waits_only_some_seconds_for_a_replica_that_hangs(folder, port):
 @pytest.mark.integration
 @pytest.mark.proof
 def test_up_after_a_kill_of_all_but_haproxy_starts_again(folder, port):
-    run = RunFolder.of(folder / "run")
+    run = RunFolder(folder / "run")
     service(folder, port)
     old = run.processes()
     names = {process.pid: process.name() for process in old}
@@ -670,7 +670,7 @@ def test_a_service_of_another_version_is_stopped_and_with_yes_started_again(tmp_
     for act in (confirmed, lambda: down(tmp_path / "run")):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run/service.json").write_text('{"state": "ready", "of_before": 1}')
-        with idle_process(RunFolder.of(tmp_path / "run").cluster_id, SUPERVISE):
+        with idle_process(RunFolder(tmp_path / "run").cluster_id, SUPERVISE):
             found = act()
     assert (starts.num, found["was"]) == (1, "unknown")
     assert "stopping the running service" in messages

@@ -39,7 +39,7 @@ def sleeper(folder):
 
 def serving(run):
     """Return controller, proxies and replicas by process id, without idle workers and HAProxy."""
-    named = {process.pid: title(process) for process in RunFolder.of(run).processes()}
+    named = {process.pid: title(process) for process in RunFolder(run).processes()}
     return {
         pid: name
         for pid, name in named.items()

@@ -165,7 +165,7 @@ class Stub:
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory):
     """Run folder with a process that passes for its supervisor."""
-    run = RunFolder.of(tmp_path_factory.mktemp("run"))
+    run = RunFolder(tmp_path_factory.mktemp("run"))
     command = [sys.executable, "-c", "print(flush=True); input()", SUPERVISE]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, env={**os.environ, MARKER: run.cluster_id}) as process:
@@ -552,10 +552,10 @@ def test_a_service_that_does_not_run_is_down_with_the_command_that_starts_it(tmp
     assert found.health.state == "down"
     assert found.health.remedy == f"Start it with `python -m serve up cluster.yaml --run {tmp_path}`."
     url = "http://127.0.0.1:1"
-    RunFolder.of(tmp_path).write(SupervisedState("failed", error="no room", url=url))
+    RunFolder(tmp_path).write(SupervisedState("failed", error="no room", url=url))
     assert named(look(tmp_path, None)) == {"ended": "The service has ended: no room."}
     # A service that was killed while it ran has the error of an earlier deploy.
-    RunFolder.of(tmp_path).write(SupervisedState("ready", error="a bad arm", url=url))
+    RunFolder(tmp_path).write(SupervisedState("ready", error="a bad arm", url=url))
     assert named(look(tmp_path, None)) == {"ended": "The service has ended: its processes are gone."}
 
 
