@@ -260,7 +260,7 @@ def observe(
 
     # Ctrl-C is the normal way to stop it.
     with contextlib.suppress(KeyboardInterrupt):
-        watch(Folder.of(run), data, port, _progress)
+        watch(Folder(run), data, port, _progress)
 
 
 @app.command()
