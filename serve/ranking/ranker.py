@@ -167,17 +167,16 @@ class Ranker:
 
     def _facts(self, batch: HydratedBatch, b: int, rows: slice | I64, matrix: Matrix | None) -> Facts:
         """Return what the rules may ask about the candidates of a query."""
-        part, at = batch.parts[b], None
+        mine, at = batch.parts[b], None
         owners = {
-            "candidate": batch.candidates[part],
+            "candidate": batch.candidates[mine],
             "viewer": batch.viewers[b : b + 1],
             "context": batch.context[b : b + 1],
         }
-        if isinstance(rows, slice):
-            mine = part
-        else:
-            mine = slice(*np.searchsorted(rows, (part.start, part.stop)))
-            at = rows[mine] - part.start
+        if not isinstance(rows, slice):
+            begin = mine.start
+            mine = slice(*np.searchsorted(rows, (begin, mine.stop)))
+            at = rows[mine] - begin
         return facts_of(owners, self.features.columns, matrix.rows(mine) if matrix else None, at)
 
 

@@ -159,8 +159,8 @@ def cost(
                 "without": sides[other],
             }
         )
-    size = {"rows": len(data), "slates": len(slates)}
-    return size | {"rules": texts, "by": by, "about": amounts.about, "costs": costs}
+    found = {"rules": texts, "by": by, "about": amounts.about, "costs": costs}
+    return {"rows": len(data), "slates": len(slates)} | found
 
 
 def _ranked(

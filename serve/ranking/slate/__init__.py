@@ -41,8 +41,7 @@ class Reranked(NamedTuple):
 def ruled(slate: Slate, standing: Standings, facts: Facts) -> Slate:
     """Return the slate with its order changed by the rules of its arm and the pins of its query."""
     query = slate.query
-    num_shown = min(query.limit, len(slate.order))
-    given = slate.order, slate.score, standing, facts, num_shown
+    given = slate.order, slate.score, standing, facts, query.limit
     found = rerank(query.arm.slate, query.pins, *given, tells=bool(query.explain))
     if found.order is slate.order and not query.explain:
         return slate
@@ -75,7 +74,7 @@ def rerank(
         score: `[C]`, NaN where unscored.
         standing: `[C]`.
         facts: Values of fields and features of the candidates.
-        num_shown: Number of places that are shown.
+        num_shown: Most places that are shown.
         tells: Whether `why` is wanted, which takes time.
     """
     why: defaultdict[int, list[int]] = defaultdict(list)

@@ -278,7 +278,7 @@ def test_an_arm_of_two_applications_is_refused_as_nobody_knows_which_is_meant(ho
     both.write_text(CLUSTER + application.replace("tiny.toml", "spaces"))
     done = run(home, "--arm", "model", "--config", both)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "2 applications have an arm model; give a file that has one of them" in done.stderr
+    assert "several applications have an arm model; give a file that has one of them" in done.stderr
 
 
 def test_a_rule_of_an_unknown_field_is_refused_with_its_place(home, tmp_path):
