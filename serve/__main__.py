@@ -227,7 +227,7 @@ def load(
     """
     from serve.features.surface import load_surface
     from serve.ingest.backfill import load as fill
-    from serve.stores.factory import shown
+    from serve.stores.protocol import shown
 
     os.umask(PRIVATE)
     parts = Parts(_progress)

@@ -22,8 +22,8 @@ from serve.contract.validation import UNITS_MS, duration, spelled
 from serve.features.matrix import Features
 from serve.model.artifact import CANARY, CURRENT, Artifact, pointed
 from serve.model.compatibility import load_for
-from serve.stores.factory import name_of, open_store, shown
-from serve.stores.protocol import LOAD, Store
+from serve.stores.factory import name_of, open_store
+from serve.stores.protocol import LOAD, Store, shown
 
 # The causes and remedies of all diagnoses, by name.
 DIAGNOSES: Mapping[str, Mapping[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())

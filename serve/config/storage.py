@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from serve.config.node import Node
 from serve.config.settings import AppArgs
 from serve.contract.errors import suggest
-from serve.stores.factory import shown
+from serve.stores.protocol import shown
 
 STORES = ("lmdb", "redis", "rediss")
 STORE_FORMS = "use lmdb:PATH on one machine, redis://HOST:PORT/DB on any number"

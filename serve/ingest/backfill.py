@@ -21,7 +21,8 @@ from serve.ingest.apply import packed, packed_values
 from serve.ingest.takeover import Claim
 from serve.log.rebuild import rebuild
 from serve.log.segments import MAX_SEQ
-from serve.stores.factory import check_address, name_of, open_store, shown
+from serve.stores.factory import check_address, name_of, open_store
+from serve.stores.protocol import shown
 
 
 def load(

@@ -19,7 +19,7 @@ from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.slots import OWNERS
 from serve.features.surface import FieldType
 from serve.storage.atomic_files import exclusive, write_whole
-from serve.stores.factory import shown
+from serve.stores.protocol import shown
 
 FILE = "LEASE"
 FORMAT = 1

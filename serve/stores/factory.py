@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
 from serve.stores.lmdb import LmdbStore
-from serve.stores.protocol import Store
+from serve.stores.protocol import Store, shown
 
 
 def open_store(url: str, surface: str, fingerprint: str, *, base: Path, writable: bool) -> Store:
@@ -52,8 +51,3 @@ def check_address(url: str, base: Path) -> None:
         refuse_file(base / where)
     elif kind not in ("redis", "rediss") or not where.startswith("//"):
         raise TabrankError(f"store: {shown(url)!r} is not an address; use lmdb:PATH or redis://HOST:PORT/DB")
-
-
-def shown(url: str) -> str:
-    """Return the address for messages: without user, password and options."""
-    return url if url.startswith("lmdb:") else re.sub(r":(//)?.*@", r":\1", url).partition("?")[0]

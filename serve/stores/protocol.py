@@ -5,6 +5,7 @@ A store has one writer and many readers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from serve.features.slots import Entity
 LOAD = "`python -m serve load --log LOG`"
 # Packed rows by id.
 Packed = Mapping[str, bytes]
+
+
+def shown(url: str) -> str:
+    """Return the address for messages: without user, password and options."""
+    return url if url.startswith("lmdb:") else re.sub(r":(//)?.*@", r":\1", url).partition("?")[0]
 
 
 def encoded(id_: str) -> bytes:

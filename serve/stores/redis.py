@@ -14,9 +14,8 @@ import redis
 
 from serve.contract.errors import StoreMissing, StoreUnavailable, TabrankError
 from serve.features.slots import Entity
-from serve.stores.factory import shown
 from serve.stores.fencing import FencingEpoch, check_seq
-from serve.stores.protocol import LOAD, Changes, Dump, Packed, decoded, encoded
+from serve.stores.protocol import LOAD, Changes, Dump, Packed, decoded, encoded, shown
 from serve.stores.redis_client import connect
 from serve.stores.redis_dump import CHUNK, RedisDump, chunks, pattern
 from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest

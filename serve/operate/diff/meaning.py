@@ -28,7 +28,7 @@ from serve.operate.diff.difference import Change, Difference, Document, Meaning,
 from serve.operate.host.field import Path, get
 from serve.operate.host.running_service import RunningService
 from serve.operate.status.vitals import median_ms
-from serve.stores.factory import shown
+from serve.stores.protocol import shown
 
 SENTENCES = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
 LIVE = ("deployments", OUR_INGRESS, "user_config")

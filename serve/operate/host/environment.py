@@ -55,7 +55,7 @@ def environment(
     if haproxy:
         _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
         tunable = FAST | ONE_MACHINE
-        # The folder has a short path: the node's 56-character id and a name follow it in a socket's.
+        # The folder's path is short: the node's 56-character id and a file's name are added to it.
         places = {"sockets": temp / "h", "stats": stats, "metrics": haproxy_metrics, "fallback": fallback}
         forced = HAPROXY | {name: value.format(**places) for name, value in HAPROXY_PLACES.items()}
     else:
