@@ -172,15 +172,14 @@ class Arm:
 
     @field_validator("slate")
     @classmethod
-    def _can_boost(cls, slate: tuple[Rule, ...], info: ValidationInfo) -> tuple[Rule, ...]:
+    def _is_sound(cls, slate: tuple[Rule, ...], info: ValidationInfo) -> tuple[Rule, ...]:
         boosts = [k for k, rule in enumerate(slate) if rule.boost]
         if boosts and (scorer := info.data.get("scorer")) in HEURISTICS:
             why = f"a boost adds to a model's utility, and {scorer} has none; leave it out"
             raise refusal(*(((k, "boost"), why) for k in boosts))
         if (num := sum(len(rule.text) for rule in slate)) > MAX_TEXT:
             raise ValueError(
-                f"the rules have {num:,} characters in words, and each exposure logs them; "
-                f"they may have {MAX_TEXT:,}: shorten their lists"
+                f"the rules have {num:,} characters in words, and may have {MAX_TEXT:,}; shorten them"
             )
         if again := [k for k, rule in enumerate(slate) if rule in slate[:k]]:
             raise refusal(*(((k,), "this rule is above already; leave it out") for k in again))

@@ -93,8 +93,8 @@ def rerank(
     # Candidates of a lower standing come later.
     ends = np.cumsum(np.bincount(standing)).tolist()
     found = arrange(windows, ends, ranks, num_shown)
-    for rank, code in found.waited.items() if tells else ():
-        insort(why[int(order[rank])], found.rule_of[code])
+    for rank, k in found.waited.items() if tells else ():
+        insort(why[int(order[rank])], k)
     return Reranked(order[pinned(found.order, ranks)], why, found.num_unmet)
 
 

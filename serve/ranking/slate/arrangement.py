@@ -23,13 +23,12 @@ Window = Spacing | Quota
 class Arranged(NamedTuple):
     """Order of the candidates that are not pinned, and how it came about.
 
-    `waited` has the code for which some had to wait, and `rule_of` the rule of each code.
+    `waited` has the rule for which some had to wait.
     `num_unmet` counts the places at which each candidate that was left broke a rule.
     """
 
     order: list[int]
     waited: dict[int, int]
-    rule_of: list[int]
     num_unmet: int
 
 
@@ -128,7 +127,7 @@ def arrange(
                         heappush(turns, (until, code))
     # Of a tier that is not shown in full, and of those after it.
     order += compress(range(ends[-1]), is_left)
-    return Arranged(order, waited, rule_of, num_unmet)
+    return Arranged(order, {rank: rule_of[code] for rank, code in waited.items()}, num_unmet)
 
 
 def _codes(windows: Mapping[int, Window], pins: Mapping[int, int]) -> Codes:
