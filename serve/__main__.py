@@ -27,6 +27,7 @@ from serve.contract.commands import (
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
 from serve.storage.atomic_files import PRIVATE
+from serve.storage.bucket import place
 
 Yes = Annotated[bool, typer.Option("--yes", help="Deploy changes that lose data or fail callers too.")]
 app = command_line(__doc__)
@@ -206,7 +207,9 @@ def key(
 
 @app.command()
 def load(
-    log: Annotated[Path, typer.Option(help="Folder of Parquet files: the log to replay.")],
+    log: Annotated[
+        Path, typer.Option(parser=place, metavar="PATH", help="Folder of Parquet files: the log to replay.")
+    ],
     surface: Annotated[
         str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")
     ] = "spaces",

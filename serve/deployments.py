@@ -29,6 +29,7 @@ from serve.rollout.guard import Verdict
 from serve.rollout.registry import ModelRegistry
 from serve.runtime.metrics import IngestMetrics, RankMetrics
 from serve.storage.atomic_files import PRIVATE
+from serve.storage.bucket import place
 
 # Lower Ingest's CPU priority: rankings come before logging if cores are short.
 NICENESS = 10
@@ -47,7 +48,7 @@ class Scorer:
 
     def __init__(self, args: AppArgs, base: str) -> None:
         join_ray(_application())
-        self._models = ModelHolder(Path(base) / args.models, args.backend)
+        self._models = ModelHolder(place(args.models, Path(base)), args.backend)
         try:
             self._models.load_current()
         # The ingress refuses this model too, and keeps its current one.
@@ -122,7 +123,7 @@ class FeatureFetch:
         join_ray(_application())
         # With the other backend the model is on a GPU, which this process does not have.
         is_in_process = is_in_process and args.backend == "onnx"
-        in_process = ModelHolder(Path(base) / args.models, args.backend) if is_in_process else None
+        in_process = ModelHolder(place(args.models, Path(base)), args.backend) if is_in_process else None
         peers = _Handles(scorer, ingest, in_process)
         metrics = RankMetrics(_application())
         self._service = RankingService(args, Path(base), peers, metrics, in_process, _application())
@@ -178,7 +179,7 @@ class Ingest:
         os.umask(PRIVATE)
         self._metrics = IngestMetrics(_application())
         self._ingester = Ingester(args, Path(base), self._metrics.tick)
-        self._releases = ModelRegistry(Path(base) / args.models, by="service")
+        self._releases = ModelRegistry(place(args.models, Path(base)), by="service")
         self._running: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

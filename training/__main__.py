@@ -15,6 +15,7 @@ from serve.contract.validation import milliseconds, num_bytes, spelled
 from serve.features.surface import load_surface
 from serve.report.rows import columns
 from serve.storage.atomic_files import PRIVATE
+from serve.storage.bucket import place
 from training.bench.commands import bench
 from training.data.commands import imports
 from training.experiment.commands import CONFIG, experiment
@@ -29,12 +30,13 @@ from training.terminal import (
     ProgressLines,
     Seed,
     SurfaceName,
+    anywhere,
     artifact_of,
     decimal,
     print_progress,
 )
 
-History = Annotated[Path | None, typer.Option(help="The log from which the state starts.")]
+History = Annotated[Path | None, anywhere(help="The log from which the state starts.")]
 
 app = command_line(__doc__)
 app.add_typer(imports, name="import")
@@ -123,8 +125,8 @@ def surface(
 @app.command()
 def split(
     log: LogFolder,
-    before: Annotated[Path, typer.Option(help="The log of the earlier part; must not exist.")],
-    after: Annotated[Path, typer.Option(help="The log of the later part; must not exist.")],
+    before: Annotated[Path, anywhere(help="The log of the earlier part; must not exist.")],
+    after: Annotated[Path, anywhere(help="The log of the later part; must not exist.")],
     at: Annotated[float, typer.Option(help="Share of exposures in the earlier part.")] = 0.8,
     as_json: Json = False,
 ) -> None:
@@ -273,7 +275,7 @@ def slate(
         refuse_existing(out)
     declared, args = declared_arm(config, arm)
     base = config.parent
-    result = cost_of_arm(declared, args.load_surface(base), base / args.models, log, history=history)
+    result = cost_of_arm(declared, args.load_surface(base), place(args.models, base), log, history=history)
     _warn_of_training(result.get("rows_seen_in_training", 0))
     if out is not None:
         write(out, result, page(result))
@@ -288,9 +290,9 @@ def replay(
     surface: Annotated[str | None, typer.Option(help="Name or file. Default: model's or service's.")] = None,
     model: Annotated[
         Path | None,
-        typer.Option(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),
+        anywhere(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),
     ] = None,
-    history: Annotated[Path | None, typer.Option(help="With --model: the log that filled the store.")] = None,
+    history: Annotated[Path | None, anywhere(help="With --model: the log that filled the store.")] = None,
     as_json: Json = False,
 ) -> None:
     """Replay a log through a running service in order of its time, and measure the answers.
@@ -321,7 +323,7 @@ def audit(
     log: LogFolder,
     model: Annotated[
         Path | None,
-        typer.Option(callback=artifact_of, help="An artifact: compare its scores too, and report drift."),
+        anywhere(callback=artifact_of, help="An artifact: compare its scores too, and report drift."),
     ] = None,
     as_json: Json = False,
 ) -> None:

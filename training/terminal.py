@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from serve.contract.commands import Parts
+from serve.storage.bucket import place
+
+
+def anywhere(**options: Any) -> Any:
+    """Return an option for a path on the disk or in a bucket."""
+    return typer.Option(parser=place, metavar="PATH", **options)
+
 
 SurfaceName = Annotated[str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")]
-LogFolder = Annotated[Path, typer.Option(help="A log: a folder of Parquet.")]
-NewLog = Annotated[Path, typer.Option(help="The log to write; must not exist.")]
+LogFolder = Annotated[Path, anywhere(help="A log: a folder of Parquet, or s3://BUCKET/KEY.")]
+NewLog = Annotated[Path, anywhere(help="The log to write; must not exist.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and order; equal seeds give equal models.")]
-Models = Annotated[Path, typer.Option(help="The folder of published artifacts.")]
+Models = Annotated[Path, anywhere(help="The folder of published artifacts, or s3://BUCKET/KEY.")]
 PUBLISHED = Path("var/models")
 
 
@@ -25,7 +32,7 @@ def artifact_of(model: Path | None) -> Path | None:
     return model / "artifact"
 
 
-Model = Annotated[Path, typer.Option(callback=artifact_of, help="An artifact, or the folder of a search.")]
+Model = Annotated[Path, anywhere(callback=artifact_of, help="An artifact, or the folder of a search.")]
 
 
 def print_progress(message: str) -> None:

@@ -19,6 +19,7 @@ from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.events import MAX_CALL_BYTES
+from serve.storage.bucket import place
 
 OUR_APPLICATION = "serve.app:build"
 OUR_INGRESS = "FeatureFetch"
@@ -69,7 +70,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     if args is None:
         return
     check_storage(args_at, args, file.num_nodes)
-    log = Path(os.path.normpath(base / args.log))
+    log = Path(os.path.normpath(str(place(args.log, base))))
     # Each writer numbers its records from 1, and the files are named by the numbers.
     if (owner := file.owners.setdefault(log, here)) != here:
         args_at["log"].refuse(
@@ -87,7 +88,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
         return
     if surface is not None:
         _check_batch(live["max_batch_candidates"], knobs, surface)
-        for path, error in knobs.misfits(surface, base / args.models):
+        for path, error in knobs.misfits(surface, place(args.models, base)):
             reduce(Node.__getitem__, path, live).refuse(error)
     # The files of a cluster may not be mounted here.
     if surface is not None and file.num_nodes <= 1 and args_at.is_sound:

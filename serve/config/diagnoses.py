@@ -22,6 +22,7 @@ from serve.contract.validation import UNITS_MS, duration, spelled
 from serve.features.matrix import Features
 from serve.model.artifact import CANARY, CURRENT, Artifact, pointed
 from serve.model.compatibility import load_for
+from serve.storage.bucket import is_bucket, place
 from serve.stores.factory import name_of, open_store
 from serve.stores.protocol import LOAD, Store, shown
 
@@ -100,7 +101,7 @@ class DeclaredService:
 
     def file_faults(self) -> Iterator[Diagnosis]:
         """Diagnose what names, models and an embedded store show without a running service."""
-        models, pointers = self.base / self.args.models, {}
+        models, pointers = place(self.args.models, self.base), {}
         for pointer in (CURRENT, CANARY):
             try:
                 pointers[pointer] = pointed(models, pointer)
@@ -145,7 +146,7 @@ class DeclaredService:
         from serve.log.lease import Lease, read_lease
         from serve.log.segments import last_arrival_ms, log_end
 
-        log, schema = self.base / self.args.log, self.features.schema
+        log, schema = place(self.args.log, self.base), self.features.schema
         # Of the newest segments, one may be damaged, or merged meanwhile.
         with suppress(TabrankError, OSError):
             held, name = read_lease(log), name_of(schema.surface.name, schema.fingerprint)
@@ -160,8 +161,9 @@ class DeclaredService:
 
         The latter survives a move.
         """
-        log, (kind, _, where) = (self.base / self.args.log).resolve(), self.args.store.partition(":")
-        beside = [os.path.relpath(log, (self.base / where).resolve())] if kind == "lmdb" else []
+        log, (kind, _, where) = place(self.args.log, self.base).resolve(), self.args.store.partition(":")
+        is_beside = kind == "lmdb" and not is_bucket(self.args.log)
+        beside = [os.path.relpath(log, (self.base / where).resolve())] if is_beside else []
         return [str(log), *beside]
 
     def version_fault(self, version: str, error: Exception) -> Diagnosis:

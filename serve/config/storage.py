@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from serve.config.node import Node
 from serve.config.settings import AppArgs
 from serve.contract.errors import suggest
+from serve.storage.bucket import ROOTS, is_bucket, place
 from serve.stores.protocol import shown
 
 STORES = ("lmdb", "redis", "rediss")
@@ -62,8 +63,13 @@ def _wrong_redis(address: str) -> str:
 def _check_folder(at: Node, folder: str, num_nodes: int) -> None:
     if not folder:
         at.refuse("expected the path of a folder (got '')")
+    elif is_bucket(folder):
+        if len(place(folder).parts) <= ROOTS[place(folder).parts[0]]:
+            at.refuse(f"{folder!r} names a whole bucket; add a key of its own, such as s3://BUCKET/log")
     elif "://" in folder:
-        at.refuse(f"only folders can be read (got {folder!r}); mount it, and give the path")
+        at.refuse(
+            f"{folder!r} is neither a folder nor in a bucket that can be read; give a path, or s3://BUCKET/KEY"
+        )
     elif num_nodes > 1 and not os.path.isabs(folder):
         at.refuse(
             f"{folder!r} is local to each machine, and `nodes` allows {num_nodes}; "

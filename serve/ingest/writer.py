@@ -36,6 +36,8 @@ from serve.log.retention import enforce_retention, flush_journal, rewriting
 from serve.log.segments import Segments, log_end
 from serve.log.snapshots import truncation_point
 from serve.log.throttle import CpuThrottle
+from serve.model.mirror import mirror_of
+from serve.storage.bucket import place
 from serve.stores.factory import name_of, open_store
 from serve.stores.protocol import LOAD, Store
 
@@ -97,7 +99,7 @@ class Ingester:
         surface = args.load_surface(base)
         self._schema = schema = Schema(surface)
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
-        self._segments = Segments(base / args.log, types_of(surface.text))
+        self._segments = Segments(place(args.log, base), types_of(surface.text))
         name = name_of(surface.name, schema.fingerprint)
         self._claim = Claim(self._segments.folder, args.store, name, surface, base)
         # When another writer was found to have taken over the log, on the monotonic clock.
@@ -110,7 +112,7 @@ class Ingester:
         # Half of the viewers' rows in a commit are for viewers that expire.
         self._max_records = max(1, COMMIT_ROW_BYTES // 2 // schema.viewer.itemsize)
         self._expiry = ViewerExpiry(schema, args.keep_viewers_days * UNITS_MS["d"], self._max_records)
-        self._quality = LiveQuality(surface, base / args.models)
+        self._quality = LiveQuality(surface, mirror_of(place(args.models, base)).folder)
         self._warn = SeldomWarning()
         self._store: Store | None = None
         self._intake = Intake(schema, event_clock=self._event_clock, max_live=max_live)

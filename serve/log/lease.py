@@ -11,20 +11,19 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.slots import OWNERS
 from serve.features.surface import FieldType
-from serve.storage.atomic_files import exclusive, write_whole
+from serve.storage.atomic_files import compare_and_set, file_lock
+from serve.storage.bucket import is_bucket
 from serve.stores.protocol import shown
 
 FILE = "LEASE"
 FORMAT = 1
-# The lock is held for the time of a read and a write.
-LOCK_S = 10.0
 # Types of the fields of viewers, candidates and contexts.
 Types = Mapping[str, Mapping[str, FieldType]]
 
@@ -57,11 +56,11 @@ class Lease:
     def of(cls, log: Path, store: str, name: str, surface: str, base: Path) -> Lease:
         """Return a lease that nobody took yet: of the store `name` at an address, from `base`."""
         kind, _, where = store.partition(":")
-        beside, place = None, str(log.resolve())
+        beside, at = None, str(log.resolve())
         if kind == "lmdb":
             path = (base / where).resolve()
-            store, beside = f"lmdb:{path}", os.path.relpath(path, place)
-        return cls(0, shown(store), name, surface, place, 0, beside)
+            store, beside = f"lmdb:{path}", None if is_bucket(at) else os.path.relpath(path, at)
+        return cls(0, shown(store), name, surface, at, 0, beside)
 
     def names(self, other: Lease, log: Path) -> bool:
         """Return whether two leases of a log name the same store."""
@@ -115,27 +114,31 @@ def swap_lease(log: Path, held: Lease | None, new: Lease) -> bool:
     Raises:
         TabrankError: the lease cannot be read, or the folder cannot be written to.
     """
-    with _locked(log):
+    with file_lock(log / FILE):
+        # The text of an equal lease may differ: another release may have written it.
+        text = None if held is None else (log / FILE).read_bytes()
         if read_lease(log) != held:
             return False
-        write_whole(log / FILE, (json.dumps({"format": FORMAT, **asdict(new)}, indent=2) + "\n").encode())
-        return True
+        content = json.dumps({"format": FORMAT, **asdict(new)}, indent=2) + "\n"
+        return compare_and_set(log / FILE, text, content.encode())
 
 
 @contextmanager
 def under_lease(log: Path, epoch: int) -> Iterator[None]:
     """Publish a file of the log within the `with` block, under the lease with this epoch.
 
+    In a bucket nothing can lock the lease: it is read before and after the block.
+
     Raises:
         WriterFenced: the lease has another epoch by now.
     """
-    with _locked(log):
-        held = read_lease(log)
-        if held is not None and held.epoch != epoch:
-            raise WriterFenced(f"{log}: another writer has taken over this log")
+    with file_lock(log / FILE):
+        _require(log, epoch)
         yield
+        _require(log, epoch)
 
 
-def _locked(log: Path) -> AbstractContextManager[None]:
-    busy = f"{log}: another process holds the lock of its lease; try again"
-    return exclusive(log / f".{FILE.lower()}.lock", busy, LOCK_S)
+def _require(log: Path, epoch: int) -> None:
+    held = read_lease(log)
+    if held is not None and held.epoch != epoch:
+        raise WriterFenced(f"{log}: another writer has taken over this log")

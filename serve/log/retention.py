@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import groupby, takewhile
@@ -18,9 +17,17 @@ from serve.log.compaction import compact
 from serve.log.events import JournalEntry, entries
 from serve.log.reader import TABLES
 from serve.log.segments import MAX_SEQ, Segments, segments
-from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
+from serve.log.snapshots import (
+    META,
+    Snapshot,
+    numbers,
+    set_truncation_point,
+    snapshots,
+    truncation_point,
+    write,
+)
 from serve.log.throttle import OnStep
-from serve.storage.atomic_files import exclusive
+from serve.storage.atomic_files import exclusive, remove_folder
 from serve.storage.parquet import readable
 from serve.stores.protocol import Store
 
@@ -107,7 +114,7 @@ def enforce_retention(
     kept = [one for one in taken if one in (*newest, *_needed(folder, taken, keep_ms))]
     for snapshot in taken:
         if snapshot not in kept:
-            shutil.rmtree(snapshot.path)
+            remove_folder(snapshot.path, META)
     if keep_ms and (old := [snapshot for snapshot in kept if clock() - snapshot.ts_ms >= keep_ms]):
         _delete(folder, old)
 
@@ -156,7 +163,7 @@ def _delete(folder: Path, old: list[Snapshot]) -> None:
     for path in replaced(folder, horizon.seq):
         path.unlink()
     for snapshot in before:
-        shutil.rmtree(snapshot.path)
+        remove_folder(snapshot.path, META)
 
 
 def replaced(folder: Path, seq: int) -> Iterator[Path]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.contract.errors import WriterFenced
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
 from serve.log.events import (
@@ -32,7 +33,8 @@ from serve.log.lease import Types, under_lease
 from serve.log.reader import ARROW, TABLES, unmerged
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
-from serve.storage.atomic_files import put, sync
+from serve.storage.atomic_files import draft_path, put_once, sync
+from serve.storage.bucket import reader
 from serve.storage.parquet import Damaged, readable
 
 log = logging.getLogger("tabrank")
@@ -250,16 +252,21 @@ def draft_segment(
     if not folder.is_dir():
         folder.mkdir(parents=True)
         sync(folder.parent)
-    # Drafts that a killed or fenced writer left of these records.
-    for stale in folder.glob(f".{first:020d}-*.partial"):
-        stale.unlink(missing_ok=True)
-    draft = folder / f".{first:020d}-{epoch:010d}.partial"
+    draft, is_new = draft_path(folder / f"{first:020d}-{epoch:010d}"), False
+    if draft.parent == folder:
+        # Drafts that a killed or fenced writer left of these records.
+        for stale in folder.glob(f".{first:020d}-*.partial"):
+            stale.unlink(missing_ok=True)
     try:
         with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
             yield writer
         with under_lease(folder.parent, epoch):
-            if not (folder / name()).exists():
-                put(draft, folder / name())
+            is_new = put_once(draft, folder / name())
+    except WriterFenced:
+        # The other writer may have erased viewers meanwhile, and writes these records itself.
+        if is_new:
+            (folder / name()).unlink(missing_ok=True)
+        raise
     finally:
         # Even a full disk may have created the file.
         draft.unlink(missing_ok=True)
@@ -302,7 +309,7 @@ def last_record(path: Path) -> tuple[int, int]:
         Damaged: the file is damaged, or was not written by a service.
     """
     with readable(path):
-        metadata = pq.read_metadata(path)
+        metadata = pq.read_metadata(reader(path))
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
     last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}

@@ -1,7 +1,8 @@
 """Snapshots: all rows of a state at one record number, to replay a log without its first records.
 
-A snapshot is a folder `<log>/snapshots/<number, 20 digits>/` with the rows in the store's form and
-`meta.json`.
+A snapshot is a folder `<log>/snapshots/<number, 20 digits>/` with the rows in the store's form, in
+files whose names have their checksums, and `meta.json`, which names these files: with it, which is
+written last, the snapshot begins to exist or has other rows.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from serve.features.rows import Schema
 from serve.features.slots import Entity, field_of_key
 from serve.features.surface import read_surface
 from serve.log.throttle import OnStep
-from serve.storage.atomic_files import ASIDE, put, swap, sync, write_whole
+from serve.storage.atomic_files import draft_path, put, sync, write_whole
 from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")
@@ -39,7 +40,8 @@ NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
 # File beside the snapshots with the truncation point: records up to this number may be deleted.
 TRUNCATION_FILE = "BEGIN"
-FILES: dict[Entity, str] = {"viewer": "viewers.parquet", "candidate": "candidates.parquet"}
+STEMS: dict[Entity, str] = {"viewer": "viewers", "candidate": "candidates"}
+ROWS = re.compile(r"(viewers|candidates)-[0-9a-f]{12}\.parquet")
 WITHOUT = f"copy the log without its folder {FOLDER!r}: features then use only its remaining records"
 SCHEMA = pa.schema([("id", pa.string()), ("row", pa.binary())])
 # Limit the rows, and their bytes, in memory and in a row group: a row has up to some 100 KiB.
@@ -51,7 +53,8 @@ AT_ONCE_BYTES = 16 << 20
 class Snapshot:
     """Snapshot that is complete on disk.
 
-    No record in it is later than `ts_ms`. `fingerprint` is that of the state's schema.
+    No record in it is later than `ts_ms`. `fingerprint` is that of the state's schema. `sha256` has
+    the checksum of each file.
     """
 
     path: Path
@@ -75,20 +78,24 @@ class Snapshot:
 
     def verify(self) -> None:
         """Raise TabrankError unless the files have the checksums in the metadata."""
-        for name in FILES.values():
+        for name, wanted in self.sha256.items():
             try:
                 digest = _sha256(self.path / name)
             except OSError as error:
                 raise TabrankError(f"{self.path / name}: cannot be read: {error.strerror}") from None
-            if digest != self.sha256.get(name):
+            if digest != wanted:
                 raise TabrankError(
                     f"{self.path / name}: damaged (its sha256 is not that in {META}); restore it from a backup, or "
                     f"delete {self.path}: another snapshot is then used"
                 )
 
+    def file(self, entity: Entity) -> Path:
+        """Return the path of an entity's rows."""
+        return self.path / next(name for name in self.sha256 if name.startswith(STEMS[entity]))
+
     def ids(self, entity: Entity) -> pa.ChunkedArray:
         """Return the ids of all rows."""
-        ids = pq.read_table(self.path / FILES[entity], columns=["id"])["id"]
+        ids = pq.read_table(self.file(entity), columns=["id"])["id"]
         return ids.filter(pc.invert(pc.starts_with(ids, VALUE)))
 
     def rows(self, among: Entity) -> Iterator[tuple[Entity, dict[str, bytes]]]:
@@ -97,7 +104,7 @@ class Snapshot:
         They are those among the viewers, or among the candidates, with the values that a store has
         there.
         """
-        with pq.ParquetFile(self.path / FILES[among]) as file:
+        with pq.ParquetFile(self.file(among)) as file:
             for batch in file.iter_batches(AT_ONCE):
                 parts: defaultdict[Entity, dict[str, bytes]] = defaultdict(dict)
                 for name, row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -188,7 +195,10 @@ def _other_state(found: Snapshot) -> TabrankError:
 def copy(found: Sequence[Snapshot], log: Path) -> None:
     """Copy snapshots into another log, and set its truncation point to the first."""
     for snapshot in found:
-        shutil.copytree(snapshot.path, log / FOLDER / snapshot.path.name)
+        folder = log / FOLDER / snapshot.path.name
+        folder.mkdir(parents=True)
+        for name in (*snapshot.sha256, META):
+            shutil.copyfile(snapshot.path / name, folder / name)
     if found:
         set_truncation_point(log, found[0].seq)
 
@@ -205,63 +215,66 @@ def write(log: Path, store: Store, schema: Schema, clock: Callable[[], int], ste
     clean_up(log)
     with store.dump() as dump:
         path = folder / f"{dump.seq:020d}"
-        if not path.exists():
+        if not (path / META).exists():
             state = {"state_fingerprint": schema.fingerprint, "surface": schema.surface.text}
             meta = {"format": FORMAT, "seq": dump.seq, "ts_ms": clock(), **state}
-            _write(path, dump.rows, meta, step, put)
+            _write(path, dump.rows, meta, step)
 
 
 def rewrite(snapshot: Snapshot, rows: Iterator[tuple[Entity, str, bytes]]) -> None:
-    """Replace the rows of a snapshot; a reader finds the old or the new folder, each of them whole.
+    """Replace the rows of a snapshot; a reader finds the old or the new ones, each of them whole.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the snapshot is unchanged.
     """
     meta = json.loads((snapshot.path / META).read_text())
-    _write(snapshot.path, rows, meta, lambda: True, swap)
+    _write(snapshot.path, rows, meta, lambda: True)
+    clean_up(snapshot.path.parent.parent)
 
 
-def _write(
-    path: Path,
-    rows: Iterator[tuple[Entity, str, bytes]],
-    meta: dict[str, Any],
-    step: OnStep,
-    publish: Callable[[Path, Path], None],
-) -> None:
-    """Write a draft with synced files and their checksums, and `publish` it, unless `step` ends."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.mkdir()
+def _write(path: Path, rows: Iterator[tuple[Entity, str, bytes]], meta: dict[str, Any], step: OnStep) -> None:
+    """Write files of rows, and then the metadata that names them, unless `step` ends the work."""
+    drafts = {entity: draft_path(path.with_name(f"{path.name}-{stem}")) for entity, stem in STEMS.items()}
     try:
-        if _write_rows(draft, rows, step):
-            meta["sha256"] = {name: _sha256(draft / name) for name in FILES.values()}
-            (draft / META).write_text(json.dumps(meta, indent=2) + "\n")
-            for name in (*FILES.values(), META):
-                sync(draft / name)
-            publish(draft, path)
+        if _write_rows(drafts, rows, step):
+            path.mkdir(exist_ok=True)
+            meta["sha256"] = {}
+            for entity, draft in drafts.items():
+                digest = _sha256(draft)
+                name = f"{STEMS[entity]}-{digest[:12]}.parquet"
+                put(draft, path / name)
+                meta["sha256"][name] = digest
+            sync(path.parent)
+            write_whole(path / META, (json.dumps(meta, indent=2) + "\n").encode())
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+
+
+def leftovers(log: Path) -> Iterator[Path]:
+    """Yield the files of rows that no snapshot has: it was begun, or its rows were replaced."""
+    yield from (log / FOLDER).glob(".*.partial")
+    found = [path for path in (log / FOLDER).glob("*/*") if ROWS.fullmatch(path.name)]
+    for folder in {path.parent for path in found}:
+        # Of a snapshot that is not readable, nobody knows which files it has.
+        with suppress(TabrankError):
+            named = _read(folder).sha256 if (folder / META).exists() else ()
+            yield from (path for path in found if path.parent == folder and path.name not in named)
 
 
 def clean_up(log: Path) -> None:
     """End or undo what a killed process had begun; only with the log's lock."""
-    folder = log / FOLDER
-    for path in folder.glob(f".[0-9]*{ASIDE}"):
-        whole = folder / path.name[1:].removesuffix(ASIDE)
-        if whole.exists():
-            shutil.rmtree(path)
-        else:
-            path.rename(whole)
-    for stale in folder.glob(".[0-9]*.partial"):
-        shutil.rmtree(stale)
+    for path in leftovers(log):
+        path.unlink()
 
 
-def _write_rows(draft: Path, rows: Iterator[tuple[Entity, str, bytes]], step: OnStep) -> bool:
+def _write_rows(drafts: dict[Entity, Path], rows: Iterator[tuple[Entity, str, bytes]], step: OnStep) -> bool:
     """Write the rows; return False if `step` ended the work early."""
-    waiting: dict[Entity, list[tuple[str, bytes]]] = {entity: [] for entity in FILES}
+    waiting: dict[Entity, list[tuple[str, bytes]]] = {entity: [] for entity in drafts}
     with ExitStack() as files:
         writers = {
-            entity: files.enter_context(pq.ParquetWriter(draft / name, SCHEMA, compression="zstd"))
-            for entity, name in FILES.items()
+            entity: files.enter_context(pq.ParquetWriter(draft, SCHEMA, compression="zstd"))
+            for entity, draft in drafts.items()
         }
         for entity, id_, row in rows:
             waiting[entity].append((id_, row))

@@ -24,7 +24,7 @@ from typing import Any
 from serve.contract.errors import ArtifactRefused, TabrankError, nearest
 from serve.contract.validation import json_value
 from serve.model.encoder import Encoder
-from serve.storage.atomic_files import draft_of, sync, write_whole
+from serve.storage.atomic_files import compare_and_set, draft_of, sync
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 CHECKSUM_KEY = "sha256"
 CURRENT = "CURRENT"
 CANARY = "CANARY"
+HISTORY = "HISTORY"
 FILES = (
     "weights.safetensors",
     "encoder.json",
@@ -128,9 +129,9 @@ def load(folder: Path) -> Artifact:
         raise ArtifactRefused(f"artifact {folder}: is a link; name the folder itself")
     artifact = Artifact(folder, _checked(folder, _read(folder, MANIFEST)))
     known = {MANIFEST, *artifact.manifest["files"]}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name not in known:
-            raise ArtifactRefused(f"artifact {folder}: {entry.name} is not named by the manifest; remove it")
+    for path in sorted(folder.iterdir()):
+        if path.name not in known:
+            raise ArtifactRefused(f"artifact {folder}: {path.name} is not named by the manifest; remove it")
     for name in artifact.manifest["files"]:
         artifact.read(name)
     return artifact
@@ -153,7 +154,7 @@ def publish(folder: Path, models: Path) -> str:
     """
     artifact = load(folder)
     target = models / artifact.version
-    if target.exists():
+    if (target / MANIFEST).exists():
         if load(target).manifest != artifact.manifest:
             raise ArtifactRefused(
                 f"artifact {folder}: another artifact is published as {target}; fit again for a new version"
@@ -190,9 +191,12 @@ def point(models: Path, pointer: str, version: str) -> None:
     """
     require(models, version)
     try:
-        write_whole(models / pointer, f"{version}\n".encode())
+        held = (models / pointer).read_bytes() if (models / pointer).exists() else None
+        if compare_and_set(models / pointer, held, f"{version}\n".encode()):
+            return
     except OSError as error:
         raise TabrankError(f"models {models}: {pointer} cannot be written: {error}") from error
+    raise TabrankError(f"models {models}: another process has changed {pointer} meanwhile; retry")
 
 
 def unpoint(models: Path, pointer: str) -> None:
@@ -291,7 +295,7 @@ def _open_plain(path: str, flags: int) -> int:
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
-        with draft_of(folder) as draft:
+        with draft_of(folder, mark=MANIFEST) as draft:
             for name, content in files.items():
                 (draft / name).write_bytes(content)
                 sync(draft / name)

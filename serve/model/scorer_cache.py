@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import ArtifactRefused, ScoringFailed
 from serve.features.matrix import Matrix
 from serve.model.artifact import CANARY, CURRENT, pointed
+from serve.model.mirror import mirror_of
 from serve.model.scorers import Backend, Scorer, load_scorer
 
 # Errors that are the version's fault; other errors are an outage.
@@ -50,7 +51,7 @@ class ModelHolder:
     """Scores matrices with any published version; keeps the most recently used ones loaded."""
 
     def __init__(self, models: Path, backend: Backend) -> None:
-        self._models = models
+        self._mirror = mirror_of(models)
         self._backend = backend
         self._held: OrderedDict[str, Scorer] = OrderedDict()
         self._loading = asyncio.Lock()
@@ -76,9 +77,9 @@ class ModelHolder:
     def load_current(self) -> None:
         """Load the promoted version, if there is one, and the canary unless it is refused."""
         with contextlib.suppress(ArtifactRefused):
-            if version := pointed(self._models, CANARY):
+            if version := pointed(self._mirror.folder, CANARY):
                 self.load(version)
-        if version := pointed(self._models, CURRENT):
+        if version := pointed(self._mirror.folder, CURRENT):
             self.load(version)
 
     def score_packed(self, version: str, payload: bytes) -> bytes:
@@ -100,7 +101,11 @@ class ModelHolder:
         return timed(packed, (time.perf_counter() - begun) * 1e3)
 
     def _loaded(self, version: str) -> Scorer:
-        return load_scorer(self._models / version, self._backend)
+        folder = self._mirror.folder / version
+        if not folder.exists():
+            # Another replica may have seen it published before this one.
+            self._mirror.pull()
+        return load_scorer(folder, self._backend)
 
     def _hold(self, version: str, scorer: Scorer) -> None:
         self._held[version] = scorer

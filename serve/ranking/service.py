@@ -25,6 +25,7 @@ from serve.features.rows import Schema
 from serve.features.slots import F32
 from serve.log.events import MAX_CALL_BYTES, IngestResult
 from serve.model.artifact import Artifact
+from serve.model.mirror import mirror_of
 from serve.model.scorer_cache import ModelHolder
 from serve.ranking.admission import Admission
 from serve.ranking.assignment import assign
@@ -41,6 +42,7 @@ from serve.ranking.telemetry import Metrics
 from serve.ranking.utility import Weighings
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.monitor import CallScorer, RolloutMonitor
+from serve.storage.bucket import place
 from serve.stores.candidate_table import CandidateTable
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
@@ -97,7 +99,8 @@ class RankingService:
         self.live = CandidateTable(self.schema, self.declared.open)
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
-        self.models = ActiveModels(base / args.models, features, peers.load)
+        self._models_folder = mirror_of(place(args.models, base)).folder
+        self.models = ActiveModels(self._models_folder, features, peers.load)
         # What fails for reasons alone must not end the scoring of rankings.
         call, call_for_reasons = _guarded(peers), _guarded(peers)
         score, self._score_reasons = call, call_for_reasons
@@ -146,9 +149,7 @@ class RankingService:
                 surface does not have, or weighs an outcome that its version does not predict; the
                 settings do not change.
         """
-        for path, error in config.misfits(
-            self.surface, self.base / self.args.models, of_pointers=of_pointers
-        ):
+        for path, error in config.misfits(self.surface, self._models_folder, of_pointers=of_pointers):
             raise TabrankError(f"{show(('user_config', *path))}: {error}")
         self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from serve.model.artifact import VERSION
-from serve.storage.atomic_files import write_whole
+from serve.contract.errors import TabrankError
+from serve.model.artifact import HISTORY, VERSION
+from serve.storage.atomic_files import compare_and_set
 
-HISTORY = "HISTORY"
 # Keep the last 1,000 entries.
 MAX_ENTRIES = 1_000
 
@@ -91,12 +91,18 @@ def read(models: Path) -> History:
     Raises:
         OSError: the file cannot be read.
     """
-    try:
-        lines = (models / HISTORY).read_bytes().splitlines()
-    except FileNotFoundError:
-        return History()
+    return _decoded(_content(models) or b"")
+
+
+def _content(models: Path) -> bytes | None:
+    with contextlib.suppress(FileNotFoundError):
+        return (models / HISTORY).read_bytes()
+    return None
+
+
+def _decoded(content: bytes) -> History:
     entries = []
-    for line in lines:
+    for line in content.splitlines():
         with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             entries.append(_decoder.decode(line))
     return History(tuple(entries))
@@ -107,9 +113,13 @@ def append(models: Path, entry: HistoryEntry) -> None:
 
     Raises:
         OSError: the file cannot be written, or cannot be read; it must not be replaced by one line.
+        TabrankError: another process has changed it meanwhile.
     """
-    entries = [*read(models).entries, entry][-MAX_ENTRIES:]
-    write_whole(models / HISTORY, b"".join(msgspec.json.encode(each) + b"\n" for each in entries))
+    held = _content(models)
+    entries = [*_decoded(held or b"").entries, entry][-MAX_ENTRIES:]
+    new = b"".join(msgspec.json.encode(each) + b"\n" for each in entries)
+    if not compare_and_set(models / HISTORY, held, new):
+        raise TabrankError(f"models {models}: another process has changed {HISTORY} meanwhile; retry")
 
 
 class CachedHistory:

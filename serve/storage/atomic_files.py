@@ -1,31 +1,35 @@
-"""Atomic writes: files and folders get their name only once they are complete; and file locks."""
+"""Atomic writes: files and folders get their name only once they are complete; and file locks.
+
+Paths may be in a bucket. There a file is written whole by one request, a folder is whole once a
+named file is in it, and the draft of either is in the local cache.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import glob
 import os
+import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
+from serve.storage.bucket import BucketPath, cache_folder
 
 # Umask of processes that write viewers' data, and of their children: files 0600, folders 0700.
 PRIVATE = 0o077
-# Linux's AT_FDCWD and RENAME_EXCHANGE.
-AT_CWD, EXCHANGE = -100, 2
-# End of the name under which `swap` keeps a folder for a moment.
-ASIDE = ".aside"
 # Look this often whether a lock is free.
 LOOK_S = 0.01
+# The lock of one file is held for the time of a read and a write.
+LOCK_S = 10.0
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -34,10 +38,31 @@ def write_whole(path: Path, content: bytes) -> None:
         draft.write_bytes(content)
 
 
+def compare_and_set(path: Path, held: bytes | None, new: bytes) -> bool:
+    """Write a file durably if its content still is `held`, None for no file; return whether it was.
+
+    On a disk, the caller holds a lock that all who write the file take.
+    """
+    if isinstance(path, BucketPath):
+        return path.swap(held, new)
+    if (path.read_bytes() if path.exists() else None) != held:
+        return False
+    write_whole(path, new)
+    return True
+
+
+def file_lock(path: Path) -> AbstractContextManager[None]:
+    """Hold the lock under which a file is compared and set; in a bucket there is none."""
+    if isinstance(path, BucketPath):
+        return nullcontext()
+    busy = f"{path}: another process holds its lock; try again"
+    return exclusive(path.with_name(f".{path.name.lower()}.lock"), busy, LOCK_S)
+
+
 @contextmanager
 def file_draft_of(path: Path) -> Iterator[Path]:
-    """Yield a new file's path; the file is put at `path` when the block ends without an error."""
-    draft = path.with_name(f".{path.name}.partial")
+    """Yield a new local path; its file is put at `path` when the block ends without an error."""
+    draft = draft_path(path)
     try:
         yield draft
         put(draft, path)
@@ -46,33 +71,52 @@ def file_draft_of(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def draft_path(path: Path) -> Path:
+    """Return the local path for a draft of a file."""
+    if isinstance(path, BucketPath):
+        return cache_folder() / f".{secrets.token_hex(8)}-{path.name}"
+    return path.with_name(f".{path.name}.partial")
+
+
 def put(draft: Path, path: Path) -> None:
     """Fsync a draft (a file, or a folder of synced files), rename it, and fsync the parent folder.
 
     Afterwards the files that it replaces can be deleted safely.
     """
+    if isinstance(path, BucketPath):
+        path.put(draft)
+        return
     sync(draft)
     draft.replace(path)
     sync(path.parent)
 
 
-def swap(draft: Path, folder: Path) -> None:
-    """Exchange a folder of synced files and a draft of it, durably.
+def put_once(draft: Path, path: Path) -> bool:
+    """Put a draft at `path` unless a file is there; return whether none was."""
+    if not isinstance(path, BucketPath):
+        is_new = not path.exists()
+        if is_new:
+            put(draft, path)
+        return is_new
+    with suppress(FileExistsError):
+        path.put(draft, "create")
+        return True
+    return False
 
-    It is atomic, except on file systems such as NFS that cannot exchange: there the folder is
-    missing for a moment, and a crash in it leaves the folder under a name that ends in `ASIDE`.
-    """
-    names = os.fsencode(draft), os.fsencode(folder)
-    sync(draft)
-    if ctypes.CDLL(None).renameat2(AT_CWD, names[0], AT_CWD, names[1], EXCHANGE):
-        aside = folder.rename(folder.with_name(f".{folder.name}{ASIDE}"))
-        draft.rename(folder)
-        aside.rename(draft)
-    sync(folder.parent)
+
+def remove_folder(folder: Path, mark: str) -> None:
+    """Remove a folder that is whole as long as the file `mark` is in it: this one first."""
+    (folder / mark).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        path.unlink(missing_ok=True)
+    if not isinstance(folder, BucketPath):
+        folder.rmdir()
 
 
 def sync(path: Path) -> None:
-    """Fsync a file, or the names in a folder."""
+    """Fsync a file, or the names in a folder; what is in a bucket is durable."""
+    if isinstance(path, BucketPath):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,13 +125,22 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def draft_of(out: Path, mode: int = 0o777) -> Iterator[Path]:
-    """Yield a new folder that is renamed to `out` when the block ends without an error.
+def draft_of(out: Path, mode: int = 0o777, *, mark: str = "") -> Iterator[Path]:
+    """Yield a new local folder that becomes `out` when the block ends without an error.
+
+    In a bucket, its files are written one after another, and the file `mark` as the last: without
+    it, the folder is not whole.
 
     Raises:
         TabrankError: `out` exists or cannot be created.
     """
-    refuse_existing(out)
+    refuse_existing(out / mark if isinstance(out, BucketPath) else out)
+    if isinstance(out, BucketPath):
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            yield (draft := Path(folder))
+            for path in sorted(filter(Path.is_file, draft.rglob("*")), key=lambda path: path.name == mark):
+                put(path, out / path.relative_to(draft))
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname().replace(".", "-") or "localhost"
     for stale in out.parent.glob(f".*.{glob.escape(host)}.*.partial"):
@@ -114,6 +167,10 @@ def exclusive(lock: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
         TabrankError: with the message `busy`, if another process holds it for `wait_s`, or if the
             folder cannot be written to.
     """
+    if isinstance(lock, BucketPath):
+        with lock.locked(busy, wait_s):
+            yield
+        return
     until = time.monotonic() + wait_s
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.features.rows import Schema
-from serve.log.snapshots import FOLDER, META, Snapshot, clean_up, rewrite, snapshots
+from serve.log.snapshots import FOLDER, META, Snapshot, clean_up, leftovers, rewrite, snapshots
 from serve.model import artifact
-from serve.storage.atomic_files import ASIDE, exclusive
+from serve.storage.atomic_files import exclusive
 from training.erasure.states import find_store, forget_in_store, forgotten
 from training.erasure.tables import ORDER, ErasedViewers
 
@@ -111,9 +111,9 @@ def forget(
 def _snapshots(log: Path, erased: ErasedViewers) -> list[tuple[Snapshot, Schema, int]]:
     """Return each snapshot with rows of the viewers, the schema of its state, and their number."""
     found, known, folder = [], snapshots(log), log / FOLDER
-    # All but those that `clean_up` ends.
-    begun = *folder.glob(".[0-9]*.partial"), *folder.glob(f".[0-9]*{ASIDE}")
-    if strays := {*folder.glob("*/")}.difference(begun, (snapshot.path for snapshot in known)):
+    # Or not written to the end: `clean_up` deletes those.
+    held = {path.parent for path in set(folder.glob("*/*")).difference(leftovers(log))}
+    if strays := held.difference(snapshot.path for snapshot in known):
         raise TabrankError(
             f"{min(strays)}: not readable as a snapshot, and may hold these viewers; restore its {META} from a backup, "
             "or move it out of the log; then run the command again"

@@ -13,6 +13,7 @@ from serve.config.settings import POPULAR, AppArgs, Arm, Experiment
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
 from serve.contract.validation import one_of, typed
+from serve.storage.bucket import place
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def declared(path: Path, name: str) -> tuple[Declared, AppArgs | None]:
     found = list(_experiments(path, name))
     for where, given, args in found:
         if given.get("name") == name:
-            models = path.parent / (args.models if args else AppArgs.models)
+            models = place(args.models if args else AppArgs.models, path.parent)
             return Declared(**vars(read(Experiment, given, where)), source=str(path), models=models), args
     return Declared(name), found[0][2] if len(found) == 1 else None
 

@@ -13,7 +13,7 @@ from serve.contract.validation import duration_ms
 from serve.features.surface import load_surface
 from serve.model.artifact import current
 from serve.report.rows import columns
-from training.terminal import PARTS, PUBLISHED, LogFolder, Models, Seed, SurfaceName
+from training.terminal import PARTS, PUBLISHED, LogFolder, Models, Seed, SurfaceName, anywhere
 
 Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
 MostUs = Annotated[
@@ -33,7 +33,7 @@ def search(
     teachers: Teachers = 4,
     models: Annotated[
         Path | None,
-        typer.Option(help="Start from the current model in this folder; publish the winner if it passes."),
+        anywhere(help="Start from the current model in this folder; publish the winner if it passes."),
     ] = None,
     margin: Margin = 0.01,
     seed: Seed = 0,

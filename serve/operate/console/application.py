@@ -13,9 +13,11 @@ from typing import Any
 
 import msgspec
 
+from serve.model.mirror import mirror_of
 from serve.operate.status.report import Report
 from serve.rollout import history
 from serve.rollout.registry import ModelRegistry
+from serve.storage.bucket import is_bucket, place
 
 NUM_CHANGES, NUM_NEWEST = 8, 20
 LOGGED = ["ts_ms", "viewer", "candidates", "context", "stated", "pinned"]
@@ -41,15 +43,18 @@ class Application:
 
         The report is one that `training experiment report` wrote beside the log, or None.
         """
-        out, changes = self.log.parent / self.experiment, history.read(self.models).entries
-        reports = (_read(folder / "report.json") for folder in (out, self.log.parent / "report"))
+        # Reports are on the disk: of a log in a bucket, beside the configuration.
+        beside = self.config.parent if is_bucket(str(self.log)) else self.log.parent
+        out, models = beside / self.experiment, mirror_of(self.models).folder
+        changes = history.read(models).entries
+        reports = (_read(folder / "report.json") for folder in (out, beside / "report"))
         ours = (report for report in reports if report.get("experiment") == self.experiment)
         return {
             "name": self.name,
             "experiment": self.experiment,
             **{key: _shown(getattr(self, key)) for key in ("config", "log", "models")},
             "out": _shown(out),
-            "versions": ModelRegistry(self.models).table(),
+            "versions": ModelRegistry(models).table(),
             "changes": msgspec.to_builtins(changes[: -NUM_CHANGES - 1 : -1]),
             "report": next(ours, None) if self.experiment else None,
         }
@@ -92,7 +97,7 @@ def applications(found: Report, deployed: Mapping[str, Any]) -> list[Application
 
     def application(name: str, url: str) -> Application:
         given = args.get(name, {})
-        log, models = (config.parent / given.get(key, f"var/{key}") for key in ("log", "models"))
+        log, models = (place(given.get(key, f"var/{key}"), config.parent) for key in ("log", "models"))
         experiment = found.surfaces.get(name, {}).get("experiment") or {}
         return Application(name, url, config, log, models, experiment.get("name", ""), given.get("clock", ""))
 

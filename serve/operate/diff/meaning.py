@@ -28,6 +28,7 @@ from serve.operate.diff.difference import Change, Difference, Document, Meaning,
 from serve.operate.host.field import Path, get
 from serve.operate.host.running_service import RunningService
 from serve.operate.status.vitals import median_ms
+from serve.storage.bucket import place
 from serve.stores.protocol import shown
 
 SENTENCES = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
@@ -123,7 +124,7 @@ def _log_days(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanin
 
     # 0 keeps all.
     if 0 < (days := new.args.keep_log_days) < (old.args.keep_log_days or math.inf):
-        log, before_s = new.base / new.args.log, time.time() - days * DAY_S
+        log, before_s = place(new.args.log, new.base), time.time() - days * DAY_S
         cuts = [snapshot.seq for snapshot in snapshots(log) if snapshot.ts_ms <= before_s * 1e3]
         num_bytes = sum(path.stat().st_size for path in replaced(log, max(cuts, default=0)))
         day = time.strftime("%Y-%m-%d", time.gmtime(before_s))

@@ -10,9 +10,12 @@ import typer
 
 from serve.contract.commands import Address, AnyRunFolder, Json, answer
 from serve.contract.errors import TabrankError
+from serve.storage.bucket import place
 
 models = typer.Typer(no_args_is_help=True)
-Folder = Annotated[Path, typer.Option("--models", help="The folder of published artifacts.")]
+Folder = Annotated[
+    Path, typer.Option("--models", parser=place, metavar="PATH", help="The folder of published artifacts.")
+]
 Version = Annotated[str, typer.Argument(help="A published version; `list` names them.")]
 Reason = Annotated[str, typer.Option(help="The reason, stored with the version.")]
 MODELS = Path("var/models")

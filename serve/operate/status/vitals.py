@@ -14,6 +14,7 @@ import msgspec
 
 from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
+from serve.model.mirror import mirror_of
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.running_service import RemoteService
 from serve.operate.host.service_state import Probe, ServiceChange, ServiceState, fields_of, iso
@@ -22,6 +23,7 @@ from serve.operate.status.causes import DOWN, causes, health
 from serve.operate.status.report import Cause, Report
 from serve.operate.status.scrape import PageHistory, read_pages
 from serve.rollout import history as releases
+from serve.storage.bucket import place
 
 # The variable with a key. Without it, the /v1/model of a service with keys is unknown.
 API_KEY = "TABRANK_API_KEY"
@@ -121,7 +123,8 @@ def _changes(found: Report, now: datetime) -> list[ServiceChange]:
         changes += [ServiceChange(at, f"{name} restarted") for at in one.times[:-1]]
     service = RunFolder(Path(found.run)).service() if found.run else None
     for app in service.document.get("applications", ()) if service else ():
-        models = Path(found.config).parent / (app.get("args") or {}).get("models", "var/models")
+        named = (app.get("args") or {}).get("models", "var/models")
+        models = mirror_of(place(named, Path(found.config).parent)).folder
         with contextlib.suppress(OSError):
             changes += [_released(entry) for entry in releases.read(models).entries[-MAX_CHANGES:]]
     recent = [one for one in changes if now - datetime.fromisoformat(one.at) < CHANGES_WITHIN]

@@ -19,7 +19,7 @@ from serve.log.lease import types_of
 from serve.log.reader import TABLES, read_log, read_table
 from serve.log.retention import replaced
 from serve.log.segments import Segments, last_arrival_ms, log_end
-from serve.storage.atomic_files import put
+from serve.storage.atomic_files import put_once
 from tests.support.small_surface import TOML
 
 # Fewer than in production, because each segment is synced to disk.
@@ -144,13 +144,13 @@ def test_a_crash_before_the_others_are_deleted_repeats_no_record(segments, surfa
         draft.replace(path)
         raise OSError("the end")
 
-    monkeypatch.setattr(serve.log.segments, "put", cut_short)
+    monkeypatch.setattr(serve.log.segments, "put_once", cut_short)
     with pytest.raises(OSError, match="the end"):
         compact(segments)
     assert len(read_table(segments.folder, "viewers")[1]) == 2 + 2 * MIN_SEGMENTS
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
-    monkeypatch.setattr(serve.log.segments, "put", put)
+    monkeypatch.setattr(serve.log.segments, "put_once", put_once)
     compact(segments)
     after = read_log(segments.folder, surface)
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)

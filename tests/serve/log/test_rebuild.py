@@ -136,7 +136,7 @@ def test_a_whole_log_gives_a_changed_state_all_of_its_records(tmp_path, log_fold
 
 
 def test_a_damaged_newest_snapshot_is_refused_with_the_way_out(service):
-    (snapshots(service.folder / "log")[-1].path / "viewers.parquet").write_bytes(b"what was left of it")
+    snapshots(service.folder / "log")[-1].file("viewer").write_bytes(b"what was left of it")
     with pytest.raises(TabrankError, match=r"damaged .* another snapshot is then used"):
         built(service)
     shutil.rmtree(snapshots(service.folder / "log")[-1].path)

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shutil
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -190,7 +189,7 @@ def test_a_segment_that_goes_on_after_the_horizon_stays(service, monkeypatch):
     assert_same_state(service.stored(), replay)
 
 
-@pytest.mark.parametrize("step", ["rows", "put", "set_truncation_point", "unlink", "rmtree"])
+@pytest.mark.parametrize("step", ["rows", "put", "set_truncation_point", "unlink", "remove_folder"])
 def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     service.run(one_more)
     exposures = set(service.log().exposures["request_id"].to_pylist())
@@ -212,7 +211,7 @@ def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     elif step == "unlink":
         monkeypatch.setattr(serve.log.retention, "set_truncation_point", set_truncation_point)
     else:
-        monkeypatch.setattr(serve.log.retention, "shutil", SimpleNamespace(rmtree=end))
+        monkeypatch.setattr(serve.log.retention, "remove_folder", end)
     with pytest.raises(OSError, match="the end"):
         service.tend(now_ms)
     monkeypatch.undo()
@@ -273,14 +272,14 @@ def test_a_log_goes_on_from_the_first_snapshot_of_a_state_that_changed(service):
 def test_a_damaged_snapshot_is_refused_and_nothing_deleted_for_it(service):
     log = service.folder / "log"
     first, second, *_ = snapshots(log)
-    (second.path / "viewers.parquet").write_bytes(b"what was left of it")
+    second.file("viewer").write_bytes(b"what was left of it")
     before = numbers(service)
-    with pytest.raises(TabrankError, match=r"viewers.parquet: damaged"):
+    with pytest.raises(TabrankError, match=r"viewers-.*parquet: damaged"):
         service.tend(second.ts_ms + KEEP_DAYS * DAY_MS)
     assert numbers(service) == before
     service.replay()
-    (first.path / "candidates.parquet").unlink()
-    with pytest.raises(TabrankError, match=r"candidates.parquet: cannot be read"):
+    first.file("candidate").unlink()
+    with pytest.raises(TabrankError, match=r"candidates-.*parquet: cannot be read"):
         service.replay()
     for snapshot in snapshots(log):
         shutil.rmtree(snapshot.path)
@@ -407,5 +406,5 @@ def test_a_row_group_of_a_snapshot_holds_a_bounded_number_of_bytes(log_folder, t
     serve.log.snapshots.write(tmp_path / "log", store, Schema(service.surface), lambda: 0, lambda: True)
     store.close()
     (snapshot,) = snapshots(tmp_path / "log")
-    with pq.ParquetFile(snapshot.path / "candidates.parquet") as file:
+    with pq.ParquetFile(snapshot.file("candidate")) as file:
         assert (file.metadata.num_rows, file.metadata.num_row_groups) == (4, 2)

@@ -1,0 +1,96 @@
+"""Mirror: a local copy of a models folder in a bucket, which follows it.
+
+A replica looks at pointers and versions five times a second, and must not wait for a bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import threading
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from serve.contract.errors import TabrankError
+from serve.model.artifact import CANARY, CURRENT, HISTORY, MANIFEST, VERSION
+from serve.storage.atomic_files import draft_of, exclusive, write_whole
+from serve.storage.bucket import BucketPath, cache_folder
+
+log = logging.getLogger("tabrank")
+# Look for changes this often: a promotion takes effect so much later.
+PULL_S = 1.0
+# Another process of this machine, with the same mirror, may be copying a version.
+LOCK_S = 60.0
+
+
+class Mirror:
+    """Local folder with the models of a folder, which is that folder itself if it is local.
+
+    A version is copied once it is whole, and before a pointer names it. While the bucket cannot be
+    read, the copy stays as it is, also for processes that start then.
+    """
+
+    def __init__(self, models: Path) -> None:
+        self.folder = models
+        self._models = models
+        self._is_told = False
+        if isinstance(models, BucketPath):
+            name = hashlib.sha256(str(models).encode()).hexdigest()[:16]
+            self.folder = cache_folder() / "models" / name
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._follow()
+            threading.Thread(target=self._run, daemon=True).start()
+
+    def pull(self) -> None:
+        """Bring the copy up to date, if it is one.
+
+        Raises:
+            OSError, TabrankError: the bucket cannot be read, or the disk cannot be written to.
+        """
+        if not isinstance(self._models, BucketPath):
+            return
+        with exclusive(self.folder / ".lock", f"{self.folder}: another process is copying models", LOCK_S):
+            # Read before the list: what they name is then in it.
+            pointers = {name: _content(self._models / name) for name in (HISTORY, CURRENT, CANARY)}
+            found = [path.relative_to(self._models).parts for path in self._models.glob("*/*")]
+            whole = {version for version, name in found if name == MANIFEST and VERSION.fullmatch(version)}
+            for version in sorted(whole):
+                if not (self.folder / version).exists():
+                    with draft_of(self.folder / version) as draft:
+                        for file in (self._models / version).iterdir():
+                            shutil.copyfile(file, draft / file.name)
+            for name, content in pointers.items():
+                if content is None:
+                    (self.folder / name).unlink(missing_ok=True)
+                elif content != _content(self.folder / name):
+                    write_whole(self.folder / name, content)
+            for path in self.folder.iterdir():
+                if VERSION.fullmatch(path.name) and path.name not in whole:
+                    shutil.rmtree(path)
+
+    def _run(self) -> None:
+        while not threading.Event().wait(PULL_S):
+            self._follow()
+
+    def _follow(self) -> None:
+        try:
+            self.pull()
+            self._is_told = False
+        except (OSError, TabrankError) as error:
+            if not self._is_told:
+                log.warning("%s cannot be followed, its copy is used as it is: %s", self._models, error)
+            self._is_told = True
+
+
+@cache
+def mirror_of(models: Path) -> Mirror:
+    """Return the mirror of a models folder: one a process."""
+    return Mirror(models)
+
+
+def _content(path: Path) -> bytes | None:
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
