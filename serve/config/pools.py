@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from serve.config.node import Node
-from serve.contract.typed_reader import STRICT, Between
+from serve.contract.errors import TabrankError
+from serve.contract.typed_reader import STRICT, Between, checked_by
 
 # The pool of the machine with Ray's controller.
 HEAD = "head"
 Count = Annotated[int, Between(0, 100_000)]
 # Name of a pool or cluster, valid in Kubernetes.
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+TAINT = re.compile(
+    r"(?P<key>[-./\w]+)(=(?P<value>[-.\w]*))?:(?P<effect>NoSchedule|PreferNoSchedule|NoExecute)"
+)
+
+
+def taint(text: object, place: str) -> object:
+    """Return a taint; raise TabrankError if it is none."""
+    if isinstance(text, str) and not TAINT.fullmatch(text):
+        raise TabrankError(
+            f"{place}: {text!r} must be KEY:EFFECT or KEY=VALUE:EFFECT, as `kubectl taint` writes it, with the "
+            "effect NoSchedule, PreferNoSchedule or NoExecute"
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,8 @@ class NodePool:
         min_nodes: Machines that always run.
         max_nodes: Most machines.
         num_gpus: GPUs of each machine.
+        labels: Labels that Kubernetes' machines of this pool have, and others lack.
+        taints: Taints of these machines, such as "dedicated=ranking:NoSchedule".
     """
 
     __pydantic_config__ = STRICT
@@ -32,6 +49,8 @@ class NodePool:
     min_nodes: Count
     max_nodes: Count
     num_gpus: Count = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Annotated[str, checked_by(taint)], ...] = ()
 
 
 def read_pools(root: Node) -> dict[str, NodePool]:
