@@ -1,5 +1,6 @@
 # The service's image, for KubeRay: docker build --tag REGISTRY/tabrank:0.1 .
-# With a scorer on GPUs: --build-arg EXTRAS=redis,torch. The image holds no secret; tokens and
+# With models and log in a bucket: --build-arg EXTRAS=redis,bucket. With a scorer on GPUs:
+# --build-arg EXTRAS=redis,torch. The image holds no secret; tokens and
 # passwords come when it runs. A base named by its digest stays the same:
 # --build-arg BASE=python:3.11-slim@sha256:… (from docker buildx imagetools inspect).
 ARG BASE=python:3.11-slim

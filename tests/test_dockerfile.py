@@ -44,7 +44,8 @@ def test_its_extras_exist():
 
 def test_it_runs_as_the_pods_do():
     golden = (ROOT / "tests/serve/operate/render/rayservice.golden.yaml").read_text()
-    head = next(yaml.safe_load_all(golden))["spec"]["rayClusterConfig"]["headGroupSpec"]
+    service = next(one for one in yaml.safe_load_all(golden) if one["kind"] == "RayService")
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]
     assert arguments("USER") == [str(head["template"]["spec"]["securityContext"]["runAsUser"])]
     assert arguments("WORKDIR")[-1] == HOME
 

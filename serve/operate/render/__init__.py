@@ -1,4 +1,4 @@
 """`serve render`: write the RayService or the systemd unit of a service.
 
-Imports `operate.host`, and the layers from `runtime` down.
+Imports `operate.host`, the rules of `operate.observe`, and the layers from `runtime` down.
 """

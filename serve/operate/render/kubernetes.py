@@ -1,8 +1,9 @@
-"""Render the RayService for KubeRay, with its NetworkPolicy, from `cluster.yaml`."""
+"""Render the RayService for KubeRay, and the objects beside it, from `cluster.yaml`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from math import ceil
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,17 +15,19 @@ from serve.config.pools import HEAD, NodePool
 from serve.config.reader import Config
 from serve.config.settings import AppArgs
 from serve.contract.errors import TabrankError
+from serve.operate.render.companions import after, before
 from serve.operate.render.manifests import HOME, Manifests
 from serve.operate.render.options import Kubernetes
+from serve.storage.bucket import is_bucket
 
 
 def kubernetes(config: Config, options: Kubernetes) -> str:
-    """Return the text of both objects; raise TabrankError where pods cannot serve the file."""
+    """Return the text of the objects; raise TabrankError where pods cannot serve the file."""
     workers = dict(config.nodes)
     head = workers.pop(HEAD, None)
     if head is None:
         raise TabrankError(f"{config.path}: nodes: the pool {HEAD!r} is missing; add it for Ray's controller")
-    stores = []
+    servers, folders = [], []
     for i, application in enumerate(config.serve["applications"]):
         if application["import_path"] == OUR_APPLICATION:
             where = f"{config.path}: applications[{i}]"
@@ -33,16 +36,18 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
             _refuse_without_keys(where, application)
             if "://" in args.store:
                 _refuse_secrets(f"{where}.args", args.store)
-                stores.append(args.store)
+                servers.append(_server(args.store))
+            elif not _mounted(folder := args.store.removeprefix("lmdb:"), options):
+                folders.append(str(PurePosixPath(HOME) / folder))
     several = any(pool.max_nodes for pool in workers.values())
     if several:
         _refuse_excess_replicas(config, workers)
-    redis = options.redis or next(map(_server, stores), None)
-    if several and not redis:
+    if options.redis in servers:
         raise TabrankError(
-            "--redis is missing: name HOST:PORT of the server that keeps Ray's state when the head is lost"
+            f"--redis {options.redis} is the store's server, whose load and loss would reach Ray's state too; name "
+            "another one, or leave --redis out and one is rendered"
         )
-    # A pod listens on all addresses, behind the NetworkPolicy.
+    # A pod listens on all addresses, behind the network policy.
     serve = {**config.serve, "http_options": {**config.serve.get("http_options", {}), "host": "0.0.0.0"}}
     if several:
         # Each serving pod runs an HAProxy, and Kubernetes balances over them.
@@ -54,12 +59,35 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
         has_workers=several,
         port=config.port,
         serve_config=yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
-        redis=redis,
-        has_store_password=bool(stores),
+        shutdown_s=_shutdown_s(config),
+        has_store_password=bool(servers),
+        # One volume for each folder, which two applications may share.
+        stores={f"{options.name}-store-{i}": one for i, one in enumerate(dict.fromkeys(folders))},
     )
-    comments = "".join(f"# {note}\n" for note in manifests.notes(config.path.name))
-    objects = manifests.ray_service(), manifests.network_policy()
+    objects = *before(manifests), manifests.ray_service(), *after(manifests)
+    comments = "".join(f"# {note}\n" for note in _notes(manifests, config.path.name))
     return comments + yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def _notes(manifests: Manifests, file: str) -> Iterator[str]:
+    """Yield what to know and to do before the objects are applied."""
+    options, several = manifests.options, manifests.has_workers
+    create = f"kubectl create secret generic -n {options.namespace}"
+    gates = "RayClusterNetworkPolicy" + (" and RayClusterMTLS" if options.ray_tls else "")
+    yield f"RayService and what it needs, rendered from {file}: edit that file. Needs KubeRay 1.7 or newer"
+    yield f"with the feature gate {gates}, and Prometheus' operator."
+    yield f"The service is {options.name}-serve-svc.{options.namespace}:{manifests.port}; terminate TLS before it."
+    yield f"First: {create} {options.token_secret_name} --from-literal=auth_token=$(openssl rand -hex 32)"
+    keys = ["--from-file=password=FILE"] * manifests.has_store_password
+    if keys := keys + ["--from-file=ray-password=FILE"] * several:
+        yield " ".join([f"and: {create} {options.redis_secret_name}", *keys])
+    if options.host:
+        yield f"and: the Secret {options.tls_secret_name}, the certificate of {options.host}."
+    for claim, _ in options.volume or ():
+        yield f"and: the PersistentVolumeClaim {claim}, {'ReadWriteMany' if several else 'ReadWriteOnce'}."
+    for name, pool in manifests.workers.items():
+        if pool.min_nodes == 1:
+            yield f"The pool {name} may have one pod, whose node cannot be drained without a gap: set min_nodes 2."
 
 
 class Dumper(yaml.SafeDumper):
@@ -102,19 +130,29 @@ def _refuse_without_keys(where: str, application: Mapping[str, Any]) -> None:
 
 
 def _refuse_unmounted_paths(where: str, args: AppArgs, options: Kubernetes) -> None:
-    folders = [PurePosixPath(folder) for _, folder in options.volume or ()]
     paths = {"models": args.models, "log": args.log}
     if args.surface.endswith(".toml"):
         paths["surface"] = args.surface
-    if args.store.startswith("lmdb:"):
-        paths["store"] = args.store.removeprefix("lmdb:")
     for key, path in paths.items():
-        full = PurePosixPath(HOME) / path
-        if not any(full.is_relative_to(folder) for folder in folders):
+        # A bucket needs no volume: the service account opens it.
+        if not is_bucket(path) and not _mounted(path, options):
+            full = PurePosixPath(HOME) / path
             raise TabrankError(
                 f"{where}.{key}: {full} would be lost with its pod; name its claim with "
-                f"--volume CLAIM={full if key == 'store' else full.parent}"
+                f"--volume CLAIM={full.parent}"
             )
+
+
+def _mounted(path: str, options: Kubernetes) -> bool:
+    """Return whether a path is inside a volume that an option names."""
+    return any((PurePosixPath(HOME) / path).is_relative_to(folder) for _, folder in options.volume or ())
+
+
+def _shutdown_s(config: Config) -> int:
+    """Return the longest time that a replica may take to stop."""
+    deployments = (one for app in config.serve["applications"] for one in app.get("deployments") or ())
+    # Ray's default is 20 s.
+    return ceil(max([20.0, *(float(one.get("graceful_shutdown_timeout_s") or 0) for one in deployments)]))
 
 
 def _refuse_excess_replicas(config: Config, workers: Mapping[str, NodePool]) -> None:

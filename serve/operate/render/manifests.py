@@ -1,13 +1,14 @@
-"""The RayService of KubeRay and the NetworkPolicy of its pods, as Kubernetes takes them."""
+"""The RayService of KubeRay, as Kubernetes takes it, with the network policy of its pods."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from serve.config.pools import HEAD, NodePool
+from serve.config.pools import HEAD, TAINT, NodePool
 from serve.operate.host.environment import rendered_environment
 from serve.operate.render.options import Kubernetes
 
@@ -18,15 +19,25 @@ HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}
 # The ports of the head alone: Ray's controller, its dashboard and its client.
 HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 METRICS_PORT = 8080
+# Serve's proxies and HAProxy may take these times, one after the other, when they stop.
+PROXY_TIMES = ("PROXY_MIN_DRAINING_PERIOD", "HAPROXY_HARD_STOP_AFTER")
+SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+
+# A replica that replaces one of a pod that stops has this time to start, on a node with room.
+REPLACEMENT_S = 60
+# Kubernetes and load balancers take this time to send a stopping pod nothing new.
+UNROUTED_S = 10
+DRAIN = Path(__file__).with_name("templates") / "drain.sh"
 
 
 @dataclass(frozen=True)
 class Manifests:
-    """What the objects are made from.
+    """What the RayService is made from.
 
-    `serve_config` is the text of the Serve document. With `has_workers` replicas run on workers,
-    and none on the head. `redis` keeps Ray's state, and `has_store_password` says that pods need
-    the password of a store.
+    `serve_config` is the text of the Serve document, whose replicas stop within `shutdown_s`. With
+    `has_workers` replicas run on workers, and none on the head. `has_store_password` says that pods
+    need the password of a store. `stores` are the folders of embedded stores, by the claims of
+    their volumes.
     """
 
     options: Kubernetes
@@ -35,41 +46,14 @@ class Manifests:
     has_workers: bool
     port: int
     serve_config: str
-    redis: str | None
+    shutdown_s: int
     has_store_password: bool
-
-    @property
-    def _metadata(self) -> Object:
-        return {"name": self.options.name, "namespace": self.options.namespace, "labels": self._labels}
-
-    @property
-    def _labels(self) -> Object:
-        """The labels of all pods of the service, in both clusters of an upgrade."""
-        return {"app.kubernetes.io/name": "tabrank", "app.kubernetes.io/instance": self.options.name}
-
-    @property
-    def _password(self) -> Object:
-        return {"valueFrom": {"secretKeyRef": {"name": self.options.redis_secret_name, "key": "password"}}}
-
-    def notes(self, file: str) -> list[str]:
-        """Return what to know and to do before the objects are applied."""
-        options, several = self.options, self.has_workers
-        create = f"kubectl create secret generic -n {options.namespace}"
-        token = f"{options.token_secret_name} --from-literal=auth_token=$(openssl rand -hex 32)"
-        password = f"{options.redis_secret_name} --from-file=password=FILE, the password of {self.redis}"
-        access = "ReadWriteMany" if several else "ReadWriteOnce"
-        return [
-            f"RayService and NetworkPolicy, rendered from {file}: edit that file. KubeRay 1.6 or newer.",
-            f"The service is {options.name}-serve-svc.{options.namespace}:{self.port}; terminate TLS before it.",
-            f"First: {create} {token}",
-            *([f"and: {create} {password}."] if several else []),
-            *(f"and: the PersistentVolumeClaim {claim}, {access}." for claim, _ in options.volume or ()),
-        ]
+    stores: Mapping[str, str]
 
     def ray_service(self) -> Object:
         """Return the RayService."""
         options, several = self.options, self.has_workers
-        limits = {"cpu": "500m", "memory": "512Mi"}
+        limits = {"cpu": "500m", "memory": "512Mi", "ephemeral-storage": "1Gi"}
         autoscaler = {
             "version": "v2",
             "upscalingMode": "Default",
@@ -77,7 +61,7 @@ class Manifests:
             "resources": {"requests": limits, "limits": limits},
             "securityContext": HARDENED,
         }
-        state = {"redisAddress": self.redis, "redisPassword": self._password}
+        state = {"redisAddress": options.redis_server, "redisPassword": options.password("ray-password")}
         head = {
             # Without replicas, the loss of the head costs none.
             "rayStartParams": {
@@ -92,6 +76,8 @@ class Manifests:
             "authOptions": {"mode": "token", "secretName": options.token_secret_name},
             "enableInTreeAutoscaling": several,
             **({"autoscalerOptions": autoscaler, "gcsFaultToleranceOptions": state} if several else {}),
+            "networkPolicy": self._network_policy(),
+            **({"tlsOptions": {"enabled": True}} if options.ray_tls else {}),
             "headGroupSpec": head,
             "workerGroupSpecs": [
                 {
@@ -113,22 +99,24 @@ class Manifests:
             "serveConfigV2": self.serve_config,
             "rayClusterConfig": cluster,
         }
-        return {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": self._metadata, "spec": spec}
+        return manifest("ray.io/v1", "RayService", options.metadata(), spec)
 
     def _pod(self, name: str, pool: NodePool) -> Object:
         """Return the template of the pods of a pool."""
         options, is_head = self.options, name == HEAD
-        claims = options.volume or ()
+        claims = {**dict(options.volume or ()), **self.stores}
+        env = rendered_environment(HOME)
         # KubeRay sets the mode and the token by authOptions.
-        environment = [{"name": key, "value": value} for key, value in rendered_environment(HOME).items()]
+        environment = [{"name": key, "value": value} for key, value in env.items()]
         if self.has_store_password:
-            environment.append({"name": "TABRANK_REDIS_PASSWORD", **self._password})
+            environment.append({"name": "TABRANK_REDIS_PASSWORD", **options.password("password")})
         if not is_head:
             environment.append({"name": "RAY_gcs_rpc_server_reconnect_timeout_s", "value": "3600"})
         ports = {**(HEAD_PORTS if is_head else {}), "serve": self.port, "metrics": METRICS_PORT}
         resources = {
             "cpu": str(pool.num_cpus),
             "memory": f"{options.memory_gib_per_cpu * max(pool.num_cpus, 1)}Gi",
+            "ephemeral-storage": f"{options.disk_gib}Gi",
             **({"nvidia.com/gpu": str(pool.num_gpus)} if pool.num_gpus else {}),
         }
         times = {"initialDelaySeconds": 10, "periodSeconds": 5, "timeoutSeconds": 2}
@@ -136,6 +124,10 @@ class Manifests:
         # HAProxy takes requests.
         alive = {"path": "/api/healthz", "port": 52365}
         ready = alive if is_head else {"path": "/-/healthz", "port": self.port}
+        drain_s = REPLACEMENT_S + self.shutdown_s
+        drain = ["bash", "-c", DRAIN.read_text(), "drain", str(drain_s), str(UNROUTED_S)]
+        # The replicas of a head alone have nowhere to go, and answer what still comes in.
+        stop = ["sleep", str(UNROUTED_S)] if is_head else drain
         container = {
             "name": "ray-head" if is_head else "ray-worker",
             "image": options.image,
@@ -145,50 +137,82 @@ class Manifests:
             "resources": {"requests": resources, "limits": resources},
             "securityContext": HARDENED,
             "livenessProbe": {"httpGet": alive, **times, "failureThreshold": 24},
-            "volumeMounts": [{"name": claim, "mountPath": folder} for claim, folder in claims],
+            "volumeMounts": [{"name": claim, "mountPath": folder} for claim, folder in claims.items()],
             "readinessProbe": {"httpGet": ready, **times, "failureThreshold": 3 if is_head else 1},
+            "lifecycle": {"preStop": {"exec": {"command": stop}}},
         }
+        proxy_s = sum(int(env[f"RAY_SERVE_{name}_S"]) for name in PROXY_TIMES)
+        labels = {**options.labels, "app.kubernetes.io/component": name}
+        among = {"labelSelector": {"matchLabels": labels}, "maxSkew": 1}
+        spread = {**among, "whenUnsatisfiable": "ScheduleAnyway"}
+        # The nodes of GPUs have this taint in most clouds.
+        taints = [*pool.taints, *(["nvidia.com/gpu:NoSchedule"] if pool.num_gpus else [])]
         spec = {
             # The autoscaler beside the head reads pods from Kubernetes.
             "automountServiceAccountToken": is_head and self.has_workers,
             # The autoscaler replaces a pod; a restarting one would be counted twice.
             "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 60,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 1000,
-                "runAsGroup": 1000,
-                "fsGroup": 1000,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "terminationGracePeriodSeconds": UNROUTED_S + drain_s + proxy_s,
+            "serviceAccountName": options.name,
+            **scheduling(options),
+            **({"nodeSelector": dict(pool.labels)} if pool.labels else {}),
+            **({"tolerations": [_toleration(taint) for taint in taints]} if taints else {}),
+            "topologySpreadConstraints": [{"topologyKey": key, **spread} for key in SPREAD_OVER],
+            "securityContext": pod_security(1000),
             "containers": [container],
-            "volumes": [
-                {"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim, _ in claims
-            ],
+            "volumes": [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims],
         }
-        labels = {**self._labels, "app.kubernetes.io/component": name}
-        return {"metadata": {"labels": labels}, "spec": spec}
+        # Azure gives an identity to pods with this label alone.
+        azure = any(key.startswith("azure.workload.identity/") for key, _ in options.identity or ())
+        use = {"azure.workload.identity/use": "true"} if azure else {}
+        return {"metadata": {"labels": labels | use}, "spec": spec}
 
-    def network_policy(self) -> Object:
-        """Return the NetworkPolicy.
+    def _network_policy(self) -> Object:
+        """Return the rules for what comes in beside the cluster's own pods.
 
         Only the pods reach Ray's own ports, HAProxy's statistics (8404, 9101) and the replicas'
         ports (30000 and up). Outgoing traffic is not restricted.
         """
-        options, pods = self.options, {"matchLabels": self._labels}
-        ingress = [
-            {"from": [{"podSelector": pods}]},
-            _allowed(options.allow or [options.namespace], self.port),
-            _allowed([options.monitoring], METRICS_PORT),
-            # The operator deploys the file, and checks the health of the head's HAProxy.
-            _allowed([options.operator], HEAD_PORTS["dashboard"], self.port),
-        ]
+        options = self.options
+        callers = _allowed(options.allow or [options.namespace], self.port)
+        callers["from"] += [{"ipBlock": {"cidr": cidr}} for cidr in options.balancer or ()]
+        scrapes = _allowed([options.monitoring], METRICS_PORT)
+        # The operator deploys the file, and checks the health of the head's HAProxy.
+        deploys = _allowed([options.operator], HEAD_PORTS["dashboard"], self.port)
+        head = [scrapes, deploys] if self.has_workers else [scrapes, deploys, callers]
         return {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": self._metadata,
-            "spec": {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": ingress},
+            "mode": "DenyAllIngress",
+            "head": {"ingressRules": head},
+            "worker": {"ingressRules": [scrapes, callers]},
         }
+
+
+def manifest(api: str, kind: str, metadata: Object, spec: Object | None = None) -> Object:
+    """Return an object of Kubernetes."""
+    start = {"apiVersion": api, "kind": kind, "metadata": metadata}
+    return {**start, "spec": spec} if spec else start
+
+
+def scheduling(options: Kubernetes) -> Object:
+    """Return what each pod has of the cluster: its priority, and the secret of its images."""
+    priority, secret = options.priority_class, options.pull_secret
+    return {
+        **({"priorityClassName": priority} if priority else {}),
+        **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
+    }
+
+
+def pod_security(user: int) -> Object:
+    """Return the context of a pod that runs as a user other than root."""
+    ids = {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    return {"runAsNonRoot": True, **ids, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def _toleration(taint: str) -> Object:
+    match = TAINT.fullmatch(taint)
+    assert match
+    given = {key: value for key, value in match.groupdict().items() if value is not None}
+    return {"operator": "Equal" if "value" in given else "Exists", **given}
 
 
 def _allowed(namespaces: list[str], *ports: int) -> Object:
