@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loadtest.errors import LoadtestError
+from serve.contract.commands import key_header
 from serve.contract.records import EventsAnswer
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -20,8 +20,6 @@ PATH = "/v1/rank"
 EVENTS_PATH = "/v1/events"
 MODEL_PATH = "/v1/model"
 TIMEOUT_S = 10.0
-# Environment variable with the API key, for a service that requires one.
-API_KEY = "TABRANK_API_KEY"
 
 
 def read_address(url: str) -> tuple[str, int]:
@@ -77,12 +75,6 @@ def ask(
             f"--url {url}: no service answers there ({error or type(error).__name__}); "
             "start one with `python -m serve up`, or name another with --url"
         ) from None
-
-
-def key_header() -> dict[str, str]:
-    """Return the API key header; empty if the environment holds no key."""
-    key = os.environ.get(API_KEY)
-    return {"X-Api-Key": key} if key else {}
 
 
 def detail_of(body: bytes) -> str:

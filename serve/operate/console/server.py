@@ -25,7 +25,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.contract.commands import RUN
+from serve.contract.commands import RUN, key_header
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words
@@ -36,7 +36,7 @@ from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.state import DIRECT
 from serve.operate.rollout.tables import read_shifts
 from serve.operate.status.scrape import PageHistory, read_pages
-from serve.operate.status.vitals import API_KEY, look, pages_of
+from serve.operate.status.vitals import look, pages_of
 
 HOST, PORT = "127.0.0.1", 8090
 # Longer than any deadline that the service has by default.
@@ -147,8 +147,7 @@ def tried(url: str, body: bytes) -> tuple[dict[str, Any], int]:
         request = dict(json.loads(body)) | {"traffic": "test", "explain": True}
     except (ValueError, TypeError, RecursionError) as error:
         return {"detail": f"a request is a JSON object with viewer and candidates: {error}"}, 400
-    key = os.environ.get(API_KEY)
-    headers = {"Content-Type": "application/json", **({"X-Api-Key": key} if key else {})}
+    headers = {"Content-Type": "application/json", **key_header()}
     try:
         asked = urllib.request.Request(f"{url}/v1/rank", json.dumps(request).encode(), headers)
         with DIRECT.open(asked, timeout=ANSWER_S) as response:
