@@ -111,16 +111,14 @@ def run_freshness(
 def _label_event(url: str) -> str:
     status, body = ask(url, MODEL_PATH)
     try:
-        outcomes = msgspec.json.decode(body)["outcomes"] if status == 200 else {}
-        event_kind = next(iter(outcomes.values()))["event"]
+        outcomes = msgspec.json.decode(body)["outcomes"]
+        return str(next(iter(outcomes.values()))["event"])
+    # A problem has no outcomes, and another service may answer anything.
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError, StopIteration):
-        event_kind = None
-    if not isinstance(event_kind, str):
         raise LoadtestError(
             f"--url {url}: GET {MODEL_PATH} does not name the predicted event (status {status}); "
             "use the URL of a tabrank service"
-        )
-    return event_kind
+        ) from None
 
 
 def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import msgspec
@@ -33,6 +32,7 @@ from serve.http.docs import POLICY
 from serve.operate.console.application import Application, applications
 from serve.operate.console.watch import EVERY_S, Watch
 from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.running_service import options_of
 from serve.operate.host.state import DIRECT
 from serve.operate.rollout.tables import read_shifts
 from serve.operate.status.scrape import PageHistory, read_pages
@@ -113,8 +113,8 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
     def models(request: Request) -> Response:
         # A service that is gone has no metrics; its models are there.
         shifts = read_shifts(read_pages(pages_of(watch.found)))
-        given = f" --run {quote(str(run))}" if run else f" --address {quote(address)}" if address else ""
         described = [app.described() for app in known() if is_here]
+        given = options_of(run, address)
         return JSONResponse({"applications": described, "shifts": shifts, "options": given})
 
     def requests(request: Request) -> Response:

@@ -283,11 +283,8 @@ def _refuse_busy_port(config: Config) -> None:
         holder = "another process"
         with contextlib.suppress(psutil.Error):
             for one in psutil.net_connections("tcp"):
-                if (
-                    one.status == psutil.CONN_LISTEN
-                    and one.pid
-                    and getattr(one.laddr, "port", 0) == config.port
-                ):
+                is_here = one.status == psutil.CONN_LISTEN and getattr(one.laddr, "port", 0) == config.port
+                if is_here and one.pid:
                     holder = f"{psutil.Process(one.pid).name()} (process {one.pid})"
         raise TabrankError(f"{place} is in use by {holder}; stop it, or choose another port") from None
 
