@@ -21,15 +21,7 @@ from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.generator.prober import CANDIDATE, VIEWER, Prober
 from loadtest.measure.measure import RequestLog, measure, rounded_numbers
-from loadtest.measure.service import (
-    EVENTS_PATH,
-    MODEL_PATH,
-    ask,
-    decode_acknowledgement,
-    detail_of,
-    probe,
-    read_acknowledgement,
-)
+from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, post_records, probe, read_acknowledgement
 from loadtest.measure.verdict import judge_freshness
 from loadtest.report.freshness import event_numbers, freshness_numbers, spread, write_freshness
 from loadtest.report.report import Report
@@ -125,10 +117,7 @@ def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
     """Post the anchor candidate and one event of each kind of the run."""
     asker, anchor = prober.asker, prober.anchor
     tried = [Event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
-    status, body = ask(url, EVENTS_PATH, pack([Candidate(anchor), *tried]))
-    if status not in (200, 207):
-        raise LoadtestError(f"--url {url}: the service does not accept events: {status} {detail_of(body)}")
-    for refused in decode_acknowledgement(body).rejected:
+    for refused in post_records(url, pack([Candidate(anchor), *tried])):
         raise LoadtestError(
             f"--url {url}: the service rejects events of this run: {refused.pointer}: {refused.detail}; "
             "use --log with a log of the surface that it serves"
