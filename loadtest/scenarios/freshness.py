@@ -144,11 +144,10 @@ def _clean_up(url: str, prober: Prober) -> list[str]:
         for first in range(0, len(records), CLEAN_UP_BATCH):
             part = records[first : first + CLEAN_UP_BATCH]
             try:
-                status, body = ask(url, EVENTS_PATH, pack(part))
+                outcome, num_done = read_acknowledgement(*ask(url, EVENTS_PATH, pack(part)), len(part))
+                why = "" if outcome.ok else outcome.name
             except LoadtestError as error:
-                failures.append(f"{len(part)} of the probes' {what}: {error}")
-                continue
-            outcome, num_done = read_acknowledgement(status, body, len(part))
-            if not outcome.ok:
-                failures.append(f"{len(part) - num_done} of the probes' {what}: {outcome.name}")
+                why, num_done = str(error), 0
+            if why:
+                failures.append(f"{len(part) - num_done} of the probes' {what}: {why}")
     return failures
