@@ -115,8 +115,7 @@ def running_url(url: str | None, option: str = "--url") -> str:
 def title(process: psutil.Process) -> str:
     """Return a process's title, empty if it has ended; a Ray worker's title names its task."""
     with contextlib.suppress(psutil.Error):
-        line = process.cmdline()
-        if line:
+        if line := process.cmdline():
             return line[0] if line[0].startswith("ray::") else os.path.basename(line[0])
     return ""
 

@@ -163,8 +163,7 @@ def verdict_of(found: Sequence[Report]) -> Verdict:
 def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Report:
     """Inject one fault; return its numbers and verdict, and add its timeline to `lines`."""
     head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.describe()}
-    why = fault.missing()
-    if why:
+    if why := fault.missing():
         run.emit(f"{fault.name}: not run: {why}")
         return {**head, "verdict": "not run", "reasons": [f"not run: {why}"]}
     target = run.provide_service(fault)

@@ -238,8 +238,7 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
 
     Return the names of the processes that had to be killed, and the folder of the logs.
     """
-    supervisors = run.supervisors()
-    if supervisors:
+    if supervisors := run.supervisors():
         is_up = _known(run).state not in ("starting", "failed")
         progress("stopping the running service" if is_up else "cleaning up after a start that did not finish")
         for process in supervisors:
