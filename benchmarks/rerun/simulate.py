@@ -26,13 +26,7 @@ TREATMENT, CONTROL = "tabnet", "popular"
 
 
 def simulate(
-    log: Path,
-    url: str,
-    out: Path,
-    *,
-    days: float,
-    rankings: int,
-    progress: Progress = lambda share: None,
+    log: Path, url: str, out: Path, *, days: float, rankings: int, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
     """Continue the world of a simulated log for `days`, with rankings by the service at `url`.
 

@@ -15,11 +15,11 @@ import gevent
 import gevent.socket
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketResponse
 
-from loadtest.measure.service import key_header, read_address
+from loadtest.measure.service import TIMEOUT_S, read_address
 from serve.client.reply import Lost, Reply
 from serve.client.retries import Retries
+from serve.contract.commands import key_header
 
-TIMEOUT_S = 10.0
 RECEIVE_BYTES = 16384
 Exchange = Callable[[bytes], Reply]
 # Answers of rankings, and of records with and without rejected ones.

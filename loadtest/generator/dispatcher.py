@@ -20,9 +20,9 @@ import numpy as np
 from geventhttpclient.response import HTTPParseError
 from numpy.typing import NDArray
 
-from loadtest.generator.connections import TIMEOUT_S, Exchange, error_kind
+from loadtest.generator.connections import Exchange, error_kind
 from loadtest.measure.measure import RequestLog, Requests, percentile
-from loadtest.measure.service import Ended, Outcome
+from loadtest.measure.service import TIMEOUT_S, Ended, Outcome
 from loadtest.workload.profiles import Block
 
 MAX_IN_FLIGHT = 1000

@@ -24,10 +24,10 @@ import numpy as np
 
 from loadtest.commands import die_with_parent
 from loadtest.errors import LoadtestError
-from loadtest.generator.connections import TIMEOUT_S, Connections, Failure, Retrying
+from loadtest.generator.connections import Connections, Failure, Retrying
 from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals, show_progress
 from loadtest.measure.measure import RequestLog, Requests
-from loadtest.measure.service import read_answer
+from loadtest.measure.service import TIMEOUT_S, read_answer
 from loadtest.workload.profiles import SEED, Block, Profile
 
 # Time for the last answers, and to send the results.

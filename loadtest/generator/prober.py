@@ -95,8 +95,7 @@ class Prober:
             viewer, shown = name, self.anchor
         self.posted[kind].append(name)
         sent = perf_counter()
-        rejected = self._post(pack([record]))
-        if rejected:
+        if rejected := self._post(pack([record])):
             add((perf_counter() - sent) * 1000, rejected, 0)
             return
         body = {"viewer": viewer, "candidates": [shown], "traffic": "test"}

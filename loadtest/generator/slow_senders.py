@@ -18,7 +18,8 @@ import signal
 import sys
 from collections import Counter
 
-from loadtest.measure.service import PATH, key_header
+from loadtest.measure.service import PATH
+from serve.contract.commands import key_header
 
 BYTE_INTERVAL_S = 1.0
 # All clients connect within this time.

@@ -50,10 +50,8 @@ def find_cluster(named: str | None, url: str) -> Look | None:
         # An application has its own path.
         ours = bool(base) and f"{url.rstrip('/')}/".startswith(f"{base}/")
         return partial(look_at_folder, DEFAULT_RUN) if ours else None
-    if named.startswith(("http://", "https://")):
-        look: Look = partial(look_at_dashboard, named)
-    else:
-        look = partial(look_at_folder, Path(named))
+    is_url = named.startswith(("http://", "https://"))
+    look: Look = partial(look_at_dashboard, named) if is_url else partial(look_at_folder, Path(named))
     try:
         replicas, _ = look()
     except UNREADABLE_ERRORS as error:

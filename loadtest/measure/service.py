@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from typing import NamedTuple
@@ -13,15 +12,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loadtest.errors import LoadtestError
-from serve.contract.records import EventsAnswer
+from serve.contract.commands import key_header
+from serve.contract.records import EventsAnswer, Rejected
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PATH = "/v1/rank"
 EVENTS_PATH = "/v1/events"
 MODEL_PATH = "/v1/model"
 TIMEOUT_S = 10.0
-# Environment variable with the API key, for a service that requires one.
-API_KEY = "TABRANK_API_KEY"
 
 
 def read_address(url: str) -> tuple[str, int]:
@@ -79,10 +77,17 @@ def ask(
         ) from None
 
 
-def key_header() -> dict[str, str]:
-    """Return the API key header; empty if the environment holds no key."""
-    key = os.environ.get(API_KEY)
-    return {"X-Api-Key": key} if key else {}
+def post_records(url: str, body: bytes, hint: str = "") -> list[Rejected]:
+    """Post records, and return those that the service rejects.
+
+    Raises:
+        LoadtestError: with the hint, if the service does not accept records at all.
+    """
+    status, answer = ask(url, EVENTS_PATH, body)
+    if status not in (200, 207):
+        why = f"{status} {detail_of(answer)}"
+        raise LoadtestError(f"--url {url}: the service does not accept events: {why}{hint}")
+    return _decode_acknowledgement(answer).rejected
 
 
 def detail_of(body: bytes) -> str:
@@ -121,7 +126,7 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
-decode_acknowledgement = msgspec.json.Decoder(EventsAnswer).decode
+_decode_acknowledgement = msgspec.json.Decoder(EventsAnswer).decode
 
 
 def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome, int]:
@@ -148,7 +153,7 @@ def read_acknowledgement(status: int, body: bytes, num_records: int) -> tuple[Ou
     if status not in (200, 207):
         return Outcome(f"HTTP {status}", ok=False), 0
     try:
-        accepted = decode_acknowledgement(body).accepted
+        accepted = _decode_acknowledgement(body).accepted
     except msgspec.MsgspecError:
         return Outcome("unreadable answer", ok=False), 0
     if accepted != num_records:

@@ -164,14 +164,13 @@ def _result(phase: Report) -> str:
 
 def recovery(step: Report) -> str:
     """Return the recovery of a step as text: `p99 held again after 4 s, full answers after 6 s`."""
-    held = []
-    for what, key in (("p99", "p99_recovered_s"), ("full answers", "full_recovered_s")):
-        after_s = step[key]
-        if after_s is None:
-            held.append(f"{what} did not recover in that phase")
-        else:
-            held.append(f"{what} held again after {after_s} s" if after_s else f"{what} held at once")
-    return ", ".join(held)
+    return f"p99 {_held(step['p99_recovered_s'])}, full answers {_held(step['full_recovered_s'])}"
+
+
+def _held(after_s: int | None) -> str:
+    if after_s is None:
+        return "did not recover in that phase"
+    return f"held again after {after_s} s" if after_s else "held at once"
 
 
 def _named(phase: Phase) -> Report:

@@ -35,8 +35,7 @@ def judge(measured: Measurement, slo: Slo) -> tuple[Verdict, list[str]]:
     measurement invalid but count as errors. The limit on requests in flight is reached only when
     answers take longer than a second.
     """
-    broken = list(_broken(measured, slo))
-    return verdict_on(broken, measured.generator_late_ms_p99, slo.generator_late_ms_p99)
+    return verdict_on(list(_broken(measured, slo)), measured.generator_late_ms_p99, slo.generator_late_ms_p99)
 
 
 def verdict_on(broken: list[str], late_ms: float, limit_ms: float) -> tuple[Verdict, list[str]]:
@@ -72,9 +71,8 @@ def judge_slow_clients(ratio: float, num_failed: int, late_ms: float) -> Verdict
 
 def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Verdict, list[str]]:
     """Compare a report with the limits; void if the load generator itself was late."""
-    broken = list(_broken_freshness(report))
     late_ms = max(report[load]["generator_late_ms_p99"] for load in ("rank", "events"))
-    return verdict_on(broken, late_ms, late_limit_ms)
+    return verdict_on(list(_broken_freshness(report)), late_ms, late_limit_ms)
 
 
 def listed(kinds: Mapping[str, int]) -> str:

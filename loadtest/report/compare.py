@@ -56,8 +56,7 @@ def _named(name: str, found: Report) -> str:
 
 
 def _title(report: Report) -> str:
-    times = f"{report['rounds']} of {report['window_s']} s at each load"
-    return f"Tabrank and FastAPI in turns, {times}"
+    return f"Tabrank and FastAPI in turns, {report['rounds']} of {report['window_s']} s at each load"
 
 
 def _rows(report: Report) -> Iterator[tuple[str, ...]]:

@@ -9,15 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.measure.measure import (
-    Floats,
-    Measurement,
-    Requests,
-    milliseconds,
-    percentile,
-    rounded,
-    tail,
-)
+from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded, tail
 from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
 from loadtest.report.plots import distribution, freshness_over_time
 from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report

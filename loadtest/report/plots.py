@@ -84,11 +84,10 @@ def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
     """Plot a mark for each probe event by its kind, also for one that never showed."""
     series = []
     for (kind, part), colour in zip(probes.items(), ("model", "popular"), strict=True):
-        at_s, took_ms = part.at_s.tolist(), part.latency_ms.tolist()
-        shown = [(at, ms) for at, ms, ok in zip(at_s, took_ms, part.ok, strict=True) if ok]
-        missed = [(at, limit_ms) for at, ok in zip(at_s, part.ok, strict=True) if not ok]
-        series.append(replace(line(f"new {kind}", shown, colour), kind="points"))
-        series.append(replace(line(f"{kind} never shown", missed, "bad"), kind="points"))
+        shown, missed_s = part.where(part.ok), part.at_s[~part.ok]
+        at_limit = [limit_ms] * len(missed_s)
+        series.append(Series(f"new {kind}", shown.at_s, shown.latency_ms, "points", colour=colour))
+        series.append(Series(f"{kind} never shown", missed_s, at_limit, "points", colour="bad"))
     y = Axis("ms from the event to the ranking", zero=True)
     return plot("", SECOND, y, series, [Limit("limit of p99", y=limit_ms)])
 

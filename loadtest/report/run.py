@@ -27,12 +27,7 @@ TILES = ("requests a second", SCORED, "p90", "p99", "errors", FULL)
 
 
 def report_run(
-    profile: Profile,
-    slo: Slo,
-    url: str,
-    requests: Requests,
-    samples: Sequence[ClusterSample],
-    out: Path,
+    profile: Profile, slo: Slo, url: str, requests: Requests, samples: Sequence[ClusterSample], out: Path
 ) -> tuple[Report, Sequence[Moment]]:
     """Judge the requests of a load and write its report to the new folder `out`, or nothing.
 

@@ -21,15 +21,7 @@ from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.generator.prober import CANDIDATE, VIEWER, Prober
 from loadtest.measure.measure import RequestLog, measure, rounded_numbers
-from loadtest.measure.service import (
-    EVENTS_PATH,
-    MODEL_PATH,
-    ask,
-    decode_acknowledgement,
-    detail_of,
-    probe,
-    read_acknowledgement,
-)
+from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, post_records, probe, read_acknowledgement
 from loadtest.measure.verdict import judge_freshness
 from loadtest.report.freshness import event_numbers, freshness_numbers, spread, write_freshness
 from loadtest.report.report import Report
@@ -111,26 +103,21 @@ def run_freshness(
 def _label_event(url: str) -> str:
     status, body = ask(url, MODEL_PATH)
     try:
-        outcomes = msgspec.json.decode(body)["outcomes"] if status == 200 else {}
-        event_kind = next(iter(outcomes.values()))["event"]
+        outcomes = msgspec.json.decode(body)["outcomes"]
+        return str(next(iter(outcomes.values()))["event"])
+    # A problem has no outcomes, and another service may answer anything.
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError, StopIteration):
-        event_kind = None
-    if not isinstance(event_kind, str):
         raise LoadtestError(
             f"--url {url}: GET {MODEL_PATH} does not name the predicted event (status {status}); "
             "use the URL of a tabrank service"
-        )
-    return event_kind
+        ) from None
 
 
 def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
     """Post the anchor candidate and one event of each kind of the run."""
     asker, anchor = prober.asker, prober.anchor
     tried = [Event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
-    status, body = ask(url, EVENTS_PATH, pack([Candidate(anchor), *tried]))
-    if status not in (200, 207):
-        raise LoadtestError(f"--url {url}: the service does not accept events: {status} {detail_of(body)}")
-    for refused in decode_acknowledgement(body).rejected:
+    for refused in post_records(url, pack([Candidate(anchor), *tried])):
         raise LoadtestError(
             f"--url {url}: the service rejects events of this run: {refused.pointer}: {refused.detail}; "
             "use --log with a log of the surface that it serves"
@@ -157,11 +144,10 @@ def _clean_up(url: str, prober: Prober) -> list[str]:
         for first in range(0, len(records), CLEAN_UP_BATCH):
             part = records[first : first + CLEAN_UP_BATCH]
             try:
-                status, body = ask(url, EVENTS_PATH, pack(part))
+                outcome, num_done = read_acknowledgement(*ask(url, EVENTS_PATH, pack(part)), len(part))
+                why = "" if outcome.ok else outcome.name
             except LoadtestError as error:
-                failures.append(f"{len(part)} of the probes' {what}: {error}")
-                continue
-            outcome, num_done = read_acknowledgement(status, body, len(part))
-            if not outcome.ok:
-                failures.append(f"{len(part) - num_done} of the probes' {what}: {outcome.name}")
+                why, num_done = str(error), 0
+            if why:
+                failures.append(f"{len(part) - num_done} of the probes' {what}: {why}")
     return failures

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered
-from loadtest.measure.cluster import read_service
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import LEAST_KNEE, Verdict, overall
 from loadtest.report.overload import run_line, run_title, write_overload
@@ -25,7 +24,7 @@ from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.overload_verdict import Overload, judged
 from loadtest.scenarios.search import KneePlan, KneeStep, confirm_knee
 from loadtest.targets.processes import started
-from loadtest.targets.running import Target, bound_of_share_ms, gained, read_page
+from loadtest.targets.running import Target, bound_of_share_ms, gained
 from loadtest.targets.services import Document, deployments_of, tabrank
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES
@@ -124,12 +123,11 @@ def offer_load(target: Target, bench: Bench, knee_rps: float, deadline_ms: float
 
     The control is not judged by the time of its refusals, which says nothing of a collapse.
     """
-    metrics_url = read_service(target.run).get("metrics_url", "")
-    before = read_page(metrics_url)
+    before = target.metrics()
     offer = OfferedLoad(target.url, bench.bodies, bench.candidates, knee_rps, load.blocks)
     requests = offered(offer).requests
     time.sleep(PAGE_S)
-    after = read_page(metrics_url)
+    after = target.metrics()
     refusals = {
         "refused_counted": gained(before, after, f"{REFUSED}_count"),
         "refused_in_replica_p99_ms": bound_of_share_ms(before, after, f"{REFUSED}_bucket", 0.99),

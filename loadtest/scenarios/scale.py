@@ -200,8 +200,7 @@ def change_replicas(
     look = partial(look_at_folder, target.run)
     report, _ = load_service(profile, load_slo(), target.url, bodies, look, out, change)
     reasons = failures(report)
-    late = sum(change["seconds"] is None for change in changes)
-    if late:
+    if late := sum(change["seconds"] is None for change in changes):
         took = f"{late} of {len(changes)} changes took longer than {hold_s:g} s"
         reasons.append(f"{took}, so the load may have ended before they were complete; raise --hold")
     slowest = max((change["seconds"] or 0.0 for change in changes), default=0.0)

@@ -82,10 +82,7 @@ Measure = Callable[[float, float, float, StepPhase], KneeStep]
 
 
 def find_knee(
-    measure: Measure,
-    plan: KneePlan,
-    clock: Callable[[], float] = time.monotonic,
-    rest: Rest = time.sleep,
+    measure: Measure, plan: KneePlan, clock: Callable[[], float] = time.monotonic, rest: Rest = time.sleep
 ) -> Knee:
     """Double the rate until the service falls behind, bisect, and confirm with longer steps."""
     begun = clock()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import pack
 from loadtest.generator.ids import read_log_ids
-from loadtest.measure.service import EVENTS_PATH, PATH, ask, decode_acknowledgement, detail_of
+from loadtest.measure.service import PATH, ask, detail_of, post_records
 from serve.contract.records import Candidate, ClientRecord, Event
 
 NUM_JOINS = 5
@@ -135,10 +135,7 @@ class TopicStory:
 
     def post(self, url: str, records: Iterable[ClientRecord]) -> None:
         """Post records; raise unless the service accepts all."""
-        status, body = ask(url, EVENTS_PATH, pack(records))
-        if status not in (200, 207):
-            raise LoadtestError(f"the service failed on events: {status} {detail_of(body)}; see {self._run}")
-        for refused in decode_acknowledgement(body).rejected:
+        for refused in post_records(url, pack(records), f"; see {self._run}"):
             raise LoadtestError(f"the service rejects the demo's events: {refused.pointer}: {refused.detail}")
 
     def rank(self, url: str, viewer: str, *, explain: bool = False) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import psutil
 
 from loadtest.commands import run_command
 from loadtest.errors import LoadtestError
-from loadtest.measure.cluster import replica_states
+from loadtest.measure.cluster import read_service, replica_states
 from loadtest.measure.service import DEFAULT_URL
 from loadtest.targets.processes import marked, marker_of
 from loadtest.targets.services import Document, TargetService, read_document, write_document
@@ -80,6 +80,10 @@ class Target:
         states = replica_states(self.run)
         return all(states.get(name) == {"RUNNING": number} for name, number in wanted.items())
 
+    def metrics(self) -> Page:
+        """Return the metrics of its page; empty if the page is unknown or does not answer."""
+        return read_pages([read_service(self.run).get("metrics_url", "")])
+
     def document(self) -> Document:
         """Return its parsed `cluster.yaml`."""
         return read_document(self.file)
@@ -111,8 +115,7 @@ def running_url(url: str | None, option: str = "--url") -> str:
 def title(process: psutil.Process) -> str:
     """Return a process's title, empty if it has ended; a Ray worker's title names its task."""
     with contextlib.suppress(psutil.Error):
-        line = process.cmdline()
-        if line:
+        if line := process.cmdline():
             return line[0] if line[0].startswith("ray::") else os.path.basename(line[0])
     return ""
 
@@ -136,11 +139,6 @@ def send_signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         raise LoadtestError(f"process {process.pid} ended before the fault; run it again") from None
-
-
-def read_page(url: str) -> Page:
-    """Return the metrics of the page at a URL; empty if it does not answer."""
-    return read_pages([url])
 
 
 def total(page: Page, name: str, **labels: str) -> float:

@@ -17,6 +17,7 @@ from loadtest.targets.workspace import Workspace
 from serve.config.application import OUR_APPLICATION
 from serve.config.reader import parse
 from serve.operate.host.environment import free_ports
+from serve.operate.host.machine import num_cores
 
 Document = dict[str, Any]
 
@@ -26,15 +27,10 @@ class TargetService:
     """Service to start and stop; without a `stop` command, SIGTERM ends it."""
 
     name: str
-    port: int
+    url: str
     start: Sequence[str]
     environment: Mapping[str, str]
     stop: Sequence[str] = ()
-
-    @property
-    def url(self) -> str:
-        """Return its URL."""
-        return f"http://127.0.0.1:{self.port}"
 
 
 def tabrank(work: Workspace, config: Path) -> TargetService:
@@ -73,21 +69,20 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     serve = (sys.executable, "-m", "serve")
     environment = {"RAY_AUTH_MODE": "disabled", **os.environ}
     start, stop = (*serve, "up", str(file), "--run", run), (*serve, "down", "--run", run)
-    return TargetService("tabrank", port, start, environment, stop)
+    return TargetService("tabrank", f"http://127.0.0.1:{port}", start, environment, stop)
 
 
 def fastapi(work: Workspace) -> TargetService:
     """Return plain FastAPI on uvicorn, with one worker per core."""
     port = free_port()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     uvicorn = ("uvicorn", "loadtest.targets.rival:app", "--host", "127.0.0.1", "--port", str(port))
     speed = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
     # Longer than the clients' keep-alive, as behind any load balancer. At the default of 5 s
     # uvicorn closes connections with a request in flight.
     keep_alive = ("--timeout-keep-alive", "75")
     environment = {**os.environ, "TABRANK_RIVAL_WORK": str(work.data.resolve())}
-    start = (sys.executable, "-m", *uvicorn, "--workers", str(cores), *speed, *keep_alive)
-    return TargetService("fastapi", port, start, environment)
+    start = (sys.executable, "-m", *uvicorn, "--workers", str(num_cores()), *speed, *keep_alive)
+    return TargetService("fastapi", f"http://127.0.0.1:{port}", start, environment)
 
 
 def free_port() -> int:

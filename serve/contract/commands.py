@@ -6,6 +6,7 @@ Exit code 0: the check held. 1: it did not hold. 2: the command could not run.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -33,6 +34,8 @@ Address = Annotated[
         help="Use this Ray cluster's dashboard instead: http://HOST:8265.", envvar="RAY_DASHBOARD_ADDRESS"
     ),
 ]
+# Environment variable with the API key, for a service that requires one.
+API_KEY = "TABRANK_API_KEY"
 CONFIG = Path("cluster.yaml")
 RUN = Path("var/run")
 
@@ -96,6 +99,12 @@ class Parts:
         if self._line and took_s >= 1:
             self._show(f"{shorten(self._line, 60, placeholder=' …')}: took {spelled(took_s)}")
         self._line = ""
+
+
+def key_header() -> dict[str, str]:
+    """Return the header with the API key; empty if the environment holds no key."""
+    key = os.environ.get(API_KEY)
+    return {"X-Api-Key": key} if key else {}
 
 
 def answer(result: dict[str, Any], as_json: bool, text: str, *, held: bool = True) -> None:

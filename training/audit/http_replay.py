@@ -7,7 +7,6 @@ O outcomes that the surface predicts.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import msgspec
 import numpy as np
 import pyarrow.compute as pc
 
+from serve.contract.commands import key_header
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Problem, RankAnswer, Ranked, RankRequest
 from serve.contract.records import ClientRecord, EventsAnswer
@@ -108,9 +108,7 @@ class ReplayClient:
     def __init__(self, url: str) -> None:
         self.url = url
         self.num_requests = 0
-        headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS)}
-        if key := os.environ.get("TABRANK_API_KEY"):
-            headers["X-Api-Key"] = key
+        headers = {"Content-Type": "application/json", "X-Deadline-Ms": str(DEADLINE_MS), **key_header()}
         # Ignore proxies of the environment, as the client of the service does.
         self._http = httpx2.Client(headers=headers, timeout=TIMEOUT_S, trust_env=False)
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from loadtest.commands import run_command
-from loadtest.generator.connections import TIMEOUT_S
+from loadtest.measure.service import TIMEOUT_S
 from loadtest.scenarios.chaos.fault import Allowed, Fault
 from loadtest.targets.running import Target
 from loadtest.targets.services import Document, deployments_of

@@ -8,9 +8,9 @@ from collections import Counter
 
 import numpy as np
 
-from loadtest.generator.connections import TIMEOUT_S
 from loadtest.generator.offer import OfferResult
 from loadtest.measure.measure import Floats, milliseconds, percentile, rounded_numbers
+from loadtest.measure.service import TIMEOUT_S
 from loadtest.measure.verdict import listed
 from loadtest.report.report import Report
 from loadtest.scenarios.chaos.fault import Allowed, Fault, Injected

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offering
-from loadtest.measure.cluster import ClusterSample, look_at_folder, read_service
+from loadtest.measure.cluster import ClusterSample, look_at_folder
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, overall, verdict_if_late
@@ -27,7 +27,7 @@ from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
 from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.search import KneePlan
 from loadtest.targets.processes import started
-from loadtest.targets.running import Target, gained, read_page
+from loadtest.targets.running import Target, gained
 from loadtest.targets.services import Document, deployments_of, read_document, tabrank, write_document
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES, Block
@@ -163,8 +163,7 @@ def verdict_of(found: Sequence[Report]) -> Verdict:
 def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Report:
     """Inject one fault; return its numbers and verdict, and add its timeline to `lines`."""
     head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.describe()}
-    why = fault.missing()
-    if why:
+    if why := fault.missing():
         run.emit(f"{fault.name}: not run: {why}")
         return {**head, "verdict": "not run", "reasons": [f"not run: {why}"]}
     target = run.provide_service(fault)
@@ -190,8 +189,7 @@ def _under_load(
     run: ChaosRun, fault: Fault, target: Target, rate_rps: float
 ) -> tuple[Report, list[str], list[Moment]]:
     """Return the numbers of a fault, broken limits of its own, and the timeline."""
-    url = read_service(target.run).get("metrics_url", "")
-    before, roles = read_page(url), target.roles()
+    before, roles = target.metrics(), target.roles()
     # The duration of changes is not known in advance.
     longest = [Block(BEFORE_S + fault.hold_s + fault.watch_s + 240.0)]
     load = OfferedLoad(
@@ -220,9 +218,8 @@ def _under_load(
         result = offer.result()
     found = describe(result, Times(begun_s, done_s, healed_s, ends_s), seen, run.bench.slo)
     time.sleep(PAGE_S)
-    numbers, reasons = fault.measured(
-        Injected(result, offer.begun_s, partial(gained, before, read_page(url)))
-    )
+    injected = Injected(result, offer.begun_s, partial(gained, before, target.metrics()))
+    numbers, reasons = fault.measured(injected)
     found |= numbers
     found["orphans"] = sorted((target.roles() - roles).elements())
     found["rate_rps"], found["injected_s"] = rate_rps, round(begun_s, 3)

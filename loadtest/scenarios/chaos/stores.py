@@ -26,6 +26,8 @@ FULL_BYTES = 8192
 HEALED = Allowed(failed_share=0.0, first="none", whole_s=5.0)
 START_S = 20.0
 INGEST = REPLICA + "Ingest"
+# Path of the server's program, if one is installed.
+PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server")
 
 
 class FileReplaced(Fault):
@@ -84,7 +86,7 @@ class RedisKilled(Fault):
 
     def missing(self) -> str | None:
         """Return a reason if the server's program is missing."""
-        return None if _program() else "redis-server is not installed"
+        return None if PROGRAM else "redis-server is not installed"
 
     def prepare(self, document: Document, folder: Path) -> None:
         """Start a server, fill it from the workspace's log, and set it as the service's store."""
@@ -115,13 +117,12 @@ class RedisKilled(Fault):
             self._process = None
 
     def _start(self) -> None:
-        program = _program()
-        assert program is not None
+        assert PROGRAM is not None, "`missing` has said so"
         place = ["--bind", "127.0.0.1", "--port", str(self._port), "--dir", str(self._folder)]
         kept = ["--save", "", "--appendonly", "yes", "--daemonize", "no"]
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [program, *place, *kept], stdout=log, stderr=log, preexec_fn=die_with_parent
+                [PROGRAM, *place, *kept], stdout=log, stderr=log, preexec_fn=die_with_parent
             )
         if within(START_S, self._answers) is None:
             raise failure("redis did not start", self._folder / "server.log")
@@ -130,10 +131,6 @@ class RedisKilled(Fault):
         with socket.create_connection(("127.0.0.1", self._port), 1.0) as client:
             client.sendall(b"PING\r\n")
             return client.recv(64).startswith(b"+PONG")
-
-
-def _program() -> str | None:
-    return shutil.which("redis-server") or shutil.which("valkey-server")
 
 
 def limit_files(processes: Iterable[psutil.Process], num_bytes: int) -> None:

@@ -70,9 +70,8 @@ class Application:
         # The newest segment may be merged with others meanwhile; the next call finds the result.
         with suppress(OSError, ValueError, TypeError):
             for row in _newest(segments[-1]):
-                context = {
-                    key: one for key, one in (row.pop("context", None) or {}).items() if one is not None
-                }
+                given = row.pop("context", None) or {}
+                context = {key: one for key, one in given.items() if one is not None}
                 stated = json.loads(row.pop("stated", None) or "{}")
                 pins = {row["candidates"][place]: place + 1 for place in row.pop("pinned", None) or ()}
                 row["candidates"] = [

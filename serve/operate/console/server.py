@@ -12,7 +12,6 @@ from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import msgspec
@@ -25,7 +24,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.contract.commands import RUN
+from serve.contract.commands import RUN, key_header
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words
@@ -33,10 +32,11 @@ from serve.http.docs import POLICY
 from serve.operate.console.application import Application, applications
 from serve.operate.console.watch import EVERY_S, Watch
 from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.running_service import options_of
 from serve.operate.host.state import DIRECT
 from serve.operate.rollout.tables import read_shifts
 from serve.operate.status.scrape import PageHistory, read_pages
-from serve.operate.status.vitals import API_KEY, look, pages_of
+from serve.operate.status.vitals import look, pages_of
 
 HOST, PORT = "127.0.0.1", 8090
 # Longer than any deadline that the service has by default.
@@ -113,8 +113,8 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
     def models(request: Request) -> Response:
         # A service that is gone has no metrics; its models are there.
         shifts = read_shifts(read_pages(pages_of(watch.found)))
-        given = f" --run {quote(str(run))}" if run else f" --address {quote(address)}" if address else ""
         described = [app.described() for app in known() if is_here]
+        given = options_of(run, address)
         return JSONResponse({"applications": described, "shifts": shifts, "options": given})
 
     def requests(request: Request) -> Response:
@@ -147,8 +147,7 @@ def tried(url: str, body: bytes) -> tuple[dict[str, Any], int]:
         request = dict(json.loads(body)) | {"traffic": "test", "explain": True}
     except (ValueError, TypeError, RecursionError) as error:
         return {"detail": f"a request is a JSON object with viewer and candidates: {error}"}, 400
-    key = os.environ.get(API_KEY)
-    headers = {"Content-Type": "application/json", **({"X-Api-Key": key} if key else {})}
+    headers = {"Content-Type": "application/json", **key_header()}
     try:
         asked = urllib.request.Request(f"{url}/v1/rank", json.dumps(request).encode(), headers)
         with DIRECT.open(asked, timeout=ANSWER_S) as response:

@@ -18,7 +18,7 @@ from serve.operate.diff.difference import UNCONFIRMED
 from serve.operate.diff.meaning import difference
 from serve.operate.host.deploying import Progress
 from serve.operate.host.field import unshared
-from serve.operate.host.running_service import find
+from serve.operate.host.running_service import find, options_of
 
 SWITCH = "kill_switch"
 
@@ -68,8 +68,7 @@ def diff(
         return result, lines, False
     if found.needs_yes and not yes:
         # The pasted command deploys to the same service.
-        where = f" --run {quote(str(run))}" if run else f" --address {quote(address)}" if address else ""
-        command = f"python -m serve diff {quote(str(config_path))} --apply{where}"
+        command = f"python -m serve diff {quote(str(config_path))} --apply{options_of(run, address)}"
         return result, [*lines, UNCONFIRMED.format(command=command)], False
     for line in lines:
         progress(line)

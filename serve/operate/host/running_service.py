@@ -183,6 +183,12 @@ class RemoteService(RunningService):
             return dict(self.client.get_serve_details())
 
 
+def options_of(run: Path | None, address: str | None) -> str:
+    """Return the option that names the same service to another command; empty by default."""
+    name, value = ("run", run) if run else ("address", address)
+    return f" --{name} {shlex.quote(str(value))}" if value else ""
+
+
 def find(run: Path | None, address: str | None) -> RunningService:
     """Return the service of a run folder or at an address; raise TabrankError if none runs."""
     return RemoteService(address) if address and run is None else LocalService(RunFolder(run or RUN))

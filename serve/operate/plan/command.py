@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from serve.config.reader import read
@@ -49,10 +50,7 @@ def plan(
 def _time_ms(text: str) -> tuple[str, float]:
     """Return the name of a deployment and its milliseconds."""
     name, _, number = text.partition("=")
-    try:
-        time_ms = float(number)
-    except ValueError:
-        time_ms = math.nan
-    if not 0 < time_ms < math.inf:
-        raise TabrankError(f"--ongoing-ms {text}: must be DEPLOYMENT=MS, such as Scorer=0.5")
-    return name, time_ms
+    with suppress(ValueError):
+        if 0 < (time_ms := float(number)) < math.inf:
+            return name, time_ms
+    raise TabrankError(f"--ongoing-ms {text}: must be DEPLOYMENT=MS, such as Scorer=0.5")

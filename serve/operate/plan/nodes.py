@@ -53,8 +53,7 @@ class Cluster:
         is the one with the smallest machines, without GPUs if the replica needs none, as Ray's
         autoscaler prefers them. Return None if there is no room.
         """
-        fitting = [node for node in self.nodes if node.has_room(needs)]
-        if fitting:
+        if fitting := [node for node in self.nodes if node.has_room(needs)]:
             node = min(fitting, key=lambda each: (max(each.joins_s, now_s), each.num_replicas))
         else:
             pools = [name for name in self._pools if self._may_add(name, needs)]

@@ -39,8 +39,7 @@ def make_report(trace: Trace, deployments: Sequence[Deployment], seconds: Sequen
 def _at_limit(deployments: Sequence[Deployment], seconds: Sequence[Second]) -> Iterator[str]:
     for each in deployments:
         needed = [second.needed[each.name] for second in seconds]
-        num_beyond = sum(count > each.max_replicas for count in needed)
-        if num_beyond:
+        if num_beyond := sum(count > each.max_replicas for count in needed):
             yield (
                 f"{each.name} needs up to {max(needed)} replicas: raise max_replicas ({each.max_replicas}), too few "
                 f"for {num_beyond} of {len(seconds)} s"
@@ -48,8 +47,7 @@ def _at_limit(deployments: Sequence[Deployment], seconds: Sequence[Second]) -> I
 
 
 def _without_node(seconds: Sequence[Second]) -> Iterator[str]:
-    waiting = [second.num_unplaced for second in seconds if second.num_unplaced]
-    if waiting:
+    if waiting := [second.num_unplaced for second in seconds if second.num_unplaced]:
         yield (
             f"up to {max(waiting)} replicas find no room on a node, for {len(waiting)} of {len(seconds)} s: raise "
             "max_nodes, num_cpus or num_gpus of a pool"

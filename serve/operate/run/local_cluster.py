@@ -238,8 +238,7 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
 
     Return the names of the processes that had to be killed, and the folder of the logs.
     """
-    supervisors = run.supervisors()
-    if supervisors:
+    if supervisors := run.supervisors():
         is_up = _known(run).state not in ("starting", "failed")
         progress("stopping the running service" if is_up else "cleaning up after a start that did not finish")
         for process in supervisors:
@@ -283,11 +282,8 @@ def _refuse_busy_port(config: Config) -> None:
         holder = "another process"
         with contextlib.suppress(psutil.Error):
             for one in psutil.net_connections("tcp"):
-                if (
-                    one.status == psutil.CONN_LISTEN
-                    and one.pid
-                    and getattr(one.laddr, "port", 0) == config.port
-                ):
+                is_here = one.status == psutil.CONN_LISTEN and getattr(one.laddr, "port", 0) == config.port
+                if is_here and one.pid:
                     holder = f"{psutil.Process(one.pid).name()} (process {one.pid})"
         raise TabrankError(f"{place} is in use by {holder}; stop it, or choose another port") from None
 

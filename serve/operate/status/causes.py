@@ -168,10 +168,8 @@ def _of_traffic(found: Report, named: set[tuple[str, str]]) -> Iterator[Cause]:
     share = traffic.unrouted_share or 0.0
     if share > MAX_SHARE and share * traffic.requests >= MIN_UNROUTED:
         # A scanner asks an idle service too, and then for most.
-        lost = {"route_changed", "no_traffic"} & (
-            {one.name for one in found.breaks} | {one.name for one in of_apps}
-        )
-        yield _named("unrouted", "", advice=not lost, share=share)
+        known = {one.name for one in found.breaks} | {one.name for one in of_apps}
+        yield _named("unrouted", "", known.isdisjoint(("route_changed", "no_traffic")), share=share)
     if _matters(unattributed := traffic.errors.get("unattributed", 0.0), traffic.requests):
         yield _named("unattributed", "", share=unattributed)
 

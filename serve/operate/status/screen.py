@@ -105,10 +105,9 @@ def _rows(found: Report) -> Iterator[Row]:
 
 
 def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[Row]:
-    latency = (
-        f"p50 {_number(traffic.p50_ms)}, p90 {_number(traffic.p90_ms)}, p99 {_number(traffic.p99_ms)} ms"
-    )
-    yield "rankings", f"{_number(traffic.rate_rps)}/s; {latency}", _red(faults & {"no_traffic"})
+    p50, p90, p99 = map(_number, (traffic.p50_ms, traffic.p90_ms, traffic.p99_ms))
+    numbers = f"{_number(traffic.rate_rps)}/s; p50 {p50}, p90 {p90}, p99 {p99} ms"
+    yield "rankings", numbers, _red(faults & {"no_traffic"})
     reasons = f"; degraded by {shown(traffic.reasons)}" if traffic.reasons else ""
     yield "answers", (shown(traffic.rungs) or NOTHING) + reasons, _red(faults & {"not_full"})
     # A healthy service fits a small terminal.

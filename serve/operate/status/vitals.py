@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from serve.contract.commands import RUN
+from serve.contract.commands import RUN, key_header
 from serve.contract.errors import TabrankError
 from serve.model.mirror import mirror_of
 from serve.operate.host.run_folder import RunFolder
@@ -25,8 +24,6 @@ from serve.operate.status.scrape import PageHistory, read_pages
 from serve.rollout import history as releases
 from serve.storage.bucket import place
 
-# The variable with a key. Without it, the /v1/model of a service with keys is unknown.
-API_KEY = "TABRANK_API_KEY"
 # In these states it may answer; "unhealthy" is what a dashboard reports.
 ANSWERING = ("ready", "deploying", "unwatched", "unhealthy")
 # What changed is of interest this long, the newest of it.
@@ -160,8 +157,8 @@ def _switched(answers: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
 
 
 def _get(url: str) -> dict[str, Any]:
-    key = os.environ.get(API_KEY)
-    _, body = get(url, {"X-Api-Key": key} if key else {})
+    # Without a key, the /v1/model of a service with keys is unknown.
+    _, body = get(url, key_header())
     with contextlib.suppress(ValueError):
         answer = json.loads(body)
         return answer if isinstance(answer, dict) else {}

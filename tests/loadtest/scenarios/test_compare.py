@@ -72,7 +72,7 @@ def test_each_service_is_measured_in_rotating_order(stub, tmp_path, at):
     lines = []
     bench = Bench(Workspace(tmp_path), 1, load_slo(), [BODY], lines.append, 0.0)
     bench = replace(bench, slo=replace(bench.slo, generator_late_ms_p99=1000.0))
-    services = [TargetService(name, stub.port, (), {}) for name in ("fastapi", "tabrank")]
+    services = [TargetService(name, stub.url, (), {}) for name in ("fastapi", "tabrank")]
     found = alternate(bench, services, at, 2, 1)
     order = [line.partition(":")[0].split()[-1] for line in lines]
     assert order == ["fastapi", "tabrank", "tabrank", "fastapi"]
@@ -89,7 +89,7 @@ def test_a_service_that_does_not_keep_up_is_measured_once(stub, tmp_path):
     stub.share_bad = 0.5
     lines = []
     bench = Bench(Workspace(tmp_path), 1, load_slo(), [BODY], lines.append, 0.0)
-    services = [TargetService(name, stub.port, (), {}) for name in ("fastapi", "tabrank")]
+    services = [TargetService(name, stub.url, (), {}) for name in ("fastapi", "tabrank")]
     found = alternate(bench, services, "open loop, 100/s", 3, 1)
     assert len(lines) == 2
     assert all("does not keep up" in line for line in lines)

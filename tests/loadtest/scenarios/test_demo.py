@@ -130,7 +130,7 @@ def test_a_space_that_no_ranking_knows_ends_the_demo(live_stub, ranks, monkeypat
 
 def test_events_that_are_not_taken_end_the_demo(live_stub, ranks):
     live_stub.events_status = 503
-    with pytest.raises(LoadtestError, match=r"failed on events: 503 .*the log is full"):
+    with pytest.raises(LoadtestError, match=r"does not accept events: 503 .*the log is full"):
         ranks("a")
     live_stub.events_status, live_stub.refuses = 200, "join"
     with pytest.raises(LoadtestError, match=r"rejects the demo's events: .*no such kind"):

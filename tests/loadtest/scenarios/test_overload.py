@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +13,7 @@ from loadtest.scenarios import overload
 from loadtest.scenarios.overload import control_of, offer_load, read_times, verdict_of, without_load_shedding
 from loadtest.scenarios.overload_verdict import Overload, judged
 from loadtest.workload.profiles import load_slo
+from serve.operate.status.scrape import parse
 from tests.support.load_results import BROKEN, FALLBACK, REFUSED, Offering
 
 # 20 s of overload, from second 2.
@@ -228,13 +228,16 @@ def test_the_control_is_the_given_file_without_load_shedding():
 class Target:
     """Running service that may refuse to be deployed."""
 
-    url, run = "http://127.0.0.1:1", Path()
+    url = "http://127.0.0.1:1"
 
     def __init__(self, error=""):
         self.error = error
 
     def document(self):
         return {"applications": [{"deployments": [{"name": "FeatureFetch"}]}]}
+
+    def metrics(self):
+        return parse("", 0.0)
 
     def deploy(self, document):
         if self.error:

@@ -44,7 +44,8 @@ def work(tmp_path, monkeypatch):
 def service(code, rung="full"):
     port = free_port()
     code = textwrap.dedent(code).replace("RUNG", repr(rung))
-    return TargetService("small", port, (sys.executable, "-c", code, str(port)), dict(os.environ))
+    start = (sys.executable, "-c", code, str(port))
+    return TargetService("small", f"http://127.0.0.1:{port}", start, dict(os.environ))
 
 
 def test_every_process_of_a_service_is_counted_and_ended(work):
@@ -77,7 +78,7 @@ def test_what_a_killed_benchmark_left_is_ended_first(work):
     with started(service(SERVER), work, BODY, 1) as footprint:
         assert footprint.num_processes == 2
         with pytest.raises(OSError, match="refused"):
-            http.client.HTTPConnection("127.0.0.1", first.port).request("GET", "/")
+            http.client.HTTPConnection(first.url.removeprefix("http://")).request("GET", "/")
     outer.__exit__(None, None, None)
 
 

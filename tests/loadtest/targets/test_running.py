@@ -8,7 +8,7 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import find_cluster
-from loadtest.targets.running import bound_of_share_ms, read_page, running_url, total
+from loadtest.targets.running import Target, bound_of_share_ms, running_url, total
 from serve.operate.status.scrape import Page, parse
 
 PAGE = """# HELP ray_tabrank_x_total What it is.
@@ -41,9 +41,12 @@ def test_the_bound_within_which_a_share_of_the_gain_lies():
     assert bound_of_share_ms(NOTHING, page, "ray_tabrank_none", 0.99) is None
 
 
-def test_where_no_page_answers_there_is_nothing_on_it():
-    assert read_page("http://127.0.0.1:1/metrics").values == {}
-    assert read_page("").values == {}
+def test_where_no_page_answers_there_is_nothing_on_it(tmp_path):
+    target = Target("http://127.0.0.1:1", tmp_path, "none")
+    assert target.metrics().values == {}
+    target.run.mkdir()
+    (target.run / "service.json").write_text('{"metrics_url": "http://127.0.0.1:1/metrics"}')
+    assert target.metrics().values == {}
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_only_addresses_shares_and_the_most_replicas_of_the_file_are_changed(wor
     assert application["args"].pop("store") == f"lmdb:{work.data.name}/store"
     assert application["args"].pop("models") == f"{work.data.name}/models"
     assert application["args"].pop("log") == "served"
-    assert used["http_options"].pop("port") == service.port
+    assert service.url == f"http://127.0.0.1:{used['http_options'].pop('port')}"
     for deployment in shipped["applications"][0]["deployments"]:
         if scaling := deployment.get("autoscaling_config"):
             scaling["max_replicas"] = scaling["min_replicas"]
@@ -90,7 +90,7 @@ def test_what_is_no_such_file_is_one_sentence(work, tmp_path, text, message):
 
 def test_each_service_has_a_port_of_its_own_on_this_machine(work):
     services = [tabrank(work, SHIPPED), fastapi(work)]
-    assert len({service.port for service in services}) == 2
+    assert len({service.url for service in services}) == 2
     assert all(service.url.startswith("http://127.0.0.1:") for service in services)
 
 

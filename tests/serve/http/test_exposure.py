@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from loadtest.generator.slow_senders import Senders
-from loadtest.measure.service import API_KEY
+from serve.contract.commands import API_KEY
 from serve.http.auth import mint
 from serve.operate.run.local_cluster import down, up
 from tests.support.small_surface import TOML

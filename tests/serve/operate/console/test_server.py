@@ -13,11 +13,11 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from serve.__main__ import app
+from serve.contract.commands import API_KEY
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import RankAnswer
 from serve.operate.console.server import FILES, console, serve
 from serve.operate.console.watch import Watch
-from serve.operate.status.vitals import API_KEY
 from serve.rollout.registry import ModelRegistry
 from tests.support.console_service import ANSWER, Service, degraded, gone, healthy
 from tests.support.small_surface import TOML
