@@ -32,7 +32,7 @@ from serve.log import rebuild, stream
 from serve.log.events import Ended, Exposure, JournalEntry
 from serve.log.reader import read_log
 from serve.log.replay import Replay
-from serve.log.snapshots import FILES, replay_snapshots
+from serve.log.snapshots import replay_snapshots
 from serve.log.writer import write_log
 from serve.stores.candidate_table import CandidateTable
 from serve.stores.factory import open_store
@@ -464,8 +464,9 @@ def test_an_erased_viewer_is_inside_no_candidate_of_a_snapshot(tmp_path):
         service.stop()
 
         def inside():
-            key, path = value_key("id", hash64("c0")), replay_snapshots(service.log)[-1].path
-            stored = dict(zip(*pq.read_table(path / FILES["candidate"]).to_pydict().values(), strict=True))
+            key, snapshot = value_key("id", hash64("c0")), replay_snapshots(service.log)[-1]
+            rows = pq.read_table(snapshot.file("candidate")).to_pydict()
+            stored = dict(zip(*rows.values(), strict=True))
             hashes = np.frombuffer(stored[key], np.uint64).tolist()
             return [viewer for viewer in VIEWERS if hash64(viewer) in hashes]
 

@@ -188,7 +188,8 @@ def test_a_row_of_another_size_is_unknown_and_changes_no_other_score(
 
     clean, dirty = service.rank(), service.rank(cut)
     others = [key for key in clean if name not in (key[1], f"v{key[0]}")]
-    assert {key: dirty[key] for key in others} == {key: clean[key] for key in others}
+    # The batch has other rows, and on some processors torch then rounds the last bit differently.
+    assert {key: dirty[key] for key in others} == pytest.approx({key: clean[key] for key in others}, abs=1e-6)
 
 
 def test_two_damaged_rows_whose_sizes_make_up_for_each_other_are_not_mixed(surface: Surface) -> None:
