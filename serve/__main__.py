@@ -302,6 +302,18 @@ def fetch(as_json: Json = False) -> None:
     answer(result, as_json, table(result))
 
 
+@bench.command()
+def writer(
+    store: Annotated[list[str] | None, typer.Option(help="Address of an empty Redis store too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the writer's CPU per ranking and its rankings/s a core; rows stay in the stores."""
+    from serve.bench.writer import bench_writer, table
+
+    result = bench_writer(store or ())
+    answer(result, as_json, table(result))
+
+
 def _progress(message: str) -> None:
     print(message, file=sys.stderr)
 

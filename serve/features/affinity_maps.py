@@ -130,7 +130,9 @@ def apply_to_map(
         mine = (round_of_pair == number).nonzero()[0]
         if len(mine):
             records = (rounds == number).nonzero()[0]
-            owner = np.searchsorted(records, pairs.record[mine])
+            place_of = np.empty(len(viewers), np.int64)
+            place_of[records] = np.arange(len(records))
+            owner = place_of[pairs.record[mine]]
             of_record = viewers[records], ts_ms[records], hit[records]
             _apply(slot, parts, Round(*of_record, owner, pairs.keys[mine], pairs.counts[mine]))
 

@@ -144,21 +144,24 @@ def packed_values(candidates: CandidateRows, rows: Mapping[str, Iterable[int]]) 
 
 def apply_records(
     candidates: CandidateRows, store: Store, seq: int, entry: JournalEntry, now_ms: int
-) -> PackedPair:
+) -> tuple[dict[str, bytes], dict[str, bytes], int]:
     """Apply records in order to the live table, and to their viewers' rows as stored at `seq`.
 
     The viewers are then seen at `now_ms` of the service's clock. Returns the packed rows of the
-    changed viewers and of the changed candidates. Values that no candidate has are among the
-    viewers, and are read from there when a candidate brings one back.
+    changed viewers and of the changed candidates, and how many of the viewers' rows are new. Values
+    that no candidate has are among the viewers, and are read from there when a candidate brings one
+    back.
     """
     state = State(candidates.schema)
     state.candidates = candidates
     names = filter(None, map(viewer_of, entry.records))
     added = (record.fields for record in entry.records if isinstance(record, Candidate))
     at_rest = read_rows(state, store, seq, names, added)
+    num_stored = len(state.viewers) + len(at_rest)
     changes = RecordApplier(state)
     for record in entry.records:
         changes.apply(record, entry.received_ms)
     changes.observe()
     state.viewers.see(now_ms)
-    return packed_changes(state, [*changes.viewers, *at_rest], changes.candidates)
+    viewers, live = packed_changes(state, [*changes.viewers, *at_rest], changes.candidates)
+    return viewers, live, max(len(viewers) - num_stored, 0)

@@ -19,11 +19,13 @@ from serve.ingest.intake import Group
 from serve.log.events import viewer_of
 from serve.stores.protocol import Store
 
-# Examine viewers once this many records have come since the last time, or this long after it.
-EVERY_RECORDS, EVERY_S = 1_000, 1.0
-# Examine two viewers for each record, but at least `LEAST`: a store of viewers who come once then
-# has at most twice the rows of those who came in time. In a commit they are at most `MOST`, which
-# take some ms to read and 0.1 s to forget; the next commits examine the rest.
+# Examine viewers once this many are due, or this long after the last time.
+EVERY_DUE, EVERY_S = 2_000, 1.0
+# Examine two viewers for each row that a commit adds: a store of viewers who come once then has at
+# most twice the rows of those who came in time. Where few are new, examine one for some records.
+FOR_ROW, FOR_RECORDS = 2, 8
+# Examine at least `LEAST`. In a commit they are at most `MOST`, which take some ms to read and
+# 0.1 s to forget; the next commits examine the rest.
 LEAST, MOST = 64, 2_048
 # Values of candidates' fields that no candidate has now. With more, those without an event for
 # longest are forgotten before their time.
@@ -45,19 +47,22 @@ class ViewerExpiry:
         # Values at rest that this round has found so far, and for how long they are kept.
         self._num_values, self._keep_values_ms = 0, keep_ms or FOR_YEARS_MS
         # Viewers that are due to be examined, and when some were.
-        self._due, self._examined_s = 0, -EVERY_S
+        self._due, self._examined_s = 0.0, -EVERY_S
         self._warn = SeldomWarning()
         self.store_bytes = 0
         # When `serve load` filled the store: an old log does not lose its values at once.
         self.filled_ms = 0
 
+    def committed(self, num_records: int, num_added: int) -> None:
+        """Count a commit's records, and the rows that it added to the store's viewers."""
+        self._due += num_records / FOR_RECORDS + FOR_ROW * num_added
+
     def expire(self, store: Store, group: Group, now_ms: int) -> None:
         """Add records that forget the next expired viewers; none of a viewer in the group."""
-        self._due += 2 * len(group.records)
         now_s = time.monotonic()
-        if self._due < 2 * EVERY_RECORDS and now_s - self._examined_s < EVERY_S:
+        if self._due < EVERY_DUE and now_s - self._examined_s < EVERY_S:
             return
-        limit = min(max(self._due, LEAST), self._most)
+        limit = min(max(int(self._due), LEAST), self._most)
         self._due, self._examined_s = max(self._due - limit, 0), now_s
         try:
             if self._keep_ms or self._schema.values:

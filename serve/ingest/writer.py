@@ -48,7 +48,8 @@ COMMIT_EVERY_S = 0.1
 FLUSH_EVERY_S = 60.0
 FLUSH_RECORDS = 100_000
 FLUSH_BYTES = 64 << 20
-# Limit flushing and retention to this share of a core: without it rankings waited for seconds.
+# Limit flushing and retention to this share of a core: without it rankings waited for seconds. The
+# share grows with a journal that is more than an eighth full, up to a core for half a journal.
 UPKEEP_SHARE = 0.25
 RETRY_FLUSH_S = 5.0
 # A writer whose log another one took over refuses records for this time, then takes the log over
@@ -232,6 +233,11 @@ class Ingester:
         """Return whether the journal holds this many records or bytes that are not in the log."""
         return bool((self._unflushed >= (num, num_bytes)).any())
 
+    def _upkeep_share(self) -> float:
+        """Return the share of a core that upkeep takes now: the fuller the journal, the more."""
+        fill = float((self._unflushed / (intake.MAX_UNFLUSHED, intake.MAX_UNFLUSHED_BYTES)).max())
+        return 1.0 if self._event_clock else min(max(UPKEEP_SHARE, 2.0 * fill), 1.0)
+
     def stop(self) -> None:
         """Make `run` end."""
         self._stopping = True
@@ -295,15 +301,18 @@ class Ingester:
             seq = self._seq + len(records)
             try:
                 entry = JournalEntry(received_ms, records)
-                viewers, candidates = apply_records(self._intake.candidates, store, self._seq, entry, now_ms)
+                viewers, live, num_added = apply_records(
+                    self._intake.candidates, store, self._seq, entry, now_ms
+                )
                 journal = pack(entry)
-                store.commit(seq, viewers, candidates, journal=journal)
+                store.commit(seq, viewers, live, journal=journal)
             except BaseException:
                 # The live table holds uncommitted changes: read it again.
                 self._close()
                 raise
             self._seq = seq
             self._journaled += (len(records), len(journal))
+            self._expiry.committed(len(records), num_added)
         self._intake.remember(admitted.keys)
         self.counts.update(admitted.counts)
         wall_ms = time.time() * 1e3
@@ -401,7 +410,7 @@ class Ingester:
         store = self._store
         if store is None:
             return
-        step = CpuThrottle(1.0 if self._event_clock else UPKEEP_SHARE, lambda: not self._stopping)
+        step = CpuThrottle(self._upkeep_share, lambda: not self._stopping)
         try:
             # Trim nothing, to raise WriterFenced if another writer took over.
             store.trim(0)

@@ -10,15 +10,14 @@ OnStep = Callable[[], bool]
 
 
 class CpuThrottle:
-    """Callback that sleeps so that its thread uses `share` of a core while `wanted()` is true.
+    """Callback that sleeps so that its thread uses `share()` of a core while `wanted()` is true.
 
     Once `wanted()` is false it does not sleep any more. A nice value would not be enough: the
     thread that commits would wait for the GIL held by a thread that is not scheduled.
     """
 
-    def __init__(self, share: float, wanted: Callable[[], bool]) -> None:
-        # Seconds of sleep per second of work.
-        self._rest = 1.0 / share - 1.0
+    def __init__(self, share: Callable[[], float], wanted: Callable[[], bool]) -> None:
+        self._share = share
         self._wanted = wanted
         self._worked_s = time.thread_time()
 
@@ -26,6 +25,6 @@ class CpuThrottle:
         """Sleep in proportion to the CPU time of the last step."""
         worked_s = time.thread_time()
         if self._wanted():
-            time.sleep((worked_s - self._worked_s) * self._rest)
+            time.sleep((worked_s - self._worked_s) * (1.0 / self._share() - 1.0))
         self._worked_s = worked_s
         return self._wanted()

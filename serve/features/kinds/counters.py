@@ -92,18 +92,22 @@ class Sums(StateKind[Sum], of=(Sum,)):
         known = rows.nonzero()[0]
         if not len(places) or not len(known):
             return
-        # [n, S]
-        cells, at_ms, rates = (rows[known, None], places), ts_ms[known, None], self.rates[entity][places]
-        sums, sums_ms = table.table[STATE]["sums"], table.table[STATE]["sums_ms"]
-        old_ms = sums_ms[cells]
-        np.maximum.at(sums_ms, cells, at_ms)
-        new_ms = sums_ms[cells]
-        # The cells of a repeated row get the same decayed value.
-        sums[cells] *= np.exp2((old_ms - new_ms) * rates)
         table.changed[rows] = True
+        changed, of_row = _distinct(rows[known], len(table.table))
+        # Copies `[S, U]` of the changed cells: NumPy adds to a plain array ten times as fast.
+        cells, rates = (changed, places[:, None]), self.rates[entity][places, None]
+        sums, sums_ms = table.table[STATE]["sums"], table.table[STATE]["sums_ms"]
+        old_ms, new = sums_ms[cells], sums[cells].copy()
+        new_ms, at_ms = old_ms.copy(), np.tile(ts_ms[known], len(places))
+        # The flat places `[S * n]` of the cells in these copies.
+        at = (of_row + np.arange(0, new.size, len(changed))[:, None]).ravel()
+        np.maximum.at(new_ms.ravel(), at, at_ms)
+        new *= np.exp2((old_ms - new_ms) * rates)
         # A late event counts at its own time, so it is added in decayed form.
-        arrived = np.exp2((at_ms - new_ms) * rates)
-        np.add.at(sums, cells, arrived if times is None else arrived * times[known, None])
+        late_ms = (at_ms - new_ms.ravel()[at]).reshape(len(places), -1)
+        arrived = np.exp2(late_ms * rates)
+        np.add.at(new.ravel(), at, (arrived if times is None else arrived * times[known]).ravel())
+        sums[cells], sums_ms[cells] = new, new_ms
 
     def read(self, batch: Batch, slot: Sum) -> F64:
         """Return a sum, decayed to now, `[R]`."""
@@ -126,6 +130,22 @@ class Sums(StateKind[Sum], of=(Sum,)):
             age_ms = np.maximum(batch.times_ms(entity) - sums_ms, 0)
             decayed[entity] = sums * np.exp2(age_ms * -rates[:, None])
         return decayed
+
+
+def _distinct(rows: I64, num_rows: int) -> tuple[I64, I64]:
+    """Return the distinct rows in order, and the place of each row among them."""
+    if len(rows) == 1:
+        return rows, np.zeros(1, np.int64)
+    # Sorting takes longer than a pass over all rows of the table, unless it has many more.
+    if 64 * len(rows) < num_rows:
+        order = rows.argsort()
+        is_first = np.diff(rows[order], prepend=-1) != 0
+        of_row = np.empty(len(rows), np.int64)
+        of_row[order] = np.cumsum(is_first) - 1
+        return rows[order[is_first]], of_row
+    is_there = np.zeros(num_rows, bool)
+    is_there[rows] = True
+    return is_there.nonzero()[0], np.cumsum(is_there)[rows] - 1
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,8 @@ def test_viewers_are_examined_now_and_then(visits, monkeypatch):
     known = visits.run([visit("cyd", DAY_MS)], *([visit("dan", 100 * DAY_MS + i)] for i in range(5)))
     assert known >= {"cyd", "dan"}
     assert len(set(visits.sizes)) == 1, "measured once, with the first commit"
-    monkeypatch.setattr(expiry, "EVERY_RECORDS", 3)
-    known = visits.run(*([visit("dan", 101 * DAY_MS + i)] for i in range(5)))
+    monkeypatch.setattr(expiry, "EVERY_DUE", 2)
+    known = visits.run(*([visit("dan", 101 * DAY_MS + i)] for i in range(19)))
     assert "cyd" not in known
 
 
@@ -131,7 +131,7 @@ def test_the_store_is_measured_before_records_come(visits):
 @pytest.mark.parametrize("most", [1_000, 20])
 def test_viewers_who_come_once_stay_for_the_days_and_no_longer(monkeypatch, most):
     monkeypatch.setattr(expiry, "EVERY_S", 3_600.0)
-    monkeypatch.setattr(expiry, "EVERY_RECORDS", 100)
+    monkeypatch.setattr(expiry, "EVERY_DUE", 200)
     schema, store = Schema(read_surface(TOML)), MemoryStore()
     store.take_epoch()
     expires, kept = expiry.ViewerExpiry(schema, 5 * DAY_MS, most), schema.blank("viewer")
@@ -146,6 +146,7 @@ def test_viewers_who_come_once_stay_for_the_days_and_no_longer(monkeypatch, most
             record.viewer: b"" if isinstance(record, Forget) else kept.tobytes() for record in group.records
         }
         store.commit(number + 1, rows, {})
+        expires.committed(10, 10)
     days = [int(name.rpartition("-")[2]) for name, _ in store.viewers(b"", 10_000)[1]]
     assert sum(day >= 95 for day in days) == 500
     # At most as many rows again wait for the end of a round.
