@@ -15,7 +15,7 @@ from serve.stores.protocol import Store
 
 NOW_MS = 1_800_000_000_000
 _DAY_MS = 86_400_000
-_ROWS_A_COMMIT = 2_000
+_ROWS_A_COMMIT = 500
 # Number of categories by field. They are prime, so that any stride visits all before it repeats.
 _POOLS = {"host": 5003, "topic": 61, "language": 31, "country": 97, "device": 5}
 _POOL_OF = {"follows": "host", "guests": "host", "friends": "viewers"}

@@ -24,6 +24,7 @@ from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import Exposure, entries
 from serve.log.retention import rewriting
+from serve.log.throttle import CpuThrottle
 from serve.log.writer import write_log
 from tests.support.live_service import Live, event
 from tests.support.row_values import audience as audience_of
@@ -451,6 +452,26 @@ def test_a_full_journal_is_rolled_before_its_minute(service, monkeypatch, bound,
         return served(service, "events")["id"].to_pylist()
 
     assert service.run(scenario) == [f"e{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(("most", "share"), [(1_000, 0.25), (20, 0.5), (10, 1.0), (2, 1.0)])
+def test_upkeep_takes_more_of_a_core_the_fuller_the_journal_is(service, monkeypatch, most, share):
+    service.args = replace(service.args, clock="wall")
+    shares = []
+
+    class Recorded(CpuThrottle):
+        def __init__(self, share, wanted):
+            shares.append(share())
+            super().__init__(share, wanted)
+
+    async def scenario(service):
+        await service.events(*(event(f"e{i}", ts_ms=None) for i in range(4)))
+        monkeypatch.setattr(serve.ingest.writer, "CpuThrottle", Recorded)
+        monkeypatch.setattr("serve.ingest.intake.MAX_UNFLUSHED", most)
+        await asyncio.to_thread(service.ingester.flush_journal)
+
+    service.run(scenario)
+    assert shares[0] == pytest.approx(share)
 
 
 def test_the_segments_of_an_hour_become_one_while_the_service_runs(service, monkeypatch):
