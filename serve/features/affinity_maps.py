@@ -62,7 +62,7 @@ class Parts(NamedTuple):
 class Pairs(NamedTuple):
     """Distinct pairs of a record and a key that it touches, `[Q]`, sorted by record and key.
 
-    `counts` is the number of the record's candidates that have the key.
+    `counts` is the number of the record's candidates that have the key, times what it stands for.
     """
 
     record: I64

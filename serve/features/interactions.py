@@ -27,7 +27,8 @@ class Interactions:
 
     `event` `[N]`: index in `Schema.events`. `viewer` `[N]`: row number; row 0 takes no state.
     `ts_ms` `[N]`. `lengths` `[N]`: number of candidates of each record.
-    `candidates` `[P]`: row numbers.
+    `candidates` `[P]`: row numbers. `weight` `[N]`: how many records each stands for, of which the
+    others are not in the log; None if each stands for itself.
     """
 
     event: I64
@@ -35,6 +36,7 @@ class Interactions:
     ts_ms: I64
     lengths: I64
     candidates: I64
+    weight: I64 | None = None
 
     @cached_property
     def events(self) -> set[int]:
@@ -68,4 +70,5 @@ class Interactions:
     def _part(self, records: slice | Bools, candidates: slice | Bools) -> Interactions:
         of_record = (self.event, self.viewer, self.ts_ms, self.lengths)
         event, viewer, ts_ms, lengths = (values[records] for values in of_record)
-        return Interactions(event, viewer, ts_ms, lengths, self.candidates[candidates])
+        weight = None if self.weight is None else self.weight[records]
+        return Interactions(event, viewer, ts_ms, lengths, self.candidates[candidates], weight)

@@ -29,6 +29,9 @@ from serve.stores.protocol import Store
 
 # Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes.
 MAX_CALL_BYTES = 3 * 1024 * 1024
+# While Ingest does not keep up, an exposure stands for at most this many. With a higher number, few
+# exposures would decide what a model learns of such a time, and little more would be saved.
+MAX_ONE_IN = 16
 # Journal entries read at once: an entry has up to 4 MiB (`serve.ingest.intake.COMMIT_BYTES`), so a
 # read takes at most 32 MiB.
 ENTRIES_AT_ONCE = 8
@@ -65,7 +68,9 @@ class Exposure(Struct, tag_field="type", tag="exposure", omit_defaults=True):
     where they changed nothing, and `pinned` the places that the request chose. Rules do not apply
     to a drawn order, nor boosts where nothing is scored. `numeric` (float32) and `category`
     (uint64) are the feature matrix of a sampled share of exposures, rows as shown; `surface` then
-    names the declaration of the features (`Surface.fingerprint`, its first 12 digits).
+    names the declaration of the features (`Surface.fingerprint`, its first 12 digits). `one_in` is
+    above 1 while Ingest did not keep up: each exposure was then kept with a probability of
+    1 / `one_in`, by the hash of its request id, and this one stands for `one_in` of them.
     """
 
     request_id: str
@@ -94,6 +99,7 @@ class Exposure(Struct, tag_field="type", tag="exposure", omit_defaults=True):
     rules: list[str] = []
     place_before: bytes | None = None
     pinned: list[int] = []
+    one_in: int = 1
 
 
 Record = ClientRecord | Ended | Exposure

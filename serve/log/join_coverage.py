@@ -148,7 +148,9 @@ def check_joins(
     A warning follows for each join of less than MIN_JOIN, with examples.
 
     Returns the share of each join that matters and has references. `fields` are those that a
-    surface reads: a viewer or candidate without fields needs no row.
+    surface reads: a viewer or candidate without fields needs no row. Where exposures stand for
+    others that were not kept, the share of the events counts as joined as many as kept exposures
+    alone can join.
 
     Raises:
         TabrankError: nothing joins, with ids of both sides; or no event could join, and the log
@@ -161,10 +163,15 @@ def check_joins(
         raise TabrankError(
             f"{log}: none of {num_events:,} events has a request_id or a viewer; {SAME_EXPOSURE}"
         )
+    exposures = tables["exposures"]
+    # How many each stands for; a log that is being imported has no such column.
+    one_in = exposures["one_in"].to_numpy() if "one_in" in exposures.column_names else np.ones(1)
+    times = float(one_in.mean()) if len(one_in) else 1.0
     doubts = []
     for name, (is_found, given, known) in joins.items():
         found = int(is_found.sum())
-        share, what = found / max(1, len(given)), f"{len(given):,} {JOINS[name]}"
+        could_join = len(given) / (times if name == "events" else 1.0)
+        share, what = min(1.0, found / max(1.0, could_join)), f"{len(given):,} {JOINS[name]}"
         remedy = SAME_EXPOSURE if name == "events" else SAME_IDS
         shares.append(f"{share:.1%} of {what}")
         if len(given) and fields.get(name.removesuffix("s"), True):
@@ -174,6 +181,8 @@ def check_joins(
                 if not found:
                     raise TabrankError(f"{log}: none of {doubt}")
                 doubts.append(f"{log}: warning: only {share:.1%} of {doubt}")
+    if times > 1.0:
+        shares.append(f"{len(exposures):,} exposures were kept of about {one_in.sum():,}, and are weighed")
     for counts in (shares, _oddities(tables, num_unowned)):
         if line := ", ".join(counts):
             report(f"{log}: {line}")

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.features.slots import ENTITIES, I64, IMPRESSION
 from serve.features.surface import FieldType, Surface
+from serve.log.events import MAX_ONE_IN
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
@@ -45,8 +46,9 @@ class Log:
     a service also has numbers: `seq` of each record, and `seen_seq` of the last record that a
     ranking had seen. A row of `viewers` or `candidates` then sets the fields that it has `stated`,
     or marks its id as `removed`. Exposures and events of viewers whom `training forget` erased are
-    marked as `erased`: they still change the state of candidates, and count for nothing else. If
-    the first records were deleted, the log can be replayed from `snapshots`, oldest first.
+    marked as `erased`: they still change the state of candidates, and count for nothing else. An
+    exposure stands for `one_in`, 1 if the log does not say so: the others were not kept. If the
+    first records were deleted, the log can be replayed from `snapshots`, oldest first.
     """
 
     viewers: pa.Table
@@ -147,7 +149,7 @@ def own_columns(name: str, reader: TableReader) -> TableReader:
     reader.required("ts_ms", pa.int64()).required("viewer", pa.string(), nullable=True)
     if name == "exposures":
         reader.required("candidates", pa.list_(pa.string())).no_repeats("candidates")
-        return reader
+        return reader.number_of("one_in", MAX_ONE_IN)
     reader.required("candidate", pa.string()).required("kind", pa.string())
     return reader.optional("request_id", pa.string()).optional("value", pa.float64())
 

@@ -25,11 +25,10 @@ from serve.log.snapshots import Snapshot, start
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
 _decoder = msgspec.json.Decoder(dict[str, dict[str, Any]])
 
-# A record that changes the state: its place in its table, and of an exposure or event, its viewer
-# and its range in `Replay._candidates`.
-RECORD = np.dtype(
-    [(name, np.int64) for name in ("seq", "ts_ms", "which", "place", "event", "viewer", "begin", "end")]
-)
+# A record that changes the state: its place in its table, and of an exposure or event, its viewer,
+# its range in `Replay._candidates`, and how many records it stands for.
+NAMES = ("seq", "ts_ms", "which", "place", "event", "viewer", "begin", "end", "weight")
+RECORD = np.dtype([(name, np.int64) for name in NAMES])
 
 
 class Codes:
@@ -90,7 +89,7 @@ def _records(which: int, seq: I64, ts_ms: I64 | list[int]) -> NDArray[np.void]:
     """Return the records of one kind, in the order of their table."""
     records = np.zeros(len(seq), RECORD)
     records["which"], records["place"] = which, np.arange(len(seq))
-    records["seq"], records["ts_ms"] = seq, ts_ms
+    records["seq"], records["ts_ms"], records["weight"] = seq, ts_ms, 1
     return records
 
 
@@ -208,7 +207,7 @@ class Replay:
         upserts = _records(UPSERT, np.concatenate(seq[:2]), [upsert.ts_ms for upsert in self._upserts])
         exposures = _records(EXPOSURE, seq[2], self.exposure_ms)
         exposures["event"] = self.state.schema.number[IMPRESSION]
-        exposures["viewer"] = self.exposure_viewer
+        exposures["viewer"], exposures["weight"] = self.exposure_viewer, log.exposures["one_in"]
         exposures["begin"], exposures["end"] = self.first[:-1], self.first[1:]
         # A service applied its numbered events at their logged times, without the correction.
         event_ms = np.where(seq[3] > 0, log.events["ts_ms"].to_numpy(), self.event_ms)
@@ -329,5 +328,8 @@ class Replay:
         lengths = records["end"] - begin
         at = np.repeat(begin - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
         candidates = self._known_rows(self._candidates[at])
-        self.state.observe(Interactions(records["event"], viewer, records["ts_ms"], lengths, candidates))
+        weight = records["weight"] if records["weight"].max() > 1 else None
+        self.state.observe(
+            Interactions(records["event"], viewer, records["ts_ms"], lengths, candidates, weight)
+        )
         self.known["viewer"][viewer] = True

@@ -97,6 +97,14 @@ class TableReader:
         self.columns[column] = pc.fill_null(self.columns[column], False)
         return self
 
+    def number_of(self, column: str, most: int) -> TableReader:
+        """Read whole numbers from 1 to `most`; 1 where the column is null or does not exist."""
+        self.optional(column, pa.int64())
+        self.columns[column] = pc.fill_null(self.columns[column], 1)
+        bad = pc.or_(pc.less(self.columns[column], 1), pc.greater(self.columns[column], most))
+        self._refuse(column, bad, f"is not from 1 to {most}; write how many exposures the row stands for")
+        return self
+
     def one_of(self, column: str, known: Iterable[str]) -> None:
         """Refuse a row whose value is not among the known ones."""
         names = sorted(set(known))

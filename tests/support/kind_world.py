@@ -145,6 +145,8 @@ def drawn_records(seed, num):
         candidate = CANDIDATES[rng.integers(len(CANDIDATES))]
         shown = rng.permutation([*CANDIDATES, "unknown"])[: rng.integers(0, 5)].tolist()
         kind = EVENTS[rng.integers(len(EVENTS))]
+        # Some stand for others that were not kept.
+        one_in = int(rng.choice([1, 1, 2, 5]))
         if rng.random() < change:
             made = [
                 Candidate(candidate, drawn_fields(rng), ts_ms),
@@ -154,7 +156,7 @@ def drawn_records(seed, num):
             ]
         else:
             made = [
-                Exposure(f"r{i}", now_ms, viewer, shown, b"", None, "model", "full", 0),
+                Exposure(f"r{i}", now_ms, viewer, shown, b"", None, "model", "full", 0, one_in=one_in),
                 Event(f"e{i}", viewer, candidate, kind, ts_ms),
             ]
         records.append(made[rng.integers(len(made))])
@@ -189,6 +191,7 @@ def log_tables(records):
             "viewer": r.viewer,
             "candidates": r.candidates,
             "seq": seq,
+            "one_in": r.one_in,
         }
         for seq, r in numbered
         if isinstance(r, Exposure)
@@ -212,6 +215,7 @@ def log_tables(records):
         "viewer": text,
         "candidates": pa.list_(text),
         "seq": whole,
+        "one_in": whole,
     }
     of_event = {"id": text, "ts_ms": whole, "viewer": text, "candidate": text, "kind": text, "seq": whole}
     made["exposures"] = pa.Table.from_pylist(exposures, pa.schema(of_exposure))

@@ -24,7 +24,18 @@ ORDER = ("events", "exposures", "viewers")
 # Columns of which an erased row keeps the value: they change the counters of candidates, or say how
 # the service worked. All others become null, those that we do not know included.
 KEPT = {
-    "exposures": ["candidates", "ts_ms", "received_ms", "seq", "seen_seq", "arm", "model", "rung", "traffic"],
+    "exposures": [
+        "candidates",
+        "ts_ms",
+        "received_ms",
+        "seq",
+        "seen_seq",
+        "one_in",
+        "arm",
+        "model",
+        "rung",
+        "traffic",
+    ],
     "events": ["candidate", "kind", "value", "ts_ms", "received_ms", "seq"],
 }
 

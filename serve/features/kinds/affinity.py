@@ -53,7 +53,10 @@ class Maps(StateKind[Map], of=(Map,)):
             if not run.events.isdisjoint((event, over)):
                 field = slot.field.name
                 if field not in pairs:
-                    pairs[field] = Pairs.of(candidates.table[field][run.candidates], run.lengths)
+                    touched = Pairs.of(candidates.table[field][run.candidates], run.lengths)
+                    if run.weight is not None:
+                        touched = touched._replace(counts=touched.counts * run.weight[touched.record])
+                    pairs[field] = touched
                 parts = Parts.of(self.of(viewers.table, slot))
                 hit, counted = run.event == event, run.event == over
                 apply_to_map(slot, parts, pairs[field], run.viewer, run.ts_ms, hit, counted)

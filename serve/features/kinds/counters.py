@@ -76,18 +76,20 @@ class Sums(StateKind[Sum], of=(Sum,)):
         """Apply the records of one event after another, all at once because sums commute."""
         for event in run.events:
             records = run.only(event)
-            times_ms = np.repeat(records.ts_ms, records.lengths)
-            self._add("viewer", event, viewers, records.viewer, records.ts_ms, records.lengths)
-            self._add("candidate", event, candidates, records.candidates, times_ms)
+            times_ms, times, num = np.repeat(records.ts_ms, records.lengths), records.lengths, None
+            if records.weight is not None:
+                times, num = times * records.weight, np.repeat(records.weight, records.lengths)
+            self._add("viewer", event, viewers, records.viewer, records.ts_ms, times)
+            self._add("candidate", event, candidates, records.candidates, times_ms, num)
             for name in self._value_fields:
                 at = candidates.value_of[name][records.candidates]
-                self._add(f"candidate.{name}", event, candidates.values[name], at, times_ms)
+                self._add(f"candidate.{name}", event, candidates.values[name], at, times_ms, num)
         return ()
 
     def _add(
         self, entity: Entity, event: int, table: Rows, rows: I64, ts_ms: I64, times: I64 | None = None
     ) -> None:
-        """Add the event at `ts_ms` to rows `[n]`, which may repeat, `times` `[n]` or once."""
+        """Add the event at `ts_ms` to rows `[n]`, which may repeat, `times` `[n]`, or once."""
         places = self._changed[entity, event]
         known = rows.nonzero()[0]
         if not len(places) or not len(known):

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from serve.contract.records import Event
 from serve.features.batch import Batch
 from serve.features.common_state import common_cells, is_common, view
 from serve.features.matrix import Features
 from serve.features.registry import KINDS
 from serve.features.rows import Schema, State
 from serve.ingest.apply import RecordApplier, packed, packed_values
+from serve.log.events import Exposure
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
@@ -108,6 +111,26 @@ def test_a_value_has_the_type_and_shape_of_its_kind(kind, data, seed):
         assert width is None
         assert np.issubdtype(value.dtype, np.number)
         assert not np.isinf(value).any()
+
+
+@pytest.mark.parametrize("at_once", [1, 100])
+@pytest.mark.parametrize("entity", ["viewer", "candidate", "candidate.host", ["viewer", "candidate"]])
+def test_an_exposure_counts_for_those_that_it_stands_for(entity, at_once):
+    seen = {"kind": "count", "entity": entity, "event": "impression"}
+    taste = OTHERS["taste"] | {"keep": 8}
+    schema = Schema(surface_of(seen=seen, taste=taste))
+    first, now_ms = drawn_records(3, 0)
+    kept = [
+        Exposure(f"r{i}", now_ms + i, VIEWERS[i % 2], [*CANDIDATES[i % 3 :]], b"", None, "m", "full", 0)
+        for i in range(40)
+    ]
+    events = [Event(f"e{i}", VIEWERS[0], CANDIDATES[i], "join", now_ms + 50) for i in range(3)]
+    five = [replace(exposure, one_in=5) for exposure in kept]
+    sampled = served(schema, [*first, *five, *events], at_once)
+    whole = served(schema, [*first, *(exposure for exposure in kept for _ in range(5)), *events])
+    alone = served(schema, [*first, *kept, *events])
+    assert_equal(computed(sampled, now_ms + 60), computed(whole, now_ms + 60), 1e-6)
+    assert not np.array_equal(computed(alone, now_ms + 60).numeric, computed(whole, now_ms + 60).numeric)
 
 
 @each_kind

@@ -118,6 +118,33 @@ def test_events_that_name_another_viewer_than_their_exposure_are_told(tmp_path):
         coverage(tmp_path / "log")
 
 
+def test_events_whose_exposures_were_not_kept_are_no_mismatch(tmp_path):
+    parts = tables()
+    # Each kept one stands for three, so that two of three events name one that was not kept.
+    owners = ["r1", "r2", "r3", *(f"gone{i}" for i in range(6))]
+    parts["exposures"] = parts["exposures"].append_column("one_in", pa.array([3, 3, 3], pa.int64()))
+    parts["events"] = pa.table(
+        {
+            "id": [f"e{i}" for i in range(9)],
+            "ts_ms": pa.array([50_000] * 9, pa.int64()),
+            "viewer": ["ann", "bob", "ann"] * 3,
+            "candidate": ["a"] * 9,
+            "kind": ["join"] * 9,
+            "request_id": owners,
+        }
+    )
+    write_log(tmp_path / "log", parts)
+    said = []
+    assert coverage(tmp_path / "log", said.append)["events"] == 1.0
+    assert "100.0% of 9 events join an exposure" in said[0]
+    assert "3 exposures were kept of about 9, and are weighed" in said[0]
+    # Other ids on both sides are still found.
+    parts["events"] = renamed(parts["events"], request_id="x")
+    write_log(tmp_path / "other", parts)
+    with pytest.raises(TabrankError, match="none of 9 events join an exposure"):
+        coverage(tmp_path / "other")
+
+
 def test_viewers_without_fields_need_no_row(tmp_path):
     parts = tables()
     parts["viewers"] = renamed(parts["viewers"].select(["id"]), id="other-")
