@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
 
-from serve.contract.errors import TooLarge
+from serve.contract.errors import Busy, TooLarge
 from serve.contract.logs import SeldomWarning
-from serve.log.events import MAX_CALL_BYTES, Exposure, pack, pack_raw
+from serve.log.events import EXPOSURE_IDS, MAX_CALL_BYTES, MAX_ONE_IN, Exposure, key, pack, pack_raw
 
 log = logging.getLogger("tabrank")
 
@@ -22,6 +23,8 @@ IDLE_S = 2.0
 RETRY_S = 0.5
 # Reason of the warnings while calls of Ingest fail.
 WAITING = "exposures wait for Ingest"
+# Reason of the warnings while exposures are thinned.
+THINNED = "Ingest does not keep up"
 # Give a call up after 5 s, because Ingest may hang: the next one goes to the Ingest that Serve has
 # started instead. To send again is harmless, because Ingest drops what it has already. Not less: a
 # commit on a busy machine may take seconds.
@@ -32,6 +35,19 @@ MAX_SENT = 1_000
 # takes 32 MiB in a few seconds, so features are not stale for long once Ingest is back.
 MAX_HELD = 5_000
 MAX_HELD_BYTES = 32 * 1024 * 1024
+# Keep all exposures while less than this share of a limit is used: bursts and pauses are over
+# within it. Above it keep one in 2, one in 3 and so on, and one in MAX_ONE_IN a call below it.
+CALM = 0.4
+# While Ingest answers, hold what it takes of this replica in so many seconds, so that features are
+# not stale by the default of `stale_after_ms`, 5 s, however many replicas share Ingest. A replica
+# of which it takes few may hold so many.
+MAX_WAIT_S, MIN_HELD = 3.0, 500
+# A call that takes fewer than the ones before may have waited for something else. So what Ingest
+# takes in a second is the most of the last calls, less this share for each call since.
+FADES = 0.3
+# Share of the buffer that a call takes. What is held falls by it when the call ends, and grows
+# again until the next one ends: this alone must not change how many are kept.
+CALL = MAX_SENT / MAX_HELD
 
 Send = Callable[[bytes], Awaitable[object]]
 
@@ -46,6 +62,11 @@ class _Held(NamedTuple):
 
 class ExposureBuffer:
     """Hold packed exposures until Ingest has made them durable: at-least-once delivery.
+
+    If Ingest does not keep up, an even sample is held: one exposure in `one_in`, chosen by the hash
+    of its request id, and marked with that number. `one_in` follows what the buffer holds at the
+    end of each call of Ingest. As all replicas wait for the same commits, each finds its own number
+    for its part of what Ingest can do. If calls do not end, it follows what is held at once.
 
     `send` raises TooLarge if a call is refused for its size.
     """
@@ -62,9 +83,20 @@ class ExposureBuffer:
         self._sending = asyncio.Lock()
         self.num_dropped = 0
         self.num_too_large = 0
+        self.num_thinned = 0
+        self.one_in = 1
+        # Exposures to hold while Ingest answers.
+        self._limit = float(MAX_HELD)
 
     def put(self, exposure: Exposure) -> None:
-        """Add one exposure without waiting; drop and count it if the buffer is full."""
+        """Add one exposure without waiting, if it is in the sample.
+
+        Drop and count it if the buffer is full.
+        """
+        exposure.one_in = max(self.one_in, self._wanted(MAX_HELD, CALL))
+        if exposure.one_in > 1 and not _is_in_sample(exposure):
+            self.num_thinned += 1
+            return
         if len(self._held) >= MAX_HELD or self._num_bytes >= MAX_HELD_BYTES:
             self.num_dropped += 1
             return
@@ -93,8 +125,9 @@ class ExposureBuffer:
             before_ms: send only exposures with an earlier timestamp.
         """
         async with self._sending:
-            num = MAX_SENT
+            num = min(int(CALL * self._limit), MAX_SENT)
             while part := self._next(before_ms, num):
+                began_s = self._clock()
                 try:
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await self._send(pack([held.packed for held in part]))
@@ -108,8 +141,19 @@ class ExposureBuffer:
                     self._warn(WAITING, error)
                     return False
                 self._drop(part)
-                num = min(2 * num, MAX_SENT)
+                taken = len(part) / max(self._clock() - began_s, 1e-3) * MAX_WAIT_S
+                self._limit = min(max(taken, (1.0 - FADES) * self._limit, MIN_HELD), MAX_HELD)
+                self.one_in = self._wanted(self._limit)
+                if self.one_in > 1:
+                    self._warn(THINNED, Busy(f"one exposure in {self.one_in} is logged, and stands for all"))
+                num = min(2 * num, int(CALL * self._limit), MAX_SENT)
             return True
+
+    def _wanted(self, limit: float, spare: float = 0.0) -> int:
+        """Return of how many exposures to keep one, at what is held less a `spare` share."""
+        fill = max(len(self._held) / limit, self._num_bytes / MAX_HELD_BYTES)
+        depth = (fill - spare - CALM) / (1.0 - CALM - CALL)
+        return round(math.pow(MAX_ONE_IN, min(max(depth, 0.0), 1.0)))
 
     def _drop(self, part: list[_Held]) -> None:
         gone = set(map(id, part))
@@ -133,3 +177,9 @@ class ExposureBuffer:
     def age_s(self) -> float:
         """Seconds that the oldest exposure has waited; the features are at least as stale."""
         return self._clock() - self._held[0].since if self._held else 0.0
+
+
+def _is_in_sample(exposure: Exposure) -> bool:
+    """Return whether the hash of the request id is in the first of `one_in` equal parts."""
+    hashed = int.from_bytes(key(EXPOSURE_IDS, exposure.request_id)[1:], "big")
+    return hashed * exposure.one_in < 1 << 64

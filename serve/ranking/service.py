@@ -344,6 +344,8 @@ class RankingService:
         # What Ingest cannot do without a store follows from that.
         if has_store and age_s * 1e3 > config.stale_after_ms and not self.event_clock:
             yield declared.diagnosis("stale_features", age_s=age_s)
+        if self.exposure_buffer.one_in > 1:
+            yield declared.diagnosis("exposures_thinned", one_in=self.exposure_buffer.one_in)
         for reason in (one for one in FAILING if has_store or one not in FAILING_INGEST):
             lasting, failure = self.warn.lasting(reason), self.warn.recent(reason)
             if reason == NOT_TAKEN and lasting:

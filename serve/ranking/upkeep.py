@@ -49,6 +49,7 @@ async def _update(service: RankingService) -> None:
         service.freshness_ms,
         service.exposure_buffer.num_dropped,
         service.exposure_buffer.num_too_large,
+        service.exposure_buffer.num_thinned,
         service.config.kill_switch,
         service.model.version if service.model else None,
         service.admission.load_shedder.level,

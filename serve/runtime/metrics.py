@@ -42,7 +42,7 @@ class RankMetrics(Metrics):
             self._buffer.add(catalog.LIVE_RANKINGS, answer, 0)
         self._steady_rate = SteadyRate(time.monotonic())
         self._oldest_ms = 0.0
-        self._flushed = Moment(None, 0, 0, False, None, 0.0)
+        self._flushed = Moment(None, 0, 0, 0, False, None, 0.0)
 
     def ranked(self, slate: Slate, latency_ms: float) -> None:
         """Count a ranking; takes about 2 µs."""
@@ -107,6 +107,7 @@ class RankMetrics(Metrics):
             record(catalog.MODEL, 1.0, (moment.model,))
         self._buffer.add(catalog.DROPPED, (), moment.num_dropped - before.num_dropped)
         self._buffer.add(catalog.TOO_LARGE, (), moment.num_too_large - before.num_too_large)
+        self._buffer.add(catalog.THINNED, (), moment.num_thinned - before.num_thinned)
         self._buffer.flush()
 
 

@@ -67,12 +67,16 @@ class DiskFull(Fault):
         limit_files(target.find(INGEST), resource.RLIM_INFINITY)
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:
-        """Return how many rankings the service counted, and exposures it logged and dropped."""
+        """Return how many rankings the service counted, and exposures it logged and did not."""
         counted = load.gained("ray_tabrank_rankings_total")
         logged = load.gained("ray_tabrank_records_total", kind="exposure")
-        dropped = load.gained("ray_tabrank_exposures_dropped_total")
+        dropped, thinned = (
+            load.gained(f"ray_tabrank_exposures_{how}_total") for how in ("dropped", "thinned")
+        )
         note = f"{counted:,.0f} rankings counted, {logged:,.0f} exposures logged, {dropped:,.0f} dropped"
+        note += f", {thinned:,.0f} thinned"
         numbers = {"rankings_counted": counted, "exposures_logged": logged, "exposures_dropped": dropped}
+        numbers["exposures_thinned"] = thinned
         return {**numbers, "notes": [note]}, []
 
 

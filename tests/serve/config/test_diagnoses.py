@@ -281,6 +281,7 @@ RUNNING_ONLY = {
         "kill_switch",
         "settings_refused",
         "stale_features",
+        "exposures_thinned",
         "failing",
         "events_failing",
         "model_not_loaded",
@@ -364,6 +365,7 @@ def test_a_replica_reports_what_only_a_running_service_can_know(home):
         fetcher.models.failures["z"] = TimeoutError()
         fetcher.config = replace(fetcher.config, kill_switch=True, stale_after_ms=0)
         fetcher.exposure_buffer._send = never
+        fetcher.exposure_buffer.one_in = 5
         await client.post("/v1/rank", json=body)
         home.peers.take = refuse
         for _ in range(2):
@@ -381,6 +383,7 @@ def test_a_replica_reports_what_only_a_running_service_can_know(home):
     assert text(found["failing"]).endswith("(scorer_unavailable): no scorer answers. Wait for one.")
     assert "Version z is not loaded yet: no answer in time." in found["model_not_loaded"]["cause"]
     assert found["settings_refused"]["remedy"] == "Publish it."
+    assert "one exposure in 5 is logged" in found["exposures_thinned"]["cause"]
 
 
 def test_events_that_fail_are_named_until_ingest_takes_records_again(home, monkeypatch):
@@ -587,4 +590,4 @@ def test_half_a_day_of_live_records_ends_the_warning_of_an_old_log(home, monkeyp
 
 def test_what_changes_no_ranking_is_advice():
     advice = {name for name, one in DIAGNOSES.items() if one.get("advice")}
-    assert advice == {"other_names", "other_log", "log_behind", "join_coverage"}
+    assert advice == {"other_names", "other_log", "log_behind", "join_coverage", "exposures_thinned"}

@@ -45,6 +45,23 @@ def test_a_store_filled_from_the_log_equals_the_served_one(service):
     assert_same_sums(before, service.stored())
 
 
+def test_a_replay_of_a_sampled_log_gives_the_served_state_and_features(tmp_path, log_folder, monkeypatch):
+    # As if the buffer were always half full.
+    monkeypatch.setattr("serve.ranking.exposure_buffer.CALM", -1.0)
+    service = Logging(tmp_path, log_folder)
+    service.run(busy_hour)
+    assert service.fetcher.exposure_buffer.num_thinned > 20
+    one_in = read_log(service.folder / "log", service.surface).exposures["one_in"].to_pylist()
+    assert 5 in one_in
+    replay = service.replay()
+    replay.finish()
+    assert_same_state(service.stored(), replay)
+    assert len(assert_served_features(service, service.replay())) > 5
+    before = service.stored()
+    load(service.surface, service.folder / "log", "lmdb:store", service.folder)
+    assert_same_sums(before, service.stored())
+
+
 def test_a_log_that_a_service_began_needs_no_viewers_and_no_events(tmp_path):
     service = Live(tmp_path)
 

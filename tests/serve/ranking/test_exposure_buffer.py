@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+import numpy as np
+import pytest
+from scipy.stats import chi2, chisquare
 
 from serve.contract.errors import TooLarge
 from serve.log.events import MAX_CALL_BYTES, Exposure, pack_raw, unpack
-from serve.ranking.exposure_buffer import SEND_EVERY_S, ExposureBuffer
+from serve.ranking.exposure_buffer import MAX_HELD, SEND_EVERY_S, ExposureBuffer
 from tests.support import virtual_time
 
 
@@ -163,16 +166,139 @@ def test_the_held_bytes_are_bounded_until_they_are_sent(monkeypatch):
     receiver = Receiver()
     receiver.down = True
     buffer = ExposureBuffer(receiver)
-    for i in range(9):
+    for i in range(90):
         buffer.put(wide(f"w{i}"))
     assert not asyncio.run(buffer.flush())
-    assert buffer.num_dropped == 4
     receiver.down = False
     assert asyncio.run(buffer.flush())
+    # About a MB each. The fourth and fifth came when the buffer was filling: they are a sample.
+    assert (len(receiver.taken), receiver.taken[:3]) == (5, ["w0", "w1", "w2"])
+    assert buffer.num_dropped > 0
+    assert buffer.num_dropped + buffer.num_thinned == 85
     buffer.put(wide("after"))
     assert asyncio.run(buffer.flush())
-    assert receiver.taken == ["w0", "w1", "w2", "w3", "w4", "after"]
-    assert buffer.num_dropped == 4
+    assert receiver.taken[-1] == "after"
+
+
+class SlowWriter:
+    """Makes `ceiling` exposures a second durable, for all buffers; keeps them."""
+
+    def __init__(self, ceiling):
+        self.ceiling = ceiling
+        self.kept, self._waiting, self._arrived = [], [], asyncio.Event()
+
+    async def __call__(self, payload):
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((unpack(payload), done))
+        self._arrived.set()
+        await done
+
+    async def run(self):
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(0.1)
+            waiting, self._waiting = self._waiting, []
+            self._arrived.clear()
+            for records, done in waiting:
+                await asyncio.sleep(len(records) / self.ceiling)
+                self.kept += records
+                if not done.done():
+                    done.set_result(None)
+
+
+STEP_S, NUM_VIEWERS = 0.01, 97
+
+
+async def under_load(num_replicas, phases, ceiling=2_000):
+    """Offer (seconds, times the ceiling) to the buffers of replicas that share a writer.
+
+    Returns the kept exposures, the times and viewers of all, and the buffers; after a second of
+    each phase also the largest `one_in` of the buffers, and the age of the oldest exposure after
+    four seconds of each.
+    """
+    clock, writer = asyncio.get_running_loop().time, SlowWriter(ceiling)
+    buffers = [ExposureBuffer(writer, clock=clock) for _ in range(num_replicas)]
+    running = [asyncio.create_task(part.run()) for part in (writer, *buffers)]
+    offered, after, ages = [], [], []
+    for seconds, load in phases:
+        for step in range(round(seconds / STEP_S)):
+            if step == round(1 / STEP_S):
+                after.append(max(buffer.one_in for buffer in buffers))
+            for _ in range(round(load * ceiling * STEP_S)):
+                number = len(offered)
+                viewer = number * 31 % NUM_VIEWERS
+                offered.append((clock(), viewer))
+                one = Exposure(f"r{number}", round(clock() * 1e3), f"v{viewer}", [], b"", "e", "a", "full", 1)
+                buffers[number % num_replicas].put(one)
+            # The first seconds of a load that comes at once are the time in which it is noticed.
+            if step > 4 / STEP_S:
+                ages.append(max(buffer.age_s for buffer in buffers))
+            await asyncio.sleep(STEP_S)
+    await asyncio.sleep(10)
+    for task in running:
+        task.cancel()
+    return writer.kept, np.array(offered), buffers, after, max(ages, default=0.0)
+
+
+def evenness(kept, place, num_offered):
+    """Return p of χ²: those that the kept ones stand for, by place, against those offered.
+
+    An exposure kept at the rate 1 / n adds n² − n to the variance of their number.
+    """
+    one_in = np.array([exposure.one_in for exposure in kept])
+    stands_for = np.bincount(place, one_in, len(num_offered))
+    variance = np.bincount(place, one_in * (one_in - 1.0), len(num_offered))
+    is_thinned = variance > 0
+    terms = (stands_for - num_offered)[is_thinned] ** 2 / variance[is_thinned]
+    return chi2.sf(terms.sum(), is_thinned.sum())
+
+
+@pytest.mark.parametrize("num_replicas", [1, 6])
+def test_beyond_the_ceiling_of_ingest_an_even_sample_is_kept_and_says_its_rate(num_replicas):
+    scenario = under_load(num_replicas, [(3, 0.5), (20, 5.0), (3, 0.3)])
+    kept, offered, buffers, _, oldest_s = virtual_time.run(scenario)
+    assert sum(buffer.num_dropped for buffer in buffers) == 0
+    assert len(kept) + sum(buffer.num_thinned for buffer in buffers) == len(offered)
+    seconds = np.array([exposure.ts_ms // 1_000 for exposure in kept])
+    assert evenness(kept, seconds, np.bincount(offered[:, 0].astype(int), minlength=26)) > 0.01
+    viewers = np.array([int(exposure.viewer[1:]) for exposure in kept])
+    assert evenness(kept, viewers, np.bincount(offered[:, 1].astype(int))) > 0.01
+    # The viewers of those kept, without regard to their rates.
+    busy = (seconds >= 5) & (seconds < 23)
+    assert chisquare(np.bincount(viewers[busy], minlength=NUM_VIEWERS)).pvalue > 0.01
+    # Ingest is used: what is kept is near its ceiling, and the features are not stale.
+    assert 0.6 * 2_000 < busy.sum() / 18 < 1.1 * 2_000
+    assert oldest_s < 5.0
+
+
+@pytest.mark.parametrize("num_replicas", [1, 6])
+def test_the_rate_follows_the_load_within_a_second_or_two(num_replicas):
+    phases = [(5, 0.5), (5, 5.0), (2, 5.0), (3, 0.3), (3, 0.3)]
+    *_, after, _ = virtual_time.run(under_load(num_replicas, phases))
+    assert after[0] == 1
+    assert min(after[1:3]) >= 3
+    assert after[4] == 1
+
+
+def test_below_the_ceiling_every_exposure_is_kept_for_itself():
+    kept, offered, *_ = virtual_time.run(under_load(3, [(10, 0.8)]))
+    assert len(kept) == len(offered)
+    assert {exposure.one_in for exposure in kept} == {1}
+
+
+def test_a_request_is_in_the_sample_of_every_replica_or_of_none():
+    receiver = Receiver()
+    receiver.down = True
+    buffers = [ExposureBuffer(receiver), ExposureBuffer(receiver)]
+    for buffer in buffers:
+        for i in range(MAX_HELD):
+            buffer.put(exposure(i))
+    receiver.down = False
+    for buffer in buffers:
+        assert asyncio.run(buffer.flush())
+    first, second = np.split(np.array(receiver.taken), 2)
+    assert 0 < buffers[0].num_thinned < MAX_HELD
+    assert (first == second).all()
 
 
 def test_a_call_that_is_never_answered_is_given_up_and_sent_again():

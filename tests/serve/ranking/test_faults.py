@@ -200,23 +200,25 @@ def test_a_full_disk_refuses_events_and_features_age_until_there_is_room(tmp_pat
     assert {"fresh", "stale"} <= set(exposures)
 
 
-def test_exposures_beyond_the_buffer_are_dropped_and_counted(tmp_path, log_folder, monkeypatch):
-    monkeypatch.setattr("serve.ranking.exposure_buffer.MAX_HELD", 3)
+def test_exposures_beyond_the_buffer_are_not_kept_and_counted(tmp_path, log_folder, monkeypatch):
+    monkeypatch.setattr("serve.ranking.exposure_buffer.MAX_HELD", 5)
     service = Live(tmp_path, log_folder, clock="wall")
 
     async def scenario(service):
         buffer = service.fetcher.exposure_buffer
         service.is_ingest_away = True
-        answers = [await service.rank(request_id=f"r{i}") for i in range(5)]
-        num_dropped = buffer.num_dropped
+        answers = [await service.rank(request_id=f"r{i}") for i in range(20)]
+        num_left_out = buffer.num_dropped + buffer.num_thinned
         service.is_ingest_away = False
         assert await buffer.flush()
-        return answers, num_dropped, await service.rank(request_id="after"), buffer.num_dropped
+        after = await service.rank(request_id="after")
+        return answers, num_left_out, after, buffer.num_dropped + buffer.num_thinned
 
-    answers, num_dropped, after, in_the_end = service.run(scenario)
-    assert [(answer["rung"], answer["degraded"]) for answer in (*answers, after)] == [("full", [])] * 6
-    assert (num_dropped, in_the_end) == (2, 2)
-    assert logged(service, "exposures", "request_id") == ["after", "r0", "r1", "r2"]
+    answers, num_left_out, after, in_the_end = service.run(scenario)
+    assert [(answer["rung"], answer["degraded"]) for answer in (*answers, after)] == [("full", [])] * 21
+    assert (num_left_out, in_the_end) == (15, 15)
+    kept = logged(service, "exposures", "request_id")
+    assert (len(kept), kept[:4]) == (6, ["after", "r0", "r1", "r2"])
 
 
 def data_of(service):

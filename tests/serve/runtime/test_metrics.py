@@ -80,6 +80,7 @@ def moment(**changes):
         "freshness_ms": 90.0,
         "num_dropped": 0,
         "num_too_large": 0,
+        "num_thinned": 0,
         "kill_switch": False,
         "model": "v1",
     }
@@ -175,11 +176,12 @@ def test_nothing_is_counted_twice(reported):
     tab = RankMetrics("tab")
     tab.ranked(slate(), 12.0)
     for _ in range(3):
-        tab.tick(moment(num_dropped=4, num_too_large=2))
+        tab.tick(moment(num_dropped=4, num_too_large=2, num_thinned=7))
     assert reported["tabrank_rankings", "launch", "model", "full"] == 1
     assert reported["tabrank_latency_seconds", "launch", "model", "+Inf"] == 1
     assert reported["tabrank_exposures_dropped",] == 4
     assert reported["tabrank_exposures_too_large",] == 2
+    assert reported["tabrank_exposures_thinned",] == 7
 
 
 def test_a_version_that_is_replaced_is_in_use_no_more(reported):
